@@ -1,0 +1,446 @@
+"""Typed settings of the method; importable without torch. Field defaults are the reference's, profiles change them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Profile = Literal["official", "paper", "fixed"]
+Method = Literal["boxinst", "boxteacher", "qam", "pc", "full"]
+Warmup = Annotated[float, Field(ge=0)]
+"""Below 1: a share of `train.steps`. From 1 on: a number of steps. 0: no warm-up."""
+
+
+class Config(BaseModel):
+    """Base of every settings group: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class CocoSource(Config):
+    """A folder of images and the COCO file that describes them."""
+
+    images: Path
+    """Folder that the file names of the COCO file are relative to."""
+    annotations: Path
+    """COCO instance JSON."""
+
+
+class ToyConfig(Config):
+    """The generated data set of shapes."""
+
+    train_images: int = Field(320, ge=1)
+    """Training images to draw."""
+    val_images: int = Field(80, ge=1)
+    """Validation images to draw."""
+    size: int = Field(128, ge=64, le=1024)
+    """Side of the square images [px]."""
+    seed: int = Field(0, ge=0)
+    """Seed of the drawing; the same seed gives the same files."""
+
+
+class DataConfig(Config):
+    """Where images and boxes come from."""
+
+    train: Literal["toy"] | CocoSource = "toy"
+    """Training images and boxes; masks in the file are not read."""
+    val: Literal["toy"] | CocoSource = "toy"
+    """Validation images with drawn masks."""
+    toy: ToyConfig = ToyConfig()
+    """The generated data set, used where a source says `toy`."""
+    loader_workers: int = Field(0, ge=0)
+    """Processes that read images, for each training worker; 0 reads in the worker itself."""
+    max_val_images: int | None = Field(None, ge=1)
+    """Evaluate on the first so many validation images; all when null."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    strong: Literal["none", "weak", "strong", "strongv2"] = "strong"
+    """Colour changes of the student's view; `strongv2` adds blur."""
+
+
+class ModelConfig(Config):
+    """The network."""
+
+    backbone: str = "resnet50"
+    """resnet18, resnet34, resnet50, resnet101, efficientnet_lite0, or timm/NAME for any timm feature extractor."""
+    weights: str = "auto"
+    """auto: ImageNet weights where they can be had, else random with a warning; imagenet: the same but fail without;
+    none: random; anything else: path of a state dict."""
+    frozen_stages: int | None = Field(None, ge=0, le=5)
+    """Backbone stages that do not learn, the stem is the first; null: 2 with ImageNet weights, else 0."""
+    norm: Literal["auto", "frozen", "batch"] = "auto"
+    """Backbone BatchNorm: stored statistics or those of the batch; auto: frozen with ImageNet weights, else batch."""
+    channels: int = Field(256, ge=8)
+    """Channels of pyramid and detection head; a multiple of 8."""
+    tower_convs: int = Field(4, ge=0)
+    """3x3 convolutions in each tower of the detection head."""
+    init_checkpoint: Path | None = None
+    """Start from the student of this checkpoint folder (same architecture)."""
+
+
+class TrainConfig(Config):
+    """Length, size and pace of a run."""
+
+    steps: int = Field(90_000, ge=1)
+    """Optimizer updates."""
+    batch_size: int = Field(16, ge=1)
+    """Images per update, over all workers."""
+    image_size: int | tuple[int, ...] = 800
+    """Short side of training images [px]; of several sizes one is drawn for each image."""
+    max_size: int = Field(1333, ge=32)
+    """Limit of the long side [px]."""
+    eval_size: int | None = Field(None, ge=32)
+    """Short side at evaluation [px]; null: the largest training size."""
+    seed: int = Field(0, ge=0)
+    """Seed of weights, order and augmentation."""
+    eval_every: float = Field(0.25, gt=0)
+    """Evaluate after this share of the steps (below 1) or number of steps; the last step is always evaluated."""
+    report_every: int = Field(20, ge=1)
+    """Steps between two lines of training metrics (means over the steps between)."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Limit of the gradient norm; null: no clipping."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on GPUs that have it, else fp32."""
+    evaluate: Literal["teacher", "student", "both"] = "both"
+    """Network that is evaluated; with both, `val/` is the better of the two and each is reported as well."""
+    panels: int = Field(4, ge=0)
+    """Validation images drawn at each evaluation."""
+
+
+class SolverConfig(Config):
+    """Optimizer and learning-rate schedule."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd with momentum, or AdamW."""
+    lr: float = Field(0.01, gt=0)
+    """Base learning rate at `lr_batch` images per step."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of sgd."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay of all trainable parameters."""
+    backbone_lr_scale: float = Field(1.0, ge=0)
+    """Factor on the learning rate of the backbone."""
+    warmup: Warmup = 1000
+    """Linear learning-rate warm-up from 0.001 of the base rate."""
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    """How the rate falls after the warm-up."""
+    milestones: tuple[float, ...] = (60_000 / 90_000, 80_000 / 90_000)
+    """Shares of `train.steps` at which multistep multiplies the rate by 0.1."""
+
+
+class TeacherConfig(Config):
+    """The EMA network that labels the training images."""
+
+    on: bool = True
+    """Keep a teacher; without one there are no pseudo masks and no copy-paste."""
+    cand_score_thr: float = Field(0.05, gt=0, lt=1)
+    """Floor of class probability x centre-ness for a candidate."""
+    pre_topk: int = Field(1000, ge=1)
+    """Candidates per pyramid level before ranking."""
+    with_nms: bool = False
+    """Label as BoxTeacher does, with NMS and one detection per box, instead of QAM."""
+    resize_short: int | None = Field(800, ge=32)
+    """Short side of the teacher's input [px]; null: the training size."""
+    resize_long: int = Field(1333, ge=32)
+    """Limit of the long side of the teacher's input [px]."""
+    eval_mode: bool = False
+    """Teacher BatchNorm uses running statistics while it labels."""
+
+
+class QamConfig(Config):
+    """Quality-Aware Module: box-quality ranking, quality-aware mask fusion, mask-quality scoring."""
+
+    k_top: int = Field(20, ge=1)
+    """Candidates kept per ground-truth box, best box IoU first."""
+    adaptive_k: bool = False
+    """Let the number of candidates grow with the box area, from k_min to k_max."""
+    k_min: int = Field(5, ge=1)
+    """Candidates of boxes up to area_s."""
+    k_max: int = Field(20, ge=1)
+    """Candidates of boxes from area_l on."""
+    area_s: float = Field(32.0**2, gt=0)
+    """Area of a small box [px² of the original image]."""
+    area_l: float = Field(96.0**2, gt=0)
+    """Area of a large box [px² of the original image]."""
+    iou_thr: float = Field(0.5, ge=0, lt=1)
+    """A candidate's box IoU with the ground-truth box must exceed this."""
+    score_thr: float = Field(0.1, ge=0, lt=1)
+    """A candidate's score sqrt(class x centre-ness) must exceed this; no effect below sqrt(cand_score_thr)."""
+    class_match: bool = True
+    """Candidates must have the class of the box."""
+    filter_first: bool = False
+    """Apply class and score filters before the k best are taken; the reference takes the k best first."""
+    mask_thr: float = Field(0.5, gt=0, lt=1)
+    """Probability above which a pixel of a candidate counts as object."""
+    vote_thr: float = Field(0.5, ge=0, lt=1)
+    """Share of candidates that must agree (strictly more)."""
+    fusion: Literal["vote", "weighted"] = "vote"
+    """How candidate masks become one: unweighted majority, or weights from score and box IoU."""
+    dynamic_thr: bool = False
+    """Choose mask_thr per class where candidates disagree least."""
+    dyn_centre: float = Field(0.5, gt=0, lt=1)
+    """Centre of the grid of dynamic thresholds."""
+    dyn_half: float = Field(0.1, gt=0, lt=0.5)
+    """Half width of that grid."""
+    dyn_step: float = Field(0.01, gt=0)
+    """Distance of two grid points."""
+    dyn_start: Warmup = 10_000
+    """Dynamic thresholds start after this."""
+    dyn_ema: float = Field(0.0, ge=0, lt=1)
+    """Share of the old threshold kept at each update; 0 overwrites."""
+    score_floor: float = Field(1.0, ge=0)
+    """f in (score + f) / (1 + f), the part of the detection score in the quality."""
+    agreement: bool = True
+    """Multiply the quality by the candidates' overlap with the fused mask."""
+    min_quality: float = Field(0.0, ge=0, lt=1)
+    """Pseudo masks below this quality get quality 0."""
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> QamConfig:
+        if self.k_min > self.k_max:
+            raise ValueError(f"k_min {self.k_min} exceeds k_max {self.k_max}; k_min must not be larger")
+        if self.area_s >= self.area_l:
+            raise ValueError(f"area_s {self.area_s:g} is not below area_l {self.area_l:g}; it must be smaller")
+        if not 0 < self.dyn_centre - self.dyn_half < self.dyn_centre + self.dyn_half < 1:
+            raise ValueError(f"dyn_centre {self.dyn_centre:g} ± dyn_half {self.dyn_half:g} must stay inside (0, 1)")
+        return self
+
+
+class LossConfig(Config):
+    """Pseudo-mask losses."""
+
+    mask_weight: float = Field(0.5, ge=0)
+    """Weight of the quality-weighted dice loss."""
+    aff_weight: float = Field(0.1, ge=0)
+    """Weight of the mask-affinity loss."""
+    aff_thr: float = Field(0.5, ge=0, le=1)
+    """Neighbours whose pseudo-mask affinity reaches this are pulled together."""
+    avg_prj: bool = False
+    """Add the average-projection loss."""
+    avg_prj_weight: float = Field(0.1, ge=0)
+    """Weight of the average-projection loss."""
+    warmup: Warmup = 10_000
+    """Linear warm-up of the pseudo-mask losses."""
+    fix_reduction: bool = True
+    """Divide by the number of proposals with a pseudo mask; otherwise by the sum of their qualities."""
+
+
+class BoxInstConfig(Config):
+    """Projection and colour-pairwise losses."""
+
+    size: int = Field(3, ge=3)
+    """Side of the neighbourhood [cells]; odd."""
+    dilation: int = Field(2, ge=1)
+    """Distance of neighbours [cells of 4 px]."""
+    color_thr: float = Field(0.3, gt=0, lt=1)
+    """Neighbours at least this similar in colour are pulled together."""
+    warmup: Warmup = 10_000
+    """Linear warm-up of the pairwise loss."""
+    bottom_px: float = Field(10, ge=0)
+    """Rows at the bottom of the original image whose colours are ignored [px]; an artefact of COCO images."""
+    pairwise_weight: float = Field(1.0, ge=0)
+    """Weight of the pairwise loss."""
+    projection_weight: float = Field(1.0, ge=0)
+    """Weight of the projection loss."""
+
+    @model_validator(mode="after")
+    def _check_odd(self) -> BoxInstConfig:
+        if self.size != 3:
+            raise ValueError(f"size {self.size} is not supported; the eight-neighbourhood has size 3")
+        return self
+
+
+class PcConfig(Config):
+    """Peer-assisted copy-paste."""
+
+    on: bool = True
+    """Paste well-masked instances into training images."""
+    mode: Literal["instance", "segmentation", "simple"] = "instance"
+    """instance: onto a box of the same class; segmentation: onto any box; simple: everything at its old place."""
+    p_start: float = Field(1.0, ge=0, le=1)
+    """Probability of an attempt at step 0."""
+    p_end: float = Field(0.3, ge=0, le=1)
+    """Probability of an attempt after the warm-up."""
+    warmup: Warmup = 10_000
+    """Linear change from p_start to p_end."""
+    overlap: float = Field(0.1, ge=0, le=0.5)
+    """Least overlap of the pasted box with its target box on each axis, as a share of the pasted side."""
+    per_image: int = Field(1, ge=0)
+    """Instances pasted into one image at most."""
+    target: Literal["random", "lowest-q"] = "random"
+    """Which instance gets a peer: any of the class, or the one with the lowest quality."""
+    require_better: bool = False
+    """Paste only if the peer's quality exceeds the target's."""
+    bank_size: int = Field(80, ge=1)
+    """Entries of the bank, per process."""
+    bank: Literal["images", "classes"] = "images"
+    """images: one entry per label tuple, first come, never refreshed; classes: the newest instances of each class."""
+    bank_q_thr: float = Field(0.5, ge=0, le=1)
+    """Admission: quality above this."""
+    bank_s_thr: float = Field(0.5, ge=0, le=1)
+    """Admission: mean candidate score above this."""
+    bank_iou_thr: float = Field(0.1, ge=0, le=1)
+    """Admission: box IoU with every other box below this."""
+    min_area: float = Field(300, ge=0)
+    """Floor of a mask's area [px at 800 px training size when relative_limits is on, else px]."""
+    box_shift_px: float = Field(10, ge=0)
+    """An occluded box is kept if no side moved further than this [px, scaled like min_area]."""
+    relative_limits: bool = False
+    """Scale min_area and box_shift_px with the image: they are given for a short side of 800 px."""
+    keep_boxes: bool = False
+    """Change a side of an occluded box only if the paste moved it; the reference rounds all boxes outward."""
+
+
+class EmaConfig(Config):
+    """How the teacher follows the student."""
+
+    momentum: float = Field(0.999, ge=0, lt=1)
+    """Upper limit of the momentum."""
+    interval: int = Field(1, ge=1)
+    """Steps between updates."""
+    max_lag: float | None = Field(None, gt=0, le=1)
+    """Limit of the averaging window 1 / (1 - momentum) as a share of the steps so far; null: the running mean."""
+
+
+class FcosConfig(Config):
+    """Detection head and box targets."""
+
+    use_vfl: bool = True
+    """Varifocal classification loss; otherwise focal loss."""
+    alpha: float = Field(0.25, gt=0, lt=1)
+    """Weight of negatives in the varifocal loss, of positives in the focal loss."""
+    gamma: float = Field(2.0, ge=0)
+    """Exponent of the classification losses."""
+    radius: float = Field(1.5, gt=0)
+    """Half side of the centre region [strides]."""
+    sizes: tuple[float, float, float, float] = (64, 128, 256, 512)
+    """Largest box extent from a location, for all levels but the last [px]."""
+    iou_eps: float = Field(1.0, ge=0)
+    """Added to intersection and union of the IoU [strides²]; 1 in the reference, which lifts the IoU of small boxes."""
+    nms_thr: float = Field(0.6, gt=0, lt=1)
+    """IoU above which the weaker of two detections of a class is dropped."""
+    topk: int = Field(100, ge=1)
+    """Detections per image."""
+    score_thr: float = Field(0.05, ge=0, lt=1)
+    """Floor of class probability x centre-ness at evaluation."""
+    pre_topk: int = Field(1000, ge=1)
+    """Detections per level before NMS."""
+
+
+class CondConfig(Config):
+    """Mask branch and dynamic mask head."""
+
+    max_per_image: int = Field(64, ge=1)
+    """Proposals per image that get mask losses."""
+    features: int = Field(16, ge=1)
+    """Channels of the mask features."""
+    channels: int = Field(8, ge=1)
+    """Width of the dynamic head."""
+    layers: int = Field(3, ge=2)
+    """Depth of the dynamic head."""
+    branch_channels: int = Field(128, ge=8)
+    """Width of the mask branch."""
+    branch_convs: int = Field(4, ge=0)
+    """3x3 convolutions of the mask branch after the levels are summed."""
+
+
+class BoxSegConfig(Config):
+    """All settings of the method."""
+
+    profile: Profile = "fixed"
+    """official: the released code with its quirks; paper: as the paper is reported; fixed: repaired, for real use."""
+    method: Method = "full"
+    """Which parts are on: boxinst, boxteacher, qam (boxteacher + QAM), pc (boxteacher + PC), full (QAM and PC)."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    solver: SolverConfig = SolverConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    qam: QamConfig = QamConfig()
+    loss: LossConfig = LossConfig()
+    boxinst: BoxInstConfig = BoxInstConfig()
+    pc: PcConfig = PcConfig()
+    ema: EmaConfig = EmaConfig()
+    fcos: FcosConfig = FcosConfig()
+    cond: CondConfig = CondConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_presets(cls, values: Any) -> Any:
+        return apply_presets(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _check_together(self) -> BoxSegConfig:
+        if not self.teacher.on and (self.pc.on or self.loss.mask_weight or self.loss.aff_weight):
+            raise ValueError(
+                "teacher.on is false, but pc.on, loss.mask_weight or loss.aff_weight need a teacher; "
+                "switch them off too (method: boxinst does) or keep the teacher"
+            )
+        if self.pc.on and self.data.strong == "none":
+            raise ValueError("pc.on needs a strong view, but data.strong is none; set data.strong, or pc.on: false")
+        return self
+
+
+PROFILES: dict[Profile, dict[str, Any]] = {
+    "official": {},
+    "paper": {
+        "qam": {"fusion": "weighted", "adaptive_k": True},
+        "pc": {"target": "lowest-q", "require_better": True},
+    },
+    "fixed": {
+        "solver": {"warmup": 1 / 90},
+        "teacher": {"resize_short": None},
+        "qam": {"filter_first": True, "fusion": "weighted", "dyn_start": 1 / 9, "dyn_ema": 0.999},
+        "loss": {"warmup": 1 / 9},
+        "boxinst": {"warmup": 1 / 9, "bottom_px": 0},
+        "pc": {
+            "p_start": 0.0,
+            "warmup": 1 / 3,
+            "target": "lowest-q",
+            "require_better": True,
+            "bank": "classes",
+            "relative_limits": True,
+            "keep_boxes": True,
+        },
+        "ema": {"max_lag": 0.1},
+        "fcos": {"iou_eps": 1e-6},
+    },
+}
+"""What each profile changes on top of the field defaults."""
+
+METHODS: dict[Method, dict[str, Any]] = {
+    "boxinst": {"teacher": {"on": False}, "loss": {"mask_weight": 0.0, "aff_weight": 0.0}, "pc": {"on": False}},
+    "boxteacher": {"teacher": {"with_nms": True}, "pc": {"on": False}},
+    "qam": {"pc": {"on": False}},
+    "pc": {"teacher": {"with_nms": True}},
+    "full": {},
+}
+"""What each method changes on top of the profile; classification loss and schedule stay the same for all."""
+
+
+def apply_presets(values: dict[str, Any]) -> dict[str, Any]:
+    """Lay profile, then method, under the given settings; explicit settings win.
+
+    Presets of an unknown profile or method are empty here: validation names the mistake.
+    """
+    profile = PROFILES.get(values.get("profile", "fixed"), {})
+    method = METHODS.get(values.get("method", "full"), {})
+    return merge(merge(profile, method), values)
+
+
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A new nested dict with the entries of both; `over` wins where both have a leaf."""
+    merged = dict(under)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def as_steps(value: float, steps: int) -> int:
+    """Number of steps that a `Warmup` setting means in a run of `steps` steps (at least 0)."""
+    return round(value * steps) if value < 1 else round(value)

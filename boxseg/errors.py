@@ -1,0 +1,25 @@
+"""The errors that boxseg raises on purpose; everything else is a bug."""
+
+
+class BoxSegError(Exception):
+    """Root of the family; its text names the place, the value, the rule and the way out."""
+
+
+class ConfigError(BoxSegError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+
+class DataError(BoxSegError):
+    """A data set, an image or an annotation cannot be used as it is."""
+
+
+class ShapeError(BoxSegError):
+    """A tensor handed to a public function has the wrong shape or dtype."""
+
+
+class CheckpointError(BoxSegError):
+    """A checkpoint is missing, damaged, or belongs to other settings."""
+
+
+class NonFiniteLossError(BoxSegError):
+    """A loss became NaN or infinite; the run is stopped."""

@@ -1,0 +1,156 @@
+"""The frozen dataclasses that travel along the path of a training step, and the network protocol.
+
+`B` images, `N` boxes of one image, `C` candidates of one image, `n` proposals of a batch, `L` locations of all
+pyramid levels, `K` classes. One image is `(h, w)`, the padded batch `(H, W)` with both sides multiples of 32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from boxseg.errors import ShapeError
+
+MASK_STRIDE = 4
+"""Pixels of the padded image per cell of a mask map: the resolution of all mask losses."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its boxes, as read from disk or after geometry was applied."""
+
+    image: Tensor
+    """uint8 (3, h, w), RGB."""
+    boxes: Tensor
+    """Float (N, 4), x1 y1 x2 y2 in pixels of `image`."""
+    labels: Tensor
+    """int64 (N,), class index 0 … K-1."""
+    image_id: int
+    """Id of the image in the COCO file."""
+    original_size: tuple[int, int]
+    """(height, width) of the image file, in pixels."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded images of one step, with their boxes."""
+
+    weak: Tensor
+    """uint8 (B, 3, H, W), RGB; 0 on padding."""
+    strong: Tensor
+    """uint8 (B, 3, H, W); same geometry as `weak`, other colours."""
+    valid: Tensor
+    """Bool (B, H, W); False on padding."""
+    boxes: list[Tensor]
+    """B times float (N, 4), pixels."""
+    labels: list[Tensor]
+    """B times int64 (N,)."""
+    sizes: list[tuple[int, int]]
+    """B times (h, w) before padding, pixels."""
+    original_sizes: list[tuple[int, int]]
+    """B times (height, width) of the image file, pixels."""
+    image_ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on `device`."""
+        return replace(
+            self,
+            weak=self.weak.to(device, non_blocking=True),
+            strong=self.strong.to(device, non_blocking=True),
+            valid=self.valid.to(device, non_blocking=True),
+            boxes=[boxes.to(device, non_blocking=True) for boxes in self.boxes],
+            labels=[labels.to(device, non_blocking=True) for labels in self.labels],
+        )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Raw output of the network for a batch; levels are concatenated, finest first."""
+
+    class_logits: Tensor
+    """Float (B, L, K)."""
+    distances: Tensor
+    """Float (B, L, 4) >= 0: left, top, right, bottom, in units of the level's stride."""
+    centerness_logits: Tensor
+    """Float (B, L)."""
+    controller: Tensor
+    """Float (B, L, P): parameters of the dynamic mask head."""
+    mask_features: Tensor
+    """Float (B, F, H/8, W/8)."""
+    locations: Tensor
+    """Float (L, 2): x, y in pixels of the padded image."""
+    strides: Tensor
+    """Float (L,): pixels."""
+    levels: Tensor
+    """int64 (L,): 0 for the finest level."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Teacher detections that were kept for the ground-truth boxes of one image; sorted by box, then by rank."""
+
+    mask_probs: Tensor
+    """Float (C, H/4, W/4) in [0, 1], on the grid of the padded training image."""
+    score: Tensor
+    """Float (C,) in [0, 1]: sqrt(class probability x centre-ness)."""
+    box_iou: Tensor
+    """Float (C,) in [0, 1]: IoU of the candidate's box with its ground-truth box."""
+    box_index: Tensor
+    """int64 (C,): the ground-truth box that the candidate serves."""
+
+
+@dataclass(frozen=True)
+class PseudoMasks:
+    """What teacher and QAM say about the boxes of one image."""
+
+    mask: Tensor
+    """Bool (N, H/4, W/4), inside the box; all False where no candidate was found."""
+    soft: Tensor
+    """Float (N, H/4, W/4) in [0, 1]: the fused map (share of votes, or weighted probability) that `mask` thresholds."""
+    quality: Tensor
+    """Float (N,) in [0, 1]; 0 where no candidate was found."""
+    score: Tensor
+    """Float (N,) in [0, 1]: mean detection score of the candidates; 0 where there is none."""
+    num_candidates: Tensor
+    """int64 (N,)."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Final predictions for one image, best first, at the size of the original image file."""
+
+    boxes: Tensor
+    """Float (D, 4), pixels of the original image."""
+    scores: Tensor
+    """Float (D,) in [0, 1]."""
+    labels: Tensor
+    """int64 (D,), class index."""
+    masks: Tensor
+    """Bool (D, height, width)."""
+    image_id: int = -1
+
+
+class MaskNetwork(Protocol):
+    """What teacher, QAM and losses need from a network: dense predictions, and masks for chosen locations."""
+
+    def __call__(self, images: Tensor, valid: Tensor) -> Predictions:
+        """uint8 or float images (B, 3, H, W) in 0 … 255 RGB and valid (B, H, W) -> Predictions."""
+
+    def mask_logits(self, predictions: Predictions, image_index: Tensor, location_index: Tensor) -> Tensor:
+        """Mask logits (n, H/4, W/4) of the chosen (image, location) pairs, each index int64 (n,)."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+def check_same_shape(**tensors: Tensor) -> None:
+    """Raise ShapeError unless all named tensors have one shape."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1:
+        listing = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ShapeError(f"shapes differ: {listing}; these arguments need one common shape")
