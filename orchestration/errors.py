@@ -1,0 +1,46 @@
+"""Errors of orchestration, and the exit code that each error gives the command line."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from boxseg.errors import BoxSegError, ConfigError, DataError, NonFiniteLossError
+
+
+class ResourceError(BoxSegError):
+    """The machine or cluster has too little of something, or cannot be reached."""
+
+
+class TrackingError(BoxSegError):
+    """The tracking store cannot be opened."""
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status means."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    """Usage or configuration error."""
+    DATA = 3
+    """A data set cannot be used as it is."""
+    SOME_TRIALS_FAILED = 4
+    """The sweep finished and has a best trial, but some trials failed."""
+    RESOURCES = 5
+    """Too few resources, or the cluster is not reachable or refused."""
+    DIVERGED = 6
+    """A loss was not finite."""
+    INTERRUPTED = 75
+    """Interrupted with the state saved; run again with `--resume`."""
+
+
+def exit_code_for(error: BaseException) -> ExitCode:
+    """The exit code of a command that ended with this error; FAILED for all that have none of their own."""
+    codes: dict[type[BaseException], ExitCode] = {
+        ConfigError: ExitCode.USAGE,
+        DataError: ExitCode.DATA,
+        ResourceError: ExitCode.RESOURCES,
+        NonFiniteLossError: ExitCode.DIVERGED,
+        KeyboardInterrupt: ExitCode.INTERRUPTED,
+    }
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.FAILED)
