@@ -1,0 +1,49 @@
+# Everything runs from .venv, which is made here; `make help` lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install demo test check lint types bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo     install and run the example sweep (generated data, no download of data or weights)"
+	@echo "make test     install with the test extra and run the fast suite"
+	@echo "make check    lint, types, tests"
+	@echo "make bench    time a training step and its parts"
+	@echo "make install  .venv alone"
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "boxseg needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# A stamp per set of extras: installing again takes no time unless the requirements changed.
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lite0]'
+	@touch $@
+
+.venv/.installed-test: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@ .venv/.installed
+
+install: .venv/.installed
+
+demo: .venv/.installed
+	$(BIN)/boxseg sweep experiments/qam.yaml
+
+test: .venv/.installed-test
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+lint: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed-test
+	$(BIN)/mypy
+
+check: lint types test
+
+bench: .venv/.installed
+	$(BIN)/python benchmarks/step.py
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
