@@ -1,0 +1,58 @@
+"""Pure functions on boxes, float x1 y1 x2 y2 in pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Areas (...,) of boxes (..., 4) [px²]; 0 where a side is negative."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
+
+
+def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of every pair of boxes.
+
+    Args:
+        boxes: Float (..., N, 4), pixels.
+        others: Float (..., M, 4), pixels; leading dimensions broadcast.
+
+    Returns:
+        Float (..., N, M) in [0, 1]; 0 for two boxes without area.
+    """
+    a, b = boxes[..., :, None, :], others[..., None, :, :]
+    corner_min, corner_max = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    overlap = (corner_max - corner_min).clamp(min=0).prod(dim=-1)
+    union = box_area(a) + box_area(b) - overlap
+    return overlap / union.clamp(min=torch.finfo(overlap.dtype).tiny)
+
+
+def decode_boxes(locations: Tensor, distances: Tensor, strides: Tensor) -> Tensor:
+    """Boxes that the detection head means.
+
+    Args:
+        locations: Float (L, 2), x y in pixels.
+        distances: Float (..., L, 4): left, top, right, bottom, in units of the stride.
+        strides: Float (L,), pixels.
+
+    Returns:
+        Float (..., L, 4), pixels; not clipped to the image.
+
+    Source: FCOS (arXiv 1904.01355); `method.md` section (b.2).
+    """
+    distances = distances * strides[:, None]
+    return torch.cat([locations - distances[..., :2], locations + distances[..., 2:]], dim=-1)
+
+
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes (..., 4) cut at the borders of an image of `size` (height, width) pixels."""
+    height, width = size
+    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
+    return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
+
+
+def scale_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """Boxes (..., 4) of an image of `size`, in pixels of the same image resized to `new_size` (height, width)."""
+    y, x = new_size[0] / size[0], new_size[1] / size[1]
+    return boxes * boxes.new_tensor([x, y, x, y])

@@ -1,0 +1,135 @@
+"""Pure functions on mask maps: aligned resizing, dice, boxes to masks and back."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from boxseg.errors import ShapeError
+from boxseg.structures import MASK_STRIDE, check_same_shape
+
+
+def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:
+    """Enlarged maps in which output index `factor * i + factor // 2` equals input `i` exactly.
+
+    Args:
+        maps: Float (..., h, w) with at least two dimensions.
+        factor: Enlargement of both axes, at least 1.
+
+    Returns:
+        Float (..., factor * h, factor * w).
+
+    Source: CondInst (arXiv 2003.05664); `method.md` sections (b.6) and (m.8).
+    """
+    if factor == 1:
+        return maps
+    if maps.numel() == 0:
+        return maps.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+    height, width = maps.shape[-2:]
+    flat = maps.reshape(-1, 1, height, width)
+    flat = F.pad(flat, (0, 1, 0, 1), mode="replicate")
+    flat = F.interpolate(flat, size=(factor * height + 1, factor * width + 1), mode="bilinear", align_corners=True)
+    flat = F.pad(flat, (factor // 2, 0, factor // 2, 0), mode="replicate")
+    flat = flat[:, :, : factor * height, : factor * width]
+    return flat.reshape(*maps.shape[:-2], factor * height, factor * width)
+
+
+def resize_masks(mask_probs: Tensor, *, size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:
+    """Probabilities of the padded training grid, brought to the size of the image file.
+
+    Args:
+        mask_probs: Float (n, H/4, W/4) in [0, 1].
+        size: (h, w) of the image before padding, pixels.
+        original_size: (height, width) of the image file, pixels.
+
+    Returns:
+        Float (n, height, width) in [0, 1].
+
+    Source: `method.md` section (b.7), step 4.
+    """
+    height, width = size
+    probs = aligned_bilinear(mask_probs, MASK_STRIDE)[..., :height, :width]
+    if size == original_size:
+        return probs
+    if len(probs) == 0:
+        return probs.new_zeros(0, *original_size)
+    return F.interpolate(probs[:, None], size=original_size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def dice_loss(probs: Tensor, target: Tensor, eps: float = 1e-5) -> Tensor:
+    """One minus the soft overlap of each pair of maps.
+
+    Args:
+        probs: Float (n, ...) in [0, 1].
+        target: Float or bool of the same shape.
+        eps: Added to the denominator only, so two empty maps have a loss of 1.
+
+    Returns:
+        Float (n,) in [0, 1].
+
+    Raises:
+        ShapeError: the two arguments differ in shape.
+
+    Source: V-Net (arXiv 1606.04797), squared denominator; `method.md` section (c), term D.
+    """
+    check_same_shape(probs=probs, target=target)
+    probs = probs.flatten(1)
+    target = target.to(probs.dtype).flatten(1)
+    overlap = 2 * (probs * target).sum(dim=1)
+    return 1 - overlap / (probs.square().sum(dim=1) + target.square().sum(dim=1) + eps)
+
+
+def box_masks(boxes: Tensor, height: int, width: int, *, stride: int = 1) -> Tensor:
+    """Masks that are True inside the boxes.
+
+    A box covers rows int(y1) … int(y2 + 1) - 1, columns alike; cell k of a coarser grid is the pixel
+    k * stride + stride // 2.
+
+    Args:
+        boxes: Float (n, 4), pixels.
+        height: Rows of the padded image, pixels.
+        width: Columns of the padded image, pixels.
+        stride: Pixels per cell of the result, 1 or 4.
+
+    Returns:
+        Bool (n, height / stride, width / stride).
+
+    Raises:
+        ShapeError: `boxes` is not (n, 4).
+
+    Source: BoxInst (arXiv 2012.02310); `method.md` section (c).
+    """
+    if boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise ShapeError(f"boxes have shape {tuple(boxes.shape)}; (n, 4) is needed")
+    x1, y1 = boxes[:, 0].trunc(), boxes[:, 1].trunc()
+    x2, y2 = (boxes[:, 2] + 1).trunc(), (boxes[:, 3] + 1).trunc()
+    y = torch.arange(stride // 2, height, stride, device=boxes.device)
+    x = torch.arange(stride // 2, width, stride, device=boxes.device)
+    rows = (y >= y1[:, None]) & (y < y2[:, None])  # (n, height / stride)
+    columns = (x >= x1[:, None]) & (x < x2[:, None])  # (n, width / stride)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def tight_boxes(masks: Tensor) -> Tensor:
+    """Smallest boxes around the True cells of masks.
+
+    Args:
+        masks: Bool (n, h, w).
+
+    Returns:
+        Float (n, 4), x1 y1 x2 y2 in cells, x2 and y2 being the last cell + 1; zeros for an empty mask.
+    """
+    rows, columns = masks.any(dim=2), masks.any(dim=1)  # (n, h), (n, w)
+    y1, y2 = _extent(rows)
+    x1, x2 = _extent(columns)
+    boxes = torch.stack([x1, y1, x2, y2], dim=1).float()
+    return boxes * rows.any(dim=1)[:, None]
+
+
+def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """First True index and last True index + 1 of each row of bool (n, k); k and 0 where there is none."""
+    index = torch.arange(occupied.shape[1], device=occupied.device)
+    first = torch.where(occupied, index, occupied.shape[1]).amin(dim=1)
+    last = torch.where(occupied, index + 1, 0).amax(dim=1)
+    return first, last
