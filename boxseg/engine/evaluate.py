@@ -1,0 +1,139 @@
+"""COCO box and mask AP of a network on a data set, and what its masks look like in numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+from boxseg.engine.distributed import gather_objects
+from boxseg.structures import Batch, Detections, Predictions
+
+CONFIDENT = 0.3
+"""Score from which a detection counts for `health/mask_fill`."""
+
+COCO_STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+"""Order of the first entries of pycocotools' summary."""
+
+Detect = Callable[[Batch], tuple[Predictions, list[Detections]]]
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """Detections of one image in COCO's terms; masks are run-length encoded, so a data set fits in memory."""
+
+    image_id: int
+    boxes_xywh: np.ndarray
+    """Float (D, 4), pixels of the original image."""
+    scores: np.ndarray
+    labels: np.ndarray
+    rles: list[dict[str, Any]]
+
+
+def evaluate(
+    detect: Detect,
+    batches: Iterable[Batch],
+    *,
+    ground_truth: COCO,
+    image_ids: list[int],
+    category_ids: list[int],
+    on_batch: Callable[[Batch, Predictions, list[Detections]], None] | None = None,
+) -> dict[str, float]:
+    """Run `detect` over this process's batches and score the results of all processes.
+
+    Args:
+        detect: Batch -> predictions and final detections at original image size.
+        batches: This process's share of the images.
+        ground_truth: Annotations with drawn masks.
+        image_ids: All images to score, over all processes.
+        category_ids: COCO category id of each label.
+        on_batch: Called with each batch and what was found in it, for panels and pseudo-mask measurements.
+
+    Returns:
+        `mask_ap`, `mask_ap50`, … `box_ap` in [0, 1] (sizes without any object are left out) and `mask_fill`,
+        the mean share of its box that a confident mask fills (left out without confident detections).
+    """
+    results: list[ImageResult] = []
+    fills: list[float] = []
+    for batch in batches:
+        predictions, detections = detect(batch)
+        for found in detections:
+            results.append(encode_detections(found))
+            fills.extend(mask_fill(found).tolist())
+        if on_batch is not None:
+            on_batch(batch, predictions, detections)
+    gathered = gather_objects((results, fills))
+    results = [result for part, _ in gathered for result in part]
+    fills = [fill for _, part in gathered for fill in part]
+    metrics = coco_metrics(ground_truth, results, image_ids=image_ids, category_ids=category_ids)
+    if fills:
+        metrics["mask_fill"] = float(np.mean(fills))
+    return metrics
+
+
+def mask_fill(found: Detections) -> Tensor:
+    """Share of its box that each confident mask fills, (≤ D,) in [0, 1]; near 1 for all means collapse to the box."""
+    confident = found.scores >= CONFIDENT
+    boxes = found.boxes[confident]
+    box_area = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=1)
+    return (found.masks[confident].flatten(1).sum(1) / box_area).clamp(max=1).cpu()
+
+
+def encode_detections(found: Detections) -> ImageResult:
+    """Detections as arrays and run-length encoded masks on the host."""
+    boxes = found.boxes.cpu().numpy().astype(np.float64)
+    boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    masks = np.asfortranarray(found.masks.to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+    rles = mask_utils.encode(masks) if len(boxes) else []
+    return ImageResult(found.image_id, boxes, found.scores.cpu().numpy(), found.labels.cpu().numpy(), rles)
+
+
+def coco_metrics(
+    ground_truth: COCO, results: list[ImageResult], *, image_ids: list[int], category_ids: list[int]
+) -> dict[str, float]:
+    """Box and mask AP as COCO defines them, in [0, 1]; `mask_ap…` and `box_ap`.
+
+    A size class without ground truth is left out, since its AP is undefined.
+    """
+    metrics = {}
+    for kind, prefix in (("segm", "mask"), ("bbox", "box")):
+        stats = _coco_stats(ground_truth, _coco_results(results, category_ids, kind), image_ids, kind)
+        for name, value in zip(COCO_STATS, stats, strict=True):
+            if value >= 0 and (prefix == "mask" or name == "ap"):
+                metrics[f"{prefix}_{name}"] = value
+    return metrics
+
+
+def _coco_results(results: list[ImageResult], category_ids: list[int], kind: str) -> list[dict[str, Any]]:
+    """COCO result entries of one kind; boxes and masks apart, since pycocotools takes a mask's area from its box."""
+    entries = []
+    for result in results:
+        for box, score, label, rle in zip(result.boxes_xywh, result.scores, result.labels, result.rles, strict=True):
+            entry = {"image_id": result.image_id, "category_id": category_ids[label], "score": float(score)}
+            entry |= {"segmentation": rle} if kind == "segm" else {"bbox": box.tolist()}
+            entries.append(entry)
+    return entries
+
+
+def _coco_stats(ground_truth: COCO, entries: list[dict[str, Any]], image_ids: list[int], kind: str) -> list[float]:
+    """AP, AP50, AP75 and AP by size in [0, 1]; -1 where there is no ground truth."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = ground_truth.loadRes(entries) if entries else COCO()
+        if not entries:
+            found.dataset = {"images": ground_truth.dataset["images"], "annotations": [], "categories": []}
+            found.createIndex()
+        evaluation = COCOeval(ground_truth, found, iouType=kind)
+        evaluation.params.imgIds = image_ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return [float(value) for value in evaluation.stats[: len(COCO_STATS)]]

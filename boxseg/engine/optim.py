@@ -1,0 +1,68 @@
+"""Parameter groups, the optimizer, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from math import cos, pi
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+WARMUP_START = 0.001
+"""Share of the base rate at the first step of the warm-up."""
+
+
+def build_optimizer(
+    network: nn.Module,
+    *,
+    optimizer: Literal["sgd", "adamw"],
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    backbone_lr_scale: float,
+) -> Optimizer:
+    """Optimizer over all trainable parameters; those whose name starts with `backbone.` get a scaled rate.
+
+    Weight decay acts on every parameter, norms and biases included (method.md section (h)).
+    """
+    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    backbone = [parameter for name, parameter in named if name.startswith("backbone.")]
+    rest = [parameter for name, parameter in named if not name.startswith("backbone.")]
+    groups = [
+        {"params": parameters, "lr": lr * scale, "base_lr": lr * scale}
+        for parameters, scale in ((rest, 1.0), (backbone, backbone_lr_scale))
+        if parameters
+    ]
+    if optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def lr_factor(
+    step: int,
+    *,
+    steps: int,
+    warmup_steps: int,
+    schedule: Literal["multistep", "cosine"],
+    milestones: Sequence[float],
+) -> float:
+    """Factor on the base learning rate at `step` (0-based) of `steps`; in (0, 1].
+
+    The warm-up multiplies the schedule, so that a milestone inside it is not lost.
+    Source: method.md section (h); worked number in m.11.
+    """
+    warm = 1.0
+    if step < warmup_steps:
+        warm = WARMUP_START + (1 - WARMUP_START) * step / warmup_steps
+    if schedule == "cosine":
+        return warm * 0.5 * (1 + cos(pi * min(step / steps, 1.0)))
+    return warm * 0.1 ** bisect_right([round(share * steps) for share in milestones], step)
+
+
+def set_lr(optimizer: Optimizer, factor: float) -> None:
+    """Write `factor` times each group's base rate into the optimizer."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor

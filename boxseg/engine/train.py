@@ -1,0 +1,228 @@
+"""The training loop: step, backward, update, report, evaluate, save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from boxseg.config import as_steps
+from boxseg.engine import checkpoint
+from boxseg.engine.distributed import any_rank, average_buffers, gather_objects, rank, world_size
+from boxseg.engine.events import EvalReport, Reporter, StepReport
+from boxseg.engine.optim import lr_factor, set_lr
+from boxseg.engine.step import StepOutput, Trainer, run_step, update_ema
+from boxseg.engine.validate import validate
+from boxseg.errors import CheckpointError, NonFiniteLossError
+from boxseg.structures import Batch
+
+KEY_METRIC = "val/mask_ap"
+"""Decides which checkpoint is the best."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    step: int
+    """Optimizer updates done."""
+    metrics: dict[str, float]
+    """Of the last evaluation."""
+    best: dict[str, float]
+    """Of the best evaluation."""
+    finished: bool
+    """False if the reporter asked to stop before the last step."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    step: int = 0
+    metrics: dict[str, float] | None = None
+    best: dict[str, float] | None = None
+
+
+def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = True) -> TrainResult:
+    """Train until `trainer.steps` updates are done, or the reporter asks to stop.
+
+    Args:
+        trainer: Networks, optimizer, bank and data, fresh from `boxseg.build`.
+        folder: The run's folder; gets `checkpoints/` and `samples/`.
+        reporter: Receives every report, on every rank.
+        resume: Go on from `checkpoints/last` where it exists; the result equals an uninterrupted run.
+
+    Raises:
+        NonFiniteLossError: a loss became NaN or infinite; names the terms and the images.
+    """
+    checkpoints = folder / "checkpoints"
+    progress = restore(trainer, checkpoints / checkpoint.LAST) if resume else Progress()
+    eval_steps = evaluation_steps(trainer.steps, trainer.config.train.eval_every)
+    meter = Meter()
+    for step, batch, waited in _timed(trainer.loader.batches(progress.step, trainer.steps), progress.step):
+        started = time.perf_counter()
+        metrics = optimise(trainer, batch, step)
+        meter.add(metrics, images=len(batch) * world_size(), step_s=time.perf_counter() - started, wait_s=waited)
+        done = step + 1
+        if done % trainer.config.train.report_every == 0 or done == trainer.steps:
+            lr = trainer.optimizer.param_groups[0]["lr"]
+            reporter.on_step(StepReport(done, meter.summary() | {"train/lr": lr}))
+            meter = Meter()
+        stop = wants_stop(reporter, at_report=done % trainer.config.train.report_every == 0)
+        if done in eval_steps:
+            progress = evaluate_and_save(trainer, folder, done, progress, reporter)
+        elif stop:
+            progress = Progress(done, progress.metrics, progress.best)
+            save(trainer, checkpoints, progress)
+        if stop and done < trainer.steps:
+            return TrainResult(done, progress.metrics or {}, progress.best or {}, finished=False)
+    return TrainResult(progress.step, progress.metrics or {}, progress.best or {}, finished=True)
+
+
+def wants_stop(reporter: Reporter, *, at_report: bool) -> bool:
+    """Whether to stop now; several processes agree at report steps only, since agreeing waits for all of them."""
+    if world_size() == 1:
+        return reporter.should_stop()
+    return at_report and any_rank(reporter.should_stop())
+
+
+def optimise(trainer: Trainer, batch: Batch, step: int) -> dict[str, Tensor]:
+    """One update of all state from one batch; returns the step's metrics as scalars on the device."""
+    solver = trainer.config.solver
+    factor = lr_factor(
+        step,
+        steps=trainer.steps,
+        warmup_steps=as_steps(solver.warmup, trainer.steps),
+        schedule=solver.schedule,
+        milestones=solver.milestones,
+    )
+    set_lr(trainer.optimizer, factor)
+    update_ema(trainer, step)
+    output = run_step(trainer, batch.to(trainer.device), step)
+    guard_finite(output, batch.image_ids, step)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    output.loss.backward()
+    if trainer.config.train.clip_norm is not None:
+        nn.utils.clip_grad_norm_(trainer.student.parameters(), trainer.config.train.clip_norm)
+    trainer.optimizer.step()
+    return output.metrics
+
+
+def guard_finite(output: StepOutput, image_ids: list[int], step: int) -> None:
+    """Stop before a non-finite loss reaches the weights; reading the flag waits for the device once per step."""
+    if bool(torch.isfinite(output.loss.detach())):
+        return
+    terms = [name for name, value in output.metrics.items() if not bool(torch.isfinite(value))]
+    raise NonFiniteLossError(
+        f"step {step}: the loss is {float(output.loss.detach())}; terms {', '.join(terms) or 'unknown'}; "
+        f"images {image_ids}. Lower solver.lr, lengthen solver.warmup or set train.clip_norm; "
+        "the last checkpoint is untouched"
+    )
+
+
+def evaluation_steps(steps: int, every: float) -> set[int]:
+    """Numbers of done steps after which to evaluate; the last one always."""
+    period = max(as_steps(every, steps), 1)
+    return {*range(period, steps, period), steps}
+
+
+def evaluate_and_save(
+    trainer: Trainer, folder: Path, done: int, progress: Progress, reporter: Reporter
+) -> Progress:
+    """Evaluate, write the checkpoint, tell the reporter; returns where the run stands now."""
+    average_buffers(trainer.student)
+    if trainer.teacher is not None:
+        average_buffers(trainer.teacher)
+    metrics, panels = validate(trainer, samples=folder / "samples", step=done)
+    key = metrics.get(KEY_METRIC, 0.0)
+    is_best = progress.best is None or key > progress.best.get(KEY_METRIC, 0.0)
+    progress = Progress(done, metrics, metrics if is_best or progress.best is None else progress.best)
+    written = save(trainer, folder / "checkpoints", progress, is_best=is_best)
+    reporter.on_eval(EvalReport(done, metrics, written, panels, is_best))
+    return progress
+
+
+def save(trainer: Trainer, checkpoints: Path, progress: Progress, *, is_best: bool = False) -> Path:
+    """Write the state of all ranks; rank 0 writes the files, the others wait."""
+    states = gather_objects(trainer.rank_state())
+    folder = checkpoints / f"step-{progress.step:08d}"
+    if rank() == 0:
+        about = {
+            "metrics": progress.metrics,
+            "best": progress.best,
+            "config": trainer.config.model_dump(mode="json"),
+            "classes": {"ids": trainer.train_data.category_ids, "names": trainer.train_data.class_names},
+        }
+        folder = checkpoint.save_checkpoint(
+            checkpoints,
+            step=progress.step,
+            networks=trainer.network_states(),
+            state={"optimizer": trainer.optimizer.state_dict(), "ranks": states},
+            about=about,
+        )
+        checkpoint.publish(checkpoints, folder, is_best=is_best)
+    gather_objects(None)  # nobody goes on before the files are there
+    return folder
+
+
+def restore(trainer: Trainer, folder: Path) -> Progress:
+    """Load a checkpoint into the trainer where there is one.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of a longer run or another network.
+    """
+    if not folder.exists():
+        return Progress()
+    about = checkpoint.load_about(folder)
+    if about["step"] > trainer.steps:
+        raise CheckpointError(f"{folder} is at step {about['step']}, beyond train.steps {trainer.steps}; raise train.steps")
+    networks = {name: checkpoint.load_network(folder, name) for name in trainer.network_states()}
+    trainer.load(networks, checkpoint.load_state(folder))
+    return Progress(about["step"], about["metrics"], about["best"])
+
+
+class Meter:
+    """Means of step metrics between two reports; values stay on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._steps = 0
+        self._images = 0
+        self._step_s = 0.0
+        self._wait_s = 0.0
+
+    def add(self, metrics: dict[str, Tensor], *, images: int, step_s: float, wait_s: float) -> None:
+        """Add one step."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach()
+            self._counts[name] = self._counts.get(name, 0) + 1
+        self._steps += 1
+        self._images += images
+        self._step_s += step_s
+        self._wait_s += wait_s
+
+    def summary(self) -> dict[str, float]:
+        """Means as plain numbers, with the pace."""
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        return means | {
+            "train/images_per_s": self._images / max(self._step_s + self._wait_s, 1e-9),
+            "train/step_s": self._step_s / self._steps,
+            "train/data_wait_s": self._wait_s / self._steps,
+        }
+
+
+def _timed(batches: Iterator[Batch], start: int) -> Iterator[tuple[int, Batch, float]]:
+    """Number the batches and say how long each was waited for [s]."""
+    step = start
+    while True:
+        began = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield step, batch, time.perf_counter() - began
+        step += 1

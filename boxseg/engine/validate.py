@@ -1,0 +1,166 @@
+"""What a run measures at an evaluation: AP of teacher and student, pseudo masks against drawn ones, panels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from boxseg.data.coco import coco_ground_truth
+from boxseg.data.loader import eval_batches
+from boxseg.engine.distributed import gather_objects, rank, world_size
+from boxseg.engine.evaluate import CONFIDENT, evaluate
+from boxseg.engine.panels import PanelRow, draw_panels
+from boxseg.engine.step import Trainer, make_labels
+from boxseg.model.postprocess import postprocess
+from boxseg.ops.masks import aligned_bilinear
+from boxseg.structures import MASK_STRIDE, Batch, Detections, Predictions, PseudoMasks
+
+
+def validate(trainer: Trainer, *, samples: Path, step: int) -> tuple[dict[str, float], list[Path]]:
+    """Evaluate the networks that `train.evaluate` names; all ranks share the images.
+
+    Returns:
+        Metrics: `val/mask_ap` … of the better network, `val/teacher_mask_ap` and `val/student_mask_ap`,
+        `qam/pseudo_iou` where there is a teacher, `health/mask_fill`; and the pictures drawn (rank 0).
+    """
+    networks = trainer.evaluated_networks()
+    watcher = Watcher(trainer)
+    found = {}
+    for name, network in networks.items():
+        found[name] = _evaluate_network(trainer, network, watcher.watch_teacher if name == "teacher" else watcher.watch_student)
+    best = max(found, key=lambda name: found[name]["mask_ap"])
+    metrics = {f"val/{key}": value for key, value in found[best].items() if key != "mask_fill"}
+    metrics |= {f"val/{name}_mask_ap": values["mask_ap"] for name, values in found.items()}
+    if "mask_fill" in found[best]:
+        metrics["health/mask_fill"] = found[best]["mask_fill"]
+    metrics |= watcher.metrics()
+    panels = [draw_panels(watcher.rows(), samples / f"step-{step:08d}.png")] if rank() == 0 and watcher.rows() else []
+    return metrics, panels
+
+
+@torch.no_grad()
+def _evaluate_network(
+    trainer: Trainer, network: nn.Module, watch: Callable[[Batch, Predictions, list[Detections]], None]
+) -> dict[str, float]:
+    """COCO metrics of one network; it is back in its former mode afterwards."""
+    config, data = trainer.config, trainer.val_data
+    count = min(len(data), config.data.max_val_images or len(data))
+    training = network.training
+    network.eval()
+
+    def detect(batch: Batch) -> tuple[Predictions, list[Detections]]:
+        batch = batch.to(trainer.device)
+        with trainer.autocast():
+            predictions = network(batch.weak, batch.valid)
+        detections = postprocess(
+            network,
+            predictions,
+            batch.sizes,
+            batch.original_sizes,
+            score_thr=config.fcos.score_thr,
+            pre_topk=config.fcos.pre_topk,
+            nms_thr=config.fcos.nms_thr,
+            topk=config.fcos.topk,
+            image_ids=batch.image_ids,
+        )
+        return predictions, detections
+
+    try:
+        return evaluate(
+            detect,
+            eval_batches(
+                data,
+                list(range(rank(), count, world_size())),
+                short_side=trainer.eval_size,
+                max_size=config.train.max_size,
+                batch_size=max(config.train.batch_size // world_size(), 1),
+                workers=config.data.loader_workers,
+            ),
+            ground_truth=coco_ground_truth(data.source),
+            image_ids=[data.image_id(index) for index in range(count)],
+            category_ids=data.category_ids,
+            on_batch=watch,
+        )
+    finally:
+        network.train(training)
+
+
+class Watcher:
+    """Looks over the shoulder of an evaluation: measures the teacher's pseudo masks, collects panel rows."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._wanted = [trainer.val_data.image_id(index) for index in range(min(len(trainer.val_data), trainer.config.train.panels))]
+        self._index_of = {trainer.val_data.image_id(index): index for index in range(len(trainer.val_data))}
+        self._ious: list[float] = []
+        self._labels: dict[int, tuple[Tensor, Tensor]] = {}
+        self._seen: dict[int, tuple[Batch, int, Detections]] = {}
+
+    def watch_teacher(self, batch: Batch, predictions: Predictions, detections: list[Detections]) -> None:
+        """Pseudo masks that the teacher would give the true boxes, against the drawn masks."""
+        batch = batch.to(self._trainer.device)
+        assert self._trainer.teacher is not None
+        labels = make_labels(self._trainer, self._trainer.teacher, predictions, batch)
+        for position, (pseudo, image_id) in enumerate(zip(labels, batch.image_ids, strict=True)):
+            masks = full_size_masks(pseudo, batch.sizes[position])
+            self._measure(masks, batch, position)
+            if image_id in self._wanted:
+                self._labels[image_id] = (masks.cpu(), pseudo.quality.cpu())
+        if "student" not in self._trainer.evaluated_networks():
+            self.watch_student(batch, predictions, detections)
+
+    def watch_student(self, batch: Batch, predictions: Predictions, detections: list[Detections]) -> None:
+        """Confident detections of the images that are drawn."""
+        for position, image_id in enumerate(batch.image_ids):
+            if image_id in self._wanted:
+                self._seen[image_id] = (batch, position, detections[position])
+
+    def metrics(self) -> dict[str, float]:
+        """`qam/pseudo_iou` over all boxes with a drawn mask; a box without a pseudo mask counts as 0."""
+        ious = [iou for part in gather_objects(self._ious) for iou in part]
+        return {"qam/pseudo_iou": sum(ious) / len(ious)} if ious else {}
+
+    def rows(self) -> list[PanelRow]:
+        """One row for each wanted image of this rank."""
+        return [self._row(image_id) for image_id in self._wanted if image_id in self._seen]
+
+    def _measure(self, masks: Tensor, batch: Batch, position: int) -> None:
+        true = self._trainer.val_data.true_masks(self._index_of[batch.image_ids[position]])
+        if true is None or not len(true):
+            return
+        size = batch.sizes[position]
+        drawn = functional.interpolate(true[None].float(), size=size, mode="nearest-exact")[0].bool().to(masks.device)
+        overlap = (masks & drawn).flatten(1).sum(1)
+        union = (masks | drawn).flatten(1).sum(1).clamp(min=1)
+        self._ious.extend((overlap / union).tolist())
+
+    def _row(self, image_id: int) -> PanelRow:
+        batch, position, found = self._seen[image_id]
+        size = batch.sizes[position]
+        confident = found.scores >= CONFIDENT
+        masks = found.masks[confident].cpu()
+        if len(masks):
+            masks = functional.interpolate(masks[None].float(), size=size, mode="nearest-exact")[0].bool()
+        teacher_masks, quality = self._labels.get(image_id, (None, None))
+        return PanelRow(
+            image=batch.weak[position, :, : size[0], : size[1]].cpu(),
+            boxes=batch.boxes[position].cpu(),
+            teacher_masks=teacher_masks,
+            quality=quality,
+            student_masks=masks.reshape(-1, *size),
+            scores=found.scores[confident].cpu(),
+        )
+
+
+def full_size_masks(pseudo: PseudoMasks, size: tuple[int, int]) -> Tensor:
+    """Pseudo masks at image resolution, bool (N, h, w), cut to their boxes' cells."""
+    if not len(pseudo.quality):
+        return torch.zeros((0, *size), dtype=torch.bool, device=pseudo.mask.device)
+    inside = functional.interpolate(pseudo.mask[None].float(), scale_factor=MASK_STRIDE, mode="nearest")[0].bool()
+    soft = aligned_bilinear(pseudo.soft[:, None], MASK_STRIDE)[:, 0]
+    grown = functional.max_pool2d(inside[:, None].float(), 2 * MASK_STRIDE + 1, stride=1, padding=MASK_STRIDE)[:, 0].bool()
+    return ((soft > 0.5) & grown)[:, : size[0], : size[1]]

@@ -1,0 +1,45 @@
+"""Learning rate and parameter groups."""
+
+import pytest
+import torch
+from torch import nn
+
+from boxseg.engine.optim import build_optimizer, lr_factor, set_lr
+
+OFFICIAL = {"steps": 90_000, "schedule": "multistep", "milestones": (60_000 / 90_000, 80_000 / 90_000)}
+
+
+def test_warm_up_matches_the_worked_number():
+    assert 0.01 * lr_factor(19, warmup_steps=100, **OFFICIAL) == pytest.approx(0.0019081, abs=1e-9)
+
+
+def test_multistep_falls_by_ten_at_each_milestone():
+    rates = [lr_factor(step, warmup_steps=1000, **OFFICIAL) for step in (59_999, 60_000, 79_999, 80_000)]
+    assert rates == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
+def test_cosine_ends_near_zero():
+    settings = {"steps": 100, "schedule": "cosine", "milestones": (), "warmup_steps": 0}
+    assert lr_factor(0, **settings) == 1
+    assert lr_factor(50, **settings) == pytest.approx(0.5)
+    assert 0 < lr_factor(99, **settings) < 0.001
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(2, 2)
+        self.head = nn.Linear(2, 2)
+        self.backbone.bias.requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_backbone_gets_its_own_rate_and_frozen_parameters_are_left_out(kind):
+    optimizer = build_optimizer(
+        Network(), optimizer=kind, lr=0.1, momentum=0.9, weight_decay=1e-4, backbone_lr_scale=0.1
+    )
+    set_lr(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.005])
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 1]
+    assert all(group["weight_decay"] == 1e-4 for group in optimizer.param_groups)
+    assert torch.is_tensor(optimizer.param_groups[0]["params"][0])
