@@ -1,0 +1,144 @@
+"""Losses of the detection head: classification, box and centre-ness at every location."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from boxseg.structures import Predictions, check_same_shape
+
+
+def detection_losses(
+    predictions: Predictions,
+    matched: Tensor,
+    labels: Tensor,
+    distance_targets: Tensor,
+    centerness_targets: Tensor,
+    *,
+    num_positive: Tensor,
+    centerness_sum: Tensor,
+    use_vfl: bool = True,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    iou_eps: float = 1.0,
+) -> dict[str, Tensor]:
+    """Classification, box and centre-ness losses of a batch.
+
+    All locations are computed and the background is masked, so every output keeps a gradient path.
+
+    Args:
+        predictions: Raw outputs of the network.
+        matched: int64 (B, L), index of the location's box in its image; negative on background.
+        labels: int64 (B, L), class of that box; any valid class on background.
+        distance_targets: Float (B, L, 4), left top right bottom in units of the stride.
+        centerness_targets: Float (B, L) in [0, 1].
+        num_positive: Scalar tensor >= 1, normaliser of classification and centre-ness.
+        centerness_sum: Scalar tensor > 0, normaliser of the box loss.
+        use_vfl: Varifocal classification loss; otherwise focal.
+        alpha: Weight of negatives (varifocal) or of positives (focal).
+        gamma: Exponent of the classification loss.
+        iou_eps: Added to intersection and union of the IoU [strides²].
+
+    Returns:
+        `cls`, `loc` and `ctr`, float scalars.
+
+    Raises:
+        ShapeError: targets do not fit the predictions.
+
+    Source: FCOS (arXiv 1904.01355), VarifocalNet (arXiv 2008.13367); `method.md` section (b.4).
+    """
+    check_same_shape(distances=predictions.distances, distance_targets=distance_targets)
+    check_same_shape(matched=matched, labels=labels, centerness_targets=centerness_targets)
+    positive = matched >= 0
+    iou, generalised = giou(predictions.distances.float(), distance_targets.float(), eps=iou_eps)
+    centerness = centerness_targets.float() * positive
+    box_loss = ((1 - generalised) * centerness).sum() / centerness_sum
+    centerness_bce = F.binary_cross_entropy_with_logits(
+        predictions.centerness_logits.float(), centerness, reduction="none"
+    )
+    logits = predictions.class_logits.float()
+    peak = iou.detach() if use_vfl else torch.ones_like(iou)
+    targets = torch.zeros_like(logits).scatter_(2, labels.unsqueeze(-1), (peak * positive).unsqueeze(-1))
+    classification = varifocal_loss if use_vfl else focal_loss
+    return {
+        "cls": classification(logits, targets, alpha=alpha, gamma=gamma).sum() / num_positive,
+        "loc": box_loss,
+        "ctr": (centerness_bce * positive).sum() / num_positive,
+    }
+
+
+def giou(predicted: Tensor, target: Tensor, *, eps: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Overlap of boxes that share their reference point.
+
+    Args:
+        predicted: Float (…, 4) >= 0: left, top, right, bottom distances, in strides.
+        target: Float of the same shape.
+        eps: Added to intersection and union [strides²]; 1 in the reference, which lifts the IoU of small boxes.
+
+    Returns:
+        Smoothed IoU (…) in [0, 1] and GIoU (…) in [-1, 1].
+
+    Raises:
+        ShapeError: the two arguments differ in shape.
+
+    Source: GIoU (arXiv 1902.09630); `method.md` sections (b.4), (k-21) and (m.9).
+    """
+    check_same_shape(predicted=predicted, target=target)
+    inner, outer = torch.minimum(predicted, target), torch.maximum(predicted, target)
+    intersection = _area(inner)
+    union = _area(predicted) + _area(target) - intersection
+    enclosing = _area(outer)
+    iou = (intersection + eps) / (union + max(eps, 1e-9))
+    return iou, iou - (enclosing - union) / enclosing.clamp(min=1e-9)
+
+
+def _area(distances: Tensor) -> Tensor:
+    left, top, right, bottom = distances.unbind(dim=-1)
+    return (left + right) * (top + bottom)
+
+
+def varifocal_loss(logits: Tensor, quality: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Cross-entropy that asks a positive for its quality and weights it so; negatives count by their error.
+
+    Args:
+        logits: Float, any shape.
+        quality: Float of the same shape in [0, 1]; the target, 0 on negatives.
+        alpha: Weight of negatives.
+        gamma: Exponent of the predicted probability on negatives.
+
+    Returns:
+        Float of the same shape, >= 0. Not averaged.
+
+    Raises:
+        ShapeError: the two arguments differ in shape.
+
+    Source: VarifocalNet (arXiv 2008.13367); `method.md` sections (b.4) and (m.9).
+    """
+    check_same_shape(logits=logits, quality=quality)
+    weight = torch.where(quality > 0, quality, alpha * logits.sigmoid().pow(gamma))
+    return weight * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+
+
+def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Cross-entropy weighted with the error, so that easy locations do not drown the rest.
+
+    Args:
+        logits: Float, any shape.
+        targets: Float of the same shape, 0 or 1.
+        alpha: Weight of positives; negatives get 1 - alpha.
+        gamma: Exponent of the error.
+
+    Returns:
+        Float of the same shape, >= 0. Not averaged.
+
+    Raises:
+        ShapeError: the two arguments differ in shape.
+
+    Source: RetinaNet (arXiv 1708.02002).
+    """
+    check_same_shape(logits=logits, targets=targets)
+    probs = logits.sigmoid()
+    error = torch.where(targets > 0, 1 - probs, probs)
+    weight = torch.where(targets > 0, alpha, 1 - alpha)
+    return weight * error.pow(gamma) * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")

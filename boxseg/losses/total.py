@@ -1,0 +1,218 @@
+"""All losses of a step: the same names for every batch, weights and warm-ups inside, and their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from boxseg.losses.box_supervision import average_projection_loss, pairwise_loss, pairwise_term, projection_loss
+from boxseg.losses.detection import detection_losses
+from boxseg.losses.pseudo_mask import affinity_loss, mask_affinity, pseudo_mask_loss, weighted_mean
+from boxseg.ops.masks import box_masks
+from boxseg.ops.neighbours import color_similarity, remove_bottom_rows, sample_cells
+from boxseg.structures import Batch, MaskNetwork, Predictions, PseudoMasks
+
+MeanOverRanks = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Named, weighted losses of one batch and their sum."""
+
+    total: Tensor
+    """Float scalar; connected to every output of the network."""
+    terms: dict[str, Tensor]
+    """Float scalars, weights and warm-ups included."""
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights, thresholds and warm-ups [steps] of `compute_losses`; the settings of the same names say what they do."""
+
+    use_vfl: bool = True
+    alpha: float = 0.25
+    gamma: float = 2.0
+    iou_eps: float = 1.0
+    dilation: int = 2
+    color_thr: float = 0.3
+    bottom_px: float = 10.0
+    projection_weight: float = 1.0
+    pairwise_weight: float = 1.0
+    pairwise_warmup: int = 10_000
+    mask_weight: float = 0.5
+    aff_weight: float = 0.1
+    aff_thr: float = 0.5
+    avg_prj: bool = False
+    avg_prj_weight: float = 0.1
+    pseudo_warmup: int = 10_000
+    fix_reduction: bool = True
+
+
+@dataclass(frozen=True)
+class BoxTargets:
+    """What every location of a batch should predict."""
+
+    matched: Tensor
+    """int64 (B, L): index of the location's box in its image; negative on background."""
+    distances: Tensor
+    """Float (B, L, 4): left, top, right, bottom, in units of the stride."""
+    centerness: Tensor
+    """Float (B, L) in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Positive locations that get mask losses."""
+
+    image_index: Tensor
+    """int64 (n,)."""
+    location_index: Tensor
+    """int64 (n,)."""
+    box_index: Tensor
+    """int64 (n,): box within its image."""
+
+
+def compute_losses(
+    network: MaskNetwork,
+    predictions: Predictions,
+    batch: Batch,
+    targets: BoxTargets,
+    proposals: Proposals,
+    pseudo_masks: list[PseudoMasks] | None,
+    *,
+    step: int,
+    settings: LossSettings,
+    mean_over_ranks: MeanOverRanks = lambda value: value,
+) -> Losses:
+    """All losses of one step.
+
+    Args:
+        network: The student; only its `mask_logits` is called.
+        predictions: The student's output for the strong view.
+        batch: The batch after copy-paste; its weak view gives the colours.
+        targets: What the locations should predict.
+        proposals: Locations that get mask losses.
+        pseudo_masks: B times the teacher's opinion; None without a teacher.
+        step: Steps done so far, from 0.
+        settings: Weights, thresholds and warm-ups.
+        mean_over_ranks: Mean of a scalar tensor over all processes.
+
+    Returns:
+        `cls`, `loc`, `ctr`, `projection`, `pairwise`, `mask`, `affinity`, and `avg_projection` where switched on.
+        Terms without boxes, proposals or pseudo masks are 0.
+
+    Source: `method.md` sections (a.2), (b.4), (c), (d) and (k-36).
+    """
+    mask_logits = network.mask_logits(predictions, proposals.image_index, proposals.location_index).float()
+    with torch.autocast(mask_logits.device.type, enabled=False):
+        terms = _detection_terms(predictions, batch, targets, settings, mean_over_ranks)
+        terms |= _mask_terms(mask_logits, batch, proposals, pseudo_masks, step, settings)
+        anchor = _gradient_anchor(predictions)
+        terms = {name: term + anchor for name, term in terms.items()}
+        return Losses(torch.stack(list(terms.values())).sum(), terms)
+
+
+def warmup(step: int, steps: int) -> float:
+    """Share in (0, 1] that a loss has reached: min((step + 1) / steps, 1), or 1 where `steps` is 0."""
+    return min((step + 1) / steps, 1.0) if steps > 0 else 1.0
+
+
+def _detection_terms(
+    predictions: Predictions, batch: Batch, targets: BoxTargets, settings: LossSettings, mean_over_ranks: MeanOverRanks
+) -> dict[str, Tensor]:
+    positive = targets.matched >= 0
+    # Both normalisers travel in one message; a process without boxes takes part like all others.
+    sums = torch.stack([positive.sum().float(), (targets.centerness.float() * positive).sum()])
+    num_positive, centerness_sum = mean_over_ranks(sums).unbind()
+    # A padding entry gives images without boxes something to index.
+    labels = [
+        torch.cat([image_labels, image_labels.new_zeros(1)])[image_matched.clamp(min=0)]
+        for image_labels, image_matched in zip(batch.labels, targets.matched, strict=True)
+    ]
+    return detection_losses(
+        predictions,
+        targets.matched,
+        torch.stack(labels),
+        targets.distances,
+        targets.centerness,
+        num_positive=num_positive.clamp(min=1),
+        centerness_sum=centerness_sum.clamp(min=1e-6),
+        use_vfl=settings.use_vfl,
+        alpha=settings.alpha,
+        gamma=settings.gamma,
+        iou_eps=settings.iou_eps,
+    )
+
+
+def _mask_terms(
+    mask_logits: Tensor,
+    batch: Batch,
+    proposals: Proposals,
+    pseudo_masks: list[PseudoMasks] | None,
+    step: int,
+    settings: LossSettings,
+) -> dict[str, Tensor]:
+    height, width = batch.valid.shape[-2:]
+    first_row = torch.tensor([0, *map(len, batch.boxes)][:-1], device=mask_logits.device).cumsum(0)
+    row = first_row[proposals.image_index] + proposals.box_index  # (n,) into the boxes of the whole batch
+    inside = box_masks(torch.cat(batch.boxes), height, width, stride=4)
+    colored = remove_bottom_rows(batch.valid, batch.sizes, batch.original_sizes, settings.bottom_px)
+    similarity = color_similarity(batch.weak, colored, dilation=settings.dilation)
+
+    probs, term = mask_logits.sigmoid(), pairwise_term(mask_logits, dilation=settings.dilation)
+    inside_row = inside[row]
+    projection = projection_loss(probs, inside_row).sum() / max(len(row), 1)
+    pairwise = pairwise_loss(term, similarity, proposals.image_index, inside_row, color_thr=settings.color_thr)
+    terms = {
+        "projection": settings.projection_weight * projection,
+        "pairwise": settings.pairwise_weight * warmup(step, settings.pairwise_warmup) * pairwise,
+    }
+    if pseudo_masks is None:
+        nothing = mask_logits.sum() * 0
+        pseudo = {"mask": nothing, "affinity": nothing} | ({"avg_projection": nothing} if settings.avg_prj else {})
+    else:
+        pseudo = _pseudo_mask_terms(probs, term, pseudo_masks, inside, sample_cells(colored), row, settings)
+    return terms | {name: warmup(step, settings.pseudo_warmup) * value for name, value in pseudo.items()}
+
+
+def _pseudo_mask_terms(
+    probs: Tensor,
+    term: Tensor,
+    pseudo_masks: list[PseudoMasks],
+    inside: Tensor,
+    valid: Tensor,
+    row: Tensor,
+    settings: LossSettings,
+) -> dict[str, Tensor]:
+    """Weighted terms of the pseudo masks; `inside` is bool (N, h, w) of all boxes, `row` (n,) points into it."""
+    masks = torch.cat([pseudo.mask for pseudo in pseudo_masks]) & inside
+    quality = torch.cat([pseudo.quality for pseudo in pseudo_masks]).float()[row]
+    valid_of_box = torch.cat(
+        [image_valid.expand(len(pseudo.mask), -1, -1) for image_valid, pseudo in zip(valid, pseudo_masks, strict=True)]
+    )
+    affinity = mask_affinity(masks, valid_of_box, dilation=settings.dilation)
+    together = (affinity >= settings.aff_thr) & inside[:, None]
+    mask_rows, fix = masks[row], settings.fix_reduction
+    terms = {
+        "mask": settings.mask_weight * pseudo_mask_loss(probs, mask_rows, quality, fix_reduction=fix),
+        "affinity": settings.aff_weight * affinity_loss(term, together[row], quality, fix_reduction=fix),
+    }
+    if settings.avg_prj:
+        average = average_projection_loss(probs, mask_rows)
+        terms["avg_projection"] = settings.avg_prj_weight * weighted_mean(average, quality, fix_reduction=fix)
+    return terms
+
+
+def _gradient_anchor(predictions: Predictions) -> Tensor:
+    """Zero that depends on every output, so that data-parallel training gets a gradient for every parameter."""
+    outputs = (
+        predictions.class_logits,
+        predictions.distances,
+        predictions.centerness_logits,
+        predictions.controller,
+        predictions.mask_features,
+    )
+    return sum((output.flatten()[:1].float().sum() * 0 for output in outputs), start=outputs[0].new_zeros(()).float())

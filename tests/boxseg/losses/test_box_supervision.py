@@ -1,0 +1,97 @@
+"""Projection and pairwise losses, against `method.md` (m.1) and (m.2)."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from boxseg.errors import ShapeError
+from boxseg.losses.box_supervision import average_projection_loss, pairwise_loss, pairwise_term, projection_loss
+
+LOGITS = torch.tensor([[[2.0, 0, -1], [1, 0.5, -2], [0, -1, 3]]])
+PROBS = torch.tensor([[[0.1, 0.2, 0.1, 0], [0.2, 0.9, 0.8, 0.1], [0.1, 0.7, 0.6, 0.3], [0, 0.1, 0.2, 0.1]]])
+
+
+def square_box():
+    box = torch.zeros(1, 4, 4, dtype=torch.bool)
+    box[0, 1:3, 1:3] = True
+    return box
+
+
+def test_pairwise_term_of_the_worked_example():
+    near = pairwise_term(LOGITS, dilation=1)
+    centre = [0.522115, 0.693147, 0.813262, 0.585925, 0.899592, 0.693147, 0.813262, 0.492914]
+    torch.testing.assert_close(near[0, :, 1, 1], torch.tensor(centre), atol=1e-5, rtol=0)
+    assert float(near.sum()) == pytest.approx(29.755213, abs=1e-4)
+    far = pairwise_term(LOGITS, dilation=2)
+    corner = [0, 0, 0, 0, 1.126928, 0, 0.693147, 0.168800]
+    torch.testing.assert_close(far[0, :, 0, 0], torch.tensor(corner), atol=1e-5, rtol=0)
+    assert far[0, :, 1, 1].tolist() == [0] * 8
+    assert float(far.sum()) == pytest.approx(12.860332, abs=1e-4)
+
+
+def test_pairwise_term_and_gradient_equal_the_log_space_formula():
+    logits = (
+        torch.randn(3, 9, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 6
+    ).requires_grad_()
+    term = pairwise_term(logits, dilation=2)
+    padded = [F.pad(F.logsigmoid(sign * logits), (2, 2, 2, 2)) for sign in (1, -1)]
+    rows = []
+    for row, column in ((0, 0), (0, 2), (0, 4), (2, 0), (2, 4), (4, 0), (4, 2), (4, 4)):
+        both = [p[:, 2:11, 2:9] + p[:, row : row + 9, column : column + 7] for p in padded]
+        rows.append(-torch.logaddexp(*both))
+    expected = torch.stack(rows, dim=1)
+    torch.testing.assert_close(term, expected, atol=1e-8, rtol=0)
+    weights = torch.rand(term.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    slopes = [torch.autograd.grad((value * weights).sum(), logits)[0] for value in (term, expected)]
+    torch.testing.assert_close(*slopes, atol=1e-8, rtol=0)
+
+
+def test_pairwise_term_of_extreme_logits_is_finite():
+    logits = torch.tensor([[[200.0, -200.0], [-300.0, 300.0]]], requires_grad=True)
+    term = pairwise_term(logits, dilation=1)
+    term.sum().backward()
+    assert bool(torch.isfinite(term).all())
+    assert bool(torch.isfinite(logits.grad).all())
+    assert float(term.detach().max()) == pytest.approx(300 - math.log(2), abs=1e-3)
+
+
+def test_pairwise_loss_is_one_mean_over_alike_pairs_inside_the_boxes():
+    term = torch.arange(2.0 * 8 * 4).view(2, 8, 2, 2)
+    similarity = torch.zeros(2, 8, 2, 2)
+    similarity[1, 3] = 0.3  # reaches the threshold exactly
+    boxes = torch.zeros(2, 2, 2, dtype=torch.bool)
+    boxes[0, 0, 0] = boxes[1, 0] = True
+    loss = pairwise_loss(term, similarity, torch.tensor([1, 1]), boxes, color_thr=0.3)
+    expected = (term[0, 3, 0, 0] + term[1, 3, 0, 0] + term[1, 3, 0, 1]) / 3
+    torch.testing.assert_close(loss, expected)
+    nothing = pairwise_loss(term, similarity, torch.tensor([0, 0]), boxes, color_thr=0.3)
+    assert float(nothing) == 0
+
+
+def test_projection_of_the_worked_example():
+    torch.testing.assert_close(projection_loss(PROBS, square_box()), torch.tensor([0.103539]), atol=1e-5, rtol=0)
+
+
+def test_projection_ignores_the_outline_inside_the_box():
+    box = torch.zeros(1, 6, 6, dtype=torch.bool)
+    box[0, 1:5, 1:5] = True
+    diagonal = torch.zeros(1, 6, 6)
+    diagonal[0, range(1, 5), range(1, 5)] = 1.0
+    torch.testing.assert_close(projection_loss(diagonal, box), torch.zeros(1), atol=1e-4, rtol=0)
+
+
+def test_projection_of_an_empty_mask_is_two_and_of_no_mask_is_nothing():
+    torch.testing.assert_close(projection_loss(torch.zeros(1, 4, 4), square_box()), torch.full((1,), 2.0))
+    assert projection_loss(torch.zeros(0, 4, 4), torch.zeros(0, 4, 4, dtype=torch.bool)).shape == (0,)
+
+
+def test_projection_refuses_other_shapes():
+    with pytest.raises(ShapeError, match="mask_probs"):
+        projection_loss(torch.zeros(1, 4, 4), torch.zeros(1, 4, 5, dtype=torch.bool))
+
+
+def test_average_projection_of_the_worked_example():
+    loss = average_projection_loss(PROBS, square_box())
+    torch.testing.assert_close(loss, torch.tensor([0.061182]), atol=1e-5, rtol=0)

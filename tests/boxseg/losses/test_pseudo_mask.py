@@ -1,0 +1,60 @@
+"""Pseudo-mask losses, against `method.md` (d) and (m.7)."""
+
+import pytest
+import torch
+
+from boxseg.losses.pseudo_mask import affinity_loss, mask_affinity, pseudo_mask_loss
+
+
+def block():
+    mask = torch.zeros(1, 5, 5, dtype=torch.bool)
+    mask[0, 1:4, 1:4] = True
+    return mask
+
+
+def test_affinity_of_the_worked_example():
+    affinity = mask_affinity(block(), torch.ones(1, 5, 5, dtype=torch.bool), dilation=2)
+    centre = [0.055556, 0.166667, 0.055556, 0.166667, 0.166667, 0.055556, 0.166667, 0.055556]
+    torch.testing.assert_close(affinity[0, :, 2, 2], torch.tensor(centre), atol=1e-5, rtol=0)
+    corner = [0, 0, 0, 0, 0.598765, 0, 0.598765, 0.598765]
+    torch.testing.assert_close(affinity[0, :, 1, 1], torch.tensor(corner), atol=1e-5, rtol=0)
+    assert int((affinity >= 0.5).sum()) == 48
+
+
+def test_affinity_accepts_soft_masks_and_one_validity_for_all():
+    valid = torch.ones(5, 5, dtype=torch.bool)
+    valid[4] = False
+    hard = mask_affinity(block().expand(2, -1, -1), valid.expand(2, -1, -1), dilation=1)
+    soft = mask_affinity(block().float().expand(2, -1, -1) * 0.6, valid, dilation=1)
+    torch.testing.assert_close(hard, soft)
+    assert float(hard[:, 5:, 3].abs().max()) == 0  # neighbours in the invalid row
+
+
+def test_dice_is_weighted_and_divided_by_the_count_or_by_the_qualities():
+    masks = block().expand(3, -1, -1)
+    probs = torch.stack([torch.zeros(5, 5), masks[0].float(), torch.zeros(5, 5)])  # dice 1, 0, 1
+    quality = torch.tensor([0.6, 0.3, 0.0])
+    assert float(pseudo_mask_loss(probs, masks, quality)) == pytest.approx(0.6 / 2, abs=1e-5)
+    summed = pseudo_mask_loss(probs, masks, quality, fix_reduction=False)
+    assert float(summed) == pytest.approx(0.6 / 0.9, abs=1e-5)
+
+
+def test_affinity_loss_averages_within_each_proposal_first():
+    term = torch.zeros(2, 8, 2, 2)
+    term[0, 0] = 4.0
+    term[1, 0, 0, 0] = 2.0
+    together = torch.zeros(2, 8, 2, 2, dtype=torch.bool)
+    together[0, 0] = together[1, 0] = True
+    quality = torch.tensor([0.5, 1.0])
+    assert float(affinity_loss(term, together, quality)) == pytest.approx((0.5 * 4 + 1.0 * 0.5) / 2)
+    assert float(affinity_loss(term, together, quality, fix_reduction=False)) == pytest.approx(2.5 / 1.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("fix_reduction", [True, False])
+def test_without_pseudo_masks_the_losses_are_zero(fix_reduction):
+    probs, masks = torch.full((2, 4, 4), 0.5), torch.zeros(2, 4, 4, dtype=torch.bool)
+    together = torch.zeros(2, 8, 4, 4, dtype=torch.bool)
+    assert float(pseudo_mask_loss(probs, masks, torch.zeros(2), fix_reduction=fix_reduction)) == 0
+    assert float(affinity_loss(torch.ones(2, 8, 4, 4), together, torch.zeros(2), fix_reduction=fix_reduction)) == 0
+    none = pseudo_mask_loss(probs[:0], masks[:0], torch.zeros(0), fix_reduction=fix_reduction)
+    assert float(none) == 0
