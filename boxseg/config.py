@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from boxseg.errors import ConfigError
+from boxseg.model.names import check_backbone_name
 
 Profile = Literal["official", "paper", "fixed"]
 Method = Literal["boxinst", "boxteacher", "qam", "pc", "full"]
@@ -16,7 +19,9 @@ Warmup = Annotated[float, Field(ge=0)]
 class Config(BaseModel):
     """Base of every settings group: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class CocoSource(Config):
@@ -79,6 +84,22 @@ class ModelConfig(Config):
     init_checkpoint: Path | None = None
     """Start from the student of this checkpoint folder (same architecture)."""
 
+    @field_validator("backbone")
+    @classmethod
+    def _check_backbone(cls, backbone: str) -> str:
+        try:
+            check_backbone_name(backbone)
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("model.backbone: ")) from error
+        return backbone
+
+    @field_validator("channels")
+    @classmethod
+    def _check_channels(cls, channels: int) -> int:
+        if channels % 8:
+            raise ValueError(f"{channels} is not a multiple of 8, as the group norms of the heads need")
+        return channels
+
 
 class TrainConfig(Config):
     """Length, size and pace of a run."""
@@ -108,6 +129,19 @@ class TrainConfig(Config):
     panels: int = Field(4, ge=0)
     """Validation images drawn at each evaluation."""
 
+    @model_validator(mode="after")
+    def _check_sizes(self) -> TrainConfig:
+        sizes = (self.image_size,) if isinstance(self.image_size, int) else self.image_size
+        if not sizes or min(sizes) < 32:
+            raise ValueError(f"image_size {self.image_size} is too small; each size needs 32 px or more")
+        if max(sizes) > self.max_size:
+            raise ValueError(f"image_size {max(sizes)} exceeds max_size {self.max_size}; raise max_size with it")
+        if self.eval_size is not None and self.eval_size > self.max_size:
+            raise ValueError(f"eval_size {self.eval_size} exceeds max_size {self.max_size}; raise max_size with it")
+        if self.eval_every >= 1 and self.eval_every != int(self.eval_every):
+            raise ValueError(f"eval_every {self.eval_every:g} must be a share below 1 or a whole number of steps")
+        return self
+
 
 class SolverConfig(Config):
     """Optimizer and learning-rate schedule."""
@@ -128,6 +162,14 @@ class SolverConfig(Config):
     """How the rate falls after the warm-up."""
     milestones: tuple[float, ...] = (60_000 / 90_000, 80_000 / 90_000)
     """Shares of `train.steps` at which multistep multiplies the rate by 0.1."""
+
+    @field_validator("milestones")
+    @classmethod
+    def _check_milestones(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < share < 1 for share in milestones) or list(milestones) != sorted(milestones):
+            shares = ", ".join(f"{share:g}" for share in milestones)
+            raise ValueError(f"[{shares}] must be rising shares of train.steps, each above 0 and below 1")
+        return milestones
 
 
 class TeacherConfig(Config):
@@ -378,6 +420,8 @@ class BoxSegConfig(Config):
                 "teacher.on is false, but pc.on, loss.mask_weight or loss.aff_weight need a teacher; "
                 "switch them off too (method: boxinst does) or keep the teacher"
             )
+        if self.train.evaluate == "teacher" and not self.teacher.on:
+            raise ValueError("train.evaluate is teacher, but teacher.on is false; evaluate the student, or both")
         if self.pc.on and self.data.strong == "none":
             raise ValueError("pc.on needs a strong view, but data.strong is none; set data.strong, or pc.on: false")
         return self
@@ -425,9 +469,12 @@ def apply_presets(values: dict[str, Any]) -> dict[str, Any]:
 
     Presets of an unknown profile or method are empty here: validation names the mistake.
     """
-    profile = PROFILES.get(values.get("profile", "fixed"), {})
-    method = METHODS.get(values.get("method", "full"), {})
-    return merge(merge(profile, method), values)
+    profile, method = values.get("profile", "fixed"), values.get("method", "full")
+    presets = merge(
+        PROFILES[profile] if isinstance(profile, str) and profile in PROFILES else {},
+        METHODS[method] if isinstance(method, str) and method in METHODS else {},
+    )
+    return merge(presets, values)
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import math
+import random
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+import yaml
+from pydantic import (
+    Discriminator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from boxseg.config import BoxSegConfig, Config
+from boxseg.errors import ConfigError
+from orchestration import settings
+from orchestration.yaml_source import KeyPath, Source, assign, override, parse_override, read_source
 
 Runner = Literal["auto", "ray_train", "inline"]
+METRICS = tuple(
+    f"val/{kind}_{stat}"
+    for kind in ("mask", "box")
+    for stat in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+)
+"""Metrics of the evaluation that can decide a sweep, all shares in [0, 1]."""
 
 
 class ResourcesConfig(Config):
@@ -27,11 +52,22 @@ class ResourcesConfig(Config):
     address: str | None = None
     """Address of a running Ray cluster; null: RAY_ADDRESS if set, else a Ray that is started here and ends with us."""
 
+    @model_validator(mode="after")
+    def _check_inline(self) -> ResourcesConfig:
+        if self.runner == "inline" and self.workers > 1:
+            raise ValueError(f"runner inline has one worker, but workers is {self.workers}; use runner: ray_train")
+        return self
+
 
 class Uniform(Config):
     """Real numbers, evenly likely."""
 
     uniform: tuple[float, float]
+
+    @field_validator("uniform")
+    @classmethod
+    def _check_order(cls, ends: tuple[float, float]) -> tuple[float, float]:
+        return _ascending(ends)
 
 
 class LogUniform(Config):
@@ -39,11 +75,23 @@ class LogUniform(Config):
 
     loguniform: tuple[float, float]
 
+    @field_validator("loguniform")
+    @classmethod
+    def _check_order(cls, ends: tuple[float, float]) -> tuple[float, float]:
+        if ends[0] <= 0:
+            raise ValueError(f"starts at {ends[0]:g}; a logarithmic scale needs positive numbers")
+        return _ascending(ends)
+
 
 class RandInt(Config):
     """Whole numbers from the first up to, not including, the second."""
 
     randint: tuple[int, int]
+
+    @field_validator("randint")
+    @classmethod
+    def _check_order(cls, ends: tuple[int, int]) -> tuple[int, int]:
+        return _ascending(ends)
 
 
 class Choice(Config):
@@ -52,7 +100,33 @@ class Choice(Config):
     choice: Annotated[list[Any], Field(min_length=1)]
 
 
-Domain = Uniform | LogUniform | RandInt | Choice
+Ends = TypeVar("Ends", tuple[float, float], tuple[int, int])
+
+
+def _ascending(ends: Ends) -> Ends:
+    if ends[0] >= ends[1]:
+        raise ValueError(f"runs from {ends[0]:g} to {ends[1]:g}; the second number must be larger")
+    return ends
+
+
+def _domain_kind(value: Any) -> str | None:
+    if isinstance(value, Config):
+        return next(iter(type(value).model_fields))
+    return next(iter(value)) if isinstance(value, dict) and len(value) == 1 else None
+
+
+Domain = Annotated[
+    Annotated[Uniform, Tag("uniform")]
+    | Annotated[LogUniform, Tag("loguniform")]
+    | Annotated[RandInt, Tag("randint")]
+    | Annotated[Choice, Tag("choice")],
+    Discriminator(
+        _domain_kind,
+        custom_error_type="domain",
+        custom_error_message="one of {uniform: [low, high]}, {loguniform: [low, high]}, {randint: [low, high]}, "
+        "{choice: [a, b, …]}",
+    ),
+]
 
 
 class SweepConfig(Config):
@@ -79,6 +153,32 @@ class SweepConfig(Config):
     space: dict[str, Domain] = Field(default_factory=dict)
     """Setting name (as in `qam.iou_thr`) -> domain."""
 
+    @field_validator("metric")
+    @classmethod
+    def _check_metric(cls, metric: str) -> str:
+        if metric not in METRICS:
+            near = settings.closest(metric, METRICS)
+            guess = f"did you mean {near}? " if near else ""
+            raise ValueError(f"{metric} is not measured; {guess}there are {', '.join(METRICS)}")
+        return metric
+
+    @model_validator(mode="after")
+    def _check_together(self) -> SweepConfig:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} repeat a value; a repeated run gives nothing new")
+        for name, domain in self.space.items():
+            if self.search == "grid" and not isinstance(domain, Choice):
+                raise ValueError(
+                    f"search grid tries every value, but space.{name} is {_domain_kind(domain)}; "
+                    "list its values with choice, or use search: random or tpe"
+                )
+        return self
+
+    def num_trials(self) -> int:
+        """Trials of the whole sweep, over all seeds."""
+        grid = math.prod(len(domain.choice) for domain in self.space.values() if isinstance(domain, Choice))
+        return (grid if self.search == "grid" else self.trials) * len(self.seeds)
+
 
 class TrackingConfig(Config):
     """Where MLflow keeps runs."""
@@ -91,14 +191,281 @@ class RunSpec(BoxSegConfig):
     """Everything one run needs."""
 
     name: str = "boxseg"
-    """Name of the experiment."""
+    """Name of the experiment and of its folder: letters, digits, and _ . - inside."""
     resources: ResourcesConfig = ResourcesConfig()
     storage: Path = Path("runs")
     """Folder that every node can reach."""
     tracking: TrackingConfig = TrackingConfig()
+
+    _sparse: dict[str, Any] = PrivateAttr(default_factory=dict)
+    """The settings as given, before presets; trials start from these so that profile and method can vary."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_sparse(cls, values: Any, handler: ModelWrapValidatorHandler[RunSpec]) -> RunSpec:
+        spec = handler(values)
+        if isinstance(values, dict):
+            spec._sparse = copy.deepcopy(values)
+        return spec
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"{name!r} cannot name a folder; use letters, digits, and _ . - after the first")
+        return name
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _check_storage(cls, storage: Any) -> Any:
+        if isinstance(storage, str) and "://" in storage:
+            raise ValueError(f"{storage} is a URI; runs need a folder, so mount the store and give its path")
+        return storage
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> RunSpec:
+        if self.train.batch_size % self.resources.workers:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} cannot be shared by resources.workers "
+                f"{self.resources.workers}; make it a multiple"
+            )
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        """Equal settings are equal, however they were written."""
+        return type(self) is type(other) and self.__dict__ == other.__dict__
 
 
 class SweepSpec(RunSpec):
     """A run's settings plus what is varied."""
 
     sweep: SweepConfig = SweepConfig()
+
+    def base(self) -> RunSpec:
+        """The run in the middle: these settings, nothing varied."""
+        return RunSpec.model_validate(_without_sweep(self._sparse))
+
+    def trial(self, values: dict[str, Any], seed: int) -> RunSpec:
+        """The run with `values` (setting name -> value) in place; profile and method presets apply anew.
+
+        Raises:
+            ConfigError: a name is no setting, or the values are not possible together.
+        """
+        sparse = _without_sweep(self._sparse)
+        places: dict[KeyPath, str] = {}
+        for name, value in {**values, "train.seed": seed}.items():
+            if settings.find_field(RunSpec, name.split(".")) is None:
+                raise ConfigError(f"sweep.space: {settings.unknown_setting(name, RunSpec)}")
+            plain = value.item() if hasattr(value, "item") else value
+            sparse = assign(sparse, name.split("."), plain)
+            places[tuple(name.split("."))] = f"sweep.space {name}"
+        return build_spec(RunSpec, Source("sweep.space", sparse, places))
+
+
+def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
+    """Read the settings of one run; a `sweep` section is ignored.
+
+    Args:
+        path: Experiment file.
+        overrides: `key=value` texts of `--set`, later ones win.
+
+    Raises:
+        ConfigError: anything wrong with file or overrides, one line for each fault.
+    """
+    source = read_settings(path, overrides)
+    for key, place in source.places.items():
+        if key[0] == "sweep" and place.startswith("--set"):
+            raise ConfigError(f"{place}: a single run has no sweep; leave it out, or use `boxseg sweep`")
+    return build_spec(RunSpec, Source(source.name, _without_sweep(source.values), source.places))
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
+    """Read a sweep and check that every trial it can ask for is possible.
+
+    Args:
+        path: Experiment file with a `sweep` section.
+        overrides: `key=value` texts of `--set`, later ones win.
+
+    Raises:
+        ConfigError: anything wrong with file or overrides, one line for each fault.
+    """
+    source = read_settings(path, overrides)
+    spec = build_spec(SweepSpec, source)
+    check_space(spec, source)
+    return spec
+
+
+def read_settings(path: Path, overrides: Sequence[str] = ()) -> Source:
+    """File and overrides as one nested dict with absolute paths; nothing is validated yet.
+
+    Relative paths belong to the file that names them; in `--set`, and for the default `storage`, to the current folder.
+    """
+    source = read_source(path)
+    values = _absolute_paths(settings.fill_empty_groups(source.values, SweepSpec), path.absolute().parent)
+    source = Source(source.name, values, source.places)
+    for text in overrides:
+        keys, value = parse_override(text)
+        nested = settings.fill_empty_groups(assign({}, keys, value), SweepSpec)
+        placed: Any = _absolute_paths(nested, Path.cwd())
+        for key in keys:
+            placed = placed[key]
+        source = override(source, keys, placed)
+    source.values.setdefault("storage", str(Path.cwd() / "runs"))
+    return source
+
+
+Spec = TypeVar("Spec", bound=RunSpec)
+
+
+def build_spec(model: type[Spec], source: Source) -> Spec:
+    """Validate nested values; faults come as one ConfigError with a line each."""
+    try:
+        return model.model_validate(source.values)
+    except ValidationError as error:
+        raise settings.explain(error, source, model) from error
+
+
+def check_space(spec: SweepSpec, source: Source) -> None:
+    """Refuse a space with names that are no settings, or with values that a run would refuse."""
+    space = spec.sweep.space
+    if not space and (len(spec.sweep.seeds) == 1 or spec.sweep.search != "grid"):
+        raise ConfigError(
+            f"{source.name}: sweep.space is empty, so all trials would be the same; add settings to vary, "
+            "or use `boxseg train` (to repeat one setting over sweep.seeds: search: grid)"
+        )
+    for name, domain in space.items():
+        place = source.place(("sweep", "space", name))
+        _check_space_name(name, place)
+        for value in _probe(domain):
+            _check_probe(spec, name, value, place, domain)
+    for values in _corners(space):
+        try:
+            spec.trial(values, seed=spec.sweep.seeds[0])
+        except ConfigError as error:
+            together = ", ".join(f"{name} {settings.show(value)}" for name, value in values.items())
+            raise ConfigError(f"{source.place(('sweep', 'space'))}: a trial could get {together}; {error}") from error
+
+
+def dump_resolved(spec: RunSpec) -> str:
+    """All settings as YAML that loads again to an equal spec."""
+    values = spec.model_dump(mode="json")
+    values["storage"] = str(spec.storage.absolute())
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def flatten(spec: RunSpec) -> dict[str, str | int | float | bool]:
+    """Dotted setting name -> value, `sweep` left out; lists and nulls as text."""
+    return dict(_leaves(spec.model_dump(mode="json", exclude={"sweep"}), ""))
+
+
+def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str | int | float | bool]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            plain = isinstance(value, str | int | float)
+            yield prefix + name, value if plain else "null" if value is None else str(value)
+
+
+def _without_sweep(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "sweep"}
+
+
+_PATHS = (
+    "data.train.images",
+    "data.train.annotations",
+    "data.val.images",
+    "data.val.annotations",
+    "model.init_checkpoint",
+    "model.weights",
+    "storage",
+)
+
+
+def _absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A new nested dict in which relative paths start at `folder`."""
+    for name in _PATHS:
+        keys = name.split(".")
+        group: Any = values
+        for key in keys[:-1]:
+            group = group.get(key) if isinstance(group, dict) else None
+        value = group.get(keys[-1]) if isinstance(group, dict) else None
+        if isinstance(value, str) and "://" not in value and value not in ("auto", "imagenet", "none"):
+            values = assign(values, keys, str(folder / Path(value).expanduser()))
+    space = values["sweep"].get("space") if isinstance(values.get("sweep"), dict) else None
+    if isinstance(space, dict):
+        placed = {name: _absolute_choices(name, domain, folder) for name, domain in space.items()}
+        values = assign(values, ("sweep", "space"), placed)
+    return values
+
+
+def _absolute_choices(name: str, domain: Any, folder: Path) -> Any:
+    if not isinstance(domain, dict) or not isinstance(domain.get("choice"), list):
+        return domain
+    keys = name.split(".")
+    choices: list[Any] = []
+    for value in domain["choice"]:
+        placed: Any = _absolute_paths(assign({}, keys, value), folder)
+        for key in keys:
+            placed = placed[key]
+        choices.append(placed)
+    return {**domain, "choice": choices}
+
+
+_FIXED = ("name", "storage", "resources", "tracking", "train.seed")
+"""What no trial may change: all trials share it, or the sweep sets it itself."""
+
+
+def _check_space_name(name: str, place: str) -> None:
+    field = settings.find_field(RunSpec, name.split("."))
+    if field is None:
+        raise ConfigError(f"{place}: sweep.space: {settings.unknown_setting(name, RunSpec)}")
+    if settings.own_group(field) is not None:
+        raise ConfigError(f"{place}: sweep.space: {name} is a group; vary its settings one by one, as in {name}.NAME")
+    if any(name == fixed or name.startswith(f"{fixed}.") for fixed in _FIXED):
+        hint = "list its values in sweep.seeds" if name == "train.seed" else "all trials share it; set it once above"
+        raise ConfigError(f"{place}: sweep.space: {name} cannot vary; {hint}")
+
+
+def _probe(domain: Uniform | LogUniform | RandInt | Choice) -> list[Any]:
+    """Values that stand for the domain: all choices, both ends, and a number in between that is not whole."""
+    match domain:
+        case Choice(choice=values):
+            return values
+        case RandInt(randint=(low, high)):
+            return [low, high - 1]
+        case Uniform(uniform=(low, high)) | LogUniform(loguniform=(low, high)):
+            return [low, high, low + (high - low) / math.pi]
+
+
+def _check_probe(
+    spec: SweepSpec, name: str, value: Any, place: str, domain: Uniform | LogUniform | RandInt | Choice
+) -> None:
+    """Refuse a value that the setting itself cannot take; rules across settings are left to the corners."""
+    keys = tuple(name.split("."))
+    values = assign(_without_sweep(spec._sparse), keys, value)
+    try:
+        RunSpec.model_validate(values)
+    except ValidationError as error:
+        own = [line for line in error.errors() if line["loc"][: len(keys)] == keys]
+        if not own:
+            return
+        own_source = Source(place, values)
+        own_error = ValidationError.from_exception_data(error.title, [_rebuilt(line) for line in own])
+        raise ConfigError(f"{settings.explain(own_error, own_source, RunSpec)} (in sweep.space: {domain})") from error
+
+
+def _rebuilt(line: Any) -> Any:
+    known = {"type": line["type"], "loc": line["loc"], "input": line["input"]}
+    return {**known, "ctx": line["ctx"]} if "ctx" in line else known
+
+
+def _corners(space: dict[str, Uniform | LogUniform | RandInt | Choice], limit: int = 128) -> Iterator[dict[str, Any]]:
+    """Combinations of probe values: all of them, or a fixed sample of `limit`."""
+    probes = [_probe(domain) for domain in space.values()]
+    if math.prod(len(values) for values in probes) <= limit:
+        combinations: Any = itertools.product(*probes)
+    else:
+        draw = random.Random(0)
+        combinations = ([draw.choice(values) for values in probes] for _ in range(limit))
+    return (dict(zip(space, values, strict=True)) for values in combinations)
