@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
-import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
-    Discriminator,
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
-    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -26,7 +22,11 @@ from pydantic import (
 from boxseg.config import BoxSegConfig, Config
 from boxseg.errors import ConfigError
 from orchestration import settings
-from orchestration.yaml_source import KeyPath, Source, assign, override, parse_override, read_source
+from orchestration.domains import AnyDomain, Choice, Domain, corners, domain_kind, probe_values
+from orchestration.domains import LogUniform as LogUniform
+from orchestration.domains import RandInt as RandInt
+from orchestration.domains import Uniform as Uniform
+from orchestration.yaml_source import KeyPath, Source, absolute_paths, assign, override, parse_override, read_source
 
 Runner = Literal["auto", "ray_train", "inline"]
 METRICS = tuple(
@@ -57,76 +57,6 @@ class ResourcesConfig(Config):
         if self.runner == "inline" and self.workers > 1:
             raise ValueError(f"runner inline has one worker, but workers is {self.workers}; use runner: ray_train")
         return self
-
-
-class Uniform(Config):
-    """Real numbers, evenly likely."""
-
-    uniform: tuple[float, float]
-
-    @field_validator("uniform")
-    @classmethod
-    def _check_order(cls, ends: tuple[float, float]) -> tuple[float, float]:
-        return _ascending(ends)
-
-
-class LogUniform(Config):
-    """Positive real numbers, evenly likely on a logarithmic scale."""
-
-    loguniform: tuple[float, float]
-
-    @field_validator("loguniform")
-    @classmethod
-    def _check_order(cls, ends: tuple[float, float]) -> tuple[float, float]:
-        if ends[0] <= 0:
-            raise ValueError(f"starts at {ends[0]:g}; a logarithmic scale needs positive numbers")
-        return _ascending(ends)
-
-
-class RandInt(Config):
-    """Whole numbers from the first up to, not including, the second."""
-
-    randint: tuple[int, int]
-
-    @field_validator("randint")
-    @classmethod
-    def _check_order(cls, ends: tuple[int, int]) -> tuple[int, int]:
-        return _ascending(ends)
-
-
-class Choice(Config):
-    """One of the listed values; the only kind that `grid` accepts."""
-
-    choice: Annotated[list[Any], Field(min_length=1)]
-
-
-Ends = TypeVar("Ends", tuple[float, float], tuple[int, int])
-
-
-def _ascending(ends: Ends) -> Ends:
-    if ends[0] >= ends[1]:
-        raise ValueError(f"runs from {ends[0]:g} to {ends[1]:g}; the second number must be larger")
-    return ends
-
-
-def _domain_kind(value: Any) -> str | None:
-    if isinstance(value, Config):
-        return next(iter(type(value).model_fields))
-    return next(iter(value)) if isinstance(value, dict) and len(value) == 1 else None
-
-
-Domain = Annotated[
-    Annotated[Uniform, Tag("uniform")]
-    | Annotated[LogUniform, Tag("loguniform")]
-    | Annotated[RandInt, Tag("randint")]
-    | Annotated[Choice, Tag("choice")],
-    Discriminator(
-        _domain_kind,
-        custom_error_type="domain",
-        custom_error_message="one of {uniform: [low, high]}, {loguniform: [low, high]}, {randint: [low, high]}, "
-        "{choice: [a, b, …]}",
-    ),
-]
 
 
 class SweepConfig(Config):
@@ -169,7 +99,7 @@ class SweepConfig(Config):
         for name, domain in self.space.items():
             if self.search == "grid" and not isinstance(domain, Choice):
                 raise ValueError(
-                    f"search grid tries every value, but space.{name} is {_domain_kind(domain)}; "
+                    f"search grid tries every value, but space.{name} is {domain_kind(domain)}; "
                     "list its values with choice, or use search: random or tpe"
                 )
         return self
@@ -301,12 +231,12 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> Source:
     Relative paths belong to the file that names them; in `--set`, and for the default `storage`, to the current folder.
     """
     source = read_source(path)
-    values = _absolute_paths(settings.fill_empty_groups(source.values, SweepSpec), path.absolute().parent)
+    values = absolute_paths(settings.fill_empty_groups(source.values, SweepSpec), path.absolute().parent)
     source = Source(source.name, values, source.places)
     for text in overrides:
         keys, value = parse_override(text)
         nested = settings.fill_empty_groups(assign({}, keys, value), SweepSpec)
-        placed: Any = _absolute_paths(nested, Path.cwd())
+        placed: Any = absolute_paths(nested, Path.cwd())
         for key in keys:
             placed = placed[key]
         source = override(source, keys, placed)
@@ -336,9 +266,9 @@ def check_space(spec: SweepSpec, source: Source) -> None:
     for name, domain in space.items():
         place = source.place(("sweep", "space", name))
         _check_space_name(name, place)
-        for value in _probe(domain):
+        for value in probe_values(domain):
             _check_probe(spec, name, value, place, domain)
-    for values in _corners(space):
+    for values in corners(space):
         try:
             spec.trial(values, seed=spec.sweep.seeds[0])
         except ConfigError as error:
@@ -371,47 +301,6 @@ def _without_sweep(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "sweep"}
 
 
-_PATHS = (
-    "data.train.images",
-    "data.train.annotations",
-    "data.val.images",
-    "data.val.annotations",
-    "model.init_checkpoint",
-    "model.weights",
-    "storage",
-)
-
-
-def _absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A new nested dict in which relative paths start at `folder`."""
-    for name in _PATHS:
-        keys = name.split(".")
-        group: Any = values
-        for key in keys[:-1]:
-            group = group.get(key) if isinstance(group, dict) else None
-        value = group.get(keys[-1]) if isinstance(group, dict) else None
-        if isinstance(value, str) and "://" not in value and value not in ("auto", "imagenet", "none"):
-            values = assign(values, keys, str(folder / Path(value).expanduser()))
-    space = values["sweep"].get("space") if isinstance(values.get("sweep"), dict) else None
-    if isinstance(space, dict):
-        placed = {name: _absolute_choices(name, domain, folder) for name, domain in space.items()}
-        values = assign(values, ("sweep", "space"), placed)
-    return values
-
-
-def _absolute_choices(name: str, domain: Any, folder: Path) -> Any:
-    if not isinstance(domain, dict) or not isinstance(domain.get("choice"), list):
-        return domain
-    keys = name.split(".")
-    choices: list[Any] = []
-    for value in domain["choice"]:
-        placed: Any = _absolute_paths(assign({}, keys, value), folder)
-        for key in keys:
-            placed = placed[key]
-        choices.append(placed)
-    return {**domain, "choice": choices}
-
-
 _FIXED = ("name", "storage", "resources", "tracking", "train.seed")
 """What no trial may change: all trials share it, or the sweep sets it itself."""
 
@@ -427,20 +316,7 @@ def _check_space_name(name: str, place: str) -> None:
         raise ConfigError(f"{place}: sweep.space: {name} cannot vary; {hint}")
 
 
-def _probe(domain: Uniform | LogUniform | RandInt | Choice) -> list[Any]:
-    """Values that stand for the domain: all choices, both ends, and a number in between that is not whole."""
-    match domain:
-        case Choice(choice=values):
-            return values
-        case RandInt(randint=(low, high)):
-            return [low, high - 1]
-        case Uniform(uniform=(low, high)) | LogUniform(loguniform=(low, high)):
-            return [low, high, low + (high - low) / math.pi]
-
-
-def _check_probe(
-    spec: SweepSpec, name: str, value: Any, place: str, domain: Uniform | LogUniform | RandInt | Choice
-) -> None:
+def _check_probe(spec: SweepSpec, name: str, value: Any, place: str, domain: AnyDomain) -> None:
     """Refuse a value that the setting itself cannot take; rules across settings are left to the corners."""
     keys = tuple(name.split("."))
     values = assign(_without_sweep(spec._sparse), keys, value)
@@ -458,14 +334,3 @@ def _check_probe(
 def _rebuilt(line: Any) -> Any:
     known = {"type": line["type"], "loc": line["loc"], "input": line["input"]}
     return {**known, "ctx": line["ctx"]} if "ctx" in line else known
-
-
-def _corners(space: dict[str, Uniform | LogUniform | RandInt | Choice], limit: int = 128) -> Iterator[dict[str, Any]]:
-    """Combinations of probe values: all of them, or a fixed sample of `limit`."""
-    probes = [_probe(domain) for domain in space.values()]
-    if math.prod(len(values) for values in probes) <= limit:
-        combinations: Any = itertools.product(*probes)
-    else:
-        draw = random.Random(0)
-        combinations = ([draw.choice(values) for values in probes] for _ in range(limit))
-    return (dict(zip(space, values, strict=True)) for values in combinations)

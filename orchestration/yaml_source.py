@@ -15,6 +15,17 @@ from boxseg.errors import ConfigError
 
 KeyPath = tuple[str, ...]
 
+_PATHS = (
+    "data.train.images",
+    "data.train.annotations",
+    "data.val.images",
+    "data.val.annotations",
+    "model.init_checkpoint",
+    "model.weights",
+    "storage",
+)
+"""Settings that are paths."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -98,6 +109,23 @@ def assign(values: dict[str, Any], path: Sequence[str], value: Any) -> dict[str,
     return {**values, path[0]: assign(group if isinstance(group, dict) else {}, path[1:], value)}
 
 
+def absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A new nested dict in which relative paths start at `folder`."""
+    for name in _PATHS:
+        keys = name.split(".")
+        group: Any = values
+        for key in keys[:-1]:
+            group = group.get(key) if isinstance(group, dict) else None
+        value = group.get(keys[-1]) if isinstance(group, dict) else None
+        if isinstance(value, str) and "://" not in value and value not in ("auto", "imagenet", "none"):
+            values = assign(values, keys, str(folder / Path(value).expanduser()))
+    space = values["sweep"].get("space") if isinstance(values.get("sweep"), dict) else None
+    if isinstance(space, dict):
+        placed = {name: _absolute_choices(name, domain, folder) for name, domain in space.items()}
+        values = assign(values, ("sweep", "space"), placed)
+    return values
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the plain values of YAML 1.2: `on` and `off` are words, `1e-4` is a number, no dates."""
 
@@ -159,6 +187,19 @@ class _NodeReader:
 
     def _at(self, node: yaml.Node) -> str:
         return self._name if self._name.startswith("--set") else f"{self._name}:{node.start_mark.line + 1}"
+
+
+def _absolute_choices(name: str, domain: Any, folder: Path) -> Any:
+    if not isinstance(domain, dict) or not isinstance(domain.get("choice"), list):
+        return domain
+    keys = name.split(".")
+    choices: list[Any] = []
+    for value in domain["choice"]:
+        placed: Any = absolute_paths(assign({}, keys, value), folder)
+        for key in keys:
+            placed = placed[key]
+        choices.append(placed)
+    return {**domain, "choice": choices}
 
 
 def _read_text(path: Path) -> str:
