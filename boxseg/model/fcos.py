@@ -1,0 +1,112 @@
+"""The detection head: class, box, centre-ness and mask-head parameters for every location of the pyramid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PRIOR = 0.01
+"""Class probability that the untrained head gives."""
+
+
+class FcosHead(nn.Module):
+    """Two towers shared by all levels; the box tower also feeds centre-ness and controller.
+
+    Source: FCOS (arXiv 1904.01355), CondInst (arXiv 2003.05664); `method.md` section (b.2).
+    """
+
+    def __init__(self, *, channels: int, num_classes: int, num_params: int, tower_convs: int, num_levels: int) -> None:
+        """
+        Args:
+            channels: Channels of all pyramid levels, a multiple of 4.
+            num_classes: K.
+            num_params: P, parameters of the dynamic mask head.
+            tower_convs: 3x3 convolutions in each tower.
+            num_levels: Levels of the pyramid; each has its own scale for distances.
+        """
+        super().__init__()
+        self.class_tower = _build_tower(channels, tower_convs)
+        self.box_tower = _build_tower(channels, tower_convs)
+        self.class_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.distances = nn.Conv2d(channels, 4, 3, padding=1)
+        self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
+        self.controller = nn.Conv2d(channels, num_params, 3, padding=1)
+        self.scales = nn.Parameter(torch.ones(num_levels))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+        if self.class_logits.bias is not None:
+            nn.init.constant_(self.class_logits.bias, -math.log((1 - PRIOR) / PRIOR))
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the head says about all locations, finest level first, row by row.
+
+        Args:
+            maps: One map (B, channels, h, w) for each level.
+
+        Returns:
+            Class logits (B, L, K), distances (B, L, 4) >= 0 in strides, centre-ness logits (B, L), controller
+            (B, L, P); all float32.
+        """
+        class_logits, distances, centerness, controller = [], [], [], []
+        for level, feature in enumerate(maps):
+            class_logits.append(_flatten(self.class_logits(self.class_tower(feature))))
+            box_feature = self.box_tower(feature)
+            distances.append(F.relu(self.scales[level] * _flatten(self.distances(box_feature))))
+            centerness.append(_flatten(self.centerness(box_feature)))
+            controller.append(_flatten(self.controller(box_feature)))
+        return (
+            torch.cat(class_logits, dim=1),
+            torch.cat(distances, dim=1),
+            torch.cat(centerness, dim=1).squeeze(-1),
+            torch.cat(controller, dim=1),
+        )
+
+
+def make_locations(maps: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the cells of all levels sit: cell k of a map of stride s is at pixel k * s + s // 2.
+
+    Args:
+        maps: One map (..., h, w) for each level.
+        strides: Pixels per cell of each level.
+
+    Returns:
+        Locations (L, 2), x y in pixels; strides float (L,); levels int64 (L,). Order as in `FcosHead.forward`.
+    """
+    locations, stride_of, level_of = [], [], []
+    for level, (feature, stride) in enumerate(zip(maps, strides, strict=True)):
+        locations.append(grid_locations(feature.shape[-2], feature.shape[-1], stride, device=feature.device))
+        count = len(locations[-1])
+        stride_of.append(torch.full((count,), float(stride), device=feature.device))
+        level_of.append(torch.full((count,), level, device=feature.device))
+    return torch.cat(locations), torch.cat(stride_of), torch.cat(level_of)
+
+
+def grid_locations(height: int, width: int, stride: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """Pixels (height * width, 2), x y, of the cells of a map, row by row."""
+    y = torch.arange(height, device=device) * stride + stride // 2
+    x = torch.arange(width, device=device) * stride + stride // 2
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([columns, rows], dim=-1).reshape(-1, 2).float()
+
+
+def _flatten(maps: Tensor) -> Tensor:
+    """(B, C, h, w) -> float32 (B, h * w, C)."""
+    return maps.flatten(2).transpose(1, 2).float()
+
+
+def _build_tower(channels: int, convs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(convs):
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(num_groups(channels), channels), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def num_groups(channels: int) -> int:
+    """Groups of a group norm: 32 where channels allow, fewer rather than groups of less than four channels."""
+    return max(groups for groups in range(1, min(32, max(channels // 4, 1)) + 1) if channels % groups == 0)

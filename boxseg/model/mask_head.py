@@ -1,0 +1,125 @@
+"""The mask branch, which makes features for a whole image, and the dynamic head, which reads one instance from them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from boxseg.errors import ShapeError
+from boxseg.model.fcos import grid_locations
+from boxseg.ops.masks import aligned_bilinear
+
+FEATURE_STRIDE = 8
+"""Pixels per cell of the mask features."""
+
+COORDINATE_RANGE = 64
+"""Pixels that are one unit of relative coordinates on the finest level; doubled from level to level."""
+
+
+class MaskBranch(nn.Module):
+    """Mask features from the three finest pyramid levels; holds the only learning batch norms beside the backbone's.
+
+    Source: CondInst (arXiv 2003.05664); `method.md` section (b.6).
+    """
+
+    def __init__(self, *, channels: int, width: int, convs: int, features: int) -> None:
+        """
+        Args:
+            channels: Channels of the pyramid.
+            width: Channels inside the branch.
+            convs: 3x3 convolutions after the levels are summed.
+            features: F, channels of the result.
+        """
+        super().__init__()
+        self.refine = nn.ModuleList(_conv_block(channels, width) for _ in range(3))
+        self.tower = nn.Sequential(*(_conv_block(width, width) for _ in range(convs)))
+        self.output = nn.Conv2d(width, features, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Levels P3, P4, P5, each (B, channels, h, w) -> mask features (B, F, H/8, W/8)."""
+        total = self.refine[0](maps[0])
+        for level in (1, 2):
+            total = total + aligned_bilinear(self.refine[level](maps[level]), 2**level)
+        return self.output(self.tower(total))
+
+
+class DynamicMaskHead(nn.Module):
+    """A tiny network of 1x1 convolutions whose parameters come with each instance; has none of its own.
+
+    A cell's input is [x, y, features]: its offset from the instance's location and its mask features. Parameters
+    are ordered weights of all layers, each (out, in) row by row, then biases of all layers.
+
+    Source: CondInst (arXiv 2003.05664); `method.md` section (b.6).
+    """
+
+    def __init__(self, *, features: int = 16, channels: int = 8, layers: int = 3) -> None:
+        """
+        Args:
+            features: F, channels of the mask features.
+            channels: Width of the hidden layers.
+            layers: Number of layers, at least 2.
+        """
+        super().__init__()
+        self.widths = [features + 2] + [channels] * (layers - 1) + [1]
+        self.weight_sizes = [before * after for before, after in zip(self.widths, self.widths[1:], strict=False)]
+        self.num_params = sum(self.weight_sizes) + sum(self.widths[1:])
+
+    def forward(
+        self, mask_features: Tensor, *, params: Tensor, image_index: Tensor, locations: Tensor, levels: Tensor
+    ) -> Tensor:
+        """Mask logits of instances; computed in float32.
+
+        Args:
+            mask_features: Float (B, F, H/8, W/8).
+            params: Float (n, num_params).
+            image_index: int64 (n,): the image of each instance.
+            locations: Float (n, 2): x y of the location that gave the parameters, pixels.
+            levels: int64 (n,): the pyramid level of that location.
+
+        Returns:
+            Float32 (n, H/4, W/4).
+
+        Raises:
+            ShapeError: `params` has another number of columns.
+        """
+        if params.shape[1:] != (self.num_params,):
+            raise ShapeError(f"params have shape {tuple(params.shape)}; (n, {self.num_params}) is needed")
+        with torch.autocast(mask_features.device.type, enabled=False):
+            height, width = mask_features.shape[-2:]
+            (first, *weights), (first_bias, *biases) = self.split(params.float())
+            offsets = _offset_terms(first[..., :2], locations, levels, height, width)  # (n, C, h, w)
+            features = mask_features.float().flatten(2)[image_index]  # (n, F, h * w)
+            hidden = torch.baddbmm(first_bias[..., None], first[..., 2:], features) + offsets.flatten(2)
+            for weight, bias in zip(weights, biases, strict=True):
+                hidden = torch.baddbmm(bias[..., None], weight, F.relu(hidden))
+            return aligned_bilinear(hidden.reshape(-1, height, width), 2)
+
+    def split(self, params: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Parameters (n, num_params) -> each layer's weight (n, out, in), and each layer's bias (n, out)."""
+        *weights, biases = params.split([*self.weight_sizes, sum(self.widths[1:])], dim=1)
+        shapes = zip(self.widths[1:], self.widths, strict=False)
+        matrices = [
+            weight.unflatten(1, (after, before)) for weight, (after, before) in zip(weights, shapes, strict=True)
+        ]
+        return matrices, list(biases.split(self.widths[1:], dim=1))
+
+
+def _offset_terms(weights: Tensor, locations: Tensor, levels: Tensor, height: int, width: int) -> Tensor:
+    """What the relative coordinates add to the first layer: weights (n, C, 2) -> (n, C, h, w).
+
+    The coordinate is instance minus cell, in units of the level's range; x and y add up, so both stay small.
+    """
+    reach = COORDINATE_RANGE * 2.0 ** levels.to(torch.float32)  # (n,)
+    cells = grid_locations(height, width, FEATURE_STRIDE, device=weights.device).reshape(height, width, 2)
+    offset_x = (locations[:, 0, None] - cells[0, :, 0]) / reach[:, None]  # (n, w)
+    offset_y = (locations[:, 1, None] - cells[:, 0, 1]) / reach[:, None]  # (n, h)
+    columns = weights[..., 0, None] * offset_x[:, None]  # (n, C, w)
+    rows = weights[..., 1, None] * offset_y[:, None]  # (n, C, h)
+    return columns[:, :, None, :] + rows[:, :, :, None]
+
+
+def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
