@@ -1,0 +1,329 @@
+"""Finds what is wrong with a COCO data set before anything heavy starts; needs neither torch nor pycocotools."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from boxseg.config import CocoSource
+from boxseg.errors import DataError
+
+TOLERANCE_PX = 1.0
+"""A box may reach this far beyond its image: annotation tools round outward."""
+SHOWN_FAULTS = 5
+IMAGE_THREADS = 8
+JPEG_END = b"\xff\xd9"
+PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+EXIF_ORIENTATION = 0x0112
+
+FIX_IN_FILE = "fix or remove it in the file"
+COCO_RULE = "a COCO instance file is one object with the lists images, annotations and categories"
+REQUIRED_KEYS: dict[str, dict[str, type]] = {
+    "images": {"id": int, "file_name": str, "width": int, "height": int},
+    "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
+    "categories": {"id": int, "name": str},
+}
+
+KIND_NAMES = {int: "whole number", str: "text", list: "list"}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong; as text: place, value, rule, way out."""
+
+    file: Path
+    """Annotation or image file."""
+    value: str
+    """What was found, the predicate of a sentence: `has width 0`."""
+    rule: str
+    """What it should be."""
+    way_out: str
+    """What the user can do."""
+    image_id: int | None = None
+    annotation_id: int | None = None
+    fatal: bool = True
+    """False: the data can be used, but something will be missing."""
+
+    def __str__(self) -> str:
+        place = ""
+        if self.annotation_id is not None:
+            place = f"annotation {self.annotation_id} "
+        elif self.image_id is not None:
+            place = f"image {self.image_id} "
+        return f"{self.file}: {place}{self.value}; {self.rule} ({self.way_out})"
+
+
+def require_usable(source: CocoSource, training: bool) -> None:
+    """Check a source and let only usable ones pass; what is merely missing is logged.
+
+    Args:
+        source: Images and annotation file.
+        training: Whether it is to be trained on (see `check_source`).
+
+    Raises:
+        DataError: at least one fatal fault; its text has the first few and their number.
+    """
+    faults = check_source(source, training=training)
+    for fault in faults:
+        if not fault.fatal:
+            logger.warning("%s", fault)
+    fatal = [str(fault) for fault in faults if fault.fatal]
+    if len(fatal) == 1:
+        raise DataError(fatal[0])
+    if fatal:
+        lines = [f"{source.annotations}: {len(fatal)} faults (`boxseg data check` lists all)", *fatal[:SHOWN_FAULTS]]
+        if len(fatal) > SHOWN_FAULTS:
+            lines.append(f"… and {len(fatal) - SHOWN_FAULTS} more")
+        raise DataError("\n  ".join(lines))
+
+
+def check_source(source: CocoSource, *, training: bool, decode: bool = False) -> list[Fault]:
+    """Everything that is wrong with a data set, in the order annotation file, annotations, images.
+
+    Args:
+        source: Images and annotation file.
+        training: True: there must be boxes to learn from. False: masks are asked for, to evaluate with.
+        decode: Decode every image in full. Otherwise the header is read and the end marker looked for, and only
+            suspicious files are decoded.
+
+    Returns:
+        Faults; empty for a sound data set. Crowd annotations are none, and their boxes are not looked at.
+    """
+    content = _load(source.annotations)
+    if isinstance(content, Fault):
+        return [content]
+    malformed = list(_format_faults(source.annotations, content))
+    if malformed:
+        return malformed
+    return [
+        *_duplicate_faults(source.annotations, content),
+        *_annotation_faults(source.annotations, content),
+        *_amount_faults(source.annotations, content, training=training),
+        *_image_faults(source.images, content["images"], decode=decode),
+    ]
+
+
+def read_annotations(path: Path) -> dict[str, Any]:
+    """Content of a COCO instance file without its masks: `segmentation` is dropped while reading.
+
+    Annotations that had a mask get `has_mask: True` instead.
+
+    Raises:
+        DataError: the file is missing, not JSON, or has not the three lists.
+    """
+    content = _load(path)
+    if isinstance(content, Fault):
+        raise DataError(str(content))
+    return content
+
+
+def is_inside(file_name: str) -> bool:
+    """Whether a file name of an annotation file stays inside the image folder: relative, and never upwards."""
+    parts = re.split(r"[\\/]", file_name)
+    anchored = parts[0] == "" or re.fullmatch(r"[A-Za-z]:", parts[0]) is not None
+    return not anchored and ".." not in parts and "\0" not in file_name
+
+
+def _load(path: Path) -> dict[str, Any] | Fault:
+    try:
+        content = json.loads(path.read_bytes(), object_hook=_without_mask)
+    except FileNotFoundError:
+        return Fault(path, "does not exist", "a data source needs its COCO annotation file", "correct the path")
+    except OSError as error:
+        return Fault(path, f"cannot be read: {error.strerror}", "the annotation file must be readable", "check it")
+    except (ValueError, RecursionError) as error:
+        return Fault(path, f"is not JSON: {error}", COCO_RULE, "export it again")
+    if not isinstance(content, dict):
+        return Fault(path, f"holds a {type(content).__name__}", COCO_RULE, "export it as COCO instances")
+    for key in REQUIRED_KEYS:
+        if not isinstance(content.get(key), list):
+            return Fault(path, f"has no list `{key}`", COCO_RULE, "export it as COCO instances")
+    return content
+
+
+def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
+    if entry.pop("segmentation", None):
+        entry["has_mask"] = True
+    return entry
+
+
+def _format_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
+    """Entries that lack a key or have another type than COCO gives them."""
+    for group, keys in REQUIRED_KEYS.items():
+        for index, entry in enumerate(content[group]):
+            if not isinstance(entry, dict):
+                yield Fault(path, f"{group}[{index}] is {entry!r:.40}", "entries are objects", FIX_IN_FILE)
+                continue
+            for key, kind in keys.items():
+                if type(entry.get(key)) is not kind:
+                    found = f"has {key} {entry[key]!r:.40}" if key in entry else f"has no `{key}`"
+                    rule = f"COCO wants a {KIND_NAMES[kind]} there"
+                    yield Fault(path, f"{group}[{index}] {found}", rule, FIX_IN_FILE)
+    yield from (fault for entry in content["images"] for fault in _size_faults(path, entry))
+    yield from (fault for entry in content["annotations"] for fault in _bbox_faults(path, entry))
+
+
+def _size_faults(path: Path, image: Any) -> Iterator[Fault]:
+    if isinstance(image, dict) and isinstance(image.get("id"), int):
+        for key in ("width", "height"):
+            if isinstance(image.get(key), int) and image[key] <= 0:
+                yield Fault(
+                    path, f"has {key} {image[key]}", "images have a positive size", FIX_IN_FILE, image_id=image["id"]
+                )
+
+
+def _bbox_faults(path: Path, annotation: Any) -> Iterator[Fault]:
+    if isinstance(annotation, dict) and isinstance(annotation.get("bbox"), list):
+        bbox = annotation["bbox"]
+        if len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
+            yield Fault(
+                path,
+                f"has bbox {bbox!r:.80}",
+                "a bbox is the four numbers x, y, width, height",
+                FIX_IN_FILE,
+                annotation_id=_int_or_none(annotation.get("id")),
+            )
+
+
+def _int_or_none(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _duplicate_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
+    for group, noun in (("images", "image"), ("annotations", "annotation"), ("categories", "category")):
+        for entry_id, count in Counter(entry["id"] for entry in content[group]).items():
+            if count > 1:
+                yield Fault(
+                    path,
+                    f"{noun} id {entry_id} occurs {count} times" if noun == "category" else f"occurs {count} times",
+                    f"every {noun} needs its own id",
+                    "give each its own id in the file",
+                    image_id=entry_id if noun == "image" else None,
+                    annotation_id=entry_id if noun == "annotation" else None,
+                )
+
+
+def _annotation_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    category_ids = {category["id"] for category in content["categories"]}
+    for annotation in content["annotations"]:
+        problem = _annotation_problem(annotation, sizes.get(annotation["image_id"]), category_ids)
+        if problem is not None:
+            value, rule = problem
+            yield Fault(path, value, rule, FIX_IN_FILE, image_id=annotation["image_id"], annotation_id=annotation["id"])
+
+
+def _annotation_problem(
+    annotation: dict[str, Any], size: tuple[int, int] | None, category_ids: set[int]
+) -> tuple[str, str] | None:
+    """(value, rule) of the first rule that an annotation breaks; None if it is sound."""
+    if size is None:
+        return f"names image {annotation['image_id']}, which the file does not list", "annotations belong to an image"
+    if annotation["category_id"] not in category_ids:
+        return f"has category id {annotation['category_id']}, which the file does not list", _known(category_ids)
+    if annotation.get("iscrowd"):
+        return None
+    x, y, width, height = annotation["bbox"]
+    if not (math.isfinite(x) and math.isfinite(y) and math.isfinite(width) and math.isfinite(height)):
+        return f"has bbox {annotation['bbox']}", "boxes need finite numbers"
+    if width <= 0:
+        return f"has width {width:g}", "boxes need a positive width"
+    if height <= 0:
+        return f"has height {height:g}", "boxes need a positive height"
+    beyond = {
+        "left": -x,
+        "top": -y,
+        "right": x + width - size[0],
+        "bottom": y + height - size[1],
+    }
+    side = max(beyond, key=lambda name: beyond[name])
+    if beyond[side] > TOLERANCE_PX:
+        found = f"has bbox {annotation['bbox']}, which ends {beyond[side]:g} px beyond the {side} of its image"
+        return found, f"boxes lie inside their image, here {size[0]} x {size[1]} px"
+    return None
+
+
+def _known(category_ids: set[int]) -> str:
+    listing = ", ".join(str(category_id) for category_id in sorted(category_ids)[:10])
+    return f"known ids are {listing}{', …' if len(category_ids) > 10 else ''}" if category_ids else "it lists none"
+
+
+def _amount_faults(path: Path, content: dict[str, Any], *, training: bool) -> Iterator[Fault]:
+    instances = [annotation for annotation in content["annotations"] if not annotation.get("iscrowd")]
+    if not content["images"]:
+        yield Fault(path, "lists no images", "a data set needs at least one", "name another file")
+    elif training and not instances:
+        yield Fault(path, "has no boxes that are not crowds", "training needs at least one", "name another file")
+    without_mask = sum(not annotation.get("has_mask") for annotation in instances)
+    if not training and without_mask:
+        yield Fault(
+            path,
+            f"has no mask for {without_mask} of {len(instances)} annotations",
+            "mask AP compares with drawn masks",
+            "add `segmentation`, or read box AP only",
+            fatal=False,
+        )
+
+
+def _image_faults(folder: Path, images: list[dict[str, Any]], *, decode: bool) -> Iterator[Fault]:
+    if images and not folder.is_dir():
+        yield Fault(folder, "is not a folder", "a data source needs its folder of images", "correct the path")
+        return
+    with ThreadPoolExecutor(IMAGE_THREADS) as pool:
+        faults = pool.map(lambda image: _image_fault(folder, image, decode=decode), images)
+        yield from (fault for fault in faults if fault is not None)
+
+
+def _image_fault(folder: Path, image: dict[str, Any], *, decode: bool) -> Fault | None:
+    image_id, name = image["id"], image["file_name"]
+    if not is_inside(name):
+        rule = "file names are relative to the image folder and stay inside"
+        return Fault(folder, f"has file name {name!r}", rule, "correct the name in the file", image_id=image_id)
+    path = folder / name
+    if not path.is_file():
+        return Fault(path, "does not exist", "every listed image needs its file", "add or unlist it", image_id=image_id)
+    try:
+        with Image.open(path) as picture:
+            size, kind = picture.size, picture.format or ""
+            if size != (image["width"], image["height"]):
+                return _size_mismatch(path, image, picture)
+            if decode or not _has_end(path, kind):
+                picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        found = f"cannot be read: {error}"
+        return Fault(path, found, "images must be whole and in a common format", "replace the file", image_id=image_id)
+    return None
+
+
+def _size_mismatch(path: Path, image: dict[str, Any], picture: Image.Image) -> Fault:
+    way_out = "correct width and height, and the boxes with them, or replace the file"
+    if picture.getexif().get(EXIF_ORIENTATION, 1) > 4:
+        way_out = "the file asks viewers to rotate it by EXIF, which is ignored here: store it rotated"
+    return Fault(
+        path,
+        f"is {picture.width} x {picture.height} px, but the annotation file says {image['width']} x {image['height']}",
+        "boxes refer to the stored pixels",
+        way_out,
+        image_id=image["id"],
+    )
+
+
+def _has_end(path: Path, kind: str) -> bool:
+    """Whether the file ends with its format's end marker; True for formats without one."""
+    marker = {"JPEG": JPEG_END, "MPO": JPEG_END, "PNG": PNG_END}.get(kind, b"")
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(file.tell() - len(marker), 0))
+        return file.read() == marker

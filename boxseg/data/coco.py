@@ -1,0 +1,285 @@
+"""COCO boxes as samples; masks of the file are read for evaluation and measurement only."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from boxseg.config import CocoSource
+from boxseg.data.checks import is_inside, read_annotations
+from boxseg.errors import DataError
+from boxseg.structures import Sample
+
+
+class CocoBoxes(Dataset[Sample]):
+    """Images and boxes of a COCO instance file.
+
+    The annotation file is read once, into arrays; segmentations are dropped while reading. Crowd regions are no
+    instances and never become boxes. Boxes are clipped to their image and those without area are left out:
+    `boxseg.data.checks` reports them beforehand. Images are used as stored: an EXIF rotation is not applied, because
+    COCO boxes refer to stored pixels. Picklable, so loader processes can have it.
+
+    Args:
+        source: Image folder and annotation file.
+        train: Leave out images without boxes; evaluation keeps them.
+
+    Raises:
+        DataError: the annotation file is missing or not a COCO instance file.
+    """
+
+    def __init__(self, source: CocoSource, *, train: bool) -> None:
+        self.source = source
+        self.train = train
+        content = read_annotations(source.annotations)
+        try:
+            self._read(content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{source.annotations}: an entry is malformed ({type(error).__name__}: {error}); COCO instances have "
+                "ids, sizes and boxes as numbers (`boxseg data check` names the entries)"
+            ) from error
+        self.fingerprint = hashlib.sha256(source.annotations.read_bytes()).hexdigest()[:16]
+        """Hash of the annotation file, and so of all image names, boxes and classes."""
+        self._masks: dict[int, Any] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of categories in the file, with boxes or without."""
+        return len(self.category_ids)
+
+    def __len__(self) -> int:
+        return len(self._image_ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The image with its boxes.
+
+        Raises:
+            DataError: the image cannot be read, or has another size than the annotation file says.
+        """
+        path, size = self.image_path(index), self.size(index)
+        try:
+            image = read_image(path)
+        except DataError as error:
+            raise DataError(f"image {self.image_id(index)}: {error}") from error
+        found = (image.shape[1], image.shape[2])
+        if found != size:
+            raise DataError(
+                f"{path}: image {self.image_id(index)} is {found[1]} x {found[0]} px, but {self.source.annotations} "
+                f"says {size[1]} x {size[0]}; boxes refer to the stored pixels (correct the entry or replace the file)"
+            )
+        boxes = slice(self._box_starts[index], self._box_starts[index + 1])
+        return Sample(
+            image=image,
+            boxes=torch.from_numpy(self._boxes[boxes].copy()),
+            labels=torch.from_numpy(self._labels[boxes].copy()),
+            image_id=self.image_id(index),
+            original_size=size,
+        )
+
+    def image_path(self, index: int) -> Path:
+        """File of the image."""
+        name = str(self._file_names[index])
+        if not is_inside(name):
+            raise DataError(
+                f"{self.source.annotations}: image {self.image_id(index)} has file name {name!r}; file names are "
+                "relative to the image folder and stay inside (correct the name)"
+            )
+        return self.source.images / name
+
+    def image_id(self, index: int) -> int:
+        """Id of the image in the COCO file."""
+        return int(self._image_ids[index])
+
+    def index_of(self, image_id: int) -> int:
+        """Position of an image, given its COCO id."""
+        found = np.flatnonzero(self._image_ids == image_id)
+        if len(found) == 0:
+            raise DataError(f"{self.source.annotations}: no image has id {image_id} (without boxes it is left out)")
+        return int(found[0])
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the image in pixels, as the annotation file says."""
+        height, width = self._sizes[index]
+        return int(height), int(width)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """int64 (M, 2): height, width of all images in pixels."""
+        return self._sizes
+
+    def annotation_ids(self, index: int) -> list[int]:
+        """COCO ids of the annotations behind the sample's boxes, in the same order."""
+        return self._annotation_ids[self._box_starts[index] : self._box_starts[index + 1]].tolist()
+
+    def true_masks(self, index: int) -> Tensor | None:
+        """Drawn masks of the sample's boxes, to measure with, never to train with.
+
+        Returns:
+            Bool (N, h, w) in the order and at the size of the sample, or None if an annotation has no segmentation.
+
+        The first call reads the annotation file again.
+
+        Raises:
+            DataError: a segmentation cannot be decoded.
+        """
+        if self._masks is None:
+            content = json.loads(self.source.annotations.read_bytes())
+            self._masks = {
+                entry["id"]: entry["segmentation"] for entry in content["annotations"] if entry.get("segmentation")
+            }
+        ids, size = self.annotation_ids(index), self.size(index)
+        if any(annotation_id not in self._masks for annotation_id in ids):
+            return None
+        masks = torch.zeros((len(ids), *size), dtype=torch.bool)
+        for row, annotation_id in enumerate(ids):
+            try:
+                masks[row] = torch.from_numpy(decode_segmentation(self._masks[annotation_id], size))
+            except DataError as error:
+                raise DataError(f"{self.source.annotations}: annotation {annotation_id} {error}") from error
+        return masks
+
+    def _read(self, content: dict[str, Any]) -> None:
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        self.category_ids: tuple[int, ...] = tuple(category["id"] for category in categories)
+        """Category id of each label."""
+        self.class_names: tuple[str, ...] = tuple(category["name"] for category in categories)
+        """Name of each label."""
+        boxes, labels, annotation_ids, image_rows = _read_boxes(content, self.category_ids)
+        images = content["images"]
+        counts = np.bincount(image_rows, minlength=len(images))
+        kept = np.flatnonzero(counts) if self.train else np.arange(len(images))
+        order = np.argsort(image_rows, kind="stable")
+        self._boxes, self._labels, self._annotation_ids = boxes[order], labels[order], annotation_ids[order]
+        self._box_starts = np.concatenate([[0], np.cumsum(counts[kept])])
+        self._image_ids = np.array([image["id"] for image in images], dtype=np.int64)[kept]
+        self._sizes = _image_sizes(images)[kept]
+        self._file_names = np.array([image["file_name"] for image in images], dtype=np.str_)[kept]
+
+
+def read_image(path: Path) -> Tensor:
+    """An image file as uint8 (3, h, w) RGB.
+
+    Grey, palette, CMYK and 16-bit images are converted; transparency and EXIF rotation are ignored.
+
+    Raises:
+        DataError: the file is missing, truncated or in no known format.
+    """
+    try:
+        with Image.open(path) as picture:
+            pixels = _rgb_pixels(picture)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: the image does not exist (add it, or remove it from the list)") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{path}: the image cannot be read: {error}; images must be whole and in a common format (replace the file)"
+        ) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def coco_ground_truth(source: CocoSource) -> COCO:
+    """The annotation file as pycocotools wants it for evaluation, with `area` and `iscrowd` filled in where missing.
+
+    Raises:
+        DataError: the annotation file is missing or not a COCO instance file.
+    """
+    read_annotations(source.annotations)  # for its errors
+    ground_truth = COCO()
+    ground_truth.dataset = json.loads(source.annotations.read_bytes())
+    ground_truth.dataset.setdefault("info", {})
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        ground_truth.createIndex()
+    for annotation in ground_truth.dataset["annotations"]:
+        annotation.setdefault("iscrowd", 0)
+        if "area" not in annotation:
+            annotation["area"] = _area(annotation, ground_truth)
+    return ground_truth
+
+
+def require_same_classes(train: CocoBoxes, val: CocoBoxes) -> None:
+    """Raise DataError unless both sources list the same categories: labels would mean different classes."""
+    if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
+        raise DataError(
+            f"{val.source.annotations}: categories {_listing(val)} differ from those of {train.source.annotations}, "
+            f"{_listing(train)}; both files need the same ids and names (copy the list of categories)"
+        )
+
+
+def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A COCO segmentation (polygons, counts, or compressed counts) as bool (h, w).
+
+    Raises:
+        DataError: it is none of these, or made for another size.
+    """
+    height, width = size
+    try:
+        if isinstance(segmentation, list):
+            encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        elif isinstance(segmentation["counts"], list):
+            encoded = coco_mask.frPyObjects(segmentation, height, width)
+        else:
+            encoded = segmentation
+        mask = coco_mask.decode(encoded).astype(np.bool_)
+    except Exception as error:  # pycocotools raises bare Exception and whatever its C layer meets
+        raise DataError(f"has a segmentation that cannot be decoded: {error} (draw it again or remove it)") from error
+    if mask.shape != size:
+        found = f"{mask.shape[1]} x {mask.shape[0]}"
+        raise DataError(f"has a segmentation of {found} px in an image of {width} x {height} px; sizes must agree")
+    return mask
+
+
+def _read_boxes(
+    content: dict[str, Any], category_ids: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Clipped boxes (A, 4), labels, annotation ids and image rows (A,) of all instances that have an area."""
+    row_of = {image["id"]: row for row, image in enumerate(content["images"])}
+    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
+    instances = [annotation for annotation in content["annotations"] if not annotation.get("iscrowd")]
+    image_rows = np.array([row_of[annotation["image_id"]] for annotation in instances], dtype=np.int64)
+    labels = np.array([label_of[annotation["category_id"]] for annotation in instances], dtype=np.int64)
+    annotation_ids = np.array([annotation["id"] for annotation in instances], dtype=np.int64)
+    xywh = np.array([annotation["bbox"] for annotation in instances], dtype=np.float64).reshape(-1, 4)
+    limits = _image_sizes(content["images"])[image_rows][:, ::-1]  # (A, 2): width, height
+    top_left = xywh[:, :2].clip(0, limits)
+    bottom_right = (xywh[:, :2] + xywh[:, 2:]).clip(0, limits)
+    boxes = np.concatenate([top_left, bottom_right], axis=1).astype(np.float32)
+    sound = np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return boxes[sound], labels[sound], annotation_ids[sound], image_rows[sound]
+
+
+def _image_sizes(images: list[dict[str, Any]]) -> NDArray[np.int64]:
+    return np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
+
+
+def _rgb_pixels(picture: Image.Image) -> NDArray[np.uint8]:
+    """uint8 (h, w, 3), writable."""
+    if picture.mode == "I" or picture.mode.startswith("I;16"):  # PIL would clip 16 bits to 8 instead of scaling them
+        high_byte = (np.asarray(picture).astype(np.int64).clip(0, 0xFFFF) >> 8).astype(np.uint8)
+        return np.repeat(high_byte[..., None], 3, axis=2)
+    return np.array(picture.convert("RGB"))
+
+
+def _area(annotation: dict[str, Any], ground_truth: COCO) -> float:
+    """Area of the mask where there is one, of the box elsewhere [px²]."""
+    if not annotation.get("segmentation"):
+        return float(annotation["bbox"][2] * annotation["bbox"][3])
+    image = ground_truth.imgs[annotation["image_id"]]
+    return float(decode_segmentation(annotation["segmentation"], (image["height"], image["width"])).sum())
+
+
+def _listing(dataset: CocoBoxes) -> str:
+    pairs = [f"{i} {name}" for i, name in zip(dataset.category_ids, dataset.class_names, strict=True)]
+    return ", ".join(pairs[:5]) + (", …" if len(pairs) > 5 else "")

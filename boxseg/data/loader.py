@@ -1,0 +1,262 @@
+"""Batches for training, a pure function of seed and step, and batches in order for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from boxseg.data.coco import CocoBoxes
+from boxseg.data.transforms import Strong, View, make_views, resize_only
+from boxseg.errors import DataError
+from boxseg.structures import Batch, Sample
+
+ORDER_STREAM, VIEW_STREAM = 0, 1
+"""Keep the numbers that shuffle apart from those that augment."""
+
+
+class TrainLoader:
+    """An endless, shuffled stream of training batches that can start at any step.
+
+    Image and view at every position of the global batch depend on seed, step and position alone. So nothing has to
+    be saved to resume, and one worker with batches of 8 sees what two workers with batches of 4 see. Every image
+    comes once per epoch; a batch may reach into the next epoch. Where a data set has both, landscape and portrait
+    images are put into separate global batches, which saves padding; at most two batches at each epoch border mix them.
+
+    Args:
+        dataset: Images and boxes.
+        short_sides: Short side of the views [px]; one is drawn for each image.
+        max_size: Limit of the long side [px].
+        flip: Probability of a horizontal flip.
+        strong: Colour changes of the strong view.
+        batch_size: Images per step of this rank.
+        seed: Seed of order and views.
+        rank: Which share of the global batch is this process's.
+        world_size: Number of processes; the global batch has `batch_size * world_size` images.
+        workers: Processes that read images; 0 reads in the calling one.
+
+    Raises:
+        DataError: the data set is empty.
+    """
+
+    def __init__(
+        self,
+        dataset: CocoBoxes,
+        *,
+        short_sides: Sequence[int],
+        max_size: int,
+        flip: float,
+        strong: Strong,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+    ) -> None:
+        if len(dataset) == 0:
+            raise DataError(f"{dataset.source.annotations}: no image has a box; training needs at least one")
+        self.workers = workers
+        self._steps = _TrainSteps(
+            dataset,
+            _Augmentation(tuple(short_sides), max_size, flip, strong, seed),
+            ImageOrder(dataset.sizes, seed=seed, global_batch_size=batch_size * world_size),
+            batch_size=batch_size,
+            rank=rank,
+        )
+
+    def batches(self, start_step: int, steps: int) -> Iterator[Batch]:
+        """Batches of the steps `start_step` … `start_step + steps - 1`, read lazily and, with workers, ahead.
+
+        Raises:
+            DataError: an image cannot be read; names file and id.
+        """
+        return _load(self._steps, range(start_step, start_step + steps), self.workers)
+
+
+class ImageOrder:
+    """Which image stands at a position of the endless stream of images."""
+
+    def __init__(self, sizes: NDArray[np.int64], *, seed: int, global_batch_size: int) -> None:
+        self._is_portrait = sizes[:, 0] > sizes[:, 1]
+        self._seed = seed
+        self.global_batch_size = global_batch_size
+        self._orders: dict[int, NDArray[np.int64]] = {}  # of the epochs last asked for
+
+    def __call__(self, position: int) -> int:
+        """Index of the image at a position 0, 1, 2, …"""
+        epoch, offset = divmod(position, len(self._is_portrait))
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = self._shuffle(epoch)
+        return int(self._orders[epoch][offset])
+
+    def _shuffle(self, epoch: int) -> NDArray[np.int64]:
+        rng = np.random.default_rng([self._seed, ORDER_STREAM, epoch])
+        order = rng.permutation(len(self._is_portrait))
+        if not 0 < self._is_portrait.sum() < len(order):
+            return order
+        return self._group(order, epoch, rng)
+
+    def _group(self, order: NDArray[np.int64], epoch: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Reorder so that most global batches hold one orientation only."""
+        size = self.global_batch_size
+        portrait = self._is_portrait[order]
+        whole, rest = [], []
+        for group in (order[portrait], order[~portrait]):
+            end = len(group) // size * size
+            whole.append(group[:end].reshape(-1, size))
+            rest.append(group[end:])
+        whole_batches, others = rng.permutation(np.concatenate(whole)), rng.permutation(np.concatenate(rest))
+        first_boundary = -epoch * len(order) % size  # before it, positions complete a batch of the last epoch
+        return np.roll(np.concatenate([whole_batches.ravel(), others]), first_boundary)
+
+
+def eval_batches(
+    dataset: CocoBoxes, indices: Sequence[int], *, short_side: int, max_size: int, batch_size: int, workers: int = 0
+) -> Iterator[Batch]:
+    """Batches of the given images in order, resized only; `weak` and `strong` are one tensor.
+
+    Boxes have the order of the data set, as `CocoBoxes.true_masks` has. Images without boxes are fine. The last
+    batch may be smaller.
+
+    Raises:
+        DataError: an image cannot be read; names file and id.
+    """
+    steps = _EvalSteps(dataset, indices, short_side=short_side, max_size=max_size, batch_size=batch_size)
+    return _load(steps, range(len(steps)), workers)
+
+
+def collate(views: Sequence[View], *, divisor: int = 32) -> Batch:
+    """Views as one batch, padded at the right and at the bottom with 0.
+
+    Args:
+        views: At least one.
+        divisor: Both sides of the batch are the smallest multiple of this that holds every view.
+
+    Returns:
+        A Batch; `weak` and `strong` are one tensor where they are in all views.
+    """
+    sizes = [(view.weak.shape[1], view.weak.shape[2]) for view in views]
+    height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
+    weak = _stack([view.weak for view in views], height, width)
+    same = all(view.strong is view.weak for view in views)
+    valid = torch.zeros((len(views), height, width), dtype=torch.bool)
+    for row, (h, w) in zip(valid, sizes, strict=True):
+        row[:h, :w] = True
+    return Batch(
+        weak=weak,
+        strong=weak if same else _stack([view.strong for view in views], height, width),
+        valid=valid,
+        boxes=[view.boxes for view in views],
+        labels=[view.labels for view in views],
+        sizes=sizes,
+        original_sizes=[view.original_size for view in views],
+        image_ids=[view.image_id for view in views],
+    )
+
+
+def _stack(images: list[Tensor], height: int, width: int) -> Tensor:
+    stacked = images[0].new_zeros((len(images), 3, height, width))
+    for row, image in zip(stacked, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    return stacked
+
+
+@dataclass(frozen=True)
+class _Augmentation:
+    """Views of a sample at a position of the stream."""
+
+    short_sides: tuple[int, ...]
+    max_size: int
+    flip: float
+    strong: Strong
+    seed: int
+
+    def __call__(self, sample: Sample, position: int) -> View:
+        state = np.random.SeedSequence([self.seed, VIEW_STREAM, position]).generate_state(1, np.uint64)
+        return make_views(
+            sample,
+            short_sides=self.short_sides,
+            max_size=self.max_size,
+            flip=self.flip,
+            strong=self.strong,
+            generator=torch.Generator().manual_seed(int(state[0]) >> 1),
+        )
+
+
+class _TrainSteps(Dataset[Batch]):
+    """The batch of this rank at each step."""
+
+    def __init__(
+        self, dataset: CocoBoxes, augmentation: _Augmentation, order: ImageOrder, *, batch_size: int, rank: int
+    ) -> None:
+        self._dataset = dataset
+        self._augmentation = augmentation
+        self._order = order
+        self._batch_size = batch_size
+        self._rank = rank
+
+    def __getitem__(self, step: int) -> Batch:
+        first = step * self._order.global_batch_size + self._rank * self._batch_size
+        positions = range(first, first + self._batch_size)
+        return collate([self._augmentation(self._dataset[self._order(position)], position) for position in positions])
+
+
+class _EvalSteps(Dataset[Batch]):
+    """The given images in order, cut into batches."""
+
+    def __init__(
+        self, dataset: CocoBoxes, indices: Sequence[int], *, short_side: int, max_size: int, batch_size: int
+    ) -> None:
+        self._dataset = dataset
+        self._indices = list(indices)
+        self._short_side = short_side
+        self._max_size = max_size
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._indices) // self._batch_size)
+
+    def __getitem__(self, step: int) -> Batch:
+        chosen = self._indices[step * self._batch_size : (step + 1) * self._batch_size]
+        return collate(
+            [resize_only(self._dataset[i], short_side=self._short_side, max_size=self._max_size) for i in chosen]
+        )
+
+
+class _OrError(Dataset["Batch | DataError"]):
+    """Hands data errors over as values: raised in a loader process, they would arrive wrapped in its traceback."""
+
+    def __init__(self, steps: _TrainSteps | _EvalSteps) -> None:
+        self._steps = steps
+
+    def __getitem__(self, step: int) -> Batch | DataError:
+        try:
+            return self._steps[step]
+        except DataError as error:
+            return error
+
+
+def _load(steps: _TrainSteps | _EvalSteps, wanted: range, workers: int) -> Iterator[Batch]:
+    loader: DataLoader[Batch | DataError] = DataLoader(
+        _OrError(steps),
+        sampler=wanted,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        generator=torch.Generator(),  # of its own: drawing the workers' base seed must not move the global one
+    )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

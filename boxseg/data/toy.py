@@ -1,0 +1,277 @@
+"""Draws a small COCO data set of shapes with exact masks, for tests, first runs and the demo."""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from boxseg.config import CocoSource, ToyConfig
+
+DRAWING_VERSION = 1
+"""Part of the folder's digest; raise it whenever the same settings would give other pictures."""
+
+MAX_OBJECTS = 5
+MIN_VISIBLE = 0.7
+"""Share of an object that must stay visible beside image border and later objects."""
+MIN_CONTRAST = 95.0
+"""RGB distance (0 … 255 per channel) between an object and the background, and between two objects."""
+SUPERSAMPLING = 3
+
+FloatArray = NDArray[np.float64]
+Inside = Callable[[FloatArray, FloatArray, float], NDArray[np.bool_]]
+
+
+def ensure_toy(root: Path, settings: ToyConfig) -> tuple[CocoSource, CocoSource]:
+    """Train and val source of the generated data set; draws it first unless it is there.
+
+    Args:
+        root: Folder that holds generated data sets; made if missing.
+        settings: Number of images, their size and the seed; the same settings give the same bytes.
+
+    Returns:
+        (train, val): images `root/toy-<digest>/{train,val}/*.png`, annotations `…/annotations/{train,val}.json`. Both
+        files hold tight boxes and RLE masks of the visible part; training ignores the masks.
+
+    Safe when several processes call it at once: each draws beside, the first rename wins.
+    """
+    digest = hashlib.sha256(f"{DRAWING_VERSION} {settings.model_dump_json()}".encode()).hexdigest()[:10]
+    final = root / f"toy-{digest}"
+    if not final.is_dir():
+        draft = root / f".toy-{digest}-{os.getpid()}-{os.urandom(4).hex()}"
+        try:
+            _write_dataset(draft, settings)
+            _rename_unless_present(draft, final)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    train, val = (
+        CocoSource(images=final / split, annotations=final / "annotations" / f"{split}.json")
+        for split in ("train", "val")
+    )
+    return train, val
+
+
+def draw_scene(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], list[tuple[int, NDArray[np.bool_]]]]:
+    """One picture and what is in it.
+
+    Args:
+        rng: Source of all randomness.
+        size: Side of the square picture [px].
+
+    Returns:
+        RGB uint8 (size, size, 3) and 1 … 5 pairs of class index and visible mask, bool (size, size).
+    """
+    picture, background_colors = _draw_background(rng, size)
+    colors = list(background_colors)
+    masks: list[NDArray[np.bool_]] = []
+    full_areas: list[int] = []
+    labels: list[int] = []
+    for _ in range(int(rng.integers(1, MAX_OBJECTS + 1))):
+        label = int(rng.integers(len(SHAPES)))
+        placed = _place_object(rng, size, CLASS_NAMES[label], masks, full_areas)
+        if placed is None:
+            continue
+        alpha, full_area = placed
+        color = _contrasting_color(rng, colors)
+        paint = _object_texture(rng, size, color)
+        picture = picture * (1 - alpha[..., None]) + paint * alpha[..., None]
+        covered = alpha >= 0.5
+        masks = [*(mask & ~covered for mask in masks), covered]
+        full_areas.append(full_area)
+        labels.append(label)
+        colors.append(color)
+    picture = picture + rng.normal(0, rng.uniform(1.5, 4.0), picture.shape)
+    return picture.clip(0, 255).round().astype(np.uint8), list(zip(labels, masks, strict=True))
+
+
+def _write_dataset(folder: Path, settings: ToyConfig) -> None:
+    (folder / "annotations").mkdir(parents=True)
+    for split_index, (split, count) in enumerate((("train", settings.train_images), ("val", settings.val_images))):
+        (folder / split).mkdir()
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for index in range(count):
+            rng = np.random.default_rng([settings.seed, split_index, index])
+            picture, objects = draw_scene(rng, settings.size)
+            name = f"{index:06d}.png"
+            Image.fromarray(picture).save(folder / split / name, compress_level=1)
+            images.append({"id": index + 1, "file_name": name, "width": settings.size, "height": settings.size})
+            for label, mask in objects:
+                annotations.append(_annotation(len(annotations) + 1, index + 1, label, mask))
+        content = {
+            "info": {"description": f"boxseg toy shapes, {split}, seed {settings.seed}"},
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": label + 1, "name": name} for label, name in enumerate(CLASS_NAMES)],
+        }
+        (folder / "annotations" / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _annotation(annotation_id: int, image_id: int, label: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
+    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+    left, top = int(columns[0]), int(rows[0])
+    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": label + 1,
+        "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
+        "area": int(mask.sum()),
+        "iscrowd": 0,
+        "segmentation": {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")},
+    }
+
+
+def _rename_unless_present(draft: Path, final: Path) -> None:
+    try:
+        draft.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+
+
+def _place_object(
+    rng: np.random.Generator, size: int, name: str, masks: list[NDArray[np.bool_]], full_areas: list[int]
+) -> tuple[FloatArray, int] | None:
+    """Coverage (size, size) in [0, 1] and whole area [px] of a new object that hides too little to matter, or None."""
+    for _ in range(30):
+        radius = rng.uniform(0.085, 0.24) * size
+        centre = rng.uniform(0.6 * radius, size - 0.6 * radius, 2)
+        whole = _coverage(SHAPES[name], radius, rng.uniform(0, 2 * np.pi), rng.uniform(), centre % 1.0)
+        alpha = _crop_to_canvas(whole, np.floor(centre).astype(int), size)
+        full_area = int((whole >= 0.5).sum())
+        covered = alpha >= 0.5
+        left_over = (int((mask & ~covered).sum()) for mask in masks)
+        if int(covered.sum()) >= MIN_VISIBLE * full_area and all(
+            area >= MIN_VISIBLE * full for area, full in zip(left_over, full_areas, strict=True)
+        ):
+            return alpha, full_area
+    return None
+
+
+def _coverage(inside: Inside, radius: float, angle: float, form: float, offset: FloatArray) -> FloatArray:
+    """Share of each pixel that the shape covers, on a square window whose middle pixel holds the shape's centre."""
+    half = int(np.ceil(radius)) + 1
+    steps = (np.arange((2 * half + 1) * SUPERSAMPLING) + 0.5) / SUPERSAMPLING - half
+    dx, dy = np.meshgrid((steps - offset[0]) / radius, (steps - offset[1]) / radius)
+    cos, sin = np.cos(angle), np.sin(angle)
+    hits = inside(cos * dx + sin * dy, cos * dy - sin * dx, form)
+    side = 2 * half + 1
+    return hits.reshape(side, SUPERSAMPLING, side, SUPERSAMPLING).mean(axis=(1, 3))
+
+
+def _crop_to_canvas(window: FloatArray, centre: NDArray[np.int_], size: int) -> FloatArray:
+    """Lay a square window with its middle on pixel `centre` (x, y) of an empty canvas; what sticks out is cut."""
+    half = window.shape[0] // 2
+    padded = np.zeros((size + 2 * half, size + 2 * half))
+    x, y = centre
+    padded[y : y + 2 * half + 1, x : x + 2 * half + 1] = window
+    return padded[half : half + size, half : half + size]
+
+
+def _draw_background(rng: np.random.Generator, size: int) -> tuple[FloatArray, tuple[FloatArray, FloatArray]]:
+    """Float (size, size, 3) in 0 … 255 between two muted colours, and these colours."""
+    hue, saturation, value = rng.uniform(), rng.uniform(0.12, 0.45), rng.uniform(0.3, 0.9)
+    first = _rgb(hue, saturation, value)
+    second = _rgb(hue + rng.uniform(-0.12, 0.12), saturation, float(np.clip(value + rng.uniform(-0.2, 0.2), 0.2, 0.95)))
+    pattern = (_smooth_noise, _stripes, _ramp)[int(rng.integers(3))](rng, size)[..., None]
+    grain = 8.0 * (_smooth_noise(rng, size, cells=16)[..., None] - 0.5)
+    return first * (1 - pattern) + second * pattern + grain, (first, second)
+
+
+def _object_texture(rng: np.random.Generator, size: int, color: FloatArray) -> FloatArray:
+    """Float (size, size, 3): one colour with gentle light, stripes or clouds."""
+    pattern = (_smooth_noise, _stripes, _ramp)[int(rng.integers(3))](rng, size)
+    light = (0.5 - pattern) * rng.uniform(0.08, 0.3)
+    return color * (1 + light[..., None])
+
+
+def _contrasting_color(rng: np.random.Generator, taken: list[FloatArray]) -> FloatArray:
+    """A vivid colour far from all taken ones, or the farthest of 40 tries."""
+    tries = [_rgb(rng.uniform(), rng.uniform(0.45, 0.9), rng.uniform(0.5, 0.98)) for _ in range(40)]
+    distances = np.array([min(np.linalg.norm(color - other) for other in taken) for color in tries])
+    far = np.nonzero(distances >= MIN_CONTRAST)[0]
+    return tries[int(far[0]) if len(far) else int(distances.argmax())]
+
+
+def _rgb(hue: float, saturation: float, value: float) -> FloatArray:
+    return 255.0 * np.array(colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
+
+
+def _smooth_noise(rng: np.random.Generator, size: int, cells: int = 5) -> FloatArray:
+    coarse = Image.fromarray(rng.uniform(0, 1, (cells, cells)).astype(np.float32))
+    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64).clip(0, 1)
+
+
+def _stripes(rng: np.random.Generator, size: int) -> FloatArray:
+    waves = rng.uniform(4, 9)
+    return 0.5 + 0.5 * np.sin(2 * np.pi * (waves * _slope(rng, size) + rng.uniform()))
+
+
+def _ramp(rng: np.random.Generator, size: int) -> FloatArray:
+    return (0.5 + 0.7 * _slope(rng, size)).clip(0, 1)
+
+
+def _slope(rng: np.random.Generator, size: int) -> FloatArray:
+    """A plane through 0 in the middle that rises by 1 over the picture in a random direction."""
+    angle = rng.uniform(0, 2 * np.pi)
+    axis = (np.arange(size) + 0.5) / size - 0.5
+    return np.cos(angle) * axis[None, :] + np.sin(angle) * axis[:, None]
+
+
+def _in_disc(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
+    return x**2 + y**2 <= 1
+
+
+def _in_square(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
+    return (np.abs(x) <= 0.74) & (np.abs(y) <= 0.74 * (0.75 + 0.25 * form))
+
+
+def _in_star(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
+    """Five-pointed; points on the unit circle, notches at 0.42 … 0.52 of it."""
+    fold = np.pi / 5
+    angle = np.abs((np.arctan2(y, x) + fold) % (2 * fold) - fold)  # 0 towards a point, `fold` towards a notch
+    radius = np.hypot(x, y)
+    notch = 0.42 + 0.1 * form
+    notch_x, notch_y = notch * np.cos(fold), notch * np.sin(fold)
+    u, v = radius * np.cos(angle), radius * np.sin(angle)
+    return (1 - u) * notch_y - v * (1 - notch_x) >= 0  # on the inner side of the line from point to notch
+
+
+def _in_ring(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
+    squared = x**2 + y**2
+    return (squared <= 1) & (squared >= (0.45 + 0.13 * form) ** 2)
+
+
+def _in_corner(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
+    """Two bars that meet at a right angle, like the letter L."""
+    x, y = x + 0.1, y - 0.1
+    width = 0.5 + 0.14 * form
+    box = (np.abs(x) <= 0.8) & (np.abs(y) <= 0.8)
+    return box & ((x <= -0.8 + width) | (y >= 0.8 - width))
+
+
+def _in_crescent(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
+    return (x**2 + y**2 <= 1) & ((x - 0.52 - 0.12 * form) ** 2 + y**2 >= 0.75**2)
+
+
+SHAPES: dict[str, Inside] = {
+    "disc": _in_disc,
+    "square": _in_square,
+    "star": _in_star,
+    "ring": _in_ring,
+    "corner": _in_corner,
+    "crescent": _in_crescent,
+}
+"""Classes in the order of their labels; each says which points of the unit disc are inside, given a form in [0, 1]."""
+CLASS_NAMES = tuple(SHAPES)

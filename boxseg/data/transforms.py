@@ -1,0 +1,160 @@
+"""One geometry, two colourings: the weak view for the teacher and the strong one for the student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from boxseg.structures import Sample
+
+Strong = Literal["none", "weak", "strong", "strongv2"]
+
+
+@dataclass(frozen=True)
+class View:
+    """One image after geometry, in two colourings."""
+
+    weak: Tensor
+    """uint8 (3, h, w), RGB."""
+    strong: Tensor
+    """uint8 (3, h, w), RGB; the same tensor as `weak` where colours are not changed."""
+    boxes: Tensor
+    """Float (N, 4), x1 y1 x2 y2 in pixels of the view."""
+    labels: Tensor
+    """int64 (N,)."""
+    image_id: int
+    """Id of the image in the COCO file."""
+    original_size: tuple[int, int]
+    """(height, width) of the image file, in pixels."""
+
+
+@dataclass(frozen=True)
+class ColorChanges:
+    """How far, and how often, colours change."""
+
+    jitter: float
+    """Probability of colour jitter."""
+    amount: float
+    """Brightness, contrast and saturation are multiplied by a factor from 1 ± this."""
+    hue: float
+    """Limit of the hue shift, as a share of the colour circle."""
+    grey: float
+    """Probability of losing all colour."""
+    blur: float
+    """Probability of a Gaussian blur of 3 x 3 pixels."""
+
+
+COLOR_CHANGES: dict[Strong, ColorChanges | None] = {
+    "none": None,
+    "weak": ColorChanges(jitter=0.2, amount=0.2, hue=0.1, grey=0.0, blur=0.0),
+    "strong": ColorChanges(jitter=0.8, amount=0.4, hue=0.1, grey=0.2, blur=0.0),
+    "strongv2": ColorChanges(jitter=0.8, amount=0.4, hue=0.1, grey=0.2, blur=0.5),
+}
+"""Settings of the strong view; `method.md` section (h)."""
+
+BLUR_SIGMA_PX = (0.1, 2.0)
+
+
+def make_views(
+    sample: Sample, *, short_sides: Sequence[int], max_size: int, flip: float, strong: Strong, generator: Generator
+) -> View:
+    """Resize and perhaps flip a sample, then change the colours of one copy.
+
+    Args:
+        sample: Image and boxes; left unchanged.
+        short_sides: Short side of the view [px]; one is drawn.
+        max_size: Limit of the long side [px].
+        flip: Probability of a horizontal flip.
+        strong: Name in COLOR_CHANGES.
+        generator: Source of all randomness. Its first two numbers settle the geometry, so that this does not
+            depend on `strong`.
+
+    Returns:
+        A View; boxes are clipped to it and those without area removed.
+
+    Source: `method.md` sections (a.1) and (h).
+    """
+    drawn = torch.rand(2, generator=generator).tolist()
+    short_side = short_sides[min(int(drawn[0] * len(short_sides)), len(short_sides) - 1)]
+    view = resize_only(sample, short_side=short_side, max_size=max_size)
+    weak, boxes = view.weak, view.boxes
+    if drawn[1] < flip:
+        weak, boxes = F.horizontal_flip_image(weak), flip_boxes(boxes, width=weak.shape[-1])
+    changes = COLOR_CHANGES[strong]
+    return View(
+        weak=weak,
+        strong=weak if changes is None else change_colors(weak, changes, generator),
+        boxes=boxes,
+        labels=view.labels,
+        image_id=view.image_id,
+        original_size=view.original_size,
+    )
+
+
+def resize_only(sample: Sample, *, short_side: int, max_size: int) -> View:
+    """The view that evaluation uses: resized, neither flipped nor recoloured; weak and strong are one tensor.
+
+    Boxes keep their order and number as long as they have an area.
+    """
+    height, width = sample.image.shape[-2:]
+    new_height, new_width = resized_shape((height, width), short_side=short_side, max_size=max_size)
+    image = sample.image
+    if (new_height, new_width) != (height, width):
+        image = F.resize_image(image, [new_height, new_width], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    x_scale, y_scale = new_width / width, new_height / height
+    boxes = sample.boxes * sample.boxes.new_tensor([x_scale, y_scale, x_scale, y_scale])
+    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([new_width, new_height, new_width, new_height]))
+    kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return View(image, image, boxes[kept], sample.labels[kept], sample.image_id, sample.original_size)
+
+
+def resized_shape(size: tuple[int, int], *, short_side: int, max_size: int) -> tuple[int, int]:
+    """(height, width) after scaling the short side to `short_side`, less if the long side would exceed `max_size`.
+
+    Source: `method.md` section (h); halves are rounded up.
+    """
+    height, width = size
+    scale = min(short_side / min(height, width), max_size / max(height, width))
+    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+
+
+def flip_boxes(boxes: Tensor, *, width: int) -> Tensor:
+    """Boxes (N, 4) of the horizontally mirrored image of this width [px]."""
+    x1, y1, x2, y2 = boxes.unbind(dim=1)
+    return torch.stack([width - x2, y1, width - x1, y2], dim=1)
+
+
+def change_colors(image: Tensor, changes: ColorChanges, generator: Generator) -> Tensor:
+    """A recoloured copy of uint8 (3, h, w): jitter in random order, then perhaps grey, then perhaps blurred."""
+    chances = torch.rand(3, generator=generator).tolist()
+    amounts = (2 * torch.rand(4, generator=generator) - 1).tolist()
+    order = torch.randperm(4, generator=generator).tolist()
+    sigma_share = torch.rand(1, generator=generator).item()
+    image = image.clone()
+    if chances[0] < changes.jitter:
+        for operation in order:
+            image = _jitter(image, operation, amounts[operation], changes)
+    if chances[1] < changes.grey:
+        image = F.rgb_to_grayscale_image(image, num_output_channels=3)
+    if chances[2] < changes.blur:
+        low, high = BLUR_SIGMA_PX
+        sigma = low + (high - low) * sigma_share
+        image = F.gaussian_blur_image(image, kernel_size=[3, 3], sigma=[sigma, sigma])
+    return image
+
+
+def _jitter(image: Tensor, operation: int, amount: float, changes: ColorChanges) -> Tensor:
+    """One of brightness, contrast, saturation and hue; `amount` in [-1, 1]."""
+    if operation == 0:
+        return F.adjust_brightness_image(image, 1 + amount * changes.amount)
+    if operation == 1:
+        return F.adjust_contrast_image(image, 1 + amount * changes.amount)
+    if operation == 2:
+        return F.adjust_saturation_image(image, 1 + amount * changes.amount)
+    return F.adjust_hue_image(image, amount * changes.hue)
