@@ -1,0 +1,221 @@
+"""What a training process does, whoever started it: the loop, with a reporter that writes files and tells Ray."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from boxseg.config import BoxSegConfig
+from boxseg.engine.events import EvalReport, Reporter, StepReport
+from boxseg.errors import ConfigError
+from orchestration.config import RunSpec
+from orchestration.run_folder import FINAL, RunFolder, error_of
+
+Send = Callable[[dict[str, float]], None]
+"""Passes metrics, with the step under `step`, to Ray."""
+
+STOP_POLL_S = 0.5
+"""Time between two looks for a request to stop [s]."""
+
+
+class TrainFn(Protocol):
+    """The signature of `boxseg.engine.train.run_training`."""
+
+    def __call__(
+        self,
+        config: BoxSegConfig,
+        *,
+        folder: Path,
+        data_root: Path,
+        reporter: Reporter,
+        rank: int,
+        world_size: int,
+        device: str,
+        threads: int,
+        resume: bool,
+    ) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What travels to a training process; paths are absolute because workers run elsewhere."""
+
+    spec: RunSpec
+    folder: Path
+    data_root: Path
+    metric: str | None = None
+    """Metric that a sweep decides by; an evaluation without it is an error."""
+    mode: Literal["max", "min"] = "max"
+    train_fn: TrainFn | None = None
+    """The loop; null: `run_training` of the engine."""
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """Body of a Ray Train worker; `arguments["payload"]` is a Payload."""
+    import ray.train
+    import ray.train.torch
+
+    payload: Payload = arguments["payload"]
+    context = ray.train.get_context()
+    try:
+        train_here(
+            payload,
+            rank=context.get_world_rank(),
+            world_size=context.get_world_size(),
+            device=str(ray.train.torch.get_device()),
+            send=ray.train.report,
+        )
+    except Exception:
+        alone = context.get_world_size() == 1
+        if alone and RunFolder(payload.folder).has_own_failure():
+            return  # the folder names the cause; raising would only make Ray try the same again
+        raise
+
+
+def train_here(
+    payload: Payload, *, rank: int = 0, world_size: int = 1, device: str = "cpu", send: Send | None = None
+) -> dict[str, float]:
+    """Train in this process and leave the end in the run's folder.
+
+    Args:
+        payload: What to train, and where.
+        rank: This process among those that train together; rank 0 writes metrics.
+        world_size: How many train together; above 1 a torch process group is up already.
+        device: Torch device.
+        send: Gets the metrics of every evaluation, on every rank; of the last one when the run is finished.
+
+    Returns:
+        The final metrics. A run that was finished before only gives (and sends) them again.
+
+    Raises:
+        BoxSegError: what ended the run, also if that happened in an earlier attempt.
+    """
+    folder = RunFolder(payload.folder)
+    status = folder.stored()
+    if folder.has_own_failure():
+        assert status.failure is not None
+        raise error_of(status.failure)  # Ray tries again after any error; ours would only repeat
+    if status.status in ("stopped", "interrupted"):
+        return status.metrics  # ended from outside while Ray was about to try again
+    reporter = FileReporter(folder, payload, rank=rank, send=send)
+    if status.steps and status.step >= status.steps:
+        return _finish(folder, reporter, status.metrics)
+    if rank == 0:
+        folder.update(status="running", started=status.started or time.time(), failure=None)
+    try:
+        final = _train(payload, reporter, rank, world_size, device)
+    except SystemExit:  # how Tune ends a trial that its scheduler stopped
+        folder.finish("stopped")
+        raise
+    except KeyboardInterrupt:
+        folder.finish("interrupted")
+        raise
+    except Exception as error:
+        folder.finish("failed", error)
+        raise
+    if reporter.step < payload.spec.train.steps:
+        folder.finish("interrupted")
+        return final
+    return _finish(folder, reporter, final)
+
+
+def _train(payload: Payload, reporter: FileReporter, rank: int, world_size: int, device: str) -> dict[str, float]:
+    train_fn = payload.train_fn
+    if train_fn is None:
+        from boxseg.engine.train import run_training  # type: ignore[attr-defined,unused-ignore]
+
+        train_fn = run_training
+    spec = payload.spec
+    return train_fn(
+        BoxSegConfig(**spec.model_dump(include=set(BoxSegConfig.model_fields))),
+        folder=payload.folder,
+        data_root=payload.data_root,
+        reporter=reporter,
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        threads=max(1, int(spec.resources.cpus_per_worker)),
+        resume=True,
+    )
+
+
+def _finish(folder: RunFolder, reporter: FileReporter, metrics: dict[str, float]) -> dict[str, float]:
+    """Write the end before Ray hears of it: a scheduler may kill this process as soon as it knows."""
+    if reporter.rank == 0:
+        folder.finish("finished")
+    reporter.send(max(reporter.step, folder.stored().step), metrics)
+    return metrics
+
+
+class FileReporter:
+    """Writes reports to the run's folder (rank 0) and passes evaluations to Ray (every rank).
+
+    The evaluation of the last step is passed on by `_finish` instead, so that a trial scheduler cannot end a run
+    between its last evaluation and its end.
+    """
+
+    def __init__(self, folder: RunFolder, payload: Payload, *, rank: int, send: Send | None) -> None:
+        self.rank = rank
+        self.step = 0
+        self._folder = folder
+        self._payload = payload
+        self._send = send
+        self._looked = 0.0
+        self._stop = False
+
+    def on_step(self, report: StepReport) -> None:
+        """Write the means of some steps."""
+        self._write(report.step, report.metrics)
+
+    def on_eval(self, report: EvalReport) -> None:
+        """Write an evaluation and tell Ray.
+
+        Raises:
+            ConfigError: the metric that decides is not among those evaluated.
+        """
+        metric = self._payload.metric
+        if metric is not None and metric not in report.metrics:
+            raise ConfigError(
+                f"sweep.metric {metric} is not reported; choose one of {', '.join(sorted(report.metrics))}"
+            )
+        self._write(report.step, report.metrics, is_best=report.is_best)
+        if report.step < self._payload.spec.train.steps:
+            self.send(report.step, report.metrics)
+
+    def should_stop(self) -> bool:
+        """True once somebody asked for a stop in the run's folder."""
+        if not self._stop and time.monotonic() - self._looked > STOP_POLL_S:
+            self._stop = self._folder.stop_requested()
+            self._looked = time.monotonic()
+        return self._stop
+
+    def send(self, step: int, metrics: dict[str, float]) -> None:
+        """Pass the evaluation's metrics on; one that is not finite becomes the worst value where it decides."""
+        if self._send is None:
+            return
+        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        metric = self._payload.metric
+        if metric is not None and metric not in finite:
+            finite[metric] = -1e9 if self._payload.mode == "max" else 1e9
+        self._send({**finite, "step": step})
+
+    def _write(self, step: int, metrics: dict[str, float], *, is_best: bool = False) -> None:
+        self.step = step
+        if self.rank != 0:
+            return
+        status = self._folder.stored()
+        if status.status in FINAL:  # stopped from outside while this process had not heard of it
+            return
+        self._folder.append_metrics(step, metrics)
+        changes: dict[str, Any] = {"step": step, "metrics": {**status.metrics, **_finite(metrics)}}
+        if is_best:
+            changes |= {"best": _finite(metrics), "best_step": step}
+        self._folder.update(**changes)
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
