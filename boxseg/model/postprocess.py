@@ -1,0 +1,117 @@
+"""Dense predictions -> final detections with masks, at the size of the image files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from boxseg.ops.boxes import clip_boxes, decode_boxes, scale_boxes
+from boxseg.ops.masks import resize_masks
+from boxseg.structures import Detections, MaskNetwork, Predictions
+
+CHUNK_PIXELS = 2**25
+"""Mask pixels that are enlarged at once; bounds the memory."""
+
+
+@torch.no_grad()
+def postprocess(
+    network: MaskNetwork,
+    predictions: Predictions,
+    sizes: Sequence[tuple[int, int]],
+    original_sizes: Sequence[tuple[int, int]],
+    *,
+    score_thr: float,
+    pre_topk: int,
+    nms_thr: float,
+    topk: int,
+    image_ids: Sequence[int] | None = None,
+) -> list[Detections]:
+    """Detections of all images of a batch, scored by class, centre-ness and certainty of the mask.
+
+    Args:
+        network: The network that made `predictions`.
+        predictions: For B images.
+        sizes: B times (h, w) before padding, pixels.
+        original_sizes: B times (height, width) of the image file, pixels.
+        score_thr: Floor of class probability x centre-ness.
+        pre_topk: Candidates per level before NMS.
+        nms_thr: IoU above which the weaker of two detections of a class is dropped.
+        topk: Detections per image.
+        image_ids: B ids to carry along; -1 each if None.
+
+    Returns:
+        B times at most `topk` detections, best first.
+
+    Source: CondInst (arXiv 2003.05664), BoxTeacher (arXiv 2210.05174); `method.md` section (b.7).
+    """
+    detections = []
+    image_ids = image_ids if image_ids is not None else [-1] * len(sizes)
+    for image, (size, original_size, image_id) in enumerate(zip(sizes, original_sizes, image_ids, strict=True)):
+        found = _find_candidates(predictions, image, score_thr=score_thr, pre_topk=pre_topk)
+        found = found.take(batched_nms(found.boxes, found.scores, found.labels, nms_thr)[:topk])
+        boxes = clip_boxes(scale_boxes(found.boxes, size, original_size), original_size)
+        not_empty = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        found, boxes = found.take(not_empty), boxes[not_empty]
+
+        image_index = torch.full_like(found.location_index, image)
+        mask_probs = network.mask_logits(predictions, image_index, found.location_index).sigmoid()
+        masks, certainty = _finish_masks(mask_probs, size, original_size)
+        scores = (found.scores * certainty).sqrt()
+        order = scores.argsort(descending=True, stable=True)
+        detections.append(Detections(boxes[order], scores[order], found.labels[order], masks[order], image_id))
+    return detections
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Candidates of one image."""
+
+    boxes: Tensor
+    """Float (C, 4), pixels of the padded image, not clipped."""
+    scores: Tensor
+    """Float (C,): sqrt(class probability x centre-ness)."""
+    labels: Tensor
+    """int64 (C,)."""
+    location_index: Tensor
+    """int64 (C,)."""
+
+    def take(self, index: Tensor) -> _Found:
+        return _Found(self.boxes[index], self.scores[index], self.labels[index], self.location_index[index])
+
+
+def _find_candidates(predictions: Predictions, image: int, *, score_thr: float, pre_topk: int) -> _Found:
+    """The (location, class) pairs of one image above the threshold, the best `pre_topk` of each level."""
+    probs = (
+        predictions.class_logits[image].sigmoid() * predictions.centerness_logits[image].sigmoid()[:, None]
+    )  # (L, K)
+    num_classes = probs.shape[1]
+    best, start = [], 0
+    for count in torch.unique_consecutive(predictions.levels, return_counts=True)[1].tolist():
+        level = probs[start : start + count].flatten()
+        best.append(level.topk(min(pre_topk, len(level))).indices + start * num_classes)
+        start += count
+    pair = torch.cat(best)
+    pair = pair[probs.flatten()[pair] > score_thr]
+    location_index, labels = pair // num_classes, pair % num_classes
+    boxes = decode_boxes(
+        predictions.locations[location_index],
+        predictions.distances[image, location_index],
+        predictions.strides[location_index],
+    )
+    return _Found(boxes, probs.flatten()[pair].sqrt(), labels, location_index)
+
+
+def _finish_masks(mask_probs: Tensor, size: tuple[int, int], original_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Probabilities (n, H/4, W/4) -> masks bool (n, height, width), and their mean probability inside (n,)."""
+    pixels = max(16 * mask_probs.shape[1] * mask_probs.shape[2], original_size[0] * original_size[1])
+    masks, certainty = [], []
+    for chunk in mask_probs.split(max(CHUNK_PIXELS // pixels, 1)):
+        probs = resize_masks(chunk, size=size, original_size=original_size)
+        mask = probs > 0.5
+        masks.append(mask)
+        certainty.append((probs * mask).sum(dim=(1, 2)) / (mask.sum(dim=(1, 2)) + 1e-6))
+    return torch.cat(masks), torch.cat(certainty)
