@@ -1,0 +1,148 @@
+"""Cheap checks before anything starts: data, weights, cores, GPUs and storage; needs neither torch nor Ray."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from boxseg.config import CocoSource
+from boxseg.data.checks import require_usable
+from boxseg.errors import BoxSegError, ConfigError
+from orchestration.config import RunSpec
+from orchestration.errors import ResourceError
+
+
+def check(spec: RunSpec) -> None:
+    """Refuse a run or sweep that could not work on this machine or with these files.
+
+    Raises:
+        ResourceError: more workers, CPU cores or GPUs than there are.
+        ConfigError: a file that a setting names is missing, or the storage cannot be written.
+        DataError: a data set has fatal faults.
+    """
+    for fault in find_faults(spec, stop_at_first=True):
+        raise fault
+
+
+def find_faults(spec: RunSpec, *, stop_at_first: bool = False) -> list[BoxSegError]:
+    """All that `check` would raise, quickest checks first; nothing is left behind on the disk."""
+    faults: list[BoxSegError] = []
+    for look in (_check_cpus, _check_gpus, _check_storage, _check_weights, _check_train_data, _check_val_data):
+        fault = _fault_of(look, spec)
+        if fault is not None:
+            faults.append(fault)
+            if stop_at_first:
+                break
+    return faults
+
+
+def uses_cluster(spec: RunSpec) -> bool:
+    """Whether a running Ray cluster is named, so that this machine's size does not count."""
+    return (spec.resources.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+
+
+def count_cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that this process may use, counted without torch; 0 where the driver does not answer."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return 0
+    try:
+        listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listing.splitlines())
+
+
+def free_bytes(storage: Path) -> int:
+    """Free space of the disk that holds, or will hold, the storage folder."""
+    return shutil.disk_usage(existing_parent(storage)).free
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself if it exists, else the closest folder above it that does."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if _exists(folder))
+
+
+def _fault_of(look: Callable[[RunSpec], None], spec: RunSpec) -> BoxSegError | None:
+    try:
+        look(spec)
+    except BoxSegError as fault:
+        return fault
+    return None
+
+
+def _check_cpus(spec: RunSpec) -> None:
+    resources, cores = spec.resources, count_cpus()
+    need = resources.workers * resources.cpus_per_worker
+    if need > cores and not uses_cluster(spec):
+        raise ResourceError(
+            f"resources: workers {resources.workers} x cpus_per_worker {resources.cpus_per_worker:g} needs {need:g} "
+            f"CPU cores, but this machine has {cores}; lower one of them, or name a cluster with resources.address"
+        )
+
+
+def _check_gpus(spec: RunSpec) -> None:
+    resources = spec.resources
+    need = resources.workers * resources.gpus_per_worker
+    if need == 0 or uses_cluster(spec):
+        return
+    gpus = count_gpus()
+    if need > gpus:
+        raise ResourceError(
+            f"resources: workers {resources.workers} x gpus_per_worker {resources.gpus_per_worker:g} needs {need:g} "
+            f"GPUs, but this machine has {gpus}; set gpus_per_worker: 0 to use CPU cores, or name a cluster with "
+            "resources.address"
+        )
+
+
+def _check_storage(spec: RunSpec) -> None:
+    folder = existing_parent(spec.storage)
+    token = folder / f".boxseg-{secrets.token_hex(4)}"
+    try:
+        token.touch(exist_ok=False)
+        token.unlink()
+    except OSError as error:
+        reason = "a file is in the way" if not folder.is_dir() else error.strerror
+        raise ConfigError(
+            f"storage: {spec.storage} cannot be written ({folder}: {reason}); name another folder in the file, "
+            "or with --set storage=DIR"
+        ) from error
+
+
+def _check_weights(spec: RunSpec) -> None:
+    weights, start = spec.model.weights, spec.model.init_checkpoint
+    if weights not in ("auto", "imagenet", "none") and not Path(weights).is_file():
+        raise ConfigError(f"model.weights: {weights}: no such file; give a state dict, or one of auto, imagenet, none")
+    if start is not None and not start.is_dir():
+        raise ConfigError(
+            f"model.init_checkpoint: {start}: no such folder; give a checkpoint, as in RUN/checkpoints/best"
+        )
+
+
+def _check_train_data(spec: RunSpec) -> None:
+    if isinstance(spec.data.train, CocoSource):
+        require_usable(spec.data.train, training=True)
+
+
+def _check_val_data(spec: RunSpec) -> None:
+    if isinstance(spec.data.val, CocoSource):
+        require_usable(spec.data.val, training=False)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
