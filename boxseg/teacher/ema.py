@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -19,8 +19,8 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
 
     Source: `method.md` section (g).
     """
-    targets = list(teacher.parameters())
-    sources = [parameter.detach() for parameter in student.parameters()]
+    targets: list[Tensor] = list(teacher.parameters())
+    sources: list[Tensor] = [parameter.detach() for parameter in student.parameters()]
     torch._foreach_lerp_(targets, sources, 1.0 - momentum)
 
 
