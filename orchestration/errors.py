@@ -41,6 +41,5 @@ def exit_code_for(error: BaseException) -> ExitCode:
         DataError: ExitCode.DATA,
         ResourceError: ExitCode.RESOURCES,
         NonFiniteLossError: ExitCode.DIVERGED,
-        KeyboardInterrupt: ExitCode.INTERRUPTED,
     }
     return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.FAILED)

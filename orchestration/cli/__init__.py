@@ -1,0 +1,1 @@
+"""The `boxseg` command: parse, call one function, print."""

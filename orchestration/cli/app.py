@@ -1,0 +1,89 @@
+"""The `boxseg` command: its subcommands, and one place where errors become a message and an exit code."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import typer
+
+from boxseg.errors import BoxSegError
+from orchestration.cli import config, data, runs, train, ui
+from orchestration.cli.output import say
+from orchestration.errors import ExitCode, exit_code_for
+
+app = typer.Typer(
+    help="Instance masks from bounding boxes: BoxSeg training with Ray and MLflow.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help comes back at once
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+train.add_commands(app)
+app.add_typer(data.app, name="data")
+app.add_typer(runs.app, name="runs")
+app.add_typer(config.app, name="config")
+ui.add_commands(app)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and end the process with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and give its exit code; purposeful errors become one message on stderr, no traceback."""
+    try:
+        result = app(arguments, prog_name="boxseg", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):  # commands that save their state on a signal end by themselves
+        say("interrupted")
+        return ExitCode.FAILED
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
+    except BoxSegError as error:
+        _show_traceback_if_asked()
+        say(f"error: {error}")
+        return exit_code_for(error)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of whichever click typer uses
+            error.show()
+            return int(error.exit_code)
+        _show_traceback_if_asked()
+        say(f"error: {type(error).__name__}: {error} (unexpected; details in {_write_log()})")
+        return ExitCode.FAILED
+    return result if isinstance(result, int) else ExitCode.DONE
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"boxseg {importlib.metadata.version('boxseg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+
+
+def _show_traceback_if_asked() -> None:
+    if os.environ.get("BOXSEG_DEBUG"):
+        traceback.print_exc()
+
+
+def _write_log() -> Path:
+    """Keep the traceback of the current exception in a file."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix=f"boxseg-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".log", delete=False, encoding="utf-8"
+    ) as log:
+        log.write(f"boxseg {' '.join(sys.argv[1:])}\n{traceback.format_exc()}")
+    return Path(log.name)

@@ -1,0 +1,150 @@
+"""`boxseg data`: check and count data sets, draw the generated one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from boxseg.errors import ConfigError
+from orchestration.cli.output import AsJson, print_json, print_pairs, print_table, say
+from orchestration.errors import ExitCode
+
+app = typer.Typer(help="Check, count and draw data sets.", no_args_is_help=True, rich_markup_mode=None)
+
+Target = Annotated[Path, typer.Argument(metavar="EXP.yaml|FILE.json", help="Experiment file, or COCO instance file.")]
+Images = Annotated[
+    Path | None,
+    typer.Option("--images", metavar="DIR", help="Image folder of FILE.json; else beside it, or ../images."),
+]
+
+
+@app.command()
+def check(
+    target: Target,
+    images: Images = None,
+    use: Annotated[
+        Literal["train", "val"], typer.Option("--for", help="What FILE.json is for: val asks for masks.")
+    ] = "train",
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image in full.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find what is wrong with a data set; exit code 3 if it cannot be used."""
+    from boxseg.data.checks import check_source
+
+    faults = []
+    for split, source in _sources(target, images, use).items():
+        faults.extend(check_source(source, training=split == "train", decode=decode))
+    if as_json:
+        print_json({"usable": not any(fault.fatal for fault in faults), "faults": faults})
+    elif faults:
+        print_table(
+            ("", "file", "image", "annotation", "what is wrong"),
+            [
+                (
+                    "error" if fault.fatal else "warning",
+                    fault.file.name,
+                    fault.image_id,
+                    fault.annotation_id,
+                    f"{fault.value}; {fault.rule} ({fault.way_out})",
+                )
+                for fault in faults
+            ],
+        )
+    fatal = sum(fault.fatal for fault in faults)
+    say(f"{fatal} errors, {len(faults) - fatal} warnings")
+    if fatal:
+        raise typer.Exit(ExitCode.DATA)
+
+
+@app.command()
+def stats(target: Target, images: Images = None, as_json: AsJson = False) -> None:
+    """Count images, boxes, classes and sizes (small below 32² px, large from 96² px on)."""
+    from boxseg.data.checks import read_annotations
+
+    counts = {
+        split: _count(read_annotations(source.annotations))
+        for split, source in _sources(target, images, "train").items()
+    }
+    if as_json:
+        print_json(counts if target.suffix != ".json" else counts["train"])
+        return
+    for split, found in counts.items():
+        classes = found.pop("classes")
+        if target.suffix != ".json":
+            typer.echo(f"{split}:")
+        print_pairs([(name.replace("_", " "), value) for name, value in found.items()])
+        print_table(("class", "boxes"), sorted(classes.items(), key=lambda item: -item[1]))
+
+
+@app.command()
+def toy(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to draw it.")],
+    train_images: Annotated[int, typer.Option(min=1)] = 320,
+    val_images: Annotated[int, typer.Option(min=1)] = 80,
+    size: Annotated[int, typer.Option(min=64, max=1024, help="Side of the square images [px].")] = 128,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw the generated data set of shapes."""
+    from boxseg.config import ToyConfig
+    from boxseg.data.toy import ensure_toy
+
+    settings = ToyConfig(train_images=train_images, val_images=val_images, size=size, seed=seed)
+    train, val = ensure_toy(folder, settings)
+    if as_json:
+        print_json({"train": train.model_dump(), "val": val.model_dump()})
+        return
+    for split, source in (("train", train), ("val", val)):
+        typer.echo(f"{split}: {{images: {source.images}, annotations: {source.annotations}}}")
+
+
+def _sources(target: Path, images: Path | None, use: str) -> dict[str, Any]:
+    """Split -> CocoSource."""
+    from boxseg.config import CocoSource
+
+    if target.suffix == ".json":
+        return {use: CocoSource(images=images or _find_images(target), annotations=target)}
+    from orchestration.config import load_run
+
+    data = load_run(target).data
+    found = {"train": data.train, "val": data.val}
+    if not any(isinstance(source, CocoSource) for source in found.values()):
+        raise ConfigError(f"{target}: data.train and data.val are toy, which is drawn and has no files to look at")
+    return {split: source for split, source in found.items() if isinstance(source, CocoSource)}
+
+
+def _find_images(annotations: Path) -> Path:
+    """The folder that holds the first image which the file names."""
+    from boxseg.data.checks import read_annotations
+
+    entries = read_annotations(annotations)["images"]
+    name = str(entries[0].get("file_name", "")) if entries else ""
+    folders = [annotations.parent, annotations.parent / "images", annotations.parent.parent / "images"]
+    for folder in folders:
+        if name and (folder / name).is_file():
+            return folder
+    looked = ", ".join(str(folder) for folder in folders)
+    raise ConfigError(f"{annotations}: its image {name or '(none)'} is not in {looked}; name the folder with --images")
+
+
+def _count(content: dict[str, Any]) -> dict[str, Any]:
+    """Counts; boxes are small below 32² px and large from 96² px on, as in COCO's evaluation."""
+    boxes = [each for each in content["annotations"] if not each.get("iscrowd")]
+    areas = [float(each["bbox"][2]) * float(each["bbox"][3]) for each in boxes]
+    names = {each["id"]: each["name"] for each in content["categories"]}
+    per_class = Counter(each["category_id"] for each in boxes)
+    with_boxes = len({each["image_id"] for each in boxes})
+    return {
+        "images": len(content["images"]),
+        "images_with_boxes": with_boxes,
+        "boxes": len(boxes),
+        "crowd_regions": len(content["annotations"]) - len(boxes),
+        "boxes_per_image": round(len(boxes) / with_boxes, 2) if with_boxes else 0.0,
+        "small_boxes": sum(area < 32**2 for area in areas),
+        "medium_boxes": sum(32**2 <= area < 96**2 for area in areas),
+        "large_boxes": sum(area >= 96**2 for area in areas),
+        "classes": {name: per_class.get(number, 0) for number, name in names.items()},
+    }

@@ -1,0 +1,106 @@
+"""`boxseg runs`: what is kept under a storage folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestration.cli.output import AsJson, Storage, print_json, print_pairs, print_table, say, show_duration
+
+if TYPE_CHECKING:
+    from orchestration.run_folder import RunStatus
+
+app = typer.Typer(help="Look at runs and sweeps.", no_args_is_help=True, rich_markup_mode=None)
+
+SHOWN_METRICS = ("val/mask_ap", "val/mask_ap75", "val/box_ap")
+
+
+@app.command("ls")
+def list_all(
+    storage: Storage = Path("runs"),
+    name: Annotated[str | None, typer.Option("--name", help="Only runs of this experiment.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, trials and sweeps, newest first."""
+    from orchestration.run_folder import list_runs
+
+    found = [status for status in list_runs(storage) if name in (None, status.name)]
+    if as_json:
+        print_json([status.to_json() for status in found])
+        return
+    if not found:
+        say(f"no runs under {storage.absolute()}; `boxseg train EXP.yaml` makes one")
+        return
+    print_table(
+        ("id", "name", "kind", "status", "step", "AP", "AP75", "box AP", "began", "folder"),
+        [
+            (
+                status.id,
+                status.name,
+                status.kind,
+                status.status,
+                status.step,
+                *_shown(status),
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(status.created)),
+                status.folder,
+            )
+            for status in found
+        ],
+    )
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run id, its folder, or best:SWEEP.")],
+    storage: Storage = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Show one run or sweep: its state, metrics and, of a sweep, its trials."""
+    from orchestration.run_folder import find_run, list_runs
+
+    folder = find_run(storage, run)
+    status = folder.status()
+    trials = [each for each in list_runs(folder.path.parents[1]) if _is_trial_of(each, folder.path)]
+    if as_json:
+        shown: dict[str, Any] = status.to_json()
+        print_json(shown | ({"trials": [each.to_json() for each in trials]} if status.kind == "sweep" else {}))
+        return
+    print_pairs(_summary(status))
+    if trials:
+        typer.echo("")
+        print_table(
+            ("trial", "status", "step", "AP", "AP75", "box AP", "values"),
+            [(each.id, each.status, each.step, *_shown(each), each.description) for each in trials],
+        )
+
+
+def _is_trial_of(status: RunStatus, sweep: Path) -> bool:
+    return status.parent is not None and Path(status.folder).resolve().parent == sweep.resolve()
+
+
+def _shown(status: RunStatus) -> list[float | None]:
+    metrics = status.best or status.metrics
+    return [metrics.get(name) for name in SHOWN_METRICS]
+
+
+def _summary(status: RunStatus) -> list[tuple[str, Any]]:
+    ended = status.ended or time.time()
+    pairs: list[tuple[str, Any]] = [
+        ("id", status.id),
+        ("name", status.name),
+        ("kind", status.kind),
+        ("status", status.status),
+        ("step", f"{status.step} of {status.steps}" if status.steps else status.step),
+        ("time", show_duration(ended - status.started) if status.started else None),
+        ("folder", status.folder),
+    ]
+    if status.failure is not None:
+        pairs.append(("failure", f"{status.failure.kind}: {status.failure.text}"))
+    if status.best_run is not None:
+        pairs.append(("best trial", status.best_run))
+    if status.best:
+        pairs.append(("best at step", status.best_step))
+    return pairs + sorted((status.best or status.metrics).items()) + sorted(status.tags.items())

@@ -1,0 +1,120 @@
+"""`boxseg train` and `boxseg sweep`: load, check, run, print; `--plan` stops before anything starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestration.cli.output import (
+    AsJson,
+    Experiment,
+    Overrides,
+    print_json,
+    print_pairs,
+    say,
+    show_bytes,
+    show_duration,
+)
+from orchestration.errors import ExitCode, exit_code_for
+
+if TYPE_CHECKING:
+    from orchestration.config import RunSpec
+    from orchestration.plan import DataPlan, Plan
+
+PlanOnly = Annotated[bool, typer.Option("--plan", help="Print data, trials, time and disk estimate; start nothing.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register `train` and `sweep`."""
+    app.command()(train)
+    app.command()(sweep)
+
+
+def train(
+    experiment: Experiment,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on with this run: its id or folder.")
+    ] = None,
+    overrides: Overrides = None,
+    plan: PlanOnly = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train once; a `sweep` section in the file is ignored."""
+    from orchestration.config import load_run
+    from orchestration.preflight import check
+
+    spec = load_run(experiment, overrides or [])
+    if plan:
+        _print_plan(spec, as_json)
+        return
+    check(spec)
+    from orchestration.train_run import run
+
+    result = run(spec, resume=resume)
+    if as_json:
+        about = {"id": result.id, "name": spec.name, "status": result.status, "folder": result.folder}
+        print_json(about | {"metrics": result.metrics, "best": result.best} | result.metrics)
+    else:
+        shown = result.best or result.metrics
+        heading: list[tuple[str, Any]] = [("run", result.id), ("status", result.status), ("folder", result.folder)]
+        print_pairs(heading + [(name, value) for name, value in sorted(shown.items()) if name.startswith("val/")])
+    if result.status == "interrupted":
+        say(f"interrupted, state saved; go on with: boxseg train {experiment} --resume {result.id}")
+        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def sweep(experiment: Experiment, overrides: Overrides = None, plan: PlanOnly = False, as_json: AsJson = False) -> None:
+    """Train many trials over a space of settings, and name the best."""
+    from orchestration.config import load_sweep
+    from orchestration.preflight import check
+
+    spec = load_sweep(experiment, overrides or [])
+    if plan:
+        _print_plan(spec, as_json)
+        return
+    check(spec)
+
+
+def _print_plan(spec: RunSpec, as_json: bool) -> None:
+    from orchestration.plan import make_plan
+
+    plan = make_plan(spec)
+    if as_json:
+        print_json(plan.to_json())
+    else:
+        print_pairs(_plan_lines(plan))
+    for fault in plan.faults:
+        say(f"would not start: {fault}")
+    if plan.faults:
+        raise typer.Exit(exit_code_for(plan.faults[0]))
+
+
+def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
+    epochs = "" if plan.epochs is None else f", {plan.epochs:.3g} epochs"
+    concurrency = "as many as the cluster holds" if plan.concurrency is None else f"{plan.concurrency} at a time"
+    time = plan.time_basis
+    if plan.seconds is not None:
+        time = f"up to {show_duration(plan.seconds)}, as measured in {plan.time_basis}"
+    disk = plan.disk_basis
+    if plan.disk_bytes is not None:
+        disk = f"about {show_bytes(plan.disk_bytes)}, as measured in {plan.disk_basis}"
+    return [
+        (plan.kind, plan.name),
+        ("train data", _data_line(plan.train)),
+        ("val data", _data_line(plan.val)),
+        ("trials", f"{plan.trials}, {concurrency}" if plan.kind == "sweep" else plan.trials),
+        ("workers", f"{plan.workers} in each trial" if plan.kind == "sweep" else plan.workers),
+        ("steps", f"{plan.steps}{epochs}"),
+        ("time", time),
+        ("disk", f"{disk}; {show_bytes(plan.free_bytes)} free"),
+        ("storage", plan.storage),
+    ]
+
+
+def _data_line(data: DataPlan) -> str:
+    if data.images is None:
+        return f"{data.source}: not usable"
+    if data.boxes is None:
+        return f"{data.source}: {data.images} images, drawn on first use"
+    return f"{data.source}: {data.images} images, {data.boxes} boxes, {data.classes} classes"
