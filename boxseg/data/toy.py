@@ -234,7 +234,7 @@ def _in_disc(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
 
 
 def _in_square(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
-    return (np.abs(x) <= 0.74) & (np.abs(y) <= 0.74 * (0.75 + 0.25 * form))
+    return (np.abs(x) <= 0.7) & (np.abs(y) <= 0.7 * (0.75 + 0.25 * form))
 
 
 def _in_star(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
@@ -255,10 +255,9 @@ def _in_ring(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
 
 def _in_corner(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
     """Two bars that meet at a right angle, like the letter L."""
-    x, y = x + 0.1, y - 0.1
-    width = 0.5 + 0.14 * form
-    box = (np.abs(x) <= 0.8) & (np.abs(y) <= 0.8)
-    return box & ((x <= -0.8 + width) | (y >= 0.8 - width))
+    width = 0.45 + 0.12 * form
+    square = (np.abs(x) <= 0.7) & (np.abs(y) <= 0.7)
+    return square & ((x <= -0.7 + width) | (y >= 0.7 - width))
 
 
 def _in_crescent(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
