@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,9 +22,6 @@ from boxseg.config import BoxSegConfig, Config
 from boxseg.errors import ConfigError
 from orchestration import settings
 from orchestration.domains import AnyDomain, Choice, Domain, corners, domain_kind, probe_values
-from orchestration.domains import LogUniform as LogUniform
-from orchestration.domains import RandInt as RandInt
-from orchestration.domains import Uniform as Uniform
 from orchestration.yaml_source import KeyPath, Source, absolute_paths, assign, override, parse_override, read_source
 
 Runner = Literal["auto", "ray_train", "inline"]
@@ -103,11 +99,6 @@ class SweepConfig(Config):
                     "list its values with choice, or use search: random or tpe"
                 )
         return self
-
-    def num_trials(self) -> int:
-        """Trials of the whole sweep, over all seeds."""
-        grid = math.prod(len(domain.choice) for domain in self.space.values() if isinstance(domain, Choice))
-        return (grid if self.search == "grid" else self.trials) * len(self.seeds)
 
 
 class TrackingConfig(Config):

@@ -13,6 +13,7 @@ from boxseg.errors import BoxSegError
 from orchestration import preflight
 from orchestration.config import RunSpec, SweepSpec, load_run
 from orchestration.run_folder import RunFolder, RunStatus, list_runs
+from orchestration.search_space import count_trials
 
 UNKNOWN_TIME = "unknown: no earlier run of this name and size under storage; run one short run first"
 
@@ -68,7 +69,7 @@ def make_plan(spec: RunSpec) -> Plan:
     faults = preflight.find_faults(spec)
     train = _data_plan(spec.data.train, toy_images=spec.data.toy.train_images)
     val = _data_plan(spec.data.val, toy_images=spec.data.toy.val_images)
-    trials = spec.sweep.num_trials() if isinstance(spec, SweepSpec) else 1
+    trials = count_trials(spec.sweep) if isinstance(spec, SweepSpec) else 1
     concurrency = _concurrency(spec, trials)
     earlier = _earlier_runs(spec)
     step_s, time_basis = _step_time(earlier)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +38,13 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     typer.echo(_line(headings, widths, right))
     for line in cells:
         typer.echo(_line(line, widths, right))
+
+
+def print_rich(drawn: Any) -> None:
+    """Something that rich draws, on stdout; outside a terminal without colours, and wide enough for whole lines."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 200).print(drawn)
 
 
 def print_pairs(pairs: Sequence[tuple[str, Any]]) -> None:

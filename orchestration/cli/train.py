@@ -12,6 +12,7 @@ from orchestration.cli.output import (
     Overrides,
     print_json,
     print_pairs,
+    print_rich,
     say,
     show_bytes,
     show_duration,
@@ -19,8 +20,10 @@ from orchestration.cli.output import (
 from orchestration.errors import ExitCode, exit_code_for
 
 if TYPE_CHECKING:
-    from orchestration.config import RunSpec
+    from orchestration.config import RunSpec, SweepSpec
     from orchestration.plan import DataPlan, Plan
+    from orchestration.sweep import SweepResult
+    from orchestration.table import TrialRow
 
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Print data, trials, time and disk estimate; start nothing.")]
 
@@ -74,6 +77,54 @@ def sweep(experiment: Experiment, overrides: Overrides = None, plan: PlanOnly = 
         _print_plan(spec, as_json)
         return
     check(spec)
+    from orchestration.run_folder import RunFolder, error_of
+    from orchestration.sweep import run_sweep
+
+    result = run_sweep(spec)
+    if as_json:
+        print_json(_sweep_as_json(spec, result))
+    else:
+        _print_sweep(spec, result)
+    if result.status == "interrupted":
+        say("interrupted; the trials' state is saved")
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    failure = RunFolder(result.folder).status().failure
+    if result.best is None and failure is not None:
+        raise error_of(failure)
+    if result.failed:
+        say(f"{len(result.failed)} of {len(result.table.rows)} trials failed; `boxseg runs show {result.id}` tells why")
+        raise typer.Exit(ExitCode.SOME_TRIALS_FAILED)
+
+
+def _sweep_as_json(spec: SweepSpec, result: SweepResult) -> dict[str, Any]:
+    best = result.best
+    return {
+        "id": result.id,
+        "name": spec.name,
+        "status": result.status,
+        "folder": result.folder,
+        "metric": spec.sweep.metric,
+        "best": None if best is None else {**_trial_as_json(best), "checkpoint": result.best_checkpoint},
+        "trials": [_trial_as_json(row) for row in result.table.ranked()],
+    }
+
+
+def _trial_as_json(row: TrialRow) -> dict[str, Any]:
+    names = ("id", "status", "values", "seed", "value", "step", "folder", "failure")
+    return {name: getattr(row, name) for name in names}
+
+
+def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
+    from orchestration.table import render_table
+
+    print_rich(render_table(result.table))
+    pairs: list[tuple[str, Any]] = [("sweep", result.id), ("folder", result.folder)]
+    if result.best is not None:
+        best = result.best
+        pairs += [("best trial", f"{best.id}: {spec.sweep.metric} {best.outcome} with {best.settings}")]
+        pairs += [("checkpoint", result.best_checkpoint)]
+    pairs += [("MLflow", spec.tracking.uri or f"boxseg ui --storage {spec.storage}")]
+    print_pairs(pairs)
 
 
 def _print_plan(spec: RunSpec, as_json: bool) -> None:
