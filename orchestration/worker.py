@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from boxseg.config import BoxSegConfig
 from boxseg.engine.events import EvalReport, Reporter, StepReport
 from boxseg.errors import ConfigError
 from orchestration.config import RunSpec
 from orchestration.run_folder import FINAL, RunFolder, error_of
+
+if TYPE_CHECKING:
+    from boxseg.engine.train import TrainResult
 
 Send = Callable[[dict[str, float]], None]
 """Passes metrics, with the step under `step`, to Ray."""
@@ -23,7 +26,7 @@ STOP_POLL_S = 0.5
 
 
 class TrainFn(Protocol):
-    """The signature of `boxseg.engine.train.run_training`."""
+    """The signature of `boxseg.build.run_training`."""
 
     def __call__(
         self,
@@ -32,12 +35,10 @@ class TrainFn(Protocol):
         folder: Path,
         data_root: Path,
         reporter: Reporter,
-        rank: int,
-        world_size: int,
         device: str,
         threads: int,
         resume: bool,
-    ) -> dict[str, float]: ...
+    ) -> TrainResult: ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Payload:
     """Metric that a sweep decides by; an evaluation without it is an error."""
     mode: Literal["max", "min"] = "max"
     train_fn: TrainFn | None = None
-    """The loop; null: `run_training` of the engine."""
+    """The loop; null: `boxseg.build.run_training`."""
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -65,7 +66,6 @@ def train_worker(arguments: dict[str, Any]) -> None:
         train_here(
             payload,
             rank=context.get_world_rank(),
-            world_size=context.get_world_size(),
             device=str(ray.train.torch.get_device()),
             send=ray.train.report,
         )
@@ -76,15 +76,12 @@ def train_worker(arguments: dict[str, Any]) -> None:
         raise
 
 
-def train_here(
-    payload: Payload, *, rank: int = 0, world_size: int = 1, device: str = "cpu", send: Send | None = None
-) -> dict[str, float]:
+def train_here(payload: Payload, *, rank: int = 0, device: str = "cpu", send: Send | None = None) -> dict[str, float]:
     """Train in this process and leave the end in the run's folder.
 
     Args:
         payload: What to train, and where.
-        rank: This process among those that train together; rank 0 writes metrics.
-        world_size: How many train together; above 1 a torch process group is up already.
+        rank: This process among those that train together, whose torch process group is up; rank 0 writes metrics.
         device: Torch device.
         send: Gets the metrics of every evaluation, on every rank; of the last one when the run is finished.
 
@@ -107,7 +104,7 @@ def train_here(
     if rank == 0:
         folder.update(status="running", started=status.started or time.time(), failure=None)
     try:
-        final = _train(payload, reporter, rank, world_size, device)
+        result = _train(payload, reporter, device)
     except SystemExit:  # how Tune ends a trial that its scheduler stopped
         folder.finish("stopped")
         raise
@@ -117,16 +114,16 @@ def train_here(
     except Exception as error:
         folder.finish("failed", error)
         raise
-    if reporter.step < payload.spec.train.steps:
+    if not result.finished:
         folder.finish("interrupted")
-        return final
-    return _finish(folder, reporter, final)
+        return result.metrics
+    return _finish(folder, reporter, result.metrics)
 
 
-def _train(payload: Payload, reporter: FileReporter, rank: int, world_size: int, device: str) -> dict[str, float]:
+def _train(payload: Payload, reporter: FileReporter, device: str) -> TrainResult:
     train_fn = payload.train_fn
     if train_fn is None:
-        from boxseg.engine.train import run_training  # type: ignore[attr-defined,unused-ignore]
+        from boxseg.build import run_training
 
         train_fn = run_training
     spec = payload.spec
@@ -135,8 +132,6 @@ def _train(payload: Payload, reporter: FileReporter, rank: int, world_size: int,
         folder=payload.folder,
         data_root=payload.data_root,
         reporter=reporter,
-        rank=rank,
-        world_size=world_size,
         device=device,
         threads=max(1, int(spec.resources.cpus_per_worker)),
         resume=True,

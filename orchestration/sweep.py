@@ -1,0 +1,350 @@
+"""A sweep from settings to the best checkpoint: Ray Tune runs the trials, their folders tell how they went."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boxseg.errors import ConfigError
+from orchestration.config import SweepSpec, dump_resolved
+from orchestration.journal import Journal
+from orchestration.progress import SweepProgress
+from orchestration.ray_session import RaySession, start_ray
+from orchestration.run_folder import Failure, RunFolder, RunStatus, Status, new_id, own_process, write_atomic
+from orchestration.search_space import TRIAL_SCHEDULERS, Trial, TrialQueue, count_trials, make_searcher
+from orchestration.table import SweepTable, TrialRow, describe, markdown_table, read_table
+from orchestration.tracking import Tracker
+from orchestration.train_run import (
+    GRACE_S,
+    POLL_S,
+    StopSignals,
+    fit,
+    prepare_data,
+    provenance,
+    shorten,
+    tracked,
+    train_beside,
+)
+from orchestration.worker import Payload, TrainFn, train_here
+
+if TYPE_CHECKING:
+    from ray.tune import Callback, Tuner
+
+SHOW_S = 1.0
+"""Time between two looks at the trials [s]."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a sweep ended."""
+
+    id: str
+    folder: Path
+    status: Status
+    """`finished`; `interrupted` with the trials' state saved; `failed` if no trial has a value."""
+    table: SweepTable
+    best: TrialRow | None
+    best_checkpoint: Path | None
+    """Copy of the best trial's best checkpoint, in the sweep's folder."""
+
+    @property
+    def failed(self) -> list[TrialRow]:
+        """Trials that failed."""
+        return [row for row in self.table.rows if row.status == "failed"]
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What every trial's process has to know."""
+
+    spec: SweepSpec
+    folder: Path
+    data_root: Path
+    train_fn: TrainFn | None
+
+    def trial_folder(self, trial: Trial) -> RunFolder:
+        """Where a trial lives."""
+        return RunFolder(self.folder / f"{self.folder.name}-{trial.number:02d}")
+
+    def payload(self, trial: Trial) -> Payload:
+        """What the trial's workers get.
+
+        Raises:
+            ConfigError: the trial's values are not possible together.
+        """
+        spec = self.spec.trial(trial.values, trial.seed)
+        sweep = self.spec.sweep
+        folder = self.trial_folder(trial).path
+        return Payload(spec, folder, self.data_root, metric=sweep.metric, mode=sweep.mode, train_fn=self.train_fn)
+
+
+def run_sweep(spec: SweepSpec, *, train_fn: TrainFn | None = None, progress: bool = True) -> SweepResult:
+    """Run all trials, keep the best checkpoint, and wait for the end.
+
+    Args:
+        spec: All settings.
+        train_fn: The training loop; null: that of boxseg.
+        progress: Show progress on stderr.
+
+    Returns:
+        The result, also if trials failed. SIGINT and SIGTERM end the running trials with their state saved.
+
+    Raises:
+        BoxSegError: the sweep itself cannot run (resources, data).
+        KeyboardInterrupt: a second signal came before the state was saved.
+    """
+    storage = spec.storage.absolute()
+    sweep_id = new_id()
+    folder = RunFolder(storage / spec.name / sweep_id)
+    planned = count_trials(spec.sweep)
+    tags = prepare_data(spec) | provenance(spec) | {"search": spec.sweep.search, "asha": spec.sweep.trial_scheduler}
+    status = RunStatus(sweep_id, spec.name, kind="sweep", steps=planned, tags=tags, **own_process())
+    folder.create(status, dump_resolved(spec))
+    tracker = Tracker(storage, spec.name, uri=spec.tracking.uri, logs=folder.logs)
+    sweep = Sweep(SweepPlan(spec, folder.path, storage / ".data", train_fn), tags, tracker)
+    with tracked(tracker, folder), StopSignals() as signals:
+        try:
+            with SweepProgress(spec.name, planned, shown=progress) as display:
+                with start_ray(spec, logs=folder.logs) as session:
+                    tuner = make_tuner(sweep, session)
+                    train_beside(tuner.fit, lambda thread: sweep.watch(thread, signals, display))
+                sweep.close_trials(interrupted=signals.received is not None)
+                display.update(read_table(folder.path, spec))
+        finally:
+            sweep.close_trials(interrupted=True)
+        return sweep.conclude(interrupted=signals.received is not None)
+
+
+def runner_of(spec: SweepSpec) -> str:
+    """`inline` or `ray_train`, with `auto` decided: inline for one-worker CPU trials without an external cluster."""
+    resources = spec.resources
+    if resources.runner != "auto":
+        return resources.runner
+    external = resources.address or os.environ.get("RAY_ADDRESS")
+    small = resources.workers == 1 and not resources.gpus_per_worker and external in (None, "", "local")
+    return "inline" if small else "ray_train"
+
+
+def concurrency(spec: SweepSpec, session: RaySession) -> int:
+    """Trials at the same time: as many as fit, at most `sweep.concurrency`."""
+    resources = spec.resources
+    fit_in = math.floor(session.cpus / (resources.workers * resources.cpus_per_worker) + 1e-6)
+    if resources.gpus_per_worker:
+        fit_in = min(fit_in, math.floor(session.gpus / (resources.workers * resources.gpus_per_worker) + 1e-6))
+    return max(1, min(fit_in, spec.sweep.concurrency or fit_in))
+
+
+def make_tuner(sweep: Sweep, session: RaySession) -> Tuner:
+    """Ray Tune, set up for the sweep."""
+    from ray import tune
+
+    plan, spec = sweep.plan, sweep.plan.spec
+    inline = runner_of(spec) == "inline"
+    if inline:
+        resources = {"CPU": spec.resources.cpus_per_worker, "GPU": spec.resources.gpus_per_worker}
+    else:
+        resources = {"node:__internal_head__": 0.01}  # the trial only waits; its workers take the cores
+    trainable = tune.with_parameters(inline_trial if inline else ray_train_trial, plan=plan)
+    queue = TrialQueue(spec.sweep, spec.train.seed)
+    return tune.Tuner(
+        tune.with_resources(trainable, {name: amount for name, amount in resources.items() if amount}),
+        tune_config=tune.TuneConfig(
+            metric=spec.sweep.metric,
+            mode=spec.sweep.mode,
+            search_alg=make_searcher(queue, spec.sweep.metric, spec.sweep.mode),
+            scheduler=TRIAL_SCHEDULERS[spec.sweep.trial_scheduler](spec),
+            num_samples=count_trials(spec.sweep),
+            max_concurrent_trials=concurrency(spec, session),
+            reuse_actors=inline,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(plan.folder / "logs"),
+            failure_config=tune.FailureConfig(max_failures=2),  # only lost processes: trials do not raise
+            callbacks=[make_callback(sweep)],
+            verbose=0,
+        ),
+    )
+
+
+def inline_trial(config: dict[str, Any], plan: SweepPlan) -> None:
+    """A trial that trains in its Tune actor; failures are left in its folder, Tune only sees the end."""
+    from ray import tune
+
+    if RunFolder(plan.folder).stop_requested():
+        return
+    with recorded(plan, config["trial"]):
+        train_here(plan.payload(config["trial"]), device=_actor_device(plan.spec), send=tune.report)
+
+
+def ray_train_trial(config: dict[str, Any], plan: SweepPlan) -> None:
+    """A trial whose workers are Ray Train's; this actor only waits for them."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    if RunFolder(plan.folder).stop_requested():
+        return
+    with recorded(plan, config["trial"]):
+        fit(plan.payload(config["trial"]), callbacks=[TuneReportCallback()])
+
+
+@contextlib.contextmanager
+def recorded(plan: SweepPlan, trial: Trial) -> Any:
+    """Keep an error in the trial's folder instead of raising it: Tune would only try the same again."""
+    try:
+        yield
+    except Exception as error:
+        plan.trial_folder(trial).finish("failed", shorten(error))
+
+
+def _actor_device(spec: SweepSpec) -> str:
+    return "cuda" if spec.resources.gpus_per_worker else "cpu"
+
+
+class Sweep:
+    """The driver's side of a sweep: opens and closes trials in folders, journal and tracking."""
+
+    def __init__(self, plan: SweepPlan, tags: dict[str, str], tracker: Tracker) -> None:
+        self.plan = plan
+        self.folder = RunFolder(plan.folder)
+        self._tags = tags
+        self._tracker = tracker
+        self._journal = Journal(plan.folder / "journal.jsonl")
+        self._open: dict[int, RunFolder] = {}
+        self._ended = 0
+        self._lock = threading.Lock()
+        self._journal.write("sweep_start", id=plan.folder.name, planned=count_trials(plan.spec.sweep))
+
+    def open_trial(self, trial: Trial) -> None:
+        """Make the trial's folder before its process looks for it; values that are impossible end it at once."""
+        if self.folder.stop_requested():
+            return
+        folder = self.plan.trial_folder(trial)
+        tags = self._tags | {"seed": str(trial.seed), "trial": str(trial.number)}
+        status = RunStatus(
+            folder.path.name,
+            self.plan.spec.name,
+            steps=self.plan.spec.train.steps,
+            tags=tags,
+            values=trial.values,
+            description=describe(trial.values),
+            parent="..",
+            **own_process(),
+        )
+        try:
+            spec = self.plan.payload(trial).spec
+        except ConfigError as error:
+            folder.create(status, dump_resolved(self.plan.spec))
+            folder.finish("failed", error)
+        else:
+            tags |= {"profile": spec.profile, "method": spec.method}
+            folder.create(RunStatus(**{**vars(status), "tags": tags, "steps": spec.train.steps}), dump_resolved(spec))
+        with self._lock:
+            self._open[trial.number] = folder
+        self._journal.write("trial_start", trial=status.id, values=trial.values, seed=trial.seed)
+        self._tracker.add(folder)
+
+    def close_trial(self, number: int, status: Status, failure: Failure | None = None) -> None:
+        """Write down how a trial ended, unless its own process has; tell the sweep's best value so far."""
+        with self._lock:
+            folder = self._open.pop(number, None)
+        if folder is None:
+            return
+        end = folder.finish(status, failure)
+        cause = end.failure.text if end.failure else "asha" if end.status == "stopped" else ""
+        self._journal.write("trial_end", trial=end.id, status=end.status, cause=cause, step=end.step)
+        self._ended += 1
+        self.folder.update(step=self._ended)
+        best = read_table(self.folder.path, self.plan.spec).best()
+        if best is not None:
+            found = RunFolder(best.folder).stored()
+            metrics = found.best or found.metrics
+            self.folder.append_metrics(self._ended, {**metrics, "sweep/trials_ended": self._ended})
+            self.folder.update(metrics=metrics, best=metrics, best_run=best.folder.name)
+
+    def close_trials(self, *, interrupted: bool) -> None:
+        """Close what is still open when no trial runs any more."""
+        for number in list(self._open):
+            lost = Failure("WorkerLost", f"the trial's process ended without a word; {self.folder.logs} may tell why")
+            self.close_trial(number, "interrupted" if interrupted else "failed", None if interrupted else lost)
+
+    def watch(self, thread: threading.Thread, signals: StopSignals, display: SweepProgress) -> None:
+        """Show progress until Tune ends; after a signal, until all trials have saved their state."""
+        shown = 0.0
+        asked = None
+        while thread.is_alive():
+            thread.join(POLL_S)
+            if time.monotonic() - shown > SHOW_S:
+                display.update(read_table(self.folder.path, self.plan.spec))
+                shown = time.monotonic()
+            if signals.received and asked is None:
+                asked = time.monotonic()
+                self.folder.request_stop()
+                for folder in list(self._open.values()):
+                    folder.request_stop()
+            if asked is not None and (self._all_ended() or time.monotonic() - asked > GRACE_S):
+                return
+
+    def conclude(self, *, interrupted: bool) -> SweepResult:
+        """Copy the best checkpoint, write the table and the sweep's end."""
+        table = read_table(self.folder.path, self.plan.spec)
+        best = table.best()
+        checkpoint = self._keep_best(best) if best is not None else None
+        write_atomic(self.folder.path / "table.md", markdown_table(table) + "\n")
+        status: Status = "interrupted" if interrupted else "finished" if best is not None else "failed"
+        failure = None
+        if status == "failed":
+            texts = [row.failure for row in table.rows if row.failure is not None]
+            kinds = {each.kind for each in texts}
+            kind = texts[0].kind if len(kinds) == 1 else "BoxSegError"
+            reason = f"the first: {texts[0].text}" if texts else "none reported a value"
+            failure = Failure(kind, f"all {len(table.rows)} trials failed; {reason}")
+        self.folder.finish(status, failure)
+        self._journal.write("sweep_end", status=status, best=best.id if best else None)
+        return SweepResult(self.folder.path.name, self.folder.path, status, table, best, checkpoint)
+
+    def _keep_best(self, best: TrialRow) -> Path | None:
+        """Copy the trial's best checkpoint to the sweep, beside and renamed."""
+        source = RunFolder(best.folder).best_checkpoint
+        if not source.exists():
+            return None
+        target = self.folder.path / "best"
+        scratch = self.folder.path / f".best-{os.getpid()}"
+        shutil.copytree(source.resolve(), scratch)
+        if target.exists():
+            shutil.rmtree(target)
+        scratch.rename(target)
+        return target
+
+    def _all_ended(self) -> bool:
+        return all(folder.stored().is_final for folder in list(self._open.values()))
+
+
+def make_callback(sweep: Sweep) -> Callback:
+    """Tells the sweep what Tune does."""
+    from ray import tune
+
+    class TrialCallback(tune.Callback):
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            started: Trial = trial.config["trial"]
+            if not sweep.plan.trial_folder(started).status_path.exists():  # Tune starts a trial again after a loss
+                sweep.open_trial(started)
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            sweep.close_trial(trial.config["trial"].number, "stopped")
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            error = Failure("WorkerLost", str(trial.get_error() or "the trial's process was lost").strip()[-2000:])
+            sweep.close_trial(trial.config["trial"].number, "failed", error)
+
+        def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+            return object, ()  # Tune stores its settings to restore an experiment; our journal serves for that
+
+    return TrialCallback()

@@ -1,0 +1,173 @@
+"""The trials of a sweep as a table: rows from their folders, the best one, and the same table for all readers."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Table
+
+from orchestration.config import SweepSpec
+from orchestration.run_folder import FINAL, Failure, RunFolder, Status
+
+STYLES = {"finished": "green", "failed": "red", "stopped": "yellow", "running": "cyan", "interrupted": "magenta"}
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial."""
+
+    id: str
+    folder: Path
+    values: dict[str, Any]
+    """Settings that the sweep varies."""
+    seed: int
+    status: Status
+    step: int
+    steps: int
+    value: float | None
+    """Deciding metric of the best evaluation; None before the first."""
+    failure: Failure | None = None
+
+    @property
+    def label(self) -> str:
+        """Short name within the sweep."""
+        return f"trial {self.id.rsplit('-', 1)[-1]}"
+
+    @property
+    def settings(self) -> str:
+        """The varied settings in one line."""
+        return describe(self.values)
+
+    @property
+    def is_ended(self) -> bool:
+        """True once nothing works on the trial."""
+        return self.status in FINAL
+
+    @property
+    def outcome(self) -> str:
+        """Value of the metric, or why there is none."""
+        if self.failure is not None:
+            return f"{self.failure.kind}: {self.failure.text.splitlines()[0][:160]}"
+        return "no value" if self.value is None else f"{self.value:.4f}"
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """All trials of a sweep."""
+
+    metric: str
+    mode: Literal["max", "min"]
+    rows: list[TrialRow]
+    seeds: int = 1
+    """Trials per setting."""
+
+    def best(self) -> TrialRow | None:
+        """The best trial of the best setting.
+
+        A setting counts with the mean over its seeds. Settings whose trials all ran to the end come first: a value
+        from the middle of a stopped trial only counts where there is nothing else.
+        """
+        groups: dict[str, list[TrialRow]] = {}
+        for row in self.rows:
+            groups.setdefault(describe(row.values), []).append(row)
+        scored = {key: rows for key, rows in groups.items() if any(row.value is not None for row in rows)}
+        whole = {
+            key: rows
+            for key, rows in scored.items()
+            if all(row.status == "finished" and row.value is not None for row in rows) and len(rows) >= self.seeds
+        }
+        some = {key: rows for key, rows in scored.items() if any(row.status == "finished" for row in rows)}
+        candidates = whole or some or scored
+        if not candidates:
+            return None
+        means = {
+            key: statistics.fmean(self._score(row) for row in rows if row.value is not None)
+            for key, rows in candidates.items()
+        }
+        rows = candidates[max(means, key=lambda key: means[key])]
+        finished = [row for row in rows if row.status == "finished" and row.value is not None]
+        return max(finished or [row for row in rows if row.value is not None], key=self._score)
+
+    def ranked(self) -> list[TrialRow]:
+        """Best first; trials without a value last."""
+        return sorted(self.rows, key=lambda row: (-self._score(row), row.id))
+
+    def _score(self, row: TrialRow) -> float:
+        """Larger is better, whatever the mode."""
+        if row.value is None:
+            return -math.inf
+        return row.value if self.mode == "max" else -row.value
+
+
+def read_table(folder: Path, spec: SweepSpec) -> SweepTable:
+    """The table of a sweep folder as it is now."""
+    rows = []
+    for path in sorted(folder.glob("*/status.json")):
+        status = RunFolder(path.parent).status()
+        values = status.best if spec.sweep.metric in status.best else status.metrics
+        rows.append(
+            TrialRow(
+                id=status.id,
+                folder=path.parent,
+                values=status.values,
+                seed=int(status.tags.get("seed", 0)),
+                status=status.status,
+                step=status.step,
+                steps=status.steps,
+                value=values.get(spec.sweep.metric),
+                failure=status.failure,
+            )
+        )
+    return SweepTable(spec.sweep.metric, spec.sweep.mode, rows, seeds=len(spec.sweep.seeds))
+
+
+def render_table(table: SweepTable, *, caption: str | None = None) -> Table:
+    """For a terminal."""
+    best = table.best()
+    drawn = Table(caption=caption, caption_justify="left")
+    header, lines = _cells(table)
+    for title in header:
+        drawn.add_column(title, justify="right" if title in (table.metric, "step", "seed") else "left")
+    for row, line in zip(table.ranked(), lines, strict=True):
+        style = "bold green" if best is not None and row.id == best.id else STYLES.get(row.status, "")
+        drawn.add_row(*line, style=style)
+    return drawn
+
+
+def markdown_table(table: SweepTable) -> str:
+    """For MLflow and files."""
+    header, lines = _cells(table)
+    rule = ["---"] * len(header)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [header, rule, *lines]
+    )
+
+
+def describe(values: dict[str, Any]) -> str:
+    """Varied settings in one line, by the last part of their name: `iou_thr=0.61 k_top=10`."""
+    return " ".join(f"{name.rsplit('.', 1)[-1]}={show(value)}" for name, value in values.items())
+
+
+def show(value: Any) -> str:
+    """A setting's value for people."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cells(table: SweepTable) -> tuple[list[str], list[list[str]]]:
+    names = list(dict.fromkeys(name for row in table.rows for name in row.values))
+    seeds = ["seed"] if len({row.seed for row in table.rows}) > 1 else []
+    best = table.best()
+    lines = []
+    for row in table.ranked():
+        mark = " ★" if best is not None and row.id == best.id else ""
+        values = [show(row.values[name]) if name in row.values else "" for name in names]
+        state = f"{row.status}: {row.outcome}" if row.failure is not None else row.status
+        metric = "" if row.value is None else f"{row.value:.4f}"
+        lines.append(
+            [row.id.rsplit("-", 1)[-1] + mark, *values, *[str(row.seed) for _ in seeds], metric, str(row.step), state]
+        )
+    return ["trial", *names, *seeds, table.metric, "step", "status"], lines
