@@ -118,7 +118,8 @@ def absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
             group = group.get(key) if isinstance(group, dict) else None
         value = group.get(keys[-1]) if isinstance(group, dict) else None
         if isinstance(value, str) and "://" not in value and value not in ("auto", "imagenet", "none"):
-            values = assign(values, keys, str(folder / Path(value).expanduser()))
+            path = folder / Path(value).expanduser()
+            values = assign(values, keys, str(path.resolve() if ".." in path.parts else path))
     space = values["sweep"].get("space") if isinstance(values.get("sweep"), dict) else None
     if isinstance(space, dict):
         placed = {name: _absolute_choices(name, domain, folder) for name, domain in space.items()}
