@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 
 from boxseg.config import CocoSource, ToyConfig
 
-DRAWING_VERSION = 1
+DRAWING_VERSION = 2
 """Part of the folder's digest; raise it whenever the same settings would give other pictures."""
 
 MAX_OBJECTS = 5
@@ -90,7 +90,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], 
         full_areas.append(full_area)
         labels.append(label)
         colors.append(color)
-    picture = picture + rng.normal(0, rng.uniform(1.5, 4.0), picture.shape)
+    picture = picture + rng.normal(0, rng.uniform(1.5, 3.5), picture.shape)
     return picture.clip(0, 255).round().astype(np.uint8), list(zip(labels, masks, strict=True))
 
 
@@ -183,16 +183,16 @@ def _draw_background(rng: np.random.Generator, size: int) -> tuple[FloatArray, t
     """Float (size, size, 3) in 0 … 255 between two muted colours, and these colours."""
     hue, saturation, value = rng.uniform(), rng.uniform(0.12, 0.45), rng.uniform(0.3, 0.9)
     first = _rgb(hue, saturation, value)
-    second = _rgb(hue + rng.uniform(-0.12, 0.12), saturation, float(np.clip(value + rng.uniform(-0.2, 0.2), 0.2, 0.95)))
+    second = _rgb(hue + rng.uniform(-0.12, 0.12), saturation, float(np.clip(value + rng.uniform(-0.16, 0.16), 0.2, 0.95)))
     pattern = (_smooth_noise, _stripes, _ramp)[int(rng.integers(3))](rng, size)[..., None]
-    grain = 8.0 * (_smooth_noise(rng, size, cells=16)[..., None] - 0.5)
+    grain = 6.0 * (_smooth_noise(rng, size, cells=16)[..., None] - 0.5)
     return first * (1 - pattern) + second * pattern + grain, (first, second)
 
 
 def _object_texture(rng: np.random.Generator, size: int, color: FloatArray) -> FloatArray:
     """Float (size, size, 3): one colour with gentle light, stripes or clouds."""
     pattern = (_smooth_noise, _stripes, _ramp)[int(rng.integers(3))](rng, size)
-    light = (0.5 - pattern) * rng.uniform(0.08, 0.3)
+    light = (0.5 - pattern) * rng.uniform(0.05, 0.2)
     return color * (1 + light[..., None])
 
 
