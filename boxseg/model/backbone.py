@@ -214,16 +214,15 @@ def _build_timm(name: str, weights: str) -> Backbone:
         hint = f"near it are {close}" if close else "timm.list_models() names them all"
         raise ConfigError(f"model.backbone: timm has no model {name!r}; {hint}")
     source = {"imagenet": f"timm {name}", "none": "random"}.get(weights, f"file {weights}")
-    from_file = None if weights in ("imagenet", "none") else {"file": weights, "custom_load": False}
-    if from_file:
-        read_state(weights)
     with named_errors(f"timm/{name}"), fast_hub() if weights == "imagenet" else contextlib.nullcontext():
         try:
-            extractor = timm.create_model(
-                name, features_only=True, pretrained=weights != "none", pretrained_cfg_overlay=from_file
-            )
+            extractor = timm.create_model(name, features_only=True, pretrained=weights == "imagenet")
         except AttributeError as error:
             raise ConfigError(f"model.backbone: timm/{name} gives no feature maps ({error}); choose another") from error
+    if weights not in ("imagenet", "none"):
+        state = read_state(weights)
+        flat = {key.replace(".", "_", 1): value for key, value in state.items()}  # stages.0 is stages_0 in an extractor
+        load_state(extractor, state | flat, place=weights)
     config: Any = extractor.default_cfg
     return Backbone(
         extractor,

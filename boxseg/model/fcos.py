@@ -36,9 +36,12 @@ class FcosHead(nn.Module):
         self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
         self.controller = nn.Conv2d(channels, num_params, 3, padding=1)
         self.scales = nn.Parameter(torch.ones(num_levels))
+        # Narrow networks start with outputs as spread as at 256 channels: the dynamic head hardly learns from
+        # parameters near 0. The towers are normalised, so only their output layers need it.
+        outputs = {self.class_logits, self.distances, self.centerness, self.controller}
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
-                nn.init.normal_(module.weight, std=0.01)
+                nn.init.normal_(module.weight, std=0.01 * (math.sqrt(256 / channels) if module in outputs else 1))
                 nn.init.zeros_(module.bias)
         if self.class_logits.bias is not None:
             nn.init.constant_(self.class_logits.bias, -math.log((1 - PRIOR) / PRIOR))

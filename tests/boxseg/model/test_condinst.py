@@ -1,0 +1,103 @@
+"""The whole network on small images."""
+
+import pytest
+import torch
+from torch import nn
+
+from boxseg.errors import ShapeError
+from boxseg.model.backbone import build_backbone
+from boxseg.model.condinst import CondInst
+
+
+def build(norm="auto", frozen_stages=None) -> CondInst:
+    torch.manual_seed(0)
+    backbone = build_backbone(name="resnet18", weights="none", frozen_stages=frozen_stages, norm=norm)
+    return CondInst(num_classes=3, backbone=backbone, channels=16, tower_convs=1, branch_channels=16, branch_convs=1)
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def valid():
+    return torch.ones(2, 64, 96, dtype=torch.bool)
+
+
+def test_shapes_agree_with_the_structure(images, valid):
+    network = build()
+    predictions = network(images, valid)
+    num_locations = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1
+    assert predictions.class_logits.shape == (2, num_locations, 3)
+    assert predictions.distances.shape == (2, num_locations, 4)
+    assert predictions.centerness_logits.shape == (2, num_locations)
+    assert predictions.controller.shape == (2, num_locations, 233)
+    assert predictions.mask_features.shape == (2, 16, 8, 12)
+    assert predictions.locations.shape == (num_locations, 2)
+    assert predictions.strides.unique().tolist() == [8, 16, 32, 64, 128]
+    assert network.mask_logits(predictions, torch.tensor([0, 1]), torch.tensor([5, 128])).shape == (2, 16, 24)
+    none = torch.zeros(0, dtype=torch.int64)
+    assert network.mask_logits(predictions, none, none).shape == (0, 16, 24)
+
+
+def test_gradient_reaches_every_parameter_that_learns(images, valid):
+    network = build()
+    predictions = network(images, valid)
+    masks = network.mask_logits(predictions, torch.tensor([0, 1]), torch.tensor([5, 100]))
+    outputs = [masks, predictions.class_logits, predictions.distances, predictions.centerness_logits]
+    torch.stack([output.square().sum() for output in outputs]).sum().backward()
+    without = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+def test_only_the_mask_branch_has_learning_batch_norms_when_the_backbone_is_frozen():
+    network = build(norm="frozen").train()
+    learning = {
+        name.split(".")[0]
+        for name, module in network.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and (module.training or module.weight.requires_grad)
+    }
+    assert learning == {"mask_branch"}
+
+
+def test_pixels_of_the_padding_do_not_matter(images, valid):
+    network = build().eval()
+    valid[:, 50:], valid[:, :, 70:] = False, False
+    noise = torch.where(valid[:, None], images, 255 - images)
+    before, after = network(images, valid), network(noise, valid)
+    torch.testing.assert_close(before.class_logits, after.class_logits)
+    torch.testing.assert_close(before.mask_features, after.mask_features)
+
+
+def test_padding_equals_the_mean_colour(images, valid):
+    network = build().eval()
+    valid[:, 50:] = False
+    filled = torch.where(valid[:, None], images.float(), network.pixel_mean)
+    padded, drawn = network(images, valid), network(filled, torch.ones_like(valid))
+    torch.testing.assert_close(padded.class_logits, drawn.class_logits, atol=1e-4, rtol=1e-4)
+
+
+def test_an_image_alone_equals_the_same_image_in_a_batch(images, valid):
+    network = build().eval()
+    together, alone = network(images, valid), network(images[1:], valid[1:])
+    torch.testing.assert_close(together.class_logits[1:], alone.class_logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together.controller[1:], alone.controller, atol=1e-4, rtol=1e-4)
+    index = torch.tensor([40])
+    torch.testing.assert_close(
+        network.mask_logits(together, torch.tensor([1]), index),
+        network.mask_logits(alone, torch.tensor([0]), index),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_the_forward_pass_leaves_its_inputs_unchanged(images, valid):
+    kept = images.clone()
+    build()(images, valid)
+    assert torch.equal(images, kept)
+
+
+def test_sizes_that_are_no_multiple_of_32_are_refused():
+    with pytest.raises(ShapeError, match="multiples of 32"):
+        build()(torch.zeros(1, 3, 64, 90), torch.ones(1, 64, 90, dtype=torch.bool))

@@ -1,0 +1,49 @@
+"""Detection head and locations."""
+
+import pytest
+import torch
+
+from boxseg.model.fcos import FcosHead, grid_locations, make_locations, num_groups
+
+
+def test_locations_of_a_stride_8_map_are_the_worked_ones():
+    assert grid_locations(2, 3, 8).tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
+
+
+def test_locations_of_all_levels_come_finest_first():
+    locations, strides, levels = make_locations([torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1, 1)], (8, 16))
+    assert locations.tolist() == [[4, 4], [12, 4], [4, 12], [12, 12], [8, 8]]
+    assert strides.tolist() == [8, 8, 8, 8, 16]
+    assert levels.tolist() == [0, 0, 0, 0, 1]
+
+
+def test_outputs_are_flat_in_the_order_of_the_locations():
+    head = FcosHead(channels=8, num_classes=3, num_params=5, tower_convs=0, num_levels=2)
+    maps = [torch.randn(2, 8, 4, 6), torch.randn(2, 8, 2, 3)]
+    class_logits, distances, centerness, controller = head(maps)
+    assert (class_logits.shape, distances.shape) == ((2, 30, 3), (2, 30, 4))
+    assert (centerness.shape, controller.shape) == ((2, 30), (2, 30, 5))
+    torch.testing.assert_close(class_logits[1, 1 * 6 + 4], head.class_logits(maps[0])[1, :, 1, 4])
+    torch.testing.assert_close(controller[0, 24 + 1 * 3 + 2], head.controller(maps[1])[0, :, 1, 2])
+
+
+def test_each_level_scales_its_own_distances_which_are_never_negative():
+    head = FcosHead(channels=8, num_classes=3, num_params=5, tower_convs=1, num_levels=2)
+    same = torch.randn(1, 8, 4, 4)
+    with torch.no_grad():
+        head.scales.copy_(torch.tensor([1.0, 3.0]))
+        distances = head([same, same])[1]
+    assert (distances >= 0).all()
+    assert (distances > 0).any()
+    torch.testing.assert_close(distances[:, 16:], distances[:, :16] * 3)
+
+
+def test_the_untrained_head_gives_every_class_one_percent():
+    head = FcosHead(channels=16, num_classes=4, num_params=5, tower_convs=2, num_levels=1)
+    probs = head([torch.zeros(1, 16, 4, 4)])[0].sigmoid()
+    torch.testing.assert_close(probs, torch.full_like(probs, 0.01), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (128, 32), (96, 24), (64, 16), (40, 10), (8, 2)])
+def test_groups_have_at_least_four_channels(channels, groups):
+    assert num_groups(channels) == groups

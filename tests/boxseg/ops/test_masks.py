@@ -1,0 +1,98 @@
+"""Mask functions against values worked by hand."""
+
+import pytest
+import torch
+
+from boxseg.errors import ShapeError
+from boxseg.ops.masks import aligned_bilinear, box_masks, dice_loss, resize_masks, tight_boxes
+
+SMALL = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+
+
+def test_aligned_bilinear_by_two_gives_the_worked_rows():
+    expected = torch.tensor([[0, 0, 0.5, 1], [0, 0, 0.5, 1], [1, 1, 1.5, 2], [2, 2, 2.5, 3]])
+    torch.testing.assert_close(aligned_bilinear(SMALL, 2), expected)
+
+
+def test_aligned_bilinear_by_four_gives_the_worked_rows():
+    rows = aligned_bilinear(SMALL, 4)[[0, 4, 7]]
+    expected = [
+        [0, 0, 0, 0.25, 0.5, 0.75, 1, 1],
+        [1, 1, 1, 1.25, 1.5, 1.75, 2, 2],
+        [2, 2, 2, 2.25, 2.5, 2.75, 3, 3],
+    ]
+    torch.testing.assert_close(rows, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_aligned_bilinear_keeps_its_input_at_the_middle_of_each_cell(factor):
+    maps = torch.randn(2, 3, 5, 7)
+    large = aligned_bilinear(maps, factor)
+    assert large.shape == (2, 3, 5 * factor, 7 * factor)
+    torch.testing.assert_close(large[..., factor // 2 :: factor, factor // 2 :: factor], maps, atol=1e-5, rtol=0)
+
+
+def test_aligned_bilinear_of_no_maps_is_empty():
+    assert aligned_bilinear(torch.zeros(0, 5, 7), 4).shape == (0, 20, 28)
+
+
+def test_dice_of_the_worked_maps():
+    probs = torch.tensor([[0.1, 0.2, 0.1, 0], [0.2, 0.9, 0.8, 0.1], [0.1, 0.7, 0.6, 0.3], [0, 0.1, 0.2, 0.1]])
+    box = torch.zeros(4, 4, dtype=torch.bool)
+    box[1:3, 1:3] = True
+    whole = dice_loss(probs[None], box[None])
+    columns = dice_loss(probs.amax(0)[None], box.any(0)[None])
+    rows = dice_loss(probs.amax(1)[None], box.any(1)[None])
+    torch.testing.assert_close(torch.cat([whole, columns, rows]), torch.tensor([0.086759, 0.050282, 0.053257]))
+
+
+def test_dice_of_two_empty_maps_is_one():
+    assert dice_loss(torch.zeros(2, 3, 3), torch.zeros(2, 3, 3)).tolist() == [1.0, 1.0]
+
+
+def test_dice_of_no_maps_is_empty():
+    assert dice_loss(torch.zeros(0, 3, 3), torch.zeros(0, 3, 3)).shape == (0,)
+
+
+def test_dice_refuses_maps_of_different_shape():
+    with pytest.raises(ShapeError, match=r"probs \(2, 3\), target \(2, 4\)"):
+        dice_loss(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+def test_box_mask_covers_whole_pixels():
+    mask = box_masks(torch.tensor([[1.5, 2.0, 4.2, 5.9]]), 8, 8)[0]
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[2:6, 1:5] = True
+    assert torch.equal(mask, expected)
+
+
+def test_coarse_box_masks_are_sampled_from_the_fine_ones():
+    boxes = torch.rand(50, 4) * 40
+    boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+    fine = box_masks(boxes, 64, 96)
+    assert torch.equal(box_masks(boxes, 64, 96, stride=4), fine[:, 2::4, 2::4])
+
+
+def test_box_masks_refuse_a_single_box():
+    with pytest.raises(ShapeError, match=r"\(4,\)"):
+        box_masks(torch.zeros(4), 8, 8)
+
+
+def test_tight_boxes_end_after_the_last_cell_and_are_zero_for_empty_masks():
+    masks = torch.zeros(3, 6, 8, dtype=torch.bool)
+    masks[0, 2, 3] = True
+    masks[1, 1:4, 0] = True
+    masks[1, 5, 7] = True
+    assert tight_boxes(masks).tolist() == [[3, 2, 4, 3], [0, 1, 8, 6], [0, 0, 0, 0]]
+    assert tight_boxes(masks[:0]).shape == (0, 4)
+
+
+def test_resizing_to_the_same_size_only_cuts_the_padding():
+    probs = torch.rand(2, 8, 8)
+    resized = resize_masks(probs, size=(20, 30), original_size=(20, 30))
+    torch.testing.assert_close(resized, aligned_bilinear(probs, 4)[:, :20, :30])
+
+
+def test_resized_masks_have_the_size_of_the_file():
+    assert resize_masks(torch.rand(2, 8, 8), size=(20, 30), original_size=(41, 59)).shape == (2, 41, 59)
+    assert resize_masks(torch.rand(0, 8, 8), size=(20, 30), original_size=(41, 59)).shape == (0, 41, 59)
