@@ -183,7 +183,9 @@ def _draw_background(rng: np.random.Generator, size: int) -> tuple[FloatArray, t
     """Float (size, size, 3) in 0 … 255 between two muted colours, and these colours."""
     hue, saturation, value = rng.uniform(), rng.uniform(0.12, 0.45), rng.uniform(0.3, 0.9)
     first = _rgb(hue, saturation, value)
-    second = _rgb(hue + rng.uniform(-0.12, 0.12), saturation, float(np.clip(value + rng.uniform(-0.16, 0.16), 0.2, 0.95)))
+    second = _rgb(
+        hue + rng.uniform(-0.12, 0.12), saturation, float(np.clip(value + rng.uniform(-0.16, 0.16), 0.2, 0.95))
+    )
     pattern = (_smooth_noise, _stripes, _ramp)[int(rng.integers(3))](rng, size)[..., None]
     grain = 6.0 * (_smooth_noise(rng, size, cells=16)[..., None] - 0.5)
     return first * (1 - pattern) + second * pattern + grain, (first, second)

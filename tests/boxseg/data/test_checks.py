@@ -276,9 +276,9 @@ def test_a_hundred_thousand_annotations_take_a_few_seconds(content, write_source
         for i in range(100_000)
     ]
     source.annotations.write_text(json.dumps(content))
-    start = time.perf_counter()
+    start = time.process_time()
     assert texts(source) == []
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_checks_need_no_torch():
