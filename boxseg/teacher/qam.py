@@ -57,8 +57,8 @@ def make_pseudo_masks(
         step: Steps done so far, from 0.
 
     Returns:
-        Masks inside their boxes; quality 0 where there is no candidate, the mask is empty or the quality is below
-        `settings.min_quality`.
+        Masks inside their boxes (`soft` is not cut, so that it can be enlarged first); quality 0 where there is no
+        candidate, the mask is empty or the quality is below `settings.min_quality`.
 
     Source: BoxSeg (arXiv 2504.05137); `method.md` section (e), and (d) for `with_nms`.
     """
@@ -95,7 +95,7 @@ def make_pseudo_masks(
     inside = box_masks(boxes, height, width, stride=MASK_STRIDE)
     mask = mask & inside
     trusted = mask.flatten(1).any(dim=1) & (quality >= settings.min_quality)
-    return PseudoMasks(mask, soft * inside, quality * trusted, score, _count(box_index, num_boxes))
+    return PseudoMasks(mask, soft, quality * trusted, score, _count(box_index, num_boxes))
 
 
 def rank_candidates(

@@ -1,0 +1,111 @@
+"""Put instances on top of an image and settle what they cover."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from boxseg.errors import ShapeError
+from boxseg.ops.masks import box_masks, tight_boxes
+
+
+@dataclass(frozen=True)
+class Composition:
+    """An image after a paste: what is left of its own instances, then the pasted ones."""
+
+    image: Tensor
+    """uint8 (c, H, W)."""
+    masks: Tensor
+    """Bool (N' + P, H/s, W/s)."""
+    boxes: Tensor
+    """Float (N' + P, 4), pixels."""
+    labels: Tensor
+    """int64 (N' + P,)."""
+    kept: Tensor
+    """int64 (N',): which of the image's own instances are left."""
+
+
+def compose(
+    image: Tensor,
+    masks: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    pasted_image: Tensor,
+    pasted_masks: Tensor,
+    pasted_labels: Tensor,
+    *,
+    valid: Tensor | None = None,
+    min_area: float = 300.0,
+    box_shift_px: float = 10.0,
+    keep_boxes: bool = False,
+) -> Composition:
+    """Paste instances over an image; the arguments are left unchanged.
+
+    The boxes of the image shrink to what is visible of them. An instance stays if no side of its box moved by more
+    than `box_shift_px`, or if more than `min_area` of its mask is left.
+
+    Args:
+        image: uint8 (c, H, W); any number of channels, so two views can go together.
+        masks: Bool (N, H/s, W/s), masks of the image's instances; s = 1, or s = 4 for masks at cell centres.
+        boxes: Float (N, 4), pixels.
+        labels: int64 (N,).
+        pasted_image: uint8 (c, H, W).
+        pasted_masks: Bool (P, H, W), pixels to take from `pasted_image`.
+        pasted_labels: int64 (P,).
+        valid: Bool (H, W), False on padding, where no box reaches; None: no padding.
+        min_area: Floor of the remaining mask area [px].
+        box_shift_px: Limit of a side's movement [px].
+        keep_boxes: Change a side only if the paste moved it, and drop covered boxes less than 1 px wide or high. The
+            reference rounds every box outward to whole pixels.
+
+    Returns:
+        The image, the remaining instances in their order, then the pasted ones with tight boxes.
+
+    Raises:
+        ShapeError: images, or masks and images, do not fit.
+
+    Source: BoxSeg's code; `method.md` sections (f.6), (k-18), (k-19), (m.10).
+    """
+    stride = _stride(image, masks, pasted_image, pasted_masks)
+    height, width = image.shape[-2:]
+    covered = pasted_masks.any(dim=0)
+    small = pasted_masks[:, stride // 2 :: stride, stride // 2 :: stride]
+    remaining = masks & ~small.any(dim=0)
+
+    drawn = box_masks(boxes, height, width)
+    if valid is not None:
+        drawn = drawn & valid
+    visible = tight_boxes(drawn & ~covered).to(boxes.dtype)
+    if keep_boxes:
+        visible = torch.where(visible == tight_boxes(drawn).to(boxes.dtype), boxes, visible)
+    still = (visible - boxes).abs().amax(dim=1) <= box_shift_px
+    keep = still | (remaining.sum(dim=(1, 2)) * stride**2 > min_area)
+    if keep_boxes:
+        keep &= ((visible[:, 2:] - visible[:, :2]) >= 1).all(dim=1) | (visible == boxes).all(dim=1)
+    kept = keep.nonzero()[:, 0]
+    return Composition(
+        image=torch.where(covered, pasted_image, image),
+        masks=torch.cat([remaining[kept], small]),
+        boxes=torch.cat([visible[kept], tight_boxes(pasted_masks).to(boxes.dtype)]),
+        labels=torch.cat([labels[kept], pasted_labels]),
+        kept=kept,
+    )
+
+
+def _stride(image: Tensor, masks: Tensor, pasted_image: Tensor, pasted_masks: Tensor) -> int:
+    """Pixels per cell of `masks`."""
+    height, width = image.shape[-2:]
+    stride = height // max(masks.shape[-2], 1)
+    fits = (
+        pasted_image.shape == image.shape
+        and pasted_masks.shape[-2:] == image.shape[-2:]
+        and (masks.shape[-2] * stride, masks.shape[-1] * stride) == (height, width)
+    )
+    if not fits:
+        raise ShapeError(
+            f"image {tuple(image.shape)}, pasted_image {tuple(pasted_image.shape)} and pasted_masks "
+            f"{tuple(pasted_masks.shape)} need one (H, W); masks {tuple(masks.shape)} need (H/s, W/s)"
+        )
+    return stride

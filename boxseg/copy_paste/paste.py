@@ -1,0 +1,369 @@
+"""Peer-assisted copy-paste: choose a peer for an image, place it, and remember the image's own good instances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from boxseg.copy_paste.bank import Bank, Peer, random_below
+from boxseg.copy_paste.compose import Composition, compose
+from boxseg.ops.boxes import box_iou
+from boxseg.ops.masks import aligned_bilinear
+from boxseg.structures import MASK_STRIDE, Batch, PseudoMasks
+
+__all__ = ["Composition", "PasteSettings", "compose", "paste_peers"]
+
+LIMITS_FOR_PX = 800
+"""Short side for which `min_area` and `box_shift_px` are given when `relative_limits` is on."""
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class PasteSettings:
+    """Settings of `paste_peers`; `pc.*` of the same names say what they do."""
+
+    mode: Literal["instance", "segmentation", "simple"] = "instance"
+    p_start: float = 1.0
+    p_end: float = 0.3
+    warmup: int = 10_000
+    """[steps]"""
+    overlap: float = 0.1
+    per_image: int = 1
+    target: Literal["random", "lowest-q"] = "random"
+    require_better: bool = False
+    bank_q_thr: float = 0.5
+    bank_s_thr: float = 0.5
+    bank_iou_thr: float = 0.1
+    min_area: float = 300.0
+    box_shift_px: float = 10.0
+    relative_limits: bool = False
+    keep_boxes: bool = False
+    soft_thr: float = 0.5
+    """Threshold of `PseudoMasks.soft`: `qam.vote_thr` for fusion by vote, else `qam.mask_thr`."""
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """Numbers of one image that decide what happens to it, on the host."""
+
+    size: tuple[int, int]
+    labels: list[int]
+    quality: list[float]
+    score: list[float]
+    area: list[float]
+    """Mask areas [px]."""
+    boxes: list[Box]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Peers to paste together, and the box of the instance they are pasted onto; None: at their old place."""
+
+    peers: list[Peer]
+    target: int | None
+
+
+@dataclass(frozen=True)
+class ImageState:
+    """One image with its instances while peers are pasted into it."""
+
+    views: Tensor
+    """uint8 (6, H, W): strong, then weak."""
+    valid: Tensor
+    """Bool (H, W)."""
+    boxes: Tensor
+    labels: Tensor
+    pseudo: PseudoMasks
+
+
+def paste_peers(
+    batch: Batch,
+    pseudo_masks: list[PseudoMasks],
+    bank: Bank,
+    *,
+    step: int,
+    settings: PasteSettings,
+    generator: torch.Generator,
+) -> tuple[Batch, list[PseudoMasks], dict[str, Tensor]]:
+    """Paste remembered instances into some images of a batch, and remember new ones.
+
+    Args:
+        batch: Unchanged.
+        pseudo_masks: B times the teacher's opinion; unchanged.
+        bank: Peers to choose from; updated in place, with the images as they were before the paste.
+        step: Steps done so far, from 0.
+        settings: Probabilities, limits and variants.
+        generator: On the CPU; the only source of randomness.
+
+    Returns:
+        A batch and pseudo masks in which each image is as before, or has its pasted instances last in its lists (in
+        both views, with the quality they had in the bank); `pc/paste_rate`, the share of images with a paste, and
+        `pc/bank_size`.
+
+    Source: BoxSeg (arXiv 2504.05137); `method.md` sections (f), (k-13) to (k-19), (k-27).
+    """
+    probability = attempt_probability(step, settings)
+    states: list[ImageState] = []
+    pasted = 0
+    for image, facts in enumerate(_read_facts(batch, pseudo_masks)):
+        state = ImageState(
+            torch.cat([batch.strong[image], batch.weak[image]]),
+            batch.valid[image],
+            batch.boxes[image],
+            batch.labels[image],
+            pseudo_masks[image],
+        )
+        attempt = float(torch.rand((), generator=generator)) < probability
+        choices = choose_peers(facts, bank, settings, generator) if attempt else []
+        _remember(state, facts, bank, settings, generator)
+        before = state
+        for choice in choices:
+            state = _paste(state, facts, choice, bank, settings, generator)
+        pasted += state is not before
+        states.append(state)
+    stats = {"pc/paste_rate": torch.tensor(pasted / len(batch)), "pc/bank_size": torch.tensor(float(len(bank)))}
+    if not pasted:
+        return batch, pseudo_masks, stats
+    views = torch.stack([state.views for state in states])
+    changed = replace(
+        batch,
+        strong=views[:, :3].contiguous(),
+        weak=views[:, 3:].contiguous(),
+        boxes=[state.boxes for state in states],
+        labels=[state.labels for state in states],
+    )
+    return changed, [state.pseudo for state in states], stats
+
+
+def attempt_probability(step: int, settings: PasteSettings) -> float:
+    """Probability that a paste is tried: linear from `p_start` at step 0 to `p_end` after the warm-up."""
+    share = min(step / settings.warmup, 1.0) if settings.warmup > 0 else 1.0
+    return settings.p_start + (settings.p_end - settings.p_start) * share
+
+
+def choose_peers(facts: ImageFacts, bank: Bank, settings: PasteSettings, generator: torch.Generator) -> list[Choice]:
+    """Up to `per_image` choices for an image, each with other peers and another target."""
+    choices: list[Choice] = []
+    while len(choices) < settings.per_image:
+        choice = _choose(facts, bank, settings, generator, choices)
+        if choice is None:
+            break
+        choices.append(choice)
+    return choices
+
+
+def placement_range(source: Box, target: Box, overlap: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Ranges of the new left and the new top side of a source box that overlaps the target box enough.
+
+    Args:
+        source: x1 y1 x2 y2 of the peer in its image, pixels.
+        target: x1 y1 x2 y2 of the instance it is pasted onto, pixels.
+        overlap: Share of the source's extent that must overlap on each axis.
+    """
+    ranges = []
+    for axis in (0, 1):
+        extent = source[axis + 2] - source[axis]
+        ranges.append((target[axis] - (1 - overlap) * extent, target[axis + 2] - overlap * extent))
+    return ranges[0], ranges[1]
+
+
+def _choose(
+    facts: ImageFacts, bank: Bank, settings: PasteSettings, generator: torch.Generator, earlier: list[Choice]
+) -> Choice | None:
+    """The first drawn group that suits the image; None where none does."""
+    labels = set(facts.labels) if settings.mode == "instance" else None
+    used = {id(peer) for choice in earlier for peer in choice.peers}
+    for group in bank.draw(labels, generator):
+        peers = group if settings.mode == "simple" else [max(group, key=lambda peer: peer.quality)]
+        if any(id(peer) in used for peer in peers):
+            continue
+        if settings.mode == "simple":
+            return Choice(peers, None)
+        target = _choose_target(facts, peers[0], settings, generator, [choice.target for choice in earlier])
+        if target is not None:
+            return Choice(peers, target)
+    return None
+
+
+def _choose_target(
+    facts: ImageFacts, peer: Peer, settings: PasteSettings, generator: torch.Generator, earlier: list[int | None]
+) -> int | None:
+    """The instance that gets the peer: of its class in mode `instance`, else of any."""
+    eligible = [
+        index
+        for index, label in enumerate(facts.labels)
+        if index not in earlier and (settings.mode == "segmentation" or label == peer.label)
+    ]
+    if not eligible:
+        return None
+    if settings.target == "lowest-q":  # of equal quality the larger box
+        target = min(eligible, key=lambda index: (facts.quality[index], -_area(facts.boxes[index])))
+    else:
+        target = eligible[random_below(len(eligible), generator)]
+    return None if settings.require_better and peer.quality <= facts.quality[target] else target
+
+
+def _paste(
+    state: ImageState,
+    facts: ImageFacts,
+    choice: Choice,
+    bank: Bank,
+    settings: PasteSettings,
+    generator: torch.Generator,
+) -> ImageState:
+    """The image with the chosen peers, or the same object where too little of them would be seen."""
+    min_area, box_shift_px = _limits(facts.size, settings)
+    shift = (0, 0)
+    if choice.target is not None:
+        source, target = choice.peers[0].box, facts.boxes[choice.target]
+        (left, top) = [_uniform(*side, generator) for side in placement_range(source, target, settings.overlap)]
+        shift = (round(top - source[1]), round(left - source[0]))
+    pasted_views, masks, peers = _place(state, facts.size, choice.peers, shift, min_area)
+    if not peers:
+        return state
+    composition = compose(
+        state.views,
+        state.pseudo.mask,
+        state.boxes,
+        state.labels,
+        pasted_views,
+        masks,
+        torch.tensor([peer.label for peer in peers], device=state.labels.device),
+        valid=state.valid,
+        min_area=min_area,
+        box_shift_px=box_shift_px,
+        keep_boxes=settings.keep_boxes,
+    )
+    bank.mark_used(peers[0])
+    return ImageState(
+        composition.image,
+        state.valid,
+        composition.boxes,
+        composition.labels,
+        _merge(state.pseudo, composition, peers),
+    )
+
+
+def _place(
+    state: ImageState, size: tuple[int, int], peers: list[Peer], shift: tuple[int, int], min_area: float
+) -> tuple[Tensor, Tensor, list[Peer]]:
+    """Peers on an empty canvas of the image's size: views (6, H, W), masks (P, H, W), those with enough in sight."""
+    canvas, masks, placed = torch.zeros_like(state.views), [], []
+    for peer in peers:
+        rows, crop_rows = _overlap(peer.corner[0] + shift[0], peer.mask.shape[0], size[0])
+        columns, crop_columns = _overlap(peer.corner[1] + shift[1], peer.mask.shape[1], size[1])
+        visible = peer.mask[crop_rows, crop_columns]
+        if int(visible.sum()) <= min_area:
+            continue
+        mask = torch.zeros_like(state.valid)
+        mask[rows, columns] = visible.to(mask.device)
+        crop = torch.cat([peer.strong, peer.weak])[:, crop_rows, crop_columns].to(canvas.device)
+        canvas[:, rows, columns] = torch.where(mask[rows, columns], crop, canvas[:, rows, columns])
+        masks.append(mask)
+        placed.append(peer)
+    return canvas, torch.stack(masks) if masks else state.valid[None][:0], placed
+
+
+def _overlap(start: int, length: int, limit: int) -> tuple[slice, slice]:
+    """Where a stretch of `length` from `start` falls into 0 … limit: there, and within the stretch itself."""
+    first = min(max(start, 0), limit)
+    last = max(min(start + length, limit), first)
+    return slice(first, last), slice(first - start, last - start)
+
+
+def _merge(pseudo: PseudoMasks, composition: Composition, peers: list[Peer]) -> PseudoMasks:
+    """Pseudo masks of what is left, then of the peers."""
+    kept, own = composition.kept, len(composition.kept)
+    pasted = composition.masks[own:]
+    numbers = pseudo.quality.new_tensor([[peer.quality, peer.score] for peer in peers])
+    # A thin peer may miss every cell centre; there is nothing to learn from it then.
+    quality = numbers[:, 0] * pasted.flatten(1).any(dim=1)
+    return PseudoMasks(
+        mask=composition.masks,
+        soft=torch.cat([pseudo.soft[kept] * ~pasted.any(dim=0), pasted.to(pseudo.soft.dtype)]),
+        quality=torch.cat([pseudo.quality[kept], quality]),
+        score=torch.cat([pseudo.score[kept], numbers[:, 1]]),
+        num_candidates=torch.cat([pseudo.num_candidates[kept], pseudo.num_candidates.new_zeros(len(peers))]),
+    )
+
+
+def _remember(
+    state: ImageState, facts: ImageFacts, bank: Bank, settings: PasteSettings, generator: torch.Generator
+) -> None:
+    """Show the bank the image's isolated instances that are well masked and large enough."""
+    if not facts.labels:
+        return
+    boxes = torch.tensor(facts.boxes)
+    crowding = box_iou(boxes, boxes).fill_diagonal_(0).amax(dim=1).tolist()
+    min_area, _ = _limits(facts.size, settings)
+    admitted = [
+        index
+        for index in range(len(facts.labels))
+        if crowding[index] < settings.bank_iou_thr
+        and facts.quality[index] > settings.bank_q_thr
+        and facts.score[index] > settings.bank_s_thr
+        and facts.area[index] > min_area
+    ]
+    if bank.wants([facts.labels[index] for index in admitted]):
+        bank.add([_cut(state, facts, index, settings.soft_thr) for index in admitted], generator)
+
+
+def _cut(state: ImageState, facts: ImageFacts, index: int, soft_thr: float) -> Peer:
+    """One instance with its mask at full resolution, computed inside its box only."""
+    (height, width), (x1, y1, x2, y2) = facts.size, facts.boxes[index]
+    rows, columns = slice(int(y1), min(int(y2 + 1), height)), slice(int(x1), min(int(x2 + 1), width))
+    # Two cells around the box are enough: bilinear values depend on the next cell only.
+    top, left = max(rows.start // MASK_STRIDE - 2, 0), max(columns.start // MASK_STRIDE - 2, 0)
+    bottom, right = rows.stop // MASK_STRIDE + 3, columns.stop // MASK_STRIDE + 3
+    soft = aligned_bilinear(state.pseudo.soft[index, top:bottom, left:right], MASK_STRIDE)
+    offset_rows, offset_columns = MASK_STRIDE * top, MASK_STRIDE * left
+    mask = soft[
+        rows.start - offset_rows : rows.stop - offset_rows,
+        columns.start - offset_columns : columns.stop - offset_columns,
+    ]
+    crop = state.views[:, rows, columns]
+    return Peer(
+        strong=crop[:3].clone(),
+        weak=crop[3:].clone(),
+        mask=mask > soft_thr,
+        corner=(rows.start, columns.start),
+        box=facts.boxes[index],
+        label=facts.labels[index],
+        quality=facts.quality[index],
+        score=facts.score[index],
+    )
+
+
+def _read_facts(batch: Batch, pseudo_masks: list[PseudoMasks]) -> list[ImageFacts]:
+    """The numbers of all images in one read from the device; what is pasted where is decided on the host."""
+    areas = [pseudo.mask.sum(dim=(1, 2)) * MASK_STRIDE**2 for pseudo in pseudo_masks]
+    columns = [
+        torch.cat(batch.labels).double(),
+        torch.cat([pseudo.quality for pseudo in pseudo_masks]).double(),
+        torch.cat([pseudo.score for pseudo in pseudo_masks]).double(),
+        torch.cat(areas).double(),
+    ]
+    table = torch.cat([torch.stack(columns, dim=1), torch.cat(batch.boxes).double()], dim=1).cpu()
+    facts = []
+    for size, rows in zip(batch.sizes, table.split([len(boxes) for boxes in batch.boxes]), strict=True):
+        labels, quality, score, area = rows[:, :4].T.tolist()
+        boxes = [(x1, y1, x2, y2) for x1, y1, x2, y2 in rows[:, 4:].tolist()]
+        facts.append(ImageFacts(size, [int(label) for label in labels], quality, score, area, boxes))
+    return facts
+
+
+def _limits(size: tuple[int, int], settings: PasteSettings) -> tuple[float, float]:
+    """`min_area` [px] and `box_shift_px` [px] for an image of this size."""
+    scale = min(size) / LIMITS_FOR_PX if settings.relative_limits else 1.0
+    return settings.min_area * scale**2, settings.box_shift_px * scale
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))
