@@ -97,7 +97,7 @@ def make_views(
     )
 
 
-def resize_only(sample: Sample, *, short_side: int, max_size: int) -> View:
+def resize_only(sample: Sample, short_side: int, max_size: int) -> View:
     """The view that evaluation uses: resized, neither flipped nor recoloured; weak and strong are one tensor.
 
     Boxes keep their order and number as long as they have an area.
