@@ -24,7 +24,6 @@ ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our files hold the metrics
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has none
     "TUNE_MAX_PENDING_TRIALS_PG": "auto",
@@ -70,17 +69,18 @@ def start_ray(spec: RunSpec, *, logs: Path) -> Iterator[RaySession]:
         os.environ["RAY_AUTH_MODE"] = "token" if _has_token() else "disabled"
     import ray
 
-    if ray.is_initialized():
-        shutil.rmtree(private)
-        _silence(logs)
-        yield _session(spec, embedded=embedded)
-        return
+    logs.mkdir(parents=True, exist_ok=True)
+    started_here = not ray.is_initialized()
     try:
-        _connect(None if embedded else address, private)
-        _silence(logs)
-        yield _session(spec, embedded=embedded)
+        with (logs / "ray-output.log").open("w") as output, contextlib.redirect_stdout(output):
+            if started_here:
+                _connect(None if embedded else address, private)
+            _silence(logs)
+            yield _session(spec, embedded=embedded)
     finally:
-        ray.shutdown()
+        if started_here:
+            ray.shutdown()
+            _keep_worker_output(private / "ray", logs)
         shutil.rmtree(private, ignore_errors=True)
 
 
@@ -148,6 +148,14 @@ def _has_token(*, home: bool = True) -> bool:
     return home and (Path.home() / ".ray" / "auth_token").exists()
 
 
+def _keep_worker_output(ray_folder: Path, logs: Path) -> None:
+    """Copy what workers of the embedded Ray printed to the run's logs before Ray's folder goes."""
+    for path in ray_folder.glob("session_2*/logs/worker-*"):
+        if path.stat().st_size:
+            (logs / "workers").mkdir(exist_ok=True)
+            shutil.copy(path, logs / "workers" / path.name)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -157,7 +165,6 @@ def _free_port() -> int:
 
 def _silence(logs: Path) -> None:
     """Send the log records of Ray's libraries in this process to a file instead of the terminal."""
-    logs.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(logs / "ray.log", delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in ("ray", "ray.tune", "ray.train", "ray.data", "optuna"):

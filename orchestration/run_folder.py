@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -170,31 +171,39 @@ class RunFolder:
 
     def update(self, **changes: Any) -> RunStatus:
         """Change some fields of the status; gives the new one."""
-        status = replace(self.stored(), **changes)
-        self._write(status)
-        return status
+        return self._change(lambda status: replace(status, **changes))
 
     def start(self) -> RunStatus:
         """Mark as running and driven by this process, also again after an end."""
-        status = self.stored()
-        return self.update(
-            status="running", started=status.started or time.time(), ended=None, failure=None, **own_process()
-        )
+        changes: dict[str, Any] = {"status": "running", "ended": None, "failure": None, **own_process()}
+        return self._change(lambda status: replace(status, started=status.started or time.time(), **changes))
 
     def finish(self, status: Status, failure: BaseException | Failure | None = None) -> RunStatus:
         """Mark as ended; an end already written stays, but for a failure that names its cause better."""
-        now = self.stored()
         if isinstance(failure, BaseException):
             failure = Failure(type(failure).__name__, str(failure) or type(failure).__name__)
-        names_better = (
-            now.status == status == "failed"
-            and failure is not None
-            and _is_known(failure)
-            and not (now.failure and _is_known(now.failure))
-        )
-        if now.is_final and not names_better:
-            return now
-        return self.update(status=status, ended=time.time(), failure=failure)
+
+        def change(now: RunStatus) -> RunStatus:
+            is_named = now.failure is not None and _is_known(now.failure)
+            is_better = status == now.status == "failed" and failure is not None and _is_known(failure)
+            if now.is_final and (is_named or not is_better):
+                return now
+            return replace(now, status=status, ended=time.time(), failure=failure)
+
+        return self._change(change)
+
+    def report(self, step: int, metrics: dict[str, float], *, is_best: bool = False) -> None:
+        """Add metrics to the history and to the status, unless the run has ended: then it was stopped from outside."""
+        finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
+
+        def change(now: RunStatus) -> RunStatus:
+            if now.is_final:
+                return now
+            self.append_metrics(step, metrics)
+            now = replace(now, step=step, metrics={**now.metrics, **finite})
+            return replace(now, best=finite, best_step=step) if is_best else now
+
+        self._change(change)
 
     def has_own_failure(self) -> bool:
         """True if the run failed with an error that boxseg raised on purpose; trying again would repeat it."""
@@ -247,6 +256,16 @@ class RunFolder:
     def stop_requested(self) -> bool:
         """True once somebody asked for a stop."""
         return (self.path / "stop").exists()
+
+    def _change(self, change: Callable[[RunStatus], RunStatus]) -> RunStatus:
+        """Read, change and write the status while no other process does."""
+        with (self.path / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = self.stored()
+            after = change(before)
+            if after is not before:
+                self._write(after)
+        return after
 
     def _write(self, status: RunStatus) -> None:
         write_atomic(self.status_path, json.dumps(status.to_json(), indent=1))

@@ -164,6 +164,7 @@ def make_tuner(sweep: Sweep, session: RaySession) -> Tuner:
             num_samples=count_trials(spec.sweep),
             max_concurrent_trials=concurrency(spec, session),
             reuse_actors=inline,
+            trial_dirname_creator=lambda trial: f"{trial.config['trial'].number:02d}",
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -274,6 +275,8 @@ class Sweep:
         for number in list(self._open):
             lost = Failure("WorkerLost", f"the trial's process ended without a word; {self.folder.logs} may tell why")
             self.close_trial(number, "interrupted" if interrupted else "failed", None if interrupted else lost)
+        for path in self.folder.path.glob("*/status.json"):  # a worker elsewhere may have written after the end
+            RunFolder(path.parent).finish("stopped")
 
     def watch(self, thread: threading.Thread, signals: StopSignals, display: SweepProgress) -> None:
         """Show progress until Tune ends; after a signal, until all trials have saved their state."""

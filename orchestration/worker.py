@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from boxseg.config import BoxSegConfig
 from boxseg.engine.events import EvalReport, Reporter, StepReport
 from boxseg.errors import ConfigError
 from orchestration.config import RunSpec
-from orchestration.run_folder import FINAL, RunFolder, error_of
+from orchestration.run_folder import RunFolder, error_of
 
 if TYPE_CHECKING:
     from boxseg.engine.train import TrainResult
@@ -112,6 +113,7 @@ def train_here(payload: Payload, *, rank: int = 0, device: str = "cpu", send: Se
         folder.finish("interrupted")
         raise
     except Exception as error:
+        (folder.path / "traceback.txt").write_text(traceback.format_exc())
         folder.finish("failed", error)
         raise
     if not result.finished:
@@ -200,17 +202,5 @@ class FileReporter:
 
     def _write(self, step: int, metrics: dict[str, float], *, is_best: bool = False) -> None:
         self.step = step
-        if self.rank != 0:
-            return
-        status = self._folder.stored()
-        if status.status in FINAL:  # stopped from outside while this process had not heard of it
-            return
-        self._folder.append_metrics(step, metrics)
-        changes: dict[str, Any] = {"step": step, "metrics": {**status.metrics, **_finite(metrics)}}
-        if is_best:
-            changes |= {"best": _finite(metrics), "best_step": step}
-        self._folder.update(**changes)
-
-
-def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    return {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
+        if self.rank == 0:
+            self._folder.report(step, metrics, is_best=is_best)
