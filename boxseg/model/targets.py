@@ -3,42 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from boxseg.ops.boxes import box_area
-
-
-@dataclass(frozen=True)
-class LocationTargets:
-    """What the detection head should say at each location of a batch."""
-
-    box_index: Tensor
-    """int64 (B, L): the box of the image that the location answers for; -1 for background."""
-    labels: Tensor
-    """int64 (B, L): class index; -1 for background."""
-    distances: Tensor
-    """Float (B, L, 4): left, top, right, bottom, in units of the level's stride; 0 for background."""
-    centerness: Tensor
-    """Float (B, L) in [0, 1]: 1 at the centre of the box; 0 for background."""
-
-
-@dataclass(frozen=True)
-class Proposals:
-    """Positive locations that get mask losses; sorted by image, then box, then falling score."""
-
-    image_index: Tensor
-    """int64 (n,)."""
-    location_index: Tensor
-    """int64 (n,): index among all locations."""
-    box_index: Tensor
-    """int64 (n,): index among the boxes of the image."""
-
-    def __len__(self) -> int:
-        return len(self.image_index)
+from boxseg.structures import LocationTargets, Proposals
 
 
 def assign_locations(
@@ -150,7 +121,7 @@ def choose_proposals(box_index: Tensor, scores: Tensor, *, max_per_image: int) -
     rank = position - torch.where(opens, position, 0).cummax(dim=0).values
     num_boxes = owner.new_zeros(len(box_index)).index_add(0, image_index, opens.long())
     quota = (max_per_image // num_boxes.clamp(min=1)).clamp(min=1)
-    keep = rank < quota[image_index]
+    keep = (rank < quota[image_index]).nonzero().squeeze(1)
     return Proposals(image_index[keep], location_index[keep], boxes[keep])
 
 

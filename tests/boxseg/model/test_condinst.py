@@ -101,3 +101,16 @@ def test_the_forward_pass_leaves_its_inputs_unchanged(images, valid):
 def test_sizes_that_are_no_multiple_of_32_are_refused():
     with pytest.raises(ShapeError, match="multiples of 32"):
         build()(torch.zeros(1, 3, 64, 90), torch.ones(1, 64, 90, dtype=torch.bool))
+
+
+def test_predictions_are_float32_and_close_under_autocast(images, valid):
+    network = build().eval()
+    full = network(images, valid)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = network(images, valid)
+        masks = network.mask_logits(half, torch.tensor([0]), torch.tensor([40]))
+    assert {
+        tensor.dtype for tensor in (half.class_logits, half.distances, half.controller, half.mask_features, masks)
+    } == {torch.float32}
+    torch.testing.assert_close(half.class_logits, full.class_logits, atol=0.05, rtol=0.05)
+    assert half.locations[-1].tolist() == full.locations[-1].tolist()
