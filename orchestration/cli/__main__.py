@@ -1,0 +1,5 @@
+"""`python -m orchestration.cli` is the `boxseg` command."""
+
+from orchestration.cli.app import main
+
+main()

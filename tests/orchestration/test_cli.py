@@ -1,0 +1,276 @@
+"""The command line: what goes to stdout and stderr, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration.cli import output
+from orchestration.cli.app import app, run
+from orchestration.config import RunSpec, dump_resolved, load_run
+from orchestration.run_folder import RunFolder, RunStatus
+
+SWEEP = "name: s\nsweep: {search: grid, space: {qam.k_top: {choice: [1, 2]}}}\n"
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("BOXSEG_DEBUG", raising=False)
+
+
+@pytest.fixture
+def toy(capsys: Capture) -> dict[str, Any]:
+    """A drawn data set: split -> its image folder and annotation file."""
+    assert run(["data", "toy", "drawn", "--train-images", "3", "--val-images", "2", "--size", "64", "--json"]) == 0
+    drawn: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return drawn
+
+
+def write(text: str, name: str = "exp.yaml") -> str:
+    Path(name).write_text(text, encoding="utf-8")
+    return name
+
+
+def make_run(run_id: str, *, created: float, kind: Any = "run", parent: str | None = None, **changes: Any) -> RunFolder:
+    folder = RunFolder(Path("runs/t") / run_id)
+    folder.create(RunStatus(folder.path.name, "t", kind=kind, parent=parent, created=created), dump_resolved(RunSpec()))
+    folder.update(**changes)
+    return folder
+
+
+def test_the_version_goes_to_stdout(capsys: Capture):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("boxseg 0.")
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["sweep"], ["data", "check"], ["runs", "show"], ["config"], ["ui"]])
+def test_every_command_has_help(capsys: Capture, command: list[str]):
+    assert run([*command, "--help"]) == 0
+    assert "Usage: boxseg" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["tarin"], ["train"], ["train", "x.yaml", "--nonsense"], ["ui", "--port", "x"]])
+def test_wrong_usage_ends_with_2_and_a_message(capsys: Capture, arguments: list[str]):
+    assert run(arguments) == 2
+    shown = capsys.readouterr()
+    assert "Error" in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_wrong_setting_ends_with_2_and_one_message_without_traceback(capsys: Capture, command: str):
+    assert run([command, write("qam:\n  k_topp: 3\n")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == "error: exp.yaml:2: qam.k_topp is not a setting; did you mean qam.k_top?\n"
+
+
+def test_too_many_workers_end_with_5_and_leave_nothing_behind(capsys: Capture):
+    assert run(["train", write("train: {batch_size: 4096}"), "--set", "resources.workers=4096"]) == 5
+    assert "workers 4096" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_missing_data_ends_with_3(capsys: Capture):
+    assert run(["train", write("data: {train: {images: i, annotations: none.json}}")]) == 3
+    assert "none.json" in capsys.readouterr().err
+
+
+def test_unwritable_storage_ends_with_2(capsys: Capture):
+    Path("file").write_text("")
+    assert run(["train", write("storage: file/runs")]) == 2
+    assert "a file is in the way" in capsys.readouterr().err
+
+
+def test_an_unexpected_error_is_one_line_that_names_a_log(capsys: Capture, monkeypatch: Patch, tmp_path: Path):
+    @app.command("explode", hidden=True)
+    def explode() -> None:
+        raise RuntimeError("the floor is lava")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    try:
+        assert run(["explode"]) == 1
+        shown = capsys.readouterr().err
+        monkeypatch.setenv("BOXSEG_DEBUG", "1")
+        assert run(["explode"]) == 1
+        assert "Traceback" in capsys.readouterr().err
+    finally:
+        app.registered_commands.pop()
+    assert "RuntimeError: the floor is lava" in shown
+    assert "Traceback" not in shown
+    log = next(tmp_path.glob("boxseg-*.log"))
+    assert str(log) in shown
+    assert "Traceback" in log.read_text()
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_plan_starts_nothing_and_leaves_nothing(capsys: Capture, command: str):
+    assert run([command, write(SWEEP), "--plan", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["trials"] == (2 if command == "sweep" else 1)
+    assert plan["seconds"] is None
+    assert plan["faults"] == []
+    assert sorted(path.name for path in Path().iterdir()) == ["exp.yaml"]
+
+
+def test_a_plan_says_in_words_what_would_be_done(capsys: Capture):
+    assert run(["sweep", write(SWEEP), "--plan", "--set", "sweep.seeds=[0, 1]"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("sweep", "toy: 320 images", "4, ", "unknown: no earlier run", "free"):
+        assert words in shown
+
+
+def test_a_plan_that_could_not_start_says_why_and_ends_so(capsys: Capture):
+    assert run(["train", write("data: {train: {images: i, annotations: none.json}}"), "--plan"]) == 3
+    shown = capsys.readouterr()
+    assert "not usable" in shown.out
+    assert "would not start" in shown.err
+
+
+def test_data_toy_draws_and_names_its_files(toy: dict[str, Any]):
+    assert Path(toy["train"]["annotations"]).is_file()
+    assert len(list(Path(toy["val"]["images"]).iterdir())) == 2
+
+
+def test_data_check_passes_a_sound_set(capsys: Capture, toy: dict[str, Any]):
+    assert run(["data", "check", toy["val"]["annotations"], "--images", toy["val"]["images"], "--for", "val"]) == 0
+    assert "0 errors" in capsys.readouterr().err
+
+
+def test_data_check_ends_with_3_and_a_table_that_names_file_and_id(capsys: Capture, toy: dict[str, Any]):
+    path = Path(toy["train"]["annotations"])
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    number = content["annotations"][0]["id"]
+    path.write_text(json.dumps(content))
+    arguments = ["data", "check", write(f"data: {{train: {json.dumps(toy['train'])}}}")]
+    assert run(arguments) == 3
+    shown = capsys.readouterr()
+    assert "1 errors" in shown.err
+    row = next(line for line in shown.out.splitlines() if line.startswith("error"))
+    assert path.name in row
+    assert str(number) in row.split()
+    assert run([*arguments, "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert found["usable"] is False
+    assert found["faults"][0]["annotation_id"] == number
+
+
+def test_data_check_of_a_generated_set_says_that_there_are_no_files(capsys: Capture):
+    assert run(["data", "check", write("name: x")]) == 2
+    assert "toy" in capsys.readouterr().err
+
+
+def test_data_stats_count(capsys: Capture, toy: dict[str, Any]):
+    content = json.loads(Path(toy["train"]["annotations"]).read_text())
+    assert run(["data", "stats", toy["train"]["annotations"], "--images", toy["train"]["images"], "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["images"] == 3
+    assert counts["boxes"] == len(content["annotations"]) == sum(counts["classes"].values())
+    assert run(["data", "stats", toy["train"]["annotations"], "--images", toy["train"]["images"]]) == 0
+    assert "images with boxes" in capsys.readouterr().out
+
+
+def test_runs_are_listed_newest_first(capsys: Capture):
+    make_run("old", created=100.0, best={"val/mask_ap": 0.25}, status="finished")
+    make_run("new", created=200.0, kind="sweep")
+    assert run(["runs", "ls", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [each["id"] for each in listed] == ["new", "old"]
+    assert {"id", "name", "kind", "status", "metrics", "folder"} <= set(listed[0])
+    assert [each["kind"] for each in listed] == ["sweep", "run"]
+    assert run(["runs", "ls"]) == 0
+    assert "0.25" in capsys.readouterr().out
+
+
+def test_no_runs_are_an_empty_list_and_a_message(capsys: Capture):
+    assert run(["runs", "ls", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert run(["runs", "ls"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "no runs under" in shown.err
+
+
+def test_a_sweep_is_shown_with_its_trials(capsys: Capture):
+    make_run("sweep", created=100.0, kind="sweep", best_run="sweep-01")
+    make_run("sweep/sweep-01", created=101.0, parent="..", best={"val/mask_ap": 0.5}, description="k_top=2")
+    make_run("other", created=102.0)
+    assert run(["runs", "show", "runs/t/sweep"]) == 0
+    shown = capsys.readouterr().out
+    assert "k_top=2" in shown
+    assert "other" not in shown
+    assert run(["runs", "show", "sweep-01", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["best"] == {"val/mask_ap": 0.5}
+
+
+def test_an_unknown_run_ends_with_2(capsys: Capture):
+    assert run(["runs", "show", "nobody"]) == 2
+    assert "nobody" in capsys.readouterr().err
+
+
+def test_shown_settings_load_again_and_say_where_they_come_from(capsys: Capture):
+    path = write("name: x\nqam: {k_top: 7}\nmethod: qam\n")
+    assert run(["config", "show", path, "--set", "train.steps=9"]) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "k_top: 7  # exp.yaml:2",
+        "steps: 9  # --set train.steps",
+        "fusion: weighted  # profile fixed",
+        "  on: false  # method qam",
+        "iou_thr: 0.5  # default",
+    ):
+        assert words in shown
+    assert load_run(Path(write(shown, "again.yaml"))) == load_run(Path(path), ["train.steps=9"])
+
+
+def test_shown_settings_as_json_name_every_origin(capsys: Capture):
+    assert run(["config", "show", write(SWEEP), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["sweep.search"] == {"value": "grid", "from": "exp.yaml:2"}
+    assert shown["storage"]["from"] == "default"
+
+
+def test_the_schema_describes_every_setting(capsys: Capture):
+    assert run(["config", "schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["$defs"]["QamConfig"]["properties"]["k_top"]["description"].startswith("Candidates kept")
+
+
+def test_ui_without_a_store_says_what_makes_one(capsys: Capture):
+    assert run(["ui"]) == 2
+    assert "boxseg train" in capsys.readouterr().err
+
+
+def test_json_output_has_no_numbers_that_json_does_not_know(capsys: Capture):
+    output.print_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": Path("x")})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": "x"}
+
+
+def test_configuration_errors_load_neither_torch_nor_ray(tmp_path: Path):
+    (tmp_path / "x.yaml").write_text("qam: {k_top: 0}\nmodel: {backbone: resnet5}")
+    program = (
+        "import sys\nfrom orchestration.cli.app import run\n"
+        "code = run(['sweep', 'x.yaml'])\nprint(code, sorted({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path, env={**os.environ}
+    )
+    assert done.stdout.strip() == "2 []"
+    assert "resnet50" in done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path):
+    command = f"{sys.executable} -m orchestration.cli config schema | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,95 @@
+"""Who may import whom, read from the sources; and what the command line does not load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RAY_FILES = {"train_run", "worker", "sweep", "search_space", "checkpoints", "jobs", "ray_session"}
+PARTS = ("model", "losses", "teacher", "copy_paste")
+TORCH_FREE = (
+    "boxseg.config",
+    "boxseg.model.names",
+    "boxseg.data.checks",
+    "orchestration.config",
+    "orchestration.preflight",
+    "orchestration.plan",
+    "orchestration.cli.app",
+)
+
+
+def sources(package: str) -> Iterator[tuple[str, set[str]]]:
+    """(path below the root, modules it imports anywhere) of every source file."""
+    for path in sorted((ROOT / package).rglob("*.py")):
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        yield str(path.relative_to(ROOT)), found
+
+
+def within(imported: set[str], package: str) -> set[str]:
+    return {name for name in imported if name == package or name.startswith(f"{package}.")}
+
+
+def test_the_vision_package_knows_nothing_of_orchestration():
+    for path, imported in sources("boxseg"):
+        for package in ("ray", "mlflow", "typer", "orchestration"):
+            assert not within(imported, package), f"{path} imports {package}"
+
+
+def test_ray_mlflow_and_typer_stay_in_their_files():
+    for path, imported in sources("orchestration"):
+        name = Path(path).stem
+        in_cli = path.startswith("orchestration/cli/")
+        assert not within(imported, "ray") or (name in RAY_FILES and not in_cli), f"{path} imports ray"
+        assert not within(imported, "mlflow") or (name == "tracking" and not in_cli), f"{path} imports mlflow"
+        assert not within(imported, "typer") or in_cli, f"{path} imports typer"
+        assert not within(imported, "orchestration.cli") or in_cli, f"{path} imports the command line"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_parts_of_the_method_do_not_import_one_another(part: str):
+    for path, imported in sources(f"boxseg/{part}"):
+        for other in set(PARTS) - {part}:
+            assert not within(imported, f"boxseg.{other}"), f"{path} imports boxseg.{other}"
+
+
+@pytest.mark.parametrize("part", ["ops", "data", *PARTS])
+def test_imports_point_downwards(part: str):
+    for path, imported in sources(f"boxseg/{part}"):
+        for above in ("engine", "build", "predict"):
+            assert not within(imported, f"boxseg.{above}"), f"{path} imports boxseg.{above}"
+
+
+def test_only_the_door_knows_yaml():
+    for path, imported in sources("boxseg"):
+        assert not within(imported, "yaml"), f"{path} imports yaml"
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_settings_and_command_line_load_neither_torch_nor_ray_nor_mlflow(module: str):
+    program = f"import sys, {module}; print(sorted({{'torch', 'ray', 'mlflow'}} & set(sys.modules)))"
+    assert run_python("-c", program).stdout.strip() == "[]"
+
+
+def test_help_is_quick():
+    began = time.monotonic()
+    shown = run_python("-m", "orchestration.cli", "--help")
+    assert time.monotonic() - began < 5  # about 0.2 s on an idle machine; importing torch takes longer than 3 s
+    assert "sweep" in shown.stdout
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+    )

@@ -1,0 +1,85 @@
+"""Every experiment file loads, and every dict of choices offers what its setting allows."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from boxseg.config import BoxSegConfig, Config, Method, Profile
+from boxseg.model.names import BACKBONE_NAMES
+from orchestration.config import SweepSpec, dump_resolved, load_run, load_sweep
+from orchestration.settings import find_field
+
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
+CHOICES = [
+    ("boxseg.data.transforms", "COLOR_CHANGES", "data.strong"),
+    ("boxseg.teacher.qam", "FUSIONS", "qam.fusion"),
+    ("boxseg.copy_paste.bank", "BANKS", "pc.bank"),
+    ("orchestration.search_space", "SEARCHERS", "sweep.search"),
+    ("orchestration.search_space", "TRIAL_SCHEDULERS", "sweep.trial_scheduler"),
+    ("boxseg.config", "PROFILES", "profile"),
+    ("boxseg.config", "METHODS", "method"),
+]
+
+
+def test_there_are_experiments():
+    assert {"qam.yaml", "pc.yaml"} <= {path.name for path in EXPERIMENTS}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_loads_and_says_what_it_is_for(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert f"experiments/{path.name}" in text
+    assert load_run(path).name == path.stem
+    if "sweep" in yaml.safe_load(text):
+        assert load_sweep(path).sweep.space
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_resolved_settings_of_every_experiment_load_again_unchanged(path: Path, tmp_path: Path):
+    spec = load_run(path)
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(dump_resolved(spec), encoding="utf-8")
+    assert load_run(resolved) == spec
+
+
+def test_the_coco_schedule_is_the_released_one():
+    spec = load_run(next(path for path in EXPERIMENTS if path.stem == "coco_r50_1x"))
+    assert (spec.train.steps, spec.train.batch_size, spec.solver.lr, spec.solver.warmup) == (90_000, 16, 0.01, 1000)
+    assert [round(share * spec.train.steps) for share in spec.solver.milestones] == [60_000, 80_000]
+    assert (spec.qam.fusion, spec.pc.target, spec.boxinst.bottom_px) == ("vote", "random", 10)
+
+
+@pytest.mark.parametrize(("module", "name", "setting"), CHOICES)
+def test_every_dict_of_choices_offers_exactly_what_its_setting_allows(module: str, name: str, setting: str):
+    field = find_field(SweepSpec, setting.split("."))
+    assert field is not None
+    assert set(getattr(importlib.import_module(module), name)) == set(get_args(field.annotation))
+
+
+def test_every_backbone_name_can_be_built():
+    from boxseg.model.backbone import BACKBONES
+
+    assert set(BACKBONE_NAMES) <= set(BACKBONES)
+
+
+@pytest.mark.parametrize("profile", get_args(Profile))
+@pytest.mark.parametrize("method", get_args(Method))
+def test_every_profile_goes_with_every_method(profile: str, method: str):
+    config = BoxSegConfig.model_validate({"profile": profile, "method": method})
+    assert config.teacher.on == (method != "boxinst")
+    assert config.pc.on == (method in ("pc", "full"))
+
+
+def test_every_setting_is_described():
+    def undescribed(model: type[Config]) -> list[str]:
+        return [f"{model.__name__}.{name}" for name, field in model.model_fields.items() if not field.description]
+
+    groups = {type(getattr(SweepSpec(), name)) for name in SweepSpec.model_fields}
+    missing = [name for group in groups if issubclass(group, Config) for name in undescribed(group)]
+    assert not missing
