@@ -1,0 +1,222 @@
+"""All losses together: names, weights, warm-ups, and batches in which something is missing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from boxseg.losses.total import LossSettings, compute_losses, warmup
+from boxseg.ops.masks import box_masks
+from boxseg.structures import Batch, LocationTargets, Predictions, Proposals, PseudoMasks
+
+SIZE, CLASSES = 32, 3
+TERMS = {"cls", "loc", "ctr", "projection", "pairwise", "mask", "affinity"}
+NOW = LossSettings(pairwise_warmup=0, pseudo_warmup=0, color_thr=0.01, bottom_px=0)
+
+
+class SmallNetwork(nn.Module):
+    """One linear layer per output and a mask head that mixes them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.outputs = nn.ModuleList(nn.Conv2d(3, channels, 1) for channels in (CLASSES, 4, 1, 2, 2))
+
+    def forward(self, images, valid):
+        maps = F.avg_pool2d(images.float() / 255 * valid[:, None], 8)
+        classes, distances, centerness, controller, features = (layer(maps) for layer in self.outputs)
+        flat = [out.flatten(2).transpose(1, 2) for out in (classes, distances.exp(), centerness, controller)]
+        cells = maps.shape[-2] * maps.shape[-1]
+        return Predictions(
+            class_logits=flat[0],
+            distances=flat[1],
+            centerness_logits=flat[2][..., 0],
+            controller=flat[3],
+            mask_features=features,
+            locations=torch.zeros(cells, 2),
+            strides=torch.full((cells,), 8.0),
+            levels=torch.zeros(cells, dtype=torch.int64),
+        )
+
+    def mask_logits(self, predictions, image_index, location_index):
+        params = predictions.controller[image_index, location_index]
+        logits = (predictions.mask_features[image_index] * params[..., None, None]).sum(dim=1, keepdim=True)
+        return (
+            F.interpolate(logits, scale_factor=2, mode="nearest")[:, 0] * 5
+            if len(logits)
+            else logits[:, 0].repeat(1, 2, 2)
+        )
+
+
+def make_step(boxes=(((4, 4, 20, 20), (8, 16, 30, 30)), ((0, 0, 12, 31),)), *, quality=0.5):
+    """Network, predictions, batch, targets, proposals and pseudo masks of one step."""
+    images, cells = len(boxes), (SIZE // 8) ** 2
+    random = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (images, 3, SIZE, SIZE), generator=random, dtype=torch.uint8)
+    batch = Batch(
+        weak=pixels,
+        strong=pixels,
+        valid=torch.ones(images, SIZE, SIZE, dtype=torch.bool),
+        boxes=[torch.tensor(image, dtype=torch.float32).view(-1, 4) for image in boxes],
+        labels=[torch.arange(len(image)) % CLASSES for image in boxes],
+        sizes=[(SIZE, SIZE)] * images,
+        original_sizes=[(SIZE, SIZE)] * images,
+        image_ids=list(range(images)),
+    )
+    matched = torch.full((images, cells), -1)
+    chosen = [(image, 2 * box + 3, box) for image in range(images) for box in range(len(boxes[image]))]
+    for image, location, box in chosen:
+        matched[image, location] = box
+    targets = LocationTargets(
+        matched, torch.where(matched >= 0, matched % CLASSES, -1), torch.rand(images, cells, 4, generator=random) + 0.5, torch.rand(images, cells, generator=random)
+    )
+    proposals = Proposals(*torch.tensor(chosen, dtype=torch.int64).view(-1, 3).unbind(dim=1))
+    pseudo = []
+    for image in batch.boxes:
+        mask = box_masks(image, SIZE, SIZE, stride=4) & (torch.rand(len(image), 8, 8, generator=random) > 0.3)
+        number = torch.full((len(image),), quality)
+        pseudo.append(PseudoMasks(mask, mask.float(), number, number, number.long() + 1))
+    network = SmallNetwork()
+    return network, network(batch.strong, batch.valid), batch, targets, proposals, pseudo
+
+
+def run(parts, *, settings=NOW, step=0, **changes):
+    network, predictions, batch, targets, proposals, pseudo = parts
+    pseudo = changes.pop("pseudo", pseudo)
+    return compute_losses(
+        network, predictions, batch, targets, proposals, pseudo, step=step, settings=settings, **changes
+    )
+
+
+def numbers(losses):
+    return {name: float(value.detach()) for name, value in losses.terms.items()}
+
+
+def test_warm_up_rises_linearly_from_the_first_step():
+    assert [warmup(step, 4) for step in (0, 1, 3, 9)] == [0.25, 0.5, 1, 1]
+    assert warmup(9_999, 10_000) == 1
+    assert warmup(0, 0) == 1
+
+
+def test_the_total_is_the_sum_of_terms_that_are_all_at_work():
+    losses = run(make_step())
+    assert set(losses.terms) == TERMS
+    assert all(value > 0 for value in numbers(losses).values())
+    assert all(term.dim() == 0 for term in losses.terms.values())
+    torch.testing.assert_close(losses.total, sum(losses.terms.values()))
+
+
+def test_every_parameter_gets_a_gradient():
+    parts = make_step()
+    run(parts).total.backward()
+    assert all(
+        parameter.grad is not None and float(parameter.grad.abs().sum()) > 0 for parameter in parts[0].parameters()
+    )
+
+
+@pytest.mark.parametrize("boxes", [((), ()), (((4, 4, 20, 20),), ())])
+@pytest.mark.parametrize("teacher", [True, False])
+def test_missing_boxes_or_pseudo_masks_keep_names_and_gradient_paths(boxes, teacher):
+    parts = make_step(boxes)
+    losses = run(parts, **({} if teacher else {"pseudo": None}))
+    assert set(losses.terms) == TERMS
+    found = numbers(losses)
+    if not any(boxes):
+        assert {name for name, value in found.items() if value != 0} == {"cls"}
+    if not teacher:
+        assert found["mask"] == found["affinity"] == 0
+    losses.total.backward()
+    for parameter in parts[0].parameters():
+        assert parameter.grad is not None
+        assert bool(torch.isfinite(parameter.grad).all())
+    assert all(term.requires_grad for term in losses.terms.values())
+
+
+def test_boxes_without_proposals_give_no_mask_loss():
+    parts = list(make_step())
+    none = torch.zeros(0, dtype=torch.int64)
+    parts[4] = Proposals(none, none, none)
+    found = numbers(run(parts))
+    assert found["loc"] > 0
+    assert found["projection"] == found["pairwise"] == found["mask"] == found["affinity"] == 0
+
+
+def test_pseudo_masks_of_no_quality_teach_nothing():
+    found = numbers(run(make_step(quality=0.0)))
+    assert found["mask"] == found["affinity"] == 0
+    assert found["projection"] > 0
+
+
+def test_weights_and_warm_ups_are_inside_the_terms():
+    base = numbers(run(make_step()))
+    weighted = numbers(
+        run(
+            make_step(),
+            settings=replace(NOW, projection_weight=2.0, pairwise_weight=3.0, mask_weight=1.0, aff_weight=0.0),
+        )
+    )
+    assert weighted["projection"] == pytest.approx(2 * base["projection"], rel=1e-5)
+    assert weighted["pairwise"] == pytest.approx(3 * base["pairwise"], rel=1e-5)
+    assert weighted["mask"] == pytest.approx(2 * base["mask"], rel=1e-5)
+    assert weighted["affinity"] == 0
+    warm = numbers(run(make_step(), settings=replace(NOW, pairwise_warmup=10, pseudo_warmup=4), step=0))
+    assert warm["pairwise"] == pytest.approx(base["pairwise"] / 10, rel=1e-5)
+    assert warm["mask"] == pytest.approx(base["mask"] / 4, rel=1e-5)
+    assert warm["affinity"] == pytest.approx(base["affinity"] / 4, rel=1e-5)
+    assert warm["projection"] == pytest.approx(base["projection"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "terms"),
+    [
+        ({"use_vfl": False}, {"cls"}),
+        ({"alpha": 0.6}, {"cls"}),
+        ({"gamma": 1.0}, {"cls"}),
+        ({"iou_eps": 1e-6}, {"cls", "loc"}),
+        ({"dilation": 1}, {"pairwise", "affinity"}),
+        ({"color_thr": 0.00001}, {"pairwise"}),
+        ({"bottom_px": 20.0}, {"pairwise", "affinity"}),
+        ({"aff_thr": 0.8}, {"affinity"}),
+        ({"fix_reduction": False}, {"mask", "affinity"}),
+    ],
+)
+def test_every_setting_changes_its_terms_only(change, terms):
+    base, other = numbers(run(make_step())), numbers(run(make_step(), settings=replace(NOW, **change)))
+    assert {name for name in base if base[name] != pytest.approx(other[name], rel=1e-6)} == terms
+
+
+def test_average_projection_joins_when_switched_on_and_counts_its_weight():
+    one = run(make_step(), settings=replace(NOW, avg_prj=True))
+    two = run(make_step(), settings=replace(NOW, avg_prj=True, avg_prj_weight=0.2))
+    assert set(one.terms) == TERMS | {"avg_projection"}
+    assert numbers(two)["avg_projection"] == pytest.approx(2 * numbers(one)["avg_projection"], rel=1e-5)
+    off = run(make_step(), settings=replace(NOW, avg_prj=True), pseudo=None)
+    assert numbers(off)["avg_projection"] == 0
+
+
+def test_normalisers_are_means_over_processes():
+    base = numbers(run(make_step()))
+    doubled = numbers(run(make_step(), mean_over_ranks=lambda sums: 2 * sums))
+    for name in ("cls", "loc", "ctr"):
+        assert doubled[name] == pytest.approx(base[name] / 2, rel=1e-5)
+    assert doubled["projection"] == pytest.approx(base["projection"])
+
+
+def test_mask_losses_are_computed_in_full_precision_under_autocast():
+    parts = make_step()
+    plain = numbers(run(parts))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = run(make_step()[:1] + parts[1:])
+    assert losses.total.dtype == torch.float32
+    for name, value in numbers(losses).items():
+        assert value == pytest.approx(plain[name], rel=1e-4)
+
+
+def test_inputs_are_left_unchanged():
+    parts = make_step()
+    before = [parts[2].weak.clone(), *[pseudo.mask.clone() for pseudo in parts[5]]]
+    run(parts)
+    for copy, now in zip(before, [parts[2].weak, *[pseudo.mask for pseudo in parts[5]]], strict=True):
+        assert torch.equal(copy, now)

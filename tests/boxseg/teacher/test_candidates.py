@@ -1,0 +1,258 @@
+"""The teacher's candidates, with a small network whose detections are planted."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from boxseg.ops.masks import aligned_bilinear, box_masks
+from boxseg.structures import Batch, Predictions
+from boxseg.teacher.candidates import (
+    CandidateSettings,
+    MaskSource,
+    decode,
+    find_candidates,
+    match_greedily,
+    resized,
+    teacher_view,
+)
+
+SETTINGS = CandidateSettings(resize_short=None, cand_score_thr=0.01, score_thr=0.0)
+CLASSES = 3
+
+
+class PlantedNetwork(nn.Module):
+    """Says at two levels of locations what it was told; the mask of a location fills its box, sharply but softly."""
+
+    def __init__(self, class_probs, boxes):
+        """Class probabilities (B, L, K) and boxes (B, L, 4) in pixels, for L = cells of stride 8 and of stride 16."""
+        super().__init__()
+        self.class_probs, self.boxes, self.seen = class_probs, boxes, []
+        self.norm = nn.BatchNorm1d(1)
+
+    def forward(self, images, valid):
+        self.seen.append((images, valid, self.training))
+        height, width = images.shape[-2:]
+        locations, strides, levels = [], [], []
+        for level, stride in enumerate((8, 16)):
+            y, x = torch.meshgrid(
+                torch.arange(stride // 2, height, stride), torch.arange(stride // 2, width, stride), indexing="ij"
+            )
+            locations.append(torch.stack([x, y], dim=-1).reshape(-1, 2).float())
+            strides.append(torch.full((len(locations[-1]),), float(stride)))
+            levels.append(torch.full((len(locations[-1]),), level))
+        points, stride = torch.cat(locations), torch.cat(strides)
+        distances = torch.cat([points - self.boxes[..., :2], self.boxes[..., 2:] - points], dim=-1) / stride[:, None]
+        return Predictions(
+            class_logits=torch.logit(self.class_probs, eps=1e-6),
+            distances=distances,
+            centerness_logits=torch.full(distances.shape[:2], 20.0),
+            controller=torch.zeros(*distances.shape[:2], 1),
+            mask_features=torch.zeros(len(images), 1, height // 8, width // 8),
+            locations=points,
+            strides=stride,
+            levels=torch.cat(levels),
+        )
+
+    def mask_logits(self, predictions, image_index, location_index):
+        height, width = (8 * side for side in predictions.mask_features.shape[-2:])
+        inside = box_masks(self.boxes[image_index, location_index], height, width, stride=4)
+        return torch.where(inside, 3.0, -3.0) + 0.1 * location_index[:, None, None].float().sin()
+
+
+def make_batch(boxes, labels, *, size=64, sizes=None):
+    images = len(boxes)
+    pixels = torch.randint(
+        0, 256, (images, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    sizes = sizes or [(size, size)] * images
+    valid = torch.zeros(images, size, size, dtype=torch.bool)
+    for image, (height, width) in enumerate(sizes):
+        valid[image, :height, :width] = True
+    return Batch(
+        weak=pixels * valid[:, None],
+        strong=pixels,
+        valid=valid,
+        boxes=[torch.tensor(image, dtype=torch.float32).view(-1, 4) for image in boxes],
+        labels=[torch.tensor(image, dtype=torch.int64) for image in labels],
+        sizes=sizes,
+        original_sizes=sizes,
+        image_ids=list(range(images)),
+    )
+
+
+def planted(detections, *, images=1, size=64):
+    """`detections`: image, location, class, probability, box; those of the first `images` images."""
+    locations = (size // 8) ** 2 + (size // 16) ** 2
+    probs, boxes = torch.zeros(images, locations, CLASSES), torch.zeros(images, locations, 4)
+    for image, location, label, probability, box in [one for one in detections if one[0] < images]:
+        probs[image, location, label] = probability
+        boxes[image, location] = torch.tensor(box, dtype=torch.float32)
+    return PlantedNetwork(probs, boxes)
+
+
+DETECTIONS = [
+    (0, 3, 1, 0.81, (8, 8, 30, 40)),
+    (0, 5, 1, 0.49, (8, 8, 30, 36)),
+    (0, 66, 1, 0.36, (8, 8, 30, 40)),
+    (0, 9, 2, 0.9, (8, 8, 30, 40)),
+    (0, 20, 0, 0.64, (40, 40, 60, 60)),
+    (1, 7, 2, 0.25, (4, 4, 20, 20)),
+]
+BATCH = ([[[8, 8, 30, 40], [40, 40, 60, 62]], [[4, 4, 20, 20]]], [[1, 0], [2]])
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((640, 853), (800, 1066)), ((427, 640), (800, 1199)), ((480, 640), (800, 1067)), ((640, 1333), (640, 1333))],
+)
+def test_sizes_of_the_teachers_input(size, expected):
+    assert resized(size, short=800, long=1333) == expected
+
+
+def test_candidates_are_ranked_for_each_box_of_each_image():
+    network = planted(DETECTIONS, images=2)
+    first, second = find_candidates(network, make_batch(*BATCH), replace(SETTINGS, filter_first=True))
+    assert first.box_index.tolist() == [0, 0, 0, 1]
+    assert first.score.tolist() == pytest.approx([0.9, 0.6, 0.7, 0.8], abs=1e-4)  # IoU 1, 1, 0.875, then the other box
+    assert first.box_iou.tolist() == pytest.approx([1, 1, 28 / 32, 20 / 22], abs=1e-4)
+    assert second.box_index.tolist() == [0]
+    assert second.score.tolist() == pytest.approx([0.5], abs=1e-4)
+    expected = network.mask_logits(network(*network.seen[0][:2]), torch.tensor([0]), torch.tensor([3])).sigmoid()
+    torch.testing.assert_close(first.mask_probs[:1], expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [
+        ({}, 4),
+        ({"class_match": False}, 5),
+        ({"cand_score_thr": 0.4}, 3),
+        ({"score_thr": 0.65}, 3),
+        ({"iou_thr": 0.9}, 3),
+        ({"k_top": 1, "filter_first": True}, 2),
+        ({"pre_topk": 1}, 1),
+        ({"adaptive_k": True, "k_min": 1, "k_max": 1, "filter_first": True}, 2),
+        ({"adaptive_k": True, "k_min": 1, "k_max": 4, "area_s": 500.0, "area_l": 600.0, "filter_first": True}, 4),
+    ],
+)
+def test_every_limit_has_its_effect(change, count):
+    network = planted(DETECTIONS, images=2)
+    first, _ = find_candidates(network, make_batch(*BATCH), replace(SETTINGS, **change))
+    assert len(first.score) == count
+
+
+def test_a_small_box_gets_fewer_candidates_in_pixels_of_the_original_image():
+    network, batch = planted(DETECTIONS, images=2), make_batch(*BATCH)
+    settings = replace(SETTINGS, adaptive_k=True, k_min=1, k_max=4, area_s=1000.0, area_l=2000.0, filter_first=True)
+    assert len(find_candidates(network, batch, settings)[0].score) == 2
+    doubled = replace(batch, original_sizes=[(128, 128)] * 2)
+    assert len(find_candidates(network, doubled, settings)[0].score) == 4
+
+
+def test_one_image_alone_equals_the_same_image_in_a_batch():
+    together = find_candidates(planted(DETECTIONS, images=2), make_batch(*BATCH), SETTINGS)[1]
+    network = planted([(0, *rest) for image, *rest in DETECTIONS if image == 1])
+    alone = find_candidates(network, make_batch(BATCH[0][1:], BATCH[1][1:]), SETTINGS)[0]
+    for name in ("mask_probs", "score", "box_iou", "box_index"):
+        assert torch.equal(getattr(together, name), getattr(alone, name))
+
+
+@pytest.mark.parametrize("with_nms", [True, False])
+def test_images_without_boxes_or_detections_have_no_candidates(with_nms):
+    for network, boxes, labels in ((planted(DETECTIONS), [[]], [[]]), (planted([]), [[[8, 8, 30, 40]]], [[1]])):
+        (found,) = find_candidates(network, make_batch(boxes, labels), replace(SETTINGS, with_nms=with_nms))
+        assert found.mask_probs.shape == (0, 16, 16)
+        assert len(found.score) == len(found.box_iou) == len(found.box_index) == 0
+
+
+@pytest.mark.parametrize("eval_mode", [True, False])
+@pytest.mark.parametrize("before", [True, False])
+def test_the_mode_is_the_settings_and_is_given_back(eval_mode, before):
+    network = planted(DETECTIONS).train(before)
+    (found,) = find_candidates(network, make_batch(BATCH[0][:1], BATCH[1][:1]), replace(SETTINGS, eval_mode=eval_mode))
+    assert network.seen[0][2] is not eval_mode
+    assert network.training is before
+    assert not found.mask_probs.requires_grad
+
+
+def test_masks_are_zero_on_padding():
+    batch = make_batch([[[8, 8, 30, 40]]], [[1]], sizes=[(48, 40)])
+    (found,) = find_candidates(planted(DETECTIONS), batch, SETTINGS)
+    assert float(found.mask_probs[:, 12:].max()) == 0
+    assert float(found.mask_probs[:, :, 10:].max()) == 0
+    assert float(found.mask_probs[:, :12, :10].min()) > 0
+
+
+def test_the_view_is_the_batch_itself_where_no_size_changes():
+    batch = make_batch(*BATCH)
+    assert teacher_view(batch, short=None, long=1333).images is batch.weak
+    assert teacher_view(batch, short=64, long=1333).images is batch.weak
+
+
+def test_a_larger_view_is_resized_without_padding_and_padded_again():
+    batch = make_batch([[], []], [[], []], sizes=[(48, 40), (64, 64)])
+    view = teacher_view(batch, short=80, long=200)
+    assert view.sizes == [(96, 80), (80, 80)]
+    assert view.images.shape == (2, 3, 96, 96)
+    assert view.valid.sum(dim=(1, 2)).tolist() == [96 * 80, 80 * 80]
+    expected = F.interpolate(batch.weak[:1, :, :48, :40].float(), (96, 80), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(view.images[:1, :, :96, :80], expected)
+    assert float(view.images[0, :, :, 80:].abs().max()) == 0
+
+
+def test_masks_of_a_larger_view_equal_enlarging_cropping_and_resizing():
+    batch = make_batch([[]], [[]], sizes=[(48, 40)])
+    view = teacher_view(batch, short=70, long=200)
+    assert view.sizes == [(84, 70)]
+    probs = torch.rand(2, *(side // 4 for side in view.valid.shape[-2:]), generator=torch.Generator().manual_seed(1))
+    source = MaskSource(planted([]), None, batch, view, 0)
+    found = source._to_training_grid(probs)
+    enlarged = aligned_bilinear(probs, 4)[None, :, :84, :70]
+    small = F.interpolate(enlarged, (48, 40), mode="bilinear", align_corners=False)[0]
+    # Interpolating twice blurs a little more than sampling once.
+    torch.testing.assert_close(found[:, :12, :10], small[:, 2::4, 2::4], atol=0.03, rtol=0)
+
+
+def test_boxes_of_a_larger_view_are_scaled_with_it():
+    doubled = [
+        (image, location, label, p, tuple(2 * side for side in box)) for image, location, label, p, box in DETECTIONS
+    ]
+    network = planted(doubled, images=2, size=128)
+    first, second = find_candidates(network, make_batch(*BATCH), replace(SETTINGS, resize_short=128, filter_first=True))
+    assert first.box_iou.tolist() == pytest.approx([1, 1, 28 / 32, 20 / 22], abs=1e-4)
+    assert len(second.score) == 1
+    assert first.mask_probs.shape == (4, 16, 16)
+    inside = box_masks(torch.tensor([[8.0, 8, 29, 39]]), 64, 64, stride=4)
+    assert torch.equal(first.mask_probs[:1] > 0.5, inside)
+
+
+def test_decoding_keeps_the_best_of_each_level():
+    network = planted(DETECTIONS)
+    batch = make_batch([[]], [[]])
+    (found,) = decode(network(batch.weak, batch.valid), score_thr=0.1, pre_topk=2)
+    assert found.location_index[found.scores > 0].tolist() == [9, 3, 66]
+    assert found.labels[found.scores > 0].tolist() == [2, 1, 1]
+    assert float(found.boxes[found.scores == 0].abs().max()) == 0
+
+
+def test_nms_labelling_gives_each_box_one_detection_whatever_its_class():
+    network = planted(DETECTIONS, images=2)
+    settings = replace(SETTINGS, with_nms=True)
+    first, second = find_candidates(network, make_batch(*BATCH), settings)
+    assert first.box_index.tolist() == [0, 1]
+    assert first.score.tolist() == pytest.approx([0.9**0.5, 0.8], abs=1e-4)
+    assert second.box_index.tolist() == [0]
+    (limited, _) = find_candidates(network, make_batch(*BATCH), replace(settings, topk=1))
+    assert limited.box_index.tolist() == [0]
+
+
+def test_greedy_matching_serves_the_best_first_and_frees_nothing():
+    iou = torch.tensor([[0.6, 0.7], [0.2, 0.9], [0.8, 0.1], [0.9, 0.0]])
+    detection, box = match_greedily(iou, iou_thr=0.5)
+    assert box.tolist() == [0, 1]
+    assert detection.tolist() == [2, 0]  # the first detection is served although its index is 0, and is not displaced
+    detection, box = match_greedily(iou, iou_thr=0.85)
+    assert (detection.tolist(), box.tolist()) == ([3, 1], [0, 1])
