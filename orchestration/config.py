@@ -25,10 +25,11 @@ from orchestration.domains import AnyDomain, Choice, Domain, corners, domain_kin
 from orchestration.yaml_source import KeyPath, Source, absolute_paths, assign, override, parse_override, read_source
 
 Runner = Literal["auto", "ray_train", "inline"]
-METRICS = tuple(
-    f"val/{kind}_{stat}"
-    for kind in ("mask", "box")
-    for stat in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+METRICS = (
+    *(f"val/mask_{stat}" for stat in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")),
+    *(f"val/box_{stat}" for stat in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")),
+    "val/teacher_mask_ap",
+    "val/student_mask_ap",
 )
 """Metrics of the evaluation that can decide a sweep, all shares in [0, 1]."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import sys
@@ -62,6 +61,8 @@ def run(arguments: list[str]) -> int:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        import importlib.metadata  # takes a while to load
+
         typer.echo(f"boxseg {importlib.metadata.version('boxseg')}")
         raise typer.Exit
 

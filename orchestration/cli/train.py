@@ -45,12 +45,13 @@ def train(
 ) -> None:
     """Train once; a `sweep` section in the file is ignored."""
     from orchestration.config import load_run
-    from orchestration.preflight import check
 
     spec = load_run(experiment, overrides or [])
     if plan:
         _print_plan(spec, as_json)
         return
+    from orchestration.preflight import check
+
     check(spec)
     from orchestration.train_run import run
 
@@ -70,12 +71,13 @@ def train(
 def sweep(experiment: Experiment, overrides: Overrides = None, plan: PlanOnly = False, as_json: AsJson = False) -> None:
     """Train many trials over a space of settings, and name the best."""
     from orchestration.config import load_sweep
-    from orchestration.preflight import check
 
     spec = load_sweep(experiment, overrides or [])
     if plan:
         _print_plan(spec, as_json)
         return
+    from orchestration.preflight import check
+
     check(spec)
     from orchestration.run_folder import RunFolder, error_of
     from orchestration.sweep import run_sweep
