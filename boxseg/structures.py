@@ -92,6 +92,35 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class LocationTargets:
+    """What the detection head should say at each location of a batch."""
+
+    box_index: Tensor
+    """int64 (B, L): the box of the image that the location answers for; -1 for background."""
+    labels: Tensor
+    """int64 (B, L): class index; -1 for background."""
+    distances: Tensor
+    """Float (B, L, 4): left, top, right, bottom, in units of the level's stride; 0 for background."""
+    centerness: Tensor
+    """Float (B, L) in [0, 1]: 1 at the centre of the box; 0 for background."""
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Positive locations that get mask losses; sorted by image, then box, then falling score."""
+
+    image_index: Tensor
+    """int64 (n,)."""
+    location_index: Tensor
+    """int64 (n,): index among all locations."""
+    box_index: Tensor
+    """int64 (n,): index among the boxes of the image."""
+
+    def __len__(self) -> int:
+        return len(self.image_index)
+
+
+@dataclass(frozen=True)
 class Candidates:
     """Teacher detections that were kept for the ground-truth boxes of one image; sorted by box, then by rank."""
 

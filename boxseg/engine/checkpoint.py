@@ -20,7 +20,12 @@ LAST, BEST = "last", "best"
 
 
 def save_checkpoint(
-    checkpoints: Path, *, step: int, networks: dict[str, dict[str, Tensor]], state: dict[str, Any], about: dict[str, Any]
+    checkpoints: Path,
+    *,
+    step: int,
+    networks: dict[str, dict[str, Tensor]],
+    state: dict[str, Any],
+    about: dict[str, Any],
 ) -> Path:
     """Write `checkpoints/step-NNNNNNNN/` and return it; beside, then renamed, so a kill leaves no half folder.
 
@@ -36,7 +41,9 @@ def save_checkpoint(
     scratch = checkpoints / f".{folder.name}-{uuid4().hex[:8]}"
     scratch.mkdir()
     for name, weights in networks.items():
-        save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, scratch / f"{name}.safetensors")
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in weights.items()}, scratch / f"{name}.safetensors"
+        )
     torch.save(state, scratch / "state.pt")
     (scratch / "about.json").write_text(json.dumps({"step": step, **about}, indent=1))
     for path in scratch.iterdir():
@@ -69,7 +76,9 @@ def load_about(folder: Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads((folder / "about.json").read_text())
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no checkpoint here (about.json is missing); name a folder that has one") from error
+        raise CheckpointError(
+            f"{folder}: no checkpoint here (about.json is missing); name a folder that has one"
+        ) from error
     except ValueError as error:
         raise CheckpointError(f"{folder}/about.json is damaged: {error}; use another checkpoint") from error
     return about

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
+from boxseg.config import FcosConfig
 from boxseg.engine.distributed import gather_objects
+from boxseg.model.condinst import CondInst
+from boxseg.model.postprocess import postprocess
 from boxseg.structures import Batch, Detections, Predictions
 
 CONFIDENT = 0.3
@@ -24,7 +27,7 @@ CONFIDENT = 0.3
 COCO_STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """Order of the first entries of pycocotools' summary."""
 
-Detect = Callable[[Batch], tuple[Predictions, list[Detections]]]
+Find = Callable[[Batch], tuple[Predictions, list[Detections]]]
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,18 @@ class ImageResult:
 
 
 def evaluate(
-    detect: Detect,
+    find: Find,
     batches: Iterable[Batch],
     *,
     ground_truth: COCO,
     image_ids: list[int],
-    category_ids: list[int],
+    category_ids: Sequence[int],
     on_batch: Callable[[Batch, Predictions, list[Detections]], None] | None = None,
 ) -> dict[str, float]:
-    """Run `detect` over this process's batches and score the results of all processes.
+    """Run `find` over this process's batches and score the results of all processes.
 
     Args:
-        detect: Batch -> predictions and final detections at original image size.
+        find: Batch -> predictions and final detections at original image size.
         batches: This process's share of the images.
         ground_truth: Annotations with drawn masks.
         image_ids: All images to score, over all processes.
@@ -65,7 +68,7 @@ def evaluate(
     results: list[ImageResult] = []
     fills: list[float] = []
     for batch in batches:
-        predictions, detections = detect(batch)
+        predictions, detections = find(batch)
         for found in detections:
             results.append(encode_detections(found))
             fills.extend(mask_fill(found).tolist())
@@ -78,6 +81,24 @@ def evaluate(
     if fills:
         metrics["mask_fill"] = float(np.mean(fills))
     return metrics
+
+
+@torch.no_grad()
+def detect(network: CondInst, batch: Batch, settings: FcosConfig) -> tuple[Predictions, list[Detections]]:
+    """Predictions and final detections for the weak view of a batch; the network should be in eval mode."""
+    predictions = network(batch.weak, batch.valid)
+    detections = postprocess(
+        network,
+        predictions,
+        batch.sizes,
+        batch.original_sizes,
+        score_thr=settings.score_thr,
+        pre_topk=settings.pre_topk,
+        nms_thr=settings.nms_thr,
+        topk=settings.topk,
+        image_ids=batch.image_ids,
+    )
+    return predictions, detections
 
 
 def mask_fill(found: Detections) -> Tensor:
@@ -98,7 +119,7 @@ def encode_detections(found: Detections) -> ImageResult:
 
 
 def coco_metrics(
-    ground_truth: COCO, results: list[ImageResult], *, image_ids: list[int], category_ids: list[int]
+    ground_truth: COCO, results: list[ImageResult], *, image_ids: list[int], category_ids: Sequence[int]
 ) -> dict[str, float]:
     """Box and mask AP as COCO defines them, in [0, 1]; `mask_ap…` and `box_ap`.
 
@@ -113,7 +134,7 @@ def coco_metrics(
     return metrics
 
 
-def _coco_results(results: list[ImageResult], category_ids: list[int], kind: str) -> list[dict[str, Any]]:
+def _coco_results(results: list[ImageResult], category_ids: Sequence[int], kind: str) -> list[dict[str, Any]]:
     """COCO result entries of one kind; boxes and masks apart, since pycocotools takes a mask's area from its box."""
     entries = []
     for result in results:

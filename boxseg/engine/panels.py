@@ -71,7 +71,9 @@ def _tiles(row: PanelRow) -> list[Image.Image]:
 
 
 def _resize(picture: Image.Image, scale: float) -> Image.Image:
-    return picture.resize((max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)), Image.Resampling.BICUBIC)
+    return picture.resize(
+        (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)), Image.Resampling.BICUBIC
+    )
 
 
 def _draw_boxes(picture: Image.Image, boxes: np.ndarray) -> None:

@@ -63,7 +63,9 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = 
     progress = restore(trainer, checkpoints / checkpoint.LAST) if resume else Progress()
     eval_steps = evaluation_steps(trainer.steps, trainer.config.train.eval_every)
     meter = Meter()
-    for step, batch, waited in _timed(trainer.loader.batches(progress.step, trainer.steps), progress.step):
+    for step, batch, waited in _timed(
+        trainer.loader.batches(progress.step, trainer.steps - progress.step), progress.step
+    ):
         started = time.perf_counter()
         metrics = optimise(trainer, batch, step)
         meter.add(metrics, images=len(batch) * world_size(), step_s=time.perf_counter() - started, wait_s=waited)
@@ -130,9 +132,7 @@ def evaluation_steps(steps: int, every: float) -> set[int]:
     return {*range(period, steps, period), steps}
 
 
-def evaluate_and_save(
-    trainer: Trainer, folder: Path, done: int, progress: Progress, reporter: Reporter
-) -> Progress:
+def evaluate_and_save(trainer: Trainer, folder: Path, done: int, progress: Progress, reporter: Reporter) -> Progress:
     """Evaluate, write the checkpoint, tell the reporter; returns where the run stands now."""
     average_buffers(trainer.student)
     if trainer.teacher is not None:
@@ -160,8 +160,8 @@ def save(trainer: Trainer, checkpoints: Path, progress: Progress, *, is_best: bo
         folder = checkpoint.save_checkpoint(
             checkpoints,
             step=progress.step,
-            networks=trainer.network_states(),
-            state={"optimizer": trainer.optimizer.state_dict(), "ranks": states},
+            networks={name: network.state_dict() for name, network in trainer.networks().items()},
+            state={"shared": trainer.shared_state(), "ranks": states},
             about=about,
         )
         checkpoint.publish(checkpoints, folder, is_best=is_best)
@@ -179,9 +179,12 @@ def restore(trainer: Trainer, folder: Path) -> Progress:
         return Progress()
     about = checkpoint.load_about(folder)
     if about["step"] > trainer.steps:
-        raise CheckpointError(f"{folder} is at step {about['step']}, beyond train.steps {trainer.steps}; raise train.steps")
-    networks = {name: checkpoint.load_network(folder, name) for name in trainer.network_states()}
-    trainer.load(networks, checkpoint.load_state(folder))
+        raise CheckpointError(
+            f"{folder} is at step {about['step']}, beyond train.steps {trainer.steps}; raise train.steps"
+        )
+    state = checkpoint.load_state(folder)
+    networks = {name: checkpoint.load_network(folder, name) for name in trainer.networks()}
+    trainer.load(networks, state["shared"], state["ranks"])
     return Progress(about["step"], about["metrics"], about["best"])
 
 

@@ -6,18 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from boxseg.data.coco import coco_ground_truth
 from boxseg.data.loader import eval_batches
 from boxseg.engine.distributed import gather_objects, rank, world_size
-from boxseg.engine.evaluate import CONFIDENT, evaluate
+from boxseg.engine.evaluate import CONFIDENT, detect, evaluate
 from boxseg.engine.panels import PanelRow, draw_panels
-from boxseg.engine.step import Trainer, make_labels
-from boxseg.model.postprocess import postprocess
-from boxseg.ops.masks import aligned_bilinear
+from boxseg.engine.step import Trainer
+from boxseg.model.condinst import CondInst
+from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import MASK_STRIDE, Batch, Detections, Predictions, PseudoMasks
+from boxseg.teacher.candidates import TeacherView, pick_candidates
+from boxseg.teacher.qam import make_pseudo_masks
 
 
 def validate(trainer: Trainer, *, samples: Path, step: int) -> tuple[dict[str, float], list[Path]]:
@@ -31,7 +33,9 @@ def validate(trainer: Trainer, *, samples: Path, step: int) -> tuple[dict[str, f
     watcher = Watcher(trainer)
     found = {}
     for name, network in networks.items():
-        found[name] = _evaluate_network(trainer, network, watcher.watch_teacher if name == "teacher" else watcher.watch_student)
+        found[name] = _evaluate_network(
+            trainer, network, watcher.watch_teacher if name == "teacher" else watcher.watch_student
+        )
     best = max(found, key=lambda name: found[name]["mask_ap"])
     metrics = {f"val/{key}": value for key, value in found[best].items() if key != "mask_fill"}
     metrics |= {f"val/{name}_mask_ap": values["mask_ap"] for name, values in found.items()}
@@ -44,7 +48,7 @@ def validate(trainer: Trainer, *, samples: Path, step: int) -> tuple[dict[str, f
 
 @torch.no_grad()
 def _evaluate_network(
-    trainer: Trainer, network: nn.Module, watch: Callable[[Batch, Predictions, list[Detections]], None]
+    trainer: Trainer, network: CondInst, watch: Callable[[Batch, Predictions, list[Detections]], None]
 ) -> dict[str, float]:
     """COCO metrics of one network; it is back in its former mode afterwards."""
     config, data = trainer.config, trainer.val_data
@@ -52,26 +56,13 @@ def _evaluate_network(
     training = network.training
     network.eval()
 
-    def detect(batch: Batch) -> tuple[Predictions, list[Detections]]:
-        batch = batch.to(trainer.device)
+    def find(batch: Batch) -> tuple[Predictions, list[Detections]]:
         with trainer.autocast():
-            predictions = network(batch.weak, batch.valid)
-        detections = postprocess(
-            network,
-            predictions,
-            batch.sizes,
-            batch.original_sizes,
-            score_thr=config.fcos.score_thr,
-            pre_topk=config.fcos.pre_topk,
-            nms_thr=config.fcos.nms_thr,
-            topk=config.fcos.topk,
-            image_ids=batch.image_ids,
-        )
-        return predictions, detections
+            return detect(network, batch.to(trainer.device), config.fcos)
 
     try:
         return evaluate(
-            detect,
+            find,
             eval_batches(
                 data,
                 list(range(rank(), count, world_size())),
@@ -94,8 +85,9 @@ class Watcher:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._wanted = [trainer.val_data.image_id(index) for index in range(min(len(trainer.val_data), trainer.config.train.panels))]
-        self._index_of = {trainer.val_data.image_id(index): index for index in range(len(trainer.val_data))}
+        self._wanted = [
+            trainer.val_data.image_id(index) for index in range(min(len(trainer.val_data), trainer.config.train.panels))
+        ]
         self._ious: list[float] = []
         self._labels: dict[int, tuple[Tensor, Tensor]] = {}
         self._seen: dict[int, tuple[Batch, int, Detections]] = {}
@@ -104,9 +96,11 @@ class Watcher:
         """Pseudo masks that the teacher would give the true boxes, against the drawn masks."""
         batch = batch.to(self._trainer.device)
         assert self._trainer.teacher is not None
-        labels = make_labels(self._trainer, self._trainer.teacher, predictions, batch)
+        labels = label_val_batch(self._trainer, predictions, batch)
         for position, (pseudo, image_id) in enumerate(zip(labels, batch.image_ids, strict=True)):
-            masks = full_size_masks(pseudo, batch.sizes[position])
+            masks = full_size_masks(
+                pseudo, batch.boxes[position], batch.sizes[position], self._trainer.settings.paste.soft_thr
+            )
             self._measure(masks, batch, position)
             if image_id in self._wanted:
                 self._labels[image_id] = (masks.cpu(), pseudo.quality.cpu())
@@ -129,7 +123,8 @@ class Watcher:
         return [self._row(image_id) for image_id in self._wanted if image_id in self._seen]
 
     def _measure(self, masks: Tensor, batch: Batch, position: int) -> None:
-        true = self._trainer.val_data.true_masks(self._index_of[batch.image_ids[position]])
+        data = self._trainer.val_data
+        true = data.true_masks(data.index_of(batch.image_ids[position]))
         if true is None or not len(true):
             return
         size = batch.sizes[position]
@@ -156,11 +151,19 @@ class Watcher:
         )
 
 
-def full_size_masks(pseudo: PseudoMasks, size: tuple[int, int]) -> Tensor:
-    """Pseudo masks at image resolution, bool (N, h, w), cut to their boxes' cells."""
-    if not len(pseudo.quality):
-        return torch.zeros((0, *size), dtype=torch.bool, device=pseudo.mask.device)
-    inside = functional.interpolate(pseudo.mask[None].float(), scale_factor=MASK_STRIDE, mode="nearest")[0].bool()
-    soft = aligned_bilinear(pseudo.soft[:, None], MASK_STRIDE)[:, 0]
-    grown = functional.max_pool2d(inside[:, None].float(), 2 * MASK_STRIDE + 1, stride=1, padding=MASK_STRIDE)[:, 0].bool()
-    return ((soft > 0.5) & grown)[:, : size[0], : size[1]]
+def label_val_batch(trainer: Trainer, predictions: Predictions, batch: Batch) -> list[PseudoMasks]:
+    """What the teacher would label the batch's boxes with, from predictions made at evaluation."""
+    assert trainer.teacher is not None
+    view = TeacherView(batch.weak, batch.valid, batch.sizes)
+    candidates = pick_candidates(trainer.teacher, predictions, batch, view, trainer.settings.candidates)
+    return [
+        make_pseudo_masks(found, boxes, labels, settings=trainer.settings.qam)
+        for found, boxes, labels in zip(candidates, batch.boxes, batch.labels, strict=True)
+    ]
+
+
+def full_size_masks(pseudo: PseudoMasks, boxes: Tensor, size: tuple[int, int], soft_thr: float) -> Tensor:
+    """Pseudo masks at image resolution, bool (N, h, w), cut to their boxes."""
+    height, width = (MASK_STRIDE * side for side in pseudo.soft.shape[-2:])
+    masks = (aligned_bilinear(pseudo.soft, MASK_STRIDE) > soft_thr) & box_masks(boxes, height, width)
+    return masks[:, : size[0], : size[1]]

@@ -13,7 +13,7 @@ from boxseg.losses.detection import detection_losses
 from boxseg.losses.pseudo_mask import affinity_loss, mask_affinity, pseudo_mask_loss, weighted_mean
 from boxseg.ops.masks import box_masks
 from boxseg.ops.neighbours import color_similarity, remove_bottom_rows, sample_cells
-from boxseg.structures import Batch, MaskNetwork, Predictions, PseudoMasks
+from boxseg.structures import Batch, LocationTargets, MaskNetwork, Predictions, Proposals, PseudoMasks
 
 MeanOverRanks = Callable[[Tensor], Tensor]
 
@@ -51,35 +51,11 @@ class LossSettings:
     fix_reduction: bool = True
 
 
-@dataclass(frozen=True)
-class BoxTargets:
-    """What every location of a batch should predict."""
-
-    matched: Tensor
-    """int64 (B, L): index of the location's box in its image; negative on background."""
-    distances: Tensor
-    """Float (B, L, 4): left, top, right, bottom, in units of the stride."""
-    centerness: Tensor
-    """Float (B, L) in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class Proposals:
-    """Positive locations that get mask losses."""
-
-    image_index: Tensor
-    """int64 (n,)."""
-    location_index: Tensor
-    """int64 (n,)."""
-    box_index: Tensor
-    """int64 (n,): box within its image."""
-
-
 def compute_losses(
     network: MaskNetwork,
     predictions: Predictions,
     batch: Batch,
-    targets: BoxTargets,
+    targets: LocationTargets,
     proposals: Proposals,
     pseudo_masks: list[PseudoMasks] | None,
     *,
@@ -108,7 +84,7 @@ def compute_losses(
     """
     mask_logits = network.mask_logits(predictions, proposals.image_index, proposals.location_index).float()
     with torch.autocast(mask_logits.device.type, enabled=False):
-        terms = _detection_terms(predictions, batch, targets, settings, mean_over_ranks)
+        terms = _detection_terms(predictions, targets, settings, mean_over_ranks)
         terms |= _mask_terms(mask_logits, batch, proposals, pseudo_masks, step, settings)
         anchor = _gradient_anchor(predictions)
         terms = {name: term + anchor for name, term in terms.items()}
@@ -121,21 +97,16 @@ def warmup(step: int, steps: int) -> float:
 
 
 def _detection_terms(
-    predictions: Predictions, batch: Batch, targets: BoxTargets, settings: LossSettings, mean_over_ranks: MeanOverRanks
+    predictions: Predictions, targets: LocationTargets, settings: LossSettings, mean_over_ranks: MeanOverRanks
 ) -> dict[str, Tensor]:
-    positive = targets.matched >= 0
+    positive = targets.box_index >= 0
     # Both normalisers travel in one message; a process without boxes takes part like all others.
     sums = torch.stack([positive.sum().float(), (targets.centerness.float() * positive).sum()])
     num_positive, centerness_sum = mean_over_ranks(sums).unbind()
-    # A padding entry gives images without boxes something to index.
-    labels = [
-        torch.cat([image_labels, image_labels.new_zeros(1)])[image_matched.clamp(min=0)]
-        for image_labels, image_matched in zip(batch.labels, targets.matched, strict=True)
-    ]
     return detection_losses(
         predictions,
-        targets.matched,
-        torch.stack(labels),
+        targets.box_index,
+        targets.labels.clamp(min=0),
         targets.distances,
         targets.centerness,
         num_positive=num_positive.clamp(min=1),

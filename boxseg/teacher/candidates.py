@@ -89,7 +89,14 @@ def find_candidates(network: MaskNetwork, batch: Batch, settings: CandidateSetti
     Source: BoxSeg (arXiv 2504.05137), BoxTeacher (arXiv 2210.05174); `method.md` sections (a.2), (d), (e.1), (l.1).
     """
     view = teacher_view(batch, short=settings.resize_short, long=settings.resize_long)
-    predictions = _forward(network, view, training=not settings.eval_mode)
+    return pick_candidates(network, _forward(network, view, training=not settings.eval_mode), batch, view, settings)
+
+
+@torch.no_grad()
+def pick_candidates(
+    network: MaskNetwork, predictions: Predictions, batch: Batch, view: TeacherView, settings: CandidateSettings
+) -> list[Candidates]:
+    """`find_candidates` for predictions that are already there; `view` is what the network saw."""
     pick = _pick_one_per_box if settings.with_nms else _pick_by_rank
     found = decode(predictions, score_thr=settings.cand_score_thr, pre_topk=settings.pre_topk)
     return [

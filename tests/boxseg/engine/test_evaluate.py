@@ -18,7 +18,7 @@ def disc(size=40, radius=14):
     return (x - 20) ** 2 + (y - 20) ** 2 <= radius**2
 
 
-@pytest.fixture()
+@pytest.fixture
 def ground_truth():
     mask = disc()
     rle = mask_utils.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))

@@ -70,7 +70,10 @@ def make_step(boxes=(((4, 4, 20, 20), (8, 16, 30, 30)), ((0, 0, 12, 31),)), *, q
     for image, location, box in chosen:
         matched[image, location] = box
     targets = LocationTargets(
-        matched, torch.where(matched >= 0, matched % CLASSES, -1), torch.rand(images, cells, 4, generator=random) + 0.5, torch.rand(images, cells, generator=random)
+        matched,
+        torch.where(matched >= 0, matched % CLASSES, -1),
+        torch.rand(images, cells, 4, generator=random) + 0.5,
+        torch.rand(images, cells, generator=random),
     )
     proposals = Proposals(*torch.tensor(chosen, dtype=torch.int64).view(-1, 3).unbind(dim=1))
     pseudo = []

@@ -1,0 +1,220 @@
+"""The composition root: settings in, ready objects out. Below this file nobody knows about configuration files."""
+
+from __future__ import annotations
+
+import random
+from copy import deepcopy
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from boxseg.config import BoxSegConfig, CocoSource, Config, as_steps
+from boxseg.copy_paste.bank import build_bank
+from boxseg.copy_paste.paste import PasteSettings
+from boxseg.data.coco import CocoBoxes, require_same_classes
+from boxseg.data.loader import TrainLoader
+from boxseg.data.toy import ensure_toy
+from boxseg.engine import checkpoint
+from boxseg.engine.distributed import is_distributed, rank, world_size
+from boxseg.engine.events import Reporter
+from boxseg.engine.optim import build_optimizer
+from boxseg.engine.step import StepSettings, Trainer
+from boxseg.engine.train import TrainResult, train
+from boxseg.losses.total import LossSettings
+from boxseg.model.backbone import build_backbone
+from boxseg.model.condinst import CondInst
+from boxseg.teacher.candidates import CandidateSettings
+from boxseg.teacher.qam import QamSettings
+from boxseg.teacher.thresholds import ThresholdTable
+
+Settings = TypeVar("Settings")
+
+
+def run_training(
+    config: BoxSegConfig,
+    *,
+    folder: Path,
+    data_root: Path,
+    reporter: Reporter,
+    device: str = "cpu",
+    threads: int = 1,
+    resume: bool = True,
+) -> TrainResult:
+    """Build everything and train in this process; the process group, if any, is already set up.
+
+    Args:
+        config: All settings.
+        folder: The run's folder; gets `checkpoints/` and `samples/`.
+        data_root: Where the generated data set lives; it is drawn there if missing.
+        reporter: Receives every report, on every rank.
+        device: As torch names it.
+        threads: CPU threads of torch in this process.
+        resume: Go on from `folder/checkpoints/last` where it exists.
+    """
+    torch.set_num_threads(threads)
+    return train(
+        build_trainer(config, data_root=data_root, device=device), folder=folder, reporter=reporter, resume=resume
+    )
+
+
+def build_trainer(
+    config: BoxSegConfig, *, data_root: Path = Path("runs/.data"), device: str | torch.device = "cpu"
+) -> Trainer:
+    """Networks, optimizer, bank and data of a fresh run; the same on every rank.
+
+    Raises:
+        DataError: a data set cannot be used.
+        ConfigError: the backbone is unknown, or its weights are not to be had.
+    """
+    seed_everything(config.train.seed)
+    train_data, val_data = build_datasets(config, data_root)
+    student = build_network(config, num_classes=len(train_data.category_ids))
+    if config.model.init_checkpoint is not None:
+        student.load_state_dict(checkpoint.load_network(config.model.init_checkpoint, "student"))
+    student.to(device).train()
+    teacher = build_teacher(student, eval_mode=config.teacher.eval_mode) if config.teacher.on else None
+    sizes = image_sizes(config)
+    return Trainer(
+        config=config,
+        settings=build_settings(config),
+        student=student,
+        forward=wrap_for_workers(student),
+        teacher=teacher,
+        optimizer=build_optimizer(
+            student,
+            optimizer=config.solver.optimizer,
+            lr=config.solver.lr,
+            momentum=config.solver.momentum,
+            weight_decay=config.solver.weight_decay,
+            backbone_lr_scale=config.solver.backbone_lr_scale,
+        ),
+        bank=build_bank(config.pc.bank, size=config.pc.bank_size) if config.pc.on else None,
+        thresholds=(
+            ThresholdTable(len(train_data.category_ids), start=config.qam.mask_thr) if config.qam.dynamic_thr else None
+        ),
+        loader=TrainLoader(
+            train_data,
+            short_sides=sizes,
+            max_size=config.train.max_size,
+            flip=config.data.flip,
+            strong=config.data.strong,
+            batch_size=config.train.batch_size // world_size(),
+            seed=config.train.seed,
+            rank=rank(),
+            world_size=world_size(),
+            workers=config.data.loader_workers,
+        ),
+        train_data=train_data,
+        val_data=val_data,
+        eval_size=config.train.eval_size or max(sizes),
+        device=torch.device(device),
+    )
+
+
+def build_datasets(config: BoxSegConfig, data_root: Path) -> tuple[CocoBoxes, CocoBoxes]:
+    """Training boxes and validation set, with one and the same list of classes.
+
+    Raises:
+        DataError: a file cannot be used, or the two disagree about the categories.
+    """
+    train_source, val_source = config.data.train, config.data.val
+    if not isinstance(train_source, CocoSource) or not isinstance(val_source, CocoSource):
+        toy_train, toy_val = ensure_toy(data_root, config.data.toy)
+        train_source = train_source if isinstance(train_source, CocoSource) else toy_train
+        val_source = val_source if isinstance(val_source, CocoSource) else toy_val
+    train_data, val_data = CocoBoxes(train_source, train=True), CocoBoxes(val_source, train=False)
+    require_same_classes(train_data, val_data)
+    return train_data, val_data
+
+
+def build_network(config: BoxSegConfig, *, num_classes: int, weights: str | None = None) -> CondInst:
+    """The network in training mode, on the CPU; `weights` overrides `model.weights`."""
+    model, cond = config.model, config.cond
+    backbone = build_backbone(
+        name=model.backbone,
+        weights=model.weights if weights is None else weights,
+        frozen_stages=model.frozen_stages,
+        norm=model.norm,
+    )
+    return CondInst(
+        num_classes=num_classes,
+        backbone=backbone,
+        channels=model.channels,
+        tower_convs=model.tower_convs,
+        features=cond.features,
+        head_channels=cond.channels,
+        head_layers=cond.layers,
+        branch_channels=cond.branch_channels,
+        branch_convs=cond.branch_convs,
+    )
+
+
+def build_teacher(student: CondInst, *, eval_mode: bool) -> CondInst:
+    """A copy of the student, buffers included, that receives no gradient."""
+    teacher = deepcopy(student)
+    teacher.requires_grad_(False)
+    return teacher.train(not eval_mode)
+
+
+def build_settings(config: BoxSegConfig) -> StepSettings:
+    """Plain settings of the stops of a step; warm-ups become numbers of steps."""
+    qam, teacher, pc = config.qam, config.teacher, config.pc
+
+    def in_steps(warmup: float) -> int:
+        return as_steps(warmup, config.train.steps)
+
+    return StepSettings(
+        candidates=pick(CandidateSettings, config.fcos, qam, teacher),
+        qam=pick(QamSettings, teacher, qam, dyn_start=in_steps(qam.dyn_start)),
+        paste=pick(
+            PasteSettings,
+            pc,
+            warmup=in_steps(pc.warmup),
+            soft_thr=qam.vote_thr if qam.fusion == "vote" and not teacher.with_nms else qam.mask_thr,
+        ),
+        losses=pick(
+            LossSettings,
+            config.fcos,
+            config.boxinst,
+            config.loss,
+            pairwise_warmup=in_steps(config.boxinst.warmup),
+            pseudo_warmup=in_steps(config.loss.warmup),
+        ),
+    )
+
+
+def pick(kind: type[Settings], *groups: Config, **given: Any) -> Settings:
+    """An instance of the dataclass `kind` from the settings of the same names; later groups win over earlier ones.
+
+    Raises:
+        TypeError: a field is in no group; nothing falls back to the dataclass's own default.
+    """
+    wanted = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    found = {name: getattr(group, name) for group in groups for name in type(group).model_fields} | given
+    missing = set(wanted) - found.keys()
+    if missing:
+        raise TypeError(f"{kind.__name__}: no settings group has {', '.join(sorted(missing))}")
+    return kind(**{name: found[name] for name in wanted})
+
+
+def wrap_for_workers(student: nn.Module) -> nn.Module:
+    """The student itself, or wrapped so that gradients are averaged over the training processes."""
+    return DistributedDataParallel(student, broadcast_buffers=False) if is_distributed() else student
+
+
+def image_sizes(config: BoxSegConfig) -> tuple[int, ...]:
+    """Short sides of training images [px]."""
+    size = config.train.image_size
+    return (size,) if isinstance(size, int) else size
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators; the loop's own randomness is a function of seed and step."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  some libraries draw from it
+    torch.manual_seed(seed)

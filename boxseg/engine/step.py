@@ -1,0 +1,209 @@
+"""One training step, from a batch to its losses: teacher, QAM, copy-paste, student. The page to open first."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from boxseg.config import BoxSegConfig
+from boxseg.copy_paste.bank import Bank
+from boxseg.copy_paste.paste import PasteSettings, paste_peers
+from boxseg.data.coco import CocoBoxes
+from boxseg.data.loader import TrainLoader
+from boxseg.engine.distributed import mean_over_ranks, rank
+from boxseg.losses.total import Losses, LossSettings, compute_losses
+from boxseg.model.condinst import CondInst
+from boxseg.model.targets import assign_batch, choose_proposals
+from boxseg.structures import Batch, Predictions, PseudoMasks
+from boxseg.teacher.candidates import CandidateSettings, find_candidates
+from boxseg.teacher.ema import ema_momentum, update_teacher
+from boxseg.teacher.qam import QamSettings, make_pseudo_masks, qam_metrics
+from boxseg.teacher.thresholds import ThresholdTable
+
+PASTE_STREAM = 2
+"""Keeps the numbers of copy-paste apart from those of the loader."""
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """Settings of the stops of a step, warm-ups in steps."""
+
+    candidates: CandidateSettings
+    qam: QamSettings
+    paste: PasteSettings
+    losses: LossSettings
+
+
+@dataclass
+class Trainer:
+    """The state of a run and what its steps need; made by `boxseg.build.build_trainer`.
+
+    The state is student, teacher, optimizer, bank and thresholds, all in the checkpoint. The step number is an
+    argument, and the loop's random numbers are a function of seed, step and rank.
+    """
+
+    config: BoxSegConfig
+    settings: StepSettings
+    student: CondInst
+    forward: nn.Module
+    """The student, wrapped for data-parallel training where there are several processes."""
+    teacher: CondInst | None
+    optimizer: Optimizer
+    bank: Bank | None
+    thresholds: ThresholdTable | None
+    loader: TrainLoader
+    train_data: CocoBoxes
+    val_data: CocoBoxes
+    eval_size: int
+    """Short side at evaluation [px]."""
+    device: torch.device
+
+    @property
+    def steps(self) -> int:
+        """Optimizer updates of the whole run."""
+        return self.config.train.steps
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 where `train.precision` asks for it, or leaves it open on a GPU that has it."""
+        precision = self.config.train.precision
+        wanted = precision == "bf16"
+        if precision == "auto" and self.device.type == "cuda":
+            wanted = torch.cuda.is_bf16_supported()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
+
+    def networks(self) -> dict[str, CondInst]:
+        """`student`, and `teacher` where there is one."""
+        return {"student": self.student} | ({} if self.teacher is None else {"teacher": self.teacher})
+
+    def evaluated_networks(self) -> dict[str, CondInst]:
+        """The networks that `train.evaluate` names; the student where there is no teacher."""
+        networks, wanted = self.networks(), self.config.train.evaluate
+        return networks if wanted == "both" or wanted not in networks else {wanted: networks[wanted]}
+
+    def rank_state(self) -> dict[str, Any]:
+        """State of this process that other processes do not share: its bank and the global random generators."""
+        state: dict[str, Any] = {"rng": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        if self.bank is not None:
+            state["bank"] = self.bank.state_dict()
+        return state
+
+    def shared_state(self) -> dict[str, Any]:
+        """State besides the networks that all processes share."""
+        thresholds = {} if self.thresholds is None else {"thresholds": self.thresholds.state_dict()}
+        return {"optimizer": self.optimizer.state_dict()} | thresholds
+
+    def load(self, networks: dict[str, dict[str, Tensor]], shared: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
+        """Take over saved state; a process that had no counterpart starts with an empty bank."""
+        for name, network in self.networks().items():
+            network.load_state_dict(networks[name])
+        self.optimizer.load_state_dict(shared["optimizer"])
+        if self.thresholds is not None:
+            self.thresholds.load_state_dict(shared["thresholds"])
+        if rank() < len(ranks):
+            own = ranks[rank()]
+            torch.set_rng_state(own["rng"])
+            if self.device.type == "cuda" and "cuda_rng" in own:
+                torch.cuda.set_rng_state(own["cuda_rng"], self.device)
+            if self.bank is not None:
+                self.bank.load_state_dict(own["bank"])
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step gives the loop."""
+
+    loss: Tensor
+    """Float scalar with gradient."""
+    metrics: dict[str, Tensor]
+    """Scalars on the device, by metric name."""
+
+
+def run_step(trainer: Trainer, batch: Batch, step: int) -> StepOutput:
+    """Losses of one batch (on the trainer's device) at `step`; updates teacher statistics, thresholds and bank.
+
+    Source: method.md section (a.2).
+    """
+    pseudo_masks: list[PseudoMasks] | None = None
+    metrics: dict[str, Tensor] = {}
+    if trainer.teacher is not None:
+        pseudo_masks = label_batch(trainer, batch, step)
+        metrics |= qam_metrics(pseudo_masks)
+        if trainer.bank is not None:
+            batch, pseudo_masks, paste_metrics = paste_peers(
+                batch,
+                pseudo_masks,
+                trainer.bank,
+                step=step,
+                settings=trainer.settings.paste,
+                generator=paste_generator(trainer.config.train.seed, step),
+            )
+            metrics |= paste_metrics
+    with trainer.autocast():
+        predictions = trainer.forward(batch.strong, batch.valid)
+        losses = student_losses(trainer, predictions, batch, pseudo_masks, step)
+    metrics["train/loss"] = losses.total.detach()
+    metrics |= {f"train/loss_{name}": term.detach() for name, term in losses.terms.items()}
+    return StepOutput(losses.total, metrics)
+
+
+def label_batch(trainer: Trainer, batch: Batch, step: int) -> list[PseudoMasks]:
+    """The teacher's pseudo masks for the boxes of the weak images."""
+    assert trainer.teacher is not None
+    with trainer.autocast():
+        candidates = find_candidates(trainer.teacher, batch, trainer.settings.candidates)
+    return [
+        make_pseudo_masks(found, boxes, labels, settings=trainer.settings.qam, thresholds=trainer.thresholds, step=step)
+        for found, boxes, labels in zip(candidates, batch.boxes, batch.labels, strict=True)
+    ]
+
+
+def student_losses(
+    trainer: Trainer, predictions: Predictions, batch: Batch, pseudo_masks: list[PseudoMasks] | None, step: int
+) -> Losses:
+    """Assign locations, choose proposals, and compare the predictions with boxes and pseudo masks."""
+    fcos = trainer.config.fcos
+    targets = assign_batch(
+        predictions.locations,
+        predictions.strides,
+        predictions.levels,
+        batch.boxes,
+        batch.labels,
+        radius=fcos.radius,
+        sizes=fcos.sizes,
+    )
+    class_score = predictions.class_logits.detach().float().amax(dim=-1).sigmoid()
+    score = class_score * predictions.centerness_logits.detach().float().sigmoid()
+    proposals = choose_proposals(targets.box_index, score, max_per_image=trainer.config.cond.max_per_image)
+    return compute_losses(
+        trainer.student,
+        predictions,
+        batch,
+        targets,
+        proposals,
+        pseudo_masks,
+        step=step,
+        settings=trainer.settings.losses,
+        mean_over_ranks=mean_over_ranks,
+    )
+
+
+def update_ema(trainer: Trainer, step: int) -> None:
+    """Move the teacher towards the student before the forward pass of `step`."""
+    ema = trainer.config.ema
+    if trainer.teacher is not None and step % ema.interval == 0:
+        momentum = ema_momentum(step, momentum=ema.momentum, max_lag=ema.max_lag)
+        update_teacher(trainer.teacher, trainer.student, momentum)
+
+
+def paste_generator(seed: int, step: int) -> torch.Generator:
+    """Random numbers of copy-paste for one step of this process."""
+    state = np.random.SeedSequence([seed, PASTE_STREAM, step, rank()]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]) >> 1)

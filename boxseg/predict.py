@@ -1,0 +1,108 @@
+"""A trained checkpoint and images in, boxes and masks out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from boxseg.build import build_network
+from boxseg.config import BoxSegConfig
+from boxseg.data.loader import collate
+from boxseg.data.transforms import resize_only
+from boxseg.engine import checkpoint
+from boxseg.engine.evaluate import detect
+from boxseg.errors import CheckpointError, DataError, ShapeError
+from boxseg.structures import Detections, Sample
+
+
+class Predictor:
+    """Finds objects and their masks with a trained network.
+
+    ```python
+    predictor = Predictor("runs/pennfudan/20261122-171500-k3f9/checkpoints/best")
+    found = predictor(["street.jpg"])[0]
+    print(predictor.class_names[found.labels[0]], found.scores[0], found.masks[0].sum())
+    ```
+    """
+
+    def __init__(self, folder: str | Path, *, network: str | None = None, device: str = "cpu") -> None:
+        """Load a network.
+
+        Args:
+            folder: A checkpoint folder, or the folder of a run (its best checkpoint is taken).
+            network: `teacher` or `student`; None takes the one with the better mask AP in its last evaluation.
+            device: As torch names it.
+
+        Raises:
+            CheckpointError: there is no checkpoint, it is damaged, or it has no such network.
+        """
+        folder = Path(folder)
+        if (folder / "checkpoints" / checkpoint.BEST).exists():
+            folder = folder / "checkpoints" / checkpoint.BEST
+        about = checkpoint.load_about(folder)
+        self.config = BoxSegConfig.model_validate(about["config"])
+        self.class_names: list[str] = about["classes"]["names"]
+        self.category_ids: list[int] = about["classes"]["ids"]
+        self.network_name = network or _better_network(about["metrics"] or {})
+        if self.network_name not in ("teacher", "student"):
+            raise CheckpointError(f"{folder}: there is no network {self.network_name!r}; use teacher or student")
+        self._device = torch.device(device)
+        self._network = build_network(self.config, num_classes=len(self.class_names), weights="none")
+        self._network.load_state_dict(checkpoint.load_network(folder, self.network_name))
+        self._network.eval().to(self._device)
+
+    def __call__(self, images: Sequence[str | Path | Tensor | np.ndarray]) -> list[Detections]:
+        """Detections of each image, best first, at the image's own size.
+
+        Args:
+            images: Files, uint8 tensors (3, h, w) or uint8 arrays (h, w, 3), RGB; each is run on its own.
+
+        Raises:
+            DataError: a file is missing or cannot be read.
+            ShapeError: a tensor or array has another shape or dtype.
+        """
+        return list(self.stream(images))
+
+    @torch.no_grad()
+    def stream(self, images: Iterable[str | Path | Tensor | np.ndarray]) -> Iterable[Detections]:
+        """The same, one image at a time: memory stays that of one image."""
+        train = self.config.train
+        sizes = (train.image_size,) if isinstance(train.image_size, int) else train.image_size
+        for number, item in enumerate(images):
+            image = read_image(item)
+            none = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
+            sample = Sample(image, *none, image_id=number, original_size=(image.shape[1], image.shape[2]))
+            view = resize_only(sample, train.eval_size or max(sizes), train.max_size)
+            batch = collate([view]).to(self._device)
+            yield detect(self._network, batch, self.config.fcos)[1][0]
+
+
+def read_image(item: str | Path | Tensor | np.ndarray) -> Tensor:
+    """uint8 (3, h, w) RGB of a file, tensor or array.
+
+    Raises:
+        DataError: the file is missing or cannot be read.
+        ShapeError: the tensor or array has another shape or dtype.
+    """
+    if isinstance(item, (str, Path)):
+        try:
+            with Image.open(item) as picture:
+                return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        except OSError as error:
+            raise DataError(f"{item}: the image cannot be read ({error}); check the path, or save it again") from error
+    image = item if isinstance(item, Tensor) else torch.from_numpy(item).permute(2, 0, 1)
+    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
+        raise ShapeError(f"image has dtype {image.dtype} and shape {tuple(image.shape)}; uint8 RGB (3, h, w) is needed")
+    return image
+
+
+def _better_network(metrics: dict[str, float]) -> str:
+    teacher, student = (metrics.get(f"val/{name}_mask_ap") for name in ("teacher", "student"))
+    if teacher is None:
+        return "student"
+    return "teacher" if student is None or teacher >= student else "student"

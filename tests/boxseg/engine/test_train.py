@@ -1,0 +1,106 @@
+"""The whole loop on a handful of generated pictures."""
+
+import math
+
+import pytest
+import torch
+
+from boxseg.build import build_trainer
+from boxseg.engine import checkpoint
+from boxseg.engine.train import evaluation_steps, train
+from boxseg.errors import CheckpointError, NonFiniteLossError
+
+METHODS = ("boxinst", "boxteacher", "qam", "pc", "full")
+
+
+def weights(folder, network="student"):
+    return checkpoint.load_network(folder / "checkpoints" / "last", network)
+
+
+def assert_equal(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=0, atol=0, msg=name)
+
+
+@pytest.fixture
+def run(tiny_config, recorder, data_root):
+    def start(folder, *, stop_at=None, **changes):
+        reporter = recorder(stop_at)
+        result = train(build_trainer(tiny_config(**changes), data_root=data_root), folder=folder, reporter=reporter)
+        return result, reporter
+
+    return start
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_with_finite_losses(run, tmp_path, method):
+    result, reporter = run(tmp_path, method=method)
+    assert result.finished
+    assert result.step == 6
+    assert len(reporter.steps) == 6
+    assert all(math.isfinite(value) for report in reporter.steps for value in report.metrics.values())
+    assert 0 <= result.metrics["val/mask_ap"] <= 1
+    assert ("val/teacher_mask_ap" in result.metrics) == (method != "boxinst")
+    assert ("pc/paste_rate" in reporter.steps[0].metrics) == (method in ("pc", "full"))
+    assert ("qam/coverage" in reporter.steps[0].metrics) == (method != "boxinst")
+
+
+def test_without_pseudo_losses_and_copy_paste_the_run_is_boxinst(run, tmp_path):
+    run(tmp_path / "boxinst", method="boxinst")
+    run(tmp_path / "silenced", loss={"mask_weight": 0.0, "aff_weight": 0.0}, pc={"on": False})
+    assert_equal(weights(tmp_path / "boxinst"), weights(tmp_path / "silenced"))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(run, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(tmp_path / name, train={"seed": seed, "eval_every": 6, "panels": 0})
+    assert_equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    left, right = weights(tmp_path / "a"), weights(tmp_path / "c")
+    assert any(not torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("stop_at", [2, 3, 5])
+def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, stop_at):
+    whole, whole_reporter = run(tmp_path / "whole")
+    first, _ = run(tmp_path / "parts", stop_at=stop_at)
+    assert not first.finished
+    assert first.step == stop_at
+    second, second_reporter = run(tmp_path / "parts")
+    assert second.finished
+    assert second_reporter.losses() == whole_reporter.losses()[stop_at:]
+    assert second.metrics == whole.metrics
+    for network in ("student", "teacher"):
+        assert_equal(weights(tmp_path / "whole", network), weights(tmp_path / "parts", network))
+
+
+def test_a_finished_run_started_again_reports_its_metrics_and_trains_no_step(run, tmp_path):
+    first, _ = run(tmp_path)
+    second, reporter = run(tmp_path)
+    assert reporter.steps == []
+    assert second == first
+
+
+def test_a_checkpoint_beyond_the_schedule_is_refused(run, tmp_path):
+    run(tmp_path)
+    with pytest.raises(CheckpointError, match=r"at step 6, beyond train.steps 4"):
+        run(tmp_path, train={"steps": 4})
+
+
+def test_best_and_last_checkpoints_and_panels_are_left_behind(run, tmp_path):
+    _, reporter = run(tmp_path)
+    assert [report.step for report in reporter.evals] == [3, 6]
+    assert (tmp_path / "checkpoints" / "best" / "student.safetensors").exists()
+    assert checkpoint.load_about(tmp_path / "checkpoints" / "last")["step"] == 6
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-00000003.png", "step-00000006.png"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(run, tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"step \d+: the loss is .*images \["):
+        run(tmp_path, solver={"lr": 1e30}, train={"clip_norm": None})
+
+
+def test_evaluation_steps_always_hold_the_last():
+    assert evaluation_steps(10, 0.4) == {4, 8, 10}
+    assert evaluation_steps(10, 3) == {3, 6, 9, 10}
+    assert evaluation_steps(10, 100) == {10}
