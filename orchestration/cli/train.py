@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,7 +65,15 @@ def train(
         heading: list[tuple[str, Any]] = [("run", result.id), ("status", result.status), ("folder", result.folder)]
         print_pairs(heading + [(name, value) for name, value in sorted(shown.items()) if name.startswith("val/")])
     if result.status == "interrupted":
-        say(f"interrupted, state saved; go on with: boxseg train {experiment} --resume {result.id}")
+        again = [
+            "boxseg",
+            "train",
+            str(experiment),
+            *(f"--set={text}" for text in overrides or []),
+            "--resume",
+            result.id,
+        ]
+        say(f"interrupted, state saved; go on with: {shlex.join(again)}")
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 
