@@ -1,0 +1,150 @@
+"""Run folders survive kills, resumes and late writers, and can be found again."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from boxseg.errors import ConfigError, NonFiniteLossError
+from orchestration.errors import ResourceError
+from orchestration.run_folder import (
+    Failure,
+    RunFolder,
+    RunStatus,
+    error_of,
+    find_run,
+    list_runs,
+    new_id,
+    own_process,
+    parse_reports,
+)
+
+
+def make_run(storage: Path, run_id: str = "20260101-000000-aaaa", **fields) -> RunFolder:
+    fields = {"steps": 100, "created": 1.0, **own_process(), **fields}
+    return RunFolder(storage / "toy" / run_id).create(RunStatus(run_id, "toy", **fields), "name: toy\n")
+
+
+def test_a_status_reads_back_as_it_was_written(tmp_path):
+    folder = make_run(tmp_path, values={"qam.k_top": 5}, tags={"host": "here"})
+    folder.update(metrics={"val/mask_ap": 0.25}, failure=Failure("DataError", "bad box"), status="failed")
+    status = RunFolder(folder.path).status()
+    assert (status.metrics, status.values) == ({"val/mask_ap": 0.25}, {"qam.k_top": 5})
+    assert status.failure == Failure("DataError", "bad box")
+    assert not list(folder.path.glob(".status*")), "nothing of the scratch file stays"
+
+
+def test_ids_sort_by_time_and_are_short():
+    assert len(new_id()) == len("20261122-171500-k3f9")
+    assert new_id()[:15] <= new_id()[:15]
+
+
+def test_a_torn_last_line_is_skipped_and_the_next_report_is_whole(tmp_path):
+    folder = make_run(tmp_path)
+    folder.append_metrics(10, {"a": 1.0})
+    with folder.metrics_path.open("ab") as file:
+        file.write(b'{"step": 20, "ti')
+    folder.append_metrics(30, {"a": 3.0})
+    assert folder.history("a") == [(10, 1.0), (30, 3.0)]
+
+
+def test_reports_after_a_resume_replace_those_beyond_its_checkpoint(tmp_path):
+    folder = make_run(tmp_path)
+    for step, value in ((20, 1.0), (40, 2.0), (60, 3.0)):
+        folder.append_metrics(step, {"a": value})
+    folder.append_metrics(40, {"a": 9.0})  # went on from a checkpoint at step 20
+    assert folder.history("a") == [(20, 1.0), (40, 9.0)]
+
+
+def test_training_and_evaluation_of_one_step_are_both_kept(tmp_path):
+    folder = make_run(tmp_path)
+    folder.append_metrics(20, {"train/loss": 1.0})
+    folder.append_metrics(20, {"val/mask_ap": 0.5})
+    assert folder.history("train/loss") == [(20, 1.0)]
+    assert folder.history("val/mask_ap") == [(20, 0.5)]
+
+
+def test_values_that_are_not_finite_are_valid_json_and_absent(tmp_path):
+    folder = make_run(tmp_path)
+    folder.append_metrics(1, {"a": float("nan"), "b": float("inf"), "c": 1.0})
+    line = folder.metrics_path.read_text()
+    assert json.loads(line, parse_constant=pytest.fail)["metrics"] == {"a": None, "b": None, "c": 1.0}
+    assert [report.metrics for report in parse_reports(line.encode())] == [{"c": 1.0}]
+
+
+def test_an_end_is_not_overwritten_by_a_later_one(tmp_path):
+    folder = make_run(tmp_path)
+    folder.finish("stopped")
+    folder.finish("failed", RuntimeError("too late"))
+    folder.report(50, {"a": 1.0})
+    status = folder.status()
+    assert (status.status, status.failure, status.step) == ("stopped", None, 0)
+    assert not folder.metrics_path.exists()
+
+
+def test_a_failure_of_ours_replaces_a_foreign_one_but_not_the_other_way_round(tmp_path):
+    folder = make_run(tmp_path)
+    folder.finish("failed", RuntimeError("connection closed by peer"))
+    folder.finish("failed", NonFiniteLossError("step 3"))
+    folder.finish("failed", RuntimeError("again"))
+    assert folder.status().failure == Failure("NonFiniteLossError", "step 3")
+    assert folder.has_own_failure()
+
+
+def test_failures_come_back_as_their_own_class():
+    assert type(error_of(Failure("ResourceError", "no GPU"))) is ResourceError
+    foreign = error_of(Failure("ZeroDivisionError", "division by zero"))
+    assert str(foreign) == "ZeroDivisionError: division by zero"
+
+
+def test_a_stop_is_never_lost_to_a_worker_that_writes_at_the_same_time(tmp_path):
+    folder = make_run(tmp_path)
+    worker = threading.Thread(target=lambda: [folder.report(step, {"a": 1.0}) for step in range(1, 200)])
+    worker.start()
+    RunFolder(folder.path).finish("stopped")
+    worker.join()
+    assert folder.status().status == "stopped"
+
+
+def test_a_run_whose_process_is_gone_reads_as_interrupted(tmp_path):
+    import socket
+
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    gone = {"pid": process.pid, "pid_created": 1.0, "tags": {"host": socket.gethostname()}}
+    assert make_run(tmp_path, "gone", status="running", **gone).status().status == "interrupted"
+    alive = {**own_process(), "tags": {"host": socket.gethostname()}}
+    assert make_run(tmp_path, "alive", status="running", **alive).status().status == "running"
+    reused = {"pid": os.getpid(), "pid_created": 1.0, "tags": {"host": socket.gethostname()}}
+    assert make_run(tmp_path, "reused", status="running", **reused).status().status == "interrupted"
+    elsewhere = {"pid": process.pid, "pid_created": 1.0, "tags": {"host": "another"}}
+    assert make_run(tmp_path, "elsewhere", status="running", **elsewhere).status().status == "running"
+
+
+def test_runs_are_listed_newest_first_with_the_trials_of_sweeps(tmp_path):
+    make_run(tmp_path, "old", created=1.0)
+    sweep = make_run(tmp_path, "sweep", kind="sweep", created=2.0)
+    RunFolder(sweep.path / "sweep-00").create(RunStatus("sweep-00", "toy", created=3.0), "")
+    (tmp_path / "toy" / "broken").mkdir()
+    (tmp_path / "toy" / "broken" / "status.json").write_text("{")
+    assert [status.id for status in list_runs(tmp_path)] == ["sweep-00", "sweep", "old"]
+
+
+def test_runs_are_found_by_folder_id_part_and_best(tmp_path):
+    run = make_run(tmp_path, "20260101-000000-aaaa")
+    sweep = make_run(tmp_path, "20260102-000000-bbbb", kind="sweep")
+    trial = RunFolder(sweep.path / "20260102-000000-bbbb-03").create(RunStatus("20260102-000000-bbbb-03", "toy"), "")
+    for name in (str(run.path), "20260101-000000-aaaa", "aaaa", "20260101"):
+        assert find_run(tmp_path, name).path == run.path
+    with pytest.raises(ConfigError, match="no best trial"):
+        find_run(tmp_path, "best:20260102-000000-bbbb")
+    sweep.update(best_run=trial.path.name)
+    assert find_run(tmp_path, "best:20260102-000000-bbbb").path == trial.path
+    with pytest.raises(ConfigError, match="no such run"):
+        find_run(tmp_path, "zzzz")
+    with pytest.raises(ConfigError, match="3 runs fit"):
+        find_run(tmp_path, "2026")

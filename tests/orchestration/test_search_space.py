@@ -1,0 +1,117 @@
+"""Trials are proposed as the sweep asks: all of a grid, draws in range, TPE that learns, seeds in a row."""
+
+import math
+
+import pytest
+
+from orchestration.config import SweepConfig, SweepSpec
+from orchestration.search_space import SEARCHERS, TRIAL_SCHEDULERS, TrialQueue, count_trials, make_searcher
+
+RANGES = {
+    "qam.iou_thr": {"uniform": [0.4, 0.8]},
+    "solver.lr": {"loguniform": [1e-4, 1e-1]},
+    "qam.k_top": {"randint": [2, 5]},
+    "qam.fusion": {"choice": ["vote", "weighted"]},
+}
+
+
+def make_sweep(**settings) -> SweepConfig:
+    return SweepConfig.model_validate(settings)
+
+
+def all_trials(sweep: SweepConfig, seed: int = 0) -> list:
+    queue = TrialQueue(sweep, seed)
+    return list(iter(queue.next, None))
+
+
+def test_every_name_of_the_settings_has_an_entry():
+    assert set(SEARCHERS) == set(SweepConfig.model_fields["search"].annotation.__args__)
+    assert set(TRIAL_SCHEDULERS) == set(SweepConfig.model_fields["trial_scheduler"].annotation.__args__)
+
+
+def test_a_grid_has_all_combinations_times_seeds_with_the_seeds_of_a_setting_in_a_row():
+    space = {"qam.k_top": {"choice": [1, 5]}, "qam.fusion": {"choice": ["vote", "weighted"]}}
+    sweep = make_sweep(search="grid", seeds=[3, 4], space=space)
+    trials = all_trials(sweep)
+    assert count_trials(sweep) == len(trials) == 8
+    assert [trial.number for trial in trials] == list(range(8))
+    assert [trial.seed for trial in trials] == [3, 4] * 4
+    settings = [(trial.values["qam.k_top"], trial.values["qam.fusion"]) for trial in trials]
+    assert settings[::2] == settings[1::2] == [(1, "vote"), (1, "weighted"), (5, "vote"), (5, "weighted")]
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_values_lie_in_their_domains_and_the_seed_repeats_them(search):
+    sweep = make_sweep(search=search, trials=20, space=RANGES)
+    trials = all_trials(sweep)
+    for values in (trial.values for trial in trials):
+        assert 0.4 <= values["qam.iou_thr"] <= 0.8
+        assert 1e-4 <= values["solver.lr"] <= 1e-1
+        assert values["qam.k_top"] in (2, 3, 4)
+        assert values["qam.fusion"] in ("vote", "weighted")
+    assert {trial.values["qam.k_top"] for trial in trials} == {2, 3, 4}
+    assert trials == all_trials(sweep)
+    assert trials != all_trials(sweep, seed=1)
+    below = sum(math.log10(trial.values["solver.lr"]) < -2.5 for trial in trials)
+    assert 3 <= below <= 17, "half of a logarithmic scale lies below its middle"
+
+
+def run_tpe(score, mode: str, trials: int = 40) -> list[float]:
+    sweep = make_sweep(search="tpe", mode=mode, trials=trials, space={"qam.iou_thr": {"uniform": [0.0, 1.0]}})
+    queue = TrialQueue(sweep, seed=0)
+    tried = []
+    while (trial := queue.next()) is not None:
+        tried.append(trial.values["qam.iou_thr"])
+        queue.ended(trial.number, score(tried[-1]))
+    return tried
+
+
+def test_tpe_moves_towards_good_values_and_respects_the_mode():
+    for mode, sign in (("max", -1), ("min", 1)):
+        tried = run_tpe(lambda value, sign=sign: sign * (value - 0.8) ** 2, mode)
+        late = tried[-15:]
+        assert sum(abs(value - 0.8) < 0.2 for value in late) >= 9, (mode, late)
+
+
+def test_trials_without_a_value_do_not_stop_the_search():
+    tried = run_tpe(lambda value: None if value < 0.5 else float("nan") if value < 0.6 else value, "max", trials=15)
+    assert len(tried) == 15
+
+
+def test_a_setting_is_judged_by_the_mean_over_its_seeds():
+    sweep = make_sweep(search="random", trials=2, seeds=[0, 1, 2], space={"qam.iou_thr": {"uniform": [0.0, 0.9]}})
+    queue = TrialQueue(sweep, seed=0)
+    told = []
+    queue._proposals.tell = lambda number, score: told.append((number, score))
+    for _ in range(6):
+        queue.next()
+    queue.ended(0, 1.0)
+    queue.ended(4, None)
+    queue.ended(1, 2.0)
+    queue.ended(2, None)
+    assert told == [(0, 1.5)]
+    queue.ended(3, None)
+    queue.ended(5, None)
+    assert told == [(0, 1.5), (1, None)]
+
+
+def test_the_tune_searcher_hands_out_all_trials_once_and_passes_scores_back():
+    sweep = make_sweep(search="grid", space={"qam.k_top": {"choice": [1, 5]}})
+    queue = TrialQueue(sweep, seed=0)
+    told = []
+    queue.ended = lambda number, score: told.append((number, score))
+    searcher = make_searcher(queue, "val/mask_ap", "max")
+    assert searcher.suggest("a")["trial"].values == {"qam.k_top": 1}
+    assert searcher.suggest("b")["trial"].number == 1
+    assert searcher.suggest("c") == searcher.FINISHED
+    searcher.on_trial_complete("b", {"val/mask_ap": 0.5})
+    searcher.on_trial_complete("a", None, error=True)
+    assert told == [(1, 0.5), (0, None)]
+
+
+def test_asha_stops_nothing_within_the_burn_in():
+    spec = SweepSpec.model_validate({"train": {"steps": 200}, "sweep": {"burn_in": 0.25, "reduction": 3}})
+    scheduler = TRIAL_SCHEDULERS["asha"](spec)
+    milestones = [rung.milestone if hasattr(rung, "milestone") else rung[0] for rung in scheduler._brackets[0]._rungs]
+    assert min(milestones) == 50
+    assert TRIAL_SCHEDULERS["none"](spec) is None

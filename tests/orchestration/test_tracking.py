@@ -1,0 +1,167 @@
+"""MLflow repeats what the folders say: once, completely, and without ever holding up a run."""
+
+import json
+import logging
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from orchestration.config import RunSpec, SweepSpec, dump_resolved
+from orchestration.run_folder import RunFolder, RunStatus, own_process
+from orchestration.tracking import Tracker, follow, tracking_uri
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="module")
+def client(storage) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(tracking_uri=tracking_uri(storage))
+
+
+def make_run(storage: Path, run_id: str, spec: RunSpec | None = None, **fields) -> RunFolder:
+    name = fields.pop("folder", run_id)
+    folder = RunFolder(storage / "toy" / name)
+    fields = {"steps": 100, "tags": {"profile": "fixed", "data": "/d/train.json", "data_fingerprint": "abc"}, **fields}
+    return folder.create(RunStatus(run_id, "toy", **own_process(), **fields), dump_resolved(spec or RunSpec()))
+
+
+def track(storage: Path, *folders: RunFolder) -> None:
+    tracker = Tracker(storage, "toy", logs=storage / "logs")
+    for folder in folders:
+        tracker.add(folder)
+    tracker.start()
+    ended = all(folder.status().is_final for folder in folders)
+    assert tracker.close() == ended
+
+
+def mlflow_run(client, folder: RunFolder):
+    return client.get_run(folder.read_tracking()["run_id"])
+
+
+def test_a_run_arrives_with_params_tags_metrics_samples_and_checkpoint(storage, client):
+    folder = make_run(storage, "whole", RunSpec.model_validate({"qam": {"k_top": 7}}))
+    folder.report(10, {"train/loss": 2.0, "val/mask_ap": 0.1})
+    folder.report(20, {"train/loss": 1.0, "val/mask_ap": 0.3}, is_best=True)
+    (folder.path / "samples").mkdir()
+    (folder.path / "samples" / "step-20.png").write_bytes(b"png")
+    best = folder.path / "checkpoints" / "best"
+    best.mkdir(parents=True)
+    (best / "about.json").write_text("{}")
+    (best / "state.pt").write_bytes(b"only for going on")
+    folder.finish("finished")
+    track(storage, folder)
+    run = mlflow_run(client, folder)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["qam.k_top"] == "7"
+    assert len(run.data.params) > 100
+    assert run.data.tags["profile"] == "fixed"
+    assert [dataset.dataset.digest for dataset in run.inputs.dataset_inputs] == ["abc"]
+    history = client.get_metric_history(run.info.run_id, "val/mask_ap")
+    assert sorted((point.step, point.value) for point in history) == [(10, 0.1), (20, 0.3)]
+    places = ("", "samples", "checkpoints/best")
+    found = {entry.path for place in places for entry in client.list_artifacts(run.info.run_id, place)}
+    assert {"config.yaml", "status.json", "samples/step-20.png", "checkpoints/best/about.json"} <= found
+    assert "checkpoints/best/state.pt" not in found
+
+
+def test_nothing_is_lost_or_doubled_when_the_mirror_starts_again(storage, client):
+    folder = make_run(storage, "again")
+    folder.report(1, {"a": 1.0})
+    track(storage, folder)
+    with folder.metrics_path.open("ab") as file:
+        file.write(b'{"step": 2, "time": 5, "metrics": {"a"')  # half a line is left for later
+    track(storage, folder)
+    with folder.metrics_path.open("ab") as file:
+        file.write(b": 2.0}}\n")
+    before = folder.read_tracking()
+    folder.finish("finished")
+    track(storage, folder)
+    folder.write_tracking(before)  # as if killed before the place was kept
+    track(storage, folder)
+    run = mlflow_run(client, folder)
+    history = client.get_metric_history(run.info.run_id, "a")
+    assert sorted((point.step, point.value) for point in history) == [(1, 1.0), (2, 2.0)]
+    assert len(client.search_runs(["1"], "tags.`boxseg.run` = 'again'")) == 1
+
+
+def test_a_run_known_to_mlflow_is_found_by_its_tag_when_the_place_was_lost(storage, client):
+    folder = make_run(storage, "lost")
+    track(storage, folder)
+    first = folder.read_tracking()["run_id"]
+    folder.tracking_path.unlink()
+    track(storage, folder)
+    assert folder.read_tracking()["run_id"] == first
+
+
+def test_trials_are_children_and_say_how_they_ended(storage, client):
+    spec = SweepSpec.model_validate({"sweep": {"space": {"qam.k_top": {"choice": [1, 5]}}}})
+    sweep = make_run(storage, "sweep", spec, kind="sweep")
+    about = {"parent": "..", "values": {"qam.k_top": 5}, "description": "k_top=5"}
+    trials = [make_run(storage, f"sweep-0{n}", folder=f"sweep/sweep-0{n}", **about) for n in range(3)]
+    trials[0].finish("stopped")
+    trials[1].finish("failed", ValueError("bad\nnews"))
+    trials[2].finish("interrupted")
+    (sweep.path / "table.md").write_text("| trial |")
+    sweep.append_metrics(1, {"val/mask_ap": 0.5})
+    sweep.finish("finished")
+    track(storage, sweep, *trials)
+    parent = mlflow_run(client, sweep)
+    runs = [mlflow_run(client, trial) for trial in trials]
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.info.run_id}
+    assert [run.info.status for run in runs] == ["FINISHED", "FAILED", "KILLED"]
+    assert [run.data.tags["status"] for run in runs] == ["stopped", "failed", "interrupted"]
+    assert runs[0].data.tags["stopped_by"] == "asha"
+    assert runs[1].data.tags["failure_class"] == "ValueError"
+    assert runs[0].info.run_name == "00 k_top=5"
+    assert runs[0].data.tags["varied.qam.k_top"] == "5"
+    assert parent.data.tags["mlflow.note.content"] == "| trial |"
+    assert parent.data.metrics["val/mask_ap"] == 0.5
+    assert parent.data.params["sweep.search"] == "tpe"
+
+
+def test_a_resumed_run_goes_on_in_the_same_mlflow_run(storage, client):
+    folder = make_run(storage, "resumed")
+    folder.report(1, {"a": 1.0})
+    folder.finish("interrupted")
+    track(storage, folder)
+    assert mlflow_run(client, folder).info.status == "KILLED"
+    folder.start()
+    follow(client, "1", folder)
+    assert mlflow_run(client, folder).info.status == "RUNNING"
+    folder.report(2, {"a": 2.0})
+    folder.finish("finished")
+    track(storage, folder)
+    run = mlflow_run(client, folder)
+    assert run.info.status == "FINISHED"
+    assert len(client.get_metric_history(run.info.run_id, "a")) == 2
+
+
+def test_the_next_tracker_takes_over_what_a_dead_process_left(storage, client):
+    left = make_run(storage, "left")
+    left.report(1, {"a": 1.0})
+    follow(client, "1", left)
+    left.report(2, {"a": 2.0})
+    left.finish("failed", RuntimeError("killed"))
+    left.update(pid=1, pid_created=0.0)
+    track(storage, make_run(storage, "next"))
+    assert mlflow_run(client, left).info.status == "FAILED"
+
+
+def test_a_tracker_without_a_server_neither_raises_nor_waits_long(tmp_path, caplog):
+    folder = make_run(tmp_path, "alone")
+    folder.report(1, {"a": 1.0})
+    tracker = Tracker(tmp_path, "toy", uri="http://127.0.0.1:9", logs=tmp_path / "logs")
+    tracker.add(folder)
+    tracker.start()
+    folder.finish("finished")
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING, logger="boxseg.tracking"):
+        assert not tracker.close(timeout_s=20)
+    assert time.monotonic() - began < 21
+    assert "folders are complete" in caplog.text
+    assert json.loads(folder.metrics_path.read_text())["metrics"] == {"a": 1.0}
