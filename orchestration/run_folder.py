@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
@@ -303,10 +304,9 @@ def list_runs(storage: Path) -> list[RunStatus]:
     found = [*storage.glob("*/*/status.json"), *storage.glob("*/*/*/status.json")]
     statuses = []
     for path in found:
-        try:
+        with contextlib.suppress(ConfigError):
             statuses.append(RunFolder(path.parent).status())
-        except ConfigError:
-            continue
+    statuses = [status for status in statuses if Path(status.folder).name == status.id]  # copies are elsewhere
     return sorted(statuses, key=lambda status: (status.created, status.id), reverse=True)
 
 
