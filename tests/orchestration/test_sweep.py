@@ -1,0 +1,193 @@
+"""The driver's side of a sweep, without Ray: opening and closing trials, choosing the best, ending."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestration.config import SweepSpec, dump_resolved, load_run
+from orchestration.journal import Journal
+from orchestration.ray_session import RaySession
+from orchestration.run_folder import Failure, RunFolder, RunStatus, own_process
+from orchestration.search_space import Trial
+from orchestration.sweep import Sweep, SweepPlan, concurrency, runner_of
+from orchestration.table import SweepTable, TrialRow, describe, markdown_table
+from orchestration.tracking import Tracker
+
+
+def make_spec(storage: Path, **sweep) -> SweepSpec:
+    space = {"qam.k_top": {"choice": [1, 5, 10]}, "qam.k_min": {"choice": [5, 50]}}
+    values = {"name": "toy", "storage": storage, "train": {"steps": 100}, "sweep": {"space": space, **sweep}}
+    return SweepSpec.model_validate(values)
+
+
+def make_driver(storage: Path, **settings) -> Sweep:
+    spec = make_spec(storage, **settings)
+    folder = RunFolder(storage / "toy" / "20260101-000000-aaaa")
+    status = RunStatus(folder.path.name, "toy", kind="sweep", steps=3, **own_process())
+    folder.create(status, dump_resolved(spec))
+    return Sweep(SweepPlan(spec, folder.path, storage / ".data", None), {"host": "here"}, Tracker(storage, "toy"))
+
+
+def make_row(number: int, value: float | None, status: str = "finished", seed: int = 0, **values) -> TrialRow:
+    return TrialRow(f"x-{number:02d}", Path(f"/x/{number}"), values or {"qam.k_top": number}, seed, status, 1, 1, value)
+
+
+def test_a_trial_has_its_own_settings_values_seed_and_parent(tmp_path):
+    sweep = make_driver(tmp_path)
+    trial = Trial(2, {"qam.k_top": 10}, seed=7)
+    sweep.open_trial(trial)
+    folder = sweep.plan.trial_folder(trial)
+    assert folder.path == sweep.folder.path / "20260101-000000-aaaa-02"
+    config = load_run(folder.config_path)
+    assert (config.qam.k_top, config.train.seed) == (10, 7)
+    status = folder.stored()
+    assert (status.values, status.tags["seed"], status.parent) == ({"qam.k_top": 10}, "7", "..")
+    assert status.description == "k_top=10"
+
+
+def test_impossible_values_fail_their_trial_alone(tmp_path):
+    sweep = make_driver(tmp_path)
+    trial = Trial(0, {"qam.k_min": 50}, seed=0)
+    sweep.open_trial(trial)
+    status = sweep.plan.trial_folder(trial).status()
+    assert (status.status, status.failure.kind) == ("failed", "ConfigError")
+    assert "k_min" in status.failure.text
+    sweep.close_trial(0, "stopped")
+    assert sweep.plan.trial_folder(trial).status().status == "failed"
+
+
+def test_the_sweep_tells_its_best_value_after_every_trial_and_the_journal_every_cause(tmp_path):
+    sweep = make_driver(tmp_path)
+    for number, value in enumerate((0.2, 0.5, 0.1)):
+        trial = Trial(number, {"qam.k_top": number + 1}, seed=0)
+        sweep.open_trial(trial)
+        folder = sweep.plan.trial_folder(trial)
+        folder.report(100, {"val/mask_ap": value}, is_best=True)
+        if number < 2:
+            folder.finish("finished")
+        sweep.close_trial(number, "stopped")
+    assert sweep.folder.history("val/mask_ap") == [(1, 0.2), (2, 0.5), (3, 0.5)]
+    assert sweep.folder.status().best_run == "20260101-000000-aaaa-01"
+    ends = [event for event in Journal(sweep.folder.path / "journal.jsonl").read() if event["event"] == "trial_end"]
+    assert [(end["status"], end["cause"]) for end in ends] == [("finished", ""), ("finished", ""), ("stopped", "asha")]
+
+
+def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
+    sweep = make_driver(tmp_path)
+    trial = Trial(0, {"qam.k_top": 5}, seed=0)
+    sweep.open_trial(trial)
+    folder = sweep.plan.trial_folder(trial)
+    step = folder.path / "checkpoints" / "step-00000100"
+    step.mkdir(parents=True)
+    (step / "about.json").write_text("{}")
+    (folder.path / "checkpoints" / "best").symlink_to(step.name)
+    folder.report(100, {"val/mask_ap": 0.25}, is_best=True)
+    folder.finish("finished")
+    sweep.close_trial(0, "stopped")
+    result = sweep.conclude(interrupted=False)
+    assert (result.status, result.best.id, result.failed) == ("finished", "20260101-000000-aaaa-00", [])
+    assert (result.best_checkpoint / "about.json").exists()
+    assert not result.best_checkpoint.is_symlink()
+    assert "| 00 ★ | 5 | 0.2500 | 100 | finished |" in (sweep.folder.path / "table.md").read_text()
+
+
+def test_a_sweep_whose_trials_all_failed_alike_has_failed_for_that_reason(tmp_path):
+    sweep = make_driver(tmp_path)
+    for number in range(2):
+        trial = Trial(number, {"qam.k_top": 1}, seed=number)
+        sweep.open_trial(trial)
+        sweep.plan.trial_folder(trial).finish("failed", Failure("NonFiniteLossError", f"step {number}"))
+        sweep.close_trial(number, "failed")
+    result = sweep.conclude(interrupted=False)
+    assert (result.status, result.best, len(result.failed)) == ("failed", None, 2)
+    failure = sweep.folder.status().failure
+    assert failure == Failure("NonFiniteLossError", "all 2 trials failed; the first: step 0")
+
+
+def test_after_an_interruption_no_trial_is_left_running(tmp_path):
+    sweep = make_driver(tmp_path)
+    trial = Trial(0, {"qam.k_top": 1}, seed=0)
+    sweep.open_trial(trial)
+    sweep.plan.trial_folder(trial).start()
+    sweep.close_trials(interrupted=True)
+    assert sweep.plan.trial_folder(trial).stored().status == "interrupted"
+    assert sweep.conclude(interrupted=True).status == "interrupted"
+
+
+def test_no_trial_is_opened_once_the_sweep_is_to_stop(tmp_path):
+    sweep = make_driver(tmp_path)
+    sweep.folder.request_stop()
+    sweep.open_trial(Trial(0, {"qam.k_top": 1}, seed=0))
+    assert not sweep.plan.trial_folder(Trial(0, {}, 0)).path.exists()
+
+
+def test_best_is_the_best_seed_of_the_setting_with_the_best_mean():
+    rows = [
+        make_row(0, 0.9, seed=0, k=1),
+        make_row(1, 0.1, seed=1, k=1),
+        make_row(2, 0.6, seed=0, k=2),
+        make_row(3, 0.7, seed=1, k=2),
+    ]
+    assert SweepTable("m", "max", rows, seeds=2).best().id == "x-03"
+    assert SweepTable("m", "min", rows, seeds=2).best().id == "x-01"
+
+
+def test_a_stopped_trial_is_best_only_if_none_finished():
+    rows = [make_row(0, 0.9, "stopped"), make_row(1, 0.2), make_row(2, None, "failed")]
+    assert SweepTable("m", "max", rows).best().id == "x-01"
+    assert SweepTable("m", "max", [rows[0], rows[2]]).best().id == "x-00"
+    assert SweepTable("m", "max", [rows[2]]).best() is None
+
+
+def test_a_setting_with_a_failed_seed_gives_way_to_a_whole_one():
+    rows = [
+        make_row(0, 0.9, seed=0, k=1),
+        make_row(1, None, "failed", seed=1, k=1),
+        make_row(2, 0.2, seed=0, k=2),
+        make_row(3, 0.3, seed=1, k=2),
+    ]
+    assert SweepTable("m", "max", rows, seeds=2).best().id == "x-03"
+
+
+def test_the_table_ranks_by_the_mode_and_shows_seeds_only_if_they_differ():
+    rows = [make_row(0, 0.1), make_row(1, 0.3), make_row(2, None, "failed")]
+    lines = markdown_table(SweepTable("m", "min", rows)).splitlines()
+    assert lines[0] == "| trial | qam.k_top | m | step | status |"
+    assert [line.split()[1] for line in lines[2:]] == ["00", "01", "02"]
+    several = markdown_table(SweepTable("m", "max", [make_row(0, 0.1, seed=1), make_row(1, 0.3)]))
+    assert "| seed |" in several
+
+
+def test_settings_are_told_by_the_last_part_of_their_name():
+    assert describe({"qam.iou_thr": 0.612345, "qam.fusion": "vote"}) == "iou_thr=0.6123 fusion=vote"
+
+
+@pytest.mark.parametrize(
+    ("resources", "cpus", "limit", "expected"),
+    [
+        ({"workers": 1, "cpus_per_worker": 1}, 2, None, 2),
+        ({"workers": 2, "cpus_per_worker": 1}, 5, None, 2),
+        ({"workers": 1, "cpus_per_worker": 0.5}, 2, None, 4),
+        ({"workers": 1, "cpus_per_worker": 1}, 8, 3, 3),
+        ({"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 1}, 64, None, 2),
+    ],
+)
+def test_as_many_trials_run_together_as_fit(tmp_path, resources, cpus, limit, expected):
+    values = {"storage": tmp_path, "resources": resources, "sweep": {"concurrency": limit}}
+    spec = SweepSpec.model_validate(values)
+    assert concurrency(spec, RaySession(True, cpus=cpus, gpus=4)) == expected
+
+
+def test_auto_trains_inline_only_one_worker_on_the_cpus_of_this_machine(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def runner(**resources) -> str:
+        return runner_of(SweepSpec.model_validate({"resources": resources}))
+
+    assert runner() == "inline"
+    assert runner(workers=2) == "ray_train"
+    assert runner(gpus_per_worker=1) == "ray_train"
+    assert runner(address="10.0.0.1:6379") == "ray_train"
+    assert runner(runner="ray_train") == "ray_train"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert runner() == "ray_train"

@@ -1,0 +1,164 @@
+"""Runs and sweeps on a real Ray: early stopping, failures, lost workers, two workers, a signal."""
+
+import importlib.util
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from boxseg.errors import NonFiniteLossError
+from orchestration.config import RunSpec, SweepSpec
+from orchestration.errors import ResourceError
+from orchestration.journal import Journal
+from orchestration.ray_session import start_ray
+from orchestration.run_folder import RunFolder, list_runs
+from orchestration.sweep import run_sweep
+from orchestration.train_run import run
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+FAKE = Path(__file__).parents[1] / "orchestration" / "fake_training.py"
+
+
+def load_fake():
+    spec = importlib.util.spec_from_file_location("fake_training", FAKE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.make_training
+
+
+make_training = load_fake()
+
+
+def make_values(storage: Path, **changes) -> dict:
+    values = {
+        "name": "toy",
+        "storage": storage,
+        "data": {"toy": {"train_images": 4, "val_images": 2, "size": 64}},
+        "train": {"steps": 40, "batch_size": 4, "report_every": 5},
+    }
+    return values | changes
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session(storage):
+    """One embedded Ray for all tests here."""
+    with start_ray(RunSpec(), logs=storage / "logs") as session:
+        yield session
+
+
+def test_the_embedded_ray_wants_a_token_that_only_we_can_read():
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert token.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_more_than_ray_has_is_refused_at_once(storage):
+    spec = RunSpec.model_validate(make_values(storage, resources={"workers": 64}, train={"batch_size": 64}))
+    with pytest.raises(ResourceError, match="needs 64 CPU cores"):
+        run(spec, train_fn=make_training(), progress=False)
+
+
+def test_an_inline_sweep_stops_weak_trials_and_survives_a_failing_one(storage, capsys):
+    space = {"qam.iou_thr": {"choice": [0.8, 0.7, 0.1]}, "qam.k_top": {"choice": [10, 13]}}
+    sweep = {"search": "grid", "reduction": 2, "concurrency": 1, "space": space}
+    result = run_sweep(
+        SweepSpec.model_validate(make_values(storage, sweep=sweep)), train_fn=make_training(step_s=0.005)
+    )
+    found = {(row.values["qam.iou_thr"], row.values["qam.k_top"]): row for row in result.table.rows}
+    assert found[0.8, 10].status == "finished"
+    assert found[0.1, 10].status == "stopped"
+    assert found[0.1, 10].step < 40
+    assert {found[thr, 13].status for thr in (0.8, 0.7, 0.1)} == {"failed"}
+    assert found[0.8, 13].failure.kind == "NonFiniteLossError"
+    assert (result.status, result.best.values["qam.iou_thr"], result.best.value) == ("finished", 0.8, 0.8)
+    assert (result.best_checkpoint / "about.json").exists()
+    ends = [event for event in Journal(result.folder / "journal.jsonl").read() if event["event"] == "trial_end"]
+    assert len(ends) == 6
+    assert all(RunFolder(row.folder).stored().mlflow_run_id for row in result.table.rows)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert all(line.startswith("trial ") for line in printed.err.splitlines()), printed.err
+
+
+def test_a_signal_ends_a_sweep_with_no_run_left_running(storage):
+    space = {"qam.iou_thr": {"uniform": [0.1, 0.8]}}
+    values = make_values(storage, name="signal", train={"steps": 4000}, sweep={"trials": 4, "space": space})
+
+    def stop_when_running():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if any(each.step and each.kind == "run" for each in list_runs(storage) if each.name == "signal"):
+                break
+            time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_running, daemon=True).start()
+    result = run_sweep(SweepSpec.model_validate(values), train_fn=make_training(step_s=0.01), progress=False)
+    assert result.status == "interrupted"
+    statuses = [each for each in list_runs(storage) if each.name == "signal"]
+    assert {each.status for each in statuses} == {"interrupted"}
+    trials = [each for each in statuses if each.kind == "run"]
+    assert trials
+    assert all((Path(each.folder) / "checkpoints" / "last" / "about.json").exists() for each in trials)
+
+
+def test_a_lost_worker_is_replaced_and_goes_on_from_the_last_checkpoint(storage):
+    inner = make_training(step_s=0.005)
+
+    def train(config, *, folder, reporter, **others):
+        import os
+        import signal
+
+        class DiesOnce:
+            on_step, should_stop = reporter.on_step, reporter.should_stop
+
+            def on_eval(self, report):
+                reporter.on_eval(report)
+                if report.step == 20 and len((folder / "starts").read_text().splitlines()) == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        return inner(config, folder=folder, reporter=DiesOnce(), **others)
+
+    result = run(RunSpec.model_validate(make_values(storage)), train_fn=train, progress=False)
+    assert (result.status, result.metrics["val/mask_ap"]) == ("finished", 0.5)
+    starts = [line.split()[1] for line in (result.folder / "starts").read_text().splitlines()]
+    assert starts == ["0", "20"]
+
+
+def test_two_workers_train_together_and_a_failure_keeps_its_class(storage):
+    inner = make_training()
+
+    def train(config, *, folder, reporter, **others):
+        import torch
+        import torch.distributed as dist
+
+        total = torch.tensor([dist.get_rank() + 1.0])
+        dist.all_reduce(total)
+        assert (dist.get_world_size(), float(total)) == (2, 3.0)
+        if config.qam.k_top == 13 and dist.get_rank() == 1:
+            from boxseg.errors import NonFiniteLossError
+
+            raise NonFiniteLossError("step 0: the loss of rank 1 is nan")
+        if config.qam.k_top == 13:
+            dist.barrier()
+        (folder / f"rank-{dist.get_rank()}").touch()
+        return inner(config, folder=folder, reporter=reporter, **others)
+
+    values = make_values(storage, resources={"workers": 2})
+    result = run(RunSpec.model_validate(values), train_fn=train, progress=False)
+    assert result.status == "finished"
+    assert {path.name for path in result.folder.glob("rank-*")} == {"rank-0", "rank-1"}
+    steps = [report.step for report in RunFolder(result.folder).reports() if "train/loss" in report.metrics]
+    assert steps == list(range(5, 41, 5)), "only rank 0 writes"
+    with pytest.raises(NonFiniteLossError, match="rank 1"):
+        run(RunSpec.model_validate({**values, "qam": {"k_top": 13}}), train_fn=train, progress=False)
