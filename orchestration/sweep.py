@@ -144,12 +144,10 @@ def concurrency(spec: SweepSpec, session: RaySession) -> int:
 
 def make_tuner(sweep: Sweep, session: RaySession) -> Tuner:
     """Ray Tune, set up for the sweep."""
-    plan, spec = sweep.plan, sweep.plan.spec
-    inline = runner_of(spec) == "inline"
-    if inline and plan.train_fn is None:
-        warm_up(spec, session)
     from ray import tune
 
+    plan, spec = sweep.plan, sweep.plan.spec
+    inline = runner_of(spec) == "inline"
     if inline:
         resources = {"CPU": spec.resources.cpus_per_worker, "GPU": spec.resources.gpus_per_worker}
     else:
@@ -176,18 +174,6 @@ def make_tuner(sweep: Sweep, session: RaySession) -> Tuner:
             verbose=0,
         ),
     )
-
-
-def warm_up(spec: SweepSpec, session: RaySession) -> None:
-    """Let idle Ray processes load torch and the method while this process still loads Tune; trials take them over."""
-    import ray
-
-    @ray.remote(num_cpus=spec.resources.cpus_per_worker)
-    def load() -> None:
-        import boxseg.build  # noqa: F401
-
-    for _ in range(concurrency(spec, session)):
-        load.remote()
 
 
 def inline_trial(config: dict[str, Any], plan: SweepPlan) -> None:
