@@ -32,7 +32,7 @@ class PanelRow:
     quality: Tensor | None
     """Float (N,) in [0, 1]."""
     student_masks: Tensor
-    """Bool (D, h, w): confident detections."""
+    """Bool (D, h, w): the best detection at each box that was found."""
     scores: Tensor
     """Float (D,) in [0, 1]."""
 

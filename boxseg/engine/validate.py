@@ -12,10 +12,11 @@ from torch.nn import functional
 from boxseg.data.coco import coco_ground_truth
 from boxseg.data.loader import eval_batches
 from boxseg.engine.distributed import gather_objects, rank, world_size
-from boxseg.engine.evaluate import CONFIDENT, detect, evaluate
+from boxseg.engine.evaluate import detect, evaluate
 from boxseg.engine.panels import PanelRow, draw_panels
 from boxseg.engine.step import Trainer
 from boxseg.model.condinst import CondInst
+from boxseg.ops.boxes import box_iou, scale_boxes
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import MASK_STRIDE, Batch, Detections, Predictions, PseudoMasks
 from boxseg.teacher.candidates import TeacherView, pick_candidates
@@ -108,7 +109,7 @@ class Watcher:
             self.watch_student(batch, predictions, detections)
 
     def watch_student(self, batch: Batch, predictions: Predictions, detections: list[Detections]) -> None:
-        """Confident detections of the images that are drawn."""
+        """Detections of the images that are drawn."""
         for position, image_id in enumerate(batch.image_ids):
             if image_id in self._wanted:
                 self._seen[image_id] = (batch, position, detections[position])
@@ -127,28 +128,40 @@ class Watcher:
         true = data.true_masks(data.index_of(batch.image_ids[position]))
         if true is None or not len(true):
             return
-        size = batch.sizes[position]
-        drawn = functional.interpolate(true[None].float(), size=size, mode="nearest-exact")[0].bool().to(masks.device)
+        drawn = resize_bool(true, batch.sizes[position]).to(masks.device)
         overlap = (masks & drawn).flatten(1).sum(1)
         union = (masks | drawn).flatten(1).sum(1).clamp(min=1)
         self._ious.extend((overlap / union).tolist())
 
     def _row(self, image_id: int) -> PanelRow:
         batch, position, found = self._seen[image_id]
-        size = batch.sizes[position]
-        confident = found.scores >= CONFIDENT
-        masks = found.masks[confident].cpu()
-        if len(masks):
-            masks = functional.interpolate(masks[None].float(), size=size, mode="nearest-exact")[0].bool()
+        height, width = batch.sizes[position]
+        boxes = batch.boxes[position].cpu()
+        chosen = best_per_box(found, scale_boxes(boxes, (height, width), batch.original_sizes[position]))
+        masks = found.masks[chosen].cpu().reshape(-1, *batch.original_sizes[position])
         teacher_masks, quality = self._labels.get(image_id, (None, None))
         return PanelRow(
-            image=batch.weak[position, :, : size[0], : size[1]].cpu(),
-            boxes=batch.boxes[position].cpu(),
+            image=batch.weak[position, :, :height, :width].cpu(),
+            boxes=boxes,
             teacher_masks=teacher_masks,
             quality=quality,
-            student_masks=masks.reshape(-1, *size),
-            scores=found.scores[confident].cpu(),
+            student_masks=resize_bool(masks, (height, width)),
+            scores=found.scores[chosen].cpu(),
         )
+
+
+def best_per_box(found: Detections, boxes: Tensor) -> Tensor:
+    """Indices (≤ N,) of the highest-scored detection at each of the boxes (N, 4), IoU 0.5 or more; for pictures."""
+    overlaps = box_iou(boxes, found.boxes.cpu()) >= 0.5  # (N, D), detections best first
+    hit = overlaps.any(dim=1) if overlaps.numel() else torch.zeros(len(boxes), dtype=torch.bool)
+    return overlaps[hit].float().argmax(dim=1) if hit.any() else torch.zeros(0, dtype=torch.int64)
+
+
+def resize_bool(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bool masks (n, h, w) at another size, nearest pixel."""
+    if not len(masks):
+        return masks.new_zeros(0, *size)
+    return functional.interpolate(masks[None].float(), size=size, mode="nearest-exact")[0].bool()
 
 
 def label_val_batch(trainer: Trainer, predictions: Predictions, batch: Batch) -> list[PseudoMasks]:
