@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from orchestration.config import RunSpec
 from orchestration.errors import ResourceError
 
@@ -62,7 +64,8 @@ def start_ray(spec: RunSpec, *, logs: Path) -> Iterator[RaySession]:
         os.environ.setdefault(name, value)
     address = spec.resources.address or os.environ.get("RAY_ADDRESS")
     embedded = address in (None, "", "local")
-    private = Path(tempfile.mkdtemp(prefix="boxseg-ray-"))
+    _remove_leftovers()
+    private = Path(tempfile.mkdtemp(prefix=f"boxseg-ray-{os.getpid()}-"))
     if embedded:
         _prepare_token(private)
     elif "RAY_AUTH_MODE" not in os.environ:
@@ -137,6 +140,14 @@ def _prepare_token(private: Path) -> None:
     path.write_text(secrets.token_hex(32))
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+
+
+def _remove_leftovers() -> None:
+    """Delete the private folders of processes that were killed before they could."""
+    for path in Path(tempfile.gettempdir()).glob("boxseg-ray-*-*"):
+        owner = path.name.split("-")[2]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)) and path.stat().st_uid == os.getuid():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _has_token(*, home: bool = True) -> bool:

@@ -105,7 +105,11 @@ def run_sweep(spec: SweepSpec, *, train_fn: TrainFn | None = None, progress: boo
     sweep_id = new_id()
     folder = RunFolder(storage / spec.name / sweep_id)
     planned = count_trials(spec.sweep)
-    tags = prepare_data(spec) | provenance(spec) | {"search": spec.sweep.search, "asha": spec.sweep.trial_scheduler}
+    tags = (
+        prepare_data(spec)
+        | provenance(spec)
+        | {"search": spec.sweep.search, "trial_scheduler": spec.sweep.trial_scheduler}
+    )
     status = RunStatus(sweep_id, spec.name, kind="sweep", steps=planned, tags=tags, **own_process())
     folder.create(status, dump_resolved(spec))
     tracker = Tracker(storage, spec.name, uri=spec.tracking.uri, logs=folder.logs)
