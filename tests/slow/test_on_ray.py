@@ -112,7 +112,8 @@ def test_a_signal_ends_a_sweep_with_no_run_left_running(storage):
     assert all((Path(each.folder) / "checkpoints" / "last" / "about.json").exists() for each in trials)
 
 
-def test_a_lost_worker_is_replaced_and_goes_on_from_the_last_checkpoint(storage):
+def make_training_that_dies_once():
+    """Like `make_training`, but the first process is killed right after its evaluation at step 20."""
     inner = make_training(step_s=0.005)
 
     def train(config, *, folder, reporter, **others):
@@ -129,10 +130,26 @@ def test_a_lost_worker_is_replaced_and_goes_on_from_the_last_checkpoint(storage)
 
         return inner(config, folder=folder, reporter=DiesOnce(), **others)
 
-    result = run(RunSpec.model_validate(make_values(storage)), train_fn=train, progress=False)
+    return train
+
+
+def starting_steps(folder: Path) -> list[str]:
+    return [line.split()[1] for line in (folder / "starts").read_text().splitlines()]
+
+
+def test_a_lost_worker_is_replaced_and_goes_on_from_the_last_checkpoint(storage):
+    spec = RunSpec.model_validate(make_values(storage))
+    result = run(spec, train_fn=make_training_that_dies_once(), progress=False)
     assert (result.status, result.metrics["val/mask_ap"]) == ("finished", 0.5)
-    starts = [line.split()[1] for line in (result.folder / "starts").read_text().splitlines()]
-    assert starts == ["0", "20"]
+    assert starting_steps(result.folder) == ["0", "20"]
+
+
+def test_a_lost_trial_process_is_replaced_too(storage):
+    sweep = {"trials": 1, "search": "random", "space": {"qam.iou_thr": {"uniform": [0.4, 0.8]}}}
+    spec = SweepSpec.model_validate(make_values(storage, sweep=sweep))
+    result = run_sweep(spec, train_fn=make_training_that_dies_once(), progress=False)
+    assert [row.status for row in result.table.rows] == ["finished"]
+    assert starting_steps(result.best.folder) == ["0", "20"]
 
 
 def test_two_workers_train_together_and_a_failure_keeps_its_class(storage):
