@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from boxseg.data.coco import CocoBoxes
 from boxseg.data.transforms import Strong, View, make_views, resize_only
 from boxseg.errors import DataError
-from boxseg.structures import Batch, Sample
+from boxseg.ops.images import pad_images
+from boxseg.structures import Batch
 
 ORDER_STREAM, VIEW_STREAM = 0, 1
 """Keep the numbers that shuffle apart from those that augment."""
@@ -62,13 +61,12 @@ class TrainLoader:
         if len(dataset) == 0:
             raise DataError(f"{dataset.source.annotations}: no image has a box; training needs at least one")
         self.workers = workers
-        self._steps = _TrainSteps(
-            dataset,
-            _Augmentation(tuple(short_sides), max_size, flip, strong, seed),
-            ImageOrder(dataset.sizes, seed=seed, global_batch_size=batch_size * world_size),
-            batch_size=batch_size,
-            rank=rank,
-        )
+        self._dataset = dataset
+        self._make_views = partial(make_views, short_sides=short_sides, max_size=max_size, flip=flip, strong=strong)
+        self._order = ImageOrder(dataset.sizes, seed=seed, global_batch_size=batch_size * world_size)
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank = rank
 
     def batches(self, start_step: int, steps: int) -> Iterator[Batch]:
         """Batches of the steps `start_step` … `start_step + steps - 1`, read lazily and, with workers, ahead.
@@ -76,7 +74,16 @@ class TrainLoader:
         Raises:
             DataError: an image cannot be read; names file and id.
         """
-        return _load(self._steps, range(start_step, start_step + steps), self.workers)
+        return _load(self._read_batch, range(start_step, start_step + steps), self.workers)
+
+    def _read_batch(self, step: int) -> Batch:
+        first = step * self._order.global_batch_size + self._rank * self._batch_size
+        return collate([self._read_view(position) for position in range(first, first + self._batch_size)])
+
+    def _read_view(self, position: int) -> View:
+        state = np.random.SeedSequence([self._seed, VIEW_STREAM, position]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(state[0]) >> 1)
+        return self._make_views(self._dataset[self._order(position)], generator=generator)
 
 
 class ImageOrder:
@@ -128,8 +135,15 @@ def eval_batches(
     Raises:
         DataError: an image cannot be read; names file and id.
     """
-    steps = _EvalSteps(dataset, indices, short_side=short_side, max_size=max_size, batch_size=batch_size)
-    return _load(steps, range(len(steps)), workers)
+    parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    read = partial(_read_eval_batch, dataset, parts, short_side=short_side, max_size=max_size)
+    return _load(read, range(len(parts)), workers)
+
+
+def _read_eval_batch(
+    dataset: CocoBoxes, parts: list[Sequence[int]], number: int, *, short_side: int, max_size: int
+) -> Batch:
+    return collate([resize_only(dataset[i], short_side=short_side, max_size=max_size) for i in parts[number]])
 
 
 def collate(views: Sequence[View], *, divisor: int = 32) -> Batch:
@@ -142,114 +156,26 @@ def collate(views: Sequence[View], *, divisor: int = 32) -> Batch:
     Returns:
         A Batch; `weak` and `strong` are one tensor where they are in all views.
     """
-    sizes = [(view.weak.shape[1], view.weak.shape[2]) for view in views]
-    height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
-    weak = _stack([view.weak for view in views], height, width)
+    weak, valid = pad_images([view.weak for view in views], divisor=divisor)
     same = all(view.strong is view.weak for view in views)
-    valid = torch.zeros((len(views), height, width), dtype=torch.bool)
-    for row, (h, w) in zip(valid, sizes, strict=True):
-        row[:h, :w] = True
     return Batch(
         weak=weak,
-        strong=weak if same else _stack([view.strong for view in views], height, width),
+        strong=weak if same else pad_images([view.strong for view in views], divisor=divisor)[0],
         valid=valid,
         boxes=[view.boxes for view in views],
         labels=[view.labels for view in views],
-        sizes=sizes,
+        sizes=[(view.weak.shape[1], view.weak.shape[2]) for view in views],
         original_sizes=[view.original_size for view in views],
         image_ids=[view.image_id for view in views],
     )
 
 
-def _stack(images: list[Tensor], height: int, width: int) -> Tensor:
-    stacked = images[0].new_zeros((len(images), 3, height, width))
-    for row, image in zip(stacked, images, strict=True):
-        row[:, : image.shape[1], : image.shape[2]] = image
-    return stacked
-
-
-@dataclass(frozen=True)
-class _Augmentation:
-    """Views of a sample at a position of the stream."""
-
-    short_sides: tuple[int, ...]
-    max_size: int
-    flip: float
-    strong: Strong
-    seed: int
-
-    def __call__(self, sample: Sample, position: int) -> View:
-        state = np.random.SeedSequence([self.seed, VIEW_STREAM, position]).generate_state(1, np.uint64)
-        return make_views(
-            sample,
-            short_sides=self.short_sides,
-            max_size=self.max_size,
-            flip=self.flip,
-            strong=self.strong,
-            generator=torch.Generator().manual_seed(int(state[0]) >> 1),
-        )
-
-
-class _TrainSteps(Dataset[Batch]):
-    """The batch of this rank at each step."""
-
-    def __init__(
-        self, dataset: CocoBoxes, augmentation: _Augmentation, order: ImageOrder, *, batch_size: int, rank: int
-    ) -> None:
-        self._dataset = dataset
-        self._augmentation = augmentation
-        self._order = order
-        self._batch_size = batch_size
-        self._rank = rank
-
-    def __getitem__(self, step: int) -> Batch:
-        first = step * self._order.global_batch_size + self._rank * self._batch_size
-        positions = range(first, first + self._batch_size)
-        return collate([self._augmentation(self._dataset[self._order(position)], position) for position in positions])
-
-
-class _EvalSteps(Dataset[Batch]):
-    """The given images in order, cut into batches."""
-
-    def __init__(
-        self, dataset: CocoBoxes, indices: Sequence[int], *, short_side: int, max_size: int, batch_size: int
-    ) -> None:
-        self._dataset = dataset
-        self._indices = list(indices)
-        self._short_side = short_side
-        self._max_size = max_size
-        self._batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self._indices) // self._batch_size)
-
-    def __getitem__(self, step: int) -> Batch:
-        chosen = self._indices[step * self._batch_size : (step + 1) * self._batch_size]
-        return collate(
-            [resize_only(self._dataset[i], short_side=self._short_side, max_size=self._max_size) for i in chosen]
-        )
-
-
-class _OrError(Dataset["Batch | DataError"]):
-    """Hands data errors over as values: raised in a loader process, they would arrive wrapped in its traceback."""
-
-    def __init__(self, steps: _TrainSteps | _EvalSteps) -> None:
-        self._steps = steps
-
-    def __getitem__(self, step: int) -> Batch | DataError:
-        try:
-            return self._steps[step]
-        except DataError as error:
-            return error
-
-
-def _load(steps: _TrainSteps | _EvalSteps, wanted: range, workers: int) -> Iterator[Batch]:
+def _load(read: Callable[[int], Batch], wanted: range, workers: int) -> Iterator[Batch]:
     loader: DataLoader[Batch | DataError] = DataLoader(
-        _OrError(steps),
+        _Steps(read),
         sampler=wanted,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_unchanged,
         generator=torch.Generator(),  # of its own: drawing the workers' base seed must not move the global one
     )
     for batch in loader:
@@ -258,5 +184,14 @@ def _load(steps: _TrainSteps | _EvalSteps, wanted: range, workers: int) -> Itera
         yield batch
 
 
-def _unchanged(batch: Any) -> Any:
-    return batch
+class _Steps(Dataset["Batch | DataError"]):
+    """Batches by step. Data errors are values: raised in a loader process they would arrive wrapped in its traceback."""
+
+    def __init__(self, read: Callable[[int], Batch]) -> None:
+        self._read = read
+
+    def __getitem__(self, step: int) -> Batch | DataError:
+        try:
+            return self._read(step)
+        except DataError as error:
+            return error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,6 +11,8 @@ from torch import Generator, Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from boxseg.ops.boxes import clip_boxes, scale_boxes
+from boxseg.ops.images import resized_shape
 from boxseg.structures import Sample
 
 Strong = Literal["none", "weak", "strong", "strongv2"]
@@ -87,14 +89,8 @@ def make_views(
     if drawn[1] < flip:
         weak, boxes = F.horizontal_flip_image(weak), flip_boxes(boxes, width=weak.shape[-1])
     changes = COLOR_CHANGES[strong]
-    return View(
-        weak=weak,
-        strong=weak if changes is None else change_colors(weak, changes, generator),
-        boxes=boxes,
-        labels=view.labels,
-        image_id=view.image_id,
-        original_size=view.original_size,
-    )
+    recoloured = weak if changes is None else change_colors(weak, changes, generator)
+    return replace(view, weak=weak, strong=recoloured, boxes=boxes)
 
 
 def resize_only(sample: Sample, short_side: int, max_size: int) -> View:
@@ -103,25 +99,13 @@ def resize_only(sample: Sample, short_side: int, max_size: int) -> View:
     Boxes keep their order and number as long as they have an area.
     """
     height, width = sample.image.shape[-2:]
-    new_height, new_width = resized_shape((height, width), short_side=short_side, max_size=max_size)
+    new_size = resized_shape((height, width), short_side=short_side, max_size=max_size)
     image = sample.image
-    if (new_height, new_width) != (height, width):
-        image = F.resize_image(image, [new_height, new_width], interpolation=InterpolationMode.BILINEAR, antialias=True)
-    x_scale, y_scale = new_width / width, new_height / height
-    boxes = sample.boxes * sample.boxes.new_tensor([x_scale, y_scale, x_scale, y_scale])
-    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([new_width, new_height, new_width, new_height]))
+    if new_size != (height, width):
+        image = F.resize_image(image, list(new_size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    boxes = clip_boxes(scale_boxes(sample.boxes, (height, width), new_size), new_size)
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return View(image, image, boxes[kept], sample.labels[kept], sample.image_id, sample.original_size)
-
-
-def resized_shape(size: tuple[int, int], *, short_side: int, max_size: int) -> tuple[int, int]:
-    """(height, width) after scaling the short side to `short_side`, less if the long side would exceed `max_size`.
-
-    Source: `method.md` section (h); halves are rounded up.
-    """
-    height, width = size
-    scale = min(short_side / min(height, width), max_size / max(height, width))
-    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
 def flip_boxes(boxes: Tensor, *, width: int) -> Tensor:
@@ -151,10 +135,7 @@ def change_colors(image: Tensor, changes: ColorChanges, generator: Generator) ->
 
 def _jitter(image: Tensor, operation: int, amount: float, changes: ColorChanges) -> Tensor:
     """One of brightness, contrast, saturation and hue; `amount` in [-1, 1]."""
-    if operation == 0:
-        return F.adjust_brightness_image(image, 1 + amount * changes.amount)
-    if operation == 1:
-        return F.adjust_contrast_image(image, 1 + amount * changes.amount)
-    if operation == 2:
-        return F.adjust_saturation_image(image, 1 + amount * changes.amount)
-    return F.adjust_hue_image(image, amount * changes.hue)
+    if operation == 3:
+        return F.adjust_hue_image(image, amount * changes.hue)
+    adjust = (F.adjust_brightness_image, F.adjust_contrast_image, F.adjust_saturation_image)[operation]
+    return adjust(image, 1 + amount * changes.amount)
