@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,17 +20,26 @@ from pydantic import (
 from boxseg.config import BoxSegConfig, Config
 from boxseg.errors import ConfigError
 from orchestration import settings
-from orchestration.domains import AnyDomain, Choice, Domain, corners, domain_kind, probe_values
-from orchestration.yaml_source import KeyPath, Source, absolute_paths, assign, override, parse_override, read_source
+from orchestration.domains import Choice, Domain, domain_kind, samples
+from orchestration.yaml_source import Source, assign, override, read_source
 
 Runner = Literal["auto", "ray_train", "inline"]
-METRICS = (
-    *(f"val/mask_{stat}" for stat in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")),
-    *(f"val/box_{stat}" for stat in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")),
+Metric = Literal[
+    "val/mask_ap",
+    "val/mask_ap50",
+    "val/mask_ap75",
+    "val/mask_ap_small",
+    "val/mask_ap_medium",
+    "val/mask_ap_large",
+    "val/box_ap",
+    "val/box_ap50",
+    "val/box_ap75",
+    "val/box_ap_small",
+    "val/box_ap_medium",
+    "val/box_ap_large",
     "val/teacher_mask_ap",
     "val/student_mask_ap",
-)
-"""Metrics of the evaluation that can decide a sweep, all shares in [0, 1]."""
+]
 
 
 class ResourcesConfig(Config):
@@ -59,8 +67,8 @@ class ResourcesConfig(Config):
 class SweepConfig(Config):
     """What is varied, and how trials are chosen and stopped."""
 
-    metric: str = "val/mask_ap"
-    """Metric of the evaluation that decides."""
+    metric: Metric = "val/mask_ap"
+    """Metric of the evaluation that decides; all are shares in [0, 1]."""
     mode: Literal["max", "min"] = "max"
     """Whether a larger or a smaller metric is better."""
     trials: int = Field(8, ge=1)
@@ -79,15 +87,6 @@ class SweepConfig(Config):
     """Values of train.seed."""
     space: dict[str, Domain] = Field(default_factory=dict)
     """Setting name (as in `qam.iou_thr`) -> domain."""
-
-    @field_validator("metric")
-    @classmethod
-    def _check_metric(cls, metric: str) -> str:
-        if metric not in METRICS:
-            near = settings.closest(metric, METRICS)
-            guess = f"did you mean {near}? " if near else ""
-            raise ValueError(f"{metric} is not measured; {guess}there are {', '.join(METRICS)}")
-        return metric
 
     @model_validator(mode="after")
     def _check_together(self) -> SweepConfig:
@@ -112,7 +111,7 @@ class TrackingConfig(Config):
 class RunSpec(BoxSegConfig):
     """Everything one run needs."""
 
-    name: str = "boxseg"
+    name: str = Field("boxseg", pattern=r"^\w[\w.-]*$")
     """Name of the experiment and of its folder: letters, digits, and _ . - inside."""
     resources: ResourcesConfig = ResourcesConfig()
     storage: Path = Path("runs")
@@ -129,13 +128,6 @@ class RunSpec(BoxSegConfig):
         if isinstance(values, dict):
             spec._sparse = copy.deepcopy(values)
         return spec
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"{name!r} cannot name a folder; use letters, digits, and _ . - after the first")
-        return name
 
     @field_validator("storage", mode="before")
     @classmethod
@@ -173,15 +165,7 @@ class SweepSpec(RunSpec):
         Raises:
             ConfigError: a name is no setting, or the values are not possible together.
         """
-        sparse = _without_sweep(self._sparse)
-        places: dict[KeyPath, str] = {}
-        for name, value in {**values, "train.seed": seed}.items():
-            if settings.find_field(RunSpec, name.split(".")) is None:
-                raise ConfigError(f"sweep.space: {settings.unknown_setting(name, RunSpec)}")
-            plain = value.item() if hasattr(value, "item") else value
-            sparse = assign(sparse, name.split("."), plain)
-            places[tuple(name.split("."))] = f"sweep.space {name}"
-        return build_spec(RunSpec, Source("sweep.space", sparse, places))
+        return _build_trial(self, {**values, "train.seed": seed}, {name: f"sweep.space {name}" for name in values})
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
@@ -198,7 +182,7 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
     for key, place in source.places.items():
         if key[0] == "sweep" and place.startswith("--set"):
             raise ConfigError(f"{place}: a single run has no sweep; leave it out, or use `boxseg sweep`")
-    return build_spec(RunSpec, Source(source.name, _without_sweep(source.values), source.places))
+    return _build_spec(RunSpec, Source(source.name, _without_sweep(source.values), source.places))
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
@@ -212,8 +196,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
         ConfigError: anything wrong with file or overrides, one line for each fault.
     """
     source = read_settings(path, overrides)
-    spec = build_spec(SweepSpec, source)
-    check_space(spec, source)
+    spec = _build_spec(SweepSpec, source)
+    _check_space(spec, source)
     return spec
 
 
@@ -223,23 +207,16 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> Source:
     Relative paths belong to the file that names them; in `--set`, and for the default `storage`, to the current folder.
     """
     source = read_source(path)
-    values = absolute_paths(settings.fill_empty_groups(source.values, SweepSpec), path.absolute().parent)
-    source = Source(source.name, values, source.places)
     for text in overrides:
-        keys, value = parse_override(text)
-        nested = settings.fill_empty_groups(assign({}, keys, value), SweepSpec)
-        placed: Any = absolute_paths(nested, Path.cwd())
-        for key in keys:
-            placed = placed[key]
-        source = override(source, keys, placed)
-    source.values.setdefault("storage", str(Path.cwd() / "runs"))
-    return source
+        source = override(source, text)
+    values = {name: value for name, value in source.values.items() if value is not None}  # `qam:` and nothing below
+    return Source(source.name, {"storage": str(Path.cwd() / "runs"), **values}, source.places)
 
 
 Spec = TypeVar("Spec", bound=RunSpec)
 
 
-def build_spec(model: type[Spec], source: Source) -> Spec:
+def _build_spec(model: type[Spec], source: Source) -> Spec:
     """Validate nested values; faults come as one ConfigError with a line each."""
     try:
         return model.model_validate(source.values)
@@ -247,7 +224,15 @@ def build_spec(model: type[Spec], source: Source) -> Spec:
         raise settings.explain(error, source, model) from error
 
 
-def check_space(spec: SweepSpec, source: Source) -> None:
+def _build_trial(spec: SweepSpec, values: dict[str, Any], places: dict[str, str]) -> RunSpec:
+    """The run with `values` in place; faults in them are named by `places` (setting name -> where it is varied)."""
+    sparse = _without_sweep(spec._sparse)
+    for name, value in values.items():
+        sparse = assign(sparse, name.split("."), value.item() if hasattr(value, "item") else value)
+    return _build_spec(RunSpec, Source("sweep", sparse, {tuple(name.split(".")): places[name] for name in places}))
+
+
+def _check_space(spec: SweepSpec, source: Source) -> None:
     """Refuse a space with names that are no settings, or with values that a run would refuse."""
     space = spec.sweep.space
     if not space and (len(spec.sweep.seeds) == 1 or spec.sweep.search != "grid"):
@@ -255,17 +240,15 @@ def check_space(spec: SweepSpec, source: Source) -> None:
             f"{source.name}: sweep.space is empty, so all trials would be the same; add settings to vary, "
             "or use `boxseg train` (to repeat one setting over sweep.seeds: search: grid)"
         )
-    for name, domain in space.items():
-        place = source.place(("sweep", "space", name))
+    places = {name: source.place(("sweep", "space", name)) for name in space}
+    for name, place in places.items():
         _check_space_name(name, place)
-        for value in probe_values(domain):
-            _check_probe(spec, name, value, place, domain)
-    for values in corners(space):
+    for values in samples(space):
         try:
-            spec.trial(values, seed=spec.sweep.seeds[0])
+            _build_trial(spec, values, places)
         except ConfigError as error:
             together = ", ".join(f"{name} {settings.show(value)}" for name, value in values.items())
-            raise ConfigError(f"{source.place(('sweep', 'space'))}: a trial could get {together}; {error}") from error
+            raise ConfigError(f"{error} (by sweep.space a trial could get {together})") from error
 
 
 def dump_resolved(spec: RunSpec) -> str:
@@ -277,16 +260,20 @@ def dump_resolved(spec: RunSpec) -> str:
 
 def flatten(spec: RunSpec) -> dict[str, str | int | float | bool]:
     """Dotted setting name -> value, `sweep` left out; lists and nulls as text."""
-    return dict(_leaves(spec.model_dump(mode="json", exclude={"sweep"}), ""))
+    values = leaves(spec.model_dump(mode="json", exclude={"sweep"}))
+    return {
+        name: "null" if value is None else value if isinstance(value, str | int | float) else str(value)
+        for name, value in values
+    }
 
 
-def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str | int | float | bool]]:
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted setting name and value of all settings in nested values; `sweep.space` is one setting."""
     for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+        if isinstance(value, dict) and prefix + name != "sweep.space":
+            yield from leaves(value, f"{prefix}{name}.")
         else:
-            plain = isinstance(value, str | int | float)
-            yield prefix + name, value if plain else "null" if value is None else str(value)
+            yield prefix + name, value
 
 
 def _without_sweep(values: dict[str, Any]) -> dict[str, Any]:
@@ -301,28 +288,8 @@ def _check_space_name(name: str, place: str) -> None:
     field = settings.find_field(RunSpec, name.split("."))
     if field is None:
         raise ConfigError(f"{place}: sweep.space: {settings.unknown_setting(name, RunSpec)}")
-    if settings.own_group(field) is not None:
+    if settings.group_of(field) is field.annotation is not None:
         raise ConfigError(f"{place}: sweep.space: {name} is a group; vary its settings one by one, as in {name}.NAME")
     if any(name == fixed or name.startswith(f"{fixed}.") for fixed in _FIXED):
         hint = "list its values in sweep.seeds" if name == "train.seed" else "all trials share it; set it once above"
         raise ConfigError(f"{place}: sweep.space: {name} cannot vary; {hint}")
-
-
-def _check_probe(spec: SweepSpec, name: str, value: Any, place: str, domain: AnyDomain) -> None:
-    """Refuse a value that the setting itself cannot take; rules across settings are left to the corners."""
-    keys = tuple(name.split("."))
-    values = assign(_without_sweep(spec._sparse), keys, value)
-    try:
-        RunSpec.model_validate(values)
-    except ValidationError as error:
-        own = [line for line in error.errors() if line["loc"][: len(keys)] == keys]
-        if not own:
-            return
-        own_source = Source(place, values)
-        own_error = ValidationError.from_exception_data(error.title, [_rebuilt(line) for line in own])
-        raise ConfigError(f"{settings.explain(own_error, own_source, RunSpec)} (in sweep.space: {domain})") from error
-
-
-def _rebuilt(line: Any) -> Any:
-    known = {"type": line["type"], "loc": line["loc"], "input": line["input"]}
-    return {**known, "ctx": line["ctx"]} if "ctx" in line else known

@@ -8,59 +8,51 @@ import random
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
 
 from boxseg.config import Config
+
+Number = TypeVar("Number", int, float)
+
+
+def _ascending(ends: tuple[Number, Number]) -> tuple[Number, Number]:
+    if ends[0] >= ends[1]:
+        raise ValueError(f"runs from {ends[0]:g} to {ends[1]:g}; the second number must be larger")
+    return ends
+
+
+Ends = Annotated[tuple[Number, Number], AfterValidator(_ascending)]
 
 
 class Uniform(Config):
     """Real numbers, evenly likely."""
 
-    uniform: tuple[float, float]
-
-    @field_validator("uniform")
-    @classmethod
-    def _check_order(cls, ends: tuple[float, float]) -> tuple[float, float]:
-        return _ascending(ends)
+    uniform: Ends[float]
 
 
 class LogUniform(Config):
     """Positive real numbers, evenly likely on a logarithmic scale."""
 
-    loguniform: tuple[float, float]
+    loguniform: Ends[float]
 
     @field_validator("loguniform")
     @classmethod
-    def _check_order(cls, ends: tuple[float, float]) -> tuple[float, float]:
+    def _check_positive(cls, ends: tuple[float, float]) -> tuple[float, float]:
         if ends[0] <= 0:
             raise ValueError(f"starts at {ends[0]:g}; a logarithmic scale needs positive numbers")
-        return _ascending(ends)
+        return ends
 
 
 class RandInt(Config):
     """Whole numbers from the first up to, not including, the second."""
 
-    randint: tuple[int, int]
-
-    @field_validator("randint")
-    @classmethod
-    def _check_order(cls, ends: tuple[int, int]) -> tuple[int, int]:
-        return _ascending(ends)
+    randint: Ends[int]
 
 
 class Choice(Config):
     """One of the listed values; the only kind that `grid` accepts."""
 
     choice: Annotated[list[Any], Field(min_length=1)]
-
-
-Ends = TypeVar("Ends", tuple[float, float], tuple[int, int])
-
-
-def _ascending(ends: Ends) -> Ends:
-    if ends[0] >= ends[1]:
-        raise ValueError(f"runs from {ends[0]:g} to {ends[1]:g}; the second number must be larger")
-    return ends
 
 
 def domain_kind(value: Any) -> str | None:
@@ -85,8 +77,21 @@ Domain = Annotated[
 ]
 
 
-def probe_values(domain: AnyDomain) -> list[Any]:
-    """Values that stand for the domain: all choices, both ends, and a number in between that is not whole."""
+def samples(space: dict[str, AnyDomain], limit: int = 128) -> Iterator[dict[str, Any]]:
+    """Trials that stand for the space: all combinations of its corners, or each corner once and a fixed sample."""
+    corners = [_corners(domain) for domain in space.values()]
+    if math.prod(len(values) for values in corners) <= limit:
+        trials: Any = itertools.product(*corners)
+    else:
+        draw = random.Random(0)
+        longest = max(len(values) for values in corners)
+        each_once = ([values[number % len(values)] for values in corners] for number in range(longest))
+        trials = itertools.chain(each_once, ([draw.choice(values) for values in corners] for _ in range(limit)))
+    return (dict(zip(space, values, strict=True)) for values in trials)
+
+
+def _corners(domain: AnyDomain) -> list[Any]:
+    """All choices; else both ends, and of real numbers one in between that is not whole."""
     match domain:
         case Choice(choice=values):
             return values
@@ -94,14 +99,3 @@ def probe_values(domain: AnyDomain) -> list[Any]:
             return [low, high - 1]
         case Uniform(uniform=(low, high)) | LogUniform(loguniform=(low, high)):
             return [low, high, low + (high - low) / math.pi]
-
-
-def corners(space: dict[str, AnyDomain], limit: int = 128) -> Iterator[dict[str, Any]]:
-    """Combinations of probe values: all of them, or a fixed sample of `limit`."""
-    probes = [probe_values(domain) for domain in space.values()]
-    if math.prod(len(values) for values in probes) <= limit:
-        combinations: Any = itertools.product(*probes)
-    else:
-        draw = random.Random(0)
-        combinations = ([draw.choice(values) for values in probes] for _ in range(limit))
-    return (dict(zip(space, values, strict=True)) for values in combinations)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ValidationError
@@ -18,12 +17,11 @@ from orchestration.yaml_source import KeyPath, Source
 
 
 def setting_names(model: type[Config], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings, groups left out: `name`, `qam.k_top`, …"""
+    """Dotted names of all settings and groups: `name`, `qam`, `qam.k_top`, …"""
     for name, field in model.model_fields.items():
-        group = own_group(field)
-        if group is None:
-            yield prefix + name
-        else:
+        yield prefix + name
+        group = group_of(field)
+        if group is not None:
             yield from setting_names(group, f"{prefix}{name}.")
 
 
@@ -31,82 +29,41 @@ def find_field(model: type[Config], path: Sequence[str]) -> FieldInfo | None:
     """The field that a path of keys leads to; None where there is no such setting."""
     field = model.model_fields.get(path[0])
     for name in path[1:]:
-        group = None if field is None else next(_groups(field.annotation), None)
+        group = group_of(field)
         field = None if group is None else group.model_fields.get(name)
     return field
 
 
-def own_group(field: FieldInfo) -> type[Config] | None:
-    """The settings group that a field always is; None for plain settings and for those with an alternative."""
-    kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, Config) else None
-
-
-def fill_empty_groups(values: dict[str, Any], model: type[Config]) -> dict[str, Any]:
-    """A new nested dict in which a group without any entry (`qam:` and nothing below) is an empty group."""
-    filled = dict(values)
-    for name, field in model.model_fields.items():
-        group = own_group(field)
-        if group is None or name not in filled:
-            continue
-        if filled[name] is None:
-            filled[name] = {}
-        elif isinstance(filled[name], dict):
-            filled[name] = fill_empty_groups(filled[name], group)
-    return filled
-
-
-def closest(word: str, known: Sequence[str]) -> str | None:
-    """The known name that a misspelt one most likely means; a last part alone finds its full name."""
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
-    if found:
-        return found[0]
-    tails = {name.rpartition(".")[2]: name for name in reversed(known)}
-    found = difflib.get_close_matches(word.rpartition(".")[2], list(tails), n=1, cutoff=0.75)
-    return tails[found[0]] if found else None
+def group_of(field: FieldInfo | None) -> type[Config] | None:
+    """The group of settings that a field is or can be; None for plain settings."""
+    kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Config)), None)
 
 
 def unknown_setting(name: str, model: type[Config]) -> str:
     """`qam.k_topp is not a setting; did you mean qam.k_top?`, or the names there are."""
-    parent, _, last = name.rpartition(".")
-    group: type[Config] | None = model
-    if parent:
-        field = find_field(model, parent.split("."))
-        group = None if field is None else next(_groups(field.annotation), None)
-    siblings = list(group.model_fields) if group is not None else []
-    near = next(iter(difflib.get_close_matches(last, siblings, n=1)), None)
-    elsewhere = closest(last if siblings else name, list(setting_names(model)))
-    guess = ".".join(part for part in (parent, near) if part) if near else elsewhere
-    if guess is not None:
-        return f"{name} is not a setting; did you mean {guess}?"
-    return f"{name} is not a setting; {parent or 'an experiment file'} has: {', '.join(siblings or model.model_fields)}"
+    known = list(setting_names(model))
+    by_last_part = {each.rpartition(".")[2]: each for each in reversed(known)}
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75) or [
+        by_last_part[last] for last in difflib.get_close_matches(name.rpartition(".")[2], by_last_part, 1, 0.75)
+    ]
+    if near:
+        return f"{name} is not a setting; did you mean {near[0]}?"
+    parent = name.rpartition(".")[0]
+    group = group_of(find_field(model, parent.split(".")))
+    where, fields = (parent, group.model_fields) if group else ("an experiment file", model.model_fields)
+    return f"{name} is not a setting; {where} has: {', '.join(fields)}"
 
 
 def explain(error: ValidationError, source: Source, model: type[Config]) -> ConfigError:
     """One line for each wrong setting: where it stands, what it is, the rule, the way out."""
-    found: dict[KeyPath, list[dict[str, Any]]] = {}
+    found: dict[KeyPath, list[Any]] = {}
     for item in error.errors():
-        found.setdefault(_key_path(item, source.values), []).append(dict(item))
-    deepest = {path: items for path, items in found.items() if not _has_deeper(path, found)}
+        found.setdefault(_key_path(item, source.values), []).append(item)
     order = {path: number for number, path in enumerate(source.places)}
-    paths = sorted(deepest, key=lambda path: order.get(path, -1))
-    return ConfigError("\n".join(_sentence(path, deepest[path], source, model) for path in paths))
-
-
-def allowed_range(field: FieldInfo) -> str:
-    """Limits of a number in words, as in `0 or more and below 1`; empty where there are none."""
-    words = []
-    for limit in field.metadata:
-        match limit:
-            case Ge(ge=low):
-                words.append(f"{low:g} or more")
-            case Gt(gt=low):
-                words.append(f"above {low:g}")
-            case Le(le=high):
-                words.append(f"at most {high:g}")
-            case Lt(lt=high):
-                words.append(f"below {high:g}")
-    return " and ".join(words)
+    deepest = [path for path in found if not any(path == other[: len(path)] != other for other in found)]
+    deepest.sort(key=lambda path: order.get(path, -1))
+    return ConfigError("\n".join(_sentence(path, found[path], source, model) for path in deepest))
 
 
 def show(value: Any) -> str:
@@ -115,14 +72,6 @@ def show(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _groups(annotation: Any) -> Iterator[type[Config]]:
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        yield annotation
-    elif get_origin(annotation) in (Annotated, Union, UnionType):
-        for part in get_args(annotation):
-            yield from _groups(part)
 
 
 def _key_path(item: Any, values: Any) -> KeyPath:
@@ -138,27 +87,20 @@ def _key_path(item: Any, values: Any) -> KeyPath:
     return tuple(path)
 
 
-def _has_deeper(path: KeyPath, found: dict[KeyPath, Any]) -> bool:
-    """Whether an error inside this setting says more than the error at the setting itself."""
-    at_itself_only_kinds = all(item["type"] in _KINDS or item["type"] == "literal_error" for item in found[path])
-    return at_itself_only_kinds and any(len(other) > len(path) and other[: len(path)] == path for other in found)
-
-
-def _sentence(path: KeyPath, items: list[dict[str, Any]], source: Source, model: type[Config]) -> str:
-    name, item = ".".join(path), items[0]
+def _sentence(path: KeyPath, items: list[Any], source: Source, model: type[Config]) -> str:
+    name, item, place = ".".join(path), items[0], source.place(path)
     kinds = {item["type"] for item in items}
     if "value_error" in kinds:
         return _rule_sentence(path, str(item["ctx"]["error"]), source)
-    place = source.place(path)
+    if "extra_forbidden" in kinds and find_field(model, name.split(".")) is not None:
+        group, _, last = name.rpartition(".")
+        return f"{place}: {name} is written with a dot; nest it, as in `{group}: {{{last}: …}}`"
     if "extra_forbidden" in kinds:
-        if find_field(model, name.split(".")) is not None:
-            group, _, last = name.rpartition(".")
-            return f"{place}: {name} is written with a dot; nest it, as in `{group}: {{{last}: …}}`"
         return f"{place}: {unknown_setting(name, model)}"
     if "missing" in kinds and isinstance(item["loc"][-1], str):
         return f"{place}: {name} is missing; add it"
-    rules = list(dict.fromkeys(_rule(item, path, model) for item in items))
-    return f"{place}: {name} is {show(_value_at(source.values, path))}; it must be {', or '.join(rules)}"
+    rules = dict.fromkeys(_rule(item, find_field(model, path)) for item in items)
+    return f"{place}: {name} is {show(item['input'])}; it must be {', or '.join(rules)}"
 
 
 def _rule_sentence(path: KeyPath, text: str, source: Source) -> str:
@@ -180,42 +122,47 @@ _KINDS = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "text (quote it)",
+    "string_pattern_mismatch": "letters, digits, and _ . - after the first, to name a folder",
     "path_type": "a path",
     "tuple_type": "a list",
     "list_type": "a list",
     "dict_type": "a mapping",
+    "too_short": "a list with at least 1 value",
 }
 
 
-def _rule(item: dict[str, Any], path: KeyPath, model: type[Config]) -> str:
-    kind, field = item["type"], find_field(model, path)
-    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-        return (field and allowed_range(field)) or item["msg"].removeprefix("Input should be ")
+def _rule(item: Any, field: FieldInfo | None) -> str:
+    kind, limits = item["type"], _allowed_range(field)
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal") and limits:
+        return limits
+    if kind in ("model_type", "model_attributes_type"):
+        group = group_of(field)
+        return f"a group with the settings {', '.join(group.model_fields)}" if group else "a group of settings"
     if kind == "literal_error":
         names = re.findall(r"'([^']+)'", item["ctx"]["expected"])
         near = difflib.get_close_matches(str(item["input"]), names, n=1)
         listing = names[0] if len(names) == 1 else f"one of {', '.join(names)}"
         return f"{listing} (did you mean {near[0]}?)" if near else listing
-    if kind in ("model_type", "model_attributes_type"):
-        group = None if field is None else next(_groups(field.annotation), None)
-        return f"a group with the settings {', '.join(group.model_fields)}" if group else "a group of settings"
-    if kind in ("missing", "too_short", "too_long"):
-        return _list_rule(item, field)
+    if kind in ("missing", "too_long"):
+        kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
+        lengths = [len(get_args(each)) for each in kinds if get_origin(each) is tuple]
+        return f"a list of {lengths[0] if lengths else 2} values"  # domains, which have no field, have two ends
     if kind in _KINDS:
-        limits = allowed_range(field) if field is not None else ""
         return f"{_KINDS[kind]}, {limits}" if limits else _KINDS[kind]
-    return re.sub(r"^(Input|List|Tuple|String) should (be |have )?", "", item["msg"])
+    return re.sub(r"^(Input|String) should (be |have )?", "", item["msg"])
 
 
-def _list_rule(item: dict[str, Any], field: FieldInfo | None) -> str:
-    lengths = [len(get_args(field.annotation))] if field is not None and get_origin(field.annotation) is tuple else []
-    count = item.get("ctx", {}).get("min_length") or item.get("ctx", {}).get("max_length")
-    if "sweep" in item["loc"] and item["loc"][-2:-1] != ("choice",) and "choice" not in item["loc"]:
-        return "two numbers, [low, high]"
-    return f"a list of {lengths[0]} values" if lengths else f"a list with at least {count or 1} value"
-
-
-def _value_at(values: Any, path: KeyPath) -> Any:
-    for part in path:
-        values = values[int(part)] if isinstance(values, list) else values[part]
-    return values
+def _allowed_range(field: FieldInfo | None) -> str:
+    """Limits of a number in words, as in `0 or more and below 1`; empty where there are none."""
+    words = []
+    for limit in field.metadata if field is not None else ():
+        match limit:
+            case Ge(ge=low):
+                words.append(f"{low:g} or more")
+            case Gt(gt=low):
+                words.append(f"above {low:g}")
+            case Le(le=high):
+                words.append(f"at most {high:g}")
+            case Lt(lt=high):
+                words.append(f"below {high:g}")
+    return " and ".join(words)
