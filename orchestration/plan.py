@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from orchestration.config import RunSpec, SweepSpec, load_run
 from orchestration.run_folder import RunFolder, RunStatus, list_runs
 from orchestration.search_space import count_trials
 
-UNKNOWN_TIME = "unknown: no earlier run of this name and size under storage; run one short run first"
+UNKNOWN = "unknown: no earlier run of this name and size under storage; run one short run first"
 
 
 @dataclass(frozen=True)
@@ -56,31 +57,26 @@ class Plan:
     disk_basis: str
     free_bytes: int
     storage: Path
-    faults: list[BoxSegError] = field(default_factory=list)
+    faults: list[BoxSegError]
     """Why it would not start; empty if it would."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {**asdict(self), "storage": str(self.storage), "faults": [str(fault) for fault in self.faults]}
 
 
 def make_plan(spec: RunSpec) -> Plan:
     """Work out the plan of a run, or of a sweep if `spec` is one; reads data files and earlier runs, writes nothing."""
-    faults = preflight.find_faults(spec)
     train = _data_plan(spec.data.train, toy_images=spec.data.toy.train_images)
-    val = _data_plan(spec.data.val, toy_images=spec.data.toy.val_images)
     trials = count_trials(spec.sweep) if isinstance(spec, SweepSpec) else 1
     concurrency = _concurrency(spec, trials)
-    earlier = _earlier_runs(spec)
+    earlier = list(_earlier_runs(spec))
     step_s, time_basis = _step_time(earlier)
-    rounds = None if concurrency is None else -(-trials // concurrency)
-    seconds = None if step_s is None or rounds is None else step_s * spec.train.steps * rounds
+    seconds = None
+    if step_s is not None and concurrency is not None:
+        seconds = step_s * spec.train.steps * math.ceil(trials / concurrency)
     checkpoint_bytes, disk_basis = _checkpoint_size(earlier)
     return Plan(
         name=spec.name,
         kind="sweep" if isinstance(spec, SweepSpec) else "run",
         train=train,
-        val=val,
+        val=_data_plan(spec.data.val, toy_images=spec.data.toy.val_images),
         trials=trials,
         concurrency=concurrency,
         workers=spec.resources.workers,
@@ -92,7 +88,7 @@ def make_plan(spec: RunSpec) -> Plan:
         disk_basis=disk_basis,
         free_bytes=preflight.free_bytes(spec.storage),
         storage=spec.storage,
-        faults=faults,
+        faults=list(preflight.find_faults(spec)),
     )
 
 
@@ -124,46 +120,35 @@ def _concurrency(spec: RunSpec, trials: int) -> int | None:
     return max(1, min(int(room), trials, wanted or trials))
 
 
-def _earlier_runs(spec: RunSpec) -> list[RunFolder]:
-    """Runs of the same name that trained the same network on images and batches of the same size, newest first."""
-    return [
-        RunFolder(Path(status.folder))
-        for status in list_runs(spec.storage)[:100]
-        if status.kind == "run" and status.name == spec.name and _is_alike(status, spec)
-    ]
+def _earlier_runs(spec: RunSpec) -> Iterator[RunStatus]:
+    """Runs of the same name and of work of the same size, newest first."""
+    for status in list_runs(spec.storage)[:100]:
+        if status.kind == "run" and status.name == spec.name:
+            try:
+                other = load_run(Path(status.folder) / "config.yaml")
+            except BoxSegError:
+                continue
+            if _work(other) == _work(spec):
+                yield status
 
 
-def _is_alike(status: RunStatus, spec: RunSpec) -> bool:
-    try:
-        other = load_run(Path(status.folder) / "config.yaml")
-    except BoxSegError:
-        return False
-    same_network = other.model.backbone == spec.model.backbone and other.model.channels == spec.model.channels
-    same_work = (other.train.image_size, other.train.batch_size, other.resources) == (
-        spec.train.image_size,
-        spec.train.batch_size,
-        spec.resources,
-    )
-    return same_network and same_work and other.method == spec.method
+def _work(spec: RunSpec) -> tuple[Any, ...]:
+    """The settings that decide how long a step takes and how large a checkpoint is."""
+    model, train = spec.model, spec.train
+    return spec.method, model.backbone, model.channels, train.image_size, train.batch_size, spec.resources
 
 
-def _step_time(earlier: list[RunFolder]) -> tuple[float | None, str]:
-    """Seconds per step: wall time with evaluation of a finished run, else the reported time of its steps."""
-    for folder in earlier:
-        status = folder.status()
-        if status.status == "finished" and status.started and status.ended and status.step:
-            return (status.ended - status.started) / status.step, f"run {status.id}, start and evaluation included"
-    for folder in earlier:
-        times = [value for _, value in folder.history("train/step_s")]
-        if times:
-            return statistics.median(times), f"run {folder.status().id}, steps alone, without evaluation"
-    return None, UNKNOWN_TIME
+def _step_time(earlier: list[RunStatus]) -> tuple[float | None, str]:
+    """Seconds per step of the newest run that came to an end, with its start and evaluation."""
+    for run in earlier:
+        if run.status in ("finished", "stopped") and run.started and run.ended and run.step:
+            return (run.ended - run.started) / run.step, f"run {run.id}, start and evaluation included"
+    return None, UNKNOWN
 
 
-def _checkpoint_size(earlier: list[RunFolder]) -> tuple[int | None, str]:
-    for folder in earlier:
-        sizes = [path.stat().st_size for path in (folder.path / "checkpoints").glob("step-*/*")]
-        steps = len(list((folder.path / "checkpoints").glob("step-*")))
-        if sizes:
-            return 2 * sum(sizes) // steps, f"run {folder.status().id}, best and last checkpoint of each trial"
-    return None, UNKNOWN_TIME
+def _checkpoint_size(earlier: list[RunStatus]) -> tuple[int | None, str]:
+    for run in earlier:
+        size = sum(path.stat().st_size for path in RunFolder(Path(run.folder)).best_checkpoint.glob("*"))
+        if size:
+            return 2 * size, f"run {run.id}, best and last checkpoint of each trial"
+    return None, UNKNOWN

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from boxseg.config import CocoSource
@@ -15,29 +15,29 @@ from boxseg.errors import BoxSegError, ConfigError
 from orchestration.config import RunSpec
 from orchestration.errors import ResourceError
 
+MIN_FREE_BYTES = 200_000_000
+"""Room for the checkpoints of the smallest network, with MLflow's files."""
+
 
 def check(spec: RunSpec) -> None:
     """Refuse a run or sweep that could not work on this machine or with these files.
 
     Raises:
-        ResourceError: more workers, CPU cores or GPUs than there are.
+        ResourceError: more workers, CPU cores or GPUs than there are, or a full disk.
         ConfigError: a file that a setting names is missing, or the storage cannot be written.
         DataError: a data set has fatal faults.
     """
-    for fault in find_faults(spec, stop_at_first=True):
+    for fault in find_faults(spec):
         raise fault
 
 
-def find_faults(spec: RunSpec, *, stop_at_first: bool = False) -> list[BoxSegError]:
-    """All that `check` would raise, quickest checks first; nothing is left behind on the disk."""
-    faults: list[BoxSegError] = []
+def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
+    """All that `check` could raise, quickest checks first; nothing is left behind on the disk."""
     for look in (_check_cpus, _check_gpus, _check_storage, _check_weights, _check_train_data, _check_val_data):
-        fault = _fault_of(look, spec)
-        if fault is not None:
-            faults.append(fault)
-            if stop_at_first:
-                break
-    return faults
+        try:
+            look(spec)
+        except BoxSegError as fault:
+            yield fault
 
 
 def uses_cluster(spec: RunSpec) -> bool:
@@ -72,53 +72,41 @@ def free_bytes(storage: Path) -> int:
 
 def existing_parent(path: Path) -> Path:
     """The path itself if it exists, else the closest folder above it that does."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if _exists(folder))
-
-
-def _fault_of(look: Callable[[RunSpec], None], spec: RunSpec) -> BoxSegError | None:
-    try:
-        look(spec)
-    except BoxSegError as fault:
-        return fault
-    return None
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if os.access(folder, os.F_OK))
 
 
 def _check_cpus(spec: RunSpec) -> None:
-    resources, cores = spec.resources, count_cpus()
-    need = resources.workers * resources.cpus_per_worker
-    if need > cores and not uses_cluster(spec):
-        raise ResourceError(
-            f"resources: workers {resources.workers} x cpus_per_worker {resources.cpus_per_worker:g} needs {need:g} "
-            f"CPU cores, but this machine has {cores}; lower one of them, or name a cluster with resources.address"
-        )
+    _check_share(spec, "cpus_per_worker", "CPU cores", "lower one of them", count_cpus)
 
 
 def _check_gpus(spec: RunSpec) -> None:
-    resources = spec.resources
-    need = resources.workers * resources.gpus_per_worker
-    if need == 0 or uses_cluster(spec):
+    _check_share(spec, "gpus_per_worker", "GPUs", "set gpus_per_worker: 0 to use CPU cores", count_gpus)
+
+
+def _check_share(spec: RunSpec, setting: str, unit: str, way_out: str, count: Callable[[], int]) -> None:
+    workers, each = spec.resources.workers, getattr(spec.resources, setting)
+    if each == 0 or uses_cluster(spec):
         return
-    gpus = count_gpus()
-    if need > gpus:
+    found = count()
+    if workers * each > found:
         raise ResourceError(
-            f"resources: workers {resources.workers} x gpus_per_worker {resources.gpus_per_worker:g} needs {need:g} "
-            f"GPUs, but this machine has {gpus}; set gpus_per_worker: 0 to use CPU cores, or name a cluster with "
-            "resources.address"
+            f"resources: workers {workers} x {setting} {each:g} needs {workers * each:g} {unit}, but this machine has "
+            f"{found}; {way_out}, or name a cluster with resources.address"
         )
 
 
 def _check_storage(spec: RunSpec) -> None:
     folder = existing_parent(spec.storage)
-    token = folder / f".boxseg-{secrets.token_hex(4)}"
+    way_out = "name another folder in the file, or with --set storage=DIR"
     try:
-        token.touch(exist_ok=False)
-        token.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         reason = "a file is in the way" if not folder.is_dir() else error.strerror
-        raise ConfigError(
-            f"storage: {spec.storage} cannot be written ({folder}: {reason}); name another folder in the file, "
-            "or with --set storage=DIR"
-        ) from error
+        raise ConfigError(f"storage: {spec.storage} cannot be written ({folder}: {reason}); {way_out}") from error
+    free = free_bytes(folder)
+    if free < MIN_FREE_BYTES:
+        need = f"a run needs {MIN_FREE_BYTES / 1e6:.0f} MB or more"
+        raise ResourceError(f"storage: the disk of {folder} has {free / 1e6:.0f} MB free; {need}; {way_out}")
 
 
 def _check_weights(spec: RunSpec) -> None:
@@ -139,10 +127,3 @@ def _check_train_data(spec: RunSpec) -> None:
 def _check_val_data(spec: RunSpec) -> None:
     if isinstance(spec.data.val, CocoSource):
         require_usable(spec.data.val, training=False)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        return False

@@ -56,13 +56,16 @@ class Fault:
     fatal: bool = True
     """False: the data can be used, but something will be missing."""
 
+    @property
+    def told(self) -> str:
+        """Value, rule and way out."""
+        return f"{self.value}; {self.rule} ({self.way_out})"
+
     def __str__(self) -> str:
-        place = ""
+        place = f"image {self.image_id} " if self.image_id is not None else ""
         if self.annotation_id is not None:
             place = f"annotation {self.annotation_id} "
-        elif self.image_id is not None:
-            place = f"image {self.image_id} "
-        return f"{self.file}: {place}{self.value}; {self.rule} ({self.way_out})"
+        return f"{self.file}: {place}{self.told}"
 
 
 def require_usable(source: CocoSource, training: bool) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
-import time
 import traceback
 from pathlib import Path
 
@@ -17,17 +15,20 @@ from orchestration.cli import config, data, runs, train, ui
 from orchestration.cli.output import say
 from orchestration.errors import ExitCode, exit_code_for
 
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")  # looking for some among all packages takes a while
+
 app = typer.Typer(
     help="Instance masks from bounding boxes: BoxSeg training with Ray and MLflow.",
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help comes back at once
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-train.add_commands(app)
+app.command()(train.train)
+app.command()(train.sweep)
 app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
 app.add_typer(config.app, name="config")
-ui.add_commands(app)
+app.command()(ui.ui)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,15 +46,15 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
-    except BoxSegError as error:
-        _show_traceback_if_asked()
-        say(f"error: {error}")
-        return exit_code_for(error)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of whichever click typer uses
             error.show()
             return int(error.exit_code)
-        _show_traceback_if_asked()
+        if os.environ.get("BOXSEG_DEBUG"):
+            traceback.print_exc()
+        if isinstance(error, BoxSegError):
+            say(f"error: {error}")
+            return exit_code_for(error)
         say(f"error: {type(error).__name__}: {error} (unexpected; details in {_write_log()})")
         return ExitCode.FAILED
     return result if isinstance(result, int) else ExitCode.DONE
@@ -76,15 +77,10 @@ def _options(
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
-def _show_traceback_if_asked() -> None:
-    if os.environ.get("BOXSEG_DEBUG"):
-        traceback.print_exc()
-
-
 def _write_log() -> Path:
     """Keep the traceback of the current exception in a file."""
-    with tempfile.NamedTemporaryFile(
-        "w", prefix=f"boxseg-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".log", delete=False, encoding="utf-8"
-    ) as log:
+    import tempfile  # takes a while to load
+
+    with tempfile.NamedTemporaryFile("w", prefix="boxseg-", suffix=".log", delete=False, encoding="utf-8") as log:
         log.write(f"boxseg {' '.join(sys.argv[1:])}\n{traceback.format_exc()}")
     return Path(log.name)

@@ -43,14 +43,8 @@ def check(
         print_table(
             ("", "file", "image", "annotation", "what is wrong"),
             [
-                (
-                    "error" if fault.fatal else "warning",
-                    fault.file.name,
-                    fault.image_id,
-                    fault.annotation_id,
-                    f"{fault.value}; {fault.rule} ({fault.way_out})",
-                )
-                for fault in faults
+                ("error" if each.fatal else "warning", each.file.name, each.image_id, each.annotation_id, each.told)
+                for each in faults
             ],
         )
     fatal = sum(fault.fatal for fault in faults)
@@ -64,10 +58,8 @@ def stats(target: Target, images: Images = None, as_json: AsJson = False) -> Non
     """Count images, boxes, classes and sizes (small below 32² px, large from 96² px on)."""
     from boxseg.data.checks import read_annotations
 
-    counts = {
-        split: _count(read_annotations(source.annotations))
-        for split, source in _sources(target, images, "train").items()
-    }
+    sources = _sources(target, images, "train")
+    counts = {split: _count(read_annotations(source.annotations)) for split, source in sources.items()}
     if as_json:
         print_json(counts if target.suffix != ".json" else counts["train"])
         return
@@ -110,10 +102,10 @@ def _sources(target: Path, images: Path | None, use: str) -> dict[str, Any]:
     from orchestration.config import load_run
 
     data = load_run(target).data
-    found = {"train": data.train, "val": data.val}
-    if not any(isinstance(source, CocoSource) for source in found.values()):
+    found = {name: each for name, each in (("train", data.train), ("val", data.val)) if isinstance(each, CocoSource)}
+    if not found:
         raise ConfigError(f"{target}: data.train and data.val are toy, which is drawn and has no files to look at")
-    return {split: source for split, source in found.items() if isinstance(source, CocoSource)}
+    return found
 
 
 def _find_images(annotations: Path) -> Path:
@@ -131,7 +123,6 @@ def _find_images(annotations: Path) -> Path:
 
 
 def _count(content: dict[str, Any]) -> dict[str, Any]:
-    """Counts; boxes are small below 32² px and large from 96² px on, as in COCO's evaluation."""
     boxes = [each for each in content["annotations"] if not each.get("iscrowd")]
     areas = [float(each["bbox"][2]) * float(each["bbox"][3]) for each in boxes]
     names = {each["id"]: each["name"] for each in content["categories"]}

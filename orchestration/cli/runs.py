@@ -37,17 +37,8 @@ def list_all(
     print_table(
         ("id", "name", "kind", "status", "step", "AP", "AP75", "box AP", "began", "folder"),
         [
-            (
-                status.id,
-                status.name,
-                status.kind,
-                status.status,
-                status.step,
-                *_shown(status),
-                time.strftime("%Y-%m-%d %H:%M", time.localtime(status.created)),
-                status.folder,
-            )
-            for status in found
+            (each.id, each.name, each.kind, each.status, each.step, *_shown(each), _began(each), each.folder)
+            for each in found
         ],
     )
 
@@ -86,21 +77,20 @@ def _shown(status: RunStatus) -> list[float | None]:
     return [metrics.get(name) for name in SHOWN_METRICS]
 
 
+def _began(status: RunStatus) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(status.created))
+
+
 def _summary(status: RunStatus) -> list[tuple[str, Any]]:
-    ended = status.ended or time.time()
-    pairs: list[tuple[str, Any]] = [
-        ("id", status.id),
-        ("name", status.name),
-        ("kind", status.kind),
-        ("status", status.status),
-        ("step", f"{status.step} of {status.steps}" if status.steps else status.step),
-        ("time", show_duration(ended - status.started) if status.started else None),
-        ("folder", status.folder),
-    ]
-    if status.failure is not None:
-        pairs.append(("failure", f"{status.failure.kind}: {status.failure.text}"))
-    if status.best_run is not None:
-        pairs.append(("best trial", status.best_run))
-    if status.best:
-        pairs.append(("best at step", status.best_step))
-    return pairs + sorted((status.best or status.metrics).items()) + sorted(status.tags.items())
+    ended, metrics = status.ended or time.time(), status.best or status.metrics
+    pairs = {
+        "step": f"{status.step} of {status.steps}" if status.steps else status.step,
+        "time": show_duration(ended - status.started) if status.started else None,
+        "folder": status.folder,
+        "failure": f"{status.failure.kind}: {status.failure.text}" if status.failure else None,
+        "best trial": status.best_run,
+        "best at step": status.best_step if status.best else None,
+    }
+    about = [("id", status.id), ("name", status.name), ("kind", status.kind), ("status", status.status)]
+    told = [(name, value) for name, value in pairs.items() if value is not None]
+    return about + told + sorted(metrics.items()) + sorted(status.tags.items())

@@ -7,17 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestration.cli.output import (
-    AsJson,
-    Experiment,
-    Overrides,
-    print_json,
-    print_pairs,
-    print_rich,
-    say,
-    show_bytes,
-    show_duration,
-)
+from orchestration.cli import output
+from orchestration.cli.output import AsJson, Experiment, Overrides, print_json, print_pairs, say
 from orchestration.errors import ExitCode, exit_code_for
 
 if TYPE_CHECKING:
@@ -27,12 +18,6 @@ if TYPE_CHECKING:
     from orchestration.table import TrialRow
 
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Print data, trials, time and disk estimate; start nothing.")]
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Register `train` and `sweep`."""
-    app.command()(train)
-    app.command()(sweep)
 
 
 def train(
@@ -65,14 +50,8 @@ def train(
         heading: list[tuple[str, Any]] = [("run", result.id), ("status", result.status), ("folder", result.folder)]
         print_pairs(heading + [(name, value) for name, value in sorted(shown.items()) if name.startswith("val/")])
     if result.status == "interrupted":
-        again = [
-            "boxseg",
-            "train",
-            str(experiment),
-            *(f"--set={text}" for text in overrides or []),
-            "--resume",
-            result.id,
-        ]
+        again = ["boxseg", "train", str(experiment), *(f"--set={text}" for text in overrides or [])]
+        again += ["--resume", result.id]
         say(f"interrupted, state saved; go on with: {shlex.join(again)}")
         raise typer.Exit(ExitCode.INTERRUPTED)
 
@@ -108,27 +87,25 @@ def sweep(experiment: Experiment, overrides: Overrides = None, plan: PlanOnly = 
 
 
 def _sweep_as_json(spec: SweepSpec, result: SweepResult) -> dict[str, Any]:
-    best = result.best
+    def trial(row: TrialRow) -> dict[str, Any]:
+        names = ("id", "status", "values", "seed", "value", "step", "folder", "failure")
+        return {name: getattr(row, name) for name in names}
+
     return {
         "id": result.id,
         "name": spec.name,
         "status": result.status,
         "folder": result.folder,
         "metric": spec.sweep.metric,
-        "best": None if best is None else {**_trial_as_json(best), "checkpoint": result.best_checkpoint},
-        "trials": [_trial_as_json(row) for row in result.table.ranked()],
+        "best": None if result.best is None else {**trial(result.best), "checkpoint": result.best_checkpoint},
+        "trials": [trial(row) for row in result.table.ranked()],
     }
-
-
-def _trial_as_json(row: TrialRow) -> dict[str, Any]:
-    names = ("id", "status", "values", "seed", "value", "step", "folder", "failure")
-    return {name: getattr(row, name) for name in names}
 
 
 def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
     from orchestration.table import render_table
 
-    print_rich(render_table(result.table))
+    output.print_rich(render_table(result.table))
     pairs: list[tuple[str, Any]] = [("sweep", result.id), ("folder", result.folder)]
     if result.best is not None:
         best = result.best
@@ -143,7 +120,7 @@ def _print_plan(spec: RunSpec, as_json: bool) -> None:
 
     plan = make_plan(spec)
     if as_json:
-        print_json(plan.to_json())
+        print_json(plan)
     else:
         print_pairs(_plan_lines(plan))
     for fault in plan.faults:
@@ -157,10 +134,10 @@ def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
     concurrency = "as many as the cluster holds" if plan.concurrency is None else f"{plan.concurrency} at a time"
     time = plan.time_basis
     if plan.seconds is not None:
-        time = f"up to {show_duration(plan.seconds)}, as measured in {plan.time_basis}"
+        time = f"up to {output.show_duration(plan.seconds)}, as measured in {plan.time_basis}"
     disk = plan.disk_basis
     if plan.disk_bytes is not None:
-        disk = f"about {show_bytes(plan.disk_bytes)}, as measured in {plan.disk_basis}"
+        disk = f"about {output.show_bytes(plan.disk_bytes)}, as measured in {plan.disk_basis}"
     return [
         (plan.kind, plan.name),
         ("train data", _data_line(plan.train)),
@@ -169,7 +146,7 @@ def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
         ("workers", f"{plan.workers} in each trial" if plan.kind == "sweep" else plan.workers),
         ("steps", f"{plan.steps}{epochs}"),
         ("time", time),
-        ("disk", f"{disk}; {show_bytes(plan.free_bytes)} free"),
+        ("disk", f"{disk}; {output.show_bytes(plan.free_bytes)} free"),
         ("storage", plan.storage),
     ]
 

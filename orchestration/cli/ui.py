@@ -17,11 +17,6 @@ from orchestration.errors import ResourceError
 HOST = "127.0.0.1"
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Register `ui`."""
-    app.command()(ui)
-
-
 def ui(
     storage: Storage = Path("runs"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback address.")] = 5000,
@@ -30,27 +25,16 @@ def ui(
     database = storage.absolute() / "mlflow.db"
     if not database.exists():
         raise ConfigError(f"{database}: no tracking store here; `boxseg train EXP.yaml` makes one, or name --storage")
-    if not _is_free(port):
-        raise ResourceError(f"port {port} on {HOST} is in use; choose another with --port")
-    typer.echo(f"http://{HOST}:{port}")
-    say("starting MLflow, this takes some seconds; Ctrl-C ends it")
-    environment = {
-        **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-    }
-    sys.stdout.flush()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
-    command += ["--host", HOST, "--port", str(port), "--workers", "1"]
-    os.execve(sys.executable, command, environment)
-
-
-def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
-        except OSError:
-            return False
-        return True
+        except OSError as error:
+            raise ResourceError(f"port {port} on {HOST} is in use; choose another with --port") from error
+    typer.echo(f"http://{HOST}:{port}")
+    say("starting MLflow, this takes some seconds; Ctrl-C ends it")
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
+    command += ["--host", HOST, "--port", str(port), "--workers", "1"]
+    os.execve(sys.executable, command, {**os.environ, **quiet})

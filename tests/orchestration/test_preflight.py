@@ -13,7 +13,7 @@ from boxseg.errors import BoxSegError, ConfigError, DataError
 from orchestration.config import RunSpec, SweepSpec
 from orchestration.errors import ExitCode, ResourceError, exit_code_for
 from orchestration.plan import make_plan
-from orchestration.preflight import check, count_cpus, count_gpus, find_faults
+from orchestration.preflight import check, count_cpus, count_gpus, find_faults, free_bytes
 from orchestration.run_folder import RunFolder, RunStatus
 
 
@@ -99,6 +99,14 @@ def test_storage_that_cannot_be_written_is_refused():
     assert "storage: /proc/boxseg/runs cannot be written" in str(refusal(make_spec(Path("/proc/boxseg"))))
 
 
+def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("orchestration.preflight.MIN_FREE_BYTES", free_bytes(tmp_path) * 2)
+    error = refusal(make_spec(tmp_path))
+    assert isinstance(error, ResourceError)
+    assert "MB free" in str(error)
+    assert "--set storage=DIR" in str(error)
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
@@ -163,7 +171,7 @@ def test_a_plan_takes_its_time_from_an_earlier_run_of_the_same_size(tmp_path: Pa
     folder = RunFolder(tmp_path / "runs" / "t" / "one")
     folder.create(RunStatus("one", "t"), dump_resolved(spec))
     folder.update(status="finished", started=1000.0, ended=1100.0, step=50)
-    checkpoint = folder.path / "checkpoints" / "step-00000050"
+    checkpoint = folder.path / "checkpoints" / "best"
     checkpoint.mkdir(parents=True)
     (checkpoint / "student.safetensors").write_bytes(bytes(1000))
     plan = make_plan(make_spec(tmp_path, train={"steps": 200}))
