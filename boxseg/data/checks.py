@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +28,20 @@ EXIF_ORIENTATION = 0x0112
 
 FIX_IN_FILE = "fix or remove it in the file"
 COCO_RULE = "a COCO instance file is one object with the lists images, annotations and categories"
-REQUIRED_KEYS: dict[str, dict[str, type]] = {
-    "images": {"id": int, "file_name": str, "width": int, "height": int},
-    "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
-    "categories": {"id": int, "name": str},
+WHOLE, TEXT = "COCO wants a whole number there", "COCO wants a text there"
+SIZE, BBOX = "images have a positive size", "a bbox is the four numbers x, y, width, height"
+REQUIRED_KEYS: dict[str, dict[str, str]] = {
+    "images": {"id": WHOLE, "file_name": TEXT, "width": SIZE, "height": SIZE},
+    "annotations": {"id": WHOLE, "image_id": WHOLE, "category_id": WHOLE, "bbox": BBOX},
+    "categories": {"id": WHOLE, "name": TEXT},
 }
-
-KIND_NAMES = {int: "whole number", str: "text", list: "list"}
+"""List of a COCO file -> key of its entries -> the rule for its value."""
+RULES: dict[str, Callable[[Any], bool]] = {
+    WHOLE: lambda value: type(value) is int,
+    TEXT: lambda value: isinstance(value, str),
+    SIZE: lambda value: type(value) is int and value > 0,
+    BBOX: lambda value: isinstance(value, list) and [type(each) in (int, float) for each in value] == [True] * 4,
+}
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +152,7 @@ def _load(path: Path) -> dict[str, Any] | Fault:
     except FileNotFoundError:
         return Fault(path, "does not exist", "a data source needs its COCO annotation file", "correct the path")
     except OSError as error:
-        return Fault(path, f"cannot be read: {error.strerror}", "the annotation file must be readable", "check it")
+        return Fault(path, f"cannot be read: {error.strerror}", COCO_RULE, "check the path")
     except (ValueError, RecursionError) as error:
         return Fault(path, f"is not JSON: {error}", COCO_RULE, "export it again")
     if not isinstance(content, dict):
@@ -163,59 +170,38 @@ def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _format_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
-    """Entries that lack a key or have another type than COCO gives them."""
+    """Entries that lack a key or have another value than COCO gives it."""
     for group, keys in REQUIRED_KEYS.items():
         for index, entry in enumerate(content[group]):
             if not isinstance(entry, dict):
                 yield Fault(path, f"{group}[{index}] is {entry!r:.40}", "entries are objects", FIX_IN_FILE)
                 continue
-            for key, kind in keys.items():
-                if type(entry.get(key)) is not kind:
-                    found = f"has {key} {entry[key]!r:.40}" if key in entry else f"has no `{key}`"
-                    rule = f"COCO wants a {KIND_NAMES[kind]} there"
-                    yield Fault(path, f"{group}[{index}] {found}", rule, FIX_IN_FILE)
-    yield from (fault for entry in content["images"] for fault in _size_faults(path, entry))
-    yield from (fault for entry in content["annotations"] for fault in _bbox_faults(path, entry))
+            for key, rule in keys.items():
+                if not RULES[rule](entry.get(key)):
+                    found = f"has {key} {entry[key]!r:.80}" if key in entry else f"has no `{key}`"
+                    yield _entry_fault(path, group, index, entry, found, rule)
 
 
-def _size_faults(path: Path, image: Any) -> Iterator[Fault]:
-    if isinstance(image, dict) and isinstance(image.get("id"), int):
-        for key in ("width", "height"):
-            if isinstance(image.get(key), int) and image[key] <= 0:
-                yield Fault(
-                    path, f"has {key} {image[key]}", "images have a positive size", FIX_IN_FILE, image_id=image["id"]
-                )
-
-
-def _bbox_faults(path: Path, annotation: Any) -> Iterator[Fault]:
-    if isinstance(annotation, dict) and isinstance(annotation.get("bbox"), list):
-        bbox = annotation["bbox"]
-        if len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
-            yield Fault(
-                path,
-                f"has bbox {bbox!r:.80}",
-                "a bbox is the four numbers x, y, width, height",
-                FIX_IN_FILE,
-                annotation_id=_int_or_none(annotation.get("id")),
-            )
-
-
-def _int_or_none(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
+def _entry_fault(path: Path, group: str, index: int, entry: dict[str, Any], found: str, rule: str) -> Fault:
+    """Names the entry by its id; by its place in the list where it has none."""
+    entry_id = entry.get("id")
+    if not RULES[WHOLE](entry_id):
+        return Fault(path, f"{group}[{index}] {found}", rule, FIX_IN_FILE)
+    if group == "images":
+        return Fault(path, found, rule, FIX_IN_FILE, image_id=entry_id)
+    if group == "annotations":
+        return Fault(path, found, rule, FIX_IN_FILE, annotation_id=entry_id)
+    return Fault(path, f"category id {entry_id} {found}", rule, FIX_IN_FILE)
 
 
 def _duplicate_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
-    for group, noun in (("images", "image"), ("annotations", "annotation"), ("categories", "category")):
-        for entry_id, count in Counter(entry["id"] for entry in content[group]).items():
+    for group in REQUIRED_KEYS:
+        counts = Counter(entry["id"] for entry in content[group])
+        for index, entry in enumerate(content[group]):
+            count = counts.pop(entry["id"], 1)
             if count > 1:
-                yield Fault(
-                    path,
-                    f"{noun} id {entry_id} occurs {count} times" if noun == "category" else f"occurs {count} times",
-                    f"every {noun} needs its own id",
-                    "give each its own id in the file",
-                    image_id=entry_id if noun == "image" else None,
-                    annotation_id=entry_id if noun == "annotation" else None,
-                )
+                found = f"occurs {count} times"
+                yield _entry_fault(path, group, index, entry, found, "every entry of a list needs its own id")
 
 
 def _annotation_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
@@ -239,21 +225,15 @@ def _annotation_problem(
     if annotation.get("iscrowd"):
         return None
     x, y, width, height = annotation["bbox"]
-    if not (math.isfinite(x) and math.isfinite(y) and math.isfinite(width) and math.isfinite(height)):
+    if not all(map(math.isfinite, annotation["bbox"])):
         return f"has bbox {annotation['bbox']}", "boxes need finite numbers"
-    if width <= 0:
-        return f"has width {width:g}", "boxes need a positive width"
-    if height <= 0:
-        return f"has height {height:g}", "boxes need a positive height"
-    beyond = {
-        "left": -x,
-        "top": -y,
-        "right": x + width - size[0],
-        "bottom": y + height - size[1],
-    }
-    side = max(beyond, key=lambda name: beyond[name])
-    if beyond[side] > TOLERANCE_PX:
-        found = f"has bbox {annotation['bbox']}, which ends {beyond[side]:g} px beyond the {side} of its image"
+    for name, side in (("width", width), ("height", height)):
+        if side <= 0:
+            return f"has {name} {side:g}", f"boxes need a positive {name}"
+    beyond = {"left": -x, "top": -y, "right": x + width - size[0], "bottom": y + height - size[1]}
+    edge = max(beyond, key=lambda name: beyond[name])
+    if beyond[edge] > TOLERANCE_PX:
+        found = f"has bbox {annotation['bbox']}, which ends {beyond[edge]:g} px beyond the {edge} of its image"
         return found, f"boxes lie inside their image, here {size[0]} x {size[1]} px"
     return None
 
@@ -271,13 +251,8 @@ def _amount_faults(path: Path, content: dict[str, Any], *, training: bool) -> It
         yield Fault(path, "has no boxes that are not crowds", "training needs at least one", "name another file")
     without_mask = sum(not annotation.get("has_mask") for annotation in instances)
     if not training and without_mask:
-        yield Fault(
-            path,
-            f"has no mask for {without_mask} of {len(instances)} annotations",
-            "mask AP compares with drawn masks",
-            "add `segmentation`, or read box AP only",
-            fatal=False,
-        )
+        found, rule = f"has no mask for {without_mask} of {len(instances)} annotations", "mask AP needs drawn masks"
+        yield Fault(path, found, rule, "add `segmentation`, or read box AP only", fatal=False)
 
 
 def _image_faults(folder: Path, images: list[dict[str, Any]], *, decode: bool) -> Iterator[Fault]:
@@ -314,13 +289,9 @@ def _size_mismatch(path: Path, image: dict[str, Any], picture: Image.Image) -> F
     way_out = "correct width and height, and the boxes with them, or replace the file"
     if picture.getexif().get(EXIF_ORIENTATION, 1) > 4:
         way_out = "the file asks viewers to rotate it by EXIF, which is ignored here: store it rotated"
-    return Fault(
-        path,
-        f"is {picture.width} x {picture.height} px, but the annotation file says {image['width']} x {image['height']}",
-        "boxes refer to the stored pixels",
-        way_out,
-        image_id=image["id"],
-    )
+    listed = f"{image['width']} x {image['height']}"
+    found = f"is {picture.width} x {picture.height} px, but the annotation file says {listed}"
+    return Fault(path, found, "boxes refer to the stored pixels", way_out, image_id=image["id"])
 
 
 def _has_end(path: Path, kind: str) -> bool:

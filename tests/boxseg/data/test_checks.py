@@ -88,14 +88,14 @@ def test_boxes_of_crowds_are_not_looked_at(content, write_source):
 @pytest.mark.parametrize(
     ("group", "index", "key", "value", "found"),
     [
-        ("annotations", 1, "id", 1, "annotation 1 occurs 2 times; every annotation needs its own id"),
+        ("annotations", 1, "id", 1, "annotation 1 occurs 2 times; every entry of a list needs its own id"),
         ("annotations", 0, "image_id", 99, "annotation 1 names image 99, which the file does not list"),
         ("annotations", 0, "category_id", 5, "category id 5, which the file does not list; known ids are 3, 7"),
-        ("annotations", 0, "category_id", "cat", "annotations[0] has category_id 'cat'; COCO wants a whole number"),
+        ("annotations", 0, "category_id", "cat", "annotation 1 has category_id 'cat'; COCO wants a whole number"),
         ("annotations", 0, "id", None, "annotations[0] has id None; COCO wants a whole number there"),
         ("categories", 0, "id", 3, "category id 3 occurs 2 times"),
         ("images", 0, "width", 0, "image 10 has width 0; images have a positive size"),
-        ("images", 0, "file_name", 5, "images[0] has file_name 5; COCO wants a text there"),
+        ("images", 0, "file_name", 5, "image 10 has file_name 5; COCO wants a text there"),
     ],
 )
 def test_bad_entries_are_faults(content, write_source, group, index, key, value, found):
@@ -107,12 +107,12 @@ def test_bad_entries_are_faults(content, write_source, group, index, key, value,
 
 def test_duplicate_image_ids_are_faults(content, write_source):
     content["images"][1] = {"id": 10, "file_name": "b.png", "width": 60, "height": 40}
-    assert any("image 10 occurs 2 times; every image needs its own id" in text for text in texts(write_source(content)))
+    assert any("image 10 occurs 2 times; every entry" in text for text in texts(write_source(content)))
 
 
 def test_a_missing_key_is_named(content, write_source):
     del content["annotations"][0]["bbox"]
-    assert "annotations[0] has no `bbox`; COCO wants a list there" in str(only_fault(write_source(content)))
+    assert "annotation 1 has no `bbox`; a bbox is the four numbers" in str(only_fault(write_source(content)))
 
 
 def test_every_fault_is_found_not_only_the_first(content, write_source):
