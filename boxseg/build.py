@@ -76,7 +76,8 @@ def build_trainer(
     student = build_network(config, num_classes=len(train_data.category_ids))
     if config.model.init_checkpoint is not None:
         student.load_state_dict(checkpoint.load_network(config.model.init_checkpoint, "student"))
-    student.to(device).train()
+    memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    student.to(device=device, memory_format=memory_format).train()
     teacher = build_teacher(student, eval_mode=config.teacher.eval_mode) if config.teacher.on else None
     sizes = image_sizes(config)
     return Trainer(

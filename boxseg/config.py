@@ -135,6 +135,8 @@ class TrainConfig(Config):
     """Limit of the gradient norm; null: no clipping."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on GPUs that have it, else fp32."""
+    channels_last: bool = False
+    """Keep feature maps in channels-last order: faster with depthwise convolutions on CPUs and with bf16 on GPUs."""
     evaluate: Literal["teacher", "student", "both"] = "both"
     """Network that is evaluated; with both, `val/` is the better of the two and each is reported as well."""
     panels: int = Field(4, ge=0)
