@@ -77,7 +77,7 @@ def build_trainer(
     if config.model.init_checkpoint is not None:
         student.load_state_dict(checkpoint.load_network(config.model.init_checkpoint, "student"))
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    student.to(device=device, memory_format=memory_format).train()
+    student.to(device).to(memory_format=memory_format).train()
     teacher = build_teacher(student, eval_mode=config.teacher.eval_mode) if config.teacher.on else None
     sizes = image_sizes(config)
     return Trainer(
