@@ -155,10 +155,6 @@ class SweepSpec(RunSpec):
 
     sweep: SweepConfig = SweepConfig()
 
-    def base(self) -> RunSpec:
-        """The run in the middle: these settings, nothing varied."""
-        return RunSpec.model_validate(_without_sweep(self._sparse))
-
     def trial(self, values: dict[str, Any], seed: int) -> RunSpec:
         """The run with `values` (setting name -> value) in place; profile and method presets apply anew.
 

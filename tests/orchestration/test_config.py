@@ -283,9 +283,9 @@ def test_an_impossible_trial_names_the_setting(write: Write):
         spec.trial({"qam.iou": 0.2}, seed=0)
 
 
-def test_the_base_of_a_sweep_is_the_run_of_the_same_file(write: Write):
+def test_a_trial_without_values_is_the_run_of_the_same_file(write: Write):
     path = write(SWEEP)
-    assert load_sweep(path).base() == load_run(path)
+    assert load_sweep(path).trial({}, seed=0) == load_run(path)
 
 
 def test_specs_made_in_code_make_trials_as_well():
