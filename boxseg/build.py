@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import random
 from copy import deepcopy
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from boxseg.config import BoxSegConfig, CocoSource, Config, as_steps
-from boxseg.copy_paste.bank import build_bank
-from boxseg.copy_paste.paste import PasteSettings
+from boxseg.config import BoxSegConfig, CocoSource, as_steps
+from boxseg.copy_paste.bank import BANKS
 from boxseg.data.coco import CocoBoxes, require_same_classes
 from boxseg.data.loader import TrainLoader
 from boxseg.data.toy import ensure_toy
@@ -23,16 +20,14 @@ from boxseg.engine import checkpoint
 from boxseg.engine.distributed import is_distributed, rank, world_size
 from boxseg.engine.events import Reporter
 from boxseg.engine.optim import build_optimizer
-from boxseg.engine.step import StepSettings, Trainer
+from boxseg.engine.step import Trainer
 from boxseg.engine.train import TrainResult, train
-from boxseg.losses.total import LossSettings
 from boxseg.model.backbone import build_backbone
 from boxseg.model.condinst import CondInst
-from boxseg.teacher.candidates import CandidateSettings
-from boxseg.teacher.qam import QamSettings
 from boxseg.teacher.thresholds import ThresholdTable
 
-Settings = TypeVar("Settings")
+WARMUPS = (("solver", "warmup"), ("qam", "dyn_start"), ("loss", "warmup"), ("boxinst", "warmup"), ("pc", "warmup"))
+"""Settings that count steps, or give a share of them."""
 
 
 def run_training(
@@ -81,8 +76,7 @@ def build_trainer(
     teacher = build_teacher(student, eval_mode=config.teacher.eval_mode) if config.teacher.on else None
     sizes = image_sizes(config)
     return Trainer(
-        config=config,
-        settings=build_settings(config),
+        config=with_warmups_in_steps(config),
         student=student,
         forward=wrap_for_workers(student),
         teacher=teacher,
@@ -94,7 +88,7 @@ def build_trainer(
             weight_decay=config.solver.weight_decay,
             backbone_lr_scale=config.solver.backbone_lr_scale,
         ),
-        bank=build_bank(config.pc.bank, size=config.pc.bank_size) if config.pc.on else None,
+        bank=BANKS[config.pc.bank](config.pc.bank_size) if config.pc.on else None,
         thresholds=(
             ThresholdTable(len(train_data.category_ids), start=config.qam.mask_thr) if config.qam.dynamic_thr else None
         ),
@@ -162,45 +156,14 @@ def build_teacher(student: CondInst, *, eval_mode: bool) -> CondInst:
     return teacher.train(not eval_mode)
 
 
-def build_settings(config: BoxSegConfig) -> StepSettings:
-    """Plain settings of the stops of a step; warm-ups become numbers of steps."""
-    qam, teacher, pc = config.qam, config.teacher, config.pc
-
-    def in_steps(warmup: float) -> int:
-        return as_steps(warmup, config.train.steps)
-
-    return StepSettings(
-        candidates=pick(CandidateSettings, config.fcos, qam, teacher),
-        qam=pick(QamSettings, teacher, qam, dyn_start=in_steps(qam.dyn_start)),
-        paste=pick(
-            PasteSettings,
-            pc,
-            warmup=in_steps(pc.warmup),
-            soft_thr=qam.vote_thr if qam.fusion == "vote" and not teacher.with_nms else qam.mask_thr,
-        ),
-        losses=pick(
-            LossSettings,
-            config.fcos,
-            config.boxinst,
-            config.loss,
-            pairwise_warmup=in_steps(config.boxinst.warmup),
-            pseudo_warmup=in_steps(config.loss.warmup),
-        ),
-    )
-
-
-def pick(kind: type[Settings], *groups: Config, **given: Any) -> Settings:
-    """An instance of the dataclass `kind` from the settings of the same names; later groups win over earlier ones.
-
-    Raises:
-        TypeError: a field is in no group; nothing falls back to the dataclass's own default.
-    """
-    wanted = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    found = {name: getattr(group, name) for group in groups for name in type(group).model_fields} | given
-    missing = set(wanted) - found.keys()
-    if missing:
-        raise TypeError(f"{kind.__name__}: no settings group has {', '.join(sorted(missing))}")
-    return kind(**{name: found[name] for name in wanted})
+def with_warmups_in_steps(config: BoxSegConfig) -> BoxSegConfig:
+    """The same settings with each warm-up as a number of steps, whatever it was given as."""
+    changes = {}
+    for group, name in WARMUPS:
+        settings = getattr(config, group)
+        steps = as_steps(getattr(settings, name), config.train.steps)
+        changes[group] = settings.model_copy(update={name: steps})
+    return config.model_copy(update=changes)
 
 
 def wrap_for_workers(student: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ pyramid levels, `K` classes. One image is `(h, w)`, the padded batch `(H, W)` wi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -173,8 +173,6 @@ class MaskNetwork(Protocol):
 
     def mask_logits(self, predictions: Predictions, image_index: Tensor, location_index: Tensor) -> Tensor:
         """Mask logits (n, H/4, W/4) of the chosen (image, location) pairs, each index int64 (n,)."""
-
-    def state_dict(self) -> dict[str, Any]: ...
 
 
 def check_same_shape(**tensors: Tensor) -> None:

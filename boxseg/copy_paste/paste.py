@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from boxseg.config import PcConfig
 from boxseg.copy_paste.bank import Bank, Peer, random_below
 from boxseg.copy_paste.compose import Composition, compose
 from boxseg.ops.boxes import box_iou
 from boxseg.ops.masks import aligned_bilinear
 from boxseg.structures import MASK_STRIDE, Batch, PseudoMasks
 
-__all__ = ["Composition", "PasteSettings", "compose", "paste_peers"]
+__all__ = ["compose", "paste_peers"]
 
 LIMITS_FOR_PX = 800
 """Short side for which `min_area` and `box_shift_px` are given when `relative_limits` is on."""
 Box = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class PasteSettings:
-    """Settings of `paste_peers`; `pc.*` of the same names say what they do."""
-
-    mode: Literal["instance", "segmentation", "simple"] = "instance"
-    p_start: float = 1.0
-    p_end: float = 0.3
-    warmup: int = 10_000
-    """[steps]"""
-    overlap: float = 0.1
-    per_image: int = 1
-    target: Literal["random", "lowest-q"] = "random"
-    require_better: bool = False
-    bank_q_thr: float = 0.5
-    bank_s_thr: float = 0.5
-    bank_iou_thr: float = 0.1
-    min_area: float = 300.0
-    box_shift_px: float = 10.0
-    relative_limits: bool = False
-    keep_boxes: bool = False
-    soft_thr: float = 0.5
-    """Threshold of `PseudoMasks.soft`: `qam.vote_thr` for fusion by vote, else `qam.mask_thr`."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +61,9 @@ def paste_peers(
     bank: Bank,
     *,
     step: int,
-    settings: PasteSettings,
+    settings: PcConfig,
     generator: torch.Generator,
+    soft_thr: float = 0.5,
 ) -> tuple[Batch, list[PseudoMasks], dict[str, Tensor]]:
     """Paste remembered instances into some images of a batch, and remember new ones.
 
@@ -95,8 +72,9 @@ def paste_peers(
         pseudo_masks: B times the teacher's opinion; unchanged.
         bank: Peers to choose from; updated in place, with the images as they were before the paste.
         step: Steps done so far, from 0.
-        settings: Probabilities, limits and variants.
+        settings: Probabilities, limits and variants; `warmup` in steps.
         generator: On the CPU; the only source of randomness.
+        soft_thr: Threshold of `PseudoMasks.soft`: `qam.vote_thr` for fusion by vote, else `qam.mask_thr`.
 
     Returns:
         A batch and pseudo masks in which each image is as before, or has its pasted instances last in its lists (in
@@ -118,7 +96,8 @@ def paste_peers(
         )
         attempt = float(torch.rand((), generator=generator)) < probability
         choices = choose_peers(facts, bank, settings, generator) if attempt else []
-        _remember(state, facts, bank, settings, generator)
+        admitted = [_cut(state, facts, index, soft_thr) for index in _admissible(facts, settings)]
+        bank.add(admitted, generator)
         before = state
         for choice in choices:
             state = _paste(state, facts, choice, bank, settings, generator)
@@ -138,13 +117,13 @@ def paste_peers(
     return changed, [state.pseudo for state in states], stats
 
 
-def attempt_probability(step: int, settings: PasteSettings) -> float:
+def attempt_probability(step: int, settings: PcConfig) -> float:
     """Probability that a paste is tried: linear from `p_start` at step 0 to `p_end` after the warm-up."""
     share = min(step / settings.warmup, 1.0) if settings.warmup > 0 else 1.0
     return settings.p_start + (settings.p_end - settings.p_start) * share
 
 
-def choose_peers(facts: ImageFacts, bank: Bank, settings: PasteSettings, generator: torch.Generator) -> list[Choice]:
+def choose_peers(facts: ImageFacts, bank: Bank, settings: PcConfig, generator: torch.Generator) -> list[Choice]:
     """Up to `per_image` choices for an image, each with other peers and another target."""
     choices: list[Choice] = []
     while len(choices) < settings.per_image:
@@ -171,7 +150,7 @@ def placement_range(source: Box, target: Box, overlap: float) -> tuple[tuple[flo
 
 
 def _choose(
-    facts: ImageFacts, bank: Bank, settings: PasteSettings, generator: torch.Generator, earlier: list[Choice]
+    facts: ImageFacts, bank: Bank, settings: PcConfig, generator: torch.Generator, earlier: list[Choice]
 ) -> Choice | None:
     """The first drawn group that suits the image; None where none does."""
     labels = set(facts.labels) if settings.mode == "instance" else None
@@ -189,7 +168,7 @@ def _choose(
 
 
 def _choose_target(
-    facts: ImageFacts, peer: Peer, settings: PasteSettings, generator: torch.Generator, earlier: list[int | None]
+    facts: ImageFacts, peer: Peer, settings: PcConfig, generator: torch.Generator, earlier: list[int | None]
 ) -> int | None:
     """The instance that gets the peer: of its class in mode `instance`, else of any."""
     eligible = [
@@ -211,7 +190,7 @@ def _paste(
     facts: ImageFacts,
     choice: Choice,
     bank: Bank,
-    settings: PasteSettings,
+    settings: PcConfig,
     generator: torch.Generator,
 ) -> ImageState:
     """The image with the chosen peers, or the same object where too little of them would be seen."""
@@ -290,41 +269,33 @@ def _merge(pseudo: PseudoMasks, composition: Composition, peers: list[Peer]) -> 
     )
 
 
-def _remember(
-    state: ImageState, facts: ImageFacts, bank: Bank, settings: PasteSettings, generator: torch.Generator
-) -> None:
-    """Show the bank the image's isolated instances that are well masked and large enough."""
-    if not facts.labels:
-        return
-    boxes = torch.tensor(facts.boxes)
-    crowding = box_iou(boxes, boxes).fill_diagonal_(0).amax(dim=1).tolist()
+def _admissible(facts: ImageFacts, settings: PcConfig) -> list[int]:
+    """Isolated instances of the image that are well masked and large enough for the bank."""
+    boxes = torch.tensor(facts.boxes).view(-1, 4)
+    crowding = box_iou(boxes, boxes).fill_diagonal_(0)
     min_area, _ = _limits(facts.size, settings)
-    admitted = [
+    return [
         index
         for index in range(len(facts.labels))
-        if crowding[index] < settings.bank_iou_thr
+        if crowding[index].max() < settings.bank_iou_thr
         and facts.quality[index] > settings.bank_q_thr
         and facts.score[index] > settings.bank_s_thr
         and facts.area[index] > min_area
     ]
-    if bank.wants([facts.labels[index] for index in admitted]):
-        bank.add([_cut(state, facts, index, settings.soft_thr) for index in admitted], generator)
 
 
 def _cut(state: ImageState, facts: ImageFacts, index: int, soft_thr: float) -> Peer:
     """One instance with its mask at full resolution, computed inside its box only."""
     (height, width), (x1, y1, x2, y2) = facts.size, facts.boxes[index]
     rows, columns = slice(int(y1), min(int(y2 + 1), height)), slice(int(x1), min(int(x2 + 1), width))
+    crop = state.views[:, rows, columns]
     # Two cells around the box are enough: bilinear values depend on the next cell only.
     top, left = max(rows.start // MASK_STRIDE - 2, 0), max(columns.start // MASK_STRIDE - 2, 0)
     bottom, right = rows.stop // MASK_STRIDE + 3, columns.stop // MASK_STRIDE + 3
     soft = aligned_bilinear(state.pseudo.soft[index, top:bottom, left:right], MASK_STRIDE)
-    offset_rows, offset_columns = MASK_STRIDE * top, MASK_STRIDE * left
-    mask = soft[
-        rows.start - offset_rows : rows.stop - offset_rows,
-        columns.start - offset_columns : columns.stop - offset_columns,
+    mask = soft[rows.start - MASK_STRIDE * top :, columns.start - MASK_STRIDE * left :][
+        : crop.shape[1], : crop.shape[2]
     ]
-    crop = state.views[:, rows, columns]
     return Peer(
         strong=crop[:3].clone(),
         weak=crop[3:].clone(),
@@ -355,7 +326,7 @@ def _read_facts(batch: Batch, pseudo_masks: list[PseudoMasks]) -> list[ImageFact
     return facts
 
 
-def _limits(size: tuple[int, int], settings: PasteSettings) -> tuple[float, float]:
+def _limits(size: tuple[int, int], settings: PcConfig) -> tuple[float, float]:
     """`min_area` [px] and `box_shift_px` [px] for an image of this size."""
     scale = min(size) / LIMITS_FOR_PX if settings.relative_limits else 1.0
     return settings.min_area * scale**2, settings.box_shift_px * scale

@@ -185,7 +185,7 @@ def _load(read: Callable[[int], Batch], wanted: range, workers: int) -> Iterator
 
 
 class _Steps(Dataset["Batch | DataError"]):
-    """Batches by step. Data errors are values: raised in a loader process they would arrive wrapped in its traceback."""
+    """Batches by step; data errors are values, as raised in a loader process they arrive in its traceback."""
 
     def __init__(self, read: Callable[[int], Batch]) -> None:
         self._read = read

@@ -13,31 +13,21 @@ from torch.optim import Optimizer
 
 from boxseg.config import BoxSegConfig
 from boxseg.copy_paste.bank import Bank
-from boxseg.copy_paste.paste import PasteSettings, paste_peers
+from boxseg.copy_paste.paste import paste_peers
 from boxseg.data.coco import CocoBoxes
 from boxseg.data.loader import TrainLoader
 from boxseg.engine.distributed import mean_over_ranks, rank
-from boxseg.losses.total import Losses, LossSettings, compute_losses
+from boxseg.losses.total import Losses, compute_losses
 from boxseg.model.condinst import CondInst
 from boxseg.model.targets import assign_batch, choose_proposals
 from boxseg.structures import Batch, Predictions, PseudoMasks
-from boxseg.teacher.candidates import CandidateSettings, find_candidates
+from boxseg.teacher.candidates import find_candidates
 from boxseg.teacher.ema import ema_momentum, update_teacher
-from boxseg.teacher.qam import QamSettings, make_pseudo_masks, qam_metrics
+from boxseg.teacher.qam import make_pseudo_masks, qam_metrics
 from boxseg.teacher.thresholds import ThresholdTable
 
 PASTE_STREAM = 2
 """Keeps the numbers of copy-paste apart from those of the loader."""
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """Settings of the stops of a step, warm-ups in steps."""
-
-    candidates: CandidateSettings
-    qam: QamSettings
-    paste: PasteSettings
-    losses: LossSettings
 
 
 @dataclass
@@ -49,7 +39,7 @@ class Trainer:
     """
 
     config: BoxSegConfig
-    settings: StepSettings
+    """All settings, warm-ups in steps."""
     student: CondInst
     forward: nn.Module
     """The student, wrapped for data-parallel training where there are several processes."""
@@ -68,6 +58,12 @@ class Trainer:
     def steps(self) -> int:
         """Optimizer updates of the whole run."""
         return self.config.train.steps
+
+    @property
+    def soft_thr(self) -> float:
+        """Threshold of `PseudoMasks.soft`."""
+        by_vote = self.config.qam.fusion == "vote" and not self.config.teacher.with_nms
+        return self.config.qam.vote_thr if by_vote else self.config.qam.mask_thr
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 where `train.precision` asks for it, or leaves it open on a GPU that has it."""
@@ -142,7 +138,8 @@ def run_step(trainer: Trainer, batch: Batch, step: int) -> StepOutput:
                 pseudo_masks,
                 trainer.bank,
                 step=step,
-                settings=trainer.settings.paste,
+                settings=trainer.config.pc,
+                soft_thr=trainer.soft_thr,
                 generator=paste_generator(trainer.config.train.seed, step),
             )
             metrics |= paste_metrics
@@ -157,10 +154,12 @@ def run_step(trainer: Trainer, batch: Batch, step: int) -> StepOutput:
 def label_batch(trainer: Trainer, batch: Batch, step: int) -> list[PseudoMasks]:
     """The teacher's pseudo masks for the boxes of the weak images."""
     assert trainer.teacher is not None
+    teacher, qam = trainer.config.teacher, trainer.config.qam
     with trainer.autocast():
-        candidates = find_candidates(trainer.teacher, batch, trainer.settings.candidates)
+        candidates = find_candidates(trainer.teacher, batch, teacher=teacher, qam=qam, fcos=trainer.config.fcos)
+    thresholds, with_nms = trainer.thresholds, teacher.with_nms
     return [
-        make_pseudo_masks(found, boxes, labels, settings=trainer.settings.qam, thresholds=trainer.thresholds, step=step)
+        make_pseudo_masks(found, boxes, labels, settings=qam, with_nms=with_nms, thresholds=thresholds, step=step)
         for found, boxes, labels in zip(candidates, batch.boxes, batch.labels, strict=True)
     ]
 
@@ -190,7 +189,9 @@ def student_losses(
         proposals,
         pseudo_masks,
         step=step,
-        settings=trainer.settings.losses,
+        fcos=fcos,
+        boxinst=trainer.config.boxinst,
+        loss=trainer.config.loss,
         mean_over_ranks=mean_over_ranks,
     )
 

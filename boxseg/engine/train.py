@@ -98,7 +98,7 @@ def optimise(trainer: Trainer, batch: Batch, step: int) -> dict[str, Tensor]:
     factor = lr_factor(
         step,
         steps=trainer.steps,
-        warmup_steps=as_steps(solver.warmup, trainer.steps),
+        warmup_steps=round(solver.warmup),
         schedule=solver.schedule,
         milestones=solver.milestones,
     )

@@ -19,7 +19,7 @@ from boxseg.model.condinst import CondInst
 from boxseg.ops.boxes import box_iou, scale_boxes
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import MASK_STRIDE, Batch, Detections, Predictions, PseudoMasks
-from boxseg.teacher.candidates import TeacherView, pick_candidates
+from boxseg.teacher.candidates import pick_candidates
 from boxseg.teacher.qam import make_pseudo_masks
 
 
@@ -99,9 +99,7 @@ class Watcher:
         assert self._trainer.teacher is not None
         labels = label_val_batch(self._trainer, predictions, batch)
         for position, (pseudo, image_id) in enumerate(zip(labels, batch.image_ids, strict=True)):
-            masks = full_size_masks(
-                pseudo, batch.boxes[position], batch.sizes[position], self._trainer.settings.paste.soft_thr
-            )
+            masks = full_size_masks(pseudo, batch.boxes[position], batch.sizes[position], self._trainer.soft_thr)
             self._measure(masks, batch, position)
             if image_id in self._wanted:
                 self._labels[image_id] = (masks.cpu(), pseudo.quality.cpu())
@@ -167,10 +165,12 @@ def resize_bool(masks: Tensor, size: tuple[int, int]) -> Tensor:
 def label_val_batch(trainer: Trainer, predictions: Predictions, batch: Batch) -> list[PseudoMasks]:
     """What the teacher would label the batch's boxes with, from predictions made at evaluation."""
     assert trainer.teacher is not None
-    view = TeacherView(batch.weak, batch.valid, batch.sizes)
-    candidates = pick_candidates(trainer.teacher, predictions, batch, view, trainer.settings.candidates)
+    config = trainer.config
+    candidates = pick_candidates(
+        trainer.teacher, predictions, batch, batch, teacher=config.teacher, qam=config.qam, fcos=config.fcos
+    )
     return [
-        make_pseudo_masks(found, boxes, labels, settings=trainer.settings.qam)
+        make_pseudo_masks(found, boxes, labels, settings=config.qam, with_nms=config.teacher.with_nms)
         for found, boxes, labels in zip(candidates, batch.boxes, batch.labels, strict=True)
     ]
 

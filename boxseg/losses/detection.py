@@ -6,15 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from boxseg.structures import Predictions, check_same_shape
+from boxseg.structures import LocationTargets, Predictions, check_same_shape
 
 
 def detection_losses(
     predictions: Predictions,
-    matched: Tensor,
-    labels: Tensor,
-    distance_targets: Tensor,
-    centerness_targets: Tensor,
+    targets: LocationTargets,
     *,
     num_positive: Tensor,
     centerness_sum: Tensor,
@@ -29,10 +26,7 @@ def detection_losses(
 
     Args:
         predictions: Raw outputs of the network.
-        matched: int64 (B, L), index of the location's box in its image; negative on background.
-        labels: int64 (B, L), class of that box; any valid class on background.
-        distance_targets: Float (B, L, 4), left top right bottom in units of the stride.
-        centerness_targets: Float (B, L) in [0, 1].
+        targets: What they should be.
         num_positive: Scalar tensor >= 1, normaliser of classification and centre-ness.
         centerness_sum: Scalar tensor > 0, normaliser of the box loss.
         use_vfl: Varifocal classification loss; otherwise focal.
@@ -48,21 +42,21 @@ def detection_losses(
 
     Source: FCOS (arXiv 1904.01355), VarifocalNet (arXiv 2008.13367); `method.md` section (b.4).
     """
-    check_same_shape(distances=predictions.distances, distance_targets=distance_targets)
-    check_same_shape(matched=matched, labels=labels, centerness_targets=centerness_targets)
-    positive = matched >= 0
-    iou, generalised = giou(predictions.distances.float(), distance_targets.float(), eps=iou_eps)
-    centerness = centerness_targets.float() * positive
+    check_same_shape(distances=predictions.distances, distance_targets=targets.distances)
+    positive = targets.box_index >= 0
+    iou, generalised = giou(predictions.distances.float(), targets.distances.float(), eps=iou_eps)
+    centerness = targets.centerness.float() * positive
     box_loss = ((1 - generalised) * centerness).sum() / centerness_sum
     centerness_bce = F.binary_cross_entropy_with_logits(
         predictions.centerness_logits.float(), centerness, reduction="none"
     )
     logits = predictions.class_logits.float()
     peak = iou.detach() if use_vfl else torch.ones_like(iou)
-    targets = torch.zeros_like(logits).scatter_(2, labels.unsqueeze(-1), (peak * positive).unsqueeze(-1))
+    labels = targets.labels.clamp(min=0).unsqueeze(-1)
+    class_targets = torch.zeros_like(logits).scatter_(2, labels, (peak * positive).unsqueeze(-1))
     classification = varifocal_loss if use_vfl else focal_loss
     return {
-        "cls": classification(logits, targets, alpha=alpha, gamma=gamma).sum() / num_positive,
+        "cls": classification(logits, class_targets, alpha=alpha, gamma=gamma).sum() / num_positive,
         "loc": box_loss,
         "ctr": (centerness_bce * positive).sum() / num_positive,
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from boxseg.config import BoxInstConfig, FcosConfig, LossConfig
 from boxseg.losses.box_supervision import average_projection_loss, pairwise_loss, pairwise_term, projection_loss
 from boxseg.losses.detection import detection_losses
 from boxseg.losses.pseudo_mask import affinity_loss, mask_affinity, pseudo_mask_loss, weighted_mean
@@ -28,29 +29,6 @@ class Losses:
     """Float scalars, weights and warm-ups included."""
 
 
-@dataclass(frozen=True)
-class LossSettings:
-    """Weights, thresholds and warm-ups [steps] of `compute_losses`; the settings of the same names say what they do."""
-
-    use_vfl: bool = True
-    alpha: float = 0.25
-    gamma: float = 2.0
-    iou_eps: float = 1.0
-    dilation: int = 2
-    color_thr: float = 0.3
-    bottom_px: float = 10.0
-    projection_weight: float = 1.0
-    pairwise_weight: float = 1.0
-    pairwise_warmup: int = 10_000
-    mask_weight: float = 0.5
-    aff_weight: float = 0.1
-    aff_thr: float = 0.5
-    avg_prj: bool = False
-    avg_prj_weight: float = 0.1
-    pseudo_warmup: int = 10_000
-    fix_reduction: bool = True
-
-
 def compute_losses(
     network: MaskNetwork,
     predictions: Predictions,
@@ -60,7 +38,9 @@ def compute_losses(
     pseudo_masks: list[PseudoMasks] | None,
     *,
     step: int,
-    settings: LossSettings,
+    fcos: FcosConfig,
+    boxinst: BoxInstConfig,
+    loss: LossConfig,
     mean_over_ranks: MeanOverRanks = lambda value: value,
 ) -> Losses:
     """All losses of one step.
@@ -73,7 +53,9 @@ def compute_losses(
         proposals: Locations that get mask losses.
         pseudo_masks: B times the teacher's opinion; None without a teacher.
         step: Steps done so far, from 0.
-        settings: Weights, thresholds and warm-ups.
+        fcos: Kind and constants of the detection losses.
+        boxinst: Weights and thresholds of the box losses; `warmup` in steps.
+        loss: The same for the pseudo-mask losses.
         mean_over_ranks: Mean of a scalar tensor over all processes.
 
     Returns:
@@ -84,20 +66,20 @@ def compute_losses(
     """
     mask_logits = network.mask_logits(predictions, proposals.image_index, proposals.location_index).float()
     with torch.autocast(mask_logits.device.type, enabled=False):
-        terms = _detection_terms(predictions, targets, settings, mean_over_ranks)
-        terms |= _mask_terms(mask_logits, batch, proposals, pseudo_masks, step, settings)
+        terms = _detection_terms(predictions, targets, fcos, mean_over_ranks)
+        terms |= _mask_terms(mask_logits, batch, proposals, pseudo_masks, step, boxinst, loss)
         anchor = _gradient_anchor(predictions)
         terms = {name: term + anchor for name, term in terms.items()}
         return Losses(torch.stack(list(terms.values())).sum(), terms)
 
 
-def warmup(step: int, steps: int) -> float:
+def warmup(step: int, steps: float) -> float:
     """Share in (0, 1] that a loss has reached: min((step + 1) / steps, 1), or 1 where `steps` is 0."""
     return min((step + 1) / steps, 1.0) if steps > 0 else 1.0
 
 
 def _detection_terms(
-    predictions: Predictions, targets: LocationTargets, settings: LossSettings, mean_over_ranks: MeanOverRanks
+    predictions: Predictions, targets: LocationTargets, fcos: FcosConfig, mean_over_ranks: MeanOverRanks
 ) -> dict[str, Tensor]:
     positive = targets.box_index >= 0
     # Both normalisers travel in one message; a process without boxes takes part like all others.
@@ -105,16 +87,13 @@ def _detection_terms(
     num_positive, centerness_sum = mean_over_ranks(sums).unbind()
     return detection_losses(
         predictions,
-        targets.box_index,
-        targets.labels.clamp(min=0),
-        targets.distances,
-        targets.centerness,
+        targets,
         num_positive=num_positive.clamp(min=1),
         centerness_sum=centerness_sum.clamp(min=1e-6),
-        use_vfl=settings.use_vfl,
-        alpha=settings.alpha,
-        gamma=settings.gamma,
-        iou_eps=settings.iou_eps,
+        use_vfl=fcos.use_vfl,
+        alpha=fcos.alpha,
+        gamma=fcos.gamma,
+        iou_eps=fcos.iou_eps,
     )
 
 
@@ -124,29 +103,32 @@ def _mask_terms(
     proposals: Proposals,
     pseudo_masks: list[PseudoMasks] | None,
     step: int,
-    settings: LossSettings,
+    boxinst: BoxInstConfig,
+    loss: LossConfig,
 ) -> dict[str, Tensor]:
     height, width = batch.valid.shape[-2:]
     first_row = torch.tensor([0, *map(len, batch.boxes)][:-1], device=mask_logits.device).cumsum(0)
     row = first_row[proposals.image_index] + proposals.box_index  # (n,) into the boxes of the whole batch
     inside = box_masks(torch.cat(batch.boxes), height, width, stride=4)
-    colored = remove_bottom_rows(batch.valid, batch.sizes, batch.original_sizes, settings.bottom_px)
-    similarity = color_similarity(batch.weak, colored, dilation=settings.dilation)
+    colored = remove_bottom_rows(batch.valid, batch.sizes, batch.original_sizes, boxinst.bottom_px)
+    similarity = color_similarity(batch.weak, colored, dilation=boxinst.dilation)
 
-    probs, term = mask_logits.sigmoid(), pairwise_term(mask_logits, dilation=settings.dilation)
+    probs, term = mask_logits.sigmoid(), pairwise_term(mask_logits, dilation=boxinst.dilation)
     inside_row = inside[row]
     projection = projection_loss(probs, inside_row).sum() / max(len(row), 1)
-    pairwise = pairwise_loss(term, similarity, proposals.image_index, inside_row, color_thr=settings.color_thr)
+    pairwise = pairwise_loss(term, similarity, proposals.image_index, inside_row, color_thr=boxinst.color_thr)
     terms = {
-        "projection": settings.projection_weight * projection,
-        "pairwise": settings.pairwise_weight * warmup(step, settings.pairwise_warmup) * pairwise,
+        "projection": boxinst.projection_weight * projection,
+        "pairwise": boxinst.pairwise_weight * warmup(step, boxinst.warmup) * pairwise,
     }
     if pseudo_masks is None:
         nothing = mask_logits.sum() * 0
-        pseudo = {"mask": nothing, "affinity": nothing} | ({"avg_projection": nothing} if settings.avg_prj else {})
+        pseudo = {"mask": nothing, "affinity": nothing} | ({"avg_projection": nothing} if loss.avg_prj else {})
     else:
-        pseudo = _pseudo_mask_terms(probs, term, pseudo_masks, inside, sample_cells(colored), row, settings)
-    return terms | {name: warmup(step, settings.pseudo_warmup) * value for name, value in pseudo.items()}
+        pseudo = _pseudo_mask_terms(
+            probs, term, pseudo_masks, inside, sample_cells(colored), row, boxinst.dilation, loss
+        )
+    return terms | {name: warmup(step, loss.warmup) * value for name, value in pseudo.items()}
 
 
 def _pseudo_mask_terms(
@@ -156,7 +138,8 @@ def _pseudo_mask_terms(
     inside: Tensor,
     valid: Tensor,
     row: Tensor,
-    settings: LossSettings,
+    dilation: int,
+    loss: LossConfig,
 ) -> dict[str, Tensor]:
     """Weighted terms of the pseudo masks; `inside` is bool (N, h, w) of all boxes, `row` (n,) points into it."""
     masks = torch.cat([pseudo.mask for pseudo in pseudo_masks]) & inside
@@ -164,16 +147,16 @@ def _pseudo_mask_terms(
     valid_of_box = torch.cat(
         [image_valid.expand(len(pseudo.mask), -1, -1) for image_valid, pseudo in zip(valid, pseudo_masks, strict=True)]
     )
-    affinity = mask_affinity(masks, valid_of_box, dilation=settings.dilation)
-    together = (affinity >= settings.aff_thr) & inside[:, None]
-    mask_rows, fix = masks[row], settings.fix_reduction
+    affinity = mask_affinity(masks, valid_of_box, dilation=dilation)
+    together = (affinity >= loss.aff_thr) & inside[:, None]
+    mask_rows, fix = masks[row], loss.fix_reduction
     terms = {
-        "mask": settings.mask_weight * pseudo_mask_loss(probs, mask_rows, quality, fix_reduction=fix),
-        "affinity": settings.aff_weight * affinity_loss(term, together[row], quality, fix_reduction=fix),
+        "mask": loss.mask_weight * pseudo_mask_loss(probs, mask_rows, quality, fix_reduction=fix),
+        "affinity": loss.aff_weight * affinity_loss(term, together[row], quality, fix_reduction=fix),
     }
-    if settings.avg_prj:
+    if loss.avg_prj:
         average = average_projection_loss(probs, mask_rows)
-        terms["avg_projection"] = settings.avg_prj_weight * weighted_mean(average, quality, fix_reduction=fix)
+        terms["avg_projection"] = loss.avg_prj_weight * weighted_mean(average, quality, fix_reduction=fix)
     return terms
 
 

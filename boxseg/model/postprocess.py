@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from boxseg.ops.boxes import clip_boxes, decode_boxes, scale_boxes
+from boxseg.ops.boxes import clip_boxes, scale_boxes
+from boxseg.ops.detections import decode_detections
 from boxseg.ops.masks import resize_masks
 from boxseg.structures import Detections, MaskNetwork, Predictions
 
@@ -49,9 +49,9 @@ def postprocess(
     Source: CondInst (arXiv 2003.05664), BoxTeacher (arXiv 2210.05174); `method.md` section (b.7).
     """
     detections = []
-    image_ids = image_ids if image_ids is not None else [-1] * len(sizes)
-    for image, (size, original_size, image_id) in enumerate(zip(sizes, original_sizes, image_ids, strict=True)):
-        found = _find_candidates(predictions, image, score_thr=score_thr, pre_topk=pre_topk)
+    for image, found in enumerate(decode_detections(predictions, score_thr=score_thr, pre_topk=pre_topk)):
+        size, original_size = sizes[image], original_sizes[image]
+        found = found.take(found.scores > 0)
         found = found.take(batched_nms(found.boxes, found.scores, found.labels, nms_thr)[:topk])
         boxes = clip_boxes(scale_boxes(found.boxes, size, original_size), original_size)
         not_empty = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
@@ -62,47 +62,9 @@ def postprocess(
         masks, certainty = _finish_masks(mask_probs, size, original_size)
         scores = (found.scores * certainty).sqrt()
         order = scores.argsort(descending=True, stable=True)
+        image_id = -1 if image_ids is None else image_ids[image]
         detections.append(Detections(boxes[order], scores[order], found.labels[order], masks[order], image_id))
     return detections
-
-
-@dataclass(frozen=True)
-class _Found:
-    """Candidates of one image."""
-
-    boxes: Tensor
-    """Float (C, 4), pixels of the padded image, not clipped."""
-    scores: Tensor
-    """Float (C,): sqrt(class probability x centre-ness)."""
-    labels: Tensor
-    """int64 (C,)."""
-    location_index: Tensor
-    """int64 (C,)."""
-
-    def take(self, index: Tensor) -> _Found:
-        return _Found(self.boxes[index], self.scores[index], self.labels[index], self.location_index[index])
-
-
-def _find_candidates(predictions: Predictions, image: int, *, score_thr: float, pre_topk: int) -> _Found:
-    """The (location, class) pairs of one image above the threshold, the best `pre_topk` of each level."""
-    probs = (
-        predictions.class_logits[image].sigmoid() * predictions.centerness_logits[image].sigmoid()[:, None]
-    )  # (L, K)
-    num_classes = probs.shape[1]
-    best, start = [], 0
-    for count in torch.unique_consecutive(predictions.levels, return_counts=True)[1].tolist():
-        level = probs[start : start + count].flatten()
-        best.append(level.topk(min(pre_topk, len(level))).indices + start * num_classes)
-        start += count
-    pair = torch.cat(best)
-    pair = pair[probs.flatten()[pair] > score_thr]
-    location_index, labels = pair // num_classes, pair % num_classes
-    boxes = decode_boxes(
-        predictions.locations[location_index],
-        predictions.distances[image, location_index],
-        predictions.strides[location_index],
-    )
-    return _Found(boxes, probs.flatten()[pair].sqrt(), labels, location_index)
 
 
 def _finish_masks(mask_probs: Tensor, size: tuple[int, int], original_size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -2,246 +2,158 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import batched_nms
 
-from boxseg.ops.boxes import box_area, box_iou, clip_boxes, decode_boxes, scale_boxes
+from boxseg.config import FcosConfig, QamConfig, TeacherConfig
+from boxseg.ops.boxes import box_area, box_iou, clip_boxes, scale_boxes
+from boxseg.ops.detections import RawDetections, decode_detections
+from boxseg.ops.images import pad_images, resized_shape
 from boxseg.ops.neighbours import sample_cells
 from boxseg.structures import MASK_STRIDE, Batch, Candidates, MaskNetwork, Predictions
 from boxseg.teacher.qam import adaptive_k, mask_confidence, rank_candidates
 
 CELLS_AT_ONCE = 2**23
 """Stride-4 cells of candidate masks that the mask head computes in one go: bounds memory to a few hundred MB."""
-PAD_TO = 32
-"""Sides of the teacher's input are multiples of this."""
-
-
-@dataclass(frozen=True)
-class CandidateSettings:
-    """Settings of `find_candidates`; `teacher.*`, `qam.*` and `fcos.nms_thr, topk` of the same names explain them."""
-
-    cand_score_thr: float = 0.05
-    pre_topk: int = 1000
-    resize_short: int | None = 800
-    resize_long: int = 1333
-    eval_mode: bool = False
-    k_top: int = 20
-    adaptive_k: bool = False
-    k_min: int = 5
-    k_max: int = 20
-    area_s: float = 32.0**2
-    area_l: float = 96.0**2
-    iou_thr: float = 0.5
-    score_thr: float = 0.1
-    class_match: bool = True
-    filter_first: bool = False
-    mask_thr: float = 0.5
-    with_nms: bool = False
-    nms_thr: float = 0.6
-    topk: int = 100
-
-
-@dataclass(frozen=True)
-class TeacherView:
-    """What the teacher sees: the weak images, possibly at another size."""
-
-    images: Tensor
-    """uint8 or float (B, 3, Ht, Wt) in 0 … 255."""
-    valid: Tensor
-    """Bool (B, Ht, Wt)."""
-    sizes: list[tuple[int, int]]
-    """B times (h, w) before padding."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """Detections of one image before any ground truth is considered; M places, unused ones have box and score 0."""
-
-    boxes: Tensor
-    """Float (M, 4), pixels of the teacher's image, not clipped."""
-    labels: Tensor
-    """int64 (M,)."""
-    scores: Tensor
-    """Float (M,), sqrt(class probability x centre-ness)."""
-    location_index: Tensor
-    """int64 (M,)."""
 
 
 @torch.no_grad()
-def find_candidates(network: MaskNetwork, batch: Batch, settings: CandidateSettings) -> list[Candidates]:
+def find_candidates(
+    network: MaskNetwork, batch: Batch, *, teacher: TeacherConfig, qam: QamConfig, fcos: FcosConfig
+) -> list[Candidates]:
     """Teacher detections with masks for the ground-truth boxes of every image.
 
-    The network runs in training mode (or evaluation mode, as the settings say) and is given back as it came.
-
     Args:
-        network: The teacher.
+        network: The teacher, in the mode that it labels in.
         batch: Its weak view is labelled.
-        settings: Thresholds, limits and variants.
+        teacher: Size of the teacher's view, floor of its detections, kind of labelling.
+        qam: Limits of the ranking.
+        fcos: `nms_thr` and `topk`, for labelling with NMS.
 
     Returns:
         B candidates, masks on the (H/4, W/4) grid of the batch and 0 on padding; sorted by box, then rank. With
-        `with_nms` at most one candidate per box.
+        `teacher.with_nms` at most one candidate per box.
 
     Source: BoxSeg (arXiv 2504.05137), BoxTeacher (arXiv 2210.05174); `method.md` sections (a.2), (d), (e.1), (l.1).
     """
-    view = teacher_view(batch, short=settings.resize_short, long=settings.resize_long)
-    return pick_candidates(network, _forward(network, view, training=not settings.eval_mode), batch, view, settings)
+    view = teacher_view(batch, short=teacher.resize_short, long=teacher.resize_long)
+    predictions = network(view.weak, view.valid)
+    return pick_candidates(network, predictions, batch, view, teacher=teacher, qam=qam, fcos=fcos)
 
 
 @torch.no_grad()
 def pick_candidates(
-    network: MaskNetwork, predictions: Predictions, batch: Batch, view: TeacherView, settings: CandidateSettings
+    network: MaskNetwork,
+    predictions: Predictions,
+    batch: Batch,
+    view: Batch,
+    *,
+    teacher: TeacherConfig,
+    qam: QamConfig,
+    fcos: FcosConfig,
 ) -> list[Candidates]:
     """`find_candidates` for predictions that are already there; `view` is what the network saw."""
-    pick = _pick_one_per_box if settings.with_nms else _pick_by_rank
-    found = decode(predictions, score_thr=settings.cand_score_thr, pre_topk=settings.pre_topk)
-    return [
-        pick(MaskSource(network, predictions, batch, view, image), detections, settings)
-        for image, detections in enumerate(found)
-    ]
+    found = decode_detections(predictions, score_thr=teacher.cand_score_thr, pre_topk=teacher.pre_topk)
+    candidates = []
+    for image, detections in enumerate(found):
+        if teacher.with_nms:
+            detections = _suppress(detections, fcos)
+            probs = mask_probs(network, predictions, detections.location_index, batch, view, image)
+            index, box_index, iou = _match(detections, probs, view.boxes[image], qam)
+            probs = probs[index]
+        else:
+            index, box_index, iou = _rank(detections, batch, view, image, qam)
+            probs = mask_probs(network, predictions, detections.location_index[index], batch, view, image)
+        candidates.append(Candidates(probs, detections.scores[index], iou, box_index))
+    return candidates
 
 
-def teacher_view(batch: Batch, *, short: int | None, long: int) -> TeacherView:
-    """The weak images resized to a short side of `short` pixels (long side at most `long`); None: as they are."""
-    sizes = batch.sizes if short is None else [resized(size, short=short, long=long) for size in batch.sizes]
-    if sizes == batch.sizes:
-        return TeacherView(batch.weak, batch.valid, sizes)
-    height, width = (-(-max(side) // PAD_TO) * PAD_TO for side in zip(*sizes, strict=True))
-    images = batch.weak.new_zeros(len(batch), 3, height, width, dtype=torch.float32)
-    valid = batch.valid.new_zeros(len(batch), height, width)
-    for image, ((h, w), (new_h, new_w)) in enumerate(zip(batch.sizes, sizes, strict=True)):
-        weak = batch.weak[image : image + 1, :, :h, :w].float()
-        images[image, :, :new_h, :new_w] = F.interpolate(weak, (new_h, new_w), mode="bilinear", align_corners=False)[0]
-        valid[image, :new_h, :new_w] = True
-    return TeacherView(images, valid, sizes)
+def teacher_view(batch: Batch, *, short: int | None, long: int) -> Batch:
+    """The batch with weak images of a short side of `short` pixels (long side at most `long`), and boxes to fit.
 
-
-def resized(size: tuple[int, int], *, short: int, long: int) -> tuple[int, int]:
-    """(height, width) at a short side of `short`, or less where the long side would exceed `long`; rounded half up."""
-    scale = min(short / min(size), long / max(size))
-    return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
-
-
-def decode(predictions: Predictions, *, score_thr: float, pre_topk: int) -> list[Found]:
-    """The best (location, class) pairs of every level, without NMS.
-
-    Args:
-        predictions: Raw outputs for B images.
-        score_thr: Floor of class probability x centre-ness.
-        pre_topk: Pairs per level at most.
-
-    Returns:
-        B detections, each with the same number of places.
+    None, or a size that changes nothing, gives the batch itself; `strong` is never resized.
     """
-    product = predictions.class_logits.float().sigmoid() * predictions.centerness_logits.float().sigmoid()[..., None]
-    num_classes = product.shape[-1]
-    scores, places = [], []
-    start = 0
-    # Level sizes follow from the image size, but only the network knows how: one small read from the device.
-    for length in torch.bincount(predictions.levels).tolist():
-        level = product[:, start : start + length].flatten(1)
-        top, index = level.topk(min(pre_topk, level.shape[1]), dim=1)
-        scores.append(top)
-        places.append(index + start * num_classes)
-        start += length
-    score, place = torch.cat(scores, dim=1), torch.cat(places, dim=1)  # (B, M)
-    used = score > score_thr
-    location_index = place.div(num_classes, rounding_mode="floor")
-    boxes = decode_boxes(predictions.locations, predictions.distances.float(), predictions.strides)
-    boxes = boxes.gather(1, location_index[..., None].expand(-1, -1, 4)) * used[..., None]
-    score = (score * used).sqrt()
-    return [Found(*image) for image in zip(boxes, place % num_classes, score, location_index, strict=True)]
+    if short is None:
+        return batch
+    sizes = [resized_shape(size, short_side=short, max_size=long) for size in batch.sizes]
+    if sizes == batch.sizes:
+        return batch
+    images, boxes = [], []
+    for weak, box, (height, width), size in zip(batch.weak, batch.boxes, batch.sizes, sizes, strict=True):
+        pixels = weak[None, :, :height, :width].float()
+        images.append(F.interpolate(pixels, size, mode="bilinear", align_corners=False)[0])
+        boxes.append(clip_boxes(scale_boxes(box, (height, width), size), size))
+    padded, valid = pad_images(images)
+    return replace(batch, weak=padded, valid=valid, boxes=boxes, sizes=sizes)
 
 
-@dataclass(frozen=True)
-class MaskSource:
-    """Where the masks of one image come from, and the grid they are wanted on."""
-
-    network: MaskNetwork
-    predictions: Predictions
-    batch: Batch
-    view: TeacherView
-    image: int
-
-    def boxes(self) -> Tensor:
-        """Ground-truth boxes (N, 4) in pixels of the teacher's image, clipped to it."""
-        size = self.view.sizes[self.image]
-        return clip_boxes(scale_boxes(self.batch.boxes[self.image], self.batch.sizes[self.image], size), size)
-
-    def mask_probs(self, location_index: Tensor) -> Tensor:
-        """Mask probabilities (C, H/4, W/4) of locations (C,), on the grid of the training batch; 0 on padding."""
-        height, width = self.view.valid.shape[-2:]
-        at_once = max(CELLS_AT_ONCE // (height * width // MASK_STRIDE**2), 1)
-        image_index = torch.full_like(location_index, self.image)
-        chunks = [
-            self._to_training_grid(self.network.mask_logits(self.predictions, images, locations).float().sigmoid())
-            for images, locations in zip(image_index.split(at_once), location_index.split(at_once), strict=True)
-        ]
-        return torch.cat(chunks) * sample_cells(self.batch.valid[self.image])
-
-    def _to_training_grid(self, probs: Tensor) -> Tensor:
-        """Bilinear samples of (C, Ht/4, Wt/4) at the centre pixels of the training cells."""
-        if self.view.images is self.batch.weak:
-            return probs
-        axes = []
-        sides = zip(
-            self.batch.valid.shape[-2:],
-            probs.shape[-2:],
-            self.batch.sizes[self.image],
-            self.view.sizes[self.image],
-            strict=True,
-        )
-        for padded, cells, side, new_side in sides:
-            pixel = torch.arange(MASK_STRIDE // 2, padded, MASK_STRIDE, device=probs.device)
-            new_pixel = ((pixel + 0.5) * (new_side / side) - 0.5).clamp(0, new_side - 1)
-            cell = (new_pixel - MASK_STRIDE // 2) / MASK_STRIDE
-            axes.append(2 * cell / max(cells - 1, 1) - 1)
-        y, x = torch.meshgrid(*axes, indexing="ij")
-        grid = torch.stack([x, y], dim=-1)[None]  # (1, H/4, W/4, 2)
-        return F.grid_sample(probs[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0]
+def mask_probs(
+    network: MaskNetwork, predictions: Predictions, location_index: Tensor, batch: Batch, view: Batch, image: int
+) -> Tensor:
+    """Mask probabilities (C, H/4, W/4) of locations (C,) of one image, on the grid of `batch`; 0 on padding."""
+    height, width = view.valid.shape[-2:]
+    at_once = max(CELLS_AT_ONCE // (height * width // MASK_STRIDE**2), 1)
+    chunks = []
+    for locations in location_index.split(at_once):
+        probs = network.mask_logits(predictions, torch.full_like(locations, image), locations).float().sigmoid()
+        chunks.append(probs if view is batch else to_training_grid(probs, batch, view, image))
+    return torch.cat(chunks) * sample_cells(batch.valid[image])
 
 
-def _pick_by_rank(source: MaskSource, found: Found, settings: CandidateSettings) -> Candidates:
-    """Box-Quality Ranking: the best candidates of every box."""
-    batch, image = source.batch, source.image
-    k_per_box = None
-    if settings.adaptive_k:
+def to_training_grid(probs: Tensor, batch: Batch, view: Batch, image: int) -> Tensor:
+    """Bilinear samples of maps of the view (C, Ht/4, Wt/4) at the centre pixels of the batch's cells (C, H/4, W/4)."""
+    axes = []
+    sides = zip(batch.valid.shape[-2:], probs.shape[-2:], batch.sizes[image], view.sizes[image], strict=True)
+    for padded, cells, side, new_side in sides:
+        pixel = torch.arange(MASK_STRIDE // 2, padded, MASK_STRIDE, device=probs.device)
+        new_pixel = ((pixel + 0.5) * (new_side / side) - 0.5).clamp(0, new_side - 1)
+        cell = (new_pixel - MASK_STRIDE // 2) / MASK_STRIDE
+        axes.append(2 * cell / max(cells - 1, 1) - 1)
+    y, x = torch.meshgrid(*axes, indexing="ij")
+    grid = torch.stack([x, y], dim=-1)[None]  # (1, H/4, W/4, 2)
+    return F.grid_sample(probs[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0]
+
+
+def _rank(found: RawDetections, batch: Batch, view: Batch, image: int, qam: QamConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Box-Quality Ranking with the limits of the settings."""
+    k_top, k_per_box = qam.k_top, None
+    if qam.adaptive_k:
         (height, width), (original_height, original_width) = batch.sizes[image], batch.original_sizes[image]
         areas = box_area(batch.boxes[image]) * (original_height * original_width / (height * width))
-        k_per_box = adaptive_k(
-            areas, k_min=settings.k_min, k_max=settings.k_max, area_s=settings.area_s, area_l=settings.area_l
-        ).round()
-    index, box_index, iou = rank_candidates(
-        source.boxes(),
+        k_top = qam.k_max
+        k_per_box = adaptive_k(areas, k_min=qam.k_min, k_max=qam.k_max, area_s=qam.area_s, area_l=qam.area_l).round()
+    return rank_candidates(
+        view.boxes[image],
         batch.labels[image],
         found.boxes,
         found.labels,
         found.scores,
-        k_top=settings.k_max if settings.adaptive_k else settings.k_top,
-        iou_thr=settings.iou_thr,
-        score_thr=settings.score_thr,
-        class_match=settings.class_match,
-        filter_first=settings.filter_first,
+        k_top=k_top,
+        iou_thr=qam.iou_thr,
+        score_thr=qam.score_thr,
+        class_match=qam.class_match,
+        filter_first=qam.filter_first,
         k_per_box=k_per_box,
     )
-    return Candidates(source.mask_probs(found.location_index[index]), found.scores[index], iou, box_index)
 
 
-def _pick_one_per_box(source: MaskSource, found: Found, settings: CandidateSettings) -> Candidates:
-    """BoxTeacher's labelling: NMS, then the best-ranked detections take a free box each."""
-    kept = batched_nms(found.boxes, found.scores, found.labels, settings.nms_thr)[: settings.topk]
-    kept = kept[found.scores[kept] > 0]
-    scores = found.scores[kept]
-    probs = source.mask_probs(found.location_index[kept])
-    rank = (scores * mask_confidence(probs, mask_thr=settings.mask_thr)).sqrt().argsort(descending=True, stable=True)
-    iou = box_iou(found.boxes[kept], source.boxes())  # (P, N)
-    chosen, box_index = match_greedily(iou[rank], iou_thr=settings.iou_thr)
-    chosen = rank[chosen]
-    return Candidates(probs[chosen], scores[chosen], iou[chosen, box_index], box_index)
+def _suppress(found: RawDetections, fcos: FcosConfig) -> RawDetections:
+    """The best detections after NMS."""
+    found = found.take(batched_nms(found.boxes, found.scores, found.labels, fcos.nms_thr)[: fcos.topk])
+    return found.take(found.scores > 0)
+
+
+def _match(found: RawDetections, probs: Tensor, boxes: Tensor, qam: QamConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """BoxTeacher's labelling: detections ranked by score and mask take a free box each."""
+    rank = (found.scores * mask_confidence(probs, mask_thr=qam.mask_thr)).sqrt().argsort(descending=True, stable=True)
+    iou = box_iou(found.boxes, boxes)  # (P, N)
+    chosen, box_index = match_greedily(iou[rank], iou_thr=qam.iou_thr)
+    index = rank[chosen]
+    return index, box_index, iou[index, box_index]
 
 
 def match_greedily(iou: Tensor, *, iou_thr: float) -> tuple[Tensor, Tensor]:
@@ -266,15 +178,3 @@ def match_greedily(iou: Tensor, *, iou_thr: float) -> tuple[Tensor, Tensor]:
             table[:, box] = -1
     pairs = torch.tensor(sorted(detection_of_box.items()), dtype=torch.int64).view(-1, 2).to(iou.device)
     return pairs[:, 1], pairs[:, 0]
-
-
-def _forward(network: MaskNetwork, view: TeacherView, *, training: bool) -> Predictions:
-    """Predictions in the wanted mode; the module's own mode is restored."""
-    before = network.training if isinstance(network, nn.Module) else None
-    if isinstance(network, nn.Module) and before != training:
-        network.train(training)
-    try:
-        return network(view.images, view.valid)
-    finally:
-        if isinstance(network, nn.Module) and before is not None and before != training:
-            network.train(before)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from boxseg.config import QamConfig
 from boxseg.errors import ShapeError
 from boxseg.ops.boxes import box_iou
 from boxseg.ops.masks import box_masks
@@ -19,30 +19,13 @@ Fusion = Literal["vote", "weighted"]
 FuseMasks = Callable[..., tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class QamSettings:
-    """Settings of `make_pseudo_masks`; `qam.*` and `teacher.with_nms` of the same names say what they do."""
-
-    mask_thr: float = 0.5
-    vote_thr: float = 0.5
-    fusion: Fusion = "vote"
-    score_floor: float = 1.0
-    agreement: bool = True
-    min_quality: float = 0.0
-    with_nms: bool = False
-    dyn_centre: float = 0.5
-    dyn_half: float = 0.1
-    dyn_step: float = 0.01
-    dyn_start: int = 10_000
-    dyn_ema: float = 0.0
-
-
 def make_pseudo_masks(
     candidates: Candidates,
     boxes: Tensor,
     labels: Tensor,
     *,
-    settings: QamSettings,
+    settings: QamConfig,
+    with_nms: bool = False,
     thresholds: ThresholdTable | None = None,
     step: int = 0,
 ) -> PseudoMasks:
@@ -52,7 +35,8 @@ def make_pseudo_masks(
         candidates: What the teacher found for the boxes.
         boxes: Float (N, 4), pixels of the training image.
         labels: int64 (N,).
-        settings: Thresholds and variants.
+        settings: Thresholds and variants; `dyn_start` in steps.
+        with_nms: The candidates were found as BoxTeacher does, at most one per box, and are scored so.
         thresholds: Dynamic thresholds by class, updated in place from `settings.dyn_start` on; None: `mask_thr`.
         step: Steps done so far, from 0.
 
@@ -65,7 +49,7 @@ def make_pseudo_masks(
     probs, box_index, num_boxes = candidates.mask_probs, candidates.box_index, len(boxes)
     mask_thr: float | Tensor = settings.mask_thr
     of_box = None
-    if thresholds is not None and step >= settings.dyn_start and not settings.with_nms:
+    if thresholds is not None and step >= settings.dyn_start and not with_nms:
         of_box = _dynamic_thresholds(candidates, labels, thresholds, settings)
         mask_thr = of_box[box_index]
     mask, soft = fuse_masks(
@@ -74,10 +58,10 @@ def make_pseudo_masks(
         num_boxes,
         mask_thr=mask_thr,
         vote_thr=settings.vote_thr,
-        fusion="weighted" if settings.with_nms else settings.fusion,
+        fusion="weighted" if with_nms else settings.fusion,
         weights=(candidates.score * candidates.box_iou).sqrt(),
     )
-    if settings.with_nms:
+    if with_nms:
         quality, score = _score_single(probs, candidates.score, box_index, num_boxes, mask_thr=settings.mask_thr)
     else:
         quality, score = score_masks(
@@ -315,7 +299,7 @@ def _score_single(
 
 
 def _dynamic_thresholds(
-    candidates: Candidates, labels: Tensor, thresholds: ThresholdTable, settings: QamSettings
+    candidates: Candidates, labels: Tensor, thresholds: ThresholdTable, settings: QamConfig
 ) -> Tensor:
     """Threshold (N,) of every box; the table learns from this image first."""
     # Averaging over time and the repaired measure go together; overwriting is the reference with its quirks.

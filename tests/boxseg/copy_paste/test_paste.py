@@ -5,12 +5,17 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from boxseg.copy_paste.bank import Peer, build_bank
-from boxseg.copy_paste.paste import PasteSettings, attempt_probability, paste_peers, placement_range
+from boxseg.config import PcConfig
+from boxseg.copy_paste.bank import BANKS, Peer
+from boxseg.copy_paste.paste import attempt_probability, paste_peers, placement_range
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import Batch, PseudoMasks
 
-SETTINGS = PasteSettings(min_area=20, warmup=0, p_end=1.0)
+SETTINGS = PcConfig(min_area=20, warmup=0, p_end=1.0)
+
+
+def with_changes(settings, **changes):
+    return settings.model_copy(update=changes)
 
 
 def seeded(seed=0):
@@ -58,7 +63,7 @@ def make_peer(label=0, *, quality=0.8, side=12, color=255):
 
 
 def bank_with(*peers, kind="classes", size=80):
-    bank = build_bank(kind, size=size)
+    bank = BANKS[kind](size)
     bank.add(list(peers), seeded())
     return bank
 
@@ -67,13 +72,13 @@ def bank_with(*peers, kind="classes", size=80):
     ("step", "expected"), [(0, 1), (1000, 0.93), (2500, 0.825), (5000, 0.65), (10_000, 0.3), (20_000, 0.3)]
 )
 def test_attempt_probability_of_the_worked_examples(step, expected):
-    assert attempt_probability(step, PasteSettings()) == pytest.approx(expected, abs=1e-5)
+    assert attempt_probability(step, PcConfig()) == pytest.approx(expected, abs=1e-5)
 
 
 def test_attempt_probability_may_rise_or_have_no_warm_up():
-    rising = PasteSettings(p_start=0.0, p_end=0.3, warmup=100)
+    rising = PcConfig(p_start=0.0, p_end=0.3, warmup=100)
     assert [attempt_probability(step, rising) for step in (0, 50, 100)] == pytest.approx([0, 0.15, 0.3])
-    assert attempt_probability(0, PasteSettings(warmup=0)) == pytest.approx(0.3)
+    assert attempt_probability(0, PcConfig(warmup=0)) == pytest.approx(0.3)
 
 
 def test_placement_of_the_worked_example():
@@ -107,7 +112,7 @@ def test_a_peer_is_pasted_into_both_views_and_comes_last():
 @pytest.mark.parametrize("seed", range(20))
 def test_the_pasted_box_overlaps_its_target_on_each_axis(seed):
     batch, pseudo = make_batch([[[20, 24, 44, 40]]], [[0]])
-    settings = replace(SETTINGS, overlap=0.25, box_shift_px=100)
+    settings = with_changes(SETTINGS, overlap=0.25, box_shift_px=100)
     changed, *_ = paste_peers(batch, pseudo, bank_with(make_peer()), step=0, settings=settings, generator=seeded(seed))
     x1, y1, x2, y2 = changed.boxes[0][-1].tolist()
     assert (x2 - x1, y2 - y1) == (12, 12)
@@ -143,11 +148,11 @@ def test_the_same_seed_gives_the_same_paste():
 @pytest.mark.parametrize(
     ("settings", "peer"),
     [
-        (replace(SETTINGS, p_end=0.0), make_peer()),
-        (replace(SETTINGS, per_image=0), make_peer()),
+        (with_changes(SETTINGS, p_end=0.0), make_peer()),
+        (with_changes(SETTINGS, per_image=0), make_peer()),
         (SETTINGS, make_peer(label=5)),
-        (replace(SETTINGS, min_area=144), make_peer()),
-        (replace(SETTINGS, require_better=True), make_peer(quality=0.9)),
+        (with_changes(SETTINGS, min_area=144), make_peer()),
+        (with_changes(SETTINGS, require_better=True), make_peer(quality=0.9)),
     ],
 )
 def test_an_image_that_gets_nothing_is_returned_as_it_was(settings, peer):
@@ -161,7 +166,7 @@ def test_an_image_that_gets_nothing_is_returned_as_it_was(settings, peer):
 
 def test_an_empty_bank_pastes_nothing_and_learns_the_image_first():
     batch, pseudo = make_batch([[[8, 8, 24, 24]], [[30, 30, 50, 60]]], [[0], [0]])
-    bank = build_bank("classes", size=80)
+    bank = BANKS["classes"](80)
     changed, _, stats = paste_peers(batch, pseudo, bank, step=0, settings=SETTINGS, generator=seeded())
     assert len(changed.boxes[0]) == 1  # the bank was empty when the first image chose
     assert len(bank) == 2
@@ -171,7 +176,7 @@ def test_an_empty_bank_pastes_nothing_and_learns_the_image_first():
 def test_the_lowest_quality_gets_the_peer_and_the_larger_box_breaks_a_tie():
     boxes = [[2, 2, 14, 14], [24, 2, 40, 14], [44, 44, 62, 62]]
     batch, pseudo = make_batch([boxes], [[0, 0, 0]])
-    settings = replace(SETTINGS, target="lowest-q", overlap=0.5)
+    settings = with_changes(SETTINGS, target="lowest-q", overlap=0.5)
     for quality, target in (([0.9, 0.2, 0.8], 1), ([0.0, 0.7, 0.0], 2)):
         changed, *_ = paste_peers(
             batch,
@@ -198,7 +203,7 @@ def test_a_better_peer_is_looked_for_among_the_others():
             pseudo,
             bank,
             step=0,
-            settings=replace(SETTINGS, require_better=True, bank_q_thr=0.99),
+            settings=with_changes(SETTINGS, require_better=True, bank_q_thr=0.99),
             generator=seeded(seed),
         )
         assert float(masks[0].quality[-1]) == pytest.approx(0.7)
@@ -207,7 +212,7 @@ def test_a_better_peer_is_looked_for_among_the_others():
 
 def test_mode_segmentation_ignores_the_class():
     batch, pseudo = make_batch([[[8, 8, 24, 24]]], [[0]])
-    settings = replace(SETTINGS, mode="segmentation")
+    settings = with_changes(SETTINGS, mode="segmentation")
     changed, *_ = paste_peers(
         batch, pseudo, bank_with(make_peer(label=5)), step=0, settings=settings, generator=seeded()
     )
@@ -217,7 +222,7 @@ def test_mode_segmentation_ignores_the_class():
 def test_mode_simple_pastes_a_whole_entry_at_its_old_place_even_without_boxes():
     batch, pseudo = make_batch([[]], [[]])
     first, second = make_peer(label=1, side=8), replace(make_peer(label=2), corner=(50, 58), box=(58.0, 50, 70, 62))
-    settings = replace(SETTINGS, mode="simple")
+    settings = with_changes(SETTINGS, mode="simple")
     bank = bank_with(first, second, kind="images")
     changed, *_ = paste_peers(batch, pseudo, bank, step=0, settings=settings, generator=seeded())
     assert changed.boxes[0].tolist() == [[20, 30, 28, 38], [58, 50, 64, 62]]  # the second is cut by the border
@@ -236,7 +241,7 @@ def test_of_equal_qualities_the_first_instance_of_an_entry_is_taken():
 def test_several_peers_go_to_several_targets():
     batch, pseudo = make_batch([[[2, 2, 20, 20], [40, 40, 60, 60]]], [[0, 0]])
     bank = bank_with(*(make_peer(side=6, color=color) for color in (210, 220, 230)))
-    settings = replace(SETTINGS, per_image=3)
+    settings = with_changes(SETTINGS, per_image=3)
     changed, *_ = paste_peers(batch, pseudo, bank, step=0, settings=settings, generator=seeded())
     assert len(changed.boxes[0]) == 4  # two targets, so two peers
 
@@ -249,11 +254,11 @@ def test_admission_to_the_bank():
             pseudo[0], quality=torch.tensor([0.9, 0.9, 0.9, 0.4, 0.9]), score=torch.tensor([0.9, 0.9, 0.9, 0.9, 0.4])
         )
     ]
-    settings = replace(SETTINGS, p_end=0.0, bank_iou_thr=0.05)
+    settings = with_changes(SETTINGS, p_end=0.0, bank_iou_thr=0.05)
 
     def admitted(**change):
-        bank = build_bank("classes", size=80)
-        paste_peers(batch, pseudo, bank, step=0, settings=replace(settings, **change), generator=seeded())
+        bank = BANKS["classes"](80)
+        paste_peers(batch, pseudo, bank, step=0, settings=with_changes(settings, **change), generator=seeded())
         return sorted(group[0].label for group in bank.draw(None, seeded()))
 
     assert admitted() == [0]  # 1 and 2 overlap, 3 has low quality, 4 a low score
@@ -267,8 +272,10 @@ def test_a_peer_is_the_instance_at_full_resolution():
     batch, pseudo = make_batch([[[9, 13, 30.5, 41.25]]], [[0]])
     soft = torch.rand(1, 16, 16, generator=seeded(4))
     pseudo = [replace(pseudo[0], soft=soft)]
-    bank = build_bank("classes", size=80)
-    paste_peers(batch, pseudo, bank, step=0, settings=replace(SETTINGS, p_end=0.0, soft_thr=0.45), generator=seeded())
+    bank = BANKS["classes"](80)
+    paste_peers(
+        batch, pseudo, bank, step=0, settings=with_changes(SETTINGS, p_end=0.0), soft_thr=0.45, generator=seeded()
+    )
     (peer,) = next(bank.draw(None, seeded()))
     rows, columns = slice(13, 42), slice(9, 31)
     assert peer.corner == (13, 9)
@@ -280,13 +287,13 @@ def test_a_peer_is_the_instance_at_full_resolution():
 
 @pytest.mark.parametrize("kind", ["images", "classes"])
 def test_many_steps_keep_every_box_inside_its_image(kind):
-    bank, random = build_bank(kind, size=6), seeded(9)
+    bank, random = BANKS[kind](6), seeded(9)
     pasted = 0.0
     for step in range(30):
         corners = torch.rand(2, 3, 2, generator=random) * 40
         boxes = torch.cat([corners, corners + 6 + torch.rand(2, 3, 2, generator=random) * 16], dim=-1)
         batch, pseudo = make_batch(boxes.tolist(), torch.randint(0, 2, (2, 3), generator=random).tolist(), seed=step)
-        settings = replace(SETTINGS, per_image=2, keep_boxes=True)
+        settings = with_changes(SETTINGS, per_image=2, keep_boxes=True)
         changed, masks, stats = paste_peers(batch, pseudo, bank, step=step, settings=settings, generator=random)
         pasted += float(stats["pc/paste_rate"])
         for image in range(2):

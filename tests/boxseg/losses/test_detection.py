@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from boxseg.errors import ShapeError
 from boxseg.losses.detection import detection_losses, focal_loss, giou, varifocal_loss
-from boxseg.structures import Predictions
+from boxseg.structures import LocationTargets, Predictions
 
 
 def make_predictions(images=2, locations=6, classes=3, seed=0):
@@ -65,10 +65,7 @@ def test_losses_equal_sums_over_the_positive_locations(use_vfl):
     distances, centerness = torch.rand(2, 6, 4) + 1, torch.rand(2, 6)
     losses = detection_losses(
         predictions,
-        matched,
-        labels,
-        distances,
-        centerness,
+        LocationTargets(matched, labels, distances, centerness),
         num_positive=torch.tensor(2.0),
         centerness_sum=torch.tensor(0.7),
         use_vfl=use_vfl,
@@ -94,10 +91,7 @@ def test_background_alone_still_reaches_every_output():
     predictions = make_predictions()
     losses = detection_losses(
         predictions,
-        torch.full((2, 6), -1),
-        torch.zeros(2, 6, dtype=torch.int64),
-        torch.zeros(2, 6, 4),
-        torch.zeros(2, 6),
+        LocationTargets(torch.full((2, 6), -1), torch.full((2, 6), -1), torch.zeros(2, 6, 4), torch.zeros(2, 6)),
         num_positive=torch.tensor(1.0),
         centerness_sum=torch.tensor(1e-6),
         iou_eps=1e-6,
@@ -113,10 +107,7 @@ def test_targets_must_fit():
     with pytest.raises(ShapeError, match="distance_targets"):
         detection_losses(
             make_predictions(),
-            torch.full((2, 6), -1),
-            torch.zeros(2, 6, dtype=torch.int64),
-            torch.zeros(2, 5, 4),
-            torch.zeros(2, 6),
+            LocationTargets(torch.full((2, 6), -1), torch.full((2, 6), -1), torch.zeros(2, 5, 4), torch.zeros(2, 6)),
             num_positive=torch.tensor(1.0),
             centerness_sum=torch.tensor(1.0),
         )

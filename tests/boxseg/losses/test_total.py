@@ -1,19 +1,32 @@
 """All losses together: names, weights, warm-ups, and batches in which something is missing."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from boxseg.losses.total import LossSettings, compute_losses, warmup
+from boxseg.config import BoxInstConfig, FcosConfig, LossConfig
+from boxseg.losses.total import compute_losses, warmup
 from boxseg.ops.masks import box_masks
 from boxseg.structures import Batch, LocationTargets, Predictions, Proposals, PseudoMasks
 
 SIZE, CLASSES = 32, 3
 TERMS = {"cls", "loc", "ctr", "projection", "pairwise", "mask", "affinity"}
-NOW = LossSettings(pairwise_warmup=0, pseudo_warmup=0, color_thr=0.01, bottom_px=0)
+NOW = {
+    "fcos": FcosConfig(),
+    "boxinst": BoxInstConfig(warmup=0, color_thr=0.01, bottom_px=0),
+    "loss": LossConfig(warmup=0),
+}
+
+
+def replace(settings, **changes):
+    """Each change goes to the group that has the setting; `pairwise_warmup` and `pseudo_warmup` name the warm-ups."""
+    names = {"boxinst": {"pairwise_warmup": "warmup"}, "loss": {"pseudo_warmup": "warmup"}, "fcos": {}}
+    replaced = {}
+    for group, values in settings.items():
+        own = {names[group].get(name, name): value for name, value in changes.items()}
+        replaced[group] = values.model_copy(update={n: v for n, v in own.items() if n in type(values).model_fields})
+    return replaced
 
 
 class SmallNetwork(nn.Module):
@@ -88,9 +101,7 @@ def make_step(boxes=(((4, 4, 20, 20), (8, 16, 30, 30)), ((0, 0, 12, 31),)), *, q
 def run(parts, *, settings=NOW, step=0, **changes):
     network, predictions, batch, targets, proposals, pseudo = parts
     pseudo = changes.pop("pseudo", pseudo)
-    return compute_losses(
-        network, predictions, batch, targets, proposals, pseudo, step=step, settings=settings, **changes
-    )
+    return compute_losses(network, predictions, batch, targets, proposals, pseudo, step=step, **settings, **changes)
 
 
 def numbers(losses):

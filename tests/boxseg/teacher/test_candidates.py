@@ -7,19 +7,29 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from boxseg.config import FcosConfig, QamConfig, TeacherConfig
+from boxseg.ops.detections import decode_detections
+from boxseg.ops.images import resized_shape
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import Batch, Predictions
-from boxseg.teacher.candidates import (
-    CandidateSettings,
-    MaskSource,
-    decode,
-    find_candidates,
-    match_greedily,
-    resized,
-    teacher_view,
-)
+from boxseg.teacher.candidates import find_candidates, match_greedily, teacher_view, to_training_grid
 
-SETTINGS = CandidateSettings(resize_short=None, cand_score_thr=0.01, score_thr=0.0)
+SETTINGS = {
+    "teacher": TeacherConfig(resize_short=None, cand_score_thr=0.01),
+    "qam": QamConfig(score_thr=0.0),
+    "fcos": FcosConfig(),
+}
+
+
+def with_changes(settings, **changes):
+    """Each change goes to the first group that has the setting."""
+    changed = dict(settings)
+    for name, value in changes.items():
+        group = next(group for group, values in settings.items() if name in type(values).model_fields)
+        changed[group] = changed[group].model_copy(update={name: value})
+    return changed
+
+
 CLASSES = 3
 
 
@@ -109,12 +119,12 @@ BATCH = ([[[8, 8, 30, 40], [40, 40, 60, 62]], [[4, 4, 20, 20]]], [[1, 0], [2]])
     [((640, 853), (800, 1066)), ((427, 640), (800, 1199)), ((480, 640), (800, 1067)), ((640, 1333), (640, 1333))],
 )
 def test_sizes_of_the_teachers_input(size, expected):
-    assert resized(size, short=800, long=1333) == expected
+    assert resized_shape(size, short_side=800, max_size=1333) == expected
 
 
 def test_candidates_are_ranked_for_each_box_of_each_image():
     network = planted(DETECTIONS, images=2)
-    first, second = find_candidates(network, make_batch(*BATCH), replace(SETTINGS, filter_first=True))
+    first, second = find_candidates(network, make_batch(*BATCH), **with_changes(SETTINGS, filter_first=True))
     assert first.box_index.tolist() == [0, 0, 0, 1]
     assert first.score.tolist() == pytest.approx([0.9, 0.6, 0.7, 0.8], abs=1e-4)  # IoU 1, 1, 0.875, then the other box
     assert first.box_iou.tolist() == pytest.approx([1, 1, 28 / 32, 20 / 22], abs=1e-4)
@@ -140,22 +150,24 @@ def test_candidates_are_ranked_for_each_box_of_each_image():
 )
 def test_every_limit_has_its_effect(change, count):
     network = planted(DETECTIONS, images=2)
-    first, _ = find_candidates(network, make_batch(*BATCH), replace(SETTINGS, **change))
+    first, _ = find_candidates(network, make_batch(*BATCH), **with_changes(SETTINGS, **change))
     assert len(first.score) == count
 
 
 def test_a_small_box_gets_fewer_candidates_in_pixels_of_the_original_image():
     network, batch = planted(DETECTIONS, images=2), make_batch(*BATCH)
-    settings = replace(SETTINGS, adaptive_k=True, k_min=1, k_max=4, area_s=1000.0, area_l=2000.0, filter_first=True)
-    assert len(find_candidates(network, batch, settings)[0].score) == 2
+    settings = with_changes(
+        SETTINGS, adaptive_k=True, k_min=1, k_max=4, area_s=1000.0, area_l=2000.0, filter_first=True
+    )
+    assert len(find_candidates(network, batch, **settings)[0].score) == 2
     doubled = replace(batch, original_sizes=[(128, 128)] * 2)
-    assert len(find_candidates(network, doubled, settings)[0].score) == 4
+    assert len(find_candidates(network, doubled, **settings)[0].score) == 4
 
 
 def test_one_image_alone_equals_the_same_image_in_a_batch():
-    together = find_candidates(planted(DETECTIONS, images=2), make_batch(*BATCH), SETTINGS)[1]
+    together = find_candidates(planted(DETECTIONS, images=2), make_batch(*BATCH), **SETTINGS)[1]
     network = planted([(0, *rest) for image, *rest in DETECTIONS if image == 1])
-    alone = find_candidates(network, make_batch(BATCH[0][1:], BATCH[1][1:]), SETTINGS)[0]
+    alone = find_candidates(network, make_batch(BATCH[0][1:], BATCH[1][1:]), **SETTINGS)[0]
     for name in ("mask_probs", "score", "box_iou", "box_index"):
         assert torch.equal(getattr(together, name), getattr(alone, name))
 
@@ -163,24 +175,19 @@ def test_one_image_alone_equals_the_same_image_in_a_batch():
 @pytest.mark.parametrize("with_nms", [True, False])
 def test_images_without_boxes_or_detections_have_no_candidates(with_nms):
     for network, boxes, labels in ((planted(DETECTIONS), [[]], [[]]), (planted([]), [[[8, 8, 30, 40]]], [[1]])):
-        (found,) = find_candidates(network, make_batch(boxes, labels), replace(SETTINGS, with_nms=with_nms))
+        (found,) = find_candidates(network, make_batch(boxes, labels), **with_changes(SETTINGS, with_nms=with_nms))
         assert found.mask_probs.shape == (0, 16, 16)
         assert len(found.score) == len(found.box_iou) == len(found.box_index) == 0
 
 
-@pytest.mark.parametrize("eval_mode", [True, False])
-@pytest.mark.parametrize("before", [True, False])
-def test_the_mode_is_the_settings_and_is_given_back(eval_mode, before):
-    network = planted(DETECTIONS).train(before)
-    (found,) = find_candidates(network, make_batch(BATCH[0][:1], BATCH[1][:1]), replace(SETTINGS, eval_mode=eval_mode))
-    assert network.seen[0][2] is not eval_mode
-    assert network.training is before
+def test_candidates_carry_no_gradient():
+    (found,) = find_candidates(planted(DETECTIONS), make_batch(BATCH[0][:1], BATCH[1][:1]), **SETTINGS)
     assert not found.mask_probs.requires_grad
 
 
 def test_masks_are_zero_on_padding():
     batch = make_batch([[[8, 8, 30, 40]]], [[1]], sizes=[(48, 40)])
-    (found,) = find_candidates(planted(DETECTIONS), batch, SETTINGS)
+    (found,) = find_candidates(planted(DETECTIONS), batch, **SETTINGS)
     assert float(found.mask_probs[:, 12:].max()) == 0
     assert float(found.mask_probs[:, :, 10:].max()) == 0
     assert float(found.mask_probs[:, :12, :10].min()) > 0
@@ -188,19 +195,19 @@ def test_masks_are_zero_on_padding():
 
 def test_the_view_is_the_batch_itself_where_no_size_changes():
     batch = make_batch(*BATCH)
-    assert teacher_view(batch, short=None, long=1333).images is batch.weak
-    assert teacher_view(batch, short=64, long=1333).images is batch.weak
+    assert teacher_view(batch, short=None, long=1333) is batch
+    assert teacher_view(batch, short=64, long=1333) is batch
 
 
 def test_a_larger_view_is_resized_without_padding_and_padded_again():
     batch = make_batch([[], []], [[], []], sizes=[(48, 40), (64, 64)])
     view = teacher_view(batch, short=80, long=200)
     assert view.sizes == [(96, 80), (80, 80)]
-    assert view.images.shape == (2, 3, 96, 96)
+    assert view.weak.shape == (2, 3, 96, 96)
     assert view.valid.sum(dim=(1, 2)).tolist() == [96 * 80, 80 * 80]
     expected = F.interpolate(batch.weak[:1, :, :48, :40].float(), (96, 80), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(view.images[:1, :, :96, :80], expected)
-    assert float(view.images[0, :, :, 80:].abs().max()) == 0
+    torch.testing.assert_close(view.weak[:1, :, :96, :80], expected)
+    assert float(view.weak[0, :, :, 80:].abs().max()) == 0
 
 
 def test_masks_of_a_larger_view_equal_enlarging_cropping_and_resizing():
@@ -208,8 +215,7 @@ def test_masks_of_a_larger_view_equal_enlarging_cropping_and_resizing():
     view = teacher_view(batch, short=70, long=200)
     assert view.sizes == [(84, 70)]
     probs = torch.rand(2, *(side // 4 for side in view.valid.shape[-2:]), generator=torch.Generator().manual_seed(1))
-    source = MaskSource(planted([]), None, batch, view, 0)
-    found = source._to_training_grid(probs)
+    found = to_training_grid(probs, batch, view, 0)
     enlarged = aligned_bilinear(probs, 4)[None, :, :84, :70]
     small = F.interpolate(enlarged, (48, 40), mode="bilinear", align_corners=False)[0]
     # Interpolating twice blurs a little more than sampling once.
@@ -221,7 +227,9 @@ def test_boxes_of_a_larger_view_are_scaled_with_it():
         (image, location, label, p, tuple(2 * side for side in box)) for image, location, label, p, box in DETECTIONS
     ]
     network = planted(doubled, images=2, size=128)
-    first, second = find_candidates(network, make_batch(*BATCH), replace(SETTINGS, resize_short=128, filter_first=True))
+    first, second = find_candidates(
+        network, make_batch(*BATCH), **with_changes(SETTINGS, resize_short=128, filter_first=True)
+    )
     assert first.box_iou.tolist() == pytest.approx([1, 1, 28 / 32, 20 / 22], abs=1e-4)
     assert len(second.score) == 1
     assert first.mask_probs.shape == (4, 16, 16)
@@ -232,7 +240,7 @@ def test_boxes_of_a_larger_view_are_scaled_with_it():
 def test_decoding_keeps_the_best_of_each_level():
     network = planted(DETECTIONS)
     batch = make_batch([[]], [[]])
-    (found,) = decode(network(batch.weak, batch.valid), score_thr=0.1, pre_topk=2)
+    (found,) = decode_detections(network(batch.weak, batch.valid), score_thr=0.1, pre_topk=2)
     assert found.location_index[found.scores > 0].tolist() == [9, 3, 66]
     assert found.labels[found.scores > 0].tolist() == [2, 1, 1]
     assert float(found.boxes[found.scores == 0].abs().max()) == 0
@@ -240,12 +248,12 @@ def test_decoding_keeps_the_best_of_each_level():
 
 def test_nms_labelling_gives_each_box_one_detection_whatever_its_class():
     network = planted(DETECTIONS, images=2)
-    settings = replace(SETTINGS, with_nms=True)
-    first, second = find_candidates(network, make_batch(*BATCH), settings)
+    settings = with_changes(SETTINGS, with_nms=True)
+    first, second = find_candidates(network, make_batch(*BATCH), **settings)
     assert first.box_index.tolist() == [0, 1]
     assert first.score.tolist() == pytest.approx([0.9**0.5, 0.8], abs=1e-4)
     assert second.box_index.tolist() == [0]
-    (limited, _) = find_candidates(network, make_batch(*BATCH), replace(settings, topk=1))
+    (limited, _) = find_candidates(network, make_batch(*BATCH), **with_changes(settings, topk=1))
     assert limited.box_index.tolist() == [0]
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from boxseg.config import QamConfig
 from boxseg.errors import ShapeError
 from boxseg.structures import Candidates, PseudoMasks
 from boxseg.teacher.qam import (
-    QamSettings,
     adaptive_k,
     fuse_masks,
     make_pseudo_masks,
@@ -235,7 +235,7 @@ def test_pseudo_masks_stay_inside_their_boxes_and_empty_ones_are_not_trusted():
     candidates = Candidates(PROBS, SCORES, IOUS, torch.tensor([0, 0, 2]))
     boxes = torch.tensor([[4.0, 4, 9, 15], [0, 0, 15, 15], [12, 0, 15, 3]])
     labels = torch.zeros(3, dtype=torch.int64)
-    pseudo = make_pseudo_masks(candidates, boxes, labels, settings=QamSettings())
+    pseudo = make_pseudo_masks(candidates, boxes, labels, settings=QamConfig())
     expected = torch.zeros(4, 4, dtype=torch.bool)
     expected[1:3, 1] = True  # the right half of the block is outside the box
     assert torch.equal(pseudo.mask[0], expected)
@@ -249,7 +249,7 @@ def test_low_quality_counts_as_none():
     candidates = Candidates(PROBS, SCORES, IOUS, ONE_BOX)
     box, label = torch.tensor([[0.0, 0, 15, 15]]), torch.zeros(1, dtype=torch.int64)
     for limit, expected in ((0.73, 0.734879), (0.74, 0.0)):
-        pseudo = make_pseudo_masks(candidates, box, label, settings=QamSettings(min_quality=limit))
+        pseudo = make_pseudo_masks(candidates, box, label, settings=QamConfig(min_quality=limit))
         assert float(pseudo.quality) == pytest.approx(expected, abs=1e-5)
 
 
@@ -257,7 +257,7 @@ def test_a_labelling_with_nms_uses_the_quality_of_boxteacher():
     candidates = Candidates(PROBS[:1], SCORES[:1], IOUS[:1], torch.tensor([1]))
     boxes = torch.tensor([[0.0, 0, 15, 15], [0, 0, 15, 15]])
     pseudo = make_pseudo_masks(
-        candidates, boxes, torch.zeros(2, dtype=torch.int64), settings=QamSettings(with_nms=True)
+        candidates, boxes, torch.zeros(2, dtype=torch.int64), settings=QamConfig(), with_nms=True
     )
     assert pseudo.quality.tolist() == pytest.approx([0, (0.9**0.5 * 3.3 / 4) ** 0.5], abs=1e-5)
     assert torch.equal(pseudo.mask[1], PROBS[0] > 0.5)
@@ -269,7 +269,7 @@ def test_dynamic_thresholds_wait_for_their_start_and_then_cut_the_soft_map(ema):
     candidates = Candidates(PROBS, SCORES, IOUS, ONE_BOX)
     box, label = torch.tensor([[0.0, 0, 15, 15]]), torch.ones(1, dtype=torch.int64)
     table = ThresholdTable(3, start=0.7)
-    settings = QamSettings(fusion="weighted", dyn_start=5, dyn_ema=ema)
+    settings = QamConfig(fusion="weighted", dyn_start=5, dyn_ema=ema)
     early = make_pseudo_masks(candidates, box, label, settings=settings, thresholds=table, step=4)
     torch.testing.assert_close(table.table, torch.full((3,), 0.7))
     assert torch.equal(early.mask, early.soft > 0.5)
