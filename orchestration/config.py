@@ -85,6 +85,8 @@ class SweepConfig(Config):
     """Trials at the same time; null: as many as the resources hold."""
     seeds: list[int] = Field([0], min_length=1)
     """Values of train.seed."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Setting name -> value that the sweep uses instead of the file's own, such as fewer `train.steps`."""
     space: dict[str, Domain] = Field(default_factory=dict)
     """Setting name (as in `qam.iou_thr`) -> domain."""
 
@@ -191,22 +193,38 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
     Raises:
         ConfigError: anything wrong with file or overrides, one line for each fault.
     """
-    source = read_settings(path, overrides)
+    source = read_settings(path, overrides, for_sweep=True)
     spec = _build_spec(SweepSpec, source)
     _check_space(spec, source)
     return spec
 
 
-def read_settings(path: Path, overrides: Sequence[str] = ()) -> Source:
+def read_settings(path: Path, overrides: Sequence[str] = (), *, for_sweep: bool = False) -> Source:
     """File and overrides as one nested dict with absolute paths; nothing is validated yet.
 
+    `sweep.settings` are in place where it is `for_sweep`; overrides win over them.
     Relative paths belong to the file that names them; in `--set`, and for the default `storage`, to the current folder.
     """
     source = read_source(path)
+    if for_sweep:
+        source = _use_sweep_settings(source)
     for text in overrides:
         source = override(source, text)
     values = {name: value for name, value in source.values.items() if value is not None}  # `qam:` and nothing below
     return Source(source.name, {"storage": str(Path.cwd() / "runs"), **values}, source.places)
+
+
+def _use_sweep_settings(source: Source) -> Source:
+    sweep = source.values.get("sweep")
+    changed = sweep.get("settings") if isinstance(sweep, dict) else None
+    if not isinstance(changed, dict):
+        return source  # absent, or wrong and refused later
+    values, places = source.values, dict(source.places)
+    for name, value in changed.items():
+        path = tuple(str(name).split("."))
+        values = assign(values, path, value)
+        places[path] = source.place(("sweep", "settings", str(name)))
+    return Source(source.name, values, places)
 
 
 Spec = TypeVar("Spec", bound=RunSpec)
@@ -264,9 +282,9 @@ def flatten(spec: RunSpec) -> dict[str, str | int | float | bool]:
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted setting name and value of all settings in nested values; `sweep.space` is one setting."""
+    """Dotted setting name and value of all settings in nested values; `sweep.space` and `sweep.settings` are one each."""
     for name, value in values.items():
-        if isinstance(value, dict) and prefix + name != "sweep.space":
+        if isinstance(value, dict) and prefix + name not in ("sweep.space", "sweep.settings"):
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

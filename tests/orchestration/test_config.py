@@ -309,3 +309,22 @@ def test_flat_settings_are_plain_values_without_the_sweep(write: Write):
     assert flat["train.image_size"] == "[64, 96]"
     assert flat["train.clip_norm"] == "null"
     assert not any(name.startswith("sweep") for name in flat)
+
+
+def test_a_sweep_uses_its_own_settings_a_run_does_not_and_set_wins(tmp_path):
+    path = tmp_path / "e.yaml"
+    path.write_text(
+        "train: {steps: 100}\n"
+        "sweep: {settings: {train.steps: 10, qam.k_top: 3}, space: {qam.iou_thr: {choice: [0.5]}}}\n"
+    )
+    assert load_run(path).train.steps == 100
+    assert load_sweep(path).train.steps == 10
+    assert load_sweep(path, ["train.steps=7"]).train.steps == 7
+    assert load_sweep(path).trial({"qam.iou_thr": 0.5}, 0).qam.k_top == 3
+
+
+def test_an_unknown_name_among_a_sweeps_settings_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "e.yaml"
+    path.write_text("sweep:\n  settings: {train.step: 10}\n  space: {qam.iou_thr: {choice: [0.5]}}\n")
+    with pytest.raises(ConfigError, match=r"e\.yaml:2.*train\.step.*steps"):
+        load_sweep(path)
