@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from boxseg.build import build_network
+from boxseg.build import build_network, image_sizes
 from boxseg.config import BoxSegConfig
+from boxseg.data import coco
 from boxseg.data.loader import collate
 from boxseg.data.transforms import resize_only
 from boxseg.engine import checkpoint
 from boxseg.engine.evaluate import detect
-from boxseg.errors import CheckpointError, DataError, ShapeError
+from boxseg.errors import CheckpointError, ShapeError
 from boxseg.structures import Detections, Sample
 
 
@@ -72,12 +72,12 @@ class Predictor:
     def stream(self, images: Iterable[str | Path | Tensor | np.ndarray]) -> Iterable[Detections]:
         """The same, one image at a time: memory stays that of one image."""
         train = self.config.train
-        sizes = (train.image_size,) if isinstance(train.image_size, int) else train.image_size
+        short_side = train.eval_size or max(image_sizes(self.config))
         for number, item in enumerate(images):
             image = read_image(item)
             none = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
             sample = Sample(image, *none, image_id=number, original_size=(image.shape[1], image.shape[2]))
-            view = resize_only(sample, train.eval_size or max(sizes), train.max_size)
+            view = resize_only(sample, short_side, train.max_size)
             batch = collate([view]).to(self._device)
             yield detect(self._network, batch, self.config.fcos)[1][0]
 
@@ -90,12 +90,8 @@ def read_image(item: str | Path | Tensor | np.ndarray) -> Tensor:
         ShapeError: the tensor or array has another shape or dtype.
     """
     if isinstance(item, (str, Path)):
-        try:
-            with Image.open(item) as picture:
-                return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-        except OSError as error:
-            raise DataError(f"{item}: the image cannot be read ({error}); check the path, or save it again") from error
-    image = item if isinstance(item, Tensor) else torch.from_numpy(item).permute(2, 0, 1)
+        return coco.read_image(Path(item))
+    image = item if isinstance(item, Tensor) else torch.from_numpy(np.moveaxis(item, -1, 0))
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
         raise ShapeError(f"image has dtype {image.dtype} and shape {tuple(image.shape)}; uint8 RGB (3, h, w) is needed")
     return image
