@@ -8,10 +8,11 @@ from typing import Literal
 
 import torch
 from torch import Generator, Tensor
+from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from boxseg.ops.boxes import clip_boxes, scale_boxes
+from boxseg.ops.boxes import scale_boxes
 from boxseg.ops.images import resized_shape
 from boxseg.structures import Sample
 
@@ -103,7 +104,7 @@ def resize_only(sample: Sample, short_side: int, max_size: int) -> View:
     image = sample.image
     if new_size != (height, width):
         image = F.resize_image(image, list(new_size), interpolation=InterpolationMode.BILINEAR, antialias=True)
-    boxes = clip_boxes(scale_boxes(sample.boxes, (height, width), new_size), new_size)
+    boxes = clip_boxes_to_image(scale_boxes(sample.boxes, (height, width), new_size), new_size)
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return View(image, image, boxes[kept], sample.labels[kept], sample.image_id, sample.original_size)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -43,8 +43,8 @@ class Progress:
     """Where a run stands; saved with every checkpoint."""
 
     step: int = 0
-    metrics: dict[str, float] | None = None
-    best: dict[str, float] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
 
 
 def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = True) -> TrainResult:
@@ -81,8 +81,8 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = 
             progress = Progress(done, progress.metrics, progress.best)
             save(trainer, checkpoints, progress)
         if stop and done < trainer.steps:
-            return TrainResult(done, progress.metrics or {}, progress.best or {}, finished=False)
-    return TrainResult(progress.step, progress.metrics or {}, progress.best or {}, finished=True)
+            return TrainResult(done, progress.metrics, progress.best, finished=False)
+    return TrainResult(progress.step, progress.metrics, progress.best, finished=True)
 
 
 def wants_stop(reporter: Reporter, *, at_report: bool) -> bool:
@@ -139,8 +139,8 @@ def evaluate_and_save(trainer: Trainer, folder: Path, done: int, progress: Progr
         average_buffers(trainer.teacher)
     metrics, panels = validate(trainer, samples=folder / "samples", step=done)
     key = metrics.get(KEY_METRIC, 0.0)
-    is_best = progress.best is None or key > progress.best.get(KEY_METRIC, 0.0)
-    progress = Progress(done, metrics, metrics if is_best or progress.best is None else progress.best)
+    is_best = not progress.best or key > progress.best.get(KEY_METRIC, 0.0)
+    progress = Progress(done, metrics, metrics if is_best else progress.best)
     written = save(trainer, folder / "checkpoints", progress, is_best=is_best)
     reporter.on_eval(EvalReport(done, metrics, written, panels, is_best))
     return progress
@@ -185,7 +185,7 @@ def restore(trainer: Trainer, folder: Path) -> Progress:
     state = checkpoint.load_state(folder)
     networks = {name: checkpoint.load_network(folder, name) for name in trainer.networks()}
     trainer.load(networks, state["shared"], state["ranks"])
-    return Progress(about["step"], about["metrics"], about["best"])
+    return Progress(about["step"], about["metrics"] or {}, about["best"] or {})
 
 
 class Meter:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from boxseg.ops.boxes import clip_boxes, scale_boxes
+from boxseg.ops.boxes import scale_boxes
 from boxseg.ops.detections import decode_detections
 from boxseg.ops.masks import resize_masks
 from boxseg.structures import Detections, MaskNetwork, Predictions
@@ -53,7 +53,7 @@ def postprocess(
         size, original_size = sizes[image], original_sizes[image]
         found = found.take(found.scores > 0)
         found = found.take(batched_nms(found.boxes, found.scores, found.labels, nms_thr)[:topk])
-        boxes = clip_boxes(scale_boxes(found.boxes, size, original_size), original_size)
+        boxes = clip_boxes_to_image(scale_boxes(found.boxes, size, original_size), original_size)
         not_empty = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         found, boxes = found.take(not_empty), boxes[not_empty]
 

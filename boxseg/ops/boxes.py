@@ -45,13 +45,6 @@ def decode_boxes(locations: Tensor, distances: Tensor, strides: Tensor) -> Tenso
     return torch.cat([locations - distances[..., :2], locations + distances[..., 2:]], dim=-1)
 
 
-def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes (..., 4) cut at the borders of an image of `size` (height, width) pixels."""
-    height, width = size
-    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
-    return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
-
-
 def scale_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
     """Boxes (..., 4) of an image of `size`, in pixels of the same image resized to `new_size` (height, width)."""
     y, x = new_size[0] / size[0], new_size[1] / size[1]

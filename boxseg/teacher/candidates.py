@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from boxseg.config import FcosConfig, QamConfig, TeacherConfig
-from boxseg.ops.boxes import box_area, box_iou, clip_boxes, scale_boxes
+from boxseg.ops.boxes import box_area, box_iou, scale_boxes
 from boxseg.ops.detections import RawDetections, decode_detections
 from boxseg.ops.images import pad_images, resized_shape
 from boxseg.ops.neighbours import sample_cells
@@ -86,7 +86,7 @@ def teacher_view(batch: Batch, *, short: int | None, long: int) -> Batch:
     for weak, box, (height, width), size in zip(batch.weak, batch.boxes, batch.sizes, sizes, strict=True):
         pixels = weak[None, :, :height, :width].float()
         images.append(F.interpolate(pixels, size, mode="bilinear", align_corners=False)[0])
-        boxes.append(clip_boxes(scale_boxes(box, (height, width), size), size))
+        boxes.append(clip_boxes_to_image(scale_boxes(box, (height, width), size), size))
     padded, valid = pad_images(images)
     return replace(batch, weak=padded, valid=valid, boxes=boxes, sizes=sizes)
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from boxseg.ops.boxes import box_area, box_iou, clip_boxes, decode_boxes, scale_boxes
+from boxseg.ops.boxes import box_area, box_iou, decode_boxes, scale_boxes
 
 
 def test_iou_of_half_overlapping_boxes_is_one_third():
@@ -35,10 +35,6 @@ def test_decoding_scales_distances_with_the_stride():
     distances = torch.tensor([[1.25, 1.25, 3.75, 2.5], [1.0, 0.0, 0.5, 2.0]])
     boxes = decode_boxes(locations, distances, torch.tensor([8.0, 16.0]))
     assert boxes.tolist() == [[10.0, 10.0, 50.0, 40.0], [24.0, 8.0, 48.0, 40.0]]
-
-
-def test_clipping_uses_height_for_y_and_width_for_x():
-    assert clip_boxes(torch.tensor([[-3.0, -4.0, 99.0, 99.0]]), (20, 30)).tolist() == [[0.0, 0.0, 30.0, 20.0]]
 
 
 def test_scaling_and_scaling_back_changes_nothing():
