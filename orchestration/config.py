@@ -282,7 +282,7 @@ def flatten(spec: RunSpec) -> dict[str, str | int | float | bool]:
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted setting name and value of all settings in nested values; `sweep.space` and `sweep.settings` are one each."""
+    """Dotted name and value of all settings in nested values; parts of `sweep` with free names stay whole."""
     for name, value in values.items():
         if isinstance(value, dict) and prefix + name not in ("sweep.space", "sweep.settings"):
             yield from leaves(value, f"{prefix}{name}.")
