@@ -2,191 +2,167 @@
 
 from __future__ import annotations
 
-import sys
+import statistics
 import time
-from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from orchestration.run_folder import Report, RunFolder, parse_reports
+from orchestration.run_folder import Report, RunFolder
 from orchestration.table import SweepTable, render_table
 
 HEADLINE = ("train/loss", "val/mask_ap", "val/box_ap", "qam/quality", "qam/coverage", "train/images_per_s")
 """Metrics worth a place in one line."""
+MEASURED = 0.1
+"""Share of a run's steps that must have been timed before anybody speaks of the time left."""
 
 
-class RunProgress:
-    """One line per report, or on a terminal one line that changes."""
+class Progress:
+    """stderr with a part that changes on a terminal; entered while the work lasts."""
 
-    def __init__(self, folder: RunFolder, steps: int, *, shown: bool = True) -> None:
-        self._tail = ReportTail(folder, from_now=True)
-        self._steps = steps
-        self._pace = Pace(steps)
-        self._latest: dict[str, float] = {}
-        self._screen = Screen(shown=shown)
+    def __init__(self, *, shown: bool) -> None:
+        self._console = Console(stderr=True, quiet=not shown, markup=False, emoji=False, highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._since = time.monotonic()
 
-    def __enter__(self) -> RunProgress:
-        self._screen.start()
+    def __enter__(self) -> Self:
+        self._live.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._screen.stop()
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._live.stop()
+
+    def _line(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, soft_wrap=not self._console.is_terminal)
+
+    def _passing(self, text: str) -> None:
+        """A line that stays without a terminal, and is soon replaced on one."""
+        if self._console.is_terminal:
+            self._show(Text(text))
+        else:
+            self._line(text)
+
+    def _show(self, content: RenderableType) -> None:
+        """Replace the part that changes, on a terminal."""
+        self._live.update(content, refresh=True)
+
+    def _elapsed(self) -> str:
+        return clock(time.monotonic() - self._since)
+
+
+class RunProgress(Progress):
+    """One line per report; on a terminal, those between evaluations replace each other."""
+
+    def __init__(self, folder: RunFolder, *, shown: bool = True) -> None:
+        super().__init__(shown=shown)
+        self._steps = folder.stored().steps
+        self._trail = Trail(folder, self._steps)
+        self._trail.skip()
 
     def update(self) -> None:
         """Show what is new."""
-        for report in self._tail.new():
-            self._latest |= report.metrics
-            self._pace.add(report.step, report.time)
-            line = f"step {report.step}/{self._steps}  {headline(report.metrics)}{self._pace.eta()}"
-            if any(name.startswith("val/") for name in report.metrics):
-                self._screen.line(line)
+        for report in self._trail.new():
+            line = f"step {report.step}/{self._steps}  {headline(report.metrics)}"
+            if self._trail.step_s is not None:
+                line += time_left(self._trail.step_s * (self._steps - report.step))
+            if is_evaluation(report):
+                self._line(line)
             else:
-                self._screen.passing(line)
-        if not self._latest:
-            self._screen.live(lambda: Text(f"starting … {self._screen.elapsed()}"))
+                self._passing(line)
+        if self._trail.last is None:
+            self._show(Text(f"starting … {self._elapsed()}"))
 
 
-class SweepProgress:
+class SweepProgress(Progress):
     """The table of trials: live on a terminal, else a line per evaluation and per end."""
 
     def __init__(self, name: str, planned: int, *, shown: bool = True) -> None:
+        super().__init__(shown=shown)
         self._name = name
         self._planned = planned
-        self._screen = Screen(shown=shown)
-        self._tails: dict[str, ReportTail] = {}
+        self._at_once = 1
+        self._trails: dict[str, Trail] = {}
         self._ended: set[str] = set()
-
-    def __enter__(self) -> SweepProgress:
-        self._screen.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._screen.stop()
 
     def update(self, table: SweepTable) -> None:
         """Show what is new."""
+        new = {}
         for row in table.rows:
-            tail = self._tails.setdefault(row.id, ReportTail(RunFolder(row.folder)))
-            for report in tail.new():
-                if any(name.startswith("val/") for name in report.metrics):
-                    text = f"{row.label} step {report.step}/{row.steps}  {headline(report.metrics)}"
-                    self._screen.passing(text + self._eta(table))
+            trail = self._trails.setdefault(row.id, Trail(RunFolder(row.folder), row.steps))
+            new[row.id] = [report for report in trail.new() if is_evaluation(report)]
+        left = time_left(self._seconds_left(table))
+        for row in table.rows:
+            for report in new[row.id]:
+                self._passing(f"{row.label} step {report.step}/{row.steps}  {headline(report.metrics)}{left}")
             if row.is_ended and row.id not in self._ended:
                 self._ended.add(row.id)
-                self._screen.passing(f"{row.label} {row.status}  {row.outcome}  {row.settings}")
-        self._screen.live(lambda: render_table(table, caption=self._caption(table)))
+                self._passing(f"{row.label} {row.status}  {row.outcome}  {row.settings}")
+        caption = f"{self._name}: {len(self._ended)}/{self._planned} trials ended, {self._elapsed()}{left}"
+        self._show(render_table(table, caption=caption))
 
-    def _caption(self, table: SweepTable) -> str:
-        done = sum(row.is_ended for row in table.rows)
-        return f"{self._name}: {done}/{self._planned} trials ended, {self._screen.elapsed()}{self._eta(table)}"
+    def _seconds_left(self, table: SweepTable) -> float | None:
+        """Time left if trials to come take as long as those that ended, or else as the steps so far; None: unknown."""
+        paces = {id: trail.step_s for id, trail in self._trails.items() if trail.step_s is not None}
+        if not paces:
+            return None
+        usual_pace = statistics.fmean(paces.values())
+        working = [row for row in table.rows if not row.is_ended]
+        self._at_once = max(self._at_once, len(working))
+        left = [paces.get(row.id, usual_pace) * (row.steps - row.step) for row in working]
+        took = [row.seconds for row in table.rows if row.seconds is not None and row.status in ("finished", "stopped")]
+        usual_trial = statistics.fmean(took) if took else usual_pace * max(row.steps for row in table.rows)
+        to_come = (self._planned - len(table.rows)) * usual_trial
+        return max([*left, (sum(left) + to_come) / self._at_once])
 
-    def _eta(self, table: SweepTable) -> str:
-        """Time left if the trials to come train as fast and as long as those so far."""
-        shares = [1.0 if row.is_ended else row.step / max(row.steps, 1) for row in table.rows]
-        done = sum(shares)
-        if done < 0.05 or done >= self._planned:
-            return ""
-        return f"  {clock(self._screen.seconds() * (self._planned - done) / done)} left"
 
+class Trail:
+    """The reports of one run as they come, and the pace that they tell."""
 
-class ReportTail:
-    """Reads the reports that came since the last look; `from_now` leaves out what is there at the start."""
+    def __init__(self, folder: RunFolder, steps: int) -> None:
+        self._folder = folder
+        self._steps = steps
+        self._offset = 0
+        self._first: Report | None = None
+        self.last: Report | None = None
 
-    def __init__(self, folder: RunFolder, *, from_now: bool = False) -> None:
-        self._path = folder.metrics_path
-        self._offset = self._path.stat().st_size if from_now and self._path.exists() else 0
+    def skip(self) -> None:
+        """Leave out what is there already, as from before a resume."""
+        _, self._offset = self._folder.reports_since(0)
 
     def new(self) -> list[Report]:
-        """Reports in whole lines that are new."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        data = data[: data.rfind(b"\n") + 1]
-        self._offset += len(data)
-        return list(parse_reports(data))
+        """Reports since the last look."""
+        reports, self._offset = self._folder.reports_since(self._offset)
+        if reports:
+            self._first = self._first or reports[0]
+            self.last = reports[-1]
+        return reports
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds per step since the first report, evaluations included; None until enough steps were timed."""
+        if self._first is None or self.last is None:
+            return None
+        steps = self.last.step - self._first.step
+        return (self.last.time - self._first.time) / steps if steps > MEASURED * self._steps else None
 
 
-class Pace:
-    """Steps per second since the first report of this session, evaluations included."""
-
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._first: tuple[int, float] | None = None
-        self._last: tuple[int, float] | None = None
-
-    def add(self, step: int, at: float) -> None:
-        """Note a report at a time [s]."""
-        self._first = self._first or (step, at)
-        self._last = (step, at)
-
-    def eta(self) -> str:
-        """Time left, as in `  1:05 left`; empty while unknown."""
-        if self._first is None or self._last is None:
-            return ""
-        steps, seconds = self._last[0] - self._first[0], self._last[1] - self._first[1]
-        left = self._steps - self._last[0]
-        return f"  {clock(seconds / steps * left)} left" if steps > 0 and left > 0 else ""
-
-
-class Screen:
-    """stderr: on a terminal a live part at the bottom, otherwise plain lines only; nothing if not shown."""
-
-    def __init__(self, *, shown: bool) -> None:
-        self._shown = shown
-        self._console = Console(stderr=True, highlight=False)
-        self._live: Live | None = None
-        self._since = time.monotonic()
-
-    def start(self) -> None:
-        """Begin the live part, on a terminal."""
-        if self._shown and self._console.is_terminal:
-            self._live = Live(Text(""), console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
-
-    def stop(self) -> None:
-        """End the live part."""
-        if self._live is not None:
-            self._live.stop()
-
-    def line(self, text: str) -> None:
-        """A line that stays."""
-        if not self._shown:
-            return
-        if self._live is not None:
-            self._console.print(text, markup=False)
-        else:
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
-
-    def passing(self, text: str) -> None:
-        """A line that stays without a terminal, and is soon replaced on one."""
-        if self._live is not None:
-            self.live(lambda: Text(text))
-        else:
-            self.line(text)
-
-    def live(self, render: Callable[[], object]) -> None:
-        """Replace the live part, on a terminal."""
-        if self._live is not None:
-            self._live.update(render(), refresh=True)  # type: ignore[arg-type]
-
-    def seconds(self) -> float:
-        """Since this began [s]."""
-        return time.monotonic() - self._since
-
-    def elapsed(self) -> str:
-        """The same for people."""
-        return clock(self.seconds())
+def is_evaluation(report: Report) -> bool:
+    """Whether a report tells how good the network is."""
+    return any(name.startswith("val/") for name in report.metrics)
 
 
 def headline(metrics: dict[str, float]) -> str:
     """The few metrics that tell how it goes."""
     return "  ".join(f"{name.split('/')[-1]} {metrics[name]:.4g}" for name in HEADLINE if name in metrics)
+
+
+def time_left(seconds: float | None) -> str:
+    """The end of a line, as in `  1:05 left`; empty if there is nothing to say."""
+    return f"  {clock(seconds)} left" if seconds else ""
 
 
 def clock(seconds: float) -> str:

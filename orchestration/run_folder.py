@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
+import orchestration.errors  # noqa: F401  defines some of the errors below
 from boxseg.errors import BoxSegError, ConfigError
+from orchestration.files import append_line, file_lock, read_lines, write_atomic
 
 Status = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
 Kind = Literal["run", "sweep"]
@@ -25,7 +26,11 @@ Kind = Literal["run", "sweep"]
 FINAL: frozenset[Status] = frozenset({"finished", "stopped", "failed", "interrupted"})
 """A run in one of these has no process any more; `stopped` means by the trial scheduler."""
 
-_ID_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"
+OUR_ERRORS: dict[str, type[BoxSegError]] = {
+    "BoxSegError": BoxSegError,
+    **{kind.__name__: kind for kind in BoxSegError.__subclasses__()},
+}
+"""Errors that boxseg raises on purpose, by name."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,26 @@ class Failure:
     kind: str
     """Class name of the error."""
     text: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Class and text of an error; of Ray's long texts the last line, which names the cause."""
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        foreign_text = (lines[-1] if len(lines) > 6 else "\n".join(lines))[:2000]
+        kind = type(error).__name__
+        return cls(kind, str(error) if isinstance(error, BoxSegError) else foreign_text or kind)
+
+    @property
+    def is_ours(self) -> bool:
+        """True if boxseg raised the error on purpose; trying again would repeat it."""
+        return self.kind in OUR_ERRORS
+
+
+def error_of(failure: Failure) -> BoxSegError:
+    """The error again, of its own class where that is one of ours."""
+    if failure.is_ours:
+        return OUR_ERRORS[failure.kind](failure.text)
+    return BoxSegError(f"{failure.kind}: {failure.text}")
 
 
 @dataclass(frozen=True)
@@ -52,7 +77,7 @@ class RunStatus:
     step: int = 0
     """Optimizer updates done, as far as reported; of a sweep, trials ended."""
     steps: int = 0
-    """Updates of the whole run; of a sweep, trials planned (0 if not known)."""
+    """Updates of the whole run; of a sweep, trials planned."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Latest value of every metric."""
     best: dict[str, float] = field(default_factory=dict)
@@ -85,50 +110,40 @@ class RunStatus:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Report:
+    """One line of `metrics.jsonl`."""
+
+    step: int
+    time: float
+    """Seconds since 1970."""
+    metrics: dict[str, float]
+
+
 class RunFolder:
     """Reads and writes one folder; cheap to make, keeps nothing in memory.
 
     `status.json` is written beside and renamed. `metrics.jsonl` only grows: one object per line with `step`, `time` and
     `metrics`. A line with a lower step than the line before it comes from a run that went on from a checkpoint: it
-    replaces what was reported beyond that step.
+    replaces what was reported beyond that step. `journal.jsonl` of a sweep has a line for each event: `sweep_start`,
+    `trial_start`, `trial_end`, `sweep_end`. `logs` holds what Ray and MLflow had to say.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-
-    def __repr__(self) -> str:
-        return f"RunFolder({self.path})"
-
-    @property
-    def config_path(self) -> Path:
-        """The resolved settings."""
-        return self.path / "config.yaml"
-
-    @property
-    def status_path(self) -> Path:
-        """The state of the run, JSON."""
-        return self.path / "status.json"
-
-    @property
-    def metrics_path(self) -> Path:
-        """All reports, one JSON object per line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def tracking_path(self) -> Path:
-        """How far the tracking store has followed."""
-        return self.path / "tracking.json"
+        self.config_path = self.path / "config.yaml"
+        self.status_path = self.path / "status.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.journal_path = self.path / "journal.jsonl"
+        self.tracking_path = self.path / "tracking.json"
+        self.logs = self.path / "logs"
+        self._stop_path = self.path / "stop"
 
     @property
     def best_checkpoint(self) -> Path:
         """Checkpoint folder of the best evaluation; of a sweep, of its best trial."""
         here = self.path / "best"
         return here if here.exists() else self.path / "checkpoints" / "best"
-
-    @property
-    def logs(self) -> Path:
-        """What Ray and MLflow had to say."""
-        return self.path / "logs"
 
     def create(self, status: RunStatus, config: str) -> RunFolder:
         """Make the folder with its settings and first status; gives itself."""
@@ -145,7 +160,7 @@ class RunFolder:
         """
         status = self.stored()
         if not status.is_final and _is_dead(status):
-            return replace(status, status="interrupted", ended=status.ended or self.status_path.stat().st_mtime)
+            return replace(status, status="interrupted", ended=self.status_path.stat().st_mtime)
         return status
 
     def stored(self) -> RunStatus:
@@ -167,7 +182,7 @@ class RunFolder:
         failure = values.get("failure")
         values["failure"] = Failure(**failure) if failure else None
         values["folder"] = str(self.path)
-        values["mlflow_run_id"] = values.get("mlflow_run_id") or self.read_tracking().get("run_id")
+        values["mlflow_run_id"] = self.read_tracking().get("run_id")
         return RunStatus(**values)
 
     def update(self, **changes: Any) -> RunStatus:
@@ -175,19 +190,20 @@ class RunFolder:
         return self._change(lambda status: replace(status, **changes))
 
     def start(self) -> RunStatus:
-        """Mark as running and driven by this process, also again after an end."""
+        """Mark as running and driven by this process, also again after an end; takes requests to stop back."""
+        self._stop_path.unlink(missing_ok=True)
         changes: dict[str, Any] = {"status": "running", "ended": None, "failure": None, **own_process()}
         return self._change(lambda status: replace(status, started=status.started or time.time(), **changes))
 
     def finish(self, status: Status, failure: BaseException | Failure | None = None) -> RunStatus:
         """Mark as ended; an end already written stays, but for a failure that names its cause better."""
         if isinstance(failure, BaseException):
-            failure = Failure(type(failure).__name__, str(failure) or type(failure).__name__)
+            failure = Failure.of(failure)
 
         def change(now: RunStatus) -> RunStatus:
-            is_named = now.failure is not None and _is_known(now.failure)
-            is_better = status == now.status == "failed" and failure is not None and _is_known(failure)
-            if now.is_final and (is_named or not is_better):
+            named_before = now.failure is not None and now.failure.is_ours
+            named_now = failure is not None and failure.is_ours
+            if now.is_final and (named_before or not named_now or not status == now.status == "failed"):
                 return now
             return replace(now, status=status, ended=time.time(), failure=failure)
 
@@ -209,30 +225,41 @@ class RunFolder:
     def has_own_failure(self) -> bool:
         """True if the run failed with an error that boxseg raised on purpose; trying again would repeat it."""
         status = self.stored()
-        return status.status == "failed" and status.failure is not None and _is_known(status.failure)
+        return status.status == "failed" and status.failure is not None and status.failure.is_ours
 
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Add one report; values that are not finite are written as null and read as absent."""
         clean = {key: float(value) if math.isfinite(value) else None for key, value in metrics.items()}
-        line = json.dumps({"step": step, "time": round(time.time(), 3), "metrics": clean}) + "\n"
-        with self.metrics_path.open("ab") as file:
-            if file.tell() and not _ends_with_newline(self.metrics_path):
-                line = "\n" + line  # a kill tore the last line; it stays alone and is skipped
-            file.write(line.encode())
+        append_line(self.metrics_path, {"step": step, "metrics": clean})
 
-    def reports(self) -> list[Report]:
-        """All reports that count, by step; those that a later resume replaced are left out."""
-        kept: list[Report] = []
-        for report in parse_reports(self.metrics_path.read_bytes() if self.metrics_path.exists() else b""):
-            if kept and report.step < kept[-1].step:
-                kept = [each for each in kept if each.step < report.step]
-            kept.append(report)
-        return kept
+    def note(self, event: str, **details: Any) -> None:
+        """Add one event to the journal."""
+        append_line(self.journal_path, {"event": event, **details})
+
+    def journal(self) -> list[dict[str, Any]]:
+        """All events of the journal, oldest first."""
+        return read_lines(self.journal_path)[0]
+
+    def reports_since(self, offset: int) -> tuple[list[Report], int]:
+        """Reports that begin at a byte of the file or later, as far as their lines are whole, and the byte after them.
+
+        What a resumed run replaced is still among them.
+        """
+        lines, end = read_lines(self.metrics_path, offset)
+        finite = [{key: value for key, value in line["metrics"].items() if value is not None} for line in lines]
+        return [Report(line["step"], line["time"], each) for line, each in zip(lines, finite, strict=True)], end
 
     def history(self, metric: str) -> list[tuple[int, float]]:
-        """(step, value) of one metric, steps rising."""
-        values = {each.step: each.metrics[metric] for each in self.reports() if metric in each.metrics}
-        return sorted(values.items())
+        """(step, value) of one metric, steps rising; what a resumed run replaced is left out."""
+        values: dict[int, float] = {}
+        before = 0
+        for report in self.reports_since(0)[0]:
+            if report.step < before:
+                values = {step: value for step, value in values.items() if step < report.step}
+            before = report.step
+            if metric in report.metrics:
+                values[report.step] = report.metrics[metric]
+        return list(values.items())
 
     def read_tracking(self) -> dict[str, Any]:
         """What `write_tracking` kept; empty where there is nothing."""
@@ -248,20 +275,15 @@ class RunFolder:
 
     def request_stop(self) -> None:
         """Ask whoever trains in this folder to save a checkpoint and end."""
-        (self.path / "stop").touch()
-
-    def clear_stop(self) -> None:
-        """Take a request to stop back."""
-        (self.path / "stop").unlink(missing_ok=True)
+        self._stop_path.touch()
 
     def stop_requested(self) -> bool:
         """True once somebody asked for a stop."""
-        return (self.path / "stop").exists()
+        return self._stop_path.exists()
 
     def _change(self, change: Callable[[RunStatus], RunStatus]) -> RunStatus:
         """Read, change and write the status while no other process does."""
-        with (self.path / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with file_lock(self.path / ".lock"):
             before = self.stored()
             after = change(before)
             if after is not before:
@@ -272,38 +294,15 @@ class RunFolder:
         write_atomic(self.status_path, json.dumps(status.to_json(), indent=1))
 
 
-@dataclass(frozen=True)
-class Report:
-    """One line of `metrics.jsonl`."""
-
-    step: int
-    time: float
-    """Seconds since 1970."""
-    metrics: dict[str, float]
-
-
-def parse_reports(data: bytes) -> Iterator[Report]:
-    """The reports in some whole lines; torn or foreign lines are skipped."""
-    for line in data.split(b"\n"):
-        try:
-            found = json.loads(line)
-            metrics = {key: value for key, value in found["metrics"].items() if value is not None}
-            yield Report(found["step"], found["time"], metrics)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-
-
 def new_id() -> str:
-    """A short id that sorts by time, as in 20261122-171500-k3f9."""
-    letters = "".join(secrets.choice(_ID_LETTERS) for _ in range(4))
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{letters}"
+    """A short id that sorts by time, as in 20261122-171500-3f9c."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def list_runs(storage: Path) -> list[RunStatus]:
     """States of all runs, trials and sweeps under a storage folder, newest first."""
-    found = [*storage.glob("*/*/status.json"), *storage.glob("*/*/*/status.json")]
     statuses = []
-    for path in found:
+    for path in [*storage.glob("*/*/status.json"), *storage.glob("*/*/*/status.json")]:
         with contextlib.suppress(ConfigError):
             statuses.append(RunFolder(path.parent).status())
     statuses = [status for status in statuses if Path(status.folder).name == status.id]  # copies are elsewhere
@@ -332,7 +331,7 @@ def find_run(storage: Path, name: str) -> RunFolder:
     fits = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
     fits = fits or [run for run in runs if run.id.endswith(name)]
     if len(fits) == 1:
-        return RunFolder(Path(fits[0].folder))
+        return RunFolder(fits[0].folder)
     if not fits:
         raise ConfigError(f"{name}: no such run under {storage}; `boxseg runs ls` lists them")
     raise ConfigError(f"{name}: {len(fits)} runs fit ({', '.join(run.id for run in fits[:4])} …); write more of the id")
@@ -341,37 +340,6 @@ def find_run(storage: Path, name: str) -> RunFolder:
 def own_process() -> dict[str, Any]:
     """The status fields `pid` and `pid_created` of this process."""
     return {"pid": os.getpid(), "pid_created": psutil.Process().create_time()}
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write beside and rename, so that readers see the old file or the new one, never a part."""
-    scratch = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(3)}")
-    scratch.write_text(text)
-    scratch.replace(path)
-
-
-def error_of(failure: Failure) -> BoxSegError:
-    """The error again, of its own class where that is one of ours."""
-    return _known_errors().get(failure.kind, BoxSegError)(
-        failure.text if _is_known(failure) else f"{failure.kind}: {failure.text}"
-    )
-
-
-def _is_known(failure: Failure) -> bool:
-    return failure.kind in _known_errors()
-
-
-def _known_errors() -> dict[str, type[BoxSegError]]:
-    """All children of BoxSegError by class name."""
-    import orchestration.errors  # noqa: F401  defines some of the children
-
-    found: dict[str, type[BoxSegError]] = {}
-    waiting: list[type[BoxSegError]] = [BoxSegError]
-    while waiting:
-        kind = waiting.pop()
-        found[kind.__name__] = kind
-        waiting.extend(kind.__subclasses__())
-    return found
 
 
 def _is_dead(status: RunStatus) -> bool:
@@ -386,9 +354,3 @@ def _is_dead(status: RunStatus) -> bool:
         return True
     except psutil.Error:
         return False
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"

@@ -1,102 +1,49 @@
-"""How trials are chosen and stopped early: a sweep's space in terms of grid, random numbers, Optuna and Ray Tune."""
+"""How trials are chosen and stopped early: a sweep's space in terms of Optuna, its trials in terms of Ray Tune."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from orchestration.config import SweepConfig, SweepSpec
 from orchestration.domains import Choice, Domain, LogUniform, RandInt, Uniform
 
 if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
 
-Values = dict[str, Any]
-"""Setting name -> value."""
+
+def make_grid(sweep: SweepConfig, seed: int) -> BaseSampler:
+    """Never asked: the combinations of a grid are handed to Optuna beforehand."""
+    return make_random(sweep, seed)
 
 
-class Proposals(Protocol):
-    """Proposes settings, and hears how good they were."""
-
-    def ask(self) -> Values | None:
-        """The next settings; None when there are no more."""
-        ...
-
-    def tell(self, number: int, score: float | None) -> None:
-        """The value of the deciding metric for the `number`-th settings asked for (from 0); None: none was reached."""
-        ...
-
-
-class GridProposals:
-    """All combinations of the listed values; the last setting changes fastest."""
-
-    def __init__(self, sweep: SweepConfig, seed: int) -> None:
-        self._left = iter(grid(sweep))
-
-    def ask(self) -> Values | None:
-        """The next combination."""
-        return next(self._left, None)
-
-    def tell(self, number: int, score: float | None) -> None:
-        """A grid learns nothing."""
-
-
-class RandomProposals:
+def make_random(sweep: SweepConfig, seed: int) -> BaseSampler:
     """Independent draws."""
+    from optuna.samplers import RandomSampler
 
-    def __init__(self, sweep: SweepConfig, seed: int) -> None:
-        self._sweep = sweep
-        self._random = random.Random(seed)
-
-    def ask(self) -> Values:
-        """The next draw."""
-        return {name: draw(domain, self._random) for name, domain in self._sweep.space.items()}
-
-    def tell(self, number: int, score: float | None) -> None:
-        """Draws learn nothing."""
+    return RandomSampler(seed=seed)
 
 
-class TpeProposals:
-    """Optuna's tree-structured Parzen estimator; the first third of the trials (at most 10) is drawn at random."""
+def make_tpe(sweep: SweepConfig, seed: int) -> BaseSampler:
+    """Tree-structured Parzen estimator; the first third of the trials (at most 10) is drawn at random."""
+    from optuna.samplers import TPESampler
 
-    def __init__(self, sweep: SweepConfig, seed: int) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        startup = min(10, max(1, sweep.trials // 3))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # constant_liar is called experimental; it keeps parallel trials apart
-            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
-        self._sweep = sweep
-        self._study = optuna.create_study(direction="maximize" if sweep.mode == "max" else "minimize", sampler=sampler)
-        self._asked: list[Any] = []
-
-    def ask(self) -> Values:
-        """What Optuna would try next."""
-        trial = self._study.ask()
-        self._asked.append(trial)
-        return {name: _suggest(trial, name, domain) for name, domain in self._sweep.space.items()}
-
-    def tell(self, number: int, score: float | None) -> None:
-        """Pass the score on; settings without one count as failed."""
-        from optuna.trial import TrialState
-
-        if score is None or not math.isfinite(score):
-            self._study.tell(self._asked[number], state=TrialState.FAIL)
-        else:
-            self._study.tell(self._asked[number], score)
+    startup = min(10, max(1, sweep.trials // 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # constant_liar is called experimental; it keeps parallel trials apart
+        return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
 
 
-SEARCHERS: dict[str, Callable[[SweepConfig, int], Proposals]] = {
-    "grid": GridProposals,
-    "random": RandomProposals,
-    "tpe": TpeProposals,
+SEARCHERS: dict[str, Callable[[SweepConfig, int], BaseSampler]] = {
+    "grid": make_grid,
+    "random": make_random,
+    "tpe": make_tpe,
 }
 
 
@@ -129,7 +76,8 @@ class Trial:
 
     number: int
     """From 0, in the order of asking."""
-    values: Values
+    values: dict[str, Any]
+    """Setting name -> value."""
     seed: int
 
 
@@ -140,35 +88,43 @@ class TrialQueue:
     """
 
     def __init__(self, sweep: SweepConfig, seed: int) -> None:
-        self._proposals = SEARCHERS[sweep.search](sweep, seed)
-        self._seeds = sweep.seeds
-        self._total = count_trials(sweep)
-        self._settings: list[Values] = []
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sampler = SEARCHERS[sweep.search](sweep, seed)
+        self._study = optuna.create_study(direction="maximize" if sweep.mode == "max" else "minimize", sampler=sampler)
+        for indices in grid(sweep) if sweep.search == "grid" else ():
+            self._study.enqueue_trial(indices)
+        self._sweep = sweep
+        self._asked: list[Any] = []  # Optuna's trials, one for each setting
         self._scores: dict[int, list[float | None]] = {}
-        self._asked = 0
+        self._numbers = iter(range(count_trials(sweep)))
 
     def next(self) -> Trial | None:
         """The next trial; None when all have been handed out."""
-        if self._asked >= self._total:
+        number = next(self._numbers, None)
+        if number is None:
             return None
-        which = self._asked % len(self._seeds)
+        which = number % len(self._sweep.seeds)
         if which == 0:
-            values = self._proposals.ask()
-            if values is None:
-                return None
-            self._settings.append(values)
-        trial = Trial(self._asked, self._settings[-1], self._seeds[which])
-        self._asked += 1
-        return trial
+            self._asked.append(self._study.ask())
+        values = {name: suggest(self._asked[-1], name, domain) for name, domain in self._sweep.space.items()}
+        return Trial(number, values, self._sweep.seeds[which])
 
     def ended(self, number: int, score: float | None) -> None:
         """Say how good a trial was; None if it has no value of the metric."""
-        setting = number // len(self._seeds)
+        from optuna.trial import TrialState
+
+        setting = number // len(self._sweep.seeds)
         scores = self._scores.setdefault(setting, [])
         scores.append(score)
-        if len(scores) == len(self._seeds):
-            known = [each for each in scores if each is not None]
-            self._proposals.tell(setting, sum(known) / len(known) if known else None)
+        if len(scores) < len(self._sweep.seeds):
+            return
+        known = [each for each in scores if each is not None and math.isfinite(each)]
+        if known:
+            self._study.tell(self._asked[setting], sum(known) / len(known))
+        else:
+            self._study.tell(self._asked[setting], state=TrialState.FAIL)
 
 
 def make_searcher(queue: TrialQueue, metric: str, mode: str) -> Searcher:
@@ -200,26 +156,14 @@ def count_trials(sweep: SweepConfig) -> int:
     return settings * len(sweep.seeds)
 
 
-def grid(sweep: SweepConfig) -> list[Values]:
-    """All combinations of the listed values; the settings have made sure that every domain is a list."""
-    lists = [domain.choice for domain in sweep.space.values() if isinstance(domain, Choice)]
-    return [dict(zip(sweep.space, values, strict=True)) for values in itertools.product(*lists)]
+def grid(sweep: SweepConfig) -> list[dict[str, int]]:
+    """All combinations as places in the lists of values; the settings have made sure that every domain is a list."""
+    places = [range(len(domain.choice)) for domain in sweep.space.values() if isinstance(domain, Choice)]
+    return [dict(zip(sweep.space, chosen, strict=True)) for chosen in itertools.product(*places)]
 
 
-def draw(domain: Domain, source: random.Random) -> Any:
-    """One random value of a domain."""
-    match domain:
-        case Uniform(uniform=(low, high)):
-            return source.uniform(low, high)
-        case LogUniform(loguniform=(low, high)):
-            return math.exp(source.uniform(math.log(low), math.log(high)))
-        case RandInt(randint=(low, high)):
-            return source.randrange(low, high)
-        case Choice(choice=values):
-            return source.choice(values)
-
-
-def _suggest(trial: Any, name: str, domain: Domain) -> Any:
+def suggest(trial: Any, name: str, domain: Domain) -> Any:
+    """The value of a setting in one of Optuna's trials."""
     match domain:
         case Uniform(uniform=(low, high)):
             return trial.suggest_float(name, low, high)

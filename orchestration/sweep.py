@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import shutil
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from boxseg.errors import ConfigError
-from orchestration.config import SweepSpec, dump_resolved
-from orchestration.journal import Journal
+from orchestration.config import RunSpec, SweepSpec, dump_resolved
+from orchestration.files import write_atomic
+from orchestration.preflight import uses_cluster
 from orchestration.progress import SweepProgress
-from orchestration.ray_session import RaySession, start_ray
-from orchestration.run_folder import Failure, RunFolder, RunStatus, Status, new_id, own_process, write_atomic
+from orchestration.ray_session import start_ray
+from orchestration.run_folder import Failure, RunFolder, RunStatus, Status, new_id, own_process
 from orchestration.search_space import TRIAL_SCHEDULERS, Trial, TrialQueue, count_trials, make_searcher
 from orchestration.table import SweepTable, TrialRow, describe, markdown_table, read_table
 from orchestration.tracking import Tracker
-from orchestration.train_run import (
-    GRACE_S,
-    POLL_S,
-    StopSignals,
-    fit,
-    prepare_data,
-    provenance,
-    shorten,
-    tracked,
-    train_beside,
-)
+from orchestration.train_run import StopSignals, fit, prepare_data, provenance, run_beside, tracked
 from orchestration.worker import Payload, TrainFn, train_here
 
 if TYPE_CHECKING:
@@ -68,7 +56,8 @@ class SweepPlan:
     spec: SweepSpec
     folder: Path
     data_root: Path
-    train_fn: TrainFn | None
+    runner: Literal["inline", "ray_train"]
+    train_fn: TrainFn | None = None
 
     def trial_folder(self, trial: Trial) -> RunFolder:
         """Where a trial lives."""
@@ -102,24 +91,19 @@ def run_sweep(spec: SweepSpec, *, train_fn: TrainFn | None = None, progress: boo
         KeyboardInterrupt: a second signal came before the state was saved.
     """
     storage = spec.storage.absolute()
-    sweep_id = new_id()
-    folder = RunFolder(storage / spec.name / sweep_id)
+    folder = RunFolder(storage / spec.name / new_id())
+    tags = prepare_data(spec) | provenance(spec)
+    tags |= {"search": spec.sweep.search, "trial_scheduler": spec.sweep.trial_scheduler}
     planned = count_trials(spec.sweep)
-    tags = (
-        prepare_data(spec)
-        | provenance(spec)
-        | {"search": spec.sweep.search, "trial_scheduler": spec.sweep.trial_scheduler}
-    )
-    status = RunStatus(sweep_id, spec.name, kind="sweep", steps=planned, tags=tags, **own_process())
+    status = RunStatus(folder.path.name, spec.name, kind="sweep", steps=planned, tags=tags, **own_process())
     folder.create(status, dump_resolved(spec))
     tracker = Tracker(storage, spec.name, uri=spec.tracking.uri, logs=folder.logs)
-    sweep = Sweep(SweepPlan(spec, folder.path, storage / ".data", train_fn), tags, tracker)
+    sweep = Sweep(SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn), tags, tracker)
     with tracked(tracker, folder), StopSignals() as signals:
         try:
             with SweepProgress(spec.name, planned, shown=progress) as display:
-                with start_ray(spec, logs=folder.logs) as session:
-                    tuner = make_tuner(sweep, session)
-                    train_beside(tuner.fit, lambda thread: sweep.watch(thread, signals, display))
+                with start_ray(spec, logs=folder.logs) as have:
+                    sweep.watch(run_beside(make_tuner(sweep, concurrency(spec, have)).fit), signals, display)
                 sweep.close_trials(interrupted=signals.received is not None)
                 display.update(read_table(folder.path, spec))
         finally:
@@ -127,47 +111,46 @@ def run_sweep(spec: SweepSpec, *, train_fn: TrainFn | None = None, progress: boo
         return sweep.conclude(interrupted=signals.received is not None)
 
 
-def runner_of(spec: SweepSpec) -> str:
-    """`inline` or `ray_train`, with `auto` decided: inline for one-worker CPU trials without an external cluster."""
+def runner_of(spec: SweepSpec) -> Literal["inline", "ray_train"]:
+    """`auto` decided: inline for one-worker CPU trials without an external cluster."""
     resources = spec.resources
     if resources.runner != "auto":
         return resources.runner
-    external = resources.address or os.environ.get("RAY_ADDRESS")
-    small = resources.workers == 1 and not resources.gpus_per_worker and external in (None, "", "local")
-    return "inline" if small else "ray_train"
+    return "ray_train" if resources.workers > 1 or resources.gpus_per_worker or uses_cluster(spec) else "inline"
 
 
-def concurrency(spec: SweepSpec, session: RaySession) -> int:
-    """Trials at the same time: as many as fit, at most `sweep.concurrency`."""
+def concurrency(spec: SweepSpec, have: dict[str, float]) -> int:
+    """Trials at the same time: as many as fit in what Ray has, at most `sweep.concurrency`."""
     resources = spec.resources
-    fit_in = math.floor(session.cpus / (resources.workers * resources.cpus_per_worker) + 1e-6)
+    room = have["CPU"] / (resources.workers * resources.cpus_per_worker)
     if resources.gpus_per_worker:
-        fit_in = min(fit_in, math.floor(session.gpus / (resources.workers * resources.gpus_per_worker) + 1e-6))
+        room = min(room, have["GPU"] / (resources.workers * resources.gpus_per_worker))
+    fit_in = math.floor(room + 1e-6)
     return max(1, min(fit_in, spec.sweep.concurrency or fit_in))
 
 
-def make_tuner(sweep: Sweep, session: RaySession) -> Tuner:
+def make_tuner(sweep: Sweep, at_once: int) -> Tuner:
     """Ray Tune, set up for the sweep."""
     from ray import tune
 
     plan, spec = sweep.plan, sweep.plan.spec
-    inline = runner_of(spec) == "inline"
-    if inline:
+    if plan.runner == "inline":
         resources = {"CPU": spec.resources.cpus_per_worker, "GPU": spec.resources.gpus_per_worker}
     else:
         resources = {"node:__internal_head__": 0.01}  # the trial only waits; its workers take the cores
-    trainable = tune.with_parameters(inline_trial if inline else ray_train_trial, plan=plan)
     queue = TrialQueue(spec.sweep, spec.train.seed)
     return tune.Tuner(
-        tune.with_resources(trainable, {name: amount for name, amount in resources.items() if amount}),
+        tune.with_resources(
+            tune.with_parameters(run_trial, plan=plan), {name: amount for name, amount in resources.items() if amount}
+        ),
         tune_config=tune.TuneConfig(
             metric=spec.sweep.metric,
             mode=spec.sweep.mode,
             search_alg=make_searcher(queue, spec.sweep.metric, spec.sweep.mode),
             scheduler=TRIAL_SCHEDULERS[spec.sweep.trial_scheduler](spec),
             num_samples=count_trials(spec.sweep),
-            max_concurrent_trials=concurrency(spec, session),
-            reuse_actors=inline,
+            max_concurrent_trials=at_once,
+            reuse_actors=plan.runner == "inline",
             trial_dirname_creator=lambda trial: f"{trial.config['trial'].number:02d}",
         ),
         run_config=tune.RunConfig(
@@ -180,37 +163,26 @@ def make_tuner(sweep: Sweep, session: RaySession) -> Tuner:
     )
 
 
-def inline_trial(config: dict[str, Any], plan: SweepPlan) -> None:
-    """A trial that trains in its Tune actor; failures are left in its folder, Tune only sees the end."""
-    from ray import tune
+def run_trial(config: dict[str, Any], plan: SweepPlan) -> None:
+    """Body of a Tune actor: trains here, or waits for Ray Train's workers.
 
+    An error is left in the trial's folder instead of raised: Tune would only try the same again.
+    """
+    trial: Trial = config["trial"]
     if RunFolder(plan.folder).stop_requested():
         return
-    with recorded(plan, config["trial"]):
-        train_here(plan.payload(config["trial"]), device=_actor_device(plan.spec), send=tune.report)
-
-
-def ray_train_trial(config: dict[str, Any], plan: SweepPlan) -> None:
-    """A trial whose workers are Ray Train's; this actor only waits for them."""
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    if RunFolder(plan.folder).stop_requested():
-        return
-    with recorded(plan, config["trial"]):
-        fit(plan.payload(config["trial"]), callbacks=[TuneReportCallback()])
-
-
-@contextlib.contextmanager
-def recorded(plan: SweepPlan, trial: Trial) -> Any:
-    """Keep an error in the trial's folder instead of raising it: Tune would only try the same again."""
     try:
-        yield
+        payload = plan.payload(trial)
+        if plan.runner == "inline":
+            from ray import tune
+
+            train_here(payload, device=payload.device, send=tune.report)
+        else:
+            from ray.tune.integration.ray_train import TuneReportCallback
+
+            fit(payload, callbacks=[TuneReportCallback()])
     except Exception as error:
-        plan.trial_folder(trial).finish("failed", shorten(error))
-
-
-def _actor_device(spec: SweepSpec) -> str:
-    return "cuda" if spec.resources.gpus_per_worker else "cpu"
+        plan.trial_folder(trial).finish("failed", error)
 
 
 class Sweep:
@@ -221,50 +193,47 @@ class Sweep:
         self.folder = RunFolder(plan.folder)
         self._tags = tags
         self._tracker = tracker
-        self._journal = Journal(plan.folder / "journal.jsonl")
         self._open: dict[int, RunFolder] = {}
         self._ended = 0
-        self._lock = threading.Lock()
-        self._journal.write("sweep_start", id=plan.folder.name, planned=count_trials(plan.spec.sweep))
+        self.folder.note("sweep_start", id=plan.folder.name, planned=count_trials(plan.spec.sweep))
 
     def open_trial(self, trial: Trial) -> None:
         """Make the trial's folder before its process looks for it; values that are impossible end it at once."""
         if self.folder.stop_requested():
             return
         folder = self.plan.trial_folder(trial)
-        tags = self._tags | {"seed": str(trial.seed), "trial": str(trial.number)}
+        spec: RunSpec = self.plan.spec
+        impossible = None
+        try:
+            spec = self.plan.payload(trial).spec
+        except ConfigError as error:
+            impossible = error
+        tags = {"seed": str(trial.seed), "trial": str(trial.number), "profile": spec.profile, "method": spec.method}
         status = RunStatus(
             folder.path.name,
-            self.plan.spec.name,
-            steps=self.plan.spec.train.steps,
-            tags=tags,
+            spec.name,
+            steps=spec.train.steps,
+            tags=self._tags | tags,
             values=trial.values,
             description=describe(trial.values),
             parent="..",
             **own_process(),
         )
-        try:
-            spec = self.plan.payload(trial).spec
-        except ConfigError as error:
-            folder.create(status, dump_resolved(self.plan.spec))
-            folder.finish("failed", error)
-        else:
-            tags |= {"profile": spec.profile, "method": spec.method}
-            folder.create(RunStatus(**{**vars(status), "tags": tags, "steps": spec.train.steps}), dump_resolved(spec))
-        with self._lock:
-            self._open[trial.number] = folder
-        self._journal.write("trial_start", trial=status.id, values=trial.values, seed=trial.seed)
+        folder.create(status, dump_resolved(spec))
+        if impossible is not None:
+            folder.finish("failed", impossible)
+        self._open[trial.number] = folder
+        self.folder.note("trial_start", trial=status.id, values=trial.values, seed=trial.seed)
         self._tracker.add(folder)
 
     def close_trial(self, number: int, status: Status, failure: Failure | None = None) -> None:
         """Write down how a trial ended, unless its own process has; tell the sweep's best value so far."""
-        with self._lock:
-            folder = self._open.pop(number, None)
+        folder = self._open.pop(number, None)
         if folder is None:
             return
         end = folder.finish(status, failure)
         cause = end.failure.text if end.failure else "asha" if end.status == "stopped" else ""
-        self._journal.write("trial_end", trial=end.id, status=end.status, cause=cause, step=end.step)
+        self.folder.note("trial_end", trial=end.id, status=end.status, cause=cause, step=end.step)
         self._ended += 1
         self.folder.update(step=self._ended)
         best = read_table(self.folder.path, self.plan.spec).best()
@@ -276,28 +245,25 @@ class Sweep:
 
     def close_trials(self, *, interrupted: bool) -> None:
         """Close what is still open when no trial runs any more."""
+        lost = Failure("WorkerLost", f"the trial's process ended without a word; {self.folder.logs} may tell why")
         for number in list(self._open):
-            lost = Failure("WorkerLost", f"the trial's process ended without a word; {self.folder.logs} may tell why")
             self.close_trial(number, "interrupted" if interrupted else "failed", None if interrupted else lost)
         for path in self.folder.path.glob("*/status.json"):  # a worker elsewhere may have written after the end
             RunFolder(path.parent).finish("stopped")
 
-    def watch(self, thread: threading.Thread, signals: StopSignals, display: SweepProgress) -> None:
+    def watch(self, ticks: Iterator[None], signals: StopSignals, display: SweepProgress) -> None:
         """Show progress until Tune ends; after a signal, until all trials have saved their state."""
         shown = 0.0
-        asked = None
-        while thread.is_alive():
-            thread.join(POLL_S)
+        for _ in ticks:
             if time.monotonic() - shown > SHOW_S:
                 display.update(read_table(self.folder.path, self.plan.spec))
                 shown = time.monotonic()
-            if signals.received and asked is None:
-                asked = time.monotonic()
-                self.folder.request_stop()
-                for folder in list(self._open.values()):
+            if signals.received:
+                folders = list(self._open.values())
+                for folder in [self.folder, *folders]:
                     folder.request_stop()
-            if asked is not None and (self._all_ended() or time.monotonic() - asked > GRACE_S):
-                return
+                if signals.overdue or all(folder.stored().is_final for folder in folders):
+                    return
 
     def conclude(self, *, interrupted: bool) -> SweepResult:
         """Copy the best checkpoint, write the table and the sweep's end."""
@@ -306,15 +272,8 @@ class Sweep:
         checkpoint = self._keep_best(best) if best is not None else None
         write_atomic(self.folder.path / "table.md", markdown_table(table) + "\n")
         status: Status = "interrupted" if interrupted else "finished" if best is not None else "failed"
-        failure = None
-        if status == "failed":
-            texts = [row.failure for row in table.rows if row.failure is not None]
-            kinds = {each.kind for each in texts}
-            kind = texts[0].kind if len(kinds) == 1 else "BoxSegError"
-            reason = f"the first: {texts[0].text}" if texts else "none reported a value"
-            failure = Failure(kind, f"all {len(table.rows)} trials failed; {reason}")
-        self.folder.finish(status, failure)
-        self._journal.write("sweep_end", status=status, best=best.id if best else None)
+        self.folder.finish(status, _common_failure(table) if status == "failed" else None)
+        self.folder.note("sweep_end", status=status, best=best.id if best else None)
         return SweepResult(self.folder.path.name, self.folder.path, status, table, best, checkpoint)
 
     def _keep_best(self, best: TrialRow) -> Path | None:
@@ -322,16 +281,18 @@ class Sweep:
         source = RunFolder(best.folder).best_checkpoint
         if not source.exists():
             return None
-        target = self.folder.path / "best"
-        scratch = self.folder.path / f".best-{os.getpid()}"
+        scratch = self.folder.path / ".best"
         shutil.copytree(source.resolve(), scratch)
-        if target.exists():
-            shutil.rmtree(target)
-        scratch.rename(target)
-        return target
+        return scratch.rename(self.folder.path / "best")
 
-    def _all_ended(self) -> bool:
-        return all(folder.stored().is_final for folder in list(self._open.values()))
+
+def _common_failure(table: SweepTable) -> Failure:
+    """Why no trial has a value: their own failure where all failed alike."""
+    failures = [row.failure for row in table.rows if row.failure is not None]
+    kinds = {failure.kind for failure in failures}
+    reason = f"the first: {failures[0].text}" if failures else "none reported a value"
+    kind = kinds.pop() if len(kinds) == 1 else "BoxSegError"
+    return Failure(kind, f"all {len(table.rows)} trials failed; {reason}")
 
 
 def make_callback(sweep: Sweep) -> Callback:

@@ -31,6 +31,8 @@ class TrialRow:
     value: float | None
     """Deciding metric of the best evaluation; None before the first."""
     failure: Failure | None = None
+    seconds: float | None = None
+    """How long it took, its start included; None before its end."""
 
     @property
     def label(self) -> str:
@@ -71,30 +73,23 @@ class SweepTable:
         A setting counts with the mean over its seeds. Settings whose trials all ran to the end come first: a value
         from the middle of a stopped trial only counts where there is nothing else.
         """
-        groups: dict[str, list[TrialRow]] = {}
+        settings: dict[str, list[TrialRow]] = {}
         for row in self.rows:
-            groups.setdefault(describe(row.values), []).append(row)
-        scored = {key: rows for key, rows in groups.items() if any(row.value is not None for row in rows)}
-        whole = {
-            key: rows
-            for key, rows in scored.items()
-            if all(row.status == "finished" and row.value is not None for row in rows) and len(rows) >= self.seeds
-        }
-        some = {key: rows for key, rows in scored.items() if any(row.status == "finished" for row in rows)}
-        candidates = whole or some or scored
-        if not candidates:
+            if row.value is not None:
+                settings.setdefault(describe(row.values), []).append(row)
+        if not settings:
             return None
-        means = {
-            key: statistics.fmean(self._score(row) for row in rows if row.value is not None)
-            for key, rows in candidates.items()
-        }
-        rows = candidates[max(means, key=lambda key: means[key])]
-        finished = [row for row in rows if row.status == "finished" and row.value is not None]
-        return max(finished or [row for row in rows if row.value is not None], key=self._score)
+        rows = max(settings.values(), key=self._merit)
+        return max(rows, key=lambda row: (row.status == "finished", self._score(row)))
 
     def ranked(self) -> list[TrialRow]:
         """Best first; trials without a value last."""
         return sorted(self.rows, key=lambda row: (-self._score(row), row.id))
+
+    def _merit(self, rows: list[TrialRow]) -> tuple[bool, bool, float]:
+        """Larger is better: all seeds of a setting finished, some did, and their mean."""
+        finished = sum(row.status == "finished" for row in rows)
+        return finished == self.seeds, finished > 0, statistics.fmean(self._score(row) for row in rows)
 
     def _score(self, row: TrialRow) -> float:
         """Larger is better, whatever the mode."""
@@ -120,6 +115,7 @@ def read_table(folder: Path, spec: SweepSpec) -> SweepTable:
                 steps=status.steps,
                 value=values.get(spec.sweep.metric),
                 failure=status.failure,
+                seconds=status.ended - status.created if status.ended else None,
             )
         )
     return SweepTable(spec.sweep.metric, spec.sweep.mode, rows, seeds=len(spec.sweep.seeds))
@@ -133,8 +129,7 @@ def render_table(table: SweepTable, *, caption: str | None = None) -> Table:
     for title in header:
         drawn.add_column(title, justify="right" if title in (table.metric, "step", "seed") else "left")
     for row, line in zip(table.ranked(), lines, strict=True):
-        style = "bold green" if best is not None and row.id == best.id else STYLES.get(row.status, "")
-        drawn.add_row(*line, style=style)
+        drawn.add_row(*line, style="bold green" if row is best else STYLES.get(row.status))
     return drawn
 
 
@@ -158,16 +153,15 @@ def show(value: Any) -> str:
 
 
 def _cells(table: SweepTable) -> tuple[list[str], list[list[str]]]:
+    """Header and lines, best trial first; settings and seeds have columns where they vary."""
     names = list(dict.fromkeys(name for row in table.rows for name in row.values))
     seeds = ["seed"] if len({row.seed for row in table.rows}) > 1 else []
     best = table.best()
     lines = []
     for row in table.ranked():
-        mark = " ★" if best is not None and row.id == best.id else ""
-        values = [show(row.values[name]) if name in row.values else "" for name in names]
-        state = f"{row.status}: {row.outcome}" if row.failure is not None else row.status
+        trial = row.id.rsplit("-", 1)[-1] + (" ★" if row is best else "")
+        values = [show(row.values.get(name, "")) for name in names]
         metric = "" if row.value is None else f"{row.value:.4f}"
-        lines.append(
-            [row.id.rsplit("-", 1)[-1] + mark, *values, *[str(row.seed) for _ in seeds], metric, str(row.step), state]
-        )
+        state = f"{row.status}: {row.outcome}" if row.failure is not None else row.status
+        lines.append([trial, *values, *(str(row.seed) for _ in seeds), metric, str(row.step), state])
     return ["trial", *names, *seeds, table.metric, "step", "status"], lines

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import os
 import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,49 +18,27 @@ from typing import Any
 import boxseg
 from boxseg.config import CocoSource
 from boxseg.data.toy import ensure_toy
-from boxseg.errors import BoxSegError, ConfigError
+from boxseg.errors import ConfigError
 from orchestration.config import RunSpec, dump_resolved
 from orchestration.errors import ResourceError
+from orchestration.files import write_atomic
 from orchestration.progress import RunProgress
 from orchestration.ray_session import start_ray
-from orchestration.run_folder import (
-    Failure,
-    RunFolder,
-    RunStatus,
-    Status,
-    error_of,
-    find_run,
-    new_id,
-    own_process,
-    write_atomic,
-)
+from orchestration.run_folder import Failure, RunFolder, RunStatus, error_of, find_run, new_id, own_process
 from orchestration.tracking import Tracker
 from orchestration.worker import Payload, TrainFn, train_here, train_worker
 
 POLL_S = 0.25
+"""Time between two looks at a run [s]."""
 GRACE_S = 60.0
 """How long a run may take to save its state after a request to stop [s]."""
 WORKER_FAILURES = 2
 """How often lost workers are replaced; the run goes on from its last checkpoint."""
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended."""
-
-    id: str
-    folder: Path
-    status: Status
-    """`finished`, or `interrupted` with its state saved."""
-    metrics: dict[str, float]
-    """Latest value of every metric."""
-    best: dict[str, float] = field(default_factory=dict)
-    """Metrics of the best evaluation."""
-
-
 def run(
     spec: RunSpec, *, resume: str | None = None, train_fn: TrainFn | None = None, progress: bool = True
-) -> RunResult:
+) -> RunStatus:
     """Train once, on Ray or in this process, and wait for the end.
 
     Args:
@@ -72,7 +48,7 @@ def run(
         progress: Show progress on stderr.
 
     Returns:
-        The result. SIGINT and SIGTERM end the run early with its state saved and status `interrupted`.
+        Where the run stands. SIGINT and SIGTERM end it early with its state saved and status `interrupted`.
 
     Raises:
         BoxSegError: what ended the run; the child of BoxSegError that the worker raised.
@@ -82,14 +58,16 @@ def run(
     folder = _open_folder(spec, resume)
     tracker = Tracker(storage, spec.name, uri=spec.tracking.uri, logs=folder.logs)
     payload = Payload(spec, folder.path, storage / ".data", train_fn=train_fn)
-    with tracked(tracker, folder), StopSignals() as signals:
-        launch = _launch_inline if spec.resources.runner == "inline" else _launch_on_ray
-        with RunProgress(folder, spec.train.steps, shown=progress) as display:
-            launch(payload, functools.partial(_watch, folder, signals, display.update))
+    with tracked(tracker, folder), StopSignals() as signals, RunProgress(folder, shown=progress) as display:
+        if spec.resources.runner == "inline":
+            _watch(functools.partial(train_here, payload, device=payload.device), folder, signals, display)
+        else:
+            with start_ray(spec, logs=folder.logs):
+                _watch(functools.partial(fit, payload), folder, signals, display)
     status = folder.status()
     if status.failure is not None:
         raise error_of(status.failure)
-    return RunResult(status.id, folder.path, status.status, status.metrics, status.best)
+    return status
 
 
 def _open_folder(spec: RunSpec, resume: str | None) -> RunFolder:
@@ -97,30 +75,29 @@ def _open_folder(spec: RunSpec, resume: str | None) -> RunFolder:
     tags = prepare_data(spec) | provenance(spec)
     if resume is None:
         run_id = new_id()
-        folder = RunFolder(spec.storage.absolute() / spec.name / run_id)
         status = RunStatus(run_id, spec.name, steps=spec.train.steps, tags=tags, **own_process())
-        return folder.create(status, dump_resolved(spec))
+        return RunFolder(spec.storage.absolute() / spec.name / run_id).create(status, dump_resolved(spec))
     folder = find_run(spec.storage.absolute(), resume)
     status = folder.status()
     if status.kind != "run":
-        raise ConfigError(f"{resume} is a sweep; `boxseg sweep --resume` goes on with it")
+        raise ConfigError(f"{resume} is a sweep; only single runs can be resumed")
     if status.status == "running":
         raise ConfigError(f"{resume} is running in process {status.pid}; stop that one first")
     write_atomic(folder.config_path, dump_resolved(spec))
-    folder.clear_stop()
     folder.update(steps=spec.train.steps, tags=tags)
-    folder.start()
     return folder
 
 
-def _launch_inline(payload: Payload, watch: Callable[[threading.Thread], None]) -> None:
-    """The loop in a thread of this process, so that the main thread can hear signals and show progress."""
-    train_beside(functools.partial(train_here, payload, device=_inline_device(payload.spec)), watch)
-
-
-def _launch_on_ray(payload: Payload, watch: Callable[[threading.Thread], None]) -> None:
-    with start_ray(payload.spec, logs=RunFolder(payload.folder).logs):
-        train_beside(functools.partial(fit, payload), watch)
+def _watch(work: Callable[[], None], folder: RunFolder, signals: StopSignals, display: RunProgress) -> None:
+    """Work until it ends, or a stop takes too long."""
+    for _ in run_beside(work):
+        display.update()
+        if signals.received:
+            folder.request_stop()
+        if signals.overdue:
+            folder.finish("interrupted")
+            break
+    display.update()
 
 
 def fit(payload: Payload, *, callbacks: Sequence[Any] = ()) -> None:
@@ -163,76 +140,46 @@ def fit(payload: Payload, *, callbacks: Sequence[Any] = ()) -> None:
         ) from error
 
 
-def _inline_device(spec: RunSpec) -> str:
-    if not spec.resources.gpus_per_worker:
-        return "cpu"
-    import torch
+def run_beside(work: Callable[[], Any]) -> Iterator[None]:
+    """Run `work` in a thread, so that the main thread hears signals; yields now and then until it has ended.
 
-    if not torch.cuda.is_available():
-        raise ResourceError("resources.gpus_per_worker asks for a GPU, but torch sees none; set it to 0")
-    return "cuda"
-
-
-def train_beside(work: Callable[[], Any], watch: Callable[[threading.Thread], None]) -> None:
-    """Run `work` in a thread while the calling thread watches; what `work` raises is raised here."""
+    Raises:
+        BaseException: what `work` raised.
+    """
     raised: list[BaseException] = []
 
     def target() -> None:
         try:
             work()
-        except BaseException as error:  # handed to the caller below
+        except BaseException as error:  # raised again below
             raised.append(error)
 
     thread = threading.Thread(target=target, name="training", daemon=True)
     thread.start()
-    watch(thread)
-    if raised and not thread.is_alive():
-        raise raised[0]
-
-
-def _watch(folder: RunFolder, signals: StopSignals, show: Callable[[], None], thread: threading.Thread) -> None:
-    """Show progress until the thread ends, the run fails for a reason of its own, or a stop took too long."""
-    asked = None
     while thread.is_alive():
         thread.join(POLL_S)
-        show()
-        if signals.received and asked is None:
-            folder.request_stop()
-            asked = time.monotonic()
-        if folder.has_own_failure():
-            thread.join(2.0)  # Ray would try again; its end is not waited for
-            return
-        if asked is not None and time.monotonic() - asked > GRACE_S:
-            folder.finish("interrupted")
-            return
-    show()
-
-
-@contextlib.contextmanager
-def ended_with(folder: RunFolder) -> Iterator[None]:
-    """Make sure that the folder has an end when the block is left, and mark it as running when it is entered."""
-    folder.start()
-    try:
         yield
-    except KeyboardInterrupt:
-        folder.finish("interrupted")
-        raise
-    except Exception as error:
-        status = folder.finish("failed", shorten(error))
-        if status.failure is not None:  # otherwise it had ended well, and only Ray's end went wrong
-            raise error_of(status.failure) from error
-    else:
-        folder.finish("failed", Failure("BoxSegError", f"training ended without a result; {folder.logs} may tell why"))
+    if raised:
+        raise raised[0]
 
 
 @contextlib.contextmanager
 def tracked(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
-    """Follow the folder while the block runs, and copy its end afterwards."""
+    """Mark the folder as running, make sure that it has an end when the block is left, and let the tracker follow."""
+    folder.start()
     tracker.add(folder)
     tracker.start()
     try:
-        with ended_with(folder):  # the end must be written before the last copy
-            yield
+        yield
+        no_end = Failure("BoxSegError", f"training ended without a result; {folder.logs} may tell why")
+        folder.finish("failed", no_end)
+    except KeyboardInterrupt:
+        folder.finish("interrupted")
+        raise
+    except Exception as error:
+        status = folder.finish("failed", error)
+        if status.failure is not None:  # otherwise it had ended well, and only Ray's end went wrong
+            raise error_of(status.failure) from error
     finally:
         tracker.close()
 
@@ -245,7 +192,13 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._received_at = 0.0
         self._previous: dict[int, Any] = {}
+
+    @property
+    def overdue(self) -> bool:
+        """True once a signal came so long ago that nobody should wait for a saved state any more."""
+        return self.received is not None and time.monotonic() - self._received_at > GRACE_S
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -261,14 +214,7 @@ class StopSignals:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
-
-
-def shorten(error: BaseException) -> Failure:
-    """Class and text of an error; of Ray's long texts the last line, which names the cause."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    text = lines[-1].strip() if len(lines) > 6 else "\n".join(lines)
-    kind = type(error).__name__
-    return Failure(kind, text if isinstance(error, BoxSegError) else text[:2000] or kind)
+        self._received_at = time.monotonic()
 
 
 def prepare_data(spec: RunSpec) -> dict[str, str]:
@@ -277,42 +223,27 @@ def prepare_data(spec: RunSpec) -> dict[str, str]:
     if "toy" in sources:
         drawn = ensure_toy(spec.storage.absolute() / ".data", spec.data.toy)
         sources = [toy if source == "toy" else source for source, toy in zip(sources, drawn, strict=True)]
-    digest = hashlib.sha256()
-    for source in sources:
-        assert isinstance(source, CocoSource)
-        with source.annotations.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    assert isinstance(sources[0], CocoSource)
-    return {"data": str(sources[0].annotations), "data_fingerprint": digest.hexdigest()[:16]}
+    files = [source.annotations for source in sources if isinstance(source, CocoSource)]
+    digest = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files))
+    return {"data": str(files[0]), "data_fingerprint": digest.hexdigest()[:16]}
 
 
 def provenance(spec: RunSpec) -> dict[str, str]:
     """Tags that say where a run comes from: code, machine, profile, method and seed."""
-    tags = {
-        "host": socket.gethostname(),
-        "profile": spec.profile,
-        "method": spec.method,
-        "seed": str(spec.train.seed),
-        "cpus": str(os.cpu_count()),
-    }
-    return tags | _git_state()
+    method = {"profile": spec.profile, "method": spec.method, "seed": str(spec.train.seed)}
+    return {"host": socket.gethostname()} | method | _git_state()
 
 
-@functools.cache
 def _git_state() -> dict[str, str]:
     """Commit of the checkout that boxseg runs from, and whether it has changes; nothing outside a checkout."""
-    here = Path(boxseg.__file__).parent
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
+        command = ["git", "-C", str(Path(boxseg.__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        if git("ls-files", "--error-unmatch", "__init__.py") != "__init__.py":
-            return {}
-        return {
-            "git_commit": git("rev-parse", "HEAD"),
-            "git_dirty": str(bool(git("status", "--porcelain", "--untracked-files=no"))).lower(),
-        }
+        git("ls-files", "--error-unmatch", "__init__.py")  # fails where only a folder further up is a checkout
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": str(bool(changes)).lower()}
     except (OSError, subprocess.SubprocessError):
         return {}

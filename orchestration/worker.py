@@ -8,38 +8,25 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from boxseg.config import BoxSegConfig
-from boxseg.engine.events import EvalReport, Reporter, StepReport
+from boxseg.engine.events import EvalReport, StepReport
 from boxseg.errors import ConfigError
 from orchestration.config import RunSpec
-from orchestration.run_folder import RunFolder, error_of
+from orchestration.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from boxseg.engine.train import TrainResult
+
+TrainFn = Callable[..., "TrainResult"]
+"""A loop with the arguments of `boxseg.build.run_training`."""
 
 Send = Callable[[dict[str, float]], None]
 """Passes metrics, with the step under `step`, to Ray."""
 
 STOP_POLL_S = 0.5
 """Time between two looks for a request to stop [s]."""
-
-
-class TrainFn(Protocol):
-    """The signature of `boxseg.build.run_training`."""
-
-    def __call__(
-        self,
-        config: BoxSegConfig,
-        *,
-        folder: Path,
-        data_root: Path,
-        reporter: Reporter,
-        device: str,
-        threads: int,
-        resume: bool,
-    ) -> TrainResult: ...
 
 
 @dataclass(frozen=True)
@@ -55,6 +42,11 @@ class Payload:
     train_fn: TrainFn | None = None
     """The loop; null: `boxseg.build.run_training`."""
 
+    @property
+    def device(self) -> str:
+        """Torch device of a run without Ray Train."""
+        return "cuda" if self.spec.resources.gpus_per_worker else "cpu"
+
 
 def train_worker(arguments: dict[str, Any]) -> None:
     """Body of a Ray Train worker; `arguments["payload"]` is a Payload."""
@@ -63,45 +55,37 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
     payload: Payload = arguments["payload"]
     context = ray.train.get_context()
+    device = str(ray.train.torch.get_device())
     try:
-        train_here(
-            payload,
-            rank=context.get_world_rank(),
-            device=str(ray.train.torch.get_device()),
-            send=ray.train.report,
-        )
+        train_here(payload, rank=context.get_world_rank(), device=device, send=ray.train.report)
     except Exception:
         alone = context.get_world_size() == 1
         if alone and RunFolder(payload.folder).has_own_failure():
-            return  # the folder names the cause; raising would only make Ray try the same again
+            return  # the folder names the cause; other ranks would wait for this one, so then Ray has to end them
         raise
 
 
-def train_here(payload: Payload, *, rank: int = 0, device: str = "cpu", send: Send | None = None) -> dict[str, float]:
+def train_here(payload: Payload, *, device: str, rank: int = 0, send: Send | None = None) -> None:
     """Train in this process and leave the end in the run's folder.
 
     Args:
         payload: What to train, and where.
-        rank: This process among those that train together, whose torch process group is up; rank 0 writes metrics.
         device: Torch device.
-        send: Gets the metrics of every evaluation, on every rank; of the last one when the run is finished.
-
-    Returns:
-        The final metrics. A run that was finished before only gives (and sends) them again.
+        rank: This process among those that train together, whose torch process group is up; rank 0 writes metrics.
+        send: Gets the metrics of every evaluation, on every rank; of the last one when the run is finished. A run that
+            was finished before only sends them again.
 
     Raises:
-        BoxSegError: what ended the run, also if that happened in an earlier attempt.
+        Exception: what the loop raised.
     """
     folder = RunFolder(payload.folder)
     status = folder.stored()
-    if folder.has_own_failure():
-        assert status.failure is not None
-        raise error_of(status.failure)  # Ray tries again after any error; ours would only repeat
-    if status.status in ("stopped", "interrupted"):
-        return status.metrics  # ended from outside while Ray was about to try again
+    if folder.has_own_failure() or status.status in ("stopped", "interrupted"):
+        return  # Ray tries again after any error, and may do so after a stop; the end stays
     reporter = FileReporter(folder, payload, rank=rank, send=send)
     if status.steps and status.step >= status.steps:
-        return _finish(folder, reporter, status.metrics)
+        reporter.finish(status.step, status.metrics)
+        return
     if rank == 0:
         folder.update(status="running", started=status.started or time.time(), failure=None)
     try:
@@ -116,10 +100,10 @@ def train_here(payload: Payload, *, rank: int = 0, device: str = "cpu", send: Se
         (folder.path / "traceback.txt").write_text(traceback.format_exc())
         folder.finish("failed", error)
         raise
-    if not result.finished:
+    if result.finished:
+        reporter.finish(result.step, result.metrics)
+    else:
         folder.finish("interrupted")
-        return result.metrics
-    return _finish(folder, reporter, result.metrics)
 
 
 def _train(payload: Payload, reporter: FileReporter, device: str) -> TrainResult:
@@ -140,33 +124,25 @@ def _train(payload: Payload, reporter: FileReporter, device: str) -> TrainResult
     )
 
 
-def _finish(folder: RunFolder, reporter: FileReporter, metrics: dict[str, float]) -> dict[str, float]:
-    """Write the end before Ray hears of it: a scheduler may kill this process as soon as it knows."""
-    if reporter.rank == 0:
-        folder.finish("finished")
-    reporter.send(max(reporter.step, folder.stored().step), metrics)
-    return metrics
-
-
 class FileReporter:
     """Writes reports to the run's folder (rank 0) and passes evaluations to Ray (every rank).
 
-    The evaluation of the last step is passed on by `_finish` instead, so that a trial scheduler cannot end a run
-    between its last evaluation and its end.
+    The evaluation of the last step is passed on by `finish` instead, so that a trial scheduler cannot end a run between
+    its last evaluation and its end.
     """
 
     def __init__(self, folder: RunFolder, payload: Payload, *, rank: int, send: Send | None) -> None:
-        self.rank = rank
-        self.step = 0
         self._folder = folder
         self._payload = payload
+        self._rank = rank
         self._send = send
         self._looked = 0.0
         self._stop = False
 
     def on_step(self, report: StepReport) -> None:
         """Write the means of some steps."""
-        self._write(report.step, report.metrics)
+        if self._rank == 0:
+            self._folder.report(report.step, report.metrics)
 
     def on_eval(self, report: EvalReport) -> None:
         """Write an evaluation and tell Ray.
@@ -179,9 +155,10 @@ class FileReporter:
             raise ConfigError(
                 f"sweep.metric {metric} is not reported; choose one of {', '.join(sorted(report.metrics))}"
             )
-        self._write(report.step, report.metrics, is_best=report.is_best)
+        if self._rank == 0:
+            self._folder.report(report.step, report.metrics, is_best=report.is_best)
         if report.step < self._payload.spec.train.steps:
-            self.send(report.step, report.metrics)
+            self._pass_on(report.step, report.metrics)
 
     def should_stop(self) -> bool:
         """True once somebody asked for a stop in the run's folder."""
@@ -190,8 +167,14 @@ class FileReporter:
             self._looked = time.monotonic()
         return self._stop
 
-    def send(self, step: int, metrics: dict[str, float]) -> None:
-        """Pass the evaluation's metrics on; one that is not finite becomes the worst value where it decides."""
+    def finish(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the end before Ray hears of it: a scheduler may kill this process as soon as it knows."""
+        if self._rank == 0:
+            self._folder.finish("finished")
+        self._pass_on(step, metrics)
+
+    def _pass_on(self, step: int, metrics: dict[str, float]) -> None:
+        """Tell Ray; a deciding metric that is not finite becomes the worst value."""
         if self._send is None:
             return
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
@@ -199,8 +182,3 @@ class FileReporter:
         if metric is not None and metric not in finite:
             finite[metric] = -1e9 if self._payload.mode == "max" else 1e9
         self._send({**finite, "step": step})
-
-    def _write(self, step: int, metrics: dict[str, float], *, is_best: bool = False) -> None:
-        self.step = step
-        if self.rank == 0:
-            self._folder.report(step, metrics, is_best=is_best)

@@ -20,7 +20,6 @@ from orchestration.run_folder import (
     list_runs,
     new_id,
     own_process,
-    parse_reports,
 )
 
 
@@ -52,6 +51,31 @@ def test_a_torn_last_line_is_skipped_and_the_next_report_is_whole(tmp_path):
     assert folder.history("a") == [(10, 1.0), (30, 3.0)]
 
 
+def test_reports_are_read_on_from_where_the_last_whole_line_ended(tmp_path):
+    folder = make_run(tmp_path)
+    assert folder.reports_since(0) == ([], 0)
+    folder.append_metrics(10, {"a": 1.0})
+    with folder.metrics_path.open("ab") as file:
+        file.write(b'{"step": 20, "time": 5, "metr')
+    reports, offset = folder.reports_since(0)
+    assert [report.step for report in reports] == [10]
+    with folder.metrics_path.open("ab") as file:
+        file.write(b'ics": {}}\n')
+    assert [report.step for report in folder.reports_since(offset)[0]] == [20]
+
+
+def test_the_journal_has_every_event_but_one_that_a_kill_tore(tmp_path):
+    folder = make_run(tmp_path)
+    folder.note("trial_start", trial="00", values={"qam.k_top": 5}, seed=1)
+    with folder.journal_path.open("ab") as file:
+        file.write(b'{"time": 1, "eve')
+    folder.note("trial_end", trial="00", status="failed", cause="step 3: the loss is nan")
+    events = RunFolder(folder.path).journal()
+    assert [event["event"] for event in events] == ["trial_start", "trial_end"]
+    assert events[0]["values"] == {"qam.k_top": 5}
+    assert events[0]["time"] <= events[1]["time"]
+
+
 def test_reports_after_a_resume_replace_those_beyond_its_checkpoint(tmp_path):
     folder = make_run(tmp_path)
     for step, value in ((20, 1.0), (40, 2.0), (60, 3.0)):
@@ -73,7 +97,7 @@ def test_values_that_are_not_finite_are_valid_json_and_absent(tmp_path):
     folder.append_metrics(1, {"a": float("nan"), "b": float("inf"), "c": 1.0})
     line = folder.metrics_path.read_text()
     assert json.loads(line, parse_constant=pytest.fail)["metrics"] == {"a": None, "b": None, "c": 1.0}
-    assert [report.metrics for report in parse_reports(line.encode())] == [{"c": 1.0}]
+    assert [report.metrics for report in folder.reports_since(0)[0]] == [{"c": 1.0}]
 
 
 def test_an_end_is_not_overwritten_by_a_later_one(tmp_path):
@@ -93,6 +117,12 @@ def test_a_failure_of_ours_replaces_a_foreign_one_but_not_the_other_way_round(tm
     folder.finish("failed", RuntimeError("again"))
     assert folder.status().failure == Failure("NonFiniteLossError", "step 3")
     assert folder.has_own_failure()
+
+
+def test_of_a_long_foreign_text_the_last_line_is_kept():
+    text = "\n".join(["Traceback of Ray"] * 20 + ["ValueError: the cause"])
+    assert Failure.of(RuntimeError(text)) == Failure("RuntimeError", "ValueError: the cause")
+    assert Failure.of(RuntimeError()).text == "RuntimeError"
 
 
 def test_failures_come_back_as_their_own_class():

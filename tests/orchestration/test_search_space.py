@@ -82,7 +82,7 @@ def test_a_setting_is_judged_by_the_mean_over_its_seeds():
     sweep = make_sweep(search="random", trials=2, seeds=[0, 1, 2], space={"qam.iou_thr": {"uniform": [0.0, 0.9]}})
     queue = TrialQueue(sweep, seed=0)
     told = []
-    queue._proposals.tell = lambda number, score: told.append((number, score))
+    queue._study.tell = lambda trial, value=None, state=None: told.append((trial.number, value))
     for _ in range(6):
         queue.next()
     queue.ended(0, 1.0)

@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 
 from orchestration.config import SweepSpec, dump_resolved, load_run
-from orchestration.journal import Journal
-from orchestration.ray_session import RaySession
 from orchestration.run_folder import Failure, RunFolder, RunStatus, own_process
 from orchestration.search_space import Trial
 from orchestration.sweep import Sweep, SweepPlan, concurrency, runner_of
@@ -25,7 +23,8 @@ def make_driver(storage: Path, **settings) -> Sweep:
     folder = RunFolder(storage / "toy" / "20260101-000000-aaaa")
     status = RunStatus(folder.path.name, "toy", kind="sweep", steps=3, **own_process())
     folder.create(status, dump_resolved(spec))
-    return Sweep(SweepPlan(spec, folder.path, storage / ".data", None), {"host": "here"}, Tracker(storage, "toy"))
+    plan = SweepPlan(spec, folder.path, storage / ".data", "inline")
+    return Sweep(plan, {"host": "here"}, Tracker(storage, "toy", logs=folder.logs))
 
 
 def make_row(number: int, value: float | None, status: str = "finished", seed: int = 0, **values) -> TrialRow:
@@ -68,7 +67,7 @@ def test_the_sweep_tells_its_best_value_after_every_trial_and_the_journal_every_
         sweep.close_trial(number, "stopped")
     assert sweep.folder.history("val/mask_ap") == [(1, 0.2), (2, 0.5), (3, 0.5)]
     assert sweep.folder.status().best_run == "20260101-000000-aaaa-01"
-    ends = [event for event in Journal(sweep.folder.path / "journal.jsonl").read() if event["event"] == "trial_end"]
+    ends = [event for event in sweep.folder.journal() if event["event"] == "trial_end"]
     assert [(end["status"], end["cause"]) for end in ends] == [("finished", ""), ("finished", ""), ("stopped", "asha")]
 
 
@@ -175,7 +174,7 @@ def test_settings_are_told_by_the_last_part_of_their_name():
 def test_as_many_trials_run_together_as_fit(tmp_path, resources, cpus, limit, expected):
     values = {"storage": tmp_path, "resources": resources, "sweep": {"concurrency": limit}}
     spec = SweepSpec.model_validate(values)
-    assert concurrency(spec, RaySession(True, cpus=cpus, gpus=4)) == expected
+    assert concurrency(spec, {"CPU": cpus, "GPU": 4}) == expected
 
 
 def test_auto_trains_inline_only_one_worker_on_the_cpus_of_this_machine(monkeypatch):

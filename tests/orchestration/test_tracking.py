@@ -8,9 +8,12 @@ from pathlib import Path
 import mlflow
 import pytest
 
+import orchestration.tracking
 from orchestration.config import RunSpec, SweepSpec, dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.tracking import Tracker, follow, tracking_uri
+
+NETWORKS = ("student", "teacher")
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +125,54 @@ def test_trials_are_children_and_say_how_they_ended(storage, client):
     assert parent.data.tags["mlflow.note.content"] == "| trial |"
     assert parent.data.metrics["val/mask_ap"] == 0.5
     assert parent.data.params["sweep.search"] == "tpe"
+
+
+def make_trial_with_networks(storage: Path, sweep: RunFolder, number: int, *, best: str) -> RunFolder:
+    run_id = f"{sweep.path.name}-{number:02d}"
+    folder = make_run(storage, run_id, folder=f"{sweep.path.name}/{run_id}", parent="..")
+    step = folder.path / "checkpoints" / "step-00000100"
+    step.mkdir(parents=True)
+    (step.parent / "best").symlink_to(step.name)
+    scores = {f"val/{name}_mask_ap": 0.4 if name == best else 0.3 for name in ("teacher", "student")}
+    (step / "about.json").write_text(json.dumps({"metrics": scores}))
+    for name in ("teacher", "student"):
+        (step / f"{name}.safetensors").write_bytes(b"weights")
+    (folder.path / "samples").mkdir()
+    (folder.path / "samples" / "step-100.png").write_bytes(b"png")
+    folder.finish("finished")
+    return folder
+
+
+def test_every_trial_carries_its_panels_and_the_weights_of_its_better_network(storage, client, monkeypatch):
+    sweep = make_run(storage, "weights", kind="sweep")
+    trials = [make_trial_with_networks(storage, sweep, number, best=best) for number, best in enumerate(NETWORKS)]
+    sweep.finish("finished")
+    track(storage, sweep, *trials)
+    for trial, best in zip(trials, NETWORKS, strict=True):
+        run = mlflow_run(client, trial)
+        found = {entry.path for entry in client.list_artifacts(run.info.run_id, "checkpoints/best")}
+        assert found == {f"checkpoints/best/{name}" for name in ("about.json", f"{best}.safetensors")}
+        assert [entry.path for entry in client.list_artifacts(run.info.run_id, "samples")] == ["samples/step-100.png"]
+
+    monkeypatch.setattr(orchestration.tracking, "MAX_CHECKPOINT_BYTES", 3)
+    large = make_trial_with_networks(storage, sweep, 2, best="teacher")
+    track(storage, sweep, large)
+    run = mlflow_run(client, large)
+    found = [entry.path for entry in client.list_artifacts(run.info.run_id, "checkpoints/best")]
+    assert found == ["checkpoints/best/about.json"]
+    assert run.data.tags["best_checkpoint"] == str(large.best_checkpoint)
+
+
+def test_a_folder_that_cannot_be_copied_does_not_hold_up_the_others(storage, client):
+    broken, whole = make_run(storage, "broken"), make_run(storage, "unharmed")
+    broken.config_path.write_text("no_such_setting: 1")
+    whole.finish("finished")
+    tracker = Tracker(storage, "toy", logs=storage / "logs")
+    tracker.add(broken)
+    tracker.add(whole)
+    tracker.start()
+    assert not tracker.close()
+    assert mlflow_run(client, whole).info.status == "FINISHED"
 
 
 def test_a_resumed_run_goes_on_in_the_same_mlflow_run(storage, client):

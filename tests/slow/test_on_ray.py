@@ -12,7 +12,6 @@ import pytest
 from boxseg.errors import NonFiniteLossError
 from orchestration.config import RunSpec, SweepSpec
 from orchestration.errors import ResourceError
-from orchestration.journal import Journal
 from orchestration.ray_session import start_ray
 from orchestration.run_folder import RunFolder, list_runs
 from orchestration.sweep import run_sweep
@@ -82,7 +81,7 @@ def test_an_inline_sweep_stops_weak_trials_and_survives_a_failing_one(storage, c
     assert found[0.8, 13].failure.kind == "NonFiniteLossError"
     assert (result.status, result.best.values["qam.iou_thr"], result.best.value) == ("finished", 0.8, 0.8)
     assert (result.best_checkpoint / "about.json").exists()
-    ends = [event for event in Journal(result.folder / "journal.jsonl").read() if event["event"] == "trial_end"]
+    ends = [event for event in RunFolder(result.folder).journal() if event["event"] == "trial_end"]
     assert len(ends) == 6
     assert all(RunFolder(row.folder).stored().mlflow_run_id for row in result.table.rows)
     printed = capsys.readouterr()
@@ -141,7 +140,7 @@ def test_a_lost_worker_is_replaced_and_goes_on_from_the_last_checkpoint(storage)
     spec = RunSpec.model_validate(make_values(storage))
     result = run(spec, train_fn=make_training_that_dies_once(), progress=False)
     assert (result.status, result.metrics["val/mask_ap"]) == ("finished", 0.5)
-    assert starting_steps(result.folder) == ["0", "20"]
+    assert starting_steps(Path(result.folder)) == ["0", "20"]
 
 
 def test_a_lost_trial_process_is_replaced_too(storage):
@@ -174,8 +173,8 @@ def test_two_workers_train_together_and_a_failure_keeps_its_class(storage):
     values = make_values(storage, resources={"workers": 2})
     result = run(RunSpec.model_validate(values), train_fn=train, progress=False)
     assert result.status == "finished"
-    assert {path.name for path in result.folder.glob("rank-*")} == {"rank-0", "rank-1"}
-    steps = [report.step for report in RunFolder(result.folder).reports() if "train/loss" in report.metrics]
+    assert {path.name for path in Path(result.folder).glob("rank-*")} == {"rank-0", "rank-1"}
+    steps = [step for step, _ in RunFolder(result.folder).history("train/loss")]
     assert steps == list(range(5, 41, 5)), "only rank 0 writes"
     with pytest.raises(NonFiniteLossError, match="rank 1"):
         run(RunSpec.model_validate({**values, "qam": {"k_top": 13}}), train_fn=train, progress=False)

@@ -1,0 +1,66 @@
+"""Files that are whole whenever somebody reads them: renamed, locked, or growing line by line."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write beside and rename, so that readers see the old file or the new one, never a part."""
+    scratch = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(3)}")
+    scratch.write_text(text)
+    scratch.replace(path)
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold a lock that only one process of this machine can have."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def log_to_file(path: Path, loggers: Sequence[str], *, level: int = logging.NOTSET) -> None:
+    """Send the records of some loggers to a file and nowhere else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in loggers:
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(level)
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Add an object with the time to a file of JSON lines; a line that a kill tore stays alone and is skipped."""
+    line = json.dumps({"time": round(time.time(), 3), **values}) + "\n"
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read() == b"\n" else "\n" + line
+        file.write(line.encode())
+
+
+def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Objects in the whole lines from a byte on, and the byte after the last of these lines; torn lines are skipped."""
+    if not path.exists():
+        return [], offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read()
+    data = data[: data.rfind(b"\n") + 1]
+    found = []
+    for line in data.splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found, offset + len(data)

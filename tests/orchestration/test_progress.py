@@ -1,0 +1,69 @@
+"""The time left is told from measured steps, and not before there are some."""
+
+import json
+from pathlib import Path
+
+from orchestration.progress import SweepProgress, clock
+from orchestration.run_folder import RunFolder
+from orchestration.table import SweepTable, TrialRow
+
+
+class Trials:
+    """Reports and rows of a sweep of 100-step trials, as if at times of our choice."""
+
+    def __init__(self, storage: Path, planned: int) -> None:
+        self._storage = storage
+        self._rows: dict[int, TrialRow] = {}
+        self._progress = SweepProgress("toy", planned, shown=False)
+
+    def report(self, number: int, step: int, time: float) -> None:
+        folder = self._storage / str(number)
+        folder.mkdir(exist_ok=True)
+        with RunFolder(folder).metrics_path.open("a") as file:
+            file.write(json.dumps({"step": step, "time": time, "metrics": {"train/loss": 1.0}}) + "\n")
+        self._rows[number] = TrialRow(f"x-{number:02d}", folder, {}, 0, "running", step, 100, None)
+
+    def end(self, number: int, status: str, step: int, seconds: float) -> None:
+        folder = self._storage / str(number)
+        self._rows[number] = TrialRow(f"x-{number:02d}", folder, {}, 0, status, step, 100, 0.5, seconds=seconds)
+
+    def seconds_left(self) -> float | None:
+        table = SweepTable("m", "max", list(self._rows.values()))
+        self._progress.update(table)
+        return self._progress._seconds_left(table)
+
+
+def test_nothing_is_said_before_a_tenth_of_a_trial_was_timed(tmp_path):
+    trials = Trials(tmp_path, planned=4)
+    assert trials.seconds_left() is None
+    trials.report(0, step=20, time=1000.0)  # starting took long, and does not count
+    assert trials.seconds_left() is None
+    trials.report(0, step=25, time=1010.0)
+    assert trials.seconds_left() is None
+    trials.report(0, step=40, time=1040.0)
+    assert trials.seconds_left() == 60 * 2.0 + 3 * 200.0
+
+
+def test_trials_that_run_together_share_the_time(tmp_path):
+    trials = Trials(tmp_path, planned=4)
+    for number, pace in enumerate((2.0, 4.0)):
+        trials.report(number, step=10, time=0.0)
+        trials.report(number, step=50, time=40 * pace)
+    assert trials.seconds_left() == (50 * 2.0 + 50 * 4.0 + 2 * 300.0) / 2
+
+
+def test_trials_to_come_take_as_long_as_those_that_ended_and_the_slowest_decides_at_the_end(tmp_path):
+    trials = Trials(tmp_path, planned=4)
+    for number in range(3):
+        trials.report(number, step=10, time=0.0)
+        trials.report(number, step=30, time=20.0)
+    trials.end(0, "stopped", step=30, seconds=40.0)
+    trials.end(1, "failed", step=30, seconds=1.0)
+    assert trials.seconds_left() == 70.0 + 40.0
+    trials.report(3, step=10, time=100.0)
+    trials.report(3, step=90, time=180.0)
+    assert trials.seconds_left() == 70.0
+
+
+def test_durations_read_like_a_clock():
+    assert [clock(seconds) for seconds in (4.6, 65, 7400)] == ["0:05", "1:05", "2:03:20"]
