@@ -107,6 +107,7 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
 
     output.print_rich(render_table(result.table))
     pairs: list[tuple[str, Any]] = [("sweep", result.id), ("folder", result.folder)]
+    pairs += [("report", result.folder / "table.md")]
     if result.best is not None:
         best = result.best
         pairs += [("best trial", f"{best.id}: {spec.sweep.metric} {best.outcome} with {best.settings}")]
