@@ -16,7 +16,7 @@ GAP = 4
 CAPTION = 16
 COLUMNS = ("image", "boxes", "teacher mask (quality)", "student mask (score)")
 COLOURS = ((228, 26, 28), (55, 126, 184), (77, 175, 74), (152, 78, 163), (255, 127, 0), (166, 86, 40), (247, 129, 191))
-OPACITY = 0.55
+OPACITY = 0.4
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _tiles(row: PanelRow) -> list[Image.Image]:
         if masks is None or numbers is None:
             tiles.append(Image.new("RGB", plain.size, (230, 230, 230)))
         else:
-            tiles.append(_overlay(picture, masks.cpu().numpy(), numbers.tolist(), scale))
+            tiles.append(_overlay(plain, masks.cpu().numpy(), numbers.tolist()))
     return tiles
 
 
@@ -82,16 +82,20 @@ def _draw_boxes(picture: Image.Image, boxes: np.ndarray) -> None:
         draw.rectangle(box.tolist(), outline=COLOURS[index % len(COLOURS)], width=2)
 
 
-def _overlay(picture: np.ndarray, masks: np.ndarray, numbers: list[float], scale: float) -> Image.Image:
-    """Masks in colour over the picture, each with its number at its top left corner."""
-    blended = picture.astype(np.float32)
-    corners = []
+def _overlay(plain: Image.Image, masks: np.ndarray, numbers: list[float]) -> Image.Image:
+    """Masks in colour with a solid outline over the picture, each with its number at its top left corner."""
+    blended = np.asarray(plain).astype(np.float32)
+    corners: list[tuple[int, int] | None] = []
     for index, mask in enumerate(masks):
+        shape = np.asarray(Image.fromarray(mask).resize(plain.size, Image.Resampling.NEAREST))
+        padded = np.pad(shape, 1)
+        inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
         colour = np.array(COLOURS[index % len(COLOURS)], dtype=np.float32)
-        blended[mask] = (1 - OPACITY) * blended[mask] + OPACITY * colour
-        ys, xs = np.nonzero(mask)
-        corners.append((xs.min() * scale, ys.min() * scale) if len(xs) else None)
-    tile = _resize(Image.fromarray(blended.round().astype(np.uint8)), scale)
+        blended[shape] = (1 - OPACITY) * blended[shape] + OPACITY * colour
+        blended[shape & ~inner] = colour
+        ys, xs = np.nonzero(shape)
+        corners.append((int(xs.min()), int(ys.min())) if len(xs) else None)
+    tile = Image.fromarray(blended.round().astype(np.uint8))
     draw = ImageDraw.Draw(tile)
     for corner, number in zip(corners, numbers, strict=True):
         if corner is not None:
