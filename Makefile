@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test check lint types bench clean
+.PHONY: help install demo test test-slow check lint types bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     install and run the example sweep (generated data, no download of data or weights)"
 	@echo "make test     install with the test extra and run the fast suite"
+	@echo "make test-slow  what takes longer: real Ray clusters on this machine, several processes"
 	@echo "make check    lint, types, tests"
 	@echo "make bench    time a training step and its parts"
 	@echo "make install  .venv alone"
@@ -32,6 +33,9 @@ demo: .venv/.installed
 
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: .venv/.installed-test
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

@@ -162,7 +162,7 @@ class SolverConfig(Config):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd with momentum, or AdamW."""
     lr: float = Field(0.01, gt=0)
-    """Base learning rate at `lr_batch` images per step."""
+    """Base learning rate, for the batch size that is set; scale it with the batch."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd."""
     weight_decay: float = Field(1e-4, ge=0)

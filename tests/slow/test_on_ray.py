@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from boxseg.errors import NonFiniteLossError
@@ -178,3 +179,57 @@ def test_two_workers_train_together_and_a_failure_keeps_its_class(storage):
     assert steps == list(range(5, 41, 5)), "only rank 0 writes"
     with pytest.raises(NonFiniteLossError, match="rank 1"):
         run(RunSpec.model_validate({**values, "qam": {"k_top": 13}}), train_fn=train, progress=False)
+
+
+def test_both_runners_give_the_same_trials_and_mlflow_holds_the_tree(storage):
+    found = {runner: run_real_sweep(storage, runner) for runner in ("inline", "ray_train")}
+    first, second = ([history(row.folder) for row in by_number(found[runner])] for runner in ("inline", "ray_train"))
+    assert first == second
+    assert all(row.status == "finished" for result in found.values() for row in result.table.rows)
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{storage}/mlflow.db")
+    experiment = client.get_experiment_by_name("real-inline")
+    runs = client.search_runs([experiment.experiment_id])
+    children = [each for each in runs if "mlflow.parentRunId" in each.data.tags]
+    assert len(children) == 2
+    assert len(runs) == 3
+    for child in children:
+        assert child.info.status == "FINISHED"
+        assert child.data.params["qam.iou_thr"] in ("0.3", "0.6")
+        for metric, least in (("train/loss", 3), ("qam/quality", 3), ("pc/paste_rate", 3), ("val/mask_ap", 1)):
+            assert len(client.get_metric_history(child.info.run_id, metric)) >= least, metric
+        artifacts = {each.path for folder in ("samples", "checkpoints/best") for each in files(client, child, folder)}
+        assert "samples/step-00000006.png" in artifacts
+        assert any(path.endswith(".safetensors") for path in artifacts)
+
+
+def run_real_sweep(storage: Path, runner: str):
+    values = {
+        "name": f"real-{runner}",
+        "storage": storage,
+        "data": {"toy": {"train_images": 12, "val_images": 4, "size": 64}},
+        "model": {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1},
+        "cond": {"branch_channels": 16, "branch_convs": 1},
+        "train": {"steps": 6, "batch_size": 2, "image_size": 64, "report_every": 2, "eval_every": 3},
+        "solver": {"optimizer": "adamw"},
+        "resources": {"runner": runner},
+        "sweep": {"search": "grid", "trial_scheduler": "none", "space": {"qam.iou_thr": {"choice": [0.3, 0.6]}}},
+    }
+    return run_sweep(SweepSpec.model_validate(values), progress=False)
+
+
+def by_number(result):
+    return sorted(result.table.rows, key=lambda row: row.id)
+
+
+def history(folder: Path):
+    """Everything a trial reported but its pace."""
+    pace = ("train/images_per_s", "train/step_s", "train/data_wait_s")
+    reports, _ = RunFolder(folder).reports_since(0)
+    return [
+        (each.step, {key: each.metrics[key] for key in sorted(each.metrics.keys() - set(pace))}) for each in reports
+    ]
+
+
+def files(client, run_of_mlflow, folder: str):
+    return client.list_artifacts(run_of_mlflow.info.run_id, folder)
