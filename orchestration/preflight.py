@@ -33,7 +33,15 @@ def check(spec: RunSpec) -> None:
 
 def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
     """All that `check` could raise, quickest checks first; nothing is left behind on the disk."""
-    for look in (_check_cpus, _check_gpus, _check_storage, _check_weights, _check_train_data, _check_val_data):
+    for look in (
+        _check_cpus,
+        _check_gpus,
+        _check_storage,
+        _check_weights,
+        _check_train_data,
+        _check_val_data,
+        _check_timm_name,
+    ):
         try:
             look(spec)
         except BoxSegError as fault:
@@ -117,6 +125,14 @@ def _check_weights(spec: RunSpec) -> None:
         raise ConfigError(
             f"model.init_checkpoint: {start}: no such folder; give a checkpoint, as in RUN/checkpoints/best"
         )
+
+
+def _check_timm_name(spec: RunSpec) -> None:
+    """timm knows its names only once it is loaded, so this waits until the settings are sound."""
+    if spec.model.backbone.startswith("timm/"):
+        from boxseg.model.backbone import check_timm_name
+
+        check_timm_name(spec.model.backbone)
 
 
 def _check_train_data(spec: RunSpec) -> None:

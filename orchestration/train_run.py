@@ -19,13 +19,13 @@ import boxseg
 from boxseg.config import CocoSource
 from boxseg.data.toy import ensure_toy
 from boxseg.errors import ConfigError
-from orchestration.config import RunSpec, dump_resolved
+from orchestration.config import RunSpec, dump_resolved, flatten
 from orchestration.errors import ResourceError
 from orchestration.files import write_atomic
 from orchestration.progress import RunProgress
 from orchestration.ray_session import start_ray
 from orchestration.run_folder import Failure, RunFolder, RunStatus, error_of, find_run, new_id, own_process
-from orchestration.tracking import Tracker
+from orchestration.tracking import Tracker, read_params
 from orchestration.worker import Payload, TrainFn, train_here, train_worker
 
 POLL_S = 0.25
@@ -83,9 +83,35 @@ def _open_folder(spec: RunSpec, resume: str | None) -> RunFolder:
         raise ConfigError(f"{resume} is a sweep; only single runs can be resumed")
     if status.status == "running":
         raise ConfigError(f"{resume} is running in process {status.pid}; stop that one first")
+    _check_same_settings(spec, folder)
     write_atomic(folder.config_path, dump_resolved(spec))
     folder.update(steps=spec.train.steps, tags=tags)
     return folder
+
+
+MAY_CHANGE = ("train.steps", "train.eval_every", "train.report_every", "train.panels", "data.loader_workers")
+"""Settings that a resumed run may have otherwise, besides those of `resources`, `storage` and `tracking`."""
+
+
+def _check_same_settings(spec: RunSpec, folder: RunFolder) -> None:
+    """Refuse to go on with other settings than the run began with; its weights belong to those.
+
+    Raises:
+        ConfigError: names the settings, both values and the way out.
+    """
+    before, now = read_params(folder), flatten(spec)
+    differing = [
+        f"{name} {value} (the run has {before[name]})"
+        for name, value in now.items()
+        if before.get(name, value) != value
+        and name not in MAY_CHANGE
+        and not name.startswith(("resources.", "storage", "tracking."))
+    ]
+    if differing:
+        raise ConfigError(
+            f"{folder.path.name} cannot go on with other settings: {', '.join(differing[:5])}; use the file and --set "
+            f"that it began with (all of them are in {folder.config_path}), or start a new run"
+        )
 
 
 def _watch(work: Callable[[], None], folder: RunFolder, signals: StopSignals, display: RunProgress) -> None:
@@ -171,8 +197,9 @@ def tracked(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
     tracker.start()
     try:
         yield
-        no_end = Failure("BoxSegError", f"training ended without a result; {folder.logs} may tell why")
-        folder.finish("failed", no_end)
+        if not folder.stored().is_final:
+            no_end = Failure("BoxSegError", f"training ended without a result; {folder.logs} may tell why")
+            folder.finish("failed", no_end)
     except KeyboardInterrupt:
         folder.finish("interrupted")
         raise

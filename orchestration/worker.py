@@ -59,10 +59,9 @@ def train_worker(arguments: dict[str, Any]) -> None:
     try:
         train_here(payload, rank=context.get_world_rank(), device=device, send=ray.train.report)
     except Exception:
-        alone = context.get_world_size() == 1
-        if alone and RunFolder(payload.folder).has_own_failure():
-            return  # the folder names the cause; other ranks would wait for this one, so then Ray has to end them
-        raise
+        if context.get_world_size() == 1:
+            return  # the folder names the cause, and trying again would repeat it: only lost workers are replaced
+        raise  # other ranks would wait for this one, so Ray has to end them
 
 
 def train_here(payload: Payload, *, device: str, rank: int = 0, send: Send | None = None) -> None:

@@ -27,6 +27,7 @@ PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 EXIF_ORIENTATION = 0x0112
 
 FIX_IN_FILE = "fix or remove it in the file"
+MALFORMED = "malformed"
 COCO_RULE = "a COCO instance file is one object with the lists images, annotations and categories"
 WHOLE, TEXT = "COCO wants a whole number there", "COCO wants a text there"
 SIZE, BBOX = "images have a positive size", "a bbox is the four numbers x, y, width, height"
@@ -121,6 +122,7 @@ def check_source(source: CocoSource, *, training: bool, decode: bool = False) ->
         *_duplicate_faults(source.annotations, content),
         *_annotation_faults(source.annotations, content),
         *_amount_faults(source.annotations, content, training=training),
+        *([] if training else _mask_faults(source.annotations, content)),
         *_image_faults(source.images, content["images"], decode=decode),
     ]
 
@@ -164,9 +166,35 @@ def _load(path: Path) -> dict[str, Any] | Fault:
 
 
 def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
-    if entry.pop("segmentation", None):
+    segmentation = entry.pop("segmentation", None)
+    if segmentation:
         entry["has_mask"] = True
+        entry["mask_size"] = _mask_size(segmentation)
     return entry
+
+
+def _mask_size(segmentation: Any) -> list[int] | str | None:
+    """(height, width) that a run-length mask was made for, None for polygons, `malformed` for anything else."""
+    if isinstance(segmentation, dict):
+        size, counts = segmentation.get("size"), segmentation.get("counts")
+        sound = isinstance(size, list) and len(size) == 2 and isinstance(counts, list | str) and counts
+        return size if sound else MALFORMED
+    if not isinstance(segmentation, list):
+        return MALFORMED
+    polygons = all(isinstance(each, list) and len(each) >= 6 and len(each) % 2 == 0 for each in segmentation)
+    return None if polygons else MALFORMED
+
+
+def _mask_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
+    """Masks that cannot be decoded, or were made for an image of another size."""
+    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+    for annotation in content["annotations"]:
+        size = annotation.get("mask_size")
+        if size is None or size == sizes.get(annotation["image_id"], size):
+            continue
+        found = "has a malformed segmentation" if size == MALFORMED else f"has a mask of {size[0]} x {size[1]} px"
+        rule = "a mask is polygons of three points or more, or run lengths with the height and width of its image"
+        yield Fault(path, found, rule, FIX_IN_FILE, image_id=annotation["image_id"], annotation_id=annotation["id"])
 
 
 def _format_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
@@ -247,8 +275,9 @@ def _amount_faults(path: Path, content: dict[str, Any], *, training: bool) -> It
     instances = [annotation for annotation in content["annotations"] if not annotation.get("iscrowd")]
     if not content["images"]:
         yield Fault(path, "lists no images", "a data set needs at least one", "name another file")
-    elif training and not instances:
-        yield Fault(path, "has no boxes that are not crowds", "training needs at least one", "name another file")
+    elif not instances:
+        rule = f"{'training' if training else 'evaluation'} needs at least one"
+        yield Fault(path, "has no boxes that are not crowds", rule, "name another file")
     without_mask = sum(not annotation.get("has_mask") for annotation in instances)
     if not training and without_mask:
         found, rule = f"has no mask for {without_mask} of {len(instances)} annotations", "mask AP needs drawn masks"

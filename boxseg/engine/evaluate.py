@@ -62,7 +62,7 @@ def evaluate(
         on_batch: Called with each batch and what was found in it, for panels and pseudo-mask measurements.
 
     Returns:
-        `mask_ap`, `mask_ap50`, … `box_ap` in [0, 1] (sizes without any object are left out) and `mask_fill`,
+        `mask_ap`, `mask_ap50`, … `box_ap` in [0, 1] (what has no ground truth is left out) and `mask_fill`,
         the mean share of its box that a confident mask fills (left out without confident detections).
     """
     results: list[ImageResult] = []
@@ -123,15 +123,22 @@ def coco_metrics(
 ) -> dict[str, float]:
     """Box and mask AP as COCO defines them, in [0, 1]; `mask_ap…` and `box_ap`.
 
-    A size class without ground truth is left out, since its AP is undefined.
+    What has no ground truth is left out, since its AP is undefined: sizes, and masks where any box lacks one.
     """
     metrics = {}
-    for kind, prefix in (("segm", "mask"), ("bbox", "box")):
+    kinds = (("segm", "mask"), ("bbox", "box")) if has_all_masks(ground_truth, image_ids) else (("bbox", "box"),)
+    for kind, prefix in kinds:
         stats = _coco_stats(ground_truth, _coco_results(results, category_ids, kind), image_ids, kind)
         for name, value in zip(COCO_STATS, stats, strict=True):
             if value >= 0 and (prefix == "mask" or name == "ap"):
                 metrics[f"{prefix}_{name}"] = value
     return metrics
+
+
+def has_all_masks(ground_truth: COCO, image_ids: list[int]) -> bool:
+    """Whether every annotation of the images, crowds apart, has a drawn mask."""
+    annotations = ground_truth.loadAnns(ground_truth.getAnnIds(imgIds=image_ids, iscrowd=False))
+    return all(annotation.get("segmentation") for annotation in annotations)
 
 
 def _coco_results(results: list[ImageResult], category_ids: Sequence[int], kind: str) -> list[dict[str, Any]]:

@@ -16,12 +16,9 @@ from boxseg.engine.distributed import any_rank, average_buffers, gather_objects,
 from boxseg.engine.events import EvalReport, Reporter, StepReport
 from boxseg.engine.optim import lr_factor, set_lr
 from boxseg.engine.step import StepOutput, Trainer, run_step, update_ema
-from boxseg.engine.validate import validate
+from boxseg.engine.validate import decisive, validate
 from boxseg.errors import CheckpointError, NonFiniteLossError
 from boxseg.structures import Batch
-
-KEY_METRIC = "val/mask_ap"
-"""Decides which checkpoint is the best."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,8 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = 
         trainer: Networks, optimizer, bank and data, fresh from `boxseg.build`.
         folder: The run's folder; gets `checkpoints/` and `samples/`.
         reporter: Receives every report, on every rank.
-        resume: Go on from `checkpoints/last` where it exists; the result equals an uninterrupted run.
+        resume: Go on from `checkpoints/last` where it exists; with one process, the result equals an uninterrupted
+            run (several agree on BatchNorm statistics whenever they save).
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; names the terms and the images.
@@ -72,7 +70,7 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = 
         done = step + 1
         if done % trainer.config.train.report_every == 0 or done == trainer.steps:
             lr = trainer.optimizer.param_groups[0]["lr"]
-            reporter.on_step(StepReport(done, meter.summary() | {"train/lr": lr}))
+            reporter.on_step(StepReport(done, mean_metrics(gather_objects(meter.summary())) | {"train/lr": lr}))
             meter = Meter()
         stop = wants_stop(reporter, at_report=done % trainer.config.train.report_every == 0)
         if done in eval_steps:
@@ -134,20 +132,25 @@ def evaluation_steps(steps: int, every: float) -> set[int]:
 
 def evaluate_and_save(trainer: Trainer, folder: Path, done: int, progress: Progress, reporter: Reporter) -> Progress:
     """Evaluate, write the checkpoint, tell the reporter; returns where the run stands now."""
-    average_buffers(trainer.student)
-    if trainer.teacher is not None:
-        average_buffers(trainer.teacher)
+    agree(trainer)
     metrics, panels = validate(trainer, samples=folder / "samples", step=done)
-    key = metrics.get(KEY_METRIC, 0.0)
-    is_best = not progress.best or key > progress.best.get(KEY_METRIC, 0.0)
+    is_best = not progress.best or decisive(metrics) > decisive(progress.best)
     progress = Progress(done, metrics, metrics if is_best else progress.best)
     written = save(trainer, folder / "checkpoints", progress, is_best=is_best)
     reporter.on_eval(EvalReport(done, metrics, written, panels, is_best))
     return progress
 
 
+def agree(trainer: Trainer) -> None:
+    """Average what every process gathers from its own images: BatchNorm statistics and dynamic thresholds."""
+    for module in (*trainer.networks().values(), trainer.thresholds):
+        if module is not None:
+            average_buffers(module)
+
+
 def save(trainer: Trainer, checkpoints: Path, progress: Progress, *, is_best: bool = False) -> Path:
     """Write the state of all ranks; rank 0 writes the files, the others wait."""
+    agree(trainer)
     states = gather_objects(trainer.rank_state())
     folder = checkpoints / f"step-{progress.step:08d}"
     if rank() == 0:
@@ -186,6 +189,11 @@ def restore(trainer: Trainer, folder: Path) -> Progress:
     networks = {name: checkpoint.load_network(folder, name) for name in trainer.networks()}
     trainer.load(networks, state["shared"], state["ranks"])
     return Progress(about["step"], about["metrics"] or {}, about["best"] or {})
+
+
+def mean_metrics(of_ranks: list[dict[str, float]]) -> dict[str, float]:
+    """Mean over the processes of each metric; all of them have the same names."""
+    return {name: sum(metrics[name] for metrics in of_ranks) / len(of_ranks) for name in of_ranks[0]}
 
 
 class Meter:

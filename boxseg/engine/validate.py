@@ -37,14 +37,27 @@ def validate(trainer: Trainer, *, samples: Path, step: int) -> tuple[dict[str, f
         found[name] = _evaluate_network(
             trainer, network, watcher.watch_teacher if name == "teacher" else watcher.watch_student
         )
-    best = max(found, key=lambda name: found[name]["mask_ap"])
+    best = max(found, key=lambda name: decisive(found[name]))
     metrics = {f"val/{key}": value for key, value in found[best].items() if key != "mask_fill"}
-    metrics |= {f"val/{name}_mask_ap": values["mask_ap"] for name, values in found.items()}
+    metrics |= {f"val/{name}_mask_ap": values["mask_ap"] for name, values in found.items() if "mask_ap" in values}
     if "mask_fill" in found[best]:
         metrics["health/mask_fill"] = found[best]["mask_fill"]
     metrics |= watcher.metrics()
     panels = [draw_panels(watcher.rows(), samples / f"step-{step:08d}.png")] if rank() == 0 and watcher.rows() else []
     return metrics, panels
+
+
+def decisive(metrics: dict[str, float]) -> float:
+    """The number that decides between networks and checkpoints: mask AP, box AP where masks are not drawn, else -1."""
+    for name in ("val/mask_ap", "mask_ap", "val/box_ap", "box_ap"):
+        if name in metrics:
+            return metrics[name]
+    return -1.0
+
+
+def evaluated_images(trainer: Trainer) -> int:
+    """Validation images that count, over all ranks."""
+    return min(len(trainer.val_data), trainer.config.data.max_val_images or len(trainer.val_data))
 
 
 @torch.no_grad()
@@ -53,7 +66,7 @@ def _evaluate_network(
 ) -> dict[str, float]:
     """COCO metrics of one network; it is back in its former mode afterwards."""
     config, data = trainer.config, trainer.val_data
-    count = min(len(data), config.data.max_val_images or len(data))
+    count = evaluated_images(trainer)
     training = network.training
     network.eval()
 
@@ -86,9 +99,8 @@ class Watcher:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._wanted = [
-            trainer.val_data.image_id(index) for index in range(min(len(trainer.val_data), trainer.config.train.panels))
-        ]
+        own = range(rank(), evaluated_images(trainer), world_size())  # rank 0 draws, so from its share
+        self._wanted = [trainer.val_data.image_id(index) for index in own][: trainer.config.train.panels]
         self._ious: list[float] = []
         self._labels: dict[int, tuple[Tensor, Tensor]] = {}
         self._seen: dict[int, tuple[Batch, int, Detections]] = {}

@@ -208,11 +208,17 @@ def _build_lite0(name: str, weights: str) -> Backbone:
     return backbone
 
 
-def _build_timm(name: str, weights: str) -> Backbone:
+def check_timm_name(name: str) -> None:
+    """Raise ConfigError, naming close ones, unless timm has a model of this name (`timm/` before it is allowed)."""
+    name = name.removeprefix("timm/")
     if not timm.is_model(name.split(".")[0]):
         close = ", ".join(timm.list_models(f"{name.split('_')[0]}*")[:5])
         hint = f"near it are {close}" if close else "timm.list_models() names them all"
         raise ConfigError(f"model.backbone: timm has no model {name!r}; {hint}")
+
+
+def _build_timm(name: str, weights: str) -> Backbone:
+    check_timm_name(name)
     source = {"imagenet": f"timm {name}", "none": "random"}.get(weights, f"file {weights}")
     with named_errors(f"timm/{name}"), fast_hub() if weights == "imagenet" else contextlib.nullcontext():
         try:

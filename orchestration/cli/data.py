@@ -58,7 +58,7 @@ def stats(target: Target, images: Images = None, as_json: AsJson = False) -> Non
     """Count images, boxes, classes and sizes (small below 32² px, large from 96² px on)."""
     from boxseg.data.checks import read_annotations
 
-    sources = _sources(target, images, "train")
+    sources = _sources(target, images or target.parent, "train")  # counting needs no images
     counts = {split: _count(read_annotations(source.annotations)) for split, source in sources.items()}
     if as_json:
         print_json(counts if target.suffix != ".json" else counts["train"])
@@ -114,7 +114,8 @@ def _find_images(annotations: Path) -> Path:
 
     entries = read_annotations(annotations)["images"]
     name = str(entries[0].get("file_name", "")) if entries else ""
-    folders = [annotations.parent, annotations.parent / "images", annotations.parent.parent / "images"]
+    above = annotations.parent.parent
+    folders = [annotations.parent, annotations.parent / "images", above / "images", above / annotations.stem]
     for folder in folders:
         if name and (folder / name).is_file():
             return folder

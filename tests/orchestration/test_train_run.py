@@ -143,3 +143,12 @@ def test_progress_tells_steps_metrics_and_time_left_line_by_line(storage, capsys
     assert lines[0].startswith("step 5/20  loss 0.2")
     assert any(line.startswith("step 20/20  mask_ap 0.5") for line in lines)
     assert any(line.endswith(" left") for line in lines)
+
+
+def test_a_resume_with_other_settings_is_refused_and_changes_nothing(storage):
+    first = run(make_spec(storage), train_fn=make_training(), progress=False)
+    before = (Path(first.folder) / "config.yaml").read_text()
+    other = make_spec(storage, qam={"iou_thr": 0.5, "k_top": 3})
+    with pytest.raises(ConfigError, match=r"cannot go on with other settings: qam\.k_top 3 \(the run has 20\)"):
+        run(other, resume=first.id, train_fn=make_training(), progress=False)
+    assert (Path(first.folder) / "config.yaml").read_text() == before

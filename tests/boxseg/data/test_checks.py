@@ -148,11 +148,11 @@ def test_a_file_of_binary_rubbish_is_a_fault(tmp_path):
     assert "is not JSON" in str(only_fault(CocoSource(images=tmp_path, annotations=tmp_path / "a.json")))
 
 
-def test_nothing_to_train_on_is_a_fault(content, write_source):
+def test_nothing_to_train_on_or_to_evaluate_is_a_fault(content, write_source):
     content["annotations"] = content["annotations"][3:]  # only the crowd
     source = write_source(content)
     assert "has no boxes that are not crowds; training needs at least one" in str(only_fault(source))
-    assert texts(source, training=False) == []
+    assert "evaluation needs at least one" in texts(source, training=False)[0]
 
 
 def test_a_file_without_images_is_a_fault(content, write_source):
@@ -284,3 +284,28 @@ def test_a_hundred_thousand_annotations_take_a_few_seconds(content, write_source
 def test_checks_need_no_torch():
     program = "import sys, boxseg.data.checks, boxseg.data.toy; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "expected"),
+    [
+        ([[1, 2]], "malformed segmentation"),
+        ("abc", "malformed segmentation"),
+        ({"size": [3, 3], "counts": [9]}, "mask of 3 x 3 px"),
+    ],
+)
+def test_masks_that_cannot_be_decoded_are_faults_of_an_evaluation_set_only(tmp_path, segmentation, expected):
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    annotation = {"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "segmentation": segmentation}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 10}],
+        "annotations": [annotation],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    source = CocoSource(images=tmp_path, annotations=tmp_path / "a.json")
+    (fault,) = check_source(source, training=False)
+    assert fault.fatal
+    assert expected in str(fault)
+    assert "annotation 7" in str(fault)
+    assert check_source(source, training=True) == []

@@ -73,3 +73,15 @@ def test_no_detection_at_all_scores_zero(ground_truth):
 def test_unsure_detections_do_not_count_for_the_fill():
     unsure = Detections(torch.zeros(1, 4), torch.tensor([0.1]), torch.zeros(1, dtype=torch.int64), disc()[None])
     assert mask_fill(unsure).tolist() == []
+
+
+def test_without_a_drawn_mask_only_boxes_are_scored(ground_truth):
+    del ground_truth.dataset["annotations"][0]["segmentation"]
+    metrics = score(detections(disc()), ground_truth)
+    assert metrics["box_ap"] == pytest.approx(1.0)
+    assert not any(name.startswith("mask") for name in metrics)
+
+
+def test_images_without_ground_truth_have_no_metrics(ground_truth):
+    metrics = coco_metrics(ground_truth, [], image_ids=[99], category_ids=[3])
+    assert metrics == {}

@@ -1,11 +1,13 @@
 """The whole loop on a handful of generated pictures."""
 
+import json
 import math
 
 import pytest
 import torch
 
 from boxseg.build import build_trainer
+from boxseg.data.toy import ensure_toy
 from boxseg.engine import checkpoint
 from boxseg.engine.train import evaluation_steps, train
 from boxseg.errors import CheckpointError, NonFiniteLossError
@@ -104,3 +106,16 @@ def test_evaluation_steps_always_hold_the_last():
     assert evaluation_steps(10, 0.4) == {4, 8, 10}
     assert evaluation_steps(10, 3) == {3, 6, 9, 10}
     assert evaluation_steps(10, 100) == {10}
+
+
+def test_a_validation_set_without_masks_is_evaluated_on_its_boxes(run, tmp_path, data_root, tiny_config):
+    _, val = ensure_toy(data_root, tiny_config().data.toy)
+    content = json.loads(val.annotations.read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    result, _ = run(tmp_path / "run", data={"val": {"images": val.images, "annotations": tmp_path / "boxes.json"}})
+    assert "val/box_ap" in result.metrics
+    assert "val/mask_ap" not in result.metrics
+    assert "qam/pseudo_iou" not in result.metrics
+    assert (tmp_path / "run" / "checkpoints" / "best").exists()
