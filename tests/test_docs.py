@@ -1,0 +1,32 @@
+"""Links of the documentation lead somewhere, and the commands it names exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from orchestration.cli.app import run
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("docker/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_experiments_that_are_named_exist(page):
+    named = re.findall(r"experiments/(\w+\.yaml)", page.read_text())
+    assert [name for name in named if not (ROOT / "experiments" / name).exists()] == []
+
+
+def test_every_command_of_the_readme_has_help(capsys):
+    named = {line.split()[1].strip("`|") for line in re.findall(r"boxseg \w+[^\n]*", (ROOT / "README.md").read_text())}
+    known = named & {"sweep", "train", "data", "runs", "ui", "config"}
+    assert len(known) == 6
+    for command in known:
+        assert run([command, "--help"]) == 0
