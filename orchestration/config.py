@@ -32,11 +32,6 @@ Metric = Literal[
     "val/mask_ap_medium",
     "val/mask_ap_large",
     "val/box_ap",
-    "val/box_ap50",
-    "val/box_ap75",
-    "val/box_ap_small",
-    "val/box_ap_medium",
-    "val/box_ap_large",
     "val/teacher_mask_ap",
     "val/student_mask_ap",
 ]

@@ -11,10 +11,6 @@ class ResourceError(BoxSegError):
     """The machine or cluster has too little of something, or cannot be reached."""
 
 
-class TrackingError(BoxSegError):
-    """The tracking store cannot be opened."""
-
-
 class ExitCode(IntEnum):
     """What a command's exit status means."""
 

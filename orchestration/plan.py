@@ -110,14 +110,12 @@ def _data_plan(source: Literal["toy"] | CocoSource, *, toy_images: int) -> DataP
 
 
 def _concurrency(spec: RunSpec, trials: int) -> int | None:
-    wanted = spec.sweep.concurrency if isinstance(spec, SweepSpec) else 1
+    if not isinstance(spec, SweepSpec):
+        return 1
     if preflight.uses_cluster(spec):
-        return None if wanted is None else min(wanted, trials)
-    resources = spec.resources
-    room = preflight.count_cpus() / (resources.workers * resources.cpus_per_worker)
-    if resources.gpus_per_worker:
-        room = min(room, preflight.count_gpus() / (resources.workers * resources.gpus_per_worker))
-    return max(1, min(int(room), trials, wanted or trials))
+        return None if spec.sweep.concurrency is None else min(spec.sweep.concurrency, trials)
+    gpus = preflight.count_gpus() if spec.resources.gpus_per_worker else 0
+    return min(preflight.concurrency(spec, {"CPU": preflight.count_cpus(), "GPU": gpus}), trials)
 
 
 def _earlier_runs(spec: RunSpec) -> Iterator[RunStatus]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 from boxseg.config import CocoSource
 from boxseg.data.checks import require_usable
 from boxseg.errors import BoxSegError, ConfigError
-from orchestration.config import RunSpec
+from orchestration.config import RunSpec, SweepSpec
 from orchestration.errors import ResourceError
 
 MIN_FREE_BYTES = 200_000_000
@@ -71,6 +72,16 @@ def count_gpus() -> int:
     except (OSError, subprocess.SubprocessError):
         return 0
     return sum(line.startswith("GPU ") for line in listing.splitlines())
+
+
+def concurrency(spec: SweepSpec, have: dict[str, float]) -> int:
+    """Trials at the same time: as many as fit in what Ray has, at most `sweep.concurrency`."""
+    resources = spec.resources
+    room = have["CPU"] / (resources.workers * resources.cpus_per_worker)
+    if resources.gpus_per_worker:
+        room = min(room, have["GPU"] / (resources.workers * resources.gpus_per_worker))
+    fit_in = math.floor(room + 1e-6)
+    return max(1, min(fit_in, spec.sweep.concurrency or fit_in))
 
 
 def free_bytes(storage: Path) -> int:
@@ -141,5 +152,11 @@ def _check_train_data(spec: RunSpec) -> None:
 
 
 def _check_val_data(spec: RunSpec) -> None:
-    if isinstance(spec.data.val, CocoSource):
-        require_usable(spec.data.val, training=False)
+    if not isinstance(spec.data.val, CocoSource):
+        return
+    missing_masks = require_usable(spec.data.val, training=False)
+    if missing_masks and isinstance(spec, SweepSpec) and spec.sweep.metric != "val/box_ap":
+        raise ConfigError(
+            f"sweep.metric: {spec.sweep.metric} needs drawn masks, but {missing_masks[0].file} "
+            f"{missing_masks[0].value}; add `segmentation`, or set sweep.metric: val/box_ap"
+        )

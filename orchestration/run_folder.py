@@ -222,11 +222,6 @@ class RunFolder:
 
         self._change(change)
 
-    def has_own_failure(self) -> bool:
-        """True if the run failed with an error that boxseg raised on purpose; trying again would repeat it."""
-        status = self.stored()
-        return status.status == "failed" and status.failure is not None and status.failure.is_ours
-
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Add one report; values that are not finite are written as null and read as absent."""
         clean = {key: float(value) if math.isfinite(value) else None for key, value in metrics.items()}

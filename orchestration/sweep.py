@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from boxseg.errors import ConfigError
 from orchestration.config import RunSpec, SweepSpec, dump_resolved
 from orchestration.files import write_atomic
-from orchestration.preflight import uses_cluster
+from orchestration.preflight import concurrency, uses_cluster
 from orchestration.progress import SweepProgress
 from orchestration.ray_session import start_ray
 from orchestration.run_folder import Failure, RunFolder, RunStatus, Status, new_id, own_process
@@ -117,16 +116,6 @@ def runner_of(spec: SweepSpec) -> Literal["inline", "ray_train"]:
     if resources.runner != "auto":
         return resources.runner
     return "ray_train" if resources.workers > 1 or resources.gpus_per_worker or uses_cluster(spec) else "inline"
-
-
-def concurrency(spec: SweepSpec, have: dict[str, float]) -> int:
-    """Trials at the same time: as many as fit in what Ray has, at most `sweep.concurrency`."""
-    resources = spec.resources
-    room = have["CPU"] / (resources.workers * resources.cpus_per_worker)
-    if resources.gpus_per_worker:
-        room = min(room, have["GPU"] / (resources.workers * resources.gpus_per_worker))
-    fit_in = math.floor(room + 1e-6)
-    return max(1, min(fit_in, spec.sweep.concurrency or fit_in))
 
 
 def make_tuner(sweep: Sweep, at_once: int) -> Tuner:

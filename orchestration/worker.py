@@ -59,7 +59,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     try:
         train_here(payload, rank=context.get_world_rank(), device=device, send=ray.train.report)
     except Exception:
-        if context.get_world_size() == 1:
+        if context.get_world_size() == 1 and RunFolder(payload.folder).stored().status == "failed":
             return  # the folder names the cause, and trying again would repeat it: only lost workers are replaced
         raise  # other ranks would wait for this one, so Ray has to end them
 
@@ -79,7 +79,8 @@ def train_here(payload: Payload, *, device: str, rank: int = 0, send: Send | Non
     """
     folder = RunFolder(payload.folder)
     status = folder.stored()
-    if folder.has_own_failure() or status.status in ("stopped", "interrupted"):
+    own_failure = status.failure is not None and status.failure.is_ours
+    if own_failure or status.status in ("stopped", "interrupted"):
         return  # Ray tries again after any error, and may do so after a stop; the end stays
     reporter = FileReporter(folder, payload, rank=rank, send=send)
     if status.steps and status.step >= status.steps:

@@ -76,8 +76,8 @@ class Fault:
         return f"{self.file}: {place}{self.told}"
 
 
-def require_usable(source: CocoSource, training: bool) -> None:
-    """Check a source and let only usable ones pass; what is merely missing is logged.
+def require_usable(source: CocoSource, training: bool) -> list[Fault]:
+    """Check a source and let only usable ones pass; what is merely missing is logged and returned.
 
     Args:
         source: Images and annotation file.
@@ -98,6 +98,7 @@ def require_usable(source: CocoSource, training: bool) -> None:
         if len(fatal) > SHOWN_FAULTS:
             lines.append(f"… and {len(fatal) - SHOWN_FAULTS} more")
         raise DataError("\n  ".join(lines))
+    return faults
 
 
 def check_source(source: CocoSource, *, training: bool, decode: bool = False) -> list[Fault]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -52,7 +51,6 @@ class CocoBoxes(Dataset[Sample]):
                 f"{source.annotations}: an entry is malformed ({type(error).__name__}: {error}); COCO instances have "
                 "ids, sizes and boxes as numbers (`boxseg data check` names the entries)"
             ) from error
-        self.fingerprint = hashlib.sha256(source.annotations.read_bytes()).hexdigest()[:16]
         """Hash of the annotation file, and so of all image names, boxes and classes."""
         self._masks: dict[int, Any] | None = None
 

@@ -20,7 +20,7 @@ from boxseg.engine.distributed import mean_over_ranks, rank
 from boxseg.losses.total import Losses, compute_losses
 from boxseg.model.condinst import CondInst
 from boxseg.model.targets import assign_batch, choose_proposals
-from boxseg.structures import Batch, Predictions, PseudoMasks
+from boxseg.structures import Batch, Candidates, Predictions, PseudoMasks
 from boxseg.teacher.candidates import find_candidates
 from boxseg.teacher.ema import ema_momentum, update_teacher
 from boxseg.teacher.qam import make_pseudo_masks, qam_metrics
@@ -154,10 +154,22 @@ def run_step(trainer: Trainer, batch: Batch, step: int) -> StepOutput:
 def label_batch(trainer: Trainer, batch: Batch, step: int) -> list[PseudoMasks]:
     """The teacher's pseudo masks for the boxes of the weak images."""
     assert trainer.teacher is not None
-    teacher, qam = trainer.config.teacher, trainer.config.qam
+    config = trainer.config
     with trainer.autocast():
-        candidates = find_candidates(trainer.teacher, batch, teacher=teacher, qam=qam, fcos=trainer.config.fcos)
-    thresholds, with_nms = trainer.thresholds, teacher.with_nms
+        candidates = find_candidates(trainer.teacher, batch, teacher=config.teacher, qam=config.qam, fcos=config.fcos)
+    return fuse_candidates(config, candidates, batch, thresholds=trainer.thresholds, step=step)
+
+
+def fuse_candidates(
+    config: BoxSegConfig,
+    candidates: list[Candidates],
+    batch: Batch,
+    *,
+    thresholds: ThresholdTable | None = None,
+    step: int = 0,
+) -> list[PseudoMasks]:
+    """QAM for every image of a batch; `thresholds` are the dynamic ones, which learn from it, None: the fixed one."""
+    qam, with_nms = config.qam, config.teacher.with_nms
     return [
         make_pseudo_masks(found, boxes, labels, settings=qam, with_nms=with_nms, thresholds=thresholds, step=step)
         for found, boxes, labels in zip(candidates, batch.boxes, batch.labels, strict=True)

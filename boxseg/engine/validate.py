@@ -14,13 +14,12 @@ from boxseg.data.loader import eval_batches
 from boxseg.engine.distributed import gather_objects, rank, world_size
 from boxseg.engine.evaluate import detect, evaluate
 from boxseg.engine.panels import PanelRow, draw_panels
-from boxseg.engine.step import Trainer
+from boxseg.engine.step import Trainer, fuse_candidates
 from boxseg.model.condinst import CondInst
 from boxseg.ops.boxes import box_iou, scale_boxes
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import MASK_STRIDE, Batch, Detections, Predictions, PseudoMasks
 from boxseg.teacher.candidates import pick_candidates
-from boxseg.teacher.qam import make_pseudo_masks
 
 
 def validate(trainer: Trainer, *, samples: Path, step: int) -> tuple[dict[str, float], list[Path]]:
@@ -181,10 +180,7 @@ def label_val_batch(trainer: Trainer, predictions: Predictions, batch: Batch) ->
     candidates = pick_candidates(
         trainer.teacher, predictions, batch, batch, teacher=config.teacher, qam=config.qam, fcos=config.fcos
     )
-    return [
-        make_pseudo_masks(found, boxes, labels, settings=config.qam, with_nms=config.teacher.with_nms)
-        for found, boxes, labels in zip(candidates, batch.boxes, batch.labels, strict=True)
-    ]
+    return fuse_candidates(config, candidates, batch)
 
 
 def full_size_masks(pseudo: PseudoMasks, boxes: Tensor, size: tuple[int, int], soft_thr: float) -> Tensor:

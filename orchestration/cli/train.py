@@ -76,7 +76,7 @@ def sweep(experiment: Experiment, overrides: Overrides = None, plan: PlanOnly = 
     else:
         _print_sweep(spec, result)
     if result.status == "interrupted":
-        say("interrupted; the trials' state is saved")
+        say(f"interrupted; the trials' state is saved in {result.folder}; the next `boxseg sweep` starts anew")
         raise typer.Exit(ExitCode.INTERRUPTED)
     failure = RunFolder(result.folder).status().failure
     if result.best is None and failure is not None:

@@ -193,3 +193,18 @@ def test_a_plan_lists_why_it_would_not_start(tmp_path: Path, coco: dict[str, str
 )
 def test_every_error_has_its_exit_code(error: Exception, code: int):
     assert exit_code_for(error) == code
+
+
+def test_a_sweep_by_mask_ap_needs_masks_and_one_by_box_ap_does_not(tmp_path: Path, coco: dict[str, str]):
+    content = json.loads(Path(coco["annotations"]).read_text())
+    for annotation in content["annotations"]:
+        annotation.pop("segmentation", None)
+    Path(coco["annotations"]).write_text(json.dumps(content))
+    values = {"name": "t", "storage": tmp_path / "runs", "data": {"train": coco, "val": coco}}
+    error = refusal(SweepSpec.model_validate(values))
+    assert isinstance(error, ConfigError)
+    assert "sweep.metric: val/mask_ap needs drawn masks" in str(error)
+    assert "has no mask for 2 of 2 annotations" in str(error)
+    assert "set sweep.metric: val/box_ap" in str(error)
+    check(SweepSpec.model_validate(values | {"sweep": {"metric": "val/box_ap"}}))
+    check(RunSpec.model_validate(values))

@@ -116,7 +116,7 @@ def test_a_failure_of_ours_replaces_a_foreign_one_but_not_the_other_way_round(tm
     folder.finish("failed", NonFiniteLossError("step 3"))
     folder.finish("failed", RuntimeError("again"))
     assert folder.status().failure == Failure("NonFiniteLossError", "step 3")
-    assert folder.has_own_failure()
+    assert folder.status().failure.is_ours
 
 
 def test_of_a_long_foreign_text_the_last_line_is_kept():

@@ -172,13 +172,6 @@ def test_a_missing_annotation_file_is_a_data_error(tmp_path):
         CocoBoxes(CocoSource(images=tmp_path, annotations=tmp_path / "a.json"), train=True)
 
 
-def test_the_fingerprint_follows_the_annotation_file(content, write_source):
-    first = CocoBoxes(write_source(content), train=True).fingerprint
-    assert CocoBoxes(write_source(content), train=False).fingerprint == first
-    content["annotations"][0]["bbox"][0] += 1
-    assert CocoBoxes(write_source(content), train=True).fingerprint != first
-
-
 def test_true_masks_follow_the_boxes_whatever_their_kind(content, write_source):
     second = np.zeros((40, 60), dtype=np.uint8)
     second[20:30, 30:40] = 1
