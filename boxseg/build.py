@@ -71,6 +71,8 @@ def build_trainer(
     student = build_network(config, num_classes=len(train_data.category_ids))
     if config.model.init_checkpoint is not None:
         student.load_state_dict(checkpoint.load_network(config.model.init_checkpoint, "student"))
+    if torch.device(device).type == "cpu":
+        speed_up_pointwise(student)
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
     student.to(device).to(memory_format=memory_format).train()
     teacher = build_teacher(student, eval_mode=config.teacher.eval_mode) if config.teacher.on else None
@@ -147,6 +149,17 @@ def build_network(config: BoxSegConfig, *, num_classes: int, weights: str | None
         branch_channels=cond.branch_channels,
         branch_convs=cond.branch_convs,
     )
+
+
+def speed_up_pointwise(network: nn.Module) -> None:
+    """Let one-thread CPU training use oneDNN for 1x1 convolutions: about twice as fast there, same numbers.
+
+    torch falls back to a plain matrix product for them when it has one thread, unless they are dilated; dilation has
+    no meaning for a 1x1 kernel.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.padding == (0, 0):
+            module.dilation = (2, 2)
 
 
 def build_teacher(student: CondInst, *, eval_mode: bool) -> CondInst:
