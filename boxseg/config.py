@@ -13,6 +13,7 @@ from boxseg.model.names import check_backbone_name
 
 Profile = Literal["official", "paper", "fixed"]
 Method = Literal["boxinst", "boxteacher", "qam", "pc", "full"]
+Shape = Literal["disc", "square", "star", "ring", "corner", "crescent", "ellipse", "quad", "triangle"]
 Warmup = Annotated[float, Field(ge=0)]
 """Below 1: a share of `train.steps`. From 1 on: a number of steps. 0: no warm-up."""
 
@@ -55,6 +56,8 @@ class ToyConfig(Config):
     """Side of the square images [px]."""
     seed: int = Field(0, ge=0)
     """Seed of the drawing; the same seed gives the same files."""
+    shapes: tuple[Shape, ...] = Field(("disc", "square", "star", "ring", "corner", "crescent"), min_length=1)
+    """Classes, in the order of their labels."""
 
 
 class DataConfig(Config):
@@ -80,7 +83,8 @@ class ModelConfig(Config):
     """The network."""
 
     backbone: str = "resnet50"
-    """resnet18, resnet34, resnet50, resnet101, efficientnet_lite0, or timm/NAME for any timm feature extractor."""
+    """resnet18, resnet34, resnet50, resnet101, resnet18_half, efficientnet_lite0, or timm/NAME for any timm feature
+    extractor."""
     weights: str = "auto"
     """auto: ImageNet weights where they can be had, else random with a warning; imagenet: the same but fail without;
     none: random; anything else: path of a state dict."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from boxseg.config import CocoSource, ToyConfig
+from boxseg.config import CocoSource, Shape, ToyConfig
 
 DRAWING_VERSION = 2
 """Part of the folder's digest; raise it whenever the same settings would give other pictures."""
@@ -61,12 +61,15 @@ def ensure_toy(root: Path, settings: ToyConfig) -> tuple[CocoSource, CocoSource]
     return train, val
 
 
-def draw_scene(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], list[tuple[int, NDArray[np.bool_]]]]:
+def draw_scene(
+    rng: np.random.Generator, size: int, shapes: Sequence[Shape]
+) -> tuple[NDArray[np.uint8], list[tuple[int, NDArray[np.bool_]]]]:
     """One picture and what is in it.
 
     Args:
         rng: Source of all randomness.
         size: Side of the square picture [px].
+        shapes: Classes, in the order of their labels.
 
     Returns:
         RGB uint8 (size, size, 3) and 1 … 5 pairs of class index and visible mask, bool (size, size).
@@ -77,8 +80,8 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], 
     full_areas: list[int] = []
     labels: list[int] = []
     for _ in range(int(rng.integers(1, MAX_OBJECTS + 1))):
-        label = int(rng.integers(len(SHAPES)))
-        placed = _place_object(rng, size, CLASS_NAMES[label], masks, full_areas)
+        label = int(rng.integers(len(shapes)))
+        placed = _place_object(rng, size, shapes[label], masks, full_areas)
         if placed is None:
             continue
         alpha, full_area = placed
@@ -102,7 +105,7 @@ def _write_dataset(folder: Path, settings: ToyConfig) -> None:
         annotations: list[dict[str, Any]] = []
         for index in range(count):
             rng = np.random.default_rng([settings.seed, split_index, index])
-            picture, objects = draw_scene(rng, settings.size)
+            picture, objects = draw_scene(rng, settings.size, settings.shapes)
             name = f"{index:06d}.png"
             Image.fromarray(picture).save(folder / split / name, compress_level=1)
             images.append({"id": index + 1, "file_name": name, "width": settings.size, "height": settings.size})
@@ -112,7 +115,7 @@ def _write_dataset(folder: Path, settings: ToyConfig) -> None:
             "info": {"description": f"boxseg toy shapes, {split}, seed {settings.seed}"},
             "images": images,
             "annotations": annotations,
-            "categories": [{"id": label + 1, "name": name} for label, name in enumerate(CLASS_NAMES)],
+            "categories": [{"id": label + 1, "name": name} for label, name in enumerate(settings.shapes)],
         }
         (folder / "annotations" / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
@@ -141,7 +144,7 @@ def _rename_unless_present(draft: Path, final: Path) -> None:
 
 
 def _place_object(
-    rng: np.random.Generator, size: int, name: str, masks: list[NDArray[np.bool_]], full_areas: list[int]
+    rng: np.random.Generator, size: int, name: Shape, masks: list[NDArray[np.bool_]], full_areas: list[int]
 ) -> tuple[FloatArray, int] | None:
     """Coverage (size, size) in [0, 1] and whole area [px] of a new object that hides too little to matter, or None."""
     for _ in range(30):
@@ -235,6 +238,20 @@ def _in_disc(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
     return x**2 + y**2 <= 1
 
 
+def _in_ellipse(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
+    return x**2 + (y / (0.45 + 0.35 * form)) ** 2 <= 1
+
+
+def _in_quad(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
+    """A trapezium: slanted sides, the upper one shorter."""
+    return (np.abs(y) <= 0.6) & (np.abs(x) <= 0.7 + (0.1 + 0.3 * form) * (y - 0.6) / 1.2)
+
+
+def _in_triangle(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
+    """Tip at the top of the unit circle; the base is up to as wide as an equilateral one."""
+    return (y <= 0.5) & (np.abs(x) <= (y + 1) * (0.36 + 0.2 * form))
+
+
 def _in_square(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
     return (np.abs(x) <= 0.7) & (np.abs(y) <= 0.7 * (0.75 + 0.25 * form))
 
@@ -266,13 +283,15 @@ def _in_crescent(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]
     return (x**2 + y**2 <= 1) & ((x - 0.52 - 0.12 * form) ** 2 + y**2 >= 0.75**2)
 
 
-SHAPES: dict[str, Inside] = {
+SHAPES: dict[Shape, Inside] = {
     "disc": _in_disc,
     "square": _in_square,
     "star": _in_star,
     "ring": _in_ring,
     "corner": _in_corner,
     "crescent": _in_crescent,
+    "ellipse": _in_ellipse,
+    "quad": _in_quad,
+    "triangle": _in_triangle,
 }
-"""Classes in the order of their labels; each says which points of the unit disc are inside, given a form in [0, 1]."""
-CLASS_NAMES = tuple(SHAPES)
+"""Which points of the unit disc are inside a shape, given a form in [0, 1]."""

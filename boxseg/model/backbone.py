@@ -217,12 +217,19 @@ def check_timm_name(name: str) -> None:
         raise ConfigError(f"model.backbone: timm has no model {name!r}; {hint}")
 
 
-def _build_timm(name: str, weights: str) -> Backbone:
+def _build_half_resnet18(name: str, weights: str) -> Backbone:
+    """ResNet-18 with half the channels in every stage, always from random weights."""
+    if weights == "imagenet":
+        raise DataError(f"model.weights: there are no ImageNet weights for {name}; use none, or a state dict of yours")
+    return _build_timm("resnet18", weights, channels=(32, 64, 128, 256))
+
+
+def _build_timm(name: str, weights: str, **options: Any) -> Backbone:
     check_timm_name(name)
     source = {"imagenet": f"timm {name}", "none": "random"}.get(weights, f"file {weights}")
     with named_errors(f"timm/{name}"), fast_hub() if weights == "imagenet" else contextlib.nullcontext():
         try:
-            extractor = timm.create_model(name, features_only=True, pretrained=weights == "imagenet")
+            extractor = timm.create_model(name, features_only=True, pretrained=weights == "imagenet", **options)
         except AttributeError as error:
             raise ConfigError(f"model.backbone: timm/{name} gives no feature maps ({error}); choose another") from error
     if weights not in ("imagenet", "none"):
@@ -244,6 +251,7 @@ BACKBONES: dict[str, Callable[[str, str], Backbone]] = {
     "resnet34": _build_resnet,
     "resnet50": _build_resnet,
     "resnet101": _build_resnet,
+    "resnet18_half": _build_half_resnet18,
     "efficientnet_lite0": _build_lite0,
 }
 """What each plain name builds, given the name and `imagenet`, `none` or the path of a state dict."""

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from boxseg.errors import ConfigError
 
-BACKBONE_NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_lite0")
+BACKBONE_NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet18_half", "efficientnet_lite0")
 """Backbones that go by a plain name; `timm/NAME` stands for any timm feature extractor."""
 
 

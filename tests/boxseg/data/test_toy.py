@@ -10,9 +10,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from boxseg.config import ToyConfig
-from boxseg.data.toy import CLASS_NAMES, MAX_OBJECTS, MIN_VISIBLE, SHAPES, _coverage, draw_scene, ensure_toy
+from boxseg.data.toy import MAX_OBJECTS, MIN_VISIBLE, SHAPES, _coverage, draw_scene, ensure_toy
 
 SMALL = ToyConfig(train_images=3, val_images=2, size=64, seed=5)
+
+CLASS_NAMES = ToyConfig().shapes
 
 
 def folder_digest(folder: Path) -> str:
@@ -155,7 +157,7 @@ def test_every_shape_stays_inside_the_unit_disc(name):
 def test_objects_stand_out_from_what_surrounds_them():
     distances = []
     for seed in range(12):
-        picture, objects = draw_scene(np.random.default_rng(seed), 128)
+        picture, objects = draw_scene(np.random.default_rng(seed), 128, CLASS_NAMES)
         background = ~np.any([mask for _, mask in objects], axis=0)
         for _, mask in objects:
             distances.append(np.linalg.norm(picture[mask].mean(axis=0) - picture[background].mean(axis=0)))
@@ -164,7 +166,7 @@ def test_objects_stand_out_from_what_surrounds_them():
 
 def test_objects_hide_little_of_one_another():
     for seed in range(12):
-        _, objects = draw_scene(np.random.default_rng(seed), 128)
+        _, objects = draw_scene(np.random.default_rng(seed), 128, CLASS_NAMES)
         for label, mask in objects:
             if CLASS_NAMES[label] == "disc":  # its whole area follows from its extent
                 side = max(np.ptp(np.nonzero(mask)[0]), np.ptp(np.nonzero(mask)[1])) + 1
@@ -177,3 +179,8 @@ def test_images_are_rgb_of_the_wanted_size(tmp_path):
     assert len(list(val.images.iterdir())) == 2
     with Image.open(train.images / "000000.png") as picture:
         assert (picture.mode, picture.size) == ("RGB", (64, 64))
+
+
+def test_the_classes_are_the_shapes_that_were_asked_for(tmp_path):
+    train, _ = ensure_toy(tmp_path, SMALL.model_copy(update={"shapes": ("triangle", "ellipse")}))
+    assert [category["name"] for category in read(train)["categories"]] == ["triangle", "ellipse"]
