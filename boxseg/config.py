@@ -200,6 +200,8 @@ class TeacherConfig(Config):
     """Candidates per pyramid level before ranking."""
     with_nms: bool = False
     """Label as BoxTeacher does, with NMS and one detection per box, instead of QAM."""
+    nms_overwrite: bool = True
+    """With NMS: a box that the first detection has taken stays free for a worse one, as in the reference."""
     resize_short: int | None = Field(800, ge=32)
     """Short side of the teacher's input [px]; null: the training size."""
     resize_long: int = Field(1333, ge=32)
@@ -249,10 +251,19 @@ class QamConfig(Config):
     """Dynamic thresholds start after this."""
     dyn_ema: float = Field(0.0, ge=0, lt=1)
     """Share of the old threshold kept at each update; 0 overwrites."""
+    dyn_per_union: bool = False
+    """Measure disagreement per area of the candidates' union, with two candidates or more; the reference takes the
+    whole image, which favours small masks, and lets a single candidate decide."""
+    dyn_shared: bool = False
+    """Average the table over all processes before an evaluation or a checkpoint; else the first one's is saved."""
     score_floor: float = Field(1.0, ge=0)
     """f in (score + f) / (1 + f), the part of the detection score in the quality."""
     agreement: bool = True
     """Multiply the quality by the candidates' overlap with the fused mask."""
+    k_full: int | None = Field(None, ge=1)
+    """Candidates that earn full trust: with fewer, K, quality is multiplied by K / k_full; null: K does not count."""
+    need_inside: bool = False
+    """A mask of which nothing is left inside its box gets quality 0; the reference keeps the uncut mask's quality."""
     min_quality: float = Field(0.0, ge=0, lt=1)
     """Pseudo masks below this quality get quality 0."""
 
@@ -289,14 +300,16 @@ class LossConfig(Config):
 class BoxInstConfig(Config):
     """Projection and colour-pairwise losses."""
 
-    size: int = Field(3, ge=3)
-    """Side of the neighbourhood [cells]; odd."""
+    size: int = Field(3, ge=1)
+    """Side of the neighbourhood [cells]; odd, 1 has no neighbours."""
     dilation: int = Field(2, ge=1)
     """Distance of neighbours [cells of 4 px]."""
     color_thr: float = Field(0.3, gt=0, lt=1)
     """Neighbours at least this similar in colour are pulled together."""
     warmup: Warmup = 10_000
     """Linear warm-up of the pairwise loss."""
+    truncate_colors: bool = True
+    """Cut pooled colours to whole grey levels before they are compared, as the reference does."""
     bottom_px: float = Field(10, ge=0)
     """Rows at the bottom of the original image whose colours are ignored [px]; an artefact of COCO images."""
     pairwise_weight: float = Field(1.0, ge=0)
@@ -306,8 +319,8 @@ class BoxInstConfig(Config):
 
     @model_validator(mode="after")
     def _check_odd(self) -> BoxInstConfig:
-        if self.size != 3:
-            raise ValueError(f"size {self.size} is not supported; the eight-neighbourhood has size 3")
+        if self.size % 2 == 0:
+            raise ValueError(f"size {self.size} is even; a neighbourhood around a cell needs an odd side")
         return self
 
 
@@ -330,6 +343,8 @@ class PcConfig(Config):
     """Instances pasted into one image at most."""
     target: Literal["random", "lowest-q"] = "random"
     """Which instance gets a peer: any of the class, or the one with the lowest quality."""
+    paste_weak: bool = False
+    """Paste into the weak view as well, whose colours the pairwise loss compares; the reference leaves it as it was."""
     require_better: bool = False
     """Paste only if the peer's quality exceeds the target's."""
     bank_size: int = Field(80, ge=1)
@@ -348,8 +363,10 @@ class PcConfig(Config):
     """An occluded box is kept if no side moved further than this [px, scaled like min_area]."""
     relative_limits: bool = False
     """Scale min_area and box_shift_px with the image: they are given for a short side of 800 px."""
-    keep_boxes: bool = False
+    keep_sides: bool = False
     """Change a side of an occluded box only if the paste moved it; the reference rounds all boxes outward."""
+    drop_slivers: bool = False
+    """Drop instances of which less than 1 px is left in width or height; the reference keeps those near the origin."""
 
 
 class EmaConfig(Config):
@@ -359,6 +376,9 @@ class EmaConfig(Config):
     """Upper limit of the momentum."""
     interval: int = Field(1, ge=1)
     """Steps between updates."""
+    average_buffers: bool = False
+    """Average BatchNorm statistics over all processes before an evaluation or a checkpoint; the reference evaluates
+    each process's own and saves those of the first."""
     max_lag: float | None = Field(None, gt=0, le=1)
     """Limit of the averaging window 1 / (1 - momentum) as a share of the steps so far; null: the running mean."""
 
@@ -452,20 +472,30 @@ PROFILES: dict[Profile, dict[str, Any]] = {
     },
     "fixed": {
         "solver": {"warmup": 1 / 90},
-        "teacher": {"resize_short": None},
-        "qam": {"filter_first": True, "fusion": "weighted", "dyn_start": 1 / 9, "dyn_ema": 0.999},
+        "teacher": {"resize_short": None, "nms_overwrite": False},
+        "qam": {
+            "filter_first": True,
+            "fusion": "weighted",
+            "dyn_start": 1 / 9,
+            "dyn_ema": 0.999,
+            "dyn_per_union": True,
+            "dyn_shared": True,
+            "need_inside": True,
+        },
         "loss": {"warmup": 1 / 9},
-        "boxinst": {"warmup": 1 / 9, "bottom_px": 0},
+        "boxinst": {"warmup": 1 / 9, "bottom_px": 0, "truncate_colors": False},
         "pc": {
             "p_start": 0.0,
             "warmup": 1 / 3,
             "target": "lowest-q",
+            "paste_weak": True,
             "require_better": True,
             "bank": "classes",
             "relative_limits": True,
-            "keep_boxes": True,
+            "keep_sides": True,
+            "drop_slivers": True,
         },
-        "ema": {"max_lag": 0.1},
+        "ema": {"max_lag": 0.1, "average_buffers": True},
         "fcos": {"iou_eps": 1e-6},
     },
 }

@@ -39,7 +39,8 @@ def compose(
     valid: Tensor | None = None,
     min_area: float = 300.0,
     box_shift_px: float = 10.0,
-    keep_boxes: bool = False,
+    keep_sides: bool = False,
+    drop_slivers: bool = False,
 ) -> Composition:
     """Paste instances over an image; the arguments are left unchanged.
 
@@ -57,8 +58,9 @@ def compose(
         valid: Bool (H, W), False on padding, where no box reaches; None: no padding.
         min_area: Floor of the remaining mask area [px].
         box_shift_px: Limit of a side's movement [px].
-        keep_boxes: Change a side only if the paste moved it, and drop covered boxes less than 1 px wide or high. The
-            reference rounds every box outward to whole pixels.
+        keep_sides: Change a side only if the paste moved it; the reference rounds every box outward to whole pixels.
+        drop_slivers: Drop instances of which the paste leaves less than 1 px in width or height. The reference keeps
+            covered ones near the origin, with a box of zeros.
 
     Returns:
         The image, the remaining instances in their order, then the pasted ones with tight boxes.
@@ -77,13 +79,15 @@ def compose(
     drawn = box_masks(boxes, height, width)
     if valid is not None:
         drawn = drawn & valid
+    rounded = tight_boxes(drawn).to(boxes.dtype)
     visible = tight_boxes(drawn & ~covered).to(boxes.dtype)
-    if keep_boxes:
-        visible = torch.where(visible == tight_boxes(drawn).to(boxes.dtype), boxes, visible)
+    touched = (visible != rounded).any(dim=1)
+    if keep_sides:
+        visible = torch.where(visible == rounded, boxes, visible)
     still = (visible - boxes).abs().amax(dim=1) <= box_shift_px
     keep = still | (remaining.sum(dim=(1, 2)) * stride**2 > min_area)
-    if keep_boxes:
-        keep &= ((visible[:, 2:] - visible[:, :2]) >= 1).all(dim=1) | (visible == boxes).all(dim=1)
+    if drop_slivers:
+        keep &= ~touched | (visible[:, 2:] - visible[:, :2] >= 1).all(dim=1)
     kept = keep.nonzero()[:, 0]
     return Composition(
         image=torch.where(covered, pasted_image, image),

@@ -78,8 +78,8 @@ def paste_peers(
 
     Returns:
         A batch and pseudo masks in which each image is as before, or has its pasted instances last in its lists (in
-        both views, with the quality they had in the bank); `pc/paste_rate`, the share of images with a paste, and
-        `pc/bank_size`.
+        the strong view, with `paste_weak` in both, with the quality they had in the bank); `pc/paste_rate`, the share
+        of images with a paste, and `pc/bank_size`.
 
     Source: BoxSeg (arXiv 2504.05137); `method.md` sections (f), (k-13) to (k-19), (k-27).
     """
@@ -110,7 +110,7 @@ def paste_peers(
     changed = replace(
         batch,
         strong=views[:, :3].contiguous(),
-        weak=views[:, 3:].contiguous(),
+        weak=views[:, 3:].contiguous() if settings.paste_weak else batch.weak,
         boxes=[state.boxes for state in states],
         labels=[state.labels for state in states],
     )
@@ -214,7 +214,8 @@ def _paste(
         valid=state.valid,
         min_area=min_area,
         box_shift_px=box_shift_px,
-        keep_boxes=settings.keep_boxes,
+        keep_sides=settings.keep_sides,
+        drop_slivers=settings.drop_slivers,
     )
     bank.mark_used(peers[0])
     return ImageState(

@@ -143,9 +143,11 @@ def evaluate_and_save(trainer: Trainer, folder: Path, done: int, progress: Progr
 
 def agree(trainer: Trainer) -> None:
     """Average what every process gathers from its own images: BatchNorm statistics and dynamic thresholds."""
-    for module in (*trainer.networks().values(), trainer.thresholds):
-        if module is not None:
-            average_buffers(module)
+    if trainer.config.ema.average_buffers:
+        for network in trainer.networks().values():
+            average_buffers(network)
+    if trainer.thresholds is not None and trainer.config.qam.dyn_shared:
+        average_buffers(trainer.thresholds)
 
 
 def save(trainer: Trainer, checkpoints: Path, progress: Progress, *, is_best: bool = False) -> Path:

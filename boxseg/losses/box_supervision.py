@@ -8,6 +8,7 @@ from torch import Tensor
 
 from boxseg.errors import ShapeError
 from boxseg.ops.masks import dice_loss
+from boxseg.ops.neighbours import neighbour_offsets
 from boxseg.structures import check_same_shape
 
 
@@ -55,7 +56,7 @@ def average_projection_loss(mask_probs: Tensor, masks: Tensor) -> Tensor:
     return columns + rows
 
 
-def pairwise_term(mask_logits: Tensor, *, dilation: int) -> Tensor:
+def pairwise_term(mask_logits: Tensor, *, size: int = 3, dilation: int = 2) -> Tensor:
     """Cost of giving two neighbours different labels: -log P(both object or both background).
 
     With p = sigmoid(z) this is softplus(z_i) + softplus(z_j) - softplus(z_i + z_j), which neither overflows nor
@@ -63,40 +64,43 @@ def pairwise_term(mask_logits: Tensor, *, dilation: int) -> Tensor:
 
     Args:
         mask_logits: Float (n, h, w).
+        size: Side of the neighbourhood, odd; S = size² - 1 neighbours.
         dilation: Distance of the neighbours, in cells.
 
     Returns:
-        Float (n, 8, h, w) >= 0, in the order of `neighbours.OFFSETS`; exactly 0 for a neighbour off the map.
+        Float (n, S, h, w) >= 0, in the order of `neighbour_offsets`; exactly 0 for a neighbour off the map.
 
     Source: BoxInst (arXiv 2012.02310), pairwise term; `method.md` sections (c) and (m.1).
     """
-    cost = F.softplus(mask_logits)
-    padded_logits, padded_cost = F.pad(mask_logits, (dilation,) * 4), F.pad(cost, (dilation,) * 4)
+    offsets = [(dilation * row, dilation * column) for row, column in neighbour_offsets(size)]
+    if not offsets:
+        return mask_logits[:, None][:, :0]
+    cost, reach = F.softplus(mask_logits), dilation * (size // 2)
+    padded_logits, padded_cost = F.pad(mask_logits, (reach,) * 4), F.pad(cost, (reach,) * 4)
     terms = []
-    for row, column in ((0, 0), (0, 1), (0, 2), (1, 0)):  # the offsets before the centre
-        logits = _window(padded_logits, row, column, dilation)
-        terms.append(cost + _window(padded_cost, row, column, dilation) - F.softplus(mask_logits + logits))
-    # The term of offset 7 - k at a cell is the term of offset k at that neighbour.
-    padded = [F.pad(term, (dilation,) * 4) for term in terms]
-    seen_back = [(3, 1, 2), (2, 2, 0), (1, 2, 1), (0, 2, 2)]
-    terms += [_window(padded[k], row, column, dilation) for k, row, column in seen_back]
+    for row, column in offsets[: len(offsets) // 2]:
+        logits = _window(padded_logits, row, column, reach)
+        terms.append(cost + _window(padded_cost, row, column, reach) - F.softplus(mask_logits + logits))
+    # The term of the opposite offset at a cell is the term of the offset at that neighbour.
+    for (row, column), term in zip(offsets[len(offsets) // 2 :], reversed(terms[:]), strict=True):
+        terms.append(_window(F.pad(term, (reach,) * 4), row, column, reach))
     return torch.stack(terms, dim=1)
 
 
-def _window(padded: Tensor, row: int, column: int, dilation: int) -> Tensor:
-    """Unpadded size again, from `row` and `column` dilations below the padded corner; (1, 1) is the original map."""
-    height, width = padded.shape[-2] - 2 * dilation, padded.shape[-1] - 2 * dilation
-    return padded[..., row * dilation : row * dilation + height, column * dilation : column * dilation + width]
+def _window(padded: Tensor, row: int, column: int, reach: int) -> Tensor:
+    """Maps that were padded by `reach` on all sides, at their unpadded size and moved by (row, column) cells."""
+    height, width = padded.shape[-2] - 2 * reach, padded.shape[-1] - 2 * reach
+    return padded[..., reach + row : reach + row + height, reach + column : reach + column + width]
 
 
 def pairwise_loss(
-    term: Tensor, similarity: Tensor, image_index: Tensor, box_masks: Tensor, *, color_thr: float
+    term: Tensor, similarity: Tensor, image_index: Tensor, box_masks: Tensor, *, color_thr: float = 0.3
 ) -> Tensor:
     """Mean pairwise term over pairs of like colour whose first cell is inside the box.
 
     Args:
-        term: Float (n, 8, h, w) from `pairwise_term`.
-        similarity: Float (B, 8, h, w) from `color_similarity`.
+        term: Float (n, S, h, w) from `pairwise_term`.
+        similarity: Float (B, S, h, w) from `color_similarity`.
         image_index: int64 (n,), image of each proposal.
         box_masks: Bool (n, h, w).
         color_thr: Pairs at least this similar count, in [0, 1].

@@ -37,8 +37,8 @@ def affinity_loss(term: Tensor, together: Tensor, quality: Tensor, *, fix_reduct
     """Mean pairwise term over the neighbours that the pseudo mask holds together, weighted with its quality.
 
     Args:
-        term: Float (n, 8, h, w) from `pairwise_term`.
-        together: Bool (n, 8, h, w), pairs to pull together.
+        term: Float (n, S, h, w) from `pairwise_term`.
+        together: Bool (n, S, h, w), pairs to pull together.
         quality: Float (n,) in [0, 1].
         fix_reduction: As in `pseudo_mask_loss`.
 
@@ -55,7 +55,7 @@ def affinity_loss(term: Tensor, together: Tensor, quality: Tensor, *, fix_reduct
     return weighted_mean(per_proposal, quality, fix_reduction=fix_reduction)
 
 
-def mask_affinity(mask: Tensor, valid: Tensor, *, dilation: int) -> Tensor:
+def mask_affinity(mask: Tensor, valid: Tensor, *, size: int = 3, dilation: int = 2) -> Tensor:
     """Likelihood that a pseudo mask gives a cell and its neighbour the same label.
 
     The mask is softened first: each cell becomes the mean of itself and of its 3x3 mean.
@@ -63,18 +63,19 @@ def mask_affinity(mask: Tensor, valid: Tensor, *, dilation: int) -> Tensor:
     Args:
         mask: Bool (N, h, w), or float that is cut at 0.5.
         valid: Bool (N, h, w) or a shape that broadcasts to it; only the neighbour's validity counts.
+        size: Side of the neighbourhood, odd; S = size² - 1 neighbours.
         dilation: Distance of the neighbours, in cells.
 
     Returns:
-        Float (N, 8, h, w) in [0, 1]; 0 for a neighbour that is invalid or off the map.
+        Float (N, S, h, w) in [0, 1]; 0 for a neighbour that is invalid or off the map.
 
     Source: BoxTeacher (arXiv 2210.05174); `method.md` sections (d) and (m.7).
     """
     binary = (mask if mask.dtype == torch.bool else mask > 0.5).float()
     soft = (F.avg_pool2d(binary[:, None], 3, stride=1, padding=1)[:, 0] + binary) / 2
-    neighbours = neighbour_view(soft, dilation)
+    neighbours = neighbour_view(soft, size, dilation)
     agree = soft[:, None] * neighbours + (1 - soft[:, None]) * (1 - neighbours)
-    return agree * neighbour_view(valid.expand_as(binary).float(), dilation)
+    return agree * neighbour_view(valid.expand_as(binary).float(), size, dilation)
 
 
 def weighted_mean(values: Tensor, quality: Tensor, *, fix_reduction: bool) -> Tensor:

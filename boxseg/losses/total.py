@@ -111,9 +111,10 @@ def _mask_terms(
     row = first_row[proposals.image_index] + proposals.box_index  # (n,) into the boxes of the whole batch
     inside = box_masks(torch.cat(batch.boxes), height, width, stride=4)
     colored = remove_bottom_rows(batch.valid, batch.sizes, batch.original_sizes, boxinst.bottom_px)
-    similarity = color_similarity(batch.weak, colored, dilation=boxinst.dilation)
+    size, dilation = boxinst.size, boxinst.dilation
+    similarity = color_similarity(batch.weak, colored, size=size, dilation=dilation, truncate=boxinst.truncate_colors)
 
-    probs, term = mask_logits.sigmoid(), pairwise_term(mask_logits, dilation=boxinst.dilation)
+    probs, term = mask_logits.sigmoid(), pairwise_term(mask_logits, size=size, dilation=dilation)
     inside_row = inside[row]
     projection = projection_loss(probs, inside_row).sum() / max(len(row), 1)
     pairwise = pairwise_loss(term, similarity, proposals.image_index, inside_row, color_thr=boxinst.color_thr)
@@ -125,9 +126,7 @@ def _mask_terms(
         nothing = mask_logits.sum() * 0
         pseudo = {"mask": nothing, "affinity": nothing} | ({"avg_projection": nothing} if loss.avg_prj else {})
     else:
-        pseudo = _pseudo_mask_terms(
-            probs, term, pseudo_masks, inside, sample_cells(colored), row, boxinst.dilation, loss
-        )
+        pseudo = _pseudo_mask_terms(probs, term, pseudo_masks, inside, sample_cells(colored), row, boxinst, loss)
     return terms | {name: warmup(step, loss.warmup) * value for name, value in pseudo.items()}
 
 
@@ -138,7 +137,7 @@ def _pseudo_mask_terms(
     inside: Tensor,
     valid: Tensor,
     row: Tensor,
-    dilation: int,
+    boxinst: BoxInstConfig,
     loss: LossConfig,
 ) -> dict[str, Tensor]:
     """Weighted terms of the pseudo masks; `inside` is bool (N, h, w) of all boxes, `row` (n,) points into it."""
@@ -147,7 +146,7 @@ def _pseudo_mask_terms(
     valid_of_box = torch.cat(
         [image_valid.expand(len(pseudo.mask), -1, -1) for image_valid, pseudo in zip(valid, pseudo_masks, strict=True)]
     )
-    affinity = mask_affinity(masks, valid_of_box, dilation=dilation)
+    affinity = mask_affinity(masks, valid_of_box, size=boxinst.size, dilation=boxinst.dilation)
     together = (affinity >= loss.aff_thr) & inside[:, None]
     mask_rows, fix = masks[row], loss.fix_reduction
     terms = {

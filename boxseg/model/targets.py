@@ -19,8 +19,8 @@ def assign_locations(
     boxes: Tensor,
     labels: Tensor,
     *,
-    radius: float,
-    sizes: Sequence[float],
+    radius: float = 1.5,
+    sizes: Sequence[float] = (64, 128, 256, 512),
 ) -> LocationTargets:
     """`assign_batch` for the boxes (N, 4) and labels (N,) of one image; without the batch dimension."""
     targets = assign_batch(locations, strides, levels, [boxes], [labels], radius=radius, sizes=sizes)

@@ -1,4 +1,4 @@
-"""Pairs of a cell with its eight neighbours: shifted views, CIELAB, colour similarity and where it may be trusted."""
+"""Pairs of a cell with its neighbours: shifted views, CIELAB, colour similarity and where it may be trusted."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor
 from boxseg.errors import ShapeError
 from boxseg.structures import MASK_STRIDE
 
-OFFSETS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
-"""(row, column) steps to the eight neighbours in units of the dilation; entry 7 - k is opposite to entry k."""
-
 RGB_TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 WHITE_XYZ = (0.95047, 1.0, 1.08883)
 
 
-def color_similarity(images: Tensor, valid: Tensor, *, dilation: int, truncate: bool = True) -> Tensor:
-    """Likeness in colour of every stride-4 cell and its eight neighbours.
+def color_similarity(
+    images: Tensor, valid: Tensor, *, size: int = 3, dilation: int = 2, truncate: bool = True
+) -> Tensor:
+    """Likeness in colour of every stride-4 cell and its S = size² - 1 neighbours.
 
     Args:
         images: uint8 or float (B, 3, H, W), RGB in 0 … 255, both sides multiples of 4.
         valid: Bool (B, H, W); False on padding and on rows whose colours mean nothing.
+        size: Side of the neighbourhood, odd.
         dilation: Distance of the neighbours, in cells of 4 px.
         truncate: Cut the pooled colours to whole grey levels, as the reference does.
 
     Returns:
-        Float (B, 8, H/4, W/4) in [0, 1], `exp(-LAB distance / 2)`; 0 for a neighbour that is invalid or off the map.
+        Float (B, S, H/4, W/4) in [0, 1], `exp(-LAB distance / 2)`; 0 for a neighbour that is invalid or off the map.
 
     Raises:
         ShapeError: sizes differ or are no multiples of 4.
@@ -39,38 +39,49 @@ def color_similarity(images: Tensor, valid: Tensor, *, dilation: int, truncate: 
             f"images {tuple(images.shape)} and valid {tuple(valid.shape)} need one (H, W), each a multiple of 4"
         )
     pooled = F.avg_pool2d(images.float(), MASK_STRIDE)
-    return lab_similarity(rgb_to_lab(pooled.floor() if truncate else pooled), sample_cells(valid), dilation=dilation)
+    lab = rgb_to_lab(pooled.floor() if truncate else pooled)
+    return lab_similarity(lab, sample_cells(valid), size=size, dilation=dilation)
 
 
-def lab_similarity(lab: Tensor, valid: Tensor, *, dilation: int) -> Tensor:
+def lab_similarity(lab: Tensor, valid: Tensor, *, size: int, dilation: int) -> Tensor:
     """Colour similarity on a map that is small already.
 
     Args:
         lab: Float (B, 3, h, w), CIELAB.
         valid: Bool (B, h, w); only the neighbour's validity counts.
+        size: Side of the neighbourhood, odd.
         dilation: Distance of the neighbours, in cells.
 
     Returns:
-        Float (B, 8, h, w) in [0, 1]; 0 for a neighbour that is invalid or off the map.
+        Float (B, S, h, w) in [0, 1]; 0 for a neighbour that is invalid or off the map.
     """
-    difference = neighbour_view(lab, dilation) - lab.unsqueeze(-3)  # (B, 3, 8, h, w)
-    return torch.exp(-0.5 * difference.norm(dim=1)) * neighbour_view(valid.to(lab.dtype), dilation)
+    difference = neighbour_view(lab, size, dilation) - lab.unsqueeze(-3)  # (B, 3, S, h, w)
+    return torch.exp(-0.5 * difference.norm(dim=1)) * neighbour_view(valid.to(lab.dtype), size, dilation)
 
 
-def neighbour_view(values: Tensor, dilation: int) -> Tensor:
-    """The eight neighbours of every cell.
+def neighbour_view(values: Tensor, size: int, dilation: int) -> Tensor:
+    """The neighbours of every cell.
 
     Args:
         values: (…, h, w), any dtype that can be padded.
+        size: Side of the neighbourhood, odd.
         dilation: Distance of the neighbours, in cells.
 
     Returns:
-        (…, 8, h, w) in the order of `OFFSETS`; zero (False) where the neighbour is off the map.
+        (…, S, h, w) in the order of `neighbour_offsets`; zero (False) where the neighbour is off the map.
     """
     height, width = values.shape[-2:]
-    padded = F.pad(values, (dilation,) * 4)
-    rows_columns = [(dilation * (1 + row), dilation * (1 + column)) for row, column in OFFSETS]
-    return torch.stack([padded[..., y : y + height, x : x + width] for y, x in rows_columns], dim=-3)
+    reach = dilation * (size // 2)
+    padded = F.pad(values, (reach,) * 4)
+    corners = [(reach + dilation * row, reach + dilation * column) for row, column in neighbour_offsets(size)]
+    views = [padded[..., y : y + height, x : x + width] for y, x in corners]
+    return torch.stack(views, dim=-3) if views else values.unsqueeze(-3)[..., :0, :, :]
+
+
+def neighbour_offsets(size: int) -> list[tuple[int, int]]:
+    """(row, column) steps to the S = size² - 1 neighbours, row by row; entry S - 1 - k is opposite to entry k."""
+    steps = range(-(size // 2), size // 2 + 1)
+    return [(row, column) for row in steps for column in steps if (row, column) != (0, 0)]
 
 
 def rgb_to_lab(rgb: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def pick_candidates(
         if teacher.with_nms:
             detections = _suppress(detections, fcos)
             probs = mask_probs(network, predictions, detections.location_index, batch, view, image)
-            index, box_index, iou = _match(detections, probs, view.boxes[image], qam)
+            index, box_index, iou = _match(detections, probs, view.boxes[image], qam, overwrite=teacher.nms_overwrite)
             probs = probs[index]
         else:
             index, box_index, iou = _rank(detections, batch, view, image, qam)
@@ -147,21 +147,24 @@ def _suppress(found: RawDetections, fcos: FcosConfig) -> RawDetections:
     return found.take(found.scores > 0)
 
 
-def _match(found: RawDetections, probs: Tensor, boxes: Tensor, qam: QamConfig) -> tuple[Tensor, Tensor, Tensor]:
+def _match(
+    found: RawDetections, probs: Tensor, boxes: Tensor, qam: QamConfig, *, overwrite: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """BoxTeacher's labelling: detections ranked by score and mask take a free box each."""
     rank = (found.scores * mask_confidence(probs, mask_thr=qam.mask_thr)).sqrt().argsort(descending=True, stable=True)
     iou = box_iou(found.boxes, boxes)  # (P, N)
-    chosen, box_index = match_greedily(iou[rank], iou_thr=qam.iou_thr)
-    index = rank[chosen]
+    index, box_index = match_greedily(iou, rank, iou_thr=qam.iou_thr, overwrite=overwrite)
     return index, box_index, iou[index, box_index]
 
 
-def match_greedily(iou: Tensor, *, iou_thr: float) -> tuple[Tensor, Tensor]:
+def match_greedily(iou: Tensor, rank: Tensor, *, iou_thr: float = 0.5, overwrite: bool = True) -> tuple[Tensor, Tensor]:
     """Give each detection in turn the free box that it overlaps most, if by at least `iou_thr`.
 
     Args:
-        iou: Float (P, N), detections in falling order of rank.
+        iou: Float (P, N), detections as NMS left them, best score first.
+        rank: int64 (P,), detections in the order in which they choose.
         iou_thr: Least IoU.
+        overwrite: A box that detection 0 has taken stays free for later ones, as in the reference.
 
     Returns:
         `detection_index` and `box_index`, int64 (C,), sorted by box.
@@ -171,10 +174,11 @@ def match_greedily(iou: Tensor, *, iou_thr: float) -> tuple[Tensor, Tensor]:
     # Each choice depends on the ones before: done on the host, at most 100 small rows and one read from the device.
     table = iou.cpu().clone()
     detection_of_box: dict[int, int] = {}
-    for detection, row in enumerate(table if table.shape[1] else []):
-        box = int(row.argmax())
-        if float(row[box]) >= iou_thr:
+    for detection in rank.tolist() if table.shape[1] else []:
+        box = int(table[detection].argmax())
+        if float(table[detection, box]) >= iou_thr:
             detection_of_box[box] = detection
-            table[:, box] = -1
+            if detection > 0 or not overwrite:
+                table[:, box] = -1
     pairs = torch.tensor(sorted(detection_of_box.items()), dtype=torch.int64).view(-1, 2).to(iou.device)
     return pairs[:, 1], pairs[:, 0]

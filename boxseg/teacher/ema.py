@@ -24,7 +24,7 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     torch._foreach_lerp_(targets, sources, 1.0 - momentum)
 
 
-def ema_momentum(step: int, *, momentum: float, max_lag: float | None = None) -> float:
+def ema_momentum(step: int, *, momentum: float = 0.999, max_lag: float | None = None) -> float:
     """Momentum before the forward pass of a step; a pure function of the step.
 
     The running mean of all students so far until its momentum reaches `momentum`. With `max_lag` the averaging

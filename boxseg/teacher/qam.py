@@ -42,7 +42,8 @@ def make_pseudo_masks(
 
     Returns:
         Masks inside their boxes (`soft` is not cut, so that it can be enlarged first); quality 0 where there is no
-        candidate, the mask is empty or the quality is below `settings.min_quality`.
+        candidate, the mask is empty (with `settings.need_inside`: inside its box) or the quality is below
+        `settings.min_quality`.
 
     Source: BoxSeg (arXiv 2504.05137); `method.md` section (e), and (d) for `with_nms`.
     """
@@ -72,13 +73,16 @@ def make_pseudo_masks(
             mask_thr=mask_thr,
             score_floor=settings.score_floor,
             agreement=settings.agreement,
+            k_full=settings.k_full,
         )
     if of_box is not None and settings.fusion == "weighted":
         soft = _recentre(soft, of_box[:, None, None], settings.mask_thr)
     height, width = (MASK_STRIDE * side for side in probs.shape[-2:])
     inside = box_masks(boxes, height, width, stride=MASK_STRIDE)
     mask = mask & inside
-    trusted = mask.flatten(1).any(dim=1) & (quality >= settings.min_quality)
+    trusted = quality >= settings.min_quality
+    if settings.need_inside:
+        trusted = trusted & mask.flatten(1).any(dim=1)
     return PseudoMasks(mask, soft, quality * trusted, score, _count(box_index, num_boxes))
 
 
@@ -234,6 +238,7 @@ def score_masks(
     mask_thr: float | Tensor = 0.5,
     score_floor: float = 1.0,
     agreement: bool = True,
+    k_full: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mask-Quality Scoring: how far a fused mask can be trusted.
 
@@ -245,6 +250,7 @@ def score_masks(
         mask_thr: Probability that makes a pixel object; a number, or float (C,).
         score_floor: f in (score + f) / (1 + f), the part of the detection score.
         agreement: Multiply by the candidate's overlap with the fused mask; otherwise confidence alone counts.
+        k_full: Multiply by min(K / k_full, 1) for K candidates; None: K does not count.
 
     Returns:
         `quality` float (N,) in [0, 1], mean over the candidates, 0 exactly where there is none or the mask is empty;
@@ -253,7 +259,7 @@ def score_masks(
     Raises:
         ShapeError: `mask_probs` is not (C, h, w), or `box_index` not (C,).
 
-    Source: BoxSeg's code; `method.md` sections (e.4) and (m.4).
+    Source: BoxSeg's code; `method.md` sections (e.4), (k-31) and (m.4).
     """
     _check_candidates(mask_probs, box_index)
     binary = _above(mask_probs, mask_thr)
@@ -269,6 +275,8 @@ def score_masks(
     per_candidate = ((scores + score_floor) / (1 + score_floor) * trust).sqrt()
     count = _count(box_index, len(mask)).clamp(min=1)
     quality = _sum_per_box(per_candidate, box_index, len(mask)) / count
+    if k_full is not None:
+        quality = quality * (count / k_full).clamp(max=1)
     return quality.clamp(max=1) * (fused_area > 0), _sum_per_box(scores, box_index, len(mask)) / count
 
 
@@ -302,14 +310,12 @@ def _dynamic_thresholds(
     candidates: Candidates, labels: Tensor, thresholds: ThresholdTable, settings: QamConfig
 ) -> Tensor:
     """Threshold (N,) of every box; the table learns from this image first."""
-    # Averaging over time and the repaired measure go together; overwriting is the reference with its quirks.
-    repaired = settings.dyn_ema > 0
     chosen, decided = choose_thresholds(
         candidates.mask_probs,
         candidates.box_index,
         len(labels),
         grid=threshold_grid(settings.dyn_centre, settings.dyn_half, settings.dyn_step),
-        per_union=repaired,
+        per_union=settings.dyn_per_union,
     )
     return thresholds.update(labels, chosen, decided, ema=settings.dyn_ema)
 

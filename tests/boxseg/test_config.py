@@ -64,7 +64,7 @@ def test_a_warmup_below_one_is_a_share_of_the_steps(value: float, steps: int):
         ({"qam": {"k_min": 30}}, ("k_min 30", "k_max 20")),
         ({"qam": {"area_s": 1e5}}, ("area_s", "area_l")),
         ({"qam": {"dyn_centre": 0.05}}, ("dyn_centre", "dyn_half")),
-        ({"boxinst": {"size": 5}}, ("size 5",)),
+        ({"boxinst": {"size": 4}}, ("size 4", "odd")),
         ({"teacher": {"on": False}}, ("teacher.on", "pc.on")),
         ({"method": "boxinst", "train": {"evaluate": "teacher"}}, ("train.evaluate", "teacher.on")),
         ({"data": {"strong": "none"}}, ("pc.on", "data.strong")),

@@ -35,7 +35,7 @@ FAR = (slice(90, 96), slice(90, 96))
 def test_an_unoccluded_box_is_rounded_outward_by_the_reference_and_kept_by_the_repair():
     box = (50.4, 40.2, 90.3, 80.7)
     assert compose_one(box, FAR).boxes[0].tolist() == [50, 40, 91, 81]
-    assert compose_one(box, FAR, keep_boxes=True).boxes[0].tolist() == pytest.approx(box)
+    assert compose_one(box, FAR, keep_sides=True).boxes[0].tolist() == pytest.approx(box)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_boxes_of_the_worked_examples(paste, expected):
 
 
 def test_the_repair_changes_only_the_side_that_the_paste_moved():
-    composition = compose_one((10.4, 10.6, 30.2, 40.9), (slice(0, 96), slice(25, 96)), keep_boxes=True)
+    composition = compose_one((10.4, 10.6, 30.2, 40.9), (slice(0, 96), slice(25, 96)), keep_sides=True)
     assert composition.boxes[0].tolist() == pytest.approx([10.4, 10.6, 25, 40.9])
 
 
@@ -87,10 +87,25 @@ def test_an_instance_without_a_mask_depends_on_its_box():
 
 def test_a_covered_small_box_near_the_origin_stays_in_the_reference_and_leaves_in_the_repair():
     box, paste = (1.0, 1, 8, 8), (slice(0, 30), slice(0, 30))
-    reference = compose_one(box, paste)
+    reference = compose_one(box, paste, keep_sides=True)
     assert reference.boxes[0].tolist() == [0, 0, 0, 0]
-    repaired = compose_one(box, paste, keep_boxes=True)
+    repaired = compose_one(box, paste, drop_slivers=True)
     assert repaired.kept.tolist() == []
+
+
+def test_a_box_that_was_thin_before_the_paste_is_no_sliver_of_it():
+    thin = (10.2, 10.0, 10.8, 40.0)
+    assert compose_one(thin, FAR, keep_sides=True, drop_slivers=True).kept.tolist() == [0]
+    half = compose_one((10.6, 10.0, 40.0, 40.0), (slice(0, 96), slice(11, 96)), keep_sides=True, box_shift_px=99)
+    assert half.boxes[0, ::2].tolist() == pytest.approx([10.6, 11])
+    gone = compose_one(
+        (10.6, 10.0, 40.0, 40.0),
+        (slice(0, 96), slice(11, 96)),
+        keep_sides=True,
+        drop_slivers=True,
+        box_shift_px=99,
+    )
+    assert gone.kept.tolist() == []
 
 
 def test_boxes_do_not_grow_into_the_padding():

@@ -11,7 +11,7 @@ from boxseg.copy_paste.paste import attempt_probability, paste_peers, placement_
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import Batch, PseudoMasks
 
-SETTINGS = PcConfig(min_area=20, warmup=0, p_end=1.0)
+SETTINGS = PcConfig(min_area=20, warmup=0, p_end=1.0, paste_weak=True)
 
 
 def with_changes(settings, **changes):
@@ -107,6 +107,14 @@ def test_a_peer_is_pasted_into_both_views_and_comes_last():
     assert float(masks[0].soft[:-1][:, pasted[2::4, 2::4]].sum()) == 0
     lengths = {len(getattr(masks[0], field.name)) for field in fields(PseudoMasks)}
     assert lengths == {len(changed.boxes[0])} == {len(changed.labels[0])}
+
+
+def test_the_reference_leaves_the_weak_view_and_its_colours_as_they_were():
+    batch, pseudo = make_batch([[[8, 8, 24, 24]]], [[0]])
+    settings = with_changes(SETTINGS, paste_weak=False)
+    changed, *_ = paste_peers(batch, pseudo, bank_with(make_peer()), step=0, settings=settings, generator=seeded(1))
+    assert torch.equal(changed.weak, batch.weak)
+    assert not torch.equal(changed.strong, batch.strong)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -293,7 +301,7 @@ def test_many_steps_keep_every_box_inside_its_image(kind):
         corners = torch.rand(2, 3, 2, generator=random) * 40
         boxes = torch.cat([corners, corners + 6 + torch.rand(2, 3, 2, generator=random) * 16], dim=-1)
         batch, pseudo = make_batch(boxes.tolist(), torch.randint(0, 2, (2, 3), generator=random).tolist(), seed=step)
-        settings = with_changes(SETTINGS, per_image=2, keep_boxes=True)
+        settings = with_changes(SETTINGS, per_image=2, keep_sides=True, drop_slivers=True)
         changed, masks, stats = paste_peers(batch, pseudo, bank, step=step, settings=settings, generator=random)
         pasted += float(stats["pc/paste_rate"])
         for image in range(2):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from boxseg.errors import ShapeError
 from boxseg.losses.box_supervision import average_projection_loss, pairwise_loss, pairwise_term, projection_loss
+from boxseg.ops.neighbours import neighbour_view
 
 LOGITS = torch.tensor([[[2.0, 0, -1], [1, 0.5, -2], [0, -1, 3]]])
 PROBS = torch.tensor([[[0.1, 0.2, 0.1, 0], [0.2, 0.9, 0.8, 0.1], [0.1, 0.7, 0.6, 0.3], [0, 0.1, 0.2, 0.1]]])
@@ -31,17 +32,20 @@ def test_pairwise_term_of_the_worked_example():
     assert float(far.sum()) == pytest.approx(12.860332, abs=1e-4)
 
 
-def test_pairwise_term_and_gradient_equal_the_log_space_formula():
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_pairwise_term_and_gradient_equal_the_log_space_formula(size):
     logits = (
         torch.randn(3, 9, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 6
     ).requires_grad_()
-    term = pairwise_term(logits, dilation=2)
-    padded = [F.pad(F.logsigmoid(sign * logits), (2, 2, 2, 2)) for sign in (1, -1)]
-    rows = []
-    for row, column in ((0, 0), (0, 2), (0, 4), (2, 0), (2, 4), (4, 0), (4, 2), (4, 4)):
-        both = [p[:, 2:11, 2:9] + p[:, row : row + 9, column : column + 7] for p in padded]
-        rows.append(-torch.logaddexp(*both))
-    expected = torch.stack(rows, dim=1)
+    term = pairwise_term(logits, size=size, dilation=2)
+    assert term.shape == (3, size**2 - 1, 9, 7)
+    if size == 1:
+        return
+    both = [
+        F.logsigmoid(sign * logits)[:, None] + neighbour_view(F.logsigmoid(sign * logits), size, 2) for sign in (1, -1)
+    ]
+    on_map = neighbour_view(torch.ones_like(logits), size, 2)
+    expected = -torch.logaddexp(*both) * on_map
     torch.testing.assert_close(term, expected, atol=1e-8, rtol=0)
     weights = torch.rand(term.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     slopes = [torch.autograd.grad((value * weights).sum(), logits)[0] for value in (term, expected)]

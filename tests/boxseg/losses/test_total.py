@@ -1,5 +1,7 @@
 """All losses together: names, weights, warm-ups, and batches in which something is missing."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -190,6 +192,7 @@ def test_weights_and_warm_ups_are_inside_the_terms():
         ({"gamma": 1.0}, {"cls"}),
         ({"iou_eps": 1e-6}, {"cls", "loc"}),
         ({"dilation": 1}, {"pairwise", "affinity"}),
+        ({"size": 5}, {"pairwise", "affinity"}),
         ({"color_thr": 0.00001}, {"pairwise"}),
         ({"bottom_px": 20.0}, {"pairwise", "affinity"}),
         ({"aff_thr": 0.8}, {"affinity"}),
@@ -199,6 +202,18 @@ def test_weights_and_warm_ups_are_inside_the_terms():
 def test_every_setting_changes_its_terms_only(change, terms):
     base, other = numbers(run(make_step())), numbers(run(make_step(), settings=replace(NOW, **change)))
     assert {name for name in base if base[name] != pytest.approx(other[name], rel=1e-6)} == terms
+
+
+def test_whole_grey_levels_are_a_setting():
+    parts = list(make_step())
+    weak = torch.full_like(parts[2].weak, 100)
+    weak[..., ::2, 16:] = 101  # pooled 100.5
+    parts[2] = dataclasses.replace(parts[2], weak=weak)
+    found = [
+        numbers(run(parts, settings=replace(NOW, color_thr=0.97, truncate_colors=truncate)))["pairwise"]
+        for truncate in (True, False)
+    ]
+    assert found[0] != pytest.approx(found[1], rel=1e-3)
 
 
 def test_average_projection_joins_when_switched_on_and_counts_its_weight():

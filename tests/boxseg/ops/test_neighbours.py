@@ -5,15 +5,16 @@ import torch
 
 from boxseg.errors import ShapeError
 from boxseg.ops.neighbours import (
-    OFFSETS,
     color_similarity,
     lab_similarity,
+    neighbour_offsets,
     neighbour_view,
     remove_bottom_rows,
     rgb_to_lab,
     sample_cells,
 )
 
+OFFSETS = neighbour_offsets(3)
 COLORS = [
     ((120, 60, 30), (122, 61, 31), 0.67937, 0.711996),
     ((120, 60, 30), (126, 64, 33), 2.07893, 0.353644),
@@ -43,7 +44,7 @@ def test_lab_of_known_colours(color, lab):
 def test_similarity_of_known_colour_pairs(first, second, distance, similarity):
     lab = rgb_to_lab(torch.cat([as_map(first), as_map(second)], dim=-1))  # (3, 1, 2)
     assert float((lab[..., 0] - lab[..., 1]).norm()) == pytest.approx(distance, abs=2e-5)
-    found = lab_similarity(lab[None], torch.ones(1, 1, 2, dtype=torch.bool), dilation=1)
+    found = lab_similarity(lab[None], torch.ones(1, 1, 2, dtype=torch.bool), size=3, dilation=1)
     right, left = OFFSETS.index((0, 1)), OFFSETS.index((0, -1))
     assert float(found[0, right, 0, 0]) == pytest.approx(similarity, abs=1e-5)
     assert float(found[0, left, 0, 1]) == pytest.approx(similarity, abs=1e-5)
@@ -53,7 +54,7 @@ def test_similarity_of_known_colour_pairs(first, second, distance, similarity):
 def test_only_the_neighbours_validity_counts():
     lab = rgb_to_lab(torch.full((1, 3, 3, 3), 90.0))
     valid = torch.tensor([[True] * 3, [True] * 3, [False] * 3])[None]
-    found = lab_similarity(lab, valid, dilation=1)
+    found = lab_similarity(lab, valid, size=3, dilation=1)
     assert found[0, :, 1, 1].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
     assert found[0, :, 2, 1].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
 
@@ -77,7 +78,7 @@ def test_padding_does_not_change_similarity_inside():
 
 def test_neighbour_view_is_the_shifted_map():
     values = torch.arange(1.0, 31).view(5, 6)
-    view = neighbour_view(values, 2)
+    view = neighbour_view(values, 3, 2)
     for index, (row, column) in enumerate(OFFSETS):
         for y in range(5):
             for x in range(6):
@@ -101,3 +102,18 @@ def test_cells_sit_at_their_centre_pixels():
 def test_sizes_must_agree():
     with pytest.raises(ShapeError, match="multiple of 4"):
         color_similarity(torch.zeros(1, 3, 8, 8), torch.ones(1, 8, 12, dtype=torch.bool), dilation=1)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_neighbourhoods_of_any_odd_size_are_symmetric(size):
+    offsets = neighbour_offsets(size)
+    assert len(offsets) == size**2 - 1
+    assert [(-row, -column) for row, column in reversed(offsets)] == offsets
+    image = torch.randint(0, 256, (2, 3, 32, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    similarity = color_similarity(image, torch.ones(2, 32, 24, dtype=torch.bool), size=size, dilation=1)
+    assert similarity.shape == (2, size**2 - 1, 8, 6)
+    if size == 5:  # the inner ring is the neighbourhood of size 3
+        inner = [offsets.index(offset) for offset in neighbour_offsets(3)]
+        assert torch.equal(similarity[:, inner], color_similarity(image, torch.ones(2, 32, 24).bool(), dilation=1))
+        outer = [offsets.index((2 * row, 2 * column)) for row, column in neighbour_offsets(3)]
+        assert torch.equal(similarity[:, outer], color_similarity(image, torch.ones(2, 32, 24).bool(), dilation=2))

@@ -248,19 +248,33 @@ def test_decoding_keeps_the_best_of_each_level():
 
 def test_nms_labelling_gives_each_box_one_detection_whatever_its_class():
     network = planted(DETECTIONS, images=2)
-    settings = with_changes(SETTINGS, with_nms=True)
+    settings = with_changes(SETTINGS, with_nms=True, nms_overwrite=False)
     first, second = find_candidates(network, make_batch(*BATCH), **settings)
     assert first.box_index.tolist() == [0, 1]
     assert first.score.tolist() == pytest.approx([0.9**0.5, 0.8], abs=1e-4)
     assert second.box_index.tolist() == [0]
+    reference, _ = find_candidates(network, make_batch(*BATCH), **with_changes(settings, nms_overwrite=True))
+    assert reference.score.tolist() == pytest.approx([0.9, 0.8], abs=1e-4)  # the best detection has lost its box
     (limited, _) = find_candidates(network, make_batch(*BATCH), **with_changes(settings, topk=1))
     assert limited.box_index.tolist() == [0]
 
 
 def test_greedy_matching_serves_the_best_first_and_frees_nothing():
     iou = torch.tensor([[0.6, 0.7], [0.2, 0.9], [0.8, 0.1], [0.9, 0.0]])
-    detection, box = match_greedily(iou, iou_thr=0.5)
+    rank = torch.arange(4)
+    detection, box = match_greedily(iou, rank, iou_thr=0.5, overwrite=False)
     assert box.tolist() == [0, 1]
     assert detection.tolist() == [2, 0]  # the first detection is served although its index is 0, and is not displaced
-    detection, box = match_greedily(iou, iou_thr=0.85)
+    detection, box = match_greedily(iou, rank, iou_thr=0.85, overwrite=False)
     assert (detection.tolist(), box.tolist()) == ([3, 1], [0, 1])
+    assert match_greedily(iou[:, :0], rank)[0].tolist() == []
+
+
+def test_in_the_reference_a_worse_detection_takes_the_box_of_the_first_one_but_of_no_other():
+    iou, rank = torch.tensor([[0.9, 0.2], [0.7, 0.6], [0.6, 0.8], [0.55, 0.51]]), torch.tensor([0, 2, 1, 3])
+    kept, box = match_greedily(iou, rank, overwrite=False)
+    assert (kept.tolist(), box.tolist()) == ([0, 2], [0, 1])
+    displaced, box = match_greedily(iou, rank, overwrite=True)
+    assert (displaced.tolist(), box.tolist()) == ([1, 2], [0, 1])
+    late, _ = match_greedily(iou, torch.tensor([1, 0, 2, 3]), overwrite=True)  # the first one chooses second
+    assert late.tolist() == [1, 2]

@@ -235,7 +235,10 @@ def test_pseudo_masks_stay_inside_their_boxes_and_empty_ones_are_not_trusted():
     candidates = Candidates(PROBS, SCORES, IOUS, torch.tensor([0, 0, 2]))
     boxes = torch.tensor([[4.0, 4, 9, 15], [0, 0, 15, 15], [12, 0, 15, 3]])
     labels = torch.zeros(3, dtype=torch.int64)
-    pseudo = make_pseudo_masks(candidates, boxes, labels, settings=QamConfig())
+    pseudo = make_pseudo_masks(candidates, boxes, labels, settings=QamConfig(need_inside=True))
+    kept = make_pseudo_masks(candidates, boxes, labels, settings=QamConfig())
+    assert (kept.quality > 0).tolist() == [True, False, True]  # the third mask lies outside its box
+    assert torch.equal(kept.mask, pseudo.mask)
     expected = torch.zeros(4, 4, dtype=torch.bool)
     expected[1:3, 1] = True  # the right half of the block is outside the box
     assert torch.equal(pseudo.mask[0], expected)
@@ -253,6 +256,19 @@ def test_low_quality_counts_as_none():
         assert float(pseudo.quality) == pytest.approx(expected, abs=1e-5)
 
 
+def test_few_candidates_may_count_less():
+    mask, _ = fuse_masks(PROBS, ONE_BOX, 1)
+    full, _ = score_masks(PROBS, mask, SCORES, ONE_BOX)
+    for k_full, factor in ((1, 1), (3, 1), (4, 0.75), (12, 0.25)):
+        quality, score = score_masks(PROBS, mask, SCORES, ONE_BOX, k_full=k_full)
+        assert float(quality) == pytest.approx(factor * float(full))
+        assert float(score) == pytest.approx(0.633333, abs=1e-5)
+    candidates = Candidates(PROBS, SCORES, IOUS, ONE_BOX)
+    box, label = torch.tensor([[0.0, 0, 15, 15]]), torch.zeros(1, dtype=torch.int64)
+    pseudo = make_pseudo_masks(candidates, box, label, settings=QamConfig(k_full=12))
+    assert float(pseudo.quality) == pytest.approx(0.734879 / 4, abs=1e-5)
+
+
 def test_a_labelling_with_nms_uses_the_quality_of_boxteacher():
     candidates = Candidates(PROBS[:1], SCORES[:1], IOUS[:1], torch.tensor([1]))
     boxes = torch.tensor([[0.0, 0, 15, 15], [0, 0, 15, 15]])
@@ -262,6 +278,18 @@ def test_a_labelling_with_nms_uses_the_quality_of_boxteacher():
     assert pseudo.quality.tolist() == pytest.approx([0, (0.9**0.5 * 3.3 / 4) ** 0.5], abs=1e-5)
     assert torch.equal(pseudo.mask[1], PROBS[0] > 0.5)
     assert pseudo.score.tolist() == pytest.approx([0, 0.9])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("per_union", [False, True])
+def test_the_measure_of_dynamic_thresholds_does_not_depend_on_their_averaging(ema, per_union):
+    alone = Candidates(PROBS[:1], SCORES[:1], IOUS[:1], ONE_BOX[:1])
+    box, label = torch.tensor([[0.0, 0, 15, 15]]), torch.ones(1, dtype=torch.int64)
+    table = ThresholdTable(3, start=0.7)
+    settings = QamConfig(dyn_start=0, dyn_ema=ema, dyn_per_union=per_union)
+    make_pseudo_masks(alone, box, label, settings=settings, thresholds=table)
+    moved = 0.4 + ema * (0.7 - 0.4)  # a single candidate gets the first threshold, or has no say
+    assert float(table.table[1]) == pytest.approx(0.7 if per_union else moved)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
