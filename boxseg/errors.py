@@ -23,3 +23,7 @@ class CheckpointError(BoxSegError):
 
 class NonFiniteLossError(BoxSegError):
     """A loss became NaN or infinite; the run is stopped."""
+
+
+class CollapseError(BoxSegError):
+    """Predicted masks are their boxes: nothing is learnt about shape; the run is stopped."""

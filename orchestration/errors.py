@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from boxseg.errors import BoxSegError, ConfigError, DataError, NonFiniteLossError
+from boxseg.errors import BoxSegError, CollapseError, ConfigError, DataError, NonFiniteLossError
 
 
 class ResourceError(BoxSegError):
@@ -25,7 +25,7 @@ class ExitCode(IntEnum):
     RESOURCES = 5
     """Too few resources, or the cluster is not reachable or refused."""
     DIVERGED = 6
-    """A loss was not finite."""
+    """A loss was not finite, or the masks collapsed to their boxes."""
     INTERRUPTED = 75
     """Interrupted with the state saved; run again with `--resume`."""
 
@@ -37,5 +37,6 @@ def exit_code_for(error: BaseException) -> ExitCode:
         DataError: ExitCode.DATA,
         ResourceError: ExitCode.RESOURCES,
         NonFiniteLossError: ExitCode.DIVERGED,
+        CollapseError: ExitCode.DIVERGED,
     }
     return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.FAILED)

@@ -17,7 +17,7 @@ from boxseg.engine.events import EvalReport, Reporter, StepReport
 from boxseg.engine.optim import lr_factor, set_lr
 from boxseg.engine.step import StepOutput, Trainer, run_step, update_ema
 from boxseg.engine.validate import decisive, validate
-from boxseg.errors import CheckpointError, NonFiniteLossError
+from boxseg.errors import CheckpointError, CollapseError, NonFiniteLossError
 from boxseg.structures import Batch
 
 
@@ -138,7 +138,23 @@ def evaluate_and_save(trainer: Trainer, folder: Path, done: int, progress: Progr
     progress = Progress(done, metrics, metrics if is_best else progress.best)
     written = save(trainer, folder / "checkpoints", progress, is_best=is_best)
     reporter.on_eval(EvalReport(done, metrics, written, panels, is_best))
+    guard_collapse(metrics, done, trainer.steps, trainer.config.train.collapse_fill)
     return progress
+
+
+def guard_collapse(metrics: dict[str, float], done: int, steps: int, limit: float | None) -> None:
+    """Stop a run whose masks have become their boxes; early masks may still be blobs, so the first half passes.
+
+    Raises:
+        CollapseError: `health/mask_fill` has reached `limit` in the second half of the run.
+    """
+    fill = metrics.get("health/mask_fill", 0.0)
+    if limit is not None and 2 * done > steps and fill >= limit:
+        raise CollapseError(
+            f"step {done}: confident masks fill {fill:.3f} of their boxes, train.collapse_fill is {limit:g}: the masks "
+            "are the boxes. Raise boxinst.color_thr, lower boxinst.pairwise_weight or lengthen boxinst.warmup; for "
+            "objects that are rectangles set train.collapse_fill: null. The checkpoint of this step is saved"
+        )
 
 
 def agree(trainer: Trainer) -> None:

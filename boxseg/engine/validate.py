@@ -14,6 +14,7 @@ from boxseg.data.loader import eval_batches
 from boxseg.engine.distributed import gather_objects, rank, world_size
 from boxseg.engine.evaluate import detect, evaluate
 from boxseg.engine.panels import PanelRow, draw_panels
+from boxseg.engine.quality import mask_iou, quality_metrics
 from boxseg.engine.step import Trainer, fuse_candidates
 from boxseg.model.condinst import CondInst
 from boxseg.ops.boxes import box_iou, scale_boxes
@@ -100,7 +101,7 @@ class Watcher:
         self._trainer = trainer
         own = range(rank(), evaluated_images(trainer), world_size())  # rank 0 draws, so from its share
         self._wanted = [trainer.val_data.image_id(index) for index in own][: trainer.config.train.panels]
-        self._ious: list[float] = []
+        self._labelled: list[tuple[float, float]] = []  # quality and IoU of every box with a drawn mask
         self._labels: dict[int, tuple[Tensor, Tensor]] = {}
         self._seen: dict[int, tuple[Batch, int, Detections]] = {}
 
@@ -111,7 +112,7 @@ class Watcher:
         labels = label_val_batch(self._trainer, predictions, batch)
         for position, (pseudo, image_id) in enumerate(zip(labels, batch.image_ids, strict=True)):
             masks = full_size_masks(pseudo, batch.boxes[position], batch.sizes[position], self._trainer.soft_thr)
-            self._measure(masks, batch, position)
+            self._measure(masks, pseudo.quality, batch, position)
             if image_id in self._wanted:
                 self._labels[image_id] = (masks.cpu(), pseudo.quality.cpu())
         if "student" not in self._trainer.evaluated_networks():
@@ -124,23 +125,21 @@ class Watcher:
                 self._seen[image_id] = (batch, position, detections[position])
 
     def metrics(self) -> dict[str, float]:
-        """`qam/pseudo_iou` over all boxes with a drawn mask; a box without a pseudo mask counts as 0."""
-        ious = [iou for part in gather_objects(self._ious) for iou in part]
-        return {"qam/pseudo_iou": sum(ious) / len(ious)} if ious else {}
+        """`quality_metrics` over all boxes with a drawn mask, as `qam/…`."""
+        pairs = [pair for part in gather_objects(self._labelled) for pair in part]
+        return {f"qam/{name}": value for name, value in quality_metrics(pairs).items()}
 
     def rows(self) -> list[PanelRow]:
         """One row for each wanted image of this rank."""
         return [self._row(image_id) for image_id in self._wanted if image_id in self._seen]
 
-    def _measure(self, masks: Tensor, batch: Batch, position: int) -> None:
+    def _measure(self, masks: Tensor, quality: Tensor, batch: Batch, position: int) -> None:
         data = self._trainer.val_data
         true = data.true_masks(data.index_of(batch.image_ids[position]))
         if true is None or not len(true):
             return
-        drawn = resize_bool(true, batch.sizes[position]).to(masks.device)
-        overlap = (masks & drawn).flatten(1).sum(1)
-        union = (masks | drawn).flatten(1).sum(1).clamp(min=1)
-        self._ious.extend((overlap / union).tolist())
+        iou = mask_iou(masks, resize_bool(true, batch.sizes[position]).to(masks.device))
+        self._labelled.extend(zip(quality.tolist(), iou.tolist(), strict=True))
 
     def _row(self, image_id: int) -> PanelRow:
         batch, position, found = self._seen[image_id]

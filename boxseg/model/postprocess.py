@@ -10,11 +10,8 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from boxseg.ops.boxes import scale_boxes
 from boxseg.ops.detections import decode_detections
-from boxseg.ops.masks import resize_masks
+from boxseg.ops.masks import resize_mask_part, tight_boxes
 from boxseg.structures import Detections, MaskNetwork, Predictions
-
-CHUNK_PIXELS = 2**25
-"""Mask pixels that are enlarged at once; bounds the memory."""
 
 
 @torch.no_grad()
@@ -68,12 +65,17 @@ def postprocess(
 
 
 def _finish_masks(mask_probs: Tensor, size: tuple[int, int], original_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Probabilities (n, H/4, W/4) -> masks bool (n, height, width), and their mean probability inside (n,)."""
-    pixels = max(16 * mask_probs.shape[1] * mask_probs.shape[2], original_size[0] * original_size[1])
-    masks, certainty = [], []
-    for chunk in mask_probs.split(max(CHUNK_PIXELS // pixels, 1)):
-        probs = resize_masks(chunk, size=size, original_size=original_size)
-        mask = probs > 0.5
-        masks.append(mask)
-        certainty.append((probs * mask).sum(dim=(1, 2)) / (mask.sum(dim=(1, 2)) + 1e-6))
-    return torch.cat(masks), torch.cat(certainty)
+    """Probabilities (n, H/4, W/4) -> masks bool (n, height, width), and their mean probability inside (n,).
+
+    A pixel above one half takes part of a cell above one half, so each map is enlarged around such cells only.
+    """
+    masks = mask_probs.new_zeros((len(mask_probs), *original_size), dtype=torch.bool)
+    certainty = mask_probs.new_zeros(len(mask_probs))
+    for index, (left, top, right, bottom) in enumerate(tight_boxes(mask_probs > 0.5).int().tolist()):
+        if right > left:
+            cells = (slice(top, bottom), slice(left, right))
+            probs, pixels = resize_mask_part(mask_probs[index], cells, size=size, original_size=original_size)
+            mask = probs > 0.5
+            masks[(index, *pixels)] = mask
+            certainty[index] = (probs * mask).sum() / (mask.sum() + 1e-6)
+    return masks, certainty

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from boxseg.errors import ShapeError
 from boxseg.structures import MASK_STRIDE, check_same_shape
+
+REACH = 2
+"""Cells beside a cell that share a pixel with it when maps are resized to image size."""
 
 
 def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:
@@ -48,13 +53,48 @@ def resize_masks(mask_probs: Tensor, *, size: tuple[int, int], original_size: tu
 
     Source: `method.md` section (b.7), step 4.
     """
-    height, width = size
-    probs = aligned_bilinear(mask_probs, MASK_STRIDE)[..., :height, :width]
-    if size == original_size:
-        return probs
-    if len(probs) == 0:
-        return probs.new_zeros(0, *original_size)
-    return F.interpolate(probs[:, None], size=original_size, mode="bilinear", align_corners=False)[:, 0]
+    rows, columns = _axis_weights(mask_probs, size, original_size)
+    return rows @ mask_probs @ columns.T
+
+
+def resize_mask_part(
+    mask_probs: Tensor, cells: tuple[slice, slice], *, size: tuple[int, int], original_size: tuple[int, int]
+) -> tuple[Tensor, tuple[slice, slice]]:
+    """The pixels of one resized map that some cells have a part in, computed from these cells and their neighbours.
+
+    Args:
+        mask_probs: Float (H/4, W/4) in [0, 1].
+        cells: Rows and columns of cells, not empty.
+        size: As in `resize_masks`.
+        original_size: As in `resize_masks`.
+
+    Returns:
+        Float (h', w') and the rows and columns of `resize_masks` that they are.
+    """
+    weights, spans, pixels = [], [], []
+    for axis, chosen in zip(_axis_weights(mask_probs, size, original_size), cells, strict=True):
+        touched = axis[:, chosen].any(dim=1)
+        first = int(touched.int().argmax())
+        last = first + int(touched.sum())
+        span = slice(max(chosen.start - REACH, 0), chosen.stop + REACH)
+        weights.append(axis[first:last, span])
+        spans.append(span)
+        pixels.append(slice(first, last))
+    return weights[0] @ mask_probs[spans[0], spans[1]] @ weights[1].T, (pixels[0], pixels[1])
+
+
+def _axis_weights(mask_probs: Tensor, size: tuple[int, int], original_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Resizing as two matrices, (height, H/4) and (width, W/4): bilinear resizing treats the axes one by one."""
+    sides = zip(mask_probs.shape[-2:], size, original_size, strict=True)
+    rows, columns = (_resize_matrix(cells, side, goal).to(mask_probs) for cells, side, goal in sides)
+    return rows, columns
+
+
+@functools.lru_cache(maxsize=256)
+def _resize_matrix(cells: int, side: int, original_side: int) -> Tensor:
+    """What each cell of a line (cells,) gives to each pixel of the file: float (original_side, cells)."""
+    each_cell = aligned_bilinear(torch.eye(cells)[:, None], MASK_STRIDE)[:, :1, :side]  # (cells, 1, side)
+    return F.interpolate(each_cell, size=original_side, mode="linear", align_corners=False)[:, 0].T.contiguous()
 
 
 def dice_loss(probs: Tensor, target: Tensor, eps: float = 1e-5) -> Tensor:

@@ -1,6 +1,5 @@
 """Final detections from predictions made by hand."""
 
-import pytest
 import torch
 
 from boxseg.model.postprocess import postprocess
@@ -112,9 +111,7 @@ def test_an_empty_mask_gets_score_zero():
     assert result.scores.tolist() == [0.0]
 
 
-@pytest.mark.parametrize("chunk_pixels", [1, 2**25])
-def test_chunks_do_not_change_the_result(chunk_pixels, monkeypatch):
-    monkeypatch.setattr("boxseg.model.postprocess.CHUNK_PIXELS", chunk_pixels)
+def test_detections_are_sorted_by_score_with_their_masks():
     found = predictions([[0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 60, 60]], [[0.5], [0.9], [0.7]], [0.9] * 3)
     (result,) = run(found)
     assert result.masks.sum(dim=(1, 2)).unique().numel() == 1

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from boxseg.errors import ShapeError
-from boxseg.ops.masks import aligned_bilinear, box_masks, dice_loss, resize_masks, tight_boxes
+from boxseg.ops.masks import aligned_bilinear, box_masks, dice_loss, resize_mask_part, resize_masks, tight_boxes
 
 SMALL = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
 
@@ -91,6 +92,27 @@ def test_resizing_to_the_same_size_only_cuts_the_padding():
     probs = torch.rand(2, 8, 8)
     resized = resize_masks(probs, size=(20, 30), original_size=(20, 30))
     torch.testing.assert_close(resized, aligned_bilinear(probs, 4)[:, :20, :30])
+
+
+@pytest.mark.parametrize("original_size", [(20, 30), (61, 97), (13, 11)])
+def test_resizing_equals_enlarging_cutting_and_interpolating(original_size):
+    probs = torch.rand(2, 8, 8)
+    enlarged = aligned_bilinear(probs, 4)[:, None, :20, :30]
+    expected = F.interpolate(enlarged, size=original_size, mode="bilinear", align_corners=False)[:, 0]
+    torch.testing.assert_close(resize_masks(probs, size=(20, 30), original_size=original_size), expected)
+
+
+@pytest.mark.parametrize("original_size", [(20, 30), (61, 97), (13, 11)])
+def test_a_part_of_a_resized_mask_holds_every_pixel_that_its_cells_touch(original_size):
+    probs = torch.rand(8, 8)
+    whole = resize_masks(probs[None], size=(20, 30), original_size=original_size)[0]
+    part, pixels = resize_mask_part(probs, (slice(2, 4), slice(3, 6)), size=(20, 30), original_size=original_size)
+    torch.testing.assert_close(part, whole[pixels])
+    touched = torch.zeros(8, 8)
+    touched[2:4, 3:6] = 1.0
+    outside = resize_masks(touched[None], size=(20, 30), original_size=original_size)[0]
+    outside[pixels] = 0
+    assert not outside.any()
 
 
 def test_resized_masks_have_the_size_of_the_file():
