@@ -13,7 +13,6 @@ import torch
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import Tensor
 
 from boxseg.config import FcosConfig
 from boxseg.engine.distributed import gather_objects
@@ -71,7 +70,7 @@ def evaluate(
         predictions, detections = find(batch)
         for found in detections:
             results.append(encode_detections(found))
-            fills.extend(mask_fill(found).tolist())
+            fills.extend(mask_fill(results[-1]).tolist())
         if on_batch is not None:
             on_batch(batch, predictions, detections)
     gathered = gather_objects((results, fills))
@@ -101,12 +100,11 @@ def detect(network: CondInst, batch: Batch, settings: FcosConfig) -> tuple[Predi
     return predictions, detections
 
 
-def mask_fill(found: Detections) -> Tensor:
+def mask_fill(result: ImageResult) -> np.ndarray:
     """Share of its box that each confident mask fills, (≤ D,) in [0, 1]; near 1 for all means collapse to the box."""
-    confident = found.scores >= CONFIDENT
-    boxes = found.boxes[confident]
-    box_area = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=1)
-    return (found.masks[confident].flatten(1).sum(1) / box_area).clamp(max=1).cpu()
+    areas = np.asarray(mask_utils.area(result.rles), dtype=np.float64).reshape(-1)
+    fill: np.ndarray = areas / result.boxes_xywh[:, 2:].prod(axis=1).clip(min=1)
+    return fill[result.scores >= CONFIDENT].clip(max=1)
 
 
 def encode_detections(found: Detections) -> ImageResult:
