@@ -17,7 +17,7 @@ from boxseg.data.transforms import resize_only
 from boxseg.engine import checkpoint
 from boxseg.engine.evaluate import detect
 from boxseg.errors import CheckpointError, ShapeError
-from boxseg.structures import Detections, Sample
+from boxseg.structures import Batch, Detections, Sample
 
 
 class Predictor:
@@ -44,6 +44,7 @@ class Predictor:
         folder = Path(folder)
         if (folder / "checkpoints" / checkpoint.BEST).exists():
             folder = folder / "checkpoints" / checkpoint.BEST
+        self.folder = folder
         about = checkpoint.load_about(folder)
         self.config = BoxSegConfig.model_validate(about["config"])
         self.class_names: list[str] = about["classes"]["names"]
@@ -51,10 +52,10 @@ class Predictor:
         self.network_name = network or _better_network(about["metrics"] or {})
         if self.network_name not in ("teacher", "student"):
             raise CheckpointError(f"{folder}: there is no network {self.network_name!r}; use teacher or student")
-        self._device = torch.device(device)
-        self._network = build_network(self.config, num_classes=len(self.class_names), weights="none")
-        self._network.load_state_dict(checkpoint.load_network(folder, self.network_name))
-        self._network.eval().to(self._device)
+        self.device = torch.device(device)
+        self.network = build_network(self.config, num_classes=len(self.class_names), weights="none")
+        self.network.load_state_dict(checkpoint.load_network(folder, self.network_name))
+        self.network.eval().to(self.device)
 
     def __call__(self, images: Sequence[str | Path | Tensor | np.ndarray]) -> list[Detections]:
         """Detections of each image, best first, at the image's own size.
@@ -71,15 +72,17 @@ class Predictor:
     @torch.no_grad()
     def stream(self, images: Iterable[str | Path | Tensor | np.ndarray]) -> Iterable[Detections]:
         """The same, one image at a time: memory stays that of one image."""
-        train = self.config.train
-        short_side = train.eval_size or max(image_sizes(self.config))
         for number, item in enumerate(images):
-            image = read_image(item)
-            none = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
-            sample = Sample(image, *none, image_id=number, original_size=(image.shape[1], image.shape[2]))
-            view = resize_only(sample, short_side, train.max_size)
-            batch = collate([view]).to(self._device)
-            yield detect(self._network, batch, self.config.fcos)[1][0]
+            batch = self.view(read_image(item), image_id=number)
+            yield detect(self.network, batch, self.config.fcos)[1][0]
+
+    def view(self, image: Tensor, *, image_id: int = -1) -> Batch:
+        """An image uint8 (3, h, w) as a batch of one without boxes, at the size of evaluation, on the device."""
+        train = self.config.train
+        none = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
+        sample = Sample(image, *none, image_id=image_id, original_size=(image.shape[1], image.shape[2]))
+        view = resize_only(sample, train.eval_size or max(image_sizes(self.config)), train.max_size)
+        return collate([view]).to(self.device)
 
 
 def read_image(item: str | Path | Tensor | np.ndarray) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -19,6 +20,11 @@ def write_atomic(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(3)}")
     scratch.write_text(text)
     scratch.replace(path)
+
+
+def digest(path: Path) -> str:
+    """What a file holds, as 16 hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -16,8 +17,13 @@ from orchestration.table import SweepTable, render_table
 
 HEADLINE = ("train/loss", "val/mask_ap", "val/box_ap", "qam/quality", "qam/coverage", "train/images_per_s")
 """Metrics worth a place in one line."""
+LINE_EVERY_S = 10.0
+"""Time between two lines about a count, without a terminal."""
 MEASURED = 0.1
 """Share of a run's steps that must have been timed before anybody speaks of the time left."""
+
+
+T = TypeVar("T")
 
 
 class Progress:
@@ -170,3 +176,31 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def counted(items: Iterable[T], total: int, *, what: str, shown: bool = True) -> Iterator[T]:
+    """The same items, with the count done and the time left: live on a terminal, else a line every ten seconds."""
+    with CountProgress(total, what, shown=shown) as progress:
+        for item in items:
+            progress.advance()
+            yield item
+
+
+class CountProgress(Progress):
+    """How many of a known number are done."""
+
+    def __init__(self, total: int, what: str, *, shown: bool = True) -> None:
+        super().__init__(shown=shown)
+        self._total = total
+        self._what = what
+        self._done = 0
+        self._next_at = self._since
+
+    def advance(self) -> None:
+        """One more is done."""
+        self._done += 1
+        now = time.monotonic()
+        if now >= self._next_at or self._done == self._total:
+            self._next_at = now + (0.2 if self._console.is_terminal else LINE_EVERY_S)
+            left = (now - self._since) / self._done * (self._total - self._done)
+            self._passing(f"{self._done}/{self._total} {self._what}{time_left(left)}")

@@ -90,13 +90,17 @@ class CocoBoxes(Dataset[Sample]):
 
     def image_path(self, index: int) -> Path:
         """File of the image."""
-        name = str(self._file_names[index])
+        name = self.file_name(index)
         if not is_inside(name):
             raise DataError(
                 f"{self.source.annotations}: image {self.image_id(index)} has file name {name!r}; file names are "
                 "relative to the image folder and stay inside (correct the name)"
             )
         return self.source.images / name
+
+    def file_name(self, index: int) -> str:
+        """File name of the image, as the annotation file says it."""
+        return str(self._file_names[index])
 
     def image_id(self, index: int) -> int:
         """Id of the image in the COCO file."""

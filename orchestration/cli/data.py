@@ -98,7 +98,7 @@ def _sources(target: Path, images: Path | None, use: str) -> dict[str, Any]:
     from boxseg.config import CocoSource
 
     if target.suffix == ".json":
-        return {use: CocoSource(images=images or _find_images(target), annotations=target)}
+        return {use: CocoSource(images=images or find_images(target), annotations=target)}
     from orchestration.config import load_run
 
     data = load_run(target).data
@@ -108,7 +108,7 @@ def _sources(target: Path, images: Path | None, use: str) -> dict[str, Any]:
     return found
 
 
-def _find_images(annotations: Path) -> Path:
+def find_images(annotations: Path) -> Path:
     """The folder that holds the first image which the file names."""
     from boxseg.data.checks import read_annotations
 

@@ -15,6 +15,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as in qam.k_top=10; may be repeated."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
 Storage = Annotated[Path, typer.Option("--storage", metavar="DIR", help="Folder that holds the runs.")]
 
 

@@ -53,7 +53,9 @@ def test_the_version_goes_to_stdout(capsys: Capture):
     assert capsys.readouterr().out.startswith("boxseg 0.")
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["sweep"], ["data", "check"], ["runs", "show"], ["config"], ["ui"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["sweep"], ["data", "check"], ["runs", "show"], ["config"], ["ui"], ["label"]]
+)
 def test_every_command_has_help(capsys: Capture, command: list[str]):
     assert run([*command, "--help"]) == 0
     assert "Usage: boxseg" in capsys.readouterr().out

@@ -1,0 +1,120 @@
+"""Known boxes in, masks out: for every box the network's candidates are ranked, fused and scored by QAM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
+
+from boxseg.config import BoxSegConfig
+from boxseg.engine.step import fuse_candidates
+from boxseg.errors import ShapeError
+from boxseg.ops.boxes import box_area, scale_boxes
+from boxseg.ops.masks import resize_masks
+from boxseg.predict import Predictor, read_image
+from boxseg.teacher.candidates import pick_candidates
+
+UNKNOWN = -1
+"""Label of a box whose class the network does not know, or may be any."""
+EVERYTHING = 2**20
+"""More locations than a pyramid level has."""
+LAST_RESORT = 0.5
+"""Factor on the quality of masks for which the limits of the run's settings had to be lifted."""
+
+
+@dataclass(frozen=True)
+class BoxLabels:
+    """Masks for the known boxes of one image."""
+
+    mask: Tensor
+    """Bool (N, height, width), pixels of the image, inside the box; empty only for a box without area."""
+    quality: Tensor
+    """Float (N,) in [0, 1]: how far the mask can be trusted; 0 where it is the box itself, or empty."""
+    num_candidates: Tensor
+    """int64 (N,): detections that were fused; 0 where the mask is the box itself, or empty."""
+
+
+@torch.no_grad()
+def label_boxes(
+    predictor: Predictor, image: str | Path | Tensor | np.ndarray, boxes: Tensor, labels: Tensor | None = None
+) -> BoxLabels:
+    """The best mask for each known box of an image, and its quality.
+
+    ```python
+    predictor = Predictor("runs/mine/20261122-171500-k3f9")
+    found = label_boxes(predictor, "street.jpg", torch.tensor([[40.0, 12.0, 96.0, 180.0]]))
+    print(found.mask[0].sum(), found.quality[0])
+    ```
+
+    Args:
+        predictor: A trained network.
+        image: File, uint8 tensor (3, h, w) or uint8 array (h, w, 3), RGB.
+        boxes: Float (N, 4), x1 y1 x2 y2 in pixels of the image.
+        labels: int64 (N,), indices into `predictor.class_names`; -1, or None for all boxes: any class.
+
+    Returns:
+        One mask per box. A box that no candidate fits gets a mask all the same: of another class, then from the
+        detections nearest to it however weak, both of lowered quality, then the whole box with quality 0.
+
+    Raises:
+        DataError: the file is missing or cannot be read.
+        ShapeError: image, boxes or labels have another shape.
+
+    Source: BoxSeg (arXiv 2504.05137), QAM with the user's boxes as the known truth; `method.md` section (e).
+    """
+    pixels = read_image(image)
+    labels = torch.full((len(boxes),), UNKNOWN) if labels is None else labels
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
+        raise ShapeError(f"boxes {tuple(boxes.shape)}, labels {tuple(labels.shape)}; (N, 4) and (N,) are needed")
+    size = (pixels.shape[1], pixels.shape[2])
+    boxes = clip_boxes_to_image(boxes.float(), size)
+    mask = pixels_inside(boxes, size)
+    quality, num_candidates = torch.zeros(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64)
+    batch = predictor.view(pixels)
+    predictions = predictor.network(batch.weak, batch.valid)
+    for config, trust in attempts(predictor.config):
+        left = ((num_candidates == 0) & (box_area(boxes) > 0)).nonzero()[:, 0]
+        if not len(left):
+            break
+        scaled = scale_boxes(boxes[left], size, batch.sizes[0])
+        part = replace(batch, boxes=[scaled], labels=[labels[left]]).to(predictor.device)
+        candidates = pick_candidates(
+            predictor.network, predictions, part, part, teacher=config.teacher, qam=config.qam, fcos=config.fcos
+        )
+        pseudo = fuse_candidates(config, candidates, part)[0]
+        for row, place in enumerate(left.tolist()):
+            soft = resize_masks(pseudo.soft[row : row + 1], size=batch.sizes[0], original_size=size)[0].cpu()
+            found = (soft > config.qam.mask_thr) & mask[place]
+            if found.any():
+                mask[place], num_candidates[place] = found, pseudo.num_candidates[row].cpu()
+                quality[place] = trust * pseudo.quality[row].cpu()
+    return BoxLabels(mask, quality, num_candidates)
+
+
+def attempts(config: BoxSegConfig) -> Iterator[tuple[BoxSegConfig, float]]:
+    """Settings to find candidates with, strictest first, and the factor on the quality of what they find."""
+    limits = {"min_quality": 0.0, "fusion": "weighted"}
+    own = config.qam.model_copy(update=limits)
+    teacher = config.teacher.model_copy(update={"with_nms": False})
+    yield config.model_copy(update={"qam": own, "teacher": teacher}), 1.0
+    any_class = own.model_copy(update={"class_match": False})
+    yield config.model_copy(update={"qam": any_class, "teacher": teacher}), 1.0
+    nearest = any_class.model_copy(update={"iou_thr": 0.0, "score_thr": 0.0, "k_top": 3, "adaptive_k": False})
+    weakest = teacher.model_copy(update={"cand_score_thr": 0.0, "pre_topk": EVERYTHING})
+    yield config.model_copy(update={"qam": nearest, "teacher": weakest}), LAST_RESORT
+
+
+def pixels_inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bool (N, h, w): pixels whose middle lies in the box, one column and row at least; none for a box without area."""
+    sides = []
+    for axis, length in ((1, size[0]), (0, size[1])):
+        low, high = boxes[:, axis, None], boxes[:, axis + 2, None]
+        middle = torch.arange(length, device=boxes.device) + 0.5
+        nearest = middle == ((low + high) / 2).clamp(max=length - 0.5).floor() + 0.5
+        sides.append(((middle >= low) & (middle <= high)) | nearest)
+    return sides[0][:, :, None] & sides[1][:, None, :] & (box_area(boxes) > 0)[:, None, None]

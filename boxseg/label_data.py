@@ -1,0 +1,207 @@
+"""Labels a whole data set image by image: streams, remembers what is done, and writes COCO and YOLO at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from pycocotools import mask as coco_mask
+from torchvision.ops import clip_boxes_to_image
+
+from boxseg.data.coco import CocoBoxes, decode_segmentation
+from boxseg.data.outlines import encode_rle, find_polygons
+from boxseg.data.yolo import write_yolo
+from boxseg.errors import ConfigError, DataError
+from boxseg.label import pixels_inside
+from boxseg.label_checks import check_mask
+from boxseg.label_sources import Source
+
+JOURNAL = "labels.jsonl"
+"""Name of the file of what is done."""
+
+
+@dataclass(frozen=True)
+class ImageLabels:
+    """One line of the journal: the labels of one image."""
+
+    image_id: int
+    labels: list[dict[str, Any]]
+    """For each box: annotation `id`, `segmentation` (run lengths), `quality`, `candidates`, `checks`, `doubts`."""
+    problem: str | None = None
+    """Why the image could not be read; then there are no labels."""
+
+
+class Journal:
+    """The file of what is done: one line per image, so that a killed run goes on where it was."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        """Open or begin the journal of an output folder.
+
+        Args:
+            folder: Made if missing.
+            about: What is labelled with what; a journal of something else is refused.
+
+        Raises:
+            ConfigError: the folder holds labels of other data, or made otherwise.
+        """
+        self._path = folder / JOURNAL
+        self.done: dict[int, ImageLabels] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = self._read()
+        if lines and lines[0] != about:
+            changed = sorted(key for key in about.keys() | lines[0].keys() if about.get(key) != lines[0].get(key))
+            raise ConfigError(
+                f"{folder}: holds labels made with another {', '.join(changed)}; name another --output, or remove it"
+            )
+        if not lines:
+            self._append(about)
+        for line in lines[1:]:
+            self.done[line["image_id"]] = ImageLabels(**line)
+
+    def add(self, labels: ImageLabels) -> None:
+        """Remember an image."""
+        self._append(asdict(labels))
+        self.done[labels.image_id] = labels
+
+    def _read(self) -> list[dict[str, Any]]:
+        """Whole lines; one that a kill tore is cut off, its image is done again."""
+        if not self._path.exists():
+            return []
+        data = self._path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.truncate(self._path, whole)
+        return [json.loads(line) for line in data[:whole].splitlines()]
+
+    def _append(self, value: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(value) + "\n")
+
+
+def label_images(data: CocoBoxes, source: Source, journal: Journal) -> Iterator[ImageLabels]:
+    """Label the images that the journal has not; each is remembered, then given.
+
+    Raises:
+        DataError: two images or two annotations share an id.
+    """
+    _require_own_ids(data)
+    for index in range(len(data)):
+        if data.image_id(index) not in journal.done:
+            labels = _label_image(data, source, index)
+            journal.add(labels)
+            yield labels
+
+
+def _require_own_ids(data: CocoBoxes) -> None:
+    images = range(len(data))
+    ids = {
+        "image": [data.image_id(index) for index in images],
+        "annotation": [each for index in images for each in data.annotation_ids(index)],
+    }
+    for kind, found in ids.items():
+        twice = [each for each, count in Counter(found).items() if count > 1]
+        if twice:
+            rule = "every entry of a list needs its own id (`boxseg data check` lists all faults)"
+            raise DataError(f"{data.source.annotations}: {kind} {twice[0]} occurs more than once; {rule}")
+
+
+def _label_image(data: CocoBoxes, source: Source, index: int) -> ImageLabels:
+    image_id, ids = data.image_id(index), data.annotation_ids(index)
+    if not ids:
+        return ImageLabels(image_id, [])
+    try:
+        sample = data[index]
+    except DataError as error:
+        return ImageLabels(image_id, [], str(error))
+    found = source(sample, ids)
+    inside = pixels_inside(sample.boxes, sample.original_size)
+    labels = []
+    for row, annotation_id in enumerate(ids):
+        mask = found.mask[row].numpy()
+        checks = check_mask(mask, sample.boxes[row].numpy(), inside[row].numpy())
+        labels.append(
+            {
+                "id": annotation_id,
+                "segmentation": encode_rle(mask),
+                "quality": round(float(found.quality[row]), 4),
+                "candidates": int(found.num_candidates[row]),
+                "checks": asdict(checks),
+                "doubts": checks.doubts,
+            }
+        )
+    return ImageLabels(image_id, labels)
+
+
+def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, Any]:
+    """Write what the journal has, beside and renamed: `labels.coco.json`, `labels.polygons.json` and `yolo/`.
+
+    Every annotation keeps its fields and gets `segmentation`, `quality`, `candidates`, `checks` and `doubts`; a drawn
+    mask moves to `drawn_segmentation`. Boxes without a usable image get the box as mask, and quality 0; crowds stay.
+
+    Returns:
+        Counts of what was written, for people.
+    """
+    content = json.loads(data.source.annotations.read_bytes())
+    found = {label["id"]: label for image in journal.done.values() for label in image.labels}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for annotation in content["annotations"]:
+        if not annotation.get("iscrowd"):
+            label = found.get(annotation["id"]) or _box_label(annotation, sizes[annotation["image_id"]])
+            _add_label(annotation, label)
+    write_json(folder / "labels.coco.json", content)
+    with TemporaryDirectory(dir=folder, prefix=".yolo-") as scratch:
+        write_yolo(content, data.source.images, Path(scratch) / "yolo")
+        shutil.rmtree(folder / "yolo", ignore_errors=True)
+        (Path(scratch) / "yolo").rename(folder / "yolo")
+    for annotation in content["annotations"]:
+        if annotation["id"] in found:
+            mask = decode_segmentation(annotation["segmentation"], sizes[annotation["image_id"]])
+            annotation["segmentation"] = [polygon.ravel().tolist() for polygon in find_polygons(mask)]
+    write_json(folder / "labels.polygons.json", content)
+    return _summary(journal)
+
+
+def _add_label(annotation: dict[str, Any], label: dict[str, Any]) -> None:
+    if annotation.get("segmentation"):
+        annotation["drawn_segmentation"] = annotation["segmentation"]
+    annotation.update({key: value for key, value in label.items() if key != "id"})
+    annotation.setdefault("area", int(coco_mask.area(label["segmentation"])))
+    annotation.setdefault("iscrowd", 0)
+
+
+def _box_label(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The box as mask, of quality 0; empty if the box has no area."""
+    x, y, width, height = annotation["bbox"]
+    box = torch.tensor([[x, y, x + width, y + height]], dtype=torch.float32).nan_to_num(0, 0, 0)
+    mask = pixels_inside(clip_boxes_to_image(box, size), size)[0].numpy()
+    checks = check_mask(mask, box[0].numpy(), mask)
+    told = {"checks": asdict(checks), "doubts": checks.doubts}
+    return {"segmentation": encode_rle(mask), "quality": 0.0, "candidates": 0, **told}
+
+
+def _summary(journal: Journal) -> dict[str, Any]:
+    labels = [label for image in journal.done.values() for label in image.labels]
+    doubts = Counter(name for label in labels for name in label["doubts"])
+    return {
+        "images": len(journal.done),
+        "boxes": len(labels),
+        "unreadable": [image.problem for image in journal.done.values() if image.problem],
+        "mean_quality": round(sum(label["quality"] for label in labels) / max(len(labels), 1), 4),
+        "without_candidates": sum(label["candidates"] == 0 for label in labels),
+        "doubts": dict(doubts),
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write beside and rename."""
+    scratch = path.with_name(f".{path.name}-{os.getpid()}")
+    scratch.write_text(json.dumps(content), encoding="utf-8")
+    scratch.replace(path)

@@ -1,0 +1,146 @@
+"""Where the masks of known boxes come from: a trained run, GrabCut, a file of any other tool, or the box itself."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+from torch import Tensor
+
+from boxseg.data.coco import CocoBoxes, decode_segmentation
+from boxseg.errors import ConfigError, DataError
+from boxseg.label import UNKNOWN, BoxLabels, label_boxes, pixels_inside
+from boxseg.ops.boxes import box_iou
+from boxseg.ops.masks import tight_boxes
+from boxseg.predict import Predictor
+from boxseg.structures import Sample
+
+GRABCUT_ROUNDS = 5
+MATCH_IOU = 0.5
+"""A mask of a file belongs to a box that its own overlaps by this much."""
+
+Source = Callable[[Sample, Sequence[int]], BoxLabels]
+"""An image with its boxes, and the ids of their annotations -> a mask for each."""
+
+
+def from_run(predictor: Predictor, data: CocoBoxes) -> Source:
+    """The candidates of a trained network, fused and scored; classes are matched by name."""
+    label_of = {name.casefold(): label for label, name in enumerate(predictor.class_names)}
+    labels = torch.tensor([label_of.get(name.casefold(), UNKNOWN) for name in data.class_names], dtype=torch.int64)
+
+    def source(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
+        return label_boxes(predictor, sample.image, sample.boxes, labels[sample.labels])
+
+    return source
+
+
+def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
+    """The boxes themselves, with quality 0: what nothing but the box can tell."""
+    mask = pixels_inside(sample.boxes, sample.original_size)
+    return BoxLabels(mask, torch.zeros(len(mask)), torch.zeros(len(mask), dtype=torch.int64))
+
+
+def from_grabcut(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
+    """GrabCut started from each box by OpenCV; the quality is how well the mask fits its box."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise ConfigError("--source grabcut needs OpenCV; install the extra: pip install 'boxseg[grabcut]'") from error
+    picture = sample.image.permute(1, 2, 0).numpy()[..., ::-1].copy()
+    inside = pixels_inside(sample.boxes, sample.original_size)
+    masks = inside.clone()
+    for row, box in enumerate(inside):
+        if bool(box.all()):
+            continue  # no background to learn from
+        cut = torch.where(box, cv2.GC_PR_FGD, cv2.GC_BGD).to(torch.uint8).numpy()
+        cv2.setRNGSeed(0)
+        colours = np.zeros((2, 1, 65))  # OpenCV fills in its two colour models
+        cv2.grabCut(picture, cut, (0, 0, 0, 0), colours[0], colours[1], GRABCUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
+        found = torch.from_numpy((cut == cv2.GC_FGD) | (cut == cv2.GC_PR_FGD)) & box
+        masks[row] = found if found.any() else box
+    return BoxLabels(masks, fit(masks, sample.boxes), torch.ones(len(masks), dtype=torch.int64))
+
+
+def fit(masks: Tensor, boxes: Tensor) -> Tensor:
+    """IoU (N,) of each mask's own box with the given one: 1 for a mask that touches all four sides from inside."""
+    return box_iou(tight_boxes(masks), boxes).diagonal()
+
+
+def from_file(path: Path, data: CocoBoxes) -> Source:
+    """Masks that another tool made, matched to the boxes: by annotation id, or else the box that fits best.
+
+    Args:
+        path: COCO instances, or a COCO list of results. The images are those of the same file name, or of the same id.
+        data: What is labelled.
+
+    The quality is the file's `quality` or `score`, or else how well the mask fits its box. Masks are not cut.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
+    masks_of = _read_masks(path, data)
+
+    def source(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
+        size = sample.original_size
+        entries = masks_of.get(sample.image_id, [])
+        boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(-1, 4)
+        iou = box_iou(sample.boxes, torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1))
+        chosen = [_choose(iou[row], entries, annotation_id) for row, annotation_id in enumerate(annotation_ids)]
+        masks = torch.zeros(len(chosen), *size, dtype=torch.bool)
+        for row, entry in enumerate(chosen):
+            if entry is not None:
+                masks[row] = torch.from_numpy(_decode(path, entry, size))
+        quality = fit(masks, sample.boxes)
+        for row, entry in enumerate(chosen):
+            told = None if entry is None else entry.get("quality", entry.get("score"))
+            if isinstance(told, int | float):
+                quality[row] = min(max(float(told), 0.0), 1.0)
+        return BoxLabels(masks, quality, torch.tensor([entry is not None for entry in chosen], dtype=torch.int64))
+
+    return source
+
+
+def _read_masks(path: Path, data: CocoBoxes) -> dict[int, list[dict[str, Any]]]:
+    """Entries with a mask and a box, by image id of the data."""
+    rule = "masks come as COCO instances or as a COCO list of results, with image_id, segmentation and bbox"
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}; {rule}") from error
+    entries = content.get("annotations") if isinstance(content, dict) else content
+    masks_of: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    try:
+        id_of = {str(data.file_name(index)): data.image_id(index) for index in range(len(data))}
+        images = content.get("images", []) if isinstance(content, dict) else []
+        ours = {image["id"]: id_of.get(image["file_name"]) for image in images}
+        for entry in entries or []:
+            image_id = ours.get(entry["image_id"]) if images else entry["image_id"]
+            if entry.get("segmentation") and image_id is not None:
+                x, y, width, height = map(float, entry.get("bbox") or mask_utils.toBbox(entry["segmentation"]))
+                masks_of[image_id].append(entry | {"bbox": [x, y, width, height]})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: an entry is malformed ({type(error).__name__}: {error}); {rule}") from error
+    if not masks_of:
+        raise DataError(f"{path}: has no mask for any image of {data.source.annotations}; {rule}")
+    return masks_of
+
+
+def _choose(iou: Tensor, entries: list[dict[str, Any]], annotation_id: int) -> dict[str, Any] | None:
+    """The entry of the annotation, or else the one whose box overlaps most, if by half."""
+    fitting = [(float(overlap), entry) for overlap, entry in zip(iou, entries, strict=True) if overlap >= MATCH_IOU]
+    own = [pair for pair in fitting if pair[1].get("id") == annotation_id]
+    return max(own or fitting, key=lambda pair: pair[0], default=(0.0, None))[1]
+
+
+def _decode(path: Path, entry: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
+    try:
+        return decode_segmentation(entry["segmentation"], size)
+    except DataError as error:
+        raise DataError(f"{path}: the mask of annotation {entry.get('id')} {error}") from error

@@ -1,0 +1,95 @@
+"""`boxseg label`: masks for known boxes, with a quality each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from boxseg.errors import ConfigError, DataError
+from orchestration.cli.data import Images, find_images
+from orchestration.cli.open_run import RUN_HELP, open_predictor
+from orchestration.cli.output import AsJson, Device, Storage, print_json, print_pairs, say
+
+if TYPE_CHECKING:
+    from boxseg.data.coco import CocoBoxes
+    from boxseg.label_sources import Source
+
+SHOWN_PROBLEMS = 5
+
+
+def label(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="COCO file with the boxes.")],
+    run: Annotated[str | None, typer.Option("--run", metavar="RUN", help=RUN_HELP)] = None,
+    source: Annotated[
+        str, typer.Option("--source", metavar="run|grabcut|box|file:COCO.json", help="Where the masks come from.")
+    ] = "run",
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Where to write; labels/<name of DATA> if left out.")
+    ] = None,
+    images: Images = None,
+    device: Device = "auto",
+    storage: Storage = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Turn known boxes into masks, each with a quality in [0, 1] and checks.
+
+    Writes labels.coco.json (run lengths), labels.polygons.json and yolo/ (YOLO segmentation). Run it again to go on
+    after a break.
+    """
+    from boxseg.config import CocoSource
+    from boxseg.data.coco import CocoBoxes
+    from boxseg.label_data import Journal, label_images, write_labels
+    from orchestration.progress import counted
+
+    boxes = CocoBoxes(CocoSource(images=images or find_images(data), annotations=data), train=False)
+    masks, about = _open_source(source, run, boxes, device=device, storage=storage)
+    folder = output or Path("labels") / data.stem
+    journal = Journal(folder, about)
+    left = len(boxes) - len(journal.done)
+    if journal.done and left:
+        say(f"{len(journal.done)} images are labelled already")
+    for _ in counted(label_images(boxes, masks, journal), left, what="images"):
+        pass
+    summary = {"output": str(folder), **write_labels(boxes, journal, folder)}
+    _tell(summary, as_json)
+
+
+def _open_source(
+    source: str, run: str | None, boxes: CocoBoxes, *, device: str, storage: Path
+) -> tuple[Source, dict[str, Any]]:
+    """The source, and what identifies data and source for a later call that goes on."""
+    from boxseg import label_sources
+    from orchestration.files import digest
+
+    about = {"data": digest(boxes.source.annotations), "source": source}
+    if source == "run":
+        if run is None:
+            raise ConfigError("--source run needs --run; `boxseg runs ls` lists runs")
+        predictor = open_predictor(run, storage=storage, device=device)
+        return label_sources.from_run(predictor, boxes), about | {"run": str(predictor.folder)}
+    if source.startswith("file:"):
+        path = Path(source.removeprefix("file:"))
+        return label_sources.from_file(path, boxes), about | {"file": digest(path)}
+    simple = {"grabcut": label_sources.from_grabcut, "box": label_sources.from_boxes}
+    if source not in simple:
+        raise ConfigError(f"--source {source}: use run, grabcut, box or file:COCO.json")
+    return simple[source], about
+
+
+def _tell(summary: dict[str, Any], as_json: bool) -> None:
+    """The result on stdout, problems on stderr; an error if no image could be read."""
+    problems = summary["unreadable"]
+    for problem in problems[:SHOWN_PROBLEMS]:
+        say(f"skipped: {problem}")
+    if len(problems) > SHOWN_PROBLEMS:
+        say(f"skipped {len(problems) - SHOWN_PROBLEMS} more images")
+    if as_json:
+        print_json(summary)
+    else:
+        doubts = ", ".join(f"{name} {count}" for name, count in summary["doubts"].items()) or "none"
+        shown = summary | {"doubts": doubts, "unreadable": len(problems)}
+        print_pairs([(name.replace("_", " "), value) for name, value in shown.items()])
+    if problems and len(problems) == summary["images"]:
+        raise DataError("no image could be read; `boxseg data check` tells more")

@@ -1,0 +1,85 @@
+"""Masks for known boxes of one image."""
+
+import pytest
+import torch
+
+from boxseg import label
+from boxseg.errors import ShapeError
+from boxseg.label import LAST_RESORT, label_boxes, pixels_inside
+from boxseg.predict import Predictor
+from boxseg.structures import Candidates
+
+BOXES = torch.tensor([[4.0, 6, 40, 50], [10, 10, 10, 30], [30.5, 2.2, 31, 60], [-9, 50, 90, 99]])
+
+
+@pytest.fixture(scope="module")
+def predictor(trained_run):
+    return Predictor(trained_run.checkpoint)
+
+
+@pytest.fixture(scope="module")
+def image():
+    return torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def offer(monkeypatch, *offers):
+    """Let the network's attempts find, one after the other, masks of probability 0.9 for these boxes."""
+    left = list(offers)
+
+    def pick(network, predictions, batch, view, *, teacher, qam, fcos):
+        index = torch.tensor(left.pop(0), dtype=torch.int64)
+        probs = torch.zeros(len(index), 16, 16)
+        probs[:, 4:10, 4:10] = 0.9
+        return [Candidates(probs, torch.full((len(index),), 0.8), torch.ones(len(index)), index)]
+
+    monkeypatch.setattr(label, "pick_candidates", pick)
+
+
+def test_every_box_with_an_area_gets_a_mask_inside_it(predictor, image):
+    found = label_boxes(predictor, image, BOXES)
+    assert found.mask.shape == (4, 64, 64)
+    assert found.mask.flatten(1).any(dim=1).tolist() == [True, False, True, True]
+    assert not (found.mask & ~pixels_inside(BOXES.clamp(0, 64), (64, 64))).any()
+    assert ((found.quality >= 0) & (found.quality <= 1)).all()
+    assert (found.quality[1], found.num_candidates[1]) == (0, 0)
+
+
+def test_a_box_is_labelled_alike_alone_and_among_others(predictor, image):
+    together, alone = label_boxes(predictor, image, BOXES), label_boxes(predictor, image, BOXES[2:3])
+    assert torch.equal(together.mask[2], alone.mask[0])
+    assert float(together.quality[2]) == pytest.approx(float(alone.quality[0]), abs=1e-6)
+
+
+def test_candidates_make_the_mask_and_its_quality(predictor, image, monkeypatch):
+    offer(monkeypatch, [0, 0])
+    found = label_boxes(predictor, image, torch.tensor([[8.0, 8, 48, 48]]))
+    rows, columns = found.mask[0].any(dim=1).nonzero()[:, 0], found.mask[0].any(dim=0).nonzero()[:, 0]
+    assert abs(int(rows[0]) - 16) <= 1
+    assert abs(int(columns[-1]) - 39) <= 1
+    assert float(found.quality[0]) == pytest.approx((0.9 * 0.9) ** 0.5, abs=1e-4)  # sqrt((0.8 + 1) / 2 * 0.9)
+    assert found.num_candidates.tolist() == [2]
+
+
+def test_boxes_without_candidates_get_the_nearest_and_then_the_box(predictor, image, monkeypatch):
+    boxes = torch.tensor([[8.0, 8, 48, 48], [0, 0, 20, 20], [0, 0, 60, 60]])
+    offer(monkeypatch, [0], [], [1])  # the third attempt numbers the boxes that are left: 1 and 2
+    found = label_boxes(predictor, image, boxes)
+    assert float(found.quality[2]) == pytest.approx(LAST_RESORT * 0.9, abs=1e-4)
+    assert found.num_candidates.tolist() == [1, 0, 1]
+    assert float(found.quality[1]) == 0
+    assert torch.equal(found.mask[1], pixels_inside(boxes, (64, 64))[1])
+
+
+def test_pixels_of_a_box_have_their_middle_in_it_and_are_one_at_least():
+    inside = pixels_inside(torch.tensor([[1.0, 2, 3, 5], [0.6, 0.6, 0.9, 2.4], [5, 5, 5, 9]]), (6, 6))
+    assert inside.flatten(1).sum(dim=1).tolist() == [6, 1, 0]
+    assert inside[0].nonzero().tolist() == [[y, x] for y in (2, 3, 4) for x in (1, 2)]
+
+
+def test_no_boxes_give_no_masks(predictor, image):
+    assert label_boxes(predictor, image, torch.zeros(0, 4)).mask.shape == (0, 64, 64)
+
+
+def test_boxes_and_labels_of_other_lengths_are_refused(predictor, image):
+    with pytest.raises(ShapeError, match="labels"):
+        label_boxes(predictor, image, BOXES, torch.zeros(3, dtype=torch.int64))

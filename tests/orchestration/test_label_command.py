@@ -1,0 +1,59 @@
+"""`boxseg label` from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestration.cli.app import run
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def arguments(trained_run) -> list[str]:
+    return ["label", str(trained_run.val.annotations), "--images", str(trained_run.val.images)]
+
+
+def test_boxes_become_masks_with_a_run(arguments, trained_run, capsys):
+    assert run([*arguments, "--run", str(trained_run.checkpoint), "--output", "out", "--json"]) == 0
+    shown = capsys.readouterr()
+    summary = json.loads(shown.out)
+    assert summary["images"] == 4
+    assert "4/4 images" in shown.err
+    labels = json.loads(Path("out/labels.coco.json").read_text())["annotations"]
+    assert len(labels) == summary["boxes"]
+    assert all("counts" in each["segmentation"] and 0 <= each["quality"] <= 1 for each in labels)
+
+
+def test_labels_land_in_a_folder_named_after_the_data_and_again_takes_no_work(arguments, capsys):
+    assert run([*arguments, "--source", "box"]) == 0
+    assert Path("labels/val/labels.coco.json").exists()
+    capsys.readouterr()
+    assert run([*arguments, "--source", "box"]) == 0
+    assert "images" not in capsys.readouterr().err
+    assert run([*arguments, "--source", f"file:{arguments[1]}"]) == 2
+    assert "another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "told"),
+    [
+        ([], 2, "--run"),
+        (["--run", "none"], 2, "no such run"),
+        (["--source", "magic"], 2, "use run, grabcut, box or file"),
+        (["--source", "file:none.json"], 3, "none.json"),
+        (["--source", "box", "--images", "nowhere"], 3, "no image could be read"),
+    ],
+)
+def test_what_cannot_be_done_is_told(arguments, more, code, told, capsys):
+    assert run([*arguments, *more]) == code
+    assert told in capsys.readouterr().err
+
+
+def test_an_unknown_device_is_told(arguments, trained_run, capsys):
+    assert run([*arguments, "--run", str(trained_run.checkpoint), "--device", "abacus"]) == 2
+    assert "--device abacus" in capsys.readouterr().err
