@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from boxseg.build import build_network, image_sizes
@@ -46,7 +47,10 @@ class Predictor:
             folder = folder / "checkpoints" / checkpoint.BEST
         self.folder = folder
         about = checkpoint.load_about(folder)
-        self.config = BoxSegConfig.model_validate(about["config"])
+        try:
+            self.config = BoxSegConfig.model_validate(about["config"])
+        except ValidationError as error:
+            raise CheckpointError(f"{folder}: settings of another version of boxseg: {error}; train again") from error
         self.class_names: list[str] = about["classes"]["names"]
         self.category_ids: list[int] = about["classes"]["ids"]
         self.network_name = network or _better_network(about["metrics"] or {})

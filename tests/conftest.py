@@ -15,6 +15,7 @@ SETTINGS = {
     "cond": {"branch_channels": 16, "branch_convs": 1, "max_per_image": 8},
     "train": {"steps": 2, "batch_size": 2, "image_size": 64, "report_every": 1, "panels": 0},
     "solver": {"optimizer": "adamw", "lr": 1e-3, "warmup": 0},
+    "fcos": {"score_thr": 1e-5},
 }
 
 

@@ -1,0 +1,66 @@
+"""`boxseg predict` from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from orchestration.cli.app import run
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def photos(trained_run) -> Path:
+    """Three pictures, one below another folder, and a file that is none."""
+    for name in ("a.png", "b.JPG", "deep/a.png"):
+        Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(sorted(trained_run.val.images.iterdir())[0]).resize((80, 60)).convert("RGB").save(
+            Path("photos", name)
+        )
+    Path("photos/notes.txt").write_text("no picture")
+    return Path("photos")
+
+
+def predict(trained_run, *arguments: str) -> int:
+    return run(["predict", str(trained_run.checkpoint), *arguments])
+
+
+def test_detections_are_coco_instances_with_scores_and_pictures(photos, trained_run, capsys):
+    assert predict(trained_run, "photos", "--min-score", "0.01", "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [image["file_name"] for image in content["images"]] == ["photos/a.png", "photos/b.JPG", "photos/deep/a.png"]
+    assert content["annotations"], "the network should find something at so low a score"
+    assert json.loads(Path("predictions/predictions.coco.json").read_text()) == content
+    loaded = COCO("predictions/predictions.coco.json")
+    for each in content["annotations"]:
+        assert each["score"] >= 0.01
+        assert loaded.annToMask(each).shape == (60, 80)
+        assert loaded.annToMask(each).sum() == each["area"]
+    assert len(list(Path("predictions/overlays").glob("*.png"))) == 3
+    assert Image.open("predictions/overlays/000001-a.png").size == (80, 60)
+
+
+def test_no_detection_is_a_result_too(photos, trained_run, capsys):
+    assert predict(trained_run, "photos/*.png", "--min-score", "1", "--no-overlays", "--output", "out", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["annotations"] == []
+    assert not Path("out/overlays").exists()
+
+
+def test_damaged_files_are_named_and_skipped(photos, trained_run, capsys):
+    Path("photos/b.JPG").write_bytes(Path("photos/b.JPG").read_bytes()[:200])
+    assert predict(trained_run, "photos", "photos/a.png", "--json") == 0
+    shown = capsys.readouterr()
+    assert len(json.loads(shown.out)["images"]) == 2
+    assert "skipped: photos/b.JPG" in shown.err
+    assert predict(trained_run, "photos/b.JPG") == 3
+
+
+def test_sources_without_images_are_refused(photos, trained_run, capsys):
+    assert predict(trained_run, "photos/*.webp") == 2
+    assert "no images there" in capsys.readouterr().err
