@@ -259,6 +259,8 @@ class QamConfig(Config):
     whole image, which favours small masks, and lets a single candidate decide."""
     dyn_shared: bool = False
     """Average the table over all processes before an evaluation or a checkpoint; else the first one's is saved."""
+    color_weight: float = Field(0.0, ge=0)
+    """Trust in the colours of each box when its fused mask is refined; 0: the mask stays as fused."""
     score_floor: float = Field(1.0, ge=0)
     """f in (score + f) / (1 + f), the part of the detection score in the quality."""
     agreement: bool = True

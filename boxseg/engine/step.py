@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,7 +21,8 @@ from boxseg.engine.distributed import mean_over_ranks, rank
 from boxseg.losses.total import Losses, compute_losses
 from boxseg.model.condinst import CondInst
 from boxseg.model.targets import assign_batch, choose_proposals
-from boxseg.structures import Batch, Candidates, Predictions, PseudoMasks
+from boxseg.ops.neighbours import rgb_to_lab
+from boxseg.structures import MASK_STRIDE, Batch, Candidates, Predictions, PseudoMasks
 from boxseg.teacher.candidates import find_candidates
 from boxseg.teacher.ema import ema_momentum, update_teacher
 from boxseg.teacher.qam import make_pseudo_masks, qam_metrics
@@ -170,9 +172,12 @@ def fuse_candidates(
 ) -> list[PseudoMasks]:
     """QAM for every image of a batch; `thresholds` are the dynamic ones, which learn from it, None: the fixed one."""
     qam, with_nms = config.qam, config.teacher.with_nms
+    colors = rgb_to_lab(F.avg_pool2d(batch.weak.float(), MASK_STRIDE)) if qam.color_weight else [None] * len(batch)
     return [
-        make_pseudo_masks(found, boxes, labels, settings=qam, with_nms=with_nms, thresholds=thresholds, step=step)
-        for found, boxes, labels in zip(candidates, batch.boxes, batch.labels, strict=True)
+        make_pseudo_masks(
+            found, boxes, labels, settings=qam, with_nms=with_nms, thresholds=thresholds, step=step, lab=lab
+        )
+        for found, boxes, labels, lab in zip(candidates, batch.boxes, batch.labels, colors, strict=True)
     ]
 
 

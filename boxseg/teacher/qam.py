@@ -13,6 +13,7 @@ from boxseg.errors import ShapeError
 from boxseg.ops.boxes import box_iou
 from boxseg.ops.masks import box_masks
 from boxseg.structures import MASK_STRIDE, Candidates, PseudoMasks
+from boxseg.teacher.refine import refine_by_color
 from boxseg.teacher.thresholds import ThresholdTable, choose_thresholds, threshold_grid
 
 Fusion = Literal["vote", "weighted"]
@@ -28,6 +29,7 @@ def make_pseudo_masks(
     with_nms: bool = False,
     thresholds: ThresholdTable | None = None,
     step: int = 0,
+    lab: Tensor | None = None,
 ) -> PseudoMasks:
     """One mask and its quality for every box of an image.
 
@@ -39,6 +41,7 @@ def make_pseudo_masks(
         with_nms: The candidates were found as BoxTeacher does, at most one per box, and are scored so.
         thresholds: Dynamic thresholds by class, updated in place from `settings.dyn_start` on; None: `mask_thr`.
         step: Steps done so far, from 0.
+        lab: Float (3, H/4, W/4), CIELAB of the weak image, for `settings.color_weight`; None: masks stay as fused.
 
     Returns:
         Masks inside their boxes (`soft` is not cut, so that it can be enlarged first); quality 0 where there is no
@@ -79,6 +82,9 @@ def make_pseudo_masks(
         soft = _recentre(soft, of_box[:, None, None], settings.mask_thr)
     height, width = (MASK_STRIDE * side for side in probs.shape[-2:])
     inside = box_masks(boxes, height, width, stride=MASK_STRIDE)
+    if lab is not None and settings.color_weight and not with_nms:
+        soft = refine_by_color(soft, lab, boxes, weight=settings.color_weight)
+        mask = soft > (settings.mask_thr if settings.fusion == "weighted" else settings.vote_thr)
     mask = mask & inside
     trusted = quality >= settings.min_quality
     if settings.need_inside:

@@ -1,0 +1,71 @@
+"""Colour refinement: a fused mask is corrected by what its own colours say about each cell."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from boxseg.ops.masks import box_masks
+from boxseg.structures import MASK_STRIDE
+
+BINS = 8
+"""Steps of each CIELAB axis in a colour histogram."""
+PASSES = 2
+"""How often histograms and map are computed in turn."""
+RING = 0.25
+"""Width of the ring around a box that is surely background, as a share of the box's sides."""
+FLOOR = 1e-3
+"""Added to both histograms, so that a colour that was seen once or never says little."""
+
+
+def refine_by_color(soft: Tensor, lab: Tensor, boxes: Tensor, *, weight: float) -> Tensor:
+    """Fused maps after the colours of each box had their say.
+
+    Two colour histograms are made for every box: one of the object, weighted with the map, and one of the rest of the
+    box and a ring around it. The logarithm of their ratio at a cell's colour is added to the cell's logit. Colours of a
+    hole or a gap between legs occur around the box too, so they turn to background; a part that the network missed but
+    that has the object's colour comes back.
+
+    Args:
+        soft: Float (N, h, w) in [0, 1], fused maps on the stride-4 grid.
+        lab: Float (3, h, w), CIELAB of the weak image on the same grid.
+        boxes: Float (N, 4), pixels of the training image.
+        weight: Factor of the log ratio, >= 0; 0 changes nothing.
+
+    Returns:
+        Float (N, h, w) in [0, 1].
+
+    Source: the colour models of GrabCut (Rother et al. 2004) on soft masks; not part of BoxSeg.
+    """
+    if weight == 0 or len(boxes) == 0:
+        return soft
+    height, width = (MASK_STRIDE * side for side in soft.shape[-2:])
+    inside = box_masks(boxes, height, width, stride=MASK_STRIDE).flatten(1)
+    margin = RING * (boxes[:, 2:] - boxes[:, :2])
+    grown = torch.cat([(boxes[:, :2] - margin).clamp(min=0), boxes[:, 2:] + margin], dim=1)
+    ring = box_masks(grown, height, width, stride=MASK_STRIDE).flatten(1) & ~inside
+
+    cell_bins = _color_bins(lab).flatten().expand(len(boxes), -1)  # (N, h * w)
+    prior = soft.flatten(1).clamp(0.01, 0.99).logit()
+    probs = prior.sigmoid()
+    for _ in range(PASSES):
+        likely = _histogram(cell_bins, probs * inside)
+        unlikely = _histogram(cell_bins, (1 - probs) * inside + ring)
+        probs = (prior + weight * ((likely + FLOOR) / (unlikely + FLOOR)).log().gather(1, cell_bins)).sigmoid()
+    return probs.view_as(soft)
+
+
+def _color_bins(lab: Tensor) -> Tensor:
+    """Histogram bin, int64 (h, w), of each colour; L in 0 … 100, a and b in -64 … 64 and beyond at the ends."""
+    low = lab.new_tensor([0.0, -64.0, -64.0])[:, None, None]
+    reach = lab.new_tensor([100.0, 128.0, 128.0])[:, None, None]
+    lightness, green_red, blue_yellow = ((lab - low) / reach * BINS).long().clamp(0, BINS - 1)
+    return (lightness * BINS + green_red) * BINS + blue_yellow
+
+
+def _histogram(cell_bins: Tensor, weights: Tensor) -> Tensor:
+    """Smoothed shares (N, BINS³) of the colours of (N, h * w) cells with weights (N, h * w)."""
+    counts = weights.new_zeros(len(weights), BINS**3).scatter_add_(1, cell_bins, weights)
+    smooth = F.avg_pool3d(counts.view(-1, 1, BINS, BINS, BINS), 3, stride=1, padding=1).flatten(1)
+    return smooth / smooth.sum(dim=1, keepdim=True).clamp(min=1e-6)
