@@ -85,7 +85,7 @@ def from_file(path: Path, data: CocoBoxes) -> Source:
     Raises:
         DataError: the file is missing or holds something else.
     """
-    masks_of = _read_masks(path, data)
+    masks_of = read_masks(path, data)
 
     def source(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
         size = sample.original_size
@@ -96,7 +96,7 @@ def from_file(path: Path, data: CocoBoxes) -> Source:
         masks = torch.zeros(len(chosen), *size, dtype=torch.bool)
         for row, entry in enumerate(chosen):
             if entry is not None:
-                masks[row] = torch.from_numpy(_decode(path, entry, size))
+                masks[row] = torch.from_numpy(decode_entry(path, entry, size))
         quality = fit(masks, sample.boxes)
         for row, entry in enumerate(chosen):
             told = None if entry is None else entry.get("quality", entry.get("score"))
@@ -107,8 +107,12 @@ def from_file(path: Path, data: CocoBoxes) -> Source:
     return source
 
 
-def _read_masks(path: Path, data: CocoBoxes) -> dict[int, list[dict[str, Any]]]:
-    """Entries with a mask and a box, by image id of the data."""
+def read_masks(path: Path, data: CocoBoxes) -> dict[int, list[dict[str, Any]]]:
+    """Entries of COCO instances or results that have a mask, with a box each, by image id of the data.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
     rule = "masks come as COCO instances or as a COCO list of results, with image_id, segmentation and bbox"
     try:
         content = json.loads(path.read_bytes())
@@ -139,7 +143,8 @@ def _choose(iou: Tensor, entries: list[dict[str, Any]], annotation_id: int) -> d
     return max(own or fitting, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
-def _decode(path: Path, entry: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
+def decode_entry(path: Path, entry: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Mask (h, w) of an entry that `read_masks` gave; a DataError names it."""
     try:
         return decode_segmentation(entry["segmentation"], size)
     except DataError as error:

@@ -79,14 +79,13 @@ class CocoBoxes(Dataset[Sample]):
                 f"{path}: image {self.image_id(index)} is {found[1]} x {found[0]} px, but {self.source.annotations} "
                 f"says {size[1]} x {size[0]}; boxes refer to the stored pixels (correct the entry or replace the file)"
             )
+        boxes, labels = self.boxes_and_labels(index)
+        return Sample(image=image, boxes=boxes, labels=labels, image_id=self.image_id(index), original_size=size)
+
+    def boxes_and_labels(self, index: int) -> tuple[Tensor, Tensor]:
+        """Boxes float (N, 4) and labels int64 (N,) of the image, as in its sample; the image is not read."""
         boxes = slice(self._box_starts[index], self._box_starts[index + 1])
-        return Sample(
-            image=image,
-            boxes=torch.from_numpy(self._boxes[boxes].copy()),
-            labels=torch.from_numpy(self._labels[boxes].copy()),
-            image_id=self.image_id(index),
-            original_size=size,
-        )
+        return torch.from_numpy(self._boxes[boxes].copy()), torch.from_numpy(self._labels[boxes].copy())
 
     def image_path(self, index: int) -> Path:
         """File of the image."""

@@ -126,7 +126,7 @@ def coco_metrics(
     metrics = {}
     kinds = (("segm", "mask"), ("bbox", "box")) if has_all_masks(ground_truth, image_ids) else (("bbox", "box"),)
     for kind, prefix in kinds:
-        stats = _coco_stats(ground_truth, _coco_results(results, category_ids, kind), image_ids, kind)
+        stats = _coco_stats(ground_truth, coco_results(results, category_ids, kind), image_ids, kind)
         for name, value in zip(COCO_STATS, stats, strict=True):
             if value >= 0 and (prefix == "mask" or name == "ap"):
                 metrics[f"{prefix}_{name}"] = value
@@ -139,7 +139,7 @@ def has_all_masks(ground_truth: COCO, image_ids: list[int]) -> bool:
     return all(annotation.get("segmentation") for annotation in annotations)
 
 
-def _coco_results(results: list[ImageResult], category_ids: Sequence[int], kind: str) -> list[dict[str, Any]]:
+def coco_results(results: list[ImageResult], category_ids: Sequence[int], kind: str) -> list[dict[str, Any]]:
     """COCO result entries of one kind; boxes and masks apart, since pycocotools takes a mask's area from its box."""
     entries = []
     for result in results:
@@ -152,14 +152,26 @@ def _coco_results(results: list[ImageResult], category_ids: Sequence[int], kind:
 
 def _coco_stats(ground_truth: COCO, entries: list[dict[str, Any]], image_ids: list[int], kind: str) -> list[float]:
     """AP, AP50, AP75 and AP by size in [0, 1]; -1 where there is no ground truth."""
+    evaluation = run_coco_eval(ground_truth, entries, image_ids, kind)
+    return [float(value) for value in evaluation.stats[: len(COCO_STATS)]]
+
+
+def run_coco_eval(
+    ground_truth: COCO,
+    entries: list[dict[str, Any]],
+    image_ids: list[int],
+    kind: str,
+    evaluator: type[COCOeval] = COCOeval,
+) -> COCOeval:
+    """pycocotools' evaluation of COCO results, summarised, without its printing; `kind` is segm or bbox."""
     with contextlib.redirect_stdout(io.StringIO()):
         found = ground_truth.loadRes(entries) if entries else COCO()
         if not entries:
             found.dataset = {"images": ground_truth.dataset["images"], "annotations": [], "categories": []}
             found.createIndex()
-        evaluation = COCOeval(ground_truth, found, iouType=kind)
+        evaluation = evaluator(ground_truth, found, iouType=kind)
         evaluation.params.imgIds = image_ids
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return [float(value) for value in evaluation.stats[: len(COCO_STATS)]]
+    return evaluation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +38,12 @@ class PanelRow:
     """Float (D,) in [0, 1]."""
 
 
-def draw_panels(rows: list[PanelRow], path: Path) -> Path:
-    """Write the rows as one PNG (beside, then renamed) and return its path."""
-    width = len(COLUMNS) * (TILE + GAP) + GAP
+def draw_panels(rows: list[PanelRow], path: Path, *, columns: Sequence[str] = COLUMNS) -> Path:
+    """Write the rows as one PNG (beside, then renamed) under these headings and return its path."""
+    width = len(columns) * (TILE + GAP) + GAP
     sheet = Image.new("RGB", (width, CAPTION + len(rows) * (TILE + GAP) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(COLUMNS):
+    for column, title in enumerate(columns):
         draw.text((GAP + column * (TILE + GAP), 2), title, fill="black")
     for index, row in enumerate(rows):
         for column, tile in enumerate(_tiles(row)):

@@ -55,7 +55,18 @@ def test_the_version_goes_to_stdout(capsys: Capture):
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["train"], ["sweep"], ["data", "check"], ["runs", "show"], ["config"], ["ui"], ["label"], ["predict"]],
+    [
+        [],
+        ["train"],
+        ["sweep"],
+        ["data", "check"],
+        ["runs", "show"],
+        ["config"],
+        ["ui"],
+        ["label"],
+        ["predict"],
+        ["eval"],
+    ],
 )
 def test_every_command_has_help(capsys: Capture, command: list[str]):
     assert run([*command, "--help"]) == 0

@@ -1,0 +1,252 @@
+"""How good the detections of a data set are: COCO and boundary AP by class and size, or what boxes alone can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+from pycocotools.cocoeval import COCOeval
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from boxseg.data.coco import CocoBoxes, coco_ground_truth
+from boxseg.data.outlines import encode_rle
+from boxseg.engine.evaluate import (
+    COCO_STATS,
+    ImageResult,
+    coco_results,
+    encode_detections,
+    has_all_masks,
+    run_coco_eval,
+)
+from boxseg.engine.panels import PanelRow
+from boxseg.engine.quality import mask_iou
+from boxseg.errors import ConfigError, DataError
+from boxseg.label_sources import decode_entry, read_masks
+from boxseg.ops.boxes import box_iou
+from boxseg.ops.masks import tight_boxes
+from boxseg.predict import Predictor
+
+BOUNDARY_SHARE = 0.02
+"""Width of the boundary region, as a share of the image's diagonal."""
+FOUND_IOU = 0.5
+"""A box counts as found by a detection of its class whose box overlaps it this much."""
+CONFIDENT = 0.3
+"""Detections below this score count for AP only."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of one set of detections."""
+
+    metrics: dict[str, float]
+    """`mask_ap`, `boundary_ap`, `box_ap` and the like, in [0, 1]; only what is defined."""
+    per_class: dict[str, dict[str, float]]
+    """The same by class name."""
+    has_masks: bool
+    """Whether every box has a drawn mask; without, nothing here is a mask AP."""
+
+
+class BoundaryEval(COCOeval):
+    """COCO evaluation by the smaller of mask IoU and IoU of the regions along the two outlines.
+
+    Source: Boundary IoU (arXiv 2103.16562).
+    """
+
+    def computeIoU(self, imgId: int, catId: int) -> Any:
+        ious = super().computeIoU(imgId, catId)
+        if not len(ious):
+            return ious
+        true, found = self._gts[imgId, catId], self._dts[imgId, catId]
+        order = np.argsort([-each["score"] for each in found], kind="mergesort")[: self.params.maxDets[-1]]
+        boundaries = [boundary_rle(found[index]["segmentation"]) for index in order]
+        crowds = [int(each["iscrowd"]) for each in true]
+        return np.minimum(
+            ious, mask_utils.iou(boundaries, [boundary_rle(each["segmentation"]) for each in true], crowds)
+        )
+
+
+def boundary_rle(rle: dict[str, Any]) -> dict[str, Any]:
+    """The pixels of a mask that are near its outline, run-length encoded like the mask."""
+    height, width = rle["size"]
+    distance = max(1, round(BOUNDARY_SHARE * float(np.hypot(height, width))))
+    mask = mask_utils.decode(rle)
+    place = ndimage.find_objects(mask)
+    if not place:
+        return rle
+    part = np.pad(mask[place[0]], 1)
+    depth = ndimage.distance_transform_cdt(part, metric="chessboard")
+    boundary = np.zeros_like(mask)
+    boundary[place[0]] = ((depth > 0) & (depth <= distance))[1:-1, 1:-1]
+    return mask_utils.encode(np.asfortranarray(boundary))
+
+
+def find_objects(predictor: Predictor, data: CocoBoxes) -> Iterator[ImageResult]:
+    """Detections of every image of a data set, in the labels of the data; classes are matched by name.
+
+    Raises:
+        ConfigError: no class of the network is one of the data.
+        DataError: an image cannot be read.
+    """
+    label_of = {name.casefold(): label for label, name in enumerate(data.class_names)}
+    labels = np.array([label_of.get(name.casefold(), -1) for name in predictor.class_names])
+    if (labels < 0).all():
+        theirs, ours = ", ".join(predictor.class_names[:5]), ", ".join(data.class_names[:5])
+        raise ConfigError(f"{data.source.annotations}: has {ours}; none of these is among the network's: {theirs}")
+    for index in range(len(data)):
+        result = encode_detections(predictor([data[index].image])[0])
+        mapped = labels[result.labels]
+        kept = np.flatnonzero(mapped >= 0)
+        yield ImageResult(
+            data.image_id(index),
+            result.boxes_xywh[kept],
+            result.scores[kept],
+            mapped[kept],
+            [result.rles[row] for row in kept.tolist()],
+        )
+
+
+def read_objects(path: Path, data: CocoBoxes) -> list[ImageResult]:
+    """Detections that a file holds, COCO instances or results; the score is `score`, else `quality`, else 1.
+
+    Raises:
+        DataError: the file has no masks for the data's images, or a class that the data has not.
+    """
+    masks_of = read_masks(path, data)
+    label_of = {category_id: label for label, category_id in enumerate(data.category_ids)}
+    results = []
+    for index in range(len(data)):
+        entries = masks_of.get(data.image_id(index), [])
+        unknown = [each for each in entries if each.get("category_id") not in label_of]
+        if unknown:
+            told = f"category id {unknown[0].get('category_id')}, which {data.source.annotations} has not"
+            raise DataError(f"{path}: an entry has {told}; both need the same categories")
+        rles = [encode_rle(decode_entry(path, each, data.size(index))) for each in entries]
+        scores = [float(each.get("score", each.get("quality", 1.0))) for each in entries]
+        boxes = np.array([each["bbox"] for each in entries], dtype=np.float64).reshape(-1, 4)
+        labels = np.array([label_of[each["category_id"]] for each in entries], dtype=np.int64)
+        results.append(ImageResult(data.image_id(index), boxes, np.array(scores), labels, rles))
+    return results
+
+
+def score_detections(data: CocoBoxes, results: list[ImageResult]) -> Scores:
+    """AP as COCO defines it, of boxes, and of masks and their boundaries where all masks are drawn."""
+    ground_truth = coco_ground_truth(data.source)
+    image_ids = [result.image_id for result in results]
+    has_masks = has_all_masks(ground_truth, image_ids)
+    kinds = [("box", "bbox", COCOeval)]
+    if has_masks:
+        kinds += [("mask", "segm", COCOeval), ("boundary", "segm", BoundaryEval)]
+    metrics: dict[str, float] = {}
+    per_class: dict[str, dict[str, float]] = {name: {} for name in data.class_names}
+    for prefix, kind, evaluator in kinds:
+        entries = coco_results(results, data.category_ids, kind)
+        evaluation = run_coco_eval(ground_truth, entries, image_ids, kind, evaluator)
+        stats = zip(COCO_STATS, evaluation.stats[: len(COCO_STATS)], strict=True)
+        metrics |= {f"{prefix}_{name}": float(value) for name, value in stats if value >= 0}
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoUs, recalls, classes)
+        for label, name in enumerate(data.class_names):
+            defined = precision[:, :, label][precision[:, :, label] > -1]
+            if defined.size:
+                per_class[name][f"{prefix}_ap"] = float(defined.mean())
+    return Scores(metrics, {name: found for name, found in per_class.items() if found}, has_masks)
+
+
+def box_fit_metrics(data: CocoBoxes, results: list[ImageResult]) -> dict[str, float]:
+    """What boxes alone can tell about masks; neither is a mask AP.
+
+    Returns:
+        `box_recall`: share of the boxes that a confident detection finds; `box_tightness`: mean IoU of the found
+        masks' own boxes with the given ones, 1 for masks that touch all four sides. What is undefined is left out.
+    """
+    fits: list[float] = []
+    boxes = 0
+    for result in results:
+        index = data.index_of(result.image_id)
+        given, labels = data.boxes_and_labels(index)
+        boxes += len(given)
+        for row, found in enumerate(match_boxes(given, labels, result)):
+            if found is not None:
+                masks = _masks(result, [found], data.size(index))
+                fits.append(float(box_iou(tight_boxes(masks), given[row : row + 1])[0, 0]))
+    metrics = {"box_recall": len(fits) / boxes} if boxes else {}
+    return metrics | ({"box_tightness": float(np.mean(fits))} if fits else {})
+
+
+def mask_agreement(data: CocoBoxes, results: list[ImageResult], others: list[ImageResult]) -> float | None:
+    """Mean IoU of the masks that two sets of detections give the boxes that both find; None if there is no such box."""
+    ious: list[float] = []
+    by_image = {result.image_id: result for result in others}
+    for result in results:
+        other = by_image.get(result.image_id)
+        given, labels = data.boxes_and_labels(data.index_of(result.image_id))
+        if other is not None:
+            pairs = zip(match_boxes(given, labels, result), match_boxes(given, labels, other), strict=True)
+            both = [(here, there) for here, there in pairs if here is not None and there is not None]
+            ious += [float(mask_utils.iou([result.rles[here]], [other.rles[there]], [0])[0, 0]) for here, there in both]
+    return float(np.mean(ious)) if ious else None
+
+
+def match_boxes(boxes: Tensor, labels: Tensor, result: ImageResult) -> list[int | None]:
+    """For each box (N, 4) with its label (N,) the confident detection that fits it best, no detection twice."""
+    chosen: list[int | None] = [None] * len(boxes)
+    iou = _confident_iou(boxes, labels, result)
+    for row, column in zip(*linear_sum_assignment(-iou), strict=True):
+        if iou[row, column] >= FOUND_IOU:
+            chosen[row] = int(column)
+    return chosen
+
+
+def worst_images(data: CocoBoxes, results: list[ImageResult], count: int) -> list[int]:
+    """Indices of the images that fare worst: twice the IoU matched, over the number of boxes and detections.
+
+    The IoU is that of masks where they are drawn, of a found mask's own box with the given one elsewhere.
+    """
+    shares = []
+    for result in results:
+        index = data.index_of(result.image_id)
+        given, labels = data.boxes_and_labels(index)
+        chosen = match_boxes(given, labels, result)
+        rows = [row for row, found in enumerate(chosen) if found is not None]
+        masks, true = _masks(result, [chosen[row] for row in rows], data.size(index)), data.true_masks(index)
+        iou = box_iou(tight_boxes(masks), given[rows]).diagonal() if true is None else mask_iou(masks, true[rows])
+        number = len(given) + int((result.scores >= CONFIDENT).sum())
+        if number:
+            shares.append((2 * float(iou.sum()) / number, index))
+    return [index for _, index in sorted(shares)[:count]]
+
+
+def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
+    """An image, its boxes, its drawn masks with the IoU of what was found there, and the confident detections."""
+    sample, true = data[index], data.true_masks(index)
+    confident = np.flatnonzero(result.scores >= CONFIDENT).tolist()
+    found = _masks(result, confident, data.size(index))
+    best = None if true is None else torch.tensor([_best_iou(mask, found) for mask in true])
+    return PanelRow(sample.image, sample.boxes, true, best, found, torch.from_numpy(result.scores[confident]))
+
+
+def _best_iou(mask: Tensor, found: Tensor) -> float:
+    """IoU of a mask (h, w) with the most similar of (n, h, w); 0 if there is none."""
+    return float(mask_iou(mask.expand_as(found), found).max()) if len(found) else 0.0
+
+
+def _confident_iou(boxes: Tensor, labels: Tensor, result: ImageResult) -> NDArray[np.float64]:
+    """IoU (N, D) of boxes with confident detections of their class; 0 for all others."""
+    xywh = torch.from_numpy(result.boxes_xywh).float()
+    iou = box_iou(boxes, torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)).double().numpy()
+    return np.where((labels.numpy()[:, None] == result.labels) & (result.scores >= CONFIDENT), iou, 0.0)
+
+
+def _masks(result: ImageResult, rows: Sequence[int | None], size: tuple[int, int]) -> Tensor:
+    """Masks bool (n, h, w) of some detections."""
+    wanted = [result.rles[row] for row in rows if row is not None]
+    if not wanted:
+        return torch.zeros(0, *size, dtype=torch.bool)
+    return torch.from_numpy(mask_utils.decode(wanted)).permute(2, 0, 1).bool()

@@ -1,0 +1,100 @@
+"""`boxseg eval`: how good a run is on a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestration.cli.data import Images, find_images
+from orchestration.cli.open_run import Run, open_predictor
+from orchestration.cli.output import AsJson, Device, Storage, print_json, print_pairs, print_table, say
+
+if TYPE_CHECKING:
+    from boxseg.data.coco import CocoBoxes
+    from boxseg.engine.evaluate import ImageResult
+
+WORST = 20
+DRAWN_COLUMNS = ("image", "boxes", "drawn (best IoU found)", "found (score)")
+
+
+def evaluate(
+    run: Run,
+    data: Annotated[Path, typer.Option("--data", metavar="FILE.json", help="COCO file to evaluate on.")],
+    images: Images = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="RUN|FILE.json", help="Another run, or a COCO file with masks.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder of pictures.")] = Path("evaluation"),
+    device: Device = "auto",
+    storage: Storage = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure box, mask and boundary AP by class and size, and draw the worst images.
+
+    Where masks are not drawn, how well masks fit the given boxes is told instead; that is no mask AP.
+    """
+    from boxseg.config import CocoSource
+    from boxseg.data.coco import CocoBoxes
+    from boxseg.engine.panels import draw_panels
+    from boxseg.scoring import mask_agreement, panel_row, worst_images
+
+    source = CocoBoxes(CocoSource(images=images or find_images(data), annotations=data), train=False)
+    names = [run] if against is None else [run, against]
+    found = [_detections(name, source, device=device, storage=storage) for name in names]
+    results = [_score(source, each) for each in found]
+    shown: dict[str, Any] = {"run": run, "data": str(data), "images": len(source), **results[0]}
+    if against is not None:
+        shown["against"] = {"name": against, **results[1], "agreement": mask_agreement(source, *found)}
+    by_image = {result.image_id: result for result in found[0]}
+    worst = worst_images(source, found[0], WORST)
+    rows = [panel_row(source, index, by_image[source.image_id(index)]) for index in worst]
+    if rows:
+        shown["worst"] = str(draw_panels(rows, output / "worst.png", columns=DRAWN_COLUMNS))
+    if not results[0]["has_masks"]:
+        say("not all boxes have drawn masks: there is no mask AP, only how well masks fit the given boxes")
+    if as_json:
+        print_json(shown | shown["metrics"])
+    else:
+        _print(shown)
+
+
+def _detections(name: str, source: CocoBoxes, *, device: str, storage: Path) -> list[ImageResult]:
+    """Detections of a run, or those that a JSON file holds."""
+    from boxseg.scoring import find_objects, read_objects
+    from orchestration.progress import counted
+
+    if name.endswith(".json"):
+        return read_objects(Path(name), source)
+    predictor = open_predictor(name, storage=storage, device=device)
+    return list(counted(find_objects(predictor, source), len(source), what="images"))
+
+
+def _score(source: CocoBoxes, found: list[ImageResult]) -> dict[str, Any]:
+    """Metrics under the names of a run's evaluations, and those of each class."""
+    from boxseg.scoring import box_fit_metrics, score_detections
+
+    scores = score_detections(source, found)
+    metrics = scores.metrics | ({} if scores.has_masks else box_fit_metrics(source, found))
+    named = {f"val/{name}": value for name, value in metrics.items()}
+    return {"has_masks": scores.has_masks, "metrics": named, "classes": scores.per_class}
+
+
+def _print(shown: dict[str, Any]) -> None:
+    other = shown.get("against", {"name": None, "metrics": {}, "classes": {}})
+    compared = other["name"] is not None
+    headings = ("metric", shown["run"], other["name"], "difference") if compared else ("metric", "value")
+    rows: list[tuple[Any, ...]] = []
+    for name, value in shown["metrics"].items():
+        there = other["metrics"].get(name)
+        rows.append((name, value, there, None if there is None else value - there) if compared else (name, value))
+    print_table(headings, rows)
+    columns = list(next(iter(shown["classes"].values()), {}))
+    print_table(
+        ("class", *columns), [(name, *(each.get(key) for key in columns)) for name, each in shown["classes"].items()]
+    )
+    if compared:
+        print_pairs([("agreement of masks (mean IoU)", other["agreement"])])
+    if "worst" in shown:
+        print_pairs([("worst images", shown["worst"])])

@@ -1,0 +1,41 @@
+"""`boxseg eval` from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestration.cli.app import run
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def evaluate(trained_run, annotations, *more: str) -> int:
+    images = ["--images", str(trained_run.val.images)]
+    return run(["eval", str(trained_run.checkpoint), "--data", str(annotations), *images, *more])
+
+
+def test_a_run_is_compared_with_the_drawn_masks(trained_run, capsys):
+    assert (
+        evaluate(trained_run, trained_run.val.annotations, "--against", str(trained_run.val.annotations), "--json") == 0
+    )
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["against"]["metrics"]["val/mask_ap"] == pytest.approx(1)
+    assert 0 <= shown["val/mask_ap"] < 1
+    assert shown["val/mask_ap"] == shown["metrics"]["val/mask_ap"]
+    assert Path("evaluation/worst.png").exists()
+
+
+def test_without_drawn_masks_it_says_so(trained_run, capsys):
+    content = json.loads(trained_run.val.annotations.read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    Path("boxes.json").write_text(json.dumps(content))
+    assert evaluate(trained_run, "boxes.json") == 0
+    shown = capsys.readouterr()
+    assert "no mask AP" in shown.err
+    assert "mask_ap" not in shown.out
+    assert "val/box_recall" in shown.out
