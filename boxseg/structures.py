@@ -121,17 +121,31 @@ class Proposals:
 
 
 @dataclass(frozen=True)
+class MaskFrame:
+    """How masks on the grid of the teacher's view lie in the training image; all (height, width) in pixels."""
+
+    view: tuple[int, int]
+    """Of the teacher's view, before padding."""
+    image: tuple[int, int]
+    """Of the training image, before padding."""
+    padded: tuple[int, int]
+    """Of the padded training batch."""
+
+
+@dataclass(frozen=True)
 class Candidates:
     """Teacher detections that were kept for the ground-truth boxes of one image; sorted by box, then by rank."""
 
     mask_probs: Tensor
-    """Float (C, H/4, W/4) in [0, 1], on the grid of the padded training image."""
+    """Float (C, H/4, W/4) in [0, 1], on the grid of the padded training image; with a frame, of the teacher's view."""
     score: Tensor
     """Float (C,) in [0, 1]: sqrt(class probability x centre-ness)."""
     box_iou: Tensor
     """Float (C,) in [0, 1]: IoU of the candidate's box with its ground-truth box."""
     box_index: Tensor
     """int64 (C,): the ground-truth box that the candidate serves."""
+    frame: MaskFrame | None = None
+    """Set where masks shall be fused on every pixel of the training image (`qam.full_resolution`)."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +162,8 @@ class PseudoMasks:
     """Float (N,) in [0, 1]: mean detection score of the candidates; 0 where there is none."""
     num_candidates: Tensor
     """int64 (N,)."""
+    full: Tensor | None = None
+    """Bool (N, H, W): the mask on every pixel, which `mask` samples, where it was fused there; else None."""
 
 
 @dataclass(frozen=True)

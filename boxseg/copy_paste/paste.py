@@ -12,6 +12,7 @@ from boxseg.copy_paste.bank import Bank, Peer, random_below
 from boxseg.copy_paste.compose import Composition, compose
 from boxseg.ops.boxes import box_iou
 from boxseg.ops.masks import aligned_bilinear
+from boxseg.ops.neighbours import sample_cells
 from boxseg.structures import MASK_STRIDE, Batch, PseudoMasks
 
 __all__ = ["compose", "paste_peers"]
@@ -205,7 +206,7 @@ def _paste(
         return state
     composition = compose(
         state.views,
-        state.pseudo.mask,
+        state.pseudo.mask if state.pseudo.full is None else state.pseudo.full,
         state.boxes,
         state.labels,
         pasted_views,
@@ -257,16 +258,19 @@ def _overlap(start: int, length: int, limit: int) -> tuple[slice, slice]:
 def _merge(pseudo: PseudoMasks, composition: Composition, peers: list[Peer]) -> PseudoMasks:
     """Pseudo masks of what is left, then of the peers."""
     kept, own = composition.kept, len(composition.kept)
-    pasted = composition.masks[own:]
+    full = None if pseudo.full is None else composition.masks
+    mask = composition.masks if full is None else sample_cells(full)
+    pasted = mask[own:]
     numbers = pseudo.quality.new_tensor([[peer.quality, peer.score] for peer in peers])
-    # A thin peer may miss every cell centre; there is nothing to learn from it then.
-    quality = numbers[:, 0] * pasted.flatten(1).any(dim=1)
+    # A thin peer may miss every cell centre; where masks are known by the cell there is nothing to learn from it then.
+    quality = numbers[:, 0] * composition.masks[own:].flatten(1).any(dim=1)
     return PseudoMasks(
-        mask=composition.masks,
+        mask=mask,
         soft=torch.cat([pseudo.soft[kept] * ~pasted.any(dim=0), pasted.to(pseudo.soft.dtype)]),
         quality=torch.cat([pseudo.quality[kept], quality]),
         score=torch.cat([pseudo.score[kept], numbers[:, 1]]),
         num_candidates=torch.cat([pseudo.num_candidates[kept], pseudo.num_candidates.new_zeros(len(peers))]),
+        full=full,
     )
 
 
@@ -290,17 +294,10 @@ def _cut(state: ImageState, facts: ImageFacts, index: int, soft_thr: float) -> P
     (height, width), (x1, y1, x2, y2) = facts.size, facts.boxes[index]
     rows, columns = slice(int(y1), min(int(y2 + 1), height)), slice(int(x1), min(int(x2 + 1), width))
     crop = state.views[:, rows, columns]
-    # Two cells around the box are enough: bilinear values depend on the next cell only.
-    top, left = max(rows.start // MASK_STRIDE - 2, 0), max(columns.start // MASK_STRIDE - 2, 0)
-    bottom, right = rows.stop // MASK_STRIDE + 3, columns.stop // MASK_STRIDE + 3
-    soft = aligned_bilinear(state.pseudo.soft[index, top:bottom, left:right], MASK_STRIDE)
-    mask = soft[rows.start - MASK_STRIDE * top :, columns.start - MASK_STRIDE * left :][
-        : crop.shape[1], : crop.shape[2]
-    ]
     return Peer(
         strong=crop[:3].clone(),
         weak=crop[3:].clone(),
-        mask=mask > soft_thr,
+        mask=_cut_mask(state.pseudo, index, rows, columns, soft_thr),
         corner=(rows.start, columns.start),
         box=facts.boxes[index],
         label=facts.labels[index],
@@ -309,9 +306,24 @@ def _cut(state: ImageState, facts: ImageFacts, index: int, soft_thr: float) -> P
     )
 
 
+def _cut_mask(pseudo: PseudoMasks, index: int, rows: slice, columns: slice, soft_thr: float) -> Tensor:
+    """One instance's mask on the pixels of a window."""
+    if pseudo.full is not None:
+        return pseudo.full[index, rows, columns].clone()
+    # Two cells around the window are enough: bilinear values depend on the next cell only.
+    top, left = max(rows.start // MASK_STRIDE - 2, 0), max(columns.start // MASK_STRIDE - 2, 0)
+    bottom, right = rows.stop // MASK_STRIDE + 3, columns.stop // MASK_STRIDE + 3
+    soft = aligned_bilinear(pseudo.soft[index, top:bottom, left:right], MASK_STRIDE)
+    rest = soft[rows.start - MASK_STRIDE * top :, columns.start - MASK_STRIDE * left :]
+    return rest[: rows.stop - rows.start, : columns.stop - columns.start] > soft_thr
+
+
 def _read_facts(batch: Batch, pseudo_masks: list[PseudoMasks]) -> list[ImageFacts]:
     """The numbers of all images in one read from the device; what is pasted where is decided on the host."""
-    areas = [pseudo.mask.sum(dim=(1, 2)) * MASK_STRIDE**2 for pseudo in pseudo_masks]
+    areas = [
+        pseudo.mask.sum(dim=(1, 2)) * MASK_STRIDE**2 if pseudo.full is None else pseudo.full.sum(dim=(1, 2))
+        for pseudo in pseudo_masks
+    ]
     columns = [
         torch.cat(batch.labels).double(),
         torch.cat([pseudo.quality for pseudo in pseudo_masks]).double(),

@@ -184,6 +184,8 @@ def label_val_batch(trainer: Trainer, predictions: Predictions, batch: Batch) ->
 
 def full_size_masks(pseudo: PseudoMasks, boxes: Tensor, size: tuple[int, int], soft_thr: float) -> Tensor:
     """Pseudo masks at image resolution, bool (N, h, w), cut to their boxes."""
-    height, width = (MASK_STRIDE * side for side in pseudo.soft.shape[-2:])
-    masks = (aligned_bilinear(pseudo.soft, MASK_STRIDE) > soft_thr) & box_masks(boxes, height, width)
+    masks = pseudo.full
+    if masks is None:
+        height, width = (MASK_STRIDE * side for side in pseudo.soft.shape[-2:])
+        masks = (aligned_bilinear(pseudo.soft, MASK_STRIDE) > soft_thr) & box_masks(boxes, height, width)
     return masks[:, : size[0], : size[1]]

@@ -14,7 +14,8 @@ from boxseg.ops.boxes import box_area, box_iou, scale_boxes
 from boxseg.ops.detections import RawDetections, decode_detections
 from boxseg.ops.images import pad_images, resized_shape
 from boxseg.ops.neighbours import sample_cells
-from boxseg.structures import MASK_STRIDE, Batch, Candidates, MaskNetwork, Predictions
+from boxseg.structures import MASK_STRIDE, Batch, Candidates, MaskFrame, MaskNetwork, Predictions
+from boxseg.teacher.enlarge import enlarge, masks_at_once
 from boxseg.teacher.qam import adaptive_k, mask_confidence, rank_candidates
 
 CELLS_AT_ONCE = 2**23
@@ -35,8 +36,8 @@ def find_candidates(
         fcos: `nms_thr` and `topk`, for labelling with NMS.
 
     Returns:
-        B candidates, masks on the (H/4, W/4) grid of the batch and 0 on padding; sorted by box, then rank. With
-        `teacher.with_nms` at most one candidate per box.
+        B candidates, sorted by box, then rank; masks on the (H/4, W/4) grid of the batch and 0 on padding, with
+        `qam.full_resolution` as the network gave them. With `teacher.with_nms` at most one candidate per box.
 
     Source: BoxSeg (arXiv 2504.05137), BoxTeacher (arXiv 2210.05174); `method.md` sections (a.2), (d), (e.1), (l.1).
     """
@@ -60,15 +61,21 @@ def pick_candidates(
     found = decode_detections(predictions, score_thr=teacher.cand_score_thr, pre_topk=teacher.pre_topk)
     candidates = []
     for image, detections in enumerate(found):
+        frame = (
+            MaskFrame(view.sizes[image], batch.sizes[image], (batch.valid.shape[-2], batch.valid.shape[-1]))
+            if qam.full_resolution
+            else None
+        )
         if teacher.with_nms:
             detections = _suppress(detections, fcos)
-            probs = mask_probs(network, predictions, detections.location_index, batch, view, image)
-            index, box_index, iou = _match(detections, probs, view.boxes[image], qam, overwrite=teacher.nms_overwrite)
+            probs = mask_probs(network, predictions, detections.location_index, batch, view, image, frame)
+            confidence = _confidence(probs, frame, qam.mask_thr)
+            index, box_index, iou = _match(detections, confidence, view.boxes[image], qam, teacher)
             probs = probs[index]
         else:
             index, box_index, iou = _rank(detections, batch, view, image, qam)
-            probs = mask_probs(network, predictions, detections.location_index[index], batch, view, image)
-        candidates.append(Candidates(probs, detections.scores[index], iou, box_index))
+            probs = mask_probs(network, predictions, detections.location_index[index], batch, view, image, frame)
+        candidates.append(Candidates(probs, detections.scores[index], iou, box_index, frame))
     return candidates
 
 
@@ -92,16 +99,26 @@ def teacher_view(batch: Batch, *, short: int | None, long: int) -> Batch:
 
 
 def mask_probs(
-    network: MaskNetwork, predictions: Predictions, location_index: Tensor, batch: Batch, view: Batch, image: int
+    network: MaskNetwork,
+    predictions: Predictions,
+    location_index: Tensor,
+    batch: Batch,
+    view: Batch,
+    image: int,
+    frame: MaskFrame | None = None,
 ) -> Tensor:
-    """Mask probabilities (C, H/4, W/4) of locations (C,) of one image, on the grid of `batch`; 0 on padding."""
+    """Mask probabilities (C, H/4, W/4) of locations (C,) of one image, on the grid of `batch` and 0 on its padding.
+
+    With a frame they stay on the grid of the view.
+    """
     height, width = view.valid.shape[-2:]
     at_once = max(CELLS_AT_ONCE // (height * width // MASK_STRIDE**2), 1)
     chunks = []
     for locations in location_index.split(at_once):
         probs = network.mask_logits(predictions, torch.full_like(locations, image), locations).float().sigmoid()
-        chunks.append(probs if view is batch else to_training_grid(probs, batch, view, image))
-    return torch.cat(chunks) * sample_cells(batch.valid[image])
+        chunks.append(probs if frame or view is batch else to_training_grid(probs, batch, view, image))
+    probs = torch.cat(chunks)
+    return probs if frame else probs * sample_cells(batch.valid[image])
 
 
 def to_training_grid(probs: Tensor, batch: Batch, view: Batch, image: int) -> Tensor:
@@ -147,13 +164,21 @@ def _suppress(found: RawDetections, fcos: FcosConfig) -> RawDetections:
     return found.take(found.scores > 0)
 
 
+def _confidence(probs: Tensor, frame: MaskFrame | None, mask_thr: float) -> Tensor:
+    """Mean probability of each mask, (C,), on the pixels of the training image where there is a frame."""
+    if frame is None:
+        return mask_confidence(probs, mask_thr=mask_thr)
+    parts = probs.split(masks_at_once(frame))
+    return torch.cat([mask_confidence(enlarge(part, frame), mask_thr=mask_thr) for part in parts])
+
+
 def _match(
-    found: RawDetections, probs: Tensor, boxes: Tensor, qam: QamConfig, *, overwrite: bool
+    found: RawDetections, confidence: Tensor, boxes: Tensor, qam: QamConfig, teacher: TeacherConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """BoxTeacher's labelling: detections ranked by score and mask take a free box each."""
-    rank = (found.scores * mask_confidence(probs, mask_thr=qam.mask_thr)).sqrt().argsort(descending=True, stable=True)
+    rank = (found.scores * confidence).sqrt().argsort(descending=True, stable=True)
     iou = box_iou(found.boxes, boxes)  # (P, N)
-    index, box_index = match_greedily(iou, rank, iou_thr=qam.iou_thr, overwrite=overwrite)
+    index, box_index = match_greedily(iou, rank, iou_thr=qam.iou_thr, overwrite=teacher.nms_overwrite)
     return index, box_index, iou[index, box_index]
 
 

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from boxseg.config import QamConfig
 from boxseg.errors import ShapeError
 from boxseg.ops.boxes import box_iou
 from boxseg.ops.masks import box_masks
-from boxseg.structures import MASK_STRIDE, Candidates, PseudoMasks
+from boxseg.ops.neighbours import sample_cells
+from boxseg.structures import MASK_STRIDE, Candidates, MaskFrame, PseudoMasks
+from boxseg.teacher.enlarge import by_boxes
 from boxseg.teacher.refine import refine_by_color
 from boxseg.teacher.thresholds import ThresholdTable, choose_thresholds, threshold_grid
 
@@ -44,27 +47,56 @@ def make_pseudo_masks(
         lab: Float (3, H/4, W/4), CIELAB of the weak image, for `settings.color_weight`; None: masks stay as fused.
 
     Returns:
-        Masks inside their boxes (`soft` is not cut, so that it can be enlarged first); quality 0 where there is no
-        candidate, the mask is empty (with `settings.need_inside`: inside its box) or the quality is below
-        `settings.min_quality`.
+        Masks inside their boxes (`soft` is not cut, so that it can be enlarged first), with `full` where the candidates
+        have a frame; quality 0 where there is no candidate, the mask is empty (with `settings.need_inside`: inside its
+        box) or the quality is below `settings.min_quality`.
 
     Source: BoxSeg (arXiv 2504.05137); `method.md` section (e), and (d) for `with_nms`.
     """
-    probs, box_index, num_boxes = candidates.mask_probs, candidates.box_index, len(boxes)
-    mask_thr: float | Tensor = settings.mask_thr
+    num_boxes, frame = len(boxes), candidates.frame
     of_box = None
     if thresholds is not None and step >= settings.dyn_start and not with_nms:
         of_box = _dynamic_thresholds(candidates, labels, thresholds, settings)
-        mask_thr = of_box[box_index]
+    parts = []
+    for own, part in by_boxes(candidates, num_boxes):
+        mask_thr = settings.mask_thr if of_box is None else of_box[own]
+        mask, soft, quality, score = _fuse_and_score(part, own.stop - own.start, mask_thr, settings, with_nms)
+        parts.append((mask, soft if frame is None else sample_cells(_pad(soft, frame)), quality, score))
+    mask, soft, quality, score = (torch.cat(column) for column in zip(*parts, strict=True))
+
+    if frame is None:
+        full = None
+        height, width = (MASK_STRIDE * side for side in mask.shape[-2:])
+        if lab is not None and settings.color_weight and not with_nms:
+            soft = refine_by_color(soft, lab, boxes, weight=settings.color_weight)
+            mask = soft > (settings.mask_thr if settings.fusion == "weighted" else settings.vote_thr)
+        mask = mask & box_masks(boxes, height, width, stride=MASK_STRIDE)
+    else:
+        full = _pad(mask, frame) & box_masks(boxes, *frame.padded)
+        mask = sample_cells(full)
+    trusted = quality >= settings.min_quality
+    if settings.need_inside:
+        trusted = trusted & mask.flatten(1).any(dim=1)
+    return PseudoMasks(mask, soft, quality * trusted, score, _count(candidates.box_index, num_boxes), full)
+
+
+def _fuse_and_score(
+    candidates: Candidates, num_boxes: int, mask_thr: float | Tensor, settings: QamConfig, with_nms: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Masks, soft maps, qualities and scores of boxes, whose thresholds (N,) may be their own."""
+    probs, box_index = candidates.mask_probs, candidates.box_index
+    of_candidate = mask_thr[box_index] if isinstance(mask_thr, Tensor) else mask_thr
     mask, soft = fuse_masks(
         probs,
         box_index,
         num_boxes,
-        mask_thr=mask_thr,
+        mask_thr=of_candidate,
         vote_thr=settings.vote_thr,
         fusion="weighted" if with_nms else settings.fusion,
         weights=(candidates.score * candidates.box_iou).sqrt(),
     )
+    if isinstance(mask_thr, Tensor) and settings.fusion == "weighted":
+        soft = _recentre(soft, mask_thr[:, None, None], settings.mask_thr)
     if with_nms:
         quality, score = _score_single(probs, candidates.score, box_index, num_boxes, mask_thr=settings.mask_thr)
     else:
@@ -73,23 +105,12 @@ def make_pseudo_masks(
             mask,
             candidates.score,
             box_index,
-            mask_thr=mask_thr,
+            mask_thr=of_candidate,
             score_floor=settings.score_floor,
             agreement=settings.agreement,
             k_full=settings.k_full,
         )
-    if of_box is not None and settings.fusion == "weighted":
-        soft = _recentre(soft, of_box[:, None, None], settings.mask_thr)
-    height, width = (MASK_STRIDE * side for side in probs.shape[-2:])
-    inside = box_masks(boxes, height, width, stride=MASK_STRIDE)
-    if lab is not None and settings.color_weight and not with_nms:
-        soft = refine_by_color(soft, lab, boxes, weight=settings.color_weight)
-        mask = soft > (settings.mask_thr if settings.fusion == "weighted" else settings.vote_thr)
-    mask = mask & inside
-    trusted = quality >= settings.min_quality
-    if settings.need_inside:
-        trusted = trusted & mask.flatten(1).any(dim=1)
-    return PseudoMasks(mask, soft, quality * trusted, score, _count(box_index, num_boxes))
+    return mask, soft, quality, score
 
 
 def rank_candidates(
@@ -316,19 +337,25 @@ def _dynamic_thresholds(
     candidates: Candidates, labels: Tensor, thresholds: ThresholdTable, settings: QamConfig
 ) -> Tensor:
     """Threshold (N,) of every box; the table learns from this image first."""
-    chosen, decided = choose_thresholds(
-        candidates.mask_probs,
-        candidates.box_index,
-        len(labels),
-        grid=threshold_grid(settings.dyn_centre, settings.dyn_half, settings.dyn_step),
-        per_union=settings.dyn_per_union,
-    )
+    grid = threshold_grid(settings.dyn_centre, settings.dyn_half, settings.dyn_step)
+    parts = [
+        choose_thresholds(
+            part.mask_probs, part.box_index, own.stop - own.start, grid=grid, per_union=settings.dyn_per_union
+        )
+        for own, part in by_boxes(candidates, len(labels))
+    ]
+    chosen, decided = (torch.cat(column) for column in zip(*parts, strict=True))
     return thresholds.update(labels, chosen, decided, ema=settings.dyn_ema)
 
 
 def _recentre(soft: Tensor, old: Tensor, new: float) -> Tensor:
     """Move the threshold of soft maps from `old` to `new`, so that one number cuts the maps of all boxes."""
     return torch.where(soft <= old, soft * (new / old), 1 - (1 - soft) * ((1 - new) / (1 - old)))
+
+
+def _pad(maps: Tensor, frame: MaskFrame) -> Tensor:
+    """Maps (N, h, w) of the training image in the padded batch, 0 or False on padding: (N, H, W)."""
+    return F.pad(maps, (0, frame.padded[1] - maps.shape[2], 0, frame.padded[0] - maps.shape[1]))
 
 
 def _above(mask_probs: Tensor, mask_thr: float | Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from boxseg.structures import Batch, PseudoMasks
 SETTINGS = PcConfig(min_area=20, warmup=0, p_end=1.0, paste_weak=True)
 
 
+FIELDS = [field for field in fields(PseudoMasks) if field.name != "full"]
+
+
 def with_changes(settings, **changes):
     return settings.model_copy(update=changes)
 
@@ -105,7 +108,7 @@ def test_a_peer_is_pasted_into_both_views_and_comes_last():
     assert float(masks[0].score[-1]) == pytest.approx(0.7)
     assert not bool(masks[0].mask[:-1][:, pasted[2::4, 2::4]].any())
     assert float(masks[0].soft[:-1][:, pasted[2::4, 2::4]].sum()) == 0
-    lengths = {len(getattr(masks[0], field.name)) for field in fields(PseudoMasks)}
+    lengths = {len(getattr(masks[0], field.name)) for field in FIELDS}
     assert lengths == {len(changed.boxes[0])} == {len(changed.labels[0])}
 
 
@@ -131,11 +134,11 @@ def test_the_pasted_box_overlaps_its_target_on_each_axis(seed):
 def test_nothing_that_was_handed_in_is_changed():
     batch, pseudo = make_batch([[[8, 8, 24, 24]], [[30, 30, 50, 60]]], [[0], [0]])
     saved = [value.clone() for value in (batch.weak, batch.strong, *batch.boxes, *batch.labels)]
-    saved += [getattr(one, field.name).clone() for one in pseudo for field in fields(PseudoMasks)]
+    saved += [getattr(one, field.name).clone() for one in pseudo for field in FIELDS]
     changed, *_ = paste_peers(batch, pseudo, bank_with(make_peer()), step=0, settings=SETTINGS, generator=seeded())
     assert len(changed.boxes[0]) + len(changed.boxes[1]) > 2
     now = [batch.weak, batch.strong, *batch.boxes, *batch.labels]
-    now += [getattr(one, field.name) for one in pseudo for field in fields(PseudoMasks)]
+    now += [getattr(one, field.name) for one in pseudo for field in FIELDS]
     for before, after in zip(saved, now, strict=True):
         assert torch.equal(before, after)
 
@@ -291,6 +294,31 @@ def test_a_peer_is_the_instance_at_full_resolution():
     assert torch.equal(peer.strong, batch.strong[0, :, rows, columns])
     assert torch.equal(peer.weak, batch.weak[0, :, rows, columns])
     assert (peer.box, peer.label) == ((9, 13, 30.5, 41.25), 0)
+
+
+def test_masks_known_on_every_pixel_are_kept_pasted_and_measured_there():
+    batch, pseudo = make_batch([[[8, 8, 24.5, 24.5]]], [[0]])
+    full = box_masks(batch.boxes[0], 64, 64) & (torch.rand(1, 64, 64, generator=seeded(4)) > 0.3)
+    pseudo = [replace(pseudo[0], full=full, mask=full[:, 2::4, 2::4])]
+    area = int(full.sum())
+
+    def run(**change):
+        bank = bank_with(make_peer(label=0))
+        settings = with_changes(SETTINGS, **{"bank_iou_thr": 1.0, **change})
+        _, (masks,), _ = found = paste_peers(batch, pseudo, bank, step=0, settings=settings, generator=seeded(1))
+        own = [peer for group in bank.draw(None, seeded()) for peer in group if peer.quality != 0.8]
+        return found[0], masks, own
+
+    changed, masks, (remembered,) = run(min_area=100)
+    assert torch.equal(remembered.mask, full[0, 8:25, 8:25])
+    assert torch.equal(masks.mask, masks.full[:, 2::4, 2::4])
+    x1, y1, x2, y2 = changed.boxes[0][-1].int().tolist()
+    peer = torch.zeros(64, 64, dtype=torch.bool)
+    peer[y1:y2, x1:x2] = True
+    assert torch.equal(masks.full[-1], peer)
+    assert torch.equal(masks.full[0], full[0] & ~peer)
+    assert run(min_area=area - 1, p_end=0.0)[2]
+    assert not run(min_area=area, p_end=0.0)[2]  # not more than the limit, counted in pixels
 
 
 @pytest.mark.parametrize("kind", ["images", "classes"])

@@ -11,12 +11,12 @@ from boxseg.config import FcosConfig, QamConfig, TeacherConfig
 from boxseg.ops.detections import decode_detections
 from boxseg.ops.images import resized_shape
 from boxseg.ops.masks import aligned_bilinear, box_masks
-from boxseg.structures import Batch, Predictions
+from boxseg.structures import Batch, MaskFrame, Predictions
 from boxseg.teacher.candidates import find_candidates, match_greedily, teacher_view, to_training_grid
 
 SETTINGS = {
     "teacher": TeacherConfig(resize_short=None, cand_score_thr=0.01),
-    "qam": QamConfig(score_thr=0.0),
+    "qam": QamConfig(score_thr=0.0, full_resolution=False),
     "fcos": FcosConfig(),
 }
 
@@ -257,6 +257,23 @@ def test_nms_labelling_gives_each_box_one_detection_whatever_its_class():
     assert reference.score.tolist() == pytest.approx([0.9, 0.8], abs=1e-4)  # the best detection has lost its box
     (limited, _) = find_candidates(network, make_batch(*BATCH), **with_changes(settings, topk=1))
     assert limited.box_index.tolist() == [0]
+
+
+@pytest.mark.parametrize("with_nms", [True, False])
+def test_for_fusion_on_every_pixel_masks_stay_as_the_network_gave_them(with_nms):
+    doubled = [
+        (image, location, label, p, tuple(2 * side for side in box)) for image, location, label, p, box in DETECTIONS
+    ]
+    network = planted(doubled, images=2, size=128)
+    settings = with_changes(SETTINGS, resize_short=128, full_resolution=True, with_nms=with_nms)
+    batch = make_batch(*BATCH)
+    first, _ = find_candidates(network, batch, **settings)
+    assert first.frame == MaskFrame(view=(128, 128), image=(64, 64), padded=(64, 64))
+    assert first.mask_probs.shape[1:] == (32, 32)
+    coarse, _ = find_candidates(network, batch, **with_changes(settings, full_resolution=False))
+    assert coarse.frame is None
+    assert torch.equal(first.box_index, coarse.box_index)
+    assert torch.equal(first.score, coarse.score)
 
 
 def test_greedy_matching_serves_the_best_first_and_frees_nothing():
