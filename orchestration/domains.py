@@ -79,18 +79,18 @@ Domain = Annotated[
 
 def samples(space: dict[str, AnyDomain], limit: int = 128) -> Iterator[dict[str, Any]]:
     """Trials that stand for the space: all combinations of its corners, or each corner once and a fixed sample."""
-    corners = [_corners(domain) for domain in space.values()]
-    if math.prod(len(values) for values in corners) <= limit:
-        trials: Any = itertools.product(*corners)
+    ends = [corners(domain) for domain in space.values()]
+    if math.prod(len(values) for values in ends) <= limit:
+        trials: Any = itertools.product(*ends)
     else:
         draw = random.Random(0)
-        longest = max(len(values) for values in corners)
-        each_once = ([values[number % len(values)] for values in corners] for number in range(longest))
-        trials = itertools.chain(each_once, ([draw.choice(values) for values in corners] for _ in range(limit)))
+        longest = max(len(values) for values in ends)
+        each_once = ([values[number % len(values)] for values in ends] for number in range(longest))
+        trials = itertools.chain(each_once, ([draw.choice(values) for values in ends] for _ in range(limit)))
     return (dict(zip(space, values, strict=True)) for values in trials)
 
 
-def _corners(domain: AnyDomain) -> list[Any]:
+def corners(domain: AnyDomain) -> list[Any]:
     """All choices; else both ends, and of real numbers one in between that is not whole."""
     match domain:
         case Choice(choice=values):
