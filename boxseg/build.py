@@ -124,7 +124,8 @@ def build_datasets(config: BoxSegConfig, data_root: Path) -> tuple[CocoBoxes, Co
         toy_train, toy_val = ensure_toy(data_root, config.data.toy)
         train_source = train_source if isinstance(train_source, CocoSource) else toy_train
         val_source = val_source if isinstance(val_source, CocoSource) else toy_val
-    train_data, val_data = CocoBoxes(train_source, train=True), CocoBoxes(val_source, train=False)
+    train_data = CocoBoxes(train_source, train=True, use_masks=config.data.use_masks == "where_present")
+    val_data = CocoBoxes(val_source, train=False)
     require_same_classes(train_data, val_data)
     return train_data, val_data
 

@@ -12,7 +12,7 @@ from boxseg.errors import ConfigError
 from boxseg.model.names import check_backbone_name
 
 Profile = Literal["official", "paper", "fixed"]
-Method = Literal["boxinst", "boxteacher", "qam", "pc", "full"]
+Method = Literal["boxinst", "boxteacher", "qam", "pc", "full", "supervised"]
 Shape = Literal["disc", "square", "star", "ring", "corner", "crescent", "ellipse", "quad", "triangle"]
 Warmup = Annotated[float, Field(ge=0)]
 """Below 1: a share of `train.steps`. From 1 on: a number of steps. 0: no warm-up."""
@@ -64,7 +64,7 @@ class DataConfig(Config):
     """Where images and boxes come from."""
 
     train: Literal["toy"] | CocoSource = "toy"
-    """Training images and boxes; masks in the file are not read."""
+    """Training images and boxes; masks in the file are used only where use_masks says so."""
     val: Literal["toy"] | CocoSource = "toy"
     """Validation images with drawn masks."""
     toy: ToyConfig = ToyConfig()
@@ -73,6 +73,9 @@ class DataConfig(Config):
     """Processes that read images, for each training worker; 0 reads in the worker itself."""
     max_val_images: int | None = Field(None, ge=1)
     """Evaluate on the first so many validation images; all when null."""
+    use_masks: Literal["never", "where_present"] = "never"
+    """never: drawn masks of the training file are dropped while it is read; where_present: a box that has one learns
+    from it, with quality 1, in the place of what the teacher says (mixed supervision)."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
     strong: Literal["none", "weak", "strong", "strongv2"] = "strong"
@@ -301,7 +304,7 @@ class LossConfig(Config):
     avg_prj_weight: float = Field(0.1, ge=0)
     """Weight of the average-projection loss."""
     warmup: Warmup = 10_000
-    """Linear warm-up of the pseudo-mask losses."""
+    """Linear warm-up of the pseudo-mask losses; 0 by default where there is no teacher, as drawn masks are right."""
     fix_reduction: bool = True
     """Divide by the number of proposals with a pseudo mask; otherwise by the sum of their qualities."""
 
@@ -440,7 +443,8 @@ class BoxSegConfig(Config):
     profile: Profile = "fixed"
     """official: the released code with its quirks; paper: as the paper is reported; fixed: repaired, for real use."""
     method: Method = "full"
-    """Which parts are on: boxinst, boxteacher, qam (boxteacher + QAM), pc (boxteacher + PC), full (QAM and PC)."""
+    """Which parts are on: boxinst, boxteacher, qam (boxteacher + QAM), pc (boxteacher + PC), full (QAM and PC);
+    supervised: the same network taught by drawn masks instead, to compare with."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
@@ -461,10 +465,17 @@ class BoxSegConfig(Config):
 
     @model_validator(mode="after")
     def _check_together(self) -> BoxSegConfig:
-        if not self.teacher.on and (self.pc.on or self.loss.mask_weight or self.loss.aff_weight):
+        mask_losses, drawn = self.loss.mask_weight or self.loss.aff_weight, self.data.use_masks != "never"
+        if not self.teacher.on and (self.pc.on or (mask_losses and not drawn)):
             raise ValueError(
                 "teacher.on is false, but pc.on, loss.mask_weight or loss.aff_weight need a teacher; "
-                "switch them off too (method: boxinst does) or keep the teacher"
+                "switch them off too (method: boxinst does) or keep the teacher. The two losses can also learn from "
+                "drawn masks: data.use_masks: where_present (method: supervised does)"
+            )
+        if drawn and not mask_losses and not self.pc.on:
+            raise ValueError(
+                "data.use_masks is where_present, but loss.mask_weight and loss.aff_weight are 0 and pc.on is false, "
+                "so nothing would use the drawn masks; give a weight, or set data.use_masks: never"
             )
         if self.train.evaluate == "teacher" and not self.teacher.on:
             raise ValueError("train.evaluate is teacher, but teacher.on is false; evaluate the student, or both")
@@ -512,11 +523,22 @@ PROFILES: dict[Profile, dict[str, Any]] = {
 """What each profile changes on top of the field defaults."""
 
 METHODS: dict[Method, dict[str, Any]] = {
-    "boxinst": {"teacher": {"on": False}, "loss": {"mask_weight": 0.0, "aff_weight": 0.0}, "pc": {"on": False}},
+    "boxinst": {
+        "teacher": {"on": False},
+        "loss": {"mask_weight": 0.0, "aff_weight": 0.0, "warmup": 0},
+        "pc": {"on": False},
+    },
     "boxteacher": {"teacher": {"with_nms": True}, "pc": {"on": False}},
     "qam": {"pc": {"on": False}},
     "pc": {"teacher": {"with_nms": True}},
     "full": {},
+    "supervised": {
+        "data": {"use_masks": "where_present"},
+        "teacher": {"on": False},
+        "loss": {"mask_weight": 1.0, "aff_weight": 0.0, "warmup": 0},
+        "boxinst": {"projection_weight": 0.0, "pairwise_weight": 0.0},
+        "pc": {"on": False},
+    },
 }
 """What each method changes on top of the profile; classification loss and schedule stay the same for all."""
 

@@ -19,6 +19,16 @@ MASK_STRIDE = 4
 
 
 @dataclass(frozen=True)
+class DrawnMasks:
+    """Masks that a person drew for some of the boxes of one image; read only where `data.use_masks` allows it."""
+
+    mask: Tensor
+    """Bool (N, h, w), or (N, H/4, W/4) in a batch; all False where none was drawn."""
+    present: Tensor
+    """Bool (N,): whether the box has a drawn mask."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image with its boxes, as read from disk or after geometry was applied."""
 
@@ -32,6 +42,8 @@ class Sample:
     """Id of the image in the COCO file."""
     original_size: tuple[int, int]
     """(height, width) of the image file, in pixels."""
+    drawn: DrawnMasks | None = None
+    """Drawn masks at the size of `image`; None where they are not to be used."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,8 @@ class Batch:
     original_sizes: list[tuple[int, int]]
     """B times (height, width) of the image file, pixels."""
     image_ids: list[int]
+    drawn: list[DrawnMasks] | None = None
+    """B times the drawn masks at the cells [2::4, 2::4] of the padded image; None where they are not to be used."""
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -66,6 +80,12 @@ class Batch:
             valid=self.valid.to(device, non_blocking=True),
             boxes=[boxes.to(device, non_blocking=True) for boxes in self.boxes],
             labels=[labels.to(device, non_blocking=True) for labels in self.labels],
+            drawn=None
+            if self.drawn is None
+            else [
+                DrawnMasks(each.mask.to(device, non_blocking=True), each.present.to(device, non_blocking=True))
+                for each in self.drawn
+            ],
         )
 
 

@@ -168,7 +168,7 @@ def _check_timm_name(spec: RunSpec) -> None:
 
 def _check_train_data(spec: RunSpec) -> None:
     if isinstance(spec.data.train, CocoSource):
-        require_usable(spec.data.train, training=True)
+        require_usable(spec.data.train, training=True, use_masks=spec.data.use_masks != "never")
 
 
 def _check_val_data(spec: RunSpec) -> None:

@@ -29,6 +29,8 @@ EXIF_ORIENTATION = 0x0112
 FIX_IN_FILE = "fix or remove it in the file"
 MALFORMED = "malformed"
 COCO_RULE = "a COCO instance file is one object with the lists images, annotations and categories"
+MASKS_RULE = "data.use_masks: where_present needs some (a supervised twin needs all)"
+MASKS_WAY_OUT = "name a file with `segmentation` in data.train.annotations, or train on boxes: data.use_masks: never"
 WHOLE, TEXT = "COCO wants a whole number there", "COCO wants a text there"
 SIZE, BBOX = "images have a positive size", "a bbox is the four numbers x, y, width, height"
 REQUIRED_KEYS: dict[str, dict[str, str]] = {
@@ -76,17 +78,18 @@ class Fault:
         return f"{self.file}: {place}{self.told}"
 
 
-def require_usable(source: CocoSource, training: bool) -> list[Fault]:
+def require_usable(source: CocoSource, training: bool, use_masks: bool = False) -> list[Fault]:
     """Check a source and let only usable ones pass; what is merely missing is logged and returned.
 
     Args:
         source: Images and annotation file.
         training: Whether it is to be trained on (see `check_source`).
+        use_masks: Whether training uses drawn masks (see `check_source`).
 
     Raises:
         DataError: at least one fatal fault; its text has the first few and their number.
     """
-    faults = check_source(source, training=training)
+    faults = check_source(source, training=training, use_masks=use_masks)
     for fault in faults:
         if not fault.fatal:
             logger.warning("%s", fault)
@@ -101,12 +104,13 @@ def require_usable(source: CocoSource, training: bool) -> list[Fault]:
     return faults
 
 
-def check_source(source: CocoSource, *, training: bool, decode: bool = False) -> list[Fault]:
+def check_source(source: CocoSource, *, training: bool, use_masks: bool = False, decode: bool = False) -> list[Fault]:
     """Everything that is wrong with a data set, in the order annotation file, annotations, images.
 
     Args:
         source: Images and annotation file.
         training: True: there must be boxes to learn from. False: masks are asked for, to evaluate with.
+        use_masks: Training uses drawn masks, so there must be some.
         decode: Decode every image in full. Otherwise the header is read and the end marker looked for, and only
             suspicious files are decoded.
 
@@ -122,21 +126,22 @@ def check_source(source: CocoSource, *, training: bool, decode: bool = False) ->
     return [
         *_duplicate_faults(source.annotations, content),
         *_annotation_faults(source.annotations, content),
-        *_amount_faults(source.annotations, content, training=training),
-        *([] if training else _mask_faults(source.annotations, content)),
+        *_amount_faults(source.annotations, content, training=training, use_masks=use_masks),
+        *([] if training and not use_masks else _mask_faults(source.annotations, content)),
         *_image_faults(source.images, content["images"], decode=decode),
     ]
 
 
-def read_annotations(path: Path) -> dict[str, Any]:
+def read_annotations(path: Path, *, keep_masks: bool = False) -> dict[str, Any]:
     """Content of a COCO instance file without its masks: `segmentation` is dropped while reading.
 
-    Annotations that had a mask get `has_mask: True` instead.
+    Annotations that had a mask get `has_mask: True` instead; with `keep_masks` also `mask_text`, the segmentation as
+    JSON in bytes, a tenth of the memory of its lists.
 
     Raises:
         DataError: the file is missing, not JSON, or has not the three lists.
     """
-    content = _load(path)
+    content = _load(path, keep_masks=keep_masks)
     if isinstance(content, Fault):
         raise DataError(str(content))
     return content
@@ -149,9 +154,9 @@ def is_inside(file_name: str) -> bool:
     return not anchored and ".." not in parts and "\0" not in file_name
 
 
-def _load(path: Path) -> dict[str, Any] | Fault:
+def _load(path: Path, *, keep_masks: bool = False) -> dict[str, Any] | Fault:
     try:
-        content = json.loads(path.read_bytes(), object_hook=_without_mask)
+        content = json.loads(path.read_bytes(), object_hook=_with_mask_text if keep_masks else _without_mask)
     except FileNotFoundError:
         return Fault(path, "does not exist", "a data source needs its COCO annotation file", "correct the path")
     except OSError as error:
@@ -172,6 +177,13 @@ def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
         entry["has_mask"] = True
         entry["mask_size"] = _mask_size(segmentation)
     return entry
+
+
+def _with_mask_text(entry: dict[str, Any]) -> dict[str, Any]:
+    segmentation = entry.get("segmentation")
+    if segmentation:
+        entry["mask_text"] = json.dumps(segmentation, separators=(",", ":")).encode()
+    return _without_mask(entry)
 
 
 def _mask_size(segmentation: Any) -> list[int] | str | None:
@@ -272,7 +284,7 @@ def _known(category_ids: set[int]) -> str:
     return f"known ids are {listing}{', …' if len(category_ids) > 10 else ''}" if category_ids else "it lists none"
 
 
-def _amount_faults(path: Path, content: dict[str, Any], *, training: bool) -> Iterator[Fault]:
+def _amount_faults(path: Path, content: dict[str, Any], *, training: bool, use_masks: bool) -> Iterator[Fault]:
     instances = [annotation for annotation in content["annotations"] if not annotation.get("iscrowd")]
     if not content["images"]:
         yield Fault(path, "lists no images", "a data set needs at least one", "name another file")
@@ -280,9 +292,13 @@ def _amount_faults(path: Path, content: dict[str, Any], *, training: bool) -> It
         rule = f"{'training' if training else 'evaluation'} needs at least one"
         yield Fault(path, "has no boxes that are not crowds", rule, "name another file")
     without_mask = sum(not annotation.get("has_mask") for annotation in instances)
+    found = f"has no mask for {without_mask} of {len(instances)} annotations"
     if not training and without_mask:
-        found, rule = f"has no mask for {without_mask} of {len(instances)} annotations", "mask AP needs drawn masks"
-        yield Fault(path, found, rule, "add `segmentation`, or read box AP only", fatal=False)
+        yield Fault(path, found, "mask AP needs drawn masks", "add `segmentation`, or read box AP only", fatal=False)
+    if training and use_masks and instances and without_mask == len(instances):
+        yield Fault(path, found, MASKS_RULE, MASKS_WAY_OUT)
+    elif training and use_masks and without_mask:
+        yield Fault(path, found, "those boxes teach without one", "add `segmentation`, or leave it so", fatal=False)
 
 
 def _image_faults(folder: Path, images: list[dict[str, Any]], *, decode: bool) -> Iterator[Fault]:

@@ -1,4 +1,4 @@
-"""COCO boxes as samples; masks of the file are read for evaluation and measurement only."""
+"""COCO boxes as samples; masks of the file are read to measure with, and to train with only where asked for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,25 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from boxseg.config import CocoSource
-from boxseg.data.checks import is_inside, read_annotations
+from boxseg.data.checks import MASKS_RULE, MASKS_WAY_OUT, is_inside, read_annotations
 from boxseg.errors import DataError
-from boxseg.structures import Sample
+from boxseg.structures import DrawnMasks, Sample
+
+
+@dataclass(frozen=True)
+class PackedMasks:
+    """Segmentations of all boxes as JSON in one array: small, and shared by forked loader processes."""
+
+    text: NDArray[np.uint8]
+    ends: NDArray[np.int64]
+    """(A + 1,): the text of box i is `text[ends[i]:ends[i + 1]]`, empty where no mask was drawn."""
 
 
 class CocoBoxes(Dataset[Sample]):
     """Images and boxes of a COCO instance file.
 
-    The annotation file is read once, into arrays; segmentations are dropped while reading. Crowd regions are no
+    The annotation file is read once, into arrays; segmentations are dropped while reading, or kept packed and
+    decoded image by image where `use_masks` asks for them. Crowd regions are no
     instances and never become boxes. Boxes are clipped to their image and those without area are left out:
     `boxseg.data.checks` reports them beforehand. Images are used as stored: an EXIF rotation is not applied, because
     COCO boxes refer to stored pixels. Picklable, so loader processes can have it.
@@ -35,15 +46,17 @@ class CocoBoxes(Dataset[Sample]):
     Args:
         source: Image folder and annotation file.
         train: Leave out images without boxes; evaluation keeps them.
+        use_masks: Give samples the drawn masks of the file.
 
     Raises:
-        DataError: the annotation file is missing or not a COCO instance file.
+        DataError: the annotation file is missing or not a COCO instance file, or has no mask for `use_masks`.
     """
 
-    def __init__(self, source: CocoSource, *, train: bool) -> None:
+    def __init__(self, source: CocoSource, *, train: bool, use_masks: bool = False) -> None:
         self.source = source
         self.train = train
-        content = read_annotations(source.annotations)
+        self.use_masks = use_masks
+        content = read_annotations(source.annotations, keep_masks=use_masks)
         try:
             self._read(content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -51,8 +64,9 @@ class CocoBoxes(Dataset[Sample]):
                 f"{source.annotations}: an entry is malformed ({type(error).__name__}: {error}); COCO instances have "
                 "ids, sizes and boxes as numbers (`boxseg data check` names the entries)"
             ) from error
-        """Hash of the annotation file, and so of all image names, boxes and classes."""
-        self._masks: dict[int, Any] | None = None
+        self._masks = self._pack_masks(content) if use_masks else None
+        if self._masks is not None and not len(self._masks.text):
+            raise DataError(f"{source.annotations}: has no mask; {MASKS_RULE} ({MASKS_WAY_OUT})")
 
     @property
     def num_classes(self) -> int:
@@ -66,7 +80,8 @@ class CocoBoxes(Dataset[Sample]):
         """The image with its boxes.
 
         Raises:
-            DataError: the image cannot be read, or has another size than the annotation file says.
+            DataError: the image cannot be read, or has another size than the annotation file says; a mask that is to
+                be used cannot be decoded.
         """
         path, size = self.image_path(index), self.size(index)
         try:
@@ -80,7 +95,14 @@ class CocoBoxes(Dataset[Sample]):
                 f"says {size[1]} x {size[0]}; boxes refer to the stored pixels (correct the entry or replace the file)"
             )
         boxes, labels = self.boxes_and_labels(index)
-        return Sample(image=image, boxes=boxes, labels=labels, image_id=self.image_id(index), original_size=size)
+        return Sample(
+            image=image,
+            boxes=boxes,
+            labels=labels,
+            image_id=self.image_id(index),
+            original_size=size,
+            drawn=self.drawn_masks(index) if self.use_masks else None,
+        )
 
     def boxes_and_labels(self, index: int) -> tuple[Tensor, Tensor]:
         """Boxes float (N, 4) and labels int64 (N,) of the image, as in its sample; the image is not read."""
@@ -127,31 +149,38 @@ class CocoBoxes(Dataset[Sample]):
         return self._annotation_ids[self._box_starts[index] : self._box_starts[index + 1]].tolist()
 
     def true_masks(self, index: int) -> Tensor | None:
-        """Drawn masks of the sample's boxes, to measure with, never to train with.
+        """Drawn masks of all boxes of the sample, or None if one has none; to measure with, see `drawn_masks`."""
+        drawn = self.drawn_masks(index)
+        return drawn.mask if bool(drawn.present.all()) else None
 
-        Returns:
-            Bool (N, h, w) in the order and at the size of the sample, or None if an annotation has no segmentation.
+    def drawn_masks(self, index: int) -> DrawnMasks:
+        """Drawn masks in the order and at the size of the sample.
 
-        The first call reads the annotation file again.
+        Without `use_masks` the first call reads the annotation file again.
 
         Raises:
             DataError: a segmentation cannot be decoded.
         """
         if self._masks is None:
-            content = json.loads(self.source.annotations.read_bytes())
-            self._masks = {
-                entry["id"]: entry["segmentation"] for entry in content["annotations"] if entry.get("segmentation")
-            }
-        ids, size = self.annotation_ids(index), self.size(index)
-        if any(annotation_id not in self._masks for annotation_id in ids):
-            return None
-        masks = torch.zeros((len(ids), *size), dtype=torch.bool)
+            self._masks = self._pack_masks(read_annotations(self.source.annotations, keep_masks=True))
+        ids, size, first = self.annotation_ids(index), self.size(index), self._box_starts[index]
+        mask, present = torch.zeros((len(ids), *size), dtype=torch.bool), torch.zeros(len(ids), dtype=torch.bool)
         for row, annotation_id in enumerate(ids):
-            try:
-                masks[row] = torch.from_numpy(decode_segmentation(self._masks[annotation_id], size))
-            except DataError as error:
-                raise DataError(f"{self.source.annotations}: annotation {annotation_id} {error}") from error
-        return masks
+            text = self._masks.text[slice(*self._masks.ends[first + row : first + row + 2])].tobytes()
+            if text:
+                try:
+                    mask[row] = torch.from_numpy(decode_segmentation(json.loads(text), size))
+                except DataError as error:
+                    raise DataError(f"{self.source.annotations}: annotation {annotation_id} {error}") from error
+                present[row] = True
+        return DrawnMasks(mask, present)
+
+    def _pack_masks(self, content: dict[str, Any]) -> PackedMasks:
+        texts = {entry["id"]: entry.pop("mask_text") for entry in content["annotations"] if "mask_text" in entry}
+        ordered = [texts.get(annotation_id, b"") for annotation_id in self._annotation_ids.tolist()]
+        return PackedMasks(
+            np.frombuffer(b"".join(ordered), dtype=np.uint8), np.cumsum([0, *map(len, ordered)], dtype=np.int64)
+        )
 
     def _read(self, content: dict[str, Any]) -> None:
         categories = sorted(content["categories"], key=lambda category: category["id"])

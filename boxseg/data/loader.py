@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from boxseg.data.coco import CocoBoxes
 from boxseg.data.transforms import Strong, View, make_views, resize_only
 from boxseg.errors import DataError
 from boxseg.ops.images import pad_images
-from boxseg.structures import Batch
+from boxseg.structures import MASK_STRIDE, Batch, DrawnMasks
 
 ORDER_STREAM, VIEW_STREAM = 0, 1
 """Keep the numbers that shuffle apart from those that augment."""
@@ -154,9 +156,10 @@ def collate(views: Sequence[View], *, divisor: int = 32) -> Batch:
         divisor: Both sides of the batch are the smallest multiple of this that holds every view.
 
     Returns:
-        A Batch; `weak` and `strong` are one tensor where they are in all views.
+        A Batch; `weak` and `strong` are one tensor where they are in all views. Drawn masks are sampled at the cells.
     """
     weak, valid = pad_images([view.weak for view in views], divisor=divisor)
+    drawn = [_at_cells(view.drawn, weak.shape[-2:]) for view in views if view.drawn is not None]
     same = all(view.strong is view.weak for view in views)
     return Batch(
         weak=weak,
@@ -167,7 +170,16 @@ def collate(views: Sequence[View], *, divisor: int = 32) -> Batch:
         sizes=[(view.weak.shape[1], view.weak.shape[2]) for view in views],
         original_sizes=[view.original_size for view in views],
         image_ids=[view.image_id for view in views],
+        drawn=drawn or None,
     )
+
+
+def _at_cells(drawn: DrawnMasks, padded: Sequence[int]) -> DrawnMasks:
+    """Masks (N, h, w) at the cell centres of the padded (height, width); False on padding."""
+    height, width = padded[0] // MASK_STRIDE, padded[1] // MASK_STRIDE
+    cells = drawn.mask[:, MASK_STRIDE // 2 :: MASK_STRIDE, MASK_STRIDE // 2 :: MASK_STRIDE]
+    mask = functional.pad(cells, (0, width - cells.shape[2], 0, height - cells.shape[1]))
+    return replace(drawn, mask=mask)
 
 
 def _load(read: Callable[[int], Batch], wanted: range, workers: int) -> Iterator[Batch]:

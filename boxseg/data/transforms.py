@@ -14,7 +14,8 @@ from torchvision.transforms.v2 import functional as F
 
 from boxseg.ops.boxes import scale_boxes
 from boxseg.ops.images import resized_shape
-from boxseg.structures import Sample
+from boxseg.ops.masks import resize_bool
+from boxseg.structures import DrawnMasks, Sample
 
 Strong = Literal["none", "weak", "strong", "strongv2"]
 
@@ -35,6 +36,8 @@ class View:
     """Id of the image in the COCO file."""
     original_size: tuple[int, int]
     """(height, width) of the image file, in pixels."""
+    drawn: DrawnMasks | None = None
+    """Drawn masks at the size of the view, where they are to be used."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,10 @@ def make_views(
     drawn = torch.rand(2, generator=generator).tolist()
     short_side = short_sides[min(int(drawn[0] * len(short_sides)), len(short_sides) - 1)]
     view = resize_only(sample, short_side=short_side, max_size=max_size)
-    weak, boxes = view.weak, view.boxes
     if drawn[1] < flip:
-        weak, boxes = F.horizontal_flip_image(weak), flip_boxes(boxes, width=weak.shape[-1])
+        view = flip_view(view)
     changes = COLOR_CHANGES[strong]
-    recoloured = weak if changes is None else change_colors(weak, changes, generator)
-    return replace(view, weak=weak, strong=recoloured, boxes=boxes)
+    return view if changes is None else replace(view, strong=change_colors(view.weak, changes, generator))
 
 
 def resize_only(sample: Sample, short_side: int, max_size: int) -> View:
@@ -106,7 +107,17 @@ def resize_only(sample: Sample, short_side: int, max_size: int) -> View:
         image = F.resize_image(image, list(new_size), interpolation=InterpolationMode.BILINEAR, antialias=True)
     boxes = clip_boxes_to_image(scale_boxes(sample.boxes, (height, width), new_size), new_size)
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return View(image, image, boxes[kept], sample.labels[kept], sample.image_id, sample.original_size)
+    drawn = sample.drawn
+    if drawn is not None:
+        drawn = DrawnMasks(resize_bool(drawn.mask[kept], new_size), drawn.present[kept])
+    return View(image, image, boxes[kept], sample.labels[kept], sample.image_id, sample.original_size, drawn)
+
+
+def flip_view(view: View) -> View:
+    """The horizontally mirrored view; its strong image is the weak one."""
+    weak = F.horizontal_flip_image(view.weak)
+    drawn = None if view.drawn is None else replace(view.drawn, mask=view.drawn.mask.flip(-1))
+    return replace(view, weak=weak, strong=weak, boxes=flip_boxes(view.boxes, width=weak.shape[-1]), drawn=drawn)
 
 
 def flip_boxes(boxes: Tensor, *, width: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from boxseg.model.targets import assign_batch, choose_proposals
 from boxseg.ops.neighbours import rgb_to_lab
 from boxseg.structures import MASK_STRIDE, Batch, Candidates, Predictions, PseudoMasks
 from boxseg.teacher.candidates import find_candidates
+from boxseg.teacher.drawn import prefer_drawn
 from boxseg.teacher.ema import ema_momentum, update_teacher
 from boxseg.teacher.qam import make_pseudo_masks, qam_metrics
 from boxseg.teacher.thresholds import ThresholdTable
@@ -134,17 +135,20 @@ def run_step(trainer: Trainer, batch: Batch, step: int) -> StepOutput:
     if trainer.teacher is not None:
         pseudo_masks = label_batch(trainer, batch, step)
         metrics |= qam_metrics(pseudo_masks)
-        if trainer.bank is not None:
-            batch, pseudo_masks, paste_metrics = paste_peers(
-                batch,
-                pseudo_masks,
-                trainer.bank,
-                step=step,
-                settings=trainer.config.pc,
-                soft_thr=trainer.soft_thr,
-                generator=paste_generator(trainer.config.train.seed, step),
-            )
-            metrics |= paste_metrics
+    if batch.drawn is not None:
+        pseudo_masks = prefer_drawn(batch.drawn, pseudo_masks)
+        batch = replace(batch, drawn=None)  # from here on they are pseudo masks like any other, also for copy-paste
+    if trainer.bank is not None and pseudo_masks is not None:
+        batch, pseudo_masks, paste_metrics = paste_peers(
+            batch,
+            pseudo_masks,
+            trainer.bank,
+            step=step,
+            settings=trainer.config.pc,
+            soft_thr=trainer.soft_thr,
+            generator=paste_generator(trainer.config.train.seed, step),
+        )
+        metrics |= paste_metrics
     with trainer.autocast():
         predictions = trainer.forward(batch.strong, batch.valid)
         losses = student_losses(trainer, predictions, batch, pseudo_masks, step)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from boxseg.data.coco import coco_ground_truth
 from boxseg.data.loader import eval_batches
@@ -18,7 +17,7 @@ from boxseg.engine.quality import mask_iou, quality_metrics
 from boxseg.engine.step import Trainer, fuse_candidates
 from boxseg.model.condinst import CondInst
 from boxseg.ops.boxes import box_iou, scale_boxes
-from boxseg.ops.masks import aligned_bilinear, box_masks
+from boxseg.ops.masks import aligned_bilinear, box_masks, resize_bool
 from boxseg.structures import MASK_STRIDE, Batch, Detections, Predictions, PseudoMasks
 from boxseg.teacher.candidates import pick_candidates
 
@@ -163,13 +162,6 @@ def best_per_box(found: Detections, boxes: Tensor) -> Tensor:
     overlaps = box_iou(boxes, found.boxes.cpu()) >= 0.5  # (N, D), detections best first
     hit = overlaps.any(dim=1) if overlaps.numel() else torch.zeros(len(boxes), dtype=torch.bool)
     return overlaps[hit].float().argmax(dim=1) if hit.any() else torch.zeros(0, dtype=torch.int64)
-
-
-def resize_bool(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bool masks (n, h, w) at another size, nearest pixel."""
-    if not len(masks):
-        return masks.new_zeros(0, *size)
-    return functional.interpolate(masks[None].float(), size=size, mode="nearest-exact")[0].bool()
 
 
 def label_val_batch(trainer: Trainer, predictions: Predictions, batch: Batch) -> list[PseudoMasks]:

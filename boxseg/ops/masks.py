@@ -97,6 +97,17 @@ def _resize_matrix(cells: int, side: int, original_side: int) -> Tensor:
     return F.interpolate(each_cell, size=original_side, mode="linear", align_corners=False)[:, 0].T.contiguous()
 
 
+def resize_bool(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bool masks (n, h, w) at another (height, width), nearest pixel; pixel centres correspond."""
+    if tuple(masks.shape[-2:]) == tuple(size):
+        return masks
+    rows, columns = (
+        ((torch.arange(new, device=masks.device) + 0.5) * (old / new)).long().clamp(max=old - 1)
+        for old, new in zip(masks.shape[-2:], size, strict=True)
+    )
+    return masks[:, rows[:, None], columns]
+
+
 def dice_loss(probs: Tensor, target: Tensor, eps: float = 1e-5) -> Tensor:
     """One minus the soft overlap of each pair of maps.
 

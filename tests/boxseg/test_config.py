@@ -68,6 +68,8 @@ def test_a_warmup_below_one_is_a_share_of_the_steps(value: float, steps: int):
         ({"teacher": {"on": False}}, ("teacher.on", "pc.on")),
         ({"method": "boxinst", "train": {"evaluate": "teacher"}}, ("train.evaluate", "teacher.on")),
         ({"data": {"strong": "none"}}, ("pc.on", "data.strong")),
+        ({"method": "supervised", "data": {"use_masks": "never"}}, ("loss.mask_weight", "data.use_masks")),
+        ({"method": "boxinst", "data": {"use_masks": "where_present"}}, ("data.use_masks", "loss.mask_weight")),
         ({"profile": ["paper"]}, ("profile",)),
     ],
 )

@@ -309,3 +309,14 @@ def test_masks_that_cannot_be_decoded_are_faults_of_an_evaluation_set_only(tmp_p
     assert expected in str(fault)
     assert "annotation 7" in str(fault)
     assert check_source(source, training=True) == []
+
+
+def test_masks_to_train_with_must_be_there_and_sound(content, write_source):
+    (fault,) = check_source(write_source(content), training=True, use_masks=True)
+    assert fault.fatal
+    assert "has no mask for 3 of 3 annotations; data.use_masks: where_present needs some" in str(fault)
+    content["annotations"][0]["segmentation"] = {"size": [4, 4], "counts": [16]}
+    (hint, broken) = check_source(write_source(content), training=True, use_masks=True)
+    assert not hint.fatal
+    assert "has no mask for 2 of 3 annotations" in str(hint)
+    assert "has a mask of 4 x 4 px" in str(broken)

@@ -243,3 +243,30 @@ def test_the_real_sets_can_be_read(real_set):
         assert columns.max() <= x2 + 2
         assert rows.min() >= y1 - 2
         assert rows.max() <= y2 + 2
+
+
+def test_drawn_masks_are_given_only_where_asked_for_and_present(content, write_source):
+    content["annotations"][0]["segmentation"] = [[5, 6, 25, 6, 25, 16, 5, 16]]
+    content["annotations"][3]["segmentation"] = {"size": [40, 60], "counts": [2400]}  # the crowd: no instance
+    source = write_source(content)
+    assert CocoBoxes(source, train=True)[0].drawn is None
+    dataset = CocoBoxes(source, train=True, use_masks=True)
+    first, second = dataset[0].drawn, dataset[1].drawn
+    assert first.present.tolist() == [True, False]
+    assert first.mask.sum(dim=(1, 2)).tolist() == [200, 0]
+    assert second.present.tolist() == [False]
+    assert second.mask.shape == (1, 60, 40)
+
+
+def test_masks_wait_packed_and_are_decoded_image_by_image(content, write_source):
+    content["annotations"][0]["segmentation"] = [[5, 6, 25, 6, 25, 16, 5, 16]]
+    content["annotations"][1]["segmentation"] = [[0, 0, 1, 1, 2, 2], ["wrong"]]
+    dataset = CocoBoxes(write_source(content), train=True, use_masks=True)
+    assert dataset[0].drawn.present.tolist() == [True, False]
+    with pytest.raises(DataError, match="annotation 2 has a segmentation that cannot be decoded"):
+        dataset[1]
+
+
+def test_a_file_without_masks_is_refused_where_they_are_wanted(content, write_source):
+    with pytest.raises(DataError, match=r"has no mask; data.use_masks: where_present needs some .*data.use_masks: nev"):
+        CocoBoxes(write_source(content), train=True, use_masks=True)

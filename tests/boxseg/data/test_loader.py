@@ -1,6 +1,7 @@
 import itertools
 import pickle
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from boxseg.data.coco import CocoBoxes
 from boxseg.data.loader import ImageOrder, TrainLoader, collate, eval_batches
 from boxseg.data.transforms import View
 from boxseg.errors import DataError
+from boxseg.structures import DrawnMasks
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +219,30 @@ def test_training_on_the_real_sets_reads(real_set):
         assert (boxes >= 0).all()
         assert (boxes[:, 2] <= w).all()
         assert (boxes[:, 3] <= h).all()
+
+
+def test_drawn_masks_are_sampled_at_the_cells_of_the_padded_batch():
+    random = torch.Generator().manual_seed(0)
+    masks = [torch.rand(2, *size, generator=random) > 0.5 for size in ((30, 65), (41, 50))]
+    views = [
+        replace(view(*mask.shape[1:], boxes=2), drawn=DrawnMasks(mask, torch.tensor([True, False]))) for mask in masks
+    ]
+    batch = collate(views)
+    for mask, drawn in zip(masks, batch.drawn, strict=True):
+        padded = torch.zeros(2, 64, 96, dtype=torch.bool)
+        padded[:, : mask.shape[1], : mask.shape[2]] = mask
+        assert torch.equal(drawn.mask, padded[:, 2::4, 2::4])
+        assert drawn.present.tolist() == [True, False]
+    assert collate([view(30, 65)]).drawn is None
+
+
+def test_batches_with_drawn_masks_are_else_the_same_and_come_from_workers_too(toy, dataset):
+    drawn = CocoBoxes(toy[0], train=True, use_masks=True)
+    with_masks, in_processes, without = (
+        list(loader(data, workers=workers).batches(0, 2)) for data, workers in ((drawn, 0), (drawn, 1), (dataset, 0))
+    )
+    for own, other, plain in zip(with_masks, in_processes, without, strict=True):
+        assert same(own, plain)
+        assert plain.drawn is None
+        assert all(torch.equal(a.mask, b.mask) for a, b in zip(own.drawn, other.drawn, strict=True))
+        assert all(each.present.all() for each in own.drawn)

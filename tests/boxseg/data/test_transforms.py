@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -6,7 +7,8 @@ from torch import Generator
 
 from boxseg.config import DataConfig
 from boxseg.data.transforms import COLOR_CHANGES, change_colors, flip_boxes, make_views, resize_only, resized_shape
-from boxseg.structures import Sample
+from boxseg.ops.masks import tight_boxes
+from boxseg.structures import DrawnMasks, Sample
 
 
 def square_sample(height=80, width=120, box=(30, 20, 60, 50)):
@@ -173,3 +175,35 @@ def test_tiny_boxes_survive_shrinking_so_that_masks_stay_aligned():
 def test_the_wanted_size_leaves_pixels_as_they_are():
     sample = square_sample()
     assert torch.equal(resize_only(sample, short_side=80, max_size=1333).weak, sample.image)
+
+
+def with_drawn(sample):
+    """The square's mask, and a second box without one."""
+    x1, y1, x2, y2 = sample.boxes[0].int().tolist()
+    mask = torch.zeros(2, *sample.image.shape[-2:], dtype=torch.bool)
+    mask[0, y1:y2, x1:x2] = True
+    boxes, labels = torch.cat([sample.boxes, torch.tensor([[0.0, 0, 9, 9]])]), torch.tensor([2, 1])
+    return replace(sample, boxes=boxes, labels=labels, drawn=DrawnMasks(mask, torch.tensor([True, False])))
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_drawn_masks_follow_the_image(flip):
+    view = views(with_drawn(square_sample()), flip=flip)
+    assert view.drawn.mask.shape == (2, *view.weak.shape[-2:])
+    assert view.drawn.present.tolist() == [True, False]
+    assert tight_boxes(view.drawn.mask)[0].tolist() == view.boxes[0].tolist()
+    assert not view.drawn.mask[1].any()
+
+
+def test_a_box_that_leaves_the_view_takes_its_mask_along():
+    sample = with_drawn(square_sample())
+    sample = replace(sample, boxes=torch.stack([torch.tensor([200.0, 20, 260, 50]), sample.boxes[1]]))
+    view = resize_only(sample, short_side=80, max_size=1333)
+    assert view.drawn.present.tolist() == [False]
+
+
+def test_without_drawn_masks_views_are_what_they_were_with_them():
+    plain, drawn = views(square_sample(), seed=3, flip=0.5), views(with_drawn(square_sample()), seed=3, flip=0.5)
+    assert plain.drawn is None
+    assert torch.equal(plain.weak, drawn.weak)
+    assert torch.equal(plain.strong, drawn.strong)

@@ -10,9 +10,10 @@ from boxseg.build import build_trainer
 from boxseg.data.toy import ensure_toy
 from boxseg.engine import checkpoint
 from boxseg.engine.train import evaluation_steps, guard_collapse, train
-from boxseg.errors import CheckpointError, CollapseError, NonFiniteLossError
+from boxseg.errors import CheckpointError, CollapseError, DataError, NonFiniteLossError
 
-METHODS = ("boxinst", "boxteacher", "qam", "pc", "full")
+METHODS = ("boxinst", "boxteacher", "qam", "pc", "full", "supervised")
+WITHOUT_TEACHER = ("boxinst", "supervised")
 
 
 def weights(folder, network="student"):
@@ -43,9 +44,9 @@ def test_every_method_trains_with_finite_losses(run, tmp_path, method):
     assert len(reporter.steps) == 6
     assert all(math.isfinite(value) for report in reporter.steps for value in report.metrics.values())
     assert 0 <= result.metrics["val/mask_ap"] <= 1
-    assert ("val/teacher_mask_ap" in result.metrics) == (method != "boxinst")
+    assert ("val/teacher_mask_ap" in result.metrics) == (method not in WITHOUT_TEACHER)
     assert ("pc/paste_rate" in reporter.steps[0].metrics) == (method in ("pc", "full"))
-    assert ("qam/coverage" in reporter.steps[0].metrics) == (method != "boxinst")
+    assert ("qam/coverage" in reporter.steps[0].metrics) == (method not in WITHOUT_TEACHER)
 
 
 def test_without_pseudo_losses_and_copy_paste_the_run_is_boxinst(run, tmp_path):
@@ -135,12 +136,59 @@ def test_evaluation_steps_always_hold_the_last():
 
 def test_a_validation_set_without_masks_is_evaluated_on_its_boxes(run, tmp_path, data_root, tiny_config):
     _, val = ensure_toy(data_root, tiny_config().data.toy)
-    content = json.loads(val.annotations.read_text())
-    for annotation in content["annotations"]:
-        del annotation["segmentation"]
-    (tmp_path / "boxes.json").write_text(json.dumps(content))
-    result, _ = run(tmp_path / "run", data={"val": {"images": val.images, "annotations": tmp_path / "boxes.json"}})
+    boxes = without_masks(val.annotations, tmp_path / "boxes.json")
+    result, _ = run(tmp_path / "run", data={"val": {"images": val.images, "annotations": boxes}})
     assert "val/box_ap" in result.metrics
     assert "val/mask_ap" not in result.metrics
     assert "qam/pseudo_iou" not in result.metrics
     assert (tmp_path / "run" / "checkpoints" / "best").exists()
+
+
+def test_supervised_learns_from_drawn_masks_alone(run, tmp_path):
+    settings = {
+        "data": {"toy": {"train_images": 8}, "flip": 0.0, "strong": "none"},
+        "train": {"steps": 60, "batch_size": 8, "eval_every": 60, "panels": 0},
+        "solver": {"lr": 2e-3},
+    }
+    _, reporter = run(tmp_path, method="supervised", **settings)
+    mask = [report.metrics["train/loss_mask"] for report in reporter.steps]
+    assert sum(mask[-5:]) < 0.6 * sum(mask[:5])
+    for silent in ("projection", "pairwise", "affinity"):
+        assert all(report.metrics[f"train/loss_{silent}"] == 0 for report in reporter.steps)
+
+
+def test_supervised_refuses_boxes_without_masks(run, tmp_path, data_root, tiny_config):
+    train, _ = ensure_toy(data_root, tiny_config().data.toy)
+    boxes = without_masks(train.annotations, tmp_path / "boxes.json")
+    with pytest.raises(DataError, match=r"boxes.json: has no mask; .*name a file with `segmentation`"):
+        run(tmp_path, method="supervised", data={"train": {"images": train.images, "annotations": boxes}})
+
+
+@pytest.mark.parametrize("method", ["boxinst", "full"])
+def test_masks_in_the_file_change_nothing_unless_they_are_to_be_used(run, tmp_path, data_root, tiny_config, method):
+    train, _ = ensure_toy(data_root, tiny_config().data.toy)
+    boxes = without_masks(train.annotations, tmp_path / "boxes.json")
+    run(tmp_path / "with", method=method)
+    run(tmp_path / "without", method=method, data={"train": {"images": train.images, "annotations": boxes}})
+    assert_equal(weights(tmp_path / "with"), weights(tmp_path / "without"))
+
+
+def test_mixed_supervision_teaches_the_boxes_that_have_a_mask(run, tmp_path, data_root, tiny_config):
+    train, _ = ensure_toy(data_root, tiny_config().data.toy)
+    some = without_masks(train.annotations, tmp_path / "some.json", every=2)
+    source = {"train": {"images": train.images, "annotations": some}}
+    _, boxes_only = run(tmp_path / "never", data=source, loss={"warmup": 0})
+    _, mixed = run(tmp_path / "mixed", data={**source, "use_masks": "where_present"}, loss={"warmup": 0})
+    first = [reporter.steps[0].metrics for reporter in (boxes_only, mixed)]
+    assert first[0]["qam/coverage"] == first[1]["qam/coverage"]  # measured on what the teacher says
+    assert first[1]["train/loss_mask"] != first[0]["train/loss_mask"]
+    assert first[1]["pc/bank_size"] > 0
+
+
+def without_masks(annotations, path, *, every=1):
+    """A copy of the file in which every so many annotations have no segmentation."""
+    content = json.loads(annotations.read_text())
+    for annotation in content["annotations"][::every]:
+        del annotation["segmentation"]
+    path.write_text(json.dumps(content))
+    return path

@@ -5,7 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from boxseg.errors import ShapeError
-from boxseg.ops.masks import aligned_bilinear, box_masks, dice_loss, resize_mask_part, resize_masks, tight_boxes
+from boxseg.ops.masks import (
+    aligned_bilinear,
+    box_masks,
+    dice_loss,
+    resize_bool,
+    resize_mask_part,
+    resize_masks,
+    tight_boxes,
+)
 
 SMALL = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
 
@@ -118,3 +126,11 @@ def test_a_part_of_a_resized_mask_holds_every_pixel_that_its_cells_touch(origina
 def test_resized_masks_have_the_size_of_the_file():
     assert resize_masks(torch.rand(2, 8, 8), size=(20, 30), original_size=(41, 59)).shape == (2, 41, 59)
     assert resize_masks(torch.rand(0, 8, 8), size=(20, 30), original_size=(41, 59)).shape == (0, 41, 59)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (7, 5), (16, 20), (8, 10)])
+def test_bool_masks_are_resized_to_the_nearest_pixel(size):
+    masks = torch.rand(3, 8, 10, generator=torch.Generator().manual_seed(0)) > 0.5
+    expected = torch.nn.functional.interpolate(masks[None].float(), size=size, mode="nearest-exact")[0].bool()
+    assert torch.equal(resize_bool(masks, size), expected)
+    assert resize_bool(masks[:0], size).shape == (0, *size)
