@@ -353,6 +353,8 @@ class PcConfig(Config):
     """Least overlap of the pasted box with its target box on each axis, as a share of the pasted side."""
     per_image: int = Field(1, ge=0)
     """Instances pasted into one image at most."""
+    placements: int = Field(1, ge=1)
+    """Random places that are tried for a peer; the one that hides least of the image's boxes is taken."""
     target: Literal["random", "lowest-q"] = "random"
     """Which instance gets a peer: any of the class, or the one with the lowest quality."""
     paste_weak: bool = False

@@ -10,7 +10,7 @@ from torch import Tensor
 from boxseg.config import PcConfig
 from boxseg.copy_paste.bank import Bank, Peer, random_below
 from boxseg.copy_paste.compose import Composition, compose
-from boxseg.ops.boxes import box_iou
+from boxseg.ops.boxes import box_intersection, box_iou
 from boxseg.ops.masks import aligned_bilinear
 from boxseg.ops.neighbours import sample_cells
 from boxseg.structures import MASK_STRIDE, Batch, PseudoMasks
@@ -198,9 +198,7 @@ def _paste(
     min_area, box_shift_px = _limits(facts.size, settings)
     shift = (0, 0)
     if choice.target is not None:
-        source, target = choice.peers[0].box, facts.boxes[choice.target]
-        (left, top) = [_uniform(*side, generator) for side in placement_range(source, target, settings.overlap)]
-        shift = (round(top - source[1]), round(left - source[0]))
+        shift = _choose_shift(facts, choice.peers[0].box, facts.boxes[choice.target], settings, generator)
     pasted_views, masks, peers = _place(state, facts.size, choice.peers, shift, min_area)
     if not peers:
         return state
@@ -226,6 +224,19 @@ def _paste(
         composition.labels,
         _merge(state.pseudo, composition, peers),
     )
+
+
+def _choose_shift(
+    facts: ImageFacts, source: Box, target: Box, settings: PcConfig, generator: torch.Generator
+) -> tuple[int, int]:
+    """Rows and columns to move a peer by: of `placements` random ones, that which hides least of the image's boxes."""
+    ranges = placement_range(source, target, settings.overlap)
+    corners = [[_uniform(*side, generator) for side in ranges] for _ in range(settings.placements)]
+    width, height = source[2] - source[0], source[3] - source[1]
+    places = torch.tensor([[left, top, left + width, top + height] for left, top in corners])
+    hidden = box_intersection(places, torch.tensor(facts.boxes)).sum(dim=1)
+    left, top = corners[int(hidden.argmin())]
+    return round(top - source[1]), round(left - source[0])
 
 
 def _place(

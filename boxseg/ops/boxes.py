@@ -21,11 +21,16 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     Returns:
         Float (..., N, M) in [0, 1]; 0 for two boxes without area.
     """
+    overlap = box_intersection(boxes, others)
+    union = box_area(boxes)[..., :, None] + box_area(others)[..., None, :] - overlap
+    return overlap / union.clamp(min=torch.finfo(overlap.dtype).tiny)
+
+
+def box_intersection(boxes: Tensor, others: Tensor) -> Tensor:
+    """Common area [px²] of every pair of boxes (..., N, 4) and (..., M, 4): (..., N, M)."""
     a, b = boxes[..., :, None, :], others[..., None, :, :]
     corner_min, corner_max = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    overlap = (corner_max - corner_min).clamp(min=0).prod(dim=-1)
-    union = box_area(a) + box_area(b) - overlap
-    return overlap / union.clamp(min=torch.finfo(overlap.dtype).tiny)
+    return (corner_max - corner_min).clamp(min=0).prod(dim=-1)
 
 
 def decode_boxes(locations: Tensor, distances: Tensor, strides: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from boxseg.config import PcConfig
 from boxseg.copy_paste.bank import BANKS, Peer
 from boxseg.copy_paste.paste import attempt_probability, paste_peers, placement_range
+from boxseg.ops.boxes import box_intersection
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import Batch, PseudoMasks
 
@@ -129,6 +130,27 @@ def test_the_pasted_box_overlaps_its_target_on_each_axis(seed):
     assert (x2 - x1, y2 - y1) == (12, 12)
     assert min(x2, 44) - max(x1, 20) >= 0.25 * 12 - 0.5
     assert min(y2, 40) - max(y1, 24) >= 0.25 * 12 - 0.5
+
+
+def test_of_several_places_the_one_that_hides_least_is_taken():
+    batch, pseudo = make_batch([[[20, 20, 44, 44], [4, 4, 30, 60]]], [[0, 1]])
+    settings = with_changes(SETTINGS, box_shift_px=64)
+    covered = {}
+    for placements in (1, 20):
+        areas = []
+        for seed in range(10):
+            changed, _, _ = paste_peers(
+                batch,
+                pseudo,
+                bank_with(make_peer()),
+                step=0,
+                settings=with_changes(settings, placements=placements),
+                generator=seeded(seed),
+            )
+            if len(changed.boxes[0]) > 2:
+                areas.append(float(box_intersection(changed.boxes[0][-1:], batch.boxes[0]).sum()))
+        covered[placements] = sum(areas) / len(areas)
+    assert covered[20] < 0.5 * covered[1]
 
 
 def test_nothing_that_was_handed_in_is_changed():
