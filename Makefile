@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test test-slow check lint types bench clean
+.PHONY: help install demo test test-slow check lint types ablation bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -10,6 +10,7 @@ help:
 	@echo "make test     install with the test extra and run the fast suite"
 	@echo "make test-slow  what takes longer: real Ray clusters on this machine, several processes"
 	@echo "make check    lint, types, tests"
+	@echo "make ablation  what each part of the method is worth: hours; writes docs/results.md"
 	@echo "make bench    time a training step and its parts"
 	@echo "make install  .venv alone"
 
@@ -45,6 +46,11 @@ types: .venv/.installed-test
 	$(BIN)/mypy
 
 check: lint types test
+
+ablation: .venv/.installed
+	$(BIN)/boxseg sweep experiments/ablation.yaml
+	$(BIN)/boxseg sweep experiments/ablation_animals.yaml
+	$(BIN)/python benchmarks/results.py "$$(ls -d runs/ablation/*/ | tail -1)" "$$(ls -d runs/ablation-animals/*/ | tail -1)" --page docs/results.md
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/step.py

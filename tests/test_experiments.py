@@ -72,7 +72,7 @@ def test_every_backbone_name_can_be_built():
 @pytest.mark.parametrize("method", get_args(Method))
 def test_every_profile_goes_with_every_method(profile: str, method: str):
     config = BoxSegConfig.model_validate({"profile": profile, "method": method})
-    assert config.teacher.on == (method != "boxinst")
+    assert config.teacher.on == (method not in ("boxinst", "supervised"))
     assert config.pc.on == (method in ("pc", "full"))
 
 
