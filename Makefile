@@ -50,7 +50,7 @@ check: lint types test
 ablation: .venv/.installed
 	$(BIN)/boxseg sweep experiments/ablation.yaml
 	$(BIN)/boxseg sweep experiments/ablation_animals.yaml
-	$(BIN)/python benchmarks/results.py "$$(ls -d runs/ablation/*/ | tail -1)" "$$(ls -d runs/ablation-animals/*/ | tail -1)" --page docs/results.md
+	$(BIN)/python benchmarks/results.py "$$(ls -d runs/ablation/*/ | tail -1)" "$$(ls -d runs/ablation_animals/*/ | tail -1)" --page docs/results.md
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/step.py

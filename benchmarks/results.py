@@ -65,7 +65,7 @@ def summarise(folder: Path) -> str:
     minutes = sum((status.ended or 0) - (status.started or 0) for status in ended.values()) / 60
     commits = sorted({status.tags.get("git_commit", "unknown")[:9] for status in ended.values()})
     about = (
-        f"`boxseg sweep experiments/{spec.name.replace('-', '_')}.yaml` at commit {', '.join(commits)}: "
+        f"`boxseg sweep experiments/{spec.name}.yaml` at commit {', '.join(commits)}: "
         f"{spec.train.steps} updates of {spec.train.batch_size} images, {len(ended)} trials, "
         f"{minutes / len(ended):.1f} minutes each on {spec.resources.cpus_per_worker:g} core."
     )
