@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from boxseg.config import BoxSegConfig, CocoSource, as_steps
+from boxseg.config import BoxSegConfig, CocoSource, NetworkKind, as_steps
 from boxseg.copy_paste.bank import BANKS
 from boxseg.data.coco import CocoBoxes, require_same_classes
 from boxseg.data.loader import TrainLoader
@@ -22,8 +24,10 @@ from boxseg.engine.events import Reporter
 from boxseg.engine.optim import build_optimizer
 from boxseg.engine.step import Trainer
 from boxseg.engine.train import TrainResult, train
-from boxseg.model.backbone import build_backbone
+from boxseg.losses.detection import detection_losses
+from boxseg.model.backbone import Backbone, build_backbone
 from boxseg.model.condinst import CondInst
+from boxseg.structures import MaskNetwork
 from boxseg.teacher.thresholds import ThresholdTable
 
 WARMUPS = (("solver", "warmup"), ("qam", "dyn_start"), ("loss", "warmup"), ("boxinst", "warmup"), ("pc", "warmup"))
@@ -130,18 +134,27 @@ def build_datasets(config: BoxSegConfig, data_root: Path) -> tuple[CocoBoxes, Co
     return train_data, val_data
 
 
-def build_network(config: BoxSegConfig, *, num_classes: int, weights: str | None = None) -> CondInst:
+def build_network(config: BoxSegConfig, *, num_classes: int, weights: str | None = None) -> MaskNetwork:
     """The network in training mode, on the CPU; `weights` overrides `model.weights`."""
-    model, cond = config.model, config.cond
+    model = config.model
     backbone = build_backbone(
         name=model.backbone,
         weights=model.weights if weights is None else weights,
         frozen_stages=model.frozen_stages,
         norm=model.norm,
     )
+    return NETWORKS[model.kind](config, backbone, num_classes)
+
+
+def build_condinst(config: BoxSegConfig, backbone: Backbone, num_classes: int) -> CondInst:
+    """CondInst with the settings of `model`, `cond` and `fcos`."""
+    model, cond, fcos = config.model, config.cond, config.fcos
     return CondInst(
         num_classes=num_classes,
         backbone=backbone,
+        detection_loss=partial(
+            detection_losses, use_vfl=fcos.use_vfl, alpha=fcos.alpha, gamma=fcos.gamma, iou_eps=fcos.iou_eps
+        ),
         channels=model.channels,
         tower_convs=model.tower_convs,
         features=cond.features,
@@ -149,7 +162,14 @@ def build_network(config: BoxSegConfig, *, num_classes: int, weights: str | None
         head_layers=cond.layers,
         branch_channels=cond.branch_channels,
         branch_convs=cond.branch_convs,
+        radius=fcos.radius,
+        sizes=fcos.sizes,
+        max_per_image=cond.max_per_image,
     )
+
+
+NETWORKS: dict[NetworkKind, Callable[[BoxSegConfig, Backbone, int], MaskNetwork]] = {"condinst": build_condinst}
+"""What each `model.kind` builds, given the settings, a backbone and the number of classes."""
 
 
 def speed_up_pointwise(network: nn.Module) -> None:
@@ -163,7 +183,7 @@ def speed_up_pointwise(network: nn.Module) -> None:
             module.dilation = (2, 2)
 
 
-def build_teacher(student: CondInst, *, eval_mode: bool) -> CondInst:
+def build_teacher(student: MaskNetwork, *, eval_mode: bool) -> MaskNetwork:
     """A copy of the student, buffers included, that receives no gradient."""
     teacher = deepcopy(student)
     teacher.requires_grad_(False)

@@ -13,6 +13,7 @@ from boxseg.model.names import check_backbone_name
 
 Profile = Literal["official", "paper", "fixed"]
 Method = Literal["boxinst", "boxteacher", "qam", "pc", "full", "supervised"]
+NetworkKind = Literal["condinst"]
 Shape = Literal["disc", "square", "star", "ring", "corner", "crescent", "ellipse", "quad", "triangle"]
 Warmup = Annotated[float, Field(ge=0)]
 """Below 1: a share of `train.steps`. From 1 on: a number of steps. 0: no warm-up."""
@@ -85,6 +86,8 @@ class DataConfig(Config):
 class ModelConfig(Config):
     """The network."""
 
+    kind: NetworkKind = "condinst"
+    """condinst: FCOS with dynamic mask heads, the network of BoxSeg."""
     backbone: str = "resnet50"
     """resnet18, resnet34, resnet50, resnet101, resnet18_half, efficientnet_lite0, or timm/NAME for any timm feature
     extractor."""

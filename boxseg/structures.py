@@ -6,16 +6,21 @@ pyramid levels, `K` classes. One image is `(h, w)`, the padded batch `(H, W)` wi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from boxseg.errors import ShapeError
 
 MASK_STRIDE = 4
 """Pixels of the padded image per cell of a mask map: the resolution of all mask losses."""
+
+MeanOverRanks = Callable[[Tensor], Tensor]
+"""Mean of a tensor over all training processes."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Raw output of the network for a batch; levels are concatenated, finest first."""
+    """Raw output of CondInst for a batch; levels are concatenated, finest first."""
 
     class_logits: Tensor
     """Float (B, L, K)."""
@@ -127,12 +132,12 @@ class LocationTargets:
 
 @dataclass(frozen=True)
 class Proposals:
-    """Positive locations that get mask losses; sorted by image, then box, then falling score."""
+    """Instances of the student that get mask losses; sorted by image, then box, then falling score."""
 
     image_index: Tensor
     """int64 (n,)."""
-    location_index: Tensor
-    """int64 (n,): index among all locations."""
+    handle: Tensor
+    """(n, …): what the network needs to draw each mask, see `MaskNetwork`."""
     box_index: Tensor
     """int64 (n,): index among the boxes of the image."""
 
@@ -153,13 +158,31 @@ class MaskFrame:
 
 
 @dataclass(frozen=True)
+class RawDetections:
+    """Detections of one image without NMS; M places, unused ones have box and score 0."""
+
+    boxes: Tensor
+    """Float (M, 4), pixels of the padded image."""
+    labels: Tensor
+    """int64 (M,)."""
+    scores: Tensor
+    """Float (M,) in [0, 1]."""
+    handle: Tensor
+    """(M, …): what the network needs to draw each mask, see `MaskNetwork`."""
+
+    def take(self, index: Tensor) -> RawDetections:
+        """The detections of an index int64 (K,) or of a mask bool (M,)."""
+        return RawDetections(self.boxes[index], self.labels[index], self.scores[index], self.handle[index])
+
+
+@dataclass(frozen=True)
 class Candidates:
     """Teacher detections that were kept for the ground-truth boxes of one image; sorted by box, then by rank."""
 
     mask_probs: Tensor
     """Float (C, H/4, W/4) in [0, 1], on the grid of the padded training image; with a frame, of the teacher's view."""
     score: Tensor
-    """Float (C,) in [0, 1]: sqrt(class probability x centre-ness)."""
+    """Float (C,) in [0, 1]: detection score."""
     box_iou: Tensor
     """Float (C,) in [0, 1]: IoU of the candidate's box with its ground-truth box."""
     box_index: Tensor
@@ -201,14 +224,48 @@ class Detections:
     image_id: int = -1
 
 
-class MaskNetwork(Protocol):
-    """What teacher, QAM and losses need from a network: dense predictions, and masks for chosen locations."""
+class MaskNetwork(nn.Module, ABC):
+    """Any instance segmentation network: teacher, QAM, copy-paste, losses, evaluation and prediction need only this.
 
-    def __call__(self, images: Tensor, valid: Tensor) -> Predictions:
-        """uint8 or float images (B, 3, H, W) in 0 … 255 RGB and valid (B, H, W) -> Predictions."""
+    What `forward` returns is the network's own affair and goes back into its other methods. A handle is what the
+    network needs, besides that output, to draw the mask of one instance: a row of a tensor of any shape and dtype
+    (for example the index of a location, or a box). Handles of the same network can be indexed and split by row.
+    """
 
-    def mask_logits(self, predictions: Predictions, image_index: Tensor, location_index: Tensor) -> Tensor:
-        """Mask logits (n, H/4, W/4) of the chosen (image, location) pairs, each index int64 (n,)."""
+    @abstractmethod
+    def forward(self, images: Tensor, valid: Tensor) -> Any:
+        """Look at a batch: uint8 or float images (B, 3, H, W), RGB in 0 … 255, and bool valid (B, H, W)."""
+
+    @abstractmethod
+    def detect(self, predictions: Any, *, score_thr: float, pre_topk: int) -> list[RawDetections]:
+        """B detections without NMS and without gradient.
+
+        Args:
+            predictions: Output of `forward`.
+            score_thr: Floor of the detector's confidence; weaker detections are left out or have score 0.
+            pre_topk: Detections at most: of the image, or of each pyramid level.
+        """
+
+    @abstractmethod
+    def mask_logits(self, predictions: Any, image_index: Tensor, handle: Tensor) -> Tensor:
+        """Mask logits, float32 (n, H/4, W/4) on the grid of the padded images, of image_index (n,), handle (n, …)."""
+
+    @abstractmethod
+    def detection_losses(
+        self, predictions: Any, boxes: list[Tensor], labels: list[Tensor], *, mean_over_ranks: MeanOverRanks
+    ) -> tuple[dict[str, Tensor], Proposals]:
+        """The network's own losses for boxes and classes, and the instances whose masks are to be trained.
+
+        Args:
+            predictions: Output of `forward` in training mode.
+            boxes: B times float (N, 4), pixels; N may be 0.
+            labels: B times int64 (N,).
+            mean_over_ranks: For normalisers that count over all processes.
+
+        Returns:
+            Named float scalars, the same names for every batch, connected to every learning parameter that the mask
+            losses may leave out (data-parallel training waits for all of them); and the proposals.
+        """
 
 
 def check_same_shape(**tensors: Tensor) -> None:

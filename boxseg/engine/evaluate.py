@@ -16,9 +16,8 @@ from pycocotools.cocoeval import COCOeval
 
 from boxseg.config import FcosConfig
 from boxseg.engine.distributed import gather_objects
-from boxseg.model.condinst import CondInst
 from boxseg.model.postprocess import postprocess
-from boxseg.structures import Batch, Detections, Predictions
+from boxseg.structures import Batch, Detections, MaskNetwork
 
 CONFIDENT = 0.3
 """Score from which a detection counts for `health/mask_fill`."""
@@ -26,7 +25,8 @@ CONFIDENT = 0.3
 COCO_STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """Order of the first entries of pycocotools' summary."""
 
-Find = Callable[[Batch], tuple[Predictions, list[Detections]]]
+Find = Callable[[Batch], tuple[Any, list[Detections]]]
+"""Batch -> what the network said, and final detections at original image size."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def evaluate(
     ground_truth: COCO,
     image_ids: list[int],
     category_ids: Sequence[int],
-    on_batch: Callable[[Batch, Predictions, list[Detections]], None] | None = None,
+    on_batch: Callable[[Batch, Any, list[Detections]], None] | None = None,
 ) -> dict[str, float]:
     """Run `find` over this process's batches and score the results of all processes.
 
@@ -83,7 +83,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def detect(network: CondInst, batch: Batch, settings: FcosConfig) -> tuple[Predictions, list[Detections]]:
+def detect(network: MaskNetwork, batch: Batch, settings: FcosConfig) -> tuple[Any, list[Detections]]:
     """Predictions and final detections for the weak view of a batch; the network should be in eval mode."""
     predictions = network(batch.weak, batch.valid)
     detections = postprocess(

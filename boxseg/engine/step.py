@@ -18,11 +18,9 @@ from boxseg.copy_paste.paste import paste_peers
 from boxseg.data.coco import CocoBoxes
 from boxseg.data.loader import TrainLoader
 from boxseg.engine.distributed import mean_over_ranks, rank
-from boxseg.losses.total import Losses, compute_losses
-from boxseg.model.condinst import CondInst
-from boxseg.model.targets import assign_batch, choose_proposals
+from boxseg.losses.total import compute_losses
 from boxseg.ops.neighbours import rgb_to_lab
-from boxseg.structures import MASK_STRIDE, Batch, Candidates, Predictions, PseudoMasks
+from boxseg.structures import MASK_STRIDE, Batch, Candidates, MaskNetwork, PseudoMasks
 from boxseg.teacher.candidates import find_candidates
 from boxseg.teacher.drawn import prefer_drawn
 from boxseg.teacher.ema import ema_momentum, update_teacher
@@ -43,10 +41,10 @@ class Trainer:
 
     config: BoxSegConfig
     """All settings, warm-ups in steps."""
-    student: CondInst
+    student: MaskNetwork
     forward: nn.Module
     """The student, wrapped for data-parallel training where there are several processes."""
-    teacher: CondInst | None
+    teacher: MaskNetwork | None
     optimizer: Optimizer
     bank: Bank | None
     thresholds: ThresholdTable | None
@@ -76,11 +74,11 @@ class Trainer:
             wanted = torch.cuda.is_bf16_supported()
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
 
-    def networks(self) -> dict[str, CondInst]:
+    def networks(self) -> dict[str, MaskNetwork]:
         """`student`, and `teacher` where there is one."""
         return {"student": self.student} | ({} if self.teacher is None else {"teacher": self.teacher})
 
-    def evaluated_networks(self) -> dict[str, CondInst]:
+    def evaluated_networks(self) -> dict[str, MaskNetwork]:
         """The networks that `train.evaluate` names; the student where there is no teacher."""
         networks, wanted = self.networks(), self.config.train.evaluate
         return networks if wanted == "both" or wanted not in networks else {wanted: networks[wanted]}
@@ -151,7 +149,16 @@ def run_step(trainer: Trainer, batch: Batch, step: int) -> StepOutput:
         metrics |= paste_metrics
     with trainer.autocast():
         predictions = trainer.forward(batch.strong, batch.valid)
-        losses = student_losses(trainer, predictions, batch, pseudo_masks, step)
+        losses = compute_losses(
+            trainer.student,
+            predictions,
+            batch,
+            pseudo_masks,
+            step=step,
+            boxinst=trainer.config.boxinst,
+            loss=trainer.config.loss,
+            mean_over_ranks=mean_over_ranks,
+        )
     metrics["train/loss"] = losses.total.detach()
     metrics |= {f"train/loss_{name}": term.detach() for name, term in losses.terms.items()}
     return StepOutput(losses.total, metrics)
@@ -183,38 +190,6 @@ def fuse_candidates(
         )
         for found, boxes, labels, lab in zip(candidates, batch.boxes, batch.labels, colors, strict=True)
     ]
-
-
-def student_losses(
-    trainer: Trainer, predictions: Predictions, batch: Batch, pseudo_masks: list[PseudoMasks] | None, step: int
-) -> Losses:
-    """Assign locations, choose proposals, and compare the predictions with boxes and pseudo masks."""
-    fcos = trainer.config.fcos
-    targets = assign_batch(
-        predictions.locations,
-        predictions.strides,
-        predictions.levels,
-        batch.boxes,
-        batch.labels,
-        radius=fcos.radius,
-        sizes=fcos.sizes,
-    )
-    class_score = predictions.class_logits.detach().float().amax(dim=-1).sigmoid()
-    score = class_score * predictions.centerness_logits.detach().float().sigmoid()
-    proposals = choose_proposals(targets.box_index, score, max_per_image=trainer.config.cond.max_per_image)
-    return compute_losses(
-        trainer.student,
-        predictions,
-        batch,
-        targets,
-        proposals,
-        pseudo_masks,
-        step=step,
-        fcos=fcos,
-        boxinst=trainer.config.boxinst,
-        loss=trainer.config.loss,
-        mean_over_ranks=mean_over_ranks,
-    )
 
 
 def update_ema(trainer: Trainer, step: int) -> None:

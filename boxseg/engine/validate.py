@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +16,9 @@ from boxseg.engine.evaluate import detect, evaluate
 from boxseg.engine.panels import PanelRow, draw_panels
 from boxseg.engine.quality import mask_iou, quality_metrics
 from boxseg.engine.step import Trainer, fuse_candidates
-from boxseg.model.condinst import CondInst
 from boxseg.ops.boxes import box_iou, scale_boxes
 from boxseg.ops.masks import aligned_bilinear, box_masks, resize_bool
-from boxseg.structures import MASK_STRIDE, Batch, Detections, Predictions, PseudoMasks
+from boxseg.structures import MASK_STRIDE, Batch, Detections, MaskNetwork, PseudoMasks
 from boxseg.teacher.candidates import pick_candidates
 
 
@@ -61,7 +61,7 @@ def evaluated_images(trainer: Trainer) -> int:
 
 @torch.no_grad()
 def _evaluate_network(
-    trainer: Trainer, network: CondInst, watch: Callable[[Batch, Predictions, list[Detections]], None]
+    trainer: Trainer, network: MaskNetwork, watch: Callable[[Batch, Any, list[Detections]], None]
 ) -> dict[str, float]:
     """COCO metrics of one network; it is back in its former mode afterwards."""
     config, data = trainer.config, trainer.val_data
@@ -69,7 +69,7 @@ def _evaluate_network(
     training = network.training
     network.eval()
 
-    def find(batch: Batch) -> tuple[Predictions, list[Detections]]:
+    def find(batch: Batch) -> tuple[Any, list[Detections]]:
         with trainer.autocast():
             return detect(network, batch.to(trainer.device), config.fcos)
 
@@ -104,7 +104,7 @@ class Watcher:
         self._labels: dict[int, tuple[Tensor, Tensor]] = {}
         self._seen: dict[int, tuple[Batch, int, Detections]] = {}
 
-    def watch_teacher(self, batch: Batch, predictions: Predictions, detections: list[Detections]) -> None:
+    def watch_teacher(self, batch: Batch, predictions: Any, detections: list[Detections]) -> None:
         """Pseudo masks that the teacher would give the true boxes, against the drawn masks."""
         batch = batch.to(self._trainer.device)
         assert self._trainer.teacher is not None
@@ -117,7 +117,7 @@ class Watcher:
         if "student" not in self._trainer.evaluated_networks():
             self.watch_student(batch, predictions, detections)
 
-    def watch_student(self, batch: Batch, predictions: Predictions, detections: list[Detections]) -> None:
+    def watch_student(self, batch: Batch, predictions: Any, detections: list[Detections]) -> None:
         """Detections of the images that are drawn."""
         for position, image_id in enumerate(batch.image_ids):
             if image_id in self._wanted:
@@ -164,7 +164,7 @@ def best_per_box(found: Detections, boxes: Tensor) -> Tensor:
     return overlaps[hit].float().argmax(dim=1) if hit.any() else torch.zeros(0, dtype=torch.int64)
 
 
-def label_val_batch(trainer: Trainer, predictions: Predictions, batch: Batch) -> list[PseudoMasks]:
+def label_val_batch(trainer: Trainer, predictions: Any, batch: Batch) -> list[PseudoMasks]:
     """What the teacher would label the batch's boxes with, from predictions made at evaluation."""
     assert trainer.teacher is not None
     config = trainer.config

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from boxseg.config import BoxInstConfig, FcosConfig, LossConfig
+from boxseg.config import BoxInstConfig, LossConfig
 from boxseg.losses.box_supervision import average_projection_loss, pairwise_loss, pairwise_term, projection_loss
-from boxseg.losses.detection import detection_losses
 from boxseg.losses.pseudo_mask import affinity_loss, mask_affinity, pseudo_mask_loss, weighted_mean
 from boxseg.ops.masks import box_masks
 from boxseg.ops.neighbours import color_similarity, remove_bottom_rows, sample_cells
-from boxseg.structures import Batch, LocationTargets, MaskNetwork, Predictions, Proposals, PseudoMasks
-
-MeanOverRanks = Callable[[Tensor], Tensor]
+from boxseg.structures import Batch, MaskNetwork, MeanOverRanks, Proposals, PseudoMasks
 
 
 @dataclass(frozen=True)
@@ -24,21 +21,18 @@ class Losses:
     """Named, weighted losses of one batch and their sum."""
 
     total: Tensor
-    """Float scalar; connected to every output of the network."""
+    """Float scalar; connected to every learning parameter of the network."""
     terms: dict[str, Tensor]
     """Float scalars, weights and warm-ups included."""
 
 
 def compute_losses(
     network: MaskNetwork,
-    predictions: Predictions,
+    predictions: Any,
     batch: Batch,
-    targets: LocationTargets,
-    proposals: Proposals,
     pseudo_masks: list[PseudoMasks] | None,
     *,
     step: int,
-    fcos: FcosConfig,
     boxinst: BoxInstConfig,
     loss: LossConfig,
     mean_over_ranks: MeanOverRanks = lambda value: value,
@@ -46,55 +40,31 @@ def compute_losses(
     """All losses of one step.
 
     Args:
-        network: The student; only its `mask_logits` is called.
+        network: The student; gives its own detection losses, proposals and their mask logits.
         predictions: The student's output for the strong view.
         batch: The batch after copy-paste; its weak view gives the colours.
-        targets: What the locations should predict.
-        proposals: Locations that get mask losses.
         pseudo_masks: B times the teacher's opinion; None without a teacher.
         step: Steps done so far, from 0.
-        fcos: Kind and constants of the detection losses.
         boxinst: Weights and thresholds of the box losses; `warmup` in steps.
         loss: The same for the pseudo-mask losses.
         mean_over_ranks: Mean of a scalar tensor over all processes.
 
     Returns:
-        `cls`, `loc`, `ctr`, `projection`, `pairwise`, `mask`, `affinity`, and `avg_projection` where switched on.
+        The network's own terms, `projection`, `pairwise`, `mask`, `affinity`, and `avg_projection` where switched on.
         Terms without boxes, proposals or pseudo masks are 0.
 
     Source: `method.md` sections (a.2), (b.4), (c), (d) and (k-36).
     """
-    mask_logits = network.mask_logits(predictions, proposals.image_index, proposals.location_index).float()
+    terms, proposals = network.detection_losses(predictions, batch.boxes, batch.labels, mean_over_ranks=mean_over_ranks)
+    mask_logits = network.mask_logits(predictions, proposals.image_index, proposals.handle).float()
     with torch.autocast(mask_logits.device.type, enabled=False):
-        terms = _detection_terms(predictions, targets, fcos, mean_over_ranks)
-        terms |= _mask_terms(mask_logits, batch, proposals, pseudo_masks, step, boxinst, loss)
-        anchor = _gradient_anchor(predictions)
-        terms = {name: term + anchor for name, term in terms.items()}
+        terms = terms | _mask_terms(mask_logits, batch, proposals, pseudo_masks, step, boxinst, loss)
         return Losses(torch.stack(list(terms.values())).sum(), terms)
 
 
 def warmup(step: int, steps: float) -> float:
     """Share in (0, 1] that a loss has reached: min((step + 1) / steps, 1), or 1 where `steps` is 0."""
     return min((step + 1) / steps, 1.0) if steps > 0 else 1.0
-
-
-def _detection_terms(
-    predictions: Predictions, targets: LocationTargets, fcos: FcosConfig, mean_over_ranks: MeanOverRanks
-) -> dict[str, Tensor]:
-    positive = targets.box_index >= 0
-    # Both normalisers travel in one message; a process without boxes takes part like all others.
-    sums = torch.stack([positive.sum().float(), (targets.centerness.float() * positive).sum()])
-    num_positive, centerness_sum = mean_over_ranks(sums).unbind()
-    return detection_losses(
-        predictions,
-        targets,
-        num_positive=num_positive.clamp(min=1),
-        centerness_sum=centerness_sum.clamp(min=1e-6),
-        use_vfl=fcos.use_vfl,
-        alpha=fcos.alpha,
-        gamma=fcos.gamma,
-        iou_eps=fcos.iou_eps,
-    )
 
 
 def _mask_terms(
@@ -157,15 +127,3 @@ def _pseudo_mask_terms(
         average = average_projection_loss(probs, mask_rows)
         terms["avg_projection"] = loss.avg_prj_weight * weighted_mean(average, quality, fix_reduction=fix)
     return terms
-
-
-def _gradient_anchor(predictions: Predictions) -> Tensor:
-    """Zero that depends on every output, so that data-parallel training gets a gradient for every parameter."""
-    outputs = (
-        predictions.class_logits,
-        predictions.distances,
-        predictions.centerness_logits,
-        predictions.controller,
-        predictions.mask_features,
-    )
-    return sum((output.flatten()[:1].float().sum() * 0 for output in outputs), start=outputs[0].new_zeros(()).float())

@@ -1,31 +1,33 @@
-"""The network: images in, dense predictions out, and masks for the locations one asks for."""
+"""CondInst: images in, dense predictions out, and masks for the locations one asks for."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable, Sequence
 
-from boxseg.errors import ShapeError
-from boxseg.model.backbone import PYRAMID_STRIDES, Backbone, build_pyramid
+import torch
+from torch import Tensor
+
+from boxseg.model.backbone import PYRAMID_STRIDES, Backbone
 from boxseg.model.fcos import FcosHead, make_locations
 from boxseg.model.mask_head import DynamicMaskHead, MaskBranch
-from boxseg.structures import Predictions
+from boxseg.model.pyramid import PyramidNetwork
+from boxseg.model.targets import assign_batch, choose_proposals
+from boxseg.ops.detections import decode_detections
+from boxseg.structures import MeanOverRanks, Predictions, Proposals, RawDetections
 
 
-class CondInst(nn.Module):
+class CondInst(PyramidNetwork):
     """Backbone, feature pyramid, detection head, mask branch and dynamic mask head.
 
     Source: CondInst (arXiv 2003.05664); `method.md` section (b).
     """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     def __init__(
         self,
         *,
         num_classes: int,
         backbone: Backbone,
+        detection_loss: Callable[..., dict[str, Tensor]],
         channels: int = 256,
         tower_convs: int = 4,
         features: int = 16,
@@ -33,11 +35,15 @@ class CondInst(nn.Module):
         head_layers: int = 3,
         branch_channels: int = 128,
         branch_convs: int = 4,
+        radius: float = 1.5,
+        sizes: Sequence[float] = (64, 128, 256, 512),
+        max_per_image: int = 64,
     ) -> None:
         """
         Args:
             num_classes: K.
             backbone: Gives maps of strides 8, 16 and 32; see `build_backbone`.
+            detection_loss: `losses.detection.detection_losses` with its constants bound.
             channels: Channels of pyramid and detection head.
             tower_convs: Convolutions in each tower of the detection head.
             features: Channels of the mask features.
@@ -45,11 +51,13 @@ class CondInst(nn.Module):
             head_layers: Depth of the dynamic mask head.
             branch_channels: Width of the mask branch.
             branch_convs: Convolutions of the mask branch after the levels are summed.
+            radius: Half side of the centre region of a box [strides].
+            sizes: Largest box extent from a location, for all levels but the last [px].
+            max_per_image: Proposals of an image that get mask losses.
         """
-        super().__init__()
-        self.num_classes = num_classes
-        self.backbone = backbone
-        self.pyramid = build_pyramid(backbone.channels, channels)
+        super().__init__(num_classes=num_classes, backbone=backbone, channels=channels)
+        self.detection_loss = detection_loss
+        self.radius, self.sizes, self.max_per_image = radius, tuple(sizes), max_per_image
         self.mask_branch = MaskBranch(channels=channels, width=branch_channels, convs=branch_convs, features=features)
         self.mask_head = DynamicMaskHead(features=features, channels=head_channels, layers=head_layers)
         self.head = FcosHead(
@@ -59,23 +67,10 @@ class CondInst(nn.Module):
             tower_convs=tower_convs,
             num_levels=len(PYRAMID_STRIDES),
         )
-        self.register_buffer("pixel_mean", torch.tensor(backbone.mean).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(backbone.std).view(3, 1, 1) * 255, persistent=False)
 
     def forward(self, images: Tensor, valid: Tensor) -> Predictions:
-        """Dense predictions for a batch.
-
-        Args:
-            images: uint8 or float (B, 3, H, W), RGB in 0 … 255; H and W are multiples of 32.
-            valid: Bool (B, H, W), False on padding; what `images` hold there does not matter.
-
-        Returns:
-            Raw predictions, float32, all levels together.
-
-        Raises:
-            ShapeError: H or W is no multiple of 32, or `valid` does not match.
-        """
-        maps = list(self.pyramid(self._backbone_maps(images, valid)).values())
+        """Dense predictions for a batch, float32, all levels together; arguments as for `pyramid_maps`."""
+        maps = list(self.pyramid_maps(images, valid).values())
         class_logits, distances, centerness_logits, controller = self.head(maps)
         locations, strides, levels = make_locations(maps, PYRAMID_STRIDES)
         return Predictions(
@@ -89,33 +84,70 @@ class CondInst(nn.Module):
             levels=levels,
         )
 
-    def mask_logits(self, predictions: Predictions, image_index: Tensor, location_index: Tensor) -> Tensor:
+    def mask_logits(self, predictions: Predictions, image_index: Tensor, handle: Tensor) -> Tensor:
         """Mask logits of chosen locations.
 
         Args:
             predictions: Output of `forward`.
             image_index: int64 (n,).
-            location_index: int64 (n,).
+            handle: int64 (n,), index of the location.
 
         Returns:
             Float32 (n, H/4, W/4), on the grid of the padded images; n may be 0.
         """
         return self.mask_head(
             predictions.mask_features,
-            params=predictions.controller[image_index, location_index],
+            params=predictions.controller[image_index, handle],
             image_index=image_index,
-            locations=predictions.locations[location_index],
-            levels=predictions.levels[location_index],
+            locations=predictions.locations[handle],
+            levels=predictions.levels[handle],
         )
 
-    def _backbone_maps(self, images: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """Maps of the normalised images, by name, finest first; padding is 0 after normalisation."""
-        height, width = images.shape[-2:]
-        if height % 32 or width % 32 or valid.shape != (len(images), height, width):
-            raise ShapeError(
-                f"images have shape {tuple(images.shape)} and valid {tuple(valid.shape)}; "
-                "(B, 3, H, W) and (B, H, W) with H and W multiples of 32 are needed"
+    def detect(self, predictions: Predictions, *, score_thr: float, pre_topk: int) -> list[RawDetections]:
+        """The best (location, class) pairs of every level; see `decode_detections`. The handle is the location."""
+        return decode_detections(predictions, score_thr=score_thr, pre_topk=pre_topk)
+
+    def detection_losses(
+        self, predictions: Predictions, boxes: list[Tensor], labels: list[Tensor], *, mean_over_ranks: MeanOverRanks
+    ) -> tuple[dict[str, Tensor], Proposals]:
+        """`cls`, `loc` and `ctr` of all locations, and the positive locations that get mask losses.
+
+        Source: FCOS (arXiv 2006.09214), CondInst (arXiv 2003.05664); `method.md` sections (b.3) to (b.5), (k-36).
+        """
+        targets = assign_batch(
+            predictions.locations,
+            predictions.strides,
+            predictions.levels,
+            boxes,
+            labels,
+            radius=self.radius,
+            sizes=self.sizes,
+        )
+        positive = targets.box_index >= 0
+        # Both normalisers travel in one message; a process without boxes takes part like all others.
+        sums = torch.stack([positive.sum().float(), (targets.centerness.float() * positive).sum()])
+        num_positive, centerness_sum = mean_over_ranks(sums).unbind()
+        with torch.autocast(sums.device.type, enabled=False):
+            terms = self.detection_loss(
+                predictions,
+                targets,
+                num_positive=num_positive.clamp(min=1),
+                centerness_sum=centerness_sum.clamp(min=1e-6),
             )
-        normalised = (images.float() - self.pixel_mean) / self.pixel_std
-        normalised = torch.where(valid[:, None], normalised, 0)
-        return dict(zip(("p3", "p4", "p5"), self.backbone(normalised), strict=True))
+            anchor = _gradient_anchor(predictions)
+        class_score = predictions.class_logits.detach().float().amax(dim=-1).sigmoid()
+        score = class_score * predictions.centerness_logits.detach().float().sigmoid()
+        proposals = choose_proposals(targets.box_index, score, max_per_image=self.max_per_image)
+        return {name: term + anchor for name, term in terms.items()}, proposals
+
+
+def _gradient_anchor(predictions: Predictions) -> Tensor:
+    """Zero that depends on every output, so that each parameter gets a gradient whatever the batch holds."""
+    outputs = (
+        predictions.class_logits,
+        predictions.distances,
+        predictions.centerness_logits,
+        predictions.controller,
+        predictions.mask_features,
+    )
+    return sum((output.flatten()[:1].float().sum() * 0 for output in outputs), start=outputs[0].new_zeros(()).float())

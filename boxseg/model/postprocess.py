@@ -1,23 +1,23 @@
-"""Dense predictions -> final detections with masks, at the size of the image files."""
+"""Raw detections -> final detections with masks, at the size of the image files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from boxseg.ops.boxes import scale_boxes
-from boxseg.ops.detections import decode_detections
 from boxseg.ops.masks import resize_mask_part, tight_boxes
-from boxseg.structures import Detections, MaskNetwork, Predictions
+from boxseg.structures import Detections, MaskNetwork
 
 
 @torch.no_grad()
 def postprocess(
     network: MaskNetwork,
-    predictions: Predictions,
+    predictions: Any,
     sizes: Sequence[tuple[int, int]],
     original_sizes: Sequence[tuple[int, int]],
     *,
@@ -27,15 +27,15 @@ def postprocess(
     topk: int,
     image_ids: Sequence[int] | None = None,
 ) -> list[Detections]:
-    """Detections of all images of a batch, scored by class, centre-ness and certainty of the mask.
+    """Detections of all images of a batch, scored by the detector and the certainty of the mask.
 
     Args:
         network: The network that made `predictions`.
         predictions: For B images.
         sizes: B times (h, w) before padding, pixels.
         original_sizes: B times (height, width) of the image file, pixels.
-        score_thr: Floor of class probability x centre-ness.
-        pre_topk: Candidates per level before NMS.
+        score_thr: Floor of the detector's confidence.
+        pre_topk: Detections before NMS: of the image, or of each pyramid level.
         nms_thr: IoU above which the weaker of two detections of a class is dropped.
         topk: Detections per image.
         image_ids: B ids to carry along; -1 each if None.
@@ -46,7 +46,7 @@ def postprocess(
     Source: CondInst (arXiv 2003.05664), BoxTeacher (arXiv 2210.05174); `method.md` section (b.7).
     """
     detections = []
-    for image, found in enumerate(decode_detections(predictions, score_thr=score_thr, pre_topk=pre_topk)):
+    for image, found in enumerate(network.detect(predictions, score_thr=score_thr, pre_topk=pre_topk)):
         size, original_size = sizes[image], original_sizes[image]
         found = found.take(found.scores > 0)
         found = found.take(batched_nms(found.boxes, found.scores, found.labels, nms_thr)[:topk])
@@ -54,8 +54,8 @@ def postprocess(
         not_empty = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         found, boxes = found.take(not_empty), boxes[not_empty]
 
-        image_index = torch.full_like(found.location_index, image)
-        mask_probs = network.mask_logits(predictions, image_index, found.location_index).sigmoid()
+        image_index = torch.full_like(found.labels, image)
+        mask_probs = network.mask_logits(predictions, image_index, found.handle).sigmoid()
         masks, certainty = _finish_masks(mask_probs, size, original_size)
         scores = (found.scores * certainty).sqrt()
         order = scores.argsort(descending=True, stable=True)

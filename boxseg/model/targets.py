@@ -102,7 +102,7 @@ def choose_proposals(box_index: Tensor, scores: Tensor, *, max_per_image: int) -
         max_per_image: Proposals of an image that are shared out.
 
     Returns:
-        The chosen locations; none where no location is positive.
+        The chosen locations, their index as handle; none where no location is positive.
 
     Source: CondInst (arXiv 2003.05664); `method.md` section (b.5).
     """

@@ -2,31 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
 from boxseg.ops.boxes import decode_boxes
-from boxseg.structures import Predictions
-
-
-@dataclass(frozen=True)
-class RawDetections:
-    """Detections of one image without NMS; M places, unused ones have box and score 0."""
-
-    boxes: Tensor
-    """Float (M, 4), pixels of the padded image, not clipped."""
-    labels: Tensor
-    """int64 (M,)."""
-    scores: Tensor
-    """Float (M,), sqrt(class probability x centre-ness)."""
-    location_index: Tensor
-    """int64 (M,)."""
-
-    def take(self, index: Tensor) -> RawDetections:
-        """The detections of an index int64 (K,) or of a mask bool (M,)."""
-        return RawDetections(self.boxes[index], self.labels[index], self.scores[index], self.location_index[index])
+from boxseg.structures import Predictions, RawDetections
 
 
 def decode_detections(predictions: Predictions, *, score_thr: float, pre_topk: int) -> list[RawDetections]:
@@ -38,7 +17,8 @@ def decode_detections(predictions: Predictions, *, score_thr: float, pre_topk: i
         pre_topk: Pairs per level at most.
 
     Returns:
-        B detections, each with the same number of places.
+        B detections, each with the same number of places: boxes not clipped, score sqrt(class probability x
+        centre-ness), the handle is the index of the location.
 
     Source: `method.md` section (b.7).
     """

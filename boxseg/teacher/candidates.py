@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +12,9 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from boxseg.config import FcosConfig, QamConfig, TeacherConfig
 from boxseg.ops.boxes import box_area, box_iou, scale_boxes
-from boxseg.ops.detections import RawDetections, decode_detections
 from boxseg.ops.images import pad_images, resized_shape
 from boxseg.ops.neighbours import sample_cells
-from boxseg.structures import MASK_STRIDE, Batch, Candidates, MaskFrame, MaskNetwork, Predictions
+from boxseg.structures import MASK_STRIDE, Batch, Candidates, MaskFrame, MaskNetwork, RawDetections
 from boxseg.teacher.enlarge import enlarge, masks_at_once
 from boxseg.teacher.qam import adaptive_k, mask_confidence, rank_candidates
 
@@ -49,7 +49,7 @@ def find_candidates(
 @torch.no_grad()
 def pick_candidates(
     network: MaskNetwork,
-    predictions: Predictions,
+    predictions: Any,
     batch: Batch,
     view: Batch,
     *,
@@ -58,7 +58,7 @@ def pick_candidates(
     fcos: FcosConfig,
 ) -> list[Candidates]:
     """`find_candidates` for predictions that are already there; `view` is what the network saw."""
-    found = decode_detections(predictions, score_thr=teacher.cand_score_thr, pre_topk=teacher.pre_topk)
+    found = network.detect(predictions, score_thr=teacher.cand_score_thr, pre_topk=teacher.pre_topk)
     candidates = []
     for image, detections in enumerate(found):
         frame = (
@@ -68,13 +68,13 @@ def pick_candidates(
         )
         if teacher.with_nms:
             detections = _suppress(detections, fcos)
-            probs = mask_probs(network, predictions, detections.location_index, batch, view, image, frame)
+            probs = mask_probs(network, predictions, detections.handle, batch, view, image, frame)
             confidence = _confidence(probs, frame, qam.mask_thr)
             index, box_index, iou = _match(detections, confidence, view.boxes[image], qam, teacher)
             probs = probs[index]
         else:
             index, box_index, iou = _rank(detections, batch, view, image, qam)
-            probs = mask_probs(network, predictions, detections.location_index[index], batch, view, image, frame)
+            probs = mask_probs(network, predictions, detections.handle[index], batch, view, image, frame)
         candidates.append(Candidates(probs, detections.scores[index], iou, box_index, frame))
     return candidates
 
@@ -100,22 +100,23 @@ def teacher_view(batch: Batch, *, short: int | None, long: int) -> Batch:
 
 def mask_probs(
     network: MaskNetwork,
-    predictions: Predictions,
-    location_index: Tensor,
+    predictions: Any,
+    handle: Tensor,
     batch: Batch,
     view: Batch,
     image: int,
     frame: MaskFrame | None = None,
 ) -> Tensor:
-    """Mask probabilities (C, H/4, W/4) of locations (C,) of one image, on the grid of `batch` and 0 on its padding.
+    """Mask probabilities (C, H/4, W/4) of handles (C, …) of one image, on the grid of `batch` and 0 on its padding.
 
     With a frame they stay on the grid of the view.
     """
     height, width = view.valid.shape[-2:]
     at_once = max(CELLS_AT_ONCE // (height * width // MASK_STRIDE**2), 1)
     chunks = []
-    for locations in location_index.split(at_once):
-        probs = network.mask_logits(predictions, torch.full_like(locations, image), locations).float().sigmoid()
+    for part in handle.split(at_once):
+        image_index = torch.full((len(part),), image, device=handle.device)
+        probs = network.mask_logits(predictions, image_index, part).float().sigmoid()
         chunks.append(probs if frame or view is batch else to_training_grid(probs, batch, view, image))
     probs = torch.cat(chunks)
     return probs if frame else probs * sample_cells(batch.valid[image])

@@ -105,9 +105,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(run, tmp_p
 
 @pytest.mark.parametrize("method", ["boxinst", "full"])
 def test_a_run_that_predicts_boxes_is_stopped_with_its_checkpoint_saved(run, tmp_path, monkeypatch, method):
-    def fill(network, predictions, image_index, location_index):
+    def fill(network, predictions, image_index, handle):
         height, width = (2 * side for side in predictions.mask_features.shape[-2:])
-        blank = predictions.controller[image_index, location_index].sum(dim=1) * 0
+        blank = predictions.controller[image_index, handle].sum(dim=1) * 0
         return blank[:, None, None] + torch.full((1, height, width), 9.0)
 
     monkeypatch.setattr("boxseg.model.condinst.CondInst.mask_logits", fill)

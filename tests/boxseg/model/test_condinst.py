@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from boxseg.build import build_network
+from boxseg.config import BoxSegConfig
 from boxseg.errors import ShapeError
+from boxseg.losses.detection import detection_losses
 from boxseg.model.backbone import build_backbone
 from boxseg.model.condinst import CondInst
 
@@ -12,7 +15,15 @@ from boxseg.model.condinst import CondInst
 def build(norm="auto", frozen_stages=None) -> CondInst:
     torch.manual_seed(0)
     backbone = build_backbone(name="resnet18", weights="none", frozen_stages=frozen_stages, norm=norm)
-    return CondInst(num_classes=3, backbone=backbone, channels=16, tower_convs=1, branch_channels=16, branch_convs=1)
+    return CondInst(
+        num_classes=3,
+        backbone=backbone,
+        detection_loss=detection_losses,
+        channels=16,
+        tower_convs=1,
+        branch_channels=16,
+        branch_convs=1,
+    )
 
 
 @pytest.fixture
@@ -114,3 +125,60 @@ def test_predictions_are_float32_and_close_under_autocast(images, valid):
     } == {torch.float32}
     torch.testing.assert_close(half.class_logits, full.class_logits, atol=0.05, rtol=0.05)
     assert half.locations[-1].tolist() == full.locations[-1].tolist()
+
+
+BOXES = [torch.tensor([[4.0, 4, 40, 60], [50, 10, 90, 50]]), torch.zeros(0, 4)]
+LABELS = [torch.tensor([1, 2]), torch.zeros(0, dtype=torch.int64)]
+
+
+def detection_terms(network, images, valid, boxes=BOXES, labels=LABELS, mean=lambda sums: sums):
+    return network.detection_losses(network(images, valid), boxes, labels, mean_over_ranks=mean)
+
+
+def test_proposals_are_positive_locations_of_the_boxes(images, valid):
+    terms, proposals = detection_terms(build(), images, valid)
+    assert set(terms) == {"cls", "loc", "ctr"}
+    assert proposals.image_index.unique().tolist() == [0]
+    assert proposals.box_index.unique().tolist() == [0, 1]
+    points = build()(images, valid).locations[proposals.handle]
+    assert bool((points > BOXES[0][proposals.box_index, :2]).all())
+    assert bool((points < BOXES[0][proposals.box_index, 2:]).all())
+
+
+def test_a_batch_without_boxes_keeps_names_and_gradient_paths(images, valid):
+    network = build()
+    terms, proposals = detection_terms(network, images, valid, BOXES[1:] * 2, LABELS[1:] * 2)
+    assert {name for name, value in terms.items() if float(value.detach()) != 0} == {"cls"}
+    assert len(proposals) == 0
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(bool(torch.isfinite(parameter.grad).all()) for parameter in network.parameters())
+
+
+def test_normalisers_are_means_over_processes(images, valid):
+    base, _ = detection_terms(build(), images, valid)
+    halved, _ = detection_terms(build(), images, valid, mean=lambda sums: 2 * sums)
+    for name in base:
+        torch.testing.assert_close(halved[name], base[name] / 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "terms"),
+    [
+        ({"use_vfl": False}, {"cls"}),
+        ({"alpha": 0.6}, {"cls"}),
+        ({"gamma": 1.0}, {"cls"}),
+        ({"iou_eps": 1.0}, {"cls", "loc"}),
+        ({"radius": 0.8}, {"cls", "loc", "ctr"}),
+        ({"sizes": (16, 32, 64, 128)}, {"cls", "loc", "ctr"}),
+    ],
+)
+def test_every_setting_of_the_detector_changes_its_terms_only(images, valid, change, terms):
+    def values(fcos):
+        model = {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1}
+        torch.manual_seed(0)
+        network = build_network(BoxSegConfig.model_validate({"model": model, "fcos": fcos}), num_classes=3)
+        with torch.no_grad():
+            return detection_terms(network, images, valid)[0]
+
+    base, other = values({}), values(change)
+    assert {name for name in base if not torch.isclose(base[name], other[name], rtol=1e-6, atol=0)} == terms

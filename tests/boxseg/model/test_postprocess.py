@@ -3,6 +3,7 @@
 import torch
 
 from boxseg.model.postprocess import postprocess
+from boxseg.ops.detections import decode_detections
 from boxseg.structures import Predictions
 
 SIZE = (64, 64)
@@ -14,8 +15,11 @@ class HalfNetwork:
     def __init__(self, left, right):
         self.left, self.right = left, right
 
-    def mask_logits(self, predictions, image_index, location_index):
-        probs = torch.full((len(location_index), 16, 16), self.right)
+    def detect(self, predictions, *, score_thr, pre_topk):
+        return decode_detections(predictions, score_thr=score_thr, pre_topk=pre_topk)
+
+    def mask_logits(self, predictions, image_index, handle):
+        probs = torch.full((len(handle), 16, 16), self.right)
         probs[:, :, :8] = self.left
         return probs.logit()
 

@@ -102,9 +102,7 @@ def test_proposals_follow_the_quota_of_each_box():
     scores = torch.rand(4, 200, generator=generator)
     for max_per_image in (64, 7, 3):
         chosen = choose_proposals(box_index, scores, max_per_image=max_per_image)
-        triples = zip(
-            chosen.image_index.tolist(), chosen.location_index.tolist(), chosen.box_index.tolist(), strict=True
-        )
+        triples = zip(chosen.image_index.tolist(), chosen.handle.tolist(), chosen.box_index.tolist(), strict=True)
         assert list(triples) == proposals_by_loop(box_index, scores, max_per_image)
 
 

@@ -66,10 +66,13 @@ class PlantedNetwork(nn.Module):
             levels=torch.cat(levels),
         )
 
-    def mask_logits(self, predictions, image_index, location_index):
+    def detect(self, predictions, *, score_thr, pre_topk):
+        return decode_detections(predictions, score_thr=score_thr, pre_topk=pre_topk)
+
+    def mask_logits(self, predictions, image_index, handle):
         height, width = (8 * side for side in predictions.mask_features.shape[-2:])
-        inside = box_masks(self.boxes[image_index, location_index], height, width, stride=4)
-        return torch.where(inside, 3.0, -3.0) + 0.1 * location_index[:, None, None].float().sin()
+        inside = box_masks(self.boxes[image_index, handle], height, width, stride=4)
+        return torch.where(inside, 3.0, -3.0) + 0.1 * handle[:, None, None].float().sin()
 
 
 def make_batch(boxes, labels, *, size=64, sizes=None):
@@ -241,7 +244,7 @@ def test_decoding_keeps_the_best_of_each_level():
     network = planted(DETECTIONS)
     batch = make_batch([[]], [[]])
     (found,) = decode_detections(network(batch.weak, batch.valid), score_thr=0.1, pre_topk=2)
-    assert found.location_index[found.scores > 0].tolist() == [9, 3, 66]
+    assert found.handle[found.scores > 0].tolist() == [9, 3, 66]
     assert found.labels[found.scores > 0].tolist() == [2, 1, 1]
     assert float(found.boxes[found.scores == 0].abs().max()) == 0
 
