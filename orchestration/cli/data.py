@@ -1,4 +1,4 @@
-"""`boxseg data`: check and count data sets, draw the generated one."""
+"""`boxseg data`: check, count and import data sets, draw the generated one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from boxseg.errors import ConfigError
 from orchestration.cli.output import AsJson, print_json, print_pairs, print_table, say
 from orchestration.errors import ExitCode
 
-app = typer.Typer(help="Check, count and draw data sets.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Check, count, import and draw data sets.", no_args_is_help=True, rich_markup_mode=None)
 
+Format = Literal["voc", "sbd", "cityscapes"]
 Target = Annotated[Path, typer.Argument(metavar="EXP.yaml|FILE.json", help="Experiment file, or COCO instance file.")]
 Images = Annotated[
     Path | None,
@@ -85,12 +86,46 @@ def toy(
     from boxseg.data.toy import ensure_toy
 
     settings = ToyConfig(train_images=train_images, val_images=val_images, size=size, seed=seed)
-    train, val = ensure_toy(folder, settings)
+    sources = dict(zip(("train", "val"), ensure_toy(folder, settings), strict=True))
+    _print_sources({name: (each.images, each.annotations) for name, each in sources.items()}, as_json)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The unpacked data set.")],
+    format_name: Annotated[Format, typer.Option("--from", help="Format of the source.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Gets one COCO file for each split.")],
+    exclude: Annotated[
+        list[Path] | None,
+        typer.Option("--exclude", metavar="FILE.json", help="Leave out the images of this file; may be repeated."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write COCO instance files for a data set in another format; its images stay where they are."""
+    import json
+
+    from boxseg.data.checks import read_annotations
+    from boxseg.data.convert import convert
+    from orchestration.files import write_atomic
+
+    names = {Path(entry["file_name"]).stem for path in exclude or () for entry in read_annotations(path)["images"]}
+    splits = convert(source, format_name, exclude=frozenset(names))
+    output.mkdir(parents=True, exist_ok=True)
+    for name, split in splits.items():
+        write_atomic(output / f"{name}.json", json.dumps(split.content))
+        say(f"{name}: {len(split.content['images'])} images, {len(split.content['annotations'])} objects")
+    _print_sources(
+        {name: (split.images.absolute(), output / f"{name}.json") for name, split in splits.items()}, as_json
+    )
+
+
+def _print_sources(sources: dict[str, tuple[Path, Path]], as_json: bool) -> None:
+    """Split -> (images, annotations), as the settings `data.train` and `data.val` want them."""
     if as_json:
-        print_json({"train": train.model_dump(), "val": val.model_dump()})
+        print_json({name: {"images": images, "annotations": path} for name, (images, path) in sources.items()})
         return
-    for split, source in (("train", train), ("val", val)):
-        typer.echo(f"{split}: {{images: {source.images}, annotations: {source.annotations}}}")
+    for name, (images, path) in sources.items():
+        typer.echo(f"{name}: {{images: {images}, annotations: {path}}}")
 
 
 def _sources(target: Path, images: Path | None, use: str) -> dict[str, Any]:

@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from orchestration.cli import output
 from orchestration.cli.app import app, run
@@ -288,3 +290,32 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path):
     command = f"{sys.executable} -m orchestration.cli config schema | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_data_set_in_another_format_is_imported_next_to_its_images(capsys: Capture, tmp_path: Path):
+    folder = tmp_path / "gtFine" / "val" / "ulm"
+    folder.mkdir(parents=True)
+    pixels = np.full((8, 8), 26_001, dtype=np.uint16)
+    for stem in ("ulm_1", "ulm_2"):
+        Image.fromarray(pixels).save(folder / f"{stem}_gtFine_instanceIds.png")
+    command = ["data", "import", ".", "--from", "cityscapes", "--output"]
+    assert run([*command, "all", "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written == {"val": {"images": str(tmp_path / "leftImg8bit"), "annotations": "all/val.json"}}
+    content = json.loads(Path("all/val.json").read_text())
+    assert [each["bbox"] for each in content["annotations"]] == [[0, 0, 8, 8]] * 2
+    content["images"] = content["images"][:1]
+    Path("some.json").write_text(json.dumps(content))
+    assert run([*command, "rest", "--exclude", "some.json"]) == 0
+    assert capsys.readouterr().out == f"val: {{images: {tmp_path / 'leftImg8bit'}, annotations: rest/val.json}}\n"
+    (left,) = json.loads(Path("rest/val.json").read_text())["images"]
+    assert left["file_name"] == "val/ulm/ulm_2_leftImg8bit.png"
+    assert run(["data", "import", "all", "--from", "voc", "--output", "x"]) == 3
+    assert not Path("x").exists()
+
+
+def test_every_format_of_the_command_has_a_converter():
+    from boxseg.data.convert import CONVERTERS
+    from orchestration.cli.data import Format
+
+    assert set(get_args(Format)) == set(CONVERTERS)

@@ -1,0 +1,152 @@
+"""Converters on tiny files in the formats that the archives have."""
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from boxseg.data.convert import CITYSCAPES_CLASSES, VOC_CLASSES, convert
+from boxseg.errors import DataError
+
+OBJECT = """<object><name>{}</name><difficult>{}</difficult>
+<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
+
+
+def write_voc(root):
+    """Image `a` is segmented and has a dog, a cat and a difficult person without a mask; `b` has a box alone."""
+    for folder in (
+        "Annotations",
+        "ImageSets/Segmentation",
+        "ImageSets/Main",
+        "SegmentationObject",
+        "SegmentationClass",
+    ):
+        (root / folder).mkdir(parents=True)
+    numbers, classes = np.zeros((2, 40, 60), dtype=np.uint8)
+    numbers[10:20, 30:50], classes[10:20, 30:50] = 1, VOC_CLASSES.index("cat") + 1
+    numbers[2:12, 4:14], classes[2:12, 4:14] = 2, VOC_CLASSES.index("dog") + 1
+    numbers[9, 28:52] = classes[9, 28:52] = 255
+    for folder, pixels in (("SegmentationObject", numbers), ("SegmentationClass", classes)):
+        picture = Image.fromarray(pixels, mode="P")
+        picture.putpalette([value for index in range(256) for value in (index, index, index)])
+        picture.save(root / folder / "a.png")
+    objects = (("dog", 0, 5, 3, 14, 12), ("cat", 0, 31, 10, 50, 20), ("person", 1, 51, 1, 60, 10))
+    write_xml(root, "a", *objects)
+    write_xml(root, "b", ("car", 0, 1, 1, 60, 40))
+    (root / "ImageSets/Segmentation/val.txt").write_text("a\n")
+    (root / "ImageSets/Main/trainval.txt").write_text("a\nb\n")
+    return root
+
+
+def write_xml(root, stem, *objects):
+    text = "".join(OBJECT.format(*each) for each in objects)
+    size = "<size><width>60</width><height>40</height><depth>3</depth></size>"
+    (root / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{size}{text}</annotation>")
+
+
+def described(split):
+    names = {each["id"]: each["name"] for each in split.content["categories"]}
+    return [(names[each["category_id"]], each["bbox"], each["iscrowd"]) for each in split.content["annotations"]]
+
+
+def mask_of(annotation):
+    return coco_mask.decode(annotation["segmentation"]).astype(bool)
+
+
+def test_segmented_images_of_voc_have_masks_and_tight_boxes(tmp_path):
+    split = convert(write_voc(tmp_path), "voc")["val"]
+    assert split.images == tmp_path / "JPEGImages"
+    assert split.content["images"] == [{"id": 1, "file_name": "a.jpg", "height": 40, "width": 60}]
+    assert described(split) == [("cat", [30, 10, 20, 10], 0), ("dog", [4, 2, 10, 10], 0)]
+    assert [each["area"] for each in split.content["annotations"]] == [200, 100]
+    assert mask_of(split.content["annotations"][0])[10:20, 30:50].all()
+
+
+def test_boxes_of_voc_count_from_one_and_get_the_mask_that_fits(tmp_path):
+    split = convert(write_voc(tmp_path), "voc")["boxes_trainval"]
+    assert described(split) == [
+        ("dog", [4, 2, 10, 10], 0),
+        ("cat", [30, 9, 20, 11], 0),
+        ("person", [50, 0, 10, 10], 1),
+        ("car", [0, 0, 60, 40], 0),
+    ]
+    dog, cat, person, car = split.content["annotations"]
+    assert (mask_of(dog).sum(), mask_of(cat).sum()) == (100, 200)
+    assert "segmentation" not in person
+    assert "segmentation" not in car
+    assert car["image_id"] == 2
+
+
+def test_images_can_be_left_out(tmp_path):
+    splits = convert(write_voc(tmp_path), "voc", exclude=frozenset({"a"}))
+    assert [each["file_name"] for each in splits["boxes_trainval"].content["images"]] == ["b.jpg"]
+    assert splits["val"].content["images"] == []
+
+
+def write_sbd(root):
+    (root / "inst").mkdir(parents=True)
+    for stem, categories in (("a", [15, 7]), ("b", [3])):
+        numbers = np.zeros((30, 20), dtype=np.uint8)
+        numbers[5:10, 2:8] = 1
+        if len(categories) > 1:
+            numbers[20:30, 10:20] = 2
+        truth = {
+            "Segmentation": numbers,
+            "Boundaries": np.zeros((len(categories), 1)),  # sparse matrices, which nobody reads here
+            "Categories": np.array(categories, dtype=np.float64)[:, None],
+        }
+        scipy.io.savemat(root / "inst" / f"{stem}.mat", {"GTinst": truth}, do_compression=True)
+    (root / "train.txt").write_text("a\n")
+    (root / "val.txt").write_text("b\n")
+    return root
+
+
+def test_sbd_has_masks_with_one_object_or_several(tmp_path):
+    splits = convert(write_sbd(tmp_path), "sbd")
+    assert described(splits["train"]) == [("person", [2, 5, 6, 5], 0), ("car", [10, 20, 10, 10], 0)]
+    assert described(splits["val"]) == [("bird", [2, 5, 6, 5], 0)]
+    assert [each["file_name"] for each in splits["trainval"].content["images"]] == ["a.jpg", "b.jpg"]
+    assert [each["image_id"] for each in splits["trainval"].content["annotations"]] == [1, 1, 2]
+    assert splits["train"].images == tmp_path / "img"
+
+
+def test_cityscapes_has_eight_classes_and_groups_are_crowds(tmp_path):
+    folder = tmp_path / "gtFine" / "val" / "ulm"
+    folder.mkdir(parents=True)
+    ids = np.full((32, 64), 7, dtype=np.uint16)  # road: no instances
+    ids[4:10, 5:25] = 26_000
+    ids[12:20, 30:40] = 26_001
+    ids[20:30, 2:6] = 24_000
+    ids[0:3, 50:64] = 33  # a group of bicycles
+    ids[30:, 60:] = 29_000  # a caravan: not among the eight
+    Image.fromarray(ids).save(folder / "ulm_000001_000019_gtFine_instanceIds.png")
+    (split,) = convert(tmp_path, "cityscapes").values()
+    assert split.images == tmp_path / "leftImg8bit"
+    assert split.content["images"][0]["file_name"] == "val/ulm/ulm_000001_000019_leftImg8bit.png"
+    assert sorted(described(split)) == [
+        ("bicycle", [50, 0, 14, 3], 1),
+        ("car", [5, 4, 20, 6], 0),
+        ("car", [30, 12, 10, 8], 0),
+        ("person", [2, 20, 4, 10], 0),
+    ]
+    assert [each["name"] for each in split.content["categories"]] == list(CITYSCAPES_CLASSES.values())
+
+
+@pytest.mark.parametrize("format_name", ["voc", "sbd", "cityscapes"])
+def test_a_folder_in_another_layout_is_refused_with_what_was_looked_for(tmp_path, format_name):
+    with pytest.raises(DataError, match=r"has no .*train.*; the source is the"):
+        convert(tmp_path, format_name)
+
+
+def test_broken_files_are_named(tmp_path):
+    voc, sbd = write_voc(tmp_path / "voc"), write_sbd(tmp_path / "sbd")
+    (sbd / "inst" / "b.mat").write_bytes(b"no matrix")
+    with pytest.raises(DataError, match=r"inst/b.mat: is not an instance file of SBD"):
+        convert(sbd, "sbd")
+    write_xml(voc, "b", ("unicorn", 0, 1, 1, 60, 40))
+    with pytest.raises(DataError, match=r"Annotations/b.xml: is not an annotation of VOC: class 'unicorn' is none of"):
+        convert(voc, "voc")
+    (voc / "SegmentationObject" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"SegmentationObject/a.png: the picture cannot be read"):
+        convert(voc, "voc")
