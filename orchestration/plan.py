@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import StatisticsError, fmean
 from typing import Any, Literal
 
 from boxseg.config import CocoSource
@@ -13,6 +14,7 @@ from boxseg.data.checks import read_annotations
 from boxseg.errors import BoxSegError
 from orchestration import preflight
 from orchestration.config import RunSpec, SweepSpec, load_run
+from orchestration.estimate import BACKBONE_COSTS, Estimate, estimate
 from orchestration.run_folder import RunFolder, RunStatus, list_runs
 from orchestration.search_space import count_trials
 
@@ -31,6 +33,8 @@ class DataPlan:
     used_images: int | None = None
     """Images with at least one such box: those that are trained on."""
     classes: int | None = None
+    aspect: float | None = None
+    """Mean of long side over short side."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,10 @@ class Plan:
     """Time of the whole, if no trial is stopped early."""
     time_basis: str
     """Where the time comes from."""
+    gpu_bytes: float | None
+    """Peak memory of each worker's GPU."""
+    gpu_basis: str
+    """Where that comes from; empty without GPUs."""
     disk_bytes: int | None
     """Checkpoints of all trials, best and last of each."""
     disk_basis: str
@@ -68,6 +76,9 @@ def make_plan(spec: RunSpec) -> Plan:
     concurrency = _concurrency(spec, trials)
     earlier = list(_earlier_runs(spec))
     step_s, time_basis = _step_time(earlier)
+    guess = estimate(spec, aspect=train.aspect, num_classes=train.classes)
+    if step_s is None and guess is not None:
+        step_s, time_basis = guess.step_s, guess.basis
     seconds = None
     if step_s is not None and concurrency is not None:
         seconds = step_s * spec.train.steps * math.ceil(trials / concurrency)
@@ -84,6 +95,8 @@ def make_plan(spec: RunSpec) -> Plan:
         epochs=spec.train.steps * spec.train.batch_size / train.used_images if train.used_images else None,
         seconds=seconds,
         time_basis=time_basis,
+        gpu_bytes=None if guess is None else guess.gpu_bytes,
+        gpu_basis=_gpu_basis(spec, guess),
         disk_bytes=None if checkpoint_bytes is None else checkpoint_bytes * trials,
         disk_basis=disk_basis,
         free_bytes=preflight.free_bytes(spec.storage),
@@ -106,7 +119,24 @@ def _data_plan(source: Literal["toy"] | CocoSource, *, toy_images: int) -> DataP
         boxes=len(boxes),
         used_images=len(set(boxes)),
         classes=len(content["categories"]),
+        aspect=_mean_aspect(content["images"]),
     )
+
+
+def _mean_aspect(images: list[dict[str, Any]]) -> float | None:
+    """None where an entry is malformed, which is among the faults, or there is none."""
+    try:
+        return fmean(max(each["width"], each["height"]) / min(each["width"], each["height"]) for each in images)
+    except (KeyError, TypeError, ZeroDivisionError, StatisticsError):
+        return None
+
+
+def _gpu_basis(spec: RunSpec, guess: Estimate | None) -> str:
+    if guess is not None:
+        return f"{guess.parameters / 1e6:.1f} M weights in each network; {guess.basis}"
+    if not spec.resources.gpus_per_worker:
+        return ""
+    return f"unknown: {spec.model.backbone} is none of {', '.join(BACKBONE_COSTS)}, whose work is on record"
 
 
 def _concurrency(spec: RunSpec, trials: int) -> int | None:
@@ -140,7 +170,7 @@ def _step_time(earlier: list[RunStatus]) -> tuple[float | None, str]:
     """Seconds per step of the newest run that came to an end, with its start and evaluation."""
     for run in earlier:
         if run.status in ("finished", "stopped") and run.started and run.ended and run.step:
-            return (run.ended - run.started) / run.step, f"run {run.id}, start and evaluation included"
+            return (run.ended - run.started) / run.step, f"as measured in run {run.id}, start and evaluation included"
     return None, UNKNOWN
 
 

@@ -21,6 +21,7 @@ TORCH_FREE = (
     "orchestration.config",
     "orchestration.preflight",
     "orchestration.plan",
+    "orchestration.estimate",
     "orchestration.cli.app",
 )
 

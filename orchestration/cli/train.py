@@ -135,7 +135,10 @@ def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
     concurrency = "as many as the cluster holds" if plan.concurrency is None else f"{plan.concurrency} at a time"
     time = plan.time_basis
     if plan.seconds is not None:
-        time = f"up to {output.show_duration(plan.seconds)}, as measured in {plan.time_basis}"
+        time = f"up to {output.show_duration(plan.seconds)}, {plan.time_basis}"
+    memory = plan.gpu_basis
+    if plan.gpu_bytes is not None:
+        memory = f"about {output.show_bytes(plan.gpu_bytes)} for each worker, {plan.gpu_basis}"
     disk = plan.disk_basis
     if plan.disk_bytes is not None:
         disk = f"about {output.show_bytes(plan.disk_bytes)}, as measured in {plan.disk_basis}"
@@ -147,6 +150,7 @@ def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
         ("workers", f"{plan.workers} in each trial" if plan.kind == "sweep" else plan.workers),
         ("steps", f"{plan.steps}{epochs}"),
         ("time", time),
+        *([("GPU memory", memory)] if memory else []),
         ("disk", f"{disk}; {output.show_bytes(plan.free_bytes)} free"),
         ("storage", plan.storage),
     ]

@@ -234,3 +234,17 @@ def test_a_sweep_over_score_thresholds_without_effect_is_refused(
     assert isinstance(error, ConfigError)
     assert "qam.score_thr from 0.1 to" in str(error)
     assert "teacher.cand_score_thr" in str(error)
+
+
+def test_a_plan_for_gpus_estimates_time_and_memory_and_says_from_what(tmp_path: Path):
+    spec = make_spec(tmp_path, train={"steps": 1000}, resources={"gpus_per_worker": 1, "address": "ray://far"})
+    plan = make_plan(spec)
+    assert plan.seconds is not None
+    assert plan.gpu_bytes is not None
+    assert "released VOC run" in plan.time_basis
+    assert "may be off by" in plan.gpu_basis
+    unknown = make_plan(
+        spec.model_copy(update={"model": spec.model.model_copy(update={"backbone": "timm/regnety_004"})})
+    )
+    assert unknown.gpu_bytes is None
+    assert "timm/regnety_004 is none of resnet18" in unknown.gpu_basis
