@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from boxseg.config import merge
 from boxseg.errors import ConfigError
 
 KeyPath = tuple[str, ...]
@@ -42,8 +43,11 @@ class Source:
         return next((self.places[group] for group in around if group in self.places), self.name)
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path, above: tuple[Path, ...] = ()) -> Source:
     """Read one YAML file; an empty file holds no settings, and relative paths in it start at its folder.
+
+    `base: OTHER.yaml` at the top takes over the settings of another file, and the file's own win over them. `above` are
+    the files on the way here.
 
     Raises:
         ConfigError: no such file, not UTF-8, a syntax error, a key given twice, or something else than a mapping.
@@ -54,7 +58,21 @@ def read_source(path: Path) -> Source:
     if not isinstance(values, dict):
         found = "a list" if isinstance(values, list) else f"the single value {values!r}"
         raise ConfigError(f"{path}:1: holds {found}; an experiment file is a mapping such as `name: qam`")
-    return Source(str(path), values, places)
+    if "base" not in values:
+        return Source(str(path), values, places)
+    under = _read_base(path, values["base"], places[("base",)], (*above, path.resolve()))
+    own = {key: value for key, value in values.items() if key != "base"}
+    return Source(str(path), merge(under.values, own), under.places | places)
+
+
+def _read_base(path: Path, base: Any, place: str, above: tuple[Path, ...]) -> Source:
+    """The settings of the file that `base` names, relative to the file that names it."""
+    if not isinstance(base, str):
+        raise ConfigError(f"{place}: base is {base!r}; it names one experiment file, such as base: coco_r50_1x.yaml")
+    other = path.parent / base
+    if other.resolve() in above:
+        raise ConfigError(f"{place}: base {base} leads back to itself; a chain of files needs an end")
+    return read_source(other, above)
 
 
 def override(source: Source, text: str) -> Source:

@@ -12,6 +12,7 @@ import yaml
 from boxseg.config import BoxSegConfig, Config, Method, Profile
 from boxseg.model.names import BACKBONE_NAMES
 from orchestration.config import SweepSpec, dump_resolved, load_run, load_sweep
+from orchestration.plan import make_plan
 from orchestration.settings import find_field
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
@@ -53,6 +54,34 @@ def test_the_coco_schedule_is_the_released_one():
     assert (spec.train.steps, spec.train.batch_size, spec.solver.lr, spec.solver.warmup) == (90_000, 16, 0.01, 1000)
     assert [round(share * spec.train.steps) for share in spec.solver.milestones] == [60_000, 80_000]
     assert (spec.qam.fusion, spec.pc.target, spec.boxinst.bottom_px) == ("vote", "random", 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "drops", "backbone"),
+    [
+        ("coco_r50_3x", 270_000, [210_000, 250_000], "resnet50"),
+        ("coco_r101_3x", 270_000, [210_000, 250_000], "resnet101"),
+        ("coco_convnext_3x", 270_000, [210_000, 250_000], "timm/convnext_tiny"),
+        ("voc_r50_1x", 18_000, [12_000, 16_000], "resnet50"),
+        ("voc_r50_3x", 54_000, [36_000, 48_000], "resnet50"),
+        ("voc_r101_3x", 54_000, [36_000, 48_000], "resnet101"),
+        ("voc_convnext_3x", 54_000, [36_000, 48_000], "timm/convnext_tiny"),
+        ("cityscapes_r50_1x", 12_000, [9_000], "resnet50"),
+        ("cityscapes_r101_3x", 36_000, [27_000], "resnet101"),
+        ("cityscapes_convnext_3x", 36_000, [27_000], "timm/convnext_tiny"),
+    ],
+)
+def test_large_data_sets_have_their_published_schedules_and_a_plan(
+    name: str, steps: int, drops: list[int], backbone: str
+):
+    spec = load_run(next(path for path in EXPERIMENTS if path.stem == name))
+    assert (spec.train.steps, spec.train.batch_size, spec.model.backbone) == (steps, 16, backbone)
+    assert [round(share * steps) for share in spec.solver.milestones] == drops
+    plan = make_plan(spec)
+    assert (plan.steps, plan.train.images) == (steps, None)  # the data are not here, which is a fault
+    assert plan.faults
+    assert plan.seconds is not None
+    assert plan.gpu_bytes is not None
 
 
 @pytest.mark.parametrize(("module", "name", "setting"), CHOICES)

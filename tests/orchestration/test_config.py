@@ -328,3 +328,19 @@ def test_an_unknown_name_among_a_sweeps_settings_is_refused_with_its_line(tmp_pa
     path.write_text("sweep:\n  settings: {train.step: 10}\n  space: {qam.iou_thr: {choice: [0.5]}}\n")
     with pytest.raises(ConfigError, match=r"e\.yaml:2.*train\.step.*steps"):
         load_sweep(path)
+
+
+def test_a_file_may_take_over_the_settings_of_another(write: Write, tmp_path: Path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "base.yaml").write_text("qam: {k_top: 3, iou_thr: 0.6}\nstorage: out\ntrain: {steps: 7}\n")
+    spec = load_run(write("base: far/base.yaml\nqam: {k_top: 9}\n"), ["train.steps=8"])
+    assert (spec.qam.k_top, spec.qam.iou_thr, spec.train.steps) == (9, 0.6, 8)
+    assert spec.storage == tmp_path / "far" / "out"  # a relative path belongs to the file that names it
+
+
+def test_faults_name_the_file_that_holds_them(write: Write, tmp_path: Path):
+    (tmp_path / "base.yaml").write_text("qam:\n  k_topp: 3\n")
+    assert fault(write("base: base.yaml\n")).startswith(f"{tmp_path / 'base.yaml'}:2: qam.k_topp is not a setting")
+    assert "base is 3; it names one experiment file" in fault(write("base: 3\n"))
+    assert "base exp.yaml leads back to itself" in fault(write("base: exp.yaml\n"))
+    assert "missing.yaml: no such file" in fault(write("base: missing.yaml\n"))

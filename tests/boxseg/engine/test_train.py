@@ -192,3 +192,9 @@ def without_masks(annotations, path, *, every=1):
         del annotation["segmentation"]
     path.write_text(json.dumps(content))
     return path
+
+
+def test_a_convnext_of_timm_trains(run, tmp_path):
+    settings = {"steps": 1, "eval_every": 1, "panels": 0}
+    result, _ = run(tmp_path, method="boxinst", model={"backbone": "timm/convnext_atto"}, train=settings)
+    assert result.finished
