@@ -51,6 +51,8 @@ BACKBONE_COSTS = {
     "timm/convnext_tiny": BackboneCost(27.8, 4.5, 13.4, (192, 384, 768)),
 }
 """From the model cards of timm."""
+ON_RECORD = [f"condinst {name}" for name in BACKBONE_COSTS]
+"""Networks whose work is counted here."""
 CARD_PIXELS = 224**2
 CELLS = sum(1 / stride**2 for stride in (8, 16, 32, 64, 128))
 """Cells of all pyramid levels per pixel."""
@@ -73,14 +75,14 @@ class Estimate:
 
 
 def estimate(spec: RunSpec, *, aspect: float | None, num_classes: int | None) -> Estimate | None:
-    """Memory and time of a run on GPUs; None without GPUs, or where nothing is known of the backbone.
+    """Memory and time of a run on GPUs; None without GPUs, or for a network that is not ON_RECORD.
 
     Args:
         spec: The run.
         aspect: Mean of long side over short side of the training images; None: `PHOTO_ASPECT`.
         num_classes: None: 80.
     """
-    if not spec.resources.gpus_per_worker or spec.model.backbone not in BACKBONE_COSTS:
+    if not spec.resources.gpus_per_worker or f"{spec.model.kind} {spec.model.backbone}" not in ON_RECORD:
         return None
     classes, aspect = num_classes or 80, aspect or PHOTO_ASPECT
     per_worker = spec.train.batch_size / spec.resources.workers

@@ -14,7 +14,7 @@ from boxseg.data.checks import read_annotations
 from boxseg.errors import BoxSegError
 from orchestration import preflight
 from orchestration.config import RunSpec, SweepSpec, load_run
-from orchestration.estimate import BACKBONE_COSTS, Estimate, estimate
+from orchestration.estimate import ON_RECORD, Estimate, estimate
 from orchestration.run_folder import RunFolder, RunStatus, list_runs
 from orchestration.search_space import count_trials
 
@@ -136,7 +136,9 @@ def _gpu_basis(spec: RunSpec, guess: Estimate | None) -> str:
         return f"{guess.parameters / 1e6:.1f} M weights in each network; {guess.basis}"
     if not spec.resources.gpus_per_worker:
         return ""
-    return f"unknown: {spec.model.backbone} is none of {', '.join(BACKBONE_COSTS)}, whose work is on record"
+    return (
+        f"unknown: {spec.model.kind} {spec.model.backbone} is none of {', '.join(ON_RECORD)}, whose work is on record"
+    )
 
 
 def _concurrency(spec: RunSpec, trials: int) -> int | None:
@@ -163,7 +165,7 @@ def _earlier_runs(spec: RunSpec) -> Iterator[RunStatus]:
 def _work(spec: RunSpec) -> tuple[Any, ...]:
     """The settings that decide how long a step takes and how large a checkpoint is."""
     model, train = spec.model, spec.train
-    return spec.method, model.backbone, model.channels, train.image_size, train.batch_size, spec.resources
+    return spec.method, model.kind, model.backbone, model.channels, train.image_size, train.batch_size, spec.resources
 
 
 def _step_time(earlier: list[RunStatus]) -> tuple[float | None, str]:

@@ -247,4 +247,4 @@ def test_a_plan_for_gpus_estimates_time_and_memory_and_says_from_what(tmp_path: 
         spec.model_copy(update={"model": spec.model.model_copy(update={"backbone": "timm/regnety_004"})})
     )
     assert unknown.gpu_bytes is None
-    assert "timm/regnety_004 is none of resnet18" in unknown.gpu_basis
+    assert "condinst timm/regnety_004 is none of condinst resnet18" in unknown.gpu_basis
