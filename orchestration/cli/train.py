@@ -135,7 +135,7 @@ def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
     concurrency = "as many as the cluster holds" if plan.concurrency is None else f"{plan.concurrency} at a time"
     time = plan.time_basis
     if plan.seconds is not None:
-        time = f"up to {output.show_duration(plan.seconds)}, {plan.time_basis}"
+        time = f"about {output.show_duration(plan.seconds)}, {plan.time_basis}"
     memory = plan.gpu_basis
     if plan.gpu_bytes is not None:
         memory = f"about {output.show_bytes(plan.gpu_bytes)} for each worker, {plan.gpu_basis}"
