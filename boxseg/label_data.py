@@ -24,8 +24,8 @@ from boxseg.label import pixels_inside
 from boxseg.label_checks import check_mask
 from boxseg.label_sources import Source
 
-JOURNAL = "labels.jsonl"
-"""Name of the file of what is done."""
+LABELS, POLYGONS, JOURNAL = "labels.coco.json", "labels.polygons.json", "labels.jsonl"
+"""Names of the files of an output folder; the last is what is done so far, one line per image."""
 
 
 @dataclass(frozen=True)
@@ -156,17 +156,22 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
         if not annotation.get("iscrowd"):
             label = found.get(annotation["id"]) or _box_label(annotation, sizes[annotation["image_id"]])
             _add_label(annotation, label)
-    write_json(folder / "labels.coco.json", content)
-    with TemporaryDirectory(dir=folder, prefix=".yolo-") as scratch:
-        write_yolo(content, data.source.images, Path(scratch) / "yolo")
-        shutil.rmtree(folder / "yolo", ignore_errors=True)
-        (Path(scratch) / "yolo").rename(folder / "yolo")
+    write_json(folder / LABELS, content)
+    write_yolo_beside(content, data.source.images, folder)
     for annotation in content["annotations"]:
         if annotation["id"] in found:
             mask = decode_segmentation(annotation["segmentation"], sizes[annotation["image_id"]])
             annotation["segmentation"] = [polygon.ravel().tolist() for polygon in find_polygons(mask)]
-    write_json(folder / "labels.polygons.json", content)
+    write_json(folder / POLYGONS, content)
     return _summary(journal)
+
+
+def write_yolo_beside(content: dict[str, Any], images: Path, folder: Path) -> None:
+    """Write `folder/yolo` anew (see `write_yolo`), beside and renamed."""
+    with TemporaryDirectory(dir=folder, prefix=".yolo-") as scratch:
+        write_yolo(content, images, Path(scratch) / "yolo")
+        shutil.rmtree(folder / "yolo", ignore_errors=True)
+        (Path(scratch) / "yolo").rename(folder / "yolo")
 
 
 def _add_label(annotation: dict[str, Any], label: dict[str, Any]) -> None:

@@ -84,21 +84,31 @@ def _draw_boxes(picture: Image.Image, boxes: np.ndarray) -> None:
 
 
 def _overlay(plain: Image.Image, masks: np.ndarray, numbers: list[float]) -> Image.Image:
-    """Masks in colour with a solid outline over the picture, each with its number at its top left corner."""
+    """Tinted masks, each with its number at its top left corner."""
+    tile = tint_masks(plain, list(masks))
+    draw = ImageDraw.Draw(tile)
+    for mask, number in zip(masks, numbers, strict=True):
+        ys, xs = np.nonzero(_fit_mask(mask, plain))
+        if len(xs):
+            draw.text(
+                (int(xs.min()), int(ys.min())), f"{number:.2f}", fill="white", stroke_width=1, stroke_fill="black"
+            )
+    return tile
+
+
+def tint_masks(plain: Image.Image, masks: Sequence[np.ndarray]) -> Image.Image:
+    """The picture with masks, bool (h, w) of any size, in colour with a solid outline."""
     blended = np.asarray(plain).astype(np.float32)
-    corners: list[tuple[int, int] | None] = []
     for index, mask in enumerate(masks):
-        shape = np.asarray(Image.fromarray(mask).resize(plain.size, Image.Resampling.NEAREST))
+        shape = _fit_mask(mask, plain)
         padded = np.pad(shape, 1)
         inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
         colour = np.array(COLOURS[index % len(COLOURS)], dtype=np.float32)
         blended[shape] = (1 - OPACITY) * blended[shape] + OPACITY * colour
         blended[shape & ~inner] = colour
-        ys, xs = np.nonzero(shape)
-        corners.append((int(xs.min()), int(ys.min())) if len(xs) else None)
-    tile = Image.fromarray(blended.round().astype(np.uint8))
-    draw = ImageDraw.Draw(tile)
-    for corner, number in zip(corners, numbers, strict=True):
-        if corner is not None:
-            draw.text(corner, f"{number:.2f}", fill="white", stroke_width=1, stroke_fill="black")
-    return tile
+    return Image.fromarray(blended.round().astype(np.uint8))
+
+
+def _fit_mask(mask: np.ndarray, picture: Image.Image) -> np.ndarray:
+    """A mask at the size of a picture."""
+    return np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST))

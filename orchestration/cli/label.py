@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from boxseg.errors import ConfigError, DataError
 from orchestration.cli.data import Images, find_images
 from orchestration.cli.open_run import RUN_HELP, open_predictor
-from orchestration.cli.output import AsJson, Device, Storage, print_json, print_pairs, say
+from orchestration.cli.output import AsJson, Device, Storage, print_json, print_pairs, print_table, say
 
 if TYPE_CHECKING:
     from boxseg.data.coco import CocoBoxes
@@ -29,6 +30,17 @@ def label(
         Path | None, typer.Option("--output", metavar="DIR", help="Where to write; labels/<name of DATA> if left out.")
     ] = None,
     images: Images = None,
+    review: Annotated[bool, typer.Option("--review", help="Write a page to look through the masks as well.")] = False,
+    apply: Annotated[
+        Path | None,
+        typer.Option(
+            "--apply", metavar="DECISIONS.json", help="Apply the decisions of the review page; label nothing."
+        ),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option("--compare", metavar="A,B,…", help="Print how far these sources agree, and with drawn masks."),
+    ] = None,
     device: Device = "auto",
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
@@ -36,16 +48,26 @@ def label(
     """Turn known boxes into masks, each with a quality in [0, 1] and checks.
 
     Writes labels.coco.json (run lengths), labels.polygons.json and yolo/ (YOLO segmentation). Run it again to go on
-    after a break.
+    after a break. With --review, review/index.html shows the masks, doubtful ones first; what it downloads is applied
+    with --apply and gives labels.reviewed.json.
     """
     from boxseg.config import CocoSource
     from boxseg.data.coco import CocoBoxes
     from boxseg.label_data import Journal, label_images, write_labels
+    from boxseg.label_review import apply_decisions, write_review
     from orchestration.progress import counted
 
+    source_of = functools.partial(_open_source, device=device, storage=storage)
     boxes = CocoBoxes(CocoSource(images=images or find_images(data), annotations=data), train=False)
-    masks, about = _open_source(source, run, boxes, device=device, storage=storage)
     folder = output or Path("labels") / data.stem
+    if compare is not None:
+        _compare(boxes, {name: source_of(name, run, boxes)[0] for name in compare.split(",")}, as_json)
+        return
+    if apply is not None:
+        counts = apply_decisions(folder, apply, boxes.source.images)
+        print_json(counts) if as_json else print_pairs(list(counts.items()))
+        return
+    masks, about = source_of(source, run, boxes)
     journal = Journal(folder, about)
     left = len(boxes) - len(journal.done)
     if journal.done and left:
@@ -53,7 +75,28 @@ def label(
     for _ in counted(label_images(boxes, masks, journal), left, what="images"):
         pass
     summary = {"output": str(folder), **write_labels(boxes, journal, folder)}
+    if review:
+        for _ in counted(write_review(folder, boxes.source.images), len(boxes), what="images drawn"):
+            pass
+        summary["review"] = str(folder / "review/index.html")
     _tell(summary, as_json)
+
+
+def _compare(boxes: CocoBoxes, sources: dict[str, Source], as_json: bool) -> None:
+    from boxseg.label_compare import compare_sources
+    from orchestration.progress import counted
+
+    *_, comparison = counted(compare_sources(boxes, sources), len(boxes), what="images")
+    agreement, drawn = comparison.agreement(), comparison.against_drawn()
+    if as_json:
+        print_json({"agreement": agreement, "drawn": drawn})
+        return
+    print_table(("agreement (IoU)", *sources), [(name, *row.values()) for name, row in agreement.items()])
+    if drawn:
+        columns = ("iou", "best_iou", "quality_auroc", "quality_rank")
+        print_table(("against drawn", *columns), [(n, *(row.get(key) for key in columns)) for n, row in drawn.items()])
+    else:
+        say("no masks are drawn, so there is no IoU with the truth")
 
 
 def _open_source(

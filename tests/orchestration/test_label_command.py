@@ -57,3 +57,21 @@ def test_what_cannot_be_done_is_told(arguments, more, code, told, capsys):
 def test_an_unknown_device_is_told(arguments, trained_run, capsys):
     assert run([*arguments, "--run", str(trained_run.checkpoint), "--device", "abacus"]) == 2
     assert "--device abacus" in capsys.readouterr().err
+
+
+def test_masks_are_reviewed_and_the_decisions_applied(arguments, capsys):
+    assert run([*arguments, "--source", "box", "--output", "out", "--review", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert Path(shown["review"]).exists()
+    first = json.loads(Path("out/labels.coco.json").read_text())["annotations"][0]["id"]
+    Path("decisions.json").write_text(json.dumps({first: "reject"}))
+    assert run([*arguments, "--output", "out", "--apply", "decisions.json", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reject"] == 1
+    assert Path("out/labels.reviewed.json").exists()
+
+
+def test_sources_are_compared(arguments, capsys):
+    assert run([*arguments, "--compare", f"box,file:{arguments[1]}"]) == 0
+    shown = capsys.readouterr().out
+    assert "agreement (IoU)" in shown
+    assert "against drawn" in shown

@@ -1,0 +1,131 @@
+"""A static page to look through labels, doubtful ones first, and the decisions that come back from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from boxseg.data.coco import decode_segmentation, read_image
+from boxseg.engine.panels import tint_masks
+from boxseg.errors import DataError
+from boxseg.label_data import LABELS, write_json, write_yolo_beside
+
+MARGIN = 0.2
+"""Width of what is shown around a box, as a share of its longer side."""
+TILE = 200
+"""Longest side of a shown crop [px]."""
+PAGE, CROPS, REVIEWED = "index.html", "crops", "labels.reviewed.json"
+DATA_MARK = "/*DATA*/"
+DECISIONS = ("accept", "reject")
+
+
+def write_review(labels: Path, images: Path) -> Iterator[Path]:
+    """Write `review/index.html`, which needs no server, and a crop for each mask.
+
+    Args:
+        labels: Folder with `labels.coco.json`.
+        images: Folder of the images.
+
+    Yields:
+        Each image file that is done; the page is there when all are.
+    """
+    text = (labels / LABELS).read_bytes()
+    content = json.loads(text)
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    of_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        if annotation.get("quality") is not None and annotation["checks"]["fill"] > 0:
+            of_image[annotation["image_id"]].append(annotation)
+    folder = labels / "review"
+    (folder / CROPS).mkdir(parents=True, exist_ok=True)
+    cards = []
+    for image in content["images"]:
+        for annotation in _write_crops(of_image[image["id"]], images / image["file_name"], folder / CROPS):
+            about = {key: annotation[key] for key in ("id", "quality", "doubts", "checks", "candidates")}
+            cards.append(about | {"file": image["file_name"], "name": names[annotation["category_id"]]})
+        yield images / image["file_name"]
+    cards.sort(key=lambda card: (card["quality"], card["id"]))
+    template = resources.files("boxseg").joinpath("label_review.html").read_text(encoding="utf-8")
+    stamp = hashlib.sha256(text).hexdigest()[:16]  # decisions about other labels are not taken over
+    data = json.dumps({"stamp": stamp, "cards": cards}).replace("<", "\\u003c")  # no text may end the script
+    page = folder / f".{PAGE}"
+    page.write_text(template.replace(DATA_MARK, data), encoding="utf-8")
+    page.replace(folder / PAGE)
+
+
+def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, int]:
+    """Write `labels.reviewed.json` and `yolo/` again: rejected annotations keep their box but lose their mask.
+
+    Args:
+        labels: Folder with `labels.coco.json`.
+        decisions: JSON that the page gave: annotation id -> accept or reject.
+        images: Folder of the images.
+
+    Returns:
+        How many were accepted, rejected, and left open.
+
+    Raises:
+        DataError: the file holds something else, or ids that the labels have not.
+    """
+    content = json.loads((labels / LABELS).read_bytes())
+    decided = _read_decisions(decisions, {annotation["id"] for annotation in content["annotations"]})
+    for annotation in content["annotations"]:
+        decision = decided.get(annotation["id"])
+        if decision is not None:
+            annotation["review"] = decision
+        if decision == "reject":
+            del annotation["segmentation"]
+    write_json(labels / REVIEWED, content)
+    write_yolo_beside(content, images, labels)
+    counts = {decision: sum(each == decision for each in decided.values()) for decision in DECISIONS}
+    return counts | {"open": sum(each.get("quality") is not None for each in content["annotations"]) - len(decided)}
+
+
+def _read_decisions(path: Path, known: set[int]) -> dict[int, str]:
+    rule = "decisions are one object, annotation id -> accept or reject, as the review page downloads it"
+    try:
+        content = json.loads(path.read_bytes())
+        decided = {int(key): value for key, value in content.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}; {rule}") from error
+    for annotation_id, decision in decided.items():
+        if annotation_id not in known or decision not in DECISIONS:
+            raise DataError(f"{path}: annotation {annotation_id} has {decision!r} or is none of the labels; {rule}")
+    return decided
+
+
+def _write_crops(annotations: list[dict[str, Any]], path: Path, folder: Path) -> list[dict[str, Any]]:
+    """Write the crop of each annotation, plain and tinted side by side; gives those that have one."""
+    try:
+        picture = read_image(path).permute(1, 2, 0).numpy() if annotations else None
+    except DataError:
+        return []  # named when the image was labelled
+    for annotation in annotations:
+        assert picture is not None
+        mask = decode_segmentation(annotation["segmentation"], (picture.shape[0], picture.shape[1]))
+        _draw_crop(picture, mask, annotation["bbox"]).save(folder / f"{annotation['id']}.jpg", quality=80)
+    return annotations
+
+
+def _draw_crop(picture: NDArray[np.uint8], mask: NDArray[np.bool_], bbox: list[float]) -> Image.Image:
+    x, y, width, height = bbox
+    margin = MARGIN * max(width, height)
+    left, top = max(int(x - margin), 0), max(int(y - margin), 0)
+    right, bottom = int(x + width + margin) + 1, int(y + height + margin) + 1
+    part = Image.fromarray(picture[top:bottom, left:right])
+    scale = TILE / max(part.size)
+    plain = part.resize((max(round(part.width * scale), 1), max(round(part.height * scale), 1)))
+    tinted = tint_masks(plain, [mask[top:bottom, left:right]])
+    both = Image.new("RGB", (2 * plain.width, plain.height))
+    both.paste(plain, (0, 0))
+    both.paste(tinted, (plain.width, 0))
+    return both

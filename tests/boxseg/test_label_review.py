@@ -1,0 +1,117 @@
+"""The review page, with a browser where there is one, and what becomes of its decisions."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from boxseg import label_sources
+from boxseg.data.coco import CocoBoxes
+from boxseg.errors import DataError
+from boxseg.label_compare import compare_sources
+from boxseg.label_data import Journal, label_images, write_labels
+from boxseg.label_review import apply_decisions, write_review
+
+
+@pytest.fixture(scope="module")
+def data(trained_run):
+    return CocoBoxes(trained_run.val, train=False)
+
+
+@pytest.fixture
+def labels(data, tmp_path):
+    """A folder with labels, the masks being the boxes."""
+    journal = Journal(tmp_path / "labels", {})
+    list(label_images(data, label_sources.from_boxes, journal))
+    write_labels(data, journal, tmp_path / "labels")
+    return tmp_path / "labels"
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def page_data(labels):
+    text = (labels / "review/index.html").read_text()
+    return json.loads(text.split('<script id="data" type="application/json">')[1].split("</script>")[0])
+
+
+def test_the_page_has_a_crop_for_every_mask_doubtful_ones_first(data, labels):
+    content = read(labels / "labels.coco.json")
+    for annotation in content["annotations"]:
+        annotation["quality"] = annotation["id"] % 7 / 10
+    content["categories"][0]["name"] = "</script><b>bad</b>"
+    (labels / "labels.coco.json").write_text(json.dumps(content))
+    list(write_review(labels, data.source.images))
+    cards = page_data(labels)["cards"]
+    assert [card["quality"] for card in cards] == sorted(card["quality"] for card in cards)
+    assert {card["id"] for card in cards} == {annotation["id"] for annotation in content["annotations"]}
+    assert all((labels / f"review/crops/{card['id']}.jpg").stat().st_size for card in cards)
+
+
+def test_rejected_masks_go_and_accepted_ones_are_marked(data, labels, tmp_path):
+    before = read(labels / "labels.coco.json")["annotations"]
+    (tmp_path / "decisions.json").write_text(json.dumps({before[0]["id"]: "reject", before[1]["id"]: "accept"}))
+    counts = apply_decisions(labels, tmp_path / "decisions.json", data.source.images)
+    assert counts == {"accept": 1, "reject": 1, "open": len(before) - 2}
+    after = read(labels / "labels.reviewed.json")["annotations"]
+    assert "segmentation" not in after[0]
+    assert after[0]["bbox"] == before[0]["bbox"]
+    assert after[1] == before[1] | {"review": "accept"}
+    assert after[2:] == before[2:]
+    lines = sum(len(path.read_text().splitlines()) for path in (labels / "yolo/labels").iterdir())
+    assert lines == len(before) - 1
+
+
+PRESS = """<script>
+window.Blob = class { constructor(parts) { document.body.dataset.saved = parts[0]; } };
+URL.createObjectURL = () => "#";
+const press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", {key}));
+KEYS.forEach(press);
+</script>"""
+
+
+def press_in_browser(page, keys: list[str]) -> dict[str, str]:
+    """Decisions that the page downloads after some keys, opened as a file in headless Chromium."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    copy = page.with_name("pressed.html")
+    copy.write_text(page.read_text() + PRESS.replace("KEYS", json.dumps(keys)))
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", profile, "--dump-dom", copy.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
+    saved = re.search(r'data-saved="([^"]*)"', shown)
+    assert saved is not None, shown[-2000:]
+    return json.loads(html.unescape(saved[1]))
+
+
+@pytest.mark.slow
+def test_keys_decide_in_a_browser_and_the_download_is_applied(data, labels, tmp_path):
+    list(write_review(labels, data.source.images))
+    ids = [str(card["id"]) for card in page_data(labels)["cards"]]
+    keys = ["r", "a", "r", "ArrowLeft", "u", "ArrowRight", "a", "d"]
+    decisions = press_in_browser(labels / "review/index.html", keys)
+    assert decisions == {ids[0]: "reject", ids[1]: "accept", ids[3]: "accept"}
+    (tmp_path / "decisions.json").write_text(json.dumps(decisions))
+    assert apply_decisions(labels, tmp_path / "decisions.json", data.source.images)["reject"] == 1
+
+
+@pytest.mark.parametrize("decisions", ["", "[]", '{"x": "accept"}', '{"999999": "accept"}', '{"1": "perhaps"}'])
+def test_other_files_are_no_decisions(data, labels, tmp_path, decisions):
+    (tmp_path / "decisions.json").write_text(decisions)
+    with pytest.raises(DataError, match="decisions are one object"):
+        apply_decisions(labels, tmp_path / "decisions.json", data.source.images)
+
+
+def test_sources_are_compared_with_one_another_and_with_the_drawn_masks(data):
+    drawn = label_sources.from_file(data.source.annotations, data)
+    *_, comparison = compare_sources(data, {"box": label_sources.from_boxes, "drawn": drawn})
+    agreement, against = comparison.agreement(), comparison.against_drawn()
+    assert agreement["box"]["box"] == agreement["drawn"]["drawn"] == pytest.approx(1)
+    assert agreement["box"]["drawn"] == pytest.approx(against["box"]["iou"])
+    assert against["drawn"]["iou"] == pytest.approx(1)
+    assert 0.3 < against["box"]["iou"] < 1
