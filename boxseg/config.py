@@ -514,7 +514,8 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "pc": {
             "p_start": 0.0,
             "warmup": 1 / 3,
-            "placements": 8,
+            "overlap": 0.0,
+            "placements": 16,
             "target": "lowest-q",
             "paste_weak": True,
             "require_better": True,
