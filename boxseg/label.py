@@ -14,8 +14,8 @@ from torchvision.ops import clip_boxes_to_image
 from boxseg.config import BoxSegConfig
 from boxseg.engine.step import fuse_candidates
 from boxseg.errors import ShapeError
-from boxseg.ops.boxes import box_area, scale_boxes
-from boxseg.ops.masks import resize_masks
+from boxseg.ops.boxes import box_area, box_iou, scale_boxes
+from boxseg.ops.masks import resize_masks, tight_boxes
 from boxseg.predict import Predictor, read_image
 from boxseg.teacher.candidates import pick_candidates
 
@@ -23,6 +23,10 @@ UNKNOWN = -1
 """Label of a box whose class the network does not know, or may be any."""
 EVERYTHING = 2**20
 """More locations than a pyramid level has."""
+LABEL_SCALE = 1.5
+"""Where a box is known, nothing is lost by looking closer: outlines gain more than the detector's scores lose."""
+COLOR_WEIGHT = 1.0
+"""Least trust in the colours of each box: a training run may leave them out, but labels gain by them."""
 LAST_RESORT = 0.5
 """Factor on the quality of masks for which the limits of the run's settings had to be lifted."""
 
@@ -34,14 +38,20 @@ class BoxLabels:
     mask: Tensor
     """Bool (N, height, width), pixels of the image, inside the box; empty only for a box without area."""
     quality: Tensor
-    """Float (N,) in [0, 1]: how far the mask can be trusted; 0 where it is the box itself, or empty."""
+    """Float (N,) in [0, 1]: how far the mask can be trusted, QAM's quality times the root of `fit`; 0 where the mask is
+    the box itself, or empty."""
     num_candidates: Tensor
     """int64 (N,): detections that were fused; 0 where the mask is the box itself, or empty."""
 
 
 @torch.no_grad()
 def label_boxes(
-    predictor: Predictor, image: str | Path | Tensor | np.ndarray, boxes: Tensor, labels: Tensor | None = None
+    predictor: Predictor,
+    image: str | Path | Tensor | np.ndarray,
+    boxes: Tensor,
+    labels: Tensor | None = None,
+    *,
+    scale: float = LABEL_SCALE,
 ) -> BoxLabels:
     """The best mask for each known box of an image, and its quality.
 
@@ -56,6 +66,7 @@ def label_boxes(
         image: File, uint8 tensor (3, h, w) or uint8 array (h, w, 3), RGB.
         boxes: Float (N, 4), x1 y1 x2 y2 in pixels of the image.
         labels: int64 (N,), indices into `predictor.class_names`; -1, or None for all boxes: any class.
+        scale: Size of the network's input, relative to that of evaluation.
 
     Returns:
         One mask per box. A box that no candidate fits gets a mask all the same: of another class, then from the
@@ -75,7 +86,7 @@ def label_boxes(
     boxes = clip_boxes_to_image(boxes.float(), size)
     mask = pixels_inside(boxes, size)
     quality, num_candidates = torch.zeros(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64)
-    batch = predictor.view(pixels)
+    batch = predictor.view(pixels, scale=scale)
     predictions = predictor.network(batch.weak, batch.valid)
     for config, trust in attempts(predictor.config):
         left = ((num_candidates == 0) & (box_area(boxes) > 0)).nonzero()[:, 0]
@@ -93,13 +104,19 @@ def label_boxes(
             if found.any():
                 mask[place], num_candidates[place] = found, pseudo.num_candidates[row].cpu()
                 quality[place] = trust * pseudo.quality[row].cpu()
-    return BoxLabels(mask, quality, num_candidates)
+    return BoxLabels(mask, quality * fit(mask, boxes).sqrt(), num_candidates)
+
+
+def fit(masks: Tensor, boxes: Tensor) -> Tensor:
+    """IoU (N,) of each mask's own box with the given one: 1 for a mask that touches all four sides from inside."""
+    return box_iou(tight_boxes(masks), boxes).diagonal()
 
 
 def attempts(config: BoxSegConfig) -> Iterator[tuple[BoxSegConfig, float]]:
     """Settings to find candidates with, strictest first, and the factor on the quality of what they find."""
-    limits = {"min_quality": 0.0, "fusion": "weighted"}
-    own = config.qam.model_copy(update=limits)
+    always = {"min_quality": 0.0, "fusion": "weighted", "full_resolution": False}
+    color_weight = max(config.qam.color_weight, COLOR_WEIGHT)
+    own = config.qam.model_copy(update=always | {"color_weight": color_weight})
     teacher = config.teacher.model_copy(update={"with_nms": False})
     yield config.model_copy(update={"qam": own, "teacher": teacher}), 1.0
     any_class = own.model_copy(update={"class_match": False})

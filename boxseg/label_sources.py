@@ -16,9 +16,8 @@ from torch import Tensor
 
 from boxseg.data.coco import CocoBoxes, decode_segmentation
 from boxseg.errors import ConfigError, DataError
-from boxseg.label import UNKNOWN, BoxLabels, label_boxes, pixels_inside
+from boxseg.label import UNKNOWN, BoxLabels, fit, label_boxes, pixels_inside
 from boxseg.ops.boxes import box_iou
-from boxseg.ops.masks import tight_boxes
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
 
@@ -66,11 +65,6 @@ def from_grabcut(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
         found = torch.from_numpy((cut == cv2.GC_FGD) | (cut == cv2.GC_PR_FGD)) & box
         masks[row] = found if found.any() else box
     return BoxLabels(masks, fit(masks, sample.boxes), torch.ones(len(masks), dtype=torch.int64))
-
-
-def fit(masks: Tensor, boxes: Tensor) -> Tensor:
-    """IoU (N,) of each mask's own box with the given one: 1 for a mask that touches all four sides from inside."""
-    return box_iou(tight_boxes(masks), boxes).diagonal()
 
 
 def from_file(path: Path, data: CocoBoxes) -> Source:

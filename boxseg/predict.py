@@ -80,13 +80,13 @@ class Predictor:
             batch = self.view(read_image(item), image_id=number)
             yield detect(self.network, batch, self.config.fcos)[1][0]
 
-    def view(self, image: Tensor, *, image_id: int = -1) -> Batch:
-        """An image uint8 (3, h, w) as a batch of one without boxes, at the size of evaluation, on the device."""
+    def view(self, image: Tensor, *, image_id: int = -1, scale: float = 1.0) -> Batch:
+        """An image uint8 (3, h, w) as a batch of one without boxes, at `scale` times the size of evaluation."""
         train = self.config.train
+        short_side, max_size = train.eval_size or max(image_sizes(self.config)), train.max_size
         none = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
         sample = Sample(image, *none, image_id=image_id, original_size=(image.shape[1], image.shape[2]))
-        view = resize_only(sample, train.eval_size or max(image_sizes(self.config)), train.max_size)
-        return collate([view]).to(self.device)
+        return collate([resize_only(sample, round(scale * short_side), round(scale * max_size))]).to(self.device)
 
 
 def read_image(item: str | Path | Tensor | np.ndarray) -> Tensor:

@@ -16,6 +16,7 @@ SETTINGS = {
     "train": {"steps": 2, "batch_size": 2, "image_size": 64, "report_every": 1, "panels": 0},
     "solver": {"optimizer": "adamw", "lr": 1e-3, "warmup": 0},
     "fcos": {"score_thr": 1e-5},
+    "qam": {"color_weight": 0.0},
 }
 
 

@@ -5,7 +5,7 @@ import torch
 
 from boxseg import label
 from boxseg.errors import ShapeError
-from boxseg.label import LAST_RESORT, label_boxes, pixels_inside
+from boxseg.label import LAST_RESORT, fit, label_boxes, pixels_inside
 from boxseg.predict import Predictor
 from boxseg.structures import Candidates
 
@@ -20,6 +20,11 @@ def predictor(trained_run):
 @pytest.fixture(scope="module")
 def image():
     return torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def no_color(monkeypatch):
+    monkeypatch.setattr(label, "COLOR_WEIGHT", 0.0)
 
 
 def offer(monkeypatch, *offers):
@@ -50,24 +55,33 @@ def test_a_box_is_labelled_alike_alone_and_among_others(predictor, image):
     assert float(together.quality[2]) == pytest.approx(float(alone.quality[0]), abs=1e-6)
 
 
-def test_candidates_make_the_mask_and_its_quality(predictor, image, monkeypatch):
+def test_candidates_make_the_mask_and_its_quality(predictor, image, monkeypatch, no_color):
     offer(monkeypatch, [0, 0])
-    found = label_boxes(predictor, image, torch.tensor([[8.0, 8, 48, 48]]))
+    boxes = torch.tensor([[8.0, 8, 48, 48]])
+    found = label_boxes(predictor, image, boxes, scale=1.0)
     rows, columns = found.mask[0].any(dim=1).nonzero()[:, 0], found.mask[0].any(dim=0).nonzero()[:, 0]
     assert abs(int(rows[0]) - 16) <= 1
     assert abs(int(columns[-1]) - 39) <= 1
-    assert float(found.quality[0]) == pytest.approx((0.9 * 0.9) ** 0.5, abs=1e-4)  # sqrt((0.8 + 1) / 2 * 0.9)
+    trust = 0.9  # sqrt((0.8 + 1) / 2 * 0.9)
+    assert float(found.quality[0]) == pytest.approx(trust * float(fit(found.mask, boxes)[0]) ** 0.5, abs=1e-4)
     assert found.num_candidates.tolist() == [2]
 
 
-def test_boxes_without_candidates_get_the_nearest_and_then_the_box(predictor, image, monkeypatch):
+def test_boxes_without_candidates_get_the_nearest_and_then_the_box(predictor, image, monkeypatch, no_color):
     boxes = torch.tensor([[8.0, 8, 48, 48], [0, 0, 20, 20], [0, 0, 60, 60]])
     offer(monkeypatch, [0], [], [1])  # the third attempt numbers the boxes that are left: 1 and 2
-    found = label_boxes(predictor, image, boxes)
-    assert float(found.quality[2]) == pytest.approx(LAST_RESORT * 0.9, abs=1e-4)
+    found = label_boxes(predictor, image, boxes, scale=1.0)
+    fits = fit(found.mask, boxes).sqrt()
+    assert float(found.quality[2]) == pytest.approx(LAST_RESORT * 0.9 * float(fits[2]), abs=1e-4)
     assert found.num_candidates.tolist() == [1, 0, 1]
     assert float(found.quality[1]) == 0
     assert torch.equal(found.mask[1], pixels_inside(boxes, (64, 64))[1])
+
+
+def test_a_mask_fits_its_box_as_far_as_it_reaches():
+    masks = torch.zeros(3, 10, 10, dtype=torch.bool)
+    masks[0, 2:6, 2:8] = masks[1, 2:4, 2:8] = True
+    assert fit(masks, torch.tensor([[2.0, 2, 8, 6]] * 3)).tolist() == [1.0, 0.5, 0.0]
 
 
 def test_pixels_of_a_box_have_their_middle_in_it_and_are_one_at_least():
