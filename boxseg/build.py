@@ -27,6 +27,7 @@ from boxseg.engine.train import TrainResult, train
 from boxseg.losses.detection import detection_losses
 from boxseg.model.backbone import Backbone, build_backbone
 from boxseg.model.condinst import CondInst
+from boxseg.model.mask_rcnn import MaskRcnn
 from boxseg.structures import MaskNetwork
 from boxseg.teacher.thresholds import ThresholdTable
 
@@ -168,7 +169,27 @@ def build_condinst(config: BoxSegConfig, backbone: Backbone, num_classes: int) -
     )
 
 
-NETWORKS: dict[NetworkKind, Callable[[BoxSegConfig, Backbone, int], MaskNetwork]] = {"condinst": build_condinst}
+def build_mask_rcnn(config: BoxSegConfig, backbone: Backbone, num_classes: int) -> MaskRcnn:
+    """Mask R-CNN with the settings of `model` and `rcnn`."""
+    rcnn = config.rcnn
+    return MaskRcnn(
+        num_classes=num_classes,
+        backbone=backbone,
+        channels=config.model.channels,
+        anchor_sizes=rcnn.anchor_sizes,
+        representation=rcnn.representation,
+        mask_channels=rcnn.mask_channels,
+        mask_convs=rcnn.mask_convs,
+        regions=rcnn.regions,
+        sampled=rcnn.sampled,
+        max_per_image=config.cond.max_per_image,
+    )
+
+
+NETWORKS: dict[NetworkKind, Callable[[BoxSegConfig, Backbone, int], MaskNetwork]] = {
+    "condinst": build_condinst,
+    "mask_rcnn": build_mask_rcnn,
+}
 """What each `model.kind` builds, given the settings, a backbone and the number of classes."""
 
 

@@ -13,7 +13,7 @@ from boxseg.model.names import check_backbone_name
 
 Profile = Literal["official", "paper", "fixed"]
 Method = Literal["boxinst", "boxteacher", "qam", "pc", "full", "supervised"]
-NetworkKind = Literal["condinst"]
+NetworkKind = Literal["condinst", "mask_rcnn"]
 Shape = Literal["disc", "square", "star", "ring", "corner", "crescent", "ellipse", "quad", "triangle"]
 Warmup = Annotated[float, Field(ge=0)]
 """Below 1: a share of `train.steps`. From 1 on: a number of steps. 0: no warm-up."""
@@ -87,7 +87,7 @@ class ModelConfig(Config):
     """The network."""
 
     kind: NetworkKind = "condinst"
-    """condinst: FCOS with dynamic mask heads, the network of BoxSeg."""
+    """condinst: FCOS with dynamic mask heads, the network of BoxSeg; mask_rcnn: torchvision's Mask R-CNN."""
     backbone: str = "resnet50"
     """resnet18, resnet34, resnet50, resnet101, resnet18_half, efficientnet_lite0, or timm/NAME for any timm feature
     extractor."""
@@ -442,6 +442,23 @@ class CondConfig(Config):
     """3x3 convolutions of the mask branch after the levels are summed."""
 
 
+class RcnnConfig(Config):
+    """Both stages of Mask R-CNN; `cond.max_per_image` limits its proposals too."""
+
+    anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
+    """Side of the anchors on each pyramid level [px]."""
+    representation: int = Field(1024, ge=8)
+    """Width of the box head."""
+    mask_channels: int = Field(256, ge=8)
+    """Width of the mask head."""
+    mask_convs: int = Field(4, ge=1)
+    """3x3 convolutions of the mask head."""
+    regions: int = Field(1000, ge=1)
+    """Regions of an image that reach the second stage."""
+    sampled: int = Field(512, ge=4)
+    """Regions of an image that the box head learns from; a quarter of them positive at most."""
+
+
 class BoxSegConfig(Config):
     """All settings of the method."""
 
@@ -462,6 +479,7 @@ class BoxSegConfig(Config):
     ema: EmaConfig = EmaConfig()
     fcos: FcosConfig = FcosConfig()
     cond: CondConfig = CondConfig()
+    rcnn: RcnnConfig = RcnnConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -486,7 +504,23 @@ class BoxSegConfig(Config):
             raise ValueError("train.evaluate is teacher, but teacher.on is false; evaluate the student, or both")
         if self.pc.on and self.data.strong == "none":
             raise ValueError("pc.on needs a strong view, but data.strong is none; set data.strong, or pc.on: false")
+        if names := self._settings_without_effect():
+            raise ValueError(
+                f"{', '.join(names)} have no effect with model.kind {self.model.kind}; "
+                "leave them out, or change model.kind"
+            )
         return self
+
+    def _settings_without_effect(self) -> list[str]:
+        """Settings of the other kind of network that were changed from the presets."""
+        presets, changed = merge(PROFILES[self.profile], METHODS[self.method]), []
+        for group, names in OTHER_NETWORK[self.model.kind].items():
+            settings = getattr(self, group)
+            for name in names:
+                default = type(settings).model_fields[name].default
+                if getattr(settings, name) != presets.get(group, {}).get(name, default):
+                    changed.append(f"{group}.{name}")
+        return changed
 
 
 PROFILES: dict[Profile, dict[str, Any]] = {
@@ -549,6 +583,17 @@ METHODS: dict[Method, dict[str, Any]] = {
     },
 }
 """What each method changes on top of the profile; classification loss and schedule stay the same for all."""
+
+
+OTHER_NETWORK: dict[NetworkKind, dict[str, tuple[str, ...]]] = {
+    "condinst": {"rcnn": tuple(RcnnConfig.model_fields)},
+    "mask_rcnn": {
+        "model": ("tower_convs",),
+        "fcos": ("use_vfl", "alpha", "gamma", "radius", "sizes", "iou_eps"),
+        "cond": ("features", "channels", "layers", "branch_channels", "branch_convs"),
+    },
+}
+"""Settings that each kind of network has no use for."""
 
 
 def apply_presets(values: dict[str, Any]) -> dict[str, Any]:

@@ -71,12 +71,27 @@ def test_a_warmup_below_one_is_a_share_of_the_steps(value: float, steps: int):
         ({"method": "supervised", "data": {"use_masks": "never"}}, ("loss.mask_weight", "data.use_masks")),
         ({"method": "boxinst", "data": {"use_masks": "where_present"}}, ("data.use_masks", "loss.mask_weight")),
         ({"profile": ["paper"]}, ("profile",)),
+        ({"rcnn": {"regions": 50}}, ("rcnn.regions", "no effect", "condinst")),
+        (
+            {"model": {"kind": "mask_rcnn", "tower_convs": 2}, "fcos": {"iou_eps": 1.0}, "cond": {"max_per_image": 8}},
+            ("model.tower_convs, fcos.iou_eps have no effect", "mask_rcnn"),
+        ),
     ],
 )
 def test_impossible_settings_are_refused_with_their_names(values: dict[str, Any], words: tuple[str, ...]):
     message = refused(values)
     for word in words:
         assert word in message
+
+
+def test_each_network_takes_the_presets_and_its_own_settings():
+    for values in (
+        {"model": {"kind": "mask_rcnn"}, "rcnn": {"regions": 50}},
+        {"model": {"kind": "mask_rcnn"}, "profile": "official"},
+        {"model": {"tower_convs": 2}, "fcos": {"iou_eps": 1.0}},
+    ):
+        config = BoxSegConfig.model_validate(values)
+        assert BoxSegConfig.model_validate(config.model_dump()) == config
 
 
 def test_timm_backbones_are_taken_by_name():

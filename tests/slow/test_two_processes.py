@@ -1,6 +1,7 @@
 """Data-parallel training of the real network: two processes see what one sees, and stay together."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from boxseg.build import run_training
-from boxseg.config import BoxSegConfig
+from boxseg.config import BoxSegConfig, merge
 from boxseg.engine import checkpoint
 from boxseg.engine.events import EvalReport, StepReport
 
@@ -20,6 +21,12 @@ CONFIG = {
     "train": {"steps": STEPS, "batch_size": 4, "image_size": 64, "report_every": 1, "eval_every": STEPS},
     "solver": {"optimizer": "adamw", "lr": 5e-4, "warmup": 0},
     "pc": {"on": False},
+}
+MASK_RCNN = {
+    "model": {"kind": "mask_rcnn", "tower_convs": 4},
+    "cond": {"branch_channels": 128, "branch_convs": 4},
+    "rcnn": {"anchor_sizes": [8, 16, 32, 48, 64], "representation": 16, "mask_channels": 8, "regions": 20},
+    "train": {"steps": 3, "eval_every": 3},
 }
 
 pytestmark = pytest.mark.slow
@@ -41,11 +48,11 @@ class Losses:
         return False
 
 
-def work(rank: int, root: str) -> None:
+def work(rank: int, root: str, config: dict[str, Any]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{root}/meet", rank=rank, world_size=2)
     losses = Losses()
     run_training(
-        BoxSegConfig.model_validate(CONFIG), folder=Path(root) / "two", data_root=Path(root) / "data", reporter=losses
+        BoxSegConfig.model_validate(config), folder=Path(root) / "two", data_root=Path(root) / "data", reporter=losses
     )
     torch.save(losses.values, Path(root) / f"losses-{rank}.pt")
     dist.destroy_process_group()
@@ -55,7 +62,7 @@ def test_two_processes_follow_the_loss_curve_of_one(tmp_path):
     alone = Losses()
     config = BoxSegConfig.model_validate(CONFIG)
     run_training(config, folder=tmp_path / "one", data_root=tmp_path / "data", reporter=alone)
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    mp.spawn(work, args=(str(tmp_path), CONFIG), nprocs=2)
     ranks = [torch.load(tmp_path / f"losses-{rank}.pt") for rank in (0, 1)]
     mean = (torch.tensor(ranks[0][:STEPS]) + torch.tensor(ranks[1][:STEPS])) / 2
     expected = torch.tensor(alone.values[:STEPS])
@@ -63,3 +70,11 @@ def test_two_processes_follow_the_loss_curve_of_one(tmp_path):
     assert ranks[0][STEPS] == ranks[1][STEPS]  # one evaluation of all images, known to both
     one, two = (checkpoint.load_network(tmp_path / name / "checkpoints" / "last", "student") for name in ("one", "two"))
     assert one.keys() == two.keys()
+
+
+def test_mask_rcnn_gives_every_parameter_a_gradient_in_both_processes(tmp_path):
+    mp.spawn(work, args=(str(tmp_path), merge(CONFIG, MASK_RCNN)), nprocs=2)
+    ranks = [torch.load(tmp_path / f"losses-{rank}.pt") for rank in (0, 1)]
+    assert len(ranks[0]) == 4  # a parameter without a gradient would have stopped the second step
+    assert ranks[0][:3] != ranks[1][:3]
+    assert ranks[0][3] == ranks[1][3]
