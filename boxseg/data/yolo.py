@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import yaml
+from PIL import Image
+
 from boxseg.data.checks import is_inside
 from boxseg.data.coco import decode_segmentation
+from boxseg.data.coco_split import CocoSplit
 from boxseg.data.outlines import find_polygons, join_polygons
 from boxseg.errors import DataError
+
+IMAGE_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+LINE_RULE = "a line is the class and x y width height, or the class and x y of three points or more, as shares"
+
+logger = logging.getLogger(__name__)
 
 
 def write_yolo(content: dict[str, Any], images: Path, folder: Path) -> None:
@@ -59,3 +73,114 @@ def _outline(segmentation: Any, size: tuple[int, int]) -> str:
         return ""
     shares = join_polygons(polygons) / [size[1], size[0]]
     return " ".join(f"{share:.6g}" for share in shares.ravel().tolist())
+
+
+def convert_yolo(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
+    """YOLO: images with a text file each, a line `class x y width height` or `class x y x y …` per object, in shares.
+
+    Args:
+        source: A folder with `data.yaml`, or with `images/`, `labels/` and the names of the classes in `classes.txt`.
+        exclude: File names (without folder and ending) of images to leave out.
+
+    Returns:
+        The splits of `data.yaml`, each place once, or else one named `all`. Images that cannot be read are left out,
+        with a warning.
+
+    Raises:
+        DataError: the classes are not named, or a line is malformed; names file and line.
+
+    Source: the description of the format by Ultralytics.
+    """
+    names, layout = _read_layout(source)
+    splits: dict[str, CocoSplit] = {}
+    for split_name, places in layout.items():
+        if places in [layout[before] for before in splits]:
+            continue  # small data sets validate on what they train on
+        splits[split_name] = split = CocoSplit(source, names)
+        for path in (path for place in places for path in _images_of(place)):
+            if path.stem not in exclude:
+                _add_image(split, source, path)
+    return splits
+
+
+def _read_layout(source: Path) -> tuple[list[str], dict[str, list[Path]]]:
+    """Names of the classes, and for each split the folders, lists or images that it consists of."""
+    found = sorted([*source.glob("*.yaml"), *source.glob("*.yml")])
+    if found:
+        try:
+            content = yaml.safe_load(found[0].read_text(encoding="utf-8"))
+            names = [str(content["names"][number]) for number in range(len(content["names"]))]
+            splits = {name: content[name] for name in ("train", "val", "test") if content.get(name)}
+            base = str(content.get("path") or ".")
+            splits = splits or {"all": "images"}
+            return names, {name: _places(source, base, listed) for name, listed in splits.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            rule = "it needs `names`, the class names from 0 on, and `train` or `val`"
+            raise DataError(f"{found[0]}: {rule} ({type(error).__name__}: {error}; correct the file)") from error
+    classes = next((path for path in (source / "classes.txt", source / "labels/classes.txt") if path.is_file()), None)
+    if classes is None or not (source / "images").is_dir():
+        raise DataError(f"{source}: is no YOLO data set; it needs data.yaml, or images/, labels/ and classes.txt")
+    return classes.read_text(encoding="utf-8").rstrip().splitlines(), {"all": [source / "images"]}
+
+
+def _places(source: Path, base: str, listed: Any) -> list[Path]:
+    """Where a split lies: below `path`, below the folder itself, or there without the `../` that some tools write."""
+    places = []
+    for name in listed if isinstance(listed, list) else [listed]:
+        tries = [source / base / name, source / name, source / re.sub(r"^(\.\./)+", "", name)]
+        place = next((each for each in tries if each.exists()), None)
+        if place is None or not place.resolve().is_relative_to(source.resolve()):
+            raise DataError(f"{source}: has no {name} inside, which its data.yaml names (correct `path` or the split)")
+        places.append(place)
+    return places
+
+
+def _images_of(place: Path) -> Iterator[Path]:
+    """Image files of a folder with all below, or of a list with a path a line."""
+    if place.is_dir():
+        yield from (path for path in sorted(place.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS)
+    elif place.suffix == ".txt":
+        yield from (place.parent / line.strip() for line in place.read_text().splitlines() if line.strip())
+    else:
+        yield place
+
+
+def _add_image(split: CocoSplit, source: Path, path: Path) -> None:
+    try:
+        with Image.open(path) as picture:
+            size = (picture.height, picture.width)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        logger.warning("%s: left out, the image cannot be read: %s", path, error)
+        return
+    split.add_image(Path(os.path.relpath(path, source)).as_posix(), size)
+    labels = _label_path(path)
+    lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                _add_line(split, [float(word) for word in line.split()], size)
+            except (ValueError, IndexError, OverflowError) as error:
+                raise DataError(f"{labels}:{number}: {error}; {LINE_RULE} (correct or remove the line)") from error
+
+
+def _add_line(split: CocoSplit, numbers: list[float], size: tuple[int, int]) -> None:
+    label, shares = int(numbers[0]), np.array(numbers[1:])
+    if label != numbers[0] or not 0 <= label < len(split.class_names):
+        raise ValueError(f"class {numbers[0]:g} is none of 0 … {len(split.class_names) - 1}")
+    if not np.isfinite(shares).all() or len(shares) < 4 or len(shares) % 2:
+        raise ValueError(f"there are {len(shares)} finite numbers after the class")
+    if len(shares) == 4:
+        x, y, width, height = (shares * [size[1], size[0], size[1], size[0]]).tolist()
+        split.add_object(label, [x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+        return
+    points = shares.reshape(-1, 2) * [size[1], size[0]]
+    mask = decode_segmentation([points.ravel().tolist()], size)
+    split.add_object(label, [*points.min(axis=0), *points.max(axis=0)], mask)
+
+
+def _label_path(image: Path) -> Path:
+    """The text file of an image: in `labels` instead of the last `images`, else beside it."""
+    parts = list(image.with_suffix(".txt").parts)
+    if "images" in parts[:-1]:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,9 +12,12 @@ from boxseg.errors import ConfigError
 from orchestration.cli.output import AsJson, print_json, print_pairs, print_table, say
 from orchestration.errors import ExitCode
 
+if TYPE_CHECKING:
+    from boxseg.config import CocoSource
+
 app = typer.Typer(help="Check, count, import and draw data sets.", no_args_is_help=True, rich_markup_mode=None)
 
-Format = Literal["voc", "sbd", "cityscapes"]
+Format = Literal["voc", "sbd", "cityscapes", "yolo"]
 Target = Annotated[Path, typer.Argument(metavar="EXP.yaml|FILE.json", help="Experiment file, or COCO instance file.")]
 Images = Annotated[
     Path | None,
@@ -30,13 +33,19 @@ def check(
         Literal["train", "val"], typer.Option("--for", help="What FILE.json is for: val asks for masks.")
     ] = "train",
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image in full.")] = False,
+    fix: Annotated[
+        Path | None, typer.Option("--fix", metavar="DIR", help="Write a copy without the faults, and check that.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find what is wrong with a data set; exit code 3 if it cannot be used."""
     from boxseg.data.checks import check_source
 
     faults = []
-    for split, source in _sources(target, images, use).items():
+    sources = _sources(target, images, use)
+    if fix is not None:
+        sources = {split: _fix(source, fix if len(sources) == 1 else fix / split) for split, source in sources.items()}
+    for split, source in sources.items():
         faults.extend(check_source(source, training=split == "train", decode=decode))
     if as_json:
         print_json({"usable": not any(fault.fatal for fault in faults), "faults": faults})
@@ -52,6 +61,17 @@ def check(
     say(f"{fatal} errors, {len(faults) - fatal} warnings")
     if fatal:
         raise typer.Exit(ExitCode.DATA)
+
+
+def _fix(source: CocoSource, output: Path) -> CocoSource:
+    """Write the cleaned copy, tell what was done, and give where it is."""
+    from boxseg.config import CocoSource
+    from boxseg.data.fix import ANNOTATIONS, IMAGES, write_fixed
+
+    for told, count in write_fixed(source, output).items():
+        say(f"{count} {told}")
+    say(f"cleaned copy: {{images: {output / IMAGES}, annotations: {output / ANNOTATIONS}}}")
+    return CocoSource(images=output / IMAGES, annotations=output / ANNOTATIONS)
 
 
 @app.command()

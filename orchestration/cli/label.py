@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from orchestration.cli.open_run import RUN_HELP, open_predictor
 from orchestration.cli.output import AsJson, Device, Storage, print_json, print_pairs, print_table, say
 
 if TYPE_CHECKING:
+    from boxseg.config import CocoSource
     from boxseg.data.coco import CocoBoxes
     from boxseg.label_sources import Source
 
@@ -21,7 +23,7 @@ SHOWN_PROBLEMS = 5
 
 
 def label(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="COCO file with the boxes.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="COCO file with the boxes, YOLO folder or VOC folder.")],
     run: Annotated[str | None, typer.Option("--run", metavar="RUN", help=RUN_HELP)] = None,
     source: Annotated[
         str, typer.Option("--source", metavar="run|grabcut|box|file:COCO.json", help="Where the masks come from.")
@@ -58,8 +60,13 @@ def label(
     from orchestration.progress import counted
 
     source_of = functools.partial(_open_source, device=device, storage=storage)
-    boxes = CocoBoxes(CocoSource(images=images or find_images(data), annotations=data), train=False)
-    folder = output or Path("labels") / data.stem
+    folder = output or Path("labels") / data.absolute().stem
+    found = (
+        import_boxes(data, folder)
+        if data.is_dir()
+        else CocoSource(images=images or find_images(data), annotations=data)
+    )
+    boxes = CocoBoxes(CocoSource(images=images or found.images, annotations=found.annotations), train=False)
     if compare is not None:
         _compare(boxes, {name: source_of(name, run, boxes)[0] for name in compare.split(",")}, as_json)
         return
@@ -80,6 +87,26 @@ def label(
             pass
         summary["review"] = str(folder / "review/index.html")
     _tell(summary, as_json)
+
+
+def import_boxes(data: Path, folder: Path) -> CocoSource:
+    """The boxes of a YOLO or VOC folder as `folder/boxes.json`; of VOC with its lists, those of `trainval`.
+
+    Raises:
+        DataError: the folder is neither, or damaged.
+    """
+    from boxseg.config import CocoSource
+    from boxseg.data.coco_split import join_splits
+    from boxseg.data.convert import convert
+    from orchestration.files import write_atomic
+
+    is_voc = (data / "Annotations").is_dir() or any(data.glob("*.xml"))
+    splits = convert(data, "voc" if is_voc else "yolo")
+    wanted = [splits["boxes_trainval"]] if "boxes_trainval" in splits else list(splits.values())
+    joined = join_splits(wanted)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "boxes.json", json.dumps(joined.content))
+    return CocoSource(images=joined.images.absolute(), annotations=folder / "boxes.json")
 
 
 def _compare(boxes: CocoBoxes, sources: dict[str, Source], as_json: bool) -> None:

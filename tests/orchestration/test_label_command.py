@@ -75,3 +75,23 @@ def test_sources_are_compared(arguments, capsys):
     shown = capsys.readouterr().out
     assert "agreement (IoU)" in shown
     assert "against drawn" in shown
+
+
+def test_a_yolo_folder_is_labelled(arguments, capsys):
+    assert run([*arguments, "--source", f"file:{arguments[1]}", "--output", "out"]) == 0
+    assert run(["label", "out/yolo", "--source", "box", "--output", "again", "--json"]) == 0
+    boxes = json.loads(Path(arguments[1]).read_text())["annotations"]
+    written = json.loads(Path("again/labels.coco.json").read_text())
+    assert len(written["annotations"]) == len(boxes)
+    assert all("segmentation" in each for each in written["annotations"])
+
+
+def test_a_cleaned_copy_is_written_and_checked(trained_run, capsys):
+    content = json.loads(trained_run.val.annotations.read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    Path("bent.json").write_text(json.dumps(content))
+    check = ["data", "check", "bent.json", "--images", str(trained_run.val.images)]
+    assert run(check) == 3
+    assert run([*check, "--fix", "clean"]) == 0
+    assert "1 annotations left out" in capsys.readouterr().err
+    assert json.loads(Path("clean/annotations.json").read_text())["annotations"] == content["annotations"][1:]

@@ -1,0 +1,136 @@
+"""Writes a copy of a data set without its faults; the original stays untouched."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from boxseg.config import CocoSource
+from boxseg.data.checks import COCO_RULE, REQUIRED_KEYS, RULES, image_fault, is_inside
+from boxseg.errors import DataError
+
+ANNOTATIONS, IMAGES = "annotations.json", "images"
+
+
+def write_fixed(source: CocoSource, output: Path) -> Counter[str]:
+    """Write `output/annotations.json` and `output/images/` (links) without what makes a data set unusable.
+
+    Images are left out if they are missing, damaged, of another size than listed, twice in the list or beyond the
+    folder; one that is listed as its EXIF rotation shows it is stored rotated. Annotations are left out if they are
+    malformed or belong to nothing; boxes are cut to their image and left out if nothing remains. Ids that occur twice
+    are given anew. All other fields stay.
+
+    Args:
+        source: Images and annotation file.
+        output: A new or empty folder.
+
+    Returns:
+        What was done, and how often.
+
+    Raises:
+        DataError: the file is no COCO file at all, or `output` holds something.
+    """
+    content = _load(source.annotations)
+    if output.exists() and any(output.iterdir()):
+        raise DataError(f"{output}: is not empty; a cleaned copy needs a folder of its own (name another)")
+    done: Counter[str] = Counter()
+    for group in REQUIRED_KEYS:
+        content[group] = _sound_entries(content[group], group, done)
+    (output / IMAGES).mkdir(parents=True, exist_ok=True)
+    content["images"] = [
+        image for image in content["images"] if _keep_image(image, source.images, output / IMAGES, done)
+    ]
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    categories = {category["id"] for category in content["categories"]}
+    kept = []
+    for annotation in content["annotations"]:
+        size = sizes.get(annotation["image_id"])
+        if size is None or annotation["category_id"] not in categories:
+            done["annotations left out: no such image or category"] += 1
+        elif annotation.get("iscrowd") or _cut_box(annotation, size, done):
+            kept.append(annotation)
+    content["annotations"] = kept
+    scratch = output / f".{ANNOTATIONS}"
+    scratch.write_text(json.dumps(content), encoding="utf-8")
+    scratch.replace(output / ANNOTATIONS)
+    return done
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read: {error}; {COCO_RULE} (export it again)") from error
+    if not isinstance(content, dict) or not all(isinstance(content.get(group), list) for group in REQUIRED_KEYS):
+        raise DataError(f"{path}: has not the three lists; {COCO_RULE} (export it again)")
+    return content
+
+
+def _sound_entries(entries: list[Any], group: str, done: Counter[str]) -> list[dict[str, Any]]:
+    """Entries with all the values they need; of several with one id the later ones go, or get another id."""
+    first_of: dict[int, dict[str, Any]] = {}
+    again = []
+    for entry in entries:
+        rules = REQUIRED_KEYS[group]
+        if not isinstance(entry, dict) or not all(RULES[rule](entry.get(key)) for key, rule in rules.items()):
+            done[f"{group} left out: malformed"] += 1
+        elif entry["id"] not in first_of:
+            first_of[entry["id"]] = entry
+        elif group == "annotations" and entry != first_of[entry["id"]]:
+            done["annotations given another id"] += 1
+            again.append(entry)
+        else:
+            done[f"{group} left out: id occurs before"] += 1
+    unused = max(first_of, default=0) + 1
+    return [*first_of.values(), *(entry | {"id": unused + number} for number, entry in enumerate(again))]
+
+
+def _keep_image(image: dict[str, Any], folder: Path, output: Path, done: Counter[str]) -> bool:
+    """Link a sound image into the output, or store it rotated; False for one that cannot be used."""
+    name = image["file_name"]
+    target = output / name
+    if not is_inside(name) or os.path.lexists(target):
+        done["images left out: name leads out of the folder or occurs before"] += 1
+        return False
+    fault = image_fault(folder, image, decode=True)
+    if fault is not None and not _is_rotated(folder / name, (image["width"], image["height"])):
+        done["images left out: missing, damaged or of another size"] += 1
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if fault is None:
+        target.symlink_to((folder / name).absolute())
+    else:
+        with Image.open(folder / name) as picture:
+            ImageOps.exif_transpose(picture).save(target)
+        done["images stored as their EXIF rotation shows them"] += 1
+    return True
+
+
+def _is_rotated(path: Path, size: tuple[int, int]) -> bool:
+    """Whether an image has the listed (width, height) once its EXIF rotation is applied."""
+    try:
+        with Image.open(path) as picture:
+            return bool(ImageOps.exif_transpose(picture).size == size)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
+def _cut_box(annotation: dict[str, Any], size: tuple[int, int], done: Counter[str]) -> bool:
+    """Cut the box to its image, in place; False if nothing remains."""
+    x, y, width, height = bbox = annotation["bbox"]
+    if all(map(math.isfinite, bbox)):
+        left, top = min(max(x, 0), size[0]), min(max(y, 0), size[1])
+        right, bottom = min(max(x + width, 0), size[0]), min(max(y + height, 0), size[1])
+        if right > left and bottom > top and width > 0 and height > 0:
+            if (left, top) != (x, y) or right - left < width or bottom - top < height:
+                annotation["bbox"] = [left, top, right - left, bottom - top]
+                done["boxes cut to their image"] += 1
+            return True
+    done["annotations left out: box without area inside its image"] += 1
+    return False

@@ -1,0 +1,120 @@
+"""YOLO folders and VOC files to COCO, and COCO to YOLO and back."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from pycocotools.coco import COCO
+
+from boxseg.data.coco import decode_segmentation
+from boxseg.data.coco_split import join_splits
+from boxseg.data.convert import convert
+from boxseg.data.yolo import write_yolo
+from boxseg.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two images of 40 x 20 px, one of them with two boxes, one with a polygon."""
+    root = tmp_path / "set"
+    for name in ("train/a.png", "val/b.png"):
+        (root / "images" / name).parent.mkdir(parents=True)
+        (root / "labels" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (40, 20)).save(root / "images" / name)
+    (root / "labels/train/a.txt").write_text("0 0.5 0.5 0.5 0.5\n\n1 0.25 0.5 0.1 0.2\n")
+    (root / "labels/val/b.txt").write_text("1 0 0 0.5 0 0.5 0.5 0 0.5\n")
+    (root / "data.yaml").write_text(
+        yaml.safe_dump({"train": "../images/train", "val": "images/val", "names": ["cat", "dog"]})
+    )
+    return root
+
+
+def test_boxes_and_polygons_are_read(folder):
+    splits = convert(folder, "yolo")
+    train, val = splits["train"].content, splits["val"].content
+    assert train["images"] == [{"id": 1, "file_name": "images/train/a.png", "height": 20, "width": 40}]
+    assert [each["bbox"] for each in train["annotations"]] == [[10, 5, 20, 10], pytest.approx([8, 8, 4, 4])]
+    assert [each["name"] for each in train["categories"]] == ["cat", "dog"]
+    assert val["annotations"][0]["bbox"] == [0, 0, 20, 10]
+    assert val["annotations"][0]["area"] == 200
+
+
+def test_a_folder_without_yaml_names_its_classes_in_a_text_file(folder):
+    (folder / "data.yaml").unlink()
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    (split,) = convert(folder, "yolo").values()
+    assert len(split.content["images"]) == 2
+    assert len(split.content["annotations"]) == 3
+
+
+def test_joined_splits_have_ids_of_their_own(folder):
+    content = join_splits(list(convert(folder, "yolo").values())).content
+    assert [each["id"] for each in content["annotations"]] == [1, 2, 3]
+    assert [each["image_id"] for each in content["annotations"]] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["0 0.5 0.5 0.5", "7 0.5 0.5 0.5 0.5", "cat 0.5 0.5 0.5 0.5", "0 nan 0.5 0.5 0.5", "0.5 0.5 0.5 0.5 0.5", "0"],
+)
+def test_a_malformed_line_is_named(folder, line):
+    (folder / "labels/train/a.txt").write_text(f"0 0.5 0.5 0.5 0.5\n{line}\n")
+    with pytest.raises(DataError, match=r"a\.txt:2: .*a line is the class"):
+        convert(folder, "yolo")
+
+
+@pytest.mark.parametrize("text", ["", "[", "names: 3", "names: {1: a}\ntrain: images", "names: [a]\ntrain: none"])
+def test_a_malformed_yaml_is_named(folder, text):
+    (folder / "data.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"data\.yaml"):
+        convert(folder, "yolo")
+
+
+def test_images_outside_the_folder_are_refused(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "data.yaml").write_text("names: [a]\ntrain: ../elsewhere\n")
+    with pytest.raises(DataError, match="inside"):
+        convert(folder, "yolo")
+
+
+def test_damaged_images_are_left_out(folder, caplog):
+    (folder / "images/train/a.png").write_bytes(b"no picture")
+    assert convert(folder, "yolo")["train"].content["images"] == []
+    assert "a.png" in caplog.text
+
+
+def test_masks_survive_the_way_to_yolo_and_back(trained_run, tmp_path):
+    original = json.loads(trained_run.val.annotations.read_text())
+    write_yolo(original, trained_run.val.images, tmp_path / "yolo")
+    returned = convert(tmp_path / "yolo", "yolo")["train"].content
+    assert [each["name"] for each in returned["categories"]] == [each["name"] for each in original["categories"]]
+    ours, theirs = COCO(), COCO()
+    ours.dataset, theirs.dataset = original, returned
+    ours.createIndex(), theirs.createIndex()
+    ids = {Path(image["file_name"]).name: image["id"] for image in returned["images"]}
+    for image in original["images"]:
+        before = ours.loadAnns(ours.getAnnIds(image["id"]))
+        after = theirs.loadAnns(theirs.getAnnIds(ids[image["file_name"]]))
+        for old, new in zip(before, after, strict=True):
+            masks = [decode_segmentation(each["segmentation"], (64, 64)) for each in (old, new)]
+            assert np.array_equal(*masks)
+
+
+def test_voc_files_of_annotation_tools_are_read(tmp_path):
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    (tmp_path / "a.xml").write_text(
+        "<annotation><filename>a.png</filename><size><width>40</width><height>20</height></size>"
+        "<object><name>dog</name><bndbox><xmin>10</xmin><ymin>5</ymin><xmax>30</xmax><ymax>15</ymax></bndbox></object>"
+        "<object><name>cat</name><bndbox><xmin>0</xmin><ymin>0</ymin><xmax>4</xmax><ymax>4</ymax></bndbox></object>"
+        "</annotation>"
+    )
+    split = convert(tmp_path, "voc")["all"]
+    assert split.images == tmp_path
+    assert [each["bbox"] for each in split.content["annotations"]] == [[10, 5, 20, 10], [0, 0, 4, 4]]
+    assert [each["category_id"] for each in split.content["annotations"]] == [2, 1]
+    (tmp_path / "b.xml").write_text("<annotation>")
+    with pytest.raises(DataError, match=r"b\.xml"):
+        convert(tmp_path, "voc")
