@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from boxseg.errors import BoxSegError
-from orchestration.cli import config, data, evaluate, label, predict, runs, train, ui
+from orchestration.cli import config, data, doctor, evaluate, label, predict, runs, train, ui
 from orchestration.cli.output import say
 from orchestration.errors import ExitCode, exit_code_for
 
@@ -32,6 +32,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
 app.add_typer(config.app, name="config")
 app.command()(ui.ui)
+app.command()(doctor.doctor)
 
 
 def main(arguments: list[str] | None = None) -> None:

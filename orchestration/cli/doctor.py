@@ -1,0 +1,28 @@
+"""`boxseg doctor`: what works here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from orchestration.cli.output import AsJson, Storage, print_json, print_table
+from orchestration.errors import ExitCode
+
+
+def doctor(storage: Storage = Path("runs"), as_json: AsJson = False) -> None:
+    """Look at packages, GPU, disk and access to Ray; each fault comes with one way to put it right."""
+    from orchestration.doctor import examine
+
+    findings = list(examine(storage))
+    if as_json:
+        print_json(findings)
+    else:
+        states = {True: "ok", False: "fault"}
+        rows = [
+            (each.what, states[each.fix is None] if each.fatal or each.fix is None else "note", each.found, each.fix)
+            for each in findings
+        ]
+        print_table(("", "", "found", "what to do"), rows)
+    if any(each.fix is not None and each.fatal for each in findings):
+        raise typer.Exit(ExitCode.FAILED)
