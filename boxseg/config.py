@@ -287,7 +287,10 @@ class QamConfig(Config):
         if self.area_s >= self.area_l:
             raise ValueError(f"area_s {self.area_s:g} is not below area_l {self.area_l:g}; it must be smaller")
         if self.color_weight and self.full_resolution:
-            raise ValueError("color_weight refines masks by the cell, but full_resolution is true; set it to false")
+            raise ValueError(
+                "color_weight refines masks by the cell, but full_resolution is true; set it to false, or color_weight "
+                "to 0"
+            )
         if not 0 < self.dyn_centre - self.dyn_half < self.dyn_centre + self.dyn_half < 1:
             raise ValueError(f"dyn_centre {self.dyn_centre:g} ± dyn_half {self.dyn_half:g} must stay inside (0, 1)")
         return self

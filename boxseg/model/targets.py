@@ -35,8 +35,8 @@ def assign_batch(
     boxes: list[Tensor],
     labels: list[Tensor],
     *,
-    radius: float,
-    sizes: Sequence[float],
+    radius: float = 1.5,
+    sizes: Sequence[float] = (64, 128, 256, 512),
 ) -> LocationTargets:
     """Match every location with the smallest box that has it near its centre and suits its level.
 

@@ -85,6 +85,18 @@ def test_attempt_probability_may_rise_or_have_no_warm_up():
     assert attempt_probability(0, PcConfig(warmup=0)) == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize("step", [0, 50, 100])
+def test_pastes_are_as_frequent_as_the_probability_says(step):
+    batch, pseudo = make_batch([[[24, 24, 40, 40]]] * 20, [[0]] * 20)
+    settings = with_changes(SETTINGS, p_start=0.9, p_end=0.3, warmup=100, min_area=0, bank_q_thr=1.0)
+    random, bank, rates = seeded(step), bank_with(make_peer(side=6)), []
+    for _ in range(20):
+        *_, stats = paste_peers(batch, pseudo, bank, step=step, settings=settings, generator=random)
+        rates.append(float(stats["pc/paste_rate"]))
+    expected = attempt_probability(step, settings)
+    assert sum(rates) / 20 == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 400) ** 0.5)
+
+
 def test_placement_of_the_worked_example():
     left, top = placement_range((30, 20, 60, 70), (50, 40, 90, 80), 0.1)
     assert left == pytest.approx((23, 87))

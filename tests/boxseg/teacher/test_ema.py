@@ -27,6 +27,13 @@ def test_the_teacher_starts_as_the_mean_of_its_students():
     assert student.weight.item() == 5
 
 
+@pytest.mark.parametrize("max_lag", [None, 0.1])
+def test_momentum_depends_on_the_step_alone(max_lag):
+    # The decay option of the reference multiplies its own state: asked twice, it would answer differently.
+    asked = [ema_momentum(step, momentum=0.999, max_lag=max_lag) for step in (500, 3, 500, 3)]
+    assert asked[:2] == asked[2:]
+
+
 def test_a_limited_lag_forgets_early_students():
     for step in range(2000):
         limited = ema_momentum(step, momentum=0.999, max_lag=0.1)

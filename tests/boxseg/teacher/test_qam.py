@@ -223,6 +223,52 @@ def test_no_boxes_or_no_detections_give_no_candidates(filter_first):
         assert [len(part) for part in rank_candidates(*some, filter_first=filter_first)] == [0, 0, 0]
 
 
+def test_groups_of_candidates_survive_the_loss_of_some():
+    candidates = Candidates(PROBS, SCORES, IOUS, torch.tensor([0, 1, 1]))
+    boxes, labels = torch.tensor([[0.0, 0, 15, 15]] * 2), torch.zeros(2, dtype=torch.int64)
+    left = torch.tensor([0, 2])  # the second candidate has an empty box and is dropped after ranking
+    with pytest.raises(RuntimeError):  # the reference splits what is left by the counts from before
+        PROBS[left].split([1, 2])
+    some = Candidates(*(part[left] for part in (PROBS, SCORES, IOUS, candidates.box_index)))
+    pseudo = make_pseudo_masks(some, boxes, labels, settings=QamConfig())
+    assert torch.equal(pseudo.mask, torch.stack([PROBS[0] > 0.5, PROBS[2] > 0.5]))
+    assert pseudo.num_candidates.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mask_thr": 0.65},
+        {"vote_thr": 0.2},
+        {"fusion": "weighted"},
+        {"score_floor": 0.0},
+        {"agreement": False},
+        {"min_quality": 0.9},
+        {"k_full": 10},
+        {"dyn_start": 1},
+        {"dyn_centre": 0.3},
+        {"dyn_half": 0.02},
+        {"dyn_step": 0.15},
+        {"dyn_ema": 0.5},
+        {"dyn_per_union": True},
+    ],
+    ids=str,
+)
+def test_every_setting_of_fusion_and_scoring_has_an_effect(change):
+    dynamic = any(name.startswith("dyn_") for name in change)
+    probs = torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(3))
+    candidates = Candidates(probs, SCORES[[0, 1, 2, 0, 1]], IOUS[[0, 1, 2, 0, 1]], torch.zeros(5, dtype=torch.int64))
+
+    def outcome(settings):
+        table = ThresholdTable(1) if dynamic else None
+        box, label = torch.tensor([[0.0, 0, 31, 31]]), torch.zeros(1, dtype=torch.int64)
+        pseudo = make_pseudo_masks(candidates, box, label, settings=settings, thresholds=table)
+        return [*pseudo.mask.flatten().tolist(), float(pseudo.quality), float(table.table) if dynamic else 0.0]
+
+    base = QamConfig(dyn_start=0)
+    assert outcome(base) != outcome(base.model_copy(update=change))
+
+
 def test_lengths_must_agree():
     gt_boxes, gt_labels, boxes, labels, scores = detections()
     with pytest.raises(ShapeError, match="one length"):
