@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from boxseg.losses.box_supervision import average_projection_loss, pairwise_term, projection_loss
 from boxseg.losses.pseudo_mask import affinity_loss, mask_affinity, pseudo_mask_loss
+from boxseg.ops.masks import dice_loss
 
 
 def block():
@@ -58,3 +60,28 @@ def test_without_pseudo_masks_the_losses_are_zero(fix_reduction):
     assert float(affinity_loss(torch.ones(2, 8, 4, 4), together, torch.zeros(2), fix_reduction=fix_reduction)) == 0
     none = pseudo_mask_loss(probs[:0], masks[:0], torch.zeros(0), fix_reduction=fix_reduction)
     assert float(none) == 0
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda logits, mask: dice_loss(logits.sigmoid(), mask),
+        lambda logits, mask: projection_loss(logits.sigmoid(), mask),
+        lambda logits, mask: average_projection_loss(logits.sigmoid(), mask),
+        lambda logits, mask: pseudo_mask_loss(logits.sigmoid(), mask, torch.tensor([0.7, 0.2])),
+        lambda logits, mask: pairwise_term(logits, dilation=1),
+        lambda logits, mask: affinity_loss(
+            pairwise_term(logits), mask_affinity(mask, torch.ones_like(mask)) >= 0.5, torch.tensor([0.7, 0.2])
+        ),
+    ],
+    ids=["dice", "projection", "average projection", "pseudo mask", "pairwise", "affinity"],
+)
+def test_gradients_equal_differences_and_stay_finite_for_certain_masks(loss):
+    random = torch.Generator().manual_seed(2)
+    mask = block().expand(2, -1, -1)
+    logits = torch.randn(2, 5, 5, generator=random, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda values: loss(values, mask), logits)
+    for certain in (-200.0, 200.0):
+        extreme = torch.full((2, 5, 5), certain, requires_grad=True)
+        loss(extreme, mask).sum().backward()
+        assert bool(torch.isfinite(extreme.grad).all())
