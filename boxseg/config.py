@@ -204,7 +204,7 @@ class TeacherConfig(Config):
     on: bool = True
     """Keep a teacher; without one there are no pseudo masks and no copy-paste."""
     cand_score_thr: float = Field(0.05, gt=0, lt=1)
-    """Floor of class probability x centre-ness for a candidate."""
+    """Floor of a candidate's confidence: class probability x centre-ness, or class probability of Mask R-CNN."""
     pre_topk: int = Field(1000, ge=1)
     """Candidates per pyramid level before ranking."""
     with_nms: bool = False
@@ -237,7 +237,7 @@ class QamConfig(Config):
     iou_thr: float = Field(0.5, ge=0, lt=1)
     """A candidate's box IoU with the ground-truth box must exceed this."""
     score_thr: float = Field(0.1, ge=0, lt=1)
-    """A candidate's score sqrt(class x centre-ness) must exceed this; no effect below sqrt(cand_score_thr)."""
+    """A candidate's score, the root of its confidence, must exceed this; no effect below sqrt(cand_score_thr)."""
     class_match: bool = True
     """Candidates must have the class of the box."""
     filter_first: bool = False
@@ -423,7 +423,7 @@ class FcosConfig(Config):
     topk: int = Field(100, ge=1)
     """Detections per image."""
     score_thr: float = Field(0.05, ge=0, lt=1)
-    """Floor of class probability x centre-ness at evaluation."""
+    """Floor of a detection's confidence at evaluation."""
     pre_topk: int = Field(1000, ge=1)
     """Detections per level before NMS."""
 

@@ -166,7 +166,7 @@ class RawDetections:
     labels: Tensor
     """int64 (M,)."""
     scores: Tensor
-    """Float (M,) in [0, 1]."""
+    """Float (M,) in [0, 1]: the square root of the detector's confidence in class and box."""
     handle: Tensor
     """(M, …): what the network needs to draw each mask, see `MaskNetwork`."""
 
@@ -242,7 +242,8 @@ class MaskNetwork(nn.Module, ABC):
 
         Args:
             predictions: Output of `forward`.
-            score_thr: Floor of the detector's confidence; weaker detections are left out or have score 0.
+            score_thr: Floor of the detector's confidence in class and box, of which the score is the square root;
+                weaker detections are left out or have score 0.
             pre_topk: Detections at most: of the image, or of each pyramid level.
         """
 

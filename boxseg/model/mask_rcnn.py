@@ -146,10 +146,10 @@ class MaskRcnn(PyramidNetwork):
         for image_boxes, image_probs, size in zip(
             boxes.split(counts), probs.split(counts), predictions.sizes, strict=True
         ):
-            scores, place = image_probs.flatten().topk(min(pre_topk, image_probs.numel()))
-            place = place[scores > score_thr]
+            confidence, place = image_probs.flatten().topk(min(pre_topk, image_probs.numel()))
+            place = place[confidence > score_thr]
             labels, kept = place % self.num_classes, clip_boxes_to_image(image_boxes.flatten(0, 1)[place], size)
-            found.append(RawDetections(kept, labels, scores[: len(place)], _make_handle(kept, labels)))
+            found.append(RawDetections(kept, labels, confidence[: len(place)].sqrt(), _make_handle(kept, labels)))
         return found
 
     def mask_logits(self, predictions: RegionPredictions, image_index: Tensor, handle: Tensor) -> Tensor:
