@@ -84,9 +84,9 @@ def make_locations(maps: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tens
     locations, stride_of, level_of = [], [], []
     for level, (feature, stride) in enumerate(zip(maps, strides, strict=True)):
         locations.append(grid_locations(feature.shape[-2], feature.shape[-1], stride, device=feature.device))
-        count = len(locations[-1])
-        stride_of.append(torch.full((count,), float(stride), device=feature.device))
-        level_of.append(torch.full((count,), level, device=feature.device))
+        of_cell = locations[-1][:, 0]  # its length, which an exported network takes from the image
+        stride_of.append(torch.full_like(of_cell, float(stride)))
+        level_of.append(torch.full_like(of_cell, level, dtype=torch.int64))
     return torch.cat(locations), torch.cat(stride_of), torch.cat(level_of)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from boxseg.errors import BoxSegError
-from orchestration.cli import config, data, doctor, evaluate, label, predict, runs, train, ui
+from orchestration.cli import config, data, doctor, evaluate, export, label, predict, runs, train, ui
 from orchestration.cli.output import say
 from orchestration.errors import ExitCode, exit_code_for
 
@@ -28,6 +28,7 @@ app.command()(train.sweep)
 app.command()(label.label)
 app.command()(predict.predict)
 app.command("eval")(evaluate.evaluate)
+app.command()(export.export)
 app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
 app.add_typer(config.app, name="config")

@@ -1,0 +1,171 @@
+"""A trained network as a file that runs without this package: ONNX, TorchScript or bare weights, each checked."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from boxseg.build import image_sizes
+from boxseg.errors import BoxSegError, ConfigError
+from boxseg.model.condinst import CondInst
+from boxseg.ops.boxes import decode_boxes
+from boxseg.predict import Predictor
+
+Format = Literal["onnx", "torchscript", "safetensors"]
+OUTPUTS = ("boxes", "scores", "labels", "masks")
+OPSET = 18
+CANDIDATES = 100
+"""Detections that an exported network gives, before NMS."""
+TOLERANCE = 1e-3
+"""Largest difference from PyTorch: of scores and probabilities, and of boxes as a share of the image's longer side."""
+CHECK_SIZES = ((128, 160), (160, 96))
+"""(H, W) of the images that a file is checked with; it is made with the first."""
+
+Run = Callable[[NDArray[np.float32]], list[NDArray[Any]]]
+
+
+class Deployed(nn.Module):
+    """The network as one function of one image, without NMS, as it is exported."""
+
+    def __init__(self, network: CondInst) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best detections of an image, still overlapping.
+
+        Args:
+            image: Float (1, 3, H, W), RGB in 0 … 255; H and W multiples of 32, padding has the mean colour.
+
+        Returns:
+            `boxes` float (K, 4), x1 y1 x2 y2 in pixels of the input, not clipped; `scores` float (K,) in [0, 1],
+            falling; `labels` int64 (K,); `masks` float (K, H/4, W/4) in [0, 1], cell k is pixel 4 k + 2.
+        """
+        found = self.network(image, torch.ones_like(image[:, 0], dtype=torch.bool))
+        product = found.class_logits[0].sigmoid() * found.centerness_logits[0].sigmoid()[:, None]  # (L, classes)
+        scores, place = product.flatten().topk(CANDIDATES)
+        location = torch.div(place, product.shape[1], rounding_mode="floor")
+        boxes = decode_boxes(found.locations, found.distances[0], found.strides)[location]
+        masks = self.network.mask_logits(found, torch.zeros_like(location), location).sigmoid()
+        return boxes, scores.sqrt(), place - location * product.shape[1], masks
+
+
+def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, Any]:
+    """Write a network to `path`, and what is needed to use it to `path` with the ending `.json`; check the file.
+
+    Args:
+        predictor: A trained CondInst.
+        form: `onnx` and `torchscript` are `Deployed`, for images of any size that is a multiple of 32, one at a time;
+            `safetensors` are the bare weights.
+        path: File to write; its folder is made.
+
+    Returns:
+        What the JSON file holds: classes, mean colour, sizes, and of the check `difference` and seconds per image.
+
+    Raises:
+        ConfigError: the network is of another kind, or a package is missing.
+        BoxSegError: the written file does not do what the network does; it is removed.
+    """
+    if not isinstance(predictor.network, CondInst):
+        raise ConfigError(f"{predictor.folder}: only model.kind condinst can be exported, this is another network")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    network = predictor.network.cpu().eval()
+    model = Deployed(network).eval()
+    train = predictor.config.train
+    about: dict[str, Any] = {
+        "format": form,
+        "classes": predictor.class_names,
+        "category_ids": predictor.category_ids,
+        "mean_rgb": network.pixel_mean.flatten().tolist(),
+        "short_side": train.eval_size or max(image_sizes(predictor.config)),
+        "max_size": train.max_size,
+        "outputs": OUTPUTS,
+    }
+    check = WRITERS[form](model, path)
+    about |= check
+    if not check["difference"] <= TOLERANCE:
+        path.unlink()
+        raise BoxSegError(
+            f"{path}: differs from the network by {check['difference']:.2g}; up to {TOLERANCE:g} is allowed"
+        )
+    path.with_suffix(".json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    return about
+
+
+def _write_onnx(model: Deployed, path: Path) -> dict[str, float]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError("--format onnx needs ONNX; install the extra: pip install 'boxseg[onnx]'") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing: the check below tells whether it went well
+        torch.onnx.export(
+            model,
+            (_image(CHECK_SIZES[0]),),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=list(OUTPUTS),
+            dynamic_axes={"image": {2: "height", 3: "width"}, "masks": {1: "mask_height", 2: "mask_width"}},
+        )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return _compare(model, lambda image: session.run(None, {"image": image}))
+
+
+def _write_torchscript(model: Deployed, path: Path) -> dict[str, float]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(model, _image(CHECK_SIZES[0]), check_trace=False).save(str(path))
+        loaded = torch.jit.load(str(path))
+    return _compare(model, lambda image: [each.numpy() for each in loaded(torch.from_numpy(image))])
+
+
+def _write_safetensors(model: Deployed, path: Path) -> dict[str, float]:
+    weights = {name: value.detach().contiguous() for name, value in model.network.state_dict().items()}
+    save_file(weights, path)
+    loaded = load_file(path)
+    return {"difference": max(float((loaded[name] - value).abs().max()) for name, value in weights.items())}
+
+
+WRITERS: dict[Format, Callable[[Deployed, Path], dict[str, float]]] = {
+    "onnx": _write_onnx,
+    "torchscript": _write_torchscript,
+    "safetensors": _write_safetensors,
+}
+"""Format -> what writes and checks it."""
+
+
+@torch.no_grad()
+def _compare(model: Deployed, run: Run) -> dict[str, float]:
+    """Largest difference of all outputs on images of several sizes, and seconds per image of either side."""
+    difference, seconds = 0.0, {"seconds": 0.0, "torch_seconds": 0.0}
+    for size in CHECK_SIZES:
+        image = _image(size)
+        began = time.perf_counter()
+        expected = model(image)
+        between = time.perf_counter()
+        found = run(image.numpy())
+        seconds["torch_seconds"] += (between - began) / len(CHECK_SIZES)
+        seconds["seconds"] += (time.perf_counter() - between) / len(CHECK_SIZES)
+        for name, here, there in zip(OUTPUTS, expected, found, strict=True):
+            scale = max(size) if name == "boxes" else 1
+            if tuple(here.shape) != there.shape:
+                return {"difference": float("inf"), **seconds}
+            difference = max(difference, float(np.abs(here.numpy() - there).max()) / scale)
+    return {"difference": difference, **seconds}
+
+
+def _image(size: tuple[int, int]) -> Tensor:
+    """Coloured noise, float (1, 3, H, W) in 0 … 255, always the same."""
+    return 255 * torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,60 @@
+"""Exported networks do what the network does, at other sizes too; the program of docs/deploy.md runs."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from boxseg.errors import BoxSegError
+from boxseg.export import TOLERANCE, WRITERS, export_network
+from boxseg.predict import Predictor
+from orchestration.cli.app import run
+
+PAGE = Path(__file__).parents[2] / "docs/deploy.md"
+
+
+@pytest.fixture
+def predictor(trained_run):
+    return Predictor(trained_run.checkpoint)
+
+
+def test_torchscript_takes_other_sizes_than_it_was_made_with(predictor, tmp_path):
+    about = export_network(predictor, "torchscript", tmp_path / "model.pt")
+    assert about["difference"] <= TOLERANCE
+    boxes, scores, labels, masks = torch.jit.load(tmp_path / "model.pt")(torch.rand(1, 3, 96, 224) * 255)
+    assert (boxes.shape, scores.shape, labels.dtype) == ((100, 4), (100,), torch.int64)
+    assert masks.shape == (100, 24, 56)
+
+
+def test_bare_weights_are_those_of_the_network(predictor, tmp_path):
+    export_network(predictor, "safetensors", tmp_path / "model.safetensors")
+    assert load_file(tmp_path / "model.safetensors").keys() == predictor.network.state_dict().keys()
+    assert json.loads((tmp_path / "model.json").read_text())["classes"] == predictor.class_names
+
+
+def test_a_file_that_differs_is_removed(predictor, tmp_path, monkeypatch):
+    def write(model, path):
+        path.write_text("wrong")
+        return {"difference": float("nan")}
+
+    monkeypatch.setitem(WRITERS, "onnx", write)
+    with pytest.raises(BoxSegError, match="differs"):
+        export_network(predictor, "onnx", tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_onnx_equals_torch_and_the_program_of_the_page_runs(trained_run, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime", reason="ONNX is an extra")
+    monkeypatch.chdir(tmp_path)
+    assert run(["export", str(trained_run.checkpoint), "--format", "onnx", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["difference"] <= TOLERANCE
+    Image.new("RGB", (100, 70), "teal").save("street.jpg")
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    exec(program.replace("> 0.3", "> 0.0"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    assert all(line.split()[0] in Predictor(trained_run.checkpoint).class_names for line in lines)
