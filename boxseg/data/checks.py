@@ -117,7 +117,7 @@ def check_source(source: CocoSource, *, training: bool, use_masks: bool = False,
     Returns:
         Faults; empty for a sound data set. Crowd annotations are none, and their boxes are not looked at.
     """
-    content = _load(source.annotations)
+    content = _load(source.annotations, _without_mask)
     if isinstance(content, Fault):
         return [content]
     malformed = list(_format_faults(source.annotations, content))
@@ -141,9 +141,28 @@ def read_annotations(path: Path, *, keep_masks: bool = False) -> dict[str, Any]:
     Raises:
         DataError: the file is missing, not JSON, or has not the three lists.
     """
-    content = _load(path, keep_masks=keep_masks)
-    if isinstance(content, Fault):
-        raise DataError(str(content))
+    return _require(_load(path, _with_mask_text if keep_masks else _without_mask))
+
+
+def read_whole(path: Path) -> dict[str, Any]:
+    """Content of a COCO instance file with all that is in it.
+
+    Raises:
+        DataError: the file is missing, not JSON, or has not the three lists.
+    """
+    return _require(_load(path, None))
+
+
+def read_well_formed(path: Path) -> dict[str, Any]:
+    """Content of a COCO instance file whose entries all have the values that COCO wants, and ids of their own.
+
+    Raises:
+        DataError: it is not such a file; names the first entry that is wrong.
+    """
+    content = read_whole(path)
+    fault = next(_format_faults(path, content), None) or next(_duplicate_faults(path, content), None)
+    if fault is not None:
+        raise DataError(str(fault))
     return content
 
 
@@ -154,9 +173,15 @@ def is_inside(file_name: str) -> bool:
     return not anchored and ".." not in parts and "\0" not in file_name
 
 
-def _load(path: Path, *, keep_masks: bool = False) -> dict[str, Any] | Fault:
+def _require(content: dict[str, Any] | Fault) -> dict[str, Any]:
+    if isinstance(content, Fault):
+        raise DataError(str(content))
+    return content
+
+
+def _load(path: Path, hook: Callable[[dict[str, Any]], dict[str, Any]] | None) -> dict[str, Any] | Fault:
     try:
-        content = json.loads(path.read_bytes(), object_hook=_with_mask_text if keep_masks else _without_mask)
+        content = json.loads(path.read_bytes(), object_hook=hook)
     except FileNotFoundError:
         return Fault(path, "does not exist", "a data source needs its COCO annotation file", "correct the path")
     except OSError as error:

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from boxseg.config import CocoSource
-from boxseg.data.checks import COCO_RULE, REQUIRED_KEYS, RULES, image_fault, is_inside
+from boxseg.data.checks import REQUIRED_KEYS, RULES, image_fault, is_inside, read_whole
 from boxseg.errors import DataError
 
 ANNOTATIONS, IMAGES = "annotations.json", "images"
@@ -36,7 +36,7 @@ def write_fixed(source: CocoSource, output: Path) -> Counter[str]:
     Raises:
         DataError: the file is no COCO file at all, or `output` holds something.
     """
-    content = _load(source.annotations)
+    content = read_whole(source.annotations)
     if output.exists() and any(output.iterdir()):
         raise DataError(f"{output}: is not empty; a cleaned copy needs a folder of its own (name another)")
     done: Counter[str] = Counter()
@@ -60,16 +60,6 @@ def write_fixed(source: CocoSource, output: Path) -> Counter[str]:
     scratch.write_text(json.dumps(content), encoding="utf-8")
     scratch.replace(output / ANNOTATIONS)
     return done
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read: {error}; {COCO_RULE} (export it again)") from error
-    if not isinstance(content, dict) or not all(isinstance(content.get(group), list) for group in REQUIRED_KEYS):
-        raise DataError(f"{path}: has not the three lists; {COCO_RULE} (export it again)")
-    return content
 
 
 def _sound_entries(entries: list[Any], group: str, done: Counter[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`boxseg data`: check, count and import data sets, draw the generated one."""
+"""`boxseg data`: check, count, import and split data sets, draw the generated one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestration.errors import ExitCode
 if TYPE_CHECKING:
     from boxseg.config import CocoSource
 
-app = typer.Typer(help="Check, count, import and draw data sets.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Check, count, import, split and draw data sets.", no_args_is_help=True, rich_markup_mode=None)
 
 Format = Literal["voc", "sbd", "cityscapes", "yolo"]
 Target = Annotated[Path, typer.Argument(metavar="EXP.yaml|FILE.json", help="Experiment file, or COCO instance file.")]
@@ -122,21 +122,55 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Write COCO instance files for a data set in another format; its images stay where they are."""
-    import json
-
     from boxseg.data.checks import read_annotations
     from boxseg.data.convert import convert
-    from orchestration.files import write_atomic
 
     names = {Path(entry["file_name"]).stem for path in exclude or () for entry in read_annotations(path)["images"]}
     splits = convert(source, format_name, exclude=frozenset(names))
-    output.mkdir(parents=True, exist_ok=True)
-    for name, split in splits.items():
-        write_atomic(output / f"{name}.json", json.dumps(split.content))
-        say(f"{name}: {len(split.content['images'])} images, {len(split.content['annotations'])} objects")
+    _write_splits({name: split.content for name, split in splits.items()}, output)
     _print_sources(
         {name: (split.images.absolute(), output / f"{name}.json") for name, split in splits.items()}, as_json
     )
+
+
+@app.command()
+def split(
+    target: Annotated[Path, typer.Argument(metavar="FILE.json", help="COCO instance file.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Gets train.json and val.json.")],
+    val: Annotated[float, typer.Option("--val", help="Share of the images to validate on.")] = 0.2,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            "--group", metavar="FIELD|folder", help="Images that agree in this field, or folder, stay together."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    images: Images = None,
+    as_json: AsJson = False,
+) -> None:
+    """Split a COCO file into two, to train on and to validate on; the same call gives the same split."""
+    from boxseg.data.split import split_coco
+
+    parts = split_coco(target, val=val, group=group, seed=seed)
+    folder = images or find_images(target)
+    paths = {name: output / f"{name}.json" for name in parts}
+    for path in paths.values():
+        if path.exists():
+            raise ConfigError(f"--output {output}: {path.name} is there already; name another folder, or remove it")
+    _write_splits(parts, output)
+    _print_sources({name: (folder.absolute(), path) for name, path in paths.items()}, as_json)
+
+
+def _write_splits(parts: dict[str, dict[str, Any]], output: Path) -> None:
+    """Write `output/NAME.json` for each split, and tell how much is in it."""
+    import json
+
+    from orchestration.files import write_atomic
+
+    output.mkdir(parents=True, exist_ok=True)
+    for name, content in parts.items():
+        write_atomic(output / f"{name}.json", json.dumps(content))
+        say(f"{name}: {len(content['images'])} images, {len(content['annotations'])} objects")
 
 
 def _print_sources(sources: dict[str, tuple[Path, Path]], as_json: bool) -> None:

@@ -292,6 +292,31 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_data_split_writes_two_files_that_pass_the_check(capsys: Capture, toy: dict[str, Any]):
+    arguments = ["data", "split", toy["train"]["annotations"], "--val", "0.4", "--json", "--output"]
+    assert run([*arguments, "parts"]) == 0
+    parts = json.loads(capsys.readouterr().out)
+    counts = []
+    for part in parts.values():
+        assert run(["data", "check", part["annotations"], "--images", part["images"]]) == 0
+        counts.append(len(json.loads(Path(part["annotations"]).read_text())["images"]))
+    assert counts == [2, 1]
+    assert run([*arguments, "again"]) == 0
+    assert Path("again/val.json").read_bytes() == Path("parts/val.json").read_bytes()
+
+
+def test_data_split_overwrites_nothing_and_tells_wrong_use(capsys: Capture, toy: dict[str, Any]):
+    path = Path(toy["train"]["annotations"])
+    before = path.read_bytes()
+    arguments = ["data", "split", str(path), "--output"]
+    assert run([*arguments, str(path.parent)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert run([*arguments, "out", "--group", "colour"]) == 2
+    assert run(["data", "split", "none.json", "--output", "out"]) == 3
+    assert not Path("out").exists()
+
+
 def test_a_data_set_in_another_format_is_imported_next_to_its_images(capsys: Capture, tmp_path: Path):
     folder = tmp_path / "gtFine" / "val" / "ulm"
     folder.mkdir(parents=True)
