@@ -3,8 +3,9 @@
 Usage: python benchmarks/results.py SWEEP_FOLDER… [--page docs/results.md]
 
 A sweep folder is one of `experiments/ablation*.yaml`. Its trials are grouped by what they vary. Pseudo masks are
-measured here, after training: every training box is labelled by the trial's best checkpoint and compared with its drawn
-mask, so the data set of the sweep needs masks. Measurements are kept beside the trials and made once.
+measured here, after training: the boxes of the first training images are labelled by the trial's best checkpoint and
+compared with their drawn masks, so the data set of the sweep needs masks. Measurements are kept
+beside the trials and made once.
 """
 
 from __future__ import annotations
@@ -40,24 +41,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", nargs="+", type=Path, help="folders of finished sweeps")
     parser.add_argument("--page", type=Path, help="Markdown file whose blocks <!-- NAME --> … <!-- end --> are filled")
+    parser.add_argument("--images", type=int, default=120, help="training images whose boxes are labelled")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for folder in arguments.sweeps:
-        text = summarise(folder)
+        text = summarise(folder, images=arguments.images)
         print(f"{text}\n")
         if arguments.page is not None:
             write_atomic(arguments.page, fill_block(arguments.page.read_text(), folder.parent.name, text))
 
 
-def summarise(folder: Path) -> str:
+def summarise(folder: Path, *, images: int) -> str:
     """Markdown: how the sweep was run, and one line for each setting."""
     spec = load_sweep(folder / "config.yaml")
     trials = [RunFolder(path.parent) for path in sorted(folder.glob("*/status.json"))]
     ended = {trial: trial.status() for trial in trials if trial.status().status == "finished"}
     if not ended:
         raise SystemExit(f"{folder}: no trial has finished; run `boxseg sweep` first")
-    measured = {trial: measure_pseudo_masks(trial) for trial in ended}
+    measured = {trial: measure_pseudo_masks(trial, images=images) for trial in ended}
     groups: dict[str, list[dict[str, float]]] = {}
     for trial, status in ended.items():
         values = {name: 100 * status.best[name] for name in AP if name in status.best} | measured[trial]
@@ -72,23 +74,23 @@ def summarise(folder: Path) -> str:
     return f"{about}\n\n{table(groups)}"
 
 
-def measure_pseudo_masks(trial: RunFolder) -> dict[str, float]:
+def measure_pseudo_masks(trial: RunFolder, *, images: int) -> dict[str, float]:
     """IoU of the masks for all training boxes, and how well their quality tells; read where it was measured before."""
     kept = trial.path / "pseudo_masks.json"
     if not kept.exists():
         predictor = Predictor(trial.path)
-        pairs = label_training_boxes(predictor, data_root=trial.path.parents[2] / ".data")
+        pairs = label_training_boxes(predictor, data_root=trial.path.parents[2] / ".data", images=images)
         write_atomic(kept, json.dumps(quality_metrics(pairs)))
     found: dict[str, float] = json.loads(kept.read_text())
     return found
 
 
-def label_training_boxes(predictor: Predictor, *, data_root: Path) -> list[tuple[float, float]]:
-    """Quality and IoU with the drawn mask, for every training box that has one."""
+def label_training_boxes(predictor: Predictor, *, data_root: Path, images: int) -> list[tuple[float, float]]:
+    """Quality and IoU with the drawn mask, for the boxes of the first images that have one."""
     config: BoxSegConfig = predictor.config
     data, _ = build_datasets(config, data_root)
     pairs: list[tuple[float, float]] = []
-    for index in range(len(data)):
+    for index in range(min(images, len(data))):
         drawn, sample = data.true_masks(index), data[index]
         if drawn is not None:
             found = label_boxes(predictor, sample.image, sample.boxes, sample.labels)

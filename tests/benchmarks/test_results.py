@@ -1,0 +1,32 @@
+"""The tables of `benchmarks/results.py`, from numbers made up here."""
+
+import importlib.util
+from pathlib import Path
+
+SPEC = importlib.util.spec_from_file_location("results", Path(__file__).parents[2] / "benchmarks" / "results.py")
+results = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(results)
+
+
+def test_seeds_become_mean_and_standard_deviation():
+    assert results.spread([30.0, 32.0, 34.0], digits=1) == "32.0 ± 2.0"
+    assert results.spread([0.5], digits=3) == "0.500"
+    assert results.spread([], digits=1) == ""
+
+
+def test_every_setting_has_a_line_with_its_share_of_the_twin():
+    groups = {
+        "method=full": [{"val/mask_ap": 40.0, "pseudo_iou": 0.7}, {"val/mask_ap": 44.0, "pseudo_iou": 0.8}],
+        "method=supervised": [{"val/mask_ap": 56.0}],
+    }
+    header, _, full, twin = results.table(groups).splitlines()
+    assert header.startswith("| setting | seeds | mask AP | AP50 | AP75 | box AP | of the twin |")
+    assert full == "| method=full | 2 | 42.0 ± 2.8 |  |  |  | 75% | 0.750 ± 0.071 |  |  |"
+    assert twin == "| method=supervised | 1 | 56.0 |  |  |  | 100% |  |  |  |"
+
+
+def test_a_page_keeps_all_but_the_block_of_its_name():
+    page = "before\n<!-- toy -->\nold\n<!-- end -->\nafter\n<!-- other -->\nstays\n<!-- end -->\n"
+    filled = results.fill_block(page, "toy", "new")
+    assert filled == page.replace("old", "new")
+    assert results.fill_block("text\n", "toy", "new") == "text\n\n<!-- toy -->\nnew\n<!-- end -->\n"
