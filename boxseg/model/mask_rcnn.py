@@ -28,8 +28,12 @@ from boxseg.structures import MASK_STRIDE, MeanOverRanks, Proposals, RawDetectio
 REGION_MAPS = ["p3", "p4", "p5"]
 """Pyramid levels that regions are cut from; regions are searched on all levels."""
 
+MASK_WINDOW = 1.5
+"""Side of the window that a mask is drawn in, in sides of the box. A window that ends at the box would cut the masks of
+boxes that miss a part of their object, and box losses, unlike pixel targets, would then fight over the cut."""
+
 OUTSIDE = -10.0
-"""Mask logit outside of the box of an instance."""
+"""Mask logit outside of the window of an instance."""
 
 
 @dataclass(frozen=True)
@@ -153,14 +157,14 @@ class MaskRcnn(PyramidNetwork):
         return found
 
     def mask_logits(self, predictions: RegionPredictions, image_index: Tensor, handle: Tensor) -> Tensor:
-        """Mask logits, float32 (n, H/4, W/4), of boxes with labels (n, 5); `OUTSIDE` outside of the box."""
+        """Mask logits, float32 (n, H/4, W/4), of boxes with labels (n, 5); `OUTSIDE` outside of their windows."""
         order = image_index.argsort(stable=True)
-        boxes, labels = handle[order, :4], handle[order, 4].long()
-        per_image = boxes.split(image_index.bincount(minlength=len(predictions.sizes)).tolist())
+        windows, labels = _widen(handle[order, :4]), handle[order, 4].long()
+        per_image = windows.split(image_index.bincount(minlength=len(predictions.sizes)).tolist())
         cut = self.mask_pool(predictions.maps, list(per_image), [predictions.padded_size] * len(per_image))
         logits = self.mask_predictor(self.mask_head(cut)).float()  # (n, K, 28, 28)
         own = logits[torch.arange(len(labels), device=labels.device), labels]
-        return paste_logits(own, boxes, *predictions.padded_size)[order.argsort()]
+        return paste_logits(own, windows, *predictions.padded_size)[order.argsort()]
 
     def detection_losses(
         self,
@@ -235,6 +239,12 @@ def paste_logits(logits: Tensor, boxes: Tensor, height: int, width: int) -> Tens
     grid = 2 * (pixels - corner) / side - 1  # (n, rows, columns, 2)
     drawn = F.grid_sample(logits[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
     return torch.where(box_masks(boxes, height, width, stride=MASK_STRIDE), drawn, OUTSIDE)
+
+
+def _widen(boxes: Tensor) -> Tensor:
+    """Windows (n, 4) around boxes (n, 4)."""
+    margin = (MASK_WINDOW - 1) / 2 * (boxes[:, 2:] - boxes[:, :2])
+    return torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], dim=1)
 
 
 def _make_handle(boxes: Tensor, labels: Tensor) -> Tensor:

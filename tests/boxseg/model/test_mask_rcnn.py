@@ -79,7 +79,7 @@ def test_detections_are_the_best_pairs_inside_the_image(network, images, valid):
     assert len(network.detect(predictions, score_thr=0.0, pre_topk=5)[1].scores) == 5
 
 
-def test_masks_follow_their_image_in_any_order_and_end_at_their_box(network, images, valid):
+def test_masks_follow_their_image_in_any_order_and_end_with_their_window(network, images, valid):
     predictions = network.eval()(images, valid)
     handle = torch.tensor([[8.0, 8, 40, 56, 0], [16.0, 20, 60, 40, 2], [8.0, 8, 40, 56, 0]])
     image_index = torch.tensor([1, 0, 0])
@@ -90,8 +90,8 @@ def test_masks_follow_their_image_in_any_order_and_end_at_their_box(network, ima
         torch.testing.assert_close(masks[row : row + 1], alone)
     assert not torch.equal(masks[0], masks[2])
     inside = masks[1] != OUTSIDE
-    assert inside.nonzero().amin(dim=0).tolist() == [5, 4]  # pixels 22 and 18 are the first in the box
-    assert inside.nonzero().amax(dim=0).tolist() == [9, 14]  # pixels 38 and 58 the last
+    assert inside.nonzero().amin(dim=0).tolist() == [4, 1]  # pixels 18 and 6 are the first in the window 5, 15, 71, 45
+    assert inside.nonzero().amax(dim=0).tolist() == [10, 17]  # pixels 42 and 70 the last
     assert network.mask_logits(predictions, image_index[:0], handle[:0]).shape == (0, 16, 24)
 
 
