@@ -22,10 +22,10 @@ import torch
 from boxseg.build import build_datasets
 from boxseg.config import BoxSegConfig
 from boxseg.engine.quality import mask_iou, quality_metrics
+from boxseg.files import write_atomic
 from boxseg.label import label_boxes
 from boxseg.predict import Predictor
 from orchestration.config import load_sweep
-from orchestration.files import write_atomic
 from orchestration.run_folder import RunFolder
 from orchestration.table import describe
 

@@ -16,10 +16,12 @@ import torch
 from pycocotools import mask as coco_mask
 from torchvision.ops import clip_boxes_to_image
 
+from boxseg.data.checks import read_whole
 from boxseg.data.coco import CocoBoxes, decode_segmentation
 from boxseg.data.outlines import encode_rle, find_polygons
 from boxseg.data.yolo import write_yolo
 from boxseg.errors import ConfigError, DataError
+from boxseg.files import write_atomic
 from boxseg.label import pixels_inside
 from boxseg.label_checks import check_mask
 from boxseg.label_sources import Source
@@ -149,20 +151,20 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
     Returns:
         Counts of what was written, for people.
     """
-    content = json.loads(data.source.annotations.read_bytes())
+    content = read_whole(data.source.annotations)
     found = {label["id"]: label for image in journal.done.values() for label in image.labels}
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     for annotation in content["annotations"]:
         if not annotation.get("iscrowd"):
             label = found.get(annotation["id"]) or _box_label(annotation, sizes[annotation["image_id"]])
             _add_label(annotation, label)
-    write_json(folder / LABELS, content)
+    write_atomic(folder / LABELS, json.dumps(content))
     write_yolo_beside(content, data.source.images, folder)
     for annotation in content["annotations"]:
         if annotation["id"] in found:
             mask = decode_segmentation(annotation["segmentation"], sizes[annotation["image_id"]])
             annotation["segmentation"] = [polygon.ravel().tolist() for polygon in find_polygons(mask)]
-    write_json(folder / POLYGONS, content)
+    write_atomic(folder / POLYGONS, json.dumps(content))
     return _summary(journal)
 
 
@@ -203,10 +205,3 @@ def _summary(journal: Journal) -> dict[str, Any]:
         "without_candidates": sum(label["candidates"] == 0 for label in labels),
         "doubts": dict(doubts),
     }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write beside and rename."""
-    scratch = path.with_name(f".{path.name}-{os.getpid()}")
-    scratch.write_text(json.dumps(content), encoding="utf-8")
-    scratch.replace(path)

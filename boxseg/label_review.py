@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from boxseg.data.checks import read_whole
 from boxseg.data.coco import decode_segmentation, read_image
 from boxseg.engine.panels import tint_masks
 from boxseg.errors import DataError
-from boxseg.label_data import LABELS, write_json, write_yolo_beside
+from boxseg.files import write_atomic
+from boxseg.label_data import LABELS, write_yolo_beside
 
 MARGIN = 0.2
 """Width of what is shown around a box, as a share of its longer side."""
@@ -38,8 +40,7 @@ def write_review(labels: Path, images: Path) -> Iterator[Path]:
     Yields:
         Each image file that is done; the page is there when all are.
     """
-    text = (labels / LABELS).read_bytes()
-    content = json.loads(text)
+    content = read_whole(labels / LABELS)
     names = {category["id"]: category["name"] for category in content["categories"]}
     of_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
@@ -49,17 +50,17 @@ def write_review(labels: Path, images: Path) -> Iterator[Path]:
     (folder / CROPS).mkdir(parents=True, exist_ok=True)
     cards = []
     for image in content["images"]:
-        for annotation in _write_crops(of_image[image["id"]], images / image["file_name"], folder / CROPS):
+        shown = of_image[image["id"]]
+        for annotation in _write_crops(shown, images / image["file_name"], folder / CROPS):
             about = {key: annotation[key] for key in ("id", "quality", "doubts", "checks", "candidates")}
             cards.append(about | {"file": image["file_name"], "name": names[annotation["category_id"]]})
         yield images / image["file_name"]
     cards.sort(key=lambda card: (card["quality"], card["id"]))
     template = resources.files("boxseg").joinpath("label_review.html").read_text(encoding="utf-8")
-    stamp = hashlib.sha256(text).hexdigest()[:16]  # decisions about other labels are not taken over
+    # Decisions about other labels are not taken over.
+    stamp = hashlib.sha256((labels / LABELS).read_bytes()).hexdigest()[:16]
     data = json.dumps({"stamp": stamp, "cards": cards}).replace("<", "\\u003c")  # no text may end the script
-    page = folder / f".{PAGE}"
-    page.write_text(template.replace(DATA_MARK, data), encoding="utf-8")
-    page.replace(folder / PAGE)
+    write_atomic(folder / PAGE, template.replace(DATA_MARK, data))
 
 
 def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, int]:
@@ -74,9 +75,9 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
         How many were accepted, rejected, and left open.
 
     Raises:
-        DataError: the file holds something else, or ids that the labels have not.
+        DataError: there are no labels, or the file holds something else, or ids that the labels have not.
     """
-    content = json.loads((labels / LABELS).read_bytes())
+    content = read_whole(labels / LABELS)
     decided = _read_decisions(decisions, {annotation["id"] for annotation in content["annotations"]})
     for annotation in content["annotations"]:
         decision = decided.get(annotation["id"])
@@ -84,7 +85,7 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
             annotation["review"] = decision
         if decision == "reject":
             del annotation["segmentation"]
-    write_json(labels / REVIEWED, content)
+    write_atomic(labels / REVIEWED, json.dumps(content))
     write_yolo_beside(content, images, labels)
     counts = {decision: sum(each == decision for each in decided.values()) for decision in DECISIONS}
     return counts | {"open": sum(each.get("quality") is not None for each in content["annotations"]) - len(decided)}

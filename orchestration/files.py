@@ -1,4 +1,4 @@
-"""Files that are whole whenever somebody reads them: renamed, locked, or growing line by line."""
+"""Files that several processes use: locked, or growing line by line."""
 
 from __future__ import annotations
 
@@ -8,18 +8,10 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write beside and rename, so that readers see the old file or the new one, never a part."""
-    scratch = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(3)}")
-    scratch.write_text(text)
-    scratch.replace(path)
 
 
 def digest(path: Path) -> str:

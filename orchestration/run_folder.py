@@ -18,7 +18,8 @@ import psutil
 
 import orchestration.errors  # noqa: F401  defines some of the errors below
 from boxseg.errors import BoxSegError, ConfigError
-from orchestration.files import append_line, file_lock, read_lines, write_atomic
+from boxseg.files import write_atomic
+from orchestration.files import append_line, file_lock, read_lines
 
 Status = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
 Kind = Literal["run", "sweep"]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from boxseg.errors import ConfigError
+from boxseg.files import write_atomic
 from orchestration.config import RunSpec, SweepSpec, dump_resolved
-from orchestration.files import write_atomic
 from orchestration.preflight import concurrency, uses_cluster
 from orchestration.progress import SweepProgress
 from orchestration.ray_session import start_ray

@@ -19,9 +19,9 @@ import boxseg
 from boxseg.config import CocoSource
 from boxseg.data.toy import ensure_toy
 from boxseg.errors import ConfigError
+from boxseg.files import write_atomic
 from orchestration.config import RunSpec, dump_resolved, flatten
 from orchestration.errors import ResourceError
-from orchestration.files import write_atomic
 from orchestration.progress import RunProgress
 from orchestration.ray_session import start_ray
 from orchestration.run_folder import Failure, RunFolder, RunStatus, error_of, find_run, new_id, own_process

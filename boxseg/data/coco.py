@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from boxseg.config import CocoSource
-from boxseg.data.checks import MASKS_RULE, MASKS_WAY_OUT, is_inside, read_annotations
+from boxseg.data.checks import MASKS_RULE, MASKS_WAY_OUT, is_inside, read_annotations, read_whole
 from boxseg.errors import DataError
 from boxseg.structures import DrawnMasks, Sample
 
@@ -226,9 +226,8 @@ def coco_ground_truth(source: CocoSource) -> COCO:
     Raises:
         DataError: the annotation file is missing or not a COCO instance file.
     """
-    read_annotations(source.annotations)  # for its errors
     ground_truth = COCO()
-    ground_truth.dataset = json.loads(source.annotations.read_bytes())
+    ground_truth.dataset = read_whole(source.annotations)
     ground_truth.dataset.setdefault("info", {})
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         ground_truth.createIndex()

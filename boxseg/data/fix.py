@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from boxseg.config import CocoSource
 from boxseg.data.checks import REQUIRED_KEYS, RULES, image_fault, is_inside, read_whole
 from boxseg.errors import DataError
+from boxseg.files import write_atomic
 
 ANNOTATIONS, IMAGES = "annotations.json", "images"
 
@@ -56,9 +57,7 @@ def write_fixed(source: CocoSource, output: Path) -> Counter[str]:
         elif annotation.get("iscrowd") or _cut_box(annotation, size, done):
             kept.append(annotation)
     content["annotations"] = kept
-    scratch = output / f".{ANNOTATIONS}"
-    scratch.write_text(json.dumps(content), encoding="utf-8")
-    scratch.replace(output / ANNOTATIONS)
+    write_atomic(output / ANNOTATIONS, json.dumps(content))
     return done
 
 

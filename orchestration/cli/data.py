@@ -165,7 +165,7 @@ def _write_splits(parts: dict[str, dict[str, Any]], output: Path) -> None:
     """Write `output/NAME.json` for each split, and tell how much is in it."""
     import json
 
-    from orchestration.files import write_atomic
+    from boxseg.files import write_atomic
 
     output.mkdir(parents=True, exist_ok=True)
     for name, content in parts.items():

@@ -98,7 +98,7 @@ def import_boxes(data: Path, folder: Path) -> CocoSource:
     from boxseg.config import CocoSource
     from boxseg.data.coco_split import join_splits
     from boxseg.data.convert import convert
-    from orchestration.files import write_atomic
+    from boxseg.files import write_atomic
 
     is_voc = (data / "Annotations").is_dir() or any(data.glob("*.xml"))
     splits = convert(data, "voc" if is_voc else "yolo")

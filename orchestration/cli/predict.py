@@ -28,8 +28,8 @@ def predict(
     Writes predictions.coco.json and overlays/ to --output; --json prints the former. Damaged files are named and
     skipped.
     """
+    from boxseg.files import write_atomic
     from boxseg.predict_files import find_image_files, join_coco, predict_files
-    from orchestration.files import write_atomic
     from orchestration.progress import counted
 
     paths = find_image_files(sources)

@@ -1,0 +1,14 @@
+"""Files that are whole whenever somebody reads them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write beside and rename, so that readers see the old file or the new one, never a part."""
+    scratch = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(3)}")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
