@@ -161,7 +161,7 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
     write_atomic(folder / LABELS, json.dumps(content))
     write_yolo_beside(content, data.source.images, folder)
     for annotation in content["annotations"]:
-        if annotation["id"] in found:
+        if not annotation.get("iscrowd"):
             mask = decode_segmentation(annotation["segmentation"], sizes[annotation["image_id"]])
             annotation["segmentation"] = [polygon.ravel().tolist() for polygon in find_polygons(mask)]
     write_atomic(folder / POLYGONS, json.dumps(content))

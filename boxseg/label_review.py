@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from boxseg.data.checks import read_whole
+from boxseg.data.checks import is_inside, read_whole
 from boxseg.data.coco import decode_segmentation, read_image
 from boxseg.engine.panels import tint_masks
 from boxseg.errors import DataError
@@ -50,7 +50,7 @@ def write_review(labels: Path, images: Path) -> Iterator[Path]:
     (folder / CROPS).mkdir(parents=True, exist_ok=True)
     cards = []
     for image in content["images"]:
-        shown = of_image[image["id"]]
+        shown = of_image[image["id"]] if is_inside(image["file_name"]) else []
         for annotation in _write_crops(shown, images / image["file_name"], folder / CROPS):
             about = {key: annotation[key] for key in ("id", "quality", "doubts", "checks", "candidates")}
             cards.append(about | {"file": image["file_name"], "name": names[annotation["category_id"]]})

@@ -103,6 +103,9 @@ def test_an_image_that_cannot_be_read_is_skipped_and_named(data, tmp_path):
     gone = [each for each in written["annotations"] if each["image_id"] == written["images"][0]["id"]]
     assert [each["quality"] for each in gone] == [0.0] * len(gone)
     assert all(decode_segmentation(each["segmentation"], (64, 64)).any() for each in gone)
+    assert all(
+        isinstance(each["segmentation"], list) for each in read(tmp_path / "out/labels.polygons.json")["annotations"]
+    )
 
 
 @pytest.mark.parametrize("bbox", [[3, 3, 0, 5], [float("nan"), 1, 4, 4], [100, 100, 5, 5]])

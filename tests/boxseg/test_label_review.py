@@ -52,6 +52,23 @@ def test_the_page_has_a_crop_for_every_mask_doubtful_ones_first(data, labels):
     assert all((labels / f"review/crops/{card['id']}.jpg").stat().st_size for card in cards)
 
 
+def test_images_outside_of_the_folder_are_not_shown(data, labels):
+    content = read(labels / "labels.coco.json")
+    (labels / "images").mkdir()
+    for image in content["images"]:
+        shutil.copy(data.source.images / image["file_name"], labels)
+        image["file_name"] = f"../{image['file_name']}"
+    (labels / "labels.coco.json").write_text(json.dumps(content))
+    list(write_review(labels, labels / "images"))
+    assert page_data(labels)["cards"] == []
+    assert not list((labels / "review/crops").iterdir())
+
+
+def test_decisions_without_labels_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"labels\.coco\.json: does not exist"):
+        apply_decisions(tmp_path, tmp_path / "decisions.json", tmp_path)
+
+
 def test_rejected_masks_go_and_accepted_ones_are_marked(data, labels, tmp_path):
     before = read(labels / "labels.coco.json")["annotations"]
     (tmp_path / "decisions.json").write_text(json.dumps({before[0]["id"]: "reject", before[1]["id"]: "accept"}))
