@@ -81,7 +81,6 @@ def build_trainer(
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
     student.to(device).to(memory_format=memory_format).train()
     teacher = build_teacher(student, eval_mode=config.teacher.eval_mode) if config.teacher.on else None
-    sizes = image_sizes(config)
     return Trainer(
         config=with_warmups_in_steps(config),
         student=student,
@@ -101,7 +100,7 @@ def build_trainer(
         ),
         loader=TrainLoader(
             train_data,
-            short_sides=sizes,
+            short_sides=config.train.short_sides,
             max_size=config.train.max_size,
             flip=config.data.flip,
             strong=config.data.strong,
@@ -113,7 +112,7 @@ def build_trainer(
         ),
         train_data=train_data,
         val_data=val_data,
-        eval_size=config.train.eval_size or max(sizes),
+        eval_size=config.train.eval_short_side,
         device=torch.device(device),
     )
 
@@ -224,12 +223,6 @@ def with_warmups_in_steps(config: BoxSegConfig) -> BoxSegConfig:
 def wrap_for_workers(student: nn.Module) -> nn.Module:
     """The student itself, or wrapped so that gradients are averaged over the training processes."""
     return DistributedDataParallel(student, broadcast_buffers=False) if is_distributed() else student
-
-
-def image_sizes(config: BoxSegConfig) -> tuple[int, ...]:
-    """Short sides of training images [px]."""
-    size = config.train.image_size
-    return (size,) if isinstance(size, int) else size
 
 
 def seed_everything(seed: int) -> None:

@@ -155,9 +155,19 @@ class TrainConfig(Config):
     panels: int = Field(4, ge=0)
     """Validation images drawn at each evaluation."""
 
+    @property
+    def short_sides(self) -> tuple[int, ...]:
+        """Short sides of training images [px]."""
+        return (self.image_size,) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def eval_short_side(self) -> int:
+        """Short side at evaluation [px]."""
+        return self.eval_size or max(self.short_sides)
+
     @model_validator(mode="after")
     def _check_sizes(self) -> TrainConfig:
-        sizes = (self.image_size,) if isinstance(self.image_size, int) else self.image_size
+        sizes = self.short_sides
         if not sizes or min(sizes) < 32:
             raise ValueError(f"image_size {self.image_size} is too small; each size needs 32 px or more")
         if max(sizes) > self.max_size:

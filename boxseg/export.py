@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from boxseg.build import image_sizes
 from boxseg.errors import BoxSegError, ConfigError
 from boxseg.model.condinst import CondInst
 from boxseg.ops.boxes import decode_boxes
@@ -87,7 +86,7 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         "classes": predictor.class_names,
         "category_ids": predictor.category_ids,
         "mean_rgb": network.pixel_mean.flatten().tolist(),
-        "short_side": train.eval_size or max(image_sizes(predictor.config)),
+        "short_side": train.eval_short_side,
         "max_size": train.max_size,
         "outputs": OUTPUTS,
     }

@@ -16,7 +16,7 @@ from PIL import Image
 
 from boxseg.data.checks import is_inside, read_whole
 from boxseg.data.coco import decode_segmentation, read_image
-from boxseg.engine.panels import tint_masks
+from boxseg.engine.panels import scale_picture, tint_masks
 from boxseg.errors import DataError
 from boxseg.files import write_atomic
 from boxseg.label_data import LABELS, write_yolo_beside
@@ -123,8 +123,7 @@ def _draw_crop(picture: NDArray[np.uint8], mask: NDArray[np.bool_], bbox: list[f
     left, top = max(int(x - margin), 0), max(int(y - margin), 0)
     right, bottom = int(x + width + margin) + 1, int(y + height + margin) + 1
     part = Image.fromarray(picture[top:bottom, left:right])
-    scale = TILE / max(part.size)
-    plain = part.resize((max(round(part.width * scale), 1), max(round(part.height * scale), 1)))
+    plain = scale_picture(part, TILE / max(part.size))
     tinted = tint_masks(plain, [mask[top:bottom, left:right]])
     both = Image.new("RGB", (2 * plain.width, plain.height))
     both.paste(plain, (0, 0))

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from boxseg.data.coco import CocoBoxes, decode_segmentation
 from boxseg.errors import ConfigError, DataError
@@ -85,7 +86,7 @@ def from_file(path: Path, data: CocoBoxes) -> Source:
         size = sample.original_size
         entries = masks_of.get(sample.image_id, [])
         boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(-1, 4)
-        iou = box_iou(sample.boxes, torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1))
+        iou = box_iou(sample.boxes, box_convert(boxes, "xywh", "xyxy"))
         chosen = [_choose(iou[row], entries, annotation_id) for row, annotation_id in enumerate(annotation_ids)]
         masks = torch.zeros(len(chosen), *size, dtype=torch.bool)
         for row, entry in enumerate(chosen):

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from boxseg.build import build_network, image_sizes
+from boxseg.build import build_network
 from boxseg.config import BoxSegConfig
 from boxseg.data import coco
 from boxseg.data.loader import collate
@@ -83,10 +83,10 @@ class Predictor:
     def view(self, image: Tensor, *, image_id: int = -1, scale: float = 1.0) -> Batch:
         """An image uint8 (3, h, w) as a batch of one without boxes, at `scale` times the size of evaluation."""
         train = self.config.train
-        short_side, max_size = train.eval_size or max(image_sizes(self.config)), train.max_size
         none = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
         sample = Sample(image, *none, image_id=image_id, original_size=(image.shape[1], image.shape[2]))
-        return collate([resize_only(sample, round(scale * short_side), round(scale * max_size))]).to(self.device)
+        view = resize_only(sample, round(scale * train.eval_short_side), round(scale * train.max_size))
+        return collate([view]).to(self.device)
 
 
 def read_image(item: str | Path | Tensor | np.ndarray) -> Tensor:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from boxseg.data.yolo import IMAGE_ENDINGS
+from boxseg.data.yolo import image_files
 from boxseg.engine.evaluate import encode_detections
 from boxseg.engine.panels import COLOURS, OPACITY
 from boxseg.errors import ConfigError, DataError
@@ -29,7 +29,7 @@ def find_image_files(sources: Sequence[str]) -> list[Path]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            files = [each for each in sorted(path.rglob("*")) if each.suffix.lower() in IMAGE_ENDINGS]
+            files = image_files(path)
         else:
             matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  patterns may be absolute
             files = [path] if path.exists() else [Path(each) for each in matches]
@@ -98,7 +98,7 @@ def coco_annotations(
                 "area": int(found.masks[row].sum()),
                 "iscrowd": 0,
                 "score": round(float(result.scores[row]), 4),
-                "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
+                "segmentation": rle,
             }
         )
     return annotations

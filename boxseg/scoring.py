@@ -15,11 +15,13 @@ from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from boxseg.data.coco import CocoBoxes, coco_ground_truth
 from boxseg.data.outlines import encode_rle
 from boxseg.engine.evaluate import (
     COCO_STATS,
+    CONFIDENT,
     ImageResult,
     coco_results,
     encode_detections,
@@ -38,8 +40,6 @@ BOUNDARY_SHARE = 0.02
 """Width of the boundary region, as a share of the image's diagonal."""
 FOUND_IOU = 0.5
 """A box counts as found by a detection of its class whose box overlaps it this much."""
-CONFIDENT = 0.3
-"""Detections below this score count for AP only."""
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,8 @@ def _best_iou(mask: Tensor, found: Tensor) -> float:
 
 def _confident_iou(boxes: Tensor, labels: Tensor, result: ImageResult) -> NDArray[np.float64]:
     """IoU (N, D) of boxes with confident detections of their class; 0 for all others."""
-    xywh = torch.from_numpy(result.boxes_xywh).float()
-    iou = box_iou(boxes, torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)).double().numpy()
+    found = box_convert(torch.from_numpy(result.boxes_xywh).float(), "xywh", "xyxy")
+    iou = box_iou(boxes, found).double().numpy()
     return np.where((labels.numpy()[:, None] == result.labels) & (result.scores >= CONFIDENT), iou, 0.0)
 
 

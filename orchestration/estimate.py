@@ -104,8 +104,7 @@ def estimate(spec: RunSpec, *, aspect: float | None, num_classes: int | None) ->
 def _macs_per_image(config: BoxSegConfig, classes: int, aspect: float) -> float:
     """Multiply-adds of one image: student forwards and twice that backwards, teacher forwards."""
     train, teacher = config.train, config.teacher
-    sides = (train.image_size,) if isinstance(train.image_size, int) else train.image_size
-    pixels = fmean(_pixels(side, train.max_size, aspect) for side in sides)
+    pixels = fmean(_pixels(side, train.max_size, aspect) for side in train.short_sides)
     work = 3 * pixels
     if teacher.on:
         short = teacher.resize_short
@@ -116,8 +115,7 @@ def _macs_per_image(config: BoxSegConfig, classes: int, aspect: float) -> float:
 def _step_bytes(config: BoxSegConfig, classes: int, aspect: float, images: float, *, bf16: bool) -> float:
     """Weights with gradients and optimizer state, and what the largest images keep for the backward pass."""
     copies = 2 + (2 if config.solver.optimizer == "adamw" else 1) + config.teacher.on
-    sides = (config.train.image_size,) if isinstance(config.train.image_size, int) else config.train.image_size
-    pixels = _pixels(max(sides), config.train.max_size, aspect)
+    pixels = _pixels(max(config.train.short_sides), config.train.max_size, aspect)
     network, losses = _values_per_pixel(config)
     return 4 * copies * _parameters(config, classes) + images * pixels * ((2 if bf16 else 4) * network + 4 * losses)
 

@@ -135,10 +135,15 @@ def _places(source: Path, base: str, listed: Any) -> list[Path]:
     return places
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Image files of a folder with all below, by their ending, in order."""
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS]
+
+
 def _images_of(place: Path) -> Iterator[Path]:
     """Image files of a folder with all below, or of a list with a path a line."""
     if place.is_dir():
-        yield from (path for path in sorted(place.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS)
+        yield from image_files(place)
     elif place.suffix == ".txt":
         yield from (place.parent / line.strip() for line in place.read_text().splitlines() if line.strip())
     else:

@@ -13,14 +13,16 @@ import torch
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torchvision.ops import box_convert
 
 from boxseg.config import FcosConfig
+from boxseg.data.outlines import encode_rle
 from boxseg.engine.distributed import gather_objects
 from boxseg.model.postprocess import postprocess
 from boxseg.structures import Batch, Detections, MaskNetwork
 
 CONFIDENT = 0.3
-"""Score from which a detection counts for `health/mask_fill`."""
+"""Score from which a detection counts where confident ones do; the others count for AP only."""
 
 COCO_STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """Order of the first entries of pycocotools' summary."""
@@ -109,10 +111,8 @@ def mask_fill(result: ImageResult) -> np.ndarray:
 
 def encode_detections(found: Detections) -> ImageResult:
     """Detections as arrays and run-length encoded masks on the host."""
-    boxes = found.boxes.cpu().numpy().astype(np.float64)
-    boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    masks = np.asfortranarray(found.masks.to(torch.uint8).permute(1, 2, 0).cpu().numpy())
-    rles = mask_utils.encode(masks) if len(boxes) else []
+    boxes = box_convert(found.boxes.cpu().double(), "xyxy", "xywh").numpy()
+    rles = [encode_rle(mask) for mask in found.masks.cpu().numpy()]
     return ImageResult(found.image_id, boxes, found.scores.cpu().numpy(), found.labels.cpu().numpy(), rles)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+from scipy import ndimage
 from torch import Tensor
 
 TILE = 224
@@ -59,7 +60,7 @@ def _tiles(row: PanelRow) -> list[Image.Image]:
     picture = row.image.permute(1, 2, 0).cpu().numpy()
     size = picture.shape[:2]
     scale = TILE / max(size)
-    plain = _resize(Image.fromarray(picture), scale)
+    plain = scale_picture(Image.fromarray(picture), scale)
     boxes = plain.copy()
     _draw_boxes(boxes, row.boxes.cpu().numpy() * scale)
     tiles = [plain, boxes]
@@ -71,7 +72,8 @@ def _tiles(row: PanelRow) -> list[Image.Image]:
     return tiles
 
 
-def _resize(picture: Image.Image, scale: float) -> Image.Image:
+def scale_picture(picture: Image.Image, scale: float) -> Image.Image:
+    """A picture of `scale` times the size, no side below one pixel."""
     return picture.resize(
         (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)), Image.Resampling.BICUBIC
     )
@@ -101,11 +103,9 @@ def tint_masks(plain: Image.Image, masks: Sequence[np.ndarray]) -> Image.Image:
     blended = np.asarray(plain).astype(np.float32)
     for index, mask in enumerate(masks):
         shape = _fit_mask(mask, plain)
-        padded = np.pad(shape, 1)
-        inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
         colour = np.array(COLOURS[index % len(COLOURS)], dtype=np.float32)
         blended[shape] = (1 - OPACITY) * blended[shape] + OPACITY * colour
-        blended[shape & ~inner] = colour
+        blended[shape & ~ndimage.binary_erosion(shape)] = colour
     return Image.fromarray(blended.round().astype(np.uint8))
 
 

@@ -152,7 +152,7 @@ def split(
     from boxseg.data.split import split_coco
 
     parts = split_coco(target, val=val, group=group, seed=seed)
-    folder = images or find_images(target)
+    folder = find_source(target, images).images
     paths = {name: output / f"{name}.json" for name in parts}
     for path in paths.values():
         if path.exists():
@@ -187,7 +187,7 @@ def _sources(target: Path, images: Path | None, use: str) -> dict[str, Any]:
     from boxseg.config import CocoSource
 
     if target.suffix == ".json":
-        return {use: CocoSource(images=images or find_images(target), annotations=target)}
+        return {use: find_source(target, images)}
     from orchestration.config import load_run
 
     data = load_run(target).data
@@ -197,17 +197,20 @@ def _sources(target: Path, images: Path | None, use: str) -> dict[str, Any]:
     return found
 
 
-def find_images(annotations: Path) -> Path:
-    """The folder that holds the first image which the file names."""
+def find_source(annotations: Path, images: Path | None) -> CocoSource:
+    """An annotation file and its images: in the named folder, or else where the first image is that the file names."""
+    from boxseg.config import CocoSource
     from boxseg.data.checks import read_annotations
 
+    if images is not None:
+        return CocoSource(images=images, annotations=annotations)
     entries = read_annotations(annotations)["images"]
     name = str(entries[0].get("file_name", "")) if entries else ""
     above = annotations.parent.parent
     folders = [annotations.parent, annotations.parent / "images", above / "images", above / annotations.stem]
     for folder in folders:
         if name and (folder / name).is_file():
-            return folder
+            return CocoSource(images=folder, annotations=annotations)
     looked = ", ".join(str(folder) for folder in folders)
     raise ConfigError(f"{annotations}: its image {name or '(none)'} is not in {looked}; name the folder with --images")
 

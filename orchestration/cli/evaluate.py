@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestration.cli.data import Images, find_images
+from orchestration.cli.data import Images, find_source
 from orchestration.cli.open_run import Run, open_predictor
 from orchestration.cli.output import AsJson, Device, Storage, print_json, print_pairs, print_table, say
 
@@ -35,12 +35,11 @@ def evaluate(
 
     Where masks are not drawn, how well masks fit the given boxes is told instead; that is no mask AP.
     """
-    from boxseg.config import CocoSource
     from boxseg.data.coco import CocoBoxes
     from boxseg.engine.panels import draw_panels
     from boxseg.scoring import mask_agreement, panel_row, worst_images
 
-    source = CocoBoxes(CocoSource(images=images or find_images(data), annotations=data), train=False)
+    source = CocoBoxes(find_source(data, images), train=False)
     names = [run] if against is None else [run, against]
     found = [_detections(name, source, device=device, storage=storage) for name in names]
     results = [_score(source, each) for each in found]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from boxseg.errors import ConfigError, DataError
-from orchestration.cli.data import Images, find_images
+from orchestration.cli.data import Images, find_source
 from orchestration.cli.open_run import RUN_HELP, open_predictor
 from orchestration.cli.output import AsJson, Device, Storage, print_json, print_pairs, print_table, say
 
@@ -53,7 +53,6 @@ def label(
     after a break. With --review, review/index.html shows the masks, doubtful ones first; what it downloads is applied
     with --apply and gives labels.reviewed.json.
     """
-    from boxseg.config import CocoSource
     from boxseg.data.coco import CocoBoxes
     from boxseg.label_data import Journal, label_images, write_labels
     from boxseg.label_review import apply_decisions, write_review
@@ -61,12 +60,8 @@ def label(
 
     source_of = functools.partial(_open_source, device=device, storage=storage)
     folder = output or Path("labels") / data.absolute().stem
-    found = (
-        import_boxes(data, folder)
-        if data.is_dir()
-        else CocoSource(images=images or find_images(data), annotations=data)
-    )
-    boxes = CocoBoxes(CocoSource(images=images or found.images, annotations=found.annotations), train=False)
+    found = import_boxes(data, folder, images) if data.is_dir() else find_source(data, images)
+    boxes = CocoBoxes(found, train=False)
     if compare is not None:
         _compare(boxes, {name: source_of(name, run, boxes)[0] for name in compare.split(",")}, as_json)
         return
@@ -89,7 +84,7 @@ def label(
     _tell(summary, as_json)
 
 
-def import_boxes(data: Path, folder: Path) -> CocoSource:
+def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
     """The boxes of a YOLO or VOC folder as `folder/boxes.json`; of VOC with its lists, those of `trainval`.
 
     Raises:
@@ -106,7 +101,7 @@ def import_boxes(data: Path, folder: Path) -> CocoSource:
     joined = join_splits(wanted)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "boxes.json", json.dumps(joined.content))
-    return CocoSource(images=joined.images.absolute(), annotations=folder / "boxes.json")
+    return CocoSource(images=images or joined.images.absolute(), annotations=folder / "boxes.json")
 
 
 def _compare(boxes: CocoBoxes, sources: dict[str, Source], as_json: bool) -> None:
