@@ -129,7 +129,7 @@ def _convert_voc_folder(source: Path, exclude: frozenset[str]) -> dict[str, Coco
             try:
                 root = ElementTree.parse(path).getroot()
                 size = (int(_number(root, "size/height")), int(_number(root, "size/width")))
-                boxes = [(str(each.findtext("name")), _corners(each)) for each in root.iter("object")]
+                boxes = [(_text(each, "name"), _corners(each)) for each in root.iter("object")]
             except (OSError, ElementTree.ParseError, ValueError) as error:
                 raise DataError(f"{path}: is not an annotation of VOC: {error} (correct or remove it)") from error
             objects[path] = (root.findtext("filename") or f"{path.stem}.jpg", size, boxes)
@@ -195,10 +195,14 @@ def _corners(entry: ElementTree.Element) -> list[float]:
 
 
 def _number(entry: ElementTree.Element, place: str) -> float:
+    return float(_text(entry, place))
+
+
+def _text(entry: ElementTree.Element, place: str) -> str:
     text = entry.findtext(place)
-    if text is None:
+    if not text:
         raise ValueError(f"an object or the file has no {place}")
-    return float(text)
+    return text
 
 
 def _voc_masks(path: Path) -> list[NDArray[np.bool_]]:

@@ -105,7 +105,7 @@ def convert_yolo(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
 
 def _read_layout(source: Path) -> tuple[list[str], dict[str, list[Path]]]:
     """Names of the classes, and for each split the folders, lists or images that it consists of."""
-    found = sorted([*source.glob("*.yaml"), *source.glob("*.yml")])
+    found = sorted([*source.glob("*.yaml"), *source.glob("*.yml")], key=lambda path: (path.stem != "data", path))
     if found:
         try:
             content = yaml.safe_load(found[0].read_text(encoding="utf-8"))

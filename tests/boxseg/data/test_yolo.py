@@ -42,6 +42,11 @@ def test_boxes_and_polygons_are_read(folder):
     assert val["annotations"][0]["area"] == 200
 
 
+def test_other_yaml_files_do_not_matter_beside_data_yaml(folder):
+    (folder / "args.yaml").write_text("epochs: 3")
+    assert list(convert(folder, "yolo")) == ["train", "val"]
+
+
 def test_a_folder_without_yaml_names_its_classes_in_a_text_file(folder):
     (folder / "data.yaml").unlink()
     (folder / "classes.txt").write_text("cat\ndog\n")
@@ -115,6 +120,9 @@ def test_voc_files_of_annotation_tools_are_read(tmp_path):
     assert split.images == tmp_path
     assert [each["bbox"] for each in split.content["annotations"]] == [[10, 5, 20, 10], [0, 0, 4, 4]]
     assert [each["category_id"] for each in split.content["annotations"]] == [2, 1]
+    (tmp_path / "b.xml").write_text((tmp_path / "a.xml").read_text().replace("<name>cat</name>", ""))
+    with pytest.raises(DataError, match=r"b\.xml: .* has no name"):
+        convert(tmp_path, "voc")
     (tmp_path / "b.xml").write_text("<annotation>")
     with pytest.raises(DataError, match=r"b\.xml"):
         convert(tmp_path, "voc")
