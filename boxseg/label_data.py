@@ -187,7 +187,8 @@ def _add_label(annotation: dict[str, Any], label: dict[str, Any]) -> None:
 def _box_label(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """The box as mask, of quality 0; empty if the box has no area."""
     x, y, width, height = annotation["bbox"]
-    box = torch.tensor([[x, y, x + width, y + height]], dtype=torch.float32).nan_to_num(0, 0, 0)
+    corners = torch.tensor([[x, y, float(x) + width, float(y) + height]], dtype=torch.float64)
+    box = corners.nan_to_num(0, 0, 0).float()
     mask = pixels_inside(clip_boxes_to_image(box, size), size)[0].numpy()
     checks = check_mask(mask, box[0].numpy(), mask)
     told = {"checks": asdict(checks), "doubts": checks.doubts}

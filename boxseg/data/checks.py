@@ -22,6 +22,8 @@ TOLERANCE_PX = 1.0
 """A box may reach this far beyond its image: annotation tools round outward."""
 SHOWN_FAULTS = 5
 IMAGE_THREADS = 8
+MAX_SIDE_PX = 2**16 - 1
+"""No picture format in use has longer sides than JPEG."""
 JPEG_END = b"\xff\xd9"
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 EXIF_ORIENTATION = 0x0112
@@ -32,7 +34,7 @@ COCO_RULE = "a COCO instance file is one object with the lists images, annotatio
 MASKS_RULE = "data.use_masks: where_present needs some (a supervised twin needs all)"
 MASKS_WAY_OUT = "name a file with `segmentation` in data.train.annotations, or train on boxes: data.use_masks: never"
 WHOLE, TEXT = "COCO wants a whole number there", "COCO wants a text there"
-SIZE, BBOX = "images have a positive size", "a bbox is the four numbers x, y, width, height"
+SIZE, BBOX = f"images have a positive size, up to {MAX_SIDE_PX} px", "a bbox is the four numbers x, y, width, height"
 REQUIRED_KEYS: dict[str, dict[str, str]] = {
     "images": {"id": WHOLE, "file_name": TEXT, "width": SIZE, "height": SIZE},
     "annotations": {"id": WHOLE, "image_id": WHOLE, "category_id": WHOLE, "bbox": BBOX},
@@ -40,10 +42,10 @@ REQUIRED_KEYS: dict[str, dict[str, str]] = {
 }
 """List of a COCO file -> key of its entries -> the rule for its value."""
 RULES: dict[str, Callable[[Any], bool]] = {
-    WHOLE: lambda value: type(value) is int,
-    TEXT: lambda value: isinstance(value, str),
-    SIZE: lambda value: type(value) is int and value > 0,
-    BBOX: lambda value: isinstance(value, list) and [type(each) in (int, float) for each in value] == [True] * 4,
+    WHOLE: lambda value: type(value) is int and abs(value) < 2**63,
+    TEXT: lambda value: isinstance(value, str) and re.search("[\ud800-\udfff]", value) is None,
+    SIZE: lambda value: type(value) is int and 0 < value <= MAX_SIDE_PX,
+    BBOX: lambda value: isinstance(value, list) and list(map(_is_number, value)) == [True] * 4,
 }
 
 logger = logging.getLogger(__name__)
@@ -153,13 +155,15 @@ def read_whole(path: Path) -> dict[str, Any]:
     return _require(_load(path, None))
 
 
-def read_well_formed(path: Path) -> dict[str, Any]:
+def read_well_formed(path: Path, *, whole: bool = True) -> dict[str, Any]:
     """Content of a COCO instance file whose entries all have the values that COCO wants, and ids of their own.
+
+    With `whole=False` it is without its masks, as `read_annotations` gives it.
 
     Raises:
         DataError: it is not such a file; names the first entry that is wrong.
     """
-    content = read_whole(path)
+    content = read_whole(path) if whole else read_annotations(path)
     fault = next(_format_faults(path, content), None) or next(_duplicate_faults(path, content), None)
     if fault is not None:
         raise DataError(str(fault))
@@ -233,6 +237,10 @@ def _mask_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
         found = "has a malformed segmentation" if size == MALFORMED else f"has a mask of {size[0]} x {size[1]} px"
         rule = "a mask is polygons of three points or more, or run lengths with the height and width of its image"
         yield Fault(path, found, rule, FIX_IN_FILE, image_id=annotation["image_id"], annotation_id=annotation["id"])
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def _format_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
@@ -341,9 +349,10 @@ def image_fault(folder: Path, image: dict[str, Any], *, decode: bool) -> Fault |
         rule = "file names are relative to the image folder and stay inside"
         return Fault(folder, f"has file name {name!r}", rule, "correct the name in the file", image_id=image_id)
     path = folder / name
-    if not path.is_file():
-        return Fault(path, "does not exist", "every listed image needs its file", "add or unlist it", image_id=image_id)
     try:
+        if not path.is_file():
+            rule = "every listed image needs its file"
+            return Fault(path, "does not exist", rule, "add or unlist it", image_id=image_id)
         with Image.open(path) as picture:
             size, kind = picture.size, picture.format or ""
             if size != (image["width"], image["height"]):

@@ -59,7 +59,7 @@ class CocoBoxes(Dataset[Sample]):
         content = read_annotations(source.annotations, keep_masks=use_masks)
         try:
             self._read(content)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(
                 f"{source.annotations}: an entry is malformed ({type(error).__name__}: {error}); COCO instances have "
                 "ids, sizes and boxes as numbers (`boxseg data check` names the entries)"

@@ -6,6 +6,7 @@ objects, Cityscapes' groups) becomes a crowd region, which is neither trained on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
@@ -195,7 +196,10 @@ def _corners(entry: ElementTree.Element) -> list[float]:
 
 
 def _number(entry: ElementTree.Element, place: str) -> float:
-    return float(_text(entry, place))
+    number = float(_text(entry, place))
+    if not math.isfinite(number):
+        raise ValueError(f"{place} is {number}")
+    return number
 
 
 def _text(entry: ElementTree.Element, place: str) -> str:

@@ -31,7 +31,8 @@ def write_yolo(content: dict[str, Any], images: Path, folder: Path) -> None:
     """Write masks for YOLO segmentation: a line `class x y x y …` per object, one outline around all its pieces.
 
     Args:
-        content: COCO instances; annotations without a mask, or with an empty one, and crowds are left out.
+        content: COCO instances; annotations without a mask, or with an empty one, and crowds are left out, and so are
+            images without a file.
         images: Folder of its images; `folder/images` gets links to them.
         folder: A new folder.
 
@@ -48,10 +49,11 @@ def write_yolo(content: dict[str, Any], images: Path, folder: Path) -> None:
             outline = _outline(annotation["segmentation"], size)
             if outline:
                 lines[annotation["image_id"]].append(f"{label_of[annotation['category_id']]} {outline}")
+    folder.mkdir(parents=True, exist_ok=True)
     written: dict[Path, str] = {}
     for image in content["images"]:
         name = image["file_name"]
-        if not is_inside(name):
+        if not is_inside(name) or not os.path.isfile(images / name):  # noqa: PTH113 - False for any name at all
             continue
         path = (folder / "labels" / name).with_suffix(".txt")
         if path in written:

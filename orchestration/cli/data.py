@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -77,10 +78,10 @@ def _fix(source: CocoSource, output: Path) -> CocoSource:
 @app.command()
 def stats(target: Target, images: Images = None, as_json: AsJson = False) -> None:
     """Count images, boxes, classes and sizes (small below 32² px, large from 96² px on)."""
-    from boxseg.data.checks import read_annotations
+    from boxseg.data.checks import read_well_formed
 
     sources = _sources(target, images or target.parent, "train")  # counting needs no images
-    counts = {split: _count(read_annotations(source.annotations)) for split, source in sources.items()}
+    counts = {split: _count(read_well_formed(each.annotations, whole=False)) for split, each in sources.items()}
     if as_json:
         print_json(counts if target.suffix != ".json" else counts["train"])
         return
@@ -200,16 +201,16 @@ def _sources(target: Path, images: Path | None, use: str) -> dict[str, Any]:
 def find_source(annotations: Path, images: Path | None) -> CocoSource:
     """An annotation file and its images: in the named folder, or else where the first image is that the file names."""
     from boxseg.config import CocoSource
-    from boxseg.data.checks import read_annotations
+    from boxseg.data.checks import is_inside, read_well_formed
 
     if images is not None:
         return CocoSource(images=images, annotations=annotations)
-    entries = read_annotations(annotations)["images"]
-    name = str(entries[0].get("file_name", "")) if entries else ""
+    entries = read_well_formed(annotations, whole=False)["images"]
+    name = entries[0]["file_name"] if entries else ""
     above = annotations.parent.parent
     folders = [annotations.parent, annotations.parent / "images", above / "images", above / annotations.stem]
     for folder in folders:
-        if name and (folder / name).is_file():
+        if name and is_inside(name) and os.path.isfile(folder / name):  # noqa: PTH113 - False for any name at all
             return CocoSource(images=folder, annotations=annotations)
     looked = ", ".join(str(folder) for folder in folders)
     raise ConfigError(f"{annotations}: its image {name or '(none)'} is not in {looked}; name the folder with --images")

@@ -53,6 +53,7 @@ def label(
     after a break. With --review, review/index.html shows the masks, doubtful ones first; what it downloads is applied
     with --apply and gives labels.reviewed.json.
     """
+    from boxseg.data.checks import read_well_formed
     from boxseg.data.coco import CocoBoxes
     from boxseg.label_data import Journal, label_images, write_labels
     from boxseg.label_review import apply_decisions, write_review
@@ -61,6 +62,7 @@ def label(
     source_of = functools.partial(_open_source, device=device, storage=storage)
     folder = output or Path("labels") / data.absolute().stem
     found = import_boxes(data, folder, images) if data.is_dir() else find_source(data, images)
+    read_well_formed(found.annotations, whole=False)  # for its errors
     boxes = CocoBoxes(found, train=False)
     if compare is not None:
         _compare(boxes, {name: source_of(name, run, boxes)[0] for name in compare.split(",")}, as_json)
