@@ -150,8 +150,8 @@ class TrainConfig(Config):
     evaluate: Literal["teacher", "student", "both"] = "both"
     """Network that is evaluated; with both, `val/` is the better of the two and each is reported as well."""
     collapse_fill: float | None = Field(0.95, gt=0, le=1)
-    """Stop when confident masks fill this share of their boxes (`health/mask_fill`) at an evaluation in the second half
-    of the run: they are boxes then. null: never, for objects that are rectangles."""
+    """Stop when the areas of confident masks and their boxes agree to this share (`health/box_likeness`) at an
+    evaluation in the second half of the run: the masks are boxes then. null: never, for objects that are rectangles."""
     panels: int = Field(4, ge=0)
     """Validation images drawn at each evaluation."""
 

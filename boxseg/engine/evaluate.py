@@ -63,24 +63,26 @@ def evaluate(
         on_batch: Called with each batch and what was found in it, for panels and pseudo-mask measurements.
 
     Returns:
-        `mask_ap`, `mask_ap50`, … `box_ap` in [0, 1] (what has no ground truth is left out) and `mask_fill`,
-        the mean share of its box that a confident mask fills (left out without confident detections).
+        `mask_ap`, `mask_ap50`, … `box_ap` in [0, 1] (what has no ground truth is left out); of confident
+        masks, where there are any, `mask_fill`, the mean share of its box that a mask fills, and `box_likeness`, the
+        mean of the smaller over the larger of the two areas, 1 where all masks are their boxes.
     """
     results: list[ImageResult] = []
-    fills: list[float] = []
+    ratios: list[float] = []
     for batch in batches:
         predictions, detections = find(batch)
         for found in detections:
             results.append(encode_detections(found))
-            fills.extend(mask_fill(results[-1]).tolist())
+            ratios.extend(area_ratios(results[-1]).tolist())
         if on_batch is not None:
             on_batch(batch, predictions, detections)
-    gathered = gather_objects((results, fills))
+    gathered = gather_objects((results, ratios))
     results = [result for part, _ in gathered for result in part]
-    fills = [fill for _, part in gathered for fill in part]
+    ratios = [ratio for _, part in gathered for ratio in part]
     metrics = coco_metrics(ground_truth, results, image_ids=image_ids, category_ids=category_ids)
-    if fills:
-        metrics["mask_fill"] = float(np.mean(fills))
+    if ratios:
+        metrics["mask_fill"] = float(np.mean([min(ratio, 1.0) for ratio in ratios]))
+        metrics["box_likeness"] = float(np.mean([min(ratio, 1 / ratio) if ratio else 0.0 for ratio in ratios]))
     return metrics
 
 
@@ -102,11 +104,11 @@ def detect(network: MaskNetwork, batch: Batch, settings: FcosConfig) -> tuple[An
     return predictions, detections
 
 
-def mask_fill(result: ImageResult) -> np.ndarray:
-    """Share of its box that each confident mask fills, (≤ D,) in [0, 1]; near 1 for all means collapse to the box."""
+def area_ratios(result: ImageResult) -> np.ndarray:
+    """Area of each confident mask over that of its box, (≤ D,); above 1 where a mask leaves its box."""
     areas = np.asarray(mask_utils.area(result.rles), dtype=np.float64).reshape(-1)
-    fill: np.ndarray = areas / result.boxes_xywh[:, 2:].prod(axis=1).clip(min=1)
-    return fill[result.scores >= CONFIDENT].clip(max=1)
+    ratios: np.ndarray = areas / result.boxes_xywh[:, 2:].prod(axis=1).clip(min=1)
+    return ratios[result.scores >= CONFIDENT]
 
 
 def encode_detections(found: Detections) -> ImageResult:

@@ -146,14 +146,15 @@ def guard_collapse(metrics: dict[str, float], done: int, steps: int, limit: floa
     """Stop a run whose masks have become their boxes; early masks may still be blobs, so the first half passes.
 
     Raises:
-        CollapseError: `health/mask_fill` has reached `limit` in the second half of the run.
+        CollapseError: `health/box_likeness` has reached `limit` in the second half of the run.
     """
-    fill = metrics.get("health/mask_fill", 0.0)
-    if limit is not None and 2 * done > steps and fill >= limit:
+    likeness = metrics.get("health/box_likeness", 0.0)
+    if limit is not None and 2 * done > steps and likeness >= limit:
         raise CollapseError(
-            f"step {done}: confident masks fill {fill:.3f} of their boxes, train.collapse_fill is {limit:g}: the masks "
-            "are the boxes. Raise boxinst.color_thr, lower boxinst.pairwise_weight or lengthen boxinst.warmup; for "
-            "objects that are rectangles set train.collapse_fill: null. The checkpoint of this step is saved"
+            f"step {done}: areas of confident masks and their boxes agree to {likeness:.3f}, train.collapse_fill is "
+            f"{limit:g}: the masks are the boxes. Raise boxinst.color_thr, lower boxinst.pairwise_weight or lengthen "
+            "boxinst.warmup; for objects that are rectangles set train.collapse_fill: null. The checkpoint of this "
+            "step is saved"
         )
 
 

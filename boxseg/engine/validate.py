@@ -21,13 +21,17 @@ from boxseg.ops.masks import aligned_bilinear, box_masks, resize_bool
 from boxseg.structures import MASK_STRIDE, Batch, Detections, MaskNetwork, PseudoMasks
 from boxseg.teacher.candidates import pick_candidates
 
+HEALTH = ("mask_fill", "box_likeness")
+"""Measures of the masks themselves."""
+
 
 def validate(trainer: Trainer, *, samples: Path, step: int) -> tuple[dict[str, float], list[Path]]:
     """Evaluate the networks that `train.evaluate` names; all ranks share the images.
 
     Returns:
         Metrics: `val/mask_ap` … of the better network, `val/teacher_mask_ap` and `val/student_mask_ap`,
-        `qam/pseudo_iou` where there is a teacher, `health/mask_fill`; and the pictures drawn (rank 0).
+        `qam/pseudo_iou` where there is a teacher, `health/mask_fill` and `health/box_likeness`; and the pictures drawn
+        (rank 0).
     """
     networks = trainer.evaluated_networks()
     watcher = Watcher(trainer)
@@ -37,10 +41,8 @@ def validate(trainer: Trainer, *, samples: Path, step: int) -> tuple[dict[str, f
             trainer, network, watcher.watch_teacher if name == "teacher" else watcher.watch_student
         )
     best = max(found, key=lambda name: decisive(found[name]))
-    metrics = {f"val/{key}": value for key, value in found[best].items() if key != "mask_fill"}
+    metrics = {f"{'health' if key in HEALTH else 'val'}/{key}": value for key, value in found[best].items()}
     metrics |= {f"val/{name}_mask_ap": values["mask_ap"] for name, values in found.items() if "mask_ap" in values}
-    if "mask_fill" in found[best]:
-        metrics["health/mask_fill"] = found[best]["mask_fill"]
     metrics |= watcher.metrics()
     panels = [draw_panels(watcher.rows(), samples / f"step-{step:08d}.png")] if rank() == 0 and watcher.rows() else []
     return metrics, panels

@@ -9,7 +9,7 @@ import torch
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from boxseg.engine.evaluate import coco_metrics, encode_detections, mask_fill
+from boxseg.engine.evaluate import area_ratios, coco_metrics, encode_detections
 from boxseg.structures import Detections
 
 
@@ -61,7 +61,7 @@ def test_a_filled_box_scores_less_than_its_box(ground_truth):
     assert metrics["box_ap"] == pytest.approx(1.0)
     assert metrics["mask_ap50"] == pytest.approx(1.0)
     assert metrics["mask_ap75"] == 0
-    assert mask_fill(encode_detections(detections(filled))).tolist() == [1.0]
+    assert area_ratios(encode_detections(detections(filled))).tolist() == [1.0]
 
 
 def test_no_detection_at_all_scores_zero(ground_truth):
@@ -72,7 +72,7 @@ def test_no_detection_at_all_scores_zero(ground_truth):
 
 def test_unsure_detections_do_not_count_for_the_fill():
     unsure = Detections(torch.zeros(1, 4), torch.tensor([0.1]), torch.zeros(1, dtype=torch.int64), disc()[None])
-    assert mask_fill(encode_detections(unsure)).tolist() == []
+    assert area_ratios(encode_detections(unsure)).tolist() == []
 
 
 def test_without_a_drawn_mask_only_boxes_are_scored(ground_truth):

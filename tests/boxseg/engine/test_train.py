@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ import torch
 from boxseg.build import build_trainer
 from boxseg.data.toy import ensure_toy
 from boxseg.engine import checkpoint
+from boxseg.engine.evaluate import encode_detections
 from boxseg.engine.train import evaluation_steps, guard_collapse, train
 from boxseg.errors import CheckpointError, CollapseError, DataError, NonFiniteLossError
+from boxseg.ops.masks import box_masks
 
 METHODS = ("boxinst", "boxteacher", "qam", "pc", "full", "supervised")
 WITHOUT_TEACHER = ("boxinst", "supervised")
@@ -105,15 +108,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(run, tmp_p
 
 @pytest.mark.parametrize("method", ["boxinst", "full"])
 def test_a_run_that_predicts_boxes_is_stopped_with_its_checkpoint_saved(run, tmp_path, monkeypatch, method):
-    def fill(network, predictions, image_index, handle):
-        height, width = (2 * side for side in predictions.mask_features.shape[-2:])
-        blank = predictions.controller[image_index, handle].sum(dim=1) * 0
-        return blank[:, None, None] + torch.full((1, height, width), 9.0)
+    def encode_boxes(found):
+        boxes = torch.tensor([8.0, 8.0, 40.0, 40.0]).expand(len(found.boxes), 4)
+        masks = box_masks(boxes - torch.tensor([0, 0, 1, 1]), *found.masks.shape[1:])  # rows and columns 8 to 39
+        return encode_detections(replace(found, boxes=boxes, masks=masks))
 
-    monkeypatch.setattr("boxseg.model.condinst.CondInst.mask_logits", fill)
+    monkeypatch.setattr("boxseg.engine.evaluate.encode_detections", encode_boxes)
     monkeypatch.setattr("boxseg.engine.evaluate.CONFIDENT", 0.0)
     sabotage = {"method": method, "fcos": {"score_thr": 0.0}}
-    with pytest.raises(CollapseError, match=r"step 6: confident masks fill 1\.000 .* train.collapse_fill: null"):
+    with pytest.raises(
+        CollapseError, match=r"step 6: areas of confident masks .* agree to .* train.collapse_fill: null"
+    ):
         run(tmp_path, **sabotage)
     assert checkpoint.load_about(tmp_path / "checkpoints" / "last")["step"] == 6
     result, _ = run(tmp_path / "rectangles", **sabotage, train={"collapse_fill": None})
@@ -121,11 +126,11 @@ def test_a_run_that_predicts_boxes_is_stopped_with_its_checkpoint_saved(run, tmp
 
 
 def test_blobs_of_the_first_half_and_good_masks_do_not_stop_a_run():
-    guard_collapse({"health/mask_fill": 1.0}, done=50, steps=100, limit=0.95)
-    guard_collapse({"health/mask_fill": 0.8}, done=100, steps=100, limit=0.95)
+    guard_collapse({"health/box_likeness": 1.0}, done=50, steps=100, limit=0.95)
+    guard_collapse({"health/box_likeness": 0.8}, done=100, steps=100, limit=0.95)
     guard_collapse({}, done=100, steps=100, limit=0.95)
     with pytest.raises(CollapseError):
-        guard_collapse({"health/mask_fill": 0.96}, done=51, steps=100, limit=0.95)
+        guard_collapse({"health/box_likeness": 0.96}, done=51, steps=100, limit=0.95)
 
 
 def test_evaluation_steps_always_hold_the_last():
