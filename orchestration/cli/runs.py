@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestration.cli.output import AsJson, Storage, print_json, print_pairs, print_table, say, show_duration
+from orchestration.cli.output import AsJson, Storage, print_json, print_pairs, print_table, say
+from orchestration.words import show_duration
 
 if TYPE_CHECKING:
     from orchestration.run_folder import RunStatus

@@ -10,6 +10,7 @@ import typer
 from orchestration.cli import output
 from orchestration.cli.output import AsJson, Experiment, Overrides, print_json, print_pairs, say
 from orchestration.errors import ExitCode, exit_code_for
+from orchestration.words import show_bytes, show_duration
 
 if TYPE_CHECKING:
     from orchestration.config import RunSpec, SweepSpec
@@ -135,13 +136,13 @@ def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
     concurrency = "as many as the cluster holds" if plan.concurrency is None else f"{plan.concurrency} at a time"
     time = plan.time_basis
     if plan.seconds is not None:
-        time = f"about {output.show_duration(plan.seconds)}, {plan.time_basis}"
+        time = f"about {show_duration(plan.seconds)}, {plan.time_basis}"
     memory = plan.gpu_basis
     if plan.gpu_bytes is not None:
-        memory = f"about {output.show_bytes(plan.gpu_bytes)} for each worker, {plan.gpu_basis}"
+        memory = f"about {show_bytes(plan.gpu_bytes)} for each worker, {plan.gpu_basis}"
     disk = plan.disk_basis
     if plan.disk_bytes is not None:
-        disk = f"about {output.show_bytes(plan.disk_bytes)}, as measured in {plan.disk_basis}"
+        disk = f"about {show_bytes(plan.disk_bytes)}, as measured in {plan.disk_basis}"
     return [
         (plan.kind, plan.name),
         ("train data", _data_line(plan.train)),
@@ -151,7 +152,7 @@ def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
         ("steps", f"{plan.steps}{epochs}"),
         ("time", time),
         *([("GPU memory", memory)] if memory else []),
-        ("disk", f"{disk}; {output.show_bytes(plan.free_bytes)} free"),
+        ("disk", f"{disk}; {show_bytes(plan.free_bytes)} free"),
         ("storage", plan.storage),
     ]
 
