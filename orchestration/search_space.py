@@ -46,13 +46,20 @@ def make_asha(spec: SweepSpec) -> TrialScheduler:
     """Asynchronous successive halving over training steps; nothing is stopped within the burn-in."""
     from ray.tune.schedulers import ASHAScheduler
 
-    steps = spec.train.steps
     return ASHAScheduler(
         time_attr="step",
-        max_t=steps + 1,  # a run ends by itself; reaching max_t would count as stopped
-        grace_period=max(1, min(steps, round(spec.sweep.burn_in * steps))),
+        max_t=spec.train.steps + 1,  # a run ends by itself; reaching max_t would count as stopped
+        grace_period=round(asha_rungs(spec)[0]),
         reduction_factor=spec.sweep.reduction,
     )
+
+
+def asha_rungs(spec: SweepSpec) -> list[float]:
+    """Steps after which ASHA stops weak trials, rising: the burn-in, and each `reduction` times the one before."""
+    rungs = [float(max(1, min(spec.train.steps, round(spec.sweep.burn_in * spec.train.steps))))]
+    while rungs[-1] * spec.sweep.reduction < spec.train.steps:
+        rungs.append(rungs[-1] * spec.sweep.reduction)
+    return rungs
 
 
 def make_no_scheduler(spec: SweepSpec) -> None:

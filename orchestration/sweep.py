@@ -15,6 +15,7 @@ from orchestration.config import RunSpec, SweepSpec, dump_resolved
 from orchestration.preflight import concurrency, uses_cluster
 from orchestration.progress import SweepProgress
 from orchestration.ray_session import start_ray
+from orchestration.report import try_report
 from orchestration.run_folder import Failure, RunFolder, RunStatus, Status, new_id, own_process
 from orchestration.search_space import TRIAL_SCHEDULERS, Trial, TrialQueue, count_trials, make_searcher
 from orchestration.table import SweepTable, TrialRow, describe, markdown_table, read_table
@@ -41,6 +42,8 @@ class SweepResult:
     best: TrialRow | None
     best_checkpoint: Path | None
     """Copy of the best trial's best checkpoint, in the sweep's folder."""
+    report: Path | None = None
+    """The page about the sweep; None if it was interrupted, or the page could not be made."""
 
     @property
     def failed(self) -> list[TrialRow]:
@@ -255,15 +258,16 @@ class Sweep:
                     return
 
     def conclude(self, *, interrupted: bool) -> SweepResult:
-        """Copy the best checkpoint, write the table and the sweep's end."""
+        """Copy the best checkpoint, write table, report and the sweep's end."""
         table = read_table(self.folder.path, self.plan.spec)
         best = table.best()
         checkpoint = self._keep_best(best) if best is not None else None
         write_atomic(self.folder.path / "table.md", markdown_table(table) + "\n")
+        report = None if interrupted else try_report(self.folder.path)
         status: Status = "interrupted" if interrupted else "finished" if best is not None else "failed"
         self.folder.finish(status, _common_failure(table) if status == "failed" else None)
         self.folder.note("sweep_end", status=status, best=best.id if best else None)
-        return SweepResult(self.folder.path.name, self.folder.path, status, table, best, checkpoint)
+        return SweepResult(self.folder.path.name, self.folder.path, status, table, best, checkpoint, report)
 
     def _keep_best(self, best: TrialRow) -> Path | None:
         """Copy the trial's best checkpoint to the sweep, beside and renamed."""

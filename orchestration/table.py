@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,10 @@ class TrialRow:
     failure: Failure | None = None
     seconds: float | None = None
     """How long it took, its start included; None before its end."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """All metrics of the best evaluation, or the latest ones where the deciding one is not among those."""
+    best_step: int | None = None
+    """Step of the best evaluation."""
 
     @property
     def label(self) -> str:
@@ -73,23 +78,32 @@ class SweepTable:
         A setting counts with the mean over its seeds. Settings whose trials all ran to the end come first: a value
         from the middle of a stopped trial only counts where there is nothing else.
         """
+        rows = next(iter(self.settings()), [])
+        valued = [row for row in rows if row.value is not None]
+        return max(valued, key=lambda row: (row.status == "finished", self._score(row)), default=None)
+
+    @property
+    def names(self) -> list[str]:
+        """Settings that the trials vary."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.values))
+
+    def settings(self) -> list[list[TrialRow]]:
+        """The trials of each setting, best setting first by the order of `best`; settings without a value last."""
         settings: dict[str, list[TrialRow]] = {}
         for row in self.rows:
-            if row.value is not None:
-                settings.setdefault(describe(row.values), []).append(row)
-        if not settings:
-            return None
-        rows = max(settings.values(), key=self._merit)
-        return max(rows, key=lambda row: (row.status == "finished", self._score(row)))
+            settings.setdefault(json.dumps(row.values, sort_keys=True, default=str), []).append(row)
+        return sorted(settings.values(), key=self._merit, reverse=True)
 
     def ranked(self) -> list[TrialRow]:
         """Best first; trials without a value last."""
         return sorted(self.rows, key=lambda row: (-self._score(row), row.id))
 
     def _merit(self, rows: list[TrialRow]) -> tuple[bool, bool, float]:
-        """Larger is better: all seeds of a setting finished, some did, and their mean."""
-        finished = sum(row.status == "finished" for row in rows)
-        return finished == self.seeds, finished > 0, statistics.fmean(self._score(row) for row in rows)
+        """Larger is better: all seeds of a setting finished, some did, and the mean of those with a value."""
+        valued = [row for row in rows if row.value is not None]
+        finished = sum(row.status == "finished" for row in valued)
+        mean = statistics.fmean(map(self._score, valued)) if valued else -math.inf
+        return finished == self.seeds, finished > 0, mean
 
     def _score(self, row: TrialRow) -> float:
         """Larger is better, whatever the mode."""
@@ -116,6 +130,8 @@ def read_table(folder: Path, spec: SweepSpec) -> SweepTable:
                 value=values.get(spec.sweep.metric),
                 failure=status.failure,
                 seconds=status.ended - status.created if status.ended else None,
+                metrics=values,
+                best_step=status.best_step,
             )
         )
     return SweepTable(spec.sweep.metric, spec.sweep.mode, rows, seeds=len(spec.sweep.seeds))
@@ -154,7 +170,7 @@ def show(value: Any) -> str:
 
 def _cells(table: SweepTable) -> tuple[list[str], list[list[str]]]:
     """Header and lines, best trial first; settings and seeds have columns where they vary."""
-    names = list(dict.fromkeys(name for row in table.rows for name in row.values))
+    names = table.names
     seeds = ["seed"] if len({row.seed for row in table.rows}) > 1 else []
     best = table.best()
     lines = []

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from boxseg.errors import BoxSegError
-from orchestration.cli import config, data, doctor, evaluate, export, label, predict, runs, train, ui
+from orchestration.cli import config, data, doctor, evaluate, export, label, predict, report, runs, train, ui
 from orchestration.cli.output import say
 from orchestration.errors import ExitCode, exit_code_for
 
@@ -31,6 +31,7 @@ app.command("eval")(evaluate.evaluate)
 app.command()(export.export)
 app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
+app.command()(report.report)
 app.add_typer(config.app, name="config")
 app.command()(ui.ui)
 app.command()(doctor.doctor)

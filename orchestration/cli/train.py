@@ -97,6 +97,7 @@ def _sweep_as_json(spec: SweepSpec, result: SweepResult) -> dict[str, Any]:
         "name": spec.name,
         "status": result.status,
         "folder": result.folder,
+        "report": result.report,
         "metric": spec.sweep.metric,
         "best": None if result.best is None else {**trial(result.best), "checkpoint": result.best_checkpoint},
         "trials": [trial(row) for row in result.table.ranked()],
@@ -108,7 +109,7 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
 
     output.print_rich(render_table(result.table))
     pairs: list[tuple[str, Any]] = [("sweep", result.id), ("folder", result.folder)]
-    pairs += [("report", result.folder / "table.md")]
+    pairs += [("report", result.report or result.folder / "table.md")]
     if result.best is not None:
         best = result.best
         pairs += [("best trial", f"{best.id}: {spec.sweep.metric} {best.outcome} with {best.settings}")]
