@@ -279,6 +279,8 @@ class QamConfig(Config):
     """Average the table over all processes before an evaluation or a checkpoint; else the first one's is saved."""
     color_weight: float = Field(0.0, ge=0)
     """Trust in the colours of each box when its fused mask is refined; 0: the mask stays as fused."""
+    refined_quality: bool = False
+    """The quality of a mask that colours refined is how certain its map is; otherwise that of the fused mask."""
     score_floor: float = Field(1.0, ge=0)
     """f in (score + f) / (1 + f), the part of the detection score in the quality."""
     agreement: bool = True
@@ -554,6 +556,7 @@ PROFILES: dict[Profile, dict[str, Any]] = {
             "dyn_per_union": True,
             "dyn_shared": True,
             "color_weight": 2.0,
+            "refined_quality": True,
             "need_inside": True,
         },
         "loss": {"warmup": 1 / 9, "mask_weight": 2.0},

@@ -104,7 +104,7 @@ def label_boxes(
             if found.any():
                 mask[place], num_candidates[place] = found, pseudo.num_candidates[row].cpu()
                 quality[place] = trust * pseudo.quality[row].cpu()
-    return BoxLabels(mask, quality * fit(mask, boxes).sqrt(), num_candidates)
+    return BoxLabels(mask, quality * fit(mask, boxes) ** 0.25, num_candidates)
 
 
 def fit(masks: Tensor, boxes: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def fit(masks: Tensor, boxes: Tensor) -> Tensor:
 
 def attempts(config: BoxSegConfig) -> Iterator[tuple[BoxSegConfig, float]]:
     """Settings to find candidates with, strictest first, and the factor on the quality of what they find."""
-    always = {"min_quality": 0.0, "fusion": "weighted", "full_resolution": False}
+    always = {"min_quality": 0.0, "fusion": "weighted", "full_resolution": False, "refined_quality": True}
     color_weight = max(config.qam.color_weight, COLOR_WEIGHT)
     own = config.qam.model_copy(update=always | {"color_weight": color_weight})
     teacher = config.teacher.model_copy(update={"with_nms": False})

@@ -218,10 +218,13 @@ def check_timm_name(name: str) -> None:
 
 
 def _build_half_resnet18(name: str, weights: str) -> Backbone:
-    """ResNet-18 with half the channels in every stage, always from random weights."""
+    """ResNet-18 with half the channels in every stage, always from random weights.
+
+    Residual branches begin at full strength: begun at zero, as timm does, they stay weak in runs of some hundred steps.
+    """
     if weights == "imagenet":
         raise DataError(f"model.weights: there are no ImageNet weights for {name}; use none, or a state dict of yours")
-    return _build_timm("resnet18", weights, channels=(32, 64, 128, 256))
+    return _build_timm("resnet18", weights, channels=(32, 64, 128, 256), zero_init_last=False)
 
 
 def _build_timm(name: str, weights: str, **options: Any) -> Backbone:

@@ -16,7 +16,7 @@ from boxseg.ops.masks import box_masks
 from boxseg.ops.neighbours import sample_cells
 from boxseg.structures import MASK_STRIDE, Candidates, MaskFrame, PseudoMasks
 from boxseg.teacher.enlarge import by_boxes
-from boxseg.teacher.refine import refine_by_color
+from boxseg.teacher.refine import refine_by_color, refined_quality
 from boxseg.teacher.thresholds import ThresholdTable, choose_thresholds, threshold_grid
 
 Fusion = Literal["vote", "weighted"]
@@ -48,8 +48,9 @@ def make_pseudo_masks(
 
     Returns:
         Masks inside their boxes (`soft` is not cut, so that it can be enlarged first), with `full` where the candidates
-        have a frame; quality 0 where there is no candidate, the mask is empty (with `settings.need_inside`: inside its
-        box) or the quality is below `settings.min_quality`.
+        have a frame. The quality of refined masks is their certainty with `settings.refined_quality`; it is 0 where
+        there is no candidate, the mask is empty (with `settings.need_inside`: inside its box) or the quality is below
+        `settings.min_quality`.
 
     Source: BoxSeg (arXiv 2504.05137); `method.md` section (e), and (d) for `with_nms`.
     """
@@ -67,10 +68,13 @@ def make_pseudo_masks(
     if frame is None:
         full = None
         height, width = (MASK_STRIDE * side for side in mask.shape[-2:])
+        inside = box_masks(boxes, height, width, stride=MASK_STRIDE)
+        mask = mask & inside
         if lab is not None and settings.color_weight and not with_nms:
             soft = refine_by_color(soft, lab, boxes, weight=settings.color_weight)
-            mask = soft > (settings.mask_thr if settings.fusion == "weighted" else settings.vote_thr)
-        mask = mask & box_masks(boxes, height, width, stride=MASK_STRIDE)
+            mask = inside & (soft > (settings.mask_thr if settings.fusion == "weighted" else settings.vote_thr))
+            if settings.refined_quality:
+                quality = (quality > 0) * refined_quality(soft, mask, inside)
     else:
         full = _pad(mask, frame) & box_masks(boxes, *frame.padded)
         mask = sample_cells(full)

@@ -56,6 +56,25 @@ def refine_by_color(soft: Tensor, lab: Tensor, boxes: Tensor, *, weight: float) 
     return probs.view_as(soft)
 
 
+def refined_quality(soft: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
+    """How far refined masks can be trusted: where colours and network agree, a map is near 0 or 1 everywhere.
+
+    The root of the mean probability inside the mask times the mean of |2p - 1| over the box. Agreement of candidates,
+    which the method scores, says little once colours have moved the mask.
+
+    Args:
+        soft: Float (N, h, w) in [0, 1], refined maps.
+        mask: Bool (N, h, w), inside the box.
+        inside: Bool (N, h, w), cells of the box.
+
+    Returns:
+        Float (N,) in [0, 1]; 0 where the mask is empty.
+    """
+    inner = (soft * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp(min=1)
+    certain = ((2 * soft - 1).abs() * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
+    return (inner * certain).sqrt()
+
+
 def _color_bins(lab: Tensor) -> Tensor:
     """Histogram bin, int64 (h, w), of each colour; L in 0 … 100, a and b in -64 … 64 and beyond at the ends."""
     low = lab.new_tensor([0.0, -64.0, -64.0])[:, None, None]

@@ -63,7 +63,7 @@ def test_candidates_make_the_mask_and_its_quality(predictor, image, monkeypatch,
     assert abs(int(rows[0]) - 16) <= 1
     assert abs(int(columns[-1]) - 39) <= 1
     trust = 0.9  # sqrt((0.8 + 1) / 2 * 0.9)
-    assert float(found.quality[0]) == pytest.approx(trust * float(fit(found.mask, boxes)[0]) ** 0.5, abs=1e-4)
+    assert float(found.quality[0]) == pytest.approx(trust * float(fit(found.mask, boxes)[0]) ** 0.25, abs=1e-4)
     assert found.num_candidates.tolist() == [2]
 
 
@@ -71,7 +71,7 @@ def test_boxes_without_candidates_get_the_nearest_and_then_the_box(predictor, im
     boxes = torch.tensor([[8.0, 8, 48, 48], [0, 0, 20, 20], [0, 0, 60, 60]])
     offer(monkeypatch, [0], [], [1])  # the third attempt numbers the boxes that are left: 1 and 2
     found = label_boxes(predictor, image, boxes, scale=1.0)
-    fits = fit(found.mask, boxes).sqrt()
+    fits = fit(found.mask, boxes) ** 0.25
     assert float(found.quality[2]) == pytest.approx(LAST_RESORT * 0.9 * float(fits[2]), abs=1e-4)
     assert found.num_candidates.tolist() == [1, 0, 1]
     assert float(found.quality[1]) == 0

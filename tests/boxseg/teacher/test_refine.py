@@ -3,7 +3,7 @@
 import torch
 
 from boxseg.ops.neighbours import rgb_to_lab
-from boxseg.teacher.refine import refine_by_color
+from boxseg.teacher.refine import refine_by_color, refined_quality
 
 BOX = torch.tensor([[16.0, 16.0, 48.0, 48.0]])
 
@@ -50,3 +50,15 @@ def test_boxes_do_not_disturb_one_another():
     torch.testing.assert_close(together[:1], refine_by_color(soft[:1], lab, boxes[:1], weight=1.0))
     assert together.min() >= 0
     assert together.max() <= 1
+
+
+def test_quality_is_certainty():
+    inside = torch.zeros(1, 4, 4, dtype=torch.bool)
+    inside[:, :2] = True
+    mask = torch.zeros_like(inside)
+    mask[:, 0] = True
+    soft = torch.where(mask, 0.9, torch.where(inside, 0.3, 0.0))
+    # inside the mask 0.9; |2p - 1| is 0.8 on it and 0.4 on the other half of the box; cells outside do not count
+    torch.testing.assert_close(refined_quality(soft, mask, inside), torch.tensor([(0.9 * 0.6) ** 0.5]))
+    assert refined_quality(mask.float(), mask, inside) == 1
+    assert refined_quality(soft, torch.zeros_like(mask), inside) == 0
