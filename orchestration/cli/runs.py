@@ -12,6 +12,7 @@ from orchestration.cli.output import AsJson, Storage, print_json, print_pairs, p
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
+    from orchestration.compare import Comparison, Measured
     from orchestration.run_folder import RunStatus
 
 app = typer.Typer(help="Look at runs and sweeps.", no_args_is_help=True, rich_markup_mode=None)
@@ -69,6 +70,63 @@ def show(
         )
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Two or more run ids, folders, or best:SWEEP.")],
+    storage: Storage = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs: settings that differ, then metrics, with the spread over the seeds of the same settings."""
+    from orchestration.compare import compare_runs
+    from orchestration.run_folder import find_run
+
+    if len(runs) < 2:
+        raise typer.BadParameter("name two or more runs", param_hint="RUN…")
+    found = compare_runs([find_run(storage, run) for run in runs])
+    if as_json:
+        print_json(_comparison_as_json(found))
+    else:
+        _print_comparison(found)
+
+
+def _comparison_as_json(found: Comparison) -> dict[str, Any]:
+    def numbers(each: Measured) -> dict[str, Any]:
+        return {"value": each.value, "mean": each.mean, "spread": each.spread, "seeds": each.seeds}
+
+    return {
+        "runs": [{"id": run.id, "status": run.status, "folder": run.folder} for run in found.runs],
+        "settings": found.settings,
+        "origin": found.origin,
+        "metrics": {
+            name: [{**numbers(each), "against_first": found.verdict(name, at)} for at, each in enumerate(measured)]
+            for name, measured in found.metrics.items()
+        },
+    }
+
+
+def _print_comparison(found: Comparison) -> None:
+    ids = [run.id for run in found.runs]
+    differing = [*found.settings.items(), *found.origin.items()]
+    if differing:
+        print_table(("setting", *ids), [(name, *values) for name, values in differing])
+    else:
+        typer.echo("all settings are the same")
+    typer.echo("")
+    rows = [(name, *(_measured(found, name, at) for at in range(len(ids)))) for name in found.metrics]
+    about = [("status", *(run.status for run in found.runs)), ("step", *(run.step for run in found.runs))]
+    print_table(("metric", *ids), [*about, *rows])
+
+
+def _measured(found: Comparison, metric: str, at: int) -> str | None:
+    each = found.metrics[metric][at]
+    if each.value is None:
+        return None
+    text = f"{each.value:.4g}"
+    if each.spread is not None:
+        text += f" ({each.mean:.4g} ± {each.spread:.2g} of {len(each.seeds)} seeds)"
+    return f"{text} {found.verdict(metric, at)}".rstrip()
+
+
 def _is_trial_of(status: RunStatus, sweep: Path) -> bool:
     return status.parent is not None and Path(status.folder).resolve().parent == sweep.resolve()
 
@@ -82,6 +140,11 @@ def _began(status: RunStatus) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(status.created))
 
 
+def _report_of(status: RunStatus) -> Path | None:
+    page = Path(status.folder) / "report" / "index.html"
+    return page if page.exists() else None
+
+
 def _summary(status: RunStatus) -> list[tuple[str, Any]]:
     ended, metrics = status.ended or time.time(), status.best or status.metrics
     pairs = {
@@ -89,6 +152,7 @@ def _summary(status: RunStatus) -> list[tuple[str, Any]]:
         "time": show_duration(ended - status.started) if status.started else None,
         "folder": status.folder,
         "failure": f"{status.failure.kind}: {status.failure.text}" if status.failure else None,
+        "report": _report_of(status),
         "best trial": status.best_run,
         "best at step": status.best_step if status.best else None,
     }

@@ -1,0 +1,116 @@
+"""What distinguishes runs: their settings and origin first, then their metrics with the spread over seeds."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from boxseg.errors import ConfigError
+from orchestration.config import leaves
+from orchestration.report_stats import differ
+from orchestration.run_folder import RunFolder, RunStatus
+
+ORIGIN = ("git_commit", "git_dirty", "data_fingerprint", "host")
+"""Tags that may explain a difference which the settings do not."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric of one run, and of all runs with its settings."""
+
+    value: float | None
+    """Of the run itself; None if it has none."""
+    seeds: list[float]
+    """Of every finished run with the same settings, whatever its seed; the run itself is among them."""
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the seeds."""
+        return statistics.fmean(self.seeds) if self.seeds else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the seeds; None for fewer than two."""
+        return statistics.stdev(self.seeds) if len(self.seeds) > 1 else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs side by side; every list has one entry for each run."""
+
+    runs: list[RunStatus]
+    settings: dict[str, list[Any]]
+    """Settings that are not the same in all runs."""
+    origin: dict[str, list[str | None]]
+    """Tags of `ORIGIN` that are not the same in all runs."""
+    metrics: dict[str, list[Measured]]
+
+    def verdict(self, metric: str, which: int) -> str:
+        """What the seeds say of a run against the first: `differs`, `not distinguishable`; empty where they are few."""
+        first, other = (sorted(self.metrics[metric][each].seeds) for each in (0, which))
+        if len(first) < 2 or len(other) < 2 or first == other:
+            return ""
+        return "differs" if differ(first, other) else "not distinguishable"
+
+
+def compare_runs(folders: Sequence[RunFolder]) -> Comparison:
+    """Compare runs by what their folders say.
+
+    Raises:
+        ConfigError: one of them is a sweep, whose trials have settings and metrics of their own.
+    """
+    runs = [folder.status() for folder in folders]
+    for run in runs:
+        if run.kind == "sweep":
+            raise ConfigError(f"{run.id} is a sweep; compare its trials, as in best:{run.id}, or `boxseg report` it")
+    settings = [dict(leaves(yaml.safe_load(folder.config_path.read_text()))) for folder in folders]
+    names = dict.fromkeys(name for each in settings for name in each)
+    siblings = [find_seeds(folder) for folder in folders]
+    measured = [metrics_of(run) for run in runs]
+    metrics = sorted(dict.fromkeys(name for each in measured for name in each))
+    return Comparison(
+        runs,
+        settings=_differing({name: [each.get(name) for each in settings] for name in names}),
+        origin=_differing({name: [run.tags.get(name) for run in runs] for name in ORIGIN}),
+        metrics={
+            name: [
+                Measured(own.get(name), [found[name] for found in map(metrics_of, seeds) if name in found])
+                for own, seeds in zip(measured, siblings, strict=True)
+            ]
+            for name in metrics
+        },
+    )
+
+
+def find_seeds(folder: RunFolder) -> list[RunStatus]:
+    """Finished runs beside a run that have its settings and data, whatever their seed; the run itself first."""
+    own, text = folder.status(), _text_without_seed(folder.path)
+    found = {own.tags.get("seed"): own}
+    for path in sorted(folder.path.parent.glob("*/status.json")):
+        if path.parent.name != folder.path.name and _text_without_seed(path.parent) == text:
+            other = RunFolder(path.parent).status()
+            same_data = other.tags.get("data_fingerprint") == own.tags.get("data_fingerprint")
+            if other.status == "finished" and other.kind == "run" and same_data:
+                found.setdefault(other.tags.get("seed"), other)  # repeats of a seed add nothing
+    return list(found.values())
+
+
+def metrics_of(run: RunStatus) -> dict[str, float]:
+    """Metrics of the best evaluation of a run, or else the latest ones."""
+    return run.best or run.metrics
+
+
+def _text_without_seed(folder: Path) -> str:
+    """The settings as text, which is quicker to compare than their values; `train.seed` left out."""
+    path = folder / "config.yaml"
+    return re.sub(r"(?m)^  seed: \d+$", "", path.read_text()) if path.exists() else ""
+
+
+def _differing(values: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
