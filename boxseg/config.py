@@ -59,15 +59,6 @@ class ToyConfig(Config):
     """Seed of the drawing; the same seed gives the same files."""
     shapes: tuple[Shape, ...] = Field(("disc", "square", "star", "ring", "corner", "crescent"), min_length=1)
     """Classes, in the order of their labels."""
-    object_size: tuple[float, float] = (0.17, 0.48)
-    """Smallest and largest diameter of an object, as a share of `size`."""
-
-    @field_validator("object_size")
-    @classmethod
-    def _check_object_size(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0.05 <= value[0] <= value[1] <= 0.8:
-            raise ValueError(f"{list(value)} is not a range; write two rising numbers from 0.05 to 0.8")
-        return value
 
 
 class DataConfig(Config):

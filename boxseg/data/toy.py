@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +62,18 @@ def ensure_toy(root: Path, settings: ToyConfig) -> tuple[CocoSource, CocoSource]
 
 
 def draw_scene(
-    rng: np.random.Generator, settings: ToyConfig
+    rng: np.random.Generator, size: int, shapes: Sequence[Shape]
 ) -> tuple[NDArray[np.uint8], list[tuple[int, NDArray[np.bool_]]]]:
     """One picture and what is in it.
 
     Args:
         rng: Source of all randomness.
-        settings: Size of the picture, classes, and size of the objects.
+        size: Side of the square picture [px].
+        shapes: Classes, in the order of their labels.
 
     Returns:
         RGB uint8 (size, size, 3) and 1 … 5 pairs of class index and visible mask, bool (size, size).
     """
-    size, shapes = settings.size, settings.shapes
     picture, background_colors = _draw_background(rng, size)
     colors = list(background_colors)
     masks: list[NDArray[np.bool_]] = []
@@ -81,7 +81,7 @@ def draw_scene(
     labels: list[int] = []
     for _ in range(int(rng.integers(1, MAX_OBJECTS + 1))):
         label = int(rng.integers(len(shapes)))
-        placed = _place_object(rng, settings, shapes[label], masks, full_areas)
+        placed = _place_object(rng, size, shapes[label], masks, full_areas)
         if placed is None:
             continue
         alpha, full_area = placed
@@ -105,7 +105,7 @@ def _write_dataset(folder: Path, settings: ToyConfig) -> None:
         annotations: list[dict[str, Any]] = []
         for index in range(count):
             rng = np.random.default_rng([settings.seed, split_index, index])
-            picture, objects = draw_scene(rng, settings)
+            picture, objects = draw_scene(rng, settings.size, settings.shapes)
             name = f"{index:06d}.png"
             Image.fromarray(picture).save(folder / split / name, compress_level=1)
             images.append({"id": index + 1, "file_name": name, "width": settings.size, "height": settings.size})
@@ -144,12 +144,11 @@ def _rename_unless_present(draft: Path, final: Path) -> None:
 
 
 def _place_object(
-    rng: np.random.Generator, settings: ToyConfig, name: Shape, masks: list[NDArray[np.bool_]], full_areas: list[int]
+    rng: np.random.Generator, size: int, name: Shape, masks: list[NDArray[np.bool_]], full_areas: list[int]
 ) -> tuple[FloatArray, int] | None:
     """Coverage (size, size) in [0, 1] and whole area [px] of a new object that hides too little to matter, or None."""
-    size, (smallest, largest) = settings.size, settings.object_size
     for _ in range(30):
-        radius = rng.uniform(smallest / 2, largest / 2) * size
+        radius = rng.uniform(0.085, 0.24) * size
         centre = rng.uniform(0.6 * radius, size - 0.6 * radius, 2)
         whole = _coverage(SHAPES[name], radius, rng.uniform(0, 2 * np.pi), rng.uniform(), centre % 1.0)
         alpha = _crop_to_canvas(whole, np.floor(centre).astype(int), size)

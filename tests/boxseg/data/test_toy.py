@@ -157,7 +157,7 @@ def test_every_shape_stays_inside_the_unit_disc(name):
 def test_objects_stand_out_from_what_surrounds_them():
     distances = []
     for seed in range(12):
-        picture, objects = draw_scene(np.random.default_rng(seed), ToyConfig())
+        picture, objects = draw_scene(np.random.default_rng(seed), 128, CLASS_NAMES)
         background = ~np.any([mask for _, mask in objects], axis=0)
         for _, mask in objects:
             distances.append(np.linalg.norm(picture[mask].mean(axis=0) - picture[background].mean(axis=0)))
@@ -166,21 +166,11 @@ def test_objects_stand_out_from_what_surrounds_them():
 
 def test_objects_hide_little_of_one_another():
     for seed in range(12):
-        _, objects = draw_scene(np.random.default_rng(seed), ToyConfig())
+        _, objects = draw_scene(np.random.default_rng(seed), 128, CLASS_NAMES)
         for label, mask in objects:
             if CLASS_NAMES[label] == "disc":  # its whole area follows from its extent
                 side = max(np.ptp(np.nonzero(mask)[0]), np.ptp(np.nonzero(mask)[1])) + 1
                 assert mask.sum() >= (MIN_VISIBLE - 0.1) * np.pi * (side / 2) ** 2
-
-
-def test_objects_have_the_wanted_size():
-    settings = ToyConfig(shapes=("disc",), object_size=(0.3, 0.4))
-    scenes = [draw_scene(np.random.default_rng(seed), settings)[1] for seed in range(8)]
-    longest = [max(np.ptp(axis) + 1 for axis in np.nonzero(mask)) for objects in scenes for _, mask in objects]
-    assert max(longest) <= 0.4 * 128 + 1
-    assert min(longest) >= 0.3 * 128 * 0.6  # the border or another object may hide a part
-    with pytest.raises(ValueError, match="not a range"):
-        ToyConfig(object_size=(0.4, 0.3))
 
 
 def test_images_are_rgb_of_the_wanted_size(tmp_path):
