@@ -7,13 +7,16 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
+from orchestration.access import ANSWER_S, choose_mode
 from orchestration.config import RunSpec
 from orchestration.errors import ResourceError
 from orchestration.files import log_to_file
@@ -31,6 +34,11 @@ ENVIRONMENT = {
     "TUNE_MAX_PENDING_TRIALS_PG": "auto",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # this machine alone: Ray takes 127.0.0.1 as its address on Linux as well
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+"""What makes a Ray that is started here listen on the loopback address only."""
 OBJECT_STORE_BYTES = 200 * 1024**2
 """Ray's least is 75 MiB; settings and metrics are all that passes through it."""
 
@@ -39,9 +47,9 @@ OBJECT_STORE_BYTES = 200 * 1024**2
 def start_ray(spec: RunSpec, *, logs: Path) -> Iterator[dict[str, float]]:
     """Start Ray here, or connect to the cluster of `resources.address` or RAY_ADDRESS; end it afterwards.
 
-    The embedded Ray shows its dashboard on the loopback address only, and whoever wants to run something on it needs a
-    token. Token and Ray's own files lie in a temporary folder of mode 0700 that goes when Ray ends. A Ray that this
-    process has already is used and left alone.
+    The embedded Ray listens on the loopback address only, and whoever wants to run something on it needs a token.
+    Token and Ray's own files lie in a temporary folder of mode 0700 that goes when Ray ends. A Ray that this process
+    has already is used and left alone.
 
     Args:
         spec: The run or sweep; its resources must fit.
@@ -56,11 +64,11 @@ def start_ray(spec: RunSpec, *, logs: Path) -> Iterator[dict[str, float]]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _remove_leftovers()
-    private = Path(tempfile.mkdtemp(prefix=f"boxseg-ray-{os.getpid()}-"))
     if uses_cluster(spec):
-        has_token = _has_token() or (Path.home() / ".ray" / "auth_token").exists()
-        os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token else "disabled")
-    else:
+        _check_cluster(_address(spec))
+    private = Path(tempfile.mkdtemp(prefix=f"boxseg-ray-{os.getpid()}-"))
+    if not uses_cluster(spec):
+        os.environ.update(LOOPBACK)
         _prepare_token(private)
     import ray
 
@@ -82,6 +90,25 @@ def start_ray(spec: RunSpec, *, logs: Path) -> Iterator[dict[str, float]]:
         shutil.rmtree(private, ignore_errors=True)
 
 
+def _address(spec: RunSpec) -> str:
+    """Address of the running cluster, as Ray takes it."""
+    return spec.resources.address or os.environ["RAY_ADDRESS"]
+
+
+def _check_cluster(address: str) -> None:
+    """Refuse a cluster that does not answer or that should have a token, before Ray waits for it."""
+    choose_mode(address)
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.hostname is None or parts.port is None:
+        return  # `auto`, or what only Ray understands
+    try:
+        socket.create_connection((parts.hostname, parts.port), timeout=ANSWER_S).close()
+    except OSError as error:
+        raise ResourceError(
+            f"nothing answers at {address} ({error}); start the Ray cluster, or check resources.address and RAY_ADDRESS"
+        ) from error
+
+
 def _connect(spec: RunSpec, private: Path) -> None:
     import ray
 
@@ -101,9 +128,8 @@ def _connect(spec: RunSpec, private: Path) -> None:
         if not uses_cluster(spec):
             raise ResourceError(f"Ray does not start on this machine: {error}") from error
         raise ResourceError(
-            f"the Ray cluster at {spec.resources.address or os.environ.get('RAY_ADDRESS')} does not answer or refuses "
-            f"us: {error}; check resources.address and RAY_ADDRESS, and for a cluster with tokens RAY_AUTH_TOKEN or "
-            "RAY_AUTH_TOKEN_PATH"
+            f"the Ray cluster at {_address(spec)} does not answer or refuses us: {error}; check resources.address and "
+            "RAY_ADDRESS, and for a cluster with tokens RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         ) from error
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from boxseg.errors import BoxSegError
-from orchestration.cli import config, data, doctor, evaluate, export, label, predict, report, runs, train, ui
+from orchestration.cli import config, data, doctor, evaluate, export, jobs, label, predict, report, runs, train, ui
 from orchestration.cli.output import say
 from orchestration.errors import ExitCode, exit_code_for
 
@@ -33,6 +33,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
 app.command()(report.report)
 app.add_typer(config.app, name="config")
+app.add_typer(jobs.app, name="jobs")
 app.command()(ui.ui)
 app.command()(doctor.doctor)
 

@@ -1,0 +1,228 @@
+"""`boxseg jobs`: the same commands on a Ray cluster."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from boxseg.errors import ConfigError
+from orchestration.cli.output import AsJson, print_json, print_pairs, print_table, say
+from orchestration.words import show_duration
+
+if TYPE_CHECKING:
+    from orchestration.jobs import Cluster, Job
+    from orchestration.upload import Upload
+
+app = typer.Typer(help="Run boxseg commands on a Ray cluster.", no_args_is_help=True, rich_markup_mode=None)
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Ray's dashboard, as in http://127.0.0.1:8265; otherwise RAY_ADDRESS, else this machine's."
+    ),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Accept a cluster elsewhere that needs no token.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, or the start of it.")]
+Command = Annotated[list[str], typer.Argument(metavar="COMMAND...", help="A boxseg command, as in: sweep EXP.yaml")]
+ClusterStorage = Annotated[
+    Path | None, typer.Option("--storage", metavar="DIR", help="Folder for runs and logs that every node sees.")
+]
+JOBS = ".jobs"
+"""Folder in the storage with a folder for each job."""
+LOCAL = ("jobs", "ui")
+"""Commands that make no sense as a job."""
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def submit(
+    context: typer.Context,
+    command: Command,
+    address: Address = None,
+    storage: ClusterStorage = None,
+    working_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to upload; outside of git, all files in it.")
+    ] = None,
+    allow: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Upload it although it looks like a secret; repeatable.")
+    ] = None,
+    max_mb: Annotated[float, typer.Option(min=0, help="Refuse to upload more than this [MB].")] = 100,
+    python: Annotated[str, typer.Option(metavar="PROGRAM", help="Interpreter on the cluster.")] = "python",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and leave.")] = False,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload the files that git tracks here, run a boxseg command among them, and follow it to its end.
+
+    Options for the job come before the command, those of the command after it. The exit code is the command's.
+    """
+    from orchestration.access import read_token
+    from orchestration.jobs import Cluster
+    from orchestration.upload import check_upload, find_files, is_tracked
+
+    root = (working_dir or Path.cwd()).absolute()
+    upload = find_files(root, tracked_only=working_dir is None or is_tracked(root))
+    name, folder, arguments = _prepare(context, command, upload, storage)
+    check_upload(upload, limit=int(max_mb * 1e6), allowed=allow or [], token=read_token())
+    cluster = Cluster(address, insecure=insecure)
+    cluster.check_storage(folder, root)
+    listing = ", ".join(f"{path} {size / 1e6:.2f} MB" for path, size in upload.largest())
+    say(f"uploading {len(upload.sizes)} files, {upload.total / 1e6:.2f} MB; the largest: {listing}")
+    id = cluster.submit(upload, arguments, name=name, folder=folder / JOBS, python=python)
+    say(f"job {id}; state and log are kept in {folder / JOBS / id}")
+    if not no_wait:
+        _follow(cluster, id, as_json)
+    elif as_json:
+        print_json(cluster.job(id))
+    else:
+        typer.echo(id)
+
+
+@app.command("ls")
+def list_all(address: Address = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
+    """List the jobs of a cluster, newest first."""
+    from orchestration.jobs import Cluster
+
+    found = Cluster(address, insecure=insecure).jobs()
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("id", "status", "exit", "began", "took", "command"),
+        [(job.id, job.status, job.exit_code, _clock(job.started), _took(job), job.command) for job in found],
+    )
+
+
+@app.command()
+def status(
+    job: JobId,
+    address: Address = None,
+    storage: ClusterStorage = None,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a job; with --storage as kept there, which also works after the cluster's end."""
+    if storage is not None:
+        import json
+
+        about = json.loads((_kept(storage, job) / "job.json").read_text(encoding="utf-8"))
+        print_json(about) if as_json else print_pairs(list(about.items()))
+        return
+    from orchestration.jobs import Cluster
+
+    _show(Cluster(address, insecure=insecure).job(job), as_json)
+
+
+@app.command()
+def logs(
+    job: JobId,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job ends; exit with its code.")
+    ] = False,
+    address: Address = None,
+    storage: ClusterStorage = None,
+    insecure: Insecure = False,
+) -> None:
+    """Print what a job has printed; with --storage as kept there, which also works after the cluster's end."""
+    if storage is not None:
+        typer.echo((_kept(storage, job) / "log.txt").read_text(encoding="utf-8", errors="replace"), nl=False)
+        return
+    from orchestration.jobs import Cluster
+
+    cluster = Cluster(address, insecure=insecure)
+    id = cluster.job(job).id
+    if follow:
+        _follow(cluster, id, as_json=False)
+    else:
+        typer.echo(cluster.logs(id), nl=False)
+
+
+@app.command()
+def stop(job: JobId, address: Address = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
+    """Ask a job to save its state and end, and wait for that."""
+    from orchestration.jobs import Cluster
+
+    cluster = Cluster(address, insecure=insecure)
+    _show(cluster.stop(cluster.job(job).id), as_json)
+
+
+def _prepare(
+    context: typer.Context, command: list[str], upload: Upload, storage: Path | None
+) -> tuple[str, Path, list[str]]:
+    """Name, storage and whole command of a job; what the command would refuse in its first second is refused here."""
+    typed = _parse(context, command)
+    if command[0] not in ("train", "sweep"):
+        if storage is None:
+            raise ConfigError(f"jobs submit {command[0]}: say where its state and log are kept, with --storage DIR")
+        return command[0], storage.absolute(), command
+    experiment, overrides = Path(typed["experiment"]), list(typed["overrides"] or [])
+    if experiment not in upload.sizes:
+        raise ConfigError(
+            f"{experiment} is not among the files to upload from {upload.root}; `git add` it, and name it as seen from "
+            "there"
+        )
+    if storage is not None:
+        overrides.append(f"storage={storage.absolute()}")
+    from orchestration.config import load_run, load_sweep
+
+    load = load_sweep if command[0] == "sweep" else load_run
+    spec = load(upload.root / experiment, overrides)
+    folder = spec.storage.absolute()
+    return spec.name, folder, [*command, "--set", f"storage={folder}"]
+
+
+def _parse(context: typer.Context, command: list[str]) -> dict[str, Any]:
+    """What the options and arguments of a command mean; usage errors end here as if it were called."""
+    root = context.find_root()
+    commands: Any = root.command
+    known = [name for name in commands.list_commands(root) if name not in LOCAL]
+    if command[0] not in known:
+        raise ConfigError(f"jobs submit: {command[0]} is no command for a job; choose one of {', '.join(known)}")
+    return commands.get_command(root, command[0]).make_context(command[0], command[1:], parent=root).params
+
+
+def _follow(cluster: Cluster, id: str, as_json: bool) -> None:
+    """Pass on the job's output (to stderr where stdout is for JSON), and end with its exit code."""
+
+    def write(text: str) -> None:
+        output = sys.stderr if as_json else sys.stdout
+        output.write(text)
+        output.flush()
+
+    try:
+        job = cluster.follow(id, write)
+    except KeyboardInterrupt:
+        say(f"{id} goes on; `boxseg jobs logs {id} --follow` looks at it again, `boxseg jobs stop {id}` ends it")
+        raise
+    if as_json:
+        print_json(job)
+    if job.status != "SUCCEEDED":
+        say(f"{job.id} {job.status.lower()}" + ("" if job.exit_code else f": {job.message}"))
+    raise typer.Exit(job.mirrored)
+
+
+def _show(job: Job, as_json: bool) -> None:
+    if as_json:
+        print_json(job)
+        return
+    rows = [("id", job.id), ("status", job.status), ("exit code", job.exit_code), ("command", job.command)]
+    print_pairs([*rows, ("began", _clock(job.started)), ("took", _took(job)), ("kept in", job.storage)])
+
+
+def _kept(storage: Path, job: str) -> Path:
+    found = [path for path in sorted((storage / JOBS).glob("*/")) if path.name.startswith(job)]
+    exact = [path for path in found if path.name == job]
+    if len(exact or found) != 1:
+        raise ConfigError(f"{job}: {len(found)} jobs in {storage.absolute() / JOBS} begin like this; name one")
+    return (exact or found)[0]
+
+
+def _clock(seconds: float | None) -> str | None:
+    return None if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _took(job: Job) -> str | None:
+    return show_duration((job.ended or time.time()) - job.started) if job.started else None

@@ -1,0 +1,161 @@
+"""What a job takes along: the files of a folder that git tracks, without secrets and within a limit."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import subprocess
+import zipfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from boxseg.errors import ConfigError
+
+SECRET_NAMES = (
+    *(".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "*.keytab", "*_token", "*.token"),
+    *(
+        "id_rsa*",
+        "id_dsa*",
+        "id_ecdsa*",
+        "id_ed25519*",
+        ".netrc",
+        ".pgpass",
+        ".pypirc",
+        ".htpasswd",
+        ".git-credentials",
+    ),
+    *("credentials", "credentials.*", "secret", "secret.*", "secrets", "secrets.*", "kubeconfig", "token", "token.txt"),
+)
+HARMLESS_NAMES = ("*.example", "*.sample", "*.template", "*.pub", "*.py")
+SECRET_TEXT = re.compile(
+    rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
+    rb"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}\b|\bglpat-[\w-]{20}|\bxox[abp]-[\w-]{10,}"
+    rb"|\bhf_[A-Za-z0-9]{34}\b|\bAIza[\w-]{35}\b|\bsk-[A-Za-z0-9_-]{40,}"
+)
+"""Private keys, and tokens that well-known services mark as such."""
+LARGEST = 5
+"""How many of the largest files are named."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Files below a folder."""
+
+    root: Path
+    sizes: dict[Path, int]
+    """File, relative to the root -> bytes."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all files."""
+        return sum(self.sizes.values())
+
+    def largest(self) -> list[tuple[Path, int]]:
+        """The largest files with their bytes, largest first."""
+        return sorted(self.sizes.items(), key=lambda item: item[1], reverse=True)[:LARGEST]
+
+    def pack(self, path: Path) -> None:
+        """Write the files to a ZIP archive, the same bytes for the same files; links become what they lead to."""
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in sorted(self.sizes):
+                entry = zipfile.ZipInfo(name.as_posix())  # its date is 1980
+                entry.external_attr = (self.root / name).stat().st_mode << 16
+                archive.writestr(entry, (self.root / name).read_bytes(), zipfile.ZIP_DEFLATED)
+
+
+def find_files(root: Path, *, tracked_only: bool = True) -> Upload:
+    """The files that would go along.
+
+    Args:
+        root: Folder whose files they are.
+        tracked_only: Take what git tracks, as it is now; false: every file, but nothing of git's own.
+
+    Raises:
+        ConfigError: no such folder, git does not know it, it holds nothing, or a link leads out of it.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"{root}: no such folder; name the one that the job needs with --working-dir")
+    names = _tracked(root) if tracked_only else _all(root)
+    for name in names:
+        if not (root / name).resolve().is_relative_to(root.resolve()):
+            raise ConfigError(
+                f"{root / name} is a link out of the folder, so it would take along files from elsewhere; remove it"
+            )
+    sizes = {name: (root / name).stat().st_size for name in names if (root / name).is_file()}
+    if not sizes:
+        raise ConfigError(f"{root}: no files to upload; `git add` what the job needs")
+    return Upload(root, sizes)
+
+
+def check_upload(upload: Upload, *, limit: int, allowed: Collection[Path] = (), token: str | None = None) -> None:
+    """Refuse files that look like secrets, and more than a limit.
+
+    Args:
+        upload: The files.
+        limit: Most bytes in all.
+        allowed: Files that may go along although they look like secrets.
+        token: The cluster's token, which no file may hold, allowed or not.
+
+    Raises:
+        ConfigError: names the files and the way out.
+    """
+    suspects = {name: why for name in upload.sizes if (why := _suspicion(upload.root / name, token))}
+    refused = {name: why for name, why in suspects.items() if name not in allowed or why == HOLDS_TOKEN}
+    if refused:
+        listing = ", ".join(f"{name} ({why})" for name, why in list(refused.items())[:LARGEST])
+        raise ConfigError(
+            f"{upload.root}: {len(refused)} of the files to upload look like secrets: {listing}; take them out of git "
+            "(git rm --cached), or let a harmless one pass with --allow FILE"
+        )
+    if upload.total > limit:
+        listing = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in upload.largest())
+        raise ConfigError(
+            f"{upload.root}: {upload.total / 1e6:.1f} MB to upload, more than {limit / 1e6:.0f} MB; the largest: "
+            f"{listing}; keep data on storage that the cluster sees, or raise --max-mb"
+        )
+
+
+HOLDS_TOKEN = "holds the cluster's token"
+
+
+def _suspicion(path: Path, token: str | None) -> str | None:
+    """Why a file looks like a secret."""
+    content = path.read_bytes()
+    if token and token.encode() in content:
+        return HOLDS_TOKEN
+    if SECRET_TEXT.search(content):
+        return "holds a key or token"
+    name = path.name.lower()
+    harmless = any(fnmatch.fnmatchcase(name, pattern) for pattern in HARMLESS_NAMES)
+    named_so = any(fnmatch.fnmatchcase(name, pattern) for pattern in SECRET_NAMES)
+    return "by its name" if named_so and not harmless else None
+
+
+def is_tracked(folder: Path) -> bool:
+    """Whether git tracks files below a folder."""
+    try:
+        return bool(_git_files(folder))
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
+def _tracked(root: Path) -> list[Path]:
+    try:
+        return _git_files(root)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(
+            f"{root} is not in a git checkout, so it is unclear what belongs to the job; `git init` and `git add` the "
+            "files, or name a folder to upload as a whole with --working-dir"
+        ) from error
+
+
+def _git_files(folder: Path) -> list[Path]:
+    command = ["git", "-C", str(folder), "ls-files", "-z", "--recurse-submodules"]
+    listing = subprocess.run(command, capture_output=True, timeout=60, check=True).stdout
+    return [Path(name.decode()) for name in listing.split(b"\0") if name]
+
+
+def _all(root: Path) -> list[Path]:
+    paths = (path.relative_to(root) for path in sorted(root.rglob("*")))
+    return [path for path in paths if ".git" not in path.parts and "__pycache__" not in path.parts]
