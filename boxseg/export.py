@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -52,7 +53,8 @@ class Deployed(nn.Module):
         """
         found = self.network(image, torch.ones_like(image[:, 0], dtype=torch.bool))
         product = found.class_logits[0].sigmoid() * found.centerness_logits[0].sigmoid()[:, None]  # (L, classes)
-        scores, place = product.flatten().topk(CANDIDATES)
+        scores, place = F.pad(product.flatten(), (0, CANDIDATES)).topk(CANDIDATES)
+        place = torch.where(scores > 0, place, 0)  # small images have fewer; the rest has score 0
         location = torch.div(place, product.shape[1], rounding_mode="floor")
         boxes = decode_boxes(found.locations, found.distances[0], found.strides)[location]
         masks = self.network.mask_logits(found, torch.zeros_like(location), location).sigmoid()
@@ -72,11 +74,15 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         What the JSON file holds: classes, mean colour, sizes, and of the check `difference` and seconds per image.
 
     Raises:
-        ConfigError: the network is of another kind, or a package is missing.
+        ConfigError: the network is of another kind, a package is missing, or `path` is the name of the JSON file.
         BoxSegError: the written file does not do what the network does; it is removed.
     """
     if not isinstance(predictor.network, CondInst):
         raise ConfigError(f"{predictor.folder}: only model.kind condinst can be exported, this is another network")
+    if path.suffix == ".json":
+        raise ConfigError(
+            f"--output {path}: the ending .json is for what describes the model; choose another for the file"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     network = predictor.network.cpu().eval()
     model = Deployed(network).eval()

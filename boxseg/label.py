@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
@@ -16,7 +17,9 @@ from boxseg.engine.step import fuse_candidates
 from boxseg.errors import ShapeError
 from boxseg.ops.boxes import box_area, box_iou, scale_boxes
 from boxseg.ops.masks import resize_masks, tight_boxes
+from boxseg.ops.neighbours import sample_cells
 from boxseg.predict import Predictor, read_image
+from boxseg.structures import Batch, Candidates
 from boxseg.teacher.candidates import pick_candidates
 
 UNKNOWN = -1
@@ -38,8 +41,8 @@ class BoxLabels:
     mask: Tensor
     """Bool (N, height, width), pixels of the image, inside the box; empty only for a box without area."""
     quality: Tensor
-    """Float (N,) in [0, 1]: how far the mask can be trusted, QAM's quality times the root of `fit`; 0 where the mask is
-    the box itself, or empty."""
+    """Float (N,) in [0, 1]: how far the mask can be trusted, QAM's quality times the fourth root of `fit`; 0 where the
+    mask is the box itself, or empty."""
     num_candidates: Tensor
     """int64 (N,): detections that were fused; 0 where the mask is the box itself, or empty."""
 
@@ -52,6 +55,7 @@ def label_boxes(
     labels: Tensor | None = None,
     *,
     scale: float = LABEL_SCALE,
+    others: BoxLabels | None = None,
 ) -> BoxLabels:
     """The best mask for each known box of an image, and its quality.
 
@@ -67,6 +71,7 @@ def label_boxes(
         boxes: Float (N, 4), x1 y1 x2 y2 in pixels of the image.
         labels: int64 (N,), indices into `predictor.class_names`; -1, or None for all boxes: any class.
         scale: Size of the network's input, relative to that of evaluation.
+        others: Masks of another tool for the same boxes; each that is not empty joins the fusion as one more candidate.
 
     Returns:
         One mask per box. A box that no candidate fits gets a mask all the same: of another class, then from the
@@ -97,6 +102,8 @@ def label_boxes(
         candidates = pick_candidates(
             predictor.network, predictions, part, part, teacher=config.teacher, qam=config.qam, fcos=config.fcos
         )
+        if others is not None:
+            candidates = [_join(candidates[0], others, left, boxes, batch)]
         pseudo = fuse_candidates(config, candidates, part)[0]
         for row, place in enumerate(left.tolist()):
             soft = resize_masks(pseudo.soft[row : row + 1], size=batch.sizes[0], original_size=size)[0].cpu()
@@ -105,6 +112,24 @@ def label_boxes(
                 mask[place], num_candidates[place] = found, pseudo.num_candidates[row].cpu()
                 quality[place] = trust * pseudo.quality[row].cpu()
     return BoxLabels(mask, quality * fit(mask, boxes) ** 0.25, num_candidates)
+
+
+def _join(candidates: Candidates, others: BoxLabels, left: Tensor, boxes: Tensor, batch: Batch) -> Candidates:
+    """The candidates of the boxes that are `left`, and after those of each box the mask of the other tool."""
+    has_mask = others.mask[left].flatten(1).any(dim=1)
+    rows = left[has_mask]
+    height, width = batch.sizes[0]
+    small = F.interpolate(others.mask[rows, None].float(), (height, width), mode="bilinear", antialias=True)[:, 0]
+    padded = F.pad(small, (0, batch.weak.shape[-1] - width, 0, batch.weak.shape[-2] - height))
+    box_index = torch.cat([candidates.box_index, has_mask.nonzero()[:, 0].to(candidates.box_index)])
+    order = box_index.argsort(stable=True)
+    joined = (
+        (candidates.mask_probs, sample_cells(padded)),
+        (candidates.score, others.quality[rows]),
+        (candidates.box_iou, fit(others.mask[rows], boxes[rows])),
+    )
+    probs, score, iou = (torch.cat([found, more.to(found)])[order] for found, more in joined)
+    return Candidates(probs, score, iou, box_index[order])
 
 
 def fit(masks: Tensor, boxes: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
         DataError: there are no labels, or the file holds something else, or ids that the labels have not.
     """
     content = read_whole(labels / LABELS)
-    decided = _read_decisions(decisions, {annotation["id"] for annotation in content["annotations"]})
+    decided = _read_decisions(decisions, {each["id"] for each in content["annotations"] if "quality" in each})
     for annotation in content["annotations"]:
         decision = decided.get(annotation["id"])
         if decision is not None:

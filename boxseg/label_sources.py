@@ -30,13 +30,14 @@ Source = Callable[[Sample, Sequence[int]], BoxLabels]
 """An image with its boxes, and the ids of their annotations -> a mask for each."""
 
 
-def from_run(predictor: Predictor, data: CocoBoxes) -> Source:
-    """The candidates of a trained network, fused and scored; classes are matched by name."""
+def from_run(predictor: Predictor, data: CocoBoxes, *, others: Source | None = None) -> Source:
+    """The candidates of a trained network, with the masks of `others`, fused and scored; classes match by name."""
     label_of = {name.casefold(): label for label, name in enumerate(predictor.class_names)}
     labels = torch.tensor([label_of.get(name.casefold(), UNKNOWN) for name in data.class_names], dtype=torch.int64)
 
     def source(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
-        return label_boxes(predictor, sample.image, sample.boxes, labels[sample.labels])
+        more = None if others is None else others(sample, annotation_ids)
+        return label_boxes(predictor, sample.image, sample.boxes, labels[sample.labels], others=more)
 
     return source
 

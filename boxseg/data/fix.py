@@ -91,7 +91,11 @@ def _keep_image(image: dict[str, Any], folder: Path, output: Path, done: Counter
     if fault is not None and not _is_rotated(folder / name, (image["width"], image["height"])):
         done["images left out: missing, damaged or of another size"] += 1
         return False
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:  # an image has the name of this one's folder
+        done["images left out: name leads out of the folder or occurs before"] += 1
+        return False
     if fault is None:
         target.symlink_to((folder / name).absolute())
     else:

@@ -76,12 +76,25 @@ def _fix(source: CocoSource, output: Path) -> CocoSource:
 
 
 @app.command()
-def stats(target: Target, images: Images = None, as_json: AsJson = False) -> None:
+def stats(
+    target: Target,
+    images: Images = None,
+    picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw it as well.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Count images, boxes, classes and sizes (small below 32² px, large from 96² px on)."""
     from boxseg.data.checks import read_well_formed
+    from boxseg.data.picture import draw_stats
 
     sources = _sources(target, images or target.parent, "train")  # counting needs no images
-    counts = {split: _count(read_well_formed(each.annotations, whole=False)) for split, each in sources.items()}
+    contents = {split: read_well_formed(each.annotations, whole=False) for split, each in sources.items()}
+    counts = {split: _count(content) for split, content in contents.items()}
+    if picture is not None:
+        first = next(iter(contents))  # the training images, where there are several splits
+        boxes = [each["bbox"] for each in contents[first]["annotations"] if not each.get("iscrowd")]
+        sides = [float(width) ** 0.5 * float(height) ** 0.5 for _, _, width, height in boxes]
+        draw_stats(counts[first]["classes"], sides, picture)
+        say(f"drawn: {picture}")
     if as_json:
         print_json(counts if target.suffix != ".json" else counts["train"])
         return
@@ -132,6 +145,57 @@ def import_(
     _print_sources(
         {name: (split.images.absolute(), output / f"{name}.json") for name, split in splits.items()}, as_json
     )
+
+
+@app.command()
+def export(
+    target: Annotated[
+        Path, typer.Argument(metavar="FILE.json", help="COCO file with masks, as `boxseg label` writes.")
+    ],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="A new folder.")],
+    form: Annotated[
+        Literal["coco", "yolo"], typer.Option("--to", help="COCO instances, or YOLO segmentation.")
+    ] = "coco",
+    min_quality: Annotated[float, typer.Option("--min-quality", min=0, max=1, help="Leave out masks below.")] = 0.0,
+    images: Images = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write masks as training data for any segmenter; images of which a mask is left out go with all their masks.
+
+    A segmenter would learn that an object without a mask is background.
+    """
+    from boxseg.data.checks import read_well_formed
+    from boxseg.data.yolo import write_yolo
+
+    source = find_source(target, images)
+    content, left_out = _keep_good(read_well_formed(target), min_quality)
+    if output.exists():
+        raise ConfigError(f"--output {output}: is there already; name another folder, or remove it")
+    say(f"{len(content['images'])} images, {len(content['annotations'])} masks; left out: {left_out} images")
+    if form == "yolo":
+        write_yolo(content, source.images, output)
+        print_json({"data": output / "data.yaml"}) if as_json else typer.echo(output / "data.yaml")
+    else:
+        _write_splits({"all": content}, output)
+        _print_sources({"all": (source.images.absolute(), output / "all.json")}, as_json)
+
+
+def _keep_good(content: dict[str, Any], min_quality: float) -> tuple[dict[str, Any], int]:
+    """The images all of whose objects have a good mask, annotations in COCO's own fields, and how many images go."""
+    objects = [each for each in content["annotations"] if not each.get("iscrowd")]
+    doubtful = {
+        each["image_id"]
+        for each in objects
+        if not each.get("segmentation") or float(each.get("quality", 1.0)) < min_quality
+    }
+    fields = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+    kept = [
+        {name: each[name] for name in fields if name in each}
+        for each in content["annotations"]
+        if each["image_id"] not in doubtful
+    ]
+    images = [image for image in content["images"] if image["id"] not in doubtful]
+    return {**content, "images": images, "annotations": kept}, len(content["images"]) - len(images)
 
 
 @app.command()

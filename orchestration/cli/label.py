@@ -28,6 +28,10 @@ def label(
     source: Annotated[
         str, typer.Option("--source", metavar="run|grabcut|box|file:COCO.json", help="Where the masks come from.")
     ] = "run",
+    fuse_with: Annotated[
+        Path | None,
+        typer.Option("--fuse-with", metavar="COCO.json", help="Masks of another tool that join the run's candidates."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Where to write; labels/<name of DATA> if left out.")
     ] = None,
@@ -59,7 +63,7 @@ def label(
     from boxseg.label_review import apply_decisions, write_review
     from orchestration.progress import counted
 
-    source_of = functools.partial(_open_source, device=device, storage=storage)
+    source_of = functools.partial(_open_source, fuse_with=fuse_with, device=device, storage=storage)
     folder = output or Path("labels") / data.absolute().stem
     found = import_boxes(data, folder, images) if data.is_dir() else find_source(data, images)
     read_well_formed(found.annotations, whole=False)  # for its errors
@@ -107,10 +111,12 @@ def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
 
 
 def _compare(boxes: CocoBoxes, sources: dict[str, Source], as_json: bool) -> None:
-    from boxseg.label_compare import compare_sources
+    from boxseg.label_compare import Comparison, compare_sources
     from orchestration.progress import counted
 
-    *_, comparison = counted(compare_sources(boxes, sources), len(boxes), what="images")
+    comparison = Comparison(list(sources))
+    for comparison in counted(compare_sources(boxes, sources), len(boxes), what="images"):  # noqa: B007 - the last one
+        pass
     agreement, drawn = comparison.agreement(), comparison.against_drawn()
     if as_json:
         print_json({"agreement": agreement, "drawn": drawn})
@@ -124,7 +130,7 @@ def _compare(boxes: CocoBoxes, sources: dict[str, Source], as_json: bool) -> Non
 
 
 def _open_source(
-    source: str, run: str | None, boxes: CocoBoxes, *, device: str, storage: Path
+    source: str, run: str | None, boxes: CocoBoxes, *, fuse_with: Path | None, device: str, storage: Path
 ) -> tuple[Source, dict[str, Any]]:
     """The source, and what identifies data and source for a later call that goes on."""
     from boxseg import label_sources
@@ -135,7 +141,11 @@ def _open_source(
         if run is None:
             raise ConfigError("--source run needs --run; `boxseg runs ls` lists runs")
         predictor = open_predictor(run, storage=storage, device=device)
-        return label_sources.from_run(predictor, boxes), about | {"run": str(predictor.folder)}
+        about |= {"run": str(predictor.folder)}
+        if fuse_with is None:
+            return label_sources.from_run(predictor, boxes), about
+        others = label_sources.from_file(fuse_with, boxes)
+        return label_sources.from_run(predictor, boxes, others=others), about | {"fuse_with": digest(fuse_with)}
     if source.startswith("file:"):
         path = Path(source.removeprefix("file:"))
         return label_sources.from_file(path, boxes), about | {"file": digest(path)}

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from boxseg.errors import BoxSegError
+from boxseg.errors import BoxSegError, ConfigError
 from boxseg.export import TOLERANCE, WRITERS, export_network
 from boxseg.predict import Predictor
 from orchestration.cli.app import run
@@ -28,6 +28,19 @@ def test_torchscript_takes_other_sizes_than_it_was_made_with(predictor, tmp_path
     boxes, scores, labels, masks = torch.jit.load(tmp_path / "model.pt")(torch.rand(1, 3, 96, 224) * 255)
     assert (boxes.shape, scores.shape, labels.dtype) == ((100, 4), (100,), torch.int64)
     assert masks.shape == (100, 24, 56)
+
+
+def test_small_images_have_fewer_detections_than_there_are_places(predictor, tmp_path):
+    export_network(predictor, "torchscript", tmp_path / "model.pt")
+    boxes, scores, _, _ = torch.jit.load(tmp_path / "model.pt")(torch.rand(1, 3, 32, 32) * 255)
+    locations = 16 + 4 + 1 + 1 + 1
+    assert len(boxes) == 100
+    assert int((scores > 0).sum()) == min(100, locations * len(predictor.class_names))
+
+
+def test_the_ending_of_the_description_is_taken(predictor, tmp_path):
+    with pytest.raises(ConfigError, match=r"\.json is for what describes"):
+        export_network(predictor, "safetensors", tmp_path / "model.json")
 
 
 def test_bare_weights_are_those_of_the_network(predictor, tmp_path):

@@ -97,3 +97,17 @@ def test_no_boxes_give_no_masks(predictor, image):
 def test_boxes_and_labels_of_other_lengths_are_refused(predictor, image):
     with pytest.raises(ShapeError, match="labels"):
         label_boxes(predictor, image, BOXES, torch.zeros(3, dtype=torch.int64))
+
+
+def test_a_mask_of_another_tool_counts_as_one_candidate(predictor, image, monkeypatch, no_color):
+    boxes = torch.tensor([[8.0, 8, 48, 48], [0, 0, 20, 20]])
+    drawn = torch.zeros(2, 64, 64, dtype=torch.bool)
+    drawn[0, 16:40, 16:28] = True  # the left half of what the network says
+    drawn[1, 4:16, 4:16] = True
+    others = label.BoxLabels(drawn, torch.tensor([1.0, 1.0]), torch.tensor([1, 1]))
+    offer(monkeypatch, [0])
+    found = label_boxes(predictor, image, boxes, scale=1.0, others=others)
+    assert found.num_candidates.tolist() == [2, 1]
+    iou = (found.mask & drawn).flatten(1).sum(1) / (found.mask | drawn).flatten(1).sum(1)
+    assert float(iou[1]) > 0.7  # alone it is the mask, as far as cells of 4 px can tell
+    assert found.mask[0, 20:36, 18:26].all()

@@ -117,6 +117,16 @@ def test_keys_decide_in_a_browser_and_the_download_is_applied(data, labels, tmp_
     assert apply_decisions(labels, tmp_path / "decisions.json", data.source.images)["reject"] == 1
 
 
+def test_a_crowd_cannot_be_decided_about(data, labels, tmp_path):
+    content = read(labels / "labels.coco.json")
+    content["annotations"].append({**content["annotations"][0], "id": 777, "iscrowd": 1})
+    del content["annotations"][-1]["quality"], content["annotations"][-1]["segmentation"]
+    (labels / "labels.coco.json").write_text(json.dumps(content))
+    (tmp_path / "decisions.json").write_text('{"777": "reject"}')
+    with pytest.raises(DataError, match="annotation 777"):
+        apply_decisions(labels, tmp_path / "decisions.json", data.source.images)
+
+
 @pytest.mark.parametrize("decisions", ["", "[]", '{"x": "accept"}', '{"999999": "accept"}', '{"1": "perhaps"}'])
 def test_other_files_are_no_decisions(data, labels, tmp_path, decisions):
     (tmp_path / "decisions.json").write_text(decisions)

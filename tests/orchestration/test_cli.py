@@ -197,6 +197,16 @@ def test_data_stats_count(capsys: Capture, toy: dict[str, Any]):
     assert "images with boxes" in capsys.readouterr().out
 
 
+def test_data_stats_draw_a_picture(capsys: Capture, toy: dict[str, Any], tmp_path: Path):
+    where = str(tmp_path / "new/stats.png")
+    assert (
+        run(["data", "stats", toy["train"]["annotations"], "--images", toy["train"]["images"], "--picture", where]) == 0
+    )
+    with Image.open(where) as picture:
+        assert picture.size == (1000, 450)
+        assert len(picture.convert("RGB").getcolors(2**20) or ()) > 10
+
+
 def test_runs_are_listed_newest_first(capsys: Capture):
     make_run("old", created=100.0, best={"val/mask_ap": 0.25}, status="finished")
     make_run("new", created=200.0, kind="sweep")

@@ -95,3 +95,44 @@ def test_a_cleaned_copy_is_written_and_checked(trained_run, capsys):
     assert run([*check, "--fix", "clean"]) == 0
     assert "1 annotations left out" in capsys.readouterr().err
     assert json.loads(Path("clean/annotations.json").read_text())["annotations"] == content["annotations"][1:]
+
+
+def test_masks_of_another_tool_join_the_candidates_of_a_run(arguments, trained_run):
+    masks = str(trained_run.val.annotations)
+    for name, more in (("alone", []), ("fused", ["--fuse-with", masks])):
+        assert run([*arguments, "--run", str(trained_run.checkpoint), "--output", name, *more]) == 0
+    alone, fused = (json.loads(Path(f"{name}/labels.jsonl").read_text().splitlines()[1]) for name in ("alone", "fused"))
+    before, after = ([label["quality"] for label in each["labels"]] for each in (alone, fused))
+    assert sum(after) > sum(before)  # the untrained run alone falls back on its weakest detections
+    # the same folder is not mixed with labels of other sources
+    assert run([*arguments, "--run", str(trained_run.checkpoint), "--output", "fused"]) == 2
+
+
+def test_good_masks_are_exported_for_other_segmenters(arguments, trained_run, capsys):
+    assert run([*arguments, "--source", f"file:{arguments[1]}", "--output", "labels"]) == 0
+    content = json.loads(Path("labels/labels.coco.json").read_text())
+    doubtful = content["annotations"][0]
+    doubtful["quality"] = 0.3
+    Path("labels.json").write_text(json.dumps(content))
+    for form in ("coco", "yolo"):
+        command = ["data", "export", "labels.json", "--images", arguments[3], "--to", form, "--output", form]
+        assert run([*command, "--min-quality", "0.5"]) == 0
+        assert "left out: 1 images" in capsys.readouterr().err
+        assert run(command) == 2  # what is there stays
+    kept = json.loads(Path("coco/all.json").read_text())["annotations"]
+    assert kept == [
+        {key: each[key] for key in ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")}
+        for each in content["annotations"]
+        if each["image_id"] != doubtful["image_id"]
+    ]
+    lines = sum(len(path.read_text().splitlines()) for path in Path("yolo/labels").iterdir())
+    assert lines == len(kept)
+    assert run(["data", "check", "coco/all.json", "--images", arguments[3], "--for", "val"]) == 0
+
+
+def test_nothing_to_compare_is_no_error(arguments, capsys):
+    content = json.loads(Path(arguments[1]).read_text())
+    Path("empty.json").write_text(json.dumps({**content, "images": [], "annotations": []}))
+    code = run(["label", "empty.json", "--images", arguments[3], "--compare", "box,grabcut"])
+    assert "Traceback" not in capsys.readouterr().err
+    assert code in (0, 3)

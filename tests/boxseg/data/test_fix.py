@@ -57,6 +57,17 @@ def test_every_kind_of_fault_goes_and_the_original_stays(content, write_source, 
     assert sum(done.values()) == 12
 
 
+def test_an_image_named_like_the_folder_of_another_stays_alone(content, write_source, tmp_path):
+    source = write_source(content)
+    (tmp_path / "images/deep").write_bytes((tmp_path / "images/a.png").read_bytes())
+    text = json.loads(source.annotations.read_text())
+    size = {"width": text["images"][0]["width"], "height": text["images"][0]["height"]}
+    text["images"] += [{"id": 90, "file_name": "deep", **size}, {"id": 91, "file_name": "deep/a.png", **size}]
+    source.annotations.write_text(json.dumps(text))
+    _, copy = fixed(source, tmp_path / "out")
+    assert [each["id"] for each in copy["images"]] == [*(each["id"] for each in content["images"]), 90]
+
+
 def test_an_image_listed_as_exif_shows_it_is_stored_rotated(content, write_source, tmp_path):
     content["images"][0]["file_name"] = "a.jpg"
     (tmp_path / "images").mkdir()
