@@ -11,7 +11,7 @@ help:
 	@echo "make test-slow  what takes longer: real Ray clusters on this machine, several processes"
 	@echo "make check    lint, types, tests"
 	@echo "make ablation  what each part of the method is worth: hours; writes docs/results.md"
-	@echo "make bench    time a training step and its parts"
+	@echo "make bench    time a training step, its parts, memory, loader, evaluation and sweeps: half an hour"
 	@echo "make install  .venv alone"
 
 .venv/bin/python:
@@ -53,7 +53,7 @@ ablation: .venv/.installed
 	$(BIN)/python benchmarks/results.py "$$(ls -d runs/ablation/*/ | tail -1)" "$$(ls -d runs/ablation_animals/*/ | tail -1)" --page docs/results.md
 
 bench: .venv/.installed
-	$(BIN)/python benchmarks/step.py
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,84 +1,132 @@
-"""Times one training step of every method, interleaved in one process, and prints a table and a JSON file.
-
-Absolute times depend on the machine and its load; the ratios are what counts. Run with `make bench`.
-"""
+"""What a training step costs: by method, beside torchvision's detectors, by stage, and how it grows."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
 
 import torch
+from torchvision.models.detection import FCOS, MaskRCNN
 
-from boxseg.build import build_trainer
-from boxseg.config import METHODS, BoxSegConfig, merge
+from benchmarks.harness import Table, ratio, take_turns
+from benchmarks.scenario import Scenario, build, step_of, torchvision_step
+from boxseg.engine import step as engine_step
+from boxseg.engine import train as engine_train
 from boxseg.engine.step import Trainer
-from boxseg.engine.train import optimise
-from boxseg.structures import Batch
 
-SMALL = {
-    "model": {"backbone": "resnet18", "weights": "none", "channels": 64, "tower_convs": 2},
-    "cond": {"branch_channels": 64, "branch_convs": 2},
-    "train": {"steps": 1000, "batch_size": 4, "image_size": 128},
-    "pc": {"p_start": 1.0, "p_end": 1.0},
+VARIANTS = {
+    "full": "full",
+    "QAM off": "pc",
+    "PC off": "qam",
+    "QAM and PC off": "boxteacher",
+    "boxinst": "boxinst",
+    "supervised twin": "supervised",
 }
+DETECTORS = {"torchvision FCOS": FCOS, "torchvision Mask R-CNN": MaskRCNN}
+TWIN = "supervised twin"
 
 
-def main() -> None:
-    """Parse the arguments, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each method")
-    parser.add_argument("--warm-up", type=int, default=40, help="untimed steps of each method, so that masks exist")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("runs/bench.json"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        times = measure(Path(folder), rounds=arguments.rounds, warm_up=arguments.warm_up)
-    table = {method: summarise(values, statistics.median(times["boxinst"])) for method, values in times.items()}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(table, indent=1))
-    print(f"{'method':12} {'median [ms]':>12} {'quartiles [ms]':>18} {'x boxinst':>10}")
-    for method, row in table.items():
-        quartiles = f"{row['low_ms']:.0f} – {row['high_ms']:.0f}"
-        print(f"{method:12} {row['median_ms']:12.0f} {quartiles:>18} {row['ratio']:10.2f}")
-    print(f"\nwritten to {arguments.output}")
+def methods(scenario: Scenario, folder: Path, rounds: int) -> Table:
+    """Every method and torchvision's detectors, taking turns on the same images."""
+    actions: dict[str, Callable[[], object]] = {}
+    for name, method in VARIANTS.items():
+        trainer, batch = build(scenario, method, folder)
+        actions[name] = step_of(trainer, batch)
+    for name, kind in DETECTORS.items():
+        actions[name] = torchvision_step(kind, trainer, batch)[1]
+    times = take_turns(actions, rounds)
+    columns = ("step", "median [CPU s]", "least – most", *(f"/ {name}" for name in (TWIN, *DETECTORS)))
+    rows = [
+        (name, own.median, own.spread, *(ratio(own, times[other]) for other in (TWIN, *DETECTORS)))
+        for name, own in times.items()
+    ]
+    return Table(f"A training step, {describe(scenario)}", columns, rows)
 
 
-def measure(data_root: Path, *, rounds: int, warm_up: int) -> dict[str, list[float]]:
-    """Seconds of each timed step, by method; the methods take turns, so that load hits all alike."""
-    runs = {}
-    for method in METHODS:
-        trainer = build_trainer(BoxSegConfig.model_validate(merge(SMALL, {"method": method})), data_root=data_root)
-        runs[method] = (trainer, trainer.loader.batches(0, warm_up + rounds))
-    for method, (trainer, batches) in runs.items():
-        for step in range(warm_up):
-            _timed_step(trainer, batches, step)
-        print(f"{method}: warmed up for {warm_up} steps")
-    times: dict[str, list[float]] = {method: [] for method in runs}
-    for step in range(warm_up, warm_up + rounds):
-        for method, (trainer, batches) in runs.items():
-            times[method].append(_timed_step(trainer, batches, step))
-    return times
+def growth(base: Scenario, folder: Path, rounds: int) -> Table:
+    """The full method and its twin as one of boxes, size and batch changes."""
+    small = base.small
+    changes = [{"boxes": count} for count in (1, 10, 100)]
+    changes += [{"size": size} for size in ((64, 128) if small else (128, 256, 384, 512))]
+    changes += [{"batch_size": count} for count in (1, 2, 4)]
+    rows = []
+    for change in changes:
+        scenario = replace(base, **change)
+        times = take_turns({name: step_of(*build(scenario, VARIANTS[name], folder)) for name in ("full", TWIN)}, rounds)
+        ((changed, value),) = change.items()
+        full = times["full"]
+        rows.append((f"{changed} {value}", full.median, times[TWIN].median, ratio(full, times[TWIN])))
+    columns = ("changed", "full [CPU s]", "twin [CPU s]", "full / twin")
+    return Table(f"Growth; where nothing else is said {describe(base)}", columns, rows)
 
 
-def summarise(values: list[float], reference: float) -> dict[str, float]:
-    """Median and quartiles [ms], and the ratio to the reference's median."""
-    low, median, high = statistics.quantiles(values, n=4)
-    return {"median_ms": median * 1e3, "low_ms": low * 1e3, "high_ms": high * 1e3, "ratio": median / reference}
+def stages(scenario: Scenario, folder: Path, rounds: int) -> Table:
+    """Where the CPU seconds of a full step go."""
+    trainer, batch = build(scenario, "full", folder)
+    step = step_of(trainer, batch)
+    step()
+    spent: list[dict[str, float]] = []
+    for _ in range(rounds):
+        with stopwatch(trainer) as seconds:
+            started = time.process_time()
+            step()
+            seconds["step"] = time.process_time() - started
+        spent.append(seconds)
+    total = median(seconds.pop("step") for seconds in spent)
+    rows = [(name, value, f"{value / total:.1%}") for name in spent[0] for value in [median(s[name] for s in spent)]]
+    rows.append(("rest (update, losses' sum, checks)", total - sum(row[1] for row in rows), ""))
+    return Table(f"Stages of a full step, {describe(scenario)}", ("stage", "CPU s", "share"), rows)
 
 
-def _timed_step(trainer: Trainer, batches: Iterator[Batch], step: int) -> float:
-    batch = next(batches)
-    started = time.perf_counter()
-    optimise(trainer, batch, step)
-    return time.perf_counter() - started
+def describe(scenario: Scenario) -> str:
+    """The scenario in words."""
+    network = "small network" if scenario.small else "ResNet-50"
+    return f"{network}, {scenario.size}², batch {scenario.batch_size}, {scenario.boxes} boxes × 20 candidates"
 
 
-if __name__ == "__main__":
-    main()
+@contextmanager
+def stopwatch(trainer: Trainer) -> Iterator[dict[str, float]]:
+    """CPU seconds of the named parts of the steps inside; a part that runs within another is not counted twice."""
+    assert trainer.teacher is not None
+    spent: dict[str, float] = {}
+    inner = [0.0]
+
+    def watch(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        spent.setdefault(name, 0.0)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            inner.append(0.0)
+            started = time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds = time.process_time() - started
+                spent[name] += seconds - inner.pop()
+                inner[-1] += seconds
+
+        return watched
+
+    parts: list[tuple[Any, str, str]] = [
+        (trainer.teacher, "forward", "teacher: forward"),
+        (trainer.teacher, "mask_logits", "teacher: candidate masks"),
+        (engine_step, "find_candidates", "QAM: detections and ranking"),
+        (engine_step, "fuse_candidates", "QAM: fusion, colours, quality"),
+        (engine_step, "paste_peers", "PC"),
+        (trainer, "forward", "student: forward"),
+        (trainer.student, "detection_losses", "losses: targets, detection"),
+        (trainer.student, "mask_logits", "losses: mask head"),
+        (engine_step, "compute_losses", "losses: masks, colours"),
+        (torch.Tensor, "backward", "backward"),
+        (trainer.optimizer, "step", "optimizer"),
+        (engine_train, "update_ema", "EMA"),
+    ]
+    with ExitStack() as stack:
+        for owner, attribute, name in parts:
+            stack.enter_context(patch.object(owner, attribute, watch(name, getattr(owner, attribute))))
+        yield spent

@@ -1,0 +1,59 @@
+"""Measures speed and memory, prints the tables and writes one JSON file: `make bench`, or `python -m benchmarks`.
+
+Times are CPU seconds of this process, so that other load on the machine matters little; ratios matter, since each
+comes from variants that take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import Table, write_json
+from benchmarks.memory import memory
+from benchmarks.scenario import Scenario
+from benchmarks.step import growth, methods, stages
+
+Part = Callable[[Path, argparse.Namespace], list[Table]]
+
+
+def main() -> None:
+    """Parse the arguments, measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    parser.add_argument("--quick", action="store_true", help="small networks: the machinery, not the numbers")
+    parser.add_argument("--rounds", type=int, default=5, help="measured repetitions of each step")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path("runs/bench.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    tables: list[Table] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.only:
+            for table in PARTS[name](Path(folder), options):
+                print(f"{table.markdown()}\n", flush=True)
+                tables.append(table)
+            write_json(options.output, tables)
+    print(f"written to {options.output}")
+
+
+def scenarios(options: argparse.Namespace) -> list[Scenario]:
+    """The sizes that methods are compared at."""
+    return [Scenario(size, small=options.quick) for size in ((64, 128) if options.quick else (256, 512))]
+
+
+PARTS: dict[str, Part] = {
+    "methods": lambda folder, o: [methods(scenario, folder, o.rounds) for scenario in scenarios(o)],
+    "stages": lambda folder, o: [stages(scenario, folder, o.rounds) for scenario in scenarios(o)],
+    "memory": lambda _, o: [memory(scenario) for scenario in scenarios(o)],
+    "growth": lambda folder, o: [growth(scenarios(o)[0], folder, o.rounds)],
+}
+"""What each part measures, by its name on the command line."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The machinery of the benchmarks, on a network of toy size."""
+
+import time
+
+import pytest
+import torch
+
+from benchmarks.harness import Table, Times, ratio, take_turns
+from benchmarks.scenario import STEP, Scenario, build
+from benchmarks.step import stages, stopwatch
+from boxseg.engine.train import optimise
+
+TINY = Scenario(64, boxes=2, batch_size=1, small=True)
+
+
+def test_a_ratio_is_the_median_over_rounds_so_that_a_slow_round_falls_out():
+    assert ratio(Times(cpu=[2.0, 30.0, 2.2]), Times(cpu=[1.0, 10.0, 1.0])) == 2.2
+
+
+def test_actions_take_turns_after_one_unmeasured_call_each():
+    calls: list[str] = []
+    times = take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2)
+    assert calls == ["a", "b", "a", "b", "a", "b"]
+    assert [len(times[name].cpu) for name in "ab"] == [2, 2]
+
+
+def test_a_table_reads_as_markdown():
+    text = Table("Steps", ("step", "s"), [("full", 0.12345), ("twin", 123.4)]).markdown()
+    assert text.splitlines()[2:] == ["| step | s |", "|---|---|", "| full | 0.123 |", "| twin | 123 |"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    torch.manual_seed(0)
+    return build(TINY, "full", tmp_path_factory.mktemp("pictures"))
+
+
+def test_every_box_of_the_scenario_has_its_candidates_and_every_image_a_paste(trained):
+    trainer, batch = trained
+    optimise(trainer, batch, STEP)
+    metrics = optimise(trainer, batch, STEP)
+    assert metrics["qam/candidates"] == trainer.config.qam.k_top
+    assert metrics["pc/paste_rate"] == 1
+
+
+def test_stages_add_up_to_the_step_though_some_run_within_others(trained):
+    trainer, batch = trained
+    started = time.process_time()
+    with stopwatch(trainer) as spent:
+        optimise(trainer, batch, STEP)
+    total = time.process_time() - started
+    assert all(value > 0 for value in spent.values())
+    assert 0.5 * total < sum(spent.values()) <= total
+
+
+def test_the_table_of_stages_names_teacher_student_and_rest(tmp_path):
+    table = stages(TINY, tmp_path, rounds=1)
+    assert [row[0] for row in table.rows[:1] + table.rows[-1:]] == [
+        "teacher: forward",
+        "rest (update, losses' sum, checks)",
+    ]
