@@ -127,7 +127,7 @@ def commands_for(record: SweepRecord) -> list[tuple[str, str]]:
     best = record.table.best()
     if best is not None:
         folder = _quoted(best.folder)
-        commands.append(("the best trial once more", f"boxseg train {_quoted(best.folder / 'config.yaml')}"))
+        commands.append(("the best trial once more", f"boxseg train --from-run {folder}"))
         commands.append(("masks of the best trial", f"boxseg predict {folder} IMAGES"))
     if len(record.spec.sweep.seeds) == 1:
         commands.append(("with three seeds, to see the spread", f"boxseg sweep {config} --set 'sweep.seeds=[0, 1, 2]'"))

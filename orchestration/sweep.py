@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from boxseg.errors import ConfigError
 from boxseg.files import write_atomic
 from orchestration.config import RunSpec, SweepSpec, dump_resolved
+from orchestration.origin import provenance, write_changes
 from orchestration.preflight import concurrency, uses_cluster
 from orchestration.progress import SweepProgress
 from orchestration.ray_session import start_ray
@@ -20,7 +21,7 @@ from orchestration.run_folder import Failure, RunFolder, RunStatus, Status, new_
 from orchestration.search_space import TRIAL_SCHEDULERS, Trial, TrialQueue, count_trials, make_searcher
 from orchestration.table import SweepTable, TrialRow, describe, markdown_table, read_table
 from orchestration.tracking import Tracker
-from orchestration.train_run import StopSignals, fit, prepare_data, provenance, run_beside, tracked
+from orchestration.train_run import StopSignals, fit, prepare_data, run_beside, tracked
 from orchestration.worker import Payload, TrainFn, train_here
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def run_sweep(spec: SweepSpec, *, train_fn: TrainFn | None = None, progress: boo
     planned = count_trials(spec.sweep)
     status = RunStatus(folder.path.name, spec.name, kind="sweep", steps=planned, tags=tags, **own_process())
     folder.create(status, dump_resolved(spec))
+    write_changes(folder)
     tracker = Tracker(storage, spec.name, uri=spec.tracking.uri, logs=folder.logs)
     sweep = Sweep(SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn), tags, tracker)
     with tracked(tracker, folder), StopSignals() as signals:

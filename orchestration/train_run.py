@@ -6,22 +6,19 @@ import contextlib
 import functools
 import hashlib
 import signal
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import boxseg
 from boxseg.config import CocoSource
 from boxseg.data.toy import ensure_toy
 from boxseg.errors import ConfigError
 from boxseg.files import write_atomic
 from orchestration.config import RunSpec, dump_resolved, flatten
 from orchestration.errors import ResourceError
+from orchestration.origin import check_repeatable, provenance, write_changes
 from orchestration.progress import RunProgress
 from orchestration.ray_session import start_ray
 from orchestration.run_folder import Failure, RunFolder, RunStatus, error_of, find_run, new_id, own_process
@@ -37,13 +34,19 @@ WORKER_FAILURES = 2
 
 
 def run(
-    spec: RunSpec, *, resume: str | None = None, train_fn: TrainFn | None = None, progress: bool = True
+    spec: RunSpec,
+    *,
+    resume: str | None = None,
+    repeat: RunFolder | None = None,
+    train_fn: TrainFn | None = None,
+    progress: bool = True,
 ) -> RunStatus:
     """Train once, on Ray or in this process, and wait for the end.
 
     Args:
         spec: All settings.
         resume: Id or folder of a run to go on with; null starts a new one.
+        repeat: A run whose settings these are; its data has to be the same.
         train_fn: The training loop; null: that of boxseg.
         progress: Show progress on stderr.
 
@@ -55,7 +58,7 @@ def run(
         KeyboardInterrupt: a second signal came before the state was saved.
     """
     storage = spec.storage.absolute()
-    folder = _open_folder(spec, resume)
+    folder = _open_folder(spec, resume, repeat)
     tracker = Tracker(storage, spec.name, uri=spec.tracking.uri, logs=folder.logs)
     payload = Payload(spec, folder.path, storage / ".data", train_fn=train_fn)
     with tracked(tracker, folder), StopSignals() as signals, RunProgress(folder, shown=progress) as display:
@@ -70,13 +73,18 @@ def run(
     return status
 
 
-def _open_folder(spec: RunSpec, resume: str | None) -> RunFolder:
+def _open_folder(spec: RunSpec, resume: str | None, repeat: RunFolder | None) -> RunFolder:
     """A new run's folder, or that of the run to go on with; its data is there."""
     tags = prepare_data(spec) | provenance(spec)
+    if repeat is not None:
+        check_repeatable(repeat, tags)
+        tags["repeats"] = repeat.path.name
     if resume is None:
         run_id = new_id()
         status = RunStatus(run_id, spec.name, steps=spec.train.steps, tags=tags, **own_process())
-        return RunFolder(spec.storage.absolute() / spec.name / run_id).create(status, dump_resolved(spec))
+        folder = RunFolder(spec.storage.absolute() / spec.name / run_id).create(status, dump_resolved(spec))
+        write_changes(folder)
+        return folder
     folder = find_run(spec.storage.absolute(), resume)
     status = folder.status()
     if status.kind != "run":
@@ -253,24 +261,3 @@ def prepare_data(spec: RunSpec) -> dict[str, str]:
     files = [source.annotations for source in sources if isinstance(source, CocoSource)]
     digest = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files))
     return {"data": str(files[0]), "data_fingerprint": digest.hexdigest()[:16]}
-
-
-def provenance(spec: RunSpec) -> dict[str, str]:
-    """Tags that say where a run comes from: code, machine, profile, method and seed."""
-    method = {"profile": spec.profile, "method": spec.method, "seed": str(spec.train.seed)}
-    return {"host": socket.gethostname()} | method | _git_state()
-
-
-def _git_state() -> dict[str, str]:
-    """Commit of the checkout that boxseg runs from, and whether it has changes; nothing outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(boxseg.__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # fails where only a folder further up is a checkout
-        changes = git("status", "--porcelain", "--untracked-files=no")
-        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": str(bool(changes)).lower()}
-    except (OSError, subprocess.SubprocessError):
-        return {}

@@ -14,6 +14,7 @@ from boxseg.config import BoxSegConfig
 from boxseg.engine.events import EvalReport, StepReport
 from boxseg.errors import ConfigError
 from orchestration.config import RunSpec
+from orchestration.origin import write_environment
 from orchestration.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def train_here(payload: Payload, *, device: str, rank: int = 0, send: Send | Non
         return
     if rank == 0:
         folder.update(status="running", started=status.started or time.time(), failure=None)
+        write_environment(folder, device=device)
     try:
         result = _train(payload, reporter, device)
     except SystemExit:  # how Tune ends a trial that its scheduler stopped

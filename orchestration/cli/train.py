@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from orchestration.words import show_bytes, show_duration
 if TYPE_CHECKING:
     from orchestration.config import RunSpec, SweepSpec
     from orchestration.plan import DataPlan, Plan
+    from orchestration.run_folder import RunFolder, RunStatus
     from orchestration.sweep import SweepResult
     from orchestration.table import TrialRow
 
@@ -22,7 +24,10 @@ PlanOnly = Annotated[bool, typer.Option("--plan", help="Print data, trials, time
 
 
 def train(
-    experiment: Experiment,
+    experiment: Annotated[Path | None, typer.Argument(metavar="EXP.yaml", help="Experiment file.")] = None,
+    from_run: Annotated[
+        str | None, typer.Option("--from-run", metavar="RUN", help="Repeat this run: its id, folder or best:SWEEP.")
+    ] = None,
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="RUN", help="Go on with this run: its id or folder.")
     ] = None,
@@ -33,7 +38,12 @@ def train(
     """Train once; a `sweep` section in the file is ignored."""
     from orchestration.config import load_run
 
-    spec = load_run(experiment, overrides or [])
+    if (experiment is None) == (from_run is None) or (from_run and resume):
+        raise typer.BadParameter("name an experiment file, or a run with --from-run", param_hint="EXP.yaml")
+    original = None if from_run is None else _open_original(from_run)
+    file = original.config_path if original is not None else experiment
+    assert file is not None
+    spec = load_run(file, overrides or [])
     if plan:
         _print_plan(spec, as_json)
         return
@@ -42,7 +52,7 @@ def train(
     check(spec)
     from orchestration.train_run import run
 
-    result = run(spec, resume=resume)
+    result = run(spec, resume=resume, repeat=original)
     if as_json:
         about = {"id": result.id, "name": spec.name, "status": result.status, "folder": result.folder}
         print_json(about | {"metrics": result.metrics, "best": result.best} | result.metrics)
@@ -50,11 +60,32 @@ def train(
         shown = result.best or result.metrics
         heading: list[tuple[str, Any]] = [("run", result.id), ("status", result.status), ("folder", result.folder)]
         print_pairs(heading + [(name, value) for name, value in sorted(shown.items()) if name.startswith("val/")])
+    if original is not None and result.status == "finished":
+        _tell_repetition(original, result)
     if result.status == "interrupted":
-        again = ["boxseg", "train", str(experiment), *(f"--set={text}" for text in overrides or [])]
+        again = ["boxseg", "train", str(file), *(f"--set={text}" for text in overrides or [])]
         again += ["--resume", result.id]
         say(f"interrupted, state saved; go on with: {shlex.join(again)}")
         raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _open_original(run: str) -> RunFolder:
+    """The run to repeat; what is not as it was then is told."""
+    from orchestration.origin import differences
+    from orchestration.run_folder import find_run
+
+    original = find_run(Path("runs"), run)
+    for sentence in differences(original):
+        say(f"not the same as in {original.path.name}: {sentence}")
+    return original
+
+
+def _tell_repetition(original: RunFolder, result: RunStatus) -> None:
+    from orchestration.origin import metric_differences
+
+    found = metric_differences(original.status(), result)
+    told = "; ".join(f"{name} was {then}, is {now}" for name, (then, now) in found.items())
+    say(f"{original.path.name} came out {f'differently: {told}' if told else 'the same, to the last digit'}")
 
 
 def sweep(experiment: Experiment, overrides: Overrides = None, plan: PlanOnly = False, as_json: AsJson = False) -> None:

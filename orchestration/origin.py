@@ -1,0 +1,167 @@
+"""Where a run comes from: code with its changes, packages, hardware, data; and what a repetition has otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import boxseg
+from boxseg.errors import ConfigError, DataError
+from boxseg.files import write_atomic
+from orchestration.config import RunSpec
+from orchestration.run_folder import RunFolder, RunStatus
+
+ENVIRONMENT = "environment.json"
+CHANGES = "changes.diff"
+MAX_CHANGES_BYTES = 1_000_000
+"""Longer changes are only counted."""
+
+
+def provenance(spec: RunSpec) -> dict[str, str]:
+    """Tags that say where a run comes from: code, machine, profile, method and seed."""
+    method = {"profile": spec.profile, "method": spec.method, "seed": str(spec.train.seed)}
+    return {"host": socket.gethostname()} | method | _git_state()
+
+
+def _git_state() -> dict[str, str]:
+    """Commit of the checkout that boxseg runs from, and whether it has changes; nothing outside a checkout."""
+    try:
+        _git("ls-files", "--error-unmatch", "boxseg/__init__.py")  # fails where only a folder further up is a checkout
+        changes = _git("status", "--porcelain", "--untracked-files=no").strip()
+        return {"git_commit": _git("rev-parse", "HEAD").strip(), "git_dirty": str(bool(changes)).lower()}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def write_changes(folder: RunFolder) -> None:
+    """Keep what the checkout has otherwise than its commit, as `changes.diff`; nothing if it has no changes."""
+    if folder.stored().tags.get("git_dirty") != "true":
+        return
+    try:
+        text = _git("diff", "HEAD", "--binary")
+    except subprocess.SubprocessError as error:
+        text = f"# not kept: {error}\n"
+    if len(text) > MAX_CHANGES_BYTES:
+        text = f"# not kept: the changes have {len(text)} bytes, more than {MAX_CHANGES_BYTES}\n"
+    write_atomic(folder.path / CHANGES, text)
+
+
+def _git(*arguments: str) -> str:
+    """What git says about the checkout of boxseg."""
+    command = ["git", "-C", str(Path(boxseg.__file__).parents[1]), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, errors="replace").stdout
+
+
+def write_environment(folder: RunFolder, *, device: str) -> None:
+    """Keep what a run is trained with, as `environment.json`."""
+    write_atomic(folder.path / ENVIRONMENT, json.dumps(environment(device=device), indent=1))
+
+
+def environment(*, device: str = "cpu") -> dict[str, Any]:
+    """Python, versions of all packages, and the hardware of this machine; of GPUs only the one of `device`."""
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "packages": dict(sorted(_packages())),
+    }
+    if device.startswith("cuda"):
+        import torch
+
+        found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return found
+
+
+def _packages() -> Iterator[tuple[str, str]]:
+    """Name and version by the folder names of what is installed, which takes no time to read."""
+    for place in sys.path:
+        for path in Path(place or ".").glob("*.dist-info"):
+            name, _, version = path.stem.rpartition("-")
+            yield name, version
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def check_repeatable(original: RunFolder, tags: dict[str, str]) -> None:
+    """Refuse to repeat what cannot come out the same.
+
+    Args:
+        original: The run to repeat.
+        tags: Of the repetition; `data_fingerprint` among them.
+
+    Raises:
+        ConfigError: it is a sweep.
+        DataError: the annotation files are not those that the run was trained and evaluated with.
+    """
+    status = original.status()
+    if status.kind == "sweep":
+        raise ConfigError(f"{status.id} is a sweep; repeat it with `boxseg sweep {original.config_path}`")
+    before, now = status.tags.get("data_fingerprint"), tags["data_fingerprint"]
+    if before not in (None, now):
+        raise DataError(
+            f"{status.tags['data']}: the annotations of {status.id} had the fingerprint {before}, they have {now} now; "
+            f"put the old files back, or train on the new ones with `boxseg train {original.config_path}`"
+        )
+
+
+def differences(original: RunFolder) -> list[str]:
+    """Sentences about what the code, packages and hardware here have otherwise than those of a run."""
+    return [*_code_differences(original), *_environment_differences(original)]
+
+
+def _code_differences(original: RunFolder) -> Iterator[str]:
+    before, now = original.status().tags, _git_state()
+    if before.get("git_commit") != now.get("git_commit"):
+        old, new = before.get("git_commit", "unknown"), now.get("git_commit", "unknown")
+        yield f"the code is at commit {new[:9]}, the run's was at {old[:9]}"
+    if before.get("git_dirty") == "true":
+        kept = next((path for path in _places(original, CHANGES) if path.exists()), None)
+        yield f"the run's code had changes{'' if kept is None else f', see {kept}'}"
+    if now.get("git_dirty") == "true":
+        yield "the code has changes now"
+
+
+def _environment_differences(original: RunFolder) -> Iterator[str]:
+    kept = original.path / ENVIRONMENT
+    if not kept.exists():
+        return
+    before, now = json.loads(kept.read_text()), environment()
+    for name in ("python", "cpu", "cores"):
+        if before[name] != now[name]:
+            yield f"{name} is {now[name]}, the run had {before[name]}"
+    if "gpu" in before:
+        yield f"the run was trained on {before['gpu']}"
+    old, new = before["packages"], now["packages"]
+    changed = [f"{name} {new.get(name, 'none')} (was {old[name]})" for name in old if new.get(name) != old[name]]
+    if changed:
+        yield f"{len(changed)} packages have other versions: {', '.join(changed[:5])}{' …' if changed[5:] else ''}"
+
+
+def _places(run: RunFolder, name: str) -> Iterator[Path]:
+    """Where a file of a run may be: in its folder, or that of its sweep."""
+    yield run.path / name
+    parent = run.status().parent
+    if parent is not None:
+        yield run.path.parent / name
+
+
+def metric_differences(original: RunStatus, repetition: RunStatus) -> dict[str, tuple[float | None, float | None]]:
+    """Metrics of the best evaluation that are not the same to the last digit: name -> (then, now)."""
+    names = sorted({*original.best, *repetition.best})
+    pairs = {name: (original.best.get(name), repetition.best.get(name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,0 +1,148 @@
+"""Where a run comes from is kept with it, and a repetition comes out the same."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestration import origin
+from orchestration.cli.app import run
+from orchestration.config import RunSpec, dump_resolved
+from orchestration.run_folder import RunFolder, RunStatus, list_runs
+
+SETTINGS = {
+    "name": "again",
+    "data": {"toy": {"train_images": 4, "val_images": 4, "size": 64, "seed": 3}},
+    "model": {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1},
+    "cond": {"branch_channels": 16, "branch_convs": 1, "max_per_image": 8},
+    "train": {"steps": 4, "batch_size": 2, "image_size": 64, "report_every": 1, "eval_every": 0.5, "seed": 7},
+    "solver": {"optimizer": "adamw", "lr": 1e-3, "warmup": 0},
+    "fcos": {"score_thr": 1e-5},
+    "resources": {"runner": "inline"},
+}
+PACE = ("train/images_per_s", "train/step_s", "train/data_wait_s")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> RunFolder:
+    """A run of four updates by the command."""
+    root = tmp_path_factory.mktemp("trained")
+    (root / "exp.yaml").write_text(yaml.safe_dump(SETTINGS | {"storage": "runs"}))
+    assert run(["train", str(root / "exp.yaml")]) == 0
+    (status,) = list_runs(root / "runs")
+    return RunFolder(status.folder)
+
+
+def reports(folder: RunFolder) -> list[tuple[int, dict[str, float]]]:
+    """Every report with all its numbers but the pace."""
+    return [
+        (each.step, {name: value for name, value in each.metrics.items() if name not in PACE})
+        for each in folder.reports_since(0)[0]
+    ]
+
+
+def test_a_repeated_run_has_the_same_metrics_to_the_last_digit(trained, capsys):
+    assert run(["train", "--from-run", str(trained.path)]) == 0
+    said = capsys.readouterr().err
+    (again,) = [each for each in list_runs(trained.path.parents[1]) if each.id != trained.path.name]
+    assert again.tags["repeats"] == trained.path.name
+    assert reports(RunFolder(again.folder)) == reports(trained)
+    assert len(reports(trained)) >= 6
+    assert again.best == trained.status().best
+    assert "came out the same, to the last digit" in said
+
+
+def test_other_data_is_refused_with_3(trained, capsys):
+    tags = trained.status().tags
+    trained.update(tags={**tags, "data_fingerprint": "0" * 16})
+    try:
+        assert run(["train", "--from-run", str(trained.path)]) == 3
+    finally:
+        trained.update(tags=tags)
+    assert f"had the fingerprint {'0' * 16}, they have {tags['data_fingerprint']} now" in capsys.readouterr().err
+
+
+def test_a_run_keeps_packages_and_hardware(trained):
+    found = json.loads((trained.path / "environment.json").read_text())
+    assert found["packages"]["torch"].startswith("2.")
+    assert found["cores"] >= 1
+    assert found["python"].startswith("3.")
+    assert "gpu" not in found
+
+
+def test_what_differs_from_then_is_told(trained):
+    tags, path = trained.status().tags, trained.path / "environment.json"
+    kept = path.read_text()
+    before = json.loads(kept)
+    before["packages"]["torch"] = "1.0"
+    path.write_text(json.dumps(before | {"cores": 1000}))
+    trained.update(tags=tags | {"git_commit": "b" * 40, "git_dirty": "true"})
+    try:
+        told = " | ".join(origin.differences(trained))
+    finally:
+        trained.update(tags=tags)
+        path.write_text(kept)
+    assert "the run's was at bbbbbbbbb" in told
+    assert "the run's code had changes" in told
+    assert "the run had 1000" in told
+    assert "1 packages have other versions: torch 2." in told
+
+
+def test_metrics_that_differ_are_named():
+    then, now = (RunStatus("r", "n", best={"val/mask_ap": value, "val/box_ap": 0.5}) for value in (0.25, 0.5))
+    assert origin.metric_differences(then, now) == {"val/mask_ap": (0.25, 0.5)}
+
+
+@pytest.mark.parametrize("arguments", [[], ["exp.yaml", "--from-run", "r"], ["--from-run", "r", "--resume", "r"]])
+def test_a_run_or_a_file_is_named_not_both(arguments, capsys):
+    assert run(["train", *arguments]) == 2
+    assert "--from-run" in capsys.readouterr().err
+
+
+def test_a_sweep_is_not_repeated_as_a_run(tmp_path, capsys):
+    spec = RunSpec.model_validate(SETTINGS | {"storage": tmp_path})
+    folder = RunFolder(tmp_path / "again" / "s").create(RunStatus("s", "again", kind="sweep"), dump_resolved(spec))
+    assert run(["train", "--from-run", str(folder.path)]) == 2
+    assert "s is a sweep; repeat it with `boxseg sweep" in capsys.readouterr().err
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> Path:
+    """A small repository in place of ours."""
+    (tmp_path / "boxseg").mkdir()
+    (tmp_path / "boxseg" / "__init__.py").write_text("a = 1\n")
+    me = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*me, "commit", "-qm", "first"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(origin.boxseg, "__file__", str(tmp_path / "boxseg" / "__init__.py"))
+    return tmp_path
+
+
+def make_folder(storage: Path) -> RunFolder:
+    tags = origin.provenance(RunSpec())
+    return RunFolder(storage / "t" / "r").create(RunStatus("r", "t", tags=tags), dump_resolved(RunSpec()))
+
+
+def test_changes_of_the_checkout_are_kept_as_a_patch(checkout, tmp_path):
+    origin.write_changes(make_folder(tmp_path / "clean"))
+    assert not (tmp_path / "clean/t/r/changes.diff").exists()
+    (checkout / "boxseg/__init__.py").write_text("a = 2\n")
+    folder = make_folder(tmp_path / "dirty")
+    origin.write_changes(folder)
+    assert folder.status().tags["git_dirty"] == "true"
+    assert "-a = 1\n+a = 2\n" in (folder.path / "changes.diff").read_text()
+
+
+def test_long_changes_are_only_counted(checkout, tmp_path):
+    (checkout / "boxseg/__init__.py").write_text("x" * (origin.MAX_CHANGES_BYTES + 1))
+    folder = make_folder(tmp_path / "runs")
+    origin.write_changes(folder)
+    assert (folder.path / "changes.diff").stat().st_size < 200
+    assert "not kept" in (folder.path / "changes.diff").read_text()
+
+
+def test_outside_of_a_checkout_nothing_is_said_of_the_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(origin.boxseg, "__file__", str(tmp_path / "boxseg" / "__init__.py"))
+    assert "git_commit" not in origin.provenance(RunSpec())
