@@ -1,7 +1,7 @@
 """Networks, pictures and batches that the benchmarks measure on.
 
-Weights are random, so the limits of the ranking are opened until every box has its 20 candidates, and every image gets a
-paste: the step does all that a step of a trained network can do. The backbone is frozen as with ImageNet weights.
+Weights are random, so the limits of the ranking are opened until every box has its 20 candidates, and every image gets
+a paste: the step does all that a step of a trained network can do. The backbone is frozen as with ImageNet weights.
 """
 
 from __future__ import annotations
