@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -107,12 +108,12 @@ def open_browser(profile: Path) -> Iterator[Browser]:
     program = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("no Chromium on this machine")
-    read_by_browser, to_browser = os.pipe()
-    from_browser, written_by_browser = os.pipe()
+    ends = os.pipe(), os.pipe()
+    (read_by_browser, to_browser), (from_browser, written_by_browser) = ((_raise(a), _raise(b)) for a, b in ends)
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --remote-debugging-pipe --hide-scrollbars"
     redirect = f'exec "$@" 3<&{read_by_browser} 4>&{written_by_browser}'  # the pipe's places are fixed
     process = subprocess.Popen(
-        ["sh", "-c", redirect, "sh", program, *flags.split(), f"--user-data-dir={profile}"],
+        ["bash", "-c", redirect, "bash", program, *flags.split(), f"--user-data-dir={profile}"],
         pass_fds=(read_by_browser, written_by_browser),
         stderr=subprocess.DEVNULL,
     )
@@ -123,3 +124,10 @@ def open_browser(profile: Path) -> Iterator[Browser]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+def _raise(descriptor: int) -> int:
+    """The same file under a number that is not one of those that Chromium expects its pipe at."""
+    raised = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(descriptor)
+    return raised
