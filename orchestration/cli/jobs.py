@@ -14,6 +14,7 @@ from orchestration.cli.output import AsJson, print_json, print_pairs, print_tabl
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
+    from orchestration.config import RunSpec
     from orchestration.jobs import Cluster, Job
     from orchestration.upload import Upload
 
@@ -149,6 +150,42 @@ def stop(job: JobId, address: Address = None, insecure: Insecure = False, as_jso
     _show(cluster.stop(cluster.job(job).id), as_json)
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def manifest(
+    context: typer.Context,
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[COMMAND...]", help="train or sweep, as in: sweep EXP.yaml")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name in Kubernetes; otherwise the experiment's.")] = None,
+    image: Annotated[str | None, typer.Option(help="Image of all nodes; otherwise boxseg:cpu or boxseg:gpu.")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Worker nodes.")] = 1,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores of each; otherwise what one run needs.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each; otherwise what one run needs.")] = None,
+    memory: Annotated[str, typer.Option(help="Memory of each.")] = "16Gi",
+    claim: Annotated[str, typer.Option(help="Volume claim for the storage, ReadWriteMany.")] = "boxseg-storage",
+) -> None:
+    """Print a KubeRay RayJob with a cluster of its own for a command; without one, a RayCluster that stays."""
+    from orchestration import manifest as kuberay
+    from orchestration.config import ResourcesConfig
+
+    spec: RunSpec | None = None
+    experiment = Path()
+    if command:
+        if command[0] not in ("train", "sweep"):
+            raise ConfigError(f"jobs manifest: {command[0]} is not for a RayJob; use train or sweep, or no command")
+        typed = _parse(context, command)
+        experiment = Path(typed["experiment"])
+        spec = _load(command[0], experiment, typed["overrides"] or [])
+    cpus_of_run, gpus_of_run = kuberay.default_nodes(spec.resources if spec else ResourcesConfig())
+    cpus, gpus = cpus or cpus_of_run, gpus_of_run if gpus is None else gpus
+    cluster = kuberay.Nodes(image or f"boxseg:{'gpu' if gpus else 'cpu'}", nodes, cpus, gpus, memory, claim)
+    if command and spec:
+        documents = kuberay.make_job(name or spec.name, command, experiment, cluster)
+    else:
+        documents = kuberay.make_cluster(name or "boxseg", cluster)
+    typer.echo(kuberay.to_yaml(documents), nl=False)
+
+
 def _prepare(
     context: typer.Context, command: list[str], upload: Upload, storage: Path | None
 ) -> tuple[str, Path, list[str]]:
@@ -166,12 +203,15 @@ def _prepare(
         )
     if storage is not None:
         overrides.append(f"storage={storage.absolute()}")
-    from orchestration.config import load_run, load_sweep
-
-    load = load_sweep if command[0] == "sweep" else load_run
-    spec = load(upload.root / experiment, overrides)
+    spec = _load(command[0], upload.root / experiment, overrides)
     folder = spec.storage.absolute()
     return spec.name, folder, [*command, "--set", f"storage={folder}"]
+
+
+def _load(command: str, experiment: Path, overrides: list[str]) -> RunSpec:
+    from orchestration.config import load_run, load_sweep
+
+    return (load_sweep if command == "sweep" else load_run)(experiment, overrides)
 
 
 def _parse(context: typer.Context, command: list[str]) -> dict[str, Any]:

@@ -1,0 +1,168 @@
+"""Images, compose file and Kubernetes manifests: linted, valid by their schemas, and closed to strangers.
+
+Nothing is built or started here: that needs a container engine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestration.cli.app import run
+
+ROOT = Path(__file__).parents[1]
+DOCKER = ROOT / "docker"
+COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+KUBERAY = {
+    "raycluster.yaml": ["--nodes", "2", "--gpus", "1", "--cpus", "8", "--memory", "32Gi"],
+    "rayjob.yaml": ["sweep", "experiments/qam.yaml"],
+}
+"""File -> arguments of `boxseg jobs manifest` that print it."""
+
+
+def test_the_linter_finds_nothing_in_the_dockerfile():
+    linter = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    if linter is None:
+        pytest.skip("hadolint has no wheel for this machine")
+    done = subprocess.run([linter, str(DOCKER / "Dockerfile")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_image_is_pinned_and_runs_as_an_ordinary_user_with_a_health_check():
+    text = (DOCKER / "Dockerfile").read_text()
+    assert re.search(r"^FROM python:3\.11\.\d+-slim-\w+$", text, re.M)
+    assert re.findall(r"^USER (.*)$", text, re.M) == ["1000"]
+    installs = re.findall(r"pip install (.*?)(?:;;|\\|$)", text, re.M)
+    assert installs
+    assert all("-c constraints.txt" in each or "--no-deps" in each for each in installs)
+    assert "HEALTHCHECK" in text
+    copied = {source for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for source in line.split()}
+    let_in = set(re.findall(r"^!(.*)$", (DOCKER / "Dockerfile.dockerignore").read_text(), re.M))
+    assert copied == let_in
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def test_the_compose_file_is_valid_by_its_schema():
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*check, str(DOCKER / "compose.yaml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_compose_publishes_on_the_loopback_address_only():
+    published = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert sorted(published) == ["127.0.0.1:5000:5000", "127.0.0.1:8265:8265"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_compose_limits_services_and_keeps_secrets_in_files(name: str):
+    service = SERVICES[name]
+    assert {"cpus", "memory"} <= set(service["deploy"]["resources"]["limits"])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "healthcheck" in service or "boxseg" in service["image"], "our image has a check of its own"
+    assert re.search(r":[\w.$]", service["image"]), "images are pinned"
+    for key in service["environment"]:
+        assert not re.search("PASSWORD|TOKEN|SECRET|KEY", key) or key.endswith(("_FILE", "_PATH")), key
+    for secret in service["secrets"]:
+        assert COMPOSE["secrets"][secret] == {"file": f"secrets/{secret}"}
+
+
+def test_the_script_makes_the_secrets_that_compose_names(tmp_path: Path):
+    shutil.copy(DOCKER / "secrets.sh", tmp_path)
+    subprocess.run(["sh", str(tmp_path / "secrets.sh")], check=True)
+    made = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    assert set(made) == set(COMPOSE["secrets"])
+    assert all(re.fullmatch("[0-9a-f]{64}", text) for text in made.values())
+    assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0
+    subprocess.run(["sh", str(tmp_path / "secrets.sh")], check=True)
+    assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == made, "kept"
+    ignored = subprocess.run(["git", "-C", str(ROOT), "check-ignore", "docker/secrets/ray_token"], capture_output=True)
+    assert ignored.returncode in (0, 128), "git leaves them alone"  # 128: no checkout
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_the_manifests_are_what_the_command_prints(name: str, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert run(["jobs", "manifest", *KUBERAY[name]]) == 0
+    assert capsys.readouterr().out == (DOCKER / "kuberay" / name).read_text()
+
+
+def templates() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every pod template of the manifests."""
+    for name in KUBERAY:
+        for document in yaml.safe_load_all((DOCKER / "kuberay" / name).read_text()):
+            spec = document.get("spec", {})
+            cluster = spec.get("rayClusterSpec", spec)
+            if document["kind"] == "RayJob":
+                yield f"{name} submitter", spec["submitterPodTemplate"]
+            if "headGroupSpec" in cluster:
+                yield f"{name} head", cluster["headGroupSpec"]["template"]
+                yield f"{name} workers", cluster["workerGroupSpecs"][0]["template"]
+
+
+PODS = dict(templates())
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_pods_are_valid_limited_and_nobody_special(name: str):
+    import kubernetes_validate
+
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **PODS[name]}
+    kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    [container] = pod["spec"]["containers"]
+    assert container["resources"]["limits"] == container["resources"]["requests"]
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert name.endswith("submitter") or {"livenessProbe", "readinessProbe", "startupProbe"} <= set(container)
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml", "storage.yaml"])
+def test_core_documents_are_valid_and_clusters_have_a_token(name: str):
+    import kubernetes_validate
+
+    for document in yaml.safe_load_all((DOCKER / "kuberay" / name).read_text()):
+        if document["apiVersion"] == "v1":
+            kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+        else:
+            cluster = document["spec"].get("rayClusterSpec", document["spec"])
+            assert cluster["authOptions"] == {"mode": "token"}
+            assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+
+
+def test_a_job_for_gpus_asks_for_them(tmp_path: Path, capsys):
+    experiment = tmp_path / "My_Exp.yaml"
+    experiment.write_text("name: My_Exp\nresources: {workers: 2, gpus_per_worker: 0.5}\n")
+    assert run(["jobs", "manifest", "--nodes", "3", "train", str(experiment)]) == 0
+    config, job = yaml.safe_load_all(capsys.readouterr().out)
+    assert config["data"]["My_Exp.yaml"] == experiment.read_text()
+    assert job["metadata"]["name"] == "my-exp"
+    assert "train /experiment/My_Exp.yaml --set storage=/data/runs" in job["spec"]["entrypoint"]
+    group = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    [container] = group["template"]["spec"]["containers"]
+    assert (group["replicas"], container["image"]) == (3, "boxseg:gpu")
+    assert container["resources"]["limits"] == {"cpu": "2", "memory": "16Gi", "nvidia.com/gpu": "1"}
+
+
+def test_the_health_check_asks_what_runs(monkeypatch: pytest.MonkeyPatch):
+    spec = importlib.util.spec_from_file_location("healthcheck", DOCKER / "healthcheck.py")
+    assert spec is not None
+    assert spec.loader is not None
+    check = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check)
+    monkeypatch.setattr(check, "PAGES", {b"no process is called like this " + b"here": "http://127.0.0.1:1/"})
+    assert check.main() == 0
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, but nothing listens
+        monkeypatch.setattr(check, "PAGES", {b"python": f"http://127.0.0.1:{closed.getsockname()[1]}/"})
+        assert check.main() == 1
