@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from boxseg.engine.evaluate import (
     has_all_masks,
     run_coco_eval,
 )
-from boxseg.engine.panels import PanelRow
+from boxseg.engine.pictures import decode_masks
 from boxseg.engine.quality import mask_iou
 from boxseg.errors import ConfigError, DataError
 from boxseg.label_sources import decode_entry, read_masks
@@ -174,7 +174,7 @@ def box_fit_metrics(data: CocoBoxes, results: list[ImageResult]) -> dict[str, fl
         boxes += len(given)
         for row, found in enumerate(match_boxes(given, labels, result)):
             if found is not None:
-                masks = _masks(result, [found], data.size(index))
+                masks = decode_masks(result, [found], data.size(index))
                 fits.append(float(box_iou(tight_boxes(masks), given[row : row + 1])[0, 0]))
     metrics = {"box_recall": len(fits) / boxes} if boxes else {}
     return metrics | ({"box_tightness": float(np.mean(fits))} if fits else {})
@@ -215,7 +215,7 @@ def worst_images(data: CocoBoxes, results: list[ImageResult], count: int) -> lis
         given, labels = data.boxes_and_labels(index)
         chosen = match_boxes(given, labels, result)
         rows = [row for row, found in enumerate(chosen) if found is not None]
-        masks, true = _masks(result, [chosen[row] for row in rows], data.size(index)), data.true_masks(index)
+        masks, true = decode_masks(result, [chosen[row] for row in rows], data.size(index)), data.true_masks(index)
         iou = box_iou(tight_boxes(masks), given[rows]).diagonal() if true is None else mask_iou(masks, true[rows])
         number = len(given) + int((result.scores >= CONFIDENT).sum())
         if number:
@@ -223,30 +223,8 @@ def worst_images(data: CocoBoxes, results: list[ImageResult], count: int) -> lis
     return [index for _, index in sorted(shares)[:count]]
 
 
-def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
-    """An image, its boxes, its drawn masks with the IoU of what was found there, and the confident detections."""
-    sample, true = data[index], data.true_masks(index)
-    confident = np.flatnonzero(result.scores >= CONFIDENT).tolist()
-    found = _masks(result, confident, data.size(index))
-    best = None if true is None else torch.tensor([_best_iou(mask, found) for mask in true])
-    return PanelRow(sample.image, sample.boxes, true, best, found, torch.from_numpy(result.scores[confident]))
-
-
-def _best_iou(mask: Tensor, found: Tensor) -> float:
-    """IoU of a mask (h, w) with the most similar of (n, h, w); 0 if there is none."""
-    return float(mask_iou(mask.expand_as(found), found).max()) if len(found) else 0.0
-
-
 def _confident_iou(boxes: Tensor, labels: Tensor, result: ImageResult) -> NDArray[np.float64]:
     """IoU (N, D) of boxes with confident detections of their class; 0 for all others."""
     found = box_convert(torch.from_numpy(result.boxes_xywh).float(), "xywh", "xyxy")
     iou = box_iou(boxes, found).double().numpy()
     return np.where((labels.numpy()[:, None] == result.labels) & (result.scores >= CONFIDENT), iou, 0.0)
-
-
-def _masks(result: ImageResult, rows: Sequence[int | None], size: tuple[int, int]) -> Tensor:
-    """Masks bool (n, h, w) of some detections."""
-    wanted = [result.rles[row] for row in rows if row is not None]
-    if not wanted:
-        return torch.zeros(0, *size, dtype=torch.bool)
-    return torch.from_numpy(mask_utils.decode(wanted)).permute(2, 0, 1).bool()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -43,6 +44,29 @@ class ImageResult:
     rles: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class CocoScores:
+    """How good detections are by COCO's rules."""
+
+    metrics: dict[str, float]
+    """`mask_ap`, `mask_ap50`, … `box_ap` in [0, 1]; what has no ground truth is left out."""
+    precision: dict[str, NDArray[np.float64]]
+    """`mask` and `box`, as far as drawn: (10 IoUs from 0.5, 101 recalls, classes), -1 where undefined."""
+    image_ap: dict[int, float]
+    """AP of each image that has objects, by masks where they are drawn, by boxes elsewhere."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network found, and how good that is."""
+
+    metrics: dict[str, float]
+    """Those of `scores`, with `mask_fill` and `box_likeness`."""
+    results: list[ImageResult]
+    """Of all images, over all processes."""
+    scores: CocoScores
+
+
 def evaluate(
     find: Find,
     batches: Iterable[Batch],
@@ -51,7 +75,7 @@ def evaluate(
     image_ids: list[int],
     category_ids: Sequence[int],
     on_batch: Callable[[Batch, Any, list[Detections]], None] | None = None,
-) -> dict[str, float]:
+) -> Evaluation:
     """Run `find` over this process's batches and score the results of all processes.
 
     Args:
@@ -63,9 +87,9 @@ def evaluate(
         on_batch: Called with each batch and what was found in it, for panels and pseudo-mask measurements.
 
     Returns:
-        `mask_ap`, `mask_ap50`, … `box_ap` in [0, 1] (what has no ground truth is left out); of confident
-        masks, where there are any, `mask_fill`, the mean share of its box that a mask fills, and `box_likeness`, the
-        mean of the smaller over the larger of the two areas, 1 where all masks are their boxes.
+        All that was found, and metrics: those of COCO and, of confident masks, where there are any, `mask_fill`, the
+        mean share of its box that a mask fills, and `box_likeness`, the mean of the smaller over the larger of the two
+        areas, 1 where all masks are their boxes.
     """
     results: list[ImageResult] = []
     ratios: list[float] = []
@@ -79,11 +103,12 @@ def evaluate(
     gathered = gather_objects((results, ratios))
     results = [result for part, _ in gathered for result in part]
     ratios = [ratio for _, part in gathered for ratio in part]
-    metrics = coco_metrics(ground_truth, results, image_ids=image_ids, category_ids=category_ids)
+    scores = coco_scores(ground_truth, results, image_ids=image_ids, category_ids=category_ids)
+    metrics = dict(scores.metrics)
     if ratios:
         metrics["mask_fill"] = float(np.mean([min(ratio, 1.0) for ratio in ratios]))
         metrics["box_likeness"] = float(np.mean([min(ratio, 1 / ratio) if ratio else 0.0 for ratio in ratios]))
-    return metrics
+    return Evaluation(metrics, results, scores)
 
 
 @torch.no_grad()
@@ -118,21 +143,44 @@ def encode_detections(found: Detections) -> ImageResult:
     return ImageResult(found.image_id, boxes, found.scores.cpu().numpy(), found.labels.cpu().numpy(), rles)
 
 
-def coco_metrics(
+def coco_scores(
     ground_truth: COCO, results: list[ImageResult], *, image_ids: list[int], category_ids: Sequence[int]
-) -> dict[str, float]:
-    """Box and mask AP as COCO defines them, in [0, 1]; `mask_ap…` and `box_ap`.
+) -> CocoScores:
+    """Box and mask AP as COCO defines them.
 
     What has no ground truth is left out, since its AP is undefined: sizes, and masks where any box lacks one.
     """
-    metrics = {}
+    metrics: dict[str, float] = {}
+    precision = {}
+    image_ap: dict[int, float] = {}
     kinds = (("segm", "mask"), ("bbox", "box")) if has_all_masks(ground_truth, image_ids) else (("bbox", "box"),)
     for kind, prefix in kinds:
-        stats = _coco_stats(ground_truth, coco_results(results, category_ids, kind), image_ids, kind)
-        for name, value in zip(COCO_STATS, stats, strict=True):
+        evaluation = run_coco_eval(ground_truth, coco_results(results, category_ids, kind), image_ids, kind)
+        for name, value in zip(COCO_STATS, evaluation.stats[: len(COCO_STATS)], strict=True):
             if value >= 0 and (prefix == "mask" or name == "ap"):
-                metrics[f"{prefix}_{name}"] = value
-    return metrics
+                metrics[f"{prefix}_{name}"] = float(value)
+        precision[prefix] = evaluation.eval["precision"][:, :, :, 0, -1]
+        image_ap = image_ap or average_precision_of_images(evaluation)
+    return CocoScores(metrics, precision, image_ap)
+
+
+def average_precision_of_images(evaluation: COCOeval) -> dict[int, float]:
+    """AP of each image alone, by id: mean over its classes and over the IoUs; images without objects are left out."""
+    params = evaluation.params
+    images, areas = len(params.imgIds), len(params.areaRng)
+    found: dict[int, list[float]] = {}
+    for number in range(len(params.catIds)):
+        start = number * areas * images  # of objects of any area
+        for each in evaluation.evalImgs[start : start + images]:
+            objects = 0 if each is None else int((np.asarray(each["gtIgnore"]) == 0).sum())
+            if objects:
+                counted = ~np.asarray(each["dtIgnore"], dtype=bool)  # (IoUs, detections), best score first
+                hits = (np.asarray(each["dtMatches"]) > 0) & counted
+                precision = hits.cumsum(axis=1) / counted.cumsum(axis=1).clip(min=1)
+                precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+                ap = float((precision * hits).sum(axis=1).mean() / objects)
+                found.setdefault(each["image_id"], []).append(ap)
+    return {image_id: float(np.mean(values)) for image_id, values in found.items()}
 
 
 def has_all_masks(ground_truth: COCO, image_ids: list[int]) -> bool:
@@ -150,12 +198,6 @@ def coco_results(results: list[ImageResult], category_ids: Sequence[int], kind: 
             entry |= {"segmentation": rle} if kind == "segm" else {"bbox": box.tolist()}
             entries.append(entry)
     return entries
-
-
-def _coco_stats(ground_truth: COCO, entries: list[dict[str, Any]], image_ids: list[int], kind: str) -> list[float]:
-    """AP, AP50, AP75 and AP by size in [0, 1]; -1 where there is no ground truth."""
-    evaluation = run_coco_eval(ground_truth, entries, image_ids, kind)
-    return [float(value) for value in evaluation.stats[: len(COCO_STATS)]]
 
 
 def run_coco_eval(

@@ -49,7 +49,7 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = 
 
     Args:
         trainer: Networks, optimizer, bank and data, fresh from `boxseg.build`.
-        folder: The run's folder; gets `checkpoints/` and `samples/`.
+        folder: The run's folder; gets `checkpoints/`, `samples/` and, with the last evaluation, `evaluation/`.
         reporter: Receives every report, on every rank.
         resume: Go on from `checkpoints/last` where it exists; with one process, the result equals an uninterrupted
             run (several agree on BatchNorm statistics whenever they save).
@@ -133,7 +133,7 @@ def evaluation_steps(steps: int, every: float) -> set[int]:
 def evaluate_and_save(trainer: Trainer, folder: Path, done: int, progress: Progress, reporter: Reporter) -> Progress:
     """Evaluate, write the checkpoint, tell the reporter; returns where the run stands now."""
     agree(trainer)
-    metrics, panels = validate(trainer, samples=folder / "samples", step=done)
+    metrics, panels = validate(trainer, folder=folder, step=done)
     is_best = not progress.best or decisive(metrics) > decisive(progress.best)
     progress = Progress(done, metrics, metrics if is_best else progress.best)
     written = save(trainer, folder / "checkpoints", progress, is_best=is_best)

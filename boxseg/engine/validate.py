@@ -12,8 +12,9 @@ from torch import Tensor
 from boxseg.data.coco import coco_ground_truth
 from boxseg.data.loader import eval_batches
 from boxseg.engine.distributed import gather_objects, rank, world_size
-from boxseg.engine.evaluate import detect, evaluate
+from boxseg.engine.evaluate import Evaluation, detect, evaluate
 from boxseg.engine.panels import PanelRow, draw_panels
+from boxseg.engine.pictures import Extremes, draw_evaluation
 from boxseg.engine.quality import mask_iou, quality_metrics
 from boxseg.engine.step import Trainer, fuse_candidates
 from boxseg.ops.boxes import box_iou, scale_boxes
@@ -25,8 +26,14 @@ HEALTH = ("mask_fill", "box_likeness")
 """Measures of the masks themselves."""
 
 
-def validate(trainer: Trainer, *, samples: Path, step: int) -> tuple[dict[str, float], list[Path]]:
+def validate(trainer: Trainer, *, folder: Path, step: int) -> tuple[dict[str, float], list[Path]]:
     """Evaluate the networks that `train.evaluate` names; all ranks share the images.
+
+    Args:
+        trainer: What to evaluate.
+        folder: The run's folder: a panel of the same images goes to `samples/`, at the last step more pictures and a
+            table go to `evaluation/`. With `train.panels` 0 nothing is drawn.
+        step: Updates done.
 
     Returns:
         Metrics: `val/mask_ap` … of the better network, `val/teacher_mask_ap` and `val/student_mask_ap`,
@@ -34,18 +41,33 @@ def validate(trainer: Trainer, *, samples: Path, step: int) -> tuple[dict[str, f
         (rank 0).
     """
     networks = trainer.evaluated_networks()
-    watcher = Watcher(trainer)
+    final = step >= trainer.steps and trainer.config.train.panels > 0
+    watcher = Watcher(trainer, extremes=Extremes() if final and rank() == 0 else None)
     found = {}
     for name, network in networks.items():
         found[name] = _evaluate_network(
             trainer, network, watcher.watch_teacher if name == "teacher" else watcher.watch_student
         )
-    best = max(found, key=lambda name: decisive(found[name]))
-    metrics = {f"{'health' if key in HEALTH else 'val'}/{key}": value for key, value in found[best].items()}
-    metrics |= {f"val/{name}_mask_ap": values["mask_ap"] for name, values in found.items() if "mask_ap" in values}
-    metrics |= watcher.metrics()
-    panels = [draw_panels(watcher.rows(), samples / f"step-{step:08d}.png")] if rank() == 0 and watcher.rows() else []
-    return metrics, panels
+    best = max(found, key=lambda name: decisive(found[name].metrics))
+    metrics = {f"{'health' if key in HEALTH else 'val'}/{key}": value for key, value in found[best].metrics.items()}
+    metrics |= {
+        f"val/{name}_mask_ap": each.metrics["mask_ap"] for name, each in found.items() if "mask_ap" in each.metrics
+    }
+    labelled = watcher.labelled()
+    metrics |= {f"qam/{name}": value for name, value in quality_metrics(labelled).items()}
+    pictures = []
+    if rank() == 0 and watcher.rows():
+        pictures.append(draw_panels(watcher.rows(), folder / "samples" / f"step-{step:08d}.png"))
+    if watcher.extremes is not None:
+        pictures += draw_evaluation(
+            trainer.val_data,
+            found[best].results,
+            found[best].scores,
+            labelled=labelled,
+            extremes=watcher.extremes,
+            folder=folder / "evaluation",
+        )
+    return metrics, pictures
 
 
 def decisive(metrics: dict[str, float]) -> float:
@@ -64,8 +86,8 @@ def evaluated_images(trainer: Trainer) -> int:
 @torch.no_grad()
 def _evaluate_network(
     trainer: Trainer, network: MaskNetwork, watch: Callable[[Batch, Any, list[Detections]], None]
-) -> dict[str, float]:
-    """COCO metrics of one network; it is back in its former mode afterwards."""
+) -> Evaluation:
+    """What one network finds, and how good it is; it is back in its former mode afterwards."""
     config, data = trainer.config, trainer.val_data
     count = evaluated_images(trainer)
     training = network.training
@@ -98,8 +120,10 @@ def _evaluate_network(
 class Watcher:
     """Looks over the shoulder of an evaluation: measures the teacher's pseudo masks, collects panel rows."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, *, extremes: Extremes | None = None) -> None:
         self._trainer = trainer
+        self.extremes = extremes
+        """Is shown all pseudo masks."""
         own = range(rank(), evaluated_images(trainer), world_size())  # rank 0 draws, so from its share
         self._wanted = [trainer.val_data.image_id(index) for index in own][: trainer.config.train.panels]
         self._labelled: list[tuple[float, float]] = []  # quality and IoU of every box with a drawn mask
@@ -113,7 +137,11 @@ class Watcher:
         labels = label_val_batch(self._trainer, predictions, batch)
         for position, (pseudo, image_id) in enumerate(zip(labels, batch.image_ids, strict=True)):
             masks = full_size_masks(pseudo, batch.boxes[position], batch.sizes[position], self._trainer.soft_thr)
-            self._measure(masks, pseudo.quality, batch, position)
+            iou = self._measure(masks, pseudo.quality, batch, position)
+            if self.extremes is not None:
+                height, width = batch.sizes[position]
+                image = batch.weak[position, :, :height, :width]
+                self.extremes.offer(image, batch.boxes[position], masks, pseudo.quality, iou)
             if image_id in self._wanted:
                 self._labels[image_id] = (masks.cpu(), pseudo.quality.cpu())
         if "student" not in self._trainer.evaluated_networks():
@@ -125,22 +153,22 @@ class Watcher:
             if image_id in self._wanted:
                 self._seen[image_id] = (batch, position, detections[position])
 
-    def metrics(self) -> dict[str, float]:
-        """`quality_metrics` over all boxes with a drawn mask, as `qam/…`."""
-        pairs = [pair for part in gather_objects(self._labelled) for pair in part]
-        return {f"qam/{name}": value for name, value in quality_metrics(pairs).items()}
+    def labelled(self) -> list[tuple[float, float]]:
+        """Quality and IoU of all boxes with a drawn mask, over all processes."""
+        return [pair for part in gather_objects(self._labelled) for pair in part]
 
     def rows(self) -> list[PanelRow]:
         """One row for each wanted image of this rank."""
         return [self._row(image_id) for image_id in self._wanted if image_id in self._seen]
 
-    def _measure(self, masks: Tensor, quality: Tensor, batch: Batch, position: int) -> None:
+    def _measure(self, masks: Tensor, quality: Tensor, batch: Batch, position: int) -> Tensor | None:
         data = self._trainer.val_data
         true = data.true_masks(data.index_of(batch.image_ids[position]))
         if true is None or not len(true):
-            return
+            return None
         iou = mask_iou(masks, resize_bool(true, batch.sizes[position]).to(masks.device))
         self._labelled.extend(zip(quality.tolist(), iou.tolist(), strict=True))
+        return iou
 
     def _row(self, image_id: int) -> PanelRow:
         batch, position, found = self._seen[image_id]

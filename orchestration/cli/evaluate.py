@@ -37,7 +37,8 @@ def evaluate(
     """
     from boxseg.data.coco import CocoBoxes
     from boxseg.engine.panels import draw_panels
-    from boxseg.scoring import mask_agreement, panel_row, worst_images
+    from boxseg.engine.pictures import panel_row
+    from boxseg.scoring import mask_agreement, worst_images
 
     source = CocoBoxes(find_source(data, images), train=False)
     names = [run] if against is None else [run, against]

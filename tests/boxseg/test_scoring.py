@@ -9,6 +9,7 @@ from pycocotools import mask as mask_utils
 
 from boxseg.config import CocoSource
 from boxseg.data.coco import CocoBoxes
+from boxseg.engine.pictures import panel_row
 from boxseg.errors import ConfigError, DataError
 from boxseg.predict import Predictor
 from boxseg.scoring import (
@@ -16,7 +17,6 @@ from boxseg.scoring import (
     box_fit_metrics,
     find_objects,
     mask_agreement,
-    panel_row,
     read_objects,
     score_detections,
     worst_images,

@@ -9,7 +9,7 @@ import torch
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from boxseg.engine.evaluate import area_ratios, coco_metrics, encode_detections
+from boxseg.engine.evaluate import area_ratios, coco_scores, encode_detections
 from boxseg.structures import Detections
 
 
@@ -44,7 +44,7 @@ def detections(mask):
 
 
 def score(found, ground_truth):
-    return coco_metrics(ground_truth, [encode_detections(found)], image_ids=[5], category_ids=[3])
+    return coco_scores(ground_truth, [encode_detections(found)], image_ids=[5], category_ids=[3]).metrics
 
 
 def test_a_perfect_mask_scores_one(ground_truth):
@@ -65,7 +65,7 @@ def test_a_filled_box_scores_less_than_its_box(ground_truth):
 
 
 def test_no_detection_at_all_scores_zero(ground_truth):
-    metrics = coco_metrics(ground_truth, [], image_ids=[5], category_ids=[3])
+    metrics = coco_scores(ground_truth, [], image_ids=[5], category_ids=[3]).metrics
     assert metrics["mask_ap"] == 0
     assert metrics["box_ap"] == 0
 
@@ -83,5 +83,5 @@ def test_without_a_drawn_mask_only_boxes_are_scored(ground_truth):
 
 
 def test_images_without_ground_truth_have_no_metrics(ground_truth):
-    metrics = coco_metrics(ground_truth, [], image_ids=[99], category_ids=[3])
+    metrics = coco_scores(ground_truth, [], image_ids=[99], category_ids=[3]).metrics
     assert metrics == {}

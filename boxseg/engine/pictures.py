@@ -1,0 +1,271 @@
+"""What the last evaluation leaves for people: precision and recall, classes, worst images, best and worst labels."""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import io
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from pycocotools import mask as mask_utils
+from torch import Tensor
+
+from boxseg.data.coco import CocoBoxes
+from boxseg.engine.evaluate import CONFIDENT, CocoScores, ImageResult
+from boxseg.engine.panels import PanelRow, draw_panels, scale_picture, tint_masks
+from boxseg.engine.quality import GOOD_IOU, mask_iou
+from boxseg.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WORST = 10
+"""Images in the picture of the worst."""
+WORST_COLUMNS = ("image", "boxes", "drawn (best IoU found)", "found (score)")
+MAX_CURVES = 10
+"""Classes with a curve of their own; with more, only the mean is drawn."""
+BINS = 10
+CROP = 128
+"""Side of one picture of a pseudo mask [px]."""
+SHOWN = 8
+"""Pseudo masks of either end of the ranking."""
+
+
+@dataclass(order=True)
+class LabelCrop:
+    """One pseudo mask with its surroundings; sorted by quality."""
+
+    quality: float
+    order: int
+    """Breaks draws: the first seen comes first."""
+    iou: float | None = field(compare=False)
+    """With the drawn mask, where there is one."""
+    image: NDArray[np.uint8] = field(compare=False)
+    """(h, w, 3), RGB."""
+    mask: NDArray[np.bool_] = field(compare=False)
+    """(h, w)."""
+
+
+class Extremes:
+    """Keeps the pseudo masks of lowest and highest quality among all it is shown."""
+
+    def __init__(self, count: int = SHOWN) -> None:
+        self._count = count
+        self._order = itertools.count()
+        self._lowest: list[tuple[float, int, LabelCrop]] = []  # a heap with the best of the worst on top
+        self._highest: list[tuple[float, int, LabelCrop]] = []
+
+    def offer(self, image: Tensor, boxes: Tensor, masks: Tensor, quality: Tensor, iou: Tensor | None) -> None:
+        """Look at the pseudo masks of an image.
+
+        Args:
+            image: uint8 (3, h, w), RGB.
+            boxes: Float (N, 4), pixels.
+            masks: Bool (N, h, w).
+            quality: Float (N,); boxes with quality 0 have no pseudo mask and are passed over.
+            iou: Float (N,) with the drawn masks, or None.
+        """
+        for row, value in enumerate(quality.tolist()):
+            order = next(self._order)
+            low = len(self._lowest) < self._count or value < -self._lowest[0][0]
+            high = len(self._highest) < self._count or value > self._highest[0][0]
+            if not value or not (low or high):
+                continue
+            crop = _crop(image, boxes[row], masks[row])
+            label = LabelCrop(value, order, None if iou is None else float(iou[row]), *crop)
+            if low:
+                _push(self._lowest, (-value, -order, label), self._count)
+            if high:
+                _push(self._highest, (value, -order, label), self._count)
+
+    def lowest(self) -> list[LabelCrop]:
+        """Those of lowest quality, the lowest first."""
+        return sorted(label for *_, label in self._lowest)
+
+    def highest(self) -> list[LabelCrop]:
+        """Those of highest quality, the highest first."""
+        return sorted((label for *_, label in self._highest), key=lambda label: (-label.quality, label.order))
+
+
+def draw_evaluation(
+    data: CocoBoxes,
+    results: Sequence[ImageResult],
+    scores: CocoScores,
+    *,
+    labelled: Sequence[tuple[float, float]],
+    extremes: Extremes,
+    folder: Path,
+) -> list[Path]:
+    """Write tables and pictures of an evaluation.
+
+    Args:
+        data: What was evaluated on.
+        results: Detections of all its images.
+        scores: How good they are.
+        labelled: Quality and IoU of each pseudo mask whose box has a drawn mask.
+        extremes: Pseudo masks to show.
+        folder: Gets `precision_recall.png`, `classes.csv`, `worst.png` and, where there are pseudo masks,
+            `pseudo_masks.png` and `pseudo_mask_quality.png`.
+
+    Returns:
+        The files written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "classes.csv"]
+    write_atomic(folder / "classes.csv", class_table(scores, data.class_names))
+    if scores.precision:
+        written.append(_save(draw_precision_recall(scores, data.class_names), folder / "precision_recall.png"))
+    by_image = {result.image_id: result for result in results}
+    worst = sorted(scores.image_ap, key=lambda image_id: (scores.image_ap[image_id], image_id))[:WORST]
+    rows = [panel_row(data, data.index_of(image_id), by_image[image_id]) for image_id in worst]
+    if rows:
+        written.append(draw_panels(rows, folder / "worst.png", columns=WORST_COLUMNS))
+    if extremes.highest():
+        written.append(draw_extremes(extremes, folder / "pseudo_masks.png"))
+    if labelled:
+        written.append(_save(draw_quality(labelled), folder / "pseudo_mask_quality.png"))
+    return written
+
+
+def class_table(scores: CocoScores, class_names: Sequence[str]) -> str:
+    """CSV with a line for each class: AP over all IoUs, at 0.5 and at 0.75, of masks and boxes; empty if undefined."""
+    kinds = list(scores.precision)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", *(f"{kind}_{name}" for kind in kinds for name in ("ap", "ap50", "ap75"))])
+    for label, name in enumerate(class_names):
+        values = [_mean(part) for kind in kinds for part in _at_ious(scores.precision[kind][:, :, label])]
+        writer.writerow([name, *("" if value is None else f"{value:.4f}" for value in values)])
+    return text.getvalue()
+
+
+def draw_precision_recall(scores: CocoScores, class_names: Sequence[str]) -> Figure:
+    """Precision over recall at IoU 0.5, the mean over classes and each class of few; masks left, boxes right."""
+    kinds = list(scores.precision)
+    figure = _figure(width=4.8 * len(kinds))
+    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        precision = scores.precision[kind]
+        recalls = np.linspace(0, 1, precision.shape[1])
+        defined = [label for label in range(precision.shape[2]) if (precision[0, :, label] > -1).all()]
+        if 1 < len(defined) <= MAX_CURVES:
+            for label in defined:
+                axes.plot(recalls, precision[0, :, label], linewidth=1, alpha=0.8, label=class_names[label])
+        for row, name in ((0, "0.5"), (5, "0.75")):
+            mean = precision[row][:, defined].mean(axis=1) if defined else np.zeros_like(recalls)
+            axes.plot(recalls, mean, "k" if row == 0 else "k--", linewidth=2, label=f"all classes, IoU {name}")
+        _label(axes, f"{kind}s", "recall", "precision")
+        axes.legend(fontsize=8)
+    return figure
+
+
+def draw_quality(labelled: Sequence[tuple[float, float]]) -> Figure:
+    """How quality and true IoU of pseudo masks agree: every mask as a dot, and the mean IoU by quality."""
+    quality, iou = np.asarray(labelled, dtype=np.float64).T
+    figure = _figure(width=5.4)
+    axes = figure.subplots()
+    axes.scatter(quality, iou, s=8, alpha=0.3, linewidths=0)
+    bins = np.clip((quality * BINS).astype(int), 0, BINS - 1)
+    used = [number for number in range(BINS) if (bins == number).any()]
+    axes.plot(
+        [quality[bins == number].mean() for number in used],
+        [iou[bins == number].mean() for number in used],
+        "ko-",
+        label="mean of a tenth of the quality scale",
+    )
+    axes.axhline(GOOD_IOU, color="grey", linewidth=0.8, linestyle=":", label=f"good from IoU {GOOD_IOU} on")
+    _label(axes, f"{len(quality)} pseudo masks", "quality", "IoU with the drawn mask")
+    axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def draw_extremes(extremes: Extremes, path: Path) -> Path:
+    """Pseudo masks of highest and of lowest quality as one PNG, each with its numbers."""
+    rows = (("highest quality", extremes.highest()), ("lowest quality", extremes.lowest()))
+    sheet = Image.new("RGB", (SHOWN * (CROP + 4) + 4, len(rows) * (CROP + 36)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (title, labels) in enumerate(rows):
+        top = number * (CROP + 36)
+        draw.text((4, top + 2), title, fill="black")
+        for column, label in enumerate(labels):
+            plain = scale_picture(Image.fromarray(label.image), CROP / max(label.mask.shape))
+            sheet.paste(tint_masks(plain, [label.mask]), (4 + column * (CROP + 4), top + 16))
+            iou = "" if label.iou is None else f"  IoU {label.iou:.2f}"
+            draw.text((4 + column * (CROP + 4), top + 17 + CROP), f"{label.quality:.2f}{iou}", fill="black")
+    scratch = path.with_name(f".{path.stem}-{os.getpid()}.png")
+    sheet.save(scratch)
+    return scratch.rename(path)
+
+
+def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
+    """An image, its boxes, its drawn masks with the IoU of what was found there, and the confident detections."""
+    sample, true = data[index], data.true_masks(index)
+    confident = np.flatnonzero(result.scores >= CONFIDENT).tolist()
+    found = decode_masks(result, confident, data.size(index))
+    best = None if true is None else torch.tensor([_best_iou(mask, found) for mask in true])
+    return PanelRow(sample.image, sample.boxes, true, best, found, torch.from_numpy(result.scores[confident]))
+
+
+def decode_masks(result: ImageResult, rows: Sequence[int | None], size: tuple[int, int]) -> Tensor:
+    """Masks bool (n, h, w) of some detections; None among the rows is passed over."""
+    wanted = [result.rles[row] for row in rows if row is not None]
+    if not wanted:
+        return torch.zeros(0, *size, dtype=torch.bool)
+    return torch.from_numpy(mask_utils.decode(wanted)).permute(2, 0, 1).bool()
+
+
+def _best_iou(mask: Tensor, found: Tensor) -> float:
+    """IoU of a mask (h, w) with the most similar of (n, h, w); 0 if there is none."""
+    return float(mask_iou(mask.expand_as(found), found).max()) if len(found) else 0.0
+
+
+def _at_ious(precision: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """Precisions (IoUs, recalls) of a class: at all IoUs, at 0.5, at 0.75."""
+    return precision, precision[0], precision[5]
+
+
+def _mean(precision: NDArray[np.float64]) -> float | None:
+    defined = precision[precision > -1]
+    return float(defined.mean()) if defined.size else None
+
+
+def _push(heap: list[tuple[float, int, LabelCrop]], entry: tuple[float, int, LabelCrop], count: int) -> None:
+    heapq.heappush(heap, entry)
+    if len(heap) > count:
+        heapq.heappop(heap)
+
+
+def _crop(image: Tensor, box: Tensor, mask: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Image (h, w, 3) and mask (h, w) around a box, with a fifth of its size on each side."""
+    height, width = mask.shape
+    x1, y1, x2, y2 = box.tolist()
+    margin_x, margin_y = 0.2 * (x2 - x1), 0.2 * (y2 - y1)
+    rows = slice(max(int(y1 - margin_y), 0), min(int(y2 + margin_y) + 1, height))
+    columns = slice(max(int(x1 - margin_x), 0), min(int(x2 + margin_x) + 1, width))
+    return image[:, rows, columns].permute(1, 2, 0).cpu().numpy().copy(), mask[rows, columns].cpu().numpy().copy()
+
+
+def _figure(width: float) -> Figure:
+    from matplotlib.figure import Figure  # takes a while to load, and the last evaluation alone needs it
+
+    return Figure(figsize=(width, 4.2), dpi=100, layout="constrained")
+
+
+def _label(axes: Axes, title: str, across: str, up: str) -> None:
+    axes.set(title=title, xlabel=across, ylabel=up, xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    scratch = path.with_name(f".{path.stem}-{os.getpid()}.png")
+    figure.savefig(scratch)
+    return scratch.rename(path)
