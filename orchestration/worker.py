@@ -16,6 +16,7 @@ from boxseg.errors import ConfigError
 from orchestration.config import RunSpec
 from orchestration.origin import write_environment
 from orchestration.run_folder import RunFolder
+from orchestration.system_metrics import SystemMeter
 
 if TYPE_CHECKING:
     from boxseg.engine.train import TrainResult
@@ -138,13 +139,16 @@ class FileReporter:
         self._payload = payload
         self._rank = rank
         self._send = send
+        self._system = SystemMeter()
         self._looked = 0.0
         self._stop = False
 
     def on_step(self, report: StepReport) -> None:
-        """Write the means of some steps."""
+        """Write the means of some steps, and now and then what this process takes from its machine."""
         if self._rank == 0:
             self._folder.report(report.step, report.metrics)
+            if system := self._system.sample():
+                self._folder.append_metrics(report.step, system)
 
     def on_eval(self, report: EvalReport) -> None:
         """Write an evaluation and tell Ray.
