@@ -103,6 +103,16 @@ class TrackingConfig(Config):
 
     uri: str | None = None
     """MLflow tracking URI; null: an SQLite file under `storage`."""
+    log_model: bool = True
+    """Log the best network of a run or sweep as a model that `mlflow models predict` runs on images."""
+    register_as: str | None = Field(None, min_length=1)
+    """Name of a registered model that gets this network as its next version, with the alias `best`; null: none."""
+
+    @model_validator(mode="after")
+    def _check_registered(self) -> TrackingConfig:
+        if self.register_as is not None and not self.log_model:
+            raise ValueError(f"register_as {self.register_as} needs a model to register; set log_model: true")
+        return self
 
 
 class RunSpec(BoxSegConfig):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import sys
@@ -27,9 +28,17 @@ MAX_CHANGES_BYTES = 1_000_000
 
 
 def provenance(spec: RunSpec) -> dict[str, str]:
-    """Tags that say where a run comes from: code, machine, profile, method and seed."""
+    """Tags that say where a run comes from: command, code, machine, profile, method and seed."""
     method = {"profile": spec.profile, "method": spec.method, "seed": str(spec.train.seed)}
-    return {"host": socket.gethostname()} | method | _git_state()
+    return {"command": own_command(), "host": socket.gethostname()} | method | _git_state()
+
+
+def own_command() -> str:
+    """The command that this process runs, as one types it."""
+    program = Path(sys.argv[0])
+    if program.parent.name == "cli" and program.name == "__main__.py":
+        program = Path("boxseg")  # python -m orchestration.cli
+    return shlex.join([program.name, *sys.argv[1:]])
 
 
 def _git_state() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Copies run folders to MLflow from a thread of the driving process; the only module that imports mlflow."""
+"""Copies run folders to MLflow from a thread of the driving process."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from orchestration.config import RunSpec, flatten
+from boxseg.errors import ConfigError
+from orchestration.config import RunSpec, SweepSpec, flatten
 from orchestration.files import file_lock, log_to_file
-from orchestration.run_folder import RunFolder, RunStatus
+from orchestration.run_folder import RunFolder, RunStatus, list_runs
+from orchestration.table import markdown_table, read_table
+from orchestration.tracking_artifacts import copy_checkpoint, copy_model, copy_results, copy_samples, copy_settings
+from orchestration.tracking_pages import save_comparison
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,13 +39,16 @@ TICK_S = 2.0
 """Time between two looks at the folders [s]."""
 FIRST_LOOK_S = 10.0
 """MLflow is loaded so late [s], or at the end of a shorter run, so that it does not delay the first step."""
+LAST_PASSES = 3
+"""How often the end is tried with a store that answers but fails."""
 POINTS_PER_CALL = 900
 """MLflow takes up to 1000 metric points at once."""
 PARAMS_PER_CALL = 100
 MAX_TEXT = 5000
 """Longest tag and parameter that MLflow takes for sure [characters]."""
-MAX_CHECKPOINT_BYTES = 500 * 1024**2
-"""Larger weights are named by path instead of being copied."""
+
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+"""URIs that begin so are read without a server, so artifacts lie beside the runs."""
 
 MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
@@ -81,6 +89,8 @@ class Tracker:
 
     def add(self, folder: RunFolder) -> None:
         """Follow one more run, whose `config.yaml` and `status.json` are there; a parent comes before its children."""
+        if folder.read_tracking().get("uri") != self.uri:
+            folder.write_tracking({"uri": self.uri})  # at once, so that the run is found even if MLflow never answers
         self._folders.append(folder)
 
     def start(self) -> None:
@@ -94,30 +104,52 @@ class Tracker:
         left = [folder for folder in self._folders if not _is_copied(folder)]
         if left:
             logger.warning(
-                "%d runs are not wholly in MLflow (%s); their folders are complete, the next run under this name "
-                "copies the rest",
+                "%d runs are not wholly in MLflow (%s); their folders are complete, the next run under this name and "
+                "`boxseg ui` copy the rest",
                 len(left),
                 self.uri,
             )
         return not left
 
+    def catch_up(self) -> None:
+        """Copy what ended processes left behind, in this thread; faults are told, not raised."""
+        self._add_leftovers()
+        self._follow_all()
+
     def _work(self) -> None:
         self._closing.wait(FIRST_LOOK_S)
         self._add_leftovers()
-        while True:
-            closing = self._closing.is_set()  # read before the pass, so that the last pass sees everything
+        while not self._closing.is_set():
             self._follow_all()
-            if closing:
-                return
             self._closing.wait(TICK_S)
+        for _ in range(LAST_PASSES):
+            if self._follow_all() or not self._answers():
+                return
+            time.sleep(1.0)
 
-    def _follow_all(self) -> None:
-        with self._tolerant():
-            self._client = self._client or self._open()
-        if self._client is not None:
-            for folder in list(self._folders):
-                with self._tolerant():
-                    follow(self._client, self._experiment_id, folder)
+    def _follow_all(self) -> bool:
+        """Bring MLflow up to date with all folders; False if it did not take some of them."""
+        if self._client is None:
+            with self._tolerant():
+                self._client = self._open()
+        if self._client is None:
+            return False
+        taken = True
+        for folder in list(self._folders):
+            done = False
+            with self._tolerant():
+                follow(self._client, self._experiment_id, folder)
+                done = True
+            taken = taken and done
+            if not done and not self._answers():
+                return False  # all others would wait for the same dead server
+        return taken
+
+    def _answers(self) -> bool:
+        """Whether the store can be reached at all."""
+        with contextlib.suppress(Exception):
+            return self._client is not None and bool(self._client.get_experiment(self._experiment_id))
+        return False
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:
@@ -131,29 +163,94 @@ class Tracker:
             self._warned = True
 
     def _add_leftovers(self) -> None:
-        """Take over runs of this experiment whose process ended before MLflow had everything."""
-        for path in sorted((self._storage / self._experiment).glob("**/tracking.json")):
+        """Take over runs of this experiment whose process ended before MLflow had everything; parents come first."""
+        place = self._storage / self._experiment
+        for path in [*sorted(place.glob("*/tracking.json")), *sorted(place.glob("*/*/tracking.json"))]:
             with contextlib.suppress(Exception):
                 folder = RunFolder(path.parent)
                 status = folder.status()
-                if status.is_final and not _is_copied(folder) and status.pid != os.getpid():
-                    self.add(folder)
+                same_store = folder.read_tracking().get("uri", self.uri) == self.uri
+                if status.is_final and same_store and not _is_copied(folder) and status.pid != os.getpid():
+                    self._folders.append(folder)
 
     def _open(self) -> MlflowClient:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        import mlflow
-
         log_to_file(self._logs / "mlflow.log", ("mlflow", "alembic", "sqlalchemy"))
         with file_lock(self._storage / ".mlflow.lock"):  # two processes that make one SQLite file leave it broken
-            client = mlflow.MlflowClient(tracking_uri=self.uri)
+            client = open_client(self.uri)
             found = client.get_experiment_by_name(self._experiment)
             if found is None:
-                place = (self._storage / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
+                place = (self._storage / "mlartifacts").as_uri() if self.uri.startswith(DATABASES) else None
                 self._experiment_id = client.create_experiment(self._experiment, artifact_location=place)
             else:
                 self._experiment_id = found.experiment_id
         return client
+
+
+def open_client(uri: str) -> MlflowClient:
+    """An MLflow client that gives up soon on a server that does not answer."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)  # models are logged through functions that take no client
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Where MLflow has the latest of a storage folder's runs."""
+
+    uri: str
+    experiment_id: str
+    """Of the latest run."""
+    sweep: tuple[str, str] | None
+    """Experiment id and sweep id of the latest sweep."""
+
+
+def stored_uri(storage: Path) -> str:
+    """Tracking URI of the latest tracked run under a storage folder.
+
+    Raises:
+        ConfigError: no run there is tracked.
+    """
+    for status in list_runs(storage):
+        folder = RunFolder(status.folder)
+        if folder.tracking_path.exists():
+            return str(folder.read_tracking().get("uri", tracking_uri(storage)))
+    raise ConfigError(
+        f"{storage.absolute()}: no tracked run here; `boxseg train EXP.yaml` makes one, or name --storage"
+    )
+
+
+def catch_up(storage: Path, uri: str) -> Tracked:
+    """Copy to MLflow what ended processes left behind, so that nothing that is dead looks alive there.
+
+    Args:
+        storage: Folder of all runs.
+        uri: Their tracking URI.
+
+    Returns:
+        Where MLflow has the latest runs.
+
+    Raises:
+        ConfigError: MLflow knows none of them, because it cannot be reached.
+    """
+    for name in {status.name for status in list_runs(storage)}:
+        Tracker(storage, name, uri=uri, logs=storage / "logs").catch_up()
+    runs = list_runs(storage)
+    tracked = [each for each in runs if RunFolder(each.folder).read_tracking().get("uri", uri) == uri]
+    client = open_client(uri)
+    latest = next((each for each in tracked if each.mlflow_run_id), None)
+    if latest is None or latest.mlflow_run_id is None:
+        raise ConfigError(f"{storage.absolute()}: MLflow ({uri}) has none of the runs here; see {storage}/logs")
+    sweeps = (each for each in tracked if each.kind == "sweep" and each.mlflow_run_id)
+    sweep = next(sweeps, None)
+    place = client.get_run(latest.mlflow_run_id).info.experiment_id
+    if sweep is None or sweep.mlflow_run_id is None:
+        return Tracked(uri, place, None)
+    sweep_place = client.get_run(sweep.mlflow_run_id).info.experiment_id
+    _save_comparison(client, sweep_place, RunFolder(sweep.folder), sweep.mlflow_run_id)
+    return Tracked(uri, place, (sweep_place, sweep.id))
 
 
 def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
@@ -169,19 +266,21 @@ def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
     if state.get("ended") == [status.status, status.ended]:
         return
     if "run_id" not in state:
-        state = {"run_id": _open_run(client, experiment_id, folder, status)}
+        state["run_id"] = _open_run(client, experiment_id, folder, status)
         folder.write_tracking(state)
     if not state.get("described"):
-        _describe(client, state["run_id"], folder, status)
+        _describe(client, experiment_id, state["run_id"], folder, status)
         state["described"] = True
         folder.write_tracking(state)
     if "ended" in state and not status.is_final:  # resumed
         client.update_run(state["run_id"], status="RUNNING")
         del state["ended"]
     _copy_metrics(client, folder, state)
-    _copy_samples(client, folder, state)
+    copy_samples(client, folder, state)
     if status.is_final:
         _end_run(client, folder, status, state["run_id"])
+        if status.parent is None and status.status == "finished" and folder.best_checkpoint.exists():
+            copy_model(client, folder, folder.best_checkpoint.resolve(), state)
         state["ended"] = [status.status, status.ended]
         folder.write_tracking(state)
 
@@ -194,27 +293,80 @@ def _open_run(client: MlflowClient, experiment_id: str, folder: RunFolder, statu
     tags = {"boxseg.run": status.id, "boxseg.kind": status.kind, "boxseg.folder": status.folder}
     tags |= {"mlflow.source.name": "boxseg", "mlflow.source.type": "LOCAL", "status": "running"}
     tags |= {f"varied.{name}": str(value)[:MAX_TEXT] for name, value in status.values.items()}
+    tags["mlflow.note.content"] = make_note(folder, status)
     if "git_commit" in status.tags:
         tags["mlflow.source.git.commit"] = status.tags["git_commit"]
-    name = status.id
     if status.parent is not None:
-        tags["mlflow.parentRunId"] = RunFolder(folder.path / status.parent).read_tracking()["run_id"]
-        name = f"{status.id[-2:]} {status.description}"[:200]
+        tags["mlflow.parentRunId"] = _parent(folder, status).read_tracking()["run_id"]
     created = round(1000 * status.created)
+    name = run_name(folder, status)
     run = client.create_run(experiment_id, start_time=created, tags={**status.tags, **tags}, run_name=name)
     return str(run.info.run_id)
 
 
-def _describe(client: MlflowClient, run_id: str, folder: RunFolder, status: RunStatus) -> None:
+def run_name(folder: RunFolder, status: RunStatus) -> str:
+    """`sweep 2026-11-23 16:43 e093`; of a trial its number and what makes it another than its siblings."""
+    end = status.id.rsplit("-", 1)[-1]
+    if status.parent is None:
+        return f"{status.kind} {time.strftime('%Y-%m-%d %H:%M', time.localtime(status.created))} {end}"
+    seeds = yaml.safe_load(_parent(folder, status).config_path.read_text()).get("sweep", {}).get("seeds", [])
+    seed = f" seed={status.tags.get('seed', '')}" if len(seeds) > 1 else ""
+    return f"{end} {status.description}{seed}"[:200]
+
+
+def make_note(folder: RunFolder, status: RunStatus) -> str:
+    """What a run's page says in words: of a sweep the table of its trials, and the command that made it."""
+    command = status.tags.get("command")
+    lines = [] if command is None or status.parent is not None else [f"`{command}`\n"]
+    if status.failure is not None:
+        lines.append(f"{status.failure.kind}: {status.failure.text}\n")
+    if status.kind == "sweep":
+        spec = SweepSpec.model_validate(yaml.safe_load(folder.config_path.read_text()))
+        lines += markdown_table(read_table(folder.path, spec)).splitlines()
+    elif status.description:
+        lines.append(status.description)
+    kept, size = [], 0
+    for line in lines:
+        size += len(line) + 1
+        if size > MAX_TEXT - 20:
+            kept.append("\n…")
+            break
+        kept.append(line)
+    return "\n".join(kept)
+
+
+def _parent(folder: RunFolder, status: RunStatus) -> RunFolder:
+    return RunFolder(folder.path / str(status.parent))
+
+
+def _describe(client: MlflowClient, experiment_id: str, run_id: str, folder: RunFolder, status: RunStatus) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-    for part in _parts(list(read_params(folder).items()), PARAMS_PER_CALL):
+    params = {name: value for name, value in read_params(folder).items() if name != "tracking.uri"}  # may hold a secret
+    for part in _parts(list(params.items()), PARAMS_PER_CALL):
         client.log_batch(run_id, params=[Param(name, str(value)[:MAX_TEXT]) for name, value in part])
     if "data_fingerprint" in status.tags:
         path = status.tags["data"]
         source = json.dumps({"uri": path})
         data = Dataset(Path(path).stem, status.tags["data_fingerprint"], source_type="local", source=source)
         client.log_inputs(run_id, datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+    copy_settings(client, folder, run_id)
+    if status.kind == "sweep":
+        _save_comparison(client, experiment_id, folder, run_id)
+
+
+def _save_comparison(client: MlflowClient, experiment_id: str, folder: RunFolder, run_id: str) -> None:
+    sweep = yaml.safe_load(folder.config_path.read_text())["sweep"]
+    settings = [*sweep["space"], *(["train.seed"] if len(sweep["seeds"]) > 1 else [])]
+    save_comparison(
+        client,
+        experiment_id,
+        sweep_id=folder.path.name,
+        parent_run_id=run_id,
+        settings=settings,
+        metric=sweep["metric"],
+        mode=sweep["mode"],
+    )
 
 
 def read_params(folder: RunFolder) -> dict[str, str | int | float | bool]:
@@ -241,48 +393,21 @@ def _copy_metrics(client: MlflowClient, folder: RunFolder, state: dict[str, Any]
         folder.write_tracking(state)
 
 
-def _copy_samples(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:
-    have = state.setdefault("samples", [])
-    for path in sorted(folder.path.glob("samples/[!.]*.png")):
-        if path.name not in have:
-            client.log_artifact(state["run_id"], str(path), "samples")
-            have.append(path.name)
-            folder.write_tracking(state)
-
-
 def _end_run(client: MlflowClient, folder: RunFolder, status: RunStatus, run_id: str) -> None:
     from mlflow.entities import RunTag
 
-    for name in ("config.yaml", "status.json", "journal.jsonl", "table.md"):
-        if (folder.path / name).exists():
-            client.log_artifact(run_id, str(folder.path / name))
-    tags: dict[str, str] = {"status": status.status}
+    copy_results(client, folder, run_id)
+    tags: dict[str, str] = {"status": status.status, "mlflow.note.content": make_note(folder, status)}
     if status.failure is not None:
         tags |= {"failure_class": status.failure.kind, "failure": status.failure.text[:MAX_TEXT]}
     if status.status == "stopped":
-        tags["stopped_by"] = "asha"
+        tags["stopped_by"] = status.tags.get("trial_scheduler", "")
     if folder.best_checkpoint.exists():
         tags["best_checkpoint"] = str(folder.best_checkpoint)
-        _copy_checkpoint(client, folder.best_checkpoint, run_id)
-    table = folder.path / "table.md"
-    tags["mlflow.note.content"] = (table.read_text() if table.exists() else status.description)[:MAX_TEXT]
+        copy_checkpoint(client, folder.best_checkpoint.resolve(), run_id)  # `best` may move on meanwhile
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     end = round(1000 * (status.ended or time.time()))
     client.set_terminated(run_id, status=MLFLOW_STATUS[status.status], end_time=end)
-
-
-def _copy_checkpoint(client: MlflowClient, checkpoint: Path, run_id: str) -> None:
-    """Upload description and weights of a checkpoint, of its two networks those with the better mask AP."""
-    checkpoint = checkpoint.resolve()  # `best` may move on meanwhile
-    about = json.loads((checkpoint / "about.json").read_text())
-    scores = about.get("metrics") or {}
-    networks = sorted(checkpoint.glob("*.safetensors"), reverse=True)  # the teacher first, so that it wins a draw
-    best = max(networks, key=lambda path: scores.get(f"val/{path.stem}_mask_ap", -1.0), default=None)
-    files = [checkpoint / "about.json"]
-    if best is not None and best.stat().st_size <= MAX_CHECKPOINT_BYTES:
-        files.append(best)
-    for path in files:
-        client.log_artifact(run_id, str(path), "checkpoints/best")
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from boxseg.errors import ConfigError
-from orchestration.cli.output import Storage, say
-from orchestration.errors import ResourceError
+from orchestration.cli.output import Storage, print_pairs, say
 
-HOST = "127.0.0.1"
+if TYPE_CHECKING:
+    from orchestration.tracking import Tracked
 
 
 def ui(
     storage: Storage = Path("runs"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback address.")] = 5000,
 ) -> None:
-    """Serve MLflow over the runs of a storage folder on the loopback address, until interrupted."""
-    database = storage.absolute() / "mlflow.db"
-    if not database.exists():
-        raise ConfigError(f"{database}: no tracking store here; `boxseg train EXP.yaml` makes one, or name --storage")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise ResourceError(f"port {port} on {HOST} is in use; choose another with --port") from error
-    typer.echo(f"http://{HOST}:{port}")
+    """Serve MLflow over the runs of a storage folder on the loopback address, until interrupted.
+
+    Prints the address of the latest experiment, and one that compares the trials of the latest sweep. Runs of a remote
+    MLflow server need no server here: only their addresses are printed.
+    """
+    from orchestration.errors import ResourceError
+    from orchestration.mlflow_server import HOST, mlflow_server
+    from orchestration.tracking import catch_up, stored_uri
+
+    uri = stored_uri(storage)
+    if uri.startswith(("http://", "https://")):
+        _print_pages(uri, catch_up(storage, uri))
+        return
     say("starting MLflow, this takes some seconds; Ctrl-C ends it")
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    sys.stdout.flush()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
-    command += ["--host", HOST, "--port", str(port), "--workers", "1"]
-    os.execve(sys.executable, command, {**os.environ, **quiet})
+    tracked = catch_up(storage, uri)
+    signal.signal(signal.SIGTERM, _interrupt)
+    artifacts, log = storage.absolute() / "mlartifacts", storage.absolute() / "logs" / "mlflow-server.log"
+    try:
+        with mlflow_server(uri, port=port, artifacts=artifacts, log=log) as server:
+            _print_pages(f"http://{HOST}:{port}", tracked)
+            code = server.wait()
+    except KeyboardInterrupt:
+        return
+    raise ResourceError(f"the MLflow server ended with code {code}; {log} tells why")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _print_pages(server: str, tracked: Tracked) -> None:
+    from orchestration.tracking_pages import comparison_url, experiment_url
+
+    pages = [("experiment", experiment_url(server, tracked.experiment_id))]
+    if tracked.sweep is not None:
+        pages.append(("last sweep", comparison_url(server, *tracked.sweep)))
+    print_pairs(pages)
+    sys.stdout.flush()  # whoever reads this through a pipe waits for it

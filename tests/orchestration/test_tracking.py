@@ -2,23 +2,27 @@
 
 import json
 import logging
+import socket
 import time
 from pathlib import Path
 
 import mlflow
 import pytest
 
-import orchestration.tracking
+import orchestration.tracking_artifacts
 from orchestration.config import RunSpec, SweepSpec, dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus, own_process
-from orchestration.tracking import Tracker, follow, tracking_uri
+from orchestration.tracking import Tracker, catch_up, follow, stored_uri, tracking_uri
 
+SPACE = {"sweep": {"space": {"qam.k_top": {"choice": [1, 5]}}}}
 NETWORKS = ("student", "teacher")
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("storage")
+def storage(tmp_path_factory, make_store) -> Path:
+    storage = tmp_path_factory.mktemp("storage")
+    make_store(storage / "mlflow.db")
+    return storage
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def track(storage: Path, *folders: RunFolder) -> None:
         tracker.add(folder)
     tracker.start()
     ended = all(folder.status().is_final for folder in folders)
-    assert tracker.close() == ended
+    assert tracker.close(timeout_s=600) == ended
 
 
 def mlflow_run(client, folder: RunFolder):
@@ -103,13 +107,13 @@ def test_a_run_known_to_mlflow_is_found_by_its_tag_when_the_place_was_lost(stora
 
 def test_trials_are_children_and_say_how_they_ended(storage, client):
     spec = SweepSpec.model_validate({"sweep": {"space": {"qam.k_top": {"choice": [1, 5]}}}})
-    sweep = make_run(storage, "sweep", spec, kind="sweep")
-    about = {"parent": "..", "values": {"qam.k_top": 5}, "description": "k_top=5"}
+    sweep = make_run(storage, "sweep", spec, kind="sweep", tags={"command": "boxseg sweep toy.yaml"})
+    tags = {"trial_scheduler": "hyperband"}
+    about = {"parent": "..", "values": {"qam.k_top": 5}, "description": "k_top=5", "tags": tags}
     trials = [make_run(storage, f"sweep-0{n}", folder=f"sweep/sweep-0{n}", **about) for n in range(3)]
     trials[0].finish("stopped")
     trials[1].finish("failed", ValueError("bad\nnews"))
     trials[2].finish("interrupted")
-    (sweep.path / "table.md").write_text("| trial |")
     sweep.append_metrics(1, {"val/mask_ap": 0.5})
     sweep.finish("finished")
     track(storage, sweep, *trials)
@@ -118,13 +122,43 @@ def test_trials_are_children_and_say_how_they_ended(storage, client):
     assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.info.run_id}
     assert [run.info.status for run in runs] == ["FINISHED", "FAILED", "KILLED"]
     assert [run.data.tags["status"] for run in runs] == ["stopped", "failed", "interrupted"]
-    assert runs[0].data.tags["stopped_by"] == "asha"
+    assert runs[0].data.tags["stopped_by"] == "hyperband"
     assert runs[1].data.tags["failure_class"] == "ValueError"
     assert runs[0].info.run_name == "00 k_top=5"
     assert runs[0].data.tags["varied.qam.k_top"] == "5"
-    assert parent.data.tags["mlflow.note.content"] == "| trial |"
+    note = parent.data.tags["mlflow.note.content"]
+    assert note.startswith("`boxseg sweep toy.yaml`\n\n| trial | qam.k_top |")
+    assert "ValueError: bad" in note
+    assert (
+        parent.info.run_name == f"sweep {time.strftime('%Y-%m-%d %H:%M', time.localtime(sweep.status().created))} sweep"
+    )
     assert parent.data.metrics["val/mask_ap"] == 0.5
     assert parent.data.params["sweep.search"] == "tpe"
+
+
+def test_trials_of_several_seeds_say_theirs_in_the_name(storage, client):
+    spec = SweepSpec.model_validate({"sweep": {"seeds": [0, 1], "space": {"qam.k_top": {"choice": [1, 5]}}}})
+    sweep = make_run(storage, "seeds", spec, kind="sweep")
+    tags = {"seed": "1"}
+    trial = make_run(storage, "seeds-104", folder="seeds/seeds-104", parent="..", description="k_top=5", tags=tags)
+    track(storage, sweep, trial)
+    assert mlflow_run(client, trial).info.run_name == "104 k_top=5 seed=1"
+
+
+def test_a_sweep_has_a_saved_view_of_its_trials_with_swept_settings_and_metric(storage, client):
+    space = {"qam.k_top": {"choice": [1, 5]}, "qam.iou_thr": {"uniform": [0.1, 0.5]}}
+    spec = SweepSpec.model_validate({"sweep": {"metric": "val/box_ap", "space": space}})
+    sweep = make_run(storage, "viewed", spec, kind="sweep")
+    track(storage, sweep)
+    tags = client.get_experiment("1").tags
+    view = json.loads(tags["mlflow.sharedViewState.viewed"])
+    state = json.loads(view["state"])
+    assert view["name"] == "sweep viewed"
+    assert state["searchFilter"] == f"tags.mlflow.parentRunId = '{sweep.read_tracking()['run_id']}'"
+    parallel = state["compareRunCharts"][0]
+    assert (parallel["type"], parallel["selectedParams"]) == ("PARALLEL", ["qam.k_top", "qam.iou_thr"])
+    assert parallel["selectedMetrics"] == ["val/box_ap"]
+    assert len(tags["mlflow.sharedViewState.viewed"]) < 5000
 
 
 def make_trial_with_networks(storage: Path, sweep: RunFolder, number: int, *, best: str) -> RunFolder:
@@ -144,7 +178,7 @@ def make_trial_with_networks(storage: Path, sweep: RunFolder, number: int, *, be
 
 
 def test_every_trial_carries_its_panels_and_the_weights_of_its_better_network(storage, client, monkeypatch):
-    sweep = make_run(storage, "weights", kind="sweep")
+    sweep = make_run(storage, "weights", SweepSpec.model_validate(SPACE), kind="sweep")
     trials = [make_trial_with_networks(storage, sweep, number, best=best) for number, best in enumerate(NETWORKS)]
     sweep.finish("finished")
     track(storage, sweep, *trials)
@@ -154,7 +188,7 @@ def test_every_trial_carries_its_panels_and_the_weights_of_its_better_network(st
         assert found == {f"checkpoints/best/{name}" for name in ("about.json", f"{best}.safetensors")}
         assert [entry.path for entry in client.list_artifacts(run.info.run_id, "samples")] == ["samples/step-100.png"]
 
-    monkeypatch.setattr(orchestration.tracking, "MAX_CHECKPOINT_BYTES", 3)
+    monkeypatch.setattr(orchestration.tracking_artifacts, "MAX_CHECKPOINT_BYTES", 3)
     large = make_trial_with_networks(storage, sweep, 2, best="teacher")
     track(storage, sweep, large)
     run = mlflow_run(client, large)
@@ -201,6 +235,44 @@ def test_the_next_tracker_takes_over_what_a_dead_process_left(storage, client):
     left.update(pid=1, pid_created=0.0)
     track(storage, make_run(storage, "next"))
     assert mlflow_run(client, left).info.status == "FAILED"
+
+
+def test_runs_that_mlflow_never_heard_of_are_copied_by_the_next_command(tmp_path, make_store):
+    uri = make_store(tmp_path / "mlflow.db")
+    sweep = make_run(tmp_path, "early", SweepSpec.model_validate(SPACE), kind="sweep")
+    trial = make_run(tmp_path, "early-00", folder="early/early-00", parent="..")
+    trial.report(1, {"a": 1.0})
+    tracker = Tracker(tmp_path, "toy", logs=tmp_path / "logs")  # killed before its first look
+    for folder in (sweep, trial):
+        tracker.add(folder)
+        folder.update(pid=1, pid_created=0.0, tags={"host": socket.gethostname()})
+    found = catch_up(tmp_path, stored_uri(tmp_path))
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([found.experiment_id])
+    assert {run.info.status for run in runs} == {"KILLED"}
+    assert len(runs) == 2
+    assert [run.data.metrics for run in runs if run.data.tags["boxseg.kind"] == "run"] == [{"a": 1.0}]
+    assert found.sweep == (found.experiment_id, "early")
+    again = catch_up(tmp_path, uri)
+    assert again == found
+    assert len(client.search_runs([found.experiment_id])) == 2
+
+
+def test_a_run_that_goes_on_with_another_store_is_whole_there(storage, tmp_path, make_store):
+    folder = make_run(storage, "moved")
+    folder.report(1, {"a": 1.0})
+    folder.finish("interrupted")
+    track(storage, folder)
+    folder.start()
+    folder.report(2, {"a": 2.0})
+    folder.finish("finished")
+    other = make_store(tmp_path / "other.db")
+    tracker = Tracker(storage, "toy", uri=other, logs=storage / "logs")
+    tracker.add(folder)
+    tracker.start()
+    assert tracker.close(timeout_s=600)
+    run_id = folder.read_tracking()["run_id"]
+    assert len(mlflow.MlflowClient(tracking_uri=other).get_metric_history(run_id, "a")) == 2
 
 
 def test_a_tracker_without_a_server_neither_raises_nor_waits_long(tmp_path, caplog):

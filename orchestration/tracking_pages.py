@@ -1,0 +1,86 @@
+"""Addresses of MLflow's own pages, and the saved view that compares the trials of a sweep."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+TRAINING = {"workflowType": "machine_learning"}
+"""Opens the pages for training runs; MLflow shows those for language models otherwise."""
+VIEW_TAG = "mlflow.sharedViewState."
+"""Experiment tag that keeps a saved view, followed by its key."""
+SHOWN_METRICS = ("val/mask_ap", "val/box_ap", "qam/pseudo_iou")
+LINES = 100
+"""Most trials that one line chart draws; the parallel coordinates draw all that the page has loaded."""
+
+
+def experiment_url(server: str, experiment_id: str) -> str:
+    """The table of all runs of an experiment."""
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{urlencode(TRAINING)}"
+
+
+def comparison_url(server: str, experiment_id: str, sweep_id: str) -> str:
+    """The trials of a sweep side by side, as `save_comparison` arranged them; as short for 1,000 trials as for 2."""
+    query = {**TRAINING, "compareRunsMode": "CHART", "viewStateShareKey": sweep_id}
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{urlencode(query)}"
+
+
+def save_comparison(
+    client: MlflowClient,
+    experiment_id: str,
+    *,
+    sweep_id: str,
+    parent_run_id: str,
+    settings: Sequence[str],
+    metric: str,
+    mode: str,
+) -> None:
+    """Save a view of a sweep's trials, which MLflow's page lists under Views: swept settings and metrics chosen.
+
+    Args:
+        client: An open client.
+        experiment_id: Where the sweep is.
+        sweep_id: Id of the sweep; the view's key and part of its name.
+        parent_run_id: MLflow's id of the sweep's own run.
+        settings: Names of the swept settings, as the trials' params have them.
+        metric: What decides; the table is sorted by it.
+        mode: `max` or `min`.
+    """
+    metrics = [metric, *(name for name in SHOWN_METRICS if name != metric)]
+    state = {
+        "searchFilter": f"tags.mlflow.parentRunId = '{parent_run_id}'",
+        "orderByKey": f"metrics.`{metric}`",
+        "orderByAsc": mode == "min",
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+        "selectedColumns": [
+            *(f"metrics.`{name}`" for name in metrics),
+            *(f"params.`{name}`" for name in settings),
+            "tags.`status`",
+        ],
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunCharts": [
+            _chart("parallel", "PARALLEL", selectedParams=settings, selectedMetrics=[metric], showAllRuns=True),
+            *(_chart(name, "LINE", metricKey=name, selectedMetricKeys=[name]) for name in metrics),
+        ],
+        "compareRunSections": [
+            {"uuid": "swept", "name": "Sweep", "display": True, "isReordered": True, "columns": 2, "cardHeight": 400}
+        ],
+        "isAccordionReordered": True,
+    }
+    now = round(1000 * time.time())
+    view = {"name": f"sweep {sweep_id}", "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
+    client.set_experiment_tag(experiment_id, f"{VIEW_TAG}{sweep_id}", json.dumps(view))
+
+
+def _chart(name: str, kind: str, **settings: Any) -> dict[str, Any]:
+    about = {"uuid": name, "type": kind, "runsCountToCompare": LINES, "metricSectionId": "swept"}
+    return {**about, "deleted": False, "isGenerated": False, **settings}

@@ -1,0 +1,29 @@
+"""The picture of how a run went."""
+
+import numpy as np
+from PIL import Image
+
+from orchestration.config import RunSpec, dump_resolved
+from orchestration.learning_curves import draw_learning_curves
+from orchestration.run_folder import RunFolder, RunStatus
+
+
+def make_run(path) -> RunFolder:
+    return RunFolder(path).create(RunStatus(path.name, "toy"), dump_resolved(RunSpec()))
+
+
+def test_a_run_has_a_panel_for_losses_for_ap_and_for_pseudo_masks(tmp_path):
+    folder = make_run(tmp_path / "run")
+    folder.report(1, {"train/loss": 2.0, "qam/quality": 0.5})
+    one_row = np.asarray(Image.open(draw_learning_curves(folder))).shape[1]
+    folder.report(2, {"train/loss": 1.0, "val/mask_ap": 0.1})
+    pixels = np.asarray(Image.open(draw_learning_curves(folder)))
+    assert pixels.shape[1] == one_row * 3 / 2
+    assert len(np.unique(pixels)) > 10
+    assert [path.name for path in (folder.path / "evaluation").iterdir()] == ["learning_curves.png"]
+
+
+def test_a_run_that_reported_nothing_has_no_picture(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert draw_learning_curves(folder) is None
+    assert not (folder.path / "evaluation").exists()
