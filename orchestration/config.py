@@ -53,9 +53,13 @@ class ResourcesConfig(Config):
     """Address of a running Ray cluster; null: RAY_ADDRESS if set, else a Ray that is started here and ends with us."""
 
     @model_validator(mode="after")
-    def _check_inline(self) -> ResourcesConfig:
+    def _check_together(self) -> ResourcesConfig:
         if self.runner == "inline" and self.workers > 1:
             raise ValueError(f"runner inline has one worker, but workers is {self.workers}; use runner: ray_train")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ValueError(
+                f"gpus_per_worker {self.gpus_per_worker:g} is not possible: give whole GPUs, or a part of one"
+            )
         return self
 
 

@@ -147,7 +147,7 @@ def _concurrency(spec: RunSpec, trials: int) -> int | None:
     if preflight.uses_cluster(spec):
         return None if spec.sweep.concurrency is None else min(spec.sweep.concurrency, trials)
     gpus = preflight.count_gpus() if spec.resources.gpus_per_worker else 0
-    return min(preflight.concurrency(spec, {"CPU": preflight.count_cpus(), "GPU": gpus}), trials)
+    return min(preflight.concurrency(spec, [{"CPU": preflight.count_cpus(), "GPU": gpus}]), trials)
 
 
 def _earlier_runs(spec: RunSpec) -> Iterator[RunStatus]:

@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from boxseg.config import CocoSource
 from boxseg.data.checks import require_usable
 from boxseg.errors import BoxSegError, ConfigError
-from orchestration.config import RunSpec, SweepSpec
+from orchestration.config import ResourcesConfig, RunSpec, SweepSpec
 from orchestration.domains import Choice, corners
 from orchestration.errors import ResourceError
 
@@ -76,14 +76,29 @@ def count_gpus() -> int:
     return sum(line.startswith("GPU ") for line in listing.splitlines())
 
 
-def concurrency(spec: SweepSpec, have: dict[str, float]) -> int:
-    """Trials at the same time: as many as fit in what Ray has, at most `sweep.concurrency`."""
-    resources = spec.resources
-    room = have["CPU"] / (resources.workers * resources.cpus_per_worker)
-    if resources.gpus_per_worker:
-        room = min(room, have["GPU"] / (resources.workers * resources.gpus_per_worker))
-    fit_in = math.floor(room + 1e-6)
+def concurrency(spec: SweepSpec, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Trials at the same time: as many as the nodes (resource -> amount) hold, at most `sweep.concurrency`."""
+    fit_in = count_places(spec.resources, nodes) // spec.resources.workers
     return max(1, min(fit_in, spec.sweep.concurrency or fit_in))
+
+
+def count_places(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Workers that find a place, each whole on one node, and a part of a GPU whole on one GPU."""
+
+    def on(node: Mapping[str, float]) -> int:
+        places = _times(node.get("CPU", 0), resources.cpus_per_worker)
+        gpus = resources.gpus_per_worker
+        if gpus >= 1:
+            places = min(places, _times(node.get("GPU", 0), gpus))
+        elif gpus > 0:
+            places = min(places, math.floor(node.get("GPU", 0)) * _times(1, gpus))
+        return places
+
+    return sum(map(on, nodes))
+
+
+def _times(have: float, need: float) -> int:
+    return math.floor(have / need + 1e-6)
 
 
 def free_bytes(storage: Path) -> int:

@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 import psutil
 
 from orchestration.access import ANSWER_S, choose_mode
+from orchestration.cluster import check_storage, list_nodes, shortages_told
 from orchestration.config import RunSpec
 from orchestration.errors import ResourceError
 from orchestration.files import log_to_file
-from orchestration.preflight import uses_cluster
+from orchestration.preflight import count_places, uses_cluster
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -44,7 +45,7 @@ OBJECT_STORE_BYTES = 200 * 1024**2
 
 
 @contextlib.contextmanager
-def start_ray(spec: RunSpec, *, logs: Path) -> Iterator[dict[str, float]]:
+def start_ray(spec: RunSpec, *, logs: Path) -> Iterator[list[dict[str, float]]]:
     """Start Ray here, or connect to the cluster of `resources.address` or RAY_ADDRESS; end it afterwards.
 
     The embedded Ray listens on the loopback address only, and whoever wants to run something on it needs a token.
@@ -56,10 +57,11 @@ def start_ray(spec: RunSpec, *, logs: Path) -> Iterator[dict[str, float]]:
         logs: Folder for what Ray's libraries have to say.
 
     Returns:
-        What Ray has, by its own names: `CPU` and, if there are any, `GPU`.
+        What each node of Ray has, by Ray's names: `CPU` and, if there are any, `GPU`.
 
     Raises:
-        ResourceError: the cluster does not answer, refuses us, or is too small for one run.
+        ResourceError: the cluster does not answer, refuses us, is too small for one run, or has nodes that do not see
+            the storage.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -80,9 +82,12 @@ def start_ray(spec: RunSpec, *, logs: Path) -> Iterator[dict[str, float]]:
                 _connect(spec, private)
             names = ("ray", "ray.tune", "ray.train", "ray.data", "optuna")
             log_to_file(logs / "ray.log", names, level=logging.INFO)
-            have = ray.cluster_resources()
-            _check_room(spec, have)
-            yield have
+            nodes = list_nodes()
+            _check_room(spec, nodes)
+            if uses_cluster(spec):
+                check_storage(spec.storage.absolute())
+            with shortages_told():
+                yield nodes
     finally:
         if started_here:
             ray.shutdown()
@@ -133,16 +138,24 @@ def _connect(spec: RunSpec, private: Path) -> None:
         ) from error
 
 
-def _check_room(spec: RunSpec, have: dict[str, float]) -> None:
+def _check_room(spec: RunSpec, nodes: list[dict[str, float]]) -> None:
     resources = spec.resources
     needs = {"CPU": resources.workers * resources.cpus_per_worker, "GPU": resources.workers * resources.gpus_per_worker}
     units = {"CPU": "CPU cores", "GPU": "GPUs"}
     for name, need in needs.items():
-        if need > have.get(name, 0):
+        have = sum(node.get(name, 0) for node in nodes)
+        if need > have:
             raise ResourceError(
-                f"one run needs {need:g} {units[name]} ({resources.workers} workers), but Ray has "
-                f"{have.get(name, 0):g}; lower resources.workers or what each worker takes, or use a larger cluster"
+                f"one run needs {need:g} {units[name]} ({resources.workers} workers), but Ray has {have:g}; lower "
+                "resources.workers or what each worker takes, or use a larger cluster"
             )
+    places = count_places(resources, nodes)
+    if places < resources.workers:
+        raise ResourceError(
+            f"one run needs {resources.workers} workers of {resources.cpus_per_worker:g} CPU cores and "
+            f"{resources.gpus_per_worker:g} GPUs, but only {places} find a place on the {len(nodes)} nodes, each whole "
+            "on one of them; lower what each worker takes"
+        )
 
 
 def _prepare_token(private: Path) -> None:

@@ -170,12 +170,22 @@ def test_settings_are_told_by_the_last_part_of_their_name():
         ({"workers": 1, "cpus_per_worker": 0.5}, 2, None, 4),
         ({"workers": 1, "cpus_per_worker": 1}, 8, 3, 3),
         ({"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 1}, 64, None, 2),
+        ({"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.4}, 64, None, 8),  # two on each GPU, not ten on four
     ],
 )
 def test_as_many_trials_run_together_as_fit(tmp_path, resources, cpus, limit, expected):
     values = {"storage": tmp_path, "resources": resources, "sweep": {"concurrency": limit}}
     spec = SweepSpec.model_validate(values)
-    assert concurrency(spec, {"CPU": cpus, "GPU": 4}) == expected
+    assert concurrency(spec, [{"CPU": cpus, "GPU": 4}]) == expected
+
+
+def test_a_worker_needs_one_node_that_holds_it_whole(tmp_path):
+    values = {"storage": tmp_path, "resources": {"workers": 2, "cpus_per_worker": 2}}
+    spec = SweepSpec.model_validate(values)
+    three_halves = [{"CPU": 3.0, "memory": 1.0}] * 4  # 12 cores, but a place for one worker on each node
+    assert concurrency(spec, three_halves) == 2
+    assert concurrency(spec, [{"CPU": 0.0}, *three_halves]) == 2, "a head without cores counts for nothing"
+    assert concurrency(spec, [{"CPU": 12.0}]) == 3
 
 
 def test_auto_trains_inline_only_one_worker_on_the_cpus_of_this_machine(monkeypatch):

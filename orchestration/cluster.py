@@ -1,0 +1,158 @@
+"""The nodes of the Ray that a command uses: what they have, whether all see the storage, and who waits for what."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestration.errors import ResourceError
+
+Resources = Mapping[str, float]
+"""Ray's names of resources, as in `CPU` and `GPU`, with amounts."""
+
+ANSWER_S = 60.0
+"""How long a node may take to run a task [s]."""
+LOOK_S = 5.0
+"""Time between two looks at what waits [s]."""
+PENDING_S = 60.0
+"""How long workers may wait for their places before somebody is told [s]."""
+
+
+def list_nodes() -> list[dict[str, float]]:
+    """What each node that is alive has."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def check_storage(storage: Path) -> None:
+    """Write a file here and read it on every node, and the other way round.
+
+    Raises:
+        ResourceError: names the nodes that do not see the storage, or do not answer.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    storage.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(8)
+    probe = storage / f".seen-{token}"
+    probe.write_text(token)
+    look = ray.remote(num_cpus=0, max_retries=0)(look_at_storage)
+    names = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    try:
+        tasks = {
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(id, soft=False)).remote(probe, id): id
+            for id in names
+        }
+        done, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=ANSWER_S)
+        faults = {tasks[each]: f"did not answer within {ANSWER_S:.0f} s" for each in late}
+        for each in done:
+            faults[tasks[each]] = _fault_of(each, probe.with_name(f"{probe.name}-{tasks[each]}"), token)
+    finally:
+        for path in storage.glob(f"{probe.name}*"):
+            path.unlink(missing_ok=True)
+    told = [f"{names[id]} {fault}" for id, fault in faults.items() if fault]
+    if told:
+        raise ResourceError(
+            f"storage: {storage} is not the same folder on every node: {'; '.join(told)}; name one that all nodes "
+            "share (NFS, a common volume), or take those nodes out of the cluster"
+        )
+
+
+def look_at_storage(probe: Path, node: str) -> str:
+    """Body of a task on a node: what the probe holds, which it copies beside under the node's name; or the fault."""
+    try:
+        text = probe.read_text()
+        probe.with_name(f"{probe.name}-{node}").write_text(text)
+    except OSError as error:
+        return f"cannot use it ({error.strerror})" if probe.parent.is_dir() else "does not have it"
+    return text
+
+
+def _fault_of(task: Any, answer: Path, token: str) -> str:
+    """What is wrong on the node of a task that has ended; empty if nothing is."""
+    import ray
+
+    try:
+        said = ray.get(task)
+    except ray.exceptions.RayError as error:
+        return f"failed ({str(error).strip().splitlines()[-1]})"
+    if said != token:
+        return str(said)
+    return "" if answer.is_file() and answer.read_text() == token else "writes where this machine does not see it"
+
+
+@contextlib.contextmanager
+def shortages_told() -> Iterator[None]:
+    """While entered, say on stderr what workers lack that have waited for a minute; once for each of them."""
+    ended = threading.Event()
+    thread = threading.Thread(target=_tell_shortages, args=(ended,), name="shortages", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(LOOK_S)
+
+
+def _tell_shortages(ended: threading.Event) -> None:
+    import ray
+
+    waits = Waits()
+    while not ended.wait(LOOK_S):
+        with contextlib.suppress(Exception):  # Ray is going, or does not answer: others notice that
+            groups = ray.util.placement_group_table()
+            late = waits.update({id: group["bundles"] for id, group in groups.items() if is_waiting(group)})
+            for bundles in late:
+                told = describe_shortage(list(bundles.values()), ray.available_resources(), ray.cluster_resources())
+                sys.stderr.write(f"{told}{os.linesep}")
+
+
+def is_waiting(group: Mapping[str, Any]) -> bool:
+    """Whether a group of workers, as Ray's table has it, has no places yet."""
+    return group["state"] in ("PENDING", "RESCHEDULING")
+
+
+class Waits:
+    """Since when groups of workers wait."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        self._told: set[str] = set()
+
+    def update(self, waiting: Mapping[str, Any]) -> list[Any]:
+        """Take note of who waits now; gives those of which it has become too long, each once."""
+        now = time.monotonic()
+        self._since = {id: self._since.get(id, now) for id in waiting}
+        late = [id for id, since in self._since.items() if now - since >= PENDING_S and id not in self._told]
+        self._told.update(late)
+        return [waiting[id] for id in late]
+
+
+def describe_shortage(bundles: Sequence[Resources], free: Resources, total: Resources) -> str:
+    """What a group of workers waits for, in one line.
+
+    Args:
+        bundles: What each worker needs.
+        free: What the cluster has free.
+        total: What the cluster has.
+    """
+    need: dict[str, float] = {}
+    for bundle in bundles:
+        for name, amount in bundle.items():
+            need[name] = need.get(name, 0) + amount
+    parts = [
+        f"{amount:g} {name} ({free.get(name, 0):g} of {total.get(name, 0):g} free)" for name, amount in need.items()
+    ]
+    short = [name for name, amount in need.items() if amount > free.get(name, 0)]
+    cause = f"short of {' and '.join(short)}" if short else "enough is free, but not together on the nodes"
+    workers = "a worker has" if len(bundles) == 1 else f"{len(bundles)} workers have"
+    return f"{workers} waited for {PENDING_S:.0f} s: need {', '.join(parts)}; {cause}"
