@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from boxseg.errors import ShapeError
+from boxseg.losses.pairs import find_pairs, pair_costs
 from boxseg.ops.masks import dice_loss
-from boxseg.ops.neighbours import neighbour_offsets
 from boxseg.structures import check_same_shape
 
 
@@ -59,8 +57,7 @@ def average_projection_loss(mask_probs: Tensor, masks: Tensor) -> Tensor:
 def pairwise_term(mask_logits: Tensor, *, size: int = 3, dilation: int = 2) -> Tensor:
     """Cost of giving two neighbours different labels: -log P(both object or both background).
 
-    With p = sigmoid(z) this is softplus(z_i) + softplus(z_j) - softplus(z_i + z_j), which neither overflows nor
-    needs probabilities. Each pair is computed once and serves both of its ends.
+    Maps of all pairs, wherever they begin; losses compute `pair_costs` of the pairs that they need.
 
     Args:
         mask_logits: Float (n, h, w).
@@ -72,51 +69,23 @@ def pairwise_term(mask_logits: Tensor, *, size: int = 3, dilation: int = 2) -> T
 
     Source: BoxInst (arXiv 2012.02310), pairwise term; `method.md` sections (c) and (m.1).
     """
-    offsets = [(dilation * row, dilation * column) for row, column in neighbour_offsets(size)]
-    if not offsets:
-        return mask_logits[:, None][:, :0]
-    cost, reach = F.softplus(mask_logits), dilation * (size // 2)
-    padded_logits, padded_cost = F.pad(mask_logits, (reach,) * 4), F.pad(cost, (reach,) * 4)
-    terms = []
-    for row, column in offsets[: len(offsets) // 2]:
-        logits = _window(padded_logits, row, column, reach)
-        terms.append(cost + _window(padded_cost, row, column, reach) - F.softplus(mask_logits + logits))
-    # The term of the opposite offset at a cell is the term of the offset at that neighbour.
-    for (row, column), term in zip(offsets[len(offsets) // 2 :], reversed(terms[:]), strict=True):
-        terms.append(_window(F.pad(term, (reach,) * 4), row, column, reach))
-    return torch.stack(terms, dim=1)
+    height, width = mask_logits.shape[-2:]
+    everywhere = torch.ones_like(mask_logits, dtype=torch.bool)
+    costs = pair_costs(mask_logits, find_pairs(everywhere, size=size, dilation=dilation))  # (n * h * w, S)
+    return costs.view(len(mask_logits), height, width, costs.shape[1]).permute(0, 3, 1, 2)
 
 
-def _window(padded: Tensor, row: int, column: int, reach: int) -> Tensor:
-    """Maps that were padded by `reach` on all sides, at their unpadded size and moved by (row, column) cells."""
-    height, width = padded.shape[-2] - 2 * reach, padded.shape[-1] - 2 * reach
-    return padded[..., reach + row : reach + row + height, reach + column : reach + column + width]
-
-
-def pairwise_loss(
-    term: Tensor, similarity: Tensor, image_index: Tensor, box_masks: Tensor, *, color_thr: float = 0.3
-) -> Tensor:
-    """Mean pairwise term over pairs of like colour whose first cell is inside the box.
+def pairwise_loss(costs: Tensor, alike: Tensor) -> Tensor:
+    """Mean cost over the pairs of like colour.
 
     Args:
-        term: Float (n, S, h, w) from `pairwise_term`.
-        similarity: Float (B, S, h, w) from `color_similarity`.
-        image_index: int64 (n,), image of each proposal.
-        box_masks: Bool (n, h, w).
-        color_thr: Pairs at least this similar count, in [0, 1].
+        costs: Float (M, S) from `pair_costs`, pairs whose first cell is inside the box.
+        alike: Bool (M, S), pairs that count.
 
     Returns:
         Float scalar: one mean over the pairs of all proposals; 0 where no pair counts.
 
-    Raises:
-        ShapeError: the maps differ in size.
-
     Source: BoxInst (arXiv 2012.02310); `method.md` section (c).
     """
-    if term.shape[-2:] != similarity.shape[-2:] or term.shape[-2:] != box_masks.shape[-2:]:
-        raise ShapeError(
-            f"maps of term {tuple(term.shape)}, similarity {tuple(similarity.shape)} and box_masks "
-            f"{tuple(box_masks.shape)} differ in size; all three need one (h, w)"
-        )
-    counts = (similarity >= color_thr)[image_index] & box_masks[:, None]
-    return (term * counts).sum() / counts.sum().clamp(min=1)
+    check_same_shape(costs=costs, alike=alike)
+    return (costs * alike).sum() / alike.sum().clamp(min=1)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from boxseg.losses.pairs import Pairs, find_pairs
 from boxseg.ops.masks import dice_loss
-from boxseg.ops.neighbours import neighbour_view
 from boxseg.structures import check_same_shape
 
 
@@ -33,12 +33,15 @@ def pseudo_mask_loss(mask_probs: Tensor, masks: Tensor, quality: Tensor, *, fix_
     return weighted_mean(dice, quality, fix_reduction=fix_reduction)
 
 
-def affinity_loss(term: Tensor, together: Tensor, quality: Tensor, *, fix_reduction: bool = True) -> Tensor:
-    """Mean pairwise term over the neighbours that the pseudo mask holds together, weighted with its quality.
+def affinity_loss(
+    costs: Tensor, together: Tensor, pairs: Pairs, quality: Tensor, *, fix_reduction: bool = True
+) -> Tensor:
+    """Mean pair cost over the neighbours that the pseudo mask holds together, weighted with its quality.
 
     Args:
-        term: Float (n, S, h, w) from `pairwise_term`.
-        together: Bool (n, S, h, w), pairs to pull together.
+        costs: Float (M, S) from `pair_costs`.
+        together: Bool (M, S), pairs to pull together.
+        pairs: Whose they are.
         quality: Float (n,) in [0, 1].
         fix_reduction: As in `pseudo_mask_loss`.
 
@@ -46,19 +49,18 @@ def affinity_loss(term: Tensor, together: Tensor, quality: Tensor, *, fix_reduct
         Float scalar; 0 without any pseudo mask.
 
     Raises:
-        ShapeError: the maps differ in shape.
+        ShapeError: costs and pairs differ in shape.
 
     Source: BoxTeacher (arXiv 2210.05174); `method.md` section (d).
     """
-    check_same_shape(term=term, together=together)
-    per_proposal = (term * together).sum(dim=(1, 2, 3)) / together.sum(dim=(1, 2, 3)).clamp(min=1)
-    return weighted_mean(per_proposal, quality, fix_reduction=fix_reduction)
+    check_same_shape(costs=costs, together=together)
+    total = pairs.sum_per_proposal(costs * together, len(quality))
+    count = pairs.sum_per_proposal(together.to(costs.dtype), len(quality))
+    return weighted_mean(total / count.clamp(min=1), quality, fix_reduction=fix_reduction)
 
 
 def mask_affinity(mask: Tensor, valid: Tensor, *, size: int = 3, dilation: int = 2) -> Tensor:
-    """Likelihood that a pseudo mask gives a cell and its neighbour the same label.
-
-    The mask is softened first: each cell becomes the mean of itself and of its 3x3 mean.
+    """Likelihood that a pseudo mask gives a cell and its neighbour the same label, for all pairs of the map.
 
     Args:
         mask: Bool (N, h, w), or float that is cut at 0.5.
@@ -71,11 +73,31 @@ def mask_affinity(mask: Tensor, valid: Tensor, *, size: int = 3, dilation: int =
 
     Source: BoxTeacher (arXiv 2210.05174); `method.md` sections (d) and (m.7).
     """
+    (height, width), row = mask.shape[-2:], torch.arange(len(mask), device=mask.device)
+    pairs = find_pairs(torch.ones_like(mask, dtype=torch.bool), size=size, dilation=dilation)
+    affinity = pair_affinity(mask, valid.expand_as(mask), pairs, mask_row=row, valid_row=row)
+    return affinity.view(len(mask), height, width, affinity.shape[1]).permute(0, 3, 1, 2)
+
+
+def pair_affinity(mask: Tensor, valid: Tensor, pairs: Pairs, *, mask_row: Tensor, valid_row: Tensor) -> Tensor:
+    """Likelihood that a pseudo mask gives the two cells of a pair the same label.
+
+    The mask is softened first: each cell becomes the mean of itself and of its 3x3 mean.
+
+    Args:
+        mask: Bool (N, h, w), or float that is cut at 0.5.
+        valid: Bool (B, h, w); only the second cell's validity counts.
+        pairs: Of n proposals.
+        mask_row: int64 (n,), the mask of each proposal.
+        valid_row: int64 (n,), the same for `valid`.
+
+    Returns:
+        Float (M, S) in [0, 1]; 0 where there is no valid second cell.
+    """
     binary = (mask if mask.dtype == torch.bool else mask > 0.5).float()
     soft = (F.avg_pool2d(binary[:, None], 3, stride=1, padding=1)[:, 0] + binary) / 2
-    neighbours = neighbour_view(soft, size, dilation)
-    agree = soft[:, None] * neighbours + (1 - soft[:, None]) * (1 - neighbours)
-    return agree * neighbour_view(valid.expand_as(binary).float(), size, dilation)
+    here, there = pairs.take(soft, mask_row)
+    return (here * there + (1 - here) * (1 - there)) * (pairs.take(valid, valid_row)[1] & pairs.on_map)
 
 
 def weighted_mean(values: Tensor, quality: Tensor, *, fix_reduction: bool) -> Tensor:

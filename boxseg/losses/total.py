@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from boxseg.config import BoxInstConfig, LossConfig
-from boxseg.losses.box_supervision import average_projection_loss, pairwise_loss, pairwise_term, projection_loss
-from boxseg.losses.pseudo_mask import affinity_loss, mask_affinity, pseudo_mask_loss, weighted_mean
+from boxseg.losses.box_supervision import average_projection_loss, pairwise_loss, projection_loss
+from boxseg.losses.pairs import Pairs, find_pairs, pair_costs
+from boxseg.losses.pseudo_mask import affinity_loss, pair_affinity, pseudo_mask_loss, weighted_mean
 from boxseg.ops.masks import box_masks
 from boxseg.ops.neighbours import color_similarity, remove_bottom_rows, sample_cells
 from boxseg.structures import Batch, MaskNetwork, MeanOverRanks, Proposals, PseudoMasks
@@ -84,10 +85,11 @@ def _mask_terms(
     size, dilation = boxinst.size, boxinst.dilation
     similarity = color_similarity(batch.weak, colored, size=size, dilation=dilation, truncate=boxinst.truncate_colors)
 
-    probs, term = mask_logits.sigmoid(), pairwise_term(mask_logits, size=size, dilation=dilation)
-    inside_row = inside[row]
+    probs, inside_row = mask_logits.sigmoid(), inside[row]
+    pairs = find_pairs(inside_row, size=size, dilation=dilation)
+    costs = pair_costs(mask_logits, pairs)
     projection = projection_loss(probs, inside_row).sum() / max(len(row), 1)
-    pairwise = pairwise_loss(term, similarity, proposals.image_index, inside_row, color_thr=boxinst.color_thr)
+    pairwise = pairwise_loss(costs, pairs.take_pairs(similarity >= boxinst.color_thr, proposals.image_index))
     terms = {
         "projection": boxinst.projection_weight * projection,
         "pairwise": boxinst.pairwise_weight * warmup(step, boxinst.warmup) * pairwise,
@@ -96,32 +98,30 @@ def _mask_terms(
         nothing = mask_logits.sum() * 0
         pseudo = {"mask": nothing, "affinity": nothing} | ({"avg_projection": nothing} if loss.avg_prj else {})
     else:
-        pseudo = _pseudo_mask_terms(probs, term, pseudo_masks, inside, sample_cells(colored), row, boxinst, loss)
+        valid = sample_cells(colored)
+        pseudo = _pseudo_mask_terms(probs, costs, pairs, pseudo_masks, inside, valid, row, proposals, loss)
     return terms | {name: warmup(step, loss.warmup) * value for name, value in pseudo.items()}
 
 
 def _pseudo_mask_terms(
     probs: Tensor,
-    term: Tensor,
+    costs: Tensor,
+    pairs: Pairs,
     pseudo_masks: list[PseudoMasks],
     inside: Tensor,
     valid: Tensor,
     row: Tensor,
-    boxinst: BoxInstConfig,
+    proposals: Proposals,
     loss: LossConfig,
 ) -> dict[str, Tensor]:
     """Weighted terms of the pseudo masks; `inside` is bool (N, h, w) of all boxes, `row` (n,) points into it."""
     masks = torch.cat([pseudo.mask for pseudo in pseudo_masks]) & inside
     quality = torch.cat([pseudo.quality for pseudo in pseudo_masks]).float()[row]
-    valid_of_box = torch.cat(
-        [image_valid.expand(len(pseudo.mask), -1, -1) for image_valid, pseudo in zip(valid, pseudo_masks, strict=True)]
-    )
-    affinity = mask_affinity(masks, valid_of_box, size=boxinst.size, dilation=boxinst.dilation)
-    together = (affinity >= loss.aff_thr) & inside[:, None]
-    mask_rows, fix = masks[row], loss.fix_reduction
+    affinity = pair_affinity(masks, valid, pairs, mask_row=row, valid_row=proposals.image_index)
+    together, mask_rows, fix = affinity >= loss.aff_thr, masks[row], loss.fix_reduction
     terms = {
         "mask": loss.mask_weight * pseudo_mask_loss(probs, mask_rows, quality, fix_reduction=fix),
-        "affinity": loss.aff_weight * affinity_loss(term, together[row], quality, fix_reduction=fix),
+        "affinity": loss.aff_weight * affinity_loss(costs, together, pairs, quality, fix_reduction=fix),
     }
     if loss.avg_prj:
         average = average_projection_loss(probs, mask_rows)

@@ -56,7 +56,8 @@ def lab_similarity(lab: Tensor, valid: Tensor, *, size: int, dilation: int) -> T
         Float (B, S, h, w) in [0, 1]; 0 for a neighbour that is invalid or off the map.
     """
     difference = neighbour_view(lab, size, dilation) - lab.unsqueeze(-3)  # (B, 3, S, h, w)
-    return torch.exp(-0.5 * difference.norm(dim=1)) * neighbour_view(valid.to(lab.dtype), size, dilation)
+    distance = difference.square().sum(dim=1).sqrt()  # several times faster than `norm` over a strided dimension
+    return torch.exp(-0.5 * distance) * neighbour_view(valid.to(lab.dtype), size, dilation)
 
 
 def neighbour_view(values: Tensor, size: int, dilation: int) -> Tensor:

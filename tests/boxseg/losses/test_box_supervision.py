@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from boxseg.errors import ShapeError
 from boxseg.losses.box_supervision import average_projection_loss, pairwise_loss, pairwise_term, projection_loss
+from boxseg.losses.pairs import find_pairs, pair_costs
 from boxseg.ops.neighbours import neighbour_view
 
 LOGITS = torch.tensor([[[2.0, 0, -1], [1, 0.5, -2], [0, -1, 3]]])
@@ -63,15 +64,34 @@ def test_pairwise_term_of_extreme_logits_is_finite():
 
 def test_pairwise_loss_is_one_mean_over_alike_pairs_inside_the_boxes():
     term = torch.arange(2.0 * 8 * 4).view(2, 8, 2, 2)
-    similarity = torch.zeros(2, 8, 2, 2)
-    similarity[1, 3] = 0.3  # reaches the threshold exactly
+    alike = torch.zeros(2, 8, 2, 2, dtype=torch.bool)
+    alike[1, 3] = True
     boxes = torch.zeros(2, 2, 2, dtype=torch.bool)
     boxes[0, 0, 0] = boxes[1, 0] = True
-    loss = pairwise_loss(term, similarity, torch.tensor([1, 1]), boxes, color_thr=0.3)
+    pairs = find_pairs(boxes)
+    costs = pairs.take_pairs(term, torch.arange(2))
+    loss = pairwise_loss(costs, pairs.take_pairs(alike, torch.tensor([1, 1])))
     expected = (term[0, 3, 0, 0] + term[1, 3, 0, 0] + term[1, 3, 0, 1]) / 3
     torch.testing.assert_close(loss, expected)
-    nothing = pairwise_loss(term, similarity, torch.tensor([0, 0]), boxes, color_thr=0.3)
+    nothing = pairwise_loss(costs, pairs.take_pairs(alike, torch.tensor([0, 0])))
     assert float(nothing) == 0
+
+
+@pytest.mark.parametrize(("size", "dilation"), [(3, 2), (5, 1), (1, 2)])
+def test_pairs_inside_boxes_are_those_of_the_whole_map_with_the_same_gradient(size, dilation):
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 6, 7, generator=random, dtype=torch.float64, requires_grad=True)
+    inside = torch.rand(3, 6, 7, generator=random) < 0.4
+    pairs = find_pairs(inside, size=size, dilation=dilation)
+    everywhere = pairwise_term(logits, size=size, dilation=dilation)
+    chosen = everywhere.movedim(1, -1)[inside]  # (M, S)
+    costs = pair_costs(logits, pairs)
+    torch.testing.assert_close(costs, chosen)
+    weights = torch.rand(costs.shape, generator=random, dtype=torch.float64)
+    slopes = [torch.autograd.grad((value * weights).sum(), logits)[0] for value in (costs, chosen)]
+    torch.testing.assert_close(*slopes)
+    sums = pairs.sum_per_proposal(costs.detach(), 3)
+    torch.testing.assert_close(sums, (everywhere.detach() * inside[:, None]).sum(dim=(1, 2, 3)))
 
 
 def test_projection_of_the_worked_example():

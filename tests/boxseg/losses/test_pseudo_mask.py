@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from boxseg.losses.box_supervision import average_projection_loss, pairwise_term, projection_loss
-from boxseg.losses.pseudo_mask import affinity_loss, mask_affinity, pseudo_mask_loss
+from boxseg.losses.pairs import find_pairs, pair_costs
+from boxseg.losses.pseudo_mask import affinity_loss, mask_affinity, pair_affinity, pseudo_mask_loss
 from boxseg.ops.masks import dice_loss
 
 
@@ -47,19 +48,30 @@ def test_affinity_loss_averages_within_each_proposal_first():
     term[1, 0, 0, 0] = 2.0
     together = torch.zeros(2, 8, 2, 2, dtype=torch.bool)
     together[0, 0] = together[1, 0] = True
-    quality = torch.tensor([0.5, 1.0])
-    assert float(affinity_loss(term, together, quality)) == pytest.approx((0.5 * 4 + 1.0 * 0.5) / 2)
-    assert float(affinity_loss(term, together, quality, fix_reduction=False)) == pytest.approx(2.5 / 1.5, abs=1e-5)
+    quality, pairs = torch.tensor([0.5, 1.0]), find_pairs(torch.ones(2, 2, 2, dtype=torch.bool))
+    costs, together = (pairs.take_pairs(maps, torch.arange(2)) for maps in (term, together))
+    assert float(affinity_loss(costs, together, pairs, quality)) == pytest.approx((0.5 * 4 + 1.0 * 0.5) / 2)
+    summed = affinity_loss(costs, together, pairs, quality, fix_reduction=False)
+    assert float(summed) == pytest.approx(2.5 / 1.5, abs=1e-5)
 
 
 @pytest.mark.parametrize("fix_reduction", [True, False])
 def test_without_pseudo_masks_the_losses_are_zero(fix_reduction):
     probs, masks = torch.full((2, 4, 4), 0.5), torch.zeros(2, 4, 4, dtype=torch.bool)
-    together = torch.zeros(2, 8, 4, 4, dtype=torch.bool)
+    pairs = find_pairs(~masks)
+    together = torch.zeros(len(pairs.cell), 8, dtype=torch.bool)
     assert float(pseudo_mask_loss(probs, masks, torch.zeros(2), fix_reduction=fix_reduction)) == 0
-    assert float(affinity_loss(torch.ones(2, 8, 4, 4), together, torch.zeros(2), fix_reduction=fix_reduction)) == 0
+    costs = torch.ones(together.shape)
+    assert float(affinity_loss(costs, together, pairs, torch.zeros(2), fix_reduction=fix_reduction)) == 0
     none = pseudo_mask_loss(probs[:0], masks[:0], torch.zeros(0), fix_reduction=fix_reduction)
     assert float(none) == 0
+
+
+def affinity(logits, mask):
+    """The affinity loss of pairs that begin inside the mask."""
+    pairs, row = find_pairs(mask), torch.arange(2)
+    together = pair_affinity(mask, torch.ones_like(mask), pairs, mask_row=row, valid_row=row) >= 0.5
+    return affinity_loss(pair_costs(logits, pairs), together, pairs, torch.tensor([0.7, 0.2]))
 
 
 @pytest.mark.parametrize(
@@ -70,9 +82,7 @@ def test_without_pseudo_masks_the_losses_are_zero(fix_reduction):
         lambda logits, mask: average_projection_loss(logits.sigmoid(), mask),
         lambda logits, mask: pseudo_mask_loss(logits.sigmoid(), mask, torch.tensor([0.7, 0.2])),
         lambda logits, mask: pairwise_term(logits, dilation=1),
-        lambda logits, mask: affinity_loss(
-            pairwise_term(logits), mask_affinity(mask, torch.ones_like(mask)) >= 0.5, torch.tensor([0.7, 0.2])
-        ),
+        lambda logits, mask: affinity(logits, mask),
     ],
     ids=["dice", "projection", "average projection", "pseudo mask", "pairwise", "affinity"],
 )

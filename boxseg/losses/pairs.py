@@ -1,0 +1,92 @@
+"""The pairs of neighbouring cells that losses compare: only those that begin inside a proposal's box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from boxseg.ops.neighbours import neighbour_offsets
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """M cells, each of one proposal, with S neighbours; values of pairs are (M, S).
+
+    Boxes cover a small part of most images, so this is much less work and memory than maps of all pairs.
+    """
+
+    proposal: Tensor
+    """int64 (M,), rising."""
+    cell: Tensor
+    """int32 (M,): row * width + column of the first cell, in maps padded by `reach` on all sides."""
+    shifts: Tensor
+    """int32 (S,): from the first cell to its neighbours."""
+    on_map: Tensor
+    """Bool (M, S): whether there is a second cell."""
+    reach: int
+
+    def take(self, maps: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of maps (K, h, w) at the first cells (M, 1) and at the second ones (M, S); proposal i has map row[i].
+
+        Flat indices into one dimension: their gradient is many times cheaper than that of an index into maps.
+        """
+        padded = F.pad(maps, (self.reach,) * 4)
+        first = self._first(padded, row)
+        there = padded.flatten().index_select(0, (first[:, None] + self.shifts).flatten())
+        return padded.flatten().index_select(0, first)[:, None], there.view(self.on_map.shape)
+
+    def take_pairs(self, maps: Tensor, row: Tensor) -> Tensor:
+        """Values (M, S) of maps of pairs (K, S, h, w); proposal i has map row[i]."""
+        padded = F.pad(maps, (self.reach,) * 4)
+        return padded.flatten(2).transpose(1, 2).flatten(0, 1).index_select(0, self._first(padded, row))
+
+    def _first(self, padded: Tensor, row: Tensor) -> Tensor:
+        """int32 (M,): index of the first cells among the cells of all maps."""
+        size = padded.shape[-2] * padded.shape[-1]
+        return (row * size).int().index_select(0, self.proposal) + self.cell
+
+    def sum_per_proposal(self, values: Tensor, num_proposals: int) -> Tensor:
+        """Sum of the values (M, S) of each proposal: (n,)."""
+        return values.new_zeros(num_proposals).index_add(0, self.proposal, values.sum(dim=1, dtype=values.dtype))
+
+
+def find_pairs(inside: Tensor, *, size: int = 3, dilation: int = 2) -> Pairs:
+    """All pairs whose first cell is inside.
+
+    Args:
+        inside: Bool (n, h, w).
+        size: Side of the neighbourhood, odd; S = size² - 1 neighbours, in the order of `neighbour_offsets`.
+        dilation: Distance of the neighbours, in cells.
+    """
+    reach = dilation * (size // 2)
+    width = inside.shape[-1] + 2 * reach
+    # Padding makes a step to a neighbour the same shift for all cells.
+    proposal, cell = F.pad(inside, (reach,) * 4).flatten(1).nonzero(as_tuple=True)  # their number reaches the host here
+    cell = cell.int()
+    shifts = [dilation * (row * width + column) for row, column in neighbour_offsets(size)]
+    shift = torch.tensor(shifts, dtype=torch.int32, device=inside.device)
+    map_cells = F.pad(inside.new_ones(inside.shape[1:]), (reach,) * 4).flatten()
+    on_map = map_cells.index_select(0, (cell[:, None] + shift).flatten()).view(len(cell), len(shifts))
+    return Pairs(proposal, cell, shift, on_map, reach)
+
+
+def pair_costs(mask_logits: Tensor, pairs: Pairs) -> Tensor:
+    """Cost of giving the two cells of a pair different labels: -log P(both object or both background).
+
+    With p = sigmoid(z) this is softplus(z_i) + softplus(z_j) - softplus(z_i + z_j), which neither overflows nor
+    needs probabilities.
+
+    Args:
+        mask_logits: Float (n, h, w).
+        pairs: Of these maps.
+
+    Returns:
+        Float (M, S) >= 0; exactly 0 where there is no second cell.
+
+    Source: BoxInst (arXiv 2012.02310), pairwise term; `method.md` section (c).
+    """
+    here, there = pairs.take(mask_logits, torch.arange(len(mask_logits), device=mask_logits.device))
+    return (F.softplus(here) + F.softplus(there) - F.softplus(here + there)) * pairs.on_map
