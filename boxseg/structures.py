@@ -104,8 +104,10 @@ class Predictions:
     """Float (B, L, 4) >= 0: left, top, right, bottom, in units of the level's stride."""
     centerness_logits: Tensor
     """Float (B, L)."""
-    controller: Tensor
-    """Float (B, L, P): parameters of the dynamic mask head."""
+    controller_maps: Tensor
+    """Float (B, L', C): what `FcosHead.controller_at` computes parameters of the dynamic mask head from."""
+    patches: Tensor
+    """int64 (L, 9): where in it the surroundings of each location are."""
     mask_features: Tensor
     """Float (B, F, H/8, W/8)."""
     locations: Tensor

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from boxseg.model.backbone import PYRAMID_STRIDES, Backbone
-from boxseg.model.fcos import FcosHead, make_locations
+from boxseg.model.fcos import FcosHead, make_locations, make_patches
 from boxseg.model.mask_head import DynamicMaskHead, MaskBranch
 from boxseg.model.pyramid import PyramidNetwork
 from boxseg.model.targets import assign_batch, choose_proposals
@@ -71,13 +71,14 @@ class CondInst(PyramidNetwork):
     def forward(self, images: Tensor, valid: Tensor) -> Predictions:
         """Dense predictions for a batch, float32, all levels together; arguments as for `pyramid_maps`."""
         maps = list(self.pyramid_maps(images, valid).values())
-        class_logits, distances, centerness_logits, controller = self.head(maps)
+        class_logits, distances, centerness_logits, controller_maps = self.head(maps)
         locations, strides, levels = make_locations(maps, PYRAMID_STRIDES)
         return Predictions(
             class_logits=class_logits,
             distances=distances,
             centerness_logits=centerness_logits,
-            controller=controller,
+            controller_maps=controller_maps,
+            patches=make_patches(maps),
             mask_features=self.mask_branch(maps[:3]).float(),
             locations=locations,
             strides=strides,
@@ -97,7 +98,7 @@ class CondInst(PyramidNetwork):
         """
         return self.mask_head(
             predictions.mask_features,
-            params=predictions.controller[image_index, handle],
+            params=self.head.controller_at(predictions.controller_maps, image_index, predictions.patches[handle]),
             image_index=image_index,
             locations=predictions.locations[handle],
             levels=predictions.levels[handle],
@@ -134,20 +135,20 @@ class CondInst(PyramidNetwork):
                 num_positive=num_positive.clamp(min=1),
                 centerness_sum=centerness_sum.clamp(min=1e-6),
             )
-            anchor = _gradient_anchor(predictions)
+            anchor = self._gradient_anchor(predictions)
         class_score = predictions.class_logits.detach().float().amax(dim=-1).sigmoid()
         score = class_score * predictions.centerness_logits.detach().float().sigmoid()
         proposals = choose_proposals(targets.box_index, score, max_per_image=self.max_per_image)
         return {name: term + anchor for name, term in terms.items()}, proposals
 
-
-def _gradient_anchor(predictions: Predictions) -> Tensor:
-    """Zero that depends on every output, so that each parameter gets a gradient whatever the batch holds."""
-    outputs = (
-        predictions.class_logits,
-        predictions.distances,
-        predictions.centerness_logits,
-        predictions.controller,
-        predictions.mask_features,
-    )
-    return sum((output.flatten()[:1].float().sum() * 0 for output in outputs), start=outputs[0].new_zeros(()).float())
+    def _gradient_anchor(self, predictions: Predictions) -> Tensor:
+        """Zero that depends on every output, so that each parameter gets a gradient whatever the batch holds."""
+        first = predictions.patches.new_zeros(1)
+        outputs = (
+            predictions.class_logits,
+            predictions.distances,
+            predictions.centerness_logits,
+            self.head.controller_at(predictions.controller_maps, first, predictions.patches[:1]),
+            predictions.mask_features,
+        )
+        return sum((each.flatten()[:1].float().sum() * 0 for each in outputs), start=outputs[0].new_zeros(()).float())

@@ -53,22 +53,39 @@ class FcosHead(nn.Module):
             maps: One map (B, channels, h, w) for each level.
 
         Returns:
-            Class logits (B, L, K), distances (B, L, 4) >= 0 in strides, centre-ness logits (B, L), controller
-            (B, L, P); all float32.
+            Class logits (B, L, K), distances (B, L, 4) >= 0 in strides, centre-ness logits (B, L), and the maps that
+            `controller_at` reads, (B, L', channels), padded by a cell; all float32.
         """
-        class_logits, distances, centerness, controller = [], [], [], []
+        class_logits, distances, centerness, padded = [], [], [], []
         for level, feature in enumerate(maps):
             class_logits.append(_flatten(self.class_logits(self.class_tower(feature))))
             box_feature = self.box_tower(feature)
             distances.append(F.relu(self.scales[level] * _flatten(self.distances(box_feature))))
             centerness.append(_flatten(self.centerness(box_feature)))
-            controller.append(_flatten(self.controller(box_feature)))
+            padded.append(_flatten(F.pad(box_feature, (1, 1, 1, 1))))
         return (
             torch.cat(class_logits, dim=1),
             torch.cat(distances, dim=1),
             torch.cat(centerness, dim=1).squeeze(-1),
-            torch.cat(controller, dim=1),
+            torch.cat(padded, dim=1),
         )
+
+    def controller_at(self, padded: Tensor, image_index: Tensor, patches: Tensor) -> Tensor:
+        """Parameters of the dynamic mask head, float32 (n, P), at some locations only.
+
+        A step needs them for a few hundred of many thousand locations, and this convolution has more channels than
+        those that need all.
+
+        Args:
+            padded: (B, L', channels), from `forward`.
+            image_index: int64 (n,).
+            patches: int64 (n, 9), rows of `make_patches`.
+        """
+        cells = image_index[:, None] * padded.shape[1] + patches
+        values = padded.flatten(0, 1).index_select(0, cells.flatten()).reshape(*patches.shape, padded.shape[2])
+        return F.linear(
+            values.transpose(1, 2).flatten(1), self.controller.weight.flatten(1), self.controller.bias
+        ).float()
 
 
 def make_locations(maps: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,6 +105,18 @@ def make_locations(maps: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tens
         stride_of.append(torch.full_like(of_cell, float(stride)))
         level_of.append(torch.full_like(of_cell, level, dtype=torch.int64))
     return torch.cat(locations), torch.cat(stride_of), torch.cat(level_of)
+
+
+def make_patches(maps: Sequence[Tensor]) -> Tensor:
+    """int64 (L, 9): the cells of the 3x3 patch around each location, in flat maps that are padded by a cell."""
+    patches, start = [], 0
+    for feature in maps:
+        (height, width), device = feature.shape[-2:], feature.device
+        corner = torch.arange(height, device=device)[:, None] * (width + 2) + torch.arange(width, device=device)
+        steps = torch.arange(3, device=device)[:, None] * (width + 2) + torch.arange(3, device=device)
+        patches.append(start + corner.reshape(-1, 1) + steps.flatten())
+        start = start + (height + 2) * (width + 2)
+    return torch.cat(patches)
 
 
 def grid_locations(height: int, width: int, stride: int, *, device: torch.device | str = "cpu") -> Tensor:

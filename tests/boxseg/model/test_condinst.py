@@ -43,7 +43,7 @@ def test_shapes_agree_with_the_structure(images, valid):
     assert predictions.class_logits.shape == (2, num_locations, 3)
     assert predictions.distances.shape == (2, num_locations, 4)
     assert predictions.centerness_logits.shape == (2, num_locations)
-    assert predictions.controller.shape == (2, num_locations, 233)
+    assert predictions.patches.shape == (num_locations, 9)
     assert predictions.mask_features.shape == (2, 16, 8, 12)
     assert predictions.locations.shape == (num_locations, 2)
     assert predictions.strides.unique().tolist() == [8, 16, 32, 64, 128]
@@ -93,7 +93,6 @@ def test_an_image_alone_equals_the_same_image_in_a_batch(images, valid):
     network = build().eval()
     together, alone = network(images, valid), network(images[1:], valid[1:])
     torch.testing.assert_close(together.class_logits[1:], alone.class_logits, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(together.controller[1:], alone.controller, atol=1e-4, rtol=1e-4)
     index = torch.tensor([40])
     torch.testing.assert_close(
         network.mask_logits(together, torch.tensor([1]), index),
@@ -121,7 +120,7 @@ def test_predictions_are_float32_and_close_under_autocast(images, valid):
         half = network(images, valid)
         masks = network.mask_logits(half, torch.tensor([0]), torch.tensor([40]))
     assert {
-        tensor.dtype for tensor in (half.class_logits, half.distances, half.controller, half.mask_features, masks)
+        tensor.dtype for tensor in (half.class_logits, half.distances, half.controller_maps, half.mask_features, masks)
     } == {torch.float32}
     torch.testing.assert_close(half.class_logits, full.class_logits, atol=0.05, rtol=0.05)
     assert half.locations[-1].tolist() == full.locations[-1].tolist()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from boxseg.model.fcos import FcosHead, grid_locations, make_locations, num_groups
+from boxseg.model.fcos import FcosHead, grid_locations, make_locations, make_patches, num_groups
 
 
 def test_locations_of_a_stride_8_map_are_the_worked_ones():
@@ -20,11 +20,20 @@ def test_locations_of_all_levels_come_finest_first():
 def test_outputs_are_flat_in_the_order_of_the_locations():
     head = FcosHead(channels=8, num_classes=3, num_params=5, tower_convs=0, num_levels=2)
     maps = [torch.randn(2, 8, 4, 6), torch.randn(2, 8, 2, 3)]
-    class_logits, distances, centerness, controller = head(maps)
+    class_logits, distances, centerness, padded = head(maps)
     assert (class_logits.shape, distances.shape) == ((2, 30, 3), (2, 30, 4))
-    assert (centerness.shape, controller.shape) == ((2, 30), (2, 30, 5))
+    assert (centerness.shape, padded.shape) == ((2, 30), (2, 6 * 8 + 4 * 5, 8))
     torch.testing.assert_close(class_logits[1, 1 * 6 + 4], head.class_logits(maps[0])[1, :, 1, 4])
-    torch.testing.assert_close(controller[0, 24 + 1 * 3 + 2], head.controller(maps[1])[0, :, 1, 2])
+
+
+def test_the_controller_at_chosen_locations_equals_its_convolution():
+    head = FcosHead(channels=8, num_classes=3, num_params=5, tower_convs=1, num_levels=2)
+    maps = [torch.randn(2, 8, 4, 6), torch.randn(2, 8, 2, 3)]
+    everywhere = torch.cat([head.controller(head.box_tower(each)).flatten(2).transpose(1, 2) for each in maps], dim=1)
+    image_index, location = torch.tensor([1, 0, 1, 0]), torch.tensor([0, 10, 23, 24 + 1 * 3 + 2])
+    found = head.controller_at(head(maps)[3], image_index, make_patches(maps)[location])
+    torch.testing.assert_close(found, everywhere[image_index, location])
+    assert head.controller_at(head(maps)[3], image_index[:0], make_patches(maps)[location[:0]]).shape == (0, 5)
 
 
 def test_each_level_scales_its_own_distances_which_are_never_negative():
