@@ -136,7 +136,7 @@ BANKS: dict[BankKind, type[Bank]] = {"images": ImageBank, "classes": ClassBank}
 
 def random_below(count: int, generator: torch.Generator) -> int:
     """Random integer in 0 … count - 1."""
-    return int(torch.randint(count, (), generator=generator))
+    return int(torch.randint(count, (), generator=generator).tolist())
 
 
 def _on_cpu(fields: dict[str, Any]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def paste_peers(
             batch.labels[image],
             pseudo_masks[image],
         )
-        attempt = float(torch.rand((), generator=generator)) < probability
+        attempt = torch.rand((), generator=generator).tolist() < probability
         choices = choose_peers(facts, bank, settings, generator) if attempt else []
         admitted = [_cut(state, facts, index, soft_thr) for index in _admissible(facts, settings)]
         bank.add(admitted, generator)
@@ -235,7 +235,7 @@ def _choose_shift(
     width, height = source[2] - source[0], source[3] - source[1]
     places = torch.tensor([[left, top, left + width, top + height] for left, top in corners])
     hidden = box_intersection(places, torch.tensor(facts.boxes)).sum(dim=1)
-    left, top = corners[int(hidden.argmin())]
+    left, top = corners[hidden.argmin().tolist()]
     return round(top - source[1]), round(left - source[0])
 
 
@@ -288,12 +288,12 @@ def _merge(pseudo: PseudoMasks, composition: Composition, peers: list[Peer]) -> 
 def _admissible(facts: ImageFacts, settings: PcConfig) -> list[int]:
     """Isolated instances of the image that are well masked and large enough for the bank."""
     boxes = torch.tensor(facts.boxes).view(-1, 4)
-    crowding = box_iou(boxes, boxes).fill_diagonal_(0)
+    crowding = box_iou(boxes, boxes).fill_diagonal_(0).amax(dim=1).tolist() if facts.labels else []
     min_area, _ = _limits(facts.size, settings)
     return [
         index
         for index in range(len(facts.labels))
-        if crowding[index].max() < settings.bank_iou_thr
+        if crowding[index] < settings.bank_iou_thr
         and facts.quality[index] > settings.bank_q_thr
         and facts.score[index] > settings.bank_s_thr
         and facts.area[index] > min_area
@@ -361,4 +361,4 @@ def _area(box: Box) -> float:
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:
-    return low + (high - low) * float(torch.rand((), generator=generator))
+    return low + (high - low) * torch.rand((), generator=generator).tolist()

@@ -18,8 +18,9 @@ from boxseg.structures import MASK_STRIDE, Batch, Candidates, MaskFrame, MaskNet
 from boxseg.teacher.enlarge import enlarge, masks_at_once
 from boxseg.teacher.qam import adaptive_k, mask_confidence, rank_candidates
 
-CELLS_AT_ONCE = 2**23
-"""Stride-4 cells of candidate masks that the mask head computes in one go: bounds memory to a few hundred MB."""
+CELLS_AT_ONCE = {"cpu": 2**19, "cuda": 2**23}
+"""Stride-4 cells of candidate masks that the mask head computes in one go, by kind of device: bounds memory to a few
+hundred MB on a GPU, and keeps hidden layers in the caches of a CPU, where that halves the time."""
 
 
 @torch.no_grad()
@@ -112,7 +113,8 @@ def mask_probs(
     With a frame they stay on the grid of the view.
     """
     height, width = view.valid.shape[-2:]
-    at_once = max(CELLS_AT_ONCE // (height * width // MASK_STRIDE**2), 1)
+    cells_at_once = CELLS_AT_ONCE.get(handle.device.type, max(CELLS_AT_ONCE.values()))
+    at_once = max(cells_at_once // (height * width // MASK_STRIDE**2), 1)
     chunks = []
     for part in handle.split(at_once):
         image_index = torch.full((len(part),), image, device=handle.device)

@@ -55,13 +55,16 @@ def make_pseudo_masks(
     Source: BoxSeg (arXiv 2504.05137); `method.md` section (e), and (d) for `with_nms`.
     """
     num_boxes, frame = len(boxes), candidates.frame
+    refined = frame is None and lab is not None and settings.color_weight > 0 and not with_nms
+    certain = refined and settings.refined_quality
     of_box = None
     if thresholds is not None and step >= settings.dyn_start and not with_nms:
         of_box = _dynamic_thresholds(candidates, labels, thresholds, settings)
     parts = []
     for own, part in by_boxes(candidates, num_boxes):
         mask_thr = settings.mask_thr if of_box is None else of_box[own]
-        mask, soft, quality, score = _fuse_and_score(part, own.stop - own.start, mask_thr, settings, with_nms)
+        fused = _fuse_and_score(part, own.stop - own.start, mask_thr, settings, with_nms, scored=not certain)
+        mask, soft, quality, score = fused
         parts.append((mask, soft if frame is None else sample_cells(_pad(soft, frame)), quality, score))
     mask, soft, quality, score = (torch.cat(column) for column in zip(*parts, strict=True))
 
@@ -70,11 +73,12 @@ def make_pseudo_masks(
         height, width = (MASK_STRIDE * side for side in mask.shape[-2:])
         inside = box_masks(boxes, height, width, stride=MASK_STRIDE)
         mask = mask & inside
-        if lab is not None and settings.color_weight and not with_nms:
+        if refined:
+            assert lab is not None
             soft = refine_by_color(soft, lab, boxes, weight=settings.color_weight)
             mask = inside & (soft > (settings.mask_thr if settings.fusion == "weighted" else settings.vote_thr))
-            if settings.refined_quality:
-                quality = (quality > 0) * refined_quality(soft, mask, inside)
+            if certain:
+                quality = quality * refined_quality(soft, mask, inside)
     else:
         full = _pad(mask, frame) & box_masks(boxes, *frame.padded)
         mask = sample_cells(full)
@@ -85,9 +89,17 @@ def make_pseudo_masks(
 
 
 def _fuse_and_score(
-    candidates: Candidates, num_boxes: int, mask_thr: float | Tensor, settings: QamConfig, with_nms: bool
+    candidates: Candidates,
+    num_boxes: int,
+    mask_thr: float | Tensor,
+    settings: QamConfig,
+    with_nms: bool,
+    scored: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Masks, soft maps, qualities and scores of boxes, whose thresholds (N,) may be their own."""
+    """Masks, soft maps, qualities and scores of boxes, whose thresholds (N,) may be their own.
+
+    Unless `scored`, quality only says whether there is a mask.
+    """
     probs, box_index = candidates.mask_probs, candidates.box_index
     of_candidate = mask_thr[box_index] if isinstance(mask_thr, Tensor) else mask_thr
     mask, soft = fuse_masks(
@@ -101,7 +113,10 @@ def _fuse_and_score(
     )
     if isinstance(mask_thr, Tensor) and settings.fusion == "weighted":
         soft = _recentre(soft, mask_thr[:, None, None], settings.mask_thr)
-    if with_nms:
+    if not scored:
+        quality = mask.flatten(1).any(dim=1).to(probs.dtype)
+        score = _sum_per_box(candidates.score, box_index, num_boxes) / _count(box_index, num_boxes).clamp(min=1)
+    elif with_nms:
         quality, score = _score_single(probs, candidates.score, box_index, num_boxes, mask_thr=settings.mask_thr)
     else:
         quality, score = score_masks(

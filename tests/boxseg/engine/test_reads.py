@@ -1,0 +1,54 @@
+"""How often a step waits for the device: as often for many boxes as for few."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from benchmarks.scenario import STEP, Scenario, build
+from boxseg.engine.train import optimise
+
+READS = ("aten::_local_scalar_dense", "aten::nonzero")
+"""Operations that bring a value, or a number of values, from the device to the host."""
+
+
+def reads_of_a_step(folder, **changes):
+    trainer, batch = build(Scenario(**{"size": 64, "batch_size": 1, "small": True} | changes), "full", folder)
+    for _ in range(2):  # until the bank has peers
+        optimise(trainer, batch, STEP)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimise(trainer, batch, STEP)
+    counts = Counter({event.key: event.count for event in profile.key_averages() if event.key in READS})
+    return [counts[name] for name in READS]
+
+
+def test_reads_of_a_step_do_not_grow_with_boxes(tmp_path):
+    assert reads_of_a_step(tmp_path, boxes=2) == reads_of_a_step(tmp_path, boxes=20)
+
+
+def test_an_image_adds_the_reads_of_its_ranking_and_its_paste_alone(tmp_path):
+    (scalars, counts), (more_scalars, more_counts) = (
+        reads_of_a_step(tmp_path, boxes=2, batch_size=size) for size in (1, 4)
+    )
+    assert more_scalars - scalars <= 3
+    assert more_counts - counts <= 6
+
+
+@pytest.mark.gpu
+def test_more_boxes_add_no_wait_on_a_gpu(tmp_path, recwarn):
+    """CUDA's own count: each wait is a warning; more boxes must not add any."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    counts = []
+    for boxes in (2, 20):
+        scenario = Scenario(size=64, boxes=boxes, batch_size=1, small=True)
+        trainer, batch = build(scenario, "full", tmp_path, device="cuda")
+        optimise(trainer, batch, STEP)
+        recwarn.clear()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            optimise(trainer, batch, STEP)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        counts.append(sum("synchroniz" in str(warning.message) for warning in recwarn))
+    assert counts[0] == counts[1]
