@@ -76,13 +76,13 @@ class Scenario:
         return BoxSegConfig.model_validate(merge(merge(values, {"method": method, "train": train}), over))
 
 
-def build(scenario: Scenario, method: str, folder: Path, **over: Any) -> tuple[Trainer, Batch]:
+def build(scenario: Scenario, method: str, folder: Path, device: str = "cpu", **over: Any) -> tuple[Trainer, Batch]:
     """A trainer and the batch that its steps are measured with; pictures are written below `folder`."""
     name = f"{scenario.size}-{scenario.boxes}-{scenario.batch_size}"
     source = write_pictures(folder / name, scenario.batch_size, (scenario.size, scenario.size), scenario.boxes)
     over = merge({"data": {"train": source, "val": source}}, over)
-    trainer = build_trainer(scenario.settings(method, **over), data_root=folder)
-    batch = next(iter(trainer.loader.batches(0, 1)))
+    trainer = build_trainer(scenario.settings(method, **over), data_root=folder, device=device)
+    batch = next(iter(trainer.loader.batches(0, 1))).to(device)
     prepare(trainer, batch)
     return trainer, batch
 
