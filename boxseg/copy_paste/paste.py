@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from boxseg.config import PcConfig
-from boxseg.copy_paste.bank import Bank, Peer, random_below
+from boxseg.copy_paste.bank import Bank, Peer, random_below, random_share
 from boxseg.copy_paste.compose import Composition, compose
 from boxseg.ops.boxes import box_intersection, box_iou
 from boxseg.ops.masks import aligned_bilinear
@@ -95,7 +95,7 @@ def paste_peers(
             batch.labels[image],
             pseudo_masks[image],
         )
-        attempt = torch.rand((), generator=generator).tolist() < probability
+        attempt = random_share(generator) < probability
         choices = choose_peers(facts, bank, settings, generator) if attempt else []
         admitted = [_cut(state, facts, index, soft_thr) for index in _admissible(facts, settings)]
         bank.add(admitted, generator)
@@ -235,7 +235,8 @@ def _choose_shift(
     width, height = source[2] - source[0], source[3] - source[1]
     places = torch.tensor([[left, top, left + width, top + height] for left, top in corners])
     hidden = box_intersection(places, torch.tensor(facts.boxes)).sum(dim=1)
-    left, top = corners[hidden.argmin().tolist()]
+    (best,) = hidden.argmin(dim=0, keepdim=True).tolist()
+    left, top = corners[best]
     return round(top - source[1]), round(left - source[0])
 
 
@@ -361,4 +362,4 @@ def _area(box: Box) -> float:
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:
-    return low + (high - low) * torch.rand((), generator=generator).tolist()
+    return low + (high - low) * random_share(generator)
