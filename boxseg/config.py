@@ -129,6 +129,9 @@ class TrainConfig(Config):
     """Optimizer updates."""
     batch_size: int = Field(16, ge=1)
     """Images per update, over all workers."""
+    accumulate: int = Field(1, ge=1)
+    """Parts that each worker's images are trained in, one after the other, before an update: less memory. Losses are
+    averages over a part's objects, and BatchNorm, bank and dynamic thresholds see the parts one by one."""
     image_size: int | tuple[int, ...] = 800
     """Short side of training images [px]; of several sizes one is drawn for each image."""
     max_size: int = Field(1333, ge=32)

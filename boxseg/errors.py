@@ -27,3 +27,7 @@ class NonFiniteLossError(BoxSegError):
 
 class CollapseError(BoxSegError):
     """Predicted masks are their boxes: nothing is learnt about shape; the run is stopped."""
+
+
+class StorageError(BoxSegError):
+    """Files cannot be written: the disk is full, read-only or gone."""

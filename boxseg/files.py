@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+
+from boxseg.errors import StorageError
+
+STORAGE_FAULTS = {
+    errno.ENOSPC: "the disk is full; make room",
+    errno.EDQUOT: "the quota is used up; make room",
+    errno.EROFS: "the disk is read-only; mount it for writing",
+    errno.EIO: "the disk does not work; look at the system's log",
+    errno.ESTALE: "the network folder is gone; mount it again",
+    errno.ENOENT: "the folder is gone; mount or restore it",
+}
+"""Faults of the storage rather than of us, and the way out."""
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write beside and rename, so that readers see the old file or the new one, never a part."""
+    """Write beside and rename, so that readers see the old file or the new one, never a part.
+
+    Raises:
+        StorageError: the disk is full, read-only or gone; the old file is untouched.
+    """
     scratch = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(3)}")
-    scratch.write_bytes(content.encode() if isinstance(content, str) else content)
-    scratch.replace(path)
+    with naming_storage_faults(path):
+        try:
+            scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+            scratch.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                scratch.unlink()
+            raise
+
+
+@contextlib.contextmanager
+def naming_storage_faults(path: Path) -> Iterator[None]:
+    """Tell of faults of the storage that a write to `path` meets by a StorageError; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        reason = STORAGE_FAULTS.get(error.errno or 0)
+        if reason is None:
+            raise
+        raise StorageError(
+            f"{path} cannot be written ({error.strerror}): {reason}, then go on with --resume; what was saved before "
+            "is untouched"
+        ) from error

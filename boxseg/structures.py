@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -75,6 +76,16 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def split(self, parts: int) -> list[Batch]:
+        """The images in order as so many batches, at most one for each image; sizes differ by one at most."""
+        parts = min(parts, len(self))
+        bounds = [len(self) * number // parts for number in range(parts + 1)]
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return [
+            replace(self, **{name: value[start:end] for name, value in values.items() if value is not None})
+            for start, end in pairwise(bounds)
+        ]
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""

@@ -180,5 +180,5 @@ def _checkpoint_size(earlier: list[RunStatus]) -> tuple[int | None, str]:
     for run in earlier:
         size = sum(path.stat().st_size for path in RunFolder(Path(run.folder)).best_checkpoint.glob("*"))
         if size:
-            return 2 * size, f"run {run.id}, best and last checkpoint of each trial"
+            return 3 * size, f"run {run.id}, the best checkpoint and the last two of each trial"
     return None, UNKNOWN

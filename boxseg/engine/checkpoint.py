@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -10,10 +13,14 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from boxseg.errors import CheckpointError
+from boxseg.files import naming_storage_faults
+
+logger = logging.getLogger("boxseg.checkpoint")
 
 LAST, BEST = "last", "best"
 """Names in the checkpoints folder that point to a step's folder."""
@@ -30,41 +37,92 @@ def save_checkpoint(
     """Write `checkpoints/step-NNNNNNNN/` and return it; beside, then renamed, so a kill leaves no half folder.
 
     Args:
-        checkpoints: Folder of all checkpoints of a run.
+        checkpoints: Folder of all checkpoints of a run; it exists.
         step: Optimizer updates done.
         networks: Name (`student`, `teacher`) -> state dict, each a safetensors file.
         state: Everything else that training needs to go on: tensors, numbers and plain containers.
         about: What a person or a loader wants to know, JSON: step, metrics, settings, classes.
+
+    Raises:
+        StorageError: the disk is full, read-only or gone; earlier checkpoints are untouched.
     """
-    checkpoints.mkdir(parents=True, exist_ok=True)
     folder = checkpoints / f"step-{step:08d}"
+    for left in checkpoints.glob(".step-*"):  # a kill left these; only one process writes here
+        shutil.rmtree(left, ignore_errors=True)
     scratch = checkpoints / f".{folder.name}-{uuid4().hex[:8]}"
-    scratch.mkdir()
-    for name, weights in networks.items():
-        save_file(
-            {key: value.detach().cpu().contiguous() for key, value in weights.items()}, scratch / f"{name}.safetensors"
-        )
-    torch.save(state, scratch / "state.pt")
-    (scratch / "about.json").write_text(json.dumps({"step": step, **about}, indent=1))
-    for path in scratch.iterdir():
-        _sync(path)
-    if folder.exists():  # the same step was saved before a restart; the new one is as good
-        shutil.rmtree(folder)
-    scratch.rename(folder)
-    _sync(checkpoints)
+    with naming_storage_faults(folder):
+        scratch.mkdir()
+        try:
+            sums = {}
+            for name, weights in networks.items():
+                tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+                sums[f"{name}.safetensors"] = _write(scratch / f"{name}.safetensors", to_safetensors(tensors))
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            sums["state.pt"] = _write(scratch / "state.pt", buffer.getbuffer())
+            told = {"step": step, **about, "sha256": sums}
+            _write(scratch / "about.json", json.dumps(told, indent=1).encode())
+            if folder.exists():  # the same step was saved before a restart; the new one is as good
+                shutil.rmtree(folder)
+            scratch.rename(folder)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        _sync(checkpoints)
     return folder
 
 
 def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
-    """Let `last` (and `best`) point to `folder`, each in one atomic change; delete folders that nothing points to."""
-    for name in (LAST, BEST) if is_best else (LAST,):
+    """Let `last` (and `best`) point to `folder`, each in one atomic change.
+
+    Folders that nothing points to go, but for the one that `last` pointed to before: it serves if the new one is
+    damaged.
+    """
+    before = (checkpoints / LAST).resolve()
+    for name in (BEST, LAST) if is_best else (LAST,):  # a kill in between repeats the step, and finds the same best
         link = checkpoints / f".{name}-{uuid4().hex[:8]}"
         link.symlink_to(folder.name)
         link.replace(checkpoints / name)
-    kept = {(checkpoints / pointer).resolve() for pointer in (LAST, BEST) if (checkpoints / pointer).exists()}
+    kept = {before} | {(checkpoints / pointer).resolve() for pointer in (LAST, BEST)}
     for old in checkpoints.glob("step-*"):
         if old.resolve() not in kept:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def find_sound(checkpoints: Path) -> Path | None:
+    """The checkpoint that `last` points to, or if it is damaged the newest sound one before; None where there is none.
+
+    Raises:
+        CheckpointError: there are checkpoints, but all of them are damaged.
+    """
+    if not (checkpoints / LAST).is_symlink():
+        return None
+    newest = (checkpoints / LAST).readlink().name
+    damaged: list[str] = []
+    for name in sorted({newest, *(each.name for each in checkpoints.glob("step-*") if each.name < newest)})[::-1]:
+        fault = find_damage(checkpoints / name)
+        if fault is None:
+            for each in damaged:
+                logger.warning("%s; going on from %s", each, name)
+            return checkpoints / name
+        damaged.append(fault)
+    raise CheckpointError(f"{'; '.join(damaged)}; no other checkpoint is left, so start a new run")
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None if they are as they were written."""
+    try:
+        sums: dict[str, str] = load_about(folder).get("sha256", {})
+    except CheckpointError as error:
+        return str(error)
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.exists():
+            return f"{path} is missing"
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                return f"{path} is damaged: its checksum is not that of about.json"
+    return None
 
 
 def load_about(folder: Path) -> dict[str, Any]:
@@ -115,8 +173,17 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def _write(path: Path, data: bytes | memoryview) -> str:
+    """Write a file, flushed to the disk; gives its SHA-256."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(data).hexdigest()
+
+
 def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
+    """Flush a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

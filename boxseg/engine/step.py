@@ -123,8 +123,10 @@ class StepOutput:
     """Scalars on the device, by metric name."""
 
 
-def run_step(trainer: Trainer, batch: Batch, step: int) -> StepOutput:
+def run_step(trainer: Trainer, batch: Batch, step: int, *, part: int = 0) -> StepOutput:
     """Losses of one batch (on the trainer's device) at `step`; updates teacher statistics, thresholds and bank.
+
+    `part` numbers the parts of a batch that does not fit in memory at once.
 
     Source: method.md section (a.2).
     """
@@ -144,7 +146,7 @@ def run_step(trainer: Trainer, batch: Batch, step: int) -> StepOutput:
             step=step,
             settings=trainer.config.pc,
             soft_thr=trainer.soft_thr,
-            generator=paste_generator(trainer.config.train.seed, step),
+            generator=paste_generator(trainer.config.train.seed, step, part),
         )
         metrics |= paste_metrics
     with trainer.autocast():
@@ -200,7 +202,8 @@ def update_ema(trainer: Trainer, step: int) -> None:
         update_teacher(trainer.teacher, trainer.student, momentum)
 
 
-def paste_generator(seed: int, step: int) -> torch.Generator:
-    """Random numbers of copy-paste for one step of this process."""
-    state = np.random.SeedSequence([seed, PASTE_STREAM, step, rank()]).generate_state(1, np.uint64)
+def paste_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
+    """Random numbers of copy-paste for one step of this process, or one part of its batch."""
+    numbers = [seed, PASTE_STREAM, step, rank(), *([part] if part else [])]
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]) >> 1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from boxseg.config import as_steps
 from boxseg.engine import checkpoint
@@ -51,14 +53,15 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = 
         trainer: Networks, optimizer, bank and data, fresh from `boxseg.build`.
         folder: The run's folder; gets `checkpoints/`, `samples/` and, with the last evaluation, `evaluation/`.
         reporter: Receives every report, on every rank.
-        resume: Go on from `checkpoints/last` where it exists; with one process, the result equals an uninterrupted
-            run (several agree on BatchNorm statistics whenever they save).
+        resume: Go on from the last sound checkpoint, if there is one; with one process, the result equals an
+            uninterrupted run (several agree on BatchNorm statistics whenever they save).
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; names the terms and the images.
     """
     checkpoints = folder / "checkpoints"
-    progress = restore(trainer, checkpoints / checkpoint.LAST) if resume else Progress()
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    progress = restore(trainer, checkpoint.find_sound(checkpoints)) if resume else Progress()
     eval_steps = evaluation_steps(trainer.steps, trainer.config.train.eval_every)
     meter = Meter()
     for step, batch, waited in _timed(
@@ -91,7 +94,10 @@ def wants_stop(reporter: Reporter, *, at_report: bool) -> bool:
 
 
 def optimise(trainer: Trainer, batch: Batch, step: int) -> dict[str, Tensor]:
-    """One update of all state from one batch; returns the step's metrics as scalars on the device."""
+    """One update of all state from one batch; returns the step's metrics as scalars on the device.
+
+    With `train.accumulate` the batch comes in parts whose gradients add up to that of the mean over the images.
+    """
     solver = trainer.config.solver
     factor = lr_factor(
         step,
@@ -102,14 +108,28 @@ def optimise(trainer: Trainer, batch: Batch, step: int) -> dict[str, Tensor]:
     )
     set_lr(trainer.optimizer, factor)
     update_ema(trainer, step)
-    output = run_step(trainer, batch.to(trainer.device), step)
-    guard_finite(output, batch.image_ids, step)
     trainer.optimizer.zero_grad(set_to_none=True)
-    output.loss.backward()
+    parts = batch.split(trainer.config.train.accumulate)
+    metrics: dict[str, Tensor] = {}
+    for number, part in enumerate(parts):
+        with sum_over_ranks(trainer.forward, now=number == len(parts) - 1):
+            output = run_step(trainer, part.to(trainer.device), step, part=number)
+            guard_finite(output, part.image_ids, step)
+            share = len(part) / len(batch)
+            (share * output.loss).backward()
+        for name, value in output.metrics.items():
+            metrics[name] = metrics.get(name, 0) + share * value
     if trainer.config.train.clip_norm is not None:
         nn.utils.clip_grad_norm_(trainer.student.parameters(), trainer.config.train.clip_norm)
     trainer.optimizer.step()
-    return output.metrics
+    return metrics
+
+
+def sum_over_ranks(forward: nn.Module, *, now: bool) -> AbstractContextManager[None]:
+    """Let a backward pass within exchange gradients between processes, or leave that to a later one."""
+    if now or not isinstance(forward, DistributedDataParallel):
+        return nullcontext()
+    return forward.no_sync()
 
 
 def guard_finite(output: StepOutput, image_ids: list[int], step: int) -> None:
@@ -191,13 +211,13 @@ def save(trainer: Trainer, checkpoints: Path, progress: Progress, *, is_best: bo
     return folder
 
 
-def restore(trainer: Trainer, folder: Path) -> Progress:
-    """Load a checkpoint into the trainer where there is one.
+def restore(trainer: Trainer, folder: Path | None) -> Progress:
+    """Load a checkpoint into the trainer, if one is given.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of a longer run or another network.
     """
-    if not folder.exists():
+    if folder is None:
         return Progress()
     about = checkpoint.load_about(folder)
     if about["step"] > trainer.steps:

@@ -177,7 +177,7 @@ def test_a_plan_takes_its_time_from_an_earlier_run_of_the_same_size(tmp_path: Pa
     plan = make_plan(make_spec(tmp_path, train={"steps": 200}))
     assert plan.seconds == pytest.approx(400.0)
     assert "run one" in plan.time_basis
-    assert plan.disk_bytes == 2000
+    assert plan.disk_bytes == 3000
     assert make_plan(make_spec(tmp_path, train={"image_size": 64})).seconds is None
 
 

@@ -11,7 +11,8 @@ from boxseg.build import build_trainer
 from boxseg.data.toy import ensure_toy
 from boxseg.engine import checkpoint
 from boxseg.engine.evaluate import encode_detections
-from boxseg.engine.train import evaluation_steps, guard_collapse, train
+from boxseg.engine.step import run_step
+from boxseg.engine.train import evaluation_steps, guard_collapse, optimise, train
 from boxseg.errors import CheckpointError, CollapseError, DataError, NonFiniteLossError
 from boxseg.ops.masks import box_masks
 
@@ -203,3 +204,21 @@ def test_a_convnext_of_timm_trains(run, tmp_path):
     settings = {"steps": 1, "eval_every": 1, "panels": 0}
     result, _ = run(tmp_path, method="boxinst", model={"backbone": "timm/convnext_atto"}, train=settings)
     assert result.finished
+
+
+def test_the_parts_of_a_batch_add_up_to_the_mean_over_its_images(tiny_config, data_root):
+    config = tiny_config(method="boxinst", train={"batch_size": 3, "accumulate": 2})
+    trainer = build_trainer(config, data_root=data_root)
+    batch = next(trainer.loader.batches(0, 1))
+    parts = batch.split(2)
+    assert [part.image_ids for part in parts] == [batch.image_ids[:1], batch.image_ids[1:]]
+    assert [len(part) for part in batch.split(9)] == [1, 1, 1]
+    for part in parts:
+        (run_step(trainer, part, 0).loss * len(part) / 3).backward()
+    expected = {
+        name: value.grad.clone() for name, value in trainer.student.named_parameters() if value.grad is not None
+    }
+    optimise(trainer, batch, 0)
+    for name, value in trainer.student.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(value.grad, expected[name], msg=name)
