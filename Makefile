@@ -30,7 +30,7 @@ help:
 install: .venv/.installed
 
 demo: .venv/.installed
-	$(BIN)/boxseg sweep experiments/qam.yaml
+	$(BIN)/boxseg sweep experiments/qam.yaml --new
 
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -m "not slow and not gpu"

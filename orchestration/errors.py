@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from boxseg.errors import BoxSegError, CollapseError, ConfigError, DataError, NonFiniteLossError
+from boxseg.errors import BoxSegError, CollapseError, ConfigError, DataError, NonFiniteLossError, StorageError
 
 
 class ResourceError(BoxSegError):
     """The machine or cluster has too little of something, or cannot be reached."""
+
+
+class PreemptedError(BoxSegError):
+    """The machine was taken away; the run goes on from its last checkpoint when it is started again."""
 
 
 class ExitCode(IntEnum):
@@ -23,11 +27,13 @@ class ExitCode(IntEnum):
     SOME_TRIALS_FAILED = 4
     """The sweep finished and has a best trial, but some trials failed."""
     RESOURCES = 5
-    """Too few resources, or the cluster is not reachable or refused."""
+    """Too few resources (memory and disk too), or the cluster is not reachable or refused."""
     DIVERGED = 6
     """A loss was not finite, or the masks collapsed to their boxes."""
     INTERRUPTED = 75
     """Interrupted with the state saved; run again with `--resume`."""
+    KILLED = 130
+    """Interrupted twice, or in a command that has no state: nothing was saved beyond the last checkpoint."""
 
 
 def exit_code_for(error: BaseException) -> ExitCode:
@@ -36,6 +42,8 @@ def exit_code_for(error: BaseException) -> ExitCode:
         ConfigError: ExitCode.USAGE,
         DataError: ExitCode.DATA,
         ResourceError: ExitCode.RESOURCES,
+        StorageError: ExitCode.RESOURCES,
+        PreemptedError: ExitCode.INTERRUPTED,
         NonFiniteLossError: ExitCode.DIVERGED,
         CollapseError: ExitCode.DIVERGED,
     }

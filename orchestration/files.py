@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from boxseg.files import naming_storage_faults
+
 
 def digest(path: Path) -> str:
     """What a file holds, as 16 hexadecimal digits."""
@@ -20,10 +22,14 @@ def digest(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold a lock that only one process of this machine can have."""
+def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock that only one process of this machine can have; it goes with the process, however that ends.
+
+    Raises:
+        BlockingIOError: another has it, and we are not to wait.
+    """
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 
@@ -39,14 +45,23 @@ def log_to_file(path: Path, loggers: Sequence[str], *, level: int = logging.NOTS
         logger.setLevel(level)
 
 
-def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Add an object with the time to a file of JSON lines; a line that a kill tore stays alone and is skipped."""
+def append_line(path: Path, values: dict[str, Any], *, sync: bool = False) -> None:
+    """Add an object with the time to a file of JSON lines; a line that a kill tore stays alone and is skipped.
+
+    With `sync` the line is on the disk when this returns.
+
+    Raises:
+        StorageError: the disk is full, read-only or gone.
+    """
     line = json.dumps({"time": round(time.time(), 3), **values}) + "\n"
-    with path.open("a+b") as file:
+    with naming_storage_faults(path), path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             line = line if file.read() == b"\n" else "\n" + line
         file.write(line.encode())
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import psutil
 
-import orchestration.errors  # noqa: F401  defines some of the errors below
-from boxseg.errors import BoxSegError, ConfigError
+from boxseg.errors import ConfigError
 from boxseg.files import write_atomic
+from orchestration.failures import Failure
 from orchestration.files import append_line, file_lock, read_lines
 
 Status = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
@@ -26,41 +26,6 @@ Kind = Literal["run", "sweep"]
 
 FINAL: frozenset[Status] = frozenset({"finished", "stopped", "failed", "interrupted"})
 """A run in one of these has no process any more; `stopped` means by the trial scheduler."""
-
-OUR_ERRORS: dict[str, type[BoxSegError]] = {
-    "BoxSegError": BoxSegError,
-    **{kind.__name__: kind for kind in BoxSegError.__subclasses__()},
-}
-"""Errors that boxseg raises on purpose, by name."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a run failed."""
-
-    kind: str
-    """Class name of the error."""
-    text: str
-
-    @classmethod
-    def of(cls, error: BaseException) -> Failure:
-        """Class and text of an error; of Ray's long texts the last line, which names the cause."""
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        foreign_text = (lines[-1] if len(lines) > 6 else "\n".join(lines))[:2000]
-        kind = type(error).__name__
-        return cls(kind, str(error) if isinstance(error, BoxSegError) else foreign_text or kind)
-
-    @property
-    def is_ours(self) -> bool:
-        """True if boxseg raised the error on purpose; trying again would repeat it."""
-        return self.kind in OUR_ERRORS
-
-
-def error_of(failure: Failure) -> BoxSegError:
-    """The error again, of its own class where that is one of ours."""
-    if failure.is_ours:
-        return OUR_ERRORS[failure.kind](failure.text)
-    return BoxSegError(f"{failure.kind}: {failure.text}")
 
 
 @dataclass(frozen=True)
@@ -85,6 +50,11 @@ class RunStatus:
     """Metrics of the best evaluation."""
     best_step: int | None = None
     failure: Failure | None = None
+    """Why it failed; while it runs, why it was started again."""
+    retries: list[str] = field(default_factory=list)
+    """Why the run was started again by itself, one line each."""
+    accumulate: int | None = None
+    """Parts of each worker's batch since memory was too short; null: `train.accumulate`."""
     description: str = ""
     """One line for people: the settings that a trial varies."""
     values: dict[str, Any] = field(default_factory=dict)
@@ -127,7 +97,8 @@ class RunFolder:
     `status.json` is written beside and renamed. `metrics.jsonl` only grows: one object per line with `step`, `time` and
     `metrics`. A line with a lower step than the line before it comes from a run that went on from a checkpoint: it
     replaces what was reported beyond that step. `journal.jsonl` of a sweep has a line for each event: `sweep_start`,
-    `trial_start`, `trial_end`, `sweep_end`. `logs` holds what Ray and MLflow had to say.
+    `trial_drawn`, `trial_start`, `trial_end`, `sweep_end`; a resumed sweep goes on below. `logs` holds what Ray and
+    MLflow had to say.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -151,6 +122,15 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config_path, config)
         self._write(replace(status, folder=str(self.path), created=status.created or time.time()))
+        return self
+
+    def open(self, status: RunStatus, config: str) -> RunFolder:
+        """`create`, or for a run that goes on: take over settings and tags, and mark as running by this process."""
+        if not self.status_path.exists():
+            return self.create(status, config)
+        write_atomic(self.config_path, config)
+        self.update(steps=status.steps, tags=status.tags)
+        self.start()
         return self
 
     def status(self) -> RunStatus:
@@ -202,13 +182,24 @@ class RunFolder:
             failure = Failure.of(failure)
 
         def change(now: RunStatus) -> RunStatus:
-            named_before = now.failure is not None and now.failure.is_ours
-            named_now = failure is not None and failure.is_ours
+            named_before = now.failure is not None and now.failure.names_cause
+            named_now = failure is not None and failure.names_cause
             if now.is_final and (named_before or not named_now or not status == now.status == "failed"):
                 return now
-            return replace(now, status=status, ended=time.time(), failure=failure)
+            better = now.failure if named_before and failure is not None and not named_now else failure
+            return replace(now, status=status, ended=time.time(), failure=better)
 
         return self._change(change)
+
+    def note_retry(self, failure: Failure, how: str, *, accumulate: int | None = None) -> None:
+        """Write down that the run is started again, why and how; `accumulate` if the batch is split from now on."""
+
+        def change(now: RunStatus) -> RunStatus:
+            line = f"{failure.failure_class} after step {now.step}: {how}"
+            parts = now.accumulate if accumulate is None else accumulate
+            return replace(now, failure=failure, retries=[*now.retries, line], accumulate=parts)
+
+        self._change(change)
 
     def report(self, step: int, metrics: dict[str, float], *, is_best: bool = False) -> None:
         """Add metrics to the history and to the status, unless the run has ended: then it was stopped from outside."""
@@ -230,7 +221,7 @@ class RunFolder:
 
     def note(self, event: str, **details: Any) -> None:
         """Add one event to the journal."""
-        append_line(self.journal_path, {"event": event, **details})
+        append_line(self.journal_path, {"event": event, **details}, sync=True)
 
     def journal(self) -> list[dict[str, Any]]:
         """All events of the journal, oldest first."""
@@ -268,6 +259,10 @@ class RunFolder:
     def write_tracking(self, state: dict[str, Any]) -> None:
         """Remember how far the tracking store has followed."""
         write_atomic(self.tracking_path, json.dumps(state))
+
+    def training(self) -> contextlib.AbstractContextManager[None]:
+        """Held by the process that trains here, so that one started after a kill waits for those left over."""
+        return file_lock(self.path / ".training")
 
     def request_stop(self) -> None:
         """Ask whoever trains in this folder to save a checkpoint and end."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from orchestration.config import SweepConfig, SweepSpec
 from orchestration.domains import Choice, Domain, LogUniform, RandInt, Uniform
@@ -72,6 +75,31 @@ TRIAL_SCHEDULERS: dict[str, Callable[[SweepSpec], TrialScheduler | None]] = {
 }
 
 
+def tell_past(scheduler: TrialScheduler | None, past: Sequence[PastTrial], metric: str) -> None:
+    """Let ASHA know what trials reported before the sweep was interrupted; other schedulers start afresh."""
+    from ray.tune.schedulers import ASHAScheduler
+
+    if not isinstance(scheduler, ASHAScheduler):
+        return
+    by_number = {each.trial.number: each for each in past}
+    ended = [each for each in past if each.ended]
+    add = scheduler.on_trial_add
+
+    def tell(controller: Any, tune_trial: Any, reports: list[tuple[int, float]]) -> None:
+        add(controller, tune_trial)
+        for step, value in reports:
+            scheduler.on_trial_result(controller, tune_trial, {"step": step, metric: value})
+
+    def on_trial_add(controller: Any, tune_trial: Any) -> None:
+        while ended:  # now ASHA knows the metric; it looks at nothing of a trial but its id
+            each = ended.pop()
+            tell(controller, SimpleNamespace(trial_id=f"past-{each.trial.number}"), each.reports)
+        own = by_number.get(tune_trial.config["trial"].number)
+        tell(controller, tune_trial, own.reports if own else [])
+
+    scheduler.on_trial_add = on_trial_add  # type: ignore[assignment]
+
+
 @dataclass(frozen=True)
 class Trial:
     """One trial to run."""
@@ -83,35 +111,55 @@ class Trial:
     seed: int
 
 
+@dataclass(frozen=True)
+class PastTrial:
+    """A trial that the sweep drew before it was interrupted."""
+
+    trial: Trial
+    ended: bool
+    """False if it is to go on."""
+    reports: list[tuple[int, float]]
+    """(step, deciding metric) of its evaluations so far."""
+
+    @property
+    def score(self) -> float | None:
+        """Deciding metric of the last evaluation; None before the first."""
+        return self.reports[-1][1] if self.reports else None
+
+
 class TrialQueue:
     """Settings times seeds, one trial after the other; all seeds of a setting come in a row.
 
-    Settings are judged by the mean over their seeds, once all of them have ended.
+    Settings are judged by the mean over their seeds, once all of them have ended. What is drawn for a setting depends
+    on the seed, its place in the row and the scores told so far, so that a resumed sweep draws what it would have.
     """
 
-    def __init__(self, sweep: SweepConfig, seed: int) -> None:
+    def __init__(self, sweep: SweepConfig, seed: int, past: Sequence[PastTrial] = ()) -> None:
+        """`past` trials keep their values; those that have ended are not handed out again."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        sampler = SEARCHERS[sweep.search](sweep, seed)
-        self._study = optuna.create_study(direction="maximize" if sweep.mode == "max" else "minimize", sampler=sampler)
-        for indices in grid(sweep) if sweep.search == "grid" else ():
-            self._study.enqueue_trial(indices)
+        self._study = optuna.create_study(direction="maximize" if sweep.mode == "max" else "minimize")
         self._sweep = sweep
-        self._asked: list[Any] = []  # Optuna's trials, one for each setting
+        self._seed = seed
+        self._grid = grid(sweep) if sweep.search == "grid" else []
+        self._known = {each.trial.number // len(sweep.seeds): each.trial.values for each in past}
+        self._asked: dict[int, Any] = {}  # Optuna's trials by place of the setting
         self._scores: dict[int, list[float | None]] = {}
-        self._numbers = iter(range(count_trials(sweep)))
+        for setting in sorted(self._known):
+            self._values(setting)
+        ended = [each for each in past if each.ended]
+        for each in ended:
+            self.ended(each.trial.number, each.score)
+        self._left = iter(sorted(set(range(count_trials(sweep))) - {each.trial.number for each in ended}))
 
     def next(self) -> Trial | None:
         """The next trial; None when all have been handed out."""
-        number = next(self._numbers, None)
+        number = next(self._left, None)
         if number is None:
             return None
-        which = number % len(self._sweep.seeds)
-        if which == 0:
-            self._asked.append(self._study.ask())
-        values = {name: suggest(self._asked[-1], name, domain) for name, domain in self._sweep.space.items()}
-        return Trial(number, values, self._sweep.seeds[which])
+        setting, which = divmod(number, len(self._sweep.seeds))
+        return Trial(number, self._values(setting), self._sweep.seeds[which])
 
     def ended(self, number: int, score: float | None) -> None:
         """Say how good a trial was; None if it has no value of the metric."""
@@ -128,9 +176,22 @@ class TrialQueue:
         else:
             self._study.tell(self._asked[setting], state=TrialState.FAIL)
 
+    def _values(self, setting: int) -> dict[str, Any]:
+        """Setting name -> value of the setting at a place, drawn when it is first asked for."""
+        space = self._sweep.space
+        if setting not in self._asked:
+            if setting in self._known:
+                self._study.enqueue_trial({name: place_in(space[name], x) for name, x in self._known[setting].items()})
+            elif self._grid:
+                self._study.enqueue_trial(self._grid[setting])
+            seeds = np.random.SeedSequence([self._seed % 2**32, setting]).generate_state(1)
+            self._study.sampler = SEARCHERS[self._sweep.search](self._sweep, int(seeds[0]))
+            self._asked[setting] = self._study.ask()
+        return {name: suggest(self._asked[setting], name, domain) for name, domain in space.items()}
 
-def make_searcher(queue: TrialQueue, metric: str, mode: str) -> Searcher:
-    """A Tune searcher that hands out `{"trial": Trial}` and reports ends back to the queue."""
+
+def make_searcher(queue: TrialQueue, metric: str, mode: str, *, note: Callable[[Trial], None]) -> Searcher:
+    """A Tune searcher that hands out `{"trial": Trial}` and reports ends back to the queue; `note` hears of each."""
     from ray.tune.search import Searcher
 
     class QueueSearcher(Searcher):
@@ -143,11 +204,15 @@ def make_searcher(queue: TrialQueue, metric: str, mode: str) -> Searcher:
             if trial is None:
                 return Searcher.FINISHED
             self._numbers[trial_id] = trial.number
+            note(trial)
             return {"trial": trial}
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
             score = None if error or not result else result.get(metric)
             queue.ended(self._numbers[trial_id], score)
+
+        def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+            return object, ()  # Tune stores it to restore an experiment; our journal serves for that
 
     return QueueSearcher()
 
@@ -175,3 +240,8 @@ def suggest(trial: Any, name: str, domain: Domain) -> Any:
             return trial.suggest_int(name, low, high - 1)
         case Choice(choice=values):
             return values[trial.suggest_categorical(name, range(len(values)))]
+
+
+def place_in(domain: Domain, value: Any) -> Any:
+    """What Optuna calls a value that `suggest` gave: its place in the list for a choice, else the value."""
+    return domain.choice.index(value) if isinstance(domain, Choice) else value

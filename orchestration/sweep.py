@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from boxseg.errors import ConfigError
 from boxseg.files import write_atomic
-from orchestration.config import RunSpec, SweepSpec, dump_resolved
+from orchestration.config import RunSpec, SweepSpec, dump_resolved, load_run
+from orchestration.failures import Failure, error_of
+from orchestration.journal import ENDED, driving, is_concluded, newest_sweep, read_past
 from orchestration.origin import provenance, write_changes
 from orchestration.preflight import concurrency, uses_cluster
 from orchestration.progress import SweepProgress
 from orchestration.ray_session import start_ray
 from orchestration.report import try_report
-from orchestration.run_folder import Failure, RunFolder, RunStatus, Status, new_id, own_process
-from orchestration.search_space import TRIAL_SCHEDULERS, Trial, TrialQueue, count_trials, make_searcher
+from orchestration.run_folder import RunFolder, RunStatus, Status, new_id, own_process
+from orchestration.search_space import (
+    TRIAL_SCHEDULERS,
+    PastTrial,
+    Trial,
+    TrialQueue,
+    count_trials,
+    make_searcher,
+    tell_past,
+)
 from orchestration.table import SweepTable, TrialRow, describe, markdown_table, read_table
 from orchestration.tracking import Tracker
-from orchestration.train_run import StopSignals, fit, prepare_data, run_beside, tracked
-from orchestration.worker import Payload, TrainFn, train_here
+from orchestration.train_run import (
+    WORKER_FAILURES,
+    StopSignals,
+    check_same_settings,
+    fit,
+    prepare_data,
+    run_beside,
+    tracked,
+)
+from orchestration.worker import Payload, TrainFn, split_batch, train_here
 
 if TYPE_CHECKING:
     from ray.tune import Callback, Tuner
@@ -78,11 +97,32 @@ class SweepPlan:
         return Payload(spec, folder, self.data_root, metric=sweep.metric, mode=sweep.mode, train_fn=self.train_fn)
 
 
-def run_sweep(spec: SweepSpec, *, train_fn: TrainFn | None = None, progress: bool = True) -> SweepResult:
+@dataclass(frozen=True)
+class SweepStart:
+    """How a sweep starts where there is one of its name."""
+
+    resume: bool = False
+    """Go on with the newest one, which was interrupted."""
+    retry_failed: bool = False
+    """So too if it has ended, and run again what failed for a reason that may have gone."""
+    beside: bool = False
+    """Start another one even though the newest one was interrupted or is running."""
+
+
+def run_sweep(
+    spec: SweepSpec,
+    *,
+    start: SweepStart = SweepStart(),
+    max_failures: int | None = None,
+    train_fn: TrainFn | None = None,
+    progress: bool = True,
+) -> SweepResult:
     """Run all trials, keep the best checkpoint, and wait for the end.
 
     Args:
         spec: All settings.
+        start: What to do about an earlier sweep of this name.
+        max_failures: End as after a signal once so many trials have failed; null: go on.
         train_fn: The training loop; null: that of boxseg.
         progress: Show progress on stderr.
 
@@ -90,29 +130,64 @@ def run_sweep(spec: SweepSpec, *, train_fn: TrainFn | None = None, progress: boo
         The result, also if trials failed. SIGINT and SIGTERM end the running trials with their state saved.
 
     Raises:
-        BoxSegError: the sweep itself cannot run (resources, data).
+        BoxSegError: the sweep itself cannot run (resources, data, an earlier sweep of this name).
         KeyboardInterrupt: a second signal came before the state was saved.
     """
     storage = spec.storage.absolute()
-    folder = RunFolder(storage / spec.name / new_id())
+    folder = find_sweep(spec, start) or RunFolder(storage / spec.name / new_id())
     tags = prepare_data(spec) | provenance(spec)
     tags |= {"search": spec.sweep.search, "trial_scheduler": spec.sweep.trial_scheduler}
     planned = count_trials(spec.sweep)
     status = RunStatus(folder.path.name, spec.name, kind="sweep", steps=planned, tags=tags, **own_process())
-    folder.create(status, dump_resolved(spec))
-    write_changes(folder)
-    tracker = Tracker(storage, spec.name, uri=spec.tracking.uri, logs=folder.logs)
-    sweep = Sweep(SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn), tags, tracker)
-    with tracked(tracker, folder), StopSignals() as signals:
-        try:
-            with SweepProgress(spec.name, planned, shown=progress) as display:
-                with start_ray(spec, logs=folder.logs) as have:
-                    sweep.watch(run_beside(make_tuner(sweep, concurrency(spec, have)).fit), signals, display)
-                sweep.close_trials(interrupted=signals.received is not None)
-                display.update(read_table(folder.path, spec))
-        finally:
-            sweep.close_trials(interrupted=True)
-        return sweep.conclude(interrupted=signals.received is not None)
+    with driving(folder):
+        folder.open(status, dump_resolved(spec))
+        write_changes(folder)
+        tracker = Tracker(storage, spec.name, uri=spec.tracking.uri, logs=folder.logs)
+        past = read_past(folder, spec.sweep.metric, retry_failed=start.retry_failed)
+        sweep = Sweep(SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn), tags, tracker, past)
+        sweep.max_failures = max_failures
+        with tracked(tracker, folder), StopSignals() as signals:
+            try:
+                with SweepProgress(spec.name, planned, shown=progress) as display:
+                    if sweep.ended < planned:
+                        with start_ray(spec, logs=folder.logs) as have:
+                            tuner = make_tuner(sweep, concurrency(spec, have))
+                            sweep.watch(run_beside(tuner.fit), signals, display)
+                    sweep.close_trials(interrupted=signals.received is not None)
+                    display.update(read_table(folder.path, spec))
+            finally:
+                sweep.close_trials(interrupted=True)
+            return sweep.conclude(interrupted=signals.received is not None)
+
+
+SWEEP_MAY_CHANGE = ("sweep.concurrency", "train.panels", "data.loader_workers")
+"""Settings that a resumed sweep may have otherwise, besides those of `resources`, `storage` and `tracking`."""
+
+
+def find_sweep(spec: SweepSpec, start: SweepStart) -> RunFolder | None:
+    """The sweep to go on with; None for a new one.
+
+    Raises:
+        ConfigError: the newest sweep of this name runs, or was interrupted and nobody said what to do about it; or it
+            cannot be resumed.
+    """
+    folder = None if start.beside else newest_sweep(spec.storage.absolute(), spec.name)
+    ended = folder is None or folder.stored().status in ENDED
+    if folder is not None and start.resume:
+        ended = is_concluded(folder)  # one that ended by a fault of its driver can go on too
+    if folder is None or (ended and not start.retry_failed):
+        if start.resume or start.retry_failed:
+            what = "there is no sweep" if start.retry_failed else "no interrupted sweep"
+            raise ConfigError(f"{what} {spec.name} under {spec.storage}; start one without --resume and --retry-failed")
+        return None
+    with driving(folder):
+        if not start.resume and not start.retry_failed:
+            raise ConfigError(
+                f"sweep {folder.path.name} was interrupted; go on with it by --resume, or start another one beside it "
+                "with --new"
+            )
+        check_same_settings(spec, folder, SWEEP_MAY_CHANGE)
+    return folder
 
 
 def runner_of(spec: SweepSpec) -> Literal["inline", "ray_train"]:
@@ -132,7 +207,9 @@ def make_tuner(sweep: Sweep, at_once: int) -> Tuner:
         resources = {"CPU": spec.resources.cpus_per_worker, "GPU": spec.resources.gpus_per_worker}
     else:
         resources = {"node:__internal_head__": 0.01}  # the trial only waits; its workers take the cores
-    queue = TrialQueue(spec.sweep, spec.train.seed)
+    queue = TrialQueue(spec.sweep, spec.train.seed, sweep.past)
+    scheduler = TRIAL_SCHEDULERS[spec.sweep.trial_scheduler](spec)
+    tell_past(scheduler, sweep.past, spec.sweep.metric)
     return tune.Tuner(
         tune.with_resources(
             tune.with_parameters(run_trial, plan=plan), {name: amount for name, amount in resources.items() if amount}
@@ -140,17 +217,17 @@ def make_tuner(sweep: Sweep, at_once: int) -> Tuner:
         tune_config=tune.TuneConfig(
             metric=spec.sweep.metric,
             mode=spec.sweep.mode,
-            search_alg=make_searcher(queue, spec.sweep.metric, spec.sweep.mode),
-            scheduler=TRIAL_SCHEDULERS[spec.sweep.trial_scheduler](spec),
+            search_alg=make_searcher(queue, spec.sweep.metric, spec.sweep.mode, note=sweep.note_drawn),
+            scheduler=scheduler,
             num_samples=count_trials(spec.sweep),
             max_concurrent_trials=at_once,
             reuse_actors=plan.runner == "inline",
             trial_dirname_creator=lambda trial: f"{trial.config['trial'].number:02d}",
         ),
         run_config=tune.RunConfig(
-            name="tune",
+            name=f"tune-{new_id()}",  # Ray's own state of an earlier start is not read: ours is in the folders
             storage_path=str(plan.folder / "logs"),
-            failure_config=tune.FailureConfig(max_failures=2),  # only lost processes: trials do not raise
+            failure_config=tune.FailureConfig(max_failures=WORKER_FAILURES),  # only lost processes: trials do not raise
             callbacks=[make_callback(sweep)],
             verbose=0,
         ),
@@ -182,18 +259,30 @@ def run_trial(config: dict[str, Any], plan: SweepPlan) -> None:
 class Sweep:
     """The driver's side of a sweep: opens and closes trials in folders, journal and tracking."""
 
-    def __init__(self, plan: SweepPlan, tags: dict[str, str], tracker: Tracker) -> None:
+    def __init__(self, plan: SweepPlan, tags: dict[str, str], tracker: Tracker, past: Sequence[PastTrial] = ()) -> None:
+        """`past` trials are those of the sweep before it was interrupted."""
         self.plan = plan
+        self.past = past
         self.folder = RunFolder(plan.folder)
+        self.ended = sum(each.ended for each in past)
+        self._drawn = {each.trial.number for each in past}
+        self.max_failures: int | None = None
+        self._failures = 0
         self._tags = tags
         self._tracker = tracker
         self._open: dict[int, RunFolder] = {}
-        self._ended = 0
-        self.folder.note("sweep_start", id=plan.folder.name, planned=count_trials(plan.spec.sweep))
+        planned = count_trials(plan.spec.sweep)
+        self.folder.note("sweep_start", id=plan.folder.name, planned=planned, ended=self.ended)
+
+    def note_drawn(self, trial: Trial) -> None:
+        """Write down what a trial is before anything else knows of it."""
+        if trial.number not in self._drawn:
+            self._drawn.add(trial.number)
+            self.folder.note("trial_drawn", **asdict(trial))
 
     def open_trial(self, trial: Trial) -> None:
         """Make the trial's folder before its process looks for it; values that are impossible end it at once."""
-        if self.folder.stop_requested():
+        if self.folder.stop_requested() or trial.number in self._open:  # Tune starts a trial again after a loss
             return
         folder = self.plan.trial_folder(trial)
         spec: RunSpec = self.plan.spec
@@ -213,11 +302,11 @@ class Sweep:
             parent="..",
             **own_process(),
         )
-        folder.create(status, dump_resolved(spec))
+        folder.open(status, dump_resolved(spec))
         if impossible is not None:
             folder.finish("failed", impossible)
         self._open[trial.number] = folder
-        self.folder.note("trial_start", trial=status.id, values=trial.values, seed=trial.seed)
+        self.folder.note("trial_start", trial=status.id, step=folder.stored().step)
         self._tracker.add(folder)
 
     def close_trial(self, number: int, status: Status, failure: Failure | None = None) -> None:
@@ -227,23 +316,36 @@ class Sweep:
             return
         end = folder.finish(status, failure)
         cause = end.failure.text if end.failure else "asha" if end.status == "stopped" else ""
-        self.folder.note("trial_end", trial=end.id, status=end.status, cause=cause, step=end.step)
-        self._ended += 1
-        self.folder.update(step=self._ended)
+        told: dict[str, Any] = {"failure_class": end.failure.failure_class} if end.failure else {}
+        told |= {"retries": end.retries} if end.retries else {}
+        self.folder.note("trial_end", trial=end.id, status=end.status, cause=cause, step=end.step, **told)
+        self._failures += end.status == "failed"
+        self.ended += 1
+        self.folder.update(step=self.ended)
         best = read_table(self.folder.path, self.plan.spec).best()
         if best is not None:
             found = RunFolder(best.folder).stored()
             metrics = found.best or found.metrics
-            self.folder.append_metrics(self._ended, {**metrics, "sweep/trials_ended": self._ended})
+            self.folder.append_metrics(self.ended, {**metrics, "sweep/trials_ended": self.ended})
             self.folder.update(metrics=metrics, best=metrics, best_run=best.folder.name)
+
+    def trial_lost(self, number: int, error: BaseException | None) -> None:
+        """Note that Tune starts a trial's process again; with less memory if that was short."""
+        folder = self._open.get(number)
+        if folder is None:
+            return
+        failure = Failure("WorkerLost", Failure.of(error).text if error else "the process ended")
+        if not split_batch(load_run(folder.config_path), folder, failure):
+            folder.note_retry(failure, "a new process goes on from the last checkpoint")
 
     def close_trials(self, *, interrupted: bool) -> None:
         """Close what is still open when no trial runs any more."""
         lost = Failure("WorkerLost", f"the trial's process ended without a word; {self.folder.logs} may tell why")
         for number in list(self._open):
             self.close_trial(number, "interrupted" if interrupted else "failed", None if interrupted else lost)
-        for path in self.folder.path.glob("*/status.json"):  # a worker elsewhere may have written after the end
-            RunFolder(path.parent).finish("stopped")
+        for path in self.folder.path.glob("*/status.json"):
+            waiting = RunFolder(path.parent).stored().status == "created"
+            RunFolder(path.parent).finish("interrupted" if waiting else "stopped")  # a worker may write after the end
 
     def watch(self, ticks: Iterator[None], signals: StopSignals, display: SweepProgress) -> None:
         """Show progress until Tune ends; after a signal, until all trials have saved their state."""
@@ -252,6 +354,8 @@ class Sweep:
             if time.monotonic() - shown > SHOW_S:
                 display.update(read_table(self.folder.path, self.plan.spec))
                 shown = time.monotonic()
+            if self.max_failures is not None and self._failures >= self.max_failures:
+                signals.stop(signal.SIGTERM)
             if signals.received:
                 folders = list(self._open.values())
                 for folder in [self.folder, *folders]:
@@ -276,17 +380,19 @@ class Sweep:
         source = RunFolder(best.folder).best_checkpoint
         if not source.exists():
             return None
-        scratch = self.folder.path / ".best"
+        scratch, kept = self.folder.path / ".best", self.folder.path / "best"
+        shutil.rmtree(scratch, ignore_errors=True)
         shutil.copytree(source.resolve(), scratch)
-        return scratch.rename(self.folder.path / "best")
+        shutil.rmtree(kept, ignore_errors=True)
+        return scratch.rename(kept)
 
 
 def _common_failure(table: SweepTable) -> Failure:
     """Why no trial has a value: their own failure where all failed alike."""
     failures = [row.failure for row in table.rows if row.failure is not None]
-    kinds = {failure.kind for failure in failures}
+    errors = {type(error_of(failure)).__name__ for failure in failures}
     reason = f"the first: {failures[0].text}" if failures else "none reported a value"
-    kind = kinds.pop() if len(kinds) == 1 else "BoxSegError"
+    kind = errors.pop() if len(errors) == 1 else "BoxSegError"
     return Failure(kind, f"all {len(table.rows)} trials failed; {reason}")
 
 
@@ -296,12 +402,13 @@ def make_callback(sweep: Sweep) -> Callback:
 
     class TrialCallback(tune.Callback):
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            started: Trial = trial.config["trial"]
-            if not sweep.plan.trial_folder(started).status_path.exists():  # Tune starts a trial again after a loss
-                sweep.open_trial(started)
+            sweep.open_trial(trial.config["trial"])
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             sweep.close_trial(trial.config["trial"].number, "stopped")
+
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            sweep.trial_lost(trial.config["trial"].number, trial.get_error())
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             error = Failure("WorkerLost", str(trial.get_error() or "the trial's process was lost").strip()[-2000:])

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from rich.table import Table
 
 from orchestration.config import SweepSpec
-from orchestration.run_folder import FINAL, Failure, RunFolder, Status
+from orchestration.failures import Failure
+from orchestration.run_folder import FINAL, RunFolder, Status
 
 STYLES = {"finished": "green", "failed": "red", "stopped": "yellow", "running": "cyan", "interrupted": "magenta"}
 
@@ -32,6 +33,9 @@ class TrialRow:
     value: float | None
     """Deciding metric of the best evaluation; None before the first."""
     failure: Failure | None = None
+    """Why it failed; while it runs, why it was started again."""
+    retries: list[str] = field(default_factory=list)
+    """Why it was started again by itself."""
     seconds: float | None = None
     """How long it took, its start included; None before its end."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -57,8 +61,8 @@ class TrialRow:
     @property
     def outcome(self) -> str:
         """Value of the metric, or why there is none."""
-        if self.failure is not None:
-            return f"{self.failure.kind}: {self.failure.text.splitlines()[0][:160]}"
+        if self.status == "failed" and self.failure is not None:
+            return f"{self.failure.failure_class}: {self.failure.text.splitlines()[0][:160]}"
         return "no value" if self.value is None else f"{self.value:.4f}"
 
 
@@ -129,6 +133,7 @@ def read_table(folder: Path, spec: SweepSpec) -> SweepTable:
                 steps=status.steps,
                 value=values.get(spec.sweep.metric),
                 failure=status.failure,
+                retries=status.retries,
                 seconds=status.ended - status.created if status.ended else None,
                 metrics=values,
                 best_step=status.best_step,
@@ -178,6 +183,8 @@ def _cells(table: SweepTable) -> tuple[list[str], list[list[str]]]:
         trial = row.id.rsplit("-", 1)[-1] + (" ★" if row is best else "")
         values = [show(row.values.get(name, "")) for name in names]
         metric = "" if row.value is None else f"{row.value:.4f}"
-        state = f"{row.status}: {row.outcome}" if row.failure is not None else row.status
+        state = f"{row.status}: {row.outcome}" if row.status == "failed" else row.status
+        if row.retries:
+            state += f" (started again {len(row.retries)}x, last for {row.retries[-1]})"
         lines.append([trial, *values, *(str(row.seed) for _ in seeds), metric, str(row.step), state])
     return ["trial", *names, *seeds, table.metric, "step", "status"], lines

@@ -371,7 +371,12 @@ def _save_comparison(client: MlflowClient, experiment_id: str, folder: RunFolder
 
 def read_params(folder: RunFolder) -> dict[str, str | int | float | bool]:
     """The settings in `config.yaml` by dotted name; those of a sweep too."""
-    values = yaml.safe_load(folder.config_path.read_text())
+    return params_of(folder.config_path.read_text())
+
+
+def params_of(config: str) -> dict[str, str | int | float | bool]:
+    """The settings of a resolved configuration by dotted name; those of a sweep too."""
+    values = yaml.safe_load(config)
     sweep = values.pop("sweep", {})
     return flatten(RunSpec.model_validate(values)) | {f"sweep.{name}": str(value) for name, value in sweep.items()}
 
@@ -399,7 +404,7 @@ def _end_run(client: MlflowClient, folder: RunFolder, status: RunStatus, run_id:
     copy_results(client, folder, run_id)
     tags: dict[str, str] = {"status": status.status, "mlflow.note.content": make_note(folder, status)}
     if status.failure is not None:
-        tags |= {"failure_class": status.failure.kind, "failure": status.failure.text[:MAX_TEXT]}
+        tags |= {"failure_class": str(status.failure.failure_class), "failure": status.failure.text[:MAX_TEXT]}
     if status.status == "stopped":
         tags["stopped_by"] = status.tags.get("trial_scheduler", "")
     if folder.best_checkpoint.exists():

@@ -16,20 +16,21 @@ from boxseg.config import CocoSource
 from boxseg.data.toy import ensure_toy
 from boxseg.errors import ConfigError
 from boxseg.files import write_atomic
-from orchestration.config import RunSpec, dump_resolved, flatten
+from orchestration.config import RunSpec, dump_resolved
 from orchestration.errors import ResourceError
+from orchestration.failures import Failure, error_of
 from orchestration.origin import check_repeatable, provenance, write_changes
 from orchestration.progress import RunProgress
 from orchestration.ray_session import start_ray
-from orchestration.run_folder import Failure, RunFolder, RunStatus, error_of, find_run, new_id, own_process
-from orchestration.tracking import Tracker, read_params
+from orchestration.run_folder import RunFolder, RunStatus, find_run, new_id, own_process
+from orchestration.tracking import Tracker, params_of, read_params
 from orchestration.worker import Payload, TrainFn, train_here, train_worker
 
 POLL_S = 0.25
 """Time between two looks at a run [s]."""
 GRACE_S = 60.0
 """How long a run may take to save its state after a request to stop [s]."""
-WORKER_FAILURES = 2
+WORKER_FAILURES = 3
 """How often lost workers are replaced; the run goes on from its last checkpoint."""
 
 
@@ -88,37 +89,44 @@ def _open_folder(spec: RunSpec, resume: str | None, repeat: RunFolder | None) ->
     folder = find_run(spec.storage.absolute(), resume)
     status = folder.status()
     if status.kind != "run":
-        raise ConfigError(f"{resume} is a sweep; only single runs can be resumed")
+        raise ConfigError(f"{resume} is a sweep; go on with it by `boxseg sweep --resume`")
     if status.status == "running":
         raise ConfigError(f"{resume} is running in process {status.pid}; stop that one first")
-    _check_same_settings(spec, folder)
+    check_same_settings(spec, folder, MAY_CHANGE)
     write_atomic(folder.config_path, dump_resolved(spec))
     folder.update(steps=spec.train.steps, tags=tags)
     return folder
 
 
-MAY_CHANGE = ("train.steps", "train.eval_every", "train.report_every", "train.panels", "data.loader_workers")
+MAY_CHANGE = (
+    "train.steps",
+    "train.eval_every",
+    "train.report_every",
+    "train.panels",
+    "train.accumulate",
+    "data.loader_workers",
+)
 """Settings that a resumed run may have otherwise, besides those of `resources`, `storage` and `tracking`."""
 
 
-def _check_same_settings(spec: RunSpec, folder: RunFolder) -> None:
-    """Refuse to go on with other settings than the run began with; its weights belong to those.
+def check_same_settings(spec: RunSpec, folder: RunFolder, may_change: Sequence[str]) -> None:
+    """Refuse to go on with other settings than a run or sweep began with; its weights belong to those.
 
     Raises:
         ConfigError: names the settings, both values and the way out.
     """
-    before, now = read_params(folder), flatten(spec)
+    before, now = read_params(folder), params_of(dump_resolved(spec))
     differing = [
-        f"{name} {value} (the run has {before[name]})"
+        f"{name} {value} (the {folder.stored().kind} has {before[name]})"
         for name, value in now.items()
         if before.get(name, value) != value
-        and name not in MAY_CHANGE
+        and name not in may_change
         and not name.startswith(("resources.", "storage", "tracking."))
     ]
     if differing:
         raise ConfigError(
             f"{folder.path.name} cannot go on with other settings: {', '.join(differing[:5])}; use the file and --set "
-            f"that it began with (all of them are in {folder.config_path}), or start a new run"
+            f"that it began with (all of them are in {folder.config_path}), or start a new one"
         )
 
 
@@ -156,7 +164,7 @@ def fit(payload: Payload, *, callbacks: Sequence[Any] = ()) -> None:
             resources_per_worker={name: amount for name, amount in per_worker.items() if amount},
         ),
         run_config=ray.train.RunConfig(
-            name="train",
+            name=new_id(),  # Ray's own state of an earlier start is not read: ours is in the folder
             storage_path=str(RunFolder(payload.folder).logs / "ray"),
             failure_config=ray.train.FailureConfig(
                 max_failures=WORKER_FAILURES,
@@ -245,11 +253,16 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def stop(self, number: int) -> None:
+        """Take the signal for received, if none was."""
+        if self.received is None:
+            self.received = number
+            self._received_at = time.monotonic()
+
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             raise KeyboardInterrupt
-        self.received = number
-        self._received_at = time.monotonic()
+        self.stop(number)
 
 
 def prepare_data(spec: RunSpec) -> dict[str, str]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import logging
 import math
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -14,6 +18,7 @@ from boxseg.config import BoxSegConfig
 from boxseg.engine.events import EvalReport, StepReport
 from boxseg.errors import ConfigError
 from orchestration.config import RunSpec
+from orchestration.failures import Failure
 from orchestration.origin import write_environment
 from orchestration.run_folder import RunFolder
 from orchestration.system_metrics import SystemMeter
@@ -29,6 +34,9 @@ Send = Callable[[dict[str, float]], None]
 
 STOP_POLL_S = 0.5
 """Time between two looks for a request to stop [s]."""
+
+
+logger = logging.getLogger("boxseg.worker")
 
 
 @dataclass(frozen=True)
@@ -58,21 +66,23 @@ def train_worker(arguments: dict[str, Any]) -> None:
     payload: Payload = arguments["payload"]
     context = ray.train.get_context()
     device = str(ray.train.torch.get_device())
+    alone = context.get_world_size() == 1
     try:
-        train_here(payload, rank=context.get_world_rank(), device=device, send=ray.train.report)
+        train_here(payload, rank=context.get_world_rank(), alone=alone, device=device, send=ray.train.report)
     except Exception:
-        if context.get_world_size() == 1 and RunFolder(payload.folder).stored().status == "failed":
+        if alone and RunFolder(payload.folder).stored().status == "failed":
             return  # the folder names the cause, and trying again would repeat it: only lost workers are replaced
-        raise  # other ranks would wait for this one, so Ray has to end them
+        raise  # other ranks would wait for this one, so Ray has to end them, and starts all of them again
 
 
-def train_here(payload: Payload, *, device: str, rank: int = 0, send: Send | None = None) -> None:
-    """Train in this process and leave the end in the run's folder.
+def train_here(payload: Payload, *, device: str, rank: int = 0, alone: bool = True, send: Send | None = None) -> None:
+    """Train in this process and leave the end in the run's folder; short of memory, go on with a split batch.
 
     Args:
         payload: What to train, and where.
         device: Torch device.
         rank: This process among those that train together, whose torch process group is up; rank 0 writes metrics.
+        alone: Whether it is the only one. Several cannot try again by themselves: the error tells Ray to start them.
         send: Gets the metrics of every evaluation, on every rank; of the last one when the run is finished. A run that
             was finished before only sends them again.
 
@@ -80,10 +90,24 @@ def train_here(payload: Payload, *, device: str, rank: int = 0, send: Send | Non
         Exception: what the loop raised.
     """
     folder = RunFolder(payload.folder)
+    while True:
+        try:
+            _train_once(payload, folder, device=device, rank=rank, alone=alone, send=send)
+            return
+        except Exception as error:
+            if not alone or folder.stored().is_final:
+                raise
+            logger.warning("%s: %s; going on from the last checkpoint", folder.path.name, error)
+        _free_memory()
+
+
+def _train_once(payload: Payload, folder: RunFolder, *, device: str, rank: int, alone: bool, send: Send | None) -> None:
     status = folder.stored()
-    own_failure = status.failure is not None and status.failure.is_ours
-    if own_failure or status.status in ("stopped", "interrupted"):
+    if status.status in ("stopped", "interrupted"):
         return  # Ray tries again after any error, and may do so after a stop; the end stays
+    failure = status.failure
+    if status.status == "failed" and failure and failure.rule.policy == "stop" and (alone or failure.is_ours):
+        return
     reporter = FileReporter(folder, payload, rank=rank, send=send)
     if status.steps and status.step >= status.steps:
         reporter.finish(status.step, status.metrics)
@@ -92,7 +116,8 @@ def train_here(payload: Payload, *, device: str, rank: int = 0, send: Send | Non
         folder.update(status="running", started=status.started or time.time(), failure=None)
         write_environment(folder, device=device)
     try:
-        result = _train(payload, reporter, device)
+        with folder.training() if rank == 0 else contextlib.nullcontext():
+            result = _train(payload, reporter, device, accumulate=status.accumulate)
     except SystemExit:  # how Tune ends a trial that its scheduler stopped
         folder.finish("stopped")
         raise
@@ -100,8 +125,10 @@ def train_here(payload: Payload, *, device: str, rank: int = 0, send: Send | Non
         folder.finish("interrupted")
         raise
     except Exception as error:
-        (folder.path / "traceback.txt").write_text(traceback.format_exc())
-        folder.finish("failed", error)
+        with contextlib.suppress(OSError):
+            (folder.path / "traceback.txt").write_text(traceback.format_exc())
+        if not split_batch(payload.spec, folder, Failure.of(error)):
+            folder.finish("failed", error)
         raise
     if result.finished:
         reporter.finish(result.step, result.metrics)
@@ -109,15 +136,39 @@ def train_here(payload: Payload, *, device: str, rank: int = 0, send: Send | Non
         folder.finish("interrupted")
 
 
-def _train(payload: Payload, reporter: FileReporter, device: str) -> TrainResult:
+def split_batch(spec: RunSpec, folder: RunFolder, failure: Failure) -> bool:
+    """Have the run go on with each worker's batch in twice as many parts, if that can help; the global batch stays.
+
+    Returns:
+        Whether it is worth another try; False too where every image is a part already.
+    """
+    parts = 2 * (folder.stored().accumulate or spec.train.accumulate)
+    if failure.rule.policy != "halve" or parts > spec.train.batch_size // spec.resources.workers:
+        return False
+    folder.note_retry(failure, f"each worker's batch in {parts} parts", accumulate=parts)
+    return True
+
+
+def _free_memory() -> None:
+    """Give back what a failed attempt held."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _train(payload: Payload, reporter: FileReporter, device: str, *, accumulate: int | None) -> TrainResult:
     train_fn = payload.train_fn
     if train_fn is None:
         from boxseg.build import run_training
 
         train_fn = run_training
     spec = payload.spec
+    config = BoxSegConfig(**spec.model_dump(include=set(BoxSegConfig.model_fields)))
+    if accumulate is not None:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": accumulate})})
     return train_fn(
-        BoxSegConfig(**spec.model_dump(include=set(BoxSegConfig.model_fields))),
+        config,
         folder=payload.folder,
         data_root=payload.data_root,
         reporter=reporter,

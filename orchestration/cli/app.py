@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> int:
         result = app(arguments, prog_name="boxseg", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):  # commands that save their state on a signal end by themselves
         say("interrupted")
-        return ExitCode.FAILED
+        return ExitCode.KILLED
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE

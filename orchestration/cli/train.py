@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from boxseg.errors import ConfigError
 from orchestration.cli import output
 from orchestration.cli.output import AsJson, Experiment, Overrides, print_json, print_pairs, say
 from orchestration.errors import ExitCode, exit_code_for
@@ -63,10 +64,7 @@ def train(
     if original is not None and result.status == "finished":
         _tell_repetition(original, result)
     if result.status == "interrupted":
-        again = ["boxseg", "train", str(file), *(f"--set={text}" for text in overrides or [])]
-        again += ["--resume", result.id]
-        say(f"interrupted, state saved; go on with: {shlex.join(again)}")
-        raise typer.Exit(ExitCode.INTERRUPTED)
+        _end_interrupted("train", file, overrides, "--resume", result.id)
 
 
 def _open_original(run: str) -> RunFolder:
@@ -88,7 +86,25 @@ def _tell_repetition(original: RunFolder, result: RunStatus) -> None:
     say(f"{original.path.name} came out {f'differently: {told}' if told else 'the same, to the last digit'}")
 
 
-def sweep(experiment: Experiment, overrides: Overrides = None, plan: PlanOnly = False, as_json: AsJson = False) -> None:
+def sweep(
+    experiment: Experiment,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the newest sweep of this name, which was interrupted.")
+    ] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="Start another sweep beside one that was interrupted or is running.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Go on with the newest sweep and run its lost trials again.")
+    ] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="The same as --max-failures 1.")] = False,
+    max_failures: Annotated[
+        int | None, typer.Option("--max-failures", min=1, metavar="N", help="End, state saved, when N have failed.")
+    ] = None,
+    overrides: Overrides = None,
+    plan: PlanOnly = False,
+    as_json: AsJson = False,
+) -> None:
     """Train many trials over a space of settings, and name the best."""
     from orchestration.config import load_sweep
 
@@ -96,26 +112,40 @@ def sweep(experiment: Experiment, overrides: Overrides = None, plan: PlanOnly = 
     if plan:
         _print_plan(spec, as_json)
         return
+    if new and (resume or retry_failed):
+        raise ConfigError("--new starts another sweep, --resume and --retry-failed go on with one; give one of them")
     from orchestration.preflight import check
 
     check(spec)
-    from orchestration.run_folder import RunFolder, error_of
-    from orchestration.sweep import run_sweep
+    from orchestration.failures import error_of
+    from orchestration.run_folder import RunFolder
+    from orchestration.sweep import SweepStart, run_sweep
 
-    result = run_sweep(spec)
+    start = SweepStart(resume=resume, retry_failed=retry_failed, beside=new)
+    result = run_sweep(spec, start=start, max_failures=1 if fail_fast else max_failures)
     if as_json:
         print_json(_sweep_as_json(spec, result))
     else:
         _print_sweep(spec, result)
+    for row in result.failed if retry_failed else ():
+        if row.failure is not None and row.failure.rule.policy == "stop":
+            say(f"{row.label} was not run again, as it would fail again: {row.outcome}")
     if result.status == "interrupted":
-        say(f"interrupted; the trials' state is saved in {result.folder}; the next `boxseg sweep` starts anew")
-        raise typer.Exit(ExitCode.INTERRUPTED)
+        if fail_fast or max_failures:
+            say(f"{len(result.failed)} of {len(result.table.rows)} trials failed")
+        _end_interrupted("sweep", experiment, overrides, "--resume")
     failure = RunFolder(result.folder).status().failure
     if result.best is None and failure is not None:
         raise error_of(failure)
     if result.failed:
         say(f"{len(result.failed)} of {len(result.table.rows)} trials failed; `boxseg runs show {result.id}` tells why")
         raise typer.Exit(ExitCode.SOME_TRIALS_FAILED)
+
+
+def _end_interrupted(command: str, experiment: Path, overrides: list[str] | None, *resume: str) -> NoReturn:
+    again = ["boxseg", command, str(experiment), *(f"--set={text}" for text in overrides or []), *resume]
+    say(f"interrupted, state saved; go on with: {shlex.join(again)}")
+    raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def _sweep_as_json(spec: SweepSpec, result: SweepResult) -> dict[str, Any]:

@@ -4,11 +4,16 @@ import time
 from pathlib import Path
 
 
-def make_training(*, step_s: float = 0.0, fail_at: int | None = None, error: str = "NonFiniteLossError"):
+def make_training(
+    *, step_s: float = 0.0, fail_at: int | None = None, error: str = "NonFiniteLossError", parts_needed: int = 1
+):
     """A function like `run_training`; nested, so that Ray sends its code along.
 
-    `val/mask_ap` grows with the steps, to `qam.iou_thr` at the end. A run with `qam.k_top` 13 fails at step 2.
+    `val/mask_ap` grows with the steps, to `qam.iou_thr` at the end. Some values of `qam.k_top` fail at step 2, or run
+    out of memory at step 7, as do batches in fewer than `parts_needed` parts.
     """
+    faults = {13: "NonFiniteLossError", 16: "ConfigError"}
+    parts_by_k_top = {14: 2, 15: 1000}
 
     def train(config, *, folder: Path, data_root: Path, reporter, device: str, threads: int, resume: bool):
         import json
@@ -31,9 +36,12 @@ def make_training(*, step_s: float = 0.0, fail_at: int | None = None, error: str
         for step in range(start, steps):
             time.sleep(step_s)
             done = step + 1
-            if step == fail_at or (config.qam.k_top == 13 and step == 2):
-                kind = getattr(boxseg.errors, error, None) or __builtins__[error]
+            if step == fail_at or (step == 2 and config.qam.k_top in faults):
+                name = error if step == fail_at else faults[config.qam.k_top]
+                kind = getattr(boxseg.errors, name, None) or __builtins__[name]
                 raise kind(f"step {step}: the loss is nan")
+            if step == 7 and config.train.accumulate < parts_by_k_top.get(config.qam.k_top, parts_needed):
+                raise MemoryError
             if done % config.train.report_every == 0:
                 reporter.on_step(StepReport(done, {"train/loss": 1 / done}))
             stop = reporter.should_stop()

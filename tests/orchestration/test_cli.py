@@ -354,3 +354,12 @@ def test_every_format_of_the_command_has_a_converter():
     from orchestration.cli.data import Format
 
     assert set(get_args(Format)) == set(CONVERTERS)
+
+
+def test_a_second_interruption_ends_as_shells_expect(monkeypatch: Patch, capsys: Capture):
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestration.cli.app.app", interrupted)
+    assert run(["sweep"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -11,11 +11,10 @@ import pytest
 
 from boxseg.errors import ConfigError, NonFiniteLossError
 from orchestration.errors import ResourceError
+from orchestration.failures import Failure, error_of
 from orchestration.run_folder import (
-    Failure,
     RunFolder,
     RunStatus,
-    error_of,
     find_run,
     list_runs,
     new_id,

@@ -1,11 +1,21 @@
 """Trials are proposed as the sweep asks: all of a grid, draws in range, TPE that learns, seeds in a row."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from orchestration.config import SweepConfig, SweepSpec
-from orchestration.search_space import SEARCHERS, TRIAL_SCHEDULERS, TrialQueue, count_trials, make_searcher
+from orchestration.search_space import (
+    SEARCHERS,
+    TRIAL_SCHEDULERS,
+    PastTrial,
+    Trial,
+    TrialQueue,
+    count_trials,
+    make_searcher,
+    tell_past,
+)
 
 RANGES = {
     "qam.iou_thr": {"uniform": [0.4, 0.8]},
@@ -100,13 +110,68 @@ def test_the_tune_searcher_hands_out_all_trials_once_and_passes_scores_back():
     queue = TrialQueue(sweep, seed=0)
     told = []
     queue.ended = lambda number, score: told.append((number, score))
-    searcher = make_searcher(queue, "val/mask_ap", "max")
+    noted = []
+    searcher = make_searcher(queue, "val/mask_ap", "max", note=noted.append)
     assert searcher.suggest("a")["trial"].values == {"qam.k_top": 1}
     assert searcher.suggest("b")["trial"].number == 1
     assert searcher.suggest("c") == searcher.FINISHED
     searcher.on_trial_complete("b", {"val/mask_ap": 0.5})
     searcher.on_trial_complete("a", None, error=True)
     assert told == [(1, 0.5), (0, None)]
+    assert [trial.number for trial in noted] == [0, 1]
+
+
+def score_of(trial) -> float:
+    return trial.values["qam.iou_thr"] + 0.01 * trial.seed
+
+
+@pytest.mark.parametrize("search", ["grid", "random", "tpe"])
+def test_a_resumed_sweep_draws_what_it_would_have_and_repeats_nothing_that_ended(search):
+    space = {"qam.iou_thr": {"choice": [0.4, 0.5, 0.6, 0.7, 0.8]}} if search == "grid" else RANGES
+    sweep = make_sweep(search=search, trials=12, seeds=[3, 4], space=space)
+    queue, undisturbed = TrialQueue(sweep, seed=1), []
+    while (trial := queue.next()) is not None:
+        undisturbed.append(trial)
+        queue.ended(trial.number, score_of(trial))
+    past = [PastTrial(trial, True, [(10, 0.0), (20, score_of(trial))]) for trial in undisturbed[:7]]
+    past[5] = PastTrial(undisturbed[5], False, [(10, 0.0)])  # trial 5 was interrupted
+    queue, resumed = TrialQueue(sweep, 1, past), []
+    while (trial := queue.next()) is not None:
+        resumed.append(trial)
+        queue.ended(trial.number, score_of(trial))
+    assert resumed == [undisturbed[5], *undisturbed[7:]]
+
+
+def test_a_resumed_sweep_keeps_values_that_the_seed_alone_would_not_give_again():
+    sweep = make_sweep(search="tpe", trials=4, space=RANGES)
+    values = {"qam.iou_thr": 0.5, "solver.lr": 0.0123, "qam.k_top": 3, "qam.fusion": "weighted"}
+    queue = TrialQueue(sweep, 0, [PastTrial(Trial(0, values, 0), False, [])])
+    assert queue.next() == Trial(0, values, 0)
+    assert queue.next().number == 1
+
+
+def add(scheduler, number: int):
+    tune_trial = SimpleNamespace(trial_id=f"now-{number}", config={"trial": Trial(number, {}, 0)})
+    scheduler.on_trial_add(None, tune_trial)
+    return tune_trial
+
+
+def test_asha_remembers_what_trials_reported_before_the_sweep_was_interrupted():
+    spec = SweepSpec.model_validate({"train": {"steps": 100}, "sweep": {"burn_in": 0.1, "reduction": 2}})
+    scheduler = TRIAL_SCHEDULERS["asha"](spec)
+    scheduler.set_search_properties("val/mask_ap", "max")
+    own = PastTrial(Trial(2, {}, 0), False, [(10, 0.2)])
+    past = [PastTrial(Trial(number, {}, 0), True, [(10, 0.5), (20, 0.6)]) for number in range(2)]
+    tell_past(scheduler, [*past, own], "val/mask_ap")
+    going_on, new = add(scheduler, 2), add(scheduler, 3)
+
+    def report(tune_trial, step: int, value: float) -> str:
+        return scheduler.on_trial_result(None, tune_trial, {"step": step, "val/mask_ap": value})
+
+    assert report(going_on, 10, 0.2) == "CONTINUE", "it was let through at this rung before"
+    assert report(new, 10, 0.1) == "STOP"
+    assert report(going_on, 20, 0.55) == "STOP"
+    assert tell_past(TRIAL_SCHEDULERS["none"](spec), past, "val/mask_ap") is None
 
 
 def test_asha_stops_nothing_within_the_burn_in():

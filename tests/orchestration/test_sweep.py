@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from orchestration.config import SweepSpec, dump_resolved, load_run
+from orchestration.failures import Failure
 from orchestration.preflight import concurrency
-from orchestration.run_folder import Failure, RunFolder, RunStatus, own_process
+from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.search_space import Trial
 from orchestration.sweep import Sweep, SweepPlan, runner_of
 from orchestration.table import SweepTable, TrialRow, describe, markdown_table

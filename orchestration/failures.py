@@ -1,0 +1,122 @@
+"""Why a run failed: eleven classes, each with what is done about it and the error that it ends a command with."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from boxseg.errors import BoxSegError, StorageError
+from orchestration.errors import PreemptedError, ResourceError
+
+
+class FailureClass(StrEnum):
+    """What went wrong, as tables and the MLflow tag `failure_class` name it."""
+
+    CONFIGURATION = "configuration"
+    DATA = "data"
+    OUT_OF_MEMORY = "out_of_memory"
+    NON_FINITE = "non_finite"
+    COLLAPSE = "collapse"
+    PREEMPTED = "preempted"
+    NODE_LOST = "node_lost"
+    WORKER_LOST = "worker_lost"
+    DISK_FULL = "disk_full"
+    """Also read-only or vanished storage."""
+    TRACKER_DOWN = "tracker_down"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a class is told and what is done about it."""
+
+    signs: str
+    """Regular expression, found in `Kind: text` of the error."""
+    policy: Literal["stop", "retry", "halve"]
+    """stop: the same would come again; retry: go on from the last checkpoint; halve: so too, each worker's batch in
+    twice as many parts."""
+    error: type[BoxSegError] = BoxSegError
+    """What ends a command where the error itself is not one of ours."""
+
+
+RULES: dict[FailureClass, Rule] = {
+    FailureClass.CONFIGURATION: Rule(r"^(ConfigError|ResourceError)\b", "stop"),
+    FailureClass.DATA: Rule(r"^DataError\b", "stop"),
+    FailureClass.NON_FINITE: Rule(r"^NonFiniteLossError\b", "stop"),
+    FailureClass.COLLAPSE: Rule(r"^CollapseError\b", "stop"),
+    FailureClass.OUT_OF_MEMORY: Rule(
+        r"^(OutOfMemoryError|MemoryError)\b|out of memory|not enough memory|[Cc]an(no|')t allocate memory|"
+        r"running low on memory|_STATUS_ALLOC_FAILED",
+        "halve",
+        ResourceError,
+    ),
+    FailureClass.DISK_FULL: Rule(
+        r"^StorageError\b|No space left on device|Read-only file system|[Dd]isk quota exceeded|Stale file handle",
+        "stop",
+        StorageError,
+    ),
+    FailureClass.PREEMPTED: Rule(r"^PreemptedError\b|preempt", "retry", PreemptedError),
+    FailureClass.NODE_LOST: Rule(r"^NodeDiedError\b|node (has )?(died|failed)|node .{0,80}(is dead|was lost)", "retry"),
+    FailureClass.WORKER_LOST: Rule(
+        r"^(WorkerLost|ActorDiedError|ActorUnavailableError|WorkerCrashedError|RayActorError|WorkerHealthCheck\w*|"
+        r"Dist\w*Error)\b|died unexpectedly|process has died|unexpectedly exits|SIGKILL|actor died|"
+        r"onnection (closed|reset) by peer|gloo|NCCL",
+        "retry",
+    ),
+    FailureClass.TRACKER_DOWN: Rule(r"^Mlflow\w*Exception\b|mlflow\.exceptions", "retry"),
+    FailureClass.UNKNOWN: Rule("", "stop"),
+}
+"""The first rule whose signs fit decides."""
+
+OUR_ERRORS: dict[str, type[BoxSegError]] = {
+    "BoxSegError": BoxSegError,
+    **{kind.__name__: kind for kind in BoxSegError.__subclasses__()},
+}
+"""Errors that boxseg raises on purpose, by name."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run failed."""
+
+    kind: str
+    """Class name of the error."""
+    text: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Class and text of an error; of Ray's long texts the last line, which names the cause."""
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        foreign_text = (lines[-1] if len(lines) > 6 else "\n".join(lines))[:2000]
+        kind = type(error).__name__
+        return cls(kind, str(error) if isinstance(error, BoxSegError) else foreign_text or kind)
+
+    @property
+    def is_ours(self) -> bool:
+        """True if boxseg raised the error on purpose."""
+        return self.kind in OUR_ERRORS
+
+    @property
+    def failure_class(self) -> FailureClass:
+        """What went wrong."""
+        text = f"{self.kind}: {self.text}"
+        return next(each for each, rule in RULES.items() if re.search(rule.signs, text))
+
+    @property
+    def names_cause(self) -> bool:
+        """False where it only tells that a process went."""
+        return self.is_ours or self.failure_class not in (FailureClass.UNKNOWN, FailureClass.WORKER_LOST)
+
+    @property
+    def rule(self) -> Rule:
+        """What is done about it."""
+        return RULES[self.failure_class]
+
+
+def error_of(failure: Failure) -> BoxSegError:
+    """The error again, of its own class where that is one of ours, else of the one that its rule names."""
+    if failure.is_ours:
+        return OUR_ERRORS[failure.kind](failure.text)
+    return failure.rule.error(f"{failure.kind}: {failure.text}")
