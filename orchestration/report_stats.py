@@ -143,7 +143,7 @@ def study_importance(table: SweepTable, curves: Curves, *, seed: int = 0) -> Imp
     groups = [each for each in groups if each]
     needed = max(MIN_SETTINGS, 3 * len(names))
     if len(groups) < needed:
-        reason = f"{len(groups)} different settings have a value; fewer than {needed} tell nothing reliable"
+        reason = f"{len(groups)} settings have a value at step {step}; fewer than {needed} tell nothing reliable"
         return ImportanceStudy(step, len(rows), [], reason=reason)
     index = {row.id: place for place, row in enumerate(rows)}
     places = [np.array([index[trial] for trial in each]) for each in groups]

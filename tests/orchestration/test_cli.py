@@ -63,6 +63,8 @@ def test_the_version_goes_to_stdout(capsys: Capture):
         ["sweep"],
         ["data", "check"],
         ["runs", "show"],
+        ["runs", "compare"],
+        ["report"],
         ["config"],
         ["ui"],
         ["label"],
