@@ -66,6 +66,9 @@ COLOR_CHANGES: dict[Strong, ColorChanges | None] = {
 
 BLUR_SIGMA_PX = (0.1, 2.0)
 
+PIXELS_AT_ONCE = 2**16
+"""Pixels whose hue is shifted at once: the planes of so many stay in a processor's cache."""
+
 
 def make_views(
     sample: Sample, *, short_sides: Sequence[int], max_size: int, flip: float, strong: Strong, generator: Generator
@@ -148,6 +151,28 @@ def change_colors(image: Tensor, changes: ColorChanges, generator: Generator) ->
 def _jitter(image: Tensor, operation: int, amount: float, changes: ColorChanges) -> Tensor:
     """One of brightness, contrast, saturation and hue; `amount` in [-1, 1]."""
     if operation == 3:
-        return F.adjust_hue_image(image, amount * changes.hue)
+        return shift_hue(image, amount * changes.hue)
     adjust = (F.adjust_brightness_image, F.adjust_contrast_image, F.adjust_saturation_image)[operation]
     return adjust(image, 1 + amount * changes.amount)
+
+
+def shift_hue(image: Tensor, share: float) -> Tensor:
+    """uint8 (3, h, w) with the hue of every pixel moved by `share` of the colour circle; lightness and chroma stay.
+
+    What torchvision's `adjust_hue_image` gives, in a third of its time; one value of 20,000 is rounded differently.
+    """
+    parts = [_shift_hue(part, 6 * share) for part in image.flatten(1).split(PIXELS_AT_ONCE, dim=1)]
+    return torch.cat(parts, dim=1).view_as(image)
+
+
+def _shift_hue(pixels: Tensor, sixths: float) -> Tensor:
+    """uint8 (3, n); hue runs from 0 (red) over 2 (green) and 4 (blue) to 6."""
+    red, green, blue = pixels.float().unbind()
+    high, low = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
+    chroma = high - low
+    from_green, from_red = (blue - red).add_(2 * chroma), green - blue
+    hue = torch.where(high == green, from_green, (red - green).add_(4 * chroma))
+    hue = torch.where(high == red, from_red, hue).div_(chroma.clamp(min=1e-6)).add_(sixths).remainder_(6)
+    shares = ((hue - 3).abs_().sub_(1), (hue - 2).abs_().neg_().add_(2), (hue - 4).abs_().neg_().add_(2))
+    # As torchvision does, [0, 1] is cut into 256 equal steps.
+    return torch.stack([low + chroma * part.clamp_(0, 1) for part in shares]).mul_(255.999 / 255).to(torch.uint8)

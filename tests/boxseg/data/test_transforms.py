@@ -4,9 +4,18 @@ from typing import get_args
 import pytest
 import torch
 from torch import Generator
+from torchvision.transforms.v2 import functional as F
 
 from boxseg.config import DataConfig
-from boxseg.data.transforms import COLOR_CHANGES, change_colors, flip_boxes, make_views, resize_only, resized_shape
+from boxseg.data.transforms import (
+    COLOR_CHANGES,
+    change_colors,
+    flip_boxes,
+    make_views,
+    resize_only,
+    resized_shape,
+    shift_hue,
+)
 from boxseg.ops.masks import tight_boxes
 from boxseg.structures import DrawnMasks, Sample
 
@@ -207,3 +216,13 @@ def test_without_drawn_masks_views_are_what_they_were_with_them():
     assert plain.drawn is None
     assert torch.equal(plain.weak, drawn.weak)
     assert torch.equal(plain.strong, drawn.strong)
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.0, 0.03, 0.1])
+def test_hue_shifts_as_torchvision_does(share):
+    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image[:, :3] = 77  # grey has no hue
+    image[:, 3] = torch.tensor([255, 0, 255], dtype=torch.uint8)[:, None]
+    ours, theirs = shift_hue(image, share).int(), F.adjust_hue_image(image, share).int()
+    assert int((ours - theirs).abs().max()) <= 1
+    assert float((ours != theirs).float().mean()) < 0.01
