@@ -13,10 +13,12 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.around import annotations, evaluation, loading
 from benchmarks.harness import Table, write_json
 from benchmarks.memory import memory
 from benchmarks.scenario import Scenario
 from benchmarks.step import growth, methods, stages
+from benchmarks.sweeps import fixed_costs, many_trials
 
 Part = Callable[[Path, argparse.Namespace], list[Table]]
 
@@ -27,6 +29,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
     parser.add_argument("--quick", action="store_true", help="small networks: the machinery, not the numbers")
     parser.add_argument("--rounds", type=int, default=5, help="measured repetitions of each step")
+    parser.add_argument("--trials", type=int, default=1000, help="trials of the simulated sweep")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/bench.json"))
     options = parser.parse_args()
@@ -51,6 +54,13 @@ PARTS: dict[str, Part] = {
     "stages": lambda folder, o: [stages(scenario, folder, o.rounds) for scenario in scenarios(o)],
     "memory": lambda _, o: [memory(scenario) for scenario in scenarios(o)],
     "growth": lambda folder, o: [growth(scenarios(o)[0], folder, o.rounds)],
+    "around": lambda folder, o: [
+        loading(folder, 8 if o.quick else 64),
+        evaluation(folder, 4),
+        annotations(folder, 1000 if o.quick else 100_000),
+    ],
+    "fixed": lambda folder, o: [fixed_costs(folder, 40 if o.quick else 200)],
+    "trials": lambda folder, o: [many_trials(folder, 20 if o.quick else o.trials)],
 }
 """What each part measures, by its name on the command line."""
 

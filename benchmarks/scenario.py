@@ -135,7 +135,7 @@ def torchvision_step(
 
 
 def write_pictures(folder: Path, count: int, size: tuple[int, int], boxes: int) -> dict[str, Path]:
-    """A COCO data set of smooth noise, JPEG, with ellipses for objects: (height, width), so many boxes each."""
+    """A COCO data set of grainy noise, JPEG, with ellipses for objects: (height, width), so many boxes each."""
     source = {"images": folder / "images", "annotations": folder / "boxes.json"}
     if source["annotations"].exists():
         return source
@@ -145,7 +145,10 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int], boxes: int) 
     for image_id in range(1, count + 1):
         coarse = Image.fromarray(rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8))
         name = f"{image_id:06d}.jpg"
-        coarse.resize((width, height), Image.Resampling.BICUBIC).save(source["images"] / name, quality=90)
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
+        grain = rng.normal(0, 8, (height, width, 1)).astype(np.float32)  # a photo's: decoding is not that of a blur
+        pixels = (smooth + grain).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(source["images"] / name, quality=90)
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         for _ in range(boxes):
             number = len(annotations) + 1

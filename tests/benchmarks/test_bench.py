@@ -5,9 +5,11 @@ import time
 import pytest
 import torch
 
+from benchmarks.around import annotations, evaluation, loading
 from benchmarks.harness import Table, Times, ratio, take_turns
 from benchmarks.scenario import STEP, Scenario, build
 from benchmarks.step import stages, stopwatch
+from benchmarks.sweeps import many_trials
 from boxseg.engine.train import optimise
 
 TINY = Scenario(64, boxes=2, batch_size=1, small=True)
@@ -59,3 +61,15 @@ def test_the_table_of_stages_names_teacher_student_and_rest(tmp_path):
         "teacher: forward",
         "rest (update, losses' sum, checks)",
     ]
+
+
+def test_reading_and_evaluation_have_their_tables(tmp_path):
+    assert "decode" in [row[0] for row in loading(tmp_path, images=2).rows]
+    assert [row[0] for row in evaluation(tmp_path, images=1).rows] == ["masks, rescoring, NMS", "encoding", "AP"]
+    assert annotations(tmp_path, images=5).rows[0][:2] == (5, 35)
+
+
+def test_trials_that_take_no_time_still_make_a_sweep_with_a_report(tmp_path):
+    table = many_trials(tmp_path, trials=3)
+    assert all(isinstance(value, float) for _, value in table.rows)
+    assert (tmp_path / "many" / "s" / "report" / "index.html").exists()

@@ -1,0 +1,80 @@
+"""What happens around the step: reading annotation files and images, and evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness import Table, Times, take_turns, timed
+from benchmarks.scenario import CLASSES, Scenario, build, draw_ellipse, write_pictures
+from boxseg.config import CocoSource
+from boxseg.data.coco import CocoBoxes, coco_ground_truth, read_image
+from boxseg.data.loader import TrainLoader
+from boxseg.engine.evaluate import coco_scores, detect, encode_detections
+
+PICTURE = (480, 640)
+"""Height and width of the files [px]: what most of COCO has."""
+
+
+def loading(folder: Path, images: int) -> Table:
+    """Images per CPU second of decoding, and of the loader: decoding, resizing, both views, collating."""
+    data = CocoBoxes(CocoSource(**write_pictures(folder / "files", images, PICTURE, 7)), train=True)
+    actions: dict[str, Any] = {"decode": lambda: [read_image(data.image_path(index)) for index in range(images)]}
+    for side in (256, 480, 800):
+        loader = TrainLoader(data, short_sides=(side,), max_size=1333, flip=0.5, strong="strong", batch_size=2, seed=0)
+        actions[f"loader, short side {side}"] = lambda loader=loader: list(loader.batches(0, images // 2))
+    times = take_turns(actions, 3)
+    rates = {name: images / own.median for name, own in times.items()}
+    rows = [(name, rate, rate / rates["decode"]) for name, rate in rates.items()]
+    note = "One process. Loader processes (`data.loader_workers`) multiply the rate and run beside the step."
+    title = f"Reading JPEG images of {PICTURE[1]} x {PICTURE[0]}"
+    return Table(title, ("what", "images per CPU s", "/ decode"), rows, note)
+
+
+def evaluation(folder: Path, images: int) -> Table:
+    """CPU seconds for 1,000 images with 100 detections each, the network's forward pass apart."""
+    scenario = Scenario(256, boxes=7, batch_size=images, small=True)
+    trainer, batch = build(scenario, "boxinst", folder)
+    trainer.student.eval()
+    spent = {"masks, rescoring, NMS": Times(), "encoding": Times(), "AP": Times()}
+    settings = trainer.config.fcos.model_copy(update={"score_thr": 1e-12})
+    with torch.no_grad():
+        found = trainer.student(batch.weak, batch.valid)
+    truth = coco_ground_truth(trainer.val_data.source)
+    trainer.student.forward = lambda images, valid: found  # type: ignore[method-assign]
+    for _ in range(3):
+        with timed(spent["masks, rescoring, NMS"]):
+            detections = detect(trainer.student, batch, settings)[1]
+        with timed(spent["encoding"]):
+            results = [encode_detections(each) for each in detections]
+        with timed(spent["AP"]):
+            coco_scores(truth, results, image_ids=batch.image_ids, category_ids=trainer.val_data.category_ids)
+    count = sum(len(each.scores) for each in detections) / images
+    rows = [(name, own.median / images * 1000) for name, own in spent.items()]
+    return Table(f"Evaluation, 256 x 256, {count:.0f} detections per image", ("part", "CPU s per 1,000 images"), rows)
+
+
+def annotations(folder: Path, images: int) -> Table:
+    """Reading a COCO file without images."""
+    rng = np.random.default_rng(0)
+    path, per_image = folder / f"annotations-{images}.json", 7
+    entries = [
+        {"id": number, "image_id": number // per_image, "iscrowd": 0, **draw_ellipse(rng, PICTURE)}
+        for number in range(images * per_image)
+    ]
+    height, width = PICTURE
+    rows = [{"id": i, "file_name": f"{i:012d}.jpg", "height": height, "width": width} for i in range(images)]
+    names = [{"id": number + 1, "name": f"class {number}"} for number in range(CLASSES)]
+    path.write_text(json.dumps({"images": rows, "annotations": entries, "categories": names}))
+    del entries, rows
+    spent = Times()
+    with timed(spent):
+        CocoBoxes(CocoSource(images=folder, annotations=path), train=True)
+    size = path.stat().st_size / 1e6
+    path.unlink()
+    cells = [(images, images * per_image, size, spent.median)]
+    return Table("Reading an annotation file", ("images", "boxes", "MB", "CPU s"), cells)
