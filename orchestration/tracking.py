@@ -114,7 +114,8 @@ class Tracker:
     def catch_up(self) -> None:
         """Copy what ended processes left behind, in this thread; faults are told, not raised."""
         self._add_leftovers()
-        self._follow_all()
+        if self._folders:
+            self._follow_all()
 
     def _work(self) -> None:
         self._closing.wait(FIRST_LOOK_S)
