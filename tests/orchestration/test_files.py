@@ -1,0 +1,61 @@
+"""Files stay whole when the disk does not play along, and the message names the path and the way out."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from boxseg.errors import StorageError
+from boxseg.files import write_atomic
+from orchestration.errors import ExitCode, exit_code_for
+from orchestration.files import append_line, file_lock, read_lines
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOSPC, "the disk is full; make room"),
+        (errno.EDQUOT, "the quota is used up"),
+        (errno.EROFS, "the disk is read-only; mount it for writing"),
+        (errno.ESTALE, "the network folder is gone"),
+    ],
+)
+def test_a_fault_of_the_disk_leaves_the_old_file_and_names_the_way_out(tmp_path, monkeypatch, number, reason):
+    path = tmp_path / "status.json"
+    write_atomic(path, "old")
+
+    def fail(self: Path, data: bytes) -> int:
+        self.touch()
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(StorageError, match=f"status.json cannot be written .*{reason}") as raised:
+        write_atomic(path, "new")
+    assert exit_code_for(raised.value) == ExitCode.RESOURCES
+    assert [each.name for each in tmp_path.iterdir()] == ["status.json"]
+    assert path.read_text() == "old"
+
+
+def test_a_vanished_folder_is_named_and_not_made_anew(tmp_path):
+    for write in (lambda path: write_atomic(path, "x"), lambda path: append_line(path, {})):
+        with pytest.raises(StorageError, match="the folder is gone; mount or restore it"):
+            write(tmp_path / "unmounted" / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_faults_keep_their_class(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        write_atomic(tmp_path, "x")
+
+
+def test_a_synced_line_is_read_back(tmp_path):
+    append_line(tmp_path / "lines", {"a": 1}, sync=True)
+    append_line(tmp_path / "lines", {"a": 2}, sync=True)
+    assert [line["a"] for line in read_lines(tmp_path / "lines")[0]] == [1, 2]
+
+
+def test_a_lock_that_another_has_is_refused_at_once_where_nobody_is_to_wait(tmp_path):
+    with file_lock(tmp_path / "lock"), pytest.raises(BlockingIOError), file_lock(tmp_path / "lock", wait=False):
+        pass
+    with file_lock(tmp_path / "lock", wait=False):
+        pass
