@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 POLL_S = 0.5
 """Time between two looks at a job [s]."""
 PATIENCE_S = 60.0
-"""How long a cluster may be silent while a job is followed [s]."""
+"""How long a cluster may be silent while a job is followed, or without an agent for a new one [s]."""
 STOP_S = 90
 """How long a job may take to save its state before Ray kills it [s]; longer than a run's own grace."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -107,12 +107,25 @@ class Cluster:
         with tempfile.TemporaryDirectory(prefix="boxseg-upload-") as scratch, _told():
             archive = Path(scratch) / "files.zip"  # of a folder Ray would leave out what .gitignore and .rayignore name
             upload.pack(archive)
-            return self._client.submit_job(
+            self._submit(
                 entrypoint=shlex.join(entry),
                 submission_id=id,
                 runtime_env={"working_dir": str(archive), "env_vars": variables},
                 metadata={"command": shlex.join(["boxseg", *arguments]), "storage": str(folder / id)},
             )
+        return id
+
+    def _submit(self, **job: Any) -> None:
+        """Submit, and again for a while where the cluster has only just started and no agent takes jobs yet."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                self._client.submit_job(**job)
+                return
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_S)
 
     def jobs(self) -> list[Job]:
         """All jobs that were submitted, newest first."""
