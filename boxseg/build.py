@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from boxseg.config import BoxSegConfig, CocoSource, NetworkKind, as_steps
 from boxseg.copy_paste.bank import BANKS
-from boxseg.data.coco import CocoBoxes, require_same_classes
+from boxseg.data.coco import CocoBoxes, load_boxes, require_same_classes
 from boxseg.data.loader import TrainLoader
 from boxseg.data.toy import ensure_toy
 from boxseg.engine import checkpoint
@@ -128,8 +128,8 @@ def build_datasets(config: BoxSegConfig, data_root: Path) -> tuple[CocoBoxes, Co
         toy_train, toy_val = ensure_toy(data_root, config.data.toy)
         train_source = train_source if isinstance(train_source, CocoSource) else toy_train
         val_source = val_source if isinstance(val_source, CocoSource) else toy_val
-    train_data = CocoBoxes(train_source, train=True, use_masks=config.data.use_masks == "where_present")
-    val_data = CocoBoxes(val_source, train=False)
+    train_data = load_boxes(train_source, train=True, use_masks=config.data.use_masks == "where_present")
+    val_data = load_boxes(val_source, train=False)
     require_same_classes(train_data, val_data)
     return train_data, val_data
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 from collections.abc import Sequence
@@ -198,6 +199,23 @@ class CocoBoxes(Dataset[Sample]):
         self._image_ids = np.array([image["id"] for image in images], dtype=np.int64)[kept]
         self._sizes = _image_sizes(images)[kept]
         self._file_names = np.array([image["file_name"] for image in images], dtype=np.str_)[kept]
+
+
+def load_boxes(source: CocoSource, *, train: bool, use_masks: bool = False) -> CocoBoxes:
+    """`CocoBoxes`, read once per process as long as the annotation file stays the same: trials share it.
+
+    A file counts as the same by its path, size and time of change. Arguments and errors as for `CocoBoxes`.
+    """
+    try:
+        found = source.annotations.stat()
+    except OSError:  # reading it tells what is wrong
+        return CocoBoxes(source, train=train, use_masks=use_masks)
+    return _load_boxes(source, train, use_masks, (found.st_mtime_ns, found.st_size))
+
+
+@functools.lru_cache(maxsize=4)
+def _load_boxes(source: CocoSource, train: bool, use_masks: bool, fingerprint: tuple[int, int]) -> CocoBoxes:
+    return CocoBoxes(source, train=train, use_masks=use_masks)
 
 
 def read_image(path: Path) -> Tensor:

@@ -10,7 +10,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from boxseg.config import CocoSource
-from boxseg.data.coco import CocoBoxes, coco_ground_truth, decode_segmentation, read_image, require_same_classes
+from boxseg.data.coco import (
+    CocoBoxes,
+    coco_ground_truth,
+    decode_segmentation,
+    load_boxes,
+    read_image,
+    require_same_classes,
+)
 from boxseg.errors import DataError
 
 
@@ -270,3 +277,15 @@ def test_masks_wait_packed_and_are_decoded_image_by_image(content, write_source)
 def test_a_file_without_masks_is_refused_where_they_are_wanted(content, write_source):
     with pytest.raises(DataError, match=r"has no mask; data.use_masks: where_present needs some .*data.use_masks: nev"):
         CocoBoxes(write_source(content), train=True, use_masks=True)
+
+
+def test_an_annotation_file_is_read_once_until_it_changes(content, write_source):
+    source = write_source(content)
+    first = load_boxes(source, train=True)
+    assert load_boxes(source, train=True) is first
+    assert load_boxes(source, train=False) is not first
+    content["annotations"] = content["annotations"][:1]
+    changed = load_boxes(write_source(content), train=True)
+    assert len(changed.annotation_ids(0)) < len(first.annotation_ids(0))
+    with pytest.raises(DataError, match=r"missing\.json"):
+        load_boxes(source.model_copy(update={"annotations": source.images / "missing.json"}), train=True)
