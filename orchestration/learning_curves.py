@@ -20,7 +20,8 @@ def draw_learning_curves(folder: RunFolder) -> Path | None:
     """Write `evaluation/learning_curves.png` in a run's folder; None where nothing was reported."""
     from matplotlib.figure import Figure
 
-    reported = sorted(folder.stored().metrics)
+    curves = {name: folder.history(name) for name in sorted(folder.stored().metrics)}
+    reported = [name for name, points in curves.items() if points]
     groups = {title: [name for name in reported if name.startswith(starts)] for title, starts in GROUPS.items()}
     groups = {title: names for title, names in groups.items() if names}
     if not groups:
@@ -28,7 +29,7 @@ def draw_learning_curves(folder: RunFolder) -> Path | None:
     figure = Figure(figsize=(4.8 * len(groups), 4.0), dpi=100, layout="constrained")
     for axes, (title, names) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
         for name in names:
-            steps, values = zip(*folder.history(name), strict=True)
+            steps, values = zip(*curves[name], strict=True)
             axes.plot(steps, values, marker=".", markersize=3, linewidth=1, label=name)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)

@@ -16,7 +16,7 @@ from pathlib import Path
 from orchestration.errors import ResourceError
 
 HOST = "127.0.0.1"
-START_S = 120.0
+START_S = 300.0
 """How long a server may take to answer [s]; a busy machine needs half a minute."""
 STOP_S = 10.0
 """How long it may take to end before it is killed [s]."""

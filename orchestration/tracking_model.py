@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,17 +42,19 @@ def log_model(run_id: str, checkpoint: Path, weights: Path) -> str:
             shutil.copy(path, folder)
         code = Path(scratch) / "boxseg"
         shutil.copytree(Path(boxseg.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__"))
-        info = Model.log(
-            artifact_path=None,
-            name="model",
-            flavor=mlflow.pyfunc,
-            run_id=run_id,
-            python_model=str(Path(__file__).with_name("tracking_served.py")),
-            artifacts={"checkpoint": str(folder)},
-            code_paths=[str(code)],
-            signature=ModelSignature(inputs=Schema([ColSpec("string", "image")])),
-            pip_requirements=[f"mlflow=={mlflow.__version__}", *map(_pin, REQUIREMENTS)],
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of hints that MLflow cannot use, and of an example it would like
+            info = Model.log(
+                artifact_path=None,
+                name="model",
+                flavor=mlflow.pyfunc,
+                run_id=run_id,
+                python_model=str(Path(__file__).with_name("tracking_served.py")),
+                artifacts={"checkpoint": str(folder)},
+                code_paths=[str(code)],
+                signature=ModelSignature(inputs=Schema([ColSpec("string", "image")])),
+                pip_requirements=[f"mlflow=={mlflow.__version__}", *map(_pin, REQUIREMENTS)],
+            )
     return str(info.model_uri)
 
 

@@ -15,6 +15,7 @@ def make_run(path) -> RunFolder:
 def test_a_run_has_a_panel_for_losses_for_ap_and_for_pseudo_masks(tmp_path):
     folder = make_run(tmp_path / "run")
     folder.report(1, {"train/loss": 2.0, "qam/quality": 0.5})
+    folder.update(metrics={**folder.stored().metrics, "val/box_ap": 0.5})  # known, but without a history
     one_row = np.asarray(Image.open(draw_learning_curves(folder))).shape[1]
     folder.report(2, {"train/loss": 1.0, "val/mask_ap": 0.1})
     pixels = np.asarray(Image.open(draw_learning_curves(folder)))
