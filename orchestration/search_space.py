@@ -95,7 +95,7 @@ def tell_past(scheduler: TrialScheduler | None, past: Sequence[PastTrial], metri
             each = ended.pop()
             tell(controller, SimpleNamespace(trial_id=f"past-{each.trial.number}"), each.reports)
         own = by_number.get(tune_trial.config["trial"].number)
-        tell(controller, tune_trial, own.reports if own else [])
+        tell(controller, tune_trial, own.reports[:-1] if own else [])  # its process repeats the last one itself
 
     scheduler.on_trial_add = on_trial_add  # type: ignore[assignment]
 

@@ -117,6 +117,7 @@ def _train_once(payload: Payload, folder: RunFolder, *, device: str, rank: int, 
         write_environment(folder, device=device)
     try:
         with folder.training() if rank == 0 else contextlib.nullcontext():
+            reporter.repeat_last()
             result = _train(payload, reporter, device, accumulate=status.accumulate)
     except SystemExit:  # how Tune ends a trial that its scheduler stopped
         folder.finish("stopped")
@@ -223,6 +224,13 @@ class FileReporter:
             self._stop = self._folder.stop_requested()
             self._looked = time.monotonic()
         return self._stop
+
+    def repeat_last(self) -> None:
+        """Tell Ray again of the last evaluation before a resume: what it made of it may have gone with the driver."""
+        metric = self._payload.metric
+        if metric is not None:
+            for step, value in self._folder.history(metric)[-1:]:
+                self._pass_on(step, {metric: value})
 
     def finish(self, step: int, metrics: dict[str, float]) -> None:
         """Write the end before Ray hears of it: a scheduler may kill this process as soon as it knows."""

@@ -160,17 +160,19 @@ def test_asha_remembers_what_trials_reported_before_the_sweep_was_interrupted():
     spec = SweepSpec.model_validate({"train": {"steps": 100}, "sweep": {"burn_in": 0.1, "reduction": 2}})
     scheduler = TRIAL_SCHEDULERS["asha"](spec)
     scheduler.set_search_properties("val/mask_ap", "max")
-    own = PastTrial(Trial(2, {}, 0), False, [(10, 0.2)])
+    own = PastTrial(Trial(2, {}, 0), False, [(10, 0.2), (20, 0.6)])
+    lost = PastTrial(Trial(4, {}, 0), False, [(10, 0.1)])
     past = [PastTrial(Trial(number, {}, 0), True, [(10, 0.5), (20, 0.6)]) for number in range(2)]
-    tell_past(scheduler, [*past, own], "val/mask_ap")
-    going_on, new = add(scheduler, 2), add(scheduler, 3)
+    tell_past(scheduler, [*past, own, lost], "val/mask_ap")
+    going_on, new, stopped = (add(scheduler, number) for number in (2, 3, 4))
 
     def report(tune_trial, step: int, value: float) -> str:
         return scheduler.on_trial_result(None, tune_trial, {"step": step, "val/mask_ap": value})
 
+    assert report(stopped, 10, 0.1) == "STOP", "this answer went with the driver"
     assert report(going_on, 10, 0.2) == "CONTINUE", "it was let through at this rung before"
-    assert report(new, 10, 0.1) == "STOP"
-    assert report(going_on, 20, 0.55) == "STOP"
+    assert report(going_on, 20, 0.6) == "CONTINUE"
+    assert report(new, 10, 0.3) == "STOP"
     assert tell_past(TRIAL_SCHEDULERS["none"](spec), past, "val/mask_ap") is None
 
 

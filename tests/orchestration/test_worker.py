@@ -27,7 +27,7 @@ def make_payload(storage: Path, train_fn) -> Payload:
     spec = RunSpec.model_validate(values)
     folder = RunFolder(storage / "toy" / "run")
     folder.create(RunStatus("run", "toy", steps=20, **own_process()), dump_resolved(spec))
-    return Payload(spec, folder.path, storage / ".data", train_fn=train_fn)
+    return Payload(spec, folder.path, storage / ".data", metric="val/mask_ap", train_fn=train_fn)
 
 
 def starting_steps(payload: Payload) -> list[int]:
@@ -36,7 +36,9 @@ def starting_steps(payload: Payload) -> list[int]:
 
 def test_short_memory_splits_the_batch_until_it_fits_and_goes_on_from_the_checkpoint(tmp_path):
     payload = make_payload(tmp_path, make_training(parts_needed=3))
-    train_here(payload, device="cpu")
+    sent: list[dict[str, float]] = []
+    train_here(payload, device="cpu", send=sent.append)
+    assert [each["step"] for each in sent] == [5, 5, 5, 10, 15, 20], "the last evaluation is told again"
     status = RunFolder(payload.folder).stored()
     assert (status.status, status.failure, status.accumulate) == ("finished", None, 4)
     assert starting_steps(payload) == [0, 5, 5]
