@@ -170,7 +170,7 @@ def _template() -> Any:
 def _trial_lines(record: SweepRecord) -> Iterator[dict[str, Any]]:
     for row in record.table.ranked():
         about = {"trial": row.id, "seed": row.seed, "status": row.status, "step": row.step, "seconds": row.seconds}
-        failure = {"failure": row.failure.kind, "cause": row.failure.text} if row.failure else {}
+        failure = {"failure": row.failure.failure_class, "cause": row.failure.text} if row.failure else {}
         yield about | row.values | row.metrics | failure
 
 

@@ -48,7 +48,12 @@ class SweepRecord:
     @property
     def failed(self) -> list[TrialRow]:
         """Trials that failed."""
-        return [row for row in self.table.rows if row.failure is not None]
+        return [row for row in self.table.rows if row.status == "failed"]
+
+    @property
+    def retried(self) -> list[TrialRow]:
+        """Trials that were started again, however they ended."""
+        return [row for row in self.table.rows if row.retries]
 
     @property
     def median(self) -> TrialRow | None:

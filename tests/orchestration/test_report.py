@@ -153,7 +153,8 @@ def test_the_tables_beside_the_page_have_every_trial_and_setting(seeded):
 def test_the_page_names_failures_stops_costs_and_commands(tmp_path):
     folder = synthetic.write_sweep(tmp_path, settings=60)
     text = write_report(folder).read_text()
-    assert "NonFiniteLossError" in text
+    assert "<td>non_finite</td>" in text
+    assert "Started again" not in text
     assert "the loss is nan &lt;&amp;&gt;" in text
     assert "Dashed: the steps (80)" in text
     assert "this page cannot tell luck" in text
@@ -208,6 +209,14 @@ def test_a_sweep_that_found_nothing_has_a_report_too(tmp_path, state):
             trial.metrics_path.unlink()
     text = write_report(folder).read_text()
     assert ("No trial has a value" in text) == (state != "one trial")
+
+
+def test_trials_that_were_started_again_are_named_with_the_reason(tmp_path):
+    folder = synthetic.write_sweep(tmp_path, settings=1)
+    RunFolder(folder / "s-00").update(retries=["worker_lost after step 40: from the last checkpoint"])
+    text = write_report(folder).read_text()
+    assert "trial 00, now finished: worker_lost after step 40: from the last checkpoint" in text
+    assert "<h2>Failures</h2>" not in text
 
 
 def test_a_single_run_has_no_report(tmp_path):
