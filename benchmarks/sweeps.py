@@ -33,6 +33,8 @@ TINY: dict[str, Any] = {
     "train": {"batch_size": 2, "image_size": 64, "report_every": 10, "eval_every": 0.99, "panels": 0},
 }
 TRIALS = 3
+LIMIT_S = 900
+"""A command that takes longer has met a machine too busy to measure on."""
 
 
 def fixed_costs(folder: Path, steps: int) -> Table:
@@ -124,7 +126,8 @@ def _start(command: str, folder: Path, experiment: dict[str, Any]) -> tuple[floa
     path, before = folder / "costs.yaml", set((folder / "costs").glob("*"))
     path.write_text(yaml.safe_dump(json.loads(json.dumps(experiment))))
     began = time.time()
-    subprocess.run([sys.executable, "-m", "orchestration.cli", command, str(path)], check=True, capture_output=True)
+    line = [sys.executable, "-m", "orchestration.cli", command, str(path)]
+    subprocess.run(line, check=True, capture_output=True, timeout=LIMIT_S)
     (made,) = set((folder / "costs").glob("*")) - before
     trials = sorted(made.glob("*/status.json"))
     return began, [RunFolder(each.parent) for each in trials] or [RunFolder(made)]
