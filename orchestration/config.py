@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -111,6 +112,16 @@ class TrackingConfig(Config):
     """Log the best network of a run or sweep as a model that `mlflow models predict` runs on images."""
     register_as: str | None = Field(None, min_length=1)
     """Name of a registered model that gets this network as its next version, with the alias `best`; null: none."""
+
+    @field_validator("uri")
+    @classmethod
+    def _check_no_password(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).password:
+            raise ValueError(
+                "has a password, which would be kept in run folders and logs; leave it out, and give it by "
+                "MLFLOW_TRACKING_PASSWORD for a server, or PGPASSWORD or ~/.pgpass for PostgreSQL"
+            )
+        return value
 
     @model_validator(mode="after")
     def _check_registered(self) -> TrackingConfig:

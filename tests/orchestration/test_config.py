@@ -344,3 +344,11 @@ def test_faults_name_the_file_that_holds_them(write: Write, tmp_path: Path):
     assert "base is 3; it names one experiment file" in fault(write("base: 3\n"))
     assert "base exp.yaml leads back to itself" in fault(write("base: exp.yaml\n"))
     assert "missing.yaml: no such file" in fault(write("base: missing.yaml\n"))
+
+
+def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated(write: Write):
+    path = write('name: x\ntracking: {uri: "postgresql://me:hunter2@db/mlflow"}\n')
+    with pytest.raises(ConfigError, match=r"tracking\.uri: has a password") as caught:
+        load_run(path)
+    assert "hunter2" not in str(caught.value)
+    assert load_run(write('name: x\ntracking: {uri: "postgresql://me@db/mlflow"}\n')).tracking.uri
