@@ -141,7 +141,7 @@ def test_yolo_files_have_a_line_per_box_and_links_to_the_images(data, drawn, tmp
 def test_classes_are_matched_by_name(data, trained_run, monkeypatch, tmp_path):
     seen = []
 
-    def watch(predictor, image, boxes, labels):
+    def watch(predictor, image, boxes, labels, *, others):
         seen.extend(labels.tolist())
         return label_sources.from_boxes(next(samples), [])
 

@@ -123,12 +123,12 @@ def test_trials_are_children_and_say_how_they_ended(storage, client):
     assert [run.info.status for run in runs] == ["FINISHED", "FAILED", "KILLED"]
     assert [run.data.tags["status"] for run in runs] == ["stopped", "failed", "interrupted"]
     assert runs[0].data.tags["stopped_by"] == "hyperband"
-    assert runs[1].data.tags["failure_class"] == "ValueError"
+    assert runs[1].data.tags["failure_class"] == "unknown"
     assert runs[0].info.run_name == "00 k_top=5"
     assert runs[0].data.tags["varied.qam.k_top"] == "5"
     note = parent.data.tags["mlflow.note.content"]
     assert note.startswith("`boxseg sweep toy.yaml`\n\n| trial | qam.k_top |")
-    assert "ValueError: bad" in note
+    assert "failed: unknown: bad" in note
     assert (
         parent.info.run_name == f"sweep {time.strftime('%Y-%m-%d %H:%M', time.localtime(sweep.status().created))} sweep"
     )
