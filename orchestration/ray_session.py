@@ -40,6 +40,8 @@ LOOPBACK = {
     "GLOO_SOCKET_IFNAME": "lo",
 }
 """What makes a Ray that is started here listen on the loopback address only."""
+TOKEN = secrets.token_hex(32)
+"""Token of every Ray that this process starts; Ray reads it once, so a second one would be refused by the first."""
 OBJECT_STORE_BYTES = 200 * 1024**2
 """Ray's least is 75 MiB; settings and metrics are all that passes through it."""
 
@@ -164,7 +166,7 @@ def _prepare_token(private: Path) -> None:
         return
     path = private / "token"
     path.touch(mode=0o600)
-    path.write_text(secrets.token_hex(32))
+    path.write_text(TOKEN)
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
 

@@ -227,12 +227,14 @@ def by_number(result):
 
 
 def history(folder: Path):
-    """Everything a trial reported but its pace."""
-    pace = ("train/images_per_s", "train/step_s", "train/data_wait_s")
+    """Everything a trial reported but its pace and what the machine was doing."""
+    pace = ("train/images_per_s", "train/step_s", "train/data_wait_s", "system/")
     reports, _ = RunFolder(folder).reports_since(0)
-    return [
-        (each.step, {key: each.metrics[key] for key in sorted(each.metrics.keys() - set(pace))}) for each in reports
+    kept = [
+        (each.step, {key: each.metrics[key] for key in sorted(each.metrics) if not key.startswith(pace)})
+        for each in reports
     ]
+    return [(step, metrics) for step, metrics in kept if metrics]
 
 
 def files(client, run_of_mlflow, folder: str):
