@@ -158,6 +158,7 @@ def test_the_full_method_trains_evaluates_and_predicts(tmp_path):
     assert sum(float(metrics["qam/coverage"]) for metrics in seen) > 0
     metrics, _ = validate(trainer, folder=tmp_path, step=6)
     assert 0 <= metrics["val/mask_ap"] <= 1
+    (tmp_path / "checkpoints").mkdir()
     folder = save(trainer, tmp_path / "checkpoints", Progress(step=6))
     found = Predictor(folder, network="student")([trainer.val_data[0].image])[0]
     assert found.masks.shape[1:] == (64, 64)
