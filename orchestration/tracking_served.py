@@ -24,7 +24,8 @@ class BoxSegModel(PythonModel):
         """Load the network that the model was logged with."""
         self.predictor = Predictor(context.artifacts["checkpoint"])
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> list[dict[str, Any]]:
+    # Without hints of types: MLflow warns of those that it cannot turn into a schema.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """One object for each row: what was found in its image, best first.
 
         Args:
