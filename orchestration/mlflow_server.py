@@ -31,7 +31,7 @@ def mlflow_server(store: str, *, port: int, artifacts: Path, log: Path) -> Itera
     only, so that a foreign page cannot reach it through a name of its own.
 
     Args:
-        store: SQLAlchemy address of runs, such as `sqlite:////home/me/runs/mlflow.db`.
+        store: SQLAlchemy address of runs, such as `sqlite:///runs/mlflow.db`.
         port: TCP port.
         artifacts: Folder for artifacts of experiments that the server makes; created if missing.
         log: File for what the server says.
