@@ -283,7 +283,8 @@ class QamConfig(Config):
     color_weight: float = Field(0.0, ge=0)
     """Trust in the colours of each box when its fused mask is refined; 0: the mask stays as fused."""
     refined_quality: bool = False
-    """The quality of a mask that colours refined is how certain its map is; otherwise that of the fused mask."""
+    """The quality of a mask that colours refined is how certain its map is, and `score_floor`, `agreement` and `k_full`
+    have no part in it; otherwise it is that of the fused mask."""
     score_floor: float = Field(1.0, ge=0)
     """f in (score + f) / (1 + f), the part of the detection score in the quality."""
     agreement: bool = True
