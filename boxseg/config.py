@@ -59,6 +59,8 @@ class ToyConfig(Config):
     """Seed of the drawing; the same seed gives the same files."""
     shapes: tuple[Shape, ...] = Field(("disc", "square", "star", "ring", "corner", "crescent"), min_length=1)
     """Classes, in the order of their labels."""
+    max_turn: float = Field(360.0, ge=0, le=360)
+    """Each shape is turned by an angle between 0 and this [degrees]; upright shapes are easier to tell apart."""
 
 
 class DataConfig(Config):

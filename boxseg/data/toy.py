@@ -62,7 +62,7 @@ def ensure_toy(root: Path, settings: ToyConfig) -> tuple[CocoSource, CocoSource]
 
 
 def draw_scene(
-    rng: np.random.Generator, size: int, shapes: Sequence[Shape]
+    rng: np.random.Generator, size: int, shapes: Sequence[Shape], max_turn: float = 360.0
 ) -> tuple[NDArray[np.uint8], list[tuple[int, NDArray[np.bool_]]]]:
     """One picture and what is in it.
 
@@ -70,6 +70,7 @@ def draw_scene(
         rng: Source of all randomness.
         size: Side of the square picture [px].
         shapes: Classes, in the order of their labels.
+        max_turn: Largest angle that a shape is turned by [degrees].
 
     Returns:
         RGB uint8 (size, size, 3) and 1 … 5 pairs of class index and visible mask, bool (size, size).
@@ -81,7 +82,7 @@ def draw_scene(
     labels: list[int] = []
     for _ in range(int(rng.integers(1, MAX_OBJECTS + 1))):
         label = int(rng.integers(len(shapes)))
-        placed = _place_object(rng, size, shapes[label], masks, full_areas)
+        placed = _place_object(rng, size, shapes[label], max_turn, masks, full_areas)
         if placed is None:
             continue
         alpha, full_area = placed
@@ -105,7 +106,7 @@ def _write_dataset(folder: Path, settings: ToyConfig) -> None:
         annotations: list[dict[str, Any]] = []
         for index in range(count):
             rng = np.random.default_rng([settings.seed, split_index, index])
-            picture, objects = draw_scene(rng, settings.size, settings.shapes)
+            picture, objects = draw_scene(rng, settings.size, settings.shapes, settings.max_turn)
             name = f"{index:06d}.png"
             Image.fromarray(picture).save(folder / split / name, compress_level=1)
             images.append({"id": index + 1, "file_name": name, "width": settings.size, "height": settings.size})
@@ -144,13 +145,18 @@ def _rename_unless_present(draft: Path, final: Path) -> None:
 
 
 def _place_object(
-    rng: np.random.Generator, size: int, name: Shape, masks: list[NDArray[np.bool_]], full_areas: list[int]
+    rng: np.random.Generator,
+    size: int,
+    name: Shape,
+    max_turn: float,
+    masks: list[NDArray[np.bool_]],
+    full_areas: list[int],
 ) -> tuple[FloatArray, int] | None:
     """Coverage (size, size) in [0, 1] and whole area [px] of a new object that hides too little to matter, or None."""
     for _ in range(30):
         radius = rng.uniform(0.085, 0.24) * size
         centre = rng.uniform(0.6 * radius, size - 0.6 * radius, 2)
-        whole = _coverage(SHAPES[name], radius, rng.uniform(0, 2 * np.pi), rng.uniform(), centre % 1.0)
+        whole = _coverage(SHAPES[name], radius, np.deg2rad(rng.uniform(0, max_turn)), rng.uniform(), centre % 1.0)
         alpha = _crop_to_canvas(whole, np.floor(centre).astype(int), size)
         full_area = int((whole >= 0.5).sum())
         covered = alpha >= 0.5

@@ -57,6 +57,23 @@ def test_more_images_leave_the_first_ones_as_they_were(tmp_path):
     assert (few.images / "000002.png").read_bytes() == (many.images / "000002.png").read_bytes()
 
 
+def test_shapes_that_may_not_turn_stand_upright(tmp_path):
+    upright = ToyConfig(train_images=30, val_images=1, shapes=("triangle",), max_turn=0)
+    scenes = [draw_scene(np.random.default_rng(seed), 128, ("triangle",), max_turn=0.0) for seed in range(30)]
+    halves = [_upper_and_lower_area(mask) for _, objects in scenes for _, mask in objects]
+    assert sum(upper < lower for upper, lower in halves) > 0.9 * len(halves)
+    train, _ = ensure_toy(tmp_path, upright)
+    turned, _ = ensure_toy(tmp_path, upright.model_copy(update={"max_turn": 360.0}))
+    assert (train.images / "000000.png").read_bytes() != (turned.images / "000000.png").read_bytes()
+
+
+def _upper_and_lower_area(mask):
+    """Visible pixels in the upper and in the lower half of the mask's box."""
+    rows = np.nonzero(mask.any(axis=1))[0]
+    middle = (rows[0] + rows[-1]) // 2
+    return mask[:middle].sum(), mask[middle:].sum()
+
+
 def test_a_data_set_that_is_there_is_left_alone(tmp_path):
     train, _ = ensure_toy(tmp_path, SMALL)
     train.annotations.write_text("mine")
