@@ -12,8 +12,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from orchestration.run_folder import Report, RunFolder
-from orchestration.table import SweepTable, render_table
+from orchestration.run_folder import Report, RunFolder, Status
+from orchestration.table import SweepTable, TrialRow, render_table
 
 HEADLINE = ("train/loss", "val/mask_ap", "val/box_ap", "qam/quality", "qam/coverage", "train/images_per_s")
 """Metrics worth a place in one line."""
@@ -92,34 +92,46 @@ class SweepProgress(Progress):
         self._planned = planned
         self._at_once = 1
         self._trails: dict[str, Trail] = {}
-        self._ended: set[str] = set()
+        self._paces: dict[str, float] = {}
+        self._took: dict[str, float] = {}
+        self._ended: dict[str, Status] = {}
 
     def update(self, table: SweepTable) -> None:
-        """Show what is new."""
-        new = {}
-        for row in table.rows:
-            trail = self._trails.setdefault(row.id, Trail(RunFolder(row.folder), row.steps))
-            new[row.id] = [report for report in trail.new() if is_evaluation(report)]
+        """Show what is new; trials that ended before cost next to nothing."""
+        rows = [row for row in table.rows if self._ended.get(row.id) != row.status]
+        new = {row.id: self._look(row) for row in rows}
+        self._ended |= {row.id: row.status for row in rows if row.is_ended}
         left = time_left(self._seconds_left(table))
-        for row in table.rows:
+        for row in rows:
             for report in new[row.id]:
                 self._passing(f"{row.label} step {report.step}/{row.steps}  {headline(report.metrics)}{left}")
-            if row.is_ended and row.id not in self._ended:
-                self._ended.add(row.id)
+            if row.is_ended:
                 self._passing(f"{row.label} {row.status}  {row.outcome}  {row.settings}")
-        caption = f"{self._name}: {len(self._ended)}/{self._planned} trials ended, {self._elapsed()}{left}"
-        self._show(render_table(table, caption=caption))
+        if self._console.is_terminal:
+            caption = f"{self._name}: {len(self._ended)}/{self._planned} trials ended, {self._elapsed()}{left}"
+            self._show(render_table(table, caption=caption, most=max(self._console.height - 8, 4)))
+
+    def _look(self, row: TrialRow) -> list[Report]:
+        """Evaluations of a trial since the last look; its pace and time are noted."""
+        trail = self._trails.setdefault(row.id, Trail(RunFolder(row.folder), row.steps))
+        reports = trail.new()
+        if trail.step_s is not None:
+            self._paces[row.id] = trail.step_s
+        if row.is_ended:
+            del self._trails[row.id]
+            if row.seconds is not None and row.status in ("finished", "stopped"):
+                self._took[row.id] = row.seconds
+        return [report for report in reports if is_evaluation(report)]
 
     def _seconds_left(self, table: SweepTable) -> float | None:
         """Time left if trials to come take as long as those that ended, or else as the steps so far; None: unknown."""
-        paces = {id: trail.step_s for id, trail in self._trails.items() if trail.step_s is not None}
-        if not paces:
+        if not self._paces:
             return None
-        usual_pace = statistics.fmean(paces.values())
+        usual_pace = statistics.fmean(self._paces.values())
         working = [row for row in table.rows if not row.is_ended]
         self._at_once = max(self._at_once, len(working))
-        left = [paces.get(row.id, usual_pace) * (row.steps - row.step) for row in working]
-        took = [row.seconds for row in table.rows if row.seconds is not None and row.status in ("finished", "stopped")]
+        left = [self._paces.get(row.id, usual_pace) * (row.steps - row.step) for row in working]
+        took = self._took.values()
         usual_trial = statistics.fmean(took) if took else usual_pace * max(row.steps for row in table.rows)
         to_come = (self._planned - len(table.rows)) * usual_trial
         return max([*left, (sum(left) + to_come) / self._at_once])

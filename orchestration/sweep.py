@@ -30,7 +30,7 @@ from orchestration.search_space import (
     make_searcher,
     tell_past,
 )
-from orchestration.table import SweepTable, TrialRow, describe, markdown_table, read_table
+from orchestration.table import EndedTrials, SweepTable, TrialRow, describe, markdown_table, read_table
 from orchestration.tracking import Tracker
 from orchestration.train_run import (
     WORKER_FAILURES,
@@ -154,7 +154,7 @@ def run_sweep(
                             tuner = make_tuner(sweep, concurrency(spec, have))
                             sweep.watch(run_beside(tuner.fit), signals, display)
                     sweep.close_trials(interrupted=signals.received is not None)
-                    display.update(read_table(folder.path, spec))
+                    display.update(sweep.table())
             finally:
                 sweep.close_trials(interrupted=True)
             return sweep.conclude(interrupted=signals.received is not None)
@@ -264,7 +264,10 @@ class Sweep:
         self.plan = plan
         self.past = past
         self.folder = RunFolder(plan.folder)
-        self.ended = sum(each.ended for each in past)
+        self._ended = EndedTrials(plan.spec)
+        for each in past:
+            if each.ended:
+                self._ended.add(plan.trial_folder(each.trial).path)
         self._drawn = {each.trial.number for each in past}
         self.max_failures: int | None = None
         self._failures = 0
@@ -273,6 +276,15 @@ class Sweep:
         self._open: dict[int, RunFolder] = {}
         planned = count_trials(plan.spec.sweep)
         self.folder.note("sweep_start", id=plan.folder.name, planned=planned, ended=self.ended)
+
+    @property
+    def ended(self) -> int:
+        """Number of trials that have ended."""
+        return len(self._ended.rows)
+
+    def table(self) -> SweepTable:
+        """All trials as they are now."""
+        return read_table(self.folder.path, self.plan.spec, self._ended.rows)
 
     def note_drawn(self, trial: Trial) -> None:
         """Write down what a trial is before anything else knows of it."""
@@ -320,14 +332,13 @@ class Sweep:
         told |= {"retries": end.retries} if end.retries else {}
         self.folder.note("trial_end", trial=end.id, status=end.status, cause=cause, step=end.step, **told)
         self._failures += end.status == "failed"
-        self.ended += 1
-        self.folder.update(step=self.ended)
-        best = read_table(self.folder.path, self.plan.spec).best()
-        if best is not None:
-            found = RunFolder(best.folder).stored()
-            metrics = found.best or found.metrics
-            self.folder.append_metrics(self.ended, {**metrics, "sweep/trials_ended": self.ended})
-            self.folder.update(metrics=metrics, best=metrics, best_run=best.folder.name)
+        self._ended.add(folder.path)
+        best = self._ended.best()
+        if best is None:
+            self.folder.update(step=self.ended)
+        else:
+            self.folder.append_metrics(self.ended, {**best.metrics, "sweep/trials_ended": self.ended})
+            self.folder.update(step=self.ended, metrics=best.metrics, best=best.metrics, best_run=best.folder.name)
 
     def trial_lost(self, number: int, error: BaseException | None) -> None:
         """Note that Tune starts a trial's process again; with less memory if that was short."""
@@ -344,15 +355,16 @@ class Sweep:
         for number in list(self._open):
             self.close_trial(number, "interrupted" if interrupted else "failed", None if interrupted else lost)
         for path in self.folder.path.glob("*/status.json"):
-            waiting = RunFolder(path.parent).stored().status == "created"
-            RunFolder(path.parent).finish("interrupted" if waiting else "stopped")  # a worker may write after the end
+            found = RunFolder(path.parent).stored()
+            if not found.is_final:  # a worker may write after the end
+                RunFolder(path.parent).finish("interrupted" if found.status == "created" else "stopped")
 
     def watch(self, ticks: Iterator[None], signals: StopSignals, display: SweepProgress) -> None:
         """Show progress until Tune ends; after a signal, until all trials have saved their state."""
         shown = 0.0
         for _ in ticks:
             if time.monotonic() - shown > SHOW_S:
-                display.update(read_table(self.folder.path, self.plan.spec))
+                display.update(self.table())
                 shown = time.monotonic()
             if self.max_failures is not None and self._failures >= self.max_failures:
                 signals.stop(signal.SIGTERM)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +55,11 @@ class TrialRow:
         return describe(self.values)
 
     @property
+    def key(self) -> str:
+        """The varied settings as text that is the same for all seeds."""
+        return json.dumps(self.values, sort_keys=True, default=str)
+
+    @property
     def is_ended(self) -> bool:
         """True once nothing works on the trial."""
         return self.status in FINAL
@@ -95,19 +101,19 @@ class SweepTable:
         """The trials of each setting, best setting first by the order of `best`; settings without a value last."""
         settings: dict[str, list[TrialRow]] = {}
         for row in self.rows:
-            settings.setdefault(json.dumps(row.values, sort_keys=True, default=str), []).append(row)
-        return sorted(settings.values(), key=self._merit, reverse=True)
+            settings.setdefault(row.key, []).append(row)
+        return sorted(settings.values(), key=self.merit, reverse=True)
 
     def ranked(self) -> list[TrialRow]:
         """Best first; trials without a value last."""
         return sorted(self.rows, key=lambda row: (-self._score(row), row.id))
 
-    def _merit(self, rows: list[TrialRow]) -> tuple[bool, bool, float]:
+    def merit(self, rows: list[TrialRow]) -> tuple[bool, bool, float]:
         """Larger is better: all seeds of a setting finished, some did, and the mean of those with a value."""
         valued = [row for row in rows if row.value is not None]
         finished = sum(row.status == "finished" for row in valued)
         mean = statistics.fmean(map(self._score, valued)) if valued else -math.inf
-        return finished == self.seeds, finished > 0, mean
+        return finished >= self.seeds, finished > 0, mean
 
     def _score(self, row: TrialRow) -> float:
         """Larger is better, whatever the mode."""
@@ -116,37 +122,71 @@ class SweepTable:
         return row.value if self.mode == "max" else -row.value
 
 
-def read_table(folder: Path, spec: SweepSpec) -> SweepTable:
-    """The table of a sweep folder as it is now."""
-    rows = []
-    for path in sorted(folder.glob("*/status.json")):
-        status = RunFolder(path.parent).status()
-        values = status.best if spec.sweep.metric in status.best else status.metrics
-        rows.append(
-            TrialRow(
-                id=status.id,
-                folder=path.parent,
-                values=status.values,
-                seed=int(status.tags.get("seed", 0)),
-                status=status.status,
-                step=status.step,
-                steps=status.steps,
-                value=values.get(spec.sweep.metric),
-                failure=status.failure,
-                retries=status.retries,
-                seconds=status.ended - status.created if status.ended else None,
-                metrics=values,
-                best_step=status.best_step,
-            )
-        )
+def read_table(folder: Path, spec: SweepSpec, known: Mapping[str, TrialRow] | None = None) -> SweepTable:
+    """The table of a sweep folder as it is now; `known` rows, by the name of their folder, are not read again."""
+    known = known or {}
+    rows = [
+        known.get(path.name) or read_row(path, spec)
+        for path in sorted(folder.iterdir())
+        if path.name in known or (path / "status.json").exists()
+    ]
     return SweepTable(spec.sweep.metric, spec.sweep.mode, rows, seeds=len(spec.sweep.seeds))
 
 
-def render_table(table: SweepTable, *, caption: str | None = None) -> Table:
-    """For a terminal."""
+def read_row(folder: Path, spec: SweepSpec) -> TrialRow:
+    """The row of a trial's folder as it is now."""
+    status = RunFolder(folder).status()
+    values = status.best if spec.sweep.metric in status.best else status.metrics
+    return TrialRow(
+        id=status.id,
+        folder=folder,
+        values=status.values,
+        seed=int(status.tags.get("seed", 0)),
+        status=status.status,
+        step=status.step,
+        steps=status.steps,
+        value=values.get(spec.sweep.metric),
+        failure=status.failure,
+        retries=status.retries,
+        seconds=status.ended - status.created if status.ended else None,
+        metrics=values,
+        best_step=status.best_step,
+    )
+
+
+class EndedTrials:
+    """Rows of trials that have ended and the best of them, kept up one by one: the cost of an end does not grow."""
+
+    def __init__(self, spec: SweepSpec) -> None:
+        self.rows: dict[str, TrialRow] = {}
+        """By the name of the trial's folder."""
+        self._spec = spec
+        self._settings: dict[str, SweepTable] = {}
+        self._merits: dict[str, tuple[bool, bool, float]] = {}
+
+    def add(self, folder: Path) -> None:
+        """Read a trial for the last time."""
+        row, sweep = read_row(folder, self._spec), self._spec.sweep
+        self.rows[folder.name] = row
+        setting = self._settings.setdefault(row.key, SweepTable(sweep.metric, sweep.mode, [], seeds=len(sweep.seeds)))
+        setting.rows.append(row)
+        self._merits[row.key] = setting.merit(setting.rows)
+
+    def best(self) -> TrialRow | None:
+        """`SweepTable.best` of these trials."""
+        leader = max(self._merits, key=self._merits.__getitem__, default=None)
+        return None if leader is None else self._settings[leader].best()
+
+
+def render_table(table: SweepTable, *, caption: str | None = None, most: int | None = None) -> Table:
+    """For a terminal; of more than `most` trials those at work and the best."""
     best = table.best()
+    if most is not None and len(table.rows) > most:
+        order = sorted(table.ranked(), key=lambda row: row is not best and row.is_ended)
+        caption = f"… {len(order) - most} more trials\n{caption or ''}"
+        table = replace(table, rows=order[:most])
     drawn = Table(caption=caption, caption_justify="left")
-    header, lines = _cells(table)
+    header, lines = _cells(table, best)
     for title in header:
         drawn.add_column(title, justify="right" if title in (table.metric, "step", "seed") else "left")
     for row, line in zip(table.ranked(), lines, strict=True):
@@ -156,7 +196,7 @@ def render_table(table: SweepTable, *, caption: str | None = None) -> Table:
 
 def markdown_table(table: SweepTable) -> str:
     """For MLflow and files."""
-    header, lines = _cells(table)
+    header, lines = _cells(table, table.best())
     rule = ["---"] * len(header)
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [header, rule, *lines]
@@ -173,11 +213,10 @@ def show(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _cells(table: SweepTable) -> tuple[list[str], list[list[str]]]:
-    """Header and lines, best trial first; settings and seeds have columns where they vary."""
+def _cells(table: SweepTable, best: TrialRow | None) -> tuple[list[str], list[list[str]]]:
+    """Header and lines, the leading trial first; settings and seeds have columns where they vary."""
     names = table.names
     seeds = ["seed"] if len({row.seed for row in table.rows}) > 1 else []
-    best = table.best()
     lines = []
     for row in table.ranked():
         trial = row.id.rsplit("-", 1)[-1] + (" ★" if row is best else "")

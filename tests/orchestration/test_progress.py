@@ -65,5 +65,21 @@ def test_trials_to_come_take_as_long_as_those_that_ended_and_the_slowest_decides
     assert trials.seconds_left() == 70.0
 
 
+def test_a_trial_that_ended_is_not_looked_at_again_unless_it_goes_on(tmp_path, monkeypatch):
+    trials = Trials(tmp_path, planned=4)
+    trials.report(0, step=50, time=10.0)
+    trials.end(0, "interrupted", step=50, seconds=40.0)
+    trials.seconds_left()
+    looks, reports_since = [], RunFolder.reports_since
+    monkeypatch.setattr(
+        RunFolder, "reports_since", lambda folder, offset: (looks.append(0), reports_since(folder, offset))[1]
+    )
+    trials.seconds_left()
+    assert not looks
+    trials.report(0, step=60, time=20.0)  # its worker was lost, and Tune started another
+    trials.seconds_left()
+    assert looks
+
+
 def test_durations_read_like_a_clock():
     assert [clock(seconds) for seconds in (4.6, 65, 7400)] == ["0:05", "1:05", "2:03:20"]

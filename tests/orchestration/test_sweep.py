@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from orchestration.config import SweepSpec, dump_resolved, load_run
 from orchestration.failures import Failure
 from orchestration.preflight import concurrency
 from orchestration.run_folder import RunFolder, RunStatus, own_process
-from orchestration.search_space import Trial
+from orchestration.search_space import PastTrial, Trial
 from orchestration.sweep import Sweep, SweepPlan, runner_of
-from orchestration.table import SweepTable, TrialRow, describe, markdown_table
+from orchestration.table import SweepTable, TrialRow, describe, markdown_table, read_table, render_table
 from orchestration.tracking import Tracker
 
 
@@ -71,6 +72,55 @@ def test_the_sweep_tells_its_best_value_after_every_trial_and_the_journal_every_
     assert sweep.folder.status().best_run == "20260101-000000-aaaa-01"
     ends = [event for event in sweep.folder.journal() if event["event"] == "trial_end"]
     assert [(end["status"], end["cause"]) for end in ends] == [("finished", ""), ("finished", ""), ("stopped", "asha")]
+
+
+def test_the_end_of_a_trial_costs_as_much_after_twenty_others_as_after_three(tmp_path, monkeypatch):
+    sweep = make_driver(tmp_path, trials=24)
+    read, stored = [], RunFolder.stored
+    monkeypatch.setattr(RunFolder, "stored", lambda folder: (read.append(folder.path), stored(folder))[1])
+    costs = []
+    for number in range(24):
+        trial = Trial(number, {"qam.k_top": 1 + number % 8}, seed=number % 3)
+        sweep.open_trial(trial)
+        sweep.plan.trial_folder(trial).report(100, {"val/mask_ap": number * 7 % 11 / 10}, is_best=True)
+        sweep.plan.trial_folder(trial).finish("stopped" if number % 5 else "finished")
+        read.clear()
+        sweep.close_trial(number, "stopped")
+        sweep.table()
+        costs.append(len(read))
+        assert sweep.folder.stored().best_run == read_table(sweep.folder.path, sweep.plan.spec).best().folder.name
+    assert costs[3:] == [costs[3]] * 21
+
+
+def test_a_resumed_sweep_knows_the_best_of_before(tmp_path):
+    before = make_driver(tmp_path)
+    trial = Trial(0, {"qam.k_top": 5}, seed=0)
+    for number, value in enumerate((0.5, 0.2)):
+        each = Trial(number, {"qam.k_top": 5 + number}, seed=0)
+        before.open_trial(each)
+        before.plan.trial_folder(each).report(100, {"val/mask_ap": value}, is_best=True)
+        before.plan.trial_folder(each).finish("finished")
+    past = [PastTrial(trial, True, [(100, 0.5)])]
+    after = Sweep(before.plan, {}, Tracker(tmp_path, "toy", logs=before.folder.logs), past)
+    assert after.ended == 1
+    after.open_trial(Trial(1, {"qam.k_top": 6}, seed=0))
+    after.close_trial(1, "stopped")
+    assert (after.folder.stored().step, after.folder.stored().best["val/mask_ap"]) == (2, 0.5)
+
+
+def test_a_setting_that_was_drawn_twice_is_not_behind_one_drawn_once():
+    rows = [make_row(0, 0.9, k=1), make_row(1, 0.8, k=1), make_row(2, 0.5, k=2)]
+    assert SweepTable("m", "max", rows).best().id == "x-00"
+
+
+def test_a_terminal_shows_the_trials_at_work_and_the_best_of_many():
+    rows = [make_row(number, number / 100, k=number) for number in range(40)] + [make_row(40, None, "running", k=40)]
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(render_table(SweepTable("m", "max", rows), most=4))
+    text = shown.get()
+    assert [label for label in ("36", "37", "38", "39 ★", "40") if f"│ {label} " in text] == ["37", "38", "39 ★", "40"]
+    assert "37 more trials" in text
 
 
 def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
