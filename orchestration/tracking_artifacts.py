@@ -77,7 +77,7 @@ def copy_model(client: MlflowClient, folder: RunFolder, checkpoint: Path, state:
         return
     content = digest(checkpoint / "about.json")
     if state.get("model_of") != content:
-        state |= {"model": log_model(state["run_id"], checkpoint, weights), "model_of": content}
+        state |= {"model": log_model(client, state["run_id"], checkpoint, weights), "model_of": content}
         state.pop("registered", None)
         folder.write_tracking(state)
     name = settings.get("register_as")

@@ -20,10 +20,11 @@ REQUIREMENTS = ("torch", "torchvision", "numpy", "scipy", "pillow", "pycocotools
 ALIAS = "best"
 
 
-def log_model(run_id: str, checkpoint: Path, weights: Path) -> str:
-    """Log the network of a checkpoint as a model of a run.
+def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path) -> str:
+    """Log the network of a checkpoint as a model of a run, in the run's experiment.
 
     Args:
+        client: Of the store that MLflow's own functions use, too.
         run_id: MLflow's id of the run.
         checkpoint: The checkpoint's folder.
         weights: The file of that network in it.
@@ -44,9 +45,13 @@ def log_model(run_id: str, checkpoint: Path, weights: Path) -> str:
         shutil.copytree(Path(boxseg.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of hints that MLflow cannot use, and of an example it would like
+            # Made here, as Model.log makes it in MLflow's default experiment, whose files lie in the current folder.
+            run = client.get_run(run_id)
+            model = client.create_logged_model(run.info.experiment_id, "model", run_id, params=run.data.params)
             info = Model.log(
                 artifact_path=None,
                 name="model",
+                model_id=model.model_id,
                 flavor=mlflow.pyfunc,
                 run_id=run_id,
                 python_model=str(Path(__file__).with_name("tracking_served.py")),

@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 from mlflow.pyfunc import PythonModel
 from PIL import Image
 
@@ -24,8 +25,9 @@ class BoxSegModel(PythonModel):
         """Load the network that the model was logged with."""
         self.predictor = Predictor(context.artifacts["checkpoint"])
 
-    # Without hints of types: MLflow warns of those that it cannot turn into a schema.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
         """One object for each row: what was found in its image, best first.
 
         Args:

@@ -4,6 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import mlflow
 import pytest
 import yaml
 
@@ -30,7 +31,9 @@ def trained(tmp_path_factory) -> RunFolder:
     """A run of four updates by the command."""
     root = tmp_path_factory.mktemp("trained")
     (root / "exp.yaml").write_text(yaml.safe_dump(SETTINGS | {"storage": "runs"}))
-    assert run(["train", str(root / "exp.yaml")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert run(["train", str(root / "exp.yaml")]) == 0
     (status,) = list_runs(root / "runs")
     return RunFolder(status.folder)
 
@@ -53,6 +56,15 @@ def test_a_repeated_run_has_the_same_metrics_to_the_last_digit(trained, capsys):
     assert len(reports(trained)) >= 6
     assert again.best == trained.status().best
     assert "came out the same, to the last digit" in said
+
+
+def test_the_model_lies_in_the_experiment_of_its_run_and_nothing_in_the_current_folder(trained):
+    client = mlflow.MlflowClient(trained.read_tracking()["uri"])
+    place = client.get_experiment_by_name("again").experiment_id
+    models = client.search_logged_models(experiment_ids=[place])
+    (model,) = [each for each in models if each.source_run_id == trained.read_tracking()["run_id"]]
+    assert Path(model.artifact_location.removeprefix("file://")).is_relative_to(trained.path.parents[1])
+    assert [path.name for path in trained.path.parents[2].iterdir() if path.name not in ("exp.yaml", "runs")] == []
 
 
 def test_other_data_is_refused_with_3(trained, capsys):
