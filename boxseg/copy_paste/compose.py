@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from boxseg.errors import ShapeError
-from boxseg.ops.masks import box_masks, tight_boxes
+from boxseg.ops.masks import tight_boxes, visible_boxes
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,13 @@ def compose(
     Source: BoxSeg's code; `method.md` sections (f.6), (k-18), (k-19), (m.10).
     """
     stride = _stride(image, masks, pasted_image, pasted_masks)
-    height, width = image.shape[-2:]
     covered = pasted_masks.any(dim=0)
     small = pasted_masks[:, stride // 2 :: stride, stride // 2 :: stride]
     remaining = masks & ~small.any(dim=0)
 
-    drawn = box_masks(boxes, height, width)
-    if valid is not None:
-        drawn = drawn & valid
-    rounded = tight_boxes(drawn).to(boxes.dtype)
-    visible = tight_boxes(drawn & ~covered).to(boxes.dtype)
+    real = torch.ones_like(covered) if valid is None else valid
+    rounded = visible_boxes(boxes, real).to(boxes.dtype)
+    visible = visible_boxes(boxes, real & ~covered).to(boxes.dtype)
     touched = (visible != rounded).any(dim=1)
     if keep_sides:
         visible = torch.where(visible == rounded, boxes, visible)

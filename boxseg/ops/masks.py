@@ -171,11 +171,43 @@ def tight_boxes(masks: Tensor) -> Tensor:
     Returns:
         Float (n, 4), x1 y1 x2 y2 in cells, x2 and y2 being the last cell + 1; zeros for an empty mask.
     """
-    rows, columns = masks.any(dim=2), masks.any(dim=1)  # (n, h), (n, w)
+    return _bound(masks.any(dim=2), masks.any(dim=1))
+
+
+def visible_boxes(boxes: Tensor, free: Tensor) -> Tensor:
+    """`tight_boxes` of the free pixels inside boxes, without a map for each box.
+
+    Args:
+        boxes: Float (n, 4), pixels; covers what `box_masks` says.
+        free: Bool (H, W).
+
+    Returns:
+        Float (n, 4), as from `tight_boxes`.
+    """
+    starts, ends = boxes[:, :2].trunc().long(), (boxes[:, 2:] + 1).trunc().long()
+    rows = _any_between(free, starts[:, 0], ends[:, 0]) & _between(free.shape[0], starts[:, 1], ends[:, 1])
+    columns = _any_between(free.T, starts[:, 1], ends[:, 1]) & _between(free.shape[1], starts[:, 0], ends[:, 0])
+    return _bound(rows, columns)
+
+
+def _any_between(free: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Bool (n, H): whether the rows of (H, W) have a True from column `start` (n,) to before `end` (n,)."""
+    counts = F.pad(free.cumsum(dim=1, dtype=torch.int32), (1, 0)).T  # (W + 1, H)
+    limit = free.shape[1]
+    return counts[end.clamp(0, limit)] > counts[start.clamp(0, limit)]
+
+
+def _between(length: int, start: Tensor, end: Tensor) -> Tensor:
+    """Bool (n, length): places from `start` (n,) to before `end` (n,)."""
+    place = torch.arange(length, device=start.device)
+    return (place >= start[:, None]) & (place < end[:, None])
+
+
+def _bound(rows: Tensor, columns: Tensor) -> Tensor:
+    """Boxes (n, 4) around occupied rows, bool (n, h), and columns, bool (n, w); zeros where there is none."""
     y1, y2 = _extent(rows)
     x1, x2 = _extent(columns)
-    boxes = torch.stack([x1, y1, x2, y2], dim=1).float()
-    return boxes * rows.any(dim=1)[:, None]
+    return torch.stack([x1, y1, x2, y2], dim=1).float() * rows.any(dim=1)[:, None]
 
 
 def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:

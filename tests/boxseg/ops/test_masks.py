@@ -13,6 +13,7 @@ from boxseg.ops.masks import (
     resize_mask_part,
     resize_masks,
     tight_boxes,
+    visible_boxes,
 )
 
 SMALL = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
@@ -94,6 +95,16 @@ def test_tight_boxes_end_after_the_last_cell_and_are_zero_for_empty_masks():
     masks[1, 5, 7] = True
     assert tight_boxes(masks).tolist() == [[3, 2, 4, 3], [0, 1, 8, 6], [0, 0, 0, 0]]
     assert tight_boxes(masks[:0]).shape == (0, 4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+def test_visible_boxes_are_the_tight_ones_of_the_free_pixels_in_each_box(share):
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(200, 2, generator=generator) * 40 - 8  # some begin or end outside
+    boxes = torch.cat([corner, corner + torch.rand(200, 2, generator=generator) * 24], dim=1)
+    free = torch.rand(32, 30, generator=generator) < share
+    expected = tight_boxes(box_masks(boxes, 32, 30) & free)
+    torch.testing.assert_close(visible_boxes(boxes, free), expected, atol=0, rtol=0)
 
 
 def test_resizing_to_the_same_size_only_cuts_the_padding():
