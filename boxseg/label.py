@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +18,10 @@ from boxseg.config import BoxSegConfig
 from boxseg.engine.step import fuse_candidates
 from boxseg.errors import ShapeError
 from boxseg.ops.boxes import box_area, box_iou, scale_boxes
-from boxseg.ops.masks import resize_masks, tight_boxes
+from boxseg.ops.masks import resize_mask_part, tight_boxes
 from boxseg.ops.neighbours import sample_cells
 from boxseg.predict import Predictor, read_image
-from boxseg.structures import Batch, Candidates
+from boxseg.structures import MASK_STRIDE, Batch, Candidates
 from boxseg.teacher.candidates import pick_candidates
 
 UNKNOWN = -1
@@ -41,13 +43,40 @@ class BoxLabels:
     mask: Tensor
     """Bool (N, height, width), pixels of the image, inside the box; empty only for a box without area."""
     quality: Tensor
-    """Float (N,) in [0, 1]: how far the mask can be trusted, QAM's quality times the fourth root of `fit`; 0 where the
-    mask is the box itself, or empty."""
+    """Float (N,) in [0, 1]: how far the mask can be trusted: QAM's quality, the mean of the image and its mirror image,
+    times the fourth root of `fit` and the square root of 1 - `clash` / 2; 0 where the mask is the box itself, or
+    empty."""
     num_candidates: Tensor
-    """int64 (N,): detections that were fused; 0 where the mask is the box itself, or empty."""
+    """int64 (N,): detections that were fused, of the image and its mirror image; 0 where the mask is the box itself, or
+    empty."""
+
+    def mirrored(self) -> BoxLabels:
+        """Labels of the mirror image."""
+        return replace(self, mask=self.mask.flip(2))
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class KnownBoxes:
+    """An image and what is known of it."""
+
+    image: Tensor
+    """uint8 (3, h, w), RGB."""
+    boxes: Tensor
+    """Float (N, 4), pixels, inside the image."""
+    labels: Tensor
+    """int64 (N,), see `label_boxes`."""
+    others: BoxLabels | None = None
+    """Masks of another tool."""
+
+    def mirrored(self) -> KnownBoxes:
+        """The mirror image with its boxes."""
+        x1, y1, x2, y2 = self.boxes.unbind(dim=1)
+        width = self.image.shape[2]
+        boxes = torch.stack([width - x2, y1, width - x1, y2], dim=1)
+        others = None if self.others is None else self.others.mirrored()
+        return KnownBoxes(self.image.flip(2), boxes, self.labels, others)
+
+
 def label_boxes(
     predictor: Predictor,
     image: str | Path | Tensor | np.ndarray,
@@ -83,42 +112,133 @@ def label_boxes(
 
     Source: BoxSeg (arXiv 2504.05137), QAM with the user's boxes as the known truth; `method.md` section (e).
     """
-    pixels = read_image(image)
+    return label_together(predictor, [know(read_image(image), boxes, labels, others)], scale=scale)[0]
+
+
+def know(image: Tensor, boxes: Tensor, labels: Tensor | None = None, others: BoxLabels | None = None) -> KnownBoxes:
+    """The arguments of `label_boxes` (an image uint8 (3, h, w)) checked and clipped.
+
+    Raises:
+        ShapeError: boxes or labels have another shape.
+    """
     labels = torch.full((len(boxes),), UNKNOWN) if labels is None else labels
     if boxes.dim() != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
         raise ShapeError(f"boxes {tuple(boxes.shape)}, labels {tuple(labels.shape)}; (N, 4) and (N,) are needed")
-    size = (pixels.shape[1], pixels.shape[2])
-    boxes = clip_boxes_to_image(boxes.float(), size)
-    mask = pixels_inside(boxes, size)
-    quality, num_candidates = torch.zeros(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64)
-    batch = predictor.view(pixels, scale=scale)
-    predictions = predictor.network(batch.weak, batch.valid)
+    return KnownBoxes(image, clip_boxes_to_image(boxes.float(), (image.shape[1], image.shape[2])), labels, others)
+
+
+@torch.no_grad()
+def label_together(predictor: Predictor, known: Sequence[KnownBoxes], *, scale: float = LABEL_SCALE) -> list[BoxLabels]:
+    """`label_boxes` for several images at once, which saves time on a GPU; what an image gets depends on it alone."""
+    plain = _find_maps(predictor, known, scale)
+    mirrored = _find_maps(predictor, [each.mirrored() for each in known], scale)
+    mask_thr = predictor.config.qam.mask_thr
+    return [_merge(each, (here, there), mask_thr) for each, here, there in zip(known, plain, mirrored, strict=True)]
+
+
+@dataclass(frozen=True)
+class _BoxMaps:
+    """What the network and QAM say about the boxes of one image."""
+
+    soft: Tensor
+    """Float (N, H/4, W/4) in [0, 1], see `PseudoMasks`."""
+    quality: Tensor
+    """Float (N,)."""
+    num_candidates: Tensor
+    """int64 (N,), 0 where nothing was found."""
+    size: tuple[int, int]
+    """Of the image in the network, before padding."""
+
+
+def _find_maps(predictor: Predictor, known: Sequence[KnownBoxes], scale: float) -> list[_BoxMaps]:
+    found: dict[int, _BoxMaps] = {}
+    for places, batch, predictions in predictor.look([each.image for each in known], scale=scale):
+        maps = _maps_of_batch(predictor, [known[place] for place in places], batch, predictions)
+        found |= dict(zip(places, maps, strict=True))
+    return [found[place] for place in range(len(known))]
+
+
+def _maps_of_batch(predictor: Predictor, known: list[KnownBoxes], batch: Batch, predictions: Any) -> list[_BoxMaps]:
+    """Maps of the images of a batch; boxes that find nothing go through the next attempt."""
+    device, cells = predictor.device, [side // MASK_STRIDE for side in batch.weak.shape[-2:]]
+    found = []
+    for each, size in zip(known, batch.sizes, strict=True):
+        count = len(each.boxes)
+        zeros = torch.zeros(count, device=device)
+        found.append(_BoxMaps(torch.zeros(count, *cells, device=device), zeros, zeros.long(), size))
     for config, trust in attempts(predictor.config):
-        left = ((num_candidates == 0) & (box_area(boxes) > 0)).nonzero()[:, 0]
-        if not len(left):
+        left = [
+            ((maps.num_candidates.cpu() == 0) & (box_area(each.boxes) > 0)).nonzero()[:, 0]
+            for maps, each in zip(found, known, strict=True)
+        ]
+        if not any(map(len, left)):
             break
-        scaled = scale_boxes(boxes[left], size, batch.sizes[0])
-        part = replace(batch, boxes=[scaled], labels=[labels[left]]).to(predictor.device)
+        everything = zip(known, left, batch.original_sizes, batch.sizes, strict=True)
+        boxes = [scale_boxes(each.boxes[rows], size, seen) for each, rows, size, seen in everything]
+        labels = [each.labels[rows] for each, rows in zip(known, left, strict=True)]
+        part = replace(batch, boxes=boxes, labels=labels).to(device)
         candidates = pick_candidates(
             predictor.network, predictions, part, part, teacher=config.teacher, qam=config.qam, fcos=config.fcos
         )
-        if others is not None:
-            candidates = [_join(candidates[0], others, left, boxes, batch)]
-        pseudo = fuse_candidates(config, candidates, part)[0]
-        for row, place in enumerate(left.tolist()):
-            soft = resize_masks(pseudo.soft[row : row + 1], size=batch.sizes[0], original_size=size)[0].cpu()
-            found = (soft > config.qam.mask_thr) & mask[place]
-            if found.any():
-                mask[place], num_candidates[place] = found, pseudo.num_candidates[row].cpu()
-                quality[place] = trust * pseudo.quality[row].cpu()
-    return BoxLabels(mask, quality * fit(mask, boxes) ** 0.25, num_candidates)
+        for image, each in enumerate(known):
+            if each.others is not None:
+                candidates[image] = _join(candidates[image], each.others, left[image], each.boxes, part, image)
+        for maps, rows, pseudo in zip(found, left, fuse_candidates(config, candidates, part), strict=True):
+            hit = pseudo.mask.flatten(1).any(dim=1)
+            rows = rows.to(device)[hit]
+            maps.soft[rows], maps.quality[rows] = pseudo.soft[hit], trust * pseudo.quality[hit]
+            maps.num_candidates[rows] = pseudo.num_candidates[hit]
+    return found
 
 
-def _join(candidates: Candidates, others: BoxLabels, left: Tensor, boxes: Tensor, batch: Batch) -> Candidates:
+def _merge(known: KnownBoxes, views: tuple[_BoxMaps, _BoxMaps], mask_thr: float) -> BoxLabels:
+    """Masks from the mean maps of an image and its mirror image."""
+    size = (known.image.shape[1], known.image.shape[2])
+    masks = pixels_inside(known.boxes.to(views[0].soft.device), size)
+    counts = torch.stack([maps.num_candidates for maps in views]).cpu()
+    quality = torch.stack([maps.quality for maps in views]).sum(dim=0).cpu() / (counts > 0).sum(dim=0).clamp(min=1)
+    for row in counts.sum(dim=0).nonzero()[:, 0].tolist():
+        rows, columns = window = _window(known.boxes[row], size)
+        opposite = slice(size[1] - columns.stop, size[1] - columns.start)
+        parts = [_cut(views[0], row, window, size)] if counts[0, row] else []
+        if counts[1, row]:
+            parts.append(_cut(views[1], row, (rows, opposite), size).flip(1))
+        mask = (torch.stack(parts).mean(dim=0) > mask_thr) & masks[(row, *window)]
+        if mask.any():
+            masks[(row, *window)] = mask
+        else:
+            counts[:, row] = quality[row] = 0
+    masks, found = masks.cpu(), counts.sum(dim=0)
+    trust = fit(masks, known.boxes) ** 0.25 * (1 - clash(masks, found > 0) / 2).sqrt()
+    return BoxLabels(masks, quality * trust, found)
+
+
+def _window(box: Tensor, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns that a box touches, one at least."""
+    x1, y1, x2, y2 = box.tolist()
+    top, left = min(int(y1), size[0] - 1), min(int(x1), size[1] - 1)
+    return slice(top, max(math.ceil(y2), top + 1)), slice(left, max(math.ceil(x2), left + 1))
+
+
+def _cut(maps: _BoxMaps, row: int, window: tuple[slice, slice], size: tuple[int, int]) -> Tensor:
+    """The map of a box in a window of the image, float (h', w')."""
+    rows, columns = (
+        slice(int(part.start * seen / side) // MASK_STRIDE, math.ceil(part.stop * seen / side) // MASK_STRIDE + 1)
+        for part, seen, side in zip(window, maps.size, size, strict=True)
+    )
+    wide = slice(max(rows.start - 1, 0), rows.stop + 1), slice(max(columns.start - 1, 0), columns.stop + 1)
+    probs, pixels = resize_mask_part(maps.soft[row], wide, size=maps.size, original_size=size)
+    top, left = (part.start - there.start for part, there in zip(window, pixels, strict=True))
+    return probs[top : top + window[0].stop - window[0].start, left : left + window[1].stop - window[1].start]
+
+
+def _join(
+    candidates: Candidates, others: BoxLabels, left: Tensor, boxes: Tensor, batch: Batch, image: int
+) -> Candidates:
     """The candidates of the boxes that are `left`, and after those of each box the mask of the other tool."""
     has_mask = others.mask[left].flatten(1).any(dim=1)
     rows = left[has_mask]
-    height, width = batch.sizes[0]
+    height, width = batch.sizes[image]
     small = F.interpolate(others.mask[rows, None].float(), (height, width), mode="bilinear", antialias=True)[:, 0]
     padded = F.pad(small, (0, batch.weak.shape[-1] - width, 0, batch.weak.shape[-2] - height))
     box_index = torch.cat([candidates.box_index, has_mask.nonzero()[:, 0].to(candidates.box_index)])
@@ -135,6 +255,15 @@ def _join(candidates: Candidates, others: BoxLabels, left: Tensor, boxes: Tensor
 def fit(masks: Tensor, boxes: Tensor) -> Tensor:
     """IoU (N,) of each mask's own box with the given one: 1 for a mask that touches all four sides from inside."""
     return box_iou(tight_boxes(masks), boxes).diagonal()
+
+
+def clash(masks: Tensor, found: Tensor) -> Tensor:
+    """Share (N,) of each mask (N, h, w) that another mask claims as well, of those that were found (N,).
+
+    A pixel belongs to one object: where masks clash, one of them is wrong.
+    """
+    claimed = (masks & found[:, None, None]).sum(dim=0) > 1
+    return (masks & claimed).sum(dim=(1, 2)) * found / masks.sum(dim=(1, 2)).clamp(min=1)
 
 
 def attempts(config: BoxSegConfig) -> Iterator[tuple[BoxSegConfig, float]]:

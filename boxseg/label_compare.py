@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from boxseg.data.coco import CocoBoxes
 from boxseg.engine.quality import mask_iou, quality_metrics
-from boxseg.label_sources import Source
+from boxseg.label_sources import BatchSource
 
 KEPT = 0.8
 """Share of the masks, those of best quality, for `best_iou`."""
@@ -44,7 +44,7 @@ class Comparison:
         return {name: _summary(pairs) for name, pairs in zip(self.names, np.stack(self.drawn, axis=1), strict=True)}
 
 
-def compare_sources(data: CocoBoxes, sources: dict[str, Source]) -> Iterator[Comparison]:
+def compare_sources(data: CocoBoxes, sources: dict[str, BatchSource]) -> Iterator[Comparison]:
     """Label every image with every source; gives the comparison as it grows, after each image.
 
     Raises:
@@ -55,7 +55,7 @@ def compare_sources(data: CocoBoxes, sources: dict[str, Source]) -> Iterator[Com
         ids = data.annotation_ids(index)
         if ids:
             sample, true = data[index], data.true_masks(index)
-            labels = [source(sample, ids) for source in sources.values()]
+            labels = [source([(sample, ids)])[0] for source in sources.values()]
             masks = torch.stack([each.mask for each in labels])  # (S, N, h, w)
             pairs = torch.stack([torch.stack([mask_iou(here, there) for there in masks]) for here in masks])
             comparison.ious.extend(pairs.permute(2, 0, 1).double().numpy())

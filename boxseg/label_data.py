@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,9 +22,11 @@ from boxseg.data.outlines import encode_rle, find_polygons
 from boxseg.data.yolo import write_yolo
 from boxseg.errors import ConfigError, DataError
 from boxseg.files import write_atomic
-from boxseg.label import pixels_inside
+from boxseg.label import BoxLabels, pixels_inside
 from boxseg.label_checks import check_mask
-from boxseg.label_sources import Source
+from boxseg.label_sources import BatchSource
+from boxseg.predict import in_batches
+from boxseg.structures import Sample
 
 LABELS, POLYGONS, JOURNAL = "labels.coco.json", "labels.polygons.json", "labels.jsonl"
 """Names of the files of an output folder; the last is what is done so far, one line per image."""
@@ -68,10 +70,10 @@ class Journal:
         for line in lines[1:]:
             self.done[line["image_id"]] = ImageLabels(**line)
 
-    def add(self, labels: ImageLabels) -> None:
-        """Remember an image."""
-        self._append(asdict(labels))
-        self.done[labels.image_id] = labels
+    def add(self, labels: Sequence[ImageLabels]) -> None:
+        """Remember images."""
+        self._append(*map(asdict, labels))
+        self.done |= {each.image_id: each for each in labels}
 
     def _read(self) -> list[dict[str, Any]]:
         """Whole lines; one that a kill tore is cut off, its image is done again."""
@@ -83,23 +85,26 @@ class Journal:
             os.truncate(self._path, whole)
         return [json.loads(line) for line in data[:whole].splitlines()]
 
-    def _append(self, value: dict[str, Any]) -> None:
+    def _append(self, *values: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(value) + "\n")
+            file.write("".join(json.dumps(value) + "\n" for value in values))
 
 
-def label_images(data: CocoBoxes, source: Source, journal: Journal) -> Iterator[ImageLabels]:
-    """Label the images that the journal has not; each is remembered, then given.
+def label_images(
+    data: CocoBoxes, source: BatchSource, journal: Journal, *, batch_size: int = 1
+) -> Iterator[ImageLabels]:
+    """Label the images that the journal has not, `batch_size` at a time; each is remembered, then given.
 
     Raises:
         DataError: two images or two annotations share an id.
     """
     _require_own_ids(data)
-    for index in range(len(data)):
-        if data.image_id(index) not in journal.done:
-            labels = _label_image(data, source, index)
-            journal.add(labels)
-            yield labels
+    pixels = data.sizes.prod(axis=1).tolist()
+    for batch in in_batches(range(len(data)), size=batch_size, pixels=pixels.__getitem__):
+        left = [index for index in batch if data.image_id(index) not in journal.done]
+        labels = _label_batch(data, source, left)
+        journal.add(labels)
+        yield from labels
 
 
 def _require_own_ids(data: CocoBoxes) -> None:
@@ -115,15 +120,25 @@ def _require_own_ids(data: CocoBoxes) -> None:
             raise DataError(f"{data.source.annotations}: {kind} {twice[0]} occurs more than once; {rule}")
 
 
-def _label_image(data: CocoBoxes, source: Source, index: int) -> ImageLabels:
-    image_id, ids = data.image_id(index), data.annotation_ids(index)
-    if not ids:
-        return ImageLabels(image_id, [])
-    try:
-        sample = data[index]
-    except DataError as error:
-        return ImageLabels(image_id, [], str(error))
-    found = source(sample, ids)
+def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> list[ImageLabels]:
+    items: dict[int, tuple[Sample, Sequence[int]]] = {}
+    problems = {}
+    for index in indices:
+        if data.annotation_ids(index):
+            try:
+                items[index] = data[index], data.annotation_ids(index)
+            except DataError as error:
+                problems[index] = str(error)
+    found = dict(zip(items, source(list(items.values())), strict=True)) if items else {}
+    return [
+        ImageLabels(
+            data.image_id(index), _describe(*items[index], found[index]) if index in items else [], problems.get(index)
+        )
+        for index in indices
+    ]
+
+
+def _describe(sample: Sample, ids: Sequence[int], found: BoxLabels) -> list[dict[str, Any]]:
     inside = pixels_inside(sample.boxes, sample.original_size)
     labels = []
     for row, annotation_id in enumerate(ids):
@@ -139,7 +154,7 @@ def _label_image(data: CocoBoxes, source: Source, index: int) -> ImageLabels:
                 "doubts": checks.doubts,
             }
         )
-    return ImageLabels(image_id, labels)
+    return labels
 
 
 def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, Any]:

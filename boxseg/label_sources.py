@@ -17,7 +17,7 @@ from torchvision.ops import box_convert
 
 from boxseg.data.coco import CocoBoxes, decode_segmentation
 from boxseg.errors import ConfigError, DataError
-from boxseg.label import UNKNOWN, BoxLabels, fit, label_boxes, pixels_inside
+from boxseg.label import UNKNOWN, BoxLabels, fit, know, label_together, pixels_inside
 from boxseg.ops.boxes import box_iou
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
@@ -29,15 +29,27 @@ MATCH_IOU = 0.5
 Source = Callable[[Sample, Sequence[int]], BoxLabels]
 """An image with its boxes, and the ids of their annotations -> a mask for each."""
 
+BatchSource = Callable[[Sequence[tuple[Sample, Sequence[int]]]], list[BoxLabels]]
+"""The same for several images at once."""
 
-def from_run(predictor: Predictor, data: CocoBoxes, *, others: Source | None = None) -> Source:
+
+def one_by_one(source: Source) -> BatchSource:
+    """A source that takes several images, one after the other."""
+    return lambda items: [source(*item) for item in items]
+
+
+def from_run(predictor: Predictor, data: CocoBoxes, *, others: Source | None = None) -> BatchSource:
     """The candidates of a trained network, with the masks of `others`, fused and scored; classes match by name."""
     label_of = {name.casefold(): label for label, name in enumerate(predictor.class_names)}
     labels = torch.tensor([label_of.get(name.casefold(), UNKNOWN) for name in data.class_names], dtype=torch.int64)
 
-    def source(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
-        more = None if others is None else others(sample, annotation_ids)
-        return label_boxes(predictor, sample.image, sample.boxes, labels[sample.labels], others=more)
+    def source(items: Sequence[tuple[Sample, Sequence[int]]]) -> list[BoxLabels]:
+        more = [None if others is None else others(*item) for item in items]
+        known = [
+            know(sample.image, sample.boxes, labels[sample.labels], each)
+            for (sample, _), each in zip(items, more, strict=True)
+        ]
+        return label_together(predictor, known)
 
     return source
 

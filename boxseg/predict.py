@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,11 +17,20 @@ from boxseg.build import build_network
 from boxseg.config import BoxSegConfig
 from boxseg.data import coco
 from boxseg.data.loader import collate
-from boxseg.data.transforms import resize_only
+from boxseg.data.transforms import View, resize_only
 from boxseg.engine import checkpoint
-from boxseg.engine.evaluate import detect
-from boxseg.errors import CheckpointError, ShapeError
+from boxseg.engine.evaluate import finish
+from boxseg.errors import BoxSegError, CheckpointError, ShapeError
 from boxseg.structures import Batch, Detections, Sample
+
+BATCH_SIZE = {"cpu": 1, "cuda": 16}
+"""Images that are looked at together, by kind of device. A CPU takes as long for each of them as for one alone."""
+BATCH_PIXELS = 2**23
+"""Pixels of the images of a batch at most, if it has more than one: masks have the size of their image."""
+PADDED_TO = 32
+"""Both sides of what a network sees are multiples of this [px]."""
+
+T = TypeVar("T")
 
 
 class Predictor:
@@ -61,11 +73,16 @@ class Predictor:
         self.network.load_state_dict(checkpoint.load_network(folder, self.network_name))
         self.network.eval().to(self.device)
 
+    @property
+    def batch_size(self) -> int:
+        """Images that are looked at together, see `BATCH_SIZE`."""
+        return BATCH_SIZE.get(self.device.type, 1)
+
     def __call__(self, images: Sequence[str | Path | Tensor | np.ndarray]) -> list[Detections]:
         """Detections of each image, best first, at the image's own size.
 
         Args:
-            images: Files, uint8 tensors (3, h, w) or uint8 arrays (h, w, 3), RGB; each is run on its own.
+            images: Files, uint8 tensors (3, h, w) or uint8 arrays (h, w, 3), RGB.
 
         Raises:
             DataError: a file is missing or cannot be read.
@@ -74,19 +91,81 @@ class Predictor:
         return list(self.stream(images))
 
     @torch.no_grad()
-    def stream(self, images: Iterable[str | Path | Tensor | np.ndarray]) -> Iterable[Detections]:
-        """The same, one image at a time: memory stays that of one image."""
-        for number, item in enumerate(images):
-            batch = self.view(read_image(item), image_id=number)
-            yield detect(self.network, batch, self.config.fcos)[1][0]
+    def stream(self, images: Iterable[str | Path | Tensor | np.ndarray]) -> Iterator[Detections]:
+        """The same as they are found: memory stays that of a batch."""
+        number = 0
+        for batch in in_batches(map(read_image, images), size=self.batch_size, pixels=lambda image: image[0].numel()):
+            found: dict[int, Detections] = {}
+            for places, part, predictions in self.look(batch):
+                found |= dict(zip(places, finish(self.network, predictions, part, self.config.fcos), strict=True))
+            for place in range(len(batch)):
+                yield replace(found[place], image_id=number)
+                number += 1
 
-    def view(self, image: Tensor, *, image_id: int = -1, scale: float = 1.0) -> Batch:
-        """An image uint8 (3, h, w) as a batch of one without boxes, at `scale` times the size of evaluation."""
+    @torch.no_grad()
+    def look(self, images: Sequence[Tensor], *, scale: float = 1.0) -> Iterator[tuple[list[int], Batch, Any]]:
+        """What the network says about images, those of one size in the network together.
+
+        What it says about an image does not depend on the others. Where a batch does not fit in the device's memory,
+        its halves are tried.
+
+        Args:
+            images: Each uint8 (3, h, w).
+            scale: Size of the network's input, relative to that of evaluation.
+
+        Yields:
+            Places in `images`, these images as a batch without boxes, and the network's output for it.
+
+        Raises:
+            BoxSegError: one image alone does not fit in memory.
+        """
         train = self.config.train
-        none = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
-        sample = Sample(image, *none, image_id=image_id, original_size=(image.shape[1], image.shape[2]))
-        view = resize_only(sample, round(scale * train.eval_short_side), round(scale * train.max_size))
-        return collate([view]).to(self.device)
+        by_size: dict[tuple[int, ...], list[tuple[int, View]]] = defaultdict(list)
+        for place, image in enumerate(images):
+            none = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
+            sample = Sample(image, *none, image_id=-1, original_size=(image.shape[1], image.shape[2]))
+            view = resize_only(sample, round(scale * train.eval_short_side), round(scale * train.max_size))
+            by_size[tuple(-(-side // PADDED_TO) for side in view.weak.shape[1:])].append((place, view))
+        for alike in by_size.values():
+            yield from self._look(alike)
+
+    def _look(self, views: list[tuple[int, View]]) -> Iterator[tuple[list[int], Batch, Any]]:
+        places = [place for place, _ in views]
+        batch = collate([view for _, view in views], divisor=PADDED_TO).to(self.device)
+        try:
+            predictions = self.network(batch.weak, batch.valid)
+        except torch.OutOfMemoryError as error:
+            if len(views) == 1:
+                size = " x ".join(map(str, batch.sizes[0]))
+                raise BoxSegError(
+                    f"{self.device}: an image of {size} px (height x width in the network) does not fit in memory; "
+                    "use --device cpu, or a model with a smaller train.eval_size"
+                ) from error
+            predictions = None  # the halves have to wait until the error, which holds on to memory, is gone
+        if predictions is not None:
+            yield places, batch, predictions
+        else:
+            middle = len(views) // 2
+            yield from self._look(views[:middle])
+            yield from self._look(views[middle:])
+
+
+def in_batches(items: Iterable[T], *, size: int, pixels: Callable[[T], int]) -> Iterator[list[T]]:
+    """Consecutive items, at most `size` of them and `BATCH_PIXELS` together, but one at least; none is read ahead
+    where batches are of one."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        if batch and total + pixels(item) > BATCH_PIXELS:
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += pixels(item)
+        if len(batch) == size:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 def read_image(item: str | Path | Tensor | np.ndarray) -> Tensor:

@@ -115,7 +115,12 @@ def evaluate(
 def detect(network: MaskNetwork, batch: Batch, settings: FcosConfig) -> tuple[Any, list[Detections]]:
     """Predictions and final detections for the weak view of a batch; the network should be in eval mode."""
     predictions = network(batch.weak, batch.valid)
-    detections = postprocess(
+    return predictions, finish(network, predictions, batch, settings)
+
+
+def finish(network: MaskNetwork, predictions: Any, batch: Batch, settings: FcosConfig) -> list[Detections]:
+    """Final detections of predictions, see `postprocess`."""
+    return postprocess(
         network,
         predictions,
         batch.sizes,
@@ -126,7 +131,6 @@ def detect(network: MaskNetwork, batch: Batch, settings: FcosConfig) -> tuple[An
         topk=settings.topk,
         image_ids=batch.image_ids,
     )
-    return predictions, detections
 
 
 def area_ratios(result: ImageResult) -> np.ndarray:

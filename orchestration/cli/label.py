@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ from orchestration.cli.output import AsJson, Device, Storage, print_json, print_
 if TYPE_CHECKING:
     from boxseg.config import CocoSource
     from boxseg.data.coco import CocoBoxes
-    from boxseg.label_sources import Source
+    from boxseg.label_sources import BatchSource
 
 SHOWN_PROBLEMS = 5
 
@@ -69,18 +70,19 @@ def label(
     read_well_formed(found.annotations, whole=False)  # for its errors
     boxes = CocoBoxes(found, train=False)
     if compare is not None:
-        _compare(boxes, {name: source_of(name, run, boxes)[0] for name in compare.split(",")}, as_json)
+        _compare(boxes, {name: source_of(name, run, boxes).masks for name in compare.split(",")}, as_json)
         return
     if apply is not None:
         counts = apply_decisions(folder, apply, boxes.source.images)
         print_json(counts) if as_json else print_pairs(list(counts.items()))
         return
-    masks, about = source_of(source, run, boxes)
-    journal = Journal(folder, about)
+    opened = source_of(source, run, boxes)
+    journal = Journal(folder, opened.about)
     left = len(boxes) - len(journal.done)
     if journal.done and left:
         say(f"{len(journal.done)} images are labelled already")
-    for _ in counted(label_images(boxes, masks, journal), left, what="images"):
+    images_done = label_images(boxes, opened.masks, journal, batch_size=opened.batch_size)
+    for _ in counted(images_done, left, what="images"):
         pass
     summary = {"output": str(folder), **write_labels(boxes, journal, folder)}
     if review:
@@ -110,7 +112,7 @@ def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
     return CocoSource(images=images or joined.images.absolute(), annotations=folder / "boxes.json")
 
 
-def _compare(boxes: CocoBoxes, sources: dict[str, Source], as_json: bool) -> None:
+def _compare(boxes: CocoBoxes, sources: dict[str, BatchSource], as_json: bool) -> None:
     from boxseg.label_compare import Comparison, compare_sources
     from orchestration.progress import counted
 
@@ -129,10 +131,19 @@ def _compare(boxes: CocoBoxes, sources: dict[str, Source], as_json: bool) -> Non
         say("no masks are drawn, so there is no IoU with the truth")
 
 
+@dataclass(frozen=True)
+class OpenSource:
+    """Where masks come from."""
+
+    masks: BatchSource
+    about: dict[str, Any]
+    """What identifies data and source for a later call that goes on."""
+    batch_size: int = 1
+
+
 def _open_source(
     source: str, run: str | None, boxes: CocoBoxes, *, fuse_with: Path | None, device: str, storage: Path
-) -> tuple[Source, dict[str, Any]]:
-    """The source, and what identifies data and source for a later call that goes on."""
+) -> OpenSource:
     from boxseg import label_sources
     from orchestration.files import digest
 
@@ -141,18 +152,18 @@ def _open_source(
         if run is None:
             raise ConfigError("--source run needs --run; `boxseg runs ls` lists runs")
         predictor = open_predictor(run, storage=storage, device=device)
-        about |= {"run": str(predictor.folder)}
-        if fuse_with is None:
-            return label_sources.from_run(predictor, boxes), about
-        others = label_sources.from_file(fuse_with, boxes)
-        return label_sources.from_run(predictor, boxes, others=others), about | {"fuse_with": digest(fuse_with)}
+        about |= {"run": str(predictor.folder)} | ({} if fuse_with is None else {"fuse_with": digest(fuse_with)})
+        others = None if fuse_with is None else label_sources.from_file(fuse_with, boxes)
+        return OpenSource(label_sources.from_run(predictor, boxes, others=others), about, predictor.batch_size)
     if source.startswith("file:"):
         path = Path(source.removeprefix("file:"))
-        return label_sources.from_file(path, boxes), about | {"file": digest(path)}
+        return OpenSource(
+            label_sources.one_by_one(label_sources.from_file(path, boxes)), about | {"file": digest(path)}
+        )
     simple = {"grabcut": label_sources.from_grabcut, "box": label_sources.from_boxes}
     if source not in simple:
         raise ConfigError(f"--source {source}: use run, grabcut, box or file:COCO.json")
-    return simple[source], about
+    return OpenSource(label_sources.one_by_one(simple[source]), about)
 
 
 def _tell(summary: dict[str, Any], as_json: bool) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from boxseg import label
 from boxseg.errors import ShapeError
-from boxseg.label import LAST_RESORT, fit, label_boxes, pixels_inside
+from boxseg.label import LAST_RESORT, clash, fit, know, label_boxes, label_together, pixels_inside
 from boxseg.predict import Predictor
 from boxseg.structures import Candidates
 
@@ -28,13 +28,16 @@ def no_color(monkeypatch):
 
 
 def offer(monkeypatch, *offers):
-    """Let the network's attempts find, one after the other, masks of probability 0.9 for these boxes."""
-    left = list(offers)
+    """Let the network's attempts find, one after the other, masks of probability 0.9 for these boxes; in the mirror
+    image the same."""
+    left = [(index, False) for index in offers] + [(index, True) for index in offers]
 
     def pick(network, predictions, batch, view, *, teacher, qam, fcos):
-        index = torch.tensor(left.pop(0), dtype=torch.int64)
+        numbers, mirrored = left.pop(0)
+        index = torch.tensor(numbers, dtype=torch.int64)
         probs = torch.zeros(len(index), 16, 16)
         probs[:, 4:10, 4:10] = 0.9
+        probs = probs.flip(2) if mirrored else probs
         return [Candidates(probs, torch.full((len(index),), 0.8), torch.ones(len(index)), index)]
 
     monkeypatch.setattr(label, "pick_candidates", pick)
@@ -49,10 +52,37 @@ def test_every_box_with_an_area_gets_a_mask_inside_it(predictor, image):
     assert (found.quality[1], found.num_candidates[1]) == (0, 0)
 
 
-def test_a_box_is_labelled_alike_alone_and_among_others(predictor, image):
+def test_a_box_gets_the_same_mask_alone_and_among_others_but_is_trusted_less_where_masks_clash(predictor, image):
     together, alone = label_boxes(predictor, image, BOXES), label_boxes(predictor, image, BOXES[2:3])
     assert torch.equal(together.mask[2], alone.mask[0])
-    assert float(together.quality[2]) == pytest.approx(float(alone.quality[0]), abs=1e-6)
+    share = clash(together.mask, together.num_candidates > 0)[2]
+    assert float(share) > 0
+    assert float(together.quality[2]) == pytest.approx(float(alone.quality[0] * (1 - share / 2).sqrt()), abs=1e-6)
+
+
+def test_masks_clash_where_another_found_mask_claims_the_pixel():
+    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
+    masks[0, :2], masks[1, 1:], masks[2] = True, True, True
+    assert clash(masks, torch.tensor([True, True, False])).tolist() == pytest.approx([1 / 2, 1 / 3, 0])
+
+
+def test_the_mirror_image_gets_mirrored_masks(predictor, image):
+    plain, mirrored = label_boxes(predictor, image, BOXES), label_boxes(predictor, image.flip(2), mirror(BOXES))
+    assert torch.equal(plain.mask, mirrored.mask.flip(2))
+    torch.testing.assert_close(plain.quality, mirrored.quality)
+
+
+def mirror(boxes):
+    return torch.stack([64 - boxes[:, 2], boxes[:, 1], 64 - boxes[:, 0], boxes[:, 3]], dim=1)
+
+
+def test_images_of_several_sizes_are_labelled_together_as_alone(predictor, image):
+    images = [image, image[:, :40], image.flip(1), image[:, :, :30]]
+    known = [know(each, BOXES[:k]) for k, each in enumerate(images)]
+    for each, found in zip(known, label_together(predictor, known), strict=True):
+        alone = label_boxes(predictor, each.image, each.boxes)
+        assert torch.equal(found.mask, alone.mask)
+        torch.testing.assert_close(found.quality, alone.quality, atol=1e-5, rtol=0)
 
 
 def test_candidates_make_the_mask_and_its_quality(predictor, image, monkeypatch, no_color):
@@ -64,16 +94,16 @@ def test_candidates_make_the_mask_and_its_quality(predictor, image, monkeypatch,
     assert abs(int(columns[-1]) - 39) <= 1
     trust = 0.9  # sqrt((0.8 + 1) / 2 * 0.9)
     assert float(found.quality[0]) == pytest.approx(trust * float(fit(found.mask, boxes)[0]) ** 0.25, abs=1e-4)
-    assert found.num_candidates.tolist() == [2]
+    assert found.num_candidates.tolist() == [4]  # two of the image, two of its mirror image
 
 
 def test_boxes_without_candidates_get_the_nearest_and_then_the_box(predictor, image, monkeypatch, no_color):
     boxes = torch.tensor([[8.0, 8, 48, 48], [0, 0, 20, 20], [0, 0, 60, 60]])
     offer(monkeypatch, [0], [], [1])  # the third attempt numbers the boxes that are left: 1 and 2
     found = label_boxes(predictor, image, boxes, scale=1.0)
-    fits = fit(found.mask, boxes) ** 0.25
-    assert float(found.quality[2]) == pytest.approx(LAST_RESORT * 0.9 * float(fits[2]), abs=1e-4)
-    assert found.num_candidates.tolist() == [1, 0, 1]
+    trust = fit(found.mask, boxes)[2] ** 0.25 * (1 - clash(found.mask, found.num_candidates > 0)[2] / 2).sqrt()
+    assert float(found.quality[2]) == pytest.approx(LAST_RESORT * 0.9 * float(trust), abs=1e-4)
+    assert found.num_candidates.tolist() == [2, 0, 2]
     assert float(found.quality[1]) == 0
     assert torch.equal(found.mask[1], pixels_inside(boxes, (64, 64))[1])
 
@@ -107,7 +137,7 @@ def test_a_mask_of_another_tool_counts_as_one_candidate(predictor, image, monkey
     others = label.BoxLabels(drawn, torch.tensor([1.0, 1.0]), torch.tensor([1, 1]))
     offer(monkeypatch, [0])
     found = label_boxes(predictor, image, boxes, scale=1.0, others=others)
-    assert found.num_candidates.tolist() == [2, 1]
+    assert found.num_candidates.tolist() == [4, 2]
     iou = (found.mask & drawn).flatten(1).sum(1) / (found.mask | drawn).flatten(1).sum(1)
     assert float(iou[1]) > 0.7  # alone it is the mask, as far as cells of 4 px can tell
     assert found.mask[0, 20:36, 18:26].all()

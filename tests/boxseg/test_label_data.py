@@ -12,6 +12,7 @@ from boxseg.config import CocoSource
 from boxseg.data.coco import CocoBoxes, decode_segmentation
 from boxseg.errors import ConfigError, DataError
 from boxseg.label_data import JOURNAL, Journal, label_images, write_labels
+from boxseg.label_sources import one_by_one
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
 
@@ -25,12 +26,15 @@ def data(trained_run):
 
 @pytest.fixture
 def drawn(data):
-    return label_sources.from_file(data.source.annotations, data)
+    return one_by_one(label_sources.from_file(data.source.annotations, data))
+
+
+BOXES = one_by_one(label_sources.from_boxes)
 
 
 def label_all(data, source, folder):
     journal = Journal(folder, {"source": "test"})
-    list(label_images(data, source, journal))
+    list(label_images(data, source, journal, batch_size=3))
     return write_labels(data, journal, folder)
 
 
@@ -96,7 +100,7 @@ def test_an_image_that_cannot_be_read_is_skipped_and_named(data, tmp_path):
         content["images"][1]["file_name"] = "../outside.png"
 
     lost = bent(data, tmp_path, lose)
-    summary = label_all(lost, label_sources.from_boxes, tmp_path / "out")
+    summary = label_all(lost, BOXES, tmp_path / "out")
     assert len(summary["unreadable"]) == 2
     assert "gone.png" in summary["unreadable"][0]
     written = read(tmp_path / "out/labels.coco.json")
@@ -113,7 +117,7 @@ def test_a_box_without_area_gets_an_empty_mask(data, tmp_path, bbox):
     def squash(content):
         content["annotations"][0]["bbox"] = bbox
 
-    label_all(bent(data, tmp_path, squash), label_sources.from_boxes, tmp_path / "out")
+    label_all(bent(data, tmp_path, squash), BOXES, tmp_path / "out")
     first = read(tmp_path / "out/labels.coco.json")["annotations"][0]
     assert first["quality"] == 0
     assert not decode_segmentation(first["segmentation"], (64, 64)).any()
@@ -123,7 +127,7 @@ def test_crowds_stay_as_they_are(data, tmp_path):
     def crowd(content):
         content["annotations"][0]["iscrowd"] = 1
 
-    label_all(bent(data, tmp_path, crowd), label_sources.from_boxes, tmp_path / "out")
+    label_all(bent(data, tmp_path, crowd), BOXES, tmp_path / "out")
     before, after = read(tmp_path / "bent.json"), read(tmp_path / "out/labels.coco.json")
     assert after["annotations"][0] == before["annotations"][0]
 
@@ -141,9 +145,9 @@ def test_yolo_files_have_a_line_per_box_and_links_to_the_images(data, drawn, tmp
 def test_classes_are_matched_by_name(data, trained_run, monkeypatch, tmp_path):
     seen = []
 
-    def watch(predictor, image, boxes, labels, *, others):
-        seen.extend(labels.tolist())
-        return label_sources.from_boxes(next(samples), [])
+    def watch(predictor, known):
+        seen.extend(label for each in known for label in each.labels.tolist())
+        return [label_sources.from_boxes(next(samples), []) for _ in known]
 
     def rename(content):
         content["categories"] = [each | {"name": each["name"].upper()} for each in content["categories"]]
@@ -151,7 +155,7 @@ def test_classes_are_matched_by_name(data, trained_run, monkeypatch, tmp_path):
 
     renamed = bent(data, tmp_path, rename)
     samples = iter([renamed[index] for index in range(len(renamed)) if renamed.annotation_ids(index)])
-    monkeypatch.setattr(label_sources, "label_boxes", watch)
+    monkeypatch.setattr(label_sources, "label_together", watch)
     list(
         label_images(
             renamed, label_sources.from_run(Predictor(trained_run.checkpoint), renamed), Journal(tmp_path / "o", {})
@@ -166,7 +170,7 @@ def test_results_of_another_tool_are_matched_by_their_boxes(data, tmp_path):
     path = tmp_path / "results.json"
     entry = {"image_id": first["image_id"], "category_id": 1, "segmentation": first["segmentation"], "score": 0.75}
     path.write_text(json.dumps([entry]))
-    summary = label_all(data, label_sources.from_file(path, data), tmp_path / "out")
+    summary = label_all(data, one_by_one(label_sources.from_file(path, data)), tmp_path / "out")
     assert summary["boxes"] - summary["without_candidates"] == 1
     assert read(tmp_path / "out/labels.coco.json")["annotations"][0]["quality"] == 0.75
 
@@ -196,4 +200,4 @@ def test_two_annotations_of_one_id_are_refused(data, tmp_path):
         content["annotations"].append(content["annotations"][0])
 
     with pytest.raises(DataError, match="own id"):
-        label_all(bent(data, tmp_path, twice), label_sources.from_boxes, tmp_path / "out")
+        label_all(bent(data, tmp_path, twice), BOXES, tmp_path / "out")

@@ -25,7 +25,7 @@ def data(trained_run):
 def labels(data, tmp_path):
     """A folder with labels, the masks being the boxes."""
     journal = Journal(tmp_path / "labels", {})
-    list(label_images(data, label_sources.from_boxes, journal))
+    list(label_images(data, label_sources.one_by_one(label_sources.from_boxes), journal))
     write_labels(data, journal, tmp_path / "labels")
     return tmp_path / "labels"
 
@@ -156,8 +156,8 @@ def test_other_files_are_no_decisions(data, labels, tmp_path, decisions):
 
 
 def test_sources_are_compared_with_one_another_and_with_the_drawn_masks(data):
-    drawn = label_sources.from_file(data.source.annotations, data)
-    *_, comparison = compare_sources(data, {"box": label_sources.from_boxes, "drawn": drawn})
+    drawn = label_sources.one_by_one(label_sources.from_file(data.source.annotations, data))
+    *_, comparison = compare_sources(data, {"box": label_sources.one_by_one(label_sources.from_boxes), "drawn": drawn})
     agreement, against = comparison.agreement(), comparison.against_drawn()
     assert agreement["box"]["box"] == agreement["drawn"]["drawn"] == pytest.approx(1)
     assert agreement["box"]["drawn"] == pytest.approx(against["box"]["iou"])
