@@ -65,7 +65,7 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
     """Write a network to `path`, and what is needed to use it to `path` with the ending `.json`; check the file.
 
     Args:
-        predictor: A trained CondInst.
+        predictor: A trained network; `model.kind: condinst` but for `safetensors`.
         form: `onnx` and `torchscript` are `Deployed`, for images of any size that is a multiple of 32, one at a time;
             `safetensors` are the bare weights.
         path: File to write; its folder is made.
@@ -77,15 +77,17 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         ConfigError: the network is of another kind, a package is missing, or `path` is the name of the JSON file.
         BoxSegError: the written file does not do what the network does; it is removed.
     """
-    if not isinstance(predictor.network, CondInst):
-        raise ConfigError(f"{predictor.folder}: only model.kind condinst can be exported, this is another network")
+    if form != "safetensors" and not isinstance(predictor.network, CondInst):
+        raise ConfigError(
+            f"{predictor.folder}: only model.kind condinst has the form {form}, this is another network; "
+            "safetensors holds any"
+        )
     if path.suffix == ".json":
         raise ConfigError(
             f"--output {path}: the ending .json is for what describes the model; choose another for the file"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    network = predictor.network.cpu().eval()
-    model = Deployed(network).eval()
+    network: Any = predictor.network.cpu().eval()
     train = predictor.config.train
     about: dict[str, Any] = {
         "format": form,
@@ -96,7 +98,7 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         "max_size": train.max_size,
         "outputs": OUTPUTS,
     }
-    check = WRITERS[form](model, path)
+    check = WRITERS[form](network, path)
     about |= check
     if not check["difference"] <= TOLERANCE:
         path.unlink()
@@ -107,7 +109,8 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
     return about
 
 
-def _write_onnx(model: Deployed, path: Path) -> dict[str, float]:
+def _write_onnx(network: Any, path: Path) -> dict[str, float]:
+    model = Deployed(network).eval()
     try:
         import onnxruntime
     except ImportError as error:
@@ -128,7 +131,8 @@ def _write_onnx(model: Deployed, path: Path) -> dict[str, float]:
     return _compare(model, lambda image: session.run(None, {"image": image}))
 
 
-def _write_torchscript(model: Deployed, path: Path) -> dict[str, float]:
+def _write_torchscript(network: Any, path: Path) -> dict[str, float]:
+    model = Deployed(network).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.trace(model, _image(CHECK_SIZES[0]), check_trace=False).save(str(path))
@@ -136,14 +140,14 @@ def _write_torchscript(model: Deployed, path: Path) -> dict[str, float]:
     return _compare(model, lambda image: [each.numpy() for each in loaded(torch.from_numpy(image))])
 
 
-def _write_safetensors(model: Deployed, path: Path) -> dict[str, float]:
-    weights = {name: value.detach().contiguous() for name, value in model.network.state_dict().items()}
+def _write_safetensors(network: nn.Module, path: Path) -> dict[str, float]:
+    weights = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
     save_file(weights, path)
     loaded = load_file(path)
     return {"difference": max(float((loaded[name] - value).abs().max()) for name, value in weights.items())}
 
 
-WRITERS: dict[Format, Callable[[Deployed, Path], dict[str, float]]] = {
+WRITERS: dict[Format, Callable[[Any, Path], dict[str, float]]] = {
     "onnx": _write_onnx,
     "torchscript": _write_torchscript,
     "safetensors": _write_safetensors,

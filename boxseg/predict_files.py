@@ -1,12 +1,14 @@
-"""Detections of many image files as COCO instances and as pictures."""
+"""Detections of many image files and video frames as COCO instances and as pictures."""
 
 from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
@@ -15,8 +17,21 @@ from boxseg.data.yolo import image_files
 from boxseg.engine.evaluate import encode_detections
 from boxseg.engine.panels import COLOURS, OPACITY
 from boxseg.errors import ConfigError, DataError
-from boxseg.predict import Predictor, read_image
+from boxseg.predict import Predictor, in_batches, read_image
 from boxseg.structures import Detections
+
+VIDEO_ENDINGS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file, or a frame of a video."""
+
+    file: Path
+    pixels: Tensor | DataError
+    """uint8 (3, h, w), or why it cannot be read."""
+    frame: int | None = None
+    """Number of the frame, from 0."""
 
 
 def find_image_files(sources: Sequence[str]) -> list[Path]:
@@ -41,35 +56,101 @@ def find_image_files(sources: Sequence[str]) -> list[Path]:
     return list(found)
 
 
+def read_pictures(paths: Sequence[Path], *, every: int = 1) -> Iterator[Picture]:
+    """The image of each file, or of a video every `every`-th frame; one at a time.
+
+    Raises:
+        ConfigError: there is a video, and OpenCV, which reads it, is not installed.
+    """
+    for path in paths:
+        try:
+            if path.suffix.lower() in VIDEO_ENDINGS:
+                yield from _read_frames(path, every)
+            else:
+                yield Picture(path, read_image(path))
+        except DataError as error:
+            yield Picture(path, error)
+
+
+def count_pictures(paths: Sequence[Path], *, every: int = 1) -> int:
+    """How many pictures these files should have; videos tell it roughly.
+
+    Raises:
+        ConfigError: as `read_pictures`.
+    """
+    videos = [path for path in paths if path.suffix.lower() in VIDEO_ENDINGS]
+    frames = 0
+    for path in videos:
+        capture = _open_video(path)
+        frames += max(-(-int(capture.get(_cv2().CAP_PROP_FRAME_COUNT)) // every), 1)
+        capture.release()
+    return len(paths) - len(videos) + frames
+
+
+def _read_frames(path: Path, every: int) -> Iterator[Picture]:
+    capture, number = _open_video(path), 0
+    while capture.grab():
+        if number % every == 0:
+            is_whole, frame = capture.retrieve()
+            if is_whole:
+                yield Picture(path, torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1), number)
+        number += 1
+    capture.release()
+    if number == 0:
+        raise DataError(f"{path}: no frame can be read as a video (convert it, or name its frames as images)")
+
+
+def _open_video(path: Path) -> Any:
+    return _cv2().VideoCapture(str(path))
+
+
+def _cv2() -> Any:
+    try:
+        import cv2
+    except ImportError as error:
+        raise ConfigError("videos need OpenCV; install the extra: pip install 'boxseg[video]'") from error
+    return cv2
+
+
 def predict_files(
-    predictor: Predictor, paths: Sequence[Path], *, min_score: float, overlays: Path | None = None
+    predictor: Predictor, pictures: Iterator[Picture], *, min_score: float, overlays: Path | None = None
 ) -> Iterator[tuple[Path, dict[str, Any] | DataError]]:
-    """Detections of each file in turn, or the error that a damaged file gave.
+    """Detections of each picture in turn, or the error that a damaged file gave.
 
     Args:
         predictor: A trained network.
-        paths: Image files.
+        pictures: See `read_pictures`.
         min_score: Detections below this score are left out.
         overlays: Folder for a picture of each image with its detections; None: none are drawn.
 
     Yields:
         The file, and `image` and `annotations` in COCO's terms with ids from 1 (see `join_coco`), or a DataError.
+        Images of a video have its `file_name` and `frame`.
     """
-    annotation_id = 1
-    for number, path in enumerate(paths, start=1):
-        try:
-            image = read_image(path)
-        except DataError as error:
-            yield path, error
-            continue
-        found = at_least(predictor([image])[0], min_score)
-        if overlays is not None:
-            names = [predictor.class_names[label] for label in found.labels.tolist()]
-            draw_overlay(image, found, names, overlays / f"{number:06d}-{path.stem}.png")
-        annotations = coco_annotations(found, predictor.category_ids, image_id=number, first_id=annotation_id)
-        annotation_id += len(annotations)
-        entry = {"id": number, "file_name": str(path), "width": image.shape[2], "height": image.shape[1]}
-        yield path, {"image": entry, "annotations": annotations}
+    annotation_id, image_id = 1, 0
+    for batch in in_batches(pictures, size=predictor.batch_size, pixels=_num_pixels):
+        images = [each.pixels for each in batch if isinstance(each.pixels, Tensor)]
+        detections = iter(predictor(images))
+        for picture in batch:
+            image_id += 1
+            if isinstance(picture.pixels, DataError):
+                yield picture.file, picture.pixels
+                continue
+            found = at_least(next(detections), min_score)
+            if overlays is not None:
+                names = [predictor.class_names[label] for label in found.labels.tolist()]
+                frame = "" if picture.frame is None else f"-{picture.frame:06d}"
+                draw_overlay(picture.pixels, found, names, overlays / f"{image_id:06d}-{picture.file.stem}{frame}.png")
+            annotations = coco_annotations(found, predictor.category_ids, image_id=image_id, first_id=annotation_id)
+            annotation_id += len(annotations)
+            height, width = picture.pixels.shape[1:]
+            entry = {"id": image_id, "file_name": str(picture.file), "width": width, "height": height}
+            entry |= {} if picture.frame is None else {"frame": picture.frame}
+            yield picture.file, {"image": entry, "annotations": annotations}
+
+
+def _num_pixels(picture: Picture) -> int:
+    return picture.pixels[0].numel() if isinstance(picture.pixels, Tensor) else 0
 
 
 def join_coco(predictor: Predictor, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`boxseg predict`: boxes, masks and scores for images."""
+"""`boxseg predict`: boxes, masks and scores for images and videos."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from orchestration.cli.output import AsJson, Device, Storage, print_json, print_
 
 def predict(
     run: Run,
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE…", help="Image files, folders or quoted patterns.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE…", help="Images, folders of images, videos, quoted patterns.")
+    ],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where to write.")] = Path("predictions"),
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Leave out detections below this score.")] = 0.3,
     overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Draw a PNG of each image.")] = True,
+    every: Annotated[int, typer.Option("--every", min=1, metavar="N", help="Of a video, every N-th frame.")] = 1,
     device: Device = "auto",
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
@@ -29,26 +32,29 @@ def predict(
     skipped.
     """
     from boxseg.files import write_atomic
-    from boxseg.predict_files import find_image_files, join_coco, predict_files
+    from boxseg.predict_files import count_pictures, find_image_files, join_coco, predict_files, read_pictures
     from orchestration.progress import counted
 
     paths = find_image_files(sources)
+    total = count_pictures(paths, every=every)
     predictor = open_predictor(run, storage=storage, device=device)
     output.mkdir(parents=True, exist_ok=True)
-    parts = []
-    found = predict_files(predictor, paths, min_score=min_score, overlays=output / "overlays" if overlays else None)
-    for _, result in counted(found, len(paths), what="images"):
+    parts, skipped = [], 0
+    pictures = read_pictures(paths, every=every)
+    found = predict_files(predictor, pictures, min_score=min_score, overlays=output / "overlays" if overlays else None)
+    for _, result in counted(found, total, what="images"):
         if isinstance(result, DataError):
             say(f"skipped: {result}")
+            skipped += 1
         else:
             parts.append(result)
     if not parts:
-        raise DataError(f"none of {len(paths)} files could be read")
+        raise DataError(f"none of {len(paths)} files could be read; name image files (see `boxseg predict --help`)")
     content = join_coco(predictor, parts)
     path = output / "predictions.coco.json"
     write_atomic(path, json.dumps(content))
     if as_json:
         print_json(content)
     else:
-        counts = [("images", len(parts)), ("skipped", len(paths) - len(parts))]
+        counts = [("images", len(parts)), ("skipped", skipped)]
         print_pairs([*counts, ("detections", len(content["annotations"])), ("written", path)])

@@ -2,13 +2,17 @@
 
 import json
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from boxseg.build import build_network
+from boxseg.config import BoxSegConfig
 from boxseg.errors import BoxSegError, ConfigError
 from boxseg.export import TOLERANCE, WRITERS, export_network
 from boxseg.predict import Predictor
@@ -47,6 +51,37 @@ def test_bare_weights_are_those_of_the_network(predictor, tmp_path):
     export_network(predictor, "safetensors", tmp_path / "model.safetensors")
     assert load_file(tmp_path / "model.safetensors").keys() == predictor.network.state_dict().keys()
     assert json.loads((tmp_path / "model.json").read_text())["classes"] == predictor.class_names
+
+
+@pytest.fixture
+def mask_rcnn_run(trained_run, tmp_path):
+    """A checkpoint of Mask R-CNN as a run leaves it, untrained."""
+    folder = shutil.copytree(trained_run.checkpoint, tmp_path / "run")
+    about = json.loads((folder / "about.json").read_text())
+    settings = {
+        "model": {"kind": "mask_rcnn", "backbone": "resnet18", "weights": "none", "channels": 16},
+        "rcnn": {"representation": 16, "mask_channels": 8},
+    }
+    config = BoxSegConfig.model_validate(settings)
+    network = build_network(config, num_classes=len(about["classes"]["names"]), weights="none")
+    for name in ("student", "teacher"):
+        save_file(network.state_dict(), folder / f"{name}.safetensors")
+    (folder / "about.json").write_text(json.dumps(about | {"config": config.model_dump(mode="json")}))
+    return folder
+
+
+def test_mask_rcnn_is_refused_before_torch_is_loaded_and_its_weights_are_not(
+    mask_rcnn_run, tmp_path, capsys, monkeypatch
+):
+    output = ["--output", str(tmp_path / "model")]
+    monkeypatch.setitem(sys.modules, "boxseg.export", None)
+    assert run(["export", str(mask_rcnn_run), "--format", "onnx", *output]) == 2
+    assert "this one is mask_rcnn; --format safetensors takes any" in capsys.readouterr().err
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"only model\.kind condinst"):
+        export_network(Predictor(mask_rcnn_run), "torchscript", tmp_path / "model.pt")
+    assert run(["export", str(mask_rcnn_run), "--format", "safetensors", *output]) == 0
+    assert load_file(tmp_path / "model").keys() == Predictor(mask_rcnn_run).network.state_dict().keys()
 
 
 def test_a_file_that_differs_is_removed(predictor, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """`boxseg predict` from the command line."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,38 @@ def test_damaged_files_are_named_and_skipped(photos, trained_run, capsys):
 def test_sources_without_images_are_refused(photos, trained_run, capsys):
     assert predict(trained_run, "photos/*.webp") == 2
     assert "no images there" in capsys.readouterr().err
+
+
+def test_frames_of_a_video_are_images_with_their_number(photos, trained_run, capsys):
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is an extra")
+    video = cv2.VideoWriter("clip.avi", cv2.VideoWriter_fourcc(*"MJPG"), 10, (80, 60))
+    frame = cv2.imread("photos/a.png")
+    for _ in range(5):
+        video.write(frame)
+    video.release()
+    assert predict(trained_run, "clip.avi", "photos/a.png", "--every", "2", "--json") == 0
+    shown = capsys.readouterr()
+    images = json.loads(shown.out)["images"]
+    assert [(each["file_name"], each.get("frame")) for each in images] == [
+        ("clip.avi", 0),
+        ("clip.avi", 2),
+        ("clip.avi", 4),
+        ("photos/a.png", None),
+    ]
+    assert "4/4 images" in shown.err
+    assert Path("predictions/overlays/000002-clip-000002.png").exists()
+
+
+def test_a_video_that_is_none_is_named_and_skipped(photos, trained_run, capsys):
+    pytest.importorskip("cv2", reason="OpenCV is an extra")
+    Path("clip.mp4").write_text("no video")
+    assert predict(trained_run, "clip.mp4", "photos/a.png", "--json") == 0
+    assert "clip.mp4: no frame can be read" in capsys.readouterr().err
+    assert predict(trained_run, "clip.mp4") == 3
+
+
+def test_videos_without_opencv_are_refused_before_the_run_is_opened(photos, trained_run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    Path("clip.mp4").write_text("")
+    assert predict(trained_run, "clip.mp4") == 2
+    assert "boxseg[video]" in capsys.readouterr().err
