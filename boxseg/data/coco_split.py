@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boxseg.data.outlines import encode_rle
+from boxseg.errors import ConfigError
+
+BOX_FIELDS = ("id", "image_id", "category_id", "bbox", "iscrowd")
+"""What an annotation without its mask keeps."""
 
 
 @dataclass
@@ -62,3 +66,38 @@ def join_splits(splits: Sequence[CocoSplit]) -> CocoSplit:
             for each in split.content["annotations"]
         ]
     return joined
+
+
+def merge_classes(content: dict[str, Any], merged: Mapping[str, Sequence[str]]) -> None:
+    """Make one class of several, in place.
+
+    Args:
+        content: COCO instances.
+        merged: Name of the new class, or of one that is there -> classes that become it. It has the id of the first of
+            them, in the order of the file.
+
+    Raises:
+        ConfigError: there is no class of a name.
+    """
+    new_name = {old: new for new, olds in merged.items() for old in olds}
+    names = [category["name"] for category in content["categories"]]
+    for name in new_name:
+        if name not in names:
+            raise ConfigError(f"--merge: there is no class {name!r}; there are {', '.join(sorted(set(names)))}")
+    ids: dict[str, int] = {}
+    id_of = {}
+    for category in content["categories"]:
+        name = new_name.get(category["name"], category["name"])
+        id_of[category["id"]] = ids.setdefault(name, category["id"])
+        category["name"] = name
+    content["categories"] = [each for each in content["categories"] if ids[each["name"]] == each["id"]]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = id_of[annotation["category_id"]]
+
+
+def drop_masks(content: dict[str, Any]) -> None:
+    """Leave nothing but boxes in the annotations, in place: what is trained on them has seen no mask."""
+    content["annotations"] = [
+        {name: each[name] for name in BOX_FIELDS if name in each} | {"area": float(each["bbox"][2]) * each["bbox"][3]}
+        for each in content["annotations"]
+    ]

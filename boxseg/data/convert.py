@@ -1,4 +1,4 @@
-"""Data sets in other formats -> COCO instances: Pascal VOC, SBD, Cityscapes and YOLO.
+"""Data sets in other formats -> COCO instances: Pascal VOC, SBD, Cityscapes, YOLO, and COCO itself cleaned.
 
 Only annotation files are made; pictures stay where they are. What a source marks as not to be counted (VOC's difficult
 objects, Cityscapes' groups) becomes a crowd region, which is neither trained on nor evaluated.
@@ -6,10 +6,12 @@ objects, Cityscapes' groups) becomes a crowd region, which is neither trained on
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,12 +22,14 @@ from PIL import Image
 from scipy.io.matlab import MatReadError
 from scipy.optimize import linear_sum_assignment
 
+from boxseg.data.checks import is_inside, read_whole
 from boxseg.data.coco_split import CocoSplit
+from boxseg.data.fix import clean_content
 from boxseg.data.yolo import convert_yolo
 from boxseg.errors import DataError
 from boxseg.ops.boxes import box_iou
 
-Format = Literal["voc", "sbd", "cityscapes", "yolo"]
+Format = Literal["coco", "voc", "sbd", "cityscapes", "yolo"]
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -42,12 +46,15 @@ VOC_LIST = "ImageSets/Segmentation/train.txt"
 MIN_MATCH = 0.5
 """IoU of a VOC box and the box around a mask from which on they are one object."""
 
+logger = logging.getLogger(__name__)
+
 
 def convert(source: Path, format_name: Format, *, exclude: frozenset[str] = frozenset()) -> dict[str, CocoSplit]:
     """Read a data set in its published layout.
 
     Args:
-        source: `VOC2012` of VOC's archive; `dataset` of SBD's; the folder with Cityscapes' `gtFine` and `leftImg8bit`.
+        source: A COCO file; `VOC2012` of VOC's archive; `dataset` of SBD's; the folder with Cityscapes' `gtFine` and
+            `leftImg8bit`; a YOLO folder.
         format_name: Which of them it is.
         exclude: File names (without folder and ending) of images to leave out, such as those that will be evaluated.
 
@@ -59,6 +66,21 @@ def convert(source: Path, format_name: Format, *, exclude: frozenset[str] = froz
         DataError: a folder or file is missing or not in the format; names it.
     """
     return CONVERTERS[format_name](source, exclude)
+
+
+def convert_coco(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
+    """COCO: the sound entries with all their fields, boxes cut to their image; what is left out is logged."""
+    content, done = read_whole(source), Counter[str]()
+
+    def keep(image: dict[str, Any]) -> bool:
+        return is_inside(image["file_name"]) and Path(image["file_name"]).stem not in exclude
+
+    clean_content(content, done, keep_image=keep)
+    for told, count in done.items():
+        logger.warning("%s: %d %s", source, count, told)
+    split = CocoSplit(source.parent, [each["name"] for each in content["categories"]])
+    split.content = content
+    return {source.stem: split}
 
 
 def convert_voc(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
@@ -146,6 +168,7 @@ def _convert_voc_folder(source: Path, exclude: frozenset[str]) -> dict[str, Coco
 
 
 CONVERTERS: dict[Format, Callable[[Path, frozenset[str]], dict[str, CocoSplit]]] = {
+    "coco": convert_coco,
     "voc": convert_voc,
     "sbd": convert_sbd,
     "cityscapes": convert_cityscapes,

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,18 @@ def write_fixed(source: CocoSource, output: Path) -> Counter[str]:
     content = read_whole(source.annotations)
     if output.exists() and any(output.iterdir()):
         raise DataError(f"{output}: is not empty; a cleaned copy needs a folder of its own (name another)")
+    (output / IMAGES).mkdir(parents=True, exist_ok=True)
     done: Counter[str] = Counter()
+    clean_content(content, done, keep_image=lambda image: _keep_image(image, source.images, output / IMAGES, done))
+    write_atomic(output / ANNOTATIONS, json.dumps(content))
+    return done
+
+
+def clean_content(content: dict[str, Any], done: Counter[str], *, keep_image: Callable[[dict[str, Any]], bool]) -> None:
+    """Take faulty entries and unwanted images out of the content of a COCO file, in place; counts in `done`."""
     for group in REQUIRED_KEYS:
         content[group] = _sound_entries(content[group], group, done)
-    (output / IMAGES).mkdir(parents=True, exist_ok=True)
-    content["images"] = [
-        image for image in content["images"] if _keep_image(image, source.images, output / IMAGES, done)
-    ]
+    content["images"] = [image for image in content["images"] if keep_image(image)]
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
     kept = []
@@ -57,8 +63,6 @@ def write_fixed(source: CocoSource, output: Path) -> Counter[str]:
         elif annotation.get("iscrowd") or _cut_box(annotation, size, done):
             kept.append(annotation)
     content["annotations"] = kept
-    write_atomic(output / ANNOTATIONS, json.dumps(content))
-    return done
 
 
 def _sound_entries(entries: list[Any], group: str, done: Counter[str]) -> list[dict[str, Any]]:

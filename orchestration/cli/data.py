@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Check, count, import, split and draw data sets.", no_args_is_help=True, rich_markup_mode=None)
 
-Format = Literal["voc", "sbd", "cityscapes", "yolo"]
+Format = Literal["coco", "voc", "sbd", "cityscapes", "yolo"]
 Target = Annotated[Path, typer.Argument(metavar="EXP.yaml|FILE.json", help="Experiment file, or COCO instance file.")]
 Images = Annotated[
     Path | None,
@@ -126,25 +126,57 @@ def toy(
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The unpacked data set.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The unpacked data set; of COCO a file.")],
     format_name: Annotated[Format, typer.Option("--from", help="Format of the source.")],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Gets one COCO file for each split.")],
     exclude: Annotated[
         list[Path] | None,
         typer.Option("--exclude", metavar="FILE.json", help="Leave out the images of this file; may be repeated."),
     ] = None,
+    merge: Annotated[
+        list[str] | None,
+        typer.Option("--merge", metavar="NEW=A,B,…", help="Make one class of several; may be repeated."),
+    ] = None,
+    without_masks: Annotated[
+        bool, typer.Option("--drop-masks", help="Leave nothing but boxes: training has then seen no mask.")
+    ] = False,
+    images: Images = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write COCO instance files for a data set in another format; its images stay where they are."""
-    from boxseg.data.checks import read_annotations
+    """Write COCO instance files for a data set in another format; its images stay where they are.
+
+    Of a COCO file the sound entries are taken over with all their fields, and boxes are cut to their image.
+    """
+    from boxseg.data.checks import read_well_formed
+    from boxseg.data.coco_split import drop_masks, merge_classes
     from boxseg.data.convert import convert
 
-    names = {Path(entry["file_name"]).stem for path in exclude or () for entry in read_annotations(path)["images"]}
-    splits = convert(source, format_name, exclude=frozenset(names))
+    merged = dict(map(_parse_merge, merge or ()))
+    listed = [entry for path in exclude or () for entry in read_well_formed(path, whole=False)["images"]]
+    splits = convert(source, format_name, exclude=frozenset(Path(entry["file_name"]).stem for entry in listed))
+    if images is not None or format_name == "coco":
+        folder = find_source(source, images).images
+        for split in splits.values():
+            split.images = folder
+    for split in splits.values():
+        if merged:
+            merge_classes(split.content, merged)
+        if without_masks:
+            drop_masks(split.content)
+    if format_name == "coco" and (output / source.name).exists():
+        raise ConfigError(f"--output {output}: {source.name} is there already; name another folder, or remove it")
     _write_splits({name: split.content for name, split in splits.items()}, output)
     _print_sources(
         {name: (split.images.absolute(), output / f"{name}.json") for name, split in splits.items()}, as_json
     )
+
+
+def _parse_merge(text: str) -> tuple[str, list[str]]:
+    new, sign, olds = text.partition("=")
+    names = [name.strip() for name in olds.split(",")]
+    if not sign or not new.strip() or not all(names):
+        raise ConfigError(f"--merge {text}: the new class and what becomes it are needed, as in animal=cat,dog")
+    return new.strip(), names
 
 
 @app.command()
@@ -265,12 +297,12 @@ def _sources(target: Path, images: Path | None, use: str) -> dict[str, Any]:
 def find_source(annotations: Path, images: Path | None) -> CocoSource:
     """An annotation file and its images: in the named folder, or else where the first image is that the file names."""
     from boxseg.config import CocoSource
-    from boxseg.data.checks import is_inside, read_well_formed
+    from boxseg.data.checks import is_inside, read_annotations
 
     if images is not None:
         return CocoSource(images=images, annotations=annotations)
-    entries = read_well_formed(annotations, whole=False)["images"]
-    name = entries[0]["file_name"] if entries else ""
+    entries = [each for each in read_annotations(annotations)["images"] if isinstance(each, dict)]
+    name = next((each["file_name"] for each in entries if isinstance(each.get("file_name"), str)), "")
     above = annotations.parent.parent
     folders = [annotations.parent, annotations.parent / "images", above / "images", above / annotations.stem]
     for folder in folders:

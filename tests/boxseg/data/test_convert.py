@@ -1,13 +1,16 @@
 """Converters on tiny files in the formats that the archives have."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from boxseg.data.coco_split import CocoSplit, drop_masks, merge_classes
 from boxseg.data.convert import CITYSCAPES_CLASSES, VOC_CLASSES, convert
-from boxseg.errors import DataError
+from boxseg.errors import ConfigError, DataError
 
 OBJECT = """<object><name>{}</name><difficult>{}</difficult>
 <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
@@ -43,6 +46,33 @@ def write_xml(root, stem, *objects):
     text = "".join(OBJECT.format(*each) for each in objects)
     size = "<size><width>60</width><height>40</height><depth>3</depth></size>"
     (root / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{size}{text}</annotation>")
+
+
+def test_a_coco_file_is_taken_over_without_its_faults(content, write_source):
+    content["annotations"].append({"id": 99, "image_id": 10, "category_id": 77, "bbox": [1, 1, 2, 2]})
+    content["images"].append(content["images"][0] | {"id": 98, "file_name": "../out.png"})
+    source = write_source(content)
+    (split,) = convert(source.annotations, "coco").values()
+    assert split.content["annotations"] == content["annotations"][:-1]
+    assert split.content["images"] == content["images"][:-1]
+    (split,) = convert(source.annotations, "coco", exclude=frozenset({"a"})).values()
+    assert "a.png" not in [image["file_name"] for image in split.content["images"]]
+
+
+def test_classes_become_one_and_masks_go():
+    split = CocoSplit(Path(), ["cat", "car", "dog"])
+    split.add_image("a.png", (10, 10))
+    for label in range(3):
+        split.add_object(label, [1, 1, 5, 5], np.eye(10, dtype=bool), crowd=label == 1)
+    merge_classes(split.content, {"animal": ["cat", "dog"]})
+    assert split.content["categories"] == [{"id": 1, "name": "animal"}, {"id": 2, "name": "car"}]
+    assert [each["category_id"] for each in split.content["annotations"]] == [1, 2, 1]
+    drop_masks(split.content)
+    assert split.content["annotations"][1] == {
+        "id": 2, "image_id": 1, "category_id": 2, "bbox": [1, 1, 4, 4], "iscrowd": 1, "area": 16.0
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"no class 'cow'; there are animal, car"):
+        merge_classes(split.content, {"animal": ["cow"]})
 
 
 def described(split):
