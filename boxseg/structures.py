@@ -7,10 +7,10 @@ pyramid levels, `K` classes. One image is `(h, w)`, the padded batch `(H, W)` wi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -171,6 +171,40 @@ class MaskFrame:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """Equally large parts of maps; all numbers in cells."""
+
+    corner: Tensor
+    """int64 (n, 2): first row and first column."""
+    size: tuple[int, int]
+    """(height, width) of every window."""
+
+    def lines(self) -> tuple[Tensor, Tensor]:
+        """The windows' rows, int64 (n, h), and columns, int64 (n, w)."""
+        rows, columns = (
+            self.corner[:, axis, None] + torch.arange(side, device=self.corner.device)
+            for axis, side in enumerate(self.size)
+        )
+        return rows, columns
+
+    def inside(self, start: Tensor, end: Tensor) -> Tensor:
+        """Bool (n, h, w): cells from row and column `start` (n, 2) to before `end` (n, 2)."""
+        rows, columns = (
+            (line >= start[:, axis, None]) & (line < end[:, axis, None]) for axis, line in enumerate(self.lines())
+        )
+        return rows[:, :, None] & columns[:, None]
+
+    def cells(self, width: int) -> Tensor:
+        """int64 (n, h * w): the windows' cells in flat maps of rows of `width` cells."""
+        rows, columns = self.lines()
+        return (rows[:, :, None] * width + columns[:, None]).flatten(1)
+
+    def coarser(self, factor: int) -> Windows:
+        """The same windows in cells that are `factor` times as large; corner and size are multiples of it."""
+        return Windows(self.corner // factor, (self.size[0] // factor, self.size[1] // factor))
+
+
+@dataclass(frozen=True)
 class RawDetections:
     """Detections of one image without NMS; M places, unused ones have box and score 0."""
 
@@ -189,11 +223,30 @@ class RawDetections:
 
 
 @dataclass(frozen=True)
+class WindowMasks:
+    """Candidate masks of n boxes of an image in windows around the boxes."""
+
+    mask_probs: Tensor
+    """Float (c, h, w) in [0, 1]."""
+    candidate_index: Tensor
+    """int64 (c,), among the candidates of the image."""
+    owner: Tensor
+    """int64 (c,) in 0 … n-1: the box that each serves."""
+    box_index: Tensor
+    """int64 (n,), among the boxes of the image."""
+    windows: Windows
+    """Where each box's window is, (n,), in cells of stride 4."""
+    near: Tensor
+    """Bool (n, h, w): cells around the box and on the image; nothing else is to be used."""
+
+
+@dataclass(frozen=True)
 class Candidates:
     """Teacher detections that were kept for the ground-truth boxes of one image; sorted by box, then by rank."""
 
     mask_probs: Tensor
-    """Float (C, H/4, W/4) in [0, 1], on the grid of the padded training image; with a frame, of the teacher's view."""
+    """Float (C, H/4, W/4) in [0, 1], on the grid of the padded training image; with a frame, of the teacher's view;
+    with `around`, (C, 0, 0)."""
     score: Tensor
     """Float (C,) in [0, 1]: detection score."""
     box_iou: Tensor
@@ -202,6 +255,8 @@ class Candidates:
     """int64 (C,): the ground-truth box that the candidate serves."""
     frame: MaskFrame | None = None
     """Set where masks shall be fused on every pixel of the training image (`qam.full_resolution`)."""
+    around: list[WindowMasks] | None = None
+    """The masks instead of `mask_probs` where only what is around the boxes was computed."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +318,27 @@ class MaskNetwork(nn.Module, ABC):
     @abstractmethod
     def mask_logits(self, predictions: Any, image_index: Tensor, handle: Tensor) -> Tensor:
         """Mask logits, float32 (n, H/4, W/4) on the grid of the padded images, of image_index (n,), handle (n, …)."""
+
+    draws_windows: ClassVar[bool] = False
+    """Whether there is `window_logits`."""
+
+    def window_logits(
+        self, predictions: Any, image_index: Tensor, handle: Tensor, parts: Sequence[tuple[Tensor, Windows]]
+    ) -> Iterator[Tensor]:
+        """`mask_logits` around boxes only, which costs a fraction of whole maps; where the network can.
+
+        Args:
+            predictions: Output of `forward`.
+            image_index: int64 (n,).
+            handle: (n, …).
+            parts: Indices int64 (k,) into these instances, and what is wanted of their maps: k windows in cells of
+                stride 4, corners and sizes are even.
+
+        Yields:
+            Float32 (k, h, w) for each part, without gradient. The first row and the first column of a window need not
+            be right unless they are those of the map.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def detection_losses(

@@ -171,7 +171,9 @@ def label_batch(trainer: Trainer, batch: Batch, step: int) -> list[PseudoMasks]:
     assert trainer.teacher is not None
     config = trainer.config
     with trainer.autocast():
-        candidates = find_candidates(trainer.teacher, batch, teacher=config.teacher, qam=config.qam, fcos=config.fcos)
+        candidates = find_candidates(
+            trainer.teacher, batch, teacher=config.teacher, qam=config.qam, fcos=config.fcos, around_boxes=True
+        )
     return fuse_candidates(config, candidates, batch, thresholds=trainer.thresholds, step=step)
 
 

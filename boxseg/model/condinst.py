@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from boxseg.model.backbone import PYRAMID_STRIDES, Backbone
 from boxseg.model.fcos import FcosHead, make_locations, make_patches
-from boxseg.model.mask_head import DynamicMaskHead, MaskBranch
+from boxseg.model.mask_head import FEATURE_STRIDE, DynamicMaskHead, MaskBranch
 from boxseg.model.pyramid import PyramidNetwork
 from boxseg.model.targets import assign_batch, choose_proposals
 from boxseg.ops.detections import decode_detections
-from boxseg.structures import MeanOverRanks, Predictions, Proposals, RawDetections
+from boxseg.structures import MASK_STRIDE, MeanOverRanks, Predictions, Proposals, RawDetections, Windows
+
+PARAMS_AT_ONCE = 1024
+"""Locations whose parameters of the mask head are computed in one go: bounds the copies of their surroundings."""
 
 
 class CondInst(PyramidNetwork):
@@ -21,6 +25,8 @@ class CondInst(PyramidNetwork):
 
     Source: CondInst (arXiv 2003.05664); `method.md` section (b).
     """
+
+    draws_windows: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -96,12 +102,46 @@ class CondInst(PyramidNetwork):
         Returns:
             Float32 (n, H/4, W/4), on the grid of the padded images; n may be 0.
         """
+        return self._draw(predictions, self._params(predictions, image_index, handle), image_index, handle)
+
+    def window_logits(
+        self, predictions: Predictions, image_index: Tensor, handle: Tensor, parts: Sequence[tuple[Tensor, Windows]]
+    ) -> Iterator[Tensor]:
+        """`mask_logits` in windows; see `MaskNetwork`."""
+        # The candidates of many boxes share locations: the parameters of each are computed once. One read.
+        place = image_index * len(predictions.locations) + handle
+        distinct, which = torch.unique(place, return_inverse=True)
+        image, location = distinct // len(predictions.locations), distinct % len(predictions.locations)
+        rows = zip(image.split(PARAMS_AT_ONCE), location.split(PARAMS_AT_ONCE), strict=True)
+        params = torch.cat([self._params(predictions, *part) for part in rows])
+        for index, windows in parts:
+            yield self._draw(
+                predictions,
+                params[which[index]],
+                image_index[index],
+                handle[index],
+                windows.coarser(FEATURE_STRIDE // MASK_STRIDE),
+            )
+
+    def _params(self, predictions: Predictions, image_index: Tensor, handle: Tensor) -> Tensor:
+        """Parameters (n, P) of the dynamic mask head."""
+        return self.head.controller_at(predictions.controller_maps, image_index, predictions.patches[handle])
+
+    def _draw(
+        self,
+        predictions: Predictions,
+        params: Tensor,
+        image_index: Tensor,
+        handle: Tensor,
+        windows: Windows | None = None,
+    ) -> Tensor:
         return self.mask_head(
             predictions.mask_features,
-            params=self.head.controller_at(predictions.controller_maps, image_index, predictions.patches[handle]),
+            params=params,
             image_index=image_index,
             locations=predictions.locations[handle],
             levels=predictions.levels[handle],
+            windows=windows,
         )
 
     def detect(self, predictions: Predictions, *, score_thr: float, pre_topk: int) -> list[RawDetections]:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxseg.errors import ShapeError
-from boxseg.model.fcos import grid_locations
 from boxseg.ops.masks import aligned_bilinear
+from boxseg.structures import Windows
 
 FEATURE_STRIDE = 8
 """Pixels per cell of the mask features."""
@@ -66,7 +66,14 @@ class DynamicMaskHead(nn.Module):
         self.num_params = sum(self.weight_sizes) + sum(self.widths[1:])
 
     def forward(
-        self, mask_features: Tensor, *, params: Tensor, image_index: Tensor, locations: Tensor, levels: Tensor
+        self,
+        mask_features: Tensor,
+        *,
+        params: Tensor,
+        image_index: Tensor,
+        locations: Tensor,
+        levels: Tensor,
+        windows: Windows | None = None,
     ) -> Tensor:
         """Mask logits of instances; computed in float32.
 
@@ -76,9 +83,11 @@ class DynamicMaskHead(nn.Module):
             image_index: int64 (n,): the image of each instance.
             locations: Float (n, 2): x y of the location that gave the parameters, pixels.
             levels: int64 (n,): the pyramid level of that location.
+            windows: Part of its map that is wanted of each instance, in cells of stride 8; null: all of it.
 
         Returns:
-            Float32 (n, H/4, W/4).
+            Float32 (n, H/4, W/4); of windows (n, 2 h, 2 w), where the first row and column are of use only on the
+            border of the map.
 
         Raises:
             ShapeError: `params` has another number of columns.
@@ -86,10 +95,15 @@ class DynamicMaskHead(nn.Module):
         if params.shape[1:] != (self.num_params,):
             raise ShapeError(f"params have shape {tuple(params.shape)}; (n, {self.num_params}) is needed")
         with torch.autocast(mask_features.device.type, enabled=False):
-            height, width = mask_features.shape[-2:]
             (first, *weights), (first_bias, *biases) = self.split(params.float())
-            offsets = _offset_terms(first[..., :2], locations, levels, height, width)  # (n, C, h, w)
-            features = mask_features.float().flatten(2)[image_index]  # (n, F, h * w)
+            if windows is None:
+                height, width = mask_features.shape[-2:]
+                corner = image_index.new_zeros(1, 2)
+                features = mask_features.float().flatten(2)[image_index]  # (n, F, h * w)
+            else:
+                (height, width), corner = windows.size, windows.corner
+                features = _take_windows(mask_features.float(), image_index, windows)
+            offsets = _offset_terms(first[..., :2], locations, levels, corner, height, width)  # (n, C, h, w)
             hidden = torch.baddbmm(first_bias[..., None], first[..., 2:], features) + offsets.flatten(2)
             for weight, bias in zip(weights, biases, strict=True):
                 hidden = torch.baddbmm(bias[..., None], weight, F.relu(hidden))
@@ -105,15 +119,26 @@ class DynamicMaskHead(nn.Module):
         return matrices, list(biases.split(self.widths[1:], dim=1))
 
 
-def _offset_terms(weights: Tensor, locations: Tensor, levels: Tensor, height: int, width: int) -> Tensor:
+def _take_windows(maps: Tensor, image_index: Tensor, windows: Windows) -> Tensor:
+    """Values (n, F, h * w) of maps (B, F, H, W) in windows of the images (n,)."""
+    cells = image_index[:, None] * (maps.shape[-2] * maps.shape[-1]) + windows.cells(maps.shape[-1])
+    by_cell = maps.permute(0, 2, 3, 1).flatten(0, 2)  # all channels of a cell come in one piece
+    return by_cell.index_select(0, cells.flatten()).view(*cells.shape, -1).transpose(1, 2)
+
+
+def _offset_terms(
+    weights: Tensor, locations: Tensor, levels: Tensor, corner: Tensor, height: int, width: int
+) -> Tensor:
     """What the relative coordinates add to the first layer: weights (n, C, 2) -> (n, C, h, w).
 
-    The coordinate is instance minus cell, in units of the level's range; x and y add up, so both stay small.
+    The coordinate is instance minus cell, in units of the level's range; x and y add up, so both stay small. `corner`
+    is the row and column of the first cell, (n, 2) or the same (1, 2) for all.
     """
     reach = COORDINATE_RANGE * 2.0 ** levels.to(torch.float32)  # (n,)
-    cells = grid_locations(height, width, FEATURE_STRIDE, device=weights.device).reshape(height, width, 2)
-    offset_x = (locations[:, 0, None] - cells[0, :, 0]) / reach[:, None]  # (n, w)
-    offset_y = (locations[:, 1, None] - cells[:, 0, 1]) / reach[:, None]  # (n, h)
+    x = (corner[:, 1, None] + torch.arange(width, device=corner.device)) * FEATURE_STRIDE + FEATURE_STRIDE // 2
+    y = (corner[:, 0, None] + torch.arange(height, device=corner.device)) * FEATURE_STRIDE + FEATURE_STRIDE // 2
+    offset_x = (locations[:, 0, None] - x) / reach[:, None]  # (n, w)
+    offset_y = (locations[:, 1, None] - y) / reach[:, None]  # (n, h)
     columns = weights[..., 0, None] * offset_x[:, None]  # (n, C, w)
     rows = weights[..., 1, None] * offset_y[:, None]  # (n, C, h)
     return columns[:, :, None, :] + rows[:, :, :, None]

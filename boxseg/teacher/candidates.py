@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,7 +15,17 @@ from boxseg.config import FcosConfig, QamConfig, TeacherConfig
 from boxseg.ops.boxes import box_area, box_iou, scale_boxes
 from boxseg.ops.images import pad_images, resized_shape
 from boxseg.ops.neighbours import sample_cells
-from boxseg.structures import MASK_STRIDE, Batch, Candidates, MaskFrame, MaskNetwork, RawDetections
+from boxseg.ops.windows import box_windows, like_sized
+from boxseg.structures import (
+    MASK_STRIDE,
+    Batch,
+    Candidates,
+    MaskFrame,
+    MaskNetwork,
+    RawDetections,
+    WindowMasks,
+    Windows,
+)
 from boxseg.teacher.enlarge import enlarge, masks_at_once
 from boxseg.teacher.qam import adaptive_k, mask_confidence, rank_candidates
 
@@ -23,9 +34,21 @@ CELLS_AT_ONCE = {"cpu": 2**19, "cuda": 2**23}
 hundred MB on a GPU, and keeps hidden layers in the caches of a CPU, where that halves the time."""
 
 
+AROUND_PX = 12
+"""How far around a box its candidates' masks are known where they are cut: what resizing a map by the cell needs."""
+WINDOW_MULTIPLE = 2
+"""Corners and sizes of windows are multiples of this many cells of stride 4, for networks that draw on stride 8."""
+
+
 @torch.no_grad()
 def find_candidates(
-    network: MaskNetwork, batch: Batch, *, teacher: TeacherConfig, qam: QamConfig, fcos: FcosConfig
+    network: MaskNetwork,
+    batch: Batch,
+    *,
+    teacher: TeacherConfig,
+    qam: QamConfig,
+    fcos: FcosConfig,
+    around_boxes: bool = False,
 ) -> list[Candidates]:
     """Teacher detections with masks for the ground-truth boxes of every image.
 
@@ -35,6 +58,7 @@ def find_candidates(
         teacher: Size of the teacher's view, floor of its detections, kind of labelling.
         qam: Limits of the ranking.
         fcos: `nms_thr` and `topk`, for labelling with NMS.
+        around_boxes: Compute masks around their boxes only, where the settings look at nothing else.
 
     Returns:
         B candidates, sorted by box, then rank; masks on the (H/4, W/4) grid of the batch and 0 on padding, with
@@ -44,7 +68,9 @@ def find_candidates(
     """
     view = teacher_view(batch, short=teacher.resize_short, long=teacher.resize_long)
     predictions = network(view.weak, view.valid)
-    return pick_candidates(network, predictions, batch, view, teacher=teacher, qam=qam, fcos=fcos)
+    return pick_candidates(
+        network, predictions, batch, view, teacher=teacher, qam=qam, fcos=fcos, around_boxes=around_boxes
+    )
 
 
 @torch.no_grad()
@@ -57,9 +83,13 @@ def pick_candidates(
     teacher: TeacherConfig,
     qam: QamConfig,
     fcos: FcosConfig,
+    around_boxes: bool = False,
 ) -> list[Candidates]:
     """`find_candidates` for predictions that are already there; `view` is what the network saw."""
     found = network.detect(predictions, score_thr=teacher.cand_score_thr, pre_topk=teacher.pre_topk)
+    if around_boxes and network.draws_windows and view is batch and needs_windows_only(qam, teacher):
+        ranked = [_rank(detections, batch, view, image, qam) for image, detections in enumerate(found)]
+        return _around_boxes(network, predictions, found, ranked, batch)
     candidates = []
     for image, detections in enumerate(found):
         frame = (
@@ -78,6 +108,72 @@ def pick_candidates(
             probs = mask_probs(network, predictions, detections.handle[index], batch, view, image, frame)
         candidates.append(Candidates(probs, detections.scores[index], iou, box_index, frame))
     return candidates
+
+
+def needs_windows_only(qam: QamConfig, teacher: TeacherConfig) -> bool:
+    """Whether nothing depends on what a candidate's mask does far from its box: quality is that of refined masks."""
+    refined = qam.color_weight > 0 and qam.refined_quality and qam.need_inside
+    return refined and not (teacher.with_nms or qam.full_resolution or qam.dynamic_thr)
+
+
+def _around_boxes(
+    network: MaskNetwork,
+    predictions: Any,
+    found: list[RawDetections],
+    ranked: list[tuple[Tensor, Tensor, Tensor]],
+    batch: Batch,
+) -> list[Candidates]:
+    """Candidates of all images, from (index, box, IoU) of each, with masks around their boxes only."""
+    image_index = torch.cat([torch.full_like(index, image) for image, (index, _, _) in enumerate(ranked)])
+    handle = torch.cat([detections.handle[index] for detections, (index, _, _) in zip(found, ranked, strict=True)])
+    first = list(accumulate([0, *(len(index) for index, _, _ in ranked)]))
+    plan = _plan_windows([box_index for _, box_index, _ in ranked], batch)
+    parts = [
+        (each.candidate_index + before, Windows(each.windows.corner[each.owner], each.windows.size))
+        for before, image in zip(first, plan, strict=False)
+        for each in image
+    ]
+    drawn = network.window_logits(predictions, image_index, handle, parts)
+    return [
+        Candidates(
+            detections.scores.new_zeros(len(index), 0, 0),
+            detections.scores[index],
+            iou,
+            box_index,
+            around=[replace(each, mask_probs=next(drawn).sigmoid()) for each in image],
+        )
+        for detections, (index, box_index, iou), image in zip(found, ranked, plan, strict=True)
+    ]
+
+
+def _plan_windows(box_index: list[Tensor], batch: Batch) -> list[list[WindowMasks]]:
+    """For each image its windows, still without masks; `box_index` (C,) of each image rises."""
+    height, width = (side // MASK_STRIDE for side in batch.valid.shape[-2:])
+    device, boxes = batch.valid.device, torch.cat(batch.boxes)
+    start, end = box_windows(boxes, AROUND_PX, (height, width), multiple=WINDOW_MULTIPLE)
+    num_boxes = [len(each) for each in batch.boxes]
+    count = torch.cat([torch.bincount(own, minlength=total) for own, total in zip(box_index, num_boxes, strict=True)])
+    table = torch.cat([end - start, count[:, None]], dim=1).tolist()  # the one read, for all images
+    limit = CELLS_AT_ONCE.get(device.type, max(CELLS_AT_ONCE.values()))
+    plan = []
+    for before, total, size in zip(accumulate([0, *num_boxes]), num_boxes, batch.sizes, strict=False):
+        counts = [row[2] for row in table[before : before + total]]
+        sizes = [row[:2] for row in table[before : before + total]]
+        first = [0, *accumulate(counts)]
+        image = []
+        for group, window in like_sized(sizes, counts, cells_at_once=limit):
+            rows = [(row, place) for place, box in enumerate(group) for row in range(first[box], first[box + 1])]
+            own, owner = torch.tensor(rows).to(device).unbind(dim=1)
+            chosen = torch.tensor(group).to(device)
+            top_left, bottom_right = start[before + chosen], end[before + chosen]
+            limit_corner = torch.tensor([height - window[0], width - window[1]]).to(device)
+            windows = Windows(torch.minimum(top_left, limit_corner), window)
+            # Only the box's own window counts, so that nothing depends on the group; its first lines need not be right.
+            on_image = torch.tensor([(side + MASK_STRIDE // 2 - 1) // MASK_STRIDE for side in size]).to(device)
+            near = windows.inside(top_left + (top_left > 0), torch.minimum(bottom_right, on_image))
+            image.append(WindowMasks(own.new_zeros(0), own, owner, chosen, windows, near))
+        plan.append(image)
+    return plan
 
 
 def teacher_view(batch: Batch, *, short: int | None, long: int) -> Batch:

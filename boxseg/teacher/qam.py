@@ -60,13 +60,18 @@ def make_pseudo_masks(
     of_box = None
     if thresholds is not None and step >= settings.dyn_start and not with_nms:
         of_box = _dynamic_thresholds(candidates, labels, thresholds, settings)
-    parts = []
-    for own, part in by_boxes(candidates, num_boxes):
-        mask_thr = settings.mask_thr if of_box is None else of_box[own]
-        fused = _fuse_and_score(part, own.stop - own.start, mask_thr, settings, with_nms, scored=not certain)
-        mask, soft, quality, score = fused
-        parts.append((mask, soft if frame is None else sample_cells(_pad(soft, frame)), quality, score))
-    mask, soft, quality, score = (torch.cat(column) for column in zip(*parts, strict=True))
+    if candidates.around is not None:
+        assert certain, "masks around boxes have no score of their own"
+        assert lab is not None
+        mask, soft, quality, score = _fuse_around(candidates, num_boxes, lab, settings)
+    else:
+        parts = []
+        for own, part in by_boxes(candidates, num_boxes):
+            mask_thr = settings.mask_thr if of_box is None else of_box[own]
+            fused = _fuse_and_score(part, own.stop - own.start, mask_thr, settings, with_nms, scored=not certain)
+            mask, soft, quality, score = fused
+            parts.append((mask, soft if frame is None else sample_cells(_pad(soft, frame)), quality, score))
+        mask, soft, quality, score = (torch.cat(column) for column in zip(*parts, strict=True))
 
     if frame is None:
         full = None
@@ -75,8 +80,10 @@ def make_pseudo_masks(
         mask = mask & inside
         if refined:
             assert lab is not None
+            if certain and settings.need_inside:  # of the fused mask too: its own part far from the box is no reason
+                quality = quality * mask.flatten(1).any(dim=1)
             soft = refine_by_color(soft, lab, boxes, weight=settings.color_weight)
-            mask = inside & (soft > (settings.mask_thr if settings.fusion == "weighted" else settings.vote_thr))
+            mask = inside & (soft > _cut(settings))
             if certain:
                 quality = quality * refined_quality(soft, mask, inside)
     else:
@@ -86,6 +93,29 @@ def make_pseudo_masks(
     if settings.need_inside:
         trusted = trusted & mask.flatten(1).any(dim=1)
     return PseudoMasks(mask, soft, quality * trusted, score, _count(candidates.box_index, num_boxes), full)
+
+
+def _fuse_around(
+    candidates: Candidates, num_boxes: int, lab: Tensor, settings: QamConfig
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_fuse_and_score` of candidates whose masks are known around their boxes: maps are 0 elsewhere."""
+    height, width = lab.shape[-2:]
+    soft = lab.new_zeros(num_boxes, height * width)
+    for own in candidates.around or []:
+        score, iou = candidates.score[own.candidate_index], candidates.box_iou[own.candidate_index]
+        part = Candidates(own.mask_probs, score, iou, own.owner)
+        local = _fuse_and_score(part, len(own.box_index), settings.mask_thr, settings, False, scored=False)[1]
+        cells = own.box_index[:, None] * (height * width) + own.windows.cells(width)
+        soft.view(-1).index_copy_(0, cells.flatten(), (local * own.near).flatten())
+    mask = (soft > _cut(settings)).view(-1, height, width)
+    counts = _count(candidates.box_index, num_boxes).clamp(min=1)
+    score = _sum_per_box(candidates.score, candidates.box_index, num_boxes) / counts
+    return mask, soft.view(-1, height, width), mask.flatten(1).any(dim=1).to(score.dtype), score
+
+
+def _cut(settings: QamConfig) -> float:
+    """Threshold of fused maps."""
+    return settings.mask_thr if settings.fusion == "weighted" else settings.vote_thr
 
 
 def _fuse_and_score(

@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.scenario import Scenario, build
 from boxseg.config import FcosConfig, QamConfig, TeacherConfig
+from boxseg.engine.step import fuse_candidates
 from boxseg.ops.detections import decode_detections
 from boxseg.ops.images import resized_shape
 from boxseg.ops.masks import aligned_bilinear, box_masks
-from boxseg.structures import Batch, MaskFrame, Predictions
+from boxseg.structures import MASK_STRIDE, Batch, MaskFrame, Predictions
 from boxseg.teacher.candidates import find_candidates, match_greedily, teacher_view, to_training_grid
 
 SETTINGS = {
@@ -299,3 +301,57 @@ def test_in_the_reference_a_worse_detection_takes_the_box_of_the_first_one_but_o
     assert (displaced.tolist(), box.tolist()) == ([1, 2], [0, 1])
     late, _ = match_greedily(iou, torch.tensor([1, 0, 2, 3]), overwrite=True)  # the first one chooses second
     assert late.tolist() == [1, 2]
+
+
+def pseudo_masks(trainer, batch, around_boxes):
+    candidates = find_candidates(trainer.teacher, batch, **settings_of(trainer), around_boxes=around_boxes)
+    assert all((found.around is not None) == around_boxes for found in candidates)
+    return fuse_candidates(trainer.config, candidates, batch)
+
+
+@pytest.mark.parametrize("boxes", [3, 40])
+def test_masks_around_boxes_make_the_same_pseudo_masks_as_whole_ones(tmp_path, boxes):
+    trainer, batch = build(Scenario(size=128, boxes=boxes, small=True), "full", tmp_path)
+    trainer.teacher.eval()
+    whole, around = (pseudo_masks(trainer, batch, choice) for choice in (False, True))
+    near = 2 * MASK_STRIDE  # what resizing to pixels reads
+    for expected, found, own in zip(whole, around, batch.boxes, strict=True):
+        wide = own + torch.tensor([-near, -near, near, near])
+        read = box_masks(wide, 128, 128, stride=MASK_STRIDE)
+        assert torch.equal(found.mask, expected.mask)
+        assert found.mask.any()
+        torch.testing.assert_close(found.soft * read, expected.soft * read, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.quality, expected.quality, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.score, expected.score)
+        assert torch.equal(found.num_candidates, expected.num_candidates)
+
+
+def test_masks_around_a_box_do_not_depend_on_the_other_boxes(tmp_path):
+    trainer, batch = build(Scenario(size=128, boxes=12, small=True), "full", tmp_path)
+    trainer.teacher.eval()
+    together = pseudo_masks(trainer, batch, around_boxes=True)
+    alone = pseudo_masks(
+        trainer, replace(batch, boxes=[b[4:5] for b in batch.boxes], labels=[x[4:5] for x in batch.labels]), True
+    )
+    for all_boxes, one in zip(together, alone, strict=True):
+        torch.testing.assert_close(one.soft[0], all_boxes.soft[4], atol=1e-5, rtol=0)
+        assert one.soft[0].any()
+
+
+def test_an_image_without_boxes_or_candidates_has_no_masks_around_boxes(tmp_path):
+    trainer, batch = build(Scenario(size=64, boxes=2, small=True), "full", tmp_path, qam={"score_thr": 0.99})
+    nothing = replace(batch, boxes=[batch.boxes[0], batch.boxes[1][:0]], labels=[batch.labels[0], batch.labels[1][:0]])
+    first, second = pseudo_masks(trainer, nothing, around_boxes=True)
+    assert (first.quality.tolist(), second.quality.tolist()) == ([0, 0], [])
+    assert not first.mask.any()
+
+
+def test_whole_masks_are_computed_where_the_quality_looks_at_them(tmp_path):
+    trainer, batch = build(Scenario(size=64, boxes=2, small=True), "full", tmp_path, qam={"refined_quality": False})
+    (first, _) = find_candidates(trainer.teacher, batch, **settings_of(trainer), around_boxes=True)
+    assert first.around is None
+    assert first.mask_probs.shape[1:] == (16, 16)
+
+
+def settings_of(trainer):
+    return {"teacher": trainer.config.teacher, "qam": trainer.config.qam, "fcos": trainer.config.fcos}
