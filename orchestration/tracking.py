@@ -25,14 +25,15 @@ from orchestration.tracking_pages import save_comparison
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # it repeats what makes something too; the tracker looks first
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -40,8 +41,8 @@ TICK_S = 2.0
 """Time between two looks at the folders [s]."""
 FIRST_LOOK_S = 10.0
 """MLflow is loaded so late [s], or at the end of a shorter run, so that it does not delay the first step."""
-LAST_PASSES = 3
-"""How often the end is tried with a store that answers but fails."""
+LAST_PASSES = 6
+"""How often the end is tried with a store that answers but fails, every half second."""
 POINTS_PER_CALL = 900
 """MLflow takes up to 1000 metric points at once."""
 PARAMS_PER_CALL = 100
@@ -127,7 +128,7 @@ class Tracker:
         for _ in range(LAST_PASSES):
             if self._follow_all() or not self._answers():
                 return
-            time.sleep(1.0)
+            time.sleep(0.5)
 
     def _follow_all(self) -> bool:
         """Bring MLflow up to date with all folders; False if it did not take some of them."""
@@ -271,7 +272,7 @@ def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
         state["run_id"] = _open_run(client, experiment_id, folder, status)
         folder.write_tracking(state)
     if not state.get("described"):
-        _describe(client, experiment_id, state["run_id"], folder, status)
+        _describe(client, experiment_id, folder, status, state)
         state["described"] = True
         folder.write_tracking(state)
     if "ended" in state and not status.is_final:  # resumed
@@ -280,16 +281,16 @@ def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
     _copy_metrics(client, folder, state)
     copy_samples(client, folder, state)
     if status.is_final:
-        _end_run(client, folder, status, state["run_id"])
+        _end_run(client, experiment_id, folder, status, state)
         if status.parent is None and status.status == "finished" and folder.best_checkpoint.exists():
-            copy_model(client, folder, folder.best_checkpoint.resolve(), state)
+            copy_model(client, folder, folder.best_checkpoint.resolve(), state["run_id"])
         state["ended"] = [status.status, status.ended]
         folder.write_tracking(state)
 
 
 def _open_run(client: MlflowClient, experiment_id: str, folder: RunFolder, status: RunStatus) -> str:
     """Id of the folder's MLflow run, found by its tag or made."""
-    found = client.search_runs([experiment_id], f"tags.`boxseg.run` = '{status.id}'", max_results=1)
+    found = _find_runs(client, experiment_id, status)
     if found:
         return str(found[0].info.run_id)
     tags = {"boxseg.run": status.id, "boxseg.kind": status.kind, "boxseg.folder": status.folder}
@@ -304,6 +305,11 @@ def _open_run(client: MlflowClient, experiment_id: str, folder: RunFolder, statu
     name = run_name(folder, status)
     run = client.create_run(experiment_id, start_time=created, tags={**status.tags, **tags}, run_name=name)
     return str(run.info.run_id)
+
+
+def _find_runs(client: MlflowClient, experiment_id: str, status: RunStatus) -> Sequence[Run]:
+    """MLflow's runs of the tag that names this one."""
+    return client.search_runs([experiment_id], f"tags.`boxseg.run` = '{status.id}'")
 
 
 def run_name(folder: RunFolder, status: RunStatus) -> str:
@@ -341,9 +347,12 @@ def _parent(folder: RunFolder, status: RunStatus) -> RunFolder:
     return RunFolder(folder.path / str(status.parent))
 
 
-def _describe(client: MlflowClient, experiment_id: str, run_id: str, folder: RunFolder, status: RunStatus) -> None:
+def _describe(
+    client: MlflowClient, experiment_id: str, folder: RunFolder, status: RunStatus, state: dict[str, Any]
+) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
+    run_id = state["run_id"]
     params = {name: value for name, value in read_params(folder).items() if name != "tracking.uri"}  # may hold a secret
     for part in _parts(list(params.items()), PARAMS_PER_CALL):
         client.log_batch(run_id, params=[Param(name, str(value)[:MAX_TEXT]) for name, value in part])
@@ -352,7 +361,7 @@ def _describe(client: MlflowClient, experiment_id: str, run_id: str, folder: Run
         source = json.dumps({"uri": path})
         data = Dataset(Path(path).stem, status.tags["data_fingerprint"], source_type="local", source=source)
         client.log_inputs(run_id, datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
-    copy_settings(client, folder, run_id)
+    copy_settings(client, folder, state)
     if status.kind == "sweep":
         _save_comparison(client, experiment_id, folder, run_id)
 
@@ -400,10 +409,13 @@ def _copy_metrics(client: MlflowClient, folder: RunFolder, state: dict[str, Any]
         folder.write_tracking(state)
 
 
-def _end_run(client: MlflowClient, folder: RunFolder, status: RunStatus, run_id: str) -> None:
+def _end_run(
+    client: MlflowClient, experiment_id: str, folder: RunFolder, status: RunStatus, state: dict[str, Any]
+) -> None:
     from mlflow.entities import RunTag
 
-    copy_results(client, folder, run_id)
+    run_id = state["run_id"]
+    copy_results(client, folder, state)
     tags: dict[str, str] = {"status": status.status, "mlflow.note.content": make_note(folder, status)}
     if status.failure is not None:
         tags |= {"failure_class": str(status.failure.failure_class), "failure": status.failure.text[:MAX_TEXT]}
@@ -411,10 +423,13 @@ def _end_run(client: MlflowClient, folder: RunFolder, status: RunStatus, run_id:
         tags["stopped_by"] = status.tags.get("trial_scheduler", "")
     if folder.best_checkpoint.exists():
         tags["best_checkpoint"] = str(folder.best_checkpoint)
-        copy_checkpoint(client, folder.best_checkpoint.resolve(), run_id)  # `best` may move on meanwhile
+        copy_checkpoint(client, folder, folder.best_checkpoint.resolve(), state)  # `best` may move on meanwhile
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     end = round(1000 * (status.ended or time.time()))
     client.set_terminated(run_id, status=MLFLOW_STATUS[status.status], end_time=end)
+    for double in _find_runs(client, experiment_id, status):
+        if double.info.run_id != run_id:  # the server had made one when we no longer waited for its answer
+            client.delete_run(double.info.run_id)
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,30 +26,23 @@ RESULT_FOLDERS = ("evaluation", "report")
 logger = logging.getLogger("boxseg.tracking")
 
 
-def copy_settings(client: MlflowClient, folder: RunFolder, run_id: str) -> None:
+def copy_settings(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:
     """Upload what a run starts from."""
-    _copy_files(client, folder, run_id, SETTINGS)
+    _copy_files(client, folder, state, (folder.path / name for name in SETTINGS))
 
 
 def copy_samples(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:
-    """Upload the pictures that are new since `state` was kept, and keep it."""
-    have = state.setdefault("samples", [])
-    for path in sorted(folder.path.glob("samples/[!.]*.png")):
-        if path.name not in have:
-            client.log_artifact(state["run_id"], str(path), "samples")
-            have.append(path.name)
-            folder.write_tracking(state)
+    """Upload the pictures that are new since `state` was kept."""
+    _copy_files(client, folder, state, sorted(folder.path.glob("samples/[!.]*.png")))
 
 
-def copy_results(client: MlflowClient, folder: RunFolder, run_id: str) -> None:
+def copy_results(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:
     """Upload what a run ends with, its weights apart."""
     if folder.stored().kind == "run":
         try_learning_curves(folder)
-    _copy_files(client, folder, run_id, RESULTS)
+    _copy_files(client, folder, state, (folder.path / name for name in RESULTS))
     for name in RESULT_FOLDERS:
-        for path in sorted(folder.path.glob(f"{name}/**/[!.]*")):
-            if path.is_file():
-                client.log_artifact(run_id, str(path), str(path.parent.relative_to(folder.path)))
+        _copy_files(client, folder, state, sorted(folder.path.glob(f"{name}/**/[!.]*")))
 
 
 def try_learning_curves(folder: RunFolder) -> None:
@@ -59,35 +53,38 @@ def try_learning_curves(folder: RunFolder) -> None:
         logger.warning("no learning curves of %s: %s: %s", folder.path, type(error).__name__, error)
 
 
-def copy_checkpoint(client: MlflowClient, checkpoint: Path, run_id: str) -> None:
+def copy_checkpoint(client: MlflowClient, folder: RunFolder, checkpoint: Path, state: dict[str, Any]) -> None:
     """Upload description and weights of a checkpoint, of its two networks those with the better mask AP."""
     weights = better_network(checkpoint)
     files = [checkpoint / "about.json"]
     if weights is not None and weights.stat().st_size <= MAX_CHECKPOINT_BYTES:
         files.append(weights)
-    for path in files:
-        client.log_artifact(run_id, str(path), "checkpoints/best")
+    _copy_files(client, folder, state, files, "checkpoints/best")
 
 
-def copy_model(client: MlflowClient, folder: RunFolder, checkpoint: Path, state: dict[str, Any]) -> None:
-    """Log and register a checkpoint as the run's settings ask for; done once, as `state` remembers."""
+def copy_model(client: MlflowClient, folder: RunFolder, checkpoint: Path, run_id: str) -> None:
+    """Log and register a checkpoint as the run's settings ask for; what MLflow has already stays."""
     settings = yaml.safe_load(folder.config_path.read_text()).get("tracking", {})
     weights = better_network(checkpoint)
     if not settings.get("log_model") or weights is None or weights.stat().st_size > MAX_CHECKPOINT_BYTES:
         return
-    content = digest(checkpoint / "about.json")
-    if state.get("model_of") != content:
-        state |= {"model": log_model(client, state["run_id"], checkpoint, weights), "model_of": content}
-        state.pop("registered", None)
-        folder.write_tracking(state)
-    name = settings.get("register_as")
-    if name is not None and state.get("registered") != name:
-        register_model(client, state["model"], name)
-        state["registered"] = name
-        folder.write_tracking(state)
+    model_uri = log_model(client, run_id, checkpoint, weights)
+    if settings.get("register_as") is not None:
+        register_model(client, run_id, model_uri, settings["register_as"])
 
 
-def _copy_files(client: MlflowClient, folder: RunFolder, run_id: str, names: tuple[str, ...]) -> None:
-    for name in names:
-        if (folder.path / name).exists():
-            client.log_artifact(run_id, str(folder.path / name))
+def _copy_files(
+    client: MlflowClient, folder: RunFolder, state: dict[str, Any], paths: Iterable[Path], place: str | None = None
+) -> None:
+    """Upload files that exist and are not in MLflow as they are now; `state`, kept after each, knows those that are.
+
+    `place` is the artifact folder; null: the one that they have in the run's folder.
+    """
+    have = state.setdefault("files", {})
+    for path in paths:
+        where = path.parent.relative_to(folder.path).as_posix() if place is None else place
+        name = f"{where}/{path.name}"
+        if path.is_file() and have.get(name) != (content := digest(path)):
+            client.log_artifact(state["run_id"], str(path), None if where == "." else where)
+            have[name] = content
+            folder.write_tracking(state)

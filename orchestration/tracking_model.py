@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import boxseg
+from orchestration.files import digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 REQUIREMENTS = ("torch", "torchvision", "numpy", "scipy", "pillow", "pycocotools", "pydantic", "safetensors", "timm")
 """What boxseg's method needs to predict, pinned to the versions that are installed here."""
 ALIAS = "best"
+CONTENT_TAG = "boxseg.checkpoint"
+"""Tag of a logged model: which checkpoint it was made of."""
 
 
 def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path) -> str:
-    """Log the network of a checkpoint as a model of a run, in the run's experiment.
+    """Log the network of a checkpoint as a model of a run, unless it is there; half of one is made whole.
 
     Args:
-        client: Of the store that MLflow's own functions use, too.
+        client: An open client.
         run_id: MLflow's id of the run.
         checkpoint: The checkpoint's folder.
         weights: The file of that network in it.
@@ -33,9 +36,20 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
         The model's URI, as in `models:/m-…`.
     """
     import mlflow
+    from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, Schema
 
+    content = digest(checkpoint / "about.json")
+    run = client.get_run(run_id)
+    known = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    about = next((each for each in known if each.tags.get(CONTENT_TAG) == content), None)
+    if about is None:
+        about = client.create_logged_model(
+            run.info.experiment_id, "model", source_run_id=run_id, tags={CONTENT_TAG: content}
+        )
+    if about.status == "READY":
+        return str(about.model_uri)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "checkpoint"
         folder.mkdir()
@@ -45,31 +59,31 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
         shutil.copytree(Path(boxseg.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of hints that MLflow cannot use, and of an example it would like
-            # Made here, as Model.log makes it in MLflow's default experiment, whose files lie in the current folder.
-            run = client.get_run(run_id)
-            model = client.create_logged_model(run.info.experiment_id, "model", run_id, params=run.data.params)
-            info = Model.log(
-                artifact_path=None,
-                name="model",
-                model_id=model.model_id,
-                flavor=mlflow.pyfunc,
-                run_id=run_id,
+            mlflow.pyfunc.save_model(
+                Path(scratch) / "model",
+                mlflow_model=Model(about.artifact_location, run_id, model_uuid=about.model_id, model_id=about.model_id),
                 python_model=str(Path(__file__).with_name("tracking_served.py")),
                 artifacts={"checkpoint": str(folder)},
                 code_paths=[str(code)],
                 signature=ModelSignature(inputs=Schema([ColSpec("string", "image")])),
                 pip_requirements=[f"mlflow=={mlflow.__version__}", *map(_pin, REQUIREMENTS)],
             )
-    return str(info.model_uri)
+        client.log_model_artifacts(about.model_id, str(Path(scratch) / "model"))
+    if about.model_id not in {each.model_id for each in (run.outputs.model_outputs if run.outputs else ())}:
+        client.log_outputs(run_id, [LoggedModelOutput(about.model_id, step=0)])
+    client.finalize_logged_model(about.model_id, "READY")
+    return str(about.model_uri)
 
 
-def register_model(client: MlflowClient, model_uri: str, name: str) -> str:
-    """Make a version of a registered model, which gets the alias `best`; gives its number."""
+def register_model(client: MlflowClient, run_id: str, model_uri: str, name: str) -> str:
+    """Make a version of a registered model, unless it is one, with the alias `best`; gives its number."""
     import mlflow
 
-    version = mlflow.register_model(model_uri, name).version
+    versions = client.search_model_versions(f"run_id = '{run_id}'")
+    found = (each for each in versions if (each.name, each.source) == (name, model_uri))
+    version = str((next(found, None) or mlflow.register_model(model_uri, name)).version)
     client.set_registered_model_alias(name, ALIAS, version)
-    return str(version)
+    return version
 
 
 def better_network(checkpoint: Path) -> Path | None:
