@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -19,6 +20,8 @@ Resources = Mapping[str, float]
 
 ANSWER_S = 60.0
 """How long a node may take to run a task [s]."""
+CONNECT_S = 2.0
+"""How long a node may take to accept a connection [s]."""
 LOOK_S = 5.0
 """Time between two looks at what waits [s]."""
 PENDING_S = 60.0
@@ -30,6 +33,25 @@ def list_nodes() -> list[dict[str, float]]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def silent_nodes() -> list[str]:
+    """Addresses of nodes that Ray takes for alive, but that do not answer: Ray needs up to a minute to notice."""
+    import ray
+
+    return [
+        node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"] and not _answers(node["NodeManagerAddress"], node["NodeManagerPort"])
+    ]
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def check_storage(storage: Path) -> None:
@@ -72,8 +94,10 @@ def look_at_storage(probe: Path, node: str) -> str:
     try:
         text = probe.read_text()
         probe.with_name(f"{probe.name}-{node}").write_text(text)
+    except FileNotFoundError:
+        return "has another folder there" if probe.parent.is_dir() else "does not have it"
     except OSError as error:
-        return f"cannot use it ({error.strerror})" if probe.parent.is_dir() else "does not have it"
+        return f"cannot use it ({error.strerror})"
     return text
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from boxseg.errors import ConfigError
 from boxseg.files import write_atomic
+from orchestration.cluster import silent_nodes
 from orchestration.config import RunSpec, SweepSpec, dump_resolved, load_run
-from orchestration.failures import Failure, error_of
+from orchestration.failures import Failure, FailureClass, error_of
 from orchestration.journal import ENDED, driving, is_concluded, newest_sweep, read_past
 from orchestration.origin import provenance, write_changes
 from orchestration.preflight import concurrency, uses_cluster
@@ -327,7 +328,8 @@ class Sweep:
         if folder is None:
             return
         end = folder.finish(status, failure)
-        cause = end.failure.text if end.failure else "asha" if end.status == "stopped" else ""
+        scheduler = self.plan.spec.sweep.trial_scheduler
+        cause = end.failure.text if end.failure else scheduler if end.status == "stopped" else ""
         told: dict[str, Any] = {"failure_class": end.failure.failure_class} if end.failure else {}
         told |= {"retries": end.retries} if end.retries else {}
         self.folder.note("trial_end", trial=end.id, status=end.status, cause=cause, step=end.step, **told)
@@ -346,6 +348,8 @@ class Sweep:
         if folder is None:
             return
         failure = Failure("WorkerLost", Failure.of(error).text if error else "the process ended")
+        if failure.failure_class is FailureClass.WORKER_LOST and (silent := silent_nodes()):
+            failure = Failure("NodeDiedError", f"node {', '.join(silent)} does not answer")
         if not split_batch(load_run(folder.config_path), folder, failure):
             folder.note_retry(failure, "a new process goes on from the last checkpoint")
 

@@ -48,5 +48,5 @@ def test_a_node_copies_the_probe_or_tells_why_not(tmp_path: Path):
     probe.write_text("1")
     assert look_at_storage(probe, "n") == "1"
     assert (tmp_path / ".seen-1-n").read_text() == "1"
-    assert look_at_storage(tmp_path / ".seen-2", "n") == "cannot use it (No such file or directory)"
+    assert look_at_storage(tmp_path / ".seen-2", "n") == "has another folder there"
     assert look_at_storage(tmp_path / "none" / ".seen-1", "n") == "does not have it"

@@ -1,6 +1,5 @@
 """A run ends cleanly whatever happens to it: finished, failed, interrupted, resumed."""
 
-import importlib.util
 import os
 import signal
 import socket
@@ -8,21 +7,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from fake_training import make_training
 
 from boxseg.errors import BoxSegError, ConfigError, NonFiniteLossError
 from orchestration.config import RunSpec, load_run
 from orchestration.run_folder import RunFolder, list_runs
 from orchestration.train_run import StopSignals, run
 
-
-def load_fake():
-    spec = importlib.util.spec_from_file_location("fake_training", Path(__file__).with_name("fake_training.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_training
-
-
-make_training = load_fake()
 TOY = {"train_images": 4, "val_images": 2, "size": 64}
 
 

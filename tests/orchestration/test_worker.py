@@ -1,25 +1,15 @@
 """A training process tries again by itself where that can help, and only there."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+from fake_training import make_training
 
 from boxseg.errors import DataError
 from orchestration.config import RunSpec, dump_resolved
 from orchestration.failures import FailureClass
 from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.worker import Payload, train_here
-
-
-def load_fake():
-    spec = importlib.util.spec_from_file_location("fake_training", Path(__file__).with_name("fake_training.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_training
-
-
-make_training = load_fake()
 
 
 def make_payload(storage: Path, train_fn) -> Payload:

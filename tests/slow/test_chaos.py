@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,37 +10,18 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from drivers import drive, make_values, story, trial_step
+from fake_training import make_training
 
 from orchestration.cli.app import run
 from orchestration.config import RunSpec, SweepSpec
 from orchestration.errors import ExitCode
 from orchestration.journal import newest_sweep
 from orchestration.ray_session import start_ray
-from orchestration.run_folder import RunFolder, list_runs
+from orchestration.run_folder import list_runs
 from orchestration.sweep import SweepStart, run_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
-
-FAKE = Path(__file__).parents[1] / "orchestration" / "fake_training.py"
-
-
-def load_fake():
-    spec = importlib.util.spec_from_file_location("fake_training", FAKE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_training
-
-
-make_training = load_fake()
-
-DRIVER = f"""
-import json, sys
-sys.path.insert(0, {str(FAKE.parent)!r})
-from fake_training import make_training
-from orchestration.config import SweepSpec
-from orchestration.sweep import run_sweep
-run_sweep(SweepSpec.model_validate(json.loads(sys.argv[1])), train_fn=make_training(step_s=0.2), progress=False)
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,48 +33,14 @@ def ray_session(tmp_path_factory):
         yield ray.get_runtime_context().gcs_address
 
 
-def make_values(storage: Path, **changes) -> dict:
-    values = {
-        "name": "chaos",
-        "storage": str(storage),
-        "data": {"toy": {"train_images": 4, "val_images": 2, "size": 64}},
-        "train": {"steps": 40, "batch_size": 4, "report_every": 5},
-        "sweep": {
-            "search": "tpe",
-            "trials": 8,
-            "concurrency": 1,
-            "reduction": 2,
-            "space": {"qam.iou_thr": {"uniform": [0.2, 0.8]}, "solver.lr": {"loguniform": [1e-5, 1e-2]}},
-        },
-    }
-    return values | changes
-
-
 def kill_driver(values: dict, *, when: Callable[[], bool]) -> None:
     """Drive a sweep from another process until something is the case, and kill that process."""
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, json.dumps(values)])
+    driver = drive(values)
     while not when():
         assert driver.poll() is None, "the driver ended by itself"
         time.sleep(0.02)
-    os.kill(driver.pid, signal.SIGKILL)
+    driver.kill()
     driver.wait()
-
-
-def trial_step(storage: Path, number: int) -> int:
-    """Step of a trial of the only sweep; -1 before it began."""
-    trials = [run for run in list_runs(storage) if run.tags.get("trial") == str(number)]
-    return trials[0].step if trials else -1
-
-
-def story(folder: Path) -> list:
-    """Values, end, losses and scores of every trial of a sweep."""
-    told = []
-    for path in sorted(folder.glob("*/status.json")):
-        run = RunFolder(path.parent)
-        status = run.stored()
-        history = [run.history(name) for name in ("train/loss", "val/mask_ap")]
-        told.append((status.id[-2:], status.values, status.status, history))
-    return told
 
 
 EXPERIMENT = """

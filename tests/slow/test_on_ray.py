@@ -1,6 +1,5 @@
 """Runs and sweeps on a real Ray: early stopping, failures, lost workers, two workers, a signal."""
 
-import importlib.util
 import os
 import signal
 import threading
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from fake_training import make_training
 
 from boxseg.errors import NonFiniteLossError
 from orchestration.config import RunSpec, SweepSpec
@@ -19,18 +19,6 @@ from orchestration.sweep import SweepStart, run_sweep
 from orchestration.train_run import run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-FAKE = Path(__file__).parents[1] / "orchestration" / "fake_training.py"
-
-
-def load_fake():
-    spec = importlib.util.spec_from_file_location("fake_training", FAKE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_training
-
-
-make_training = load_fake()
 
 
 def make_values(storage: Path, **changes) -> dict:

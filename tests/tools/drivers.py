@@ -1,0 +1,69 @@
+"""Sweeps with the fake training that another process drives, so that a test can kill it; and what came out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestration.run_folder import RunFolder, list_runs
+
+SCRIPT = f"""
+import json, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from fake_training import make_training
+import orchestration.cluster
+from orchestration.config import SweepSpec
+from orchestration.sweep import SweepStart, run_sweep
+orchestration.cluster.PENDING_S, orchestration.cluster.LOOK_S = 3.0, 0.5
+values, start = map(json.loads, sys.argv[1:])
+run_sweep(
+    SweepSpec.model_validate(values), start=SweepStart(**start), train_fn=make_training(step_s=0.2), progress=False
+)
+"""
+
+
+def drive(
+    values: dict[str, Any], *, environment: Mapping[str, str] | None = None, log: Path | None = None, **start: bool
+) -> subprocess.Popen[bytes]:
+    """Drive a sweep from another process; `start` are fields of SweepStart. Shortages are told after 3 s."""
+    command = [sys.executable, "-c", SCRIPT, json.dumps(values), json.dumps(start)]
+    return subprocess.Popen(command, env=environment, stderr=None if log is None else log.open("wb"))
+
+
+def make_values(storage: Path, **changes: Any) -> dict[str, Any]:
+    """Settings of a sweep of eight short trials, one at a time."""
+    values = {
+        "name": "chaos",
+        "storage": str(storage),
+        "data": {"toy": {"train_images": 4, "val_images": 2, "size": 64}},
+        "train": {"steps": 40, "batch_size": 4, "report_every": 5},
+        "sweep": {
+            "search": "tpe",
+            "trials": 8,
+            "concurrency": 1,
+            "reduction": 2,
+            "space": {"qam.iou_thr": {"uniform": [0.2, 0.8]}, "solver.lr": {"loguniform": [1e-5, 1e-2]}},
+        },
+    }
+    return values | changes
+
+
+def trial_step(storage: Path, number: int) -> int:
+    """Step of a trial of the only sweep; -1 before it began."""
+    trials = [run for run in list_runs(storage) if run.tags.get("trial") == str(number)]
+    return trials[0].step if trials else -1
+
+
+def story(folder: Path) -> list[tuple[Any, ...]]:
+    """Values, end, losses and scores of every trial of a sweep."""
+    told = []
+    for path in sorted(folder.glob("*/status.json")):
+        run = RunFolder(path.parent)
+        status = run.stored()
+        history = [run.history(name) for name in ("train/loss", "val/mask_ap")]
+        told.append((status.id[-2:], status.values, status.status, history))
+    return told

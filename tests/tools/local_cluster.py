@@ -1,0 +1,151 @@
+"""A Ray cluster of this machine for tests: a head and other nodes as plain processes with a token and own folders."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+HIDDEN = (
+    *("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"),
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",  # left by an embedded Ray of the same process: nodes would share 127.0.0.1
+)
+"""What a user's environment shall not bring along."""
+
+
+class LocalCluster:
+    """A head without cores; more nodes are added and killed. `close` ends all of them by their processes' ids.
+
+    Args:
+        folder: For everything: Ray's files of each node, `token`, and `runs`, the storage. Its path must be short,
+            because names of sockets are limited.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.token = secrets.token_hex(32)
+        self.storage = folder / "runs"
+        self.storage.mkdir()
+        (folder / "token").touch(mode=0o600)
+        (folder / "token").write_text(self.token)
+        self._ports = [free_port() for _ in range(3)]
+        self.address = f"127.0.0.1:{self._ports[0]}"
+        self.dashboard = f"http://127.0.0.1:{self._ports[1]}"
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a user who has the token."""
+        outside = {name: value for name, value in os.environ.items() if name not in HIDDEN}
+        return outside | {
+            "HOME": str(self.folder),
+            "PYTHONPATH": str(ROOT),
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+            "RAY_health_check_period_ms": "1000",  # a node that was killed is missed after seconds
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # and a head, which nodes and drivers do not survive
+            "RAY_worker_niceness": "0",  # Ray gives its workers 15: beside other work they would starve
+        }
+
+    def start_head(self) -> None:
+        """Start the head, also again after a kill: at the same address, knowing nothing of before."""
+        port, dashboard, client = self._ports
+        options = f"--head --num-cpus=0 --port={port} --dashboard-port={dashboard} --dashboard-host=127.0.0.1"
+        self._start("head", *options.split(), f"--ray-client-server-port={client}")
+        wait_for(lambda: answers(dashboard), what="the dashboard")
+
+    def add_node(self, name: str, *, cpus: int = 1, instead_of_storage: Path | None = None) -> None:
+        """Start one more node; it may see another folder where the others see the storage."""
+        before = None if instead_of_storage is None else ["mount", "--bind", str(instead_of_storage), str(self.storage)]
+        self._start(name, f"--address={self.address}", f"--num-cpus={cpus}", before=before)
+        log = self.folder / f"{name}.log"
+        wait_for(lambda: "Ray runtime started" in log.read_text(), what=f"node {name}")
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """All processes of a node."""
+        first = psutil.Process(self._started[name].pid)
+        return [first, *first.children(recursive=True)]
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to every process of a node at once."""
+        every = self.processes(name)
+        process = self._started.pop(name)
+        for signalled in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that none sees another one's end
+            for each in every:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.send_signal(signalled)
+        process.wait()
+
+    def close(self) -> None:
+        """End all nodes."""
+        for name in list(self._started):
+            self.kill(name)
+
+    def _start(self, name: str, *options: str, before: list[str] | None = None) -> None:
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *options]
+        command += ["--object-store-memory=100000000", f"--temp-dir={self.folder / name}"]
+        command += [f"--dashboard-agent-listen-port={free_port()}"]  # nodes of one machine cannot share the usual one
+        if before is not None:
+            command = ["unshare", "--mount", "sh", "-c", f"{shlex.join(before)} && exec {shlex.join(command)}"]
+        with (self.folder / f"{name}.log").open("w") as log:
+            environment = self.environment | {"RAY_AUTH_MODE": "token"}
+            self._started[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+@contextlib.contextmanager
+def local_cluster(folder: Path) -> Iterator[LocalCluster]:
+    """A cluster that ends with the block."""
+    cluster = LocalCluster(folder)
+    try:
+        cluster.start_head()
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def can_hide_folders() -> bool:
+    """Whether this user may give a process another view of the disk."""
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "--mount", "mount", "--bind", "/", "/mnt"], capture_output=True).returncode == 0
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens on a port of the loopback address."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(
+    condition: Callable[[], object], *, what: str, seconds: float = 120, driver: subprocess.Popen[bytes] | None = None
+) -> None:
+    """Wait until something is the case.
+
+    Raises:
+        AssertionError: it took too long, or the driver has ended before.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        assert driver is None or driver.poll() is None, f"the driver ended before {what}"
+        time.sleep(0.2)
