@@ -64,6 +64,15 @@ class ResourcesConfig(Config):
         return self
 
 
+NOT_OFFERED = {
+    "bohb": "Ray's needs hpbandster, which comes without wheels (last release 2018); search: tpe with trial_scheduler: "
+    "hyperband joins the same two ideas",
+    "pbt": "it changes settings in the middle of a run, which could then not be repeated or resumed from its settings; "
+    "use trial_scheduler: asha, hyperband or median",
+}
+"""Ways to search that people may look for, and why they are not there."""
+
+
 class SweepConfig(Config):
     """What is varied, and how trials are chosen and stopped."""
 
@@ -75,12 +84,13 @@ class SweepConfig(Config):
     """Number of sampled settings; a grid ignores it. Each is run once per seed."""
     search: Literal["grid", "random", "tpe"] = "tpe"
     """How settings are chosen."""
-    trial_scheduler: Literal["none", "asha"] = "asha"
-    """How weak trials are stopped early."""
+    trial_scheduler: Literal["none", "asha", "hyperband", "median"] = "asha"
+    """How weak trials are stopped early; hyperband: ASHA in brackets that begin later and later; median: what is worse
+    than the median of the other trials' running means."""
     burn_in: float = Field(0.25, gt=0, le=1)
     """Share of `train.steps` before which no trial is stopped."""
     reduction: float = Field(3, gt=1)
-    """ASHA keeps about one in so many trials at each rung."""
+    """ASHA and HyperBand keep about one in so many trials at each rung."""
     concurrency: int | None = Field(None, ge=1)
     """Trials at the same time; null: as many as the resources hold."""
     seeds: list[int] = Field([0], min_length=1)
@@ -89,6 +99,13 @@ class SweepConfig(Config):
     """Setting name -> value that the sweep uses instead of the file's own, such as fewer `train.steps`."""
     space: dict[str, Domain] = Field(default_factory=dict)
     """Setting name (as in `qam.iou_thr`) -> domain."""
+
+    @field_validator("search", "trial_scheduler", mode="before")
+    @classmethod
+    def _check_offered(cls, value: Any) -> Any:
+        if isinstance(value, str) and value in NOT_OFFERED:
+            raise ValueError(f"{value} is not offered: {NOT_OFFERED[value]}")
+        return value
 
     @model_validator(mode="after")
     def _check_together(self) -> SweepConfig:

@@ -43,7 +43,7 @@ class SweepRecord:
     @property
     def rungs(self) -> list[float]:
         """Steps after which weak trials were stopped; empty without early stopping."""
-        return asha_rungs(self.spec) if self.spec.sweep.trial_scheduler == "asha" else []
+        return asha_rungs(self.spec) if self.spec.sweep.trial_scheduler in ("asha", "hyperband") else []
 
     @property
     def failed(self) -> list[TrialRow]:
