@@ -66,7 +66,7 @@ COLOR_CHANGES: dict[Strong, ColorChanges | None] = {
 
 BLUR_SIGMA_PX = (0.1, 2.0)
 
-PIXELS_AT_ONCE = 2**16
+PIXELS_AT_ONCE = 2**15
 """Pixels whose hue is shifted at once: the planes of so many stay in a processor's cache."""
 
 
@@ -108,6 +108,7 @@ def resize_only(sample: Sample, short_side: int, max_size: int) -> View:
     image = sample.image
     if new_size != (height, width):
         image = F.resize_image(image, list(new_size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    image = image.contiguous()  # colour by colour, as changes of colours want it
     boxes = clip_boxes_to_image(scale_boxes(sample.boxes, (height, width), new_size), new_size)
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     drawn = sample.drawn
