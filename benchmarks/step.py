@@ -114,8 +114,7 @@ def stopwatch(trainer: Trainer) -> Iterator[dict[str, float]]:
 
     parts: list[tuple[Any, str, str]] = [
         (trainer.teacher, "forward", "teacher: forward"),
-        (trainer.teacher, "mask_logits", "teacher: candidate masks"),
-        (engine_step, "find_candidates", "QAM: detections and ranking"),
+        (engine_step, "find_candidates", "QAM: ranking, candidate masks"),
         (engine_step, "fuse_candidates", "QAM: fusion, colours, quality"),
         (engine_step, "paste_peers", "PC"),
         (trainer, "forward", "student: forward"),

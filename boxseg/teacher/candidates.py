@@ -27,9 +27,9 @@ from boxseg.structures import (
     Windows,
 )
 from boxseg.teacher.enlarge import enlarge, masks_at_once
-from boxseg.teacher.qam import adaptive_k, mask_confidence, rank_candidates
+from boxseg.teacher.qam import Ranking, adaptive_k, kept_candidates, mask_confidence, order_candidates
 
-CELLS_AT_ONCE = {"cpu": 2**19, "cuda": 2**23}
+CELLS_AT_ONCE = {"cpu": 2**17, "cuda": 2**23}
 """Stride-4 cells of candidate masks that the mask head computes in one go, by kind of device: bounds memory to a few
 hundred MB on a GPU, and keeps hidden layers in the caches of a CPU, where that halves the time."""
 
@@ -87,8 +87,10 @@ def pick_candidates(
 ) -> list[Candidates]:
     """`find_candidates` for predictions that are already there; `view` is what the network saw."""
     found = network.detect(predictions, score_thr=teacher.cand_score_thr, pre_topk=teacher.pre_topk)
+    ranked = []
+    if not teacher.with_nms:
+        ranked = kept_candidates([_rank(each, batch, view, image, qam) for image, each in enumerate(found)])
     if around_boxes and network.draws_windows and view is batch and needs_windows_only(qam, teacher):
-        ranked = [_rank(detections, batch, view, image, qam) for image, detections in enumerate(found)]
         return _around_boxes(network, predictions, found, ranked, batch)
     candidates = []
     for image, detections in enumerate(found):
@@ -104,7 +106,7 @@ def pick_candidates(
             index, box_index, iou = _match(detections, confidence, view.boxes[image], qam, teacher)
             probs = probs[index]
         else:
-            index, box_index, iou = _rank(detections, batch, view, image, qam)
+            index, box_index, iou = ranked[image]
             probs = mask_probs(network, predictions, detections.handle[index], batch, view, image, frame)
         candidates.append(Candidates(probs, detections.scores[index], iou, box_index, frame))
     return candidates
@@ -234,7 +236,7 @@ def to_training_grid(probs: Tensor, batch: Batch, view: Batch, image: int) -> Te
     return F.grid_sample(probs[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0]
 
 
-def _rank(found: RawDetections, batch: Batch, view: Batch, image: int, qam: QamConfig) -> tuple[Tensor, Tensor, Tensor]:
+def _rank(found: RawDetections, batch: Batch, view: Batch, image: int, qam: QamConfig) -> Ranking:
     """Box-Quality Ranking with the limits of the settings."""
     k_top, k_per_box = qam.k_top, None
     if qam.adaptive_k:
@@ -242,7 +244,7 @@ def _rank(found: RawDetections, batch: Batch, view: Batch, image: int, qam: QamC
         areas = box_area(batch.boxes[image]) * (original_height * original_width / (height * width))
         k_top = qam.k_max
         k_per_box = adaptive_k(areas, k_min=qam.k_min, k_max=qam.k_max, area_s=qam.area_s, area_l=qam.area_l).round()
-    return rank_candidates(
+    return order_candidates(
         view.boxes[image],
         batch.labels[image],
         found.boxes,

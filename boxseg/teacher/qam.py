@@ -21,6 +21,8 @@ from boxseg.teacher.thresholds import ThresholdTable, choose_thresholds, thresho
 
 Fusion = Literal["vote", "weighted"]
 FuseMasks = Callable[..., tuple[Tensor, Tensor]]
+Ranking = tuple[Tensor, Tensor, Tensor]
+"""Of each box the best detections in order, which of them are kept (bool), and their IoU: (N, k)."""
 
 
 def make_pseudo_masks(
@@ -201,6 +203,37 @@ def rank_candidates(
 
     Source: BoxSeg (arXiv 2504.05137); `method.md` sections (e.1) and (k-35).
     """
+    order, keep, iou = order_candidates(
+        gt_boxes,
+        gt_labels,
+        boxes,
+        labels,
+        scores,
+        k_top=k_top,
+        iou_thr=iou_thr,
+        score_thr=score_thr,
+        class_match=class_match,
+        filter_first=filter_first,
+        k_per_box=k_per_box,
+    )
+    return kept_candidates([(order, keep, iou)])[0]
+
+
+def order_candidates(
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    *,
+    k_top: int,
+    iou_thr: float,
+    score_thr: float,
+    class_match: bool,
+    filter_first: bool,
+    k_per_box: Tensor | None,
+) -> Ranking:
+    """`rank_candidates` up to where the number of candidates matters; nothing is read from the device."""
     if len(gt_boxes) != len(gt_labels) or not len(boxes) == len(labels) == len(scores):
         raise ShapeError(
             f"{len(gt_boxes)} gt_boxes with {len(gt_labels)} gt_labels, {len(boxes)} boxes with {len(labels)} labels "
@@ -219,9 +252,22 @@ def rank_candidates(
     keep = eligible.gather(1, order)  # (N, k)
     if k_per_box is not None:
         keep = keep & (torch.arange(k, device=keep.device) < k_per_box[:, None])
-    box_index, rank = keep.nonzero(as_tuple=True)  # the one place where the number of candidates reaches the host
-    candidate_index = order[box_index, rank]
-    return candidate_index, box_index, iou[box_index, candidate_index]
+    return order, keep, iou.gather(1, order)
+
+
+def kept_candidates(rankings: list[Ranking]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """What `rank_candidates` gives for each image; two reads from the device for all of them."""
+    counts = torch.stack([keep.sum() for _, keep, _ in rankings]).tolist()
+    flat = [torch.cat([each[part].flatten() for each in rankings]) for part in range(3)]
+    place = flat[1].nonzero()[:, 0]
+    index, iou = flat[0][place], flat[2][place]
+    found, before = [], 0
+    for (order, _, _), places, own, overlap in zip(
+        rankings, place.split(counts), index.split(counts), iou.split(counts), strict=True
+    ):
+        found.append((own, (places - before) // max(order.shape[1], 1), overlap))
+        before += order.numel()
+    return found
 
 
 def _first_best(values: Tensor, k: int) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from boxseg.ops.masks import box_masks
@@ -86,5 +87,13 @@ def _color_bins(lab: Tensor) -> Tensor:
 def _histogram(cell_bins: Tensor, weights: Tensor) -> Tensor:
     """Smoothed shares (N, BINS³) of the colours of (N, h * w) cells with weights (N, h * w)."""
     counts = weights.new_zeros(len(weights), BINS**3).scatter_add_(1, cell_bins, weights)
-    smooth = F.avg_pool3d(counts.view(-1, 1, BINS, BINS, BINS), 3, stride=1, padding=1).flatten(1)
+    smooth = counts @ _smoothing(counts.device)
     return smooth / smooth.sum(dim=1, keepdim=True).clamp(min=1e-6)
+
+
+@functools.cache
+def _smoothing(device: torch.device) -> Tensor:
+    """Mean of a bin and its 26 neighbours as a matrix (BINS³, BINS³): many times faster than pooling in 3D."""
+    step = torch.arange(BINS, device=device)
+    near = ((step[:, None] - step).abs() <= 1) / 3
+    return torch.kron(torch.kron(near, near), near)
