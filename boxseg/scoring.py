@@ -98,8 +98,9 @@ def find_objects(predictor: Predictor, data: CocoBoxes) -> Iterator[ImageResult]
     label_of = {name.casefold(): label for label, name in enumerate(data.class_names)}
     labels = np.array([label_of.get(name.casefold(), -1) for name in predictor.class_names])
     if (labels < 0).all():
-        theirs, ours = ", ".join(predictor.class_names[:5]), ", ".join(data.class_names[:5])
-        raise ConfigError(f"{data.source.annotations}: has {ours}; none of these is among the network's: {theirs}")
+        theirs, ours = ", ".join(predictor.class_names[:5]), ", ".join(data.class_names[:5]) or "no classes"
+        rule = f"none of them is among the network's: {theirs}"
+        raise ConfigError(f"{data.source.annotations}: has {ours}; {rule} (rename them, or name another run)")
     for index in range(len(data)):
         result = encode_detections(predictor([data[index].image])[0])
         mapped = labels[result.labels]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -11,11 +12,22 @@ from pathlib import Path
 import typer
 
 from boxseg.errors import BoxSegError
+from boxseg.files import STORAGE_FAULTS
 from orchestration.cli import config, data, doctor, evaluate, export, jobs, label, predict, report, runs, train, ui
 from orchestration.cli.output import say
 from orchestration.errors import ExitCode, exit_code_for
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")  # looking for some among all packages takes a while
+
+PATH_FAULTS = {
+    errno.EEXIST: "a folder is needed there, and this is a file; name another",
+    errno.ENOTDIR: "a folder is needed there, and this is a file; name another",
+    errno.EISDIR: "a file is needed there, and this is a folder; name another",
+    errno.EACCES: "this account may not use it; change its rights, or name another",
+    errno.EPERM: "this account may not use it; change its rights, or name another",
+    errno.ENAMETOOLONG: "the name is longer than the disk allows; name another",
+}
+"""Faults of paths that commands are given, and the way out."""
 
 app = typer.Typer(
     help="Instance masks from bounding boxes: BoxSeg training with Ray and MLflow.",
@@ -62,9 +74,23 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, BoxSegError):
             say(f"error: {error}")
             return exit_code_for(error)
+        if isinstance(error, OSError) and (told := _tell_os_error(error)) is not None:
+            return told
         say(f"error: {type(error).__name__}: {error} (unexpected; details in {_write_log()})")
         return ExitCode.FAILED
     return result if isinstance(result, int) else ExitCode.DONE
+
+
+def _tell_os_error(error: OSError) -> ExitCode | None:
+    """Tell of faults of paths and disks; None for what may be a fault of ours."""
+    place, number = error.filename or "output", error.errno or 0
+    if number in PATH_FAULTS and error.filename is not None:
+        say(f"error: {place}: {error.strerror}; {PATH_FAULTS[number]}")
+        return ExitCode.USAGE
+    if number in STORAGE_FAULTS and number != errno.ENOENT:  # whose folder is gone may be ours to know
+        say(f"error: {place}: {error.strerror}; {STORAGE_FAULTS[number]}, then run the command again")
+        return ExitCode.RESOURCES
+    return None
 
 
 def _print_version(wanted: bool) -> None:

@@ -41,8 +41,8 @@ def evaluate(
     from boxseg.scoring import mask_agreement, worst_images
 
     source = CocoBoxes(find_source(data, images), train=False)
-    names = [run] if against is None else [run, against]
-    found = [_detections(name, source, device=device, storage=storage) for name in names]
+    names = [run] if against is None else [against, run]  # a file that cannot be read is told at once
+    found = [_detections(name, source, device=device, storage=storage) for name in names][::-1]
     results = [_score(source, each) for each in found]
     shown: dict[str, Any] = {"run": run, "data": str(data), "images": len(source), **results[0]}
     if against is not None:

@@ -147,6 +147,10 @@ def _open_source(
     from boxseg import label_sources
     from orchestration.files import digest
 
+    if source != "run" and fuse_with is not None:
+        raise ConfigError(
+            f"--fuse-with {fuse_with}: joins the candidates of a run, not --source {source}; leave one out"
+        )
     about = {"data": digest(boxes.source.annotations), "source": source}
     if source == "run":
         if run is None:
@@ -155,14 +159,14 @@ def _open_source(
         about |= {"run": str(predictor.folder)} | ({} if fuse_with is None else {"fuse_with": digest(fuse_with)})
         others = None if fuse_with is None else label_sources.from_file(fuse_with, boxes)
         return OpenSource(label_sources.from_run(predictor, boxes, others=others), about, predictor.batch_size)
-    if source.startswith("file:"):
+    if source.startswith("file:") and source != "file:":
         path = Path(source.removeprefix("file:"))
         return OpenSource(
             label_sources.one_by_one(label_sources.from_file(path, boxes)), about | {"file": digest(path)}
         )
     simple = {"grabcut": label_sources.from_grabcut, "box": label_sources.from_boxes}
     if source not in simple:
-        raise ConfigError(f"--source {source}: use run, grabcut, box or file:COCO.json")
+        raise ConfigError(f"--source {source or '(empty)'}: use run, grabcut, box or file:COCO.json")
     return OpenSource(label_sources.one_by_one(simple[source]), about)
 
 

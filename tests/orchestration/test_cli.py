@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -365,3 +366,25 @@ def test_a_second_interruption_ends_as_shells_expect(monkeypatch: Patch, capsys:
     monkeypatch.setattr("orchestration.cli.app.app", interrupted)
     assert run(["sweep"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "way_out"),
+    [
+        (errno.ENOSPC, 5, "make room"),
+        (errno.EISDIR, 2, "a file is needed there"),
+        (errno.EACCES, 2, "change its rights"),
+        (errno.ENOENT, 1, "unexpected; details in"),
+    ],
+)
+def test_what_the_disk_refuses_is_told(
+    number: int, code: int, way_out: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "out.json")
+
+    monkeypatch.setattr("boxseg.data.toy.ensure_toy", refuse)
+    assert run(["data", "toy", "x"]) == code
+    shown = capsys.readouterr().err
+    assert "out.json" in shown
+    assert way_out in shown

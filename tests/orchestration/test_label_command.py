@@ -46,6 +46,10 @@ def test_labels_land_in_a_folder_named_after_the_data_and_again_takes_no_work(ar
         (["--run", "none"], 2, "no such run"),
         (["--source", "magic"], 2, "use run, grabcut, box or file"),
         (["--source", "file:none.json"], 3, "none.json"),
+        (["--source", "file:"], 2, "use run, grabcut, box or file"),
+        (["--source", "box", "--fuse-with", "x.json"], 2, "not --source box"),
+        (["--source", "box", "--output", "/dev/null"], 2, "/dev/null: File exists; a folder is needed there"),
+        (["--source", "box", "--output", "n" * 300], 2, "name is longer than the disk allows"),
         (["--source", "box", "--images", "nowhere"], 3, "no image could be read"),
     ],
 )
