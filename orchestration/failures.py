@@ -105,6 +105,13 @@ class Failure:
         return next(each for each, rule in RULES.items() if re.search(rule.signs, text))
 
     @property
+    def summary(self) -> str:
+        """Class and first line, as in `data: no t.json`; where the class is unknown also that of the error."""
+        first = self.text.partition("\n")[0]
+        kind = f"{self.kind}: " if self.failure_class == FailureClass.UNKNOWN and self.text != self.kind else ""
+        return f"{self.failure_class}: {kind}{first[:160]}"
+
+    @property
     def names_cause(self) -> bool:
         """False where it only tells that a process went."""
         return self.is_ours or self.failure_class not in (FailureClass.UNKNOWN, FailureClass.WORKER_LOST)

@@ -68,7 +68,7 @@ class TrialRow:
     def outcome(self) -> str:
         """Value of the metric, or why there is none."""
         if self.status == "failed" and self.failure is not None:
-            return f"{self.failure.failure_class}: {self.failure.text.splitlines()[0][:160]}"
+            return self.failure.summary
         return "no value" if self.value is None else f"{self.value:.4f}"
 
 

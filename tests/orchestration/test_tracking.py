@@ -128,7 +128,7 @@ def test_trials_are_children_and_say_how_they_ended(storage, client):
     assert runs[0].data.tags["varied.qam.k_top"] == "5"
     note = parent.data.tags["mlflow.note.content"]
     assert note.startswith("`boxseg sweep toy.yaml`\n\n| trial | qam.k_top |")
-    assert "failed: unknown: bad" in note
+    assert "failed: unknown: ValueError: bad |" in note
     assert (
         parent.info.run_name == f"sweep {time.strftime('%Y-%m-%d %H:%M', time.localtime(sweep.status().created))} sweep"
     )
