@@ -22,7 +22,7 @@ from PIL import Image
 from orchestration.cli.app import run
 
 SETTINGS = settings(
-    max_examples=25,
+    max_examples=150,
     phases=[Phase.generate],
     deadline=None,
     derandomize=True,
@@ -141,6 +141,8 @@ COMMANDS = {
     "stats": ["data", "stats", "{file}"],
     "stats json": ["data", "stats", "{file}", "--json"],
     "split": ["data", "split", "{file}", "--output", "out", "--val", "0.5"],
+    "import": ["data", "import", "{file}", "--from", "coco", "--output", "out", "--merge", "x=ant", "--drop-masks"],
+    "export": ["data", "export", "{file}", "--images", "{images}", "--to", "yolo", "--output", "out"],
     "label": ["label", "{file}", "--images", "{images}", "--source", "box", "--output", "out"],
     "label from masks": ["label", "{file}", "--images", "{images}", "--source", "file:{file}", "--output", "out"],
 }
