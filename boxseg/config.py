@@ -294,7 +294,8 @@ class QamConfig(Config):
     k_full: int | None = Field(None, ge=1)
     """Candidates that earn full trust: with fewer, K, quality is multiplied by K / k_full; null: K does not count."""
     need_inside: bool = False
-    """A mask of which nothing is left inside its box gets quality 0; the reference keeps the uncut mask's quality."""
+    """A mask, fused or refined, of which nothing is inside its box gets quality 0; the reference keeps the uncut mask's
+    quality. With `refined_quality` candidate masks are then computed around their boxes only, which is faster."""
     min_quality: float = Field(0.0, ge=0, lt=1)
     """Pseudo masks below this quality get quality 0."""
 

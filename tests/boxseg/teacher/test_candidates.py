@@ -7,13 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.scenario import Scenario, build
+from benchmarks.scenario import STEP, Scenario, build
 from boxseg.config import FcosConfig, QamConfig, TeacherConfig
 from boxseg.engine.step import fuse_candidates
+from boxseg.engine.train import optimise
 from boxseg.ops.detections import decode_detections
 from boxseg.ops.images import resized_shape
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import MASK_STRIDE, Batch, MaskFrame, Predictions
+from boxseg.teacher import candidates
 from boxseg.teacher.candidates import find_candidates, match_greedily, teacher_view, to_training_grid
 
 SETTINGS = {
@@ -304,9 +306,9 @@ def test_in_the_reference_a_worse_detection_takes_the_box_of_the_first_one_but_o
 
 
 def pseudo_masks(trainer, batch, around_boxes):
-    candidates = find_candidates(trainer.teacher, batch, **settings_of(trainer), around_boxes=around_boxes)
-    assert all((found.around is not None) == around_boxes for found in candidates)
-    return fuse_candidates(trainer.config, candidates, batch)
+    found = find_candidates(trainer.teacher, batch, **settings_of(trainer), around_boxes=around_boxes)
+    assert all((each.around is not None) == around_boxes for each in found)
+    return fuse_candidates(trainer.config, found, batch)
 
 
 @pytest.mark.parametrize("boxes", [3, 40])
@@ -324,6 +326,16 @@ def test_masks_around_boxes_make_the_same_pseudo_masks_as_whole_ones(tmp_path, b
         torch.testing.assert_close(found.quality, expected.quality, atol=1e-5, rtol=0)
         torch.testing.assert_close(found.score, expected.score)
         assert torch.equal(found.num_candidates, expected.num_candidates)
+
+
+def test_losses_of_training_are_the_same_with_masks_around_boxes(tmp_path, monkeypatch):
+    curves = []
+    for _ in range(2):
+        trainer, batch = build(Scenario(size=64, boxes=6, small=True), "full", tmp_path, solver={"lr": 1e-3})
+        curves.append([float(optimise(trainer, batch, STEP)["train/loss"]) for _ in range(6)])
+        monkeypatch.setattr(candidates, "needs_windows_only", lambda *settings: False)
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+    assert curves[0][0] != pytest.approx(curves[0][-1], abs=1e-2)
 
 
 def test_masks_around_a_box_do_not_depend_on_the_other_boxes(tmp_path):

@@ -294,6 +294,22 @@ def test_pseudo_masks_stay_inside_their_boxes_and_empty_ones_are_not_trusted():
     assert not bool(pseudo.mask[1:].any())
 
 
+def test_a_fused_mask_outside_its_box_is_not_trusted_even_if_colours_find_something_inside():
+    probs = torch.full((2, 16, 16), 0.45)
+    probs[:, 10:, 10:] = 0.9  # far from the box
+    lab = torch.zeros(3, 16, 16)
+    lab[0, 2:5, 2:5] = 90.0
+    candidates = Candidates(probs, torch.ones(2), torch.ones(2), torch.zeros(2, dtype=torch.int64))
+    for need_inside in (False, True):
+        settings = QamConfig(
+            full_resolution=False, fusion="weighted", color_weight=2.0, refined_quality=True, need_inside=need_inside
+        )
+        boxes, labels = torch.tensor([[4.0, 4.0, 24.0, 24.0]]), torch.zeros(1, dtype=torch.int64)
+        pseudo = make_pseudo_masks(candidates, boxes, labels, settings=settings, lab=lab)
+        assert pseudo.mask.any()
+        assert bool(pseudo.quality > 0) is not need_inside
+
+
 def test_low_quality_counts_as_none():
     candidates = Candidates(PROBS, SCORES, IOUS, ONE_BOX)
     box, label = torch.tensor([[0.0, 0, 15, 15]]), torch.zeros(1, dtype=torch.int64)
