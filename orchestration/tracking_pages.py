@@ -19,6 +19,9 @@ SHOWN_METRICS = ("val/mask_ap", "val/box_ap", "qam/pseudo_iou")
 LINES = 100
 """Most trials that one line chart draws; the parallel coordinates draw all that the page has loaded."""
 
+UNSMOOTHED = {"lineSmoothness": 0, "useGlobalLineSmoothing": False}
+"""Of a line chart: the values as they are; there are few evaluations."""
+
 
 def experiment_url(server: str, experiment_id: str) -> str:
     """The table of all runs of an experiment."""
@@ -68,12 +71,10 @@ def save_comparison(
         ],
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": [
-            _chart("parallel", "PARALLEL", selectedParams=settings, selectedMetrics=[metric], showAllRuns=True),
-            *(_chart(name, "LINE", metricKey=name, selectedMetricKeys=[name]) for name in metrics),
+            _chart("Settings", "PARALLEL", selectedParams=settings, selectedMetrics=[metric], showAllRuns=True),
+            *(_chart("Curves", "LINE", metricKey=name, selectedMetricKeys=[name], **UNSMOOTHED) for name in metrics),
         ],
-        "compareRunSections": [
-            {"uuid": "swept", "name": "Sweep", "display": True, "isReordered": True, "columns": 2, "cardHeight": 400}
-        ],
+        "compareRunSections": [_section("Settings", columns=1), _section("Curves", columns=len(metrics))],
         "isAccordionReordered": True,
     }
     now = round(1000 * time.time())
@@ -81,6 +82,11 @@ def save_comparison(
     client.set_experiment_tag(experiment_id, f"{VIEW_TAG}{sweep_id}", json.dumps(view))
 
 
-def _chart(name: str, kind: str, **settings: Any) -> dict[str, Any]:
-    about = {"uuid": name, "type": kind, "runsCountToCompare": LINES, "metricSectionId": "swept"}
-    return {**about, "deleted": False, "isGenerated": False, **settings}
+def _chart(section: str, kind: str, **settings: Any) -> dict[str, Any]:
+    about = {"uuid": settings.get("metricKey", kind), "type": kind, "metricSectionId": section}
+    return {**about, "runsCountToCompare": LINES, "deleted": False, "isGenerated": False, **settings}
+
+
+def _section(name: str, *, columns: int) -> dict[str, Any]:
+    shape = {"columns": columns, "cardHeight": 360}
+    return {"uuid": name, "name": name, "display": True, "isReordered": True, **shape}

@@ -35,7 +35,7 @@ def page(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("width", [1280, 400])
-def test_the_page_shows_everything_and_asks_nobody(page, width, tmp_path):
+def test_the_page_shows_everything_and_asks_nobody(page, width, tmp_path, screenshots):
     with open_browser(tmp_path / "profile") as browser:
         browser.open(page.as_uri(), width=width)
         assert browser.errors == []
@@ -45,7 +45,7 @@ def test_the_page_shows_everything_and_asks_nobody(page, width, tmp_path):
         assert browser.evaluate("document.documentElement.scrollWidth") <= width, "only tables and pictures may scroll"
         assert browser.evaluate(SMALLEST_TEXT) >= 13
         assert browser.evaluate(NARROWEST_PICTURE) >= 0.3, "text within the pictures stays legible"
-        shot = browser.screenshot(tmp_path / f"report-{width}.png", whole=True)
+        shot = browser.screenshot(screenshots / f"report-{width}.png", whole=True)
     with Image.open(shot) as picture:
         assert picture.width == width
         assert picture.height > 2000

@@ -2,7 +2,6 @@
 
 import http.client
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import psutil
 import pytest
 import yaml
 from browser import Browser, open_browser
+from faulty_proxy import free_port
 from synthetic import SPACE, write_sweep
 
 from boxseg.config import ToyConfig
@@ -52,13 +52,6 @@ def draw_toy_panel(storage: Path, path: Path) -> None:
     ones = [sample.labels.float() * 0 + 0.9 for sample in samples]
     rows = [PanelRow(s.image, s.boxes, m, q, m, q) for s, m, q in zip(samples, masks, ones, strict=True)]
     draw_panels(rows, path)
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -115,36 +108,36 @@ def test_only_requests_that_name_this_machine_are_answered(served):
     assert {each.laddr.ip for each in listening} == {"127.0.0.1"}
 
 
-def test_the_experiment_shows_the_sweep_and_unfolds_its_trials(served, browser, tmp_path):
+def test_the_experiment_shows_the_sweep_and_unfolds_its_trials(served, browser, screenshots):
     visit(browser, served.experiment)
     browser.wait_for("document.body.innerText.includes('sweep 1970-01-01')", timeout_s=120)
     assert "k_top=" not in browser.evaluate("document.body.innerText")
     browser.wait_for(f"{PLUS} !== null")
     browser.evaluate(f"{PLUS}.click()")
     browser.wait_for("(document.body.innerText.match(/\\d\\d iou_thr=/g) || []).length >= 10")
-    browser.screenshot(tmp_path / "experiment.png")
+    browser.screenshot(screenshots / "ui-experiment.png")
 
 
 PLUS = """document.querySelector('.ag-row [col-id*="Run Name"] button')"""
 """What unfolds the first row of the table."""
 
 
-def test_the_comparison_shows_the_swept_settings_and_the_metric(served, browser, tmp_path):
+def test_the_comparison_shows_the_swept_settings_and_the_metric(served, browser, screenshots):
     visit(browser, served.comparison)
     browser.wait_for("document.querySelectorAll('.parcoords text').length > 10", timeout_s=120)
     drawn = browser.evaluate("[...document.querySelectorAll('.parcoords text')].map(each => each.textContent)")
     for name in [*SPACE, "val/mask_ap"]:
         assert any(text.startswith(name) for text in drawn), f"{name} is not among the axes"
     assert f"{TRIALS} matching runs" in browser.evaluate("document.body.innerText")
-    browser.screenshot(tmp_path / "comparison.png")
+    browser.screenshot(screenshots / "ui-comparison.png")
 
 
-def test_a_panel_of_a_trial_is_displayed(served, browser, storage, tmp_path):
+def test_a_panel_of_a_trial_is_displayed(served, browser, storage, screenshots):
     run_id = RunFolder(storage / "many" / "s" / "s-00").read_tracking()["run_id"]
     base = served.experiment.partition("/runs")[0]
     visit(browser, f"{base}/runs/{run_id}/artifacts/samples/step-00000240.png")
     browser.wait_for("[...document.images].some(each => each.naturalWidth > 600)", timeout_s=120)
-    browser.screenshot(tmp_path / "panel.png")
+    browser.screenshot(screenshots / "ui-panel.png")
 
 
 def test_nothing_was_asked_of_another_machine(served, browser):

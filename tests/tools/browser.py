@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,3 +133,15 @@ def _raise(descriptor: int) -> int:
     raised = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
     os.close(descriptor)
     return raised
+
+
+if __name__ == "__main__":  # python tests/tools/browser.py ADDRESS PICTURE.png: the comparison page of `boxseg ui`
+    with tempfile.TemporaryDirectory() as profile, open_browser(Path(profile)) as browser:
+        browser.open(sys.argv[1], width=1600, height=1130)
+        browser.wait_for("document.querySelectorAll('.parcoords text').length > 10", timeout_s=300)
+        hints = "[aria-label='Close'], [aria-label='Hide banner']"
+        browser.evaluate(f'document.querySelectorAll("{hints}").forEach(each => each.click())')
+        browser.evaluate("document.head.append(document.createElement('style'))")
+        browser.evaluate("document.styleSheets[document.styleSheets.length - 1].insertRule('.modebar {display: none}')")
+        time.sleep(5)  # charts move into their place
+        browser.screenshot(Path(sys.argv[2]))
