@@ -55,6 +55,7 @@ class Journal:
 
         Raises:
             ConfigError: the folder holds labels of other data, or made otherwise.
+            DataError: the journal is damaged.
         """
         self._path = folder / JOURNAL
         self.done: dict[int, ImageLabels] = {}
@@ -67,8 +68,7 @@ class Journal:
             )
         if not lines:
             self._append(about)
-        for line in lines[1:]:
-            self.done[line["image_id"]] = ImageLabels(**line)
+        self.done = {line["image_id"]: ImageLabels(**line) for line in lines[1:]}
 
     def add(self, labels: Sequence[ImageLabels]) -> None:
         """Remember images."""
@@ -83,7 +83,20 @@ class Journal:
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             os.truncate(self._path, whole)
-        return [json.loads(line) for line in data[:whole].splitlines()]
+        lines = []
+        for number, text in enumerate(data[:whole].splitlines(), start=1):
+            try:
+                lines.append(json.loads(text))
+                if number > 1:
+                    ImageLabels(**lines[-1])
+                elif not isinstance(lines[-1], dict):
+                    raise TypeError("no object")
+            except (ValueError, TypeError) as error:
+                rule = "line 1 tells what is labelled, every other line has the labels of one image"
+                raise DataError(
+                    f"{self._path}:{number}: is damaged ({error}); {rule} (remove the line to label that image again)"
+                ) from error
+        return lines
 
     def _append(self, *values: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:

@@ -201,3 +201,10 @@ def test_two_annotations_of_one_id_are_refused(data, tmp_path):
 
     with pytest.raises(DataError, match="own id"):
         label_all(bent(data, tmp_path, twice), BOXES, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("first", "second"), [("[1]", ""), ("rubbish", ""), ("{}", '{"image": 3}'), ("{}", "rubbish")])
+def test_a_damaged_journal_is_told_with_its_line(tmp_path, first, second):
+    (tmp_path / JOURNAL).write_text(f"{first}\n{second}\n" if second else f"{first}\n")
+    with pytest.raises(DataError, match=rf"labels\.jsonl:{2 if second else 1}: is damaged"):
+        Journal(tmp_path, {})
