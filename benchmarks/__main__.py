@@ -19,6 +19,7 @@ from benchmarks.memory import memory
 from benchmarks.scenario import Scenario
 from benchmarks.step import growth, methods, stages
 from benchmarks.sweeps import fixed_costs, many_trials
+from benchmarks.tracking_cost import tracking_cost
 
 Part = Callable[[Path, argparse.Namespace], list[Table]]
 
@@ -60,6 +61,7 @@ PARTS: dict[str, Part] = {
         annotations(folder, 1000 if o.quick else 100_000),
     ],
     "fixed": lambda folder, o: [fixed_costs(folder, 40 if o.quick else 200)],
+    "tracking": lambda folder, o: [tracking_cost(folder, o.rounds, 8 if o.quick else 20, small=o.quick)],
     "trials": lambda folder, o: [many_trials(folder, 20 if o.quick else o.trials)],
 }
 """What each part measures, by its name on the command line."""

@@ -10,6 +10,7 @@ from benchmarks.harness import Table, Times, ratio, take_turns
 from benchmarks.scenario import STEP, Scenario, build
 from benchmarks.step import stages, stopwatch
 from benchmarks.sweeps import many_trials
+from benchmarks.tracking_cost import tracking_cost
 from boxseg.engine.train import optimise
 
 TINY = Scenario(64, boxes=2, batch_size=1, small=True)
@@ -73,3 +74,10 @@ def test_trials_that_take_no_time_still_make_a_sweep_with_a_report(tmp_path):
     table = many_trials(tmp_path, trials=3)
     assert all(isinstance(value, float) for _, value in table.rows)
     assert (tmp_path / "many" / "s" / "report" / "index.html").exists()
+
+
+@pytest.mark.slow
+def test_tracking_is_measured_beside_the_same_steps_without(tmp_path):
+    rows = dict(tracking_cost(tmp_path, 1, 6, small=True).rows)
+    assert len(rows) == 5
+    assert all(value > 0 for value in rows.values())
