@@ -7,8 +7,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from orchestration.preflight import count_places, uses_cluster
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how long a report may wait to be noticed
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # 1 on a cluster
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -65,6 +67,8 @@ def start_ray(spec: RunSpec, *, logs: Path) -> Iterator[list[dict[str, float]]]:
         ResourceError: the cluster does not answer, refuses us, is too small for one run, or has nodes that do not see
             the storage.
     """
+    if uses_cluster(spec):
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _remove_leftovers()
@@ -120,9 +124,11 @@ def _connect(spec: RunSpec, private: Path) -> None:
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    on_term = signal.getsignal(signal.SIGTERM)
     try:
         if uses_cluster(spec):
-            ray.init(address=spec.resources.address, **quiet)  # null: Ray reads RAY_ADDRESS itself
+            settings = {name: os.environ[name] for name in ENVIRONMENT}  # its processes did not inherit ours
+            ray.init(address=spec.resources.address, runtime_env={"env_vars": settings}, **quiet)  # null: RAY_ADDRESS
             return
         ray.init(
             include_dashboard=True,  # Ray Train frees the workers of a stopped trial through its state API
@@ -138,6 +144,14 @@ def _connect(spec: RunSpec, private: Path) -> None:
             f"the Ray cluster at {_address(spec)} does not answer or refuses us: {error}; check resources.address and "
             "RAY_ADDRESS, and for a cluster with tokens RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         ) from error
+    finally:
+        _take_back(on_term)
+
+
+def _take_back(on_term: Any) -> None:
+    """Hear SIGTERM as before: Ray's own handler aborts the process three seconds later, whatever it still saves."""
+    if on_term is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)
 
 
 def _check_room(spec: RunSpec, nodes: list[dict[str, float]]) -> None:

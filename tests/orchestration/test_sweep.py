@@ -222,6 +222,13 @@ def test_settings_are_told_by_the_last_part_of_their_name():
         ({"workers": 1, "cpus_per_worker": 1}, 8, 3, 3),
         ({"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 1}, 64, None, 2),
         ({"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.4}, 64, None, 8),  # two on each GPU, not ten on four
+        (
+            {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.1},
+            16,
+            None,
+            16,
+        ),  # not 40: each needs a core
+        ({"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 3}, 16, None, 1),
     ],
 )
 def test_as_many_trials_run_together_as_fit(tmp_path, resources, cpus, limit, expected):
