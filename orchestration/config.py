@@ -43,6 +43,8 @@ class ResourcesConfig(Config):
 
     workers: int = Field(1, ge=1)
     """Training processes; each takes an equal share of the batch."""
+    min_workers: int | None = Field(None, ge=1)
+    """With how many of them a single run goes on while there is no place for all; null: with no fewer."""
     cpus_per_worker: float = Field(1, gt=0)
     """CPU cores per worker; also its number of torch threads."""
     gpus_per_worker: float = Field(0, ge=0)
@@ -57,11 +59,18 @@ class ResourcesConfig(Config):
     def _check_together(self) -> ResourcesConfig:
         if self.runner == "inline" and self.workers > 1:
             raise ValueError(f"runner inline has one worker, but workers is {self.workers}; use runner: ray_train")
+        if self.least_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}; lower it")
         if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
             raise ValueError(
                 f"gpus_per_worker {self.gpus_per_worker:g} is not possible: give whole GPUs, or a part of one"
             )
         return self
+
+    @property
+    def least_workers(self) -> int:
+        """Workers without which a run does not start."""
+        return self.min_workers or self.workers
 
 
 NOT_OFFERED = {
@@ -177,11 +186,13 @@ class RunSpec(BoxSegConfig):
 
     @model_validator(mode="after")
     def _check_shares(self) -> RunSpec:
-        if self.train.batch_size % self.resources.workers:
-            raise ValueError(
-                f"train.batch_size {self.train.batch_size} cannot be shared by resources.workers "
-                f"{self.resources.workers}; make it a multiple"
-            )
+        for workers in range(self.resources.least_workers, self.resources.workers + 1):
+            if self.train.batch_size % workers:
+                every = " of each number from min_workers on" if self.resources.min_workers else ""
+                raise ValueError(
+                    f"train.batch_size {self.train.batch_size} cannot be shared by resources.workers {workers}; "
+                    f"make it a multiple{every}"
+                )
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -193,6 +204,14 @@ class SweepSpec(RunSpec):
     """A run's settings plus what is varied."""
 
     sweep: SweepConfig = SweepConfig()
+
+    @model_validator(mode="after")
+    def _check_fixed_workers(self) -> SweepSpec:
+        if self.resources.min_workers is not None:
+            raise ValueError(
+                "resources.min_workers is for single runs: trials would take places from each other; leave it out"
+            )
+        return self
 
     def trial(self, values: dict[str, Any], seed: int) -> RunSpec:
         """The run with `values` (setting name -> value) in place; profile and method presets apply anew.

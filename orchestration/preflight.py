@@ -120,7 +120,7 @@ def _check_gpus(spec: RunSpec) -> None:
 
 
 def _check_share(spec: RunSpec, setting: str, unit: str, way_out: str, count: Callable[[], int]) -> None:
-    workers, each = spec.resources.workers, getattr(spec.resources, setting)
+    workers, each = spec.resources.least_workers, getattr(spec.resources, setting)
     if each == 0 or uses_cluster(spec):
         return
     found = count()

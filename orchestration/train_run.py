@@ -30,6 +30,8 @@ POLL_S = 0.25
 """Time between two looks at a run [s]."""
 GRACE_S = 60.0
 """How long a run may take to save its state after a request to stop [s]."""
+RESIZE_S = 60.0
+"""Time between two looks whether an elastic run can have more workers [s]."""
 WORKER_FAILURES = 3
 """How often lost workers are replaced; the run goes on from its last checkpoint."""
 
@@ -154,12 +156,16 @@ def fit(payload: Payload, *, callbacks: Sequence[Any] = ()) -> None:
     from ray.train.v2.api.exceptions import ControllerError
 
     resources = payload.spec.resources
+    scale: dict[str, Any] = {"num_workers": resources.workers}
+    if resources.min_workers:
+        span = (resources.min_workers, resources.workers)
+        scale = {"num_workers": span, "elastic_resize_monitor_interval_s": RESIZE_S}
     per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"payload": payload},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers,
+            **scale,
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker={name: amount for name, amount in per_worker.items() if amount},
         ),
@@ -168,7 +174,8 @@ def fit(payload: Payload, *, callbacks: Sequence[Any] = ()) -> None:
             storage_path=str(RunFolder(payload.folder).logs / "ray"),
             failure_config=ray.train.FailureConfig(
                 max_failures=WORKER_FAILURES,
-                controller_failure_limit=2,  # type: ignore[call-arg]  # mypy sees the class of Ray Train V1
+                # starts that found no place; an elastic run tries some in vain while Ray counts on a node that has gone
+                controller_failure_limit=10 if resources.min_workers else 2,  # type: ignore[call-arg]  # mypy sees V1's
             ),
             callbacks=list(callbacks),
         ),

@@ -18,6 +18,7 @@ from boxseg.config import BoxSegConfig
 from boxseg.engine.events import EvalReport, StepReport
 from boxseg.errors import ConfigError
 from orchestration.config import RunSpec
+from orchestration.errors import PreemptedError
 from orchestration.failures import Failure
 from orchestration.origin import write_environment
 from orchestration.run_folder import RunFolder
@@ -67,15 +68,31 @@ def train_worker(arguments: dict[str, Any]) -> None:
     context = ray.train.get_context()
     device = str(ray.train.torch.get_device())
     alone = context.get_world_size() == 1
+    notice = getattr(ray.train, "get_preemption_info", lambda: None)  # not in every version
     try:
-        train_here(payload, rank=context.get_world_rank(), alone=alone, device=device, send=ray.train.report)
+        train_here(
+            payload,
+            rank=context.get_world_rank(),
+            alone=alone,
+            device=device,
+            send=ray.train.report,
+            taken_away=lambda: notice() is not None,
+        )
     except Exception:
         if alone and RunFolder(payload.folder).stored().status == "failed":
             return  # the folder names the cause, and trying again would repeat it: only lost workers are replaced
         raise  # other ranks would wait for this one, so Ray has to end them, and starts all of them again
 
 
-def train_here(payload: Payload, *, device: str, rank: int = 0, alone: bool = True, send: Send | None = None) -> None:
+def train_here(
+    payload: Payload,
+    *,
+    device: str,
+    rank: int = 0,
+    alone: bool = True,
+    send: Send | None = None,
+    taken_away: Callable[[], bool] = lambda: False,
+) -> None:
     """Train in this process and leave the end in the run's folder; short of memory, go on with a split batch.
 
     Args:
@@ -85,38 +102,40 @@ def train_here(payload: Payload, *, device: str, rank: int = 0, alone: bool = Tr
         alone: Whether it is the only one. Several cannot try again by themselves: the error tells Ray to start them.
         send: Gets the metrics of every evaluation, on every rank; of the last one when the run is finished. A run that
             was finished before only sends them again.
+        taken_away: Tells whether one of the machines will go soon; waits for all ranks, which ask equally often.
 
     Raises:
+        PreemptedError: the state is saved because a machine will go; the run is to go on elsewhere.
         Exception: what the loop raised.
     """
     folder = RunFolder(payload.folder)
     while True:
         try:
-            _train_once(payload, folder, device=device, rank=rank, alone=alone, send=send)
+            reporter = FileReporter(folder, payload, rank=rank, alone=alone, send=send, taken_away=taken_away)
+            _train_once(payload, folder, reporter, device=device, alone=alone)
             return
         except Exception as error:
-            if not alone or folder.stored().is_final:
+            if not alone or folder.stored().is_final or isinstance(error, PreemptedError):
                 raise
             logger.warning("%s: %s; going on from the last checkpoint", folder.path.name, error)
         _free_memory()
 
 
-def _train_once(payload: Payload, folder: RunFolder, *, device: str, rank: int, alone: bool, send: Send | None) -> None:
+def _train_once(payload: Payload, folder: RunFolder, reporter: FileReporter, *, device: str, alone: bool) -> None:
     status = folder.stored()
     if status.status in ("stopped", "interrupted"):
         return  # Ray tries again after any error, and may do so after a stop; the end stays
     failure = status.failure
     if status.status == "failed" and failure and failure.rule.policy == "stop" and (alone or failure.is_ours):
         return
-    reporter = FileReporter(folder, payload, rank=rank, send=send)
     if status.steps and status.step >= status.steps:
         reporter.finish(status.step, status.metrics)
         return
-    if rank == 0:
+    if reporter.rank == 0:
         folder.update(status="running", started=status.started or time.time(), failure=None)
         write_environment(folder, device=device)
     try:
-        with folder.training() if rank == 0 else contextlib.nullcontext():
+        with folder.training() if reporter.rank == 0 else contextlib.nullcontext():
             reporter.repeat_last()
             result = _train(payload, reporter, device, accumulate=status.accumulate)
     except SystemExit:  # how Tune ends a trial that its scheduler stopped
@@ -133,8 +152,13 @@ def _train_once(payload: Payload, folder: RunFolder, *, device: str, rank: int, 
         raise
     if result.finished:
         reporter.finish(result.step, result.metrics)
-    else:
+    elif folder.stop_requested():
         folder.finish("interrupted")
+    else:
+        notice = PreemptedError(f"a machine will be taken away; the state of step {result.step} is saved")
+        if reporter.rank == 0:
+            folder.note_retry(Failure.of(notice), "other machines go on from there")
+        raise notice
 
 
 def split_batch(spec: RunSpec, folder: RunFolder, failure: Failure) -> bool:
@@ -186,18 +210,29 @@ class FileReporter:
     its last evaluation and its end.
     """
 
-    def __init__(self, folder: RunFolder, payload: Payload, *, rank: int, send: Send | None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        payload: Payload,
+        *,
+        rank: int,
+        alone: bool = True,
+        send: Send | None,
+        taken_away: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._folder = folder
         self._payload = payload
-        self._rank = rank
+        self.rank = rank
         self._send = send
+        self._alone = alone
+        self._taken_away = taken_away
         self._system = SystemMeter()
         self._looked = 0.0
         self._stop = False
 
     def on_step(self, report: StepReport) -> None:
         """Write the means of some steps, and now and then what this process takes from its machine."""
-        if self._rank == 0:
+        if self.rank == 0:
             self._folder.report(report.step, report.metrics)
             if system := self._system.sample():
                 self._folder.append_metrics(report.step, system)
@@ -213,17 +248,19 @@ class FileReporter:
             raise ConfigError(
                 f"sweep.metric {metric} is not reported; choose one of {', '.join(sorted(report.metrics))}"
             )
-        if self._rank == 0:
+        if self.rank == 0:
             self._folder.report(report.step, report.metrics, is_best=report.is_best)
         if report.step < self._payload.spec.train.steps:
             self._pass_on(report.step, report.metrics)
 
     def should_stop(self) -> bool:
-        """True once somebody asked for a stop in the run's folder."""
-        if not self._stop and time.monotonic() - self._looked > STOP_POLL_S:
+        """True once somebody asked for a stop in the run's folder, or a machine will be taken away."""
+        due = time.monotonic() - self._looked > STOP_POLL_S
+        leaving = (due or not self._alone) and self._taken_away()  # other ranks would wait for this one
+        if due and not self._stop:
             self._stop = self._folder.stop_requested()
             self._looked = time.monotonic()
-        return self._stop
+        return self._stop or leaving
 
     def repeat_last(self) -> None:
         """Tell Ray again of the last evaluation before a resume: what it made of it may have gone with the driver."""
@@ -234,7 +271,7 @@ class FileReporter:
 
     def finish(self, step: int, metrics: dict[str, float]) -> None:
         """Write the end before Ray hears of it: a scheduler may kill this process as soon as it knows."""
-        if self._rank == 0:
+        if self.rank == 0:
             self._folder.finish("finished")
         self._pass_on(step, metrics)
 

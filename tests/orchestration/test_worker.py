@@ -7,6 +7,7 @@ from fake_training import make_training
 
 from boxseg.errors import DataError
 from orchestration.config import RunSpec, dump_resolved
+from orchestration.errors import PreemptedError
 from orchestration.failures import FailureClass
 from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.worker import Payload, train_here
@@ -71,3 +72,29 @@ def test_a_full_disk_ends_the_run_with_its_last_state(tmp_path):
         train_here(payload, device="cpu")
     status = RunFolder(payload.folder).stored()
     assert (status.status, status.failure.failure_class, status.step) == ("failed", FailureClass.DISK_FULL, 10)
+
+
+def test_a_machine_that_will_go_leaves_its_state_to_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestration.worker.STOP_POLL_S", -1.0)
+    payload = make_payload(tmp_path, make_training())
+    asked = []
+
+    def taken_away() -> bool:
+        asked.append(1)
+        return len(asked) == 8
+
+    with pytest.raises(PreemptedError, match="step 8 is saved"):
+        train_here(payload, device="cpu", taken_away=taken_away)
+    status = RunFolder(payload.folder).stored()
+    assert (status.status, status.failure.failure_class) == ("running", FailureClass.PREEMPTED)
+    assert status.retries == ["preempted after step 5: other machines go on from there"]
+    train_here(payload, device="cpu")
+    assert RunFolder(payload.folder).stored().status == "finished"
+    assert starting_steps(payload) == [0, 8]
+
+
+def test_a_stop_that_was_asked_for_counts_more_than_a_machine_that_will_go(tmp_path):
+    payload = make_payload(tmp_path, make_training())
+    RunFolder(payload.folder).request_stop()
+    train_here(payload, device="cpu", taken_away=lambda: True)
+    assert RunFolder(payload.folder).stored().status == "interrupted"

@@ -89,6 +89,13 @@ class LocalCluster:
                     each.send_signal(signalled)
         process.wait()
 
+    def announce_end(self, node_id: str) -> None:
+        """Ray's notice that a node will be taken away in a minute."""
+        command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", self.address]
+        command += ["--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
+        environment = self.environment | {"RAY_AUTH_MODE": "token"}
+        subprocess.run([*command, "--deadline-remaining-seconds", "60"], env=environment, check=True)
+
     def close(self) -> None:
         """End all nodes."""
         for name in list(self._started):

@@ -1,0 +1,107 @@
+"""A run whose workers come and go: two, one, two, and one after a notice; its curve has no gap."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from drivers import make_values
+from local_cluster import LocalCluster, local_cluster, wait_for
+
+from orchestration.run_folder import RunFolder, list_runs
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
+
+SCRIPT = f"""
+import json, os, sys
+sys.path.insert(0, {str(Path(__file__).parents[1] / "tools")!r})
+from fake_training import make_training
+import orchestration.train_run
+from orchestration.config import RunSpec
+
+def make_noted():
+    inner = make_training(step_s=0.2)
+    def train(config, *, folder, reporter, **others):
+        import ray
+        import torch
+        import torch.distributed as dist
+        together = dist.is_initialized()
+        if not together or dist.get_rank() == 0:
+            (folder / "sizes").open("a").write(f"{{dist.get_world_size() if together else 1}} ")
+            (folder / "first").write_text(f"{{ray.get_runtime_context().get_node_id()}} {{os.getpid()}}")
+        class Lockstep:
+            on_eval = reporter.on_eval
+            stop = torch.zeros(1)
+            def on_step(self, report):
+                reporter.on_step(report)
+                self.stop = torch.tensor([float(reporter.should_stop())])
+                if together:
+                    dist.all_reduce(self.stop)
+            def should_stop(self):
+                return bool(self.stop)
+        return inner(config, folder=folder, reporter=Lockstep(), **others)
+    return train
+
+orchestration.train_run.RESIZE_S = 5.0
+orchestration.train_run.run(RunSpec.model_validate(json.loads(sys.argv[1])), train_fn=make_noted(), progress=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    with local_cluster(tmp_path_factory.mktemp("e")) as running:
+        running.add_node("one")
+        running.add_node("two")
+        yield running
+
+
+def test_a_run_goes_on_with_the_workers_that_find_a_place(cluster: LocalCluster):
+    values = make_values(
+        cluster.storage,
+        train={"steps": 100_000, "batch_size": 4, "report_every": 5, "eval_every": 1e-4},
+        resources={"address": cluster.address, "workers": 2, "min_workers": 1},
+    )
+    del values["sweep"]
+    command = [sys.executable, "-c", SCRIPT, json.dumps(values)]
+    log = cluster.folder / "driver.log"
+    environment = cluster.environment | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
+    driver = subprocess.Popen(command, env=environment, stderr=log.open("wb"))
+
+    def sizes() -> list[str]:
+        found = list(cluster.storage.glob("chaos/*/sizes"))
+        return found[0].read_text().split() if found else []
+
+    def step() -> int:
+        return list_runs(cluster.storage)[0].step
+
+    wait_for(lambda: sizes() == ["2"] and step() >= 20, what="two workers", seconds=200, driver=driver)
+    cluster.kill("two")
+    wait_for(lambda: sizes() == ["2", "1"], what="one worker", seconds=200, driver=driver)
+    before = step()
+    wait_for(lambda: step() >= before + 20, what="its steps", seconds=200, driver=driver)
+    cluster.add_node("three")
+    wait_for(lambda: sizes() == ["2", "1", "2"], what="two workers again", seconds=200, driver=driver)
+    before = step()
+    wait_for(lambda: step() >= before + 10, what="their steps", seconds=200, driver=driver)
+    [folder] = [Path(run.folder) for run in list_runs(cluster.storage)]
+    node, process = (folder / "first").read_text().split()
+    [name] = [name for name in ("one", "three") if int(process) in [each.pid for each in cluster.processes(name)]]
+    cluster.announce_end(node)
+    wait_for(lambda: RunFolder(folder).stored().retries, what="the saved state", driver=driver)
+    cluster.kill(name)
+    wait_for(lambda: sizes() == ["2", "1", "2", "1"], what="the one that stays", seconds=200, driver=driver)
+    before = step()
+    wait_for(lambda: step() >= before + 10, what="its steps", seconds=200, driver=driver)
+    driver.terminate()
+    assert driver.wait(timeout=100) == 0, log.read_text()
+    run = RunFolder(folder).stored()
+    assert run.status == "interrupted"
+    assert RunFolder(folder).history("train/loss") == [(step, 1 / step) for step in range(5, run.step + 1, 5)]
+    assert [line.split(":")[1] for line in run.retries] == [" other machines go on from there"]
+    saved = int(run.retries[0].split(":")[0].removeprefix("preempted after step "))
+    starts = [int(line.split()[1]) for line in (folder / "starts").read_text().splitlines()]
+    assert starts[-1] == saved, "nothing is done twice after a notice"
