@@ -14,7 +14,7 @@ from local_cluster import LocalCluster, local_cluster, wait_for
 
 from orchestration.run_folder import RunFolder, list_runs
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600)]
 
 SCRIPT = f"""
 import json, os, sys

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from local_cluster import LocalCluster, can_hide_folders, local_cluster, wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 TINY = {
     "name": "tiny",

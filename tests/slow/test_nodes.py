@@ -13,7 +13,7 @@ from local_cluster import LocalCluster, local_cluster, wait_for
 from orchestration.journal import newest_sweep
 from orchestration.run_folder import RunFolder
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600)]
 
 SWEEP = {
     "search": "grid",
