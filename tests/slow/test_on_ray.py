@@ -78,12 +78,24 @@ def test_an_inline_sweep_stops_weak_trials_and_survives_a_failing_one(storage, c
     assert all(line.startswith("trial ") for line in printed.err.splitlines()), printed.err
 
 
+@pytest.mark.parametrize("scheduler", ["hyperband", "median"])
+def test_other_schedulers_stop_weak_trials_too(storage, scheduler):
+    space = {"qam.iou_thr": {"choice": [0.8, 0.75, 0.7, 0.1]}}
+    sweep = {"search": "grid", "trial_scheduler": scheduler, "reduction": 2, "concurrency": 1, "space": space}
+    spec = SweepSpec.model_validate(make_values(storage, name=scheduler, sweep=sweep))
+    result = run_sweep(spec, train_fn=make_training(step_s=0.005), progress=False)
+    found = {row.values["qam.iou_thr"]: row for row in result.table.rows}
+    assert (found[0.8].status, found[0.1].status, found[0.1].step) == ("finished", "stopped", 10)
+    [end] = [event for event in RunFolder(result.folder).journal() if event.get("trial") == found[0.1].id][-1:]
+    assert (end["event"], end["cause"]) == ("trial_end", scheduler)
+
+
 def test_a_signal_ends_a_sweep_with_no_run_left_running(storage):
     space = {"qam.iou_thr": {"uniform": [0.1, 0.8]}}
     values = make_values(storage, name="signal", train={"steps": 4000}, sweep={"trials": 4, "space": space})
 
     def stop_when_running():
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while time.monotonic() < deadline:
             if any(each.step and each.kind == "run" for each in list_runs(storage) if each.name == "signal"):
                 break
