@@ -24,6 +24,8 @@ from boxseg.predict import Predictor, read_image
 from boxseg.structures import MASK_STRIDE, Batch, Candidates
 from boxseg.teacher.candidates import pick_candidates
 
+LABEL_VERSION = 2
+"""Raise it where the same run and boxes give other masks or qualities: labels of two versions are not mixed."""
 UNKNOWN = -1
 """Label of a box whose class the network does not know, or may be any."""
 EVERYTHING = 2**20

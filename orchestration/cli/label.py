@@ -145,18 +145,20 @@ def _open_source(
     source: str, run: str | None, boxes: CocoBoxes, *, fuse_with: Path | None, device: str, storage: Path
 ) -> OpenSource:
     from boxseg import label_sources
+    from boxseg.label import LABEL_VERSION
     from orchestration.files import digest
 
     if source != "run" and fuse_with is not None:
         raise ConfigError(
             f"--fuse-with {fuse_with}: joins the candidates of a run, not --source {source}; leave one out"
         )
-    about = {"data": digest(boxes.source.annotations), "source": source}
+    about: dict[str, Any] = {"data": digest(boxes.source.annotations), "source": source}
     if source == "run":
         if run is None:
             raise ConfigError("--source run needs --run; `boxseg runs ls` lists runs")
         predictor = open_predictor(run, storage=storage, device=device)
-        about |= {"run": str(predictor.folder)} | ({} if fuse_with is None else {"fuse_with": digest(fuse_with)})
+        about |= {"run": str(predictor.folder), "label_version": LABEL_VERSION}
+        about |= {} if fuse_with is None else {"fuse_with": digest(fuse_with)}
         others = None if fuse_with is None else label_sources.from_file(fuse_with, boxes)
         return OpenSource(label_sources.from_run(predictor, boxes, others=others), about, predictor.batch_size)
     if source.startswith("file:") and source != "file:":

@@ -58,6 +58,14 @@ def test_what_cannot_be_done_is_told(arguments, more, code, told, capsys):
     assert told in capsys.readouterr().err
 
 
+def test_labels_of_an_older_version_are_not_mixed_with_new_ones(arguments, trained_run, monkeypatch, capsys):
+    with_run = [*arguments, "--run", str(trained_run.checkpoint)]
+    assert run(with_run) == 0
+    monkeypatch.setattr("boxseg.label.LABEL_VERSION", 1000)
+    assert run(with_run) == 2
+    assert "labels made with another label_version; name another --output" in capsys.readouterr().err
+
+
 def test_an_unknown_device_is_told(arguments, trained_run, capsys):
     assert run([*arguments, "--run", str(trained_run.checkpoint), "--device", "abacus"]) == 2
     assert "--device abacus" in capsys.readouterr().err
