@@ -327,6 +327,8 @@ class Sweep:
         folder = self._open.pop(number, None)
         if folder is None:
             return
+        if status == "stopped" and self.folder.stop_requested():
+            status = "interrupted"  # its process may have gone at once, with nothing done
         end = folder.finish(status, failure)
         scheduler = self.plan.spec.sweep.trial_scheduler
         cause = end.failure.text if end.failure else scheduler if end.status == "stopped" else ""

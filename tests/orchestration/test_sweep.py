@@ -172,6 +172,15 @@ def test_no_trial_is_opened_once_the_sweep_is_to_stop(tmp_path):
     assert not sweep.plan.trial_folder(Trial(0, {}, 0)).path.exists()
 
 
+def test_a_trial_that_starts_as_the_sweep_is_to_stop_is_left_for_the_resume(tmp_path):
+    sweep = make_driver(tmp_path)
+    trial = Trial(0, {"qam.k_top": 1}, seed=0)
+    sweep.open_trial(trial)
+    sweep.folder.request_stop()
+    sweep.close_trial(0, "stopped")  # as Tune tells it when the process returns without a result
+    assert sweep.plan.trial_folder(trial).stored().status == "interrupted"
+
+
 def test_best_is_the_best_seed_of_the_setting_with_the_best_mean():
     rows = [
         make_row(0, 0.9, seed=0, k=1),
