@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import pytest
-import ray
 
 from orchestration.config import RunSpec
 from orchestration.errors import ResourceError
@@ -42,7 +41,7 @@ def test_processes_of_a_cluster_that_is_there_get_our_settings_of_ray(clean_envi
         asked.update(arguments)
         raise ConnectionError("not today")
 
-    clean_environment.setattr(ray, "init", refuse)
+    clean_environment.setattr("ray.init", refuse)  # imported here: Ray reads its settings of access once a process
     clean_environment.setenv("RAY_TRAIN_METRICS_ENABLED", "1")
     spec = make_spec(address="auto")
     with pytest.raises(ResourceError, match="not today"), start_ray(spec, logs=tmp_path):

@@ -61,16 +61,16 @@ def proxy(server, impatient) -> Iterator[FaultyProxy]:
         yield proxy
 
 
-def make_run(storage: Path, run_id: str, **tracking) -> RunFolder:
-    status = RunStatus(run_id, "faults", steps=REPORTS, tags={"data": "/d/t.json", "data_fingerprint": "abc"})
+def make_run(storage: Path, run_id: str, experiment: str = "faults", **tracking) -> RunFolder:
+    status = RunStatus(run_id, experiment, steps=REPORTS, tags={"data": "/d/t.json", "data_fingerprint": "abc"})
     config = dump_resolved(RunSpec.model_validate({"tracking": tracking}))
-    folder = RunFolder(storage / "faults" / run_id).create(status, config)
+    folder = RunFolder(storage / experiment / run_id).create(status, config)
     folder.update(**own_process())
     return folder
 
 
 def start(folder: RunFolder, uri: str) -> Tracker:
-    tracker = Tracker(folder.path.parents[1], "faults", uri=uri, logs=folder.logs)
+    tracker = Tracker(folder.path.parents[1], folder.path.parent.name, uri=uri, logs=folder.logs)
     tracker.add(folder)
     tracker.start()
     return tracker
@@ -89,8 +89,8 @@ def train(folder: RunFolder, steps: range, pause_s: float = 0.05) -> float:
 
 def find_run(client: mlflow.MlflowClient, run_id: str) -> mlflow.entities.Run:
     """The only MLflow run with this id, ended well."""
-    experiment = client.get_experiment_by_name("faults")
-    runs = client.search_runs([experiment.experiment_id], f"tags.`boxseg.run` = '{run_id}'")
+    places = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(places, f"tags.`boxseg.run` = '{run_id}'")
     assert [run.info.status for run in runs] == ["FINISHED"]
     return runs[0]
 
@@ -163,7 +163,7 @@ def test_a_slow_server_slows_nobody(proxy, server, tmp_path):
 
 def test_lost_answers_make_no_second_run_model_version_or_point(proxy, server, tmp_path, trained_run):
     proxy.fault = "drop"
-    folder = make_run(tmp_path, "drop", register_as="dropped")
+    folder = make_run(tmp_path, "drop", "dropping", register_as="dropped")  # an experiment that is not there yet
     (folder.path / "checkpoints").mkdir()
     (folder.path / "checkpoints/best").symlink_to(trained_run.checkpoint)
     tracker = start(folder, proxy.url)

@@ -22,16 +22,19 @@ def make_training(
 
         import boxseg.errors
         from boxseg.engine.events import EvalReport, StepReport
+        from boxseg.files import write_atomic
 
         steps = config.train.steps
         last = folder / "checkpoints" / "last"
-        start = json.loads((last / "about.json").read_text())["step"] if resume and last.exists() else 0
+        start = (
+            json.loads((last / "about.json").read_text())["step"] if resume and (last / "about.json").exists() else 0
+        )
         (folder / "starts").open("a").write(f"{os.getpid()} {start} {threads}\n")
         metrics = {}
 
         def save(done: int) -> None:
             last.mkdir(parents=True, exist_ok=True)
-            (last / "about.json").write_text(json.dumps({"step": done}))
+            write_atomic(last / "about.json", json.dumps({"step": done}))  # tests kill it at any time
 
         for step in range(start, steps):
             time.sleep(step_s)
