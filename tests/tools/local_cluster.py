@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from orchestration.ray_session import ENVIRONMENT
+
 ROOT = Path(__file__).parents[2]
 HIDDEN = (
     *("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"),
@@ -48,7 +50,8 @@ class LocalCluster:
     @property
     def environment(self) -> dict[str, str]:
         """Of a user who has the token."""
-        outside = {name: value for name, value in os.environ.items() if name not in HIDDEN}
+        ours = {*HIDDEN, *ENVIRONMENT}  # an embedded Ray of an earlier test has left its settings
+        outside = {name: value for name, value in os.environ.items() if name not in ours}
         return outside | {
             "HOME": str(self.folder),
             "PYTHONPATH": str(ROOT),
