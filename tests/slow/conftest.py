@@ -1,8 +1,19 @@
-"""Where slow tests leave pictures for people."""
+"""What slow tests share: a cluster of this machine, and where they leave pictures for people."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from local_cluster import LocalCluster, local_cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A head and two nodes of one CPU each; short names, as Ray's sockets allow no long paths."""
+    with local_cluster(tmp_path_factory.mktemp("c")) as running:
+        running.add_node("one")
+        running.add_node("two")
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from drivers import make_values
-from local_cluster import LocalCluster, local_cluster, wait_for
+from local_cluster import LocalCluster, wait_for
 
 from orchestration.run_folder import RunFolder, list_runs
 
@@ -49,14 +48,6 @@ def make_noted():
 orchestration.train_run.RESIZE_S = 5.0
 orchestration.train_run.run(RunSpec.model_validate(json.loads(sys.argv[1])), train_fn=make_noted(), progress=False)
 """
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    with local_cluster(tmp_path_factory.mktemp("e")) as running:
-        running.add_node("one")
-        running.add_node("two")
-        yield running
 
 
 def test_a_run_goes_on_with_the_workers_that_find_a_place(cluster: LocalCluster):

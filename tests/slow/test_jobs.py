@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from local_cluster import LocalCluster, can_hide_folders, local_cluster, wait_for
+from local_cluster import LocalCluster, can_hide_folders, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -22,14 +22,6 @@ TINY = {
     "train": {"steps": 100_000, "batch_size": 2, "image_size": 64, "report_every": 1, "panels": 0, "eval_every": 1.0},
     "resources": {"runner": "inline"},
 }
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    with local_cluster(tmp_path_factory.mktemp("j")) as running:
-        running.add_node("one")
-        running.add_node("two")
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from drivers import drive, make_values, story, trial_step
-from local_cluster import LocalCluster, local_cluster, wait_for
+from local_cluster import LocalCluster, wait_for
 
 from orchestration.journal import newest_sweep
 from orchestration.run_folder import RunFolder
@@ -20,14 +19,6 @@ SWEEP = {
     "trial_scheduler": "none",
     "space": {"qam.iou_thr": {"choice": [0.3, 0.4, 0.5]}},
 }
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    with local_cluster(tmp_path_factory.mktemp("n")) as running:
-        running.add_node("one")
-        running.add_node("two")
-        yield running
 
 
 def values_of(cluster: LocalCluster, name: str) -> dict[str, Any]:
