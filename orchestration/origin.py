@@ -1,4 +1,4 @@
-"""Where a run comes from: code with its changes, packages, hardware, data; and what a repetition has otherwise."""
+"""Where a run comes from: code with its changes, packages, hardware, data."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ import boxseg
 from boxseg.errors import ConfigError, DataError
 from boxseg.files import write_atomic
 from orchestration.config import RunSpec
-from orchestration.run_folder import RunFolder, RunStatus
+from orchestration.run_folder import RunFolder
 
-ENVIRONMENT = "environment.json"
-CHANGES = "changes.diff"
 MAX_CHANGES_BYTES = 1_000_000
 """Longer changes are only counted."""
 
@@ -61,7 +59,7 @@ def write_changes(folder: RunFolder) -> None:
         text = f"# not kept: {error}\n"
     if len(text) > MAX_CHANGES_BYTES:
         text = f"# not kept: the changes have {len(text)} bytes, more than {MAX_CHANGES_BYTES}\n"
-    write_atomic(folder.path / CHANGES, text)
+    write_atomic(folder.path / "changes.diff", text)
 
 
 def _git(*arguments: str) -> str:
@@ -71,12 +69,7 @@ def _git(*arguments: str) -> str:
 
 
 def write_environment(folder: RunFolder, *, device: str) -> None:
-    """Keep what a run is trained with, as `environment.json`."""
-    write_atomic(folder.path / ENVIRONMENT, json.dumps(environment(device=device), indent=1))
-
-
-def environment(*, device: str = "cpu") -> dict[str, Any]:
-    """Python, versions of all packages, and the hardware of this machine; of GPUs only the one of `device`."""
+    """Keep what a run is trained with, as `environment.json`: Python, packages, this machine, the GPU of `device`."""
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -89,7 +82,7 @@ def environment(*, device: str = "cpu") -> dict[str, Any]:
         import torch
 
         found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
-    return found
+    write_atomic(folder.path / "environment.json", json.dumps(found, indent=1))
 
 
 def _packages() -> Iterator[tuple[str, str]]:
@@ -126,51 +119,3 @@ def check_repeatable(original: RunFolder, tags: dict[str, str]) -> None:
             f"{status.tags['data']}: the annotations of {status.id} had the fingerprint {before}, they have {now} now; "
             f"put the old files back, or train on the new ones with `boxseg train {original.config_path}`"
         )
-
-
-def differences(original: RunFolder) -> list[str]:
-    """Sentences about what the code, packages and hardware here have otherwise than those of a run."""
-    return [*_code_differences(original), *_environment_differences(original)]
-
-
-def _code_differences(original: RunFolder) -> Iterator[str]:
-    before, now = original.status().tags, _git_state()
-    if before.get("git_commit") != now.get("git_commit"):
-        old, new = before.get("git_commit", "unknown"), now.get("git_commit", "unknown")
-        yield f"the code is at commit {new[:9]}, the run's was at {old[:9]}"
-    if before.get("git_dirty") == "true":
-        kept = next((path for path in _places(original, CHANGES) if path.exists()), None)
-        yield f"the run's code had changes{'' if kept is None else f', see {kept}'}"
-    if now.get("git_dirty") == "true":
-        yield "the code has changes now"
-
-
-def _environment_differences(original: RunFolder) -> Iterator[str]:
-    kept = original.path / ENVIRONMENT
-    if not kept.exists():
-        return
-    before, now = json.loads(kept.read_text()), environment()
-    for name in ("python", "cpu", "cores"):
-        if before[name] != now[name]:
-            yield f"{name} is {now[name]}, the run had {before[name]}"
-    if "gpu" in before:
-        yield f"the run was trained on {before['gpu']}"
-    old, new = before["packages"], now["packages"]
-    changed = [f"{name} {new.get(name, 'none')} (was {old[name]})" for name in old if new.get(name) != old[name]]
-    if changed:
-        yield f"{len(changed)} packages have other versions: {', '.join(changed[:5])}{' …' if changed[5:] else ''}"
-
-
-def _places(run: RunFolder, name: str) -> Iterator[Path]:
-    """Where a file of a run may be: in its folder, or that of its sweep."""
-    yield run.path / name
-    parent = run.status().parent
-    if parent is not None:
-        yield run.path.parent / name
-
-
-def metric_differences(original: RunStatus, repetition: RunStatus) -> dict[str, tuple[float | None, float | None]]:
-    """Metrics of the best evaluation that are not the same to the last digit: name -> (then, now)."""
-    names = sorted({*original.best, *repetition.best})
-    pairs = {name: (original.best.get(name), repetition.best.get(name)) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

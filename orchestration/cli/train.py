@@ -17,7 +17,6 @@ from orchestration.words import show_bytes, show_duration
 if TYPE_CHECKING:
     from orchestration.config import RunSpec, SweepSpec
     from orchestration.plan import DataPlan, Plan
-    from orchestration.run_folder import RunFolder, RunStatus
     from orchestration.sweep import SweepResult
     from orchestration.table import TrialRow
 
@@ -38,10 +37,11 @@ def train(
 ) -> None:
     """Train once; a `sweep` section in the file is ignored."""
     from orchestration.config import load_run
+    from orchestration.run_folder import find_run
 
     if (experiment is None) == (from_run is None) or (from_run and resume):
         raise typer.BadParameter("name an experiment file, or a run with --from-run", param_hint="EXP.yaml")
-    original = None if from_run is None else _open_original(from_run)
+    original = None if from_run is None else find_run(Path("runs"), from_run)
     file = original.config_path if original is not None else experiment
     assert file is not None
     spec = load_run(file, overrides or [])
@@ -62,28 +62,9 @@ def train(
         heading: list[tuple[str, Any]] = [("run", result.id), ("status", result.status), ("folder", result.folder)]
         print_pairs(heading + [(name, value) for name, value in sorted(shown.items()) if name.startswith("val/")])
     if original is not None and result.status == "finished":
-        _tell_repetition(original, result)
+        say(f"compare: boxseg runs compare {shlex.join([str(original.path), result.folder])}")
     if result.status == "interrupted":
         _end_interrupted("train", file, overrides, "--resume", result.id)
-
-
-def _open_original(run: str) -> RunFolder:
-    """The run to repeat; what is not as it was then is told."""
-    from orchestration.origin import differences
-    from orchestration.run_folder import find_run
-
-    original = find_run(Path("runs"), run)
-    for sentence in differences(original):
-        say(f"not the same as in {original.path.name}: {sentence}")
-    return original
-
-
-def _tell_repetition(original: RunFolder, result: RunStatus) -> None:
-    from orchestration.origin import metric_differences
-
-    found = metric_differences(original.status(), result)
-    told = "; ".join(f"{name} was {then}, is {now}" for name, (then, now) in found.items())
-    say(f"{original.path.name} came out {f'differently: {told}' if told else 'the same, to the last digit'}")
 
 
 def sweep(
