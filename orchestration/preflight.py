@@ -7,14 +7,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from boxseg.config import CocoSource
 from boxseg.data.checks import require_usable
 from boxseg.errors import BoxSegError, ConfigError
 from orchestration.config import ResourcesConfig, RunSpec, SweepSpec
-from orchestration.domains import Choice, corners
 from orchestration.errors import ResourceError
 
 MIN_FREE_BYTES = 200_000_000
@@ -36,11 +35,9 @@ def check(spec: RunSpec) -> None:
 def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
     """All that `check` could raise, quickest checks first; nothing is left behind on the disk."""
     for look in (
-        _check_cpus,
-        _check_gpus,
-        _check_storage,
+        _check_room,
+        lambda spec: check_storage(spec.storage),
         _check_weights,
-        _check_score_thr,
         _check_train_data,
         _check_val_data,
         _check_timm_name,
@@ -111,34 +108,34 @@ def existing_parent(path: Path) -> Path:
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if os.access(folder, os.F_OK))
 
 
-def _check_cpus(spec: RunSpec) -> None:
-    _check_share(spec, "cpus_per_worker", "CPU cores", "lower one of them", count_cpus)
+def _check_room(spec: RunSpec) -> None:
+    workers, resources = spec.resources.least_workers, spec.resources
+    needs = [("cpus_per_worker", "CPU cores", "lower one of them", count_cpus)]
+    if resources.gpus_per_worker:
+        needs.append(("gpus_per_worker", "GPUs", "set gpus_per_worker: 0 to use CPU cores", count_gpus))
+    for setting, unit, way_out, count in [] if uses_cluster(spec) else needs:
+        each, found = getattr(resources, setting), count()
+        if workers * each > found:
+            raise ResourceError(
+                f"resources: workers {workers} x {setting} {each:g} needs {workers * each:g} {unit}, but this machine "
+                f"has {found}; {way_out}, or name a cluster with resources.address"
+            )
 
 
-def _check_gpus(spec: RunSpec) -> None:
-    _check_share(spec, "gpus_per_worker", "GPUs", "set gpus_per_worker: 0 to use CPU cores", count_gpus)
+def check_storage(storage: Path) -> None:
+    """Refuse a storage folder that cannot be written, or whose disk is full.
 
-
-def _check_share(spec: RunSpec, setting: str, unit: str, way_out: str, count: Callable[[], int]) -> None:
-    workers, each = spec.resources.least_workers, getattr(spec.resources, setting)
-    if each == 0 or uses_cluster(spec):
-        return
-    found = count()
-    if workers * each > found:
-        raise ResourceError(
-            f"resources: workers {workers} x {setting} {each:g} needs {workers * each:g} {unit}, but this machine has "
-            f"{found}; {way_out}, or name a cluster with resources.address"
-        )
-
-
-def _check_storage(spec: RunSpec) -> None:
-    folder = existing_parent(spec.storage)
+    Raises:
+        ConfigError: it cannot be written.
+        ResourceError: the disk is full.
+    """
+    folder = existing_parent(storage)
     way_out = "name another folder in the file, or with --set storage=DIR"
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         reason = "a file is in the way" if not folder.is_dir() else error.strerror
-        raise ConfigError(f"storage: {spec.storage} cannot be written ({folder}: {reason}); {way_out}") from error
+        raise ConfigError(f"storage: {storage} cannot be written ({folder}: {reason}); {way_out}") from error
     free = free_bytes(folder)
     if free < MIN_FREE_BYTES:
         need = f"a run needs {MIN_FREE_BYTES / 1e6:.0f} MB or more"
@@ -152,24 +149,6 @@ def _check_weights(spec: RunSpec) -> None:
     if start is not None and not start.is_dir():
         raise ConfigError(
             f"model.init_checkpoint: {start}: no such folder; give a checkpoint, as in RUN/checkpoints/best"
-        )
-
-
-def _check_score_thr(spec: RunSpec) -> None:
-    """Scores of candidates exceed sqrt(teacher.cand_score_thr) by themselves: thresholds up to there are all alike."""
-    space = spec.sweep.space if isinstance(spec, SweepSpec) else {}
-    domain, floors = space.get("qam.score_thr"), space.get("teacher.cand_score_thr")
-    if domain is None:
-        return
-    floor = math.sqrt(min(corners(floors)) if floors else spec.teacher.cand_score_thr)
-    if isinstance(domain, Choice):
-        alike = sorted(value for value in set(domain.choice) if value <= floor)
-    else:
-        alike = [value for value in (min(corners(domain)), floor) if value <= floor]
-    if len(set(alike)) > 1:
-        raise ConfigError(
-            f"sweep.space: qam.score_thr from {alike[0]:g} to {alike[-1]:g} trains alike: teacher.cand_score_thr "
-            f"leaves only candidates with scores above its root, {floor:.4g}; keep one value up to there"
         )
 
 

@@ -156,21 +156,14 @@ def _take_back(on_term: Any) -> None:
 
 def _check_room(spec: RunSpec, nodes: list[dict[str, float]]) -> None:
     resources, workers = spec.resources, spec.resources.least_workers
-    needs = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}
-    units = {"CPU": "CPU cores", "GPU": "GPUs"}
-    for name, need in needs.items():
-        have = sum(node.get(name, 0) for node in nodes)
-        if need > have:
-            raise ResourceError(
-                f"one run needs {need:g} {units[name]} ({workers} workers), but Ray has {have:g}; lower "
-                "resources.workers or what each worker takes, or use a larger cluster"
-            )
     places = count_places(resources, nodes)
     if places < workers:
+        have = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
         raise ResourceError(
             f"one run needs {workers} workers of {resources.cpus_per_worker:g} CPU cores and "
-            f"{resources.gpus_per_worker:g} GPUs, but only {places} find a place on the {len(nodes)} nodes, each whole "
-            "on one of them; lower what each worker takes"
+            f"{resources.gpus_per_worker:g} GPUs, but only {places} find a place, each whole on one of the "
+            f"{len(nodes)} nodes with {have['CPU']:g} CPU cores and {have['GPU']:g} GPUs in all; lower "
+            "resources.workers or what each worker takes, or use a larger cluster"
         )
 
 

@@ -19,9 +19,9 @@ def make_spec(**resources) -> RunSpec:
 
 def test_a_run_that_finds_no_place_is_refused_and_an_elastic_one_needs_its_least_number():
     nodes = [HEAD, {"CPU": 1.0}, {"CPU": 1.0}]
-    with pytest.raises(ResourceError, match=r"needs 3 CPU cores .3 workers., but Ray has 2"):
+    with pytest.raises(ResourceError, match=r"needs 3 workers of 1 CPU .* only 2 find a place, .* with 2 CPU cores"):
         _check_room(make_spec(workers=3), nodes)
-    with pytest.raises(ResourceError, match="only 0 find a place on the 3 nodes"):
+    with pytest.raises(ResourceError, match="only 0 find a place, each whole on one of the 3 nodes"):
         _check_room(make_spec(cpus_per_worker=2), nodes)
     _check_room(make_spec(workers=3, min_workers=2), nodes)
 
