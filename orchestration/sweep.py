@@ -330,6 +330,7 @@ class Sweep:
         if status == "stopped" and self.folder.stop_requested():
             status = "interrupted"  # its process may have gone at once, with nothing done
         end = folder.finish(status, failure)
+        self._tracker.settle(folder)
         scheduler = self.plan.spec.sweep.trial_scheduler
         cause = end.failure.text if end.failure else scheduler if end.status == "stopped" else ""
         told: dict[str, Any] = {"failure_class": end.failure.failure_class} if end.failure else {}

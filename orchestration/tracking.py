@@ -83,6 +83,8 @@ class Tracker:
         self._experiment = experiment
         self._logs = logs
         self._folders: list[RunFolder] = []  # parents before their children
+        self._settled: set[RunFolder] = set()
+        self._copied: list[RunFolder] = []  # settled, and wholly in MLflow
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self._client: MlflowClient | None = None
@@ -94,6 +96,10 @@ class Tracker:
         if folder.read_tracking().get("uri") != self.uri:
             folder.write_tracking({"uri": self.uri})  # at once, so that the run is found even if MLflow never answers
         self._folders.append(folder)
+
+    def settle(self, folder: RunFolder) -> None:
+        """Say that a run has ended for good: once MLflow has all of it, it is looked at only once more, by `close`."""
+        self._settled.add(folder)
 
     def start(self) -> None:
         """Begin to follow."""
@@ -125,6 +131,7 @@ class Tracker:
         while not self._closing.is_set():
             self._follow_all()
             self._closing.wait(TICK_S)
+        self._folders += self._copied  # a worker that ended late may have named a cause better
         for _ in range(LAST_PASSES):
             if self._follow_all() or not self._answers():
                 return
@@ -139,11 +146,14 @@ class Tracker:
             return False
         taken = True
         for folder in list(self._folders):
-            done = False
+            done, settled = False, folder in self._settled
             with self._tolerant():
                 follow(self._client, self._experiment_id, folder)
                 done = True
             taken = taken and done
+            if done and settled and not self._closing.is_set():
+                self._folders.remove(folder)
+                self._copied.append(folder)
             if not done and not self._answers():
                 return False  # all others would wait for the same dead server
         return taken
@@ -171,10 +181,11 @@ class Tracker:
         for path in [*sorted(place.glob("*/tracking.json")), *sorted(place.glob("*/*/tracking.json"))]:
             with contextlib.suppress(Exception):
                 folder = RunFolder(path.parent)
-                status = folder.status()
                 same_store = folder.read_tracking().get("uri", self.uri) == self.uri
-                if status.is_final and same_store and not _is_copied(folder) and status.pid != os.getpid():
-                    self._folders.append(folder)
+                if same_store and not _is_copied(folder):
+                    status = folder.status()
+                    if status.is_final and status.pid != os.getpid():
+                        self._folders.append(folder)
 
     def _open(self) -> MlflowClient:
         log_to_file(self._logs / "mlflow.log", ("mlflow", "alembic", "sqlalchemy"))

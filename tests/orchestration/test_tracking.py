@@ -9,8 +9,10 @@ from pathlib import Path
 import mlflow
 import pytest
 
+import orchestration.tracking
 import orchestration.tracking_artifacts
 from orchestration.config import RunSpec, SweepSpec, dump_resolved
+from orchestration.failures import Failure
 from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.tracking import Tracker, catch_up, follow, stored_uri, tracking_uri
 
@@ -224,6 +226,32 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(storage, client):
     run = mlflow_run(client, folder)
     assert run.info.status == "FINISHED"
     assert len(client.get_metric_history(run.info.run_id, "a")) == 2
+
+
+def test_what_has_ended_for_good_is_looked_at_no_more_until_the_end(storage, client, monkeypatch):
+    looks: list[str] = []
+
+    def look(client, experiment_id, folder):
+        looks.append(folder.path.name)
+        follow(client, experiment_id, folder)
+
+    monkeypatch.setattr(orchestration.tracking, "follow", look)
+    monkeypatch.setattr(orchestration.tracking, "FIRST_LOOK_S", 0.0)
+    monkeypatch.setattr(orchestration.tracking, "TICK_S", 0.01)
+    over, running = make_run(storage, "over"), make_run(storage, "running")
+    tracker = Tracker(storage, "toy", logs=storage / "logs")
+    tracker.add(over)
+    tracker.add(running)
+    over.finish("failed", Failure("WorkerLost", "the process ended"))
+    tracker.settle(over)
+    tracker.start()
+    while looks.count("running") < 5:
+        time.sleep(0.01)
+    assert looks.count("over") == 1
+    over.finish("failed", Failure("DataError", "an image is missing"))  # by a worker that outlived its driver's word
+    running.finish("finished")
+    assert tracker.close(timeout_s=600)
+    assert mlflow_run(client, over).data.tags["failure"] == "an image is missing"
 
 
 def test_the_next_tracker_takes_over_what_a_dead_process_left(storage, client):
