@@ -28,16 +28,12 @@ class Measured:
     """Of the run itself; None if it has none."""
     seeds: list[float]
     """Of every finished run with the same settings, whatever its seed; the run itself is among them."""
-
-    @property
-    def mean(self) -> float | None:
-        """Mean over the seeds."""
-        return statistics.fmean(self.seeds) if self.seeds else None
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation over the seeds; None for fewer than two."""
-        return statistics.stdev(self.seeds) if len(self.seeds) > 1 else None
+    mean: float | None
+    """Mean over the seeds; None without any."""
+    spread: float | None
+    """Standard deviation over the seeds; None for fewer than two."""
+    against_first: str
+    """What the seeds say against the first run: `differs`, `not distinguishable`; empty where they are few."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +46,6 @@ class Comparison:
     origin: dict[str, list[str | None]]
     """Tags of `ORIGIN` that are not the same in all runs."""
     metrics: dict[str, list[Measured]]
-
-    def verdict(self, metric: str, which: int) -> str:
-        """What the seeds say of a run against the first: `differs`, `not distinguishable`; empty where they are few."""
-        first, other = (sorted(self.metrics[metric][each].seeds) for each in (0, which))
-        if len(first) < 2 or len(other) < 2 or first == other:
-            return ""
-        return "differs" if differ(first, other) else "not distinguishable"
 
 
 def compare_runs(folders: Sequence[RunFolder]) -> Comparison:
@@ -71,21 +60,26 @@ def compare_runs(folders: Sequence[RunFolder]) -> Comparison:
             raise ConfigError(f"{run.id} is a sweep; compare its trials, as in best:{run.id}, or `boxseg report` it")
     settings = [dict(leaves(yaml.safe_load(folder.config_path.read_text()))) for folder in folders]
     names = dict.fromkeys(name for each in settings for name in each)
-    siblings = [find_seeds(folder) for folder in folders]
-    measured = [metrics_of(run) for run in runs]
-    metrics = sorted(dict.fromkeys(name for each in measured for name in each))
+    own = [metrics_of(run) for run in runs]
+    of_seeds = [[metrics_of(seed) for seed in find_seeds(folder)] for folder in folders]
+    metrics = {}
+    for name in sorted({name for each in own for name in each}):
+        values = [[each[name] for each in seeds if name in each] for seeds in of_seeds]
+        metrics[name] = [_measure(run.get(name), seeds, values[0]) for run, seeds in zip(own, values, strict=True)]
     return Comparison(
         runs,
         settings=_differing({name: [each.get(name) for each in settings] for name in names}),
         origin=_differing({name: [run.tags.get(name) for run in runs] for name in ORIGIN}),
-        metrics={
-            name: [
-                Measured(own.get(name), [found[name] for found in map(metrics_of, seeds) if name in found])
-                for own, seeds in zip(measured, siblings, strict=True)
-            ]
-            for name in metrics
-        },
+        metrics=metrics,
     )
+
+
+def _measure(value: float | None, seeds: list[float], first: list[float]) -> Measured:
+    verdict = ""
+    if len(seeds) > 1 and len(first) > 1 and sorted(seeds) != sorted(first):
+        verdict = "differs" if differ(first, seeds) else "not distinguishable"
+    mean = statistics.fmean(seeds) if seeds else None
+    return Measured(value, seeds, mean, statistics.stdev(seeds) if len(seeds) > 1 else None, verdict)
 
 
 def find_seeds(folder: RunFolder) -> list[RunStatus]:

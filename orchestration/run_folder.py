@@ -76,10 +76,6 @@ class RunStatus:
         """True once nothing works on the run."""
         return self.status in FINAL
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Report:
@@ -282,7 +278,7 @@ class RunFolder:
         return after
 
     def _write(self, status: RunStatus) -> None:
-        write_atomic(self.status_path, json.dumps(status.to_json(), indent=1))
+        write_atomic(self.status_path, json.dumps(asdict(status), indent=1))
 
 
 def new_id() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from orchestration.cli.output import AsJson, Storage, print_json, print_pairs, p
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
-    from orchestration.compare import Comparison, Measured
+    from orchestration.compare import Measured
     from orchestration.run_folder import RunStatus
 
 app = typer.Typer(help="Look at runs and sweeps.", no_args_is_help=True, rich_markup_mode=None)
@@ -31,7 +32,7 @@ def list_all(
 
     found = [status for status in list_runs(storage) if name in (None, status.name)]
     if as_json:
-        print_json([status.to_json() for status in found])
+        print_json(found)
         return
     if not found:
         say(f"no runs under {storage.absolute()}; `boxseg train EXP.yaml` makes one")
@@ -56,10 +57,9 @@ def show(
 
     folder = find_run(storage, run)
     status = folder.status()
-    trials = [each for each in list_runs(folder.path.parents[1]) if _is_trial_of(each, folder.path)]
+    trials = [each for each in list_runs(folder.path.parents[1]) if Path(each.folder).parent == folder.path]
     if as_json:
-        shown: dict[str, Any] = status.to_json()
-        print_json(shown | ({"trials": [each.to_json() for each in trials]} if status.kind == "sweep" else {}))
+        print_json(asdict(status) | ({"trials": trials} if status.kind == "sweep" else {}))
         return
     print_pairs(_summary(status))
     if trials:
@@ -84,51 +84,25 @@ def compare(
         raise typer.BadParameter("name two or more runs", param_hint="RUN…")
     found = compare_runs([find_run(storage, run) for run in runs])
     if as_json:
-        print_json(_comparison_as_json(found))
-    else:
-        _print_comparison(found)
-
-
-def _comparison_as_json(found: Comparison) -> dict[str, Any]:
-    def numbers(each: Measured) -> dict[str, Any]:
-        return {"value": each.value, "mean": each.mean, "spread": each.spread, "seeds": each.seeds}
-
-    return {
-        "runs": [{"id": run.id, "status": run.status, "folder": run.folder} for run in found.runs],
-        "settings": found.settings,
-        "origin": found.origin,
-        "metrics": {
-            name: [{**numbers(each), "against_first": found.verdict(name, at)} for at, each in enumerate(measured)]
-            for name, measured in found.metrics.items()
-        },
-    }
-
-
-def _print_comparison(found: Comparison) -> None:
+        about = [{"id": run.id, "status": run.status, "folder": run.folder} for run in found.runs]
+        print_json({"runs": about, "settings": found.settings, "origin": found.origin, "metrics": found.metrics})
+        return
     ids = [run.id for run in found.runs]
-    differing = [*found.settings.items(), *found.origin.items()]
+    differing = found.settings | found.origin
     if differing:
-        print_table(("setting", *ids), [(name, *values) for name, values in differing])
+        print_table(("setting", *ids), [(name, *values) for name, values in differing.items()])
     else:
         typer.echo("all settings are the same")
     typer.echo("")
-    rows = [(name, *(_measured(found, name, at) for at in range(len(ids)))) for name in found.metrics]
-    about = [("status", *(run.status for run in found.runs)), ("step", *(run.step for run in found.runs))]
-    print_table(("metric", *ids), [*about, *rows])
+    states = [("status", *(run.status for run in found.runs)), ("step", *(run.step for run in found.runs))]
+    print_table(("metric", *ids), [*states, *((name, *map(_told, each)) for name, each in found.metrics.items())])
 
 
-def _measured(found: Comparison, metric: str, at: int) -> str | None:
-    each = found.metrics[metric][at]
+def _told(each: Measured) -> str | None:
     if each.value is None:
         return None
-    text = f"{each.value:.4g}"
-    if each.spread is not None:
-        text += f" ({each.mean:.4g} ± {each.spread:.2g} of {len(each.seeds)} seeds)"
-    return f"{text} {found.verdict(metric, at)}".rstrip()
-
-
-def _is_trial_of(status: RunStatus, sweep: Path) -> bool:
-    return status.parent is not None and Path(status.folder).resolve().parent == sweep.resolve()
+    spread = "" if each.spread is None else f" ({each.mean:.4g} ± {each.spread:.2g} of {len(each.seeds)} seeds)"
+    return f"{each.value:.4g}{spread} {each.against_first}".rstrip()
 
 
 def _shown(status: RunStatus) -> list[float | None]:
@@ -140,19 +114,15 @@ def _began(status: RunStatus) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(status.created))
 
 
-def _report_of(status: RunStatus) -> Path | None:
-    page = Path(status.folder) / "report" / "index.html"
-    return page if page.exists() else None
-
-
 def _summary(status: RunStatus) -> list[tuple[str, Any]]:
     ended, metrics = status.ended or time.time(), status.best or status.metrics
+    page = Path(status.folder) / "report" / "index.html"
     pairs = {
         "step": f"{status.step} of {status.steps}" if status.steps else status.step,
         "time": show_duration(ended - status.started) if status.started else None,
         "folder": status.folder,
         "failure": f"{status.failure.kind}: {status.failure.text}" if status.failure else None,
-        "report": _report_of(status),
+        "report": page if page.exists() else None,
         "best trial": status.best_run,
         "best at step": status.best_step if status.best else None,
     }

@@ -49,7 +49,7 @@ def test_all_seeds_of_a_setting_make_its_spread(runs):
     assert (first.value, sorted(first.seeds)) == (0.31, [0.30, 0.31, 0.32])
     assert (first.mean, first.spread) == (pytest.approx(0.31), pytest.approx(0.01))
     assert second.seeds == [0.60, 0.61]
-    assert (found.verdict("val/mask_ap", 0), found.verdict("val/mask_ap", 1)) == ("", "differs")
+    assert (first.against_first, second.against_first) == ("", "differs")
 
 
 def test_runs_that_did_not_finish_or_had_other_data_are_no_seeds(runs, tmp_path):
@@ -62,14 +62,14 @@ def test_runs_that_did_not_finish_or_had_other_data_are_no_seeds(runs, tmp_path)
 def test_two_seeds_of_one_setting_are_not_judged(runs):
     found = compare_runs([runs["a0"], runs["a1"]])
     assert sorted(found.metrics["val/mask_ap"][0].seeds) == sorted(found.metrics["val/mask_ap"][1].seeds)
-    assert found.verdict("val/mask_ap", 1) == ""
+    assert found.metrics["val/mask_ap"][1].against_first == ""
 
 
 def test_a_metric_that_one_run_lacks_is_left_open(runs):
     runs["b0"].update(best={"val/box_ap": 0.5})
     found = compare_runs([runs["a0"], runs["b0"]])
     assert [each.value for each in found.metrics["val/mask_ap"]] == [0.3, None]
-    assert found.verdict("val/box_ap", 1) == ""
+    assert found.metrics["val/box_ap"][1].against_first == ""
 
 
 def test_a_sweep_is_not_compared_itself(tmp_path):

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def write_trial(sweep: RunFolder, trial: Trial, value: float, steps: int, *, fai
         parent="..",
         tags={"seed": str(trial.seed), "trial": str(trial.number)},
     )
-    folder.status_path.write_text(json.dumps(about.to_json()))
+    folder.status_path.write_text(json.dumps(asdict(about)))
     lines = [{"time": 1.0, "step": step, "metrics": {"train/loss": 1 / step}} for step in range(10, steps + 1, 10)]
     lines += [{"time": 1.0, "step": step, "metrics": {"val/mask_ap": each}} for step, each in curve]
     lines.sort(key=lambda line: line["step"])  # type: ignore[arg-type,return-value]
