@@ -139,19 +139,18 @@ def study_importance(table: SweepTable, curves: Curves, *, seed: int = 0) -> Imp
     targets = {trial: dict(curve)[step] for trial, curve in curves.items() if step in dict(curve)}
     rows = [row for row in table.rows if row.id in targets]
     names = [name for name in table.names if len({str(row.values.get(name)) for row in rows}) > 1]
-    groups = [[row.id for row in each if row.id in targets] for each in table.settings()]
+    index = {row.id: place for place, row in enumerate(rows)}
+    groups = [[index[row.id] for row in each if row.id in index] for each in table.settings()]
     groups = [each for each in groups if each]
     needed = max(MIN_SETTINGS, 3 * len(names))
     if len(groups) < needed:
         reason = f"{len(groups)} settings have a value at step {step}; fewer than {needed} tell nothing reliable"
         return ImportanceStudy(step, len(rows), [], reason=reason)
-    index = {row.id: place for place, row in enumerate(rows)}
-    places = [np.array([index[trial] for trial in each]) for each in groups]
-    columns = [encode([row.values.get(name) for row in rows]) for name in names]
     target = np.array([targets[row.id] for row in rows])
     if not names or np.ptp(target) == 0:
         return ImportanceStudy(step, len(rows), [], reason="all trials have the same value or settings")
-    shares, explained = _resample(columns, target, places, np.random.default_rng(seed))
+    inputs = np.column_stack([encode([row.values.get(name) for row in rows]) for name in names])
+    shares, explained = _resample(inputs, target, groups, np.random.default_rng(seed))
     low, middle, high = np.quantile(shares, [0.05, 0.5, 0.95], axis=0)
     found = [Importance(*each) for each in zip(names, middle.tolist(), low.tolist(), high.tolist(), strict=True)]
     found.sort(key=lambda each: -each.share)
@@ -166,24 +165,20 @@ def common_step(curves: Curves) -> int:
 
 
 def encode(values: list[Any]) -> NDArray[np.float64]:
-    """Values of one setting as float (rows, k): numbers as they are, anything else as one column for each value."""
+    """Values of one setting as float (rows,): numbers as they are, anything else by its place in the alphabet."""
     if all(isinstance(value, int | float) for value in values):
-        return np.array(values, dtype=float)[:, None]
-    texts = np.array([str(value) for value in values])
-    return (texts[:, None] == np.unique(texts)).astype(float)
+        return np.array(values, dtype=float)
+    return np.unique(list(map(str, values)), return_inverse=True)[1].astype(float)
 
 
 def _resample(
-    columns: list[NDArray[np.float64]],
-    target: NDArray[np.float64],
-    groups: list[NDArray[np.int64]],
-    random: np.random.Generator,
+    inputs: NDArray[np.float64], target: NDArray[np.float64], groups: list[list[int]], random: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Shares of the variance: that go with each setting (resamples, settings), and that are explained (resamples,)."""
     from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
 
-    variance = target.var()
-    shares: list[list[float]] = []
+    shares: list[NDArray[np.float64]] = []
     explained: list[float] = []
     while len(shares) < BOOTSTRAPS:
         drawn = random.integers(len(groups), size=len(groups))
@@ -192,29 +187,14 @@ def _resample(
             continue
         inside = np.concatenate([groups[each] for each in drawn])
         outside = np.concatenate([groups[each] for each in left_out])
-        forest = RandomForestRegressor(TREES, random_state=int(random.integers(2**31)), min_samples_leaf=2)
-        forest.fit(np.hstack([column[inside] for column in columns]), target[inside])
-        unseen = [column[outside] for column in columns]
-        error = _error(forest, unseen, target[outside])
-        explained.append(1 - error / variance)
-        shuffled = [_shuffled_error(forest, unseen, each, target[outside], random) for each in range(len(unseen))]
-        shares.append([(each - error) / (2 * variance) for each in shuffled])
+        state = int(random.integers(2**31))
+        forest = RandomForestRegressor(TREES, random_state=state, min_samples_leaf=2)
+        forest.fit(inputs[inside], target[inside])
+        unseen = {"X": inputs[outside], "y": target[outside]}
+        error = np.mean((forest.predict(unseen["X"]) - unseen["y"]) ** 2)
+        growth = permutation_importance(
+            forest, **unseen, scoring="neg_mean_squared_error", n_repeats=SHUFFLES, random_state=state
+        )
+        explained.append(1 - error / target.var())
+        shares.append(growth.importances_mean / (2 * target.var()))
     return np.array(shares), np.array(explained)
-
-
-def _shuffled_error(
-    forest: Any,
-    columns: list[NDArray[np.float64]],
-    which: int,
-    target: NDArray[np.float64],
-    random: np.random.Generator,
-) -> float:
-    shuffled = [
-        [random.permutation(column) if place == which else column for place, column in enumerate(columns)]
-        for _ in range(SHUFFLES)
-    ]
-    return statistics.fmean(_error(forest, each, target) for each in shuffled)
-
-
-def _error(forest: Any, columns: list[NDArray[np.float64]], target: NDArray[np.float64]) -> float:
-    return float(np.mean((forest.predict(np.hstack(columns)) - target) ** 2))

@@ -108,9 +108,9 @@ def test_trials_are_compared_at_the_latest_step_that_half_of_them_reached():
     assert common_step({}) == 0
 
 
-def test_words_and_truth_values_become_columns_and_numbers_stay():
-    assert report_stats.encode([0.5, 2]).tolist() == [[0.5], [2.0]]
-    assert report_stats.encode(["a", None, "a"]).tolist() == [[0, 1], [1, 0], [0, 1]]
+def test_words_and_truth_values_become_places_and_numbers_stay():
+    assert report_stats.encode([0.5, 2]).tolist() == [0.5, 2.0]
+    assert report_stats.encode(["a", None, "a"]).tolist() == [1, 0, 1]
 
 
 def test_rungs_are_those_of_the_scheduler():
