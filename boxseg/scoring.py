@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
@@ -19,17 +17,8 @@ from torchvision.ops import box_convert
 
 from boxseg.data.coco import CocoBoxes, coco_ground_truth
 from boxseg.data.outlines import encode_rle
-from boxseg.engine.evaluate import (
-    COCO_STATS,
-    CONFIDENT,
-    ImageResult,
-    coco_results,
-    encode_detections,
-    has_all_masks,
-    run_coco_eval,
-)
+from boxseg.engine.evaluate import CONFIDENT, CocoScores, ImageResult, coco_scores, encode_detections
 from boxseg.engine.pictures import decode_masks
-from boxseg.engine.quality import mask_iou
 from boxseg.errors import ConfigError, DataError
 from boxseg.label_sources import decode_entry, read_masks
 from boxseg.ops.boxes import box_iou
@@ -40,18 +29,6 @@ BOUNDARY_SHARE = 0.02
 """Width of the boundary region, as a share of the image's diagonal."""
 FOUND_IOU = 0.5
 """A box counts as found by a detection of its class whose box overlaps it this much."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Metrics of one set of detections."""
-
-    metrics: dict[str, float]
-    """`mask_ap`, `boundary_ap`, `box_ap` and the like, in [0, 1]; only what is defined."""
-    per_class: dict[str, dict[str, float]]
-    """The same by class name."""
-    has_masks: bool
-    """Whether every box has a drawn mask; without, nothing here is a mask AP."""
 
 
 class BoundaryEval(COCOeval):
@@ -137,27 +114,15 @@ def read_objects(path: Path, data: CocoBoxes) -> list[ImageResult]:
     return results
 
 
-def score_detections(data: CocoBoxes, results: list[ImageResult]) -> Scores:
+def score_detections(data: CocoBoxes, results: list[ImageResult]) -> CocoScores:
     """AP as COCO defines it, of boxes, and of masks and their boundaries where all masks are drawn."""
-    ground_truth = coco_ground_truth(data.source)
-    image_ids = [result.image_id for result in results]
-    has_masks = has_all_masks(ground_truth, image_ids)
-    kinds = [("box", "bbox", COCOeval)]
-    if has_masks:
-        kinds += [("mask", "segm", COCOeval), ("boundary", "segm", BoundaryEval)]
-    metrics: dict[str, float] = {}
-    per_class: dict[str, dict[str, float]] = {name: {} for name in data.class_names}
-    for prefix, kind, evaluator in kinds:
-        entries = coco_results(results, data.category_ids, kind)
-        evaluation = run_coco_eval(ground_truth, entries, image_ids, kind, evaluator)
-        stats = zip(COCO_STATS, evaluation.stats[: len(COCO_STATS)], strict=True)
-        metrics |= {f"{prefix}_{name}": float(value) for name, value in stats if value >= 0}
-        precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoUs, recalls, classes)
-        for label, name in enumerate(data.class_names):
-            defined = precision[:, :, label][precision[:, :, label] > -1]
-            if defined.size:
-                per_class[name][f"{prefix}_ap"] = float(defined.mean())
-    return Scores(metrics, {name: found for name, found in per_class.items() if found}, has_masks)
+    return coco_scores(
+        coco_ground_truth(data.source),
+        results,
+        image_ids=[result.image_id for result in results],
+        category_ids=data.category_ids,
+        of_masks={"mask": COCOeval, "boundary": BoundaryEval},
+    )
 
 
 def box_fit_metrics(data: CocoBoxes, results: list[ImageResult]) -> dict[str, float]:
@@ -198,34 +163,10 @@ def mask_agreement(data: CocoBoxes, results: list[ImageResult], others: list[Ima
 def match_boxes(boxes: Tensor, labels: Tensor, result: ImageResult) -> list[int | None]:
     """For each box (N, 4) with its label (N,) the confident detection that fits it best, no detection twice."""
     chosen: list[int | None] = [None] * len(boxes)
-    iou = _confident_iou(boxes, labels, result)
+    found = box_convert(torch.from_numpy(result.boxes_xywh).float(), "xywh", "xyxy")
+    eligible = (labels.numpy()[:, None] == result.labels) & (result.scores >= CONFIDENT)
+    iou = np.where(eligible, box_iou(boxes, found).double().numpy(), 0.0)
     for row, column in zip(*linear_sum_assignment(-iou), strict=True):
         if iou[row, column] >= FOUND_IOU:
             chosen[row] = int(column)
     return chosen
-
-
-def worst_images(data: CocoBoxes, results: list[ImageResult], count: int) -> list[int]:
-    """Indices of the images that fare worst: twice the IoU matched, over the number of boxes and detections.
-
-    The IoU is that of masks where they are drawn, of a found mask's own box with the given one elsewhere.
-    """
-    shares = []
-    for result in results:
-        index = data.index_of(result.image_id)
-        given, labels = data.boxes_and_labels(index)
-        chosen = match_boxes(given, labels, result)
-        rows = [row for row, found in enumerate(chosen) if found is not None]
-        masks, true = decode_masks(result, [chosen[row] for row in rows], data.size(index)), data.true_masks(index)
-        iou = box_iou(tight_boxes(masks), given[rows]).diagonal() if true is None else mask_iou(masks, true[rows])
-        number = len(given) + int((result.scores >= CONFIDENT).sum())
-        if number:
-            shares.append((2 * float(iou.sum()) / number, index))
-    return [index for _, index in sorted(shares)[:count]]
-
-
-def _confident_iou(boxes: Tensor, labels: Tensor, result: ImageResult) -> NDArray[np.float64]:
-    """IoU (N, D) of boxes with confident detections of their class; 0 for all others."""
-    found = box_convert(torch.from_numpy(result.boxes_xywh).float(), "xywh", "xyxy")
-    iou = box_iou(boxes, found).double().numpy()
-    return np.where((labels.numpy()[:, None] == result.labels) & (result.scores >= CONFIDENT), iou, 0.0)

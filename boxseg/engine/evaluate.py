@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,21 @@ class CocoScores:
     """How good detections are by COCO's rules."""
 
     metrics: dict[str, float]
-    """`mask_ap`, `mask_ap50`, … `box_ap` in [0, 1]; what has no ground truth is left out."""
+    """`mask_ap`, `mask_ap50`, … `box_ap` … in [0, 1]; what has no ground truth is left out."""
     precision: dict[str, NDArray[np.float64]]
     """`mask` and `box`, as far as drawn: (10 IoUs from 0.5, 101 recalls, classes), -1 where undefined."""
     image_ap: dict[int, float]
     """AP of each image that has objects, by masks where they are drawn, by boxes elsewhere."""
+
+    def of_class(self, label: int) -> dict[str, float]:
+        """`mask_ap`, `mask_ap50`, `mask_ap75`, `box_ap` … of one class; what has no ground truth is left out."""
+        found = {}
+        for kind, precision in self.precision.items():
+            ap = precision[:, :, label]
+            for name, part in (("ap", ap), ("ap50", ap[0]), ("ap75", ap[5])):
+                if (part > -1).any():
+                    found[f"{kind}_{name}"] = float(part[part > -1].mean())
+        return found
 
 
 @dataclass(frozen=True)
@@ -87,9 +98,9 @@ def evaluate(
         on_batch: Called with each batch and what was found in it, for panels and pseudo-mask measurements.
 
     Returns:
-        All that was found, and metrics: those of COCO and, of confident masks, where there are any, `mask_fill`, the
-        mean share of its box that a mask fills, and `box_likeness`, the mean of the smaller over the larger of the two
-        areas, 1 where all masks are their boxes.
+        All that was found, and metrics: those of COCO, of boxes `box_ap` alone, and of confident masks, where there are
+        any, `mask_fill`, the mean share of its box that a mask fills, and `box_likeness`, the mean of the smaller over
+        the larger of the two areas, 1 where all masks are their boxes.
     """
     results: list[ImageResult] = []
     ratios: list[float] = []
@@ -104,7 +115,7 @@ def evaluate(
     results = [result for part, _ in gathered for result in part]
     ratios = [ratio for _, part in gathered for ratio in part]
     scores = coco_scores(ground_truth, results, image_ids=image_ids, category_ids=category_ids)
-    metrics = dict(scores.metrics)
+    metrics = {name: value for name, value in scores.metrics.items() if name == "box_ap" or not name.startswith("box_")}
     if ratios:
         metrics["mask_fill"] = float(np.mean([min(ratio, 1.0) for ratio in ratios]))
         metrics["box_likeness"] = float(np.mean([min(ratio, 1 / ratio) if ratio else 0.0 for ratio in ratios]))
@@ -148,21 +159,29 @@ def encode_detections(found: Detections) -> ImageResult:
 
 
 def coco_scores(
-    ground_truth: COCO, results: list[ImageResult], *, image_ids: list[int], category_ids: Sequence[int]
+    ground_truth: COCO,
+    results: list[ImageResult],
+    *,
+    image_ids: list[int],
+    category_ids: Sequence[int],
+    of_masks: Mapping[str, type[COCOeval]] = MappingProxyType({"mask": COCOeval}),
 ) -> CocoScores:
     """Box and mask AP as COCO defines them.
 
     What has no ground truth is left out, since its AP is undefined: sizes, and masks where any box lacks one.
+    `of_masks` are the kinds of mask AP.
     """
     metrics: dict[str, float] = {}
     precision = {}
     image_ap: dict[int, float] = {}
-    kinds = (("segm", "mask"), ("bbox", "box")) if has_all_masks(ground_truth, image_ids) else (("bbox", "box"),)
-    for kind, prefix in kinds:
-        evaluation = run_coco_eval(ground_truth, coco_results(results, category_ids, kind), image_ids, kind)
-        for name, value in zip(COCO_STATS, evaluation.stats[: len(COCO_STATS)], strict=True):
-            if value >= 0 and (prefix == "mask" or name == "ap"):
-                metrics[f"{prefix}_{name}"] = float(value)
+    kinds = [("box", "bbox", COCOeval)]
+    if has_all_masks(ground_truth, image_ids):
+        kinds = [*((prefix, "segm", evaluator) for prefix, evaluator in of_masks.items()), *kinds]
+    for prefix, kind, evaluator in kinds:
+        entries = coco_results(results, category_ids, kind)
+        evaluation = run_coco_eval(ground_truth, entries, image_ids, kind, evaluator)
+        stats = zip(COCO_STATS, evaluation.stats[: len(COCO_STATS)], strict=True)
+        metrics |= {f"{prefix}_{name}": float(value) for name, value in stats if value >= 0}
         precision[prefix] = evaluation.eval["precision"][:, :, :, 0, -1]
         image_ap = image_ap or average_precision_of_images(evaluation)
     return CocoScores(metrics, precision, image_ap)
@@ -209,7 +228,7 @@ def run_coco_eval(
     entries: list[dict[str, Any]],
     image_ids: list[int],
     kind: str,
-    evaluator: type[COCOeval] = COCOeval,
+    evaluator: type[COCOeval],
 ) -> COCOeval:
     """pycocotools' evaluation of COCO results, summarised, without its printing; `kind` is segm or bbox."""
     with contextlib.redirect_stdout(io.StringIO()):

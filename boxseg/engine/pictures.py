@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import heapq
 import io
-import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,29 +39,28 @@ SHOWN = 8
 """Pseudo masks of either end of the ranking."""
 
 
-@dataclass(order=True)
+@dataclass(frozen=True)
 class LabelCrop:
-    """One pseudo mask with its surroundings; sorted by quality."""
+    """One pseudo mask with its surroundings."""
 
     quality: float
-    order: int
-    """Breaks draws: the first seen comes first."""
-    iou: float | None = field(compare=False)
+    iou: float | None
     """With the drawn mask, where there is one."""
-    image: NDArray[np.uint8] = field(compare=False)
+    image: NDArray[np.uint8]
     """(h, w, 3), RGB."""
-    mask: NDArray[np.bool_] = field(compare=False)
+    mask: NDArray[np.bool_]
     """(h, w)."""
 
 
 class Extremes:
-    """Keeps the pseudo masks of lowest and highest quality among all it is shown."""
+    """Keeps the pseudo masks of lowest and highest quality among all it is shown; of equal ones the first."""
 
     def __init__(self, count: int = SHOWN) -> None:
         self._count = count
-        self._order = itertools.count()
-        self._lowest: list[tuple[float, int, LabelCrop]] = []  # a heap with the best of the worst on top
-        self._highest: list[tuple[float, int, LabelCrop]] = []
+        self.lowest: list[LabelCrop] = []
+        """Those of lowest quality, the lowest first."""
+        self.highest: list[LabelCrop] = []
+        """Those of highest quality, the highest first."""
 
     def offer(self, image: Tensor, boxes: Tensor, masks: Tensor, quality: Tensor, iou: Tensor | None) -> None:
         """Look at the pseudo masks of an image.
@@ -76,25 +73,11 @@ class Extremes:
             iou: Float (N,) with the drawn masks, or None.
         """
         for row, value in enumerate(quality.tolist()):
-            order = next(self._order)
-            low = len(self._lowest) < self._count or value < -self._lowest[0][0]
-            high = len(self._highest) < self._count or value > self._highest[0][0]
-            if not value or not (low or high):
-                continue
-            crop = _crop(image, boxes[row], masks[row])
-            label = LabelCrop(value, order, None if iou is None else float(iou[row]), *crop)
-            if low:
-                _push(self._lowest, (-value, -order, label), self._count)
-            if high:
-                _push(self._highest, (value, -order, label), self._count)
-
-    def lowest(self) -> list[LabelCrop]:
-        """Those of lowest quality, the lowest first."""
-        return sorted(label for *_, label in self._lowest)
-
-    def highest(self) -> list[LabelCrop]:
-        """Those of highest quality, the highest first."""
-        return sorted((label for *_, label in self._highest), key=lambda label: (-label.quality, label.order))
+            if value:
+                crop = _crop(image, boxes[row], masks[row])
+                label = LabelCrop(value, None if iou is None else float(iou[row]), *crop)
+                self.lowest = sorted([*self.lowest, label], key=lambda each: each.quality)[: self._count]
+                self.highest = sorted([*self.highest, label], key=lambda each: -each.quality)[: self._count]
 
 
 def draw_evaluation(
@@ -125,12 +108,9 @@ def draw_evaluation(
     write_atomic(folder / "classes.csv", class_table(scores, data.class_names))
     if scores.precision:
         written.append(_save(draw_precision_recall(scores, data.class_names), folder / "precision_recall.png"))
-    by_image = {result.image_id: result for result in results}
-    worst = sorted(scores.image_ap, key=lambda image_id: (scores.image_ap[image_id], image_id))[:WORST]
-    rows = [panel_row(data, data.index_of(image_id), by_image[image_id]) for image_id in worst]
-    if rows:
-        written.append(draw_panels(rows, folder / "worst.png", columns=WORST_COLUMNS))
-    if extremes.highest():
+    if scores.image_ap:
+        written.append(draw_worst(data, results, scores, folder / "worst.png"))
+    if extremes.highest:
         written.append(draw_extremes(extremes, folder / "pseudo_masks.png"))
     if labelled:
         written.append(_save(draw_quality(labelled), folder / "pseudo_mask_quality.png"))
@@ -139,13 +119,12 @@ def draw_evaluation(
 
 def class_table(scores: CocoScores, class_names: Sequence[str]) -> str:
     """CSV with a line for each class: AP over all IoUs, at 0.5 and at 0.75, of masks and boxes; empty if undefined."""
-    kinds = list(scores.precision)
+    columns = [f"{kind}_{name}" for kind in scores.precision for name in ("ap", "ap50", "ap75")]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["class", *(f"{kind}_{name}" for kind in kinds for name in ("ap", "ap50", "ap75"))])
+    writer = csv.DictWriter(text, ["class", *columns], lineterminator="\n")
+    writer.writeheader()
     for label, name in enumerate(class_names):
-        values = [_mean(part) for kind in kinds for part in _at_ious(scores.precision[kind][:, :, label])]
-        writer.writerow([name, *("" if value is None else f"{value:.4f}" for value in values)])
+        writer.writerow({"class": name} | {key: f"{value:.4f}" for key, value in scores.of_class(label).items()})
     return text.getvalue()
 
 
@@ -190,7 +169,7 @@ def draw_quality(labelled: Sequence[tuple[float, float]]) -> Figure:
 
 def draw_extremes(extremes: Extremes, path: Path) -> Path:
     """Pseudo masks of highest and of lowest quality as one PNG, each with its numbers."""
-    rows = (("highest quality", extremes.highest()), ("lowest quality", extremes.lowest()))
+    rows = (("highest quality", extremes.highest), ("lowest quality", extremes.lowest))
     sheet = Image.new("RGB", (SHOWN * (CROP + 4) + 4, len(rows) * (CROP + 36)), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (title, labels) in enumerate(rows):
@@ -206,6 +185,16 @@ def draw_extremes(extremes: Extremes, path: Path) -> Path:
     return scratch.rename(path)
 
 
+def draw_worst(
+    data: CocoBoxes, results: Sequence[ImageResult], scores: CocoScores, path: Path, *, count: int = WORST
+) -> Path:
+    """Panels of the images of lowest AP, the lowest first."""
+    by_image = {result.image_id: result for result in results}
+    worst = sorted(scores.image_ap, key=lambda image_id: (scores.image_ap[image_id], image_id))[:count]
+    rows = [panel_row(data, data.index_of(image_id), by_image[image_id]) for image_id in worst]
+    return draw_panels(rows, path, columns=WORST_COLUMNS)
+
+
 def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
     """An image, its boxes, its drawn masks with the IoU of what was found there, and the confident detections."""
     sample, true = data[index], data.true_masks(index)
@@ -215,33 +204,16 @@ def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
     return PanelRow(sample.image, sample.boxes, true, best, found, torch.from_numpy(result.scores[confident]))
 
 
-def decode_masks(result: ImageResult, rows: Sequence[int | None], size: tuple[int, int]) -> Tensor:
-    """Masks bool (n, h, w) of some detections; None among the rows is passed over."""
-    wanted = [result.rles[row] for row in rows if row is not None]
-    if not wanted:
+def decode_masks(result: ImageResult, rows: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """Masks bool (n, h, w) of some detections."""
+    if not rows:
         return torch.zeros(0, *size, dtype=torch.bool)
-    return torch.from_numpy(mask_utils.decode(wanted)).permute(2, 0, 1).bool()
+    return torch.from_numpy(mask_utils.decode([result.rles[row] for row in rows])).permute(2, 0, 1).bool()
 
 
 def _best_iou(mask: Tensor, found: Tensor) -> float:
     """IoU of a mask (h, w) with the most similar of (n, h, w); 0 if there is none."""
     return float(mask_iou(mask.expand_as(found), found).max()) if len(found) else 0.0
-
-
-def _at_ious(precision: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """Precisions (IoUs, recalls) of a class: at all IoUs, at 0.5, at 0.75."""
-    return precision, precision[0], precision[5]
-
-
-def _mean(precision: NDArray[np.float64]) -> float | None:
-    defined = precision[precision > -1]
-    return float(defined.mean()) if defined.size else None
-
-
-def _push(heap: list[tuple[float, int, LabelCrop]], entry: tuple[float, int, LabelCrop], count: int) -> None:
-    heapq.heappush(heap, entry)
-    if len(heap) > count:
-        heapq.heappop(heap)
 
 
 def _crop(image: Tensor, box: Tensor, mask: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

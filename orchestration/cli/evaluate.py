@@ -13,10 +13,9 @@ from orchestration.cli.output import AsJson, Device, Storage, print_json, print_
 
 if TYPE_CHECKING:
     from boxseg.data.coco import CocoBoxes
-    from boxseg.engine.evaluate import ImageResult
+    from boxseg.engine.evaluate import CocoScores, ImageResult
 
 WORST = 20
-DRAWN_COLUMNS = ("image", "boxes", "drawn (best IoU found)", "found (score)")
 
 
 def evaluate(
@@ -36,22 +35,19 @@ def evaluate(
     Where masks are not drawn, how well masks fit the given boxes is told instead; that is no mask AP.
     """
     from boxseg.data.coco import CocoBoxes
-    from boxseg.engine.panels import draw_panels
-    from boxseg.engine.pictures import panel_row
-    from boxseg.scoring import mask_agreement, worst_images
+    from boxseg.engine.pictures import draw_worst
+    from boxseg.scoring import mask_agreement, score_detections
 
     source = CocoBoxes(find_source(data, images), train=False)
     names = [run] if against is None else [against, run]  # a file that cannot be read is told at once
     found = [_detections(name, source, device=device, storage=storage) for name in names][::-1]
-    results = [_score(source, each) for each in found]
+    scores = [score_detections(source, each) for each in found]
+    results = [_told(source, *each) for each in zip(found, scores, strict=True)]
     shown: dict[str, Any] = {"run": run, "data": str(data), "images": len(source), **results[0]}
     if against is not None:
         shown["against"] = {"name": against, **results[1], "agreement": mask_agreement(source, *found)}
-    by_image = {result.image_id: result for result in found[0]}
-    worst = worst_images(source, found[0], WORST)
-    rows = [panel_row(source, index, by_image[source.image_id(index)]) for index in worst]
-    if rows:
-        shown["worst"] = str(draw_panels(rows, output / "worst.png", columns=DRAWN_COLUMNS))
+    if scores[0].image_ap:
+        shown["worst"] = str(draw_worst(source, found[0], scores[0], output / "worst.png", count=WORST))
     if not results[0]["has_masks"]:
         say("not all boxes have drawn masks: there is no mask AP, only how well masks fit the given boxes")
     if as_json:
@@ -71,14 +67,15 @@ def _detections(name: str, source: CocoBoxes, *, device: str, storage: Path) -> 
     return list(counted(find_objects(predictor, source), len(source), what="images"))
 
 
-def _score(source: CocoBoxes, found: list[ImageResult]) -> dict[str, Any]:
+def _told(source: CocoBoxes, found: list[ImageResult], scores: CocoScores) -> dict[str, Any]:
     """Metrics under the names of a run's evaluations, and those of each class."""
-    from boxseg.scoring import box_fit_metrics, score_detections
+    from boxseg.scoring import box_fit_metrics
 
-    scores = score_detections(source, found)
-    metrics = scores.metrics | ({} if scores.has_masks else box_fit_metrics(source, found))
+    has_masks = "mask" in scores.precision
+    metrics = scores.metrics | ({} if has_masks else box_fit_metrics(source, found))
     named = {f"val/{name}": value for name, value in metrics.items()}
-    return {"has_masks": scores.has_masks, "metrics": named, "classes": scores.per_class}
+    classes = {name: scores.of_class(label) for label, name in enumerate(source.class_names)}
+    return {"has_masks": has_masks, "metrics": named, "classes": {name: each for name, each in classes.items() if each}}
 
 
 def _print(shown: dict[str, Any]) -> None:

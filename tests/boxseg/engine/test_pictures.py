@@ -74,12 +74,12 @@ def test_without_pseudo_masks_there_are_no_pictures_of_them(data, results, score
 
 def test_the_pseudo_masks_at_both_ends_are_kept_in_order():
     extremes = extremes_of(0.5, 0.0, 0.9, 0.1, 0.7, 0.3)
-    assert [round(label.quality, 3) for label in extremes.lowest()] == [0.1, 0.3]
-    assert [round(label.quality, 3) for label in extremes.highest()] == [0.9, 0.7]
+    assert [round(label.quality, 3) for label in extremes.lowest] == [0.1, 0.3]
+    assert [round(label.quality, 3) for label in extremes.highest] == [0.9, 0.7]
 
 
 def test_a_pseudo_mask_is_shown_with_what_is_around_it(tmp_path):
-    label = extremes_of(0.5, iou=0.25).lowest()[0]
+    label = extremes_of(0.5, iou=0.25).lowest[0]
     assert label.image.shape == (15, 15, 3)
     assert label.mask.shape == (15, 15)
     assert label.iou == 0.25
