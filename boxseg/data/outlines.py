@@ -16,9 +16,17 @@ Polygon = NDArray[np.int64]
 
 
 def encode_rle(mask: Mask) -> dict[str, Any]:
-    """Bool (h, w) as COCO's compressed run lengths, ready for JSON."""
-    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+    """Bool (h, w) as COCO's compressed run lengths, ready for JSON; only columns that hold some of it are looked at."""
+    height, width = mask.shape
+    columns = np.flatnonzero(mask.any(axis=0))
+    start, end = (columns[0], columns[-1] + 1) if len(columns) else (0, 0)
+    pixels = np.zeros(height * (end - start) + 2, dtype=bool)  # column by column, with an empty one before and after
+    pixels[1:-1] = mask[:, start:end].T.ravel()
+    turns = np.flatnonzero(pixels[1:] != pixels[:-1]) + height * start
+    runs = np.diff(turns, prepend=0, append=height * width)
+    runs = runs[: len(runs) - (runs[-1] == 0)]  # up to the last pixel that is True
+    encoded = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 
 def find_polygons(mask: Mask) -> list[Polygon]:

@@ -53,6 +53,11 @@ def test_an_empty_mask_has_no_polygons():
     assert find_polygons(np.zeros((4, 5), dtype=bool)) == []
 
 
-def test_run_lengths_come_back():
-    mask = mask_of("#..", ".##")
-    assert np.array_equal(coco_mask.decode(encode_rle(mask)).astype(bool), mask)
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (6, 8)])
+def test_run_lengths_are_those_of_pycocotools(size, share):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        mask = rng.random(size) < share
+        encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+        assert encode_rle(mask) == {"size": list(size), "counts": encoded["counts"].decode("ascii")}
