@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,26 +10,6 @@ from scipy import ndimage
 
 SMALL_PIECE = 0.02
 """Pieces below this share of the mask do not count."""
-
-
-@dataclass(frozen=True)
-class MaskChecks:
-    """Measures of one mask and its box."""
-
-    outside: float
-    """Share of the mask beyond the box."""
-    gap: float
-    """Largest distance between a side of the box and the mask, as a share of the box's width or height."""
-    fill: float
-    """Share of the box that the mask covers."""
-    pieces: int
-    """Connected parts, specks apart."""
-
-    @property
-    def doubts(self) -> list[str]:
-        """Names of the measures that are out of the usual."""
-        return [name for name, is_doubtful in DOUBTS.items() if is_doubtful(getattr(self, name))]
-
 
 DOUBTS: dict[str, Callable[[float], bool]] = {
     "outside": lambda share: share > 0.02,
@@ -41,17 +20,22 @@ DOUBTS: dict[str, Callable[[float], bool]] = {
 """Measure -> whether a value of it is doubtful."""
 
 
-def check_mask(mask: NDArray[np.bool_], box: NDArray[np.float32], inside: NDArray[np.bool_]) -> MaskChecks:
+def check_mask(mask: NDArray[np.bool_], box: NDArray[np.float32], inside: NDArray[np.bool_]) -> dict[str, float]:
     """Measure a mask against its box.
 
     Args:
         mask: Bool (h, w).
         box: Float (4,), x1 y1 x2 y2 in pixels.
         inside: Bool (h, w), pixels of the box.
+
+    Returns:
+        `outside`: share of the mask beyond the box; `gap`: largest distance between a side of the box and the mask, as
+        a share of the box's width or height; `fill`: share of the box that the mask covers; `pieces`: number of
+        connected parts, specks apart.
     """
     area, box_area = int(mask.sum()), int(inside.sum())
     if not area or not box_area:
-        return MaskChecks(outside=0.0, gap=1.0, fill=0.0, pieces=0)
+        return {"outside": 0.0, "gap": 1.0, "fill": 0.0, "pieces": 0}
     parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     sizes = np.bincount(parts.ravel())[1:]
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
@@ -60,9 +44,9 @@ def check_mask(mask: NDArray[np.bool_], box: NDArray[np.float32], inside: NDArra
         max(columns[0] - x1, x2 - columns[-1] - 1) / max(x2 - x1, 1),
         max(rows[0] - y1, y2 - rows[-1] - 1) / max(y2 - y1, 1),
     ]
-    return MaskChecks(
-        outside=round(float((mask & ~inside).sum()) / area, 4),
-        gap=round(max(0.0, *gaps), 4),
-        fill=round(float((mask & inside).sum()) / box_area, 4),
-        pieces=int((sizes >= SMALL_PIECE * area).sum()),
-    )
+    return {
+        "outside": round(float((mask & ~inside).sum()) / area, 4),
+        "gap": round(max(0.0, *gaps), 4),
+        "fill": round(float((mask & inside).sum()) / box_area, 4),
+        "pieces": int((sizes >= SMALL_PIECE * area).sum()),
+    }

@@ -12,18 +12,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torchvision.ops import clip_boxes_to_image
 
 from boxseg.data.checks import read_whole
 from boxseg.data.coco import CocoBoxes, decode_segmentation
-from boxseg.data.outlines import encode_rle, find_polygons
+from boxseg.data.outlines import Mask, encode_rle, find_polygons
 from boxseg.data.yolo import write_yolo
 from boxseg.errors import ConfigError, DataError
 from boxseg.files import write_atomic
 from boxseg.label import BoxLabels, pixels_inside
-from boxseg.label_checks import check_mask
+from boxseg.label_checks import DOUBTS, check_mask
 from boxseg.label_sources import BatchSource
 from boxseg.predict import in_batches
 from boxseg.structures import Sample
@@ -58,7 +60,6 @@ class Journal:
             DataError: the journal is damaged.
         """
         self._path = folder / JOURNAL
-        self.done: dict[int, ImageLabels] = {}
         folder.mkdir(parents=True, exist_ok=True)
         lines = self._read()
         if lines and lines[0] != about:
@@ -68,33 +69,30 @@ class Journal:
             )
         if not lines:
             self._append(about)
-        self.done = {line["image_id"]: ImageLabels(**line) for line in lines[1:]}
+        self.done: dict[int, ImageLabels] = {each.image_id: each for each in lines[1:]}
 
     def add(self, labels: Sequence[ImageLabels]) -> None:
         """Remember images."""
         self._append(*map(asdict, labels))
         self.done |= {each.image_id: each for each in labels}
 
-    def _read(self) -> list[dict[str, Any]]:
-        """Whole lines; one that a kill tore is cut off, its image is done again."""
+    def _read(self) -> list[Any]:
+        """What is labelled, then the labels of each image; a line that a kill tore is cut off."""
         if not self._path.exists():
             return []
         data = self._path.read_bytes()
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             os.truncate(self._path, whole)
-        lines = []
-        for number, text in enumerate(data[:whole].splitlines(), start=1):
+        lines: list[Any] = []
+        for text in data[:whole].splitlines():
             try:
-                lines.append(json.loads(text))
-                if number > 1:
-                    ImageLabels(**lines[-1])
-                elif not isinstance(lines[-1], dict):
-                    raise TypeError("no object")
+                lines.append(ImageLabels(**json.loads(text)) if lines else dict(json.loads(text)))
             except (ValueError, TypeError) as error:
                 rule = "line 1 tells what is labelled, every other line has the labels of one image"
                 raise DataError(
-                    f"{self._path}:{number}: is damaged ({error}); {rule} (remove the line to label that image again)"
+                    f"{self._path}:{len(lines) + 1}: is damaged ({error}); {rule} (remove the line to label that image "
+                    "again)"
                 ) from error
         return lines
 
@@ -106,31 +104,13 @@ class Journal:
 def label_images(
     data: CocoBoxes, source: BatchSource, journal: Journal, *, batch_size: int = 1
 ) -> Iterator[ImageLabels]:
-    """Label the images that the journal has not, `batch_size` at a time; each is remembered, then given.
-
-    Raises:
-        DataError: two images or two annotations share an id.
-    """
-    _require_own_ids(data)
+    """Label the images that the journal has not, `batch_size` at a time; each is remembered, then given."""
     pixels = data.sizes.prod(axis=1).tolist()
     for batch in in_batches(range(len(data)), size=batch_size, pixels=pixels.__getitem__):
         left = [index for index in batch if data.image_id(index) not in journal.done]
         labels = _label_batch(data, source, left)
         journal.add(labels)
         yield from labels
-
-
-def _require_own_ids(data: CocoBoxes) -> None:
-    images = range(len(data))
-    ids = {
-        "image": [data.image_id(index) for index in images],
-        "annotation": [each for index in images for each in data.annotation_ids(index)],
-    }
-    for kind, found in ids.items():
-        twice = [each for each, count in Counter(found).items() if count > 1]
-        if twice:
-            rule = "every entry of a list needs its own id (`boxseg data check` lists all faults)"
-            raise DataError(f"{data.source.annotations}: {kind} {twice[0]} occurs more than once; {rule}")
 
 
 def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> list[ImageLabels]:
@@ -152,22 +132,26 @@ def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> li
 
 
 def _describe(sample: Sample, ids: Sequence[int], found: BoxLabels) -> list[dict[str, Any]]:
-    inside = pixels_inside(sample.boxes, sample.original_size)
+    inside = pixels_inside(sample.boxes, sample.original_size).numpy()
     labels = []
     for row, annotation_id in enumerate(ids):
-        mask = found.mask[row].numpy()
-        checks = check_mask(mask, sample.boxes[row].numpy(), inside[row].numpy())
-        labels.append(
-            {
-                "id": annotation_id,
-                "segmentation": encode_rle(mask),
-                "quality": round(float(found.quality[row]), 4),
-                "candidates": int(found.num_candidates[row]),
-                "checks": asdict(checks),
-                "doubts": checks.doubts,
-            }
-        )
+        quality, candidates = round(float(found.quality[row]), 4), int(found.num_candidates[row])
+        told = _describe_mask(found.mask[row].numpy(), sample.boxes[row].numpy(), inside[row], quality, candidates)
+        labels.append({"id": annotation_id, **told})
     return labels
+
+
+def _describe_mask(
+    mask: Mask, box: NDArray[np.float32], inside: Mask, quality: float, candidates: int
+) -> dict[str, Any]:
+    checks = check_mask(mask, box, inside)
+    return {
+        "segmentation": encode_rle(mask),
+        "quality": quality,
+        "candidates": candidates,
+        "checks": checks,
+        "doubts": [name for name, is_doubtful in DOUBTS.items() if is_doubtful(checks[name])],
+    }
 
 
 def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, Any]:
@@ -218,9 +202,7 @@ def _box_label(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, A
     corners = torch.tensor([[x, y, float(x) + width, float(y) + height]], dtype=torch.float64)
     box = corners.nan_to_num(0, 0, 0).float()
     mask = pixels_inside(clip_boxes_to_image(box, size), size)[0].numpy()
-    checks = check_mask(mask, box[0].numpy(), mask)
-    told = {"checks": asdict(checks), "doubts": checks.doubts}
-    return {"segmentation": encode_rle(mask), "quality": 0.0, "candidates": 0, **told}
+    return _describe_mask(mask, box[0].numpy(), mask, quality=0.0, candidates=0)
 
 
 def _summary(journal: Journal) -> dict[str, Any]:

@@ -113,16 +113,14 @@ def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
 
 
 def _compare(boxes: CocoBoxes, sources: dict[str, BatchSource], as_json: bool) -> None:
-    from boxseg.label_compare import Comparison, compare_sources
+    from boxseg.label_compare import compare_sources
     from orchestration.progress import counted
 
-    comparison = Comparison(list(sources))
-    for comparison in counted(compare_sources(boxes, sources), len(boxes), what="images"):  # noqa: B007 - the last one
-        pass
-    agreement, drawn = comparison.agreement(), comparison.against_drawn()
+    compared = compare_sources(boxes, sources, counted(range(len(boxes)), len(boxes), what="images"))
     if as_json:
-        print_json({"agreement": agreement, "drawn": drawn})
+        print_json(compared)
         return
+    agreement, drawn = compared["agreement"], compared["drawn"]
     print_table(("agreement (IoU)", *sources), [(name, *row.values()) for name, row in agreement.items()])
     if drawn:
         columns = ("iou", "best_iou", "quality_auroc", "quality_rank")

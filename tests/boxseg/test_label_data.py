@@ -195,14 +195,6 @@ def test_grabcut_finds_a_plain_object_and_leaves_a_box_without_background(tmp_pa
     assert found.quality[0] == pytest.approx((16 / 24) ** 2)
 
 
-def test_two_annotations_of_one_id_are_refused(data, tmp_path):
-    def twice(content):
-        content["annotations"].append(content["annotations"][0])
-
-    with pytest.raises(DataError, match="own id"):
-        label_all(bent(data, tmp_path, twice), BOXES, tmp_path / "out")
-
-
 @pytest.mark.parametrize(("first", "second"), [("[1]", ""), ("rubbish", ""), ("{}", '{"image": 3}'), ("{}", "rubbish")])
 def test_a_damaged_journal_is_told_with_its_line(tmp_path, first, second):
     (tmp_path / JOURNAL).write_text(f"{first}\n{second}\n" if second else f"{first}\n")

@@ -157,8 +157,9 @@ def test_other_files_are_no_decisions(data, labels, tmp_path, decisions):
 
 def test_sources_are_compared_with_one_another_and_with_the_drawn_masks(data):
     drawn = label_sources.one_by_one(label_sources.from_file(data.source.annotations, data))
-    *_, comparison = compare_sources(data, {"box": label_sources.one_by_one(label_sources.from_boxes), "drawn": drawn})
-    agreement, against = comparison.agreement(), comparison.against_drawn()
+    sources = {"box": label_sources.one_by_one(label_sources.from_boxes), "drawn": drawn}
+    compared = compare_sources(data, sources, range(len(data)))
+    agreement, against = compared["agreement"], compared["drawn"]
     assert agreement["box"]["box"] == agreement["drawn"]["drawn"] == pytest.approx(1)
     assert agreement["box"]["drawn"] == pytest.approx(against["box"]["iou"])
     assert against["drawn"]["iou"] == pytest.approx(1)
