@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boxseg.data.outlines import encode_rle
-from boxseg.errors import ConfigError
-
-BOX_FIELDS = ("id", "image_id", "category_id", "bbox", "iscrowd")
-"""What an annotation without its mask keeps."""
 
 
 @dataclass
@@ -34,14 +30,30 @@ class CocoSplit:
     def add_image(self, file_name: str, size: tuple[int, int]) -> None:
         """The next image, (height, width) in pixels; objects added from now on are in it."""
         number = len(self.content["images"]) + 1
-        entry = {"id": number, "file_name": file_name, "height": size[0], "width": size[1]}
+        entry = {"id": number, "file_name": file_name, "width": size[1], "height": size[0]}
         self.content["images"].append(entry)
 
     def add_object(
-        self, label: int, box: Sequence[float], mask: NDArray[np.bool_] | None = None, *, crowd: bool = False
+        self,
+        label: int,
+        *,
+        box: Sequence[float] | None = None,
+        mask: NDArray[np.bool_] | None = None,
+        crowd: bool = False,
     ) -> None:
-        """An object of the last image: label from 0, x1 y1 x2 y2 in pixels, bool (h, w) where there is a mask."""
-        x1, y1, x2, y2 = map(float, box)
+        """An object of the last image.
+
+        Args:
+            label: Class, from 0.
+            box: x1 y1 x2 y2 in pixels; if left out, the one around the mask.
+            mask: Bool (h, w), where there is one; not empty.
+            crowd: Whether it is a region that is neither trained on nor evaluated.
+        """
+        if box is None:
+            assert mask is not None
+            rows, columns = (np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (1, 0))
+            box = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+        x1, y1, x2, y2 = box
         entry: dict[str, Any] = {
             "id": len(self.content["annotations"]) + 1,
             "image_id": len(self.content["images"]),
@@ -51,7 +63,7 @@ class CocoSplit:
             "iscrowd": int(crowd),
         }
         if mask is not None:
-            entry |= {"area": float(mask.sum()), "segmentation": encode_rle(mask)}
+            entry |= {"area": int(mask.sum()), "segmentation": encode_rle(mask)}
         self.content["annotations"].append(entry)
 
 
@@ -66,38 +78,3 @@ def join_splits(splits: Sequence[CocoSplit]) -> CocoSplit:
             for each in split.content["annotations"]
         ]
     return joined
-
-
-def merge_classes(content: dict[str, Any], merged: Mapping[str, Sequence[str]]) -> None:
-    """Make one class of several, in place.
-
-    Args:
-        content: COCO instances.
-        merged: Name of the new class, or of one that is there -> classes that become it. It has the id of the first of
-            them, in the order of the file.
-
-    Raises:
-        ConfigError: there is no class of a name.
-    """
-    new_name = {old: new for new, olds in merged.items() for old in olds}
-    names = [category["name"] for category in content["categories"]]
-    for name in new_name:
-        if name not in names:
-            raise ConfigError(f"--merge: there is no class {name!r}; there are {', '.join(sorted(set(names)))}")
-    ids: dict[str, int] = {}
-    id_of = {}
-    for category in content["categories"]:
-        name = new_name.get(category["name"], category["name"])
-        id_of[category["id"]] = ids.setdefault(name, category["id"])
-        category["name"] = name
-    content["categories"] = [each for each in content["categories"] if ids[each["name"]] == each["id"]]
-    for annotation in content["annotations"]:
-        annotation["category_id"] = id_of[annotation["category_id"]]
-
-
-def drop_masks(content: dict[str, Any]) -> None:
-    """Leave nothing but boxes in the annotations, in place: what is trained on them has seen no mask."""
-    content["annotations"] = [
-        {name: each[name] for name in BOX_FIELDS if name in each} | {"area": float(each["bbox"][2]) * each["bbox"][3]}
-        for each in content["annotations"]
-    ]

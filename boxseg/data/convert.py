@@ -16,18 +16,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import scipy.io
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io.matlab import MatReadError
-from scipy.optimize import linear_sum_assignment
 
 from boxseg.data.checks import is_inside, read_whole
 from boxseg.data.coco_split import CocoSplit
 from boxseg.data.fix import clean_content
 from boxseg.data.yolo import convert_yolo
 from boxseg.errors import DataError
-from boxseg.ops.boxes import box_iou
 
 Format = Literal["coco", "voc", "sbd", "cityscapes", "yolo"]
 
@@ -43,8 +40,6 @@ CITYSCAPES_CLASSES = {
 VOID = 255
 """VOC's border pixels, which belong to no object."""
 VOC_LIST = "ImageSets/Segmentation/train.txt"
-MIN_MATCH = 0.5
-"""IoU of a VOC box and the box around a mask from which on they are one object."""
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +82,7 @@ def convert_voc(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
     """Pascal VOC: segmented images with their masks, and all images with their boxes.
 
     The first take masks and classes from `SegmentationObject` and `SegmentationClass`, and tight boxes. The second take
-    the boxes of `Annotations`, each with the mask that fits it best where the image is segmented. Boxes count pixels
-    from 1 and include their last one.
+    the boxes of `Annotations`, which count pixels from 1 and include their last one.
 
     A folder without `ImageSets`, as annotation tools write it, becomes one split named `all`: its classes are those
     that occur, by name, and its boxes are corners in pixels from 0, as these tools write them.
@@ -146,25 +140,15 @@ def convert_cityscapes(source: Path, exclude: frozenset[str]) -> dict[str, CocoS
 
 def _convert_voc_folder(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
     paths = sorted((source / "Annotations").glob("*.xml")) or sorted(source.glob("*.xml"))
-    objects: dict[Path, tuple[str, tuple[int, int], list[tuple[str, list[float]]]]] = {}
-    for path in paths:
-        if path.stem not in exclude:
-            try:
-                root = ElementTree.parse(path).getroot()
-                size = (int(_number(root, "size/height")), int(_number(root, "size/width")))
-                boxes = [(_text(each, "name"), _corners(each)) for each in root.iter("object")]
-            except (OSError, ElementTree.ParseError, ValueError) as error:
-                raise DataError(f"{path}: is not an annotation of VOC: {error} (correct or remove it)") from error
-            objects[path] = (root.findtext("filename") or f"{path.stem}.jpg", size, boxes)
-    names = sorted({name for _, _, boxes in objects.values() for name, _ in boxes})
-    first = next(iter(objects.values()), ("", (0, 0), []))[0]
-    folders = [source / "JPEGImages", source / "images", source]
-    split = CocoSplit(next((folder for folder in folders if first and (folder / first).is_file()), source), names)
-    for file_name, size, boxes in objects.values():
+    images = [_read_voc(path) for path in paths if path.stem not in exclude]
+    names = sorted({name for _, _, objects in images for name, _, _ in objects})
+    folders = [source / "JPEGImages", source / "images"]
+    split = CocoSplit(next((each for each in folders if images and (each / images[0][0]).is_file()), source), names)
+    for file_name, size, objects in images:
         split.add_image(file_name, size)
-        for name, box in boxes:
-            split.add_object(names.index(name), box)
-    return _require({"all": split} if objects else {}, source, f"{VOC_LIST} and no *.xml", "VOC2012")
+        for name, box, _ in objects:
+            split.add_object(names.index(name), box=box)
+    return _require({"all": split} if images else {}, source, f"{VOC_LIST} and no *.xml", "VOC2012")
 
 
 CONVERTERS: dict[Format, Callable[[Path, frozenset[str]], dict[str, CocoSplit]]] = {
@@ -180,42 +164,42 @@ CONVERTERS: dict[Format, Callable[[Path, frozenset[str]], dict[str, CocoSplit]]]
 def _add_voc_masks(split: CocoSplit, source: Path, stem: str) -> None:
     classes = _read_ids(source / "SegmentationClass" / f"{stem}.png")
     split.add_image(f"{stem}.jpg", classes.shape)
-    for mask in _voc_masks(source / "SegmentationObject" / f"{stem}.png"):
+    numbers = _read_ids(source / "SegmentationObject" / f"{stem}.png")
+    for number in sorted(set(np.unique(numbers).tolist()) - {0, VOID}):
+        mask = numbers == number
         category = int(np.bincount(classes[mask] % VOID).argmax())
         if not 1 <= category <= len(VOC_CLASSES):
             raise DataError(f"{source}: {stem} has an object of class number {category}; VOC's classes are 1 … 20")
-        split.add_object(category - 1, _tight_box(mask), mask)
+        split.add_object(category - 1, mask=mask)
 
 
 def _add_voc_boxes(split: CocoSplit, source: Path, stem: str) -> None:
     path = source / "Annotations" / f"{stem}.xml"
+    _, size, objects = _read_voc(path)
+    split.add_image(f"{stem}.jpg", size)
+    for name, (x1, y1, x2, y2), is_difficult in objects:
+        if name not in VOC_CLASSES:
+            rule = f"class {name!r} is none of {', '.join(VOC_CLASSES)}"
+            raise DataError(f"{path}: is not an annotation of VOC: {rule} (unpack the archive again)")
+        split.add_object(VOC_CLASSES.index(name), box=[x1 - 1, y1 - 1, x2, y2], crowd=is_difficult)
+
+
+def _read_voc(path: Path) -> tuple[str, tuple[int, int], list[tuple[str, list[float], bool]]]:
+    """File name and (height, width) of an image; name, corners and whether it is difficult of each object."""
     try:
         root = ElementTree.parse(path).getroot()
-        size = (_number(root, "size/height"), _number(root, "size/width"))
-        objects = [(_label(each), _voc_box(each), each.findtext("difficult") == "1") for each in root.iter("object")]
+        size = (int(_number(root, "size/height")), int(_number(root, "size/width")))
+        objects = [
+            (
+                _text(each, "name"),
+                [_number(each, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")],
+                each.findtext("difficult") == "1",
+            )
+            for each in root.iter("object")
+        ]
     except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"{path}: is not an annotation of VOC: {error} (unpack the archive again)") from error
-    split.add_image(f"{stem}.jpg", (int(size[0]), int(size[1])))
-    picture = source / "SegmentationObject" / f"{stem}.png"
-    mask_of = _match([box for _, box, _ in objects], _voc_masks(picture) if picture.is_file() else [])
-    for index, (label, box, difficult) in enumerate(objects):
-        split.add_object(label, box, mask_of.get(index), crowd=difficult)
-
-
-def _label(entry: ElementTree.Element) -> int:
-    name = entry.findtext("name")
-    if name not in VOC_CLASSES:
-        raise ValueError(f"class {name!r} is none of {', '.join(VOC_CLASSES)}")
-    return VOC_CLASSES.index(name)
-
-
-def _voc_box(entry: ElementTree.Element) -> list[float]:
-    x1, y1, x2, y2 = _corners(entry)
-    return [x1 - 1, y1 - 1, x2, y2]
-
-
-def _corners(entry: ElementTree.Element) -> list[float]:
-    return [_number(entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+        raise DataError(f"{path}: is not an annotation of VOC: {error} (correct or remove it)") from error
+    return root.findtext("filename") or f"{path.stem}.jpg", size, objects
 
 
 def _number(entry: ElementTree.Element, place: str) -> float:
@@ -232,22 +216,6 @@ def _text(entry: ElementTree.Element, place: str) -> str:
     return text
 
 
-def _voc_masks(path: Path) -> list[NDArray[np.bool_]]:
-    """Masks of a picture of object numbers."""
-    numbers = _read_ids(path)
-    return [numbers == number for number in np.unique(numbers) if number not in (0, VOID)]
-
-
-def _match(boxes: list[list[float]], masks: list[NDArray[np.bool_]]) -> dict[int, NDArray[np.bool_]]:
-    """Index of a box -> the mask that fits it; each mask goes to one box, so that the sum of all IoUs is largest."""
-    if not boxes or not masks:
-        return {}
-    found = torch.tensor([_tight_box(mask) for mask in masks])
-    overlap = box_iou(torch.tensor(boxes), found).numpy()
-    pairs = zip(*linear_sum_assignment(-overlap), strict=True)
-    return {int(box): masks[mask] for box, mask in pairs if overlap[box, mask] >= MIN_MATCH}
-
-
 def _add_sbd_image(split: CocoSplit, path: Path) -> None:
     try:
         truth = scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)["GTinst"]
@@ -260,7 +228,7 @@ def _add_sbd_image(split: CocoSplit, path: Path) -> None:
     for number, category in enumerate(classes.tolist(), start=1):
         mask = numbers == number
         if mask.any():
-            split.add_object(int(category) - 1, _tight_box(mask), mask)
+            split.add_object(int(category) - 1, mask=mask)
 
 
 def _add_cityscapes_image(split: CocoSplit, path: Path, file_name: str) -> None:
@@ -270,8 +238,7 @@ def _add_cityscapes_image(split: CocoSplit, path: Path, file_name: str) -> None:
     for number in np.flatnonzero(np.bincount(ids.ravel())).tolist():
         label_id, is_group = (number, True) if number < 1000 else (number // 1000, False)
         if label_id in label_of:
-            mask = ids == number
-            split.add_object(label_of[label_id], _tight_box(mask), mask, crowd=is_group)
+            split.add_object(label_of[label_id], mask=ids == number, crowd=is_group)
 
 
 def _read_ids(path: Path) -> NDArray[np.int64]:
@@ -281,12 +248,6 @@ def _read_ids(path: Path) -> NDArray[np.int64]:
             return np.asarray(picture).astype(np.int64)
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: the picture cannot be read: {error} (unpack the archive again)") from error
-
-
-def _tight_box(mask: NDArray[np.bool_]) -> list[float]:
-    """x1 y1 x2 y2 around the True pixels of bool (h, w)."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
 
 
 def _listed(path: Path, exclude: frozenset[str]) -> Iterable[str]:

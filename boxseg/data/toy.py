@@ -9,14 +9,13 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from boxseg.config import CocoSource, Shape, ToyConfig
+from boxseg.data.coco_split import CocoSplit
 
 DRAWING_VERSION = 2
 """Part of the folder's digest; raise it whenever the same settings would give other pictures."""
@@ -100,40 +99,19 @@ def draw_scene(
 
 def _write_dataset(folder: Path, settings: ToyConfig) -> None:
     (folder / "annotations").mkdir(parents=True)
-    for split_index, (split, count) in enumerate((("train", settings.train_images), ("val", settings.val_images))):
-        (folder / split).mkdir()
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
+    for number, (name, count) in enumerate((("train", settings.train_images), ("val", settings.val_images))):
+        (folder / name).mkdir()
+        split = CocoSplit(folder / name, settings.shapes)
         for index in range(count):
-            rng = np.random.default_rng([settings.seed, split_index, index])
+            rng = np.random.default_rng([settings.seed, number, index])
             picture, objects = draw_scene(rng, settings.size, settings.shapes, settings.max_turn)
-            name = f"{index:06d}.png"
-            Image.fromarray(picture).save(folder / split / name, compress_level=1)
-            images.append({"id": index + 1, "file_name": name, "width": settings.size, "height": settings.size})
+            Image.fromarray(picture).save(folder / name / f"{index:06d}.png", compress_level=1)
+            split.add_image(f"{index:06d}.png", (settings.size, settings.size))
             for label, mask in objects:
-                annotations.append(_annotation(len(annotations) + 1, index + 1, label, mask))
-        content = {
-            "info": {"description": f"boxseg toy shapes, {split}, seed {settings.seed}"},
-            "images": images,
-            "annotations": annotations,
-            "categories": [{"id": label + 1, "name": name} for label, name in enumerate(settings.shapes)],
-        }
-        (folder / "annotations" / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
-
-
-def _annotation(annotation_id: int, image_id: int, label: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
-    left, top = int(columns[0]), int(rows[0])
-    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {
-        "id": annotation_id,
-        "image_id": image_id,
-        "category_id": label + 1,
-        "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
-        "area": int(mask.sum()),
-        "iscrowd": 0,
-        "segmentation": {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")},
-    }
+                split.add_object(label, mask=mask)
+        info = {"description": f"boxseg toy shapes, {name}, seed {settings.seed}"}
+        content = {"info": info, **split.content}
+        (folder / "annotations" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def _rename_unless_present(draft: Path, final: Path) -> None:

@@ -178,11 +178,11 @@ def _add_line(split: CocoSplit, numbers: list[float], size: tuple[int, int]) -> 
         raise ValueError(f"there are {len(shares)} finite numbers after the class")
     if len(shares) == 4:
         x, y, width, height = (shares * [size[1], size[0], size[1], size[0]]).tolist()
-        split.add_object(label, [x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+        split.add_object(label, box=[x - width / 2, y - height / 2, x + width / 2, y + height / 2])
         return
     points = shares.reshape(-1, 2) * [size[1], size[0]]
     mask = decode_segmentation([points.ravel().tolist()], size)
-    split.add_object(label, [*points.min(axis=0), *points.max(axis=0)], mask)
+    split.add_object(label, box=[*points.min(axis=0).tolist(), *points.max(axis=0).tolist()], mask=mask)
 
 
 def _label_path(image: Path) -> Path:

@@ -133,13 +133,6 @@ def import_(
         list[Path] | None,
         typer.Option("--exclude", metavar="FILE.json", help="Leave out the images of this file; may be repeated."),
     ] = None,
-    merge: Annotated[
-        list[str] | None,
-        typer.Option("--merge", metavar="NEW=A,B,…", help="Make one class of several; may be repeated."),
-    ] = None,
-    without_masks: Annotated[
-        bool, typer.Option("--drop-masks", help="Leave nothing but boxes: training has then seen no mask.")
-    ] = False,
     images: Images = None,
     as_json: AsJson = False,
 ) -> None:
@@ -148,35 +141,20 @@ def import_(
     Of a COCO file the sound entries are taken over with all their fields, and boxes are cut to their image.
     """
     from boxseg.data.checks import read_well_formed
-    from boxseg.data.coco_split import drop_masks, merge_classes
     from boxseg.data.convert import convert
 
-    merged = dict(map(_parse_merge, merge or ()))
     listed = [entry for path in exclude or () for entry in read_well_formed(path, whole=False)["images"]]
     splits = convert(source, format_name, exclude=frozenset(Path(entry["file_name"]).stem for entry in listed))
     if images is not None or format_name == "coco":
         folder = find_source(source, images).images
         for split in splits.values():
             split.images = folder
-    for split in splits.values():
-        if merged:
-            merge_classes(split.content, merged)
-        if without_masks:
-            drop_masks(split.content)
     if format_name == "coco" and (output / source.name).exists():
         raise ConfigError(f"--output {output}: {source.name} is there already; name another folder, or remove it")
     _write_splits({name: split.content for name, split in splits.items()}, output)
     _print_sources(
         {name: (split.images.absolute(), output / f"{name}.json") for name, split in splits.items()}, as_json
     )
-
-
-def _parse_merge(text: str) -> tuple[str, list[str]]:
-    new, sign, olds = text.partition("=")
-    names = [name.strip() for name in olds.split(",")]
-    if not sign or not new.strip() or not all(names):
-        raise ConfigError(f"--merge {text}: the new class and what becomes it are needed, as in animal=cat,dog")
-    return new.strip(), names
 
 
 @app.command()

@@ -141,7 +141,7 @@ COMMANDS = {
     "stats": ["data", "stats", "{file}"],
     "stats json": ["data", "stats", "{file}", "--json"],
     "split": ["data", "split", "{file}", "--output", "out", "--val", "0.5"],
-    "import": ["data", "import", "{file}", "--from", "coco", "--output", "out", "--merge", "x=ant", "--drop-masks"],
+    "import": ["data", "import", "{file}", "--from", "coco", "--output", "out"],
     "export": ["data", "export", "{file}", "--images", "{images}", "--to", "yolo", "--output", "out"],
     "label": ["label", "{file}", "--images", "{images}", "--source", "box", "--output", "out"],
     "label from masks": ["label", "{file}", "--images", "{images}", "--source", "file:{file}", "--output", "out"],
