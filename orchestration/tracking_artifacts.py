@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from orchestration.files import digest
-from orchestration.learning_curves import draw_learning_curves
 from orchestration.run_folder import RunFolder
 from orchestration.tracking_model import better_network, log_model, register_model
 
@@ -22,6 +22,13 @@ MAX_CHECKPOINT_BYTES = 500 * 1024**2
 SETTINGS = ("config.yaml", "environment.json", "changes.diff")
 RESULTS = (*SETTINGS, "status.json", "journal.jsonl", "table.md", "traceback.txt")
 RESULT_FOLDERS = ("evaluation", "report")
+CURVES = {
+    "losses": ("train/loss",),
+    "validation": ("val/mask_ap", "val/box_ap", "val/teacher_mask_ap", "val/student_mask_ap"),
+    "pseudo masks": ("qam/",),
+}
+"""Title -> how the names of the metrics begin that are drawn together."""
+CURVES_PICTURE = "evaluation/learning_curves.png"
 
 logger = logging.getLogger("boxseg.tracking")
 
@@ -51,6 +58,31 @@ def try_learning_curves(folder: RunFolder) -> None:
         draw_learning_curves(folder)
     except Exception as error:
         logger.warning("no learning curves of %s: %s: %s", folder.path, type(error).__name__, error)
+
+
+def draw_learning_curves(folder: RunFolder) -> Path | None:
+    """Write `evaluation/learning_curves.png` in a run's folder; None where nothing was reported."""
+    from matplotlib.figure import Figure
+
+    curves = {name: folder.history(name) for name in sorted(folder.stored().metrics)}
+    reported = [name for name, points in curves.items() if points]
+    groups = {title: [name for name in reported if name.startswith(starts)] for title, starts in CURVES.items()}
+    groups = {title: names for title, names in groups.items() if names}
+    if not groups:
+        return None
+    figure = Figure(figsize=(4.8 * len(groups), 4.0), dpi=100, layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+        for name in names:
+            steps, values = zip(*curves[name], strict=True)
+            axes.plot(steps, values, marker=".", markersize=3, linewidth=1, label=name)
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    path = folder.path / CURVES_PICTURE
+    path.parent.mkdir(exist_ok=True)
+    scratch = path.with_name(f".{path.stem}-{os.getpid()}.png")
+    figure.savefig(scratch)
+    return scratch.rename(path)
 
 
 def copy_checkpoint(client: MlflowClient, folder: RunFolder, checkpoint: Path, state: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from boxseg.errors import BoxSegError
 from boxseg.files import STORAGE_FAULTS
-from orchestration.cli import config, data, doctor, evaluate, export, jobs, label, predict, report, runs, train, ui
+from orchestration.cli import config, data, doctor, evaluate, jobs, label, runs, train, ui
 from orchestration.cli.output import say
 from orchestration.errors import ExitCode, exit_code_for
 
@@ -38,12 +38,12 @@ app = typer.Typer(
 app.command()(train.train)
 app.command()(train.sweep)
 app.command()(label.label)
-app.command()(predict.predict)
+app.command()(evaluate.predict)
 app.command("eval")(evaluate.evaluate)
-app.command()(export.export)
+app.command()(evaluate.export)
 app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
-app.command()(report.report)
+app.command()(runs.report)
 app.add_typer(config.app, name="config")
 app.add_typer(jobs.app, name="jobs")
 app.command()(ui.ui)

@@ -1,21 +1,27 @@
-"""`boxseg eval`: how good a run is on a data set."""
+"""`boxseg eval`, `boxseg predict`, `boxseg export`: what a trained run is used for."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from boxseg.errors import ConfigError, DataError
 from orchestration.cli.data import Images, find_source
-from orchestration.cli.open_run import Run, open_predictor
 from orchestration.cli.output import AsJson, Device, Storage, print_json, print_pairs, print_table, say
 
 if TYPE_CHECKING:
     from boxseg.data.coco import CocoBoxes
     from boxseg.engine.evaluate import CocoScores, ImageResult
+    from boxseg.predict import Predictor
 
+RUN_HELP = "Trained run: its id or folder, best:SWEEP, or a checkpoint folder."
+Run = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
 WORST = 20
+ENDINGS = {"onnx": "onnx", "torchscript": "pt", "safetensors": "safetensors"}
 
 
 def evaluate(
@@ -95,3 +101,127 @@ def _print(shown: dict[str, Any]) -> None:
         print_pairs([("agreement of masks (mean IoU)", other["agreement"])])
     if "worst" in shown:
         print_pairs([("worst images", shown["worst"])])
+
+
+def predict(
+    run: Run,
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE…", help="Images, folders of images, videos, quoted patterns.")
+    ],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where to write.")] = Path("predictions"),
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Leave out detections below this score.")] = 0.3,
+    overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Draw a PNG of each image.")] = True,
+    every: Annotated[int, typer.Option("--every", min=1, metavar="N", help="Of a video, every N-th frame.")] = 1,
+    device: Device = "auto",
+    storage: Storage = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Find objects in images: boxes, masks and scores as COCO JSON, and pictures of them.
+
+    Writes predictions.coco.json and overlays/ to --output; --json prints the former. Damaged files are named and
+    skipped.
+    """
+    from boxseg.files import write_atomic
+    from boxseg.predict_files import count_pictures, find_image_files, join_coco, predict_files, read_pictures
+    from orchestration.progress import counted
+
+    paths = find_image_files(sources)
+    total = count_pictures(paths, every=every)
+    predictor = open_predictor(run, storage=storage, device=device)
+    output.mkdir(parents=True, exist_ok=True)
+    parts, skipped = [], 0
+    pictures = read_pictures(paths, every=every)
+    found = predict_files(predictor, pictures, min_score=min_score, overlays=output / "overlays" if overlays else None)
+    for _, result in counted(found, total, what="images"):
+        if isinstance(result, DataError):
+            say(f"skipped: {result}")
+            skipped += 1
+        else:
+            parts.append(result)
+    if not parts:
+        raise DataError(f"none of {len(paths)} files could be read; name image files (see `boxseg predict --help`)")
+    content = join_coco(predictor, parts)
+    path = output / "predictions.coco.json"
+    write_atomic(path, json.dumps(content))
+    if as_json:
+        print_json(content)
+    else:
+        counts = [("images", len(parts)), ("skipped", skipped)]
+        print_pairs([*counts, ("detections", len(content["annotations"])), ("written", path)])
+
+
+def export(
+    run: Run,
+    form: Annotated[Literal["onnx", "torchscript", "safetensors"], typer.Option("--format", help="What to write.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="File to write; model.onnx and the like if left out."),
+    ] = None,
+    storage: Storage = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Write the network of a run for use without boxseg, and check that the file does what the network does.
+
+    A JSON file beside it names classes, sizes and the mean colour; docs/deploy.md shows how to use both.
+    """
+    _require_exportable(checkpoint_of(run, storage), form)  # before anything slow is loaded
+    from boxseg.export import export_network
+
+    path = output or Path(f"model.{ENDINGS[form]}")
+    about = export_network(open_predictor(run, storage=storage, device="cpu"), form, path)
+    if as_json:
+        print_json(about | {"file": path})
+    else:
+        shown = ("difference", "seconds", "torch_seconds")
+        print_pairs([("file", path), *((name.replace("_", " "), about[name]) for name in shown if name in about)])
+
+
+def _require_exportable(checkpoint: Path, form: str) -> None:
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # damage is told by what opens it
+        kind = json.loads((checkpoint / "about.json").read_bytes())["config"]["model"]["kind"]
+        if kind != "condinst" and form != "safetensors":
+            raise ConfigError(
+                f"{checkpoint}: --format {form} takes networks of model.kind condinst, this one is {kind}; "
+                "--format safetensors takes any, `boxseg predict` and `boxseg label` run it"
+            )
+
+
+def checkpoint_of(run: str, storage: Path) -> Path:
+    """The folder of the best checkpoint of a run.
+
+    Raises:
+        ConfigError: there is no such run, or it has no checkpoint yet.
+    """
+    if (Path(run) / "about.json").exists():
+        return Path(run).resolve()
+    from orchestration.run_folder import find_run
+
+    folder = find_run(storage, run).best_checkpoint
+    if not (folder / "about.json").exists():
+        raise ConfigError(f"{run}: {folder} has no checkpoint yet; a run writes one at its first evaluation")
+    return folder.resolve()
+
+
+def open_predictor(run: str, *, storage: Path, device: str) -> Predictor:
+    """The better network of a run, ready to use."""
+    from boxseg.predict import Predictor
+
+    return Predictor(checkpoint_of(run, storage), device=find_device(device))
+
+
+def find_device(name: str) -> str:
+    """The device that a name means: `auto` is a GPU where there is one.
+
+    Raises:
+        ConfigError: torch does not know the device, or has none here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        raise ConfigError(f"--device {name} cannot be used: {cause}; use auto, cpu, cuda or cuda:N") from error
+    return name

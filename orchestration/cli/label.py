@@ -12,7 +12,7 @@ import typer
 
 from boxseg.errors import ConfigError, DataError
 from orchestration.cli.data import Images, find_source
-from orchestration.cli.open_run import RUN_HELP, open_predictor
+from orchestration.cli.evaluate import RUN_HELP, open_predictor
 from orchestration.cli.output import AsJson, Device, Storage, print_json, print_pairs, print_table, say
 
 if TYPE_CHECKING:

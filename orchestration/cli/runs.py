@@ -1,4 +1,4 @@
-"""`boxseg runs`: what is kept under a storage folder."""
+"""`boxseg runs` and `boxseg report`: what is kept under a storage folder."""
 
 from __future__ import annotations
 
@@ -96,6 +96,26 @@ def compare(
     typer.echo("")
     states = [("status", *(run.status for run in found.runs)), ("step", *(run.step for run in found.runs))]
     print_table(("metric", *ids), [*states, *((name, *map(_told, each)) for name, each in found.metrics.items())])
+
+
+def report(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Sweep id or its folder.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Where to write; default: report/ in its folder.")
+    ] = None,
+    storage: Storage = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Write a page about a sweep, finished or not: ranking, importance, curves, masks, cost, failures."""
+    from orchestration.report import write_report
+    from orchestration.run_folder import find_run
+
+    folder = find_run(storage, sweep)
+    page = write_report(folder.path, output)
+    if as_json:
+        print_json({"id": folder.path.name, "report": page})
+    else:
+        typer.echo(page)
 
 
 def _told(each: Measured) -> str | None:

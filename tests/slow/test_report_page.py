@@ -7,8 +7,7 @@ import synthetic
 from browser import open_browser
 from PIL import Image, ImageDraw
 
-from orchestration.report import write_report
-from orchestration.report_data import read_sweep
+from orchestration.report import read_sweep, write_report
 
 pytestmark = pytest.mark.slow
 

@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 
 from orchestration.config import RunSpec, dump_resolved
-from orchestration.learning_curves import draw_learning_curves
 from orchestration.run_folder import RunFolder, RunStatus
+from orchestration.tracking_artifacts import draw_learning_curves
 
 
 def make_run(path) -> RunFolder:
