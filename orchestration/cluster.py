@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import socket
@@ -130,35 +131,30 @@ def shortages_told() -> Iterator[None]:
 def _tell_shortages(ended: threading.Event) -> None:
     import ray
 
-    waits = Waits()
+    since: dict[str, float] = {}
     while not ended.wait(LOOK_S):
         with contextlib.suppress(Exception):  # Ray is going, or does not answer: others notice that
             groups = ray.util.placement_group_table()
-            late = waits.update({id: group["bundles"] for id, group in groups.items() if is_waiting(group)})
-            for bundles in late:
-                told = describe_shortage(list(bundles.values()), ray.available_resources(), ray.cluster_resources())
+            for id in find_late(since, groups, time.monotonic()):
+                bundles = list(groups[id]["bundles"].values())
+                told = describe_shortage(bundles, ray.available_resources(), ray.cluster_resources())
                 sys.stderr.write(f"{told}{os.linesep}")
 
 
-def is_waiting(group: Mapping[str, Any]) -> bool:
-    """Whether a group of workers, as Ray's table has it, has no places yet."""
-    return group["state"] in ("PENDING", "RESCHEDULING")
+def find_late(since: dict[str, float], groups: Mapping[str, Mapping[str, Any]], now: float) -> list[str]:
+    """Ids of groups of workers that have waited for their places too long, each once in a row.
 
-
-class Waits:
-    """Since when groups of workers wait."""
-
-    def __init__(self) -> None:
-        self._since: dict[str, float] = {}
-        self._told: set[str] = set()
-
-    def update(self, waiting: Mapping[str, Any]) -> list[Any]:
-        """Take note of who waits now; gives those of which it has become too long, each once."""
-        now = time.monotonic()
-        self._since = {id: self._since.get(id, now) for id in waiting}
-        late = [id for id, since in self._since.items() if now - since >= PENDING_S and id not in self._told]
-        self._told.update(late)
-        return [waiting[id] for id in late]
+    Args:
+        since: When each began to wait [s]; brought up to date, and infinite for those that were told.
+        groups: Ray's table of them.
+        now: The time [s].
+    """
+    waiting = [id for id, group in groups.items() if group["state"] in ("PENDING", "RESCHEDULING")]
+    for id in since.keys() - set(waiting):
+        del since[id]
+    late = [id for id in waiting if now - since.setdefault(id, now) >= PENDING_S]
+    since.update(dict.fromkeys(late, math.inf))
+    return late
 
 
 def describe_shortage(bundles: Sequence[Resources], free: Resources, total: Resources) -> str:
@@ -169,10 +165,7 @@ def describe_shortage(bundles: Sequence[Resources], free: Resources, total: Reso
         free: What the cluster has free.
         total: What the cluster has.
     """
-    need: dict[str, float] = {}
-    for bundle in bundles:
-        for name, amount in bundle.items():
-            need[name] = need.get(name, 0) + amount
+    need = {name: sum(bundle.get(name, 0) for bundle in bundles) for bundle in bundles for name in bundle}
     parts = [
         f"{amount:g} {name} ({free.get(name, 0):g} of {total.get(name, 0):g} free)" for name, amount in need.items()
     ]

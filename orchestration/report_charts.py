@@ -77,8 +77,14 @@ def draw_parallel(table: SweepTable, space: dict[str, Domain]) -> bytes:
     names = table.names
     figure, axes = _figure(max(5.2, 1.3 * (len(names) + 1)), 4.2)
     axes.grid(visible=False)
-    places = np.column_stack([*(_axis(axes, at, name, rows, space) for at, name in enumerate(names)), _ends(rows)])
-    _axis_labels(axes, len(names), [(0.0, show(min(_values(rows)))), (1.0, show(max(_values(rows))))])
+    columns = []
+    for at, name in enumerate(names):
+        heights, ticks = scale_values([row.values.get(name) for row in rows], space.get(name))
+        columns.append(heights)
+        _draw_axis(axes, at, ticks)
+    columns.append(scale_values(_values(rows), None)[0])
+    _draw_axis(axes, len(names), [(0.0, show(min(_values(rows)))), (1.0, show(max(_values(rows))))])
+    places = np.column_stack(columns)
     finished = np.array([row.status == "finished" for row in rows])
     lines = np.stack([np.broadcast_to(np.arange(len(names) + 1.0), places.shape), places], axis=-1)
     axes.add_collection(LineCollection(list(lines[~finished]), colors=GREY, alpha=0.35, linewidths=0.8))
@@ -97,22 +103,11 @@ def draw_parallel(table: SweepTable, space: dict[str, Domain]) -> bytes:
     return _png(figure)
 
 
-def _axis(axes: Axes, at: int, name: str, rows: list[TrialRow], space: dict[str, Domain]) -> NDArray[np.float64]:
-    """Draw the axis of a setting; gives the heights of the trials on it."""
-    positions, ticks = scale_values([row.values.get(name) for row in rows], space.get(name))
-    _axis_labels(axes, at, ticks)
-    return positions
-
-
-def _axis_labels(axes: Axes, at: int, ticks: list[tuple[float, str]]) -> None:
+def _draw_axis(axes: Axes, at: int, ticks: list[tuple[float, str]]) -> None:
     axes.axvline(at, color="#555555", linewidth=1)
     for height, text in ticks[:: math.ceil(len(ticks) / MAX_TICKS)]:
         box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
         axes.text(at + 0.04, height, text[:14], fontsize=9, va="center", bbox=box, zorder=5)
-
-
-def _ends(rows: list[TrialRow]) -> NDArray[np.float64]:
-    return scale_values(_values(rows), None)[0]
 
 
 def scale_values(values: list[Any], domain: Domain | None) -> tuple[NDArray[np.float64], list[tuple[float, str]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 import subprocess
 import zipfile
@@ -12,22 +11,11 @@ from pathlib import Path
 
 from boxseg.errors import ConfigError
 
-SECRET_NAMES = (
-    *(".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "*.keytab", "*_token", "*.token"),
-    *(
-        "id_rsa*",
-        "id_dsa*",
-        "id_ecdsa*",
-        "id_ed25519*",
-        ".netrc",
-        ".pgpass",
-        ".pypirc",
-        ".htpasswd",
-        ".git-credentials",
-    ),
-    *("credentials", "credentials.*", "secret", "secret.*", "secrets", "secrets.*", "kubeconfig", "token", "token.txt"),
+SECRET_NAME = re.compile(
+    r"\.env(\..*)?|.*\.(pem|key|p12|pfx|jks|kdbx|keytab|token)|.*_token|token(\.txt)?|id_(rsa|dsa|ecdsa|ed25519).*"
+    r"|\.(netrc|pgpass|pypirc|htpasswd|git-credentials)|(credentials|secrets?)(\..*)?|kubeconfig"
 )
-HARMLESS_NAMES = ("*.example", "*.sample", "*.template", "*.pub", "*.py")
+HARMLESS_ENDS = (".example", ".sample", ".template", ".pub", ".py")
 SECRET_TEXT = re.compile(
     rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
     rb"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}\b|\bglpat-[\w-]{20}|\bxox[abp]-[\w-]{10,}"
@@ -69,14 +57,22 @@ def find_files(root: Path, *, tracked_only: bool = True) -> Upload:
 
     Args:
         root: Folder whose files they are.
-        tracked_only: Take what git tracks, as it is now; false: every file, but nothing of git's own.
+        tracked_only: Refuse a folder where git tracks nothing; false: take every file there, but nothing of git's own.
 
     Raises:
         ConfigError: no such folder, git does not know it, it holds nothing, or a link leads out of it.
     """
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder; name the one that the job needs with --working-dir")
-    names = _tracked(root) if tracked_only else _all(root)
+    names = _tracked(root)
+    if not names and tracked_only:
+        raise ConfigError(
+            f"{root}: git tracks no files here, so it is unclear what belongs to the job; `git init` and `git add` the "
+            "files, or name a folder to upload as a whole with --working-dir"
+        )
+    if not names:
+        paths = (path.relative_to(root) for path in sorted(root.rglob("*")))
+        names = [path for path in paths if ".git" not in path.parts and "__pycache__" not in path.parts]
     for name in names:
         if not (root / name).resolve().is_relative_to(root.resolve()):
             raise ConfigError(
@@ -127,35 +123,14 @@ def _suspicion(path: Path, token: str | None) -> str | None:
     if SECRET_TEXT.search(content):
         return "holds a key or token"
     name = path.name.lower()
-    harmless = any(fnmatch.fnmatchcase(name, pattern) for pattern in HARMLESS_NAMES)
-    named_so = any(fnmatch.fnmatchcase(name, pattern) for pattern in SECRET_NAMES)
-    return "by its name" if named_so and not harmless else None
+    return "by its name" if SECRET_NAME.fullmatch(name) and not name.endswith(HARMLESS_ENDS) else None
 
 
-def is_tracked(folder: Path) -> bool:
-    """Whether git tracks files below a folder."""
-    try:
-        return bool(_git_files(folder))
-    except (OSError, subprocess.SubprocessError):
-        return False
-
-
-def _tracked(root: Path) -> list[Path]:
-    try:
-        return _git_files(root)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(
-            f"{root} is not in a git checkout, so it is unclear what belongs to the job; `git init` and `git add` the "
-            "files, or name a folder to upload as a whole with --working-dir"
-        ) from error
-
-
-def _git_files(folder: Path) -> list[Path]:
+def _tracked(folder: Path) -> list[Path]:
+    """Files below a folder that git tracks; none where it knows nothing of the folder."""
     command = ["git", "-C", str(folder), "ls-files", "-z", "--recurse-submodules"]
-    listing = subprocess.run(command, capture_output=True, timeout=60, check=True).stdout
+    try:
+        listing = subprocess.run(command, capture_output=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
     return [Path(name.decode()) for name in listing.split(b"\0") if name]
-
-
-def _all(root: Path) -> list[Path]:
-    paths = (path.relative_to(root) for path in sorted(root.rglob("*")))
-    return [path for path in paths if ".git" not in path.parts and "__pycache__" not in path.parts]

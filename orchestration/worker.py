@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -111,8 +111,8 @@ def train_here(
     folder = RunFolder(payload.folder)
     while True:
         try:
-            reporter = FileReporter(folder, payload, rank=rank, alone=alone, send=send, taken_away=taken_away)
-            _train_once(payload, folder, reporter, device=device, alone=alone)
+            reporter = FileReporter(folder, payload, rank, alone, send, taken_away)
+            _train_once(reporter, device)
             return
         except Exception as error:
             if not alone or folder.stored().is_final or isinstance(error, PreemptedError):
@@ -121,12 +121,13 @@ def train_here(
         _free_memory()
 
 
-def _train_once(payload: Payload, folder: RunFolder, reporter: FileReporter, *, device: str, alone: bool) -> None:
+def _train_once(reporter: FileReporter, device: str) -> None:
+    payload, folder = reporter.payload, reporter.folder
     status = folder.stored()
     if status.status in ("stopped", "interrupted"):
         return  # Ray tries again after any error, and may do so after a stop; the end stays
     failure = status.failure
-    if status.status == "failed" and failure and failure.rule.policy == "stop" and (alone or failure.is_ours):
+    if status.status == "failed" and failure and failure.rule.policy == "stop" and (reporter.alone or failure.is_ours):
         return
     if status.steps and status.step >= status.steps:
         reporter.finish(status.step, status.metrics)
@@ -203,6 +204,7 @@ def _train(payload: Payload, reporter: FileReporter, device: str, *, accumulate:
     )
 
 
+@dataclass
 class FileReporter:
     """Writes reports to the run's folder (rank 0) and passes evaluations to Ray (every rank).
 
@@ -210,32 +212,24 @@ class FileReporter:
     its last evaluation and its end.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        payload: Payload,
-        *,
-        rank: int,
-        alone: bool = True,
-        send: Send | None,
-        taken_away: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self._folder = folder
-        self._payload = payload
-        self.rank = rank
-        self._send = send
-        self._alone = alone
-        self._taken_away = taken_away
-        self._system = SystemMeter()
-        self._looked = 0.0
-        self._stop = False
+    folder: RunFolder
+    payload: Payload
+    rank: int = 0
+    alone: bool = True
+    """Whether this is the only process of the run."""
+    send: Send | None = None
+    taken_away: Callable[[], bool] = lambda: False
+    """Tells whether a machine will go soon; asked equally often on every rank."""
+    _system: SystemMeter = field(default_factory=SystemMeter)
+    _looked: float = 0.0
+    _stop: bool = False
 
     def on_step(self, report: StepReport) -> None:
         """Write the means of some steps, and now and then what this process takes from its machine."""
         if self.rank == 0:
-            self._folder.report(report.step, report.metrics)
+            self.folder.report(report.step, report.metrics)
             if system := self._system.sample():
-                self._folder.append_metrics(report.step, system)
+                self.folder.append_metrics(report.step, system)
 
     def on_eval(self, report: EvalReport) -> None:
         """Write an evaluation and tell Ray.
@@ -243,44 +237,44 @@ class FileReporter:
         Raises:
             ConfigError: the metric that decides is not among those evaluated.
         """
-        metric = self._payload.metric
+        metric = self.payload.metric
         if metric is not None and metric not in report.metrics:
             raise ConfigError(
                 f"sweep.metric {metric} is not reported; choose one of {', '.join(sorted(report.metrics))}"
             )
         if self.rank == 0:
-            self._folder.report(report.step, report.metrics, is_best=report.is_best)
-        if report.step < self._payload.spec.train.steps:
+            self.folder.report(report.step, report.metrics, is_best=report.is_best)
+        if report.step < self.payload.spec.train.steps:
             self._pass_on(report.step, report.metrics)
 
     def should_stop(self) -> bool:
         """True once somebody asked for a stop in the run's folder, or a machine will be taken away."""
         due = time.monotonic() - self._looked > STOP_POLL_S
-        leaving = (due or not self._alone) and self._taken_away()  # other ranks would wait for this one
+        leaving = (due or not self.alone) and self.taken_away()  # other ranks would wait for this one
         if due and not self._stop:
-            self._stop = self._folder.stop_requested()
+            self._stop = self.folder.stop_requested()
             self._looked = time.monotonic()
         return self._stop or leaving
 
     def repeat_last(self) -> None:
         """Tell Ray again of the last evaluation before a resume: what it made of it may have gone with the driver."""
-        metric = self._payload.metric
+        metric = self.payload.metric
         if metric is not None:
-            for step, value in self._folder.history(metric)[-1:]:
+            for step, value in self.folder.history(metric)[-1:]:
                 self._pass_on(step, {metric: value})
 
     def finish(self, step: int, metrics: dict[str, float]) -> None:
         """Write the end before Ray hears of it: a scheduler may kill this process as soon as it knows."""
         if self.rank == 0:
-            self._folder.finish("finished")
+            self.folder.finish("finished")
         self._pass_on(step, metrics)
 
     def _pass_on(self, step: int, metrics: dict[str, float]) -> None:
         """Tell Ray; a deciding metric that is not finite becomes the worst value."""
-        if self._send is None:
+        if self.send is None:
             return
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        metric = self._payload.metric
+        metric = self.payload.metric
         if metric is not None and metric not in finite:
-            finite[metric] = -1e9 if self._payload.mode == "max" else 1e9
-        self._send({**finite, "step": step})
+            finite[metric] = -1e9 if self.payload.mode == "max" else 1e9
+        self.send({**finite, "step": step})

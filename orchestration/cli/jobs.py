@@ -62,10 +62,10 @@ def submit(
     """
     from orchestration.access import read_token
     from orchestration.jobs import Cluster
-    from orchestration.upload import check_upload, find_files, is_tracked
+    from orchestration.upload import check_upload, find_files
 
     root = (working_dir or Path.cwd()).absolute()
-    upload = find_files(root, tracked_only=working_dir is None or is_tracked(root))
+    upload = find_files(root, tracked_only=working_dir is None)
     name, folder, arguments = _prepare(context, command, upload, storage)
     check_upload(upload, limit=int(max_mb * 1e6), allowed=allow or [], token=read_token())
     cluster = Cluster(address, insecure=insecure)

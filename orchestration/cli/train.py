@@ -177,15 +177,9 @@ def _print_plan(spec: RunSpec, as_json: bool) -> None:
 def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
     epochs = "" if plan.epochs is None else f", {plan.epochs:.3g} epochs"
     concurrency = "as many as the cluster holds" if plan.concurrency is None else f"{plan.concurrency} at a time"
-    time = plan.time_basis
-    if plan.seconds is not None:
-        time = f"about {show_duration(plan.seconds)}, {plan.time_basis}"
-    memory = plan.gpu_basis
-    if plan.gpu_bytes is not None:
-        memory = f"about {show_bytes(plan.gpu_bytes)} for each worker, {plan.gpu_basis}"
-    disk = plan.disk_basis
-    if plan.disk_bytes is not None:
-        disk = f"about {show_bytes(plan.disk_bytes)}, as measured in {plan.disk_basis}"
+    time = "" if plan.seconds is None else f"about {show_duration(plan.seconds)}, "
+    memory = "" if plan.gpu_bytes is None else f"about {show_bytes(plan.gpu_bytes)} for each worker, "
+    disk = "" if plan.disk_bytes is None else f"about {show_bytes(plan.disk_bytes)}, as measured in "
     return [
         (plan.kind, plan.name),
         ("train data", _data_line(plan.train)),
@@ -193,9 +187,9 @@ def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
         ("trials", f"{plan.trials}, {concurrency}" if plan.kind == "sweep" else plan.trials),
         ("workers", f"{plan.workers} in each trial" if plan.kind == "sweep" else plan.workers),
         ("steps", f"{plan.steps}{epochs}"),
-        ("time", time),
-        *([("GPU memory", memory)] if memory else []),
-        ("disk", f"{disk}; {show_bytes(plan.free_bytes)} free"),
+        ("time", time + plan.time_basis),
+        *([("GPU memory", memory + plan.gpu_basis)] if plan.gpu_basis else []),
+        ("disk", f"{disk}{plan.disk_basis}; {show_bytes(plan.free_bytes)} free"),
         ("storage", plan.storage),
     ]
 

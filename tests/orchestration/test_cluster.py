@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-import orchestration.cluster
-from orchestration.cluster import Waits, describe_shortage, is_waiting, look_at_storage
+from orchestration.cluster import describe_shortage, find_late, look_at_storage
 
 
 def test_a_shortage_names_the_resource_and_the_amounts():
@@ -21,26 +18,15 @@ def test_what_is_free_on_several_nodes_only_is_told_as_such():
     assert told.endswith("not together on the nodes")
 
 
-def test_each_group_is_told_once_after_a_minute(monkeypatch: pytest.MonkeyPatch):
-    now = [0.0]
-    monkeypatch.setattr(orchestration.cluster.time, "monotonic", lambda: now[0])
-    waits = Waits()
-    assert waits.update({"a": "A"}) == []
-    now[0] = 59.0
-    assert waits.update({"a": "A", "b": "B"}) == []
-    now[0] = 61.0
-    assert waits.update({"a": "A", "b": "B"}) == ["A"]
-    now[0] = 100.0
-    assert waits.update({"a": "A"}) == []
-    now[0] = 200.0
-    assert waits.update({"b": "B"}) == [], "it had its places in between"
-
-
-def test_groups_with_places_do_not_wait():
-    assert [is_waiting({"state": state}) for state in ("PENDING", "RESCHEDULING", "CREATED", "REMOVED")] == [
-        *(True, True),
-        *(False, False),
-    ]
+def test_each_group_is_told_once_after_a_minute():
+    a, b = {"a": {"state": "PENDING"}}, {"b": {"state": "RESCHEDULING"}}
+    has_places = {"c": {"state": "CREATED"}, "d": {"state": "REMOVED"}}
+    since: dict[str, float] = {}
+    assert find_late(since, a | has_places, now=0.0) == []
+    assert find_late(since, a | b | has_places, now=59.0) == []
+    assert find_late(since, a | b | has_places, now=61.0) == ["a"]
+    assert find_late(since, a | has_places, now=100.0) == []
+    assert find_late(since, b | has_places, now=200.0) == [], "it had its places in between"
 
 
 def test_a_node_copies_the_probe_or_tells_why_not(tmp_path: Path):
