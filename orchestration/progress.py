@@ -100,13 +100,13 @@ class SweepProgress(Progress):
         """Show what is new; trials that ended before cost next to nothing."""
         rows = [row for row in table.rows if self._ended.get(row.id) != row.status]
         new = {row.id: self._look(row) for row in rows}
-        self._ended |= {row.id: row.status for row in rows if row.is_ended}
+        self._ended |= {row.id: row.status for row in rows if row.is_final}
         left = time_left(self._seconds_left(table))
         for row in rows:
             for report in new[row.id]:
                 self._passing(f"{row.label} step {report.step}/{row.steps}  {headline(report.metrics)}{left}")
-            if row.is_ended:
-                self._passing(f"{row.label} {row.status}  {row.outcome}  {row.settings}")
+            if row.is_final:
+                self._passing(f"{row.label} {row.status}  {row.outcome}  {row.description}")
         if self._console.is_terminal:
             caption = f"{self._name}: {len(self._ended)}/{self._planned} trials ended, {self._elapsed()}{left}"
             self._show(render_table(table, caption=caption, most=max(self._console.height - 8, 4)))
@@ -117,7 +117,7 @@ class SweepProgress(Progress):
         reports = trail.new()
         if trail.step_s is not None:
             self._paces[row.id] = trail.step_s
-        if row.is_ended:
+        if row.is_final:
             del self._trails[row.id]
             if row.seconds is not None and row.status in ("finished", "stopped"):
                 self._took[row.id] = row.seconds
@@ -128,7 +128,7 @@ class SweepProgress(Progress):
         if not self._paces:
             return None
         usual_pace = statistics.fmean(self._paces.values())
-        working = [row for row in table.rows if not row.is_ended]
+        working = [row for row in table.rows if not row.is_final]
         self._at_once = max(self._at_once, len(working))
         left = [self._paces.get(row.id, usual_pace) * (row.steps - row.step) for row in working]
         took = self._took.values()

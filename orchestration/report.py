@@ -121,7 +121,7 @@ def draw_charts(record: SweepRecord, study: ImportanceStudy) -> dict[str, Pictur
     if best is not None and table.names:
         alt = (
             f"Parallel coordinates: a line for each trial across {', '.join(table.names)} and {table.metric}; "
-            f"the best has {best.settings}."
+            f"the best has {best.description}."
         )
         drawn["parallel"] = (report_charts.draw_parallel(table, record.spec.sweep.space), alt)
     if study.settings:
@@ -216,7 +216,7 @@ class SweepRecord:
     @property
     def is_over(self) -> bool:
         """True once all planned trials have ended."""
-        return sum(row.is_ended for row in self.table.rows) >= self.status.steps
+        return sum(row.is_final for row in self.table.rows) >= self.status.steps
 
     @property
     def rungs(self) -> list[float]:
@@ -294,8 +294,9 @@ def cost_of(record: SweepRecord) -> Cost:
 
 def panel_of(row: TrialRow) -> Path | None:
     """The picture of a trial's best evaluation, or of its latest one; None where none was drawn."""
-    pictures = sorted((row.folder / "samples").glob("step-*.png"))
-    of_best = row.folder / "samples" / f"step-{row.best_step or 0:08d}.png"
+    samples = Path(row.folder) / "samples"
+    pictures = sorted(samples.glob("step-*.png"))
+    of_best = samples / f"step-{row.best_step or 0:08d}.png"
     return of_best if of_best in pictures else pictures[-1] if pictures else None
 
 
@@ -309,7 +310,7 @@ def commands_for(record: SweepRecord) -> list[tuple[str, str]]:
     commands.append(("the whole sweep once more", f"boxseg sweep {config}"))
     best = record.table.best()
     if best is not None:
-        folder = _quoted(best.folder)
+        folder = _quoted(Path(best.folder))
         commands.append(("the best trial once more", f"boxseg train --from-run {folder}"))
         commands.append(("masks of the best trial", f"boxseg predict {folder} IMAGES"))
     if len(record.spec.sweep.seeds) == 1:

@@ -343,7 +343,7 @@ class Sweep:
             self.folder.update(step=self.ended)
         else:
             self.folder.append_metrics(self.ended, {**best.metrics, "sweep/trials_ended": self.ended})
-            self.folder.update(step=self.ended, metrics=best.metrics, best=best.metrics, best_run=best.folder.name)
+            self.folder.update(step=self.ended, metrics=best.metrics, best=best.metrics, best_run=best.id)
 
     def trial_lost(self, number: int, error: BaseException | None) -> None:
         """Note that Tune starts a trial's process again; with less memory if that was short."""

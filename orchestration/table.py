@@ -6,43 +6,34 @@ import json
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
 
 from orchestration.config import SweepSpec
-from orchestration.failures import Failure
-from orchestration.run_folder import FINAL, RunFolder, Status
+from orchestration.run_folder import RunFolder, RunStatus
 
 STYLES = {"finished": "green", "failed": "red", "stopped": "yellow", "running": "cyan", "interrupted": "magenta"}
 
 
 @dataclass(frozen=True)
-class TrialRow:
-    """One trial."""
+class TrialRow(RunStatus):
+    """The state of one trial; `metrics` are those of its best evaluation, or the latest where it has none."""
 
-    id: str
-    folder: Path
-    values: dict[str, Any]
-    """Settings that the sweep varies."""
-    seed: int
-    status: Status
-    step: int
-    steps: int
-    value: float | None
+    value: float | None = None
     """Deciding metric of the best evaluation; None before the first."""
-    failure: Failure | None = None
-    """Why it failed; while it runs, why it was started again."""
-    retries: list[str] = field(default_factory=list)
-    """Why it was started again by itself."""
-    seconds: float | None = None
-    """How long it took, its start included; None before its end."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """All metrics of the best evaluation, or the latest ones where the deciding one is not among those."""
-    best_step: int | None = None
-    """Step of the best evaluation."""
+
+    @property
+    def seed(self) -> int:
+        """Its `train.seed`."""
+        return int(self.tags.get("seed", 0))
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took, its start included; None before its end."""
+        return self.ended - self.created if self.ended else None
 
     @property
     def label(self) -> str:
@@ -50,19 +41,9 @@ class TrialRow:
         return f"trial {self.id.rsplit('-', 1)[-1]}"
 
     @property
-    def settings(self) -> str:
-        """The varied settings in one line."""
-        return describe(self.values)
-
-    @property
     def key(self) -> str:
         """The varied settings as text that is the same for all seeds."""
         return json.dumps(self.values, sort_keys=True, default=str)
-
-    @property
-    def is_ended(self) -> bool:
-        """True once nothing works on the trial."""
-        return self.status in FINAL
 
     @property
     def outcome(self) -> str:
@@ -135,23 +116,9 @@ def read_table(folder: Path, spec: SweepSpec, known: Mapping[str, TrialRow] | No
 
 def read_row(folder: Path, spec: SweepSpec) -> TrialRow:
     """The row of a trial's folder as it is now."""
-    status = RunFolder(folder).status()
-    values = status.best if spec.sweep.metric in status.best else status.metrics
-    return TrialRow(
-        id=status.id,
-        folder=folder,
-        values=status.values,
-        seed=int(status.tags.get("seed", 0)),
-        status=status.status,
-        step=status.step,
-        steps=status.steps,
-        value=values.get(spec.sweep.metric),
-        failure=status.failure,
-        retries=status.retries,
-        seconds=status.ended - status.created if status.ended else None,
-        metrics=values,
-        best_step=status.best_step,
-    )
+    status, metric = RunFolder(folder).status(), spec.sweep.metric
+    metrics = status.best if metric in status.best else status.metrics
+    return TrialRow(**{**vars(status), "metrics": metrics, "value": metrics.get(metric)})
 
 
 class EndedTrials:
@@ -182,7 +149,7 @@ def render_table(table: SweepTable, *, caption: str | None = None, most: int | N
     """For a terminal; of more than `most` trials those at work and the best."""
     best = table.best()
     if most is not None and len(table.rows) > most:
-        order = sorted(table.ranked(), key=lambda row: row is not best and row.is_ended)
+        order = sorted(table.ranked(), key=lambda row: row is not best and row.is_final)
         caption = f"… {len(order) - most} more trials\n{caption or ''}"
         table = replace(table, rows=order[:most])
     drawn = Table(caption=caption, caption_justify="left")

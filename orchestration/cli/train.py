@@ -154,7 +154,7 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
     pairs += [("report", result.report or result.folder / "table.md")]
     if result.best is not None:
         best = result.best
-        pairs += [("best trial", f"{best.id}: {spec.sweep.metric} {best.outcome} with {best.settings}")]
+        pairs += [("best trial", f"{best.id}: {spec.sweep.metric} {best.outcome} with {best.description}")]
         pairs += [("checkpoint", result.best_checkpoint)]
     pairs += [("MLflow", spec.tracking.uri or f"boxseg ui --storage {spec.storage}")]
     print_pairs(pairs)

@@ -21,11 +21,13 @@ class Trials:
         folder.mkdir(exist_ok=True)
         with RunFolder(folder).metrics_path.open("a") as file:
             file.write(json.dumps({"step": step, "time": time, "metrics": {"train/loss": 1.0}}) + "\n")
-        self._rows[number] = TrialRow(f"x-{number:02d}", folder, {}, 0, "running", step, 100, None)
+        self._rows[number] = self._row(number, status="running", step=step)
 
     def end(self, number: int, status: str, step: int, seconds: float) -> None:
-        folder = self._storage / str(number)
-        self._rows[number] = TrialRow(f"x-{number:02d}", folder, {}, 0, status, step, 100, 0.5, seconds=seconds)
+        self._rows[number] = self._row(number, status=status, step=step, ended=seconds, value=0.5)
+
+    def _row(self, number: int, **state) -> TrialRow:
+        return TrialRow(f"x-{number:02d}", "x", folder=str(self._storage / str(number)), steps=100, **state)
 
     def seconds_left(self) -> float | None:
         table = SweepTable("m", "max", list(self._rows.values()))

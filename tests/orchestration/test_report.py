@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def seeded(tmp_path_factory) -> Path:
 
 
 def row(number: int, value: float | None, status="finished", seed: int = 0, **values) -> TrialRow:
-    return TrialRow(f"x-{number:02d}", Path(f"/x/{number}"), values, seed, status, 1, 1, value)
+    about = {"folder": f"/x/{number}", "values": values, "tags": {"seed": str(seed)}, "step": 1, "steps": 1}
+    return TrialRow(f"x-{number:02d}", "x", status=status, value=value, **about)
 
 
 def table_of(*groups: list[float]) -> SweepTable:
@@ -177,7 +179,7 @@ def test_the_commands_name_files_that_load(tmp_path, monkeypatch):
 
 def test_panels_are_those_of_the_best_evaluation(tmp_path):
     trial = row(0, 0.5)
-    trial = TrialRow(**{**vars(trial), "folder": tmp_path, "best_step": 80})
+    trial = replace(trial, folder=str(tmp_path), best_step=80)
     assert panel_of(trial) is None
     (tmp_path / "samples").mkdir()
     for step in (160, 240):
@@ -190,8 +192,8 @@ def test_panels_are_those_of_the_best_evaluation(tmp_path):
 def test_the_best_and_the_median_trial_show_their_masks(tmp_path):
     folder = synthetic.write_sweep(tmp_path, settings=3, asha=False)
     for trial in read_sweep(folder).table.rows:
-        (trial.folder / "samples").mkdir()
-        Image.new("RGB", (916, 60), "red").save(trial.folder / "samples/step-00000240.png")
+        Path(trial.folder, "samples").mkdir()
+        Image.new("RGB", (916, 60), "red").save(Path(trial.folder, "samples/step-00000240.png"))
     text = write_report(folder).read_text()
     assert re.findall(r'alt="The (best|median) trial', text) == ["best", "median"]
 

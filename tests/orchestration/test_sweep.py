@@ -31,7 +31,8 @@ def make_driver(storage: Path, **settings) -> Sweep:
 
 
 def make_row(number: int, value: float | None, status: str = "finished", seed: int = 0, **values) -> TrialRow:
-    return TrialRow(f"x-{number:02d}", Path(f"/x/{number}"), values or {"qam.k_top": number}, seed, status, 1, 1, value)
+    about = {"values": values or {"qam.k_top": number}, "tags": {"seed": str(seed)}, "step": 1, "steps": 1}
+    return TrialRow(f"x-{number:02d}", "x", status=status, value=value, **about)
 
 
 def test_a_trial_has_its_own_settings_values_seed_and_parent(tmp_path):
@@ -88,7 +89,7 @@ def test_the_end_of_a_trial_costs_as_much_after_twenty_others_as_after_three(tmp
         sweep.close_trial(number, "stopped")
         sweep.table()
         costs.append(len(read))
-        assert sweep.folder.stored().best_run == read_table(sweep.folder.path, sweep.plan.spec).best().folder.name
+        assert sweep.folder.stored().best_run == read_table(sweep.folder.path, sweep.plan.spec).best().id
     assert costs[3:] == [costs[3]] * 21
 
 

@@ -153,7 +153,7 @@ def test_a_lost_trial_process_is_replaced_too(storage):
     spec = SweepSpec.model_validate(make_values(storage, sweep=sweep))
     result = run_sweep(spec, train_fn=make_training_that_dies_once(), progress=False)
     assert [row.status for row in result.table.rows] == ["finished"]
-    assert starting_steps(result.best.folder) == ["0", "20"]
+    assert starting_steps(Path(result.best.folder)) == ["0", "20"]
 
 
 def test_two_workers_train_together_and_a_failure_keeps_its_class(storage):

@@ -26,10 +26,10 @@ def page(tmp_path_factory) -> Path:
     """A report with everything in it: seeds, stops, a failure, importance, pictures."""
     folder = synthetic.write_sweep(tmp_path_factory.mktemp("sweep"), settings=25, seeds=2)
     for row in read_sweep(folder).table.rows:
-        (row.folder / "samples").mkdir()
+        Path(row.folder, "samples").mkdir()
         picture = Image.new("RGB", (916, 240), "white")
         ImageDraw.Draw(picture).ellipse((20, 20, 200, 200), fill="steelblue")
-        picture.save(row.folder / "samples" / f"step-{row.step:08d}.png")
+        picture.save(Path(row.folder, "samples") / f"step-{row.step:08d}.png")
     return write_report(folder)
 
 
