@@ -9,7 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -76,21 +76,13 @@ def write_environment(folder: RunFolder, *, device: str) -> None:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
-        "packages": dict(sorted(_packages())),
+        "packages": dict(sorted((each.name, each.version) for each in distributions() if each.name)),
     }
     if device.startswith("cuda"):
         import torch
 
         found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     write_atomic(folder.path / "environment.json", json.dumps(found, indent=1))
-
-
-def _packages() -> Iterator[tuple[str, str]]:
-    """Name and version by the folder names of what is installed, which takes no time to read."""
-    for place in sys.path:
-        for path in Path(place or ".").glob("*.dist-info"):
-            name, _, version = path.stem.rpartition("-")
-            yield name, version
 
 
 def _cpu() -> str:

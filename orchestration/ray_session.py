@@ -144,14 +144,9 @@ def _connect(spec: RunSpec, private: Path) -> None:
             f"the Ray cluster at {_address(spec)} does not answer or refuses us: {error}; check resources.address and "
             "RAY_ADDRESS, and for a cluster with tokens RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         ) from error
-    finally:
-        _take_back(on_term)
-
-
-def _take_back(on_term: Any) -> None:
-    """Hear SIGTERM as before: Ray's own handler aborts the process three seconds later, whatever it still saves."""
-    if on_term is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_term)
+    finally:  # Ray's own handler aborts the process three seconds after a SIGTERM, whatever it still saves
+        if on_term is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_term)
 
 
 def _check_room(spec: RunSpec, nodes: list[dict[str, float]]) -> None:

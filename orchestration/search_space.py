@@ -81,12 +81,8 @@ def asha_rungs(spec: SweepSpec) -> list[float]:
     return rungs
 
 
-def make_no_scheduler(spec: SweepSpec) -> None:
-    """Every trial runs to its end."""
-
-
 TRIAL_SCHEDULERS: dict[str, Callable[[SweepSpec], TrialScheduler | None]] = {
-    "none": make_no_scheduler,
+    "none": lambda spec: None,
     "asha": make_asha,
     "hyperband": make_hyperband,
     "median": make_median,

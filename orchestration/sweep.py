@@ -98,22 +98,16 @@ class SweepPlan:
         return Payload(spec, folder, self.data_root, metric=sweep.metric, mode=sweep.mode, train_fn=self.train_fn)
 
 
-@dataclass(frozen=True)
-class SweepStart:
-    """How a sweep starts where there is one of its name."""
-
-    resume: bool = False
-    """Go on with the newest one, which was interrupted."""
-    retry_failed: bool = False
-    """So too if it has ended, and run again what failed for a reason that may have gone."""
-    beside: bool = False
-    """Start another one even though the newest one was interrupted or is running."""
+Start = Literal["resume", "retry_failed", "beside"]
+"""What to do where there is a sweep of the same name: go on with the newest one, which was interrupted; so too if it
+has ended, and run again what failed for a reason that may have gone; start another one even though it is interrupted
+or running."""
 
 
 def run_sweep(
     spec: SweepSpec,
     *,
-    start: SweepStart = SweepStart(),
+    start: Start | None = None,
     max_failures: int | None = None,
     train_fn: TrainFn | None = None,
     progress: bool = True,
@@ -122,7 +116,7 @@ def run_sweep(
 
     Args:
         spec: All settings.
-        start: What to do about an earlier sweep of this name.
+        start: What to do about an earlier sweep of this name; null: refuse to start beside an interrupted one.
         max_failures: End as after a signal once so many trials have failed; null: go on.
         train_fn: The training loop; null: that of boxseg.
         progress: Show progress on stderr.
@@ -144,7 +138,7 @@ def run_sweep(
         folder.open(status, dump_resolved(spec))
         write_changes(folder)
         tracker = Tracker(storage, spec.name, uri=spec.tracking.uri, logs=folder.logs)
-        past = read_past(folder, spec.sweep.metric, retry_failed=start.retry_failed)
+        past = read_past(folder, spec.sweep.metric, retry_failed=start == "retry_failed")
         sweep = Sweep(SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn), tags, tracker, past)
         sweep.max_failures = max_failures
         with tracked(tracker, folder), StopSignals() as signals:
@@ -165,24 +159,24 @@ SWEEP_MAY_CHANGE = ("sweep.concurrency", "train.panels", "data.loader_workers")
 """Settings that a resumed sweep may have otherwise, besides those of `resources`, `storage` and `tracking`."""
 
 
-def find_sweep(spec: SweepSpec, start: SweepStart) -> RunFolder | None:
+def find_sweep(spec: SweepSpec, start: Start | None = None) -> RunFolder | None:
     """The sweep to go on with; None for a new one.
 
     Raises:
         ConfigError: the newest sweep of this name runs, or was interrupted and nobody said what to do about it; or it
             cannot be resumed.
     """
-    folder = None if start.beside else newest_sweep(spec.storage.absolute(), spec.name)
+    folder = None if start == "beside" else newest_sweep(spec.storage.absolute(), spec.name)
     ended = folder is None or folder.stored().status in ENDED
-    if folder is not None and start.resume:
+    if folder is not None and start == "resume":
         ended = is_concluded(folder)  # one that ended by a fault of its driver can go on too
-    if folder is None or (ended and not start.retry_failed):
-        if start.resume or start.retry_failed:
-            what = "there is no sweep" if start.retry_failed else "no interrupted sweep"
+    if folder is None or (ended and start != "retry_failed"):
+        if start in ("resume", "retry_failed"):
+            what = "there is no sweep" if start == "retry_failed" else "no interrupted sweep"
             raise ConfigError(f"{what} {spec.name} under {spec.storage}; start one without --resume and --retry-failed")
         return None
     with driving(folder):
-        if not start.resume and not start.retry_failed:
+        if start is None:
             raise ConfigError(
                 f"sweep {folder.path.name} was interrupted; go on with it by --resume, or start another one beside it "
                 "with --new"

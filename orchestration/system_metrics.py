@@ -17,8 +17,7 @@ class SystemMeter:
 
     def __init__(self, every_s: float = EVERY_S) -> None:
         self._every_s = every_s
-        self._process = psutil.Process()
-        self._cpu_s = self._cpu_time()
+        self._cpu_s, _ = _measure()
         self._at = time.monotonic()
         self._first = True
 
@@ -32,29 +31,23 @@ class SystemMeter:
         passed = time.monotonic() - self._at
         if passed < self._every_s and not (self._first and passed > 0):
             return {}
-        cpu_s = self._cpu_time()
-        found = {"system/cpu_percent": max(100 * (cpu_s - self._cpu_s) / passed, 0.0)}
+        cpu_s, memory = _measure()
+        found = {"system/cpu_percent": max(100 * (cpu_s - self._cpu_s) / passed, 0.0), "system/memory_mb": memory}
         self._cpu_s, self._at, self._first = cpu_s, time.monotonic(), False
-        memory = 0
-        for process in self._processes():
-            with contextlib.suppress(psutil.Error):
-                memory += process.memory_info().rss
-        found["system/memory_mb"] = memory / 2**20
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():
             found["system/gpu_memory_mb"] = torch.cuda.max_memory_reserved() / 2**20
         return found
 
-    def _processes(self) -> list[psutil.Process]:
-        return [self._process, *self._process.children(recursive=True)]
 
-    def _cpu_time(self) -> float:
-        """Seconds of all living processes; those that have ended count with this one."""
-        total = 0.0
-        own = self._process.cpu_times()
-        total += own.children_user + own.children_system
-        for process in self._processes():
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                total += times.user + times.system
-        return total
+def _measure() -> tuple[float, float]:
+    """CPU time [s] and memory [MiB] of all living processes; the time of those that have ended counts with this one."""
+    own = psutil.Process()
+    ended = own.cpu_times()
+    cpu_s, memory = ended.children_user + ended.children_system, 0.0
+    for process in [own, *own.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            cpu_s += times.user + times.system
+            memory += process.memory_info().rss / 2**20
+    return cpu_s, memory

@@ -344,14 +344,8 @@ def make_note(folder: RunFolder, status: RunStatus) -> str:
         lines += markdown_table(read_table(folder.path, spec)).splitlines()
     elif status.description:
         lines.append(status.description)
-    kept, size = [], 0
-    for line in lines:
-        size += len(line) + 1
-        if size > MAX_TEXT - 20:
-            kept.append("\n…")
-            break
-        kept.append(line)
-    return "\n".join(kept)
+    text = "\n".join(lines)
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 20].rpartition("\n")[0] + "\n\n…"
 
 
 def _parent(folder: RunFolder, status: RunStatus) -> RunFolder:
@@ -364,7 +358,8 @@ def _describe(
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
     run_id = state["run_id"]
-    params = {name: value for name, value in read_params(folder).items() if name != "tracking.uri"}  # may hold a secret
+    params = params_of(folder.config_path.read_text())
+    params.pop("tracking.uri")  # may hold a secret
     for part in _parts(list(params.items()), PARAMS_PER_CALL):
         client.log_batch(run_id, params=[Param(name, str(value)[:MAX_TEXT]) for name, value in part])
     if "data_fingerprint" in status.tags:
@@ -389,11 +384,6 @@ def _save_comparison(client: MlflowClient, experiment_id: str, folder: RunFolder
         metric=sweep["metric"],
         mode=sweep["mode"],
     )
-
-
-def read_params(folder: RunFolder) -> dict[str, str | int | float | bool]:
-    """The settings in `config.yaml` by dotted name; those of a sweep too."""
-    return params_of(folder.config_path.read_text())
 
 
 def params_of(config: str) -> dict[str, str | int | float | bool]:

@@ -23,7 +23,7 @@ from orchestration.origin import check_repeatable, provenance, write_changes
 from orchestration.progress import RunProgress
 from orchestration.ray_session import start_ray
 from orchestration.run_folder import RunFolder, RunStatus, find_run, new_id, own_process
-from orchestration.tracking import Tracker, params_of, read_params
+from orchestration.tracking import Tracker, params_of
 from orchestration.worker import Payload, TrainFn, train_here, train_worker
 
 POLL_S = 0.25
@@ -117,7 +117,7 @@ def check_same_settings(spec: RunSpec, folder: RunFolder, may_change: Sequence[s
     Raises:
         ConfigError: names the settings, both values and the way out.
     """
-    before, now = read_params(folder), params_of(dump_resolved(spec))
+    before, now = params_of(folder.config_path.read_text()), params_of(dump_resolved(spec))
     differing = [
         f"{name} {value} (the {folder.stored().kind} has {before[name]})"
         for name, value in now.items()

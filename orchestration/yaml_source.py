@@ -192,8 +192,6 @@ def _read_text(path: Path) -> str:
         beside = sorted(other.name for other in path.parent.glob("*.y*ml"))
         hint = f"{path.parent} has: {', '.join(beside)}" if beside else "give the path of an experiment file"
         raise ConfigError(f"{path}: no such file; {hint}") from error
-    except UnicodeDecodeError as error:
-        rule = "an experiment file is YAML in UTF-8"
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); {rule}") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of an experiment file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 text, byte {error.start}"
+        raise ConfigError(f"{path}: cannot be read ({reason}); give the path of an experiment file") from error

@@ -100,9 +100,9 @@ def sweep(
     check(spec)
     from orchestration.failures import error_of
     from orchestration.run_folder import RunFolder
-    from orchestration.sweep import SweepStart, run_sweep
+    from orchestration.sweep import Start, run_sweep
 
-    start = SweepStart(resume=resume, retry_failed=retry_failed, beside=new)
+    start: Start | None = "beside" if new else "retry_failed" if retry_failed else "resume" if resume else None
     result = run_sweep(spec, start=start, max_failures=1 if fail_fast else max_failures)
     if as_json:
         print_json(_sweep_as_json(spec, result))

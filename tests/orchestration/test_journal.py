@@ -12,7 +12,7 @@ from orchestration.failures import Failure
 from orchestration.journal import driving, newest_sweep, read_past
 from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.search_space import PastTrial, Trial
-from orchestration.sweep import SweepStart, find_sweep
+from orchestration.sweep import find_sweep
 
 SWEEP_ID = "20260101-000000-aaaa"
 TRIALS = [Trial(number, {"qam.k_top": number + 1}, 7) for number in range(4)]
@@ -84,47 +84,47 @@ def test_the_newest_sweep_counts(tmp_path):
 
 def test_a_name_whose_sweep_was_interrupted_needs_a_word(tmp_path):
     spec = make_spec(tmp_path)
-    assert find_sweep(spec, SweepStart()) is None
+    assert find_sweep(spec) is None
     with pytest.raises(ConfigError, match="no interrupted sweep toy"):
-        find_sweep(spec, SweepStart(resume=True))
+        find_sweep(spec, "resume")
     folder = make_sweep(tmp_path)
     with pytest.raises(ConfigError, match=r"was interrupted; go on with it by --resume, or .* with --new"):
-        find_sweep(spec, SweepStart())
-    assert find_sweep(spec, SweepStart(beside=True)) is None
-    assert find_sweep(spec, SweepStart(resume=True)).path == folder.path
+        find_sweep(spec)
+    assert find_sweep(spec, "beside") is None
+    assert find_sweep(spec, "resume").path == folder.path
 
 
 def test_an_ended_sweep_does_not_bar_its_name(tmp_path):
     make_sweep(tmp_path, status="finished")
-    assert find_sweep(make_spec(tmp_path), SweepStart()) is None
+    assert find_sweep(make_spec(tmp_path)) is None
 
 
 def test_a_sweep_that_its_driver_could_not_end_bars_nothing_and_can_go_on(tmp_path):
     folder = make_sweep(tmp_path, status="failed")
     folder.note("sweep_start")
-    assert find_sweep(make_spec(tmp_path), SweepStart()) is None
-    assert find_sweep(make_spec(tmp_path), SweepStart(resume=True)) is not None
+    assert find_sweep(make_spec(tmp_path)) is None
+    assert find_sweep(make_spec(tmp_path), "resume") is not None
     folder.note("sweep_end", status="failed")
     with pytest.raises(ConfigError, match="no interrupted sweep toy"):
-        find_sweep(make_spec(tmp_path), SweepStart(resume=True))
+        find_sweep(make_spec(tmp_path), "resume")
 
 
 def test_a_running_sweep_is_not_driven_twice(tmp_path):
     folder = make_sweep(tmp_path, status="running", pid=12, tags={"host": "there"})
     with driving(folder), pytest.raises(ConfigError, match=r"is running in process 12 on there; .*--new"):
-        find_sweep(make_spec(tmp_path), SweepStart(resume=True))
-    assert find_sweep(make_spec(tmp_path), SweepStart(resume=True)) is not None, "its process is gone"
+        find_sweep(make_spec(tmp_path), "resume")
+    assert find_sweep(make_spec(tmp_path), "resume") is not None, "its process is gone"
 
 
 def test_a_sweep_cannot_go_on_with_other_settings(tmp_path):
     make_sweep(tmp_path)
     with pytest.raises(ConfigError, match=r"other settings: qam\.vote_thr 0\.4 \(the sweep has"):
-        find_sweep(make_spec(tmp_path, qam={"vote_thr": 0.4}), SweepStart(resume=True))
+        find_sweep(make_spec(tmp_path, qam={"vote_thr": 0.4}), "resume")
     other_space = {"space": {"qam.k_top": {"choice": [1, 2]}}, "concurrency": 1}
     with pytest.raises(ConfigError, match=r"sweep\.space"):
-        find_sweep(make_spec(tmp_path, sweep=other_space), SweepStart(resume=True))
+        find_sweep(make_spec(tmp_path, sweep=other_space), "resume")
     same = {"space": {"qam.k_top": {"choice": [1, 2, 3, 4]}}, "concurrency": 1}
-    assert find_sweep(make_spec(tmp_path, sweep=same), SweepStart(resume=True)) is not None
+    assert find_sweep(make_spec(tmp_path, sweep=same), "resume") is not None
 
 
 def test_only_what_may_go_better_is_tried_again(tmp_path):
@@ -135,4 +135,4 @@ def test_only_what_may_go_better_is_tried_again(tmp_path):
     assert [past.ended for past in read_past(sweep, "val/mask_ap")] == [True] * 4
     again = read_past(sweep, "val/mask_ap", retry_failed=True)
     assert [past.ended for past in again] == [False, True, False, True]
-    assert find_sweep(make_spec(tmp_path), SweepStart(retry_failed=True)).path == sweep.path
+    assert find_sweep(make_spec(tmp_path), "retry_failed").path == sweep.path

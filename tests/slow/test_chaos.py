@@ -19,7 +19,7 @@ from orchestration.errors import ExitCode
 from orchestration.journal import newest_sweep
 from orchestration.ray_session import start_ray
 from orchestration.run_folder import list_runs
-from orchestration.sweep import SweepStart, run_sweep
+from orchestration.sweep import run_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
 
@@ -80,7 +80,7 @@ def test_a_sweep_that_gives_up_after_a_failure_can_go_on(tmp_path):
     first = run_sweep(spec, max_failures=1, train_fn=make_training(step_s=0.05), progress=False)
     assert first.status == "interrupted"
     assert [row.status for row in first.table.rows if row.status == "failed"] == ["failed"]
-    second = run_sweep(spec, start=SweepStart(resume=True), train_fn=make_training(), progress=False)
+    second = run_sweep(spec, start="resume", train_fn=make_training(), progress=False)
     assert (second.folder, second.status) == (first.folder, "finished")
     assert [row.status for row in sorted(second.table.rows, key=lambda row: row.id)] == ["failed", *["finished"] * 2]
 
@@ -100,7 +100,7 @@ def test_a_sweep_whose_driver_was_killed_ends_as_if_undisturbed(tmp_path, ray_se
         shutil.rmtree(path)
 
     spec = SweepSpec.model_validate(make_values(tmp_path / "rough"))
-    resumed = run_sweep(spec, start=SweepStart(resume=True), train_fn=make_training(), progress=False)
+    resumed = run_sweep(spec, start="resume", train_fn=make_training(), progress=False)
     assert (resumed.folder, resumed.status) == (folder.path, "finished")
     assert story(resumed.folder) == story(undisturbed.folder)
     assert len(resumed.table.rows) == 8

@@ -15,7 +15,7 @@ from orchestration.config import RunSpec, SweepSpec
 from orchestration.errors import ResourceError
 from orchestration.ray_session import start_ray
 from orchestration.run_folder import RunFolder, list_runs
-from orchestration.sweep import SweepStart, run_sweep
+from orchestration.sweep import run_sweep
 from orchestration.train_run import run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -111,7 +111,7 @@ def test_a_signal_ends_a_sweep_with_no_run_left_running(storage):
     trials = [each for each in statuses if each.kind == "run"]
     assert trials
     assert all((Path(each.folder) / "checkpoints" / "last" / "about.json").exists() for each in trials)
-    resumed = run_sweep(spec, start=SweepStart(resume=True), train_fn=make_training(), progress=False)
+    resumed = run_sweep(spec, start="resume", train_fn=make_training(), progress=False)
     assert (resumed.status, resumed.folder, len(resumed.table.rows)) == ("finished", result.folder, 4)
     assert 0 < int(starting_steps(Path(trials[-1].folder))[1]) < 4000
 
