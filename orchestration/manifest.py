@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from orchestration.config import ResourcesConfig
 
 STORAGE = Path("/data/runs")
 """Where the volume claim is mounted on every node."""
@@ -33,14 +30,6 @@ class Nodes:
     """Memory of each node as Kubernetes writes it, as in 16Gi."""
     claim: str
     """Persistent volume claim that every node can mount (ReadWriteMany)."""
-
-
-def default_nodes(resources: ResourcesConfig) -> tuple[int, int]:
-    """CPU cores and GPUs of a node that holds one run."""
-    return (
-        math.ceil(resources.workers * resources.cpus_per_worker),
-        math.ceil(resources.workers * resources.gpus_per_worker),
-    )
 
 
 def make_cluster(name: str, nodes: Nodes) -> list[dict[str, Any]]:

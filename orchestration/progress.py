@@ -33,6 +33,7 @@ class Progress:
         self._console = Console(stderr=True, quiet=not shown, markup=False, emoji=False, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._since = time.monotonic()
+        self.is_live = self._console.is_terminal
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -43,11 +44,11 @@ class Progress:
 
     def _line(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(text, soft_wrap=not self._console.is_terminal)
+        self._console.print(text, soft_wrap=not self.is_live)
 
-    def _passing(self, text: str) -> None:
+    def pass_on(self, text: str) -> None:
         """A line that stays without a terminal, and is soon replaced on one."""
-        if self._console.is_terminal:
+        if self.is_live:
             self._show(Text(text))
         else:
             self._line(text)
@@ -78,7 +79,7 @@ class RunProgress(Progress):
             if is_evaluation(report):
                 self._line(line)
             else:
-                self._passing(line)
+                self.pass_on(line)
         if self._trail.last is None:
             self._show(Text(f"starting … {self._elapsed()}"))
 
@@ -104,10 +105,10 @@ class SweepProgress(Progress):
         left = time_left(self._seconds_left(table))
         for row in rows:
             for report in new[row.id]:
-                self._passing(f"{row.label} step {report.step}/{row.steps}  {headline(report.metrics)}{left}")
+                self.pass_on(f"{row.label} step {report.step}/{row.steps}  {headline(report.metrics)}{left}")
             if row.is_final:
-                self._passing(f"{row.label} {row.status}  {row.outcome}  {row.description}")
-        if self._console.is_terminal:
+                self.pass_on(f"{row.label} {row.status}  {row.outcome}  {row.description}")
+        if self.is_live:
             caption = f"{self._name}: {len(self._ended)}/{self._planned} trials ended, {self._elapsed()}{left}"
             self._show(render_table(table, caption=caption, most=max(self._console.height - 8, 4)))
 
@@ -192,27 +193,12 @@ def clock(seconds: float) -> str:
 
 def counted(items: Iterable[T], total: int, *, what: str, shown: bool = True) -> Iterator[T]:
     """The same items, with the count done and the time left: live on a terminal, else a line every ten seconds."""
-    with CountProgress(total, what, shown=shown) as progress:
-        for item in items:
-            progress.advance()
+    began = next_at = time.monotonic()
+    with Progress(shown=shown) as progress:
+        for done, item in enumerate(items, start=1):
+            now = time.monotonic()
+            if now >= next_at or done == total:
+                next_at = now + (0.2 if progress.is_live else LINE_EVERY_S)
+                left = (now - began) / done * (total - done)
+                progress.pass_on(f"{done}/{total} {what}{time_left(left)}")
             yield item
-
-
-class CountProgress(Progress):
-    """How many of a known number are done."""
-
-    def __init__(self, total: int, what: str, *, shown: bool = True) -> None:
-        super().__init__(shown=shown)
-        self._total = total
-        self._what = what
-        self._done = 0
-        self._next_at = self._since
-
-    def advance(self) -> None:
-        """One more is done."""
-        self._done += 1
-        now = time.monotonic()
-        if now >= self._next_at or self._done == self._total:
-            self._next_at = now + (0.2 if self._console.is_terminal else LINE_EVERY_S)
-            left = (now - self._since) / self._done * (self._total - self._done)
-            self._passing(f"{self._done}/{self._total} {self._what}{time_left(left)}")

@@ -115,12 +115,11 @@ def scale_values(values: list[Any], domain: Domain | None) -> tuple[NDArray[np.f
 
     Numbers from a range stand by their size, or its logarithm; listed values stand in their order, evenly.
     """
-    if isinstance(domain, Choice) or not all(isinstance(value, int | float) for value in values):
-        listed = [str(value) for value in (domain.choice if isinstance(domain, Choice) else values)]
-        texts = list(dict.fromkeys([*listed, *map(str, values)]))
-        last = max(len(texts) - 1, 1)
-        heights = {text: index / last if len(texts) > 1 else 0.5 for index, text in enumerate(texts)}
-        return np.array([heights[str(value)] for value in values]), [(at, text) for text, at in heights.items()]
+    texts = list_values(values, domain)
+    if texts:
+        heights = np.linspace(0, 1, len(texts)) if len(texts) > 1 else np.array([0.5])
+        places = [texts.index(str(value)) for value in values]
+        return heights[places], list(zip(heights.tolist(), texts, strict=True))
     numbers = np.array(values, dtype=float)
     if isinstance(domain, LogUniform):
         numbers = np.log(numbers)
@@ -132,26 +131,31 @@ def scale_values(values: list[Any], domain: Domain | None) -> tuple[NDArray[np.f
     return (numbers - low) / (high - low), list(zip(np.linspace(0, 1, 5).tolist(), texts, strict=True))
 
 
+def list_values(values: list[Any], domain: Domain | None) -> list[str]:
+    """What a setting can be, in the order of its list; empty for numbers from a range."""
+    if isinstance(domain, Choice):
+        values = [*domain.choice, *values]
+    elif all(isinstance(value, int | float) for value in values):
+        return []
+    return list(dict.fromkeys(map(str, values)))
+
+
 def draw_slice(table: SweepTable, name: str, domain: Domain | None) -> bytes:
     """The metric against one setting: finished trials filled, others hollow; of listed values their means as bars."""
     figure, axes = _figure(4.0, 3.0)
     rows = [row for row in table.rows if row.value is not None]
     finished = [row for row in rows if row.status == "finished"]
-    listed = isinstance(domain, Choice) or not all(isinstance(row.values.get(name), int | float) for row in rows)
-    if listed:
-        options = domain.choice if isinstance(domain, Choice) else [row.values.get(name) for row in rows]
-        texts = list(dict.fromkeys(map(str, options)))
-        place = {text: float(index) for index, text in enumerate(texts)}
-        for text, at in place.items():
-            values = [row.value for row in finished if str(row.values.get(name)) == text and row.value is not None]
-            if values:
-                axes.plot([at - 0.3, at + 0.3], [np.mean(values)] * 2, color=ORANGE, linewidth=2.5)
-        axes.set_xticks(list(place.values()), [text[:12] for text in texts], rotation=30 if len(texts) > 4 else 0)
+    texts = list_values([row.values.get(name) for row in rows], domain)
+    if texts:
+        axes.set_xticks(range(len(texts)), [text[:12] for text in texts], rotation=30 if len(texts) > 4 else 0)
         axes.set_xlim(-0.6, len(texts) - 0.4)
     for part, face in ((rows, "none"), (finished, BLUE)):
-        across = [place.get(str(row.values.get(name)), 0.0) if listed else float(row.values[name]) for row in part]
+        across = [texts.index(str(row.values.get(name))) if texts else row.values[name] for row in part]
         edge = GREY if face == "none" else BLUE
         axes.scatter(across, _values(part), s=22, facecolors=face, edgecolors=edge, linewidths=1, alpha=0.8)
+    for at in set(across) if texts else ():  # of the finished ones
+        mean = np.mean([value for place, value in zip(across, _values(finished), strict=True) if place == at])
+        axes.plot([at - 0.3, at + 0.3], [mean] * 2, color=ORANGE, linewidth=2.5)
     if isinstance(domain, LogUniform):
         axes.set_xscale("log")
     axes.set(xlabel=name, ylabel=table.metric)

@@ -113,22 +113,19 @@ def _rule_sentence(path: KeyPath, text: str, source: Source) -> str:
 
 
 _KINDS = {
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
+    "int": "a whole number",
+    "float": "a number",
     "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "string_type": "text (quote it)",
+    "bool": "true or false",
     "string_pattern_mismatch": "letters, digits, and _ . - after the first, to name a folder",
-    "path_type": "a path",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "dict_type": "a mapping",
+    "string_type": "text (quote it)",
+    "path": "a path",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a mapping",
     "too_short": "a list with at least 1 value",
 }
+"""How the names of pydantic's faults begin -> what would be right."""
 
 
 def _rule(item: Any, field: FieldInfo | None) -> str:
@@ -147,8 +144,8 @@ def _rule(item: Any, field: FieldInfo | None) -> str:
         kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
         lengths = [len(get_args(each)) for each in kinds if get_origin(each) is tuple]
         return f"a list of {lengths[0] if lengths else 2} values"  # domains, which have no field, have two ends
-    if kind in _KINDS:
-        return f"{_KINDS[kind]}, {limits}" if limits else _KINDS[kind]
+    if words := next((_KINDS[start] for start in _KINDS if kind.startswith(start)), None):
+        return f"{words}, {limits}" if limits else words
     return re.sub(r"^(Input|String) should (be |have )?", "", item["msg"])
 
 

@@ -46,18 +46,13 @@ def copy_samples(client: MlflowClient, folder: RunFolder, state: dict[str, Any])
 def copy_results(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:
     """Upload what a run ends with, its weights apart."""
     if folder.stored().kind == "run":
-        try_learning_curves(folder)
+        try:
+            draw_learning_curves(folder)
+        except Exception as error:
+            logger.warning("no learning curves of %s: %s: %s", folder.path, type(error).__name__, error)
     _copy_files(client, folder, state, (folder.path / name for name in RESULTS))
     for name in RESULT_FOLDERS:
         _copy_files(client, folder, state, sorted(folder.path.glob(f"{name}/**/[!.]*")))
-
-
-def try_learning_curves(folder: RunFolder) -> None:
-    """Draw the run's learning curves; a fault is told and otherwise changes nothing."""
-    try:
-        draw_learning_curves(folder)
-    except Exception as error:
-        logger.warning("no learning curves of %s: %s: %s", folder.path, type(error).__name__, error)
 
 
 def draw_learning_curves(folder: RunFolder) -> Path | None:

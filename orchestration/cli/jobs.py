@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -176,8 +177,9 @@ def manifest(
         typed = _parse(context, command)
         experiment = Path(typed["experiment"])
         spec = _load(command[0], experiment, typed["overrides"] or [])
-    cpus_of_run, gpus_of_run = kuberay.default_nodes(spec.resources if spec else ResourcesConfig())
-    cpus, gpus = cpus or cpus_of_run, gpus_of_run if gpus is None else gpus
+    run = spec.resources if spec else ResourcesConfig()
+    cpus = cpus or math.ceil(run.workers * run.cpus_per_worker)
+    gpus = math.ceil(run.workers * run.gpus_per_worker) if gpus is None else gpus
     cluster = kuberay.Nodes(image or f"boxseg:{'gpu' if gpus else 'cpu'}", nodes, cpus, gpus, memory, claim)
     if command and spec:
         documents = kuberay.make_job(name or spec.name, command, experiment, cluster)
