@@ -1,8 +1,8 @@
 """What a run on GPUs should take: counts of the network's work, scaled from a published run; loads no torch.
 
-The counts are multiply-adds and stored values per pixel, from the shapes of pyramid, heads and losses and from the
-published figures of the backbones. They leave out much (frozen layers keep less, the optimizer takes time), but most of
-it cancels in the ratio to the published run of the same method. Measured runs are better: see `orchestration.plan`.
+The counts are multiply-adds and stored values per pixel, of backbone and detection heads, where nearly all of them are.
+What they leave out (frozen layers keep less, weights and optimizer take memory and time) mostly cancels in the ratio to
+the published run of the same method. Measured runs are better: see `orchestration.plan`.
 """
 
 from __future__ import annotations
@@ -32,23 +32,19 @@ MEMORY_ERROR, TIME_ERROR = 0.4, 0.5
 class BackboneCost:
     """Published figures of a classifier at 224 px."""
 
-    parameters: float
-    """Millions, without the layers behind its last map."""
     macs: float
     """Thousand millions of multiply-adds."""
     activations: float
     """Millions of values that its convolutions give."""
-    channels: tuple[int, int, int]
-    """Of the maps of strides 8, 16 and 32."""
 
 
 BACKBONE_COSTS = {
-    "resnet18": BackboneCost(11.2, 1.8, 2.5, (128, 256, 512)),
-    "resnet34": BackboneCost(21.3, 3.7, 3.7, (128, 256, 512)),
-    "resnet50": BackboneCost(23.5, 4.1, 11.1, (512, 1024, 2048)),
-    "resnet101": BackboneCost(42.5, 7.8, 16.2, (512, 1024, 2048)),
-    "efficientnet_lite0": BackboneCost(3.0, 0.4, 6.7, (40, 112, 320)),
-    "timm/convnext_tiny": BackboneCost(27.8, 4.5, 13.4, (192, 384, 768)),
+    "resnet18": BackboneCost(1.8, 2.5),
+    "resnet34": BackboneCost(3.7, 3.7),
+    "resnet50": BackboneCost(4.1, 11.1),
+    "resnet101": BackboneCost(7.8, 16.2),
+    "efficientnet_lite0": BackboneCost(0.4, 6.7),
+    "timm/convnext_tiny": BackboneCost(4.5, 13.4),
 }
 """From the model cards of timm."""
 ON_RECORD = [f"condinst {name}" for name in BACKBONE_COSTS]
@@ -56,16 +52,12 @@ ON_RECORD = [f"condinst {name}" for name in BACKBONE_COSTS]
 CARD_PIXELS = 224**2
 CELLS = sum(1 / stride**2 for stride in (8, 16, 32, 64, 128))
 """Cells of all pyramid levels per pixel."""
-FINE = 1 / 8**2
-"""Cells of the mask branch per pixel."""
 
 
 @dataclass(frozen=True)
 class Estimate:
     """What a run on GPUs should take."""
 
-    parameters: float
-    """Weights of one network."""
     gpu_bytes: float
     """Peak memory of each worker's GPU."""
     step_s: float
@@ -74,23 +66,20 @@ class Estimate:
     """Where the numbers come from and how far they may be off."""
 
 
-def estimate(spec: RunSpec, *, aspect: float | None, num_classes: int | None) -> Estimate | None:
+def estimate(spec: RunSpec, *, aspect: float | None) -> Estimate | None:
     """Memory and time of a run on GPUs; None without GPUs, or for a network that is not ON_RECORD.
 
     Args:
         spec: The run.
         aspect: Mean of long side over short side of the training images; None: `PHOTO_ASPECT`.
-        num_classes: None: 80.
     """
     if not spec.resources.gpus_per_worker or f"{spec.model.kind} {spec.model.backbone}" not in ON_RECORD:
         return None
-    classes, aspect = num_classes or 80, aspect or PHOTO_ASPECT
     per_worker = spec.train.batch_size / spec.resources.workers
-    work = _macs_per_image(spec, classes, aspect) / _macs_per_image(REFERENCE, 80, PHOTO_ASPECT)
-    memory = _step_bytes(spec, classes, aspect, per_worker, bf16=spec.train.precision != "fp32")
-    memory /= _step_bytes(REFERENCE, 80, PHOTO_ASPECT, REFERENCE_IMAGES, bf16=False)
+    own, published = _count(spec, aspect or PHOTO_ASPECT), _count(REFERENCE, PHOTO_ASPECT)
+    work = own[0] / published[0]
+    memory = own[1] * per_worker / (published[1] * REFERENCE_IMAGES)
     return Estimate(
-        parameters=_parameters(spec, classes),
         gpu_bytes=REFERENCE_BYTES * memory,
         step_s=REFERENCE_GPU_S * work * per_worker,
         basis=(
@@ -101,59 +90,20 @@ def estimate(spec: RunSpec, *, aspect: float | None, num_classes: int | None) ->
     )
 
 
-def _macs_per_image(config: BoxSegConfig, classes: int, aspect: float) -> float:
-    """Multiply-adds of one image: student forwards and twice that backwards, teacher forwards."""
+def _count(config: BoxSegConfig, aspect: float) -> tuple[float, float]:
+    """Of one image: multiply-adds (forwards, twice that backwards, the teacher's), and bytes kept for the way back."""
+    cost, width, towers = BACKBONE_COSTS[config.model.backbone], config.model.channels, 2 * config.model.tower_convs
     train, teacher = config.train, config.teacher
-    pixels = fmean(_pixels(side, train.max_size, aspect) for side in train.short_sides)
-    work = 3 * pixels
+    macs = cost.macs * 1e9 / CARD_PIXELS + (towers + 2) * 9 * width**2 * CELLS  # one convolution before, one behind
+    # two or three values for each convolution: norm and activation
+    network = 2 * cost.activations * 1e6 / CARD_PIXELS + (2 + 3 * towers) * width * CELLS
+    losses = config.cond.max_per_image * (4 * 8 + 4) / 4**2  # maps of eight neighbours in the pairwise term
+    pixels = [_pixels(side, train.max_size, aspect) for side in train.short_sides]
+    seen = 3 * fmean(pixels)
     if teacher.on:
-        short = teacher.resize_short
-        work += pixels if short is None else _pixels(short, teacher.resize_long, aspect)
-    return work * _macs_per_pixel(config, classes)
-
-
-def _step_bytes(config: BoxSegConfig, classes: int, aspect: float, images: float, *, bf16: bool) -> float:
-    """Weights with gradients and optimizer state, and what the largest images keep for the backward pass."""
-    copies = 2 + (2 if config.solver.optimizer == "adamw" else 1) + config.teacher.on
-    pixels = _pixels(max(config.train.short_sides), config.train.max_size, aspect)
-    network, losses = _values_per_pixel(config)
-    return 4 * copies * _parameters(config, classes) + images * pixels * ((2 if bf16 else 4) * network + 4 * losses)
-
-
-def _macs_per_pixel(config: BoxSegConfig, classes: int) -> float:
-    cost, width, branch = BACKBONE_COSTS[config.model.backbone], config.model.channels, config.cond.branch_channels
-    lateral = sum(each * width / 4**level for level, each in enumerate(cost.channels)) * FINE
-    tower = 2 * config.model.tower_convs * 9 * width**2
-    outputs = 9 * width * (classes + 5 + _controller(config))
-    mask_branch = 9 * (width * branch * 1.33 + config.cond.branch_convs * branch**2) * FINE
-    masks = config.cond.max_per_image * _controller(config) * FINE
-    backbone, heads = cost.macs * 1e9 / CARD_PIXELS, (9 * width**2 + tower + outputs) * CELLS
-    return backbone + lateral + heads + mask_branch + masks
-
-
-def _values_per_pixel(config: BoxSegConfig) -> tuple[float, float]:
-    """Values kept per pixel by the network (two or three for each convolution: norm and activation) and the losses."""
-    cost, width, branch = BACKBONE_COSTS[config.model.backbone], config.model.channels, config.cond.branch_channels
-    network = 2 * cost.activations * 1e6 / CARD_PIXELS
-    network += (2 + 3 * 2 * config.model.tower_convs) * width * CELLS
-    network += 3 * (3 + config.cond.branch_convs) * branch * FINE
-    pairs = 4 * 8  # maps of eight neighbours in the pairwise term and its weights
-    return network, config.cond.max_per_image * (pairs + 4) / 4**2
-
-
-def _parameters(config: BoxSegConfig, classes: int) -> float:
-    cost, width, branch = BACKBONE_COSTS[config.model.backbone], config.model.channels, config.cond.branch_channels
-    pyramid = sum(cost.channels) * width + 5 * 9 * width**2
-    head = 2 * config.model.tower_convs * 9 * width**2 + 9 * width * (classes + 5 + _controller(config))
-    mask_branch = 9 * (3 * width * branch + config.cond.branch_convs * branch**2)
-    return cost.parameters * 1e6 + pyramid + head + mask_branch
-
-
-def _controller(config: BoxSegConfig) -> int:
-    """Parameters of one dynamic mask head."""
-    width = config.cond.channels
-    inner = (config.cond.layers - 2) * (width**2 + width)
-    return (config.cond.features + 2) * width + width + inner + width + 1
+        resized = teacher.resize_short
+        seen += fmean(pixels) if resized is None else _pixels(resized, teacher.resize_long, aspect)
+    return seen * macs, max(pixels) * ((4 if train.precision == "fp32" else 2) * network + 4 * losses)
 
 
 def _pixels(short: int, longest: int, aspect: float) -> float:

@@ -76,7 +76,7 @@ def make_plan(spec: RunSpec) -> Plan:
     concurrency = _concurrency(spec, trials)
     earlier = list(_earlier_runs(spec))
     step_s, time_basis = _step_time(earlier)
-    guess = estimate(spec, aspect=train.aspect, num_classes=train.classes)
+    guess = estimate(spec, aspect=train.aspect)
     if step_s is None and guess is not None:
         step_s, time_basis = guess.step_s, guess.basis
     seconds = None
@@ -133,7 +133,7 @@ def _mean_aspect(images: list[dict[str, Any]]) -> float | None:
 
 def _gpu_basis(spec: RunSpec, guess: Estimate | None) -> str:
     if guess is not None:
-        return f"{guess.parameters / 1e6:.1f} M weights in each network; {guess.basis}"
+        return guess.basis
     if not spec.resources.gpus_per_worker:
         return ""
     return (

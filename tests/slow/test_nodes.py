@@ -71,7 +71,7 @@ def test_a_sweep_whose_cluster_was_lost_is_resumed_on_the_next_one_with_the_same
     assert driver.wait(timeout=120) != 0
     cluster.start_head()
     cluster.add_node("three")
-    assert drive(values, environment=cluster.environment, resume=True).wait(timeout=200) == 0
+    assert drive(values, environment=cluster.environment, start="resume").wait(timeout=200) == 0
     folder = newest_sweep(storage, "chaos").path
     assert story(folder) == undisturbed
     assert starting_steps(folder / f"{folder.name}-00") == ["0", "10"]

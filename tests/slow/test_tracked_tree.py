@@ -7,7 +7,7 @@ from fake_training import make_training
 
 from orchestration.config import RunSpec, SweepSpec
 from orchestration.ray_session import start_ray
-from orchestration.sweep import SweepStart, run_sweep
+from orchestration.sweep import run_sweep
 from orchestration.tracking import tracking_uri
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -26,7 +26,7 @@ def runs(tmp_path_factory) -> dict[str, mlflow.entities.Run]:
     with start_ray(RunSpec(), logs=storage / "logs"):
         first = run_sweep(spec, max_failures=1, train_fn=make_training(step_s=0.5), progress=False)
         assert first.status == "interrupted"
-        run_sweep(spec, start=SweepStart(resume=True), train_fn=make_training(step_s=0.01), progress=False)
+        run_sweep(spec, start="resume", train_fn=make_training(step_s=0.01), progress=False)
     client = mlflow.MlflowClient(tracking_uri(storage))
     found = client.search_runs([client.get_experiment_by_name("chaos").experiment_id])
     what = {("0.8", "10"): "resumed", ("0.8", "13"): "failed", ("0.8", "14"): "retried", ("0.1", "10"): "pruned"}

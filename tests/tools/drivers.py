@@ -17,19 +17,21 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from fake_training import make_training
 import orchestration.cluster
 from orchestration.config import SweepSpec
-from orchestration.sweep import SweepStart, run_sweep
+from orchestration.sweep import run_sweep
 orchestration.cluster.PENDING_S, orchestration.cluster.LOOK_S = 3.0, 0.5
 values, start = map(json.loads, sys.argv[1:])
-run_sweep(
-    SweepSpec.model_validate(values), start=SweepStart(**start), train_fn=make_training(step_s=0.2), progress=False
-)
+run_sweep(SweepSpec.model_validate(values), start=start, train_fn=make_training(step_s=0.2), progress=False)
 """
 
 
 def drive(
-    values: dict[str, Any], *, environment: Mapping[str, str] | None = None, log: Path | None = None, **start: bool
+    values: dict[str, Any],
+    *,
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    start: str | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Drive a sweep from another process; `start` are fields of SweepStart. Shortages are told after 3 s."""
+    """Drive a sweep from another process. Shortages are told after 3 s."""
     command = [sys.executable, "-c", SCRIPT, json.dumps(values), json.dumps(start)]
     return subprocess.Popen(command, env=environment, stderr=None if log is None else log.open("wb"))
 
