@@ -52,7 +52,7 @@ def test_the_embedded_ray_wants_a_token_that_only_we_can_read():
 
 def test_more_than_ray_has_is_refused_at_once(storage):
     spec = RunSpec.model_validate(make_values(storage, resources={"workers": 64}, train={"batch_size": 64}))
-    with pytest.raises(ResourceError, match="needs 64 CPU cores"):
+    with pytest.raises(ResourceError, match="needs 64 workers of 1 CPU cores"):
         run(spec, train_fn=make_training(), progress=False)
 
 
