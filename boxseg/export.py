@@ -79,8 +79,8 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
     """
     if form != "safetensors" and not isinstance(predictor.network, CondInst):
         raise ConfigError(
-            f"{predictor.folder}: only model.kind condinst has the form {form}, this is another network; "
-            "safetensors holds any"
+            f"{predictor.folder}: --format {form} takes networks of model.kind condinst alone, this one is "
+            f"{predictor.config.model.kind}; --format safetensors takes any, `boxseg predict` and `boxseg label` run it"
         )
     if path.suffix == ".json":
         raise ConfigError(

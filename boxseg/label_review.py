@@ -16,13 +16,11 @@ from PIL import Image
 
 from boxseg.data.checks import is_inside, read_whole
 from boxseg.data.coco import decode_segmentation, read_image
-from boxseg.engine.panels import scale_picture, tint_masks
+from boxseg.engine.panels import crop_around, scale_picture, tint_masks
 from boxseg.errors import DataError
 from boxseg.files import write_atomic
 from boxseg.label_data import LABELS, write_yolo_beside
 
-MARGIN = 0.2
-"""Width of what is shown around a box, as a share of its longer side."""
 TILE = 200
 """Longest side of a shown crop [px]."""
 PAGE, CROPS, REVIEWED = "index.html", "crops", "labels.reviewed.json"
@@ -119,13 +117,9 @@ def _write_crops(annotations: list[dict[str, Any]], path: Path, folder: Path) ->
 
 def _draw_crop(picture: NDArray[np.uint8], mask: NDArray[np.bool_], bbox: list[float]) -> Image.Image:
     x, y, width, height = bbox
-    margin = MARGIN * max(width, height)
-    left, top = max(int(x - margin), 0), max(int(y - margin), 0)
-    right, bottom = int(x + width + margin) + 1, int(y + height + margin) + 1
-    part = Image.fromarray(picture[top:bottom, left:right])
-    plain = scale_picture(part, TILE / max(part.size))
-    tinted = tint_masks(plain, [mask[top:bottom, left:right]])
+    part, shape = crop_around(picture, mask, (x, y, x + width, y + height))
+    plain = scale_picture(Image.fromarray(part), TILE / max(shape.shape))
     both = Image.new("RGB", (2 * plain.width, plain.height))
     both.paste(plain, (0, 0))
-    both.paste(tinted, (plain.width, 0))
+    both.paste(tint_masks(plain, [shape]), (plain.width, 0))
     return both

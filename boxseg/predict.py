@@ -78,7 +78,8 @@ class Predictor:
         """Images that are looked at together, see `BATCH_SIZE`."""
         return BATCH_SIZE.get(self.device.type, 1)
 
-    def __call__(self, images: Sequence[str | Path | Tensor | np.ndarray]) -> list[Detections]:
+    @torch.no_grad()
+    def __call__(self, images: Iterable[str | Path | Tensor | np.ndarray]) -> list[Detections]:
         """Detections of each image, best first, at the image's own size.
 
         Args:
@@ -88,19 +89,14 @@ class Predictor:
             DataError: a file is missing or cannot be read.
             ShapeError: a tensor or array has another shape or dtype.
         """
-        return list(self.stream(images))
-
-    @torch.no_grad()
-    def stream(self, images: Iterable[str | Path | Tensor | np.ndarray]) -> Iterator[Detections]:
-        """The same as they are found: memory stays that of a batch."""
-        number = 0
+        detections: list[Detections] = []
         for batch in in_batches(map(read_image, images), size=self.batch_size, pixels=lambda image: image[0].numel()):
             found: dict[int, Detections] = {}
             for places, part, predictions in self.look(batch):
                 found |= dict(zip(places, finish(self.network, predictions, part, self.config.fcos), strict=True))
             for place in range(len(batch)):
-                yield replace(found[place], image_id=number)
-                number += 1
+                detections.append(replace(found[place], image_id=len(detections)))
+        return detections
 
     @torch.no_grad()
     def look(self, images: Sequence[Tensor], *, scale: float = 1.0) -> Iterator[tuple[list[int], Batch, Any]]:

@@ -91,8 +91,9 @@ def _keep_image(image: dict[str, Any], folder: Path, output: Path, done: Counter
     if not is_inside(name) or os.path.lexists(target):
         done["images left out: name leads out of the folder or occurs before"] += 1
         return False
-    fault = image_fault(folder, image, decode=True)
-    if fault is not None and not _is_rotated(folder / name, (image["width"], image["height"])):
+    is_sound = image_fault(folder, image, decode=True) is None
+    turned = None if is_sound else _rotated(folder / name, (image["width"], image["height"]))
+    if not is_sound and turned is None:
         done["images left out: missing, damaged or of another size"] += 1
         return False
     try:
@@ -100,22 +101,22 @@ def _keep_image(image: dict[str, Any], folder: Path, output: Path, done: Counter
     except OSError:  # an image has the name of this one's folder
         done["images left out: name leads out of the folder or occurs before"] += 1
         return False
-    if fault is None:
+    if turned is None:
         target.symlink_to((folder / name).absolute())
     else:
-        with Image.open(folder / name) as picture:
-            ImageOps.exif_transpose(picture).save(target)
+        turned.save(target)
         done["images stored as their EXIF rotation shows them"] += 1
     return True
 
 
-def _is_rotated(path: Path, size: tuple[int, int]) -> bool:
-    """Whether an image has the listed (width, height) once its EXIF rotation is applied."""
+def _rotated(path: Path, size: tuple[int, int]) -> Image.Image | None:
+    """The image as its EXIF rotation shows it, if that has the listed (width, height)."""
     try:
         with Image.open(path) as picture:
-            return bool(ImageOps.exif_transpose(picture).size == size)
+            turned = ImageOps.exif_transpose(picture)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
+        return None
+    return turned if turned.size == size else None
 
 
 def _cut_box(annotation: dict[str, Any], size: tuple[int, int], done: Counter[str]) -> bool:

@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -131,14 +133,9 @@ def load_about(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
     """
-    try:
-        about: dict[str, Any] = json.loads((folder / "about.json").read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder}: no checkpoint here (about.json is missing); name a folder that has one"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{folder}/about.json is damaged: {error}; use another checkpoint") from error
+    path = folder / "about.json"
+    with _naming_damage(path):
+        about: dict[str, Any] = json.loads(path.read_text())
     return about
 
 
@@ -149,12 +146,8 @@ def load_network(folder: Path, name: str) -> dict[str, Tensor]:
         CheckpointError: the file is missing or damaged.
     """
     path = folder / f"{name}.safetensors"
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; this checkpoint has no {name}")
-    try:
+    with _naming_damage(path):
         return load_file(path)
-    except Exception as error:
-        raise CheckpointError(f"{path} is damaged: {error}; use another checkpoint") from error
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -164,13 +157,21 @@ def load_state(folder: Path) -> dict[str, Any]:
         CheckpointError: the file is missing or damaged.
     """
     path = folder / "state.pt"
-    try:
+    with _naming_damage(path):
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist; training cannot go on from {folder}") from error
-    except Exception as error:
-        raise CheckpointError(f"{path} is damaged: {error}; use another checkpoint") from error
     return state
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path.parent}: no checkpoint here, or one that has no {path.stem} ({path.name} is missing); name another"
+        ) from error
+    except Exception as error:  # whatever the readers meet in a damaged file
+        raise CheckpointError(f"{path} is damaged: {error}; use another checkpoint") from error
 
 
 def _write(path: Path, data: bytes | memoryview) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor
+
+from boxseg.files import write_atomic
 
 TILE = 224
 """Longest side of one tile [px]."""
@@ -19,6 +22,8 @@ CAPTION = 16
 COLUMNS = ("image", "boxes", "teacher mask (quality)", "student mask (score)")
 COLOURS = ((228, 26, 28), (55, 126, 184), (77, 175, 74), (152, 78, 163), (255, 127, 0), (166, 86, 40), (247, 129, 191))
 OPACITY = 0.4
+MARGIN = 0.2
+"""Width of what is shown around a box, as a share of its longer side."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,15 @@ def draw_panels(rows: list[PanelRow], path: Path, *, columns: Sequence[str] = CO
     for index, row in enumerate(rows):
         for column, tile in enumerate(_tiles(row)):
             sheet.paste(tile, (GAP + column * (TILE + GAP), CAPTION + index * (TILE + GAP)))
+    return write_picture(path, sheet.save)
+
+
+def write_picture(path: Path, save: Callable[..., object]) -> Path:
+    """Write a PNG, beside and renamed, and return its path; `save` writes it to a file that it is given."""
+    buffer = io.BytesIO()
+    save(buffer, format="png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.stem}-{os.getpid()}.png")
-    sheet.save(scratch)
-    scratch.replace(path)
+    write_atomic(path, buffer.getvalue())
     return path
 
 
@@ -77,6 +87,17 @@ def scale_picture(picture: Image.Image, scale: float) -> Image.Image:
     return picture.resize(
         (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)), Image.Resampling.BICUBIC
     )
+
+
+def crop_around(
+    picture: NDArray[np.uint8], mask: NDArray[np.bool_], box: Sequence[float]
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Picture (h, w, 3) and mask (h, w) around a box x1 y1 x2 y2, with a fifth of its longer side all around."""
+    x1, y1, x2, y2 = box
+    margin = MARGIN * max(x2 - x1, y2 - y1)
+    rows = slice(max(int(y1 - margin), 0), int(y2 + margin) + 1)
+    columns = slice(max(int(x1 - margin), 0), int(x2 + margin) + 1)
+    return picture[rows, columns].copy(), mask[rows, columns].copy()
 
 
 def _draw_boxes(picture: Image.Image, boxes: np.ndarray) -> None:

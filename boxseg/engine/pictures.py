@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from boxseg.data.coco import CocoBoxes
 from boxseg.engine.evaluate import CONFIDENT, CocoScores, ImageResult
-from boxseg.engine.panels import PanelRow, draw_panels, scale_picture, tint_masks
+from boxseg.engine.panels import PanelRow, crop_around, draw_panels, scale_picture, tint_masks, write_picture
 from boxseg.engine.quality import GOOD_IOU, mask_iou
 from boxseg.files import write_atomic
 
@@ -72,9 +71,10 @@ class Extremes:
             quality: Float (N,); boxes with quality 0 have no pseudo mask and are passed over.
             iou: Float (N,) with the drawn masks, or None.
         """
+        picture = image.permute(1, 2, 0).cpu().numpy()
         for row, value in enumerate(quality.tolist()):
             if value:
-                crop = _crop(image, boxes[row], masks[row])
+                crop = crop_around(picture, masks[row].cpu().numpy(), boxes[row].tolist())
                 label = LabelCrop(value, None if iou is None else float(iou[row]), *crop)
                 self.lowest = sorted([*self.lowest, label], key=lambda each: each.quality)[: self._count]
                 self.highest = sorted([*self.highest, label], key=lambda each: -each.quality)[: self._count]
@@ -107,13 +107,15 @@ def draw_evaluation(
     written = [folder / "classes.csv"]
     write_atomic(folder / "classes.csv", class_table(scores, data.class_names))
     if scores.precision:
-        written.append(_save(draw_precision_recall(scores, data.class_names), folder / "precision_recall.png"))
+        written.append(
+            write_picture(folder / "precision_recall.png", draw_precision_recall(scores, data.class_names).savefig)
+        )
     if scores.image_ap:
         written.append(draw_worst(data, results, scores, folder / "worst.png"))
     if extremes.highest:
         written.append(draw_extremes(extremes, folder / "pseudo_masks.png"))
     if labelled:
-        written.append(_save(draw_quality(labelled), folder / "pseudo_mask_quality.png"))
+        written.append(write_picture(folder / "pseudo_mask_quality.png", draw_quality(labelled).savefig))
     return written
 
 
@@ -180,9 +182,7 @@ def draw_extremes(extremes: Extremes, path: Path) -> Path:
             sheet.paste(tint_masks(plain, [label.mask]), (4 + column * (CROP + 4), top + 16))
             iou = "" if label.iou is None else f"  IoU {label.iou:.2f}"
             draw.text((4 + column * (CROP + 4), top + 17 + CROP), f"{label.quality:.2f}{iou}", fill="black")
-    scratch = path.with_name(f".{path.stem}-{os.getpid()}.png")
-    sheet.save(scratch)
-    return scratch.rename(path)
+    return write_picture(path, sheet.save)
 
 
 def draw_worst(
@@ -216,16 +216,6 @@ def _best_iou(mask: Tensor, found: Tensor) -> float:
     return float(mask_iou(mask.expand_as(found), found).max()) if len(found) else 0.0
 
 
-def _crop(image: Tensor, box: Tensor, mask: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Image (h, w, 3) and mask (h, w) around a box, with a fifth of its size on each side."""
-    height, width = mask.shape
-    x1, y1, x2, y2 = box.tolist()
-    margin_x, margin_y = 0.2 * (x2 - x1), 0.2 * (y2 - y1)
-    rows = slice(max(int(y1 - margin_y), 0), min(int(y2 + margin_y) + 1, height))
-    columns = slice(max(int(x1 - margin_x), 0), min(int(x2 + margin_x) + 1, width))
-    return image[:, rows, columns].permute(1, 2, 0).cpu().numpy().copy(), mask[rows, columns].cpu().numpy().copy()
-
-
 def _figure(width: float) -> Figure:
     from matplotlib.figure import Figure  # takes a while to load, and the last evaluation alone needs it
 
@@ -235,9 +225,3 @@ def _figure(width: float) -> Figure:
 def _label(axes: Axes, title: str, across: str, up: str) -> None:
     axes.set(title=title, xlabel=across, ylabel=up, xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    scratch = path.with_name(f".{path.stem}-{os.getpid()}.png")
-    figure.savefig(scratch)
-    return scratch.rename(path)

@@ -53,11 +53,11 @@ def validate(trainer: Trainer, *, folder: Path, step: int) -> tuple[dict[str, fl
     metrics |= {
         f"val/{name}_mask_ap": each.metrics["mask_ap"] for name, each in found.items() if "mask_ap" in each.metrics
     }
-    labelled = watcher.labelled()
+    labelled = [pair for part in gather_objects(watcher.labelled) for pair in part]
     metrics |= {f"qam/{name}": value for name, value in quality_metrics(labelled).items()}
     pictures = []
-    if rank() == 0 and watcher.rows():
-        pictures.append(draw_panels(watcher.rows(), folder / "samples" / f"step-{step:08d}.png"))
+    if rank() == 0 and watcher.rows:
+        pictures.append(draw_panels(watcher.rows, folder / "samples" / f"step-{step:08d}.png"))
     if watcher.extremes is not None:
         pictures += draw_evaluation(
             trainer.val_data,
@@ -124,19 +124,25 @@ class Watcher:
         self._trainer = trainer
         self.extremes = extremes
         """Is shown all pseudo masks."""
+        self.labelled: list[tuple[float, float]] = []
+        """Quality and IoU of every box with a drawn mask."""
+        self.rows: list[PanelRow] = []
+        """One for each wanted image of this rank."""
         own = range(rank(), evaluated_images(trainer), world_size())  # rank 0 draws, so from its share
-        self._wanted = [trainer.val_data.image_id(index) for index in own][: trainer.config.train.panels]
-        self._labelled: list[tuple[float, float]] = []  # quality and IoU of every box with a drawn mask
+        self._wanted = {trainer.val_data.image_id(index) for index in own[: trainer.config.train.panels]}
         self._labels: dict[int, tuple[Tensor, Tensor]] = {}
-        self._seen: dict[int, tuple[Batch, int, Detections]] = {}
 
     def watch_teacher(self, batch: Batch, predictions: Any, detections: list[Detections]) -> None:
         """Pseudo masks that the teacher would give the true boxes, against the drawn masks."""
-        batch = batch.to(self._trainer.device)
-        assert self._trainer.teacher is not None
-        labels = label_val_batch(self._trainer, predictions, batch)
+        trainer, batch = self._trainer, batch.to(self._trainer.device)
+        assert trainer.teacher is not None
+        config = trainer.config
+        candidates = pick_candidates(
+            trainer.teacher, predictions, batch, batch, teacher=config.teacher, qam=config.qam, fcos=config.fcos
+        )
+        labels = fuse_candidates(config, candidates, batch)
         for position, (pseudo, image_id) in enumerate(zip(labels, batch.image_ids, strict=True)):
-            masks = full_size_masks(pseudo, batch.boxes[position], batch.sizes[position], self._trainer.soft_thr)
+            masks = full_size_masks(pseudo, batch.boxes[position], batch.sizes[position], trainer.soft_thr)
             iou = self._measure(masks, pseudo.quality, batch, position)
             if self.extremes is not None:
                 height, width = batch.sizes[position]
@@ -144,22 +150,14 @@ class Watcher:
                 self.extremes.offer(image, batch.boxes[position], masks, pseudo.quality, iou)
             if image_id in self._wanted:
                 self._labels[image_id] = (masks.cpu(), pseudo.quality.cpu())
-        if "student" not in self._trainer.evaluated_networks():
+        if "student" not in trainer.evaluated_networks():
             self.watch_student(batch, predictions, detections)
 
     def watch_student(self, batch: Batch, predictions: Any, detections: list[Detections]) -> None:
-        """Detections of the images that are drawn."""
-        for position, image_id in enumerate(batch.image_ids):
+        """Detections of the images that are drawn; the teacher's masks of them are there by now."""
+        for position, (image_id, found) in enumerate(zip(batch.image_ids, detections, strict=True)):
             if image_id in self._wanted:
-                self._seen[image_id] = (batch, position, detections[position])
-
-    def labelled(self) -> list[tuple[float, float]]:
-        """Quality and IoU of all boxes with a drawn mask, over all processes."""
-        return [pair for part in gather_objects(self._labelled) for pair in part]
-
-    def rows(self) -> list[PanelRow]:
-        """One row for each wanted image of this rank."""
-        return [self._row(image_id) for image_id in self._wanted if image_id in self._seen]
+                self.rows.append(self._row(batch, position, found, *self._labels.get(image_id, (None, None))))
 
     def _measure(self, masks: Tensor, quality: Tensor, batch: Batch, position: int) -> Tensor | None:
         data = self._trainer.val_data
@@ -167,16 +165,16 @@ class Watcher:
         if true is None or not len(true):
             return None
         iou = mask_iou(masks, resize_bool(true, batch.sizes[position]).to(masks.device))
-        self._labelled.extend(zip(quality.tolist(), iou.tolist(), strict=True))
+        self.labelled.extend(zip(quality.tolist(), iou.tolist(), strict=True))
         return iou
 
-    def _row(self, image_id: int) -> PanelRow:
-        batch, position, found = self._seen[image_id]
+    def _row(
+        self, batch: Batch, position: int, found: Detections, teacher_masks: Tensor | None, quality: Tensor | None
+    ) -> PanelRow:
         height, width = batch.sizes[position]
         boxes = batch.boxes[position].cpu()
         chosen = best_per_box(found, scale_boxes(boxes, (height, width), batch.original_sizes[position]))
         masks = found.masks[chosen].cpu().reshape(-1, *batch.original_sizes[position])
-        teacher_masks, quality = self._labels.get(image_id, (None, None))
         return PanelRow(
             image=batch.weak[position, :, :height, :width].cpu(),
             boxes=boxes,
@@ -192,16 +190,6 @@ def best_per_box(found: Detections, boxes: Tensor) -> Tensor:
     overlaps = box_iou(boxes, found.boxes.cpu()) >= 0.5  # (N, D), detections best first
     hit = overlaps.any(dim=1) if overlaps.numel() else torch.zeros(len(boxes), dtype=torch.bool)
     return overlaps[hit].float().argmax(dim=1) if hit.any() else torch.zeros(0, dtype=torch.int64)
-
-
-def label_val_batch(trainer: Trainer, predictions: Any, batch: Batch) -> list[PseudoMasks]:
-    """What the teacher would label the batch's boxes with, from predictions made at evaluation."""
-    assert trainer.teacher is not None
-    config = trainer.config
-    candidates = pick_candidates(
-        trainer.teacher, predictions, batch, batch, teacher=config.teacher, qam=config.qam, fcos=config.fcos
-    )
-    return fuse_candidates(config, candidates, batch)
 
 
 def full_size_masks(pseudo: PseudoMasks, boxes: Tensor, size: tuple[int, int], soft_thr: float) -> Tensor:

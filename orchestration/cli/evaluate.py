@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -164,7 +163,6 @@ def export(
 
     A JSON file beside it names classes, sizes and the mean colour; docs/deploy.md shows how to use both.
     """
-    _require_exportable(checkpoint_of(run, storage), form)  # before anything slow is loaded
     from boxseg.export import export_network
 
     path = output or Path(f"model.{ENDINGS[form]}")
@@ -174,16 +172,6 @@ def export(
     else:
         shown = ("difference", "seconds", "torch_seconds")
         print_pairs([("file", path), *((name.replace("_", " "), about[name]) for name in shown if name in about)])
-
-
-def _require_exportable(checkpoint: Path, form: str) -> None:
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # damage is told by what opens it
-        kind = json.loads((checkpoint / "about.json").read_bytes())["config"]["model"]["kind"]
-        if kind != "condinst" and form != "safetensors":
-            raise ConfigError(
-                f"{checkpoint}: --format {form} takes networks of model.kind condinst, this one is {kind}; "
-                "--format safetensors takes any, `boxseg predict` and `boxseg label` run it"
-            )
 
 
 def checkpoint_of(run: str, storage: Path) -> Path:
