@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.around import annotations, evaluation, loading
+from benchmarks.commands import fixed_costs
 from benchmarks.harness import Table, write_json
 from benchmarks.memory import memory
 from benchmarks.scenario import Scenario
 from benchmarks.step import growth, methods, stages
-from benchmarks.sweeps import fixed_costs, many_trials
+from benchmarks.sweeps import many_trials
 from benchmarks.tracking_cost import tracking_cost
 
 Part = Callable[[Path, argparse.Namespace], list[Table]]
@@ -60,8 +61,8 @@ PARTS: dict[str, Part] = {
         evaluation(folder, 4),
         annotations(folder, 1000 if o.quick else 100_000),
     ],
-    "fixed": lambda folder, o: [fixed_costs(folder, 40 if o.quick else 200)],
-    "tracking": lambda folder, o: [tracking_cost(folder, o.rounds, 8 if o.quick else 20, small=o.quick)],
+    "fixed": lambda folder, o: [fixed_costs(folder, 60 if o.quick else 300)],
+    "tracking": lambda folder, o: [tracking_cost(folder, o.rounds, 8 if o.quick else 40)],
     "trials": lambda folder, o: [many_trials(folder, 20 if o.quick else o.trials)],
 }
 """What each part measures, by its name on the command line."""

@@ -10,31 +10,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import orchestration.tracking
+from benchmarks.commands import DEMO
 from benchmarks.harness import Table, Times, ratio
-from benchmarks.scenario import SMALL
 from boxseg.build import run_training
-from boxseg.config import BoxSegConfig
+from boxseg.config import BoxSegConfig, merge
 from orchestration.config import RunSpec, dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus, new_id, own_process
 from orchestration.tracking import Tracker
 from orchestration.worker import FileReporter, Payload
 
-REPORT_EVERY = 2
-"""Steps between reports: ten times as often as the default, against the numbers that come out."""
+REPORT_EVERY = 4
+"""Steps between reports: five times as often as the default, against the numbers that come out."""
 
 
-def tracking_cost(folder: Path, rounds: int, steps: int, *, small: bool) -> Table:
-    """Steps of runs with and without reports to files and a tracker to SQLite, in turns, in this process."""
-    size = 64 if small else 256
-    values: dict[str, Any] = {
-        "name": "cost",
-        "storage": folder,
-        "data": {"toy": {"train_images": 8, "val_images": 1, "size": size}},
-        "model": {"weights": "none"} | (SMALL["model"] if small else {"backbone": "resnet50"}),
-        "train": {"steps": steps, "batch_size": 2, "image_size": size, "report_every": REPORT_EVERY, "panels": 0},
-    }
-    spec = RunSpec.model_validate(values | {"tracking": {"log_model": False}})
+def tracking_cost(folder: Path, rounds: int, steps: int) -> Table:
+    """Steps of the demo with and without reports to files and a tracker to SQLite, in turns, in this process."""
+    settings = {"storage": folder, "tracking": {"log_model": False}, "data": {"max_val_images": 1}}
+    train = {"steps": steps, "eval_every": steps, "report_every": REPORT_EVERY, "panels": 0}
+    demo = merge(yaml.safe_load(DEMO.read_text()), settings | {"train": train})
+    del demo["sweep"]
+    spec = RunSpec.model_validate(demo)
     bare, tracked = Times(), Times()
     reports, tracker = [], []
     for number in range(rounds + 1):
@@ -56,7 +54,7 @@ def tracking_cost(folder: Path, rounds: int, steps: int, *, small: bool) -> Tabl
         ("CPU of the reports themselves [% of the steps]", 100 * statistics.median(reports)),
         ("CPU of the tracker's thread [% of the steps]", 100 * statistics.median(tracker)),
     ]
-    title = f"Tracking, {counted} steps of {size} x {size}, {rounds} rounds in turns"
+    title = f"Tracking, {counted} steps of the demo, {rounds} rounds in turns"
     note = f"A report every {REPORT_EVERY} steps. The run's start and end in MLflow lie outside of what is measured."
     return Table(title, ("what", "value"), rows, note)
 

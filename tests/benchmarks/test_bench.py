@@ -1,17 +1,21 @@
 """The machinery of the benchmarks, on a network of toy size."""
 
+import json
+import sys
 import time
 
 import pytest
 import torch
 
 from benchmarks.around import annotations, evaluation, loading
+from benchmarks.commands import Watched, run_demo, watch
 from benchmarks.harness import Table, Times, ratio, take_turns
 from benchmarks.scenario import STEP, Scenario, build
 from benchmarks.step import stages, stopwatch
 from benchmarks.sweeps import many_trials
 from benchmarks.tracking_cost import tracking_cost
 from boxseg.engine.train import optimise
+from orchestration.run_folder import RunFolder
 
 TINY = Scenario(64, boxes=2, batch_size=1, small=True)
 
@@ -76,8 +80,42 @@ def test_trials_that_take_no_time_still_make_a_sweep_with_a_report(tmp_path):
     assert (tmp_path / "many" / "s" / "report" / "index.html").exists()
 
 
+def test_a_command_is_watched_with_all_that_it_starts(tmp_path):
+    spin = "import time\nwhile time.process_time() < 1: pass"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {spin!r}])"
+    found = watch([sys.executable, "-c", parent], tmp_path / "output.txt")
+    wall, cpu = found.until(found.samples[-1][0])
+    assert 0.5 < cpu < wall + 0.5
+
+
+def test_a_command_that_fails_tells_why(tmp_path):
+    with pytest.raises(RuntimeError, match="no such thing"):
+        watch([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path / "output.txt")
+
+
+def test_the_pace_lies_between_a_third_of_the_steps_and_the_last_report(tmp_path):
+    reports = [
+        (10, 100.0, {"train/loss": 2.0}),
+        (20, 110.0, {"train/loss": 1.0}),
+        (40, 120.0, {"train/loss": 1.0}),
+        (40, 125.0, {"val/mask_ap": 0.1}),
+    ]
+    lines = [json.dumps({"step": step, "time": at, "metrics": metrics}) for step, at, metrics in reports]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    found = Watched([(100.0, 0.0), (130.0, 60.0)], [RunFolder(tmp_path)])
+    assert found.pace() == (0.5, 1.0)
+    assert found.until(115.0) == (15.0, 30.0)
+
+
+@pytest.mark.slow
+def test_the_bare_loop_of_the_demo_has_a_pace(tmp_path):
+    train = {"steps": 3, "report_every": 1, "eval_every": 3, "batch_size": 2}
+    found = run_demo("bare", tmp_path, {"storage": str(tmp_path), "train": train, "data": {"max_val_images": 1}})
+    assert all(seconds > 0 for seconds in found.pace())
+
+
 @pytest.mark.slow
 def test_tracking_is_measured_beside_the_same_steps_without(tmp_path):
-    rows = dict(tracking_cost(tmp_path, 1, 6, small=True).rows)
+    rows = dict(tracking_cost(tmp_path, 1, 8).rows)
     assert len(rows) == 5
     assert all(value > 0 for value in rows.values())
