@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import Table, Times, take_turns, timed
+from benchmarks.harness import Table, Times, ratio, take_turns, timed
 from benchmarks.scenario import CLASSES, Scenario, build, draw_ellipse, write_pictures
 from boxseg.config import CocoSource
 from boxseg.data.coco import CocoBoxes, coco_ground_truth, read_image
+from boxseg.data.colors import add_strong_view
 from boxseg.data.loader import TrainLoader
 from boxseg.engine.evaluate import coco_scores, detect, encode_detections
 
@@ -21,18 +22,28 @@ PICTURE = (480, 640)
 
 
 def loading(folder: Path, images: int) -> Table:
-    """Images per CPU second of decoding, and of the loader: decoding, resizing, both views, collating."""
+    """Images per CPU second of decoding and of all that loader processes do, and the cost of what is left for later."""
     data = CocoBoxes(CocoSource(**write_pictures(folder / "files", images, PICTURE, 7)), train=True)
+    sides, steps = (256, 480, 800), range(images // 2)
     actions: dict[str, Any] = {"decode": lambda: [read_image(data.image_path(index)) for index in range(images)]}
-    for side in (256, 480, 800):
+    for side in sides:
         loader = TrainLoader(data, short_sides=(side,), max_size=1333, flip=0.5, strong="strong", batch_size=2, seed=0)
-        actions[f"loader, short side {side}"] = lambda loader=loader: list(loader.batches(0, images // 2))
-    times = take_turns(actions, 3)
-    rates = {name: images / own.median for name, own in times.items()}
-    rows = [(name, rate, rate / rates["decode"]) for name, rate in rates.items()]
-    note = "One process. Loader processes (`data.loader_workers`) multiply the rate and run beside the step."
+        found = [loader.read(step) for step in steps]
+        actions[f"read {side}"] = lambda loader=loader: [loader.read(step) for step in steps]
+        actions[f"views {side}"] = lambda found=found: [add_strong_view(batch.to("cpu"), how) for batch, how in found]
+    times = take_turns(actions, 5)
+    rows: list[tuple[Any, ...]] = [("decode", images / times["decode"].median, 1, "")]
+    for side in sides:
+        read, views = times[f"read {side}"], times[f"views {side}"]
+        later_ms = 1000 * views.median / images
+        rows.append((f"loader, short side {side}", images / read.median, ratio(times["decode"], read), later_ms))
+    note = (
+        "One process. The loader decodes, resizes, flips and pads; its processes (`data.loader_workers`) multiply the "
+        "rate and run beside the step. The last column comes on top, where the step runs: images from pixels to "
+        "planes and the colours of the strong view, here on the CPU; without loader processes both add up."
+    )
     title = f"Reading JPEG images of {PICTURE[1]} x {PICTURE[0]}"
-    return Table(title, ("what", "images per CPU s", "/ decode"), rows, note)
+    return Table(title, ("what", "images per CPU s", "/ decode", "then on the device [CPU ms per image]"), rows, note)
 
 
 def evaluation(folder: Path, images: int) -> Table:

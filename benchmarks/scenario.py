@@ -82,7 +82,7 @@ def build(scenario: Scenario, method: str, folder: Path, device: str = "cpu", **
     source = write_pictures(folder / name, scenario.batch_size, (scenario.size, scenario.size), scenario.boxes)
     over = merge({"data": {"train": source, "val": source}}, over)
     trainer = build_trainer(scenario.settings(method, **over), data_root=folder, device=device)
-    batch = next(iter(trainer.loader.batches(0, 1))).to(device)
+    batch = next(trainer.loader.batches(0, 1))
     prepare(trainer, batch)
     return trainer, batch
 

@@ -109,6 +109,7 @@ def build_trainer(
             rank=rank(),
             world_size=world_size(),
             workers=config.data.loader_workers,
+            device=device,
         ),
         train_data=train_data,
         val_data=val_data,

@@ -88,11 +88,12 @@ class Batch:
         ]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with every tensor on `device`."""
+        """The same batch with every tensor on `device`, images in planes; one tensor in both views stays one."""
+        weak = self.weak.to(device, non_blocking=True).contiguous()
         return replace(
             self,
-            weak=self.weak.to(device, non_blocking=True),
-            strong=self.strong.to(device, non_blocking=True),
+            weak=weak,
+            strong=weak if self.strong is self.weak else self.strong.to(device, non_blocking=True).contiguous(),
             valid=self.valid.to(device, non_blocking=True),
             boxes=[boxes.to(device, non_blocking=True) for boxes in self.boxes],
             labels=[labels.to(device, non_blocking=True) for labels in self.labels],

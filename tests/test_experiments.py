@@ -18,7 +18,7 @@ from orchestration.settings import find_field
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
 CHOICES = [
     ("boxseg.build", "NETWORKS", "model.kind"),
-    ("boxseg.data.transforms", "COLOR_CHANGES", "data.strong"),
+    ("boxseg.data.colors", "COLOR_CHANGES", "data.strong"),
     ("boxseg.teacher.qam", "FUSIONS", "qam.fusion"),
     ("boxseg.copy_paste.bank", "BANKS", "pc.bank"),
     ("orchestration.search_space", "SEARCHERS", "sweep.search"),

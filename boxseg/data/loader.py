@@ -1,10 +1,15 @@
-"""Batches for training, a pure function of seed and step, and batches in order for evaluation."""
+"""Batches for training, a pure function of seed and step, and batches in order for evaluation.
+
+What is read may come from loader processes: decoded, resized, flipped, padded. The strong view is made from the weak
+one where the batch is used, on the device: so half as much travels, and a GPU does it in passing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -13,13 +18,16 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from boxseg.data.coco import CocoBoxes
-from boxseg.data.transforms import Strong, View, make_views, resize_only
+from boxseg.data.colors import Recoloring, Strong, add_strong_view
+from boxseg.data.transforms import View, make_view, resize_only
 from boxseg.errors import DataError
 from boxseg.ops.images import pad_images
 from boxseg.structures import MASK_STRIDE, Batch, DrawnMasks
 
 ORDER_STREAM, VIEW_STREAM = 0, 1
 """Keep the numbers that shuffle apart from those that augment."""
+
+Read = TypeVar("Read")
 
 
 class TrainLoader:
@@ -41,6 +49,7 @@ class TrainLoader:
         rank: Which share of the global batch is this process's.
         world_size: Number of processes; the global batch has `batch_size * world_size` images.
         workers: Processes that read images; 0 reads in the calling one.
+        device: Where batches are wanted, and strong views are made.
 
     Raises:
         DataError: the data set is empty.
@@ -59,16 +68,18 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         if len(dataset) == 0:
             raise DataError(f"{dataset.source.annotations}: no image has a box; training needs at least one")
         self.workers = workers
         self._dataset = dataset
-        self._make_views = partial(make_views, short_sides=short_sides, max_size=max_size, flip=flip, strong=strong)
+        self._make_view = partial(make_view, short_sides=short_sides, max_size=max_size, flip=flip, strong=strong)
         self._order = ImageOrder(dataset.sizes, seed=seed, global_batch_size=batch_size * world_size)
         self._batch_size = batch_size
         self._seed = seed
         self._rank = rank
+        self._device = torch.device(device)
 
     def batches(self, start_step: int, steps: int) -> Iterator[Batch]:
         """Batches of the steps `start_step` … `start_step + steps - 1`, read lazily and, with workers, ahead.
@@ -76,16 +87,19 @@ class TrainLoader:
         Raises:
             DataError: an image cannot be read; names file and id.
         """
-        return _load(self._read_batch, range(start_step, start_step + steps), self.workers)
+        for batch, recolorings in _load(self.read, range(start_step, start_step + steps), self.workers):
+            yield add_strong_view(batch.to(self._device), recolorings)
 
-    def _read_batch(self, step: int) -> Batch:
+    def read(self, step: int) -> tuple[Batch, list[Recoloring | None]]:
+        """What loader processes do for one step: the batch in the calling process, its strong view yet to be made."""
         first = step * self._order.global_batch_size + self._rank * self._batch_size
-        return collate([self._read_view(position) for position in range(first, first + self._batch_size)])
+        views = [self._read_view(position) for position in range(first, first + self._batch_size)]
+        return collate(views), [view.recoloring for view in views]
 
     def _read_view(self, position: int) -> View:
         state = np.random.SeedSequence([self._seed, VIEW_STREAM, position]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]) >> 1)
-        return self._make_views(self._dataset[self._order(position)], generator=generator)
+        return self._make_view(self._dataset[self._order(position)], generator=generator)
 
 
 class ImageOrder:
@@ -149,21 +163,21 @@ def _read_eval_batch(
 
 
 def collate(views: Sequence[View], *, divisor: int = 32) -> Batch:
-    """Views as one batch, padded at the right and at the bottom with 0.
+    """Views as one batch, padded at the right and at the bottom with 0; `weak` and `strong` are one tensor.
 
     Args:
         views: At least one.
         divisor: Both sides of the batch are the smallest multiple of this that holds every view.
 
     Returns:
-        A Batch; `weak` and `strong` are one tensor where they are in all views. Drawn masks are sampled at the cells.
+        A Batch with images in memory pixel by pixel, as files are read; `Batch.to` makes them planes. Drawn masks are
+        sampled at the cells.
     """
-    weak, valid = pad_images([view.weak for view in views], divisor=divisor)
+    weak, valid = pad_images([view.weak for view in views], divisor=divisor, memory_format=torch.channels_last)
     drawn = [_at_cells(view.drawn, weak.shape[-2:]) for view in views if view.drawn is not None]
-    same = all(view.strong is view.weak for view in views)
     return Batch(
         weak=weak,
-        strong=weak if same else pad_images([view.strong for view in views], divisor=divisor)[0],
+        strong=weak,
         valid=valid,
         boxes=[view.boxes for view in views],
         labels=[view.labels for view in views],
@@ -182,27 +196,27 @@ def _at_cells(drawn: DrawnMasks, padded: Sequence[int]) -> DrawnMasks:
     return replace(drawn, mask=mask)
 
 
-def _load(read: Callable[[int], Batch], wanted: range, workers: int) -> Iterator[Batch]:
-    loader: DataLoader[Batch | DataError] = DataLoader(
+def _load(read: Callable[[int], Read], wanted: range, workers: int) -> Iterator[Read]:
+    loader: DataLoader[Read | DataError] = DataLoader(
         _Steps(read),
         sampler=wanted,
         batch_size=None,
         num_workers=workers,
         generator=torch.Generator(),  # of its own: drawing the workers' base seed must not move the global one
     )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    for found in loader:
+        if isinstance(found, DataError):
+            raise found
+        yield found
 
 
-class _Steps(Dataset["Batch | DataError"]):
-    """Batches by step; data errors are values, as raised in a loader process they arrive in its traceback."""
+class _Steps(Dataset["Read | DataError"], Generic[Read]):
+    """What is read by step; data errors are values, as raised in a loader process they arrive in its traceback."""
 
-    def __init__(self, read: Callable[[int], Batch]) -> None:
+    def __init__(self, read: Callable[[int], Read]) -> None:
         self._read = read
 
-    def __getitem__(self, step: int) -> Batch | DataError:
+    def __getitem__(self, step: int) -> Read | DataError:
         try:
             return self._read(step)
         except DataError as error:

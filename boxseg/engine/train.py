@@ -113,7 +113,7 @@ def optimise(trainer: Trainer, batch: Batch, step: int) -> dict[str, Tensor]:
     metrics: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
         with sum_over_ranks(trainer.forward, now=number == len(parts) - 1):
-            output = run_step(trainer, part.to(trainer.device), step, part=number)
+            output = run_step(trainer, part, step, part=number)
             guard_finite(output, part.image_ids, step)
             share = len(part) / len(batch)
             (share * output.loss).backward()
