@@ -80,11 +80,13 @@ def build_trainer(
         speed_up_pointwise(student)
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
     student.to(device).to(memory_format=memory_format).train()
-    teacher = build_teacher(student, eval_mode=config.teacher.eval_mode) if config.teacher.on else None
+    teacher = None
+    if config.teacher.on:
+        teacher = deepcopy(student).requires_grad_(False).train(not config.teacher.eval_mode)
     return Trainer(
         config=with_warmups_in_steps(config),
         student=student,
-        forward=wrap_for_workers(student),
+        forward=DistributedDataParallel(student, broadcast_buffers=False) if is_distributed() else student,
         teacher=teacher,
         optimizer=build_optimizer(
             student,
@@ -204,13 +206,6 @@ def speed_up_pointwise(network: nn.Module) -> None:
             module.dilation = (2, 2)
 
 
-def build_teacher(student: MaskNetwork, *, eval_mode: bool) -> MaskNetwork:
-    """A copy of the student, buffers included, that receives no gradient."""
-    teacher = deepcopy(student)
-    teacher.requires_grad_(False)
-    return teacher.train(not eval_mode)
-
-
 def with_warmups_in_steps(config: BoxSegConfig) -> BoxSegConfig:
     """The same settings with each warm-up as a number of steps, whatever it was given as."""
     changes = {}
@@ -219,11 +214,6 @@ def with_warmups_in_steps(config: BoxSegConfig) -> BoxSegConfig:
         steps = as_steps(getattr(settings, name), config.train.steps)
         changes[group] = settings.model_copy(update={name: steps})
     return config.model_copy(update=changes)
-
-
-def wrap_for_workers(student: nn.Module) -> nn.Module:
-    """The student itself, or wrapped so that gradients are averaged over the training processes."""
-    return DistributedDataParallel(student, broadcast_buffers=False) if is_distributed() else student
 
 
 def seed_everything(seed: int) -> None:

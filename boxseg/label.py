@@ -21,7 +21,7 @@ from boxseg.ops.boxes import box_area, box_iou, scale_boxes
 from boxseg.ops.masks import resize_mask_part, tight_boxes
 from boxseg.ops.neighbours import sample_cells
 from boxseg.predict import Predictor, read_image
-from boxseg.structures import MASK_STRIDE, Batch, Candidates
+from boxseg.structures import MASK_STRIDE, Batch, Candidates, Sample
 from boxseg.teacher.candidates import pick_candidates
 
 LABEL_VERSION = 2
@@ -51,32 +51,6 @@ class BoxLabels:
     num_candidates: Tensor
     """int64 (N,): detections that were fused, of the image and its mirror image; 0 where the mask is the box itself, or
     empty."""
-
-    def mirrored(self) -> BoxLabels:
-        """Labels of the mirror image."""
-        return replace(self, mask=self.mask.flip(2))
-
-
-@dataclass(frozen=True)
-class KnownBoxes:
-    """An image and what is known of it."""
-
-    image: Tensor
-    """uint8 (3, h, w), RGB."""
-    boxes: Tensor
-    """Float (N, 4), pixels, inside the image."""
-    labels: Tensor
-    """int64 (N,), see `label_boxes`."""
-    others: BoxLabels | None = None
-    """Masks of another tool."""
-
-    def mirrored(self) -> KnownBoxes:
-        """The mirror image with its boxes."""
-        x1, y1, x2, y2 = self.boxes.unbind(dim=1)
-        width = self.image.shape[2]
-        boxes = torch.stack([width - x2, y1, width - x1, y2], dim=1)
-        others = None if self.others is None else self.others.mirrored()
-        return KnownBoxes(self.image.flip(2), boxes, self.labels, others)
 
 
 def label_boxes(
@@ -114,28 +88,31 @@ def label_boxes(
 
     Source: BoxSeg (arXiv 2504.05137), QAM with the user's boxes as the known truth; `method.md` section (e).
     """
-    return label_together(predictor, [know(read_image(image), boxes, labels, others)], scale=scale)[0]
-
-
-def know(image: Tensor, boxes: Tensor, labels: Tensor | None = None, others: BoxLabels | None = None) -> KnownBoxes:
-    """The arguments of `label_boxes` (an image uint8 (3, h, w)) checked and clipped.
-
-    Raises:
-        ShapeError: boxes or labels have another shape.
-    """
+    image = read_image(image)
     labels = torch.full((len(boxes),), UNKNOWN) if labels is None else labels
     if boxes.dim() != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
         raise ShapeError(f"boxes {tuple(boxes.shape)}, labels {tuple(labels.shape)}; (N, 4) and (N,) are needed")
-    return KnownBoxes(image, clip_boxes_to_image(boxes.float(), (image.shape[1], image.shape[2])), labels, others)
+    size = (image.shape[1], image.shape[2])
+    sample = Sample(image, clip_boxes_to_image(boxes.float(), size), labels, image_id=-1, original_size=size)
+    return label_together(predictor, [sample], [others], scale=scale)[0]
 
 
 @torch.no_grad()
-def label_together(predictor: Predictor, known: Sequence[KnownBoxes], *, scale: float = LABEL_SCALE) -> list[BoxLabels]:
+def label_together(
+    predictor: Predictor, samples: Sequence[Sample], others: Sequence[BoxLabels | None], *, scale: float = LABEL_SCALE
+) -> list[BoxLabels]:
     """`label_boxes` for several images at once, which saves time on a GPU; what an image gets depends on it alone."""
-    plain = _find_maps(predictor, known, scale)
-    mirrored = _find_maps(predictor, [each.mirrored() for each in known], scale)
+    mirrored = [None if each is None else replace(each, mask=each.mask.flip(2)) for each in others]
+    plain = _find_maps(predictor, samples, others, scale)
+    flipped = _find_maps(predictor, [_mirror(each) for each in samples], mirrored, scale)
     mask_thr = predictor.config.qam.mask_thr
-    return [_merge(each, (here, there), mask_thr) for each, here, there in zip(known, plain, mirrored, strict=True)]
+    return [_merge(each, (here, there), mask_thr) for each, here, there in zip(samples, plain, flipped, strict=True)]
+
+
+def _mirror(sample: Sample) -> Sample:
+    x1, y1, x2, y2 = sample.boxes.unbind(dim=1)
+    width = sample.image.shape[2]
+    return replace(sample, image=sample.image.flip(2), boxes=torch.stack([width - x2, y1, width - x1, y2], dim=1))
 
 
 @dataclass(frozen=True)
@@ -152,39 +129,43 @@ class _BoxMaps:
     """Of the image in the network, before padding."""
 
 
-def _find_maps(predictor: Predictor, known: Sequence[KnownBoxes], scale: float) -> list[_BoxMaps]:
+def _find_maps(
+    predictor: Predictor, samples: Sequence[Sample], others: Sequence[BoxLabels | None], scale: float
+) -> list[_BoxMaps]:
     found: dict[int, _BoxMaps] = {}
-    for places, batch, predictions in predictor.look([each.image for each in known], scale=scale):
-        maps = _maps_of_batch(predictor, [known[place] for place in places], batch, predictions)
-        found |= dict(zip(places, maps, strict=True))
-    return [found[place] for place in range(len(known))]
+    for places, batch, predictions in predictor.look([each.image for each in samples], scale=scale):
+        known = [(samples[place], others[place]) for place in places]
+        found |= dict(zip(places, _maps_of_batch(predictor, known, batch, predictions), strict=True))
+    return [found[place] for place in range(len(samples))]
 
 
-def _maps_of_batch(predictor: Predictor, known: list[KnownBoxes], batch: Batch, predictions: Any) -> list[_BoxMaps]:
+def _maps_of_batch(
+    predictor: Predictor, known: list[tuple[Sample, BoxLabels | None]], batch: Batch, predictions: Any
+) -> list[_BoxMaps]:
     """Maps of the images of a batch; boxes that find nothing go through the next attempt."""
     device, cells = predictor.device, [side // MASK_STRIDE for side in batch.weak.shape[-2:]]
     found = []
-    for each, size in zip(known, batch.sizes, strict=True):
-        count = len(each.boxes)
+    for (sample, _), size in zip(known, batch.sizes, strict=True):
+        count = len(sample.boxes)
         zeros = torch.zeros(count, device=device)
         found.append(_BoxMaps(torch.zeros(count, *cells, device=device), zeros, zeros.long(), size))
     for config, trust in attempts(predictor.config):
         left = [
-            ((maps.num_candidates.cpu() == 0) & (box_area(each.boxes) > 0)).nonzero()[:, 0]
-            for maps, each in zip(found, known, strict=True)
+            ((maps.num_candidates.cpu() == 0) & (box_area(sample.boxes) > 0)).nonzero()[:, 0]
+            for maps, (sample, _) in zip(found, known, strict=True)
         ]
         if not any(map(len, left)):
             break
         everything = zip(known, left, batch.original_sizes, batch.sizes, strict=True)
-        boxes = [scale_boxes(each.boxes[rows], size, seen) for each, rows, size, seen in everything]
-        labels = [each.labels[rows] for each, rows in zip(known, left, strict=True)]
+        boxes = [scale_boxes(sample.boxes[rows], size, seen) for (sample, _), rows, size, seen in everything]
+        labels = [sample.labels[rows] for (sample, _), rows in zip(known, left, strict=True)]
         part = replace(batch, boxes=boxes, labels=labels).to(device)
         candidates = pick_candidates(
             predictor.network, predictions, part, part, teacher=config.teacher, qam=config.qam, fcos=config.fcos
         )
-        for image, each in enumerate(known):
-            if each.others is not None:
-                candidates[image] = _join(candidates[image], each.others, left[image], each.boxes, part, image)
+        for image, (sample, others) in enumerate(known):
+            if others is not None:
+                candidates[image] = _join(candidates[image], others, left[image], sample.boxes, part, image)
         for maps, rows, pseudo in zip(found, left, fuse_candidates(config, candidates, part), strict=True):
             hit = pseudo.mask.flatten(1).any(dim=1)
             rows = rows.to(device)[hit]
@@ -193,14 +174,14 @@ def _maps_of_batch(predictor: Predictor, known: list[KnownBoxes], batch: Batch, 
     return found
 
 
-def _merge(known: KnownBoxes, views: tuple[_BoxMaps, _BoxMaps], mask_thr: float) -> BoxLabels:
+def _merge(sample: Sample, views: tuple[_BoxMaps, _BoxMaps], mask_thr: float) -> BoxLabels:
     """Masks from the mean maps of an image and its mirror image."""
-    size = (known.image.shape[1], known.image.shape[2])
-    masks = pixels_inside(known.boxes.to(views[0].soft.device), size)
+    size = (sample.image.shape[1], sample.image.shape[2])
+    masks = pixels_inside(sample.boxes.to(views[0].soft.device), size)
     counts = torch.stack([maps.num_candidates for maps in views]).cpu()
     quality = torch.stack([maps.quality for maps in views]).sum(dim=0).cpu() / (counts > 0).sum(dim=0).clamp(min=1)
     for row in counts.sum(dim=0).nonzero()[:, 0].tolist():
-        rows, columns = window = _window(known.boxes[row], size)
+        rows, columns = window = _window(sample.boxes[row], size)
         opposite = slice(size[1] - columns.stop, size[1] - columns.start)
         parts = [_cut(views[0], row, window, size)] if counts[0, row] else []
         if counts[1, row]:
@@ -211,7 +192,7 @@ def _merge(known: KnownBoxes, views: tuple[_BoxMaps, _BoxMaps], mask_thr: float)
         else:
             counts[:, row] = quality[row] = 0
     masks, found = masks.cpu(), counts.sum(dim=0)
-    trust = fit(masks, known.boxes) ** 0.25 * (1 - clash(masks, found > 0) / 2).sqrt()
+    trust = fit(masks, sample.boxes) ** 0.25 * (1 - clash(masks, found > 0) / 2).sqrt()
     return BoxLabels(masks, quality * trust, found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torchvision.ops import box_convert
 
 from boxseg.data.coco import CocoBoxes, decode_segmentation
 from boxseg.errors import ConfigError, DataError
-from boxseg.label import UNKNOWN, BoxLabels, fit, know, label_together, pixels_inside
+from boxseg.label import UNKNOWN, BoxLabels, fit, label_together, pixels_inside
 from boxseg.ops.boxes import box_iou
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
@@ -44,12 +45,8 @@ def from_run(predictor: Predictor, data: CocoBoxes, *, others: Source | None = N
     labels = torch.tensor([label_of.get(name.casefold(), UNKNOWN) for name in data.class_names], dtype=torch.int64)
 
     def source(items: Sequence[tuple[Sample, Sequence[int]]]) -> list[BoxLabels]:
-        more = [None if others is None else others(*item) for item in items]
-        known = [
-            know(sample.image, sample.boxes, labels[sample.labels], each)
-            for (sample, _), each in zip(items, more, strict=True)
-        ]
-        return label_together(predictor, known)
+        samples = [replace(sample, labels=labels[sample.labels]) for sample, _ in items]
+        return label_together(predictor, samples, [None if others is None else others(*item) for item in items])
 
     return source
 

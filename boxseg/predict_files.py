@@ -20,6 +20,8 @@ from boxseg.errors import ConfigError, DataError
 from boxseg.predict import Predictor, in_batches, read_image
 from boxseg.structures import Detections
 
+FRAME_COUNT = 7
+"""OpenCV's number for CAP_PROP_FRAME_COUNT."""
 VIDEO_ENDINGS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 
 
@@ -82,7 +84,7 @@ def count_pictures(paths: Sequence[Path], *, every: int = 1) -> int:
     frames = 0
     for path in videos:
         capture = _open_video(path)
-        frames += max(-(-int(capture.get(_cv2().CAP_PROP_FRAME_COUNT)) // every), 1)
+        frames += max(-(-int(capture.get(FRAME_COUNT)) // every), 1)
         capture.release()
     return len(paths) - len(videos) + frames
 
@@ -101,20 +103,16 @@ def _read_frames(path: Path, every: int) -> Iterator[Picture]:
 
 
 def _open_video(path: Path) -> Any:
-    return _cv2().VideoCapture(str(path))
-
-
-def _cv2() -> Any:
     try:
         import cv2
     except ImportError as error:
         raise ConfigError("videos need OpenCV; install the extra: pip install 'boxseg[video]'") from error
-    return cv2
+    return cv2.VideoCapture(str(path))
 
 
 def predict_files(
     predictor: Predictor, pictures: Iterator[Picture], *, min_score: float, overlays: Path | None = None
-) -> Iterator[tuple[Path, dict[str, Any] | DataError]]:
+) -> Iterator[dict[str, Any] | DataError]:
     """Detections of each picture in turn, or the error that a damaged file gave.
 
     Args:
@@ -124,8 +122,8 @@ def predict_files(
         overlays: Folder for a picture of each image with its detections; None: none are drawn.
 
     Yields:
-        The file, and `image` and `annotations` in COCO's terms with ids from 1 (see `join_coco`), or a DataError.
-        Images of a video have its `file_name` and `frame`.
+        `image` and `annotations` in COCO's terms with ids from 1 (see `join_coco`), or a DataError. Images of a video
+        have its `file_name` and `frame`.
     """
     annotation_id, image_id = 1, 0
     for batch in in_batches(pictures, size=predictor.batch_size, pixels=_num_pixels):
@@ -134,9 +132,11 @@ def predict_files(
         for picture in batch:
             image_id += 1
             if isinstance(picture.pixels, DataError):
-                yield picture.file, picture.pixels
+                yield picture.pixels
                 continue
-            found = at_least(next(detections), min_score)
+            found = next(detections)
+            kept = found.scores >= min_score
+            found = Detections(found.boxes[kept], found.scores[kept], found.labels[kept], found.masks[kept])
             if overlays is not None:
                 names = [predictor.class_names[label] for label in found.labels.tolist()]
                 frame = "" if picture.frame is None else f"-{picture.frame:06d}"
@@ -146,7 +146,7 @@ def predict_files(
             height, width = picture.pixels.shape[1:]
             entry = {"id": image_id, "file_name": str(picture.file), "width": width, "height": height}
             entry |= {} if picture.frame is None else {"frame": picture.frame}
-            yield picture.file, {"image": entry, "annotations": annotations}
+            yield {"image": entry, "annotations": annotations}
 
 
 def _num_pixels(picture: Picture) -> int:
@@ -183,12 +183,6 @@ def coco_annotations(
             }
         )
     return annotations
-
-
-def at_least(found: Detections, min_score: float) -> Detections:
-    """The detections that reach a score."""
-    kept = found.scores >= min_score
-    return Detections(found.boxes[kept], found.scores[kept], found.labels[kept], found.masks[kept], found.image_id)
 
 
 def draw_overlay(image: Tensor, found: Detections, names: Sequence[str], path: Path) -> None:

@@ -32,17 +32,16 @@ def split_coco(path: Path, *, val: float, group: str | None = None, seed: int = 
         `train` and `val`, neither without images.
 
     Raises:
-        ConfigError: `val` is out of range, or no image has the field `group`.
-        DataError: the file is malformed, an image lacks the field, or all images are one group.
+        ConfigError: `val` is out of range, or an image has no field `group`.
+        DataError: the file is malformed, or all images are one group.
     """
     if not 0 < val < 1:
         raise ConfigError(f"--val {val:g}: use a share of the images between 0 and 1, such as 0.2")
     content = read_well_formed(path)
     images = content["images"]
-    _require_fields(path, images, group)
-    members: dict[str, list[int]] = defaultdict(list)
+    members: dict[str, set[int]] = defaultdict(set)
     for image in images:
-        members[_group_of(image, group)].append(image["id"])
+        members[_group_of(path, image, group)].add(image["id"])
     if len(members) < 2:
         found = f"has {len(images)} images in {len(members)} groups"
         raise DataError(f"{path}: {found}; a split needs two groups at least (name another --group)")
@@ -55,24 +54,25 @@ def split_coco(path: Path, *, val: float, group: str | None = None, seed: int = 
     return {"train": _part(content, known - chosen), "val": _part(content, chosen)}
 
 
-def _require_fields(path: Path, images: list[dict[str, Any]], group: str | None) -> None:
-    if group in (None, FOLDER):
-        return
-    without = [image["id"] for image in images if group not in image]
-    if len(without) == len(images):
-        fields = ", ".join(sorted({key for image in images for key in image})) or "none"
-        raise ConfigError(f"--group {group}: no image of {path} has it; their fields are {fields}, or use {FOLDER}")
-    if without:
-        raise DataError(f"{path}: image {without[0]} has no field {group}; --group needs it in every image (add it)")
-
-
-def _group_of(image: dict[str, Any], group: str | None) -> str:
+def _group_of(path: Path, image: dict[str, Any], group: str | None) -> str:
     name = PurePosixPath(image["file_name"])
-    value = str(name) if group is None else str(name.parent) if group == FOLDER else image[group]
+    value: Any
+    if group is None:
+        value = str(name)
+    elif group == FOLDER:
+        value = str(name.parent)
+    elif group in image:
+        value = image[group]
+    else:
+        fields = ", ".join(sorted(image))
+        raise ConfigError(
+            f"--group {group}: image {image['id']} of {path} has no such field; it has {fields} (use one that every "
+            f"image has, or {FOLDER})"
+        )
     return json.dumps(value, sort_keys=True)
 
 
-def _choose(members: dict[str, list[int]], wanted: float, seed: int) -> set[int]:
+def _choose(members: dict[str, set[int]], wanted: float, seed: int) -> set[int]:
     """Image ids of the groups that go to `val`: about `wanted` of them, at least one group and never all."""
     order = sorted(members, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     most = min(max(round(wanted), 1), sum(map(len, members.values())) - 1)
@@ -80,7 +80,7 @@ def _choose(members: dict[str, list[int]], wanted: float, seed: int) -> set[int]
     for name in order:
         if len(chosen) + len(members[name]) <= most:
             chosen.update(members[name])
-    return chosen or set(members[min(order, key=lambda name: len(members[name]))])
+    return chosen or members[min(order, key=lambda name: len(members[name]))]
 
 
 def _part(content: dict[str, Any], image_ids: set[int]) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def predict(
     parts, skipped = [], 0
     pictures = read_pictures(paths, every=every)
     found = predict_files(predictor, pictures, min_score=min_score, overlays=output / "overlays" if overlays else None)
-    for _, result in counted(found, total, what="images"):
+    for result in counted(found, total, what="images"):
         if isinstance(result, DataError):
             say(f"skipped: {result}")
             skipped += 1

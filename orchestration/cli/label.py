@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,18 +69,18 @@ def label(
     read_well_formed(found.annotations, whole=False)  # for its errors
     boxes = CocoBoxes(found, train=False)
     if compare is not None:
-        _compare(boxes, {name: source_of(name, run, boxes).masks for name in compare.split(",")}, as_json)
+        _compare(boxes, {name: source_of(name, run, boxes)[0] for name in compare.split(",")}, as_json)
         return
     if apply is not None:
         counts = apply_decisions(folder, apply, boxes.source.images)
         print_json(counts) if as_json else print_pairs(list(counts.items()))
         return
-    opened = source_of(source, run, boxes)
-    journal = Journal(folder, opened.about)
+    masks, about, batch_size = source_of(source, run, boxes)
+    journal = Journal(folder, about)
     left = len(boxes) - len(journal.done)
     if journal.done and left:
         say(f"{len(journal.done)} images are labelled already")
-    images_done = label_images(boxes, opened.masks, journal, batch_size=opened.batch_size)
+    images_done = label_images(boxes, masks, journal, batch_size=batch_size)
     for _ in counted(images_done, left, what="images"):
         pass
     summary = {"output": str(folder), **write_labels(boxes, journal, folder)}
@@ -129,19 +128,10 @@ def _compare(boxes: CocoBoxes, sources: dict[str, BatchSource], as_json: bool) -
         say("no masks are drawn, so there is no IoU with the truth")
 
 
-@dataclass(frozen=True)
-class OpenSource:
-    """Where masks come from."""
-
-    masks: BatchSource
-    about: dict[str, Any]
-    """What identifies data and source for a later call that goes on."""
-    batch_size: int = 1
-
-
 def _open_source(
     source: str, run: str | None, boxes: CocoBoxes, *, fuse_with: Path | None, device: str, storage: Path
-) -> OpenSource:
+) -> tuple[BatchSource, dict[str, Any], int]:
+    """Where masks come from, what identifies data and source for a later call that goes on, and the batch size."""
     from boxseg import label_sources
     from boxseg.label import LABEL_VERSION
     from orchestration.files import digest
@@ -158,16 +148,14 @@ def _open_source(
         about |= {"run": str(predictor.folder), "label_version": LABEL_VERSION}
         about |= {} if fuse_with is None else {"fuse_with": digest(fuse_with)}
         others = None if fuse_with is None else label_sources.from_file(fuse_with, boxes)
-        return OpenSource(label_sources.from_run(predictor, boxes, others=others), about, predictor.batch_size)
+        return label_sources.from_run(predictor, boxes, others=others), about, predictor.batch_size
     if source.startswith("file:") and source != "file:":
         path = Path(source.removeprefix("file:"))
-        return OpenSource(
-            label_sources.one_by_one(label_sources.from_file(path, boxes)), about | {"file": digest(path)}
-        )
+        return label_sources.one_by_one(label_sources.from_file(path, boxes)), about | {"file": digest(path)}, 1
     simple = {"grabcut": label_sources.from_grabcut, "box": label_sources.from_boxes}
     if source not in simple:
         raise ConfigError(f"--source {source or '(empty)'}: use run, grabcut, box or file:COCO.json")
-    return OpenSource(label_sources.one_by_one(simple[source]), about)
+    return label_sources.one_by_one(simple[source]), about, 1
 
 
 def _tell(summary: dict[str, Any], as_json: bool) -> None:

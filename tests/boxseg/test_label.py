@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torchvision.ops import clip_boxes_to_image
 
 from boxseg import label
 from boxseg.errors import ShapeError
-from boxseg.label import LAST_RESORT, clash, fit, know, label_boxes, label_together, pixels_inside
+from boxseg.label import LAST_RESORT, clash, fit, label_boxes, label_together, pixels_inside
 from boxseg.predict import Predictor
-from boxseg.structures import Candidates
+from boxseg.structures import Candidates, Sample
 
 BOXES = torch.tensor([[4.0, 6, 40, 50], [10, 10, 10, 30], [30.5, 2.2, 31, 60], [-9, 50, 90, 99]])
 
@@ -78,8 +79,12 @@ def mirror(boxes):
 
 def test_images_of_several_sizes_are_labelled_together_as_alone(predictor, image):
     images = [image, image[:, :40], image.flip(1), image[:, :, :30]]
-    known = [know(each, BOXES[:k]) for k, each in enumerate(images)]
-    for each, found in zip(known, label_together(predictor, known), strict=True):
+    samples = []
+    for k, each in enumerate(images):
+        size = (each.shape[1], each.shape[2])
+        boxes = clip_boxes_to_image(BOXES[:k], size)
+        samples.append(Sample(each, boxes, torch.full((k,), label.UNKNOWN), image_id=k, original_size=size))
+    for each, found in zip(samples, label_together(predictor, samples, [None] * 4), strict=True):
         alone = label_boxes(predictor, each.image, each.boxes)
         assert torch.equal(found.mask, alone.mask)
         torch.testing.assert_close(found.quality, alone.quality, atol=1e-5, rtol=0)
