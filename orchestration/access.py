@@ -40,9 +40,6 @@ def choose_mode(address: str, *, insecure: bool = False) -> str:
         address: Address of the cluster, with or without a scheme.
         insecure: Whether the user accepts a cluster elsewhere that lets everybody in.
 
-    Returns:
-        The mode.
-
     Raises:
         ResourceError: the cluster is not on this machine, and there is no token.
     """

@@ -158,13 +158,7 @@ def find_late(since: dict[str, float], groups: Mapping[str, Mapping[str, Any]], 
 
 
 def describe_shortage(bundles: Sequence[Resources], free: Resources, total: Resources) -> str:
-    """What a group of workers waits for, in one line.
-
-    Args:
-        bundles: What each worker needs.
-        free: What the cluster has free.
-        total: What the cluster has.
-    """
+    """What a group of workers waits for, in one line; each of `bundles` is what one worker needs."""
     need = {name: sum(bundle.get(name, 0) for bundle in bundles) for bundle in bundles for name in bundle}
     parts = [
         f"{amount:g} {name} ({free.get(name, 0):g} of {total.get(name, 0):g} free)" for name, amount in need.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -41,7 +42,7 @@ class Finding:
 
 def examine(storage: Path) -> Iterator[Finding]:
     """Look at everything, quick things first; starts nothing and leaves nothing behind."""
-    yield _python()
+    yield Finding("python", platform.python_version())  # pip refuses one that is too old
     yield _disk(storage)
     yield _ray_token()
     yield _ray_auth()
@@ -51,11 +52,6 @@ def examine(storage: Path) -> Iterator[Finding]:
     for package, floor in FLOORS.items():
         yield _package(package, floor)
     yield _gpu()
-
-
-def _python() -> Finding:
-    found = ".".join(map(str, sys.version_info[:3]))
-    return Finding("python", found, None if sys.version_info >= (3, 11) else "boxseg needs Python 3.11 or newer")
 
 
 def _disk(storage: Path) -> Finding:

@@ -70,7 +70,6 @@ def estimate(spec: RunSpec, *, aspect: float | None) -> Estimate | None:
     """Memory and time of a run on GPUs; None without GPUs, or for a network that is not ON_RECORD.
 
     Args:
-        spec: The run.
         aspect: Mean of long side over short side of the training images; None: `PHOTO_ASPECT`.
     """
     if not spec.resources.gpus_per_worker or f"{spec.model.kind} {spec.model.backbone}" not in ON_RECORD:

@@ -104,28 +104,23 @@ class Cluster:
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
         if self._mode == "disabled":
             variables["RAY_AUTH_MODE"] = "disabled"
+        deadline = time.monotonic() + PATIENCE_S
         with tempfile.TemporaryDirectory(prefix="boxseg-upload-") as scratch, _told():
             archive = Path(scratch) / "files.zip"  # of a folder Ray would leave out what .gitignore and .rayignore name
             upload.pack(archive)
-            self._submit(
-                entrypoint=shlex.join(entry),
-                submission_id=id,
-                runtime_env={"working_dir": str(archive), "env_vars": variables},
-                metadata={"command": shlex.join(["boxseg", *arguments]), "storage": str(folder / id)},
-            )
-        return id
-
-    def _submit(self, **job: Any) -> None:
-        """Submit, and again for a while where the cluster has only just started and no agent takes jobs yet."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                self._client.submit_job(**job)
-                return
-            except RuntimeError as error:
-                if "No available agent" not in str(error) or time.monotonic() > deadline:
-                    raise
-            time.sleep(POLL_S)
+            while True:
+                try:
+                    self._client.submit_job(
+                        entrypoint=shlex.join(entry),
+                        submission_id=id,
+                        runtime_env={"working_dir": str(archive), "env_vars": variables},
+                        metadata={"command": shlex.join(["boxseg", *arguments]), "storage": str(folder / id)},
+                    )
+                    return id
+                except RuntimeError as error:  # where a cluster has only just started no agent takes jobs yet
+                    if "No available agent" not in str(error) or time.monotonic() > deadline:
+                        raise
+                time.sleep(POLL_S)
 
     def jobs(self) -> list[Job]:
         """All jobs that were submitted, newest first."""

@@ -52,9 +52,7 @@ def make_job(name: str, arguments: list[str], experiment: Path, nodes: Nodes) ->
     folder = STORAGE / ".jobs" / name
     entry = ["python", "-u", "-m", "orchestration.job_entry", str(folder), *command, "--set", f"storage={STORAGE}"]
     cluster = _cluster(nodes, config=name)
-    submitter = _pod(
-        "ray-job-submitter", nodes.image, resources=_resources(1, 0, "1Gi"), volumes=[], restartPolicy="Never"
-    )
+    submitter = _pod("ray-job-submitter", nodes.image, _resources(1, 0, "1Gi"), {}, restartPolicy="Never")
     job = {
         "entrypoint": shlex.join(entry),
         "shutdownAfterJobFinishes": True,
@@ -99,22 +97,14 @@ def _cluster(nodes: Nodes, *, config: str | None = None) -> dict[str, Any]:
     ]
     if config is not None:
         volumes.append(("experiment", "/experiment", {"configMap": {"name": config}}))
-    ports = {"gcs-server": 6379, "dashboard": 8265}
-    head = _pod(
-        "ray-head",
-        nodes.image,
-        resources=_resources(2, 0, "8Gi"),
-        volumes=volumes,
-        ports=[{"name": name, "containerPort": port} for name, port in ports.items()],
-        probes=_probes(readiness=("/api/gcs_healthz", 8265)),
-    )
-    worker = _pod(
-        "ray-worker",
-        nodes.image,
-        resources=_resources(nodes.cpus, nodes.gpus, nodes.memory),
-        volumes=volumes,
-        probes=_probes(readiness=("/api/local_raylet_healthz", HEALTH_PORT)),
-    )
+    mounts = {"volumeMounts": [{"name": name, "mountPath": path} for name, path, _ in volumes]}
+    sources = [{"name": name, **source} for name, _, source in volumes]
+    ports = [{"name": "gcs-server", "containerPort": 6379}, {"name": "dashboard", "containerPort": 8265}]
+    health = _probes(readiness=("/api/gcs_healthz", 8265))
+    head = _pod("ray-head", nodes.image, _resources(2, 0, "8Gi"), {"ports": ports, **mounts, **health}, volumes=sources)
+    health = _probes(readiness=("/api/local_raylet_healthz", HEALTH_PORT))
+    resources = _resources(nodes.cpus, nodes.gpus, nodes.memory)
+    worker = _pod("ray-worker", nodes.image, resources, mounts | health, volumes=sources)
     group = {"groupName": "workers", "replicas": nodes.count, "minReplicas": nodes.count, "maxReplicas": nodes.count}
     return {
         "rayVersion": version("ray"),
@@ -124,26 +114,15 @@ def _cluster(nodes: Nodes, *, config: str | None = None) -> dict[str, Any]:
     }
 
 
-def _pod(
-    name: str,
-    image: str,
-    *,
-    resources: dict[str, Any],
-    volumes: list[tuple[str, str, dict[str, Any]]],
-    ports: list[dict[str, Any]] | None = None,
-    probes: dict[str, Any] | None = None,
-    **spec: Any,
-) -> dict[str, Any]:
-    """A pod with one container that is nobody special: no root, no privileges, no access to Kubernetes."""
+def _pod(name: str, image: str, resources: dict[str, Any], more: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    """A pod with one container, of which `more` tells, that is nobody special: no root, no access to Kubernetes."""
     container = {
         "name": name,
         "image": image,
         "resources": resources,
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "env": [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}],
-        **({"ports": ports} if ports else {}),
-        **({"volumeMounts": [{"name": label, "mountPath": path} for label, path, _ in volumes]} if volumes else {}),
-        **(probes or {}),
+        **more,
     }
     user = {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
     return {
@@ -151,7 +130,6 @@ def _pod(
             "automountServiceAccountToken": False,
             "securityContext": {**user, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [container],
-            **({"volumes": [{"name": label, **source} for label, _, source in volumes]} if volumes else {}),
             **spec,
         }
     }

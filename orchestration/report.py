@@ -57,11 +57,7 @@ class Picture:
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the report of a sweep as far as it has come; gives the path of the page.
-
-    Args:
-        folder: The sweep's folder.
-        output: Where to write; null: `report/` in the sweep's folder.
+    """Write the report of a sweep as far as it has come, to `output` or its own folder; gives the path of the page.
 
     Raises:
         ConfigError: the folder is not one of a sweep.

@@ -129,11 +129,6 @@ def study_importance(table: SweepTable, curves: Curves, *, seed: int = 0) -> Imp
     together. Half of the growth of the mean squared error is the variance that goes with the setting, because a
     shuffled value is as far off as two random draws are from each other. Trials are compared at the latest step that at
     least half of them reached, so that early stopping does not look like an effect.
-
-    Args:
-        table: The trials.
-        curves: Their evaluations.
-        seed: Of the resamples, forests and shuffles.
     """
     step = common_step(curves)
     targets = {trial: dict(curve)[step] for trial, curve in curves.items() if step in dict(curve)}

@@ -268,13 +268,7 @@ def catch_up(storage: Path, uri: str) -> Tracked:
 
 
 def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
-    """Bring MLflow up to date with one folder; safe to repeat after a stop at any place.
-
-    Args:
-        client: An open client.
-        experiment_id: Where new runs go.
-        folder: The run to copy.
-    """
+    """Bring MLflow up to date with one folder; safe to repeat after a stop at any place."""
     status = folder.status()
     state = folder.read_tracking()
     if state.get("ended") == [status.status, status.ended]:

@@ -26,14 +26,7 @@ CONTENT_TAG = "boxseg.checkpoint"
 def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path) -> str:
     """Log the network of a checkpoint as a model of a run, unless it is there; half of one is made whole.
 
-    Args:
-        client: An open client.
-        run_id: MLflow's id of the run.
-        checkpoint: The checkpoint's folder.
-        weights: The file of that network in it.
-
-    Returns:
-        The model's URI, as in `models:/m-…`.
+    `weights` is the file of the network in the checkpoint's folder. Gives the model's URI, as in `models:/m-…`.
     """
     import mlflow
     from mlflow.entities import LoggedModelOutput

@@ -47,8 +47,6 @@ def save_comparison(
     """Save a view of a sweep's trials, which MLflow's page lists under Views: swept settings and metrics chosen.
 
     Args:
-        client: An open client.
-        experiment_id: Where the sweep is.
         sweep_id: Id of the sweep; the view's key and part of its name.
         parent_run_id: MLflow's id of the sweep's own run.
         settings: Names of the swept settings, as the trials' params have them.

@@ -31,9 +31,7 @@ class BoxSegModel(PythonModel):
         """One object for each row: what was found in its image, best first.
 
         Args:
-            context: Unused.
             model_input: Table with a column `image`: a PNG or JPEG file as base64, or a path on the serving machine.
-            params: Unused.
 
         Returns:
             `boxes` (x1 y1 x2 y2 in pixels), `scores`, `labels` (class names), `category_ids`, and `masks` as COCO

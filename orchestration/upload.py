@@ -56,7 +56,6 @@ def find_files(root: Path, *, tracked_only: bool = True) -> Upload:
     """The files that would go along.
 
     Args:
-        root: Folder whose files they are.
         tracked_only: Refuse a folder where git tracks nothing; false: take every file there, but nothing of git's own.
 
     Raises:
