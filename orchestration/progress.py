@@ -14,6 +14,7 @@ from rich.text import Text
 
 from orchestration.run_folder import Report, RunFolder, Status
 from orchestration.table import SweepTable, TrialRow, render_table
+from orchestration.words import show_duration
 
 HEADLINE = ("train/loss", "val/mask_ap", "val/box_ap", "qam/quality", "qam/coverage", "train/images_per_s")
 """Metrics worth a place in one line."""
@@ -58,7 +59,7 @@ class Progress:
         self._live.update(content, refresh=True)
 
     def _elapsed(self) -> str:
-        return clock(time.monotonic() - self._since)
+        return show_duration(time.monotonic() - self._since)
 
 
 class RunProgress(Progress):
@@ -180,15 +181,8 @@ def headline(metrics: dict[str, float]) -> str:
 
 
 def time_left(seconds: float | None) -> str:
-    """The end of a line, as in `  1:05 left`; empty if there is nothing to say."""
-    return f"  {clock(seconds)} left" if seconds else ""
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds, or hours too: 1:05, 2:03:20."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    """The end of a line, as in `  12 min left`; empty if there is nothing to say."""
+    return f"  {show_duration(seconds)} left" if seconds else ""
 
 
 def counted(items: Iterable[T], total: int, *, what: str, shown: bool = True) -> Iterator[T]:

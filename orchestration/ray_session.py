@@ -164,19 +164,15 @@ def _check_room(spec: RunSpec, nodes: list[dict[str, float]]) -> None:
 
 def _prepare_token(private: Path) -> None:
     """Give the embedded Ray and all its processes a token of their own, unless the user chose a mode."""
-    if os.environ.get("RAY_AUTH_MODE", "token") != "token" or _has_token():
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    has_token = os.environ.get("RAY_AUTH_TOKEN") or (named and Path(named).exists())
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token" or has_token:
         return
     path = private / "token"
     path.touch(mode=0o600)
     path.write_text(TOKEN)
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
-
-
-def _has_token() -> bool:
-    """True if the environment names a token that is there."""
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return bool(os.environ.get("RAY_AUTH_TOKEN")) or (path is not None and Path(path).exists())
 
 
 def _remove_leftovers() -> None:

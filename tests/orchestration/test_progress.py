@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from orchestration.progress import SweepProgress, clock
+from orchestration.progress import SweepProgress
 from orchestration.run_folder import RunFolder
 from orchestration.table import SweepTable, TrialRow
+from orchestration.words import show_duration
 
 
 class Trials:
@@ -83,5 +84,5 @@ def test_a_trial_that_ended_is_not_looked_at_again_unless_it_goes_on(tmp_path, m
     assert looks
 
 
-def test_durations_read_like_a_clock():
-    assert [clock(seconds) for seconds in (4.6, 65, 7400)] == ["0:05", "1:05", "2:03:20"]
+def test_durations_are_told_in_their_unit():
+    assert [show_duration(seconds) for seconds in (4.6, 89, 91, 7400)] == ["5 s", "89 s", "2 min", "2.1 h"]
