@@ -265,26 +265,21 @@ class Cost:
     """Updates done by all trials."""
     steps_planned: int
     """Updates had every trial that was begun run to its end."""
-    hours_by_status: dict[str, float]
-    """Trial status -> hours of all its trials."""
 
 
 def cost_of(record: SweepRecord) -> Cost:
     """Time and resources of a sweep."""
     rows, resources = record.table.rows, record.spec.resources
-    hours: dict[str, float] = {}
-    for row in rows:
-        hours[row.status] = hours.get(row.status, 0.0) + (row.seconds or 0.0) / 3600
-    total = sum(hours.values())
+    trials_s = sum(row.seconds or 0.0 for row in rows)
+    worker_h = trials_s / 3600 * resources.workers
     began, ended = record.status.started or record.status.created, record.status.ended or time.time()
     return Cost(
         sweep_s=ended - began,
-        trials_s=3600 * total,
-        core_h=total * resources.workers * resources.cpus_per_worker,
-        gpu_h=total * resources.workers * resources.gpus_per_worker,
+        trials_s=trials_s,
+        core_h=worker_h * resources.cpus_per_worker,
+        gpu_h=worker_h * resources.gpus_per_worker,
         steps=sum(row.step for row in rows),
         steps_planned=sum(row.steps for row in rows),
-        hours_by_status=hours,
     )
 
 
