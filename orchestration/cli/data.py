@@ -149,12 +149,7 @@ def import_(
         folder = find_source(source, images).images
         for split in splits.values():
             split.images = folder
-    if format_name == "coco" and (output / source.name).exists():
-        raise ConfigError(f"--output {output}: {source.name} is there already; name another folder, or remove it")
-    _write_splits({name: split.content for name, split in splits.items()}, output)
-    _print_sources(
-        {name: (split.images.absolute(), output / f"{name}.json") for name, split in splits.items()}, as_json
-    )
+    _write_splits({name: (split.images, split.content) for name, split in splits.items()}, output, as_json)
 
 
 @app.command()
@@ -186,8 +181,7 @@ def export(
         write_yolo(content, source.images, output)
         print_json({"data": output / "data.yaml"}) if as_json else typer.echo(output / "data.yaml")
     else:
-        _write_splits({"all": content}, output)
-        _print_sources({"all": (source.images.absolute(), output / "all.json")}, as_json)
+        _write_splits({"all": (source.images, content)}, output, as_json)
 
 
 def _keep_good(content: dict[str, Any], min_quality: float) -> tuple[dict[str, Any], int]:
@@ -228,24 +222,24 @@ def split(
 
     parts = split_coco(target, val=val, group=group, seed=seed)
     folder = find_source(target, images).images
-    paths = {name: output / f"{name}.json" for name in parts}
-    for path in paths.values():
-        if path.exists():
-            raise ConfigError(f"--output {output}: {path.name} is there already; name another folder, or remove it")
-    _write_splits(parts, output)
-    _print_sources({name: (folder.absolute(), path) for name, path in paths.items()}, as_json)
+    _write_splits({name: (folder, content) for name, content in parts.items()}, output, as_json)
 
 
-def _write_splits(parts: dict[str, dict[str, Any]], output: Path) -> None:
-    """Write `output/NAME.json` for each split, and tell how much is in it."""
+def _write_splits(parts: dict[str, tuple[Path, dict[str, Any]]], output: Path, as_json: bool) -> None:
+    """Write `output/NAME.json` for the images and content of each split, over nothing that is there; tell of them."""
     import json
 
     from boxseg.files import write_atomic
 
+    paths = {name: output / f"{name}.json" for name in parts}
+    for path in paths.values():
+        if path.exists():
+            raise ConfigError(f"--output {output}: {path.name} is there already; name another folder, or remove it")
     output.mkdir(parents=True, exist_ok=True)
-    for name, content in parts.items():
-        write_atomic(output / f"{name}.json", json.dumps(content))
+    for name, (_, content) in parts.items():
+        write_atomic(paths[name], json.dumps(content))
         say(f"{name}: {len(content['images'])} images, {len(content['annotations'])} objects")
+    _print_sources({name: (images.absolute(), paths[name]) for name, (images, _) in parts.items()}, as_json)
 
 
 def _print_sources(sources: dict[str, tuple[Path, Path]], as_json: bool) -> None:
