@@ -34,7 +34,7 @@ def read_token() -> str | None:
 
 
 def choose_mode(address: str, *, insecure: bool = False) -> str:
-    """Set RAY_AUTH_MODE for a cluster, unless the user chose it: `token` if there is one, else `disabled`.
+    """Set RAY_AUTH_MODE for a cluster, unless the user chose it: `token` if there is one, else `disabled`; gives it.
 
     Args:
         address: Address of the cluster, with or without a scheme.
