@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,7 +34,7 @@ def ui(
         return
     say("starting MLflow, this takes some seconds; Ctrl-C ends it")
     tracked = catch_up(storage, uri)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a KeyboardInterrupt too
     artifacts, log = storage.absolute() / "mlartifacts", storage.absolute() / "logs" / "mlflow-server.log"
     try:
         with mlflow_server(uri, port=port, artifacts=artifacts, log=log) as server:
@@ -44,10 +43,6 @@ def ui(
     except KeyboardInterrupt:
         return
     raise ResourceError(f"the MLflow server ended with code {code}; {log} tells why")
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _print_pages(server: str, tracked: Tracked) -> None:
