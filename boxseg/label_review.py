@@ -48,11 +48,19 @@ def write_review(labels: Path, images: Path) -> Iterator[Path]:
     (folder / CROPS).mkdir(parents=True, exist_ok=True)
     cards = []
     for image in content["images"]:
+        path = images / image["file_name"]
         shown = of_image[image["id"]] if is_inside(image["file_name"]) else []
-        for annotation in _write_crops(shown, images / image["file_name"], folder / CROPS):
+        try:
+            picture = read_image(path).permute(1, 2, 0).numpy() if shown else None
+        except DataError:
+            shown = []  # named when the image was labelled
+        for annotation in shown:
+            assert picture is not None
+            mask = decode_segmentation(annotation["segmentation"], (picture.shape[0], picture.shape[1]))
+            _draw_crop(picture, mask, annotation["bbox"]).save(folder / CROPS / f"{annotation['id']}.jpg", quality=80)
             about = {key: annotation[key] for key in ("id", "quality", "doubts", "checks", "candidates")}
             cards.append(about | {"file": image["file_name"], "name": names[annotation["category_id"]]})
-        yield images / image["file_name"]
+        yield path
     cards.sort(key=lambda card: (card["quality"], card["id"]))
     template = resources.files("boxseg").joinpath("label_review.html").read_text(encoding="utf-8")
     # Decisions about other labels are not taken over.
@@ -100,19 +108,6 @@ def _read_decisions(path: Path, known: set[int]) -> dict[int, str]:
         if annotation_id not in known or decision not in DECISIONS:
             raise DataError(f"{path}: annotation {annotation_id} has {decision!r} or is none of the labels; {rule}")
     return decided
-
-
-def _write_crops(annotations: list[dict[str, Any]], path: Path, folder: Path) -> list[dict[str, Any]]:
-    """Write the crop of each annotation, plain and tinted side by side; gives those that have one."""
-    try:
-        picture = read_image(path).permute(1, 2, 0).numpy() if annotations else None
-    except DataError:
-        return []  # named when the image was labelled
-    for annotation in annotations:
-        assert picture is not None
-        mask = decode_segmentation(annotation["segmentation"], (picture.shape[0], picture.shape[1]))
-        _draw_crop(picture, mask, annotation["bbox"]).save(folder / f"{annotation['id']}.jpg", quality=80)
-    return annotations
 
 
 def _draw_crop(picture: NDArray[np.uint8], mask: NDArray[np.bool_], bbox: list[float]) -> Image.Image:

@@ -96,13 +96,12 @@ def require_usable(source: CocoSource, training: bool, use_masks: bool = False) 
         if not fault.fatal:
             logger.warning("%s", fault)
     fatal = [str(fault) for fault in faults if fault.fatal]
-    if len(fatal) == 1:
-        raise DataError(fatal[0])
+    if len(fatal) > 1:
+        more = [f"… and {len(fatal) - SHOWN_FAULTS} more"] if len(fatal) > SHOWN_FAULTS else []
+        told = f"{source.annotations}: {len(fatal)} faults (`boxseg data check` lists all)"
+        raise DataError("\n  ".join([told, *fatal[:SHOWN_FAULTS], *more]))
     if fatal:
-        lines = [f"{source.annotations}: {len(fatal)} faults (`boxseg data check` lists all)", *fatal[:SHOWN_FAULTS]]
-        if len(fatal) > SHOWN_FAULTS:
-            lines.append(f"… and {len(fatal) - SHOWN_FAULTS} more")
-        raise DataError("\n  ".join(lines))
+        raise DataError(fatal[0])
     return faults
 
 
@@ -295,7 +294,8 @@ def _annotation_problem(
     if size is None:
         return f"names image {annotation['image_id']}, which the file does not list", "annotations belong to an image"
     if annotation["category_id"] not in category_ids:
-        return f"has category id {annotation['category_id']}, which the file does not list", _known(category_ids)
+        known = ", ".join(map(str, sorted(category_ids)[:10])) or "none"
+        return f"has category id {annotation['category_id']}, which the file does not list", f"known ids are {known}"
     if annotation.get("iscrowd"):
         return None
     x, y, width, height = annotation["bbox"]
@@ -310,11 +310,6 @@ def _annotation_problem(
         found = f"has bbox {annotation['bbox']}, which ends {beyond[edge]:g} px beyond the {edge} of its image"
         return found, f"boxes lie inside their image, here {size[0]} x {size[1]} px"
     return None
-
-
-def _known(category_ids: set[int]) -> str:
-    listing = ", ".join(str(category_id) for category_id in sorted(category_ids)[:10])
-    return f"known ids are {listing}{', …' if len(category_ids) > 10 else ''}" if category_ids else "it lists none"
 
 
 def _amount_faults(path: Path, content: dict[str, Any], *, training: bool, use_masks: bool) -> Iterator[Fault]:

@@ -50,7 +50,10 @@ def ensure_toy(root: Path, settings: ToyConfig) -> tuple[CocoSource, CocoSource]
         draft = root / f".toy-{digest}-{os.getpid()}-{os.urandom(4).hex()}"
         try:
             _write_dataset(draft, settings)
-            _rename_unless_present(draft, final)
+            draft.rename(final)
+        except OSError:
+            if not final.is_dir():  # else another process was faster
+                raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     train, val = (
@@ -112,14 +115,6 @@ def _write_dataset(folder: Path, settings: ToyConfig) -> None:
         info = {"description": f"boxseg toy shapes, {name}, seed {settings.seed}"}
         content = {"info": info, **split.content}
         (folder / "annotations" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-
-
-def _rename_unless_present(draft: Path, final: Path) -> None:
-    try:
-        draft.rename(final)
-    except OSError:
-        if not final.is_dir():
-            raise
 
 
 def _place_object(

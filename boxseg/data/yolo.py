@@ -187,7 +187,4 @@ def _add_line(split: CocoSplit, numbers: list[float], size: tuple[int, int]) -> 
 
 def _label_path(image: Path) -> Path:
     """The text file of an image: in `labels` instead of the last `images`, else beside it."""
-    parts = list(image.with_suffix(".txt").parts)
-    if "images" in parts[:-1]:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return Path(*parts)
+    return Path(re.sub(r"^((?:.*/)?)images/", r"\1labels/", image.with_suffix(".txt").as_posix()))
