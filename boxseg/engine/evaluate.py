@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -28,9 +28,6 @@ CONFIDENT = 0.3
 
 COCO_STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """Order of the first entries of pycocotools' summary."""
-
-Find = Callable[[Batch], tuple[Any, list[Detections]]]
-"""Batch -> what the network said, and final detections at original image size."""
 
 
 @dataclass(frozen=True)
@@ -78,47 +75,29 @@ class Evaluation:
     scores: CocoScores
 
 
-def evaluate(
-    find: Find,
-    batches: Iterable[Batch],
-    *,
-    ground_truth: COCO,
-    image_ids: list[int],
-    category_ids: Sequence[int],
-    on_batch: Callable[[Batch, Any, list[Detections]], None] | None = None,
+def measure(
+    found: list[ImageResult], *, ground_truth: COCO, image_ids: list[int], category_ids: Sequence[int]
 ) -> Evaluation:
-    """Run `find` over this process's batches and score the results of all processes.
+    """Score what the processes found together.
 
     Args:
-        find: Batch -> predictions and final detections at original image size.
-        batches: This process's share of the images.
+        found: Detections of this process's share of the images.
         ground_truth: Annotations with drawn masks.
         image_ids: All images to score, over all processes.
         category_ids: COCO category id of each label.
-        on_batch: Called with each batch and what was found in it, for panels and pseudo-mask measurements.
 
     Returns:
         All that was found, and metrics: those of COCO, of boxes `box_ap` alone, and of confident masks, where there are
         any, `mask_fill`, the mean share of its box that a mask fills, and `box_likeness`, the mean of the smaller over
         the larger of the two areas, 1 where all masks are their boxes.
     """
-    results: list[ImageResult] = []
-    ratios: list[float] = []
-    for batch in batches:
-        predictions, detections = find(batch)
-        for found in detections:
-            results.append(encode_detections(found))
-            ratios.extend(area_ratios(results[-1]).tolist())
-        if on_batch is not None:
-            on_batch(batch, predictions, detections)
-    gathered = gather_objects((results, ratios))
-    results = [result for part, _ in gathered for result in part]
-    ratios = [ratio for _, part in gathered for ratio in part]
+    results = [result for part in gather_objects(found) for result in part]
     scores = coco_scores(ground_truth, results, image_ids=image_ids, category_ids=category_ids)
     metrics = {name: value for name, value in scores.metrics.items() if name == "box_ap" or not name.startswith("box_")}
-    if ratios:
-        metrics["mask_fill"] = float(np.mean([min(ratio, 1.0) for ratio in ratios]))
-        metrics["box_likeness"] = float(np.mean([min(ratio, 1 / ratio) if ratio else 0.0 for ratio in ratios]))
+    ratios = np.concatenate([np.zeros(0), *map(area_ratios, results)])
+    if len(ratios):
+        metrics["mask_fill"] = float(ratios.clip(max=1).mean())
+        metrics["box_likeness"] = float(np.minimum(ratios, 1 / ratios.clip(min=1e-9)).mean())
     return Evaluation(metrics, results, scores)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from boxseg.data.coco import coco_ground_truth
 from boxseg.data.loader import eval_batches
 from boxseg.engine.distributed import gather_objects, rank, world_size
-from boxseg.engine.evaluate import Evaluation, detect, evaluate
+from boxseg.engine.evaluate import Evaluation, ImageResult, detect, encode_detections, measure
 from boxseg.engine.panels import PanelRow, draw_panels
 from boxseg.engine.pictures import Extremes, draw_evaluation
 from boxseg.engine.quality import mask_iou, quality_metrics
@@ -90,31 +90,31 @@ def _evaluate_network(
     """What one network finds, and how good it is; it is back in its former mode afterwards."""
     config, data = trainer.config, trainer.val_data
     count = evaluated_images(trainer)
+    batches = eval_batches(
+        data,
+        list(range(rank(), count, world_size())),
+        short_side=trainer.eval_size,
+        max_size=config.train.max_size,
+        batch_size=max(config.train.batch_size // world_size(), 1),
+        workers=config.data.loader_workers,
+    )
+    results: list[ImageResult] = []
     training = network.training
     network.eval()
-
-    def find(batch: Batch) -> tuple[Any, list[Detections]]:
-        with trainer.autocast():
-            return detect(network, batch.to(trainer.device), config.fcos)
-
     try:
-        return evaluate(
-            find,
-            eval_batches(
-                data,
-                list(range(rank(), count, world_size())),
-                short_side=trainer.eval_size,
-                max_size=config.train.max_size,
-                batch_size=max(config.train.batch_size // world_size(), 1),
-                workers=config.data.loader_workers,
-            ),
-            ground_truth=coco_ground_truth(data.source),
-            image_ids=[data.image_id(index) for index in range(count)],
-            category_ids=data.category_ids,
-            on_batch=watch,
-        )
+        for batch in batches:
+            with trainer.autocast():
+                predictions, detections = detect(network, batch.to(trainer.device), config.fcos)
+            results.extend(map(encode_detections, detections))
+            watch(batch, predictions, detections)
     finally:
         network.train(training)
+    return measure(
+        results,
+        ground_truth=coco_ground_truth(data.source),
+        image_ids=[data.image_id(index) for index in range(count)],
+        category_ids=data.category_ids,
+    )
 
 
 class Watcher:

@@ -114,7 +114,7 @@ def test_a_run_that_predicts_boxes_is_stopped_with_its_checkpoint_saved(run, tmp
         masks = box_masks(boxes - torch.tensor([0, 0, 1, 1]), *found.masks.shape[1:])  # rows and columns 8 to 39
         return encode_detections(replace(found, boxes=boxes, masks=masks))
 
-    monkeypatch.setattr("boxseg.engine.evaluate.encode_detections", encode_boxes)
+    monkeypatch.setattr("boxseg.engine.validate.encode_detections", encode_boxes)
     monkeypatch.setattr("boxseg.engine.evaluate.CONFIDENT", 0.0)
     sabotage = {"method": method, "fcos": {"score_thr": 0.0}}
     with pytest.raises(
