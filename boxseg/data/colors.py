@@ -58,11 +58,11 @@ class Recoloring:
 
 def draw_recoloring(limits: ColorChanges, generator: Generator) -> Recoloring:
     """Draw the changes of one image: jitter in random order, then perhaps grey, then perhaps blurred."""
-    jitter, grey, blur = torch.rand(3, generator=generator).tolist()
-    shares = (2 * torch.rand(4, generator=generator) - 1).tolist()
+    jitter, grey, blur, *shares = torch.rand(7, generator=generator).tolist()
     order = torch.randperm(4, generator=generator).tolist()
     sigma_share = torch.rand(1, generator=generator).item()
-    amounts = [1 + share * limits.amount for share in shares[:3]] + [shares[3] * limits.hue]
+    factors = [1 + (2 * share - 1) * limits.amount for share in shares[:3]]
+    amounts = [*factors, (2 * shares[3] - 1) * limits.hue]
     changes = [(JITTER[place], amounts[place]) for place in order] if jitter < limits.jitter else []
     low, high = BLUR_SIGMA_PX
     return Recoloring(

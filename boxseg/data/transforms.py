@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
-from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -76,17 +75,21 @@ def resize_only(sample: Sample, short_side: int, max_size: int) -> View:
     image = sample.image
     if new_size != (height, width):
         image = F.resize_image(image, list(new_size), interpolation=InterpolationMode.BILINEAR, antialias=True)
-    boxes = clip_boxes_to_image(scale_boxes(sample.boxes, (height, width), new_size), new_size)
-    kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    drawn = sample.drawn
+    boxes = scale_boxes(sample.boxes, (height, width), new_size).clamp_(min=0)
+    boxes = torch.minimum(boxes, boxes.new_tensor(new_size[::-1] * 2))
+    labels, drawn = sample.labels, sample.drawn
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    if not kept.all():
+        boxes, labels = boxes[kept], labels[kept]
+        drawn = None if drawn is None else DrawnMasks(drawn.mask[kept], drawn.present[kept])
     if drawn is not None:
-        drawn = DrawnMasks(resize_bool(drawn.mask[kept], new_size), drawn.present[kept])
-    return View(image, boxes[kept], sample.labels[kept], sample.image_id, sample.original_size, drawn)
+        drawn = replace(drawn, mask=resize_bool(drawn.mask, new_size))
+    return View(image, boxes, labels, sample.image_id, sample.original_size, drawn)
 
 
 def flip_view(view: View) -> View:
     """The horizontally mirrored view."""
-    weak = F.horizontal_flip_image(view.weak)
+    weak = view.weak.flip(-1)
     drawn = None if view.drawn is None else replace(view.drawn, mask=view.drawn.mask.flip(-1))
     return replace(view, weak=weak, boxes=flip_boxes(view.boxes, width=weak.shape[-1]), drawn=drawn)
 

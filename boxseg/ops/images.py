@@ -27,9 +27,11 @@ def pad_images(
     """
     height, width = (-(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (1, 2))
     shape = (len(images), images[0].shape[0], height, width)
-    padded = torch.empty(shape, dtype=images[0].dtype, device=images[0].device, memory_format=memory_format).zero_()
+    padded = torch.empty(shape, dtype=images[0].dtype, device=images[0].device, memory_format=memory_format)
     valid = padded.new_zeros(len(images), height, width, dtype=torch.bool)
     for index, image in enumerate(images):
         padded[index, :, : image.shape[1], : image.shape[2]] = image
+        padded[index, :, image.shape[1] :] = 0
+        padded[index, :, : image.shape[1], image.shape[2] :] = 0
         valid[index, : image.shape[1], : image.shape[2]] = True
     return padded, valid
