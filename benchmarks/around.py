@@ -23,7 +23,7 @@ PICTURE = (480, 640)
 
 def loading(folder: Path, images: int) -> Table:
     """Images per CPU second of decoding and of all that loader processes do, and the cost of what is left for later."""
-    data = CocoBoxes(CocoSource(**write_pictures(folder / "files", images, PICTURE, 7)), train=True)
+    data = CocoBoxes(CocoSource(**write_pictures(folder / "files", images, PICTURE, 7)), train=True, keep_bytes=0)
     sides, steps = (256, 480, 800), range(images // 2)
     actions: dict[str, Any] = {"decode": lambda: [read_image(data.image_path(index)) for index in range(images)]}
     for side in sides:

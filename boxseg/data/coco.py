@@ -35,6 +35,10 @@ class PackedMasks:
     """(A + 1,): the text of box i is `text[ends[i]:ends[i + 1]]`, empty where no mask was drawn."""
 
 
+KEPT_BYTES = 2**27
+"""A data set whose images take no more than this once decoded is decoded once in each process."""
+
+
 class CocoBoxes(Dataset[Sample]):
     """Images and boxes of a COCO instance file.
 
@@ -48,12 +52,15 @@ class CocoBoxes(Dataset[Sample]):
         source: Image folder and annotation file.
         train: Leave out images without boxes; evaluation keeps them.
         use_masks: Give samples the drawn masks of the file.
+        keep_bytes: Keep decoded images if all together take no more than this; samples share their memory.
 
     Raises:
         DataError: the annotation file is missing or not a COCO instance file, or has no mask for `use_masks`.
     """
 
-    def __init__(self, source: CocoSource, *, train: bool, use_masks: bool = False) -> None:
+    def __init__(
+        self, source: CocoSource, *, train: bool, use_masks: bool = False, keep_bytes: int = KEPT_BYTES
+    ) -> None:
         self.source = source
         self.train = train
         self.use_masks = use_masks
@@ -65,6 +72,8 @@ class CocoBoxes(Dataset[Sample]):
                 f"{source.annotations}: an entry is malformed ({type(error).__name__}: {error}); COCO instances have "
                 "ids, sizes and boxes as numbers (`boxseg data check` names the entries)"
             ) from error
+        self._keeps = 3 * int(self._sizes.prod(axis=1).sum()) <= keep_bytes
+        self._kept: dict[int, tuple[tuple[int, int], Tensor]] = {}  # fingerprint of the file, and its image
         self._masks = self._pack_masks(content) if use_masks else None
         if self._masks is not None and not len(self._masks.text):
             raise DataError(f"{source.annotations}: has no mask; {MASKS_RULE} ({MASKS_WAY_OUT})")
@@ -86,7 +95,7 @@ class CocoBoxes(Dataset[Sample]):
         """
         path, size = self.image_path(index), self.size(index)
         try:
-            image = read_image(path)
+            image = self._image(index, path)
         except DataError as error:
             raise DataError(f"image {self.image_id(index)}: {error}") from error
         found = (image.shape[1], image.shape[2])
@@ -104,6 +113,18 @@ class CocoBoxes(Dataset[Sample]):
             original_size=size,
             drawn=self.drawn_masks(index) if self.use_masks else None,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": {}}  # the next process reads for itself
+
+    def _image(self, index: int, path: Path) -> Tensor:
+        """The image of the file as it is now, perhaps decoded before."""
+        found = _fingerprint(path) if self._keeps else None
+        if found is None:
+            return read_image(path)
+        if index not in self._kept or self._kept[index][0] != found:
+            self._kept[index] = found, read_image(path)
+        return self._kept[index][1]
 
     def boxes_and_labels(self, index: int) -> tuple[Tensor, Tensor]:
         """Boxes float (N, 4) and labels int64 (N,) of the image, as in its sample; the image is not read."""
@@ -206,11 +227,19 @@ def load_boxes(source: CocoSource, *, train: bool, use_masks: bool = False) -> C
 
     A file counts as the same by its path, size and time of change. Arguments and errors as for `CocoBoxes`.
     """
-    try:
-        found = source.annotations.stat()
-    except OSError:  # reading it tells what is wrong
+    found = _fingerprint(source.annotations)
+    if found is None:
         return CocoBoxes(source, train=train, use_masks=use_masks)
-    return _load_boxes(source, train, use_masks, (found.st_mtime_ns, found.st_size))
+    return _load_boxes(source, train, use_masks, found)
+
+
+def _fingerprint(path: Path) -> tuple[int, int] | None:
+    """Time of change and size of a file; None where there is none, which reading it then tells."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 @functools.lru_cache(maxsize=4)

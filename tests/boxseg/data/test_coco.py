@@ -2,6 +2,7 @@ import io
 import json
 import pickle
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from boxseg.config import CocoSource
+from boxseg.data import coco
 from boxseg.data.coco import (
     CocoBoxes,
     coco_ground_truth,
@@ -289,3 +291,19 @@ def test_an_annotation_file_is_read_once_until_it_changes(content, write_source)
     assert len(changed.annotation_ids(0)) < len(first.annotation_ids(0))
     with pytest.raises(DataError, match=r"missing\.json"):
         load_boxes(source.model_copy(update={"annotations": source.images / "missing.json"}), train=True)
+
+
+def test_a_small_data_set_is_decoded_once_until_a_file_changes(content, write_source, monkeypatch):
+    source = write_source(content)
+    dataset, frugal = CocoBoxes(source, train=True), CocoBoxes(source, train=True, keep_bytes=100)
+    read: list[Path] = []
+    monkeypatch.setattr(coco, "read_image", lambda path: read.append(path) or read_image(path))
+    first = [data[0].image for data in (dataset, dataset, frugal, frugal, pickle.loads(pickle.dumps(dataset)))]
+    assert len(read) == 4
+    assert all(torch.equal(image, first[0]) for image in first)
+    path = dataset.image_path(0)
+    Image.new("RGB", dataset.size(0)[::-1], (1, 2, 3)).save(path)
+    assert dataset[0].image[:, 0, 0].tolist() == [1, 2, 3]
+    path.unlink()
+    with pytest.raises(DataError, match="does not exist"):
+        dataset[0]
