@@ -1,7 +1,7 @@
 """Batches for training, a pure function of seed and step, and batches in order for evaluation.
 
 What is read may come from loader processes: decoded, resized, flipped, padded. The strong view is made from the weak
-one where the batch is used, on the device: so half as much travels, and a GPU does it in passing.
+one where the batch is used, on the device: so loader processes have less to do, and half as much travels.
 """
 
 from __future__ import annotations
