@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -37,6 +37,11 @@ class Peer:
     """Mean detection score of its candidates, in [0, 1]."""
 
 
+Cut = Callable[[], Peer]
+Admitted = tuple[int, Cut]
+"""Class index of an instance that is good enough, and what cuts it out of its image."""
+
+
 class Bank(ABC):
     """Groups of peers by a tuple of labels; at most `size` entries."""
 
@@ -50,8 +55,8 @@ class Bank(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def add(self, peers: list[Peer], generator: torch.Generator) -> None:
-        """Take in the admitted instances of one image."""
+    def add(self, admitted: Sequence[Admitted], generator: torch.Generator) -> None:
+        """Take in instances of one image; only those that stay are cut out."""
 
     @abstractmethod
     def draw(self, labels: Collection[int] | None, generator: torch.Generator) -> Iterator[list[Peer]]:
@@ -87,11 +92,15 @@ class ClassBank(Bank):
     def __len__(self) -> int:
         return sum(map(len, self._groups.values()))
 
-    def add(self, peers: list[Peer], generator: torch.Generator) -> None:
-        for peer in peers:
-            self._groups.setdefault((peer.label,), []).append(peer)
-            if len(self) > self.size:
-                max(self._groups.values(), key=len).pop(0)
+    def add(self, admitted: Sequence[Admitted], generator: torch.Generator) -> None:
+        rings: dict[tuple[int, ...], list[Peer | Cut]] = {key: list(ring) for key, ring in self._groups.items()}
+        for label, cut in admitted:
+            rings.setdefault((label,), []).append(cut)
+            if sum(map(len, rings.values())) > self.size:
+                max(rings.values(), key=len).pop(0)
+        self._groups = {
+            key: [entry if isinstance(entry, Peer) else entry() for entry in ring] for key, ring in rings.items()
+        }
 
     def draw(self, labels: Collection[int] | None, generator: torch.Generator) -> Iterator[list[Peer]]:
         """Each peer once, as a group of its own: classes in random order, peers of a class too."""
@@ -112,9 +121,10 @@ class ImageBank(Bank):
     def __len__(self) -> int:
         return len(self._groups)
 
-    def add(self, peers: list[Peer], generator: torch.Generator) -> None:
-        if peers:
-            self._groups.setdefault(tuple(peer.label for peer in peers), list(peers))
+    def add(self, admitted: Sequence[Admitted], generator: torch.Generator) -> None:
+        key = tuple(label for label, _ in admitted)
+        if key and key not in self._groups:
+            self._groups[key] = [cut() for _, cut in admitted]
         if len(self) > self.size:  # any entry may leave, the new one too
             del self._groups[list(self._groups)[random_below(len(self), generator)]]
 

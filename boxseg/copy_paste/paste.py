@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -97,8 +98,8 @@ def paste_peers(
         )
         attempt = random_share(generator) < probability
         choices = choose_peers(facts, bank, settings, generator) if attempt else []
-        admitted = [_cut(state, facts, index, soft_thr) for index in _admissible(facts, settings)]
-        bank.add(admitted, generator)
+        good = _admissible(facts, settings)
+        bank.add([(facts.labels[index], partial(_cut, state, facts, index, soft_thr)) for index in good], generator)
         before = state
         for choice in choices:
             state = _paste(state, facts, choice, bank, settings, generator)

@@ -96,15 +96,18 @@ class DynamicMaskHead(nn.Module):
             raise ShapeError(f"params have shape {tuple(params.shape)}; (n, {self.num_params}) is needed")
         with torch.autocast(mask_features.device.type, enabled=False):
             (first, *weights), (first_bias, *biases) = self.split(params.float())
+            cells = _with_coordinates(mask_features.float())  # (B, 2 + F, H/8, W/8)
             if windows is None:
                 height, width = mask_features.shape[-2:]
-                corner = image_index.new_zeros(1, 2)
-                features = mask_features.float().flatten(2)[image_index]  # (n, F, h * w)
+                inputs = cells.flatten(2)[image_index]  # (n, 2 + F, h * w)
             else:
-                (height, width), corner = windows.size, windows.corner
-                features = _take_windows(mask_features.float(), image_index, windows)
-            offsets = _offset_terms(first[..., :2], locations, levels, corner, height, width)  # (n, C, h, w)
-            hidden = torch.baddbmm(first_bias[..., None], first[..., 2:], features) + offsets.flatten(2)
+                (height, width) = windows.size
+                inputs = _take_windows(cells, image_index, windows)
+            # Offsets are location minus cell, in units of the reach: what the location adds is the same for all cells.
+            reach = COORDINATE_RANGE * 2.0 ** levels[:, None].float()  # (n, 1)
+            bias = torch.baddbmm(first_bias[..., None], first[..., :2], (locations / reach)[..., None])
+            first = torch.cat([first[..., :2] / -reach[..., None], first[..., 2:]], dim=2)
+            hidden = torch.baddbmm(bias, first, inputs)
             for weight, bias in zip(weights, biases, strict=True):
                 hidden = torch.baddbmm(bias[..., None], weight, F.relu(hidden))
             return aligned_bilinear(hidden.reshape(-1, height, width), 2)
@@ -119,29 +122,20 @@ class DynamicMaskHead(nn.Module):
         return matrices, list(biases.split(self.widths[1:], dim=1))
 
 
+def _with_coordinates(mask_features: Tensor) -> Tensor:
+    """The pixel (x, y) of each cell in front of its features: (B, F, h, w) -> (B, 2 + F, h, w)."""
+    batch, _, *sides = mask_features.shape
+    lines = [torch.arange(side, device=mask_features.device) * FEATURE_STRIDE + FEATURE_STRIDE // 2 for side in sides]
+    y, x = torch.meshgrid(*lines, indexing="ij")
+    pixels = torch.stack([x, y]).to(mask_features.dtype).expand(batch, -1, -1, -1)
+    return torch.cat([pixels, mask_features], dim=1)
+
+
 def _take_windows(maps: Tensor, image_index: Tensor, windows: Windows) -> Tensor:
     """Values (n, F, h * w) of maps (B, F, H, W) in windows of the images (n,)."""
     cells = image_index[:, None] * (maps.shape[-2] * maps.shape[-1]) + windows.cells(maps.shape[-1])
     by_cell = maps.permute(0, 2, 3, 1).flatten(0, 2)  # all channels of a cell come in one piece
     return by_cell.index_select(0, cells.flatten()).view(*cells.shape, -1).transpose(1, 2)
-
-
-def _offset_terms(
-    weights: Tensor, locations: Tensor, levels: Tensor, corner: Tensor, height: int, width: int
-) -> Tensor:
-    """What the relative coordinates add to the first layer: weights (n, C, 2) -> (n, C, h, w).
-
-    The coordinate is instance minus cell, in units of the level's range; x and y add up, so both stay small. `corner`
-    is the row and column of the first cell, (n, 2) or the same (1, 2) for all.
-    """
-    reach = COORDINATE_RANGE * 2.0 ** levels.to(torch.float32)  # (n,)
-    x = (corner[:, 1, None] + torch.arange(width, device=corner.device)) * FEATURE_STRIDE + FEATURE_STRIDE // 2
-    y = (corner[:, 0, None] + torch.arange(height, device=corner.device)) * FEATURE_STRIDE + FEATURE_STRIDE // 2
-    offset_x = (locations[:, 0, None] - x) / reach[:, None]  # (n, w)
-    offset_y = (locations[:, 1, None] - y) / reach[:, None]  # (n, h)
-    columns = weights[..., 0, None] * offset_x[:, None]  # (n, C, w)
-    rows = weights[..., 1, None] * offset_y[:, None]  # (n, C, h)
-    return columns[:, :, None, :] + rows[:, :, :, None]
 
 
 def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:

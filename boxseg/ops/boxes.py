@@ -28,9 +28,10 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 def box_intersection(boxes: Tensor, others: Tensor) -> Tensor:
     """Common area [px²] of every pair of boxes (..., N, 4) and (..., M, 4): (..., N, M)."""
-    a, b = boxes[..., :, None, :], others[..., None, :, :]
-    corner_min, corner_max = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    return (corner_max - corner_min).clamp(min=0).prod(dim=-1)
+    a, b = boxes.mT[..., None].contiguous(), others.mT[..., None, :].contiguous()  # (..., 4, N, 1), (..., 4, 1, M)
+    low, high = torch.maximum(a[..., :2, :, :], b[..., :2, :, :]), torch.minimum(a[..., 2:, :, :], b[..., 2:, :, :])
+    sides = (high - low).clamp(min=0)
+    return sides[..., 0, :, :] * sides[..., 1, :, :]
 
 
 def decode_boxes(locations: Tensor, distances: Tensor, strides: Tensor) -> Tensor:

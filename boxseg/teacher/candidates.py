@@ -34,8 +34,8 @@ CELLS_AT_ONCE = {"cpu": 2**17, "cuda": 2**23}
 hundred MB on a GPU, and keeps hidden layers in the caches of a CPU, where that halves the time."""
 
 
-AROUND_PX = 12
-"""How far around a box its candidates' masks are known where they are cut: what resizing a map by the cell needs."""
+AROUND_PX = 6
+"""How far around a box its candidates' masks are known where they are cut: a cell more than bilinear values need."""
 WINDOW_MULTIPLE = 2
 """Corners and sizes of windows are multiples of this many cells of stride 4, for networks that draw on stride 8."""
 

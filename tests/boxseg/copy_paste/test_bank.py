@@ -27,11 +27,22 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def add(bank, peers, seed=0):
+    bank.add([(peer.label, lambda peer=peer: peer) for peer in peers], seeded(seed))
+
+
+def test_only_instances_that_stay_are_cut_out():
+    bank, cut = ClassBank(2), []
+    bank.add([(1, lambda number=number: cut.append(number) or make_peer(label=1)) for number in range(5)], seeded())
+    assert cut == [3, 4]
+    assert len(bank) == 2
+
+
 def test_newest_instances_replace_the_oldest_of_the_fullest_class():
     bank = ClassBank(3)
     rare, *common = make_peer(label=7), *(make_peer(label=1) for _ in range(4))
-    bank.add([rare], seeded())
-    bank.add(common, seeded())
+    add(bank, [rare])
+    add(bank, common)
     assert len(bank) == 3
     left = [peer for group in bank.draw(None, seeded()) for peer in group]
     assert {id(peer) for peer in left} == {id(rare), id(common[2]), id(common[3])}
@@ -39,7 +50,7 @@ def test_newest_instances_replace_the_oldest_of_the_fullest_class():
 
 def test_a_pasted_instance_stays_in_the_class_bank():
     bank, peer = ClassBank(3), make_peer()
-    bank.add([peer], seeded())
+    add(bank, [peer])
     bank.mark_used(peer)
     assert len(bank) == 1
 
@@ -47,7 +58,7 @@ def test_a_pasted_instance_stays_in_the_class_bank():
 def test_a_class_bank_draws_every_fitting_peer_once():
     bank = ClassBank(9)
     peers = [make_peer(label=label) for label in (0, 0, 1, 2)]
-    bank.add(peers, seeded())
+    add(bank, peers)
     drawn = list(bank.draw({0, 2}, seeded()))
     assert [len(group) for group in drawn] == [1, 1, 1]
     assert {id(group[0]) for group in drawn} == {id(peers[0]), id(peers[1]), id(peers[3])}
@@ -57,9 +68,9 @@ def test_a_class_bank_draws_every_fitting_peer_once():
 def test_an_image_bank_keeps_the_first_entry_of_a_label_tuple():
     bank = ImageBank(5)
     first = [make_peer(label=1), make_peer(label=0)]
-    bank.add(first, seeded())
-    bank.add([], seeded())
-    bank.add([make_peer(label=1), make_peer(label=0)], seeded())
+    add(bank, first)
+    add(bank, [])
+    add(bank, [make_peer(label=1), make_peer(label=0)])
     assert len(bank) == 1
     assert next(bank.draw({1}, seeded())) == [first[0]]
 
@@ -67,11 +78,11 @@ def test_an_image_bank_keeps_the_first_entry_of_a_label_tuple():
 def test_a_full_image_bank_drops_a_random_entry_and_a_paste_uses_up_a_whole_one():
     bank = ImageBank(2)
     for label in range(4):
-        bank.add([make_peer(label=label)], seeded(label))
+        add(bank, [make_peer(label=label)], label)
     assert len(bank) == 2
     pair = [make_peer(label=8), make_peer(label=9)]
     large = ImageBank(9)
-    large.add(pair, seeded())
+    add(large, pair)
     large.mark_used(pair[1])
     assert len(large) == 0
     large.mark_used(pair[1])  # gone already: nothing happens
@@ -80,7 +91,7 @@ def test_a_full_image_bank_drops_a_random_entry_and_a_paste_uses_up_a_whole_one(
 def test_an_image_bank_draws_at_most_as_often_as_it_has_entries():
     bank = ImageBank(9)
     for label in range(4):
-        bank.add([make_peer(label=label)], seeded())
+        add(bank, [make_peer(label=label)])
     assert len(list(bank.draw(None, seeded()))) == 4
     assert len(list(bank.draw({2}, seeded()))) <= 4
     assert list(ImageBank(9).draw(None, seeded())) == []
@@ -89,8 +100,8 @@ def test_an_image_bank_draws_at_most_as_often_as_it_has_entries():
 @pytest.mark.parametrize("kind", ["images", "classes"])
 def test_a_bank_survives_a_checkpoint(kind):
     bank = BANKS[kind](9)
-    bank.add([make_peer(label=1, quality=0.7, seed=1), make_peer(label=1, seed=2)], seeded())
-    bank.add([make_peer(label=3, seed=3)], seeded())
+    add(bank, [make_peer(label=1, quality=0.7, seed=1), make_peer(label=1, seed=2)])
+    add(bank, [make_peer(label=3, seed=3)])
     file = io.BytesIO()
     torch.save(bank.state_dict(), file)
     file.seek(0)

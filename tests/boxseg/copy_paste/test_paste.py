@@ -68,7 +68,7 @@ def make_peer(label=0, *, quality=0.8, side=12, color=255):
 
 def bank_with(*peers, kind="classes", size=80):
     bank = BANKS[kind](size)
-    bank.add(list(peers), seeded())
+    bank.add([(peer.label, lambda peer=peer: peer) for peer in peers], seeded())
     return bank
 
 

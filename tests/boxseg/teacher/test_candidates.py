@@ -316,7 +316,7 @@ def test_masks_around_boxes_make_the_same_pseudo_masks_as_whole_ones(tmp_path, b
     trainer, batch = build(Scenario(size=128, boxes=boxes, small=True), "full", tmp_path)
     trainer.teacher.eval()
     whole, around = (pseudo_masks(trainer, batch, choice) for choice in (False, True))
-    near = 2 * MASK_STRIDE  # what resizing to pixels reads
+    near = MASK_STRIDE - 1  # bilinear values at the pixels of a box read cells so far away
     for expected, found, own in zip(whole, around, batch.boxes, strict=True):
         wide = own + torch.tensor([-near, -near, near, near])
         read = box_masks(wide, 128, 128, stride=MASK_STRIDE)
