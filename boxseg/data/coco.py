@@ -120,11 +120,12 @@ class CocoBoxes(Dataset[Sample]):
     def _image(self, index: int, path: Path) -> Tensor:
         """The image of the file as it is now, perhaps decoded before."""
         found = _fingerprint(path) if self._keeps else None
-        if found is None:
-            return read_image(path)
-        if index not in self._kept or self._kept[index][0] != found:
-            self._kept[index] = found, read_image(path)
-        return self._kept[index][1]
+        if found is not None and index in self._kept and self._kept[index][0] == found:
+            return self._kept[index][1]
+        image = read_image(path)
+        if found is not None and image.shape[1:] == self.size(index):  # others may be far larger than listed
+            self._kept[index] = found, image
+        return image
 
     def boxes_and_labels(self, index: int) -> tuple[Tensor, Tensor]:
         """Boxes float (N, 4) and labels int64 (N,) of the image, as in its sample; the image is not read."""

@@ -304,6 +304,12 @@ def test_a_small_data_set_is_decoded_once_until_a_file_changes(content, write_so
     path = dataset.image_path(0)
     Image.new("RGB", dataset.size(0)[::-1], (1, 2, 3)).save(path)
     assert dataset[0].image[:, 0, 0].tolist() == [1, 2, 3]
+    Image.new("RGB", (200, 100)).save(path)
+    for _ in range(2):  # a file that is larger than listed takes no room
+        read.clear()
+        with pytest.raises(DataError, match="200 x 100"):
+            dataset[0]
+        assert len(read) == 1
     path.unlink()
     with pytest.raises(DataError, match="does not exist"):
         dataset[0]
