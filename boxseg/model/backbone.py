@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -110,7 +111,19 @@ def build_pyramid(in_channels: tuple[int, int, int], channels: int) -> nn.Module
 
     Source: FPN (arXiv 1612.03144), P6 and P7 as in FCOS; `method.md` section (b.1).
     """
-    return FeaturePyramidNetwork(list(in_channels), channels, extra_blocks=LastLevelP6P7(channels, channels))
+    top = LastLevelP6P7(channels, channels)
+    for conv in top.children():
+        conv.register_forward_pre_hook(_widen)
+    return FeaturePyramidNetwork(list(in_channels), channels, extra_blocks=top)
+
+
+def _widen(conv: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    """A second, empty column for maps of one, in training; changes nothing but that oneDNN then takes another way.
+
+    Its gradient of the weights in bf16 otherwise reads memory that nobody wrote (oneDNN of torch 2.14, AVX512-bf16).
+    """
+    (maps,) = inputs
+    return F.pad(maps, (0, 1)) if conv.training and maps.shape[3] == 1 else maps
 
 
 def _build_with_weights(name: str, weights: str) -> Backbone:

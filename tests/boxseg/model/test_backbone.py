@@ -143,6 +143,28 @@ def test_timm_networks_that_cannot_serve_are_refused(name, message):
         build(name)
 
 
+def test_bf16_gives_the_gradients_of_fp32_where_a_level_has_one_column():
+    torch.manual_seed(0)
+    pyramid = build_pyramid((4, 6, 8), 16)
+    maps = {str(level): torch.randn(2, width, 8 >> level, 8 >> level) for level, width in enumerate((4, 6, 8))}
+
+    def top_gradient(precision: torch.dtype) -> torch.Tensor:
+        pyramid.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+            levels = list(pyramid(dict(maps)).values())
+        junk = [torch.full((2**power,), torch.nan) for power in range(6, 17) for _ in range(12)]
+        del junk  # what is not written from here on may hold it
+        levels[-1].float().sum().backward()
+        return pyramid.extra_blocks.p7.weight.grad.clone()
+
+    assert [tuple(each.shape[2:]) for each in pyramid(dict(maps)).values()] == [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
+    exact = top_gradient(torch.float32)
+    for _ in range(3):
+        torch.testing.assert_close(top_gradient(torch.bfloat16), exact, rtol=0.05, atol=0.05)
+    training = list(pyramid(dict(maps)).values())[-1]
+    torch.testing.assert_close(list(pyramid.eval()(dict(maps)).values())[-1], training)
+
+
 def test_pyramid_gives_five_levels_of_equal_width():
     maps = {"p3": torch.zeros(1, 4, 12, 8), "p4": torch.zeros(1, 6, 6, 4), "p5": torch.zeros(1, 8, 3, 2)}
     levels = list(build_pyramid((4, 6, 8), 16)(maps).values())
