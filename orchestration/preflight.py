@@ -14,6 +14,7 @@ from boxseg.config import CocoSource
 from boxseg.data.checks import require_usable
 from boxseg.errors import BoxSegError, ConfigError
 from orchestration.config import ResourcesConfig, RunSpec, SweepSpec
+from orchestration.domains import Choice, corners
 from orchestration.errors import ResourceError
 
 MIN_FREE_BYTES = 200_000_000
@@ -38,6 +39,7 @@ def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
         _check_room,
         lambda spec: check_storage(spec.storage),
         _check_weights,
+        _check_score_thr,
         _check_train_data,
         _check_val_data,
         _check_timm_name,
@@ -149,6 +151,27 @@ def _check_weights(spec: RunSpec) -> None:
     if start is not None and not start.is_dir():
         raise ConfigError(
             f"model.init_checkpoint: {start}: no such folder; give a checkpoint, as in RUN/checkpoints/best"
+        )
+
+
+def _check_score_thr(spec: RunSpec) -> None:
+    """Scores of candidates exceed sqrt(teacher.cand_score_thr) by themselves: thresholds up to there are alike.
+
+    Source: `method.md` section (k-12).
+    """
+    space = spec.sweep.space if isinstance(spec, SweepSpec) else {}
+    domain, floors = space.get("qam.score_thr"), space.get("teacher.cand_score_thr")
+    if domain is None:
+        return
+    floor = math.sqrt(min(corners(floors)) if floors else spec.teacher.cand_score_thr)
+    if isinstance(domain, Choice):
+        alike = sorted(value for value in set(domain.choice) if value <= floor)
+    else:
+        alike = [value for value in (min(corners(domain)), floor) if value <= floor]
+    if len(set(alike)) > 1:
+        raise ConfigError(
+            f"sweep.space: qam.score_thr from {alike[0]:g} to {alike[-1]:g} trains alike: teacher.cand_score_thr "
+            f"leaves only candidates with scores above its root, {floor:.4g}; keep one value up to there"
         )
 
 

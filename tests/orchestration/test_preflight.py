@@ -210,6 +210,32 @@ def test_a_sweep_by_mask_ap_needs_masks_and_one_by_box_ap_does_not(tmp_path: Pat
     check(RunSpec.model_validate(values))
 
 
+@pytest.mark.parametrize(
+    ("domain", "floors", "refused"),
+    [
+        ({"choice": [0.1, 0.2, 0.3]}, None, True),
+        ({"choice": [0.1, 0.3, 0.4, 0.5]}, None, False),
+        ({"choice": [0.1, 0.3]}, {"choice": [0.09, 0.2]}, True),  # 0.3 squared: no candidate is weaker
+        ({"choice": [0.1, 0.3]}, {"uniform": [0.02, 0.2]}, False),
+        ({"uniform": [0.1, 0.5]}, None, True),
+        ({"uniform": [0.2237, 0.5]}, None, False),
+        ({"uniform": [0.1, 0.5]}, {"loguniform": [0.01, 0.2]}, False),
+    ],
+)
+def test_a_sweep_over_score_thresholds_without_effect_is_refused(
+    tmp_path: Path, domain: dict[str, Any], floors: dict[str, Any] | None, refused: bool
+):
+    space = {"qam.score_thr": domain} | ({"teacher.cand_score_thr": floors} if floors else {})
+    spec = SweepSpec.model_validate({"name": "t", "storage": tmp_path / "runs", "sweep": {"space": space}})
+    if not refused:
+        check(spec)
+        return
+    error = refusal(spec)
+    assert isinstance(error, ConfigError)
+    assert "qam.score_thr from 0.1 to" in str(error)
+    assert "teacher.cand_score_thr" in str(error)
+
+
 def test_a_plan_for_gpus_estimates_time_and_memory_and_says_from_what(tmp_path: Path):
     spec = make_spec(tmp_path, train={"steps": 1000}, resources={"gpus_per_worker": 1, "address": "ray://far"})
     plan = make_plan(spec)
