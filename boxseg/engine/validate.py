@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -98,19 +99,22 @@ def _evaluate_network(
         batch_size=max(config.train.batch_size // world_size(), 1),
         workers=config.data.loader_workers,
     )
-    results: list[ImageResult] = []
+    encoded: list[Future[list[ImageResult]]] = []
     training = network.training
     network.eval()
     try:
-        for batch in batches:
-            with trainer.autocast():
-                predictions, detections = detect(network, batch.to(trainer.device), config.fcos)
-            results.extend(map(encode_detections, detections))
-            watch(batch, predictions, detections)
+        with ThreadPoolExecutor(max_workers=1) as encoder:  # encodes one batch while the network looks at the next
+            for batch in batches:
+                with trainer.autocast():
+                    predictions, detections = detect(network, batch.to(trainer.device), config.fcos)
+                if encoded:
+                    encoded[-1].result()  # masks at full size take much memory, so no more than one batch waits
+                encoded.append(encoder.submit(lambda found: [*map(encode_detections, found)], detections))
+                watch(batch, predictions, detections)
     finally:
         network.train(training)
     return measure(
-        results,
+        [result for batch_results in encoded for result in batch_results.result()],
         ground_truth=coco_ground_truth(data.source),
         image_ids=[data.image_id(index) for index in range(count)],
         category_ids=data.category_ids,
