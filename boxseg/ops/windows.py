@@ -10,9 +10,6 @@ from torch import Tensor
 
 from boxseg.structures import MASK_STRIDE
 
-CLASSES_PER_OCTAVE = 2
-"""Classes of window height for each doubling; windows of a class become equally high."""
-
 
 def box_windows(boxes: Tensor, margin: float, size: tuple[int, int], *, multiple: int) -> tuple[Tensor, Tensor]:
     """The cells of stride 4 in and around boxes.
@@ -49,7 +46,7 @@ def like_sized(
     """
 
     def height_class(index: int) -> int:
-        return round(math.log2(sizes[index][0]) * CLASSES_PER_OCTAVE)
+        return round(math.log2(sizes[index][0]))
 
     group: list[int] = []
     height = width = total = 0

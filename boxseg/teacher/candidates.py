@@ -30,9 +30,8 @@ from boxseg.teacher.enlarge import enlarge, masks_at_once
 from boxseg.teacher.qam import Ranking, adaptive_k, kept_candidates, mask_confidence, order_candidates
 
 CELLS_AT_ONCE = {"cpu": 2**17, "cuda": 2**23}
-"""Stride-4 cells of candidate masks that the mask head computes in one go, by kind of device: bounds memory to a few
-hundred MB on a GPU, and keeps hidden layers in the caches of a CPU, where that halves the time."""
-
+"""Stride-4 cells of candidate masks that the mask head computes in one go, by kind of device, for each thread of a CPU:
+bounds memory to a few hundred MB on a GPU, and keeps hidden layers in a CPU's caches, where that halves the time."""
 
 AROUND_PX = 6
 """How far around a box its candidates' masks are known where they are cut: a cell more than bilinear values need."""
@@ -156,16 +155,18 @@ def _plan_windows(box_index: list[Tensor], batch: Batch) -> list[list[WindowMask
     num_boxes = [len(each) for each in batch.boxes]
     count = torch.cat([torch.bincount(own, minlength=total) for own, total in zip(box_index, num_boxes, strict=True)])
     table = torch.cat([end - start, count[:, None]], dim=1).tolist()  # the one read, for all images
-    limit = CELLS_AT_ONCE.get(device.type, max(CELLS_AT_ONCE.values()))
+    limit = _cells_at_once(device)
     plan = []
     for before, total, size in zip(accumulate([0, *num_boxes]), num_boxes, batch.sizes, strict=False):
         counts = [row[2] for row in table[before : before + total]]
         sizes = [row[:2] for row in table[before : before + total]]
         first = [0, *accumulate(counts)]
+        candidate = torch.arange(first[-1])
         image = []
         for group, window in like_sized(sizes, counts, cells_at_once=limit):
-            rows = [(row, place) for place, box in enumerate(group) for row in range(first[box], first[box + 1])]
-            own, owner = torch.tensor(rows).to(device).unbind(dim=1)
+            own = torch.cat([candidate[first[box] : first[box + 1]] for box in group]).to(device)
+            owner = torch.tensor([counts[box] for box in group]).to(device)
+            owner = torch.repeat_interleave(owner, output_size=len(own))
             chosen = torch.tensor(group).to(device)
             top_left, bottom_right = start[before + chosen], end[before + chosen]
             limit_corner = torch.tensor([height - window[0], width - window[1]]).to(device)
@@ -211,8 +212,7 @@ def mask_probs(
     With a frame they stay on the grid of the view.
     """
     height, width = view.valid.shape[-2:]
-    cells_at_once = CELLS_AT_ONCE.get(handle.device.type, max(CELLS_AT_ONCE.values()))
-    at_once = max(cells_at_once // (height * width // MASK_STRIDE**2), 1)
+    at_once = max(_cells_at_once(handle.device) // (height * width // MASK_STRIDE**2), 1)
     chunks = []
     for part in handle.split(at_once):
         image_index = torch.full((len(part),), image, device=handle.device)
@@ -220,6 +220,11 @@ def mask_probs(
         chunks.append(probs if frame or view is batch else to_training_grid(probs, batch, view, image))
     probs = torch.cat(chunks)
     return probs if frame else probs * sample_cells(batch.valid[image])
+
+
+def _cells_at_once(device: torch.device) -> int:
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    return threads * CELLS_AT_ONCE.get(device.type, max(CELLS_AT_ONCE.values()))
 
 
 def to_training_grid(probs: Tensor, batch: Batch, view: Batch, image: int) -> Tensor:
