@@ -101,7 +101,7 @@ class DynamicMaskHead(nn.Module):
                 height, width = mask_features.shape[-2:]
                 inputs = cells.flatten(2)[image_index]  # (n, 2 + F, h * w)
             else:
-                (height, width) = windows.size
+                height, width = windows.size
                 inputs = _take_windows(cells, image_index, windows)
             # Offsets are location minus cell, in units of the reach: what the location adds is the same for all cells.
             reach = COORDINATE_RANGE * 2.0 ** levels[:, None].float()  # (n, 1)
