@@ -57,8 +57,8 @@ def validate(trainer: Trainer, *, folder: Path, step: int) -> tuple[dict[str, fl
     labelled = [pair for part in gather_objects(watcher.labelled) for pair in part]
     metrics |= {f"qam/{name}": value for name, value in quality_metrics(labelled).items()}
     pictures = []
-    if rank() == 0 and watcher.rows:
-        pictures.append(draw_panels(watcher.rows, folder / "samples" / f"step-{step:08d}.png"))
+    if rank() == 0 and (rows := watcher.rows()):
+        pictures.append(draw_panels(rows, folder / "samples" / f"step-{step:08d}.png"))
     if watcher.extremes is not None:
         pictures += draw_evaluation(
             trainer.val_data,
@@ -130,11 +130,10 @@ class Watcher:
         """Is shown all pseudo masks."""
         self.labelled: list[tuple[float, float]] = []
         """Quality and IoU of every box with a drawn mask."""
-        self.rows: list[PanelRow] = []
-        """One for each wanted image of this rank."""
         own = range(rank(), evaluated_images(trainer), world_size())  # rank 0 draws, so from its share
         self._wanted = {trainer.val_data.image_id(index) for index in own[: trainer.config.train.panels]}
         self._labels: dict[int, tuple[Tensor, Tensor]] = {}
+        self._seen: dict[int, tuple[Batch, int, Detections]] = {}
 
     def watch_teacher(self, batch: Batch, predictions: Any, detections: list[Detections]) -> None:
         """Pseudo masks that the teacher would give the true boxes, against the drawn masks."""
@@ -158,10 +157,14 @@ class Watcher:
             self.watch_student(batch, predictions, detections)
 
     def watch_student(self, batch: Batch, predictions: Any, detections: list[Detections]) -> None:
-        """Detections of the images that are drawn; the teacher's masks of them are there by now."""
+        """Detections of the images that are drawn."""
         for position, (image_id, found) in enumerate(zip(batch.image_ids, detections, strict=True)):
             if image_id in self._wanted:
-                self.rows.append(self._row(batch, position, found, *self._labels.get(image_id, (None, None))))
+                self._seen[image_id] = (batch, position, found)
+
+    def rows(self) -> list[PanelRow]:
+        """One row for each wanted image of this rank, once all networks have been watched."""
+        return [self._row(*seen, *self._labels.get(image_id, (None, None))) for image_id, seen in self._seen.items()]
 
     def _measure(self, masks: Tensor, quality: Tensor, batch: Batch, position: int) -> Tensor | None:
         data = self._trainer.val_data

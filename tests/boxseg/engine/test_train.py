@@ -9,7 +9,7 @@ import torch
 
 from boxseg.build import build_trainer
 from boxseg.data.toy import ensure_toy
-from boxseg.engine import checkpoint
+from boxseg.engine import checkpoint, validate
 from boxseg.engine.evaluate import encode_detections
 from boxseg.engine.step import run_step
 from boxseg.engine.train import evaluation_steps, guard_collapse, optimise, train
@@ -92,6 +92,21 @@ def test_a_checkpoint_beyond_the_schedule_is_refused(run, tmp_path):
     run(tmp_path)
     with pytest.raises(CheckpointError, match=r"at step 6, beyond train.steps 4"):
         run(tmp_path, train={"steps": 4})
+
+
+@pytest.mark.parametrize(
+    ("method", "evaluated", "labelled"), [("full", "both", True), ("full", "teacher", True), ("boxinst", "both", False)]
+)
+def test_panels_show_what_the_teacher_says_where_there_is_one(
+    tiny_config, data_root, tmp_path, monkeypatch, method, evaluated, labelled
+):
+    drawn = []
+    monkeypatch.setattr(validate, "draw_panels", lambda rows, path: drawn.extend(rows) or path)
+    trainer = build_trainer(tiny_config(method=method, train={"evaluate": evaluated}), data_root=data_root)
+    validate.validate(trainer, folder=tmp_path, step=3)
+    assert drawn
+    assert [row.teacher_masks is not None for row in drawn] == [labelled] * len(drawn)
+    assert [row.quality is not None for row in drawn] == [labelled] * len(drawn)
 
 
 def test_best_and_last_checkpoints_and_panels_are_left_behind(run, tmp_path):
