@@ -117,5 +117,7 @@ def test_the_bare_loop_of_the_demo_has_a_pace(tmp_path):
 @pytest.mark.slow
 def test_tracking_is_measured_beside_the_same_steps_without(tmp_path):
     rows = dict(tracking_cost(tmp_path, 1, 8).rows)
-    assert len(rows) == 5
-    assert all(value > 0 for value in rows.values())
+    *measured, tracker = rows.values()
+    assert len(measured) == 4
+    assert all(value > 0 for value in measured)
+    assert tracker >= 0  # so few steps may end between two looks of the tracker
