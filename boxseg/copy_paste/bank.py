@@ -19,12 +19,11 @@ BankKind = Literal["images", "classes"]
 class Peer:
     """One instance, cut out of its image."""
 
-    strong: Tensor
-    """uint8 (3, h, w): its box in the strong view."""
-    weak: Tensor
-    """uint8 (3, h, w): the same in the weak view."""
+    views: Tensor
+    """uint8 (6, h, w): its box in the strong view, then in the weak one."""
     mask: Tensor
-    """Bool (h, w)."""
+    """Bool (h, w); or the float map around it that this is the enlarged and thresholded part of, (h', w') cells of
+    stride 4: enough to keep, and enlarged where it is pasted."""
     corner: tuple[int, int]
     """(row, column) of the crop's first pixel in its image."""
     box: tuple[float, float, float, float]
@@ -77,7 +76,12 @@ class Bank(ABC):
             raise CheckpointError(
                 f"the checkpoint has a bank of {state['kind']}, pc.bank is {self.kind}; set pc.bank to match"
             )
-        self._groups = {key: [Peer(**fields) for fields in group] for key, group in state["groups"].items()}
+        try:
+            self._groups = {key: [Peer(**fields) for fields in group] for key, group in state["groups"].items()}
+        except TypeError as error:
+            raise CheckpointError(
+                f"the checkpoint has the bank of an older boxseg ({error}); start a new run"
+            ) from error
 
 
 class ClassBank(Bank):

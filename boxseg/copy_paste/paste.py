@@ -99,10 +99,10 @@ def paste_peers(
         attempt = random_share(generator) < probability
         choices = choose_peers(facts, bank, settings, generator) if attempt else []
         good = _admissible(facts, settings)
-        bank.add([(facts.labels[index], partial(_cut, state, facts, index, soft_thr)) for index in good], generator)
+        bank.add([(facts.labels[index], partial(_cut, state, facts, index)) for index in good], generator)
         before = state
         for choice in choices:
-            state = _paste(state, facts, choice, bank, settings, generator)
+            state = _paste(state, facts, choice, bank, settings, generator, soft_thr)
         pasted += state is not before
         states.append(state)
     stats = {"pc/paste_rate": torch.tensor(pasted / len(batch)), "pc/bank_size": torch.tensor(float(len(bank)))}
@@ -194,13 +194,14 @@ def _paste(
     bank: Bank,
     settings: PcConfig,
     generator: torch.Generator,
+    soft_thr: float,
 ) -> ImageState:
     """The image with the chosen peers, or the same object where too little of them would be seen."""
     min_area, box_shift_px = _limits(facts.size, settings)
     shift = (0, 0)
     if choice.target is not None:
         shift = _choose_shift(facts, choice.peers[0].box, facts.boxes[choice.target], settings, generator)
-    pasted_views, masks, peers = _place(state, facts.size, choice.peers, shift, min_area)
+    pasted_views, masks, peers = _place(state, facts.size, choice.peers, shift, min_area, soft_thr)
     if not peers:
         return state
     composition = compose(
@@ -242,19 +243,24 @@ def _choose_shift(
 
 
 def _place(
-    state: ImageState, size: tuple[int, int], peers: list[Peer], shift: tuple[int, int], min_area: float
+    state: ImageState,
+    size: tuple[int, int],
+    peers: list[Peer],
+    shift: tuple[int, int],
+    min_area: float,
+    soft_thr: float,
 ) -> tuple[Tensor, Tensor, list[Peer]]:
     """Peers on an empty canvas of the image's size: views (6, H, W), masks (P, H, W), those with enough in sight."""
     canvas, masks, placed = torch.zeros_like(state.views), [], []
     for peer in peers:
-        rows, crop_rows = _overlap(peer.corner[0] + shift[0], peer.mask.shape[0], size[0])
-        columns, crop_columns = _overlap(peer.corner[1] + shift[1], peer.mask.shape[1], size[1])
-        visible = peer.mask[crop_rows, crop_columns]
+        rows, crop_rows = _overlap(peer.corner[0] + shift[0], peer.views.shape[1], size[0])
+        columns, crop_columns = _overlap(peer.corner[1] + shift[1], peer.views.shape[2], size[1])
+        visible = pixel_mask(peer, soft_thr)[crop_rows, crop_columns]
         if int(visible.sum()) <= min_area:
             continue
         mask = torch.zeros_like(state.valid)
         mask[rows, columns] = visible.to(mask.device)
-        crop = torch.cat([peer.strong, peer.weak])[:, crop_rows, crop_columns].to(canvas.device)
+        crop = peer.views[:, crop_rows, crop_columns].to(canvas.device)
         canvas[:, rows, columns] = torch.where(mask[rows, columns], crop, canvas[:, rows, columns])
         masks.append(mask)
         placed.append(peer)
@@ -302,15 +308,17 @@ def _admissible(facts: ImageFacts, settings: PcConfig) -> list[int]:
     ]
 
 
-def _cut(state: ImageState, facts: ImageFacts, index: int, soft_thr: float) -> Peer:
-    """One instance with its mask at full resolution, computed inside its box only."""
+def _cut(state: ImageState, facts: ImageFacts, index: int) -> Peer:
+    """One instance, with as much of its mask as its box needs."""
     (height, width), (x1, y1, x2, y2) = facts.size, facts.boxes[index]
     rows, columns = slice(int(y1), min(int(y2 + 1), height)), slice(int(x1), min(int(x2 + 1), width))
-    crop = state.views[:, rows, columns]
+    if state.pseudo.full is None:
+        mask = state.pseudo.soft[index, _cells(rows), _cells(columns)]
+    else:
+        mask = state.pseudo.full[index, rows, columns]
     return Peer(
-        strong=crop[:3].clone(),
-        weak=crop[3:].clone(),
-        mask=_cut_mask(state.pseudo, index, rows, columns, soft_thr),
+        views=state.views[:, rows, columns].clone(),
+        mask=mask.clone(),
         corner=(rows.start, columns.start),
         box=facts.boxes[index],
         label=facts.labels[index],
@@ -319,16 +327,18 @@ def _cut(state: ImageState, facts: ImageFacts, index: int, soft_thr: float) -> P
     )
 
 
-def _cut_mask(pseudo: PseudoMasks, index: int, rows: slice, columns: slice, soft_thr: float) -> Tensor:
-    """One instance's mask on the pixels of a window."""
-    if pseudo.full is not None:
-        return pseudo.full[index, rows, columns].clone()
-    # Two cells around the window are enough: bilinear values depend on the next cell only.
-    top, left = max(rows.start // MASK_STRIDE - 2, 0), max(columns.start // MASK_STRIDE - 2, 0)
-    bottom, right = rows.stop // MASK_STRIDE + 3, columns.stop // MASK_STRIDE + 3
-    soft = aligned_bilinear(pseudo.soft[index, top:bottom, left:right], MASK_STRIDE)
-    rest = soft[rows.start - MASK_STRIDE * top :, columns.start - MASK_STRIDE * left :]
-    return rest[: rows.stop - rows.start, : columns.stop - columns.start] > soft_thr
+def _cells(pixels: slice) -> slice:
+    """Cells that decide about some pixels: two around them are enough, bilinear values depend on the next one only."""
+    return slice(max(pixels.start // MASK_STRIDE - 2, 0), pixels.stop // MASK_STRIDE + 3)
+
+
+def pixel_mask(peer: Peer, soft_thr: float) -> Tensor:
+    """Mask of a peer, bool (h, w)."""
+    if peer.mask.dtype == torch.bool:
+        return peer.mask
+    first = [start - MASK_STRIDE * _cells(slice(start, start)).start for start in peer.corner]
+    last = [start + length for start, length in zip(first, peer.views.shape[1:], strict=True)]
+    return aligned_bilinear(peer.mask, MASK_STRIDE)[first[0] : last[0], first[1] : last[1]] > soft_thr
 
 
 def _read_facts(batch: Batch, pseudo_masks: list[PseudoMasks]) -> list[ImageFacts]:

@@ -12,8 +12,7 @@ from boxseg.errors import CheckpointError
 def make_peer(label=0, quality=0.8, seed=0):
     random = torch.Generator().manual_seed(seed)
     return Peer(
-        strong=torch.randint(0, 256, (3, 4, 5), generator=random, dtype=torch.uint8),
-        weak=torch.randint(0, 256, (3, 4, 5), generator=random, dtype=torch.uint8),
+        views=torch.randint(0, 256, (6, 4, 5), generator=random, dtype=torch.uint8),
         mask=torch.rand(4, 5, generator=random) > 0.5,
         corner=(2, 3),
         box=(3.25, 2.5, 7.75, 5.5),
@@ -117,8 +116,7 @@ def test_a_bank_survives_a_checkpoint(kind):
             after.quality,
             after.score,
         )
-        assert torch.equal(before.strong, after.strong)
-        assert torch.equal(before.weak, after.weak)
+        assert torch.equal(before.views, after.views)
         assert torch.equal(before.mask, after.mask)
 
 
@@ -132,3 +130,9 @@ def test_an_empty_bank_survives_a_checkpoint(kind):
 def test_a_bank_refuses_the_state_of_another_kind():
     with pytest.raises(CheckpointError, match=r"pc\.bank"):
         ClassBank(3).load_state_dict(ImageBank(3).state_dict())
+
+
+def test_a_bank_refuses_peers_of_other_fields():
+    state = ClassBank(3).state_dict() | {"groups": {(0,): [{"strong": torch.zeros(3, 4, 5)}]}}
+    with pytest.raises(CheckpointError, match="older boxseg"):
+        ClassBank(3).load_state_dict(state)

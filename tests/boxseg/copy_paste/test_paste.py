@@ -7,7 +7,7 @@ import torch
 
 from boxseg.config import PcConfig
 from boxseg.copy_paste.bank import BANKS, Peer
-from boxseg.copy_paste.paste import attempt_probability, paste_peers, placement_range
+from boxseg.copy_paste.paste import attempt_probability, paste_peers, pixel_mask, placement_range
 from boxseg.ops.boxes import box_intersection
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import Batch, PseudoMasks
@@ -55,8 +55,9 @@ def make_batch(boxes, labels, *, size=64, quality=0.9, seed=0):
 
 def make_peer(label=0, *, quality=0.8, side=12, color=255):
     return Peer(
-        strong=torch.full((3, side, side), color, dtype=torch.uint8),
-        weak=torch.full((3, side, side), color - 100, dtype=torch.uint8),
+        views=torch.tensor([color, color - 100], dtype=torch.uint8)
+        .repeat_interleave(3)[:, None, None]
+        .repeat(1, side, side),
         mask=torch.ones(side, side, dtype=torch.bool),
         corner=(30, 20),
         box=(20.0, 30.0, 20.0 + side, 30.0 + side),
@@ -324,9 +325,9 @@ def test_a_peer_is_the_instance_at_full_resolution():
     (peer,) = next(bank.draw(None, seeded()))
     rows, columns = slice(13, 42), slice(9, 31)
     assert peer.corner == (13, 9)
-    assert torch.equal(peer.mask, aligned_bilinear(soft, 4)[0, rows, columns] > 0.45)
-    assert torch.equal(peer.strong, batch.strong[0, :, rows, columns])
-    assert torch.equal(peer.weak, batch.weak[0, :, rows, columns])
+    assert torch.equal(pixel_mask(peer, 0.45), aligned_bilinear(soft, 4)[0, rows, columns] > 0.45)
+    assert torch.equal(peer.views[:3], batch.strong[0, :, rows, columns])
+    assert torch.equal(peer.views[3:], batch.weak[0, :, rows, columns])
     assert (peer.box, peer.label) == ((9, 13, 30.5, 41.25), 0)
 
 
