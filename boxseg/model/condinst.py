@@ -10,7 +10,7 @@ from torch import Tensor
 
 from boxseg.model.backbone import PYRAMID_STRIDES, Backbone
 from boxseg.model.fcos import FcosHead, make_locations, make_patches
-from boxseg.model.mask_head import FEATURE_STRIDE, DynamicMaskHead, MaskBranch
+from boxseg.model.mask_head import FEATURE_STRIDE, DynamicMaskHead, MaskBranch, with_coordinates
 from boxseg.model.pyramid import PyramidNetwork
 from boxseg.model.targets import assign_batch, choose_proposals
 from boxseg.ops.detections import decode_detections
@@ -102,7 +102,8 @@ class CondInst(PyramidNetwork):
         Returns:
             Float32 (n, H/4, W/4), on the grid of the padded images; n may be 0.
         """
-        return self._draw(predictions, self._params(predictions, image_index, handle), image_index, handle)
+        cells = with_coordinates(predictions.mask_features)
+        return self._draw(predictions, cells, self._params(predictions, image_index, handle), image_index, handle)
 
     def window_logits(
         self, predictions: Predictions, image_index: Tensor, handle: Tensor, parts: Sequence[tuple[Tensor, Windows]]
@@ -114,9 +115,11 @@ class CondInst(PyramidNetwork):
         image, location = distinct // len(predictions.locations), distinct % len(predictions.locations)
         rows = zip(image.split(PARAMS_AT_ONCE), location.split(PARAMS_AT_ONCE), strict=True)
         params = torch.cat([self._params(predictions, *part) for part in rows])
+        cells = with_coordinates(predictions.mask_features).contiguous(memory_format=torch.channels_last)
         for index, windows in parts:
             yield self._draw(
                 predictions,
+                cells,
                 params[which[index]],
                 image_index[index],
                 handle[index],
@@ -130,13 +133,14 @@ class CondInst(PyramidNetwork):
     def _draw(
         self,
         predictions: Predictions,
+        cells: Tensor,
         params: Tensor,
         image_index: Tensor,
         handle: Tensor,
         windows: Windows | None = None,
     ) -> Tensor:
         return self.mask_head(
-            predictions.mask_features,
+            cells,
             params=params,
             image_index=image_index,
             locations=predictions.locations[handle],

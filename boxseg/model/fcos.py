@@ -83,9 +83,8 @@ class FcosHead(nn.Module):
         """
         cells = image_index[:, None] * padded.shape[1] + patches
         values = padded.flatten(0, 1).index_select(0, cells.flatten()).reshape(*patches.shape, padded.shape[2])
-        return F.linear(
-            values.transpose(1, 2).flatten(1), self.controller.weight.flatten(1), self.controller.bias
-        ).float()
+        weight = self.controller.weight.flatten(2).transpose(1, 2)  # (P, 9, channels), as the values lie
+        return F.linear(values.flatten(1), weight.flatten(1), self.controller.bias).float()
 
 
 def make_locations(maps: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

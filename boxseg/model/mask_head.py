@@ -67,7 +67,7 @@ class DynamicMaskHead(nn.Module):
 
     def forward(
         self,
-        mask_features: Tensor,
+        cells: Tensor,
         *,
         params: Tensor,
         image_index: Tensor,
@@ -78,7 +78,7 @@ class DynamicMaskHead(nn.Module):
         """Mask logits of instances; computed in float32.
 
         Args:
-            mask_features: Float (B, F, H/8, W/8).
+            cells: Float (B, 2 + F, H/8, W/8), from `with_coordinates`.
             params: Float (n, num_params).
             image_index: int64 (n,): the image of each instance.
             locations: Float (n, 2): x y of the location that gave the parameters, pixels.
@@ -94,11 +94,10 @@ class DynamicMaskHead(nn.Module):
         """
         if params.shape[1:] != (self.num_params,):
             raise ShapeError(f"params have shape {tuple(params.shape)}; (n, {self.num_params}) is needed")
-        with torch.autocast(mask_features.device.type, enabled=False):
+        with torch.autocast(cells.device.type, enabled=False):
             (first, *weights), (first_bias, *biases) = self.split(params.float())
-            cells = _with_coordinates(mask_features.float())  # (B, 2 + F, H/8, W/8)
             if windows is None:
-                height, width = mask_features.shape[-2:]
+                height, width = cells.shape[-2:]
                 inputs = cells.flatten(2)[image_index]  # (n, 2 + F, h * w)
             else:
                 height, width = windows.size
@@ -122,19 +121,19 @@ class DynamicMaskHead(nn.Module):
         return matrices, list(biases.split(self.widths[1:], dim=1))
 
 
-def _with_coordinates(mask_features: Tensor) -> Tensor:
-    """The pixel (x, y) of each cell in front of its features: (B, F, h, w) -> (B, 2 + F, h, w)."""
+def with_coordinates(mask_features: Tensor) -> Tensor:
+    """The pixel (x, y) of each cell in front of its features, float32: (B, F, h, w) -> (B, 2 + F, h, w)."""
     batch, _, *sides = mask_features.shape
     lines = [torch.arange(side, device=mask_features.device) * FEATURE_STRIDE + FEATURE_STRIDE // 2 for side in sides]
     y, x = torch.meshgrid(*lines, indexing="ij")
-    pixels = torch.stack([x, y]).to(mask_features.dtype).expand(batch, -1, -1, -1)
-    return torch.cat([pixels, mask_features], dim=1)
+    pixels = torch.stack([x, y]).float().expand(batch, -1, -1, -1)
+    return torch.cat([pixels, mask_features.float()], dim=1)
 
 
 def _take_windows(maps: Tensor, image_index: Tensor, windows: Windows) -> Tensor:
     """Values (n, F, h * w) of maps (B, F, H, W) in windows of the images (n,)."""
     cells = image_index[:, None] * (maps.shape[-2] * maps.shape[-1]) + windows.cells(maps.shape[-1])
-    by_cell = maps.permute(0, 2, 3, 1).flatten(0, 2)  # all channels of a cell come in one piece
+    by_cell = maps.permute(0, 2, 3, 1).flatten(0, 2)  # no copy of maps that are channels-last
     return by_cell.index_select(0, cells.flatten()).view(*cells.shape, -1).transpose(1, 2)
 
 

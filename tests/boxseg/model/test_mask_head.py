@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from boxseg.errors import ShapeError
-from boxseg.model.mask_head import DynamicMaskHead, MaskBranch
+from boxseg.model.mask_head import DynamicMaskHead, MaskBranch, with_coordinates
 from boxseg.ops.masks import aligned_bilinear
 
 
@@ -40,7 +40,7 @@ def test_the_default_head_has_233_parameters():
 def test_masks_equal_convolutions_of_one_instance_at_a_time():
     head, features = DynamicMaskHead(), torch.randn(2, 16, 6, 8)
     some = instances(head, 7)
-    logits = head(features, **some)
+    logits = head(with_coordinates(features), **some)
     assert logits.shape == (7, 12, 16)
     for k in range(7):
         expected = one_mask(
@@ -56,7 +56,7 @@ def test_relative_coordinate_is_instance_minus_cell(axis, expected):
     params[0, axis] = 1.0  # first layer reads one coordinate
     params[0, 3] = 1.0  # second layer hands it on
     logits = head(
-        torch.zeros(1, 1, 4, 4),
+        with_coordinates(torch.zeros(1, 1, 4, 4)),
         params=params,
         image_index=torch.tensor([0]),
         locations=torch.tensor([[28.0, 28.0]]),
@@ -73,12 +73,12 @@ def test_depth_and_width_of_the_head_can_change():
     assert [tuple(bias.shape[1:]) for bias in biases] == [(6,), (6,), (6,), (1,)]
     assert weights[0][0, 1, 0] == 6
     assert biases[-1][0, 0] == head.num_params - 1
-    assert head(torch.randn(2, 4, 6, 8), **instances(head, 3)).shape == (3, 12, 16)
+    assert head(with_coordinates(torch.randn(2, 4, 6, 8)), **instances(head, 3)).shape == (3, 12, 16)
 
 
 def test_no_instances_give_no_masks_but_a_gradient_path():
     head, features = DynamicMaskHead(), torch.randn(2, 16, 6, 8, requires_grad=True)
-    logits = head(features, **instances(head, 0))
+    logits = head(with_coordinates(features), **instances(head, 0))
     assert logits.shape == (0, 12, 16)
     logits.sum().backward()
     assert features.grad is not None
@@ -88,15 +88,15 @@ def test_masks_are_float32_under_autocast():
     head, features = DynamicMaskHead(), torch.randn(2, 16, 6, 8)
     some = instances(head, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = head(features, **some)
+        logits = head(with_coordinates(features), **some)
     assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, head(features, **some))
+    torch.testing.assert_close(logits, head(with_coordinates(features), **some))
 
 
 def test_parameters_of_another_head_are_refused():
     head = DynamicMaskHead()
     with pytest.raises(ShapeError, match=r"\(n, 233\)"):
-        head(torch.zeros(2, 16, 6, 8), **(instances(head, 3) | {"params": torch.zeros(3, 100)}))
+        head(with_coordinates(torch.zeros(2, 16, 6, 8)), **(instances(head, 3) | {"params": torch.zeros(3, 100)}))
 
 
 def test_mask_branch_works_at_the_finest_level():
