@@ -45,17 +45,15 @@ def like_sized(
         Indices of the windows of a group, and the height and width that all of them fit in.
     """
 
-    def height_class(index: int) -> int:
-        return round(math.log2(sizes[index][0]))
-
+    height_class = [round(math.log2(height)) for height, _ in sizes]
     group: list[int] = []
     height = width = total = 0
     for index in sorted(
-        (index for index, count in enumerate(counts) if count), key=lambda index: (height_class(index), sizes[index][1])
+        (index for index, count in enumerate(counts) if count), key=lambda index: (height_class[index], sizes[index][1])
     ):
         new_height, new_width = max(height, sizes[index][0]), max(width, sizes[index][1])
         too_much = (total + counts[index]) * new_height * new_width > cells_at_once
-        if group and (too_much or height_class(index) != height_class(group[0])):
+        if group and (too_much or height_class[index] != height_class[group[0]]):
             yield group, (height, width)
             group, total, (new_height, new_width) = [], 0, (sizes[index][0], sizes[index][1])
         group.append(index)

@@ -150,32 +150,49 @@ def _around_boxes(
 def _plan_windows(box_index: list[Tensor], batch: Batch) -> list[list[WindowMasks]]:
     """For each image its windows, still without masks; `box_index` (C,) of each image rises."""
     height, width = (side // MASK_STRIDE for side in batch.valid.shape[-2:])
-    device, boxes = batch.valid.device, torch.cat(batch.boxes)
+    boxes = torch.cat(batch.boxes)
     start, end = box_windows(boxes, AROUND_PX, (height, width), multiple=WINDOW_MULTIPLE)
     num_boxes = [len(each) for each in batch.boxes]
     count = torch.cat([torch.bincount(own, minlength=total) for own, total in zip(box_index, num_boxes, strict=True)])
     table = torch.cat([end - start, count[:, None]], dim=1).tolist()  # the one read, for all images
-    limit = _cells_at_once(device)
+    parts = zip(batch.sizes, *(each.split(num_boxes) for each in (start, end)), strict=True)
+    return [
+        _plan_image(table[before : before + len(first)], first, last, (height, width), size)
+        for before, (size, first, last) in zip(accumulate([0, *num_boxes]), parts, strict=False)
+    ]
+
+
+def _plan_image(
+    table: list[list[int]], start: Tensor, end: Tensor, grid: tuple[int, int], size: tuple[int, int]
+) -> list[WindowMasks]:
+    """Windows of one image from (height, width, candidates) of its boxes and their first and last cells (N, 2)."""
+    device, counts = start.device, [count for _, _, count in table]
+    groups = list(like_sized([sides for *sides, _ in table], counts, cells_at_once=_cells_at_once(device)))
+    # Boxes group after group: each one's index, place in its group, first candidate and number of candidates.
+    first = [0, *accumulate(counts)]
+    rows = [(box, place, first[box], counts[box]) for group, _ in groups for place, box in enumerate(group)]
+    box_index, place, own, repeats = torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 4).unbind(dim=1)
+    own = own - (repeats.cumsum(dim=0) - repeats)
+    owner = place.repeat_interleave(repeats, output_size=first[-1])
+    candidate_index = own.repeat_interleave(repeats, output_size=first[-1]) + torch.arange(first[-1], device=device)
+    # Only the box's own window counts, so that nothing depends on the group; its first lines need not be right.
+    start, end = start[box_index], end[box_index]
+    on_image = torch.tensor([(side + MASK_STRIDE // 2 - 1) // MASK_STRIDE for side in size], device=device)
+    near_start, near_end = start + (start > 0), torch.minimum(end, on_image)
+    boxes = [0, *accumulate(len(group) for group, _ in groups)]
+    candidates = [0, *accumulate(sum(counts[box] for box in group) for group, _ in groups)]
     plan = []
-    for before, total, size in zip(accumulate([0, *num_boxes]), num_boxes, batch.sizes, strict=False):
-        counts = [row[2] for row in table[before : before + total]]
-        sizes = [row[:2] for row in table[before : before + total]]
-        first = [0, *accumulate(counts)]
-        candidate = torch.arange(first[-1])
-        image = []
-        for group, window in like_sized(sizes, counts, cells_at_once=limit):
-            own = torch.cat([candidate[first[box] : first[box + 1]] for box in group]).to(device)
-            owner = torch.tensor([counts[box] for box in group]).to(device)
-            owner = torch.repeat_interleave(owner, output_size=len(own))
-            chosen = torch.tensor(group).to(device)
-            top_left, bottom_right = start[before + chosen], end[before + chosen]
-            limit_corner = torch.tensor([height - window[0], width - window[1]]).to(device)
-            windows = Windows(torch.minimum(top_left, limit_corner), window)
-            # Only the box's own window counts, so that nothing depends on the group; its first lines need not be right.
-            on_image = torch.tensor([(side + MASK_STRIDE // 2 - 1) // MASK_STRIDE for side in size]).to(device)
-            near = windows.inside(top_left + (top_left > 0), torch.minimum(bottom_right, on_image))
-            image.append(WindowMasks(own.new_zeros(0), own, owner, chosen, windows, near))
-        plan.append(image)
+    for number, (_, window) in enumerate(groups):
+        of_boxes, of_candidates = slice(*boxes[number : number + 2]), slice(*candidates[number : number + 2])
+        last_corner = torch.tensor([side - extent for side, extent in zip(grid, window, strict=True)], device=device)
+        windows = Windows(torch.minimum(start[of_boxes], last_corner), window)
+        near = windows.inside(near_start[of_boxes], near_end[of_boxes])
+        no_probs = near.new_zeros(0, dtype=torch.float32)
+        plan.append(
+            WindowMasks(
+                no_probs, candidate_index[of_candidates], owner[of_candidates], box_index[of_boxes], windows, near
+            )
+        )
     return plan
 
 

@@ -246,7 +246,7 @@ def order_candidates(
     k = min(k_top, len(boxes))
     if filter_first:
         by_score = scores.argsort(descending=True, stable=True)
-        order = by_score[_first_best(torch.where(eligible, iou, -1.0)[:, by_score], k)]
+        order = by_score[_first_best(torch.where(eligible, iou, -1.0).index_select(1, by_score), k)]
     else:
         order = _first_best(iou, k)
     keep = eligible.gather(1, order)  # (N, k)
