@@ -15,7 +15,6 @@ from benchmarks.harness import Table, Times, ratio, take_turns, timed
 from benchmarks.scenario import CLASSES, Scenario, build, draw_ellipse, write_pictures
 from boxseg.config import CocoSource
 from boxseg.data.coco import CocoBoxes, coco_ground_truth, read_image
-from boxseg.data.colors import add_strong_view
 from boxseg.data.loader import TrainLoader
 from boxseg.engine.evaluate import coco_scores, detect, encode_detections
 
@@ -33,19 +32,21 @@ def loading(folder: Path, images: int) -> Table:
         loader = TrainLoader(data, short_sides=(side,), max_size=1333, flip=0.5, strong="strong", batch_size=2, seed=0)
         found = [loader.read(step) for step in steps]
         actions[f"read {side}"] = lambda loader=loader: drop(map(loader.read, steps))
-        actions[f"views {side}"] = lambda found=found: drop(
-            add_strong_view(batch.to("cpu"), how) for batch, how in found
-        )
+        actions[f"views {side}"] = lambda loader=loader, found=found: drop(map(loader.finish, found))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as loader processes have it
     times = take_turns(actions, 5)
+    torch.set_num_threads(threads)
     rows: list[tuple[Any, ...]] = [("decode", images / times["decode"].median, 1, "")]
     for side in sides:
         read, views = times[f"read {side}"], times[f"views {side}"]
         later_ms = 1000 * views.median / images
         rows.append((f"loader, short side {side}", images / read.median, ratio(times["decode"], read), later_ms))
     note = (
-        "One process. The loader decodes, resizes, flips and pads; its processes (`data.loader_workers`) multiply the "
-        "rate and run beside the step. The last column comes on top, where the step runs: images from pixels to "
-        "planes and the colours of the strong view, here on the CPU; without loader processes both add up."
+        "One process, one thread. The loader decodes, makes images smaller where the view is, and fits boxes; its "
+        "processes (`data.loader_workers`) multiply the rate and run beside the step. The last column comes on top, "
+        "where the step runs: enlarging, padding and the colours of the strong view, here on the CPU; without loader "
+        "processes both add up."
     )
     title = f"Reading JPEG images of {PICTURE[1]} x {PICTURE[0]}"
     return Table(title, ("what", "images per CPU s", "/ decode", "then on the device [CPU ms per image]"), rows, note)

@@ -121,13 +121,13 @@ class Predictor:
             none = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
             sample = Sample(image, *none, image_id=-1, original_size=(image.shape[1], image.shape[2]))
             view = resize_only(sample, round(scale * train.eval_short_side), round(scale * train.max_size))
-            by_size[tuple(-(-side // PADDED_TO) for side in view.weak.shape[1:])].append((place, view))
+            by_size[tuple(-(-side // PADDED_TO) for side in view.size)].append((place, view))
         for alike in by_size.values():
             yield from self._look(alike)
 
     def _look(self, views: list[tuple[int, View]]) -> Iterator[tuple[list[int], Batch, Any]]:
         places = [place for place, _ in views]
-        batch = collate([view for _, view in views], divisor=PADDED_TO).to(self.device)
+        batch = collate([view for _, view in views], divisor=PADDED_TO, device=self.device)
         try:
             predictions = self.network(batch.weak, batch.valid)
         except torch.OutOfMemoryError as error:

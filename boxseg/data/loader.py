@@ -1,7 +1,8 @@
 """Batches for training, a pure function of seed and step, and batches in order for evaluation.
 
-What is read may come from loader processes: decoded, resized, flipped, padded. The strong view is made from the weak
-one where the batch is used, on the device: so loader processes have less to do, and half as much travels.
+What is read may come from loader processes: decoded, and made smaller where the view is. What makes images larger or
+more (enlarging, padding, colours of the strong view) is done where the batch is used, on the device: so loader
+processes do little more than decode, and little travels.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from boxseg.data.coco import CocoBoxes
-from boxseg.data.colors import Recoloring, Strong, add_strong_view
+from boxseg.data.colors import Strong, add_strong_view
 from boxseg.data.transforms import View, make_view, resize_only
 from boxseg.errors import DataError
 from boxseg.ops.images import pad_images
@@ -87,14 +88,16 @@ class TrainLoader:
         Raises:
             DataError: an image cannot be read; names file and id.
         """
-        for batch, recolorings in _load(self.read, range(start_step, start_step + steps), self.workers):
-            yield add_strong_view(batch.to(self._device), recolorings)
+        yield from map(self.finish, _load(self.read, range(start_step, start_step + steps), self.workers))
 
-    def read(self, step: int) -> tuple[Batch, list[Recoloring | None]]:
-        """What loader processes do for one step: the batch in the calling process, its strong view yet to be made."""
+    def read(self, step: int) -> list[View]:
+        """What loader processes do for one step."""
         first = step * self._order.global_batch_size + self._rank * self._batch_size
-        views = [self._read_view(position) for position in range(first, first + self._batch_size)]
-        return collate(views), [view.recoloring for view in views]
+        return [self._read_view(position) for position in range(first, first + self._batch_size)]
+
+    def finish(self, views: list[View]) -> Batch:
+        """What is left to do for one step, on the device."""
+        return add_strong_view(collate(views, device=self._device), [view.recoloring for view in views])
 
     def _read_view(self, position: int) -> View:
         state = np.random.SeedSequence([self._seed, VIEW_STREAM, position]).generate_state(1, np.uint64)
@@ -141,7 +144,14 @@ class ImageOrder:
 
 
 def eval_batches(
-    dataset: CocoBoxes, indices: Sequence[int], *, short_side: int, max_size: int, batch_size: int, workers: int = 0
+    dataset: CocoBoxes,
+    indices: Sequence[int],
+    *,
+    short_side: int,
+    max_size: int,
+    batch_size: int,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
     """Batches of the given images in order, resized only; `weak` and `strong` are one tensor.
 
@@ -152,28 +162,28 @@ def eval_batches(
         DataError: an image cannot be read; names file and id.
     """
     parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    read = partial(_read_eval_batch, dataset, parts, short_side=short_side, max_size=max_size)
-    return _load(read, range(len(parts)), workers)
+    read = partial(_read_eval_views, dataset, parts, short_side=short_side, max_size=max_size)
+    return map(partial(collate, device=device), _load(read, range(len(parts)), workers))
 
 
-def _read_eval_batch(
+def _read_eval_views(
     dataset: CocoBoxes, parts: list[Sequence[int]], number: int, *, short_side: int, max_size: int
-) -> Batch:
-    return collate([resize_only(dataset[i], short_side=short_side, max_size=max_size) for i in parts[number]])
+) -> list[View]:
+    return [resize_only(dataset[i], short_side=short_side, max_size=max_size) for i in parts[number]]
 
 
-def collate(views: Sequence[View], *, divisor: int = 32) -> Batch:
+def collate(views: Sequence[View], *, divisor: int = 32, device: torch.device | str = "cpu") -> Batch:
     """Views as one batch, padded at the right and at the bottom with 0; `weak` and `strong` are one tensor.
 
     Args:
         views: At least one.
         divisor: Both sides of the batch are the smallest multiple of this that holds every view.
+        device: Where the batch is made.
 
     Returns:
-        A Batch with images in memory pixel by pixel, as files are read; `Batch.to` makes them planes. Drawn masks are
-        sampled at the cells.
+        A Batch; drawn masks are sampled at the cells.
     """
-    weak, valid = pad_images([view.weak for view in views], divisor=divisor, memory_format=torch.channels_last)
+    weak, valid = pad_images([view.weak(device) for view in views], divisor=divisor)
     drawn = [_at_cells(view.drawn, weak.shape[-2:]) for view in views if view.drawn is not None]
     return Batch(
         weak=weak,
@@ -181,11 +191,11 @@ def collate(views: Sequence[View], *, divisor: int = 32) -> Batch:
         valid=valid,
         boxes=[view.boxes for view in views],
         labels=[view.labels for view in views],
-        sizes=[(view.weak.shape[1], view.weak.shape[2]) for view in views],
+        sizes=[view.size for view in views],
         original_sizes=[view.original_size for view in views],
         image_ids=[view.image_id for view in views],
         drawn=drawn or None,
-    )
+    ).to(device)
 
 
 def _at_cells(drawn: DrawnMasks, padded: Sequence[int]) -> DrawnMasks:

@@ -19,10 +19,10 @@ from boxseg.structures import DrawnMasks, Sample
 
 @dataclass(frozen=True)
 class View:
-    """One image after geometry, and the colour changes that it will get."""
+    """One image and what is to become of it; loader processes make this, and `weak` is for where the step runs."""
 
-    weak: Tensor
-    """uint8 (3, h, w), RGB."""
+    pixels: Tensor
+    """uint8 (3, h', w'), RGB: as in the file, or as large as the view where that is smaller."""
     boxes: Tensor
     """Float (N, 4), x1 y1 x2 y2 in pixels of the view."""
     labels: Tensor
@@ -31,10 +31,19 @@ class View:
     """Id of the image in the COCO file."""
     original_size: tuple[int, int]
     """(height, width) of the image file, in pixels."""
+    size: tuple[int, int]
+    """(h, w) of the view, in pixels."""
+    is_flipped: bool = False
+    """Whether the view is the mirror image of `pixels`."""
     drawn: DrawnMasks | None = None
     """Drawn masks at the size of the view, where they are to be used."""
     recoloring: Recoloring | None = None
     """What makes the strong view of it; None where that is the weak one."""
+
+    def weak(self, device: torch.device | str = "cpu") -> Tensor:
+        """The image of the view, uint8 (3, h, w), made on that device."""
+        image = resize_image(self.pixels.to(device, non_blocking=True), self.size)
+        return image.flip(-1) if self.is_flipped else image
 
 
 def make_view(
@@ -68,13 +77,12 @@ def make_view(
 def resize_only(sample: Sample, short_side: int, max_size: int) -> View:
     """The view that evaluation uses: resized, neither flipped nor recoloured.
 
-    Boxes keep their order and number as long as they have an area.
+    Images that become smaller are resized here, others where `View.weak` is asked for. Boxes keep their order and
+    number as long as they have an area.
     """
     height, width = sample.image.shape[-2:]
     new_size = resized_shape((height, width), short_side=short_side, max_size=max_size)
-    image = sample.image
-    if new_size != (height, width):
-        image = F.resize_image(image, list(new_size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    pixels = resize_image(sample.image, new_size) if new_size < (height, width) else sample.image
     boxes = scale_boxes(sample.boxes, (height, width), new_size).clamp_(min=0)
     boxes = torch.minimum(boxes, boxes.new_tensor(new_size[::-1] * 2))
     labels, drawn = sample.labels, sample.drawn
@@ -84,14 +92,21 @@ def resize_only(sample: Sample, short_side: int, max_size: int) -> View:
         drawn = None if drawn is None else DrawnMasks(drawn.mask[kept], drawn.present[kept])
     if drawn is not None:
         drawn = replace(drawn, mask=resize_bool(drawn.mask, new_size))
-    return View(image, boxes, labels, sample.image_id, sample.original_size, drawn)
+    return View(pixels, boxes, labels, sample.image_id, sample.original_size, new_size, drawn=drawn)
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The image uint8 (3, h, w) at another size; the same tensor where it has that size."""
+    if image.shape[-2:] == size:
+        return image
+    return F.resize_image(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
 
 
 def flip_view(view: View) -> View:
     """The horizontally mirrored view."""
-    weak = view.weak.flip(-1)
     drawn = None if view.drawn is None else replace(view.drawn, mask=view.drawn.mask.flip(-1))
-    return replace(view, weak=weak, boxes=flip_boxes(view.boxes, width=weak.shape[-1]), drawn=drawn)
+    boxes = flip_boxes(view.boxes, width=view.size[1])
+    return replace(view, is_flipped=not view.is_flipped, boxes=boxes, drawn=drawn)
 
 
 def flip_boxes(boxes: Tensor, *, width: int) -> Tensor:

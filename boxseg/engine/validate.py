@@ -98,6 +98,7 @@ def _evaluate_network(
         max_size=config.train.max_size,
         batch_size=max(config.train.batch_size // world_size(), 1),
         workers=config.data.loader_workers,
+        device=trainer.device,
     )
     encoded: list[Future[list[ImageResult]]] = []
     training = network.training
@@ -106,7 +107,7 @@ def _evaluate_network(
         with ThreadPoolExecutor(max_workers=1) as encoder:  # encodes one batch while the network looks at the next
             for batch in batches:
                 with trainer.autocast():
-                    predictions, detections = detect(network, batch.to(trainer.device), config.fcos)
+                    predictions, detections = detect(network, batch, config.fcos)
                 if encoded:
                     encoded[-1].result()  # masks at full size take much memory, so no more than one batch waits
                 encoded.append(encoder.submit(lambda found: [*map(encode_detections, found)], detections))
@@ -137,7 +138,7 @@ class Watcher:
 
     def watch_teacher(self, batch: Batch, predictions: Any, detections: list[Detections]) -> None:
         """Pseudo masks that the teacher would give the true boxes, against the drawn masks."""
-        trainer, batch = self._trainer, batch.to(self._trainer.device)
+        trainer = self._trainer
         assert trainer.teacher is not None
         config = trainer.config
         candidates = pick_candidates(

@@ -17,17 +17,15 @@ def resized_shape(size: tuple[int, int], *, short_side: int, max_size: int) -> t
     return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
 
-def pad_images(
-    images: Sequence[Tensor], *, divisor: int = 32, memory_format: torch.memory_format = torch.contiguous_format
-) -> tuple[Tensor, Tensor]:
-    """Images (c, h, w) of different sizes as one tensor of that format, with 0 at the right and at the bottom.
+def pad_images(images: Sequence[Tensor], *, divisor: int = 32) -> tuple[Tensor, Tensor]:
+    """Images (c, h, w) of different sizes as one tensor, with 0 at the right and at the bottom.
 
     Returns:
         (B, c, H, W), H and W the smallest multiples of `divisor` that hold all images, and valid, bool (B, H, W).
     """
     height, width = (-(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (1, 2))
     shape = (len(images), images[0].shape[0], height, width)
-    padded = torch.empty(shape, dtype=images[0].dtype, device=images[0].device, memory_format=memory_format)
+    padded = torch.empty(shape, dtype=images[0].dtype, device=images[0].device)
     valid = padded.new_zeros(len(images), height, width, dtype=torch.bool)
     for index, image in enumerate(images):
         padded[index, :, : image.shape[1], : image.shape[2]] = image

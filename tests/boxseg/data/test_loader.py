@@ -39,7 +39,8 @@ def same(first, second):
 
 def view(height, width, value=9, boxes=1, image_id=1):
     image = torch.full((3, height, width), value, dtype=torch.uint8)
-    return View(image, torch.ones(boxes, 4), torch.zeros(boxes, dtype=torch.int64), image_id, (height, width))
+    size = (height, width)
+    return View(image, torch.ones(boxes, 4), torch.zeros(boxes, dtype=torch.int64), image_id, size, size)
 
 
 def test_padding_reaches_the_next_multiple_and_is_zero_and_invalid():
