@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -39,6 +40,10 @@ class View:
     """Drawn masks at the size of the view, where they are to be used."""
     recoloring: Recoloring | None = None
     """What makes the strong view of it; None where that is the weak one."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Sending a tensor to another process moves its memory to an open shared file: not that of a kept image.
+        return self.__dict__ | {"pixels": self.pixels.clone()}
 
     def weak(self, device: torch.device | str = "cpu") -> Tensor:
         """The image of the view, uint8 (3, h, w), made on that device."""

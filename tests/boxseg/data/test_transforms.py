@@ -1,7 +1,9 @@
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
+import torch.multiprocessing  # teaches ForkingPickler about tensors
 from torch import Generator
 from torchvision.transforms.v2 import functional as F
 
@@ -135,6 +137,14 @@ def test_an_image_travels_as_small_as_it_can_and_is_resized_once(short_side, tra
     assert view.size == (short_side, short_side * 3 // 2)
     resized = F.resize(sample.image, list(view.size), antialias=True)
     assert torch.equal(view.weak(), resized.flip(-1))
+
+
+def test_sending_a_view_to_another_process_leaves_the_memory_of_the_image_where_it_is():
+    sample = square_sample()
+    view = view_of(sample, short_sides=[80])
+    sent = ForkingPickler.dumps(view)  # as queues of loader processes do
+    assert not sample.image.is_shared()
+    assert torch.equal(ForkingPickler.loads(sent).pixels, view.pixels)
 
 
 def with_drawn(sample):
