@@ -28,40 +28,42 @@ LAST, BEST = "last", "best"
 """Names in the checkpoints folder that point to a step's folder."""
 
 
-def save_checkpoint(
-    checkpoints: Path,
-    *,
-    step: int,
-    networks: dict[str, dict[str, Tensor]],
-    state: dict[str, Any],
-    about: dict[str, Any],
-) -> Path:
+def pack(networks: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> dict[str, bytes]:
+    """Content of the files of a checkpoint, by name: as things are now, whatever training does to them afterwards.
+
+    Args:
+        networks: Name (`student`, `teacher`) -> state dict, each a safetensors file.
+        state: Everything else that training needs to go on: tensors, numbers and plain containers.
+    """
+    files = {}
+    for name, weights in networks.items():
+        tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+        files[f"{name}.safetensors"] = to_safetensors(tensors)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return files | {"state.pt": buffer.getvalue()}
+
+
+def save_checkpoint(checkpoints: Path, *, step: int, files: dict[str, bytes], about: dict[str, Any]) -> Path:
     """Write `checkpoints/step-NNNNNNNN/` and return it; beside, then renamed, so a kill leaves no half folder.
 
     Args:
         checkpoints: Folder of all checkpoints of a run; it exists.
         step: Optimizer updates done.
-        networks: Name (`student`, `teacher`) -> state dict, each a safetensors file.
-        state: Everything else that training needs to go on: tensors, numbers and plain containers.
+        files: From `pack`.
         about: What a person or a loader wants to know, JSON: step, metrics, settings, classes.
 
     Raises:
         StorageError: the disk is full, read-only or gone; earlier checkpoints are untouched.
     """
-    folder = checkpoints / f"step-{step:08d}"
+    folder = folder_of(checkpoints, step)
     for left in checkpoints.glob(".step-*"):  # a kill left these; only one process writes here
         shutil.rmtree(left, ignore_errors=True)
     scratch = checkpoints / f".{folder.name}-{uuid4().hex[:8]}"
     with naming_storage_faults(folder):
         scratch.mkdir()
         try:
-            sums = {}
-            for name, weights in networks.items():
-                tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-                sums[f"{name}.safetensors"] = _write(scratch / f"{name}.safetensors", to_safetensors(tensors))
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            sums["state.pt"] = _write(scratch / "state.pt", buffer.getbuffer())
+            sums = {name: _write(scratch / name, content) for name, content in files.items()}
             told = {"step": step, **about, "sha256": sums}
             _write(scratch / "about.json", json.dumps(told, indent=1).encode())
             if folder.exists():  # the same step was saved before a restart; the new one is as good
@@ -72,6 +74,11 @@ def save_checkpoint(
             raise
         _sync(checkpoints)
     return folder
+
+
+def folder_of(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return checkpoints / f"step-{step:08d}"
 
 
 def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
@@ -174,7 +181,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} is damaged: {error}; use another checkpoint") from error
 
 
-def _write(path: Path, data: bytes | memoryview) -> str:
+def _write(path: Path, data: bytes) -> str:
     """Write a file, flushed to the disk; gives its SHA-256."""
     with path.open("wb") as file:
         file.write(data)

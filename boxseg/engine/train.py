@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from boxseg.engine import checkpoint
 from boxseg.engine.distributed import any_rank, average_buffers, gather_objects, rank, world_size
 from boxseg.engine.events import EvalReport, Reporter, StepReport
 from boxseg.engine.optim import lr_factor, set_lr
+from boxseg.engine.outbox import Outbox, Publish
 from boxseg.engine.step import StepOutput, Trainer, run_step, update_ema
 from boxseg.engine.validate import decisive, validate
 from boxseg.errors import CheckpointError, CollapseError, NonFiniteLossError
@@ -64,25 +66,29 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = 
     progress = restore(trainer, checkpoint.find_sound(checkpoints)) if resume else Progress()
     eval_steps = evaluation_steps(trainer.steps, trainer.config.train.eval_every)
     meter = Meter()
-    for step, batch, waited in _timed(
-        trainer.loader.batches(progress.step, trainer.steps - progress.step), progress.step
-    ):
-        started = time.perf_counter()
-        metrics = optimise(trainer, batch, step)
-        meter.add(metrics, images=len(batch) * world_size(), step_s=time.perf_counter() - started, wait_s=waited)
-        done = step + 1
-        if done % trainer.config.train.report_every == 0 or done == trainer.steps:
-            lr = trainer.optimizer.param_groups[0]["lr"]
-            reporter.on_step(StepReport(done, mean_metrics(gather_objects(meter.summary())) | {"train/lr": lr}))
-            meter = Meter()
-        stop = wants_stop(reporter, at_report=done % trainer.config.train.report_every == 0)
-        if done in eval_steps:
-            progress = evaluate_and_save(trainer, folder, done, progress, reporter)
-        elif stop:
-            progress = Progress(done, progress.metrics, progress.best)
-            save(trainer, checkpoints, progress)
-        if stop and done < trainer.steps:
-            return TrainResult(done, progress.metrics, progress.best, finished=False)
+    with Outbox(reporter) as outbox:
+        for step, batch, waited in _timed(
+            trainer.loader.batches(progress.step, trainer.steps - progress.step), progress.step
+        ):
+            started = time.perf_counter()
+            metrics = optimise(trainer, batch, step)
+            meter.add(metrics, images=len(batch) * world_size(), step_s=time.perf_counter() - started, wait_s=waited)
+            done = step + 1
+            reports = done % trainer.config.train.report_every == 0
+            outbox.deliver(wait=reports)  # reports stay in the order of their steps
+            if reports or done == trainer.steps:
+                lr = trainer.optimizer.param_groups[0]["lr"]
+                reporter.on_step(StepReport(done, mean_metrics(gather_objects(meter.summary())) | {"train/lr": lr}))
+                meter = Meter()
+            stop = wants_stop(reporter, at_report=reports)
+            if done in eval_steps:
+                progress = evaluate(trainer, folder, done, progress, outbox)
+            elif stop:
+                outbox.deliver()
+                progress = Progress(done, progress.metrics, progress.best)
+                save(trainer, checkpoints, progress)
+            if stop and done < trainer.steps:
+                return TrainResult(done, progress.metrics, progress.best, finished=False)
     return TrainResult(progress.step, progress.metrics, progress.best, finished=True)
 
 
@@ -150,15 +156,35 @@ def evaluation_steps(steps: int, every: float) -> set[int]:
     return {*range(period, steps, period), steps}
 
 
-def evaluate_and_save(trainer: Trainer, folder: Path, done: int, progress: Progress, reporter: Reporter) -> Progress:
-    """Evaluate, write the checkpoint, tell the reporter; returns where the run stands now."""
+def evaluate(trainer: Trainer, folder: Path, done: int, progress: Progress, outbox: Outbox) -> Progress:
+    """Evaluate, and leave writing and reporting to the outbox; returns where the run stands.
+
+    Raises:
+        CollapseError: masks have become boxes; the evaluation is reported.
+    """
     agree(trainer)
-    metrics, panels = validate(trainer, folder=folder, step=done)
+    metrics, draw = validate(trainer, folder=folder, step=done)
     is_best = not progress.best or decisive(metrics) > decisive(progress.best)
     progress = Progress(done, metrics, metrics if is_best else progress.best)
-    written = save(trainer, folder / "checkpoints", progress, is_best=is_best)
-    reporter.on_eval(EvalReport(done, metrics, written, panels, is_best))
-    guard_collapse(metrics, done, trainer.steps, trainer.config.train.collapse_fill)
+    checkpoints = folder / "checkpoints"
+    write = snapshot(trainer, checkpoints, progress)
+
+    def write_all() -> Publish:
+        written, pictures = write(), draw()
+
+        def publish() -> EvalReport:
+            if rank() == 0:
+                checkpoint.publish(checkpoints, written, is_best=is_best)
+            return EvalReport(done, metrics, written, pictures, is_best)
+
+        return publish
+
+    outbox.add(write_all)
+    try:
+        guard_collapse(metrics, done, trainer.steps, trainer.config.train.collapse_fill)
+    except CollapseError:
+        outbox.deliver()
+        raise
     return progress
 
 
@@ -187,28 +213,32 @@ def agree(trainer: Trainer) -> None:
         average_buffers(trainer.thresholds)
 
 
-def save(trainer: Trainer, checkpoints: Path, progress: Progress, *, is_best: bool = False) -> Path:
-    """Write the state of all ranks; rank 0 writes the files, the others wait."""
-    agree(trainer)
-    states = gather_objects(trainer.rank_state())
-    folder = checkpoints / f"step-{progress.step:08d}"
+def save(trainer: Trainer, checkpoints: Path, progress: Progress) -> Path:
+    """Write the state of all ranks at once; rank 0 writes the files, the others wait."""
+    folder = snapshot(trainer, checkpoints, progress)()
     if rank() == 0:
-        about = {
-            "metrics": progress.metrics,
-            "best": progress.best,
-            "config": trainer.config.model_dump(mode="json"),
-            "classes": {"ids": trainer.train_data.category_ids, "names": trainer.train_data.class_names},
-        }
-        folder = checkpoint.save_checkpoint(
-            checkpoints,
-            step=progress.step,
-            networks={name: network.state_dict() for name, network in trainer.networks().items()},
-            state={"shared": trainer.shared_state(), "ranks": states},
-            about=about,
-        )
-        checkpoint.publish(checkpoints, folder, is_best=is_best)
+        checkpoint.publish(checkpoints, folder, is_best=False)
     gather_objects(None)  # nobody goes on before the files are there
     return folder
+
+
+def snapshot(trainer: Trainer, checkpoints: Path, progress: Progress) -> Callable[[], Path]:
+    """What writes the state of all ranks as it is now, and gives the checkpoint's folder; only rank 0 has to write."""
+    agree(trainer)
+    states = gather_objects(trainer.rank_state())
+    if rank() != 0:
+        return lambda: checkpoint.folder_of(checkpoints, progress.step)
+    about = {
+        "metrics": progress.metrics,
+        "best": progress.best,
+        "config": trainer.config.model_dump(mode="json"),
+        "classes": {"ids": trainer.train_data.category_ids, "names": trainer.train_data.class_names},
+    }
+    files = checkpoint.pack(
+        {name: network.state_dict() for name, network in trainer.networks().items()},
+        {"shared": trainer.shared_state(), "ranks": states},
+    )
+    return partial(checkpoint.save_checkpoint, checkpoints, step=progress.step, files=files, about=about)
 
 
 def restore(trainer: Trainer, folder: Path | None) -> Progress:

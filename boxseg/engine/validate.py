@@ -23,11 +23,13 @@ from boxseg.ops.masks import aligned_bilinear, box_masks, resize_bool
 from boxseg.structures import MASK_STRIDE, Batch, Detections, MaskNetwork, PseudoMasks
 from boxseg.teacher.candidates import pick_candidates
 
+Draw = Callable[[], list[Path]]
+"""Draws pictures and says where they are."""
 HEALTH = ("mask_fill", "box_likeness")
 """Measures of the masks themselves."""
 
 
-def validate(trainer: Trainer, *, folder: Path, step: int) -> tuple[dict[str, float], list[Path]]:
+def validate(trainer: Trainer, *, folder: Path, step: int) -> tuple[dict[str, float], Draw]:
     """Evaluate the networks that `train.evaluate` names; all ranks share the images.
 
     Args:
@@ -38,8 +40,8 @@ def validate(trainer: Trainer, *, folder: Path, step: int) -> tuple[dict[str, fl
 
     Returns:
         Metrics: `val/mask_ap` … of the better network, `val/teacher_mask_ap` and `val/student_mask_ap`,
-        `qam/pseudo_iou` where there is a teacher, `health/mask_fill` and `health/box_likeness`; and the pictures drawn
-        (rank 0).
+        `qam/pseudo_iou` where there is a teacher, `health/mask_fill` and `health/box_likeness`; and what draws the
+        pictures (rank 0), also while training goes on.
     """
     networks = trainer.evaluated_networks()
     final = step >= trainer.steps and trainer.config.train.panels > 0
@@ -56,11 +58,13 @@ def validate(trainer: Trainer, *, folder: Path, step: int) -> tuple[dict[str, fl
     }
     labelled = [pair for part in gather_objects(watcher.labelled) for pair in part]
     metrics |= {f"qam/{name}": value for name, value in quality_metrics(labelled).items()}
-    pictures = []
-    if rank() == 0 and (rows := watcher.rows()):
-        pictures.append(draw_panels(rows, folder / "samples" / f"step-{step:08d}.png"))
-    if watcher.extremes is not None:
-        pictures += draw_evaluation(
+    rows = watcher.rows() if rank() == 0 else []
+
+    def draw() -> list[Path]:
+        pictures = [draw_panels(rows, folder / "samples" / f"step-{step:08d}.png")] if rows else []
+        if watcher.extremes is None:
+            return pictures
+        return pictures + draw_evaluation(
             trainer.val_data,
             found[best].results,
             found[best].scores,
@@ -68,7 +72,8 @@ def validate(trainer: Trainer, *, folder: Path, step: int) -> tuple[dict[str, fl
             extremes=watcher.extremes,
             folder=folder / "evaluation",
         )
-    return metrics, pictures
+
+    return metrics, draw
 
 
 def decisive(metrics: dict[str, float]) -> float:

@@ -13,11 +13,14 @@ from boxseg.errors import CheckpointError, StorageError
 
 
 def write(folder, step, value=0.0):
+    files = checkpoint.pack(
+        {"student": {"weight": torch.full((2, 2), value)}},
+        {"optimizer": {"lr": 0.1}, "ranks": [{"numbers": torch.arange(3)}]},
+    )
     return checkpoint.save_checkpoint(
         folder,
         step=step,
-        networks={"student": {"weight": torch.full((2, 2), value)}},
-        state={"optimizer": {"lr": 0.1}, "ranks": [{"numbers": torch.arange(3)}]},
+        files=files,
         about={"metrics": {"val/mask_ap": 0.5}},
     )
 
@@ -119,8 +122,8 @@ def test_a_vanished_folder_is_named_and_not_made_anew(tmp_path):
 
 
 def test_an_interrupted_write_leaves_no_step_folder(tmp_path):
-    with pytest.raises(AttributeError):
-        checkpoint.save_checkpoint(tmp_path, step=1, networks={"student": {"weight": None}}, state={}, about={})
+    with pytest.raises(TypeError):
+        checkpoint.save_checkpoint(tmp_path, step=1, files={"student.safetensors": None}, about={})
     assert not list(tmp_path.glob("step-*"))
 
 
