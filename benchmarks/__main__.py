@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.around import annotations, evaluation, loading
+from benchmarks.around import annotations, evaluation, loading, saving
 from benchmarks.commands import fixed_costs
 from benchmarks.harness import Table, write_json
 from benchmarks.memory import memory
@@ -59,6 +59,7 @@ PARTS: dict[str, Part] = {
     "around": lambda folder, o: [
         loading(folder, 8 if o.quick else 64),
         evaluation(folder, 4),
+        saving(folder, o.rounds, small=o.quick),
         annotations(folder, 1000 if o.quick else 100_000),
     ],
     "fixed": lambda folder, o: [fixed_costs(folder, 60 if o.quick else 300)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,11 +13,12 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Table, Times, ratio, take_turns, timed
-from benchmarks.scenario import CLASSES, Scenario, build, draw_ellipse, write_pictures
+from benchmarks.scenario import CLASSES, Scenario, build, draw_ellipse, step_of, write_pictures
 from boxseg.config import CocoSource
 from boxseg.data.coco import CocoBoxes, coco_ground_truth, read_image
 from boxseg.data.loader import TrainLoader
 from boxseg.engine.evaluate import coco_scores, detect, encode_detections
+from boxseg.engine.train import Progress, snapshot
 
 PICTURE = (480, 640)
 """Height and width of the files [px]: what most of COCO has."""
@@ -78,6 +80,24 @@ def evaluation(folder: Path, images: int) -> Table:
     count = sum(len(each.scores) for each in detections) / images
     rows = [(name, own.median / images * 1000) for name, own in spent.items()]
     return Table(f"Evaluation, 256 x 256, {count:.0f} detections per image", ("part", "CPU s per 1,000 images"), rows)
+
+
+def saving(folder: Path, rounds: int, *, small: bool) -> Table:
+    """Seconds that a checkpoint holds up training, and those of its writing beside the next steps."""
+    trainer, batch = build(Scenario(256, small=small), "full", folder)
+    step_of(trainer, batch)()
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir()
+    spent = {"packing, training waits": Times(), "writing, beside the next steps": Times()}
+    packing, writing = spent.values()
+    for _ in range(rounds):
+        with timed(packing):
+            write = snapshot(trainer, checkpoints, Progress())
+        with timed(writing):
+            written = write()
+    size = sum(path.stat().st_size for path in written.iterdir()) / 1e6
+    rows = [(name, statistics.median(own.wall), own.median) for name, own in spent.items()]
+    return Table(f"A checkpoint of {size:.0f} MB", ("part", "wall s", "CPU s"), rows)
 
 
 def annotations(folder: Path, images: int) -> Table:

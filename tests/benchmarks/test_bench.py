@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from benchmarks.around import annotations, evaluation, loading
+from benchmarks.around import annotations, evaluation, loading, saving
 from benchmarks.commands import Watched, run_demo, watch
 from benchmarks.harness import Table, Times, ratio, take_turns
 from benchmarks.scenario import STEP, Scenario, build
@@ -72,6 +72,7 @@ def test_reading_and_evaluation_have_their_tables(tmp_path):
     assert "decode" in [row[0] for row in loading(tmp_path, images=2).rows]
     assert [row[0] for row in evaluation(tmp_path, images=1).rows] == ["masks, rescoring, NMS", "encoding", "AP"]
     assert annotations(tmp_path, images=5).rows[0][:2] == (5, 35)
+    assert all(wall > 0 for _, wall, _ in saving(tmp_path, 1, small=True).rows)
 
 
 def test_trials_that_take_no_time_still_make_a_sweep_with_a_report(tmp_path):
