@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from drivers import drive, make_values, story, trial_step
+from fake_training import HURRY
 from local_cluster import LocalCluster, wait_for
 
 from orchestration.journal import newest_sweep
@@ -29,7 +30,8 @@ def values_of(cluster: LocalCluster, name: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def undisturbed(cluster: LocalCluster) -> list[tuple[Any, ...]]:
     """What three trials come to."""
-    assert drive(values_of(cluster, "calm"), environment=cluster.environment).wait(timeout=200) == 0
+    driver = drive(values_of(cluster, "calm"), environment=cluster.environment, step_s=0)
+    assert driver.wait(timeout=200) == 0
     told = story(newest_sweep(cluster.storage / "calm", "chaos").path)
     assert [trial[2] for trial in told] == ["finished"] * 3
     return told
@@ -52,11 +54,13 @@ def test_trials_of_a_killed_node_go_on_elsewhere_with_the_same_numbers(cluster, 
     folder = newest_sweep(storage, "chaos").path
     lost = folder / f"{folder.name}-00"
     cluster.kill(home_of(cluster, lost))
+    short = "a worker has waited for 3 s: need 1 CPU (0 of 1 free); short of CPU"
+    wait_for(lambda: short in log.read_text(), what="the shortage", driver=driver)
+    (folder / HURRY).touch()
     assert driver.wait(timeout=200) == 0, log.read_text()
     assert story(folder) == undisturbed
     assert starting_steps(lost) == ["0", "10"], "it went on from its checkpoint"
     assert [line.split(" after ")[0] for line in RunFolder(lost).stored().retries] == ["node_lost"]
-    assert "a worker has waited for 3 s: need 1 CPU (0 of 1 free); short of CPU" in log.read_text()
     ends = [event["trial"] for event in RunFolder(folder).journal() if event["event"] == "trial_end"]
     assert len(ends) == len(set(ends)) == 3
 
@@ -71,7 +75,7 @@ def test_a_sweep_whose_cluster_was_lost_is_resumed_on_the_next_one_with_the_same
     assert driver.wait(timeout=120) != 0
     cluster.start_head()
     cluster.add_node("three")
-    assert drive(values, environment=cluster.environment, start="resume").wait(timeout=200) == 0
+    assert drive(values, environment=cluster.environment, start="resume", step_s=0).wait(timeout=200) == 0
     folder = newest_sweep(storage, "chaos").path
     assert story(folder) == undisturbed
     assert starting_steps(folder / f"{folder.name}-00") == ["0", "10"]

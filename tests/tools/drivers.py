@@ -19,8 +19,8 @@ import orchestration.cluster
 from orchestration.config import SweepSpec
 from orchestration.sweep import run_sweep
 orchestration.cluster.PENDING_S, orchestration.cluster.LOOK_S = 3.0, 0.5
-values, start = map(json.loads, sys.argv[1:])
-run_sweep(SweepSpec.model_validate(values), start=start, train_fn=make_training(step_s=0.2), progress=False)
+values, start, step_s = map(json.loads, sys.argv[1:])
+run_sweep(SweepSpec.model_validate(values), start=start, train_fn=make_training(step_s=step_s), progress=False)
 """
 
 
@@ -30,9 +30,10 @@ def drive(
     environment: Mapping[str, str] | None = None,
     log: Path | None = None,
     start: str | None = None,
+    step_s: float = 0.2,
 ) -> subprocess.Popen[bytes]:
-    """Drive a sweep from another process. Shortages are told after 3 s."""
-    command = [sys.executable, "-c", SCRIPT, json.dumps(values), json.dumps(start)]
+    """Drive a sweep from another process; a step lasts `step_s` [s]. Shortages are told after 3 s."""
+    command = [sys.executable, "-c", SCRIPT, *map(json.dumps, (values, start, step_s))]
     return subprocess.Popen(command, env=environment, stderr=None if log is None else log.open("wb"))
 
 
