@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from boxseg.errors import ConfigError
+from boxseg.errors import ConfigError, DataError
 from orchestration.cli.output import AsJson, print_json, print_pairs, print_table, say
 from orchestration.errors import ExitCode
 
@@ -173,9 +173,14 @@ def export(
     from boxseg.data.yolo import write_yolo
 
     source = find_source(target, images)
-    content, left_out = _keep_good(read_well_formed(target), min_quality)
+    content, left_out = _keep_good(read_well_formed(target), min_quality, target)
     if output.exists():
         raise ConfigError(f"--output {output}: is there already; name another folder, or remove it")
+    if not content["annotations"]:
+        raise DataError(
+            f"{target}: no image has a mask of quality {min_quality:g} or more for each of its boxes; make masks with "
+            "`boxseg label`, or lower --min-quality"
+        )
     say(f"{len(content['images'])} images, {len(content['annotations'])} masks; left out: {left_out} images")
     if form == "yolo":
         write_yolo(content, source.images, output)
@@ -184,13 +189,17 @@ def export(
         _write_splits({"all": (source.images, content)}, output, as_json)
 
 
-def _keep_good(content: dict[str, Any], min_quality: float) -> tuple[dict[str, Any], int]:
+def _keep_good(content: dict[str, Any], min_quality: float, path: Path) -> tuple[dict[str, Any], int]:
     """The images all of whose objects have a good mask, annotations in COCO's own fields, and how many images go."""
     objects = [each for each in content["annotations"] if not each.get("iscrowd")]
+    for each in objects:
+        if not isinstance(each.get("quality", 1.0), int | float):
+            raise DataError(
+                f"{path}: annotation {each['id']} has quality {each['quality']!r}; a quality is a number from 0 to 1 "
+                "(correct or remove it)"
+            )
     doubtful = {
-        each["image_id"]
-        for each in objects
-        if not each.get("segmentation") or float(each.get("quality", 1.0)) < min_quality
+        each["image_id"] for each in objects if not each.get("segmentation") or each.get("quality", 1.0) < min_quality
     }
     fields = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
     kept = [

@@ -142,6 +142,18 @@ def test_good_masks_are_exported_for_other_segmenters(arguments, trained_run, ca
     assert run(["data", "check", "coco/all.json", "--images", arguments[3], "--for", "val"]) == 0
 
 
+@pytest.mark.parametrize(("quality", "told"), [(0.3, "lower --min-quality"), (None, "has quality None")])
+def test_an_export_without_good_masks_tells_why_and_writes_nothing(quality, told, arguments, capsys):
+    content = json.loads(Path(arguments[1]).read_text())
+    for annotation in content["annotations"]:
+        annotation["quality"] = quality
+    Path("labels.json").write_text(json.dumps(content))
+    command = ["data", "export", "labels.json", "--images", arguments[3], "--min-quality", "0.5", "--output", "good"]
+    assert run(command) == 3
+    assert told in capsys.readouterr().err
+    assert not Path("good").exists()
+
+
 def test_nothing_to_compare_is_no_error(arguments, capsys):
     content = json.loads(Path(arguments[1]).read_text())
     Path("empty.json").write_text(json.dumps({**content, "images": [], "annotations": []}))
