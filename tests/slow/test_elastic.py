@@ -59,9 +59,7 @@ def test_a_run_goes_on_with_the_workers_that_find_a_place(cluster: LocalCluster)
     del values["sweep"]
     command = [sys.executable, "-c", SCRIPT, json.dumps(values)]
     log = cluster.folder / "driver.log"
-    # The first is for a place alone; Ray tries in vain until it counts the nodes again, which is every 20 s.
-    quick = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
-    environment = cluster.environment | quick
+    environment = cluster.environment | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
     driver = subprocess.Popen(command, env=environment, stderr=log.open("wb"))
 
     def sizes() -> list[str]:
