@@ -36,7 +36,14 @@ CONTENT: dict[str, Any] = {
     ],
     "annotations": [
         {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 6, 4], "segmentation": [[1, 1, 7, 1, 7, 5]]},
-        {"id": 2, "image_id": 1, "category_id": 5, "bbox": [2.5, 0, 3, 8], "iscrowd": 0, "area": 24},
+        {
+            "id": 2,
+            "image_id": 1,
+            "category_id": 5,
+            "bbox": [2, 0, 3, 8],
+            "area": 24,
+            "segmentation": [[2, 0, 5, 0, 5, 8, 2, 8]],
+        },
         {"id": 3, "image_id": 2, "category_id": 3, "bbox": [0, 0, 8, 12], "iscrowd": 1},
         {"id": 4, "image_id": 2, "category_id": 3, "bbox": [0, 3, 5, 5]},
     ],
