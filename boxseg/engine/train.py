@@ -74,9 +74,9 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = 
             metrics = optimise(trainer, batch, step)
             meter.add(metrics, images=len(batch) * world_size(), step_s=time.perf_counter() - started, wait_s=waited)
             done = step + 1
-            reports = done % trainer.config.train.report_every == 0
+            reports = done % trainer.config.train.report_every == 0 or done == trainer.steps
             outbox.deliver(wait=reports)  # reports stay in the order of their steps
-            if reports or done == trainer.steps:
+            if reports:
                 lr = trainer.optimizer.param_groups[0]["lr"]
                 reporter.on_step(StepReport(done, mean_metrics(gather_objects(meter.summary())) | {"train/lr": lr}))
                 meter = Meter()
