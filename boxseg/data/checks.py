@@ -16,20 +16,18 @@ from typing import Any
 from PIL import Image
 
 from boxseg.config import CocoSource
+from boxseg.data.segmentations import KINDS, MAX_SIDE_PX, find_problem
 from boxseg.errors import DataError
 
 TOLERANCE_PX = 1.0
 """A box may reach this far beyond its image: annotation tools round outward."""
 SHOWN_FAULTS = 5
 IMAGE_THREADS = 8
-MAX_SIDE_PX = 2**16 - 1
-"""No picture format in use has longer sides than JPEG."""
 JPEG_END = b"\xff\xd9"
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 EXIF_ORIENTATION = 0x0112
 
 FIX_IN_FILE = "fix or remove it in the file"
-MALFORMED = "malformed"
 COCO_RULE = "a COCO instance file is one object with the lists images, annotations and categories"
 MASKS_RULE = "data.use_masks: where_present needs some (a supervised twin needs all)"
 MASKS_WAY_OUT = "name a file with `segmentation` in data.train.annotations, or train on boxes: data.use_masks: never"
@@ -118,7 +116,8 @@ def check_source(source: CocoSource, *, training: bool, use_masks: bool = False,
     Returns:
         Faults; empty for a sound data set. Crowd annotations are none, and their boxes are not looked at.
     """
-    content = _load(source.annotations, _without_mask)
+    needs_masks = use_masks or not training
+    content = _load(source.annotations, _with_mask_problem if needs_masks else _without_mask)
     if isinstance(content, Fault):
         return [content]
     malformed = list(_format_faults(source.annotations, content))
@@ -128,7 +127,7 @@ def check_source(source: CocoSource, *, training: bool, use_masks: bool = False,
         *_duplicate_faults(source.annotations, content),
         *_annotation_faults(source.annotations, content),
         *_amount_faults(source.annotations, content, training=training, use_masks=use_masks),
-        *([] if training and not use_masks else _mask_faults(source.annotations, content)),
+        *(_mask_faults(source.annotations, content) if needs_masks else []),
         *_image_faults(source.images, content["images"], decode=decode),
     ]
 
@@ -200,10 +199,8 @@ def _load(path: Path, hook: Callable[[dict[str, Any]], dict[str, Any]] | None) -
 
 
 def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
-    segmentation = entry.pop("segmentation", None)
-    if segmentation:
+    if entry.pop("segmentation", None):
         entry["has_mask"] = True
-        entry["mask_size"] = _mask_size(segmentation)
     return entry
 
 
@@ -214,28 +211,25 @@ def _with_mask_text(entry: dict[str, Any]) -> dict[str, Any]:
     return _without_mask(entry)
 
 
-def _mask_size(segmentation: Any) -> list[int] | str | None:
-    """(height, width) that a run-length mask was made for, None for polygons, `malformed` for anything else."""
-    if isinstance(segmentation, dict):
-        size, counts = segmentation.get("size"), segmentation.get("counts")
-        sound = isinstance(size, list) and len(size) == 2 and isinstance(counts, list | str) and counts
-        return size if sound else MALFORMED
-    if not isinstance(segmentation, list):
-        return MALFORMED
-    polygons = all(isinstance(each, list) and len(each) >= 6 and len(each) % 2 == 0 for each in segmentation)
-    return None if polygons else MALFORMED
+def _with_mask_problem(entry: dict[str, Any]) -> dict[str, Any]:
+    segmentation = entry.get("segmentation")
+    if segmentation:
+        entry["mask_problem"] = find_problem(segmentation)
+        entry["mask_size"] = segmentation.get("size") if isinstance(segmentation, dict) else None
+    return _without_mask(entry)
 
 
 def _mask_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
     """Masks that cannot be decoded, or were made for an image of another size."""
     sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
     for annotation in content["annotations"]:
-        size = annotation.get("mask_size")
-        if size is None or size == sizes.get(annotation["image_id"], size):
-            continue
-        found = "has a malformed segmentation" if size == MALFORMED else f"has a mask of {size[0]} x {size[1]} px"
-        rule = "a mask is polygons of three points or more, or run lengths with the height and width of its image"
-        yield Fault(path, found, rule, FIX_IN_FILE, image_id=annotation["image_id"], annotation_id=annotation["id"])
+        problem, made_for = annotation.get("mask_problem"), annotation.get("mask_size")
+        size = sizes.get(annotation["image_id"], made_for)
+        if problem is None and made_for is not None and made_for != size:
+            problem = f"has a mask of {made_for[1]} x {made_for[0]} px in an image of {size[1]} x {size[0]} px", KINDS
+        if problem is not None:
+            value, rule = problem
+            yield Fault(path, value, rule, FIX_IN_FILE, image_id=annotation["image_id"], annotation_id=annotation["id"])
 
 
 def _is_number(value: Any) -> bool:

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from boxseg.config import CocoSource
 from boxseg.data.checks import MASKS_RULE, MASKS_WAY_OUT, is_inside, read_annotations, read_whole
+from boxseg.data.segmentations import find_problem, read_runs
 from boxseg.errors import DataError
 from boxseg.structures import DrawnMasks, Sample
 
@@ -272,7 +273,7 @@ def coco_ground_truth(source: CocoSource) -> COCO:
     """The annotation file as pycocotools wants it for evaluation, with `area` and `iscrowd` filled in where missing.
 
     Raises:
-        DataError: the annotation file is missing or not a COCO instance file.
+        DataError: the annotation file is missing or not a COCO instance file, or a segmentation cannot be decoded.
     """
     ground_truth = COCO()
     ground_truth.dataset = read_whole(source.annotations)
@@ -281,6 +282,12 @@ def coco_ground_truth(source: CocoSource) -> COCO:
         ground_truth.createIndex()
     for annotation in ground_truth.dataset["annotations"]:
         annotation.setdefault("iscrowd", 0)
+        if annotation.get("segmentation"):
+            image = ground_truth.imgs[annotation["image_id"]]
+            try:
+                _require_sound(annotation["segmentation"], (image["height"], image["width"]))
+            except DataError as error:
+                raise DataError(f"{source.annotations}: annotation {annotation['id']} {error}") from error
         if "area" not in annotation:
             annotation["area"] = _area(annotation, ground_truth)
     return ground_truth
@@ -299,23 +306,21 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> NDArray[np.
     """A COCO segmentation (polygons, counts, or compressed counts) as bool (h, w).
 
     Raises:
-        DataError: it is none of these, or made for another size.
+        DataError: it is none of these, or made for another size; without the place, which the caller knows.
     """
     height, width = size
-    try:
-        if isinstance(segmentation, list):
-            encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            encoded = coco_mask.frPyObjects(segmentation, height, width)
-        else:
-            encoded = segmentation
-        mask = coco_mask.decode(encoded).astype(np.bool_)
-    except Exception as error:  # pycocotools raises bare Exception and whatever its C layer meets
-        raise DataError(f"has a segmentation that cannot be decoded: {error} (draw it again or remove it)") from error
-    if mask.shape != size:
-        found = f"{mask.shape[1]} x {mask.shape[0]}"
-        raise DataError(f"has a segmentation of {found} px in an image of {width} x {height} px; sizes must agree")
-    return mask
+    _require_sound(segmentation, size)
+    if isinstance(segmentation, list):
+        encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        return coco_mask.decode(encoded).astype(np.bool_)
+    runs = read_runs(segmentation["counts"])
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def _require_sound(segmentation: Any, size: tuple[int, int]) -> None:
+    problem = find_problem(segmentation, size)
+    if problem is not None:
+        raise DataError(f"{problem[0]}; {problem[1]} (draw it again or remove it)")
 
 
 def _read_boxes(

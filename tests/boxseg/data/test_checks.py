@@ -292,6 +292,8 @@ def test_checks_need_no_torch():
         ([[1, 2]], "malformed segmentation"),
         ("abc", "malformed segmentation"),
         ({"size": [3, 3], "counts": [9]}, "mask of 3 x 3 px"),
+        ({"size": [10, 20], "counts": [9]}, "add up to 9 for a mask of 20 x 10 px"),
+        ([[1, 1, 1e9, 1, 1, 5]], "a polygon with the coordinate 1e+09"),
     ],
 )
 def test_masks_that_cannot_be_decoded_are_faults_of_an_evaluation_set_only(tmp_path, segmentation, expected):

@@ -98,7 +98,7 @@ def test_rubbish_in_the_segmentations_does_not_matter_for_training(content, writ
     dataset = CocoBoxes(write_source(content), train=True)
     assert torch.equal(dataset[0].boxes, clean.boxes)
     assert b"no mask" not in pickle.dumps(dataset)
-    with pytest.raises(DataError, match="annotation 1 has a segmentation that cannot be decoded"):
+    with pytest.raises(DataError, match="annotation 1 has a malformed segmentation"):
         dataset.true_masks(0)
 
 
@@ -204,8 +204,21 @@ def test_uncompressed_counts_are_decoded():
 
 
 def test_a_mask_made_for_another_size_is_refused():
-    with pytest.raises(DataError, match="has a segmentation of 3 x 2 px in an image of 4 x 2 px"):
+    with pytest.raises(DataError, match="has a mask of 3 x 2 px in an image of 4 x 2 px"):
         decode_segmentation({"size": [2, 3], "counts": [1, 2, 3]}, (2, 4))
+
+
+def test_evaluation_names_the_annotation_whose_mask_pycocotools_would_die_of(tmp_path):
+    annotation = {"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 10}],
+        "annotations": [annotation | {"segmentation": [[1, 1, 2.0**40, 1, 1, 5]]}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"a\.json: annotation 7 has a polygon with the coordinate 1.09951e\+12"):
+        coco_ground_truth(CocoSource(images=tmp_path, annotations=path))
 
 
 def test_true_masks_of_the_toy_set_fill_their_boxes_tightly(toy):
@@ -272,7 +285,7 @@ def test_masks_wait_packed_and_are_decoded_image_by_image(content, write_source)
     content["annotations"][1]["segmentation"] = [[0, 0, 1, 1, 2, 2], ["wrong"]]
     dataset = CocoBoxes(write_source(content), train=True, use_masks=True)
     assert dataset[0].drawn.present.tolist() == [True, False]
-    with pytest.raises(DataError, match="annotation 2 has a segmentation that cannot be decoded"):
+    with pytest.raises(DataError, match="annotation 2 has a malformed segmentation"):
         dataset[1]
 
 
