@@ -152,7 +152,7 @@ def fit(payload: Payload, *, callbacks: Sequence[Any] = ()) -> None:
         Exception: what Ray Train raises when a worker failed too often; the run's folder names the cause.
     """
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.train.v2.api.exceptions import ControllerError
 
     resources = payload.spec.resources
@@ -161,7 +161,10 @@ def fit(payload: Payload, *, callbacks: Sequence[Any] = ()) -> None:
         span = (resources.min_workers, resources.workers)
         scale = {"num_workers": span, "elastic_resize_monitor_interval_s": RESIZE_S}
     per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    trainer = TorchTrainer(
+    trainer_type = DataParallelTrainer  # one worker needs no process group, and its drivers no torch
+    if resources.workers > 1:
+        from ray.train.torch import TorchTrainer as trainer_type  # type: ignore[assignment]
+    trainer = trainer_type(
         train_worker,
         train_loop_config={"payload": payload},
         scaling_config=ray.train.ScalingConfig(
