@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from boxseg.errors import ConfigError
-from orchestration.config import leaves
+from orchestration.config import leaves, read_resolved
 from orchestration.report_stats import differ
 from orchestration.run_folder import RunFolder, RunStatus
 
@@ -58,7 +56,7 @@ def compare_runs(folders: Sequence[RunFolder]) -> Comparison:
     for run in runs:
         if run.kind == "sweep":
             raise ConfigError(f"{run.id} is a sweep; compare its trials, as in best:{run.id}, or `boxseg report` it")
-    settings = [dict(leaves(yaml.safe_load(folder.config_path.read_text()))) for folder in folders]
+    settings = [dict(leaves(read_resolved(folder.config_path.read_text()))) for folder in folders]
     names = dict.fromkeys(name for each in settings for name in each)
     own = [metrics_of(run) for run in runs]
     of_seeds = [[metrics_of(seed) for seed in find_seeds(folder)] for folder in folders]

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from boxseg.errors import ConfigError
-from orchestration.config import RunSpec, SweepSpec, flatten
+from orchestration.config import RunSpec, SweepSpec, flatten, read_resolved
 from orchestration.files import file_lock, log_to_file
 from orchestration.run_folder import RunFolder, RunStatus, list_runs
 from orchestration.table import markdown_table, read_table
@@ -322,7 +320,7 @@ def run_name(folder: RunFolder, status: RunStatus) -> str:
     end = status.id.rsplit("-", 1)[-1]
     if status.parent is None:
         return f"{status.kind} {time.strftime('%Y-%m-%d %H:%M', time.localtime(status.created))} {end}"
-    seeds = yaml.safe_load(_parent(folder, status).config_path.read_text()).get("sweep", {}).get("seeds", [])
+    seeds = read_resolved(_parent(folder, status).config_path.read_text()).get("sweep", {}).get("seeds", [])
     seed = f" seed={status.tags.get('seed', '')}" if len(seeds) > 1 else ""
     return f"{end} {status.description}{seed}"[:200]
 
@@ -334,7 +332,7 @@ def make_note(folder: RunFolder, status: RunStatus) -> str:
     if status.failure is not None:
         lines.append(f"{status.failure.kind}: {status.failure.text}\n")
     if status.kind == "sweep":
-        spec = SweepSpec.model_validate(yaml.safe_load(folder.config_path.read_text()))
+        spec = SweepSpec.model_validate(read_resolved(folder.config_path.read_text()))
         lines += markdown_table(read_table(folder.path, spec)).splitlines()
     elif status.description:
         lines.append(status.description)
@@ -367,7 +365,7 @@ def _describe(
 
 
 def _save_comparison(client: MlflowClient, experiment_id: str, folder: RunFolder, run_id: str) -> None:
-    sweep = yaml.safe_load(folder.config_path.read_text())["sweep"]
+    sweep = read_resolved(folder.config_path.read_text())["sweep"]
     settings = [*sweep["space"], *(["train.seed"] if len(sweep["seeds"]) > 1 else [])]
     save_comparison(
         client,
@@ -382,7 +380,7 @@ def _save_comparison(client: MlflowClient, experiment_id: str, folder: RunFolder
 
 def params_of(config: str) -> dict[str, str | int | float | bool]:
     """The settings of a resolved configuration by dotted name; those of a sweep too."""
-    values = yaml.safe_load(config)
+    values = read_resolved(config)
     sweep = values.pop("sweep", {})
     return flatten(RunSpec.model_validate(values)) | {f"sweep.{name}": str(value) for name, value in sweep.items()}
 
