@@ -64,7 +64,7 @@ PARTS: dict[str, Part] = {
     ],
     "fixed": lambda folder, o: [fixed_costs(folder, 60 if o.quick else 300)],
     "tracking": lambda folder, o: [tracking_cost(folder, o.rounds, 8 if o.quick else 40)],
-    "trials": lambda folder, o: [many_trials(folder, 20 if o.quick else o.trials)],
+    "trials": lambda folder, o: many_trials(folder, 20 if o.quick else o.trials),
 }
 """What each part measures, by its name on the command line."""
 

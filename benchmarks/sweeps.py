@@ -1,66 +1,176 @@
-"""What a sweep costs its driver: trials that take no time, reading them, and going on after a stop."""
+"""What a sweep costs where trials train nothing: its driver while they run, and reading, copying and resuming after."""
 
 from __future__ import annotations
 
-import os
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 
 from benchmarks.harness import Table, Times, timed
-from orchestration.config import SweepSpec, dump_resolved
-from orchestration.journal import read_past
+from boxseg.engine.events import EvalReport
+from orchestration.config import SweepSpec
+from orchestration.journal import newest_sweep, read_past
 from orchestration.report import write_report
-from orchestration.run_folder import RunFolder, RunStatus, own_process
-from orchestration.search_space import Trial, TrialQueue
-from orchestration.sweep import Sweep, SweepPlan, find_sweep
+from orchestration.search_space import TrialQueue
+from orchestration.sweep import run_sweep
 from orchestration.table import read_table
-from orchestration.tracking import Tracker
+from orchestration.tracking import catch_up, open_client, tracking_uri
+
+NAME = "many"
+LOOKS = 10
+"""How often the driver is looked at while trials end."""
 
 
-def many_trials(folder: Path, trials: int) -> Table:
-    """The driver's side of a sweep whose trials take no time, and reading it afterwards."""
-    space = {"qam.iou_thr": {"uniform": [0.4, 0.8]}, "qam.k_top": {"choice": [1, 5, 10, 20]}}
-    values = {"name": "many", "storage": folder, "train": {"steps": 90}, "sweep": {"space": space, "trials": trials}}
-    spec = SweepSpec.model_validate(values)
-    root = RunFolder(folder / "many" / "s")
-    root.create(RunStatus("s", "many", kind="sweep", steps=trials, **own_process()), dump_resolved(spec))
-    tracker = Tracker(folder, "many", logs=root.logs)
-    sweep = Sweep(SweepPlan(spec, root.path, folder, "inline"), {}, tracker)
-    chunks: list[float] = []
-    memory = psutil.Process(os.getpid()).memory_info().rss
-    for number in range(trials):
-        began = time.process_time()
-        trial = Trial(number, {"qam.iou_thr": 0.4 + 0.4 * number / trials, "qam.k_top": 10}, seed=0)
-        sweep.note_drawn(trial)
-        sweep.open_trial(trial)
-        own = sweep.plan.trial_folder(trial)
-        for step in (30, 60, 90):
-            own.report(step, {"val/mask_ap": 0.3 + number / trials / 10, "val/box_ap": 0.5}, is_best=True)
-        own.finish("finished")
-        sweep.close_trial(number, "finished")
-        chunks.append(time.process_time() - began)
-    tenth = max(trials // 10, 1)
-    rows: list[tuple[Any, ...]] = [
-        ("one trial, first tenth [CPU s]", median(chunks[:tenth])),
-        ("one trial, last tenth [CPU s]", median(chunks[-tenth:])),
-        ("growth of the driver's memory [MB]", (psutil.Process(os.getpid()).memory_info().rss - memory) / 1e6),
+def many_trials(folder: Path, trials: int) -> list[Table]:
+    """A sweep of that many trials by Ray Tune, as `boxseg sweep` runs it, and what is done with it afterwards.
+
+    Raises:
+        RuntimeError: the sweep did not finish, or left processes behind.
+    """
+    spec = make_spec(folder, trials)
+    watch = Watch(folder, trials)
+    watch.start()
+    try:
+        result = run_sweep(spec, train_fn=train_nothing, progress=False)
+    finally:
+        looks = watch.stop()
+    left = [process for process in psutil.Process().children(recursive=True) if process.status() != "zombie"]
+    if result.status != "finished" or left:
+        raise RuntimeError(f"the sweep ended as {result.status} and left the processes {left}")
+    columns = ("trials ended", "seconds", "driver [MB]", "open files", "threads", "child processes", "all [MB]")
+    rows = [
+        (look.ended, look.seconds, look.driver_mb, look.files, look.threads, look.children, look.all_mb)
+        for look in looks
     ]
-    table, report, resume = Times(), Times(), Times()
-    with timed(table):
-        read_table(root.path, spec)
-    with timed(report):
-        write_report(root.path)
-    root.finish("interrupted")
-    with timed(resume):
-        found = find_sweep(spec, "resume")
-        assert found is not None
-        past = read_past(found, spec.sweep.metric)
-        Sweep(sweep.plan, {}, tracker, past)
-        TrialQueue(spec.sweep, spec.train.seed, past)
-    rows += [("state of all trials from their files [CPU s]", table.median), ("report [CPU s]", report.median)]
-    rows += [("what `sweep --resume` does before the next trial [CPU s]", resume.median)]
-    return Table(f"A sweep of {trials} trials that take no time", ("what", "value"), rows)
+    note = "Memory of all processes counts shared pages once for each."
+    return [Table(f"A sweep of {trials} trials that train nothing", columns, rows, note), afterwards(spec, result.id)]
+
+
+def afterwards(spec: SweepSpec, sweep_id: str) -> Table:
+    """Seconds of everything that reads a sweep which has ended."""
+    folder = newest_sweep(spec.storage, spec.name)
+    assert folder is not None
+
+    def resume() -> None:
+        TrialQueue(spec.sweep, spec.train.seed, read_past(folder, spec.sweep.metric))
+
+    def query() -> None:
+        client = open_client(tracking_uri(spec.storage))
+        (experiment,) = client.search_experiments(filter_string=f"name = '{spec.name}'")
+        parent = client.search_runs([experiment.experiment_id], f"tags.`boxseg.run` = '{sweep_id}'")[0].info.run_id
+        wanted, order = f"tags.mlflow.parentRunId = '{parent}'", [f"metrics.`{spec.sweep.metric}` DESC"]
+        found = client.search_runs([experiment.experiment_id], wanted, order_by=order, max_results=1000)
+        if len(found) != min(spec.sweep.trials, 1000):
+            raise RuntimeError(f"MLflow has {len(found)} trials of {spec.sweep.trials}")
+
+    work: dict[str, Callable[[], object]] = {
+        "state of all trials from their files": lambda: read_table(folder.path, spec),
+        "what `sweep --resume` reads before the next trial": resume,
+        "report": lambda: write_report(folder.path),
+        "rest of the copy in MLflow": lambda: catch_up(spec.storage, tracking_uri(spec.storage)),
+        "MLflow: the 1,000 best trials": query,
+    }
+    rows = []
+    for name, action in work.items():
+        spent = Times()
+        with timed(spent):
+            action()
+        rows.append((name, spent.wall[0], spent.cpu[0]))
+    return Table(f"After {spec.sweep.trials} trials", ("what", "seconds", "CPU s"), rows)
+
+
+def make_spec(storage: Path, trials: int) -> SweepSpec:
+    """A random search without early stopping, so that every trial runs to its end."""
+    values = {
+        "name": NAME,
+        "storage": storage,
+        "data": {"toy": {"train_images": 4, "val_images": 2, "size": 64}},
+        "train": {"steps": 10, "batch_size": 2},
+        "sweep": {
+            "search": "random",
+            "trial_scheduler": "none",
+            "trials": trials,
+            "space": {"qam.iou_thr": {"uniform": [0.1, 0.9]}, "qam.k_top": {"choice": [1, 5, 10, 20]}},
+        },
+    }
+    return SweepSpec.model_validate(values)
+
+
+def train_nothing(config: Any, *, folder: Path, reporter: Any, **others: Any) -> SimpleNamespace:
+    """A loop that only reports."""
+    metrics = {"val/mask_ap": config.qam.iou_thr, "val/box_ap": 0.5}
+    for step in (5, 10):
+        reporter.on_eval(EvalReport(step, metrics, folder, [], True))
+    return SimpleNamespace(step=10, metrics=metrics, best=metrics, finished=True)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The driver and its children at one moment."""
+
+    ended: int
+    seconds: float
+    driver_mb: float
+    files: int
+    threads: int
+    children: int
+    all_mb: float
+
+
+class Watch:
+    """Looks at this process and its children from a thread, whenever a tenth more of the trials has ended."""
+
+    def __init__(self, storage: Path, trials: int) -> None:
+        self._storage = storage
+        self._trials = trials
+        self._looks: list[Look] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+
+    def start(self) -> None:
+        """Begin; seconds count from here."""
+        self._thread.start()
+
+    def stop(self) -> list[Look]:
+        """End; gives what was seen."""
+        self._stop.set()
+        self._thread.join()
+        return self._looks
+
+    def _work(self) -> None:
+        began, due = time.monotonic(), 1
+        while not self._stop.wait(0.2):
+            folder = newest_sweep(self._storage, NAME)
+            ended = folder.stored().step if folder else 0
+            if ended >= due:
+                self._looks.append(self._look(ended, time.monotonic() - began))
+                due = max(self._trials * len(self._looks) // LOOKS, ended + 1)
+
+    @staticmethod
+    def _look(ended: int, seconds: float) -> Look:
+        driver = psutil.Process()
+        children = driver.children(recursive=True)
+        driver_mb = memory_mb(driver)
+        return Look(
+            ended=ended,
+            seconds=seconds,
+            driver_mb=driver_mb,
+            files=driver.num_fds(),
+            threads=driver.num_threads(),
+            children=len(children),
+            all_mb=driver_mb + sum(memory_mb(child) for child in children),
+        )
+
+
+def memory_mb(process: psutil.Process) -> float:
+    """Resident memory [MB]; 0 once the process has ended."""
+    try:
+        return process.memory_info().rss / 1e6
+    except psutil.Error:
+        return 0.0
