@@ -102,6 +102,15 @@ def test_rubbish_in_the_segmentations_does_not_matter_for_training(content, writ
         dataset.true_masks(0)
 
 
+@pytest.mark.parametrize("how", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1, "quality": 20}])
+def test_a_jpeg_is_decoded_as_pil_decodes_it(tmp_path, how):
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((53, 37)).save(tmp_path / "a.jpg", **how)
+    with Image.open(tmp_path / "a.jpg") as picture:
+        expected = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    assert (read_image(tmp_path / "a.jpg").int() - expected.int()).abs().max() <= 1
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_every_colour_mode_becomes_rgb(tmp_path, mode, suffix):
