@@ -98,7 +98,9 @@ class DynamicMaskHead(nn.Module):
             (first, *weights), (first_bias, *biases) = self.split(params.float())
             if windows is None:
                 height, width = cells.shape[-2:]
-                inputs = cells.flatten(2)[image_index]  # (n, 2 + F, h * w)
+                inputs = cells.flatten(2).index_select(
+                    0, image_index
+                )  # (n, 2 + F, h * w); indexing has a slow gradient
             else:
                 height, width = windows.size
                 inputs = _take_windows(cells, image_index, windows)

@@ -36,6 +36,13 @@ def test_every_backbone_gives_maps_of_strides_8_16_and_32(name):
     assert backbone.training
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pooling_of_a_frozen_stem_is_that_of_its_module(layout):
+    extractor = build().extractor
+    maps = torch.randn(2, 5, 12, 8).relu().contiguous(memory_format=layout)
+    assert torch.equal(extractor._pool(maps), extractor.maxpool(maps))
+
+
 def test_random_weights_learn_everywhere_with_batch_statistics():
     backbone = build()
     assert all(parameter.requires_grad for parameter in backbone.parameters())
