@@ -45,6 +45,8 @@ class Bank(ABC):
     """Groups of peers by a tuple of labels; at most `size` entries."""
 
     kind: ClassVar[BankKind]
+    uses_up: ClassVar[bool] = False
+    """Whether a paste changes what can be drawn next, so that images have to wait for one another."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -121,6 +123,7 @@ class ImageBank(Bank):
     """The reference's bank: one entry per tuple of labels, first come, never refreshed, used up by one paste."""
 
     kind: ClassVar[BankKind] = "images"
+    uses_up: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self._groups)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -70,6 +70,67 @@ def compose(
 
     Source: BoxSeg's code; `method.md` sections (f.6), (k-18), (k-19), (m.10).
     """
+    draft = draft_composition(
+        image,
+        masks,
+        boxes,
+        pasted_image,
+        pasted_masks,
+        valid=valid,
+        min_area=min_area,
+        box_shift_px=box_shift_px,
+        keep_sides=keep_sides,
+        drop_slivers=drop_slivers,
+    )
+    return draft.finish(labels, pasted_labels, kept=draft.keep.nonzero()[:, 0])
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A composition before anybody knows how many instances are left: nothing had to be read from the device."""
+
+    image: Tensor
+    """uint8 (c, H, W)."""
+    remaining: Tensor
+    """Bool (N, H/s, W/s): what is left of the masks."""
+    visible: Tensor
+    """Float (N, 4): boxes around what is left."""
+    keep: Tensor
+    """Bool (N,): which instances are left."""
+    pasted: Tensor
+    """Bool (P, H/s, W/s)."""
+    pasted_boxes: Tensor
+    """Float (P, 4), tight."""
+
+    def only(self, placed: Tensor) -> Draft:
+        """The draft with the pasted instances `placed` int64 (P',) alone; the masks of the others are empty."""
+        return replace(self, pasted=self.pasted[placed], pasted_boxes=self.pasted_boxes[placed])
+
+    def finish(self, labels: Tensor, pasted_labels: Tensor, *, kept: Tensor) -> Composition:
+        """The composition; `kept` int64 (N',) are the places of `keep`, found by whoever may wait for the device."""
+        return Composition(
+            image=self.image,
+            masks=torch.cat([self.remaining[kept], self.pasted]),
+            boxes=torch.cat([self.visible[kept], self.pasted_boxes]),
+            labels=torch.cat([labels[kept], pasted_labels]),
+            kept=kept,
+        )
+
+
+def draft_composition(
+    image: Tensor,
+    masks: Tensor,
+    boxes: Tensor,
+    pasted_image: Tensor,
+    pasted_masks: Tensor,
+    *,
+    valid: Tensor | None,
+    min_area: float,
+    box_shift_px: float,
+    keep_sides: bool,
+    drop_slivers: bool,
+) -> Draft:
+    """All that `compose` computes; arguments and errors as there."""
     stride = _stride(image, masks, pasted_image, pasted_masks)
     covered = pasted_masks.any(dim=0)
     small = pasted_masks[:, stride // 2 :: stride, stride // 2 :: stride]
@@ -85,13 +146,13 @@ def compose(
     keep = still | (remaining.sum(dim=(1, 2)) * stride**2 > min_area)
     if drop_slivers:
         keep &= ~touched | (visible[:, 2:] - visible[:, :2] >= 1).all(dim=1)
-    kept = keep.nonzero()[:, 0]
-    return Composition(
+    return Draft(
         image=torch.where(covered, pasted_image, image),
-        masks=torch.cat([remaining[kept], small]),
-        boxes=torch.cat([visible[kept], tight_boxes(pasted_masks).to(boxes.dtype)]),
-        labels=torch.cat([labels[kept], pasted_labels]),
-        kept=kept,
+        remaining=remaining,
+        visible=visible,
+        keep=keep,
+        pasted=small,
+        pasted_boxes=tight_boxes(pasted_masks).to(boxes.dtype),
     )
 
 

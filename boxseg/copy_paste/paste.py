@@ -10,7 +10,7 @@ from torch import Tensor
 
 from boxseg.config import PcConfig
 from boxseg.copy_paste.bank import Bank, Peer, random_below, random_share
-from boxseg.copy_paste.compose import Composition, compose
+from boxseg.copy_paste.compose import Composition, Draft, compose, draft_composition
 from boxseg.ops.boxes import box_intersection, box_iou
 from boxseg.ops.masks import aligned_bilinear
 from boxseg.ops.neighbours import sample_cells
@@ -42,6 +42,16 @@ class Choice:
 
     peers: list[Peer]
     target: int | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A paste into one image, up to where it has to be known what is in sight."""
+
+    peers: list[Peer]
+    in_sight: Tensor
+    """Bool (P,): whether enough of each peer is; the others have left no trace."""
+    draft: Draft
 
 
 @dataclass(frozen=True)
@@ -86,25 +96,22 @@ def paste_peers(
     Source: BoxSeg (arXiv 2504.05137); `method.md` sections (f), (k-13) to (k-19), (k-27).
     """
     probability = attempt_probability(step, settings)
-    states: list[ImageState] = []
-    pasted = 0
-    for image, facts in enumerate(_read_facts(batch, pseudo_masks)):
-        state = ImageState(
-            torch.cat([batch.strong[image], batch.weak[image]]),
-            batch.valid[image],
-            batch.boxes[image],
-            batch.labels[image],
-            pseudo_masks[image],
-        )
-        attempt = random_share(generator) < probability
-        choices = choose_peers(facts, bank, settings, generator) if attempt else []
-        good = _admissible(facts, settings)
-        bank.add([(facts.labels[index], partial(_cut, state, facts, index)) for index in good], generator)
-        before = state
-        for choice in choices:
-            state = _paste(state, facts, choice, bank, settings, generator, soft_thr)
-        pasted += state is not before
-        states.append(state)
+    facts = _read_facts(batch, pseudo_masks)
+    before = [
+        ImageState(torch.cat([batch.strong[image], batch.weak[image]]), batch.valid[image], boxes, labels, pseudo)
+        for image, (boxes, labels, pseudo) in enumerate(zip(batch.boxes, batch.labels, pseudo_masks, strict=True))
+    ]
+    states = list(before)
+    for images in [[image] for image in range(len(batch))] if bank.uses_up else [range(len(batch))]:
+        plans = {image: _plan(before[image], facts[image], bank, probability, settings, generator) for image in images}
+        for number in range(settings.per_image):
+            attempts = {
+                image: _attempt(states[image], facts[image].size, *plan[number], settings, soft_thr)
+                for image, plan in plans.items()
+                if number < len(plan)
+            }
+            _settle(states, attempts, bank)
+    pasted = sum(state is not old for state, old in zip(states, before, strict=True))
     stats = {"pc/paste_rate": torch.tensor(pasted / len(batch)), "pc/bank_size": torch.tensor(float(len(bank)))}
     if not pasted:
         return batch, pseudo_masks, stats
@@ -187,51 +194,27 @@ def _choose_target(
     return None if settings.require_better and peer.quality <= facts.quality[target] else target
 
 
-def _paste(
+def _plan(
     state: ImageState,
     facts: ImageFacts,
-    choice: Choice,
     bank: Bank,
+    probability: float,
     settings: PcConfig,
     generator: torch.Generator,
-    soft_thr: float,
-) -> ImageState:
-    """The image with the chosen peers, or the same object where too little of them would be seen."""
-    min_area, box_shift_px = _limits(facts.size, settings)
-    shift = (0, 0)
-    if choice.target is not None:
-        shift = _choose_shift(facts, choice.peers[0].box, facts.boxes[choice.target], settings, generator)
-    pasted_views, masks, peers = _place(state, facts.size, choice.peers, shift, min_area, soft_thr)
-    if not peers:
-        return state
-    composition = compose(
-        state.views,
-        state.pseudo.mask if state.pseudo.full is None else state.pseudo.full,
-        state.boxes,
-        state.labels,
-        pasted_views,
-        masks,
-        torch.tensor([peer.label for peer in peers], device=state.labels.device),
-        valid=state.valid,
-        min_area=min_area,
-        box_shift_px=box_shift_px,
-        keep_sides=settings.keep_sides,
-        drop_slivers=settings.drop_slivers,
-    )
-    bank.mark_used(peers[0])
-    return ImageState(
-        composition.image,
-        state.valid,
-        composition.boxes,
-        composition.labels,
-        _merge(state.pseudo, composition, peers),
-    )
+) -> list[tuple[Choice, tuple[int, int]]]:
+    """What to paste into an image, and how many rows and columns to move it by; the bank takes in the image's own."""
+    attempts = random_share(generator) < probability
+    choices = choose_peers(facts, bank, settings, generator) if attempts else []
+    good = _admissible(facts, settings)
+    bank.add([(facts.labels[index], partial(_cut, state, facts, index)) for index in good], generator)
+    return [(choice, _choose_shift(facts, choice, settings, generator)) for choice in choices]
 
 
-def _choose_shift(
-    facts: ImageFacts, source: Box, target: Box, settings: PcConfig, generator: torch.Generator
-) -> tuple[int, int]:
+def _choose_shift(facts: ImageFacts, choice: Choice, settings: PcConfig, generator: torch.Generator) -> tuple[int, int]:
     """Rows and columns to move a peer by: of `placements` random ones, that which hides least of the image's boxes."""
+    if choice.target is None:
+        return 0, 0
+    source, target = choice.peers[0].box, facts.boxes[choice.target]
     ranges = placement_range(source, target, settings.overlap)
     corners = [[_uniform(*side, generator) for side in ranges] for _ in range(settings.placements)]
     width, height = source[2] - source[0], source[3] - source[1]
@@ -242,6 +225,60 @@ def _choose_shift(
     return round(top - source[1]), round(left - source[0])
 
 
+def _attempt(
+    state: ImageState,
+    size: tuple[int, int],
+    choice: Choice,
+    shift: tuple[int, int],
+    settings: PcConfig,
+    soft_thr: float,
+) -> Attempt:
+    min_area, box_shift_px = _limits(size, settings)
+    pasted_views, masks, in_sight = _place(state, size, choice.peers, shift, min_area, soft_thr)
+    draft = draft_composition(
+        state.views,
+        state.pseudo.mask if state.pseudo.full is None else state.pseudo.full,
+        state.boxes,
+        pasted_views,
+        masks,
+        valid=state.valid,
+        min_area=min_area,
+        box_shift_px=box_shift_px,
+        keep_sides=settings.keep_sides,
+        drop_slivers=settings.drop_slivers,
+    )
+    return Attempt(choice.peers, in_sight, draft)
+
+
+def _settle(states: list[ImageState], attempts: dict[int, Attempt], bank: Bank) -> None:
+    """Put the outcome of attempts, by image, into `states`; one read from the device for all of them.
+
+    An image of which no peer is in sight stays as it is.
+    """
+    if not attempts:
+        return
+    counts = [torch.cat([each.in_sight, each.draft.keep.sum(dim=0, keepdim=True)]) for each in attempts.values()]
+    table = iter(torch.cat(counts).tolist())
+    for image, attempt in attempts.items():
+        *in_sight, num_kept = (next(table) for _ in range(len(attempt.peers) + 1))
+        peers = [peer for peer, seen in zip(attempt.peers, in_sight, strict=True) if seen]
+        if not peers:
+            continue
+        bank.mark_used(peers[0])
+        state, draft = states[image], attempt.draft
+        if len(peers) < len(attempt.peers):
+            draft = draft.only(_places(attempt.in_sight, len(peers)))
+        labels = torch.tensor([peer.label for peer in peers], device=state.labels.device)
+        composition = draft.finish(state.labels, labels, kept=_places(draft.keep, num_kept))
+        pseudo = _merge(state.pseudo, composition, peers)
+        states[image] = ImageState(composition.image, state.valid, composition.boxes, composition.labels, pseudo)
+
+
+def _places(flags: Tensor, count: int) -> Tensor:
+    """Places int64 (count,) of those of `flags` (N,) that are not 0, whose number is known: nothing is waited for."""
+    return (flags == 0).to(torch.uint8).argsort(stable=True)[:count]
+
+
 def _place(
     state: ImageState,
     size: tuple[int, int],
@@ -249,22 +286,20 @@ def _place(
     shift: tuple[int, int],
     min_area: float,
     soft_thr: float,
-) -> tuple[Tensor, Tensor, list[Peer]]:
-    """Peers on an empty canvas of the image's size: views (6, H, W), masks (P, H, W), those with enough in sight."""
-    canvas, masks, placed = torch.zeros_like(state.views), [], []
-    for peer in peers:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Peers on an empty canvas of the image's size: views (6, H, W), masks (P, H, W), which have enough in sight (P,).
+
+    The masks of the others are empty.
+    """
+    canvas, masks = torch.zeros_like(state.views), state.valid.new_zeros(len(peers), *state.valid.shape)
+    for mask, peer in zip(masks, peers, strict=True):
         rows, crop_rows = _overlap(peer.corner[0] + shift[0], peer.views.shape[1], size[0])
         columns, crop_columns = _overlap(peer.corner[1] + shift[1], peer.views.shape[2], size[1])
-        visible = pixel_mask(peer, soft_thr)[crop_rows, crop_columns]
-        if int(visible.sum()) <= min_area:
-            continue
-        mask = torch.zeros_like(state.valid)
-        mask[rows, columns] = visible.to(mask.device)
+        visible = pixel_mask(peer, soft_thr)[crop_rows, crop_columns].to(mask.device)
+        mask[rows, columns] = visible & (visible.sum() > min_area)
         crop = peer.views[:, crop_rows, crop_columns].to(canvas.device)
         canvas[:, rows, columns] = torch.where(mask[rows, columns], crop, canvas[:, rows, columns])
-        masks.append(mask)
-        placed.append(peer)
-    return canvas, torch.stack(masks) if masks else state.valid[None][:0], placed
+    return canvas, masks, masks.flatten(1).any(dim=1)
 
 
 def _overlap(start: int, length: int, limit: int) -> tuple[slice, slice]:

@@ -276,6 +276,19 @@ def test_mode_simple_pastes_a_whole_entry_at_its_old_place_even_without_boxes():
     assert len(bank) == 0  # the entry is used up
 
 
+def test_of_an_entry_only_the_peers_with_enough_in_sight_are_pasted():
+    batch, pseudo = make_batch([[[0, 0, 8, 8]]], [[0]])
+    settings = with_changes(SETTINGS, mode="simple", bank="images")
+    peers = [replace(make_peer(label), corner=(30, column)) for label, column in ((1, 63), (2, 20), (3, 63))]
+    bank = bank_with(*peers, kind="images")
+    out, masks, stats = paste_peers(batch, pseudo, bank, step=0, settings=settings, generator=seeded())
+    assert stats["pc/paste_rate"] == 1
+    assert out.labels[0].tolist() == [0, 2]
+    assert out.boxes[0][1].tolist() == [20, 30, 32, 42]
+    assert masks[0].mask.shape[0] == 2
+    assert torch.equal(out.strong[0, 0, :, 63:], batch.strong[0, 0, :, 63:])
+
+
 def test_of_equal_qualities_the_first_instance_of_an_entry_is_taken():
     batch, pseudo = make_batch([[[8, 8, 24, 24]]], [[0]])
     bank = bank_with(make_peer(color=210), make_peer(color=220), kind="images")
