@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from benchmarks.commands import fixed_costs
 from benchmarks.harness import Table, write_json
 from benchmarks.memory import memory
 from benchmarks.scenario import Scenario
-from benchmarks.step import growth, methods, stages
+from benchmarks.step import growth, methods, stages, switches
 from benchmarks.sweeps import many_trials
 from benchmarks.tracking_cost import tracking_cost
 
@@ -36,13 +37,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/bench.json"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    tables: list[Table] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
-            for table in PARTS[name](Path(folder), options):
-                print(f"{table.markdown()}\n", flush=True)
-                tables.append(table)
-            write_json(options.output, tables)
+            began = time.monotonic()
+            tables = PARTS[name](Path(folder), options)
+            print("\n\n".join(table.markdown() for table in tables), end="\n\n", flush=True)
+            write_json(options.output, name, tables, seconds=time.monotonic() - began)
     print(f"written to {options.output}")
 
 
@@ -54,6 +54,7 @@ def scenarios(options: argparse.Namespace) -> list[Scenario]:
 PARTS: dict[str, Part] = {
     "methods": lambda folder, o: [methods(scenario, folder, o.rounds) for scenario in scenarios(o)],
     "stages": lambda folder, o: [stages(scenario, folder, o.rounds) for scenario in scenarios(o)],
+    "switches": lambda folder, o: [switches(scenarios(o)[0], folder, o.rounds)],
     "memory": lambda _, o: [memory(scenario) for scenario in scenarios(o)],
     "growth": lambda folder, o: [growth(scenarios(o)[0], folder, o.rounds)],
     "around": lambda folder, o: [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from boxseg.files import write_atomic
+from orchestration.origin import cpu_name, git_state
 
 
 @dataclass(frozen=True)
@@ -86,17 +86,21 @@ def show(cell: Any) -> str:
     return str(cell)
 
 
-def write_json(path: Path, tables: list[Table]) -> None:
-    """All tables and what they were measured on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        "machine": platform.machine(),
+def write_json(path: Path, part: str, tables: list[Table], *, seconds: float) -> None:
+    """Put the tables of one part into the file, with what they were measured on; other parts stay as they are."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content[part] = {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        **git_state(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "seconds": round(seconds),
         "tables": [
             {"title": table.title, "rows": [dict(zip(table.columns, row, strict=True)) for row in table.rows]}
             for table in tables
         ],
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(content, indent=1))

@@ -49,6 +49,20 @@ def methods(scenario: Scenario, folder: Path, rounds: int) -> Table:
     return Table(f"A training step, {describe(scenario)}", columns, rows)
 
 
+def switches(scenario: Scenario, folder: Path, rounds: int) -> Table:
+    """The full step with each setting that makes it faster on some processors."""
+    changes: dict[str, dict[str, object]] = {
+        "train.precision: fp32": {},
+        "train.channels_last: true": {"channels_last": True},
+        "train.precision: bf16": {"precision": "bf16"},
+        "both": {"channels_last": True, "precision": "bf16"},
+    }
+    actions = {name: step_of(*build(scenario, "full", folder, train=change)) for name, change in changes.items()}
+    times = take_turns(actions, rounds)
+    rows = [(name, own.median, own.spread, ratio(own, times["train.precision: fp32"])) for name, own in times.items()]
+    return Table(f"Switches, {describe(scenario)}", ("switch", "median [CPU s]", "least – most", "/ fp32"), rows)
+
+
 def growth(base: Scenario, folder: Path, rounds: int) -> Table:
     """The full method and its twin as one of boxes, size and batch changes."""
     small = base.small

@@ -28,7 +28,7 @@ MAX_CHANGES_BYTES = 1_000_000
 def provenance(spec: RunSpec) -> dict[str, str]:
     """Tags that say where a run comes from: command, code, machine, profile, method and seed."""
     method = {"profile": spec.profile, "method": spec.method, "seed": str(spec.train.seed)}
-    return {"command": own_command(), "host": socket.gethostname()} | method | _git_state()
+    return {"command": own_command(), "host": socket.gethostname()} | method | git_state()
 
 
 def own_command() -> str:
@@ -39,7 +39,7 @@ def own_command() -> str:
     return shlex.join([program.name, *sys.argv[1:]])
 
 
-def _git_state() -> dict[str, str]:
+def git_state() -> dict[str, str]:
     """Commit of the checkout that boxseg runs from, and whether it has changes; nothing outside a checkout."""
     try:
         _git("ls-files", "--error-unmatch", "boxseg/__init__.py")  # fails where only a folder further up is a checkout
@@ -73,7 +73,7 @@ def write_environment(folder: RunFolder, *, device: str) -> None:
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "packages": dict(sorted((each.name, each.version) for each in distributions() if each.name)),
@@ -85,7 +85,8 @@ def write_environment(folder: RunFolder, *, device: str) -> None:
     write_atomic(folder.path / "environment.json", json.dumps(found, indent=1))
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """What the system calls this machine's processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()

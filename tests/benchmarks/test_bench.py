@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.around import annotations, evaluation, loading, saving
 from benchmarks.commands import Watched, run_demo, watch
-from benchmarks.harness import Table, Times, ratio, take_turns
+from benchmarks.harness import Table, Times, ratio, take_turns, write_json
 from benchmarks.scenario import STEP, Scenario, build
 from benchmarks.step import stages, stopwatch
 from benchmarks.sweeps import many_trials
@@ -34,6 +34,18 @@ def test_actions_take_turns_after_one_unmeasured_call_each():
 def test_a_table_reads_as_markdown():
     text = Table("Steps", ("step", "s"), [("full", 0.12345), ("twin", 123.4)]).markdown()
     assert text.splitlines()[2:] == ["| step | s |", "|---|---|", "| full | 0.123 |", "| twin | 123 |"]
+
+
+def test_a_part_that_is_measured_again_leaves_the_others_in_the_file(tmp_path):
+    path = tmp_path / "runs" / "bench.json"
+    for part, value in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
+        write_json(path, part, [Table("Steps", ("step", "s"), [("full", value)])], seconds=5)
+    content = json.loads(path.read_text())
+    assert {part: each["tables"][0]["rows"] for part, each in content.items()} == {
+        "a": [{"step": "full", "s": 3.0}],
+        "b": [{"step": "full", "s": 2.0}],
+    }
+    assert {"cpu", "date"} <= set(content["a"])
 
 
 @pytest.fixture(scope="module")
