@@ -10,7 +10,8 @@ help:
 	@echo "make test     install with the test extra and run the fast suite"
 	@echo "make test-slow  what takes longer: real Ray clusters on this machine, several processes"
 	@echo "make check    lint, types, tests"
-	@echo "make ablation  what each part of the method is worth: hours; writes docs/results.md"
+	@echo "make ablation  what each part of the method is worth: hours; writes docs/results.md; needs the photographs"
+	@echo "               of experiments/ablation_animals.yaml, which are not part of the project (README, 'What is varied')"
 	@echo "make bench    time a training step, its parts, memory, loader, evaluation and sweeps: half an hour"
 	@echo "make install  .venv alone"
 
