@@ -22,6 +22,7 @@ import torch
 from boxseg.build import build_datasets
 from boxseg.config import BoxSegConfig
 from boxseg.engine.quality import mask_iou, quality_metrics
+from boxseg.errors import ConfigError
 from boxseg.files import write_atomic
 from boxseg.label import label_boxes
 from boxseg.predict import Predictor
@@ -53,8 +54,15 @@ def main() -> None:
 
 
 def summarise(folder: Path, *, images: int) -> str:
-    """Markdown: how the sweep was run, and one line for each setting."""
-    spec = load_sweep(folder / "config.yaml")
+    """Markdown: how the sweep was run, and one line for each setting.
+
+    Raises:
+        SystemExit: the folder is not one of a sweep, or none of its trials has finished.
+    """
+    try:
+        spec = load_sweep(folder / "config.yaml")
+    except ConfigError as error:
+        raise SystemExit(f"{folder}: not the folder of a sweep, which `boxseg runs ls` shows ({error})") from error
     trials = [RunFolder(path.parent) for path in sorted(folder.glob("*/status.json"))]
     ended = {trial: trial.status() for trial in trials if trial.status().status == "finished"}
     if not ended:

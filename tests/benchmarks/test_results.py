@@ -3,6 +3,8 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 SPEC = importlib.util.spec_from_file_location("results", Path(__file__).parents[2] / "benchmarks" / "results.py")
 results = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(results)
@@ -30,3 +32,13 @@ def test_a_page_keeps_all_but_the_block_of_its_name():
     filled = results.fill_block(page, "toy", "new")
     assert filled == page.replace("old", "new")
     assert results.fill_block("text\n", "toy", "new") == "text\n\n<!-- toy -->\nnew\n<!-- end -->\n"
+
+
+@pytest.mark.parametrize("settings", [None, "name: mine\n"], ids=["no folder", "a single run"])
+def test_a_folder_that_is_not_one_of_a_sweep_is_named(settings, tmp_path):
+    folder = tmp_path / "named"
+    if settings is not None:
+        folder.mkdir()
+        (folder / "config.yaml").write_text(settings)
+    with pytest.raises(SystemExit, match="named: not the folder of a sweep"):
+        results.summarise(folder, images=1)
