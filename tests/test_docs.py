@@ -1,6 +1,7 @@
 """Links of the documentation lead somewhere, and the commands it names exist."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,13 @@ def test_links_lead_to_files(page):
 def test_experiments_that_are_named_exist(page):
     named = re.findall(r"experiments/(\w+\.yaml)", page.read_text())
     assert [name for name in named if not (ROOT / "experiments" / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_that_are_run_by_name_can_be_found(page, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    named = re.findall(r"python3? -m ([\w.]*\w)", page.read_text())
+    assert [name for name in named if find_spec(name) is None] == []
 
 
 def test_every_command_of_the_readme_has_help(capsys):
