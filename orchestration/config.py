@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -258,29 +259,35 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
 def read_settings(path: Path, overrides: Sequence[str] = (), *, for_sweep: bool = False) -> Source:
     """File and overrides as one nested dict with absolute paths; nothing is validated yet.
 
-    `sweep.settings` are in place where it is `for_sweep`; overrides win over them.
+    Where it is `for_sweep`, `sweep.settings` are in place and empty from then on, so that the result reads again to the
+    same; overrides win over them.
     Relative paths belong to the file that names them; in `--set`, and for the default `storage`, to the current folder.
     """
     source = read_source(path)
     if for_sweep:
-        source = _use_sweep_settings(source)
-    for text in overrides:
-        source = override(source, text)
+        source = _use_sweep_settings(source, functools.reduce(override, overrides, source))
+    source = functools.reduce(override, overrides, source)
     values = {name: value for name, value in source.values.items() if value is not None}  # `qam:` and nothing below
+    if for_sweep and _sweep_settings(source):
+        values = assign(values, ("sweep", "settings"), {})
     return Source(source.name, {"storage": str(Path.cwd() / "runs"), **values}, source.places)
 
 
-def _use_sweep_settings(source: Source) -> Source:
-    sweep = source.values.get("sweep")
-    changed = sweep.get("settings") if isinstance(sweep, dict) else None
-    if not isinstance(changed, dict):
-        return source  # absent, or wrong and refused later
+def _use_sweep_settings(source: Source, overridden: Source) -> Source:
+    """The source with the `sweep.settings` in place that it has with its overrides."""
     values, places = source.values, dict(source.places)
-    for name, value in changed.items():
+    for name, value in _sweep_settings(overridden).items():
         path = tuple(str(name).split("."))
         values = assign(values, path, value)
-        places[path] = source.place(("sweep", "settings", str(name)))
+        places[path] = overridden.place(("sweep", "settings", str(name)))
     return Source(source.name, values, places)
+
+
+def _sweep_settings(source: Source) -> dict[str, Any]:
+    """Empty where they are absent, or wrong and refused later."""
+    sweep = source.values.get("sweep")
+    found = sweep.get("settings") if isinstance(sweep, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 Spec = TypeVar("Spec", bound=RunSpec)

@@ -78,14 +78,14 @@ def _read_base(path: Path, base: Any, place: str, above: tuple[Path, ...]) -> So
 def override(source: Source, text: str) -> Source:
     """A new source with the `key=value` of a `--set` in place.
 
-    The value is YAML; relative paths in it start at the current folder. Keys below `sweep.space` are setting names
-    with dots: `sweep.space.qam.k_top={choice: [1, 5]}`.
+    The value is YAML; relative paths in it start at the current folder. Keys below `sweep.space` and `sweep.settings`
+    are setting names with dots: `sweep.space.qam.k_top={choice: [1, 5]}`.
     """
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not re.fullmatch(r"[\w/-]+(\.[\w/-]+)*", key):
         raise ConfigError(f"--set {text}: not of the form key=value; write for example --set qam.k_top=10")
     path = tuple(key.split("."))
-    if path[:2] == ("sweep", "space") and len(path) > 2:
+    if path[:2] in (("sweep", "space"), ("sweep", "settings")) and len(path) > 2:
         path = (*path[:2], ".".join(path[2:]))
     label = f"--set {key}"
     parsed, inner = _parse(value, label, folder=Path.cwd(), path=path)

@@ -30,7 +30,7 @@ def show(experiment: Experiment, overrides: Overrides = None, as_json: AsJson = 
     """Print all settings of an experiment and where each comes from; the output is an experiment file again."""
     from orchestration.config import leaves, load_run, load_sweep, read_settings
 
-    source = read_settings(experiment, overrides or [])
+    source = read_settings(experiment, overrides or [], for_sweep=True)
     spec = (load_sweep if "sweep" in source.values else load_run)(experiment, overrides or [])
     values = spec.model_dump(mode="json")
     origins = {name: _origin(name, spec, source) for name, _ in leaves(values)}

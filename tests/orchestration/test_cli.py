@@ -16,7 +16,7 @@ from PIL import Image
 
 from orchestration.cli import output
 from orchestration.cli.app import app, run
-from orchestration.config import RunSpec, dump_resolved, load_run
+from orchestration.config import RunSpec, dump_resolved, load_run, load_sweep
 from orchestration.run_folder import RunFolder, RunStatus
 
 SWEEP = "name: s\nsweep: {search: grid, space: {qam.k_top: {choice: [1, 2]}}}\n"
@@ -261,6 +261,14 @@ def test_shown_settings_load_again_and_say_where_they_come_from(capsys: Capture)
     ):
         assert words in shown
     assert load_run(Path(write(shown, "again.yaml"))) == load_run(Path(path), ["train.steps=9"])
+
+
+def test_shown_settings_of_a_sweep_are_those_that_it_uses(capsys: Capture):
+    path = write("sweep: {search: grid, settings: {train.steps: 100}, space: {qam.k_top: {choice: [1]}}}\n")
+    assert run(["config", "show", path]) == 0
+    shown = capsys.readouterr().out
+    assert "steps: 100  # exp.yaml:1" in shown
+    assert load_sweep(Path(write(shown, "again.yaml"))) == load_sweep(Path(path))
 
 
 def test_shown_settings_as_json_name_every_origin(capsys: Capture):
