@@ -13,6 +13,7 @@ import yaml
 from pydantic import (
     Field,
     ModelWrapValidatorHandler,
+    NonNegativeInt,
     PrivateAttr,
     ValidationError,
     field_validator,
@@ -103,7 +104,7 @@ class SweepConfig(Config):
     """ASHA and HyperBand keep about one in so many trials at each rung."""
     concurrency: int | None = Field(None, ge=1)
     """Trials at the same time; null: as many as the resources hold."""
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[NonNegativeInt] = Field([0], min_length=1)
     """Values of train.seed."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Setting name -> value that the sweep uses instead of the file's own, such as fewer `train.steps`."""

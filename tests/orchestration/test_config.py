@@ -232,6 +232,7 @@ def test_a_run_ignores_the_sweep_section_even_a_wrong_one(write: Write):
         ("search: grid, space: {qam.iou_thr: {uniform: [0, 0.5]}}", ("grid", "qam.iou_thr", "choice")),
         ("metric: val/maskap, space: {qam.k_top: {choice: [1]}}", ("val/maskap", "did you mean val/mask_ap?")),
         ("seeds: [1, 1], space: {qam.k_top: {choice: [1]}}", ("seeds [1, 1]",)),
+        ("seeds: [0, -1], space: {qam.k_top: {choice: [1]}}", ("sweep.seeds.1 is -1", "0")),
         ("seeds: [], space: {qam.k_top: {choice: [1]}}", ("sweep.seeds",)),
         ("trials: 3", ("sweep.space is empty", "boxseg train")),
     ],
