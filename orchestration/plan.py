@@ -61,7 +61,7 @@ class Plan:
     gpu_basis: str
     """Where that comes from; empty without GPUs."""
     disk_bytes: int | None
-    """Checkpoints of all trials, best and last of each."""
+    """Checkpoints of all trials: the best and the last two of each."""
     disk_basis: str
     free_bytes: int
     storage: Path
