@@ -163,9 +163,9 @@ def _check_score_thr(spec: RunSpec) -> None:
     domain, floors = space.get("qam.score_thr"), space.get("teacher.cand_score_thr")
     if domain is None:
         return
-    floor = math.sqrt(min(corners(floors)) if floors else spec.teacher.cand_score_thr)
+    floor = math.sqrt(min(map(float, corners(floors))) if floors else spec.teacher.cand_score_thr)
     if isinstance(domain, Choice):
-        alike = sorted(value for value in set(domain.choice) if value <= floor)
+        alike = sorted(value for value in set(map(float, domain.choice)) if value <= floor)
     else:
         alike = [value for value in (min(corners(domain)), floor) if value <= floor]
     if len(set(alike)) > 1:

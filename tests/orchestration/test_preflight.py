@@ -215,6 +215,7 @@ def test_a_sweep_by_mask_ap_needs_masks_and_one_by_box_ap_does_not(tmp_path: Pat
     [
         ({"choice": [0.1, 0.2, 0.3]}, None, True),
         ({"choice": [0.1, 0.3, 0.4, 0.5]}, None, False),
+        ({"choice": ["0.1", 0.2]}, {"choice": ["0.09"]}, True),  # quoted, which settings take for numbers
         ({"choice": [0.1, 0.3]}, {"choice": [0.09, 0.2]}, True),  # 0.3 squared: no candidate is weaker
         ({"choice": [0.1, 0.3]}, {"uniform": [0.02, 0.2]}, False),
         ({"uniform": [0.1, 0.5]}, None, True),
