@@ -144,10 +144,10 @@ def _open_source(
     if source == "run":
         if run is None:
             raise ConfigError("--source run needs --run; `boxseg runs ls` lists runs")
+        others = None if fuse_with is None else label_sources.from_file(fuse_with, boxes)
         predictor = open_predictor(run, storage=storage, device=device)
         about |= {"run": str(predictor.folder), "label_version": LABEL_VERSION}
         about |= {} if fuse_with is None else {"fuse_with": digest(fuse_with)}
-        others = None if fuse_with is None else label_sources.from_file(fuse_with, boxes)
         return label_sources.from_run(predictor, boxes, others=others), about, predictor.batch_size
     if source.startswith("file:") and source != "file:":
         path = Path(source.removeprefix("file:"))
