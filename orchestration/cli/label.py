@@ -92,7 +92,9 @@ def label(
 
 
 def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
-    """The boxes of a YOLO or VOC folder as `folder/boxes.json`; of VOC with its lists, those of `trainval`.
+    """The boxes of a YOLO or VOC folder as `folder/boxes.json`, each image once.
+
+    Of VOC with its lists those of `ImageSets/Main`, or else of `ImageSets/Segmentation`; of `trainval` if there.
 
     Raises:
         DataError: the folder is neither, or damaged.
@@ -104,8 +106,9 @@ def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
 
     is_voc = (data / "Annotations").is_dir() or any(data.glob("*.xml"))
     splits = convert(data, "voc" if is_voc else "yolo")
-    wanted = [splits["boxes_trainval"]] if "boxes_trainval" in splits else list(splits.values())
-    joined = join_splits(wanted)
+    named = [name for name in splits if name.startswith("boxes_")] or list(splits)
+    wanted = [name for name in named if name.endswith("trainval")] or named
+    joined = join_splits([splits[name] for name in wanted])
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "boxes.json", json.dumps(joined.content))
     return CocoSource(images=images or joined.images.absolute(), annotations=folder / "boxes.json")

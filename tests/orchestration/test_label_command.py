@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from orchestration.cli.app import run
+from orchestration.cli.label import import_boxes
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +100,29 @@ def test_a_yolo_folder_is_labelled(arguments, capsys):
     written = json.loads(Path("again/labels.coco.json").read_text())
     assert len(written["annotations"]) == len(boxes)
     assert all("segmentation" in each for each in written["annotations"])
+
+
+@pytest.mark.parametrize("main", [(), ("train", "val"), ("train", "trainval")])
+def test_each_image_of_a_voc_folder_is_labelled_once(main, tmp_path):
+    masks = np.zeros((8, 8), dtype=np.uint8)
+    masks[2:6, 2:6] = 1
+    box = "<bndbox><xmin>3</xmin><ymin>3</ymin><xmax>6</xmax><ymax>6</ymax></bndbox>"
+    text = f"<size><height>8</height><width>8</width></size><object><name>dog</name>{box}</object>"
+    numbers, lists = ("SegmentationObject", "SegmentationClass"), ("ImageSets/Segmentation", "ImageSets/Main")
+    for folder in ("Annotations", *numbers, *lists):
+        (tmp_path / "voc" / folder).mkdir(parents=True)
+    for stem in ("a", "b"):
+        (tmp_path / f"voc/Annotations/{stem}.xml").write_text(f"<annotation>{text}</annotation>")
+        for folder in numbers:
+            Image.fromarray(masks).save(tmp_path / f"voc/{folder}/{stem}.png")
+    stems = {"train": "a\n", "val": "b\n", "trainval": "a\nb\n"}
+    for folder, names in zip(lists, (stems, main), strict=True):
+        for name in names:
+            (tmp_path / f"voc/{folder}/{name}.txt").write_text(stems[name])
+    found = import_boxes(tmp_path / "voc", tmp_path / "out", None)
+    content = json.loads(found.annotations.read_text())
+    assert [each["file_name"] for each in content["images"]] == ["a.jpg", "b.jpg"]
+    assert [each["bbox"] for each in content["annotations"]] == [[2, 2, 4, 4]] * 2
 
 
 def test_a_cleaned_copy_is_written_and_checked(trained_run, capsys):
