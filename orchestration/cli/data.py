@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -91,8 +92,8 @@ def stats(
     counts = {split: _count(content) for split, content in contents.items()}
     if picture is not None:
         first = next(iter(contents))  # the training images, where there are several splits
-        boxes = [each["bbox"] for each in contents[first]["annotations"] if not each.get("iscrowd")]
-        sides = [float(width) ** 0.5 * float(height) ** 0.5 for _, _, width, height in boxes]
+        boxes = [each["bbox"][2:] for each in contents[first]["annotations"] if not each.get("iscrowd")]
+        sides = [math.sqrt(each[0]) * math.sqrt(each[1]) for each in boxes if 0 < min(each) <= max(each) < math.inf]
         draw_stats(counts[first]["classes"], sides, picture)
         say(f"drawn: {picture}")
     if as_json:
