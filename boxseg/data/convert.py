@@ -23,7 +23,7 @@ from scipy.io.matlab import MatReadError
 from boxseg.data.checks import is_inside, read_whole
 from boxseg.data.coco_split import CocoSplit
 from boxseg.data.fix import clean_content
-from boxseg.data.yolo import convert_yolo
+from boxseg.data.yolo import convert_yolo, read_listing
 from boxseg.errors import DataError
 
 Format = Literal["coco", "voc", "sbd", "cityscapes", "yolo"]
@@ -252,7 +252,7 @@ def _read_ids(path: Path) -> NDArray[np.int64]:
 
 def _listed(path: Path, exclude: frozenset[str]) -> Iterable[str]:
     """File names without ending that a list holds, one a line."""
-    return (stem for stem in path.read_text(encoding="utf-8").split() if stem not in exclude)
+    return (stem for stem in read_listing(path).split() if stem not in exclude)
 
 
 def _require(splits: dict[str, CocoSplit], source: Path, sign: str, folder: str) -> dict[str, CocoSplit]:

@@ -122,7 +122,21 @@ def _read_layout(source: Path) -> tuple[list[str], dict[str, list[Path]]]:
     classes = next((path for path in (source / "classes.txt", source / "labels/classes.txt") if path.is_file()), None)
     if classes is None or not (source / "images").is_dir():
         raise DataError(f"{source}: is no YOLO data set; it needs data.yaml, or images/, labels/ and classes.txt")
-    return classes.read_text(encoding="utf-8").rstrip().splitlines(), {"all": [source / "images"]}
+    return read_listing(classes).rstrip().splitlines(), {"all": [source / "images"]}
+
+
+def read_listing(path: Path) -> str:
+    """Text of a list, or of the labels of an image.
+
+    Raises:
+        DataError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: is not UTF-8 text, byte {error.start}; lists and labels are UTF-8 (save it so)"
+        ) from error
 
 
 def _places(source: Path, base: str, listed: Any) -> list[Path]:
@@ -147,7 +161,7 @@ def _images_of(place: Path) -> Iterator[Path]:
     if place.is_dir():
         yield from image_files(place)
     elif place.suffix == ".txt":
-        yield from (place.parent / line.strip() for line in place.read_text().splitlines() if line.strip())
+        yield from (place.parent / line.strip() for line in read_listing(place).splitlines() if line.strip())
     else:
         yield place
 
@@ -161,7 +175,7 @@ def _add_image(split: CocoSplit, source: Path, path: Path) -> None:
         return
     split.add_image(Path(os.path.relpath(path, source)).as_posix(), size)
     labels = _label_path(path)
-    lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
+    lines = read_listing(labels).splitlines() if labels.is_file() else []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:

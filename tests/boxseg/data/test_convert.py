@@ -154,6 +154,9 @@ def test_broken_files_are_named(tmp_path):
     write_xml(voc, "b", ("unicorn", 0, 1, 1, 60, 40))
     with pytest.raises(DataError, match=r"Annotations/b.xml: is not an annotation of VOC: class 'unicorn' is none of"):
         convert(voc, "voc")
+    (voc / "ImageSets/Main/trainval.txt").write_bytes(b"\xe9\n")
+    with pytest.raises(DataError, match=r"trainval\.txt: is not UTF-8 text"):
+        convert(voc, "voc")
     (voc / "SegmentationObject" / "a.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"SegmentationObject/a.png: the picture cannot be read"):
         convert(voc, "voc")

@@ -71,6 +71,17 @@ def test_a_malformed_line_is_named(folder, line):
         convert(folder, "yolo")
 
 
+@pytest.mark.parametrize("name", ["data.yaml", "classes.txt", "labels/train/a.txt", "list.txt"])
+def test_a_file_that_is_not_utf_8_is_named(folder, name):
+    if name == "classes.txt":
+        (folder / "data.yaml").unlink()
+    if name == "list.txt":
+        (folder / "data.yaml").write_text("names: [cat, dog]\ntrain: list.txt\n")
+    (folder / name).write_bytes("größe".encode("latin-1"))
+    with pytest.raises(DataError, match=rf"{name}: .*(UTF-8|utf-8)"):
+        convert(folder, "yolo")
+
+
 @pytest.mark.parametrize("text", ["", "[", "names: 3", "names: {1: a}\ntrain: images", "names: [a]\ntrain: none"])
 def test_a_malformed_yaml_is_named(folder, text):
     (folder / "data.yaml").write_text(text)
