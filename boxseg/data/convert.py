@@ -162,14 +162,16 @@ CONVERTERS: dict[Format, Callable[[Path, frozenset[str]], dict[str, CocoSplit]]]
 
 
 def _add_voc_masks(split: CocoSplit, source: Path, stem: str) -> None:
-    classes = _read_ids(source / "SegmentationClass" / f"{stem}.png")
+    path = source / "SegmentationClass" / f"{stem}.png"
+    classes = _read_ids(path)
     split.add_image(f"{stem}.jpg", classes.shape)
     numbers = _read_ids(source / "SegmentationObject" / f"{stem}.png")
     for number in sorted(set(np.unique(numbers).tolist()) - {0, VOID}):
         mask = numbers == number
         category = int(np.bincount(classes[mask] % VOID).argmax())
         if not 1 <= category <= len(VOC_CLASSES):
-            raise DataError(f"{source}: {stem} has an object of class number {category}; VOC's classes are 1 … 20")
+            rule = f"has an object of class number {category}; VOC's classes are 1 … {len(VOC_CLASSES)}"
+            raise DataError(f"{path}: {rule} (unpack the archive again, or take {stem} out of the lists)")
         split.add_object(category - 1, mask=mask)
 
 
@@ -246,7 +248,7 @@ def _read_ids(path: Path) -> NDArray[np.int64]:
     try:
         with Image.open(path) as picture:
             return np.asarray(picture).astype(np.int64)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: the picture cannot be read: {error} (unpack the archive again)") from error
 
 

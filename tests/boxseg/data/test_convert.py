@@ -146,6 +146,19 @@ def test_a_folder_in_another_layout_is_refused_with_what_was_looked_for(tmp_path
         convert(tmp_path, format_name)
 
 
+def test_a_picture_of_far_too_many_pixels_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"SegmentationClass/a\.png: the picture cannot be read"):
+        convert(write_voc(tmp_path), "voc")
+
+
+def test_a_class_number_that_voc_does_not_have_is_named_with_its_picture(tmp_path):
+    root = write_voc(tmp_path)
+    Image.fromarray(np.full((40, 60), 21, dtype=np.uint8)).save(root / "SegmentationClass/a.png")
+    with pytest.raises(DataError, match=r"SegmentationClass/a\.png: has an object of class number 21; .* out of"):
+        convert(root, "voc")
+
+
 def test_broken_files_are_named(tmp_path):
     voc, sbd = write_voc(tmp_path / "voc"), write_sbd(tmp_path / "sbd")
     (sbd / "inst" / "b.mat").write_bytes(b"no matrix")
