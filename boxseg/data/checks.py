@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -156,13 +157,16 @@ def read_whole(path: Path) -> dict[str, Any]:
 def read_well_formed(path: Path, *, whole: bool = True) -> dict[str, Any]:
     """Content of a COCO instance file whose entries all have the values that COCO wants, and ids of their own.
 
-    With `whole=False` it is without its masks, as `read_annotations` gives it.
+    With `whole=False` it is without its masks, as `read_annotations` gives it, and annotations may belong to an image
+    or a category that is not listed.
 
     Raises:
         DataError: it is not such a file; names the first entry that is wrong.
     """
     content = read_whole(path) if whole else read_annotations(path)
-    fault = next(_format_faults(path, content), None) or next(_duplicate_faults(path, content), None)
+    unlisted = _annotation_faults(path, content, boxes=False) if whole else iter(())
+    faults = itertools.chain(_format_faults(path, content), _duplicate_faults(path, content), unlisted)
+    fault = next(faults, None)
     if fault is not None:
         raise DataError(str(fault))
     return content
@@ -271,26 +275,26 @@ def _duplicate_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
                 yield _entry_fault(path, group, index, entry, found, "every entry of a list needs its own id")
 
 
-def _annotation_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
+def _annotation_faults(path: Path, content: dict[str, Any], *, boxes: bool = True) -> Iterator[Fault]:
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     category_ids = {category["id"] for category in content["categories"]}
     for annotation in content["annotations"]:
-        problem = _annotation_problem(annotation, sizes.get(annotation["image_id"]), category_ids)
+        problem = _annotation_problem(annotation, sizes.get(annotation["image_id"]), category_ids, boxes=boxes)
         if problem is not None:
             value, rule = problem
             yield Fault(path, value, rule, FIX_IN_FILE, image_id=annotation["image_id"], annotation_id=annotation["id"])
 
 
 def _annotation_problem(
-    annotation: dict[str, Any], size: tuple[int, int] | None, category_ids: set[int]
+    annotation: dict[str, Any], size: tuple[int, int] | None, category_ids: set[int], *, boxes: bool
 ) -> tuple[str, str] | None:
-    """(value, rule) of the first rule that an annotation breaks; None if it is sound."""
+    """(value, rule) of the first rule that an annotation breaks, of those for `boxes` only if asked; None if sound."""
     if size is None:
         return f"names image {annotation['image_id']}, which the file does not list", "annotations belong to an image"
     if annotation["category_id"] not in category_ids:
         known = ", ".join(map(str, sorted(category_ids)[:10])) or "none"
         return f"has category id {annotation['category_id']}, which the file does not list", f"known ids are {known}"
-    if annotation.get("iscrowd"):
+    if not boxes or annotation.get("iscrowd"):
         return None
     x, y, width, height = annotation["bbox"]
     if not all(map(math.isfinite, annotation["bbox"])):

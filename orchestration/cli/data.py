@@ -191,7 +191,14 @@ def export(
 
 
 def _keep_good(content: dict[str, Any], min_quality: float, path: Path) -> tuple[dict[str, Any], int]:
-    """The images all of whose objects have a good mask, annotations in COCO's own fields, and how many images go."""
+    """The images all of whose objects have a good mask, annotations in COCO's own fields, and how many images go.
+
+    Raises:
+        DataError: a mask cannot be decoded, or a quality is no number.
+    """
+    from boxseg.data.segmentations import find_problem
+
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     objects = [each for each in content["annotations"] if not each.get("iscrowd")]
     for each in objects:
         if not isinstance(each.get("quality", 1.0), int | float):
@@ -199,6 +206,9 @@ def _keep_good(content: dict[str, Any], min_quality: float, path: Path) -> tuple
                 f"{path}: annotation {each['id']} has quality {each['quality']!r}; a quality is a number from 0 to 1 "
                 "(correct or remove it)"
             )
+        problem = find_problem(each.get("segmentation") or [], sizes[each["image_id"]])
+        if problem is not None:
+            raise DataError(f"{path}: annotation {each['id']} {problem[0]}; {problem[1]} (draw it again or remove it)")
     doubtful = {
         each["image_id"] for each in objects if not each.get("segmentation") or each.get("quality", 1.0) < min_quality
     }

@@ -181,6 +181,24 @@ def test_an_export_without_good_masks_tells_why_and_writes_nothing(quality, told
     assert not Path("good").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("image_id", 99, "names image 99, which the file does not list"),
+        ("category_id", 99, "has category id 99, which the file does not list"),
+        ("segmentation", [[1, 2, 3]], "has a malformed segmentation with [1, 2, 3]; a mask is polygons"),
+        ("segmentation", {"size": [8, 8], "counts": [64]}, "has a mask of 8 x 8 px in an image of 64 x 64 px"),
+    ],
+)
+def test_an_export_names_file_and_annotation_that_cannot_be_written(field, value, told, arguments, capsys):
+    content = json.loads(Path(arguments[1]).read_text())
+    content["annotations"][1][field] = value
+    Path("bent.json").write_text(json.dumps(content))
+    assert run(["data", "export", "bent.json", "--images", arguments[3], "--to", "yolo", "--output", "yolo"]) == 3
+    assert f"bent.json: annotation {content['annotations'][1]['id']} {told}" in capsys.readouterr().err
+    assert not Path("yolo").exists()
+
+
 def test_nothing_to_compare_is_no_error(arguments, capsys):
     content = json.loads(Path(arguments[1]).read_text())
     Path("empty.json").write_text(json.dumps({**content, "images": [], "annotations": []}))
