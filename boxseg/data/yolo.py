@@ -57,7 +57,10 @@ def write_yolo(content: dict[str, Any], images: Path, folder: Path) -> None:
             continue
         path = (folder / "labels" / name).with_suffix(".txt")
         if path in written:
-            raise DataError(f"{name} and {written[path]} differ in their ending alone; YOLO needs names that differ")
+            raise DataError(
+                f"{images}: {name} and {written[path]} differ in their ending alone; YOLO needs names that differ "
+                "before it (rename one of them, in the annotation file too)"
+            )
         written[path] = name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(f"{line}\n" for line in lines[image["id"]]))

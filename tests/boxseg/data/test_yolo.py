@@ -119,6 +119,15 @@ def test_masks_survive_the_way_to_yolo_and_back(trained_run, tmp_path):
             assert np.array_equal(*masks)
 
 
+def test_images_that_differ_in_their_ending_alone_are_named_with_their_folder(tmp_path):
+    names = ("a.png", "a.jpg")
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    images = [{"id": id, "file_name": name, "width": 8, "height": 8} for id, name in enumerate(names)]
+    with pytest.raises(DataError, match=rf"{tmp_path}: a\.jpg and a\.png differ in their ending alone.*rename one"):
+        write_yolo({"images": images, "annotations": [], "categories": []}, tmp_path, tmp_path / "yolo")
+
+
 def test_voc_files_of_annotation_tools_are_read(tmp_path):
     Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
     (tmp_path / "a.xml").write_text(
