@@ -175,7 +175,7 @@ def manifest(
         if command[0] not in ("train", "sweep"):
             raise ConfigError(f"jobs manifest: {command[0]} is not for a RayJob; use train or sweep, or no command")
         typed = _parse(context, command)
-        experiment = Path(typed["experiment"])
+        experiment = _experiment(typed)
         spec = _load(command[0], experiment, typed["overrides"] or [])
     run = spec.resources if spec else ResourcesConfig()
     cpus = cpus or math.ceil(run.workers * run.cpus_per_worker)
@@ -197,7 +197,7 @@ def _prepare(
         if storage is None:
             raise ConfigError(f"jobs submit {command[0]}: say where its state and log are kept, with --storage DIR")
         return command[0], storage.absolute(), command
-    experiment, overrides = Path(typed["experiment"]), list(typed["overrides"] or [])
+    experiment, overrides = _experiment(typed), list(typed["overrides"] or [])
     if experiment not in upload.sizes:
         raise ConfigError(
             f"{experiment} is not among the files to upload from {upload.root}; `git add` it, and name it as seen from "
@@ -208,6 +208,15 @@ def _prepare(
     spec = _load(command[0], upload.root / experiment, overrides)
     folder = spec.storage.absolute()
     return spec.name, folder, [*command, "--set", f"storage={folder}"]
+
+
+def _experiment(typed: dict[str, Any]) -> Path:
+    if typed["experiment"] is None:
+        raise ConfigError(
+            "jobs: train names no experiment file, and a job needs one (--from-run knows this machine's runs alone); "
+            "name one, such as a copy of that run's config.yaml"
+        )
+    return Path(typed["experiment"])
 
 
 def _load(command: str, experiment: Path, overrides: list[str]) -> RunSpec:

@@ -106,6 +106,7 @@ def test_other_kinds_of_addresses_are_refused(address: str, capsys: pytest.Captu
         (["sweep", "exp.yaml", "--set", "qam.k_topp=1"], "did you mean qam.k_top"),
         (["sweep", "exp.yaml", "--nonsense"], "--nonsense"),
         (["train", "untracked.yaml"], "git add"),
+        (["train", "--from-run", "best:t"], "train names no experiment file, and a job needs one"),
         (["jobs", "ls"], "no command for a job"),
         (["predict", "best:t", "images"], "--storage"),
     ],
@@ -113,6 +114,11 @@ def test_other_kinds_of_addresses_are_refused(address: str, capsys: pytest.Captu
 def test_what_the_command_would_refuse_is_refused_before_the_cluster_is_asked(command, told, capsys):
     assert run(["jobs", "submit", "--address", f"127.0.0.1:{free_port()}", *command]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_manifest_needs_an_experiment_file(capsys: pytest.CaptureFixture[str]):
+    assert run(["jobs", "manifest", "train", "--from-run", "best:t"]) == 2
+    assert "name one, such as a copy of that run's config.yaml" in capsys.readouterr().err
 
 
 def test_storage_in_the_uploaded_folder_is_refused_for_a_cluster_elsewhere(monkeypatch, capsys):
