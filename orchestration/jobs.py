@@ -105,7 +105,7 @@ class Cluster:
         if self._mode == "disabled":
             variables["RAY_AUTH_MODE"] = "disabled"
         deadline = time.monotonic() + PATIENCE_S
-        with tempfile.TemporaryDirectory(prefix="boxseg-upload-") as scratch, _told():
+        with tempfile.TemporaryDirectory(prefix="boxseg-upload-") as scratch, _told(self.address):
             archive = Path(scratch) / "files.zip"  # of a folder Ray would leave out what .gitignore and .rayignore name
             upload.pack(archive)
             while True:
@@ -124,7 +124,7 @@ class Cluster:
 
     def jobs(self) -> list[Job]:
         """All jobs that were submitted, newest first."""
-        with _told():
+        with _told(self.address):
             found = [_job(each) for each in self._client.list_jobs() if each.submission_id]
         return sorted(found, key=lambda job: job.started or 0, reverse=True)
 
@@ -143,7 +143,7 @@ class Cluster:
 
     def logs(self, id: str) -> str:
         """All that a job has printed so far."""
-        with _told():
+        with _told(self.address):
             return self._client.get_job_logs(id)
 
     def follow(self, id: str, write: Callable[[str], Any]) -> Job:
@@ -175,11 +175,20 @@ class Cluster:
             time.sleep(POLL_S)
 
     def stop(self, id: str) -> Job:
-        """Ask a job to save its state and end; waits for that."""
-        with _told():
+        """Ask a job to save its state and end; waits for that.
+
+        Raises:
+            ResourceError: it still runs after the time in which Ray should have killed it.
+        """
+        with _told(self.address):
             self._client.stop_job(id)
         deadline = time.monotonic() + STOP_S + 30
-        while (job := self.job(id)).status not in ENDED and time.monotonic() < deadline:
+        while (job := self.job(id)).status not in ENDED:
+            if time.monotonic() > deadline:
+                raise ResourceError(
+                    f"{id} is still {job.status} {STOP_S + 30} s after it was to stop; see `boxseg jobs logs {id}` and "
+                    "ask again, or end its process on the cluster"
+                )
             time.sleep(POLL_S)
         return job
 
@@ -239,17 +248,20 @@ def _make_client(address: str) -> JobSubmissionClient:
 
     for module in (dashboard_sdk, sdk):
         module.logger.setLevel(logging.ERROR)
-    with _told():
+    with _told(address):
         return sdk.JobSubmissionClient(address)
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _told(address: str) -> Iterator[None]:
     """Errors of Ray's client as ours."""
     try:
         yield
     except (RuntimeError, OSError) as error:
-        raise ResourceError(f"the cluster did not do it: {str(error).strip()[-2000:]}") from error
+        raise ResourceError(
+            f"the cluster at {address} did not do it: {str(error).strip()[-2000:]}; `boxseg jobs ls` tells whether it "
+            "answers, and which jobs it has"
+        ) from error
 
 
 def _job(details: Any) -> Job:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -126,6 +127,40 @@ def test_storage_in_the_uploaded_folder_is_refused_for_a_cluster_elsewhere(monke
     monkeypatch.setattr("orchestration.jobs._make_client", lambda *_: None)
     assert run(["jobs", "submit", "--address", "http://192.0.2.1:8265", "--insecure", "sweep", "exp.yaml"]) == 2
     assert "--storage DIR" in capsys.readouterr().err
+
+
+class Client:
+    """In place of Ray's: a job that goes on and on."""
+
+    def stop_job(self, id: str) -> None:
+        self.asked = id
+
+    def list_jobs(self) -> list[SimpleNamespace]:
+        unknown = dict.fromkeys(("metadata", "start_time", "end_time", "driver_exit_code", "message"))
+        return [SimpleNamespace(submission_id="t-1", status="RUNNING", entrypoint="boxseg train", **unknown)]
+
+    def get_job_logs(self, id: str) -> str:
+        raise RuntimeError("no agent")
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Client:
+    found = Client()
+    monkeypatch.setattr("orchestration.jobs._check_access", lambda *_: None)
+    monkeypatch.setattr("orchestration.jobs._make_client", lambda *_: found)
+    return found
+
+
+def test_a_job_that_does_not_stop_is_exit_5(client, monkeypatch, capsys):
+    monkeypatch.setattr("orchestration.jobs.STOP_S", -30)
+    assert run(["jobs", "stop", "t-1"]) == 5
+    assert client.asked == "t-1"
+    assert "t-1 is still RUNNING 0 s after it was to stop; see `boxseg jobs logs t-1`" in capsys.readouterr().err
+
+
+def test_what_a_cluster_does_not_do_is_told_with_its_address_and_a_way_out(client, capsys):
+    assert run(["jobs", "logs", "t-1", "--address", "http://127.0.0.1:7"]) == 5
+    assert "cluster at http://127.0.0.1:7 did not do it: no agent; `boxseg jobs ls`" in capsys.readouterr().err
 
 
 def test_state_and_log_are_read_from_the_storage_without_a_cluster(tmp_path, capsys):
