@@ -50,8 +50,10 @@ def git_state() -> dict[str, str]:
 
 
 def write_changes(folder: RunFolder) -> None:
-    """Keep what the checkout has otherwise than its commit, as `changes.diff`; nothing if it has no changes."""
+    """Keep what the checkout has otherwise than its commit, as `changes.diff`; none stays if it has no changes."""
+    path = folder.path / "changes.diff"
     if folder.stored().tags.get("git_dirty") != "true":
+        path.unlink(missing_ok=True)
         return
     try:
         text = _git("diff", "HEAD", "--binary")
@@ -59,7 +61,7 @@ def write_changes(folder: RunFolder) -> None:
         text = f"# not kept: {error}\n"
     if len(text) > MAX_CHANGES_BYTES:
         text = f"# not kept: the changes have {len(text)} bytes, more than {MAX_CHANGES_BYTES}\n"
-    write_atomic(folder.path / "changes.diff", text)
+    write_atomic(path, text)
 
 
 def _git(*arguments: str) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 from boxseg.config import CocoSource
 from boxseg.data.toy import ensure_toy
 from boxseg.errors import ConfigError
-from boxseg.files import write_atomic
 from orchestration.config import RunSpec, dump_resolved
 from orchestration.errors import ResourceError
 from orchestration.failures import Failure, error_of
@@ -82,22 +81,23 @@ def _open_folder(spec: RunSpec, resume: str | None, repeat: RunFolder | None) ->
     if repeat is not None:
         check_repeatable(repeat, tags)
         tags["repeats"] = repeat.path.name
-    if resume is None:
-        run_id = new_id()
-        status = RunStatus(run_id, spec.name, steps=spec.train.steps, tags=tags, **own_process())
-        folder = RunFolder(spec.storage.absolute() / spec.name / run_id).create(status, dump_resolved(spec))
-        write_changes(folder)
-        return folder
-    folder = find_run(spec.storage.absolute(), resume)
+    storage = spec.storage.absolute()
+    folder = RunFolder(storage / spec.name / new_id()) if resume is None else find_run(storage, resume)
+    if resume is not None:
+        _check_resumable(spec, folder, resume)
+    status = RunStatus(folder.path.name, spec.name, steps=spec.train.steps, tags=tags, **own_process())
+    folder.open(status, dump_resolved(spec))
+    write_changes(folder)
+    return folder
+
+
+def _check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
     status = folder.status()
     if status.kind != "run":
-        raise ConfigError(f"{resume} is a sweep; go on with it by `boxseg sweep --resume`")
+        raise ConfigError(f"{name} is a sweep; go on with it by `boxseg sweep --resume`")
     if status.status == "running":
-        raise ConfigError(f"{resume} is running in process {status.pid}; stop that one first")
+        raise ConfigError(f"{name} is running in process {status.pid}; stop that one first")
     check_same_settings(spec, folder, MAY_CHANGE)
-    write_atomic(folder.config_path, dump_resolved(spec))
-    folder.update(steps=spec.train.steps, tags=tags)
-    return folder
 
 
 MAY_CHANGE = (

@@ -7,8 +7,9 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
+from fake_training import make_training
 
-from orchestration import origin
+from orchestration import origin, train_run
 from orchestration.cli.app import run
 from orchestration.config import RunSpec, dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus, list_runs
@@ -123,6 +124,19 @@ def test_changes_of_the_checkout_are_kept_as_a_patch(checkout, tmp_path):
     origin.write_changes(folder)
     assert folder.status().tags["git_dirty"] == "true"
     assert "-a = 1\n+a = 2\n" in (folder.path / "changes.diff").read_text()
+
+
+def test_a_resumed_run_keeps_the_changes_that_it_goes_on_with(checkout, tmp_path):
+    spec = RunSpec.model_validate(
+        {**SETTINGS, "storage": tmp_path / "runs", "train": {"steps": 4, "batch_size": 4, "report_every": 1}}
+    )
+    folder = RunFolder(train_run.run(spec, train_fn=make_training(), progress=False).folder)
+    for code, kept in (("a = 2\n", True), ("a = 3\n", True), ("a = 1\n", False)):
+        (checkout / "boxseg/__init__.py").write_text(code)
+        train_run.run(spec, resume=folder.path.name, train_fn=make_training(), progress=False)
+        changes = folder.path / "changes.diff"
+        assert folder.status().tags["git_dirty"] == str(kept).lower()
+        assert f"+{code}" in changes.read_text() if kept else not changes.exists()
 
 
 def test_long_changes_are_only_counted(checkout, tmp_path):
