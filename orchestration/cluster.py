@@ -29,13 +29,6 @@ PENDING_S = 60.0
 """How long workers may wait for their places before somebody is told [s]."""
 
 
-def list_nodes() -> list[dict[str, float]]:
-    """What each node that is alive has."""
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
 def silent_nodes() -> list[str]:
     """Addresses of nodes that Ray takes for alive, but that do not answer: Ray needs up to a minute to notice."""
     import ray

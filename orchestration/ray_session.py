@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from orchestration.access import ANSWER_S, choose_mode
-from orchestration.cluster import check_storage, list_nodes, shortages_told
+from orchestration.cluster import check_storage, shortages_told
 from orchestration.config import RunSpec
 from orchestration.errors import ResourceError
 from orchestration.files import log_to_file
@@ -88,7 +88,7 @@ def start_ray(spec: RunSpec, *, logs: Path) -> Iterator[list[dict[str, float]]]:
                 _connect(spec, private)
             names = ("ray", "ray.tune", "ray.train", "ray.data", "optuna")
             log_to_file(logs / "ray.log", names, level=logging.INFO)
-            nodes = list_nodes()
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             _check_room(spec, nodes)
             if uses_cluster(spec):
                 check_storage(spec.storage.absolute())
