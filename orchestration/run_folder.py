@@ -153,7 +153,10 @@ class RunFolder:
                 f"{self.path}: no run here (status.json is missing); `boxseg runs ls` lists runs"
             ) from error
         except ValueError as error:
-            raise ConfigError(f"{self.status_path} is damaged: {error}") from error
+            raise ConfigError(
+                f"{self.status_path}: is damaged: {error}; it is one JSON object, written whole (put a copy back, or "
+                "remove the run's folder)"
+            ) from error
         known = {each.name for each in fields(RunStatus)}
         values = {key: value for key, value in values.items() if key in known}
         failure = values.get("failure")

@@ -36,6 +36,13 @@ def test_a_status_reads_back_as_it_was_written(tmp_path):
     assert not list(folder.path.glob(".status*")), "nothing of the scratch file stays"
 
 
+def test_a_damaged_status_is_named_with_a_way_out(tmp_path):
+    folder = make_run(tmp_path)
+    folder.status_path.write_text("{")
+    with pytest.raises(ConfigError, match=r"status\.json: is damaged: .*put a copy back, or remove the run's folder"):
+        folder.status()
+
+
 def test_ids_sort_by_time_and_are_short():
     assert len(new_id()) == len("20261122-171500-k3f9")
     assert new_id()[:15] <= new_id()[:15]
