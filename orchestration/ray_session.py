@@ -139,7 +139,9 @@ def _connect(spec: RunSpec, private: Path) -> None:
         )
     except Exception as error:
         if not uses_cluster(spec):
-            raise ResourceError(f"Ray does not start on this machine: {error}") from error
+            raise ResourceError(
+                f"Ray does not start on this machine: {error}; `boxseg doctor` looks at what it needs"
+            ) from error
         raise ResourceError(
             f"the Ray cluster at {_address(spec)} does not answer or refuses us: {error}; check resources.address and "
             "RAY_ADDRESS, and for a cluster with tokens RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
@@ -179,8 +181,9 @@ def _remove_leftovers() -> None:
     """Delete the private folders of processes that were killed before they could."""
     for path in Path(tempfile.gettempdir()).glob("boxseg-ray-*-*"):
         owner = path.name.split("-")[2]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)) and path.stat().st_uid == os.getuid():
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process that starts was faster
+            if owner.isdigit() and not psutil.pid_exists(int(owner)) and path.stat().st_uid == os.getuid():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _keep_worker_output(ray_folder: Path, logs: Path) -> None:
