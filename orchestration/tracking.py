@@ -261,7 +261,7 @@ def catch_up(storage: Path, uri: str) -> Tracked:
     if sweep is None or sweep.mlflow_run_id is None:
         return Tracked(uri, place, None)
     sweep_place = client.get_run(sweep.mlflow_run_id).info.experiment_id
-    _save_comparison(client, sweep_place, RunFolder(sweep.folder), sweep.mlflow_run_id)
+    save_comparison(client, sweep_place, RunFolder(sweep.folder), sweep.mlflow_run_id)
     return Tracked(uri, place, (sweep_place, sweep.id))
 
 
@@ -361,21 +361,7 @@ def _describe(
         client.log_inputs(run_id, datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
     copy_settings(client, folder, state)
     if status.kind == "sweep":
-        _save_comparison(client, experiment_id, folder, run_id)
-
-
-def _save_comparison(client: MlflowClient, experiment_id: str, folder: RunFolder, run_id: str) -> None:
-    sweep = read_resolved(folder.config_path.read_text())["sweep"]
-    settings = [*sweep["space"], *(["train.seed"] if len(sweep["seeds"]) > 1 else [])]
-    save_comparison(
-        client,
-        experiment_id,
-        sweep_id=folder.path.name,
-        parent_run_id=run_id,
-        settings=settings,
-        metric=sweep["metric"],
-        mode=sweep["mode"],
-    )
+        save_comparison(client, experiment_id, folder, run_id)
 
 
 def params_of(config: str) -> dict[str, str | int | float | bool]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
+
+from orchestration.config import read_resolved
+from orchestration.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,30 +36,19 @@ def comparison_url(server: str, experiment_id: str, sweep_id: str) -> str:
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{urlencode(query)}"
 
 
-def save_comparison(
-    client: MlflowClient,
-    experiment_id: str,
-    *,
-    sweep_id: str,
-    parent_run_id: str,
-    settings: Sequence[str],
-    metric: str,
-    mode: str,
-) -> None:
+def save_comparison(client: MlflowClient, experiment_id: str, folder: RunFolder, run_id: str) -> None:
     """Save a view of a sweep's trials, which MLflow's page lists under Views: swept settings and metrics chosen.
 
-    Args:
-        sweep_id: Id of the sweep; the view's key and part of its name.
-        parent_run_id: MLflow's id of the sweep's own run.
-        settings: Names of the swept settings, as the trials' params have them.
-        metric: What decides; the table is sorted by it.
-        mode: `max` or `min`.
+    The sweep's id is the view's key; `run_id` is MLflow's id of the sweep's own run.
     """
+    sweep, sweep_id = read_resolved(folder.config_path.read_text())["sweep"], folder.path.name
+    settings = [*sweep["space"], *(["train.seed"] if len(sweep["seeds"]) > 1 else [])]
+    metric = sweep["metric"]
     metrics = [metric, *(name for name in SHOWN_METRICS if name != metric)]
     state = {
-        "searchFilter": f"tags.mlflow.parentRunId = '{parent_run_id}'",
+        "searchFilter": f"tags.mlflow.parentRunId = '{run_id}'",
         "orderByKey": f"metrics.`{metric}`",
-        "orderByAsc": mode == "min",
+        "orderByAsc": sweep["mode"] == "min",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
