@@ -212,7 +212,6 @@ def open_client(uri: str) -> MlflowClient:
 class Tracked:
     """Where MLflow has the latest of a storage folder's runs."""
 
-    uri: str
     experiment_id: str
     """Of the latest run."""
     sweep: tuple[str, str] | None
@@ -249,20 +248,18 @@ def catch_up(storage: Path, uri: str) -> Tracked:
     """
     for name in {status.name for status in list_runs(storage)}:
         Tracker(storage, name, uri=uri, logs=storage / "logs").catch_up()
-    runs = list_runs(storage)
-    tracked = [each for each in runs if RunFolder(each.folder).read_tracking().get("uri", uri) == uri]
-    client = open_client(uri)
-    latest = next((each for each in tracked if each.mlflow_run_id), None)
-    if latest is None or latest.mlflow_run_id is None:
+    here = [each for each in list_runs(storage) if RunFolder(each.folder).read_tracking().get("uri", uri) == uri]
+    tracked = [(each, each.mlflow_run_id) for each in here if each.mlflow_run_id is not None]
+    if not tracked:
         raise ConfigError(f"{storage.absolute()}: MLflow ({uri}) has none of the runs here; see {storage}/logs")
-    sweeps = (each for each in tracked if each.kind == "sweep" and each.mlflow_run_id)
-    sweep = next(sweeps, None)
-    place = client.get_run(latest.mlflow_run_id).info.experiment_id
-    if sweep is None or sweep.mlflow_run_id is None:
-        return Tracked(uri, place, None)
-    sweep_place = client.get_run(sweep.mlflow_run_id).info.experiment_id
-    save_comparison(client, sweep_place, RunFolder(sweep.folder), sweep.mlflow_run_id)
-    return Tracked(uri, place, (sweep_place, sweep.id))
+    client = open_client(uri)
+    place = client.get_run(tracked[0][1]).info.experiment_id
+    for status, run_id in tracked:
+        if status.kind == "sweep":
+            sweep_place = client.get_run(run_id).info.experiment_id
+            save_comparison(client, sweep_place, RunFolder(status.folder), run_id)
+            return Tracked(place, (sweep_place, status.id))
+    return Tracked(place, None)
 
 
 def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
