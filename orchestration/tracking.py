@@ -50,6 +50,9 @@ MAX_TEXT = 5000
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 """URIs that begin so are read without a server, so artifacts lie beside the runs."""
 
+END_TAGS = ("failure_class", "failure", "stopped_by")
+"""Tags that only some ends have; they are taken back when the run goes on."""
+
 MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 logger = logging.getLogger("boxseg.tracking")
@@ -275,8 +278,8 @@ def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
         _describe(client, experiment_id, folder, status, state)
         state["described"] = True
         folder.write_tracking(state)
-    if "ended" in state and not status.is_final:  # resumed
-        client.update_run(state["run_id"], status="RUNNING")
+    if "ended" in state:  # resumed, or its end is told anew
+        _take_back_end(client, folder, status, state["run_id"])
         del state["ended"]
     _copy_metrics(client, folder, state)
     copy_samples(client, folder, state)
@@ -406,6 +409,15 @@ def _end_run(
     for double in _find_runs(client, experiment_id, status):
         if double.info.run_id != run_id:  # the server had made one when we no longer waited for its answer
             client.delete_run(double.info.run_id)
+
+
+def _take_back_end(client: MlflowClient, folder: RunFolder, status: RunStatus, run_id: str) -> None:
+    """Undo what `_end_run` said of an end that counts no more; the next end says it anew."""
+    for name in client.get_run(run_id).data.tags.keys() & set(END_TAGS):
+        client.delete_tag(run_id, name)
+    client.set_tag(run_id, "status", "running")
+    client.set_tag(run_id, "mlflow.note.content", make_note(folder, status))
+    client.update_run(run_id, status="RUNNING")
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -228,6 +228,25 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(storage, client):
     assert len(client.get_metric_history(run.info.run_id, "a")) == 2
 
 
+@pytest.mark.parametrize("seen_running", [True, False])
+def test_what_an_earlier_end_said_does_not_stay_on_a_run_that_goes_on(storage, client, seen_running):
+    folder = make_run(storage, f"goes-on-{seen_running}", tags={"trial_scheduler": "asha"})
+    for status, failure in (("failed", Failure("DataError", "no t.json")), ("stopped", None), ("finished", None)):
+        folder.finish(status, failure)
+        track(storage, folder)
+        tags = mlflow_run(client, folder).data.tags
+        assert tags["status"] == status
+        assert ("failure_class" in tags, "failure" in tags) == (failure is not None,) * 2
+        assert ("no t.json" in tags["mlflow.note.content"]) == (failure is not None)
+        assert ("stopped_by" in tags) == (status == "stopped")
+        folder.start()
+        if seen_running:
+            follow(client, "1", folder)
+            run = mlflow_run(client, folder)
+            assert (run.info.status, run.data.tags["status"]) == ("RUNNING", "running")
+            assert not {"failure_class", "failure", "stopped_by"} & run.data.tags.keys()
+
+
 def test_what_has_ended_for_good_is_looked_at_no_more_until_the_end(storage, client, monkeypatch):
     looks: list[str] = []
 
