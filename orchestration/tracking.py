@@ -18,7 +18,7 @@ from orchestration.config import RunSpec, SweepSpec, flatten, read_resolved
 from orchestration.files import file_lock, log_to_file
 from orchestration.run_folder import RunFolder, RunStatus, list_runs
 from orchestration.table import markdown_table, read_table
-from orchestration.tracking_artifacts import copy_checkpoint, copy_model, copy_results, copy_samples, copy_settings
+from orchestration.tracking_artifacts import SETTINGS, copy_checkpoint, copy_files, copy_model, copy_results
 from orchestration.tracking_pages import save_comparison
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
         _take_back_end(client, folder, status, state["run_id"])
         del state["ended"]
     _copy_metrics(client, folder, state)
-    copy_samples(client, folder, state)
+    copy_files(client, folder, state, sorted(folder.path.glob("samples/[!.]*.png")))
     if status.is_final:
         _end_run(client, experiment_id, folder, status, state)
         if status.parent is None and status.status == "finished" and folder.best_checkpoint.exists():
@@ -359,7 +359,7 @@ def _describe(
         source = json.dumps({"uri": path})
         data = Dataset(Path(path).stem, status.tags["data_fingerprint"], source_type="local", source=source)
         client.log_inputs(run_id, datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
-    copy_settings(client, folder, state)
+    copy_files(client, folder, state, (folder.path / name for name in SETTINGS))
     if status.kind == "sweep":
         save_comparison(client, experiment_id, folder, run_id)
 

@@ -32,16 +32,6 @@ CURVES_PICTURE = "evaluation/learning_curves.png"
 logger = logging.getLogger("boxseg.tracking")
 
 
-def copy_settings(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:
-    """Upload what a run starts from."""
-    _copy_files(client, folder, state, (folder.path / name for name in SETTINGS))
-
-
-def copy_samples(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:
-    """Upload the pictures that are new since `state` was kept."""
-    _copy_files(client, folder, state, sorted(folder.path.glob("samples/[!.]*.png")))
-
-
 def copy_results(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:
     """Upload what a run ends with, its weights apart."""
     if folder.stored().kind == "run":
@@ -49,9 +39,9 @@ def copy_results(client: MlflowClient, folder: RunFolder, state: dict[str, Any])
             draw_learning_curves(folder)
         except Exception as error:
             logger.warning("no learning curves of %s: %s: %s", folder.path, type(error).__name__, error)
-    _copy_files(client, folder, state, (folder.path / name for name in RESULTS))
+    copy_files(client, folder, state, (folder.path / name for name in RESULTS))
     for name in RESULT_FOLDERS:
-        _copy_files(client, folder, state, sorted(folder.path.glob(f"{name}/**/[!.]*")))
+        copy_files(client, folder, state, sorted(folder.path.glob(f"{name}/**/[!.]*")))
 
 
 def draw_learning_curves(folder: RunFolder) -> Path | None:
@@ -88,7 +78,7 @@ def copy_checkpoint(client: MlflowClient, folder: RunFolder, checkpoint: Path, s
     files = [checkpoint / "about.json"]
     if weights is not None and weights.stat().st_size <= MAX_CHECKPOINT_BYTES:
         files.append(weights)
-    _copy_files(client, folder, state, files, "checkpoints/best")
+    copy_files(client, folder, state, files, "checkpoints/best")
 
 
 def copy_model(client: MlflowClient, folder: RunFolder, checkpoint: Path, run_id: str) -> None:
@@ -102,7 +92,7 @@ def copy_model(client: MlflowClient, folder: RunFolder, checkpoint: Path, run_id
         register_model(client, run_id, model_uri, settings["register_as"])
 
 
-def _copy_files(
+def copy_files(
     client: MlflowClient, folder: RunFolder, state: dict[str, Any], paths: Iterable[Path], place: str | None = None
 ) -> None:
     """Upload files that exist and are not in MLflow as they are now; `state`, kept after each, knows those that are.
