@@ -346,15 +346,6 @@ def read_resolved(text: str) -> dict[str, Any]:
     return dict(yaml.load(text, Loader=LOADER))
 
 
-def flatten(spec: RunSpec) -> dict[str, str | int | float | bool]:
-    """Dotted setting name -> value, `sweep` left out; lists and nulls as text."""
-    values = leaves(spec.model_dump(mode="json", exclude={"sweep"}))
-    return {
-        name: "null" if value is None else value if isinstance(value, str | int | float) else str(value)
-        for name, value in values
-    }
-
-
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and value of all settings in nested values; parts of `sweep` with free names stay whole."""
     for name, value in values.items():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boxseg.errors import ConfigError
-from orchestration.config import RunSpec, SweepSpec, flatten, read_resolved
+from orchestration.config import RunSpec, SweepSpec, leaves, read_resolved
 from orchestration.files import file_lock, log_to_file
 from orchestration.run_folder import RunFolder, RunStatus, list_runs
 from orchestration.table import markdown_table, read_table
@@ -365,10 +365,14 @@ def _describe(
 
 
 def params_of(config: str) -> dict[str, str | int | float | bool]:
-    """The settings of a resolved configuration by dotted name; those of a sweep too."""
+    """The settings of a resolved configuration by dotted name, those of a sweep too; lists and nulls as text."""
     values = read_resolved(config)
     sweep = values.pop("sweep", {})
-    return flatten(RunSpec.model_validate(values)) | {f"sweep.{name}": str(value) for name, value in sweep.items()}
+    params = {
+        name: "null" if value is None else value if isinstance(value, str | int | float) else str(value)
+        for name, value in leaves(RunSpec.model_validate(values).model_dump(mode="json"))
+    }
+    return params | {f"sweep.{name}": str(value) for name, value in sweep.items()}
 
 
 def _copy_metrics(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from boxseg.config import CocoSource
 from boxseg.errors import ConfigError
-from orchestration.config import RunSpec, SweepSpec, dump_resolved, flatten, load_run, load_sweep
+from orchestration.config import RunSpec, SweepSpec, dump_resolved, load_run, load_sweep
 
 Write = Callable[[str], Path]
 Patch = pytest.MonkeyPatch
@@ -300,16 +300,6 @@ def test_resolved_settings_load_again_to_the_same_spec(write: Write, tmp_path: P
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(dump_resolved(spec), encoding="utf-8")
     assert load_sweep(resolved) == spec
-
-
-def test_flat_settings_are_plain_values_without_the_sweep(write: Write):
-    flat = flatten(load_sweep(write(SWEEP), ["data.val={images: i, annotations: a}", "train.image_size=[64, 96]"]))
-    assert flat["qam.k_top"] == 20
-    assert flat["data.train"] == "toy"
-    assert str(flat["data.val.annotations"]).endswith("/a")
-    assert flat["train.image_size"] == "[64, 96]"
-    assert flat["train.clip_norm"] == "null"
-    assert not any(name.startswith("sweep") for name in flat)
 
 
 def test_a_sweep_uses_its_own_settings_a_run_does_not_and_set_wins(tmp_path):

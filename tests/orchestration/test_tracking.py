@@ -14,7 +14,7 @@ import orchestration.tracking_artifacts
 from orchestration.config import RunSpec, SweepSpec, dump_resolved
 from orchestration.failures import Failure
 from orchestration.run_folder import RunFolder, RunStatus, own_process
-from orchestration.tracking import Tracker, catch_up, follow, stored_uri, tracking_uri
+from orchestration.tracking import Tracker, catch_up, follow, params_of, stored_uri, tracking_uri
 
 SPACE = {"sweep": {"space": {"qam.k_top": {"choice": [1, 5]}}}}
 NETWORKS = ("student", "teacher")
@@ -76,6 +76,17 @@ def test_a_run_arrives_with_params_tags_metrics_samples_and_checkpoint(storage, 
     found = {entry.path for place in places for entry in client.list_artifacts(run.info.run_id, place)}
     assert {"config.yaml", "status.json", "samples/step-20.png", "checkpoints/best/about.json"} <= found
     assert "checkpoints/best/state.pt" not in found
+
+
+def test_params_are_plain_values_by_dotted_name():
+    values = {"data": {"val": {"images": "i", "annotations": "/a"}}, "train": {"image_size": [64, 96]}, **SPACE}
+    params = params_of(dump_resolved(SweepSpec.model_validate(values)))
+    assert params["qam.k_top"] == 20
+    assert params["data.train"] == "toy"
+    assert params["data.val.annotations"] == "/a"
+    assert params["train.image_size"] == "[64, 96]"
+    assert params["train.clip_norm"] == "null"
+    assert params["sweep.trials"] == "8"
 
 
 def test_nothing_is_lost_or_doubled_when_the_mirror_starts_again(storage, client):
