@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -26,8 +26,6 @@ class EvalReport:
     """Names of `val/` and `health/`; shares in 0 … 1."""
     checkpoint: Path
     """Folder of the checkpoint that was evaluated."""
-    panels: list[Path] = field(default_factory=list)
-    """Pictures drawn for this evaluation."""
     is_best: bool = False
 
 

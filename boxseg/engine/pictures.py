@@ -88,7 +88,7 @@ def draw_evaluation(
     labelled: Sequence[tuple[float, float]],
     extremes: Extremes,
     folder: Path,
-) -> list[Path]:
+) -> None:
     """Write tables and pictures of an evaluation.
 
     Args:
@@ -99,24 +99,17 @@ def draw_evaluation(
         extremes: Pseudo masks to show.
         folder: Gets `precision_recall.png`, `classes.csv`, `worst.png` and, where there are pseudo masks,
             `pseudo_masks.png` and `pseudo_mask_quality.png`.
-
-    Returns:
-        The files written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / "classes.csv"]
     write_atomic(folder / "classes.csv", class_table(scores, data.class_names))
     if scores.precision:
-        written.append(
-            write_picture(folder / "precision_recall.png", draw_precision_recall(scores, data.class_names).savefig)
-        )
+        write_picture(folder / "precision_recall.png", draw_precision_recall(scores, data.class_names).savefig)
     if scores.image_ap:
-        written.append(draw_worst(data, results, scores, folder / "worst.png"))
+        draw_worst(data, results, scores, folder / "worst.png")
     if extremes.highest:
-        written.append(draw_extremes(extremes, folder / "pseudo_masks.png"))
+        draw_extremes(extremes, folder / "pseudo_masks.png")
     if labelled:
-        written.append(write_picture(folder / "pseudo_mask_quality.png", draw_quality(labelled).savefig))
-    return written
+        write_picture(folder / "pseudo_mask_quality.png", draw_quality(labelled).savefig)
 
 
 def class_table(scores: CocoScores, class_names: Sequence[str]) -> str:

@@ -170,12 +170,13 @@ def evaluate(trainer: Trainer, folder: Path, done: int, progress: Progress, outb
     write = snapshot(trainer, checkpoints, progress)
 
     def write_all() -> Publish:
-        written, pictures = write(), draw()
+        written = write()
+        draw()
 
         def publish() -> EvalReport:
             if rank() == 0:
                 checkpoint.publish(checkpoints, written, is_best=is_best)
-            return EvalReport(done, metrics, written, pictures, is_best)
+            return EvalReport(done, metrics, written, is_best)
 
         return publish
 

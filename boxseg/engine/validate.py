@@ -23,13 +23,11 @@ from boxseg.ops.masks import aligned_bilinear, box_masks, resize_bool
 from boxseg.structures import MASK_STRIDE, Batch, Detections, MaskNetwork, PseudoMasks
 from boxseg.teacher.candidates import pick_candidates
 
-Draw = Callable[[], list[Path]]
-"""Draws pictures and says where they are."""
 HEALTH = ("mask_fill", "box_likeness")
 """Measures of the masks themselves."""
 
 
-def validate(trainer: Trainer, *, folder: Path, step: int) -> tuple[dict[str, float], Draw]:
+def validate(trainer: Trainer, *, folder: Path, step: int) -> tuple[dict[str, float], Callable[[], None]]:
     """Evaluate the networks that `train.evaluate` names; all ranks share the images.
 
     Args:
@@ -60,18 +58,18 @@ def validate(trainer: Trainer, *, folder: Path, step: int) -> tuple[dict[str, fl
     metrics |= {f"qam/{name}": value for name, value in quality_metrics(labelled).items()}
     rows = watcher.rows() if rank() == 0 else []
 
-    def draw() -> list[Path]:
-        pictures = [draw_panels(rows, folder / "samples" / f"step-{step:08d}.png")] if rows else []
-        if watcher.extremes is None:
-            return pictures
-        return pictures + draw_evaluation(
-            trainer.val_data,
-            found[best].results,
-            found[best].scores,
-            labelled=labelled,
-            extremes=watcher.extremes,
-            folder=folder / "evaluation",
-        )
+    def draw() -> None:
+        if rows:
+            draw_panels(rows, folder / "samples" / f"step-{step:08d}.png")
+        if watcher.extremes is not None:
+            draw_evaluation(
+                trainer.val_data,
+                found[best].results,
+                found[best].scores,
+                labelled=labelled,
+                extremes=watcher.extremes,
+                folder=folder / "evaluation",
+            )
 
     return metrics, draw
 

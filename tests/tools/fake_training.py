@@ -58,7 +58,7 @@ def make_training(
                 save(done)
                 if not (folder / "checkpoints" / "best").exists():
                     (folder / "checkpoints" / "best").symlink_to("last")
-                reporter.on_eval(EvalReport(done, metrics, last, [], True))
+                reporter.on_eval(EvalReport(done, metrics, last, True))
             elif stop:
                 save(done)
             if stop and done < steps:
