@@ -107,7 +107,7 @@ def train_nothing(config: Any, *, folder: Path, reporter: Any, **others: Any) ->
     metrics = {"val/mask_ap": config.qam.iou_thr, "val/box_ap": 0.5}
     for step in (5, 10):
         reporter.on_eval(EvalReport(step, metrics, folder, True))
-    return SimpleNamespace(step=10, metrics=metrics, best=metrics, finished=True)
+    return SimpleNamespace(step=10, metrics=metrics, best=metrics)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from boxseg.engine.distributed import is_distributed, rank, world_size
 from boxseg.engine.events import Reporter
 from boxseg.engine.optim import build_optimizer
 from boxseg.engine.step import Trainer
-from boxseg.engine.train import TrainResult, train
+from boxseg.engine.train import Progress, train
 from boxseg.losses.detection import detection_losses
 from boxseg.model.backbone import Backbone, build_backbone
 from boxseg.model.condinst import CondInst
@@ -44,7 +44,7 @@ def run_training(
     device: str = "cpu",
     threads: int = 1,
     resume: bool = True,
-) -> TrainResult:
+) -> Progress:
     """Build everything and train in this process; the process group, if any, is already set up.
 
     Args:

@@ -25,9 +25,9 @@ from orchestration.run_folder import RunFolder
 from orchestration.system_metrics import SystemMeter
 
 if TYPE_CHECKING:
-    from boxseg.engine.train import TrainResult
+    from boxseg.engine.train import Progress
 
-TrainFn = Callable[..., "TrainResult"]
+TrainFn = Callable[..., "Progress"]
 """A loop with the arguments of `boxseg.build.run_training`."""
 
 Send = Callable[[dict[str, float]], None]
@@ -151,7 +151,7 @@ def _train_once(reporter: FileReporter, device: str) -> None:
         if not split_batch(payload.spec, folder, Failure.of(error)):
             folder.finish("failed", error)
         raise
-    if result.finished:
+    if result.step >= payload.spec.train.steps:
         reporter.finish(result.step, result.metrics)
     elif folder.stop_requested():
         folder.finish("interrupted")
@@ -183,7 +183,7 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _train(payload: Payload, reporter: FileReporter, device: str, *, accumulate: int | None) -> TrainResult:
+def _train(payload: Payload, reporter: FileReporter, device: str, *, accumulate: int | None) -> Progress:
     train_fn = payload.train_fn
     if train_fn is None:
         from boxseg.build import run_training

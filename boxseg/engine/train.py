@@ -26,29 +26,18 @@ from boxseg.structures import Batch
 
 
 @dataclass(frozen=True)
-class TrainResult:
-    """How a run ended."""
-
-    step: int
-    """Optimizer updates done."""
-    metrics: dict[str, float]
-    """Of the last evaluation."""
-    best: dict[str, float]
-    """Of the best evaluation."""
-    finished: bool
-    """False if the reporter asked to stop before the last step."""
-
-
-@dataclass(frozen=True)
 class Progress:
     """Where a run stands; saved with every checkpoint."""
 
     step: int = 0
+    """Optimizer updates done."""
     metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation."""
     best: dict[str, float] = field(default_factory=dict)
+    """Of the best evaluation."""
 
 
-def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = True) -> TrainResult:
+def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = True) -> Progress:
     """Train until `trainer.steps` updates are done, or the reporter asks to stop.
 
     Args:
@@ -57,6 +46,9 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = 
         reporter: Receives every report, on every rank.
         resume: Go on from the last sound checkpoint, if there is one; with one process, the result equals an
             uninterrupted run (several agree on BatchNorm statistics whenever they save).
+
+    Returns:
+        Where it ended: at step `trainer.steps`, or earlier if the reporter asked to stop.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; names the terms and the images.
@@ -87,9 +79,9 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = 
                 outbox.deliver()
                 progress = Progress(done, progress.metrics, progress.best)
                 save(trainer, checkpoints, progress)
-            if stop and done < trainer.steps:
-                return TrainResult(done, progress.metrics, progress.best, finished=False)
-    return TrainResult(progress.step, progress.metrics, progress.best, finished=True)
+            if stop:
+                break
+    return progress
 
 
 def wants_stop(reporter: Reporter, *, at_report: bool) -> bool:

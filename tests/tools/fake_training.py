@@ -62,7 +62,7 @@ def make_training(
             elif stop:
                 save(done)
             if stop and done < steps:
-                return SimpleNamespace(step=done, metrics=metrics, best=metrics, finished=False)
-        return SimpleNamespace(step=steps, metrics=metrics, best=metrics, finished=True)
+                return SimpleNamespace(step=done, metrics=metrics, best=metrics)
+        return SimpleNamespace(step=steps, metrics=metrics, best=metrics)
 
     return train
