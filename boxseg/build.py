@@ -43,9 +43,10 @@ def run_training(
     reporter: Reporter,
     device: str = "cpu",
     threads: int = 1,
-    resume: bool = True,
 ) -> Progress:
     """Build everything and train in this process; the process group, if any, is already set up.
+
+    Goes on from `folder/checkpoints/last` where it exists.
 
     Args:
         config: All settings.
@@ -54,12 +55,9 @@ def run_training(
         reporter: Receives every report, on every rank.
         device: As torch names it.
         threads: CPU threads of torch in this process.
-        resume: Go on from `folder/checkpoints/last` where it exists.
     """
     torch.set_num_threads(threads)
-    return train(
-        build_trainer(config, data_root=data_root, device=device), folder=folder, reporter=reporter, resume=resume
-    )
+    return train(build_trainer(config, data_root=data_root, device=device), folder=folder, reporter=reporter)
 
 
 def build_trainer(

@@ -200,7 +200,6 @@ def _train(payload: Payload, reporter: FileReporter, device: str, *, accumulate:
         reporter=reporter,
         device=device,
         threads=max(1, int(spec.resources.cpus_per_worker)),
-        resume=True,
     )
 
 

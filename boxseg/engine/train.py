@@ -37,15 +37,16 @@ class Progress:
     """Of the best evaluation."""
 
 
-def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = True) -> Progress:
+def train(trainer: Trainer, *, folder: Path, reporter: Reporter) -> Progress:
     """Train until `trainer.steps` updates are done, or the reporter asks to stop.
+
+    Goes on from the last sound checkpoint, if there is one; with one process, the result equals an uninterrupted run
+    (several agree on BatchNorm statistics whenever they save).
 
     Args:
         trainer: Networks, optimizer, bank and data, fresh from `boxseg.build`.
         folder: The run's folder; gets `checkpoints/`, `samples/` and, with the last evaluation, `evaluation/`.
         reporter: Receives every report, on every rank.
-        resume: Go on from the last sound checkpoint, if there is one; with one process, the result equals an
-            uninterrupted run (several agree on BatchNorm statistics whenever they save).
 
     Returns:
         Where it ended: at step `trainer.steps`, or earlier if the reporter asked to stop.
@@ -55,7 +56,7 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, resume: bool = 
     """
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    progress = restore(trainer, checkpoint.find_sound(checkpoints)) if resume else Progress()
+    progress = restore(trainer, checkpoint.find_sound(checkpoints))
     eval_steps = evaluation_steps(trainer.steps, trainer.config.train.eval_every)
     meter = Meter()
     with Outbox(reporter) as outbox:

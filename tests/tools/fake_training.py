@@ -19,7 +19,7 @@ def make_training(
     faults = {13: "NonFiniteLossError", 16: "ConfigError"}
     parts_by_k_top = {14: 2, 15: 1000}
 
-    def train(config, *, folder: Path, data_root: Path, reporter, device: str, threads: int, resume: bool):
+    def train(config, *, folder: Path, data_root: Path, reporter, device: str, threads: int):
         import json
         import os
         from types import SimpleNamespace
@@ -30,9 +30,7 @@ def make_training(
 
         steps = config.train.steps
         last = folder / "checkpoints" / "last"
-        start = (
-            json.loads((last / "about.json").read_text())["step"] if resume and (last / "about.json").exists() else 0
-        )
+        start = json.loads((last / "about.json").read_text())["step"] if (last / "about.json").exists() else 0
         (folder / "starts").open("a").write(f"{os.getpid()} {start} {threads}\n")
         metrics = {}
 
