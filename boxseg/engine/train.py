@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,12 +60,13 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter) -> Progress:
     eval_steps = evaluation_steps(trainer.steps, trainer.config.train.eval_every)
     meter = Meter()
     with Outbox(reporter) as outbox:
-        for step, batch, waited in _timed(
-            trainer.loader.batches(progress.step, trainer.steps - progress.step), progress.step
-        ):
+        batches = trainer.loader.batches(progress.step, trainer.steps - progress.step)
+        asked = time.perf_counter()
+        for step, batch in enumerate(batches, progress.step):
             started = time.perf_counter()
             metrics = optimise(trainer, batch, step)
-            meter.add(metrics, images=len(batch) * world_size(), step_s=time.perf_counter() - started, wait_s=waited)
+            step_s = time.perf_counter() - started
+            meter.add(metrics, images=len(batch) * world_size(), step_s=step_s, wait_s=started - asked)
             done = step + 1
             reports = done % trainer.config.train.report_every == 0 or done == trainer.steps
             outbox.deliver(wait=reports)  # reports stay in the order of their steps
@@ -82,6 +83,7 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter) -> Progress:
                 save(trainer, checkpoints, progress)
             if stop:
                 break
+            asked = time.perf_counter()
     return progress
 
 
@@ -264,17 +266,15 @@ class Meter:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
         self._steps = 0
         self._images = 0
         self._step_s = 0.0
         self._wait_s = 0.0
 
     def add(self, metrics: dict[str, Tensor], *, images: int, step_s: float, wait_s: float) -> None:
-        """Add one step."""
+        """Add one step; all steps have the same names."""
         for name, value in metrics.items():
             self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach()
-            self._counts[name] = self._counts.get(name, 0) + 1
         self._steps += 1
         self._images += images
         self._step_s += step_s
@@ -282,21 +282,9 @@ class Meter:
 
     def summary(self) -> dict[str, float]:
         """Means as plain numbers, with the pace."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        means = {name: float(total) / self._steps for name, total in self._sums.items()}
         return means | {
             "train/images_per_s": self._images / max(self._step_s + self._wait_s, 1e-9),
             "train/step_s": self._step_s / self._steps,
             "train/data_wait_s": self._wait_s / self._steps,
         }
-
-
-def _timed(batches: Iterator[Batch], start: int) -> Iterator[tuple[int, Batch, float]]:
-    """Number the batches and say how long each was waited for [s]."""
-    step = start
-    while True:
-        began = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield step, batch, time.perf_counter() - began
-        step += 1
