@@ -42,11 +42,6 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
-def any_rank(flag: bool) -> bool:
-    """True on every process if the flag is set on at least one."""
-    return any(gather_objects(flag)) if is_distributed() else flag
-
-
 @torch.no_grad()
 def average_buffers(network: nn.Module) -> None:
     """Give all processes the mean of the network's floating-point buffers (BatchNorm statistics).

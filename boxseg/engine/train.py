@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from boxseg.config import as_steps
 from boxseg.engine import checkpoint
-from boxseg.engine.distributed import any_rank, average_buffers, gather_objects, rank, world_size
+from boxseg.engine.distributed import average_buffers, gather_objects, rank, world_size
 from boxseg.engine.events import EvalReport, Reporter, StepReport
 from boxseg.engine.optim import lr_factor, set_lr
 from boxseg.engine.outbox import Outbox, Publish
@@ -91,7 +91,7 @@ def wants_stop(reporter: Reporter, *, at_report: bool) -> bool:
     """Whether to stop now; several processes agree at report steps only, since agreeing waits for all of them."""
     if world_size() == 1:
         return reporter.should_stop()
-    return at_report and any_rank(reporter.should_stop())
+    return at_report and any(gather_objects(reporter.should_stop()))
 
 
 def optimise(trainer: Trainer, batch: Batch, step: int) -> dict[str, Tensor]:
