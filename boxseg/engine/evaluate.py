@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
@@ -99,13 +98,6 @@ def measure(
         metrics["mask_fill"] = float(ratios.clip(max=1).mean())
         metrics["box_likeness"] = float(np.minimum(ratios, 1 / ratios.clip(min=1e-9)).mean())
     return Evaluation(metrics, results, scores)
-
-
-@torch.no_grad()
-def detect(network: MaskNetwork, batch: Batch, settings: FcosConfig) -> tuple[Any, list[Detections]]:
-    """Predictions and final detections for the weak view of a batch; the network should be in eval mode."""
-    predictions = network(batch.weak, batch.valid)
-    return predictions, finish(network, predictions, batch, settings)
 
 
 def finish(network: MaskNetwork, predictions: Any, batch: Batch, settings: FcosConfig) -> list[Detections]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from boxseg.data.coco import coco_ground_truth
 from boxseg.data.loader import eval_batches
 from boxseg.engine.distributed import gather_objects, rank, world_size
-from boxseg.engine.evaluate import Evaluation, ImageResult, detect, encode_detections, measure
+from boxseg.engine.evaluate import Evaluation, ImageResult, encode_detections, finish, measure
 from boxseg.engine.panels import PanelRow, draw_panels
 from boxseg.engine.pictures import Extremes, draw_evaluation
 from boxseg.engine.quality import mask_iou, quality_metrics
@@ -110,7 +110,8 @@ def _evaluate_network(
         with ThreadPoolExecutor(max_workers=1) as encoder:  # encodes one batch while the network looks at the next
             for batch in batches:
                 with trainer.autocast():
-                    predictions, detections = detect(network, batch, config.fcos)
+                    predictions = network(batch.weak, batch.valid)
+                    detections = finish(network, predictions, batch, config.fcos)
                 if encoded:
                     encoded[-1].result()  # masks at full size take much memory, so no more than one batch waits
                 encoded.append(encoder.submit(lambda found: [*map(encode_detections, found)], detections))
