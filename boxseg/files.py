@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from boxseg.errors import StorageError
@@ -37,6 +38,19 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             with contextlib.suppress(OSError):
                 scratch.unlink()
             raise
+
+
+def write_picture(path: Path, save: Callable[..., object]) -> Path:
+    """Write a PNG as `write_atomic` does, its folder too, and return its path; `save` writes it to a file it is given.
+
+    Raises:
+        StorageError: the disk is full, read-only or gone; the old file is untouched.
+    """
+    buffer = io.BytesIO()
+    save(buffer, format="png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, buffer.getvalue())
+    return path
 
 
 @contextlib.contextmanager

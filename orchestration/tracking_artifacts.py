@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boxseg.files import write_picture
 from orchestration.config import read_resolved
 from orchestration.files import digest
 from orchestration.run_folder import RunFolder
@@ -65,11 +65,7 @@ def draw_learning_curves(folder: RunFolder) -> Path | None:
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    path = folder.path / CURVES_PICTURE
-    path.parent.mkdir(exist_ok=True)
-    scratch = path.with_name(f".{path.stem}-{os.getpid()}.png")
-    figure.savefig(scratch)
-    return scratch.rename(path)
+    return write_picture(folder.path / CURVES_PICTURE, figure.savefig)
 
 
 def copy_checkpoint(client: MlflowClient, folder: RunFolder, checkpoint: Path, state: dict[str, Any]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from boxseg.files import write_picture
+
 CLASSES = 30
 """Classes that are shown, those with most boxes."""
 
@@ -20,7 +22,7 @@ def draw_stats(classes: Mapping[str, int], sides: Sequence[float], path: Path) -
     import numpy as np
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
     most = sorted(classes.items(), key=lambda item: -item[1])[:CLASSES]
     left.bar([name for name, _ in most], [count for _, count in most], color="tab:blue")
@@ -33,5 +35,4 @@ def draw_stats(classes: Mapping[str, int], sides: Sequence[float], path: Path) -
     right.set(title="size of the boxes", xlabel="root of the area [px]", xscale="log", ylabel="boxes")
     for edge in (32, 96):
         right.axvline(edge, color="gray", linestyle="--")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=100)
+    write_picture(path, figure.savefig)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor
 
-from boxseg.files import write_atomic
+from boxseg.files import write_picture
 
 TILE = 224
 """Longest side of one tile [px]."""
@@ -55,15 +54,6 @@ def draw_panels(rows: list[PanelRow], path: Path, *, columns: Sequence[str] = CO
         for column, tile in enumerate(_tiles(row)):
             sheet.paste(tile, (GAP + column * (TILE + GAP), CAPTION + index * (TILE + GAP)))
     return write_picture(path, sheet.save)
-
-
-def write_picture(path: Path, save: Callable[..., object]) -> Path:
-    """Write a PNG, beside and renamed, and return its path; `save` writes it to a file that it is given."""
-    buffer = io.BytesIO()
-    save(buffer, format="png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, buffer.getvalue())
-    return path
 
 
 def _tiles(row: PanelRow) -> list[Image.Image]:

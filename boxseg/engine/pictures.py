@@ -18,9 +18,9 @@ from torch import Tensor
 
 from boxseg.data.coco import CocoBoxes
 from boxseg.engine.evaluate import CONFIDENT, CocoScores, ImageResult
-from boxseg.engine.panels import PanelRow, crop_around, draw_panels, scale_picture, tint_masks, write_picture
+from boxseg.engine.panels import PanelRow, crop_around, draw_panels, scale_picture, tint_masks
 from boxseg.engine.quality import GOOD_IOU, mask_iou
-from boxseg.files import write_atomic
+from boxseg.files import write_atomic, write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
