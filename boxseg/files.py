@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import io
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from boxseg.errors import StorageError
 
@@ -51,6 +53,16 @@ def write_picture(path: Path, save: Callable[..., object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, buffer.getvalue())
     return path
+
+
+def csv_text(lines: Iterable[Mapping[str, Any]]) -> str:
+    """Lines as CSV with a header: a column for each name, in the order in which they come up."""
+    found = list(lines)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for line in found for name in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return file.getvalue()
 
 
 @contextlib.contextmanager

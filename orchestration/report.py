@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import logging
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from boxseg.errors import ConfigError
-from boxseg.files import write_atomic
+from boxseg.files import csv_text, write_atomic
 from orchestration.config import SweepSpec, load_sweep
 from orchestration.report_stats import RULE, Curves, ImportanceStudy, Standing, rank_settings, study_importance
 from orchestration.run_folder import RunFolder, RunStatus
@@ -70,10 +68,10 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     charts, slices, panels = draw_charts(record, study), draw_slices(record, study), list(find_panels(record))
     for picture in [*charts.values(), *slices, *panels]:
         write_atomic(output / f"{picture.name}.png", picture.png)
-    write_atomic(output / "trials.csv", _as_csv(_trial_lines(record)))
-    write_atomic(output / "settings.csv", _as_csv(_standing_lines(record, standings)))
+    write_atomic(output / "trials.csv", csv_text(_trial_lines(record)))
+    write_atomic(output / "settings.csv", csv_text(_standing_lines(record, standings)))
     if study.settings:
-        write_atomic(output / "importance.csv", _as_csv(asdict(each) for each in study.settings))
+        write_atomic(output / "importance.csv", csv_text(asdict(each) for each in study.settings))
     page = _template().render(
         record=record,
         spec=record.spec,
@@ -179,15 +177,6 @@ def _standing_lines(record: SweepRecord, standings: Sequence[Standing]) -> Itera
     for rank, each in enumerate(standings, start=1):
         numbers = {"mean": each.mean, "standard_deviation": each.spread, "seeds": len(each.values)}
         yield {"rank": rank} | each.rows[0].values | numbers | {"against_best": each.verdict}
-
-
-def _as_csv(lines: Iterable[dict[str, Any]]) -> str:
-    found = list(lines)
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(dict.fromkeys(name for line in found for name in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    return file.getvalue()
 
 
 @dataclass(frozen=True)

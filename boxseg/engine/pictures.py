@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from boxseg.data.coco import CocoBoxes
 from boxseg.engine.evaluate import CONFIDENT, CocoScores, ImageResult
 from boxseg.engine.panels import PanelRow, crop_around, draw_panels, scale_picture, tint_masks
 from boxseg.engine.quality import GOOD_IOU, mask_iou
-from boxseg.files import write_atomic, write_picture
+from boxseg.files import csv_text, write_atomic, write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,13 +112,11 @@ def draw_evaluation(
 
 def class_table(scores: CocoScores, class_names: Sequence[str]) -> str:
     """CSV with a line for each class: AP over all IoUs, at 0.5 and at 0.75, of masks and boxes; empty if undefined."""
-    columns = [f"{kind}_{name}" for kind in scores.precision for name in ("ap", "ap50", "ap75")]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["class", *columns], lineterminator="\n")
-    writer.writeheader()
-    for label, name in enumerate(class_names):
-        writer.writerow({"class": name} | {key: f"{value:.4f}" for key, value in scores.of_class(label).items()})
-    return text.getvalue()
+    empty = dict.fromkeys((f"{kind}_{name}" for kind in scores.precision for name in ("ap", "ap50", "ap75")), "")
+    return csv_text(
+        {"class": name} | empty | {key: f"{value:.4f}" for key, value in scores.of_class(label).items()}
+        for label, name in enumerate(class_names)
+    )
 
 
 def draw_precision_recall(scores: CocoScores, class_names: Sequence[str]) -> Figure:
