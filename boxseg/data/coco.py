@@ -74,16 +74,11 @@ class CocoBoxes(Dataset[Sample]):
                 f"{source.annotations}: an entry is malformed ({type(error).__name__}: {error}); COCO instances have "
                 "ids, sizes and boxes as numbers (`boxseg data check` names the entries)"
             ) from error
-        self._keeps = 3 * int(self._sizes.prod(axis=1).sum()) <= keep_bytes
+        self._keeps = 3 * int(self.sizes.prod(axis=1).sum()) <= keep_bytes
         self._kept: dict[int, tuple[tuple[int, int], Tensor]] = {}  # fingerprint of the file, and its image
         self._masks = self._pack_masks(content) if use_masks else None
         if self._masks is not None and not len(self._masks.text):
             raise DataError(f"{source.annotations}: has no mask; {MASKS_RULE} ({MASKS_WAY_OUT})")
-
-    @property
-    def num_classes(self) -> int:
-        """Number of categories in the file, with boxes or without."""
-        return len(self.category_ids)
 
     def __len__(self) -> int:
         return len(self._image_ids)
@@ -161,13 +156,8 @@ class CocoBoxes(Dataset[Sample]):
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of the image in pixels, as the annotation file says."""
-        height, width = self._sizes[index]
+        height, width = self.sizes[index]
         return int(height), int(width)
-
-    @property
-    def sizes(self) -> NDArray[np.int64]:
-        """int64 (M, 2): height, width of all images in pixels."""
-        return self._sizes
 
     def annotation_ids(self, index: int) -> list[int]:
         """COCO ids of the annotations behind the sample's boxes, in the same order."""
@@ -221,7 +211,8 @@ class CocoBoxes(Dataset[Sample]):
         self._boxes, self._labels, self._annotation_ids = boxes[order], labels[order], annotation_ids[order]
         self._box_starts = np.concatenate([[0], np.cumsum(counts[kept])])
         self._image_ids = np.array([image["id"] for image in images], dtype=np.int64)[kept]
-        self._sizes = _image_sizes(images)[kept]
+        self.sizes: NDArray[np.int64] = _image_sizes(images)[kept]
+        """(M, 2): height, width of all images in pixels."""
         self._file_names = np.array([image["file_name"] for image in images], dtype=np.str_)[kept]
 
 

@@ -48,7 +48,7 @@ def test_the_drawn_masks_themselves_score_one(data, perfect):
     scores = score_detections(data, perfect)
     for name in ("mask_ap", "boundary_ap", "box_ap", "mask_ap75", "boundary_ap50"):
         assert scores.metrics[name] == pytest.approx(1)
-    classes = [scores.of_class(label) for label in range(data.num_classes)]
+    classes = [scores.of_class(label) for label in range(len(data.class_names))]
     assert {name for each in classes for name in each if name.endswith("_ap")} == {"box_ap", "mask_ap", "boundary_ap"}
 
 
