@@ -354,8 +354,7 @@ def _area(annotation: dict[str, Any], ground_truth: COCO) -> float:
     """Area of the mask where there is one, of the box elsewhere [px²]."""
     if not annotation.get("segmentation"):
         return float(annotation["bbox"][2] * annotation["bbox"][3])
-    image = ground_truth.imgs[annotation["image_id"]]
-    return float(decode_segmentation(annotation["segmentation"], (image["height"], image["width"])).sum())
+    return float(coco_mask.area(ground_truth.annToRLE(annotation)))
 
 
 def _listing(dataset: CocoBoxes) -> str:
