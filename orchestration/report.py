@@ -81,7 +81,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         tied=sum(each.verdict == "not distinguishable" for each in standings),
         study=study,
         cost=cost_of(record),
-        failed=record.failed[:MAX_FAILURES],
+        failed=record.table.failed[:MAX_FAILURES],
         charts=charts,
         slices=slices,
         panels=panels,
@@ -207,11 +207,6 @@ class SweepRecord:
     def rungs(self) -> list[float]:
         """Steps after which weak trials were stopped; empty without early stopping."""
         return asha_rungs(self.spec) if self.spec.sweep.trial_scheduler in ("asha", "hyperband") else []
-
-    @property
-    def failed(self) -> list[TrialRow]:
-        """Trials that failed."""
-        return [row for row in self.table.rows if row.status == "failed"]
 
     @property
     def retried(self) -> list[TrialRow]:

@@ -66,11 +66,6 @@ class SweepResult:
     report: Path | None = None
     """The page about the sweep; None if it was interrupted, or the page could not be made."""
 
-    @property
-    def failed(self) -> list[TrialRow]:
-        """Trials that failed."""
-        return [row for row in self.table.rows if row.status == "failed"]
-
 
 @dataclass(frozen=True)
 class SweepPlan:

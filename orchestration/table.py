@@ -78,6 +78,11 @@ class SweepTable:
         """Settings that the trials vary."""
         return list(dict.fromkeys(name for row in self.rows for name in row.values))
 
+    @property
+    def failed(self) -> list[TrialRow]:
+        """Trials that failed."""
+        return [row for row in self.rows if row.status == "failed"]
+
     def settings(self) -> list[list[TrialRow]]:
         """The trials of each setting, best setting first by the order of `best`; settings without a value last."""
         settings: dict[str, list[TrialRow]] = {}

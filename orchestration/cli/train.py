@@ -104,22 +104,23 @@ def sweep(
 
     start: Start | None = "beside" if new else "retry_failed" if retry_failed else "resume" if resume else None
     result = run_sweep(spec, start=start, max_failures=1 if fail_fast else max_failures)
+    failed = result.table.failed
     if as_json:
         print_json(_sweep_as_json(spec, result))
     else:
         _print_sweep(spec, result)
-    for row in result.failed if retry_failed else ():
+    for row in failed if retry_failed else ():
         if row.failure is not None and row.failure.rule.policy == "stop":
             say(f"{row.label} was not run again, as it would fail again: {row.outcome}")
     if result.status == "interrupted":
         if fail_fast or max_failures:
-            say(f"{len(result.failed)} of {len(result.table.rows)} trials failed")
+            say(f"{len(failed)} of {len(result.table.rows)} trials failed")
         _end_interrupted("sweep", experiment, overrides, "--resume")
     failure = RunFolder(result.folder).status().failure
     if result.best is None and failure is not None:
         raise error_of(failure)
-    if result.failed:
-        say(f"{len(result.failed)} of {len(result.table.rows)} trials failed; `boxseg runs show {result.id}` tells why")
+    if failed:
+        say(f"{len(failed)} of {len(result.table.rows)} trials failed; `boxseg runs show {result.id}` tells why")
         raise typer.Exit(ExitCode.SOME_TRIALS_FAILED)
 
 

@@ -137,7 +137,7 @@ def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
     folder.finish("finished")
     sweep.close_trial(0, "stopped")
     result = sweep.conclude(interrupted=False)
-    assert (result.status, result.best.id, result.failed) == ("finished", "20260101-000000-aaaa-00", [])
+    assert (result.status, result.best.id, result.table.failed) == ("finished", "20260101-000000-aaaa-00", [])
     assert (result.best_checkpoint / "about.json").exists()
     assert not result.best_checkpoint.is_symlink()
     assert "| 00 ★ | 5 | 0.2500 | 100 | finished |" in (sweep.folder.path / "table.md").read_text()
@@ -151,7 +151,7 @@ def test_a_sweep_whose_trials_all_failed_alike_has_failed_for_that_reason(tmp_pa
         sweep.plan.trial_folder(trial).finish("failed", Failure("NonFiniteLossError", f"step {number}"))
         sweep.close_trial(number, "failed")
     result = sweep.conclude(interrupted=False)
-    assert (result.status, result.best, len(result.failed)) == ("failed", None, 2)
+    assert (result.status, result.best, len(result.table.failed)) == ("failed", None, 2)
     failure = sweep.folder.status().failure
     assert failure == Failure("NonFiniteLossError", "all 2 trials failed; the first: step 0")
 
