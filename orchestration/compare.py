@@ -58,8 +58,8 @@ def compare_runs(folders: Sequence[RunFolder]) -> Comparison:
             raise ConfigError(f"{run.id} is a sweep; compare its trials, as in best:{run.id}, or `boxseg report` it")
     settings = [dict(leaves(read_resolved(folder.config_path.read_text()))) for folder in folders]
     names = dict.fromkeys(name for each in settings for name in each)
-    own = [metrics_of(run) for run in runs]
-    of_seeds = [[metrics_of(seed) for seed in find_seeds(folder)] for folder in folders]
+    own = [run.best_or_latest for run in runs]
+    of_seeds = [[seed.best_or_latest for seed in find_seeds(folder)] for folder in folders]
     metrics = {}
     for name in sorted({name for each in own for name in each}):
         values = [[each[name] for each in seeds if name in each] for seeds in of_seeds]
@@ -91,11 +91,6 @@ def find_seeds(folder: RunFolder) -> list[RunStatus]:
             if other.status == "finished" and other.kind == "run" and same_data:
                 found.setdefault(other.tags.get("seed"), other)  # repeats of a seed add nothing
     return list(found.values())
-
-
-def metrics_of(run: RunStatus) -> dict[str, float]:
-    """Metrics of the best evaluation of a run, or else the latest ones."""
-    return run.best or run.metrics
 
 
 def _text_without_seed(folder: Path) -> str:

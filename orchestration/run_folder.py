@@ -76,6 +76,11 @@ class RunStatus:
         """True once nothing works on the run."""
         return self.status in FINAL
 
+    @property
+    def best_or_latest(self) -> dict[str, float]:
+        """Metrics of the best evaluation, or else the latest ones."""
+        return self.best or self.metrics
+
 
 @dataclass(frozen=True)
 class Report:

@@ -126,8 +126,7 @@ def _told(each: Measured) -> str | None:
 
 
 def _shown(status: RunStatus) -> list[float | None]:
-    metrics = status.best or status.metrics
-    return [metrics.get(name) for name in SHOWN_METRICS]
+    return [status.best_or_latest.get(name) for name in SHOWN_METRICS]
 
 
 def _began(status: RunStatus) -> str:
@@ -135,7 +134,7 @@ def _began(status: RunStatus) -> str:
 
 
 def _summary(status: RunStatus) -> list[tuple[str, Any]]:
-    ended, metrics = status.ended or time.time(), status.best or status.metrics
+    ended = status.ended or time.time()
     page = Path(status.folder) / "report" / "index.html"
     pairs = {
         "step": f"{status.step} of {status.steps}" if status.steps else status.step,
@@ -148,4 +147,4 @@ def _summary(status: RunStatus) -> list[tuple[str, Any]]:
     }
     about = [("id", status.id), ("name", status.name), ("kind", status.kind), ("status", status.status)]
     told = [(name, value) for name, value in pairs.items() if value is not None]
-    return about + told + sorted(metrics.items()) + sorted(status.tags.items())
+    return about + told + sorted(status.best_or_latest.items()) + sorted(status.tags.items())

@@ -58,7 +58,7 @@ def train(
         about = {"id": result.id, "name": spec.name, "status": result.status, "folder": result.folder}
         print_json(about | {"metrics": result.metrics, "best": result.best} | result.metrics)
     else:
-        shown = result.best or result.metrics
+        shown = result.best_or_latest
         heading: list[tuple[str, Any]] = [("run", result.id), ("status", result.status), ("folder", result.folder)]
         print_pairs(heading + [(name, value) for name, value in sorted(shown.items()) if name.startswith("val/")])
     if original is not None and result.status == "finished":
