@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
 from boxseg.config import BoxSegConfig
+from boxseg.data.transforms import flip_boxes
 from boxseg.engine.step import fuse_candidates
 from boxseg.errors import ShapeError
 from boxseg.ops.boxes import box_area, box_iou, scale_boxes
@@ -110,9 +111,8 @@ def label_together(
 
 
 def _mirror(sample: Sample) -> Sample:
-    x1, y1, x2, y2 = sample.boxes.unbind(dim=1)
-    width = sample.image.shape[2]
-    return replace(sample, image=sample.image.flip(2), boxes=torch.stack([width - x2, y1, width - x1, y2], dim=1))
+    boxes = flip_boxes(sample.boxes, width=sample.image.shape[2])
+    return replace(sample, image=sample.image.flip(2), boxes=boxes)
 
 
 @dataclass(frozen=True)
