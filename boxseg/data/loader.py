@@ -23,6 +23,7 @@ from boxseg.data.colors import Strong, add_strong_view
 from boxseg.data.transforms import View, make_view, resize_only
 from boxseg.errors import DataError
 from boxseg.ops.images import pad_images
+from boxseg.ops.neighbours import sample_cells
 from boxseg.structures import MASK_STRIDE, Batch, DrawnMasks
 
 ORDER_STREAM, VIEW_STREAM = 0, 1
@@ -201,7 +202,7 @@ def collate(views: Sequence[View], *, divisor: int = 32, device: torch.device | 
 def _at_cells(drawn: DrawnMasks, padded: Sequence[int]) -> DrawnMasks:
     """Masks (N, h, w) at the cell centres of the padded (height, width); False on padding."""
     height, width = padded[0] // MASK_STRIDE, padded[1] // MASK_STRIDE
-    cells = drawn.mask[:, MASK_STRIDE // 2 :: MASK_STRIDE, MASK_STRIDE // 2 :: MASK_STRIDE]
+    cells = sample_cells(drawn.mask)
     mask = functional.pad(cells, (0, width - cells.shape[2], 0, height - cells.shape[1]))
     return replace(drawn, mask=mask)
 
