@@ -203,7 +203,7 @@ def rank_candidates(
 
     Source: BoxSeg (arXiv 2504.05137); `method.md` sections (e.1) and (k-35).
     """
-    order, keep, iou = order_candidates(
+    ranking = order_candidates(
         gt_boxes,
         gt_labels,
         boxes,
@@ -216,7 +216,7 @@ def rank_candidates(
         filter_first=filter_first,
         k_per_box=k_per_box,
     )
-    return kept_candidates([(order, keep, iou)])[0]
+    return kept_candidates([ranking])[0]
 
 
 def order_candidates(
