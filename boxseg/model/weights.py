@@ -59,9 +59,7 @@ def load_state(network: nn.Module, state: State, *, place: str) -> None:
                 f"{place}: {name} has shape {tuple(state[name].shape)}, the network needs {tuple(tensor.shape)}; "
                 "see model.backbone"
             )
-    network.load_state_dict(
-        network.state_dict() | {name: state[name] for name in network.state_dict() if name in state}
-    )
+    network.load_state_dict(own | {name: state[name] for name in own if name in state})
 
 
 def pair_states(state: State, like: State, *, place: str) -> State:
