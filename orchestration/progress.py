@@ -185,10 +185,10 @@ def time_left(seconds: float | None) -> str:
     return f"  {show_duration(seconds)} left" if seconds else ""
 
 
-def counted(items: Iterable[T], total: int, *, what: str, shown: bool = True) -> Iterator[T]:
+def counted(items: Iterable[T], total: int, *, what: str) -> Iterator[T]:
     """The same items, with the count done and the time left: live on a terminal, else a line every ten seconds."""
     began = next_at = time.monotonic()
-    with Progress(shown=shown) as progress:
+    with Progress(shown=True) as progress:
         for done, item in enumerate(items, start=1):
             now = time.monotonic()
             if now >= next_at or done == total:
