@@ -69,7 +69,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     for picture in [*charts.values(), *slices, *panels]:
         write_atomic(output / f"{picture.name}.png", picture.png)
     write_atomic(output / "trials.csv", csv_text(_trial_lines(record)))
-    write_atomic(output / "settings.csv", csv_text(_standing_lines(record, standings)))
+    write_atomic(output / "settings.csv", csv_text(_standing_lines(standings)))
     if study.settings:
         write_atomic(output / "importance.csv", csv_text(asdict(each) for each in study.settings))
     page = _template().render(
@@ -173,7 +173,7 @@ def _trial_lines(record: SweepRecord) -> Iterator[dict[str, Any]]:
         yield about | row.values | row.metrics | failure
 
 
-def _standing_lines(record: SweepRecord, standings: Sequence[Standing]) -> Iterator[dict[str, Any]]:
+def _standing_lines(standings: Sequence[Standing]) -> Iterator[dict[str, Any]]:
     for rank, each in enumerate(standings, start=1):
         numbers = {"mean": each.mean, "standard_deviation": each.spread, "seeds": len(each.values)}
         yield {"rank": rank} | each.rows[0].values | numbers | {"against_best": each.verdict}

@@ -121,7 +121,7 @@ Curves = dict[str, list[tuple[int, float]]]
 """Trial id -> (step, deciding metric) of its evaluations, steps rising."""
 
 
-def study_importance(table: SweepTable, curves: Curves, *, seed: int = 0) -> ImportanceStudy:
+def study_importance(table: SweepTable, curves: Curves) -> ImportanceStudy:
     """Importance of each setting with its uncertainty.
 
     A random forest learns the metric from the settings of a bootstrap resample, and predicts the settings that the
@@ -145,7 +145,7 @@ def study_importance(table: SweepTable, curves: Curves, *, seed: int = 0) -> Imp
     if not names or np.ptp(target) == 0:
         return ImportanceStudy(step, len(rows), [], reason="all trials have the same value or settings")
     inputs = np.column_stack([encode([row.values.get(name) for row in rows]) for name in names])
-    shares, explained = _resample(inputs, target, groups, np.random.default_rng(seed))
+    shares, explained = _resample(inputs, target, groups, np.random.default_rng(0))
     low, middle, high = np.quantile(shares, [0.05, 0.5, 0.95], axis=0)
     found = [Importance(*each) for each in zip(names, middle.tolist(), low.tolist(), high.tolist(), strict=True)]
     found.sort(key=lambda each: -each.share)
