@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,7 +64,7 @@ class DynamicMaskHead(nn.Module):
         """
         super().__init__()
         self.widths = [features + 2] + [channels] * (layers - 1) + [1]
-        self.weight_sizes = [before * after for before, after in zip(self.widths, self.widths[1:], strict=False)]
+        self.weight_sizes = [before * after for before, after in pairwise(self.widths)]
         self.num_params = sum(self.weight_sizes) + sum(self.widths[1:])
 
     def forward(
@@ -116,9 +118,9 @@ class DynamicMaskHead(nn.Module):
     def split(self, params: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters (n, num_params) -> each layer's weight (n, out, in), and each layer's bias (n, out)."""
         *weights, biases = params.split([*self.weight_sizes, sum(self.widths[1:])], dim=1)
-        shapes = zip(self.widths[1:], self.widths, strict=False)
         matrices = [
-            weight.unflatten(1, (after, before)) for weight, (after, before) in zip(weights, shapes, strict=True)
+            weight.unflatten(1, (after, before))
+            for weight, (before, after) in zip(weights, pairwise(self.widths), strict=True)
         ]
         return matrices, list(biases.split(self.widths[1:], dim=1))
 
