@@ -59,7 +59,7 @@ def compare_sources(
 
 def _summary(pairs: NDArray[np.float64]) -> dict[str, float]:
     """Of (N, 2): quality, IoU."""
-    metrics = quality_metrics([(quality, iou) for quality, iou in pairs.tolist()])
+    metrics = quality_metrics(pairs.tolist())
     best = pairs[np.argsort(-pairs[:, 0], kind="stable")[: max(int(KEPT * len(pairs)), 1)], 1]
     told = {"iou": metrics["pseudo_iou"], "best_iou": float(best.mean())}
     return told | {name: metrics[name] for name in ("quality_auroc", "quality_rank") if name in metrics}
