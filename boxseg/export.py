@@ -114,7 +114,7 @@ def _write_onnx(network: Any, path: Path) -> dict[str, float]:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ConfigError("--format onnx needs ONNX; install the extra: pip install 'boxseg[onnx]'") from error
+        raise ConfigError("--format onnx needs ONNX; in boxseg's folder: pip install -e '.[onnx]'") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing: the check below tells whether it went well
         torch.onnx.export(

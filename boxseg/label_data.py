@@ -69,7 +69,8 @@ class Journal:
             )
         if not lines:
             self._append(about)
-        self.done: dict[int, ImageLabels] = {each.image_id: each for each in lines[1:]}
+        # What could not be read is tried again: the file may be there now.
+        self.done: dict[int, ImageLabels] = {each.image_id: each for each in lines[1:] if each.problem is None}
 
     def add(self, labels: Sequence[ImageLabels]) -> None:
         """Remember images."""

@@ -62,7 +62,7 @@ def from_grabcut(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
     try:
         import cv2
     except ImportError as error:
-        raise ConfigError("--source grabcut needs OpenCV; install the extra: pip install 'boxseg[grabcut]'") from error
+        raise ConfigError("--source grabcut needs OpenCV; in boxseg's folder: pip install -e '.[grabcut]'") from error
     picture = sample.image.permute(1, 2, 0).numpy()[..., ::-1].copy()
     inside = pixels_inside(sample.boxes, sample.original_size)
     masks = inside.clone()

@@ -106,7 +106,7 @@ def _open_video(path: Path) -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise ConfigError("videos need OpenCV; install the extra: pip install 'boxseg[video]'") from error
+        raise ConfigError("videos need OpenCV; in boxseg's folder: pip install -e '.[video]'") from error
     return cv2.VideoCapture(str(path))
 
 

@@ -292,10 +292,12 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
     from boxseg.data.checks import is_inside, read_annotations
 
     if images is not None:
+        if not images.is_dir():
+            raise ConfigError(f"--images {images}: is not a folder; name the one that holds the images")
         return CocoSource(images=images, annotations=annotations)
     entries = [each for each in read_annotations(annotations)["images"] if isinstance(each, dict)]
     name = next((each["file_name"] for each in entries if isinstance(each.get("file_name"), str)), "")
-    above = annotations.parent.parent
+    above = annotations.absolute().parent.parent
     folders = [annotations.parent, annotations.parent / "images", above / "images", above / annotations.stem]
     for folder in folders:
         if name and is_inside(name) and os.path.isfile(folder / name):  # noqa: PTH113 - False for any name at all

@@ -112,6 +112,14 @@ def test_an_image_that_cannot_be_read_is_skipped_and_named(data, tmp_path):
     )
 
 
+def test_an_image_that_could_not_be_read_is_tried_again(data, tmp_path):
+    place = data.source.images / data.file_name(0)
+    away = place.rename(tmp_path / place.name)
+    assert len(label_all(data, BOXES, tmp_path / "out")["unreadable"]) == 1
+    away.rename(place)
+    assert label_all(data, BOXES, tmp_path / "out")["unreadable"] == []
+
+
 @pytest.mark.parametrize("bbox", [[3, 3, 0, 5], [float("nan"), 1, 4, 4], [100, 100, 5, 5]])
 def test_a_box_without_area_gets_an_empty_mask(data, tmp_path, bbox):
     def squash(content):

@@ -54,7 +54,8 @@ def test_labels_land_in_a_folder_named_after_the_data_and_again_takes_no_work(ar
         (["--source", "box", "--fuse-with", "x.json"], 2, "not --source box"),
         (["--source", "box", "--output", "/dev/null"], 2, "/dev/null: File exists; a folder is needed there"),
         (["--source", "box", "--output", "n" * 300], 2, "name is longer than the disk allows"),
-        (["--source", "box", "--images", "nowhere"], 3, "no image could be read"),
+        (["--source", "box", "--images", "nowhere"], 2, "--images nowhere: is not a folder"),
+        (["--source", "box", "--images", "."], 3, "no image could be read"),
     ],
 )
 def test_what_cannot_be_done_is_told(arguments, more, code, told, capsys):

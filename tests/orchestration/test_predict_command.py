@@ -99,4 +99,4 @@ def test_videos_without_opencv_are_refused_before_the_run_is_opened(photos, trai
     monkeypatch.setitem(sys.modules, "cv2", None)
     Path("clip.mp4").write_text("")
     assert predict(trained_run, "clip.mp4") == 2
-    assert "boxseg[video]" in capsys.readouterr().err
+    assert "'.[video]'" in capsys.readouterr().err
