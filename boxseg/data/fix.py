@@ -18,6 +18,12 @@ from boxseg.errors import DataError
 from boxseg.files import write_atomic
 
 ANNOTATIONS, IMAGES = "annotations.json", "images"
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": "keep"},  # the tables of the file that was read
+    "MPO": {"quality": 95},
+    "WEBP": {"quality": 95},
+}
+"""Format of a rotated image -> how it is stored with little loss."""
 
 
 def write_fixed(source: CocoSource, output: Path) -> Counter[str]:
@@ -104,16 +110,17 @@ def _keep_image(image: dict[str, Any], folder: Path, output: Path, done: Counter
     if turned is None:
         target.symlink_to((folder / name).absolute())
     else:
-        turned.save(target)
+        turned.save(target, format=turned.format, **SAVE_OPTIONS.get(turned.format or "", {}))
         done["images stored as their EXIF rotation shows them"] += 1
     return True
 
 
 def _rotated(path: Path, size: tuple[int, int]) -> Image.Image | None:
-    """The image as its EXIF rotation shows it, if that has the listed (width, height)."""
+    """The image as its EXIF rotation shows it, of the same format, if that has the listed (width, height)."""
     try:
-        with Image.open(path) as picture:
-            turned = ImageOps.exif_transpose(picture)
+        with Image.open(path) as turned:
+            turned.load()
+            ImageOps.exif_transpose(turned, in_place=True)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     return turned if turned.size == size else None

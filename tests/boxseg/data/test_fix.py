@@ -68,16 +68,26 @@ def test_an_image_named_like_the_folder_of_another_stays_alone(content, write_so
     assert [each["id"] for each in copy["images"]] == [*(each["id"] for each in content["images"]), 90]
 
 
-def test_an_image_listed_as_exif_shows_it_is_stored_rotated(content, write_source, tmp_path):
-    content["images"][0]["file_name"] = "a.jpg"
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "MPO", "WEBP"])
+@pytest.mark.parametrize("name", ["a", "a.jpg"])
+def test_an_image_listed_as_exif_shows_it_is_stored_rotated_in_its_own_format(
+    content, write_source, tmp_path, form, name
+):
+    content["images"][0]["file_name"] = name
     (tmp_path / "images").mkdir()
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40), dtype=np.uint8)).convert("RGB")
     exif = picture.getexif()
     exif[0x0112] = 6
-    picture.save(tmp_path / "images/a.jpg", exif=exif)
+    path, copied = tmp_path / "images" / name, tmp_path / "out/images" / name
+    frames = {"save_all": True, "append_images": [picture]} if form == "MPO" else {}
+    picture.save(path, format=form, quality=98, exif=exif, **frames)
     done, _ = fixed(write_source(content), tmp_path / "out")
     assert sum(done.values()) == 1
-    assert Image.open(tmp_path / "out/images/a.jpg").size == (60, 40)
+    with Image.open(path) as before, Image.open(copied) as after:
+        assert after.size == (60, 40)
+        assert (before.format, after.format) == (form, "JPEG" if form == "MPO" else form)  # the first picture alone
+        turned = np.asarray(before.convert("RGB").transpose(Image.Transpose.ROTATE_270)).astype(int)
+        assert np.abs(np.asarray(after.convert("RGB")) - turned).mean() < 3
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"images": []}'])
