@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Packages are compiled when they are first imported (see below): what keeps Python from storing that costs seconds a process.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo test test-slow check lint types ablation bench clean
 .DEFAULT_GOAL := help
 

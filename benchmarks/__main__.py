@@ -10,6 +10,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -53,7 +54,9 @@ def scenarios(options: argparse.Namespace) -> list[Scenario]:
 
 PARTS: dict[str, Part] = {
     "methods": lambda folder, o: [methods(scenario, folder, o.rounds) for scenario in scenarios(o)],
-    "stages": lambda folder, o: [stages(scenario, folder, o.rounds) for scenario in scenarios(o)],
+    "stages": lambda folder, o: [
+        stages(scenario, folder, o.rounds) for scenario in (*scenarios(o), replace(scenarios(o)[0], boxes=100))
+    ],
     "switches": lambda folder, o: [switches(scenarios(o)[0], folder, o.rounds)],
     "memory": lambda _, o: [memory(scenario) for scenario in scenarios(o)],
     "growth": lambda folder, o: [growth(scenarios(o)[0], folder, o.rounds)],
