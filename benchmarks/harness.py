@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from boxseg.files import write_atomic
 from orchestration.origin import cpu_name, git_state
 
@@ -88,6 +86,8 @@ def show(cell: Any) -> str:
 
 def write_json(path: Path, part: str, tables: list[Table], *, seconds: float) -> None:
     """Put the tables of one part into the file, with what they were measured on; other parts stay as they are."""
+    import torch  # not above: what measures a sweep's driver must not load it
+
     content = json.loads(path.read_text()) if path.exists() else {}
     content[part] = {
         "date": time.strftime("%Y-%m-%d %H:%M"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +32,16 @@ LOOKS = 10
 
 def many_trials(folder: Path, trials: int) -> list[Table]:
     """A sweep of that many trials by Ray Tune, as `boxseg sweep` runs it, and what is done with it afterwards.
+
+    It has a process of its own, whose memory is that of a sweep's driver.
+    """
+    line = [sys.executable, "-m", "benchmarks.sweeps", str(folder), str(trials)]
+    found = json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE).stdout)
+    return [Table(**{**each, "columns": tuple(each["columns"])}) for each in found]
+
+
+def run_trials(folder: Path, trials: int) -> list[Table]:
+    """`many_trials`, in this process.
 
     Raises:
         RuntimeError: the sweep did not finish, or left processes behind.
@@ -174,3 +187,7 @@ def memory_mb(process: psutil.Process) -> float:
         return process.memory_info().rss / 1e6
     except psutil.Error:
         return 0.0
+
+
+if __name__ == "__main__":
+    print(json.dumps([asdict(table) for table in run_trials(Path(sys.argv[1]), int(sys.argv[2]))]))
