@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Packages are compiled when they are first imported (see below): what keeps Python from storing that costs seconds a process.
+# Packages are compiled when they are first imported (see below); where Python may not store that, every process that
+# starts pays seconds for it.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test test-slow check lint types ablation bench clean

@@ -278,8 +278,8 @@ def coco_ground_truth(source: CocoSource) -> COCO:
         ground_truth.createIndex()
     for annotation in ground_truth.dataset["annotations"]:
         annotation.setdefault("iscrowd", 0)
-        if annotation.get("segmentation"):
-            image = ground_truth.imgs[annotation["image_id"]]
+        image = ground_truth.imgs.get(annotation["image_id"])  # a crowd's may not be listed: nobody looks at it then
+        if annotation.get("segmentation") and image is not None:
             try:
                 _require_sound(annotation["segmentation"], (image["height"], image["width"]))
             except DataError as error:

@@ -227,6 +227,9 @@ def test_evaluation_names_the_annotation_whose_mask_pycocotools_would_die_of(tmp
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"a\.json: annotation 7 has a polygon with the coordinate 1.09951e\+12"):
         coco_ground_truth(CocoSource(images=tmp_path, annotations=path))
+    content["annotations"][0] |= {"image_id": 2, "area": 5, "iscrowd": 1}
+    path.write_text(json.dumps(content))
+    assert coco_ground_truth(CocoSource(images=tmp_path, annotations=path)).getImgIds() == [1]
 
 
 def test_true_masks_of_the_toy_set_fill_their_boxes_tightly(toy):
