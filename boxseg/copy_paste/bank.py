@@ -46,7 +46,8 @@ class Bank(ABC):
 
     kind: ClassVar[BankKind]
     uses_up: ClassVar[bool] = False
-    """Whether a paste changes what can be drawn next, so that images have to wait for one another."""
+    """Whether a paste changes what can be drawn next and what has a place, so that images have to wait for one another
+    and are remembered after their own paste."""
 
     def __init__(self, size: int) -> None:
         self.size = size

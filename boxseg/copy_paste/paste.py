@@ -82,7 +82,7 @@ def paste_peers(
     Args:
         batch: Unchanged.
         pseudo_masks: B times the teacher's opinion; unchanged.
-        bank: Peers to choose from; updated in place, with the images as they were before the paste.
+        bank: Peers to choose from; updated in place: loses what a paste uses up, then takes in the image without it.
         step: Steps done so far, from 0.
         settings: Probabilities, limits and variants; `warmup` in steps.
         generator: On the CPU; the only source of randomness.
@@ -103,7 +103,11 @@ def paste_peers(
     ]
     states = list(before)
     for images in [[image] for image in range(len(batch))] if bank.uses_up else [range(len(batch))]:
-        plans = {image: _plan(before[image], facts[image], bank, probability, settings, generator) for image in images}
+        plans = {}
+        for image in images:
+            plans[image] = _plan(facts[image], bank, probability, settings, generator)
+            if not bank.uses_up:
+                _remember(before[image], facts[image], bank, settings, generator)
         for number in range(settings.per_image):
             attempts = {
                 image: _attempt(states[image], facts[image].size, *plan[number], settings, soft_thr)
@@ -111,6 +115,9 @@ def paste_peers(
                 if number < len(plan)
             }
             _settle(states, attempts, bank)
+        if bank.uses_up:  # an entry that was pasted has left by now, and its place is free for the image's own
+            for image in images:
+                _remember(before[image], facts[image], bank, settings, generator)
     pasted = sum(state is not old for state, old in zip(states, before, strict=True))
     stats = {"pc/paste_rate": torch.tensor(pasted / len(batch)), "pc/bank_size": torch.tensor(float(len(bank)))}
     if not pasted:
@@ -195,19 +202,18 @@ def _choose_target(
 
 
 def _plan(
-    state: ImageState,
-    facts: ImageFacts,
-    bank: Bank,
-    probability: float,
-    settings: PcConfig,
-    generator: torch.Generator,
+    facts: ImageFacts, bank: Bank, probability: float, settings: PcConfig, generator: torch.Generator
 ) -> list[tuple[Choice, tuple[int, int]]]:
-    """What to paste into an image, and how many rows and columns to move it by; the bank takes in the image's own."""
+    """What to paste into an image, and how many rows and columns to move it by."""
     attempts = random_share(generator) < probability
     choices = choose_peers(facts, bank, settings, generator) if attempts else []
+    return [(choice, _choose_shift(facts, choice, settings, generator)) for choice in choices]
+
+
+def _remember(state: ImageState, facts: ImageFacts, bank: Bank, settings: PcConfig, generator: torch.Generator) -> None:
+    """The bank takes in the image's own good instances."""
     good = _admissible(facts, settings)
     bank.add([(facts.labels[index], partial(_cut, state, facts, index)) for index in good], generator)
-    return [(choice, _choose_shift(facts, choice, settings, generator)) for choice in choices]
 
 
 def _choose_shift(facts: ImageFacts, choice: Choice, settings: PcConfig, generator: torch.Generator) -> tuple[int, int]:

@@ -371,7 +371,7 @@ def test_masks_known_on_every_pixel_are_kept_pasted_and_measured_there():
 
 @pytest.mark.parametrize("kind", ["images", "classes"])
 def test_many_steps_keep_every_box_inside_its_image(kind):
-    bank, random = BANKS[kind](6), seeded(9)
+    bank, random, remembered = BANKS[kind](6), seeded(9), 0
     pasted = 0.0
     for step in range(30):
         corners = torch.rand(2, 3, 2, generator=random) * 40
@@ -380,6 +380,7 @@ def test_many_steps_keep_every_box_inside_its_image(kind):
         settings = with_changes(SETTINGS, per_image=2, keep_sides=True, drop_slivers=True)
         changed, masks, stats = paste_peers(batch, pseudo, bank, step=step, settings=settings, generator=random)
         pasted += float(stats["pc/paste_rate"])
+        remembered = max(remembered, len(bank))
         for image in range(2):
             found = changed.boxes[image]
             assert bool((found[:, 2:] - found[:, :2] >= 1).all())
@@ -388,4 +389,46 @@ def test_many_steps_keep_every_box_inside_its_image(kind):
             assert len(found) == len(changed.labels[image]) == len(masks[image].mask) == len(masks[image].quality)
             assert int(masks[image].mask.sum(dim=0).max()) <= 3
     assert pasted > 5
-    assert 0 < len(bank) <= 6
+    assert 0 < remembered <= 6
+
+
+def paste_one_class(probability, kind, *, images=200, **changes):
+    """Which images of a run of one class got a paste, when each has one instance good enough for the bank."""
+    settings = with_changes(SETTINGS, p_end=probability, bank=kind, **changes)
+    bank, random, pasted = BANKS[kind](80), seeded(7), []
+    for step in range(images):
+        batch, pseudo = make_batch([[[20, 20, 44, 44]]], [[0]], seed=step)
+        *_, stats = paste_peers(batch, pseudo, bank, step=step, settings=settings, generator=random)
+        pasted.append(float(stats["pc/paste_rate"]) == 1)
+    return pasted, bank
+
+
+@pytest.mark.parametrize("kind", ["images", "classes"])
+def test_a_used_up_entry_leaves_before_the_images_own_instances_are_remembered(kind):
+    pasted, bank = paste_one_class(1.0, kind, images=12)
+    assert pasted == [False] + [True] * 11  # remembered first, they were refused, and every second image found nothing
+    assert len(bank) == (1 if kind == "images" else 12)
+
+
+def test_pastes_of_one_class_are_as_frequent_as_attempts():
+    pasted, _ = paste_one_class(0.765, "images")
+    # A bank that remembers first is empty after each paste: 0.765 / 1.765 = 0.43.
+    assert sum(pasted) / len(pasted) == pytest.approx(0.765, abs=3 * (0.765 * 0.235 / 200) ** 0.5)
+
+
+def test_the_bank_of_images_takes_an_image_as_it_was_before_its_paste():
+    batch, pseudo = make_batch([[[20, 20, 44, 44]]], [[0]])
+    bank = bank_with(make_peer(), kind="images")
+    changed, *_ = paste_peers(batch, pseudo, bank, step=0, settings=SETTINGS, generator=seeded())
+    assert not torch.equal(changed.strong, batch.strong)
+    ((peer,),) = bank.draw(None, seeded())
+    assert torch.equal(peer.views[:3], batch.strong[0, :, 20:45, 20:45])
+
+
+def test_an_entry_that_could_not_be_pasted_stays_and_keeps_its_place():
+    batch, pseudo = make_batch([[[20, 20, 44, 44]]], [[0]])
+    peer = make_peer(side=4)  # 16 px, too few
+    bank = bank_with(peer, kind="images")
+    *_, stats = paste_peers(batch, pseudo, bank, step=0, settings=SETTINGS, generator=seeded())
+    assert float(stats["pc/paste_rate"]) == 0
+    assert list(bank.draw(None, seeded())) == [[peer]]
