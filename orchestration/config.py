@@ -53,7 +53,8 @@ class ResourcesConfig(Config):
     """GPUs per worker."""
     runner: Runner = "auto"
     """ray_train: Ray Train workers; inline: the loop runs in the process that asks for it, the command itself for
-    `train`, a reused Tune actor for a trial; auto: inline for one-worker CPU trials on this machine, else ray_train."""
+    `train`, which then needs no Ray, a reused Tune actor for a trial; auto: inline for one worker on the CPU cores of
+    this machine, else ray_train."""
     address: str | None = None
     """Address of a running Ray cluster; null: RAY_ADDRESS if set, else a Ray that is started here and ends with us."""
 

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from boxseg.config import CocoSource
 from boxseg.data.checks import require_usable
@@ -53,6 +54,14 @@ def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
 def uses_cluster(spec: RunSpec) -> bool:
     """Whether a running Ray cluster is named, so that this machine's size does not count."""
     return (spec.resources.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+
+
+def runner_of(spec: RunSpec) -> Literal["inline", "ray_train"]:
+    """`resources.runner` with `auto` decided: Ray Train only for what one process on this machine's CPUs cannot do."""
+    resources = spec.resources
+    if resources.runner != "auto":
+        return resources.runner
+    return "ray_train" if resources.workers > 1 or resources.gpus_per_worker or uses_cluster(spec) else "inline"
 
 
 def count_cpus() -> int:

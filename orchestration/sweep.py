@@ -17,7 +17,7 @@ from orchestration.config import RunSpec, SweepSpec, dump_resolved, load_run
 from orchestration.failures import Failure, FailureClass, error_of
 from orchestration.journal import ENDED, driving, is_concluded, newest_sweep, read_past
 from orchestration.origin import provenance, write_changes
-from orchestration.preflight import concurrency, uses_cluster
+from orchestration.preflight import concurrency, runner_of
 from orchestration.progress import SweepProgress
 from orchestration.ray_session import start_ray
 from orchestration.report import try_report
@@ -178,14 +178,6 @@ def find_sweep(spec: SweepSpec, start: Start | None = None) -> RunFolder | None:
             )
         check_same_settings(spec, folder, SWEEP_MAY_CHANGE)
     return folder
-
-
-def runner_of(spec: SweepSpec) -> Literal["inline", "ray_train"]:
-    """`auto` decided: inline for one-worker CPU trials without an external cluster."""
-    resources = spec.resources
-    if resources.runner != "auto":
-        return resources.runner
-    return "ray_train" if resources.workers > 1 or resources.gpus_per_worker or uses_cluster(spec) else "inline"
 
 
 def make_tuner(sweep: Sweep, at_once: int) -> Tuner:

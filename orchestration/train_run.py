@@ -19,6 +19,7 @@ from orchestration.config import RunSpec, dump_resolved
 from orchestration.errors import ResourceError
 from orchestration.failures import Failure, error_of
 from orchestration.origin import check_repeatable, provenance, write_changes
+from orchestration.preflight import runner_of
 from orchestration.progress import RunProgress
 from orchestration.ray_session import start_ray
 from orchestration.run_folder import RunFolder, RunStatus, find_run, new_id, own_process
@@ -43,7 +44,7 @@ def run(
     train_fn: TrainFn | None = None,
     progress: bool = True,
 ) -> RunStatus:
-    """Train once, on Ray or in this process, and wait for the end.
+    """Train once, in this process or with Ray Train's workers (`resources.runner`), and wait for the end.
 
     Args:
         spec: All settings.
@@ -64,7 +65,7 @@ def run(
     tracker = Tracker(storage, spec.name, uri=spec.tracking.uri, logs=folder.logs)
     payload = Payload(spec, folder.path, storage / ".data", train_fn=train_fn)
     with tracked(tracker, folder), StopSignals() as signals, RunProgress(folder, shown=progress) as display:
-        if spec.resources.runner == "inline":
+        if runner_of(spec) == "inline":
             _watch(functools.partial(train_here, payload, device=payload.device), folder, signals, display)
         else:
             with start_ray(spec, logs=folder.logs):

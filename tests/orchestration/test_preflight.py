@@ -13,7 +13,7 @@ from boxseg.errors import BoxSegError, ConfigError, DataError
 from orchestration.config import RunSpec, SweepSpec
 from orchestration.errors import ExitCode, ResourceError, exit_code_for
 from orchestration.plan import make_plan
-from orchestration.preflight import check, count_cpus, count_gpus, find_faults, free_bytes
+from orchestration.preflight import check, count_cpus, count_gpus, find_faults, free_bytes, runner_of
 from orchestration.run_folder import RunFolder, RunStatus
 
 
@@ -249,3 +249,20 @@ def test_a_plan_for_gpus_estimates_time_and_memory_and_says_from_what(tmp_path: 
     )
     assert unknown.gpu_bytes is None
     assert "condinst timm/regnety_004 is none of condinst resnet18" in unknown.gpu_basis
+
+
+@pytest.mark.parametrize("kind", [RunSpec, SweepSpec])
+def test_auto_takes_ray_train_only_for_what_one_process_on_these_cpus_cannot_do(monkeypatch, kind):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def runner(**resources) -> str:
+        return runner_of(kind.model_validate({"train": {"batch_size": 2}, "resources": resources}))
+
+    assert runner() == "inline"
+    assert runner(workers=2) == "ray_train"
+    assert runner(gpus_per_worker=1) == "ray_train"
+    assert runner(address="10.0.0.1:6379") == "ray_train"
+    assert runner(runner="ray_train") == "ray_train"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert runner() == "ray_train"
+    assert runner(runner="inline") == "inline"

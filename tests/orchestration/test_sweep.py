@@ -10,7 +10,7 @@ from orchestration.failures import Failure
 from orchestration.preflight import concurrency
 from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.search_space import PastTrial, Trial
-from orchestration.sweep import Sweep, SweepPlan, runner_of
+from orchestration.sweep import Sweep, SweepPlan
 from orchestration.table import SweepTable, TrialRow, describe, markdown_table, read_table, render_table
 from orchestration.tracking import Tracker
 
@@ -254,18 +254,3 @@ def test_a_worker_needs_one_node_that_holds_it_whole(tmp_path):
     assert concurrency(spec, three_halves) == 2
     assert concurrency(spec, [{"CPU": 0.0}, *three_halves]) == 2, "a head without cores counts for nothing"
     assert concurrency(spec, [{"CPU": 12.0}]) == 3
-
-
-def test_auto_trains_inline_only_one_worker_on_the_cpus_of_this_machine(monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-    def runner(**resources) -> str:
-        return runner_of(SweepSpec.model_validate({"resources": resources}))
-
-    assert runner() == "inline"
-    assert runner(workers=2) == "ray_train"
-    assert runner(gpus_per_worker=1) == "ray_train"
-    assert runner(address="10.0.0.1:6379") == "ray_train"
-    assert runner(runner="ray_train") == "ray_train"
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert runner() == "ray_train"

@@ -59,6 +59,16 @@ def test_a_run_leaves_settings_status_metrics_and_mlflow_copy(storage):
     assert (storage / "mlflow.db").exists()
 
 
+def test_a_run_of_one_worker_on_this_machine_starts_no_ray(storage, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("orchestration.train_run.start_ray", refuse)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    result = run(make_spec(storage, resources={}), train_fn=make_training(), progress=False)
+    assert result.status == "finished"
+
+
 def test_the_loop_gets_one_thread_per_core_of_the_worker(storage):
     result = run(
         make_spec(storage, resources={"runner": "inline", "cpus_per_worker": 2}),

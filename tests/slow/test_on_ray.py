@@ -142,7 +142,7 @@ def starting_steps(folder: Path) -> list[str]:
 
 
 def test_a_lost_worker_is_replaced_and_goes_on_from_the_last_checkpoint(storage):
-    spec = RunSpec.model_validate(make_values(storage))
+    spec = RunSpec.model_validate(make_values(storage, resources={"runner": "ray_train"}))
     result = run(spec, train_fn=make_training_that_dies_once(), progress=False)
     assert (result.status, result.metrics["val/mask_ap"]) == ("finished", 0.5)
     assert starting_steps(Path(result.folder)) == ["0", "20"]
