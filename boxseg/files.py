@@ -21,6 +21,12 @@ STORAGE_FAULTS = {
     errno.EIO: "the disk does not work; look at the system's log",
     errno.ESTALE: "the network folder is gone; mount it again",
     errno.ENOENT: "the folder is gone; mount or restore it",
+    errno.ENODEV: "the disk is gone; mount it again",
+    errno.ENXIO: "the disk is gone; mount it again",
+    errno.ENOTCONN: "the network folder is gone; mount it again",
+    errno.ETIMEDOUT: "the network folder does not answer; mount it again",
+    errno.EACCES: "this account may not write there; change the rights",
+    errno.EPERM: "this account may not write there; change the rights",
 }
 """Faults of the storage rather than of us, and the way out."""
 
@@ -45,12 +51,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def write_picture(path: Path, save: Callable[..., object]) -> Path:
     """Write a PNG as `write_atomic` does, its folder too, and return its path; `save` writes it to a file it is given.
 
+    Folders above are not made: those of a run may be gone with its disk, and must not come up anew elsewhere.
+
     Raises:
         StorageError: the disk is full, read-only or gone; the old file is untouched.
     """
     buffer = io.BytesIO()
     save(buffer, format="png")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     write_atomic(path, buffer.getvalue())
     return path
 

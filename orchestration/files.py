@@ -34,8 +34,8 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def log_to_file(path: Path, loggers: Sequence[str], *, level: int = logging.NOTSET) -> None:
-    """Send the records of some loggers to a file and nowhere else."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Send the records of some loggers to a file and nowhere else; makes its folder, but not those above."""
+    path.parent.mkdir(exist_ok=True)
     handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in loggers:

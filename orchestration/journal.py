@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from boxseg.errors import ConfigError
+from orchestration.failures import FailureClass
 from orchestration.files import file_lock
 from orchestration.run_folder import RunFolder, RunStatus, Status, own_process
 from orchestration.search_space import PastTrial, Trial
@@ -56,6 +57,8 @@ def driving(folder: RunFolder) -> Iterator[None]:
 def read_past(folder: RunFolder, metric: str, *, retry_failed: bool = False) -> list[PastTrial]:
     """All trials that a sweep drew, by number; those that have not ended wait for this process to go on with them.
 
+    A trial that its storage did not take has not ended: there is room now, or the sweep stops again.
+
     Neither Ray's files nor the whole journal are needed: a trial that lost its line there is known by its folder, and
     one without a sound folder by its line.
 
@@ -76,8 +79,10 @@ def read_past(folder: RunFolder, metric: str, *, retry_failed: bool = False) -> 
         except ConfigError:
             path.rename(path.with_name("damaged-status.json"))
             continue
-        again = retry_failed and status.failure is not None and status.failure.rule.policy != "stop"
-        ended = status.status in ENDED and not (again and status.status == "failed")
+        ended = status.status in ENDED
+        if status.status == "failed" and status.failure is not None:
+            may_have_gone = retry_failed and status.failure.rule.policy != "stop"
+            ended = not (may_have_gone or status.failure.failure_class is FailureClass.DISK_FULL)
         if not ended:
             run.update(status="created", ended=None, failure=None, **own_process())
         number = int(status.tags["trial"])

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import psutil
 
 from boxseg.errors import ConfigError
-from boxseg.files import write_atomic
+from boxseg.files import naming_storage_faults, write_atomic
 from orchestration.failures import Failure
 from orchestration.files import append_line, file_lock, read_lines
 
@@ -207,16 +207,21 @@ class RunFolder:
 
     def report(self, step: int, metrics: dict[str, float], *, is_best: bool = False) -> None:
         """Add metrics to the history and to the status, unless the run has ended: then it was stopped from outside."""
-        finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
 
         def change(now: RunStatus) -> RunStatus:
-            if now.is_final:
-                return now
-            self.append_metrics(step, metrics)
-            now = replace(now, step=step, metrics={**now.metrics, **finite})
-            return replace(now, best=finite, best_step=step) if is_best else now
+            if not now.is_final:
+                self.append_metrics(step, metrics)
+            return _with_metrics(now, step, metrics, is_best=is_best)
 
         self._change(change)
+
+    def report_again(self, step: int, metrics: dict[str, float], *, is_best: bool = False) -> None:
+        """`report` of an evaluation that may be in the history, in the status, in both or in neither."""
+        reported = {name for each in self.reports() if each.step == step for name in each.metrics}
+        if reported.issuperset(_finite(metrics)):
+            self._change(lambda now: _with_metrics(now, step, metrics, is_best=is_best))
+        else:
+            self.report(step, metrics, is_best=is_best)
 
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Add one report; values that are not finite are written as null and read as absent."""
@@ -240,17 +245,18 @@ class RunFolder:
         finite = [{key: value for key, value in line["metrics"].items() if value is not None} for line in lines]
         return [Report(line["step"], line["time"], each) for line, each in zip(lines, finite, strict=True)], end
 
-    def history(self, metric: str) -> list[tuple[int, float]]:
-        """(step, value) of one metric, steps rising; what a resumed run replaced is left out."""
-        values: dict[int, float] = {}
-        before = 0
+    def reports(self) -> list[Report]:
+        """All reports, steps rising, without those that a run that went on from a checkpoint before them replaced."""
+        kept: list[Report] = []
         for report in self.reports_since(0)[0]:
-            if report.step < before:
-                values = {step: value for step, value in values.items() if step < report.step}
-            before = report.step
-            if metric in report.metrics:
-                values[report.step] = report.metrics[metric]
-        return list(values.items())
+            while kept and kept[-1].step > report.step:
+                kept.pop()
+            kept.append(report)
+        return kept
+
+    def history(self, metric: str) -> list[tuple[int, float]]:
+        """(step, value) of one metric, steps rising; of a step that was reported twice the later value."""
+        return list({each.step: each.metrics[metric] for each in self.reports() if metric in each.metrics}.items())
 
     def read_tracking(self) -> dict[str, Any]:
         """What `write_tracking` kept; empty where there is nothing."""
@@ -277,8 +283,12 @@ class RunFolder:
         return self._stop_path.exists()
 
     def _change(self, change: Callable[[RunStatus], RunStatus]) -> RunStatus:
-        """Read, change and write the status while no other process does."""
-        with file_lock(self.path / ".lock"):
+        """Read, change and write the status while no other process does.
+
+        Raises:
+            StorageError: the folder is gone, or cannot be written.
+        """
+        with naming_storage_faults(self.status_path), file_lock(self.path / ".lock"):
             before = self.stored()
             after = change(before)
             if after is not before:
@@ -287,6 +297,19 @@ class RunFolder:
 
     def _write(self, status: RunStatus) -> None:
         write_atomic(self.status_path, json.dumps(asdict(status), indent=1))
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _with_metrics(now: RunStatus, step: int, metrics: dict[str, float], *, is_best: bool) -> RunStatus:
+    """The status after a report; of a run that has ended, as it was."""
+    if now.is_final:
+        return now
+    finite = _finite(metrics)
+    now = replace(now, step=step, metrics={**now.metrics, **finite})
+    return replace(now, best=finite, best_step=step) if is_best else now
 
 
 def new_id() -> str:

@@ -36,6 +36,7 @@ from orchestration.tracking import Tracker
 from orchestration.train_run import (
     WORKER_FAILURES,
     StopSignals,
+    check_present,
     check_same_settings,
     fit,
     prepare_data,
@@ -121,6 +122,7 @@ def run_sweep(
 
     Raises:
         BoxSegError: the sweep itself cannot run (resources, data, an earlier sweep of this name).
+        StorageError: a trial or the sweep could not be written; `start="resume"` goes on once it can.
         KeyboardInterrupt: a second signal came before the state was saved.
     """
     storage = spec.storage.absolute()
@@ -147,7 +149,10 @@ def run_sweep(
                     display.update(sweep.table())
             finally:
                 sweep.close_trials(interrupted=True)
-            return sweep.conclude(interrupted=signals.received is not None)
+            result = sweep.conclude(interrupted=signals.received is not None)
+    if sweep.storage_failure is not None:
+        raise error_of(sweep.storage_failure)
+    return result
 
 
 SWEEP_MAY_CHANGE = ("sweep.concurrency", "train.panels", "data.loader_workers")
@@ -220,6 +225,9 @@ def run_trial(config: dict[str, Any], plan: SweepPlan) -> None:
     """Body of a Tune actor: trains here, or waits for Ray Train's workers.
 
     An error is left in the trial's folder instead of raised: Tune would only try the same again.
+
+    Raises:
+        StorageError: the folder cannot be written; Tune tells the sweep's driver.
     """
     trial: Trial = config["trial"]
     if RunFolder(plan.folder).stop_requested():
@@ -252,6 +260,8 @@ class Sweep:
                 self._ended.add(plan.trial_folder(each.trial).path)
         self._drawn = {each.trial.number for each in past}
         self.max_failures: int | None = None
+        self.storage_failure: Failure | None = None
+        """What the storage did not take of a trial; no other trial would fare better, so the sweep is to stop."""
         self._failures = 0
         self._tags = tags
         self._tracker = tracker
@@ -318,6 +328,8 @@ class Sweep:
         told |= {"retries": end.retries} if end.retries else {}
         self.folder.note("trial_end", trial=end.id, status=end.status, cause=cause, step=end.step, **told)
         self._failures += end.status == "failed"
+        if end.failure is not None and end.failure.failure_class is FailureClass.DISK_FULL:
+            self.storage_failure = end.failure
         self._ended.add(folder.path)
         best = self._ended.best()
         if best is None:
@@ -348,14 +360,20 @@ class Sweep:
                 RunFolder(path.parent).finish("interrupted" if found.status == "created" else "stopped")
 
     def watch(self, ticks: Iterator[None], signals: StopSignals, display: SweepProgress) -> None:
-        """Show progress until Tune ends; after a signal, until all trials have saved their state."""
+        """Show progress until Tune ends; after a signal, until all trials have saved their state.
+
+        Raises:
+            StorageError: the sweep's folder is gone.
+        """
         due = 0.0
         for _ in ticks:
+            check_present(self.folder)
             began = time.monotonic()
             if began > due:
                 display.update(self.table())
                 due = began + max(SHOW_S, 20 * (time.monotonic() - began))
-            if self.max_failures is not None and self._failures >= self.max_failures:
+            too_many = self.max_failures is not None and self._failures >= self.max_failures
+            if too_many or self.storage_failure is not None:
                 signals.stop(signal.SIGTERM)
             if signals.received:
                 folders = list(self._open.values())

@@ -110,7 +110,8 @@ class Tracker:
         """Copy what is left and end; False if MLflow did not take everything in time (the next sweep or run tries)."""
         self._closing.set()
         self._thread.join(timeout_s)
-        left = [folder for folder in self._folders if not _is_copied(folder)]
+        present = [folder for folder in self._folders if folder.status_path.exists()]  # storage can go meanwhile
+        left = [folder for folder in present if not _is_copied(folder)]
         if left:
             logger.warning(
                 "%d runs are not wholly in MLflow (%s); their folders are complete, the next run under this name and "
@@ -429,6 +430,9 @@ def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def _is_copied(folder: RunFolder) -> bool:
-    """True if MLflow has the end of the run."""
-    status = folder.status()
+    """True if MLflow has the end of the run; of a run whose status cannot be read, False."""
+    try:
+        status = folder.status()
+    except ConfigError:
+        return False
     return folder.read_tracking().get("ended") == [status.status, status.ended]

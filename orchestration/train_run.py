@@ -15,6 +15,7 @@ from typing import Any
 from boxseg.config import CocoSource
 from boxseg.data.toy import ensure_toy
 from boxseg.errors import ConfigError
+from boxseg.files import naming_storage_faults
 from orchestration.config import RunSpec, dump_resolved
 from orchestration.errors import ResourceError
 from orchestration.failures import Failure, error_of
@@ -134,8 +135,13 @@ def check_same_settings(spec: RunSpec, folder: RunFolder, may_change: Sequence[s
 
 
 def _watch(work: Callable[[], None], folder: RunFolder, signals: StopSignals, display: RunProgress) -> None:
-    """Work until it ends, or a stop takes too long."""
+    """Work until it ends, or a stop takes too long.
+
+    Raises:
+        StorageError: the run's folder is gone; what still works there is not waited for.
+    """
     for _ in run_beside(work):
+        check_present(folder)
         display.update()
         if signals.received:
             folder.request_stop()
@@ -143,6 +149,16 @@ def _watch(work: Callable[[], None], folder: RunFolder, signals: StopSignals, di
             folder.finish("interrupted")
             break
     display.update()
+
+
+def check_present(folder: RunFolder) -> None:
+    """Refuse to go on with a run or sweep whose folder was moved away or unmounted meanwhile.
+
+    Raises:
+        StorageError: the folder is gone.
+    """
+    with naming_storage_faults(folder.path):
+        folder.status_path.stat()
 
 
 def fit(payload: Payload, *, callbacks: Sequence[Any] = ()) -> None:
@@ -185,12 +201,14 @@ def fit(payload: Payload, *, callbacks: Sequence[Any] = ()) -> None:
         ),
     )
     try:
-        trainer.fit()
+        failure = getattr(trainer.fit(), "return_value", None)  # not in every version
     except ControllerError as error:
         raise ResourceError(
             f"Ray could not place {resources.workers} workers of {resources.cpus_per_worker:g} CPU cores and "
             f"{resources.gpus_per_worker:g} GPUs: {error}; lower resources, or wait until the cluster is free"
         ) from error
+    if isinstance(failure, Failure):
+        raise error_of(failure)
 
 
 def run_beside(work: Callable[[], Any]) -> Iterator[None]:
@@ -218,7 +236,12 @@ def run_beside(work: Callable[[], Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tracked(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
-    """Mark the folder as running, make sure that it has an end when the block is left, and let the tracker follow."""
+    """Mark the folder as running, make sure that it has an end when the block is left, and let the tracker follow.
+
+    Raises:
+        StorageError: the folder is gone or cannot be written, so its end is not there either.
+        BoxSegError: what ended the run or sweep.
+    """
     folder.start()
     tracker.add(folder)
     tracker.start()
@@ -231,6 +254,7 @@ def tracked(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
         folder.finish("interrupted")
         raise
     except Exception as error:
+        check_present(folder)
         status = folder.finish("failed", error)
         if status.failure is not None:  # otherwise it had ended well, and only Ray's end went wrong
             raise error_of(status.failure) from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from boxseg.config import BoxSegConfig
 from boxseg.engine.events import EvalReport, StepReport
-from boxseg.errors import ConfigError
+from boxseg.errors import ConfigError, StorageError
 from orchestration.config import RunSpec
 from orchestration.errors import PreemptedError
 from orchestration.failures import Failure
@@ -59,8 +59,12 @@ class Payload:
         return "cuda" if self.spec.resources.gpus_per_worker else "cpu"
 
 
-def train_worker(arguments: dict[str, Any]) -> None:
-    """Body of a Ray Train worker; `arguments["payload"]` is a Payload."""
+def train_worker(arguments: dict[str, Any]) -> Failure | None:
+    """Body of a Ray Train worker; `arguments["payload"]` is a Payload.
+
+    Returns:
+        Why a worker that trains alone failed, where starting it again would not help; Ray starts again what raises.
+    """
     import ray.train
     import ray.train.torch
 
@@ -78,10 +82,12 @@ def train_worker(arguments: dict[str, Any]) -> None:
             send=ray.train.report,
             taken_away=lambda: notice() is not None,
         )
-    except Exception:
-        if alone and RunFolder(payload.folder).stored().status == "failed":
-            return  # the folder names the cause, and trying again would repeat it: only lost workers are replaced
+    except Exception as error:
+        failure = Failure.of(error)
+        if alone and failure.rule.policy != "retry":
+            return failure
         raise  # other ranks would wait for this one, so Ray has to end them, and starts all of them again
+    return None
 
 
 def train_here(
@@ -106,6 +112,7 @@ def train_here(
 
     Raises:
         PreemptedError: the state is saved because a machine will go; the run is to go on elsewhere.
+        StorageError: the run's folder cannot be written, so nothing there tells how the run ended.
         Exception: what the loop raised.
     """
     folder = RunFolder(payload.folder)
@@ -114,11 +121,34 @@ def train_here(
             reporter = FileReporter(folder, payload, rank, alone, send, taken_away)
             _train_once(reporter, device)
             return
+        except PreemptedError:
+            raise
         except Exception as error:
-            if not alone or folder.stored().is_final or isinstance(error, PreemptedError):
+            is_split = _write_failure(payload, folder, error)
+            if not (is_split and alone):
                 raise
             logger.warning("%s: %s; going on from the last checkpoint", folder.path.name, error)
         _free_memory()
+
+
+def _write_failure(payload: Payload, folder: RunFolder, error: Exception) -> bool:
+    """Leave a failure in the run's folder: as its end, or as the reason for going on with a split batch.
+
+    Returns:
+        Whether the batch was split.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    with contextlib.suppress(OSError):
+        (folder.path / "traceback.txt").write_text("".join(traceback.format_exception(error)))
+    try:
+        if split_batch(payload.spec, folder, Failure.of(error)):
+            return True
+        folder.finish("failed", error)
+    except StorageError as fault:
+        raise fault from error
+    return False
 
 
 def _train_once(reporter: FileReporter, device: str) -> None:
@@ -129,7 +159,7 @@ def _train_once(reporter: FileReporter, device: str) -> None:
     failure = status.failure
     if status.status == "failed" and failure and failure.rule.policy == "stop" and (reporter.alone or failure.is_ours):
         return
-    if status.steps and status.step >= status.steps:
+    if status.status == "finished":  # its process was lost before Ray heard of the end
         reporter.finish(status.step, status.metrics)
         return
     if reporter.rank == 0:
@@ -137,19 +167,12 @@ def _train_once(reporter: FileReporter, device: str) -> None:
         write_environment(folder, device=device)
     try:
         with folder.training() if reporter.rank == 0 else contextlib.nullcontext():
-            reporter.repeat_last()
             result = _train(payload, reporter, device, accumulate=status.accumulate)
     except SystemExit:  # how Tune ends a trial that its scheduler stopped
         folder.finish("stopped")
         raise
     except KeyboardInterrupt:
         folder.finish("interrupted")
-        raise
-    except Exception as error:
-        with contextlib.suppress(OSError):
-            (folder.path / "traceback.txt").write_text(traceback.format_exc())
-        if not split_batch(payload.spec, folder, Failure.of(error)):
-            folder.finish("failed", error)
         raise
     if result.step >= payload.spec.train.steps:
         reporter.finish(result.step, result.metrics)
@@ -242,7 +265,8 @@ class FileReporter:
                 f"sweep.metric {metric} is not reported; choose one of {', '.join(sorted(report.metrics))}"
             )
         if self.rank == 0:
-            self.folder.report(report.step, report.metrics, is_best=report.is_best)
+            write = self.folder.report_again if report.is_repeated else self.folder.report
+            write(report.step, report.metrics, is_best=report.is_best)
         if report.step < self.payload.spec.train.steps:
             self._pass_on(report.step, report.metrics)
 
@@ -254,13 +278,6 @@ class FileReporter:
             self._stop = self.folder.stop_requested()
             self._looked = time.monotonic()
         return self._stop or leaving
-
-    def repeat_last(self) -> None:
-        """Tell Ray again of the last evaluation before a resume: what it made of it may have gone with the driver."""
-        metric = self.payload.metric
-        if metric is not None:
-            for step, value in self.folder.history(metric)[-1:]:
-                self._pass_on(step, {metric: value})
 
     def finish(self, step: int, metrics: dict[str, float]) -> None:
         """Write the end before Ray hears of it: a scheduler may kill this process as soon as it knows."""

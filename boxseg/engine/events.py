@@ -27,6 +27,8 @@ class EvalReport:
     checkpoint: Path
     """Folder of the checkpoint that was evaluated."""
     is_best: bool = False
+    is_repeated: bool = False
+    """The run goes on from this evaluation; it may have been reported before the run was stopped."""
 
 
 class Reporter(Protocol):

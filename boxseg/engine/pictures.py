@@ -98,7 +98,7 @@ def draw_evaluation(
         folder: Gets `precision_recall.png`, `classes.csv`, `worst.png` and, where there are pseudo masks,
             `pseudo_masks.png` and `pseudo_mask_quality.png`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     write_atomic(folder / "classes.csv", class_table(scores, data.class_names))
     if scores.precision:
         write_picture(folder / "precision_recall.png", draw_precision_recall(scores, data.class_names).savefig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,8 @@ class Progress:
     """Of the last evaluation."""
     best: dict[str, float] = field(default_factory=dict)
     """Of the best evaluation."""
+    evaluated: int = 0
+    """Step of the last evaluation; 0 before the first."""
 
 
 def train(trainer: Trainer, *, folder: Path, reporter: Reporter) -> Progress:
@@ -49,7 +51,8 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter) -> Progress:
         reporter: Receives every report, on every rank.
 
     Returns:
-        Where it ended: at step `trainer.steps`, or earlier if the reporter asked to stop.
+        Where it ended: at step `trainer.steps` with an evaluation and a checkpoint of that step, or earlier if the
+        reporter asked to stop.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; names the terms and the images.
@@ -59,6 +62,7 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter) -> Progress:
     progress = restore(trainer, checkpoint.find_sound(checkpoints))
     eval_steps = evaluation_steps(trainer.steps, trainer.config.train.eval_every)
     meter = Meter()
+    report_again(progress, checkpoints, reporter)
     with Outbox(reporter) as outbox:
         batches = trainer.loader.batches(progress.step, trainer.steps - progress.step)
         asked = time.perf_counter()
@@ -79,12 +83,23 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter) -> Progress:
                 progress = evaluate(trainer, folder, done, progress, outbox)
             elif stop:
                 outbox.deliver()
-                progress = Progress(done, progress.metrics, progress.best)
+                progress = replace(progress, step=done)
                 save(trainer, checkpoints, progress)
             if stop:
                 break
             asked = time.perf_counter()
+        if progress.step == trainer.steps != progress.evaluated:  # a stop saved this very step, or steps were lowered
+            progress = evaluate(trainer, folder, progress.step, progress, outbox)
     return progress
+
+
+def report_again(progress: Progress, checkpoints: Path, reporter: Reporter) -> None:
+    """Tell of the last evaluation before a resume: the process may have ended before anybody heard of it."""
+    if progress.evaluated == 0:
+        return
+    folder = checkpoint.folder_of(checkpoints, progress.step)
+    is_best = progress.metrics == progress.best
+    reporter.on_eval(EvalReport(progress.evaluated, progress.metrics, folder, is_best, is_repeated=True))
 
 
 def wants_stop(reporter: Reporter, *, at_report: bool) -> bool:
@@ -160,7 +175,7 @@ def evaluate(trainer: Trainer, folder: Path, done: int, progress: Progress, outb
     agree(trainer)
     metrics, draw = validate(trainer, folder=folder, step=done)
     is_best = not progress.best or decisive(metrics) > decisive(progress.best)
-    progress = Progress(done, metrics, metrics if is_best else progress.best)
+    progress = Progress(done, metrics, metrics if is_best else progress.best, evaluated=done)
     checkpoints = folder / "checkpoints"
     write = snapshot(trainer, checkpoints, progress)
 
@@ -227,6 +242,7 @@ def snapshot(trainer: Trainer, checkpoints: Path, progress: Progress) -> Callabl
     about = {
         "metrics": progress.metrics,
         "best": progress.best,
+        "evaluated": progress.evaluated,
         "config": trainer.config.model_dump(mode="json"),
         "classes": {"ids": trainer.train_data.category_ids, "names": trainer.train_data.class_names},
     }
@@ -253,7 +269,7 @@ def restore(trainer: Trainer, folder: Path | None) -> Progress:
     state = checkpoint.load_state(folder)
     networks = {name: checkpoint.load_network(folder, name) for name in trainer.networks()}
     trainer.load(networks, state["shared"], state["ranks"])
-    return Progress(about["step"], about["metrics"] or {}, about["best"] or {})
+    return Progress(about["step"], about["metrics"] or {}, about["best"] or {}, about.get("evaluated", 0))
 
 
 def mean_metrics(of_ranks: list[dict[str, float]]) -> dict[str, float]:

@@ -94,6 +94,7 @@ def stats(
         first = next(iter(contents))  # the training images, where there are several splits
         boxes = [each["bbox"][2:] for each in contents[first]["annotations"] if not each.get("iscrowd")]
         sides = [math.sqrt(each[0]) * math.sqrt(each[1]) for each in boxes if 0 < min(each) <= max(each) < math.inf]
+        picture.parent.mkdir(parents=True, exist_ok=True)
         draw_stats(counts[first]["classes"], sides, picture)
         say(f"drawn: {picture}")
     if as_json:

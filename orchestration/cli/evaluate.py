@@ -52,6 +52,7 @@ def evaluate(
     if against is not None:
         shown["against"] = {"name": against, **results[1], "agreement": mask_agreement(source, *found)}
     if scores[0].image_ap:
+        output.mkdir(parents=True, exist_ok=True)
         shown["worst"] = str(draw_worst(source, found[0], scores[0], output / "worst.png", count=WORST))
     if not results[0]["has_masks"]:
         say("not all boxes have drawn masks: there is no mask AP, only how well masks fit the given boxes")

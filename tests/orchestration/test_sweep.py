@@ -5,14 +5,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from boxseg.errors import StorageError
 from orchestration.config import SweepSpec, dump_resolved, load_run
 from orchestration.failures import Failure
+from orchestration.journal import read_past
 from orchestration.preflight import concurrency
+from orchestration.progress import SweepProgress
 from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.search_space import PastTrial, Trial
 from orchestration.sweep import Sweep, SweepPlan
 from orchestration.table import SweepTable, TrialRow, describe, markdown_table, read_table, render_table
 from orchestration.tracking import Tracker
+from orchestration.train_run import StopSignals
 
 
 def make_spec(storage: Path, **sweep) -> SweepSpec:
@@ -73,6 +77,22 @@ def test_the_sweep_tells_its_best_value_after_every_trial_and_the_journal_every_
     assert sweep.folder.status().best_run == "20260101-000000-aaaa-01"
     ends = [event for event in sweep.folder.journal() if event["event"] == "trial_end"]
     assert [(end["status"], end["cause"]) for end in ends] == [("finished", ""), ("finished", ""), ("stopped", "asha")]
+
+
+def test_a_trial_that_its_storage_did_not_take_stops_the_sweep_and_is_run_again(tmp_path):
+    sweep = make_driver(tmp_path)
+    for number in range(2):
+        sweep.open_trial(Trial(number, {"qam.k_top": number + 1}, seed=0))
+    sweep.plan.trial_folder(Trial(0, {}, seed=0)).finish("failed", StorageError("the disk is full"))
+    sweep.close_trial(0, "stopped")
+    with StopSignals() as signals, SweepProgress("toy", 3, shown=False) as display:
+        ticks = iter(range(100))
+        sweep.watch(ticks, signals, display)
+    assert signals.received, "no other trial would fare better"
+    assert sweep.plan.trial_folder(Trial(1, {}, seed=0)).stop_requested()
+    sweep.close_trials(interrupted=True)
+    assert sweep.conclude(interrupted=True).status == "interrupted"
+    assert [each.ended for each in read_past(sweep.folder, "val/mask_ap")] == [False, False]
 
 
 def test_the_end_of_a_trial_costs_as_much_after_twenty_others_as_after_three(tmp_path, monkeypatch):

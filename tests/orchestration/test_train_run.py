@@ -4,12 +4,13 @@ import os
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from fake_training import make_training
 
-from boxseg.errors import BoxSegError, ConfigError, NonFiniteLossError
+from boxseg.errors import BoxSegError, ConfigError, NonFiniteLossError, StorageError
 from orchestration.config import RunSpec, load_run
 from orchestration.run_folder import RunFolder, list_runs
 from orchestration.train_run import StopSignals, run
@@ -153,3 +154,18 @@ def test_a_resume_with_other_settings_is_refused_and_changes_nothing(storage):
     with pytest.raises(ConfigError, match=r"cannot go on with other settings: qam\.k_top 3 \(the run has 20\)"):
         run(other, resume=first.id, train_fn=make_training(), progress=False)
     assert (Path(first.folder) / "config.yaml").read_text() == before
+
+
+def test_a_storage_that_is_moved_away_ends_the_run_at_once_and_is_not_made_anew(tmp_path):
+    storage = tmp_path / "storage"
+    storage.mkdir()
+
+    def training(config, *, folder: Path, **named):
+        storage.rename(tmp_path / "elsewhere")
+        time.sleep(30)
+
+    began = time.monotonic()
+    with pytest.raises(StorageError, match="the folder is gone; mount or restore it"):
+        run(make_spec(storage), train_fn=training, progress=False)
+    assert time.monotonic() - began < 20
+    assert not storage.exists()

@@ -1,11 +1,12 @@
 """A training process tries again by itself where that can help, and only there."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_training import make_training
 
-from boxseg.errors import DataError
+from boxseg.errors import DataError, StorageError
 from orchestration.config import RunSpec, dump_resolved
 from orchestration.errors import PreemptedError
 from orchestration.failures import FailureClass
@@ -72,6 +73,65 @@ def test_a_full_disk_ends_the_run_with_its_last_state(tmp_path):
         train_here(payload, device="cpu")
     status = RunFolder(payload.folder).stored()
     assert (status.status, status.failure.failure_class, status.step) == ("failed", FailureClass.DISK_FULL, 10)
+
+
+class Killed(BaseException):
+    """Ends a process where it stands, as `kill -9` does: nobody writes anything after it."""
+
+
+def killed_in_the_last_evaluation(*arguments, reporter, **named):
+    """The fake loop, killed when it has reported its last step but not yet saved it."""
+
+    def die(report):
+        real_on_step(report)
+        if report.step == 20:
+            raise Killed
+
+    real_on_step, reporter.on_step = reporter.on_step, die
+    return make_training()(*arguments, reporter=reporter, **named)
+
+
+def test_a_run_killed_in_its_last_evaluation_has_not_ended(tmp_path):
+    payload = make_payload(tmp_path, killed_in_the_last_evaluation)
+    folder = RunFolder(payload.folder)
+    with pytest.raises(Killed):
+        train_here(payload, device="cpu")
+    assert (folder.stored().step, folder.stored().status) == (20, "running")
+    train_here(replace(payload, train_fn=make_training()), device="cpu")
+    assert starting_steps(payload) == [0, 15]
+    assert folder.stored().status == "finished"
+    assert [step for step, _ in folder.history("val/mask_ap")] == [5, 10, 15, 20]
+
+
+def test_an_evaluation_that_nobody_heard_of_is_told_by_the_next_process(tmp_path):
+    payload = make_payload(tmp_path, make_training())
+    folder = RunFolder(payload.folder)
+
+    def killed_before_the_report(*arguments, reporter, **named):
+        reporter.on_eval = lambda report: (_ for _ in ()).throw(Killed)
+        return make_training()(*arguments, reporter=reporter, **named)
+
+    with pytest.raises(Killed):
+        train_here(replace(payload, train_fn=killed_before_the_report), device="cpu")
+    sent: list[dict[str, float]] = []
+    train_here(payload, device="cpu", send=sent.append)
+    assert [step for step, _ in folder.history("val/mask_ap")] == [5, 10, 15, 20]
+    assert [each["step"] for each in sent] == [5, 10, 15, 20]
+
+
+def test_storage_that_takes_not_even_the_failure_ends_the_run_at_once(tmp_path, monkeypatch):
+    payload = make_payload(tmp_path, make_training(fail_at=12))
+
+    def refuse(path, content):
+        raise StorageError(f"{path} cannot be written: the disk is full")
+
+    def training(*arguments, **named):
+        monkeypatch.setattr("orchestration.run_folder.write_atomic", refuse)
+        return make_training()(*arguments, **named)
+
+    with pytest.raises(StorageError, match=r"status\.json cannot be written"):
+        train_here(replace(payload, train_fn=training), device="cpu")
+    assert starting_steps(payload) == [0]
 
 
 def test_a_machine_that_will_go_leaves_its_state_to_the_next_one(tmp_path, monkeypatch):

@@ -30,13 +30,18 @@ def make_training(
 
         steps = config.train.steps
         last = folder / "checkpoints" / "last"
-        start = json.loads((last / "about.json").read_text())["step"] if (last / "about.json").exists() else 0
+        about = {"step": 0, "evaluated": 0, "metrics": {}}
+        if (last / "about.json").exists():
+            about = json.loads((last / "about.json").read_text())
+        start, evaluated, metrics = about["step"], about["evaluated"], about["metrics"]
         (folder / "starts").open("a").write(f"{os.getpid()} {start} {threads}\n")
-        metrics = {}
+        if evaluated:
+            reporter.on_eval(EvalReport(evaluated, metrics, last, True, is_repeated=True))
 
         def save(done: int) -> None:
             last.mkdir(parents=True, exist_ok=True)
-            write_atomic(last / "about.json", json.dumps({"step": done}))  # tests kill it at any time
+            about = {"step": done, "evaluated": evaluated, "metrics": metrics}
+            write_atomic(last / "about.json", json.dumps(about))  # tests kill it at any time
 
         for step in range(start, steps):
             if step_s and not (folder.parent / HURRY).exists():
@@ -52,7 +57,7 @@ def make_training(
                 reporter.on_step(StepReport(done, {"train/loss": 1 / done}))
             stop = reporter.should_stop()
             if done % max(round(steps * config.train.eval_every), 1) == 0 or done == steps:
-                metrics = {"val/mask_ap": done / steps * config.qam.iou_thr, "val/box_ap": 0.5}
+                metrics, evaluated = {"val/mask_ap": done / steps * config.qam.iou_thr, "val/box_ap": 0.5}, done
                 save(done)
                 if not (folder / "checkpoints" / "best").exists():
                     (folder / "checkpoints" / "best").symlink_to("last")

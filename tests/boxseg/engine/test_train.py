@@ -86,6 +86,23 @@ def test_a_finished_run_started_again_reports_its_metrics_and_trains_no_step(run
     assert second == first
 
 
+def test_a_last_step_that_was_saved_without_an_evaluation_is_evaluated(run, tmp_path):
+    whole, _ = run(tmp_path / "whole", train={"steps": 3, "eval_every": 3})
+    stopped, _ = run(tmp_path / "stopped", stop_at=3, train={"steps": 6, "eval_every": 6})
+    assert (stopped.step, stopped.evaluated) == (3, 0)
+    result, reporter = run(tmp_path / "stopped", train={"steps": 3, "eval_every": 3})
+    assert (result.step, result.evaluated) == (3, 3)
+    assert [report.step for report in reporter.evals] == [3]
+    assert reporter.evals[0].metrics.keys() == whole.metrics.keys()
+    assert checkpoint.load_about(tmp_path / "stopped/checkpoints/last")["evaluated"] == 3
+
+
+def test_a_resumed_run_tells_again_of_the_evaluation_that_it_goes_on_from(run, tmp_path):
+    run(tmp_path, stop_at=5, train={"eval_every": 2})
+    _, reporter = run(tmp_path, train={"eval_every": 2})
+    assert [(report.step, report.is_repeated) for report in reporter.evals] == [(4, True), (6, False)]
+
+
 def test_a_checkpoint_beyond_the_schedule_is_refused(run, tmp_path):
     run(tmp_path)
     with pytest.raises(CheckpointError, match=r"at step 6, beyond train.steps 4"):
