@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,35 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             with contextlib.suppress(OSError):
                 scratch.unlink()
             raise
+
+
+def plain_size(path: Path) -> int:
+    """Size in bytes of a plain file, or of the one that a link leads to.
+
+    Raises:
+        OSError: nothing is there, or it cannot be looked at.
+        ValueError: a folder, or a pipe or device, which may never end; or no name at all.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise ValueError(f"it is {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}, not a file")
+    return found.st_size
+
+
+def read_plain(path: Path, *, offset: int = 0, limit: int | None = None) -> bytes:
+    """What a plain file holds now, from a byte on.
+
+    Raises:
+        OSError: as `plain_size`, or it cannot be read.
+        ValueError: as `plain_size`, or it has more bytes than `limit`.
+    """
+    size = plain_size(path)
+    if limit is not None and size > limit:
+        raise ValueError(f"it has {size / 1e6:.0f} MB, and {limit / 1e6:.0f} MB are the most")
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(max(size - offset, 0))
 
 
 def write_picture(path: Path, save: Callable[..., object]) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 from boxseg.errors import ConfigError
 from orchestration.config import leaves, read_resolved
 from orchestration.report_stats import differ
-from orchestration.run_folder import RunFolder, RunStatus
+from orchestration.run_folder import RunFolder, RunStatus, sound_status
 
 ORIGIN = ("git_commit", "git_dirty", "data_fingerprint", "host")
 """Tags that may explain a difference which the settings do not."""
@@ -86,7 +86,9 @@ def find_seeds(folder: RunFolder) -> list[RunStatus]:
     found = {own.tags.get("seed"): own}
     for path in sorted(folder.path.parent.glob("*/status.json")):
         if path.parent.name != folder.path.name and _text_without_seed(path.parent) == text:
-            other = RunFolder(path.parent).status()
+            other = sound_status(path.parent)
+            if other is None:
+                continue
             same_data = other.tags.get("data_fingerprint") == own.tags.get("data_fingerprint")
             if other.status == "finished" and other.kind == "run" and same_data:
                 found.setdefault(other.tags.get("seed"), other)  # repeats of a seed add nothing

@@ -90,6 +90,17 @@ def samples(space: dict[str, AnyDomain], limit: int = 128) -> Iterator[dict[str,
     return (dict(zip(space, values, strict=True)) for values in trials)
 
 
+def holds(domain: AnyDomain, value: Any) -> bool:
+    """Whether a value can have been drawn from a domain."""
+    match domain:
+        case Choice(choice=values):
+            return value in values
+        case RandInt(randint=(low, high)):
+            return isinstance(value, int) and low <= value < high
+        case Uniform(uniform=(low, high)) | LogUniform(loguniform=(low, high)):
+            return isinstance(value, int | float) and low <= value <= high
+
+
 def corners(domain: AnyDomain) -> list[Any]:
     """All choices; else both ends, and of real numbers one in between that is not whole."""
     match domain:

@@ -62,18 +62,3 @@ def append_line(path: Path, values: dict[str, Any], *, sync: bool = False) -> No
         if sync:
             file.flush()
             os.fsync(file.fileno())
-
-
-def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Objects in the whole lines from a byte on, and the byte after the last of these lines; torn lines are skipped."""
-    if not path.exists():
-        return [], offset
-    with path.open("rb") as file:
-        file.seek(offset)
-        data = file.read()
-    data = data[: data.rfind(b"\n") + 1]
-    found = []
-    for line in data.splitlines():
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found, offset + len(data)

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from boxseg.errors import ConfigError
+from orchestration.config import SweepConfig
 from orchestration.failures import FailureClass
 from orchestration.files import file_lock
-from orchestration.run_folder import RunFolder, RunStatus, Status, own_process
-from orchestration.search_space import PastTrial, Trial
+from orchestration.records import tell_once
+from orchestration.run_folder import RunFolder, RunStatus, Status, own_process, sound_status
+from orchestration.search_space import PastTrial, Trial, is_drawn_by
 
 ENDED: frozenset[Status] = frozenset({"finished", "stopped", "failed"})
 """A trial in one of these is not run again."""
 
 
 def newest_sweep(storage: Path, name: str) -> RunFolder | None:
-    """The folder of the sweep of this name that began last."""
+    """The folder of the sweep of this name that began last.
+
+    Raises:
+        ConfigError: there may be a newer one, whose status cannot be read.
+    """
     found: list[RunStatus] = []
+    unsound: list[RunFolder] = []
     for path in (storage / name).glob("*/status.json"):
-        with contextlib.suppress(ConfigError):
-            status = RunFolder(path.parent).stored()
-            if status.kind == "sweep":
-                found.append(status)
+        status = sound_status(path.parent)
+        if status is not None and status.kind == "sweep" and status.id == path.parent.name:
+            found.append(status)
+        elif status is None and RunFolder(path.parent).journal_path.exists():
+            unsound.append(RunFolder(path.parent))
     newest = max(found, key=lambda status: (status.created, status.id), default=None)
+    for folder in unsound:
+        if newest is None or folder.path.name > newest.id:
+            folder.stored()  # tells what is wrong with it
     return None if newest is None else RunFolder(newest.folder)
 
 
@@ -54,7 +67,9 @@ def driving(folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def read_past(folder: RunFolder, metric: str, *, retry_failed: bool = False) -> list[PastTrial]:
+def read_past(
+    folder: RunFolder, metric: str, *, sweep: SweepConfig | None = None, retry_failed: bool = False
+) -> list[PastTrial]:
     """All trials that a sweep drew, by number; those that have not ended wait for this process to go on with them.
 
     A trial that its storage did not take has not ended: there is room now, or the sweep stops again.
@@ -65,27 +80,54 @@ def read_past(folder: RunFolder, metric: str, *, retry_failed: bool = False) -> 
     Args:
         folder: The sweep's folder, driven by this process.
         metric: The deciding metric.
+        sweep: Trials that it cannot have drawn are left out, and told; null: all that are written down are its own.
         retry_failed: Trials that failed for a reason that may have gone are to go on too.
     """
-    trials: dict[int, Trial] = {}
-    for event in folder.journal():
-        if event["event"] == "trial_drawn":
-            trials[event["number"]] = Trial(event["number"], event["values"], event["seed"])
+    drawn = [
+        _trial(event.get("number"), event.get("values"), event.get("seed"))
+        for event in folder.journal()
+        if event["event"] == "trial_drawn"
+    ]
+    trials = {trial.number: trial for trial in drawn if trial is not None and _is_own(trial, sweep)}
     known: dict[int, PastTrial] = {}
     for path in folder.path.glob("*/status.json"):
         run = RunFolder(path.parent)
         try:
             status = run.stored()
-        except ConfigError:
+        except ConfigError as error:
+            tell_once(path, str(error))
             path.rename(path.with_name("damaged-status.json"))
             continue
-        ended = status.status in ENDED
-        if status.status == "failed" and status.failure is not None:
-            may_have_gone = retry_failed and status.failure.rule.policy != "stop"
-            ended = not (may_have_gone or status.failure.failure_class is FailureClass.DISK_FULL)
+        trial = _trial(_number(status.tags.get("trial")), status.values, _number(status.tags.get("seed")))
+        is_copy = status.id != run.path.name
+        if is_copy or trial is None or not _is_own(trial, sweep):
+            tell_once(path, f"{path}: left out, it is none of the trials that this sweep draws")
+            continue
+        ended = _has_ended(status, retry_failed=retry_failed)
         if not ended:
             run.update(status="created", ended=None, failure=None, **own_process())
-        number = int(status.tags["trial"])
-        trial = trials.setdefault(number, Trial(number, status.values, int(status.tags["seed"])))
-        known[number] = PastTrial(trial, ended, run.history(metric))
+        trial = trials.setdefault(trial.number, trial)
+        known[trial.number] = PastTrial(trial, ended, run.history(metric))
     return [known.get(number, PastTrial(trials[number], False, [])) for number in sorted(trials)]
+
+
+def _has_ended(status: RunStatus, *, retry_failed: bool) -> bool:
+    if status.status == "failed" and status.failure is not None:
+        may_have_gone = retry_failed and status.failure.rule.policy != "stop"
+        return not (may_have_gone or status.failure.failure_class is FailureClass.DISK_FULL)
+    return status.status in ENDED
+
+
+def _is_own(trial: Trial, sweep: SweepConfig | None) -> bool:
+    return sweep is None or is_drawn_by(sweep, trial)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and re.fullmatch(r"\d{1,18}", text) else None
+
+
+def _trial(number: Any, values: Any, seed: Any) -> Trial | None:
+    """The trial that a line of the journal or a status tells of; None where one of its parts is missing or unsound."""
+    if isinstance(number, int) and isinstance(values, dict) and isinstance(seed, int):
+        return Trial(number, values, seed)
+    return None

@@ -9,17 +9,19 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import psutil
+from annotated_types import Ge, Predicate
 
 from boxseg.errors import ConfigError
 from boxseg.files import naming_storage_faults, write_atomic
 from orchestration.failures import Failure
-from orchestration.files import append_line, file_lock, read_lines
+from orchestration.files import append_line, file_lock
+from orchestration.records import RULES, Count, DamagedError, Name, Pid, Seconds, read_lines, read_record, tell_once
 
 Status = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
 Kind = Literal["run", "sweep"]
@@ -32,42 +34,44 @@ FINAL: frozenset[Status] = frozenset({"finished", "stopped", "failed", "interrup
 class RunStatus:
     """Everything of `status.json`. Times are seconds since 1970."""
 
-    id: str
-    name: str
+    __pydantic_config__ = RULES
+
+    id: Name
+    name: Name
     kind: Kind = "run"
     status: Status = "created"
     folder: str = ""
-    created: float = 0.0
-    started: float | None = None
-    ended: float | None = None
-    step: int = 0
+    created: Seconds = 0.0
+    started: Seconds | None = None
+    ended: Seconds | None = None
+    step: Count = 0
     """Optimizer updates done, as far as reported; of a sweep, trials ended."""
-    steps: int = 0
+    steps: Count = 0
     """Updates of the whole run; of a sweep, trials planned."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Latest value of every metric."""
     best: dict[str, float] = field(default_factory=dict)
     """Metrics of the best evaluation."""
-    best_step: int | None = None
+    best_step: Count | None = None
     failure: Failure | None = None
     """Why it failed; while it runs, why it was started again."""
     retries: list[str] = field(default_factory=list)
     """Why the run was started again by itself, one line each."""
-    accumulate: int | None = None
+    accumulate: Annotated[int, Ge(1)] | None = None
     """Parts of each worker's batch since memory was too short; null: `train.accumulate`."""
     description: str = ""
     """One line for people: the settings that a trial varies."""
     values: dict[str, Any] = field(default_factory=dict)
     """Settings that a trial varies, by name."""
-    best_run: str | None = None
+    best_run: Name | None = None
     """Of a sweep: folder of its best trial."""
-    parent: str | None = None
+    parent: Name | None = None
     """Of a trial: folder of its sweep."""
     tags: dict[str, str] = field(default_factory=dict)
     """Git commit, host, data fingerprint, profile, seed and the like."""
-    pid: int | None = None
+    pid: Pid | None = None
     """Process that drives the run, on the host of the tag `host`."""
-    pid_created: float | None = None
+    pid_created: Seconds | None = None
     """When that process began, because numbers are used again."""
     mlflow_run_id: str | None = None
 
@@ -90,6 +94,42 @@ class Report:
     time: float
     """Seconds since 1970."""
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A report as it is written; null stands for what was not finite."""
+
+    __pydantic_config__ = RULES
+
+    step: Count
+    time: Seconds
+    metrics: dict[str, float | None]
+
+
+def _is_event(line: dict[str, Any]) -> bool:
+    return isinstance(line.get("event"), str)
+
+
+_Event = Annotated[dict[str, Any], Predicate(_is_event)]
+"""One line of `journal.jsonl`."""
+
+
+@dataclass(frozen=True)
+class _Tracking:
+    """What `tracking.json` holds: how far the tracking store has followed."""
+
+    __pydantic_config__ = RULES
+
+    uri: str | None = None
+    run_id: str | None = None
+    described: bool | None = None
+    offset: Count | None = None
+    """Bytes of `metrics.jsonl` whose reports are there."""
+    files: dict[str, str] | None = None
+    """Artifact -> digest of its content."""
+    ended: list[str | float | None] | None = None
+    """Status and time of the end that is told there."""
 
 
 class RunFolder:
@@ -151,24 +191,14 @@ class RunFolder:
         Raises:
             ConfigError: the folder is not one of a run.
         """
+        way_out = "put a copy back, or remove the run's folder"
         try:
-            values = json.loads(self.status_path.read_text())
+            status = read_record(self.status_path, RunStatus, way_out=way_out)
         except FileNotFoundError as error:
             raise ConfigError(
                 f"{self.path}: no run here (status.json is missing); `boxseg runs ls` lists runs"
             ) from error
-        except ValueError as error:
-            raise ConfigError(
-                f"{self.status_path}: is damaged: {error}; it is one JSON object, written whole (put a copy back, or "
-                "remove the run's folder)"
-            ) from error
-        known = {each.name for each in fields(RunStatus)}
-        values = {key: value for key, value in values.items() if key in known}
-        failure = values.get("failure")
-        values["failure"] = Failure(**failure) if failure else None
-        values["folder"] = str(self.path)
-        values["mlflow_run_id"] = self.read_tracking().get("run_id")
-        return RunStatus(**values)
+        return replace(status, folder=str(self.path), mlflow_run_id=self.read_tracking().get("run_id"))
 
     def update(self, **changes: Any) -> RunStatus:
         """Change some fields of the status; gives the new one."""
@@ -234,16 +264,16 @@ class RunFolder:
 
     def journal(self) -> list[dict[str, Any]]:
         """All events of the journal, oldest first."""
-        return read_lines(self.journal_path)[0]
+        return read_lines(self.journal_path, _Event)[0]
 
     def reports_since(self, offset: int) -> tuple[list[Report], int]:
         """Reports that begin at a byte of the file or later, as far as their lines are whole, and the byte after them.
 
         What a resumed run replaced is still among them.
         """
-        lines, end = read_lines(self.metrics_path, offset)
-        finite = [{key: value for key, value in line["metrics"].items() if value is not None} for line in lines]
-        return [Report(line["step"], line["time"], each) for line, each in zip(lines, finite, strict=True)], end
+        lines, end = read_lines(self.metrics_path, _Line, offset)
+        finite = [{key: value for key, value in line.metrics.items() if value is not None} for line in lines]
+        return [Report(line.step, line.time, each) for line, each in zip(lines, finite, strict=True)], end
 
     def reports(self) -> list[Report]:
         """All reports, steps rising, without those that a run that went on from a checkpoint before them replaced."""
@@ -261,10 +291,13 @@ class RunFolder:
     def read_tracking(self) -> dict[str, Any]:
         """What `write_tracking` kept; empty where there is nothing."""
         try:
-            found: dict[str, Any] = json.loads(self.tracking_path.read_text())
-        except (FileNotFoundError, ValueError):
+            found = read_record(self.tracking_path, _Tracking, way_out="MLflow is asked anew what it has")
+        except FileNotFoundError:
             return {}
-        return found
+        except DamagedError as error:
+            tell_once(self.tracking_path, str(error))
+            return {}
+        return {name: value for name, value in vars(found).items() if value is not None}
 
     def write_tracking(self, state: dict[str, Any]) -> None:
         """Remember how far the tracking store has followed."""
@@ -318,13 +351,35 @@ def new_id() -> str:
 
 
 def list_runs(storage: Path) -> list[RunStatus]:
-    """States of all runs, trials and sweeps under a storage folder, newest first."""
-    statuses = []
-    for path in [*storage.glob("*/*/status.json"), *storage.glob("*/*/*/status.json")]:
-        with contextlib.suppress(ConfigError):
-            statuses.append(RunFolder(path.parent).status())
+    """States of all runs, trials and sweeps under a storage folder, newest first; a folder that is unsound is told."""
+    return _sorted(_status_paths(storage))
+
+
+def list_trials(sweep: Path) -> list[RunStatus]:
+    """States of a sweep's trials, newest first; a folder that is unsound is told."""
+    return _sorted(sweep.glob("*/status.json"))
+
+
+def _status_paths(storage: Path) -> list[Path]:
+    return [*storage.glob("*/*/status.json"), *storage.glob("*/*/*/status.json")]
+
+
+def _sorted(paths: Iterable[Path]) -> list[RunStatus]:
+    statuses = [status for path in paths if (status := sound_status(path.parent)) is not None]
     statuses = [status for status in statuses if Path(status.folder).name == status.id]  # copies are elsewhere
     return sorted(statuses, key=lambda status: (status.created, status.id), reverse=True)
+
+
+def sound_status(folder: Path) -> RunStatus | None:
+    """The state of a run; of a folder without a sound one None, and what is wrong with it is told once."""
+    run = RunFolder(folder)
+    try:
+        return run.status()
+    except DamagedError as error:
+        tell_once(run.status_path, str(error))
+    except (ConfigError, FileNotFoundError):
+        pass  # it has gone meanwhile
+    return None
 
 
 def find_run(storage: Path, name: str) -> RunFolder:
@@ -337,19 +392,26 @@ def find_run(storage: Path, name: str) -> RunFolder:
     Raises:
         ConfigError: nothing or more than one fits, or the sweep has no best trial.
     """
-    if name.startswith("best:"):
-        sweep = find_run(storage, name.removeprefix("best:"))
-        best = sweep.status().best_run
-        if best is None:
-            raise ConfigError(f"{name}: the sweep has no best trial yet; `boxseg runs show` tells its state")
-        return RunFolder(sweep.path / best)
-    if (Path(name) / "status.json").exists():
+    if not name.startswith("best:"):
+        return _find_folder(storage, name)
+    sweep = _find_folder(storage, name.removeprefix("best:"))
+    best = sweep.status().best_run
+    if best is None:
+        raise ConfigError(f"{name}: the sweep has no best trial yet; `boxseg runs show` tells its state")
+    return RunFolder(sweep.path / best)
+
+
+def _find_folder(storage: Path, name: str) -> RunFolder:
+    """The folder of a run, trial or sweep; where only a folder of this name is there, whatever it holds, that one."""
+    if os.path.exists(Path(name) / "status.json"):  # noqa: PTH110 - False for any name at all
         return RunFolder(Path(name).resolve())
     runs = list_runs(storage)
     fits = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
     fits = fits or [run for run in runs if run.id.endswith(name)]
     if len(fits) == 1:
         return RunFolder(fits[0].folder)
+    if not fits and (unsound := [path.parent for path in _status_paths(storage) if path.parent.name == name]):
+        return RunFolder(unsound[0])  # tells what is wrong with it as soon as it is read
     if not fits:
         raise ConfigError(f"{name}: no such run under {storage}; `boxseg runs ls` lists them")
     raise ConfigError(f"{name}: {len(fits)} runs fit ({', '.join(run.id for run in fits[:4])} …); write more of the id")

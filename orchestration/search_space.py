@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestration.config import SweepConfig, SweepSpec
-from orchestration.domains import Choice, Domain, LogUniform, RandInt, Uniform
+from orchestration.domains import Choice, Domain, LogUniform, RandInt, Uniform, holds
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -244,9 +244,19 @@ def make_searcher(queue: TrialQueue, metric: str, mode: str, *, note: Callable[[
     return QueueSearcher()
 
 
+def is_drawn_by(sweep: SweepConfig, trial: Trial) -> bool:
+    """Whether a sweep can have drawn a trial: it has this number, this seed there, and these values."""
+    in_sweep = 0 <= trial.number < count_trials(sweep) and trial.values.keys() == sweep.space.keys()
+    if not in_sweep or trial.seed != sweep.seeds[trial.number % len(sweep.seeds)]:
+        return False
+    return all(holds(domain, trial.values[name]) for name, domain in sweep.space.items())
+
+
 def count_trials(sweep: SweepConfig) -> int:
     """Trials of the whole sweep: settings times seeds."""
-    settings = len(grid(sweep)) if sweep.search == "grid" else sweep.trials
+    settings = sweep.trials
+    if sweep.search == "grid":
+        settings = math.prod(len(domain.choice) for domain in sweep.space.values() if isinstance(domain, Choice))
     return settings * len(sweep.seeds)
 
 

@@ -21,7 +21,7 @@ from orchestration.preflight import concurrency, runner_of
 from orchestration.progress import SweepProgress
 from orchestration.ray_session import start_ray
 from orchestration.report import try_report
-from orchestration.run_folder import RunFolder, RunStatus, Status, new_id, own_process
+from orchestration.run_folder import RunFolder, RunStatus, Status, list_trials, new_id, own_process
 from orchestration.search_space import (
     TRIAL_SCHEDULERS,
     PastTrial,
@@ -135,7 +135,7 @@ def run_sweep(
         folder.open(status, dump_resolved(spec))
         write_changes(folder)
         tracker = Tracker(storage, spec.name, uri=spec.tracking.uri, logs=folder.logs)
-        past = read_past(folder, spec.sweep.metric, retry_failed=start == "retry_failed")
+        past = read_past(folder, spec.sweep.metric, sweep=spec.sweep, retry_failed=start == "retry_failed")
         sweep = Sweep(SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn), tags, tracker, past)
         sweep.max_failures = max_failures
         with tracked(tracker, folder), StopSignals() as signals:
@@ -354,10 +354,9 @@ class Sweep:
         lost = Failure("WorkerLost", f"the trial's process ended without a word; {self.folder.logs} may tell why")
         for number in list(self._open):
             self.close_trial(number, "interrupted" if interrupted else "failed", None if interrupted else lost)
-        for path in self.folder.path.glob("*/status.json"):
-            found = RunFolder(path.parent).stored()
-            if not found.is_final:  # a worker may write after the end
-                RunFolder(path.parent).finish("interrupted" if found.status == "created" else "stopped")
+        for found in list_trials(self.folder.path):
+            if found.status in ("created", "running"):  # a worker may write after the end
+                RunFolder(found.folder).finish("interrupted" if found.status == "created" else "stopped")
 
     def watch(self, ticks: Iterator[None], signals: StopSignals, display: SweepProgress) -> None:
         """Show progress until Tune ends; after a signal, until all trials have saved their state.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from orchestration.config import SweepSpec
-from orchestration.run_folder import RunFolder, RunStatus
+from orchestration.run_folder import RunStatus, sound_status
 
 STYLES = {"finished": "green", "failed": "red", "stopped": "yellow", "running": "cyan", "interrupted": "magenta"}
 
@@ -109,19 +110,25 @@ class SweepTable:
 
 
 def read_table(folder: Path, spec: SweepSpec, known: Mapping[str, TrialRow] | None = None) -> SweepTable:
-    """The table of a sweep folder as it is now; `known` rows, by the name of their folder, are not read again."""
+    """The table of a sweep folder as it is now; `known` rows, by the name of their folder, are not read again.
+
+    A trial whose folder is unsound is left out, and told.
+    """
     known = known or {}
-    rows = [
+    found = [
         known.get(path.name) or read_row(path, spec)
         for path in sorted(folder.iterdir())
-        if path.name in known or (path / "status.json").exists()
+        if path.name in known or os.path.exists(path / "status.json")  # noqa: PTH110 - False for what cannot be read
     ]
+    rows = [row for row in found if row is not None]
     return SweepTable(spec.sweep.metric, spec.sweep.mode, rows, seeds=len(spec.sweep.seeds))
 
 
-def read_row(folder: Path, spec: SweepSpec) -> TrialRow:
-    """The row of a trial's folder as it is now."""
-    status, metric = RunFolder(folder).status(), spec.sweep.metric
+def read_row(folder: Path, spec: SweepSpec) -> TrialRow | None:
+    """The row of a trial's folder as it is now; None where the folder is unsound, which is told, or a copy."""
+    status, metric = sound_status(folder), spec.sweep.metric
+    if status is None or status.id != folder.name:
+        return None
     metrics = status.best if metric in status.best else status.metrics
     return TrialRow(**{**vars(status), "metrics": metrics, "value": metrics.get(metric)})
 
@@ -139,6 +146,8 @@ class EndedTrials:
     def add(self, folder: Path) -> None:
         """Read a trial for the last time."""
         row, sweep = read_row(folder, self._spec), self._spec.sweep
+        if row is None:
+            return
         self.rows[folder.name] = row
         setting = self._settings.setdefault(row.key, SweepTable(sweep.metric, sweep.mode, [], seeds=len(sweep.seeds)))
         setting.rows.append(row)

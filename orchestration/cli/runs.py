@@ -53,11 +53,11 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one run or sweep: its state, metrics and, of a sweep, its trials."""
-    from orchestration.run_folder import find_run, list_runs
+    from orchestration.run_folder import find_run, list_trials
 
     folder = find_run(storage, run)
     status = folder.status()
-    trials = [each for each in list_runs(folder.path.parents[1]) if Path(each.folder).parent == folder.path]
+    trials = list_trials(folder.path) if status.kind == "sweep" else []
     if as_json:
         print_json(asdict(status) | ({"trials": trials} if status.kind == "sweep" else {}))
         return

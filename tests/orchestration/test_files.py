@@ -2,13 +2,15 @@
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from boxseg.errors import StorageError
 from boxseg.files import write_atomic
 from orchestration.errors import ExitCode, exit_code_for
-from orchestration.files import append_line, file_lock, read_lines
+from orchestration.files import append_line, file_lock
+from orchestration.records import read_lines
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def test_other_faults_keep_their_class(tmp_path):
 def test_a_synced_line_is_read_back(tmp_path):
     append_line(tmp_path / "lines", {"a": 1}, sync=True)
     append_line(tmp_path / "lines", {"a": 2}, sync=True)
-    assert [line["a"] for line in read_lines(tmp_path / "lines")[0]] == [1, 2]
+    assert [line["a"] for line in read_lines(tmp_path / "lines", dict[str, Any])[0]] == [1, 2]
 
 
 def test_a_lock_that_another_has_is_refused_at_once_where_nobody_is_to_wait(tmp_path):
