@@ -1,4 +1,4 @@
-"""What works on this machine: packages, GPU, disk and the doors that Ray would open; each fault with one way out."""
+"""What works on this machine: packages, GPU, disk, Ray and the doors it opens; each fault with one way out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +27,8 @@ EXTRAS = {
 """Optional package -> what it is for, and how to get it."""
 IMPORT_S = 120
 """How long a package may take to load [s]."""
+START_S = 240
+"""How long Ray may take to start, tries and all [s]."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Finding:
 
 
 def examine(storage: Path) -> Iterator[Finding]:
-    """Look at everything, quick things first; starts nothing and leaves nothing behind."""
+    """Look at everything, quick things first; Ray is started and ended, and nothing is left behind."""
     yield Finding("python", platform.python_version())  # pip refuses one that is too old
     yield _disk(storage)
     yield _ray_token()
@@ -52,6 +55,7 @@ def examine(storage: Path) -> Iterator[Finding]:
     for package, floor in FLOORS.items():
         yield _package(package, floor)
     yield _gpu()
+    yield _ray_start()
 
 
 def _disk(storage: Path) -> Finding:
@@ -97,6 +101,17 @@ def _gpu() -> Finding:
     return Finding("gpu", problem or "works", problem and fix, fatal=False)
 
 
+def _ray_start() -> Finding:
+    """Whether the Ray starts that a sweep on this machine begins with."""
+    began = time.monotonic()
+    problem = _run_python("from orchestration.ray_session import start_briefly; start_briefly()", START_S)
+    if problem is None:
+        return Finding("ray starts", f"within {time.monotonic() - began:.0f} s")
+    told = problem.removeprefix("orchestration.errors.ResourceError: ")
+    fix = "run sweeps when less runs on this machine, or on a cluster (resources.address); `train` with one worker on "
+    return Finding("ray starts", told, f"{fix}CPU cores works without Ray")
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -109,10 +124,10 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in text.split(".")[:2])
 
 
-def _run_python(program: str) -> str | None:
+def _run_python(program: str, limit_s: float = IMPORT_S) -> str | None:
     """The last line of what a Python program of its own complained about; None if it ended well."""
     try:
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=IMPORT_S)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=limit_s)
     except subprocess.TimeoutExpired:
-        return f"takes longer than {IMPORT_S} s to load"
+        return f"takes longer than {limit_s:.0f} s"
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["crashed"])[-1]

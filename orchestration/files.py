@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from boxseg.errors import ConfigError
 from boxseg.files import naming_storage_faults
 
 
@@ -25,12 +27,27 @@ def digest(path: Path) -> str:
 def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock that only one process of this machine can have; it goes with the process, however that ends.
 
+    The file's content stays as it is, and a link in its place is not followed.
+
     Raises:
         BlockingIOError: another has it, and we are not to wait.
+        ConfigError: there is a link in its place.
+        StorageError: the disk is full, read-only or gone.
     """
-    with path.open("w") as file:
+    with naming_storage_faults(path):
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno != errno.ELOOP or not path.is_symlink():
+                raise
+            raise ConfigError(
+                f"{path} is a link to {path.readlink()}; a lock has to be a file of its own, so remove the link"
+            ) from error
+    try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    finally:
+        os.close(file)
 
 
 def log_to_file(path: Path, loggers: Sequence[str], *, level: int = logging.NOTSET) -> None:

@@ -5,25 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
-import shutil
 import signal
 import socket
-import tempfile
-import threading
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-import psutil
 
 from orchestration.access import ANSWER_S, choose_mode
 from orchestration.cluster import check_storage, shortages_told
 from orchestration.config import RunSpec
 from orchestration.errors import ResourceError
 from orchestration.files import log_to_file
-from orchestration.preflight import count_places, uses_cluster
+from orchestration.preflight import count_places, runner_of, uses_cluster
+from orchestration.ray_start import embedded_ray, restore_sigterm
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -37,68 +33,74 @@ ENVIRONMENT = {
     "TUNE_MAX_PENDING_TRIALS_PG": "auto",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-LOOPBACK = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # this machine alone: Ray takes 127.0.0.1 as its address on Linux as well
-    "GLOO_SOCKET_IFNAME": "lo",
-}
-"""What makes a Ray that is started here listen on the loopback address only."""
-TOKEN = secrets.token_hex(32)
-"""Token of every Ray that this process starts; Ray reads it once, so a second one would be refused by the first."""
-OBJECT_STORE_BYTES = 200 * 1024**2
-"""Ray's least is 75 MiB; settings and metrics are all that passes through it."""
 
 
 @contextlib.contextmanager
-def start_ray(spec: RunSpec, *, logs: Path) -> Iterator[list[dict[str, float]]]:
+def start_ray(
+    spec: RunSpec, *, logs: Path, give_up: Callable[[], bool] = lambda: False
+) -> Iterator[list[dict[str, float]]]:
     """Start Ray here, or connect to the cluster of `resources.address` or RAY_ADDRESS; end it afterwards.
 
-    The embedded Ray listens on the loopback address only, and whoever wants to run something on it needs a token.
-    Token and Ray's own files lie in a temporary folder of mode 0700 that goes when Ray ends. A Ray that this process
-    has already is used and left alone.
+    The embedded Ray listens on the loopback address only, and whoever wants to run something on it needs a token. A Ray
+    that this process has already is used and left alone.
 
     Args:
         spec: The run or sweep; its resources must fit.
-        logs: Folder for what Ray's libraries have to say.
+        logs: Folder for what Ray and its libraries have to say.
+        give_up: Tells whether a failed start shall not be tried again, because somebody wants an end.
 
     Returns:
         What each node of Ray has, by Ray's names: `CPU` and, if there are any, `GPU`.
 
     Raises:
-        ResourceError: the cluster does not answer, refuses us, is too small for one run, or has nodes that do not see
-            the storage.
+        ResourceError: Ray does not start; the cluster does not answer, refuses us, is too small for one run, or has
+            nodes that do not see the storage.
+        KeyboardInterrupt: a start failed, and somebody wants an end.
     """
-    if uses_cluster(spec):
+    _set_environment(on_cluster=uses_cluster(spec))
+    logs.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context((logs / "ray-output.log").open("w"))
+        stack.enter_context(contextlib.redirect_stdout(output))
+        if uses_cluster(spec):
+            _check_cluster(_address(spec))
+        if not _has_ray():
+            dashboard = runner_of(spec) == "ray_train"
+            own = embedded_ray(dashboard=dashboard, logs=logs, give_up=give_up)
+            stack.enter_context(_cluster(spec) if uses_cluster(spec) else own)
+        import ray
+
+        log_to_file(logs / "ray.log", ("ray", "ray.tune", "ray.train", "ray.data", "optuna"), level=logging.INFO)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        _check_room(spec, nodes)
+        if uses_cluster(spec):
+            check_storage(spec.storage.absolute())
+        with shortages_told():
+            yield nodes
+
+
+def start_briefly() -> None:
+    """Start a Ray as a sweep on this machine does, and end it.
+
+    Raises:
+        ResourceError: it does not start.
+    """
+    _set_environment(on_cluster=False)
+    with embedded_ray(dashboard=False):
+        pass
+
+
+def _set_environment(*, on_cluster: bool) -> None:
+    if on_cluster:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    _remove_leftovers()
-    if uses_cluster(spec):
-        _check_cluster(_address(spec))
-    private = Path(tempfile.mkdtemp(prefix=f"boxseg-ray-{os.getpid()}-"))
-    if not uses_cluster(spec):
-        os.environ.update(LOOPBACK)
-        _prepare_token(private)
-    import ray
 
-    logs.mkdir(parents=True, exist_ok=True)
-    started_here = not ray.is_initialized()
-    try:
-        with (logs / "ray-output.log").open("w") as output, contextlib.redirect_stdout(output):
-            if started_here:
-                _connect(spec, private)
-            names = ("ray", "ray.tune", "ray.train", "ray.data", "optuna")
-            log_to_file(logs / "ray.log", names, level=logging.INFO)
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            _check_room(spec, nodes)
-            if uses_cluster(spec):
-                check_storage(spec.storage.absolute())
-            with shortages_told():
-                yield nodes
-    finally:
-        if started_here:
-            ray.shutdown()
-            _keep_worker_output(private / "ray", logs)
-        shutil.rmtree(private, ignore_errors=True)
+
+def _has_ray() -> bool:
+    """Whether this process is connected to a Ray; one that has not loaded it is not."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
 
 
 def _address(spec: RunSpec) -> str:
@@ -120,35 +122,27 @@ def _check_cluster(address: str) -> None:
         ) from error
 
 
-def _connect(spec: RunSpec, private: Path) -> None:
+@contextlib.contextmanager
+def _cluster(spec: RunSpec) -> Iterator[None]:
+    """Connect to a running cluster, and leave it when the block is left."""
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     on_term = signal.getsignal(signal.SIGTERM)
+    settings = {name: os.environ[name] for name in ENVIRONMENT}  # its processes did not inherit ours
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if uses_cluster(spec):
-            settings = {name: os.environ[name] for name in ENVIRONMENT}  # its processes did not inherit ours
+        try:
             ray.init(address=spec.resources.address, runtime_env={"env_vars": settings}, **quiet)  # null: RAY_ADDRESS
-            return
-        ray.init(
-            include_dashboard=True,  # Ray Train frees the workers of a stopped trial through its state API
-            dashboard_host="127.0.0.1",
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(private / "ray"),  # one level down: Ray opens its own folder to everybody
-            **quiet,
-        )
-    except Exception as error:
-        if not uses_cluster(spec):
+        except Exception as error:
             raise ResourceError(
-                f"Ray does not start on this machine: {error}; `boxseg doctor` looks at what it needs"
+                f"the Ray cluster at {_address(spec)} does not answer or refuses us: {error}; check resources.address "
+                "and RAY_ADDRESS, and for a cluster with tokens RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             ) from error
-        raise ResourceError(
-            f"the Ray cluster at {_address(spec)} does not answer or refuses us: {error}; check resources.address and "
-            "RAY_ADDRESS, and for a cluster with tokens RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-        ) from error
-    finally:  # Ray's own handler aborts the process three seconds after a SIGTERM, whatever it still saves
-        if on_term is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_term)
+        finally:
+            restore_sigterm(on_term)
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _check_room(spec: RunSpec, nodes: list[dict[str, float]]) -> None:
@@ -162,33 +156,3 @@ def _check_room(spec: RunSpec, nodes: list[dict[str, float]]) -> None:
             f"{len(nodes)} nodes with {have['CPU']:g} CPU cores and {have['GPU']:g} GPUs in all; lower "
             "resources.workers or what each worker takes, or use a larger cluster"
         )
-
-
-def _prepare_token(private: Path) -> None:
-    """Give the embedded Ray and all its processes a token of their own, unless the user chose a mode."""
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    has_token = os.environ.get("RAY_AUTH_TOKEN") or (named and Path(named).exists())
-    if os.environ.get("RAY_AUTH_MODE", "token") != "token" or has_token:
-        return
-    path = private / "token"
-    path.touch(mode=0o600)
-    path.write_text(TOKEN)
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
-
-
-def _remove_leftovers() -> None:
-    """Delete the private folders of processes that were killed before they could."""
-    for path in Path(tempfile.gettempdir()).glob("boxseg-ray-*-*"):
-        owner = path.name.split("-")[2]
-        with contextlib.suppress(FileNotFoundError):  # another process that starts was faster
-            if owner.isdigit() and not psutil.pid_exists(int(owner)) and path.stat().st_uid == os.getuid():
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _keep_worker_output(ray_folder: Path, logs: Path) -> None:
-    """Copy what workers of the embedded Ray printed to the run's logs before Ray's folder goes."""
-    for path in ray_folder.glob("session_2*/logs/worker-*"):
-        if path.stat().st_size:
-            (logs / "workers").mkdir(exist_ok=True)
-            shutil.copy(path, logs / "workers" / path.name)

@@ -142,7 +142,7 @@ def run_sweep(
             try:
                 with SweepProgress(spec.name, planned, shown=progress) as display:
                     if sweep.ended < planned:
-                        with start_ray(spec, logs=folder.logs) as have:
+                        with start_ray(spec, logs=folder.logs, give_up=lambda: signals.received is not None) as have:
                             tuner = make_tuner(sweep, concurrency(spec, have))
                             sweep.watch(run_beside(tuner.fit), signals, display)
                     sweep.close_trials(interrupted=signals.received is not None)

@@ -69,7 +69,7 @@ def run(
         if runner_of(spec) == "inline":
             _watch(functools.partial(train_here, payload, device=payload.device), folder, signals, display)
         else:
-            with start_ray(spec, logs=folder.logs):
+            with start_ray(spec, logs=folder.logs, give_up=lambda: signals.received is not None):
                 _watch(functools.partial(fit, payload), folder, signals, display)
     status = folder.status()
     if status.failure is not None:

@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RAY_FILES = {"train_run", "worker", "sweep", "search_space", "checkpoints", "jobs", "ray_session", "cluster"}
+RAY_FILES = {
+    "train_run",
+    "worker",
+    "sweep",
+    "search_space",
+    "checkpoints",
+    "jobs",
+    "ray_session",
+    "ray_start",
+    "cluster",
+}
 PARTS = ("model", "losses", "teacher", "copy_paste")
 TORCH_FREE = (
     "boxseg.config",

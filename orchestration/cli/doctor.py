@@ -11,7 +11,7 @@ from orchestration.errors import ExitCode
 
 
 def doctor(storage: Storage = Path("runs"), as_json: AsJson = False) -> None:
-    """Look at packages, GPU, disk and access to Ray; each fault comes with one way to put it right."""
+    """Look at packages, GPU, disk and Ray, which is started once; each fault comes with one way to put it right."""
     from orchestration.doctor import examine
 
     findings = list(examine(storage))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from boxseg.errors import StorageError
+from boxseg.errors import ConfigError, StorageError
 from boxseg.files import write_atomic
 from orchestration.errors import ExitCode, exit_code_for
 from orchestration.files import append_line, file_lock
@@ -61,3 +61,19 @@ def test_a_lock_that_another_has_is_refused_at_once_where_nobody_is_to_wait(tmp_
         pass
     with file_lock(tmp_path / "lock", wait=False):
         pass
+
+
+def test_a_lock_leaves_what_is_in_its_file_and_follows_no_link(tmp_path):
+    (tmp_path / "lock").write_text("kept")
+    with file_lock(tmp_path / "lock"):
+        pass
+    assert (tmp_path / "lock").read_text() == "kept"
+    (tmp_path / "precious").write_text("of somebody else")
+    for target in ("precious", "missing"):
+        (tmp_path / target[0]).symlink_to(tmp_path / target)
+        told = f"{target[0]} is a link to .*{target}; .* remove the link"
+        with pytest.raises(ConfigError, match=told) as raised, file_lock(tmp_path / target[0]):
+            pass
+        assert exit_code_for(raised.value) == ExitCode.USAGE
+    assert (tmp_path / "precious").read_text() == "of somebody else"
+    assert not (tmp_path / "missing").exists()

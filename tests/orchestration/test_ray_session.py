@@ -8,7 +8,7 @@ import pytest
 
 from orchestration.config import RunSpec
 from orchestration.errors import ResourceError
-from orchestration.ray_session import ENVIRONMENT, LOOPBACK, _check_room, _remove_leftovers, start_ray
+from orchestration.ray_session import ENVIRONMENT, _check_room, start_ray
 
 HEAD = {"CPU": 0.0, "node:__internal_head__": 1.0}
 
@@ -51,26 +51,3 @@ def test_processes_of_a_cluster_that_is_there_get_our_settings_of_ray(clean_envi
     assert sent["RAY_TRAIN_METRICS_ENABLED"] == "1", "what the user chose"
     assert sent["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "1", "a cluster may lose machines"
     assert not [value for name, value in sent.items() if "TOKEN" in name or value == os.environ.get("RAY_AUTH_TOKEN")]
-
-
-def test_a_ray_that_does_not_start_here_names_the_command_that_looks_why(clean_environment, tmp_path):
-    def refuse(**_):
-        raise OSError("no ports left")
-
-    clean_environment.setattr("ray.init", refuse)
-    clean_environment.delenv("RAY_ADDRESS", raising=False)
-    for name in (*LOOPBACK, "RAY_AUTH_TOKEN_PATH"):
-        clean_environment.setenv(name, "")
-    with pytest.raises(ResourceError, match=r"no ports left; `boxseg doctor`"), start_ray(make_spec(), logs=tmp_path):
-        pass
-
-
-def test_a_leftover_that_another_process_removes_first_is_no_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("psutil.pid_exists", lambda _: False)
-    leftovers = [tmp_path / f"boxseg-ray-{pid}-x" for pid in (1, 2)]
-    for path in leftovers:
-        path.mkdir()
-    monkeypatch.setattr("pathlib.Path.glob", lambda *_: [tmp_path / "boxseg-ray-0-gone", *leftovers])
-    _remove_leftovers()
-    assert not [path for path in leftovers if path.exists()]

@@ -38,8 +38,9 @@ def storage(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_session(storage):
-    """One embedded Ray for all tests here."""
-    with start_ray(RunSpec(), logs=storage / "logs") as session:
+    """One embedded Ray for all tests here, with what Ray Train needs."""
+    spec = RunSpec.model_validate({"resources": {"runner": "ray_train"}})
+    with start_ray(spec, logs=storage / "logs") as session:
         yield session
 
 

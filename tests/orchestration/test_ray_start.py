@@ -1,0 +1,225 @@
+"""A Ray of our own: it may start late, tells why if it does not start at all, and nobody removes its folder but us."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from orchestration import ray_start
+from orchestration.config import RunSpec
+from orchestration.errors import ResourceError
+from orchestration.ray_session import ENVIRONMENT, start_ray
+from orchestration.ray_start import LOOPBACK, OWNER, SETTINGS, embedded_ray, private_folder
+
+FATAL = (
+    "[2026-11-28 17:46:21,529 C 10379 10379] (raylet) node_manager.cc:3588:  An unexpected system state has occurred. "
+    "You have likely discovered a bug in Ray. Please report it. Check failed: statussetor3588.has_value() Timed out "
+    "waiting for file {session}/metrics_agent_port_ac54fd\n*** StackTrace Information ***\n/lib/libc.so.6 [0x7f60]\n"
+)
+
+
+class FakeRay:
+    """Stands in for `ray.init`: it fails some times, with the logs of a node that waited in vain."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.asked: list[dict[str, Any]] = []
+
+    def init(self, **arguments: Any) -> None:
+        self.asked.append(arguments)
+        if len(self.asked) <= self.failures:
+            session = Path(arguments["_temp_dir"], "session_2026-11-28_17-46-04_1_2")
+            (session / "logs").mkdir(parents=True)
+            (session / "logs" / "raylet.err").write_text(FATAL.format(session=session))
+            raise Exception("The current node timed out during startup.")
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Nothing of it stays in this process, and folders for temporary files are looked for in a place of ours."""
+    for name in (*ENVIRONMENT, *SETTINGS, *LOOPBACK, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+        monkeypatch.setenv(name, "")  # so that the variable is put back afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr(ray_start, "PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    return
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, times: int) -> FakeRay:
+    fake = FakeRay(times)
+    monkeypatch.setattr("ray.init", fake.init)
+    return fake
+
+
+def test_a_ray_that_starts_late_is_tried_again_without_waiting_for_its_agents(monkeypatch, tmp_path, caplog):
+    import ray._private.parameter as parameter
+
+    known = parameter.RayParams
+    fake = fail(monkeypatch, 1)
+    with embedded_ray(dashboard=False, logs=tmp_path / "logs"):
+        pass
+    assert [each["_metrics_export_port"] is None for each in fake.asked] == [True, False]
+    assert {each["include_dashboard"] for each in fake.asked} == {False}
+    assert parameter.RayParams is known
+    assert "Ray did not start (raylet: Timed out waiting for file metrics_agent_port_ac54fd)" in caplog.text
+    assert "Check failed" in (tmp_path / "logs/ray-start-1/raylet.err").read_text()
+    assert not list((tmp_path / "t").iterdir())
+
+
+def test_the_second_try_tells_ray_all_ports_that_it_would_wait_for(monkeypatch):
+    import ray._private.parameter as parameter
+    import ray._private.services as services
+
+    started: list[list[str]] = []
+    monkeypatch.setattr(services, "start_ray_process", lambda command, *_, **__: started.append(command))
+    with ray_start._late_agents_allowed() as metrics:
+        params = parameter.RayParams(metrics_export_port=metrics)
+        services.start_ray_process(["raylet"], "raylet", fate_share=True)
+        services.start_ray_process(["gcs"], "gcs_server", fate_share=True)
+    ports = {params.metrics_agent_port, params.runtime_env_agent_port, params.dashboard_agent_listen_port, metrics}
+    assert len(ports) == 4
+    assert all(ports)
+    assert started == [["raylet", f"--dashboard_agent_listen_port={params.dashboard_agent_listen_port}"], ["gcs"]]
+
+
+def test_a_ray_that_never_starts_is_told_in_one_line_with_logs_that_are_there(monkeypatch, tmp_path):
+    fail(monkeypatch, 3)
+    logs = tmp_path / "logs"
+    with pytest.raises(ResourceError) as told, start_ray(RunSpec(), logs=logs):
+        pass
+    text = str(told.value)
+    assert "tried 3 times: raylet: Timed out waiting for file metrics_agent_port_ac54fd (all that Ray wrote: " in text
+    assert "`boxseg doctor`" in text
+    assert "\n" not in text
+    named = re.findall(r"(?<!\S)/[^\s)]+", text)
+    assert named == [str(logs / "ray-start-3")]
+    assert (logs / "ray-start-3" / "raylet.err").read_text().startswith("[2026-11-28")
+    assert not list((tmp_path / "t").iterdir())
+
+
+def test_an_error_without_logs_is_told_itself(monkeypatch):
+    def refuse(**_: Any) -> None:
+        raise OSError("no ports left")
+
+    monkeypatch.setattr("ray.init", refuse)
+    with (
+        pytest.raises(ResourceError, match=r"tried 3 times: no ports left; .* `boxseg doctor`"),
+        embedded_ray(dashboard=False),
+    ):
+        pass
+
+
+def test_who_wants_an_end_does_not_wait_for_another_try(monkeypatch):
+    fake = fail(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt), embedded_ray(dashboard=False, give_up=lambda: True):
+        pass
+    assert len(fake.asked) == 1
+
+
+def test_a_dashboard_is_asked_for_only_where_ray_train_needs_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    fake = fail(monkeypatch, 0)
+    for runner in ("auto", "inline", "ray_train"):
+        with start_ray(RunSpec.model_validate({"resources": {"runner": runner}}), logs=tmp_path / runner):
+            pass
+    assert [each["include_dashboard"] for each in fake.asked] == [False, False, True]
+
+
+def test_what_ray_wrote_is_kept_when_its_user_fails(monkeypatch, tmp_path):
+    fake = fail(monkeypatch, 0)
+
+    def use() -> None:
+        written = Path(fake.asked[0]["_temp_dir"], "session_2026", "logs")
+        written.mkdir(parents=True)
+        (written / "raylet.err").write_text("a node died")
+        (written / "worker-1.out").write_text("said a worker")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), embedded_ray(dashboard=False, logs=tmp_path / "logs"):
+        use()
+    assert (tmp_path / "logs/ray-session/raylet.err").read_text() == "a node died"
+    assert [path.name for path in (tmp_path / "logs/ray-session").iterdir()] == ["raylet.err"]
+    assert (tmp_path / "logs/workers/worker-1.out").read_text() == "said a worker"
+
+
+def test_processes_of_a_start_that_failed_are_ended_and_no_others(tmp_path):
+    script = "import sys, time; time.sleep(60)"
+    ours = subprocess.Popen([sys.executable, "-c", script, f"--session={tmp_path}/ray1/session"])
+    other = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        ray_start._end_processes(tmp_path / "ray1")
+        assert not psutil.pid_exists(ours.pid)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+OWNER_PROGRAM = """
+import sys, tempfile, time
+tempfile.tempdir = sys.argv[1]
+from orchestration.ray_start import private_folder
+with private_folder() as folder:
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def own(place: Path, *around: str) -> tuple[subprocess.Popen[str], Path]:
+    """A process that holds a private folder under `place`, and the folder."""
+    command = [*around, sys.executable, "-c", OWNER_PROGRAM, str(place)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    for each in (*psutil.Process(process.pid).children(recursive=True), process):
+        each.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("around", [(), ("unshare", "--pid", "--fork")], ids=["here", "another container"])
+def test_a_folder_goes_only_when_its_owner_has_gone_wherever_that_lives(monkeypatch, tmp_path, around):
+    if around and subprocess.run([*around, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this account may not make a namespace of processes")
+    monkeypatch.setattr("psutil.pid_exists", lambda _: False)  # numbers of another container say nothing here
+    owner, folder = own(tmp_path / "t", *around)
+    try:
+        with private_folder() as beside:
+            assert folder.is_dir()
+            assert beside.stat().st_mode & 0o777 == 0o700
+        assert not beside.exists()
+    finally:
+        kill(owner)
+    assert folder.is_dir(), "it was killed"
+    with private_folder():
+        assert not folder.exists()
+
+
+def test_what_is_not_provably_left_over_stays(tmp_path):
+    place = tmp_path / "t"
+    (place / "boxseg-ray-1-beginning").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / OWNER).touch()
+    (place / "boxseg-ray-2-link").symlink_to(tmp_path / "mine")
+    linked = place / "boxseg-ray-3-linked"
+    linked.mkdir()
+    (linked / OWNER).symlink_to(tmp_path / "mine" / OWNER)
+    with private_folder():
+        pass
+    assert sorted(path.name for path in place.iterdir()) == [
+        "boxseg-ray-1-beginning",
+        "boxseg-ray-2-link",
+        "boxseg-ray-3-linked",
+    ]
+    assert (tmp_path / "mine" / OWNER).exists()
