@@ -10,14 +10,24 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from boxseg.config import CocoSource
-from boxseg.data.segmentations import KINDS, MAX_SIDE_PX, find_problem
+from boxseg.data.faults import Fault, count_faults, first_of_each_kind
+from boxseg.data.reading import (
+    COLOURS,
+    DOES_NOT_EXIST,
+    IMAGE_RULE,
+    NO_COLOURS,
+    UnreadableError,
+    read_json,
+    read_picture,
+)
+from boxseg.data.segmentations import KINDS, MAX_PIXELS, MAX_SIDE_PX, find_problem
 from boxseg.errors import DataError
 
 TOLERANCE_PX = 1.0
@@ -30,10 +40,13 @@ EXIF_ORIENTATION = 0x0112
 
 FIX_IN_FILE = "fix or remove it in the file"
 COCO_RULE = "a COCO instance file is one object with the lists images, annotations and categories"
+FILE_RULE = "a data source needs its COCO annotation file"
 MASKS_RULE = "data.use_masks: where_present needs some (a supervised twin needs all)"
 MASKS_WAY_OUT = "name a file with `segmentation` in data.train.annotations, or train on boxes: data.use_masks: never"
 WHOLE, TEXT = "COCO wants a whole number there", "COCO wants a text there"
-SIZE, BBOX = f"images have a positive size, up to {MAX_SIDE_PX} px", "a bbox is the four numbers x, y, width, height"
+SIZE = f"images have a positive size, up to {MAX_SIDE_PX} px"
+BBOX = "a bbox is the four numbers x, y, width, height"
+AREA = f"images have {MAX_PIXELS} px at most: larger ones are not opened"
 REQUIRED_KEYS: dict[str, dict[str, str]] = {
     "images": {"id": WHOLE, "file_name": TEXT, "width": SIZE, "height": SIZE},
     "annotations": {"id": WHOLE, "image_id": WHOLE, "category_id": WHOLE, "bbox": BBOX},
@@ -48,35 +61,6 @@ RULES: dict[str, Callable[[Any], bool]] = {
 }
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong; as text: place, value, rule, way out."""
-
-    file: Path
-    """Annotation or image file."""
-    value: str
-    """What was found, the predicate of a sentence: `has width 0`."""
-    rule: str
-    """What it should be."""
-    way_out: str
-    """What the user can do."""
-    image_id: int | None = None
-    annotation_id: int | None = None
-    fatal: bool = True
-    """False: the data can be used, but something will be missing."""
-
-    @property
-    def told(self) -> str:
-        """Value, rule and way out."""
-        return f"{self.value}; {self.rule} ({self.way_out})"
-
-    def __str__(self) -> str:
-        place = f"image {self.image_id} " if self.image_id is not None else ""
-        if self.annotation_id is not None:
-            place = f"annotation {self.annotation_id} "
-        return f"{self.file}: {place}{self.told}"
 
 
 def require_usable(source: CocoSource, training: bool, use_masks: bool = False) -> list[Fault]:
@@ -95,9 +79,10 @@ def require_usable(source: CocoSource, training: bool, use_masks: bool = False) 
         if not fault.fatal:
             logger.warning("%s", fault)
     fatal = [str(fault) for fault in faults if fault.fatal]
-    if len(fatal) > 1:
-        more = [f"… and {len(fatal) - SHOWN_FAULTS} more"] if len(fatal) > SHOWN_FAULTS else []
-        told = f"{source.annotations}: {len(fatal)} faults (`boxseg data check` lists all)"
+    count = count_faults(faults, fatal=True)
+    if count > 1:
+        more = [f"… and {count - SHOWN_FAULTS} more"] if count > SHOWN_FAULTS else []
+        told = f"{source.annotations}: {count} faults (`boxseg data check` lists more)"
         raise DataError("\n  ".join([told, *fatal[:SHOWN_FAULTS], *more]))
     if fatal:
         raise DataError(fatal[0])
@@ -115,22 +100,25 @@ def check_source(source: CocoSource, *, training: bool, use_masks: bool = False,
             suspicious files are decoded.
 
     Returns:
-        Faults; empty for a sound data set. Crowd annotations are none, and their boxes are not looked at.
+        Faults, the first few of each kind, of which the last has the number of the others; empty for a sound data set.
+        Crowd annotations are none, and their boxes are not looked at.
     """
     needs_masks = use_masks or not training
     content = _load(source.annotations, _with_mask_problem if needs_masks else _without_mask)
     if isinstance(content, Fault):
         return [content]
-    malformed = list(_format_faults(source.annotations, content))
+    malformed = first_of_each_kind(_format_faults(source.annotations, content))
     if malformed:
         return malformed
-    return [
-        *_duplicate_faults(source.annotations, content),
-        *_annotation_faults(source.annotations, content),
-        *_amount_faults(source.annotations, content, training=training, use_masks=use_masks),
-        *(_mask_faults(source.annotations, content) if needs_masks else []),
-        *_image_faults(source.images, content["images"], decode=decode),
-    ]
+    return first_of_each_kind(
+        itertools.chain(
+            _duplicate_faults(source.annotations, content),
+            _annotation_faults(source.annotations, content),
+            _amount_faults(source.annotations, content, training=training, use_masks=use_masks),
+            _mask_faults(source.annotations, content) if needs_masks else (),
+            _image_faults(source.images, content["images"], decode=decode),
+        )
+    )
 
 
 def read_annotations(path: Path, *, keep_masks: bool = False) -> dict[str, Any]:
@@ -187,13 +175,10 @@ def _require(content: dict[str, Any] | Fault) -> dict[str, Any]:
 
 def _load(path: Path, hook: Callable[[dict[str, Any]], dict[str, Any]] | None) -> dict[str, Any] | Fault:
     try:
-        content = json.loads(path.read_bytes(), object_hook=hook)
-    except FileNotFoundError:
-        return Fault(path, "does not exist", "a data source needs its COCO annotation file", "correct the path")
-    except OSError as error:
-        return Fault(path, f"cannot be read: {error.strerror}", COCO_RULE, "check the path")
-    except (ValueError, RecursionError) as error:
-        return Fault(path, f"is not JSON: {error}", COCO_RULE, "export it again")
+        content = read_json(path, COCO_RULE, hook)
+    except UnreadableError as error:
+        is_there = error.value != DOES_NOT_EXIST
+        return Fault(path, error.value, COCO_RULE if is_there else FILE_RULE, error.way_out)
     if not isinstance(content, dict):
         return Fault(path, f"holds a {type(content).__name__}", COCO_RULE, "export it as COCO instances")
     for key in REQUIRED_KEYS:
@@ -245,12 +230,17 @@ def _format_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
     for group, keys in REQUIRED_KEYS.items():
         for index, entry in enumerate(content[group]):
             if not isinstance(entry, dict):
-                yield Fault(path, f"{group}[{index}] is {entry!r:.40}", "entries are objects", FIX_IN_FILE)
+                found = f"{group}[{index}] is {entry!r:.40}"
+                yield Fault(path, found, "entries are objects", FIX_IN_FILE, kind=group)
                 continue
             for key, rule in keys.items():
                 if not RULES[rule](entry.get(key)):
                     found = f"has {key} {entry[key]!r:.80}" if key in entry else f"has no `{key}`"
-                    yield _entry_fault(path, group, index, entry, found, rule)
+                    yield replace(_entry_fault(path, group, index, entry, found, rule), kind=f"{group} {key}")
+            width, height = entry.get("width"), entry.get("height")
+            if group == "images" and isinstance(width, int) and isinstance(height, int) and width * height > MAX_PIXELS:
+                found = f"has {width} x {height} px"
+                yield _entry_fault(path, group, index, entry, found, AREA)
 
 
 def _entry_fault(path: Path, group: str, index: int, entry: dict[str, Any], found: str, rule: str) -> Fault:
@@ -278,22 +268,22 @@ def _duplicate_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
 def _annotation_faults(path: Path, content: dict[str, Any], *, boxes: bool = True) -> Iterator[Fault]:
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     category_ids = {category["id"] for category in content["categories"]}
+    known = f"known ids are {', '.join(map(str, sorted(category_ids)[:10])) or 'none'}"
     for annotation in content["annotations"]:
-        problem = _annotation_problem(annotation, sizes.get(annotation["image_id"]), category_ids, boxes=boxes)
+        problem = _annotation_problem(annotation, sizes.get(annotation["image_id"]), boxes=boxes)
+        if problem is None and annotation["category_id"] not in category_ids:
+            problem = f"has category id {annotation['category_id']}, which the file does not list", known
         if problem is not None:
             value, rule = problem
             yield Fault(path, value, rule, FIX_IN_FILE, image_id=annotation["image_id"], annotation_id=annotation["id"])
 
 
 def _annotation_problem(
-    annotation: dict[str, Any], size: tuple[int, int] | None, category_ids: set[int], *, boxes: bool
+    annotation: dict[str, Any], size: tuple[int, int] | None, *, boxes: bool
 ) -> tuple[str, str] | None:
     """(value, rule) of the first rule that an annotation breaks, of those for `boxes` only if asked; None if sound."""
     if size is None:
         return f"names image {annotation['image_id']}, which the file does not list", "annotations belong to an image"
-    if annotation["category_id"] not in category_ids:
-        known = ", ".join(map(str, sorted(category_ids)[:10])) or "none"
-        return f"has category id {annotation['category_id']}, which the file does not list", f"known ids are {known}"
     if not boxes or annotation.get("iscrowd"):
         return None
     x, y, width, height = annotation["bbox"]
@@ -305,8 +295,8 @@ def _annotation_problem(
     beyond = {"left": -x, "top": -y, "right": x + width - size[0], "bottom": y + height - size[1]}
     edge = max(beyond, key=lambda name: beyond[name])
     if beyond[edge] > TOLERANCE_PX:
-        found = f"has bbox {annotation['bbox']}, which ends {beyond[edge]:g} px beyond the {edge} of its image"
-        return found, f"boxes lie inside their image, here {size[0]} x {size[1]} px"
+        end = f"ends {beyond[edge]:g} px beyond the {edge} of its image, {size[0]} x {size[1]} px"
+        return f"has bbox {annotation['bbox']}, which {end}", "boxes lie inside their image"
     return None
 
 
@@ -343,28 +333,34 @@ def image_fault(folder: Path, image: dict[str, Any], *, decode: bool) -> Fault |
         return Fault(folder, f"has file name {name!r}", rule, "correct the name in the file", image_id=image_id)
     path = folder / name
     try:
-        if not path.is_file():
-            rule = "every listed image needs its file"
-            return Fault(path, "does not exist", rule, "add or unlist it", image_id=image_id)
-        with Image.open(path) as picture:
-            size, kind = picture.size, picture.format or ""
-            if size != (image["width"], image["height"]):
-                return _size_mismatch(path, image, picture)
-            if decode or not _has_end(path, kind):
-                picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        found = f"cannot be read: {error}"
-        return Fault(path, found, "images must be whole and in a common format", "replace the file", image_id=image_id)
+        found = read_picture(path, lambda picture: _picture_problem(path, image, picture, decode=decode))
+    except UnreadableError as error:
+        if error.value == DOES_NOT_EXIST:
+            return Fault(path, error.value, "every listed image needs its file", "add or unlist it", image_id=image_id)
+        return Fault(path, error.value, IMAGE_RULE, error.way_out, image_id=image_id)
+    return None if found is None else Fault(path, *found, image_id=image_id)
+
+
+def _picture_problem(
+    path: Path, image: dict[str, Any], picture: Image.Image, *, decode: bool
+) -> tuple[str, str, str] | None:
+    """(value, rule, way out) of a picture that is not as listed, or whose pixels are not colours."""
+    if picture.size != (image["width"], image["height"]):
+        return _size_mismatch(image, picture)
+    if picture.mode in NO_COLOURS:
+        return NO_COLOURS[picture.mode], *COLOURS
+    if decode or not _has_end(path, picture.format or ""):
+        picture.load()
     return None
 
 
-def _size_mismatch(path: Path, image: dict[str, Any], picture: Image.Image) -> Fault:
+def _size_mismatch(image: dict[str, Any], picture: Image.Image) -> tuple[str, str, str]:
     way_out = "correct width and height, and the boxes with them, or replace the file"
     if picture.getexif().get(EXIF_ORIENTATION, 1) > 4:
         way_out = "the file asks viewers to rotate it by EXIF, which is ignored here: store it rotated"
     listed = f"{image['width']} x {image['height']}"
     found = f"is {picture.width} x {picture.height} px, but the annotation file says {listed}"
-    return Fault(path, found, "boxes refer to the stored pixels", way_out, image_id=image["id"])
+    return found, "boxes refer to the stored pixels", way_out
 
 
 def _has_end(path: Path, kind: str) -> bool:

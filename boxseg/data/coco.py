@@ -23,6 +23,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from boxseg.config import CocoSource
 from boxseg.data.checks import MASKS_RULE, MASKS_WAY_OUT, is_inside, read_annotations, read_whole
+from boxseg.data.reading import COLOURS, DOES_NOT_EXIST, IMAGE_RULE, NO_COLOURS, UnreadableError, read_picture
 from boxseg.data.segmentations import find_problem, read_runs
 from boxseg.errors import DataError
 from boxseg.structures import DrawnMasks, Sample
@@ -248,21 +249,23 @@ def read_image(path: Path) -> Tensor:
     are decoded by torchvision: the same pixels as PIL's in nine tenths of the time.
 
     Raises:
-        DataError: the file is missing, truncated or in no known format.
+        DataError: the file is missing, truncated, in no known format, or its pixels are no colours.
     """
     try:
-        with Image.open(path) as picture:
-            if picture.format == "JPEG" and picture.mode == "RGB":
-                with contextlib.suppress(RuntimeError):  # what libjpeg refuses, PIL names better
-                    return decode_jpeg(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), mode=ImageReadMode.RGB)
-            pixels = _rgb_pixels(picture)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: the image does not exist (add it, or remove it from the list)") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: the image cannot be read: {error}; images must be whole and in a common format (replace the file)"
-        ) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+        return read_picture(path, lambda picture: _rgb_image(path, picture))
+    except UnreadableError as error:
+        if error.value == DOES_NOT_EXIST:
+            raise DataError(f"{path}: the image does not exist (add it, or remove it from the list)") from error
+        raise DataError(f"{path}: the image {error.value}; {IMAGE_RULE} ({error.way_out})") from error
+
+
+def _rgb_image(path: Path, picture: Image.Image) -> Tensor:
+    if picture.format == "JPEG" and picture.mode == "RGB":
+        with contextlib.suppress(RuntimeError):  # what libjpeg refuses, PIL names better
+            return decode_jpeg(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), mode=ImageReadMode.RGB)
+    if picture.mode in NO_COLOURS:
+        raise UnreadableError(path, NO_COLOURS[picture.mode], *COLOURS)
+    return torch.from_numpy(_rgb_pixels(picture)).permute(2, 0, 1)
 
 
 def coco_ground_truth(source: CocoSource) -> COCO:

@@ -6,8 +6,11 @@ objects, Cityscapes' groups) becomes a crowd region, which is neither trained on
 
 from __future__ import annotations
 
+import io
 import logging
-import math
+import os
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,14 +18,14 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.io.matlab import MatReadError
 
 from boxseg.data.checks import is_inside, read_whole
 from boxseg.data.coco_split import CocoSplit
 from boxseg.data.fix import clean_content
+from boxseg.data.reading import UnreadableError, read_bytes, read_picture
+from boxseg.data.segmentations import MAX_SIDE_PX
 from boxseg.data.yolo import convert_yolo, read_listing
 from boxseg.errors import DataError
 
@@ -40,6 +43,15 @@ CITYSCAPES_CLASSES = {
 VOID = 255
 """VOC's border pixels, which belong to no object."""
 VOC_LIST = "ImageSets/Segmentation/train.txt"
+
+MAX_OBJECTS = 2000
+"""Objects of one picture; far fewer have been drawn in any, and each takes a look at all pixels."""
+MAX_XML_BYTES = 2**22
+MAX_MAT_BYTES = 2**28
+"""What a file of SBD holds once it is decompressed; published ones have a few MB."""
+UNPACK = "unpack the archive again"
+ID_RULE = "masks are palette, grey or 16-bit pictures, a whole number for each pixel"
+SBD_RULE = "`GTinst` has `Segmentation`, numbers from 1 on, and `Categories`, a class 1 … 20 for each of them"
 
 logger = logging.getLogger(__name__)
 
@@ -142,12 +154,15 @@ def _convert_voc_folder(source: Path, exclude: frozenset[str]) -> dict[str, Coco
     paths = sorted((source / "Annotations").glob("*.xml")) or sorted(source.glob("*.xml"))
     images = [_read_voc(path) for path in paths if path.stem not in exclude]
     names = sorted({name for _, _, objects in images for name, _, _ in objects})
+    label_of = {name: label for label, name in enumerate(names)}
+    first = images[0][0] if images else ""
     folders = [source / "JPEGImages", source / "images"]
-    split = CocoSplit(next((each for each in folders if images and (each / images[0][0]).is_file()), source), names)
+    with_first = (each for each in folders if os.path.isfile(each / first))  # noqa: PTH113 - False for any name
+    split = CocoSplit(next(with_first, source), names)
     for file_name, size, objects in images:
         split.add_image(file_name, size)
-        for name, box, _ in objects:
-            split.add_object(names.index(name), box=box)
+        for name, box, is_difficult in objects:
+            split.add_object(label_of[name], box=box, crowd=is_difficult)
     return _require({"all": split} if images else {}, source, f"{VOC_LIST} and no *.xml", "VOC2012")
 
 
@@ -163,15 +178,18 @@ CONVERTERS: dict[Format, Callable[[Path, frozenset[str]], dict[str, CocoSplit]]]
 
 def _add_voc_masks(split: CocoSplit, source: Path, stem: str) -> None:
     path = source / "SegmentationClass" / f"{stem}.png"
-    classes = _read_ids(path)
+    classes, numbers = _read_ids(path), _read_ids(source / "SegmentationObject" / f"{stem}.png")
+    way_out = f"({UNPACK}, or take {stem} out of the lists)"
+    if classes.shape != numbers.shape:
+        here, there = (f"{each.shape[1]} x {each.shape[0]} px" for each in (classes, numbers))
+        raise DataError(f"{path}: is {here}, its namesake in SegmentationObject {there}; both show one image {way_out}")
     split.add_image(f"{stem}.jpg", classes.shape)
-    numbers = _read_ids(source / "SegmentationObject" / f"{stem}.png")
-    for number in sorted(set(np.unique(numbers).tolist()) - {0, VOID}):
+    for number in _objects(path, numbers, lambda number: number not in (0, VOID)):
         mask = numbers == number
         category = int(np.bincount(classes[mask] % VOID).argmax())
         if not 1 <= category <= len(VOC_CLASSES):
             rule = f"has an object of class number {category}; VOC's classes are 1 … {len(VOC_CLASSES)}"
-            raise DataError(f"{path}: {rule} (unpack the archive again, or take {stem} out of the lists)")
+            raise DataError(f"{path}: {rule} {way_out}")
         split.add_object(category - 1, mask=mask)
 
 
@@ -188,68 +206,119 @@ def _add_voc_boxes(split: CocoSplit, source: Path, stem: str) -> None:
 
 def _read_voc(path: Path) -> tuple[str, tuple[int, int], list[tuple[str, list[float], bool]]]:
     """File name and (height, width) of an image; name, corners and whether it is difficult of each object."""
+    data = read_bytes(path, "an annotation of VOC is a small XML file", limit=MAX_XML_BYTES)
     try:
-        root = ElementTree.parse(path).getroot()
-        size = (int(_number(root, "size/height")), int(_number(root, "size/width")))
+        if b"<!ENTITY" in data.replace(b"\0", b""):
+            raise ValueError("it declares entities, of which a few can stand for more than memory holds")
+        root = ElementTree.fromstring(data)
+        size = (int(_number(root, "size/height", 1)), int(_number(root, "size/width", 1)))
         objects = [
             (
                 _text(each, "name"),
                 [_number(each, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")],
-                each.findtext("difficult") == "1",
+                (each.findtext("difficult") or "").strip() == "1",
             )
             for each in root.iter("object")
         ]
-    except (OSError, ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last of an unknown encoding
         raise DataError(f"{path}: is not an annotation of VOC: {error} (correct or remove it)") from error
-    return root.findtext("filename") or f"{path.stem}.jpg", size, objects
+    return (root.findtext("filename") or "").strip() or f"{path.stem}.jpg", size, objects
 
 
-def _number(entry: ElementTree.Element, place: str) -> float:
+def _number(entry: ElementTree.Element, place: str, least: float = -MAX_SIDE_PX) -> float:
     number = float(_text(entry, place))
-    if not math.isfinite(number):
-        raise ValueError(f"{place} is {number}")
+    if not least <= number <= MAX_SIDE_PX:
+        raise ValueError(f"{place} is {number:g}, not {least:g} … {MAX_SIDE_PX}")
     return number
 
 
 def _text(entry: ElementTree.Element, place: str) -> str:
-    text = entry.findtext(place)
+    text = (entry.findtext(place) or "").strip()
     if not text:
         raise ValueError(f"an object or the file has no {place}")
     return text
 
 
 def _add_sbd_image(split: CocoSplit, path: Path) -> None:
-    try:
-        truth = scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)["GTinst"]
-        numbers, classes = np.asarray(truth.Segmentation), np.atleast_1d(truth.Categories)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, NotImplementedError, MatReadError) as error:
-        raise DataError(
-            f"{path}: is not an instance file of SBD ({type(error).__name__}: {error}; unpack the archive again)"
-        ) from error
+    numbers, classes = _read_sbd(path)
     split.add_image(f"{path.stem}.jpg", numbers.shape)
-    for number, category in enumerate(classes.tolist(), start=1):
+    for number, category in enumerate(classes, start=1):
         mask = numbers == number
         if mask.any():
-            split.add_object(int(category) - 1, mask=mask)
+            split.add_object(category - 1, mask=mask)
+
+
+def _read_sbd(path: Path) -> tuple[NDArray[Any], list[int]]:
+    """Numbers of objects (h, w), and the class number of each."""
+    import scipy.io  # takes a while to load
+
+    data = read_bytes(path, SBD_RULE)
+    try:
+        if _unpacked_bytes(data) > MAX_MAT_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_MAT_BYTES / 1e6:.0f} MB")
+        truth = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True, struct_as_record=False)["GTinst"]
+        numbers, classes = np.asarray(truth.Segmentation), np.atleast_1d(truth.Categories)
+        if numbers.ndim != 2 or not numbers.size or numbers.dtype.kind not in "iuf" or classes.dtype.kind not in "iuf":
+            raise ValueError(f"{numbers.dtype} {numbers.shape} and {classes.dtype} {classes.shape}")
+        if (
+            classes.ndim != 1
+            or len(classes) > MAX_OBJECTS
+            or not np.isin(classes, range(1, len(VOC_CLASSES) + 1)).all()
+        ):
+            raise ValueError(f"Categories are {classes.tolist()!r:.60}")
+    except Exception as error:  # the reader raises errors of any kind at damaged bytes
+        told = f"is not an instance file of SBD ({type(error).__name__}: {error!s:.200})"
+        raise DataError(f"{path}: {told}; {SBD_RULE} ({UNPACK})") from error
+    return numbers, [int(each) for each in classes.tolist()]
+
+
+def _unpacked_bytes(data: bytes) -> int:
+    """Size of the largest variable of a MATLAB file, as its header says it.
+
+    Source: MathWorks, MAT-File Format: after 128 bytes, each variable has its kind and size, and 15 is compressed.
+    """
+    place, largest = 128, 0
+    while place + 8 <= len(data):
+        kind, size = struct.unpack_from("<II", data, place)
+        if kind == 15:
+            head = zlib.decompressobj().decompress(data[place + 8 : place + 8 + size], 8)
+            largest = max(largest, *struct.unpack("<II", head)[1:])
+        place += 8 + size
+    return largest
 
 
 def _add_cityscapes_image(split: CocoSplit, path: Path, file_name: str) -> None:
     ids = _read_ids(path)
     split.add_image(file_name, ids.shape)
     label_of = {label_id: label for label, label_id in enumerate(CITYSCAPES_CLASSES)}
-    for number in np.flatnonzero(np.bincount(ids.ravel())).tolist():
+    for number in _objects(path, ids, lambda number: (number if number < 1000 else number // 1000) in label_of):
         label_id, is_group = (number, True) if number < 1000 else (number // 1000, False)
-        if label_id in label_of:
-            split.add_object(label_of[label_id], mask=ids == number, crowd=is_group)
+        split.add_object(label_of[label_id], mask=ids == number, crowd=is_group)
 
 
-def _read_ids(path: Path) -> NDArray[np.int64]:
-    """Whole numbers (h, w) of a palette or 16-bit picture."""
+def _objects(path: Path, ids: NDArray[Any], is_wanted: Callable[[int], bool]) -> list[int]:
+    """The numbers in a picture that are wanted, in order."""
+    found = [number for number in np.unique(ids).tolist() if is_wanted(number)]
+    if len(found) > MAX_OBJECTS:
+        raise DataError(f"{path}: has {len(found)} objects, more than {MAX_OBJECTS}; {ID_RULE} ({UNPACK})")
+    return found
+
+
+def _read_ids(path: Path) -> NDArray[Any]:
+    """Whole numbers (h, w), none negative, of a palette, grey or 16-bit picture."""
     try:
-        with Image.open(path) as picture:
-            return np.asarray(picture).astype(np.int64)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: the picture cannot be read: {error} (unpack the archive again)") from error
+        return read_picture(path, lambda picture: _ids(path, picture), ID_RULE, UNPACK)
+    except UnreadableError as error:
+        raise DataError(f"{path}: the picture {error.value}; {ID_RULE} ({error.way_out})") from error
+
+
+def _ids(path: Path, picture: Image.Image) -> NDArray[Any]:
+    if picture.mode not in ("P", "L", "I") and not picture.mode.startswith("I;16"):
+        raise UnreadableError(path, f"has pixels of mode {picture.mode}", ID_RULE, UNPACK)
+    ids = np.asarray(picture)
+    if ids.min() < 0:
+        raise UnreadableError(path, f"has the number {ids.min()}", ID_RULE, UNPACK)
+    return ids
 
 
 def _listed(path: Path, exclude: frozenset[str]) -> Iterable[str]:

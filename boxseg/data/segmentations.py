@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 MAX_SIDE_PX = 2**16 - 1
 """No picture format in use has longer sides than JPEG."""
+MAX_PIXELS = 178_956_970
+"""PIL opens no larger picture: one can be a small file that takes all memory."""
 
 KINDS = "a mask is polygons of three points or more, or run lengths with the height and width of its image"
 REACH = f"no coordinate is beyond {MAX_SIDE_PX} px, the longest side of a picture"
@@ -35,7 +37,7 @@ def find_problem(segmentation: Any, size: tuple[int, int] | None = None) -> Prob
     counts, sides = found.get("counts"), found.get("size")
     if not isinstance(counts, list | str | bytes) or not isinstance(sides, list | tuple) or len(sides) != 2:
         return f"has a malformed segmentation {segmentation!r:.60}", KINDS
-    if not all(type(side) is int and 0 < side <= MAX_SIDE_PX for side in sides):
+    if not all(type(side) is int and 0 < side <= MAX_SIDE_PX for side in sides) or sides[0] * sides[1] > MAX_PIXELS:
         return f"has a mask of {sides[1]!r:.40} x {sides[0]!r:.40} px", KINDS
     if size is not None and tuple(sides) != size:
         return f"has a mask of {sides[1]} x {sides[0]} px in an image of {size[1]} x {size[0]} px", KINDS

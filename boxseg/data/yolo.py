@@ -12,16 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from PIL import Image
 
 from boxseg.data.checks import is_inside
 from boxseg.data.coco import decode_segmentation
 from boxseg.data.coco_split import CocoSplit
 from boxseg.data.outlines import find_polygons, join_polygons
+from boxseg.data.reading import UnreadableError, read_picture, read_text, read_yaml
 from boxseg.errors import DataError
 
 IMAGE_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+SPLITS = ("train", "val", "test")
+NOTHING = ("", "~", "null", "Null", "NULL")
+"""How YAML says that a key has no value."""
+SHOWN_IMAGES = 5
+"""Images that cannot be read are named up to this many."""
+MAX_SHARE = 2.0
+"""Shares are 0 … 1, some more at the edge of an image; pixels are larger."""
+LAYOUT_RULE = "it needs `names`, the class names from 0 on, and `train` or `val`"
+LIST_RULE = "lists and labels are text files in UTF-8"
 LINE_RULE = "a line is the class and x y width height, or the class and x y of three points or more, as shares"
 
 logger = logging.getLogger(__name__)
@@ -98,13 +106,25 @@ def convert_yolo(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
     """
     names, layout = _read_layout(source)
     splits: dict[str, CocoSplit] = {}
+    unreadable: list[UnreadableError] = []
     for split_name, places in layout.items():
         if places in [layout[before] for before in splits]:
             continue  # small data sets validate on what they train on
         splits[split_name] = split = CocoSplit(source, names)
         for path in (path for place in places for path in _images_of(place)):
             if path.stem not in exclude:
-                _add_image(split, source, path)
+                try:
+                    size = read_picture(path, lambda picture: (picture.height, picture.width))
+                except UnreadableError as error:
+                    unreadable.append(error)
+                else:
+                    _add_image(split, source, path, size)
+    if unreadable and not any(split.content["images"] for split in splits.values()):
+        raise DataError(f"{source}: none of {len(unreadable)} images can be read; the first: {unreadable[0]}")
+    for each in unreadable[:SHOWN_IMAGES]:
+        logger.warning("left out: %s", each)
+    if len(unreadable) > SHOWN_IMAGES:
+        logger.warning("left out: %d more images that cannot be read", len(unreadable) - SHOWN_IMAGES)
     return splits
 
 
@@ -113,40 +133,59 @@ def _read_layout(source: Path) -> tuple[list[str], dict[str, list[Path]]]:
     found = sorted([*source.glob("*.yaml"), *source.glob("*.yml")], key=lambda path: (path.stem != "data", path))
     if found:
         try:
-            content = yaml.safe_load(found[0].read_text(encoding="utf-8"))
-            names = [str(content["names"][number]) for number in range(len(content["names"]))]
-            splits = {name: content[name] for name in ("train", "val", "test") if content.get(name)}
-            base = str(content.get("path") or ".")
-            splits = splits or {"all": "images"}
-            return names, {name: _places(source, base, listed) for name, listed in splits.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-            rule = "it needs `names`, the class names from 0 on, and `train` or `val`"
-            raise DataError(f"{found[0]}: {rule} ({type(error).__name__}: {error}; correct the file)") from error
+            return _parse_layout(source, read_yaml(found[0], LAYOUT_RULE))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{found[0]}: {error}; {LAYOUT_RULE} (correct the file)") from error
     classes = next((path for path in (source / "classes.txt", source / "labels/classes.txt") if path.is_file()), None)
     if classes is None or not (source / "images").is_dir():
         raise DataError(f"{source}: is no YOLO data set; it needs data.yaml, or images/, labels/ and classes.txt")
     return read_listing(classes).rstrip().splitlines(), {"all": [source / "images"]}
 
 
+def _parse_layout(source: Path, content: Any) -> tuple[list[str], dict[str, list[Path]]]:
+    """What `_read_layout` gives, of the content of data.yaml.
+
+    Raises:
+        ValueError: something is missing, or of another kind.
+        DataError: a split leads out of the folder, or nowhere.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("holds no mapping")
+    names = content.get("names")
+    numbered = {str(number): name for number, name in enumerate(names)} if isinstance(names, list) else names
+    if not isinstance(numbered, dict) or numbered.keys() != set(map(str, range(len(numbered)))):
+        raise ValueError("`names` is no list, and no mapping from 0 on")
+    if not all(isinstance(name, str) for name in numbered.values()):
+        raise ValueError("`names` holds something else than texts")
+    splits = {name: content[name] for name in SPLITS if content.get(name, "") not in NOTHING}
+    base = content.get("path", "")
+    base = "" if base in NOTHING else base
+    lists = {name: listed if isinstance(listed, list) else [listed] for name, listed in splits.items()}
+    for name, listed in {**lists, "path": [base]}.items():
+        if not all(isinstance(each, str) for each in listed):
+            raise ValueError(f"`{name}` is no path")
+    places = {name: _places(source, base, listed) for name, listed in (lists or {"all": ["images"]}).items()}
+    return [numbered[str(number)] for number in range(len(numbered))], places
+
+
 def read_listing(path: Path) -> str:
     """Text of a list, or of the labels of an image.
 
     Raises:
-        DataError: it is not UTF-8.
+        DataError: it is no plain file, or not UTF-8.
     """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: is not UTF-8 text, byte {error.start}; lists and labels are UTF-8 (save it so)"
-        ) from error
+    return read_text(path, LIST_RULE)
 
 
-def _places(source: Path, base: str, listed: Any) -> list[Path]:
+def _places(source: Path, base: str, listed: list[str]) -> list[Path]:
     """Where a split lies: below `path`, below the folder itself, or there without the `../` that some tools write."""
     places = []
-    for name in listed if isinstance(listed, list) else [listed]:
-        tries = [source / base / name, source / name, source / re.sub(r"^(\.\./)+", "", name)]
+    for name in listed:
+        tries = [
+            source / ("." if base in NOTHING else base) / name,
+            source / name,
+            source / re.sub(r"^(\.\./)+", "", name),
+        ]
         place = next((each for each in tries if each.exists()), None)
         if place is None or not place.resolve().is_relative_to(source.resolve()):
             raise DataError(f"{source}: has no {name} inside, which its data.yaml names (correct `path` or the split)")
@@ -169,22 +208,17 @@ def _images_of(place: Path) -> Iterator[Path]:
         yield place
 
 
-def _add_image(split: CocoSplit, source: Path, path: Path) -> None:
-    try:
-        with Image.open(path) as picture:
-            size = (picture.height, picture.width)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        logger.warning("%s: left out, the image cannot be read: %s", path, error)
-        return
+def _add_image(split: CocoSplit, source: Path, path: Path, size: tuple[int, int]) -> None:
     split.add_image(Path(os.path.relpath(path, source)).as_posix(), size)
     labels = _label_path(path)
-    lines = read_listing(labels).splitlines() if labels.is_file() else []
+    lines = read_listing(labels).splitlines() if labels.exists() else []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 _add_line(split, [float(word) for word in line.split()], size)
             except (ValueError, IndexError, OverflowError) as error:
-                raise DataError(f"{labels}:{number}: {error}; {LINE_RULE} (correct or remove the line)") from error
+                told = f"{labels}:{number}: {error!s:.200}"
+                raise DataError(f"{told}; {LINE_RULE} (correct or remove the line)") from error
 
 
 def _add_line(split: CocoSplit, numbers: list[float], size: tuple[int, int]) -> None:
@@ -193,6 +227,8 @@ def _add_line(split: CocoSplit, numbers: list[float], size: tuple[int, int]) -> 
         raise ValueError(f"class {numbers[0]:g} is none of 0 … {len(split.class_names) - 1}")
     if not np.isfinite(shares).all() or len(shares) < 4 or len(shares) % 2:
         raise ValueError(f"there are {len(shares)} finite numbers after the class")
+    if np.abs(shares).max() > MAX_SHARE:
+        raise ValueError(f"{np.abs(shares).max():g} is no share of width or height")
     if len(shares) == 4:
         x, y, width, height = (shares * [size[1], size[0], size[1], size[0]]).tolist()
         split.add_object(label, box=[x - width / 2, y - height / 2, x + width / 2, y + height / 2])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +18,7 @@ from orchestration.errors import ExitCode
 
 if TYPE_CHECKING:
     from boxseg.config import CocoSource
+    from boxseg.data.faults import Fault
 
 app = typer.Typer(help="Check, count, import, split and draw data sets.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -42,6 +45,7 @@ def check(
 ) -> None:
     """Find what is wrong with a data set; exit code 3 if it cannot be used."""
     from boxseg.data.checks import check_source
+    from boxseg.data.faults import count_faults
 
     faults = []
     sources = _sources(target, images, use)
@@ -49,20 +53,21 @@ def check(
         sources = {split: _fix(source, fix if len(sources) == 1 else fix / split) for split, source in sources.items()}
     for split, source in sources.items():
         faults.extend(check_source(source, training=split == "train", decode=decode))
+    errors, warnings = (count_faults(faults, fatal=fatal) for fatal in (True, False))
     if as_json:
-        print_json({"usable": not any(fault.fatal for fault in faults), "faults": faults})
+        print_json({"usable": not errors, "errors": errors, "warnings": warnings, "faults": faults})
     elif faults:
-        print_table(
-            ("", "file", "image", "annotation", "what is wrong"),
-            [
-                ("error" if each.fatal else "warning", each.file.name, each.image_id, each.annotation_id, each.told)
-                for each in faults
-            ],
-        )
-    fatal = sum(fault.fatal for fault in faults)
-    say(f"{fatal} errors, {len(faults) - fatal} warnings")
-    if fatal:
+        print_table(("", "file", "image", "annotation", "what is wrong"), itertools.chain(*map(_fault_rows, faults)))
+    say(f"{errors} errors, {warnings} warnings")
+    if errors:
         raise typer.Exit(ExitCode.DATA)
+
+
+def _fault_rows(fault: Fault) -> Iterator[tuple[Any, ...]]:
+    level = "error" if fault.fatal else "warning"
+    yield level, fault.file.name, fault.image_id, fault.annotation_id, fault.told
+    if fault.more:
+        yield level, None, None, None, f"… and {fault.more} more of this kind: {fault.rule}"
 
 
 def _fix(source: CocoSource, output: Path) -> CocoSource:

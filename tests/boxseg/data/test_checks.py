@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from PIL import Image
 
 from boxseg.config import CocoSource
 from boxseg.data.checks import check_source, is_inside, require_usable
+from boxseg.data.faults import LISTED_FAULTS, count_faults
 from boxseg.errors import DataError
 
 
@@ -322,3 +324,55 @@ def test_masks_to_train_with_must_be_there_and_sound(content, write_source):
     assert not hint.fatal
     assert "has no mask for 2 of 3 annotations" in str(hint)
     assert "has a mask of 4 x 4 px" in str(broken)
+
+
+def test_of_many_faults_of_a_kind_the_first_ten_are_listed_and_the_rest_counted(content, write_source):
+    source = write_source(content)
+    content["annotations"] = [{}] * 100_000
+    source.annotations.write_text(json.dumps(content))
+    start = time.process_time()
+    faults = check_source(source, training=True)
+    assert time.process_time() - start < 20
+    assert len(faults) == 4 * LISTED_FAULTS  # id, image_id, category_id, bbox
+    assert count_faults(faults, fatal=True) == 400_000
+    assert [fault.more for fault in faults if fault.more] == [100_000 - LISTED_FAULTS] * 4
+    with pytest.raises(DataError, match=r"400000 faults(.|\n)*… and 399995 more"):
+        require_usable(source, True)
+
+
+def test_each_kind_of_fault_is_listed_by_itself(content, write_source):
+    source = write_source(content)
+    boxes = [[0, 0, 0, 1]] * 30 + [[0, 0, 1, 0]] * 3 + [[50, 0, 30, 1]] * 12
+    content["annotations"] = [
+        {"id": i, "image_id": (10, 20)[i % 2], "category_id": 3, "bbox": bbox} for i, bbox in enumerate(boxes)
+    ]
+    source.annotations.write_text(json.dumps(content))
+    found = [(fault.rule, fault.more) for fault in check_source(source, training=True)]
+    assert found.count(("boxes need a positive width", 20)) == 1
+    assert found.count(("boxes need a positive width", 0)) == 9
+    assert found.count(("boxes need a positive height", 0)) == 3
+    assert found.count(("boxes lie inside their image", 2)) == 1
+
+
+def test_an_image_of_more_pixels_than_are_opened_is_a_fault(content, write_source):
+    content["images"][0] |= {"width": 1, "height": 1}
+    source = write_source(content)
+    content["images"][0] |= {"width": 65_535, "height": 65_535}
+    source.annotations.write_text(json.dumps(content))
+    assert "image 10 has 65535 x 65535 px; images have 178956970 px at most" in str(only_fault(source))
+
+
+def test_floats_as_pixels_are_a_fault(content, write_source):
+    content["images"][0]["file_name"] = "a.tif"
+    source = write_source({**content, "images": content["images"][1:]})
+    Image.new("F", (60, 40)).save(source.images / "a.tif")
+    source.annotations.write_text(json.dumps(content))
+    assert "image 10 has floats as pixels" in str(only_fault(source))
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_the_folder_of_images_is_a_fault(content, write_source):
+    source = write_source(content)
+    (source.images / "a.png").unlink()
+    os.mkfifo(source.images / "a.png")
+    assert "a.png: image 10 is a pipe, not a file" in str(only_fault(source))

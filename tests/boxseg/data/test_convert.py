@@ -1,5 +1,8 @@
 """Converters on tiny files in the formats that the archives have."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import scipy.io
@@ -173,3 +176,128 @@ def test_broken_files_are_named(tmp_path):
     (voc / "SegmentationObject" / "a.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"SegmentationObject/a.png: the picture cannot be read"):
         convert(voc, "voc")
+
+
+@pytest.mark.parametrize(
+    ("folder", "pixels", "told"),
+    [
+        ("SegmentationClass", np.zeros((40, 60, 3)), r"Class/a\.png: the picture has pixels of mode RGB"),
+        (
+            "SegmentationObject",
+            np.zeros((40, 60, 4)),
+            r"Object/a\.png: the picture has pixels of mode RGBA",
+        ),
+        ("SegmentationObject", np.ones((40, 61)), "is 60 x 40 px, its namesake in SegmentationObject 61 x 40 px"),
+    ],
+)
+def test_masks_of_voc_that_are_no_numbers_or_differ_in_size_are_named(tmp_path, folder, pixels, told):
+    Image.fromarray(pixels.astype(np.uint8)).save(write_voc(tmp_path) / folder / "a.png")
+    with pytest.raises(DataError, match=told):
+        convert(tmp_path, "voc")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        (np.zeros((8, 8, 3), dtype=np.uint8), "the picture has pixels of mode RGB; masks are palette, grey or 16-bit"),
+        (np.full((8, 8), -5, dtype=np.int32), "the picture has the number -5"),
+        (np.arange(24_000, 33_000, dtype=np.uint16).reshape(90, 100), "objects, more than 2000"),
+    ],
+)
+@pytest.mark.timeout(60)
+def test_masks_of_cityscapes_that_are_no_numbers_of_objects_are_named(tmp_path, pixels, told):
+    folder = tmp_path / "gtFine/train/ulm"
+    folder.mkdir(parents=True)
+    path = folder / "ulm_1_gtFine_instanceIds.png"
+    Image.fromarray(pixels).save(path, "TIFF")  # PNG has no negative numbers
+    with pytest.raises(DataError, match=rf"ulm_1_gtFine_instanceIds\.png: .*{told}"):
+        convert(tmp_path, "cityscapes")
+
+
+def test_a_large_number_in_a_mask_of_cityscapes_takes_no_memory(tmp_path):
+    folder = tmp_path / "gtFine/train/ulm"
+    folder.mkdir(parents=True)
+    ids = np.full((8, 8), 2**31 - 1, dtype=np.int32)
+    ids[:4] = 26_001
+    Image.fromarray(ids).save(folder / "ulm_1_gtFine_instanceIds.png", "TIFF")
+    assert described(convert(tmp_path, "cityscapes")["train"]) == [("car", [0, 0, 8, 4], 0)]
+
+
+@pytest.mark.parametrize(
+    ("truth", "told"),
+    [
+        ({"Segmentation": np.ones((8, 8)), "Categories": ["cat"]}, "is not an instance file of SBD"),
+        ({"Segmentation": np.ones((8, 8)), "Categories": [21]}, r"Categories are \[21\]\); `GTinst` has"),
+        ({"Segmentation": np.ones((8, 8)), "Categories": [np.nan]}, r"Categories are \[nan\]"),
+        ({"Segmentation": np.ones((8, 8, 3)), "Categories": [1]}, r"\(8, 8, 3\)"),
+        ({"Segmentation": "text", "Categories": [1]}, "is not an instance file"),
+        ({"Segmentation": np.ones((8, 8))}, "no attribute 'Categories'"),
+        (None, "is not an instance file"),
+    ],
+)
+def test_files_of_sbd_that_hold_something_else_are_named(tmp_path, truth, told):
+    root = write_sbd(tmp_path)
+    scipy.io.savemat(root / "inst/a.mat", {"GTinst": truth} if truth else {"other": [1]})
+    with pytest.raises(DataError, match=rf"inst/a\.mat: .*{told}"):
+        convert(root, "sbd")
+
+
+@pytest.mark.timeout(60)
+def test_a_file_of_sbd_that_unpacks_to_more_than_memory_is_refused(tmp_path):
+    root = write_sbd(tmp_path)
+    packed = zlib.compress(struct.pack("<II", 14, 2**32 - 8) + bytes(1000))
+    head = (root / "inst/a.mat").read_bytes()[:128]
+    (root / "inst/a.mat").write_bytes(head + struct.pack("<II", 15, len(packed)) + packed)
+    with pytest.raises(DataError, match=r"inst/a\.mat: .*it unpacks to more than 268 MB"):
+        convert(root, "sbd")
+
+
+ENTITIES = '<!DOCTYPE a [<!ENTITY a "{}"><!ENTITY b "&a;&a;">]>'
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (ENTITIES.format("x" * 9) + "<annotation>&b;</annotation>", "it declares entities"),
+        ('<!DOCTYPE a [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation>&a;</annotation>', "it declares entities"),
+        ("<a>" * 300_000, "no element found"),
+        ("", "no element found"),
+        ("<annotation/>", "the file has no size/height"),
+        ('<?xml version="1.0" encoding="klingon"?><annotation/>', "unknown encoding"),
+        (
+            "<annotation><size><height>0</height><width>60</width></size></annotation>",
+            "size/height is 0, not 1 …",
+        ),
+        ("<annotation><size><height>nan</height><width>60</width></size></annotation>", "size/height is nan"),
+        ("<annotation><size><height>x</height><width>60</width></size></annotation>", "could not convert"),
+        (
+            "<annotation><size><height>40</height><width>60</width></size><object><name>dog</name></object></annotation>",
+            "an object or the file has no bndbox/xmin",
+        ),
+        (
+            "<annotation><size><height>40</height><width>60</width></size><object><name>dog</name>"
+            "<bndbox><xmin>1e308</xmin></bndbox></object></annotation>",
+            r"bndbox/xmin is 1e\+308",
+        ),
+    ],
+)
+@pytest.mark.timeout(60)
+def test_annotations_of_voc_that_hold_something_else_are_named(tmp_path, text, told):
+    (tmp_path / "a.xml").write_text(text)
+    with pytest.raises(DataError, match=rf"a\.xml: is not an annotation of VOC: .*{told}.* \(correct or remove it\)"):
+        convert(tmp_path, "voc")
+
+
+@pytest.mark.timeout(60)
+def test_deeply_nested_annotations_of_voc_are_read(tmp_path):
+    size = "<size><height>8</height><width>8</width></size>"
+    deep = "<a>" * 300_000 + "</a>" * 300_000
+    (tmp_path / "a.xml").write_text(f"<annotation>{size}{deep}</annotation>")
+    assert described(convert(tmp_path, "voc")["all"]) == []
+
+
+def test_difficult_objects_of_a_folder_without_lists_are_crowds_too(tmp_path):
+    write_voc(tmp_path / "voc")
+    write_xml(tmp_path / "voc", "a", ("dog", 0, 5, 3, 14, 12), ("cat", " 1 ", 31, 10, 50, 20))
+    split = convert(tmp_path / "voc/Annotations", "voc")["all"]
+    assert [(name, crowd) for name, _, crowd in described(split)] == [("dog", 0), ("cat", 1), ("car", 0)]

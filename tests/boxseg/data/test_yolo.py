@@ -1,6 +1,7 @@
 """YOLO folders and VOC files to COCO, and COCO to YOLO and back."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,67 @@ def test_damaged_images_are_left_out(folder, caplog):
     (folder / "images/train/a.png").write_bytes(b"no picture")
     assert convert(folder, "yolo")["train"].content["images"] == []
     assert "a.png" in caplog.text
+
+
+def test_only_the_first_images_that_cannot_be_read_are_named(folder, caplog):
+    for number in range(30):
+        (folder / f"images/train/x{number}.png").write_bytes(b"no picture")
+    assert len(convert(folder, "yolo")["train"].content["images"]) == 1
+    assert len(caplog.messages) == 6
+    assert caplog.messages[-1] == "left out: 25 more images that cannot be read"
+
+
+def test_a_folder_of_which_no_image_can_be_read_is_refused(folder):
+    (folder / "list.txt").write_text("data/a.png\n\ndata\\b.png\n")
+    (folder / "data.yaml").write_text("names: [cat, dog]\ntrain: list.txt\n")
+    with pytest.raises(DataError, match=r"none of 2 images can be read; the first: .*data/a\.png: does not exist"):
+        convert(folder, "yolo")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("place", ["labels/train/a.txt", "images/train/b.png", "list.txt", "data.yaml"])
+def test_a_pipe_is_not_waited_for(folder, place, caplog):
+    (folder / "data.yaml").write_text(f"names: [cat, dog]\ntrain: [{place if 'list' in place else 'images/train'}]\n")
+    (folder / place).unlink(missing_ok=True)
+    os.mkfifo(folder / place)
+    if "images" in place:  # one bad picture of several
+        assert len(convert(folder, "yolo")["train"].content["images"]) == 1
+        assert "b.png: is a pipe, not a file" in caplog.text
+    else:
+        with pytest.raises(DataError, match=r"is a pipe, not a file"):
+            convert(folder, "yolo")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("names: abc\ntrain: images", "`names` is no list"),
+        ("names: [[a]]\ntrain: images", "`names` holds something else than texts"),
+        ("names: {0: a, 2: b}\ntrain: images", "no mapping from 0 on"),
+        ("names: [a]\ntrain: {a: b}", "`train` is no path"),
+        ("names: [a]\ntrain: images\npath: [x]", "`path` is no path"),
+        ("- names", "holds no mapping"),
+        ("a: &a [x, x]\nnames: [*a, *a]", "has an alias"),
+        ("names: [a]\nnames: [b]\ntrain: images", "'names' is given twice"),
+        (f"names: [a]\ntrain: {'n' * 300}", "File name too long"),
+    ],
+)
+def test_what_is_wrong_with_a_yaml_is_told(folder, text, told):
+    (folder / "data.yaml").write_text(text)
+    with pytest.raises(DataError, match=rf"data\.yaml: .*{told}.*; it needs `names`"):
+        convert(folder, "yolo")
+
+
+def test_classes_are_named_as_written(folder):
+    (folder / "data.yaml").write_text("names: {0: no, 1: 1e3}\ntrain: images/train\nval:\n")
+    (split,) = convert(folder, "yolo").values()
+    assert [each["name"] for each in split.content["categories"]] == ["no", "1e3"]
+
+
+def test_pixels_are_no_shares(folder):
+    (folder / "labels/train/a.txt").write_text("0 20 10 10 5\n")
+    with pytest.raises(DataError, match=r"a\.txt:1: 20 is no share of width or height"):
+        convert(folder, "yolo")
 
 
 def test_masks_survive_the_way_to_yolo_and_back(trained_run, tmp_path):
