@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from boxseg.config import BoxSegConfig, CocoSource, NetworkKind, as_steps
 from boxseg.copy_paste.bank import BANKS
+from boxseg.criterion import MASK_AP, Criterion
 from boxseg.data.coco import CocoBoxes, load_boxes, require_same_classes
 from boxseg.data.loader import TrainLoader
 from boxseg.data.toy import ensure_toy
@@ -43,6 +44,7 @@ def run_training(
     reporter: Reporter,
     device: str = "cpu",
     threads: int = 1,
+    criterion: Criterion = MASK_AP,
 ) -> Progress:
     """Build everything and train in this process; the process group, if any, is already set up.
 
@@ -55,9 +57,11 @@ def run_training(
         reporter: Receives every report, on every rank.
         device: As torch names it.
         threads: CPU threads of torch in this process.
+        criterion: Decides which evaluation is the best.
     """
     torch.set_num_threads(threads)
-    return train(build_trainer(config, data_root=data_root, device=device), folder=folder, reporter=reporter)
+    trainer = build_trainer(config, data_root=data_root, device=device)
+    return train(trainer, folder=folder, reporter=reporter, criterion=criterion)
 
 
 def build_trainer(

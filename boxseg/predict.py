@@ -48,7 +48,7 @@ class Predictor:
 
         Args:
             folder: A checkpoint folder, or the folder of a run (its best checkpoint is taken).
-            network: `teacher` or `student`; None takes the one with the better mask AP in its last evaluation.
+            network: `teacher` or `student`; None takes the better one of its last evaluation.
             device: As torch names it.
 
         Raises:
@@ -65,7 +65,7 @@ class Predictor:
             raise CheckpointError(f"{folder}: settings of another version of boxseg: {error}; train again") from error
         self.class_names: list[str] = about["classes"]["names"]
         self.category_ids: list[int] = about["classes"]["ids"]
-        self.network_name = network or _better_network(about["metrics"] or {})
+        self.network_name = network or about.get("network") or "student"
         if self.network_name not in ("teacher", "student"):
             raise CheckpointError(f"{folder}: there is no network {self.network_name!r}; use teacher or student")
         self.device = torch.device(device)
@@ -177,10 +177,3 @@ def read_image(item: str | Path | Tensor | np.ndarray) -> Tensor:
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
         raise ShapeError(f"image has dtype {image.dtype} and shape {tuple(image.shape)}; uint8 RGB (3, h, w) is needed")
     return image
-
-
-def _better_network(metrics: dict[str, float]) -> str:
-    teacher, student = (metrics.get(f"val/{name}_mask_ap") for name in ("teacher", "student"))
-    if teacher is None:
-        return "student"
-    return "teacher" if student is None or teacher >= student else "student"

@@ -69,7 +69,7 @@ def draw_learning_curves(folder: RunFolder) -> Path | None:
 
 
 def copy_checkpoint(client: MlflowClient, folder: RunFolder, checkpoint: Path, state: dict[str, Any]) -> None:
-    """Upload description and weights of a checkpoint, of its two networks those with the better mask AP."""
+    """Upload description and weights of a checkpoint, of its two networks those of the better one."""
     weights = better_network(checkpoint)
     files = [checkpoint / "about.json"]
     if weights is not None and weights.stat().st_size <= MAX_CHECKPOINT_BYTES:

@@ -80,10 +80,10 @@ def register_model(client: MlflowClient, run_id: str, model_uri: str, name: str)
 
 
 def better_network(checkpoint: Path) -> Path | None:
-    """Weights of the network with the better mask AP; None where there are none."""
-    scores = json.loads((checkpoint / "about.json").read_text()).get("metrics") or {}
-    networks = sorted(checkpoint.glob("*.safetensors"), reverse=True)  # the teacher first, so that it wins a draw
-    return max(networks, key=lambda path: scores.get(f"val/{path.stem}_mask_ap", -1.0), default=None)
+    """Weights of the network that was the better one at the checkpoint's evaluation; None where they are not."""
+    network = json.loads((checkpoint / "about.json").read_text()).get("network")
+    path = checkpoint / f"{network}.safetensors"
+    return path if path.exists() else None
 
 
 def _pin(name: str) -> str:

@@ -12,9 +12,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from boxseg.config import BoxSegConfig
+from boxseg.criterion import MASK_AP, Criterion, Mode
 from boxseg.engine.events import EvalReport, StepReport
 from boxseg.errors import ConfigError, StorageError
 from orchestration.config import RunSpec
@@ -48,10 +49,15 @@ class Payload:
     folder: Path
     data_root: Path
     metric: str | None = None
-    """Metric that a sweep decides by; an evaluation without it is an error."""
-    mode: Literal["max", "min"] = "max"
+    """Metric that a sweep decides by; null: a single run."""
+    mode: Mode = "max"
     train_fn: TrainFn | None = None
     """The loop; null: `boxseg.build.run_training`."""
+
+    @property
+    def criterion(self) -> Criterion:
+        """What decides which evaluation is the best."""
+        return MASK_AP if self.metric is None else Criterion(self.metric, self.mode)
 
     @property
     def device(self) -> str:
@@ -223,6 +229,7 @@ def _train(payload: Payload, reporter: FileReporter, device: str, *, accumulate:
         reporter=reporter,
         device=device,
         threads=max(1, int(spec.resources.cpus_per_worker)),
+        criterion=payload.criterion,
     )
 
 
@@ -257,10 +264,10 @@ class FileReporter:
         """Write an evaluation and tell Ray.
 
         Raises:
-            ConfigError: the metric that decides is not among those evaluated.
+            ConfigError: the AP that decides is not among those evaluated: a matter of data and settings.
         """
-        metric = self.payload.metric
-        if metric is not None and metric not in report.metrics:
+        metric = self.payload.metric or ""
+        if metric.startswith("val/") and metric not in {*report.metrics, *self.folder.stored().metrics}:
             raise ConfigError(
                 f"sweep.metric {metric} is not reported; choose one of {', '.join(sorted(report.metrics))}"
             )
@@ -286,7 +293,7 @@ class FileReporter:
         self._pass_on(step, metrics)
 
     def _pass_on(self, step: int, metrics: dict[str, float]) -> None:
-        """Tell Ray; a deciding metric that is not finite becomes the worst value."""
+        """Tell Ray; a deciding metric that is absent or not finite becomes the worst value."""
         if self.send is None:
             return
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}

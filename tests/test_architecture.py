@@ -26,6 +26,7 @@ RAY_FILES = {
 PARTS = ("model", "losses", "teacher", "copy_paste")
 TORCH_FREE = (
     "boxseg.config",
+    "boxseg.criterion",
     "boxseg.model.names",
     "boxseg.data.checks",
     "boxseg.data.reading",

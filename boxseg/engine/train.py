@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from boxseg.config import as_steps
+from boxseg.criterion import MASK_AP, Criterion
 from boxseg.engine import checkpoint
 from boxseg.engine.distributed import average_buffers, gather_objects, rank, world_size
 from boxseg.engine.events import EvalReport, Reporter, StepReport
 from boxseg.engine.optim import lr_factor, set_lr
 from boxseg.engine.outbox import Outbox, Publish
 from boxseg.engine.step import StepOutput, Trainer, run_step, update_ema
-from boxseg.engine.validate import decisive, validate
+from boxseg.engine.validate import validate
 from boxseg.errors import CheckpointError, CollapseError, NonFiniteLossError
 from boxseg.structures import Batch
 
@@ -37,9 +38,13 @@ class Progress:
     """Of the best evaluation."""
     evaluated: int = 0
     """Step of the last evaluation; 0 before the first."""
+    best_step: int = 0
+    """Step of the best evaluation; 0 before one has a value."""
+    network: str | None = None
+    """The better network of the last evaluation; None before the first."""
 
 
-def train(trainer: Trainer, *, folder: Path, reporter: Reporter) -> Progress:
+def train(trainer: Trainer, *, folder: Path, reporter: Reporter, criterion: Criterion = MASK_AP) -> Progress:
     """Train until `trainer.steps` updates are done, or the reporter asks to stop.
 
     Goes on from the last sound checkpoint, if there is one; with one process, the result equals an uninterrupted run
@@ -49,6 +54,7 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter) -> Progress:
         trainer: Networks, optimizer, bank and data, fresh from `boxseg.build`.
         folder: The run's folder; gets `checkpoints/`, `samples/` and, with the last evaluation, `evaluation/`.
         reporter: Receives every report, on every rank.
+        criterion: Decides between evaluations, and between the networks of one.
 
     Returns:
         Where it ended: at step `trainer.steps` with an evaluation and a checkpoint of that step, or earlier if the
@@ -80,7 +86,7 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter) -> Progress:
                 meter = Meter()
             stop = wants_stop(reporter, at_report=reports)
             if done in eval_steps:
-                progress = evaluate(trainer, folder, done, progress, outbox)
+                progress = evaluate(trainer, folder, done, progress, outbox, criterion=criterion)
             elif stop:
                 outbox.deliver()
                 progress = replace(progress, step=done)
@@ -89,7 +95,7 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter) -> Progress:
                 break
             asked = time.perf_counter()
         if progress.step == trainer.steps != progress.evaluated:  # a stop saved this very step, or steps were lowered
-            progress = evaluate(trainer, folder, progress.step, progress, outbox)
+            progress = evaluate(trainer, folder, progress.step, progress, outbox, criterion=criterion)
     return progress
 
 
@@ -98,7 +104,7 @@ def report_again(progress: Progress, checkpoints: Path, reporter: Reporter) -> N
     if progress.evaluated == 0:
         return
     folder = checkpoint.folder_of(checkpoints, progress.step)
-    is_best = progress.metrics == progress.best
+    is_best = progress.best_step == progress.evaluated
     reporter.on_eval(EvalReport(progress.evaluated, progress.metrics, folder, is_best, is_repeated=True))
 
 
@@ -166,22 +172,27 @@ def evaluation_steps(steps: int, every: float) -> set[int]:
     return {*range(period, steps, period), steps}
 
 
-def evaluate(trainer: Trainer, folder: Path, done: int, progress: Progress, outbox: Outbox) -> Progress:
+def evaluate(
+    trainer: Trainer, folder: Path, done: int, progress: Progress, outbox: Outbox, *, criterion: Criterion
+) -> Progress:
     """Evaluate, and leave writing and reporting to the outbox; returns where the run stands.
 
     Raises:
         CollapseError: masks have become boxes; the evaluation is reported.
     """
     agree(trainer)
-    metrics, draw = validate(trainer, folder=folder, step=done)
-    is_best = not progress.best or decisive(metrics) > decisive(progress.best)
-    progress = Progress(done, metrics, metrics if is_best else progress.best, evaluated=done)
+    found = validate(trainer, folder=folder, step=done, criterion=criterion)
+    metrics = found.metrics
+    is_best = criterion.better(metrics, than=progress.best)
+    progress = replace(progress, step=done, metrics=metrics, evaluated=done, network=found.network)
+    if is_best:
+        progress = replace(progress, best=metrics, best_step=done)
     checkpoints = folder / "checkpoints"
     write = snapshot(trainer, checkpoints, progress)
 
     def write_all() -> Publish:
         written = write()
-        draw()
+        found.draw()
 
         def publish() -> EvalReport:
             if rank() == 0:
@@ -243,6 +254,8 @@ def snapshot(trainer: Trainer, checkpoints: Path, progress: Progress) -> Callabl
         "metrics": progress.metrics,
         "best": progress.best,
         "evaluated": progress.evaluated,
+        "best_step": progress.best_step,
+        "network": progress.network,
         "config": trainer.config.model_dump(mode="json"),
         "classes": {"ids": trainer.train_data.category_ids, "names": trainer.train_data.class_names},
     }
@@ -269,7 +282,14 @@ def restore(trainer: Trainer, folder: Path | None) -> Progress:
     state = checkpoint.load_state(folder)
     networks = {name: checkpoint.load_network(folder, name) for name in trainer.networks()}
     trainer.load(networks, state["shared"], state["ranks"])
-    return Progress(about["step"], about["metrics"] or {}, about["best"] or {}, about.get("evaluated", 0))
+    return Progress(
+        about["step"],
+        about["metrics"] or {},
+        about["best"] or {},
+        about.get("evaluated", 0),
+        about.get("best_step", 0),
+        about.get("network"),
+    )
 
 
 def mean_metrics(of_ranks: list[dict[str, float]]) -> dict[str, float]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from boxseg.criterion import MASK_AP, Criterion
 from boxseg.data.coco import coco_ground_truth
 from boxseg.data.loader import eval_batches
 from boxseg.engine.distributed import gather_objects, rank, world_size
@@ -27,7 +29,20 @@ HEALTH = ("mask_fill", "box_likeness")
 """Measures of the masks themselves."""
 
 
-def validate(trainer: Trainer, *, folder: Path, step: int) -> tuple[dict[str, float], Callable[[], None]]:
+@dataclass(frozen=True)
+class Validation:
+    """One evaluation of all networks."""
+
+    metrics: dict[str, float]
+    """`val/mask_ap` … of the better network, `val/teacher_mask_ap` and `val/student_mask_ap`, `qam/pseudo_iou` where
+    there is a teacher, `health/mask_fill` and `health/box_likeness`."""
+    network: str
+    """The better network."""
+    draw: Callable[[], None]
+    """Draws the pictures (rank 0), also while training goes on."""
+
+
+def validate(trainer: Trainer, *, folder: Path, step: int, criterion: Criterion = MASK_AP) -> Validation:
     """Evaluate the networks that `train.evaluate` names; all ranks share the images.
 
     Args:
@@ -35,11 +50,7 @@ def validate(trainer: Trainer, *, folder: Path, step: int) -> tuple[dict[str, fl
         folder: The run's folder: a panel of the same images goes to `samples/`, at the last step more pictures and a
             table go to `evaluation/`. With `train.panels` 0 nothing is drawn.
         step: Updates done.
-
-    Returns:
-        Metrics: `val/mask_ap` … of the better network, `val/teacher_mask_ap` and `val/student_mask_ap`,
-        `qam/pseudo_iou` where there is a teacher, `health/mask_fill` and `health/box_likeness`; and what draws the
-        pictures (rank 0), also while training goes on.
+        criterion: Decides which network is the better one, see `better_network`.
     """
     networks = trainer.evaluated_networks()
     final = step >= trainer.steps and trainer.config.train.panels > 0
@@ -49,8 +60,9 @@ def validate(trainer: Trainer, *, folder: Path, step: int) -> tuple[dict[str, fl
         found[name] = _evaluate_network(
             trainer, network, watcher.watch_teacher if name == "teacher" else watcher.watch_student
         )
-    best = max(found, key=lambda name: decisive(found[name].metrics))
-    metrics = {f"{'health' if key in HEALTH else 'val'}/{key}": value for key, value in found[best].metrics.items()}
+    of_networks = {name: _with_groups(each.metrics) for name, each in found.items()}
+    best = better_network(of_networks, criterion)
+    metrics = dict(of_networks[best])
     metrics |= {
         f"val/{name}_mask_ap": each.metrics["mask_ap"] for name, each in found.items() if "mask_ap" in each.metrics
     }
@@ -71,15 +83,23 @@ def validate(trainer: Trainer, *, folder: Path, step: int) -> tuple[dict[str, fl
                 folder=folder / "evaluation",
             )
 
-    return metrics, draw
+    return Validation(metrics, best, draw)
 
 
-def decisive(metrics: dict[str, float]) -> float:
-    """The number that decides between networks and checkpoints: mask AP, box AP where masks are not drawn, else -1."""
-    for name in ("val/mask_ap", "mask_ap", "val/box_ap", "box_ap"):
-        if name in metrics:
-            return metrics[name]
-    return -1.0
+def _with_groups(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{'health' if name in HEALTH else 'val'}/{name}": value for name, value in metrics.items()}
+
+
+def better_network(found: Mapping[str, Mapping[str, float]], criterion: Criterion) -> str:
+    """The network whose numbers stand for the run; of equal ones the first.
+
+    Args:
+        found: Name of each network -> its metrics.
+        criterion: Decides, if its metric is an AP that every network has of its own; otherwise mask AP does.
+    """
+    own = criterion.metric.startswith("val/") and any(criterion.metric in metrics for metrics in found.values())
+    decides = criterion if own else MASK_AP
+    return max(found, key=lambda name: decides.score(decides.value(found[name])))
 
 
 def evaluated_images(trainer: Trainer) -> int:

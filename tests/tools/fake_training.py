@@ -19,7 +19,7 @@ def make_training(
     faults = {13: "NonFiniteLossError", 16: "ConfigError"}
     parts_by_k_top = {14: 2, 15: 1000}
 
-    def train(config, *, folder: Path, data_root: Path, reporter, device: str, threads: int):
+    def train(config, *, folder: Path, data_root: Path, reporter, device: str, threads: int, criterion):
         import json
         import os
         from types import SimpleNamespace

@@ -118,8 +118,7 @@ def test_panels_show_what_the_teacher_says_where_there_is_one(
     drawn = []
     monkeypatch.setattr(validate, "draw_panels", lambda rows, path: drawn.extend(rows) or path)
     trainer = build_trainer(tiny_config(method=method, train={"evaluate": evaluated}), data_root=data_root)
-    _, draw = validate.validate(trainer, folder=tmp_path, step=3)
-    draw()
+    validate.validate(trainer, folder=tmp_path, step=3).draw()
     assert drawn
     assert [row.teacher_masks is not None for row in drawn] == [labelled] * len(drawn)
     assert [row.quality is not None for row in drawn] == [labelled] * len(drawn)

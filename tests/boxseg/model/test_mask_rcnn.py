@@ -156,7 +156,7 @@ def test_the_full_method_trains_evaluates_and_predicts(tmp_path):
     seen = [optimise(trainer, batch, step) for step, batch in enumerate(trainer.loader.batches(0, 6))]
     assert {"train/loss_objectness", "train/loss_region", "train/loss_pairwise", "qam/coverage"} <= set(seen[0])
     assert sum(float(metrics["qam/coverage"]) for metrics in seen) > 0
-    metrics, _ = validate(trainer, folder=tmp_path, step=6)
+    metrics = validate(trainer, folder=tmp_path, step=6).metrics
     assert 0 <= metrics["val/mask_ap"] <= 1
     (tmp_path / "checkpoints").mkdir()
     folder = save(trainer, tmp_path / "checkpoints", Progress(step=6))

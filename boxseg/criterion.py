@@ -1,0 +1,52 @@
+"""What makes one evaluation better than another: a metric and its direction, the same wherever something is best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["max", "min"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A metric and the direction in which it gets better.
+
+    A metric that is absent or not finite is no value, and what has no value never wins.
+    """
+
+    metric: str
+    """Its name, as in `val/mask_ap`."""
+    mode: Mode = "max"
+    """Whether a larger or a smaller value is better."""
+    fallback: str | None = None
+    """Metric that decides between evaluations that both lack `metric`."""
+
+    def value(self, metrics: Mapping[str, float]) -> float | None:
+        """The value that decides; None where there is none."""
+        return _finite(metrics.get(self._decides(metrics)))
+
+    def score(self, value: float | None) -> float:
+        """A value so that larger is better, whatever the mode; -inf for none."""
+        value = _finite(value)
+        if value is None:
+            return -math.inf
+        return value if self.mode == "max" else -value
+
+    def better(self, metrics: Mapping[str, float], *, than: Mapping[str, float]) -> bool:
+        """Whether one evaluation beats another, which may be empty; of equal ones neither does."""
+        name = self._decides({**than, **metrics})
+        return self.score(metrics.get(name)) > self.score(than.get(name))
+
+    def _decides(self, metrics: Mapping[str, float]) -> str:
+        return self.metric if self.fallback is None or self.metric in metrics else self.fallback
+
+
+MASK_AP = Criterion("val/mask_ap", fallback="val/box_ap")
+"""Of a single run: mask AP, or box AP where masks are not drawn."""
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,129 @@
+"""The best evaluation, its checkpoint and the better network are chosen by the metric that a run is given."""
+
+import math
+
+import pytest
+from torch import nn
+
+from boxseg import build
+from boxseg.build import build_trainer
+from boxseg.criterion import MASK_AP, Criterion
+from boxseg.engine import checkpoint, validate
+from boxseg.engine import train as loop
+from boxseg.engine.evaluate import CocoScores, Evaluation
+from boxseg.engine.validate import Validation, better_network
+from boxseg.predict import Predictor
+from boxseg.structures import MaskNetwork
+
+BOX_AP = Criterion("val/box_ap")
+LEAST_FILL = Criterion("health/mask_fill", "min")
+
+SCRIPT = {  # mask AP is best at step 2, box AP at step 3, the masks are emptiest at step 4
+    1: {"val/mask_ap": math.nan, "val/box_ap": math.nan},
+    2: {"val/mask_ap": 0.6, "val/box_ap": 0.1, "health/mask_fill": 0.9},
+    3: {"val/mask_ap": 0.2, "val/box_ap": 0.5, "health/mask_fill": 0.7},
+    4: {"val/mask_ap": 0.1, "val/box_ap": 0.2, "health/mask_fill": 0.3},
+    5: {"val/mask_ap": 0.5, "val/box_ap": math.inf, "health/mask_fill": -math.inf},
+    6: {"val/mask_ap": 0.5},
+}
+
+
+class Blind(MaskNetwork):
+    """Stands for a network where nothing is looked at."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    forward = detect = mask_logits = detection_losses = None
+
+
+@pytest.fixture(autouse=True)
+def _blind(monkeypatch):
+    """The loop with all its files, but without the work of its steps."""
+    monkeypatch.setitem(build.NETWORKS, "condinst", lambda config, backbone, num_classes: Blind())
+    monkeypatch.setattr(loop, "optimise", lambda trainer, batch, step: {})
+
+
+@pytest.fixture
+def train(tiny_config, data_root, recorder, monkeypatch):
+    """Trains with the evaluations of `SCRIPT`."""
+
+    def read_script(trainer, *, folder, step, criterion):
+        return Validation(SCRIPT[step], "teacher" if step % 2 else "student", lambda: None)
+
+    monkeypatch.setattr(loop, "validate", read_script)
+
+    def start(folder, criterion, *, stop_at=None):
+        trainer = build_trainer(tiny_config(train={"eval_every": 1, "panels": 0}), data_root=data_root)
+        reporter = recorder(stop_at)
+        return loop.train(trainer, folder=folder, reporter=reporter, criterion=criterion), reporter
+
+    return start
+
+
+@pytest.mark.parametrize(("criterion", "step"), [(MASK_AP, 2), (BOX_AP, 3), (LEAST_FILL, 4)])
+def test_the_best_checkpoint_and_what_is_reported_follow_the_metric(train, tmp_path, criterion, step):
+    progress, reporter = train(tmp_path, criterion)
+    assert progress.best == SCRIPT[step]
+    assert [report.step for report in reporter.evals if report.is_best][-1] == step
+    about = checkpoint.load_about(tmp_path / "checkpoints" / "best")
+    assert (about["step"], about["best"]) == (step, SCRIPT[step])
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4])
+def test_a_resumed_run_keeps_its_best_evaluation(train, tmp_path, stop_at):
+    train(tmp_path, BOX_AP, stop_at=stop_at)
+    progress, _ = train(tmp_path, BOX_AP)
+    assert (progress.step, progress.best) == (6, SCRIPT[3])
+    assert checkpoint.load_about(tmp_path / "checkpoints" / "best")["step"] == 3
+
+
+def test_without_any_value_nothing_is_called_the_best(train, tmp_path):
+    progress, reporter = train(tmp_path, Criterion("val/mask_ap_large"))
+    assert progress.best == {}
+    assert not any(report.is_best for report in reporter.evals)
+    assert not (tmp_path / "checkpoints" / "best").exists()
+
+
+def test_the_better_network_is_that_of_the_metric_where_it_has_one():
+    found = {
+        "student": {"val/mask_ap": 0.3, "val/box_ap": 0.1, "health/mask_fill": 0.2},
+        "teacher": {"val/mask_ap": 0.1, "val/box_ap": 0.4, "health/mask_fill": 0.1},
+    }
+    assert better_network(found, MASK_AP) == "student"
+    assert better_network(found, BOX_AP) == "teacher"
+    assert better_network(found, Criterion("val/box_ap", "min")) == "student"
+    for other in (Criterion("health/mask_fill", "min"), Criterion("val/teacher_mask_ap"), Criterion("val/mask_ap75")):
+        assert better_network(found, other) == "student", "mask AP decides"
+    boxes_only = {name: {"val/box_ap": metrics["val/box_ap"]} for name, metrics in found.items()}
+    assert better_network(boxes_only, MASK_AP) == "teacher"
+    assert better_network({"teacher": {}}, MASK_AP) == "teacher"
+    assert better_network({"student": {"val/box_ap": math.nan}, "teacher": {"val/box_ap": 0.0}}, BOX_AP) == "teacher"
+
+
+@pytest.mark.parametrize(("criterion", "network"), [(MASK_AP, "student"), (BOX_AP, "teacher")])
+def test_numbers_and_weights_are_those_of_the_better_network(
+    tiny_config, data_root, recorder, tmp_path, monkeypatch, criterion, network
+):
+    aps = {"student": {"mask_ap": 0.3, "box_ap": 0.1}, "teacher": {"mask_ap": 0.1, "box_ap": 0.4}}
+
+    def evaluate_network(trainer, network, watch):
+        own = aps["student" if network is trainer.student else "teacher"]
+        return Evaluation(own | {"mask_fill": own["mask_ap"]}, [], CocoScores(own, {}, {}))
+
+    monkeypatch.setattr(validate, "_evaluate_network", evaluate_network)
+    trainer = build_trainer(tiny_config(train={"steps": 1, "panels": 0}), data_root=data_root)
+    progress = loop.train(trainer, folder=tmp_path, reporter=recorder(), criterion=criterion)
+    own = aps[network]
+    assert progress.network == network
+    assert progress.metrics == {
+        "val/mask_ap": own["mask_ap"],
+        "val/box_ap": own["box_ap"],
+        "health/mask_fill": own["mask_ap"],
+        "val/student_mask_ap": 0.3,
+        "val/teacher_mask_ap": 0.1,
+    }
+    assert loop.restore(trainer, tmp_path / "checkpoints" / "last") == progress
+    assert Predictor(tmp_path).network_name == network
+    assert Predictor(tmp_path, network="student").network_name == "student"
