@@ -7,13 +7,13 @@ import logging
 import os
 import sys
 import traceback
-from pathlib import Path
 
 import typer
 
 from boxseg.errors import BoxSegError
 from boxseg.files import STORAGE_FAULTS
 from orchestration.cli import config, data, doctor, evaluate, jobs, label, runs, train, ui
+from orchestration.cli.crash_log import keep_traceback
 from orchestration.cli.output import say
 from orchestration.errors import ExitCode, exit_code_for
 
@@ -69,14 +69,18 @@ def run(arguments: list[str]) -> int:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of whichever click typer uses
             error.show()
             return int(error.exit_code)
-        if os.environ.get("BOXSEG_DEBUG"):
+        debug = bool(os.environ.get("BOXSEG_DEBUG"))
+        if debug:
             traceback.print_exc()
         if isinstance(error, BoxSegError):
             say(f"error: {error}")
             return exit_code_for(error)
         if isinstance(error, OSError) and (told := _tell_os_error(error)) is not None:
             return told
-        say(f"error: {type(error).__name__}: {error} (unexpected; details in {_write_log()})")
+        log = keep_traceback()
+        if log is None and not debug:
+            traceback.print_exc()
+        say(f"error: {type(error).__name__}: {error} (unexpected; details {f'in {log}' if log else 'above'})")
         return ExitCode.FAILED
     return result if isinstance(result, int) else ExitCode.DONE
 
@@ -108,12 +112,3 @@ def _options(
     ),
 ) -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
-
-
-def _write_log() -> Path:
-    """Keep the traceback of the current exception in a file."""
-    import tempfile  # takes a while to load
-
-    with tempfile.NamedTemporaryFile("w", prefix="boxseg-", suffix=".log", delete=False, encoding="utf-8") as log:
-        log.write(f"boxseg {' '.join(sys.argv[1:])}\n{traceback.format_exc()}")
-    return Path(log.name)

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestration.cli import output
+from orchestration.cli import crash_log, output
 from orchestration.cli.app import app, run
 from orchestration.config import RunSpec, dump_resolved, load_run, load_sweep
 from orchestration.run_folder import RunFolder, RunStatus
@@ -30,6 +31,7 @@ def own_folder(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("BOXSEG_DEBUG", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @pytest.fixture
@@ -112,25 +114,69 @@ def test_unwritable_storage_ends_with_2(capsys: Capture):
     assert "a file is in the way" in capsys.readouterr().err
 
 
-def test_an_unexpected_error_is_one_line_that_names_a_log(capsys: Capture, monkeypatch: Patch, tmp_path: Path):
+@pytest.fixture
+def explode() -> Iterator[None]:
+    """A command with a fault of ours."""
+
     @app.command("explode", hidden=True)
     def explode() -> None:
         raise RuntimeError("the floor is lava")
 
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    try:
-        assert run(["explode"]) == 1
-        shown = capsys.readouterr().err
-        monkeypatch.setenv("BOXSEG_DEBUG", "1")
-        assert run(["explode"]) == 1
-        assert "Traceback" in capsys.readouterr().err
-    finally:
-        app.registered_commands.pop()
-    assert "RuntimeError: the floor is lava" in shown
-    assert "Traceback" not in shown
+    yield
+    app.registered_commands.pop()
+
+
+@pytest.mark.usefixtures("explode")
+def test_an_unexpected_error_is_one_line_that_names_a_log(capsys: Capture, monkeypatch: Patch, tmp_path: Path):
+    assert run(["explode"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: RuntimeError: the floor is lava (unexpected; details in ")
     log = Path(shown.rpartition("details in ")[2].rstrip(")\n"))
-    assert log.parent == tmp_path
+    assert log.parent == tmp_path / "state" / "boxseg"
+    assert (log.stat().st_mode & 0o777, log.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     assert "Traceback" in log.read_text()
+    monkeypatch.setenv("BOXSEG_DEBUG", "1")
+    assert run(["explode"]) == 1
+    assert capsys.readouterr().err.count("Traceback") == 1
+
+
+@pytest.mark.usefixtures("explode")
+def test_only_the_last_tracebacks_are_kept_and_none_in_the_folder_for_temporary_files(
+    capsys: Capture, monkeypatch: Patch, tmp_path: Path
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
+    (tmp_path / "t").mkdir()
+    kept = tmp_path / "state" / "boxseg"
+    kept.mkdir(parents=True)
+    for number in range(crash_log.KEPT):
+        (kept / f"error-20200101-0000{number:02d}-x.log").touch()
+    (kept / "other").touch()
+    assert run(["explode"]) == 1
+    names = sorted(path.name for path in kept.iterdir())
+    assert len(names) == crash_log.KEPT + 1
+    assert "error-20200101-000000-x.log" not in names
+    assert "other" in names
+    assert capsys.readouterr().err.rpartition("/")[2].rstrip(")\n") in names
+    assert not list((tmp_path / "t").iterdir())
+
+
+@pytest.mark.usefixtures("explode")
+def test_a_traceback_that_nothing_can_keep_is_shown(capsys: Capture, monkeypatch: Patch, tmp_path: Path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    assert run(["explode"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback")
+    assert shown.endswith("error: RuntimeError: the floor is lava (unexpected; details above)\n")
+
+
+def test_tracebacks_lie_where_xdg_has_them(monkeypatch: Patch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for named in ("", "relative"):
+        monkeypatch.setenv("XDG_STATE_HOME", named)
+        assert crash_log.state_folder() == tmp_path / ".local/state/boxseg"
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/x")
+    assert crash_log.state_folder() == Path("/var/x/boxseg")
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])
