@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -434,7 +435,8 @@ class FcosConfig(Config):
     radius: float = Field(1.5, gt=0)
     """Half side of the centre region [strides]."""
     sizes: tuple[float, float, float, float] = (64, 128, 256, 512)
-    """Largest box extent from a location, for all levels but the last [px]."""
+    """Largest box extent from a location, for all levels but the last [px]; also the unit of the mask head's
+    coordinates on each level."""
     iou_eps: float = Field(1.0, ge=0)
     """Added to intersection and union of the IoU [strides²]; 1 in the reference, which lifts the IoU of small boxes."""
     nms_thr: float = Field(0.6, gt=0, lt=1)
@@ -445,6 +447,14 @@ class FcosConfig(Config):
     """Floor of a detection's confidence at evaluation."""
     pre_topk: int = Field(1000, ge=1)
     """Detections per level before NMS."""
+
+    @field_validator("sizes")
+    @classmethod
+    def _check_sizes(cls, sizes: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        if not all(before < after for before, after in pairwise((0, *sizes))):
+            extents = ", ".join(f"{size:g}" for size in sizes)
+            raise ValueError(f"[{extents}] must be rising extents [px], each above 0")
+        return sizes
 
 
 class CondConfig(Config):

@@ -58,14 +58,17 @@ class CondInst(PyramidNetwork):
             branch_channels: Width of the mask branch.
             branch_convs: Convolutions of the mask branch after the levels are summed.
             radius: Half side of the centre region of a box [strides].
-            sizes: Largest box extent from a location, for all levels but the last [px].
+            sizes: Largest box extent from a location, for all levels but the last [px]; on each level also the unit
+                of the mask head's coordinates, twice the last one on the last level.
             max_per_image: Proposals of an image that get mask losses.
         """
         super().__init__(num_classes=num_classes, backbone=backbone, channels=channels)
         self.detection_loss = detection_loss
         self.radius, self.sizes, self.max_per_image = radius, tuple(sizes), max_per_image
         self.mask_branch = MaskBranch(channels=channels, width=branch_channels, convs=branch_convs, features=features)
-        self.mask_head = DynamicMaskHead(features=features, channels=head_channels, layers=head_layers)
+        self.mask_head = DynamicMaskHead(
+            features=features, channels=head_channels, layers=head_layers, reach=(*sizes, 2 * sizes[-1])
+        )
         self.head = FcosHead(
             channels=channels,
             num_classes=num_classes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -14,9 +15,6 @@ from boxseg.structures import Windows
 
 FEATURE_STRIDE = 8
 """Pixels per cell of the mask features."""
-
-COORDINATE_RANGE = 64
-"""Pixels that are one unit of relative coordinates on the finest level; doubled from level to level."""
 
 
 class MaskBranch(nn.Module):
@@ -55,14 +53,25 @@ class DynamicMaskHead(nn.Module):
     Source: CondInst (arXiv 2003.05664); `method.md` section (b.6).
     """
 
-    def __init__(self, *, features: int = 16, channels: int = 8, layers: int = 3) -> None:
+    reach: Tensor
+
+    def __init__(
+        self,
+        *,
+        features: int = 16,
+        channels: int = 8,
+        layers: int = 3,
+        reach: Sequence[float] = (64, 128, 256, 512, 1024),
+    ) -> None:
         """
         Args:
             features: F, channels of the mask features.
             channels: Width of the hidden layers.
             layers: Number of layers, at least 2.
+            reach: Pixels that are one unit of a cell's offset, for each pyramid level.
         """
         super().__init__()
+        self.register_buffer("reach", torch.tensor(reach, dtype=torch.float32), persistent=False)
         self.widths = [features + 2] + [channels] * (layers - 1) + [1]
         self.weight_sizes = [before * after for before, after in pairwise(self.widths)]
         self.num_params = sum(self.weight_sizes) + sum(self.widths[1:])
@@ -107,7 +116,7 @@ class DynamicMaskHead(nn.Module):
                 height, width = windows.size
                 inputs = _take_windows(cells, image_index, windows)
             # Offsets are location minus cell, in units of the reach: what the location adds is the same for all cells.
-            reach = COORDINATE_RANGE * 2.0 ** levels[:, None].float()  # (n, 1)
+            reach = self.reach[levels][:, None]  # (n, 1)
             bias = torch.baddbmm(first_bias[..., None], first[..., :2], (locations / reach)[..., None])
             first = torch.cat([first[..., :2] / -reach[..., None], first[..., 2:]], dim=2)
             hidden = torch.baddbmm(bias, first, inputs)

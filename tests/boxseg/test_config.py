@@ -65,6 +65,8 @@ def test_a_warmup_below_one_is_a_share_of_the_steps(value: float, steps: int):
         ({"qam": {"area_s": 1e5}}, ("area_s", "area_l")),
         ({"qam": {"dyn_centre": 0.05}}, ("dyn_centre", "dyn_half")),
         ({"boxinst": {"size": 4}}, ("size 4", "odd")),
+        ({"fcos": {"sizes": [64, 128, 128, 512]}}, ("fcos.sizes", "64, 128, 128, 512", "rising")),
+        ({"fcos": {"sizes": [0, 128, 256, 512]}}, ("0, 128, 256, 512", "above 0")),
         ({"teacher": {"on": False}}, ("teacher.on", "pc.on")),
         ({"method": "boxinst", "train": {"evaluate": "teacher"}}, ("train.evaluate", "teacher.on")),
         ({"data": {"strong": "none"}}, ("pc.on", "data.strong")),

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from boxseg.build import build_network
+from boxseg.config import BoxSegConfig
 from boxseg.errors import ShapeError
 from boxseg.model.mask_head import DynamicMaskHead, MaskBranch, with_coordinates
 from boxseg.ops.masks import aligned_bilinear
@@ -63,6 +65,28 @@ def test_relative_coordinate_is_instance_minus_cell(axis, expected):
         levels=torch.tensor([0]),
     )
     assert logits[0, 2 * 0 + 1, 2 * 2 + 1] == expected  # cell (20, 4) is row 0, column 2
+
+
+@pytest.mark.parametrize("level", range(5))
+def test_the_unit_of_relative_coordinates_is_the_size_limit_of_the_level(level):
+    config = BoxSegConfig.model_validate(
+        {
+            "model": {"backbone": "resnet18", "weights": "none", "channels": 32},
+            "fcos": {"sizes": [16, 40, 100, 300]},
+        }
+    )
+    head = build_network(config, num_classes=2).mask_head
+    unit = (16, 40, 100, 300, 600)[level]  # the coarsest level has no limit: twice the last one
+    params = torch.zeros(1, head.num_params)
+    params[0, 0] = params[0, 144] = params[0, 208] = 1.0  # the x coordinate goes through all three layers
+    logits = head(
+        with_coordinates(torch.zeros(1, 16, 4, 4)),
+        params=params,
+        image_index=torch.tensor([0]),
+        locations=torch.tensor([[28.0, 28.0]]),
+        levels=torch.tensor([level]),
+    )
+    torch.testing.assert_close(logits[0, 1, 1], torch.tensor((28 - 4) / unit))  # cell (4, 4)
 
 
 def test_depth_and_width_of_the_head_can_change():
