@@ -162,6 +162,7 @@ def build_condinst(config: BoxSegConfig, backbone: Backbone, num_classes: int) -
         ),
         channels=model.channels,
         tower_convs=model.tower_convs,
+        norm_groups=model.norm_groups,
         features=cond.features,
         head_channels=cond.channels,
         head_layers=cond.layers,

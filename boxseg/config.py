@@ -105,6 +105,8 @@ class ModelConfig(Config):
     """Channels of pyramid and detection head; a multiple of 8."""
     tower_convs: int = Field(4, ge=0)
     """3x3 convolutions in each tower of the detection head."""
+    norm_groups: int | None = Field(32, ge=1)
+    """Groups of the detection head's group norms; null: 32, or fewer so that each has four channels or more."""
     init_checkpoint: Path | None = None
     """Start from the student of this checkpoint folder (same architecture)."""
 
@@ -123,6 +125,15 @@ class ModelConfig(Config):
         if channels % 8:
             raise ValueError(f"{channels} is not a multiple of 8, as the group norms of the heads need")
         return channels
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> ModelConfig:
+        if self.kind == "condinst" and self.norm_groups is not None and self.channels % self.norm_groups:
+            raise ValueError(
+                f"channels {self.channels} is not a multiple of norm_groups {self.norm_groups}; change one of them, or "
+                "set norm_groups to null, as profile fixed does, for fewer groups where there are few channels"
+            )
+        return self
 
 
 class TrainConfig(Config):
@@ -562,6 +573,7 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "pc": {"target": "lowest-q", "require_better": True},
     },
     "fixed": {
+        "model": {"norm_groups": None},
         "solver": {"warmup": 1 / 90},
         "teacher": {"resize_short": None, "nms_overwrite": False},
         "qam": {
@@ -621,7 +633,7 @@ METHODS: dict[Method, dict[str, Any]] = {
 OTHER_NETWORK: dict[NetworkKind, dict[str, tuple[str, ...]]] = {
     "condinst": {"rcnn": tuple(RcnnConfig.model_fields)},
     "mask_rcnn": {
-        "model": ("tower_convs",),
+        "model": ("tower_convs", "norm_groups"),
         "fcos": ("use_vfl", "alpha", "gamma", "radius", "sizes", "iou_eps"),
         "cond": ("features", "channels", "layers", "branch_channels", "branch_convs"),
     },

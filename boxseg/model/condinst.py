@@ -36,6 +36,7 @@ class CondInst(PyramidNetwork):
         detection_loss: Callable[..., dict[str, Tensor]],
         channels: int = 256,
         tower_convs: int = 4,
+        norm_groups: int | None = None,
         features: int = 16,
         head_channels: int = 8,
         head_layers: int = 3,
@@ -52,6 +53,7 @@ class CondInst(PyramidNetwork):
             detection_loss: `losses.detection.detection_losses` with its constants bound.
             channels: Channels of pyramid and detection head.
             tower_convs: Convolutions in each tower of the detection head.
+            norm_groups: Groups of its group norms; None: as many as `num_groups` says.
             features: Channels of the mask features.
             head_channels: Width of the dynamic mask head.
             head_layers: Depth of the dynamic mask head.
@@ -74,6 +76,7 @@ class CondInst(PyramidNetwork):
             num_classes=num_classes,
             num_params=self.mask_head.num_params,
             tower_convs=tower_convs,
+            norm_groups=norm_groups,
             num_levels=len(PYRAMID_STRIDES),
         )
 

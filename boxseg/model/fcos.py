@@ -19,7 +19,16 @@ class FcosHead(nn.Module):
     Source: FCOS (arXiv 1904.01355), CondInst (arXiv 2003.05664); `method.md` section (b.2).
     """
 
-    def __init__(self, *, channels: int, num_classes: int, num_params: int, tower_convs: int, num_levels: int) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        num_classes: int,
+        num_params: int,
+        tower_convs: int,
+        num_levels: int,
+        norm_groups: int | None = None,
+    ) -> None:
         """
         Args:
             channels: Channels of all pyramid levels, a multiple of 4.
@@ -27,10 +36,12 @@ class FcosHead(nn.Module):
             num_params: P, parameters of the dynamic mask head.
             tower_convs: 3x3 convolutions in each tower.
             num_levels: Levels of the pyramid; each has its own scale for distances.
+            norm_groups: Groups of the group norms, a divisor of `channels`; None: as many as `num_groups` says.
         """
         super().__init__()
-        self.class_tower = _build_tower(channels, tower_convs)
-        self.box_tower = _build_tower(channels, tower_convs)
+        groups = num_groups(channels) if norm_groups is None else norm_groups
+        self.class_tower = _build_tower(channels, tower_convs, groups)
+        self.box_tower = _build_tower(channels, tower_convs, groups)
         self.class_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.distances = nn.Conv2d(channels, 4, 3, padding=1)
         self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
@@ -131,10 +142,10 @@ def _flatten(maps: Tensor) -> Tensor:
     return maps.flatten(2).transpose(1, 2).float()
 
 
-def _build_tower(channels: int, convs: int) -> nn.Sequential:
+def _build_tower(channels: int, convs: int, groups: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(convs):
-        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(num_groups(channels), channels), nn.ReLU()]
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(groups, channels), nn.ReLU()]
     return nn.Sequential(*layers)
 
 

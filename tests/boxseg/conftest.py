@@ -8,7 +8,7 @@ from boxseg.engine.events import EvalReport, StepReport
 
 TINY = {
     "data": {"toy": {"train_images": 12, "val_images": 4, "size": 64, "seed": 3}},
-    "model": {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1},
+    "model": {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1, "norm_groups": None},
     "cond": {"branch_channels": 16, "branch_convs": 1, "max_per_image": 8},
     "train": {
         "steps": 6,

@@ -53,6 +53,7 @@ def test_a_warmup_below_one_is_a_share_of_the_steps(value: float, steps: int):
         ({"model": {"backbone": "resnet5"}}, ("resnet5", "did you mean resnet50", "efficientnet_lite0", "timm/NAME")),
         ({"model": {"backbone": "timm/"}}, ("timm/NAME",)),
         ({"model": {"channels": 20}}, ("20 is not a multiple of 8",)),
+        ({"profile": "official", "model": {"channels": 48}}, ("channels 48", "norm_groups 32", "null")),
         ({"train": {"image_size": 16}}, ("image_size 16", "32 px")),
         ({"train": {"image_size": [640, 1400]}}, ("1400", "max_size 1333")),
         ({"train": {"image_size": []}}, ("image_size",)),

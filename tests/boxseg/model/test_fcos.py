@@ -53,6 +53,13 @@ def test_the_untrained_head_gives_every_class_one_percent():
     torch.testing.assert_close(probs, torch.full_like(probs, 0.01), atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize(("norm_groups", "expected"), [(32, 32), (None, 16)])
+def test_group_norms_have_the_groups_that_are_asked_for(norm_groups, expected):
+    head = FcosHead(channels=64, num_classes=3, num_params=5, tower_convs=2, num_levels=1, norm_groups=norm_groups)
+    norms = [module for module in head.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert [norm.num_groups for norm in norms] == [expected] * 4
+
+
 @pytest.mark.parametrize(("channels", "groups"), [(256, 32), (128, 32), (96, 24), (64, 16), (40, 10), (8, 2)])
 def test_groups_have_at_least_four_channels(channels, groups):
     assert num_groups(channels) == groups
