@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from orchestration.run_folder import Report, RunFolder, Status
 from orchestration.table import SweepTable, TrialRow, render_table
+from orchestration.terminal import printable, safe_console
 from orchestration.words import show_duration
 
 HEADLINE = ("train/loss", "val/mask_ap", "val/box_ap", "qam/quality", "qam/coverage", "train/images_per_s")
@@ -31,7 +32,7 @@ class Progress:
     """stderr with a part that changes on a terminal; entered while the work lasts."""
 
     def __init__(self, *, shown: bool) -> None:
-        self._console = Console(stderr=True, quiet=not shown, markup=False, emoji=False, highlight=False)
+        self._console = safe_console(stderr=True, quiet=not shown, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._since = time.monotonic()
         self.is_live = self._console.is_terminal
@@ -50,7 +51,7 @@ class Progress:
     def pass_on(self, text: str) -> None:
         """A line that stays without a terminal, and is soon replaced on one."""
         if self.is_live:
-            self._show(Text(text))
+            self._show(Text(printable(text)))
         else:
             self._line(text)
 

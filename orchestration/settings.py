@@ -63,7 +63,7 @@ def explain(error: ValidationError, source: Source, model: type[Config]) -> Conf
     order = {path: number for number, path in enumerate(source.places)}
     deepest = [path for path in found if not any(path == other[: len(path)] != other for other in found)]
     deepest.sort(key=lambda path: order.get(path, -1))
-    return ConfigError("\n".join(_sentence(path, found[path], source, model) for path in deepest))
+    return ConfigError("\n  ".join(_sentence(path, found[path], source, model) for path in deepest))
 
 
 def show(value: Any) -> str:

@@ -9,6 +9,8 @@ from boxseg.files import write_picture
 
 CLASSES = 30
 """Classes that are shown, those with most boxes."""
+LETTERS = 30
+"""Of the name of a class."""
 
 
 def draw_stats(classes: Mapping[str, int], sides: Sequence[float], path: Path) -> None:
@@ -25,8 +27,9 @@ def draw_stats(classes: Mapping[str, int], sides: Sequence[float], path: Path) -
     figure = Figure(figsize=(10, 4.5), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
     most = sorted(classes.items(), key=lambda item: -item[1])[:CLASSES]
-    left.bar([name for name, _ in most], [count for _, count in most], color="tab:blue")
-    left.tick_params(axis="x", labelrotation=60 if len(most) > 4 else 0)
+    left.bar(range(len(most)), [count for _, count in most], color="tab:blue")
+    names = [f"{name[:LETTERS]}…" if len(name) > LETTERS else name for name, _ in most]
+    left.set_xticks(range(len(most)), names, parse_math=False, rotation=60 if len(most) > 4 else 0)
     left.set(title="boxes of each class", ylabel="boxes")
     shown = [side for side in sides if side > 0]
     right.hist(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ from orchestration.cli import config, data, doctor, evaluate, jobs, label, runs,
 from orchestration.cli.crash_log import keep_traceback
 from orchestration.cli.output import say
 from orchestration.errors import ExitCode, exit_code_for
+from orchestration.terminal import SafeFormatter, printable
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")  # looking for some among all packages takes a while
 
@@ -52,6 +54,9 @@ app.command()(doctor.doctor)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may have letters that the terminal has not
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -67,19 +72,24 @@ def run(arguments: list[str]) -> int:
         return ExitCode.DONE
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of whichever click typer uses
-            error.show()
+            told = io.StringIO()
+            error.show(file=told)
+            typer.echo(printable(told.getvalue()), err=True, nl=False)
             return int(error.exit_code)
-        debug = bool(os.environ.get("BOXSEG_DEBUG"))
+        trace, debug = printable(traceback.format_exc()), bool(os.environ.get("BOXSEG_DEBUG"))
         if debug:
-            traceback.print_exc()
+            typer.echo(trace, err=True)
         if isinstance(error, BoxSegError):
             say(f"error: {error}")
             return exit_code_for(error)
-        if isinstance(error, OSError) and (told := _tell_os_error(error)) is not None:
-            return told
+        if isinstance(error, MemoryError):
+            say("error: there is not enough memory for that; use smaller files or images, or a machine with more")
+            return ExitCode.RESOURCES
+        if isinstance(error, OSError) and (code := _tell_os_error(error)) is not None:
+            return code
         log = keep_traceback()
         if log is None and not debug:
-            traceback.print_exc()
+            typer.echo(trace, err=True)
         say(f"error: {type(error).__name__}: {error} (unexpected; details {f'in {log}' if log else 'above'})")
         return ExitCode.FAILED
     return result if isinstance(result, int) else ExitCode.DONE
@@ -111,4 +121,6 @@ def _options(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(SafeFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 import yaml
 
-from orchestration.cli.output import AsJson, Experiment, Overrides, print_json
+from orchestration.cli.output import AsJson, Experiment, Overrides, print_json, print_line
 
 if TYPE_CHECKING:
     from orchestration.config import RunSpec
@@ -38,7 +38,7 @@ def show(experiment: Experiment, overrides: Overrides = None, as_json: AsJson = 
         print_json({name: {"value": value, "from": origins[name]} for name, value in leaves(values)})
     else:
         for line in _lines(values, "", origins):
-            typer.echo(line)
+            print_line(line)
 
 
 def _origin(name: str, spec: RunSpec, source: Source) -> str:

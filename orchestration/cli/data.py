@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from boxseg.errors import ConfigError, DataError
-from orchestration.cli.output import AsJson, print_json, print_pairs, print_table, say
+from orchestration.cli.output import AsJson, print_json, print_line, print_pairs, print_table, say
 from orchestration.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def stats(
     for split, found in counts.items():
         classes = found.pop("classes")
         if target.suffix != ".json":
-            typer.echo(f"{split}:")
+            print_line(f"{split}:")
         print_pairs([(name.replace("_", " "), value) for name, value in found.items()])
         print_table(("class", "boxes"), sorted(classes.items(), key=lambda item: -item[1]))
 
@@ -191,7 +191,7 @@ def export(
     say(f"{len(content['images'])} images, {len(content['annotations'])} masks; left out: {left_out} images")
     if form == "yolo":
         write_yolo(content, source.images, output)
-        print_json({"data": output / "data.yaml"}) if as_json else typer.echo(output / "data.yaml")
+        print_json({"data": output / "data.yaml"}) if as_json else print_line(output / "data.yaml")
     else:
         _write_splits({"all": (source.images, content)}, output, as_json)
 
@@ -274,7 +274,7 @@ def _print_sources(sources: dict[str, tuple[Path, Path]], as_json: bool) -> None
         print_json({name: {"images": images, "annotations": path} for name, (images, path) in sources.items()})
         return
     for name, (images, path) in sources.items():
-        typer.echo(f"{name}: {{images: {images}, annotations: {path}}}")
+        print_line(f"{name}: {{images: {images}, annotations: {path}}}")
 
 
 def _sources(target: Path, images: Path | None, use: str) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from orchestration.terminal import one_line, one_message, safe_console, safe_json
 
 Experiment = Annotated[Path, typer.Argument(metavar="EXP.yaml", help="Experiment file.")]
 Overrides = Annotated[
@@ -19,23 +22,33 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 Storage = Annotated[Path, typer.Option("--storage", metavar="DIR", help="Folder that holds the runs.")]
 
 
+CELL_LETTERS = 2000
+"""What a table shows of one value: a name can be as long as a book."""
+
+
 def say(message: str) -> None:
     """A message for people, on stderr."""
-    typer.echo(message, err=True)
+    typer.echo(one_message(message.rstrip()), err=True)
+
+
+def print_line(line: object) -> None:
+    """A line of a result, on stdout."""
+    typer.echo(one_line(str(line)))
 
 
 def print_json(value: Any) -> None:
     """A result as JSON, on stdout; dataclasses become objects, numbers that are not finite become null."""
-    from pydantic_core import to_json  # takes a while to load
+    from pydantic_core import to_jsonable_python  # takes a while to load
 
-    typer.echo(to_json(value, indent=2, inf_nan_mode="null", fallback=str))
+    plain = to_jsonable_python(value, inf_nan_mode="null", fallback=str)
+    typer.echo(safe_json(json.dumps(plain, indent=2, ensure_ascii=False)))
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Aligned columns on stdout; None as a dash."""
     from rich.table import Table  # takes a while to load
 
-    table = Table(*headings, box=None, pad_edge=False)
+    table = Table(*map(_cell, headings), box=None, pad_edge=False)
     for row in rows:
         table.add_row(*map(_cell, row))
     print_rich(table)
@@ -43,19 +56,18 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 def print_rich(drawn: Any) -> None:
     """Something that rich draws, on stdout; outside a terminal without colours, and wide enough for whole lines."""
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 10_000, markup=False, emoji=False).print(drawn)
+    safe_console(width=None if sys.stdout.isatty() else 10_000).print(drawn)
 
 
 def print_pairs(pairs: Sequence[tuple[str, Any]]) -> None:
     """Names and values, one line each, on stdout."""
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
-        typer.echo(f"{name:<{width}}  {_cell(value)}".rstrip())
+        print_line(f"{name:<{width}}  {_cell(value)}".rstrip())
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = one_line(f"{value:.4g}" if isinstance(value, float) else str(value))
+    return text if len(text) <= CELL_LETTERS else f"{text[:CELL_LETTERS]}…"

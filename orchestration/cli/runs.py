@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestration.cli.output import AsJson, Storage, print_json, print_pairs, print_table, say
+from orchestration.cli.output import AsJson, Storage, print_json, print_line, print_pairs, print_table, say
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def report(
     if as_json:
         print_json({"id": folder.path.name, "report": page})
     else:
-        typer.echo(page)
+        print_line(page)
 
 
 def _told(each: Measured) -> str | None:

@@ -1,0 +1,62 @@
+"""Text on its way to a terminal: names and messages from files cannot move its cursor or hide what stands there."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+"""Control characters but the end of a line, marks that turn the direction of text, and halves of characters."""
+LINE_END = re.compile("\n(?! )")
+"""Lines of a message that go on are indented; another end of a line comes from a name."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters written as their code, as in `\\x1b`; ends of lines stay."""
+    return HIDDEN.sub(_code, text)
+
+
+def one_message(text: str) -> str:
+    """`printable` for a message, which ends lines only where the next is indented."""
+    return LINE_END.sub(r"\\n", printable(text))
+
+
+def one_line(text: str) -> str:
+    """`printable` for what stays in one line."""
+    return printable(text).replace("\n", r"\n")
+
+
+def safe_json(text: str) -> str:
+    """JSON that means the same and is safe to look at: hidden characters are escaped, as in `\\u009b`."""
+    return HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class SafeFormatter(logging.Formatter):
+    """Writes records of a logger so that they are safe to look at."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_message(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return printable(super().formatException(ei))
+
+
+def safe_console(**options: Any) -> Console:
+    """A console of rich, with these options, that makes all text `printable`."""
+    from rich.console import Console  # takes a while to load
+    from rich.text import Text
+
+    class SafeConsole(Console):
+        def render_str(self, text: str, **style: Any) -> Text:
+            return super().render_str(printable(text), **style)
+
+    return SafeConsole(markup=False, emoji=False, **options)
+
+
+def _code(match: re.Match[str]) -> str:
+    number = ord(match[0])
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
