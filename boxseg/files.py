@@ -72,7 +72,7 @@ def read_plain(path: Path, *, offset: int = 0, limit: int | None = None) -> byte
     """
     size = plain_size(path)
     if limit is not None and size > limit:
-        raise ValueError(f"it has {size / 1e6:.0f} MB, and {limit / 1e6:.0f} MB are the most")
+        raise ValueError(f"it has {size} bytes, and {limit} are the most")
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(max(size - offset, 0))

@@ -56,7 +56,7 @@ def compare_runs(folders: Sequence[RunFolder]) -> Comparison:
     for run in runs:
         if run.kind == "sweep":
             raise ConfigError(f"{run.id} is a sweep; compare its trials, as in best:{run.id}, or `boxseg report` it")
-    settings = [dict(leaves(read_resolved(folder.config_path.read_text()))) for folder in folders]
+    settings = [dict(leaves(read_resolved(folder.config_path))) for folder in folders]
     names = dict.fromkeys(name for each in settings for name in each)
     own = [run.best_or_latest for run in runs]
     of_seeds = [[seed.best_or_latest for seed in find_seeds(folder)] for folder in folders]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -22,9 +22,11 @@ from pydantic import (
 
 from boxseg.config import BoxSegConfig, Config
 from boxseg.errors import ConfigError
+from boxseg.files import read_plain
 from orchestration import settings
 from orchestration.domains import Choice, Domain, domain_kind, samples
-from orchestration.yaml_source import Source, assign, override, read_source
+from orchestration.secret_text import ENVIRONMENT, find_secret, hide
+from orchestration.yaml_source import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, Source, assign, override, read_source
 
 Runner = Literal["auto", "ray_train", "inline"]
 Metric = Literal[
@@ -38,6 +40,13 @@ Metric = Literal[
     "val/teacher_mask_ap",
     "val/student_mask_ap",
 ]
+
+
+def _refuse_secret(value: str | None) -> str | None:
+    """For settings that are made in code: those of files and `--set` are refused as they are read."""
+    if value is not None and (secret := find_secret(value)):
+        raise ValueError(f"{secret}; {ENVIRONMENT}")
+    return value
 
 
 class ResourcesConfig(Config):
@@ -57,6 +66,8 @@ class ResourcesConfig(Config):
     this machine, else ray_train."""
     address: str | None = None
     """Address of a running Ray cluster; null: RAY_ADDRESS if set, else a Ray that is started here and ends with us."""
+
+    _check_address = field_validator("address")(_refuse_secret)
 
     @model_validator(mode="after")
     def _check_together(self) -> ResourcesConfig:
@@ -83,6 +94,10 @@ NOT_OFFERED = {
     "use trial_scheduler: asha, hyperband or median",
 }
 """Ways to search that people may look for, and why they are not there."""
+
+
+MAX_TRIALS = 1_000_000
+"""A hundred times what sweeps were measured with."""
 
 
 class SweepConfig(Config):
@@ -129,7 +144,18 @@ class SweepConfig(Config):
                     f"search grid tries every value, but space.{name} is {domain_kind(domain)}; "
                     "list its values with choice, or use search: random or tpe"
                 )
+        if self.num_trials > MAX_TRIALS:
+            raise ValueError(
+                f"trials: the sweep has {self.num_trials:g} (settings times seeds), and {MAX_TRIALS} are the most; "
+                "vary less, or use search: random or tpe with fewer trials"
+            )
         return self
+
+    @property
+    def num_trials(self) -> int:
+        """Trials of the whole sweep: settings times seeds."""
+        choices = [len(domain.choice) for domain in self.space.values() if isinstance(domain, Choice)]
+        return (math.prod(choices) if self.search == "grid" else self.trials) * len(self.seeds)
 
 
 class TrackingConfig(Config):
@@ -142,15 +168,7 @@ class TrackingConfig(Config):
     register_as: str | None = Field(None, min_length=1)
     """Name of a registered model that gets this network as its next version, with the alias `best`; null: none."""
 
-    @field_validator("uri")
-    @classmethod
-    def _check_no_password(cls, value: str | None) -> str | None:
-        if value is not None and urlsplit(value).password:
-            raise ValueError(
-                "has a password, which would be kept in run folders and logs; leave it out, and give it by "
-                "MLFLOW_TRACKING_PASSWORD for a server, or PGPASSWORD or ~/.pgpass for PostgreSQL"
-            )
-        return value
+    _check_uri = field_validator("uri")(_refuse_secret)
 
     @model_validator(mode="after")
     def _check_registered(self) -> TrackingConfig:
@@ -184,7 +202,7 @@ class RunSpec(BoxSegConfig):
     @classmethod
     def _check_storage(cls, storage: Any) -> Any:
         if isinstance(storage, str) and "://" in storage:
-            raise ValueError(f"{storage} is a URI; runs need a folder, so mount the store and give its path")
+            raise ValueError(f"{hide(storage)} is a URI; runs need a folder, so mount the store and give its path")
         return storage
 
     @model_validator(mode="after")
@@ -330,8 +348,8 @@ def _check_space(spec: SweepSpec, source: Source) -> None:
             raise ConfigError(f"{error} (by sweep.space a trial could get {together})") from error
 
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 """LibYAML's, where PyYAML has it: a trial's settings take a tenth of the time."""
 
 
@@ -339,12 +357,62 @@ def dump_resolved(spec: RunSpec) -> str:
     """All settings as YAML that loads again to an equal spec."""
     values = spec.model_dump(mode="json")
     values["storage"] = str(spec.storage.absolute())
-    return str(yaml.dump(values, Dumper=DUMPER, sort_keys=False, allow_unicode=True))
+    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
-def read_resolved(text: str) -> dict[str, Any]:
-    """What `dump_resolved` wrote, as plain values."""
-    return dict(yaml.load(text, Loader=LOADER))
+COPY_BACK = "put a copy back (MLflow keeps one as an artifact of the run), or start a new run"
+"""The way out where a run's settings cannot be read."""
+
+
+class _Dumper(DUMPER):
+    """Writes values that are used twice in full, so that no reader has to trust an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def read_resolved(path: Path) -> dict[str, Any]:
+    """The settings in a run's `config.yaml`, as plain values; quicker than `load_run`, and nothing is validated.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    try:
+        return parse_resolved(read_plain(path, limit=MAX_BYTES).decode())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: is missing; {COPY_BACK}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).replace("unexpected ", "").split())
+        raise ConfigError(f"{path}: is damaged: {reason:.200}; {COPY_BACK}") from error
+
+
+def parse_resolved(text: str) -> dict[str, Any]:
+    """What `dump_resolved` wrote, as plain values.
+
+    Raises:
+        ValueError: the text is something else.
+    """
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=LOADER):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has aliases, or groups within too many groups, which nobody wrote there")
+        values = yaml.load(text, Loader=LOADER)
+    except (yaml.YAMLError, LookupError, AttributeError) as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(values, dict) or not _has_names(values):
+        raise ValueError("it is no mapping of settings")
+    return values
+
+
+def _has_names(values: Any) -> bool:
+    """Whether all groups in nested values have texts as names."""
+    if isinstance(values, list):
+        return all(map(_has_names, values))
+    if not isinstance(values, dict):
+        return not isinstance(values, int) or abs(values) < 10**MAX_DIGITS
+    return all(isinstance(name, str) and _has_names(value) for name, value in values.items())
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

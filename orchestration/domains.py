@@ -52,7 +52,7 @@ class RandInt(Config):
 class Choice(Config):
     """One of the listed values; the only kind that `grid` accepts."""
 
-    choice: Annotated[list[Any], Field(min_length=1)]
+    choice: Annotated[list[Any], Field(min_length=1, max_length=1000)]
 
 
 def domain_kind(value: Any) -> str | None:

@@ -254,10 +254,7 @@ def is_drawn_by(sweep: SweepConfig, trial: Trial) -> bool:
 
 def count_trials(sweep: SweepConfig) -> int:
     """Trials of the whole sweep: settings times seeds."""
-    settings = sweep.trials
-    if sweep.search == "grid":
-        settings = math.prod(len(domain.choice) for domain in sweep.space.values() if isinstance(domain, Choice))
-    return settings * len(sweep.seeds)
+    return sweep.num_trials
 
 
 def grid(sweep: SweepConfig) -> list[dict[str, int]]:

@@ -15,6 +15,9 @@ from boxseg.config import Config
 from boxseg.errors import ConfigError
 from orchestration.yaml_source import KeyPath, Source
 
+MAX_SENTENCES = 20
+"""Most wrong settings that are explained at once."""
+
 
 def setting_names(model: type[Config], prefix: str = "") -> Iterator[str]:
     """Dotted names of all settings and groups: `name`, `qam`, `qam.k_top`, …"""
@@ -61,9 +64,11 @@ def explain(error: ValidationError, source: Source, model: type[Config]) -> Conf
     for item in error.errors():
         found.setdefault(_key_path(item, source.values), []).append(item)
     order = {path: number for number, path in enumerate(source.places)}
-    deepest = [path for path in found if not any(path == other[: len(path)] != other for other in found)]
-    deepest.sort(key=lambda path: order.get(path, -1))
-    return ConfigError("\n  ".join(_sentence(path, found[path], source, model) for path in deepest))
+    groups = {path[:length] for path in found for length in range(len(path))}
+    deepest = sorted((path for path in found if path not in groups), key=lambda path: order.get(path, -1))
+    lines = [_sentence(path, found[path], source, model) for path in deepest[:MAX_SENTENCES]]
+    more = [f"{source.name}: {len(deepest) - MAX_SENTENCES} more settings are wrong"]
+    return ConfigError("\n  ".join(lines + (more if len(deepest) > MAX_SENTENCES else [])))
 
 
 def show(value: Any) -> str:
@@ -140,6 +145,8 @@ def _rule(item: Any, field: FieldInfo | None) -> str:
         near = difflib.get_close_matches(str(item["input"]), names, n=1)
         listing = names[0] if len(names) == 1 else f"one of {', '.join(names)}"
         return f"{listing} (did you mean {near[0]}?)" if near else listing
+    if kind == "too_long" and item["ctx"]["max_length"] > 2 and field is None:
+        return f"a list of at most {item['ctx']['max_length']} values"
     if kind in ("missing", "too_long"):
         kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
         lengths = [len(get_args(each)) for each in kinds if get_origin(each) is tuple]

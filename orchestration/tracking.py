@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from boxseg.errors import ConfigError
 from orchestration.config import RunSpec, SweepSpec, leaves, read_resolved
 from orchestration.files import file_lock, log_to_file
@@ -321,7 +323,7 @@ def run_name(folder: RunFolder, status: RunStatus) -> str:
     end = status.id.rsplit("-", 1)[-1]
     if status.parent is None:
         return f"{status.kind} {time.strftime('%Y-%m-%d %H:%M', time.localtime(status.created))} {end}"
-    seeds = read_resolved(_parent(folder, status).config_path.read_text()).get("sweep", {}).get("seeds", [])
+    seeds = read_resolved(_parent(folder, status).config_path).get("sweep", {}).get("seeds", [])
     seed = f" seed={status.tags.get('seed', '')}" if len(seeds) > 1 else ""
     return f"{end} {status.description}{seed}"[:200]
 
@@ -333,7 +335,7 @@ def make_note(folder: RunFolder, status: RunStatus) -> str:
     if status.failure is not None:
         lines.append(f"{status.failure.kind}: {status.failure.text}\n")
     if status.kind == "sweep":
-        spec = SweepSpec.model_validate(read_resolved(folder.config_path.read_text()))
+        spec = SweepSpec.model_validate(read_resolved(folder.config_path))
         lines += markdown_table(read_table(folder.path, spec)).splitlines()
     elif status.description:
         lines.append(status.description)
@@ -351,7 +353,7 @@ def _describe(
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
     run_id = state["run_id"]
-    params = params_of(folder.config_path.read_text())
+    params = params_of(read_resolved(folder.config_path))
     params.pop("tracking.uri")  # may hold a secret
     for part in _parts(list(params.items()), PARAMS_PER_CALL):
         client.log_batch(run_id, params=[Param(name, str(value)[:MAX_TEXT]) for name, value in part])
@@ -365,13 +367,24 @@ def _describe(
         save_comparison(client, experiment_id, folder, run_id)
 
 
-def params_of(config: str) -> dict[str, str | int | float | bool]:
-    """The settings of a resolved configuration by dotted name, those of a sweep too; lists and nulls as text."""
-    values = read_resolved(config)
-    sweep = values.pop("sweep", {})
+def params_of(resolved: dict[str, Any]) -> dict[str, str | int | float | bool]:
+    """The settings of a resolved configuration by dotted name, those of a sweep too; lists and nulls as text.
+
+    Raises:
+        ValueError: they are no settings of a run or sweep; names the first that is wrong.
+    """
+    values = {name: value for name, value in resolved.items() if name != "sweep"}
+    try:
+        spec = RunSpec.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
+    sweep = resolved.get("sweep", {})
+    if not isinstance(sweep, dict):
+        raise ValueError("sweep is no group of settings")
     params = {
         name: "null" if value is None else value if isinstance(value, str | int | float) else str(value)
-        for name, value in leaves(RunSpec.model_validate(values).model_dump(mode="json"))
+        for name, value in leaves(spec.model_dump(mode="json"))
     }
     return params | {f"sweep.{name}": str(value) for name, value in sweep.items()}
 

@@ -79,7 +79,7 @@ def copy_checkpoint(client: MlflowClient, folder: RunFolder, checkpoint: Path, s
 
 def copy_model(client: MlflowClient, folder: RunFolder, checkpoint: Path, run_id: str) -> None:
     """Log and register a checkpoint as the run's settings ask for; what MLflow has already stays."""
-    settings = read_resolved(folder.config_path.read_text()).get("tracking", {})
+    settings = read_resolved(folder.config_path).get("tracking", {})
     weights = better_network(checkpoint)
     if not settings.get("log_model") or weights is None or weights.stat().st_size > MAX_CHECKPOINT_BYTES:
         return

@@ -41,7 +41,7 @@ def save_comparison(client: MlflowClient, experiment_id: str, folder: RunFolder,
 
     The sweep's id is the view's key; `run_id` is MLflow's id of the sweep's own run.
     """
-    sweep, sweep_id = read_resolved(folder.config_path.read_text())["sweep"], folder.path.name
+    sweep, sweep_id = read_resolved(folder.config_path)["sweep"], folder.path.name
     settings = [*sweep["space"], *(["train.seed"] if len(sweep["seeds"]) > 1 else [])]
     metric = sweep["metric"]
     metrics = [metric, *(name for name in SHOWN_METRICS if name != metric)]

@@ -16,7 +16,7 @@ from boxseg.config import CocoSource
 from boxseg.data.toy import ensure_toy
 from boxseg.errors import ConfigError
 from boxseg.files import naming_storage_faults
-from orchestration.config import RunSpec, dump_resolved
+from orchestration.config import COPY_BACK, RunSpec, dump_resolved, parse_resolved, read_resolved
 from orchestration.errors import ResourceError
 from orchestration.failures import Failure, error_of
 from orchestration.origin import check_repeatable, provenance, write_changes
@@ -119,7 +119,11 @@ def check_same_settings(spec: RunSpec, folder: RunFolder, may_change: Sequence[s
     Raises:
         ConfigError: names the settings, both values and the way out.
     """
-    before, now = params_of(folder.config_path.read_text()), params_of(dump_resolved(spec))
+    now = params_of(parse_resolved(dump_resolved(spec)))
+    try:
+        before = params_of(read_resolved(folder.config_path))
+    except ValueError as error:
+        raise ConfigError(f"{folder.config_path}: is damaged: {error}; {COPY_BACK}") from error
     differing = [
         f"{name} {value} (the {folder.stored().kind} has {before[name]})"
         for name, value in now.items()

@@ -12,6 +12,8 @@ import yaml
 
 from boxseg.config import merge
 from boxseg.errors import ConfigError
+from boxseg.files import read_plain
+from orchestration.secret_text import ENVIRONMENT, find_secret
 
 KeyPath = tuple[str, ...]
 
@@ -25,6 +27,21 @@ _PATHS = (
     "storage",
 )
 """Settings that are paths."""
+
+MAX_BYTES = 2**18
+"""Experiment files have a few thousand; PyYAML takes seconds for so many."""
+MAX_DEPTH = 30
+"""Groups within groups; settings have four."""
+MAX_VALUES = 50_000
+"""Values of a file with its aliases written out: a few lines of aliases can stand for more than memory holds."""
+MAX_BASES = 20
+"""Files that take over each other's settings in a row."""
+MAX_DIGITS = 18
+"""Of a whole number, so that it fits in 64 bits."""
+MAX_TEXT = 4096
+"""Characters of a setting or its name; paths have no more."""
+SHOWN = 10
+"""Most files that a message names."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +67,14 @@ def read_source(path: Path, above: tuple[Path, ...] = ()) -> Source:
     the files on the way here.
 
     Raises:
-        ConfigError: no such file, not UTF-8, a syntax error, a key given twice, or something else than a mapping.
+        ConfigError: no such file, not UTF-8, a syntax error, a key given twice, something else than a mapping, more
+            than experiment files can need, or a secret.
     """
     values, places = _parse(_read_text(path), str(path), folder=path.absolute().parent)
     if values is None:  # only comments, or a lone `null`
         values = {}
     if not isinstance(values, dict):
-        found = "a list" if isinstance(values, list) else f"the single value {values!r}"
+        found = "a list" if isinstance(values, list) else f"the single value {values!r:.60}"
         raise ConfigError(f"{path}:1: holds {found}; an experiment file is a mapping such as `name: qam`")
     if "base" not in values:
         return Source(str(path), values, places)
@@ -72,6 +90,8 @@ def _read_base(path: Path, base: Any, place: str, above: tuple[Path, ...]) -> So
     other = path.parent / base
     if other.resolve() in above:
         raise ConfigError(f"{place}: base {base} leads back to itself; a chain of files needs an end")
+    if len(above) > MAX_BASES:
+        raise ConfigError(f"{place}: base {base} makes a chain of more than {MAX_BASES} files; join some of them")
     return read_source(other, above)
 
 
@@ -85,6 +105,8 @@ def override(source: Source, text: str) -> Source:
     if not equals or not re.fullmatch(r"[\w/-]+(\.[\w/-]+)*", key):
         raise ConfigError(f"--set {text}: not of the form key=value; write for example --set qam.k_top=10")
     path = tuple(key.split("."))
+    if len(path) > MAX_DEPTH:
+        raise ConfigError(f"--set {key[:60]}…: names {len(path)} groups in a row; there are {MAX_DEPTH} at most")
     if path[:2] in (("sweep", "space"), ("sweep", "settings")) and len(path) > 2:
         path = (*path[:2], ".".join(path[2:]))
     label = f"--set {key}"
@@ -104,21 +126,22 @@ def assign(values: dict[str, Any], path: Sequence[str], value: Any) -> dict[str,
 
 def _parse(text: str, name: str, *, folder: Path, path: KeyPath = ()) -> tuple[Any, dict[KeyPath, str]]:
     """Plain values, and the places of all keys; `path` is where the text will stand."""
-    reader = _Reader(text, name, folder)
     try:
+        reader = _Reader(text, name, folder)
         node = reader.get_single_node()
         return None if node is None else reader.read(node, path), reader.places
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(
+            f"{_place(name, line)}: holds the character U+{error.character:04X}, which YAML does not allow; remove it"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         context, problem = getattr(error, "context", None), getattr(error, "problem", None)
         told = ", ".join(part for part in (context, problem) if part) or str(error).splitlines()[0]
+        told = told.replace("unexpected ", "")  # what is unexpected in our messages is a fault of ours
         hint = "check indentation, colons, quotes and brackets there"
-        raise ConfigError(f"{reader.place(mark) if mark else name}: not valid YAML: {told}; {hint}") from error
-    except RecursionError as error:
-        hint = "write the values out"
-        raise ConfigError(
-            f"{name}: nested too deeply, or an alias points at the group that holds it; {hint}"
-        ) from error
+        raise ConfigError(f"{_place(name, mark.line + 1) if mark else name}: not valid YAML: {told}; {hint}") from error
 
 
 class _Reader(yaml.SafeLoader):
@@ -131,25 +154,82 @@ class _Reader(yaml.SafeLoader):
         self.places: dict[KeyPath, str] = {}
         self._source_name = source_name
         self._folder = folder
+        self._depth = 0
+        self._values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """PyYAML's, as deep as settings can be; it calls itself for what is inside."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise self._too_deep(self.peek_event().start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def read(self, node: yaml.Node, path: KeyPath) -> Any:
+        self._values += 1
+        if len(path) > MAX_DEPTH:
+            raise self._too_deep(node.start_mark)
+        if self._values > MAX_VALUES:
+            raise ConfigError(
+                f"{self.place(node.start_mark)}: the file has more than {MAX_VALUES} values with all aliases written "
+                "out; write out the few that are needed"
+            )
         if isinstance(node, yaml.MappingNode):
             return self._read_mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*path, str(index))) for index, item in enumerate(node.value)]
-        value = self.construct_object(node)
-        return self._absolute(value) if isinstance(value, str) and _setting_name(path) in _PATHS else value
+        return self._read_scalar(node, path)
 
     def place(self, mark: yaml.Mark) -> str:
-        return self._source_name if self._source_name.startswith("--set") else f"{self._source_name}:{mark.line + 1}"
+        return _place(self._source_name, mark.line + 1)
+
+    def _too_deep(self, mark: yaml.Mark) -> ConfigError:
+        return ConfigError(
+            f"{self.place(mark)}: nested too deeply, or an alias points at the group that holds it; write the values "
+            "out"
+        )
+
+    def _read_scalar(self, node: yaml.Node, path: KeyPath) -> Any:
+        place, name = self.place(node.start_mark), ".".join(path)
+        digits = sum(map(str.isdigit, node.value))
+        if node.tag.endswith(":int") and digits > MAX_DIGITS:
+            raise ConfigError(f"{place}: {name} has {digits} digits; whole numbers have {MAX_DIGITS} at most")
+        try:
+            value = self.construct_object(node)
+        except (ValueError, ArithmeticError, LookupError, AttributeError) as error:  # `!!int word`, `!!timestamp word`
+            kind = node.tag.rpartition(":")[2]
+            raise ConfigError(
+                f"{place}: {name} is not of the kind {kind} that it is marked as; leave the mark out"
+            ) from error
+        if not isinstance(value, str | int | float | None):
+            raise ConfigError(f"{place}: {name} is a {type(value).__name__}, and settings are numbers, words and lists")
+        if not isinstance(value, str):
+            return value
+        if len(value) > MAX_TEXT:
+            raise ConfigError(f"{place}: {name} has {len(value)} characters; settings have {MAX_TEXT} at most")
+        if control := _CONTROL.search(value):
+            raise ConfigError(
+                f"{place}: {name} holds the character U+{ord(control[0]):04X}, which no setting can; remove it"
+            )
+        if secret := find_secret(value):
+            raise ConfigError(f"{place}: {name}: {secret}; {ENVIRONMENT}")
+        return self._absolute(value, f"{place}: {name}") if _setting_name(path) in _PATHS else value
 
     def _read_mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             key, mark = key_node.value, key_node.start_mark
-            if not isinstance(key, str):
-                raise ConfigError(f"{self.place(mark)}: a setting's name must be a word, not a list or mapping")
+            if not isinstance(key, str) or len(key) > MAX_TEXT or _CONTROL.search(key):
+                raise ConfigError(
+                    f"{self.place(mark)}: a setting's name must be a word, not a list, a mapping or a text"
+                )
+            if key == "<<":
+                raise ConfigError(
+                    f"{self.place(mark)}: << takes over no settings here; write them out, or keep them in a file of "
+                    "their own and name it with base: FILE"
+                )
             if key in values:
                 again = f"{'.'.join((*path, key))} is given twice, first on line {lines[key]}"
                 raise ConfigError(f"{self.place(mark)}: {again}; keep one of them")
@@ -158,11 +238,22 @@ class _Reader(yaml.SafeLoader):
             values[key] = self.read(value_node, (*path, key))
         return values
 
-    def _absolute(self, value: str) -> str:
+    def _absolute(self, value: str, place: str) -> str:
         if "://" in value or value in ("auto", "imagenet", "none"):
             return value
-        path = self._folder / Path(value).expanduser()
+        try:
+            path = self._folder / Path(value).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(f"{place} is {value}, the home of somebody unknown; write the whole path") from error
         return str(path.resolve() if ".." in path.parts else path)
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Characters that are no text; they would reach terminals and names of files."""
+
+
+def _place(source_name: str, line: int) -> str:
+    return source_name if source_name.startswith("--set") else f"{source_name}:{line}"
 
 
 for _tag, _pattern, _first in (
@@ -187,11 +278,16 @@ def _setting_name(path: KeyPath) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_plain(path, limit=MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError as error:
         beside = sorted(other.name for other in path.parent.glob("*.y*ml"))
-        hint = f"{path.parent} has: {', '.join(beside)}" if beside else "give the path of an experiment file"
+        more = f" and {len(beside) - SHOWN} more" if len(beside) > SHOWN else ""
+        hint = (
+            f"{path.parent} has: {', '.join(beside[:SHOWN])}{more}" if beside else "give the path of an experiment file"
+        )
         raise ConfigError(f"{path}: no such file; {hint}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 text, byte {error.start}"
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot be read (not UTF-8 text, byte {error.start}); save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{path}: cannot be read ({reason}); give the path of an experiment file") from error

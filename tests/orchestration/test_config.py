@@ -163,7 +163,7 @@ def test_all_faults_of_a_file_come_at_once_in_its_order(write: Write):
         ("hello", ("the single value 'hello'",)),
         ("? [a, b]\n: 3", ("exp.yaml:1", "must be a word")),
         ("name: !!python/name:os.system x", ("exp.yaml:1: not valid YAML",)),
-        ("qam: &all {k_top: *all}", ("exp.yaml: nested too deeply, or an alias points at the group that holds it",)),
+        ("qam: &all {k_top: *all}", ("exp.yaml:1: nested too deeply, or an alias points at the group that holds it",)),
         ("a: 1\n---\nb: 2", ("not valid YAML",)),
     ],
 )

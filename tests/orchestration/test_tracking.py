@@ -11,7 +11,7 @@ import pytest
 
 import orchestration.tracking
 import orchestration.tracking_artifacts
-from orchestration.config import RunSpec, SweepSpec, dump_resolved
+from orchestration.config import RunSpec, SweepSpec, dump_resolved, parse_resolved
 from orchestration.failures import Failure
 from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.tracking import Tracker, catch_up, follow, params_of, stored_uri, tracking_uri
@@ -80,7 +80,7 @@ def test_a_run_arrives_with_params_tags_metrics_samples_and_checkpoint(storage, 
 
 def test_params_are_plain_values_by_dotted_name():
     values = {"data": {"val": {"images": "i", "annotations": "/a"}}, "train": {"image_size": [64, 96]}, **SPACE}
-    params = params_of(dump_resolved(SweepSpec.model_validate(values)))
+    params = params_of(parse_resolved(dump_resolved(SweepSpec.model_validate(values))))
     assert params["qam.k_top"] == 20
     assert params["data.train"] == "toy"
     assert params["data.val.annotations"] == "/a"
