@@ -35,6 +35,11 @@ class Criterion:
             return -math.inf
         return value if self.mode == "max" else -value
 
+    @property
+    def worst(self) -> float:
+        """What is told to those who need a number and do not know of none, such as a trial scheduler."""
+        return -1e9 if self.mode == "max" else 1e9
+
     def better(self, metrics: Mapping[str, float], *, than: Mapping[str, float]) -> bool:
         """Whether one evaluation beats another, which may be empty; of equal ones neither does."""
         name = self._decides({**than, **metrics})

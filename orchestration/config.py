@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from boxseg.config import BoxSegConfig, Config
+from boxseg.criterion import Criterion, Mode
 from boxseg.errors import ConfigError
 from boxseg.files import read_plain
 from orchestration import settings
@@ -39,7 +40,12 @@ Metric = Literal[
     "val/box_ap",
     "val/teacher_mask_ap",
     "val/student_mask_ap",
+    "qam/pseudo_iou",
+    "health/mask_fill",
+    "health/box_likeness",
 ]
+NEEDS_NO_MASKS: tuple[Metric, ...] = ("val/box_ap", "health/mask_fill", "health/box_likeness")
+"""Metrics of validation images whose masks are not drawn."""
 
 
 def _refuse_secret(value: str | None) -> str | None:
@@ -104,8 +110,8 @@ class SweepConfig(Config):
     """What is varied, and how trials are chosen and stopped."""
 
     metric: Metric = "val/mask_ap"
-    """Metric of the evaluation that decides; all are shares in [0, 1]."""
-    mode: Literal["max", "min"] = "max"
+    """Metric of the evaluation that decides between evaluations, trials and settings; all are shares in [0, 1]."""
+    mode: Mode = "max"
     """Whether a larger or a smaller metric is better."""
     trials: int = Field(8, ge=1)
     """Number of sampled settings; a grid ignores it. Each is run once per seed."""
@@ -126,6 +132,11 @@ class SweepConfig(Config):
     """Setting name -> value that the sweep uses instead of the file's own, such as fewer `train.steps`."""
     space: dict[str, Domain] = Field(default_factory=dict)
     """Setting name (as in `qam.iou_thr`) -> domain."""
+
+    @property
+    def criterion(self) -> Criterion:
+        """What decides, as metric and direction."""
+        return Criterion(self.metric, self.mode)
 
     @field_validator("search", "trial_scheduler", mode="before")
     @classmethod

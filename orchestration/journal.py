@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from boxseg.criterion import Criterion
 from boxseg.errors import ConfigError
 from orchestration.config import SweepConfig
 from orchestration.failures import FailureClass
@@ -68,7 +69,7 @@ def driving(folder: RunFolder) -> Iterator[None]:
 
 
 def read_past(
-    folder: RunFolder, metric: str, *, sweep: SweepConfig | None = None, retry_failed: bool = False
+    folder: RunFolder, criterion: Criterion, *, sweep: SweepConfig | None = None, retry_failed: bool = False
 ) -> list[PastTrial]:
     """All trials that a sweep drew, by number; those that have not ended wait for this process to go on with them.
 
@@ -79,7 +80,7 @@ def read_past(
 
     Args:
         folder: The sweep's folder, driven by this process.
-        metric: The deciding metric.
+        criterion: What decides.
         sweep: Trials that it cannot have drawn are left out, and told; null: all that are written down are its own.
         retry_failed: Trials that failed for a reason that may have gone are to go on too.
     """
@@ -107,8 +108,14 @@ def read_past(
         if not ended:
             run.update(status="created", ended=None, failure=None, **own_process())
         trial = trials.setdefault(trial.number, trial)
-        known[trial.number] = PastTrial(trial, ended, run.history(metric))
+        known[trial.number] = PastTrial(trial, ended, _told(run, criterion), criterion.value(status.best))
     return [known.get(number, PastTrial(trials[number], False, [])) for number in sorted(trials)]
+
+
+def _told(run: RunFolder, criterion: Criterion) -> list[tuple[int, float]]:
+    """(step, value) of each evaluation, as a trial scheduler was told it."""
+    values = {each.step: criterion.value(each.metrics) for each in run.reports() if each.is_evaluation}
+    return [(step, criterion.worst if value is None else value) for step, value in values.items()]
 
 
 def _has_ended(status: RunStatus, *, retry_failed: bool) -> bool:

@@ -14,7 +14,7 @@ from typing import Literal
 from boxseg.config import CocoSource
 from boxseg.data.checks import require_usable
 from boxseg.errors import BoxSegError, ConfigError
-from orchestration.config import ResourcesConfig, RunSpec, SweepSpec
+from orchestration.config import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, SweepSpec
 from orchestration.domains import Choice, corners
 from orchestration.errors import ResourceError
 
@@ -201,7 +201,7 @@ def _check_val_data(spec: RunSpec) -> None:
     if not isinstance(spec.data.val, CocoSource):
         return
     missing_masks = require_usable(spec.data.val, training=False)
-    if missing_masks and isinstance(spec, SweepSpec) and spec.sweep.metric != "val/box_ap":
+    if missing_masks and isinstance(spec, SweepSpec) and spec.sweep.metric not in NEEDS_NO_MASKS:
         raise ConfigError(
             f"sweep.metric: {spec.sweep.metric} needs drawn masks, but {missing_masks[0].file} "
             f"{missing_masks[0].value}; add `segmentation`, or set sweep.metric: val/box_ap"

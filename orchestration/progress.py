@@ -78,7 +78,7 @@ class RunProgress(Progress):
             line = f"step {report.step}/{self._steps}  {headline(report.metrics)}"
             if self._trail.step_s is not None:
                 line += time_left(self._trail.step_s * (self._steps - report.step))
-            if is_evaluation(report):
+            if report.is_evaluation:
                 self._line(line)
             else:
                 self.pass_on(line)
@@ -124,7 +124,7 @@ class SweepProgress(Progress):
             del self._trails[row.id]
             if row.seconds is not None and row.status in ("finished", "stopped"):
                 self._took[row.id] = row.seconds
-        return [report for report in reports if is_evaluation(report)]
+        return [report for report in reports if report.is_evaluation]
 
     def _seconds_left(self, table: SweepTable) -> float | None:
         """Time left if trials to come take as long as those that ended, or else as the steps so far; None: unknown."""
@@ -169,11 +169,6 @@ class Trail:
             return None
         steps = self.last.step - self._first.step
         return (self.last.time - self._first.time) / steps if steps > MEASURED * self._steps else None
-
-
-def is_evaluation(report: Report) -> bool:
-    """Whether a report tells how good the network is."""
-    return any(name.startswith("val/") for name in report.metrics)
 
 
 def headline(metrics: dict[str, float]) -> str:

@@ -88,7 +88,7 @@ def draw_parallel(table: SweepTable, space: dict[str, Domain]) -> bytes:
     finished = np.array([row.status == "finished" for row in rows])
     lines = np.stack([np.broadcast_to(np.arange(len(names) + 1.0), places.shape), places], axis=-1)
     axes.add_collection(LineCollection(list(lines[~finished]), colors=GREY, alpha=0.35, linewidths=0.8))
-    order = np.argsort(places[:, -1]) if table.mode == "max" else np.argsort(-places[:, -1])
+    order = np.argsort(places[:, -1]) if table.criterion.mode == "max" else np.argsort(-places[:, -1])
     top = [index for index in order if finished[index]]
     width = 1.8 if len(top) <= 60 else 0.8
     shown = LineCollection(list(lines[top]), array=places[top, -1], cmap="viridis_r", linewidths=width, alpha=0.85)

@@ -95,6 +95,11 @@ class Report:
     """Seconds since 1970."""
     metrics: dict[str, float]
 
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether it tells how good the network is."""
+        return any(name.startswith("val/") for name in self.metrics)
+
 
 @dataclass(frozen=True)
 class _Line:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from boxseg.criterion import Criterion
 from orchestration.config import SweepConfig, SweepSpec
 from orchestration.domains import Choice, Domain, LogUniform, RandInt, Uniform, holds
 
@@ -146,12 +147,9 @@ class PastTrial:
     ended: bool
     """False if it is to go on."""
     reports: list[tuple[int, float]]
-    """(step, deciding metric) of its evaluations so far."""
-
-    @property
-    def score(self) -> float | None:
-        """Deciding metric of the last evaluation; None before the first."""
-        return self.reports[-1][1] if self.reports else None
+    """(step, deciding metric) of its evaluations so far, as a trial scheduler was told them."""
+    value: float | None = None
+    """Deciding metric of its best evaluation; None before one has it."""
 
 
 class TrialQueue:
@@ -177,7 +175,7 @@ class TrialQueue:
             self._values(setting)
         ended = [each for each in past if each.ended]
         for each in ended:
-            self.ended(each.trial.number, each.score)
+            self.ended(each.trial.number, each.value)
         self._left = iter(sorted(set(range(count_trials(sweep))) - {each.trial.number for each in ended}))
 
     def next(self) -> Trial | None:
@@ -189,7 +187,7 @@ class TrialQueue:
         return Trial(number, self._values(setting), self._sweep.seeds[which])
 
     def ended(self, number: int, score: float | None) -> None:
-        """Say how good a trial was; None if it has no value of the metric."""
+        """Say how good a trial's best evaluation was; None if it has no value of the metric."""
         from optuna.trial import TrialState
 
         setting = number // len(self._sweep.seeds)
@@ -217,26 +215,39 @@ class TrialQueue:
         return {name: suggest(self._asked[setting], name, domain) for name, domain in space.items()}
 
 
-def make_searcher(queue: TrialQueue, metric: str, mode: str, *, note: Callable[[Trial], None]) -> Searcher:
-    """A Tune searcher that hands out `{"trial": Trial}` and reports ends back to the queue; `note` hears of each."""
+def make_searcher(
+    queue: TrialQueue,
+    criterion: Criterion,
+    *,
+    note: Callable[[Trial], None],
+    value_of: Callable[[Trial], float | None],
+) -> Searcher:
+    """A Tune searcher that hands out `{"trial": Trial}` and reports ends back to the queue.
+
+    Args:
+        queue: The trials to come.
+        criterion: What decides.
+        note: Hears of each trial before Tune does.
+        value_of: How good a trial was. Tune would tell the last evaluation, which need not be the best.
+    """
     from ray.tune.search import Searcher
 
     class QueueSearcher(Searcher):
         def __init__(self) -> None:
-            super().__init__(metric=metric, mode=mode)
-            self._numbers: dict[str, int] = {}
+            super().__init__(metric=criterion.metric, mode=criterion.mode)
+            self._trials: dict[str, Trial] = {}
 
         def suggest(self, trial_id: str) -> dict[str, Any] | Any:
             trial = queue.next()
             if trial is None:
                 return Searcher.FINISHED
-            self._numbers[trial_id] = trial.number
+            self._trials[trial_id] = trial
             note(trial)
             return {"trial": trial}
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-            score = None if error or not result else result.get(metric)
-            queue.ended(self._numbers[trial_id], score)
+            trial = self._trials[trial_id]
+            queue.ended(trial.number, value_of(trial))
 
         def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
             return object, ()  # Tune stores it to restore an experiment; our journal serves for that

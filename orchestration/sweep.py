@@ -135,7 +135,7 @@ def run_sweep(
         folder.open(status, dump_resolved(spec))
         write_changes(folder)
         tracker = Tracker(storage, spec.name, uri=spec.tracking.uri, logs=folder.logs)
-        past = read_past(folder, spec.sweep.metric, sweep=spec.sweep, retry_failed=start == "retry_failed")
+        past = read_past(folder, spec.sweep.criterion, sweep=spec.sweep, retry_failed=start == "retry_failed")
         sweep = Sweep(SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn), tags, tracker, past)
         sweep.max_failures = max_failures
         with tracked(tracker, folder), StopSignals() as signals:
@@ -204,7 +204,7 @@ def make_tuner(sweep: Sweep, at_once: int) -> Tuner:
         tune_config=tune.TuneConfig(
             metric=spec.sweep.metric,
             mode=spec.sweep.mode,
-            search_alg=make_searcher(queue, spec.sweep.metric, spec.sweep.mode, note=sweep.note_drawn),
+            search_alg=make_searcher(queue, spec.sweep.criterion, note=sweep.note_drawn, value_of=sweep.value_of),
             scheduler=scheduler,
             num_samples=count_trials(spec.sweep),
             max_concurrent_trials=at_once,
@@ -283,6 +283,10 @@ class Sweep:
         if trial.number not in self._drawn:
             self._drawn.add(trial.number)
             self.folder.note("trial_drawn", **asdict(trial))
+
+    def value_of(self, trial: Trial) -> float | None:
+        """The deciding metric of a trial's best evaluation so far, as the table has it."""
+        return self.plan.spec.sweep.criterion.value(self.plan.trial_folder(trial).stored().best)
 
     def open_trial(self, trial: Trial) -> None:
         """Make the trial's folder before its process looks for it; values that are impossible end it at once."""

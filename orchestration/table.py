@@ -9,10 +9,11 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.table import Table
 
+from boxseg.criterion import Criterion
 from orchestration.config import SweepSpec
 from orchestration.run_folder import RunStatus, sound_status
 
@@ -24,7 +25,7 @@ class TrialRow(RunStatus):
     """The state of one trial; `metrics` are those of its best evaluation, or the latest where it has none."""
 
     value: float | None = None
-    """Deciding metric of the best evaluation; None before the first."""
+    """Deciding metric of the best evaluation; None before one has it."""
 
     @property
     def seed(self) -> int:
@@ -58,8 +59,7 @@ class TrialRow(RunStatus):
 class SweepTable:
     """All trials of a sweep."""
 
-    metric: str
-    mode: Literal["max", "min"]
+    criterion: Criterion
     rows: list[TrialRow]
     seeds: int = 1
     """Trials per setting."""
@@ -73,6 +73,11 @@ class SweepTable:
         rows = next(iter(self.settings()), [])
         valued = [row for row in rows if row.value is not None]
         return max(valued, key=lambda row: (row.status == "finished", self._score(row)), default=None)
+
+    @property
+    def metric(self) -> str:
+        """Name of the deciding metric."""
+        return self.criterion.metric
 
     @property
     def names(self) -> list[str]:
@@ -104,9 +109,7 @@ class SweepTable:
 
     def _score(self, row: TrialRow) -> float:
         """Larger is better, whatever the mode."""
-        if row.value is None:
-            return -math.inf
-        return row.value if self.mode == "max" else -row.value
+        return self.criterion.score(row.value)
 
 
 def read_table(folder: Path, spec: SweepSpec, known: Mapping[str, TrialRow] | None = None) -> SweepTable:
@@ -121,16 +124,16 @@ def read_table(folder: Path, spec: SweepSpec, known: Mapping[str, TrialRow] | No
         if path.name in known or os.path.exists(path / "status.json")  # noqa: PTH110 - False for what cannot be read
     ]
     rows = [row for row in found if row is not None]
-    return SweepTable(spec.sweep.metric, spec.sweep.mode, rows, seeds=len(spec.sweep.seeds))
+    return SweepTable(spec.sweep.criterion, rows, seeds=len(spec.sweep.seeds))
 
 
 def read_row(folder: Path, spec: SweepSpec) -> TrialRow | None:
     """The row of a trial's folder as it is now; None where the folder is unsound, which is told, or a copy."""
-    status, metric = sound_status(folder), spec.sweep.metric
+    status = sound_status(folder)
     if status is None or status.id != folder.name:
         return None
-    metrics = status.best if metric in status.best else status.metrics
-    return TrialRow(**{**vars(status), "metrics": metrics, "value": metrics.get(metric)})
+    value = spec.sweep.criterion.value(status.best)
+    return TrialRow(**{**vars(status), "metrics": status.best_or_latest, "value": value})
 
 
 class EndedTrials:
@@ -149,7 +152,7 @@ class EndedTrials:
         if row is None:
             return
         self.rows[folder.name] = row
-        setting = self._settings.setdefault(row.key, SweepTable(sweep.metric, sweep.mode, [], seeds=len(sweep.seeds)))
+        setting = self._settings.setdefault(row.key, SweepTable(sweep.criterion, [], seeds=len(sweep.seeds)))
         setting.rows.append(row)
         self._merits[row.key] = setting.merit(setting.rows)
 

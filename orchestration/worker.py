@@ -264,10 +264,11 @@ class FileReporter:
         """Write an evaluation and tell Ray.
 
         Raises:
-            ConfigError: the AP that decides is not among those evaluated: a matter of data and settings.
+            ConfigError: data or settings leave out the metric that decides. What only the masks of an evaluation leave
+                out, as `health/`, may come with a later one.
         """
-        metric = self.payload.metric or ""
-        if metric.startswith("val/") and metric not in {*report.metrics, *self.folder.stored().metrics}:
+        metric = self.payload.metric or "health/"
+        if not metric.startswith("health/") and metric not in {*report.metrics, *self.folder.stored().metrics}:
             raise ConfigError(
                 f"sweep.metric {metric} is not reported; choose one of {', '.join(sorted(report.metrics))}"
             )
@@ -299,5 +300,5 @@ class FileReporter:
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
         metric = self.payload.metric
         if metric is not None and metric not in finite:
-            finite[metric] = -1e9 if self.payload.mode == "max" else 1e9
+            finite[metric] = self.payload.criterion.worst
         self.send({**finite, "step": step})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -9,16 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from boxseg.errors import ConfigError
 from orchestration.cli.output import AsJson, Storage, print_json, print_line, print_pairs, print_table, say
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
     from orchestration.compare import Measured
-    from orchestration.run_folder import RunStatus
+    from orchestration.run_folder import RunFolder, RunStatus
 
 app = typer.Typer(help="Look at runs and sweeps.", no_args_is_help=True, rich_markup_mode=None)
 
-SHOWN_METRICS = ("val/mask_ap", "val/mask_ap75", "val/box_ap")
+SHOWN_METRICS = {"AP": "val/mask_ap", "AP75": "val/mask_ap75", "box AP": "val/box_ap"}
+"""Heading -> metric; of a run's best evaluation."""
 
 
 @app.command("ls")
@@ -38,9 +41,13 @@ def list_all(
         say(f"no runs under {storage.absolute()}; `boxseg train EXP.yaml` makes one")
         return
     print_table(
-        ("id", "name", "kind", "status", "step", "AP", "AP75", "box AP", "began", "folder"),
+        ("id", "name", "kind", "status", "step", *SHOWN_METRICS, "began", "folder"),
         [
-            (each.id, each.name, each.kind, each.status, each.step, *_shown(each), _began(each), each.folder)
+            (
+                *(each.id, each.name, each.kind, each.status, each.step),
+                *_shown(each, SHOWN_METRICS),
+                *(_began(each), each.folder),
+            )
             for each in found
         ],
     )
@@ -64,9 +71,10 @@ def show(
     print_pairs(_summary(status))
     if trials:
         typer.echo("")
+        columns = _deciding_metric(folder) | SHOWN_METRICS
         print_table(
-            ("trial", "status", "step", "AP", "AP75", "box AP", "values"),
-            [(each.id, each.status, each.step, *_shown(each), each.description) for each in trials],
+            ("trial", "status", "step", *columns, "values"),
+            [(each.id, each.status, each.step, *_shown(each, columns), each.description) for each in trials],
         )
 
 
@@ -125,8 +133,19 @@ def _told(each: Measured) -> str | None:
     return f"{each.value:.4g}{spread} {each.against_first}".rstrip()
 
 
-def _shown(status: RunStatus) -> list[float | None]:
-    return [status.best_or_latest.get(name) for name in SHOWN_METRICS]
+def _shown(status: RunStatus, columns: dict[str, str]) -> list[float | None]:
+    return [status.best_or_latest.get(name) for name in columns.values()]
+
+
+def _deciding_metric(sweep: RunFolder) -> dict[str, str]:
+    """Its heading and name, unless it is shown anyway or the sweep's settings cannot be read."""
+    from orchestration.config import load_sweep
+
+    with contextlib.suppress(ConfigError):
+        metric = load_sweep(sweep.config_path).sweep.metric
+        if metric not in SHOWN_METRICS.values():
+            return {metric: metric}
+    return {}
 
 
 def _began(status: RunStatus) -> str:

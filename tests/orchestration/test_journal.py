@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from boxseg.criterion import Criterion
 from boxseg.errors import ConfigError
 from orchestration.config import SweepSpec, dump_resolved
 from orchestration.failures import Failure
@@ -34,7 +35,7 @@ def make_trial(sweep: RunFolder, trial: Trial, status: str) -> RunFolder:
     tags = {"trial": str(trial.number), "seed": str(trial.seed)}
     told = RunStatus(folder.path.name, "toy", values=trial.values, tags=tags, **own_process())
     folder.create(told, "name: toy")
-    folder.report(10, {"val/mask_ap": 0.1 * trial.number})
+    folder.report(10, {"val/mask_ap": 0.1 * trial.number}, is_best=True)
     folder.update(status=status)
     return folder
 
@@ -48,10 +49,10 @@ def test_trials_are_known_by_the_journal_or_by_their_folder(tmp_path):
     make_trial(sweep, TRIALS[0], "finished")
     waiting = make_trial(sweep, TRIALS[1], "running")
     make_trial(sweep, TRIALS[2], "stopped")
-    assert read_past(sweep, "val/mask_ap") == [
-        PastTrial(TRIALS[0], True, [(10, 0.0)]),
-        PastTrial(TRIALS[1], False, [(10, 0.1)]),
-        PastTrial(TRIALS[2], True, [(10, 0.2)]),
+    assert read_past(sweep, Criterion("val/mask_ap")) == [
+        PastTrial(TRIALS[0], True, [(10, 0.0)], 0.0),
+        PastTrial(TRIALS[1], False, [(10, 0.1)], 0.1),
+        PastTrial(TRIALS[2], True, [(10, 0.2)], 0.2),
         PastTrial(TRIALS[3], False, []),
     ]
     assert waiting.stored().status == "created"
@@ -62,7 +63,7 @@ def test_a_trial_with_a_damaged_status_is_run_from_what_the_journal_says(tmp_pat
     sweep.note("trial_drawn", **asdict(TRIALS[0]))
     trial = make_trial(sweep, TRIALS[0], "finished")
     trial.status_path.write_text('{"id": "2026')
-    assert read_past(sweep, "val/mask_ap") == [PastTrial(TRIALS[0], False, [])]
+    assert read_past(sweep, Criterion("val/mask_ap")) == [PastTrial(TRIALS[0], False, [])]
     assert not trial.status_path.exists()
 
 
@@ -132,7 +133,7 @@ def test_only_what_may_go_better_is_tried_again(tmp_path):
     kinds = ("WorkerLost", "ConfigError", "OutOfMemoryError", "NonFiniteLossError")
     for trial, kind in zip(TRIALS, kinds, strict=True):
         make_trial(sweep, trial, "failed").update(failure=Failure(kind, "gone"))
-    assert [past.ended for past in read_past(sweep, "val/mask_ap")] == [True] * 4
-    again = read_past(sweep, "val/mask_ap", retry_failed=True)
+    assert [past.ended for past in read_past(sweep, Criterion("val/mask_ap"))] == [True] * 4
+    again = read_past(sweep, Criterion("val/mask_ap"), retry_failed=True)
     assert [past.ended for past in again] == [False, True, False, True]
     assert find_sweep(make_spec(tmp_path), "retry_failed").path == sweep.path

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from boxseg.criterion import Criterion
 from orchestration.progress import SweepProgress
 from orchestration.run_folder import RunFolder
 from orchestration.table import SweepTable, TrialRow
@@ -31,7 +32,7 @@ class Trials:
         return TrialRow(f"x-{number:02d}", "x", folder=str(self._storage / str(number)), steps=100, **state)
 
     def seconds_left(self) -> float | None:
-        table = SweepTable("m", "max", list(self._rows.values()))
+        table = SweepTable(Criterion("m"), list(self._rows.values()))
         self._progress.update(table)
         return self._progress._seconds_left(table)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from boxseg.criterion import Criterion
 from boxseg.errors import ConfigError
 from orchestration import records
 from orchestration.cli.app import run
@@ -187,7 +188,7 @@ def test_an_odd_line_of_the_journal_hides_no_trial(tmp_path: Path, line: str):
     with sweep.journal_path.open("a") as file:
         file.write(f"{line}\n")
     sweep.note("trial_drawn", number=1, values={"qam.k_top": 2}, seed=7)
-    (past,) = read_past(sweep, "val/mask_ap", sweep=spec.sweep)
+    (past,) = read_past(sweep, Criterion("val/mask_ap"), sweep=spec.sweep)
     assert past.trial == Trial(1, {"qam.k_top": 2}, 7)
 
 
@@ -209,7 +210,7 @@ def test_a_folder_that_is_none_of_the_sweeps_trials_is_left_out_and_named(tmp_pa
     sweep, spec = make_sweep(tmp_path)
     make_trial(sweep, 0)
     odd = make_trial(sweep, 1, **changes)
-    assert [past.trial.number for past in read_past(sweep, "val/mask_ap", sweep=spec.sweep)] == [0]
+    assert [past.trial.number for past in read_past(sweep, Criterion("val/mask_ap"), sweep=spec.sweep)] == [0]
     assert f"{odd.status_path}: left out, it is none of the trials that this sweep draws" in caplog.text
 
 

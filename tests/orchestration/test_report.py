@@ -11,6 +11,7 @@ import pytest
 import synthetic
 from PIL import Image
 
+from boxseg.criterion import Criterion
 from boxseg.errors import ConfigError
 from orchestration import report_stats
 from orchestration.cli.app import run
@@ -36,7 +37,7 @@ def row(number: int, value: float | None, status="finished", seed: int = 0, **va
 def table_of(*groups: list[float]) -> SweepTable:
     """A setting for each list of values, one seed for each value."""
     rows = [row(10 * k + seed, value, seed=seed, k=k) for k, own in enumerate(groups) for seed, value in enumerate(own)]
-    return SweepTable("m", "max", rows, seeds=max(map(len, groups)))
+    return SweepTable(Criterion("m"), rows, seeds=max(map(len, groups)))
 
 
 def test_settings_whose_difference_may_be_luck_are_not_distinguishable_from_the_best():
@@ -57,20 +58,20 @@ def test_welchs_interval_decides_as_worked_by_hand():
 
 def test_one_seed_says_nothing_and_stopped_settings_are_not_compared():
     rows = [row(0, 0.5, k=0), row(1, 0.4, k=1), row(2, 0.9, "stopped", k=2), row(3, None, "failed", k=3)]
-    found = rank_settings(SweepTable("m", "max", rows))
+    found = rank_settings(SweepTable(Criterion("m"), rows))
     assert [each.verdict for each in found] == ["best", "one seed", "stopped early", "no value"]
     assert [each.spread for each in found] == [None] * 4
 
 
 def test_seeds_that_were_stopped_do_not_enter_the_mean():
     rows = [row(0, 0.5, k=0), row(1, 0.1, "stopped", seed=1, k=0)]
-    (found,) = rank_settings(SweepTable("m", "max", rows, seeds=2))
+    (found,) = rank_settings(SweepTable(Criterion("m"), rows, seeds=2))
     assert found.values == [0.5]
 
 
 def test_smaller_is_better_where_the_sweep_says_so():
     rows = [row(0, 0.5, k=0), row(1, 0.1, k=1)]
-    found = rank_settings(SweepTable("m", "min", rows))
+    found = rank_settings(SweepTable(Criterion("m", "min"), rows))
     assert [each.mean for each in found] == [0.1, 0.5]
 
 
@@ -90,7 +91,7 @@ def test_importance_finds_what_decides_and_says_of_idle_settings_that_nothing_is
 
 def test_importance_of_a_setting_alone_is_the_share_of_the_variance_that_it_explains():
     rows = [row(k, float(k % 2), k=k % 2, idle=k) for k in range(40)]
-    study = study_importance(SweepTable("m", "max", rows), {each.id: [(1, each.value)] for each in rows})
+    study = study_importance(SweepTable(Criterion("m"), rows), {each.id: [(1, each.value)] for each in rows})
     found = {each.name: each for each in study.settings}
     assert found["k"].share == pytest.approx(1, abs=0.25)
     assert not found["idle"].is_shown
@@ -98,7 +99,7 @@ def test_importance_of_a_setting_alone_is_the_share_of_the_variance_that_it_expl
 
 def test_too_few_settings_have_no_importance_but_a_reason():
     rows = [row(k, k / 10, k=k) for k in range(9)]
-    study = study_importance(SweepTable("m", "max", rows), {each.id: [(1, each.value)] for each in rows})
+    study = study_importance(SweepTable(Criterion("m"), rows), {each.id: [(1, each.value)] for each in rows})
     assert study.settings == []
     assert study.reason == "9 settings have a value at step 1; fewer than 10 tell nothing reliable"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 from pydantic import ValidationError
 
+from boxseg.criterion import Criterion
 from orchestration.config import SweepConfig, SweepSpec
 from orchestration.search_space import (
     SEARCHERS,
@@ -112,11 +113,14 @@ def test_the_tune_searcher_hands_out_all_trials_once_and_passes_scores_back():
     told = []
     queue.ended = lambda number, score: told.append((number, score))
     noted = []
-    searcher = make_searcher(queue, "val/mask_ap", "max", note=noted.append)
+    values = {0: None, 1: 0.5}
+    searcher = make_searcher(
+        queue, Criterion("val/mask_ap"), note=noted.append, value_of=lambda trial: values[trial.number]
+    )
     assert searcher.suggest("a")["trial"].values == {"qam.k_top": 1}
     assert searcher.suggest("b")["trial"].number == 1
     assert searcher.suggest("c") == searcher.FINISHED
-    searcher.on_trial_complete("b", {"val/mask_ap": 0.5})
+    searcher.on_trial_complete("b", {"val/mask_ap": 0.1})  # of the last evaluation
     searcher.on_trial_complete("a", None, error=True)
     assert told == [(1, 0.5), (0, None)]
     assert [trial.number for trial in noted] == [0, 1]
@@ -134,7 +138,7 @@ def test_a_resumed_sweep_draws_what_it_would_have_and_repeats_nothing_that_ended
     while (trial := queue.next()) is not None:
         undisturbed.append(trial)
         queue.ended(trial.number, score_of(trial))
-    past = [PastTrial(trial, True, [(10, 0.0), (20, score_of(trial))]) for trial in undisturbed[:7]]
+    past = [PastTrial(trial, True, [(10, 0.0)], score_of(trial)) for trial in undisturbed[:7]]
     past[5] = PastTrial(undisturbed[5], False, [(10, 0.0)])  # trial 5 was interrupted
     queue, resumed = TrialQueue(sweep, 1, past), []
     while (trial := queue.next()) is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from boxseg.criterion import Criterion
 from boxseg.errors import StorageError
 from orchestration.config import SweepSpec, dump_resolved, load_run
 from orchestration.failures import Failure
@@ -92,7 +93,7 @@ def test_a_trial_that_its_storage_did_not_take_stops_the_sweep_and_is_run_again(
     assert sweep.plan.trial_folder(Trial(1, {}, seed=0)).stop_requested()
     sweep.close_trials(interrupted=True)
     assert sweep.conclude(interrupted=True).status == "interrupted"
-    assert [each.ended for each in read_past(sweep.folder, "val/mask_ap")] == [False, False]
+    assert [each.ended for each in read_past(sweep.folder, Criterion("val/mask_ap"))] == [False, False]
 
 
 def test_the_end_of_a_trial_costs_as_much_after_twenty_others_as_after_three(tmp_path, monkeypatch):
@@ -131,14 +132,14 @@ def test_a_resumed_sweep_knows_the_best_of_before(tmp_path):
 
 def test_a_setting_that_was_drawn_twice_is_not_behind_one_drawn_once():
     rows = [make_row(0, 0.9, k=1), make_row(1, 0.8, k=1), make_row(2, 0.5, k=2)]
-    assert SweepTable("m", "max", rows).best().id == "x-00"
+    assert SweepTable(Criterion("m"), rows).best().id == "x-00"
 
 
 def test_a_terminal_shows_the_trials_at_work_and_the_best_of_many():
     rows = [make_row(number, number / 100, k=number) for number in range(40)] + [make_row(40, None, "running", k=40)]
     console = Console(width=80)
     with console.capture() as shown:
-        console.print(render_table(SweepTable("m", "max", rows), most=4))
+        console.print(render_table(SweepTable(Criterion("m"), rows), most=4))
     text = shown.get()
     assert [label for label in ("36", "37", "38", "39 ★", "40") if f"│ {label} " in text] == ["37", "38", "39 ★", "40"]
     assert "37 more trials" in text
@@ -209,15 +210,15 @@ def test_best_is_the_best_seed_of_the_setting_with_the_best_mean():
         make_row(2, 0.6, seed=0, k=2),
         make_row(3, 0.7, seed=1, k=2),
     ]
-    assert SweepTable("m", "max", rows, seeds=2).best().id == "x-03"
-    assert SweepTable("m", "min", rows, seeds=2).best().id == "x-01"
+    assert SweepTable(Criterion("m"), rows, seeds=2).best().id == "x-03"
+    assert SweepTable(Criterion("m", "min"), rows, seeds=2).best().id == "x-01"
 
 
 def test_a_stopped_trial_is_best_only_if_none_finished():
     rows = [make_row(0, 0.9, "stopped"), make_row(1, 0.2), make_row(2, None, "failed")]
-    assert SweepTable("m", "max", rows).best().id == "x-01"
-    assert SweepTable("m", "max", [rows[0], rows[2]]).best().id == "x-00"
-    assert SweepTable("m", "max", [rows[2]]).best() is None
+    assert SweepTable(Criterion("m"), rows).best().id == "x-01"
+    assert SweepTable(Criterion("m"), [rows[0], rows[2]]).best().id == "x-00"
+    assert SweepTable(Criterion("m"), [rows[2]]).best() is None
 
 
 def test_a_setting_with_a_failed_seed_gives_way_to_a_whole_one():
@@ -227,15 +228,15 @@ def test_a_setting_with_a_failed_seed_gives_way_to_a_whole_one():
         make_row(2, 0.2, seed=0, k=2),
         make_row(3, 0.3, seed=1, k=2),
     ]
-    assert SweepTable("m", "max", rows, seeds=2).best().id == "x-03"
+    assert SweepTable(Criterion("m"), rows, seeds=2).best().id == "x-03"
 
 
 def test_the_table_ranks_by_the_mode_and_shows_seeds_only_if_they_differ():
     rows = [make_row(0, 0.1), make_row(1, 0.3), make_row(2, None, "failed")]
-    lines = markdown_table(SweepTable("m", "min", rows)).splitlines()
+    lines = markdown_table(SweepTable(Criterion("m", "min"), rows)).splitlines()
     assert lines[0] == "| trial | qam.k_top | m | step | status |"
     assert [line.split()[1] for line in lines[2:]] == ["00", "01", "02"]
-    several = markdown_table(SweepTable("m", "max", [make_row(0, 0.1, seed=1), make_row(1, 0.3)]))
+    several = markdown_table(SweepTable(Criterion("m"), [make_row(0, 0.1, seed=1), make_row(1, 0.3)]))
     assert "| seed |" in several
 
 

@@ -8,11 +8,19 @@ HURRY = "hurry"
 
 
 def make_training(
-    *, step_s: float = 0.0, fail_at: int | None = None, error: str = "NonFiniteLossError", parts_needed: int = 1
+    *,
+    step_s: float = 0.0,
+    fail_at: int | None = None,
+    error: str = "NonFiniteLossError",
+    parts_needed: int = 1,
+    script: dict[int, dict[int, dict[str, float]]] | None = None,
 ):
     """A function like `run_training`; nested, so that Ray sends its code along.
 
-    `val/mask_ap` grows with the steps, to `qam.iou_thr` at the end. Some values of `qam.k_top` fail at step 2, or run
+    `val/mask_ap` grows with the steps, to `qam.iou_thr` at the end, unless there is a `script`: `qam.k_top` -> step ->
+    metrics of that evaluation. `checkpoints/best/about.json` names the step of the best one.
+
+    Some values of `qam.k_top` fail at step 2, or run
     out of memory at step 7, as do batches in fewer than `parts_needed` parts. Each step lasts `step_s` [s] until the
     folder above the run's has a file `HURRY`.
     """
@@ -30,18 +38,22 @@ def make_training(
 
         steps = config.train.steps
         last = folder / "checkpoints" / "last"
-        about = {"step": 0, "evaluated": 0, "metrics": {}}
+        about = {"step": 0, "evaluated": 0, "metrics": {}, "best": {}, "best_step": 0}
         if (last / "about.json").exists():
             about = json.loads((last / "about.json").read_text())
         start, evaluated, metrics = about["step"], about["evaluated"], about["metrics"]
+        best, best_step = about["best"], about["best_step"]
         (folder / "starts").open("a").write(f"{os.getpid()} {start} {threads}\n")
         if evaluated:
-            reporter.on_eval(EvalReport(evaluated, metrics, last, True, is_repeated=True))
+            reporter.on_eval(EvalReport(evaluated, metrics, last, best_step == evaluated, is_repeated=True))
 
         def save(done: int) -> None:
             last.mkdir(parents=True, exist_ok=True)
-            about = {"step": done, "evaluated": evaluated, "metrics": metrics}
+            about = {"step": done, "evaluated": evaluated, "metrics": metrics, "best": best, "best_step": best_step}
             write_atomic(last / "about.json", json.dumps(about))  # tests kill it at any time
+            if best_step == done:
+                (folder / "checkpoints" / "best").mkdir(exist_ok=True)
+                write_atomic(folder / "checkpoints" / "best" / "about.json", json.dumps(about))
 
         for step in range(start, steps):
             if step_s and not (folder.parent / HURRY).exists():
@@ -58,10 +70,12 @@ def make_training(
             stop = reporter.should_stop()
             if done % max(round(steps * config.train.eval_every), 1) == 0 or done == steps:
                 metrics, evaluated = {"val/mask_ap": done / steps * config.qam.iou_thr, "val/box_ap": 0.5}, done
+                if script is not None:
+                    metrics = script[config.qam.k_top][done]
+                if criterion.better(metrics, than=best):
+                    best, best_step = metrics, done
                 save(done)
-                if not (folder / "checkpoints" / "best").exists():
-                    (folder / "checkpoints" / "best").symlink_to("last")
-                reporter.on_eval(EvalReport(done, metrics, last, True))
+                reporter.on_eval(EvalReport(done, metrics, last, best_step == done))
             elif stop:
                 save(done)
             if stop and done < steps:
