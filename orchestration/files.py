@@ -53,13 +53,25 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
 def log_to_file(path: Path, loggers: Sequence[str], *, level: int = logging.NOTSET) -> None:
     """Send the records of some loggers to a file and nowhere else; makes its folder, but not those above."""
     path.parent.mkdir(exist_ok=True)
-    handler = logging.FileHandler(path, delay=True)
+    handler = _Log(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in loggers:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(level)
+
+
+class _Log(logging.FileHandler):
+    """A log whose disk may be full or gone: whoever writes what matters tells that, so lines are dropped in silence."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, if that is possible."""
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Print no traceback."""
 
 
 def append_line(path: Path, values: dict[str, Any], *, sync: bool = False) -> None:

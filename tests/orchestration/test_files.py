@@ -1,6 +1,7 @@
 """Files stay whole when the disk does not play along, and the message names the path and the way out."""
 
 import errno
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from boxseg.errors import ConfigError, StorageError
 from boxseg.files import write_atomic
 from orchestration.errors import ExitCode, exit_code_for
-from orchestration.files import append_line, file_lock
+from orchestration.files import append_line, file_lock, log_to_file
 from orchestration.records import read_lines
 
 
@@ -77,3 +78,16 @@ def test_a_lock_leaves_what_is_in_its_file_and_follows_no_link(tmp_path):
         assert exit_code_for(raised.value) == ExitCode.USAGE
     assert (tmp_path / "precious").read_text() == "of somebody else"
     assert not (tmp_path / "missing").exists()
+
+
+def test_a_log_that_cannot_be_written_is_no_news(tmp_path, capsys):
+    logger = logging.getLogger("somebody.else")
+    for path in (Path("/dev/full"), tmp_path / "logs" / "its.log"):
+        log_to_file(path, ["somebody.else"])
+        if path.parent.name == "logs":
+            path.parent.rmdir()  # before the first line is written
+        logger.error("no room for this")
+    assert capsys.readouterr().err == ""
+    with pytest.raises(FileNotFoundError):
+        log_to_file(tmp_path / "unmounted" / "logs" / "its.log", ["somebody.else"])
+    assert not list(tmp_path.iterdir())
