@@ -1,0 +1,103 @@
+"""Drills with the real loop: killed, short of disk, moved, without power; all end as an undisturbed run does."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import drills
+import forked
+import pytest
+from real_disks import MEGABYTE, mounted_tmpfs, why_no_mounts
+
+from orchestration.errors import ExitCode
+from orchestration.run_folder import RunFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1200)]
+needs_mounts = pytest.mark.skipif(why_no_mounts() is not None, reason=str(why_no_mounts()))
+
+SOON_S = 20.0
+"""A command that cannot write any more has to end within this [s]."""
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return drills.make_experiment(tmp_path_factory.mktemp("experiment"))
+
+
+@pytest.fixture(scope="module")
+def calm(experiment: Path, make_storage: Callable[[Path], Path]) -> Path:
+    """The folder of the run that nothing happens to."""
+    story = drills.run_with_kills(experiment, make_storage(experiment.parent / "calm"))
+    assert story.codes == [ExitCode.DONE]
+    return story.folder
+
+
+@pytest.fixture(scope="module")
+def make_storage(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Makes a storage folder whose MLflow store has its tables; to make them takes longer than a run."""
+    import mlflow
+
+    empty = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(tracking_uri=f"sqlite:///{empty}").search_experiments()
+
+    def make(path: Path) -> Path:
+        path.mkdir(exist_ok=True)
+        shutil.copy(empty, path)
+        return path
+
+    return make
+
+
+@needs_mounts
+def test_a_tiny_disk_is_refused_at_once(experiment, tmp_path):
+    with mounted_tmpfs(tmp_path / "disk", bytes_=8 * MEGABYTE) as disk:
+        command = start_run(experiment, disk.path, tmp_path / "output.txt")
+        assert command.wait(SOON_S) == ExitCode.RESOURCES
+        assert f"storage: the disk of {disk.path} has 8 MB free; a run needs 200 MB or more" in command.text()
+        assert not list(disk.path.iterdir())
+
+
+def copy_with_links(run: Path, to: Path) -> None:
+    shutil.copytree(run, to, symlinks=True)
+
+
+@pytest.fixture(scope="module")
+def interrupted(experiment: Path, make_storage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was killed on its way."""
+    storage = make_storage(tmp_path_factory.mktemp("interrupted") / "storage")
+    command = start_run(experiment, storage, storage.with_suffix(".txt"))
+    run = wait_for_step(command, storage, 7)
+    command.kill()
+    return run.path
+
+
+@pytest.mark.parametrize("copy", [copy_with_links])
+def test_a_copied_run_goes_on_where_it_was(copy, interrupted, experiment, calm, make_storage, tmp_path):
+    storage = make_storage(tmp_path / "storage")
+    place = storage / drills.NAME / interrupted.name
+    place.parent.mkdir()
+    copy(interrupted, place)
+    before = len(RunFolder(place).reports_since(0)[0])
+    resumed = start_run(experiment, storage, tmp_path / "output.txt", "--resume", interrupted.name)
+    assert resumed.wait(drills.LIMIT_S) == ExitCode.DONE, resumed.text()
+    steps = [report.step for report in RunFolder(place).reports_since(0)[0][before:]]
+    assert min(steps) > 4, "it started over"
+    assert not drills.differences(place, calm)
+    assert not drills.tracking_faults(storage)
+
+
+def start_run(experiment: Path, storage: Path, output: Path, *more: str) -> forked.Command:
+    return forked.start(["train", experiment, f"--set=storage={storage}", *more], output)
+
+
+def wait_for_step(command: forked.Command, storage: Path, step: int) -> RunFolder:
+    """Wait until the only run under a storage has done so many updates."""
+    while not command.ended:
+        for path in storage.glob(f"{drills.NAME}/*/status.json"):
+            if RunFolder(path.parent).stored().step >= step:
+                return RunFolder(path.parent)
+        time.sleep(drills.POLL_S)
+    raise AssertionError(f"it ended before step {step}:\n{command.text()}")
