@@ -21,7 +21,7 @@ from orchestration.preflight import concurrency, runner_of
 from orchestration.progress import SweepProgress
 from orchestration.ray_session import start_ray
 from orchestration.report import try_report
-from orchestration.run_folder import RunFolder, RunStatus, Status, list_trials, new_id, own_process
+from orchestration.run_folder import RunFolder, RunStatus, Status, list_trials, new_folder, new_id, own_process
 from orchestration.search_space import (
     TRIAL_SCHEDULERS,
     PastTrial,
@@ -126,8 +126,9 @@ def run_sweep(
         KeyboardInterrupt: a second signal came before the state was saved.
     """
     storage = spec.storage.absolute()
-    folder = find_sweep(spec, start) or RunFolder(storage / spec.name / new_id())
+    found = find_sweep(spec, start)
     tags = prepare_data(spec) | provenance(spec)
+    folder = found or new_folder(storage / spec.name)
     tags |= {"search": spec.sweep.search, "trial_scheduler": spec.sweep.trial_scheduler}
     planned = count_trials(spec.sweep)
     status = RunStatus(folder.path.name, spec.name, kind="sweep", steps=planned, tags=tags, **own_process())

@@ -23,7 +23,7 @@ from orchestration.origin import check_repeatable, provenance, write_changes
 from orchestration.preflight import runner_of
 from orchestration.progress import RunProgress
 from orchestration.ray_session import start_ray
-from orchestration.run_folder import RunFolder, RunStatus, find_run, new_id, own_process
+from orchestration.run_folder import RunFolder, RunStatus, find_run, new_folder, new_id, own_process
 from orchestration.tracking import Tracker, params_of
 from orchestration.worker import Payload, TrainFn, train_here, train_worker
 
@@ -84,7 +84,7 @@ def _open_folder(spec: RunSpec, resume: str | None, repeat: RunFolder | None) ->
         check_repeatable(repeat, tags)
         tags["repeats"] = repeat.path.name
     storage = spec.storage.absolute()
-    folder = RunFolder(storage / spec.name / new_id()) if resume is None else find_run(storage, resume)
+    folder = new_folder(storage / spec.name) if resume is None else find_run(storage, resume)
     if resume is not None:
         _check_resumable(spec, folder, resume)
     status = RunStatus(folder.path.name, spec.name, steps=spec.train.steps, tags=tags, **own_process())

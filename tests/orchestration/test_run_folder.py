@@ -2,9 +2,13 @@
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,7 @@ from orchestration.run_folder import (
     RunStatus,
     find_run,
     list_runs,
+    new_folder,
     new_id,
     own_process,
 )
@@ -44,8 +49,28 @@ def test_a_damaged_status_is_named_with_a_way_out(tmp_path):
 
 
 def test_ids_sort_by_time_and_are_short():
-    assert len(new_id()) == len("20261122-171500-k3f9")
+    assert len(new_id()) == len("20261122-171500-k3f9ab")
     assert new_id()[:15] <= new_id()[:15]
+
+
+def test_a_thousand_ids_of_a_second_differ(monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda _: "20261122-171500")
+    assert len({new_id() for _ in range(1000)}) >= 999  # two are alike in one of two thousand tries
+
+
+def make_folders(parent: Path, count: int) -> list[str]:
+    """In a process of its own: folders with ids of one second, of which there are only 64."""
+    import orchestration.run_folder as module
+
+    module.new_id = lambda: f"20261122-171500-{secrets.randbelow(64):02d}"
+    return [new_folder(parent).path.name for _ in range(count)]
+
+
+def test_starts_in_one_second_never_share_a_folder(tmp_path):
+    with ProcessPoolExecutor(4, mp_context=get_context("fork")) as pool:
+        made = [name for names in pool.map(make_folders, [tmp_path / "toy"] * 4, [16] * 4) for name in names]
+    assert len(made) == len(set(made)) == 64
+    assert len(list((tmp_path / "toy").iterdir())) == 64
 
 
 def test_a_torn_last_line_is_skipped_and_the_next_report_is_whole(tmp_path):
