@@ -9,6 +9,7 @@ from typing import Literal
 
 from boxseg.errors import BoxSegError, StorageError
 from orchestration.errors import PreemptedError, ResourceError
+from orchestration.secret_text import hide
 
 
 class FailureClass(StrEnum):
@@ -87,11 +88,11 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Class and text of an error; of Ray's long texts the last line, which names the cause."""
+        """Class and text of an error without secrets; of Ray's long texts the last line, which names the cause."""
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         foreign_text = (lines[-1] if len(lines) > 6 else "\n".join(lines))[:2000]
         kind = type(error).__name__
-        return cls(kind, str(error) if isinstance(error, BoxSegError) else foreign_text or kind)
+        return cls(kind, hide(str(error) if isinstance(error, BoxSegError) else foreign_text or kind))
 
     @property
     def is_ours(self) -> bool:

@@ -20,6 +20,7 @@ from boxseg.errors import ConfigError, DataError
 from boxseg.files import write_atomic
 from orchestration.config import RunSpec
 from orchestration.run_folder import RunFolder
+from orchestration.secret_text import hide, hide_in_patch
 
 MAX_CHANGES_BYTES = 1_000_000
 """Longer changes are only counted."""
@@ -32,11 +33,11 @@ def provenance(spec: RunSpec) -> dict[str, str]:
 
 
 def own_command() -> str:
-    """The command that this process runs, as one types it."""
+    """The command that this process runs, as one types it; secrets in it are hidden."""
     program = Path(sys.argv[0])
     if program.parent.name == "cli" and program.name == "__main__.py":
         program = Path("boxseg")  # python -m orchestration.cli
-    return shlex.join([program.name, *sys.argv[1:]])
+    return hide(shlex.join([program.name, *sys.argv[1:]]))
 
 
 def git_state() -> dict[str, str]:
@@ -50,7 +51,10 @@ def git_state() -> dict[str, str]:
 
 
 def write_changes(folder: RunFolder) -> None:
-    """Keep what the checkout has otherwise than its commit, as `changes.diff`; none stays if it has no changes."""
+    """Keep what the checkout has otherwise than its commit, as `changes.diff`; none stays if it has no changes.
+
+    Secrets in it are hidden, so that those lines do not apply as a patch.
+    """
     path = folder.path / "changes.diff"
     if folder.stored().tags.get("git_dirty") != "true":
         path.unlink(missing_ok=True)
@@ -61,7 +65,7 @@ def write_changes(folder: RunFolder) -> None:
         text = f"# not kept: {error}\n"
     if len(text) > MAX_CHANGES_BYTES:
         text = f"# not kept: the changes have {len(text)} bytes, more than {MAX_CHANGES_BYTES}\n"
-    write_atomic(path, text)
+    write_atomic(path, hide_in_patch(text))
 
 
 def _git(*arguments: str) -> str:

@@ -27,13 +27,13 @@ _SURE = (
 _LIKELY = r"(?:[\w.-]*[_.-])?(?:pass|token|sig|auth|authorization|key|jwt|sas)"
 """Names of secrets: wherever they are given a value, and as options of an address."""
 
-_PASSWORD = re.compile(rf"{_DATABASE}[^@:/?#\s]*:[^@\s]*@|://[^@:/?#\s]*:[^@/?#\s]*@", re.I)
-_USER = re.compile(rf"(?<![\w+.-])(?!(?:{_DATABASE}|(?:ssh|sftp|git)[\w+]*://))[a-z][\w+.-]*://[^@/?#\s]+@", re.I)
-_OPTION = re.compile(rf"(?:^|[?&;#,{{\s])[\"']?(?P<name>{_SURE}|{_LIKELY})[\"']?\s*=\s*(?P<value>[^&;#\s]+)", re.I)
-_SURE_OPTION = re.compile(rf"(?P<name>\b{_SURE}[\"']?\s*=\s*)(?P<value>[^&;#\s]+)", re.I)
-_ASSIGNED = re.compile(rf"(?im)^(?P<name>[-+ ]\s*[\"']?(?:{_SURE}|{_LIKELY})[\"']?\s*[:=]\s*)(?P<value>[^\s()\[\]]+)$")
-_ADDRESS = re.compile(r"[a-z][\w+.-]*://[^\s'\"<>]+", re.I)
-_KNOWN = re.compile(KNOWN)
+_PASSWORD = rf"(?i){_DATABASE}[^@:/?#\s]*:[^@\s]*@|://[^@:/?#\s]*:[^@/?#\s]*@"
+_USER = rf"(?i)(?<![\w+.-])(?!(?:{_DATABASE}|(?:ssh|sftp|git)[\w+]*://))[a-z][\w+.-]*://[^@/?#\s]+@"
+_OPTION = rf"(?i)(?:^|[?&;#,{{\s])[\"']?(?P<name>{_SURE}|{_LIKELY})[\"']?\s*=\s*(?P<value>[^&;#\s]+)"
+_SURE_OPTION = rf"(?i)(?P<name>(?<![\w.-]){_SURE}[\"']?\s*=\s*)(?P<value>[^&;#\s]+)"
+_ASSIGNED = rf"(?im)^(?P<name>[-+ ]\s*[\"']?(?:{_SURE}|{_LIKELY})[\"']?\s*[:=]\s*)(?P<value>[^\s()\[\]]+)$"
+_ADDRESS = r"(?i)(?<![\w+.-])[a-z][\w+.-]*://[^\s'\"<>]+"
+# Texts, as compiling them takes a while: `re` does so when they are first used, and keeps them.
 
 
 def find_secret(text: str) -> str | None:
@@ -44,32 +44,32 @@ def find_secret(text: str) -> str | None:
     """
     once = unquote(text)
     for plain in dict.fromkeys((text, once, unquote(once))):  # options inside of an option are encoded twice
-        if _PASSWORD.search(plain):
+        if re.search(_PASSWORD, plain):
             return "has a password in its address"
-        if _USER.search(plain):
+        if re.search(_USER, plain):
             return "has a user or a token in its address"
-        if option := _OPTION.search(plain):
+        if option := re.search(_OPTION, plain):
             return f"has the option {option['name']}, which may be secret"
-        if _KNOWN.search(plain):
+        if re.search(KNOWN, plain):
             return "looks like a key or token"
     return None
 
 
 def hide(text: str) -> str:
     """The text with `***` for what is secret: in addresses, behind names such as `password=`, and known keys."""
-    text = _ADDRESS.sub(lambda found: _hide_in_address(found[0]), text)
-    return _KNOWN.sub(HIDDEN, _SURE_OPTION.sub(rf"\g<name>{HIDDEN}", text))
+    text = re.sub(_ADDRESS, lambda found: _hide_in_address(found[0]), text)
+    return re.sub(KNOWN, HIDDEN, re.sub(_SURE_OPTION, rf"\g<name>{HIDDEN}", text))
 
 
 def hide_in_patch(text: str) -> str:
     """`hide`, and the values of lines such as `+  token: abc` too."""
-    return _ASSIGNED.sub(rf"\g<name>{HIDDEN}", hide(text))
+    return re.sub(_ASSIGNED, rf"\g<name>{HIDDEN}", hide(text))
 
 
 def _hide_in_address(address: str) -> str:
     scheme = address.partition("://")[0]
-    shown = _USER.sub(f"{scheme}://{HIDDEN}@", _PASSWORD.sub(_without_user, address))
-    shown = _OPTION.sub(lambda found: found[0].replace(found["value"], HIDDEN), shown)
+    shown = re.sub(_USER, f"{scheme}://{HIDDEN}@", re.sub(_PASSWORD, _without_user, address))
+    shown = re.sub(_OPTION, lambda found: found[0].replace(found["value"], HIDDEN), shown)
     return shown if find_secret(shown.replace(f"{HIDDEN}@", "").replace(HIDDEN, "")) is None else f"{scheme}://{HIDDEN}"
 
 

@@ -6,6 +6,8 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any
 
+from orchestration.secret_text import hide
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,8 +23,8 @@ def printable(text: str) -> str:
 
 
 def one_message(text: str) -> str:
-    """`printable` for a message, which ends lines only where the next is indented."""
-    return LINE_END.sub(r"\\n", printable(text))
+    """`printable` for a message, which ends lines only where the next is indented; secrets are hidden."""
+    return LINE_END.sub(r"\\n", printable(hide(text)))
 
 
 def one_line(text: str) -> str:
@@ -42,7 +44,7 @@ class SafeFormatter(logging.Formatter):
         return one_message(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:
-        return printable(super().formatException(ei))
+        return printable(hide(super().formatException(ei)))
 
 
 def safe_console(**options: Any) -> Console:

@@ -10,18 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boxseg.errors import ConfigError
+from orchestration.secret_text import KNOWN
 
 SECRET_NAME = re.compile(
     r"\.env(\..*)?|.*\.(pem|key|p12|pfx|jks|kdbx|keytab|token)|.*_token|token(\.txt)?|id_(rsa|dsa|ecdsa|ed25519).*"
     r"|\.(netrc|pgpass|pypirc|htpasswd|git-credentials)|(credentials|secrets?)(\..*)?|kubeconfig"
 )
 HARMLESS_ENDS = (".example", ".sample", ".template", ".pub", ".py")
-SECRET_TEXT = re.compile(
-    rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
-    rb"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}\b|\bglpat-[\w-]{20}|\bxox[abp]-[\w-]{10,}"
-    rb"|\bhf_[A-Za-z0-9]{34}\b|\bAIza[\w-]{35}\b|\bsk-[A-Za-z0-9_-]{40,}"
-)
-"""Private keys, and tokens that well-known services mark as such."""
+SECRET_TEXT = re.compile(KNOWN.encode())
 LARGEST = 5
 """How many of the largest files are named."""
 

@@ -23,6 +23,7 @@ from orchestration.errors import PreemptedError
 from orchestration.failures import Failure
 from orchestration.origin import write_environment
 from orchestration.run_folder import RunFolder
+from orchestration.secret_text import hide
 from orchestration.system_metrics import SystemMeter
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _write_failure(payload: Payload, folder: RunFolder, error: Exception) -> boo
         StorageError: the folder cannot be written.
     """
     with contextlib.suppress(OSError):
-        (folder.path / "traceback.txt").write_text("".join(traceback.format_exception(error)))
+        (folder.path / "traceback.txt").write_text(hide("".join(traceback.format_exception(error))))
     try:
         if split_batch(payload.spec, folder, Failure.of(error)):
             return True

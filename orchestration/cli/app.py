@@ -17,6 +17,7 @@ from orchestration.cli import config, data, doctor, evaluate, jobs, label, runs,
 from orchestration.cli.crash_log import keep_traceback
 from orchestration.cli.output import say
 from orchestration.errors import ExitCode, exit_code_for
+from orchestration.secret_text import hide
 from orchestration.terminal import SafeFormatter, printable
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")  # looking for some among all packages takes a while
@@ -74,9 +75,9 @@ def run(arguments: list[str]) -> int:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of whichever click typer uses
             told = io.StringIO()
             error.show(file=told)
-            typer.echo(printable(told.getvalue()), err=True, nl=False)
+            typer.echo(printable(hide(told.getvalue())), err=True, nl=False)
             return int(error.exit_code)
-        trace, debug = printable(traceback.format_exc()), bool(os.environ.get("BOXSEG_DEBUG"))
+        trace, debug = printable(hide(traceback.format_exc())), bool(os.environ.get("BOXSEG_DEBUG"))
         if debug:
             typer.echo(trace, err=True)
         if isinstance(error, BoxSegError):

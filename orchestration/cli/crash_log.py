@@ -9,6 +9,8 @@ import time
 import traceback
 from pathlib import Path
 
+from orchestration.secret_text import hide
+
 KEPT = 20
 """Number of tracebacks kept; older ones go."""
 
@@ -27,7 +29,7 @@ def keep_traceback() -> Path | None:
     """Write the traceback of the current exception to a file that only this user can read; None where that fails."""
     import tempfile  # takes a while to load
 
-    text = f"boxseg {' '.join(sys.argv[1:])}\n{traceback.format_exc()}"
+    text = hide(f"boxseg {' '.join(sys.argv[1:])}\n{traceback.format_exc()}")
     try:
         folder = state_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import typer
 
 from boxseg.errors import ConfigError
 from orchestration.cli.output import AsJson, print_json, print_pairs, print_table, say
+from orchestration.secret_text import hide
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
@@ -108,9 +109,13 @@ def status(
 ) -> None:
     """Show a job; with --storage as kept there, which also works after the cluster's end."""
     if storage is not None:
-        import json
+        from orchestration.records import read_record
 
-        about = json.loads((_kept(storage, job) / "job.json").read_text(encoding="utf-8"))
+        path = _kept(storage, job) / "job.json"
+        try:
+            about = read_record(path, dict[str, Any], way_out="`boxseg jobs status` without --storage asks the cluster")
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path}: is missing; the job has not begun yet, or its folder was cleared") from error
         print_json(about) if as_json else print_pairs(list(about.items()))
         return
     from orchestration.jobs import Cluster
@@ -130,7 +135,10 @@ def logs(
 ) -> None:
     """Print what a job has printed; with --storage as kept there, which also works after the cluster's end."""
     if storage is not None:
-        typer.echo((_kept(storage, job) / "log.txt").read_text(encoding="utf-8", errors="replace"), nl=False)
+        path = _kept(storage, job) / "log.txt"
+        if not path.is_file():
+            raise ConfigError(f"{path}: is missing; the job has not begun yet, or its folder was cleared")
+        typer.echo(path.read_text(encoding="utf-8", errors="replace"), nl=False)
         return
     from orchestration.jobs import Cluster
 
@@ -193,6 +201,12 @@ def _prepare(
 ) -> tuple[str, Path, list[str]]:
     """Name, storage and whole command of a job; what the command would refuse in its first second is refused here."""
     typed = _parse(context, command)
+    for text in command:
+        if hide(text) != text:
+            raise ConfigError(
+                f"jobs submit: {hide(text)} holds a secret, which everybody on the cluster could read; give it by the "
+                "environment of the cluster's nodes"
+            )
     if command[0] not in ("train", "sweep"):
         if storage is None:
             raise ConfigError(f"jobs submit {command[0]}: say where its state and log are kept, with --storage DIR")
