@@ -10,17 +10,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
+from pydantic import AfterValidator, Field, TypeAdapter
 from torchvision.ops import clip_boxes_to_image
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from boxseg.data.checks import read_whole
 from boxseg.data.coco import CocoBoxes, decode_segmentation
 from boxseg.data.outlines import Mask, encode_rle, find_polygons
+from boxseg.data.reading import largest_bytes, read_bytes
+from boxseg.data.segmentations import find_problem
 from boxseg.data.yolo import write_yolo
 from boxseg.errors import ConfigError, DataError
 from boxseg.files import write_atomic
@@ -34,15 +38,42 @@ LABELS, POLYGONS, JOURNAL = "labels.coco.json", "labels.polygons.json", "labels.
 """Names of the files of an output folder; the last is what is done so far, one line per image."""
 
 
+def _require_runs(segmentation: dict[str, Any]) -> dict[str, Any]:
+    problem = find_problem(segmentation)
+    if problem is not None:
+        raise ValueError(problem[0])
+    return segmentation
+
+
+class Label(TypedDict):
+    """What a line of the journal says about one box."""
+
+    id: int
+    """Of its annotation."""
+    segmentation: Annotated[dict[str, Any], AfterValidator(_require_runs)]
+    quality: Annotated[float, Field(ge=0, le=1)]
+    candidates: int
+    checks: dict[str, float]
+    doubts: list[str]
+
+
+def _require_label(label: dict[str, Any]) -> dict[str, Any]:
+    _LABEL.validate_python(label)
+    return label
+
+
 @dataclass(frozen=True)
 class ImageLabels:
     """One line of the journal: the labels of one image."""
 
     image_id: int
-    labels: list[dict[str, Any]]
-    """For each box: annotation `id`, `segmentation` (run lengths), `quality`, `candidates`, `checks`, `doubts`."""
+    labels: list[Annotated[dict[str, Any], AfterValidator(_require_label)]]
+    """A `Label` for each box."""
     problem: str | None = None
     """Why the image could not be read; then there are no labels."""
+
+
+_LABEL, _LINE = TypeAdapter(Label), TypeAdapter(ImageLabels)
 
 
 class Journal:
@@ -81,18 +112,19 @@ class Journal:
         """What is labelled, then the labels of each image; a line that a kill tore is cut off."""
         if not self._path.exists():
             return []
-        data = self._path.read_bytes()
+        data = read_bytes(self._path, "the journal of an output folder is a file", limit=largest_bytes())
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             os.truncate(self._path, whole)
         lines: list[Any] = []
         for text in data[:whole].splitlines():
             try:
-                lines.append(ImageLabels(**json.loads(text)) if lines else dict(json.loads(text)))
-            except (ValueError, TypeError) as error:
+                lines.append(_LINE.validate_json(text) if lines else dict(json.loads(text)))
+            except (ValueError, TypeError, RecursionError) as error:
+                cause = " ".join(str(error).split())[:200]
                 rule = "line 1 tells what is labelled, every other line has the labels of one image"
                 raise DataError(
-                    f"{self._path}:{len(lines) + 1}: is damaged ({error}); {rule} (remove the line to label that image "
+                    f"{self._path}:{len(lines) + 1}: is damaged ({cause}); {rule} (remove the line to label that image "
                     "again)"
                 ) from error
         return lines

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from boxseg.data.checks import is_inside, read_whole
+from boxseg.data.checks import is_inside, read_well_formed, read_whole
 from boxseg.data.coco import decode_segmentation, read_image
+from boxseg.data.reading import read_json
 from boxseg.engine.panels import crop_around, scale_picture, tint_masks
 from boxseg.errors import DataError
 from boxseg.files import write_atomic
@@ -83,14 +84,14 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
     Raises:
         DataError: there are no labels, or the file holds something else, or ids that the labels have not.
     """
-    content = read_whole(labels / LABELS)
+    content = read_well_formed(labels / LABELS)
     decided = _read_decisions(decisions, {each["id"] for each in content["annotations"] if "quality" in each})
     for annotation in content["annotations"]:
         decision = decided.get(annotation["id"])
         if decision is not None:
             annotation["review"] = decision
         if decision == "reject":
-            del annotation["segmentation"]
+            annotation.pop("segmentation", None)
     write_atomic(labels / REVIEWED, json.dumps(content))
     write_yolo_beside(content, images, labels)
     counts = {decision: sum(each == decision for each in decided.values()) for decision in DECISIONS}
@@ -100,13 +101,12 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
 def _read_decisions(path: Path, known: set[int]) -> dict[int, str]:
     rule = "decisions are one object, annotation id -> accept or reject, as the review page downloads it"
     try:
-        content = json.loads(path.read_bytes())
-        decided = {int(key): value for key, value in content.items()}
-    except (OSError, ValueError, AttributeError) as error:
+        decided = {int(key): value for key, value in read_json(path, rule).items()}
+    except (ValueError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read: {error}; {rule}") from error
     for annotation_id, decision in decided.items():
         if annotation_id not in known or decision not in DECISIONS:
-            raise DataError(f"{path}: annotation {annotation_id} has {decision!r} or is none of the labels; {rule}")
+            raise DataError(f"{path}: annotation {annotation_id} has {decision!r:.40} or is none of the labels; {rule}")
     return decided
 
 

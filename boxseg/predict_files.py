@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from boxseg.data.reading import plain_file
 from boxseg.data.yolo import image_files
 from boxseg.engine.evaluate import encode_detections
 from boxseg.engine.panels import COLOURS, OPACITY
@@ -83,7 +84,11 @@ def count_pictures(paths: Sequence[Path], *, every: int = 1) -> int:
     videos = [path for path in paths if path.suffix.lower() in VIDEO_ENDINGS]
     frames = 0
     for path in videos:
-        capture = _open_video(path)
+        try:
+            capture = _open_video(path)
+        except DataError:  # told where its frames are read
+            frames += 1
+            continue
         frames += max(-(-int(capture.get(FRAME_COUNT)) // every), 1)
         capture.release()
     return len(paths) - len(videos) + frames
@@ -107,6 +112,7 @@ def _open_video(path: Path) -> Any:
         import cv2
     except ImportError as error:
         raise ConfigError("videos need OpenCV; in boxseg's folder: pip install -e '.[video]'") from error
+    plain_file(path, "videos are files")
     return cv2.VideoCapture(str(path))
 
 

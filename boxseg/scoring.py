@@ -16,11 +16,10 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from boxseg.data.coco import CocoBoxes, coco_ground_truth
-from boxseg.data.outlines import encode_rle
 from boxseg.engine.evaluate import CONFIDENT, CocoScores, ImageResult, coco_scores, encode_detections
 from boxseg.engine.pictures import decode_masks
 from boxseg.errors import ConfigError, DataError
-from boxseg.label_sources import decode_entry, read_masks
+from boxseg.label_sources import encode_entry, read_masks
 from boxseg.ops.boxes import box_iou
 from boxseg.ops.masks import tight_boxes
 from boxseg.predict import Predictor
@@ -106,7 +105,7 @@ def read_objects(path: Path, data: CocoBoxes) -> list[ImageResult]:
         if unknown:
             told = f"category id {unknown[0].get('category_id')}, which {data.source.annotations} has not"
             raise DataError(f"{path}: an entry has {told}; both need the same categories")
-        rles = [encode_rle(decode_entry(path, each, data.size(index))) for each in entries]
+        rles = [encode_entry(path, each, data.size(index)) for each in entries]
         scores = [float(each.get("score", each.get("quality", 1.0))) for each in entries]
         boxes = np.array([each["bbox"] for each in entries], dtype=np.float64).reshape(-1, 4)
         labels = np.array([label_of[each["category_id"]] for each in entries], dtype=np.int64)

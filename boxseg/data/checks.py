@@ -54,10 +54,10 @@ REQUIRED_KEYS: dict[str, dict[str, str]] = {
 }
 """List of a COCO file -> key of its entries -> the rule for its value."""
 RULES: dict[str, Callable[[Any], bool]] = {
-    WHOLE: lambda value: type(value) is int and abs(value) < 2**63,
+    WHOLE: lambda value: is_whole(value),
     TEXT: lambda value: isinstance(value, str) and re.search("[\ud800-\udfff]", value) is None,
     SIZE: lambda value: type(value) is int and 0 < value <= MAX_SIDE_PX,
-    BBOX: lambda value: isinstance(value, list) and list(map(_is_number, value)) == [True] * 4,
+    BBOX: lambda value: isinstance(value, list) and list(map(_is_float, value)) == [True] * 4,
 }
 
 logger = logging.getLogger(__name__)
@@ -142,18 +142,18 @@ def read_whole(path: Path) -> dict[str, Any]:
     return _require(_load(path, None))
 
 
-def read_well_formed(path: Path, *, whole: bool = True) -> dict[str, Any]:
+def read_well_formed(path: Path, *, whole: bool = True, unlisted: bool = False) -> dict[str, Any]:
     """Content of a COCO instance file whose entries all have the values that COCO wants, and ids of their own.
 
-    With `whole=False` it is without its masks, as `read_annotations` gives it, and annotations may belong to an image
-    or a category that is not listed.
+    With `whole=False` it is without its masks, as `read_annotations` gives it. With that, or with `unlisted`,
+    annotations may belong to an image or a category that is not listed.
 
     Raises:
         DataError: it is not such a file; names the first entry that is wrong.
     """
     content = read_whole(path) if whole else read_annotations(path)
-    unlisted = _annotation_faults(path, content, boxes=False) if whole else iter(())
-    faults = itertools.chain(_format_faults(path, content), _duplicate_faults(path, content), unlisted)
+    related = iter(()) if unlisted or not whole else _annotation_faults(path, content, boxes=False)
+    faults = itertools.chain(_format_faults(path, content), _duplicate_faults(path, content), related)
     fault = next(faults, None)
     if fault is not None:
         raise DataError(str(fault))
@@ -221,8 +221,18 @@ def _mask_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
             yield Fault(path, value, rule, FIX_IN_FILE, image_id=annotation["image_id"], annotation_id=annotation["id"])
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+def is_whole(value: Any) -> bool:
+    """Whether a value of a JSON file is a whole number of 64 bits, as ids are."""
+    return type(value) is int and abs(value) < 2**63
+
+
+def _is_float(value: Any) -> bool:
+    return type(value) is float or is_whole(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number that a float holds."""
+    return _is_float(value) and math.isfinite(value)
 
 
 def _format_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from boxseg.config import CocoSource
-from boxseg.data.checks import MASKS_RULE, MASKS_WAY_OUT, is_inside, read_annotations, read_whole
+from boxseg.data.checks import MASKS_RULE, MASKS_WAY_OUT, is_inside, is_number, read_annotations, read_well_formed
 from boxseg.data.reading import COLOURS, DOES_NOT_EXIST, IMAGE_RULE, NO_COLOURS, UnreadableError, read_picture
 from boxseg.data.segmentations import find_problem, read_runs
 from boxseg.errors import DataError
@@ -271,24 +271,29 @@ def _rgb_image(path: Path, picture: Image.Image) -> Tensor:
 def coco_ground_truth(source: CocoSource) -> COCO:
     """The annotation file as pycocotools wants it for evaluation, with `area` and `iscrowd` filled in where missing.
 
+    Annotations are numbered from 1: pycocotools takes the id 0 for "no match".
+
     Raises:
         DataError: the annotation file is missing or not a COCO instance file, or a segmentation cannot be decoded.
     """
     ground_truth = COCO()
-    ground_truth.dataset = read_whole(source.annotations)
-    ground_truth.dataset.setdefault("info", {})
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        ground_truth.createIndex()
-    for annotation in ground_truth.dataset["annotations"]:
-        annotation.setdefault("iscrowd", 0)
-        image = ground_truth.imgs.get(annotation["image_id"])  # a crowd's may not be listed: nobody looks at it then
-        if annotation.get("segmentation") and image is not None:
+    content = ground_truth.dataset = read_well_formed(source.annotations, unlisted=True)
+    content.setdefault("info", {})
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for number, annotation in enumerate(content["annotations"], start=1):
+        annotation["iscrowd"] = int(bool(annotation.get("iscrowd")))
+        area = annotation["bbox"][2] * annotation["bbox"][3]
+        size = sizes.get(annotation["image_id"])  # a crowd's image may not be listed: nobody looks at it then
+        if annotation.get("segmentation") and size is not None:
             try:
-                _require_sound(annotation["segmentation"], (image["height"], image["width"]))
+                area = float(coco_mask.area(encode_segmentation(annotation["segmentation"], size)))
             except DataError as error:
                 raise DataError(f"{source.annotations}: annotation {annotation['id']} {error}") from error
-        if "area" not in annotation:
-            annotation["area"] = _area(annotation, ground_truth)
+        if not is_number(annotation.get("area")):
+            annotation["area"] = float(area)
+        annotation["id"] = number
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        ground_truth.createIndex()
     return ground_truth
 
 
@@ -301,19 +306,31 @@ def require_same_classes(train: CocoBoxes, val: CocoBoxes) -> None:
         )
 
 
+def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """A COCO segmentation (polygons, counts, or compressed counts) as compressed counts; errors as below."""
+    _require_sound(segmentation, size)
+    height, width = size
+    if isinstance(segmentation, list):
+        encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        encoded = coco_mask.frPyObjects(segmentation, height, width)
+    else:
+        encoded = segmentation
+    counts = encoded["counts"]
+    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
 def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
     """A COCO segmentation (polygons, counts, or compressed counts) as bool (h, w).
 
     Raises:
         DataError: it is none of these, or made for another size; without the place, which the caller knows.
     """
-    height, width = size
-    _require_sound(segmentation, size)
     if isinstance(segmentation, list):
-        encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        return coco_mask.decode(encoded).astype(np.bool_)
+        return coco_mask.decode(encode_segmentation(segmentation, size)).astype(np.bool_)
+    _require_sound(segmentation, size)
     runs = read_runs(segmentation["counts"])
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
 
 
 def _require_sound(segmentation: Any, size: tuple[int, int]) -> None:
@@ -351,13 +368,6 @@ def _rgb_pixels(picture: Image.Image) -> NDArray[np.uint8]:
         high_byte = (np.asarray(picture).astype(np.int64).clip(0, 0xFFFF) >> 8).astype(np.uint8)
         return np.repeat(high_byte[..., None], 3, axis=2)
     return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
-
-
-def _area(annotation: dict[str, Any], ground_truth: COCO) -> float:
-    """Area of the mask where there is one, of the box elsewhere [px²]."""
-    if not annotation.get("segmentation"):
-        return float(annotation["bbox"][2] * annotation["bbox"][3])
-    return float(coco_mask.area(ground_truth.annToRLE(annotation)))
 
 
 def _listing(dataset: CocoBoxes) -> str:

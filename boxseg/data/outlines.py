@@ -34,10 +34,14 @@ def find_polygons(mask: Mask) -> list[Polygon]:
 
     Pieces that touch at a corner alone are apart. A hole is joined to the outline around it by a way there and back.
     """
-    pieces, count = ndimage.label(mask)
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return []
+    top, left = rows[0], columns[0]
+    pieces, count = ndimage.label(mask[top : rows[-1] + 1, left : columns[-1] + 1])
     polygons = []
     for number, place in enumerate(ndimage.find_objects(pieces, max_label=count), start=1):
-        corner = np.array([place[1].start, place[0].start])
+        corner = np.array([place[1].start + left, place[0].start + top])
         outlines = [outline + corner for outline in _trace(pieces[place] == number)]
         polygons.append(join_polygons(outlines))
     return polygons

@@ -100,6 +100,11 @@ def read_bytes(path: Path, rule: str, *, limit: int = MAX_TEXT_BYTES) -> bytes:
         raise UnreadableError(path, f"cannot be read: {error.strerror}", rule, "check the path") from error
 
 
+def largest_bytes() -> int:
+    """A quarter of this machine's memory: what is read takes more once it is taken apart."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
 def read_text(path: Path, rule: str, *, limit: int = MAX_TEXT_BYTES) -> str:
     """A plain text file of `limit` bytes at most.
 
@@ -113,13 +118,12 @@ def read_text(path: Path, rule: str, *, limit: int = MAX_TEXT_BYTES) -> str:
 
 
 def read_json(path: Path, rule: str, hook: Callable[[Json], Json] | None = None) -> Any:
-    """Content of a JSON file of a quarter of this machine's memory at most; `hook` is given each object.
+    """Content of a JSON file of `largest_bytes` at most; `hook` is given each object.
 
     Raises:
         UnreadableError: as `read_bytes`, or it is not JSON, has a key twice in one object, or nests too deeply.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    data = read_bytes(path, rule, limit=memory // 4)
+    data = read_bytes(path, rule, limit=largest_bytes())
     if is_deep(data):
         told = f"is not JSON that can be used: its values nest more than {MAX_DEPTH} times"
         raise UnreadableError(path, told, rule, "export it again")

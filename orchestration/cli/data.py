@@ -202,16 +202,15 @@ def _keep_good(content: dict[str, Any], min_quality: float, path: Path) -> tuple
     Raises:
         DataError: a mask cannot be decoded, or a quality is no number.
     """
+    from boxseg.data.checks import is_number
     from boxseg.data.segmentations import find_problem
 
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     objects = [each for each in content["annotations"] if not each.get("iscrowd")]
     for each in objects:
-        if not isinstance(each.get("quality", 1.0), int | float):
-            raise DataError(
-                f"{path}: annotation {each['id']} has quality {each['quality']!r}; a quality is a number from 0 to 1 "
-                "(correct or remove it)"
-            )
+        if not is_number(each.get("quality", 1.0)):
+            told = f"annotation {each['id']} has quality {each['quality']!r:.40}"
+            raise DataError(f"{path}: {told}; a quality is a number from 0 to 1 (correct or remove it)")
         problem = find_problem(each.get("segmentation") or [], sizes[each["image_id"]])
         if problem is not None:
             raise DataError(f"{path}: annotation {each['id']} {problem[0]}; {problem[1]} (draw it again or remove it)")

@@ -39,11 +39,16 @@ def evaluate(
 
     Where masks are not drawn, how well masks fit the given boxes is told instead; that is no mask AP.
     """
+    from boxseg.data.checks import read_well_formed
+
+    found_data = find_source(data, images)
+    read_well_formed(found_data.annotations, whole=False)  # for its errors, before torch is loaded
+
     from boxseg.data.coco import CocoBoxes
     from boxseg.engine.pictures import draw_worst
     from boxseg.scoring import mask_agreement, score_detections
 
-    source = CocoBoxes(find_source(data, images), train=False)
+    source = CocoBoxes(found_data, train=False)
     names = [run] if against is None else [against, run]  # a file that cannot be read is told at once
     found = [_detections(name, source, device=device, storage=storage) for name in names][::-1]
     scores = [score_detections(source, each) for each in found]

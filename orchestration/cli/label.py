@@ -58,15 +58,17 @@ def label(
     with --apply and gives labels.reviewed.json.
     """
     from boxseg.data.checks import read_well_formed
+
+    folder = output or Path("labels") / data.absolute().stem
+    found = import_boxes(data, folder, images) if data.is_dir() else find_source(data, images)
+    read_well_formed(found.annotations, whole=False)  # for its errors, before torch is loaded
+
     from boxseg.data.coco import CocoBoxes
     from boxseg.label_data import Journal, label_images, write_labels
     from boxseg.label_review import apply_decisions, write_review
     from orchestration.progress import counted
 
     source_of = functools.partial(_open_source, fuse_with=fuse_with, device=device, storage=storage)
-    folder = output or Path("labels") / data.absolute().stem
-    found = import_boxes(data, folder, images) if data.is_dir() else find_source(data, images)
-    read_well_formed(found.annotations, whole=False)  # for its errors
     boxes = CocoBoxes(found, train=False)
     if compare is not None:
         _compare(boxes, {name: source_of(name, run, boxes)[0] for name in compare.split(",")}, as_json)

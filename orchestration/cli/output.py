@@ -21,7 +21,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
 Storage = Annotated[Path, typer.Option("--storage", metavar="DIR", help="Folder that holds the runs.")]
 
-
 CELL_LETTERS = 2000
 """What a table shows of one value: a name can be as long as a book."""
 
