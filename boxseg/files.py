@@ -32,21 +32,68 @@ STORAGE_FAULTS = {
 """Faults of the storage rather than of us, and the way out."""
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write beside and rename, so that readers see the old file or the new one, never a part.
+def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write beside and rename, so that readers see the old file or the new one, never a part; also after a power loss.
+
+    Args:
+        path: The file; its folder exists.
+        content: All of it, text as UTF-8.
+        durable: Have it on the disk when this returns. False is faster, for what can be found out again: a power loss
+            may then leave an empty file.
 
     Raises:
         StorageError: the disk is full, read-only or gone; the old file is untouched.
     """
     scratch = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(3)}")
+    data = content.encode() if isinstance(content, str) else content
     with naming_storage_faults(path):
         try:
-            scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+            write_file(scratch, data, durable=durable)
             scratch.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
                 scratch.unlink()
             raise
+        if durable:
+            sync_folder(path.parent)
+
+
+def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file where nobody reads it yet; with `durable` its content is on the disk when this returns."""
+    with path.open("wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it unless they are there; their names are on the disk when this returns."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        sync_folder(each.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder on the disk: without it, a power loss may take new files back, or renames."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems keep names by themselves, and refuse
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """Have all files and folders below a folder on the disk, and the folder itself; its own name is in its parent."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with Path(folder, name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(folder))
 
 
 def plain_size(path: Path) -> int:

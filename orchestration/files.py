@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from boxseg.errors import ConfigError
-from boxseg.files import naming_storage_faults
+from boxseg.files import naming_storage_faults, sync_folder
 
 
 def digest(path: Path) -> str:
@@ -74,20 +74,22 @@ class _Log(logging.FileHandler):
         """Print no traceback."""
 
 
-def append_line(path: Path, values: dict[str, Any], *, sync: bool = False) -> None:
+def append_line(path: Path, values: dict[str, Any]) -> None:
     """Add an object with the time to a file of JSON lines; a line that a kill tore stays alone and is skipped.
 
-    With `sync` the line is on the disk when this returns.
+    The line is on the disk when this returns.
 
     Raises:
         StorageError: the disk is full, read-only or gone.
     """
     line = json.dumps({"time": round(time.time(), 3), **values}) + "\n"
     with naming_storage_faults(path), path.open("a+b") as file:
-        if file.tell():
+        is_new = file.tell() == 0
+        if not is_new:
             file.seek(-1, os.SEEK_END)
             line = line if file.read() == b"\n" else "\n" + line
         file.write(line.encode())
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
+        file.flush()
+        os.fsync(file.fileno())
+        if is_new:
+            sync_folder(path.parent)

@@ -10,6 +10,7 @@ from typing import Any
 
 from boxseg.criterion import Criterion
 from boxseg.errors import ConfigError
+from boxseg.files import make_folder
 from orchestration.config import SweepConfig
 from orchestration.failures import FailureClass
 from orchestration.files import file_lock
@@ -56,7 +57,7 @@ def driving(folder: RunFolder) -> Iterator[None]:
         ConfigError: another process does.
     """
     with contextlib.ExitStack() as stack:
-        folder.path.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.path)
         try:
             stack.enter_context(file_lock(folder.path / ".driver", wait=False))
         except BlockingIOError as error:

@@ -18,7 +18,7 @@ import psutil
 from annotated_types import Ge, Predicate
 
 from boxseg.errors import ConfigError
-from boxseg.files import naming_storage_faults, write_atomic
+from boxseg.files import make_folder, naming_storage_faults, write_atomic
 from orchestration.failures import Failure
 from orchestration.files import append_line, file_lock
 from orchestration.records import RULES, Count, DamagedError, Name, Pid, Seconds, read_lines, read_record, tell_once
@@ -165,7 +165,7 @@ class RunFolder:
 
     def create(self, status: RunStatus, config: str) -> RunFolder:
         """Make the folder with its settings and first status; gives itself."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         write_atomic(self.config_path, config)
         self._write(replace(status, folder=str(self.path), created=status.created or time.time()))
         return self
@@ -259,13 +259,13 @@ class RunFolder:
             self.report(step, metrics, is_best=is_best)
 
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Add one report; values that are not finite are written as null and read as absent."""
+        """Add one report, on the disk when this returns; values that are not finite are null, and read as absent."""
         clean = {key: float(value) if math.isfinite(value) else None for key, value in metrics.items()}
         append_line(self.metrics_path, {"step": step, "metrics": clean})
 
     def note(self, event: str, **details: Any) -> None:
         """Add one event to the journal."""
-        append_line(self.journal_path, {"event": event, **details}, sync=True)
+        append_line(self.journal_path, {"event": event, **details})
 
     def journal(self) -> list[dict[str, Any]]:
         """All events of the journal, oldest first."""
@@ -305,8 +305,8 @@ class RunFolder:
         return {name: value for name, value in vars(found).items() if value is not None}
 
     def write_tracking(self, state: dict[str, Any]) -> None:
-        """Remember how far the tracking store has followed."""
-        write_atomic(self.tracking_path, json.dumps(state))
+        """Remember how far the tracking store has followed; if a power loss takes that, it is asked once more."""
+        write_atomic(self.tracking_path, json.dumps(state), durable=False)
 
     def training(self) -> contextlib.AbstractContextManager[None]:
         """Held by the process that trains here, so that one started after a kill waits for those left over."""

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,10 @@ def test_a_fault_of_the_disk_leaves_the_old_file_and_names_the_way_out(tmp_path,
     path = tmp_path / "status.json"
     write_atomic(path, "old")
 
-    def fail(self: Path, data: bytes) -> int:
-        self.touch()
+    def fail(descriptor: int) -> None:
         raise OSError(number, "no")
 
-    monkeypatch.setattr(Path, "write_bytes", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StorageError, match=f"status.json cannot be written .*{reason}") as raised:
         write_atomic(path, "new")
     assert exit_code_for(raised.value) == ExitCode.RESOURCES
@@ -52,8 +52,8 @@ def test_other_faults_keep_their_class(tmp_path):
 
 
 def test_a_synced_line_is_read_back(tmp_path):
-    append_line(tmp_path / "lines", {"a": 1}, sync=True)
-    append_line(tmp_path / "lines", {"a": 2}, sync=True)
+    append_line(tmp_path / "lines", {"a": 1})
+    append_line(tmp_path / "lines", {"a": 2})
     assert [line["a"] for line in read_lines(tmp_path / "lines", dict[str, Any])[0]] == [1, 2]
 
 
