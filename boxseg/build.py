@@ -48,7 +48,7 @@ def run_training(
 ) -> Progress:
     """Build everything and train in this process; the process group, if any, is already set up.
 
-    Goes on from `folder/checkpoints/last` where it exists.
+    Goes on from the newest sound checkpoint in `folder/checkpoints` where there is one.
 
     Args:
         config: All settings.
@@ -72,12 +72,13 @@ def build_trainer(
     Raises:
         DataError: a data set cannot be used.
         ConfigError: the backbone is unknown, or its weights are not to be had.
+        CheckpointError: `model.init_checkpoint` is missing, damaged, or of another network.
     """
     seed_everything(config.train.seed)
     train_data, val_data = build_datasets(config, data_root)
     student = build_network(config, num_classes=len(train_data.category_ids))
     if config.model.init_checkpoint is not None:
-        student.load_state_dict(checkpoint.load_network(config.model.init_checkpoint, "student"))
+        checkpoint.load_weights(student, checkpoint.find_checkpoint(config.model.init_checkpoint), "student")
     if torch.device(device).type == "cpu":
         speed_up_pointwise(student)
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format

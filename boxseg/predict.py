@@ -54,10 +54,7 @@ class Predictor:
         Raises:
             CheckpointError: there is no checkpoint, it is damaged, or it has no such network.
         """
-        folder = Path(folder)
-        if (folder / "checkpoints" / checkpoint.BEST).exists():
-            folder = folder / "checkpoints" / checkpoint.BEST
-        self.folder = folder
+        self.folder = folder = checkpoint.find_checkpoint(Path(folder))
         about = checkpoint.load_about(folder)
         try:
             self.config = BoxSegConfig.model_validate(about["config"])
@@ -70,7 +67,7 @@ class Predictor:
             raise CheckpointError(f"{folder}: there is no network {self.network_name!r}; use teacher or student")
         self.device = torch.device(device)
         self.network = build_network(self.config, num_classes=len(self.class_names), weights="none")
-        self.network.load_state_dict(checkpoint.load_network(folder, self.network_name))
+        checkpoint.load_weights(self.network, folder, self.network_name)
         self.network.eval().to(self.device)
 
     @property

@@ -13,6 +13,7 @@ from typing import Literal
 
 from boxseg.config import CocoSource
 from boxseg.data.checks import require_usable
+from boxseg.engine.checkpoint import find_checkpoint, find_damage
 from boxseg.errors import BoxSegError, ConfigError
 from orchestration.config import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, SweepSpec
 from orchestration.domains import Choice, corners
@@ -157,10 +158,14 @@ def _check_weights(spec: RunSpec) -> None:
     weights, start = spec.model.weights, spec.model.init_checkpoint
     if weights not in ("auto", "imagenet", "none") and not Path(weights).is_file():
         raise ConfigError(f"model.weights: {weights}: no such file; give a state dict, or one of auto, imagenet, none")
-    if start is not None and not start.is_dir():
-        raise ConfigError(
-            f"model.init_checkpoint: {start}: no such folder; give a checkpoint, as in RUN/checkpoints/best"
-        )
+    if start is not None:
+        folder = find_checkpoint(start)
+        if not folder.is_dir():
+            raise ConfigError(
+                f"model.init_checkpoint: {start}: no such folder; give a checkpoint, as in RUN/checkpoints/best"
+            )
+        if (fault := find_damage(folder, only="student.safetensors")) is not None:
+            raise ConfigError(f"model.init_checkpoint: {fault}; give another checkpoint")
 
 
 def _check_score_thr(spec: RunSpec) -> None:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import psutil
 from annotated_types import Ge, Predicate
 
+from boxseg.engine.checkpoint import BEST, find_best
 from boxseg.errors import ConfigError
 from boxseg.files import make_folder, naming_storage_faults, write_atomic
 from orchestration.failures import Failure
@@ -160,8 +161,8 @@ class RunFolder:
     @property
     def best_checkpoint(self) -> Path:
         """Checkpoint folder of the best evaluation; of a sweep, of its best trial."""
-        here = self.path / "best"
-        return here if here.exists() else self.path / "checkpoints" / "best"
+        here, checkpoints = self.path / BEST, self.path / "checkpoints"
+        return here if here.exists() else find_best(checkpoints) or checkpoints / BEST
 
     def create(self, status: RunStatus, config: str) -> RunFolder:
         """Make the folder with its settings and first status; gives itself."""
@@ -171,11 +172,16 @@ class RunFolder:
         return self
 
     def open(self, status: RunStatus, config: str) -> RunFolder:
-        """`create`, or for a run that goes on: take over settings and tags, and mark as running by this process."""
+        """`create`, or for a run that goes on: take over settings and tags, and mark as running by this process.
+
+        A copy under another name goes on as a run of its own: its id, and what MLflow has, are the original's.
+        """
         if not self.status_path.exists():
             return self.create(status, config)
         write_atomic(self.config_path, config)
-        self.update(steps=status.steps, tags=status.tags)
+        if self.stored().id != self.path.name:
+            self.tracking_path.unlink(missing_ok=True)
+        self.update(id=self.path.name, steps=status.steps, tags=status.tags)
         self.start()
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import time
@@ -10,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from boxseg.engine.checkpoint import find_damage
 from boxseg.errors import ConfigError
-from boxseg.files import write_atomic
+from boxseg.files import sync_folder, sync_tree, write_atomic
 from orchestration.cluster import silent_nodes
 from orchestration.config import RunSpec, SweepSpec, dump_resolved, load_run
 from orchestration.failures import Failure, FailureClass, error_of
@@ -47,6 +49,8 @@ from orchestration.worker import Payload, TrainFn, split_batch, train_here
 
 if TYPE_CHECKING:
     from ray.tune import Callback, Tuner
+
+logger = logging.getLogger("boxseg.sweep")
 
 SHOW_S = 1.0
 """Time between two looks at the trials [s]; longer where a look takes more than a twentieth of it."""
@@ -399,15 +403,22 @@ class Sweep:
         return SweepResult(self.folder.path.name, self.folder.path, status, table, best, checkpoint, report)
 
     def _keep_best(self, best: TrialRow) -> Path | None:
-        """Copy the trial's best checkpoint to the sweep, beside and renamed."""
+        """Copy the trial's best checkpoint to the sweep, beside and renamed; None if it has none or it is damaged."""
         source = RunFolder(best.folder).best_checkpoint
         if not source.exists():
             return None
         scratch, kept = self.folder.path / ".best", self.folder.path / "best"
         shutil.rmtree(scratch, ignore_errors=True)
-        shutil.copytree(source.resolve(), scratch)
         shutil.rmtree(kept, ignore_errors=True)
-        return scratch.rename(kept)
+        shutil.copytree(source.resolve(), scratch)
+        if (fault := find_damage(scratch)) is not None:
+            logger.warning("the best checkpoint is not kept: %s; `boxseg runs show %s` names its trial", fault, best.id)
+            shutil.rmtree(scratch)
+            return None
+        sync_tree(scratch)
+        scratch.rename(kept)
+        sync_folder(kept.parent)
+        return kept
 
 
 def _common_failure(table: SweepTable) -> Failure:

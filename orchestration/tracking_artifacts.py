@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boxseg.errors import CheckpointError
 from boxseg.files import write_picture
 from orchestration.config import read_resolved
 from orchestration.files import digest
@@ -69,8 +70,15 @@ def draw_learning_curves(folder: RunFolder) -> Path | None:
 
 
 def copy_checkpoint(client: MlflowClient, folder: RunFolder, checkpoint: Path, state: dict[str, Any]) -> None:
-    """Upload description and weights of a checkpoint, of its two networks those of the better one."""
-    weights = better_network(checkpoint)
+    """Upload description and weights of a checkpoint, of its two networks those of the better one.
+
+    Damaged ones are told of instead: in MLflow they would look like any other.
+    """
+    try:
+        weights = better_network(checkpoint)
+    except CheckpointError as error:
+        logger.warning("%s: MLflow gets no weights of it: %s", folder.path.name, error)
+        return
     files = [checkpoint / "about.json"]
     if weights is not None and weights.stat().st_size <= MAX_CHECKPOINT_BYTES:
         files.append(weights)
@@ -78,10 +86,15 @@ def copy_checkpoint(client: MlflowClient, folder: RunFolder, checkpoint: Path, s
 
 
 def copy_model(client: MlflowClient, folder: RunFolder, checkpoint: Path, run_id: str) -> None:
-    """Log and register a checkpoint as the run's settings ask for; what MLflow has already stays."""
+    """Log and register a sound checkpoint as the run's settings ask for; what MLflow has already stays."""
     settings = read_resolved(folder.config_path).get("tracking", {})
-    weights = better_network(checkpoint)
-    if not settings.get("log_model") or weights is None or weights.stat().st_size > MAX_CHECKPOINT_BYTES:
+    if not settings.get("log_model"):
+        return
+    try:
+        weights = better_network(checkpoint)
+    except CheckpointError:  # `copy_checkpoint` has told
+        return
+    if weights is None or weights.stat().st_size > MAX_CHECKPOINT_BYTES:
         return
     model_uri = log_model(client, run_id, checkpoint, weights)
     if settings.get("register_as") is not None:

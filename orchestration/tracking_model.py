@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import shutil
 import tempfile
 import warnings
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import boxseg
+from boxseg.engine.checkpoint import find_damage, load_about
+from boxseg.errors import CheckpointError
 from orchestration.files import digest
 
 if TYPE_CHECKING:
@@ -80,10 +81,17 @@ def register_model(client: MlflowClient, run_id: str, model_uri: str, name: str)
 
 
 def better_network(checkpoint: Path) -> Path | None:
-    """Weights of the network that was the better one at the checkpoint's evaluation; None where they are not."""
-    network = json.loads((checkpoint / "about.json").read_text()).get("network")
-    path = checkpoint / f"{network}.safetensors"
-    return path if path.exists() else None
+    """Weights of the network that was the better one at the checkpoint's evaluation; None where they are not.
+
+    Raises:
+        CheckpointError: they are damaged.
+    """
+    path = checkpoint / f"{load_about(checkpoint).get('network')}.safetensors"
+    if not path.exists():
+        return None
+    if (fault := find_damage(checkpoint, only=path.name)) is not None:
+        raise CheckpointError(fault)
+    return path
 
 
 def _pin(name: str) -> str:

@@ -30,10 +30,12 @@ TORCH_FREE = (
     "boxseg.model.names",
     "boxseg.data.checks",
     "boxseg.data.reading",
+    "boxseg.engine.checkpoint",
     "orchestration.config",
     "orchestration.preflight",
     "orchestration.plan",
     "orchestration.estimate",
+    "orchestration.run_folder",
     "orchestration.cli.app",
 )
 

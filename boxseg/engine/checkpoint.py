@@ -1,4 +1,10 @@
-"""Checkpoints: everything a run needs to go on, in one folder that appears whole or not at all."""
+"""Checkpoints: everything a run needs to go on, in one folder that appears whole or not at all.
+
+A run has them in `checkpoints/step-NNNNNNNN/`. Beside, `last` and `best` are links for people and short paths. A copy
+of a run may lose links, or turn them into files or folders, so nothing depends on them: the folders tell by themselves
+which is the newest and which the best. torch is loaded only where tensors are read or written: who only looks for
+checkpoints, as the driver of a sweep does, can do without.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +12,27 @@ import hashlib
 import io
 import json
 import logging
-import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
-from torch import Tensor
-
 from boxseg.errors import CheckpointError
-from boxseg.files import naming_storage_faults
+from boxseg.files import naming_storage_faults, sync_folder, write_file
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 logger = logging.getLogger("boxseg.checkpoint")
 
 LAST, BEST = "last", "best"
 """Names in the checkpoints folder that point to a step's folder."""
+ABOUT = "about.json"
+"""File of a checkpoint that tells of it: step, metrics, settings, classes, and the SHA-256 of every file."""
+STEP = re.compile(r"step-(\d{8,})")
 
 
 def pack(networks: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> dict[str, bytes]:
@@ -35,17 +42,21 @@ def pack(networks: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> dict[
         networks: Name (`student`, `teacher`) -> state dict, each a safetensors file.
         state: Everything else that training needs to go on: tensors, numbers and plain containers.
     """
+    import torch
+    from safetensors.torch import save
+
     files = {}
     for name, weights in networks.items():
         tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-        files[f"{name}.safetensors"] = to_safetensors(tensors)
+        files[f"{name}.safetensors"] = save(tensors)
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return files | {"state.pt": buffer.getvalue()}
 
 
 def save_checkpoint(checkpoints: Path, *, step: int, files: dict[str, bytes], about: dict[str, Any]) -> Path:
-    """Write `checkpoints/step-NNNNNNNN/` and return it; beside, then renamed, so a kill leaves no half folder.
+    """Write `checkpoints/step-NNNNNNNN/` and return it, on the disk: beside, then renamed, so that neither a kill nor a
+    power loss leaves half a folder.
 
     Args:
         checkpoints: Folder of all checkpoints of a run; it exists.
@@ -59,20 +70,23 @@ def save_checkpoint(checkpoints: Path, *, step: int, files: dict[str, bytes], ab
     folder = folder_of(checkpoints, step)
     for left in checkpoints.glob(".step-*"):  # a kill left these; only one process writes here
         shutil.rmtree(left, ignore_errors=True)
-    scratch = checkpoints / f".{folder.name}-{uuid4().hex[:8]}"
+    scratch, replaced = (checkpoints / f".{folder.name}-{uuid4().hex[:8]}" for _ in range(2))
     with naming_storage_faults(folder):
         scratch.mkdir()
         try:
-            sums = {name: _write(scratch / name, content) for name, content in files.items()}
-            told = {"step": step, **about, "sha256": sums}
-            _write(scratch / "about.json", json.dumps(told, indent=1).encode())
+            for name, content in files.items():
+                write_file(scratch / name, content)
+            write_file(scratch / ABOUT, json.dumps(_with_sums({"step": step, **about}, files), indent=1).encode())
+            sync_folder(scratch)
             if folder.exists():  # the same step was saved before a restart; the new one is as good
-                shutil.rmtree(folder)
+                folder.rename(replaced)
             scratch.rename(folder)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
-        _sync(checkpoints)
+        sync_folder(checkpoints)
+        sync_folder(checkpoints.parent)  # the folder of all checkpoints may be new too
+    shutil.rmtree(replaced, ignore_errors=True)
     return folder
 
 
@@ -82,55 +96,91 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 
 def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
-    """Let `last` (and `best`) point to `folder`, each in one atomic change.
+    """Let `last` (and `best`) point to `folder`, each in one atomic change, and remove what is of no more use.
 
-    Folders that nothing points to go, but for the one that `last` pointed to before: it serves if the new one is
-    damaged.
+    The best checkpoint stays, and the one before `folder`: it serves if the new one is damaged. Later steps are of a
+    run whose checkpoints were damaged, and which went on from an earlier one: they will come anew.
     """
-    before = (checkpoints / LAST).resolve()
-    for name in (BEST, LAST) if is_best else (LAST,):  # a kill in between repeats the step, and finds the same best
-        link = checkpoints / f".{name}-{uuid4().hex[:8]}"
-        link.symlink_to(folder.name)
-        link.replace(checkpoints / name)
-    kept = {before} | {(checkpoints / pointer).resolve() for pointer in (LAST, BEST)}
-    for old in checkpoints.glob("step-*"):
-        if old.resolve() not in kept:
+    with naming_storage_faults(folder):
+        _replace_copies(checkpoints)
+        steps = [each for _, each in _steps(checkpoints)]
+        newest = 1 + [each.name for each in steps].index(folder.name)
+        for later in steps[newest:]:
+            shutil.rmtree(later, ignore_errors=True)
+        best = folder if is_best else find_best(checkpoints)
+        if best is not None:
+            _link(checkpoints / BEST, best)
+        _link(checkpoints / LAST, folder)
+        sync_folder(checkpoints)
+    kept = {folder.name, steps[max(newest - 2, 0)].name, best and best.name}
+    for old in steps[:newest]:
+        if old.name not in kept:
             shutil.rmtree(old, ignore_errors=True)
 
 
 def find_sound(checkpoints: Path) -> Path | None:
-    """The checkpoint that `last` points to, or if it is damaged the newest sound one before; None where there is none.
+    """The newest checkpoint that is as it was written; None where there is none at all.
 
     Raises:
         CheckpointError: there are checkpoints, but all of them are damaged.
     """
-    if not (checkpoints / LAST).is_symlink():
-        return None
-    newest = (checkpoints / LAST).readlink().name
     damaged: list[str] = []
-    for name in sorted({newest, *(each.name for each in checkpoints.glob("step-*") if each.name < newest)})[::-1]:
-        fault = find_damage(checkpoints / name)
+    for _, folder in _oldest_first(checkpoints)[::-1]:
+        fault = find_damage(folder)
         if fault is None:
             for each in damaged:
-                logger.warning("%s; going on from %s", each, name)
-            return checkpoints / name
+                logger.warning("%s; going on from %s", each, folder.name)
+            return folder
         damaged.append(fault)
-    raise CheckpointError(f"{'; '.join(damaged)}; no other checkpoint is left, so start a new run")
+    if damaged:
+        raise CheckpointError(
+            f"{'; '.join(damaged)}; no other checkpoint is left, so put a copy back, or start a new run"
+        )
+    return None
 
 
-def find_damage(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint; None if they are as they were written."""
+def find_best(checkpoints: Path) -> Path | None:
+    """The checkpoint of the best evaluation, sound or not; None before the first one.
+
+    The newest checkpoint knows which it is; where it does not tell, as those of older versions, the link is believed.
+    """
+    linked = (checkpoints / BEST).resolve() if (checkpoints / BEST / ABOUT).is_file() else None
+    found = _oldest_first(checkpoints)
+    if not found:
+        return linked
+    newest = _try_about(found[-1][1])
+    if newest is None:
+        return linked or found[-1][1]
+    return dict(found).get(newest.get("best_step", 0), linked)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder that a path means: the best one of a run's folder, or what `last` and `best` would point to
+    where a copied run has lost them; else the path itself."""
+    found = None
+    if (path / "checkpoints").is_dir():
+        found = find_best(path / "checkpoints")
+    elif path.name == BEST and not (path / ABOUT).exists():
+        found = find_best(path.parent)
+    elif path.name == LAST and not (path / ABOUT).exists():
+        found = next((each for _, each in _oldest_first(path.parent)[::-1]), None)
+    return found or path
+
+
+def find_damage(folder: Path, *, only: str | None = None) -> str | None:
+    """What is wrong with the files of a checkpoint; None if they are as they were written.
+
+    Args:
+        folder: The checkpoint.
+        only: The one file that matters beside `about.json`; None: all of them.
+    """
     try:
-        sums: dict[str, str] = load_about(folder).get("sha256", {})
+        sums: dict[str, str] = _read_about(folder)["sha256"]
+        for name in sums.keys() - {ABOUT} if only is None else {only}:
+            with _naming_damage(folder / name), (folder / name).open("rb") as file:
+                _check_sum(hashlib.file_digest(file, "sha256").hexdigest(), sums.get(name))
     except CheckpointError as error:
         return str(error)
-    for name, expected in sums.items():
-        path = folder / name
-        if not path.exists():
-            return f"{path} is missing"
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                return f"{path} is damaged: its checksum is not that of about.json"
     return None
 
 
@@ -138,35 +188,145 @@ def load_about(folder: Path) -> dict[str, Any]:
     """The JSON part of a checkpoint.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is damaged.
+        CheckpointError: there is no checkpoint, or it is not as it was written.
     """
-    path = folder / "about.json"
-    with _naming_damage(path):
-        about: dict[str, Any] = json.loads(path.read_text())
-    return about
+    with _naming_way_out(folder):
+        return _read_about(folder)
 
 
 def load_network(folder: Path, name: str) -> dict[str, Tensor]:
     """State dict of `student` or `teacher`, on the CPU.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is missing, or not as it was written.
     """
+    from safetensors.torch import load
+
     path = folder / f"{name}.safetensors"
-    with _naming_damage(path):
-        return load_file(path)
+    with _naming_way_out(folder):
+        data = _read_file(folder, path.name)
+        with _naming_damage(path):
+            return load(data)
+
+
+def load_weights(network: nn.Module, folder: Path, name: str) -> None:
+    """Load `student` or `teacher` into a network.
+
+    Raises:
+        CheckpointError: the file is missing, not as it was written, or of another network.
+    """
+    weights = load_network(folder, name)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        cause = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{folder}: {name} has the weights of another network than the settings describe: {cause}; name a "
+            "checkpoint that was trained with these settings"
+        ) from error
 
 
 def load_state(folder: Path) -> dict[str, Any]:
     """Optimizer, bank, thresholds and random state.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is missing, or not as it was written.
     """
+    import torch
+
     path = folder / "state.pt"
-    with _naming_damage(path):
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    with _naming_way_out(folder):
+        data = _read_file(folder, path.name)
+        with _naming_damage(path):
+            state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return state
+
+
+def _with_sums(about: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
+    """`about` with the SHA-256 of each file under `sha256`; its own is that of all else in it."""
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    told = json.loads(json.dumps({**about, "sha256": sums}))  # as it will be read
+    return {**told, "sha256": {**sums, ABOUT: _own_sum(told)}}
+
+
+def _own_sum(about: dict[str, Any]) -> str:
+    others = {name: value for name, value in about["sha256"].items() if name != ABOUT}
+    return hashlib.sha256(json.dumps({**about, "sha256": others}, sort_keys=True).encode()).hexdigest()
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    path = folder / ABOUT
+    with _naming_damage(path):
+        about: dict[str, Any] = json.loads(path.read_bytes())
+        step, sums = about["step"], about["sha256"]
+        named = STEP.fullmatch(folder.resolve().name)
+        if named and int(named[1]) != step:
+            raise ValueError(f"it tells of step {step}")
+        if ABOUT in sums and sums[ABOUT] != _own_sum(about):  # older checkpoints have no sum of it
+            raise ValueError("its content does not have the checksum that it names")
+    return about
+
+
+def _read_file(folder: Path, name: str) -> bytes:
+    """A file of a checkpoint, as it was written."""
+    path = folder / name
+    expected = _read_about(folder)["sha256"].get(name)
+    with _naming_damage(path):
+        data = path.read_bytes()
+        _check_sum(hashlib.sha256(data).hexdigest(), expected)
+    return data
+
+
+def _check_sum(found: str, expected: str | None) -> None:
+    if found != expected:
+        raise ValueError(f"its checksum is not the one in {ABOUT}")
+
+
+def _oldest_first(checkpoints: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of all checkpoints, damaged ones too, steps rising.
+
+    Where links should be, `last` and `best` count as well if they are folders with content, as some tools make them; of
+    the same step, they come first.
+    """
+    found = [(step, 1, folder) for step, folder in _steps(checkpoints)]
+    for copy in (checkpoints / LAST, checkpoints / BEST):
+        if copy.is_dir() and not copy.is_symlink() and any(copy.iterdir()):
+            about = _try_about(copy)
+            found.append((-1 if about is None else about["step"], 0, copy))
+    return [(step, folder) for step, _, folder in sorted(found)]
+
+
+def _steps(checkpoints: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of what `save_checkpoint` wrote and was not removed, steps rising."""
+    found = ((STEP.fullmatch(each.name), each) for each in checkpoints.glob("step-*") if each.is_dir())
+    return sorted((int(named[1]), each) for named, each in found if named)
+
+
+def _try_about(folder: Path) -> dict[str, Any] | None:
+    try:
+        return _read_about(folder)
+    except CheckpointError:
+        return None
+
+
+def _replace_copies(checkpoints: Path) -> None:
+    """Make folders that copying put in the place of links what they are copies of, unless that is there and sound."""
+    for copy in (checkpoints / LAST, checkpoints / BEST):
+        if copy.is_symlink() or not copy.is_dir():
+            continue
+        if find_damage(copy) is None:
+            folder = folder_of(checkpoints, _read_about(copy)["step"])
+            if find_damage(folder) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                copy.rename(folder)
+                continue
+        shutil.rmtree(copy)
+
+
+def _link(pointer: Path, folder: Path) -> None:
+    scratch = pointer.with_name(f".{pointer.name}-{uuid4().hex[:8]}")
+    scratch.symlink_to(folder.name)
+    scratch.replace(pointer)
 
 
 @contextmanager
@@ -175,25 +335,24 @@ def _naming_damage(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path.parent}: no checkpoint here, or one that has no {path.stem} ({path.name} is missing); name another"
+            f"{path.parent}: no checkpoint here, or one that has no {path.stem} ({path.name} is missing)"
         ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except MemoryError:
+        raise
     except Exception as error:  # whatever the readers meet in a damaged file
-        raise CheckpointError(f"{path} is damaged: {error}; use another checkpoint") from error
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def _write(path: Path, data: bytes) -> str:
-    """Write a file, flushed to the disk; gives its SHA-256."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return hashlib.sha256(data).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Flush a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def _naming_way_out(folder: Path) -> Iterator[None]:
+    """Name a checkpoint that can be used instead of a damaged one."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except CheckpointError as fault:
+        here = folder.resolve()
+        others = (each for _, each in _oldest_first(here.parent)[::-1] if each.resolve() != here)
+        sound = next((each for each in others if find_damage(each) is None), None)
+        way_out = "put a copy back, or name another checkpoint" if sound is None else f"{sound} is sound; name that one"
+        raise CheckpointError(f"{fault}; {way_out}") from fault

@@ -191,8 +191,8 @@ def evaluate(
     write = snapshot(trainer, checkpoints, progress)
 
     def write_all() -> Publish:
-        written = write()
         found.draw()
+        written = write()  # last, as a run that is killed goes on from there, without another evaluation
 
         def publish() -> EvalReport:
             if rank() == 0:

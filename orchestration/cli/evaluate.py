@@ -186,12 +186,15 @@ def checkpoint_of(run: str, storage: Path) -> Path:
     Raises:
         ConfigError: there is no such run, or it has no checkpoint yet.
     """
-    if (Path(run) / "about.json").exists():
-        return Path(run).resolve()
+    from boxseg.engine.checkpoint import ABOUT, find_checkpoint
+
+    folder = find_checkpoint(Path(run))
+    if (folder / ABOUT).exists():
+        return folder.resolve()
     from orchestration.run_folder import find_run
 
     folder = find_run(storage, run).best_checkpoint
-    if not (folder / "about.json").exists():
+    if not folder.exists():
         raise ConfigError(f"{run}: {folder} has no checkpoint yet; a run writes one at its first evaluation")
     return folder.resolve()
 

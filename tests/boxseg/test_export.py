@@ -2,16 +2,16 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from boxseg.build import build_network
 from boxseg.config import BoxSegConfig
+from boxseg.engine import checkpoint
 from boxseg.errors import BoxSegError, ConfigError
 from boxseg.export import TOLERANCE, WRITERS, export_network
 from boxseg.predict import Predictor
@@ -55,18 +55,16 @@ def test_bare_weights_are_those_of_the_network(predictor, tmp_path):
 @pytest.fixture
 def mask_rcnn_run(trained_run, tmp_path):
     """A checkpoint of Mask R-CNN as a run leaves it, untrained."""
-    folder = shutil.copytree(trained_run.checkpoint, tmp_path / "run")
-    about = json.loads((folder / "about.json").read_text())
+    about = checkpoint.load_about(trained_run.checkpoint)
     settings = {
         "model": {"kind": "mask_rcnn", "backbone": "resnet18", "weights": "none", "channels": 16},
         "rcnn": {"representation": 16, "mask_channels": 8},
     }
     config = BoxSegConfig.model_validate(settings)
     network = build_network(config, num_classes=len(about["classes"]["names"]), weights="none")
-    for name in ("student", "teacher"):
-        save_file(network.state_dict(), folder / f"{name}.safetensors")
-    (folder / "about.json").write_text(json.dumps(about | {"config": config.model_dump(mode="json")}))
-    return folder
+    files = checkpoint.pack({name: network.state_dict() for name in ("student", "teacher")}, {})
+    about |= {"config": config.model_dump(mode="json")}
+    return checkpoint.save_checkpoint(tmp_path, step=about["step"], files=files, about=about)
 
 
 def test_mask_rcnn_is_refused_and_its_weights_are_not(mask_rcnn_run, tmp_path, capsys):

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from boxseg.criterion import Criterion
+from boxseg.engine.checkpoint import publish, save_checkpoint
 from boxseg.errors import StorageError
 from orchestration.config import SweepSpec, dump_resolved, load_run
 from orchestration.failures import Failure
@@ -150,10 +151,10 @@ def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
     trial = Trial(0, {"qam.k_top": 5}, seed=0)
     sweep.open_trial(trial)
     folder = sweep.plan.trial_folder(trial)
-    step = folder.path / "checkpoints" / "step-00000100"
-    step.mkdir(parents=True)
-    (step / "about.json").write_text("{}")
-    (folder.path / "checkpoints" / "best").symlink_to(step.name)
+    checkpoints = folder.path / "checkpoints"
+    checkpoints.mkdir()
+    step = save_checkpoint(checkpoints, step=100, files={"state.pt": b"state"}, about={})
+    publish(checkpoints, step, is_best=True)
     folder.report(100, {"val/mask_ap": 0.25}, is_best=True)
     folder.finish("finished")
     sweep.close_trial(0, "stopped")

@@ -11,6 +11,7 @@ import pytest
 
 import orchestration.tracking
 import orchestration.tracking_artifacts
+from boxseg.engine.checkpoint import publish, save_checkpoint
 from orchestration.config import RunSpec, SweepSpec, dump_resolved, parse_resolved
 from orchestration.failures import Failure
 from orchestration.run_folder import RunFolder, RunStatus, own_process
@@ -52,16 +53,22 @@ def mlflow_run(client, folder: RunFolder):
     return client.get_run(folder.read_tracking()["run_id"])
 
 
+def save_best(folder: RunFolder, files: dict[str, bytes], **about) -> Path:
+    """A checkpoint of step 100 in a run's folder, its best one."""
+    checkpoints = folder.path / "checkpoints"
+    checkpoints.mkdir()
+    written = save_checkpoint(checkpoints, step=100, files=files, about=about)
+    publish(checkpoints, written, is_best=True)
+    return written
+
+
 def test_a_run_arrives_with_params_tags_metrics_samples_and_checkpoint(storage, client):
     folder = make_run(storage, "whole", RunSpec.model_validate({"qam": {"k_top": 7}}))
     folder.report(10, {"train/loss": 2.0, "val/mask_ap": 0.1})
     folder.report(20, {"train/loss": 1.0, "val/mask_ap": 0.3}, is_best=True)
     (folder.path / "samples").mkdir()
     (folder.path / "samples" / "step-20.png").write_bytes(b"png")
-    best = folder.path / "checkpoints" / "best"
-    best.mkdir(parents=True)
-    (best / "about.json").write_text("{}")
-    (best / "state.pt").write_bytes(b"only for going on")
+    save_best(folder, {"state.pt": b"only for going on"})
     folder.finish("finished")
     track(storage, folder)
     run = mlflow_run(client, folder)
@@ -177,12 +184,8 @@ def test_a_sweep_has_a_saved_view_of_its_trials_with_swept_settings_and_metric(s
 def make_trial_with_networks(storage: Path, sweep: RunFolder, number: int, *, best: str) -> RunFolder:
     run_id = f"{sweep.path.name}-{number:02d}"
     folder = make_run(storage, run_id, folder=f"{sweep.path.name}/{run_id}", parent="..")
-    step = folder.path / "checkpoints" / "step-00000100"
-    step.mkdir(parents=True)
-    (step.parent / "best").symlink_to(step.name)
-    (step / "about.json").write_text(json.dumps({"network": best}))
-    for name in ("teacher", "student"):
-        (step / f"{name}.safetensors").write_bytes(b"weights")
+    files = {f"{name}.safetensors": b"weights" for name in ("teacher", "student")}
+    save_best(folder, files, network=best)
     (folder.path / "samples").mkdir()
     (folder.path / "samples" / "step-100.png").write_bytes(b"png")
     folder.finish("finished")
@@ -207,6 +210,16 @@ def test_every_trial_carries_its_panels_and_the_weights_of_its_better_network(st
     found = [entry.path for entry in client.list_artifacts(run.info.run_id, "checkpoints/best")]
     assert found == ["checkpoints/best/about.json"]
     assert run.data.tags["best_checkpoint"] == str(large.best_checkpoint)
+
+
+def test_damaged_weights_do_not_become_artifacts(storage, client, caplog):
+    sweep = make_run(storage, "damaged", SweepSpec.model_validate(SPACE), kind="sweep")
+    trial = make_trial_with_networks(storage, sweep, 0, best="teacher")
+    (trial.best_checkpoint / "teacher.safetensors").write_bytes(b"weightz")
+    track(storage, sweep, trial)
+    assert mlflow_run(client, trial).info.status == "FINISHED"
+    assert client.list_artifacts(trial.read_tracking()["run_id"], "checkpoints/best") == []
+    assert "teacher.safetensors is damaged" in caplog.text
 
 
 def test_a_folder_that_cannot_be_copied_does_not_hold_up_the_others(storage, client):

@@ -28,32 +28,31 @@ def make_training(
     parts_by_k_top = {14: 2, 15: 1000}
 
     def train(config, *, folder: Path, data_root: Path, reporter, device: str, threads: int, criterion):
-        import json
         import os
         from types import SimpleNamespace
 
         import boxseg.errors
+        from boxseg.engine.checkpoint import find_sound, load_about, publish, save_checkpoint
         from boxseg.engine.events import EvalReport, StepReport
-        from boxseg.files import write_atomic
 
         steps = config.train.steps
-        last = folder / "checkpoints" / "last"
+        checkpoints = folder / "checkpoints"
+        checkpoints.mkdir(exist_ok=True)
         about = {"step": 0, "evaluated": 0, "metrics": {}, "best": {}, "best_step": 0}
-        if (last / "about.json").exists():
-            about = json.loads((last / "about.json").read_text())
+        found = find_sound(checkpoints)
+        if found is not None:
+            about = load_about(found)
         start, evaluated, metrics = about["step"], about["evaluated"], about["metrics"]
         best, best_step = about["best"], about["best_step"]
         (folder / "starts").open("a").write(f"{os.getpid()} {start} {threads}\n")
         if evaluated:
-            reporter.on_eval(EvalReport(evaluated, metrics, last, best_step == evaluated, is_repeated=True))
+            reporter.on_eval(EvalReport(evaluated, metrics, found, best_step == evaluated, is_repeated=True))
 
-        def save(done: int) -> None:
-            last.mkdir(parents=True, exist_ok=True)
-            about = {"step": done, "evaluated": evaluated, "metrics": metrics, "best": best, "best_step": best_step}
-            write_atomic(last / "about.json", json.dumps(about))  # tests kill it at any time
-            if best_step == done:
-                (folder / "checkpoints" / "best").mkdir(exist_ok=True)
-                write_atomic(folder / "checkpoints" / "best" / "about.json", json.dumps(about))
+        def save(done: int) -> Path:
+            about = {"evaluated": evaluated, "metrics": metrics, "best": best, "best_step": best_step}
+            written = save_checkpoint(checkpoints, step=done, files={}, about=about)  # tests kill it at any time
+            publish(checkpoints, written, is_best=best_step == done)
+            return written
 
         for step in range(start, steps):
             if step_s and not (folder.parent / HURRY).exists():
@@ -74,8 +73,7 @@ def make_training(
                     metrics = script[config.qam.k_top][done]
                 if criterion.better(metrics, than=best):
                     best, best_step = metrics, done
-                save(done)
-                reporter.on_eval(EvalReport(done, metrics, last, best_step == done))
+                reporter.on_eval(EvalReport(done, metrics, save(done), best_step == done))
             elif stop:
                 save(done)
             if stop and done < steps:

@@ -1,18 +1,20 @@
-"""Checkpoints appear whole, are found again, and say so when they are damaged."""
+"""Checkpoints appear whole, are found again, also in a copy, and say so when they are damaged."""
 
 import errno
+import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from copies import COPIES
 
 from boxseg.engine import checkpoint
 from boxseg.errors import CheckpointError, StorageError
 
 
-def write(folder, step, value=0.0):
+def write(folder, step, value=0.0, **about):
     files = checkpoint.pack(
         {"student": {"weight": torch.full((2, 2), value)}},
         {"optimizer": {"lr": 0.1}, "ranks": [{"numbers": torch.arange(3)}]},
@@ -21,7 +23,7 @@ def write(folder, step, value=0.0):
         folder,
         step=step,
         files=files,
-        about={"metrics": {"val/mask_ap": 0.5}},
+        about={"metrics": {"val/mask_ap": 0.5}} | about,
     )
 
 
@@ -29,7 +31,7 @@ def test_what_was_saved_is_loaded(tmp_path):
     folder = write(tmp_path, 7, value=3.0)
     about = checkpoint.load_about(folder)
     assert (about["step"], about["metrics"]) == (7, {"val/mask_ap": 0.5})
-    assert set(about["sha256"]) == {"student.safetensors", "state.pt"}
+    assert set(about["sha256"]) == {"student.safetensors", "state.pt", "about.json"}
     assert torch.equal(checkpoint.load_network(folder, "student")["weight"], torch.full((2, 2), 3.0))
     assert torch.equal(checkpoint.load_state(folder)["ranks"][0]["numbers"], torch.arange(3))
 
@@ -77,7 +79,6 @@ def kill_at(stage, folder):
         path.write_bytes(data[: len(data) // 2])
         if path.name == stage:
             die()
-        return "0"
 
     child = os.fork()
     if child == 0:
@@ -86,17 +87,18 @@ def kill_at(stage, folder):
         elif stage == "publish":
             Path.symlink_to = die
         else:
-            checkpoint._write = die_after_half
+            checkpoint.write_file = die_after_half
         save(folder, 2, is_best=True)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("stage", ["student.safetensors", "state.pt", "about.json", "rename", "publish"])
-def test_a_kill_during_a_write_leaves_the_checkpoint_before_and_the_next_write_clears_up(tmp_path, stage):
+def test_a_kill_during_a_write_leaves_a_whole_checkpoint_and_the_next_write_clears_up(tmp_path, stage):
     before = save(tmp_path, 1)
     kill_at(stage, tmp_path)
-    assert checkpoint.find_sound(tmp_path) == before
+    whole = checkpoint.folder_of(tmp_path, 2) if stage == "publish" else before
+    assert checkpoint.find_sound(tmp_path) == whole
     again = save(tmp_path, 2)
     assert checkpoint.find_sound(tmp_path) == again
     assert not list(tmp_path.glob(".step*"))
@@ -108,7 +110,7 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path, monkeyp
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"step-00000002 cannot be written .*: the disk is full; make room"):
         save(tmp_path, 2)
     assert checkpoint.find_sound(tmp_path) == before
@@ -139,3 +141,155 @@ def test_damage_and_absence_are_named(tmp_path):
         checkpoint.load_state(folder)
     with pytest.raises(CheckpointError, match=r"no checkpoint here"):
         checkpoint.load_about(tmp_path / "nowhere")
+
+
+def evaluated(folder, step, best_step):
+    """A published checkpoint of an evaluation, of a run whose best one was that of `best_step`."""
+    written = write(folder, step, value=float(step), evaluated=step, best_step=best_step)
+    checkpoint.publish(folder, written, is_best=step == best_step)
+    return written
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_in_a_copy_the_newest_and_the_best_are_found_and_the_next_one_makes_it_whole(tmp_path, way):
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    original.mkdir()
+    evaluated(original, 2, best_step=2)
+    evaluated(original, 4, best_step=2)
+    COPIES[way](original, copy)
+    assert checkpoint.load_about(checkpoint.find_sound(copy))["step"] == 4
+    assert checkpoint.load_about(checkpoint.find_best(copy))["step"] == 2
+    for name, step in (("best", 2), ("last", 4)):  # as people name them
+        assert checkpoint.load_about(checkpoint.find_checkpoint(copy / name))["step"] == step
+    evaluated(copy, 6, best_step=2)
+    names = ["best", "last", "step-00000002", "step-00000004", "step-00000006"]
+    assert sorted(each.name for each in copy.iterdir()) == names
+    assert [(copy / name).readlink().name for name in ("best", "last")] == ["step-00000002", "step-00000006"]
+    assert all(checkpoint.find_damage(copy / name) is None for name in names)
+
+
+@pytest.mark.parametrize("last", ["gone", "empty", "text"])
+def test_without_a_sound_pointer_nothing_starts_over_and_nothing_sound_is_removed(tmp_path, last):
+    for step in (2, 4):
+        evaluated(tmp_path, step, best_step=step)
+    (tmp_path / "last").unlink()
+    if last != "gone":
+        (tmp_path / "last").write_text("" if last == "empty" else "no such folder")
+    newest = checkpoint.find_sound(tmp_path)
+    assert newest == tmp_path / "step-00000004"
+    evaluated(tmp_path, 6, best_step=4)
+    assert checkpoint.find_damage(newest) is None
+
+
+def test_the_folder_that_last_became_in_a_copy_serves_where_the_other_is_damaged(tmp_path):
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    original.mkdir()
+    evaluated(original, 2, best_step=2)
+    COPIES["cp -rL"](original, copy)
+    (copy / "step-00000002" / "state.pt").unlink()
+    assert checkpoint.find_sound(copy) == copy / "last"
+    evaluated(copy, 3, best_step=2)
+    assert checkpoint.find_damage(copy / "step-00000002") is None
+    assert (copy / "best").readlink().name == "step-00000002"
+
+
+def test_the_best_is_found_where_a_kill_came_before_its_link(tmp_path):
+    evaluated(tmp_path, 2, best_step=2)
+    better = write(tmp_path, 4, evaluated=4, best_step=4)
+    assert (tmp_path / "best").readlink().name == "step-00000002"
+    assert checkpoint.find_best(tmp_path) == better
+    stopped = write(tmp_path, 5, evaluated=4, best_step=4)
+    checkpoint.publish(tmp_path, stopped, is_best=False)
+    assert (tmp_path / "best").readlink().name == "step-00000004"
+
+
+def test_a_run_that_has_not_been_evaluated_has_no_best_checkpoint(tmp_path):
+    stopped = write(tmp_path, 1, evaluated=0, best_step=0)
+    checkpoint.publish(tmp_path, stopped, is_best=False)
+    assert checkpoint.find_best(tmp_path) is None
+    assert checkpoint.find_best(tmp_path / "nowhere") is None
+
+
+def test_damaged_later_steps_go_as_they_come_anew(tmp_path):
+    for step in (2, 4):
+        evaluated(tmp_path, step, best_step=step)
+    (tmp_path / "step-00000004" / "state.pt").write_bytes(b"short")
+    assert checkpoint.find_sound(tmp_path).name == "step-00000002"
+    evaluated(tmp_path, 3, best_step=2)
+    assert (tmp_path / "best").readlink().name == "step-00000002"
+    assert not (tmp_path / "step-00000004").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 11},
+        {"metrics": {"val/mask_ap": 0.9}},
+        {"config": {"fcos": {"score_thr": 0.9}}},
+        {"sha256": {}},
+        {"sha256": None},
+        {"more": 1},
+    ],
+)
+def test_a_changed_description_is_damage(tmp_path, change):
+    before, newest = (save(tmp_path, step) for step in (10, 12))
+    about = json.loads((newest / "about.json").read_text())
+    if change == {"sha256": {}}:
+        change = {"sha256": about["sha256"] | {"state.pt": about["sha256"]["student.safetensors"]}}
+    (newest / "about.json").write_text(json.dumps(about | change))
+    for load in (
+        checkpoint.load_about,
+        checkpoint.load_state,
+        lambda folder: checkpoint.load_network(folder, "student"),
+    ):
+        with pytest.raises(CheckpointError, match=r"about\.json is damaged: .*step-00000010 is sound; name that one"):
+            load(newest)
+    assert checkpoint.find_sound(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "null", "5", '"text"', "{}", '{"step": "2", "sha256": {}}', "[" * 10_000]
+)
+def test_a_description_that_is_none_is_damage(tmp_path, content):
+    newest = save(tmp_path, 2)
+    (newest / "about.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"about\.json is damaged: .*; put a copy back"):
+        checkpoint.load_about(newest)
+
+
+def test_a_checkpoint_of_an_older_version_has_no_sum_of_its_description_and_is_loaded(tmp_path):
+    folder = save(tmp_path, 2)
+    about = json.loads((folder / "about.json").read_text())
+    del about["sha256"]["about.json"]
+    (folder / "about.json").write_text(json.dumps(about))
+    assert checkpoint.find_sound(tmp_path) == folder
+    assert checkpoint.load_about(folder)["step"] == 2
+    (folder / "about.json").write_text(json.dumps(about | {"step": 1}))
+    with pytest.raises(CheckpointError, match="tells of step 1"):
+        checkpoint.load_about(folder)
+
+
+@pytest.mark.parametrize("place", ["header", "middle", "end"])
+def test_one_changed_bit_of_the_weights_is_damage(tmp_path, place):
+    before, newest = (save(tmp_path, step) for step in (1, 2))
+    path = newest / "student.safetensors"
+    data = bytearray(path.read_bytes())
+    data[{"header": 20, "middle": len(data) // 2, "end": -1}[place]] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        CheckpointError, match=rf"student\.safetensors is damaged: its checksum .*{before.name} is sound"
+    ):
+        checkpoint.load_network(newest, "student")
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    folder = save(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="student has the weights of another network"):
+        checkpoint.load_weights(torch.nn.Linear(3, 3), folder, "student")
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    save(tmp_path, 1)
+    again = write(tmp_path, 1, value=5.0)
+    assert float(checkpoint.load_network(again, "student")["weight"][0, 0]) == 5.0
+    assert not list(tmp_path.glob(".*"))

@@ -1,0 +1,89 @@
+"""Whoever loads a damaged checkpoint says so, names a sound one, and writes no result."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from boxseg.build import build_trainer
+from boxseg.config import BoxSegConfig
+from boxseg.engine.checkpoint import find_checkpoint, load_about
+from boxseg.errors import CheckpointError, ConfigError
+from orchestration.cli.app import run
+from orchestration.config import RunSpec
+from orchestration.preflight import check
+
+
+@pytest.fixture
+def checkpoint(trained_run, tmp_path, monkeypatch) -> Path:
+    """The only checkpoint of a run, free to be damaged."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(trained_run.checkpoint, tmp_path / "run" / "checkpoints" / trained_run.checkpoint.name)
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+COMMANDS = {
+    "predict": ["predict", "run", "IMAGES"],
+    "eval": ["eval", "run", "--data", "DATA", "--images", "IMAGES"],
+    "label": ["label", "DATA", "--images", "IMAGES", "--run", "run", "--output", "out"],
+    "export": ["export", "run", "--format", "safetensors", "--output", "out"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("damage", ["weights", "description", "missing"])
+def test_commands_refuse_it_and_write_nothing(checkpoint, trained_run, capsys, command, damage):
+    if damage == "description":
+        about = json.loads((checkpoint / "about.json").read_text())
+        about["classes"]["names"].reverse()
+        (checkpoint / "about.json").write_text(json.dumps(about))
+    for path in checkpoint.glob("*.safetensors"):
+        if damage == "weights":
+            flip(path)
+        elif damage == "missing":
+            path.unlink()
+    places = {"IMAGES": str(trained_run.val.images), "DATA": str(trained_run.val.annotations)}
+    assert run([places.get(word, word) for word in COMMANDS[command]]) == 1
+    told = capsys.readouterr().err
+    assert "error: " in told
+    assert "unexpected" not in told
+    assert "Traceback" not in told
+    assert ("is missing" if damage == "missing" else "is damaged") in told
+    assert ("about.json" if damage == "description" else ".safetensors") in told
+    assert "put a copy back" in told
+    left = {path.name for path in Path().iterdir()} - {"run"}
+    assert not any(path.is_file() for name in left for path in Path(name).rglob("*"))
+
+
+def test_a_sound_checkpoint_beside_is_named(checkpoint, trained_run, capsys):
+    for path in checkpoint.glob("*.safetensors"):
+        flip(path)
+    sound = shutil.copytree(trained_run.checkpoint, checkpoint.with_name("last"))
+    assert run(["predict", str(checkpoint), str(trained_run.val.images)]) == 1
+    assert f"{sound} is sound; name that one" in capsys.readouterr().err
+
+
+def test_a_run_does_not_start_from_damaged_weights(checkpoint, trained_run, tmp_path):
+    assert find_checkpoint(checkpoint.parents[1]) == checkpoint
+    config = BoxSegConfig.model_validate(load_about(checkpoint)["config"])
+    model = config.model.model_copy(update={"init_checkpoint": checkpoint})
+    config = config.model_copy(update={"model": model})
+    flip(checkpoint / "student.safetensors")
+    with pytest.raises(CheckpointError, match=r"student\.safetensors is damaged"):
+        build_trainer(config, data_root=trained_run.val.images.parents[1])
+    with pytest.raises(ConfigError, match=r"model\.init_checkpoint: .*student\.safetensors is damaged"):
+        check(RunSpec.model_validate({"model": {"init_checkpoint": checkpoint}, "storage": tmp_path / "runs"}))
+
+
+def test_weights_of_another_network_are_refused(checkpoint, trained_run):
+    config = BoxSegConfig.model_validate(load_about(checkpoint)["config"])
+    model = config.model.model_copy(update={"init_checkpoint": checkpoint, "channels": 32})
+    with pytest.raises(CheckpointError, match="weights of another network"):
+        build_trainer(config.model_copy(update={"model": model}), data_root=trained_run.val.images.parents[1])
