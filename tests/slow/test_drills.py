@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import drills
 import forked
 import pytest
+from drills import Moment
 from real_disks import MEGABYTE, mounted_tmpfs, why_no_mounts
 
 from orchestration.errors import ExitCode
@@ -18,6 +20,10 @@ from orchestration.run_folder import RunFolder
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1200)]
 needs_mounts = pytest.mark.skipif(why_no_mounts() is not None, reason=str(why_no_mounts()))
 
+SEED = 7
+KILLS = 20
+LENGTH_S = 10.0
+"""Random kills come within so long of a command's start [s]."""
 SOON_S = 20.0
 """A command that cannot write any more has to end within this [s]."""
 
@@ -49,6 +55,22 @@ def make_storage(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], P
         return path
 
     return make
+
+
+def test_killed_runs_end_as_if_undisturbed(experiment, calm, make_storage, tmp_path):
+    storage = make_storage(tmp_path / "rough")
+    chance = random.Random(SEED)
+    plans = [[Moment(phase, 0.0)] for phase in drills.PHASES]
+    killed: list[str] = []
+    while len(killed) < KILLS:
+        moments = plans.pop() if plans else drills.draw_moments(chance, 3, length_s=LENGTH_S)
+        story = drills.run_with_kills(experiment, storage, moments)
+        killed += story.kills
+        told = f"seed {SEED}, {moments}, killed in {story.kills}, {story.folder}"
+        assert story.codes == [ExitCode.DONE], told
+        assert not drills.differences(story.folder, calm), told
+    assert {"last evaluation", "writing", "end"} <= set(killed)
+    assert not drills.tracking_faults(storage)
 
 
 @needs_mounts
