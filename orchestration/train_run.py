@@ -263,7 +263,17 @@ def tracked(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
         if status.failure is not None:  # otherwise it had ended well, and only Ray's end went wrong
             raise error_of(status.failure) from error
     finally:
-        tracker.close()
+        if _has_end(folder):
+            tracker.close()
+        else:  # what could not be written cannot be copied either
+            tracker.close(timeout_s=1.0)
+
+
+def _has_end(folder: RunFolder) -> bool:
+    try:
+        return folder.stored().is_final
+    except ConfigError:
+        return False
 
 
 class StopSignals:
