@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from boxseg.errors import BoxSegError, ConfigError
+from boxseg.files import write_atomic
 from boxseg.model.condinst import CondInst
 from boxseg.ops.boxes import decode_boxes
 from boxseg.predict import Predictor
@@ -105,7 +106,7 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         raise BoxSegError(
             f"{path}: differs from the network by {check['difference']:.2g}; up to {TOLERANCE:g} is allowed"
         )
-    path.with_suffix(".json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    write_atomic(path.with_suffix(".json"), json.dumps(about, indent=1))
     return about
 
 

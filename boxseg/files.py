@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from boxseg.errors import StorageError
+from boxseg.errors import ConfigError, StorageError
 
 STORAGE_FAULTS = {
     errno.ENOSPC: "the disk is full; make room",
@@ -94,6 +94,22 @@ def sync_tree(path: Path) -> None:
             with Path(folder, name).open("rb") as file:
                 os.fsync(file.fileno())
         sync_folder(Path(folder))
+
+
+def no_link(path: str, flags: int) -> int:
+    """An `opener` of `open` for files that we add to or hold: a link in their place is not followed.
+
+    Raises:
+        ConfigError: it is a link.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP or not Path(path).is_symlink():
+            raise
+        raise ConfigError(
+            f"{path} is a link to {str(Path(path).readlink())!r}; a file of its own is needed there, so remove the link"
+        ) from error
 
 
 def plain_size(path: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from boxseg.data.reading import largest_bytes, read_bytes
 from boxseg.data.segmentations import find_problem
 from boxseg.data.yolo import write_yolo
 from boxseg.errors import ConfigError, DataError
-from boxseg.files import write_atomic
+from boxseg.files import no_link, write_atomic
 from boxseg.label import BoxLabels, pixels_inside
 from boxseg.label_checks import DOUBTS, check_mask
 from boxseg.label_sources import BatchSource
@@ -115,7 +114,8 @@ class Journal:
         data = read_bytes(self._path, "the journal of an output folder is a file", limit=largest_bytes())
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
-            os.truncate(self._path, whole)
+            with open(self._path, "r+b", opener=no_link) as file:
+                file.truncate(whole)
         lines: list[Any] = []
         for text in data[:whole].splitlines():
             try:
@@ -130,7 +130,7 @@ class Journal:
         return lines
 
     def _append(self, *values: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+        with open(self._path, "a", encoding="utf-8", opener=no_link) as file:
             file.write("".join(json.dumps(value) + "\n" for value in values))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections import defaultdict
 from collections.abc import Iterator
@@ -58,7 +59,9 @@ def write_review(labels: Path, images: Path) -> Iterator[Path]:
         for annotation in shown:
             assert picture is not None
             mask = decode_segmentation(annotation["segmentation"], (picture.shape[0], picture.shape[1]))
-            _draw_crop(picture, mask, annotation["bbox"]).save(folder / CROPS / f"{annotation['id']}.jpg", quality=80)
+            crop = io.BytesIO()
+            _draw_crop(picture, mask, annotation["bbox"]).save(crop, format="jpeg", quality=80)
+            write_atomic(folder / CROPS / f"{annotation['id']}.jpg", crop.getvalue(), durable=False)
             about = {key: annotation[key] for key in ("id", "quality", "doubts", "checks", "candidates")}
             cards.append(about | {"file": image["file_name"], "name": names[annotation["category_id"]]})
         yield path

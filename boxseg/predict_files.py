@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from boxseg.data.yolo import image_files
 from boxseg.engine.evaluate import encode_detections
 from boxseg.engine.panels import COLOURS, OPACITY
 from boxseg.errors import ConfigError, DataError
+from boxseg.files import write_atomic
 from boxseg.predict import Predictor, in_batches, read_image
 from boxseg.structures import Detections
 
@@ -199,5 +201,7 @@ def draw_overlay(image: Tensor, found: Detections, names: Sequence[str], path: P
         told = [f"{name} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)]
         picture = draw_segmentation_masks(picture, found.masks.cpu(), alpha=OPACITY, colors=colours)
         picture = draw_bounding_boxes(picture, found.boxes.cpu(), labels=told, colors=colours)
+    drawn = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(drawn, format="png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
+    write_atomic(path, drawn.getvalue(), durable=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -14,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from boxseg.errors import ConfigError
-from boxseg.files import naming_storage_faults, sync_folder
+from boxseg.files import naming_storage_faults, no_link, sync_folder
 
 
 def digest(path: Path) -> str:
@@ -35,14 +33,7 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
         StorageError: the disk is full, read-only or gone.
     """
     with naming_storage_faults(path):
-        try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            if error.errno != errno.ELOOP or not path.is_symlink():
-                raise
-            raise ConfigError(
-                f"{path} is a link to {path.readlink()}; a lock has to be a file of its own, so remove the link"
-            ) from error
+        file = no_link(str(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -80,10 +71,11 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
     The line is on the disk when this returns.
 
     Raises:
+        ConfigError: the file is a link.
         StorageError: the disk is full, read-only or gone.
     """
     line = json.dumps({"time": round(time.time(), 3), **values}) + "\n"
-    with naming_storage_faults(path), path.open("a+b") as file:
+    with naming_storage_faults(path), open(path, "a+b", opener=no_link) as file:
         is_new = file.tell() == 0
         if not is_new:
             file.seek(-1, os.SEEK_END)

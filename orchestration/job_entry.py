@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from boxseg.files import write_atomic
+from boxseg.files import no_link, write_atomic
 
 
 def main(folder: Path, arguments: list[str]) -> int:
@@ -26,7 +26,7 @@ def main(folder: Path, arguments: list[str]) -> int:
     about: dict[str, Any] = {"id": folder.name, "command": shlex.join(["boxseg", *arguments]), "started": time.time()}
     note(folder, about | {"status": "running"})
     command = [sys.executable, "-u", "-m", "orchestration.cli", *arguments]
-    with (folder / "log.txt").open("ab") as log:
+    with open(folder / "log.txt", "ab", opener=no_link) as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
         assert process.stdout is not None
         while chunk := process.stdout.read(65536):

@@ -8,7 +8,6 @@ import http.client
 import logging
 import os
 import shlex
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from boxseg.errors import ConfigError
 from orchestration.access import ANSWER_S, choose_mode, is_loopback, read_token
 from orchestration.errors import ExitCode, ResourceError
 from orchestration.run_folder import new_id
+from orchestration.scratch import scratch_folder
 from orchestration.upload import Upload
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ class Cluster:
         if self._mode == "disabled":
             variables["RAY_AUTH_MODE"] = "disabled"
         deadline = time.monotonic() + PATIENCE_S
-        with tempfile.TemporaryDirectory(prefix="boxseg-upload-") as scratch, _told(self.address):
-            archive = Path(scratch) / "files.zip"  # of a folder Ray would leave out what .gitignore and .rayignore name
+        with scratch_folder("upload") as scratch, _told(self.address):
+            archive = scratch / "files.zip"  # of a folder Ray would leave out what .gitignore and .rayignore name
             upload.pack(archive)
             while True:
                 try:

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from boxseg.files import no_link
 from orchestration.errors import ResourceError
 
 HOST = "127.0.0.1"
@@ -45,7 +46,7 @@ def mlflow_server(store: str, *, port: int, artifacts: Path, log: Path) -> Itera
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
     command += ["--host", HOST, "--port", str(port), "--allowed-hosts", names]
     command += ["--artifacts-destination", str(artifacts)]
-    with log.open("ab") as output:
+    with open(log, "ab", opener=no_link) as output:
         process = subprocess.Popen(
             command, env={**os.environ, **QUIET}, stdout=output, stderr=output, start_new_session=True
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from boxseg.files import no_link
 from orchestration.access import ANSWER_S, choose_mode
 from orchestration.cluster import check_storage, shortages_told
 from orchestration.config import RunSpec
@@ -60,7 +61,7 @@ def start_ray(
     _set_environment(on_cluster=uses_cluster(spec))
     logs.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        output = stack.enter_context((logs / "ray-output.log").open("w"))
+        output = stack.enter_context(open(logs / "ray-output.log", "w", opener=no_link))
         stack.enter_context(contextlib.redirect_stdout(output))
         if uses_cluster(spec):
             _check_cluster(_address(spec))

@@ -12,8 +12,6 @@ import secrets
 import shutil
 import signal
 import socket
-import stat
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,10 +20,9 @@ from typing import Any
 
 import psutil
 
-from boxseg.errors import BoxSegError
 from orchestration.errors import ResourceError
-from orchestration.files import file_lock
 from orchestration.preflight import count_cpus
+from orchestration.scratch import scratch_folder
 
 SETTINGS = {
     "RAY_worker_niceness": "0",  # workers are what the user asked for: as urgent as the command, not 15 below it
@@ -46,9 +43,6 @@ OBJECT_STORE_BYTES = 200 * 1024**2
 """Ray's least is 75 MiB; settings and metrics are all that passes through it."""
 PAUSES_S = (0.0, 2.0, 10.0)
 """Pause before each try to start Ray [s]; after the last, nobody tries again."""
-PREFIX = "boxseg-ray-"
-OWNER = "owner"
-"""File in a private folder on which its process holds a lock as long as it lives."""
 KEPT_BYTES = 1_000_000
 """How much is kept of the end of each of Ray's logs."""
 
@@ -75,7 +69,7 @@ def embedded_ray(
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     os.environ.update(LOOPBACK)
-    with private_folder() as private:
+    with scratch_folder("ray") as private:
         _prepare_token(private)
         import ray  # reads its settings now
 
@@ -89,34 +83,6 @@ def embedded_ray(
             ray.shutdown()
             if logs is not None:
                 _keep_worker_output(folder, logs / "workers")
-
-
-@contextlib.contextmanager
-def private_folder() -> Iterator[Path]:
-    """A temporary folder of mode 0700 that goes when the block is left; those that killed processes left go before.
-
-    A lock tells who lives: numbers of processes mean nothing where containers share a folder for temporary files.
-    """
-    _remove_leftovers()
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
-    unlocked = folder / f".{OWNER}"
-    with file_lock(unlocked):
-        unlocked.rename(folder / OWNER)  # under its name nobody ever finds it free while we live
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_leftovers() -> None:
-    """Delete the private folders of this user whose processes have gone; what has no owner's file stays."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError, BoxSegError):  # its owner lives, or another that starts was faster
-            about = folder.lstat()
-            is_ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
-            if is_ours and (folder / OWNER).is_file():
-                with file_lock(folder / OWNER, wait=False):
-                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _prepare_token(private: Path) -> None:

@@ -320,7 +320,7 @@ class RunFolder:
 
     def request_stop(self) -> None:
         """Ask whoever trains in this folder to save a checkpoint and end."""
-        self._stop_path.touch()
+        write_atomic(self._stop_path, "", durable=False)
 
     def stop_requested(self) -> bool:
         """True once somebody asked for a stop."""

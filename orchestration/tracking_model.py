@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import boxseg
 from boxseg.engine.checkpoint import find_damage, load_about
 from boxseg.errors import CheckpointError
 from orchestration.files import digest
+from orchestration.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,17 +44,17 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
         )
     if about.status == "READY":
         return str(about.model_uri)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "checkpoint"
+    with scratch_folder("model") as scratch:
+        folder = scratch / "checkpoint"
         folder.mkdir()
         for path in (checkpoint / "about.json", weights):
             shutil.copy(path, folder)
-        code = Path(scratch) / "boxseg"
+        code = scratch / "boxseg"
         shutil.copytree(Path(boxseg.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of hints that MLflow cannot use, and of an example it would like
             mlflow.pyfunc.save_model(
-                Path(scratch) / "model",
+                scratch / "model",
                 mlflow_model=Model(about.artifact_location, run_id, model_uuid=about.model_id, model_id=about.model_id),
                 python_model=str(Path(__file__).with_name("tracking_served.py")),
                 artifacts={"checkpoint": str(folder)},
@@ -62,7 +62,7 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
                 signature=ModelSignature(inputs=Schema([ColSpec("string", "image")])),
                 pip_requirements=[f"mlflow=={mlflow.__version__}", *map(_pin, REQUIREMENTS)],
             )
-        client.log_model_artifacts(about.model_id, str(Path(scratch) / "model"))
+        client.log_model_artifacts(about.model_id, str(scratch / "model"))
     if about.model_id not in {each.model_id for each in (run.outputs.model_outputs if run.outputs else ())}:
         client.log_outputs(run_id, [LoggedModelOutput(about.model_id, step=0)])
     client.finalize_logged_model(about.model_id, "READY")

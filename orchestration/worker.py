@@ -18,6 +18,7 @@ from boxseg.config import BoxSegConfig
 from boxseg.criterion import MASK_AP, Criterion, Mode
 from boxseg.engine.events import EvalReport, StepReport
 from boxseg.errors import ConfigError, StorageError
+from boxseg.files import write_atomic
 from orchestration.config import RunSpec
 from orchestration.errors import PreemptedError
 from orchestration.failures import Failure
@@ -147,8 +148,9 @@ def _write_failure(payload: Payload, folder: RunFolder, error: Exception) -> boo
     Raises:
         StorageError: the folder cannot be written.
     """
-    with contextlib.suppress(OSError):
-        (folder.path / "traceback.txt").write_text(hide("".join(traceback.format_exception(error))))
+    with contextlib.suppress(OSError, StorageError):
+        text = hide("".join(traceback.format_exception(error)))
+        write_atomic(folder.path / "traceback.txt", text, durable=False)
     try:
         if split_batch(payload.spec, folder, Failure.of(error)):
             return True

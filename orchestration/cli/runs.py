@@ -41,12 +41,12 @@ def list_all(
         say(f"no runs under {storage.absolute()}; `boxseg train EXP.yaml` makes one")
         return
     print_table(
-        ("id", "name", "kind", "status", "step", *SHOWN_METRICS, "began", "folder"),
+        ("id", "name", "kind", "status", "step", *SHOWN_METRICS, "began", "folder", "why it failed"),
         [
             (
                 *(each.id, each.name, each.kind, each.status, each.step),
                 *_shown(each, SHOWN_METRICS),
-                *(_began(each), each.folder),
+                *(_began(each), each.folder, _why(each)),
             )
             for each in found
         ],
@@ -73,8 +73,11 @@ def show(
         typer.echo("")
         columns = _deciding_metric(folder) | SHOWN_METRICS
         print_table(
-            ("trial", "status", "step", *columns, "values"),
-            [(each.id, each.status, each.step, *_shown(each, columns), each.description) for each in trials],
+            ("trial", "status", "step", *columns, "values", "why it failed"),
+            [
+                (each.id, each.status, each.step, *_shown(each, columns), each.description, _why(each))
+                for each in trials
+            ],
         )
 
 
@@ -131,6 +134,11 @@ def _told(each: Measured) -> str | None:
         return None
     spread = "" if each.spread is None else f" ({each.mean:.4g} ± {each.spread:.2g} of {len(each.seeds)} seeds)"
     return f"{each.value:.4g}{spread} {each.against_first}".rstrip()
+
+
+def _why(status: RunStatus) -> str | None:
+    """In one line why it failed, if it did."""
+    return status.failure.summary if status.failure is not None and status.status == "failed" else None
 
 
 def _shown(status: RunStatus, columns: dict[str, str]) -> list[float | None]:

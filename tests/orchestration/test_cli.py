@@ -19,6 +19,7 @@ from PIL import Image
 from orchestration.cli import crash_log, output
 from orchestration.cli.app import app, run
 from orchestration.config import RunSpec, dump_resolved, load_run, load_sweep
+from orchestration.failures import Failure
 from orchestration.run_folder import RunFolder, RunStatus
 
 SWEEP = "name: s\nsweep: {search: grid, space: {qam.k_top: {choice: [1, 2]}}}\n"
@@ -298,6 +299,21 @@ def test_a_sweep_is_shown_with_its_trials(capsys: Capture):
     assert "other" not in shown
     assert run(["runs", "show", "sweep-01", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["best"] == {"val/mask_ap": 0.5}
+
+
+def test_what_failed_is_listed_and_shown_with_its_cause_in_a_line(capsys: Capture):
+    late = Failure("ResourceError", "Ray does not start: raylet: Timed out\nand more")
+    make_run("sweep", created=100.0, kind="sweep", status="failed", failure=late)
+    make_run("sweep/sweep-00", created=101.0, parent="..", status="failed", failure=Failure("DataError", "no t.json"))
+    make_run("again", created=102.0, status="running", failure=Failure("WorkerLost", "the process ended"))
+    assert run(["runs", "ls"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "Ray does not start: raylet: Timed out" in line and "and more" not in line]
+    assert not [line for line in lines if "the process ended" in line], "it runs again"
+    assert run(["runs", "show", "runs/t/sweep"]) == 0
+    shown = capsys.readouterr().out
+    assert "ResourceError: Ray does not start: raylet: Timed out" in shown
+    assert "data: no t.json" in shown
 
 
 def test_an_unknown_run_ends_with_2(capsys: Capture):

@@ -72,7 +72,7 @@ def test_a_lock_leaves_what_is_in_its_file_and_follows_no_link(tmp_path):
     (tmp_path / "precious").write_text("of somebody else")
     for target in ("precious", "missing"):
         (tmp_path / target[0]).symlink_to(tmp_path / target)
-        told = f"{target[0]} is a link to .*{target}; .* remove the link"
+        told = f"{target[0]} is a link to '.*{target}'; .* remove the link"
         with pytest.raises(ConfigError, match=told) as raised, file_lock(tmp_path / target[0]):
             pass
         assert exit_code_for(raised.value) == ExitCode.USAGE
@@ -91,3 +91,11 @@ def test_a_log_that_cannot_be_written_is_no_news(tmp_path, capsys):
     with pytest.raises(FileNotFoundError):
         log_to_file(tmp_path / "unmounted" / "logs" / "its.log", ["somebody.else"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_only_grows_follows_no_link(tmp_path):
+    (tmp_path / "precious").write_text("of somebody else\n")
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "precious")
+    with pytest.raises(ConfigError, match=r"is a link to .*precious"):
+        append_line(tmp_path / "metrics.jsonl", {"step": 1})
+    assert (tmp_path / "precious").read_text() == "of somebody else\n"

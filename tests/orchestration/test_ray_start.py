@@ -1,4 +1,4 @@
-"""A Ray of our own: it may start late, tells why if it does not start at all, and nobody removes its folder but us."""
+"""A Ray of our own: it may start late, and tells why if it does not start at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from orchestration import ray_start
 from orchestration.config import RunSpec
 from orchestration.errors import ResourceError
 from orchestration.ray_session import ENVIRONMENT, start_ray
-from orchestration.ray_start import LOOPBACK, OWNER, SETTINGS, embedded_ray, private_folder
+from orchestration.ray_start import LOOPBACK, SETTINGS, embedded_ray
+from orchestration.run_folder import list_runs
+from orchestration.train_run import run
 
 FATAL = (
     "[2026-11-28 17:46:21,529 C 10379 10379] (raylet) node_manager.cc:3588:  An unexpected system state has occurred. "
@@ -106,6 +108,22 @@ def test_a_ray_that_never_starts_is_told_in_one_line_with_logs_that_are_there(mo
     assert not list((tmp_path / "t").iterdir())
 
 
+def test_a_run_whose_ray_never_started_has_failed_with_the_cause(monkeypatch, tmp_path):
+    fail(monkeypatch, 3)
+    values = {
+        "name": "late",
+        "storage": tmp_path / "runs",
+        "data": {"toy": {"train_images": 2, "val_images": 1, "size": 64}},
+        "resources": {"runner": "ray_train"},
+    }
+    with pytest.raises(ResourceError, match="Timed out waiting"):
+        run(RunSpec.model_validate(values), progress=False)
+    [status] = list_runs(tmp_path / "runs")
+    assert (status.status, status.step) == ("failed", 0)
+    assert "Ray does not start on this machine, tried 3 times: raylet: Timed out" in status.failure.summary
+    assert Path(status.folder, "logs", "ray-start-1", "raylet.err").is_file()
+
+
 def test_an_error_without_logs_is_told_itself(monkeypatch):
     def refuse(**_: Any) -> None:
         raise OSError("no ports left")
@@ -162,64 +180,3 @@ def test_processes_of_a_start_that_failed_are_ended_and_no_others(tmp_path):
     finally:
         other.kill()
         other.wait()
-
-
-OWNER_PROGRAM = """
-import sys, tempfile, time
-tempfile.tempdir = sys.argv[1]
-from orchestration.ray_start import private_folder
-with private_folder() as folder:
-    print(folder, flush=True)
-    time.sleep(60)
-"""
-
-
-def own(place: Path, *around: str) -> tuple[subprocess.Popen[str], Path]:
-    """A process that holds a private folder under `place`, and the folder."""
-    command = [*around, sys.executable, "-c", OWNER_PROGRAM, str(place)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    return process, Path(process.stdout.readline().strip())
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    for each in (*psutil.Process(process.pid).children(recursive=True), process):
-        each.kill()
-    process.communicate()
-
-
-@pytest.mark.parametrize("around", [(), ("unshare", "--pid", "--fork")], ids=["here", "another container"])
-def test_a_folder_goes_only_when_its_owner_has_gone_wherever_that_lives(monkeypatch, tmp_path, around):
-    if around and subprocess.run([*around, "true"], check=False, capture_output=True).returncode:
-        pytest.skip("this account may not make a namespace of processes")
-    monkeypatch.setattr("psutil.pid_exists", lambda _: False)  # numbers of another container say nothing here
-    owner, folder = own(tmp_path / "t", *around)
-    try:
-        with private_folder() as beside:
-            assert folder.is_dir()
-            assert beside.stat().st_mode & 0o777 == 0o700
-        assert not beside.exists()
-    finally:
-        kill(owner)
-    assert folder.is_dir(), "it was killed"
-    with private_folder():
-        assert not folder.exists()
-
-
-def test_what_is_not_provably_left_over_stays(tmp_path):
-    place = tmp_path / "t"
-    (place / "boxseg-ray-1-beginning").mkdir()
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / OWNER).touch()
-    (place / "boxseg-ray-2-link").symlink_to(tmp_path / "mine")
-    linked = place / "boxseg-ray-3-linked"
-    linked.mkdir()
-    (linked / OWNER).symlink_to(tmp_path / "mine" / OWNER)
-    with private_folder():
-        pass
-    assert sorted(path.name for path in place.iterdir()) == [
-        "boxseg-ray-1-beginning",
-        "boxseg-ray-2-link",
-        "boxseg-ray-3-linked",
-    ]
-    assert (tmp_path / "mine" / OWNER).exists()

@@ -48,6 +48,14 @@ def test_a_damaged_status_is_named_with_a_way_out(tmp_path):
         folder.status()
 
 
+def test_a_request_to_stop_replaces_a_link_in_its_place(tmp_path):
+    folder = make_run(tmp_path)
+    (folder.path / "stop").symlink_to(tmp_path / "elsewhere")
+    folder.request_stop()
+    assert folder.stop_requested()
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_ids_sort_by_time_and_are_short():
     assert len(new_id()) == len("20261122-171500-k3f9ab")
     assert new_id()[:15] <= new_id()[:15]
