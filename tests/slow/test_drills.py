@@ -12,7 +12,7 @@ import drills
 import forked
 import pytest
 from drills import Moment
-from real_disks import MEGABYTE, mounted_tmpfs, why_no_mounts
+from real_disks import MEGABYTE, mounted_ext4, mounted_tmpfs, why_no_mounts
 
 from orchestration.errors import ExitCode
 from orchestration.run_folder import RunFolder
@@ -24,8 +24,10 @@ SEED = 7
 KILLS = 20
 LENGTH_S = 10.0
 """Random kills come within so long of a command's start [s]."""
-SOON_S = 20.0
+SOON_S = 30.0
 """A command that cannot write any more has to end within this [s]."""
+DISK_BYTES = 256 * MEGABYTE
+"""A bit more than a run asks for before it starts."""
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,20 @@ def test_killed_runs_end_as_if_undisturbed(experiment, calm, make_storage, tmp_p
 
 
 @needs_mounts
+@pytest.mark.parametrize("names_kept", [True, False], ids=["names kept", "nothing kept"])
+def test_a_run_goes_on_after_the_power_was_cut(names_kept, experiment, calm, make_storage, tmp_path):
+    with mounted_ext4(tmp_path / "disk", bytes_=DISK_BYTES) as disk:
+        storage = make_storage(disk.path / "storage")
+        command = start_run(experiment, storage, tmp_path / "output.txt")
+        run = wait_for_step(command, storage, 5)
+        command.kill()
+        disk.cut_power(names_kept=names_kept)
+        resumed = start_run(experiment, storage, tmp_path / "output.txt", "--resume", run.path.name)
+        assert resumed.wait(drills.LIMIT_S) == ExitCode.DONE, resumed.text()
+        assert not drills.differences(run.path, calm)
+
+
+@needs_mounts
 def test_a_tiny_disk_is_refused_at_once(experiment, tmp_path):
     with mounted_tmpfs(tmp_path / "disk", bytes_=8 * MEGABYTE) as disk:
         command = start_run(experiment, disk.path, tmp_path / "output.txt")
@@ -86,6 +102,32 @@ def copy_with_links(run: Path, to: Path) -> None:
     shutil.copytree(run, to, symlinks=True)
 
 
+def copy_through_links(run: Path, to: Path) -> None:
+    shutil.copytree(run, to)
+
+
+def copy_by_zip(run: Path, to: Path) -> None:
+    shutil.unpack_archive(shutil.make_archive(str(to) + "-packed", "zip", run), to)
+
+
+def copy_without_links(run: Path, to: Path) -> None:
+    """As an object store does, which has files only."""
+    for path in run.rglob("*"):
+        if path.is_file() and not any(each.is_symlink() for each in (path, *path.parents)):
+            (to / path.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, to / path.relative_to(run))
+
+
+def copy_links_as_text(run: Path, to: Path) -> None:
+    """As programs do that know no links: a file that says where the link led."""
+    shutil.copytree(run, to, symlinks=True)
+    for name in ("last", "best"):
+        link = to / "checkpoints" / name
+        target = str(link.readlink())
+        link.unlink()
+        link.write_text(target)
+
+
 @pytest.fixture(scope="module")
 def interrupted(experiment: Path, make_storage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was killed on its way."""
@@ -96,7 +138,9 @@ def interrupted(experiment: Path, make_storage, tmp_path_factory: pytest.TempPat
     return run.path
 
 
-@pytest.mark.parametrize("copy", [copy_with_links])
+@pytest.mark.parametrize(
+    "copy", [copy_with_links, copy_through_links, copy_by_zip, copy_without_links, copy_links_as_text]
+)
 def test_a_copied_run_goes_on_where_it_was(copy, interrupted, experiment, calm, make_storage, tmp_path):
     storage = make_storage(tmp_path / "storage")
     place = storage / drills.NAME / interrupted.name

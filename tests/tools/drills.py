@@ -59,8 +59,10 @@ Phase = Literal["start", "step", "evaluation", "writing", "last evaluation", "en
 PHASES: tuple[Phase, ...] = get_args(Phase)
 POLL_S = 0.002
 """Time between two looks at the files of a run that is about to be killed [s]."""
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 """A command that takes longer hangs; alone on a machine it takes a few seconds."""
+SWEEP_LIMIT_S = 400.0
+"""The same of a sweep, for which Ray has to start."""
 CHANGING = ("train/images_per_s", "train/step_s", "train/data_wait_s", "system/")
 """Metrics that are no function of the settings."""
 

@@ -65,6 +65,12 @@ class Command:
         self.signal(signal.SIGKILL)
         self.process.join()
 
+    def kill_alone(self) -> None:
+        """The same, but leave what it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self.process.join()
+
     def wait(self, limit_s: float = 60.0) -> int:
         """Its exit code once it has ended by itself; -9 after `kill`.
 
