@@ -14,7 +14,8 @@ from typing import Any
 
 from boxseg.config import CocoSource
 from boxseg.data.toy import ensure_toy
-from boxseg.errors import ConfigError
+from boxseg.engine.checkpoint import find_best
+from boxseg.errors import CheckpointError, ConfigError
 from boxseg.files import naming_storage_faults
 from orchestration.config import COPY_BACK, RunSpec, dump_resolved, parse_resolved, read_resolved
 from orchestration.errors import ResourceError
@@ -99,6 +100,12 @@ def _check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
         raise ConfigError(f"{name} is a sweep; go on with it by `boxseg sweep --resume`")
     if status.status == "running":
         raise ConfigError(f"{name} is running in process {status.pid}; stop that one first")
+    checkpoints = folder.path / "checkpoints"
+    if status.best_step is not None and find_best(checkpoints) is None:
+        raise CheckpointError(
+            f"{checkpoints}: no checkpoint is here, but the run had one of step {status.best_step}; put it back, or "
+            "start a new run"
+        )
     check_same_settings(spec, folder, MAY_CHANGE)
 
 

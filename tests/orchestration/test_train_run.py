@@ -1,6 +1,7 @@
 """A run ends cleanly whatever happens to it: finished, failed, interrupted, resumed."""
 
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_training import make_training
 
-from boxseg.errors import BoxSegError, ConfigError, NonFiniteLossError, StorageError
+from boxseg.errors import BoxSegError, CheckpointError, ConfigError, NonFiniteLossError, StorageError
 from orchestration.config import RunSpec, load_run
 from orchestration.run_folder import RunFolder, list_runs
 from orchestration.train_run import StopSignals, run
@@ -117,6 +118,14 @@ def test_a_finished_run_that_is_started_again_only_tells_its_metrics(storage):
     longer = make_spec(storage, train={"steps": 24, "batch_size": 4, "report_every": 5})
     assert run(longer, resume=result.id, train_fn=make_training(), progress=False).metrics["train/loss"] == 1 / 20
     assert RunFolder(Path(result.folder)).status().step == 24
+
+
+def test_a_run_that_lost_all_its_checkpoints_does_not_start_over_in_silence(storage):
+    result = run(make_spec(storage), train_fn=make_training(), progress=False)
+    shutil.rmtree(Path(result.folder, "checkpoints"))
+    with pytest.raises(CheckpointError, match="the run had one of step 20; put it back, or start a new run"):
+        run(make_spec(storage), resume=result.id, train_fn=make_training(), progress=False)
+    assert RunFolder(Path(result.folder)).status().status == "finished"
 
 
 def test_a_running_run_and_an_unknown_one_cannot_be_resumed(storage):
