@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from boxseg.ops.boxes import decode_boxes
 from boxseg.structures import Predictions, RawDetections
@@ -18,7 +19,8 @@ def decode_detections(predictions: Predictions, *, score_thr: float, pre_topk: i
 
     Returns:
         B detections, each with the same number of places: boxes not clipped, score sqrt(class probability x
-        centre-ness), the handle is the index of the location.
+        centre-ness), the handle is the index of the location. They are in the order of locations, then of classes; at
+        the cut of a level, equal confidence goes by that order too.
 
     Source: `method.md` section (b.7).
     """
@@ -29,8 +31,8 @@ def decode_detections(predictions: Predictions, *, score_thr: float, pre_topk: i
     # Level sizes follow from the image size, but only the network knows how: one small read from the device.
     for length in torch.bincount(predictions.levels).tolist():
         level = product[:, start : start + length].flatten(1)
-        top, index = level.topk(min(pre_topk, level.shape[1]), dim=1)
-        scores.append(top)
+        index = first_best(level, min(pre_topk, level.shape[1])).sort(dim=1).values
+        scores.append(level.gather(1, index))
         places.append(index + start * num_classes)
         start += length
     score, place = torch.cat(scores, dim=1), torch.cat(places, dim=1)  # (B, M)
@@ -40,3 +42,13 @@ def decode_detections(predictions: Predictions, *, score_thr: float, pre_topk: i
     boxes = boxes.gather(1, location_index[..., None].expand(-1, -1, 4)) * used[..., None]
     score = (score * used).sqrt()
     return [RawDetections(*image) for image in zip(boxes, place % num_classes, score, location_index, strict=True)]
+
+
+def first_best(values: Tensor, k: int) -> Tensor:
+    """Index (N, k) of the largest of `values` (N, M), which are in [0, 1] or -1, best first; of equal ones the first.
+
+    A stable sort of all of them takes ten times as long. Floats that are not negative compare like their bits, so value
+    and place go into one integer.
+    """
+    bits = values.float().view(torch.int32).long()
+    return ((bits << 32) - torch.arange(values.shape[1], device=values.device)).topk(k, dim=1).indices

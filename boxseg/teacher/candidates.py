@@ -99,7 +99,7 @@ def pick_candidates(
             else None
         )
         if teacher.with_nms:
-            detections = _suppress(detections, fcos)
+            detections = _suppress(detections, view.sizes[image], fcos)
             probs = mask_probs(network, predictions, detections.handle, batch, view, image, frame)
             confidence = _confidence(probs, frame, qam.mask_thr)
             index, box_index, iou = _match(detections, confidence, view.boxes[image], qam, teacher)
@@ -281,10 +281,11 @@ def _rank(found: RawDetections, batch: Batch, view: Batch, image: int, qam: QamC
     )
 
 
-def _suppress(found: RawDetections, fcos: FcosConfig) -> RawDetections:
-    """The best detections after NMS."""
+def _suppress(found: RawDetections, size: tuple[int, int], fcos: FcosConfig) -> RawDetections:
+    """The best detections after NMS, their boxes cut to the image as they are in predictions."""
     found = found.take(batched_nms(found.boxes, found.scores, found.labels, fcos.nms_thr)[: fcos.topk])
-    return found.take(found.scores > 0)
+    found = replace(found, boxes=clip_boxes_to_image(found.boxes, size))
+    return found.take((found.scores > 0) & (box_area(found.boxes) > 0))
 
 
 def _confidence(probs: Tensor, frame: MaskFrame | None, mask_thr: float) -> Tensor:

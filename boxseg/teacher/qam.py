@@ -12,6 +12,7 @@ from torch import Tensor
 from boxseg.config import QamConfig
 from boxseg.errors import ShapeError
 from boxseg.ops.boxes import box_iou
+from boxseg.ops.detections import first_best
 from boxseg.ops.masks import box_masks
 from boxseg.ops.neighbours import sample_cells
 from boxseg.structures import MASK_STRIDE, Candidates, MaskFrame, PseudoMasks
@@ -191,7 +192,7 @@ def rank_candidates(
         score_thr: The score must exceed this.
         class_match: The detection needs the class of the box.
         filter_first: Apply the filters before the best are taken, and break ties of IoU by score, then by index. The
-            reference takes the best by IoU alone and filters them.
+            reference takes the best by IoU alone, of equal ones the first, and filters them.
         k_per_box: Optional (N,): a lower limit than `k_top` for each box.
 
     Returns:
@@ -246,9 +247,9 @@ def order_candidates(
     k = min(k_top, len(boxes))
     if filter_first:
         by_score = scores.argsort(descending=True, stable=True)
-        order = by_score[_first_best(torch.where(eligible, iou, -1.0).index_select(1, by_score), k)]
+        order = by_score[first_best(torch.where(eligible, iou, -1.0).index_select(1, by_score), k)]
     else:
-        order = _first_best(iou, k)
+        order = first_best(iou, k)
     keep = eligible.gather(1, order)  # (N, k)
     if k_per_box is not None:
         keep = keep & (torch.arange(k, device=keep.device) < k_per_box[:, None])
@@ -268,16 +269,6 @@ def kept_candidates(rankings: list[Ranking]) -> list[tuple[Tensor, Tensor, Tenso
         found.append((own, (places - before) // max(order.shape[1], 1), overlap))
         before += order.numel()
     return found
-
-
-def _first_best(values: Tensor, k: int) -> Tensor:
-    """Index (N, k) of the largest of `values` (N, M), which are in [0, 1] or -1, best first; of equal ones the first.
-
-    A stable sort of all of them takes ten times as long. Floats that are not negative compare like their bits, so value
-    and place go into one integer.
-    """
-    bits = values.float().view(torch.int32).long()
-    return ((bits << 32) - torch.arange(values.shape[1], device=values.device)).topk(k, dim=1).indices
 
 
 def adaptive_k(

@@ -249,9 +249,28 @@ def test_decoding_keeps_the_best_of_each_level():
     network = planted(DETECTIONS)
     batch = make_batch([[]], [[]])
     (found,) = decode_detections(network(batch.weak, batch.valid), score_thr=0.1, pre_topk=2)
-    assert found.handle[found.scores > 0].tolist() == [9, 3, 66]
-    assert found.labels[found.scores > 0].tolist() == [2, 1, 1]
+    assert found.handle[found.scores > 0].tolist() == [3, 9, 66]  # in the order of locations
+    assert found.labels[found.scores > 0].tolist() == [1, 2, 1]
     assert float(found.boxes[found.scores == 0].abs().max()) == 0
+
+
+@pytest.mark.parametrize("pre_topk", [1, 7, 30])
+def test_equal_confidence_at_the_cut_of_a_level_goes_in_the_order_of_locations(pre_topk):
+    network = planted([(0, location, 1, 0.5, (8, 8, 30, 40)) for location in range(60, 8, -1)])
+    batch = make_batch([[]], [[]])
+    (found,) = decode_detections(network(batch.weak, batch.valid), score_thr=0.1, pre_topk=pre_topk)
+    assert found.handle[found.scores > 0].tolist() == list(range(9, 9 + pre_topk))
+
+
+@pytest.mark.parametrize(("filter_first", "scores"), [(False, [0.6, 0.8]), (True, [0.9, 0.8])])
+def test_equal_boxes_at_the_cut_go_by_location_in_the_reference_and_by_score_once_repaired(filter_first, scores):
+    same = [(0, place, 1, probability, (8, 8, 30, 40)) for place, probability in ((3, 0.36), (5, 0.64), (9, 0.81))]
+    (found,) = find_candidates(
+        planted(same),
+        make_batch([[[8, 8, 30, 40]]], [[1]]),
+        **with_changes(SETTINGS, k_top=2, filter_first=filter_first),
+    )
+    assert found.score.tolist() == pytest.approx(scores, abs=1e-4)
 
 
 def test_nms_labelling_gives_each_box_one_detection_whatever_its_class():
@@ -265,6 +284,19 @@ def test_nms_labelling_gives_each_box_one_detection_whatever_its_class():
     assert reference.score.tolist() == pytest.approx([0.9, 0.8], abs=1e-4)  # the best detection has lost its box
     (limited, _) = find_candidates(network, make_batch(*BATCH), **with_changes(settings, topk=1))
     assert limited.box_index.tolist() == [0]
+
+
+def test_nms_labelling_compares_the_part_of_a_box_that_is_on_the_image():
+    beyond = [(0, 0, 1, 0.9, (-70, -70, -2, -2)), (0, 3, 1, 0.81, (-40, 8, 30, 40)), (0, 20, 1, 0.49, (0, 8, 26, 40))]
+    batch = make_batch([[[0, 8, 30, 40]]], [[1]], sizes=[(48, 40)])
+    settings = with_changes(SETTINGS, with_nms=True)
+    (found,) = find_candidates(planted(beyond), batch, **settings)
+    # IoU 30 / 70 with the whole box; a detection outside the image is none, so this one is the first, and a worse one
+    # takes its box, as in the reference.
+    assert found.box_iou.tolist() == pytest.approx([26 / 30], abs=1e-4)
+    (found,) = find_candidates(planted(beyond), batch, **with_changes(settings, nms_overwrite=False))
+    assert found.box_iou.tolist() == pytest.approx([1], abs=1e-4)
+    assert found.score.tolist() == pytest.approx([0.9], abs=1e-4)
 
 
 @pytest.mark.parametrize("with_nms", [True, False])
