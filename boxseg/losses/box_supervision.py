@@ -27,9 +27,14 @@ def projection_loss(mask_probs: Tensor, box_masks: Tensor) -> Tensor:
     """
     check_same_shape(mask_probs=mask_probs, box_masks=box_masks)
     target = box_masks.to(mask_probs.dtype)
-    columns = dice_loss(mask_probs.amax(dim=-2), target.amax(dim=-2))
-    rows = dice_loss(mask_probs.amax(dim=-1), target.amax(dim=-1))
+    columns = dice_loss(_shadow(mask_probs, -2), _shadow(target, -2))
+    rows = dice_loss(_shadow(mask_probs, -1), _shadow(target, -1))
     return columns + rows
+
+
+def _shadow(maps: Tensor, axis: int) -> Tensor:
+    """Largest value along an axis; of equal ones the first gets the gradient, which `amax` would divide among them."""
+    return maps.max(dim=axis).values
 
 
 def average_projection_loss(mask_probs: Tensor, masks: Tensor) -> Tensor:

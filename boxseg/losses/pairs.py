@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,8 +77,8 @@ def find_pairs(inside: Tensor, *, size: int = 3, dilation: int = 2) -> Pairs:
 def pair_costs(mask_logits: Tensor, pairs: Pairs) -> Tensor:
     """Cost of giving the two cells of a pair different labels: -log P(both object or both background).
 
-    With p = sigmoid(z) this is softplus(z_i) + softplus(z_j) - softplus(z_i + z_j), which neither overflows nor
-    needs probabilities.
+    It equals -logaddexp(log p_i + log p_j, log (1 - p_i) + log (1 - p_j)) with p = sigmoid(z), computed from the logits
+    without differences of large numbers.
 
     Args:
         mask_logits: Float (n, h, w).
@@ -89,4 +90,31 @@ def pair_costs(mask_logits: Tensor, pairs: Pairs) -> Tensor:
     Source: BoxInst (arXiv 2012.02310), pairwise term; `method.md` section (c).
     """
     here, there = pairs.take(mask_logits, torch.arange(len(mask_logits), device=mask_logits.device))
-    return (F.softplus(here) + F.softplus(there) - F.softplus(here + there)) * pairs.on_map
+    costs: Tensor = _Disagreement.apply(here, there)
+    return costs * pairs.on_map
+
+
+class _Disagreement(torch.autograd.Function):
+    """Cost of logits `here` (M, 1) and `there` (M, S) for one label: softplus(a) + softplus(b) - softplus(a + b).
+
+    With softplus(x) = max(x, 0) + rest(x) the large parts cancel by hand: min(|a|, |b|) is left where the signs differ,
+    nothing where they agree. The slope sigmoid(a) - sigmoid(a + b) is written out, as it is one formula on both sides
+    of 0, where the parts have kinks.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, here: Tensor, there: Tensor) -> Tensor:
+        ctx.save_for_backward(here, there)
+        opposed = torch.minimum(here.relu(), (-there).relu_()) + torch.minimum((-here).relu(), there.relu())
+        return opposed.add_(_rest(here)).add_(_rest(there)).sub_(_rest(here + there))
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor]:
+        here, there = ctx.saved_tensors
+        both = (here + there).sigmoid_()
+        return (slopes[0] * (here.sigmoid() - both)).sum(dim=1, keepdim=True), slopes[0] * (there.sigmoid() - both)
+
+
+def _rest(logits: Tensor) -> Tensor:
+    """log(1 + exp(-|x|)), at most log 2."""
+    return F.softplus(logits.abs().neg_())

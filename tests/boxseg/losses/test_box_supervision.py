@@ -1,6 +1,7 @@
 """Projection and pairwise losses, against `method.md` (m.1) and (m.2)."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from boxseg.errors import ShapeError
 from boxseg.losses.box_supervision import average_projection_loss, pairwise_loss, pairwise_term, projection_loss
 from boxseg.losses.pairs import find_pairs, pair_costs
-from boxseg.ops.neighbours import neighbour_view
+from boxseg.ops.neighbours import neighbour_offsets, neighbour_view
 
 LOGITS = torch.tensor([[[2.0, 0, -1], [1, 0.5, -2], [0, -1, 3]]])
 PROBS = torch.tensor([[[0.1, 0.2, 0.1, 0], [0.2, 0.9, 0.8, 0.1], [0.1, 0.7, 0.6, 0.3], [0, 0.1, 0.2, 0.1]]])
@@ -62,6 +63,40 @@ def test_pairwise_term_of_extreme_logits_is_finite():
     assert float(term.detach().max()) == pytest.approx(300 - math.log(2), abs=1e-3)
 
 
+@pytest.mark.parametrize("reach", [1.0, 6.0, 30.0])
+def test_the_cost_of_a_pair_is_right_to_the_last_digits_and_so_is_its_slope(reach):
+    logits = (torch.randn(1, 6, 6, generator=torch.Generator().manual_seed(3)) * reach).requires_grad_()
+    term = pairwise_term(logits, dilation=1)
+    term.sum().backward()
+    exact, slope = torch.zeros(8, 6, 6, dtype=torch.float64), torch.zeros(6, 6, dtype=torch.float64)
+    values = logits[0].tolist()
+    for index, (row, column) in enumerate(neighbour_offsets(3)):
+        for y, x in product(range(6), range(6)):
+            if 0 <= y + row < 6 and 0 <= x + column < 6:
+                here, there = values[y][x], values[y + row][x + column]
+                inverse = 1 / (1 + math.exp(-here - there))
+                alike = math.exp(-math.log1p(math.exp(-here)) - math.log1p(math.exp(-there)))
+                unlike = math.exp(-math.log1p(math.exp(here)) - math.log1p(math.exp(there)))
+                exact[index, y, x] = -math.log(alike + unlike)
+                slope[y, x] += 1 / (1 + math.exp(-here)) - inverse
+                slope[y + row, x + column] += 1 / (1 + math.exp(-there)) - inverse
+    assert bool(((term.detach()[0] - exact).abs() <= 3e-7 * (1 + exact)).all())
+    torch.testing.assert_close(logits.grad[0].double(), slope, atol=2e-6, rtol=1e-6)
+
+
+def test_confident_neighbours_that_agree_cost_nothing_but_a_trace():
+    term = pairwise_term(torch.tensor([[[12.0, 14.0]]]), dilation=1)
+    exact = math.exp(-12) + math.exp(-14)  # 7e-6: less than the last digit of a difference of numbers like 26
+    assert float(term[0, 4, 0, 0]) == pytest.approx(exact, rel=1e-4)
+
+
+def test_the_slope_of_a_pair_is_smooth_where_a_logit_is_zero():
+    logits = torch.tensor([[[0.0, -2.0]]], requires_grad=True)
+    pairwise_term(logits, dilation=1)[0, 4, 0, 0].backward()
+    low, middle = 1 / (1 + math.exp(2)), 0.5
+    torch.testing.assert_close(logits.grad, torch.tensor([[[middle - low, low - low]]]))
+
+
 def test_pairwise_loss_is_one_mean_over_alike_pairs_inside_the_boxes():
     term = torch.arange(2.0 * 8 * 4).view(2, 8, 2, 2)
     alike = torch.zeros(2, 8, 2, 2, dtype=torch.bool)
@@ -96,6 +131,42 @@ def test_pairs_inside_boxes_are_those_of_the_whole_map_with_the_same_gradient(si
 
 def test_projection_of_the_worked_example():
     torch.testing.assert_close(projection_loss(PROBS, square_box()), torch.tensor([0.103539]), atol=1e-5, rtol=0)
+
+
+def test_of_equal_largest_values_the_first_gets_the_gradient_of_the_projection():
+    box = torch.zeros(1, 3, 4, dtype=torch.bool)
+    box[0, 1:, 1:3] = True
+    probs = torch.tensor([[[0.5, 0.9, 0.9, 0.2], [0.5, 0.9, 0.3, 0.2], [0.5, 0.9, 0.9, 0.1]]], requires_grad=True)
+    projection_loss(probs, box).sum().backward()
+
+    def slopes(shadow, target):
+        """Of 1 - 2 sum(u v) / (sum(u²) + sum(v²) + 1e-5), by u."""
+        size = sum(u * u + v * v for u, v in zip(shadow, target, strict=True)) + 1e-5
+        overlap = 2 * sum(u * v for u, v in zip(shadow, target, strict=True))
+        return [-2 * v / size + overlap * 2 * u / size**2 for u, v in zip(shadow, target, strict=True)]
+
+    expected = torch.zeros(1, 3, 4)
+    expected[0, 0] += torch.tensor(slopes([0.5, 0.9, 0.9, 0.2], [0, 1, 1, 0]))  # all columns have theirs in row 0
+    expected[0, :, 1] += torch.tensor(slopes([0.9, 0.9, 0.9], [0, 1, 1]))  # and all rows in column 1
+    torch.testing.assert_close(probs.grad, expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7), (3, 64, 64), (1, 33, 128), (1, 17, 1000)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_first_of_equal_values_is_found_in_maps_of_any_layout(shape, transposed):
+    probs = torch.randint(1, 4, shape, generator=torch.Generator().manual_seed(0)) / 4
+    if transposed:
+        probs = probs.mT.contiguous().mT
+    probs.requires_grad_()
+    projection_loss(probs, torch.ones(shape, dtype=torch.bool)).sum().backward()
+    with_slope = torch.zeros(shape, dtype=torch.bool)
+    for image, columns in enumerate(probs.detach().mT.tolist()):
+        for x, column in enumerate(columns):
+            with_slope[image, column.index(max(column)), x] = True
+    for image, rows in enumerate(probs.tolist()):
+        for y, row in enumerate(rows):
+            with_slope[image, y, row.index(max(row))] = True
+    assert torch.equal(probs.grad != 0, with_slope)
 
 
 def test_projection_ignores_the_outline_inside_the_box():
