@@ -11,9 +11,11 @@ from pathlib import Path
 import drills
 import forked
 import pytest
+from copies import COPIES
 from drills import Moment
 from real_disks import MEGABYTE, mounted_ext4, mounted_tmpfs, why_no_mounts
 
+from boxseg.files import sync_tree
 from orchestration.errors import ExitCode
 from orchestration.run_folder import RunFolder
 
@@ -98,36 +100,6 @@ def test_a_tiny_disk_is_refused_at_once(experiment, tmp_path):
         assert not list(disk.path.iterdir())
 
 
-def copy_with_links(run: Path, to: Path) -> None:
-    shutil.copytree(run, to, symlinks=True)
-
-
-def copy_through_links(run: Path, to: Path) -> None:
-    shutil.copytree(run, to)
-
-
-def copy_by_zip(run: Path, to: Path) -> None:
-    shutil.unpack_archive(shutil.make_archive(str(to) + "-packed", "zip", run), to)
-
-
-def copy_without_links(run: Path, to: Path) -> None:
-    """As an object store does, which has files only."""
-    for path in run.rglob("*"):
-        if path.is_file() and not any(each.is_symlink() for each in (path, *path.parents)):
-            (to / path.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, to / path.relative_to(run))
-
-
-def copy_links_as_text(run: Path, to: Path) -> None:
-    """As programs do that know no links: a file that says where the link led."""
-    shutil.copytree(run, to, symlinks=True)
-    for name in ("last", "best"):
-        link = to / "checkpoints" / name
-        target = str(link.readlink())
-        link.unlink()
-        link.write_text(target)
-
-
 @pytest.fixture(scope="module")
 def interrupted(experiment: Path, make_storage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was killed on its way."""
@@ -138,14 +110,12 @@ def interrupted(experiment: Path, make_storage, tmp_path_factory: pytest.TempPat
     return run.path
 
 
-@pytest.mark.parametrize(
-    "copy", [copy_with_links, copy_through_links, copy_by_zip, copy_without_links, copy_links_as_text]
-)
-def test_a_copied_run_goes_on_where_it_was(copy, interrupted, experiment, calm, make_storage, tmp_path):
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copied_run_goes_on_where_it_was(way, interrupted, experiment, calm, make_storage, tmp_path):
     storage = make_storage(tmp_path / "storage")
     place = storage / drills.NAME / interrupted.name
     place.parent.mkdir()
-    copy(interrupted, place)
+    COPIES[way](interrupted, place)
     before = len(RunFolder(place).reports_since(0)[0])
     resumed = start_run(experiment, storage, tmp_path / "output.txt", "--resume", interrupted.name)
     assert resumed.wait(drills.LIMIT_S) == ExitCode.DONE, resumed.text()
@@ -153,6 +123,26 @@ def test_a_copied_run_goes_on_where_it_was(copy, interrupted, experiment, calm, 
     assert min(steps) > 4, "it started over"
     assert not drills.differences(place, calm)
     assert not drills.tracking_faults(storage)
+
+
+@needs_mounts
+@pytest.mark.parametrize("names_kept", [True, False])
+@pytest.mark.parametrize("step", [1, 7])
+def test_a_run_goes_on_after_a_loss_of_power(step, names_kept, experiment, calm, make_storage, tmp_path):
+    with mounted_ext4(tmp_path / "disk", bytes_=300 * MEGABYTE) as disk:
+        storage = make_storage(disk.path / "storage")
+        sync_tree(disk.path)
+        command = start_run(experiment, storage, tmp_path / "output.txt")
+        run = wait_for_step(command, storage, step)
+        command.kill()
+        told, reports = run.stored(), run.reports_since(0)[0]
+        disk.cut_power(names_kept=names_kept)
+        assert run.stored().step == told.step
+        assert run.reports_since(0)[0][: len(reports)] == reports
+        resumed = start_run(experiment, storage, tmp_path / "output.txt", "--resume", run.path.name)
+        assert resumed.wait(drills.LIMIT_S) == ExitCode.DONE, resumed.text()
+        assert not drills.differences(run.path, calm)
+        assert not drills.tracking_faults(storage)
 
 
 def start_run(experiment: Path, storage: Path, output: Path, *more: str) -> forked.Command:
