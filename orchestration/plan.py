@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import StatisticsError, fmean
+from statistics import fmean
 from typing import Any, Literal
 
 from boxseg.config import CocoSource
-from boxseg.data.checks import read_annotations
+from boxseg.data.checks import read_well_formed
 from boxseg.errors import BoxSegError
 from orchestration import preflight
 from orchestration.config import RunSpec, SweepSpec, load_run
@@ -109,10 +109,10 @@ def _data_plan(source: Literal["toy"] | CocoSource, *, toy_images: int) -> DataP
     if not isinstance(source, CocoSource):
         return DataPlan("toy", images=toy_images, used_images=toy_images)
     try:
-        content = read_annotations(source.annotations)
+        content = read_well_formed(source.annotations, whole=False)
     except BoxSegError:  # already among the faults
         return DataPlan(str(source.annotations))
-    boxes = [each.get("image_id") for each in content["annotations"] if not each.get("iscrowd")]
+    boxes = [each["image_id"] for each in content["annotations"] if not each.get("iscrowd")]
     return DataPlan(
         str(source.annotations),
         images=len(content["images"]),
@@ -124,11 +124,9 @@ def _data_plan(source: Literal["toy"] | CocoSource, *, toy_images: int) -> DataP
 
 
 def _mean_aspect(images: list[dict[str, Any]]) -> float | None:
-    """None where an entry is malformed, which is among the faults, or there is none."""
-    try:
-        return fmean(max(each["width"], each["height"]) / min(each["width"], each["height"]) for each in images)
-    except (KeyError, TypeError, ZeroDivisionError, StatisticsError):
+    if not images:
         return None
+    return fmean(max(each["width"], each["height"]) / min(each["width"], each["height"]) for each in images)
 
 
 def _gpu_basis(spec: RunSpec, guess: Estimate | None) -> str:
