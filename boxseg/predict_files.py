@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from boxseg.data.reading import plain_file
 from boxseg.data.yolo import image_files
+from boxseg.drawing import label
 from boxseg.engine.evaluate import encode_detections
 from boxseg.engine.panels import COLOURS, OPACITY
 from boxseg.errors import ConfigError, DataError
@@ -23,6 +25,8 @@ from boxseg.files import write_atomic
 from boxseg.predict import Predictor, in_batches, read_image
 from boxseg.structures import Detections
 
+STEM_BYTES = 200
+"""Of the name of an image, in that of its picture."""
 FRAME_COUNT = 7
 """OpenCV's number for CAP_PROP_FRAME_COUNT."""
 VIDEO_ENDINGS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
@@ -148,7 +152,8 @@ def predict_files(
             if overlays is not None:
                 names = [predictor.class_names[label] for label in found.labels.tolist()]
                 frame = "" if picture.frame is None else f"-{picture.frame:06d}"
-                draw_overlay(picture.pixels, found, names, overlays / f"{image_id:06d}-{picture.file.stem}{frame}.png")
+                stem = os.fsdecode(os.fsencode(picture.file.stem)[:STEM_BYTES])
+                draw_overlay(picture.pixels, found, names, overlays / f"{image_id:06d}-{stem}{frame}.png")
             annotations = coco_annotations(found, predictor.category_ids, image_id=image_id, first_id=annotation_id)
             annotation_id += len(annotations)
             height, width = picture.pixels.shape[1:]
@@ -198,7 +203,7 @@ def draw_overlay(image: Tensor, found: Detections, names: Sequence[str], path: P
     picture, count = image, len(found.scores)
     if count:
         colours = [COLOURS[index % len(COLOURS)] for index in range(count)]
-        told = [f"{name} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)]
+        told = [f"{label(name)} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)]
         picture = draw_segmentation_masks(picture, found.masks.cpu(), alpha=OPACITY, colors=colours)
         picture = draw_bounding_boxes(picture, found.boxes.cpu(), labels=told, colors=colours)
     drawn = io.BytesIO()

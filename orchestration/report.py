@@ -7,12 +7,14 @@ import logging
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from boxseg.drawing import drawing, visible
 from boxseg.errors import ConfigError
 from boxseg.files import csv_text, write_atomic
 from orchestration.config import SweepSpec, load_sweep
@@ -65,13 +67,12 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     standings = rank_settings(record.table)
     study = study_importance(record.table, record.curves)
-    charts, slices, panels = draw_charts(record, study), draw_slices(record, study), list(find_panels(record))
-    for picture in [*charts.values(), *slices, *panels]:
-        write_atomic(output / f"{picture.name}.png", picture.png)
-    write_atomic(output / "trials.csv", csv_text(_trial_lines(record)))
-    write_atomic(output / "settings.csv", csv_text(_standing_lines(standings)))
+    charts, slices = draw_charts(record, study, output), draw_slices(record, study, output)
+    panels = find_panels(record, output)
+    write_atomic(output / "trials.csv", visible(csv_text(_trial_lines(record))))
+    write_atomic(output / "settings.csv", visible(csv_text(_standing_lines(standings))))
     if study.settings:
-        write_atomic(output / "importance.csv", csv_text(asdict(each) for each in study.settings))
+        write_atomic(output / "importance.csv", visible(csv_text(asdict(each) for each in study.settings)))
     page = _template().render(
         record=record,
         spec=record.spec,
@@ -103,31 +104,33 @@ def try_report(folder: Path) -> Path | None:
         return None
 
 
-def draw_charts(record: SweepRecord, study: ImportanceStudy) -> dict[str, Picture]:
-    """`curves`, `parallel` and `importance`, as far as there is something to draw."""
+def draw_charts(record: SweepRecord, study: ImportanceStudy, output: Path) -> dict[str, Picture]:
+    """`curves`, `parallel` and `importance`, as far as there is something to draw; files in `output` too."""
     from orchestration import report_charts
 
-    table, best, drawn = record.table, record.table.best(), {}
+    table, best = record.table, record.table.best()
+    wanted: dict[str, tuple[Callable[[], bytes], str]] = {}
     if any(record.curves.values()):
         leader = f"; best is {best.label} with {best.outcome}" if best else ""
         alt = f"Learning curves: {table.metric} over the steps of {len(table.rows)} trials{leader}."
-        drawn["curves"] = (report_charts.draw_curves(table, record.curves, record.rungs), alt)
+        wanted["curves"] = (lambda: report_charts.draw_curves(table, record.curves, record.rungs), alt)
     if best is not None and table.names:
         alt = (
             f"Parallel coordinates: a line for each trial across {', '.join(table.names)} and {table.metric}; "
             f"the best has {best.description}."
         )
-        drawn["parallel"] = (report_charts.draw_parallel(table, record.spec.sweep.space), alt)
+        wanted["parallel"] = (lambda: report_charts.draw_parallel(table, record.spec.sweep.space), alt)
     if study.settings:
         shares = ", ".join(
             f"{each.name} {each.share:.2f} ({each.low:.2f} to {each.high:.2f})" for each in study.settings
         )
-        drawn["importance"] = (report_charts.draw_importance(study), f"Importance of the settings: {shares}.")
-    return {name: Picture(name, png, alt, report_charts.SCALE) for name, (png, alt) in drawn.items()}
+        wanted["importance"] = (lambda: report_charts.draw_importance(study), f"Importance of the settings: {shares}.")
+    drawn = {name: _draw(output, name, draw, alt, report_charts.SCALE) for name, (draw, alt) in wanted.items()}
+    return {name: picture for name, picture in drawn.items() if picture is not None}
 
 
-def draw_slices(record: SweepRecord, study: ImportanceStudy) -> list[Picture]:
-    """The metric against each setting alone, the most important ones first where that is known."""
+def draw_slices(record: SweepRecord, study: ImportanceStudy, output: Path) -> list[Picture]:
+    """The metric against each setting alone, the most important ones first where that is known; files in `output`."""
     from orchestration import report_charts
 
     if record.table.best() is None:
@@ -135,35 +138,53 @@ def draw_slices(record: SweepRecord, study: ImportanceStudy) -> list[Picture]:
     ranked = [each.name for each in study.settings]
     names = ranked + [name for name in record.table.names if name not in ranked]
     metric, space = record.table.metric, record.spec.sweep.space
-    return [
-        Picture(
+    drawn = [
+        _draw(
+            output,
             f"slice-{name}",
-            report_charts.draw_slice(record.table, name, space.get(name)),
+            partial(report_charts.draw_slice, record.table, name, space.get(name)),
             f"{metric} of the trials against {name} alone.",
             report_charts.SCALE,
         )
         for name in names[:MAX_SLICES]
     ]
+    return [picture for picture in drawn if picture is not None]
 
 
-def find_panels(record: SweepRecord) -> Iterator[Picture]:
-    """What the best and the median trial see."""
+def find_panels(record: SweepRecord, output: Path) -> list[Picture]:
+    """What the best and the median trial see; files in `output` too."""
     chosen: dict[str, TrialRow | None] = {"best": record.table.best(), "median": record.median}
     if chosen["best"] is chosen["median"]:
         del chosen["median"]
+    found = []
     for which, row in chosen.items():
         path = panel_of(row) if row is not None else None
         if row is not None and path is not None:
             alt = f"The {which} {row.label} ({row.outcome}) at {path.stem}: images, boxes, teacher and student masks."
-            yield Picture(f"masks-{which}", path.read_bytes(), alt, PANEL_SCALE)
+            found.append(_draw(output, f"masks-{which}", path.read_bytes, alt, PANEL_SCALE))
+    return [picture for picture in found if picture is not None]
+
+
+def _draw(output: Path, name: str, draw: Callable[[], bytes], alt: str, scale: float) -> Picture | None:
+    """A picture of the page, also as a file; None where it cannot be drawn, which is told."""
+    with drawing(output / f"{name}.png") as path:
+        picture = Picture(name, draw(), alt, scale)
+        write_atomic(path, picture.png)
+        return picture
+    return None
 
 
 def _template() -> Any:
     from jinja2 import Environment
 
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible)
     environment.filters.update(show=show, duration=show_duration)
     return environment.from_string(resources.files("orchestration").joinpath("report.html").read_text(encoding="utf-8"))
+
+
+def _visible(value: Any) -> Any:
+    """What a page shows of a value: `visible` text, which is escaped later; markup of the page itself as it is."""
+    return visible(value) if type(value) is str else value
 
 
 def _trial_lines(record: SweepRecord) -> Iterator[dict[str, Any]]:

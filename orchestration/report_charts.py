@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from boxseg.drawing import figure_label
 from orchestration.domains import Choice, Domain, LogUniform
 from orchestration.report_stats import Curves, ImportanceStudy
 from orchestration.table import SweepTable, TrialRow, show
@@ -47,7 +48,7 @@ def draw_curves(table: SweepTable, curves: Curves, rungs: Sequence[float]) -> by
     for row in reversed(thin_out(ranked[len(HIGHLIGHTS) :], MAX_LINES)):
         _draw_curve(axes, row, curves, colour=GREY, width=0.8)
     for row, colour in reversed(list(zip(ranked, HIGHLIGHTS, strict=False))):
-        _draw_curve(axes, row, curves, colour=colour, width=2.0, label=f"{row.label}: {row.outcome}")
+        _draw_curve(axes, row, curves, colour=colour, width=2.0, label=figure_label(f"{row.label}: {row.outcome}"))
     for rung in rungs:
         axes.axvline(rung, color="#555555", linestyle="--", linewidth=1)
     axes.set(xlabel="step", ylabel=table.metric)
@@ -107,7 +108,7 @@ def _draw_axis(axes: Axes, at: int, ticks: list[tuple[float, str]]) -> None:
     axes.axvline(at, color="#555555", linewidth=1)
     for height, text in ticks[:: math.ceil(len(ticks) / MAX_TICKS)]:
         box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
-        axes.text(at + 0.04, height, text[:14], fontsize=9, va="center", bbox=box, zorder=5)
+        axes.text(at + 0.04, height, figure_label(text, 14), fontsize=9, va="center", bbox=box, zorder=5)
 
 
 def scale_values(values: list[Any], domain: Domain | None) -> tuple[NDArray[np.float64], list[tuple[float, str]]]:
@@ -147,7 +148,9 @@ def draw_slice(table: SweepTable, name: str, domain: Domain | None) -> bytes:
     finished = [row for row in rows if row.status == "finished"]
     texts = list_values([row.values.get(name) for row in rows], domain)
     if texts:
-        axes.set_xticks(range(len(texts)), [text[:12] for text in texts], rotation=30 if len(texts) > 4 else 0)
+        axes.set_xticks(
+            range(len(texts)), [figure_label(text, 12) for text in texts], rotation=30 if len(texts) > 4 else 0
+        )
         axes.set_xlim(-0.6, len(texts) - 0.4)
     for part, face in ((rows, "none"), (finished, BLUE)):
         across = [texts.index(str(row.values.get(name))) if texts else row.values[name] for row in part]
@@ -158,7 +161,7 @@ def draw_slice(table: SweepTable, name: str, domain: Domain | None) -> bytes:
         axes.plot([at - 0.3, at + 0.3], [mean] * 2, color=ORANGE, linewidth=2.5)
     if isinstance(domain, LogUniform):
         axes.set_xscale("log")
-    axes.set(xlabel=name, ylabel=table.metric)
+    axes.set(xlabel=figure_label(name), ylabel=table.metric)
     return _png(figure)
 
 
@@ -170,7 +173,7 @@ def draw_importance(study: ImportanceStudy) -> bytes:
         colour = BLUE if each.is_shown else GREY
         axes.barh(place, max(each.share, 0.0), color=colour, height=0.6, alpha=0.85)
         axes.plot([each.low, each.high], [place, place], color="#222222", linewidth=1.6, marker="|", markersize=8)
-    axes.set_yticks(range(len(shown)), [each.name for each in shown])
+    axes.set_yticks(range(len(shown)), [figure_label(each.name) for each in shown])
     axes.axvline(0, color="#222222", linewidth=1)
     axes.set_xlabel("share of the variance that goes with it")
     return _png(figure)
@@ -186,7 +189,7 @@ def _values(rows: list[TrialRow]) -> list[float]:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 22 else f"…{name[-21:]}"
+    return figure_label(name if len(name) <= 22 else f"…{name[-21:]}")
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

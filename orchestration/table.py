@@ -182,9 +182,8 @@ def markdown_table(table: SweepTable) -> str:
     """For MLflow and files."""
     header, lines = _cells(table, table.best())
     rule = ["---"] * len(header)
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [header, rule, *lines]
-    )
+    rows = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in [header, rule, *lines]]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
 def describe(values: dict[str, Any]) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boxseg.drawing import drawing, figure_label, save_figure
 from boxseg.errors import CheckpointError
-from boxseg.files import write_picture
 from orchestration.config import read_resolved
 from orchestration.files import digest
 from orchestration.run_folder import RunFolder
@@ -36,10 +36,8 @@ logger = logging.getLogger("boxseg.tracking")
 def copy_results(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:
     """Upload what a run ends with, its weights apart."""
     if folder.stored().kind == "run":
-        try:
+        with drawing(folder.path / CURVES_PICTURE):
             draw_learning_curves(folder)
-        except Exception as error:
-            logger.warning("no learning curves of %s: %s: %s", folder.path, type(error).__name__, error)
     copy_files(client, folder, state, (folder.path / name for name in RESULTS))
     for name in RESULT_FOLDERS:
         copy_files(client, folder, state, sorted(folder.path.glob(f"{name}/**/[!.]*")))
@@ -62,11 +60,11 @@ def draw_learning_curves(folder: RunFolder) -> Path | None:
     for axes, (title, names) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
         for name in names:
             steps, values = zip(*curves[name], strict=True)
-            axes.plot(steps, values, marker=".", markersize=3, linewidth=1, label=name)
+            axes.plot(steps, values, marker=".", markersize=3, linewidth=1, label=figure_label(name))
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    return write_picture(folder.path / CURVES_PICTURE, figure.savefig)
+    return save_figure(figure, folder.path / CURVES_PICTURE)
 
 
 def copy_checkpoint(client: MlflowClient, folder: RunFolder, checkpoint: Path, state: dict[str, Any]) -> None:

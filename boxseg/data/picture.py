@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from boxseg.files import write_picture
+from boxseg.drawing import figure_label, save_figure
 
 CLASSES = 30
 """Classes that are shown, those with most boxes."""
@@ -28,8 +28,8 @@ def draw_stats(classes: Mapping[str, int], sides: Sequence[float], path: Path) -
     left, right = figure.subplots(1, 2)
     most = sorted(classes.items(), key=lambda item: -item[1])[:CLASSES]
     left.bar(range(len(most)), [count for _, count in most], color="tab:blue")
-    names = [f"{name[:LETTERS]}…" if len(name) > LETTERS else name for name, _ in most]
-    left.set_xticks(range(len(most)), names, parse_math=False, rotation=60 if len(most) > 4 else 0)
+    names = [figure_label(name, LETTERS) for name, _ in most]
+    left.set_xticks(range(len(most)), names, rotation=60 if len(most) > 4 else 0)
     left.set(title="boxes of each class", ylabel="boxes")
     shown = [side for side in sides if side > 0]
     right.hist(
@@ -38,4 +38,4 @@ def draw_stats(classes: Mapping[str, int], sides: Sequence[float], path: Path) -
     right.set(title="size of the boxes", xlabel="root of the area [px]", xscale="log", ylabel="boxes")
     for edge in (32, 96):
         right.axvline(edge, color="gray", linestyle="--")
-    write_picture(path, figure.savefig)
+    save_figure(figure, path)

@@ -15,6 +15,7 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 
 from boxseg.data.coco import CocoBoxes
+from boxseg.drawing import drawing, figure_label, save_figure, visible
 from boxseg.engine.evaluate import CONFIDENT, CocoScores, ImageResult
 from boxseg.engine.panels import PanelRow, crop_around, draw_panels, scale_picture, tint_masks
 from boxseg.engine.quality import GOOD_IOU, mask_iou
@@ -87,7 +88,7 @@ def draw_evaluation(
     extremes: Extremes,
     folder: Path,
 ) -> None:
-    """Write tables and pictures of an evaluation.
+    """Write tables and pictures of an evaluation; one that fails is told and left out.
 
     Args:
         data: What was evaluated on.
@@ -98,16 +99,21 @@ def draw_evaluation(
         folder: Gets `precision_recall.png`, `classes.csv`, `worst.png` and, where there are pseudo masks,
             `pseudo_masks.png` and `pseudo_mask_quality.png`.
     """
-    folder.mkdir(exist_ok=True)
-    write_atomic(folder / "classes.csv", class_table(scores, data.class_names))
+    with drawing(folder / "classes.csv") as path:
+        folder.mkdir(exist_ok=True)
+        write_atomic(path, visible(class_table(scores, data.class_names)))
     if scores.precision:
-        write_picture(folder / "precision_recall.png", draw_precision_recall(scores, data.class_names).savefig)
+        with drawing(folder / "precision_recall.png") as path:
+            save_figure(draw_precision_recall(scores, data.class_names), path)
     if scores.image_ap:
-        draw_worst(data, results, scores, folder / "worst.png")
+        with drawing(folder / "worst.png") as path:
+            draw_worst(data, results, scores, path)
     if extremes.highest:
-        draw_extremes(extremes, folder / "pseudo_masks.png")
+        with drawing(folder / "pseudo_masks.png") as path:
+            draw_extremes(extremes, path)
     if labelled:
-        write_picture(folder / "pseudo_mask_quality.png", draw_quality(labelled).savefig)
+        with drawing(folder / "pseudo_mask_quality.png") as path:
+            save_figure(draw_quality(labelled), path)
 
 
 def class_table(scores: CocoScores, class_names: Sequence[str]) -> str:
@@ -129,7 +135,8 @@ def draw_precision_recall(scores: CocoScores, class_names: Sequence[str]) -> Fig
         defined = [label for label in range(precision.shape[2]) if (precision[0, :, label] > -1).all()]
         if 1 < len(defined) <= MAX_CURVES:
             for label in defined:
-                axes.plot(recalls, precision[0, :, label], linewidth=1, alpha=0.8, label=class_names[label])
+                name = figure_label(class_names[label])
+                axes.plot(recalls, precision[0, :, label], linewidth=1, alpha=0.8, label=name)
         for row, name in ((0, "0.5"), (5, "0.75")):
             mean = precision[row][:, defined].mean(axis=1) if defined else np.zeros_like(recalls)
             axes.plot(recalls, mean, "k" if row == 0 else "k--", linewidth=2, label=f"all classes, IoU {name}")

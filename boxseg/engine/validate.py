@@ -14,6 +14,7 @@ from torch import Tensor
 from boxseg.criterion import MASK_AP, Criterion
 from boxseg.data.coco import coco_ground_truth
 from boxseg.data.loader import eval_batches
+from boxseg.drawing import drawing
 from boxseg.engine.distributed import gather_objects, rank, world_size
 from boxseg.engine.evaluate import Evaluation, ImageResult, encode_detections, finish, measure
 from boxseg.engine.panels import PanelRow, draw_panels
@@ -54,7 +55,8 @@ def validate(trainer: Trainer, *, folder: Path, step: int, criterion: Criterion 
     """
     networks = trainer.evaluated_networks()
     final = step >= trainer.steps and trainer.config.train.panels > 0
-    watcher = Watcher(trainer, extremes=Extremes() if final and rank() == 0 else None)
+    panels, pictures = folder / "samples" / f"step-{step:08d}.png", folder / "evaluation"
+    watcher = Watcher(trainer, pictures, extremes=Extremes() if final and rank() == 0 else None)
     found = {}
     for name, network in networks.items():
         found[name] = _evaluate_network(
@@ -68,20 +70,25 @@ def validate(trainer: Trainer, *, folder: Path, step: int, criterion: Criterion 
     }
     labelled = [pair for part in gather_objects(watcher.labelled) for pair in part]
     metrics |= {f"qam/{name}": value for name, value in quality_metrics(labelled).items()}
-    rows = watcher.rows() if rank() == 0 else []
+    rows: list[PanelRow] = []
+    if rank() == 0:
+        with drawing(panels):
+            rows = watcher.rows()
 
     def draw() -> None:
         if rows:
-            draw_panels(rows, folder / "samples" / f"step-{step:08d}.png")
+            with drawing(panels):
+                draw_panels(rows, panels)
         if watcher.extremes is not None:
-            draw_evaluation(
-                trainer.val_data,
-                found[best].results,
-                found[best].scores,
-                labelled=labelled,
-                extremes=watcher.extremes,
-                folder=folder / "evaluation",
-            )
+            with drawing(pictures):
+                draw_evaluation(
+                    trainer.val_data,
+                    found[best].results,
+                    found[best].scores,
+                    labelled=labelled,
+                    extremes=watcher.extremes,
+                    folder=pictures,
+                )
 
     return Validation(metrics, best, draw)
 
@@ -149,8 +156,10 @@ def _evaluate_network(
 class Watcher:
     """Looks over the shoulder of an evaluation: measures the teacher's pseudo masks, collects panel rows."""
 
-    def __init__(self, trainer: Trainer, *, extremes: Extremes | None = None) -> None:
+    def __init__(self, trainer: Trainer, pictures: Path, *, extremes: Extremes | None = None) -> None:
+        """`pictures` is where the extremes will be drawn."""
         self._trainer = trainer
+        self._pictures = pictures
         self.extremes = extremes
         """Is shown all pseudo masks."""
         self.labelled: list[tuple[float, float]] = []
@@ -175,7 +184,8 @@ class Watcher:
             if self.extremes is not None:
                 height, width = batch.sizes[position]
                 image = batch.weak[position, :, :height, :width]
-                self.extremes.offer(image, batch.boxes[position], masks, pseudo.quality, iou)
+                with drawing(self._pictures / "pseudo_masks.png"):
+                    self.extremes.offer(image, batch.boxes[position], masks, pseudo.quality, iou)
             if image_id in self._wanted:
                 self._labels[image_id] = (masks.cpu(), pseudo.quality.cpu())
         if "student" not in trainer.evaluated_networks():

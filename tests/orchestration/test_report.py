@@ -16,6 +16,7 @@ from boxseg.errors import ConfigError
 from orchestration import report_stats
 from orchestration.cli.app import run
 from orchestration.config import RunSpec, SweepSpec, dump_resolved
+from orchestration.failures import Failure
 from orchestration.report import PAGE, commands_for, cost_of, panel_of, read_sweep, try_report, write_report
 from orchestration.report_stats import common_step, differ, rank_settings, study_importance
 from orchestration.run_folder import RunFolder, RunStatus
@@ -232,6 +233,38 @@ def test_a_report_that_fails_is_told_and_raises_nothing(tmp_path, caplog):
     (folder / "report").write_text("in the way")
     assert try_report(folder) is None
     assert "no report of the sweep (FileExistsError" in caplog.text
+
+
+HOSTILE = "$a$ $ \\frac{ <script>alert(1)</script> {{ 7 * 7 }} 猫\x00\x1b[31m\u202e half \ud83d " + "x" * 5000
+
+
+def test_text_of_others_is_neither_a_formula_nor_markup_nor_hidden(tmp_path, caplog):
+    folder = synthetic.write_sweep(tmp_path, settings=4)
+    trial, failed = RunFolder(folder / "s-00"), RunFolder(folder / "s-01")
+    trial.update(description=HOSTILE, retries=[HOSTILE], values={"method": HOSTILE, "qam.k_top": 1})
+    failed.update(status="failed", failure=Failure("DataError", HOSTILE), description=HOSTILE)
+    RunFolder(folder).update(tags={"seed": "0", "command": HOSTILE})
+    page = write_report(folder)
+    text = page.read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; {{ 7 * 7 }} 猫" in text
+    for written in (text, page.with_name("trials.csv").read_text()):
+        assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", written)
+    for name in ("curves", "parallel", "slice-method"):
+        assert page.with_name(f"{name}.png").exists()
+    assert caplog.records == []
+
+
+def test_a_picture_that_fails_is_told_and_the_page_is_there_without_it(seeded, tmp_path, monkeypatch, caplog):
+    def fail(*args):
+        raise ValueError("two $")
+
+    for name in ("curves", "importance", "slice"):
+        monkeypatch.setattr(f"orchestration.report_charts.draw_{name}", fail)
+    page = write_report(seeded, tmp_path / "report")
+    assert page.read_text().count("<img ") == 1
+    assert f"{tmp_path / 'report' / 'curves.png'} is left out: ValueError: two $" in caplog.text
+    assert {path.name for path in page.parent.glob("*.png")} == {"parallel.png"}
 
 
 def test_the_command_prints_the_page(tmp_path, capsys):

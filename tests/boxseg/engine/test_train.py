@@ -132,6 +132,34 @@ def test_best_and_last_checkpoints_and_panels_are_left_behind(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-00000003.png", "step-00000006.png"]
 
 
+@pytest.mark.parametrize("broken", ["draw_panels", "Watcher.rows", "draw_evaluation", None])
+def test_pictures_do_not_decide_over_the_end_of_a_run(
+    run, tmp_path, data_root, tiny_config, monkeypatch, caplog, broken
+):
+    def fail(*args, **kwargs):
+        raise ValueError("a picture")
+
+    if broken is not None:
+        monkeypatch.setattr(f"boxseg.engine.validate.{broken}", fail)
+    sources = {}
+    for name, source in zip(("train", "val"), ensure_toy(data_root, tiny_config().data.toy), strict=True):
+        content = json.loads(source.annotations.read_text())
+        for category in content["categories"]:
+            category["name"] = f"$a$ ${category['id']} <b> \\frac{{ 猫\n" + "x" * 5000
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(content))
+        sources[name] = {"images": source.images, "annotations": path}
+    result, reporter = run(tmp_path / "run", data=sources, train={"steps": 1})
+    assert (result.step, result.evaluated) == (1, 1)
+    assert [report.step for report in reporter.evals] == [1]
+    assert checkpoint.load_about(tmp_path / "run" / "checkpoints" / "last")["step"] == 1
+    told = [record.getMessage() for record in caplog.records if "is left out: ValueError: a picture" in record.message]
+    assert len(told) == (broken is not None)
+    drawn = {path.name for path in (tmp_path / "run").glob("*/*.*")}
+    assert ("precision_recall.png" in drawn) == (broken != "draw_evaluation")
+    assert ("step-00000001.png" in drawn) == (broken not in ("draw_panels", "Watcher.rows"))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(run, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"step \d+: the loss is .*images \["):
         run(tmp_path, solver={"lr": 1e30}, train={"clip_norm": None})

@@ -1,0 +1,64 @@
+"""Pictures are extras: names from files are drawn as they are, and a picture that fails takes nothing down with it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boxseg.files import write_picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LETTERS = 40
+"""Most letters of a name in a picture."""
+
+logger = logging.getLogger("boxseg.drawing")
+_told: set[Path] = set()
+
+
+def visible(text: str) -> str:
+    """A text without what cannot be seen, ends of lines apart: controls, marks that turn it, halves of letters."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+
+
+def label(text: object, letters: int = LETTERS) -> str:
+    """A name as a picture shows it: one line of what is visible, at most so many letters."""
+    shown = " ".join(visible(str(text)).split()) or "(no name)"
+    return shown if len(shown) <= letters else f"{shown[: letters - 1]}…"
+
+
+def figure_label(text: object, letters: int = LETTERS) -> str:
+    """`label` for matplotlib, to which text between two `$` is a formula, and `_` at the start a curve without name."""
+    shown = label(text, letters).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as `write_picture` does."""
+
+    def save(file: Any, format: str) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands for the letter
+            figure.savefig(file, format=format)
+
+    return write_picture(path, save)
+
+
+@contextlib.contextmanager
+def drawing(path: Path) -> Iterator[Path]:
+    """Make a file that nobody waits for: a fault is told, once for each file, and otherwise changes nothing.
+
+    So are faults of the storage: whether the run can go on is decided by its checkpoints and metrics.
+    """
+    try:
+        yield path
+    except Exception as error:
+        if path not in _told:
+            _told.add(path)
+            logger.warning("%s is left out: %s: %s", path, type(error).__name__, label(error, 500))
+            logger.debug("where it failed", exc_info=True)

@@ -1,0 +1,104 @@
+"""Foreign text is drawn as it is, and a picture that cannot be made takes nothing down with it."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from boxseg.data.picture import draw_stats
+from boxseg.drawing import drawing, figure_label, label
+from boxseg.engine import pictures
+from boxseg.engine.evaluate import CocoScores
+from boxseg.engine.pictures import Extremes, draw_evaluation, draw_precision_recall
+from boxseg.errors import StorageError
+from boxseg.predict_files import draw_overlay
+from boxseg.structures import Detections
+
+NAMES = (
+    "$a$ $",
+    r"$\frac{",
+    r"\$x\$ $$",
+    "$" * 99,
+    "<script>alert(1)</script>",
+    "two\nlines\x1b[31m\x00",
+    "猫 🐈\u200d🦺 é",
+    "x" * 5000,
+    "",
+    "   ",
+    "_first",
+    "half \ud83d",
+    "{}%s %(a)s {0}",
+)
+
+
+def scores_of(count: int) -> CocoScores:
+    precision = np.linspace(1, 0, 101)[None, :, None].repeat(10, axis=0).repeat(count, axis=2)
+    return CocoScores({}, {"mask": precision, "box": precision}, {})
+
+
+def test_labels_are_one_visible_line_of_bounded_length():
+    for name in NAMES:
+        shown = label(name)
+        assert 0 < len(shown) <= 40
+        assert shown.isprintable()
+    assert label("猫") == "猫"
+    assert label("") == label(" \n") == "(no name)"
+    assert label("x" * 41) == "x" * 39 + "…"
+
+
+def test_no_label_is_a_formula_or_left_out_of_a_legend():
+    from matplotlib.cbook import is_math_text
+
+    for name in NAMES:
+        shown = figure_label(name)
+        assert not is_math_text(shown)
+        assert not shown.startswith("_")
+
+
+@pytest.mark.parametrize("names", [NAMES[:7], NAMES[6:]])
+def test_evaluations_of_classes_of_any_name_are_drawn(tmp_path, names, recwarn, caplog):
+    scores = scores_of(len(names))
+    figure = draw_precision_recall(scores, names)
+    assert len(figure.axes[0].get_legend().get_texts()) == len(names) + 2
+    data = type("Data", (), {"class_names": names})
+    draw_evaluation(data, [], scores, labelled=[(0.5, 0.5)], extremes=Extremes(), folder=tmp_path / "evaluation")
+    drawn = {path.name for path in (tmp_path / "evaluation").iterdir()}
+    assert drawn == {"classes.csv", "precision_recall.png", "pseudo_mask_quality.png"}
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
+def test_pictures_of_data_and_of_detections_show_classes_of_any_name(tmp_path, names):
+    draw_stats(dict.fromkeys(names, 3), [10.0, 20.0], tmp_path / "stats.png")
+    count = len(names)
+    found = Detections(
+        boxes=torch.tensor([[2.0, 2.0, 20.0, 20.0]]).repeat(count, 1),
+        scores=torch.full((count,), 0.5),
+        labels=torch.arange(count),
+        masks=torch.ones(count, 32, 32, dtype=torch.bool),
+    )
+    draw_overlay(torch.zeros(3, 32, 32, dtype=torch.uint8), found, names, tmp_path / "overlay.png")
+    for path in (tmp_path / "stats.png", tmp_path / "overlay.png"):
+        assert Image.open(path).size[0] > 0
+
+
+@pytest.mark.parametrize("error", [ValueError("two $\n\x1b[31m"), StorageError("the disk is full"), MemoryError()])
+def test_a_picture_that_fails_is_told_once_with_its_file_and_the_rest_is_drawn(tmp_path, monkeypatch, caplog, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(pictures, "draw_precision_recall", fail)
+    data = type("Data", (), {"class_names": ["a", "b"]})
+    for _ in range(2):
+        draw_evaluation(data, [], scores_of(2), labelled=[(0.5, 0.5)], extremes=Extremes(), folder=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"classes.csv", "pseudo_mask_quality.png"}
+    (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert told.startswith(f"{tmp_path / 'precision_recall.png'} is left out: {type(error).__name__}: ")
+    assert told.isprintable()
+
+
+def test_an_interruption_while_drawing_is_not_held_back(tmp_path):
+    with pytest.raises(KeyboardInterrupt), drawing(tmp_path / "a.png"):
+        raise KeyboardInterrupt
