@@ -65,6 +65,11 @@ class _Log(logging.FileHandler):
         """Print no traceback."""
 
 
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """A record as JSON that every reader takes: half a letter, as in a name that is not UTF-8, becomes `?`."""
+    return json.dumps(value, indent=indent, ensure_ascii=False).encode(errors="replace").decode()
+
+
 def append_line(path: Path, values: dict[str, Any]) -> None:
     """Add an object with the time to a file of JSON lines; a line that a kill tore stays alone and is skipped.
 
@@ -74,7 +79,7 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
         ConfigError: the file is a link.
         StorageError: the disk is full, read-only or gone.
     """
-    line = json.dumps({"time": round(time.time(), 3), **values}) + "\n"
+    line = to_json({"time": round(time.time(), 3), **values}) + "\n"
     with naming_storage_faults(path), open(path, "a+b", opener=no_link) as file:
         is_new = file.tell() == 0
         if not is_new:

@@ -21,7 +21,7 @@ from boxseg.engine.checkpoint import BEST, find_best
 from boxseg.errors import ConfigError
 from boxseg.files import make_folder, naming_storage_faults, write_atomic
 from orchestration.failures import Failure
-from orchestration.files import append_line, file_lock
+from orchestration.files import append_line, file_lock, to_json
 from orchestration.records import RULES, Count, DamagedError, Name, Pid, Seconds, read_lines, read_record, tell_once
 
 Status = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
@@ -340,7 +340,7 @@ class RunFolder:
         return after
 
     def _write(self, status: RunStatus) -> None:
-        write_atomic(self.status_path, json.dumps(asdict(status), indent=1))
+        write_atomic(self.status_path, to_json(asdict(status), indent=1))
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:

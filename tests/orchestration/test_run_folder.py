@@ -217,3 +217,11 @@ def test_runs_are_found_by_folder_id_part_and_best(tmp_path):
         find_run(tmp_path, "zzzz")
     with pytest.raises(ConfigError, match="3 runs fit"):
         find_run(tmp_path, "2026")
+
+
+def test_text_that_is_not_utf8_stays_readable_in_status_and_journal(tmp_path):
+    folder = RunFolder(tmp_path / "toy" / "r").create(RunStatus("r", "toy", **own_process()), "name: toy")
+    folder.note("trial_end", cause="photo \ud83d.jpg 猫")
+    folder.finish("failed", Failure("DataError", "photo \udcff.jpg 猫"))
+    assert folder.stored().failure.text == "photo ?.jpg 猫"
+    assert [event["cause"] for event in folder.journal()] == ["photo ?.jpg 猫"]
