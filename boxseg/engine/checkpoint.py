@@ -104,7 +104,7 @@ def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
     with naming_storage_faults(folder):
         _replace_copies(checkpoints)
         steps = [each for _, each in _steps(checkpoints)]
-        newest = 1 + [each.name for each in steps].index(folder.name)
+        newest = sum(each.name <= folder.name for each in steps)  # 0 where the disk has gone: no link will do
         for later in steps[newest:]:
             shutil.rmtree(later, ignore_errors=True)
         best = folder if is_best else find_best(checkpoints)

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import threading
@@ -225,3 +226,16 @@ def test_text_that_is_not_utf8_stays_readable_in_status_and_journal(tmp_path):
     folder.finish("failed", Failure("DataError", "photo \udcff.jpg 猫"))
     assert folder.stored().failure.text == "photo ?.jpg 猫"
     assert [event["cause"] for event in folder.journal()] == ["photo ?.jpg 猫"]
+
+
+def test_a_copy_under_another_name_goes_on_as_a_run_of_its_own(tmp_path):
+    original = make_run(tmp_path)
+    original.write_tracking({"run_id": "abc"})
+    original.finish("interrupted")
+    copy = RunFolder(shutil.copytree(original.path, original.path.with_name("copy")))
+    assert [run.id for run in list_runs(tmp_path)] == [original.path.name]
+    assert find_run(tmp_path, str(copy.path)).path == copy.path
+    copy.open(RunStatus("copy", "toy", steps=100), "name: toy\n")
+    assert (copy.stored().id, copy.stored().status, copy.read_tracking()) == ("copy", "running", {})
+    assert (original.stored().status, original.read_tracking()) == ("interrupted", {"run_id": "abc"})
+    assert {run.id for run in list_runs(tmp_path)} == {"copy", original.path.name}

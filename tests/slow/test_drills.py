@@ -15,7 +15,6 @@ from copies import COPIES
 from drills import Moment
 from real_disks import MEGABYTE, mounted_ext4, mounted_tmpfs, why_no_mounts
 
-from boxseg.files import sync_tree
 from orchestration.errors import ExitCode
 from orchestration.run_folder import RunFolder
 
@@ -123,26 +122,6 @@ def test_a_copied_run_goes_on_where_it_was(way, interrupted, experiment, calm, m
     assert min(steps) > 4, "it started over"
     assert not drills.differences(place, calm)
     assert not drills.tracking_faults(storage)
-
-
-@needs_mounts
-@pytest.mark.parametrize("names_kept", [True, False])
-@pytest.mark.parametrize("step", [1, 7])
-def test_a_run_goes_on_after_a_loss_of_power(step, names_kept, experiment, calm, make_storage, tmp_path):
-    with mounted_ext4(tmp_path / "disk", bytes_=300 * MEGABYTE) as disk:
-        storage = make_storage(disk.path / "storage")
-        sync_tree(disk.path)
-        command = start_run(experiment, storage, tmp_path / "output.txt")
-        run = wait_for_step(command, storage, step)
-        command.kill()
-        told, reports = run.stored(), run.reports_since(0)[0]
-        disk.cut_power(names_kept=names_kept)
-        assert run.stored().step == told.step
-        assert run.reports_since(0)[0][: len(reports)] == reports
-        resumed = start_run(experiment, storage, tmp_path / "output.txt", "--resume", run.path.name)
-        assert resumed.wait(drills.LIMIT_S) == ExitCode.DONE, resumed.text()
-        assert not drills.differences(run.path, calm)
-        assert not drills.tracking_faults(storage)
 
 
 def start_run(experiment: Path, storage: Path, output: Path, *more: str) -> forked.Command:

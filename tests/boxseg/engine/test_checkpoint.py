@@ -123,6 +123,11 @@ def test_a_vanished_folder_is_named_and_not_made_anew(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_vanishes_before_its_checkpoint_counts_is_named(tmp_path):
+    with pytest.raises(StorageError, match="the folder is gone; mount or restore it"):
+        checkpoint.publish(tmp_path / "unmounted", tmp_path / "unmounted" / "step-00000001", is_best=True)
+
+
 def test_an_interrupted_write_leaves_no_step_folder(tmp_path):
     with pytest.raises(TypeError):
         checkpoint.save_checkpoint(tmp_path, step=1, files={"student.safetensors": None}, about={})
