@@ -105,8 +105,9 @@ class _Disagreement(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, here: Tensor, there: Tensor) -> Tensor:
         ctx.save_for_backward(here, there)
-        opposed = torch.minimum(here.relu(), (-there).relu_()) + torch.minimum((-here).relu(), there.relu())
-        return opposed.add_(_rest(here)).add_(_rest(there)).sub_(_rest(here + there))
+        distance = there.abs()
+        opposed = torch.minimum(here.abs(), distance).masked_fill_((here < 0) == (there < 0), 0)
+        return opposed.add_(_rest(here.abs())).add_(_rest(distance)).sub_(_rest((here + there).abs_()))
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,6 +116,6 @@ class _Disagreement(torch.autograd.Function):
         return (slopes[0] * (here.sigmoid() - both)).sum(dim=1, keepdim=True), slopes[0] * (there.sigmoid() - both)
 
 
-def _rest(logits: Tensor) -> Tensor:
-    """log(1 + exp(-|x|)), at most log 2."""
-    return F.softplus(logits.abs().neg_())
+def _rest(distance: Tensor) -> Tensor:
+    """log(1 + exp(-|x|)) of |x|, which is used up; at most log 2."""
+    return F.softplus(distance.neg_())
