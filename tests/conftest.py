@@ -1,7 +1,13 @@
-"""A run of two updates on generated pictures, for all that starts from a trained network."""
+"""Threads and time limit of all tests, and a run of two updates on generated pictures for those that need one."""
 
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
+
+# Before torch is imported, here and in the programs that tests start: threads that wait for one another in a spin take
+# many times as long as one alone where other programs run.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
@@ -18,6 +24,29 @@ SETTINGS = {
     "fcos": {"score_thr": 1e-5},
     "qam": {"color_weight": 0.0},
 }
+
+
+TIMEOUT = 300
+"""Seconds that a test may take where `slowness` is 1, unless its mark says otherwise."""
+
+
+def slowness() -> float:
+    """How much longer some fixed work takes here and now than on an idle processor of today; at least 1."""
+    begin = time.perf_counter()
+    sum(number * number for number in range(1_500_000))
+    return max(1.0, (time.perf_counter() - begin) / 0.1)
+
+
+SLOWNESS = slowness()
+os.environ.setdefault("PYTEST_TIMEOUT", f"{TIMEOUT * SLOWNESS:.0f}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Limits that tests set for themselves grow on a slow or busy machine as well."""
+    for item in items:
+        own = item.get_closest_marker("timeout")
+        if own is not None:
+            item.add_marker(pytest.mark.timeout(own.args[0] * SLOWNESS), append=False)
 
 
 class Silent:

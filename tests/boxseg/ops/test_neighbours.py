@@ -55,8 +55,11 @@ def test_only_the_neighbours_validity_counts():
     lab = rgb_to_lab(torch.full((1, 3, 3, 3), 90.0))
     valid = torch.tensor([[True] * 3, [True] * 3, [False] * 3])[None]
     found = lab_similarity(lab, valid, size=3, dilation=1)
-    assert found[0, :, 1, 1].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
-    assert found[0, :, 2, 1].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+    # One colour may come out of vectorised and of plain code in two ways that differ in the last digits.
+    assert found[0, :, 1, 1].tolist() == pytest.approx([1, 1, 1, 1, 1, 0, 0, 0], abs=1e-4)
+    assert found[0, :, 2, 1].tolist() == pytest.approx([1, 1, 1, 0, 0, 0, 0, 0], abs=1e-4)
+    assert not found[0, 5:, 1, 1].any()
+    assert not found[0, 3:, 2, 1].any()
 
 
 def test_pooled_colours_are_cut_to_grey_levels():
@@ -64,7 +67,7 @@ def test_pooled_colours_are_cut_to_grey_levels():
     image[..., :, 4:][..., ::2, :] = 101  # pooled 100.5
     valid = torch.ones(1, 4, 8, dtype=torch.bool)
     right = OFFSETS.index((0, 1))
-    assert float(color_similarity(image, valid, dilation=1)[0, right, 0, 0]) == 1
+    assert float(color_similarity(image, valid, dilation=1)[0, right, 0, 0]) == pytest.approx(1, abs=1e-4)
     assert float(color_similarity(image, valid, dilation=1, truncate=False)[0, right, 0, 0]) < 0.95
 
 
@@ -114,6 +117,8 @@ def test_neighbourhoods_of_any_odd_size_are_symmetric(size):
     assert similarity.shape == (2, size**2 - 1, 8, 6)
     if size == 5:  # the inner ring is the neighbourhood of size 3
         inner = [offsets.index(offset) for offset in neighbour_offsets(3)]
-        assert torch.equal(similarity[:, inner], color_similarity(image, torch.ones(2, 32, 24).bool(), dilation=1))
+        near = color_similarity(image, torch.ones(2, 32, 24).bool(), dilation=1)
+        torch.testing.assert_close(similarity[:, inner], near, atol=1e-4, rtol=0)
         outer = [offsets.index((2 * row, 2 * column)) for row, column in neighbour_offsets(3)]
-        assert torch.equal(similarity[:, outer], color_similarity(image, torch.ones(2, 32, 24).bool(), dilation=2))
+        far = color_similarity(image, torch.ones(2, 32, 24).bool(), dilation=2)
+        torch.testing.assert_close(similarity[:, outer], far, atol=1e-4, rtol=0)
