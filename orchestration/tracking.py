@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from boxseg.criterion import MASK_AP, Criterion
 from boxseg.errors import ConfigError
 from orchestration.config import RunSpec, SweepSpec, leaves, read_resolved
 from orchestration.files import file_lock, log_to_file
@@ -328,6 +329,15 @@ def run_name(folder: RunFolder, status: RunStatus) -> str:
     return f"{end} {status.description}{seed}"[:200]
 
 
+def criterion_of(folder: RunFolder, status: RunStatus) -> Criterion:
+    """What decides which evaluation of a run is the best, by its own settings or those of its sweep."""
+    if status.parent is None and status.kind == "run":
+        return MASK_AP
+    sweep = folder if status.parent is None else _parent(folder, status)
+    settings = read_resolved(sweep.config_path)["sweep"]
+    return Criterion(settings["metric"], settings["mode"])
+
+
 def make_note(folder: RunFolder, status: RunStatus) -> str:
     """What a run's page says in words: of a sweep the table of its trials, and the command that made it."""
     command = status.tags.get("command")
@@ -418,6 +428,12 @@ def _end_run(
         tags |= {"failure_class": str(status.failure.failure_class), "failure": status.failure.text[:MAX_TEXT]}
     if status.status == "stopped":
         tags["stopped_by"] = status.tags.get("trial_scheduler", "")
+    criterion = criterion_of(folder, status)
+    if (value := criterion.value(status.best)) is not None:
+        tags["best"] = f"{value:.6f}"  # of the metric and its best evaluation; the metric itself shows the last one
+        tags["best_by"] = f"{criterion.metric} {criterion.mode}"
+        if status.best_step is not None:  # a sweep has none
+            tags["best_step"] = str(status.best_step)
     if folder.best_checkpoint.exists():
         tags["best_checkpoint"] = str(folder.best_checkpoint)
         copy_checkpoint(client, folder, folder.best_checkpoint.resolve(), state)  # `best` may move on meanwhile

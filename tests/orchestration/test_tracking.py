@@ -222,6 +222,35 @@ def test_damaged_weights_do_not_become_artifacts(storage, client, caplog):
     assert "teacher.safetensors is damaged" in caplog.text
 
 
+@pytest.mark.parametrize(("metric", "mode"), [("val/box_ap", "max"), ("health/mask_fill", "min")])
+def test_runs_are_tagged_with_the_best_by_the_metric_of_their_sweep(storage, client, metric, mode):
+    spec = SweepSpec.model_validate({"sweep": {**SPACE["sweep"], "metric": metric, "mode": mode}})
+    name = f"best-{mode}"
+    sweep = make_run(storage, name, spec, kind="sweep")
+    trial = make_run(storage, f"{name}-00", folder=f"{name}/{name}-00", parent="..")
+    alone = make_run(storage, f"alone-{mode}")
+    first = {"val/mask_ap": 0.1, "val/box_ap": 0.5, "health/mask_fill": 0.25}
+    last = {"val/mask_ap": 0.9, "val/box_ap": 0.2, "health/mask_fill": 0.75}
+    for run, best in ((trial, first), (alone, last)):
+        run.report(50, first, is_best=True)
+        run.report(100, last, is_best=best is last)
+        run.finish("finished")
+    sweep.report(1, first, is_best=True)
+    sweep.finish("finished")
+    track(storage, sweep, trial, alone)
+    told = [
+        tuple(mlflow_run(client, run).data.tags[tag] for tag in ("best", "best_by", "best_step"))
+        for run in (trial, sweep, alone)
+    ]
+    value = f"{first[metric]:.6f}"
+    assert told == [
+        (value, f"{metric} {mode}", "50"),
+        (value, f"{metric} {mode}", "1"),
+        ("0.900000", "val/mask_ap max", "100"),
+    ]
+    assert mlflow_run(client, sweep).data.metrics[metric] == first[metric]
+
+
 def test_a_folder_that_cannot_be_copied_does_not_hold_up_the_others(storage, client):
     broken, whole = make_run(storage, "broken"), make_run(storage, "unharmed")
     broken.config_path.write_text("no_such_setting: 1")
