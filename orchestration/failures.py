@@ -91,7 +91,8 @@ class Failure:
         """Class and text of an error without secrets; of Ray's long texts the last line, which names the cause."""
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         foreign_text = (lines[-1] if len(lines) > 6 else "\n".join(lines))[:2000]
-        kind = type(error).__name__
+        kinds = (each.__name__ for each in type(error).__mro__ if OUR_ERRORS.get(each.__name__) is each)
+        kind = next(kinds, type(error).__name__)  # of a kind of DataError, that it is a DataError
         return cls(kind, hide(str(error) if isinstance(error, BoxSegError) else foreign_text or kind))
 
     @property

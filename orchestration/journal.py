@@ -18,6 +18,8 @@ from orchestration.records import tell_once
 from orchestration.run_folder import RunFolder, RunStatus, Status, own_process, sound_status
 from orchestration.search_space import PastTrial, Trial, is_drawn_by
 
+DAMAGED = "damaged-status.json"
+"""What a status that cannot be read is renamed to where a sweep goes on with its trial."""
 ENDED: frozenset[Status] = frozenset({"finished", "stopped", "failed"})
 """A trial in one of these is not run again."""
 
@@ -98,7 +100,7 @@ def read_past(
             status = run.stored()
         except ConfigError as error:
             tell_once(path, str(error))
-            path.rename(path.with_name("damaged-status.json"))
+            path.rename(path.with_name(DAMAGED))
             continue
         trial = _trial(_number(status.tags.get("trial")), status.values, _number(status.tags.get("seed")))
         is_copy = status.id != run.path.name

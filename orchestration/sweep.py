@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import signal
@@ -17,13 +18,23 @@ from boxseg.files import sync_folder, sync_tree, write_atomic
 from orchestration.cluster import silent_nodes
 from orchestration.config import RunSpec, SweepSpec, dump_resolved, load_run
 from orchestration.failures import Failure, FailureClass, error_of
-from orchestration.journal import ENDED, driving, is_concluded, newest_sweep, read_past
+from orchestration.journal import DAMAGED, ENDED, driving, is_concluded, newest_sweep, read_past
 from orchestration.origin import provenance, write_changes
 from orchestration.preflight import concurrency, runner_of
 from orchestration.progress import SweepProgress
 from orchestration.ray_session import start_ray
+from orchestration.records import DamagedError
 from orchestration.report import try_report
-from orchestration.run_folder import RunFolder, RunStatus, Status, list_trials, new_folder, new_id, own_process
+from orchestration.run_folder import (
+    RunFolder,
+    RunStatus,
+    Status,
+    list_trials,
+    new_folder,
+    new_id,
+    own_process,
+    sound_status,
+)
 from orchestration.search_space import (
     TRIAL_SCHEDULERS,
     PastTrial,
@@ -248,7 +259,8 @@ def run_trial(config: dict[str, Any], plan: SweepPlan) -> None:
 
             fit(payload, callbacks=[TuneReportCallback()])
     except Exception as error:
-        plan.trial_folder(trial).finish("failed", error)
+        with contextlib.suppress(DamagedError):  # the driver finds that too, and writes it anew
+            plan.trial_folder(trial).finish("failed", error)
 
 
 class Sweep:
@@ -271,6 +283,8 @@ class Sweep:
         self._tags = tags
         self._tracker = tracker
         self._open: dict[int, RunFolder] = {}
+        self._first: dict[int, RunStatus] = {}
+        """State of each open trial before it began."""
         planned = count_trials(plan.spec.sweep)
         self.folder.note("sweep_start", id=plan.folder.name, planned=planned, ended=self.ended)
 
@@ -315,6 +329,7 @@ class Sweep:
             parent="..",
             **own_process(),
         )
+        self._first[trial.number] = status
         folder.open(status, dump_resolved(spec))
         if impossible is not None:
             folder.finish("failed", impossible)
@@ -329,7 +344,12 @@ class Sweep:
             return
         if status == "stopped" and self.folder.stop_requested():
             status = "interrupted"  # its process may have gone at once, with nothing done
-        end = folder.finish(status, failure)
+        try:
+            end = folder.finish(status, failure)
+        except DamagedError as error:  # what somebody wrote into one trial ends no other
+            folder.status_path.rename(folder.path / DAMAGED)
+            folder.create(self._first[number], folder.config_path.read_text(encoding="utf-8"))
+            end = folder.finish("failed", error)
         self._tracker.settle(folder)
         scheduler = self.plan.spec.sweep.trial_scheduler
         cause = end.failure.text if end.failure else scheduler if end.status == "stopped" else ""
@@ -350,7 +370,7 @@ class Sweep:
     def trial_lost(self, number: int, error: BaseException | None) -> None:
         """Note that Tune starts a trial's process again; with less memory if that was short."""
         folder = self._open.get(number)
-        if folder is None:
+        if folder is None or sound_status(folder.path) is None:
             return
         failure = Failure("WorkerLost", Failure.of(error).text if error else "the process ended")
         if failure.failure_class is FailureClass.WORKER_LOST and (silent := silent_nodes()):
@@ -387,7 +407,7 @@ class Sweep:
                 folders = list(self._open.values())
                 for folder in [self.folder, *folders]:
                     folder.request_stop()
-                if signals.overdue or all(folder.stored().is_final for folder in folders):
+                if signals.overdue or all(map(_has_ended, folders)):
                     return
 
     def conclude(self, *, interrupted: bool) -> SweepResult:
@@ -419,6 +439,12 @@ class Sweep:
         scratch.rename(kept)
         sync_folder(kept.parent)
         return kept
+
+
+def _has_ended(trial: RunFolder) -> bool:
+    """Whether nothing works on a trial any more, as far as its folder tells."""
+    status = sound_status(trial.path)
+    return status is None or status.is_final
 
 
 def _common_failure(table: SweepTable) -> Failure:

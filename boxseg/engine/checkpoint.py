@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from boxseg.errors import CheckpointError
-from boxseg.files import naming_storage_faults, sync_folder, write_file
+from boxseg.files import naming_storage_faults, plain_size, read_plain, sync_folder, write_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -177,8 +177,10 @@ def find_damage(folder: Path, *, only: str | None = None) -> str | None:
     try:
         sums: dict[str, str] = _read_about(folder)["sha256"]
         for name in sums.keys() - {ABOUT} if only is None else {only}:
-            with _naming_damage(folder / name), (folder / name).open("rb") as file:
-                _check_sum(hashlib.file_digest(file, "sha256").hexdigest(), sums.get(name))
+            with _naming_damage(folder / name):
+                plain_size(folder / name)  # nobody waits for a pipe
+                with (folder / name).open("rb") as file:
+                    _check_sum(hashlib.file_digest(file, "sha256").hexdigest(), sums.get(name))
     except CheckpointError as error:
         return str(error)
     return None
@@ -257,8 +259,10 @@ def _own_sum(about: dict[str, Any]) -> str:
 def _read_about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     with _naming_damage(path):
-        about: dict[str, Any] = json.loads(path.read_bytes())
+        about: dict[str, Any] = json.loads(read_plain(path))
         step, sums = about["step"], about["sha256"]
+        if type(step) is not int or not isinstance(sums, dict):
+            raise ValueError("it does not tell the step and the checksums")
         named = STEP.fullmatch(folder.resolve().name)
         if named and int(named[1]) != step:
             raise ValueError(f"it tells of step {step}")
@@ -272,7 +276,7 @@ def _read_file(folder: Path, name: str) -> bytes:
     path = folder / name
     expected = _read_about(folder)["sha256"].get(name)
     with _naming_damage(path):
-        data = path.read_bytes()
+        data = read_plain(path)
         _check_sum(hashlib.sha256(data).hexdigest(), expected)
     return data
 

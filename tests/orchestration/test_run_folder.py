@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from boxseg.data.reading import UnreadableError
 from boxseg.errors import ConfigError, NonFiniteLossError
-from orchestration.errors import ResourceError
+from orchestration.errors import ExitCode, ResourceError, exit_code_for
 from orchestration.failures import Failure, error_of
 from orchestration.run_folder import (
     RunFolder,
@@ -157,6 +158,12 @@ def test_a_failure_of_ours_replaces_a_foreign_one_but_not_the_other_way_round(tm
     folder.finish("failed", RuntimeError("again"))
     assert folder.status().failure == Failure("NonFiniteLossError", "step 3")
     assert folder.status().failure.is_ours
+
+
+def test_a_kind_of_our_errors_counts_as_what_it_is_a_kind_of():
+    failure = Failure.of(UnreadableError(Path("a.png"), "is empty", "images are not", "replace it"))
+    assert (failure.kind, str(failure.failure_class)) == ("DataError", "data")
+    assert exit_code_for(error_of(failure)) == ExitCode.DATA
 
 
 def test_of_a_long_foreign_text_the_last_line_is_kept():

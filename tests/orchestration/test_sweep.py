@@ -97,6 +97,24 @@ def test_a_trial_that_its_storage_did_not_take_stops_the_sweep_and_is_run_again(
     assert [each.ended for each in read_past(sweep.folder, Criterion("val/mask_ap"))] == [False, False]
 
 
+def test_a_status_that_is_damaged_while_its_trial_works_fails_that_trial_alone(tmp_path):
+    sweep = make_driver(tmp_path)
+    for number in range(2):
+        sweep.open_trial(Trial(number, {"qam.k_top": number + 1}, seed=0))
+    odd, good = (sweep.plan.trial_folder(Trial(number, {}, seed=0)) for number in range(2))
+    odd.status_path.write_text("[]")
+    good.report(100, {"val/mask_ap": 0.5}, is_best=True)
+    good.finish("finished")
+    sweep.trial_lost(0, None)
+    for number in range(2):
+        sweep.close_trial(number, "stopped")
+    sweep.close_trials(interrupted=False)
+    result = sweep.conclude(interrupted=False)
+    assert (result.status, result.best.id) == ("finished", good.path.name)
+    assert [(row.id, row.values) for row in result.table.failed] == [(odd.path.name, {"qam.k_top": 1})]
+    assert "status.json: is damaged" in odd.status().failure.text
+
+
 def test_the_end_of_a_trial_costs_as_much_after_twenty_others_as_after_three(tmp_path, monkeypatch):
     sweep = make_driver(tmp_path, trials=24)
     read, stored = [], RunFolder.stored

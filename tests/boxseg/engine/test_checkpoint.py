@@ -262,6 +262,27 @@ def test_a_description_that_is_none_is_damage(tmp_path, content):
         checkpoint.load_about(newest)
 
 
+@pytest.mark.parametrize("sums", ["[]", "5", '{"about.json": 5}'])
+@pytest.mark.parametrize("step", ["null", '"two"', "2.5"])
+def test_a_description_with_wrong_types_is_damage_wherever_it_lies(tmp_path, step, sums):
+    before = save(tmp_path, 1)
+    for name in ("last", "best"):
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "about.json").write_text(f'{{"step": {step}, "sha256": {sums}}}')
+    assert checkpoint.find_sound(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["about.json", "student.safetensors"])
+def test_nobody_waits_for_a_pipe_in_a_checkpoint(tmp_path, name):
+    before, newest = (save(tmp_path, step) for step in (1, 2))
+    (newest / name).unlink()
+    os.mkfifo(newest / name)
+    assert checkpoint.find_sound(tmp_path) == before
+    with pytest.raises(CheckpointError, match=f"{name} is damaged: it is a pipe, not a file"):
+        checkpoint.load_network(newest, "student")
+
+
 def test_a_checkpoint_of_an_older_version_has_no_sum_of_its_description_and_is_loaded(tmp_path):
     folder = save(tmp_path, 2)
     about = json.loads((folder / "about.json").read_text())
