@@ -81,6 +81,7 @@ def embedded_ray(
             raise
         finally:
             ray.shutdown()
+            _end_processes(folder)
             if logs is not None:
                 _keep_worker_output(folder, logs / "workers")
 
@@ -111,6 +112,7 @@ def _start(private: Path, *, dashboard: bool, logs: Path | None, give_up: Callab
                     _init(folder, dashboard=dashboard, metrics_port=metrics_port)
             return folder
         except BaseException as error:
+            _shut_down()
             _end_processes(folder)
             if not isinstance(error, Exception):
                 raise
@@ -146,6 +148,14 @@ def _init(folder: Path, *, dashboard: bool, metrics_port: int | None = None) -> 
         )
     finally:
         restore_sigterm(on_term)
+
+
+def _shut_down() -> None:
+    """Have Ray forget a start that failed."""
+    import ray
+
+    with contextlib.suppress(Exception):  # of a Ray that is half there
+        ray.shutdown()
 
 
 def restore_sigterm(handler: Any) -> None:
@@ -189,17 +199,13 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _end_processes(folder: Path) -> None:
-    """End what a failed start left running; its processes name their folder."""
-    import ray
-
-    with contextlib.suppress(Exception):  # of a Ray that is half there
-        ray.shutdown()
+    """End what is left of a Ray: its processes name its folder, and a late one would make that again after its end."""
     left = []
-    for child in psutil.Process().children(recursive=True):
+    for process in psutil.process_iter():  # not our children alone: those of a node that died belong to nobody
         with contextlib.suppress(psutil.Error):  # it has ended
-            if any(str(folder) in word for word in child.cmdline()):
-                child.kill()
-                left.append(child)
+            if any(str(folder) in word for word in process.cmdline()):
+                process.kill()
+                left.append(process)
     psutil.wait_procs(left, timeout=5)
 
 

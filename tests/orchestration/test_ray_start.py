@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -169,13 +170,17 @@ def test_what_ray_wrote_is_kept_when_its_user_fails(monkeypatch, tmp_path):
     assert (tmp_path / "logs/workers/worker-1.out").read_text() == "said a worker"
 
 
-def test_processes_of_a_start_that_failed_are_ended_and_no_others(tmp_path):
-    script = "import sys, time; time.sleep(60)"
-    ours = subprocess.Popen([sys.executable, "-c", script, f"--session={tmp_path}/ray1/session"])
+def test_processes_of_a_start_that_failed_are_ended_orphans_too_and_no_others(tmp_path):
+    script = "import time; time.sleep(60)"
+    named = [sys.executable, "-c", script, f"--session={tmp_path}/ray1/session"]
+    ours = subprocess.Popen(named)
+    leave = f"{shlex.join(named)} >/dev/null & echo $!"
+    orphan = int(subprocess.run(["sh", "-c", leave], capture_output=True, text=True, check=True).stdout)
     other = subprocess.Popen([sys.executable, "-c", script])
     try:
         ray_start._end_processes(tmp_path / "ray1")
-        assert not psutil.pid_exists(ours.pid)
+        ours.wait(timeout=10)
+        assert not psutil.pid_exists(orphan) or psutil.Process(orphan).status() == psutil.STATUS_ZOMBIE
         assert other.poll() is None
     finally:
         other.kill()
