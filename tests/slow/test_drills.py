@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import drills
 import forked
+import psutil
 import pytest
 from copies import COPIES
 from drills import Moment
-from real_disks import MEGABYTE, mounted_ext4, mounted_tmpfs, why_no_mounts
+from drivers import trial_step
+from real_disks import MEGABYTE, RealDisk, mounted_ext4, mounted_tmpfs, why_no_mounts
 
+from orchestration.config import load_sweep
 from orchestration.errors import ExitCode
+from orchestration.journal import newest_sweep
 from orchestration.run_folder import RunFolder
+from orchestration.table import read_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1200)]
 needs_mounts = pytest.mark.skipif(why_no_mounts() is not None, reason=str(why_no_mounts()))
@@ -74,6 +82,125 @@ def test_killed_runs_end_as_if_undisturbed(experiment, calm, make_storage, tmp_p
         assert not drills.differences(story.folder, calm), told
     assert {"last evaluation", "writing", "end"} <= set(killed)
     assert not drills.tracking_faults(storage)
+
+
+SWEEP = {
+    "search": "grid",
+    "trial_scheduler": "none",
+    "concurrency": 1,
+    "metric": "val/box_ap",
+    "space": {"solver.lr": {"choice": [0.003, 0.01, 0.03]}},
+}
+SWEEP_KILLS = 5
+
+
+@pytest.mark.ray
+def test_a_killed_sweep_ends_as_if_undisturbed(make_storage, tmp_path):
+    experiment = drills.make_experiment(tmp_path, sweep=SWEEP)
+    calm, rough = (make_storage(tmp_path / name) for name in ("calm", "rough"))
+    command = start_sweep(experiment, calm)
+    assert command.wait(drills.SWEEP_LIMIT_S) == ExitCode.DONE, command.text()
+
+    chance = random.Random(SEED)
+    moments = sorted((chance.randrange(3), chance.randint(0, drills.STEPS)) for _ in range(SWEEP_KILLS))
+    command = start_sweep(experiment, rough)
+    for number, step in moments:
+        while trial_step(rough, number) < step and not command.ended:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.5))
+        trials = trial_processes(command)
+        if trials and chance.random() < 0.5:
+            trials[0].kill()
+        else:
+            command.kill_alone()
+            command = start_sweep(experiment, rough)
+    code = command.wait(drills.SWEEP_LIMIT_S)
+    told = f"seed {SEED}, {moments}: {command.text()}"
+    assert code == ExitCode.DONE, told
+
+    folders = [newest_sweep(storage, drills.NAME).path for storage in (calm, rough)]
+    tables = [read_table(folder, load_sweep(experiment, [])).ranked() for folder in folders]
+    assert len({path.parent for path in rough.glob(f"{drills.NAME}/*/status.json")}) == 1, "one sweep"
+    rows = [[(row.id[-2:], row.status, row.values, row.value, row.step) for row in table] for table in tables]
+    assert rows[0] == rows[1], told
+    assert len(rows[0]) == 3
+    for mine, other in zip(*(sorted(folder.glob("*-0?")) for folder in folders), strict=True):
+        assert not drills.differences(mine, other), told
+    assert not drills.tracking_faults(rough)
+
+
+def start_sweep(experiment: Path, storage: Path) -> forked.Command:
+    """Start it, or go on with it where it has been heard of."""
+    known = newest_sweep(storage, drills.NAME) is not None
+    arguments = ["sweep", experiment, f"--set=storage={storage}", *(["--resume"] if known else [])]
+    return forked.start(arguments, storage / "output.txt")
+
+
+def trial_processes(command: forked.Command) -> list[psutil.Process]:
+    """Processes that train for a sweep."""
+    found = []
+    with contextlib.suppress(psutil.Error):
+        for each in psutil.Process(command.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                name = " ".join(each.cmdline())
+                if name.startswith("ray::") and not name.startswith("ray::IDLE"):
+                    found.append(each)
+    return found
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a run's disk, and how it is taken back."""
+
+    strike: Callable[[RealDisk], object]
+    mend: Callable[[RealDisk], object]
+    way_out: str
+    """What the message has to say."""
+    inodes: int | None = None
+
+
+FAULTS = {
+    "full": Fault(lambda disk: disk.fill(), RealDisk.make_room, "make room"),
+    "4 kB left": Fault(lambda disk: disk.fill(left=4096), RealDisk.make_room, "make room"),
+    "no inodes": Fault(RealDisk.use_up_inodes, RealDisk.make_room, "make room", inodes=2000),
+    "read-only": Fault(RealDisk.make_read_only, RealDisk.make_writable, "mount it for writing"),
+    "unmounted": Fault(RealDisk.unmount, RealDisk.mount, "mount or restore it"),
+    "moved": Fault(
+        lambda disk: (disk.path / "storage").rename(disk.path / "elsewhere"),
+        lambda disk: (disk.path / "elsewhere").rename(disk.path / "storage"),
+        "mount or restore it",
+    ),
+}
+
+
+@needs_mounts
+@pytest.mark.parametrize("stopped", [False, True], ids=["", "and a signal"])
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_run_without_its_disk_ends_soon_and_goes_on_when_it_is_back(
+    name, stopped, experiment, calm, make_storage, tmp_path
+):
+    fault = FAULTS[name]
+    with mounted_ext4(tmp_path / "disk", bytes_=DISK_BYTES, inodes=fault.inodes) as disk:
+        storage = make_storage(disk.path / "storage")
+        command = start_run(experiment, storage, tmp_path / "output.txt")
+        run = wait_for_step(command, storage, 3)
+        fault.strike(disk)
+        if stopped:
+            command.signal(signal.SIGTERM)
+        code = command.wait(SOON_S)
+        said = command.text()
+        assert code == ExitCode.RESOURCES, said
+        assert str(storage) in said.splitlines()[-1]
+        assert fault.way_out in said.splitlines()[-1]
+        for word in ("going on from the last checkpoint", "unexpected", "Traceback"):
+            assert word not in said, said
+        if name in ("unmounted", "moved"):
+            assert not (disk.path / "storage").exists(), "made anew on another disk"
+        fault.mend(disk)
+        resumed = start_run(experiment, storage, tmp_path / "output.txt", "--resume", run.path.name)
+        assert resumed.wait(drills.LIMIT_S) == ExitCode.DONE, resumed.text()
+        assert not drills.differences(run.path, calm)
+        assert not drills.tracking_faults(storage)
 
 
 @needs_mounts
