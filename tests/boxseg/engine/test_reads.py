@@ -22,12 +22,15 @@ def reads_of_a_step(folder, method="full", **changes):
     return [counts[name] for name in READS]
 
 
-def test_reads_of_a_step_do_not_grow_with_boxes(tmp_path):
-    assert reads_of_a_step(tmp_path, boxes=2) == reads_of_a_step(tmp_path, boxes=20)
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Reads of a step with one image and two boxes."""
+    return reads_of_a_step(tmp_path_factory.mktemp("few"), boxes=2)
 
 
-def test_reads_of_a_step_do_not_grow_with_images(tmp_path):
-    assert reads_of_a_step(tmp_path, boxes=2, batch_size=1) == reads_of_a_step(tmp_path, boxes=2, batch_size=4)
+@pytest.mark.parametrize("more", [{"boxes": 20}, {"boxes": 2, "batch_size": 4}], ids=["boxes", "images"])
+def test_reads_of_a_step_do_not_grow_with_boxes_or_images(few, tmp_path, more):
+    assert reads_of_a_step(tmp_path, **more) == few
 
 
 @pytest.mark.gpu
