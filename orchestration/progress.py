@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -29,24 +30,40 @@ T = TypeVar("T")
 
 
 class Progress:
-    """stderr with a part that changes on a terminal; entered while the work lasts."""
+    """stderr with a part that changes on a terminal; entered while the work lasts.
+
+    Once nobody reads it any more (a closed pipe, a terminal that has gone) it is silent; the work goes on.
+    """
 
     def __init__(self, *, shown: bool) -> None:
         self._console = safe_console(stderr=True, quiet=not shown, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._since = time.monotonic()
+        self._is_read = True
         self.is_live = self._console.is_terminal
 
     def __enter__(self) -> Self:
-        self._live.start()
+        with self._readers_may_leave():
+            self._live.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._live.stop()
+        if self._is_read:
+            with self._readers_may_leave():
+                self._live.stop()
+
+    @contextlib.contextmanager
+    def _readers_may_leave(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._is_read = False
+            self._console.quiet = True
 
     def _line(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(text, soft_wrap=not self.is_live)
+        with self._readers_may_leave():
+            self._console.print(text, soft_wrap=not self.is_live)
 
     def pass_on(self, text: str) -> None:
         """A line that stays without a terminal, and is soon replaced on one."""
@@ -57,7 +74,8 @@ class Progress:
 
     def _show(self, content: RenderableType) -> None:
         """Replace the part that changes, on a terminal."""
-        self._live.update(content, refresh=True)
+        with self._readers_may_leave():
+            self._live.update(content, refresh=True)
 
     def _elapsed(self) -> str:
         return show_duration(time.monotonic() - self._since)

@@ -56,6 +56,9 @@ def safe_console(**options: Any) -> Console:
         def render_str(self, text: str, **style: Any) -> Text:
             return super().render_str(printable(text), **style)
 
+        def on_broken_pipe(self) -> None:
+            raise  # the BrokenPipeError; rich would end the process, and close stdout whichever pipe it was
+
     return SafeConsole(markup=False, emoji=False, **options)
 
 

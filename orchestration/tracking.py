@@ -430,7 +430,8 @@ def _end_run(
         tags["stopped_by"] = status.tags.get("trial_scheduler", "")
     criterion = criterion_of(folder, status)
     if (value := criterion.value(status.best)) is not None:
-        tags["best"] = f"{value:.6f}"  # of the metric and its best evaluation; the metric itself shows the last one
+        # Of the best evaluation; the metric itself shows the last one. Shares of one length sort as text.
+        tags["best"] = f"{value:.6f}"
         tags["best_by"] = f"{criterion.metric} {criterion.mode}"
         if status.best_step is not None:  # a sweep has none
             tags["best_step"] = str(status.best_step)

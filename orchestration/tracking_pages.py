@@ -47,13 +47,14 @@ def save_comparison(client: MlflowClient, experiment_id: str, folder: RunFolder,
     metrics = [metric, *(name for name in SHOWN_METRICS if name != metric)]
     state = {
         "searchFilter": f"tags.mlflow.parentRunId = '{run_id}'",
-        "orderByKey": f"metrics.`{metric}`",
+        "orderByKey": "tags.`best`",  # the metric itself shows the last evaluation
         "orderByAsc": sweep["mode"] == "min",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
         "selectedColumns": [
+            "tags.`best`",
             *(f"metrics.`{name}`" for name in metrics),
             *(f"params.`{name}`" for name in settings),
             "tags.`status`",

@@ -98,6 +98,8 @@ def _check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
     status = folder.status()
     if status.kind != "run":
         raise ConfigError(f"{name} is a sweep; go on with it by `boxseg sweep --resume`")
+    if status.parent is not None and (folder.path / status.parent / "status.json").exists():
+        raise ConfigError(f"{name} is a trial; go on with its sweep by `boxseg sweep --resume`")
     if status.status == "running":
         raise ConfigError(f"{name} is running in process {status.pid}; stop that one first")
     checkpoints = folder.path / "checkpoints"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -26,8 +27,9 @@ CELL_LETTERS = 2000
 
 
 def say(message: str) -> None:
-    """A message for people, on stderr."""
-    typer.echo(one_message(message.rstrip()), err=True)
+    """A message for people, on stderr; if nobody reads it any more, the command goes on all the same."""
+    with contextlib.suppress(OSError):
+        typer.echo(one_message(message.rstrip()), err=True)
 
 
 def print_line(line: object) -> None:

@@ -1,11 +1,15 @@
 """The time left is told from measured steps, and not before there are some."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
+import pytest
+
 from boxseg.criterion import Criterion
-from orchestration.progress import SweepProgress
-from orchestration.run_folder import RunFolder
+from orchestration.progress import RunProgress, SweepProgress
+from orchestration.run_folder import RunFolder, RunStatus
 from orchestration.table import SweepTable, TrialRow
 from orchestration.words import show_duration
 
@@ -87,3 +91,19 @@ def test_a_trial_that_ended_is_not_looked_at_again_unless_it_goes_on(tmp_path, m
 
 def test_durations_are_told_in_their_unit():
     assert [show_duration(seconds) for seconds in (4.6, 89, 91, 7400)] == ["5 s", "89 s", "2 min", "2.1 h"]
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_reader_that_leaves_does_not_end_the_work(tmp_path, monkeypatch, live):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setenv("FORCE_COLOR" if live else "NO_COLOR", "1")  # rich takes that for a terminal
+    monkeypatch.setattr(sys, "stderr", os.fdopen(writer, "w", buffering=1))
+    folder = RunFolder(tmp_path / "run").create(RunStatus("run", "toy", steps=4), "")
+    with RunProgress(folder) as progress:
+        assert progress.is_live == live
+        for step in (1, 2):
+            folder.report(step, {"val/mask_ap": 0.1})
+            progress.update()
+        assert not progress._is_read
+    monkeypatch.undo()

@@ -12,8 +12,8 @@ import pytest
 from fake_training import make_training
 
 from boxseg.errors import BoxSegError, CheckpointError, ConfigError, NonFiniteLossError, StorageError
-from orchestration.config import RunSpec, load_run
-from orchestration.run_folder import RunFolder, list_runs
+from orchestration.config import RunSpec, dump_resolved, load_run
+from orchestration.run_folder import RunFolder, RunStatus, list_runs
 from orchestration.train_run import StopSignals, run
 
 TOY = {"train_images": 4, "val_images": 2, "size": 64}
@@ -126,6 +126,18 @@ def test_a_run_that_lost_all_its_checkpoints_does_not_start_over_in_silence(stor
     with pytest.raises(CheckpointError, match="the run had one of step 20; put it back, or start a new run"):
         run(make_spec(storage), resume=result.id, train_fn=make_training(), progress=False)
     assert RunFolder(Path(result.folder)).status().status == "finished"
+
+
+def test_a_trial_is_resumed_by_its_sweep_alone(storage):
+    sweep = RunFolder(storage / "toy" / "some-sweep")
+    sweep.create(RunStatus("some-sweep", "toy", kind="sweep"), "")
+    trial = RunFolder(sweep.path / "some-sweep-00")
+    trial.create(
+        RunStatus("some-sweep-00", "toy", status="interrupted", parent=".."), dump_resolved(make_spec(storage))
+    )
+    with pytest.raises(ConfigError, match="is a trial; go on with its sweep by `boxseg sweep --resume`"):
+        run(make_spec(storage), resume=str(trial.path), train_fn=make_training(), progress=False)
+    assert trial.status().status == "interrupted"
 
 
 def test_a_running_run_and_an_unknown_one_cannot_be_resumed(storage):
