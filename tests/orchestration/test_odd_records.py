@@ -138,7 +138,8 @@ def call(*arguments: str) -> str:
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         code = run(list(arguments))
     assert "unexpected" not in errors.getvalue(), (arguments, errors.getvalue())
-    assert code in (ExitCode.DONE, ExitCode.USAGE, ExitCode.DATA, ExitCode.RESOURCES), (arguments, errors.getvalue())
+    assert code in set(ExitCode), (arguments, errors.getvalue())
+    assert code == ExitCode.DONE or errors.getvalue(), arguments
     assert not any(ord(letter) < 32 and letter != "\n" for letter in output.getvalue() + errors.getvalue())
     return output.getvalue()
 
