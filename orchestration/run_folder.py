@@ -186,13 +186,14 @@ class RunFolder:
         return self
 
     def status(self) -> RunStatus:
-        """The state as last written, and `interrupted` where the driving process has vanished.
+        """The state as last written, and `interrupted` where the driving process has vanished or drives another folder.
 
         Raises:
             ConfigError: the folder is not one of a run.
         """
-        status = self.stored()
-        if not status.is_final and _is_dead(status):
+        written = self._read()
+        status = self._here(written)
+        if not status.is_final and (_is_dead(status) or self._is_copy_of(Path(written.folder))):
             return replace(status, status="interrupted", ended=self.status_path.stat().st_mtime)
         return status
 
@@ -202,14 +203,27 @@ class RunFolder:
         Raises:
             ConfigError: the folder is not one of a run.
         """
+        return self._here(self._read())
+
+    def _read(self) -> RunStatus:
         way_out = "put a copy back, or remove the run's folder"
         try:
-            status = read_record(self.status_path, RunStatus, way_out=way_out)
+            return read_record(self.status_path, RunStatus, way_out=way_out)
         except FileNotFoundError as error:
             raise ConfigError(
                 f"{self.path}: no run here (status.json is missing); `boxseg runs ls` lists runs"
             ) from error
-        return replace(status, folder=str(self.path), mlflow_run_id=self.read_tracking().get("run_id"))
+
+    def _here(self, written: RunStatus) -> RunStatus:
+        """The state with the places that it has now; the folder may have been copied since."""
+        return replace(written, folder=str(self.path), mlflow_run_id=self.read_tracking().get("run_id"))
+
+    def _is_copy_of(self, folder: Path) -> bool:
+        """Whether this is another folder than the one that the state was written in."""
+        try:
+            return not folder.samefile(self.path)
+        except OSError:
+            return True
 
     def update(self, **changes: Any) -> RunStatus:
         """Change some fields of the status; gives the new one."""

@@ -202,6 +202,16 @@ def test_a_run_whose_process_is_gone_reads_as_interrupted(tmp_path):
     assert make_run(tmp_path, "elsewhere", status="running", **elsewhere).status().status == "running"
 
 
+def test_a_copy_of_a_run_that_still_works_is_driven_by_nobody(tmp_path):
+    tags = {"host": "another machine"}
+    run = RunFolder(tmp_path / "run").create(RunStatus("run", "toy", status="running", tags=tags, **own_process()), "")
+    assert run.status().status == "running"
+    shutil.copytree(run.path, tmp_path / "copy")
+    assert RunFolder(tmp_path / "copy").status().status == "interrupted"
+    (tmp_path / "link").symlink_to(run.path)
+    assert RunFolder(tmp_path / "link").status().status == "running", "the same folder by another name"
+
+
 def test_runs_are_listed_newest_first_with_the_trials_of_sweeps(tmp_path):
     make_run(tmp_path, "old", created=1.0)
     sweep = make_run(tmp_path, "sweep", kind="sweep", created=2.0)
