@@ -43,7 +43,13 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
 
     Raises:
         StorageError: the disk is full, read-only or gone; the old file is untouched.
+        ConfigError: there is a device or pipe; replacing `/dev/null` would harm all programs.
+        IsADirectoryError: there is a folder.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if os.path.lexists(path) and not (path.is_file() or path.is_symlink()):
+        raise ConfigError(f"{path}: is a device or pipe; what is written needs a name of its own (name another)")
     scratch = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(3)}")
     data = content.encode() if isinstance(content, str) else content
     with naming_storage_faults(path):

@@ -36,9 +36,10 @@ def check_mask(mask: NDArray[np.bool_], box: NDArray[np.float32], inside: NDArra
     area, box_area = int(mask.sum()), int(inside.sum())
     if not area or not box_area:
         return {"outside": 0.0, "gap": 1.0, "fill": 0.0, "pieces": 0}
-    parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    sizes = np.bincount(parts.ravel())[1:]
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    window = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    parts, _ = ndimage.label(window, structure=np.ones((3, 3)))
+    sizes = np.bincount(parts.ravel())[1:]
     x1, y1, x2, y2 = box.tolist()
     gaps = [
         max(columns[0] - x1, x2 - columns[-1] - 1) / max(x2 - x1, 1),

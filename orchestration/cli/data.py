@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Check, count, import, split and draw data sets.", no_args_is_help=True, rich_markup_mode=None)
 
+SHOWN_CLASSES = 1000
+"""Lines of a table; more take minutes to print."""
+
 Format = Literal["coco", "voc", "sbd", "cityscapes", "yolo"]
 Target = Annotated[Path, typer.Argument(metavar="EXP.yaml|FILE.json", help="Experiment file, or COCO instance file.")]
 Images = Annotated[
@@ -110,7 +113,10 @@ def stats(
         if target.suffix != ".json":
             print_line(f"{split}:")
         print_pairs([(name.replace("_", " "), value) for name, value in found.items()])
-        print_table(("class", "boxes"), sorted(classes.items(), key=lambda item: -item[1]))
+        most = sorted(classes.items(), key=lambda item: -item[1])
+        print_table(("class", "boxes"), most[:SHOWN_CLASSES])
+        if len(most) > SHOWN_CLASSES:
+            say(f"… and {len(most) - SHOWN_CLASSES} more classes; --json has all")
 
 
 @app.command()
@@ -176,11 +182,15 @@ def export(
 
     A segmenter would learn that an object without a mask is background.
     """
-    from boxseg.data.checks import read_well_formed
-    from boxseg.data.yolo import write_yolo
+    from boxseg.data.checks import image_fault, read_well_formed
+    from boxseg.data.reading import DOES_NOT_EXIST
 
     source = find_source(target, images)
     content, left_out = _keep_good(read_well_formed(target), min_quality, target)
+    for image in content["images"]:
+        fault = image_fault(source.images, image, decode=False)
+        if fault is not None and fault.value != DOES_NOT_EXIST:
+            raise DataError(str(fault))
     if output.exists():
         raise ConfigError(f"--output {output}: is there already; name another folder, or remove it")
     if not content["annotations"]:
@@ -190,6 +200,8 @@ def export(
         )
     say(f"{len(content['images'])} images, {len(content['annotations'])} masks; left out: {left_out} images")
     if form == "yolo":
+        from boxseg.data.yolo import write_yolo  # loads torch
+
         write_yolo(content, source.images, output)
         print_json({"data": output / "data.yaml"}) if as_json else print_line(output / "data.yaml")
     else:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,34 @@ def test_rejecting_a_mask_twice_changes_nothing(capsys):
     del without["annotations"][0]["segmentation"]
     Path("out/labels.coco.json").write_text(json.dumps(without))
     assert run([*command, "--apply", "decisions.json"]) == 0
+
+
+@pytest.mark.timeout(60)
+def test_pictures_and_results_replace_neither_pipes_nor_folders(tmp_path, capsys):
+    Path("gt.json").write_text(json.dumps(truth()))
+    os.mkfifo("pipe.png")
+    Path("folder.png").mkdir()
+    for name, told in (("pipe.png", "is a device or pipe"), ("folder.png", "Is a directory; a file is needed there")):
+        assert run(["data", "stats", "gt.json", "--picture", name]) == 2
+        assert f"error: {name}: {told}" in capsys.readouterr().err
+    assert Path("pipe.png").is_fifo()
+
+
+def test_an_export_of_images_of_another_size_is_refused(capsys):
+    content = truth()
+    content["images"][0] |= {"width": 13_000, "height": 13_000}
+    Path("gt.json").write_text(json.dumps(content))
+    command = ["data", "export", "gt.json", "--images", ".", "--output", "out", "--to", "yolo"]
+    assert run(command) == 3
+    assert "1.png: image 1 is 16 x 16 px, but the annotation file says 13000 x 13000" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_of_many_classes_the_first_are_shown(capsys):
+    content = truth()
+    content["categories"] += [{"id": id, "name": f"class {id}"} for id in range(10, 3010)]
+    Path("gt.json").write_text(json.dumps(content))
+    assert run(["data", "stats", "gt.json"]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) < 1020
+    assert "… and 2001 more classes; --json has all" in shown.err
