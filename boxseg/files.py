@@ -139,10 +139,11 @@ def read_plain(path: Path, *, offset: int = 0, limit: int | None = None) -> byte
         OSError: as `plain_size`, or it cannot be read.
         ValueError: as `plain_size`, or it has more bytes than `limit`.
     """
-    size = plain_size(path)
-    if limit is not None and size > limit:
-        raise ValueError(f"it has {size} bytes, and {limit} are the most")
+    plain_size(path)  # nobody waits for a pipe
     with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size  # of this very file: by now another may have taken its place
+        if limit is not None and size > limit:
+            raise ValueError(f"it has {size} bytes, and {limit} are the most")
         file.seek(offset)
         return file.read(max(size - offset, 0))
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from boxseg import files
 from boxseg.errors import ConfigError, StorageError
-from boxseg.files import write_atomic
+from boxseg.files import read_plain, write_atomic
 from orchestration.errors import ExitCode, exit_code_for
 from orchestration.files import append_line, file_lock, log_to_file
 from orchestration.records import read_lines
@@ -99,3 +100,16 @@ def test_a_file_that_only_grows_follows_no_link(tmp_path):
     with pytest.raises(ConfigError, match=r"is a link to .*precious"):
         append_line(tmp_path / "metrics.jsonl", {"step": 1})
     assert (tmp_path / "precious").read_text() == "of somebody else\n"
+
+
+def test_a_file_that_is_replaced_while_somebody_opens_it_is_read_whole(tmp_path, monkeypatch):
+    path, look = tmp_path / "status.json", files.plain_size
+    write_atomic(path, "short")
+
+    def look_and_be_overtaken(path: Path) -> int:
+        size = look(path)
+        write_atomic(path, "a longer one")
+        return size
+
+    monkeypatch.setattr(files, "plain_size", look_and_be_overtaken)
+    assert read_plain(path) == b"a longer one"
