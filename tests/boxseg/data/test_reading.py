@@ -147,3 +147,14 @@ def test_the_first_of_several_pictures_is_read(tmp_path):
         first.save(file, form, save_all=True, append_images=[second], lossless=True)
         (tmp_path / "several").write_bytes(file.getvalue())
         assert read_picture(tmp_path / "several", lambda picture: picture.convert("L").getpixel((3, 3))) == 10
+
+
+def test_pipes_among_images_and_videos_are_told_and_not_waited_for(tmp_path):
+    from boxseg.predict_files import count_pictures, read_pictures  # loads torch
+
+    paths = [tmp_path / "a.png", tmp_path / "a.mp4"]
+    for path in paths:
+        os.mkfifo(path)
+    assert count_pictures(paths) == 2
+    told = [str(picture.pixels) for picture in read_pictures(paths)]
+    assert ["is a pipe, not a file" in text for text in told] == [True, True]
