@@ -6,11 +6,8 @@ objects, Cityscapes' groups) becomes a crowd region, which is neither trained on
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,6 +21,7 @@ from PIL import Image
 from boxseg.data.checks import is_inside, read_whole
 from boxseg.data.coco_split import CocoSplit
 from boxseg.data.fix import clean_content
+from boxseg.data.matlab import StructureReader
 from boxseg.data.reading import UnreadableError, read_bytes, read_picture
 from boxseg.data.segmentations import MAX_SIDE_PX
 from boxseg.data.yolo import convert_yolo, read_listing
@@ -47,7 +45,7 @@ VOC_LIST = "ImageSets/Segmentation/train.txt"
 MAX_OBJECTS = 2000
 """Objects of one picture; far fewer have been drawn in any, and each takes a look at all pixels."""
 MAX_XML_BYTES = 2**22
-MAX_MAT_BYTES = 2**28
+MAX_MAT_BYTES = 2**26
 """What a file of SBD holds once it is decompressed; published ones have a few MB."""
 UNPACK = "unpack the archive again"
 ID_RULE = "masks are palette, grey or 16-bit pictures, a whole number for each pixel"
@@ -250,41 +248,17 @@ def _add_sbd_image(split: CocoSplit, path: Path) -> None:
 
 def _read_sbd(path: Path) -> tuple[NDArray[Any], list[int]]:
     """Numbers of objects (h, w), and the class number of each."""
-    import scipy.io  # takes a while to load
-
     data = read_bytes(path, SBD_RULE)
     try:
-        if _unpacked_bytes(data) > MAX_MAT_BYTES:
-            raise ValueError(f"it unpacks to more than {MAX_MAT_BYTES / 1e6:.0f} MB")
-        truth = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True, struct_as_record=False)["GTinst"]
-        numbers, classes = np.asarray(truth.Segmentation), np.atleast_1d(truth.Categories)
-        if numbers.ndim != 2 or not numbers.size or numbers.dtype.kind not in "iuf" or classes.dtype.kind not in "iuf":
-            raise ValueError(f"{numbers.dtype} {numbers.shape} and {classes.dtype} {classes.shape}")
-        if (
-            classes.ndim != 1
-            or len(classes) > MAX_OBJECTS
-            or not np.isin(classes, range(1, len(VOC_CLASSES) + 1)).all()
-        ):
-            raise ValueError(f"Categories are {classes.tolist()!r:.60}")
-    except Exception as error:  # the reader raises errors of any kind at damaged bytes
-        told = f"is not an instance file of SBD ({type(error).__name__}: {error!s:.200})"
-        raise DataError(f"{path}: {told}; {SBD_RULE} ({UNPACK})") from error
+        truth = StructureReader(data, "GTinst", most_bytes=MAX_MAT_BYTES)
+        numbers, classes = truth.matrix("Segmentation"), truth.matrix("Categories").ravel()
+        if numbers.ndim != 2 or not numbers.size:
+            raise ValueError(f"Segmentation has the shape {numbers.shape}")
+        if len(classes) > MAX_OBJECTS or not np.isin(classes, range(1, len(VOC_CLASSES) + 1)).all():
+            raise ValueError(f"Categories are {classes[:9].tolist()}")
+    except ValueError as error:
+        raise DataError(f"{path}: is not an instance file of SBD: {error}; {SBD_RULE} ({UNPACK})") from error
     return numbers, [int(each) for each in classes.tolist()]
-
-
-def _unpacked_bytes(data: bytes) -> int:
-    """Size of the largest variable of a MATLAB file, as its header says it.
-
-    Source: MathWorks, MAT-File Format: after 128 bytes, each variable has its kind and size, and 15 is compressed.
-    """
-    place, largest = 128, 0
-    while place + 8 <= len(data):
-        kind, size = struct.unpack_from("<II", data, place)
-        if kind == 15:
-            head = zlib.decompressobj().decompress(data[place + 8 : place + 8 + size], 8)
-            largest = max(largest, *struct.unpack("<II", head)[1:])
-        place += 8 + size
-    return largest
 
 
 def _add_cityscapes_image(split: CocoSplit, path: Path, file_name: str) -> None:

@@ -211,7 +211,7 @@ MATRICES = st.sampled_from(
         *(np.eye(8, dtype=kind) for kind in (np.uint8, np.int64, np.float64, np.complex128, bool)),
         *(np.full((8, 8), value) for value in (np.nan, np.inf, -1, 1e300)),
         *(np.ones(shape) for shape in ((1, 1), (0, 0), (8,), (2, 8, 8))),
-        *("text", "", [], [1], [[1], [2]], ["cat", "dog"], {"a": 1}, np.array([1, "a", None], dtype=object)),
+        *("text", "", [], [1], [[1], [2]], ["cat", "dog"], {"a": 1}, np.array([1, "a"], dtype=object)),
         *(scipy.sparse.eye(8), 3, 0.5, [[21]], [0], [np.nan], [1] * 3000),
     )
 )

@@ -10,6 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from boxseg.data.convert import CITYSCAPES_CLASSES, VOC_CLASSES, convert
+from boxseg.data.matlab import StructureReader
 from boxseg.errors import DataError
 
 OBJECT = """<object><name>{}</name><difficult>{}</difficult>
@@ -227,11 +228,11 @@ def test_a_large_number_in_a_mask_of_cityscapes_takes_no_memory(tmp_path):
     ("truth", "told"),
     [
         ({"Segmentation": np.ones((8, 8)), "Categories": ["cat"]}, "is not an instance file of SBD"),
-        ({"Segmentation": np.ones((8, 8)), "Categories": [21]}, r"Categories are \[21\]\); `GTinst` has"),
+        ({"Segmentation": np.ones((8, 8)), "Categories": [21]}, r"Categories are \[21\]; `GTinst` has"),
         ({"Segmentation": np.ones((8, 8)), "Categories": [np.nan]}, r"Categories are \[nan\]"),
         ({"Segmentation": np.ones((8, 8, 3)), "Categories": [1]}, r"\(8, 8, 3\)"),
         ({"Segmentation": "text", "Categories": [1]}, "is not an instance file"),
-        ({"Segmentation": np.ones((8, 8))}, "no attribute 'Categories'"),
+        ({"Segmentation": np.ones((8, 8))}, "it has no field Categories"),
         (None, "is not an instance file"),
     ],
 )
@@ -242,13 +243,26 @@ def test_files_of_sbd_that_hold_something_else_are_named(tmp_path, truth, told):
         convert(root, "sbd")
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32, np.float64])
+@pytest.mark.parametrize("packed", [True, False])
+def test_matrices_of_matlab_are_read_as_scipy_reads_them(tmp_path, kind, packed):
+    numbers = np.arange(35, dtype=kind).reshape(5, 7)
+    truth = {"Boundaries": np.array([[1, "a"]], dtype=object), "Segmentation": numbers, "Categories": [[3], [20]]}
+    scipy.io.savemat(tmp_path / "a.mat", {"before": "x", "GTinst": truth}, do_compression=packed)
+    reader = StructureReader((tmp_path / "a.mat").read_bytes(), "GTinst", most_bytes=10_000)
+    np.testing.assert_array_equal(reader.matrix("Segmentation"), numbers)
+    np.testing.assert_array_equal(reader.matrix("Categories"), [[3], [20]])
+    with pytest.raises(ValueError, match="Boundaries is no matrix of real numbers"):
+        reader.matrix("Boundaries")
+
+
 @pytest.mark.timeout(60)
 def test_a_file_of_sbd_that_unpacks_to_more_than_memory_is_refused(tmp_path):
     root = write_sbd(tmp_path)
-    packed = zlib.compress(struct.pack("<II", 14, 2**32 - 8) + bytes(1000))
+    packed = zlib.compress(struct.pack("<II", 14, 2**32 - 8) + bytes(2**27))
     head = (root / "inst/a.mat").read_bytes()[:128]
     (root / "inst/a.mat").write_bytes(head + struct.pack("<II", 15, len(packed)) + packed)
-    with pytest.raises(DataError, match=r"inst/a\.mat: .*it unpacks to more than 268 MB"):
+    with pytest.raises(DataError, match=r"inst/a\.mat: .*it unpacks to more than 67 MB"):
         convert(root, "sbd")
 
 
