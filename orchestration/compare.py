@@ -11,8 +11,9 @@ from typing import Any
 
 from boxseg.errors import ConfigError
 from orchestration.config import leaves, read_resolved
+from orchestration.find_runs import sound_status
 from orchestration.report_stats import differ
-from orchestration.run_folder import RunFolder, RunStatus, sound_status
+from orchestration.run_folder import RunFolder, RunStatus
 
 ORIGIN = ("git_commit", "git_dirty", "data_fingerprint", "host")
 """Tags that may explain a difference which the settings do not."""

@@ -14,8 +14,9 @@ from boxseg.files import make_folder
 from orchestration.config import SweepConfig
 from orchestration.failures import FailureClass
 from orchestration.files import file_lock
+from orchestration.find_runs import sound_status
 from orchestration.records import tell_once
-from orchestration.run_folder import RunFolder, RunStatus, Status, own_process, sound_status
+from orchestration.run_folder import RunFolder, RunStatus, Status, own_process
 from orchestration.search_space import PastTrial, Trial, is_drawn_by
 
 DAMAGED = "damaged-status.json"

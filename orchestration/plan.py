@@ -15,7 +15,8 @@ from boxseg.errors import BoxSegError
 from orchestration import preflight
 from orchestration.config import RunSpec, SweepSpec, load_run
 from orchestration.estimate import ON_RECORD, Estimate, estimate
-from orchestration.run_folder import RunFolder, RunStatus, list_runs
+from orchestration.find_runs import list_runs
+from orchestration.run_folder import RunFolder, RunStatus
 from orchestration.search_space import count_trials
 
 UNKNOWN = "unknown: no earlier run of this name and size under storage; run one short run first"

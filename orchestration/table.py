@@ -15,7 +15,8 @@ from rich.table import Table
 
 from boxseg.criterion import Criterion
 from orchestration.config import SweepSpec
-from orchestration.run_folder import RunStatus, sound_status
+from orchestration.find_runs import sound_status
+from orchestration.run_folder import RunStatus
 
 STYLES = {"finished": "green", "failed": "red", "stopped": "yellow", "running": "cyan", "interrupted": "magenta"}
 

@@ -19,7 +19,8 @@ from boxseg.criterion import MASK_AP, Criterion
 from boxseg.errors import ConfigError
 from orchestration.config import RunSpec, SweepSpec, leaves, read_resolved
 from orchestration.files import file_lock, log_to_file
-from orchestration.run_folder import RunFolder, RunStatus, list_runs
+from orchestration.find_runs import list_runs
+from orchestration.run_folder import RunFolder, RunStatus
 from orchestration.table import markdown_table, read_table
 from orchestration.tracking_artifacts import SETTINGS, copy_checkpoint, copy_files, copy_model, copy_results
 from orchestration.tracking_pages import save_comparison

@@ -20,11 +20,12 @@ from boxseg.files import naming_storage_faults
 from orchestration.config import COPY_BACK, RunSpec, dump_resolved, parse_resolved, read_resolved
 from orchestration.errors import ResourceError
 from orchestration.failures import Failure, error_of
+from orchestration.find_runs import find_run
 from orchestration.origin import check_repeatable, provenance, write_changes
 from orchestration.preflight import runner_of
 from orchestration.progress import RunProgress
 from orchestration.ray_session import start_ray
-from orchestration.run_folder import RunFolder, RunStatus, find_run, new_folder, new_id, own_process
+from orchestration.run_folder import RunFolder, RunStatus, new_folder, new_id, own_process
 from orchestration.tracking import Tracker, params_of
 from orchestration.worker import Payload, TrainFn, train_here, train_worker
 

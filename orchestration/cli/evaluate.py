@@ -191,7 +191,7 @@ def checkpoint_of(run: str, storage: Path) -> Path:
     folder = find_checkpoint(Path(run))
     if (folder / ABOUT).exists():
         return folder.resolve()
-    from orchestration.run_folder import find_run
+    from orchestration.find_runs import find_run
 
     folder = find_run(storage, run).best_checkpoint
     if not folder.exists():

@@ -31,7 +31,7 @@ def list_all(
     as_json: AsJson = False,
 ) -> None:
     """List runs, trials and sweeps, newest first."""
-    from orchestration.run_folder import list_runs
+    from orchestration.find_runs import list_runs
 
     found = [status for status in list_runs(storage) if name in (None, status.name)]
     if as_json:
@@ -60,7 +60,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one run or sweep: its state, metrics and, of a sweep, its trials."""
-    from orchestration.run_folder import find_run, list_trials
+    from orchestration.find_runs import find_run, list_trials
 
     folder = find_run(storage, run)
     status = folder.status()
@@ -89,7 +89,7 @@ def compare(
 ) -> None:
     """Compare runs: settings that differ, then metrics, with the spread over the seeds of the same settings."""
     from orchestration.compare import compare_runs
-    from orchestration.run_folder import find_run
+    from orchestration.find_runs import find_run
 
     if len(runs) < 2:
         raise typer.BadParameter("name two or more runs", param_hint="RUN…")
@@ -118,8 +118,8 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a page about a sweep, finished or not: ranking, importance, curves, masks, cost, failures."""
+    from orchestration.find_runs import find_run
     from orchestration.report import write_report
-    from orchestration.run_folder import find_run
 
     folder = find_run(storage, sweep)
     page = write_report(folder.path, output)

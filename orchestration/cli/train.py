@@ -37,7 +37,7 @@ def train(
 ) -> None:
     """Train once; a `sweep` section in the file is ignored."""
     from orchestration.config import load_run
-    from orchestration.run_folder import find_run
+    from orchestration.find_runs import find_run
 
     if (experiment is None) == (from_run is None) or (from_run and resume):
         raise typer.BadParameter("name an experiment file, or a run with --from-run", param_hint="EXP.yaml")

@@ -11,7 +11,8 @@ from boxseg.errors import ConfigError
 from orchestration.cli.app import run
 from orchestration.compare import compare_runs, find_seeds
 from orchestration.config import RunSpec, dump_resolved
-from orchestration.run_folder import RunFolder, RunStatus, list_runs
+from orchestration.find_runs import list_runs
+from orchestration.run_folder import RunFolder, RunStatus
 
 
 def make_run(storage: Path, run_id: str, *, ap: float, seed: int = 0, status="finished", data="d", **qam) -> RunFolder:

@@ -12,7 +12,8 @@ from fake_training import make_training
 from orchestration import origin, train_run
 from orchestration.cli.app import run
 from orchestration.config import RunSpec, dump_resolved
-from orchestration.run_folder import RunFolder, RunStatus, list_runs
+from orchestration.find_runs import list_runs
+from orchestration.run_folder import RunFolder, RunStatus
 
 SETTINGS = {
     "name": "again",

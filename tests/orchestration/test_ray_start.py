@@ -16,9 +16,9 @@ import pytest
 from orchestration import ray_start
 from orchestration.config import RunSpec
 from orchestration.errors import ResourceError
+from orchestration.find_runs import list_runs
 from orchestration.ray_session import ENVIRONMENT, start_ray
 from orchestration.ray_start import LOOPBACK, SETTINGS, embedded_ray
-from orchestration.run_folder import list_runs
 from orchestration.train_run import run
 
 FATAL = (

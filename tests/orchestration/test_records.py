@@ -13,8 +13,9 @@ from orchestration import records
 from orchestration.cli.app import run
 from orchestration.config import RunSpec, SweepSpec, dump_resolved
 from orchestration.errors import ExitCode
+from orchestration.find_runs import find_run, list_runs
 from orchestration.journal import newest_sweep, read_past
-from orchestration.run_folder import RunFolder, RunStatus, find_run, list_runs
+from orchestration.run_folder import RunFolder, RunStatus
 from orchestration.search_space import Trial
 from orchestration.table import read_table
 

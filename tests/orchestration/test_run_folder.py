@@ -18,15 +18,8 @@ from boxseg.data.reading import UnreadableError
 from boxseg.errors import ConfigError, NonFiniteLossError
 from orchestration.errors import ExitCode, ResourceError, exit_code_for
 from orchestration.failures import Failure, error_of
-from orchestration.run_folder import (
-    RunFolder,
-    RunStatus,
-    find_run,
-    list_runs,
-    new_folder,
-    new_id,
-    own_process,
-)
+from orchestration.find_runs import find_run, list_runs
+from orchestration.run_folder import RunFolder, RunStatus, new_folder, new_id, own_process
 
 
 def make_run(storage: Path, run_id: str = "20260101-000000-aaaa", **fields) -> RunFolder:

@@ -12,9 +12,10 @@ from fake_training import make_training
 from boxseg.criterion import Criterion
 from orchestration.cli.app import run
 from orchestration.config import SweepSpec, dump_resolved
+from orchestration.find_runs import find_run
 from orchestration.journal import read_past
 from orchestration.report import panel_of, write_report
-from orchestration.run_folder import RunFolder, RunStatus, find_run, own_process
+from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.search_space import PastTrial, Trial
 from orchestration.sweep import Sweep, SweepPlan
 from orchestration.tracking import Tracker

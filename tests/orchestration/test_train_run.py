@@ -13,7 +13,8 @@ from fake_training import make_training
 
 from boxseg.errors import BoxSegError, CheckpointError, ConfigError, NonFiniteLossError, StorageError
 from orchestration.config import RunSpec, dump_resolved, load_run
-from orchestration.run_folder import RunFolder, RunStatus, list_runs
+from orchestration.find_runs import list_runs
+from orchestration.run_folder import RunFolder, RunStatus
 from orchestration.train_run import StopSignals, run
 
 TOY = {"train_images": 4, "val_images": 2, "size": 64}

@@ -16,9 +16,9 @@ from fake_training import make_training
 from orchestration.cli.app import run
 from orchestration.config import RunSpec, SweepSpec
 from orchestration.errors import ExitCode
+from orchestration.find_runs import list_runs
 from orchestration.journal import newest_sweep
 from orchestration.ray_session import start_ray
-from orchestration.run_folder import list_runs
 from orchestration.sweep import run_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]

@@ -11,7 +11,8 @@ import pytest
 from drivers import make_values
 from local_cluster import LocalCluster, wait_for
 
-from orchestration.run_folder import RunFolder, list_runs
+from orchestration.find_runs import list_runs
+from orchestration.run_folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600)]
 

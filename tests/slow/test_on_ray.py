@@ -13,8 +13,9 @@ from fake_training import make_training
 from boxseg.errors import NonFiniteLossError
 from orchestration.config import RunSpec, SweepSpec
 from orchestration.errors import ResourceError
+from orchestration.find_runs import list_runs
 from orchestration.ray_session import start_ray
-from orchestration.run_folder import RunFolder, list_runs
+from orchestration.run_folder import RunFolder
 from orchestration.sweep import run_sweep
 from orchestration.train_run import run
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from boxseg.config import ToyConfig
 from boxseg.data.toy import ensure_toy
 from boxseg.files import write_atomic
-from orchestration.run_folder import RunFolder, RunStatus, list_runs
+from orchestration.find_runs import list_runs
+from orchestration.run_folder import RunFolder, RunStatus
 
 NAME = "drill"
 STEPS, PERIOD = 8, 2

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestration.run_folder import RunFolder, list_runs
+from orchestration.find_runs import list_runs
+from orchestration.run_folder import RunFolder
 
 SCRIPT = f"""
 import json, sys

@@ -1,0 +1,78 @@
+"""Runs, trials and sweeps under a storage folder: all of them, or the one that a name means."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from boxseg.errors import ConfigError
+from orchestration.records import DamagedError, tell_once
+from orchestration.run_folder import RunFolder, RunStatus
+
+
+def list_runs(storage: Path) -> list[RunStatus]:
+    """States of all runs, trials and sweeps under a storage folder, newest first; a folder that is unsound is told."""
+    return _sorted(_status_paths(storage))
+
+
+def list_trials(sweep: Path) -> list[RunStatus]:
+    """States of a sweep's trials, newest first; a folder that is unsound is told."""
+    return _sorted(sweep.glob("*/status.json"))
+
+
+def _status_paths(storage: Path) -> list[Path]:
+    return [*storage.glob("*/*/status.json"), *storage.glob("*/*/*/status.json")]
+
+
+def _sorted(paths: Iterable[Path]) -> list[RunStatus]:
+    statuses = [status for path in paths if (status := sound_status(path.parent)) is not None]
+    statuses = [status for status in statuses if Path(status.folder).name == status.id]  # copies are elsewhere
+    return sorted(statuses, key=lambda status: (status.created, status.id), reverse=True)
+
+
+def sound_status(folder: Path) -> RunStatus | None:
+    """The state of a run; of a folder without a sound one None, and what is wrong with it is told once."""
+    run = RunFolder(folder)
+    try:
+        return run.status()
+    except DamagedError as error:
+        tell_once(run.status_path, str(error))
+    except (ConfigError, FileNotFoundError):
+        pass  # it has gone meanwhile
+    return None
+
+
+def find_run(storage: Path, name: str) -> RunFolder:
+    """The folder of a run.
+
+    Args:
+        storage: Where runs are kept.
+        name: A run's folder, its id or the unique start or end of it, or `best:` and a sweep.
+
+    Raises:
+        ConfigError: nothing or more than one fits, or the sweep has no best trial.
+    """
+    if not name.startswith("best:"):
+        return _find_folder(storage, name)
+    sweep = _find_folder(storage, name.removeprefix("best:"))
+    best = sweep.status().best_run
+    if best is None:
+        raise ConfigError(f"{name}: the sweep has no best trial yet; `boxseg runs show` tells its state")
+    return RunFolder(sweep.path / best)
+
+
+def _find_folder(storage: Path, name: str) -> RunFolder:
+    """The folder of a run, trial or sweep; where only a folder of this name is there, whatever it holds, that one."""
+    if os.path.exists(Path(name) / "status.json"):  # noqa: PTH110 - False for any name at all
+        return RunFolder(Path(name).resolve())
+    runs = list_runs(storage)
+    fits = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
+    fits = fits or [run for run in runs if run.id.endswith(name)]
+    if len(fits) == 1:
+        return RunFolder(fits[0].folder)
+    if not fits and (unsound := [path.parent for path in _status_paths(storage) if path.parent.name == name]):
+        return RunFolder(unsound[0])  # tells what is wrong with it as soon as it is read
+    if not fits:
+        raise ConfigError(f"{name}: no such run under {storage}; `boxseg runs ls` lists them")
+    raise ConfigError(f"{name}: {len(fits)} runs fit ({', '.join(run.id for run in fits[:4])} …); write more of the id")
