@@ -17,7 +17,8 @@ from benchmarks.commands import DEMO
 from benchmarks.harness import Table, Times, ratio
 from boxseg.build import run_training
 from boxseg.config import BoxSegConfig, merge
-from orchestration.config import RunSpec, dump_resolved
+from orchestration.config import RunSpec
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus, new_id, own_process
 from orchestration.tracking import Tracker
 from orchestration.worker import FileReporter, Payload

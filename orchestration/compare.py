@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from boxseg.errors import ConfigError
-from orchestration.config import leaves, read_resolved
 from orchestration.find_runs import sound_status
 from orchestration.report_stats import differ
+from orchestration.resolved import leaves, read_resolved
 from orchestration.run_folder import RunFolder, RunStatus
 
 ORIGIN = ("git_commit", "git_dirty", "data_fingerprint", "host")

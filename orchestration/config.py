@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     Field,
     ModelWrapValidatorHandler,
@@ -23,11 +22,10 @@ from pydantic import (
 from boxseg.config import BoxSegConfig, Config
 from boxseg.criterion import Criterion, Mode
 from boxseg.errors import ConfigError
-from boxseg.files import read_plain
 from orchestration import settings
 from orchestration.domains import Choice, Domain, domain_kind, samples
 from orchestration.secret_text import ENVIRONMENT, find_secret, hide
-from orchestration.yaml_source import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, Source, assign, override, read_source
+from orchestration.yaml_source import Source, assign, override, read_source
 
 Runner = Literal["auto", "ray_train", "inline"]
 Metric = Literal[
@@ -357,82 +355,6 @@ def _check_space(spec: SweepSpec, source: Source) -> None:
         except ConfigError as error:
             together = ", ".join(f"{name} {settings.show(value)}" for name, value in values.items())
             raise ConfigError(f"{error} (by sweep.space a trial could get {together})") from error
-
-
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-"""LibYAML's, where PyYAML has it: a trial's settings take a tenth of the time."""
-
-
-def dump_resolved(spec: RunSpec) -> str:
-    """All settings as YAML that loads again to an equal spec."""
-    values = spec.model_dump(mode="json")
-    values["storage"] = str(spec.storage.absolute())
-    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
-
-
-COPY_BACK = "put a copy back (MLflow keeps one as an artifact of the run), or start a new run"
-"""The way out where a run's settings cannot be read."""
-
-
-class _Dumper(DUMPER):
-    """Writes values that are used twice in full, so that no reader has to trust an alias."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def read_resolved(path: Path) -> dict[str, Any]:
-    """The settings in a run's `config.yaml`, as plain values; quicker than `load_run`, and nothing is validated.
-
-    Raises:
-        ConfigError: it is missing or damaged.
-    """
-    try:
-        return parse_resolved(read_plain(path, limit=MAX_BYTES).decode())
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: is missing; {COPY_BACK}") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).replace("unexpected ", "").split())
-        raise ConfigError(f"{path}: is damaged: {reason:.200}; {COPY_BACK}") from error
-
-
-def parse_resolved(text: str) -> dict[str, Any]:
-    """What `dump_resolved` wrote, as plain values.
-
-    Raises:
-        ValueError: the text is something else.
-    """
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=LOADER):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
-                raise ValueError("it has aliases, or groups within too many groups, which nobody wrote there")
-        values = yaml.load(text, Loader=LOADER)
-    except (yaml.YAMLError, LookupError, AttributeError) as error:
-        raise ValueError(str(error)) from error
-    if not isinstance(values, dict) or not _has_names(values):
-        raise ValueError("it is no mapping of settings")
-    return values
-
-
-def _has_names(values: Any) -> bool:
-    """Whether all groups in nested values have texts as names."""
-    if isinstance(values, list):
-        return all(map(_has_names, values))
-    if not isinstance(values, dict):
-        return not isinstance(values, int) or abs(values) < 10**MAX_DIGITS
-    return all(isinstance(name, str) and _has_names(value) for name, value in values.items())
-
-
-def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of all settings in nested values; parts of `sweep` with free names stay whole."""
-    for name, value in values.items():
-        if isinstance(value, dict) and prefix + name not in ("sweep.space", "sweep.settings"):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _without_sweep(values: dict[str, Any]) -> dict[str, Any]:

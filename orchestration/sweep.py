@@ -16,7 +16,7 @@ from boxseg.engine.checkpoint import find_damage
 from boxseg.errors import ConfigError
 from boxseg.files import sync_folder, sync_tree, write_atomic
 from orchestration.cluster import silent_nodes
-from orchestration.config import RunSpec, SweepSpec, dump_resolved, load_run
+from orchestration.config import RunSpec, SweepSpec, load_run
 from orchestration.failures import Failure, FailureClass, error_of
 from orchestration.find_runs import list_trials, sound_status
 from orchestration.journal import DAMAGED, ENDED, driving, is_concluded, newest_sweep, read_past
@@ -26,6 +26,7 @@ from orchestration.progress import SweepProgress
 from orchestration.ray_session import start_ray
 from orchestration.records import DamagedError
 from orchestration.report import try_report
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus, Status, new_folder, new_id, own_process
 from orchestration.search_space import (
     TRIAL_SCHEDULERS,

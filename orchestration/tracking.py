@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from boxseg.criterion import MASK_AP, Criterion
 from boxseg.errors import ConfigError
-from orchestration.config import RunSpec, SweepSpec, leaves, read_resolved
+from orchestration.config import SweepSpec
 from orchestration.files import file_lock, log_to_file
 from orchestration.find_runs import list_runs
+from orchestration.resolved import params_of, read_resolved
 from orchestration.run_folder import RunFolder, RunStatus
 from orchestration.table import markdown_table, read_table
 from orchestration.tracking_artifacts import SETTINGS, copy_checkpoint, copy_files, copy_model, copy_results
@@ -376,28 +375,6 @@ def _describe(
     copy_files(client, folder, state, (folder.path / name for name in SETTINGS))
     if status.kind == "sweep":
         save_comparison(client, experiment_id, folder, run_id)
-
-
-def params_of(resolved: dict[str, Any]) -> dict[str, str | int | float | bool]:
-    """The settings of a resolved configuration by dotted name, those of a sweep too; lists and nulls as text.
-
-    Raises:
-        ValueError: they are no settings of a run or sweep; names the first that is wrong.
-    """
-    values = {name: value for name, value in resolved.items() if name != "sweep"}
-    try:
-        spec = RunSpec.model_validate(values)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
-    sweep = resolved.get("sweep", {})
-    if not isinstance(sweep, dict):
-        raise ValueError("sweep is no group of settings")
-    params = {
-        name: "null" if value is None else value if isinstance(value, str | int | float) else str(value)
-        for name, value in leaves(spec.model_dump(mode="json"))
-    }
-    return params | {f"sweep.{name}": str(value) for name, value in sweep.items()}
 
 
 def _copy_metrics(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:

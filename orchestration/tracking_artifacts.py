@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from boxseg.drawing import drawing, figure_label, save_figure
 from boxseg.errors import CheckpointError
-from orchestration.config import read_resolved
 from orchestration.files import digest
+from orchestration.resolved import read_resolved
 from orchestration.run_folder import RunFolder
 from orchestration.tracking_model import better_network, log_model, register_model
 

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from orchestration.config import read_resolved
+from orchestration.resolved import read_resolved
 from orchestration.run_folder import RunFolder
 
 if TYPE_CHECKING:

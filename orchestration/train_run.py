@@ -17,7 +17,7 @@ from boxseg.data.toy import ensure_toy
 from boxseg.engine.checkpoint import find_best
 from boxseg.errors import CheckpointError, ConfigError
 from boxseg.files import naming_storage_faults
-from orchestration.config import COPY_BACK, RunSpec, dump_resolved, parse_resolved, read_resolved
+from orchestration.config import RunSpec
 from orchestration.errors import ResourceError
 from orchestration.failures import Failure, error_of
 from orchestration.find_runs import find_run
@@ -25,8 +25,9 @@ from orchestration.origin import check_repeatable, provenance, write_changes
 from orchestration.preflight import runner_of
 from orchestration.progress import RunProgress
 from orchestration.ray_session import start_ray
+from orchestration.resolved import COPY_BACK, dump_resolved, params_of, parse_resolved, read_resolved
 from orchestration.run_folder import RunFolder, RunStatus, new_folder, new_id, own_process
-from orchestration.tracking import Tracker, params_of
+from orchestration.tracking import Tracker
 from orchestration.worker import Payload, TrainFn, train_here, train_worker
 
 POLL_S = 0.25

@@ -11,8 +11,9 @@ import yaml
 
 from boxseg.config import BoxSegConfig, Config, Method, Profile
 from boxseg.model.names import BACKBONE_NAMES
-from orchestration.config import SweepSpec, dump_resolved, load_run, load_sweep
+from orchestration.config import SweepSpec, load_run, load_sweep
 from orchestration.plan import make_plan
+from orchestration.resolved import dump_resolved
 from orchestration.settings import find_field
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))

@@ -28,7 +28,8 @@ def schema() -> None:
 @app.command()
 def show(experiment: Experiment, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print all settings of an experiment and where each comes from; the output is an experiment file again."""
-    from orchestration.config import leaves, load_run, load_sweep, read_settings
+    from orchestration.config import load_run, load_sweep, read_settings
+    from orchestration.resolved import leaves
 
     source = read_settings(experiment, overrides or [], for_sweep=True)
     spec = (load_sweep if "sweep" in source.values else load_run)(experiment, overrides or [])

@@ -18,8 +18,9 @@ from PIL import Image
 
 from orchestration.cli import crash_log, output
 from orchestration.cli.app import app, run
-from orchestration.config import RunSpec, dump_resolved, load_run, load_sweep
+from orchestration.config import RunSpec, load_run, load_sweep
 from orchestration.failures import Failure
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus
 
 SWEEP = "name: s\nsweep: {search: grid, space: {qam.k_top: {choice: [1, 2]}}}\n"

@@ -10,8 +10,9 @@ import synthetic
 from boxseg.errors import ConfigError
 from orchestration.cli.app import run
 from orchestration.compare import compare_runs, find_seeds
-from orchestration.config import RunSpec, dump_resolved
+from orchestration.config import RunSpec
 from orchestration.find_runs import list_runs
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus
 
 

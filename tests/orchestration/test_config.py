@@ -10,7 +10,8 @@ import pytest
 
 from boxseg.config import CocoSource
 from boxseg.errors import ConfigError
-from orchestration.config import RunSpec, SweepSpec, dump_resolved, load_run, load_sweep
+from orchestration.config import RunSpec, SweepSpec, load_run, load_sweep
+from orchestration.resolved import dump_resolved
 
 Write = Callable[[str], Path]
 Patch = pytest.MonkeyPatch

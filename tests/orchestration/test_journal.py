@@ -8,9 +8,10 @@ import pytest
 
 from boxseg.criterion import Criterion
 from boxseg.errors import ConfigError
-from orchestration.config import SweepSpec, dump_resolved
+from orchestration.config import SweepSpec
 from orchestration.failures import Failure
 from orchestration.journal import driving, newest_sweep, read_past
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.search_space import PastTrial, Trial
 from orchestration.sweep import find_sweep

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from boxseg.criterion import Criterion
 from orchestration import records
 from orchestration.cli.app import run
-from orchestration.config import RunSpec, SweepSpec, dump_resolved
+from orchestration.config import RunSpec, SweepSpec
 from orchestration.errors import ExitCode
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus
 from orchestration.settings import setting_names
 from orchestration.tracking import Tracker

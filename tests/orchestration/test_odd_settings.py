@@ -8,8 +8,9 @@ import pytest
 
 from boxseg.errors import ConfigError
 from orchestration.cli.app import run
-from orchestration.config import RunSpec, dump_resolved, load_run, load_sweep, parse_resolved, read_resolved
+from orchestration.config import RunSpec, load_run, load_sweep
 from orchestration.errors import ExitCode
+from orchestration.resolved import dump_resolved, parse_resolved, read_resolved
 from orchestration.run_folder import RunFolder, RunStatus
 
 ALIASES = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(

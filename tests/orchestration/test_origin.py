@@ -11,8 +11,9 @@ from fake_training import make_training
 
 from orchestration import origin, train_run
 from orchestration.cli.app import run
-from orchestration.config import RunSpec, dump_resolved
+from orchestration.config import RunSpec
 from orchestration.find_runs import list_runs
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus
 
 SETTINGS = {

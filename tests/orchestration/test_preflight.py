@@ -165,7 +165,7 @@ def test_a_plan_without_earlier_runs_invents_no_time(tmp_path: Path):
 
 
 def test_a_plan_takes_its_time_from_an_earlier_run_of_the_same_size(tmp_path: Path):
-    from orchestration.config import dump_resolved
+    from orchestration.resolved import dump_resolved
 
     spec = make_spec(tmp_path, train={"steps": 50})
     folder = RunFolder(tmp_path / "runs" / "t" / "one")

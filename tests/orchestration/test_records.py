@@ -11,10 +11,11 @@ from boxseg.criterion import Criterion
 from boxseg.errors import ConfigError
 from orchestration import records
 from orchestration.cli.app import run
-from orchestration.config import RunSpec, SweepSpec, dump_resolved
+from orchestration.config import RunSpec, SweepSpec
 from orchestration.errors import ExitCode
 from orchestration.find_runs import find_run, list_runs
 from orchestration.journal import newest_sweep, read_past
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus
 from orchestration.search_space import Trial
 from orchestration.table import read_table

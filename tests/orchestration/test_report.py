@@ -15,10 +15,11 @@ from boxseg.criterion import Criterion
 from boxseg.errors import ConfigError
 from orchestration import report_stats
 from orchestration.cli.app import run
-from orchestration.config import RunSpec, SweepSpec, dump_resolved
+from orchestration.config import RunSpec, SweepSpec
 from orchestration.failures import Failure
 from orchestration.report import PAGE, commands_for, cost_of, panel_of, read_sweep, try_report, write_report
 from orchestration.report_stats import common_step, differ, rank_settings, study_importance
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus
 from orchestration.search_space import asha_rungs
 from orchestration.table import SweepTable, TrialRow

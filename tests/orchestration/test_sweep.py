@@ -8,11 +8,12 @@ from rich.console import Console
 from boxseg.criterion import Criterion
 from boxseg.engine.checkpoint import publish, save_checkpoint
 from boxseg.errors import StorageError
-from orchestration.config import SweepSpec, dump_resolved, load_run
+from orchestration.config import SweepSpec, load_run
 from orchestration.failures import Failure
 from orchestration.journal import read_past
 from orchestration.preflight import concurrency
 from orchestration.progress import SweepProgress
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.search_space import PastTrial, Trial
 from orchestration.sweep import Sweep, SweepPlan

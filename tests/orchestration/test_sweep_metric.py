@@ -11,10 +11,11 @@ from fake_training import make_training
 
 from boxseg.criterion import Criterion
 from orchestration.cli.app import run
-from orchestration.config import SweepSpec, dump_resolved
+from orchestration.config import SweepSpec
 from orchestration.find_runs import find_run
 from orchestration.journal import read_past
 from orchestration.report import panel_of, write_report
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.search_space import PastTrial, Trial
 from orchestration.sweep import Sweep, SweepPlan

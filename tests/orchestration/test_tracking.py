@@ -12,10 +12,11 @@ import pytest
 import orchestration.tracking
 import orchestration.tracking_artifacts
 from boxseg.engine.checkpoint import publish, save_checkpoint
-from orchestration.config import RunSpec, SweepSpec, dump_resolved, parse_resolved
+from orchestration.config import RunSpec, SweepSpec
 from orchestration.failures import Failure
+from orchestration.resolved import dump_resolved, params_of, parse_resolved
 from orchestration.run_folder import RunFolder, RunStatus, own_process
-from orchestration.tracking import Tracker, catch_up, follow, params_of, stored_uri, tracking_uri
+from orchestration.tracking import Tracker, catch_up, follow, stored_uri, tracking_uri
 
 SPACE = {"sweep": {"space": {"qam.k_top": {"choice": [1, 5]}}}}
 NETWORKS = ("student", "teacher")

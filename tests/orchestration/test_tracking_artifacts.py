@@ -3,7 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from orchestration.config import RunSpec, dump_resolved
+from orchestration.config import RunSpec
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus
 from orchestration.tracking_artifacts import draw_learning_curves
 

@@ -12,8 +12,9 @@ import pytest
 from fake_training import make_training
 
 from boxseg.errors import BoxSegError, CheckpointError, ConfigError, NonFiniteLossError, StorageError
-from orchestration.config import RunSpec, dump_resolved, load_run
+from orchestration.config import RunSpec, load_run
 from orchestration.find_runs import list_runs
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus
 from orchestration.train_run import StopSignals, run
 

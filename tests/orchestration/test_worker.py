@@ -7,9 +7,10 @@ import pytest
 from fake_training import make_training
 
 from boxseg.errors import DataError, StorageError
-from orchestration.config import RunSpec, dump_resolved
+from orchestration.config import RunSpec
 from orchestration.errors import PreemptedError
 from orchestration.failures import FailureClass
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.worker import Payload, train_here
 

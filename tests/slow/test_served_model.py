@@ -11,7 +11,8 @@ import mlflow
 import pytest
 
 from orchestration.cli.app import run
-from orchestration.config import RunSpec, dump_resolved
+from orchestration.config import RunSpec
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.tracking import Tracker, tracking_uri
 

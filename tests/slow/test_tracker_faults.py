@@ -20,8 +20,9 @@ from tracked_writer import METRICS, write_run
 from tracked_writer import REPORTS as WRITTEN
 
 import orchestration.tracking
-from orchestration.config import RunSpec, dump_resolved
+from orchestration.config import RunSpec
 from orchestration.mlflow_server import mlflow_server
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.tracking import Tracker, catch_up
 from orchestration.train_run import run

@@ -19,7 +19,8 @@ from boxseg.config import ToyConfig
 from boxseg.data.coco import CocoBoxes
 from boxseg.data.toy import ensure_toy
 from boxseg.engine.panels import PanelRow, draw_panels
-from orchestration.config import SweepSpec, dump_resolved
+from orchestration.config import SweepSpec
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder
 from orchestration.tracking import tracking_uri
 

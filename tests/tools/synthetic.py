@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from orchestration.config import SweepSpec, dump_resolved
+from orchestration.config import SweepSpec
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import Failure, RunFolder, RunStatus
 from orchestration.search_space import Trial
 from orchestration.table import describe

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from orchestration.config import RunSpec, dump_resolved
+from orchestration.config import RunSpec
+from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus, own_process
 from orchestration.tracking import Tracker
 
