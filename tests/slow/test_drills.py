@@ -84,70 +84,6 @@ def test_killed_runs_end_as_if_undisturbed(experiment, calm, make_storage, tmp_p
     assert not drills.tracking_faults(storage)
 
 
-SWEEP = {
-    "search": "grid",
-    "trial_scheduler": "none",
-    "concurrency": 1,
-    "metric": "val/box_ap",
-    "space": {"solver.lr": {"choice": [0.003, 0.01, 0.03]}},
-}
-SWEEP_KILLS = 5
-
-
-@pytest.mark.ray
-def test_a_killed_sweep_ends_as_if_undisturbed(make_storage, tmp_path):
-    experiment = drills.make_experiment(tmp_path, sweep=SWEEP)
-    calm, rough = (make_storage(tmp_path / name) for name in ("calm", "rough"))
-    command = start_sweep(experiment, calm)
-    assert command.wait(drills.SWEEP_LIMIT_S) == ExitCode.DONE, command.text()
-
-    chance = random.Random(SEED)
-    moments = sorted((chance.randrange(3), chance.randint(0, drills.STEPS)) for _ in range(SWEEP_KILLS))
-    command = start_sweep(experiment, rough)
-    for number, step in moments:
-        while trial_step(rough, number) < step and not command.ended:
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.5))
-        trials = trial_processes(command)
-        if trials and chance.random() < 0.5:
-            trials[0].kill()
-        else:
-            command.kill_alone()
-            command = start_sweep(experiment, rough)
-    code = command.wait(drills.SWEEP_LIMIT_S)
-    told = f"seed {SEED}, {moments}: {command.text()}"
-    assert code == ExitCode.DONE, told
-
-    folders = [newest_sweep(storage, drills.NAME).path for storage in (calm, rough)]
-    tables = [read_table(folder, load_sweep(experiment, [])).ranked() for folder in folders]
-    assert len({path.parent for path in rough.glob(f"{drills.NAME}/*/status.json")}) == 1, "one sweep"
-    rows = [[(row.id[-2:], row.status, row.values, row.value, row.step) for row in table] for table in tables]
-    assert rows[0] == rows[1], told
-    assert len(rows[0]) == 3
-    for mine, other in zip(*(sorted(folder.glob("*-0?")) for folder in folders), strict=True):
-        assert not drills.differences(mine, other), told
-    assert not drills.tracking_faults(rough)
-
-
-def start_sweep(experiment: Path, storage: Path) -> forked.Command:
-    """Start it, or go on with it where it has been heard of."""
-    known = newest_sweep(storage, drills.NAME) is not None
-    arguments = ["sweep", experiment, f"--set=storage={storage}", *(["--resume"] if known else [])]
-    return forked.start(arguments, storage / "output.txt")
-
-
-def trial_processes(command: forked.Command) -> list[psutil.Process]:
-    """Processes that train for a sweep."""
-    found = []
-    with contextlib.suppress(psutil.Error):
-        for each in psutil.Process(command.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                name = " ".join(each.cmdline())
-                if name.startswith("ray::") and not name.startswith("ray::IDLE"):
-                    found.append(each)
-    return found
-
-
 @dataclass(frozen=True)
 class Fault:
     """What happens to a run's disk, and how it is taken back."""
@@ -271,3 +207,99 @@ def wait_for_step(command: forked.Command, storage: Path, step: int) -> RunFolde
                 return RunFolder(path.parent)
         time.sleep(drills.POLL_S)
     raise AssertionError(f"it ended before step {step}:\n{command.text()}")
+
+
+SWEEP = {
+    "search": "grid",
+    "trial_scheduler": "none",
+    "concurrency": 1,
+    "metric": "val/box_ap",
+    "space": {"solver.lr": {"choice": [0.003, 0.01, 0.03]}},
+}
+SWEEP_KILLS = 5
+
+
+@pytest.fixture(scope="module")
+def sweep_experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return drills.make_experiment(tmp_path_factory.mktemp("sweep"), sweep=SWEEP)
+
+
+@pytest.fixture(scope="module")
+def calm_sweep(sweep_experiment: Path, make_storage: Callable[[Path], Path]) -> Path:
+    """The folder of the sweep that nothing happens to."""
+    storage = make_storage(sweep_experiment.parent / "calm")
+    command = start_sweep(sweep_experiment, storage)
+    assert command.wait(drills.SWEEP_LIMIT_S) == ExitCode.DONE, command.text()
+    return newest_sweep(storage, drills.NAME).path
+
+
+@pytest.mark.ray
+def test_a_killed_sweep_ends_as_if_undisturbed(sweep_experiment, calm_sweep, make_storage, tmp_path):
+    storage = make_storage(tmp_path / "rough")
+    chance = random.Random(SEED)
+    moments = sorted((chance.randrange(3), chance.randint(0, drills.STEPS)) for _ in range(SWEEP_KILLS))
+    command = start_sweep(sweep_experiment, storage)
+    for number, step in moments:
+        while trial_step(storage, number) < step and not command.ended:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.5))
+        trials = trial_processes(command)
+        if trials and chance.random() < 0.5:
+            trials[0].kill()
+        else:
+            command.kill_alone()
+            command = start_sweep(sweep_experiment, storage)
+    assert command.wait(drills.SWEEP_LIMIT_S) == ExitCode.DONE, f"seed {SEED}, {moments}: {command.text()}"
+    check_sweep(storage, calm_sweep, sweep_experiment)
+
+
+@needs_mounts
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["full", "unmounted"])
+def test_a_sweep_without_its_disk_ends_soon_and_goes_on_when_it_is_back(
+    name, sweep_experiment, calm_sweep, make_storage, tmp_path
+):
+    fault = FAULTS[name]
+    with mounted_ext4(tmp_path / "disk", bytes_=DISK_BYTES) as disk:
+        storage = make_storage(disk.path / fault.storage)
+        command = start_sweep(sweep_experiment, storage, tmp_path / "output.txt")
+        while trial_step(storage, 1) < 3 and not command.ended:
+            time.sleep(0.01)
+        fault.strike(disk)
+        assert command.wait(SOON_S) == ExitCode.RESOURCES, command.text()
+        assert fault.way_out in command.text().splitlines()[-1]
+        fault.mend(disk)
+        command = start_sweep(sweep_experiment, storage, tmp_path / "output.txt")
+        assert command.wait(drills.SWEEP_LIMIT_S) == ExitCode.DONE, command.text()
+        check_sweep(storage, calm_sweep, sweep_experiment)
+
+
+def check_sweep(storage: Path, calm: Path, experiment: Path) -> None:
+    """One sweep is there, with the table and the trials of an undisturbed one, and MLflow says the same."""
+    (folder,) = (path.parent for path in storage.glob(f"{drills.NAME}/*/status.json"))
+    tables = [read_table(each, load_sweep(experiment, [])).ranked() for each in (folder, calm)]
+    rows = [[(row.id[-2:], row.status, row.values, row.value, row.step) for row in table] for table in tables]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 3
+    for trial, other in zip(*(sorted(each.glob("*-0?")) for each in (folder, calm)), strict=True):
+        assert not drills.differences(trial, other)
+    assert not drills.tracking_faults(storage)
+
+
+def start_sweep(experiment: Path, storage: Path, output: Path | None = None) -> forked.Command:
+    """Start it, or go on with it where it has been heard of."""
+    known = newest_sweep(storage, drills.NAME) is not None
+    arguments = ["sweep", experiment, f"--set=storage={storage}", *(["--resume"] if known else [])]
+    return forked.start(arguments, output or storage / "output.txt")
+
+
+def trial_processes(command: forked.Command) -> list[psutil.Process]:
+    """Processes that train for a sweep."""
+    found = []
+    with contextlib.suppress(psutil.Error):
+        for each in psutil.Process(command.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                name = " ".join(each.cmdline())
+                if name.startswith("ray::") and not name.startswith("ray::IDLE"):
+                    found.append(each)
+    return found
