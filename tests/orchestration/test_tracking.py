@@ -16,7 +16,8 @@ from orchestration.config import RunSpec, SweepSpec
 from orchestration.failures import Failure
 from orchestration.resolved import dump_resolved, params_of, parse_resolved
 from orchestration.run_folder import RunFolder, RunStatus, own_process
-from orchestration.tracking import Tracker, catch_up, follow, stored_uri, tracking_uri
+from orchestration.tracking import Tracker, catch_up, stored_uri, tracking_uri
+from orchestration.tracking_run import follow
 
 SPACE = {"sweep": {"space": {"qam.k_top": {"choice": [1, 5]}}}}
 NETWORKS = ("student", "teacher")
