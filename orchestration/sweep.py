@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from boxseg.engine.checkpoint import find_damage
 from boxseg.errors import ConfigError
@@ -27,32 +26,13 @@ from orchestration.ray_session import start_ray
 from orchestration.records import DamagedError
 from orchestration.report import try_report
 from orchestration.resolved import dump_resolved
-from orchestration.run_folder import RunFolder, RunStatus, Status, new_folder, new_id, own_process
-from orchestration.search_space import (
-    TRIAL_SCHEDULERS,
-    PastTrial,
-    Trial,
-    TrialQueue,
-    count_trials,
-    make_searcher,
-    tell_past,
-)
+from orchestration.run_folder import RunFolder, RunStatus, Status, new_folder, own_process
+from orchestration.search_space import PastTrial, Trial, count_trials
 from orchestration.table import EndedTrials, SweepTable, TrialRow, describe, markdown_table, read_table
 from orchestration.tracking import Tracker
-from orchestration.train_run import (
-    WORKER_FAILURES,
-    StopSignals,
-    check_present,
-    check_same_settings,
-    fit,
-    prepare_data,
-    run_beside,
-    tracked,
-)
-from orchestration.worker import Payload, TrainFn, split_batch, train_here
-
-if TYPE_CHECKING:
-    from ray.tune import Callback, Tuner
+from orchestration.train_run import StopSignals, check_present, check_same_settings, prepare_data, run_beside, tracked
+from orchestration.tune import make_tuner
+from orchestration.worker import Payload, TrainFn, split_batch
 
 logger = logging.getLogger("boxseg.sweep")
 
@@ -192,68 +172,6 @@ def find_sweep(spec: SweepSpec, start: Start | None = None) -> RunFolder | None:
             )
         check_same_settings(spec, folder, SWEEP_MAY_CHANGE)
     return folder
-
-
-def make_tuner(sweep: Sweep, at_once: int) -> Tuner:
-    """Ray Tune, set up for the sweep."""
-    from ray import tune
-
-    plan, spec = sweep.plan, sweep.plan.spec
-    if plan.runner == "inline":
-        resources = {"CPU": spec.resources.cpus_per_worker, "GPU": spec.resources.gpus_per_worker}
-    else:
-        resources = {"node:__internal_head__": 0.01}  # the trial only waits; its workers take the cores
-    queue = TrialQueue(spec.sweep, spec.train.seed, sweep.past)
-    scheduler = TRIAL_SCHEDULERS[spec.sweep.trial_scheduler](spec)
-    tell_past(scheduler, sweep.past, spec.sweep.metric)
-    return tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(run_trial, plan=plan), {name: amount for name, amount in resources.items() if amount}
-        ),
-        tune_config=tune.TuneConfig(
-            metric=spec.sweep.metric,
-            mode=spec.sweep.mode,
-            search_alg=make_searcher(queue, spec.sweep.criterion, note=sweep.note_drawn, value_of=sweep.value_of),
-            scheduler=scheduler,
-            num_samples=count_trials(spec.sweep),
-            max_concurrent_trials=at_once,
-            reuse_actors=plan.runner == "inline",
-            trial_dirname_creator=lambda trial: f"{trial.config['trial'].number:02d}",
-        ),
-        run_config=tune.RunConfig(
-            name=f"tune-{new_id()}",  # Ray's own state of an earlier start is not read: ours is in the folders
-            storage_path=str(plan.folder / "logs"),
-            failure_config=tune.FailureConfig(max_failures=WORKER_FAILURES),  # only lost processes: trials do not raise
-            callbacks=[make_callback(sweep)],
-            verbose=0,
-        ),
-    )
-
-
-def run_trial(config: dict[str, Any], plan: SweepPlan) -> None:
-    """Body of a Tune actor: trains here, or waits for Ray Train's workers.
-
-    An error is left in the trial's folder instead of raised: Tune would only try the same again.
-
-    Raises:
-        StorageError: the folder cannot be written; Tune tells the sweep's driver.
-    """
-    trial: Trial = config["trial"]
-    if RunFolder(plan.folder).stop_requested():
-        return
-    try:
-        payload = plan.payload(trial)
-        if plan.runner == "inline":
-            from ray import tune
-
-            train_here(payload, device=payload.device, send=tune.report)
-        else:
-            from ray.tune.integration.ray_train import TuneReportCallback
-
-            fit(payload, callbacks=[TuneReportCallback()])
-    except Exception as error:
-        with contextlib.suppress(DamagedError):  # the driver finds that too, and writes it anew
-            plan.trial_folder(trial).finish("failed", error)
 
 
 class Sweep:
@@ -447,27 +365,3 @@ def _common_failure(table: SweepTable) -> Failure:
     reason = f"the first: {failures[0].text}" if failures else "none reported a value"
     kind = errors.pop() if len(errors) == 1 else "BoxSegError"
     return Failure(kind, f"all {len(table.rows)} trials failed; {reason}")
-
-
-def make_callback(sweep: Sweep) -> Callback:
-    """Tells the sweep what Tune does."""
-    from ray import tune
-
-    class TrialCallback(tune.Callback):
-        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            sweep.open_trial(trial.config["trial"])
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            sweep.close_trial(trial.config["trial"].number, "stopped")
-
-        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            sweep.trial_lost(trial.config["trial"].number, trial.get_error())
-
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            error = Failure("WorkerLost", str(trial.get_error() or "the trial's process was lost").strip()[-2000:])
-            sweep.close_trial(trial.config["trial"].number, "failed", error)
-
-        def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
-            return object, ()  # Tune stores its settings to restore an experiment; our journal serves for that
-
-    return TrialCallback()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 RAY_FILES = {
     "train_run",
     "worker",
-    "sweep",
+    "tune",
     "search_space",
     "checkpoints",
     "jobs",
