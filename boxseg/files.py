@@ -118,17 +118,26 @@ def no_link(path: str, flags: int) -> int:
         ) from error
 
 
+class NotAFileError(ValueError):
+    """A folder is there, or a pipe or device, which may never end; `kind` says which, as in `a pipe`."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"it is {kind}, not a file")
+        self.kind = kind
+
+
 def plain_size(path: Path) -> int:
     """Size in bytes of a plain file, or of the one that a link leads to.
 
     Raises:
         OSError: nothing is there, or it cannot be looked at.
-        ValueError: a folder, or a pipe or device, which may never end; or no name at all.
+        NotAFileError: something else is there.
+        ValueError: the path is none, as one with a zero byte.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-        raise ValueError(f"it is {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}, not a file")
+        raise NotAFileError(kinds.get(stat.S_IFMT(found.st_mode), "a device"))
     return found.st_size
 
 

@@ -10,7 +10,6 @@ import functools
 import json
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ import yaml
 from PIL import Image
 
 from boxseg.errors import DataError
+from boxseg.files import NotAFileError, plain_size, read_plain
 
 MAX_TEXT_BYTES = 2**26
 """Lists, labels and the like are far smaller."""
@@ -67,18 +67,15 @@ def plain_file(path: Path, rule: str) -> int:
         UnreadableError: there is nothing, or a folder, pipe, device or socket.
     """
     try:
-        found = path.stat()
+        return plain_size(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UnreadableError(path, DOES_NOT_EXIST, rule, "correct the path") from error
+    except NotAFileError as error:
+        raise UnreadableError(path, f"is {error.kind}, not a file", rule, "name a file on the disk") from error
     except OSError as error:
         raise UnreadableError(path, f"cannot be read: {error.strerror}", rule, "check the path") from error
     except ValueError as error:  # a zero byte, or half a character
         raise UnreadableError(path, f"cannot be read: {error}", rule, "correct the path") from error
-    if not stat.S_ISREG(found.st_mode):
-        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-        kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
-        raise UnreadableError(path, f"is {kind}, not a file", rule, "name a file on the disk")
-    return found.st_size
 
 
 def read_bytes(path: Path, rule: str, *, limit: int = MAX_TEXT_BYTES) -> bytes:
@@ -91,13 +88,11 @@ def read_bytes(path: Path, rule: str, *, limit: int = MAX_TEXT_BYTES) -> bytes:
     if size > limit:
         told = f"has {size / 1e6:.0f} MB, and {limit / 1e6:.0f} MB are allowed"
         raise UnreadableError(path, told, rule, "check that it is the right file")
-    if size == 0:  # files of the system that wait for content say so too
-        return b""
     try:
-        with path.open("rb") as file:
-            return file.read(size)
-    except OSError as error:
-        raise UnreadableError(path, f"cannot be read: {error.strerror}", rule, "check the path") from error
+        return read_plain(path, limit=limit)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UnreadableError(path, f"cannot be read: {reason}", rule, "check the path") from error
 
 
 def largest_bytes() -> int:
