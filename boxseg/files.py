@@ -157,6 +157,11 @@ def read_plain(path: Path, *, offset: int = 0, limit: int | None = None) -> byte
         return file.read(max(size - offset, 0))
 
 
+def reason_of(error: Exception) -> str:
+    """Why a file could not be read, without its path: the system's words, or those of the error."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def write_picture(path: Path, save: Callable[..., object]) -> Path:
     """Write a PNG as `write_atomic` does, its folder too, and return its path; `save` writes it to a file it is given.
 

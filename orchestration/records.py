@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from annotated_types import Ge, Le, Predicate
 
 from boxseg.errors import ConfigError
-from boxseg.files import plain_size, read_plain
+from boxseg.files import plain_size, read_plain, reason_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
@@ -64,7 +64,7 @@ def read_record(path: Path, kind: type[T], *, way_out: str) -> T:
     except ValidationError as error:
         raise DamagedError(f"{path}: is damaged: {_first_fault(error)}; {way_out}") from error
     except (OSError, ValueError) as error:
-        raise DamagedError(f"{path}: cannot be read: {_reason(error)}; {way_out}") from error
+        raise DamagedError(f"{path}: cannot be read: {reason_of(error)}; {way_out}") from error
 
 
 def read_lines(path: Path, kind: type[T], offset: int = 0) -> tuple[list[T], int]:
@@ -82,7 +82,7 @@ def read_lines(path: Path, kind: type[T], offset: int = 0) -> tuple[list[T], int
     except FileNotFoundError:
         return [], offset
     except (OSError, ValueError) as error:
-        tell_once(path, f"{path}: left out, it cannot be read: {_reason(error)}")
+        tell_once(path, f"{path}: left out, it cannot be read: {reason_of(error)}")
         return [], offset
     end = data.rfind(b"\n") + 1
     found: list[T] = []
@@ -126,7 +126,3 @@ def _first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(str, fault["loc"]))[:100]
     return f"{place}: {fault['msg']}" if place else fault["msg"]
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from boxseg.errors import ConfigError
-from boxseg.files import read_plain
+from boxseg.files import read_plain, reason_of
 from orchestration.config import RunSpec
 from orchestration.yaml_source import MAX_BYTES, MAX_DEPTH, MAX_DIGITS
 
@@ -48,7 +48,7 @@ def read_resolved(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: is missing; {COPY_BACK}") from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).replace("unexpected ", "").split())
+        reason = " ".join(reason_of(error).replace("unexpected ", "").split())  # that word is for faults of ours
         raise ConfigError(f"{path}: is damaged: {reason:.200}; {COPY_BACK}") from error
 
 

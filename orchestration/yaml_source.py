@@ -12,7 +12,7 @@ import yaml
 
 from boxseg.config import merge
 from boxseg.errors import ConfigError
-from boxseg.files import read_plain
+from boxseg.files import read_plain, reason_of
 from orchestration.secret_text import ENVIRONMENT, find_secret
 
 KeyPath = tuple[str, ...]
@@ -289,5 +289,6 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read (not UTF-8 text, byte {error.start}); save it as UTF-8") from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{path}: cannot be read ({reason}); give the path of an experiment file") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({reason_of(error)}); give the path of an experiment file"
+        ) from error

@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 from boxseg.errors import DataError
-from boxseg.files import NotAFileError, plain_size, read_plain
+from boxseg.files import NotAFileError, plain_size, read_plain, reason_of
 
 MAX_TEXT_BYTES = 2**26
 """Lists, labels and the like are far smaller."""
@@ -52,8 +52,12 @@ class UnreadableError(DataError):
     """A file cannot be read; `value` and `way_out` are parts of its text."""
 
     def __init__(self, path: Path, value: str, rule: str, way_out: str) -> None:
-        super().__init__(f"{path}: {value}; {rule} ({way_out})")
+        super().__init__(path, value, rule, way_out)  # all four, so that the error can go to another process
         self.value, self.way_out = value, way_out
+
+    def __str__(self) -> str:
+        path, value, rule, way_out = self.args
+        return f"{path}: {value}; {rule} ({way_out})"
 
 
 def plain_file(path: Path, rule: str) -> int:
@@ -91,8 +95,7 @@ def read_bytes(path: Path, rule: str, *, limit: int = MAX_TEXT_BYTES) -> bytes:
     try:
         return read_plain(path, limit=limit)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UnreadableError(path, f"cannot be read: {reason}", rule, "check the path") from error
+        raise UnreadableError(path, f"cannot be read: {reason_of(error)}", rule, "check the path") from error
 
 
 def largest_bytes() -> int:

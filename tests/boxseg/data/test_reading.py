@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import socket
 import struct
 import zlib
@@ -50,6 +51,12 @@ def test_what_is_no_plain_file_is_refused_before_it_is_opened(odd, kind, read):
     arguments = (Image.Image.load,) if read is read_picture else (RULE,)
     with pytest.raises(DataError, match=kind):
         read(odd[kind], *arguments)
+
+
+def test_what_cannot_be_read_is_told_in_another_process_too(odd):
+    with pytest.raises(DataError) as told:
+        plain_file(odd["a pipe"], RULE)
+    assert str(pickle.loads(pickle.dumps(told.value))) == str(told.value)
 
 
 def test_a_file_that_says_it_is_empty_is_not_waited_for():
