@@ -174,7 +174,7 @@ def test_processes_of_a_start_that_failed_are_ended_orphans_too_and_no_others(tm
     script = "import time; time.sleep(60)"
     named = [sys.executable, "-c", script, f"--session={tmp_path}/ray1/session"]
     ours = subprocess.Popen(named)
-    leave = f"{shlex.join(named)} >/dev/null & echo $!"
+    leave = f"{shlex.join(named)} >/dev/null 2>&1 & echo $!"
     orphan = int(subprocess.run(["sh", "-c", leave], capture_output=True, text=True, check=True).stdout)
     other = subprocess.Popen([sys.executable, "-c", script])
     try:
