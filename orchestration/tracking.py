@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from boxseg.errors import ConfigError
 from orchestration.files import file_lock, log_to_file
@@ -45,8 +47,13 @@ logger = logging.getLogger("boxseg.tracking")
 
 
 def tracking_uri(storage: Path, uri: str | None = None) -> str:
-    """The MLflow tracking URI of a storage folder: `uri` if given, else an SQLite file in the folder."""
-    return uri or f"sqlite:///{storage.absolute()}/mlflow.db"
+    """The MLflow tracking URI of a storage folder: `uri` if given, else an SQLite file in the folder.
+
+    SQLAlchemy reads `?` and what looks like `%41` as parts of a URI: unescaped, they would lead to another folder.
+    MLflow makes an empty folder of the escaped name beside.
+    """
+    place = re.sub(r"\?|%(?=[0-9a-fA-F]{2})", lambda found: quote(found[0]), str(storage.absolute()))
+    return uri or f"sqlite:///{place}/mlflow.db"
 
 
 class Tracker:

@@ -14,7 +14,7 @@ from typing import Any
 
 from boxseg.config import CocoSource
 from boxseg.data.toy import ensure_toy
-from boxseg.engine.checkpoint import find_best
+from boxseg.engine.checkpoint import find_best, newest_step
 from boxseg.errors import CheckpointError, ConfigError
 from boxseg.files import naming_storage_faults
 from orchestration.config import RunSpec
@@ -111,6 +111,9 @@ def _check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
             "start a new run"
         )
     check_same_settings(spec, folder, MAY_CHANGE)
+    saved = newest_step(checkpoints)
+    if saved > spec.train.steps:  # told before anything of the run, which may have ended well, is changed
+        raise ConfigError(f"{name} has a checkpoint of step {saved}, beyond train.steps {spec.train.steps}; raise that")
 
 
 MAY_CHANGE = (

@@ -139,6 +139,11 @@ def find_sound(checkpoints: Path) -> Path | None:
     return None
 
 
+def newest_step(checkpoints: Path) -> int:
+    """Step of the newest checkpoint, sound or not; 0 where there is none."""
+    return max((step for step, _ in _oldest_first(checkpoints)), default=0)
+
+
 def find_best(checkpoints: Path) -> Path | None:
     """The checkpoint of the best evaluation, sound or not; None before the first one.
 

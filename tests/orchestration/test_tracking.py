@@ -389,3 +389,16 @@ def test_a_tracker_without_a_server_neither_raises_nor_waits_long(tmp_path, capl
     assert time.monotonic() - began < 40  # 20, and what a busy machine adds
     assert "folders are complete" in caplog.text
     assert json.loads(folder.metrics_path.read_text())["metrics"] == {"a": 1.0}
+
+
+@pytest.mark.parametrize("name", ["50%41?x=1", "ü 5% #1 $x @a:b"])
+def test_a_storage_may_have_any_name(name, tmp_path, make_store):
+    storage = tmp_path / name
+    storage.mkdir()
+    make_store(storage / "mlflow.db")
+    folder = make_run(storage, "20261123-130000-aaaa")
+    folder.finish("finished")
+    track(storage, folder)
+    assert mlflow_run(mlflow.MlflowClient(tracking_uri=tracking_uri(storage)), folder).info.status == "FINISHED"
+    assert (storage / "mlartifacts").is_dir()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(storage)]

@@ -179,6 +179,16 @@ def test_a_resume_with_other_settings_is_refused_and_changes_nothing(storage):
     assert (Path(first.folder) / "config.yaml").read_text() == before
 
 
+def test_a_resume_with_fewer_steps_than_are_saved_is_refused_and_changes_nothing(storage):
+    first = run(make_spec(storage), train_fn=make_training(), progress=False)
+    before = Path(first.folder, "config.yaml").read_text()
+    shorter = make_spec(storage, train={"steps": 15, "batch_size": 4, "report_every": 5})
+    with pytest.raises(ConfigError, match=r"has a checkpoint of step 20, beyond train\.steps 15; raise that"):
+        run(shorter, resume=first.id, train_fn=make_training(), progress=False)
+    assert RunFolder(Path(first.folder)).status().status == "finished"
+    assert Path(first.folder, "config.yaml").read_text() == before
+
+
 def test_a_storage_that_is_moved_away_ends_the_run_at_once_and_is_not_made_anew(tmp_path):
     storage = tmp_path / "storage"
     storage.mkdir()
