@@ -16,9 +16,8 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from boxseg.data.checks import is_number, is_whole
 from boxseg.data.coco import CocoBoxes, encode_segmentation
-from boxseg.data.reading import read_json
+from boxseg.data.reading import is_number, is_whole, read_json
 from boxseg.data.segmentations import Problem, find_problem
 from boxseg.errors import ConfigError, DataError
 from boxseg.label import UNKNOWN, BoxLabels, fit, label_together, pixels_inside

@@ -24,6 +24,8 @@ from boxseg.data.reading import (
     IMAGE_RULE,
     NO_COLOURS,
     UnreadableError,
+    is_float,
+    is_whole,
     read_json,
     read_picture,
 )
@@ -54,10 +56,10 @@ REQUIRED_KEYS: dict[str, dict[str, str]] = {
 }
 """List of a COCO file -> key of its entries -> the rule for its value."""
 RULES: dict[str, Callable[[Any], bool]] = {
-    WHOLE: lambda value: is_whole(value),
+    WHOLE: is_whole,
     TEXT: lambda value: isinstance(value, str) and re.search("[\ud800-\udfff]", value) is None,
     SIZE: lambda value: type(value) is int and 0 < value <= MAX_SIDE_PX,
-    BBOX: lambda value: isinstance(value, list) and list(map(_is_float, value)) == [True] * 4,
+    BBOX: lambda value: isinstance(value, list) and len(value) == 4 and all(map(is_float, value)),
 }
 
 logger = logging.getLogger(__name__)
@@ -219,20 +221,6 @@ def _mask_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
         if problem is not None:
             value, rule = problem
             yield Fault(path, value, rule, FIX_IN_FILE, image_id=annotation["image_id"], annotation_id=annotation["id"])
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a value of a JSON file is a whole number of 64 bits, as ids are."""
-    return type(value) is int and abs(value) < 2**63
-
-
-def _is_float(value: Any) -> bool:
-    return type(value) is float or is_whole(value)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a finite number that a float holds."""
-    return _is_float(value) and math.isfinite(value)
 
 
 def _format_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:

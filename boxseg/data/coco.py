@@ -22,8 +22,16 @@ from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from boxseg.config import CocoSource
-from boxseg.data.checks import MASKS_RULE, MASKS_WAY_OUT, is_inside, is_number, read_annotations, read_well_formed
-from boxseg.data.reading import COLOURS, DOES_NOT_EXIST, IMAGE_RULE, NO_COLOURS, UnreadableError, read_picture
+from boxseg.data.checks import MASKS_RULE, MASKS_WAY_OUT, is_inside, read_annotations, read_well_formed
+from boxseg.data.reading import (
+    COLOURS,
+    DOES_NOT_EXIST,
+    IMAGE_RULE,
+    NO_COLOURS,
+    UnreadableError,
+    is_number,
+    read_picture,
+)
 from boxseg.data.segmentations import find_problem, read_runs
 from boxseg.errors import DataError
 from boxseg.structures import DrawnMasks, Sample

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -138,6 +139,21 @@ def read_json(path: Path, rule: str, hook: Callable[[Json], Json] | None = None)
         return json.loads(data, object_pairs_hook=entry)
     except (ValueError, RecursionError) as error:
         raise UnreadableError(path, f"is not JSON: {error}", rule, "export it again") from error
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value of a JSON file is a whole number of 64 bits, as ids are."""
+    return type(value) is int and abs(value) < 2**63
+
+
+def is_float(value: Any) -> bool:
+    """Whether a value of a JSON file is a number that a float holds, infinite ones and NaN too."""
+    return type(value) is float or is_whole(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number that a float holds."""
+    return is_float(value) and math.isfinite(value)
 
 
 def is_deep(data: bytes) -> bool:

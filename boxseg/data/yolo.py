@@ -181,11 +181,7 @@ def _places(source: Path, base: str, listed: list[str]) -> list[Path]:
     """Where a split lies: below `path`, below the folder itself, or there without the `../` that some tools write."""
     places = []
     for name in listed:
-        tries = [
-            source / ("." if base in NOTHING else base) / name,
-            source / name,
-            source / re.sub(r"^(\.\./)+", "", name),
-        ]
+        tries = [source / base / name, source / name, source / re.sub(r"^(\.\./)+", "", name)]
         place = next((each for each in tries if each.exists()), None)
         if place is None or not place.resolve().is_relative_to(source.resolve()):
             raise DataError(f"{source}: has no {name} inside, which its data.yaml names (correct `path` or the split)")

@@ -214,7 +214,7 @@ def _keep_good(content: dict[str, Any], min_quality: float, path: Path) -> tuple
     Raises:
         DataError: a mask cannot be decoded, or a quality is no number.
     """
-    from boxseg.data.checks import is_number
+    from boxseg.data.reading import is_number
     from boxseg.data.segmentations import find_problem
 
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
