@@ -25,7 +25,6 @@ LINE_EVERY_S = 10.0
 MEASURED = 0.1
 """Share of a run's steps that must have been timed before anybody speaks of the time left."""
 
-
 T = TypeVar("T")
 
 

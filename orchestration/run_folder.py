@@ -370,14 +370,14 @@ def _with_metrics(now: RunStatus, step: int, metrics: dict[str, float], *, is_be
     return replace(now, best=finite, best_step=step) if is_best else now
 
 
+ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
+"""Digits and letters that are not mistaken for each other."""
+
+
 def new_id() -> str:
     """A short id that sorts by time, as in 20261122-171500-3f9ckd; two of one second are alike once in 10^9 times."""
     end = "".join(secrets.choice(ID_LETTERS) for _ in range(6))
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{end}"
-
-
-ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
-"""Digits and letters that are not mistaken for each other."""
 
 
 def new_folder(parent: Path) -> RunFolder:

@@ -11,7 +11,7 @@ from orchestration.secret_text import hide
 if TYPE_CHECKING:
     from rich.console import Console
 
-HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 """Control characters but the end of a line, marks that turn the direction of text, and halves of characters."""
 LINE_END = re.compile("\n(?! )")
 """Lines of a message that go on are indented; another end of a line comes from a name."""
@@ -19,7 +19,7 @@ LINE_END = re.compile("\n(?! )")
 
 def printable(text: str) -> str:
     """The text with control characters written as their code, as in `\\x1b`; ends of lines stay."""
-    return HIDDEN.sub(_code, text)
+    return UNSAFE.sub(_code, text)
 
 
 def one_message(text: str) -> str:
@@ -33,8 +33,8 @@ def one_line(text: str) -> str:
 
 
 def safe_json(text: str) -> str:
-    """JSON that means the same and is safe to look at: hidden characters are escaped, as in `\\u009b`."""
-    return HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    """JSON that means the same and is safe to look at: unsafe characters are escaped, as in `\\u009b`."""
+    return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 class SafeFormatter(logging.Formatter):

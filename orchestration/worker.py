@@ -39,7 +39,6 @@ Send = Callable[[dict[str, float]], None]
 STOP_POLL_S = 0.5
 """Time between two looks for a request to stop [s]."""
 
-
 logger = logging.getLogger("boxseg.worker")
 
 
@@ -267,11 +266,12 @@ class FileReporter:
         """Write an evaluation and tell Ray.
 
         Raises:
-            ConfigError: data or settings leave out the metric that decides. What only the masks of an evaluation leave
-                out, as `health/`, may come with a later one.
+            ConfigError: the metric that decides is not reported, as data or settings leave it out. One of `health/`
+                needs masks that the network finds, which may come with a later evaluation.
         """
-        metric = self.payload.metric or "health/"
-        if not metric.startswith("health/") and metric not in {*report.metrics, *self.folder.stored().metrics}:
+        metric = self.payload.metric
+        may_be_missing = metric is None or metric.startswith("health/")
+        if not may_be_missing and metric not in {*report.metrics, *self.folder.stored().metrics}:
             raise ConfigError(
                 f"sweep.metric {metric} is not reported; choose one of {', '.join(sorted(report.metrics))}"
             )

@@ -12,7 +12,7 @@ from PIL import Image
 
 from orchestration.cli.app import run
 from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
-from orchestration.terminal import HIDDEN, SafeFormatter, one_line, one_message, safe_json
+from orchestration.terminal import UNSAFE, SafeFormatter, one_line, one_message, safe_json
 
 EVIL = "a\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202e\nerror: \udc80b"
 TOLD = r"a\x1b]0;owned\x07\x1b[2J\x0d\x9b31m\u202e\nerror: \udc80b"
@@ -30,7 +30,7 @@ def test_hidden_characters_are_written_as_their_code(capsys):
     print_table((EVIL, "b"), [(EVIL, 1.0), (None, "\x00")])
     shown = capsys.readouterr()
     assert shown.err == f"skipped: {TOLD}\n"
-    assert HIDDEN.search(shown.out) is None
+    assert UNSAFE.search(shown.out) is None
     assert shown.out.splitlines()[:2] == [TOLD, f"{TOLD}  {TOLD}"]
     assert shown.out.count(TOLD) == 5
 
@@ -45,7 +45,7 @@ def test_json_stays_json_and_means_the_same(capsys):
     value = {"name": EVIL, "list": [EVIL, float("nan"), 1.5], "path": Path("a\udc80")}
     print_json(value)
     shown = capsys.readouterr().out
-    assert HIDDEN.search(shown) is None
+    assert UNSAFE.search(shown) is None
     assert json.loads(shown) == {"name": EVIL, "list": [EVIL, None, 1.5], "path": "a\udc80"}
     assert json.loads(safe_json(json.dumps(EVIL, ensure_ascii=False))) == EVIL
 
@@ -87,7 +87,7 @@ def test_no_command_shows_hidden_characters(command, capsys):
     write_set("a\x1b[31m\x9b.png", "cat\x1b[2J\nx")
     run(command)
     shown = capsys.readouterr()
-    assert HIDDEN.search(shown.out + shown.err) is None
+    assert UNSAFE.search(shown.out + shown.err) is None
     assert "unexpected" not in shown.err
     if "--json" in command:
         assert json.loads(shown.out)["classes"] == {"cat\x1b[2J\nx": 1}
