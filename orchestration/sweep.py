@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from boxseg.engine.checkpoint import find_damage
+from boxseg.engine.checkpoint import BEST, find_damage
 from boxseg.errors import ConfigError
 from boxseg.files import sync_folder, sync_tree, write_atomic
 from orchestration.cluster import silent_nodes
@@ -325,7 +325,7 @@ class Sweep:
         """Copy the best checkpoint, write table, report and the sweep's end."""
         table = read_table(self.folder.path, self.plan.spec)
         best = table.best()
-        checkpoint = self._keep_best(best) if best is not None else None
+        checkpoint = self._keep_best(best)
         write_atomic(self.folder.path / "table.md", markdown_table(table) + "\n")
         report = None if interrupted else try_report(self.folder.path)
         status: Status = "interrupted" if interrupted else "finished" if best is not None else "failed"
@@ -333,14 +333,16 @@ class Sweep:
         self.folder.note("sweep_end", status=status, best=best.id if best else None)
         return SweepResult(self.folder.path.name, self.folder.path, status, table, best, checkpoint, report)
 
-    def _keep_best(self, best: TrialRow) -> Path | None:
-        """Copy the trial's best checkpoint to the sweep, beside and renamed; None if it has none or it is damaged."""
-        source = RunFolder(best.folder).best_checkpoint
-        if not source.exists():
+    def _keep_best(self, best: TrialRow | None) -> Path | None:
+        """Copy the best trial's best checkpoint to the sweep, beside and renamed.
+
+        None if there is no trial or no checkpoint, or it is damaged; then that of an earlier end is not there either.
+        """
+        scratch, kept = self.folder.path / ".best", self.folder.path / BEST
+        for old in (scratch, kept):
+            shutil.rmtree(old, ignore_errors=True)
+        if best is None or not (source := RunFolder(best.folder).best_checkpoint).exists():
             return None
-        scratch, kept = self.folder.path / ".best", self.folder.path / "best"
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(source.resolve(), scratch)
         if (fault := find_damage(scratch)) is not None:
             logger.warning("the best checkpoint is not kept: %s; `boxseg runs show %s` names its trial", fault, best.id)

@@ -184,6 +184,20 @@ def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
     assert "| 00 ★ | 5 | 0.2500 | 100 | finished |" in (sweep.folder.path / "table.md").read_text()
 
 
+def test_the_best_checkpoint_of_an_earlier_end_does_not_stand_for_another_trial(tmp_path):
+    sweep = make_driver(tmp_path)
+    kept = sweep.folder.path / "best"
+    kept.mkdir()
+    trial = Trial(0, {"qam.k_top": 5}, seed=0)
+    sweep.open_trial(trial)
+    folder = sweep.plan.trial_folder(trial)
+    folder.report(100, {"val/mask_ap": 0.25}, is_best=True)  # its checkpoint was removed
+    folder.finish("finished")
+    sweep.close_trial(0, "stopped")
+    result = sweep.conclude(interrupted=False)
+    assert (result.best.id, result.best_checkpoint, kept.exists()) == ("20260101-000000-aaaa-00", None, False)
+
+
 def test_a_sweep_whose_trials_all_failed_alike_has_failed_for_that_reason(tmp_path):
     sweep = make_driver(tmp_path)
     for number in range(2):
