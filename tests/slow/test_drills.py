@@ -239,12 +239,12 @@ def test_a_killed_sweep_ends_as_if_undisturbed(sweep_experiment, calm_sweep, mak
     chance = random.Random(SEED)
     moments = sorted((chance.randrange(3), chance.randint(0, drills.STEPS)) for _ in range(SWEEP_KILLS))
     command = start_sweep(sweep_experiment, storage)
-    for number, step in moments:
+    for turn, (number, step) in enumerate(moments):
         while trial_step(storage, number) < step and not command.ended:
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.5))
         trials = trial_processes(command)
-        if trials and chance.random() < 0.5:
+        if trials and turn % 2:
             trials[0].kill()
         else:
             command.kill_alone()
@@ -294,12 +294,11 @@ def start_sweep(experiment: Path, storage: Path, output: Path | None = None) -> 
 
 
 def trial_processes(command: forked.Command) -> list[psutil.Process]:
-    """Processes that train for a sweep."""
+    """Processes that train for a sweep, by the name that Ray gives them."""
     found = []
     with contextlib.suppress(psutil.Error):
         for each in psutil.Process(command.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                name = " ".join(each.cmdline())
-                if name.startswith("ray::") and not name.startswith("ray::IDLE"):
+                if each.cmdline()[:1] and each.cmdline()[0].startswith("ray::ImplicitFunc"):
                     found.append(each)
     return found

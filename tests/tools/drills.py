@@ -221,7 +221,7 @@ def told_by(folder: Path) -> dict[str, Any]:
     status = run.stored()
     names = {name for report in run.reports_since(0)[0] for name in report.metrics if not name.startswith(CHANGING)}
     about = {each: _about(folder / "checkpoints" / each) for each in ("last", "best")}
-    drawn = [path for place in ("samples", "evaluation") for path in sorted((folder / place).glob("*"))]
+    drawn = [path for place in ("samples", "evaluation") for path in sorted((folder / place).glob("[!.]*"))]
     return {
         "status": (status.status, status.step, status.steps, status.failure),
         "metrics": {name: value for name, value in status.metrics.items() if not name.startswith(CHANGING)},
