@@ -32,6 +32,12 @@ def test_modules_that_are_run_by_name_can_be_found(page, monkeypatch):
     assert [name for name in named if find_spec(name) is None] == []
 
 
+def test_tests_that_show_a_fault_exist():
+    named = set(re.findall(r"`([\w/]*test_\w+\.py)`", (ROOT / "docs/reliability.md").read_text()))
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (ROOT / "tests" / name).exists()] == []
+
+
 def test_every_command_of_the_readme_has_help(capsys):
     named = {line.split()[1].strip("`|") for line in re.findall(r"boxseg \w+[^\n]*", (ROOT / "README.md").read_text())}
     known = named & {"sweep", "train", "data", "runs", "ui", "config"}

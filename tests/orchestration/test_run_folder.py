@@ -51,6 +51,22 @@ def test_a_request_to_stop_replaces_a_link_in_its_place(tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_who_is_to_train_waits_for_whoever_still_trains_there(tmp_path):
+    folder = make_run(tmp_path)
+    has_begun = threading.Event()
+
+    def train() -> None:
+        with RunFolder(folder.path).training():
+            has_begun.set()
+
+    second = threading.Thread(target=train)
+    with folder.training():
+        second.start()
+        assert not has_begun.wait(0.2)
+    assert has_begun.wait(30)
+    second.join()
+
+
 def test_ids_sort_by_time_and_are_short():
     assert len(new_id()) == len("20261122-171500-k3f9ab")
     assert new_id()[:15] <= new_id()[:15]
