@@ -19,21 +19,27 @@ ENVIRONMENT = (
 """The way out for a setting that holds a secret."""
 HIDDEN = "***"
 
+# Texts, as compiling them takes a while: `re` does so when they are first used, and keeps them.
 _DATABASE = r"(?:sqlite|postgres|mysql|mariadb|mssql|oracle)[\w+.-]*://"
 _SURE = (
     r"[\w.-]*(?:password|passwd|passphrase|pwd|secret|credentials?|signature|api[_-]?key|access[_-]?key|account[_-]?key"
     r"|private[_-]?key)[\w.-]*(?<!_id)(?<!file)(?<!path)"
 )
+"""Names that mean a secret wherever they are given a value, unless they end as that of an id or a file does."""
 _LIKELY = r"(?:[\w.-]*[_.-])?(?:pass|token|sig|auth|authorization|key|jwt|sas)"
-"""Names of secrets: wherever they are given a value, and as options of an address."""
+"""Names that mean one as an option of an address, or in a line of a patch."""
 
 _PASSWORD = rf"(?i){_DATABASE}[^@:/?#\s]*:[^@\s]*@|://[^@:/?#\s]*:[^@/?#\s]*@"
+"""`://user:password@`; of a database the password may hold `/`, `?` and `#` as they are."""
 _USER = rf"(?i)(?<![\w+.-])(?!(?:{_DATABASE}|(?:ssh|sftp|git)[\w+]*://))[a-z][\w+.-]*://[^@/?#\s]+@"
+"""`://token@`; databases and ssh have the name of a user there, which is no secret."""
 _OPTION = rf"(?i)(?:^|[?&;#,{{\s])[\"']?(?P<name>{_SURE}|{_LIKELY})[\"']?\s*=\s*(?P<value>[^&;#\s]+)"
+"""`?token=abc` in an address or a connection string."""
 _SURE_OPTION = rf"(?i)(?P<name>(?<![\w.-]){_SURE}[\"']?\s*=\s*)(?P<value>[^&;#\s]+)"
+"""`password=abc` in any text."""
 _ASSIGNED = rf"(?im)^(?P<name>[-+ ]\s*[\"']?(?:{_SURE}|{_LIKELY})[\"']?\s*[:=]\s*)(?P<value>[^\s()\[\]]+)$"
+"""A whole line of a patch, as in `+  token: abc`; calls and lists are code, which gives nothing away."""
 _ADDRESS = r"(?i)(?<![\w+.-])[a-z][\w+.-]*://[^\s'\"<>]+"
-# Texts, as compiling them takes a while: `re` does so when they are first used, and keeps them.
 
 
 def find_secret(text: str) -> str | None:
