@@ -75,7 +75,7 @@ def hide_in_patch(text: str) -> str:
 def _hide_in_address(address: str) -> str:
     scheme = address.partition("://")[0]
     shown = re.sub(_USER, f"{scheme}://{HIDDEN}@", re.sub(_PASSWORD, _without_user, address))
-    shown = re.sub(_OPTION, lambda found: found[0].replace(found["value"], HIDDEN), shown)
+    shown = re.sub(_OPTION, lambda found: found[0].removesuffix(found["value"]) + HIDDEN, shown)
     return shown if find_secret(shown.replace(f"{HIDDEN}@", "").replace(HIDDEN, "")) is None else f"{scheme}://{HIDDEN}"
 
 

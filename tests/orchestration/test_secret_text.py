@@ -80,3 +80,7 @@ def test_what_holds_no_secret_stays_as_it_is(text: str):
 def test_a_patch_keeps_all_but_the_values_of_secrets():
     patch = "+token: abc\n+  DB_PASSWORD=abc\n-key = read_key()\n+name: qam\n"
     assert hide_in_patch(patch) == "+token: ***\n+  DB_PASSWORD=***\n-key = read_key()\n+name: qam\n"
+
+
+def test_a_secret_that_is_part_of_its_own_name_hides_nothing_else():
+    assert hide("postgresql://host/db?token=t&sslmode=require") == "postgresql://host/db?token=***&sslmode=require"
