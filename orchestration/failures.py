@@ -92,7 +92,7 @@ class Failure:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         foreign_text = (lines[-1] if len(lines) > 6 else "\n".join(lines))[:2000]
         kinds = (each.__name__ for each in type(error).__mro__ if OUR_ERRORS.get(each.__name__) is each)
-        kind = next(kinds, type(error).__name__)  # of a kind of DataError, that it is a DataError
+        kind = next(kinds, type(error).__name__)  # the nearest class with an exit code: DataError for its children
         return cls(kind, hide(str(error) if isinstance(error, BoxSegError) else foreign_text or kind))
 
     @property

@@ -112,11 +112,11 @@ def read_past(
         if not ended:
             run.update(status="created", ended=None, failure=None, **own_process())
         trial = trials.setdefault(trial.number, trial)
-        known[trial.number] = PastTrial(trial, ended, _told(run, criterion), criterion.value(status.best))
+        known[trial.number] = PastTrial(trial, ended, _evaluations(run, criterion), criterion.value(status.best))
     return [known.get(number, PastTrial(trials[number], False, [])) for number in sorted(trials)]
 
 
-def _told(run: RunFolder, criterion: Criterion) -> list[tuple[int, float]]:
+def _evaluations(run: RunFolder, criterion: Criterion) -> list[tuple[int, float]]:
     """(step, value) of each evaluation, as a trial scheduler was told it."""
     values = {each.step: criterion.value(each.metrics) for each in run.reports() if each.is_evaluation}
     return [(step, criterion.worst if value is None else value) for step, value in values.items()]

@@ -67,18 +67,18 @@ def parse_resolved(text: str) -> dict[str, Any]:
         values = yaml.load(text, Loader=LOADER)
     except (yaml.YAMLError, LookupError, AttributeError) as error:
         raise ValueError(str(error)) from error
-    if not isinstance(values, dict) or not _has_names(values):
+    if not isinstance(values, dict) or not _is_plain(values):
         raise ValueError("it is no mapping of settings")
     return values
 
 
-def _has_names(values: Any) -> bool:
-    """Whether all groups in nested values have texts as names."""
+def _is_plain(values: Any) -> bool:
+    """Whether groups in nested values have texts as names, and whole numbers fit in 64 bits."""
     if isinstance(values, list):
-        return all(map(_has_names, values))
+        return all(map(_is_plain, values))
     if not isinstance(values, dict):
         return not isinstance(values, int) or abs(values) < 10**MAX_DIGITS
-    return all(isinstance(name, str) and _has_names(value) for name, value in values.items())
+    return all(isinstance(name, str) and _is_plain(value) for name, value in values.items())
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

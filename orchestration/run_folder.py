@@ -192,7 +192,7 @@ class RunFolder:
             ConfigError: the folder is not one of a run.
         """
         written = self._read()
-        status = self._here(written)
+        status = self._with_present_places(written)
         if not status.is_final and (_is_dead(status) or self._is_copy_of(Path(written.folder))):
             return replace(status, status="interrupted", ended=self.status_path.stat().st_mtime)
         return status
@@ -203,7 +203,7 @@ class RunFolder:
         Raises:
             ConfigError: the folder is not one of a run.
         """
-        return self._here(self._read())
+        return self._with_present_places(self._read())
 
     def _read(self) -> RunStatus:
         way_out = "put a copy back, or remove the run's folder"
@@ -214,7 +214,7 @@ class RunFolder:
                 f"{self.path}: no run here (status.json is missing); `boxseg runs ls` lists runs"
             ) from error
 
-    def _here(self, written: RunStatus) -> RunStatus:
+    def _with_present_places(self, written: RunStatus) -> RunStatus:
         """The state with the places that it has now; the folder may have been copied since."""
         return replace(written, folder=str(self.path), mlflow_run_id=self.read_tracking().get("run_id"))
 

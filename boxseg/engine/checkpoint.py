@@ -104,16 +104,16 @@ def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
     with naming_storage_faults(folder):
         _replace_copies(checkpoints)
         steps = [each for _, each in _steps(checkpoints)]
-        newest = sum(each.name <= folder.name for each in steps)  # 0 where the disk has gone: no link will do
-        for later in steps[newest:]:
+        until_now = [each for each in steps if each.name <= folder.name]
+        for later in steps[len(until_now) :]:
             shutil.rmtree(later, ignore_errors=True)
         best = folder if is_best else find_best(checkpoints)
         if best is not None:
             _link(checkpoints / BEST, best)
         _link(checkpoints / LAST, folder)
         sync_folder(checkpoints)
-    kept = {folder.name, steps[max(newest - 2, 0)].name, best and best.name}
-    for old in steps[:newest]:
+    kept = [folder.name, *(each.name for each in until_now[-2:]), best and best.name]
+    for old in until_now:
         if old.name not in kept:
             shutil.rmtree(old, ignore_errors=True)
 

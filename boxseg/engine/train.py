@@ -94,7 +94,8 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, criterion: Crit
             if stop:
                 break
             asked = time.perf_counter()
-        if progress.step == trainer.steps != progress.evaluated:  # a stop saved this very step, or steps were lowered
+        # The state of the last step may have been saved by a stop, without an evaluation.
+        if progress.step == trainer.steps and progress.evaluated < trainer.steps:
             progress = evaluate(trainer, folder, progress.step, progress, outbox, criterion=criterion)
     return progress
 
