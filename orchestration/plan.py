@@ -17,7 +17,6 @@ from orchestration.config import RunSpec, SweepSpec, load_run
 from orchestration.estimate import ON_RECORD, Estimate, estimate
 from orchestration.find_runs import list_runs
 from orchestration.run_folder import RunFolder, RunStatus
-from orchestration.search_space import count_trials
 
 UNKNOWN = "unknown: no earlier run of this name and size under storage; run one short run first"
 
@@ -73,7 +72,7 @@ class Plan:
 def make_plan(spec: RunSpec) -> Plan:
     """Work out the plan of a run, or of a sweep if `spec` is one; reads data files and earlier runs, writes nothing."""
     train = _data_plan(spec.data.train, toy_images=spec.data.toy.train_images)
-    trials = count_trials(spec.sweep) if isinstance(spec, SweepSpec) else 1
+    trials = spec.sweep.num_trials if isinstance(spec, SweepSpec) else 1
     concurrency = _concurrency(spec, trials)
     earlier = list(_earlier_runs(spec))
     step_s, time_basis = _step_time(earlier)

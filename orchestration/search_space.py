@@ -176,7 +176,7 @@ class TrialQueue:
         ended = [each for each in past if each.ended]
         for each in ended:
             self.ended(each.trial.number, each.value)
-        self._left = iter(sorted(set(range(count_trials(sweep))) - {each.trial.number for each in ended}))
+        self._left = iter(sorted(set(range(sweep.num_trials)) - {each.trial.number for each in ended}))
 
     def next(self) -> Trial | None:
         """The next trial; None when all have been handed out."""
@@ -257,15 +257,10 @@ def make_searcher(
 
 def is_drawn_by(sweep: SweepConfig, trial: Trial) -> bool:
     """Whether a sweep can have drawn a trial: it has this number, this seed there, and these values."""
-    in_sweep = 0 <= trial.number < count_trials(sweep) and trial.values.keys() == sweep.space.keys()
+    in_sweep = 0 <= trial.number < sweep.num_trials and trial.values.keys() == sweep.space.keys()
     if not in_sweep or trial.seed != sweep.seeds[trial.number % len(sweep.seeds)]:
         return False
     return all(holds(domain, trial.values[name]) for name, domain in sweep.space.items())
-
-
-def count_trials(sweep: SweepConfig) -> int:
-    """Trials of the whole sweep: settings times seeds."""
-    return sweep.num_trials
 
 
 def grid(sweep: SweepConfig) -> list[dict[str, int]]:

@@ -27,7 +27,7 @@ from orchestration.records import DamagedError
 from orchestration.report import try_report
 from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus, Status, new_folder, own_process
-from orchestration.search_space import PastTrial, Trial, count_trials
+from orchestration.search_space import PastTrial, Trial
 from orchestration.table import EndedTrials, SweepTable, TrialRow, describe, markdown_table, read_table
 from orchestration.tracking import Tracker
 from orchestration.train_run import StopSignals, check_present, check_same_settings, prepare_data, run_beside, tracked
@@ -118,7 +118,7 @@ def run_sweep(
     tags = prepare_data(spec) | provenance(spec)
     folder = found or new_folder(storage / spec.name)
     tags |= {"search": spec.sweep.search, "trial_scheduler": spec.sweep.trial_scheduler}
-    planned = count_trials(spec.sweep)
+    planned = spec.sweep.num_trials
     status = RunStatus(folder.path.name, spec.name, kind="sweep", steps=planned, tags=tags, **own_process())
     with driving(folder):
         folder.open(status, dump_resolved(spec))
@@ -196,7 +196,7 @@ class Sweep:
         self._open: dict[int, RunFolder] = {}
         self._first: dict[int, RunStatus] = {}
         """State of each open trial before it began."""
-        planned = count_trials(plan.spec.sweep)
+        planned = plan.spec.sweep.num_trials
         self.folder.note("sweep_start", id=plan.folder.name, planned=planned, ended=self.ended)
 
     @property

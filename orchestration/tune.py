@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orchestration.failures import Failure
 from orchestration.records import DamagedError
 from orchestration.run_folder import RunFolder, new_id
-from orchestration.search_space import TRIAL_SCHEDULERS, Trial, TrialQueue, count_trials, make_searcher, tell_past
+from orchestration.search_space import TRIAL_SCHEDULERS, Trial, TrialQueue, make_searcher, tell_past
 from orchestration.train_run import WORKER_FAILURES, fit
 from orchestration.worker import train_here
 
@@ -40,7 +40,7 @@ def make_tuner(sweep: Sweep, at_once: int) -> Tuner:
             mode=spec.sweep.mode,
             search_alg=make_searcher(queue, spec.sweep.criterion, note=sweep.note_drawn, value_of=sweep.value_of),
             scheduler=scheduler,
-            num_samples=count_trials(spec.sweep),
+            num_samples=spec.sweep.num_trials,
             max_concurrent_trials=at_once,
             reuse_actors=plan.runner == "inline",
             trial_dirname_creator=lambda trial: f"{trial.config['trial'].number:02d}",

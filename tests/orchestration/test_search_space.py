@@ -14,7 +14,6 @@ from orchestration.search_space import (
     PastTrial,
     Trial,
     TrialQueue,
-    count_trials,
     make_searcher,
     tell_past,
 )
@@ -45,7 +44,7 @@ def test_a_grid_has_all_combinations_times_seeds_with_the_seeds_of_a_setting_in_
     space = {"qam.k_top": {"choice": [1, 5]}, "qam.fusion": {"choice": ["vote", "weighted"]}}
     sweep = make_sweep(search="grid", seeds=[3, 4], space=space)
     trials = all_trials(sweep)
-    assert count_trials(sweep) == len(trials) == 8
+    assert sweep.num_trials == len(trials) == 8
     assert [trial.number for trial in trials] == list(range(8))
     assert [trial.seed for trial in trials] == [3, 4] * 4
     settings = [(trial.values["qam.k_top"], trial.values["qam.fusion"]) for trial in trials]
