@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from boxseg.errors import BoxSegError, ConfigError
@@ -76,7 +78,8 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
 
     Raises:
         ConfigError: the network is of another kind, a package is missing, or `path` is the name of the JSON file.
-        BoxSegError: the written file does not do what the network does; it is removed.
+        BoxSegError: the file would not do what the network does; nothing is written.
+        StorageError: the disk is full, read-only or gone; what was there before is untouched.
     """
     if form != "safetensors" and not isinstance(predictor.network, CondInst):
         raise ConfigError(
@@ -99,24 +102,25 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         "max_size": train.max_size,
         "outputs": OUTPUTS,
     }
-    check = WRITERS[form](network, path)
+    content, check = WRITERS[form](network)
     about |= check
     if not check["difference"] <= TOLERANCE:
-        path.unlink()
         raise BoxSegError(
             f"{path}: differs from the network by {check['difference']:.2g}; up to {TOLERANCE:g} is allowed"
         )
+    write_atomic(path, content)  # from memory: libraries that write it themselves may abort on a full disk
     write_atomic(path.with_suffix(".json"), json.dumps(about, indent=1))
     return about
 
 
-def _write_onnx(network: Any, path: Path) -> dict[str, float]:
+def _make_onnx(network: Any) -> tuple[bytes, dict[str, float]]:
     model = Deployed(network).eval()
     try:
         import onnxruntime
     except ImportError as error:
         raise ConfigError("--format onnx needs ONNX; in boxseg's folder: pip install -e '.[onnx]'") from error
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        path = Path(folder, "model.onnx")
         warnings.simplefilter("ignore")  # of tracing: the check below tells whether it went well
         torch.onnx.export(
             model,
@@ -128,32 +132,33 @@ def _write_onnx(network: Any, path: Path) -> dict[str, float]:
             output_names=list(OUTPUTS),
             dynamic_axes={"image": {2: "height", 3: "width"}, "masks": {1: "mask_height", 2: "mask_width"}},
         )
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return _compare(model, lambda image: session.run(None, {"image": image}))
+        content = path.read_bytes()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, _compare(model, lambda image: session.run(None, {"image": image}))
 
 
-def _write_torchscript(network: Any, path: Path) -> dict[str, float]:
+def _make_torchscript(network: Any) -> tuple[bytes, dict[str, float]]:
     model = Deployed(network).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.trace(model, _image(CHECK_SIZES[0]), check_trace=False).save(str(path))
-        loaded = torch.jit.load(str(path))
-    return _compare(model, lambda image: [each.numpy() for each in loaded(torch.from_numpy(image))])
+        content = torch.jit.trace(model, _image(CHECK_SIZES[0]), check_trace=False).save_to_buffer()
+        loaded = torch.jit.load(io.BytesIO(content))
+    return content, _compare(model, lambda image: [each.numpy() for each in loaded(torch.from_numpy(image))])
 
 
-def _write_safetensors(network: nn.Module, path: Path) -> dict[str, float]:
+def _make_safetensors(network: nn.Module) -> tuple[bytes, dict[str, float]]:
     weights = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
-    save_file(weights, path)
-    loaded = load_file(path)
-    return {"difference": max(float((loaded[name] - value).abs().max()) for name, value in weights.items())}
+    content = save(weights)
+    loaded = load(content)
+    return content, {"difference": max(float((loaded[name] - value).abs().max()) for name, value in weights.items())}
 
 
-WRITERS: dict[Format, Callable[[Any, Path], dict[str, float]]] = {
-    "onnx": _write_onnx,
-    "torchscript": _write_torchscript,
-    "safetensors": _write_safetensors,
+WRITERS: dict[Format, Callable[[Any], tuple[bytes, dict[str, float]]]] = {
+    "onnx": _make_onnx,
+    "torchscript": _make_torchscript,
+    "safetensors": _make_safetensors,
 }
-"""Format -> what writes and checks it."""
+"""Format -> what makes the content of the file, and checks it."""
 
 
 @torch.no_grad()

@@ -197,6 +197,6 @@ def naming_storage_faults(path: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise StorageError(
-            f"{path} cannot be written ({error.strerror}): {reason}, then go on with --resume; what was saved before "
-            "is untouched"
+            f"{path} cannot be written ({error.strerror}): {reason}, then run the command again (a run or sweep "
+            "with --resume); what was saved before is untouched"
         ) from error

@@ -26,7 +26,7 @@ from boxseg.data.reading import largest_bytes, read_bytes
 from boxseg.data.segmentations import find_problem
 from boxseg.data.yolo import write_yolo
 from boxseg.errors import ConfigError, DataError
-from boxseg.files import no_link, write_atomic
+from boxseg.files import naming_storage_faults, no_link, write_atomic
 from boxseg.label import BoxLabels, pixels_inside
 from boxseg.label_checks import DOUBTS, check_mask
 from boxseg.label_sources import BatchSource
@@ -130,7 +130,10 @@ class Journal:
         return lines
 
     def _append(self, *values: dict[str, Any]) -> None:
-        with open(self._path, "a", encoding="utf-8", opener=no_link) as file:
+        with (
+            naming_storage_faults(self._path),
+            open(self._path, "a", encoding="utf-8", opener=no_link) as file,
+        ):
             file.write("".join(json.dumps(value) + "\n" for value in values))
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from boxseg.config import CocoSource
 from boxseg.data.checks import REQUIRED_KEYS, RULES, image_fault, is_inside, read_whole
 from boxseg.errors import DataError
-from boxseg.files import write_atomic
+from boxseg.files import naming_storage_faults, write_atomic
 
 ANNOTATIONS, IMAGES = "annotations.json", "images"
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -104,13 +104,15 @@ def _keep_image(image: dict[str, Any], folder: Path, output: Path, done: Counter
         return False
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:  # an image has the name of this one's folder
+    except (FileExistsError, NotADirectoryError):  # an image has the name of this one's folder
         done["images left out: name leads out of the folder or occurs before"] += 1
         return False
-    if turned is None:
-        target.symlink_to((folder / name).absolute())
-    else:
-        turned.save(target, format=turned.format, **SAVE_OPTIONS.get(turned.format or "", {}))
+    with naming_storage_faults(target):
+        if turned is None:
+            target.symlink_to((folder / name).absolute())
+        else:
+            turned.save(target, format=turned.format, **SAVE_OPTIONS.get(turned.format or "", {}))
+    if turned is not None:
         done["images stored as their EXIF rotation shows them"] += 1
     return True
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from boxseg.config import CocoSource, Shape, ToyConfig
 from boxseg.data.coco_split import CocoSplit
-from boxseg.files import sync_folder, sync_tree
+from boxseg.files import naming_storage_faults, sync_folder, sync_tree
 
 DRAWING_VERSION = 2
 """Part of the folder's digest; raise it whenever the same settings would give other pictures."""
@@ -50,8 +50,9 @@ def ensure_toy(root: Path, settings: ToyConfig) -> tuple[CocoSource, CocoSource]
     if not final.is_dir():
         draft = root / f".toy-{digest}-{os.getpid()}-{os.urandom(4).hex()}"
         try:
-            _write_dataset(draft, settings)
-            sync_tree(draft)
+            with naming_storage_faults(draft):
+                _write_dataset(draft, settings)
+                sync_tree(draft)
             draft.rename(final)
             sync_folder(root)
         except OSError:

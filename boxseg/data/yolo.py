@@ -19,6 +19,7 @@ from boxseg.data.coco_split import CocoSplit
 from boxseg.data.outlines import find_polygons, join_polygons
 from boxseg.data.reading import UnreadableError, read_picture, read_text, read_yaml
 from boxseg.errors import DataError
+from boxseg.files import naming_storage_faults, write_atomic
 
 IMAGE_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 SPLITS = ("train", "val", "test")
@@ -70,13 +71,14 @@ def write_yolo(content: dict[str, Any], images: Path, folder: Path) -> None:
                 "before it (rename one of them, in the annotation file too)"
             )
         written[path] = name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line}\n" for line in lines[image["id"]]))
-        link = folder / "images" / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to((images / name).absolute())
+        with naming_storage_faults(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f"{line}\n" for line in lines[image["id"]]))
+            link = folder / "images" / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((images / name).absolute())
     names = "".join(f"  {label}: {json.dumps(each['name'])}\n" for label, each in enumerate(categories))
-    (folder / "data.yaml").write_text(f"path: .\ntrain: images\nval: images\nnames:\n{names}")
+    write_atomic(folder / "data.yaml", f"path: .\ntrain: images\nval: images\nnames:\n{names}")
 
 
 def _outline(segmentation: Any, size: tuple[int, int]) -> str:
