@@ -8,6 +8,7 @@ checkpoints, as the driver of a sweep does, can do without.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -32,6 +33,8 @@ LAST, BEST = "last", "best"
 """Names in the checkpoints folder that point to a step's folder."""
 ABOUT = "about.json"
 """File of a checkpoint that tells of it: step, metrics, settings, classes, and the SHA-256 of every file."""
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+"""Errors of file systems that know no links, such as exFAT and some network folders."""
 STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -334,7 +337,12 @@ def _replace_copies(checkpoints: Path) -> None:
 
 def _link(pointer: Path, folder: Path) -> None:
     scratch = pointer.with_name(f".{pointer.name}-{uuid4().hex[:8]}")
-    scratch.symlink_to(folder.name)
+    try:
+        scratch.symlink_to(folder.name)
+    except OSError as error:
+        if error.errno in NO_LINKS:  # links are for people; nothing here depends on them
+            return
+        raise
     scratch.replace(pointer)
 
 

@@ -208,6 +208,18 @@ def test_the_best_is_found_where_a_kill_came_before_its_link(tmp_path):
     assert (tmp_path / "best").readlink().name == "step-00000004"
 
 
+def test_where_the_disk_knows_no_links_the_folders_serve_alone(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EPERM, "Operation not permitted")  # as exFAT does
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    for step in (10, 20):
+        evaluated(tmp_path, step, best_step=10)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["step-00000010", "step-00000020"]
+    assert checkpoint.find_sound(tmp_path).name == "step-00000020"
+    assert checkpoint.find_best(tmp_path).name == "step-00000010"
+
+
 def test_a_run_that_has_not_been_evaluated_has_no_best_checkpoint(tmp_path):
     stopped = write(tmp_path, 1, evaluated=0, best_step=0)
     checkpoint.publish(tmp_path, stopped, is_best=False)
