@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 import signal
@@ -30,12 +31,22 @@ from orchestration.run_folder import RunFolder, RunStatus, Status, new_folder, o
 from orchestration.search_space import PastTrial, Trial
 from orchestration.table import EndedTrials, SweepTable, TrialRow, describe, markdown_table, read_table
 from orchestration.tracking import Tracker
-from orchestration.train_run import StopSignals, check_present, check_same_settings, prepare_data, run_beside, tracked
+from orchestration.train_run import (
+    POLL_S,
+    StopSignals,
+    check_present,
+    check_same_settings,
+    prepare_data,
+    run_beside,
+    tracked,
+)
 from orchestration.tune import make_tuner
 from orchestration.worker import Payload, TrainFn, split_batch
 
 logger = logging.getLogger("boxseg.sweep")
 
+TUNE_END_S = 10.0
+"""How long Tune may take to end after an interruption [s]."""
 SHOW_S = 1.0
 """Time between two looks at the trials [s]; longer where a look takes more than a twentieth of it."""
 
@@ -190,6 +201,8 @@ class Sweep:
         self.max_failures: int | None = None
         self.storage_failure: Failure | None = None
         """What the storage did not take of a trial; no other trial would fare better, so the sweep is to stop."""
+        self.is_over = False
+        """Whether Tune is to end although not all trials were run."""
         self._failures = 0
         self._tags = tags
         self._tracker = tracker
@@ -319,7 +332,10 @@ class Sweep:
                 for folder in [self.folder, *folders]:
                     folder.request_stop()
                 if signals.overdue or all(map(_has_ended, folders)):
-                    return
+                    self.is_over = True
+                    break
+        for _ in itertools.islice(ticks, round(TUNE_END_S / POLL_S)):
+            pass  # until Tune has ended as well
 
     def conclude(self, *, interrupted: bool) -> SweepResult:
         """Copy the best checkpoint, write table, report and the sweep's end."""

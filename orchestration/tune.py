@@ -14,7 +14,7 @@ from orchestration.train_run import WORKER_FAILURES, fit
 from orchestration.worker import train_here
 
 if TYPE_CHECKING:
-    from ray.tune import Callback, Tuner
+    from ray.tune import Callback, Stopper, Tuner
 
     from orchestration.sweep import Sweep, SweepPlan
 
@@ -50,6 +50,7 @@ def make_tuner(sweep: Sweep, at_once: int) -> Tuner:
             storage_path=str(plan.folder / "logs"),
             failure_config=tune.FailureConfig(max_failures=WORKER_FAILURES),  # only lost processes: trials do not raise
             callbacks=[make_callback(sweep)],
+            stop=make_stopper(sweep),
             verbose=0,
         ),
     )
@@ -103,3 +104,20 @@ def make_callback(sweep: Sweep) -> Callback:
             return object, ()  # Tune stores its settings to restore an experiment; our journal serves for that
 
     return TrialCallback()
+
+
+def make_stopper(sweep: Sweep) -> Stopper:
+    """Ends Tune once nobody waits for the sweep any more: trials to come would be those of a sweep that goes on."""
+    from ray import tune
+
+    class SweepStopper(tune.Stopper):
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return sweep.is_over
+
+        def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+            return object, ()  # as above
+
+    return SweepStopper()

@@ -20,9 +20,8 @@ def make_training(
     `val/mask_ap` grows with the steps, to `qam.iou_thr` at the end, unless there is a `script`: `qam.k_top` -> step ->
     metrics of that evaluation. `checkpoints/best/about.json` names the step of the best one.
 
-    Some values of `qam.k_top` fail at step 2, or run
-    out of memory at step 7, as do batches in fewer than `parts_needed` parts. Each step lasts `step_s` [s] until the
-    folder above the run's has a file `HURRY`.
+    Some values of `qam.k_top` fail at step 2, or run out of memory at step 7, as do batches in fewer than
+    `parts_needed` parts. Each step lasts `step_s` [s] until the folder above the run's has a file `HURRY`.
     """
     faults = {13: "NonFiniteLossError", 16: "ConfigError"}
     parts_by_k_top = {14: 2, 15: 1000}
@@ -32,7 +31,7 @@ def make_training(
         from types import SimpleNamespace
 
         import boxseg.errors
-        from boxseg.engine.checkpoint import find_sound, load_about, publish, save_checkpoint
+        from boxseg.engine.checkpoint import find_sound, folder_of, load_about, publish, save_checkpoint
         from boxseg.engine.events import EvalReport, StepReport
 
         steps = config.train.steps
@@ -49,6 +48,8 @@ def make_training(
             reporter.on_eval(EvalReport(evaluated, metrics, found, best_step == evaluated, is_repeated=True))
 
         def save(done: int) -> Path:
+            if getattr(reporter, "rank", 0) != 0:
+                return folder_of(checkpoints, done)
             about = {"evaluated": evaluated, "metrics": metrics, "best": best, "best_step": best_step}
             written = save_checkpoint(checkpoints, step=done, files={}, about=about)  # tests kill it at any time
             publish(checkpoints, written, is_best=best_step == done)
