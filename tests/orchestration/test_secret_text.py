@@ -56,7 +56,7 @@ def test_a_secret_outside_of_addresses_is_found_and_hidden(text: str):
     "text",
     [
         "postgresql://me@db/mlflow",
-        "postgresql://me@db/mlflow?sslmode=verify-full&sslrootcert=/x.pem&passfile=/home/me/.pgpass",
+        "postgresql://me@db/mlflow?sslmode=verify-full&sslrootcert=/x.pem&passfile=/x/.pgpass",
         "http://127.0.0.1:5000",
         "http://mlflow:5000/#/experiments/1@x",
         "http://host/?keyword=x&monkey=3&tokenizer=a",
