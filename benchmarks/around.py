@@ -6,6 +6,7 @@ import json
 import statistics
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from benchmarks.scenario import CLASSES, Scenario, build, draw_ellipse, step_of,
 from boxseg.config import CocoSource
 from boxseg.data.coco import CocoBoxes, coco_ground_truth, read_image
 from boxseg.data.loader import TrainLoader
+from boxseg.data.transforms import random_size
 from boxseg.engine.evaluate import coco_scores, encode_detections, finish
 from boxseg.engine.train import Progress, snapshot
 
@@ -31,7 +33,8 @@ def loading(folder: Path, images: int) -> Table:
     paths = [data.image_path(index) for index in range(images)]
     actions: dict[str, Any] = {"decode": lambda: drop(map(read_image, paths))}
     for side in sides:
-        loader = TrainLoader(data, short_sides=(side,), max_size=1333, flip=0.5, strong="strong", batch_size=2, seed=0)
+        shape = partial(random_size, short_sides=(side,), max_size=1333)
+        loader = TrainLoader(data, shape=shape, flip=0.5, strong="strong", batch_size=2, seed=0)
         found = [loader.read(step) for step in steps]
         actions[f"read {side}"] = lambda loader=loader: drop(map(loader.read, steps))
         actions[f"views {side}"] = lambda loader=loader, found=found: drop(map(loader.finish, found))

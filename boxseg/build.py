@@ -13,12 +13,14 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from boxseg.config import BoxSegConfig, CocoSource, NetworkKind, as_steps
+from boxseg.config import BoxSegConfig, CocoSource, NetworkKind, TrainConfig, as_steps
 from boxseg.copy_paste.bank import BANKS
 from boxseg.criterion import MASK_AP, Criterion
 from boxseg.data.coco import CocoBoxes, load_boxes, require_same_classes
 from boxseg.data.loader import TrainLoader
 from boxseg.data.toy import ensure_toy
+from boxseg.data.transforms import Shape, random_size
+from boxseg.data.windows import random_window
 from boxseg.engine import checkpoint
 from boxseg.engine.distributed import is_distributed, rank, world_size
 from boxseg.engine.events import Reporter
@@ -105,8 +107,7 @@ def build_trainer(
         ),
         loader=TrainLoader(
             train_data,
-            short_sides=config.train.short_sides,
-            max_size=config.train.max_size,
+            shape=view_shape(config.train),
             flip=config.data.flip,
             strong=config.data.strong,
             batch_size=config.train.batch_size // world_size(),
@@ -121,6 +122,13 @@ def build_trainer(
         eval_size=config.train.eval_short_side,
         device=torch.device(device),
     )
+
+
+def view_shape(train: TrainConfig) -> Shape:
+    """What makes a training view of an image: windows around objects where `train.window` asks for them."""
+    if train.window is None:
+        return partial(random_size, short_sides=train.short_sides, max_size=train.max_size)
+    return partial(random_window, side=train.window, object_size=train.object_size)
 
 
 def build_datasets(config: BoxSegConfig, data_root: Path) -> tuple[CocoBoxes, CocoBoxes]:

@@ -150,6 +150,11 @@ class TrainConfig(Config):
     """Short side of training images [px]; of several sizes one is drawn for each image."""
     max_size: int = Field(1333, ge=32)
     """Limit of the long side [px]."""
+    window: int | None = Field(None, ge=64)
+    """Train on square windows of this side around random objects, scaled as `object_size` says [px]; null: on whole
+    images of `image_size`."""
+    object_size: tuple[float, float] = (48.0, 128.0)
+    """What the longer side of the object in the middle of a window becomes, drawn between these two [px]."""
     eval_size: int | None = Field(None, ge=32)
     """Short side at evaluation [px]; null: the largest training size."""
     seed: int = Field(0, ge=0)
@@ -191,6 +196,12 @@ class TrainConfig(Config):
             raise ValueError(f"image_size {max(sizes)} exceeds max_size {self.max_size}; raise max_size with it")
         if self.eval_size is not None and self.eval_size > self.max_size:
             raise ValueError(f"eval_size {self.eval_size} exceeds max_size {self.max_size}; raise max_size with it")
+        smallest, largest = self.object_size
+        if not 8 <= smallest <= largest or (self.window is not None and largest > self.window):
+            raise ValueError(
+                f"object_size [{smallest:g}, {largest:g}] must be two sizes from 8 to window {self.window}, the "
+                "smaller one first"
+            )
         if self.eval_every >= 1 and self.eval_every != int(self.eval_every):
             raise ValueError(f"eval_every {self.eval_every:g} must be a share below 1 or a whole number of steps")
         return self

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from boxseg.data.coco import CocoBoxes
 from boxseg.data.colors import Strong, add_strong_view
-from boxseg.data.transforms import View, make_view, resize_only
+from boxseg.data.transforms import Shape, View, make_view, resize_only
 from boxseg.errors import DataError
 from boxseg.ops.images import pad_images
 from boxseg.ops.neighbours import sample_cells
@@ -42,8 +42,7 @@ class TrainLoader:
 
     Args:
         dataset: Images and boxes.
-        short_sides: Short side of the views [px]; one is drawn for each image.
-        max_size: Limit of the long side [px].
+        shape: What makes a view of an image: its size, or a window of it.
         flip: Probability of a horizontal flip.
         strong: Colour changes of the strong view.
         batch_size: Images per step of this rank.
@@ -61,8 +60,7 @@ class TrainLoader:
         self,
         dataset: CocoBoxes,
         *,
-        short_sides: Sequence[int],
-        max_size: int,
+        shape: Shape,
         flip: float,
         strong: Strong,
         batch_size: int,
@@ -76,7 +74,7 @@ class TrainLoader:
             raise DataError(f"{dataset.source.annotations}: no image has a box; training needs at least one")
         self.workers = workers
         self._dataset = dataset
-        self._make_view = partial(make_view, short_sides=short_sides, max_size=max_size, flip=flip, strong=strong)
+        self._make_view = partial(make_view, shape=shape, flip=flip, strong=strong)
         self._order = ImageOrder(dataset.sizes, seed=seed, global_batch_size=batch_size * world_size)
         self._batch_size = batch_size
         self._seed = seed

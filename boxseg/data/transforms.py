@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,32 +51,38 @@ class View:
         return image.flip(-1) if self.is_flipped else image
 
 
-def make_view(
-    sample: Sample, *, short_sides: Sequence[int], max_size: int, flip: float, strong: Strong, generator: Generator
-) -> View:
-    """Resize and perhaps flip a sample, and draw how colours change in its strong view.
+Shape = Callable[[Sample, Generator], View]
+"""Makes a view of a sample that is neither flipped nor recoloured; draws what it needs from the generator."""
+
+
+def make_view(sample: Sample, *, shape: Shape, flip: float, strong: Strong, generator: Generator) -> View:
+    """Shape and perhaps flip a sample, and draw how colours change in its strong view.
 
     Args:
         sample: Image and boxes; left unchanged.
-        short_sides: Short side of the view [px]; one is drawn.
-        max_size: Limit of the long side [px].
+        shape: See `random_size` and `boxseg.data.windows.random_window`.
         flip: Probability of a horizontal flip.
         strong: Name in COLOR_CHANGES.
-        generator: Source of all randomness. Its first two numbers settle the geometry, so that this does not
-            depend on `strong`.
+        generator: Source of all randomness. Its first numbers settle the geometry, so that this does not depend on
+            `strong`.
 
     Returns:
         A View; boxes are clipped to it and those without area removed.
 
     Source: `method.md` sections (a.1) and (h).
     """
-    drawn = torch.rand(2, generator=generator).tolist()
-    short_side = short_sides[min(int(drawn[0] * len(short_sides)), len(short_sides) - 1)]
-    view = resize_only(sample, short_side=short_side, max_size=max_size)
-    if drawn[1] < flip:
+    view = shape(sample, generator)
+    if float(torch.rand(1, generator=generator)) < flip:
         view = flip_view(view)
     changes = COLOR_CHANGES[strong]
     return view if changes is None else replace(view, recoloring=draw_recoloring(changes, generator))
+
+
+def random_size(sample: Sample, generator: Generator, *, short_sides: Sequence[int], max_size: int) -> View:
+    """The whole image with one of the short sides [px], less where the long side would exceed `max_size` [px]."""
+    drawn = float(torch.rand(1, generator=generator))
+    short_side = short_sides[min(int(drawn * len(short_sides)), len(short_sides) - 1)]
+    return resize_only(sample, short_side=short_side, max_size=max_size)
 
 
 def resize_only(sample: Sample, short_side: int, max_size: int) -> View:

@@ -2,6 +2,7 @@ import itertools
 import pickle
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from boxseg.config import CocoSource
 from boxseg.data.coco import CocoBoxes
 from boxseg.data.loader import ImageOrder, TrainLoader, collate, eval_batches
-from boxseg.data.transforms import View
+from boxseg.data.transforms import View, random_size
 from boxseg.errors import DataError
 from boxseg.structures import DrawnMasks
 
@@ -21,8 +22,9 @@ def dataset(toy):
 
 
 def loader(dataset, **changes):
-    options = {"short_sides": [64, 80], "max_size": 200, "flip": 0.5, "strong": "strong", "batch_size": 4, "seed": 0}
-    return TrainLoader(dataset, **(options | changes))
+    sizes = {name: changes.pop(name, default) for name, default in (("short_sides", [64, 80]), ("max_size", 200))}
+    options = {"flip": 0.5, "strong": "strong", "batch_size": 4, "seed": 0}
+    return TrainLoader(dataset, shape=partial(random_size, **sizes), **(options | changes))
 
 
 def same(first, second):

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Generator
 from torchvision.transforms.v2 import functional as F
 
 from boxseg.data.colors import COLOR_CHANGES
-from boxseg.data.transforms import flip_boxes, make_view, resize_only, resized_shape
+from boxseg.data.transforms import flip_boxes, make_view, random_size, resize_only, resized_shape
 from boxseg.ops.masks import tight_boxes
 from boxseg.structures import DrawnMasks, Sample
 
@@ -24,8 +25,9 @@ def square_sample(height=80, width=120, box=(30, 20, 60, 50)):
 
 
 def view_of(sample, seed=0, **changes):
-    options = {"short_sides": [160], "max_size": 1333, "flip": 0.0, "strong": "strong"} | changes
-    return make_view(sample, generator=Generator().manual_seed(seed), **options)
+    sizes = {name: changes.pop(name, default) for name, default in (("short_sides", [160]), ("max_size", 1333))}
+    options = {"flip": 0.0, "strong": "strong"} | changes
+    return make_view(sample, shape=partial(random_size, **sizes), generator=Generator().manual_seed(seed), **options)
 
 
 def white_box(image):
