@@ -21,7 +21,7 @@ import yaml
 from benchmarks.harness import Table
 from boxseg.build import run_training
 from boxseg.config import BoxSegConfig, merge
-from boxseg.engine.events import EvalReport, StepReport
+from boxseg.engine.events import EvalReport, StartReport, StepReport
 from orchestration.run_folder import RunFolder
 
 DEMO = Path(__file__).parents[1] / "experiments" / "qam.yaml"
@@ -167,6 +167,8 @@ class Clock:
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
+
+    def on_start(self, report: StartReport) -> None: ...
 
     def on_step(self, report: StepReport) -> None:
         self._run.append_metrics(report.step, {"train/loss": report.metrics["train/loss"]})

@@ -71,6 +71,8 @@ class _Meter:
         self.marks: list[tuple[float, float, float]] = []
         """After each report: CPU seconds of the process, wall seconds, CPU seconds of the tracker."""
 
+    def on_start(self, report: Any) -> None: ...
+
     def on_step(self, report: Any) -> None:
         began = time.thread_time()
         if self._inner is not None:

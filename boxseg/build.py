@@ -21,10 +21,10 @@ from boxseg.data.loader import TrainLoader
 from boxseg.data.toy import ensure_toy
 from boxseg.data.transforms import Shape, random_size
 from boxseg.data.windows import random_window
-from boxseg.engine import checkpoint
 from boxseg.engine.distributed import is_distributed, rank, world_size
 from boxseg.engine.events import Reporter
 from boxseg.engine.optim import build_optimizer
+from boxseg.engine.start import read_trained, take_over
 from boxseg.engine.step import Trainer
 from boxseg.engine.train import Progress, train
 from boxseg.losses.detection import detection_losses
@@ -71,16 +71,15 @@ def build_trainer(
 ) -> Trainer:
     """Networks, optimizer, bank and data of a fresh run; the same on every rank.
 
+    Weights of `model.start_from` and of checkpoints are loaded by `boxseg.engine.train.train`.
+
     Raises:
         DataError: a data set cannot be used.
         ConfigError: the backbone is unknown, or its weights are not to be had.
-        CheckpointError: `model.init_checkpoint` is missing, damaged, or of another network.
     """
     seed_everything(config.train.seed)
     train_data, val_data = build_datasets(config, data_root)
     student = build_network(config, num_classes=len(train_data.category_ids))
-    if config.model.init_checkpoint is not None:
-        checkpoint.load_weights(student, checkpoint.find_checkpoint(config.model.init_checkpoint), "student")
     if torch.device(device).type == "cpu":
         speed_up_pointwise(student)
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -158,6 +157,16 @@ def build_network(config: BoxSegConfig, *, num_classes: int, weights: str | None
         norm=model.norm,
     )
     return NETWORKS[model.kind](config, backbone, num_classes)
+
+
+def check_start(config: BoxSegConfig, path: Path) -> None:
+    """Refuse weights that the network of these settings cannot start from, whatever the classes.
+
+    Raises:
+        CheckpointError: they are missing, damaged, or of another network.
+        DataError: the file holds no state dict.
+    """
+    take_over(build_network(config, num_classes=1, weights="none"), read_trained(path), ["any"])
 
 
 def build_condinst(config: BoxSegConfig, backbone: Backbone, num_classes: int) -> CondInst:

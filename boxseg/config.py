@@ -107,8 +107,17 @@ class ModelConfig(Config):
     """3x3 convolutions in each tower of the detection head."""
     norm_groups: int | None = Field(32, ge=1)
     """Groups of the detection head's group norms; null: 32, or fewer so that each has four channels or more."""
-    init_checkpoint: Path | None = None
-    """Start from the student of this checkpoint folder (same architecture)."""
+    start_from: Path | None = None
+    """Start from trained weights: the folder of a run or checkpoint, or a state dict (.safetensors, .pt, .pth); in an
+    experiment file also the id of a run or best:SWEEP. What fits in name and shape is taken over."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_former(cls, values: Any) -> Any:
+        """Checkpoints and runs of before `start_from` say `init_checkpoint: null`."""
+        if isinstance(values, dict) and values.get("init_checkpoint", values) is None:
+            return {name: value for name, value in values.items() if name != "init_checkpoint"}
+        return values
 
     @field_validator("backbone")
     @classmethod

@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import (
     Field,
@@ -224,6 +224,11 @@ class RunSpec(BoxSegConfig):
                     f"make it a multiple{every}"
                 )
         return self
+
+    def starting_from(self, path: Path | None) -> Self:
+        """The same settings with `path` as `model.start_from`."""
+        start = None if path is None else str(path)
+        return type(self).model_validate(assign(self._sparse, ("model", "start_from"), start))
 
     def __eq__(self, other: object) -> bool:
         """Equal settings are equal, however they were written."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from boxseg.errors import ConfigError
+from orchestration.config import RunSpec
 from orchestration.records import DamagedError, tell_once
 from orchestration.run_folder import RunFolder, RunStatus
+from orchestration.yaml_source import names_run
+
+Spec = TypeVar("Spec", bound=RunSpec)
 
 
 def list_runs(storage: Path) -> list[RunStatus]:
@@ -62,9 +67,30 @@ def find_run(storage: Path, name: str) -> RunFolder:
     return RunFolder(sweep.path / best)
 
 
+def find_start(spec: Spec) -> Spec:
+    """The settings with a path in the place of a run that `model.start_from` names by its id, or as `best:SWEEP`.
+
+    Raises:
+        ConfigError: there is no such run, or more than one.
+    """
+    start = spec.model.start_from
+    if start is None or not (names_run(str(start)) or _holds_run(start)):
+        return spec
+    try:
+        run = find_run(spec.storage, str(start))
+    except ConfigError as error:
+        raise ConfigError(f"model.start_from: {error}; a path has a slash, as in ./{start}") from error
+    is_run = (run.path / "checkpoints").is_dir()  # its best checkpoint may move on
+    return spec.starting_from(run.path if is_run else run.best_checkpoint)
+
+
+def _holds_run(folder: Path) -> bool:
+    return os.path.exists(folder / "status.json")  # noqa: PTH110 - False for any name at all
+
+
 def _find_folder(storage: Path, name: str) -> RunFolder:
     """The folder of a run, trial or sweep; where only a folder of this name is there, whatever it holds, that one."""
-    if os.path.exists(Path(name) / "status.json"):  # noqa: PTH110 - False for any name at all
+    if _holds_run(Path(name)):
         return RunFolder(Path(name).resolve())
     runs = list_runs(storage)
     fits = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]

@@ -13,11 +13,11 @@ from typing import Literal
 
 from boxseg.config import CocoSource
 from boxseg.data.checks import require_usable
-from boxseg.engine.checkpoint import find_checkpoint, find_damage
-from boxseg.errors import BoxSegError, ConfigError
+from boxseg.errors import BoxSegError, CheckpointError, ConfigError, DataError
 from orchestration.config import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, SweepSpec
 from orchestration.domains import Choice, corners
 from orchestration.errors import ResourceError
+from orchestration.find_runs import find_start
 
 MIN_FREE_BYTES = 200_000_000
 """Room for the checkpoints of the smallest network, with MLflow's files."""
@@ -45,6 +45,7 @@ def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
         _check_train_data,
         _check_val_data,
         _check_timm_name,
+        _check_start,
     ):
         try:
             look(spec)
@@ -155,17 +156,37 @@ def check_storage(storage: Path) -> None:
 
 
 def _check_weights(spec: RunSpec) -> None:
-    weights, start = spec.model.weights, spec.model.init_checkpoint
+    weights = spec.model.weights
     if weights not in ("auto", "imagenet", "none") and not Path(weights).is_file():
         raise ConfigError(f"model.weights: {weights}: no such file; give a state dict, or one of auto, imagenet, none")
-    if start is not None:
-        folder = find_checkpoint(start)
-        if not folder.is_dir():
+
+
+def _check_start(spec: RunSpec) -> None:
+    """Whether the network can start from the weights that are named shows only once both are loaded."""
+    for each in _starts(spec):
+        found = find_start(each).model.start_from
+        if found is None:
+            continue
+        if not os.path.exists(found):  # noqa: PTH110 - False for any name at all
             raise ConfigError(
-                f"model.init_checkpoint: {start}: no such folder; give a checkpoint, as in RUN/checkpoints/best"
+                f"model.start_from: {found}: no such run, checkpoint or file; `boxseg runs ls` lists runs"
             )
-        if (fault := find_damage(folder, only="student.safetensors")) is not None:
-            raise ConfigError(f"model.init_checkpoint: {fault}; give another checkpoint")
+        from boxseg.build import check_start
+
+        try:
+            check_start(each, found)
+        except (CheckpointError, DataError) as error:
+            raise ConfigError(f"model.start_from: {error}") from error
+
+
+def _starts(spec: RunSpec) -> Iterator[RunSpec]:
+    """The settings, and those with other weights to start from that a sweep may choose."""
+    domain = spec.sweep.space.get("model.start_from") if isinstance(spec, SweepSpec) else None
+    if not isinstance(domain, Choice):
+        yield spec
+        return
+    for value in domain.choice:
+        yield spec.starting_from(None if value is None else Path(str(value)))
 
 
 def _check_score_thr(spec: RunSpec) -> None:

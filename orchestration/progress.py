@@ -86,12 +86,19 @@ class RunProgress(Progress):
     def __init__(self, folder: RunFolder, *, shown: bool = True) -> None:
         super().__init__(shown=shown)
         self._steps = folder.stored().steps
+        self._folder = folder
+        self._tells_start = not folder.stored().start
         self._trail = Trail(folder, self._steps)
         self._trail.skip()
 
     def update(self) -> None:
         """Show what is new."""
-        for report in self._trail.new():
+        reports = self._trail.new()
+        if reports and self._tells_start:
+            self._tells_start = False
+            if start := self._folder.stored().start:
+                self._line(start)
+        for report in reports:
             line = f"step {report.step}/{self._steps}  {headline(report.metrics)}"
             if self._trail.step_s is not None:
                 line += time_left(self._trail.step_s * (self._steps - report.step))
@@ -110,6 +117,7 @@ class SweepProgress(Progress):
         super().__init__(shown=shown)
         self._name = name
         self._planned = planned
+        self._tells_start = True
         self._at_once = 1
         self._trails: dict[str, Trail] = {}
         self._paces: dict[str, float] = {}
@@ -135,6 +143,10 @@ class SweepProgress(Progress):
         """Evaluations of a trial since the last look; its pace and time are noted."""
         trail = self._trails.setdefault(row.id, Trail(RunFolder(row.folder), row.steps))
         reports = trail.new()
+        if reports and self._tells_start:
+            self._tells_start = False
+            if start := RunFolder(row.folder).stored().start:
+                self.pass_on(start)
         if trail.step_s is not None:
             self._paces[row.id] = trail.step_s
         if row.is_final:

@@ -60,6 +60,8 @@ class RunStatus:
     """Why the run was started again by itself, one line each."""
     accumulate: Annotated[int, Ge(1)] | None = None
     """Parts of each worker's batch since memory was too short; null: `train.accumulate`."""
+    start: str = ""
+    """What it took over from the weights of `model.start_from`; empty where there are none."""
     description: str = ""
     """One line for people: the settings that a trial varies."""
     values: dict[str, Any] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from boxseg.files import sync_folder, sync_tree, write_atomic
 from orchestration.cluster import silent_nodes
 from orchestration.config import RunSpec, SweepSpec, load_run
 from orchestration.failures import Failure, FailureClass, error_of
-from orchestration.find_runs import list_trials, sound_status
+from orchestration.find_runs import find_start, list_trials, sound_status
 from orchestration.journal import DAMAGED, ENDED, driving, is_concluded, newest_sweep, read_past
 from orchestration.origin import provenance, write_changes
 from orchestration.preflight import concurrency, runner_of
@@ -87,7 +87,7 @@ class SweepPlan:
         Raises:
             ConfigError: the trial's values are not possible together.
         """
-        spec = self.spec.trial(trial.values, trial.seed)
+        spec = find_start(self.spec.trial(trial.values, trial.seed))
         sweep = self.spec.sweep
         folder = self.trial_folder(trial).path
         return Payload(spec, folder, self.data_root, metric=sweep.metric, mode=sweep.mode, train_fn=self.train_fn)
@@ -125,6 +125,7 @@ def run_sweep(
         KeyboardInterrupt: a second signal came before the state was saved.
     """
     storage = spec.storage.absolute()
+    spec = find_start(spec)
     found = find_sweep(spec, start)
     tags = prepare_data(spec) | provenance(spec)
     folder = found or new_folder(storage / spec.name)

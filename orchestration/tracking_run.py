@@ -167,6 +167,8 @@ def _end_run(
     tags: dict[str, str] = {"status": status.status, "mlflow.note.content": make_note(folder, status)}
     if status.failure is not None:
         tags |= {"failure_class": str(status.failure.failure_class), "failure": status.failure.text[:MAX_TEXT]}
+    if status.start:
+        tags["start"] = status.start[:MAX_TEXT]
     if status.status == "stopped":
         tags["stopped_by"] = status.tags.get("trial_scheduler", "")
     criterion = criterion_of(folder, status)

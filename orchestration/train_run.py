@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,7 +21,7 @@ from boxseg.files import naming_storage_faults
 from orchestration.config import RunSpec
 from orchestration.errors import ResourceError
 from orchestration.failures import Failure, error_of
-from orchestration.find_runs import find_run
+from orchestration.find_runs import find_run, find_start
 from orchestration.origin import check_repeatable, provenance, write_changes
 from orchestration.preflight import runner_of
 from orchestration.progress import RunProgress
@@ -65,7 +66,7 @@ def run(
         KeyboardInterrupt: a second signal came before the state was saved.
     """
     storage = spec.storage.absolute()
-    folder = _open_folder(spec, resume, repeat)
+    folder, spec = _open_folder(spec, resume, repeat)
     tracker = Tracker(storage, spec.name, uri=spec.tracking.uri, logs=folder.logs)
     payload = Payload(spec, folder.path, storage / ".data", train_fn=train_fn)
     with tracked(tracker, folder), StopSignals() as signals, RunProgress(folder, shown=progress) as display:
@@ -80,20 +81,24 @@ def run(
     return status
 
 
-def _open_folder(spec: RunSpec, resume: str | None, repeat: RunFolder | None) -> RunFolder:
-    """A new run's folder, or that of the run to go on with; its data is there."""
+def _open_folder(spec: RunSpec, resume: str | None, repeat: RunFolder | None) -> tuple[RunFolder, RunSpec]:
+    """A new run's folder, or that of the run to go on with, and its settings; its data is there."""
     tags = prepare_data(spec) | provenance(spec)
     if repeat is not None:
         check_repeatable(repeat, tags)
         tags["repeats"] = repeat.path.name
     storage = spec.storage.absolute()
     folder = new_folder(storage / spec.name) if resume is None else find_run(storage, resume)
-    if resume is not None:
+    if resume is None:
+        spec = find_start(spec)
+    else:
         _check_resumable(spec, folder, resume)
+        start = read_resolved(folder.config_path)["model"].get("start_from")  # what it started from stays on record
+        spec = spec.starting_from(None if start is None else Path(start))
     status = RunStatus(folder.path.name, spec.name, steps=spec.train.steps, tags=tags, **own_process())
     folder.open(status, dump_resolved(spec))
     write_changes(folder)
-    return folder
+    return folder, spec
 
 
 def _check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
@@ -117,6 +122,7 @@ def _check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
 
 
 MAY_CHANGE = (
+    "model.start_from",
     "train.steps",
     "train.eval_every",
     "train.report_every",

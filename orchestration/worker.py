@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from boxseg.config import BoxSegConfig
 from boxseg.criterion import MASK_AP, Criterion, Mode
-from boxseg.engine.events import EvalReport, StepReport
+from boxseg.engine.events import EvalReport, StartReport, StepReport
 from boxseg.errors import ConfigError, StorageError
 from boxseg.files import write_atomic
 from orchestration.config import RunSpec
@@ -254,6 +254,11 @@ class FileReporter:
     _system: SystemMeter = field(default_factory=SystemMeter)
     _looked: float = 0.0
     _stop: bool = False
+
+    def on_start(self, report: StartReport) -> None:
+        """Keep what the run took over from other weights."""
+        if self.rank == 0:
+            self.folder.update(start=str(report))
 
     def on_step(self, report: StepReport) -> None:
         """Write the means of some steps, and now and then what this process takes from its machine."""

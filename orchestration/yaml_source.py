@@ -22,11 +22,14 @@ _PATHS = (
     "data.train.annotations",
     "data.val.images",
     "data.val.annotations",
-    "model.init_checkpoint",
+    "model.start_from",
     "model.weights",
     "storage",
 )
-"""Settings that are paths."""
+"""Settings that are paths; `model.start_from` can name a run as well."""
+
+STATE_DICTS = (".safetensors", ".pt", ".pth")
+"""Endings of files that `model.start_from` takes."""
 
 MAX_BYTES = 2**18
 """Experiment files have a few thousand; PyYAML takes seconds for so many."""
@@ -214,7 +217,9 @@ class _Reader(yaml.SafeLoader):
             )
         if secret := find_secret(value):
             raise ConfigError(f"{place}: {name}: {secret}; {ENVIRONMENT}")
-        return self._absolute(value, f"{place}: {name}") if _setting_name(path) in _PATHS else value
+        setting = _setting_name(path)
+        is_path = setting in _PATHS and not (setting == "model.start_from" and names_run(value))
+        return self._absolute(value, f"{place}: {name}") if is_path else value
 
     def _read_mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -267,6 +272,11 @@ for _tag, _pattern, _first in (
     ),
 ):
     _Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def names_run(start: str) -> bool:
+    """Whether a `model.start_from` is the id of a run or `best:SWEEP`, not a path with a slash or such an ending."""
+    return start.startswith("best:") or ("/" not in start and not start.endswith(STATE_DICTS))
 
 
 def _setting_name(path: KeyPath) -> str:

@@ -6,6 +6,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+SHOWN = 6
+"""Names that a line lists."""
+
+
+@dataclass(frozen=True)
+class StartReport:
+    """What a new run took over from the trained weights that it starts from."""
+
+    place: str
+    """Where the weights are from."""
+    taken: int
+    """Parameters of the network that were taken over, whole or for some classes."""
+    anew: tuple[str, ...]
+    """Names of those that were not."""
+    classes: tuple[str, ...] | None
+    """Classes whose part of the last layers was taken over; None where the weights do not tell their classes."""
+
+    def __str__(self) -> str:
+        text = f"starts from {self.place}: {self.taken} of {self.taken + len(self.anew)} weights taken over"
+        if self.classes is not None:
+            text += f", known classes: {_first(self.classes) or 'none'}"
+        return text + (f"; new: {_first(self.anew)}" if self.anew else "")
+
+
+def _first(names: tuple[str, ...]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -33,6 +61,8 @@ class EvalReport:
 
 class Reporter(Protocol):
     """Receives reports; called on every rank, so that a barrier inside is safe."""
+
+    def on_start(self, report: StartReport) -> None: ...
 
     def on_step(self, report: StepReport) -> None: ...
 

@@ -17,9 +17,10 @@ from boxseg.config import as_steps
 from boxseg.criterion import MASK_AP, Criterion
 from boxseg.engine import checkpoint
 from boxseg.engine.distributed import average_buffers, gather_objects, rank, world_size
-from boxseg.engine.events import EvalReport, Reporter, StepReport
+from boxseg.engine.events import EvalReport, Reporter, StartReport, StepReport
 from boxseg.engine.optim import lr_factor, set_lr
 from boxseg.engine.outbox import Outbox, Publish
+from boxseg.engine.start import read_trained, take_over
 from boxseg.engine.step import StepOutput, Trainer, run_step, update_ema
 from boxseg.engine.validate import validate
 from boxseg.errors import CheckpointError, CollapseError, NonFiniteLossError
@@ -47,7 +48,8 @@ class Progress:
 def train(trainer: Trainer, *, folder: Path, reporter: Reporter, criterion: Criterion = MASK_AP) -> Progress:
     """Train until `trainer.steps` updates are done, or the reporter asks to stop.
 
-    Goes on from the last sound checkpoint, if there is one; with one process, the result equals an uninterrupted run
+    Goes on from the last sound checkpoint, if there is one, and otherwise starts from the weights that
+    `model.start_from` names, if it does; with one process, the result equals an uninterrupted run
     (several agree on BatchNorm statistics whenever they save).
 
     Args:
@@ -61,11 +63,15 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, criterion: Crit
         reporter asked to stop.
 
     Raises:
+        CheckpointError: the weights to start from are missing, damaged, or of another network.
         NonFiniteLossError: a loss became NaN or infinite; names the terms and the images.
     """
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    progress = restore(trainer, checkpoint.find_sound(checkpoints))
+    saved = checkpoint.find_sound(checkpoints)
+    if saved is None and trainer.config.model.start_from is not None:
+        reporter.on_start(start_from(trainer, trainer.config.model.start_from))
+    progress = restore(trainer, saved)
     eval_steps = evaluation_steps(trainer.steps, trainer.config.train.eval_every)
     meter = Meter()
     report_again(progress, checkpoints, reporter)
@@ -98,6 +104,14 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, criterion: Crit
         if progress.step == trainer.steps and progress.evaluated < trainer.steps:
             progress = evaluate(trainer, folder, progress.step, progress, outbox, criterion=criterion)
     return progress
+
+
+def start_from(trainer: Trainer, path: Path) -> StartReport:
+    """Load trained weights into all networks of a new run."""
+    trained, class_names = read_trained(path), trainer.train_data.class_names
+    if trainer.teacher is not None:
+        take_over(trainer.teacher, trained, class_names)
+    return take_over(trainer.student, trained, class_names)
 
 
 def report_again(progress: Progress, checkpoints: Path, reporter: Reporter) -> None:

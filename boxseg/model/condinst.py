@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -26,6 +27,7 @@ class CondInst(PyramidNetwork):
     Source: CondInst (arXiv 2003.05664); `method.md` section (b).
     """
 
+    class_layers: ClassVar[Mapping[str, int]] = MappingProxyType({"head.class_logits": 0})
     draws_windows: ClassVar[bool] = True
 
     def __init__(

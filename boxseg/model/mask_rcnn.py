@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +63,14 @@ class MaskRcnn(PyramidNetwork):
 
     Source: Mask R-CNN (arXiv 1703.06870) as in torchvision.
     """
+
+    class_layers: ClassVar[Mapping[str, int]] = MappingProxyType(
+        {
+            "roi_heads.box_predictor.cls_score": 1,
+            "roi_heads.box_predictor.bbox_pred": 4,
+            "mask_predictor.mask_fcn_logits": 0,
+        }
+    )
 
     def __init__(
         self,

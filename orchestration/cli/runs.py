@@ -169,6 +169,7 @@ def _summary(status: RunStatus) -> list[tuple[str, Any]]:
         "folder": status.folder,
         "failure": f"{status.failure.kind}: {status.failure.text}" if status.failure else None,
         "report": page if page.exists() else None,
+        "start": status.start or None,
         "best trial": status.best_run,
         "best at step": status.best_step if status.best else None,
     }

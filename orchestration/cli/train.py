@@ -50,7 +50,7 @@ def train(
         return
     from orchestration.preflight import check
 
-    check(spec)
+    check(spec if resume is None else spec.starting_from(None))  # a run that goes on has started already
     from orchestration.train_run import run
 
     result = run(spec, resume=resume, repeat=original)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from boxseg.config import BoxSegConfig, merge
-from boxseg.engine.events import EvalReport, StepReport
+from boxseg.engine.events import EvalReport, StartReport, StepReport
 
 TINY = {
     "data": {"toy": {"train_images": 12, "val_images": 4, "size": 64, "seed": 3}},
@@ -30,9 +30,13 @@ class Recorder:
     """A reporter that remembers; asks to stop after `stop_at` steps."""
 
     def __init__(self, stop_at: int | None = None) -> None:
+        self.starts: list[StartReport] = []
         self.steps: list[StepReport] = []
         self.evals: list[EvalReport] = []
         self.stop_at = stop_at
+
+    def on_start(self, report: StartReport) -> None:
+        self.starts.append(report)
 
     def on_step(self, report: StepReport) -> None:
         self.steps.append(report)

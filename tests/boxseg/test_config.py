@@ -99,3 +99,9 @@ def test_each_network_takes_the_presets_and_its_own_settings():
 
 def test_timm_backbones_are_taken_by_name():
     assert BoxSegConfig.model_validate({"model": {"backbone": "timm/resnet26"}}).model.backbone == "timm/resnet26"
+
+
+def test_settings_of_before_start_from_are_read_where_they_name_no_checkpoint():
+    assert BoxSegConfig.model_validate({"model": {"init_checkpoint": None}}) == BoxSegConfig()
+    with pytest.raises(ValidationError, match="init_checkpoint"):
+        BoxSegConfig.model_validate({"model": {"init_checkpoint": "best"}})

@@ -111,7 +111,9 @@ def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ("model", "words"),
     [
         ({"weights": "/nowhere/w.pt"}, ("model.weights", "/nowhere/w.pt", "auto, imagenet, none")),
-        ({"init_checkpoint": "/nowhere/best"}, ("model.init_checkpoint", "/nowhere/best")),
+        ({"start_from": "/nowhere/best"}, ("model.start_from", "/nowhere/best")),
+        ({"start_from": "20260101-000000"}, ("model.start_from", "no such run", "./20260101-000000")),
+        ({"start_from": "best:qam"}, ("model.start_from", "qam: no such run")),
     ],
 )
 def test_weights_that_are_missing_are_refused(tmp_path: Path, model: dict[str, str], words: tuple[str, ...]):

@@ -1,0 +1,108 @@
+"""The trained weights that a new run starts from: those of an earlier run, or of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from boxseg.engine import checkpoint
+from boxseg.engine.events import StartReport
+from boxseg.errors import CheckpointError
+from boxseg.model.weights import read_state
+from boxseg.structures import MaskNetwork
+
+
+@dataclass(frozen=True)
+class TrainedWeights:
+    """What a new run can start from."""
+
+    place: str
+    state: dict[str, Tensor]
+    class_names: list[str] | None
+    """In the order of labels; None where it is not known."""
+
+
+def read_trained(path: Path) -> TrainedWeights:
+    """The better network of a checkpoint, or the state dict in a file.
+
+    Args:
+        path: Folder of a run (its best checkpoint is taken) or of a checkpoint, or a file of safetensors or torch.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+        DataError: the file holds no state dict.
+    """
+    if path.is_file():
+        return TrainedWeights(str(path), read_state(str(path)), None)
+    folder = checkpoint.find_checkpoint(path)
+    about = checkpoint.load_about(folder)
+    name = about.get("network") or "student"
+    state = checkpoint.load_network(folder, name)
+    return TrainedWeights(f"{folder} ({name})", state, about["classes"]["names"])
+
+
+def take_over(network: MaskNetwork, trained: TrainedWeights, class_names: Sequence[str]) -> StartReport:
+    """Load all weights of the same name and shape; of the layers that know classes, the parts of the same classes.
+
+    Args:
+        network: Is changed; what does not fit stays as it is.
+        trained: Where the classes are not known, layers that know classes are taken whole where their shape fits.
+        class_names: Classes of the network; case does not count.
+
+    Raises:
+        CheckpointError: no layer fits, classes apart; the network is unchanged.
+    """
+    own, parameters = network.state_dict(), dict(network.named_parameters())
+    pairs = None if trained.class_names is None else _same_classes(trained.class_names, class_names)
+    fitting: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        found, layer = trained.state.get(name), name.rpartition(".")[0]
+        if found is None:
+            continue
+        if pairs is not None and layer in network.class_layers:
+            sizes = len(trained.class_names or ()), len(class_names)
+            found = _join_classes(tensor, found, pairs, sizes=sizes, ahead=network.class_layers[layer])
+        if found is not None and found.shape == tensor.shape:
+            fitting[name] = found
+    shared = (name for name in fitting if name.rpartition(".")[0] not in network.class_layers)
+    if not any(parameters[name].dim() > 1 for name in shared if name in parameters):
+        raise CheckpointError(
+            f"{trained.place}: no layer has the name and shape of one of this network; give weights of the same "
+            "model.kind, model.backbone or model.channels"
+        )
+    network.load_state_dict(own | fitting)
+    anew = tuple(name for name in parameters if name not in fitting)
+    known = None if pairs is None else tuple(class_names[new] for new, _ in pairs)
+    return StartReport(trained.place, len(parameters) - len(anew), anew, known)
+
+
+def _same_classes(before: Sequence[str], now: Sequence[str]) -> list[tuple[int, int]]:
+    """(label now, label before) of the classes of one name."""
+    label_of = {name.casefold(): label for label, name in enumerate(before)}
+    return [(label, label_of[name.casefold()]) for label, name in enumerate(now) if name.casefold() in label_of]
+
+
+def _join_classes(
+    own: Tensor, trained: Tensor, pairs: list[tuple[int, int]], *, sizes: tuple[int, int], ahead: int
+) -> Tensor | None:
+    """A layer's weights with the rows of common classes taken over; None where there are none, or nothing fits.
+
+    Args:
+        own: (ahead + r K, ...).
+        trained: (ahead + r K', ...): as many rows for each class.
+        pairs: (label in `own`, label in `trained`).
+        sizes: K', K.
+        ahead: Rows before those of the first class.
+    """
+    per_class = (len(own) - ahead) // sizes[1]
+    if not pairs or own.shape[1:] != trained.shape[1:] or len(trained) != ahead + per_class * sizes[0]:
+        return None
+    joined = own.detach().cpu().clone()
+    joined[:ahead] = trained[:ahead]
+    for now, before in pairs:
+        here, there = (ahead + per_class * label for label in (now, before))
+        joined[here : here + per_class] = trained[there : there + per_class]
+    return joined
