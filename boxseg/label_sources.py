@@ -19,7 +19,7 @@ from torchvision.ops import box_convert
 from boxseg.data.coco import CocoBoxes, encode_segmentation
 from boxseg.data.reading import is_number, is_whole, read_json
 from boxseg.data.segmentations import Problem, find_problem
-from boxseg.errors import ConfigError, DataError
+from boxseg.errors import DataError
 from boxseg.label import UNKNOWN, BoxLabels, fit, label_together, pixels_inside
 from boxseg.ops.boxes import box_iou
 from boxseg.predict import Predictor
@@ -64,10 +64,8 @@ def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
 
 def from_grabcut(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
     """GrabCut started from each box by OpenCV; the quality is how well the mask fits its box."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise ConfigError("--source grabcut needs OpenCV; in boxseg's folder: pip install -e '.[grabcut]'") from error
+    import cv2  # takes a while to load
+
     picture = sample.image.permute(1, 2, 0).numpy()[..., ::-1].copy()
     inside = pixels_inside(sample.boxes, sample.original_size)
     masks = inside.clone()

