@@ -166,6 +166,9 @@ class TrainConfig(Config):
     """What the longer side of the object in the middle of a window becomes, drawn between these two [px]."""
     eval_size: int | None = Field(None, ge=32)
     """Short side at evaluation [px]; null: the largest training size."""
+    eval_tile: int | None = Field(None, ge=64, multiple_of=32)
+    """Look at images that are larger in the network in square tiles of this side that overlap by a quarter, at
+    evaluation and prediction: memory is bounded then, whatever `eval_size` [px]; null: at whole images."""
     seed: int = Field(0, ge=0)
     """Seed of weights, order and augmentation."""
     eval_every: float = Field(0.25, gt=0)

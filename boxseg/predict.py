@@ -19,7 +19,8 @@ from boxseg.data import coco
 from boxseg.data.loader import collate
 from boxseg.data.transforms import View, resize_only
 from boxseg.engine import checkpoint
-from boxseg.engine.evaluate import finish
+from boxseg.engine.finder import Finder
+from boxseg.engine.tiles import Tiles, cut_tiles, whole_images
 from boxseg.errors import BoxSegError, CheckpointError, ShapeError
 from boxseg.structures import Batch, Detections, Sample
 
@@ -89,8 +90,12 @@ class Predictor:
         detections: list[Detections] = []
         for batch in in_batches(map(read_image, images), size=self.batch_size, pixels=lambda image: image[0].numel()):
             found: dict[int, Detections] = {}
-            for places, part, predictions in self.look(batch):
-                found |= dict(zip(places, finish(self.network, predictions, part, self.config.fcos), strict=True))
+            for places, alike in self._collate(batch, scale=1.0):
+                finder = Finder(self.network, alike, self.config.fcos)
+                for tiles in cut_tiles(alike, side=self.config.train.eval_tile, at_once=self.batch_size):
+                    for part, predictions in self._look(tiles):
+                        finder.add(part, predictions)
+                found |= dict(zip(places, finder.detections(), strict=True))
             for place in range(len(batch)):
                 detections.append(replace(found[place], image_id=len(detections)))
         return detections
@@ -112,6 +117,12 @@ class Predictor:
         Raises:
             BoxSegError: one image alone does not fit in memory.
         """
+        for places, batch in self._collate(images, scale=scale):
+            for part, predictions in self._look(whole_images(batch)):
+                yield [places[index] for index in part.image_index], part.batch, predictions
+
+    def _collate(self, images: Sequence[Tensor], *, scale: float) -> Iterator[tuple[list[int], Batch]]:
+        """Places in `images`, and these images as a batch, those of one size in the network together."""
         train = self.config.train
         by_size: dict[tuple[int, ...], list[tuple[int, View]]] = defaultdict(list)
         for place, image in enumerate(images):
@@ -120,27 +131,27 @@ class Predictor:
             view = resize_only(sample, round(scale * train.eval_short_side), round(scale * train.max_size))
             by_size[tuple(-(-side // PADDED_TO) for side in view.size)].append((place, view))
         for alike in by_size.values():
-            yield from self._look(alike)
+            views = [view for _, view in alike]
+            yield [place for place, _ in alike], collate(views, divisor=PADDED_TO, device=self.device)
 
-    def _look(self, views: list[tuple[int, View]]) -> Iterator[tuple[list[int], Batch, Any]]:
-        places = [place for place, _ in views]
-        batch = collate([view for _, view in views], divisor=PADDED_TO, device=self.device)
+    def _look(self, tiles: Tiles) -> Iterator[tuple[Tiles, Any]]:
+        """The network's output for all of the tiles, or one half after the other where memory is short."""
+        batch = tiles.batch
         try:
             predictions = self.network(batch.weak, batch.valid)
         except torch.OutOfMemoryError as error:
-            if len(views) == 1:
+            if len(batch) == 1:
                 size = " x ".join(map(str, batch.sizes[0]))
                 raise BoxSegError(
                     f"{self.device}: an image of {size} px (height x width in the network) does not fit in memory; "
-                    "use --device cpu, or a model with a smaller train.eval_size"
+                    "use --device cpu, or a model with a smaller train.eval_size or train.eval_tile"
                 ) from error
             predictions = None  # the halves have to wait until the error, which holds on to memory, is gone
         if predictions is not None:
-            yield places, batch, predictions
+            yield tiles, predictions
         else:
-            middle = len(views) // 2
-            yield from self._look(views[:middle])
-            yield from self._look(views[middle:])
+            for half in tiles.split(2):
+                yield from self._look(half)
 
 
 def in_batches(items: Iterable[T], *, size: int, pixels: Callable[[T], int]) -> Iterator[list[T]]:

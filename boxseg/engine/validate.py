@@ -16,15 +16,20 @@ from boxseg.data.coco import coco_ground_truth
 from boxseg.data.loader import eval_batches
 from boxseg.drawing import drawing
 from boxseg.engine.distributed import gather_objects, rank, world_size
-from boxseg.engine.evaluate import Evaluation, ImageResult, encode_detections, finish, measure
+from boxseg.engine.evaluate import Evaluation, ImageResult, encode_detections, measure
+from boxseg.engine.finder import Finder
 from boxseg.engine.panels import PanelRow, draw_panels
 from boxseg.engine.pictures import Extremes, draw_evaluation
 from boxseg.engine.quality import mask_iou, quality_metrics
 from boxseg.engine.step import Trainer, fuse_candidates
+from boxseg.engine.tiles import Tiles, cut_tiles
 from boxseg.ops.boxes import box_iou, scale_boxes
 from boxseg.ops.masks import aligned_bilinear, box_masks, resize_bool
 from boxseg.structures import MASK_STRIDE, Batch, Detections, MaskNetwork, PseudoMasks
 from boxseg.teacher.candidates import pick_candidates
+
+LabelledTile = tuple[Tensor, tuple[int, int], Tensor, Tensor]
+"""Which boxes of its image a tile has, its first row and column, their pseudo masks (n, h, w) and qualities (n,)."""
 
 HEALTH = ("mask_fill", "box_likeness")
 """Measures of the masks themselves."""
@@ -59,9 +64,7 @@ def validate(trainer: Trainer, *, folder: Path, step: int, criterion: Criterion 
     watcher = Watcher(trainer, pictures, extremes=Extremes() if final and rank() == 0 else None)
     found = {}
     for name, network in networks.items():
-        found[name] = _evaluate_network(
-            trainer, network, watcher.watch_teacher if name == "teacher" else watcher.watch_student
-        )
+        found[name] = _evaluate_network(trainer, network, watcher)
     of_networks = {name: _with_groups(each.metrics) for name, each in found.items()}
     best = better_network(of_networks, criterion)
     metrics = dict(of_networks[best])
@@ -115,18 +118,17 @@ def evaluated_images(trainer: Trainer) -> int:
 
 
 @torch.no_grad()
-def _evaluate_network(
-    trainer: Trainer, network: MaskNetwork, watch: Callable[[Batch, Any, list[Detections]], None]
-) -> Evaluation:
+def _evaluate_network(trainer: Trainer, network: MaskNetwork, watcher: Watcher) -> Evaluation:
     """What one network finds, and how good it is; it is back in its former mode afterwards."""
     config, data = trainer.config, trainer.val_data
     count = evaluated_images(trainer)
+    batch_size = max(config.train.batch_size // world_size(), 1)
     batches = eval_batches(
         data,
         list(range(rank(), count, world_size())),
         short_side=trainer.eval_size,
         max_size=config.train.max_size,
-        batch_size=max(config.train.batch_size // world_size(), 1),
+        batch_size=batch_size,
         workers=config.data.loader_workers,
         device=trainer.device,
     )
@@ -136,13 +138,18 @@ def _evaluate_network(
     try:
         with ThreadPoolExecutor(max_workers=1) as encoder:  # encodes one batch while the network looks at the next
             for batch in batches:
-                with trainer.autocast():
-                    predictions = network(batch.weak, batch.valid)
-                    detections = finish(network, predictions, batch, config.fcos)
+                finder = Finder(network, batch, config.fcos)
+                for tiles in cut_tiles(batch, side=config.train.eval_tile, at_once=batch_size):
+                    with trainer.autocast():
+                        predictions = network(tiles.batch.weak, tiles.batch.valid)
+                        finder.add(tiles, predictions)
+                    if network is trainer.teacher:
+                        watcher.watch_labels(tiles, predictions)
+                detections = finder.detections()
                 if encoded:
                     encoded[-1].result()  # masks at full size take much memory, so no more than one batch waits
                 encoded.append(encoder.submit(lambda found: [*map(encode_detections, found)], detections))
-                watch(batch, predictions, detections)
+                watcher.watch(network, batch, detections)
     finally:
         network.train(training)
     return measure(
@@ -166,33 +173,39 @@ class Watcher:
         """Quality and IoU of every box with a drawn mask."""
         own = range(rank(), evaluated_images(trainer), world_size())  # rank 0 draws, so from its share
         self._wanted = {trainer.val_data.image_id(index) for index in own[: trainer.config.train.panels]}
+        self._parts: dict[int, list[LabelledTile]] = {}
+        """What was labelled of the images of the present batch."""
         self._labels: dict[int, tuple[Tensor, Tensor]] = {}
         self._seen: dict[int, tuple[Batch, int, Detections]] = {}
 
-    def watch_teacher(self, batch: Batch, predictions: Any, detections: list[Detections]) -> None:
-        """Pseudo masks that the teacher would give the true boxes, against the drawn masks."""
-        trainer = self._trainer
+    def watch_labels(self, tiles: Tiles, predictions: Any) -> None:
+        """Pseudo masks that the teacher would give the true boxes in some tiles of a batch."""
+        trainer, part = self._trainer, tiles.batch
         assert trainer.teacher is not None
         config = trainer.config
         candidates = pick_candidates(
-            trainer.teacher, predictions, batch, batch, teacher=config.teacher, qam=config.qam, fcos=config.fcos
+            trainer.teacher, predictions, part, part, teacher=config.teacher, qam=config.qam, fcos=config.fcos
         )
-        labels = fuse_candidates(config, candidates, batch)
-        for position, (pseudo, image_id) in enumerate(zip(labels, batch.image_ids, strict=True)):
-            masks = full_size_masks(pseudo, batch.boxes[position], batch.sizes[position], trainer.soft_thr)
-            iou = self._measure(masks, pseudo.quality, batch, position)
+        for position, pseudo in enumerate(fuse_candidates(config, candidates, part)):
+            masks = full_size_masks(pseudo, part.boxes[position], part.sizes[position], trainer.soft_thr)
+            found = (tiles.rows[position], tiles.corners[position], masks, pseudo.quality)
+            self._parts.setdefault(tiles.image_index[position], []).append(found)
+
+    def watch(self, network: MaskNetwork, batch: Batch, detections: list[Detections]) -> None:
+        """What was found in a batch: pseudo masks against the drawn ones, and detections of images that are drawn."""
+        for position, parts in self._parts.items():
+            masks, quality = _join_labels(parts, len(batch.boxes[position]), batch.sizes[position])
+            iou = self._measure(masks, quality, batch, position)
             if self.extremes is not None:
                 height, width = batch.sizes[position]
                 image = batch.weak[position, :, :height, :width]
                 with drawing(self._pictures / "pseudo_masks.png"):
-                    self.extremes.offer(image, batch.boxes[position], masks, pseudo.quality, iou)
-            if image_id in self._wanted:
-                self._labels[image_id] = (masks.cpu(), pseudo.quality.cpu())
-        if "student" not in trainer.evaluated_networks():
-            self.watch_student(batch, predictions, detections)
-
-    def watch_student(self, batch: Batch, predictions: Any, detections: list[Detections]) -> None:
-        """Detections of the images that are drawn."""
+                    self.extremes.offer(image, batch.boxes[position], masks, quality, iou)
+            if batch.image_ids[position] in self._wanted:
+                self._labels[batch.image_ids[position]] = (masks.cpu(), quality.cpu())
+        self._parts = {}
+        if network is not next(iter(self._trainer.evaluated_networks().values())):  # the student's, where there are two
+            return
         for position, (image_id, found) in enumerate(zip(batch.image_ids, detections, strict=True)):
             if image_id in self._wanted:
                 self._seen[image_id] = (batch, position, found)
@@ -225,6 +238,18 @@ class Watcher:
             student_masks=resize_bool(masks, (height, width)),
             scores=found.scores[chosen].cpu(),
         )
+
+
+def _join_labels(parts: list[LabelledTile], count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Masks (count, h, w) and qualities (count,) of all boxes of an image; each is in one of its tiles."""
+    if len(parts) == 1:
+        return parts[0][2:]
+    masks, quality = parts[0][2].new_zeros((count, *size)), parts[0][3].new_zeros(count)
+    for rows, (top, left), found, trust in parts:
+        height, width = found.shape[-2:]
+        masks[rows, top : top + height, left : left + width] = found
+        quality[rows] = trust
+    return masks, quality
 
 
 def best_per_box(found: Detections, boxes: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from boxseg.ops.boxes import scale_boxes
 from boxseg.ops.masks import resize_mask_part, tight_boxes
-from boxseg.structures import Detections, MaskNetwork
+from boxseg.structures import Detections, MaskNetwork, RawDetections
 
 
 @torch.no_grad()
@@ -48,15 +48,14 @@ def postprocess(
     detections = []
     for image, found in enumerate(network.detect(predictions, score_thr=score_thr, pre_topk=pre_topk)):
         size, original_size = sizes[image], original_sizes[image]
-        found = found.take(found.scores > 0)
-        found = found.take(batched_nms(found.boxes, found.scores, found.labels, nms_thr)[:topk])
+        found = choose_detections(found, nms_thr=nms_thr, topk=topk)
         boxes = clip_boxes_to_image(scale_boxes(found.boxes, size, original_size), original_size)
         not_empty = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         found, boxes = found.take(not_empty), boxes[not_empty]
 
         image_index = torch.full_like(found.labels, image)
         mask_probs = network.mask_logits(predictions, image_index, found.handle).sigmoid()
-        masks, certainty = _finish_masks(mask_probs, size, original_size)
+        masks, certainty = finish_masks(mask_probs, size, original_size)
         scores = (found.scores * certainty).sqrt()
         order = scores.argsort(descending=True, stable=True)
         image_id = -1 if image_ids is None else image_ids[image]
@@ -64,7 +63,13 @@ def postprocess(
     return detections
 
 
-def _finish_masks(mask_probs: Tensor, size: tuple[int, int], original_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def choose_detections(found: RawDetections, *, nms_thr: float, topk: int) -> RawDetections:
+    """Detections without unused places and without the weaker of two that overlap, best first, at most `topk`."""
+    found = found.take(found.scores > 0)
+    return found.take(batched_nms(found.boxes, found.scores, found.labels, nms_thr)[:topk])
+
+
+def finish_masks(mask_probs: Tensor, size: tuple[int, int], original_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Probabilities (n, H/4, W/4) -> masks bool (n, height, width), and their mean probability inside (n,).
 
     A pixel above one half takes part of a cell above one half, so each map is enlarged around such cells only.
