@@ -93,12 +93,13 @@ class ModelConfig(Config):
     """condinst: FCOS with dynamic mask heads, the network of BoxSeg; mask_rcnn: torchvision's Mask R-CNN."""
     backbone: str = "resnet50"
     """resnet18, resnet34, resnet50, resnet101, resnet18_half, efficientnet_lite0, or timm/NAME for any timm feature
-    extractor."""
+    extractor or plain ViT, as of DINOv2 and DINOv3."""
     weights: str = "auto"
-    """auto: ImageNet weights where they can be had, else random with a warning; imagenet: the same but fail without;
-    none: random; anything else: path of a state dict."""
+    """auto: ImageNet weights, or what timm has under the name, where they can be had, else random with a warning;
+    imagenet: the same but fail without; none: random; anything else: path of a state dict."""
     frozen_stages: int | None = Field(None, ge=0, le=5)
-    """Backbone stages that do not learn, the stem is the first; null: 2 with ImageNet weights, else 0."""
+    """Backbone stages that do not learn, the stem is the first, and all of a plain ViT; null: 2 with loaded weights,
+    else 0."""
     norm: Literal["auto", "frozen", "batch"] = "auto"
     """Backbone BatchNorm: stored statistics or those of the batch; auto: frozen with ImageNet weights, else batch."""
     channels: int = Field(256, ge=8)

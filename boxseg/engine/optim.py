@@ -24,13 +24,15 @@ def build_optimizer(
     weight_decay: float,
     backbone_lr_scale: float,
 ) -> Optimizer:
-    """Optimizer over all trainable parameters; those whose name starts with `backbone.` get a scaled rate.
+    """Optimizer over all trainable parameters; those of the backbone get a scaled rate.
 
+    The layer `finer`, by which a plain ViT gets a finer map, is as new as the heads and learns at their rate.
     Weight decay acts on every parameter, norms and biases included (method.md section (h)).
     """
     named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
-    backbone = [parameter for name, parameter in named if name.startswith("backbone.")]
-    rest = [parameter for name, parameter in named if not name.startswith("backbone.")]
+    in_backbone = {name for name, _ in named if name.startswith("backbone.") and ".finer." not in name}
+    backbone = [parameter for name, parameter in named if name in in_backbone]
+    rest = [parameter for name, parameter in named if name not in in_backbone]
     groups = [
         {"params": parameters, "lr": lr * scale, "base_lr": lr * scale}
         for parameters, scale in ((rest, 1.0), (backbone, backbone_lr_scale))

@@ -18,6 +18,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from boxseg.errors import ConfigError, DataError
 from boxseg.model.names import check_backbone_name
+from boxseg.model.vit import PlainVit, is_plain_vit
 from boxseg.model.weights import download_state, fast_hub, load_state, named_errors, pair_states, read_state
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ class Backbone(nn.Module):
     def freeze(self, *, stages: int, norms: bool) -> None:
         """Stop the learning of the first `stages` stages, and of all batch norms if `norms`.
 
-        Stage k makes the map of stride 2^k; the stem is stage 1. ResNet's stem reaches up to its max pooling.
+        Stage k makes the map of stride 2^k; the stem is stage 1. ResNet's stem reaches up to its max pooling, and the
+        first stage of a plain ViT is all of it.
         Batch norms of frozen stages are frozen too.
         """
         frozen = _parameters_up_to(self.extractor, stages)
@@ -190,7 +192,9 @@ def _choose_maps(extractor: nn.Module, name: str) -> tuple[tuple[int, ...], tupl
 
 
 def _parameters_up_to(extractor: nn.Module, stages: int) -> set[str]:
-    """Names of the parameters that maps of stride 2^`stages` and below depend on."""
+    """Names of the parameters that maps of stride 2^`stages` and below depend on; a plain ViT is one whole stage."""
+    if isinstance(extractor, PlainVit):
+        return {name for name, _ in extractor.named_parameters() if stages and name.startswith("vit.")}
     parameters = {name: parameter for name, parameter in extractor.named_parameters() if parameter.requires_grad}
     was_training = extractor.training
     maps = extractor.eval()(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
@@ -252,7 +256,9 @@ def _build_half_resnet18(name: str, weights: str) -> Backbone:
 
 def _build_timm(name: str, weights: str, **options: Any) -> Backbone:
     check_timm_name(name)
-    source = {"imagenet": f"timm {name}", "none": "random"}.get(weights, f"file {weights}")
+    if is_plain_vit(name):
+        return _build_vit(name, weights)
+    source = _timm_source(name, weights)
     with named_errors(f"timm/{name}"), fast_hub() if weights == "imagenet" else contextlib.nullcontext():
         try:
             extractor = timm.create_model(name, features_only=True, pretrained=weights == "imagenet", **options)
@@ -270,6 +276,25 @@ def _build_timm(name: str, weights: str, **options: Any) -> Backbone:
         std=tuple(config["std"]),
         weights_source=source,
     )
+
+
+def _build_vit(name: str, weights: str) -> Backbone:
+    with named_errors(f"timm/{name}"), fast_hub() if weights == "imagenet" else contextlib.nullcontext():
+        extractor = PlainVit(name, pretrained=weights == "imagenet")
+    if weights not in ("imagenet", "none"):
+        load_state(extractor.vit, read_state(weights), place=weights)
+    config: Any = extractor.vit.default_cfg
+    return Backbone(
+        extractor,
+        name=f"timm/{name}",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        weights_source=_timm_source(name, weights),
+    )
+
+
+def _timm_source(name: str, weights: str) -> str:
+    return {"imagenet": f"timm {name}", "none": "random"}.get(weights, f"file {weights}")
 
 
 BACKBONES: dict[str, Callable[[str, str], Backbone]] = {

@@ -26,7 +26,10 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
 
 
-@pytest.mark.parametrize("name", [*BACKBONES, "timm/convnext_atto"])
+DINO_V2, DINO_V3 = "timm/vit_small_patch14_dinov2", "timm/vit_tiny_patch16_dinov3_qkvb"
+
+
+@pytest.mark.parametrize("name", [*BACKBONES, "timm/convnext_atto", DINO_V2, DINO_V3])
 def test_every_backbone_gives_maps_of_strides_8_16_and_32(name):
     backbone = build(name)
     maps = backbone(torch.zeros(2, 3, 64, 96))
@@ -106,7 +109,7 @@ def test_a_file_for_a_timm_network_is_loaded(tmp_path):
     torch.testing.assert_close(backbone.extractor.stem_0.weight, source.stem[0].weight)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "timm/convnext_atto"])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "timm/convnext_atto", DINO_V3])
 def test_a_file_that_is_missing_or_belongs_to_another_network_is_refused(name, tmp_path):
     with pytest.raises(DataError, match="no such file"):
         build(name, str(tmp_path / "missing.pth"))
@@ -122,7 +125,7 @@ def test_a_tensor_of_another_shape_is_named(tmp_path):
         build(weights=str(tmp_path / "grey.pth"))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "timm/convnext_atto"])
+@pytest.mark.parametrize("name", ["resnet18", "timm/convnext_atto", DINO_V3])
 def test_imagenet_weights_out_of_reach_fail_with_the_way_out(name, offline):
     with pytest.raises(DataError, match=r"set model\.weights to the path of a state dict, or to none"):
         build(name, "imagenet")
