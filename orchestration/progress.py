@@ -6,6 +6,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -13,6 +14,7 @@ from rich.console import RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from orchestration.find_runs import sound_status
 from orchestration.run_folder import Report, RunFolder, Status
 from orchestration.table import SweepTable, TrialRow, render_table
 from orchestration.terminal import printable, safe_console
@@ -145,8 +147,9 @@ class SweepProgress(Progress):
         reports = trail.new()
         if reports and self._tells_start:
             self._tells_start = False
-            if start := RunFolder(row.folder).stored().start:
-                self.pass_on(start)
+            status = sound_status(Path(row.folder))
+            if status is not None and status.start:
+                self.pass_on(status.start)
         if trail.step_s is not None:
             self._paces[row.id] = trail.step_s
         if row.is_final:

@@ -41,6 +41,19 @@ class Trials:
         return self._progress._seconds_left(table)
 
 
+def test_a_sweep_tells_once_what_its_trials_start_from(tmp_path, capsys):
+    progress = SweepProgress("toy", 2, shown=True)
+    rows = []
+    for number in range(2):
+        folder = RunFolder(tmp_path / f"x-{number:02d}")
+        folder.create(RunStatus(folder.path.name, "toy", start=f"starts from there ({number})"), "")
+        folder.append_metrics(20, {"train/loss": 1.0})
+        rows.append(TrialRow(folder.path.name, "x", folder=str(folder.path), steps=100, status="running", step=20))
+    progress.update(SweepTable(Criterion("m"), rows))
+    progress.update(SweepTable(Criterion("m"), rows))
+    assert capsys.readouterr().err == "starts from there (0)\n"
+
+
 def test_nothing_is_said_before_a_tenth_of_a_trial_was_timed(tmp_path):
     trials = Trials(tmp_path, planned=4)
     assert trials.seconds_left() is None
