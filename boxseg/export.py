@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from boxseg.errors import BoxSegError, ConfigError
 from boxseg.files import write_atomic
 from boxseg.model.condinst import CondInst
+from boxseg.model.vit import PlainVit
 from boxseg.ops.boxes import decode_boxes
 from boxseg.predict import Predictor
 
@@ -77,7 +78,8 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         What the JSON file holds: classes, mean colour, sizes, and of the check `difference` and seconds per image.
 
     Raises:
-        ConfigError: the network is of another kind, a package is missing, or `path` is the name of the JSON file.
+        ConfigError: the network is of another kind or not for ONNX, a package is missing, or `path` is the name of the
+            JSON file.
         BoxSegError: the file would not do what the network does; nothing is written.
         StorageError: the disk is full, read-only or gone; what was there before is untouched.
     """
@@ -85,6 +87,11 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         raise ConfigError(
             f"{predictor.folder}: --format {form} takes networks of model.kind condinst alone, this one is "
             f"{predictor.config.model.kind}; --format safetensors takes any, `boxseg predict` and `boxseg label` run it"
+        )
+    if form == "onnx" and not has_onnx(predictor.network):
+        raise ConfigError(
+            f"{predictor.folder}: ONNX cannot express how {predictor.config.model.backbone} resizes images and "
+            "positions; use --format torchscript"
         )
     if path.suffix == ".json":
         raise ConfigError(
@@ -111,6 +118,12 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
     write_atomic(path, content)  # from memory: libraries that write it themselves may abort on a full disk
     write_atomic(path.with_suffix(".json"), json.dumps(about, indent=1))
     return about
+
+
+def has_onnx(network: nn.Module) -> bool:
+    """Whether ONNX has all operations of a network: resizing with antialiasing, as in many plain ViTs, is none."""
+    vits = (module for module in network.modules() if isinstance(module, PlainVit))
+    return not any(each.resizes for each in vits)
 
 
 def _make_onnx(network: Any) -> tuple[bytes, dict[str, float]]:

@@ -41,6 +41,11 @@ class PlainVit(nn.Module):
         self.patch_px: int = vit.patch_embed.patch_size[0]
         self.finer = nn.ConvTranspose2d(vit.num_features, vit.num_features // 2, 2, stride=2)
 
+    @property
+    def resizes(self) -> bool:
+        """Whether images, or learnt positions, are resized to fit each other."""
+        return self.patch_px != TOKEN_PX or getattr(self.vit, "pos_embed", None) is not None
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W), sides multiples of 32 -> (B, C/2, H/8, W/8), (B, C, H/16, W/16), (B, C, H/32, W/32)."""
         if self.patch_px != TOKEN_PX:

@@ -13,7 +13,7 @@ from boxseg.build import build_network
 from boxseg.config import BoxSegConfig
 from boxseg.engine import checkpoint
 from boxseg.errors import BoxSegError, ConfigError
-from boxseg.export import TOLERANCE, WRITERS, export_network
+from boxseg.export import TOLERANCE, WRITERS, export_network, has_onnx
 from boxseg.predict import Predictor
 from orchestration.cli.app import run
 
@@ -73,6 +73,23 @@ def test_mask_rcnn_is_refused_and_its_weights_are_not(mask_rcnn_run, tmp_path, c
     assert "this one is mask_rcnn; --format safetensors takes any" in capsys.readouterr().err
     assert run(["export", str(mask_rcnn_run), "--format", "safetensors", *output]) == 0
     assert load_file(tmp_path / "model").keys() == Predictor(mask_rcnn_run).network.state_dict().keys()
+
+
+def test_a_vit_that_resizes_positions_is_for_torchscript_and_not_for_onnx(predictor, tmp_path):
+    def use(backbone):
+        model = predictor.config.model.model_copy(update={"backbone": backbone})
+        predictor.config = predictor.config.model_copy(update={"model": model})
+        predictor.network = build_network(predictor.config, num_classes=6, weights="none").eval()
+
+    use("timm/vit_tiny_patch16_dinov3_qkvb")
+    assert has_onnx(predictor.network)
+    use("timm/vit_small_patch14_dinov2")
+    with pytest.raises(
+        ConfigError, match=r"ONNX cannot express how timm/vit_small_patch14_dinov2 resizes .*torchscript"
+    ):
+        export_network(predictor, "onnx", tmp_path / "model.onnx")
+    assert export_network(predictor, "torchscript", tmp_path / "model.pt")["difference"] <= TOLERANCE
+    assert len(torch.jit.load(tmp_path / "model.pt")(torch.rand(1, 3, 96, 32) * 255)) == 4
 
 
 def test_a_file_that_would_differ_is_not_written(predictor, tmp_path, monkeypatch):
