@@ -62,6 +62,16 @@ class ToyConfig(Config):
     """Classes, in the order of their labels."""
     max_turn: float = Field(360.0, ge=0, le=360)
     """Each shape is turned by an angle between 0 and this [degrees]; upright shapes are easier to tell apart."""
+    class_colors: bool = False
+    """Each class has a hue of its own, with some variation; otherwise colours say nothing about the class."""
+    clutter: int = Field(0, ge=0, le=20)
+    """Shapes that belong to no class, behind the objects of an image: at most so many."""
+
+    @model_validator(mode="after")
+    def _check_clutter(self) -> ToyConfig:
+        if self.clutter and set(self.shapes) == set(get_args(Shape)):
+            raise ValueError(f"clutter {self.clutter} needs a shape that is no class, but shapes names all of them")
+        return self
 
 
 class DataConfig(Config):

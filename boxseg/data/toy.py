@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +26,13 @@ MIN_VISIBLE = 0.7
 """Share of an object that must stay visible beside image border and later objects."""
 MIN_CONTRAST = 95.0
 """RGB distance (0 … 255 per channel) between an object and the background, and between two objects."""
+CLASS_HUE_SPREAD = 0.3
+"""Standard deviation of a class's hue, as a share of the distance between the hues of two classes."""
 SUPERSAMPLING = 3
 
 FloatArray = NDArray[np.float64]
 Inside = Callable[[FloatArray, FloatArray, float], NDArray[np.bool_]]
+DrawHue = Callable[[np.random.Generator], float]
 
 
 def ensure_toy(root: Path, settings: ToyConfig) -> tuple[CocoSource, CocoSource]:
@@ -68,33 +71,34 @@ def ensure_toy(root: Path, settings: ToyConfig) -> tuple[CocoSource, CocoSource]
 
 
 def draw_scene(
-    rng: np.random.Generator, size: int, shapes: Sequence[Shape], max_turn: float = 360.0
+    rng: np.random.Generator, settings: ToyConfig
 ) -> tuple[NDArray[np.uint8], list[tuple[int, NDArray[np.bool_]]]]:
     """One picture and what is in it.
 
     Args:
         rng: Source of all randomness.
-        size: Side of the square picture [px].
-        shapes: Classes, in the order of their labels.
-        max_turn: Largest angle that a shape is turned by [degrees].
+        settings: Size, classes and looks; the number of images and the seed are not looked at.
 
     Returns:
         RGB uint8 (size, size, 3) and 1 … 5 pairs of class index and visible mask, bool (size, size).
     """
+    size = settings.size
     picture, background_colors = _draw_background(rng, size)
+    if settings.clutter:
+        picture = _draw_clutter(rng, picture, settings)
     colors = list(background_colors)
     masks: list[NDArray[np.bool_]] = []
     full_areas: list[int] = []
     labels: list[int] = []
     for _ in range(int(rng.integers(1, MAX_OBJECTS + 1))):
-        label = int(rng.integers(len(shapes)))
-        placed = _place_object(rng, size, shapes[label], max_turn, masks, full_areas)
+        label = int(rng.integers(len(settings.shapes)))
+        placed = _place_object(rng, size, settings.shapes[label], settings.max_turn, masks, full_areas)
         if placed is None:
             continue
         alpha, full_area = placed
-        color = _contrasting_color(rng, colors)
+        color = _contrasting_color(rng, colors, _hue_of(label, settings))
         paint = _object_texture(rng, size, color)
-        picture = picture * (1 - alpha[..., None]) + paint * alpha[..., None]
+        picture = _paint(picture, paint, alpha)
         covered = alpha >= 0.5
         masks = [*(mask & ~covered for mask in masks), covered]
         full_areas.append(full_area)
@@ -111,7 +115,7 @@ def _write_dataset(folder: Path, settings: ToyConfig) -> None:
         split = CocoSplit(folder / name, settings.shapes)
         for index in range(count):
             rng = np.random.default_rng([settings.seed, number, index])
-            picture, objects = draw_scene(rng, settings.size, settings.shapes, settings.max_turn)
+            picture, objects = draw_scene(rng, settings)
             Image.fromarray(picture).save(folder / name / f"{index:06d}.png", compress_level=1)
             split.add_image(f"{index:06d}.png", (settings.size, settings.size))
             for label, mask in objects:
@@ -143,6 +147,23 @@ def _place_object(
         ):
             return alpha, full_area
     return None
+
+
+def _draw_clutter(rng: np.random.Generator, picture: FloatArray, settings: ToyConfig) -> FloatArray:
+    """The picture with shapes that are no class, in any colour; they may hide one another."""
+    others = [name for name in SHAPES if name not in settings.shapes]
+    for _ in range(int(rng.integers(settings.clutter + 1))):
+        name = others[int(rng.integers(len(others)))]
+        placed = _place_object(rng, settings.size, name, 360.0, [], [])
+        if placed is not None:
+            color = _vivid_color(rng, _any_hue)
+            picture = _paint(picture, _object_texture(rng, settings.size, color), placed[0])
+    return picture
+
+
+def _paint(picture: FloatArray, paint: FloatArray, alpha: FloatArray) -> FloatArray:
+    """The picture under paint (size, size, 3) that covers the share `alpha` (size, size) of each pixel."""
+    return picture * (1 - alpha[..., None]) + paint * alpha[..., None]
 
 
 def _coverage(inside: Inside, radius: float, angle: float, form: float, offset: FloatArray) -> FloatArray:
@@ -184,12 +205,28 @@ def _object_texture(rng: np.random.Generator, size: int, color: FloatArray) -> F
     return color * (1 + light[..., None])
 
 
-def _contrasting_color(rng: np.random.Generator, taken: list[FloatArray]) -> FloatArray:
+def _contrasting_color(rng: np.random.Generator, taken: list[FloatArray], draw_hue: DrawHue) -> FloatArray:
     """A vivid colour far from all taken ones, or the farthest of 40 tries."""
-    tries = [_rgb(rng.uniform(), rng.uniform(0.45, 0.9), rng.uniform(0.5, 0.98)) for _ in range(40)]
+    tries = [_vivid_color(rng, draw_hue) for _ in range(40)]
     distances = np.array([min(np.linalg.norm(color - other) for other in taken) for color in tries])
     far = np.nonzero(distances >= MIN_CONTRAST)[0]
     return tries[int(far[0]) if len(far) else int(distances.argmax())]
+
+
+def _vivid_color(rng: np.random.Generator, draw_hue: DrawHue) -> FloatArray:
+    return _rgb(draw_hue(rng), rng.uniform(0.45, 0.9), rng.uniform(0.5, 0.98))
+
+
+def _any_hue(rng: np.random.Generator) -> float:
+    return rng.uniform()
+
+
+def _hue_of(label: int, settings: ToyConfig) -> DrawHue:
+    """Draws hues of a class, as shares of the colour circle."""
+    if not settings.class_colors:
+        return _any_hue
+    distance = 1 / len(settings.shapes)
+    return lambda rng: distance * (label + CLASS_HUE_SPREAD * rng.normal())
 
 
 def _rgb(hue: float, saturation: float, value: float) -> FloatArray:

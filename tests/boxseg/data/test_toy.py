@@ -1,3 +1,4 @@
+import colorsys
 import hashlib
 import json
 import subprocess
@@ -59,7 +60,7 @@ def test_more_images_leave_the_first_ones_as_they_were(tmp_path):
 
 def test_shapes_that_may_not_turn_stand_upright(tmp_path):
     upright = ToyConfig(train_images=30, val_images=1, shapes=("triangle",), max_turn=0)
-    scenes = [draw_scene(np.random.default_rng(seed), 128, ("triangle",), max_turn=0.0) for seed in range(30)]
+    scenes = [draw_scene(np.random.default_rng(seed), upright) for seed in range(30)]
     halves = [_upper_and_lower_area(mask) for _, objects in scenes for _, mask in objects]
     assert sum(upper < lower for upper, lower in halves) > 0.9 * len(halves)
     train, _ = ensure_toy(tmp_path, upright)
@@ -174,7 +175,7 @@ def test_every_shape_stays_inside_the_unit_disc(name):
 def test_objects_stand_out_from_what_surrounds_them():
     distances = []
     for seed in range(12):
-        picture, objects = draw_scene(np.random.default_rng(seed), 128, CLASS_NAMES)
+        picture, objects = draw_scene(np.random.default_rng(seed), ToyConfig())
         background = ~np.any([mask for _, mask in objects], axis=0)
         for _, mask in objects:
             distances.append(np.linalg.norm(picture[mask].mean(axis=0) - picture[background].mean(axis=0)))
@@ -183,11 +184,46 @@ def test_objects_stand_out_from_what_surrounds_them():
 
 def test_objects_hide_little_of_one_another():
     for seed in range(12):
-        _, objects = draw_scene(np.random.default_rng(seed), 128, CLASS_NAMES)
+        _, objects = draw_scene(np.random.default_rng(seed), ToyConfig())
         for label, mask in objects:
             if CLASS_NAMES[label] == "disc":  # its whole area follows from its extent
                 side = max(np.ptp(np.nonzero(mask)[0]), np.ptp(np.nonzero(mask)[1])) + 1
                 assert mask.sum() >= (MIN_VISIBLE - 0.1) * np.pi * (side / 2) ** 2
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_classes_have_colors_of_their_own_if_asked(own):
+    settings = ToyConfig(shapes=("ellipse", "quad", "triangle"), class_colors=own)
+    for label, hues in _mean_hues(settings).items():
+        away = np.abs((hues - label / 3 + 0.5) % 1 - 0.5)  # hues of two classes are a third of the circle apart
+        assert (np.median(away) < 0.12) == own
+
+
+def _mean_hues(settings):
+    """Hue in 0 … 1 of the mean colour of each object of 30 pictures, by label."""
+    hues = {label: [] for label in range(len(settings.shapes))}
+    for seed in range(30):
+        picture, objects = draw_scene(np.random.default_rng(seed), settings)
+        for label, mask in objects:
+            hues[label].append(colorsys.rgb_to_hsv(*picture[mask].mean(axis=0) / 255)[0])
+    return {label: np.array(of_class) for label, of_class in hues.items()}
+
+
+def test_clutter_is_drawn_but_is_no_object():
+    plain = ToyConfig(shapes=("ellipse", "quad", "triangle"))
+    cluttered = plain.model_copy(update={"clutter": 6})
+    for settings, busy in ((plain, False), (cluttered, True)):
+        spread = []
+        for seed in range(20):
+            picture, objects = draw_scene(np.random.default_rng(seed), settings)
+            background = ~np.any([mask for _, mask in objects], axis=0)
+            spread.append(picture[background].std(axis=0).max())
+        assert (np.median(spread) > 35) == busy
+
+
+def test_clutter_needs_a_shape_that_is_no_class():
+    with pytest.raises(ValueError, match="clutter 1 needs a shape that is no class"):
+        ToyConfig(shapes=tuple(SHAPES), clutter=1)
 
 
 def test_images_are_rgb_of_the_wanted_size(tmp_path):
