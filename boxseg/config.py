@@ -399,6 +399,9 @@ class BoxInstConfig(Config):
     """Weight of the pairwise loss."""
     projection_weight: float = Field(1.0, ge=0)
     """Weight of the projection loss."""
+    project_inside: bool = False
+    """Rows and columns of a box take the mask's shadow from within the box; in the reference stripes along the border
+    of the image cast the right shadow too, and short runs can end there."""
 
     @model_validator(mode="after")
     def _check_odd(self) -> BoxInstConfig:
@@ -623,7 +626,7 @@ PROFILES: dict[Profile, dict[str, Any]] = {
             "need_inside": True,
         },
         "loss": {"warmup": 1 / 9, "mask_weight": 2.0},
-        "boxinst": {"warmup": 1 / 9, "bottom_px": 0, "truncate_colors": False},
+        "boxinst": {"warmup": 1 / 9, "bottom_px": 0, "truncate_colors": False, "project_inside": True},
         "pc": {
             "p_start": 0.0,
             "warmup": 1 / 3,

@@ -10,12 +10,14 @@ from boxseg.ops.masks import dice_loss
 from boxseg.structures import check_same_shape
 
 
-def projection_loss(mask_probs: Tensor, box_masks: Tensor) -> Tensor:
+def projection_loss(mask_probs: Tensor, box_masks: Tensor, *, from_inside: bool = False) -> Tensor:
     """Disagreement between the shadows that masks and boxes cast on the two axes.
 
     Args:
         mask_probs: Float (n, H/4, W/4) in [0, 1]; one predicted mask per proposal.
         box_masks: Bool (n, H/4, W/4); True inside the proposal's ground-truth box.
+        from_inside: Rows and columns of the box take their shadow from within the box; otherwise a stripe elsewhere in
+            the image, which covers the rows of the box, casts the right shadow too.
 
     Returns:
         Float (n,) in [0, 2]; 0 where both shadows agree, 2 for an empty mask. Not averaged.
@@ -26,9 +28,13 @@ def projection_loss(mask_probs: Tensor, box_masks: Tensor) -> Tensor:
     Source: BoxInst (arXiv 2012.02310), projection term; `method.md` section (c).
     """
     check_same_shape(mask_probs=mask_probs, box_masks=box_masks)
-    target = box_masks.to(mask_probs.dtype)
-    columns = dice_loss(_shadow(mask_probs, -2), _shadow(target, -2))
-    rows = dice_loss(_shadow(mask_probs, -1), _shadow(target, -1))
+    box_columns, box_rows = box_masks.amax(dim=-2), box_masks.amax(dim=-1)  # (n, W/4), (n, H/4)
+    upright = level = mask_probs
+    if from_inside:
+        upright = mask_probs * (box_rows[:, :, None] | ~box_columns[:, None, :])
+        level = mask_probs * (box_columns[:, None, :] | ~box_rows[:, :, None])
+    columns = dice_loss(_shadow(upright, -2), box_columns.to(mask_probs.dtype))
+    rows = dice_loss(_shadow(level, -1), box_rows.to(mask_probs.dtype))
     return columns + rows
 
 

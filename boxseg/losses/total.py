@@ -88,7 +88,8 @@ def _mask_terms(
     probs, inside_row = mask_logits.sigmoid(), inside[row]
     pairs = find_pairs(inside_row, size=size, dilation=dilation)
     costs = pair_costs(mask_logits, pairs)
-    projection = projection_loss(probs, inside_row).sum() / max(len(row), 1)
+    shadows = projection_loss(probs, inside_row, from_inside=boxinst.project_inside)
+    projection = shadows.sum() / max(len(row), 1)
     pairwise = pairwise_loss(costs, pairs.take_pairs(similarity >= boxinst.color_thr, proposals.image_index))
     terms = {
         "projection": boxinst.projection_weight * projection,

@@ -177,6 +177,27 @@ def test_projection_ignores_the_outline_inside_the_box():
     torch.testing.assert_close(projection_loss(diagonal, box), torch.zeros(1), atol=1e-4, rtol=0)
 
 
+def test_stripes_beside_the_box_cast_its_shadow_unless_shadows_come_from_inside():
+    box = torch.zeros(1, 30, 30, dtype=torch.bool)
+    box[0, 4:16, 4:16] = True
+    stripes = torch.zeros(1, 30, 30)
+    stripes[0, -1, 4:16] = stripes[0, 4:16, -1] = 1.0  # below the box and to the right of it, nothing inside
+    # Each shadow is the box's with one more cell: 1 - 2 * 12 / (13 + 12).
+    torch.testing.assert_close(projection_loss(stripes, box), torch.tensor([0.08]))
+    torch.testing.assert_close(projection_loss(stripes, box, from_inside=True), torch.tensor([2.0]))
+
+
+def test_shadows_from_inside_are_the_plain_ones_of_a_mask_inside_its_box_and_see_all_that_is_outside():
+    box = torch.zeros(2, 12, 12, dtype=torch.bool)
+    box[0, 2:7, 3:9] = box[1, 5:, 5:] = True
+    probs = torch.rand(2, 12, 12, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(projection_loss(probs * box, box, from_inside=True), projection_loss(probs * box, box))
+    for row, column in ((0, 0), (4, 11), (11, 5)):  # in a corner, beside the first box, below it
+        outside = box[:1].float()
+        outside[0, row, column] = 1.0
+        assert projection_loss(outside, box[:1], from_inside=True) > 0.05
+
+
 def test_projection_of_an_empty_mask_is_two_and_of_no_mask_is_nothing():
     torch.testing.assert_close(projection_loss(torch.zeros(1, 4, 4), square_box()), torch.full((1,), 2.0))
     assert projection_loss(torch.zeros(0, 4, 4), torch.zeros(0, 4, 4, dtype=torch.bool)).shape == (0,)
