@@ -184,6 +184,9 @@ class TrainConfig(Config):
     """Seed of weights, order and augmentation."""
     eval_every: float = Field(0.25, gt=0)
     """Evaluate after this share of the steps (below 1) or number of steps; the last step is always evaluated."""
+    save_every: float | None = Field(None, gt=0)
+    """Save a checkpoint after this share of the steps (below 1) or number of steps as well; null: with every
+    evaluation only."""
     report_every: int = Field(20, ge=1)
     """Steps between two lines of training metrics (means over the steps between)."""
     clip_norm: float | None = Field(None, gt=0)
@@ -225,8 +228,9 @@ class TrainConfig(Config):
                 f"object_size [{smallest:g}, {largest:g}] must be two sizes from 8 to window {self.window}, the "
                 "smaller one first"
             )
-        if self.eval_every >= 1 and self.eval_every != int(self.eval_every):
-            raise ValueError(f"eval_every {self.eval_every:g} must be a share below 1 or a whole number of steps")
+        for name, every in (("eval_every", self.eval_every), ("save_every", self.save_every)):
+            if every is not None and every >= 1 and every != int(every):
+                raise ValueError(f"{name} {every:g} must be a share below 1 or a whole number of steps")
         return self
 
 

@@ -125,6 +125,7 @@ MAY_CHANGE = (
     "model.start_from",
     "train.steps",
     "train.eval_every",
+    "train.save_every",
     "train.report_every",
     "train.panels",
     "train.accumulate",

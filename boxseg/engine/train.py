@@ -72,7 +72,9 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, criterion: Crit
     if saved is None and trainer.config.model.start_from is not None:
         reporter.on_start(start_from(trainer, trainer.config.model.start_from))
     progress = restore(trainer, saved)
-    eval_steps = evaluation_steps(trainer.steps, trainer.config.train.eval_every)
+    train_config = trainer.config.train
+    eval_steps = due_steps(trainer.steps, train_config.eval_every)
+    save_steps = due_steps(trainer.steps, train_config.save_every or train_config.eval_every)
     meter = Meter()
     report_again(progress, checkpoints, reporter)
     with Outbox(reporter) as outbox:
@@ -84,7 +86,7 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, criterion: Crit
             step_s = time.perf_counter() - started
             meter.add(metrics, images=len(batch) * world_size(), step_s=step_s, wait_s=started - asked)
             done = step + 1
-            reports = done % trainer.config.train.report_every == 0 or done == trainer.steps
+            reports = done % train_config.report_every == 0 or done == trainer.steps
             outbox.deliver(wait=reports)  # reports stay in the order of their steps
             if reports:
                 lr = trainer.optimizer.param_groups[0]["lr"]
@@ -93,7 +95,7 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, criterion: Crit
             stop = wants_stop(reporter, at_report=reports)
             if done in eval_steps:
                 progress = evaluate(trainer, folder, done, progress, outbox, criterion=criterion)
-            elif stop:
+            elif stop or done in save_steps:
                 outbox.deliver()
                 progress = replace(progress, step=done)
                 save(trainer, checkpoints, progress)
@@ -181,8 +183,8 @@ def guard_finite(output: StepOutput, image_ids: list[int], step: int) -> None:
     )
 
 
-def evaluation_steps(steps: int, every: float) -> set[int]:
-    """Numbers of done steps after which to evaluate; the last one always."""
+def due_steps(steps: int, every: float) -> set[int]:
+    """Numbers of done steps after which to do what is due `every` so often; the last one always."""
     period = max(as_steps(every, steps), 1)
     return {*range(period, steps, period), steps}
 

@@ -12,7 +12,7 @@ from boxseg.data.toy import ensure_toy
 from boxseg.engine import checkpoint, validate
 from boxseg.engine.evaluate import encode_detections
 from boxseg.engine.step import run_step
-from boxseg.engine.train import evaluation_steps, guard_collapse, optimise, train
+from boxseg.engine.train import due_steps, guard_collapse, optimise, train
 from boxseg.errors import CheckpointError, CollapseError, DataError, NonFiniteLossError
 from boxseg.ops.masks import box_masks
 
@@ -77,6 +77,25 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, stop_at):
     assert second.metrics == whole.metrics
     for network in ("student", "teacher"):
         assert_equal(weights(tmp_path / "whole", network), weights(tmp_path / "parts", network))
+
+
+def test_checkpoints_between_evaluations_bound_what_a_kill_costs(run, tmp_path, monkeypatch):
+    settings = {"eval_every": 6, "save_every": 2}
+    whole, whole_reporter = run(tmp_path / "whole", train=settings)
+
+    def killed(trainer, batch, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return optimise(trainer, batch, step)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("boxseg.engine.train.optimise", killed)
+        run(tmp_path / "parts", train=settings)
+    second, reporter = run(tmp_path / "parts", train=settings)
+    assert reporter.losses() == whole_reporter.losses()[4:]
+    assert [report.step for report in reporter.evals] == [6]
+    assert second.metrics == whole.metrics
+    assert checkpoint.find_best(tmp_path / "parts/checkpoints").name == "step-00000006"
 
 
 def test_a_finished_run_started_again_reports_its_metrics_and_trains_no_step(run, tmp_path):
@@ -192,10 +211,10 @@ def test_blobs_of_the_first_half_and_good_masks_do_not_stop_a_run():
         guard_collapse({"health/box_likeness": 0.96}, done=51, steps=100, limit=0.95)
 
 
-def test_evaluation_steps_always_hold_the_last():
-    assert evaluation_steps(10, 0.4) == {4, 8, 10}
-    assert evaluation_steps(10, 3) == {3, 6, 9, 10}
-    assert evaluation_steps(10, 100) == {10}
+def test_due_steps_always_hold_the_last():
+    assert due_steps(10, 0.4) == {4, 8, 10}
+    assert due_steps(10, 3) == {3, 6, 9, 10}
+    assert due_steps(10, 100) == {10}
 
 
 def test_a_validation_set_without_masks_is_evaluated_on_its_boxes(run, tmp_path, data_root, tiny_config):
