@@ -16,6 +16,8 @@ Profile = Literal["official", "paper", "fixed"]
 Method = Literal["boxinst", "boxteacher", "qam", "pc", "full", "supervised"]
 NetworkKind = Literal["condinst", "mask_rcnn"]
 Shape = Literal["disc", "square", "star", "ring", "corner", "crescent", "ellipse", "quad", "triangle"]
+MAX_ENLARGEMENT = 6.0
+"""Windows enlarge an image no more than this: beyond, there is nothing left to see."""
 Warmup = Annotated[float, Field(ge=0)]
 """Below 1: a share of `train.steps`. From 1 on: a number of steps. 0: no warm-up."""
 

@@ -271,7 +271,16 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
     for key, place in source.places.items():
         if key[0] == "sweep" and place.startswith("--set"):
             raise ConfigError(f"{place}: a single run has no sweep; leave it out, or use `boxseg sweep`")
-    return _build_spec(RunSpec, Source(source.name, _without_sweep(source.values), source.places))
+    return build_run(Source(source.name, _without_sweep(source.values), source.places))
+
+
+def build_run(source: Source) -> RunSpec:
+    """The settings of one run from nested values, all of its paths absolute.
+
+    Raises:
+        ConfigError: anything wrong with the values, one line for each fault.
+    """
+    return _build_spec(RunSpec, source)
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:

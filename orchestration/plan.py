@@ -65,6 +65,8 @@ class Plan:
     disk_basis: str
     free_bytes: int
     storage: Path
+    warnings: list[str]
+    """Where the settings do not fit the data."""
     faults: list[BoxSegError]
     """Why it would not start; empty if it would."""
 
@@ -101,6 +103,7 @@ def make_plan(spec: RunSpec) -> Plan:
         disk_basis=disk_basis,
         free_bytes=preflight.free_bytes(spec.storage),
         storage=spec.storage,
+        warnings=preflight.warnings(spec),
         faults=list(preflight.find_faults(spec)),
     )
 

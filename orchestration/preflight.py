@@ -13,6 +13,8 @@ from typing import Literal
 
 from boxseg.config import CocoSource
 from boxseg.data.checks import require_usable
+from boxseg.data.fingerprint import take_fingerprint
+from boxseg.data.misfits import find_misfits
 from boxseg.errors import BoxSegError, CheckpointError, ConfigError, DataError
 from orchestration.config import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, SweepSpec
 from orchestration.domains import Choice, corners
@@ -51,6 +53,16 @@ def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
             look(spec)
         except BoxSegError as fault:
             yield fault
+
+
+def warnings(spec: RunSpec) -> list[str]:
+    """Where the settings do not fit the training data, a sentence each; none where that cannot be read."""
+    if not isinstance(spec.data.train, CocoSource):
+        return []
+    try:
+        return list(find_misfits(spec, take_fingerprint(spec.data.train)))
+    except DataError:  # among the faults
+        return []
 
 
 def uses_cluster(spec: RunSpec) -> bool:
@@ -226,9 +238,13 @@ def _check_train_data(spec: RunSpec) -> None:
 def _check_val_data(spec: RunSpec) -> None:
     if not isinstance(spec.data.val, CocoSource):
         return
+    metric = spec.sweep.metric if isinstance(spec, SweepSpec) else None
+    needs_masks = metric is not None and metric not in NEEDS_NO_MASKS
+    if spec.data.val == spec.data.train and not needs_masks:
+        return  # looked at as training data, and meant to be without masks
     missing_masks = require_usable(spec.data.val, training=False)
-    if missing_masks and isinstance(spec, SweepSpec) and spec.sweep.metric not in NEEDS_NO_MASKS:
+    if missing_masks and needs_masks:
         raise ConfigError(
-            f"sweep.metric: {spec.sweep.metric} needs drawn masks, but {missing_masks[0].file} "
+            f"sweep.metric: {metric} needs drawn masks, but {missing_masks[0].file} "
             f"{missing_masks[0].value}; add `segmentation`, or set sweep.metric: val/box_ap"
         )

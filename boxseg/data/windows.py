@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from boxseg.config import MAX_ENLARGEMENT
 from boxseg.data.transforms import View, resize_image
 from boxseg.ops.boxes import box_area
 from boxseg.ops.masks import resize_bool
 from boxseg.structures import DrawnMasks, Sample
 
-MAX_ENLARGEMENT = 6.0
-"""Windows enlarge an image no more than this: beyond, there is nothing left to see."""
 LEAST_VISIBLE = 0.25
 """Boxes of which a smaller share lies in a window are not there."""
 

@@ -13,7 +13,7 @@ import typer
 
 from boxseg.errors import BoxSegError
 from boxseg.files import STORAGE_FAULTS
-from orchestration.cli import config, data, doctor, evaluate, jobs, label, runs, train, ui
+from orchestration.cli import config, data, doctor, evaluate, jobs, label, recipe, runs, train, ui
 from orchestration.cli.crash_log import keep_traceback
 from orchestration.cli.output import say
 from orchestration.errors import ExitCode, exit_code_for
@@ -41,6 +41,7 @@ app = typer.Typer(
 app.command()(train.train)
 app.command()(train.sweep)
 app.command()(label.label)
+app.command()(recipe.recipe)
 app.command()(evaluate.predict)
 app.command("eval")(evaluate.evaluate)
 app.command()(evaluate.export)

@@ -57,13 +57,25 @@ def check(
     for split, source in sources.items():
         faults.extend(check_source(source, training=split == "train", decode=decode))
     errors, warnings = (count_faults(faults, fatal=fatal) for fatal in (True, False))
+    misfits = [] if errors or target.suffix == ".json" else _misfits(target)
     if as_json:
-        print_json({"usable": not errors, "errors": errors, "warnings": warnings, "faults": faults})
+        about = {"usable": not errors, "errors": errors, "warnings": warnings, "faults": faults}
+        print_json(about | {"misfits": misfits})
     elif faults:
         print_table(("", "file", "image", "annotation", "what is wrong"), itertools.chain(*map(_fault_rows, faults)))
+    for told in misfits:
+        say(f"settings: {told}")
     say(f"{errors} errors, {warnings} warnings")
     if errors:
         raise typer.Exit(ExitCode.DATA)
+
+
+def _misfits(experiment: Path) -> list[str]:
+    """Where the settings of an experiment file do not fit its data."""
+    from orchestration.config import load_run
+    from orchestration.preflight import warnings
+
+    return warnings(load_run(experiment))
 
 
 def _fault_rows(fault: Fault) -> Iterator[tuple[Any, ...]]:

@@ -51,6 +51,7 @@ def train(
     from orchestration.preflight import check
 
     check(spec if resume is None else spec.starting_from(None))  # a run that goes on has started already
+    _warn(spec)
     from orchestration.train_run import run
 
     result = run(spec, resume=resume, repeat=original)
@@ -98,6 +99,7 @@ def sweep(
     from orchestration.preflight import check
 
     check(spec)
+    _warn(spec)
     from orchestration.failures import error_of
     from orchestration.run_folder import RunFolder
     from orchestration.sweep import Start, run_sweep
@@ -161,6 +163,13 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
     print_pairs(pairs)
 
 
+def _warn(spec: RunSpec) -> None:
+    from orchestration.preflight import warnings
+
+    for told in warnings(spec):
+        say(f"warning: {told}")
+
+
 def _print_plan(spec: RunSpec, as_json: bool) -> None:
     from orchestration.plan import make_plan
 
@@ -169,6 +178,8 @@ def _print_plan(spec: RunSpec, as_json: bool) -> None:
         print_json(plan)
     else:
         print_pairs(_plan_lines(plan))
+    for told in plan.warnings:
+        say(f"warning: {told}")
     for fault in plan.faults:
         say(f"would not start: {fault}")
     if plan.faults:

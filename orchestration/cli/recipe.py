@@ -1,0 +1,84 @@
+"""`boxseg recipe`: an experiment file for a data set and this machine, with the reason for each value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from boxseg.errors import ConfigError
+from orchestration.cli.data import Images, find_source
+from orchestration.cli.output import AsJson, Device, Overrides, print_json, print_line, say
+from orchestration.words import show_duration
+
+if TYPE_CHECKING:
+    from orchestration.recipe import Recipe
+
+Minutes = Annotated[
+    float | None,
+    typer.Option("--minutes", metavar="M", help="Time that it may take; left out: what suits this machine."),
+]
+
+
+def recipe(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="COCO file with the boxes.")],
+    minutes: Minutes = None,
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE.yaml", help="Write it there.")] = None,
+    images: Images = None,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Choose settings for a data set and this machine, and print them as an experiment file for train and sweep.
+
+    Nothing is trained: how long an update takes is estimated.
+    """
+    from boxseg.data.fingerprint import take_fingerprint
+    from boxseg.files import write_atomic
+    from orchestration.recipe import Machine, make_recipe, name_after
+
+    if data.is_dir():
+        way_out = "boxseg data import makes one of other formats, and boxseg label takes YOLO and VOC folders itself"
+        raise ConfigError(f"{data}: is a folder, and a recipe is for a COCO file; {way_out}")
+    if output is not None and output.exists():
+        raise ConfigError(f"--output {output}: is there already; name another file, or remove it")
+    check_minutes(minutes)
+    source = find_source(data, images)
+    found = take_fingerprint(source)
+    made = make_recipe(
+        source, found, Machine.here(device=device), name=name_after(data), minutes=minutes, overrides=overrides or []
+    )
+    made.spec()  # for its errors
+    if output is not None:
+        write_atomic(output, made.text())
+    if as_json:
+        print_json({**recipe_as_json(made), "output": output})
+    elif output is None:
+        for line in made.text().splitlines():
+            print_line(line)
+    else:
+        print_line(output)
+    say(f"{made.steps} updates, about {show_duration(made.times.total_s)}; {made.times.basis}")
+
+
+def check_minutes(minutes: float | None) -> None:
+    """Refuse a time in which nothing can be learnt.
+
+    Raises:
+        ConfigError: tells the least.
+    """
+    from orchestration.recipe import FEWEST_MINUTES
+
+    if minutes is not None and not minutes >= FEWEST_MINUTES:
+        raise ConfigError(f"--minutes {minutes:g}: nothing is learnt in that; give {FEWEST_MINUTES:g} or more")
+
+
+def recipe_as_json(made: Recipe) -> dict[str, object]:
+    """Settings, reasons and estimated seconds."""
+    return {
+        "settings": made.settings(),
+        "reasons": {choice.name: choice.reason for choice in made.choices if choice.reason},
+        "seconds": made.times.total_s,
+        "basis": made.times.basis,
+    }

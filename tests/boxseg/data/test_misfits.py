@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from boxseg.config import BoxSegConfig
+from boxseg.data.fingerprint import Boxes, Colours, Fingerprint, Spread
+from boxseg.data.misfits import color_threshold, find_misfits
+
+
+def fingerprint(*longer_px, image=(256, 320), per_image=5, contrast=40.0):
+    """Boxes of these longer sides in images of (short, long) side."""
+    longer = np.array(longer_px, dtype=np.float64)
+    short, long = (np.full(len(longer), float(side)) for side in image)
+    return Fingerprint(
+        images=10,
+        boxes=len(longer),
+        classes=1,
+        boxes_per_image=Spread(1, 2, per_image),
+        image_px=Spread.of(short),
+        object_px=Spread.of(longer),
+        colours=Colours(8, 0.0, 50.0, contrast, 2.0),
+        sides=Boxes(longer, short, long),
+    )
+
+
+def misfits(found, **settings):
+    return list(find_misfits(BoxSegConfig.model_validate(settings), found))
+
+
+def test_settings_that_fit_are_not_spoken_of():
+    assert misfits(fingerprint(40, 60, 90), train={"image_size": 256}) == []
+    assert misfits(fingerprint(8, 9, 10), train={"window": 160, "eval_size": 1024}) == []
+
+
+def test_boxes_that_are_too_small_for_mask_cells_are_told_with_the_size_to_set():
+    (told,) = misfits(fingerprint(15, 16, 17), train={"image_size": 160})
+    assert told == (
+        "half of the boxes are under 10 px at train.image_size 160, where a mask cell is 4 px: 512 would give 32; "
+        "train.window 160 trains on enlarged pieces"
+    )
+
+
+def test_the_limit_of_the_long_side_is_part_of_the_advice():
+    (told,) = misfits(fingerprint(15, 16, 17), train={"image_size": 160, "max_size": 320})
+    assert "512 with train.max_size 640 would give 32" in told
+
+
+def test_of_boxes_that_no_size_helps_only_windows_are_spoken_of():
+    (told,) = misfits(fingerprint(4, 4, 4, image=(1000, 1000)), train={"image_size": 256})
+    assert "would give" not in told
+    assert "train.window 160" in told
+
+
+def test_evaluation_is_looked_at_where_it_has_a_size_of_its_own():
+    (told,) = misfits(fingerprint(16, 16, 16), train={"window": 160, "eval_size": 128})
+    assert told.startswith("half of the boxes are under 8 px at train.eval_size 128")
+
+
+def test_more_boxes_than_are_learnt_from_or_found_are_told():
+    told = misfits(fingerprint(50, 60, 70, per_image=130), train={"image_size": 256})
+    assert [each.rpartition(" ")[2] for each in told] == ["cond.max_per_image", "fcos.topk"]
+    assert all("130 boxes or more" in each for each in told)
+
+
+def test_little_contrast_asks_for_a_higher_threshold():
+    (told,) = misfits(fingerprint(50, 60, 70, contrast=4.0), train={"image_size": 256})
+    assert "boxinst.color_thr 0.3 takes for alike; 0.62 would not" in told
+    assert misfits(fingerprint(50, 60, 70, contrast=4.0), train={"image_size": 256}, boxinst={"color_thr": 0.62}) == []
+
+
+def test_the_threshold_is_the_usual_one_where_contrast_is_plain_and_rises_below():
+    assert color_threshold(40.0) == color_threshold(10.0) == pytest.approx(0.3)
+    rising = [color_threshold(contrast) for contrast in (10, 8, 4, 1, 0)]
+    assert rising == sorted(rising)
+    assert rising[-1] < 1
