@@ -33,7 +33,7 @@ PLATEAU = 0.3
 """It rises no more from this share of the way on: holes are in the middle."""
 CORNER = 5.0
 """Logit that a side of a box is behind a pixel in four fifths of the way to it, beside what `MIDDLE` says."""
-NETWORK = 0.5
+NETWORK = 0.7
 """Factor of the network's logits."""
 REACHED = 0.6
 """Probability that a row or column of a box has at one pixel at least: boxes are tight."""

@@ -14,6 +14,10 @@ BINS = 8
 """Steps of each CIELAB axis in a colour histogram."""
 PASSES = 2
 """How often histograms and map are computed in turn."""
+TAILS = 0.01
+"""Share of the cells at either end of a CIELAB axis that do not stretch its bins."""
+LEAST_RANGE = 12.0
+"""Least range that the bins of an axis share [CIELAB units]: within less, differences are noise."""
 RING = 0.25
 """Width of the ring around a box that is surely background, as a share of the box's sides."""
 FLOOR = 1e-3
@@ -79,10 +83,17 @@ def refined_quality(soft: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
 
 
 def _color_bins(lab: Tensor) -> Tensor:
-    """Histogram bin, int64 (h, w), of each colour; L in 0 … 100, a and b in -64 … 64 and beyond at the ends."""
-    low = lab.new_tensor([0.0, -64.0, -64.0])[:, None, None]
-    reach = lab.new_tensor([100.0, 128.0, 128.0])[:, None, None]
-    lightness, green_red, blue_yellow = ((lab - low) / reach * BINS).long().clamp(0, BINS - 1)
+    """Histogram bin, int64 (h, w), of each colour (3, h, w).
+
+    The bins of each axis lie evenly between the least and the greatest value that the image has, so dark, grey and
+    faint images have as many as others. Cells that are black through and through, as padding is, do not count.
+    """
+    values = lab.where((lab != 0).any(dim=0), torch.nan).flatten(1)
+    low, high = (values.nanquantile(share, dim=1).nan_to_num() for share in (TAILS, 1 - TAILS))
+    missing = (LEAST_RANGE - (high - low)).clamp(min=0)
+    low, reach = low - missing / 2, high - low + missing
+    steps = (lab - low[:, None, None]) / reach[:, None, None] * BINS
+    lightness, green_red, blue_yellow = steps.long().clamp(0, BINS - 1)
     return (lightness * BINS + green_red) * BINS + blue_yellow
 
 

@@ -1,6 +1,7 @@
 """Small pictures whose colours tell what the network missed."""
 
 import torch
+import torch.nn.functional as F
 
 from boxseg.ops.neighbours import rgb_to_lab
 from boxseg.teacher.refine import refine_by_color, refined_quality
@@ -29,6 +30,18 @@ def test_a_filled_hole_opens_and_a_missed_part_comes_back():
     soft[4:12, 10:12] = 0.4
     refined = refine_by_color(soft[None], picture(ring), BOX, weight=1.0)[0]
     assert torch.equal((refined > 0.5)[4:12, 4:12], ring[4:12, 4:12])
+
+
+def test_colours_of_a_dark_grey_picture_tell_as_much_and_padding_changes_nothing():
+    ring = square_with_hole()
+    rgb = torch.full((3, 16, 16), 9.0)
+    rgb[:, ring] = 30.0
+    soft = torch.full((16, 16), 0.05)
+    soft[4:12, 4:12] = 0.8
+    refined = refine_by_color(soft[None], rgb_to_lab(rgb), BOX, weight=1.0)[0]
+    assert torch.equal((refined > 0.5)[4:12, 4:12], ring[4:12, 4:12])
+    padded = refine_by_color(F.pad(soft, (0, 16))[None], F.pad(rgb_to_lab(rgb), (0, 16)), BOX, weight=1.0)[0]
+    torch.testing.assert_close(padded[:, :16], refined)
 
 
 def test_without_weight_or_boxes_nothing_changes():
