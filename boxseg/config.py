@@ -616,6 +616,7 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "pc": {"target": "lowest-q", "require_better": True},
     },
     "fixed": {
+        "data": {"strong": "weak"},
         "model": {"norm_groups": None},
         "solver": {"warmup": 1 / 90},
         "teacher": {"resize_short": None, "nms_overwrite": False},

@@ -58,6 +58,11 @@ def test_the_coco_schedule_is_the_released_one():
     assert (spec.qam.fusion, spec.pc.target, spec.boxinst.bottom_px) == ("vote", "random", 10)
 
 
+@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.stem[-3:] in ("_1x", "_3x")])
+def test_long_schedules_change_colors_as_the_released_ones_do(path: Path):
+    assert load_run(path).data.strong == "strong"
+
+
 @pytest.mark.parametrize(
     ("name", "steps", "drops", "backbone"),
     [

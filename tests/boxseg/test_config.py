@@ -21,6 +21,7 @@ def test_field_defaults_are_the_official_ones_and_fixed_is_the_profile_in_use():
     assert (official.qam.fusion, official.pc.p_start, official.boxinst.bottom_px) == ("vote", 1.0, 10)
     assert BoxSegConfig().profile == "fixed"
     assert (BoxSegConfig().qam.fusion, BoxSegConfig().boxinst.bottom_px) == ("weighted", 0)
+    assert (official.data.strong, BoxSegConfig().data.strong) == ("strong", "weak")
 
 
 def test_explicit_settings_win_over_method_and_profile():
