@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from boxseg.config import BoxSegConfig
+from boxseg.config import MAX_ENLARGEMENT, BoxSegConfig
 from boxseg.data.loader import collate
 from boxseg.data.transforms import View, flip_view
 from boxseg.data.windows import Window, cut_window, place_window
@@ -72,7 +72,8 @@ def close_up(predictor: Predictor, sample: Sample, row: int) -> CloseUp:
     else:
         whole = resized_shape(size, short_side=round(ENLARGED * train.eval_short_side), max_size=10**6)
         wanted = min(longest * whole[0] / size[0], ENLARGED * train.max_size)
-    side = -(-round(CONTEXT * wanted) // PADDED_TO) * PADDED_TO
+    wanted = min(wanted, MAX_ENLARGEMENT * longest)
+    side = max(-(-round(CONTEXT * wanted) // PADDED_TO), 1) * PADDED_TO
     window = place_window(box, size, side=side, object_size=wanted)
     alone = replace(sample, boxes=sample.boxes[row : row + 1], labels=sample.labels[row : row + 1], drawn=None)
     return CloseUp(window, cut_window(alone, window)[0])
