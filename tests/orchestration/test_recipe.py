@@ -90,6 +90,14 @@ def test_without_a_time_there_are_as_many_updates_as_usual(sets):
     assert recipe(sets["rings"], minutes=FEWEST_MINUTES, step_s=60.0).steps == LEAST_STEPS
 
 
+def test_a_processor_with_bf16_uses_it_and_a_gpu_decides_for_itself(sets):
+    precision = [
+        values(recipe(sets["rings"], Machine(2, gpus, 16 * 10**9, has_bf16))).get("train.precision")
+        for gpus, has_bf16 in ((0, False), (0, True), (1, True))
+    ]
+    assert precision == [None, "bf16", None]
+
+
 def test_the_machine_decides_threads_device_and_how_memory_is_spent(sets):
     small = values(recipe(sets["rings"], Machine(cores=4, gpus=0, memory_bytes=2 * 10**9)))
     assert (small["resources.cpus_per_worker"], small["train.accumulate"]) == (4, 2)
