@@ -218,6 +218,8 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
 
 def write_yolo_beside(content: dict[str, Any], images: Path, folder: Path) -> None:
     """Write `folder/yolo` anew (see `write_yolo`), beside and renamed."""
+    for left in folder.glob(".yolo-*"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
     with TemporaryDirectory(dir=folder, prefix=".yolo-") as scratch:
         write_yolo(content, images, Path(scratch) / "yolo")
         shutil.rmtree(folder / "yolo", ignore_errors=True)

@@ -27,6 +27,7 @@ PARTS = ("model", "losses", "teacher", "copy_paste")
 TORCH_FREE = (
     "boxseg.config",
     "boxseg.criterion",
+    "boxseg.expected",
     "boxseg.model.names",
     "boxseg.data.checks",
     "boxseg.data.fingerprint",
@@ -36,6 +37,7 @@ TORCH_FREE = (
     "orchestration.config",
     "orchestration.preflight",
     "orchestration.recipe",
+    "orchestration.label_run",
     "orchestration.plan",
     "orchestration.estimate",
     "orchestration.run_folder",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,19 +14,34 @@ import typer
 from boxseg.errors import ConfigError, DataError
 from orchestration.cli.data import Images, find_source
 from orchestration.cli.evaluate import RUN_HELP, open_predictor
-from orchestration.cli.output import AsJson, Device, Storage, print_json, print_pairs, print_table, say
+from orchestration.cli.output import AsJson, Device, Overrides, print_json, print_line, print_pairs, print_table, say
+from orchestration.cli.recipe import Minutes, check_minutes, recipe_as_json
+from orchestration.errors import ExitCode
 
 if TYPE_CHECKING:
     from boxseg.config import CocoSource
     from boxseg.data.coco import CocoBoxes
     from boxseg.label_sources import BatchSource
+    from orchestration.label_run import LabelTask
 
 SHOWN_PROBLEMS = 5
 
 
 def label(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="COCO file with the boxes, YOLO folder or VOC folder.")],
-    run: Annotated[str | None, typer.Option("--run", metavar="RUN", help=RUN_HELP)] = None,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", metavar="RUN", help=f"{RUN_HELP} Left out: settings are chosen for DATA, and trained."),
+    ] = None,
+    minutes: Minutes = None,
+    train_on: Annotated[
+        Path | None,
+        typer.Option("--train-on", metavar="FILE.json", help="Without --run: learn from these boxes, not from DATA's."),
+    ] = None,
+    overrides: Overrides = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Without --run: print data, settings and time; write and start nothing.")
+    ] = False,
     source: Annotated[
         str, typer.Option("--source", metavar="run|grabcut|box|file:COCO.json", help="Where the masks come from.")
     ] = "run",
@@ -48,10 +65,18 @@ def label(
         typer.Option("--compare", metavar="A,B,…", help="Print how far these sources agree, and with drawn masks."),
     ] = None,
     device: Device = "auto",
-    storage: Storage = Path("runs"),
+    storage: Annotated[
+        Path | None,
+        typer.Option(
+            "--storage", metavar="DIR", help="Folder that holds the runs: runs; without --run, runs in the output."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn known boxes into masks, each with a quality in [0, 1] and checks.
+
+    Without --run, and without another --source, a recipe is chosen for the data and this machine, and trained first:
+    recipe.yaml in the output folder tells each setting with its reason.
 
     Writes labels.coco.json (run lengths), labels.polygons.json and yolo/ (YOLO segmentation). Run it again to go on
     after a break. With --review, review/index.html shows the masks, doubtful ones first; what it downloads is applied
@@ -60,15 +85,30 @@ def label(
     from boxseg.data.checks import read_well_formed
 
     folder = output or Path("labels") / data.absolute().stem
-    found = import_boxes(data, folder, images) if data.is_dir() else find_source(data, images)
+    training = _Training(minutes, train_on, tuple(overrides or ()), storage, device)
+    trains = run is None and source == "run" and apply is None and compare is None
+    if not trains:
+        training.refuse(plan=plan)
+    check_minutes(minutes)
+    if plan:
+        with tempfile.TemporaryDirectory() as scratch:
+            training.print_plan(data, _find_boxes(data, Path(scratch), images), folder, as_json)
+        return
+    found = _find_boxes(data, folder, images)
     read_well_formed(found.annotations, whole=False)  # for its errors, before torch is loaded
+    trained: dict[str, Any] = {}
+    if trains:
+        run, trained = training.train(data, found, folder)
+        review = True
 
     from boxseg.data.coco import CocoBoxes
+    from boxseg.expected import expect_mean_iou
     from boxseg.label_data import Journal, label_images, write_labels
     from boxseg.label_review import apply_decisions, write_review
     from orchestration.progress import counted
 
-    source_of = functools.partial(_open_source, fuse_with=fuse_with, device=device, storage=storage)
+    runs = Path("runs") if storage is None else storage
+    source_of = functools.partial(_open_source, fuse_with=fuse_with, device=device, storage=runs)
     boxes = CocoBoxes(found, train=False)
     if compare is not None:
         _compare(boxes, {name: source_of(name, run, boxes)[0] for name in compare.split(",")}, as_json)
@@ -85,12 +125,86 @@ def label(
     images_done = label_images(boxes, masks, journal, batch_size=batch_size)
     for _ in counted(images_done, left, what="images"):
         pass
-    summary = {"output": str(folder), **write_labels(boxes, journal, folder)}
+    summary = {"output": str(folder), **trained, **write_labels(boxes, journal, folder)}
+    if source == "run":
+        qualities = [label["quality"] for image in journal.done.values() for label in image.labels]
+        summary["expected_iou"] = expect_mean_iou(qualities)
     if review:
         for _ in counted(write_review(folder, boxes.source.images), len(boxes), what="images drawn"):
             pass
         summary["review"] = str(folder / "review/index.html")
     _tell(summary, as_json)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What is asked for where a run is to be trained first."""
+
+    minutes: float | None
+    train_on: Path | None
+    overrides: tuple[str, ...]
+    storage: Path | None
+    device: str
+
+    def refuse(self, *, plan: bool) -> None:
+        """Refuse what has no meaning where nothing is trained.
+
+        Raises:
+            ConfigError: names the option.
+        """
+        asked = {"--minutes": self.minutes, "--train-on": self.train_on, "--set": self.overrides, "--plan": plan}
+        for option, value in asked.items():
+            if value:
+                raise ConfigError(f"{option}: is for training, and nothing is trained here; leave it out")
+
+    def print_plan(self, data: Path, found: CocoSource, folder: Path, as_json: bool) -> None:
+        """Print data, settings and time."""
+        from orchestration.label_run import time_told
+        from orchestration.recipe import Machine
+
+        fingerprint, made = self._task(data, found, folder).choose()
+        if as_json:
+            about = {"data": dict(fingerprint.told()), "machine": str(Machine.here(device=self.device))}
+            print_json({**about, **recipe_as_json(made)})
+        else:
+            for line in made.text().splitlines():
+                print_line(line)
+        say(time_told(made))
+
+    def train(self, data: Path, found: CocoSource, folder: Path) -> tuple[str, dict[str, str]]:
+        """The checkpoint to label with, and what the summary tells of its run.
+
+        Raises:
+            typer.Exit: training was interrupted, with its state saved.
+        """
+        from orchestration.label_run import last_checkpoint, train_recipe
+
+        recipe = self._task(data, found, folder).open_recipe(say)
+        status = train_recipe(recipe, say)
+        if status.status != "finished":
+            say("interrupted, state saved; the same command goes on")
+            raise typer.Exit(ExitCode.INTERRUPTED)
+        return str(last_checkpoint(status)), {"recipe": str(recipe), "run": status.folder}
+
+    def _task(self, data: Path, found: CocoSource, folder: Path) -> LabelTask:
+        from orchestration.label_run import LabelTask
+        from orchestration.recipe import name_after
+
+        return LabelTask(
+            data=found,
+            train_on=found if self.train_on is None else find_source(self.train_on, None),
+            name=name_after(data),
+            folder=folder,
+            storage=self.storage,
+            minutes=self.minutes,
+            overrides=self.overrides,
+            device=self.device,
+        )
+
+
+def _find_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
+    """Images and boxes; those of a YOLO or VOC folder are imported into a folder."""
+    return import_boxes(data, folder, images) if data.is_dir() else find_source(data, images)
 
 
 def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
@@ -175,6 +289,8 @@ def _tell(summary: dict[str, Any], as_json: bool) -> None:
     else:
         doubts = ", ".join(f"{name} {count}" for name, count in summary["doubts"].items()) or "none"
         shown = summary | {"doubts": doubts, "unreadable": len(problems)}
+        if shown.get("expected_iou") is not None:
+            shown["expected_iou"] = str(shown["expected_iou"])
         print_pairs([(name.replace("_", " "), value) for name, value in shown.items()])
     if problems and len(problems) == summary["images"]:
         raise DataError("no image could be read; `boxseg data check` tells more")

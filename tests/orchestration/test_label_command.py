@@ -45,7 +45,6 @@ def test_labels_land_in_a_folder_named_after_the_data_and_again_takes_no_work(ar
 @pytest.mark.parametrize(
     ("more", "code", "told"),
     [
-        ([], 2, "--run"),
         (["--run", "none"], 2, "no such run"),
         (["--run", "none", "--fuse-with", "none.json"], 3, "none.json: does not exist"),
         (["--source", "magic"], 2, "use run, grabcut, box or file"),
