@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from boxseg.errors import ShapeError
 
@@ -37,6 +38,38 @@ NETWORK = 0.7
 """Factor of the network's logits."""
 REACHED = 0.6
 """Probability that a row or column of a box has at one pixel at least: boxes are tight."""
+WITH_NETWORK = {
+    "always": -0.744,
+    "expected": 0.146,
+    "certainty": 0.154,
+    "fit": 0.377,
+    "ragged": -0.073,
+    "edges": 0.033,
+    "fill": -0.766,
+    "oval": 0.537,
+    "whole": 0.399,
+    "agreement": 0.272,
+    "network_certainty": 0.494,
+}
+"""IoU to expect by `Outline.measures`, least squares (ridge) over drawn masks of 935 boxes: photographs of animals,
+pedestrians and COCO, and nuclei, each set with the same weight, networks that were not trained on these images. On a
+set that was left out its mean absolute error was 0.06 to 0.12, and masks below an IoU of 0.7 were told with an AUROC of
+0.76 to 0.88."""
+WITHOUT_NETWORK = {
+    "always": 0.249,
+    "expected": -0.794,
+    "certainty": 1.488,
+    "fit": 0.115,
+    "ragged": -0.083,
+    "edges": -0.023,
+    "fill": -0.731,
+    "oval": 0.477,
+    "whole": 0.135,
+}
+"""The same without a network, and with 333 generated shapes as a fifth set: errors of 0.08 to 0.12, AUROC of 0.71 to
+0.87."""
+RAGGED, GAPPY, DOUBTFUL = 2.2, 0.8, 0.8
+"""Masks with a longer outline, or with a worse fit to their box, are never expected to be better than the last."""
 STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
 """From a pixel to four of its eight neighbours, (rows, columns)."""
 
@@ -84,12 +117,10 @@ def find_outline(
     work_size = (max(round(size[0] * scale), 1), max(round(size[1] * scale), 1))
     work_box = box * np.array([work_size[1] / size[1], work_size[0] / size[0]] * 2, dtype=np.float32)
     picture = _resize(np.ascontiguousarray(image.transpose(1, 2, 0)), work_size)
-    probs = _find_probs(picture, work_box, None if soft is None else _resize(soft.astype(np.float32), work_size))
+    network = None if soft is None else _resize(soft.astype(np.float32), work_size)
+    probs, measures = _find_probs(picture, work_box, network)
     mask = (_resize(probs, size) > 0.5) & inside
-    if not mask.any():
-        mask = inside
-    measures = {"fit": box_fit(mask, inside)}
-    return Outline(mask, 0.8 * measures["fit"], measures)
+    return Outline(mask if mask.any() else inside, _expect_iou(measures), measures)
 
 
 def _check(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None, others: FloatArray | None) -> None:
@@ -121,22 +152,90 @@ def box_fit(mask: BoolArray, inside: BoolArray) -> float:
     return float(shares[0] * shares[1] / max(inside.sum(), 1))
 
 
-def _find_probs(picture: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None) -> FloatArray:
-    """Probability (h, w) of each pixel to be of the object: place in the box, network, colours and edges together."""
+def _find_probs(
+    picture: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None
+) -> tuple[FloatArray, dict[str, float]]:
+    """Probability (h, w) of each pixel to be of the object: place in the box, network, colours and edges together.
+
+    With it come the measures of the mask that it makes, see `_measure`.
+    """
     inside = pixels_of_box(box, picture.shape[:2])
     prior = _prior_of_place(box, picture.shape[:2])
-    if soft is not None:
-        prior += NETWORK * _logit(_reach_the_sides(soft, inside))
+    reached = None if soft is None else _reach_the_sides(soft, inside)
+    if reached is not None:
+        prior += NETWORK * _logit(reached)
     lab = np.asarray(cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), dtype=np.float32)
     color = _sort_colors(lab)
     likeness = [_likeness(lab, step) for step in STEPS]
     scale = 2 * sum(each.sum() for each in likeness) / max(sum(each.size for each in likeness), 1) + 1e-6
     weights = [np.exp(-each / scale) / np.hypot(*step) for each, step in zip(likeness, STEPS, strict=True)]
-    probs = _sigmoid(prior) * inside
+    settled = _sigmoid(prior) * inside
     for _ in range(ROUNDS):
-        ratio = _color_ratio(color, probs, inside)
-        probs = _sigmoid(prior + COLOR * ratio[color] + SMOOTHING * _sum_of_neighbours(2 * probs - 1, weights)) * inside
-    return _reach_the_sides(probs, inside)
+        ratio = _color_ratio(color, settled, inside)
+        pull = SMOOTHING * _sum_of_neighbours(2 * settled - 1, weights)
+        settled = _sigmoid(prior + COLOR * ratio[color] + pull) * inside
+    probs = _reach_the_sides(settled, inside)
+    measures = _measure(probs, inside, likeness)
+    measures["fit"] = box_fit((settled > 0.5) & inside, inside)
+    measures["oval"] = _iou(_mask_of(probs, inside), _ellipse(box, inside))
+    if soft is not None and reached is not None:
+        measures["agreement"] = _iou(_mask_of(probs, inside), _mask_of(reached, inside))
+        measures["network_certainty"] = float(np.abs(2 * soft[inside] - 1).mean())
+    return probs, measures
+
+
+def _measure(probs: FloatArray, inside: BoolArray, likeness: list[FloatArray]) -> dict[str, float]:
+    """What a map and the mask that it makes look like.
+
+    Returns:
+        `expected`: the IoU to expect if probabilities were right; `certainty`: how far they are from a half; `ragged`:
+        log of the squared length of the outline, 0 for a square; `edges`: log of the colour differences along the
+        outline, over those elsewhere in the box; `fill`: share of the box; `whole`: share of the largest piece.
+    """
+    mask = _mask_of(probs, inside)
+    area = int(mask.sum())
+    along, elsewhere = [], []
+    for squares, step in zip(likeness[:2], STEPS[:2], strict=True):
+        (here, there), (one, other) = _pair(mask, step), _pair(inside, step)
+        along.append(np.sqrt(squares[here != there]))
+        elsewhere.append(np.sqrt(squares[one & other & (here == there)]))
+    outline, rest = np.concatenate(along), np.concatenate(elsewhere)
+    pieces = np.bincount(ndimage.label(mask)[0].ravel())[1:]
+    return {
+        "expected": float(probs[mask].sum() / (area + probs[inside & ~mask].sum())),
+        "certainty": float(np.abs(2 * probs[inside] - 1).mean()),
+        "ragged": float(np.log(max(len(outline), 4) ** 2 / (16 * area))),
+        "edges": float(np.log((outline.sum() / max(len(outline), 1) + 1) / (rest.sum() / max(len(rest), 1) + 1))),
+        "fill": area / int(inside.sum()),
+        "whole": float(pieces.max() / area),
+    }
+
+
+def _expect_iou(measures: dict[str, float]) -> float:
+    """IoU to expect of a mask with these measures: a straight line through what is known of drawn masks."""
+    line = WITH_NETWORK if "agreement" in measures else WITHOUT_NETWORK
+    told = line["always"] + sum(line[name] * value for name, value in measures.items())
+    if measures["ragged"] > RAGGED or measures["fit"] < GAPPY:
+        told = min(told, DOUBTFUL)
+    return float(np.clip(told, 0, 1))
+
+
+def _mask_of(probs: FloatArray, inside: BoolArray) -> BoolArray:
+    """The mask of a map, the whole box where it has none."""
+    mask = (probs > 0.5) & inside
+    return mask if mask.any() else inside
+
+
+def _ellipse(box: FloatArray, inside: BoolArray) -> BoolArray:
+    """Pixels (h, w) of the ellipse in a box."""
+    x, y = np.arange(inside.shape[1]) + 0.5, np.arange(inside.shape[0]) + 0.5
+    across = (2 * x - box[0] - box[2]) / max(box[2] - box[0], 1e-6)
+    down = (2 * y - box[1] - box[3])[:, None] / max(box[3] - box[1], 1e-6)
+    return (np.square(across) + np.square(down) <= 1) & inside
+
+
+def _iou(one: BoolArray, other: BoolArray) -> float:
+    return float((one & other).sum() / max((one | other).sum(), 1))
 
 
 def _prior_of_place(box: FloatArray, size: tuple[int, int]) -> FloatArray:
@@ -198,7 +297,7 @@ def _sum_of_neighbours(values: FloatArray, weights: list[FloatArray]) -> FloatAr
     return total
 
 
-def _pair(values: FloatArray, step: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+def _pair(values: NDArray[Any], step: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Views of all pixels that have a neighbour one step away, and of these neighbours."""
     height, width = values.shape[:2]
     down, right = step

@@ -131,3 +131,17 @@ def test_wrong_shapes_are_named():
         find_outline(image, box, image.astype(np.float32))
     with pytest.raises(ShapeError, match=r"boxes \(k, 4\) are needed"):
         find_outline(image, box, others=box)
+
+
+def test_a_clean_disc_is_expected_to_be_better_than_noise():
+    y, x = np.mgrid[:80, :80] + 0.5
+    disc = np.hypot(x - 40, y - 40) < 25
+    image = np.where(disc, 200, 60).astype(np.uint8)[None].repeat(3, axis=0)
+    box = np.array([15, 15, 65, 65], dtype=np.float32)
+    clean = find_outline(image, box, disc.astype(np.float32))
+    rng = np.random.default_rng(0)
+    noise = find_outline(rng.integers(0, 256, image.shape, dtype=np.uint8), box, rng.random((80, 80)))
+    assert clean.quality > 0.85
+    assert noise.quality <= 0.8
+    assert noise.measures["ragged"] > clean.measures["ragged"]
+    assert clean.measures["fit"] == 1
