@@ -406,8 +406,8 @@ class BoxInstConfig(Config):
     projection_weight: float = Field(1.0, ge=0)
     """Weight of the projection loss."""
     project_inside: bool = False
-    """Rows and columns of a box take the mask's shadow from within the box; in the reference stripes along the border
-    of the image cast the right shadow too, and short runs can end there."""
+    """Rows and columns of a box take the mask's shadow from within the box; else stripes along the border of the image
+    cast the right shadow too. For runs whose masks end there; costs accuracy in others."""
 
     @model_validator(mode="after")
     def _check_odd(self) -> BoxInstConfig:
@@ -633,7 +633,7 @@ PROFILES: dict[Profile, dict[str, Any]] = {
             "need_inside": True,
         },
         "loss": {"warmup": 1 / 9, "mask_weight": 2.0},
-        "boxinst": {"warmup": 1 / 9, "bottom_px": 0, "truncate_colors": False, "project_inside": True},
+        "boxinst": {"warmup": 1 / 9, "bottom_px": 0, "truncate_colors": False},
         "pc": {
             "p_start": 0.0,
             "warmup": 1 / 3,
