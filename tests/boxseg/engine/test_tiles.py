@@ -216,7 +216,8 @@ def evaluate(tiny_config, data_root, tmp_path):
 def test_an_evaluation_in_tiles_has_the_metrics_of_one_of_whole_images(evaluate, tmp_path):
     whole, one_tile, tiled = evaluate(), evaluate(eval_tile=64), evaluate(eval_tile=64, eval_size=96)
     assert one_tile == whole
-    assert tiled.keys() == whole.keys()
+    at_times = {"qam/quality_auroc"}  # where some masks are good and some are not
+    assert tiled.keys() - at_times == whole.keys() - at_times
     assert 0 <= tiled["qam/pseudo_iou"] <= 1
     assert (tmp_path / "samples/step-00000006.png").exists()
 
