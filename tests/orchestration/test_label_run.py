@@ -14,6 +14,7 @@ from boxseg.engine.train import optimise
 from orchestration.cli.app import run
 from orchestration.config import load_run
 from orchestration.label_run import LabelTask, find_same_run
+from orchestration.recipe import WINDOW_PX
 from orchestration.run_folder import RunFolder
 
 TINY = shlex.split(
@@ -148,7 +149,7 @@ def test_a_plan_shows_all_and_writes_nothing_and_loads_no_torch(done):
 def test_a_plan_of_a_yolo_folder_writes_nothing_either(done, capsys):
     before = sorted(Path().rglob("*"))
     assert run(["label", "out/yolo", "--plan", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["settings"]["train"]["window"] == 160
+    assert json.loads(capsys.readouterr().out)["settings"]["train"]["window"] == WINDOW_PX
     assert sorted(Path().rglob("*")) == before
 
 
