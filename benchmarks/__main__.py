@@ -19,10 +19,13 @@ from benchmarks.around import annotations, evaluation, loading, saving
 from benchmarks.commands import fixed_costs
 from benchmarks.harness import Table, write_json
 from benchmarks.memory import memory
+from benchmarks.outcome import DATA, SETS, outcome
+from benchmarks.results import fill_block
 from benchmarks.scenario import Scenario
 from benchmarks.step import growth, methods, stages, switches
 from benchmarks.sweeps import many_trials
 from benchmarks.tracking_cost import tracking_cost
+from boxseg.files import write_atomic
 
 Part = Callable[[Path, argparse.Namespace], list[Table]]
 
@@ -30,12 +33,23 @@ Part = Callable[[Path, argparse.Namespace], list[Table]]
 def main() -> None:
     """Parse the arguments, measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=USUAL, help="parts to measure")
     parser.add_argument("--quick", action="store_true", help="small networks: the machinery, not the numbers")
     parser.add_argument("--rounds", type=int, default=5, help="measured repetitions of each step")
     parser.add_argument("--trials", type=int, default=1000, help="trials of the simulated sweep")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/bench.json"))
+    parser.add_argument("--page", type=Path, help="Markdown file whose blocks <!-- PART --> … <!-- end --> are filled")
+    labels = parser.add_argument_group(
+        "outcome", "hours: `boxseg label` on photographs that are not part of the project"
+    )
+    labels.add_argument("--data", type=Path, default=DATA, help="folder of the data sets")
+    labels.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    labels.add_argument("--minutes", type=float, default=20, help="of each run")
+    labels.add_argument("--seeds", type=int, default=3, help="runs of each set")
+    labels.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all runs")
+    labels.add_argument("--folder", type=Path, default=Path("runs/outcome"), help="gets labels and runs; kept")
+    labels.add_argument("--jitter", action="store_true", help="also with boxes that are not tight")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -44,6 +58,9 @@ def main() -> None:
             tables = PARTS[name](Path(folder), options)
             print("\n\n".join(table.markdown() for table in tables), end="\n\n", flush=True)
             write_json(options.output, name, tables, seconds=time.monotonic() - began)
+            if options.page is not None:
+                text = "\n\n".join(table.markdown() for table in tables)
+                write_atomic(options.page, fill_block(options.page.read_text(), name, text))
     print(f"written to {options.output}")
 
 
@@ -69,8 +86,11 @@ PARTS: dict[str, Part] = {
     "fixed": lambda folder, o: [fixed_costs(folder, 60 if o.quick else 300)],
     "tracking": lambda folder, o: [tracking_cost(folder, o.rounds, 8 if o.quick else 40)],
     "trials": lambda folder, o: many_trials(folder, 20 if o.quick else o.trials),
+    "outcome": lambda _, o: outcome(o),
 }
 """What each part measures, by its name on the command line."""
+USUAL = [name for name in PARTS if name != "outcome"]
+"""Parts that need no data of their own."""
 
 
 if __name__ == "__main__":

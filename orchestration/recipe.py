@@ -16,13 +16,12 @@ import psutil
 
 from boxseg.config import MAX_ENLARGEMENT, CocoSource
 from boxseg.data.fingerprint import Fingerprint
-from boxseg.data.misfits import PLAIN_CONTRAST, color_threshold
+from boxseg.data.misfits import PLAIN_CONTRAST, WINDOW_PX, color_threshold
 from orchestration.config import RunSpec, build_run
 from orchestration.preflight import count_cpus, count_gpus
 from orchestration.words import show_bytes, show_duration
 from orchestration.yaml_source import Source, assign, override
 
-WINDOW_PX = 256
 OBJECT_PX = (64.0, 192.0)
 BATCH_SIZE = 4
 EVAL_OBJECT_PX = 64

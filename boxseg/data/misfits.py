@@ -16,6 +16,8 @@ FEWEST_CELLS = 4
 """Cells along an object below which its mask has no shape."""
 GOOD_PX = 32
 """What the median object should have at least, for a shape of eight cells."""
+WINDOW_PX = 256
+"""Side of the windows that a recipe has."""
 LARGEST_SIDE = 2000
 """Short sides beyond this are no advice: windows are the way then."""
 PLAIN_CONTRAST = 10.0
@@ -56,7 +58,7 @@ def _too_small(
         )
         ways.append(f"{wanted}{also} would give {larger:.0f}")
     if or_windows:
-        ways.append("train.window 160 trains on enlarged pieces")
+        ways.append(f"train.window {WINDOW_PX} trains on enlarged pieces")
     yield (
         f"half of the boxes are under {median:.0f} px at {name} {short_side}, where a mask cell is {CELL_PX} px"
         + (f": {'; '.join(ways)}" if ways else "; cut the images into pieces")

@@ -35,7 +35,7 @@ def test_boxes_that_are_too_small_for_mask_cells_are_told_with_the_size_to_set()
     (told,) = misfits(fingerprint(15, 16, 17), train={"image_size": 160})
     assert told == (
         "half of the boxes are under 10 px at train.image_size 160, where a mask cell is 4 px: 512 would give 32; "
-        "train.window 160 trains on enlarged pieces"
+        "train.window 256 trains on enlarged pieces"
     )
 
 
@@ -47,7 +47,7 @@ def test_the_limit_of_the_long_side_is_part_of_the_advice():
 def test_of_boxes_that_no_size_helps_only_windows_are_spoken_of():
     (told,) = misfits(fingerprint(4, 4, 4, image=(1000, 1000)), train={"image_size": 256})
     assert "would give" not in told
-    assert "train.window 160" in told
+    assert "train.window 256" in told
 
 
 def test_evaluation_is_looked_at_where_it_has_a_size_of_its_own():

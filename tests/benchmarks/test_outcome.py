@@ -1,0 +1,106 @@
+"""The measurement of `boxseg label`, without its hours of training."""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_sets import KINDS, write_set
+
+from benchmarks import outcome as bench
+from boxseg.config import CocoSource
+from boxseg.data.coco import CocoBoxes
+
+
+@pytest.fixture
+def options(tmp_path):
+    """For one data set of rings, whose labels are not made by training."""
+    for split, seed in zip(bench.SETS["nuclei"], (0, 1), strict=True):
+        drawn = write_set(tmp_path / split, KINDS["rings"], images=3, seed=seed)
+        folder = tmp_path / "data/nuclei/annotations"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(drawn.annotations, folder / f"{split}.json")
+        shutil.copytree(drawn.images, tmp_path / "data/nuclei/images", dirs_exist_ok=True)
+    return argparse.Namespace(
+        data=tmp_path / "data", folder=tmp_path / "out", sets=["nuclei", "animals"], minutes=2.0, seeds=2, threads=1,
+        set=[], jitter=False,
+    )  # fmt: skip
+
+
+def label_perfectly(line, *, check, stdout):
+    """What the command would leave behind with drawn masks as labels."""
+    folder, data = (line[line.index(each) + 1] for each in ("--output", "label"))
+    content = json.loads(Path(data).read_text())
+    for each in content["annotations"]:
+        each["quality"] = 0.9
+    Path(folder).mkdir(parents=True)
+    (Path(folder) / "labels.coco.json").write_text(json.dumps(content))
+    calls.append(line)
+
+
+calls: list[list[str]] = []
+
+
+def test_sets_that_are_there_are_labelled_measured_and_kept(options, monkeypatch):
+    calls.clear()
+    monkeypatch.setattr(bench.subprocess, "run", label_perfectly)
+    means, runs = bench.outcome(options)
+    assert [row[0] for row in means.rows] == ["nuclei"]
+    row = dict(zip(means.columns, means.rows[0], strict=True))
+    assert row["boxseg label"] == "1.000 ± 0.000"
+    assert row["filled box"] < 0.7 < row["GrabCut"]
+    assert row["error"] == "0.100 ± 0.000"
+    assert row["interval holds"] == "0 of 2"
+    assert [(row[0], row[1], row[5]) for row in runs.rows] == [("nuclei", 0, "no"), ("nuclei", 1, "no")]
+    assert ["--set=train.seed=1" in line for line in calls] == [False, True]
+    assert all("--minutes" in line and "--train-on" in line for line in calls)
+    again = bench.outcome(options)
+    assert len(calls) == 2
+    assert again[0].rows[0][:-1] == means.rows[0][:-1]
+
+
+def test_what_was_measured_with_other_settings_is_not_taken_for_this(options, monkeypatch):
+    monkeypatch.setattr(bench.subprocess, "run", label_perfectly)
+    bench.outcome(options)
+    options.minutes = 5.0
+    with pytest.raises(SystemExit, match="measured with"):
+        bench.outcome(options)
+
+
+def test_no_data_is_told(options, tmp_path):
+    options.data = tmp_path / "nowhere"
+    with pytest.raises(SystemExit, match="name their folder with --data"):
+        bench.outcome(options)
+
+
+def test_labels_are_measured_by_iou_and_quality():
+    found = bench.measure([(0.8, 0.9), (0.6, 0.5)], minutes=1.5)
+    assert (found.boxes, found.iou) == (2, pytest.approx(0.7))
+    assert found.bad_auroc == 1.0
+    assert found.quality_error == pytest.approx(0.1)
+    assert found.expected == pytest.approx(0.7)
+    assert found.holds
+
+
+def test_boxes_move_by_their_share_at_most_and_always_alike():
+    boxes = torch.tensor([[10.0, 10.0, 30.0, 110.0]])
+    moved = bench.shift_by(0.1)(7, boxes)
+    assert ((moved - boxes).abs() <= torch.tensor([[2.0, 10.0, 2.0, 10.0]])).all()
+    assert not torch.equal(moved, boxes)
+    torch.testing.assert_close(bench.shift_by(0.1)(7, boxes), moved)
+    torch.testing.assert_close(bench.shift_by(0.0)(7, boxes), boxes)
+
+
+def test_boxes_that_are_moved_give_worse_masks(tmp_path, trained_run, options):
+    write_set(tmp_path / "rings", KINDS["rings"], images=2)
+    source = CocoSource(images=tmp_path / "rings/images", annotations=tmp_path / "rings/boxes.json")
+    options.folder = tmp_path / "labels"
+    run = options.folder / "nuclei/seed0/runs/it/one"
+    shutil.copytree(trained_run.checkpoint.parent, run / "checkpoints", symlinks=True)
+    (run / "status.json").write_text("{}")
+    table = bench._shifted(options, {"nuclei": CocoBoxes(source, train=False)})
+    filled = next(row for row in table.rows if row[1] == "filled box")
+    assert filled[2] > filled[-1]
+    assert len(table.rows) == 2
