@@ -68,8 +68,8 @@ def test_the_page_runs_as_it_stands(
                 each["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
                 each["quality"] = 1.0
             Path("labels/labels.reviewed.json").write_text(json.dumps(reviewed))
-        runs = [path.name for path in Path("runs/mine").glob("*-*")]
-        arguments = [runs[0] if word == "RUN" else word for word in arguments]
+        runs = sorted(path.name for path in Path("runs/mine").glob("*-*"))
+        arguments = [word.removesuffix("RUN") + runs[0] if word.endswith("RUN") else word for word in arguments]
         code = run(arguments)
         assert code == 0, f"{line}: {capsys.readouterr().err}"
     assert Path("labels/review/index.html").exists()
