@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 BOX_SPREAD = 0.15
-"""Standard deviation of a mask's IoU about its quality."""
+"""Standard deviation of a mask's IoU about its quality: judgement."""
 SET_SPREAD = 0.03
-"""Standard deviation, over data sets, of the mean IoU about the mean quality."""
+"""Standard deviation, over data sets, of the mean IoU about the mean quality: judgement, and too small for pictures
+unlike photographs and nuclei, as docs/recipes.md tells."""
 NORMAL_90 = 1.645
 """Nine of ten draws of a normal distribution lie within so many standard deviations."""
 
 
 @dataclass(frozen=True)
 class ExpectedIou:
-    """Expected mean IoU of masks, and an interval that holds it for nine of ten data sets."""
+    """Expected mean IoU of masks, and an interval that holds it nine times of ten if the spreads above are right."""
 
     mean: float
     low: float
