@@ -16,7 +16,7 @@ from boxseg.errors import ShapeError
 from boxseg.label_maps import UNKNOWN, CloseUp, SoftMask, close_up, find_soft_masks
 from boxseg.label_outlines import find_outline
 from boxseg.ops.boxes import box_area, box_iou
-from boxseg.ops.masks import tight_boxes
+from boxseg.ops.masks import pixels_inside, tight_boxes
 from boxseg.predict import Predictor, read_image
 from boxseg.structures import Sample
 
@@ -32,7 +32,7 @@ class BoxLabels:
     """Bool (N, height, width), pixels of the image, inside the box; empty only for a box without area."""
     quality: Tensor
     """Float (N,) in [0, 1]: the IoU to expect with a mask drawn by hand, see `boxseg.label_outlines`, times the square
-    root of 1 - `clash` / 2; 0 where the mask is empty."""
+    root of 1 - `clash` / 2; 0 where the mask is the box itself for want of another, or empty."""
     num_candidates: Tensor
     """int64 (N,): detections that were fused, of the close-up and its mirror image; 0 where the network found nothing,
     so that place, colours and edges alone made the mask."""
@@ -109,18 +109,18 @@ def _assemble(sample: Sample, rows: Sequence[int], found: Sequence[tuple[CloseUp
     masks = pixels_inside(sample.boxes, (sample.image.shape[1], sample.image.shape[2]))
     quality, counts = torch.zeros(len(masks)), torch.zeros(len(masks), dtype=torch.int64)
     for row, (looked_at, soft_mask) in zip(rows, found, strict=True):
-        window, others = looked_at.window, torch.cat([sample.boxes[:row], sample.boxes[row + 1 :]])
+        window = looked_at.window
         outline = find_outline(
             looked_at.view.weak().numpy(),
             looked_at.view.boxes[0].numpy(),
             soft_mask.soft.numpy() if soft_mask.num_candidates else None,
-            window.to_window(others).numpy(),
         )
         place = (row, slice(window.top, window.top + window.height), slice(window.left, window.left + window.width))
         mask = torch.from_numpy(outline.mask)[None, None].float()
         at_image = F.interpolate(mask, (window.height, window.width), mode="bilinear", antialias=True)[0, 0] > 0.5
-        if bool((at_image & masks[place]).any()):
-            masks[place] &= at_image
+        if not bool((at_image & masks[place]).any()):
+            continue  # nothing is left of it on the pixels of the image: the box stays
+        masks[place] &= at_image
         quality[row], counts[row] = outline.quality, soft_mask.num_candidates
     return BoxLabels(masks, quality * (1 - clash(masks, quality > 0) / 2).sqrt(), counts)
 
@@ -137,14 +137,3 @@ def clash(masks: Tensor, found: Tensor) -> Tensor:
     """
     claimed = (masks & found[:, None, None]).sum(dim=0) > 1
     return (masks & claimed).sum(dim=(1, 2)) * found / masks.sum(dim=(1, 2)).clamp(min=1)
-
-
-def pixels_inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bool (N, h, w): pixels whose middle lies in the box, one column and row at least; none for a box without area."""
-    sides = []
-    for axis, length in ((1, size[0]), (0, size[1])):
-        low, high = boxes[:, axis, None], boxes[:, axis + 2, None]
-        middle = torch.arange(length, device=boxes.device) + 0.5
-        nearest = middle == ((low + high) / 2).clamp(max=length - 0.5).floor() + 0.5
-        sides.append(((middle >= low) & (middle <= high)) | nearest)
-    return sides[0][:, :, None] & sides[1][:, None, :] & (box_area(boxes) > 0)[:, None, None]

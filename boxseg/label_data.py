@@ -27,9 +27,10 @@ from boxseg.data.segmentations import find_problem
 from boxseg.data.yolo import write_yolo
 from boxseg.errors import ConfigError, DataError
 from boxseg.files import naming_storage_faults, no_link, write_atomic
-from boxseg.label import BoxLabels, pixels_inside
+from boxseg.label import BoxLabels
 from boxseg.label_checks import DOUBTS, check_mask
 from boxseg.label_sources import BatchSource
+from boxseg.ops.masks import pixels_inside
 from boxseg.predict import in_batches
 from boxseg.structures import Sample
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from boxseg.data.loader import collate
 from boxseg.data.transforms import View, flip_view
 from boxseg.data.windows import Window, cut_window, place_window
 from boxseg.engine.step import fuse_candidates
+from boxseg.engine.tiles import whole_images
 from boxseg.ops.images import resized_shape
 from boxseg.ops.masks import resize_masks
 from boxseg.ops.neighbours import sample_cells
@@ -27,8 +29,6 @@ EVERYTHING = 2**20
 """More locations than a pyramid level has."""
 COLOR_WEIGHT = 1.0
 """Least trust in the colours of each box: a training run may leave them out, but labels gain by them."""
-LAST_RESORT = 0.5
-"""Factor on the quality of masks for which the limits of the run's settings had to be lifted."""
 CLOSE_UPS_AT_ONCE = {"cpu": 8, "cuda": 64}
 """Close-ups that the network looks at together, by kind of device."""
 LARGE = 0.85
@@ -56,8 +56,6 @@ class SoftMask:
 
     soft: Tensor
     """Float (h, w) in [0, 1], on the pixels of the window, see `PseudoMasks`."""
-    quality: float
-    """QAM's, the mean of the close-up and its mirror image; 0 where nothing was found."""
     num_candidates: int
     """Detections that were fused, of the close-up and its mirror image; 0 where nothing was found."""
 
@@ -102,7 +100,6 @@ def _look_twice(predictor: Predictor, close_ups: Sequence[CloseUp]) -> Iterator[
         seen = [each for each in looks if each.num_candidates] or looks
         yield SoftMask(
             soft=torch.stack([each.soft for each in seen]).mean(dim=0),
-            quality=sum(each.quality for each in seen) / len(seen),
             num_candidates=sum(each.num_candidates for each in seen),
         )
 
@@ -112,11 +109,18 @@ def _mirror(each: CloseUp) -> CloseUp:
 
 
 def _look(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[SoftMask]:
-    """Boxes for which the settings of the run find nothing go through the next attempt."""
     batch = collate([each.view for each in close_ups], divisor=PADDED_TO, device=predictor.device)
-    predictions = predictor.network(batch.weak, batch.valid)
-    found = [SoftMask(torch.zeros(size), 0.0, 0) for size in batch.sizes]
-    for config, trust in attempts(predictor.config):
+    found: list[SoftMask] = []
+    for part, predictions in predictor.look(whole_images(batch)):
+        own = [close_ups[place] for place in part.image_index]
+        found.extend(_read_maps(predictor, own, part.batch, predictions))
+    return found
+
+
+def _read_maps(predictor: Predictor, close_ups: Sequence[CloseUp], batch: Batch, predictions: Any) -> list[SoftMask]:
+    """Boxes for which the settings of the run find nothing go through the next attempt."""
+    found = [SoftMask(torch.zeros(size), 0) for size in batch.sizes]
+    for config in attempts(predictor.config):
         left = [place for place, each in enumerate(found) if each.num_candidates == 0]
         if not left:
             break
@@ -136,7 +140,6 @@ def _look(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[SoftMask]:
             if bool(pseudo.mask.any()):
                 found[place] = SoftMask(
                     soft=resize_masks(pseudo.soft, size=size, original_size=size)[0].cpu(),
-                    quality=trust * float(pseudo.quality[0]),
                     num_candidates=int(pseudo.num_candidates[0]),
                 )
     return found
@@ -161,15 +164,15 @@ def _join(candidates: Candidates, close_up: CloseUp, batch: Batch) -> Candidates
     return Candidates(probs, score, box_iou, box_index)
 
 
-def attempts(config: BoxSegConfig) -> Iterator[tuple[BoxSegConfig, float]]:
-    """Settings to find candidates with, strictest first, and the factor on the quality of what they find."""
+def attempts(config: BoxSegConfig) -> Iterator[BoxSegConfig]:
+    """Settings to find candidates with, strictest first."""
     always = {"min_quality": 0.0, "fusion": "weighted", "full_resolution": False, "refined_quality": True}
     color_weight = max(config.qam.color_weight, COLOR_WEIGHT)
     own = config.qam.model_copy(update=always | {"color_weight": color_weight})
     teacher = config.teacher.model_copy(update={"with_nms": False})
-    yield config.model_copy(update={"qam": own, "teacher": teacher}), 1.0
+    yield config.model_copy(update={"qam": own, "teacher": teacher})
     any_class = own.model_copy(update={"class_match": False})
-    yield config.model_copy(update={"qam": any_class, "teacher": teacher}), 1.0
+    yield config.model_copy(update={"qam": any_class, "teacher": teacher})
     nearest = any_class.model_copy(update={"iou_thr": 0.0, "score_thr": 0.0, "k_top": 3, "adaptive_k": False})
     weakest = teacher.model_copy(update={"cand_score_thr": 0.0, "pre_topk": EVERYTHING})
-    yield config.model_copy(update={"qam": nearest, "teacher": weakest}), LAST_RESORT
+    yield config.model_copy(update={"qam": nearest, "teacher": weakest})

@@ -7,10 +7,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from boxseg.errors import ShapeError
+from boxseg.ops.masks import pixels_inside
 
 WORK_SIDE = 96
 """The longer side of a box is looked at with no more pixels than this."""
@@ -89,9 +91,7 @@ class Outline:
     """What the quality was told from."""
 
 
-def find_outline(
-    image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None = None, others: FloatArray | None = None
-) -> Outline:
+def find_outline(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None = None) -> Outline:
     """The best mask of a known box, at the resolution of the image.
 
     ```python
@@ -103,14 +103,13 @@ def find_outline(
         image: uint8 (3, h, w), RGB; the window around the box, with what is around the box wherever the image has it.
         box: Float (4,), x1 y1 x2 y2 in pixels of the window.
         soft: Float (h', w') in [0, 1], the map of a network over the same window at any resolution; None: no network.
-        others: Float (k, 4), boxes of other objects in pixels of the window.
 
     Raises:
         ShapeError: an argument has another shape or type.
     """
-    _check(image, box, soft, others)
+    _check(image, box, soft)
     size = (image.shape[1], image.shape[2])
-    inside = pixels_of_box(box, size)
+    inside = _pixels_of(box, size)
     if not inside.any():
         return Outline(inside, 0.0, {})
     scale = min(1.0, WORK_SIDE / float(max(box[2] - box[0], box[3] - box[1])))
@@ -123,27 +122,17 @@ def find_outline(
     return Outline(mask if mask.any() else inside, _expect_iou(measures), measures)
 
 
-def _check(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None, others: FloatArray | None) -> None:
+def _check(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise ShapeError(f"image has dtype {image.dtype} and shape {image.shape}; uint8 RGB (3, h, w) is needed")
     if box.shape != (4,):
         raise ShapeError(f"box has shape {box.shape}; x1 y1 x2 y2 are needed")
     if soft is not None and (soft.ndim != 2 or 0 in soft.shape):
         raise ShapeError(f"soft has shape {soft.shape}; a map (h, w) is needed")
-    if others is not None and (others.ndim != 2 or others.shape[1] != 4):
-        raise ShapeError(f"others has shape {others.shape}; boxes (k, 4) are needed")
 
 
-def pixels_of_box(box: FloatArray, size: tuple[int, int]) -> BoolArray:
-    """Bool (h, w): pixels whose middle lies in the box, one column and row at least; none for a box without area."""
-    sides = []
-    for low, high, length in ((box[1], box[3], size[0]), (box[0], box[2], size[1])):
-        if not high > low:
-            return np.zeros(size, dtype=bool)
-        middle = np.arange(length) + 0.5
-        nearest = middle == np.floor(np.clip((low + high) / 2, 0, length - 0.5)) + 0.5
-        sides.append(((middle >= low) & (middle <= high)) | nearest)
-    return sides[0][:, None] & sides[1][None, :]
+def _pixels_of(box: FloatArray, size: tuple[int, int]) -> BoolArray:
+    return pixels_inside(torch.from_numpy(box)[None], size)[0].numpy()
 
 
 def box_fit(mask: BoolArray, inside: BoolArray) -> float:
@@ -159,7 +148,7 @@ def _find_probs(
 
     With it come the measures of the mask that it makes, see `_measure`.
     """
-    inside = pixels_of_box(box, picture.shape[:2])
+    inside = _pixels_of(box, (picture.shape[0], picture.shape[1]))
     prior = _prior_of_place(box, picture.shape[:2])
     reached = None if soft is None else _reach_the_sides(soft, inside)
     if reached is not None:

@@ -20,8 +20,9 @@ from boxseg.data.coco import CocoBoxes, encode_segmentation
 from boxseg.data.reading import is_number, is_whole, read_json
 from boxseg.data.segmentations import Problem, find_problem
 from boxseg.errors import DataError
-from boxseg.label import UNKNOWN, BoxLabels, fit, label_together, pixels_inside
+from boxseg.label import UNKNOWN, BoxLabels, fit, label_together
 from boxseg.ops.boxes import box_iou
+from boxseg.ops.masks import pixels_inside
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
 

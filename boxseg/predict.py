@@ -20,7 +20,7 @@ from boxseg.data.loader import collate
 from boxseg.data.transforms import View, resize_only
 from boxseg.engine import checkpoint
 from boxseg.engine.finder import Finder
-from boxseg.engine.tiles import Tiles, cut_tiles, whole_images
+from boxseg.engine.tiles import Tiles, cut_tiles
 from boxseg.errors import BoxSegError, CheckpointError, ShapeError
 from boxseg.structures import Batch, Detections, Sample
 
@@ -90,52 +90,36 @@ class Predictor:
         detections: list[Detections] = []
         for batch in in_batches(map(read_image, images), size=self.batch_size, pixels=lambda image: image[0].numel()):
             found: dict[int, Detections] = {}
-            for places, alike in self._collate(batch, scale=1.0):
+            for places, alike in self._collate(batch):
                 finder = Finder(self.network, alike, self.config.fcos)
                 for tiles in cut_tiles(alike, side=self.config.train.eval_tile, at_once=self.batch_size):
-                    for part, predictions in self._look(tiles):
+                    for part, predictions in self.look(tiles):
                         finder.add(part, predictions)
                 found |= dict(zip(places, finder.detections(), strict=True))
             for place in range(len(batch)):
                 detections.append(replace(found[place], image_id=len(detections)))
         return detections
 
-    @torch.no_grad()
-    def look(self, images: Sequence[Tensor], *, scale: float = 1.0) -> Iterator[tuple[list[int], Batch, Any]]:
-        """What the network says about images, those of one size in the network together.
-
-        What it says about an image does not depend on the others. Where a batch does not fit in the device's memory,
-        its halves are tried.
-
-        Args:
-            images: Each uint8 (3, h, w).
-            scale: Size of the network's input, relative to that of evaluation.
-
-        Yields:
-            Places in `images`, these images as a batch without boxes, and the network's output for it.
-
-        Raises:
-            BoxSegError: one image alone does not fit in memory.
-        """
-        for places, batch in self._collate(images, scale=scale):
-            for part, predictions in self._look(whole_images(batch)):
-                yield [places[index] for index in part.image_index], part.batch, predictions
-
-    def _collate(self, images: Sequence[Tensor], *, scale: float) -> Iterator[tuple[list[int], Batch]]:
+    def _collate(self, images: Sequence[Tensor]) -> Iterator[tuple[list[int], Batch]]:
         """Places in `images`, and these images as a batch, those of one size in the network together."""
         train = self.config.train
         by_size: dict[tuple[int, ...], list[tuple[int, View]]] = defaultdict(list)
         for place, image in enumerate(images):
             none = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
             sample = Sample(image, *none, image_id=-1, original_size=(image.shape[1], image.shape[2]))
-            view = resize_only(sample, round(scale * train.eval_short_side), round(scale * train.max_size))
+            view = resize_only(sample, train.eval_short_side, train.max_size)
             by_size[tuple(-(-side // PADDED_TO) for side in view.size)].append((place, view))
         for alike in by_size.values():
             views = [view for _, view in alike]
             yield [place for place, _ in alike], collate(views, divisor=PADDED_TO, device=self.device)
 
-    def _look(self, tiles: Tiles) -> Iterator[tuple[Tiles, Any]]:
-        """The network's output for all of the tiles, or one half after the other where memory is short."""
+    @torch.no_grad()
+    def look(self, tiles: Tiles) -> Iterator[tuple[Tiles, Any]]:
+        """The network's output for all of the tiles, or one half after the other where the device's memory is short.
+
+        Raises:
+            BoxSegError: one tile alone does not fit in memory.
+        """
         batch = tiles.batch
         try:
             predictions = self.network(batch.weak, batch.valid)
@@ -151,7 +135,7 @@ class Predictor:
             yield tiles, predictions
         else:
             for half in tiles.split(2):
-                yield from self._look(half)
+                yield from self.look(half)
 
 
 def in_batches(items: Iterable[T], *, size: int, pixels: Callable[[T], int]) -> Iterator[list[T]]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boxseg.errors import ShapeError
+from boxseg.ops.boxes import box_area
 from boxseg.structures import MASK_STRIDE, check_same_shape
 
 REACH = 2
@@ -162,6 +163,17 @@ def box_masks(boxes: Tensor, height: int, width: int, *, stride: int = 1) -> Ten
     rows = (y >= y1[:, None]) & (y < y2[:, None])  # (n, height / stride)
     columns = (x >= x1[:, None]) & (x < x2[:, None])  # (n, width / stride)
     return rows[:, :, None] & columns[:, None, :]
+
+
+def pixels_inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bool (N, h, w): pixels whose middle lies in the box, one column and row at least; none for a box without area."""
+    sides = []
+    for axis, length in ((1, size[0]), (0, size[1])):
+        low, high = boxes[:, axis, None], boxes[:, axis + 2, None]
+        middle = torch.arange(length, device=boxes.device) + 0.5
+        nearest = middle == ((low + high) / 2).clamp(max=length - 0.5).floor() + 0.5
+        sides.append(((middle >= low) & (middle <= high)) | nearest)
+    return sides[0][:, :, None] & sides[1][:, None, :] & (box_area(boxes) > 0)[:, None, None]
 
 
 def tight_boxes(masks: Tensor) -> Tensor:

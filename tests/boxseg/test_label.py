@@ -1,12 +1,15 @@
 """Masks for known boxes of one image."""
 
+import numpy as np
 import pytest
 import torch
 from torchvision.ops import clip_boxes_to_image
 
 from boxseg import label, label_maps
 from boxseg.errors import ShapeError
-from boxseg.label import clash, fit, label_boxes, label_together, pixels_inside
+from boxseg.label import clash, fit, label_boxes, label_together
+from boxseg.label_outlines import Outline
+from boxseg.ops.masks import pixels_inside
 from boxseg.predict import Predictor
 from boxseg.structures import Candidates, Sample
 
@@ -58,11 +61,12 @@ def test_every_box_with_an_area_gets_a_mask_inside_it(predictor, image):
 
 
 def test_a_box_gets_the_same_mask_alone_and_among_others_but_is_trusted_less_where_masks_clash(predictor, image):
-    together, alone = label_boxes(predictor, image, BOXES), label_boxes(predictor, image, BOXES[2:3])
-    assert torch.equal(together.mask[2], alone.mask[0])
-    share = clash(together.mask, together.num_candidates > 0)[2]
+    boxes = torch.cat([BOXES, torch.tensor([[10.0, 10, 50, 60]])])
+    together, alone = label_boxes(predictor, image, boxes), label_boxes(predictor, image, boxes[4:])
+    assert torch.equal(together.mask[4], alone.mask[0])
+    share = clash(together.mask, together.quality > 0)[4]
     assert float(share) > 0
-    assert float(together.quality[2]) == pytest.approx(float(alone.quality[0] * (1 - share / 2).sqrt()), abs=1e-6)
+    assert float(together.quality[4]) == pytest.approx(float(alone.quality[0] * (1 - share / 2).sqrt()), abs=1e-6)
 
 
 def test_masks_clash_where_another_found_mask_claims_the_pixel():
@@ -166,3 +170,31 @@ def test_a_mask_of_another_tool_counts_as_one_candidate(predictor, monkeypatch):
     shares = shares_of_quarters(found.mask[0], boxes[0])
     assert shares[0] < 0.3
     assert min(shares[1:]) > 0.7
+
+
+def test_close_ups_that_do_not_fit_in_memory_together_are_looked_at_in_parts(predictor, image, monkeypatch):
+    boxes = torch.tensor([[4.0, 6, 34, 36], [10, 10, 40, 40], [20, 5, 50, 35]])
+    together = label_boxes(predictor, image, boxes)
+    forward, seen = predictor.network.forward, []
+
+    def watch(batch, valid):
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("too little memory")
+        seen.append(len(batch))
+        return forward(batch, valid)
+
+    monkeypatch.setattr(predictor.network, "forward", watch)
+    found = label_boxes(predictor, image, boxes)
+    assert seen == [1] * 6
+    assert torch.equal(found.mask, together.mask)
+
+
+def test_a_mask_that_is_lost_on_the_pixels_of_the_image_is_the_box_with_quality_0(predictor, image, monkeypatch):
+    def vanish(image, box, soft=None):
+        return Outline(np.zeros(image.shape[1:], dtype=bool), 0.9, {})
+
+    monkeypatch.setattr(label, "find_outline", vanish)
+    boxes = torch.tensor([[8.0, 8, 48, 48]])
+    found = label_boxes(predictor, image, boxes)
+    assert torch.equal(found.mask, pixels_inside(boxes, (64, 64)))
+    assert (found.quality.tolist(), found.num_candidates.tolist()) == ([0], [0])
