@@ -145,6 +145,16 @@ class Recipe:
         steps = next(each.value for each in self.choices if each.name == "train.steps")
         return steps if isinstance(steps, int) else 0  # what was asked for may be no number, and is refused later
 
+    def moved(self, before: Path, after: Path) -> Recipe:
+        """The same for files of one folder that are to be in another."""
+
+        def place(choice: Choice) -> Choice:
+            if not isinstance(choice.value, str) or not Path(choice.value).is_relative_to(before):
+                return choice
+            return replace(choice, value=str(after.absolute() / Path(choice.value).relative_to(before)))
+
+        return replace(self, choices=list(map(place, self.choices)))
+
     def settings(self) -> dict[str, Any]:
         """The choices as nested values."""
         values: dict[str, Any] = {}

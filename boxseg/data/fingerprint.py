@@ -61,7 +61,7 @@ class Colours:
     brightness: float
     """Mean CIELAB lightness, 0 (black) to 100."""
     contrast: float
-    """Median over boxes: CIELAB distance of the object from the surroundings of its box."""
+    """Median over boxes: CIELAB distance of the object from the surroundings of its box; NaN where none has any."""
     noise: float
     """The same of the surroundings themselves from their own mean."""
 
@@ -111,8 +111,11 @@ class Fingerprint:
         ]
         if colours is not None:
             kind = "grey" if colours.grey > 0.5 else "in colour"
-            seen = f"{kind}, lightness {colours.brightness:.0f} of 100; objects differ from what is around them by "
-            lines.append(("colours", f"{seen}{colours.contrast:.0f}, that from itself by {colours.noise:.0f} (CIELAB)"))
+            seen = f"{kind}, lightness {colours.brightness:.0f} of 100"
+            if math.isfinite(colours.contrast):
+                seen += f"; objects differ from what is around them by {colours.contrast:.0f}, "
+                seen += f"that from itself by {colours.noise:.0f} (CIELAB)"
+            lines.append(("colours", seen))
         return lines
 
 
@@ -206,7 +209,7 @@ def _difference(pixels: NDArray[np.uint8], bbox: Sequence[float]) -> Iterator[tu
         return
     lab = to_lab(outer)
     distance = np.linalg.norm(lab - lab[~inside].mean(axis=0), axis=-1)
-    yield tuple(float(np.percentile(distance[part], NOTICED)) for part in (inside, ~inside))  # type: ignore[misc]
+    yield float(np.percentile(distance[inside], NOTICED)), float(np.percentile(distance[~inside], NOTICED))
 
 
 def _cut(pixels: NDArray[np.uint8], x1: float, y1: float, x2: float, y2: float) -> NDArray[np.uint8]:

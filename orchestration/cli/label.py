@@ -21,8 +21,10 @@ from orchestration.errors import ExitCode
 if TYPE_CHECKING:
     from boxseg.config import CocoSource
     from boxseg.data.coco import CocoBoxes
+    from boxseg.data.fingerprint import Fingerprint
     from boxseg.label_sources import BatchSource
     from orchestration.label_run import LabelTask
+    from orchestration.recipe import Recipe
 
 SHOWN_PROBLEMS = 5
 
@@ -92,7 +94,9 @@ def label(
     check_minutes(minutes)
     if plan:
         with tempfile.TemporaryDirectory() as scratch:
-            training.print_plan(data, _find_boxes(data, Path(scratch), images), folder, as_json)
+            fingerprint, made = training.choose(data, _find_boxes(data, Path(scratch), images), folder)
+        made = made.moved(Path(scratch), folder)  # where the boxes of a folder will be imported to
+        training.print_plan(fingerprint, made, as_json)
         return
     found = _find_boxes(data, folder, images)
     read_well_formed(found.annotations, whole=False)  # for its errors, before torch is loaded
@@ -157,12 +161,15 @@ class _Training:
             if value:
                 raise ConfigError(f"{option}: is for training, and nothing is trained here; leave it out")
 
-    def print_plan(self, data: Path, found: CocoSource, folder: Path, as_json: bool) -> None:
+    def choose(self, data: Path, found: CocoSource, folder: Path) -> tuple[Fingerprint, Recipe]:
+        """What the data are like, and the settings for them."""
+        return self._task(data, found, folder).choose()
+
+    def print_plan(self, fingerprint: Fingerprint, made: Recipe, as_json: bool) -> None:
         """Print data, settings and time."""
         from orchestration.label_run import time_told
         from orchestration.recipe import Machine
 
-        fingerprint, made = self._task(data, found, folder).choose()
         if as_json:
             about = {"data": dict(fingerprint.told()), "machine": str(Machine.here(device=self.device))}
             print_json({**about, **recipe_as_json(made)})

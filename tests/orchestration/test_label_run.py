@@ -149,7 +149,9 @@ def test_a_plan_shows_all_and_writes_nothing_and_loads_no_torch(done):
 def test_a_plan_of_a_yolo_folder_writes_nothing_either(done, capsys):
     before = sorted(Path().rglob("*"))
     assert run(["label", "out/yolo", "--plan", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["settings"]["train"]["window"] == WINDOW_PX
+    told = json.loads(capsys.readouterr().out)["settings"]
+    assert told["train"]["window"] == WINDOW_PX
+    assert told["data"]["train"]["annotations"] == str(Path("labels/yolo/boxes.json").absolute())
     assert sorted(Path().rglob("*")) == before
 
 

@@ -70,6 +70,11 @@ def test_an_object_with_a_hole_and_a_dark_set_are_told_apart_from_their_surround
     assert dark.grey == 1
 
 
+def test_nothing_is_told_of_surroundings_where_boxes_fill_their_images(tmp_path):
+    told = dict(take_fingerprint(write_boxes(tmp_path, (0, 0, 80, 60))).told())
+    assert told["colours"] == "grey, lightness 0 of 100"
+
+
 def test_colours_are_those_that_training_compares():
     pixels = np.random.default_rng(0).integers(0, 256, size=(5, 7, 3)).astype(np.uint8)
     expected = rgb_to_lab(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0)
