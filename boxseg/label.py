@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
@@ -20,7 +19,7 @@ from boxseg.ops.masks import pixels_inside, tight_boxes
 from boxseg.predict import Predictor, read_image
 from boxseg.structures import Sample
 
-LABEL_VERSION = 3
+LABEL_VERSION = 4
 """Raise it where the same run and boxes give other masks or qualities: labels of two versions are not mixed."""
 
 
@@ -110,17 +109,15 @@ def _assemble(sample: Sample, rows: Sequence[int], found: Sequence[tuple[CloseUp
     quality, counts = torch.zeros(len(masks)), torch.zeros(len(masks), dtype=torch.int64)
     for row, (looked_at, soft_mask) in zip(rows, found, strict=True):
         window = looked_at.window
+        rows_of, columns = window.rows_and_columns
+        box = sample.boxes[row] - torch.tensor([window.left, window.top] * 2)
         outline = find_outline(
-            looked_at.view.weak().numpy(),
-            looked_at.view.boxes[0].numpy(),
+            sample.image[:, rows_of, columns].numpy(),
+            box.numpy(),
             soft_mask.soft.numpy() if soft_mask.num_candidates else None,
         )
-        place = (row, slice(window.top, window.top + window.height), slice(window.left, window.left + window.width))
-        mask = torch.from_numpy(outline.mask)[None, None].float()
-        at_image = F.interpolate(mask, (window.height, window.width), mode="bilinear", antialias=True)[0, 0] > 0.5
-        if not bool((at_image & masks[place]).any()):
-            continue  # nothing is left of it on the pixels of the image: the box stays
-        masks[place] &= at_image
+        masks[row] = False
+        masks[row, rows_of, columns] = torch.from_numpy(outline.mask)
         quality[row], counts[row] = outline.quality, soft_mask.num_candidates
     return BoxLabels(masks, quality * (1 - clash(masks, quality > 0) / 2).sqrt(), counts)
 

@@ -151,7 +151,7 @@ def _join(candidates: Candidates, close_up: CloseUp, batch: Batch) -> Candidates
         return candidates
     mask, quality, fit = close_up.other
     window, view = close_up.window, close_up.view
-    piece = mask[window.top : window.top + window.height, window.left : window.left + window.width]
+    piece = mask[window.rows_and_columns]
     small = F.interpolate(piece[None, None].float(), view.size, mode="bilinear", antialias=True)[0, 0]
     small = small.flip(1) if view.is_flipped else small
     height, width = batch.weak.shape[-2:]

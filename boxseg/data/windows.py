@@ -29,6 +29,11 @@ class Window:
     size: tuple[int, int]
     """(h, w) that the piece is scaled to."""
 
+    @property
+    def rows_and_columns(self) -> tuple[slice, slice]:
+        """Where the piece lies in the image."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
     def to_window(self, boxes: Tensor) -> Tensor:
         """Boxes (..., 4) of the image in pixels of the scaled window; not clipped."""
         corner = boxes.new_tensor([self.left, self.top] * 2)
@@ -68,7 +73,7 @@ def _place(low: float, high: float, length: int, side: float, shift: float) -> t
 
 def cut_window(sample: Sample, window: Window) -> tuple[View, Tensor]:
     """The view of a window, and which boxes of the sample, int64 (n,), are in it; these are clipped to it."""
-    rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
+    rows, columns = window.rows_and_columns
     piece = sample.image[:, rows, columns]
     pixels = resize_image(piece, window.size) if window.size[0] < window.height else piece
     boxes = window.to_window(sample.boxes)

@@ -4,8 +4,10 @@ import torch
 from numpy.typing import NDArray
 
 from boxseg.errors import ShapeError
-from boxseg.label_outlines import BoolArray, box_fit, find_outline
+from boxseg.label_cut import cut_by_colors
+from boxseg.label_outlines import find_outline
 from boxseg.ops.masks import pixels_inside
+from boxseg.ops.pixels import BoolArray, box_fit
 
 
 def disc(size: int, radius: float) -> BoolArray:
@@ -145,3 +147,45 @@ def test_a_clean_disc_is_expected_to_be_better_than_noise():
     assert noise.quality <= 0.8
     assert noise.measures["ragged"] > clean.measures["ragged"]
     assert clean.measures["fit"] == 1
+
+
+def star(size: int) -> BoolArray:
+    y, x = np.mgrid[:size, :size] + 0.5 - size / 2
+    return np.hypot(x, y) <= size / 3 * (0.7 + 0.3 * np.cos(5 * np.arctan2(y, x)))
+
+
+def test_where_colours_tell_the_object_a_wrong_network_is_not_heard():
+    mask = star(90)
+    wrong = np.where(disc(90, 30), 0.999, 0.001)
+    outline = find_outline(painted(mask, 60, 160), box_of(mask), wrong)
+    assert iou(outline.mask, mask) > 0.97
+    assert outline.quality > 0.9
+
+
+def test_a_ring_on_a_busy_picture_is_cut_with_its_hole():
+    rng = np.random.default_rng(0)
+    ring = disc(120, 40) & ~disc(120, 24)
+    ground = np.where(rng.random((120, 120)) < 0.5, 60, 90)
+    image = np.where(ring, 200, ground).astype(np.uint8)[None].repeat(3, axis=0)
+    cut = cut_by_colors(np.ascontiguousarray(image.transpose(1, 2, 0)), box_of(ring))
+    assert cut.is_clean
+    assert iou(cut.mask, ring) > 0.97
+
+
+def test_a_cut_of_noise_is_not_trusted():
+    picture = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    assert not cut_by_colors(picture, np.array([15, 15, 45, 45], dtype=np.float32)).is_clean
+
+
+def test_a_large_clean_cut_has_an_outline_at_the_resolution_of_the_picture():
+    mask = star(600)
+    image = painted(mask, 60, 160)
+    assert iou(cut_by_colors(np.ascontiguousarray(image.transpose(1, 2, 0)), box_of(mask)).mask, mask) > 0.985
+
+
+@pytest.mark.parametrize("box", [[4, 4, 5, 5], [0, 0, 12, 12], [0, 5, 12, 6], [3.2, 3.2, 3.4, 3.4]])
+def test_boxes_of_a_pixel_a_row_or_the_whole_picture_can_be_cut(box: list[float]):
+    picture = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    cut = cut_by_colors(picture, np.array(box, dtype=np.float32))
+    assert cut.mask.any()
+    assert 0 <= cut.separation <= 1

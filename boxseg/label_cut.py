@@ -1,0 +1,129 @@
+"""GrabCut of a known box, and how far colours can be trusted to tell the object from what is around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from boxseg.ops.pixels import (
+    BoolArray,
+    ColorArray,
+    FloatArray,
+    box_distance,
+    box_fit,
+    pixels_of_box,
+    resize,
+    shared_colors,
+    sort_colors,
+    to_lab,
+)
+
+CUT_SIDE = 96
+"""The longer side of a box is cut with no more pixels than this."""
+SHARP_SIDE = 256
+"""A cut that can be trusted is made again with so many pixels at most."""
+BAND = 1.5
+"""Pixels of the first cut, to both sides of its outline, that the second one decides about."""
+HOLLOW = 0.5
+"""A ring starts at this distance from the middle of its box, see `box_distance`."""
+HOLLOW_SEPARATION = 0.95
+"""A hole is a bold claim: colours must tell it better."""
+ROUNDS = 5
+"""Of GrabCut; the second cut has one."""
+CLEAN_SEPARATION = 0.85
+CLEAN_FIT = 0.9
+"""Colours tell an object from what is around it where GrabCut's mask has at least these. On 800 boxes of photographs
+and nuclei such masks were as good as those made with a network, 0.91 both; on generated pictures they are nearly
+perfect, which those of a young network are not."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What colours alone make of a known box."""
+
+    mask: BoolArray
+    """(h, w), pixels of the picture, inside the box; the whole box where GrabCut found nothing."""
+    separation: float
+    """1 less the overlap of the colours of the mask and of everything else: 1 where no colour is in both."""
+    fit: float
+    """IoU of the mask's own box with the box."""
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the mask can be taken as it is."""
+        return self.separation >= CLEAN_SEPARATION and self.fit >= CLEAN_FIT
+
+
+def cut_by_colors(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
+    """GrabCut started from a box, at the resolution of the picture where its outline is clear.
+
+    Args:
+        picture: uint8 (h, w, 3), RGB; the box with what is around it.
+        box: Float (4,), x1 y1 x2 y2 in pixels of the picture, with an area.
+
+    Source: Rother et al. 2004; OpenCV's implementation.
+    """
+    found = _cut(*_scaled(picture, box, CUT_SIDE))
+    if found.is_clean and max(box[2] - box[0], box[3] - box[1]) > CUT_SIDE:
+        found = _sharpen(found, *_scaled(picture, box, SHARP_SIDE))
+    size = picture.shape[:2]
+    inside = pixels_of_box(box, size)
+    mask = (resize(found.mask.astype(np.float32), size) > 0.5) & inside
+    return Cut(mask if mask.any() else inside, found.separation, found.fit)
+
+
+def _scaled(picture: NDArray[np.uint8], box: FloatArray, side: int) -> tuple[NDArray[np.uint8], FloatArray]:
+    """Picture and box, shrunk until the longer side of the box has no more than `side` pixels."""
+    scale = min(1.0, side / float(max(box[2] - box[0], box[3] - box[1])))
+    size = (max(round(picture.shape[0] * scale), 1), max(round(picture.shape[1] * scale), 1))
+    factors = np.array([size[1] / picture.shape[1], size[0] / picture.shape[0]] * 2, dtype=np.float32)
+    return resize(picture, size), box * factors
+
+
+def _cut(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
+    """The cut that starts from the whole box, unless that is not clean and one that starts from a ring is."""
+    inside = pixels_of_box(box, picture.shape[:2])
+    color = sort_colors(to_lab(picture))
+    found = _cut_from(picture, color, inside, inside)
+    if found.is_clean:
+        return found
+    ring = inside & (box_distance(box, picture.shape[:2]) >= HOLLOW)
+    hollow = _cut_from(picture, color, inside, ring)
+    return hollow if hollow.is_clean and hollow.separation >= HOLLOW_SEPARATION else found
+
+
+def _cut_from(picture: NDArray[np.uint8], color: ColorArray, inside: BoolArray, start: BoolArray) -> Cut:
+    regions = np.where(start, cv2.GC_PR_FGD, np.where(inside, cv2.GC_PR_BGD, cv2.GC_BGD)).astype(np.uint8)
+    mask = _grabcut(picture, regions, ROUNDS) & inside
+    if not mask.any():
+        mask = inside
+    return Cut(mask, 1 - shared_colors(color, mask, ~mask), box_fit(mask, inside))
+
+
+def _sharpen(first: Cut, picture: NDArray[np.uint8], box: FloatArray) -> Cut:
+    """The cut with more pixels; only those near its outline are asked again."""
+    size = picture.shape[:2]
+    reach = max(round(BAND * size[0] / first.mask.shape[0]), 1)
+    kernel = np.ones((2 * reach + 1, 2 * reach + 1), dtype=np.uint8)
+    coarse = (resize(first.mask.astype(np.float32), size) > 0.5).astype(np.uint8)
+    inside = pixels_of_box(box, size)
+    regions = np.where(coarse > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    regions[cv2.erode(coarse, kernel) > 0] = cv2.GC_FGD
+    regions[(cv2.dilate(coarse, kernel) == 0) | ~inside] = cv2.GC_BGD
+    return Cut(_grabcut(picture, regions, 1) & inside, first.separation, first.fit)
+
+
+def _grabcut(picture: NDArray[np.uint8], regions: NDArray[np.uint8], rounds: int) -> BoolArray:
+    """GrabCut's foreground; that of `regions` where they leave it nothing to tell apart."""
+    is_object = (regions == cv2.GC_FGD) | (regions == cv2.GC_PR_FGD)
+    if is_object.all() or not is_object.any():
+        return is_object
+    cv2.setRNGSeed(0)
+    colors = np.zeros((2, 1, 65))  # OpenCV fills in its two colour models
+    bgr = np.ascontiguousarray(picture[..., ::-1])
+    found = regions.copy()
+    cv2.grabCut(bgr, found, (0, 0, 0, 0), colors[0], colors[1], rounds, cv2.GC_INIT_WITH_MASK)
+    return (found == cv2.GC_FGD) | (found == cv2.GC_PR_FGD)

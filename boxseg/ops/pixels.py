@@ -1,0 +1,99 @@
+"""Small pictures and masks as numpy arrays (h, w, …): colours, neighbours, sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from boxseg.ops.masks import pixels_inside
+
+FloatArray = NDArray[np.floating]
+BoolArray = NDArray[np.bool_]
+ColorArray = NDArray[np.int64]
+
+COLORS = 16
+"""Colours that the pixels of a picture are sorted into at most."""
+PIXELS_PER_COLOR = 20
+"""Small pictures have fewer colours."""
+COLOR_SAMPLE = 1500
+"""Pixels of a picture that its colours are chosen from."""
+STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
+"""From a pixel to four of its eight neighbours, (rows, columns)."""
+
+
+def to_lab(picture: NDArray[np.uint8]) -> FloatArray:
+    """CIELAB, float32 (h, w, 3), of an RGB picture, uint8 (h, w, 3)."""
+    return np.asarray(cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), dtype=np.float32)
+
+
+def sort_colors(lab: FloatArray) -> ColorArray:
+    """Which of the colours of the picture (h, w, 3), found in itself, each pixel (h, w) has."""
+    pixels = lab.reshape(-1, 3)
+    count = int(np.clip(len(pixels) // PIXELS_PER_COLOR, 2, COLORS))
+    sample = pixels[np.linspace(0, len(pixels) - 1, min(len(pixels), COLOR_SAMPLE)).astype(np.int64)]
+    if len(sample) < count:
+        return np.zeros(lab.shape[:2], dtype=np.int64)
+    cv2.setRNGSeed(0)
+    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 8, 0.1)
+    chosen = np.zeros((len(sample), 1), dtype=np.int32)
+    centres = cv2.kmeans(sample, count, chosen, stop, 1, cv2.KMEANS_PP_CENTERS)[2]
+    distance = np.square(centres).sum(axis=1) - 2 * pixels @ centres.T
+    return distance.argmin(axis=1).reshape(lab.shape[:2])
+
+
+def shared_colors(color: ColorArray, one: BoolArray, other: BoolArray) -> float:
+    """Overlap in [0, 1] of the colours of two regions (h, w); 0 where one is empty."""
+    shares = [
+        np.bincount(color[region], minlength=int(color.max()) + 1) / max(region.sum(), 1) for region in (one, other)
+    ]
+    return float(np.minimum(*shares).sum())
+
+
+def pixels_of_box(box: FloatArray, size: tuple[int, int]) -> BoolArray:
+    """`pixels_inside`, bool (h, w), of one box (4,)."""
+    return pixels_inside(torch.from_numpy(box)[None], size)[0].numpy()
+
+
+def box_distance(box: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """How far each pixel (h, w) is from the middle of a box (4,): 1 on its inscribed ellipse, √2 in its corners."""
+    x, y = np.arange(size[1], dtype=np.float32) + 0.5, np.arange(size[0], dtype=np.float32) + 0.5
+    across = np.abs(2 * x - box[0] - box[2]) / max(box[2] - box[0], 1)
+    down = np.abs(2 * y - box[1] - box[3]) / max(box[3] - box[1], 1)
+    return np.hypot(across, down[:, None])
+
+
+def box_fit(mask: BoolArray, inside: BoolArray) -> float:
+    """IoU of the mask's own box with the pixels of the given one; the mask lies inside and may be empty."""
+    shares = [np.ptp(np.flatnonzero(mask.any(axis=axis))) + 1 if mask.any() else 0 for axis in (0, 1)]
+    return float(shares[0] * shares[1] / max(inside.sum(), 1))
+
+
+def mask_overlap(one: BoolArray, other: BoolArray) -> float:
+    """IoU of two masks (h, w); 0 where both are empty."""
+    return float((one & other).sum() / max((one | other).sum(), 1))
+
+
+def pair_neighbours(values: NDArray[Any], step: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Views of all pixels that have a neighbour one step (rows, columns) away, and of these neighbours."""
+    height, width = values.shape[:2]
+    down, right = step
+    columns = slice(max(-right, 0), width - max(right, 0)), slice(max(right, 0), width + min(right, 0))
+    return values[: height - down, columns[0]], values[down:, columns[1]]
+
+
+def squared_steps(lab: FloatArray, step: tuple[int, int]) -> FloatArray:
+    """Squared colour distance of pixels and their neighbours one step away."""
+    one, other = pair_neighbours(lab, step)
+    return np.square(one - other).sum(axis=-1)
+
+
+def resize(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """A picture or map at another (height, width); pixel centres correspond."""
+    if values.shape[:2] == size:
+        return values
+    shrinks = size[0] < values.shape[0]
+    return cv2.resize(values, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
