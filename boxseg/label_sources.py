@@ -16,11 +16,12 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from boxseg.data.classes import find_labels
 from boxseg.data.coco import CocoBoxes, encode_segmentation
 from boxseg.data.reading import is_number, is_whole, read_json
-from boxseg.data.segmentations import Problem, find_problem
+from boxseg.data.segmentations import MASKS_RULE, Problem, find_problem
 from boxseg.errors import DataError
-from boxseg.label import UNKNOWN, BoxLabels, fit, label_together
+from boxseg.label import BoxLabels, fit, label_together
 from boxseg.ops.boxes import box_iou
 from boxseg.ops.masks import pixels_inside
 from boxseg.predict import Predictor
@@ -29,7 +30,6 @@ from boxseg.structures import Sample
 GRABCUT_ROUNDS = 5
 MATCH_IOU = 0.5
 """A mask of a file belongs to a box that its own overlaps by this much."""
-MASKS_RULE = "masks come as COCO instances or as a COCO list of results, with image_id, segmentation and bbox"
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,7 @@ def one_by_one(source: Source) -> BatchSource:
 
 def from_run(predictor: Predictor, data: CocoBoxes, *, others: Source | None = None) -> BatchSource:
     """The candidates of a trained network, with the masks of `others`, fused and scored; classes match by name."""
-    label_of = {name.casefold(): label for label, name in enumerate(predictor.class_names)}
-    labels = torch.tensor([label_of.get(name.casefold(), UNKNOWN) for name in data.class_names], dtype=torch.int64)
+    labels = torch.tensor(find_labels(data.class_names, predictor.class_names), dtype=torch.int64)
 
     def source(items: Sequence[tuple[Sample, Sequence[int]]]) -> list[BoxLabels]:
         samples = [replace(sample, labels=labels[sample.labels]) for sample, _ in items]

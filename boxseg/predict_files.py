@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -16,11 +15,10 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from boxseg.data.reading import plain_file
-from boxseg.data.yolo import image_files
 from boxseg.drawing import label
 from boxseg.engine.evaluate import encode_detections
 from boxseg.engine.panels import COLOURS, OPACITY
-from boxseg.errors import ConfigError, DataError
+from boxseg.errors import DataError
 from boxseg.files import write_atomic
 from boxseg.predict import Predictor, in_batches, read_image
 from boxseg.structures import Detections
@@ -41,28 +39,6 @@ class Picture:
     """uint8 (3, h, w), or why it cannot be read."""
     frame: int | None = None
     """Number of the frame, from 0."""
-
-
-def find_image_files(sources: Sequence[str]) -> list[Path]:
-    """Image files that files, folders (with all below) and glob patterns name, each once, in order.
-
-    Raises:
-        ConfigError: a source names nothing.
-    """
-    found: dict[Path, None] = {}
-    for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            files = image_files(path)
-        else:
-            matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  patterns may be absolute
-            files = [path] if path.exists() else [Path(each) for each in matches]
-        if not files:
-            raise ConfigError(
-                f"{source}: no images there; name image files, folders or patterns such as 'photos/*.jpg'"
-            )
-        found.update(dict.fromkeys(files))
-    return list(found)
 
 
 def read_pictures(paths: Sequence[Path], *, every: int = 1) -> Iterator[Picture]:

@@ -15,10 +15,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from boxseg.data.classes import ABSENT, find_labels, require_shared_class
 from boxseg.data.coco import CocoBoxes, coco_ground_truth
 from boxseg.engine.evaluate import CONFIDENT, CocoScores, ImageResult, coco_scores, encode_detections
 from boxseg.engine.pictures import decode_masks
-from boxseg.errors import ConfigError, DataError
+from boxseg.errors import DataError
 from boxseg.label_sources import encode_entry, read_masks
 from boxseg.ops.boxes import box_iou
 from boxseg.ops.masks import tight_boxes
@@ -71,16 +72,12 @@ def find_objects(predictor: Predictor, data: CocoBoxes) -> Iterator[ImageResult]
         ConfigError: no class of the network is one of the data.
         DataError: an image cannot be read.
     """
-    label_of = {name.casefold(): label for label, name in enumerate(data.class_names)}
-    labels = np.array([label_of.get(name.casefold(), -1) for name in predictor.class_names])
-    if (labels < 0).all():
-        theirs, ours = ", ".join(predictor.class_names[:5]), ", ".join(data.class_names[:5]) or "no classes"
-        rule = f"none of them is among the network's: {theirs}"
-        raise ConfigError(f"{data.source.annotations}: has {ours}; {rule} (rename them, or name another run)")
+    require_shared_class(predictor.class_names, data.class_names, data.source.annotations)
+    labels = np.array(find_labels(predictor.class_names, data.class_names))
     for index in range(len(data)):
         result = encode_detections(predictor([data[index].image])[0])
         mapped = labels[result.labels]
-        kept = np.flatnonzero(mapped >= 0)
+        kept = np.flatnonzero(mapped != ABSENT)
         yield ImageResult(
             data.image_id(index),
             result.boxes_xywh[kept],

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from boxseg.engine.checkpoint import ABOUT, find_checkpoint
 from boxseg.errors import ConfigError
 from orchestration.config import RunSpec
 from orchestration.records import DamagedError, tell_once
@@ -53,7 +54,8 @@ def find_run(storage: Path, name: str) -> RunFolder:
 
     Args:
         storage: Where runs are kept.
-        name: A run's folder, its id or the unique start or end of it, or `best:` and a sweep.
+        name: A run's folder, its id or the unique start or end of it, the name of a sweep or run, of which the newest
+            is meant, or `best:` and a sweep.
 
     Raises:
         ConfigError: nothing or more than one fits, or the sweep has no best trial.
@@ -65,6 +67,21 @@ def find_run(storage: Path, name: str) -> RunFolder:
     if best is None:
         raise ConfigError(f"{name}: the sweep has no best trial yet; `boxseg runs show` tells its state")
     return RunFolder(sweep.path / best)
+
+
+def find_trained(storage: Path, name: str) -> Path:
+    """The folder of the best checkpoint of a run, or the checkpoint folder that is named itself; loads no torch.
+
+    Raises:
+        ConfigError: there is no such run, or it has no checkpoint yet.
+    """
+    folder = find_checkpoint(Path(name))
+    if os.path.exists(folder / ABOUT):  # noqa: PTH110 - False for any name at all
+        return folder.resolve()
+    folder = find_run(storage, name).best_checkpoint
+    if not folder.exists():
+        raise ConfigError(f"{name}: {folder} has no checkpoint yet; a run writes one at its first evaluation")
+    return folder.resolve()
 
 
 def find_start(spec: Spec) -> Spec:
@@ -93,8 +110,8 @@ def _find_folder(storage: Path, name: str) -> RunFolder:
     if _holds_run(Path(name)):
         return RunFolder(Path(name).resolve())
     runs = list_runs(storage)
-    fits = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
-    fits = fits or [run for run in runs if run.id.endswith(name)]
+    fits = [run for run in runs if run.id == name] or _newest_named(runs, name)
+    fits = fits or [run for run in runs if run.id.startswith(name)] or [run for run in runs if run.id.endswith(name)]
     if len(fits) == 1:
         return RunFolder(fits[0].folder)
     if not fits and (unsound := [path.parent for path in _status_paths(storage) if path.parent.name == name]):
@@ -102,3 +119,9 @@ def _find_folder(storage: Path, name: str) -> RunFolder:
     if not fits:
         raise ConfigError(f"{name}: no such run under {storage}; `boxseg runs ls` lists them")
     raise ConfigError(f"{name}: {len(fits)} runs fit ({', '.join(run.id for run in fits[:4])} …); write more of the id")
+
+
+def _newest_named(runs: list[RunStatus], name: str) -> list[RunStatus]:
+    """The newest sweep of this name, or else the newest run; empty where there is neither."""
+    named = [run for run in runs if run.name == name and run.parent is None]
+    return [run for kind in ("sweep", "run") for run in named if run.kind == kind][:1]

@@ -30,13 +30,17 @@ TORCH_FREE = (
     "boxseg.expected",
     "boxseg.model.names",
     "boxseg.data.checks",
+    "boxseg.data.classes",
     "boxseg.data.fingerprint",
+    "boxseg.data.good_masks",
+    "boxseg.data.image_files",
     "boxseg.data.misfits",
     "boxseg.data.reading",
     "boxseg.engine.checkpoint",
     "orchestration.config",
     "orchestration.preflight",
     "orchestration.recipe",
+    "orchestration.label_input",
     "orchestration.label_run",
     "orchestration.plan",
     "orchestration.estimate",
@@ -101,6 +105,56 @@ def test_only_the_door_knows_yaml():
 def test_settings_and_command_line_load_neither_torch_nor_ray_nor_mlflow(module: str):
     program = f"import sys, {module}; print(sorted({{'torch', 'ray', 'mlflow'}} & set(sys.modules)))"
     assert run_python("-c", program).stdout.strip() == "[]"
+
+
+WRONG = """
+label V --images nowhere --source box
+label V --images . --source box
+label V --images I --run none
+label V --images I --source magic
+label V --images I --source file:none.json
+label V --images I --compare box,magic
+label V --images I --apply none.json
+label V --images I --source box --device abacus
+predict R none.jpg
+predict none I
+predict R I --device abacus
+eval none --data V --images I
+eval R --data V --images I --against none
+eval R --data V --images I --against none.json
+eval R --data O --images I
+export none --format onnx
+data check I
+data export none.json --output x
+report none
+train none.yaml
+recipe none.json
+"""
+
+
+def test_wrong_arguments_never_load_torch(trained_run, tmp_path: Path):
+    content = trained_run.val.annotations.read_text().replace('"name": "', '"name": "other ')
+    (tmp_path / "other.json").write_text(content)
+    run = trained_run
+    paths = {"V": run.val.annotations, "I": run.val.images, "R": run.checkpoint, "O": "other.json"}
+    commands = [[str(paths.get(word, word)) for word in line.split()] for line in WRONG.strip().splitlines()]
+    program = f"""
+import sys
+from orchestration.cli.app import run
+for command in {commands}:
+    code = run(command)
+    if code not in (2, 3) or "torch" in sys.modules:
+        sys.exit(f"{{command[:2]}} ended with {{code}}")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_is_quick():

@@ -17,6 +17,7 @@ MAX_PIXELS = 178_956_970
 """PIL opens no larger picture: one can be a small file that takes all memory."""
 
 KINDS = "a mask is polygons of three points or more, or run lengths with the height and width of its image"
+MASKS_RULE = "masks come as COCO instances or as a COCO list of results, with image_id, segmentation and bbox"
 REACH = f"no coordinate is beyond {MAX_SIDE_PX} px, the longest side of a picture"
 RUNS = "run lengths are whole numbers, none negative, that add up to height times width"
 

@@ -16,12 +16,12 @@ import numpy as np
 from boxseg.data.checks import is_inside
 from boxseg.data.coco import decode_segmentation
 from boxseg.data.coco_split import CocoSplit
+from boxseg.data.image_files import image_files
 from boxseg.data.outlines import find_polygons, join_polygons
 from boxseg.data.reading import UnreadableError, read_picture, read_text, read_yaml
 from boxseg.errors import DataError
 from boxseg.files import naming_storage_faults, write_atomic
 
-IMAGE_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 SPLITS = ("train", "val", "test")
 NOTHING = ("", "~", "null", "Null", "NULL")
 """How YAML says that a key has no value."""
@@ -189,11 +189,6 @@ def _places(source: Path, base: str, listed: list[str]) -> list[Path]:
             raise DataError(f"{source}: has no {name} inside, which its data.yaml names (correct `path` or the split)")
         places.append(place)
     return places
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Image files of a folder with all below, by their ending, in order."""
-    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS]
 
 
 def _images_of(place: Path) -> Iterator[Path]:

@@ -187,68 +187,43 @@ def export(
         Literal["coco", "yolo"], typer.Option("--to", help="COCO instances, or YOLO segmentation.")
     ] = "coco",
     min_quality: Annotated[float, typer.Option("--min-quality", min=0, max=1, help="Leave out masks below.")] = 0.0,
+    without_doubts: Annotated[
+        bool, typer.Option("--without-doubts", help="Leave out masks with a doubt that nobody accepted.")
+    ] = False,
+    only_accepted: Annotated[
+        bool, typer.Option("--only-accepted", help="Leave out masks that nobody accepted on the review page.")
+    ] = False,
     images: Images = None,
     as_json: AsJson = False,
 ) -> None:
     """Write masks as training data for any segmenter; images of which a mask is left out go with all their masks.
 
-    A segmenter would learn that an object without a mask is background.
+    A segmenter would learn that an object without a mask is background. A mask that `boxseg label` made and that is no
+    more than its box is left out, unless it was accepted.
     """
     from boxseg.data.checks import image_fault, read_well_formed
+    from boxseg.data.good_masks import Wanted, find_good_masks
     from boxseg.data.reading import DOES_NOT_EXIST
 
     source = find_source(target, images)
-    content, left_out = _keep_good(read_well_formed(target), min_quality, target)
-    for image in content["images"]:
+    wanted = Wanted(min_quality, without_doubts=without_doubts, only_accepted=only_accepted)
+    good = find_good_masks(read_well_formed(target), wanted, target)
+    for image in good.content["images"]:
         fault = image_fault(source.images, image, decode=False)
         if fault is not None and fault.value != DOES_NOT_EXIST:
             raise DataError(str(fault))
     if output.exists():
         raise ConfigError(f"--output {output}: is there already; name another folder, or remove it")
-    if not content["annotations"]:
-        raise DataError(
-            f"{target}: no image has a mask of quality {min_quality:g} or more for each of its boxes; make masks with "
-            "`boxseg label`, or lower --min-quality"
-        )
-    say(f"{len(content['images'])} images, {len(content['annotations'])} masks; left out: {left_out} images")
+    good.require_some(target)
+    for told in good.told():
+        say(told)
     if form == "yolo":
         from boxseg.data.yolo import write_yolo  # loads torch
 
-        write_yolo(content, source.images, output)
+        write_yolo(good.content, source.images, output)
         print_json({"data": output / "data.yaml"}) if as_json else print_line(output / "data.yaml")
     else:
-        _write_splits({"all": (source.images, content)}, output, as_json)
-
-
-def _keep_good(content: dict[str, Any], min_quality: float, path: Path) -> tuple[dict[str, Any], int]:
-    """The images all of whose objects have a good mask, annotations in COCO's own fields, and how many images go.
-
-    Raises:
-        DataError: a mask cannot be decoded, or a quality is no number.
-    """
-    from boxseg.data.reading import is_number
-    from boxseg.data.segmentations import find_problem
-
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    objects = [each for each in content["annotations"] if not each.get("iscrowd")]
-    for each in objects:
-        if not is_number(each.get("quality", 1.0)):
-            told = f"annotation {each['id']} has quality {each['quality']!r:.40}"
-            raise DataError(f"{path}: {told}; a quality is a number from 0 to 1 (correct or remove it)")
-        problem = find_problem(each.get("segmentation") or [], sizes[each["image_id"]])
-        if problem is not None:
-            raise DataError(f"{path}: annotation {each['id']} {problem[0]}; {problem[1]} (draw it again or remove it)")
-    doubtful = {
-        each["image_id"] for each in objects if not each.get("segmentation") or each.get("quality", 1.0) < min_quality
-    }
-    fields = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
-    kept = [
-        {name: each[name] for name in fields if name in each}
-        for each in content["annotations"]
-        if each["image_id"] not in doubtful
-    ]
-    images = [image for image in content["images"] if image["id"] not in doubtful]
-    return {**content, "images": images, "annotations": kept}, len(content["images"]) - len(images)
+        _write_splits({"all": (source.images, good.content)}, output, as_json)
 
 
 @app.command()
@@ -304,6 +279,7 @@ def _sources(target: Path, images: Path | None, use: str) -> dict[str, Any]:
     """Split -> CocoSource."""
     from boxseg.config import CocoSource
 
+    _refuse_folder(target)
     if target.suffix == ".json":
         return {use: find_source(target, images)}
     from orchestration.config import load_run
@@ -315,11 +291,21 @@ def _sources(target: Path, images: Path | None, use: str) -> dict[str, Any]:
     return found
 
 
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        form = "voc" if (path / "Annotations").is_dir() else "yolo"
+        raise ConfigError(
+            f"{path}: is a folder, and an annotation file in COCO's format is needed; make one with "
+            f"`boxseg data import {path} --from {form} --output DIR`"
+        )
+
+
 def find_source(annotations: Path, images: Path | None) -> CocoSource:
     """An annotation file and its images: in the named folder, or else where the first image is that the file names."""
     from boxseg.config import CocoSource
     from boxseg.data.checks import is_inside, read_annotations
 
+    _refuse_folder(annotations)
     if images is not None:
         if not images.is_dir():
             raise ConfigError(f"--images {images}: is not a folder; name the one that holds the images")

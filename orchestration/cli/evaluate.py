@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from boxseg.engine.evaluate import CocoScores, ImageResult
     from boxseg.predict import Predictor
 
-RUN_HELP = "Trained run: its id or folder, best:SWEEP, or a checkpoint folder."
+RUN_HELP = "Trained run: its id, folder or name (its newest), best:SWEEP, or a checkpoint folder."
 Run = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
 WORST = 20
 ENDINGS = {"onnx": "onnx", "torchscript": "pt", "safetensors": "safetensors"}
@@ -39,17 +39,17 @@ def evaluate(
 
     Where masks are not drawn, how well masks fit the given boxes is told instead; that is no mask AP.
     """
-    from boxseg.data.checks import read_well_formed
+    from orchestration.label_input import check_detections, read_data
 
     found_data = find_source(data, images)
-    read_well_formed(found_data.annotations, whole=False)  # for its errors, before torch is loaded
+    names = [run] if against is None else [against, run]  # a file that cannot be read is told at once
+    check_detections(names, classes=read_data(found_data), data=data, storage=storage)
 
     from boxseg.data.coco import CocoBoxes
     from boxseg.engine.pictures import draw_worst
     from boxseg.scoring import mask_agreement, score_detections
 
     source = CocoBoxes(found_data, train=False)
-    names = [run] if against is None else [against, run]  # a file that cannot be read is told at once
     found = [_detections(name, source, device=device, storage=storage) for name in names][::-1]
     scores = [score_detections(source, each) for each in found]
     results = [_told(source, *each) for each in zip(found, scores, strict=True)]
@@ -126,11 +126,16 @@ def predict(
     Writes predictions.coco.json and overlays/ to --output; --json prints the former. Damaged files are named and
     skipped.
     """
+    from boxseg.data.image_files import find_image_files
     from boxseg.files import write_atomic
-    from boxseg.predict_files import count_pictures, find_image_files, join_coco, predict_files, read_pictures
-    from orchestration.progress import counted
+    from orchestration.find_runs import find_trained
 
     paths = find_image_files(sources)
+    find_trained(storage, run)  # for its errors, before torch is loaded
+
+    from boxseg.predict_files import count_pictures, join_coco, predict_files, read_pictures
+    from orchestration.progress import counted
+
     total = count_pictures(paths, every=every)
     predictor = open_predictor(run, storage=storage, device=device)
     output.mkdir(parents=True, exist_ok=True)
@@ -169,6 +174,10 @@ def export(
 
     A JSON file beside it names classes, sizes and the mean colour; docs/deploy.md shows how to use both.
     """
+    from orchestration.find_runs import find_trained
+
+    find_trained(storage, run)  # for its errors, before torch is loaded
+
     from boxseg.export import export_network
 
     path = output or Path(f"model.{ENDINGS[form]}")
@@ -180,30 +189,12 @@ def export(
         print_pairs([("file", path), *((name.replace("_", " "), about[name]) for name in shown if name in about)])
 
 
-def checkpoint_of(run: str, storage: Path) -> Path:
-    """The folder of the best checkpoint of a run.
-
-    Raises:
-        ConfigError: there is no such run, or it has no checkpoint yet.
-    """
-    from boxseg.engine.checkpoint import ABOUT, find_checkpoint
-
-    folder = find_checkpoint(Path(run))
-    if (folder / ABOUT).exists():
-        return folder.resolve()
-    from orchestration.find_runs import find_run
-
-    folder = find_run(storage, run).best_checkpoint
-    if not folder.exists():
-        raise ConfigError(f"{run}: {folder} has no checkpoint yet; a run writes one at its first evaluation")
-    return folder.resolve()
-
-
 def open_predictor(run: str, *, storage: Path, device: str) -> Predictor:
     """The better network of a run, ready to use."""
     from boxseg.predict import Predictor
+    from orchestration.find_runs import find_trained
 
-    return Predictor(checkpoint_of(run, storage), device=find_device(device))
+    return Predictor(find_trained(storage, run), device=find_device(device))
 
 
 def find_device(name: str) -> str:

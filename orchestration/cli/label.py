@@ -84,7 +84,8 @@ def label(
     after a break. With --review, review/index.html shows the masks, doubtful ones first; what it downloads is applied
     with --apply and gives labels.reviewed.json.
     """
-    from boxseg.data.checks import read_well_formed
+    from boxseg.data.reading import plain_file
+    from orchestration.label_input import check_sources, read_data
 
     folder = output or Path("labels") / data.absolute().stem
     training = _Training(minutes, train_on, tuple(overrides or ()), storage, device)
@@ -92,6 +93,13 @@ def label(
     if not trains:
         training.refuse(plan=plan)
     check_minutes(minutes)
+    runs = Path("runs") if storage is None else storage
+    if apply is not None:
+        plain_file(apply, "decisions are a file that the review page downloads")
+    elif not trains:
+        check_sources([source] if compare is None else compare.split(","), run=run, fuse_with=fuse_with, storage=runs)
+    if images is not None and not images.is_dir():
+        raise ConfigError(f"--images {images}: is not a folder; name the one that holds the images")
     if plan:
         with tempfile.TemporaryDirectory() as scratch:
             fingerprint, made = training.choose(data, _find_boxes(data, Path(scratch), images), folder)
@@ -99,7 +107,7 @@ def label(
         training.print_plan(fingerprint, made, as_json)
         return
     found = _find_boxes(data, folder, images)
-    read_well_formed(found.annotations, whole=False)  # for its errors, before torch is loaded
+    read_data(found)  # for its errors, before torch is loaded
     trained: dict[str, Any] = {}
     if trains:
         run, trained = training.train(data, found, folder)
@@ -111,7 +119,6 @@ def label(
     from boxseg.label_review import apply_decisions, write_review
     from orchestration.progress import counted
 
-    runs = Path("runs") if storage is None else storage
     source_of = functools.partial(_open_source, fuse_with=fuse_with, device=device, storage=runs)
     boxes = CocoBoxes(found, train=False)
     if compare is not None:
@@ -261,26 +268,20 @@ def _open_source(
     from boxseg import label_sources
     from boxseg.label import LABEL_VERSION
     from orchestration.files import digest
+    from orchestration.label_input import OF_FILE
 
-    if source != "run" and fuse_with is not None:
-        raise ConfigError(
-            f"--fuse-with {fuse_with}: joins the candidates of a run, not --source {source}; leave one out"
-        )
     about: dict[str, Any] = {"data": digest(boxes.source.annotations), "source": source}
     if source == "run":
-        if run is None:
-            raise ConfigError("--source run needs --run; `boxseg runs ls` lists runs")
+        assert run is not None
         others = None if fuse_with is None else label_sources.from_file(fuse_with, boxes)
         predictor = open_predictor(run, storage=storage, device=device)
         about |= {"run": str(predictor.folder), "label_version": LABEL_VERSION}
         about |= {} if fuse_with is None else {"fuse_with": digest(fuse_with)}
         return label_sources.from_run(predictor, boxes, others=others), about, predictor.batch_size
-    if source.startswith("file:") and source != "file:":
-        path = Path(source.removeprefix("file:"))
+    if source.startswith(OF_FILE):
+        path = Path(source.removeprefix(OF_FILE))
         return label_sources.one_by_one(label_sources.from_file(path, boxes)), about | {"file": digest(path)}, 1
     simple = {"grabcut": label_sources.from_grabcut, "box": label_sources.from_boxes}
-    if source not in simple:
-        raise ConfigError(f"--source {source or '(empty)'}: use run, grabcut, box or file:COCO.json")
     return label_sources.one_by_one(simple[source]), about, 1
 
 

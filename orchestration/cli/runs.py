@@ -55,7 +55,7 @@ def list_all(
 
 @app.command()
 def show(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run id, its folder, or best:SWEEP.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run id, its folder or name (its newest), or best:SWEEP.")],
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -110,7 +110,7 @@ def compare(
 
 
 def report(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Sweep id or its folder.")],
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Sweep id, its folder or its name (the newest).")],
     output: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Where to write; default: report/ in its folder.")
     ] = None,

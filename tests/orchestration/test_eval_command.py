@@ -39,3 +39,12 @@ def test_without_drawn_masks_it_says_so(trained_run, capsys):
     assert "no mask AP" in shown.err
     assert "mask_ap" not in shown.out
     assert "val/box_recall" in shown.out
+
+
+def test_data_of_other_classes_are_refused(trained_run, capsys):
+    content = json.loads(trained_run.val.annotations.read_text())
+    for category in content["categories"]:
+        category["name"] = f"other {category['name']}"
+    Path("other.json").write_text(json.dumps(content))
+    assert evaluate(trained_run, "other.json") == 2
+    assert "other.json: has other " in capsys.readouterr().err

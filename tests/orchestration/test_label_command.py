@@ -57,12 +57,20 @@ def test_labels_land_in_a_folder_named_after_the_data_and_again_takes_no_work(ar
         (["--source", "box", "--output", "/dev/null"], 2, "/dev/null: File exists; a folder is needed there"),
         (["--source", "box", "--output", "n" * 300], 2, "name is longer than the disk allows"),
         (["--source", "box", "--images", "nowhere"], 2, "--images nowhere: is not a folder"),
-        (["--source", "box", "--images", "."], 3, "no image could be read"),
+        (["--source", "box", "--images", "."], 2, "none of its 4 images, as "),
     ],
 )
 def test_what_cannot_be_done_is_told(arguments, more, code, told, capsys):
     assert run([*arguments, *more]) == code
     assert told in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_read_are_told_and_labels_of_none_are_an_error(arguments, trained_run, capsys):
+    Path("damaged").mkdir()
+    for image in trained_run.val.images.iterdir():
+        Path("damaged", image.name).write_bytes(image.read_bytes()[:100])
+    assert run(["label", arguments[1], "--images", "damaged", "--source", "box"]) == 3
+    assert "no image could be read" in capsys.readouterr().err
 
 
 def test_labels_of_an_older_version_are_not_mixed_with_new_ones(arguments, trained_run, monkeypatch, capsys):
@@ -209,6 +217,57 @@ def test_an_export_names_file_and_annotation_that_cannot_be_written(field, value
     assert run(["data", "export", "bent.json", "--images", arguments[3], "--to", "yolo", "--output", "yolo"]) == 3
     assert f"bent.json: annotation {content['annotations'][1]['id']} {told}" in capsys.readouterr().err
     assert not Path("yolo").exists()
+
+
+def exported(name: str, *more: str) -> set[int]:
+    """Ids of the annotations that an export of labels.json holds."""
+    assert run(["data", "export", "labels.json", *more, "--output", name]) == 0
+    return {each["id"] for each in json.loads(Path(name, "all.json").read_text())["annotations"]}
+
+
+def test_an_export_asks_for_what_a_person_said_and_never_takes_a_box_for_a_mask(arguments, capsys):
+    images = arguments[2:]
+    assert run([*arguments, "--source", f"file:{arguments[1]}", "--output", "labels"]) == 0
+    content = json.loads(Path("labels/labels.coco.json").read_text())
+    first = {each["image_id"]: each for each in reversed(content["annotations"])}
+    box, doubtful, accepted, *_ = first.values()
+    for each in content["annotations"]:
+        each.update(quality=0.9, doubts=[], checks={"fill": 0.6})
+    box["checks"] = {"fill": 1.0}
+    doubtful["doubts"] = ["gap"]
+    of_image = {key: {each["id"] for each in content["annotations"] if each["image_id"] == key} for key in first}
+    every = set().union(*of_image.values())
+    Path("labels.json").write_text(json.dumps(content))
+    assert exported("all", *images, "--min-quality", "0.5") == every - of_image[box["image_id"]]
+    assert "left out: 1 images (masks: 1 no more than its box)" in capsys.readouterr().err
+    left = every - of_image[box["image_id"]] - of_image[doubtful["image_id"]]
+    assert exported("sure", *images, "--without-doubts") == left
+    assert run(["data", "export", "labels.json", *images, "--only-accepted", "--output", "none"]) == 3
+    assert "has no decisions of a person" in capsys.readouterr().err
+    for each in content["annotations"]:
+        if each["image_id"] == accepted["image_id"] or each is box:
+            each["review"] = "accept"
+    Path("labels.json").write_text(json.dumps(content))
+    assert exported("accepted", *images, "--only-accepted") == of_image[accepted["image_id"]] | (
+        of_image[box["image_id"]] if of_image[box["image_id"]] == {box["id"]} else set()
+    )
+    assert of_image[box["image_id"]] <= exported("settled", *images)
+
+
+def test_an_export_leaves_out_images_with_an_empty_mask_and_warns_of_drawn_boxes(arguments, capsys):
+    content = json.loads(Path(arguments[1]).read_text())
+    height, width = content["images"][0]["height"], content["images"][0]["width"]
+    for each in content["annotations"]:
+        x, y, across, down = each["bbox"]
+        each["segmentation"] = [[x, y, x + across, y, x + across, y + down, x, y + down]]
+    empty = content["annotations"][0]
+    empty["segmentation"] = {"size": [height, width], "counts": [height * width]}
+    Path("labels.json").write_text(json.dumps(content))
+    kept = {each["id"] for each in content["annotations"] if each["image_id"] != empty["image_id"]}
+    assert exported("boxes", *arguments[2:]) == kept
+    told = capsys.readouterr().err
+    assert "left out: 1 images (masks: 1 empty)" in told
+    assert "masks are no more than their box; a segmenter would learn boxes" in told
 
 
 def test_nothing_to_compare_is_no_error(arguments, capsys):

@@ -62,8 +62,14 @@ def test_damaged_files_are_named_and_skipped(photos, trained_run, capsys):
 
 
 def test_sources_without_images_are_refused(photos, trained_run, capsys):
-    assert predict(trained_run, "photos/*.webp") == 2
-    assert "no images there" in capsys.readouterr().err
+    Path("empty").mkdir()
+    for source, told in (
+        ("photos/*.webp", "no file fits this pattern"),
+        ("photos/x.jpg", "photos/x.jpg: does not exist"),
+        ("empty", "empty: holds no image (.bmp, "),
+    ):
+        assert predict(trained_run, source) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_frames_of_a_video_are_images_with_their_number(photos, trained_run, capsys):

@@ -246,6 +246,17 @@ def test_runs_are_found_by_folder_id_part_and_best(tmp_path):
         find_run(tmp_path, "2026")
 
 
+def test_a_name_means_the_newest_sweep_of_it_or_else_the_newest_run(tmp_path):
+    make_run(tmp_path, "20260101-000000-aaaa", created=1.0)
+    newest = make_run(tmp_path, "20260102-000000-bbbb", created=2.0)
+    assert find_run(tmp_path, "toy").path == newest.path
+    make_run(tmp_path, "20260103-000000-cccc", created=3.0, kind="sweep")
+    sweep = make_run(tmp_path, "20260104-000000-dddd", created=4.0, kind="sweep")
+    RunFolder(sweep.path / "x-00").create(RunStatus("x-00", "toy", kind="run", parent="x", created=5.0), "")
+    make_run(tmp_path, "20260105-000000-eeee", created=6.0)
+    assert find_run(tmp_path, "toy").path == sweep.path
+
+
 def test_text_that_is_not_utf8_stays_readable_in_status_and_journal(tmp_path):
     folder = RunFolder(tmp_path / "toy" / "r").create(RunStatus("r", "toy", **own_process()), "name: toy")
     folder.note("trial_end", cause="photo \ud83d.jpg 猫")
