@@ -20,6 +20,7 @@ from benchmarks.commands import fixed_costs
 from benchmarks.harness import Table, write_json
 from benchmarks.memory import memory
 from benchmarks.outcome import DATA, SETS, outcome
+from benchmarks.quality import quality
 from benchmarks.results import fill_block
 from benchmarks.scenario import Scenario
 from benchmarks.step import growth, methods, stages, switches
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/bench.json"))
     parser.add_argument("--page", type=Path, help="Markdown file whose blocks <!-- PART --> … <!-- end --> are filled")
     labels = parser.add_argument_group(
-        "outcome", "hours: `boxseg label` on photographs that are not part of the project"
+        "outcome, quality", "hours: `boxseg label` on photographs that are not part of the project"
     )
     labels.add_argument("--data", type=Path, default=DATA, help="folder of the data sets")
     labels.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
@@ -87,9 +88,10 @@ PARTS: dict[str, Part] = {
     "tracking": lambda folder, o: [tracking_cost(folder, o.rounds, 8 if o.quick else 40)],
     "trials": lambda folder, o: many_trials(folder, 20 if o.quick else o.trials),
     "outcome": lambda _, o: outcome(o),
+    "quality": lambda _, o: quality(o),
 }
 """What each part measures, by its name on the command line."""
-USUAL = [name for name in PARTS if name != "outcome"]
+USUAL = [name for name in PARTS if name not in {"outcome", "quality"}]
 """Parts that need no data of their own."""
 
 

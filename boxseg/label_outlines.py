@@ -29,11 +29,11 @@ WORK_SIDE = 96
 """What the longer side of a box is scaled to [px], if that is not too much of an enlargement."""
 ROUNDS = 6
 """How often colours and probabilities are computed in turn."""
-COLOR = 1.3
+COLOR = 0.8
 """Factor of the log ratio of a colour."""
 RARE = 0.02
 """Added to the shares of each colour, so that a colour that was seen once or never says little."""
-SMOOTHING = 0.35
+SMOOTHING = 0.5
 """Weight of each neighbour, in logits: 1 for one of the same colour at a distance of one pixel."""
 MIDDLE = 2.5
 """Logit that the middle of a box would be ahead of its inscribed ellipse, rose it all the way."""
@@ -41,7 +41,7 @@ PLATEAU = 0.3
 """It rises no more from this share of the way on: holes are in the middle."""
 CORNER = 5.0
 """Logit that a side of a box is behind a pixel in four fifths of the way to it, beside what `MIDDLE` says."""
-NETWORK = 0.7
+NETWORK = 0.8
 """Factor of the network's logits."""
 CUT = 3.0
 """Logit of GrabCut's mask where it can be trusted fully."""
@@ -58,9 +58,13 @@ class Outline:
 
     mask: BoolArray
     """(h, w), pixels of the picture whose middle lies in the box; empty only for a box without area."""
+    probs: FloatArray
+    """(h, w) in [0, 1], probability of each pixel of the picture to be of the object; 0 outside the box."""
     quality: float
     """Expected IoU with a mask drawn by hand, in [0, 1]; 0 for a box without area, and where the box is the mask for
     want of another."""
+    is_clean: bool
+    """Whether colours alone made the mask, see `boxseg.label_cut`."""
     measures: dict[str, float]
     """What the quality was told from, see `boxseg.label_quality`."""
 
@@ -85,7 +89,7 @@ def find_outline(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | N
     size = (image.shape[1], image.shape[2])
     inside = pixels_of_box(box, size)
     if not inside.any():
-        return Outline(inside, 0.0, {})
+        return Outline(inside, inside.astype(np.float32), 0.0, False, {})
     picture = np.ascontiguousarray(image.transpose(1, 2, 0))
     cut = cut_by_colors(picture, box)
 
@@ -97,12 +101,13 @@ def find_outline(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | N
     color = sort_colors(lab)
     settled = _find_probs(lab, color, work_box, network, cut)
     probs = _reach_the_sides(settled, pixels_of_box(work_box, work_size))
-    mask = cut.mask if cut.is_clean else (resize(probs, size) > 0.5) & inside
+    at_image = resize(probs, size) * inside
+    mask = cut.mask if cut.is_clean else at_image > 0.5
     if not mask.any():
-        return Outline(inside, 0.0, {})
+        return Outline(inside, at_image, 0.0, False, {})
     measures = measure(mask, settled, work_box, side=float(max(box[2] - box[0], box[3] - box[1])))
     told = expect_iou_of_clean(cut) if cut.is_clean else expect_iou(measures, with_network=soft is not None)
-    return Outline(mask, told, measures)
+    return Outline(mask, at_image, told, cut.is_clean, measures)
 
 
 def _check(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None) -> None:
