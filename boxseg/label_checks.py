@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,27 @@ DOUBTS: dict[str, Callable[[float], bool]] = {
     "pieces": lambda count: count != 1,
 }
 """Measure -> whether a value of it is doubtful."""
+
+MEANINGS = {
+    "outside": "reach beyond their box",
+    "gap": "leave a side of their box untouched",
+    "fill": "fill less than 15 % or more than 97 % of their box",
+    "pieces": "are not in one piece",
+}
+"""Doubt -> what masks with it do."""
+
+
+def shared_doubt(doubts: Mapping[str, int], masks: int) -> str | None:
+    """The doubt that most masks share, in words; None where there is none.
+
+    Args:
+        doubts: Name of a doubt -> how many masks have it.
+        masks: How many there are.
+    """
+    name, count = max(doubts.items(), key=lambda item: item[1], default=("", 0))
+    if 2 * count <= masks:
+        return None
+    return f"{count} of {masks} masks {MEANINGS[name]} ({name}): look at them before you use any"
 
 
 def check_mask(mask: NDArray[np.bool_], box: NDArray[np.float32], inside: NDArray[np.bool_]) -> dict[str, float]:

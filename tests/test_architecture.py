@@ -44,6 +44,7 @@ TORCH_FREE = (
     "orchestration.label_run",
     "orchestration.plan",
     "orchestration.estimate",
+    "orchestration.run_doubts",
     "orchestration.run_folder",
     "orchestration.cli.app",
 )

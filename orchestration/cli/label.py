@@ -85,7 +85,9 @@ def label(
     with --apply and gives labels.reviewed.json.
     """
     from boxseg.data.reading import plain_file
+    from orchestration.find_runs import find_trained
     from orchestration.label_input import check_sources, read_data
+    from orchestration.run_doubts import find_doubts
 
     folder = output or Path("labels") / data.absolute().stem
     training = _Training(minutes, train_on, tuple(overrides or ()), storage, device)
@@ -94,10 +96,11 @@ def label(
         training.refuse(plan=plan)
     check_minutes(minutes)
     runs = Path("runs") if storage is None else storage
+    asked = [source] if compare is None else compare.split(",")
     if apply is not None:
         plain_file(apply, "decisions are a file that the review page downloads")
     elif not trains:
-        check_sources([source] if compare is None else compare.split(","), run=run, fuse_with=fuse_with, storage=runs)
+        check_sources(asked, run=run, fuse_with=fuse_with, storage=runs)
     if images is not None and not images.is_dir():
         raise ConfigError(f"--images {images}: is not a folder; name the one that holds the images")
     if plan:
@@ -107,14 +110,19 @@ def label(
         training.print_plan(fingerprint, made, as_json)
         return
     found = _find_boxes(data, folder, images)
-    read_data(found)  # for its errors, before torch is loaded
+    classes = read_data(found)  # for its errors, before torch is loaded
     trained: dict[str, Any] = {}
     if trains:
         run, trained = training.train(data, found, folder)
         review = True
+    asks_run = apply is None and "run" in asked
+    warnings = find_doubts(find_trained(runs, str(run)), classes) if asks_run else []
+    for told in warnings:
+        say(f"warning: {told}")
 
     from boxseg.data.coco import CocoBoxes
     from boxseg.expected import expect_mean_iou
+    from boxseg.label_checks import shared_doubt
     from boxseg.label_data import Journal, label_images, write_labels
     from boxseg.label_review import apply_decisions, write_review
     from orchestration.progress import counted
@@ -136,7 +144,10 @@ def label(
     images_done = label_images(boxes, masks, journal, batch_size=batch_size)
     for _ in counted(images_done, left, what="images"):
         pass
-    summary = {"output": str(folder), **trained, **write_labels(boxes, journal, folder)}
+    written = write_labels(boxes, journal, folder)
+    doubt = shared_doubt(written["doubts"], written["boxes"])
+    summary: dict[str, Any] = {"warning": doubt} if doubt else {}
+    summary |= {"output": str(folder), **trained, **written, "about_the_run": warnings}
     if source == "run":
         qualities = [label["quality"] for image in journal.done.values() for label in image.labels]
         summary["expected_iou"] = expect_mean_iou(qualities)
@@ -297,6 +308,7 @@ def _tell(summary: dict[str, Any], as_json: bool) -> None:
     else:
         doubts = ", ".join(f"{name} {count}" for name, count in summary["doubts"].items()) or "none"
         shown = summary | {"doubts": doubts, "unreadable": len(problems)}
+        del shown["about_the_run"]  # said before anything was written
         if shown.get("expected_iou") is not None:
             shown["expected_iou"] = str(shown["expected_iou"])
         print_pairs([(name.replace("_", " "), value) for name, value in shown.items()])

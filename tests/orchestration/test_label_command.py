@@ -1,6 +1,7 @@
 """`boxseg label` from the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from boxseg.engine.quality import mask_iou
 from boxseg.label_sources import from_file
 from orchestration.cli.app import run
 from orchestration.cli.label import import_boxes
+from orchestration.run_folder import RunFolder, RunStatus
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +35,33 @@ def test_boxes_become_masks_with_a_run(arguments, trained_run, capsys):
     labels = json.loads(Path("out/labels.coco.json").read_text())["annotations"]
     assert len(labels) == summary["boxes"]
     assert all("counts" in each["segmentation"] and 0 <= each["quality"] <= 1 for each in labels)
+
+
+def test_a_weak_or_unfinished_run_is_named_before_anything_is_written(arguments, trained_run, tmp_path, capsys):
+    folder = tmp_path / "runs/t/20260101-000000-aaaa"
+    shutil.copytree(trained_run.checkpoint.parent, folder / "checkpoints", symlinks=True)
+    RunFolder(folder).create(RunStatus(folder.name, "t", status="stopped", step=2, steps=500), "")
+    content = json.loads(Path(arguments[1]).read_text())
+    content["categories"][0]["name"] = "unknown"
+    Path("other.json").write_text(json.dumps(content))
+    Path("file").write_text("")
+    command = ["label", "other.json", *arguments[2:], "--run", folder.name, "--output"]
+    assert run([*command, "file"]) == 2  # nothing can be written there
+    told = capsys.readouterr().err
+    assert f"warning: run {folder.name} is not finished: stopped at step 2 of 500" in told
+    assert "finds next to nothing, its box AP is 0.0" in told
+    assert "knows 1 of 6 classes not (unknown)" in told
+    assert run([*command, "out", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["about_the_run"]) == 3
+
+
+def test_a_doubt_that_most_masks_share_is_the_first_line_of_the_summary(arguments, capsys):
+    assert run([*arguments, "--source", "box"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("warning")
+    assert "masks fill less than 15 % or more than 97 % of their box (fill): look at them" in first
+    assert run([*arguments, "--source", f"file:{arguments[1]}", "--output", "drawn"]) == 0
+    assert not capsys.readouterr().out.startswith("warning")
 
 
 def test_labels_land_in_a_folder_named_after_the_data_and_again_takes_no_work(arguments, capsys):
