@@ -20,8 +20,9 @@ from torchvision.ops import clip_boxes_to_image
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from boxseg.data.checks import read_whole
-from boxseg.data.coco import CocoBoxes, decode_segmentation
-from boxseg.data.outlines import Mask, encode_rle, find_polygons
+from boxseg.data.coco import CocoBoxes
+from boxseg.data.masks import Mask, decode_segmentation, encode_rle
+from boxseg.data.outlines import find_polygons
 from boxseg.data.reading import largest_bytes, read_bytes
 from boxseg.data.segmentations import find_problem
 from boxseg.data.yolo import write_yolo

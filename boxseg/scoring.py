@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
@@ -15,12 +18,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from boxseg.data.classes import ABSENT, find_labels, require_shared_class
+from boxseg.data.classes import ABSENT, SHOWN, find_labels, require_shared_class
 from boxseg.data.coco import CocoBoxes, coco_ground_truth
+from boxseg.data.masks import decode_part, encode_part
 from boxseg.engine.evaluate import CONFIDENT, CocoScores, ImageResult, coco_scores, encode_detections
 from boxseg.engine.pictures import decode_masks
 from boxseg.errors import DataError
-from boxseg.label_sources import encode_entry, read_masks
+from boxseg.mask_files import encode_entry, read_masks
 from boxseg.ops.boxes import box_iou
 from boxseg.ops.masks import tight_boxes
 from boxseg.predict import Predictor
@@ -30,9 +34,13 @@ BOUNDARY_SHARE = 0.02
 FOUND_IOU = 0.5
 """A box counts as found by a detection of its class whose box overlaps it this much."""
 
+logger = logging.getLogger(__name__)
+
 
 class BoundaryEval(COCOeval):
     """COCO evaluation by the smaller of mask IoU and IoU of the regions along the two outlines.
+
+    A detection in a crowd region is ignored by its mask alone: its outline is not the region's.
 
     Source: Boundary IoU (arXiv 2103.16562).
     """
@@ -44,36 +52,31 @@ class BoundaryEval(COCOeval):
         true, found = self._gts[imgId, catId], self._dts[imgId, catId]
         order = np.argsort([-each["score"] for each in found], kind="mergesort")[: self.params.maxDets[-1]]
         boundaries = [boundary_rle(found[index]["segmentation"]) for index in order]
-        crowds = [int(each["iscrowd"]) for each in true]
-        return np.minimum(
-            ious, mask_utils.iou(boundaries, [boundary_rle(each["segmentation"]) for each in true], crowds)
-        )
+        of_true = [boundary_rle(each["segmentation"]) for each in true]
+        of_boundaries = mask_utils.iou(boundaries, of_true, [0] * len(true))
+        crowds = np.array([bool(each["iscrowd"]) for each in true])
+        return np.where(crowds, ious, np.minimum(ious, of_boundaries))
 
 
 def boundary_rle(rle: dict[str, Any]) -> dict[str, Any]:
     """The pixels of a mask that are near its outline, run-length encoded like the mask."""
     height, width = rle["size"]
     distance = max(1, round(BOUNDARY_SHARE * float(np.hypot(height, width))))
-    mask = mask_utils.decode(rle)
-    place = ndimage.find_objects(mask)
-    if not place:
+    part = decode_part(rle, (height, width))
+    if not part.pixels.size:
         return rle
-    part = np.pad(mask[place[0]], 1)
-    depth = ndimage.distance_transform_cdt(part, metric="chessboard")
-    boundary = np.zeros_like(mask)
-    boundary[place[0]] = ((depth > 0) & (depth <= distance))[1:-1, 1:-1]
-    return mask_utils.encode(np.asfortranarray(boundary))
+    depth = ndimage.distance_transform_cdt(np.pad(part.pixels, 1), metric="chessboard")[1:-1, 1:-1]
+    return encode_part(replace(part, pixels=(depth > 0) & (depth <= distance)), (height, width))
 
 
 def find_objects(predictor: Predictor, data: CocoBoxes) -> Iterator[ImageResult]:
     """Detections of every image of a data set, in the labels of the data; classes are matched by name.
 
     Raises:
-        ConfigError: no class of the network is one of the data.
+        ConfigError: see `match_classes`.
         DataError: an image cannot be read.
     """
-    require_shared_class(predictor.class_names, data.class_names, data.source.annotations)
-    labels = np.array(find_labels(predictor.class_names, data.class_names))
+    labels = match_classes(predictor, data)
     for index in range(len(data)):
         result = encode_detections(predictor([data[index].image])[0])
         mapped = labels[result.labels]
@@ -87,27 +90,63 @@ def find_objects(predictor: Predictor, data: CocoBoxes) -> Iterator[ImageResult]
         )
 
 
+def match_classes(predictor: Predictor, data: CocoBoxes) -> NDArray[np.int64]:
+    """Label of the data for each class of a network, -1 where it has none; what is not in both is told.
+
+    Raises:
+        ConfigError: no class of the network is one of the data.
+    """
+    place, names = data.source.annotations, predictor.class_names
+    if (tuple(predictor.category_ids), tuple(names)) == (data.category_ids, data.class_names):
+        return np.arange(len(names))
+    require_shared_class(names, data.class_names, place)
+    labels = np.array(find_labels(names, data.class_names), dtype=np.int64)
+    unknown = [name for label, name in enumerate(data.class_names) if label not in labels]
+    foreign = [name for name, label in zip(names, labels, strict=True) if label == ABSENT]
+    if unknown:
+        told = "classes that the network has not, or that are named alike, count as never found"
+        logger.warning("%s: %d %s: %s", place, len(unknown), told, ", ".join(unknown[:SHOWN]))
+    if foreign:
+        told = "classes of the network are none of these, and left out"
+        logger.warning("%s: %d %s: %s", place, len(foreign), told, ", ".join(foreign[:SHOWN]))
+    return labels
+
+
 def read_objects(path: Path, data: CocoBoxes) -> list[ImageResult]:
     """Detections that a file holds, COCO instances or results; the score is `score`, else `quality`, else 1.
 
     Raises:
-        DataError: the file has no masks for the data's images, or a class that the data has not.
+        DataError: the file has no masks for the data's images, a class that the data has not, or a score for some of
+            its entries only.
     """
     masks_of = read_masks(path, data)
-    label_of = {category_id: label for label, category_id in enumerate(data.category_ids)}
-    results = []
-    for index in range(len(data)):
-        entries = masks_of.get(data.image_id(index), [])
-        unknown = [each for each in entries if each.get("category_id") not in label_of]
-        if unknown:
-            told = f"category id {unknown[0].get('category_id')}, which {data.source.annotations} has not"
+    entries = [each for of_image in masks_of.values() for each in of_image]
+    without_score = sum(_score_of(each) is None for each in entries)
+    if 0 < without_score < len(entries):
+        told = f"{without_score} of {len(entries)} entries have neither score nor quality"
+        raise DataError(f"{path}: {told}; AP ranks all of them by it (add them, or remove all)")
+    for each in entries:
+        if each["label"] == ABSENT:
+            told = f"category id {each.get('category_id')}, which {data.source.annotations} has not"
             raise DataError(f"{path}: an entry has {told}; both need the same categories")
-        rles = [encode_entry(path, each, data.size(index)) for each in entries]
-        scores = [float(each.get("score", each.get("quality", 1.0))) for each in entries]
-        boxes = np.array([each["bbox"] for each in entries], dtype=np.float64).reshape(-1, 4)
-        labels = np.array([label_of[each["category_id"]] for each in entries], dtype=np.int64)
-        results.append(ImageResult(data.image_id(index), boxes, np.array(scores), labels, rles))
-    return results
+    return [_read_image(path, data, index, masks_of.get(data.image_id(index), [])) for index in range(len(data))]
+
+
+def _score_of(entry: dict[str, Any]) -> float | None:
+    told = entry.get("score", entry.get("quality"))
+    return None if told is None else float(told)
+
+
+def _read_image(path: Path, data: CocoBoxes, index: int, entries: list[dict[str, Any]]) -> ImageResult:
+    rles = [encode_entry(path, each, data.size(index)) for each in entries]
+    scores = [_score_of(each) for each in entries]
+    return ImageResult(
+        data.image_id(index),
+        np.array([each["bbox"] for each in entries], dtype=np.float64).reshape(-1, 4),
+        np.array([1.0 if score is None else score for score in scores], dtype=np.float64),
+        np.array([each["label"] for each in entries], dtype=np.int64),
+        rles,
+    )
 
 
 def score_detections(data: CocoBoxes, results: list[ImageResult]) -> CocoScores:

@@ -13,7 +13,7 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 from PIL import Image
 
-from boxseg.data.outlines import encode_rle
+from boxseg.data.masks import encode_rle
 from boxseg.errors import DataError
 from boxseg.predict import Predictor, read_image
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +15,23 @@ SHOWN = 5
 """Classes that a message names."""
 
 
+def fold_name(name: str) -> str:
+    """The name of a class without what nobody means by it: capitals, spaces around it, marks without a width."""
+    return re.sub("[\ufeff\u200b]", "", name).strip().casefold()
+
+
+def distinct_names(categories: Sequence[tuple[int, str]]) -> list[str]:
+    """The name of each class (id, name), with the id where others have that name."""
+    counts = Counter(name for _, name in categories)
+    return [name if counts[name] == 1 else f"{name} (id {category_id})" for category_id, name in categories]
+
+
 def find_labels(names: Sequence[str], among: Sequence[str]) -> list[int]:
-    """For each class its label among others; `ABSENT` where none has its name."""
-    label_of = {name.casefold(): label for label, name in enumerate(among)}
-    return [label_of.get(name.casefold(), ABSENT) for name in names]
+    """For each class its label among others; `ABSENT` where none has its name, or several."""
+    folded = list(map(fold_name, among))
+    counts = Counter(folded)
+    label_of = {name: label for label, name in enumerate(folded) if counts[name] == 1}
+    return [label_of.get(fold_name(name), ABSENT) for name in names]
 
 
 def require_shared_class(of_network: Sequence[str], of_data: Sequence[str], path: Path) -> None:

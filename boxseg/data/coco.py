@@ -6,10 +6,10 @@ import contextlib
 import functools
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from boxseg.config import CocoSource
 from boxseg.data.checks import MASKS_RULE, MASKS_WAY_OUT, is_inside, read_annotations, read_well_formed
+from boxseg.data.masks import decode_segmentation, encode_segmentation
 from boxseg.data.reading import (
     COLOURS,
     DOES_NOT_EXIST,
@@ -32,9 +33,10 @@ from boxseg.data.reading import (
     is_number,
     read_picture,
 )
-from boxseg.data.segmentations import find_problem, read_runs
 from boxseg.errors import DataError
 from boxseg.structures import DrawnMasks, Sample
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -187,17 +189,33 @@ class CocoBoxes(Dataset[Sample]):
         """
         if self._masks is None:
             self._masks = self._pack_masks(read_annotations(self.source.annotations, keep_masks=True))
-        ids, size, first = self.annotation_ids(index), self.size(index), self._box_starts[index]
-        mask, present = torch.zeros((len(ids), *size), dtype=torch.bool), torch.zeros(len(ids), dtype=torch.bool)
-        for row, annotation_id in enumerate(ids):
-            text = self._masks.text[slice(*self._masks.ends[first + row : first + row + 2])].tobytes()
-            if text:
-                try:
-                    mask[row] = torch.from_numpy(decode_segmentation(json.loads(text), size))
-                except DataError as error:
-                    raise DataError(f"{self.source.annotations}: annotation {annotation_id} {error}") from error
-                present[row] = True
+        size = self.size(index)
+        drawn = list(self._drawn(index, decode_segmentation))
+        mask, present = torch.zeros((len(drawn), *size), dtype=torch.bool), torch.zeros(len(drawn), dtype=torch.bool)
+        for row, found in enumerate(drawn):
+            if found is not None:
+                mask[row], present[row] = torch.from_numpy(found), True
         return DrawnMasks(mask, present)
+
+    def drawn_rles(self, index: int) -> list[dict[str, Any] | None]:
+        """The drawn mask of each box of the sample as compressed run lengths; None where there is none.
+
+        Raises:
+            DataError: a segmentation cannot be decoded.
+        """
+        return list(self._drawn(index, encode_segmentation))
+
+    def _drawn(self, index: int, use: Callable[[Any, tuple[int, int]], T]) -> Iterator[T | None]:
+        """What `use` makes of the segmentation of each box, and of the size of its image."""
+        if self._masks is None:
+            self._masks = self._pack_masks(read_annotations(self.source.annotations, keep_masks=True))
+        first = self._box_starts[index]
+        for row, annotation_id in enumerate(self.annotation_ids(index), start=first):
+            text = self._masks.text[slice(*self._masks.ends[row : row + 2])].tobytes()
+            try:
+                yield use(json.loads(text), self.size(index)) if text else None
+            except DataError as error:
+                raise DataError(f"{self.source.annotations}: annotation {annotation_id} {error}") from error
 
     def _pack_masks(self, content: dict[str, Any]) -> PackedMasks:
         texts = {entry["id"]: entry.pop("mask_text") for entry in content["annotations"] if "mask_text" in entry}
@@ -312,39 +330,6 @@ def require_same_classes(train: CocoBoxes, val: CocoBoxes) -> None:
             f"{val.source.annotations}: categories {_listing(val)} differ from those of {train.source.annotations}, "
             f"{_listing(train)}; both files need the same ids and names (copy the list of categories)"
         )
-
-
-def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """A COCO segmentation (polygons, counts, or compressed counts) as compressed counts; errors as below."""
-    _require_sound(segmentation, size)
-    height, width = size
-    if isinstance(segmentation, list):
-        encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        encoded = coco_mask.frPyObjects(segmentation, height, width)
-    else:
-        encoded = segmentation
-    counts = encoded["counts"]
-    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
-
-
-def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A COCO segmentation (polygons, counts, or compressed counts) as bool (h, w).
-
-    Raises:
-        DataError: it is none of these, or made for another size; without the place, which the caller knows.
-    """
-    if isinstance(segmentation, list):
-        return coco_mask.decode(encode_segmentation(segmentation, size)).astype(np.bool_)
-    _require_sound(segmentation, size)
-    runs = read_runs(segmentation["counts"])
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
-
-
-def _require_sound(segmentation: Any, size: tuple[int, int]) -> None:
-    problem = find_problem(segmentation, size)
-    if problem is not None:
-        raise DataError(f"{problem[0]}; {problem[1]} (draw it again or remove it)")
 
 
 def _read_boxes(

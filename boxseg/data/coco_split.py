@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boxseg.data.outlines import encode_rle
+from boxseg.data.masks import encode_rle
 
 
 @dataclass

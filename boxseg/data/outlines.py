@@ -1,32 +1,17 @@
-"""Masks as run lengths and as polygons along pixel borders."""
+"""Masks as polygons along pixel borders."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 from scipy import ndimage
 
-Mask = NDArray[np.bool_]
+from boxseg.data.masks import Mask
+
 Polygon = NDArray[np.int64]
 """(P, 2): x y of the corners in pixels, in order, the first not repeated."""
-
-
-def encode_rle(mask: Mask) -> dict[str, Any]:
-    """Bool (h, w) as COCO's compressed run lengths, ready for JSON; only columns that hold some of it are looked at."""
-    height, width = mask.shape
-    columns = np.flatnonzero(mask.any(axis=0))
-    start, end = (columns[0], columns[-1] + 1) if len(columns) else (0, 0)
-    pixels = np.zeros(height * (end - start) + 2, dtype=bool)  # column by column, with an empty one before and after
-    pixels[1:-1] = mask[:, start:end].T.ravel()
-    turns = np.flatnonzero(pixels[1:] != pixels[:-1]) + height * start
-    runs = np.diff(turns, prepend=0, append=height * width)
-    runs = runs[: len(runs) - (runs[-1] == 0)]  # up to the last pixel that is True
-    encoded = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
-    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 
 def find_polygons(mask: Mask) -> list[Polygon]:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from boxseg.data.checks import is_inside
-from boxseg.data.coco import decode_segmentation
 from boxseg.data.coco_split import CocoSplit
 from boxseg.data.image_files import image_files
+from boxseg.data.masks import decode_segmentation
 from boxseg.data.outlines import find_polygons, join_polygons
 from boxseg.data.reading import UnreadableError, read_picture, read_text, read_yaml
 from boxseg.errors import DataError

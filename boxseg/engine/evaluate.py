@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_convert
 
 from boxseg.config import FcosConfig
-from boxseg.data.outlines import encode_rle
+from boxseg.data.masks import encode_rle
 from boxseg.engine.distributed import gather_objects
 from boxseg.model.postprocess import postprocess
 from boxseg.structures import Batch, Detections, MaskNetwork

@@ -101,7 +101,7 @@ def _overlay(plain: Image.Image, masks: np.ndarray, numbers: list[float]) -> Ima
     tile = tint_masks(plain, list(masks))
     draw = ImageDraw.Draw(tile)
     for mask, number in zip(masks, numbers, strict=True):
-        ys, xs = np.nonzero(_fit_mask(mask, plain))
+        ys, xs = np.nonzero(fit_mask(mask, plain))
         if len(xs):
             draw.text(
                 (int(xs.min()), int(ys.min())), f"{number:.2f}", fill="white", stroke_width=1, stroke_fill="black"
@@ -113,13 +113,13 @@ def tint_masks(plain: Image.Image, masks: Sequence[np.ndarray]) -> Image.Image:
     """The picture with masks, bool (h, w) of any size, in colour with a solid outline."""
     blended = np.asarray(plain).astype(np.float32)
     for index, mask in enumerate(masks):
-        shape = _fit_mask(mask, plain)
+        shape = fit_mask(mask, plain)
         colour = np.array(COLOURS[index % len(COLOURS)], dtype=np.float32)
         blended[shape] = (1 - OPACITY) * blended[shape] + OPACITY * colour
         blended[shape & ~ndimage.binary_erosion(shape)] = colour
     return Image.fromarray(blended.round().astype(np.uint8))
 
 
-def _fit_mask(mask: np.ndarray, picture: Image.Image) -> np.ndarray:
+def fit_mask(mask: np.ndarray, picture: Image.Image) -> np.ndarray:
     """A mask at the size of a picture."""
     return np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 from boxseg.data.coco import CocoBoxes
 from boxseg.drawing import drawing, figure_label, save_figure, visible
 from boxseg.engine.evaluate import CONFIDENT, CocoScores, ImageResult
-from boxseg.engine.panels import PanelRow, crop_around, draw_panels, scale_picture, tint_masks
-from boxseg.engine.quality import GOOD_IOU, mask_iou
+from boxseg.engine.panels import TILE, PanelRow, crop_around, draw_panels, fit_mask, scale_picture, tint_masks
+from boxseg.engine.quality import GOOD_IOU
 from boxseg.files import csv_text, write_atomic, write_picture
 
 if TYPE_CHECKING:
@@ -192,12 +192,39 @@ def draw_worst(
 
 
 def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
-    """An image, its boxes, its drawn masks with the IoU of what was found there, and the confident detections."""
-    sample, true = data[index], data.true_masks(index)
+    """An image, its boxes, its drawn masks with the IoU of what was found there, and the confident detections.
+
+    All at the size of a tile: a photograph of a hundred objects would be a hundred frames otherwise.
+    """
+    sample, drawn = data[index], data.drawn_rles(index)
+    true = [rle for rle in drawn if rle is not None]
     confident = np.flatnonzero(result.scores >= CONFIDENT).tolist()
-    found = decode_masks(result, confident, data.size(index))
-    best = None if true is None else torch.tensor([_best_iou(mask, found) for mask in true])
-    return PanelRow(sample.image, sample.boxes, true, best, found, torch.from_numpy(result.scores[confident]))
+    found = [result.rles[row] for row in confident]
+    picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
+    scale = min(TILE / max(picture.size), 1.0)
+    small = scale_picture(picture, scale)
+    is_drawn = len(true) == len(drawn)
+    return PanelRow(
+        image=torch.from_numpy(np.array(small)).permute(2, 0, 1),
+        boxes=sample.boxes * scale,
+        teacher_masks=_small_masks(true, small) if is_drawn else None,
+        quality=torch.tensor(_best_ious(true, found)) if is_drawn else None,
+        student_masks=_small_masks(found, small),
+        scores=torch.from_numpy(result.scores[confident]),
+    )
+
+
+def _small_masks(rles: Sequence[dict[str, Any]], picture: Image.Image) -> Tensor:
+    """Masks bool (n, h, w) at the size of a picture."""
+    masks = [fit_mask(mask_utils.decode(rle).astype(np.bool_), picture) for rle in rles]
+    return torch.from_numpy(np.array(masks, dtype=np.bool_).reshape(-1, picture.height, picture.width))
+
+
+def _best_ious(masks: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> list[float]:
+    """For each mask the IoU with the most similar of those found; 0 if there is none."""
+    if not masks or not found:
+        return [0.0] * len(masks)
+    return np.asarray(mask_utils.iou(list(found), list(masks), [0] * len(masks))).max(axis=0).tolist()
 
 
 def decode_masks(result: ImageResult, rows: Sequence[int], size: tuple[int, int]) -> Tensor:
@@ -205,11 +232,6 @@ def decode_masks(result: ImageResult, rows: Sequence[int], size: tuple[int, int]
     if not rows:
         return torch.zeros(0, *size, dtype=torch.bool)
     return torch.from_numpy(mask_utils.decode([result.rles[row] for row in rows])).permute(2, 0, 1).bool()
-
-
-def _best_iou(mask: Tensor, found: Tensor) -> float:
-    """IoU of a mask (h, w) with the most similar of (n, h, w); 0 if there is none."""
-    return float(mask_iou(mask.expand_as(found), found).max()) if len(found) else 0.0
 
 
 def _figure(width: float) -> Figure:

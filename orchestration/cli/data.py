@@ -322,9 +322,11 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
 
 
 def _count(content: dict[str, Any]) -> dict[str, Any]:
+    from boxseg.data.classes import distinct_names
+
     boxes = [each for each in content["annotations"] if not each.get("iscrowd")]
     areas = [float(each["bbox"][2]) * float(each["bbox"][3]) for each in boxes]
-    names = {each["id"]: each["name"] for each in content["categories"]}
+    categories = [(each["id"], each["name"]) for each in content["categories"]]
     per_class = Counter(each["category_id"] for each in boxes)
     with_boxes = len({each["image_id"] for each in boxes})
     return {
@@ -336,5 +338,8 @@ def _count(content: dict[str, Any]) -> dict[str, Any]:
         "small_boxes": sum(area < 32**2 for area in areas),
         "medium_boxes": sum(32**2 <= area < 96**2 for area in areas),
         "large_boxes": sum(area >= 96**2 for area in areas),
-        "classes": {name: per_class.get(number, 0) for number, name in names.items()},
+        "classes": {
+            name: per_class.get(number, 0)
+            for (number, _), name in zip(categories, distinct_names(categories), strict=True)
+        },
     }

@@ -80,12 +80,14 @@ def _detections(name: str, source: CocoBoxes, *, device: str, storage: Path) -> 
 
 def _told(source: CocoBoxes, found: list[ImageResult], scores: CocoScores) -> dict[str, Any]:
     """Metrics under the names of a run's evaluations, and those of each class."""
+    from boxseg.data.classes import distinct_names
     from boxseg.scoring import box_fit_metrics
 
     has_masks = "mask" in scores.precision
     metrics = scores.metrics | ({} if has_masks else box_fit_metrics(source, found))
     named = {f"val/{name}": value for name, value in metrics.items()}
-    classes = {name: scores.of_class(label) for label, name in enumerate(source.class_names)}
+    names = distinct_names(list(zip(source.category_ids, source.class_names, strict=True)))
+    classes = {name: scores.of_class(label) for label, name in enumerate(names)}
     return {"has_masks": has_masks, "metrics": named, "classes": {name: each for name, each in classes.items() if each}}
 
 

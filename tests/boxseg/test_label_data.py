@@ -9,7 +9,8 @@ from pycocotools.coco import COCO
 
 from boxseg import label_sources
 from boxseg.config import CocoSource
-from boxseg.data.coco import CocoBoxes, decode_segmentation
+from boxseg.data.coco import CocoBoxes
+from boxseg.data.masks import decode_segmentation
 from boxseg.errors import ConfigError, DataError
 from boxseg.label_data import JOURNAL, Journal, label_images, write_labels
 from boxseg.label_sources import one_by_one

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from boxseg.data.coco import decode_segmentation
-from boxseg.data.outlines import encode_rle, find_polygons, join_polygons
+from boxseg.data.masks import decode_segmentation, encode_rle
+from boxseg.data.outlines import find_polygons, join_polygons
 
 
 def mask_of(*rows: str) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from boxseg.data.coco import decode_segmentation
+from boxseg.data.masks import decode_segmentation
 from boxseg.data.segmentations import find_problem, read_runs
 
 

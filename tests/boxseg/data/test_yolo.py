@@ -10,9 +10,9 @@ import yaml
 from PIL import Image
 from pycocotools.coco import COCO
 
-from boxseg.data.coco import decode_segmentation
 from boxseg.data.coco_split import join_splits
 from boxseg.data.convert import convert
+from boxseg.data.masks import decode_segmentation
 from boxseg.data.yolo import write_yolo
 from boxseg.errors import DataError
 

@@ -1,0 +1,256 @@
+"""What people's own files look like: the right value, or a refusal by name; never a wrong result in silence.
+
+Each case is made by code; where the machine has the file sets that the cases stand for, those are read as well.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from orchestration.cli.app import run
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "cases"
+Maker = Callable[[Path], None]
+MAKERS: dict[str, Maker] = {}
+BOX, OTHER = [4, 4, 16, 12], [30, 6, 20, 14]
+
+
+def polygon(box: list[float]) -> list[list[float]]:
+    x, y, width, height = box
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def picture(path: Path, size: tuple[int, int] = (64, 48), **options: Any) -> None:
+    pixels = np.random.default_rng(len(path.name)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def image(number: int = 1, name: str = "a.png", **fields: Any) -> dict[str, Any]:
+    return {"id": number, "file_name": name, "width": 64, "height": 48} | fields
+
+
+def annotation(
+    number: Any = 1, box: list[float] | None = None, *, masked: bool = True, **fields: Any
+) -> dict[str, Any]:
+    box = box or BOX
+    drawn = {"segmentation": polygon(box)} if masked else {}
+    area = box[2] * box[3]
+    own = {"id": number, "image_id": 1, "category_id": 1, "bbox": box, "iscrowd": 0, "area": area}
+    return own | drawn | fields
+
+
+def detection(box: list[float], score: Any = 0.9, **fields: Any) -> dict[str, Any]:
+    own = {"image_id": 1, "category_id": 1, "bbox": box, "segmentation": polygon(box), "score": score}
+    return own | fields
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def coco(images: list[Any], annotations: list[Any], names: tuple[str, ...] = ("thing",)) -> dict[str, Any]:
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def maker(make: Maker) -> Maker:
+    MAKERS[make.__name__] = make
+    return make
+
+
+@pytest.fixture(params=["made", "shared"])
+def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts the files of a case into the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def put(name: str) -> None:
+        if request.param == "made":
+            MAKERS[name](tmp_path)
+        elif (SHARED / name).is_dir():
+            shutil.copytree(SHARED / name, tmp_path, dirs_exist_ok=True)
+        else:
+            pytest.skip("this machine has not the file sets")
+
+    return put
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[int, str]]:
+    """Runs a command: its exit code, and all that it says."""
+
+    def call(*words: str) -> tuple[int, str]:
+        caplog.clear()
+        code = run(list(words))
+        shown = capsys.readouterr()
+        return code, shown.out + shown.err + caplog.text
+
+    return call
+
+
+@pytest.fixture
+def score(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """What `boxseg eval` measures."""
+
+    def measure(found: str, data: str = "gt.json", *more: str) -> dict[str, Any]:
+        assert run(["eval", found, "--data", data, *more, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return measure
+
+
+def read(path: str) -> dict[str, Any]:
+    return json.loads(Path(path).read_text())
+
+
+@maker
+def eval_annotation_id_0(folder: Path) -> None:
+    picture(folder / "a.png")
+    write(folder / "gt.json", coco([image()], [annotation(0)]))
+    write(folder / "pred.json", [detection(BOX)])
+
+
+def test_annotation_id_0_is_no_miss(case, score, told):
+    case("eval_annotation_id_0")
+    metrics = score("pred.json")["metrics"]
+    assert list(metrics.values()) == pytest.approx([1.0] * len(metrics))
+
+
+@maker
+def eval_duplicate_ids(folder: Path) -> None:
+    for name in ("a.png", "b.png"):
+        picture(folder / name)
+    images = [image(), image(2, "b.png")]
+    for name, ids in (("gt", (1, 2, 1)), ("gt0", (0, 0, 0))):
+        objects = [annotation(ids[0]), annotation(ids[1], OTHER), annotation(ids[2], image_id=2)]
+        write(folder / f"{name}.json", coco(images, objects))
+    write(folder / "pred.json", [detection(BOX), detection(OTHER), detection(BOX, image_id=2)])
+
+
+@pytest.mark.parametrize(
+    ("name", "which"), [("gt.json", "annotation 1 occurs 2"), ("gt0.json", "annotation 0 occurs 3")]
+)
+def test_ids_that_occur_twice_are_refused(case, told, name, which):
+    case("eval_duplicate_ids")
+    code, said = told("eval", "pred.json", "--data", name)
+    assert code == 3
+    assert which in said
+
+
+@maker
+def eval_foreign_image_ids(folder: Path) -> None:
+    for name in ("a.png", "b.png"):
+        picture(folder / name)
+    objects = [annotation(1), annotation(2, OTHER), annotation(3, image_id=2), annotation(4, OTHER, image_id=2)]
+    write(folder / "gt.json", coco([image(), image(2, "b.png")], objects))
+    found = [detection(box, image_id=number) for number in (1, 2) for box in (BOX, OTHER)]
+    write(folder / "foreign.json", [each | {"image_id": each["image_id"] + 1000} for each in found])
+    write(folder / "some_foreign.json", found[:2] + [each | {"image_id": 1002} for each in found[2:]])
+    write(folder / "text.json", [each | {"image_id": str(each["image_id"])} for each in found])
+    write(folder / "s_null.json", [found[0] | {"score": None}, *found[1:]])
+    write(folder / "s_nan.json", [found[0] | {"score": float("nan")}, *found[1:]])
+
+
+@pytest.mark.parametrize("name", ["foreign", "text", "s_null", "s_nan"])
+def test_results_that_cannot_be_matched_or_ranked_are_refused(case, told, name):
+    case("eval_foreign_image_ids")
+    code, said = told("eval", f"{name}.json", "--data", "gt.json")
+    assert code == 3
+    assert f"{name}.json" in said
+
+
+def test_results_for_other_images_are_counted(case, told):
+    case("eval_foreign_image_ids")
+    code, said = told("eval", "some_foreign.json", "--data", "gt.json")
+    assert code == 0
+    assert "2 of 4 entries are for other images" in said
+
+
+@maker
+def eval_boundary_ap_crowd(folder: Path) -> None:
+    picture(folder / "a.png")
+    region = [5, 25, 55, 20]
+    mask = np.zeros((48, 64), dtype=bool)
+    mask[25:45, 5:60] = True
+    flat = mask.ravel(order="F")
+    turns = np.flatnonzero(np.diff(flat, prepend=False))
+    runs = np.diff([0, *turns, flat.size]).tolist()
+    crowd = annotation(2, region, iscrowd=1, segmentation={"counts": runs, "size": [48, 64]})
+    write(folder / "gt.json", coco([image()], [annotation(), crowd]))
+    inside = ([10, 28, 10, 10], 0.9), ([30, 28, 10, 10], 0.8)
+    write(folder / "p.json", [detection(BOX, 0.5), *(detection(*each) for each in inside)])
+
+
+def test_what_lies_in_a_crowd_is_ignored_by_boundary_ap_too(case, score):
+    case("eval_boundary_ap_crowd")
+    metrics = score("p.json")["metrics"]
+    assert [metrics[f"val/{kind}_ap"] for kind in ("mask", "box", "boundary")] == pytest.approx([1.0] * 3)
+
+
+@maker
+def duplicate_class_names(folder: Path) -> None:
+    picture(folder / "a.png")
+    write(folder / "gt.json", coco([image()], [annotation(), annotation(2, OTHER, category_id=2)], ("thing", "thing")))
+    write(folder / "p.json", [detection(BOX), detection(OTHER, category_id=2)])
+
+
+def test_classes_that_are_named_alike_stay_apart(case, score, capsys):
+    case("duplicate_class_names")
+    assert score("p.json")["classes"].keys() == {"thing (id 1)", "thing (id 2)"}
+    assert run(["data", "stats", "gt.json", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == {"thing (id 1)": 1, "thing (id 2)": 1}
+
+
+@maker
+def predict_then_eval(folder: Path) -> None:
+    """Predictions of a call with a folder, and of one inside it."""
+    for name, below in (("found", "set/val/"), ("found2", "")):
+        found = coco([image(name=f"{below}000000.png")], [detection(BOX, id=1)])
+        write(folder / name / "predictions.coco.json", found)
+
+
+@pytest.mark.parametrize("name", ["found", "found2"])
+def test_predictions_are_matched_whatever_the_folder_in_their_names(case, score, told, tmp_path, name):
+    case("predict_then_eval")
+    found = read(f"{name}/predictions.coco.json")
+    images = [each | {"file_name": Path(each["file_name"]).name} for each in found["images"]]
+    for each in images:
+        picture(tmp_path / "set/val" / each["file_name"], (each["width"], each["height"]))
+    keep = ("id", "image_id", "category_id", "bbox", "area", "segmentation")
+    objects = [{key: each[key] for key in keep if key in each} for each in found["annotations"]]
+    write(
+        tmp_path / "set/annotations/val.json",
+        {"images": images, "annotations": objects} | {"categories": found["categories"]},
+    )
+    there = tmp_path / "elsewhere"  # so that the names do not lead to the files
+    there.mkdir()
+    paths = [str(tmp_path / each) for each in (f"{name}/predictions.coco.json", "set/annotations/val.json", "set/val")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(there)
+        assert score(paths[0], paths[1], "--images", paths[2])["metrics"]["val/mask_ap"] == pytest.approx(1.0)
+        if name == "found":
+            shutil.move(tmp_path / "set/val", tmp_path / "set/train")
+            code, said = told("eval", paths[0], "--data", paths[1], "--images", str(tmp_path / "set/train"))
+            assert code == 3
+            assert "'set/val/000000.png'" in said
+            assert "file name" in said
+
+
+def test_categories_of_results_are_matched_by_name(score, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "a.png")
+    write(tmp_path / "gt.json", coco([image()], [annotation(), annotation(2, OTHER, category_id=2)], ("cat", "dog")))
+    found = coco(
+        [image()], [detection(BOX, id=1, category_id=2), detection(OTHER, id=2, category_id=1)], ("dog", "cat")
+    )
+    write(tmp_path / "found.json", found)
+    assert score(str(tmp_path / "found.json"), str(tmp_path / "gt.json"))["metrics"]["val/mask_ap"] == pytest.approx(
+        1.0
+    )
