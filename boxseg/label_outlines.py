@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from boxseg.config import MAX_ENLARGEMENT
 from boxseg.errors import ShapeError
 from boxseg.label_cut import Cut, cut_by_colors
-from boxseg.label_quality import expect_iou, expect_iou_of_clean, measure
+from boxseg.label_quality import Evidence, expect_iou, expect_iou_of_clean, measure
 from boxseg.ops.pixels import (
     STEPS,
     BoolArray,
@@ -99,13 +99,14 @@ def find_outline(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | N
     network = None if soft is None else resize(soft.astype(np.float32), work_size)
     lab = to_lab(resize(picture, work_size))
     color = sort_colors(lab)
-    settled = _find_probs(lab, color, work_box, network, cut)
-    probs = _reach_the_sides(settled, pixels_of_box(work_box, work_size))
+    evidence = _weigh(lab, color, work_box, network, cut)
+    probs = _reach_the_sides(evidence.settled, pixels_of_box(work_box, work_size))
     at_image = resize(probs, size) * inside
     mask = cut.mask if cut.is_clean else at_image > 0.5
     if not mask.any():
         return Outline(inside, at_image, 0.0, False, {})
-    measures = measure(mask, settled, work_box, side=float(max(box[2] - box[0], box[3] - box[1])))
+    side = float(max(box[2] - box[0], box[3] - box[1]))
+    measures = measure(mask, evidence, work_box, soft=network, image_side=side)
     told = expect_iou_of_clean(cut) if cut.is_clean else expect_iou(measures, with_network=soft is not None)
     return Outline(mask, at_image, told, cut.is_clean, measures)
 
@@ -119,8 +120,8 @@ def _check(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None) -
         raise ShapeError(f"soft has shape {soft.shape}; a map (h, w) is needed")
 
 
-def _find_probs(lab: FloatArray, color: ColorArray, box: FloatArray, soft: FloatArray | None, cut: Cut) -> FloatArray:
-    """Probability (h, w) of each pixel to be of the object: place in the box, network, colours and edges together."""
+def _weigh(lab: FloatArray, color: ColorArray, box: FloatArray, soft: FloatArray | None, cut: Cut) -> Evidence:
+    """Place in the box, network, colours and edges together."""
     inside = pixels_of_box(box, color.shape)
     prior = _prior_of_place(box, color.shape)
     prior += CUT * _trust(cut) * (2 * resize(cut.mask.astype(np.float32), color.shape) - 1)
@@ -134,7 +135,8 @@ def _find_probs(lab: FloatArray, color: ColorArray, box: FloatArray, soft: Float
         ratio = _color_ratio(color, probs, inside)
         pull = SMOOTHING * _sum_of_neighbours(2 * probs - 1, weights)
         probs = _sigmoid(prior + COLOR * ratio[color] + pull) * inside
-    return probs
+    ratio = _color_ratio(color, probs, inside)
+    return Evidence(probs, _sigmoid(prior + COLOR * ratio[color]) * inside, ratio[color] > 0)
 
 
 def _trust(cut: Cut) -> float:
