@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
-from boxseg.data.windows import Window
 from boxseg.errors import ShapeError
 from boxseg.label_maps import UNKNOWN, CloseUp, SoftMask, close_up, find_soft_masks
-from boxseg.label_outlines import Outline, find_outline
+from boxseg.label_outlines import find_outline
 from boxseg.ops.boxes import box_area, box_iou
 from boxseg.ops.masks import pixels_inside, tight_boxes
 from boxseg.predict import Predictor, read_image
@@ -108,7 +107,6 @@ def _assemble(sample: Sample, rows: Sequence[int], found: Sequence[tuple[CloseUp
     """The masks of an image from the maps of its close-ups."""
     masks = pixels_inside(sample.boxes, (sample.image.shape[1], sample.image.shape[2]))
     quality, counts = torch.zeros(len(masks)), torch.zeros(len(masks), dtype=torch.int64)
-    outlines: dict[int, tuple[Window, Outline]] = {}
     for row, (looked_at, soft_mask) in zip(rows, found, strict=True):
         window = looked_at.window
         rows_of, columns = window.rows_and_columns
@@ -121,29 +119,7 @@ def _assemble(sample: Sample, rows: Sequence[int], found: Sequence[tuple[CloseUp
         masks[row] = False
         masks[row, rows_of, columns] = torch.from_numpy(outline.mask)
         quality[row], counts[row] = outline.quality, soft_mask.num_candidates
-        outlines[row] = (window, outline)
-    quality = quality * (1 - clash(masks, quality > 0) / 2).sqrt()
-    for label in set(sample.labels.tolist()) - {UNKNOWN}:  # a part of a thing may have a class of its own
-        _settle(masks, {row: each for row, each in outlines.items() if sample.labels[row] == label})
-    return BoxLabels(masks, quality, counts)
-
-
-def _settle(masks: Tensor, outlines: dict[int, tuple[Window, Outline]]) -> None:
-    """Give each pixel that masks (N, h, w) of one class share to the most probable one; no mask gets empty by it."""
-    shared = masks[list(outlines)].sum(dim=0) > 1
-    if not bool(shared.any()):
-        return
-    highest = torch.zeros(shared.shape)
-    claims = {}
-    for row, (window, outline) in outlines.items():
-        place = window.rows_and_columns
-        claims[row] = torch.from_numpy(outline.probs) * masks[(row, *place)]
-        highest[place] = highest[place].maximum(claims[row])
-    for row, (window, _) in outlines.items():
-        place = window.rows_and_columns
-        kept = masks[(row, *place)] & (~shared[place] | (claims[row] >= highest[place]))
-        if bool(kept.any()):
-            masks[(row, *place)] = kept
+    return BoxLabels(masks, quality * (1 - clash(masks, quality > 0) / 2).sqrt(), counts)
 
 
 def fit(masks: Tensor, boxes: Tensor) -> Tensor:

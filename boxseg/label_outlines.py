@@ -58,8 +58,6 @@ class Outline:
 
     mask: BoolArray
     """(h, w), pixels of the picture whose middle lies in the box; empty only for a box without area."""
-    probs: FloatArray
-    """(h, w) in [0, 1], probability of each pixel of the picture to be of the object; 0 outside the box."""
     quality: float
     """Expected IoU with a mask drawn by hand, in [0, 1]; 0 for a box without area, and where the box is the mask for
     want of another."""
@@ -89,7 +87,7 @@ def find_outline(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | N
     size = (image.shape[1], image.shape[2])
     inside = pixels_of_box(box, size)
     if not inside.any():
-        return Outline(inside, inside.astype(np.float32), 0.0, False, {})
+        return Outline(inside, 0.0, False, {})
     picture = np.ascontiguousarray(image.transpose(1, 2, 0))
     cut = cut_by_colors(picture, box)
 
@@ -101,14 +99,13 @@ def find_outline(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | N
     color = sort_colors(lab)
     evidence = _weigh(lab, color, work_box, network, cut)
     probs = _reach_the_sides(evidence.settled, pixels_of_box(work_box, work_size))
-    at_image = resize(probs, size) * inside
-    mask = cut.mask if cut.is_clean else at_image > 0.5
+    mask = cut.mask if cut.is_clean else (resize(probs, size) > 0.5) & inside
     if not mask.any():
-        return Outline(inside, at_image, 0.0, False, {})
+        return Outline(inside, 0.0, False, {})
     side = float(max(box[2] - box[0], box[3] - box[1]))
     measures = measure(mask, evidence, work_box, soft=network, image_side=side)
     told = expect_iou_of_clean(cut) if cut.is_clean else expect_iou(measures, with_network=soft is not None)
-    return Outline(mask, at_image, told, cut.is_clean, measures)
+    return Outline(mask, told, cut.is_clean, measures)
 
 
 def _check(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None) -> None:

@@ -185,22 +185,3 @@ def test_close_ups_that_do_not_fit_in_memory_together_are_looked_at_in_parts(pre
     found = label_boxes(predictor, image, boxes)
     assert seen == [1] * 6
     assert torch.equal(found.mask, together.mask)
-
-
-def test_a_pixel_that_two_masks_of_a_class_claim_goes_to_the_more_probable_one(predictor, image):
-    boxes = torch.tensor([[4.0, 6, 40, 50], [20, 10, 60, 60]])
-    apart = [label_boxes(predictor, image, boxes, torch.tensor(labels)).mask for labels in ([0, 1], [1, 0])]
-    free = label_boxes(predictor, image, boxes)  # of any class: both keep what they claim
-    assert (free.mask[0] & free.mask[1]).any()
-    for masks in apart:
-        assert (masks[0] & masks[1]).any()
-    same = label_boxes(predictor, image, boxes, torch.tensor([0, 0])).mask
-    assert not (same[0] & same[1]).any()
-    assert same.flatten(1).any(dim=1).all()
-
-
-def test_two_boxes_of_one_place_keep_the_same_mask(predictor, image):
-    boxes = torch.tensor([[4.0, 6, 40, 50]]).repeat(2, 1)
-    masks = label_boxes(predictor, image, boxes, torch.tensor([0, 0])).mask
-    assert torch.equal(masks[0], masks[1])
-    assert masks[0].any()
