@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,8 @@ from boxseg.label_sources import BatchSource
 from boxseg.ops.masks import pixels_inside
 from boxseg.predict import in_batches
 from boxseg.structures import Sample
+
+logger = logging.getLogger(__name__)
 
 LABELS, POLYGONS, JOURNAL = "labels.coco.json", "labels.polygons.json", "labels.jsonl"
 """Names of the files of an output folder; the last is what is done so far, one line per image."""
@@ -219,13 +222,17 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
 
 
 def write_yolo_beside(content: dict[str, Any], images: Path, folder: Path) -> None:
-    """Write `folder/yolo` anew (see `write_yolo`), beside and renamed."""
+    """Write `folder/yolo` anew (see `write_yolo`), beside and renamed; without it where names are not fit for YOLO."""
     for left in folder.glob(".yolo-*"):  # by a kill
         shutil.rmtree(left, ignore_errors=True)
     with TemporaryDirectory(dir=folder, prefix=".yolo-") as scratch:
-        write_yolo(content, images, Path(scratch) / "yolo")
+        try:
+            write_yolo(content, images, Path(scratch) / "yolo")
+        except DataError as error:
+            logger.warning("%s is left out: %s", folder / "yolo", error)
         shutil.rmtree(folder / "yolo", ignore_errors=True)
-        (Path(scratch) / "yolo").rename(folder / "yolo")
+        if (Path(scratch) / "yolo/data.yaml").exists():  # it is written last
+            (Path(scratch) / "yolo").rename(folder / "yolo")
 
 
 def _add_label(annotation: dict[str, Any], label: dict[str, Any]) -> None:

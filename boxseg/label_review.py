@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from boxseg.data.checks import is_inside, read_well_formed, read_whole
+from boxseg.data.checks import read_well_formed, read_whole
 from boxseg.data.coco import read_image
+from boxseg.data.file_names import is_inside
 from boxseg.data.masks import decode_segmentation
 from boxseg.data.reading import read_json
 from boxseg.engine.panels import crop_around, scale_picture, tint_masks

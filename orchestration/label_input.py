@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from boxseg.config import CocoSource
-from boxseg.data.checks import read_well_formed
+from boxseg.data.checks import check_entries, read_well_formed
 from boxseg.data.classes import require_shared_class
 from boxseg.data.image_files import require_some_image
+from boxseg.data.odd_entries import LISTED_ONCE
 from boxseg.data.reading import plain_file
 from boxseg.data.segmentations import MASKS_RULE
 from boxseg.engine.checkpoint import load_about
-from boxseg.errors import ConfigError
+from boxseg.errors import ConfigError, DataError
 from orchestration.find_runs import find_trained
+
+logger = logging.getLogger(__name__)
 
 OF_FILE = "file:"
 SOURCES = ("run", "grabcut", "box")
 
 
-def read_data(source: CocoSource) -> list[str]:
-    """Names of the classes of a data set.
+def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
+    """Names of the classes of a data set; what is odd about its entries is logged.
+
+    Args:
+        source: Images and annotation file.
+        to_evaluate: Whether its masks are what others are measured with.
 
     Raises:
-        DataError: the annotation file is damaged.
+        DataError: the annotation file is damaged, or lists a file twice.
         ConfigError: none of its images is in the folder.
     """
     content = read_well_formed(source.annotations, whole=False)
     require_some_image(source, content["images"])
+    for fault in check_entries(source.annotations, training=not to_evaluate):
+        if fault.fatal and fault.rule == LISTED_ONCE:
+            raise DataError(str(fault))
+        logger.warning("%s", fault)
     return [category["name"] for category in sorted(content["categories"], key=lambda category: category["id"])]
 
 

@@ -9,38 +9,26 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from boxseg.config import CocoSource
 from boxseg.data.faults import Fault, count_faults, first_of_each_kind
+from boxseg.data.odd_entries import FIX_IN_FILE, TOLERANCE_PX, crowd_faults, evaluation_faults, mask_faults, name_faults
+from boxseg.data.picture_checks import picture_faults
 from boxseg.data.reading import (
-    COLOURS,
     DOES_NOT_EXIST,
-    IMAGE_RULE,
-    NO_COLOURS,
     UnreadableError,
     is_float,
     is_whole,
     read_json,
-    read_picture,
 )
-from boxseg.data.segmentations import KINDS, MAX_PIXELS, MAX_SIDE_PX, find_problem
+from boxseg.data.segmentations import MAX_PIXELS, MAX_SIDE_PX, find_extent, find_problem
 from boxseg.errors import DataError
 
-TOLERANCE_PX = 1.0
-"""A box may reach this far beyond its image: annotation tools round outward."""
 SHOWN_FAULTS = 5
-IMAGE_THREADS = 8
-JPEG_END = b"\xff\xd9"
-PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-EXIF_ORIENTATION = 0x0112
 
-FIX_IN_FILE = "fix or remove it in the file"
 COCO_RULE = "a COCO instance file is one object with the lists images, annotations and categories"
 FILE_RULE = "a data source needs its COCO annotation file"
 MASKS_RULE = "data.use_masks: where_present needs some (a supervised twin needs all)"
@@ -91,7 +79,9 @@ def require_usable(source: CocoSource, training: bool, use_masks: bool = False) 
     return faults
 
 
-def check_source(source: CocoSource, *, training: bool, use_masks: bool = False, decode: bool = False) -> list[Fault]:
+def check_source(
+    source: CocoSource, *, training: bool, use_masks: bool = False, decode: bool = False, look_at_masks: bool = False
+) -> list[Fault]:
     """Everything that is wrong with a data set, in the order annotation file, annotations, images.
 
     Args:
@@ -100,27 +90,51 @@ def check_source(source: CocoSource, *, training: bool, use_masks: bool = False,
         use_masks: Training uses drawn masks, so there must be some.
         decode: Decode every image in full. Otherwise the header is read and the end marker looked for, and only
             suspicious files are decoded.
+        look_at_masks: Tell what is wrong with masks also where nobody needs them; that makes the set no less usable.
 
     Returns:
         Faults, the first few of each kind, of which the last has the number of the others; empty for a sound data set.
-        Crowd annotations are none, and their boxes are not looked at.
+        Boxes of crowd annotations are not looked at.
     """
     needs_masks = use_masks or not training
-    content = _load(source.annotations, _with_mask_problem if needs_masks else _without_mask)
+    path = source.annotations
+    content = _load(path, _with_mask_problem if needs_masks or look_at_masks else _without_mask)
     if isinstance(content, Fault):
         return [content]
-    malformed = first_of_each_kind(_format_faults(source.annotations, content))
+    malformed = first_of_each_kind(_format_faults(path, content))
     if malformed:
         return malformed
     return first_of_each_kind(
         itertools.chain(
-            _duplicate_faults(source.annotations, content),
-            _annotation_faults(source.annotations, content),
-            _amount_faults(source.annotations, content, training=training, use_masks=use_masks),
-            _mask_faults(source.annotations, content) if needs_masks else (),
-            _image_faults(source.images, content["images"], decode=decode),
+            _duplicate_faults(path, content),
+            _amount_faults(path, content, training=training, use_masks=use_masks),
+            _entry_faults(path, content, training=training, needs_masks=needs_masks),
+            picture_faults(source.images, content["images"], decode=decode),
         )
     )
+
+
+def check_entries(path: Path, *, training: bool) -> list[Fault]:
+    """What is wrong with well-formed entries of a COCO file, by themselves: pictures are not looked at.
+
+    Args:
+        path: COCO instances, see `read_well_formed`.
+        training: False: masks are needed, to evaluate with.
+
+    Raises:
+        DataError: the file is missing, not JSON, or has not the three lists.
+    """
+    content = _require(_load(path, _without_mask if training else _with_mask_problem))
+    return first_of_each_kind(_entry_faults(path, content, training=training, needs_masks=not training))
+
+
+def _entry_faults(path: Path, content: dict[str, Any], *, training: bool, needs_masks: bool) -> Iterator[Fault]:
+    yield from _annotation_faults(path, content)
+    yield from mask_faults(path, content, fatal=needs_masks)
+    yield from name_faults(path, content)
+    yield from crowd_faults(path, content)
+    if not training:
+        yield from evaluation_faults(path, content)
 
 
 def read_annotations(path: Path, *, keep_masks: bool = False) -> dict[str, Any]:
@@ -162,13 +176,6 @@ def read_well_formed(path: Path, *, whole: bool = True, unlisted: bool = False) 
     return content
 
 
-def is_inside(file_name: str) -> bool:
-    """Whether a file name of an annotation file stays inside the image folder: relative, and never upwards."""
-    parts = re.split(r"[\\/]", file_name)
-    anchored = parts[0] == "" or re.fullmatch(r"[A-Za-z]:", parts[0]) is not None
-    return not anchored and ".." not in parts and "\0" not in file_name
-
-
 def _require(content: dict[str, Any] | Fault) -> dict[str, Any]:
     if isinstance(content, Fault):
         raise DataError(str(content))
@@ -207,20 +214,9 @@ def _with_mask_problem(entry: dict[str, Any]) -> dict[str, Any]:
     if segmentation:
         entry["mask_problem"] = find_problem(segmentation)
         entry["mask_size"] = segmentation.get("size") if isinstance(segmentation, dict) else None
+        entry["mask_extent"] = None if entry["mask_problem"] else find_extent(segmentation)
+        entry["mask_is_polygons"] = isinstance(segmentation, list)
     return _without_mask(entry)
-
-
-def _mask_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
-    """Masks that cannot be decoded, or were made for an image of another size."""
-    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
-    for annotation in content["annotations"]:
-        problem, made_for = annotation.get("mask_problem"), annotation.get("mask_size")
-        size = sizes.get(annotation["image_id"], made_for)
-        if problem is None and made_for is not None and made_for != size:
-            problem = f"has a mask of {made_for[1]} x {made_for[0]} px in an image of {size[1]} x {size[0]} px", KINDS
-        if problem is not None:
-            value, rule = problem
-            yield Fault(path, value, rule, FIX_IN_FILE, image_id=annotation["image_id"], annotation_id=annotation["id"])
 
 
 def _format_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
@@ -304,7 +300,9 @@ def _amount_faults(path: Path, content: dict[str, Any], *, training: bool, use_m
         yield Fault(path, "lists no images", "a data set needs at least one", "name another file")
     elif not instances:
         rule = f"{'training' if training else 'evaluation'} needs at least one"
-        yield Fault(path, "has no boxes that are not crowds", rule, "name another file")
+        crowds = len(content["annotations"])
+        or_else = f"set iscrowd to 0 in those of its {crowds} crowds that are one object, or " if crowds else ""
+        yield Fault(path, "has no boxes that are not crowds", rule, f"{or_else}name another file")
     without_mask = sum(not annotation.get("has_mask") for annotation in instances)
     found = f"has no mask for {without_mask} of {len(instances)} annotations"
     if not training and without_mask:
@@ -313,58 +311,3 @@ def _amount_faults(path: Path, content: dict[str, Any], *, training: bool, use_m
         yield Fault(path, found, MASKS_RULE, MASKS_WAY_OUT)
     elif training and use_masks and without_mask:
         yield Fault(path, found, "those boxes teach without one", "add `segmentation`, or leave it so", fatal=False)
-
-
-def _image_faults(folder: Path, images: list[dict[str, Any]], *, decode: bool) -> Iterator[Fault]:
-    if images and not folder.is_dir():
-        yield Fault(folder, "is not a folder", "a data source needs its folder of images", "correct the path")
-        return
-    with ThreadPoolExecutor(IMAGE_THREADS) as pool:
-        faults = pool.map(lambda image: image_fault(folder, image, decode=decode), images)
-        yield from (fault for fault in faults if fault is not None)
-
-
-def image_fault(folder: Path, image: dict[str, Any], *, decode: bool) -> Fault | None:
-    image_id, name = image["id"], image["file_name"]
-    if not is_inside(name):
-        rule = "file names are relative to the image folder and stay inside"
-        return Fault(folder, f"has file name {name!r}", rule, "correct the name in the file", image_id=image_id)
-    path = folder / name
-    try:
-        found = read_picture(path, lambda picture: _picture_problem(path, image, picture, decode=decode))
-    except UnreadableError as error:
-        if error.value == DOES_NOT_EXIST:
-            return Fault(path, error.value, "every listed image needs its file", "add or unlist it", image_id=image_id)
-        return Fault(path, error.value, IMAGE_RULE, error.way_out, image_id=image_id)
-    return None if found is None else Fault(path, *found, image_id=image_id)
-
-
-def _picture_problem(
-    path: Path, image: dict[str, Any], picture: Image.Image, *, decode: bool
-) -> tuple[str, str, str] | None:
-    """(value, rule, way out) of a picture that is not as listed, or whose pixels are not colours."""
-    if picture.size != (image["width"], image["height"]):
-        return _size_mismatch(image, picture)
-    if picture.mode in NO_COLOURS:
-        return NO_COLOURS[picture.mode], *COLOURS
-    if decode or not _has_end(path, picture.format or ""):
-        picture.load()
-    return None
-
-
-def _size_mismatch(image: dict[str, Any], picture: Image.Image) -> tuple[str, str, str]:
-    way_out = "correct width and height, and the boxes with them, or replace the file"
-    if picture.getexif().get(EXIF_ORIENTATION, 1) > 4:
-        way_out = "the file asks viewers to rotate it by EXIF, which is ignored here: store it rotated"
-    listed = f"{image['width']} x {image['height']}"
-    found = f"is {picture.width} x {picture.height} px, but the annotation file says {listed}"
-    return found, "boxes refer to the stored pixels", way_out
-
-
-def _has_end(path: Path, kind: str) -> bool:
-    """Whether the file ends with its format's end marker; True for formats without one."""
-    marker = {"JPEG": JPEG_END, "MPO": JPEG_END, "PNG": PNG_END}.get(kind, b"")
-    with path.open("rb") as file:
-        file.seek(0, 2)
-        file.seek(max(file.tell() - len(marker), 0))
-        return file.read() == marker

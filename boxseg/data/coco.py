@@ -22,7 +22,8 @@ from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from boxseg.config import CocoSource
-from boxseg.data.checks import MASKS_RULE, MASKS_WAY_OUT, is_inside, read_annotations, read_well_formed
+from boxseg.data.checks import MASKS_RULE, MASKS_WAY_OUT, read_annotations, read_well_formed
+from boxseg.data.file_names import is_inside
 from boxseg.data.masks import decode_segmentation, encode_segmentation
 from boxseg.data.reading import (
     COLOURS,

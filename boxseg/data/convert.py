@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from boxseg.data.checks import is_inside, read_whole
+from boxseg.data.checks import read_whole
 from boxseg.data.coco_split import CocoSplit
+from boxseg.data.file_names import is_inside
 from boxseg.data.fix import clean_content
 from boxseg.data.matlab import StructureReader
 from boxseg.data.reading import UnreadableError, read_bytes, read_picture

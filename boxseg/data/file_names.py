@@ -10,6 +10,13 @@ from pathlib import PurePosixPath
 from urllib.parse import unquote
 
 
+def is_inside(file_name: str) -> bool:
+    """Whether a file name of an annotation file stays inside the image folder: relative, and never upwards."""
+    parts = re.split(r"[\\/]", file_name)
+    anchored = parts[0] == "" or re.fullmatch(r"[A-Za-z]:", parts[0]) is not None
+    return not anchored and ".." not in parts and "\0" not in file_name
+
+
 def plain_name(name: str) -> str:
     """A file name as this system writes it: with `/`, without `.` and without what stands before `?d=` of a URL."""
     inner = name.rsplit("?d=", 1)[-1]

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from boxseg.config import CocoSource
-from boxseg.data.checks import is_inside, read_well_formed
+from boxseg.data.checks import read_well_formed
+from boxseg.data.file_names import is_inside
 from boxseg.data.reading import UnreadableError, read_picture
 from boxseg.errors import DataError
 

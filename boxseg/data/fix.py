@@ -13,7 +13,9 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from boxseg.config import CocoSource
-from boxseg.data.checks import REQUIRED_KEYS, RULES, image_fault, is_inside, read_whole
+from boxseg.data.checks import REQUIRED_KEYS, RULES, read_whole
+from boxseg.data.file_names import is_inside
+from boxseg.data.picture_checks import image_fault
 from boxseg.errors import DataError
 from boxseg.files import naming_storage_faults, write_atomic
 
@@ -97,7 +99,8 @@ def _keep_image(image: dict[str, Any], folder: Path, output: Path, done: Counter
     if not is_inside(name) or os.path.lexists(target):
         done["images left out: name leads out of the folder or occurs before"] += 1
         return False
-    is_sound = image_fault(folder, image, decode=True) is None
+    fault = image_fault(folder, image, decode=True)
+    is_sound = fault is None or not fault.fatal
     turned = None if is_sound else _rotated(folder / name, (image["width"], image["height"]))
     if not is_sound and turned is None:
         done["images left out: missing, damaged or of another size"] += 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from boxseg.config import CocoSource
-from boxseg.data.checks import is_inside
+from boxseg.data.file_names import is_inside
 from boxseg.errors import ConfigError
 
 IMAGE_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})

@@ -25,6 +25,28 @@ Problem = tuple[str, str]
 """What was found, the predicate of a sentence, and the rule that it breaks."""
 
 
+Extent = tuple[float, float, float, float]
+"""x1 y1 x2 y2 in pixels."""
+
+
+def find_extent(segmentation: Any) -> Extent | None:
+    """The box around a segmentation in which `find_problem` finds nothing; None for run lengths without a pixel."""
+    if isinstance(segmentation, list):
+        points = np.concatenate([np.asarray(polygon, dtype=np.float64) for polygon in segmentation])
+        x, y = points[0::2], points[1::2]
+        return float(x.min()), float(y.min()), float(x.max()), float(y.max())
+    height, runs = segmentation["size"][0], read_runs(segmentation["counts"])
+    ends = runs.cumsum()
+    filled = np.flatnonzero(runs[1::2]) * 2 + 1
+    if not len(filled):
+        return None
+    first, last = ends[filled] - runs[filled], ends[filled] - 1
+    rows, columns = (first % height, last % height), (first // height, last // height)
+    is_whole = bool((columns[0] != columns[1]).any())  # a run goes on in the next column
+    top, bottom = (0, height) if is_whole else (int(rows[0].min()), int(rows[1].max()) + 1)
+    return float(columns[0].min()), float(top), float(columns[1].max() + 1), float(bottom)
+
+
 def find_problem(segmentation: Any, size: tuple[int, int] | None = None) -> Problem | None:
     """What keeps a COCO segmentation (polygons, counts, or compressed counts) from being decoded.
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from boxseg.data.checks import is_inside
 from boxseg.data.coco_split import CocoSplit
+from boxseg.data.file_names import is_inside
 from boxseg.data.image_files import image_files
 from boxseg.data.masks import decode_segmentation
 from boxseg.data.outlines import find_polygons, join_polygons

@@ -55,7 +55,7 @@ def check(
     if fix is not None:
         sources = {split: _fix(source, fix if len(sources) == 1 else fix / split) for split, source in sources.items()}
     for split, source in sources.items():
-        faults.extend(check_source(source, training=split == "train", decode=decode))
+        faults.extend(check_source(source, training=split == "train", decode=decode, look_at_masks=True))
     errors, warnings = (count_faults(faults, fatal=fatal) for fatal in (True, False))
     misfits = [] if errors or target.suffix == ".json" else _misfits(target)
     if as_json:
@@ -201,8 +201,9 @@ def export(
     A segmenter would learn that an object without a mask is background. A mask that `boxseg label` made and that is no
     more than its box is left out, unless it was accepted.
     """
-    from boxseg.data.checks import image_fault, read_well_formed
+    from boxseg.data.checks import read_well_formed
     from boxseg.data.good_masks import Wanted, find_good_masks
+    from boxseg.data.picture_checks import image_fault
     from boxseg.data.reading import DOES_NOT_EXIST
 
     source = find_source(target, images)
@@ -210,7 +211,7 @@ def export(
     good = find_good_masks(read_well_formed(target), wanted, target)
     for image in good.content["images"]:
         fault = image_fault(source.images, image, decode=False)
-        if fault is not None and fault.value != DOES_NOT_EXIST:
+        if fault is not None and fault.fatal and fault.value != DOES_NOT_EXIST:
             raise DataError(str(fault))
     if output.exists():
         raise ConfigError(f"--output {output}: is there already; name another folder, or remove it")
@@ -303,7 +304,8 @@ def _refuse_folder(path: Path) -> None:
 def find_source(annotations: Path, images: Path | None) -> CocoSource:
     """An annotation file and its images: in the named folder, or else where the first image is that the file names."""
     from boxseg.config import CocoSource
-    from boxseg.data.checks import is_inside, read_annotations
+    from boxseg.data.checks import read_annotations
+    from boxseg.data.file_names import is_inside
 
     _refuse_folder(annotations)
     if images is not None:

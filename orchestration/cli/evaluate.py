@@ -43,7 +43,7 @@ def evaluate(
 
     found_data = find_source(data, images)
     names = [run] if against is None else [against, run]  # a file that cannot be read is told at once
-    check_detections(names, classes=read_data(found_data), data=data, storage=storage)
+    check_detections(names, classes=read_data(found_data, to_evaluate=True), data=data, storage=storage)
 
     from boxseg.data.coco import CocoBoxes
     from boxseg.engine.pictures import draw_worst

@@ -13,6 +13,7 @@ from boxseg.data.coco import CocoBoxes
 from boxseg.data.masks import decode_segmentation
 from boxseg.errors import ConfigError, DataError
 from boxseg.label_data import JOURNAL, Journal, label_images, write_labels
+from boxseg.label_maps import UNKNOWN
 from boxseg.label_sources import one_by_one
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
@@ -170,7 +171,7 @@ def test_classes_are_matched_by_name(data, trained_run, monkeypatch, tmp_path):
         )
     )
     expected = torch.cat([renamed[index].labels for index in range(len(renamed))])
-    assert seen == torch.where(expected == 0, label_sources.UNKNOWN, expected).tolist()
+    assert seen == torch.where(expected == 0, UNKNOWN, expected).tolist()
 
 
 def test_results_of_another_tool_are_matched_by_their_boxes(data, tmp_path):

@@ -254,3 +254,162 @@ def test_categories_of_results_are_matched_by_name(score, tmp_path, monkeypatch)
     assert score(str(tmp_path / "found.json"), str(tmp_path / "gt.json"))["metrics"]["val/mask_ap"] == pytest.approx(
         1.0
     )
+
+
+@maker
+def crowd_flag_on_all_masks(folder: Path) -> None:
+    picture(folder / "a.png")
+    brush = {"iscrowd": 1, "segmentation": {"counts": [0, 48 * 64], "size": [48, 64]}}
+    objects = [annotation(), annotation(2, OTHER), annotation(3, **brush), annotation(4, OTHER, **brush)]
+    write(folder / "instances_default.json", coco([image()], objects))
+
+
+def test_crowd_flags_on_single_objects_are_told(case, told):
+    case("crowd_flag_on_all_masks")
+    name = "instances_default.json"
+    for words in (("data", "check", name), ("label", name, "--source", "box", "--output", "out")):
+        code, said = told(*words)
+        assert code == 0
+        assert "2 of 4 masks marked as crowds (iscrowd 1)" in said
+    content = read("instances_default.json")
+    write(Path("all.json"), content | {"annotations": [each | {"iscrowd": 1} for each in content["annotations"]]})
+    code, said = told("data", "check", "all.json")
+    assert code == 3
+    assert "set iscrowd to 0 in those of its 4 crowds" in said
+
+
+def test_classes_that_are_named_alike_are_told(case, told):
+    case("duplicate_class_names")
+    code, said = told("data", "check", "gt.json", "--for", "val")
+    assert code == 0
+    assert "names categories 1, 2 alike: 'thing'" in said
+
+
+@maker
+def export_counts_masks_it_does_not_write(folder: Path) -> None:
+    picture(folder / "a.png")
+    shares = [[0.47, 0.125, 0.78, 0.125, 0.78, 0.41]]
+    objects = [
+        annotation(segmentation=polygon([40, 30, 10, 10])),
+        annotation(2, OTHER, segmentation=shares),
+        annotation(3, OTHER, segmentation=polygon([200, 200, 20, 20])),
+    ]
+    write(folder / "gt.json", coco([image()], objects))
+
+
+def test_masks_away_from_their_box_or_image_or_in_shares_are_told_and_not_exported(case, told):
+    case("export_counts_masks_it_does_not_write")
+    code, said = told("data", "check", "gt.json", "--for", "val")
+    assert code == 3
+    for which in ("away from its bbox [4, 4, 16, 12]", "look like shares", "outside its image of 64 x 48 px"):
+        assert which in said
+    assert told("data", "check", "gt.json")[0] == 0  # boxes alone can be trained on
+    assert "3 warnings" in told("data", "check", "gt.json")[1]
+    assert told("data", "export", "gt.json", "--to", "yolo", "--output", "exp")[0] == 3
+    assert not Path("exp").exists()
+
+
+@maker
+def jpeg_damaged_with_end_marker(folder: Path) -> None:
+    picture(folder / "whole.jpg", (128, 96), quality=90)
+    data = (folder / "whole.jpg").read_bytes()
+    (folder / "half_with_end.jpg").write_bytes(data[: len(data) // 2] + b"\xff\xd9")
+    third = len(data) // 3
+    (folder / "zeros_inside.jpg").write_bytes(data[:third] + bytes(third) + data[2 * third :])
+    names = ("half_with_end.jpg", "zeros_inside.jpg")
+    images = [image(number, name, width=128, height=96) for number, name in enumerate(names, 1)]
+    write(folder / "gt.json", coco(images, [annotation(number, image_id=number, masked=False) for number in (1, 2)]))
+
+
+def test_damage_within_a_jpeg_is_found_by_decoding(case, told):
+    case("jpeg_damaged_with_end_marker")
+    code, said = told("data", "check", "gt.json", "--decode", "--json")
+    assert code == 3
+    assert said.count("is damaged") == 2
+    picture(Path("half_with_end.jpg"), (128, 96))
+    picture(Path("zeros_inside.jpg"), (128, 96), progressive=True)
+    assert told("data", "check", "gt.json", "--decode")[0] == 0
+
+
+@maker
+def label_same_stem(folder: Path) -> None:
+    for name in ("a.png", "a.jpg"):
+        picture(folder / name)
+    objects = [annotation(masked=False), annotation(2, image_id=2, masked=False)]
+    write(folder / "gt.json", coco([image(), image(2, "a.jpg")], objects))
+
+
+def test_names_that_differ_in_their_ending_cost_the_yolo_folder_alone(case, told):
+    case("label_same_stem")
+    code, said = told("data", "check", "gt.json")
+    assert (code, "a.png and a.jpg" in said) == (0, True)
+    code, said = told("label", "gt.json", "--source", "box", "--output", "out", "--review")
+    assert code == 0
+    assert said.index("a.png and a.jpg") >= 0
+    assert len(read("out/labels.coco.json")["annotations"]) == 2
+    assert len(read("out/labels.polygons.json")["annotations"]) == 2
+    assert Path("out/review/index.html").exists()
+    assert not Path("out/yolo").exists()
+
+
+@maker
+def windows_file_names(folder: Path) -> None:
+    picture(folder / "images/x.jpg")
+    names = {
+        "backslash": "images\\x.jpg",
+        "backslash_up": "..\\..\\label-studio\\media\\upload\\4\\x.jpg",
+        "url": "/data/local-files/?d=images%5Cx.jpg",
+    }
+    for name, file_name in names.items():
+        write(folder / f"{name}.json", coco([image(name=file_name)], [annotation(masked=False)]))
+
+
+@pytest.mark.parametrize("name", ["backslash", "backslash_up", "url"])
+def test_file_names_of_other_systems_are_told_with_the_file_that_is_there(case, told, name):
+    case("windows_file_names")
+    code, said = told("data", "check", f"{name}.json", "--images", ".")
+    assert code == 3
+    assert "the file 'images/x.jpg' is there" in said
+
+
+def test_a_file_that_is_listed_twice_is_refused(tmp_path, monkeypatch, told):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "a.png")
+    objects = [annotation(masked=False), annotation(2, OTHER, image_id=2, masked=False)]
+    write(tmp_path / "gt.json", coco([image(), image(2, "./a.png")], objects))
+    code, said = told("data", "check", "gt.json")
+    assert (code, "lists the file 'a.png' 2 times" in said) == (3, True)
+    assert told("label", "gt.json", "--source", "box", "--output", "out")[0] == 3
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("turn", [2, 3, 4])
+def test_turns_that_leave_the_size_are_told(tmp_path, monkeypatch, told, turn):
+    monkeypatch.chdir(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    picture(tmp_path / "a.jpg", exif=exif)
+    write(tmp_path / "gt.json", coco([image(name="a.jpg")], [annotation(masked=False)]))
+    code, said = told("data", "check", "gt.json")
+    assert (code, f"EXIF orientation {turn}" in said) == (0, True)
+
+
+@pytest.mark.parametrize("highest", [4095, 200])
+def test_pictures_that_read_as_black_are_told(tmp_path, monkeypatch, told, highest):
+    monkeypatch.chdir(tmp_path)
+    values = np.random.default_rng(0).integers(0, highest, (48, 64)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    write(tmp_path / "gt.json", coco([image()], [annotation(masked=False)]))
+    code, said = told("data", "check", "gt.json")
+    assert (code, "of 255 alone once it is read" in said) == (0, True)
+
+
+def test_more_objects_than_ap_counts_are_told_with_what_they_cost(tmp_path, monkeypatch, told):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "a.png")
+    boxes = [[x, y, 3, 3] for x in range(0, 60, 4) for y in range(0, 44, 4)]
+    write(tmp_path / "gt.json", coco([image()], [annotation(k, box) for k, box in enumerate(boxes, 1)]))
+    write(tmp_path / "p.json", [detection(box) for box in boxes])
+    code, said = told("eval", "p.json", "--data", "gt.json")
+    assert code == 0
+    assert "65 of 165 objects cannot be found, so recall ends at 0.606" in said

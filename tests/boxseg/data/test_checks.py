@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from boxseg.config import CocoSource
-from boxseg.data.checks import check_source, is_inside, require_usable
+from boxseg.data.checks import check_source, require_usable
 from boxseg.data.faults import LISTED_FAULTS, count_faults
+from boxseg.data.file_names import is_inside
 from boxseg.errors import DataError
 
 
