@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boxseg.data.masks import encode_rle
+from boxseg.errors import DataError
 
 
 @dataclass
@@ -78,3 +79,17 @@ def join_splits(splits: Sequence[CocoSplit]) -> CocoSplit:
             for each in split.content["annotations"]
         ]
     return joined
+
+
+def require_objects(splits: Mapping[str, CocoSplit], source: Path) -> None:
+    """Refuse a data set of which nothing was read.
+
+    Raises:
+        DataError: no split has an image, or none has an object.
+    """
+    for group, what in (("images", "image"), ("annotations", "object")):
+        if not any(split.content[group] for split in splits.values()):
+            raise DataError(
+                f"{source}: no {what} could be read of it; a data set has images and objects (see the warnings, and "
+                "check the paths and the format)"
+            )

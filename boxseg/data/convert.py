@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from boxseg.data.coco_split import CocoSplit
 from boxseg.data.file_names import is_inside
 from boxseg.data.fix import clean_content
 from boxseg.data.matlab import StructureReader
+from boxseg.data.mend import Done
 from boxseg.data.reading import UnreadableError, read_bytes, read_picture
 from boxseg.data.segmentations import MAX_SIDE_PX
 from boxseg.data.yolo import convert_yolo, read_listing
@@ -76,14 +76,14 @@ def convert(source: Path, format_name: Format, *, exclude: frozenset[str] = froz
 
 def convert_coco(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
     """COCO: the sound entries with all their fields, boxes cut to their image; what is left out is logged."""
-    content, done = read_whole(source), Counter[str]()
+    content, done = read_whole(source), Done()
 
     def keep(image: dict[str, Any]) -> bool:
         return is_inside(image["file_name"]) and Path(image["file_name"]).stem not in exclude
 
     clean_content(content, done, keep_image=keep)
-    for told, count in done.items():
-        logger.warning("%s: %d %s", source, count, told)
+    for line in done.lines():
+        logger.warning("%s: %s", source, line)
     split = CocoSplit(source.parent, [each["name"] for each in content["categories"]])
     split.content = content
     return {source.stem: split}

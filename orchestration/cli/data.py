@@ -90,8 +90,8 @@ def _fix(source: CocoSource, output: Path) -> CocoSource:
     from boxseg.config import CocoSource
     from boxseg.data.fix import ANNOTATIONS, IMAGES, write_fixed
 
-    for told, count in write_fixed(source, output).items():
-        say(f"{count} {told}")
+    for line in write_fixed(source, output).lines():
+        say(line)
     say(f"cleaned copy: {{images: {output / IMAGES}, annotations: {output / ANNOTATIONS}}}")
     return CocoSource(images=output / IMAGES, annotations=output / ANNOTATIONS)
 
@@ -166,10 +166,12 @@ def import_(
     Of a COCO file the sound entries are taken over with all their fields, and boxes are cut to their image.
     """
     from boxseg.data.checks import read_well_formed
+    from boxseg.data.coco_split import require_objects
     from boxseg.data.convert import convert
 
     listed = [entry for path in exclude or () for entry in read_well_formed(path, whole=False)["images"]]
     splits = convert(source, format_name, exclude=frozenset(Path(entry["file_name"]).stem for entry in listed))
+    require_objects(splits, source)
     if images is not None or format_name == "coco":
         folder = find_source(source, images).images
         for split in splits.values():

@@ -413,3 +413,96 @@ def test_more_objects_than_ap_counts_are_told_with_what_they_cost(tmp_path, monk
     code, said = told("eval", "p.json", "--data", "gt.json")
     assert code == 0
     assert "65 of 165 objects cannot be found, so recall ends at 0.606" in said
+
+
+def fixed(told, name: str, *more: str) -> tuple[dict[str, Any], str]:
+    """The copy without the faults, which is sound, and what was said of it."""
+    code, said = told("data", "check", name, *more, "--fix", f"{name}.fixed")
+    assert code == 0, said
+    return read(f"{name}.fixed/annotations.json"), said
+
+
+@maker
+def fix_leaves_bad_masks(folder: Path) -> None:
+    picture(folder / "a.png")
+    first = annotation(segmentation=[*polygon(BOX), [1, 1, 3, 3]])
+    write(folder / "gt.json", coco([image()], [first, annotation(2, OTHER, segmentation=[[30, 6, 50, 20]])]))
+
+
+def test_polygons_of_two_points_are_taken_out_and_named(case, told):
+    case("fix_leaves_bad_masks")
+    copy, said = fixed(told, "gt.json", "--for", "val")
+    assert copy["annotations"][0]["segmentation"] == polygon(BOX)
+    assert "segmentation" not in copy["annotations"][1]
+    assert "1 masks left out: they cannot be decoded (id 2)" in said
+
+
+@maker
+def missing_size_and_bbox(folder: Path) -> None:
+    picture(folder / "a.png")
+    whole = coco([image(0)], [annotation(image_id=0)])
+    write(folder / "nosize.json", whole | {"images": [{"id": 0, "file_name": "a.png"}]})
+    without_box = {key: value for key, value in annotation(image_id=0).items() if key != "bbox"}
+    write(folder / "nobbox.json", whole | {"annotations": [without_box]})
+
+
+def test_sizes_come_from_the_image_and_boxes_from_the_mask(case, told):
+    case("missing_size_and_bbox")
+    (entry,) = fixed(told, "nosize.json")[0]["images"]
+    assert (entry["width"], entry["height"]) == (64, 48)
+    assert fixed(told, "nobbox.json")[0]["annotations"][0]["bbox"] == BOX
+
+
+@maker
+def string_ids(folder: Path) -> None:
+    for name in ("a.png", "c.png"):
+        picture(folder / name)
+    images = [image("1541715161404"), image("x7", "c.png")]
+    objects = [
+        annotation("1", image_id="1541715161404", masked=False),
+        annotation("2", OTHER, image_id="x7", masked=False),
+    ]
+    write(folder / "gt.json", coco(images, objects))
+    of_floats = [annotation(1.0, image_id=1.0, masked=False)]
+    write(folder / "gtf.json", coco([image(1.0, width=64.0, height=48.0)], of_floats))
+
+
+def test_ids_and_sizes_become_whole_numbers(case, told):
+    case("string_ids")
+    copy, _ = fixed(told, "gt.json")
+    file_of = {each["id"]: each["file_name"] for each in copy["images"]}
+    found = [(file_of[each["image_id"]], each["bbox"]) for each in copy["annotations"]]
+    assert found == [("a.png", BOX), ("c.png", OTHER)]
+    copy, _ = fixed(told, "gtf.json")
+    assert (copy["images"][0]["width"], copy["annotations"][0]["image_id"]) == (64, 1)
+    assert told("data", "import", "gt.json", "--from", "coco", "--output", "imp")[0] == 0
+    assert len(read("imp/gt.json")["annotations"]) == 2
+
+
+@pytest.mark.parametrize("name", ["backslash", "backslash_up", "url"])
+def test_file_names_are_mended(case, told, name):
+    case("windows_file_names")
+    copy, _ = fixed(told, f"{name}.json", "--images", ".")
+    assert [each["file_name"] for each in copy["images"]] == ["images/x.jpg"]
+
+
+def test_entries_of_one_file_are_joined_and_cut_boxes_get_their_area(tmp_path, monkeypatch, told):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "a.png")
+    objects = [annotation(masked=False), annotation(2, [54, 6, 20, 14], image_id=2, masked=False)]
+    write(tmp_path / "gt.json", coco([image(), image(2)], objects))
+    copy, said = fixed(told, "gt.json")
+    assert [(each["image_id"], each["bbox"], each["area"]) for each in copy["annotations"]] == [
+        (1, BOX, 192),
+        (1, [54, 6, 10, 14], 140),
+    ]
+    assert "1 image entries joined with another of the same file (a.png)" in said
+
+
+def test_an_import_without_images_fails(tmp_path, monkeypatch, told):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "a.png")
+    write(tmp_path / "gt.json", coco([image(width="wide")], [annotation(masked=False)]))
+    code, said = told("data", "import", "gt.json", "--from", "coco", "--output", "imp")
+    assert (code, "(a.png)" in said) == (3, True)
+    assert not Path("imp").exists()
