@@ -10,20 +10,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from benchmarks.harness import Table
 from benchmarks.outcome import last_run, val_data
+from boxseg.data.classes import find_labels
 from boxseg.data.coco import CocoBoxes
-from boxseg.engine.quality import GOOD_IOU, auroc
-from boxseg.label_maps import UNKNOWN, close_up, find_soft_masks
+from boxseg.engine.quality import GOOD_IOU, auroc, mask_iou
+from boxseg.label import clash
+from boxseg.label_maps import close_up, find_soft_masks
 from boxseg.label_outlines import find_outline
-from boxseg.ops.pixels import mask_overlap
+from boxseg.label_quality import CLASH
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
 
 BOXES = 300
-"""Of each set, at random."""
+"""Of each set, about; all boxes of random images."""
 RIDGE = 1.0
 """Pull of the weights towards 0, of measures scaled to a standard deviation of 1, for each set."""
 COLUMNS = ("set", "network", "boxes", "clean cuts", "IoU", "told", "error", "AUROC")
@@ -53,7 +55,7 @@ def quality(options: argparse.Namespace) -> list[Table]:
             raise SystemExit(f"{options.folder}: no set was labelled; `--only outcome` does that first")
         network = "yes" if with_network else "no"
         told = [_row(name, network, cases, [case.told for case in cases]) for name, cases in sets.items()]
-        tables.append(Table("Quality of labels", COLUMNS, told, "Boxes one by one, without what neighbours say."))
+        tables.append(Table("Quality of labels", COLUMNS, told))
         if len(sets) > 1:
             without = []
             for name, cases in sets.items():
@@ -67,31 +69,36 @@ def quality(options: argparse.Namespace) -> list[Table]:
 
 
 def _cases(data: CocoBoxes, predictor: Predictor, boxes: int, *, with_network: bool) -> list[Case]:
-    """What is found for some random boxes with drawn masks."""
-    places = [(index, row) for index in range(len(data)) for row in range(len(data.annotation_ids(index)))]
-    chosen = np.random.default_rng(0).permutation(len(places))[:boxes]
-    label_of = {name.casefold(): label for label, name in enumerate(predictor.class_names)}
-    labels = torch.tensor([label_of.get(name.casefold(), UNKNOWN) for name in data.class_names], dtype=torch.int64)
-    found = []
-    for index, row in sorted(places[each] for each in chosen):
+    """What is found for all boxes of random images, until there are enough."""
+    labels = torch.tensor(find_labels(data.class_names, predictor.class_names), dtype=torch.int64)
+    found: list[Case] = []
+    for index in map(int, np.random.default_rng(0).permutation(len(data))):
         sample, drawn = data[index], data.true_masks(index)
-        if drawn is not None:
+        if drawn is not None and len(found) < boxes:
             sample = replace(sample, labels=labels[sample.labels])
-            found.append(_case(sample, row, drawn[row].numpy(), predictor, with_network=with_network))
+            found += _cases_of_image(sample, drawn, predictor, with_network=with_network)
     return found
 
 
-def _case(sample: Sample, row: int, drawn: NDArray[np.bool_], predictor: Predictor, *, with_network: bool) -> Case:
-    looked_at = close_up(predictor, sample, row)
-    window = looked_at.window
-    soft = None
-    if with_network:
-        seen = find_soft_masks(predictor, [looked_at])[0]
-        soft = seen.soft.numpy() if seen.num_candidates else None
-    rows, columns = window.rows_and_columns
-    box = sample.boxes[row] - torch.tensor([window.left, window.top] * 2)
-    outline = find_outline(sample.image[:, rows, columns].numpy(), box.numpy(), soft)
-    return Case(outline.measures, outline.quality, mask_overlap(outline.mask, drawn[rows, columns]), outline.is_clean)
+def _cases_of_image(sample: Sample, drawn: Tensor, predictor: Predictor, *, with_network: bool) -> list[Case]:
+    masks, outlines = torch.zeros_like(drawn), []
+    for row, box in enumerate(sample.boxes):
+        looked_at = close_up(predictor, sample, row)
+        window = looked_at.window
+        soft = None
+        if with_network:
+            seen = find_soft_masks(predictor, [looked_at])[0]
+            soft = seen.soft.numpy() if seen.num_candidates else None
+        rows, columns = window.rows_and_columns
+        in_window = box - torch.tensor([window.left, window.top] * 2)
+        outline = find_outline(sample.image[:, rows, columns].numpy(), in_window.numpy(), soft)
+        masks[row, rows, columns] = torch.from_numpy(outline.mask)
+        outlines.append(outline)
+    claimed = clash(masks, torch.ones(len(masks), dtype=torch.bool)).tolist()
+    return [
+        Case(outline.measures | {"clash": share}, max(outline.quality - CLASH * share, 0.0), iou, outline.is_clean)
+        for outline, share, iou in zip(outlines, claimed, mask_iou(masks, drawn).tolist(), strict=True)
+    ]
 
 
 def _row(name: str, network: str, cases: Sequence[Case], told: Sequence[float]) -> tuple[Any, ...]:

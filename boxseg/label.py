@@ -14,6 +14,7 @@ from torchvision.ops import clip_boxes_to_image
 from boxseg.errors import ShapeError
 from boxseg.label_maps import UNKNOWN, CloseUp, SoftMask, close_up, find_soft_masks
 from boxseg.label_outlines import find_outline
+from boxseg.label_quality import CLASH
 from boxseg.ops.boxes import box_area, box_iou
 from boxseg.ops.masks import pixels_inside, tight_boxes
 from boxseg.predict import Predictor, read_image
@@ -30,8 +31,8 @@ class BoxLabels:
     mask: Tensor
     """Bool (N, height, width), pixels of the image, inside the box; empty only for a box without area."""
     quality: Tensor
-    """Float (N,) in [0, 1]: the IoU to expect with a mask drawn by hand, see `boxseg.label_outlines`, times the square
-    root of 1 - `clash` / 2; 0 where the mask is the box itself for want of another, or empty."""
+    """Float (N,) in [0, 1]: the IoU to expect with a mask drawn by hand, see `boxseg.label_quality`, less what other
+    masks claim of it; 0 where the mask is the box itself for want of another, or empty."""
     num_candidates: Tensor
     """int64 (N,): detections that were fused, of the close-up and its mirror image; 0 where the network found nothing,
     so that place, colours and edges alone made the mask."""
@@ -119,7 +120,7 @@ def _assemble(sample: Sample, rows: Sequence[int], found: Sequence[tuple[CloseUp
         masks[row] = False
         masks[row, rows_of, columns] = torch.from_numpy(outline.mask)
         quality[row], counts[row] = outline.quality, soft_mask.num_candidates
-    return BoxLabels(masks, quality * (1 - clash(masks, quality > 0) / 2).sqrt(), counts)
+    return BoxLabels(masks, (quality - CLASH * clash(masks, quality > 0)).clamp(min=0), counts)
 
 
 def fit(masks: Tensor, boxes: Tensor) -> Tensor:
