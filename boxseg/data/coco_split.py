@@ -69,15 +69,18 @@ class CocoSplit:
 
 
 def join_splits(splits: Sequence[CocoSplit]) -> CocoSplit:
-    """All images of several splits of one data set, which share folder and classes; ids are given anew."""
+    """All images of several splits of one data set, which share folder and classes, each once; ids are given anew."""
     joined = CocoSplit(splits[0].images, splits[0].class_names)
+    images, annotations = joined.content["images"], joined.content["annotations"]
+    names: set[str] = set()
     for split in splits:
-        images, annotations = len(joined.content["images"]), len(joined.content["annotations"])
-        joined.content["images"] += [each | {"id": each["id"] + images} for each in split.content["images"]]
-        joined.content["annotations"] += [
-            each | {"id": each["id"] + annotations, "image_id": each["image_id"] + images}
-            for each in split.content["annotations"]
-        ]
+        own = [image for image in split.content["images"] if image["file_name"] not in names]
+        names |= {image["file_name"] for image in own}
+        becomes = {image["id"]: number for number, image in enumerate(own, start=len(images) + 1)}
+        images += [image | {"id": becomes[image["id"]]} for image in own]
+        kept = [each for each in split.content["annotations"] if each["image_id"] in becomes]
+        for number, each in enumerate(kept, start=len(annotations) + 1):
+            annotations.append(each | {"id": number, "image_id": becomes[each["image_id"]]})
     return joined
 
 

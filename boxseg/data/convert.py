@@ -7,9 +7,10 @@ objects, Cityscapes' groups) becomes a crowd region, which is neither trained on
 from __future__ import annotations
 
 import logging
-import os
+import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from xml.etree import ElementTree
 
@@ -19,8 +20,9 @@ from PIL import Image
 
 from boxseg.data.checks import read_whole
 from boxseg.data.coco_split import CocoSplit
-from boxseg.data.file_names import is_inside
+from boxseg.data.file_names import Names, is_inside
 from boxseg.data.fix import clean_content
+from boxseg.data.image_files import IMAGE_ENDINGS
 from boxseg.data.matlab import StructureReader
 from boxseg.data.mend import Done
 from boxseg.data.reading import UnreadableError, read_bytes, read_picture
@@ -41,6 +43,7 @@ CITYSCAPES_CLASSES = {
 """Label id -> name of the classes that have instances."""
 VOID = 255
 """VOC's border pixels, which belong to no object."""
+LISTS = ("train", "val", "trainval")
 VOC_LIST = "ImageSets/Segmentation/train.txt"
 
 MAX_OBJECTS = 2000
@@ -93,7 +96,8 @@ def convert_voc(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
     """Pascal VOC: segmented images with their masks, and all images with their boxes.
 
     The first take masks and classes from `SegmentationObject` and `SegmentationClass`, and tight boxes. The second take
-    the boxes of `Annotations`, which count pixels from 1 and include their last one.
+    the boxes of `Annotations`, which count pixels from 1 and include their last one. With other classes than VOC's
+    these are files of a tool, read as below.
 
     A folder without `ImageSets`, as annotation tools write it, becomes one split named `all`: its classes are those
     that occur, by name, and its boxes are corners in pixels from 0, as these tools write them.
@@ -103,14 +107,26 @@ def convert_voc(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
     if not (source / "ImageSets").is_dir():
         return _convert_voc_folder(source, exclude)
     splits = {}
-    for prefix, folder, add in (("", "Segmentation", _add_voc_masks), ("boxes_", "Main", _add_voc_boxes)):
-        for name in ("train", "val", "trainval"):
-            path = source / "ImageSets" / folder / f"{name}.txt"
-            if path.is_file():
-                splits[prefix + name] = split = CocoSplit(source / "JPEGImages", VOC_CLASSES)
-                for stem in _listed(path, exclude):
-                    add(split, source, stem)
-    return _require(splits, source, VOC_LIST, "VOC2012")
+    for name in LISTS:
+        path = source / "ImageSets/Segmentation" / f"{name}.txt"
+        if path.is_file():
+            splits[name] = split = CocoSplit(source / "JPEGImages", VOC_CLASSES)
+            for stem in _listed(path, exclude):
+                _add_voc_masks(split, source, stem)
+    lists = {name: source / "ImageSets/Main" / f"{name}.txt" for name in LISTS}
+    stems = {name: list(_listed(path, exclude)) for name, path in lists.items() if path.is_file()}
+    boxes = {name: [_read_voc(source / "Annotations" / f"{stem}.xml") for stem in stems[name]] for name in stems}
+    found = {name for images in boxes.values() for image in images for name, _, _ in image.objects}
+    is_voc = found <= set(VOC_CLASSES) or bool(splits)  # with masks it is the archive itself
+    files = Names.below(source / "JPEGImages")
+    for name, images in boxes.items():
+        splits[f"boxes_{name}"] = split = CocoSplit(source / "JPEGImages", VOC_CLASSES if is_voc else sorted(found))
+        for stem, image in zip(stems[name], images, strict=True):
+            _add_voc_boxes(split, image, _voc_file(stem, image.file_name, files), from_one=is_voc)
+    if not splits:  # lists of other names, as some tools write them
+        return _convert_voc_folder(source, exclude)
+    _tell_missing(splits)
+    return splits
 
 
 def convert_sbd(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
@@ -151,18 +167,52 @@ def convert_cityscapes(source: Path, exclude: frozenset[str]) -> dict[str, CocoS
 
 def _convert_voc_folder(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
     paths = sorted((source / "Annotations").glob("*.xml")) or sorted(source.glob("*.xml"))
-    images = [_read_voc(path) for path in paths if path.stem not in exclude]
-    names = sorted({name for _, _, objects in images for name, _, _ in objects})
-    label_of = {name: label for label, name in enumerate(names)}
-    first = images[0][0] if images else ""
-    folders = [source / "JPEGImages", source / "images"]
-    with_first = (each for each in folders if os.path.isfile(each / first))  # noqa: PTH113 - False for any name
-    split = CocoSplit(next(with_first, source), names)
-    for file_name, size, objects in images:
-        split.add_image(file_name, size)
-        for name, box, is_difficult in objects:
-            split.add_object(label_of[name], box=box, crowd=is_difficult)
-    return _require({"all": split} if images else {}, source, f"{VOC_LIST} and no *.xml", "VOC2012")
+    paths = [path for path in paths if path.stem not in exclude]
+    images = [_read_voc(path) for path in paths]
+    names = sorted({name for image in images for name, _, _ in image.objects})
+    folders = [each for each in (source / "JPEGImages", source / "images", source) if each.is_dir()]
+    files = [Names.below(folder) for folder in folders]
+    best = next((place for place, each in enumerate(files) if images and _is_there(paths[0].stem, images[0], each)), -1)
+    split = CocoSplit(folders[best], names)
+    for path, image in zip(paths, images, strict=True):
+        _add_voc_boxes(split, image, _voc_file(path.stem, image.file_name, files[best]), from_one=False)
+    splits = {"all": split} if images else {}
+    _tell_missing(splits)
+    return _require(splits, source, f"{VOC_LIST} and no *.xml", "VOC2012")
+
+
+def _is_there(stem: str, image: VocImage, files: Names) -> bool:
+    return bool(files.alike(_voc_file(stem, image.file_name, files)))
+
+
+def _voc_file(stem: str, listed: str, files: Names) -> str:
+    """The file of an image: as listed, or named like the annotation, if there is one."""
+    names = (listed, *(f"{stem}{ending}" for ending in (".jpg", *sorted(IMAGE_ENDINGS))))
+    return next((found for found in map(files.find, filter(None, names)) if found), listed or f"{stem}.jpg")
+
+
+def _tell_missing(splits: dict[str, CocoSplit]) -> None:
+    """Log how many images of a data set are not in its folder."""
+    for name, split in splits.items():
+        listed = [image["file_name"] for image in split.content["images"]]
+        missing = [each for each in listed if not (split.images / each).is_file()]
+        if missing:
+            told = f"{len(missing)} of {len(listed)} images are not there (looked for {split.images / missing[0]})"
+            logger.warning("%s: %s", name, told)
+
+
+@dataclass(frozen=True)
+class VocImage:
+    """What an annotation file of VOC says."""
+
+    path: Path
+    file_name: str
+    """Empty if it is not told."""
+    size: tuple[int, int] | None
+    """(height, width), pixels; None if it is not told."""
+    why_no_size: str
+    objects: list[tuple[str, list[float], bool]]
+    """Name, corners and whether it is difficult of each object."""
 
 
 CONVERTERS: dict[Format, Callable[[Path, frozenset[str]], dict[str, CocoSplit]]] = {
@@ -192,36 +242,61 @@ def _add_voc_masks(split: CocoSplit, source: Path, stem: str) -> None:
         split.add_object(category - 1, mask=mask)
 
 
-def _add_voc_boxes(split: CocoSplit, source: Path, stem: str) -> None:
-    path = source / "Annotations" / f"{stem}.xml"
-    _, size, objects = _read_voc(path)
-    split.add_image(f"{stem}.jpg", size)
-    for name, (x1, y1, x2, y2), is_difficult in objects:
-        if name not in VOC_CLASSES:
-            rule = f"class {name!r} is none of {', '.join(VOC_CLASSES)}"
-            raise DataError(f"{path}: is not an annotation of VOC: {rule} (unpack the archive again)")
-        split.add_object(VOC_CLASSES.index(name), box=[x1 - 1, y1 - 1, x2, y2], crowd=is_difficult)
+def _add_voc_boxes(split: CocoSplit, image: VocImage, file_name: str, *, from_one: bool) -> None:
+    """Boxes that count pixels from 1 include their last pixel."""
+    split.add_image(file_name, image.size or _size_of(image, split.images / file_name))
+    for name, (x1, y1, x2, y2), is_difficult in image.objects:
+        if name not in split.class_names:
+            rule = f"class {name!r} is none of {', '.join(split.class_names)}"
+            raise DataError(f"{image.path}: is not an annotation of VOC: {rule} (unpack the archive again)")
+        box = [x1 - from_one, y1 - from_one, x2, y2]
+        split.add_object(split.class_names.index(name), box=box, crowd=is_difficult)
 
 
-def _read_voc(path: Path) -> tuple[str, tuple[int, int], list[tuple[str, list[float], bool]]]:
-    """File name and (height, width) of an image; name, corners and whether it is difficult of each object."""
+def _size_of(image: VocImage, path: Path) -> tuple[int, int]:
+    try:
+        return read_picture(path, lambda picture: (picture.height, picture.width))
+    except UnreadableError as error:
+        told = f"{image.why_no_size}, and the image {error.value}"
+        raise DataError(f"{image.path}: is not an annotation of VOC: {told} (correct or remove it)") from error
+
+
+def _read_voc(path: Path) -> VocImage:
     data = read_bytes(path, "an annotation of VOC is a small XML file", limit=MAX_XML_BYTES)
     try:
         if b"<!ENTITY" in data.replace(b"\0", b""):
             raise ValueError("it declares entities, of which a few can stand for more than memory holds")
         root = ElementTree.fromstring(data)
-        size = (int(_number(root, "size/height", 1)), int(_number(root, "size/width", 1)))
+        size, why_no_size = _read_size(root)
         objects = [
             (
                 _text(each, "name"),
                 [_number(each, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")],
-                (each.findtext("difficult") or "").strip() == "1",
+                _is_difficult(each, path),
             )
             for each in root.iter("object")
         ]
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last of an unknown encoding
         raise DataError(f"{path}: is not an annotation of VOC: {error} (correct or remove it)") from error
-    return (root.findtext("filename") or "").strip() or f"{path.stem}.jpg", size, objects
+    return VocImage(path, (root.findtext("filename") or "").strip(), size, why_no_size, objects)
+
+
+def _read_size(root: ElementTree.Element) -> tuple[tuple[int, int] | None, str]:
+    """(height, width), or why it is not told: an element is missing, or 0."""
+    told = [(root.findtext(f"size/{side}") or "").strip() for side in ("height", "width")]
+    try:
+        return (int(_number(root, "size/height", 1)), int(_number(root, "size/width", 1))), ""
+    except ValueError as error:
+        if all(text.strip("0.") for text in told):
+            raise
+        return None, str(error)
+
+
+def _is_difficult(entry: ElementTree.Element, path: Path) -> bool:
+    told = (entry.findtext("difficult") or "0").strip()
+    if told not in ("0", "1"):
+        logger.warning("%s: an object has difficult %r, which is neither 0 nor 1: it counts as 0", path, told)
+    return told == "1"
 
 
 def _number(entry: ElementTree.Element, place: str, least: float = -MAX_SIDE_PX) -> float:
@@ -297,8 +372,11 @@ def _ids(path: Path, picture: Image.Image) -> NDArray[Any]:
 
 
 def _listed(path: Path, exclude: frozenset[str]) -> Iterable[str]:
-    """File names without ending that a list holds, one a line."""
-    return (stem for stem in read_listing(path).split() if stem not in exclude)
+    """File names without ending that a list holds, one a line, perhaps with -1, 0 or 1 behind it."""
+    lines = (re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in read_listing(path).splitlines())
+    stems = (PurePosixPath(line) for line in lines if line)
+    names = (str(each.with_suffix("")) if each.suffix.lower() in IMAGE_ENDINGS else str(each) for each in stems)
+    return (name for name in names if name not in exclude)
 
 
 def _require(splits: dict[str, CocoSplit], source: Path, sign: str, folder: str) -> dict[str, CocoSplit]:

@@ -12,7 +12,11 @@ from boxseg.config import CocoSource
 from boxseg.data.file_names import is_inside
 from boxseg.errors import ConfigError
 
-IMAGE_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_ENDINGS = frozenset(
+    {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"}
+    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"}
+)
+"""Of the formats that `boxseg.data.reading` opens."""
 PATTERN_LETTERS = "*?["
 """Letters that make a pattern of a name."""
 

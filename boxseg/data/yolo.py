@@ -8,16 +8,20 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from boxseg.data.coco_split import CocoSplit
-from boxseg.data.file_names import is_inside
+from boxseg.data.file_names import Names, is_inside
 from boxseg.data.image_files import image_files
 from boxseg.data.masks import decode_segmentation
 from boxseg.data.outlines import find_polygons, join_polygons
+from boxseg.data.picture_checks import EXIF_ORIENTATION
 from boxseg.data.reading import UnreadableError, read_picture, read_text, read_yaml
 from boxseg.errors import DataError
 from boxseg.files import naming_storage_faults, write_atomic
@@ -34,6 +38,71 @@ LIST_RULE = "lists and labels are text files in UTF-8"
 LINE_RULE = "a line is the class and x y width height, or the class and x y of three points or more, as shares"
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of a stored picture, and how viewers turn it: the shares of YOLO are of the picture as seen."""
+
+    size: tuple[int, int]
+    """(height, width) as stored, pixels."""
+    turn: int
+    """EXIF orientation, 1 … 8; 1 leaves it as it is."""
+
+    @classmethod
+    def of(cls, picture: Image.Image) -> Shape:
+        """The shape of an opened picture; its pixels are not decoded."""
+        has_exif = picture.format != "PNG" or "exif" in picture.info  # PIL would decode a PNG to find out
+        turn = picture.getexif().get(EXIF_ORIENTATION, 1) if has_exif else 1
+        return cls((picture.height, picture.width), turn if turn in range(1, 9) else 1)
+
+    def stored_pixels(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Points (n, 2), x y as shares of the picture as seen, in stored pixels."""
+        x, y = shares.T
+        if self.turn > 4:
+            x, y = y, x
+        x = 1 - x if self.turn in (2, 3, 7, 8) else x
+        y = 1 - y if self.turn in (3, 4, 6, 7) else y
+        return np.stack([x, y], axis=1) * [self.size[1], self.size[0]]
+
+
+@dataclass
+class Reading:
+    """What was met on the way through a data set, to be told at the end."""
+
+    keypoints: int = 0
+    """Numbers of a line that keypoints take, behind the box."""
+    images: int = 0
+    without_labels: list[Path] = field(default_factory=list)
+    """Images without a text file."""
+    poses: int = 0
+    """Objects whose keypoints were left out."""
+    outlines: int = 0
+    of_four_points: int = 0
+    empty: int = 0
+    """Outlines without a pixel inside."""
+
+    def tell(self, source: Path) -> None:
+        """Log it.
+
+        Raises:
+            DataError: no image has a text file.
+        """
+        if self.without_labels:
+            first = self.without_labels[0]
+            looked = " and ".join(dict.fromkeys(map(str, _label_paths(first)[:1] + _label_paths(first)[-1:])))
+            told = f"{len(self.without_labels)} of {self.images} images have no label file (looked for {looked})"
+            if len(self.without_labels) == self.images:
+                raise DataError(f"{source}: {told}; labels are text files named like the image (correct the folders)")
+            logger.warning("%s: %s; they count as images without objects", source, told)
+        if self.poses:
+            logger.warning("%s: the keypoints of %d objects are left out, their boxes are read", source, self.poses)
+        if self.empty:
+            told = "outlines enclose no pixel and give a box alone; poses need kpt_shape in data.yaml"
+            logger.warning("%s: %d of %d %s", source, self.empty, self.outlines, told)
+        if self.outlines > 1 and self.of_four_points == self.outlines:
+            told = "outlines have four points; if these are turned boxes (YOLO OBB), their masks are boxes too"
+            logger.warning("%s: all %d %s", source, self.outlines, told)
 
 
 def write_yolo(content: dict[str, Any], images: Path, folder: Path) -> None:
@@ -106,9 +175,10 @@ def convert_yolo(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
 
     Source: the description of the format by Ultralytics.
     """
-    names, layout = _read_layout(source)
+    names, layout, keypoints = _read_layout(source)
     splits: dict[str, CocoSplit] = {}
     unreadable: list[UnreadableError] = []
+    about = Reading(keypoints=keypoints)
     for split_name, places in layout.items():
         if places in [layout[before] for before in splits]:
             continue  # small data sets validate on what they train on
@@ -116,22 +186,26 @@ def convert_yolo(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
         for path in (path for place in places for path in _images_of(place)):
             if path.stem not in exclude:
                 try:
-                    size = read_picture(path, lambda picture: (picture.height, picture.width))
+                    shape = read_picture(path, Shape.of)
                 except UnreadableError as error:
                     unreadable.append(error)
                 else:
-                    _add_image(split, source, path, size)
+                    _add_image(split, source, path, shape, about)
     if unreadable and not any(split.content["images"] for split in splits.values()):
-        raise DataError(f"{source}: none of {len(unreadable)} images can be read; the first: {unreadable[0]}")
+        first = unreadable[0]
+        there = Names.below(source).find(str(first.args[0]))
+        hint = f"; {there!r} is there: lists have paths with /, from their own folder on" if there else ""
+        raise DataError(f"{source}: none of {len(unreadable)} images can be read; the first: {first}{hint}")
     for each in unreadable[:SHOWN_IMAGES]:
         logger.warning("left out: %s", each)
     if len(unreadable) > SHOWN_IMAGES:
         logger.warning("left out: %d more images that cannot be read", len(unreadable) - SHOWN_IMAGES)
+    about.tell(source)
     return splits
 
 
-def _read_layout(source: Path) -> tuple[list[str], dict[str, list[Path]]]:
-    """Names of the classes, and for each split the folders, lists or images that it consists of."""
+def _read_layout(source: Path) -> tuple[list[str], dict[str, list[Path]], int]:
+    """Names of the classes, the folders, lists or images of each split, and how many numbers keypoints take."""
     found = sorted([*source.glob("*.yaml"), *source.glob("*.yml")], key=lambda path: (path.stem != "data", path))
     if found:
         try:
@@ -141,10 +215,11 @@ def _read_layout(source: Path) -> tuple[list[str], dict[str, list[Path]]]:
     classes = next((path for path in (source / "classes.txt", source / "labels/classes.txt") if path.is_file()), None)
     if classes is None or not (source / "images").is_dir():
         raise DataError(f"{source}: is no YOLO data set; it needs data.yaml, or images/, labels/ and classes.txt")
-    return read_listing(classes).rstrip().splitlines(), {"all": [source / "images"]}
+    names = [line.strip() for line in read_listing(classes).rstrip().splitlines()]
+    return names, {"all": [source / "images"]}, 0
 
 
-def _parse_layout(source: Path, content: Any) -> tuple[list[str], dict[str, list[Path]]]:
+def _parse_layout(source: Path, content: Any) -> tuple[list[str], dict[str, list[Path]], int]:
     """What `_read_layout` gives, of the content of data.yaml.
 
     Raises:
@@ -167,7 +242,16 @@ def _parse_layout(source: Path, content: Any) -> tuple[list[str], dict[str, list
         if not all(isinstance(each, str) for each in listed):
             raise ValueError(f"`{name}` is no path")
     places = {name: _places(source, base, listed) for name, listed in (lists or {"all": ["images"]}).items()}
-    return [numbered[str(number)] for number in range(len(numbered))], places
+    return [numbered[str(number)] for number in range(len(numbered))], places, _keypoints(content.get("kpt_shape"))
+
+
+def _keypoints(shape: Any) -> int:
+    """Numbers that the keypoints of a line take, of the value of `kpt_shape`: how many, and numbers for each."""
+    if shape is None:
+        return 0
+    if not isinstance(shape, list) or len(shape) != 2 or not all(str(each).isdecimal() for each in shape):
+        raise ValueError("`kpt_shape` is no list of two numbers")
+    return int(shape[0]) * int(shape[1])
 
 
 def read_listing(path: Path) -> str:
@@ -201,36 +285,56 @@ def _images_of(place: Path) -> Iterator[Path]:
         yield place
 
 
-def _add_image(split: CocoSplit, source: Path, path: Path, size: tuple[int, int]) -> None:
-    split.add_image(Path(os.path.relpath(path, source)).as_posix(), size)
-    labels = _label_path(path)
-    lines = read_listing(labels).splitlines() if labels.exists() else []
-    for number, line in enumerate(lines, start=1):
+def _add_image(split: CocoSplit, source: Path, path: Path, shape: Shape, about: Reading) -> None:
+    split.add_image(Path(os.path.relpath(path, source)).as_posix(), shape.size)
+    about.images += 1
+    labels = next(filter(Path.exists, _label_paths(path)), None)
+    if labels is None:
+        about.without_labels.append(path)
+        return
+    for number, line in enumerate(read_listing(labels).splitlines(), start=1):
         if line.strip():
             try:
-                _add_line(split, [float(word) for word in line.split()], size)
+                _add_line(split, [float(word) for word in line.split()], shape, about)
             except (ValueError, IndexError, OverflowError) as error:
                 told = f"{labels}:{number}: {error!s:.200}"
                 raise DataError(f"{told}; {LINE_RULE} (correct or remove the line)") from error
 
 
-def _add_line(split: CocoSplit, numbers: list[float], size: tuple[int, int]) -> None:
+def _add_line(split: CocoSplit, numbers: list[float], shape: Shape, about: Reading) -> None:
     label, shares = int(numbers[0]), np.array(numbers[1:])
     if label != numbers[0] or not 0 <= label < len(split.class_names):
         raise ValueError(f"class {numbers[0]:g} is none of 0 … {len(split.class_names) - 1}")
     if not np.isfinite(shares).all() or len(shares) < 4 or len(shares) % 2:
         raise ValueError(f"there are {len(shares)} finite numbers after the class")
+    if about.keypoints and len(shares) == 4 + about.keypoints:
+        shares = shares[:4]
+        about.poses += 1
+    elif about.keypoints and len(shares) != 4:
+        raise ValueError(f"there are {len(shares)} numbers after the class, not 4 or {4 + about.keypoints} (kpt_shape)")
     if np.abs(shares).max() > MAX_SHARE:
         raise ValueError(f"{np.abs(shares).max():g} is no share of width or height")
     if len(shares) == 4:
-        x, y, width, height = (shares * [size[1], size[0], size[1], size[0]]).tolist()
-        split.add_object(label, box=[x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+        x, y, width, height = shares.tolist()
+        corners = np.array([[x - width / 2, y - height / 2], [x + width / 2, y + height / 2]])
+        split.add_object(label, box=_box_around(shape.stored_pixels(corners)))
         return
-    points = shares.reshape(-1, 2) * [size[1], size[0]]
-    mask = decode_segmentation([points.ravel().tolist()], size)
-    split.add_object(label, box=[*points.min(axis=0).tolist(), *points.max(axis=0).tolist()], mask=mask)
+    points = shape.stored_pixels(shares.reshape(-1, 2))
+    mask = decode_segmentation([points.ravel().tolist()], shape.size)
+    about.outlines += 1
+    about.of_four_points += len(points) == 4
+    about.empty += not mask.any()
+    split.add_object(label, box=_box_around(points), mask=mask if mask.any() else None)
 
 
-def _label_path(image: Path) -> Path:
-    """The text file of an image: in `labels` instead of the last `images`, else beside it."""
-    return Path(re.sub(r"^((?:.*/)?)images/", r"\1labels/", image.with_suffix(".txt").as_posix()))
+def _box_around(points: NDArray[np.float64]) -> list[float]:
+    return [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]
+
+
+def _label_paths(image: Path) -> list[Path]:
+    """Where the text file of an image may be: in `labels` instead of the last `images`, or beside it."""
+    parts = image.with_suffix(".txt").parts
+    places = [number for number, part in enumerate(parts[:-1]) if part.casefold() == "images"]
+    words = ("labels", "Labels", "LABELS")
+    beside_images = [Path(*parts[: places[-1]], word, *parts[places[-1] + 1 :]) for word in words if places]
+    return [*beside_images, Path(*parts)]

@@ -241,12 +241,13 @@ def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
         DataError: the folder is neither, or damaged.
     """
     from boxseg.config import CocoSource
-    from boxseg.data.coco_split import join_splits
+    from boxseg.data.coco_split import join_splits, require_objects
     from boxseg.data.convert import convert
     from boxseg.files import write_atomic
 
     is_voc = (data / "Annotations").is_dir() or any(data.glob("*.xml"))
     splits = convert(data, "voc" if is_voc else "yolo")
+    require_objects(splits, data)
     named = [name for name in splits if name.startswith("boxes_")] or list(splits)
     wanted = [name for name in named if name.endswith("trainval")] or named
     joined = join_splits([splits[name] for name in wanted])

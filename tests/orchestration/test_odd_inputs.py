@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from orchestration.cli.app import run
 
@@ -506,3 +506,161 @@ def test_an_import_without_images_fails(tmp_path, monkeypatch, told):
     code, said = told("data", "import", "gt.json", "--from", "coco", "--output", "imp")
     assert (code, "(a.png)" in said) == (3, True)
     assert not Path("imp").exists()
+
+
+def label(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+LINE = "0 0.1875 0.2083333 0.25 0.25"
+
+
+def imported(told, form: str, name: str) -> tuple[dict[str, Any], str]:
+    code, said = told("data", "import", ".", "--from", form, "--output", "coco")
+    assert code == 0, said
+    return read(f"coco/{name}.json"), said
+
+
+@maker
+def yolo_exif_rotated(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(folder / "images/a.jpg", exif=exif)
+    label(folder / "labels/a.txt", "0 0.25 0.390625 0.25 0.46875")
+    label(folder / "data.yaml", "train: images", "val: images", "names: [thing]")
+
+
+def test_shares_of_a_turned_picture_become_stored_pixels(case, told):
+    case("yolo_exif_rotated")
+    content, _ = imported(told, "yolo", "train")
+    assert (content["images"][0]["width"], content["images"][0]["height"]) == (64, 48)
+    assert content["annotations"][0]["bbox"] == pytest.approx([10, 30, 30, 12])
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_points_are_turned_as_pictures_are(turn):
+    from boxseg.data.yolo import Shape
+
+    stored = np.zeros((48, 64), dtype=np.uint8)
+    stored[10, 50] = 255
+    seen = Image.fromarray(stored)
+    exif = seen.getexif()
+    exif[0x0112] = turn
+    turned = np.asarray(ImageOps.exif_transpose(seen))
+    y, x = np.argwhere(turned)[0] + 0.5
+    shares = np.array([[x / turned.shape[1], y / turned.shape[0]]])
+    assert Shape((48, 64), turn).stored_pixels(shares)[0].tolist() == pytest.approx([50.5, 10.5])
+
+
+@maker
+def yolo_label_beside_image(folder: Path) -> None:
+    for name in ("some/x", "other/images/y"):
+        picture(folder / f"{name}.png")
+        label(folder / f"{name}.txt", LINE)
+    label(folder / "data.yaml", "train: [some, other/images]", "val: [some, other/images]", "names: [a]")
+
+
+def test_labels_beside_their_images_are_read(case, told):
+    case("yolo_label_beside_image")
+    assert len(imported(told, "yolo", "train")[0]["annotations"]) == 2
+
+
+@pytest.mark.parametrize(("images", "labels"), [("Images", "Labels"), ("IMAGES", "LABELS"), ("images", "Labels")])
+def test_labels_in_capitals_are_read_and_missing_ones_counted(tmp_path, monkeypatch, told, images, labels):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / images / "x.png")
+    picture(tmp_path / images / "y.jfif", format="jpeg")
+    label(tmp_path / labels / "x.txt", LINE)
+    label(tmp_path / "data.yaml", f"train: {images}", "names: [a]")
+    content, said = imported(told, "yolo", "train")
+    assert (len(content["images"]), len(content["annotations"])) == (2, 1)
+    assert "1 of 2 images have no label file (looked for " in said
+    (tmp_path / labels / "x.txt").unlink()
+    code, said = told("data", "import", ".", "--from", "yolo", "--output", "again")
+    assert (code, "2 of 2 images have no label file" in said) == (3, True)
+
+
+@maker
+def yolo_list_with_wrong_paths(folder: Path) -> None:
+    picture(folder / "images/train/x.png")
+    label(folder / "labels/train/x.txt", LINE)
+    label(folder / "train.txt", "images\\train\\x.png")
+    label(folder / "data.yaml", "path: .", "train: train.txt", "names:", "  0: a")
+
+
+def test_a_list_of_paths_that_lead_nowhere_is_refused(case, told):
+    case("yolo_list_with_wrong_paths")
+    code, said = told("data", "import", ".", "--from", "yolo", "--output", "coco")
+    assert (code, "'images/train/x.png' is there" in said) == (3, True)
+    assert not Path("coco").exists()
+
+
+@maker
+def yolo_pose_labels(folder: Path) -> None:
+    picture(folder / "images/x.png")
+    label(folder / "labels/x.txt", "0 0.5 0.5 0.4 0.4 0.35 0.35 0.65 0.65")
+    label(folder / "data.yaml", "train: images", "val: images", "names: [a, b]", "kpt_shape: [2, 2]")
+
+
+def test_of_poses_the_box_is_read(case, told):
+    case("yolo_pose_labels")
+    content, said = imported(told, "yolo", "train")
+    assert content["annotations"][0]["bbox"] == pytest.approx([19.2, 14.4, 25.6, 19.2])
+    assert "segmentation" not in content["annotations"][0]
+    assert "the keypoints of 1 objects are left out" in said
+
+
+SIZE = "<size><width>64</width><height>48</height></size>"
+
+
+def voc(folder: Path, name: str, *objects: str, size: str = SIZE) -> None:
+    inner = "".join((f"<filename>{name}</filename>", size, *objects))
+    label(folder / f"{Path(name).stem}.xml", f"<annotation>{inner}</annotation>")
+
+
+def voc_object(box: list[int], difficult: str = "0", name: str = "helmet") -> str:
+    corners = zip(("xmin", "ymin", "xmax", "ymax"), (box[0], box[1], box[0] + box[2], box[1] + box[3]), strict=True)
+    sides = "".join(f"<{side}>{value}</{side}>" for side, value in corners)
+    return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{sides}</bndbox></object>"
+
+
+@maker
+def voc_difficult_without_lists(folder: Path) -> None:
+    picture(folder / "images/a.png")
+    objects = [voc_object(BOX, "1"), voc_object(OTHER, " 1 "), voc_object([5, 5, 4, 4], "true")]
+    voc(folder / "Annotations", "a.png", *objects)
+
+
+def test_difficult_objects_are_crowds_and_odd_words_told(case, told):
+    case("voc_difficult_without_lists")
+    content, said = imported(told, "voc", "all")
+    assert [each["iscrowd"] for each in content["annotations"]] == [1, 1, 0]
+    assert "difficult 'true', which is neither 0 nor 1" in said
+
+
+@maker
+def voc_layout_own_classes(folder: Path) -> None:
+    picture(folder / "JPEGImages/a.jpg")
+    voc(folder / "Annotations", "a.jpg", voc_object(BOX))
+    for name in ("train", "val"):
+        label(folder / f"ImageSets/Main/{name}.txt", "a")
+
+
+def test_lists_of_voc_with_own_classes_are_read(case, told):
+    case("voc_layout_own_classes")
+    content, _ = imported(told, "voc", "boxes_train")
+    assert [each["name"] for each in content["categories"]] == ["helmet"]
+    assert content["annotations"][0]["bbox"] == BOX
+    assert told("label", ".", "--source", "box", "--output", "out")[0] == 0
+
+
+@pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
+def test_sizes_that_voc_files_lack_come_from_the_image(tmp_path, monkeypatch, told, size):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "JPEGImages/a.png")
+    voc(tmp_path / "Annotations", "C:\\x\\a.png", voc_object(BOX), size=size)
+    (tmp_path / "Annotations").joinpath("C:\\x\\a.xml").rename(tmp_path / "Annotations/a.xml")
+    label(tmp_path / "ImageSets/Main/default.txt", "a")
+    content, _ = imported(told, "voc", "all")
+    assert content["images"] == [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}]
