@@ -13,9 +13,9 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from boxseg.data.classes import find_labels
+from boxseg.data.classes import ABSENT, find_labels
 from boxseg.data.coco import CocoBoxes
-from boxseg.label import BoxLabels, fit, label_together
+from boxseg.label import UNKNOWN, BoxLabels, fit, label_together
 from boxseg.mask_files import encode_entry, read_masks
 from boxseg.ops.boxes import box_iou
 from boxseg.ops.masks import pixels_inside
@@ -40,7 +40,8 @@ def one_by_one(source: Source) -> BatchSource:
 
 def from_run(predictor: Predictor, data: CocoBoxes, *, others: Source | None = None) -> BatchSource:
     """The candidates of a trained network, with the masks of `others`, fused and scored; classes match by name."""
-    labels = torch.tensor(find_labels(data.class_names, predictor.class_names), dtype=torch.int64)
+    found = find_labels(data.class_names, predictor.class_names)
+    labels = torch.tensor([UNKNOWN if label == ABSENT else label for label in found], dtype=torch.int64)
 
     def source(items: Sequence[tuple[Sample, Sequence[int]]]) -> list[BoxLabels]:
         samples = [replace(sample, labels=labels[sample.labels]) for sample, _ in items]

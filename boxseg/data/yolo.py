@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ from boxseg.errors import DataError
 from boxseg.files import naming_storage_faults, write_atomic
 
 SPLITS = ("train", "val", "test")
+SPLIT_FOLDERS = {"val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Name of a folder -> what its images are for; others are to train on."""
+VAL_SHARE = 0.2
+"""Of the images, to validate on where their folders do not tell."""
 NOTHING = ("", "~", "null", "Null", "NULL")
 """How YAML says that a key has no value."""
 SHOWN_IMAGES = 5
@@ -105,14 +110,20 @@ class Reading:
             logger.warning("%s: all %d %s", source, self.outlines, told)
 
 
-def write_yolo(content: dict[str, Any], images: Path, folder: Path) -> None:
+def write_yolo(content: dict[str, Any], images: Path, folder: Path) -> dict[str, int]:
     """Write masks for YOLO segmentation: a line `class x y x y …` per object, one outline around all its pieces.
+
+    What to train and to validate on is told by lists, `train.txt` and `val.txt`, and `test.txt` where a folder has that
+    name: by the folders of the images where they have these names, else every fifth image, by chance, is validated on.
 
     Args:
         content: COCO instances; annotations without a mask, or with an empty one, and crowds are left out, and so are
             images without a file.
         images: Folder of its images; `folder/images` gets links to them.
         folder: A new folder.
+
+    Returns:
+        Split -> how many images.
 
     Raises:
         DataError: two images differ in their ending alone, which YOLO cannot tell apart.
@@ -133,7 +144,8 @@ def write_yolo(content: dict[str, Any], images: Path, folder: Path) -> None:
         name = image["file_name"]
         if not is_inside(name) or not os.path.isfile(images / name):  # noqa: PTH113 - False for any name at all
             continue
-        path = (folder / "labels" / name).with_suffix(".txt")
+        place = _place(name)
+        path = (folder / "labels" / place).with_suffix(".txt")
         if path in written:
             raise DataError(
                 f"{images}: {name} and {written[path]} differ in their ending alone; YOLO needs names that differ "
@@ -143,11 +155,41 @@ def write_yolo(content: dict[str, Any], images: Path, folder: Path) -> None:
         with naming_storage_faults(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(f"{line}\n" for line in lines[image["id"]]))
-            link = folder / "images" / name
+            link = folder / "images" / place
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to((images / name).absolute())
+    splits = split_names(list(written.values()))
+    for split, names_of_split in splits.items():
+        write_atomic(folder / f"{split}.txt", "".join(f"./images/{_place(name)}\n" for name in names_of_split))
+    listed = "".join(f"{split}: {split}.txt\n" for split in splits)
     names = "".join(f"  {label}: {json.dumps(each['name'])}\n" for label, each in enumerate(categories))
-    write_atomic(folder / "data.yaml", f"path: .\ntrain: images\nval: images\nnames:\n{names}")
+    write_atomic(folder / "data.yaml", f"path: .\n{listed}names:\n{names}")
+    return {split: len(names_of_split) for split, names_of_split in splits.items()}
+
+
+def _place(name: str) -> str:
+    """Where an image lies below `images`: without folders of that name, as labels are looked for beside the last."""
+    *folders, last = name.split("/")
+    return "/".join([*(each for each in folders if each != "images"), last])
+
+
+def split_names(names: Sequence[str]) -> dict[str, list[str]]:
+    """Images to train, validate and test on: by their folders, or else a fifth to validate on; empty ones are left out.
+
+    The same image comes on the same side again, as far as the share allows, when others come or go.
+    """
+    of_folder = {name: _split_of(name) for name in names}
+    if not {"train", "val"} <= set(of_folder.values()):
+        order = sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
+        held_out = set(order[: max(1, round(VAL_SHARE * len(order)))] if len(order) > 1 else [])
+        of_folder = {name: "val" if name in held_out else "train" for name in names}
+    splits = {split: [name for name in names if of_folder[name] == split] for split in SPLITS}
+    return {split: listed for split, listed in splits.items() if listed or split == "train"}
+
+
+def _split_of(name: str) -> str:
+    folders = [each.lower() for each in name.split("/")[:-1]]
+    return next((SPLIT_FOLDERS[each] for each in folders if each in SPLIT_FOLDERS), "train")
 
 
 def _outline(segmentation: Any, size: tuple[int, int]) -> str:

@@ -223,7 +223,10 @@ def export(
     if form == "yolo":
         from boxseg.data.yolo import write_yolo  # loads torch
 
-        write_yolo(good.content, source.images, output)
+        splits = write_yolo(good.content, source.images, output)
+        say(", ".join(f"{split}: {count} images" for split, count in splits.items()))
+        if "val" not in splits:
+            say("warning: one image is too few to hold any out; name others to validate on in data.yaml")
         print_json({"data": output / "data.yaml"}) if as_json else print_line(output / "data.yaml")
     else:
         _write_splits({"all": (source.images, good.content)}, output, as_json)

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from boxseg.data.coco_split import join_splits
 from boxseg.data.convert import convert
 from boxseg.data.masks import decode_segmentation
-from boxseg.data.yolo import write_yolo
+from boxseg.data.yolo import split_names, write_yolo
 from boxseg.errors import DataError
 
 
@@ -167,7 +167,9 @@ def test_pixels_are_no_shares(folder):
 def test_masks_survive_the_way_to_yolo_and_back(trained_run, tmp_path):
     original = json.loads(trained_run.val.annotations.read_text())
     write_yolo(original, trained_run.val.images, tmp_path / "yolo")
-    returned = convert(tmp_path / "yolo", "yolo")["train"].content
+    splits = convert(tmp_path / "yolo", "yolo")
+    assert {name: len(split.content["images"]) for name, split in splits.items()} == {"train": 3, "val": 1}
+    returned = join_splits(list(splits.values())).content
     assert [each["name"] for each in returned["categories"]] == [each["name"] for each in original["categories"]]
     ours, theirs = COCO(), COCO()
     ours.dataset, theirs.dataset = original, returned
@@ -181,13 +183,50 @@ def test_masks_survive_the_way_to_yolo_and_back(trained_run, tmp_path):
             assert np.array_equal(*masks)
 
 
-def test_images_that_differ_in_their_ending_alone_are_named_with_their_folder(tmp_path):
-    names = ("a.png", "a.jpg")
+def write_named(folder: Path, *names: str) -> dict[str, int]:
+    """YOLO files of small images with these names, in `folder/yolo`."""
     for name in names:
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / name)
     images = [{"id": id, "file_name": name, "width": 8, "height": 8} for id, name in enumerate(names)]
+    return write_yolo({"images": images, "annotations": [], "categories": []}, folder, folder / "yolo")
+
+
+def listed(folder: Path, split: str) -> set[str]:
+    return set((folder / f"yolo/{split}.txt").read_text().split())
+
+
+def test_folders_of_images_tell_what_to_validate_on_and_do_not_nest(tmp_path):
+    names = ("images/train/a.png", "images/val/b.png", "images/test/c.png")
+    assert write_named(tmp_path, *names) == {"train": 1, "val": 1, "test": 1}
+    assert listed(tmp_path, "val") == {"./images/val/b.png"}
+    assert listed(tmp_path, "test") == {"./images/test/c.png"}
+    for name in names:
+        assert (tmp_path / "yolo" / name).is_file()
+        assert (tmp_path / "yolo" / name.replace("images", "labels")).with_suffix(".txt").is_file()
+    assert not (tmp_path / "yolo/images/images").exists()
+
+
+def test_no_image_is_trained_and_validated_on_and_most_stay_where_they_were(tmp_path):
+    names = [f"{number}.png" for number in range(50)]
+    assert write_named(tmp_path, *names) == {"train": 40, "val": 10}
+    train, val = listed(tmp_path, "train"), listed(tmp_path, "val")
+    assert not train & val
+    assert train | val == {f"./images/{name}" for name in names}
+    fewer = split_names(names[:45])
+    assert len({f"./images/{name}" for name in fewer["val"]} - val) <= 2
+    held_out = split_names(["valid/a.png", "valid/b.png"])
+    assert {split: len(names) for split, names in held_out.items()} == {"train": 1, "val": 1}
+
+
+def test_a_single_image_is_not_validated_on(tmp_path):
+    assert write_named(tmp_path, "a.png") == {"train": 1}
+    assert "val" not in yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())
+
+
+def test_images_that_differ_in_their_ending_alone_are_named_with_their_folder(tmp_path):
     with pytest.raises(DataError, match=rf"{tmp_path}: a\.jpg and a\.png differ in their ending alone.*rename one"):
-        write_yolo({"images": images, "annotations": [], "categories": []}, tmp_path, tmp_path / "yolo")
+        write_named(tmp_path, "a.png", "a.jpg")
 
 
 def test_voc_files_of_annotation_tools_are_read(tmp_path):
