@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
+from boxseg.data.masks import MaskPart
 from boxseg.errors import ShapeError
 from boxseg.label_maps import UNKNOWN, CloseUp, SoftMask, close_up, find_soft_masks
 from boxseg.label_outlines import find_outline
@@ -36,6 +37,10 @@ class BoxLabels:
     num_candidates: Tensor
     """int64 (N,): detections that were fused, of the close-up and its mirror image; 0 where the network found nothing,
     so that place, colours and edges alone made the mask."""
+
+    def part(self, row: int) -> MaskPart:
+        """The mask of a box, cut to its pixels."""
+        return MaskPart(self.mask[row].numpy()).trimmed()
 
 
 def label_boxes(

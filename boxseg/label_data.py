@@ -12,18 +12,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from pydantic import AfterValidator, Field, TypeAdapter
+from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from boxseg.data.checks import read_whole
 from boxseg.data.coco import CocoBoxes
-from boxseg.data.masks import Mask, decode_segmentation, encode_rle
-from boxseg.data.outlines import find_polygons
+from boxseg.data.masks import MaskPart, encode_part
+from boxseg.data.outlines import find_part_polygons
 from boxseg.data.reading import largest_bytes, read_bytes
 from boxseg.data.segmentations import find_problem
 from boxseg.data.yolo import write_yolo
@@ -31,8 +30,8 @@ from boxseg.errors import ConfigError, DataError
 from boxseg.files import naming_storage_faults, no_link, write_atomic
 from boxseg.label import BoxLabels
 from boxseg.label_checks import DOUBTS, check_mask
+from boxseg.label_parts import PartLabels, box_part, inside_window, window_around
 from boxseg.label_sources import BatchSource
-from boxseg.ops.masks import pixels_inside
 from boxseg.predict import in_batches
 from boxseg.structures import Sample
 
@@ -172,22 +171,26 @@ def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> li
     ]
 
 
-def _describe(sample: Sample, ids: Sequence[int], found: BoxLabels) -> list[dict[str, Any]]:
-    inside = pixels_inside(sample.boxes, sample.original_size).numpy()
+def _describe(sample: Sample, ids: Sequence[int], found: BoxLabels | PartLabels) -> list[dict[str, Any]]:
     labels = []
     for row, annotation_id in enumerate(ids):
         quality, candidates = round(float(found.quality[row]), 4), int(found.num_candidates[row])
-        told = _describe_mask(found.mask[row].numpy(), sample.boxes[row].numpy(), inside[row], quality, candidates)
+        part = found.part(row)
+        told = _describe_mask(part, sample.boxes[row], sample.original_size, quality=quality, candidates=candidates)
         labels.append({"id": annotation_id, **told})
     return labels
 
 
 def _describe_mask(
-    mask: Mask, box: NDArray[np.float32], inside: Mask, quality: float, candidates: int
+    part: MaskPart, box: Tensor, size: tuple[int, int], *, quality: float, candidates: int
 ) -> dict[str, Any]:
-    checks = check_mask(mask, box, inside)
+    """What the journal says of a mask: measured in the box and where the mask is, not in the whole image."""
+    window = top, left, height, width = window_around(box, part, size)
+    mask = part.within(top, left, (height, width))
+    in_window = (box - torch.tensor([left, top] * 2)).numpy()
+    checks = check_mask(mask, in_window, inside_window(box, window))
     return {
-        "segmentation": encode_rle(mask),
+        "segmentation": encode_part(part, size),
         "quality": quality,
         "candidates": candidates,
         "checks": checks,
@@ -215,8 +218,8 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
     write_yolo_beside(content, data.source.images, folder)
     for annotation in content["annotations"]:
         if not annotation.get("iscrowd"):
-            mask = decode_segmentation(annotation["segmentation"], sizes[annotation["image_id"]])
-            annotation["segmentation"] = [polygon.ravel().tolist() for polygon in find_polygons(mask)]
+            polygons = find_part_polygons(annotation["segmentation"], sizes[annotation["image_id"]])
+            annotation["segmentation"] = [polygon.ravel().tolist() for polygon in polygons]
     write_atomic(folder / POLYGONS, json.dumps(content))
     return _summary(journal)
 
@@ -247,9 +250,8 @@ def _box_label(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, A
     """The box as mask, of quality 0; empty if the box has no area."""
     x, y, width, height = annotation["bbox"]
     corners = torch.tensor([[x, y, float(x) + width, float(y) + height]], dtype=torch.float64)
-    box = corners.nan_to_num(0, 0, 0).float()
-    mask = pixels_inside(clip_boxes_to_image(box, size), size)[0].numpy()
-    return _describe_mask(mask, box[0].numpy(), mask, quality=0.0, candidates=0)
+    box = clip_boxes_to_image(corners.nan_to_num(0, 0, 0).float(), size)[0]
+    return _describe_mask(box_part(box, size), box, size, quality=0.0, candidates=0)
 
 
 def _summary(journal: Journal) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as mask_utils
 from torch import Tensor
 from torchvision.ops import box_convert
 
 from boxseg.data.classes import ABSENT, find_labels
 from boxseg.data.coco import CocoBoxes
+from boxseg.data.masks import MaskPart, decode_part
 from boxseg.label import UNKNOWN, BoxLabels, fit, label_together
+from boxseg.label_parts import PartLabels, box_part
 from boxseg.mask_files import encode_entry, read_masks
 from boxseg.ops.boxes import box_iou
 from boxseg.ops.masks import pixels_inside
@@ -23,13 +24,15 @@ from boxseg.predict import Predictor
 from boxseg.structures import Sample
 
 GRABCUT_ROUNDS = 5
+NO_MASK = MaskPart(np.zeros((0, 0), dtype=np.bool_))
 MATCH_IOU = 0.5
 """A mask of a file belongs to a box that its own overlaps by this much."""
 
-Source = Callable[[Sample, Sequence[int]], BoxLabels]
+Labels = BoxLabels | PartLabels
+Source = Callable[[Sample, Sequence[int]], Labels]
 """An image with its boxes, and the ids of their annotations -> a mask for each."""
 
-BatchSource = Callable[[Sequence[tuple[Sample, Sequence[int]]]], list[BoxLabels]]
+BatchSource = Callable[[Sequence[tuple[Sample, Sequence[int]]]], Sequence[Labels]]
 """The same for several images at once."""
 
 
@@ -45,15 +48,19 @@ def from_run(predictor: Predictor, data: CocoBoxes, *, others: Source | None = N
 
     def source(items: Sequence[tuple[Sample, Sequence[int]]]) -> list[BoxLabels]:
         samples = [replace(sample, labels=labels[sample.labels]) for sample, _ in items]
-        return label_together(predictor, samples, [None if others is None else others(*item) for item in items])
+        return label_together(predictor, samples, [None if others is None else _whole(others(*item)) for item in items])
 
     return source
 
 
-def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
+def _whole(labels: Labels) -> BoxLabels:
+    return labels.whole() if isinstance(labels, PartLabels) else labels
+
+
+def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> PartLabels:
     """The boxes themselves, with quality 0: what nothing but the box can tell."""
-    mask = pixels_inside(sample.boxes, sample.original_size)
-    return BoxLabels(mask, torch.zeros(len(mask)), torch.zeros(len(mask), dtype=torch.int64))
+    parts = [box_part(box, sample.original_size) for box in sample.boxes]
+    return PartLabels(parts, sample.original_size, torch.zeros(len(parts)), torch.zeros(len(parts), dtype=torch.int64))
 
 
 def from_grabcut(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
@@ -89,22 +96,21 @@ def from_file(path: Path, data: CocoBoxes) -> Source:
     """
     masks_of = read_masks(path, data)
 
-    def source(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
+    def source(sample: Sample, annotation_ids: Sequence[int]) -> PartLabels:
         size = sample.original_size
         entries = masks_of.get(sample.image_id, [])
         boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(-1, 4)
         iou = box_iou(sample.boxes, box_convert(boxes, "xywh", "xyxy"))
         chosen = [_choose(iou[row], entries, annotation_id) for row, annotation_id in enumerate(annotation_ids)]
-        masks = torch.zeros(len(chosen), *size, dtype=torch.bool)
-        for row, entry in enumerate(chosen):
-            if entry is not None:
-                masks[row] = torch.from_numpy(mask_utils.decode(encode_entry(path, entry, size))).bool()
-        quality = fit(masks, sample.boxes)
+        parts = [NO_MASK if each is None else decode_part(encode_entry(path, each, size), size) for each in chosen]
+        bounds = torch.tensor([part.bounds() for part in parts], dtype=torch.float32).reshape(-1, 4)
+        quality = box_iou(bounds, sample.boxes).diagonal().clone()
         for row, entry in enumerate(chosen):
             told = None if entry is None else entry.get("quality", entry.get("score"))
             if isinstance(told, int | float):
                 quality[row] = min(max(float(told), 0.0), 1.0)
-        return BoxLabels(masks, quality, torch.tensor([entry is not None for entry in chosen], dtype=torch.int64))
+        counts = torch.tensor([entry is not None for entry in chosen], dtype=torch.int64)
+        return PartLabels(parts, size, quality, counts)
 
     return source
 

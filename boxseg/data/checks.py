@@ -36,7 +36,7 @@ MASKS_WAY_OUT = "name a file with `segmentation` in data.train.annotations, or t
 WHOLE, TEXT = "COCO wants a whole number there", "COCO wants a text there"
 SIZE = f"images have a positive size, up to {MAX_SIDE_PX} px"
 BBOX = "a bbox is the four numbers x, y, width, height"
-AREA = f"images have {MAX_PIXELS} px at most: larger ones are not opened"
+AREA = f"images have {MAX_PIXELS} px at most: cut larger ones into tiles, or shrink them and their boxes"
 REQUIRED_KEYS: dict[str, dict[str, str]] = {
     "images": {"id": WHOLE, "file_name": TEXT, "width": SIZE, "height": SIZE},
     "annotations": {"id": WHOLE, "image_id": WHOLE, "category_id": WHOLE, "bbox": BBOX},

@@ -37,6 +37,12 @@ class MaskPart:
             found[y1 - top : y2 - top, x1 - left : x2 - left] = own
         return found
 
+    def trimmed(self) -> MaskPart:
+        """The same without empty rows and columns around it."""
+        x1, y1, x2, y2 = self.bounds()
+        top, left = (y1, x1) if x2 else (self.top, self.left)
+        return MaskPart(self.within(y1, x1, (y2 - y1, x2 - x1)), top, left)
+
     def bounds(self) -> tuple[int, int, int, int]:
         """x1 y1 x2 y2 in pixels of the image, x2 and y2 being the last pixel + 1; zeros for an empty mask."""
         rows, columns = (np.flatnonzero(self.pixels.any(axis=axis)) for axis in (1, 0))

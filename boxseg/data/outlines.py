@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from boxseg.data.masks import Mask
+from boxseg.data.masks import Mask, decode_part
 
 Polygon = NDArray[np.int64]
 """(P, 2): x y of the corners in pixels, in order, the first not repeated."""
+
+
+def find_part_polygons(segmentation: Any, size: tuple[int, int]) -> list[Polygon]:
+    """`find_polygons` of a COCO segmentation of an image of (height, width), without its frame."""
+    part = decode_part(segmentation, size)
+    return [polygon + np.array([part.left, part.top]) for polygon in find_polygons(part.pixels)]
 
 
 def find_polygons(mask: Mask) -> list[Polygon]:

@@ -21,7 +21,7 @@ from boxseg.data.coco_split import CocoSplit
 from boxseg.data.file_names import Names, is_inside
 from boxseg.data.image_files import image_files
 from boxseg.data.masks import decode_segmentation
-from boxseg.data.outlines import find_polygons, join_polygons
+from boxseg.data.outlines import find_part_polygons, join_polygons
 from boxseg.data.picture_checks import EXIF_ORIENTATION
 from boxseg.data.reading import UnreadableError, read_picture, read_text, read_yaml
 from boxseg.errors import DataError
@@ -194,7 +194,7 @@ def _split_of(name: str) -> str:
 
 def _outline(segmentation: Any, size: tuple[int, int]) -> str:
     """One outline as shares of width and height; empty for an empty mask."""
-    polygons = find_polygons(decode_segmentation(segmentation, size))
+    polygons = find_part_polygons(segmentation, size)
     if not polygons:
         return ""
     shares = join_polygons(polygons) / [size[1], size[0]]

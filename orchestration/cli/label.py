@@ -293,7 +293,10 @@ def _open_source(
     if source.startswith(OF_FILE):
         path = Path(source.removeprefix(OF_FILE))
         return label_sources.one_by_one(label_sources.from_file(path, boxes)), about | {"file": digest(path)}, 1
-    simple = {"grabcut": label_sources.from_grabcut, "box": label_sources.from_boxes}
+    simple: dict[str, label_sources.Source] = {
+        "grabcut": label_sources.from_grabcut,
+        "box": label_sources.from_boxes,
+    }
     return label_sources.one_by_one(simple[source]), about, 1
 
 
