@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestration.find_runs import sound_status
+from orchestration.pulse import Beat, read_beat
 from orchestration.run_folder import Report, RunFolder, Status
 from orchestration.table import SweepTable, TrialRow, render_table
 from orchestration.terminal import printable, safe_console
@@ -83,15 +84,19 @@ class Progress:
 
 
 class RunProgress(Progress):
-    """One line per report; on a terminal, those between evaluations replace each other."""
+    """A line that changes on a terminal, above it one for each evaluation; else a line per report."""
 
     def __init__(self, folder: RunFolder, *, shown: bool = True) -> None:
         super().__init__(shown=shown)
         self._steps = folder.stored().steps
         self._folder = folder
-        self._tells_start = not folder.stored().start
+        self._tells_start = True
         self._trail = Trail(folder, self._steps)
         self._trail.skip()
+        self._old_beat = read_beat(folder)  # from before a resume
+        self._last: Report | None = None
+        """The last one that has a place in a line."""
+        self._told = False
 
     def update(self) -> None:
         """Show what is new."""
@@ -100,16 +105,38 @@ class RunProgress(Progress):
             self._tells_start = False
             if start := self._folder.stored().start:
                 self._line(start)
-        for report in reports:
-            line = f"step {report.step}/{self._steps}  {headline(report.metrics)}"
-            if self._trail.step_s is not None:
-                line += time_left(self._trail.step_s * (self._steps - report.step))
-            if report.is_evaluation:
-                self._line(line)
-            else:
-                self.pass_on(line)
-        if self._trail.last is None:
-            self._show(Text(f"starting … {self._elapsed()}"))
+        shown = [report for report in reports if headline(report.metrics)]
+        self._last = shown[-1] if shown else self._last
+        beat = read_beat(self._folder)
+        if beat == self._old_beat:
+            beat = None
+        if self.is_live:  # before lines are written above it
+            self._show(Text(self._now(beat), no_wrap=True, overflow="ellipsis"))
+        for report in shown:
+            if report.is_evaluation or not self.is_live:
+                self._told = True
+                self._line(f"step {report.step}/{self._steps}  {headline(report.metrics)}{self._left(report.step)}")
+        if beat is not None and not self._told and not self.is_live:
+            self._told = True
+            self._line(self._now(beat))
+
+    def _now(self, beat: Beat | None) -> str:
+        """Where the run is."""
+        last = self._last
+        if beat is not None and (last is None or beat.step >= last.step):
+            pace = f"{beat.steps_per_s:.3g} steps/s"
+            losses = "  ".join(
+                f"{name.removeprefix('loss_')} {value:.3g}" for name, value in beat.losses.items() if value is not None
+            )
+            return f"step {beat.step}/{self._steps}  {pace}{self._left(beat.step, beat.steps_per_s)}  {losses}"
+        if last is not None:
+            return f"step {last.step}/{self._steps}  {headline(last.metrics)}{self._left(last.step)}"
+        return f"starting … {self._elapsed()}"
+
+    def _left(self, step: int, steps_per_s: float = 0.0) -> str:
+        """Time left as told by all since the first report, or else by the updates alone."""
+        step_s = self._trail.step_s or (1 / steps_per_s if steps_per_s else None)
+        return "" if step_s is None else time_left(step_s * (self._steps - step))
 
 
 class SweepProgress(Progress):

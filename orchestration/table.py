@@ -173,7 +173,8 @@ def render_table(table: SweepTable, *, caption: str | None = None, most: int | N
     drawn = Table(caption=caption, caption_justify="left")
     header, lines = _cells(table, best)
     for title in header:
-        drawn.add_column(title, justify="right" if title in (table.metric, "step", "seed") else "left")
+        is_number = title in (table.metric, "step", "seed")
+        drawn.add_column(title, justify="right" if is_number else "left", no_wrap=title == "trial")
     for row, line in zip(table.ranked(), lines, strict=True):
         drawn.add_row(*line, style="bold green" if row is best else STYLES.get(row.status))
     return drawn

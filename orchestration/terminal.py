@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import re
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,22 @@ UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e
 """Control characters but the end of a line, marks that turn the direction of text, and halves of characters."""
 LINE_END = re.compile("\n(?! )")
 """Lines of a message that go on are indented; another end of a line comes from a name."""
+
+STAND_INS = {"★": "*", "…": ".", "±": "~", "–": "-", "→": ">", "·": ".", "×": "x", "²": "2"}
+"""One letter for another, so that columns stay in their place."""
+
+
+def stand_in(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What is written where an encoding has no such letter: one like it, or else its code, as in `\\u4e2d`."""
+    if isinstance(error, UnicodeEncodeError):
+        letter = error.object[error.start]
+        if letter in STAND_INS:
+            return STAND_INS[letter], error.start + 1
+        error.end = error.start + 1
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error("stand_in", stand_in)
 
 
 def printable(text: str) -> str:

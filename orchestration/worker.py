@@ -23,11 +23,14 @@ from orchestration.config import RunSpec
 from orchestration.errors import PreemptedError
 from orchestration.failures import Failure
 from orchestration.origin import write_environment
+from orchestration.pulse import Pulse
 from orchestration.run_folder import RunFolder
 from orchestration.secret_text import hide
 from orchestration.system_metrics import SystemMeter
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from boxseg.engine.train import Progress
 
 TrainFn = Callable[..., "Progress"]
@@ -252,6 +255,7 @@ class FileReporter:
     taken_away: Callable[[], bool] = lambda: False
     """Tells whether a machine will go soon; asked equally often on every rank."""
     _system: SystemMeter = field(default_factory=SystemMeter)
+    _pulse: Pulse | None = None
     _looked: float = 0.0
     _stop: bool = False
 
@@ -259,6 +263,12 @@ class FileReporter:
         """Keep what the run took over from other weights."""
         if self.rank == 0:
             self.folder.update(start=str(report))
+
+    def on_update(self, step: int, metrics: dict[str, Tensor]) -> None:
+        """Write now and then how fast it goes and what the losses are, for people who watch."""
+        if self.rank == 0:
+            self._pulse = self._pulse or Pulse(self.folder, first_step=step)
+            self._pulse.beat(step, metrics)
 
     def on_step(self, report: StepReport) -> None:
         """Write the means of some steps, and now and then what this process takes from its machine."""

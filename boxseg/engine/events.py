@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHOWN = 6
 """Names that a line lists."""
@@ -70,4 +73,13 @@ class Reporter(Protocol):
 
     def should_stop(self) -> bool:
         """True asks the loop to save a checkpoint and return early; read after every step."""
+        ...
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """A reporter that hears of every update as well; called on every rank, between reports."""
+
+    def on_update(self, step: int, metrics: dict[str, Tensor]) -> None:
+        """Reading the metrics of an update, scalars on the device, waits for the device."""
         ...

@@ -17,7 +17,7 @@ from boxseg.config import as_steps
 from boxseg.criterion import MASK_AP, Criterion
 from boxseg.engine import checkpoint
 from boxseg.engine.distributed import average_buffers, gather_objects, rank, world_size
-from boxseg.engine.events import EvalReport, Reporter, StartReport, StepReport
+from boxseg.engine.events import EvalReport, Reporter, StartReport, StepReport, Watcher
 from boxseg.engine.optim import lr_factor, set_lr
 from boxseg.engine.outbox import Outbox, Publish
 from boxseg.engine.start import read_trained, take_over
@@ -86,6 +86,8 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, criterion: Crit
             step_s = time.perf_counter() - started
             meter.add(metrics, images=len(batch) * world_size(), step_s=step_s, wait_s=started - asked)
             done = step + 1
+            if isinstance(reporter, Watcher):
+                reporter.on_update(done, metrics)
             reports = done % train_config.report_every == 0 or done == trainer.steps
             outbox.deliver(wait=reports)  # reports stay in the order of their steps
             if reports:

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names may have letters that the terminal has not
+            stream.reconfigure(errors="stand_in")  # names may have letters that the terminal has not
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

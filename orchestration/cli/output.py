@@ -39,6 +39,8 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Storage = Annotated[Path, typer.Option("--storage", metavar="DIR", help="Folder that holds the runs.")]
 
+GAP = 2
+"""Columns between two cells of a table."""
 CELL_LETTERS = 2000
 """What a table shows of one value: a name can be as long as a book."""
 
@@ -62,14 +64,38 @@ def print_json(value: Any) -> None:
     typer.echo(safe_json(json.dumps(plain, indent=2, ensure_ascii=False)))
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Aligned columns on stdout; None as a dash."""
-    from rich.table import Table  # takes a while to load
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, first_to_go: Sequence[str] = ()) -> None:
+    """Aligned columns on stdout; None as a dash. The first column is never shortened.
 
-    table = Table(*map(_cell, headings), box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*map(_cell, row))
+    Args:
+        headings: Of the columns.
+        rows: A value for each heading.
+        first_to_go: Headings of columns that are left out, one after the other, where a terminal is too narrow for all;
+            which ones is told.
+    """
+    from rich.cells import cell_len  # takes a while to load
+    from rich.table import Table
+
+    cells = [[_cell(value) for value in row] for row in rows]
+    wide = [max(map(cell_len, (heading, *column))) for heading, *column in zip(headings, *cells, strict=True)]
+    gone: list[str] = []
+    for heading in first_to_go if sys.stdout.isatty() else ():
+        if sum(wide[place] + GAP for place, name in enumerate(headings) if name not in gone) - GAP > terminal_width():
+            gone.append(heading)
+    table = Table(box=None, pad_edge=False)
+    kept = [place for place, heading in enumerate(headings) if heading not in gone]
+    for place in kept:
+        table.add_column(_cell(headings[place]), no_wrap=place == 0, min_width=wide[0] if place == 0 else None)
+    for row in cells:
+        table.add_row(*(row[place] for place in kept))
     print_rich(table)
+    if gone:
+        say(f"left out, as the terminal is narrow: {', '.join(gone)} (--json has all)")
+
+
+def terminal_width() -> int:
+    """Columns of the terminal that stdout is."""
+    return safe_console().width
 
 
 def print_rich(drawn: Any) -> None:

@@ -50,6 +50,7 @@ def list_all(
             )
             for each in found
         ],
+        first_to_go=("folder", "why it failed", "AP75", "began", "kind", "box AP", "step"),
     )
 
 

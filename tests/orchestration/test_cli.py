@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -279,6 +280,21 @@ def test_runs_are_listed_newest_first(capsys: Capture):
     assert [each["kind"] for each in listed] == ["sweep", "run"]
     assert run(["runs", "ls"]) == 0
     assert "0.25" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_ids_are_whole_in_a_narrow_terminal_and_other_columns_go_first(capsys: Capture, monkeypatch: Patch, width: int):
+    folder = make_run("20261122-171500-3f9ckd", created=1.0, status="failed", failure=Failure("ValueError", "x " * 99))
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert run(["runs", "ls"]) == 0
+    shown = capsys.readouterr()
+    lines = re.sub(r"\x1b\[\d*m", "", shown.out).splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith(folder.path.name)
+    assert "failed" in lines[1]
+    assert max(map(len, lines)) <= width
+    assert "left out, as the terminal is narrow: folder, why it failed" in shown.err
 
 
 def test_no_runs_are_an_empty_list_and_a_message(capsys: Capture):

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from boxseg.criterion import Criterion
 from orchestration.progress import RunProgress, SweepProgress
+from orchestration.pulse import Pulse
 from orchestration.run_folder import RunFolder, RunStatus
 from orchestration.table import SweepTable, TrialRow
 from orchestration.words import show_duration
@@ -104,6 +107,46 @@ def test_a_trial_that_ended_is_not_looked_at_again_unless_it_goes_on(tmp_path, m
 
 def test_durations_are_told_in_their_unit():
     assert [show_duration(seconds) for seconds in (4.6, 89, 91, 7400)] == ["5 s", "89 s", "2 min", "2.1 h"]
+
+
+def beat(folder: RunFolder, step: int) -> None:
+    pulse = Pulse(folder, first_step=step - 1)
+    pulse.beat(step, {"train/loss": torch.tensor(2.5), "train/loss_mask": torch.tensor(0.5), "qam/quality": None})
+
+
+def test_a_run_tells_its_pace_from_the_second_update_on_and_then_its_reports(tmp_path, capsys):
+    folder = RunFolder(tmp_path / "run").create(RunStatus("run", "toy", steps=4000), "")
+    with RunProgress(folder) as progress:
+        progress.update()
+        assert capsys.readouterr().err == ""
+        for step in (2, 3):
+            beat(folder, step)
+            progress.update()
+        told = capsys.readouterr().err
+        assert re.fullmatch(r"step 2/4000  \S+ steps/s  \S+ \w+ left  loss 2\.5  mask 0\.5\n", told)
+        folder.append_metrics(20, {"train/loss": 1.0})
+        folder.append_metrics(20, {"system/cpu": 1.0})  # nothing of it has a place in a line
+        progress.update()
+        assert capsys.readouterr().err == "step 20/4000  loss 1\n"
+
+
+def test_the_line_that_changes_is_never_older_than_the_one_above_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = RunFolder(tmp_path / "run").create(RunStatus("run", "toy", steps=40), "")
+    beat(folder, 5)  # of an earlier process
+    with RunProgress(folder) as progress:
+        assert progress._now(None).startswith("starting")
+        beat(folder, 19)
+        progress.update()
+        assert "step 19/40" in capsys.readouterr().err
+        folder.report(20, {"val/mask_ap": 0.5})
+        progress.update()
+        shown = capsys.readouterr().err
+        assert "step 19/40" not in shown
+        beat(folder, 21)
+        progress.update()
+        assert "step 21/40" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("live", [False, True])

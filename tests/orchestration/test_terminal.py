@@ -1,5 +1,6 @@
 """Whatever a file names, a terminal is shown text alone."""
 
+import io
 import json
 import logging
 import os
@@ -105,3 +106,11 @@ def test_class_names_are_not_parsed_as_formulas():
     for name in (r"$\frac$$", "x" * 10_000_000):
         write_set("a.png", name)
         assert run(["data", "stats", "boxes.json", "--picture", "picture.png"]) == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1"])
+def test_a_terminal_without_a_letter_gets_one_like_it_or_its_code(encoding):
+    file = io.TextIOWrapper(io.BytesIO(), encoding, errors="stand_in")
+    file.write("00 ★ 中…")
+    file.seek(0)
+    assert file.read() == r"00 * \u4e2d."
