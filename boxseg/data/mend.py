@@ -62,12 +62,19 @@ def mend_content(content: dict[str, Any], done: Done, *, folder: Path | None) ->
         each["image_id"] = new_id["images"](each.get("image_id"))
         each["category_id"] = new_id["categories"](each.get("category_id"))
     _number_anew(entries["annotations"], "annotations", done)
+    renamed: list[dict[str, Any]] = []
     if folder is not None:
         there = Names.below(folder)
         for image in entries["images"]:
+            before = image.get("file_name")
             _find_file(image, folder, there)
+            if image.get("file_name") != before:
+                renamed.append(image)
             _measure(image, folder, done)
     _join_images(content, done)
+    for image in content["images"]:
+        if any(image is each for each in renamed):
+            done.add("file names written as on the disk", image["file_name"])
     measured = [each for each in entries["images"] if _has_size(each) and is_whole(each.get("id"))]
     sizes = {each["id"]: (each["height"], each["width"]) for each in measured}
     for each in entries["annotations"]:
@@ -174,7 +181,7 @@ def _mend_mask(annotation: dict[str, Any], size: tuple[int, int], done: Done) ->
         return
     name, told = name_of(annotation), ""
     bbox: Any = annotation.get("bbox")
-    has_box = isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox))
+    has_box = isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox)) and min(bbox[2:]) > 0
     if isinstance(segmentation, list):
         if all(map(is_float, segmentation)):
             segmentation, told = [segmentation], "masks written as a list of polygons"

@@ -19,7 +19,7 @@ from PIL import Image
 
 from boxseg.data.coco_split import CocoSplit
 from boxseg.data.file_names import Names, is_inside
-from boxseg.data.image_files import image_files
+from boxseg.data.image_files import IMAGE_ENDINGS, image_files
 from boxseg.data.masks import decode_segmentation
 from boxseg.data.outlines import find_part_polygons, join_polygons
 from boxseg.data.picture_checks import EXIF_ORIENTATION
@@ -80,6 +80,8 @@ class Reading:
     images: int = 0
     without_labels: list[Path] = field(default_factory=list)
     """Images without a text file."""
+    labels: set[Path] = field(default_factory=set)
+    """Text files of images, left out ones too."""
     poses: int = 0
     """Objects whose keypoints were left out."""
     outlines: int = 0
@@ -100,6 +102,10 @@ class Reading:
             if len(self.without_labels) == self.images:
                 raise DataError(f"{source}: {told}; labels are text files named like the image (correct the folders)")
             logger.warning("%s: %s; they count as images without objects", source, told)
+        stray = self._find_stray()
+        if stray:
+            told = f"{len(stray)} label files are of no image (the first: {stray[0]})"
+            logger.warning("%s: %s; images end in %s", source, told, ", ".join(sorted(IMAGE_ENDINGS)))
         if self.poses:
             logger.warning("%s: the keypoints of %d objects are left out, their boxes are read", source, self.poses)
         if self.empty:
@@ -108,6 +114,12 @@ class Reading:
         if self.outlines > 1 and self.of_four_points == self.outlines:
             told = "outlines have four points; if these are turned boxes (YOLO OBB), their masks are boxes too"
             logger.warning("%s: all %d %s", source, self.outlines, told)
+
+    def _find_stray(self) -> list[Path]:
+        """Text files without an image, in folders of labels."""
+        folders = {path.parent for path in self.labels if "labels" in map(str.casefold, path.parts)}
+        there = (path for folder in sorted(folders) for path in sorted(folder.glob("*.txt")))
+        return [path for path in there if path not in self.labels and path.stem != "classes"]
 
 
 def write_yolo(content: dict[str, Any], images: Path, folder: Path) -> dict[str, int]:
@@ -226,6 +238,7 @@ def convert_yolo(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
             continue  # small data sets validate on what they train on
         splits[split_name] = split = CocoSplit(source, names)
         for path in (path for place in places for path in _images_of(place)):
+            about.labels.update(_label_paths(path))
             if path.stem not in exclude:
                 try:
                     shape = read_picture(path, Shape.of)

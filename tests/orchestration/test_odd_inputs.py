@@ -482,8 +482,9 @@ def test_ids_and_sizes_become_whole_numbers(case, told):
 @pytest.mark.parametrize("name", ["backslash", "backslash_up", "url"])
 def test_file_names_are_mended(case, told, name):
     case("windows_file_names")
-    copy, _ = fixed(told, f"{name}.json", "--images", ".")
+    copy, said = fixed(told, f"{name}.json", "--images", ".")
     assert [each["file_name"] for each in copy["images"]] == ["images/x.jpg"]
+    assert "1 file names written as on the disk (images/x.jpg)" in said
 
 
 def test_entries_of_one_file_are_joined_and_cut_boxes_get_their_area(tmp_path, monkeypatch, told):
@@ -664,3 +665,22 @@ def test_sizes_that_voc_files_lack_come_from_the_image(tmp_path, monkeypatch, to
     label(tmp_path / "ImageSets/Main/default.txt", "a")
     content, _ = imported(told, "voc", "all")
     assert content["images"] == [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}]
+
+
+def test_a_box_of_no_size_is_taken_from_its_mask(tmp_path, monkeypatch, told):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "a.png")
+    write(tmp_path / "gt.json", coco([image()], [annotation() | {"bbox": [20, 16, -16, -12]}]))
+    assert fixed(told, "gt.json")[0]["annotations"][0]["bbox"] == BOX
+
+
+def test_labels_of_files_that_are_no_images_are_counted(tmp_path, monkeypatch, told):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "images/a.avif")
+    (tmp_path / "images/b.heic").write_bytes(b"0")
+    for name in ("a", "b"):
+        label(tmp_path / f"labels/{name}.txt", LINE)
+    label(tmp_path / "data.yaml", "train: images", "names: [a]")
+    content, said = imported(told, "yolo", "train")
+    assert [each["file_name"] for each in content["images"]] == ["images/a.avif"]
+    assert "1 label files are of no image" in said
