@@ -1,4 +1,4 @@
-"""What a run on GPUs should take: counts of the network's work, scaled from a published run; loads no torch.
+"""What a run should take: counts of the network's work, scaled from runs that were measured; loads no torch.
 
 The counts are multiply-adds and stored values per pixel, of backbone and detection heads, where nearly all of them are.
 What they leave out (frozen layers keep less, weights and optimizer take memory and time) mostly cancels in the ratio to
@@ -52,6 +52,10 @@ ON_RECORD = [f"condinst {name}" for name in BACKBONE_COSTS]
 CARD_PIXELS = 224**2
 CELLS = sum(1 / stride**2 for stride in (8, 16, 32, 64, 128))
 """Cells of all pyramid levels per pixel."""
+CORE_MACS_PER_S = 16e9
+"""Multiply-adds of an update on one core of 2026, and the rest of it [s]: fits the runs of docs/results.md, and small
+ones, to within a factor of two."""
+CORE_REST_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,27 @@ def estimate(spec: RunSpec, *, aspect: float | None) -> Estimate | None:
             "newer GPUs are several times faster: a short run measures it"
         ),
     )
+
+
+def estimate_on_cpu(spec: RunSpec, *, aspect: float | None) -> tuple[float, str] | None:
+    """Seconds per update of a run on CPU cores, and where they come from.
+
+    None with GPUs, or for a network that is not ON_RECORD.
+
+    Args:
+        aspect: As for `estimate`.
+    """
+    resources = spec.resources
+    if resources.gpus_per_worker or f"{spec.model.kind} {spec.model.backbone}" not in ON_RECORD:
+        return None
+    threads = max(1, int(resources.cpus_per_worker))
+    macs = _count(spec, aspect or PHOTO_ASPECT)[0] * spec.train.batch_size / resources.workers
+    step_s = CORE_REST_S + macs / (CORE_MACS_PER_S * threads**0.8)
+    basis = (
+        f"by size ({macs:.2g} multiply-adds an update, {threads} core{'s' if threads > 1 else ''} a worker), without "
+        "evaluations; may be off by a factor of two: a short run measures it"
+    )
+    return step_s, basis
 
 
 def _count(config: BoxSegConfig, aspect: float) -> tuple[float, float]:

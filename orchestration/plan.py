@@ -14,7 +14,7 @@ from boxseg.data.checks import read_well_formed
 from boxseg.errors import BoxSegError
 from orchestration import preflight
 from orchestration.config import RunSpec, SweepSpec, load_run
-from orchestration.estimate import ON_RECORD, Estimate, estimate
+from orchestration.estimate import ON_RECORD, Estimate, estimate, estimate_on_cpu
 from orchestration.find_runs import list_runs
 from orchestration.run_folder import RunFolder, RunStatus
 
@@ -81,6 +81,8 @@ def make_plan(spec: RunSpec) -> Plan:
     guess = estimate(spec, aspect=train.aspect)
     if step_s is None and guess is not None:
         step_s, time_basis = guess.step_s, guess.basis
+    if step_s is None and (by_size := estimate_on_cpu(spec, aspect=train.aspect)) is not None:
+        step_s, time_basis = by_size
     seconds = None
     if step_s is not None and concurrency is not None:
         seconds = step_s * spec.train.steps * math.ceil(trials / concurrency)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from boxseg.config import CocoSource
-from boxseg.data.checks import require_usable
+from boxseg.data.checks import MASK_AP_RULE, require_usable
 from boxseg.data.fingerprint import take_fingerprint
 from boxseg.data.misfits import find_misfits
 from boxseg.errors import BoxSegError, CheckpointError, ConfigError, DataError
@@ -242,7 +242,8 @@ def _check_val_data(spec: RunSpec) -> None:
     needs_masks = metric is not None and metric not in NEEDS_NO_MASKS
     if spec.data.val == spec.data.train and not needs_masks:
         return  # looked at as training data, and meant to be without masks
-    missing_masks = require_usable(spec.data.val, training=False)
+    faults = require_usable(spec.data.val, training=False)
+    missing_masks = [fault for fault in faults if fault.rule == MASK_AP_RULE]
     if missing_masks and needs_masks:
         raise ConfigError(
             f"sweep.metric: {metric} needs drawn masks, but {missing_masks[0].file} "

@@ -43,6 +43,9 @@ REQUIRED_KEYS: dict[str, dict[str, str]] = {
     "categories": {"id": WHOLE, "name": TEXT},
 }
 """List of a COCO file -> key of its entries -> the rule for its value."""
+MASK_AP_RULE = "mask AP needs drawn masks"
+BOXES_ALONE = "read box AP, or add `segmentation`"
+"""The way out where nobody has drawn any mask; training tells of box AP alone and need not warn."""
 RULES: dict[str, Callable[[Any], bool]] = {
     WHOLE: is_whole,
     TEXT: lambda value: isinstance(value, str) and re.search("[\ud800-\udfff]", value) is None,
@@ -56,6 +59,8 @@ logger = logging.getLogger(__name__)
 def require_usable(source: CocoSource, training: bool, use_masks: bool = False) -> list[Fault]:
     """Check a source and let only usable ones pass; what is merely missing is logged and returned.
 
+    That nobody has drawn masks is returned and not logged.
+
     Args:
         source: Images and annotation file.
         training: Whether it is to be trained on (see `check_source`).
@@ -66,7 +71,7 @@ def require_usable(source: CocoSource, training: bool, use_masks: bool = False) 
     """
     faults = check_source(source, training=training, use_masks=use_masks)
     for fault in faults:
-        if not fault.fatal:
+        if not fault.fatal and fault.way_out != BOXES_ALONE:
             logger.warning("%s", fault)
     fatal = [str(fault) for fault in faults if fault.fatal]
     count = count_faults(faults, fatal=True)
@@ -306,7 +311,8 @@ def _amount_faults(path: Path, content: dict[str, Any], *, training: bool, use_m
     without_mask = sum(not annotation.get("has_mask") for annotation in instances)
     found = f"has no mask for {without_mask} of {len(instances)} annotations"
     if not training and without_mask:
-        yield Fault(path, found, "mask AP needs drawn masks", "add `segmentation`, or read box AP only", fatal=False)
+        way_out = BOXES_ALONE if without_mask == len(instances) else "add `segmentation`, or read box AP only"
+        yield Fault(path, found, MASK_AP_RULE, way_out, fatal=False)
     if training and use_masks and instances and without_mask == len(instances):
         yield Fault(path, found, MASKS_RULE, MASKS_WAY_OUT)
     elif training and use_masks and without_mask:

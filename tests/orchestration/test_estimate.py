@@ -1,10 +1,12 @@
 """Estimates for GPUs, against the published run that they are scaled from."""
 
+from pathlib import Path
+
 import pytest
 
 from boxseg.config import merge
-from orchestration.config import RunSpec
-from orchestration.estimate import estimate
+from orchestration.config import RunSpec, load_run
+from orchestration.estimate import estimate, estimate_on_cpu
 
 PUBLISHED = {
     "profile": "official",
@@ -46,3 +48,20 @@ def test_more_work_takes_longer_and_more_memory():
 def test_nothing_is_estimated_without_gpus_or_for_an_unknown_backbone():
     assert guess(resources={"gpus_per_worker": 0}) is None
     assert guess(model={"backbone": "timm/regnety_004"}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "measured"), [("ablation", 3.8 * 60 / 300), ("ablation_animals", 5.5 * 60 / 900), ("pennfudan", 2.0)]
+)
+def test_updates_on_a_core_take_about_as_long_as_those_that_were_measured(name, measured):
+    found = estimate_on_cpu(load_run(Path(__file__).parents[2] / f"experiments/{name}.yaml"), aspect=None)
+    assert measured / 2 < found[0] < measured * 2
+    assert "may be off by a factor of two" in found[1]
+
+
+def test_nothing_is_counted_for_a_core_that_a_gpu_does_or_that_is_not_on_record():
+    assert estimate_on_cpu(spec(), aspect=None) is None
+    cpu = {"resources": {"gpus_per_worker": 0}}
+    assert estimate_on_cpu(spec(**cpu, model={"backbone": "timm/regnety_004"}), aspect=None) is None
+    more = estimate_on_cpu(spec(resources={"gpus_per_worker": 0, "cpus_per_worker": 4}), aspect=None)
+    assert more[0] < estimate_on_cpu(spec(**cpu), aspect=None)[0]

@@ -160,10 +160,15 @@ def test_a_plan_counts_data_and_trials(tmp_path: Path, coco: dict[str, str]):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_plan_without_earlier_runs_invents_no_time(tmp_path: Path):
-    plan = make_plan(make_spec(tmp_path))
-    assert plan.seconds is None
-    assert "run one short run first" in plan.time_basis
+def test_a_plan_without_earlier_runs_tells_a_time_by_size_where_the_network_is_on_record(tmp_path: Path):
+    plan = make_plan(make_spec(tmp_path, train={"steps": 100}))
+    longer = make_plan(make_spec(tmp_path, train={"steps": 200}))
+    assert plan.seconds is not None
+    assert longer.seconds == pytest.approx(2 * plan.seconds)
+    assert "by size" in plan.time_basis
+    unknown = make_plan(make_spec(tmp_path, model={"backbone": "timm/regnety_004"}))
+    assert unknown.seconds is None
+    assert "run one short run first" in unknown.time_basis
 
 
 def test_a_plan_takes_its_time_from_an_earlier_run_of_the_same_size(tmp_path: Path):
@@ -180,7 +185,7 @@ def test_a_plan_takes_its_time_from_an_earlier_run_of_the_same_size(tmp_path: Pa
     assert plan.seconds == pytest.approx(400.0)
     assert "run one" in plan.time_basis
     assert plan.disk_bytes == 3000
-    assert make_plan(make_spec(tmp_path, train={"image_size": 64})).seconds is None
+    assert "by size" in make_plan(make_spec(tmp_path, train={"image_size": 64})).time_basis
 
 
 def test_a_plan_lists_why_it_would_not_start(tmp_path: Path, coco: dict[str, str]):

@@ -169,7 +169,16 @@ def test_missing_masks_are_a_hint_for_evaluation_and_nothing_for_training(conten
     assert "has no mask for 3 of 3 annotations" in str(hint)
     assert not hint.fatal
     assert texts(source, training=True) == []
-    require_usable(source, False)
+
+
+@pytest.mark.parametrize(("drawn", "warned"), [(0, False), (1, True)])
+def test_training_warns_of_missing_masks_only_where_some_are_drawn(content, write_source, caplog, drawn, warned):
+    for annotation in content["annotations"][:drawn]:
+        x, y, width, height = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + width, y, x + width / 2, y + height]]
+    (hint,) = require_usable(write_source(content), training=False)
+    assert hint.rule == "mask AP needs drawn masks"
+    assert ("has no mask for" in caplog.text) == warned
 
 
 def test_a_missing_image_folder_is_one_fault(content, write_source, tmp_path):
