@@ -146,12 +146,12 @@ def _measure(image: dict[str, Any], folder: Path, done: Done) -> None:
 
 def _join_images(content: dict[str, Any], done: Done) -> None:
     """One entry for each file and size; objects go over to the first, the same object once."""
-    first: dict[tuple[Any, ...], Any] = {}
+    first: dict[tuple[str, str, str], Any] = {}
     becomes: dict[int, int] = {}
     kept = []
     for image in content["images"]:
         if isinstance(image, dict) and isinstance(image.get("file_name"), str) and is_whole(image.get("id")):
-            key = plain_name(image["file_name"]), image.get("width"), image.get("height")
+            key = plain_name(image["file_name"]), repr(image.get("width")), repr(image.get("height"))
             if key in first and first[key] != image["id"]:
                 becomes[image["id"]] = first[key]
                 done.add("image entries joined with another of the same file", image["file_name"])
