@@ -202,6 +202,8 @@ def _difference(pixels: NDArray[np.uint8], bbox: Sequence[float]) -> Iterator[tu
     x, y, width, height = bbox
     margin = max(2.0, 0.25 * max(width, height))
     outer = _cut(pixels, x - margin, y - margin, x + width + margin, y + height + margin)
+    if 0 in outer.shape:
+        return
     left, top = max(x - margin, 0.0), max(y - margin, 0.0)
     rows = np.arange(outer.shape[0])[:, None] + math.floor(top) + 0.5
     columns = np.arange(outer.shape[1])[None] + math.floor(left) + 0.5

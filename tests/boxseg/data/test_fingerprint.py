@@ -95,3 +95,10 @@ def test_a_sample_of_the_images_is_opened_and_those_that_cannot_be_are_left_out(
     boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [0, 0, 4, 4]} for n in range(1, 200)]
     source.annotations.write_text(json.dumps({**content, "images": images, "annotations": boxes}))
     assert take_fingerprint(source).colours.images == LOOKED_AT
+
+
+def test_boxes_far_outside_their_image_tell_nothing_of_its_colours(tmp_path):
+    source = write_boxes(
+        tmp_path, [1e300, 5, 2e300, 20], [-2e300, 5, -1e300, 20], image=np.zeros((60, 80, 3), dtype=np.uint8)
+    )
+    assert np.isnan(take_fingerprint(source).colours.contrast)
