@@ -187,7 +187,7 @@ def test_a_plan_starts_nothing_and_leaves_nothing(capsys: Capture, command: str)
     assert run([command, write(SWEEP), "--plan", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["trials"] == (2 if command == "sweep" else 1)
-    assert plan["seconds"] is None
+    assert plan["seconds"] > 0  # by size, as nothing was run before
     assert plan["faults"] == []
     assert sorted(path.name for path in Path().iterdir()) == ["exp.yaml"]
 
