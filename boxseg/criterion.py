@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Mode = Literal["max", "min"]
+MIN_SCORE = 0.3
+"""Score from which on `boxseg predict` and the served model give a detection, unless they are asked for more."""
 
 
 @dataclass(frozen=True)

@@ -112,9 +112,7 @@ def predict_files(
             if isinstance(picture.pixels, DataError):
                 yield picture.pixels
                 continue
-            found = next(detections)
-            kept = found.scores >= min_score
-            found = Detections(found.boxes[kept], found.scores[kept], found.labels[kept], found.masks[kept])
+            found = next(detections).from_score(min_score)
             if overlays is not None:
                 names = [predictor.class_names[label] for label in found.labels.tolist()]
                 frame = "" if picture.frame is None else f"-{picture.frame:06d}"

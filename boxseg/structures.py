@@ -293,6 +293,11 @@ class Detections:
     """Bool (D, height, width)."""
     image_id: int = -1
 
+    def from_score(self, least: float) -> Detections:
+        """Those of at least this score."""
+        kept = self.scores >= least
+        return Detections(self.boxes[kept], self.scores[kept], self.labels[kept], self.masks[kept], self.image_id)
+
 
 class MaskNetwork(nn.Module, ABC):
     """Any instance segmentation network: teacher, QAM, copy-paste, losses, evaluation and prediction need only this.

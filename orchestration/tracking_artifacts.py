@@ -15,6 +15,7 @@ from orchestration.run_folder import RunFolder
 from orchestration.tracking_model import better_network, log_model, register_model
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
 MAX_CHECKPOINT_BYTES = 500 * 1024**2
@@ -22,12 +23,14 @@ MAX_CHECKPOINT_BYTES = 500 * 1024**2
 SETTINGS = ("config.yaml", "environment.json", "changes.diff")
 RESULTS = (*SETTINGS, "status.json", "journal.jsonl", "table.md", "traceback.txt")
 RESULT_FOLDERS = ("evaluation", "report")
+COUNTS = "candidates of a box"
 CURVES = {
     "losses": ("train/loss",),
     "validation": ("val/mask_ap", "val/box_ap", "val/teacher_mask_ap", "val/student_mask_ap"),
     "pseudo masks": ("qam/",),
+    COUNTS: ("qam/candidates",),
 }
-"""Title -> how the names of the metrics begin that are drawn together."""
+"""Title -> how the names of the metrics begin that are drawn together; counts are not drawn with shares."""
 CURVES_PICTURE = "evaluation/learning_curves.png"
 
 logger = logging.getLogger("boxseg.tracking")
@@ -45,11 +48,21 @@ def copy_results(client: MlflowClient, folder: RunFolder, state: dict[str, Any])
 
 def draw_learning_curves(folder: RunFolder) -> Path | None:
     """Write `evaluation/learning_curves.png` in a run's folder; None where nothing was reported."""
-    from matplotlib.figure import Figure
+    figure = learning_curves(folder)
+    return None if figure is None else save_figure(figure, folder.path / CURVES_PICTURE)
+
+
+def learning_curves(folder: RunFolder) -> Figure | None:
+    """What a run reported over its steps; None where that is nothing."""
+    from matplotlib.figure import Figure  # takes a while to load
 
     curves = {name: folder.history(name) for name in sorted(folder.stored().metrics)}
     reported = [name for name, points in curves.items() if points]
-    groups = {title: [name for name in reported if name.startswith(starts)] for title, starts in CURVES.items()}
+    counts = [name for name in reported if name.startswith(CURVES[COUNTS])]
+    groups = {
+        title: [name for name in reported if name.startswith(starts) and (name in counts) == (title == COUNTS)]
+        for title, starts in CURVES.items()
+    }
     groups = {title: names for title, names in groups.items() if names}
     if not groups:
         return None
@@ -64,7 +77,7 @@ def draw_learning_curves(folder: RunFolder) -> Path | None:
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    return save_figure(figure, folder.path / CURVES_PICTURE)
+    return figure
 
 
 def copy_checkpoint(client: MlflowClient, folder: RunFolder, checkpoint: Path, state: dict[str, Any]) -> None:

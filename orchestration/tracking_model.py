@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import boxseg
+from boxseg.criterion import MIN_SCORE
 from boxseg.engine.checkpoint import find_damage, load_about
 from boxseg.errors import CheckpointError
 from orchestration.files import digest
@@ -32,7 +33,7 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
     import mlflow
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, Schema
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     content = digest(checkpoint / "about.json")
     run = client.get_run(run_id)
@@ -59,7 +60,10 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
                 python_model=str(Path(__file__).with_name("tracking_served.py")),
                 artifacts={"checkpoint": str(folder)},
                 code_paths=[str(code)],
-                signature=ModelSignature(inputs=Schema([ColSpec("string", "image")])),
+                signature=ModelSignature(
+                    inputs=Schema([ColSpec("string", "image")]),
+                    params=ParamSchema([ParamSpec("min_score", "double", MIN_SCORE)]),
+                ),
                 pip_requirements=[f"mlflow=={mlflow.__version__}", *map(_pin, REQUIREMENTS)],
             )
         client.log_model_artifacts(about.model_id, str(scratch / "model"))

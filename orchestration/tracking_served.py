@@ -13,13 +13,14 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 from PIL import Image
 
+from boxseg.criterion import MIN_SCORE
 from boxseg.data.masks import encode_rle
 from boxseg.errors import DataError
 from boxseg.predict import Predictor, read_image
 
 
 class BoxSegModel(PythonModel):
-    """Finds objects and their masks: the masks of `boxseg predict`."""
+    """Finds objects and their masks: what `boxseg predict` finds."""
 
     def load_context(self, context: Any) -> None:
         """Load the network that the model was logged with."""
@@ -32,6 +33,7 @@ class BoxSegModel(PythonModel):
 
         Args:
             model_input: Table with a column `image`: a PNG or JPEG file as base64, or a path on the serving machine.
+            params: `min_score`, below which detections are left out; `MIN_SCORE` if it is.
 
         Returns:
             `boxes` (x1 y1 x2 y2 in pixels), `scores`, `labels` (class names), `category_ids`, and `masks` as COCO
@@ -40,7 +42,8 @@ class BoxSegModel(PythonModel):
         Raises:
             DataError: an image cannot be read.
         """
-        found = self.predictor([_open(text) for text in model_input["image"]])
+        least = float((params or {}).get("min_score", MIN_SCORE))
+        found = [each.from_score(least) for each in self.predictor([_open(text) for text in model_input["image"]])]
         return [
             {
                 "boxes": each.boxes.tolist(),

@@ -21,6 +21,8 @@ CAPTION = 16
 COLUMNS = ("image", "boxes", "teacher mask (quality)", "student mask (score)")
 COLOURS = ((228, 26, 28), (55, 126, 184), (77, 175, 74), (152, 78, 163), (255, 127, 0), (166, 86, 40), (247, 129, 191))
 OPACITY = 0.4
+NUMBER_PX = (26, 12)
+"""Width and height of a number on a picture."""
 MARGIN = 0.2
 """Width of what is shown around a box, as a share of its longer side."""
 
@@ -100,13 +102,34 @@ def _overlay(plain: Image.Image, masks: np.ndarray, numbers: list[float]) -> Ima
     """Tinted masks, each with its number at its top left corner."""
     tile = tint_masks(plain, list(masks))
     draw = ImageDraw.Draw(tile)
-    for mask, number in zip(masks, numbers, strict=True):
-        ys, xs = np.nonzero(fit_mask(mask, plain))
-        if len(xs):
-            draw.text(
-                (int(xs.min()), int(ys.min())), f"{number:.2f}", fill="white", stroke_width=1, stroke_fill="black"
-            )
+    for place, text in place_numbers([fit_mask(mask, plain) for mask in masks], numbers):
+        draw.text(place, text, fill="white", stroke_width=1, stroke_fill="black")
     return tile
+
+
+def place_numbers(masks: Sequence[np.ndarray], numbers: Sequence[float]) -> list[tuple[tuple[int, int], str]]:
+    """Where numbers are written, x y, and how: none hides its mask, and none stands in another, the largest mask first.
+
+    Args:
+        masks: Bool (h, w), at the size of the picture.
+        numbers: One for each.
+    """
+    written: list[tuple[tuple[int, int], str]] = []
+    for row in sorted(range(len(masks)), key=lambda row: -int(masks[row].sum())):
+        ys, xs = np.nonzero(masks[row])
+        if len(xs) == 0 or xs.max() - xs.min() < NUMBER_PX[0] or ys.max() - ys.min() < 2 * NUMBER_PX[1]:
+            continue
+        x, y = int(xs.min()), int(ys.min())
+        if all(
+            abs(x - other_x) >= NUMBER_PX[0] or abs(y - other_y) >= NUMBER_PX[1] for (other_x, other_y), _ in written
+        ):
+            written.append(((x, y), f"{numbers[row]:.2f}"))
+    return written
+
+
+def _is_near(place: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether numbers at two places would overlap."""
+    return abs(place[0] - other[0]) < NUMBER_PX[0] and abs(place[1] - other[1]) < NUMBER_PX[1]
 
 
 def tint_masks(plain: Image.Image, masks: Sequence[np.ndarray]) -> Image.Image:

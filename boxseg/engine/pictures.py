@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 WORST = 10
 """Images in the picture of the worst."""
 WORST_COLUMNS = ("image", "boxes", "drawn (best IoU found)", "found (score)")
+TITLES = {"mask": "masks", "box": "boxes", "boundary": "boundaries of masks"}
+"""Kind of AP -> what is measured."""
 MAX_CURVES = 10
 """Classes with a curve of their own; with more, only the mean is drawn."""
 BINS = 10
@@ -140,8 +142,8 @@ def draw_precision_recall(scores: CocoScores, class_names: Sequence[str]) -> Fig
         for row, name in ((0, "0.5"), (5, "0.75")):
             mean = precision[row][:, defined].mean(axis=1) if defined else np.zeros_like(recalls)
             axes.plot(recalls, mean, "k" if row == 0 else "k--", linewidth=2, label=f"all classes, IoU {name}")
-        _label(axes, f"{kind}s", "recall", "precision")
-        axes.legend(fontsize=8)
+        _label(axes, TITLES.get(kind, kind), "recall", "precision")
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
     return figure
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from boxseg.criterion import MIN_SCORE
 from boxseg.errors import ConfigError, DataError
 from orchestration.cli.data import Images, find_source
 from orchestration.cli.output import AsJson, Device, Storage, print_json, print_pairs, print_table, say
@@ -116,7 +117,7 @@ def predict(
         list[str], typer.Argument(metavar="SOURCE…", help="Images, folders of images, videos, quoted patterns.")
     ],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where to write.")] = Path("predictions"),
-    min_score: Annotated[float, typer.Option(min=0, max=1, help="Leave out detections below this score.")] = 0.3,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Leave out detections below this score.")] = MIN_SCORE,
     overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Draw a PNG of each image.")] = True,
     every: Annotated[int, typer.Option("--every", min=1, metavar="N", help="Of a video, every N-th frame.")] = 1,
     device: Device = "auto",

@@ -63,15 +63,22 @@ def test_it_predicts_the_masks_of_boxseg_predict_in_an_environment_without_ray(t
     assert "ray" not in requirements
     images = sorted(trained_run.val.images.iterdir())[:2]
     rows = [[str(images[0])], [base64.b64encode(images[1].read_bytes()).decode()]]
-    (tmp_path / "in.json").write_text(json.dumps({"dataframe_split": {"columns": ["image"], "data": rows}}))
+    table = {"dataframe_split": {"columns": ["image"], "data": rows}}
+    (tmp_path / "in.json").write_text(json.dumps(table | {"params": {"min_score": 0.0}}))
+    (tmp_path / "usual.json").write_text(json.dumps(table))
 
     python = make_venv(tmp_path / "venv")
     look = "from importlib.util import find_spec; print([find_spec(n) for n in ('ray', 'orchestration', 'boxseg')])"
     seen = subprocess.run([python, "-I", "-c", look], check=True, cwd=tmp_path, capture_output=True, text=True)
     assert seen.stdout.strip() == "[None, None, None]"
-    command = [python, "-I", "-m", "mlflow", "models", "predict", "-m", place, "-i", "in.json", "-o", "out.json"]
-    subprocess.run([*command, "--content-type", "json", "--env-manager", "local"], check=True, cwd=tmp_path)
-    served = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    answers = []
+    for name in ("usual.json", "in.json"):
+        command = [python, "-I", "-m", "mlflow", "models", "predict", "-m", place, "-i", name, "-o", "out.json"]
+        subprocess.run([*command, "--content-type", "json", "--env-manager", "local"], check=True, cwd=tmp_path)
+        answers.append(json.loads((tmp_path / "out.json").read_text())["predictions"])
+    usual, served = answers
+    for few, all_found in zip(usual, served, strict=True):
+        assert few["scores"] == [score for score in all_found["scores"] if score >= 0.3]
 
     command = ["predict", str(trained_run.checkpoint), *map(str, images), "--min-score", "0", "--no-overlays"]
     assert run([*command, "--output", str(tmp_path / "out"), "--json"]) == 0

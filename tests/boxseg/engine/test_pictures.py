@@ -9,7 +9,8 @@ from PIL import Image
 
 from boxseg.data.coco import CocoBoxes, coco_ground_truth
 from boxseg.engine.evaluate import coco_scores
-from boxseg.engine.pictures import Extremes, draw_evaluation, draw_extremes
+from boxseg.engine.panels import place_numbers
+from boxseg.engine.pictures import Extremes, draw_evaluation, draw_extremes, draw_precision_recall
 from boxseg.scoring import read_objects
 
 
@@ -83,3 +84,20 @@ def test_a_pseudo_mask_is_shown_with_what_is_around_it(tmp_path):
     assert label.mask.shape == (15, 15)
     assert label.iou == 0.25
     assert Image.open(draw_extremes(extremes_of(0.5), tmp_path / "x.png")).width > 500
+
+
+def test_the_legend_of_precision_and_recall_covers_no_line_and_boxes_are_called_so(data, scores):
+    figure = draw_precision_recall(scores, data.class_names)
+    figure.canvas.draw()
+    assert [axes.get_title() for axes in figure.axes] == ["masks", "boxes"]
+    for axes in figure.axes:
+        assert axes.get_legend().get_window_extent().y1 <= axes.get_window_extent().y0
+
+
+def test_numbers_hide_neither_small_masks_nor_one_another():
+    masks = np.zeros((4, 100, 100), dtype=bool)
+    masks[0, 10:90, 10:90] = True
+    masks[1, 14:60, 14:60] = True  # its number would stand in that of the first
+    masks[2, 50:60, 50:60] = True  # smaller than its number
+    masks[3, 60:95, 60:95] = True
+    assert place_numbers(list(masks), [0.5, 0.6, 0.7, 0.8]) == [((10, 10), "0.50"), ((60, 60), "0.80")]
