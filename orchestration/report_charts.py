@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -23,6 +24,10 @@ from orchestration.table import SweepTable, TrialRow, show
 BLUE, ORANGE, GREY, RED = "#0072B2", "#D55E00", "#9a9a9a", "#B00020"
 HIGHLIGHTS = (ORANGE, BLUE, "#009E73", "#CC79A7", "#56B4E9")
 """Colours that colour-blind people can tell apart."""
+DASHES = ("-", "--", ":", "-.")
+"""With which the same colours stand for more trials."""
+MANY_NAMED = len(HIGHLIGHTS)
+"""Trials that are named where these looks are too few for all."""
 SCALE = 2.0
 """Pixels of the file for each pixel of the page."""
 MAX_LINES = 300
@@ -42,32 +47,54 @@ STYLE: Any = {
 
 
 def draw_curves(table: SweepTable, curves: Curves, rungs: Sequence[float]) -> bytes:
-    """The deciding metric over the steps; the best five in colour, early ends as crosses, rungs as dashed lines."""
+    """The deciding metric over the steps, early ends as crosses, rungs as dashed lines.
+
+    All trials are named, or of many the best and the number of the others.
+    """
+    return _png(curves_figure(table, curves, rungs))
+
+
+def curves_figure(table: SweepTable, curves: Curves, rungs: Sequence[float]) -> Figure:
+    """See `draw_curves`."""
     figure, axes = _figure(5.2, 4.2)
-    ranked = table.ranked()
-    for row in reversed(thin_out(ranked[len(HIGHLIGHTS) :], MAX_LINES)):
+    ranked = [row for row in table.ranked() if curves.get(row.id)]
+    looks = [(colour, dashes) for dashes in DASHES for colour in HIGHLIGHTS]
+    named = len(ranked) if len(ranked) <= len(looks) else MANY_NAMED
+    for row in reversed(thin_out(ranked[named:], MAX_LINES)):
         _draw_curve(axes, row, curves, colour=GREY, width=0.8)
-    for row, colour in reversed(list(zip(ranked, HIGHLIGHTS, strict=False))):
-        _draw_curve(axes, row, curves, colour=colour, width=2.0, label=figure_label(f"{row.label}: {row.outcome}"))
+    for row, (colour, dashes) in reversed(list(zip(ranked[:named], looks, strict=False))):
+        name = figure_label(f"{row.label}: {row.outcome}")
+        _draw_curve(axes, row, curves, colour=colour, dashes=dashes, width=2.0, label=name)
     for rung in rungs:
         axes.axvline(rung, color="#555555", linestyle="--", linewidth=1)
     axes.set(xlabel="step", ylabel=table.metric)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     handles, labels = axes.get_legend_handles_labels()
+    if len(ranked) > named:
+        handles = [Line2D([], [], color=GREY, linewidth=0.8), *handles]
+        labels = [f"{len(ranked) - named} more trials", *labels]
     if handles:
+        figure.set_figheight(4.2 + 0.18 * max(0, math.ceil(len(handles) / 2) - 3))
         figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    return _png(figure)
+    return figure
 
 
 def _draw_curve(
-    axes: Axes, row: TrialRow, curves: Curves, *, colour: str, width: float, label: str | None = None
+    axes: Axes,
+    row: TrialRow,
+    curves: Curves,
+    *,
+    colour: str,
+    width: float,
+    dashes: str = "-",
+    label: str | None = None,
 ) -> None:
     points = curves.get(row.id, [])
     if not points:
         return
     steps, values = zip(*points, strict=True)
-    axes.plot(steps, values, color=colour, linewidth=width, marker="o", markersize=3, label=label)
+    axes.plot(steps, values, dashes, color=colour, linewidth=width, marker="o", markersize=3, label=label)
     if row.status in ("stopped", "failed", "interrupted"):
         axes.plot(steps[-1:], values[-1:], marker="x", markersize=7, color=RED if row.status == "failed" else colour)
 

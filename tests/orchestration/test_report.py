@@ -18,6 +18,7 @@ from orchestration.cli.app import run
 from orchestration.config import RunSpec, SweepSpec
 from orchestration.failures import Failure
 from orchestration.report import PAGE, commands_for, cost_of, panel_of, read_sweep, try_report, write_report
+from orchestration.report_charts import curves_figure
 from orchestration.report_stats import common_step, differ, rank_settings, study_importance
 from orchestration.resolved import dump_resolved
 from orchestration.run_folder import RunFolder, RunStatus
@@ -285,3 +286,14 @@ def test_a_thousand_trials_take_less_than_a_minute_and_fewer_pictures(tmp_path):
     assert time.process_time() - began < 60  # CPU seconds, which other load does not change; 9 measured
     assert page.stat().st_size < 5e6
     assert "950 more are in settings.csv" in page.read_text()
+
+
+@pytest.mark.parametrize(("trials", "more"), [(6, None), (30, "25 more trials")])
+def test_the_legend_of_the_curves_names_all_trials_or_says_how_many_more(tmp_path, trials, more):
+    record = read_sweep(synthetic.write_sweep(tmp_path, settings=trials))
+    figure = curves_figure(record.table, record.curves, record.rungs)
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    best = record.table.ranked()
+    assert named[0] == f"{best[0].label}: {best[0].outcome}"
+    assert len(named) == (trials if more is None else 6)
+    assert (named[-1] == more) == (more is not None)
