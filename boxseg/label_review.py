@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,21 +12,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from boxseg.data.checks import read_well_formed, read_whole
 from boxseg.data.coco import read_image
 from boxseg.data.file_names import is_inside
-from boxseg.data.masks import decode_segmentation
+from boxseg.data.masks import decode_part
 from boxseg.data.reading import read_json
-from boxseg.engine.panels import crop_around, scale_picture, tint_masks
 from boxseg.errors import DataError
 from boxseg.files import write_atomic
 from boxseg.label_data import LABELS, write_yolo_beside
+from boxseg.review_pictures import find_outlines, find_whole, write_crop
 
-TILE = 200
-"""Longest side of a shown crop [px]."""
-PAGE, CROPS, REVIEWED = "index.html", "crops", "labels.reviewed.json"
+PAGE, CROPS, WHOLE, REVIEWED = "index.html", "crops", "images", "labels.reviewed.json"
 DATA_MARK = "/*DATA*/"
 DECISIONS = ("accept", "reject")
 
@@ -50,29 +46,40 @@ def write_review(labels: Path, images: Path) -> Iterator[Path]:
             of_image[annotation["image_id"]].append(annotation)
     folder = labels / "review"
     (folder / CROPS).mkdir(parents=True, exist_ok=True)
-    cards = []
+    cards: list[dict[str, Any]] = []
+    wholes: dict[str, dict[str, Any]] = {}
     for image in content["images"]:
-        path = images / image["file_name"]
-        shown = of_image[image["id"]] if is_inside(image["file_name"]) else []
+        name = image["file_name"]
+        shown = of_image[image["id"]] if is_inside(name) else []
         try:
-            picture = read_image(path).permute(1, 2, 0).numpy() if shown else None
+            picture = read_image(images / name).permute(1, 2, 0).numpy() if shown else None
         except DataError:
-            shown = []  # named when the image was labelled
-        for annotation in shown:
-            assert picture is not None
-            mask = decode_segmentation(annotation["segmentation"], (picture.shape[0], picture.shape[1]))
-            crop = io.BytesIO()
-            _draw_crop(picture, mask, annotation["bbox"]).save(crop, format="jpeg", quality=80)
-            write_atomic(folder / CROPS / f"{annotation['id']}.jpg", crop.getvalue(), durable=False)
-            about = {key: annotation[key] for key in ("id", "quality", "doubts", "checks", "candidates")}
-            cards.append(about | {"file": image["file_name"], "name": names[annotation["category_id"]]})
-        yield path
+            picture = None  # named when the image was labelled
+        if picture is not None:
+            whole = find_whole(images / name, picture, folder, f"{WHOLE}/{image['id']}.jpg")
+            wholes[name] = {"url": whole, "size": [picture.shape[1], picture.shape[0]]}
+            cards += [
+                _card(each, picture, folder) | {"file": name, "name": names[each["category_id"]]} for each in shown
+            ]
+        yield images / name
     cards.sort(key=lambda card: (card["quality"], card["id"]))
     template = resources.files("boxseg").joinpath("label_review.html").read_text(encoding="utf-8")
-    # Decisions about other labels are not taken over.
-    stamp = hashlib.sha256((labels / LABELS).read_bytes()).hexdigest()[:16]
-    data = json.dumps({"stamp": stamp, "cards": cards}).replace("<", "\\u003c")  # no text may end the script
+    about = {"stamp": _stamp(labels), "cards": cards, "images": wholes}
+    data = json.dumps(about, separators=(",", ":")).replace("<", "\\u003c")  # no text may end the script
     write_atomic(folder / PAGE, template.replace(DATA_MARK, data))
+
+
+def _card(annotation: dict[str, Any], picture: NDArray[np.uint8], folder: Path) -> dict[str, Any]:
+    """What the page tells of a mask; its crop is written."""
+    size = (picture.shape[0], picture.shape[1])
+    crop = write_crop(picture, annotation["bbox"], folder / CROPS / f"{annotation['id']}.jpg")
+    about = {key: annotation[key] for key in ("id", "quality", "doubts", "checks", "candidates")}
+    return about | {"crop": crop, "outline": find_outlines(decode_part(annotation["segmentation"], size))}
+
+
+def _stamp(labels: Path) -> str:
+    """Of labels: decisions about others are not taken over."""
+    return hashlib.sha256((labels / LABELS).read_bytes()).hexdigest()[:16]
 
 
 def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, int]:
@@ -80,17 +87,18 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
 
     Args:
         labels: Folder with `labels.coco.json`.
-        decisions: JSON that the page gave: annotation id -> accept or reject.
+        decisions: JSON that the page gave: annotation id -> accept or reject, with the stamp of the labels.
         images: Folder of the images.
 
     Returns:
         How many were accepted, rejected, and left open.
 
     Raises:
-        DataError: there are no labels, or the file holds something else, or ids that the labels have not.
+        DataError: there are no labels, or the file holds something else, or is about other labels.
     """
     content = read_well_formed(labels / LABELS)
-    decided = _read_decisions(decisions, {each["id"] for each in content["annotations"] if "quality" in each})
+    known = {each["id"] for each in content["annotations"] if "quality" in each}
+    decided = _read_decisions(decisions, known, _stamp(labels))
     for annotation in content["annotations"]:
         decision = decided.get(annotation["id"])
         if decision is not None:
@@ -103,10 +111,14 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
     return counts | {"open": sum(each.get("quality") is not None for each in content["annotations"]) - len(decided)}
 
 
-def _read_decisions(path: Path, known: set[int]) -> dict[int, str]:
-    rule = "decisions are one object, annotation id -> accept or reject, as the review page downloads it"
+def _read_decisions(path: Path, known: set[int], stamp: str) -> dict[int, str]:
+    rule = "decisions are one object, as the review page downloads it: annotation id -> accept or reject"
     try:
-        decided = {int(key): value for key, value in read_json(path, rule).items()}
+        found = read_json(path, rule)
+        if isinstance(found.get("decisions"), dict):
+            _require_stamp(found.get("labels"), stamp, path)
+            found = found["decisions"]
+        decided = {int(key): value for key, value in found.items()}
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read: {error}; {rule}") from error
     for annotation_id, decision in decided.items():
@@ -115,11 +127,7 @@ def _read_decisions(path: Path, known: set[int]) -> dict[int, str]:
     return decided
 
 
-def _draw_crop(picture: NDArray[np.uint8], mask: NDArray[np.bool_], bbox: list[float]) -> Image.Image:
-    x, y, width, height = bbox
-    part, shape = crop_around(picture, mask, (x, y, x + width, y + height))
-    plain = scale_picture(Image.fromarray(part), TILE / max(shape.shape))
-    both = Image.new("RGB", (2 * plain.width, plain.height))
-    both.paste(plain, (0, 0))
-    both.paste(tint_masks(plain, [shape]), (plain.width, 0))
-    return both
+def _require_stamp(found: Any, expected: str, path: Path) -> None:
+    if found != expected:
+        told = f"holds decisions about other labels, with the stamp {found!r:.40} and not {expected!r}"
+        raise DataError(f"{path}: {told} (name the --output that they were made for, or review again)")

@@ -3,15 +3,20 @@
 import json
 import shutil
 
+import cv2
+import numpy as np
 import pytest
 from browser import open_browser
+from PIL import Image
 
 from boxseg import label_sources
 from boxseg.data.coco import CocoBoxes
+from boxseg.data.masks import MaskPart
 from boxseg.errors import DataError
 from boxseg.label_compare import compare_sources
 from boxseg.label_data import Journal, label_images, write_labels
 from boxseg.label_review import apply_decisions, write_review
+from boxseg.review_pictures import find_outlines, find_whole
 
 DATA = '<script id="data" type="application/json">'
 
@@ -110,9 +115,46 @@ def test_keys_decide_in_a_browser_and_the_download_is_applied(data, labels, tmp_
         browser.evaluate(PRESS.replace("KEYS", json.dumps(keys)))
         decisions = json.loads(browser.evaluate("window.saved"))
         assert not browser.errors
-    assert decisions == {ids[0]: "reject", ids[1]: "accept", ids[3]: "accept"}
+    assert decisions["decisions"] == {ids[0]: "reject", ids[1]: "accept", ids[3]: "accept"}
     (tmp_path / "decisions.json").write_text(json.dumps(decisions))
     assert apply_decisions(labels, tmp_path / "decisions.json", data.source.images)["reject"] == 1
+
+
+CLICK = "document.querySelector('%s').click()"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 400])
+def test_buttons_do_what_keys_do_and_all_that_a_filter_shows_is_accepted(data, labels, tmp_path, width):
+    content = read(labels / "labels.coco.json")
+    for annotation in content["annotations"]:
+        annotation["quality"] = annotation["id"] % 7 / 10
+    (labels / "labels.coco.json").write_text(json.dumps(content))
+    list(write_review(labels, data.source.images))
+    cards = page_data(labels)["cards"]
+    with open_browser(tmp_path / "profile") as browser:
+        browser.open((labels / "review/index.html").as_uri(), width=width)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        browser.screenshot(tmp_path / f"review-{width}.png")
+        for key in ("r", "a", "ArrowLeft", "u"):
+            browser.evaluate(CLICK % f"nav [data-key={key}]")
+        assert browser.evaluate("decisions") == {str(cards[0]["id"]): "reject"}
+        browser.evaluate("document.getElementById('low').value = 0.3; filter()")
+        good = {str(card["id"]) for card in cards if card["quality"] >= 0.3}
+        browser.evaluate(CLICK % "#all")
+        assert browser.evaluate("decisions") == dict.fromkeys(good, "accept") | {str(cards[0]["id"]): "reject"}
+        browser.evaluate(CLICK % "#back")
+        assert browser.evaluate("decisions") == {str(cards[0]["id"]): "reject"}
+        browser.evaluate(CLICK % "nav [data-key=z]")
+        browser.evaluate(CLICK % "dialog [data-key=w]")
+        assert browser.evaluate("document.querySelector('dialog > svg').getAttribute('viewBox')") == "0 0 64 64"
+        browser.evaluate("new Promise((done) => setTimeout(done, 500))")  # where it cannot be loaded, a crop is shown
+        assert browser.evaluate("document.querySelector('dialog image').getAttribute('href')").endswith(".png")
+        browser.evaluate(CLICK % "dialog [data-key=o]")
+        fill = "getComputedStyle(document.querySelector('dialog path')).fill"
+        assert browser.evaluate(fill) == "none"
+        browser.screenshot(tmp_path / f"review-whole-{width}.png")
+        assert not browser.errors
 
 
 @pytest.mark.slow
@@ -136,6 +178,52 @@ def test_a_thousand_masks_stay_smooth(data, labels, tmp_path):
         assert browser.evaluate("document.querySelectorAll('figure.accept').length") == 60
         assert len(browser.requests) < 500  # pictures are loaded as they come into view
         assert not browser.errors
+
+
+def test_decisions_of_the_page_are_about_its_labels_alone(data, labels, tmp_path):
+    list(write_review(labels, data.source.images))
+    first = page_data(labels)["cards"][0]["id"]
+    downloaded = {"labels": page_data(labels)["stamp"], "decisions": {str(first): "reject"}}
+    (tmp_path / "decisions.json").write_text(json.dumps(downloaded))
+    assert apply_decisions(labels, tmp_path / "decisions.json", data.source.images)["reject"] == 1
+    content = read(labels / "labels.coco.json")
+    content["annotations"][0]["quality"] = 0.5
+    (labels / "labels.coco.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"decisions\.json: holds decisions about other labels"):
+        apply_decisions(labels, tmp_path / "decisions.json", data.source.images)
+
+
+def test_outlines_enclose_the_pixels_of_a_mask_and_leave_out_its_holes():
+    pixels = np.zeros((90, 120), dtype=np.bool_)
+    pixels[10:80, 20:110] = True
+    pixels[30:50, 40:60] = False
+    rows, columns = np.nonzero(pixels)
+    part = MaskPart(pixels[10:80, 20:110], top=int(rows[0]), left=int(columns.min()))
+    drawn = np.zeros(pixels.shape, dtype=np.uint8)
+    outlines = find_outlines(part)
+    cv2.fillPoly(drawn, [np.array(each).reshape(-1, 2).round().astype(np.int32) for each in outlines], 1)
+    both, either = (drawn.astype(bool) & pixels).sum(), (drawn.astype(bool) | pixels).sum()
+    assert both / either > 0.95
+    assert not drawn[40, 50]
+    assert sum(map(len, outlines)) < 40
+
+
+def test_a_picture_that_browsers_would_turn_is_shown_as_it_is_stored(tmp_path):
+    pixels = np.zeros((20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "a b.png")
+    Image.fromarray(pixels).save(tmp_path / "old.tif")
+    urls = [
+        find_whole(tmp_path / name, pixels, tmp_path / "review", f"images/{name}.jpg")
+        for name in ("a b.png", "turned.jpg", "old.tif")
+    ]
+    assert urls == ["../a%20b.png", "images/turned.jpg.jpg", "images/old.tif.jpg"]
+    for url in urls[1:]:
+        copy = Image.open(tmp_path / "review" / url)
+        assert copy.size == (30, 20)
+        assert copy.getexif().get(0x0112, 1) == 1
 
 
 def test_a_crowd_cannot_be_decided_about(data, labels, tmp_path):
