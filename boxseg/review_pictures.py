@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from boxseg.data.masks import MaskPart
+from boxseg.data.reading import UnreadableError, read_picture
 from boxseg.engine.panels import MARGIN, scale_picture
 from boxseg.files import write_atomic
 
@@ -55,12 +56,18 @@ def find_outlines(part: MaskPart) -> list[list[float]]:
 def find_whole(path: Path, picture: NDArray[np.uint8], folder: Path, name: str) -> str:
     """URL of a whole picture for a page in `folder`: the file itself, or `folder/name` where browsers would turn it, or
     do not know its format."""
-    with Image.open(path) as opened:
-        as_stored = opened.format in BROWSER_FORMATS and opened.getexif().get(EXIF_ORIENTATION, 1) == 1
-    if as_stored:
+    try:
+        is_plain = read_picture(path, _is_plain)
+    except UnreadableError:  # in what it tells about itself, as its pixels are known
+        is_plain = False
+    if is_plain:
         return quote(Path(os.path.relpath(path, folder)).as_posix())
     _write_jpeg(scale_picture(Image.fromarray(picture), min(1.0, WHOLE / max(picture.shape[:2]))), folder / name)
     return quote(name)
+
+
+def _is_plain(picture: Image.Image) -> bool:
+    return picture.format in BROWSER_FORMATS and picture.getexif().get(EXIF_ORIENTATION, 1) == 1
 
 
 def _write_jpeg(picture: Image.Image, path: Path) -> None:
