@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from boxseg.data.file_names import Names, is_inside, plain_name
-from boxseg.data.odd_entries import FITTING, SHARES
+from boxseg.data.odd_entries import SHARES, corners, is_fitting, overlap
 from boxseg.data.reading import UnreadableError, is_float, is_number, is_whole, read_picture
-from boxseg.data.segmentations import MAX_SIDE_PX, find_extent, find_problem
+from boxseg.data.segmentations import MAX_SIDE_PX, Extent, find_extent, find_problem
 
 NUMBERS = ("id", "image_id", "category_id", "width", "height")
 GROUPS = ("images", "categories", "annotations")
@@ -62,18 +62,18 @@ def mend_content(content: dict[str, Any], done: Done, *, folder: Path | None) ->
         each["image_id"] = new_id["images"](each.get("image_id"))
         each["category_id"] = new_id["categories"](each.get("category_id"))
     _number_anew(entries["annotations"], "annotations", done)
-    renamed: list[dict[str, Any]] = []
+    renamed: set[int] = set()
     if folder is not None:
         there = Names.below(folder)
         for image in entries["images"]:
             before = image.get("file_name")
             _find_file(image, folder, there)
             if image.get("file_name") != before:
-                renamed.append(image)
+                renamed.add(id(image))
             _measure(image, folder, done)
     _join_images(content, done)
     for image in content["images"]:
-        if any(image is each for each in renamed):
+        if id(image) in renamed:
             done.add("file names written as on the disk", image["file_name"])
     measured = [each for each in entries["images"] if _has_size(each) and is_whole(each.get("id"))]
     sizes = {each["id"]: (each["height"], each["width"]) for each in measured}
@@ -199,7 +199,7 @@ def _mend_mask(annotation: dict[str, Any], size: tuple[int, int], done: Done) ->
         done.add("masks left out: they cannot be decoded", name)
         return
     extent = find_extent(segmentation)
-    if has_box and not annotation.get("iscrowd") and not _meets(extent, bbox, size):
+    if has_box and not annotation.get("iscrowd") and not _is_there(extent, bbox, size):
         del annotation["segmentation"]
         done.add("masks left out: away from their box or image", name)
         return
@@ -218,23 +218,9 @@ def _scale_shares(polygons: list[list[float]], bbox: list[float], size: tuple[in
         return None
     scaled = [(np.array(each).reshape(-1, 2) * [size[1], size[0]]).ravel().tolist() for each in polygons]
     extent = find_extent(scaled)
-    return scaled if extent is not None and _iou(extent, bbox) >= FITTING else None
+    return scaled if extent is not None and is_fitting(extent, corners(bbox)) else None
 
 
-def _meets(extent: tuple[float, float, float, float] | None, bbox: list[float], size: tuple[int, int]) -> bool:
-    """Whether a mask's own box shares some of its box, and of its image; touching is enough for thin ones."""
-    if extent is None:
-        return False
-    x, y, width, height = bbox
-    return all(
-        min(extent[2], right) >= max(extent[0], left) and min(extent[3], bottom) >= max(extent[1], top)
-        for left, top, right, bottom in ((x, y, x + width, y + height), (0, 0, size[1], size[0]))
-    )
-
-
-def _iou(extent: tuple[float, float, float, float], bbox: list[float]) -> float:
-    x, y, width, height = bbox
-    across = max(min(extent[2], x + width) - max(extent[0], x), 0)
-    down = max(min(extent[3], y + height) - max(extent[1], y), 0)
-    areas = (extent[2] - extent[0]) * (extent[3] - extent[1]) + width * height
-    return across * down / max(areas - across * down, 1e-9)
+def _is_there(extent: Extent | None, bbox: list[float], size: tuple[int, int]) -> bool:
+    """Whether a mask shares some of its box, and of its image, as `mask_faults` wants it."""
+    return extent is not None and all(overlap(extent, each) > 0 for each in (corners(bbox), (0, 0, size[1], size[0])))

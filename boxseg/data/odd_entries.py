@@ -61,7 +61,7 @@ def _size_problem(annotation: dict[str, Any], size: tuple[int, int] | None) -> P
 def _place_problem(annotation: dict[str, Any], size: tuple[int, int]) -> Problem | None:
     """A mask without a pixel in its image, or in its box."""
     extent: Extent | None = annotation["mask_extent"]
-    box = _corners(annotation["bbox"])
+    box = corners(annotation["bbox"])
     if extent is None:
         return "has a mask without a pixel", IN_BOX
     x1, y1, x2, y2 = extent
@@ -72,9 +72,9 @@ def _place_problem(annotation: dict[str, Any], size: tuple[int, int]) -> Problem
             f"{told} for bbox {annotation['bbox']}",
             "polygons are in pixels; these look like shares of width and height",
         )
-    if not _overlap(extent, (0, 0, *size)):
+    if not overlap(extent, (0, 0, *size)):
         return f"{told}, outside its image of {size[0]} x {size[1]} px", "masks lie inside their image"
-    if not _overlap(extent, box):
+    if not overlap(extent, box):
         return f"{told}, away from its bbox {annotation['bbox']}", IN_BOX
     return None
 
@@ -83,22 +83,27 @@ def _fit_problem(annotation: dict[str, Any], size: tuple[int, int]) -> Problem |
     """A mask that is larger or smaller than its box by far."""
     x1, y1, x2, y2 = annotation["mask_extent"]
     extent = max(x1, 0), max(y1, 0), min(x2, size[0]), min(y2, size[1])
-    box = _corners(annotation["bbox"])
-    both = _overlap(extent, box)
-    # Thin objects are wider with their outer pixels than their corners are apart.
-    areas = (max(each[2] - each[0], 1) * max(each[3] - each[1], 1) for each in (extent, box))
-    if max(both, 1) >= FITTING * (sum(areas) - both):
+    if is_fitting(extent, corners(annotation["bbox"])):
         return None
     told = ", ".join(f"{side:g}" for side in (x1, y1, x2 - x1, y2 - y1))
     return f"has bbox {annotation['bbox']}, and a mask in the box [{told}]", "a box is the one around its mask"
 
 
-def _corners(bbox: list[float]) -> Extent:
+def is_fitting(one: Extent, other: Extent) -> bool:
+    """Whether two boxes can mean the same object."""
+    both = overlap(one, other)
+    # Thin objects are wider with their outer pixels than their corners are apart.
+    areas = (max(each[2] - each[0], 1) * max(each[3] - each[1], 1) for each in (one, other))
+    return max(both, 1) >= FITTING * (sum(areas) - both)
+
+
+def corners(bbox: list[float]) -> Extent:
+    """x1 y1 x2 y2 of a box that is written as COCO does."""
     x, y, width, height = map(float, bbox)
     return x, y, x + width, y + height
 
 
-def _overlap(one: Extent, other: Extent) -> float:
+def overlap(one: Extent, other: Extent) -> float:
     """Area that two boxes share; a box without width or height counts as a pixel wide."""
     across = min(max(one[2], one[0] + 1), max(other[2], other[0] + 1)) - max(one[0], other[0])
     down = min(max(one[3], one[1] + 1), max(other[3], other[1] + 1)) - max(one[1], other[1])

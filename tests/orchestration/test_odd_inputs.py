@@ -684,3 +684,14 @@ def test_labels_of_files_that_are_no_images_are_counted(tmp_path, monkeypatch, t
     content, said = imported(told, "yolo", "train")
     assert [each["file_name"] for each in content["images"]] == ["images/a.avif"]
     assert "1 label files are of no image" in said
+
+
+def test_a_mask_that_only_touches_its_box_is_left_out_as_the_check_wants_it(tmp_path, monkeypatch, told):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "a.png")
+    beside = [BOX[0] + BOX[2], *BOX[1:]]
+    write(tmp_path / "gt.json", coco([image()], [annotation(segmentation=polygon(beside)), annotation(2, OTHER)]))
+    copy, said = fixed(told, "gt.json", "--for", "val")
+    assert "segmentation" not in copy["annotations"][0]
+    assert "segmentation" in copy["annotations"][1]
+    assert "1 masks left out: away from their box or image (id 1)" in said
