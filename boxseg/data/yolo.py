@@ -175,7 +175,8 @@ def write_yolo(content: dict[str, Any], images: Path, folder: Path) -> dict[str,
         write_atomic(folder / f"{split}.txt", "".join(f"./images/{_place(name)}\n" for name in names_of_split))
     listed = "".join(f"{split}: {split}.txt\n" for split in splits)
     names = "".join(f"  {label}: {json.dumps(each['name'])}\n" for label, each in enumerate(categories))
-    write_atomic(folder / "data.yaml", f"path: .\n{listed}names:\n{names}")
+    # Without a `path`, trainers look beside this file; with `.`, where they were started or where they keep their sets.
+    write_atomic(folder / "data.yaml", f"{listed}names:\n{names}")
     return {split: len(names_of_split) for split, names_of_split in splits.items()}
 
 

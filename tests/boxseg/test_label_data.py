@@ -152,6 +152,7 @@ def test_yolo_files_have_a_line_per_box_and_links_to_the_images(data, drawn, tmp
         boxes = sum(each["image_id"] == image["id"] for each in content["annotations"])
         assert len(path.with_suffix(".txt").read_text().splitlines()) == boxes
         assert (tmp_path / "yolo/images" / image["file_name"]).samefile(data.source.images / image["file_name"])
+    assert "path:" not in (tmp_path / "yolo/data.yaml").read_text()  # trainers then look beside the file
 
 
 def test_classes_are_matched_by_name(data, trained_run, monkeypatch, tmp_path):
