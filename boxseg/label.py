@@ -17,7 +17,7 @@ from boxseg.label_maps import UNKNOWN, CloseUp, SoftMask, close_up, find_soft_ma
 from boxseg.label_outlines import find_outline
 from boxseg.label_quality import CLASH
 from boxseg.ops.boxes import box_area, box_iou
-from boxseg.ops.masks import pixels_inside, tight_boxes
+from boxseg.ops.masks import tight_boxes
 from boxseg.predict import Predictor, read_image
 from boxseg.structures import Sample
 
@@ -111,7 +111,7 @@ def _close_up(predictor: Predictor, sample: Sample, row: int, others: BoxLabels 
 
 def _assemble(sample: Sample, rows: Sequence[int], found: Sequence[tuple[CloseUp, SoftMask]]) -> BoxLabels:
     """The masks of an image from the maps of its close-ups."""
-    masks = pixels_inside(sample.boxes, (sample.image.shape[1], sample.image.shape[2]))
+    masks = torch.zeros(len(sample.boxes), *sample.image.shape[1:], dtype=torch.bool)
     quality, counts = torch.zeros(len(masks)), torch.zeros(len(masks), dtype=torch.int64)
     for row, (looked_at, soft_mask) in zip(rows, found, strict=True):
         window = looked_at.window
@@ -122,7 +122,6 @@ def _assemble(sample: Sample, rows: Sequence[int], found: Sequence[tuple[CloseUp
             box.numpy(),
             soft_mask.soft.numpy() if soft_mask.num_candidates else None,
         )
-        masks[row] = False
         masks[row, rows_of, columns] = torch.from_numpy(outline.mask)
         quality[row], counts[row] = outline.quality, soft_mask.num_candidates
     return BoxLabels(masks, (quality - CLASH * clash(masks, quality > 0)).clamp(min=0), counts)

@@ -97,7 +97,7 @@ def _cut(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
 
 def _cut_from(picture: NDArray[np.uint8], color: ColorArray, inside: BoolArray, start: BoolArray) -> Cut:
     regions = np.where(start, cv2.GC_PR_FGD, np.where(inside, cv2.GC_PR_BGD, cv2.GC_BGD)).astype(np.uint8)
-    mask = _grabcut(picture, regions, ROUNDS) & inside
+    mask = grabcut(picture, regions, ROUNDS) & inside
     if not mask.any():
         mask = inside
     return Cut(mask, 1 - shared_colors(color, mask, ~mask), box_fit(mask, inside))
@@ -113,11 +113,20 @@ def _sharpen(first: Cut, picture: NDArray[np.uint8], box: FloatArray) -> Cut:
     regions = np.where(coarse > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     regions[cv2.erode(coarse, kernel) > 0] = cv2.GC_FGD
     regions[(cv2.dilate(coarse, kernel) == 0) | ~inside] = cv2.GC_BGD
-    return Cut(_grabcut(picture, regions, 1) & inside, first.separation, first.fit)
+    return Cut(grabcut(picture, regions, 1) & inside, first.separation, first.fit)
 
 
-def _grabcut(picture: NDArray[np.uint8], regions: NDArray[np.uint8], rounds: int) -> BoolArray:
-    """GrabCut's foreground; that of `regions` where they leave it nothing to tell apart."""
+def grabcut(picture: NDArray[np.uint8], regions: NDArray[np.uint8], rounds: int) -> BoolArray:
+    """GrabCut's foreground; that of `regions` where they leave it nothing to tell apart.
+
+    Args:
+        picture: uint8 (h, w, 3), RGB.
+        regions: uint8 (h, w), OpenCV's numbers for what is surely, or probably, object or background.
+        rounds: How often colours and regions are found in turn.
+
+    Returns:
+        Bool (h, w).
+    """
     is_object = (regions == cv2.GC_FGD) | (regions == cv2.GC_PR_FGD)
     if is_object.all() or not is_object.any():
         return is_object

@@ -17,6 +17,7 @@ from boxseg.ops.pixels import (
     ColorArray,
     FloatArray,
     box_distance,
+    box_ways,
     pair_neighbours,
     pixels_of_box,
     resize,
@@ -145,9 +146,7 @@ def _trust(cut: Cut) -> float:
 def _prior_of_place(box: FloatArray, size: tuple[int, int]) -> FloatArray:
     """Logit (h, w) of each place in a box: objects are in the middle and seldom in the corners."""
     ahead = MIDDLE * np.minimum(1 - box_distance(box, size), PLATEAU)
-    x, y = np.arange(size[1], dtype=np.float32) + 0.5, np.arange(size[0], dtype=np.float32) + 0.5
-    across = np.abs(2 * x - box[0] - box[2]) / max(box[2] - box[0], 1)
-    down = np.abs(2 * y - box[1] - box[3])[:, None] / max(box[3] - box[1], 1)
+    across, down = box_ways(box, size)
     return ahead - CORNER * np.maximum(np.maximum(across, down) - 0.8, 0)
 
 

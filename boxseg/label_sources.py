@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from boxseg.data.classes import ABSENT, find_labels
 from boxseg.data.coco import CocoBoxes
 from boxseg.data.masks import MaskPart, decode_part
 from boxseg.label import UNKNOWN, BoxLabels, fit, label_together
+from boxseg.label_cut import ROUNDS, grabcut
 from boxseg.label_parts import PartLabels, box_part
 from boxseg.mask_files import encode_entry, read_masks
 from boxseg.ops.boxes import box_iou
@@ -23,7 +25,6 @@ from boxseg.ops.masks import pixels_inside
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
 
-GRABCUT_ROUNDS = 5
 NO_MASK = MaskPart(np.zeros((0, 0), dtype=np.bool_))
 MATCH_IOU = 0.5
 """A mask of a file belongs to a box that its own overlaps by this much."""
@@ -65,20 +66,13 @@ def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> PartLabels:
 
 def from_grabcut(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
     """GrabCut started from each box by OpenCV; the quality is how well the mask fits its box."""
-    import cv2  # takes a while to load
-
-    picture = sample.image.permute(1, 2, 0).numpy()[..., ::-1].copy()
-    inside = pixels_inside(sample.boxes, sample.original_size)
-    masks = inside.clone()
-    for row, box in enumerate(inside):
-        if bool(box.all()):
-            continue  # no background to learn from
-        cut = torch.where(box, cv2.GC_PR_FGD, cv2.GC_BGD).to(torch.uint8).numpy()
-        cv2.setRNGSeed(0)
-        colours = np.zeros((2, 1, 65))  # OpenCV fills in its two colour models
-        cv2.grabCut(picture, cut, (0, 0, 0, 0), colours[0], colours[1], GRABCUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
-        found = torch.from_numpy((cut == cv2.GC_FGD) | (cut == cv2.GC_PR_FGD)) & box
-        masks[row] = found if found.any() else box
+    picture = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
+    masks = pixels_inside(sample.boxes, sample.original_size)
+    for row, box in enumerate(masks.numpy().copy()):
+        regions = np.where(box, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
+        found = grabcut(picture, regions, ROUNDS) & box
+        if found.any():
+            masks[row] = torch.from_numpy(found)
     return BoxLabels(masks, fit(masks, sample.boxes), torch.ones(len(masks), dtype=torch.int64))
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from boxseg.data.masks import MaskPart
+from boxseg.data.picture_checks import EXIF_ORIENTATION
 from boxseg.data.reading import UnreadableError, read_picture
 from boxseg.engine.panels import MARGIN, scale_picture
 from boxseg.files import write_atomic
@@ -29,7 +30,6 @@ CORNERS = 300
 """Outlines are true to this part of the longer side of a mask."""
 BROWSER_FORMATS = frozenset(("BMP", "GIF", "JPEG", "PNG", "WEBP"))
 """Formats of PIL that every browser shows."""
-EXIF_ORIENTATION = 0x0112
 
 
 def write_crop(picture: NDArray[np.uint8], bbox: Sequence[float], path: Path) -> list[int]:

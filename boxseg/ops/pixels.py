@@ -58,12 +58,17 @@ def pixels_of_box(box: FloatArray, size: tuple[int, int]) -> BoolArray:
     return pixels_inside(torch.from_numpy(box)[None], size)[0].numpy()
 
 
-def box_distance(box: FloatArray, size: tuple[int, int]) -> FloatArray:
-    """How far each pixel (h, w) is from the middle of a box (4,): 1 on its inscribed ellipse, √2 in its corners."""
+def box_ways(box: FloatArray, size: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+    """How far each column (1, w) and row (h, 1) is on the way from the middle of a box (4,) to its sides, 1 there."""
     x, y = np.arange(size[1], dtype=np.float32) + 0.5, np.arange(size[0], dtype=np.float32) + 0.5
     across = np.abs(2 * x - box[0] - box[2]) / max(box[2] - box[0], 1)
     down = np.abs(2 * y - box[1] - box[3]) / max(box[3] - box[1], 1)
-    return np.hypot(across, down[:, None])
+    return across[None], down[:, None]
+
+
+def box_distance(box: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """How far each pixel (h, w) is from the middle of a box (4,): 1 on its inscribed ellipse, √2 in its corners."""
+    return np.hypot(*box_ways(box, size))
 
 
 def box_fit(mask: BoolArray, inside: BoolArray) -> float:

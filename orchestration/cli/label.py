@@ -123,7 +123,6 @@ def label(
     from boxseg.data.coco import CocoBoxes
     from boxseg.expected import expect_mean_iou
     from boxseg.label_checks import shared_doubt
-    from boxseg.label_data import Journal, label_images, write_labels
     from boxseg.label_review import apply_decisions, write_review
     from orchestration.progress import counted
 
@@ -136,7 +135,26 @@ def label(
         counts = apply_decisions(folder, apply, boxes.source.images)
         print_json(counts) if as_json else print_pairs(list(counts.items()))
         return
-    masks, about, batch_size = source_of(source, run, boxes)
+    written, qualities = _make_labels(boxes, folder, *source_of(source, run, boxes))
+    doubt = shared_doubt(written["doubts"], written["boxes"])
+    summary: dict[str, Any] = {"warning": doubt} if doubt else {}
+    summary |= {"output": str(folder), **trained, **written, "about_the_run": warnings}
+    if source == "run":
+        summary["expected_iou"] = expect_mean_iou(qualities)
+    if review:
+        for _ in counted(write_review(folder, boxes.source.images), len(boxes), what="images drawn"):
+            pass
+        summary["review"] = str(folder / "review/index.html")
+    _tell(summary, as_json)
+
+
+def _make_labels(
+    boxes: CocoBoxes, folder: Path, masks: BatchSource, about: dict[str, Any], batch_size: int
+) -> tuple[dict[str, Any], list[float]]:
+    """Label the images that are left and write all; gives counts for people, and the qualities."""
+    from boxseg.label_data import Journal, label_images, write_labels
+    from orchestration.progress import counted
+
     journal = Journal(folder, about)
     left = len(boxes) - len(journal.done)
     if journal.done and left:
@@ -144,18 +162,8 @@ def label(
     images_done = label_images(boxes, masks, journal, batch_size=batch_size)
     for _ in counted(images_done, left, what="images"):
         pass
-    written = write_labels(boxes, journal, folder)
-    doubt = shared_doubt(written["doubts"], written["boxes"])
-    summary: dict[str, Any] = {"warning": doubt} if doubt else {}
-    summary |= {"output": str(folder), **trained, **written, "about_the_run": warnings}
-    if source == "run":
-        qualities = [label["quality"] for image in journal.done.values() for label in image.labels]
-        summary["expected_iou"] = expect_mean_iou(qualities)
-    if review:
-        for _ in counted(write_review(folder, boxes.source.images), len(boxes), what="images drawn"):
-            pass
-        summary["review"] = str(folder / "review/index.html")
-    _tell(summary, as_json)
+    qualities = [label["quality"] for image in journal.done.values() for label in image.labels]
+    return write_labels(boxes, journal, folder), qualities
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -252,3 +254,15 @@ def test_sources_are_compared_with_one_another_and_with_the_drawn_masks(data):
     assert agreement["box"]["drawn"] == pytest.approx(against["box"]["iou"])
     assert against["drawn"]["iou"] == pytest.approx(1)
     assert 0.3 < against["box"]["iou"] < 1
+
+
+def test_a_picture_whose_description_is_damaged_is_copied(tmp_path):
+    pixels = np.zeros((20, 30, 3), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    whole, exif = path.read_bytes(), b"eXIfno TIFF file"
+    place = whole.index(b"IDAT") - 4
+    chunk = struct.pack(">I", len(exif) - 4) + exif + struct.pack(">I", zlib.crc32(exif))
+    path.write_bytes(whole[:place] + chunk + whole[place:])
+    assert find_whole(path, pixels, tmp_path / "review", "images/1.jpg") == "images/1.jpg"
+    assert Image.open(tmp_path / "review/images/1.jpg").size == (30, 20)
