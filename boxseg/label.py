@@ -65,6 +65,7 @@ def label_boxes(
         boxes: Float (N, 4), x1 y1 x2 y2 in pixels of the image.
         labels: int64 (N,), indices into `predictor.class_names`; -1, or None for all boxes: any class.
         others: Masks of another tool for the same boxes; each that is not empty joins the fusion as one more candidate.
+            Where colours alone tell the object (`boxseg.label_cut`), neither they nor the network are heard.
 
     Returns:
         One mask per box. A box that no candidate fits gets a mask all the same: of another class, then from the
