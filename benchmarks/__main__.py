@@ -26,7 +26,7 @@ from benchmarks.scenario import Scenario
 from benchmarks.step import growth, methods, stages, switches
 from benchmarks.sweeps import many_trials
 from benchmarks.tracking_cost import tracking_cost
-from boxseg.files import write_atomic
+from boxseg.files.writing import write_atomic
 
 Part = Callable[[Path, argparse.Namespace], list[Table]]
 

@@ -15,12 +15,12 @@ import torch
 
 from benchmarks.harness import Table, Times, ratio, take_turns, timed
 from benchmarks.scenario import CLASSES, Scenario, build, draw_ellipse, step_of, write_pictures
-from boxseg.config import CocoSource
-from boxseg.data.coco import CocoBoxes, coco_ground_truth, read_image
+from boxseg.config.method import CocoSource
+from boxseg.data.dataset import CocoBoxes, coco_ground_truth, read_image
 from boxseg.data.loader import TrainLoader
 from boxseg.data.transforms import random_size
-from boxseg.engine.evaluate import coco_scores, encode_detections, finish
 from boxseg.engine.train import Progress, snapshot
+from boxseg.evaluation.ap import coco_scores, encode_detections, finish
 
 PICTURE = (480, 640)
 """Height and width of the files [px]: what most of COCO has."""

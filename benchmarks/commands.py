@@ -20,9 +20,9 @@ import yaml
 
 from benchmarks.harness import Table
 from boxseg.build import run_training
-from boxseg.config import BoxSegConfig, merge
+from boxseg.config.method import BoxSegConfig, merge
 from boxseg.engine.events import EvalReport, StartReport, StepReport
-from orchestration.run_folder import RunFolder
+from orchestration.record.run_folder import RunFolder
 
 DEMO = Path(__file__).parents[1] / "experiments" / "qam.yaml"
 BOXSEG = [sys.executable, "-m", "orchestration.cli"]

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from boxseg.files import write_atomic
-from orchestration.origin import cpu_name, git_state
+from boxseg.files.writing import write_atomic
+from orchestration.record.origin import cpu_name, git_state
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ from torchvision.ops import clip_boxes_to_image
 from benchmarks.commands import BOXSEG
 from benchmarks.harness import Table
 from benchmarks.results import spread
-from boxseg.config import CocoSource
-from boxseg.data.coco import CocoBoxes
-from boxseg.engine.quality import auroc, mask_iou
-from boxseg.expected import expect_mean_iou
-from boxseg.files import write_atomic
-from boxseg.label_sources import BatchSource, from_boxes, from_file, from_grabcut, from_run, one_by_one
+from boxseg.config.method import CocoSource
+from boxseg.data.dataset import CocoBoxes
+from boxseg.evaluation.pseudo_quality import auroc, mask_iou
+from boxseg.files.writing import write_atomic
+from boxseg.label.expected import expect_mean_iou
+from boxseg.label.sources import BatchSource, from_boxes, from_file, from_grabcut, from_run, one_by_one
 from boxseg.predict import Predictor
-from orchestration.files import digest
+from orchestration.record.files import digest
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SETS = {

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from benchmarks.harness import Table
 from benchmarks.outcome import last_run, val_data
-from boxseg.data.classes import find_labels
-from boxseg.data.coco import CocoBoxes
-from boxseg.engine.quality import GOOD_IOU, auroc, mask_iou
-from boxseg.label import clash
-from boxseg.label_maps import close_up, find_soft_masks
-from boxseg.label_outlines import find_outline
-from boxseg.label_quality import CLASH
+from boxseg.coco.classes import find_labels
+from boxseg.data.dataset import CocoBoxes
+from boxseg.evaluation.pseudo_quality import GOOD_IOU, auroc, mask_iou
+from boxseg.label.boxes import clash
+from boxseg.label.maps import close_up, find_soft_masks
+from boxseg.label.outlines import find_outline
+from boxseg.label.quality import CLASH
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
 

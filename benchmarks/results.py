@@ -20,15 +20,15 @@ from pathlib import Path
 import torch
 
 from boxseg.build import build_datasets
-from boxseg.config import BoxSegConfig
-from boxseg.engine.quality import mask_iou, quality_metrics
+from boxseg.config.method import BoxSegConfig
 from boxseg.errors import ConfigError
-from boxseg.files import write_atomic
-from boxseg.label import label_boxes
+from boxseg.evaluation.pseudo_quality import mask_iou, quality_metrics
+from boxseg.files.writing import write_atomic
+from boxseg.label.boxes import label_boxes
 from boxseg.predict import Predictor
-from orchestration.config import load_sweep
-from orchestration.run_folder import RunFolder
-from orchestration.table import describe
+from orchestration.config.spec import load_sweep
+from orchestration.record.run_folder import RunFolder
+from orchestration.record.table import describe
 
 AP = ("val/mask_ap", "val/mask_ap50", "val/mask_ap75", "val/box_ap")
 PSEUDO = ("pseudo_iou", "quality_auroc", "quality_rank")

@@ -17,13 +17,13 @@ import psutil
 
 from benchmarks.harness import Table, Times, timed
 from boxseg.engine.events import EvalReport
-from orchestration.config import SweepSpec
-from orchestration.journal import newest_sweep, read_past
-from orchestration.report import write_report
-from orchestration.search_space import TrialQueue
-from orchestration.sweep import run_sweep
-from orchestration.table import read_table
-from orchestration.tracking import catch_up, open_client, tracking_uri
+from orchestration.config.spec import SweepSpec
+from orchestration.execute.search_space import TrialQueue
+from orchestration.execute.sweep import run_sweep
+from orchestration.record.journal import newest_sweep, read_past
+from orchestration.record.table import read_table
+from orchestration.report.page import write_report
+from orchestration.tracking.mirror import catch_up, open_client, tracking_uri
 
 NAME = "many"
 LOOKS = 10

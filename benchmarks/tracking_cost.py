@@ -12,16 +12,16 @@ from typing import Any
 
 import yaml
 
-import orchestration.tracking
+import orchestration.tracking.mirror
 from benchmarks.commands import DEMO
 from benchmarks.harness import Table, Times, ratio
 from boxseg.build import run_training
-from boxseg.config import BoxSegConfig, merge
-from orchestration.config import RunSpec
-from orchestration.resolved import dump_resolved
-from orchestration.run_folder import RunFolder, RunStatus, new_id, own_process
-from orchestration.tracking import Tracker
-from orchestration.worker import FileReporter, Payload
+from boxseg.config.method import BoxSegConfig, merge
+from orchestration.config.resolved import dump_resolved
+from orchestration.config.spec import RunSpec
+from orchestration.execute.worker import FileReporter, Payload
+from orchestration.record.run_folder import RunFolder, RunStatus, new_id, own_process
+from orchestration.tracking.mirror import Tracker
 
 REPORT_EVERY = 4
 """Steps between reports: five times as often as the default, against the numbers that come out."""
@@ -99,13 +99,13 @@ def _tracked_run(spec: RunSpec) -> Iterator[tuple[RunFolder, FileReporter, Any]]
     folder.start()
     tracker = Tracker(spec.storage, spec.name, logs=folder.logs)
     tracker.add(folder)
-    first_look, orchestration.tracking.FIRST_LOOK_S = orchestration.tracking.FIRST_LOOK_S, 0.0
+    first_look, orchestration.tracking.mirror.FIRST_LOOK_S = orchestration.tracking.mirror.FIRST_LOOK_S, 0.0
     tracker.start()
     (thread,) = [each for each in threading.enumerate() if each.name == "tracker"]
     clock = time.pthread_getcpuclockid(thread.ident or 0)
     while not folder.read_tracking().get("described"):
         time.sleep(0.1)
-    orchestration.tracking.FIRST_LOOK_S = first_look
+    orchestration.tracking.mirror.FIRST_LOOK_S = first_look
     reporter = FileReporter(folder, Payload(spec, folder.path, spec.storage), rank=0, send=None)
     try:
         yield folder, reporter, lambda: time.clock_gettime(clock)

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from boxseg.config import BoxSegConfig, CocoSource, NetworkKind, TrainConfig, as_steps
+from boxseg.config.criterion import MASK_AP, Criterion
+from boxseg.config.method import BoxSegConfig, CocoSource, NetworkKind, TrainConfig, as_steps
 from boxseg.copy_paste.bank import BANKS
-from boxseg.criterion import MASK_AP, Criterion
-from boxseg.data.coco import CocoBoxes, load_boxes, require_same_classes
+from boxseg.data.dataset import CocoBoxes, load_boxes, require_same_classes
 from boxseg.data.loader import TrainLoader
 from boxseg.data.toy import ensure_toy
 from boxseg.data.transforms import Shape, random_size

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boxseg.files import write_picture
+from boxseg.files.writing import write_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 from boxseg.build import run_training
-from boxseg.config import BoxSegConfig, CocoSource
+from boxseg.config.method import BoxSegConfig, CocoSource
 from boxseg.data.toy import ensure_toy
 
 SETTINGS = {

@@ -9,12 +9,12 @@ from typing import get_args
 import pytest
 import yaml
 
-from boxseg.config import BoxSegConfig, Config, Method, Profile
-from boxseg.model.names import BACKBONE_NAMES
-from orchestration.config import SweepSpec, load_run, load_sweep
-from orchestration.plan import make_plan
-from orchestration.resolved import dump_resolved
-from orchestration.settings import find_field
+from boxseg.config.backbones import BACKBONE_NAMES
+from boxseg.config.method import BoxSegConfig, Config, Method, Profile
+from orchestration.config.explain import find_field
+from orchestration.config.resolved import dump_resolved
+from orchestration.config.spec import SweepSpec, load_run, load_sweep
+from orchestration.planning.plan import make_plan
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
 CHOICES = [
@@ -22,10 +22,10 @@ CHOICES = [
     ("boxseg.data.colors", "COLOR_CHANGES", "data.strong"),
     ("boxseg.teacher.qam", "FUSIONS", "qam.fusion"),
     ("boxseg.copy_paste.bank", "BANKS", "pc.bank"),
-    ("orchestration.search_space", "SEARCHERS", "sweep.search"),
-    ("orchestration.search_space", "TRIAL_SCHEDULERS", "sweep.trial_scheduler"),
-    ("boxseg.config", "PROFILES", "profile"),
-    ("boxseg.config", "METHODS", "method"),
+    ("orchestration.execute.search_space", "SEARCHERS", "sweep.search"),
+    ("orchestration.execute.search_space", "TRIAL_SCHEDULERS", "sweep.trial_scheduler"),
+    ("boxseg.config.method", "PROFILES", "profile"),
+    ("boxseg.config.method", "METHODS", "method"),
 ]
 
 

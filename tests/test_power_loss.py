@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from real_disks import mounted_ext4, why_no_mounts
 
-from boxseg.config import ToyConfig
+from boxseg.config.method import ToyConfig
 from boxseg.data.toy import ensure_toy
 from boxseg.engine.checkpoint import find_best, find_sound, publish, save_checkpoint
-from boxseg.files import write_atomic
-from orchestration.run_folder import RunFolder, RunStatus, own_process
+from boxseg.files.writing import write_atomic
+from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 
 pytestmark = pytest.mark.skipif(why_no_mounts() is not None, reason=str(why_no_mounts()))
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from boxseg.config import PcConfig
+from boxseg.config.method import PcConfig
 from boxseg.copy_paste.bank import Bank, Peer, random_below, random_share
 from boxseg.copy_paste.compose import Composition, Draft, compose, draft_composition
 from boxseg.ops.boxes import box_intersection, box_iou

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from boxseg.config import CocoSource
-from boxseg.data.checks import read_well_formed
-from boxseg.data.file_names import is_inside
-from boxseg.data.reading import UnreadableError, read_picture
+from boxseg.coco.checks import read_well_formed
+from boxseg.config.method import CocoSource
 from boxseg.errors import DataError
+from boxseg.files.names import is_inside
+from boxseg.files.reading import UnreadableError, read_picture
 
 LOOKED_AT = 64
 """Images that are opened, spread evenly over the file."""

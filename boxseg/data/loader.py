@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from boxseg.data.coco import CocoBoxes
 from boxseg.data.colors import Strong, add_strong_view
+from boxseg.data.dataset import CocoBoxes
 from boxseg.data.transforms import Shape, View, make_view, resize_only
 from boxseg.errors import DataError
 from boxseg.ops.images import pad_images

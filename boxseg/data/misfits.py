@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from boxseg.config import BoxSegConfig
+from boxseg.config.method import BoxSegConfig
 from boxseg.data.fingerprint import Fingerprint
 
 CELL_PX = 4

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from boxseg.config import CocoSource, Shape, ToyConfig
-from boxseg.data.coco_split import CocoSplit
-from boxseg.files import naming_storage_faults, sync_folder, sync_tree
+from boxseg.coco.writer import CocoSplit
+from boxseg.config.method import CocoSource, Shape, ToyConfig
+from boxseg.files.writing import naming_storage_faults, sync_folder, sync_tree
 
 DRAWING_VERSION = 2
 """Part of the folder's digest; raise it whenever the same settings would give other pictures."""

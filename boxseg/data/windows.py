@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from boxseg.config import MAX_ENLARGEMENT
+from boxseg.config.method import MAX_ENLARGEMENT
 from boxseg.data.transforms import View, resize_image
 from boxseg.ops.boxes import box_area
 from boxseg.ops.masks import resize_bool

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from boxseg.errors import CheckpointError
-from boxseg.files import naming_storage_faults, plain_size, read_plain, sync_folder, write_file
+from boxseg.files.writing import naming_storage_faults, plain_size, read_plain, sync_folder, write_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from boxseg.config import BoxSegConfig
+from boxseg.config.method import BoxSegConfig
 from boxseg.copy_paste.bank import Bank
 from boxseg.copy_paste.paste import paste_peers
-from boxseg.data.coco import CocoBoxes
+from boxseg.data.dataset import CocoBoxes
 from boxseg.data.loader import TrainLoader
 from boxseg.engine.distributed import mean_over_ranks, rank
 from boxseg.losses.total import compute_losses

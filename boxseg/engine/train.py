@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from boxseg.config import as_steps
-from boxseg.criterion import MASK_AP, Criterion
+from boxseg.config.criterion import MASK_AP, Criterion
+from boxseg.config.method import as_steps
 from boxseg.engine import checkpoint
 from boxseg.engine.distributed import average_buffers, gather_objects, rank, world_size
 from boxseg.engine.events import EvalReport, Reporter, StartReport, StepReport, Watcher
@@ -22,8 +22,8 @@ from boxseg.engine.optim import lr_factor, set_lr
 from boxseg.engine.outbox import Outbox, Publish
 from boxseg.engine.start import read_trained, take_over
 from boxseg.engine.step import StepOutput, Trainer, run_step, update_ema
-from boxseg.engine.validate import validate
 from boxseg.errors import CheckpointError, CollapseError, NonFiniteLossError
+from boxseg.evaluation.validate import validate
 from boxseg.structures import Batch
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxseg.config import BoxInstConfig, LossConfig
+from boxseg.config.method import BoxInstConfig, LossConfig
 from boxseg.losses.box_supervision import average_projection_loss, pairwise_loss, projection_loss
 from boxseg.losses.pairs import Pairs, find_pairs, pair_costs
 from boxseg.losses.pseudo_mask import affinity_loss, pair_affinity, pseudo_mask_loss, weighted_mean

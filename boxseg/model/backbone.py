@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from boxseg.config.backbones import check_backbone_name
 from boxseg.errors import ConfigError, DataError
-from boxseg.model.names import check_backbone_name
 from boxseg.model.vit import PlainVit, is_plain_vit
 from boxseg.model.weights import download_state, fast_hub, load_state, named_errors, pair_states, read_state
 

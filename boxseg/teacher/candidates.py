@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from boxseg.config import FcosConfig, QamConfig, TeacherConfig
+from boxseg.config.method import FcosConfig, QamConfig, TeacherConfig
 from boxseg.ops.boxes import box_area, box_iou, scale_boxes
 from boxseg.ops.images import pad_images, resized_shape
 from boxseg.ops.neighbours import sample_cells

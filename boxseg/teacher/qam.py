@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from boxseg.config import QamConfig
+from boxseg.config.method import QamConfig
 from boxseg.errors import ShapeError
 from boxseg.ops.boxes import box_iou
 from boxseg.ops.detections import first_best

@@ -12,7 +12,7 @@ import traceback
 import typer
 
 from boxseg.errors import BoxSegError
-from boxseg.files import STORAGE_FAULTS
+from boxseg.files.writing import STORAGE_FAULTS
 from orchestration.cli import config, data, doctor, evaluate, jobs, label, recipe, runs, train, ui
 from orchestration.cli.crash_log import keep_traceback
 from orchestration.cli.output import say

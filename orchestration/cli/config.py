@@ -11,8 +11,8 @@ import yaml
 from orchestration.cli.output import AsJson, Experiment, Overrides, print_json, print_line
 
 if TYPE_CHECKING:
-    from orchestration.config import RunSpec
-    from orchestration.yaml_source import Source
+    from orchestration.config.source import Source
+    from orchestration.config.spec import RunSpec
 
 app = typer.Typer(help="Look at settings.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -20,7 +20,7 @@ app = typer.Typer(help="Look at settings.", no_args_is_help=True, rich_markup_mo
 @app.command()
 def schema() -> None:
     """Print the JSON schema of experiment files, for editors."""
-    from orchestration.config import SweepSpec
+    from orchestration.config.spec import SweepSpec
 
     print_json(SweepSpec.model_json_schema())
 
@@ -28,8 +28,8 @@ def schema() -> None:
 @app.command()
 def show(experiment: Experiment, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print all settings of an experiment and where each comes from; the output is an experiment file again."""
-    from orchestration.config import load_run, load_sweep, read_settings
-    from orchestration.resolved import leaves
+    from orchestration.config.resolved import leaves
+    from orchestration.config.spec import load_run, load_sweep, read_settings
 
     source = read_settings(experiment, overrides or [], for_sweep=True)
     spec = (load_sweep if "sweep" in source.values else load_run)(experiment, overrides or [])
@@ -44,7 +44,7 @@ def show(experiment: Experiment, overrides: Overrides = None, as_json: AsJson = 
 
 def _origin(name: str, spec: RunSpec, source: Source) -> str:
     """`file:line`, `--set key`, the preset that gives the setting its value, or `default`."""
-    from boxseg.config import METHODS, PROFILES
+    from boxseg.config.method import METHODS, PROFILES
 
     path = tuple(name.split("."))
     if path in source.places:

@@ -17,8 +17,8 @@ from orchestration.cli.output import AsJson, print_json, print_line, print_pairs
 from orchestration.errors import ExitCode
 
 if TYPE_CHECKING:
-    from boxseg.config import CocoSource
-    from boxseg.data.faults import Fault
+    from boxseg.coco.faults import Fault
+    from boxseg.config.method import CocoSource
 
 app = typer.Typer(help="Check, count, import, split and draw data sets.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -47,8 +47,8 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Find what is wrong with a data set; exit code 3 if it cannot be used."""
-    from boxseg.data.checks import check_source
-    from boxseg.data.faults import count_faults
+    from boxseg.coco.checks import check_source
+    from boxseg.coco.faults import count_faults
 
     faults = []
     sources = _sources(target, images, use)
@@ -72,8 +72,8 @@ def check(
 
 def _misfits(experiment: Path) -> list[str]:
     """Where the settings of an experiment file do not fit its data."""
-    from orchestration.config import load_run
-    from orchestration.preflight import warnings
+    from orchestration.config.spec import load_run
+    from orchestration.planning.preflight import warnings
 
     return warnings(load_run(experiment))
 
@@ -87,8 +87,8 @@ def _fault_rows(fault: Fault) -> Iterator[tuple[Any, ...]]:
 
 def _fix(source: CocoSource, output: Path) -> CocoSource:
     """Write the cleaned copy, tell what was done, and give where it is."""
-    from boxseg.config import CocoSource
-    from boxseg.data.fix import ANNOTATIONS, IMAGES, write_fixed
+    from boxseg.coco.fix import ANNOTATIONS, IMAGES, write_fixed
+    from boxseg.config.method import CocoSource
 
     for line in write_fixed(source, output).lines():
         say(line)
@@ -104,7 +104,7 @@ def stats(
     as_json: AsJson = False,
 ) -> None:
     """Count images, boxes, classes and sizes (small below 32² px, large from 96² px on)."""
-    from boxseg.data.checks import read_well_formed
+    from boxseg.coco.checks import read_well_formed
     from boxseg.data.picture import draw_stats
 
     sources = _sources(target, images or target.parent, "train")  # counting needs no images
@@ -141,7 +141,7 @@ def toy(
     as_json: AsJson = False,
 ) -> None:
     """Draw the generated data set of shapes."""
-    from boxseg.config import ToyConfig
+    from boxseg.config.method import ToyConfig
     from boxseg.data.toy import ensure_toy
 
     settings = ToyConfig(train_images=train_images, val_images=val_images, size=size, seed=seed)
@@ -165,9 +165,9 @@ def import_(
 
     Of a COCO file the sound entries are taken over with all their fields, and boxes are cut to their image.
     """
-    from boxseg.data.checks import read_well_formed
-    from boxseg.data.coco_split import require_objects
-    from boxseg.data.convert import convert
+    from boxseg.coco.checks import read_well_formed
+    from boxseg.coco.writer import require_objects
+    from boxseg.formats.convert import convert
 
     listed = [entry for path in exclude or () for entry in read_well_formed(path, whole=False)["images"]]
     splits = convert(source, format_name, exclude=frozenset(Path(entry["file_name"]).stem for entry in listed))
@@ -203,10 +203,10 @@ def export(
     A segmenter would learn that an object without a mask is background. A mask that `boxseg label` made and that is no
     more than its box is left out, unless it was accepted.
     """
-    from boxseg.data.checks import read_well_formed
-    from boxseg.data.good_masks import Wanted, find_good_masks
-    from boxseg.data.picture_checks import image_fault
-    from boxseg.data.reading import DOES_NOT_EXIST
+    from boxseg.coco.checks import read_well_formed
+    from boxseg.coco.good_masks import Wanted, find_good_masks
+    from boxseg.coco.picture_checks import image_fault
+    from boxseg.files.reading import DOES_NOT_EXIST
 
     source = find_source(target, images)
     wanted = Wanted(min_quality, without_doubts=without_doubts, only_accepted=only_accepted)
@@ -221,7 +221,7 @@ def export(
     for told in good.told():
         say(told)
     if form == "yolo":
-        from boxseg.data.yolo import write_yolo  # loads torch
+        from boxseg.formats.yolo import write_yolo  # loads torch
 
         splits = write_yolo(good.content, source.images, output)
         say(", ".join(f"{split}: {count} images" for split, count in splits.items()))
@@ -248,7 +248,7 @@ def split(
     as_json: AsJson = False,
 ) -> None:
     """Split a COCO file into two, to train on and to validate on; the same call gives the same split."""
-    from boxseg.data.split import split_coco
+    from boxseg.coco.split import split_coco
 
     parts = split_coco(target, val=val, group=group, seed=seed)
     folder = find_source(target, images).images
@@ -259,7 +259,7 @@ def _write_splits(parts: dict[str, tuple[Path, dict[str, Any]]], output: Path, a
     """Write `output/NAME.json` for the images and content of each split, over nothing that is there; tell of them."""
     import json
 
-    from boxseg.files import write_atomic
+    from boxseg.files.writing import write_atomic
 
     paths = {name: output / f"{name}.json" for name in parts}
     for path in paths.values():
@@ -283,12 +283,12 @@ def _print_sources(sources: dict[str, tuple[Path, Path]], as_json: bool) -> None
 
 def _sources(target: Path, images: Path | None, use: str) -> dict[str, Any]:
     """Split -> CocoSource."""
-    from boxseg.config import CocoSource
+    from boxseg.config.method import CocoSource
 
     _refuse_folder(target)
     if target.suffix == ".json":
         return {use: find_source(target, images)}
-    from orchestration.config import load_run
+    from orchestration.config.spec import load_run
 
     data = load_run(target).data
     found = {name: each for name, each in (("train", data.train), ("val", data.val)) if isinstance(each, CocoSource)}
@@ -308,9 +308,9 @@ def _refuse_folder(path: Path) -> None:
 
 def find_source(annotations: Path, images: Path | None) -> CocoSource:
     """An annotation file and its images: in the named folder, or else where the first image is that the file names."""
-    from boxseg.config import CocoSource
-    from boxseg.data.checks import read_annotations
-    from boxseg.data.file_names import is_inside
+    from boxseg.coco.checks import read_annotations
+    from boxseg.config.method import CocoSource
+    from boxseg.files.names import is_inside
 
     _refuse_folder(annotations)
     if images is not None:
@@ -329,7 +329,7 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
 
 
 def _count(content: dict[str, Any]) -> dict[str, Any]:
-    from boxseg.data.classes import distinct_names
+    from boxseg.coco.classes import distinct_names
 
     boxes = [each for each in content["annotations"] if not each.get("iscrowd")]
     areas = [float(each["bbox"][2]) * float(each["bbox"][3]) for each in boxes]

@@ -12,7 +12,7 @@ from orchestration.errors import ExitCode
 
 def doctor(storage: Storage = Path("runs"), as_json: AsJson = False) -> None:
     """Look at packages, GPU, disk and Ray, which is started once; each fault comes with one way to put it right."""
-    from orchestration.doctor import examine
+    from orchestration.planning.doctor import examine
 
     findings = list(examine(storage))
     if as_json:

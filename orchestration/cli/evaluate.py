@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from boxseg.criterion import MIN_SCORE
+from boxseg.config.criterion import MIN_SCORE
 from boxseg.errors import ConfigError, DataError
 from orchestration.cli.data import Images, find_source
 from orchestration.cli.output import AsJson, Device, Storage, print_json, print_pairs, print_table, say
 
 if TYPE_CHECKING:
-    from boxseg.data.coco import CocoBoxes
-    from boxseg.engine.evaluate import CocoScores, ImageResult
+    from boxseg.data.dataset import CocoBoxes
+    from boxseg.evaluation.ap import CocoScores, ImageResult
     from boxseg.predict import Predictor
 
 RUN_HELP = "Trained run: its id, folder or name (its newest), best:SWEEP, or a checkpoint folder."
@@ -40,15 +40,15 @@ def evaluate(
 
     Where masks are not drawn, how well masks fit the given boxes is told instead; that is no mask AP.
     """
-    from orchestration.label_input import check_detections, read_data
+    from orchestration.planning.label_input import check_detections, read_data
 
     found_data = find_source(data, images)
     names = [run] if against is None else [against, run]  # a file that cannot be read is told at once
     check_detections(names, classes=read_data(found_data, to_evaluate=True), data=data, storage=storage)
 
-    from boxseg.data.coco import CocoBoxes
-    from boxseg.engine.pictures import draw_worst
-    from boxseg.scoring import mask_agreement, score_detections
+    from boxseg.data.dataset import CocoBoxes
+    from boxseg.evaluation.pictures import draw_worst
+    from boxseg.evaluation.scoring import mask_agreement, score_detections
 
     source = CocoBoxes(found_data, train=False)
     found = [_detections(name, source, device=device, storage=storage) for name in names][::-1]
@@ -70,8 +70,8 @@ def evaluate(
 
 def _detections(name: str, source: CocoBoxes, *, device: str, storage: Path) -> list[ImageResult]:
     """Detections of a run, or those that a JSON file holds."""
-    from boxseg.scoring import find_objects, read_objects
-    from orchestration.progress import counted
+    from boxseg.evaluation.scoring import find_objects, read_objects
+    from orchestration.record.progress import counted
 
     if name.endswith(".json"):
         return read_objects(Path(name), source)
@@ -81,8 +81,8 @@ def _detections(name: str, source: CocoBoxes, *, device: str, storage: Path) -> 
 
 def _told(source: CocoBoxes, found: list[ImageResult], scores: CocoScores) -> dict[str, Any]:
     """Metrics under the names of a run's evaluations, and those of each class."""
-    from boxseg.data.classes import distinct_names
-    from boxseg.scoring import box_fit_metrics
+    from boxseg.coco.classes import distinct_names
+    from boxseg.evaluation.scoring import box_fit_metrics
 
     has_masks = "mask" in scores.precision
     metrics = scores.metrics | ({} if has_masks else box_fit_metrics(source, found))
@@ -129,15 +129,15 @@ def predict(
     Writes predictions.coco.json and overlays/ to --output; --json prints the former. Damaged files are named and
     skipped.
     """
-    from boxseg.data.image_files import find_image_files
-    from boxseg.files import write_atomic
-    from orchestration.find_runs import find_trained
+    from boxseg.files.images import find_image_files
+    from boxseg.files.writing import write_atomic
+    from orchestration.record.find_runs import find_trained
 
     paths = find_image_files(sources)
     find_trained(storage, run)  # for its errors, before torch is loaded
 
-    from boxseg.predict_files import count_pictures, join_coco, predict_files, read_pictures
-    from orchestration.progress import counted
+    from boxseg.predict.files import count_pictures, join_coco, predict_files, read_pictures
+    from orchestration.record.progress import counted
 
     total = count_pictures(paths, every=every)
     predictor = open_predictor(run, storage=storage, device=device)
@@ -177,11 +177,11 @@ def export(
 
     A JSON file beside it names classes, sizes and the mean colour; docs/deploy.md shows how to use both.
     """
-    from orchestration.find_runs import find_trained
+    from orchestration.record.find_runs import find_trained
 
     find_trained(storage, run)  # for its errors, before torch is loaded
 
-    from boxseg.export import export_network
+    from boxseg.predict.export import export_network
 
     path = output or Path(f"model.{ENDINGS[form]}")
     about = export_network(open_predictor(run, storage=storage, device="cpu"), form, path)
@@ -195,7 +195,7 @@ def export(
 def open_predictor(run: str, *, storage: Path, device: str) -> Predictor:
     """The better network of a run, ready to use."""
     from boxseg.predict import Predictor
-    from orchestration.find_runs import find_trained
+    from orchestration.record.find_runs import find_trained
 
     return Predictor(find_trained(storage, run), device=find_device(device))
 

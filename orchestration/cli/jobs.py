@@ -16,9 +16,9 @@ from orchestration.secret_text import hide
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
-    from orchestration.config import RunSpec
-    from orchestration.jobs import Cluster, Job
-    from orchestration.upload import Upload
+    from orchestration.config.spec import RunSpec
+    from orchestration.jobs.client import Cluster, Job
+    from orchestration.jobs.upload import Upload
 
 app = typer.Typer(help="Run boxseg commands on a Ray cluster.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -62,9 +62,9 @@ def submit(
 
     Options for the job come before the command, those of the command after it. The exit code is the command's.
     """
-    from orchestration.access import read_token
-    from orchestration.jobs import Cluster
-    from orchestration.upload import check_upload, find_files
+    from orchestration.execute.access import read_token
+    from orchestration.jobs.client import Cluster
+    from orchestration.jobs.upload import check_upload, find_files
 
     root = (working_dir or Path.cwd()).absolute()
     upload = find_files(root, tracked_only=working_dir is None)
@@ -87,7 +87,7 @@ def submit(
 @app.command("ls")
 def list_all(address: Address = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
     """List the jobs of a cluster, newest first."""
-    from orchestration.jobs import Cluster
+    from orchestration.jobs.client import Cluster
 
     found = Cluster(address, insecure=insecure).jobs()
     if as_json:
@@ -109,7 +109,7 @@ def status(
 ) -> None:
     """Show a job; with --storage as kept there, which also works after the cluster's end."""
     if storage is not None:
-        from orchestration.records import read_record
+        from orchestration.record.records import read_record
 
         path = _kept(storage, job) / "job.json"
         try:
@@ -118,7 +118,7 @@ def status(
             raise ConfigError(f"{path}: is missing; the job has not begun yet, or its folder was cleared") from error
         print_json(about) if as_json else print_pairs(list(about.items()))
         return
-    from orchestration.jobs import Cluster
+    from orchestration.jobs.client import Cluster
 
     _show(Cluster(address, insecure=insecure).job(job), as_json)
 
@@ -140,7 +140,7 @@ def logs(
             raise ConfigError(f"{path}: is missing; the job has not begun yet, or its folder was cleared")
         typer.echo(path.read_text(encoding="utf-8", errors="replace"), nl=False)
         return
-    from orchestration.jobs import Cluster
+    from orchestration.jobs.client import Cluster
 
     cluster = Cluster(address, insecure=insecure)
     id = cluster.job(job).id
@@ -153,7 +153,7 @@ def logs(
 @app.command()
 def stop(job: JobId, address: Address = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
     """Ask a job to save its state and end, and wait for that."""
-    from orchestration.jobs import Cluster
+    from orchestration.jobs.client import Cluster
 
     cluster = Cluster(address, insecure=insecure)
     _show(cluster.stop(cluster.job(job).id), as_json)
@@ -174,8 +174,8 @@ def manifest(
     claim: Annotated[str, typer.Option(help="Volume claim for the storage, ReadWriteMany.")] = "boxseg-storage",
 ) -> None:
     """Print a KubeRay RayJob with a cluster of its own for a command; without one, a RayCluster that stays."""
-    from orchestration import manifest as kuberay
-    from orchestration.config import ResourcesConfig
+    from orchestration.config.spec import ResourcesConfig
+    from orchestration.jobs import manifest as kuberay
 
     spec: RunSpec | None = None
     experiment = Path()
@@ -234,7 +234,7 @@ def _experiment(typed: dict[str, Any]) -> Path:
 
 
 def _load(command: str, experiment: Path, overrides: list[str]) -> RunSpec:
-    from orchestration.config import load_run, load_sweep
+    from orchestration.config.spec import load_run, load_sweep
 
     return (load_sweep if command == "sweep" else load_run)(experiment, overrides)
 

@@ -19,12 +19,12 @@ from orchestration.cli.recipe import Minutes, check_minutes, recipe_as_json
 from orchestration.errors import ExitCode
 
 if TYPE_CHECKING:
-    from boxseg.config import CocoSource
-    from boxseg.data.coco import CocoBoxes
+    from boxseg.config.method import CocoSource
+    from boxseg.data.dataset import CocoBoxes
     from boxseg.data.fingerprint import Fingerprint
-    from boxseg.label_sources import BatchSource
-    from orchestration.label_run import LabelTask
-    from orchestration.recipe import Recipe
+    from boxseg.label.sources import BatchSource
+    from orchestration.execute.label_run import LabelTask
+    from orchestration.planning.recipe import Recipe
 
 SHOWN_PROBLEMS = 5
 
@@ -84,10 +84,10 @@ def label(
     after a break. With --review, review/index.html shows the masks, doubtful ones first; what it downloads is applied
     with --apply and gives labels.reviewed.json.
     """
-    from boxseg.data.reading import plain_file
-    from orchestration.find_runs import find_trained
-    from orchestration.label_input import check_sources, read_data
-    from orchestration.run_doubts import find_doubts
+    from boxseg.files.reading import plain_file
+    from orchestration.planning.label_input import check_sources, read_data
+    from orchestration.planning.run_doubts import find_doubts
+    from orchestration.record.find_runs import find_trained
 
     folder = output or Path("labels") / data.absolute().stem
     training = _Training(minutes, train_on, tuple(overrides or ()), storage, device)
@@ -120,11 +120,11 @@ def label(
     for told in warnings:
         say(f"warning: {told}")
 
-    from boxseg.data.coco import CocoBoxes
-    from boxseg.expected import expect_mean_iou
-    from boxseg.label_checks import shared_doubt
-    from boxseg.label_review import apply_decisions, write_review
-    from orchestration.progress import counted
+    from boxseg.data.dataset import CocoBoxes
+    from boxseg.label.checks import shared_doubt
+    from boxseg.label.expected import expect_mean_iou
+    from boxseg.label.review import apply_decisions, write_review
+    from orchestration.record.progress import counted
 
     source_of = functools.partial(_open_source, fuse_with=fuse_with, device=device, storage=runs)
     boxes = CocoBoxes(found, train=False)
@@ -152,8 +152,8 @@ def _make_labels(
     boxes: CocoBoxes, folder: Path, masks: BatchSource, about: dict[str, Any], batch_size: int
 ) -> tuple[dict[str, Any], list[float]]:
     """Label the images that are left and write all; gives counts for people, and the qualities."""
-    from boxseg.label_data import Journal, label_images, write_labels
-    from orchestration.progress import counted
+    from boxseg.label.dataset import Journal, label_images, write_labels
+    from orchestration.record.progress import counted
 
     journal = Journal(folder, about)
     left = len(boxes) - len(journal.done)
@@ -193,8 +193,8 @@ class _Training:
 
     def print_plan(self, fingerprint: Fingerprint, made: Recipe, as_json: bool) -> None:
         """Print data, settings and time."""
-        from orchestration.label_run import time_told
-        from orchestration.recipe import Machine
+        from orchestration.execute.label_run import time_told
+        from orchestration.planning.recipe import Machine
 
         if as_json:
             about = {"data": dict(fingerprint.told()), "machine": str(Machine.here(device=self.device))}
@@ -210,7 +210,7 @@ class _Training:
         Raises:
             typer.Exit: training was interrupted, with its state saved.
         """
-        from orchestration.label_run import last_checkpoint, train_recipe
+        from orchestration.execute.label_run import last_checkpoint, train_recipe
 
         recipe = self._task(data, found, folder).open_recipe(say)
         status = train_recipe(recipe, say)
@@ -220,8 +220,8 @@ class _Training:
         return str(last_checkpoint(status)), {"recipe": str(recipe), "run": status.folder}
 
     def _task(self, data: Path, found: CocoSource, folder: Path) -> LabelTask:
-        from orchestration.label_run import LabelTask
-        from orchestration.recipe import name_after
+        from orchestration.execute.label_run import LabelTask
+        from orchestration.planning.recipe import name_after
 
         return LabelTask(
             data=found,
@@ -248,10 +248,10 @@ def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
     Raises:
         DataError: the folder is neither, or damaged.
     """
-    from boxseg.config import CocoSource
-    from boxseg.data.coco_split import join_splits, require_objects
-    from boxseg.data.convert import convert
-    from boxseg.files import write_atomic
+    from boxseg.coco.writer import join_splits, require_objects
+    from boxseg.config.method import CocoSource
+    from boxseg.files.writing import write_atomic
+    from boxseg.formats.convert import convert
 
     is_voc = (data / "Annotations").is_dir() or any(data.glob("*.xml"))
     splits = convert(data, "voc" if is_voc else "yolo")
@@ -265,8 +265,8 @@ def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
 
 
 def _compare(boxes: CocoBoxes, sources: dict[str, BatchSource], as_json: bool) -> None:
-    from boxseg.label_compare import compare_sources
-    from orchestration.progress import counted
+    from boxseg.label.compare import compare_sources
+    from orchestration.record.progress import counted
 
     compared = compare_sources(boxes, sources, counted(range(len(boxes)), len(boxes), what="images"))
     if as_json:
@@ -285,10 +285,10 @@ def _open_source(
     source: str, run: str | None, boxes: CocoBoxes, *, fuse_with: Path | None, device: str, storage: Path
 ) -> tuple[BatchSource, dict[str, Any], int]:
     """Where masks come from, what identifies data and source for a later call that goes on, and the batch size."""
-    from boxseg import label_sources
-    from boxseg.label import LABEL_VERSION
-    from orchestration.files import digest
-    from orchestration.label_input import OF_FILE
+    from boxseg.label import sources as label_sources
+    from boxseg.label.boxes import LABEL_VERSION
+    from orchestration.planning.label_input import OF_FILE
+    from orchestration.record.files import digest
 
     about: dict[str, Any] = {"data": digest(boxes.source.annotations), "source": source}
     if source == "run":

@@ -13,7 +13,7 @@ from orchestration.cli.output import AsJson, Device, Overrides, print_json, prin
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
-    from orchestration.recipe import Recipe
+    from orchestration.planning.recipe import Recipe
 
 Minutes = Annotated[
     float | None,
@@ -35,8 +35,8 @@ def recipe(
     Nothing is trained: how long an update takes is estimated.
     """
     from boxseg.data.fingerprint import take_fingerprint
-    from boxseg.files import write_atomic
-    from orchestration.recipe import Machine, make_recipe, name_after
+    from boxseg.files.writing import write_atomic
+    from orchestration.planning.recipe import Machine, make_recipe, name_after
 
     if data.is_dir():
         way_out = "boxseg data import makes one of other formats, and boxseg label takes YOLO and VOC folders itself"
@@ -68,7 +68,7 @@ def check_minutes(minutes: float | None) -> None:
     Raises:
         ConfigError: tells the least.
     """
-    from orchestration.recipe import FEWEST_MINUTES
+    from orchestration.planning.recipe import FEWEST_MINUTES
 
     if minutes is not None and not minutes >= FEWEST_MINUTES:
         raise ConfigError(f"--minutes {minutes:g}: nothing is learnt in that; give {FEWEST_MINUTES:g} or more")

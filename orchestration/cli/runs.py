@@ -15,8 +15,8 @@ from orchestration.cli.output import AsJson, Storage, print_json, print_line, pr
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
-    from orchestration.compare import Measured
-    from orchestration.run_folder import RunFolder, RunStatus
+    from orchestration.record.run_folder import RunFolder, RunStatus
+    from orchestration.report.compare import Measured
 
 app = typer.Typer(help="Look at runs and sweeps.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -31,7 +31,7 @@ def list_all(
     as_json: AsJson = False,
 ) -> None:
     """List runs, trials and sweeps, newest first."""
-    from orchestration.find_runs import list_runs
+    from orchestration.record.find_runs import list_runs
 
     found = [status for status in list_runs(storage) if name in (None, status.name)]
     if as_json:
@@ -61,7 +61,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one run or sweep: its state, metrics and, of a sweep, its trials."""
-    from orchestration.find_runs import find_run, list_trials
+    from orchestration.record.find_runs import find_run, list_trials
 
     folder = find_run(storage, run)
     status = folder.status()
@@ -89,8 +89,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare runs: settings that differ, then metrics, with the spread over the seeds of the same settings."""
-    from orchestration.compare import compare_runs
-    from orchestration.find_runs import find_run
+    from orchestration.record.find_runs import find_run
+    from orchestration.report.compare import compare_runs
 
     if len(runs) < 2:
         raise typer.BadParameter("name two or more runs", param_hint="RUN…")
@@ -119,8 +119,8 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a page about a sweep, finished or not: ranking, importance, curves, masks, cost, failures."""
-    from orchestration.find_runs import find_run
-    from orchestration.report import write_report
+    from orchestration.record.find_runs import find_run
+    from orchestration.report.page import write_report
 
     folder = find_run(storage, sweep)
     page = write_report(folder.path, output)
@@ -148,7 +148,7 @@ def _shown(status: RunStatus, columns: dict[str, str]) -> list[float | None]:
 
 def _deciding_metric(sweep: RunFolder) -> dict[str, str]:
     """Its heading and name, unless it is shown anyway or the sweep's settings cannot be read."""
-    from orchestration.config import load_sweep
+    from orchestration.config.spec import load_sweep
 
     with contextlib.suppress(ConfigError):
         metric = load_sweep(sweep.config_path).sweep.metric

@@ -15,10 +15,10 @@ from orchestration.errors import ExitCode, exit_code_for
 from orchestration.words import show_bytes, show_duration
 
 if TYPE_CHECKING:
-    from orchestration.config import RunSpec, SweepSpec
-    from orchestration.plan import DataPlan, Plan
-    from orchestration.sweep import SweepResult
-    from orchestration.table import TrialRow
+    from orchestration.config.spec import RunSpec, SweepSpec
+    from orchestration.execute.sweep import SweepResult
+    from orchestration.planning.plan import DataPlan, Plan
+    from orchestration.record.table import TrialRow
 
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Print data, trials, time and disk estimate; start nothing.")]
 
@@ -36,8 +36,8 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train once; a `sweep` section in the file is ignored."""
-    from orchestration.config import load_run
-    from orchestration.find_runs import find_run
+    from orchestration.config.spec import load_run
+    from orchestration.record.find_runs import find_run
 
     if (experiment is None) == (from_run is None) or (from_run and resume):
         raise typer.BadParameter("name an experiment file, or a run with --from-run", param_hint="EXP.yaml")
@@ -48,11 +48,11 @@ def train(
     if plan:
         _print_plan(spec, as_json)
         return
-    from orchestration.preflight import check
+    from orchestration.planning.preflight import check
 
     check(spec if resume is None else spec.starting_from(None))  # a run that goes on has started already
     _warn(spec)
-    from orchestration.train_run import run
+    from orchestration.execute.run import run
 
     result = run(spec, resume=resume, repeat=original)
     if as_json:
@@ -88,7 +88,7 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Train many trials over a space of settings, and name the best."""
-    from orchestration.config import load_sweep
+    from orchestration.config.spec import load_sweep
 
     spec = load_sweep(experiment, overrides or [])
     if plan:
@@ -96,13 +96,13 @@ def sweep(
         return
     if new and (resume or retry_failed):
         raise ConfigError("--new starts another sweep, --resume and --retry-failed go on with one; give one of them")
-    from orchestration.preflight import check
+    from orchestration.planning.preflight import check
 
     check(spec)
     _warn(spec)
-    from orchestration.failures import error_of
-    from orchestration.run_folder import RunFolder
-    from orchestration.sweep import Start, run_sweep
+    from orchestration.execute.sweep import Start, run_sweep
+    from orchestration.record.failures import error_of
+    from orchestration.record.run_folder import RunFolder
 
     start: Start | None = "beside" if new else "retry_failed" if retry_failed else "resume" if resume else None
     result = run_sweep(spec, start=start, max_failures=1 if fail_fast else max_failures)
@@ -150,7 +150,7 @@ def _sweep_as_json(spec: SweepSpec, result: SweepResult) -> dict[str, Any]:
 
 
 def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
-    from orchestration.table import render_table
+    from orchestration.record.table import render_table
 
     output.print_rich(render_table(result.table))
     pairs: list[tuple[str, Any]] = [("sweep", result.id), ("folder", result.folder)]
@@ -164,14 +164,14 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
 
 
 def _warn(spec: RunSpec) -> None:
-    from orchestration.preflight import warnings
+    from orchestration.planning.preflight import warnings
 
     for told in warnings(spec):
         say(f"warning: {told}")
 
 
 def _print_plan(spec: RunSpec, as_json: bool) -> None:
-    from orchestration.plan import make_plan
+    from orchestration.planning.plan import make_plan
 
     plan = make_plan(spec)
     if as_json:

@@ -12,7 +12,7 @@ import typer
 from orchestration.cli.output import Storage, print_pairs, say
 
 if TYPE_CHECKING:
-    from orchestration.tracking import Tracked
+    from orchestration.tracking.mirror import Tracked
 
 
 def ui(
@@ -25,8 +25,8 @@ def ui(
     MLflow server need no server here: only their addresses are printed.
     """
     from orchestration.errors import ResourceError
-    from orchestration.mlflow_server import HOST, mlflow_server
-    from orchestration.tracking import catch_up, stored_uri
+    from orchestration.tracking.mirror import catch_up, stored_uri
+    from orchestration.tracking.server import HOST, mlflow_server
 
     uri = stored_uri(storage)
     if uri.startswith(("http://", "https://")):
@@ -46,7 +46,7 @@ def ui(
 
 
 def _print_pages(server: str, tracked: Tracked) -> None:
-    from orchestration.tracking_pages import comparison_url, experiment_url
+    from orchestration.tracking.pages import comparison_url, experiment_url
 
     pages = [("experiment", experiment_url(server, tracked.experiment_id))]
     if tracked.sweep is not None:

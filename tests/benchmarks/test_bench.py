@@ -15,7 +15,7 @@ from benchmarks.step import stages, stopwatch
 from benchmarks.sweeps import many_trials
 from benchmarks.tracking_cost import tracking_cost
 from boxseg.engine.train import optimise
-from orchestration.run_folder import RunFolder
+from orchestration.record.run_folder import RunFolder
 
 TINY = Scenario(64, boxes=2, batch_size=1, small=True)
 

@@ -10,8 +10,8 @@ import torch
 from tiny_sets import KINDS, write_set
 
 from benchmarks import outcome as bench
-from boxseg.config import CocoSource
-from boxseg.data.coco import CocoBoxes
+from boxseg.config.method import CocoSource
+from boxseg.data.dataset import CocoBoxes
 
 
 @pytest.fixture

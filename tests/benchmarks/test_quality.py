@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import quality as bench
-from boxseg.data.coco import CocoBoxes
+from boxseg.data.dataset import CocoBoxes
 
 
 def case(certainty: float, fill: float, iou: float, *, is_clean: bool = False) -> bench.Case:

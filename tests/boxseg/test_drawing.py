@@ -9,11 +9,11 @@ from PIL import Image
 
 from boxseg.data.picture import draw_stats
 from boxseg.drawing import drawing, figure_label, label
-from boxseg.engine import pictures
-from boxseg.engine.evaluate import CocoScores
-from boxseg.engine.pictures import Extremes, draw_evaluation, draw_precision_recall
 from boxseg.errors import StorageError
-from boxseg.predict_files import draw_overlay
+from boxseg.evaluation import pictures
+from boxseg.evaluation.ap import CocoScores
+from boxseg.evaluation.pictures import Extremes, draw_evaluation, draw_precision_recall
+from boxseg.predict.files import draw_overlay
 from boxseg.structures import Detections
 
 NAMES = (

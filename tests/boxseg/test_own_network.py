@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from boxseg import build
-from boxseg.config import BoxSegConfig
+from boxseg.config.method import BoxSegConfig
 from boxseg.engine.train import optimise
-from boxseg.engine.validate import validate
+from boxseg.evaluation.validate import validate
 from boxseg.model.fcos import grid_locations
 from boxseg.model.targets import assign_batch, choose_proposals
 from boxseg.ops.boxes import decode_boxes

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from boxseg.config import PROFILES, BoxSegConfig
+from boxseg.config.method import PROFILES, BoxSegConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "profiles.md"
 ROWS = [

@@ -9,8 +9,8 @@ import pytest
 from boxseg.engine.checkpoint import find_checkpoint
 from boxseg.errors import ConfigError
 from orchestration.cli.app import run
-from orchestration.config import RunSpec
-from orchestration.preflight import check
+from orchestration.config.spec import RunSpec
+from orchestration.planning.preflight import check
 
 
 @pytest.fixture

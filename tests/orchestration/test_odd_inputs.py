@@ -541,7 +541,7 @@ def test_shares_of_a_turned_picture_become_stored_pixels(case, told):
 
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_points_are_turned_as_pictures_are(turn):
-    from boxseg.data.yolo import Shape
+    from boxseg.formats.yolo import Shape
 
     stored = np.zeros((48, 64), dtype=np.uint8)
     stored[10, 50] = 255

@@ -17,15 +17,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from boxseg.criterion import Criterion
-from orchestration import records
+from boxseg.config.criterion import Criterion
 from orchestration.cli.app import run
-from orchestration.config import RunSpec, SweepSpec
+from orchestration.config.explain import setting_names
+from orchestration.config.resolved import dump_resolved
+from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.errors import ExitCode
-from orchestration.resolved import dump_resolved
-from orchestration.run_folder import RunFolder, RunStatus
-from orchestration.settings import setting_names
-from orchestration.tracking import Tracker
+from orchestration.record import records
+from orchestration.record.run_folder import RunFolder, RunStatus
+from orchestration.tracking.mirror import Tracker
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "30"))
 FUZZ = settings(
@@ -149,9 +149,9 @@ def call(*arguments: str) -> str:
 def nothing_trained() -> Iterator[None]:
     """`train` and `sweep` do all that comes before the first step."""
     with (
-        mock.patch("orchestration.train_run.tracked", return_value=contextlib.nullcontext()),
-        mock.patch("orchestration.train_run._watch"),
-        mock.patch("orchestration.train_run.provenance", return_value={}),
+        mock.patch("orchestration.execute.run.tracked", return_value=contextlib.nullcontext()),
+        mock.patch("orchestration.execute.run._watch"),
+        mock.patch("orchestration.execute.run.provenance", return_value={}),
     ):
         yield
 
@@ -204,7 +204,7 @@ def test_any_lines_of_metrics(storage: Path, lines: list[bytes]):
 @FUZZ
 @given(lines=st.lists(odd({"event": "trial_drawn", "number": 2, "values": {"qam.k_top": 3}, "seed": 0}), max_size=4))
 def test_any_lines_of_the_journal(storage: Path, lines: list[bytes]):
-    from orchestration.journal import is_concluded, read_past
+    from orchestration.record.journal import is_concluded, read_past
 
     folder = RunFolder(storage / "toy" / SWEEP)
     sound = folder.journal_path.read_bytes()

@@ -8,10 +8,10 @@ import pytest
 
 from boxseg.errors import ConfigError
 from orchestration.cli.app import run
-from orchestration.config import RunSpec, load_run, load_sweep
+from orchestration.config.resolved import dump_resolved, parse_resolved, read_resolved
+from orchestration.config.spec import RunSpec, load_run, load_sweep
 from orchestration.errors import ExitCode
-from orchestration.resolved import dump_resolved, parse_resolved, read_resolved
-from orchestration.run_folder import RunFolder, RunStatus
+from orchestration.record.run_folder import RunFolder, RunStatus
 
 ALIASES = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n"

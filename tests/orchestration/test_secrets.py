@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from orchestration.cli.app import run
-from orchestration.config import ResourcesConfig, RunSpec, TrackingConfig
+from orchestration.config.spec import ResourcesConfig, RunSpec, TrackingConfig
 from orchestration.errors import ExitCode, ResourceError
-from orchestration.failures import Failure
-from orchestration.origin import own_command, write_changes
-from orchestration.run_folder import RunFolder, RunStatus, own_process
+from orchestration.record.failures import Failure
+from orchestration.record.origin import own_command, write_changes
+from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 
 SECRET = "hunter2secret"
 EXPERIMENT = (

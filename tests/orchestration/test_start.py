@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from boxseg.config import merge
+from boxseg.config.method import merge
 from boxseg.errors import ConfigError
 from orchestration.cli.app import run as run_command
-from orchestration.config import RunSpec, SweepSpec, load_run
-from orchestration.find_runs import find_start, list_runs
-from orchestration.preflight import check
-from orchestration.run_folder import RunFolder, RunStatus
-from orchestration.train_run import run
+from orchestration.config.spec import RunSpec, SweepSpec, load_run
+from orchestration.execute.run import run
+from orchestration.planning.preflight import check
+from orchestration.record.find_runs import find_start, list_runs
+from orchestration.record.run_folder import RunFolder, RunStatus
 
 SETTINGS = {
     "method": "boxinst",

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 from fake_training import make_training
 
-from boxseg.criterion import Criterion
+from boxseg.config.criterion import Criterion
 from orchestration.cli.app import run
-from orchestration.config import SweepSpec
-from orchestration.find_runs import find_run
-from orchestration.journal import read_past
-from orchestration.report import panel_of, write_report
-from orchestration.resolved import dump_resolved
-from orchestration.run_folder import RunFolder, RunStatus, own_process
-from orchestration.search_space import PastTrial, Trial
-from orchestration.sweep import Sweep, SweepPlan
-from orchestration.tracking import Tracker
-from orchestration.worker import train_here
+from orchestration.config.resolved import dump_resolved
+from orchestration.config.spec import SweepSpec
+from orchestration.execute.search_space import PastTrial, Trial
+from orchestration.execute.sweep import Sweep, SweepPlan
+from orchestration.execute.worker import train_here
+from orchestration.record.find_runs import find_run
+from orchestration.record.journal import read_past
+from orchestration.record.run_folder import RunFolder, RunStatus, own_process
+from orchestration.report.page import panel_of, write_report
+from orchestration.tracking.mirror import Tracker
 
 
 def evaluation(mask: float, box: float, fill: float | None = None) -> dict[str, float]:

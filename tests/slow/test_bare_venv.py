@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from boxseg.export import Deployed, export_network
 from boxseg.predict import Predictor
+from boxseg.predict.export import Deployed, export_network
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 PICTURES = 20

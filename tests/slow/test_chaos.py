@@ -14,12 +14,12 @@ from drivers import drive, make_values, story, trial_step
 from fake_training import make_training
 
 from orchestration.cli.app import run
-from orchestration.config import RunSpec, SweepSpec
+from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.errors import ExitCode
-from orchestration.find_runs import list_runs
-from orchestration.journal import newest_sweep
-from orchestration.ray_session import start_ray
-from orchestration.sweep import run_sweep
+from orchestration.execute.session import start_ray
+from orchestration.execute.sweep import run_sweep
+from orchestration.record.find_runs import list_runs
+from orchestration.record.journal import newest_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
 
@@ -55,7 +55,7 @@ sweep: {search: grid, trial_scheduler: none, concurrency: 1, space: {qam.k_top: 
 def test_every_cause_is_told_and_only_the_right_trials_are_tried_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("orchestration.sweep.run_sweep", partial(run_sweep, train_fn=make_training()))
+    monkeypatch.setattr("orchestration.execute.sweep.run_sweep", partial(run_sweep, train_fn=make_training()))
     (tmp_path / "causes.yaml").write_text(EXPERIMENT)
     assert run(["sweep", "causes.yaml"]) == ExitCode.SOME_TRIALS_FAILED
     table = capsys.readouterr().out

@@ -20,11 +20,11 @@ from drills import Moment
 from drivers import trial_step
 from real_disks import MEGABYTE, RealDisk, mounted_ext4, mounted_tmpfs, why_no_mounts
 
-from orchestration.config import load_sweep
+from orchestration.config.spec import load_sweep
 from orchestration.errors import ExitCode
-from orchestration.journal import newest_sweep
-from orchestration.run_folder import RunFolder
-from orchestration.table import read_table
+from orchestration.record.journal import newest_sweep
+from orchestration.record.run_folder import RunFolder
+from orchestration.record.table import read_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1200)]
 needs_mounts = pytest.mark.skipif(why_no_mounts() is not None, reason=str(why_no_mounts()))

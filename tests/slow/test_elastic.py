@@ -11,8 +11,8 @@ import pytest
 from drivers import make_values
 from local_cluster import LocalCluster, wait_for
 
-from orchestration.find_runs import list_runs
-from orchestration.run_folder import RunFolder
+from orchestration.record.find_runs import list_runs
+from orchestration.record.run_folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600)]
 
@@ -20,8 +20,8 @@ SCRIPT = f"""
 import json, os, sys
 sys.path.insert(0, {str(Path(__file__).parents[1] / "tools")!r})
 from fake_training import make_training
-import orchestration.train_run
-from orchestration.config import RunSpec
+import orchestration.execute.run
+from orchestration.config.spec import RunSpec
 
 def make_noted():
     inner = make_training(step_s=0.2)
@@ -46,8 +46,8 @@ def make_noted():
         return inner(config, folder=folder, reporter=Lockstep(), **others)
     return train
 
-orchestration.train_run.RESIZE_S = 5.0
-orchestration.train_run.run(RunSpec.model_validate(json.loads(sys.argv[1])), train_fn=make_noted(), progress=False)
+orchestration.execute.run.RESIZE_S = 5.0
+orchestration.execute.run.run(RunSpec.model_validate(json.loads(sys.argv[1])), train_fn=make_noted(), progress=False)
 """
 
 

@@ -10,8 +10,8 @@ from drivers import drive, make_values, story, trial_step
 from fake_training import HURRY
 from local_cluster import LocalCluster, wait_for
 
-from orchestration.journal import newest_sweep
-from orchestration.run_folder import RunFolder
+from orchestration.record.journal import newest_sweep
+from orchestration.record.run_folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600)]
 

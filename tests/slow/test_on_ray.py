@@ -11,13 +11,13 @@ import pytest
 from fake_training import make_training
 
 from boxseg.errors import NonFiniteLossError
-from orchestration.config import RunSpec, SweepSpec
+from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.errors import ResourceError
-from orchestration.find_runs import list_runs
-from orchestration.ray_session import start_ray
-from orchestration.run_folder import RunFolder
-from orchestration.sweep import run_sweep
-from orchestration.train_run import run
+from orchestration.execute.run import run
+from orchestration.execute.session import start_ray
+from orchestration.execute.sweep import run_sweep
+from orchestration.record.find_runs import list_runs
+from orchestration.record.run_folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

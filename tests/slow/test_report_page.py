@@ -7,7 +7,7 @@ import synthetic
 from browser import open_browser
 from PIL import Image, ImageDraw
 
-from orchestration.report import read_sweep, write_report
+from orchestration.report.page import read_sweep, write_report
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,10 @@ import mlflow
 import pytest
 
 from orchestration.cli.app import run
-from orchestration.config import RunSpec
-from orchestration.resolved import dump_resolved
-from orchestration.run_folder import RunFolder, RunStatus, own_process
-from orchestration.tracking import Tracker, tracking_uri
+from orchestration.config.resolved import dump_resolved
+from orchestration.config.spec import RunSpec
+from orchestration.record.run_folder import RunFolder, RunStatus, own_process
+from orchestration.tracking.mirror import Tracker, tracking_uri
 
 pytestmark = pytest.mark.slow
 

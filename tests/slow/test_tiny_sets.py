@@ -10,8 +10,8 @@ import pytest
 from tiny_sets import KINDS, without_masks, write_set
 
 from benchmarks.outcome import SIMPLE, _pairs
-from boxseg.data.coco import CocoBoxes
-from boxseg.label_sources import BatchSource, from_file, one_by_one
+from boxseg.data.dataset import CocoBoxes
+from boxseg.label.sources import BatchSource, from_file, one_by_one
 from orchestration.cli.app import run
 
 STEPS = 30

@@ -5,10 +5,10 @@ import pytest
 from drivers import make_values
 from fake_training import make_training
 
-from orchestration.config import RunSpec, SweepSpec
-from orchestration.ray_session import start_ray
-from orchestration.sweep import run_sweep
-from orchestration.tracking import tracking_uri
+from orchestration.config.spec import RunSpec, SweepSpec
+from orchestration.execute.session import start_ray
+from orchestration.execute.sweep import run_sweep
+from orchestration.tracking.mirror import tracking_uri
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

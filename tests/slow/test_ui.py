@@ -15,14 +15,14 @@ from browser import Browser, open_browser
 from faulty_proxy import free_port
 from synthetic import SPACE, write_sweep
 
-from boxseg.config import ToyConfig
-from boxseg.data.coco import CocoBoxes
+from boxseg.config.method import ToyConfig
+from boxseg.data.dataset import CocoBoxes
 from boxseg.data.toy import ensure_toy
-from boxseg.engine.panels import PanelRow, draw_panels
-from orchestration.config import SweepSpec
-from orchestration.resolved import dump_resolved
-from orchestration.run_folder import RunFolder
-from orchestration.tracking import tracking_uri
+from boxseg.evaluation.panels import PanelRow, draw_panels
+from orchestration.config.resolved import dump_resolved
+from orchestration.config.spec import SweepSpec
+from orchestration.record.run_folder import RunFolder
+from orchestration.tracking.mirror import tracking_uri
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from boxseg.config import ToyConfig
+from boxseg.config.method import ToyConfig
 from boxseg.data.toy import ensure_toy
 from orchestration.cli.app import run
 

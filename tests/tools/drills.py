@@ -15,11 +15,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from boxseg.config import ToyConfig
+from boxseg.config.method import ToyConfig
 from boxseg.data.toy import ensure_toy
-from boxseg.files import write_atomic
-from orchestration.find_runs import list_runs
-from orchestration.run_folder import RunFolder, RunStatus
+from boxseg.files.writing import write_atomic
+from orchestration.record.find_runs import list_runs
+from orchestration.record.run_folder import RunFolder, RunStatus
 
 NAME = "drill"
 STEPS, PERIOD = 8, 2

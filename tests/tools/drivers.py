@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestration.find_runs import list_runs
-from orchestration.run_folder import RunFolder
+from orchestration.record.find_runs import list_runs
+from orchestration.record.run_folder import RunFolder
 
 SCRIPT = f"""
 import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from fake_training import make_training
-import orchestration.cluster
-from orchestration.config import SweepSpec
-from orchestration.sweep import run_sweep
-orchestration.cluster.PENDING_S, orchestration.cluster.LOOK_S = 3.0, 0.5
+import orchestration.execute.cluster
+from orchestration.config.spec import SweepSpec
+from orchestration.execute.sweep import run_sweep
+orchestration.execute.cluster.PENDING_S, orchestration.execute.cluster.LOOK_S = 3.0, 0.5
 values, start, step_s = map(json.loads, sys.argv[1:])
 run_sweep(SweepSpec.model_validate(values), start=start, train_fn=make_training(step_s=step_s), progress=False)
 """

@@ -22,8 +22,8 @@ LOADED = (
     "mlflow",
     "mlflow.store.tracking.sqlalchemy_store",
     "orchestration.cli.app",
-    "orchestration.preflight",
-    "orchestration.train_run",
+    "orchestration.planning.preflight",
+    "orchestration.execute.run",
 )
 ENVIRONMENT = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",  # MLflow loads pyarrow, whose allocator would start a thread

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from orchestration.config import SweepSpec
-from orchestration.resolved import dump_resolved
-from orchestration.run_folder import Failure, RunFolder, RunStatus
-from orchestration.search_space import Trial
-from orchestration.table import describe
+from orchestration.config.resolved import dump_resolved
+from orchestration.config.spec import SweepSpec
+from orchestration.execute.search_space import Trial
+from orchestration.record.run_folder import Failure, RunFolder, RunStatus
+from orchestration.record.table import describe
 
 SPACE: dict[str, Any] = {
     "qam.iou_thr": {"uniform": [0.4, 0.8]},

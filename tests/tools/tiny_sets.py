@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from boxseg.config import CocoSource
-from boxseg.data.coco_split import CocoSplit
+from boxseg.coco.writer import CocoSplit
+from boxseg.config.method import CocoSource
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from orchestration.config import RunSpec
-from orchestration.resolved import dump_resolved
-from orchestration.run_folder import RunFolder, RunStatus, own_process
-from orchestration.tracking import Tracker
+from orchestration.config.resolved import dump_resolved
+from orchestration.config.spec import RunSpec
+from orchestration.record.run_folder import RunFolder, RunStatus, own_process
+from orchestration.tracking.mirror import Tracker
 
 METRICS = tuple("abcde")
 REPORTS = 300

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from boxseg.config import PcConfig
+from boxseg.config.method import PcConfig
 from boxseg.copy_paste.bank import BANKS, Peer
 from boxseg.copy_paste.paste import attempt_probability, paste_peers, pixel_mask, placement_range
 from boxseg.ops.boxes import box_intersection

@@ -5,7 +5,7 @@ import torch
 from torch import Generator
 from torchvision.transforms.v2 import functional as F
 
-from boxseg.config import DataConfig
+from boxseg.config.method import DataConfig
 from boxseg.data import colors
 from boxseg.data.colors import COLOR_CHANGES, Recoloring, add_strong_view, draw_recoloring, recolor
 from boxseg.structures import Batch

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from tiny_sets import KINDS, write_set
 
-from boxseg.config import CocoSource
-from boxseg.data.coco_split import CocoSplit
+from boxseg.coco.writer import CocoSplit
+from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import LOOKED_AT, Spread, take_fingerprint, to_lab
 from boxseg.errors import DataError
 from boxseg.ops.neighbours import rgb_to_lab

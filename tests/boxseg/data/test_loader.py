@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from boxseg.config import CocoSource
-from boxseg.data.coco import CocoBoxes
+from boxseg.config.method import CocoSource
+from boxseg.data.dataset import CocoBoxes
 from boxseg.data.loader import ImageOrder, TrainLoader, collate, eval_batches
 from boxseg.data.transforms import View, random_size
 from boxseg.errors import DataError

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from boxseg.config import BoxSegConfig
+from boxseg.config.method import BoxSegConfig
 from boxseg.data.fingerprint import Boxes, Colours, Fingerprint, Spread
 from boxseg.data.misfits import color_threshold, find_misfits
 

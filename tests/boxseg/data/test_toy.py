@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from boxseg.config import ToyConfig
+from boxseg.config.method import ToyConfig
 from boxseg.data.toy import MAX_OBJECTS, MIN_VISIBLE, SHAPES, _coverage, draw_scene, ensure_toy
 
 SMALL = ToyConfig(train_images=3, val_images=2, size=64, seed=5)
@@ -85,7 +85,7 @@ def test_a_data_set_that_is_there_is_left_alone(tmp_path):
 
 def test_several_processes_at_once_end_with_one_whole_data_set(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from boxseg.config import ToyConfig; "
+        "import sys; from pathlib import Path; from boxseg.config.method import ToyConfig; "
         "from boxseg.data.toy import ensure_toy; "
         "ensure_toy(Path(sys.argv[1]), ToyConfig(train_images=3, val_images=2, size=64, seed=5))"
     )

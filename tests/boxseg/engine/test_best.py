@@ -7,11 +7,12 @@ from torch import nn
 
 from boxseg import build
 from boxseg.build import build_trainer
-from boxseg.criterion import MASK_AP, Criterion
-from boxseg.engine import checkpoint, validate
+from boxseg.config.criterion import MASK_AP, Criterion
+from boxseg.engine import checkpoint
 from boxseg.engine import train as loop
-from boxseg.engine.evaluate import CocoScores, Evaluation
-from boxseg.engine.validate import Validation, better_network
+from boxseg.evaluation import validate
+from boxseg.evaluation.ap import CocoScores, Evaluation
+from boxseg.evaluation.validate import Validation, better_network
 from boxseg.predict import Predictor
 from boxseg.structures import MaskNetwork
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from boxseg.build import build_network, build_trainer, check_start
-from boxseg.config import BoxSegConfig
+from boxseg.config.method import BoxSegConfig
 from boxseg.engine import checkpoint
 from boxseg.engine.events import StartReport
 from boxseg.engine.start import TrainedWeights, read_trained, take_over

@@ -9,11 +9,12 @@ import torch
 
 from boxseg.build import build_trainer
 from boxseg.data.toy import ensure_toy
-from boxseg.engine import checkpoint, validate
-from boxseg.engine.evaluate import encode_detections
+from boxseg.engine import checkpoint
 from boxseg.engine.step import run_step
 from boxseg.engine.train import due_steps, guard_collapse, optimise, train
 from boxseg.errors import CheckpointError, CollapseError, DataError, NonFiniteLossError
+from boxseg.evaluation import validate
+from boxseg.evaluation.ap import encode_detections
 from boxseg.ops.masks import box_masks
 
 METHODS = ("boxinst", "boxteacher", "qam", "pc", "full", "supervised")
@@ -160,7 +161,7 @@ def test_pictures_do_not_decide_over_the_end_of_a_run(
         raise ValueError("a picture")
 
     if broken is not None:
-        monkeypatch.setattr(f"boxseg.engine.validate.{broken}", fail)
+        monkeypatch.setattr(f"boxseg.evaluation.validate.{broken}", fail)
     sources = {}
     for name, source in zip(("train", "val"), ensure_toy(data_root, tiny_config().data.toy), strict=True):
         content = json.loads(source.annotations.read_text())
@@ -192,8 +193,8 @@ def test_a_run_that_predicts_boxes_is_stopped_with_its_checkpoint_saved(run, tmp
         masks = box_masks(boxes - torch.tensor([0, 0, 1, 1]), *found.masks.shape[1:])  # rows and columns 8 to 39
         return encode_detections(replace(found, boxes=boxes, masks=masks))
 
-    monkeypatch.setattr("boxseg.engine.validate.encode_detections", encode_boxes)
-    monkeypatch.setattr("boxseg.engine.evaluate.CONFIDENT", 0.0)
+    monkeypatch.setattr("boxseg.evaluation.validate.encode_detections", encode_boxes)
+    monkeypatch.setattr("boxseg.evaluation.ap.CONFIDENT", 0.0)
     sabotage = {"method": method, "fcos": {"score_thr": 0.0}}
     with pytest.raises(
         CollapseError, match=r"step 6: areas of confident masks .* agree to .* train.collapse_fill: null"

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from boxseg.config import BoxInstConfig, LossConfig
+from boxseg.config.method import BoxInstConfig, LossConfig
 from boxseg.losses.total import compute_losses, warmup
 from boxseg.ops.masks import box_masks
 from boxseg.structures import Batch, Proposals, PseudoMasks

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from boxseg.build import build_network
-from boxseg.config import BoxSegConfig
+from boxseg.config.method import BoxSegConfig
 from boxseg.errors import ShapeError
 from boxseg.losses.detection import detection_losses
 from boxseg.model.backbone import build_backbone

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from boxseg.build import build_network
-from boxseg.config import BoxSegConfig
+from boxseg.config.method import BoxSegConfig
 from boxseg.errors import ShapeError
 from boxseg.model.mask_head import DynamicMaskHead, MaskBranch, with_coordinates
 from boxseg.ops.masks import aligned_bilinear

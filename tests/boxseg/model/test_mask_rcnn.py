@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from boxseg.build import build_trainer
-from boxseg.config import BoxSegConfig
+from boxseg.config.method import BoxSegConfig
 from boxseg.engine import checkpoint
 from boxseg.engine.train import Progress, optimise, save
-from boxseg.engine.validate import validate
+from boxseg.evaluation.validate import validate
 from boxseg.model.backbone import build_backbone
 from boxseg.model.mask_rcnn import OUTSIDE, MaskRcnn, paste_logits
 from boxseg.ops.boxes import box_iou

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.scenario import STEP, Scenario, build
-from boxseg.config import FcosConfig, QamConfig, TeacherConfig
+from boxseg.config.method import FcosConfig, QamConfig, TeacherConfig
 from boxseg.engine.step import fuse_candidates
 from boxseg.engine.train import optimise
 from boxseg.ops.detections import decode_detections

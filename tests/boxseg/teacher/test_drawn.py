@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from boxseg.config import PcConfig
+from boxseg.config.method import PcConfig
 from boxseg.copy_paste.bank import BANKS
 from boxseg.copy_paste.paste import paste_peers
 from boxseg.ops.masks import box_masks

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from boxseg.config import QamConfig
+from boxseg.config.method import QamConfig
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import Candidates, MaskFrame
 from boxseg.teacher import enlarge

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from boxseg.config import QamConfig
+from boxseg.config.method import QamConfig
 from boxseg.errors import ShapeError
 from boxseg.structures import Candidates, PseudoMasks
 from boxseg.teacher.qam import (

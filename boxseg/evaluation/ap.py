@@ -1,0 +1,215 @@
+"""COCO box and mask AP of a network on a data set, and what its masks look like in numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torchvision.ops import box_convert
+
+from boxseg.coco.masks import encode_rle
+from boxseg.config.method import FcosConfig
+from boxseg.engine.distributed import gather_objects
+from boxseg.model.postprocess import postprocess
+from boxseg.structures import Batch, Detections, MaskNetwork
+
+CONFIDENT = 0.3
+"""Score from which a detection counts where confident ones do; the others count for AP only."""
+
+COCO_STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+"""Order of the first entries of pycocotools' summary."""
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """Detections of one image in COCO's terms; masks are run-length encoded, so a data set fits in memory."""
+
+    image_id: int
+    boxes_xywh: np.ndarray
+    """Float (D, 4), pixels of the original image."""
+    scores: np.ndarray
+    labels: np.ndarray
+    rles: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class CocoScores:
+    """How good detections are by COCO's rules."""
+
+    metrics: dict[str, float]
+    """`mask_ap`, `mask_ap50`, … `box_ap` … in [0, 1]; what has no ground truth is left out."""
+    precision: dict[str, NDArray[np.float64]]
+    """`mask` and `box`, as far as drawn: (10 IoUs from 0.5, 101 recalls, classes), -1 where undefined."""
+    image_ap: dict[int, float]
+    """AP of each image that has objects, by masks where they are drawn, by boxes elsewhere."""
+
+    def of_class(self, label: int) -> dict[str, float]:
+        """`mask_ap`, `mask_ap50`, `mask_ap75`, `box_ap` … of one class; what has no ground truth is left out."""
+        found = {}
+        for kind, precision in self.precision.items():
+            ap = precision[:, :, label]
+            for name, part in (("ap", ap), ("ap50", ap[0]), ("ap75", ap[5])):
+                if (part > -1).any():
+                    found[f"{kind}_{name}"] = float(part[part > -1].mean())
+        return found
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network found, and how good that is."""
+
+    metrics: dict[str, float]
+    """Those of `scores`, with `mask_fill` and `box_likeness`."""
+    results: list[ImageResult]
+    """Of all images, over all processes."""
+    scores: CocoScores
+
+
+def measure(
+    found: list[ImageResult], *, ground_truth: COCO, image_ids: list[int], category_ids: Sequence[int]
+) -> Evaluation:
+    """Score what the processes found together.
+
+    Args:
+        found: Detections of this process's share of the images.
+        ground_truth: Annotations with drawn masks.
+        image_ids: All images to score, over all processes.
+        category_ids: COCO category id of each label.
+
+    Returns:
+        All that was found, and metrics: those of COCO, of boxes `box_ap` alone, and of confident masks, where there are
+        any, `mask_fill`, the mean share of its box that a mask fills, and `box_likeness`, the mean of the smaller over
+        the larger of the two areas, 1 where all masks are their boxes.
+    """
+    results = [result for part in gather_objects(found) for result in part]
+    scores = coco_scores(ground_truth, results, image_ids=image_ids, category_ids=category_ids)
+    metrics = {name: value for name, value in scores.metrics.items() if name == "box_ap" or not name.startswith("box_")}
+    ratios = np.concatenate([np.zeros(0), *map(area_ratios, results)])
+    if len(ratios):
+        metrics["mask_fill"] = float(ratios.clip(max=1).mean())
+        metrics["box_likeness"] = float(np.minimum(ratios, 1 / ratios.clip(min=1e-9)).mean())
+    return Evaluation(metrics, results, scores)
+
+
+def finish(network: MaskNetwork, predictions: Any, batch: Batch, settings: FcosConfig) -> list[Detections]:
+    """Final detections of predictions, see `postprocess`."""
+    return postprocess(
+        network,
+        predictions,
+        batch.sizes,
+        batch.original_sizes,
+        score_thr=settings.score_thr,
+        pre_topk=settings.pre_topk,
+        nms_thr=settings.nms_thr,
+        topk=settings.topk,
+        image_ids=batch.image_ids,
+    )
+
+
+def area_ratios(result: ImageResult) -> np.ndarray:
+    """Area of each confident mask over that of its box, (≤ D,); above 1 where a mask leaves its box."""
+    areas = np.asarray(mask_utils.area(result.rles), dtype=np.float64).reshape(-1)
+    ratios: np.ndarray = areas / result.boxes_xywh[:, 2:].prod(axis=1).clip(min=1)
+    return ratios[result.scores >= CONFIDENT]
+
+
+def encode_detections(found: Detections) -> ImageResult:
+    """Detections as arrays and run-length encoded masks on the host."""
+    boxes = box_convert(found.boxes.cpu().double(), "xyxy", "xywh").numpy()
+    rles = [encode_rle(mask) for mask in found.masks.cpu().numpy()]
+    return ImageResult(found.image_id, boxes, found.scores.cpu().numpy(), found.labels.cpu().numpy(), rles)
+
+
+def coco_scores(
+    ground_truth: COCO,
+    results: list[ImageResult],
+    *,
+    image_ids: list[int],
+    category_ids: Sequence[int],
+    of_masks: Mapping[str, type[COCOeval]] = MappingProxyType({"mask": COCOeval}),
+) -> CocoScores:
+    """Box and mask AP as COCO defines them.
+
+    What has no ground truth is left out, since its AP is undefined: sizes, and masks where any box lacks one.
+    `of_masks` are the kinds of mask AP.
+    """
+    metrics: dict[str, float] = {}
+    precision = {}
+    image_ap: dict[int, float] = {}
+    kinds = [("box", "bbox", COCOeval)]
+    if has_all_masks(ground_truth, image_ids):
+        kinds = [*((prefix, "segm", evaluator) for prefix, evaluator in of_masks.items()), *kinds]
+    for prefix, kind, evaluator in kinds:
+        entries = coco_results(results, category_ids, kind)
+        evaluation = run_coco_eval(ground_truth, entries, image_ids, kind, evaluator)
+        stats = zip(COCO_STATS, evaluation.stats[: len(COCO_STATS)], strict=True)
+        metrics |= {f"{prefix}_{name}": float(value) for name, value in stats if value >= 0}
+        precision[prefix] = evaluation.eval["precision"][:, :, :, 0, -1]
+        image_ap = image_ap or average_precision_of_images(evaluation)
+    return CocoScores(metrics, precision, image_ap)
+
+
+def average_precision_of_images(evaluation: COCOeval) -> dict[int, float]:
+    """AP of each image alone, by id: mean over its classes and over the IoUs; images without objects are left out."""
+    params = evaluation.params
+    images, areas = len(params.imgIds), len(params.areaRng)
+    found: dict[int, list[float]] = {}
+    for number in range(len(params.catIds)):
+        start = number * areas * images  # of objects of any area
+        for each in evaluation.evalImgs[start : start + images]:
+            objects = 0 if each is None else int((np.asarray(each["gtIgnore"]) == 0).sum())
+            if objects:
+                counted = ~np.asarray(each["dtIgnore"], dtype=bool)  # (IoUs, detections), best score first
+                hits = (np.asarray(each["dtMatches"]) > 0) & counted
+                precision = hits.cumsum(axis=1) / counted.cumsum(axis=1).clip(min=1)
+                precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+                ap = float((precision * hits).sum(axis=1).mean() / objects)
+                found.setdefault(each["image_id"], []).append(ap)
+    return {image_id: float(np.mean(values)) for image_id, values in found.items()}
+
+
+def has_all_masks(ground_truth: COCO, image_ids: list[int]) -> bool:
+    """Whether every annotation of the images, crowds apart, has a drawn mask."""
+    annotations = ground_truth.loadAnns(ground_truth.getAnnIds(imgIds=image_ids, iscrowd=False))
+    return all(annotation.get("segmentation") for annotation in annotations)
+
+
+def coco_results(results: list[ImageResult], category_ids: Sequence[int], kind: str) -> list[dict[str, Any]]:
+    """COCO result entries of one kind; boxes and masks apart, since pycocotools takes a mask's area from its box."""
+    entries = []
+    for result in results:
+        for box, score, label, rle in zip(result.boxes_xywh, result.scores, result.labels, result.rles, strict=True):
+            entry = {"image_id": result.image_id, "category_id": category_ids[label], "score": float(score)}
+            entry |= {"segmentation": rle} if kind == "segm" else {"bbox": box.tolist()}
+            entries.append(entry)
+    return entries
+
+
+def run_coco_eval(
+    ground_truth: COCO,
+    entries: list[dict[str, Any]],
+    image_ids: list[int],
+    kind: str,
+    evaluator: type[COCOeval],
+) -> COCOeval:
+    """pycocotools' evaluation of COCO results, summarised, without its printing; `kind` is segm or bbox."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = ground_truth.loadRes(entries) if entries else COCO()
+        if not entries:
+            found.dataset = {"images": ground_truth.dataset["images"], "annotations": [], "categories": []}
+            found.createIndex()
+        evaluation = evaluator(ground_truth, found, iouType=kind)
+        evaluation.params.imgIds = image_ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation

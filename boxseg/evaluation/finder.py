@@ -1,0 +1,213 @@
+"""What a network sees in the tiles of images, put together: each object once, and whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from boxseg.config.method import FcosConfig
+from boxseg.evaluation.ap import finish
+from boxseg.evaluation.tiles import Tiles
+from boxseg.model.postprocess import choose_detections, finish_masks
+from boxseg.ops.boxes import box_area, box_intersection, box_iou, scale_boxes
+from boxseg.ops.masks import REACH, tight_boxes
+from boxseg.structures import MASK_STRIDE, Batch, Detections, MaskNetwork, RawDetections
+
+CUT_PX = 8
+"""A box that comes this close to a side of its tile, beyond which the image goes on, may be cut by it [px]."""
+SAME = 0.5
+"""Overlap from which two tiles show the same object in what they have in common, if their scores differ no more."""
+
+
+class Finder:
+    """Collects what a network sees in the tiles of a batch; gives the detections of the images."""
+
+    def __init__(self, network: MaskNetwork, batch: Batch, settings: FcosConfig) -> None:
+        self._network, self._batch, self._settings = network, batch, settings
+        self._whole: dict[int, Detections] = {}
+        self._parts: list[list[_Part]] = [[] for _ in range(len(batch))]
+
+    @torch.no_grad()
+    def add(self, tiles: Tiles, predictions: Any) -> None:
+        """Take the network's output for some of the tiles."""
+        settings = self._settings
+        if tiles.are_whole:
+            found = finish(self._network, predictions, tiles.batch, settings)
+            self._whole |= dict(zip(tiles.image_index, found, strict=True))
+            return
+        raw = self._network.detect(predictions, score_thr=settings.score_thr, pre_topk=settings.pre_topk)
+        for position, each in enumerate(raw):
+            chosen = choose_detections(each, nms_thr=settings.nms_thr, topk=settings.topk)
+            self._parts[tiles.image_index[position]].append(self._read(tiles, position, predictions, chosen))
+
+    @torch.no_grad()
+    def detections(self) -> list[Detections]:
+        """Detections of all images as `postprocess` gives them, once all tiles were added."""
+        return [
+            self._whole[image] if image in self._whole else self._join(image, parts)
+            for image, parts in enumerate(self._parts)
+        ]
+
+    def _read(self, tiles: Tiles, position: int, predictions: Any, found: RawDetections) -> _Part:
+        (top, left), (height, width) = tiles.corners[position], tiles.batch.sizes[position]
+        boxes = clip_boxes_to_image(found.boxes, (height, width))
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        found, boxes = found.take(kept), boxes[kept].cpu()
+        logits = self._network.mask_logits(predictions, torch.full_like(found.labels, position), found.handle)
+
+        image_height, image_width = self._batch.sizes[tiles.image_index[position]]
+        goes_on = torch.tensor([left > 0, top > 0, left + width < image_width, top + height < image_height])
+        near = (boxes - torch.tensor([0, 0, width, height])).abs() < CUT_PX
+        return _Part(
+            tile=torch.tensor([left, top, left + width, top + height]),
+            boxes=boxes + torch.tensor([left, top] * 2),
+            labels=found.labels.cpu(),
+            scores=found.scores.cpu(),
+            is_cut=(near & goes_on).any(dim=1),
+            maps=_cut_maps(logits.sigmoid(), top // MASK_STRIDE, left // MASK_STRIDE),
+        )
+
+    def _join(self, image: int, parts: list[_Part]) -> Detections:
+        size, original_size = self._batch.sizes[image], self._batch.original_sizes[image]
+        objects = _join_cut(parts)
+        kept = torch.arange(len(objects.rows))
+        if len(parts) > 1:  # a single tile has been through this
+            kept = batched_nms(objects.boxes, objects.scores, objects.labels, self._settings.nms_thr)
+            kept = kept[: self._settings.topk]
+        maps = [each for part in parts for each in part.maps]
+        cells = [side // MASK_STRIDE for side in self._batch.weak.shape[-2:]]
+        canvas = torch.zeros(cells, device=self._batch.weak.device)
+        masks = canvas.new_zeros((len(kept), *original_size), dtype=torch.bool)
+        certainty = torch.zeros(len(kept))
+        for place, number in enumerate(kept.tolist()):
+            _draw(canvas, [maps[row] for row in objects.rows[number]])
+            mask, sure = finish_masks(canvas[None], size, original_size)
+            masks[place], certainty[place] = mask[0], sure[0]
+            canvas.zero_()
+        scores = (objects.scores[kept] * certainty).sqrt()
+        order = scores.argsort(descending=True, stable=True)
+        boxes = clip_boxes_to_image(scale_boxes(objects.boxes[kept], size, original_size), original_size)
+        return Detections(
+            boxes=boxes[order].to(masks.device),
+            scores=scores[order].to(masks.device),
+            labels=objects.labels[kept][order].to(masks.device),
+            masks=masks[order.to(masks.device)],
+            image_id=self._batch.image_ids[image],
+        )
+
+
+@dataclass(frozen=True)
+class _Map:
+    """A part of a mask map."""
+
+    row: int
+    """First cell, of the image."""
+    column: int
+    probs: Tensor
+    """Float (h, w): all cells above one half, and those beside them that matter."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one tile shows, on the CPU but for the maps; boxes in pixels of the whole image in the network."""
+
+    tile: Tensor
+    """(4,): where the tile is, x1 y1 x2 y2."""
+    boxes: Tensor
+    """Float (D, 4), inside the tile."""
+    labels: Tensor
+    """int64 (D,)."""
+    scores: Tensor
+    """Float (D,)."""
+    is_cut: Tensor
+    """Bool (D,): whether the object may go on outside of the tile."""
+    maps: list[_Map]
+    """D of them."""
+
+
+@dataclass(frozen=True)
+class _Objects:
+    """What all tiles of an image show."""
+
+    rows: list[list[int]]
+    """G times the detections, of all tiles one after the other, that are of this object."""
+    boxes: Tensor
+    """Float (G, 4)."""
+    labels: Tensor
+    """int64 (G,)."""
+    scores: Tensor
+    """Float (G,)."""
+
+
+def _cut_maps(probs: Tensor, row: int, column: int) -> list[_Map]:
+    """Maps (D, h, w) of a tile that begins at this cell of the image, each cut to what decides its mask."""
+    maps = []
+    for index, (left, top, right, bottom) in enumerate(tight_boxes(probs > 0.5).int().tolist()):
+        if right == left:
+            maps.append(_Map(row, column, probs.new_zeros(0, 0)))
+            continue
+        top, left = max(top - REACH, 0), max(left - REACH, 0)
+        maps.append(_Map(row + top, column + left, probs[index, top : bottom + REACH, left : right + REACH].clone()))
+    return maps
+
+
+def _draw(canvas: Tensor, maps: Iterable[_Map]) -> None:
+    """Put maps in their places; where two overlap, the larger probability counts."""
+    for each in maps:
+        height, width = each.probs.shape
+        window = canvas[each.row : each.row + height, each.column : each.column + width]
+        torch.maximum(window, each.probs.to(canvas.dtype), out=window)
+
+
+def _join_cut(parts: Sequence[_Part]) -> _Objects:
+    """One object for what several tiles show of it.
+
+    What a tile has cut is dropped if another tile shows most of it as part of a whole object. If none does, cut ones
+    that look alike where their tiles overlap are joined.
+    """
+    boxes, labels, scores, is_cut = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("boxes", "labels", "scores", "is_cut")
+    )
+    tiles = torch.stack([part.tile for part in parts]).to(boxes.dtype)
+    tile_of = torch.repeat_interleave(torch.tensor([len(part.boxes) for part in parts]))
+    dropped, links = set(), []
+    for row in is_cut.nonzero()[:, 0].tolist():
+        common = box_intersection(boxes[row : row + 1], boxes)[0]
+        others = (labels == labels[row]) & (tile_of != tile_of[row]) & (common > 0) & (scores >= SAME * scores[row])
+        if (others & ~is_cut & (common >= SAME * box_area(boxes[row]))).any():
+            dropped.add(row)
+            continue
+        cut = (others & is_cut & (scores * SAME <= scores[row])).nonzero()[:, 0]
+        here = _inside(boxes[cut], tiles[tile_of[row]].expand(len(cut), 4))
+        there = _inside(boxes[row].expand(len(cut), 4), tiles[tile_of[cut]])
+        links += [(row, other) for other in cut[box_iou(here, there).diagonal() >= SAME].tolist()]
+    links = [link for link in links if not dropped.intersection(link)]
+    rows = [group for group in _groups(len(boxes), links) if group[0] not in dropped]
+    corners = [torch.cat([boxes[group, :2].amin(dim=0), boxes[group, 2:].amax(dim=0)]) for group in rows]
+    return _Objects(
+        rows=rows,
+        boxes=torch.stack(corners) if rows else boxes[:0],
+        labels=labels[[group[0] for group in rows]],
+        scores=torch.stack([scores[group].amax() for group in rows]) if rows else scores[:0],
+    )
+
+
+def _inside(boxes: Tensor, tiles: Tensor) -> Tensor:
+    """Boxes (n, 4) cut to tiles (n, 4)."""
+    low, high = tiles[:, :2], tiles[:, 2:]
+    return torch.cat([boxes[:, :2].clamp(low, high), boxes[:, 2:].clamp(low, high)], dim=1)
+
+
+def _groups(count: int, links: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """The numbers below `count`, rising, in the groups that links hold together."""
+    group_of = {number: [number] for number in range(count)}
+    for one, other in links:
+        if group_of[one] is not group_of[other]:
+            joined = sorted(group_of[one] + group_of[other])
+            group_of |= dict.fromkeys(joined, joined)
+    return [group for number, group in group_of.items() if group[0] == number]

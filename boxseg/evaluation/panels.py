@@ -1,0 +1,148 @@
+"""Pictures of what a run sees: one row per image, `image | boxes | teacher mask | student mask`, with quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy import ndimage
+from torch import Tensor
+
+from boxseg.files.writing import write_picture
+
+TILE = 224
+"""Longest side of one tile [px]."""
+GAP = 4
+CAPTION = 16
+COLUMNS = ("image", "boxes", "teacher mask (quality)", "student mask (score)")
+COLOURS = ((228, 26, 28), (55, 126, 184), (77, 175, 74), (152, 78, 163), (255, 127, 0), (166, 86, 40), (247, 129, 191))
+OPACITY = 0.4
+NUMBER_PX = (26, 12)
+"""Width and height of a number on a picture."""
+MARGIN = 0.2
+"""Width of what is shown around a box, as a share of its longer side."""
+
+
+@dataclass(frozen=True)
+class PanelRow:
+    """What one row shows; all at the size of `image`."""
+
+    image: Tensor
+    """uint8 (3, h, w), RGB."""
+    boxes: Tensor
+    """Float (N, 4), pixels: the ground-truth boxes."""
+    teacher_masks: Tensor | None
+    """Bool (N, h, w): pseudo mask of each box; None without a teacher."""
+    quality: Tensor | None
+    """Float (N,) in [0, 1]."""
+    student_masks: Tensor
+    """Bool (D, h, w): the best detection at each box that was found."""
+    scores: Tensor
+    """Float (D,) in [0, 1]."""
+
+
+def draw_panels(rows: list[PanelRow], path: Path, *, columns: Sequence[str] = COLUMNS) -> Path:
+    """Write the rows as one PNG (beside, then renamed) under these headings and return its path."""
+    width = len(columns) * (TILE + GAP) + GAP
+    sheet = Image.new("RGB", (width, CAPTION + len(rows) * (TILE + GAP) + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(columns):
+        draw.text((GAP + column * (TILE + GAP), 2), title, fill="black")
+    for index, row in enumerate(rows):
+        for column, tile in enumerate(_tiles(row)):
+            sheet.paste(tile, (GAP + column * (TILE + GAP), CAPTION + index * (TILE + GAP)))
+    return write_picture(path, sheet.save)
+
+
+def _tiles(row: PanelRow) -> list[Image.Image]:
+    picture = row.image.permute(1, 2, 0).cpu().numpy()
+    size = picture.shape[:2]
+    scale = TILE / max(size)
+    plain = scale_picture(Image.fromarray(picture), scale)
+    boxes = plain.copy()
+    _draw_boxes(boxes, row.boxes.cpu().numpy() * scale)
+    tiles = [plain, boxes]
+    for masks, numbers in ((row.teacher_masks, row.quality), (row.student_masks, row.scores)):
+        if masks is None or numbers is None:
+            tiles.append(Image.new("RGB", plain.size, (230, 230, 230)))
+        else:
+            tiles.append(_overlay(plain, masks.cpu().numpy(), numbers.tolist()))
+    return tiles
+
+
+def scale_picture(picture: Image.Image, scale: float) -> Image.Image:
+    """A picture of `scale` times the size, no side below one pixel."""
+    return picture.resize(
+        (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)), Image.Resampling.BICUBIC
+    )
+
+
+def crop_around(
+    picture: NDArray[np.uint8], mask: NDArray[np.bool_], box: Sequence[float]
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Picture (h, w, 3) and mask (h, w) around a box x1 y1 x2 y2, with a fifth of its longer side all around."""
+    x1, y1, x2, y2 = box
+    margin = MARGIN * max(x2 - x1, y2 - y1)
+    rows = slice(max(int(y1 - margin), 0), int(y2 + margin) + 1)
+    columns = slice(max(int(x1 - margin), 0), int(x2 + margin) + 1)
+    return picture[rows, columns].copy(), mask[rows, columns].copy()
+
+
+def _draw_boxes(picture: Image.Image, boxes: np.ndarray) -> None:
+    draw = ImageDraw.Draw(picture)
+    for index, box in enumerate(boxes):
+        draw.rectangle(box.tolist(), outline=COLOURS[index % len(COLOURS)], width=2)
+
+
+def _overlay(plain: Image.Image, masks: np.ndarray, numbers: list[float]) -> Image.Image:
+    """Tinted masks, each with its number at its top left corner."""
+    tile = tint_masks(plain, list(masks))
+    draw = ImageDraw.Draw(tile)
+    for place, text in place_numbers([fit_mask(mask, plain) for mask in masks], numbers):
+        draw.text(place, text, fill="white", stroke_width=1, stroke_fill="black")
+    return tile
+
+
+def place_numbers(masks: Sequence[np.ndarray], numbers: Sequence[float]) -> list[tuple[tuple[int, int], str]]:
+    """Where numbers are written, x y, and how: none hides its mask, and none stands in another, the largest mask first.
+
+    Args:
+        masks: Bool (h, w), at the size of the picture.
+        numbers: One for each.
+    """
+    written: list[tuple[tuple[int, int], str]] = []
+    for row in sorted(range(len(masks)), key=lambda row: -int(masks[row].sum())):
+        ys, xs = np.nonzero(masks[row])
+        if len(xs) == 0 or xs.max() - xs.min() < NUMBER_PX[0] or ys.max() - ys.min() < 2 * NUMBER_PX[1]:
+            continue
+        x, y = int(xs.min()), int(ys.min())
+        if all(
+            abs(x - other_x) >= NUMBER_PX[0] or abs(y - other_y) >= NUMBER_PX[1] for (other_x, other_y), _ in written
+        ):
+            written.append(((x, y), f"{numbers[row]:.2f}"))
+    return written
+
+
+def _is_near(place: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether numbers at two places would overlap."""
+    return abs(place[0] - other[0]) < NUMBER_PX[0] and abs(place[1] - other[1]) < NUMBER_PX[1]
+
+
+def tint_masks(plain: Image.Image, masks: Sequence[np.ndarray]) -> Image.Image:
+    """The picture with masks, bool (h, w) of any size, in colour with a solid outline."""
+    blended = np.asarray(plain).astype(np.float32)
+    for index, mask in enumerate(masks):
+        shape = fit_mask(mask, plain)
+        colour = np.array(COLOURS[index % len(COLOURS)], dtype=np.float32)
+        blended[shape] = (1 - OPACITY) * blended[shape] + OPACITY * colour
+        blended[shape & ~ndimage.binary_erosion(shape)] = colour
+    return Image.fromarray(blended.round().astype(np.uint8))
+
+
+def fit_mask(mask: np.ndarray, picture: Image.Image) -> np.ndarray:
+    """A mask at the size of a picture."""
+    return np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST))

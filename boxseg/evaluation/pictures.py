@@ -1,0 +1,247 @@
+"""What the last evaluation leaves for people: precision and recall, classes, worst images, best and worst labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from pycocotools import mask as mask_utils
+from torch import Tensor
+
+from boxseg.data.dataset import CocoBoxes
+from boxseg.drawing import drawing, figure_label, save_figure, visible
+from boxseg.evaluation.ap import CONFIDENT, CocoScores, ImageResult
+from boxseg.evaluation.panels import TILE, PanelRow, crop_around, draw_panels, fit_mask, scale_picture, tint_masks
+from boxseg.evaluation.pseudo_quality import GOOD_IOU
+from boxseg.files.writing import csv_text, write_atomic, write_picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WORST = 10
+"""Images in the picture of the worst."""
+WORST_COLUMNS = ("image", "boxes", "drawn (best IoU found)", "found (score)")
+TITLES = {"mask": "masks", "box": "boxes", "boundary": "boundaries of masks"}
+"""Kind of AP -> what is measured."""
+MAX_CURVES = 10
+"""Classes with a curve of their own; with more, only the mean is drawn."""
+BINS = 10
+CROP = 128
+"""Side of one picture of a pseudo mask [px]."""
+SHOWN = 8
+"""Pseudo masks of either end of the ranking."""
+
+
+@dataclass(frozen=True)
+class LabelCrop:
+    """One pseudo mask with its surroundings."""
+
+    quality: float
+    iou: float | None
+    """With the drawn mask, where there is one."""
+    image: NDArray[np.uint8]
+    """(h, w, 3), RGB."""
+    mask: NDArray[np.bool_]
+    """(h, w)."""
+
+
+class Extremes:
+    """Keeps the pseudo masks of lowest and highest quality among all it is shown; of equal ones the first."""
+
+    def __init__(self, count: int = SHOWN) -> None:
+        self._count = count
+        self.lowest: list[LabelCrop] = []
+        """Those of lowest quality, the lowest first."""
+        self.highest: list[LabelCrop] = []
+        """Those of highest quality, the highest first."""
+
+    def offer(self, image: Tensor, boxes: Tensor, masks: Tensor, quality: Tensor, iou: Tensor | None) -> None:
+        """Look at the pseudo masks of an image.
+
+        Args:
+            image: uint8 (3, h, w), RGB.
+            boxes: Float (N, 4), pixels.
+            masks: Bool (N, h, w).
+            quality: Float (N,); boxes with quality 0 have no pseudo mask and are passed over.
+            iou: Float (N,) with the drawn masks, or None.
+        """
+        picture = image.permute(1, 2, 0).cpu().numpy()
+        for row, value in enumerate(quality.tolist()):
+            if value:
+                crop = crop_around(picture, masks[row].cpu().numpy(), boxes[row].tolist())
+                label = LabelCrop(value, None if iou is None else float(iou[row]), *crop)
+                self.lowest = sorted([*self.lowest, label], key=lambda each: each.quality)[: self._count]
+                self.highest = sorted([*self.highest, label], key=lambda each: -each.quality)[: self._count]
+
+
+def draw_evaluation(
+    data: CocoBoxes,
+    results: Sequence[ImageResult],
+    scores: CocoScores,
+    *,
+    labelled: Sequence[tuple[float, float]],
+    extremes: Extremes,
+    folder: Path,
+) -> None:
+    """Write tables and pictures of an evaluation; one that fails is told and left out.
+
+    Args:
+        data: What was evaluated on.
+        results: Detections of all its images.
+        scores: How good they are.
+        labelled: Quality and IoU of each pseudo mask whose box has a drawn mask.
+        extremes: Pseudo masks to show.
+        folder: Gets `precision_recall.png`, `classes.csv`, `worst.png` and, where there are pseudo masks,
+            `pseudo_masks.png` and `pseudo_mask_quality.png`.
+    """
+    with drawing(folder / "classes.csv") as path:
+        folder.mkdir(exist_ok=True)
+        write_atomic(path, visible(class_table(scores, data.class_names)))
+    if scores.precision:
+        with drawing(folder / "precision_recall.png") as path:
+            save_figure(draw_precision_recall(scores, data.class_names), path)
+    if scores.image_ap:
+        with drawing(folder / "worst.png") as path:
+            draw_worst(data, results, scores, path)
+    if extremes.highest:
+        with drawing(folder / "pseudo_masks.png") as path:
+            draw_extremes(extremes, path)
+    if labelled:
+        with drawing(folder / "pseudo_mask_quality.png") as path:
+            save_figure(draw_quality(labelled), path)
+
+
+def class_table(scores: CocoScores, class_names: Sequence[str]) -> str:
+    """CSV with a line for each class: AP over all IoUs, at 0.5 and at 0.75, of masks and boxes; empty if undefined."""
+    empty = dict.fromkeys((f"{kind}_{name}" for kind in scores.precision for name in ("ap", "ap50", "ap75")), "")
+    return csv_text(
+        {"class": name} | empty | {key: f"{value:.4f}" for key, value in scores.of_class(label).items()}
+        for label, name in enumerate(class_names)
+    )
+
+
+def draw_precision_recall(scores: CocoScores, class_names: Sequence[str]) -> Figure:
+    """Precision over recall at IoU 0.5, the mean over classes and each class of few; masks left, boxes right."""
+    kinds = list(scores.precision)
+    figure = _figure(width=4.8 * len(kinds))
+    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        precision = scores.precision[kind]
+        recalls = np.linspace(0, 1, precision.shape[1])
+        defined = [label for label in range(precision.shape[2]) if (precision[0, :, label] > -1).all()]
+        if 1 < len(defined) <= MAX_CURVES:
+            for label in defined:
+                name = figure_label(class_names[label])
+                axes.plot(recalls, precision[0, :, label], linewidth=1, alpha=0.8, label=name)
+        for row, name in ((0, "0.5"), (5, "0.75")):
+            mean = precision[row][:, defined].mean(axis=1) if defined else np.zeros_like(recalls)
+            axes.plot(recalls, mean, "k" if row == 0 else "k--", linewidth=2, label=f"all classes, IoU {name}")
+        _label(axes, TITLES.get(kind, kind), "recall", "precision")
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+    return figure
+
+
+def draw_quality(labelled: Sequence[tuple[float, float]]) -> Figure:
+    """How quality and true IoU of pseudo masks agree: every mask as a dot, and the mean IoU by quality."""
+    quality, iou = np.asarray(labelled, dtype=np.float64).T
+    figure = _figure(width=5.4)
+    axes = figure.subplots()
+    axes.scatter(quality, iou, s=8, alpha=0.3, linewidths=0)
+    bins = np.clip((quality * BINS).astype(int), 0, BINS - 1)
+    used = [number for number in range(BINS) if (bins == number).any()]
+    axes.plot(
+        [quality[bins == number].mean() for number in used],
+        [iou[bins == number].mean() for number in used],
+        "ko-",
+        label="mean of a tenth of the quality scale",
+    )
+    axes.axhline(GOOD_IOU, color="grey", linewidth=0.8, linestyle=":", label=f"good from IoU {GOOD_IOU} on")
+    _label(axes, f"{len(quality)} pseudo masks", "quality", "IoU with the drawn mask")
+    axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def draw_extremes(extremes: Extremes, path: Path) -> Path:
+    """Pseudo masks of highest and of lowest quality as one PNG, each with its numbers."""
+    rows = (("highest quality", extremes.highest), ("lowest quality", extremes.lowest))
+    sheet = Image.new("RGB", (SHOWN * (CROP + 4) + 4, len(rows) * (CROP + 36)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (title, labels) in enumerate(rows):
+        top = number * (CROP + 36)
+        draw.text((4, top + 2), title, fill="black")
+        for column, label in enumerate(labels):
+            plain = scale_picture(Image.fromarray(label.image), CROP / max(label.mask.shape))
+            sheet.paste(tint_masks(plain, [label.mask]), (4 + column * (CROP + 4), top + 16))
+            iou = "" if label.iou is None else f"  IoU {label.iou:.2f}"
+            draw.text((4 + column * (CROP + 4), top + 17 + CROP), f"{label.quality:.2f}{iou}", fill="black")
+    return write_picture(path, sheet.save)
+
+
+def draw_worst(
+    data: CocoBoxes, results: Sequence[ImageResult], scores: CocoScores, path: Path, *, count: int = WORST
+) -> Path:
+    """Panels of the images of lowest AP, the lowest first."""
+    by_image = {result.image_id: result for result in results}
+    worst = sorted(scores.image_ap, key=lambda image_id: (scores.image_ap[image_id], image_id))[:count]
+    rows = [panel_row(data, data.index_of(image_id), by_image[image_id]) for image_id in worst]
+    return draw_panels(rows, path, columns=WORST_COLUMNS)
+
+
+def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
+    """An image, its boxes, its drawn masks with the IoU of what was found there, and the confident detections.
+
+    All at the size of a tile: a photograph of a hundred objects would be a hundred frames otherwise.
+    """
+    sample, drawn = data[index], data.drawn_rles(index)
+    true = [rle for rle in drawn if rle is not None]
+    confident = np.flatnonzero(result.scores >= CONFIDENT).tolist()
+    found = [result.rles[row] for row in confident]
+    picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
+    scale = min(TILE / max(picture.size), 1.0)
+    small = scale_picture(picture, scale)
+    is_drawn = len(true) == len(drawn)
+    return PanelRow(
+        image=torch.from_numpy(np.array(small)).permute(2, 0, 1),
+        boxes=sample.boxes * scale,
+        teacher_masks=_small_masks(true, small) if is_drawn else None,
+        quality=torch.tensor(_best_ious(true, found)) if is_drawn else None,
+        student_masks=_small_masks(found, small),
+        scores=torch.from_numpy(result.scores[confident]),
+    )
+
+
+def _small_masks(rles: Sequence[dict[str, Any]], picture: Image.Image) -> Tensor:
+    """Masks bool (n, h, w) at the size of a picture."""
+    masks = [fit_mask(mask_utils.decode(rle).astype(np.bool_), picture) for rle in rles]
+    return torch.from_numpy(np.array(masks, dtype=np.bool_).reshape(-1, picture.height, picture.width))
+
+
+def _best_ious(masks: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> list[float]:
+    """For each mask the IoU with the most similar of those found; 0 if there is none."""
+    if not masks or not found:
+        return [0.0] * len(masks)
+    return np.asarray(mask_utils.iou(list(found), list(masks), [0] * len(masks))).max(axis=0).tolist()
+
+
+def decode_masks(result: ImageResult, rows: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """Masks bool (n, h, w) of some detections."""
+    if not rows:
+        return torch.zeros(0, *size, dtype=torch.bool)
+    return torch.from_numpy(mask_utils.decode([result.rles[row] for row in rows])).permute(2, 0, 1).bool()
+
+
+def _figure(width: float) -> Figure:
+    from matplotlib.figure import Figure  # takes a while to load, and the last evaluation alone needs it
+
+    return Figure(figsize=(width, 4.2), dpi=100, layout="constrained")
+
+
+def _label(axes: Axes, title: str, across: str, up: str) -> None:
+    axes.set(title=title, xlabel=across, ylabel=up, xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)

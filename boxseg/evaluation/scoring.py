@@ -1,0 +1,207 @@
+"""How good the detections of a data set are: COCO and boundary AP by class and size, or what boxes alone can tell."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+from pycocotools.cocoeval import COCOeval
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from boxseg.coco.classes import ABSENT, SHOWN, find_labels, require_shared_class
+from boxseg.coco.masks import decode_part, encode_part
+from boxseg.data.dataset import CocoBoxes, coco_ground_truth
+from boxseg.data.mask_files import encode_entry, read_masks
+from boxseg.errors import DataError
+from boxseg.evaluation.ap import CONFIDENT, CocoScores, ImageResult, coco_scores, encode_detections
+from boxseg.evaluation.pictures import decode_masks
+from boxseg.ops.boxes import box_iou
+from boxseg.ops.masks import tight_boxes
+from boxseg.predict import Predictor
+
+BOUNDARY_SHARE = 0.02
+"""Width of the boundary region, as a share of the image's diagonal."""
+FOUND_IOU = 0.5
+"""A box counts as found by a detection of its class whose box overlaps it this much."""
+
+logger = logging.getLogger(__name__)
+
+
+class BoundaryEval(COCOeval):
+    """COCO evaluation by the smaller of mask IoU and IoU of the regions along the two outlines.
+
+    A detection in a crowd region is ignored by its mask alone: its outline is not the region's.
+
+    Source: Boundary IoU (arXiv 2103.16562).
+    """
+
+    def computeIoU(self, imgId: int, catId: int) -> Any:
+        ious = super().computeIoU(imgId, catId)
+        if not len(ious):
+            return ious
+        true, found = self._gts[imgId, catId], self._dts[imgId, catId]
+        order = np.argsort([-each["score"] for each in found], kind="mergesort")[: self.params.maxDets[-1]]
+        boundaries = [boundary_rle(found[index]["segmentation"]) for index in order]
+        of_true = [boundary_rle(each["segmentation"]) for each in true]
+        of_boundaries = mask_utils.iou(boundaries, of_true, [0] * len(true))
+        crowds = np.array([bool(each["iscrowd"]) for each in true])
+        return np.where(crowds, ious, np.minimum(ious, of_boundaries))
+
+
+def boundary_rle(rle: dict[str, Any]) -> dict[str, Any]:
+    """The pixels of a mask that are near its outline, run-length encoded like the mask."""
+    height, width = rle["size"]
+    distance = max(1, round(BOUNDARY_SHARE * float(np.hypot(height, width))))
+    part = decode_part(rle, (height, width))
+    if not part.pixels.size:
+        return rle
+    depth = ndimage.distance_transform_cdt(np.pad(part.pixels, 1), metric="chessboard")[1:-1, 1:-1]
+    return encode_part(replace(part, pixels=(depth > 0) & (depth <= distance)), (height, width))
+
+
+def find_objects(predictor: Predictor, data: CocoBoxes) -> Iterator[ImageResult]:
+    """Detections of every image of a data set, in the labels of the data; classes are matched by name.
+
+    Raises:
+        ConfigError: see `match_classes`.
+        DataError: an image cannot be read.
+    """
+    labels = match_classes(predictor, data)
+    for index in range(len(data)):
+        result = encode_detections(predictor([data[index].image])[0])
+        mapped = labels[result.labels]
+        kept = np.flatnonzero(mapped != ABSENT)
+        yield ImageResult(
+            data.image_id(index),
+            result.boxes_xywh[kept],
+            result.scores[kept],
+            mapped[kept],
+            [result.rles[row] for row in kept.tolist()],
+        )
+
+
+def match_classes(predictor: Predictor, data: CocoBoxes) -> NDArray[np.int64]:
+    """Label of the data for each class of a network, -1 where it has none; what is not in both is told.
+
+    Raises:
+        ConfigError: no class of the network is one of the data.
+    """
+    place, names = data.source.annotations, predictor.class_names
+    if (tuple(predictor.category_ids), tuple(names)) == (data.category_ids, data.class_names):
+        return np.arange(len(names))
+    require_shared_class(names, data.class_names, place)
+    labels = np.array(find_labels(names, data.class_names), dtype=np.int64)
+    unknown = [name for label, name in enumerate(data.class_names) if label not in labels]
+    foreign = [name for name, label in zip(names, labels, strict=True) if label == ABSENT]
+    if unknown:
+        told = "classes that the network has not, or that are named alike, count as never found"
+        logger.warning("%s: %d %s: %s", place, len(unknown), told, ", ".join(unknown[:SHOWN]))
+    if foreign:
+        told = "classes of the network are none of these, and left out"
+        logger.warning("%s: %d %s: %s", place, len(foreign), told, ", ".join(foreign[:SHOWN]))
+    return labels
+
+
+def read_objects(path: Path, data: CocoBoxes) -> list[ImageResult]:
+    """Detections that a file holds, COCO instances or results; the score is `score`, else `quality`, else 1.
+
+    Raises:
+        DataError: the file has no masks for the data's images, a class that the data has not, or a score for some of
+            its entries only.
+    """
+    masks_of = read_masks(path, data)
+    entries = [each for of_image in masks_of.values() for each in of_image]
+    without_score = sum(_score_of(each) is None for each in entries)
+    if 0 < without_score < len(entries):
+        told = f"{without_score} of {len(entries)} entries have neither score nor quality"
+        raise DataError(f"{path}: {told}; AP ranks all of them by it (add them, or remove all)")
+    for each in entries:
+        if each["label"] == ABSENT:
+            told = f"category id {each.get('category_id')}, which {data.source.annotations} has not"
+            raise DataError(f"{path}: an entry has {told}; both need the same categories")
+    return [_read_image(path, data, index, masks_of.get(data.image_id(index), [])) for index in range(len(data))]
+
+
+def _score_of(entry: dict[str, Any]) -> float | None:
+    told = entry.get("score", entry.get("quality"))
+    return None if told is None else float(told)
+
+
+def _read_image(path: Path, data: CocoBoxes, index: int, entries: list[dict[str, Any]]) -> ImageResult:
+    rles = [encode_entry(path, each, data.size(index)) for each in entries]
+    scores = [_score_of(each) for each in entries]
+    return ImageResult(
+        data.image_id(index),
+        np.array([each["bbox"] for each in entries], dtype=np.float64).reshape(-1, 4),
+        np.array([1.0 if score is None else score for score in scores], dtype=np.float64),
+        np.array([each["label"] for each in entries], dtype=np.int64),
+        rles,
+    )
+
+
+def score_detections(data: CocoBoxes, results: list[ImageResult]) -> CocoScores:
+    """AP as COCO defines it, of boxes, and of masks and their boundaries where all masks are drawn."""
+    return coco_scores(
+        coco_ground_truth(data.source),
+        results,
+        image_ids=[result.image_id for result in results],
+        category_ids=data.category_ids,
+        of_masks={"mask": COCOeval, "boundary": BoundaryEval},
+    )
+
+
+def box_fit_metrics(data: CocoBoxes, results: list[ImageResult]) -> dict[str, float]:
+    """What boxes alone can tell about masks; neither is a mask AP.
+
+    Returns:
+        `box_recall`: share of the boxes that a confident detection finds; `box_tightness`: mean IoU of the found
+        masks' own boxes with the given ones, 1 for masks that touch all four sides. What is undefined is left out.
+    """
+    fits: list[float] = []
+    boxes = 0
+    for result in results:
+        index = data.index_of(result.image_id)
+        given, labels = data.boxes_and_labels(index)
+        boxes += len(given)
+        for row, found in enumerate(match_boxes(given, labels, result)):
+            if found is not None:
+                masks = decode_masks(result, [found], data.size(index))
+                fits.append(float(box_iou(tight_boxes(masks), given[row : row + 1])[0, 0]))
+    metrics = {"box_recall": len(fits) / boxes} if boxes else {}
+    return metrics | ({"box_tightness": float(np.mean(fits))} if fits else {})
+
+
+def mask_agreement(data: CocoBoxes, results: list[ImageResult], others: list[ImageResult]) -> float | None:
+    """Mean IoU of the masks that two sets of detections give the boxes that both find; None if there is no such box."""
+    ious: list[float] = []
+    by_image = {result.image_id: result for result in others}
+    for result in results:
+        other = by_image.get(result.image_id)
+        given, labels = data.boxes_and_labels(data.index_of(result.image_id))
+        if other is not None:
+            pairs = zip(match_boxes(given, labels, result), match_boxes(given, labels, other), strict=True)
+            both = [(here, there) for here, there in pairs if here is not None and there is not None]
+            ious += [float(mask_utils.iou([result.rles[here]], [other.rles[there]], [0])[0, 0]) for here, there in both]
+    return float(np.mean(ious)) if ious else None
+
+
+def match_boxes(boxes: Tensor, labels: Tensor, result: ImageResult) -> list[int | None]:
+    """For each box (N, 4) with its label (N,) the confident detection that fits it best, no detection twice."""
+    chosen: list[int | None] = [None] * len(boxes)
+    found = box_convert(torch.from_numpy(result.boxes_xywh).float(), "xywh", "xyxy")
+    eligible = (labels.numpy()[:, None] == result.labels) & (result.scores >= CONFIDENT)
+    iou = np.where(eligible, box_iou(boxes, found).double().numpy(), 0.0)
+    for row, column in zip(*linear_sum_assignment(-iou), strict=True):
+        if iou[row, column] >= FOUND_IOU:
+            chosen[row] = int(column)
+    return chosen

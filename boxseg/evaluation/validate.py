@@ -1,0 +1,268 @@
+"""What a run measures at an evaluation: AP of teacher and student, pseudo masks against drawn ones, panels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boxseg.config.criterion import MASK_AP, Criterion
+from boxseg.data.dataset import coco_ground_truth
+from boxseg.data.loader import eval_batches
+from boxseg.drawing import drawing
+from boxseg.engine.distributed import gather_objects, rank, world_size
+from boxseg.engine.step import Trainer, fuse_candidates
+from boxseg.evaluation.ap import Evaluation, ImageResult, encode_detections, measure
+from boxseg.evaluation.finder import Finder
+from boxseg.evaluation.panels import PanelRow, draw_panels
+from boxseg.evaluation.pictures import Extremes, draw_evaluation
+from boxseg.evaluation.pseudo_quality import mask_iou, quality_metrics
+from boxseg.evaluation.tiles import Tiles, cut_tiles
+from boxseg.ops.boxes import box_iou, scale_boxes
+from boxseg.ops.masks import aligned_bilinear, box_masks, resize_bool
+from boxseg.structures import MASK_STRIDE, Batch, Detections, MaskNetwork, PseudoMasks
+from boxseg.teacher.candidates import pick_candidates
+
+LabelledTile = tuple[Tensor, tuple[int, int], Tensor, Tensor]
+"""Which boxes of its image a tile has, its first row and column, their pseudo masks (n, h, w) and qualities (n,)."""
+
+HEALTH = ("mask_fill", "box_likeness")
+"""Measures of the masks themselves."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One evaluation of all networks."""
+
+    metrics: dict[str, float]
+    """`val/mask_ap` … of the better network, `val/teacher_mask_ap` and `val/student_mask_ap`, `qam/pseudo_iou` where
+    there is a teacher, `health/mask_fill` and `health/box_likeness`."""
+    network: str
+    """The better network."""
+    draw: Callable[[], None]
+    """Draws the pictures (rank 0), also while training goes on."""
+
+
+def validate(trainer: Trainer, *, folder: Path, step: int, criterion: Criterion = MASK_AP) -> Validation:
+    """Evaluate the networks that `train.evaluate` names; all ranks share the images.
+
+    Args:
+        trainer: What to evaluate.
+        folder: The run's folder: a panel of the same images goes to `samples/`, at the last step more pictures and a
+            table go to `evaluation/`. With `train.panels` 0 nothing is drawn.
+        step: Updates done.
+        criterion: Decides which network is the better one, see `better_network`.
+    """
+    networks = trainer.evaluated_networks()
+    final = step >= trainer.steps and trainer.config.train.panels > 0
+    panels, pictures = folder / "samples" / f"step-{step:08d}.png", folder / "evaluation"
+    watcher = Watcher(trainer, pictures, extremes=Extremes() if final and rank() == 0 else None)
+    found = {}
+    for name, network in networks.items():
+        found[name] = _evaluate_network(trainer, network, watcher)
+    of_networks = {name: _with_groups(each.metrics) for name, each in found.items()}
+    best = better_network(of_networks, criterion)
+    metrics = dict(of_networks[best])
+    metrics |= {
+        f"val/{name}_mask_ap": each.metrics["mask_ap"] for name, each in found.items() if "mask_ap" in each.metrics
+    }
+    labelled = [pair for part in gather_objects(watcher.labelled) for pair in part]
+    metrics |= {f"qam/{name}": value for name, value in quality_metrics(labelled).items()}
+    rows: list[PanelRow] = []
+    if rank() == 0:
+        with drawing(panels):
+            rows = watcher.rows()
+
+    def draw() -> None:
+        if rows:
+            with drawing(panels):
+                draw_panels(rows, panels)
+        if watcher.extremes is not None:
+            with drawing(pictures):
+                draw_evaluation(
+                    trainer.val_data,
+                    found[best].results,
+                    found[best].scores,
+                    labelled=labelled,
+                    extremes=watcher.extremes,
+                    folder=pictures,
+                )
+
+    return Validation(metrics, best, draw)
+
+
+def _with_groups(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{'health' if name in HEALTH else 'val'}/{name}": value for name, value in metrics.items()}
+
+
+def better_network(found: Mapping[str, Mapping[str, float]], criterion: Criterion) -> str:
+    """The network whose numbers stand for the run; of equal ones the first.
+
+    Args:
+        found: Name of each network -> its metrics.
+        criterion: Decides, if its metric is an AP that every network has of its own; otherwise mask AP does.
+    """
+    own = criterion.metric.startswith("val/") and any(criterion.metric in metrics for metrics in found.values())
+    decides = criterion if own else MASK_AP
+    return max(found, key=lambda name: decides.score(decides.value(found[name])))
+
+
+def evaluated_images(trainer: Trainer) -> int:
+    """Validation images that count, over all ranks."""
+    return min(len(trainer.val_data), trainer.config.data.max_val_images or len(trainer.val_data))
+
+
+@torch.no_grad()
+def _evaluate_network(trainer: Trainer, network: MaskNetwork, watcher: Watcher) -> Evaluation:
+    """What one network finds, and how good it is; it is back in its former mode afterwards."""
+    config, data = trainer.config, trainer.val_data
+    count = evaluated_images(trainer)
+    batch_size = max(config.train.batch_size // world_size(), 1)
+    batches = eval_batches(
+        data,
+        list(range(rank(), count, world_size())),
+        short_side=trainer.eval_size,
+        max_size=config.train.max_size,
+        batch_size=batch_size,
+        workers=config.data.loader_workers,
+        device=trainer.device,
+    )
+    encoded: list[Future[list[ImageResult]]] = []
+    training = network.training
+    network.eval()
+    try:
+        with ThreadPoolExecutor(max_workers=1) as encoder:  # encodes one batch while the network looks at the next
+            for batch in batches:
+                finder = Finder(network, batch, config.fcos)
+                for tiles in cut_tiles(batch, side=config.train.eval_tile, at_once=batch_size):
+                    with trainer.autocast():
+                        predictions = network(tiles.batch.weak, tiles.batch.valid)
+                        finder.add(tiles, predictions)
+                    if network is trainer.teacher:
+                        watcher.watch_labels(tiles, predictions)
+                detections = finder.detections()
+                if encoded:
+                    encoded[-1].result()  # masks at full size take much memory, so no more than one batch waits
+                encoded.append(encoder.submit(lambda found: [*map(encode_detections, found)], detections))
+                watcher.watch(network, batch, detections)
+    finally:
+        network.train(training)
+    return measure(
+        [result for batch_results in encoded for result in batch_results.result()],
+        ground_truth=coco_ground_truth(data.source),
+        image_ids=[data.image_id(index) for index in range(count)],
+        category_ids=data.category_ids,
+    )
+
+
+class Watcher:
+    """Looks over the shoulder of an evaluation: measures the teacher's pseudo masks, collects panel rows."""
+
+    def __init__(self, trainer: Trainer, pictures: Path, *, extremes: Extremes | None = None) -> None:
+        """`pictures` is where the extremes will be drawn."""
+        self._trainer = trainer
+        self._pictures = pictures
+        self.extremes = extremes
+        """Is shown all pseudo masks."""
+        self.labelled: list[tuple[float, float]] = []
+        """Quality and IoU of every box with a drawn mask."""
+        own = range(rank(), evaluated_images(trainer), world_size())  # rank 0 draws, so from its share
+        self._wanted = {trainer.val_data.image_id(index) for index in own[: trainer.config.train.panels]}
+        self._parts: dict[int, list[LabelledTile]] = {}
+        """What was labelled of the images of the present batch."""
+        self._labels: dict[int, tuple[Tensor, Tensor]] = {}
+        self._seen: dict[int, tuple[Batch, int, Detections]] = {}
+
+    def watch_labels(self, tiles: Tiles, predictions: Any) -> None:
+        """Pseudo masks that the teacher would give the true boxes in some tiles of a batch."""
+        trainer, part = self._trainer, tiles.batch
+        assert trainer.teacher is not None
+        config = trainer.config
+        candidates = pick_candidates(
+            trainer.teacher, predictions, part, part, teacher=config.teacher, qam=config.qam, fcos=config.fcos
+        )
+        for position, pseudo in enumerate(fuse_candidates(config, candidates, part)):
+            masks = full_size_masks(pseudo, part.boxes[position], part.sizes[position], trainer.soft_thr)
+            found = (tiles.rows[position], tiles.corners[position], masks, pseudo.quality)
+            self._parts.setdefault(tiles.image_index[position], []).append(found)
+
+    def watch(self, network: MaskNetwork, batch: Batch, detections: list[Detections]) -> None:
+        """What was found in a batch: pseudo masks against the drawn ones, and detections of images that are drawn."""
+        for position, parts in self._parts.items():
+            masks, quality = _join_labels(parts, len(batch.boxes[position]), batch.sizes[position])
+            iou = self._measure(masks, quality, batch, position)
+            if self.extremes is not None:
+                height, width = batch.sizes[position]
+                image = batch.weak[position, :, :height, :width]
+                with drawing(self._pictures / "pseudo_masks.png"):
+                    self.extremes.offer(image, batch.boxes[position], masks, quality, iou)
+            if batch.image_ids[position] in self._wanted:
+                self._labels[batch.image_ids[position]] = (masks.cpu(), quality.cpu())
+        self._parts = {}
+        if network is not next(iter(self._trainer.evaluated_networks().values())):  # the student's, where there are two
+            return
+        for position, (image_id, found) in enumerate(zip(batch.image_ids, detections, strict=True)):
+            if image_id in self._wanted:
+                self._seen[image_id] = (batch, position, found)
+
+    def rows(self) -> list[PanelRow]:
+        """One row for each wanted image of this rank, once all networks have been watched."""
+        return [self._row(*seen, *self._labels.get(image_id, (None, None))) for image_id, seen in self._seen.items()]
+
+    def _measure(self, masks: Tensor, quality: Tensor, batch: Batch, position: int) -> Tensor | None:
+        data = self._trainer.val_data
+        true = data.true_masks(data.index_of(batch.image_ids[position]))
+        if true is None or not len(true):
+            return None
+        iou = mask_iou(masks, resize_bool(true, batch.sizes[position]).to(masks.device))
+        self.labelled.extend(zip(quality.tolist(), iou.tolist(), strict=True))
+        return iou
+
+    def _row(
+        self, batch: Batch, position: int, found: Detections, teacher_masks: Tensor | None, quality: Tensor | None
+    ) -> PanelRow:
+        height, width = batch.sizes[position]
+        boxes = batch.boxes[position].cpu()
+        chosen = best_per_box(found, scale_boxes(boxes, (height, width), batch.original_sizes[position]))
+        masks = found.masks[chosen].cpu().reshape(-1, *batch.original_sizes[position])
+        return PanelRow(
+            image=batch.weak[position, :, :height, :width].cpu(),
+            boxes=boxes,
+            teacher_masks=teacher_masks,
+            quality=quality,
+            student_masks=resize_bool(masks, (height, width)),
+            scores=found.scores[chosen].cpu(),
+        )
+
+
+def _join_labels(parts: list[LabelledTile], count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Masks (count, h, w) and qualities (count,) of all boxes of an image; each is in one of its tiles."""
+    if len(parts) == 1:
+        return parts[0][2:]
+    masks, quality = parts[0][2].new_zeros((count, *size)), parts[0][3].new_zeros(count)
+    for rows, (top, left), found, trust in parts:
+        height, width = found.shape[-2:]
+        masks[rows, top : top + height, left : left + width] = found
+        quality[rows] = trust
+    return masks, quality
+
+
+def best_per_box(found: Detections, boxes: Tensor) -> Tensor:
+    """Indices (≤ N,) of the highest-scored detection at each of the boxes (N, 4), IoU 0.5 or more; for pictures."""
+    overlaps = box_iou(boxes, found.boxes.cpu()) >= 0.5  # (N, D), detections best first
+    hit = overlaps.any(dim=1) if overlaps.numel() else torch.zeros(len(boxes), dtype=torch.bool)
+    return overlaps[hit].float().argmax(dim=1) if hit.any() else torch.zeros(0, dtype=torch.int64)
+
+
+def full_size_masks(pseudo: PseudoMasks, boxes: Tensor, size: tuple[int, int], soft_thr: float) -> Tensor:
+    """Pseudo masks at image resolution, bool (N, h, w), cut to their boxes."""
+    masks = pseudo.full
+    if masks is None:
+        height, width = (MASK_STRIDE * side for side in pseudo.soft.shape[-2:])
+        masks = (aligned_bilinear(pseudo.soft, MASK_STRIDE) > soft_thr) & box_masks(boxes, height, width)
+    return masks[:, : size[0], : size[1]]

@@ -1,0 +1,267 @@
+"""Labels a whole data set image by image: streams, remembers what is done, and writes COCO and YOLO at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import torch
+from pycocotools import mask as coco_mask
+from pydantic import AfterValidator, Field, TypeAdapter
+from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
+
+from boxseg.coco.checks import read_whole
+from boxseg.coco.masks import MaskPart, encode_part
+from boxseg.coco.outlines import find_part_polygons
+from boxseg.coco.segmentations import find_problem
+from boxseg.data.dataset import CocoBoxes
+from boxseg.errors import ConfigError, DataError
+from boxseg.files.reading import largest_bytes, read_bytes
+from boxseg.files.writing import naming_storage_faults, no_link, write_atomic
+from boxseg.formats.yolo import write_yolo
+from boxseg.label.boxes import BoxLabels
+from boxseg.label.checks import DOUBTS, check_mask
+from boxseg.label.parts import PartLabels, box_part, inside_window, window_around
+from boxseg.label.sources import BatchSource
+from boxseg.predict.predictor import in_batches
+from boxseg.structures import Sample
+
+logger = logging.getLogger(__name__)
+
+LABELS, POLYGONS, JOURNAL = "labels.coco.json", "labels.polygons.json", "labels.jsonl"
+"""Names of the files of an output folder; the last is what is done so far, one line per image."""
+
+
+def _require_runs(segmentation: dict[str, Any]) -> dict[str, Any]:
+    problem = find_problem(segmentation)
+    if problem is not None:
+        raise ValueError(problem[0])
+    return segmentation
+
+
+class Label(TypedDict):
+    """What a line of the journal says about one box."""
+
+    id: int
+    """Of its annotation."""
+    segmentation: Annotated[dict[str, Any], AfterValidator(_require_runs)]
+    quality: Annotated[float, Field(ge=0, le=1)]
+    candidates: int
+    checks: dict[str, float]
+    doubts: list[str]
+
+
+def _require_label(label: dict[str, Any]) -> dict[str, Any]:
+    _LABEL.validate_python(label)
+    return label
+
+
+@dataclass(frozen=True)
+class ImageLabels:
+    """One line of the journal: the labels of one image."""
+
+    image_id: int
+    labels: list[Annotated[dict[str, Any], AfterValidator(_require_label)]]
+    """A `Label` for each box."""
+    problem: str | None = None
+    """Why the image could not be read; then there are no labels."""
+
+
+_LABEL, _LINE = TypeAdapter(Label), TypeAdapter(ImageLabels)
+
+
+class Journal:
+    """The file of what is done: one line per image, so that a killed run goes on where it was."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        """Open or begin the journal of an output folder.
+
+        Args:
+            folder: Made if missing.
+            about: What is labelled with what; a journal of something else is refused.
+
+        Raises:
+            ConfigError: the folder holds labels of other data, or made otherwise.
+            DataError: the journal is damaged.
+        """
+        self._path = folder / JOURNAL
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = self._read()
+        if lines and lines[0] != about:
+            changed = sorted(key for key in about.keys() | lines[0].keys() if about.get(key) != lines[0].get(key))
+            raise ConfigError(
+                f"{folder}: holds labels made with another {', '.join(changed)}; name another --output, or remove it"
+            )
+        if not lines:
+            self._append(about)
+        # What could not be read is tried again: the file may be there now.
+        self.done: dict[int, ImageLabels] = {each.image_id: each for each in lines[1:] if each.problem is None}
+
+    def add(self, labels: Sequence[ImageLabels]) -> None:
+        """Remember images."""
+        self._append(*map(asdict, labels))
+        self.done |= {each.image_id: each for each in labels}
+
+    def _read(self) -> list[Any]:
+        """What is labelled, then the labels of each image; a line that a kill tore is cut off."""
+        if not self._path.exists():
+            return []
+        data = read_bytes(self._path, "the journal of an output folder is a file", limit=largest_bytes())
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            with open(self._path, "r+b", opener=no_link) as file:
+                file.truncate(whole)
+        lines: list[Any] = []
+        for text in data[:whole].splitlines():
+            try:
+                lines.append(_LINE.validate_json(text) if lines else dict(json.loads(text)))
+            except (ValueError, TypeError, RecursionError) as error:
+                cause = " ".join(str(error).split())[:200]
+                rule = "line 1 tells what is labelled, every other line has the labels of one image"
+                raise DataError(
+                    f"{self._path}:{len(lines) + 1}: is damaged ({cause}); {rule} (remove the line to label that image "
+                    "again)"
+                ) from error
+        return lines
+
+    def _append(self, *values: dict[str, Any]) -> None:
+        with (
+            naming_storage_faults(self._path),
+            open(self._path, "a", encoding="utf-8", opener=no_link) as file,
+        ):
+            file.write("".join(json.dumps(value) + "\n" for value in values))
+
+
+def label_images(
+    data: CocoBoxes, source: BatchSource, journal: Journal, *, batch_size: int = 1
+) -> Iterator[ImageLabels]:
+    """Label the images that the journal has not, `batch_size` at a time; each is remembered, then given."""
+    pixels = data.sizes.prod(axis=1).tolist()
+    for batch in in_batches(range(len(data)), size=batch_size, pixels=pixels.__getitem__):
+        left = [index for index in batch if data.image_id(index) not in journal.done]
+        labels = _label_batch(data, source, left)
+        journal.add(labels)
+        yield from labels
+
+
+def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> list[ImageLabels]:
+    items: dict[int, tuple[Sample, Sequence[int]]] = {}
+    problems = {}
+    for index in indices:
+        if data.annotation_ids(index):
+            try:
+                items[index] = data[index], data.annotation_ids(index)
+            except DataError as error:
+                problems[index] = str(error)
+    found = dict(zip(items, source(list(items.values())), strict=True)) if items else {}
+    return [
+        ImageLabels(
+            data.image_id(index), _describe(*items[index], found[index]) if index in items else [], problems.get(index)
+        )
+        for index in indices
+    ]
+
+
+def _describe(sample: Sample, ids: Sequence[int], found: BoxLabels | PartLabels) -> list[dict[str, Any]]:
+    labels = []
+    for row, annotation_id in enumerate(ids):
+        quality, candidates = round(float(found.quality[row]), 4), int(found.num_candidates[row])
+        part = found.part(row)
+        told = _describe_mask(part, sample.boxes[row], sample.original_size, quality=quality, candidates=candidates)
+        labels.append({"id": annotation_id, **told})
+    return labels
+
+
+def _describe_mask(
+    part: MaskPart, box: Tensor, size: tuple[int, int], *, quality: float, candidates: int
+) -> dict[str, Any]:
+    """What the journal says of a mask: measured in the box and where the mask is, not in the whole image."""
+    window = top, left, height, width = window_around(box, part, size)
+    mask = part.within(top, left, (height, width))
+    in_window = (box - torch.tensor([left, top] * 2)).numpy()
+    checks = check_mask(mask, in_window, inside_window(box, window))
+    return {
+        "segmentation": encode_part(part, size),
+        "quality": quality,
+        "candidates": candidates,
+        "checks": checks,
+        "doubts": [name for name, is_doubtful in DOUBTS.items() if is_doubtful(checks[name])],
+    }
+
+
+def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, Any]:
+    """Write what the journal has, beside and renamed: `labels.coco.json`, `labels.polygons.json` and `yolo/`.
+
+    Every annotation keeps its fields and gets `segmentation`, `quality`, `candidates`, `checks` and `doubts`; a drawn
+    mask moves to `drawn_segmentation`. Boxes without a usable image get the box as mask, and quality 0; crowds stay.
+
+    Returns:
+        Counts of what was written, for people.
+    """
+    content = read_whole(data.source.annotations)
+    found = {label["id"]: label for image in journal.done.values() for label in image.labels}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for annotation in content["annotations"]:
+        if not annotation.get("iscrowd"):
+            label = found.get(annotation["id"]) or _box_label(annotation, sizes[annotation["image_id"]])
+            _add_label(annotation, label)
+    write_atomic(folder / LABELS, json.dumps(content))
+    write_yolo_beside(content, data.source.images, folder)
+    for annotation in content["annotations"]:
+        if not annotation.get("iscrowd"):
+            polygons = find_part_polygons(annotation["segmentation"], sizes[annotation["image_id"]])
+            annotation["segmentation"] = [polygon.ravel().tolist() for polygon in polygons]
+    write_atomic(folder / POLYGONS, json.dumps(content))
+    return _summary(journal)
+
+
+def write_yolo_beside(content: dict[str, Any], images: Path, folder: Path) -> None:
+    """Write `folder/yolo` anew (see `write_yolo`), beside and renamed; without it where names are not fit for YOLO."""
+    for left in folder.glob(".yolo-*"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(dir=folder, prefix=".yolo-") as scratch:
+        try:
+            write_yolo(content, images, Path(scratch) / "yolo")
+        except DataError as error:
+            logger.warning("%s is left out: %s", folder / "yolo", error)
+        shutil.rmtree(folder / "yolo", ignore_errors=True)
+        if (Path(scratch) / "yolo/data.yaml").exists():  # it is written last
+            (Path(scratch) / "yolo").rename(folder / "yolo")
+
+
+def _add_label(annotation: dict[str, Any], label: dict[str, Any]) -> None:
+    if annotation.get("segmentation"):
+        annotation["drawn_segmentation"] = annotation["segmentation"]
+    annotation.update({key: value for key, value in label.items() if key != "id"})
+    annotation.setdefault("area", int(coco_mask.area(label["segmentation"])))
+    annotation.setdefault("iscrowd", 0)
+
+
+def _box_label(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The box as mask, of quality 0; empty if the box has no area."""
+    x, y, width, height = annotation["bbox"]
+    corners = torch.tensor([[x, y, float(x) + width, float(y) + height]], dtype=torch.float64)
+    box = clip_boxes_to_image(corners.nan_to_num(0, 0, 0).float(), size)[0]
+    return _describe_mask(box_part(box, size), box, size, quality=0.0, candidates=0)
+
+
+def _summary(journal: Journal) -> dict[str, Any]:
+    labels = [label for image in journal.done.values() for label in image.labels]
+    doubts = Counter(name for label in labels for name in label["doubts"])
+    return {
+        "images": len(journal.done),
+        "boxes": len(labels),
+        "unreadable": [image.problem for image in journal.done.values() if image.problem],
+        "mean_quality": round(sum(label["quality"] for label in labels) / max(len(labels), 1), 4),
+        "without_candidates": sum(label["candidates"] == 0 for label in labels),
+        "doubts": dict(doubts),
+    }

@@ -1,0 +1,188 @@
+"""From what a network says about a known box, its colours and its edges to one mask and the IoU to expect of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boxseg.config.method import MAX_ENLARGEMENT
+from boxseg.errors import ShapeError
+from boxseg.label.cut import Cut, cut_by_colors
+from boxseg.label.quality import Evidence, expect_iou, expect_iou_of_clean, measure
+from boxseg.ops.pixels import (
+    STEPS,
+    BoolArray,
+    ColorArray,
+    FloatArray,
+    box_distance,
+    box_ways,
+    pair_neighbours,
+    pixels_of_box,
+    resize,
+    sort_colors,
+    squared_steps,
+    to_lab,
+)
+
+WORK_SIDE = 96
+"""What the longer side of a box is scaled to [px], if that is not too much of an enlargement."""
+ROUNDS = 6
+"""How often colours and probabilities are computed in turn."""
+COLOR = 0.8
+"""Factor of the log ratio of a colour."""
+RARE = 0.02
+"""Added to the shares of each colour, so that a colour that was seen once or never says little."""
+SMOOTHING = 0.5
+"""Weight of each neighbour, in logits: 1 for one of the same colour at a distance of one pixel."""
+MIDDLE = 2.5
+"""Logit that the middle of a box would be ahead of its inscribed ellipse, rose it all the way."""
+PLATEAU = 0.3
+"""It rises no more from this share of the way on: holes are in the middle."""
+CORNER = 5.0
+"""Logit that a side of a box is behind a pixel in four fifths of the way to it, beside what `MIDDLE` says."""
+NETWORK = 0.8
+"""Factor of the network's logits."""
+CUT = 3.0
+"""Logit of GrabCut's mask where it can be trusted fully."""
+CUT_SEPARATION = (0.45, 0.8)
+CUT_FIT = (0.8, 0.95)
+"""Trust in GrabCut's mask rises from none to full with these, see `Cut`."""
+REACHED = 0.6
+"""Probability that a row or column of a box has at one pixel at least: boxes are tight."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The mask of one known box."""
+
+    mask: BoolArray
+    """(h, w), pixels of the picture whose middle lies in the box; empty only for a box without area."""
+    quality: float
+    """Expected IoU with a mask drawn by hand, in [0, 1]; 0 for a box without area, and where the box is the mask for
+    want of another."""
+    is_clean: bool
+    """Whether colours alone made the mask, see `boxseg.label.cut`."""
+    measures: dict[str, float]
+    """What the quality was told from, see `boxseg.label.quality`."""
+
+
+def find_outline(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None = None) -> Outline:
+    """The best mask of a known box, at the resolution of the image.
+
+    ```python
+    window = image[:, 30:220, 10:150]  # the box and about a third of its sides around it
+    outline = find_outline(window, np.array([30.0, 40.0, 110.0, 150.0], dtype=np.float32))
+    ```
+
+    Args:
+        image: uint8 (3, h, w), RGB; the window around the box, with what is around the box wherever the image has it.
+        box: Float (4,), x1 y1 x2 y2 in pixels of the window.
+        soft: Float (h', w') in [0, 1], the map of a network over the same window at any resolution; None: no network.
+
+    Raises:
+        ShapeError: an argument has another shape or type.
+    """
+    _check(image, box, soft)
+    size = (image.shape[1], image.shape[2])
+    inside = pixels_of_box(box, size)
+    if not inside.any():
+        return Outline(inside, 0.0, False, {})
+    picture = np.ascontiguousarray(image.transpose(1, 2, 0))
+    cut = cut_by_colors(picture, box)
+
+    scale = min(WORK_SIDE / float(max(box[2] - box[0], box[3] - box[1])), MAX_ENLARGEMENT)
+    work_size = (max(round(size[0] * scale), 1), max(round(size[1] * scale), 1))
+    work_box = box * np.array([work_size[1] / size[1], work_size[0] / size[0]] * 2, dtype=np.float32)
+    network = None if soft is None else resize(soft.astype(np.float32), work_size)
+    lab = to_lab(resize(picture, work_size))
+    color = sort_colors(lab)
+    evidence = _weigh(lab, color, work_box, network, cut)
+    probs = _reach_the_sides(evidence.settled, pixels_of_box(work_box, work_size))
+    mask = cut.mask if cut.is_clean else (resize(probs, size) > 0.5) & inside
+    if not mask.any():
+        return Outline(inside, 0.0, False, {})
+    side = float(max(box[2] - box[0], box[3] - box[1]))
+    measures = measure(mask, evidence, work_box, soft=network, image_side=side)
+    told = expect_iou_of_clean(cut) if cut.is_clean else expect_iou(measures, with_network=soft is not None)
+    return Outline(mask, told, cut.is_clean, measures)
+
+
+def _check(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise ShapeError(f"image has dtype {image.dtype} and shape {image.shape}; uint8 RGB (3, h, w) is needed")
+    if box.shape != (4,):
+        raise ShapeError(f"box has shape {box.shape}; x1 y1 x2 y2 are needed")
+    if soft is not None and (soft.ndim != 2 or 0 in soft.shape):
+        raise ShapeError(f"soft has shape {soft.shape}; a map (h, w) is needed")
+
+
+def _weigh(lab: FloatArray, color: ColorArray, box: FloatArray, soft: FloatArray | None, cut: Cut) -> Evidence:
+    """Place in the box, network, colours and edges together."""
+    inside = pixels_of_box(box, color.shape)
+    prior = _prior_of_place(box, color.shape)
+    prior += CUT * _trust(cut) * (2 * resize(cut.mask.astype(np.float32), color.shape) - 1)
+    if soft is not None:
+        prior += NETWORK * _logit(_reach_the_sides(soft, inside))
+    squares = [squared_steps(lab, step) for step in STEPS]
+    scale = 2 * sum(each.sum() for each in squares) / max(sum(each.size for each in squares), 1) + 1e-6
+    weights = [np.exp(-each / scale) / np.hypot(*step) for each, step in zip(squares, STEPS, strict=True)]
+    probs = _sigmoid(prior) * inside
+    for _ in range(ROUNDS):
+        ratio = _color_ratio(color, probs, inside)
+        pull = SMOOTHING * _sum_of_neighbours(2 * probs - 1, weights)
+        probs = _sigmoid(prior + COLOR * ratio[color] + pull) * inside
+    ratio = _color_ratio(color, probs, inside)
+    return Evidence(probs, _sigmoid(prior + COLOR * ratio[color]) * inside, ratio[color] > 0)
+
+
+def _trust(cut: Cut) -> float:
+    """How far GrabCut's mask can be trusted, in [0, 1]."""
+    steps = ((cut.separation, CUT_SEPARATION), (cut.fit, CUT_FIT))
+    return float(np.prod([np.clip((value - low) / (high - low), 0, 1) for value, (low, high) in steps]))
+
+
+def _prior_of_place(box: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """Logit (h, w) of each place in a box: objects are in the middle and seldom in the corners."""
+    ahead = MIDDLE * np.minimum(1 - box_distance(box, size), PLATEAU)
+    across, down = box_ways(box, size)
+    return ahead - CORNER * np.maximum(np.maximum(across, down) - 0.8, 0)
+
+
+def _reach_the_sides(probs: FloatArray, inside: BoolArray) -> FloatArray:
+    """Probabilities with every row and column of the box raised so far that the object has a pixel in it."""
+    logits = np.where(inside, _logit(probs), -np.inf)
+    goal = np.log(REACHED / (1 - REACHED))
+    gains = np.maximum(
+        np.maximum(goal - logits.max(axis=1), 0)[:, None], np.maximum(goal - logits.max(axis=0), 0)[None]
+    )
+    return _sigmoid(_logit(probs) + np.where(inside, gains, 0)) * inside
+
+
+def _color_ratio(color: ColorArray, probs: FloatArray, inside: BoolArray) -> FloatArray:
+    """Log ratio (colours,) of how much of the object, and of everything else in the window, has each colour."""
+    here = np.bincount(color.ravel(), probs.ravel())
+    there = np.bincount(color.ravel(), 1 - probs.ravel())
+    ratio = (here / max(here.sum(), 1e-6) + RARE) / (there / max(there.sum(), 1e-6) + RARE)
+    return np.log(ratio).astype(np.float32)
+
+
+def _sum_of_neighbours(values: FloatArray, weights: list[FloatArray]) -> FloatArray:
+    """Weighted sum (h, w) of the eight neighbours of each pixel."""
+    total = np.zeros_like(values)
+    for step, weight in zip(STEPS, weights, strict=True):
+        one, other = pair_neighbours(values, step)
+        to_one, to_other = pair_neighbours(total, step)
+        to_one += weight * other
+        to_other += weight * one
+    return total
+
+
+def _logit(probs: FloatArray) -> FloatArray:
+    clipped = probs.clip(0.001, 0.999)
+    return np.log(clipped / (1 - clipped))
+
+
+def _sigmoid(logits: FloatArray) -> FloatArray:
+    return 1 / (1 + np.exp(-logits.clip(-20, 20)))

@@ -1,0 +1,133 @@
+"""A static page to look through labels, doubtful ones first, and the decisions that come back from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boxseg.coco.checks import read_well_formed, read_whole
+from boxseg.coco.masks import decode_part
+from boxseg.data.dataset import read_image
+from boxseg.errors import DataError
+from boxseg.files.names import is_inside
+from boxseg.files.reading import read_json
+from boxseg.files.writing import write_atomic
+from boxseg.label.dataset import LABELS, write_yolo_beside
+from boxseg.label.review_pictures import find_outlines, find_whole, write_crop
+
+PAGE, CROPS, WHOLE, REVIEWED = "index.html", "crops", "images", "labels.reviewed.json"
+DATA_MARK = "/*DATA*/"
+DECISIONS = ("accept", "reject")
+
+
+def write_review(labels: Path, images: Path) -> Iterator[Path]:
+    """Write `review/index.html`, which needs no server, and a crop for each mask.
+
+    Args:
+        labels: Folder with `labels.coco.json`.
+        images: Folder of the images.
+
+    Yields:
+        Each image file that is done; the page is there when all are.
+    """
+    content = read_whole(labels / LABELS)
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    of_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        if annotation.get("quality") is not None and annotation["checks"]["fill"] > 0:
+            of_image[annotation["image_id"]].append(annotation)
+    folder = labels / "review"
+    (folder / CROPS).mkdir(parents=True, exist_ok=True)
+    cards: list[dict[str, Any]] = []
+    wholes: dict[str, dict[str, Any]] = {}
+    for image in content["images"]:
+        name = image["file_name"]
+        shown = of_image[image["id"]] if is_inside(name) else []
+        try:
+            picture = read_image(images / name).permute(1, 2, 0).numpy() if shown else None
+        except DataError:
+            picture = None  # named when the image was labelled
+        if picture is not None:
+            whole = find_whole(images / name, picture, folder, f"{WHOLE}/{image['id']}.jpg")
+            wholes[name] = {"url": whole, "size": [picture.shape[1], picture.shape[0]]}
+            cards += [
+                _card(each, picture, folder) | {"file": name, "name": names[each["category_id"]]} for each in shown
+            ]
+        yield images / name
+    cards.sort(key=lambda card: (card["quality"], card["id"]))
+    template = resources.files("boxseg.label").joinpath("review.html").read_text(encoding="utf-8")
+    about = {"stamp": _stamp(labels), "cards": cards, "images": wholes}
+    data = json.dumps(about, separators=(",", ":")).replace("<", "\\u003c")  # no text may end the script
+    write_atomic(folder / PAGE, template.replace(DATA_MARK, data))
+
+
+def _card(annotation: dict[str, Any], picture: NDArray[np.uint8], folder: Path) -> dict[str, Any]:
+    """What the page tells of a mask; its crop is written."""
+    size = (picture.shape[0], picture.shape[1])
+    crop = write_crop(picture, annotation["bbox"], folder / CROPS / f"{annotation['id']}.jpg")
+    about = {key: annotation[key] for key in ("id", "quality", "doubts", "checks", "candidates")}
+    return about | {"crop": crop, "outline": find_outlines(decode_part(annotation["segmentation"], size))}
+
+
+def _stamp(labels: Path) -> str:
+    """Of labels: decisions about others are not taken over."""
+    return hashlib.sha256((labels / LABELS).read_bytes()).hexdigest()[:16]
+
+
+def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, int]:
+    """Write `labels.reviewed.json` and `yolo/` again: rejected annotations keep their box but lose their mask.
+
+    Args:
+        labels: Folder with `labels.coco.json`.
+        decisions: JSON that the page gave: annotation id -> accept or reject, with the stamp of the labels.
+        images: Folder of the images.
+
+    Returns:
+        How many were accepted, rejected, and left open.
+
+    Raises:
+        DataError: there are no labels, or the file holds something else, or is about other labels.
+    """
+    content = read_well_formed(labels / LABELS)
+    known = {each["id"] for each in content["annotations"] if "quality" in each}
+    decided = _read_decisions(decisions, known, _stamp(labels))
+    for annotation in content["annotations"]:
+        decision = decided.get(annotation["id"])
+        if decision is not None:
+            annotation["review"] = decision
+        if decision == "reject":
+            annotation.pop("segmentation", None)
+    write_atomic(labels / REVIEWED, json.dumps(content))
+    write_yolo_beside(content, images, labels)
+    counts = {decision: sum(each == decision for each in decided.values()) for decision in DECISIONS}
+    return counts | {"open": sum(each.get("quality") is not None for each in content["annotations"]) - len(decided)}
+
+
+def _read_decisions(path: Path, known: set[int], stamp: str) -> dict[int, str]:
+    rule = "decisions are one object, as the review page downloads it: annotation id -> accept or reject"
+    try:
+        found = read_json(path, rule)
+        if isinstance(found.get("decisions"), dict):
+            _require_stamp(found.get("labels"), stamp, path)
+            found = found["decisions"]
+        decided = {int(key): value for key, value in found.items()}
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}; {rule}") from error
+    for annotation_id, decision in decided.items():
+        if annotation_id not in known or decision not in DECISIONS:
+            raise DataError(f"{path}: annotation {annotation_id} has {decision!r:.40} or is none of the labels; {rule}")
+    return decided
+
+
+def _require_stamp(found: Any, expected: str, path: Path) -> None:
+    if found != expected:
+        told = f"holds decisions about other labels, with the stamp {found!r:.40} and not {expected!r}"
+        raise DataError(f"{path}: {told} (name the --output that they were made for, or review again)")

@@ -1,0 +1,77 @@
+"""What the review page shows of a mask: a crop of the picture, outlines as corners, and the whole picture as a file."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from boxseg.coco.masks import MaskPart
+from boxseg.coco.picture_checks import EXIF_ORIENTATION
+from boxseg.evaluation.panels import MARGIN, scale_picture
+from boxseg.files.reading import UnreadableError, read_picture
+from boxseg.files.writing import write_atomic
+
+TILE = 240
+"""Longest side of a crop [px]."""
+WHOLE = 1600
+"""Longest side of a copy of a whole picture [px]."""
+FINE = 200
+"""Masks whose sides are shorter have outlines finer than a pixel, as these run through the middle of pixels."""
+CORNERS = 300
+"""Outlines are true to this part of the longer side of a mask."""
+BROWSER_FORMATS = frozenset(("BMP", "GIF", "JPEG", "PNG", "WEBP"))
+"""Formats of PIL that every browser shows."""
+
+
+def write_crop(picture: NDArray[np.uint8], bbox: Sequence[float], path: Path) -> list[int]:
+    """Write the surroundings of a box as JPEG; gives their place, x y width height in pixels of the picture."""
+    x, y, width, height = bbox
+    margin = MARGIN * max(width, height)
+    left, top = max(int(x - margin), 0), max(int(y - margin), 0)
+    part = picture[top : int(y + height + margin) + 1, left : int(x + width + margin) + 1]
+    _write_jpeg(scale_picture(Image.fromarray(part), TILE / max(part.shape[:2])), path)
+    return [left, top, part.shape[1], part.shape[0]]
+
+
+def find_outlines(part: MaskPart) -> list[list[float]]:
+    """The outlines of a mask and of its holes, x y x y … in pixels of the picture, with few corners."""
+    longest = max(1, *part.pixels.shape)
+    finer = int(np.clip(FINE // longest, 1, 8))
+    pixels = np.pad(part.pixels.astype(np.uint8), 1).repeat(finer, axis=0).repeat(finer, axis=1)
+    found = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
+    corners = [cv2.approxPolyDP(each, longest * finer / CORNERS, closed=True)[:, 0] for each in found]
+    place = np.array([part.left - 1, part.top - 1])
+    return [np.round((each + 0.5) / finer + place, 1).ravel().tolist() for each in corners]
+
+
+def find_whole(path: Path, picture: NDArray[np.uint8], folder: Path, name: str) -> str:
+    """URL of a whole picture for a page in `folder`: the file itself, or `folder/name` where browsers would turn it, or
+    do not know its format."""
+    try:
+        is_plain = read_picture(path, _is_plain)
+    except UnreadableError:  # in what it tells about itself, as its pixels are known
+        is_plain = False
+    if is_plain:
+        return quote(Path(os.path.relpath(path, folder)).as_posix())
+    _write_jpeg(scale_picture(Image.fromarray(picture), min(1.0, WHOLE / max(picture.shape[:2]))), folder / name)
+    return quote(name)
+
+
+def _is_plain(picture: Image.Image) -> bool:
+    return picture.format in BROWSER_FORMATS and picture.getexif().get(EXIF_ORIENTATION, 1) == 1
+
+
+def _write_jpeg(picture: Image.Image, path: Path) -> None:
+    file: Any = io.BytesIO()
+    picture.save(file, format="jpeg", quality=80)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, file.getvalue(), durable=False)

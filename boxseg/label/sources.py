@@ -1,0 +1,116 @@
+"""Where the masks of known boxes come from: a trained run, GrabCut, a file of any other tool, or the box itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from boxseg.coco.classes import ABSENT, find_labels
+from boxseg.coco.masks import MaskPart, decode_part
+from boxseg.data.dataset import CocoBoxes
+from boxseg.data.mask_files import encode_entry, read_masks
+from boxseg.label.boxes import UNKNOWN, BoxLabels, fit, label_together
+from boxseg.label.cut import ROUNDS, grabcut
+from boxseg.label.parts import PartLabels, box_part
+from boxseg.ops.boxes import box_iou
+from boxseg.ops.masks import pixels_inside
+from boxseg.predict import Predictor
+from boxseg.structures import Sample
+
+NO_MASK = MaskPart(np.zeros((0, 0), dtype=np.bool_))
+MATCH_IOU = 0.5
+"""A mask of a file belongs to a box that its own overlaps by this much."""
+
+Labels = BoxLabels | PartLabels
+Source = Callable[[Sample, Sequence[int]], Labels]
+"""An image with its boxes, and the ids of their annotations -> a mask for each."""
+
+BatchSource = Callable[[Sequence[tuple[Sample, Sequence[int]]]], Sequence[Labels]]
+"""The same for several images at once."""
+
+
+def one_by_one(source: Source) -> BatchSource:
+    """A source that takes several images, one after the other."""
+    return lambda items: [source(*item) for item in items]
+
+
+def from_run(predictor: Predictor, data: CocoBoxes, *, others: Source | None = None) -> BatchSource:
+    """The candidates of a trained network, with the masks of `others`, fused and scored; classes match by name."""
+    found = find_labels(data.class_names, predictor.class_names)
+    labels = torch.tensor([UNKNOWN if label == ABSENT else label for label in found], dtype=torch.int64)
+
+    def source(items: Sequence[tuple[Sample, Sequence[int]]]) -> list[BoxLabels]:
+        samples = [replace(sample, labels=labels[sample.labels]) for sample, _ in items]
+        return label_together(predictor, samples, [None if others is None else _whole(others(*item)) for item in items])
+
+    return source
+
+
+def _whole(labels: Labels) -> BoxLabels:
+    return labels.whole() if isinstance(labels, PartLabels) else labels
+
+
+def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> PartLabels:
+    """The boxes themselves, with quality 0: what nothing but the box can tell."""
+    parts = [box_part(box, sample.original_size) for box in sample.boxes]
+    return PartLabels(parts, sample.original_size, torch.zeros(len(parts)), torch.zeros(len(parts), dtype=torch.int64))
+
+
+def from_grabcut(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
+    """GrabCut started from each box by OpenCV; the quality is how well the mask fits its box."""
+    picture = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
+    masks = pixels_inside(sample.boxes, sample.original_size)
+    for row, box in enumerate(masks.numpy().copy()):
+        regions = np.where(box, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
+        found = grabcut(picture, regions, ROUNDS) & box
+        if found.any():
+            masks[row] = torch.from_numpy(found)
+    return BoxLabels(masks, fit(masks, sample.boxes), torch.ones(len(masks), dtype=torch.int64))
+
+
+def from_file(path: Path, data: CocoBoxes) -> Source:
+    """Masks that another tool made, matched to the boxes: by annotation id, or else the box that fits best.
+
+    Args:
+        path: COCO instances, or a COCO list of results. The images are those of the same file name, or of the same id.
+        data: What is labelled.
+
+    The quality is the file's `quality` or `score`, or else how well the mask fits its box. Masks are not cut.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
+    masks_of = read_masks(path, data)
+
+    def source(sample: Sample, annotation_ids: Sequence[int]) -> PartLabels:
+        size = sample.original_size
+        entries = masks_of.get(sample.image_id, [])
+        boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(-1, 4)
+        iou = box_iou(sample.boxes, box_convert(boxes, "xywh", "xyxy"))
+        chosen = [_choose(iou[row], entries, annotation_id) for row, annotation_id in enumerate(annotation_ids)]
+        parts = [NO_MASK if each is None else decode_part(encode_entry(path, each, size), size) for each in chosen]
+        bounds = torch.tensor([part.bounds() for part in parts], dtype=torch.float32).reshape(-1, 4)
+        quality = box_iou(bounds, sample.boxes).diagonal().clone()
+        for row, entry in enumerate(chosen):
+            told = None if entry is None else entry.get("quality", entry.get("score"))
+            if isinstance(told, int | float):
+                quality[row] = min(max(float(told), 0.0), 1.0)
+        counts = torch.tensor([entry is not None for entry in chosen], dtype=torch.int64)
+        return PartLabels(parts, size, quality, counts)
+
+    return source
+
+
+def _choose(iou: Tensor, entries: list[dict[str, Any]], annotation_id: int) -> dict[str, Any] | None:
+    """The entry of the annotation, or else the one whose box overlaps most, if by half."""
+    fitting = [(float(overlap), entry) for overlap, entry in zip(iou, entries, strict=True) if overlap >= MATCH_IOU]
+    own = [pair for pair in fitting if pair[1].get("id") == annotation_id]
+    return max(own or fitting, key=lambda pair: pair[0], default=(0.0, None))[1]

@@ -1,0 +1,199 @@
+"""A trained network as a file that runs without this package: ONNX, TorchScript or bare weights, each checked."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from boxseg.errors import BoxSegError, ConfigError
+from boxseg.files.writing import write_atomic
+from boxseg.model.condinst import CondInst
+from boxseg.model.vit import PlainVit
+from boxseg.ops.boxes import decode_boxes
+from boxseg.predict import Predictor
+
+Format = Literal["onnx", "torchscript", "safetensors"]
+OUTPUTS = ("boxes", "scores", "labels", "masks")
+OPSET = 18
+CANDIDATES = 100
+"""Detections that an exported network gives, before NMS."""
+TOLERANCE = 1e-3
+"""Largest difference from PyTorch: of scores and probabilities, and of boxes as a share of the image's longer side."""
+CHECK_SIZES = ((128, 160), (160, 96))
+"""(H, W) of the images that a file is checked with; it is made with the first."""
+
+Run = Callable[[NDArray[np.float32]], list[NDArray[Any]]]
+
+
+class Deployed(nn.Module):
+    """The network as one function of one image, without NMS, as it is exported."""
+
+    def __init__(self, network: CondInst) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best detections of an image, still overlapping.
+
+        Args:
+            image: Float (1, 3, H, W), RGB in 0 … 255; H and W multiples of 32, padding has the mean colour.
+
+        Returns:
+            `boxes` float (K, 4), x1 y1 x2 y2 in pixels of the input, not clipped; `scores` float (K,) in [0, 1],
+            falling; `labels` int64 (K,); `masks` float (K, H/4, W/4) in [0, 1], cell k is pixel 4 k + 2.
+        """
+        found = self.network(image, torch.ones_like(image[:, 0], dtype=torch.bool))
+        product = found.class_logits[0].sigmoid() * found.centerness_logits[0].sigmoid()[:, None]  # (L, classes)
+        scores, place = F.pad(product.flatten(), (0, CANDIDATES)).topk(CANDIDATES)
+        place = torch.where(scores > 0, place, 0)  # small images have fewer; the rest has score 0
+        location = torch.div(place, product.shape[1], rounding_mode="floor")
+        boxes = decode_boxes(found.locations, found.distances[0], found.strides)[location]
+        masks = self.network.mask_logits(found, torch.zeros_like(location), location).sigmoid()
+        return boxes, scores.sqrt(), place - location * product.shape[1], masks
+
+
+def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, Any]:
+    """Write a network to `path`, and what is needed to use it to `path` with the ending `.json`; check the file.
+
+    Args:
+        predictor: A trained network; `model.kind: condinst` but for `safetensors`.
+        form: `onnx` and `torchscript` are `Deployed`, for images of any size that is a multiple of 32, one at a time;
+            `safetensors` are the bare weights.
+        path: File to write; its folder is made.
+
+    Returns:
+        What the JSON file holds: classes, mean colour, sizes, and of the check `difference` and seconds per image.
+
+    Raises:
+        ConfigError: the network is of another kind or not for ONNX, a package is missing, or `path` is the name of the
+            JSON file.
+        BoxSegError: the file would not do what the network does; nothing is written.
+        StorageError: the disk is full, read-only or gone; what was there before is untouched.
+    """
+    if form != "safetensors" and not isinstance(predictor.network, CondInst):
+        raise ConfigError(
+            f"{predictor.folder}: --format {form} takes networks of model.kind condinst alone, this one is "
+            f"{predictor.config.model.kind}; --format safetensors takes any, `boxseg predict` and `boxseg label` run it"
+        )
+    if form == "onnx" and not has_onnx(predictor.network):
+        raise ConfigError(
+            f"{predictor.folder}: ONNX cannot express how {predictor.config.model.backbone} resizes images and "
+            "positions; use --format torchscript"
+        )
+    if path.suffix == ".json":
+        raise ConfigError(
+            f"--output {path}: the ending .json is for what describes the model; choose another for the file"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    network: Any = predictor.network.cpu().eval()
+    train = predictor.config.train
+    about: dict[str, Any] = {
+        "format": form,
+        "classes": predictor.class_names,
+        "category_ids": predictor.category_ids,
+        "mean_rgb": network.pixel_mean.flatten().tolist(),
+        "short_side": train.eval_short_side,
+        "max_size": train.max_size,
+        "outputs": OUTPUTS,
+    }
+    content, check = WRITERS[form](network)
+    about |= check
+    if not check["difference"] <= TOLERANCE:
+        raise BoxSegError(
+            f"{path}: differs from the network by {check['difference']:.2g}; up to {TOLERANCE:g} is allowed"
+        )
+    write_atomic(path, content)  # from memory: libraries that write it themselves may abort on a full disk
+    write_atomic(path.with_suffix(".json"), json.dumps(about, indent=1))
+    return about
+
+
+def has_onnx(network: nn.Module) -> bool:
+    """Whether ONNX has all operations of a network: resizing with antialiasing, as in many plain ViTs, is none."""
+    vits = (module for module in network.modules() if isinstance(module, PlainVit))
+    return not any(each.resizes for each in vits)
+
+
+def _make_onnx(network: Any) -> tuple[bytes, dict[str, float]]:
+    model = Deployed(network).eval()
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError("--format onnx needs ONNX; in boxseg's folder: pip install -e '.[onnx]'") from error
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        path = Path(folder, "model.onnx")
+        warnings.simplefilter("ignore")  # of tracing: the check below tells whether it went well
+        torch.onnx.export(
+            model,
+            (_image(CHECK_SIZES[0]),),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=list(OUTPUTS),
+            dynamic_axes={"image": {2: "height", 3: "width"}, "masks": {1: "mask_height", 2: "mask_width"}},
+        )
+        content = path.read_bytes()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, _compare(model, lambda image: session.run(None, {"image": image}))
+
+
+def _make_torchscript(network: Any) -> tuple[bytes, dict[str, float]]:
+    model = Deployed(network).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        content = torch.jit.trace(model, _image(CHECK_SIZES[0]), check_trace=False).save_to_buffer()
+        loaded = torch.jit.load(io.BytesIO(content))
+    return content, _compare(model, lambda image: [each.numpy() for each in loaded(torch.from_numpy(image))])
+
+
+def _make_safetensors(network: nn.Module) -> tuple[bytes, dict[str, float]]:
+    weights = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
+    content = save(weights)
+    loaded = load(content)
+    return content, {"difference": max(float((loaded[name] - value).abs().max()) for name, value in weights.items())}
+
+
+WRITERS: dict[Format, Callable[[Any], tuple[bytes, dict[str, float]]]] = {
+    "onnx": _make_onnx,
+    "torchscript": _make_torchscript,
+    "safetensors": _make_safetensors,
+}
+"""Format -> what makes the content of the file, and checks it."""
+
+
+@torch.no_grad()
+def _compare(model: Deployed, run: Run) -> dict[str, float]:
+    """Largest difference of all outputs on images of several sizes, and seconds per image of either side."""
+    difference, seconds = 0.0, {"seconds": 0.0, "torch_seconds": 0.0}
+    for size in CHECK_SIZES:
+        image = _image(size)
+        began = time.perf_counter()
+        expected = model(image)
+        between = time.perf_counter()
+        found = run(image.numpy())
+        seconds["torch_seconds"] += (between - began) / len(CHECK_SIZES)
+        seconds["seconds"] += (time.perf_counter() - between) / len(CHECK_SIZES)
+        for name, here, there in zip(OUTPUTS, expected, found, strict=True):
+            scale = max(size) if name == "boxes" else 1
+            if tuple(here.shape) != there.shape:
+                return {"difference": float("inf"), **seconds}
+            difference = max(difference, float(np.abs(here.numpy() - there).max()) / scale)
+    return {"difference": difference, **seconds}
+
+
+def _image(size: tuple[int, int]) -> Tensor:
+    """Coloured noise, float (1, 3, H, W) in 0 … 255, always the same."""
+    return 255 * torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,176 @@
+"""Detections of many image files and video frames as COCO instances and as pictures."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from boxseg.drawing import label
+from boxseg.errors import DataError
+from boxseg.evaluation.ap import encode_detections
+from boxseg.evaluation.panels import COLOURS, OPACITY
+from boxseg.files.reading import plain_file
+from boxseg.files.writing import write_atomic
+from boxseg.predict.predictor import Predictor, in_batches, read_image
+from boxseg.structures import Detections
+
+STEM_BYTES = 200
+"""Of the name of an image, in that of its picture."""
+FRAME_COUNT = 7
+"""OpenCV's number for CAP_PROP_FRAME_COUNT."""
+VIDEO_ENDINGS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file, or a frame of a video."""
+
+    file: Path
+    pixels: Tensor | DataError
+    """uint8 (3, h, w), or why it cannot be read."""
+    frame: int | None = None
+    """Number of the frame, from 0."""
+
+
+def read_pictures(paths: Sequence[Path], *, every: int = 1) -> Iterator[Picture]:
+    """The image of each file, or of a video every `every`-th frame; one at a time."""
+    for path in paths:
+        try:
+            if path.suffix.lower() in VIDEO_ENDINGS:
+                yield from _read_frames(path, every)
+            else:
+                yield Picture(path, read_image(path))
+        except DataError as error:
+            yield Picture(path, error)
+
+
+def count_pictures(paths: Sequence[Path], *, every: int = 1) -> int:
+    """How many pictures these files should have; videos tell it roughly."""
+    videos = [path for path in paths if path.suffix.lower() in VIDEO_ENDINGS]
+    frames = 0
+    for path in videos:
+        try:
+            capture = _open_video(path)
+        except DataError:  # told where its frames are read
+            frames += 1
+            continue
+        frames += max(-(-int(capture.get(FRAME_COUNT)) // every), 1)
+        capture.release()
+    return len(paths) - len(videos) + frames
+
+
+def _read_frames(path: Path, every: int) -> Iterator[Picture]:
+    capture, number = _open_video(path), 0
+    while capture.grab():
+        if number % every == 0:
+            is_whole, frame = capture.retrieve()
+            if is_whole:
+                yield Picture(path, torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1), number)
+        number += 1
+    capture.release()
+    if number == 0:
+        raise DataError(f"{path}: no frame can be read as a video (convert it, or name its frames as images)")
+
+
+def _open_video(path: Path) -> Any:
+    import cv2  # takes a while to load
+
+    plain_file(path, "videos are files")
+    return cv2.VideoCapture(str(path))
+
+
+def predict_files(
+    predictor: Predictor, pictures: Iterator[Picture], *, min_score: float, overlays: Path | None = None
+) -> Iterator[dict[str, Any] | DataError]:
+    """Detections of each picture in turn, or the error that a damaged file gave.
+
+    Args:
+        predictor: A trained network.
+        pictures: See `read_pictures`.
+        min_score: Detections below this score are left out.
+        overlays: Folder for a picture of each image with its detections; None: none are drawn.
+
+    Yields:
+        `image` and `annotations` in COCO's terms with ids from 1 (see `join_coco`), or a DataError. Images of a video
+        have its `file_name` and `frame`.
+    """
+    annotation_id, image_id = 1, 0
+    for batch in in_batches(pictures, size=predictor.batch_size, pixels=_num_pixels):
+        images = [each.pixels for each in batch if isinstance(each.pixels, Tensor)]
+        detections = iter(predictor(images))
+        for picture in batch:
+            image_id += 1
+            if isinstance(picture.pixels, DataError):
+                yield picture.pixels
+                continue
+            found = next(detections).from_score(min_score)
+            if overlays is not None:
+                names = [predictor.class_names[label] for label in found.labels.tolist()]
+                frame = "" if picture.frame is None else f"-{picture.frame:06d}"
+                stem = os.fsdecode(os.fsencode(picture.file.stem)[:STEM_BYTES])
+                draw_overlay(picture.pixels, found, names, overlays / f"{image_id:06d}-{stem}{frame}.png")
+            annotations = coco_annotations(found, predictor.category_ids, image_id=image_id, first_id=annotation_id)
+            annotation_id += len(annotations)
+            height, width = picture.pixels.shape[1:]
+            entry = {"id": image_id, "file_name": str(picture.file), "width": width, "height": height}
+            entry |= {} if picture.frame is None else {"frame": picture.frame}
+            yield {"image": entry, "annotations": annotations}
+
+
+def _num_pixels(picture: Picture) -> int:
+    return picture.pixels[0].numel() if isinstance(picture.pixels, Tensor) else 0
+
+
+def join_coco(predictor: Predictor, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What `predict_files` gave for all images as one COCO instance file; annotations have a `score`."""
+    classes = zip(predictor.category_ids, predictor.class_names, strict=True)
+    return {
+        "images": [part["image"] for part in parts],
+        "annotations": [annotation for part in parts for annotation in part["annotations"]],
+        "categories": [{"id": category_id, "name": name} for category_id, name in classes],
+    }
+
+
+def coco_annotations(
+    found: Detections, category_ids: Sequence[int], *, image_id: int, first_id: int
+) -> list[dict[str, Any]]:
+    """Detections of one image as COCO annotations with a `score`; masks as compressed run lengths."""
+    result = encode_detections(found)
+    annotations = []
+    for row, rle in enumerate(result.rles):
+        annotations.append(
+            {
+                "id": first_id + row,
+                "image_id": image_id,
+                "category_id": category_ids[int(result.labels[row])],
+                "bbox": [round(side, 2) for side in result.boxes_xywh[row].tolist()],
+                "area": int(found.masks[row].sum()),
+                "iscrowd": 0,
+                "score": round(float(result.scores[row]), 4),
+                "segmentation": rle,
+            }
+        )
+    return annotations
+
+
+def draw_overlay(image: Tensor, found: Detections, names: Sequence[str], path: Path) -> None:
+    """Write the image (uint8 (3, h, w)) with masks, boxes, class names and scores as a picture."""
+    picture, count = image, len(found.scores)
+    if count:
+        colours = [COLOURS[index % len(COLOURS)] for index in range(count)]
+        told = [f"{label(name)} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)]
+        picture = draw_segmentation_masks(picture, found.masks.cpu(), alpha=OPACITY, colors=colours)
+        picture = draw_bounding_boxes(picture, found.boxes.cpu(), labels=told, colors=colours)
+    drawn = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(drawn, format="png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, drawn.getvalue(), durable=False)

@@ -1,0 +1,171 @@
+"""A trained checkpoint and images in, boxes and masks out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from boxseg.build import build_network
+from boxseg.config.method import BoxSegConfig
+from boxseg.data import dataset
+from boxseg.data.loader import collate
+from boxseg.data.transforms import View, resize_only
+from boxseg.engine import checkpoint
+from boxseg.errors import BoxSegError, CheckpointError, ShapeError
+from boxseg.evaluation.finder import Finder
+from boxseg.evaluation.tiles import Tiles, cut_tiles
+from boxseg.structures import Batch, Detections, Sample
+
+BATCH_SIZE = {"cpu": 1, "cuda": 16}
+"""Images that are looked at together, by kind of device. A CPU takes as long for each of them as for one alone."""
+BATCH_PIXELS = 2**23
+"""Pixels of the images of a batch at most, if it has more than one: masks have the size of their image."""
+PADDED_TO = 32
+"""Both sides of what a network sees are multiples of this [px]."""
+
+T = TypeVar("T")
+
+
+class Predictor:
+    """Finds objects and their masks with a trained network.
+
+    ```python
+    predictor = Predictor("runs/pennfudan/20261122-171500-k3f9/checkpoints/best")
+    found = predictor(["street.jpg"])[0]
+    print(predictor.class_names[found.labels[0]], found.scores[0], found.masks[0].sum())
+    ```
+    """
+
+    def __init__(self, folder: str | Path, *, network: str | None = None, device: str = "cpu") -> None:
+        """Load a network.
+
+        Args:
+            folder: A checkpoint folder, or the folder of a run (its best checkpoint is taken).
+            network: `teacher` or `student`; None takes the better one of its last evaluation.
+            device: As torch names it.
+
+        Raises:
+            CheckpointError: there is no checkpoint, it is damaged, or it has no such network.
+        """
+        self.folder = folder = checkpoint.find_checkpoint(Path(folder))
+        about = checkpoint.load_about(folder)
+        try:
+            self.config = BoxSegConfig.model_validate(about["config"])
+        except ValidationError as error:
+            raise CheckpointError(f"{folder}: settings of another version of boxseg: {error}; train again") from error
+        self.class_names: list[str] = about["classes"]["names"]
+        self.category_ids: list[int] = about["classes"]["ids"]
+        self.network_name = network or about.get("network") or "student"
+        if self.network_name not in ("teacher", "student"):
+            raise CheckpointError(f"{folder}: there is no network {self.network_name!r}; use teacher or student")
+        self.device = torch.device(device)
+        self.network = build_network(self.config, num_classes=len(self.class_names), weights="none")
+        checkpoint.load_weights(self.network, folder, self.network_name)
+        self.network.eval().to(self.device)
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are looked at together, see `BATCH_SIZE`."""
+        return BATCH_SIZE.get(self.device.type, 1)
+
+    @torch.no_grad()
+    def __call__(self, images: Iterable[str | Path | Tensor | np.ndarray]) -> list[Detections]:
+        """Detections of each image, best first, at the image's own size.
+
+        Args:
+            images: Files, uint8 tensors (3, h, w) or uint8 arrays (h, w, 3), RGB.
+
+        Raises:
+            DataError: a file is missing or cannot be read.
+            ShapeError: a tensor or array has another shape or dtype.
+        """
+        detections: list[Detections] = []
+        for batch in in_batches(map(read_image, images), size=self.batch_size, pixels=lambda image: image[0].numel()):
+            found: dict[int, Detections] = {}
+            for places, alike in self._collate(batch):
+                finder = Finder(self.network, alike, self.config.fcos)
+                for tiles in cut_tiles(alike, side=self.config.train.eval_tile, at_once=self.batch_size):
+                    for part, predictions in self.look(tiles):
+                        finder.add(part, predictions)
+                found |= dict(zip(places, finder.detections(), strict=True))
+            for place in range(len(batch)):
+                detections.append(replace(found[place], image_id=len(detections)))
+        return detections
+
+    def _collate(self, images: Sequence[Tensor]) -> Iterator[tuple[list[int], Batch]]:
+        """Places in `images`, and these images as a batch, those of one size in the network together."""
+        train = self.config.train
+        by_size: dict[tuple[int, ...], list[tuple[int, View]]] = defaultdict(list)
+        for place, image in enumerate(images):
+            none = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
+            sample = Sample(image, *none, image_id=-1, original_size=(image.shape[1], image.shape[2]))
+            view = resize_only(sample, train.eval_short_side, train.max_size)
+            by_size[tuple(-(-side // PADDED_TO) for side in view.size)].append((place, view))
+        for alike in by_size.values():
+            views = [view for _, view in alike]
+            yield [place for place, _ in alike], collate(views, divisor=PADDED_TO, device=self.device)
+
+    @torch.no_grad()
+    def look(self, tiles: Tiles) -> Iterator[tuple[Tiles, Any]]:
+        """The network's output for all of the tiles, or one half after the other where the device's memory is short.
+
+        Raises:
+            BoxSegError: one tile alone does not fit in memory.
+        """
+        batch = tiles.batch
+        try:
+            predictions = self.network(batch.weak, batch.valid)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                size = " x ".join(map(str, batch.sizes[0]))
+                raise BoxSegError(
+                    f"{self.device}: an image of {size} px (height x width in the network) does not fit in memory; "
+                    "use --device cpu, or a model with a smaller train.eval_size or train.eval_tile"
+                ) from error
+            predictions = None  # the halves have to wait until the error, which holds on to memory, is gone
+        if predictions is not None:
+            yield tiles, predictions
+        else:
+            for half in tiles.split(2):
+                yield from self.look(half)
+
+
+def in_batches(items: Iterable[T], *, size: int, pixels: Callable[[T], int]) -> Iterator[list[T]]:
+    """Consecutive items, at most `size` of them and `BATCH_PIXELS` together, but one at least; none is read ahead
+    where batches are of one."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        if batch and total + pixels(item) > BATCH_PIXELS:
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += pixels(item)
+        if len(batch) == size:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
+
+
+def read_image(item: str | Path | Tensor | np.ndarray) -> Tensor:
+    """uint8 (3, h, w) RGB of a file, tensor or array.
+
+    Raises:
+        DataError: the file is missing or cannot be read.
+        ShapeError: the tensor or array has another shape or dtype.
+    """
+    if isinstance(item, (str, Path)):
+        return dataset.read_image(Path(item))
+    image = item if isinstance(item, Tensor) else torch.from_numpy(np.moveaxis(item, -1, 0))
+    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
+        raise ShapeError(f"image has dtype {image.dtype} and shape {tuple(image.shape)}; uint8 RGB (3, h, w) is needed")
+    return image

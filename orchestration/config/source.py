@@ -1,0 +1,304 @@
+"""Settings as they were written: nested values from YAML and `--set`, each with the place it came from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from boxseg.config.method import merge
+from boxseg.errors import ConfigError
+from boxseg.files.writing import read_plain, reason_of
+from orchestration.secret_text import ENVIRONMENT, find_secret
+
+KeyPath = tuple[str, ...]
+
+_PATHS = (
+    "data.train.images",
+    "data.train.annotations",
+    "data.val.images",
+    "data.val.annotations",
+    "model.start_from",
+    "model.weights",
+    "storage",
+)
+"""Settings that are paths; `model.start_from` can name a run as well."""
+
+STATE_DICTS = (".safetensors", ".pt", ".pth")
+"""Endings of files that `model.start_from` takes."""
+
+MAX_BYTES = 2**18
+"""Experiment files have a few thousand; PyYAML takes seconds for so many."""
+MAX_DEPTH = 30
+"""Groups within groups; settings have four."""
+MAX_VALUES = 50_000
+"""Values of a file with its aliases written out: a few lines of aliases can stand for more than memory holds."""
+MAX_BASES = 20
+"""Files that take over each other's settings in a row."""
+MAX_DIGITS = 18
+"""Of a whole number, so that it fits in 64 bits."""
+MAX_TEXT = 4096
+"""Characters of a setting or its name; paths have no more."""
+SHOWN = 10
+"""Most files that a message names."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Nested values, and where each was written."""
+
+    name: str
+    """The file, as its user wrote it."""
+    values: dict[str, Any]
+    places: dict[KeyPath, str]
+    """Path of keys -> `file:line` or `--set key`."""
+
+    def place(self, path: Sequence[str]) -> str:
+        """Where the setting at `path` was written, or the closest group around it."""
+        around = (tuple(path[:length]) for length in range(len(path), 0, -1))
+        return next((self.places[group] for group in around if group in self.places), self.name)
+
+
+def read_source(path: Path, above: tuple[Path, ...] = ()) -> Source:
+    """Read one YAML file; an empty file holds no settings, and relative paths in it start at its folder.
+
+    `base: OTHER.yaml` at the top takes over the settings of another file, and the file's own win over them. `above` are
+    the files on the way here.
+
+    Raises:
+        ConfigError: no such file, not UTF-8, a syntax error, a key given twice, something else than a mapping, more
+            than experiment files can need, or a secret.
+    """
+    values, places = _parse(_read_text(path), str(path), folder=path.absolute().parent)
+    if values is None:  # only comments, or a lone `null`
+        values = {}
+    if not isinstance(values, dict):
+        found = "a list" if isinstance(values, list) else f"the single value {values!r:.60}"
+        raise ConfigError(f"{path}:1: holds {found}; an experiment file is a mapping such as `name: qam`")
+    if "base" not in values:
+        return Source(str(path), values, places)
+    under = _read_base(path, values["base"], places[("base",)], (*above, path.resolve()))
+    own = {key: value for key, value in values.items() if key != "base"}
+    return Source(str(path), merge(under.values, own), under.places | places)
+
+
+def _read_base(path: Path, base: Any, place: str, above: tuple[Path, ...]) -> Source:
+    """The settings of the file that `base` names, relative to the file that names it."""
+    if not isinstance(base, str):
+        raise ConfigError(f"{place}: base is {base!r}; it names one experiment file, such as base: coco_r50_1x.yaml")
+    other = path.parent / base
+    if other.resolve() in above:
+        raise ConfigError(f"{place}: base {base} leads back to itself; a chain of files needs an end")
+    if len(above) > MAX_BASES:
+        raise ConfigError(f"{place}: base {base} makes a chain of more than {MAX_BASES} files; join some of them")
+    return read_source(other, above)
+
+
+def override(source: Source, text: str) -> Source:
+    """A new source with the `key=value` of a `--set` in place.
+
+    The value is YAML; relative paths in it start at the current folder. Keys below `sweep.space` and `sweep.settings`
+    are setting names with dots: `sweep.space.qam.k_top={choice: [1, 5]}`.
+    """
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not re.fullmatch(r"[\w/-]+(\.[\w/-]+)*", key):
+        raise ConfigError(f"--set {text}: not of the form key=value; write for example --set qam.k_top=10")
+    path = tuple(key.split("."))
+    if len(path) > MAX_DEPTH:
+        raise ConfigError(f"--set {key[:60]}…: names {len(path)} groups in a row; there are {MAX_DEPTH} at most")
+    if path[:2] in (("sweep", "space"), ("sweep", "settings")) and len(path) > 2:
+        path = (*path[:2], ".".join(path[2:]))
+    label = f"--set {key}"
+    parsed, inner = _parse(value, label, folder=Path.cwd(), path=path)
+    groups = {path[:length]: label for length in range(1, len(path))}
+    others = {other: place for other, place in source.places.items() if other[: len(path)] != path}
+    return Source(source.name, assign(source.values, path, parsed), {**groups, **others, **inner, path: label})
+
+
+def assign(values: dict[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """A new nested dict with `value` at `path`; groups on the way are made, or replaced where they are no groups."""
+    if len(path) == 1:
+        return {**values, path[0]: value}
+    group = values.get(path[0])
+    return {**values, path[0]: assign(group if isinstance(group, dict) else {}, path[1:], value)}
+
+
+def _parse(text: str, name: str, *, folder: Path, path: KeyPath = ()) -> tuple[Any, dict[KeyPath, str]]:
+    """Plain values, and the places of all keys; `path` is where the text will stand."""
+    try:
+        reader = _Reader(text, name, folder)
+        node = reader.get_single_node()
+        return None if node is None else reader.read(node, path), reader.places
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(
+            f"{_place(name, line)}: holds the character U+{error.character:04X}, which YAML does not allow; remove it"
+        ) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        context, problem = getattr(error, "context", None), getattr(error, "problem", None)
+        told = ", ".join(part for part in (context, problem) if part) or str(error).splitlines()[0]
+        told = told.replace("unexpected ", "")  # what is unexpected in our messages is a fault of ours
+        hint = "check indentation, colons, quotes and brackets there"
+        raise ConfigError(f"{_place(name, mark.line + 1) if mark else name}: not valid YAML: {told}; {hint}") from error
+
+
+class _Reader(yaml.SafeLoader):
+    """Reads the plain values of YAML 1.2 (`on` and `off` are words, `1e-4` is a number, no dates) and their lines."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (filled below, as PyYAML does)
+
+    def __init__(self, text: str, source_name: str, folder: Path) -> None:
+        super().__init__(text)
+        self.places: dict[KeyPath, str] = {}
+        self._source_name = source_name
+        self._folder = folder
+        self._depth = 0
+        self._values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """PyYAML's, as deep as settings can be; it calls itself for what is inside."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise self._too_deep(self.peek_event().start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def read(self, node: yaml.Node, path: KeyPath) -> Any:
+        self._values += 1
+        if len(path) > MAX_DEPTH:
+            raise self._too_deep(node.start_mark)
+        if self._values > MAX_VALUES:
+            raise ConfigError(
+                f"{self.place(node.start_mark)}: the file has more than {MAX_VALUES} values with all aliases written "
+                "out; write out the few that are needed"
+            )
+        if isinstance(node, yaml.MappingNode):
+            return self._read_mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(item, (*path, str(index))) for index, item in enumerate(node.value)]
+        return self._read_scalar(node, path)
+
+    def place(self, mark: yaml.Mark) -> str:
+        return _place(self._source_name, mark.line + 1)
+
+    def _too_deep(self, mark: yaml.Mark) -> ConfigError:
+        return ConfigError(
+            f"{self.place(mark)}: nested too deeply, or an alias points at the group that holds it; write the values "
+            "out"
+        )
+
+    def _read_scalar(self, node: yaml.Node, path: KeyPath) -> Any:
+        place, name = self.place(node.start_mark), ".".join(path)
+        digits = sum(map(str.isdigit, node.value))
+        if node.tag.endswith(":int") and digits > MAX_DIGITS:
+            raise ConfigError(f"{place}: {name} has {digits} digits; whole numbers have {MAX_DIGITS} at most")
+        try:
+            value = self.construct_object(node)
+        except (ValueError, ArithmeticError, LookupError, AttributeError) as error:  # `!!int word`, `!!timestamp word`
+            kind = node.tag.rpartition(":")[2]
+            raise ConfigError(
+                f"{place}: {name} is not of the kind {kind} that it is marked as; leave the mark out"
+            ) from error
+        if not isinstance(value, str | int | float | None):
+            raise ConfigError(f"{place}: {name} is a {type(value).__name__}, and settings are numbers, words and lists")
+        if not isinstance(value, str):
+            return value
+        if len(value) > MAX_TEXT:
+            raise ConfigError(f"{place}: {name} has {len(value)} characters; settings have {MAX_TEXT} at most")
+        if control := _CONTROL.search(value):
+            raise ConfigError(
+                f"{place}: {name} holds the character U+{ord(control[0]):04X}, which no setting can; remove it"
+            )
+        if secret := find_secret(value):
+            raise ConfigError(f"{place}: {name}: {secret}; {ENVIRONMENT}")
+        setting = _setting_name(path)
+        is_path = setting in _PATHS and not (setting == "model.start_from" and names_run(value))
+        return self._absolute(value, f"{place}: {name}") if is_path else value
+
+    def _read_mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            key, mark = key_node.value, key_node.start_mark
+            if not isinstance(key, str) or len(key) > MAX_TEXT or _CONTROL.search(key):
+                raise ConfigError(
+                    f"{self.place(mark)}: a setting's name must be a word, not a list, a mapping or a text"
+                )
+            if key == "<<":
+                raise ConfigError(
+                    f"{self.place(mark)}: << takes over no settings here; write them out, or keep them in a file of "
+                    "their own and name it with base: FILE"
+                )
+            if key in values:
+                again = f"{'.'.join((*path, key))} is given twice, first on line {lines[key]}"
+                raise ConfigError(f"{self.place(mark)}: {again}; keep one of them")
+            lines[key] = mark.line + 1
+            self.places[(*path, key)] = self.place(mark)
+            values[key] = self.read(value_node, (*path, key))
+        return values
+
+    def _absolute(self, value: str, place: str) -> str:
+        if "://" in value or value in ("auto", "imagenet", "none"):
+            return value
+        try:
+            path = self._folder / Path(value).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(f"{place} is {value}, the home of somebody unknown; write the whole path") from error
+        return str(path.resolve() if ".." in path.parts else path)
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Characters that are no text; they would reach terminals and names of files."""
+
+
+def _place(source_name: str, line: int) -> str:
+    return source_name if source_name.startswith("--set") else f"{source_name}:{line}"
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf)|\.(?:nan|NaN)",
+        list("-+0123456789."),
+    ),
+):
+    _Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def names_run(start: str) -> bool:
+    """Whether a `model.start_from` is the id of a run or `best:SWEEP`, not a path with a slash or such an ending."""
+    return start.startswith("best:") or ("/" not in start and not start.endswith(STATE_DICTS))
+
+
+def _setting_name(path: KeyPath) -> str:
+    """The dotted name of what stands at `path`; for an item of a choice, of the setting that it is for."""
+    if path[:2] == ("sweep", "space") and path[3:4] == ("choice",):
+        path = (path[2], *path[5:])
+    return ".".join(path)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return read_plain(path, limit=MAX_BYTES).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        beside = sorted(other.name for other in path.parent.glob("*.y*ml"))
+        more = f" and {len(beside) - SHOWN} more" if len(beside) > SHOWN else ""
+        hint = (
+            f"{path.parent} has: {', '.join(beside[:SHOWN])}{more}" if beside else "give the path of an experiment file"
+        )
+        raise ConfigError(f"{path}: no such file; {hint}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot be read (not UTF-8 text, byte {error.start}); save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({reason_of(error)}); give the path of an experiment file"
+        ) from error

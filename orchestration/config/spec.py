@@ -1,0 +1,390 @@
+"""Typed settings of runs and sweeps, and the YAML that fills them; importable without torch and ray."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    NonNegativeInt,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from boxseg.config.criterion import Criterion, Mode
+from boxseg.config.method import BoxSegConfig, Config
+from boxseg.errors import ConfigError
+from orchestration.config.explain import explain, find_field, group_of, show, unknown_setting
+from orchestration.config.source import Source, assign, override, read_source
+from orchestration.config.space import Choice, Domain, domain_kind, samples
+from orchestration.secret_text import ENVIRONMENT, find_secret, hide
+
+Runner = Literal["auto", "ray_train", "inline"]
+Metric = Literal[
+    "val/mask_ap",
+    "val/mask_ap50",
+    "val/mask_ap75",
+    "val/mask_ap_small",
+    "val/mask_ap_medium",
+    "val/mask_ap_large",
+    "val/box_ap",
+    "val/teacher_mask_ap",
+    "val/student_mask_ap",
+    "qam/pseudo_iou",
+    "health/mask_fill",
+    "health/box_likeness",
+]
+NEEDS_NO_MASKS: tuple[Metric, ...] = ("val/box_ap", "health/mask_fill", "health/box_likeness")
+"""Metrics of validation images whose masks are not drawn."""
+
+
+def _refuse_secret(value: str | None) -> str | None:
+    """For settings that are made in code: those of files and `--set` are refused as they are read."""
+    if value is not None and (secret := find_secret(value)):
+        raise ValueError(f"{secret}; {ENVIRONMENT}")
+    return value
+
+
+class ResourcesConfig(Config):
+    """What a run needs."""
+
+    workers: int = Field(1, ge=1)
+    """Training processes; each takes an equal share of the batch."""
+    min_workers: int | None = Field(None, ge=1)
+    """With how many of them a single run goes on while there is no place for all; null: with no fewer."""
+    cpus_per_worker: float = Field(1, gt=0)
+    """CPU cores per worker; also its number of torch threads."""
+    gpus_per_worker: float = Field(0, ge=0)
+    """GPUs per worker."""
+    runner: Runner = "auto"
+    """ray_train: Ray Train workers; inline: the loop runs in the process that asks for it, the command itself for
+    `train`, which then needs no Ray, a reused Tune actor for a trial; auto: inline for one worker on the CPU cores of
+    this machine, else ray_train."""
+    address: str | None = None
+    """Address of a running Ray cluster; null: RAY_ADDRESS if set, else a Ray that is started here and ends with us."""
+
+    _check_address = field_validator("address")(_refuse_secret)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> ResourcesConfig:
+        if self.runner == "inline" and self.workers > 1:
+            raise ValueError(f"runner inline has one worker, but workers is {self.workers}; use runner: ray_train")
+        if self.least_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}; lower it")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ValueError(
+                f"gpus_per_worker {self.gpus_per_worker:g} is not possible: give whole GPUs, or a part of one"
+            )
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        """Workers without which a run does not start."""
+        return self.min_workers or self.workers
+
+
+NOT_OFFERED = {
+    "bohb": "Ray's needs hpbandster, which comes without wheels (last release 2018); search: tpe with trial_scheduler: "
+    "hyperband joins the same two ideas",
+    "pbt": "it changes settings in the middle of a run, which could then not be repeated or resumed from its settings; "
+    "use trial_scheduler: asha, hyperband or median",
+}
+"""Ways to search that people may look for, and why they are not there."""
+
+
+MAX_TRIALS = 1_000_000
+"""A hundred times what sweeps were measured with."""
+
+
+class SweepConfig(Config):
+    """What is varied, and how trials are chosen and stopped."""
+
+    metric: Metric = "val/mask_ap"
+    """Metric of the evaluation that decides between evaluations, trials and settings; all are shares in [0, 1]."""
+    mode: Mode = "max"
+    """Whether a larger or a smaller metric is better."""
+    trials: int = Field(8, ge=1)
+    """Number of sampled settings; a grid ignores it. Each is run once per seed."""
+    search: Literal["grid", "random", "tpe"] = "tpe"
+    """How settings are chosen."""
+    trial_scheduler: Literal["none", "asha", "hyperband", "median"] = "asha"
+    """How weak trials are stopped early; hyperband: ASHA in brackets that begin later and later; median: what is worse
+    than the median of the other trials' running means."""
+    burn_in: float = Field(0.25, gt=0, le=1)
+    """Share of `train.steps` before which no trial is stopped."""
+    reduction: float = Field(3, gt=1)
+    """ASHA and HyperBand keep about one in so many trials at each rung."""
+    concurrency: int | None = Field(None, ge=1)
+    """Trials at the same time; null: as many as the resources hold."""
+    seeds: list[NonNegativeInt] = Field([0], min_length=1)
+    """Values of train.seed."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Setting name -> value that the sweep uses instead of the file's own, such as fewer `train.steps`."""
+    space: dict[str, Domain] = Field(default_factory=dict)
+    """Setting name (as in `qam.iou_thr`) -> domain."""
+
+    @property
+    def criterion(self) -> Criterion:
+        """What decides, as metric and direction."""
+        return Criterion(self.metric, self.mode)
+
+    @field_validator("search", "trial_scheduler", mode="before")
+    @classmethod
+    def _check_offered(cls, value: Any) -> Any:
+        if isinstance(value, str) and value in NOT_OFFERED:
+            raise ValueError(f"{value} is not offered: {NOT_OFFERED[value]}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> SweepConfig:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} repeat a value; a repeated run gives nothing new")
+        for name, domain in self.space.items():
+            if self.search == "grid" and not isinstance(domain, Choice):
+                raise ValueError(
+                    f"search grid tries every value, but space.{name} is {domain_kind(domain)}; "
+                    "list its values with choice, or use search: random or tpe"
+                )
+        if self.num_trials > MAX_TRIALS:
+            raise ValueError(
+                f"trials: the sweep has {self.num_trials:g} (settings times seeds), and {MAX_TRIALS} are the most; "
+                "vary less, or use search: random or tpe with fewer trials"
+            )
+        return self
+
+    @property
+    def num_trials(self) -> int:
+        """Trials of the whole sweep: settings times seeds."""
+        choices = [len(domain.choice) for domain in self.space.values() if isinstance(domain, Choice)]
+        return (math.prod(choices) if self.search == "grid" else self.trials) * len(self.seeds)
+
+
+class TrackingConfig(Config):
+    """Where MLflow keeps runs."""
+
+    uri: str | None = None
+    """MLflow tracking URI; null: an SQLite file under `storage`."""
+    log_model: bool = True
+    """Log the best network of a run or sweep as a model that `mlflow models predict` runs on images."""
+    register_as: str | None = Field(None, min_length=1)
+    """Name of a registered model that gets this network as its next version, with the alias `best`; null: none."""
+
+    _check_uri = field_validator("uri")(_refuse_secret)
+
+    @model_validator(mode="after")
+    def _check_registered(self) -> TrackingConfig:
+        if self.register_as is not None and not self.log_model:
+            raise ValueError(f"register_as {self.register_as} needs a model to register; set log_model: true")
+        return self
+
+
+class RunSpec(BoxSegConfig):
+    """Everything one run needs."""
+
+    name: str = Field("boxseg", pattern=r"^\w[\w.-]*$")
+    """Name of the experiment and of its folder: letters, digits, and _ . - inside."""
+    resources: ResourcesConfig = ResourcesConfig()
+    storage: Path = Path("runs")
+    """Folder that every node can reach."""
+    tracking: TrackingConfig = TrackingConfig()
+
+    _sparse: dict[str, Any] = PrivateAttr(default_factory=dict)
+    """The settings as given, before presets; trials start from these so that profile and method can vary."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_sparse(cls, values: Any, handler: ModelWrapValidatorHandler[RunSpec]) -> RunSpec:
+        spec = handler(values)
+        if isinstance(values, dict):
+            spec._sparse = copy.deepcopy(values)
+        return spec
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _check_storage(cls, storage: Any) -> Any:
+        if isinstance(storage, str) and "://" in storage:
+            raise ValueError(f"{hide(storage)} is a URI; runs need a folder, so mount the store and give its path")
+        return storage
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> RunSpec:
+        for workers in range(self.resources.least_workers, self.resources.workers + 1):
+            if self.train.batch_size % workers:
+                every = " of each number from min_workers on" if self.resources.min_workers else ""
+                raise ValueError(
+                    f"train.batch_size {self.train.batch_size} cannot be shared by resources.workers {workers}; "
+                    f"make it a multiple{every}"
+                )
+        return self
+
+    def starting_from(self, path: Path | None) -> Self:
+        """The same settings with `path` as `model.start_from`."""
+        start = None if path is None else str(path)
+        return type(self).model_validate(assign(self._sparse, ("model", "start_from"), start))
+
+    def __eq__(self, other: object) -> bool:
+        """Equal settings are equal, however they were written."""
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+
+class SweepSpec(RunSpec):
+    """A run's settings plus what is varied."""
+
+    sweep: SweepConfig = SweepConfig()
+
+    @model_validator(mode="after")
+    def _check_fixed_workers(self) -> SweepSpec:
+        if self.resources.min_workers is not None:
+            raise ValueError(
+                "resources.min_workers is for single runs: trials would take places from each other; leave it out"
+            )
+        return self
+
+    def trial(self, values: dict[str, Any], seed: int) -> RunSpec:
+        """The run with `values` (setting name -> value) in place; profile and method presets apply anew.
+
+        Raises:
+            ConfigError: a name is no setting, or the values are not possible together.
+        """
+        return _build_trial(self, {**values, "train.seed": seed}, {name: f"sweep.space {name}" for name in values})
+
+
+def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
+    """Read the settings of one run; a `sweep` section is ignored.
+
+    Args:
+        path: Experiment file.
+        overrides: `key=value` texts of `--set`, later ones win.
+
+    Raises:
+        ConfigError: anything wrong with file or overrides, one line for each fault.
+    """
+    source = read_settings(path, overrides)
+    for key, place in source.places.items():
+        if key[0] == "sweep" and place.startswith("--set"):
+            raise ConfigError(f"{place}: a single run has no sweep; leave it out, or use `boxseg sweep`")
+    return build_run(Source(source.name, _without_sweep(source.values), source.places))
+
+
+def build_run(source: Source) -> RunSpec:
+    """The settings of one run from nested values, all of its paths absolute.
+
+    Raises:
+        ConfigError: anything wrong with the values, one line for each fault.
+    """
+    return _build_spec(RunSpec, source)
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
+    """Read a sweep and check that every trial it can ask for is possible.
+
+    Args:
+        path: Experiment file with a `sweep` section.
+        overrides: `key=value` texts of `--set`, later ones win.
+
+    Raises:
+        ConfigError: anything wrong with file or overrides, one line for each fault.
+    """
+    source = read_settings(path, overrides, for_sweep=True)
+    spec = _build_spec(SweepSpec, source)
+    _check_space(spec, source)
+    return spec
+
+
+def read_settings(path: Path, overrides: Sequence[str] = (), *, for_sweep: bool = False) -> Source:
+    """File and overrides as one nested dict with absolute paths; nothing is validated yet.
+
+    Where it is `for_sweep`, `sweep.settings` are in place and empty from then on, so that the result reads again to the
+    same; overrides win over them.
+    Relative paths belong to the file that names them; in `--set`, and for the default `storage`, to the current folder.
+    """
+    source = read_source(path)
+    if for_sweep:
+        source = _use_sweep_settings(source, functools.reduce(override, overrides, source))
+    source = functools.reduce(override, overrides, source)
+    values = {name: value for name, value in source.values.items() if value is not None}  # `qam:` and nothing below
+    if for_sweep and _sweep_settings(source):
+        values = assign(values, ("sweep", "settings"), {})
+    return Source(source.name, {"storage": str(Path.cwd() / "runs"), **values}, source.places)
+
+
+def _use_sweep_settings(source: Source, overridden: Source) -> Source:
+    """The source with the `sweep.settings` in place that it has with its overrides."""
+    values, places = source.values, dict(source.places)
+    for name, value in _sweep_settings(overridden).items():
+        path = tuple(str(name).split("."))
+        values = assign(values, path, value)
+        places[path] = overridden.place(("sweep", "settings", str(name)))
+    return Source(source.name, values, places)
+
+
+def _sweep_settings(source: Source) -> dict[str, Any]:
+    """Empty where they are absent, or wrong and refused later."""
+    sweep = source.values.get("sweep")
+    found = sweep.get("settings") if isinstance(sweep, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+Spec = TypeVar("Spec", bound=RunSpec)
+
+
+def _build_spec(model: type[Spec], source: Source) -> Spec:
+    """Validate nested values; faults come as one ConfigError with a line each."""
+    try:
+        return model.model_validate(source.values)
+    except ValidationError as error:
+        raise explain(error, source, model) from error
+
+
+def _build_trial(spec: SweepSpec, values: dict[str, Any], places: dict[str, str]) -> RunSpec:
+    """The run with `values` in place; faults in them are named by `places` (setting name -> where it is varied)."""
+    sparse = _without_sweep(spec._sparse)
+    for name, value in values.items():
+        sparse = assign(sparse, name.split("."), value.item() if hasattr(value, "item") else value)
+    return _build_spec(RunSpec, Source("sweep", sparse, {tuple(name.split(".")): places[name] for name in places}))
+
+
+def _check_space(spec: SweepSpec, source: Source) -> None:
+    """Refuse a space with names that are no settings, or with values that a run would refuse."""
+    space = spec.sweep.space
+    if not space and (len(spec.sweep.seeds) == 1 or spec.sweep.search != "grid"):
+        raise ConfigError(
+            f"{source.name}: sweep.space is empty, so all trials would be the same; add settings to vary, "
+            "or use `boxseg train` (to repeat one setting over sweep.seeds: search: grid)"
+        )
+    places = {name: source.place(("sweep", "space", name)) for name in space}
+    for name, place in places.items():
+        _check_space_name(name, place)
+    for values in samples(space):
+        try:
+            _build_trial(spec, values, places)
+        except ConfigError as error:
+            together = ", ".join(f"{name} {show(value)}" for name, value in values.items())
+            raise ConfigError(f"{error} (by sweep.space a trial could get {together})") from error
+
+
+def _without_sweep(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "sweep"}
+
+
+_FIXED = ("name", "storage", "resources", "tracking", "train.seed")
+"""What no trial may change: all trials share it, or the sweep sets it itself."""
+
+
+def _check_space_name(name: str, place: str) -> None:
+    field = find_field(RunSpec, name.split("."))
+    if field is None:
+        raise ConfigError(f"{place}: sweep.space: {unknown_setting(name, RunSpec)}")
+    if group_of(field) is field.annotation is not None:
+        raise ConfigError(f"{place}: sweep.space: {name} is a group; vary its settings one by one, as in {name}.NAME")
+    if any(name == fixed or name.startswith(f"{fixed}.") for fixed in _FIXED):
+        hint = "list its values in sweep.seeds" if name == "train.seed" else "all trials share it; set it once above"
+        raise ConfigError(f"{place}: sweep.space: {name} cannot vary; {hint}")

@@ -1,0 +1,287 @@
+"""How trials are chosen and stopped early: a sweep's space in terms of Optuna, its trials in terms of Ray Tune."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from boxseg.config.criterion import Criterion
+from orchestration.config.space import Choice, Domain, LogUniform, RandInt, Uniform, holds
+from orchestration.config.spec import SweepConfig, SweepSpec
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
+
+
+def make_random(sweep: SweepConfig, seed: int) -> BaseSampler:
+    """Independent draws."""
+    from optuna.samplers import RandomSampler
+
+    return RandomSampler(seed=seed)
+
+
+def make_tpe(sweep: SweepConfig, seed: int) -> BaseSampler:
+    """Tree-structured Parzen estimator; the first third of the trials (at most 10) is drawn at random."""
+    from optuna.samplers import TPESampler
+
+    startup = min(10, max(1, sweep.trials // 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # constant_liar is called experimental; it keeps parallel trials apart
+        return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
+
+
+SEARCHERS: dict[str, Callable[[SweepConfig, int], BaseSampler]] = {
+    "grid": make_random,  # draws nothing: all combinations wait in Optuna's queue
+    "random": make_random,
+    "tpe": make_tpe,
+}
+
+
+def make_asha(spec: SweepSpec, brackets: int = 1) -> TrialScheduler:
+    """Asynchronous successive halving over training steps; nothing is stopped within the burn-in."""
+    from ray.tune.schedulers import ASHAScheduler
+
+    return ASHAScheduler(
+        time_attr="step",
+        max_t=spec.train.steps + 1,  # a run ends by itself; reaching max_t would count as stopped
+        grace_period=round(asha_rungs(spec)[0]),
+        reduction_factor=spec.sweep.reduction,
+        brackets=brackets,
+    )
+
+
+def make_hyperband(spec: SweepSpec) -> TrialScheduler:
+    """Asynchronous HyperBand: ASHA in brackets, each of which begins to stop trials a rung later; most in the first."""
+    return make_asha(spec, brackets=len(asha_rungs(spec)))
+
+
+def make_median(spec: SweepSpec) -> TrialScheduler:
+    """Median stopping: after the burn-in, a trial whose best value is below the median of the others' running means."""
+    from ray.tune.schedulers import MedianStoppingRule
+
+    return MedianStoppingRule(
+        time_attr="step",
+        grace_period=asha_rungs(spec)[0],
+        min_time_slice=math.inf,  # type: ignore[arg-type]  # otherwise it would pause trials while it has seen too few
+    )
+
+
+def asha_rungs(spec: SweepSpec) -> list[float]:
+    """Steps after which ASHA stops weak trials, rising: the burn-in, and each `reduction` times the one before."""
+    rungs = [float(max(1, min(spec.train.steps, round(spec.sweep.burn_in * spec.train.steps))))]
+    while rungs[-1] * spec.sweep.reduction < spec.train.steps:
+        rungs.append(rungs[-1] * spec.sweep.reduction)
+    return rungs
+
+
+TRIAL_SCHEDULERS: dict[str, Callable[[SweepSpec], TrialScheduler | None]] = {
+    "none": lambda spec: None,
+    "asha": make_asha,
+    "hyperband": make_hyperband,
+    "median": make_median,
+}
+
+
+def tell_past(scheduler: TrialScheduler | None, past: Sequence[PastTrial], metric: str) -> None:
+    """Let a scheduler know what trials reported before the sweep was interrupted; brackets go by the trial's number."""
+    from ray.tune.schedulers import MedianStoppingRule
+
+    if scheduler is None:
+        return
+    # the median's rule takes note of what has ended without a judgement; rungs of halving know whom they let through
+    record: Any = (
+        scheduler.on_trial_complete if isinstance(scheduler, MedianStoppingRule) else scheduler.on_trial_result
+    )
+    by_number = {each.trial.number: each for each in past}
+    ended = [each for each in past if each.ended]
+    add = scheduler.on_trial_add
+
+    def tell(controller: Any, tune_trial: Any, number: int, reports: list[tuple[int, float]]) -> None:
+        np.random.seed(number)  # noqa: NPY002  # the scheduler draws the bracket from here
+        add(controller, tune_trial)
+        for step, value in reports:
+            record(controller, tune_trial, {"step": step, metric: value})
+
+    def on_trial_add(controller: Any, tune_trial: Any) -> None:
+        while ended:  # now the scheduler knows the metric
+            each = ended.pop()
+            tell(controller, EndedTrial(f"past-{each.trial.number}"), each.trial.number, each.reports)
+        number = tune_trial.config["trial"].number
+        own = by_number.get(number)
+        tell(controller, tune_trial, number, own.reports[:-1] if own else [])  # its process repeats the last one itself
+
+    scheduler.on_trial_add = on_trial_add  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class EndedTrial:
+    """All that schedulers look at of a trial that runs no more."""
+
+    trial_id: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial to run."""
+
+    number: int
+    """From 0, in the order of asking."""
+    values: dict[str, Any]
+    """Setting name -> value."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class PastTrial:
+    """A trial that the sweep drew before it was interrupted."""
+
+    trial: Trial
+    ended: bool
+    """False if it is to go on."""
+    reports: list[tuple[int, float]]
+    """(step, deciding metric) of its evaluations so far, as a trial scheduler was told them."""
+    value: float | None = None
+    """Deciding metric of its best evaluation; None before one has it."""
+
+
+class TrialQueue:
+    """Settings times seeds, one trial after the other; all seeds of a setting come in a row.
+
+    Settings are judged by the mean over their seeds, once all of them have ended. What is drawn for a setting depends
+    on the seed, its place in the row and the scores told so far, so that a resumed sweep draws what it would have.
+    """
+
+    def __init__(self, sweep: SweepConfig, seed: int, past: Sequence[PastTrial] = ()) -> None:
+        """`past` trials keep their values; those that have ended are not handed out again."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._study = optuna.create_study(direction="maximize" if sweep.mode == "max" else "minimize")
+        self._sweep = sweep
+        self._seed = seed
+        self._grid = grid(sweep) if sweep.search == "grid" else []
+        self._known = {each.trial.number // len(sweep.seeds): each.trial.values for each in past}
+        self._asked: dict[int, Any] = {}  # Optuna's trials by place of the setting
+        self._scores: dict[int, list[float | None]] = {}
+        for setting in sorted(self._known):
+            self._values(setting)
+        ended = [each for each in past if each.ended]
+        for each in ended:
+            self.ended(each.trial.number, each.value)
+        self._left = iter(sorted(set(range(sweep.num_trials)) - {each.trial.number for each in ended}))
+
+    def next(self) -> Trial | None:
+        """The next trial; None when all have been handed out."""
+        number = next(self._left, None)
+        if number is None:
+            return None
+        setting, which = divmod(number, len(self._sweep.seeds))
+        return Trial(number, self._values(setting), self._sweep.seeds[which])
+
+    def ended(self, number: int, score: float | None) -> None:
+        """Say how good a trial's best evaluation was; None if it has no value of the metric."""
+        from optuna.trial import TrialState
+
+        setting = number // len(self._sweep.seeds)
+        scores = self._scores.setdefault(setting, [])
+        scores.append(score)
+        if len(scores) < len(self._sweep.seeds):
+            return
+        known = [each for each in scores if each is not None and math.isfinite(each)]
+        if known:
+            self._study.tell(self._asked[setting], sum(known) / len(known))
+        else:
+            self._study.tell(self._asked[setting], state=TrialState.FAIL)
+
+    def _values(self, setting: int) -> dict[str, Any]:
+        """Setting name -> value of the setting at a place, drawn when it is first asked for."""
+        space = self._sweep.space
+        if setting not in self._asked:
+            if setting in self._known:
+                self._study.enqueue_trial({name: place_in(space[name], x) for name, x in self._known[setting].items()})
+            elif self._grid:
+                self._study.enqueue_trial(self._grid[setting])
+            seeds = np.random.SeedSequence([self._seed % 2**32, setting]).generate_state(1)
+            self._study.sampler = SEARCHERS[self._sweep.search](self._sweep, int(seeds[0]))
+            self._asked[setting] = self._study.ask()
+        return {name: suggest(self._asked[setting], name, domain) for name, domain in space.items()}
+
+
+def make_searcher(
+    queue: TrialQueue,
+    criterion: Criterion,
+    *,
+    note: Callable[[Trial], None],
+    value_of: Callable[[Trial], float | None],
+) -> Searcher:
+    """A Tune searcher that hands out `{"trial": Trial}` and reports ends back to the queue.
+
+    Args:
+        queue: The trials to come.
+        criterion: What decides.
+        note: Hears of each trial before Tune does.
+        value_of: How good a trial was. Tune would tell the last evaluation, which need not be the best.
+    """
+    from ray.tune.search import Searcher
+
+    class QueueSearcher(Searcher):
+        def __init__(self) -> None:
+            super().__init__(metric=criterion.metric, mode=criterion.mode)
+            self._trials: dict[str, Trial] = {}
+
+        def suggest(self, trial_id: str) -> dict[str, Any] | Any:
+            trial = queue.next()
+            if trial is None:
+                return Searcher.FINISHED
+            self._trials[trial_id] = trial
+            note(trial)
+            return {"trial": trial}
+
+        def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+            trial = self._trials[trial_id]
+            queue.ended(trial.number, value_of(trial))
+
+        def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+            return object, ()  # Tune stores it to restore an experiment; our journal serves for that
+
+    return QueueSearcher()
+
+
+def is_drawn_by(sweep: SweepConfig, trial: Trial) -> bool:
+    """Whether a sweep can have drawn a trial: it has this number, this seed there, and these values."""
+    in_sweep = 0 <= trial.number < sweep.num_trials and trial.values.keys() == sweep.space.keys()
+    if not in_sweep or trial.seed != sweep.seeds[trial.number % len(sweep.seeds)]:
+        return False
+    return all(holds(domain, trial.values[name]) for name, domain in sweep.space.items())
+
+
+def grid(sweep: SweepConfig) -> list[dict[str, int]]:
+    """All combinations as places in the lists of values; the settings have made sure that every domain is a list."""
+    places = [range(len(domain.choice)) for domain in sweep.space.values() if isinstance(domain, Choice)]
+    return [dict(zip(sweep.space, chosen, strict=True)) for chosen in itertools.product(*places)]
+
+
+def suggest(trial: Any, name: str, domain: Domain) -> Any:
+    """The value of a setting in one of Optuna's trials."""
+    match domain:
+        case Uniform(uniform=(low, high)):
+            return trial.suggest_float(name, low, high)
+        case LogUniform(loguniform=(low, high)):
+            return trial.suggest_float(name, low, high, log=True)
+        case RandInt(randint=(low, high)):
+            return trial.suggest_int(name, low, high - 1)
+        case Choice(choice=values):
+            return values[trial.suggest_categorical(name, range(len(values)))]
+
+
+def place_in(domain: Domain, value: Any) -> Any:
+    """What Optuna calls a value that `suggest` gave: its place in the list for a choice, else the value."""
+    return domain.choice.index(value) if isinstance(domain, Choice) else value

@@ -1,0 +1,123 @@
+"""A sweep as Ray Tune sees it: what it runs, how it searches and schedules, and whom it tells."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from orchestration.execute.run import WORKER_FAILURES, fit
+from orchestration.execute.search_space import TRIAL_SCHEDULERS, Trial, TrialQueue, make_searcher, tell_past
+from orchestration.execute.worker import train_here
+from orchestration.record.failures import Failure
+from orchestration.record.records import DamagedError
+from orchestration.record.run_folder import RunFolder, new_id
+
+if TYPE_CHECKING:
+    from ray.tune import Callback, Stopper, Tuner
+
+    from orchestration.execute.sweep import Sweep, SweepPlan
+
+
+def make_tuner(sweep: Sweep, at_once: int) -> Tuner:
+    """Ray Tune, set up for the sweep."""
+    from ray import tune
+
+    plan, spec = sweep.plan, sweep.plan.spec
+    if plan.runner == "inline":
+        resources = {"CPU": spec.resources.cpus_per_worker, "GPU": spec.resources.gpus_per_worker}
+    else:
+        resources = {"node:__internal_head__": 0.01}  # the trial only waits; its workers take the cores
+    queue = TrialQueue(spec.sweep, spec.train.seed, sweep.past)
+    scheduler = TRIAL_SCHEDULERS[spec.sweep.trial_scheduler](spec)
+    tell_past(scheduler, sweep.past, spec.sweep.metric)
+    return tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(run_trial, plan=plan), {name: amount for name, amount in resources.items() if amount}
+        ),
+        tune_config=tune.TuneConfig(
+            metric=spec.sweep.metric,
+            mode=spec.sweep.mode,
+            search_alg=make_searcher(queue, spec.sweep.criterion, note=sweep.note_drawn, value_of=sweep.value_of),
+            scheduler=scheduler,
+            num_samples=spec.sweep.num_trials,
+            max_concurrent_trials=at_once,
+            reuse_actors=plan.runner == "inline",
+            trial_dirname_creator=lambda trial: f"{trial.config['trial'].number:02d}",
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{new_id()}",  # Ray's own state of an earlier start is not read: ours is in the folders
+            storage_path=str(plan.folder / "logs"),
+            failure_config=tune.FailureConfig(max_failures=WORKER_FAILURES),  # only lost processes: trials do not raise
+            callbacks=[make_callback(sweep)],
+            stop=make_stopper(sweep),
+            verbose=0,
+        ),
+    )
+
+
+def run_trial(config: dict[str, Any], plan: SweepPlan) -> None:
+    """Body of a Tune actor: trains here, or waits for Ray Train's workers.
+
+    An error is left in the trial's folder instead of raised: Tune would only try the same again.
+
+    Raises:
+        StorageError: the folder cannot be written; Tune tells the sweep's driver.
+    """
+    trial: Trial = config["trial"]
+    if RunFolder(plan.folder).stop_requested():
+        return
+    try:
+        payload = plan.payload(trial)
+        if plan.runner == "inline":
+            from ray import tune
+
+            train_here(payload, device=payload.device, send=tune.report)
+        else:
+            from ray.tune.integration.ray_train import TuneReportCallback
+
+            fit(payload, callbacks=[TuneReportCallback()])
+    except Exception as error:
+        with contextlib.suppress(DamagedError):  # the driver finds that too, and writes it anew
+            plan.trial_folder(trial).finish("failed", error)
+
+
+def make_callback(sweep: Sweep) -> Callback:
+    """Tells the sweep what Tune does."""
+    from ray import tune
+
+    class TrialCallback(tune.Callback):
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            sweep.open_trial(trial.config["trial"])
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            sweep.close_trial(trial.config["trial"].number, "stopped")
+
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            sweep.trial_lost(trial.config["trial"].number, trial.get_error())
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            error = Failure("WorkerLost", str(trial.get_error() or "the trial's process was lost").strip()[-2000:])
+            sweep.close_trial(trial.config["trial"].number, "failed", error)
+
+        def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+            return object, ()  # Tune stores its settings to restore an experiment; our journal serves for that
+
+    return TrialCallback()
+
+
+def make_stopper(sweep: Sweep) -> Stopper:
+    """Ends Tune once nobody waits for the sweep any more: trials to come would be those of a sweep that goes on."""
+    from ray import tune
+
+    class SweepStopper(tune.Stopper):
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return sweep.is_over
+
+        def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+            return object, ()  # as above
+
+    return SweepStopper()

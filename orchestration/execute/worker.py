@@ -1,0 +1,322 @@
+"""What a training process does, whoever started it: the loop, with a reporter that writes files and tells Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import math
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boxseg.config.criterion import MASK_AP, Criterion, Mode
+from boxseg.config.method import BoxSegConfig
+from boxseg.engine.events import EvalReport, StartReport, StepReport
+from boxseg.errors import ConfigError, StorageError
+from boxseg.files.writing import write_atomic
+from orchestration.config.spec import RunSpec
+from orchestration.errors import PreemptedError
+from orchestration.execute.system_metrics import SystemMeter
+from orchestration.record.failures import Failure
+from orchestration.record.origin import write_environment
+from orchestration.record.pulse import Pulse
+from orchestration.record.run_folder import RunFolder
+from orchestration.secret_text import hide
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from boxseg.engine.train import Progress
+
+TrainFn = Callable[..., "Progress"]
+"""A loop with the arguments of `boxseg.build.run_training`."""
+
+Send = Callable[[dict[str, float]], None]
+"""Passes metrics, with the step under `step`, to Ray."""
+
+STOP_POLL_S = 0.5
+"""Time between two looks for a request to stop [s]."""
+
+logger = logging.getLogger("boxseg.worker")
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What travels to a training process; paths are absolute because workers run elsewhere."""
+
+    spec: RunSpec
+    folder: Path
+    data_root: Path
+    metric: str | None = None
+    """Metric that a sweep decides by; null: a single run."""
+    mode: Mode = "max"
+    train_fn: TrainFn | None = None
+    """The loop; null: `boxseg.build.run_training`."""
+
+    @property
+    def criterion(self) -> Criterion:
+        """What decides which evaluation is the best."""
+        return MASK_AP if self.metric is None else Criterion(self.metric, self.mode)
+
+    @property
+    def device(self) -> str:
+        """Torch device of a run without Ray Train."""
+        return "cuda" if self.spec.resources.gpus_per_worker else "cpu"
+
+
+def train_worker(arguments: dict[str, Any]) -> Failure | None:
+    """Body of a Ray Train worker; `arguments["payload"]` is a Payload.
+
+    Returns:
+        Why a worker that trains alone failed, where starting it again would not help; Ray starts again what raises.
+    """
+    import ray.train
+    import ray.train.torch
+
+    payload: Payload = arguments["payload"]
+    context = ray.train.get_context()
+    device = str(ray.train.torch.get_device())
+    alone = context.get_world_size() == 1
+    notice = getattr(ray.train, "get_preemption_info", lambda: None)  # not in every version
+    try:
+        train_here(
+            payload,
+            rank=context.get_world_rank(),
+            alone=alone,
+            device=device,
+            send=ray.train.report,
+            taken_away=lambda: notice() is not None,
+        )
+    except Exception as error:
+        failure = Failure.of(error)
+        if alone and failure.rule.policy != "retry":
+            return failure
+        raise  # other ranks would wait for this one, so Ray has to end them, and starts all of them again
+    return None
+
+
+def train_here(
+    payload: Payload,
+    *,
+    device: str,
+    rank: int = 0,
+    alone: bool = True,
+    send: Send | None = None,
+    taken_away: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train in this process and leave the end in the run's folder; short of memory, go on with a split batch.
+
+    Args:
+        payload: What to train, and where.
+        device: Torch device.
+        rank: This process among those that train together, whose torch process group is up; rank 0 writes metrics.
+        alone: Whether it is the only one. Several cannot try again by themselves: the error tells Ray to start them.
+        send: Gets the metrics of every evaluation, on every rank; of the last one when the run is finished. A run that
+            was finished before only sends them again.
+        taken_away: Tells whether one of the machines will go soon; waits for all ranks, which ask equally often.
+
+    Raises:
+        PreemptedError: the state is saved because a machine will go; the run is to go on elsewhere.
+        StorageError: the run's folder cannot be written, so nothing there tells how the run ended.
+        Exception: what the loop raised.
+    """
+    folder = RunFolder(payload.folder)
+    while True:
+        try:
+            reporter = FileReporter(folder, payload, rank, alone, send, taken_away)
+            _train_once(reporter, device)
+            return
+        except PreemptedError:
+            raise
+        except Exception as error:
+            is_split = _write_failure(payload, folder, error)
+            if not (is_split and alone):
+                raise
+            logger.warning("%s: %s; going on from the last checkpoint", folder.path.name, error)
+        _free_memory()
+
+
+def _write_failure(payload: Payload, folder: RunFolder, error: Exception) -> bool:
+    """Leave a failure in the run's folder: as its end, or as the reason for going on with a split batch.
+
+    Returns:
+        Whether the batch was split.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    with contextlib.suppress(OSError, StorageError):
+        text = hide("".join(traceback.format_exception(error)))
+        write_atomic(folder.path / "traceback.txt", text, durable=False)
+    try:
+        if split_batch(payload.spec, folder, Failure.of(error)):
+            return True
+        folder.finish("failed", error)
+    except StorageError as fault:
+        raise fault from error
+    return False
+
+
+def _train_once(reporter: FileReporter, device: str) -> None:
+    payload, folder = reporter.payload, reporter.folder
+    status = folder.stored()
+    if status.status in ("stopped", "interrupted"):
+        return  # Ray tries again after any error, and may do so after a stop; the end stays
+    failure = status.failure
+    if status.status == "failed" and failure and failure.rule.policy == "stop" and (reporter.alone or failure.is_ours):
+        return
+    if status.status == "finished":  # its process was lost before Ray heard of the end
+        reporter.finish(status.step, status.metrics)
+        return
+    if reporter.rank == 0:
+        folder.update(status="running", started=status.started or time.time(), failure=None)
+        write_environment(folder, device=device)
+    try:
+        with folder.training() if reporter.rank == 0 else contextlib.nullcontext():
+            result = _train(payload, reporter, device, accumulate=status.accumulate)
+    except SystemExit:  # how Tune ends a trial that its scheduler stopped
+        folder.finish("stopped")
+        raise
+    except KeyboardInterrupt:
+        folder.finish("interrupted")
+        raise
+    if result.step >= payload.spec.train.steps:
+        reporter.finish(result.step, result.metrics)
+    elif folder.stop_requested():
+        folder.finish("interrupted")
+    else:
+        notice = PreemptedError(f"a machine will be taken away; the state of step {result.step} is saved")
+        if reporter.rank == 0:
+            folder.note_retry(Failure.of(notice), "other machines go on from there")
+        raise notice
+
+
+def split_batch(spec: RunSpec, folder: RunFolder, failure: Failure) -> bool:
+    """Have the run go on with each worker's batch in twice as many parts, if that can help; the global batch stays.
+
+    Returns:
+        Whether it is worth another try; False too where every image is a part already.
+    """
+    parts = 2 * (folder.stored().accumulate or spec.train.accumulate)
+    if failure.rule.policy != "halve" or parts > spec.train.batch_size // spec.resources.workers:
+        return False
+    folder.note_retry(failure, f"each worker's batch in {parts} parts", accumulate=parts)
+    return True
+
+
+def _free_memory() -> None:
+    """Give back what a failed attempt held."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _train(payload: Payload, reporter: FileReporter, device: str, *, accumulate: int | None) -> Progress:
+    train_fn = payload.train_fn
+    if train_fn is None:
+        from boxseg.build import run_training
+
+        train_fn = run_training
+    spec = payload.spec
+    config = BoxSegConfig(**spec.model_dump(include=set(BoxSegConfig.model_fields)))
+    if accumulate is not None:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": accumulate})})
+    return train_fn(
+        config,
+        folder=payload.folder,
+        data_root=payload.data_root,
+        reporter=reporter,
+        device=device,
+        threads=max(1, int(spec.resources.cpus_per_worker)),
+        criterion=payload.criterion,
+    )
+
+
+@dataclass
+class FileReporter:
+    """Writes reports to the run's folder (rank 0) and passes evaluations to Ray (every rank).
+
+    The evaluation of the last step is passed on by `finish` instead, so that a trial scheduler cannot end a run between
+    its last evaluation and its end.
+    """
+
+    folder: RunFolder
+    payload: Payload
+    rank: int = 0
+    alone: bool = True
+    """Whether this is the only process of the run."""
+    send: Send | None = None
+    taken_away: Callable[[], bool] = lambda: False
+    """Tells whether a machine will go soon; asked equally often on every rank."""
+    _system: SystemMeter = field(default_factory=SystemMeter)
+    _pulse: Pulse | None = None
+    _looked: float = 0.0
+    _stop: bool = False
+
+    def on_start(self, report: StartReport) -> None:
+        """Keep what the run took over from other weights."""
+        if self.rank == 0:
+            self.folder.update(start=str(report))
+
+    def on_update(self, step: int, metrics: dict[str, Tensor]) -> None:
+        """Write now and then how fast it goes and what the losses are, for people who watch."""
+        if self.rank == 0:
+            self._pulse = self._pulse or Pulse(self.folder, first_step=step)
+            self._pulse.beat(step, metrics)
+
+    def on_step(self, report: StepReport) -> None:
+        """Write the means of some steps, and now and then what this process takes from its machine."""
+        if self.rank == 0:
+            self.folder.report(report.step, report.metrics)
+            if system := self._system.sample():
+                self.folder.append_metrics(report.step, system)
+
+    def on_eval(self, report: EvalReport) -> None:
+        """Write an evaluation and tell Ray.
+
+        Raises:
+            ConfigError: the metric that decides is not reported, as data or settings leave it out. One of `health/`
+                needs masks that the network finds, which may come with a later evaluation.
+        """
+        metric = self.payload.metric
+        may_be_missing = metric is None or metric.startswith("health/")
+        if not may_be_missing and metric not in {*report.metrics, *self.folder.stored().metrics}:
+            raise ConfigError(
+                f"sweep.metric {metric} is not reported; choose one of {', '.join(sorted(report.metrics))}"
+            )
+        if self.rank == 0:
+            write = self.folder.report_again if report.is_repeated else self.folder.report
+            write(report.step, report.metrics, is_best=report.is_best)
+        if report.step < self.payload.spec.train.steps:
+            self._pass_on(report.step, report.metrics)
+
+    def should_stop(self) -> bool:
+        """True once somebody asked for a stop in the run's folder, or a machine will be taken away."""
+        due = time.monotonic() - self._looked > STOP_POLL_S
+        leaving = (due or not self.alone) and self.taken_away()  # other ranks would wait for this one
+        if due and not self._stop:
+            self._stop = self.folder.stop_requested()
+            self._looked = time.monotonic()
+        return self._stop or leaving
+
+    def finish(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the end before Ray hears of it: a scheduler may kill this process as soon as it knows."""
+        if self.rank == 0:
+            self.folder.finish("finished")
+        self._pass_on(step, metrics)
+
+    def _pass_on(self, step: int, metrics: dict[str, float]) -> None:
+        """Tell Ray; a deciding metric that is absent or not finite becomes the worst value."""
+        if self.send is None:
+            return
+        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        metric = self.payload.metric
+        if metric is not None and metric not in finite:
+            finite[metric] = self.payload.criterion.worst
+        self.send({**finite, "step": step})

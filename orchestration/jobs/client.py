@@ -1,0 +1,278 @@
+"""boxseg commands as jobs on a Ray cluster: submit, look, follow, stop; over Ray's Jobs API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from boxseg.errors import ConfigError
+from orchestration.errors import ExitCode, ResourceError
+from orchestration.execute.access import ANSWER_S, choose_mode, is_loopback, read_token
+from orchestration.jobs.upload import Upload
+from orchestration.record.run_folder import new_id
+from orchestration.record.scratch import scratch_folder
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+POLL_S = 0.5
+"""Time between two looks at a job [s]."""
+PATIENCE_S = 60.0
+"""How long a cluster may be silent while a job is followed, or without an agent for a new one [s]."""
+STOP_S = 90
+"""How long a job may take to save its state before Ray kills it [s]; longer than a run's own grace."""
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the cluster knows it."""
+
+    id: str
+    status: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    command: str
+    started: float | None
+    """Seconds since 1970."""
+    ended: float | None
+    exit_code: int | None
+    message: str
+    storage: str | None
+    """Folder with the job's state and log, as the cluster sees it."""
+
+    @property
+    def mirrored(self) -> int:
+        """Exit code for who waited: the job's own; interrupted where it was stopped."""
+        if self.status == "STOPPED":
+            return ExitCode.INTERRUPTED
+        return ExitCode.DONE if self.status == "SUCCEEDED" else self.exit_code or ExitCode.FAILED
+
+
+class Cluster:
+    """A Ray cluster that takes jobs.
+
+    Args:
+        address: `http(s)://HOST:PORT` of its dashboard; null: RAY_ADDRESS, else port 8265 of this machine.
+        insecure: Accept a cluster elsewhere that lets everybody in.
+
+    Raises:
+        ConfigError: the address is not that of a dashboard.
+        ResourceError: the cluster does not answer, or refuses us, or is elsewhere and there is no token for it.
+    """
+
+    def __init__(self, address: str | None = None, *, insecure: bool = False) -> None:
+        self.address = _dashboard_address(address or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS)
+        self._mode = choose_mode(self.address, insecure=insecure)
+        _check_access(self.address, read_token() if self._mode == "token" else None)
+        self._client = _make_client(self.address)
+
+    def check_storage(self, storage: Path, uploaded: Path) -> None:
+        """Refuse a storage inside of the uploaded folder, unless the cluster is this machine.
+
+        Raises:
+            ConfigError: names the storage and the way out.
+        """
+        if storage.is_relative_to(uploaded) and not is_loopback(self.address):
+            raise ConfigError(
+                f"storage: {storage} lies in the folder that is uploaded, which nodes elsewhere do not have; name a "
+                "folder that every node sees with --storage DIR"
+            )
+
+    def submit(self, upload: Upload, arguments: list[str], *, name: str, folder: Path, python: str = "python") -> str:
+        """Upload files and start a boxseg command among them; gives the job's id.
+
+        Args:
+            upload: Files that the command runs among.
+            arguments: The command, as in `["sweep", "EXP.yaml"]`; paths relative to the upload's folder.
+            name: Start of the id.
+            folder: Folder on the cluster's storage for the folders of jobs, which hold state and log.
+            python: Interpreter on the cluster that has boxseg and Ray.
+        """
+        id = f"{name}-{new_id()}"
+        entry = [python, "-u", "-m", "orchestration.jobs.entry", str(folder / id), *arguments]
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
+        if self._mode == "disabled":
+            variables["RAY_AUTH_MODE"] = "disabled"
+        deadline = time.monotonic() + PATIENCE_S
+        with scratch_folder("upload") as scratch, _told(self.address):
+            archive = scratch / "files.zip"  # of a folder Ray would leave out what .gitignore and .rayignore name
+            upload.pack(archive)
+            while True:
+                try:
+                    self._client.submit_job(
+                        entrypoint=shlex.join(entry),
+                        submission_id=id,
+                        runtime_env={"working_dir": str(archive), "env_vars": variables},
+                        metadata={"command": shlex.join(["boxseg", *arguments]), "storage": str(folder / id)},
+                    )
+                    return id
+                except RuntimeError as error:  # where a cluster has only just started no agent takes jobs yet
+                    if "No available agent" not in str(error) or time.monotonic() > deadline:
+                        raise
+                time.sleep(POLL_S)
+
+    def jobs(self) -> list[Job]:
+        """All jobs that were submitted, newest first."""
+        with _told(self.address):
+            found = [_job(each) for each in self._client.list_jobs() if each.submission_id]
+        return sorted(found, key=lambda job: job.started or 0, reverse=True)
+
+    def job(self, id: str) -> Job:
+        """One job, by its id or the unique start of it.
+
+        Raises:
+            ConfigError: no job or more than one fits.
+        """
+        found = [job for job in self.jobs() if job.id.startswith(id)]
+        exact = [job for job in found if job.id == id]
+        if len(exact or found) != 1:
+            known = ", ".join(job.id for job in found[:5]) if found else "no job"
+            raise ConfigError(f"{id}: {known} of {self.address} begins like this; `boxseg jobs ls` lists all")
+        return (exact or found)[0]
+
+    def logs(self, id: str) -> str:
+        """All that a job has printed so far."""
+        with _told(self.address):
+            return self._client.get_job_logs(id)
+
+    def follow(self, id: str, write: Callable[[str], Any]) -> Job:
+        """Pass on what a job prints until it ends, over short losses of the connection.
+
+        Raises:
+            ResourceError: the cluster has been silent for a minute; the job may still run.
+        """
+        written, heard = 0, time.monotonic()
+        while True:
+            try:
+                job = self.job(id)
+                if job.status != "PENDING":
+                    for text in self._tail(id, skip=written):
+                        written += len(text)
+                        heard = time.monotonic()
+                        write(text)
+                    job = self.job(id)
+                if job.status in ENDED:
+                    write(self.logs(id)[written:])
+                    return job
+                heard = time.monotonic()
+            except (ResourceError, OSError, RuntimeError) as error:
+                if time.monotonic() - heard > PATIENCE_S:
+                    raise ResourceError(
+                        f"{self.address} has not answered for {PATIENCE_S:.0f} s: {error}; {id} may still run: try "
+                        f"`boxseg jobs logs {id} --follow` later"
+                    ) from error
+            time.sleep(POLL_S)
+
+    def stop(self, id: str) -> Job:
+        """Ask a job to save its state and end; waits for that.
+
+        Raises:
+            ResourceError: it still runs after the time in which Ray should have killed it.
+        """
+        with _told(self.address):
+            self._client.stop_job(id)
+        deadline = time.monotonic() + STOP_S + 30
+        while (job := self.job(id)).status not in ENDED:
+            if time.monotonic() > deadline:
+                raise ResourceError(
+                    f"{id} is still {job.status} {STOP_S + 30} s after it was to stop; see `boxseg jobs logs {id}` and "
+                    "ask again, or end its process on the cluster"
+                )
+            time.sleep(POLL_S)
+        return job
+
+    def _tail(self, id: str, *, skip: int) -> Iterator[str]:
+        """What a job prints, from a number of characters on, as long as the connection lasts and the job runs."""
+        with asyncio.Runner() as runner:
+            chunks: Any = self._client.tail_job_logs(id)
+            try:
+                while (text := runner.run(_next(chunks))) is not None:
+                    skipped = min(skip, len(text))
+                    skip -= skipped
+                    yield text[skipped:]
+            finally:
+                runner.run(chunks.aclose())
+
+
+async def _next(chunks: Any) -> str | None:
+    return await anext(chunks, None)
+
+
+def _dashboard_address(address: str) -> str:
+    given = address if "://" in address else f"http://{address}"
+    parts = urlsplit(given)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        raise ConfigError(f"{address}: jobs go to Ray's dashboard; give its address, as in {DEFAULT_ADDRESS}")
+    return given.rstrip("/")
+
+
+def _check_access(address: str, token: str | None) -> None:
+    """Ask the dashboard for its version: Ray's own client would wait for minutes, and tell less."""
+    parts = urlsplit(address)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=ANSWER_S)
+    try:
+        connection.request("GET", "/api/version", headers={"Authorization": f"Bearer {token}"} if token else {})
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        raise ResourceError(
+            f"no Ray dashboard answers at {address} ({error or type(error).__name__}); start the cluster, or name its "
+            f"dashboard with --address or RAY_ADDRESS, as in {DEFAULT_ADDRESS}"
+        ) from error
+    finally:
+        connection.close()
+    if status in (401, 403):
+        given = "does not know our token" if token else "wants a token, and there is none"
+        raise ResourceError(
+            f"{address} refused us: it {given}; give the cluster's own in RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
+        )
+    if status != 200:
+        raise ResourceError(f"{address} answers with HTTP status {status}, unlike a Ray dashboard; check the address")
+
+
+def _make_client(address: str) -> JobSubmissionClient:
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # otherwise Ray would take RAY_ADDRESS instead
+    from ray.dashboard.modules import dashboard_sdk
+    from ray.dashboard.modules.job import sdk
+
+    for module in (dashboard_sdk, sdk):
+        module.logger.setLevel(logging.ERROR)
+    with _told(address):
+        return sdk.JobSubmissionClient(address)
+
+
+@contextlib.contextmanager
+def _told(address: str) -> Iterator[None]:
+    """Errors of Ray's client as ours."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise ResourceError(
+            f"the cluster at {address} did not do it: {str(error).strip()[-2000:]}; `boxseg jobs ls` tells whether it "
+            "answers, and which jobs it has"
+        ) from error
+
+
+def _job(details: Any) -> Job:
+    about = details.metadata or {}
+    return Job(
+        id=details.submission_id,
+        status=str(details.status.value if hasattr(details.status, "value") else details.status),
+        command=about.get("command", details.entrypoint),
+        started=details.start_time and details.start_time / 1000,
+        ended=details.end_time and details.end_time / 1000,
+        exit_code=details.driver_exit_code,
+        message=(details.message or "").strip(),
+        storage=about.get("storage"),
+    )

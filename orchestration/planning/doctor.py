@@ -1,0 +1,131 @@
+"""What works on this machine: packages, GPU, disk, Ray and the doors it opens; each fault with one way out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from boxseg.errors import BoxSegError
+from orchestration.planning.preflight import check_storage, free_bytes
+
+FLOORS = {"torch": "2.10", "torchvision": "0.25", "ray": "2.54", "mlflow": "3.13"}
+"""Package -> oldest version that works."""
+EXTRAS = {
+    "onnxruntime": "export --format onnx needs it: pip install -e '.[onnx]'",
+}
+"""Optional package -> what it is for, and how to get it."""
+IMPORT_S = 120
+"""How long a package may take to load [s]."""
+START_S = 240
+"""How long Ray may take to start, tries and all [s]."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    found: str
+    fix: str | None = None
+    """How to put it right; None if nothing is wrong."""
+    fatal: bool = True
+    """False: boxseg works without."""
+
+
+def examine(storage: Path) -> Iterator[Finding]:
+    """Look at everything, quick things first; Ray is started and ended, and nothing is left behind."""
+    yield Finding("python", platform.python_version())  # pip refuses one that is too old
+    yield _disk(storage)
+    yield _ray_token()
+    yield _ray_auth()
+    for package, told in EXTRAS.items():
+        found = _version(package)
+        yield Finding(package, found or "not installed", None if found else told, fatal=False)
+    for package, floor in FLOORS.items():
+        yield _package(package, floor)
+    yield _gpu()
+    yield _ray_start()
+
+
+def _disk(storage: Path) -> Finding:
+    free = f"{storage.absolute()}: {free_bytes(storage) / 1e9:.1f} GB free"
+    try:
+        check_storage(storage)
+    except BoxSegError as fault:
+        return Finding("storage", free, f"{fault}; or with --storage")
+    return Finding("storage", free)
+
+
+def _ray_token() -> Finding:
+    path = Path.home() / ".ray" / "auth_token"
+    if not path.exists():
+        return Finding("ray token", "none stored")
+    is_open = path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    fix = f"others on this machine can read it: chmod 600 {path}" if is_open else None
+    return Finding("ray token", str(path), fix, fatal=False)
+
+
+def _ray_auth() -> Finding:
+    mode = os.environ.get("RAY_AUTH_MODE")
+    fix = "anyone who reaches Ray's ports can run code: unset RAY_AUTH_MODE" if mode == "disabled" else None
+    return Finding("ray access", mode or "by token", fix, fatal=False)
+
+
+def _package(package: str, floor: str) -> Finding:
+    found = _version(package)
+    if found is None:
+        return Finding(package, "not installed", "make install, or pip install -c constraints.txt -e .")
+    if _numbers(found) < _numbers(floor):
+        return Finding(package, f"{found}, older than {floor}", f"pip install -c constraints.txt '{package}>={floor}'")
+    problem = _run_python(f"import {package}")
+    return Finding(package, problem or found, problem and f"it does not load: pip install --force-reinstall {package}")
+
+
+def _gpu() -> Finding:
+    """Whether torch can use the GPU that the machine has, if any."""
+    if shutil.which("nvidia-smi") is None:
+        return Finding("gpu", "none; runs use CPU cores")
+    problem = _run_python("import torch; torch.ones(1, device='cuda') + 1")
+    fix = "install a torch wheel for the driver that nvidia-smi shows (pytorch.org lists them)"
+    return Finding("gpu", problem or "works", problem and fix, fatal=False)
+
+
+def _ray_start() -> Finding:
+    """Whether the Ray starts that a sweep on this machine begins with."""
+    began = time.monotonic()
+    problem = _run_python("from orchestration.execute.session import start_briefly; start_briefly()", START_S)
+    if problem is None:
+        return Finding("ray starts", f"within {time.monotonic() - began:.0f} s")
+    told = problem.removeprefix("orchestration.errors.ResourceError: ")
+    fix = "run sweeps when less runs on this machine, or on a cluster (resources.address); `train` with one worker on "
+    return Finding("ray starts", told, f"{fix}CPU cores works without Ray")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in text.split(".")[:2])
+
+
+def _run_python(program: str, limit_s: float = IMPORT_S) -> str | None:
+    """The last line of what a Python program of its own complained about; None if it ended well."""
+    try:
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        return f"takes longer than {limit_s:.0f} s"
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["crashed"])[-1]

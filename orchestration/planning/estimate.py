@@ -1,0 +1,136 @@
+"""What a run should take: counts of the network's work, scaled from runs that were measured; loads no torch.
+
+The counts are multiply-adds and stored values per pixel, of backbone and detection heads, where nearly all of them are.
+What they leave out (frozen layers keep less, weights and optimizer take memory and time) mostly cancels in the ratio to
+the published run of the same method. Measured runs are better: see `orchestration.planning.plan`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+
+from boxseg.config.method import BoxSegConfig
+from orchestration.config.spec import RunSpec
+
+REFERENCE = BoxSegConfig.model_validate(
+    {"profile": "official", "train": {"image_size": tuple(range(480, 801, 32)), "precision": "fp32"}}
+)
+REFERENCE_NAME = "the released VOC run (R-50, fp32, 16 images on 4 V100: 0.81 s and 10.95 GB each)"
+REFERENCE_GPU_S = 4 * 0.81 / 16
+"""GPU seconds for each image."""
+REFERENCE_BYTES = 10.95e9
+REFERENCE_IMAGES = 4
+"""Images of a GPU in one update."""
+PHOTO_ASPECT = 4 / 3
+"""Long side over short side where no annotation file tells."""
+MEMORY_ERROR, TIME_ERROR = 0.4, 0.5
+"""How far the estimates may be off, as a share: judgement, not measurement."""
+
+
+@dataclass(frozen=True)
+class BackboneCost:
+    """Published figures of a classifier at 224 px."""
+
+    macs: float
+    """Thousand millions of multiply-adds."""
+    activations: float
+    """Millions of values that its convolutions give."""
+
+
+BACKBONE_COSTS = {
+    "resnet18": BackboneCost(1.8, 2.5),
+    "resnet34": BackboneCost(3.7, 3.7),
+    "resnet50": BackboneCost(4.1, 11.1),
+    "resnet101": BackboneCost(7.8, 16.2),
+    "efficientnet_lite0": BackboneCost(0.4, 6.7),
+    "timm/convnext_tiny": BackboneCost(4.5, 13.4),
+}
+"""From the model cards of timm."""
+ON_RECORD = [f"condinst {name}" for name in BACKBONE_COSTS]
+"""Networks whose work is counted here."""
+CARD_PIXELS = 224**2
+CELLS = sum(1 / stride**2 for stride in (8, 16, 32, 64, 128))
+"""Cells of all pyramid levels per pixel."""
+CORE_MACS_PER_S = 16e9
+"""Multiply-adds of an update on one core of 2026, and the rest of it [s]: fits the runs of docs/results.md, and small
+ones, to within a factor of two."""
+CORE_REST_S = 0.2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run on GPUs should take."""
+
+    gpu_bytes: float
+    """Peak memory of each worker's GPU."""
+    step_s: float
+    """Seconds per update on GPUs like the published run's."""
+    basis: str
+    """Where the numbers come from and how far they may be off."""
+
+
+def estimate(spec: RunSpec, *, aspect: float | None) -> Estimate | None:
+    """Memory and time of a run on GPUs; None without GPUs, or for a network that is not ON_RECORD.
+
+    Args:
+        aspect: Mean of long side over short side of the training images; None: `PHOTO_ASPECT`.
+    """
+    if not spec.resources.gpus_per_worker or f"{spec.model.kind} {spec.model.backbone}" not in ON_RECORD:
+        return None
+    per_worker = spec.train.batch_size / spec.resources.workers
+    own, published = _count(spec, aspect or PHOTO_ASPECT), _count(REFERENCE, PHOTO_ASPECT)
+    work = own[0] / published[0]
+    memory = own[1] * per_worker / (published[1] * REFERENCE_IMAGES)
+    return Estimate(
+        gpu_bytes=REFERENCE_BYTES * memory,
+        step_s=REFERENCE_GPU_S * work * per_worker,
+        basis=(
+            f"counted from {REFERENCE_NAME}: x{work:.2f} in multiply-adds per image and x{memory:.2f} in bytes per GPU "
+            f"({per_worker:g} images each); memory may be off by {MEMORY_ERROR:.0%}, time by {TIME_ERROR:.0%}, and "
+            "newer GPUs are several times faster: a short run measures it"
+        ),
+    )
+
+
+def estimate_on_cpu(spec: RunSpec, *, aspect: float | None) -> tuple[float, str] | None:
+    """Seconds per update of a run on CPU cores, and where they come from.
+
+    None with GPUs, or for a network that is not ON_RECORD.
+
+    Args:
+        aspect: As for `estimate`.
+    """
+    resources = spec.resources
+    if resources.gpus_per_worker or f"{spec.model.kind} {spec.model.backbone}" not in ON_RECORD:
+        return None
+    threads = max(1, int(resources.cpus_per_worker))
+    macs = _count(spec, aspect or PHOTO_ASPECT)[0] * spec.train.batch_size / resources.workers
+    step_s = CORE_REST_S + macs / (CORE_MACS_PER_S * threads**0.8)
+    basis = (
+        f"by size ({macs:.2g} multiply-adds an update, {threads} core{'s' if threads > 1 else ''} a worker), without "
+        "evaluations; may be off by a factor of two: a short run measures it"
+    )
+    return step_s, basis
+
+
+def _count(config: BoxSegConfig, aspect: float) -> tuple[float, float]:
+    """Of one image: multiply-adds (forwards, twice that backwards, the teacher's), and bytes kept for the way back."""
+    cost, width, towers = BACKBONE_COSTS[config.model.backbone], config.model.channels, 2 * config.model.tower_convs
+    train, teacher = config.train, config.teacher
+    macs = cost.macs * 1e9 / CARD_PIXELS + (towers + 2) * 9 * width**2 * CELLS  # one convolution before, one behind
+    # two or three values for each convolution: norm and activation
+    network = 2 * cost.activations * 1e6 / CARD_PIXELS + (2 + 3 * towers) * width * CELLS
+    losses = config.cond.max_per_image * (4 * 8 + 4) / 4**2  # maps of eight neighbours in the pairwise term
+    pixels = [_pixels(side, train.max_size, aspect) for side in train.short_sides]
+    seen = 3 * fmean(pixels)
+    if teacher.on:
+        resized = teacher.resize_short
+        seen += fmean(pixels) if resized is None else _pixels(resized, teacher.resize_long, aspect)
+    return seen * macs, max(pixels) * ((4 if train.precision == "fp32" else 2) * network + 4 * losses)
+
+
+def _pixels(short: int, longest: int, aspect: float) -> float:
+    """Area of a view [px]."""
+    short_side = min(short, longest / aspect)
+    return short_side**2 * aspect

@@ -1,0 +1,89 @@
+"""What `boxseg label` and `boxseg eval` are to work with, looked at before torch is loaded and anything written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from boxseg.coco.checks import check_entries, read_well_formed
+from boxseg.coco.classes import require_shared_class
+from boxseg.coco.odd_entries import LISTED_ONCE
+from boxseg.coco.segmentations import MASKS_RULE
+from boxseg.config.method import CocoSource
+from boxseg.engine.checkpoint import load_about
+from boxseg.errors import ConfigError, DataError
+from boxseg.files.images import require_some_image
+from boxseg.files.reading import plain_file
+from orchestration.record.find_runs import find_trained
+
+logger = logging.getLogger(__name__)
+
+OF_FILE = "file:"
+SOURCES = ("run", "grabcut", "box")
+
+
+def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
+    """Names of the classes of a data set; what is odd about its entries is logged.
+
+    Args:
+        source: Images and annotation file.
+        to_evaluate: Whether its masks are what others are measured with.
+
+    Raises:
+        DataError: the annotation file is damaged, or lists a file twice.
+        ConfigError: none of its images is in the folder.
+    """
+    content = read_well_formed(source.annotations, whole=False)
+    require_some_image(source, content["images"])
+    for fault in check_entries(source.annotations, training=not to_evaluate):
+        if fault.fatal and fault.rule == LISTED_ONCE:
+            raise DataError(str(fault))
+        logger.warning("%s", fault)
+    return [category["name"] for category in sorted(content["categories"], key=lambda category: category["id"])]
+
+
+def check_sources(names: Sequence[str], *, run: str | None, fuse_with: Path | None, storage: Path) -> None:
+    """Refuse sources of masks that are none.
+
+    Raises:
+        ConfigError: a name is none of the sources, or names a run that is not there.
+        DataError: a file is missing.
+    """
+    for name in names:
+        path = name.removeprefix(OF_FILE)
+        if name not in SOURCES and (not name.startswith(OF_FILE) or not path):
+            raise ConfigError(f"--source {name or '(empty)'}: use run, grabcut, box or file:COCO.json")
+        if name not in SOURCES:
+            plain_file(Path(path), MASKS_RULE)
+        if name != "run" and fuse_with is not None:
+            raise ConfigError(
+                f"--fuse-with {fuse_with}: joins the candidates of a run, not --source {name}; leave one out"
+            )
+        if name == "run" and run is None:
+            raise ConfigError("--source run needs --run; `boxseg runs ls` lists runs")
+    if fuse_with is not None:
+        plain_file(fuse_with, MASKS_RULE)
+    if "run" in names and run is not None:
+        find_trained(storage, run)
+
+
+def check_detections(names: Sequence[str], *, classes: Sequence[str], data: Path, storage: Path) -> None:
+    """Refuse files of detections that are missing, and runs that are, or that know no class of the data.
+
+    Args:
+        names: Runs, or JSON files.
+        classes: Names of the classes of the data.
+        data: Annotation file.
+        storage: Where runs are kept.
+
+    Raises:
+        ConfigError: there is no such run, or none of its classes is one of the data.
+        DataError: a file is missing.
+    """
+    for name in names:
+        if name.endswith(".json"):
+            plain_file(Path(name), MASKS_RULE)
+        else:
+            about = load_about(find_trained(storage, name))
+            require_shared_class(about["classes"]["names"], classes, data)

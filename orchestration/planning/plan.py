@@ -1,0 +1,187 @@
+"""What a run or sweep would do and cost, worked out without starting anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from boxseg.coco.checks import read_well_formed
+from boxseg.config.method import CocoSource
+from boxseg.errors import BoxSegError
+from orchestration.config.spec import RunSpec, SweepSpec, load_run
+from orchestration.planning import preflight
+from orchestration.planning.estimate import ON_RECORD, Estimate, estimate, estimate_on_cpu
+from orchestration.record.find_runs import list_runs
+from orchestration.record.run_folder import RunFolder, RunStatus
+
+UNKNOWN = "unknown: no earlier run of this name and size under storage; run one short run first"
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """Counts of one data set; None where they are not known yet."""
+
+    source: str
+    """`toy`, or the annotation file."""
+    images: int | None = None
+    boxes: int | None = None
+    """Boxes that are not crowd regions."""
+    used_images: int | None = None
+    """Images with at least one such box: those that are trained on."""
+    classes: int | None = None
+    aspect: float | None = None
+    """Mean of long side over short side."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be done, and what it takes."""
+
+    name: str
+    kind: Literal["run", "sweep"]
+    train: DataPlan
+    val: DataPlan
+    trials: int
+    concurrency: int | None
+    """Trials at the same time; None where a cluster decides."""
+    workers: int
+    steps: int
+    """Updates of each trial."""
+    epochs: float | None
+    seconds: float | None
+    """Time of the whole, if no trial is stopped early."""
+    time_basis: str
+    """Where the time comes from."""
+    gpu_bytes: float | None
+    """Peak memory of each worker's GPU."""
+    gpu_basis: str
+    """Where that comes from; empty without GPUs."""
+    disk_bytes: int | None
+    """Checkpoints of all trials: the best and the last two of each."""
+    disk_basis: str
+    free_bytes: int
+    storage: Path
+    warnings: list[str]
+    """Where the settings do not fit the data."""
+    faults: list[BoxSegError]
+    """Why it would not start; empty if it would."""
+
+
+def make_plan(spec: RunSpec) -> Plan:
+    """Work out the plan of a run, or of a sweep if `spec` is one; reads data files and earlier runs, writes nothing."""
+    train = _data_plan(spec.data.train, toy_images=spec.data.toy.train_images)
+    trials = spec.sweep.num_trials if isinstance(spec, SweepSpec) else 1
+    concurrency = _concurrency(spec, trials)
+    earlier = list(_earlier_runs(spec))
+    step_s, time_basis = _step_time(earlier)
+    guess = estimate(spec, aspect=train.aspect)
+    if step_s is None and guess is not None:
+        step_s, time_basis = guess.step_s, guess.basis
+    if step_s is None and (by_size := estimate_on_cpu(spec, aspect=train.aspect)) is not None:
+        step_s, time_basis = by_size
+    seconds = None
+    if step_s is not None and concurrency is not None:
+        seconds = step_s * spec.train.steps * math.ceil(trials / concurrency)
+    checkpoint_bytes, disk_basis = _checkpoint_size(earlier)
+    return Plan(
+        name=spec.name,
+        kind="sweep" if isinstance(spec, SweepSpec) else "run",
+        train=train,
+        val=_data_plan(spec.data.val, toy_images=spec.data.toy.val_images),
+        trials=trials,
+        concurrency=concurrency,
+        workers=spec.resources.workers,
+        steps=spec.train.steps,
+        epochs=spec.train.steps * spec.train.batch_size / train.used_images if train.used_images else None,
+        seconds=seconds,
+        time_basis=time_basis,
+        gpu_bytes=None if guess is None else guess.gpu_bytes,
+        gpu_basis=_gpu_basis(spec, guess),
+        disk_bytes=None if checkpoint_bytes is None else checkpoint_bytes * trials,
+        disk_basis=disk_basis,
+        free_bytes=preflight.free_bytes(spec.storage),
+        storage=spec.storage,
+        warnings=preflight.warnings(spec),
+        faults=list(preflight.find_faults(spec)),
+    )
+
+
+def _data_plan(source: Literal["toy"] | CocoSource, *, toy_images: int) -> DataPlan:
+    if not isinstance(source, CocoSource):
+        return DataPlan("toy", images=toy_images, used_images=toy_images)
+    try:
+        content = read_well_formed(source.annotations, whole=False)
+    except BoxSegError:  # already among the faults
+        return DataPlan(str(source.annotations))
+    boxes = [each["image_id"] for each in content["annotations"] if not each.get("iscrowd")]
+    return DataPlan(
+        str(source.annotations),
+        images=len(content["images"]),
+        boxes=len(boxes),
+        used_images=len(set(boxes)),
+        classes=len(content["categories"]),
+        aspect=_mean_aspect(content["images"]),
+    )
+
+
+def _mean_aspect(images: list[dict[str, Any]]) -> float | None:
+    if not images:
+        return None
+    return fmean(max(each["width"], each["height"]) / min(each["width"], each["height"]) for each in images)
+
+
+def _gpu_basis(spec: RunSpec, guess: Estimate | None) -> str:
+    if guess is not None:
+        return guess.basis
+    if not spec.resources.gpus_per_worker:
+        return ""
+    return (
+        f"unknown: {spec.model.kind} {spec.model.backbone} is none of {', '.join(ON_RECORD)}, whose work is on record"
+    )
+
+
+def _concurrency(spec: RunSpec, trials: int) -> int | None:
+    if not isinstance(spec, SweepSpec):
+        return 1
+    if preflight.uses_cluster(spec):
+        return None if spec.sweep.concurrency is None else min(spec.sweep.concurrency, trials)
+    gpus = preflight.count_gpus() if spec.resources.gpus_per_worker else 0
+    return min(preflight.concurrency(spec, [{"CPU": preflight.count_cpus(), "GPU": gpus}]), trials)
+
+
+def _earlier_runs(spec: RunSpec) -> Iterator[RunStatus]:
+    """Runs of the same name and of work of the same size, newest first."""
+    for status in list_runs(spec.storage)[:100]:
+        if status.kind == "run" and status.name == spec.name:
+            try:
+                other = load_run(Path(status.folder) / "config.yaml")
+            except BoxSegError:
+                continue
+            if _work(other) == _work(spec):
+                yield status
+
+
+def _work(spec: RunSpec) -> tuple[Any, ...]:
+    """The settings that decide how long a step takes and how large a checkpoint is."""
+    model, train = spec.model, spec.train
+    return spec.method, model.kind, model.backbone, model.channels, train.image_size, train.batch_size, spec.resources
+
+
+def _step_time(earlier: list[RunStatus]) -> tuple[float | None, str]:
+    """Seconds per step of the newest run that came to an end, with its start and evaluation."""
+    for run in earlier:
+        if run.status in ("finished", "stopped") and run.started and run.ended and run.step:
+            return (run.ended - run.started) / run.step, f"as measured in run {run.id}, start and evaluation included"
+    return None, UNKNOWN
+
+
+def _checkpoint_size(earlier: list[RunStatus]) -> tuple[int | None, str]:
+    for run in earlier:
+        size = sum(path.stat().st_size for path in RunFolder(Path(run.folder)).best_checkpoint.glob("*"))
+        if size:
+            return 3 * size, f"run {run.id}, the best checkpoint and the last two of each trial"
+    return None, UNKNOWN

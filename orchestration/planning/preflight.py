@@ -1,0 +1,251 @@
+"""Cheap checks before anything starts: data, weights, cores, GPUs and storage; needs neither torch nor Ray."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from boxseg.coco.checks import MASK_AP_RULE, require_usable
+from boxseg.config.method import CocoSource
+from boxseg.data.fingerprint import take_fingerprint
+from boxseg.data.misfits import find_misfits
+from boxseg.errors import BoxSegError, CheckpointError, ConfigError, DataError
+from orchestration.config.space import Choice, corners
+from orchestration.config.spec import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, SweepSpec
+from orchestration.errors import ResourceError
+from orchestration.record.find_runs import find_start
+
+MIN_FREE_BYTES = 200_000_000
+"""Room for the checkpoints of the smallest network, with MLflow's files."""
+
+
+def check(spec: RunSpec) -> None:
+    """Refuse a run or sweep that could not work on this machine or with these files.
+
+    Raises:
+        ResourceError: more workers, CPU cores or GPUs than there are, or a full disk.
+        ConfigError: a file that a setting names is missing, or the storage cannot be written.
+        DataError: a data set has fatal faults.
+    """
+    for fault in find_faults(spec):
+        raise fault
+
+
+def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
+    """All that `check` could raise, quickest checks first; nothing is left behind on the disk."""
+    for look in (
+        _check_room,
+        lambda spec: check_storage(spec.storage),
+        _check_weights,
+        _check_score_thr,
+        _check_train_data,
+        _check_val_data,
+        _check_timm_name,
+        _check_start,
+    ):
+        try:
+            look(spec)
+        except BoxSegError as fault:
+            yield fault
+
+
+def warnings(spec: RunSpec) -> list[str]:
+    """Where the settings do not fit the training data, a sentence each; none where that cannot be read."""
+    if not isinstance(spec.data.train, CocoSource):
+        return []
+    try:
+        return list(find_misfits(spec, take_fingerprint(spec.data.train)))
+    except DataError:  # among the faults
+        return []
+
+
+def uses_cluster(spec: RunSpec) -> bool:
+    """Whether a running Ray cluster is named, so that this machine's size does not count."""
+    return (spec.resources.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+
+
+def runner_of(spec: RunSpec) -> Literal["inline", "ray_train"]:
+    """`resources.runner` with `auto` decided: Ray Train only for what one process on this machine's CPUs cannot do."""
+    resources = spec.resources
+    if resources.runner != "auto":
+        return resources.runner
+    return "ray_train" if resources.workers > 1 or resources.gpus_per_worker or uses_cluster(spec) else "inline"
+
+
+def count_cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that this process may use, counted without torch; 0 where the driver does not answer."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return 0
+    try:
+        listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listing.splitlines())
+
+
+def concurrency(spec: SweepSpec, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Trials at the same time: as many as the nodes (resource -> amount) hold, at most `sweep.concurrency`."""
+    fit_in = count_places(spec.resources, nodes) // spec.resources.workers
+    return max(1, min(fit_in, spec.sweep.concurrency or fit_in))
+
+
+def count_places(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Workers that find a place, each whole on one node, and a part of a GPU whole on one GPU."""
+
+    def on(node: Mapping[str, float]) -> int:
+        places = _times(node.get("CPU", 0), resources.cpus_per_worker)
+        gpus = resources.gpus_per_worker
+        if gpus >= 1:
+            places = min(places, _times(node.get("GPU", 0), gpus))
+        elif gpus > 0:
+            places = min(places, math.floor(node.get("GPU", 0)) * _times(1, gpus))
+        return places
+
+    return sum(map(on, nodes))
+
+
+def _times(have: float, need: float) -> int:
+    return math.floor(have / need + 1e-6)
+
+
+def free_bytes(storage: Path) -> int:
+    """Free space of the disk that holds, or will hold, the storage folder."""
+    return shutil.disk_usage(existing_parent(storage)).free
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself if it exists, else the closest folder above it that does."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if os.access(folder, os.F_OK))
+
+
+def _check_room(spec: RunSpec) -> None:
+    workers, resources = spec.resources.least_workers, spec.resources
+    needs = [("cpus_per_worker", "CPU cores", "lower one of them", count_cpus)]
+    if resources.gpus_per_worker:
+        needs.append(("gpus_per_worker", "GPUs", "set gpus_per_worker: 0 to use CPU cores", count_gpus))
+    for setting, unit, way_out, count in [] if uses_cluster(spec) else needs:
+        each, found = getattr(resources, setting), count()
+        if workers * each > found:
+            raise ResourceError(
+                f"resources: workers {workers} x {setting} {each:g} needs {workers * each:g} {unit}, but this machine "
+                f"has {found}; {way_out}, or name a cluster with resources.address"
+            )
+
+
+def check_storage(storage: Path) -> None:
+    """Refuse a storage folder that cannot be written, or whose disk is full.
+
+    Raises:
+        ConfigError: it cannot be written.
+        ResourceError: the disk is full.
+    """
+    folder = existing_parent(storage)
+    way_out = "name another folder in the file, or with --set storage=DIR"
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = "a file is in the way" if not folder.is_dir() else error.strerror
+        raise ConfigError(f"storage: {storage} cannot be written ({folder}: {reason}); {way_out}") from error
+    free = free_bytes(folder)
+    if free < MIN_FREE_BYTES:
+        need = f"a run needs {MIN_FREE_BYTES / 1e6:.0f} MB or more"
+        raise ResourceError(f"storage: the disk of {folder} has {free / 1e6:.0f} MB free; {need}; {way_out}")
+
+
+def _check_weights(spec: RunSpec) -> None:
+    weights = spec.model.weights
+    if weights not in ("auto", "imagenet", "none") and not Path(weights).is_file():
+        raise ConfigError(f"model.weights: {weights}: no such file; give a state dict, or one of auto, imagenet, none")
+
+
+def _check_start(spec: RunSpec) -> None:
+    """Whether the network can start from the weights that are named shows only once both are loaded."""
+    for each in _starts(spec):
+        found = find_start(each).model.start_from
+        if found is None:
+            continue
+        if not os.path.exists(found):  # noqa: PTH110 - False for any name at all
+            raise ConfigError(
+                f"model.start_from: {found}: no such run, checkpoint or file; `boxseg runs ls` lists runs"
+            )
+        from boxseg.build import check_start
+
+        try:
+            check_start(each, found)
+        except (CheckpointError, DataError) as error:
+            raise ConfigError(f"model.start_from: {error}") from error
+
+
+def _starts(spec: RunSpec) -> Iterator[RunSpec]:
+    """The settings, and those with other weights to start from that a sweep may choose."""
+    domain = spec.sweep.space.get("model.start_from") if isinstance(spec, SweepSpec) else None
+    if not isinstance(domain, Choice):
+        yield spec
+        return
+    for value in domain.choice:
+        yield spec.starting_from(None if value is None else Path(str(value)))
+
+
+def _check_score_thr(spec: RunSpec) -> None:
+    """Scores of candidates exceed sqrt(teacher.cand_score_thr) by themselves: thresholds up to there are alike.
+
+    Source: `method.md` section (k-12).
+    """
+    space = spec.sweep.space if isinstance(spec, SweepSpec) else {}
+    domain, floors = space.get("qam.score_thr"), space.get("teacher.cand_score_thr")
+    if domain is None:
+        return
+    floor = math.sqrt(min(map(float, corners(floors))) if floors else spec.teacher.cand_score_thr)
+    if isinstance(domain, Choice):
+        alike = sorted(value for value in set(map(float, domain.choice)) if value <= floor)
+    else:
+        alike = [value for value in (min(corners(domain)), floor) if value <= floor]
+    if len(set(alike)) > 1:
+        raise ConfigError(
+            f"sweep.space: qam.score_thr from {alike[0]:g} to {alike[-1]:g} trains alike: teacher.cand_score_thr "
+            f"leaves only candidates with scores above its root, {floor:.4g}; keep one value up to there"
+        )
+
+
+def _check_timm_name(spec: RunSpec) -> None:
+    """timm knows its names only once it is loaded, so this waits until the settings are sound."""
+    if spec.model.backbone.startswith("timm/"):
+        from boxseg.model.backbone import check_timm_name
+
+        check_timm_name(spec.model.backbone)
+
+
+def _check_train_data(spec: RunSpec) -> None:
+    if isinstance(spec.data.train, CocoSource):
+        require_usable(spec.data.train, training=True, use_masks=spec.data.use_masks != "never")
+
+
+def _check_val_data(spec: RunSpec) -> None:
+    if not isinstance(spec.data.val, CocoSource):
+        return
+    metric = spec.sweep.metric if isinstance(spec, SweepSpec) else None
+    needs_masks = metric is not None and metric not in NEEDS_NO_MASKS
+    if spec.data.val == spec.data.train and not needs_masks:
+        return  # looked at as training data, and meant to be without masks
+    faults = require_usable(spec.data.val, training=False)
+    missing_masks = [fault for fault in faults if fault.rule == MASK_AP_RULE]
+    if missing_masks and needs_masks:
+        raise ConfigError(
+            f"sweep.metric: {metric} needs drawn masks, but {missing_masks[0].file} "
+            f"{missing_masks[0].value}; add `segmentation`, or set sweep.metric: val/box_ap"
+        )

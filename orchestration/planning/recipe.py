@@ -1,0 +1,377 @@
+"""Settings for a data set and a machine, each with its reason: few rules, explained in docs/recipes.md; no torch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from boxseg.config.method import MAX_ENLARGEMENT, CocoSource
+from boxseg.data.fingerprint import Fingerprint
+from boxseg.data.misfits import PLAIN_CONTRAST, WINDOW_PX, color_threshold
+from orchestration.config.source import Source, assign, override
+from orchestration.config.spec import RunSpec, build_run
+from orchestration.planning.preflight import count_cpus, count_gpus
+from orchestration.words import show_bytes, show_duration
+
+OBJECT_PX = (64.0, 192.0)
+BATCH_SIZE = 4
+EVAL_OBJECT_PX = 64
+"""What the median object measures where whole images are looked at."""
+EVAL_SIDES = (128, 2048)
+"""Least and most of the short side then."""
+EVAL_TILE = 640
+"""Side of the tiles that larger images are looked at in then."""
+EVAL_IMAGES = 4
+WHOLE_SIZE = 800
+"""train.image_size as it is, which train.max_size must not be below although windows leave it without effect."""
+USUAL_STEPS = 1200
+"""Updates where no time is given."""
+LEAST_STEPS = 100
+LEAST_TRAINING = 0.5
+"""Share of the time that training gets, however many boxes there are to label."""
+SAVE_EVERY_S = 90
+"""Training time that a kill may cost at most, about."""
+FEWEST_MINUTES = 1.0
+MOST_CORES = 16
+"""Torch threads beyond this were never tried on batches of this size."""
+LEAST_MEMORY = 3 * 10**9
+"""Below, the batch is trained in two parts: 1.5 GB were measured for whole ones."""
+
+START_S = 20.0
+"""Loading, the last evaluation, writing labels and review page [s]."""
+CORE_STEP_S = 0.7
+"""An update of a recipe on one core of 2026 [s]; see docs/recipes.md."""
+CORE_BOX_S = 0.08
+"""A box labelled and drawn on one such core [s]."""
+GPU_SPEED = 12.0
+"""Such cores that a GPU counts for: judgement, never measured."""
+
+ASKED = "Asked for with --set."
+
+
+def name_after(data: Path) -> str:
+    """Name of the experiment for a data file or folder."""
+    return re.sub(r"[^\w.-]+", "-", data.absolute().stem).strip("-.") or "boxes"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run may use."""
+
+    cores: int
+    gpus: int
+    memory_bytes: int
+    has_bf16: bool = False
+    """Whether the processor computes in bf16 by itself."""
+
+    @classmethod
+    def here(cls, *, device: str = "auto") -> Machine:
+        """This machine; without its GPUs where `device` is cpu."""
+        gpus = 0 if device == "cpu" else count_gpus()
+        return cls(count_cpus(), gpus, psutil.virtual_memory().total, _has_bf16())
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of a run."""
+        return max(1, min(self.cores, MOST_CORES))
+
+    @property
+    def speed(self) -> float:
+        """How many single cores a run here counts for; more threads give less each."""
+        return GPU_SPEED if self.gpus else self.threads**0.8
+
+    def __str__(self) -> str:
+        cores = f"{self.cores} CPU core{'s' if self.cores > 1 else ''}"
+        return f"{cores}, {'a GPU' if self.gpus else 'no GPU'}, {show_bytes(self.memory_bytes)} of memory"
+
+
+def _has_bf16() -> bool:
+    """Whether Linux lists bf16 arithmetic among what this processor can do."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) is not None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting of a recipe."""
+
+    name: str
+    """As in `train.window`."""
+    value: Any
+    reason: str
+    """One sentence; empty where it goes with the choice before."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """What a recipe should take on a machine [s]."""
+
+    step_s: float
+    train_s: float
+    label_s: float
+    basis: str
+    """Where the numbers come from."""
+
+    @property
+    def total_s(self) -> float:
+        """From the command to its end."""
+        return START_S + self.train_s + self.label_s
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings for one data set and machine, as a sparse experiment file."""
+
+    title: list[str]
+    """What it is for, line by line."""
+    choices: list[Choice]
+    times: Times
+
+    @property
+    def steps(self) -> int:
+        """Updates of the run."""
+        steps = next(each.value for each in self.choices if each.name == "train.steps")
+        return steps if isinstance(steps, int) else 0  # what was asked for may be no number, and is refused later
+
+    def moved(self, before: Path, after: Path) -> Recipe:
+        """The same for files of one folder that are to be in another."""
+
+        def place(choice: Choice) -> Choice:
+            if not isinstance(choice.value, str) or not Path(choice.value).is_relative_to(before):
+                return choice
+            return replace(choice, value=str(after.absolute() / Path(choice.value).relative_to(before)))
+
+        return replace(self, choices=list(map(place, self.choices)))
+
+    def settings(self) -> dict[str, Any]:
+        """The choices as nested values."""
+        values: dict[str, Any] = {}
+        for choice in self.choices:
+            values = assign(values, choice.name.split("."), choice.value)
+        return values
+
+    def spec(self) -> RunSpec:
+        """The choices as settings of a run.
+
+        Raises:
+            ConfigError: what was asked for is no setting, or is not possible together.
+        """
+        asked = {tuple(each.name.split(".")): f"--set {each.name}" for each in self.choices if each.reason == ASKED}
+        return build_run(Source("recipe", self.settings(), asked))
+
+    def text(self) -> str:
+        """The experiment file, with the reason above each choice."""
+        lines = [f"# {line}".rstrip() for line in self.title]
+        reasons = {choice.name: choice.reason for choice in self.choices}
+        return "\n".join([*lines, *_yaml_lines(self.settings(), reasons)]) + "\n"
+
+
+def make_recipe(
+    train: CocoSource,
+    fingerprint: Fingerprint,
+    machine: Machine,
+    *,
+    name: str,
+    minutes: float | None = None,
+    step_s: float | None = None,
+    label_boxes: int = 0,
+    storage: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Recipe:
+    """Choose settings by the rules of docs/recipes.md.
+
+    Args:
+        train: Images and boxes to learn from.
+        fingerprint: Theirs.
+        machine: Where it will run.
+        name: Of the experiment.
+        minutes: Time for training and labelling; None: what `USUAL_STEPS` updates take.
+        step_s: Measured time of an update here [s]; None: estimated.
+        label_boxes: Boxes that are to be labelled in that time.
+        storage: Folder of runs, relative to the file; None: `runs` where the command is given.
+        overrides: `key=value` texts that win over the choices.
+
+    Raises:
+        ConfigError: an override is malformed.
+    """
+    times = _plan_times(machine, minutes=minutes, step_s=step_s, label_boxes=label_boxes)
+    chosen = [
+        *_data_choices(train, machine),
+        *_model_choices(),
+        *_train_choices(fingerprint, machine, times, minutes),
+        *_method_choices(fingerprint),
+        *_resource_choices(machine),
+    ]
+    chosen = [Choice("name", name, ""), *chosen, *([Choice("storage", storage, "")] if storage else [])]
+    title = [
+        f"Chosen for {train.annotations.name}; what each value rests on is told in docs/recipes.md.",
+        *(f"{what}: {told}" for what, told in fingerprint.told()),
+        f"machine: {machine}",
+    ]
+    made = Recipe(title, _with_overrides(chosen, overrides), times)
+    return replace(made, times=replace(times, train_s=made.steps * times.step_s))
+
+
+def _plan_times(machine: Machine, *, minutes: float | None, step_s: float | None, label_boxes: int) -> Times:
+    basis = "an update was timed here" if step_s is not None else f"estimated from {CORE_STEP_S:g} s on one core"
+    step_s = CORE_STEP_S / machine.speed if step_s is None else step_s
+    label_s = label_boxes * CORE_BOX_S / machine.speed
+    train_s = USUAL_STEPS * step_s
+    if minutes is not None:
+        whole = 60 * minutes
+        train_s = max(whole - START_S - label_s, LEAST_TRAINING * whole)
+    steps = max(_two_digits(train_s / step_s), LEAST_STEPS)
+    return Times(step_s, steps * step_s, label_s, basis)
+
+
+def _two_digits(number: float) -> int:
+    digits = max(math.floor(math.log10(max(number, 1))) - 1, 0)
+    return math.floor(number / 10**digits) * 10**digits
+
+
+def _data_choices(train: CocoSource, machine: Machine) -> Iterator[Choice]:
+    yield Choice("data.train.images", str(train.images.absolute()), "The boxes are all that is learnt from.")
+    yield Choice("data.train.annotations", str(train.annotations.absolute()), "")
+    told = (
+        "Boxes have no masks to measure with, so none are held out: a look at a few images tells that some are found."
+    )
+    yield Choice("data.val.images", str(train.images.absolute()), told)
+    yield Choice("data.val.annotations", str(train.annotations.absolute()), "")
+    yield Choice("data.max_val_images", EVAL_IMAGES, "")
+    if machine.gpus:
+        workers = max(1, min(8, machine.cores - 1))
+        yield Choice("data.loader_workers", workers, "The GPU is not to wait for images.")
+
+
+def _model_choices() -> Iterator[Choice]:
+    yield Choice("model.backbone", "efficientnet_lite0", "Its ImageNet weights come with the installation.")
+    yield Choice("model.frozen_stages", 3, "Early stages serve all pictures; the fewer learn, the faster an update.")
+    yield Choice("model.channels", 64, "Small heads learn in the few updates that there are.")
+    yield Choice("model.tower_convs", 2, "")
+    yield Choice("cond.branch_channels", 64, "")
+    yield Choice("cond.branch_convs", 2, "")
+    yield Choice("cond.max_per_image", 32, "")
+
+
+def _train_choices(fingerprint: Fingerprint, machine: Machine, times: Times, minutes: float | None) -> Iterator[Choice]:
+    steps = round(times.train_s / times.step_s)
+    told = f"About {show_duration(times.train_s)} at {times.step_s:.2g} s for an update ({times.basis})"
+    usual = "; no time was given" if minutes is None else f", of {minutes:g} minutes with labelling"
+    yield Choice("train.steps", steps, f"{told}{usual}.")
+    yield Choice("train.batch_size", BATCH_SIZE, "Windows are small, and in more of them losses are steadier.")
+    if machine.memory_bytes < LEAST_MEMORY:
+        yield Choice("train.accumulate", 2, f"In two parts, as there are {show_bytes(machine.memory_bytes)} of memory.")
+    sizes = fingerprint.object_px
+    yield Choice(
+        "train.window",
+        WINDOW_PX,
+        f"Windows around objects show boxes of {sizes.low:.0f} to {sizes.high:.0f} px at one scale, unlike images.",
+    )
+    yield Choice("train.object_size", list(OBJECT_PX), f"So an object has {OBJECT_PX[0] / 4:.0f} mask cells or more.")
+    eval_size, max_size = eval_sizes(fingerprint)
+    at_eval = float(sorted(fingerprint.sides.sizes_at(eval_size, max_size))[fingerprint.boxes // 2])
+    yield Choice(
+        "train.eval_size", eval_size, f"In whole images of this short side the median object has {at_eval:.0f} px."
+    )
+    yield Choice("train.max_size", max_size, "")
+    if max_size > 2 * EVAL_TILE:
+        yield Choice("train.eval_tile", EVAL_TILE, "Larger images are looked at in tiles, whatever memory there is.")
+    yield Choice("train.eval_every", steps, "Evaluated at the end alone: time is better spent on training.")
+    saves = max(round(SAVE_EVERY_S / times.step_s), 1)
+    yield Choice("train.save_every", min(saves, steps), "Saved now and then, so that a kill costs little.")
+    yield Choice("train.evaluate", "teacher", "The mean of the student's last states, and steadier than any of them.")
+    yield Choice("train.collapse_fill", None, "Nothing is saved by an alarm at the end; labels tell of filled boxes.")
+    yield Choice("train.panels", 0, "The review page shows more.")
+    yield Choice("train.channels_last", True, "Faster with this backbone.")
+    if machine.has_bf16 and not machine.gpus:
+        told = "This processor has bf16: an update takes two thirds of the time, and learns as much."
+        yield Choice("train.precision", "bf16", told)
+
+
+def eval_sizes(fingerprint: Fingerprint) -> tuple[int, int]:
+    """Short side at which the median object has `EVAL_OBJECT_PX`, and a limit for the long side that no image meets."""
+    sides = fingerprint.sides
+    relative = sorted((sides.longer_px / sides.short_px).tolist())[fingerprint.boxes // 2]
+    enlarged = MAX_ENLARGEMENT * fingerprint.image_px.median
+    short = min(max(EVAL_OBJECT_PX / relative, EVAL_SIDES[0]), EVAL_SIDES[1], enlarged)
+    eval_size = max(32 * round(short / 32), 64)
+    aspect = min(float((sides.long_px / sides.short_px).max()), 4.0)
+    return eval_size, max(32 * math.ceil(eval_size * aspect / 32), WHOLE_SIZE)
+
+
+def _method_choices(fingerprint: Fingerprint) -> Iterator[Choice]:
+    yield Choice("solver.optimizer", "adamw", "Learns in hundreds of updates, not in ten thousands.")
+    yield Choice("solver.lr", 0.001, "")
+    yield Choice("solver.weight_decay", 0.01, "")
+    yield Choice("solver.backbone_lr_scale", 0.1, "What ImageNet taught is to change slowly.")
+    yield Choice("solver.schedule", "cosine", "")
+    yield Choice("solver.warmup", 0.05, "")
+    yield Choice("boxinst.warmup", 0.3, "Colours have a say once masks are where their boxes are.")
+    colours = fingerprint.colours
+    if colours is not None and colours.contrast < PLAIN_CONTRAST:
+        told = f"Objects differ by {colours.contrast:.1f} from what is around them, so less counts as alike."
+        yield Choice("boxinst.color_thr", color_threshold(colours.contrast), told)
+
+
+def _resource_choices(machine: Machine) -> Iterator[Choice]:
+    told = "All that this machine has, in the command's own process."
+    if machine.cores > MOST_CORES:
+        told = f"More than {MOST_CORES} threads have little to do with so small a network."
+    yield Choice("resources.cpus_per_worker", machine.threads, told)
+    if machine.gpus:
+        yield Choice("resources.gpus_per_worker", 1, "")
+    yield Choice("resources.runner", "inline", "")
+
+
+def _with_overrides(choices: list[Choice], overrides: Sequence[str]) -> list[Choice]:
+    """The choices with what was asked for in place, and what else was asked for after them."""
+    asked = functools.reduce(override, overrides, Source("--set", {}, {})).values
+    values = dict(_leaves(asked, ()))
+    kept = [
+        replace(each, value=values.pop(each.name), reason=ASKED) if each.name in values else each for each in choices
+    ]
+    return kept + [Choice(name, value, ASKED) for name, value in values.items()]
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, str(key)))
+    else:
+        yield ".".join(path), value
+
+
+def _yaml_lines(values: dict[str, Any], reasons: dict[str, str], path: tuple[str, ...] = ()) -> Iterator[str]:
+    indent = "  " * len(path)
+    for key, value in values.items():
+        name = ".".join((*path, key))
+        if reason := reasons.get(name):
+            for line in textwrap.wrap(reason, width=116 - len(indent)):
+                yield f"{indent}# {line}"
+        if isinstance(value, dict):
+            yield from [""] if not path else []
+            yield f"{indent}{key}:"
+            yield from _yaml_lines(value, reasons, (*path, key))
+        else:
+            yield f"{indent}{key}: {_yaml_value(value)}"
+
+
+def _yaml_value(value: Any) -> str:
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_/][\w./-]*", value) and value not in _WORDS
+    return value if plain else json.dumps(value)
+
+
+_WORDS = ("true", "false", "null", "True", "False", "Null", "TRUE", "FALSE", "NULL")
+"""Texts that YAML takes for something else."""

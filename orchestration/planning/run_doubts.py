@@ -1,0 +1,59 @@
+"""What speaks against a run before its masks are taken for labels; needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from boxseg.coco.classes import ABSENT, SHOWN, find_labels
+from boxseg.engine.checkpoint import load_about
+from orchestration.record.find_runs import sound_status
+
+WEAK_BOX_AP = 0.05
+"""Box AP below which a network finds next to nothing, whatever the data: judgement."""
+
+
+def find_doubts(checkpoint: Path, classes: Sequence[str]) -> list[str]:
+    """Why the masks of a checkpoint may be worth little, a sentence each.
+
+    Args:
+        checkpoint: Its folder.
+        classes: Names of the classes of the data.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return [*_unfinished(checkpoint), *_weak(checkpoint), *_foreign(checkpoint, classes)]
+
+
+def _unfinished(checkpoint: Path) -> list[str]:
+    status = sound_status(checkpoint.parent.parent)
+    if status is None or status.status == "finished":
+        return []
+    return [f"run {status.id} is not finished: {status.status} at step {status.step} of {status.steps}"]
+
+
+def _weak(checkpoint: Path) -> list[str]:
+    about = load_about(checkpoint)
+    box_ap = (about.get("metrics") or about.get("best") or {}).get("val/box_ap")
+    if box_ap is None:
+        return [f"{checkpoint}: nobody knows how good it is; it was saved without an evaluation"]
+    if box_ap >= WEAK_BOX_AP:
+        return []
+    return [
+        f"{checkpoint}: finds next to nothing, its box AP is {box_ap:.3f}; masks are then guessed from colours and "
+        "place, and their quality means little (train for longer, or see `boxseg recipe` for settings)"
+    ]
+
+
+def _foreign(checkpoint: Path, classes: Sequence[str]) -> list[str]:
+    known = load_about(checkpoint)["classes"]["names"]
+    unknown = [name for name, label in zip(classes, find_labels(classes, known), strict=True) if label == ABSENT]
+    if not unknown:
+        return []
+    some = "none of the classes" if len(unknown) == len(classes) else f"{len(unknown)} of {len(classes)} classes not"
+    named = ", ".join(unknown[:SHOWN]) + (" …" if len(unknown) > SHOWN else "")
+    return [
+        f"{checkpoint}: knows {some} ({named}); their boxes get masks of whatever class fits "
+        f"(it learnt {', '.join(known[:SHOWN])})"
+    ]

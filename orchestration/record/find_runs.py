@@ -1,0 +1,127 @@
+"""Runs, trials and sweeps under a storage folder: all of them, or the one that a name means."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from boxseg.engine.checkpoint import ABOUT, find_checkpoint
+from boxseg.errors import ConfigError
+from orchestration.config.source import names_run
+from orchestration.config.spec import RunSpec
+from orchestration.record.records import DamagedError, tell_once
+from orchestration.record.run_folder import RunFolder, RunStatus
+
+Spec = TypeVar("Spec", bound=RunSpec)
+
+
+def list_runs(storage: Path) -> list[RunStatus]:
+    """States of all runs, trials and sweeps under a storage folder, newest first; a folder that is unsound is told."""
+    return _sorted(_status_paths(storage))
+
+
+def list_trials(sweep: Path) -> list[RunStatus]:
+    """States of a sweep's trials, newest first; a folder that is unsound is told."""
+    return _sorted(sweep.glob("*/status.json"))
+
+
+def _status_paths(storage: Path) -> list[Path]:
+    return [*storage.glob("*/*/status.json"), *storage.glob("*/*/*/status.json")]
+
+
+def _sorted(paths: Iterable[Path]) -> list[RunStatus]:
+    statuses = [status for path in paths if (status := sound_status(path.parent)) is not None]
+    statuses = [status for status in statuses if Path(status.folder).name == status.id]  # copies are elsewhere
+    return sorted(statuses, key=lambda status: (status.created, status.id), reverse=True)
+
+
+def sound_status(folder: Path) -> RunStatus | None:
+    """The state of a run; of a folder without a sound one None, and what is wrong with it is told once."""
+    run = RunFolder(folder)
+    try:
+        return run.status()
+    except DamagedError as error:
+        tell_once(run.status_path, str(error))
+    except (ConfigError, FileNotFoundError):
+        pass  # it has gone meanwhile
+    return None
+
+
+def find_run(storage: Path, name: str) -> RunFolder:
+    """The folder of a run.
+
+    Args:
+        storage: Where runs are kept.
+        name: A run's folder, its id or the unique start or end of it, the name of a sweep or run, of which the newest
+            is meant, or `best:` and a sweep.
+
+    Raises:
+        ConfigError: nothing or more than one fits, or the sweep has no best trial.
+    """
+    if not name.startswith("best:"):
+        return _find_folder(storage, name)
+    sweep = _find_folder(storage, name.removeprefix("best:"))
+    best = sweep.status().best_run
+    if best is None:
+        raise ConfigError(f"{name}: the sweep has no best trial yet; `boxseg runs show` tells its state")
+    return RunFolder(sweep.path / best)
+
+
+def find_trained(storage: Path, name: str) -> Path:
+    """The folder of the best checkpoint of a run, or the checkpoint folder that is named itself; loads no torch.
+
+    Raises:
+        ConfigError: there is no such run, or it has no checkpoint yet.
+    """
+    folder = find_checkpoint(Path(name))
+    if os.path.exists(folder / ABOUT):  # noqa: PTH110 - False for any name at all
+        return folder.resolve()
+    folder = find_run(storage, name).best_checkpoint
+    if not folder.exists():
+        raise ConfigError(f"{name}: {folder} has no checkpoint yet; a run writes one at its first evaluation")
+    return folder.resolve()
+
+
+def find_start(spec: Spec) -> Spec:
+    """The settings with a path in the place of a run that `model.start_from` names by its id, or as `best:SWEEP`.
+
+    Raises:
+        ConfigError: there is no such run, or more than one.
+    """
+    start = spec.model.start_from
+    if start is None or not (names_run(str(start)) or _holds_run(start)):
+        return spec
+    try:
+        run = find_run(spec.storage, str(start))
+    except ConfigError as error:
+        raise ConfigError(f"model.start_from: {error}; a path has a slash, as in ./{start}") from error
+    is_run = (run.path / "checkpoints").is_dir()  # its best checkpoint may move on
+    return spec.starting_from(run.path if is_run else run.best_checkpoint)
+
+
+def _holds_run(folder: Path) -> bool:
+    return os.path.exists(folder / "status.json")  # noqa: PTH110 - False for any name at all
+
+
+def _find_folder(storage: Path, name: str) -> RunFolder:
+    """The folder of a run, trial or sweep; where only a folder of this name is there, whatever it holds, that one."""
+    if _holds_run(Path(name)):
+        return RunFolder(Path(name).resolve())
+    runs = list_runs(storage)
+    fits = [run for run in runs if run.id == name] or _newest_named(runs, name)
+    fits = fits or [run for run in runs if run.id.startswith(name)] or [run for run in runs if run.id.endswith(name)]
+    if len(fits) == 1:
+        return RunFolder(fits[0].folder)
+    if not fits and (unsound := [path.parent for path in _status_paths(storage) if path.parent.name == name]):
+        return RunFolder(unsound[0])  # tells what is wrong with it as soon as it is read
+    if not fits:
+        raise ConfigError(f"{name}: no such run under {storage}; `boxseg runs ls` lists them")
+    raise ConfigError(f"{name}: {len(fits)} runs fit ({', '.join(run.id for run in fits[:4])} …); write more of the id")
+
+
+def _newest_named(runs: list[RunStatus], name: str) -> list[RunStatus]:
+    """The newest sweep of this name, or else the newest run; empty where there is neither."""
+    named = [run for run in runs if run.name == name and run.parent is None]
+    return [run for kind in ("sweep", "run") for run in named if run.kind == kind][:1]

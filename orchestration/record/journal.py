@@ -1,0 +1,144 @@
+"""What a sweep has done so far, by its journal and the folders of its trials; from there it goes on after a stop."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from boxseg.config.criterion import Criterion
+from boxseg.errors import ConfigError
+from boxseg.files.writing import make_folder
+from orchestration.config.spec import SweepConfig
+from orchestration.execute.search_space import PastTrial, Trial, is_drawn_by
+from orchestration.record.failures import FailureClass
+from orchestration.record.files import file_lock
+from orchestration.record.find_runs import sound_status
+from orchestration.record.records import tell_once
+from orchestration.record.run_folder import RunFolder, RunStatus, Status, own_process
+
+DAMAGED = "damaged-status.json"
+"""What a status that cannot be read is renamed to where a sweep goes on with its trial."""
+ENDED: frozenset[Status] = frozenset({"finished", "stopped", "failed"})
+"""A trial in one of these is not run again."""
+
+
+def newest_sweep(storage: Path, name: str) -> RunFolder | None:
+    """The folder of the sweep of this name that began last.
+
+    Raises:
+        ConfigError: there may be a newer one, whose status cannot be read.
+    """
+    found: list[RunStatus] = []
+    unsound: list[RunFolder] = []
+    for path in (storage / name).glob("*/status.json"):
+        status = sound_status(path.parent)
+        if status is not None and status.kind == "sweep" and status.id == path.parent.name:
+            found.append(status)
+        elif status is None and RunFolder(path.parent).journal_path.exists():
+            unsound.append(RunFolder(path.parent))
+    newest = max(found, key=lambda status: (status.created, status.id), default=None)
+    for folder in unsound:
+        if newest is None or folder.path.name > newest.id:
+            folder.stored()  # tells what is wrong with it
+    return None if newest is None else RunFolder(newest.folder)
+
+
+def is_concluded(folder: RunFolder) -> bool:
+    """Whether a sweep came to its end since it was last started, with or without failures."""
+    marks = [event["event"] for event in folder.journal() if event["event"] in ("sweep_start", "sweep_end")]
+    return folder.stored().status in ENDED and marks[-1:] == ["sweep_end"]
+
+
+@contextlib.contextmanager
+def driving(folder: RunFolder) -> Iterator[None]:
+    """Be the only process that drives a sweep.
+
+    Raises:
+        ConfigError: another process does.
+    """
+    with contextlib.ExitStack() as stack:
+        make_folder(folder.path)
+        try:
+            stack.enter_context(file_lock(folder.path / ".driver", wait=False))
+        except BlockingIOError as error:
+            status = folder.stored()
+            raise ConfigError(
+                f"sweep {status.id} is running in process {status.pid} on {status.tags.get('host', 'this machine')}; "
+                "wait for its end or stop it, or start another one beside it with --new"
+            ) from error
+        yield
+
+
+def read_past(
+    folder: RunFolder, criterion: Criterion, *, sweep: SweepConfig | None = None, retry_failed: bool = False
+) -> list[PastTrial]:
+    """All trials that a sweep drew, by number; those that have not ended wait for this process to go on with them.
+
+    A trial that its storage did not take has not ended: there is room now, or the sweep stops again.
+
+    Neither Ray's files nor the whole journal are needed: a trial that lost its line there is known by its folder, and
+    one without a sound folder by its line.
+
+    Args:
+        folder: The sweep's folder, driven by this process.
+        criterion: What decides.
+        sweep: Trials that it cannot have drawn are left out, and told; null: all that are written down are its own.
+        retry_failed: Trials that failed for a reason that may have gone are to go on too.
+    """
+    drawn = [
+        _trial(event.get("number"), event.get("values"), event.get("seed"))
+        for event in folder.journal()
+        if event["event"] == "trial_drawn"
+    ]
+    trials = {trial.number: trial for trial in drawn if trial is not None and _is_own(trial, sweep)}
+    known: dict[int, PastTrial] = {}
+    for path in folder.path.glob("*/status.json"):
+        run = RunFolder(path.parent)
+        try:
+            status = run.stored()
+        except ConfigError as error:
+            tell_once(path, str(error))
+            path.rename(path.with_name(DAMAGED))
+            continue
+        trial = _trial(_number(status.tags.get("trial")), status.values, _number(status.tags.get("seed")))
+        is_copy = status.id != run.path.name
+        if is_copy or trial is None or not _is_own(trial, sweep):
+            tell_once(path, f"{path}: left out, it is none of the trials that this sweep draws")
+            continue
+        ended = _has_ended(status, retry_failed=retry_failed)
+        if not ended:
+            run.update(status="created", ended=None, failure=None, **own_process())
+        trial = trials.setdefault(trial.number, trial)
+        known[trial.number] = PastTrial(trial, ended, _evaluations(run, criterion), criterion.value(status.best))
+    return [known.get(number, PastTrial(trials[number], False, [])) for number in sorted(trials)]
+
+
+def _evaluations(run: RunFolder, criterion: Criterion) -> list[tuple[int, float]]:
+    """(step, value) of each evaluation, as a trial scheduler was told it."""
+    values = {each.step: criterion.value(each.metrics) for each in run.reports() if each.is_evaluation}
+    return [(step, criterion.worst if value is None else value) for step, value in values.items()]
+
+
+def _has_ended(status: RunStatus, *, retry_failed: bool) -> bool:
+    if status.status == "failed" and status.failure is not None:
+        may_have_gone = retry_failed and status.failure.rule.policy != "stop"
+        return not (may_have_gone or status.failure.failure_class is FailureClass.DISK_FULL)
+    return status.status in ENDED
+
+
+def _is_own(trial: Trial, sweep: SweepConfig | None) -> bool:
+    return sweep is None or is_drawn_by(sweep, trial)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and re.fullmatch(r"\d{1,18}", text) else None
+
+
+def _trial(number: Any, values: Any, seed: Any) -> Trial | None:
+    """The trial that a line of the journal or a status tells of; None where one of its parts is missing or unsound."""
+    if isinstance(number, int) and isinstance(values, dict) and isinstance(seed, int):
+        return Trial(number, values, seed)
+    return None

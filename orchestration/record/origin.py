@@ -1,0 +1,120 @@
+"""Where a run comes from: code with its changes, packages, hardware, data."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import boxseg
+from boxseg.errors import ConfigError, DataError
+from boxseg.files.writing import write_atomic
+from orchestration.config.spec import RunSpec
+from orchestration.record.run_folder import RunFolder
+from orchestration.secret_text import hide, hide_in_patch
+
+MAX_CHANGES_BYTES = 1_000_000
+"""Longer changes are only counted."""
+
+
+def provenance(spec: RunSpec) -> dict[str, str]:
+    """Tags that say where a run comes from: command, code, machine, profile, method and seed."""
+    method = {"profile": spec.profile, "method": spec.method, "seed": str(spec.train.seed)}
+    return {"command": own_command(), "host": socket.gethostname()} | method | git_state()
+
+
+def own_command() -> str:
+    """The command that this process runs, as one types it; secrets in it are hidden."""
+    program = Path(sys.argv[0])
+    if program.parent.name == "cli" and program.name == "__main__.py":
+        program = Path("boxseg")  # python -m orchestration.cli
+    return hide(shlex.join([program.name, *sys.argv[1:]]))
+
+
+def git_state() -> dict[str, str]:
+    """Commit of the checkout that boxseg runs from, and whether it has changes; nothing outside a checkout."""
+    try:
+        _git("ls-files", "--error-unmatch", "boxseg/__init__.py")  # fails where only a folder further up is a checkout
+        changes = _git("status", "--porcelain", "--untracked-files=no").strip()
+        return {"git_commit": _git("rev-parse", "HEAD").strip(), "git_dirty": str(bool(changes)).lower()}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def write_changes(folder: RunFolder) -> None:
+    """Keep what the checkout has otherwise than its commit, as `changes.diff`; none stays if it has no changes.
+
+    Secrets in it are hidden, so that those lines do not apply as a patch.
+    """
+    path = folder.path / "changes.diff"
+    if folder.stored().tags.get("git_dirty") != "true":
+        path.unlink(missing_ok=True)
+        return
+    try:
+        text = _git("diff", "HEAD", "--binary")
+    except subprocess.SubprocessError as error:
+        text = f"# not kept: {error}\n"
+    if len(text) > MAX_CHANGES_BYTES:
+        text = f"# not kept: the changes have {len(text)} bytes, more than {MAX_CHANGES_BYTES}\n"
+    write_atomic(path, hide_in_patch(text))
+
+
+def _git(*arguments: str) -> str:
+    """What git says about the checkout of boxseg."""
+    command = ["git", "-C", str(Path(boxseg.__file__).parents[1]), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, errors="replace").stdout
+
+
+def write_environment(folder: RunFolder, *, device: str) -> None:
+    """Keep what a run is trained with, as `environment.json`: Python, packages, this machine, the GPU of `device`."""
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "packages": dict(sorted((each.name, each.version) for each in distributions() if each.name)),
+    }
+    if device.startswith("cuda"):
+        import torch
+
+        found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    write_atomic(folder.path / "environment.json", json.dumps(found, indent=1))
+
+
+def cpu_name() -> str:
+    """What the system calls this machine's processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def check_repeatable(original: RunFolder, tags: dict[str, str]) -> None:
+    """Refuse to repeat what cannot come out the same.
+
+    Args:
+        original: The run to repeat.
+        tags: Of the repetition; `data_fingerprint` among them.
+
+    Raises:
+        ConfigError: it is a sweep.
+        DataError: the annotation files are not those that the run was trained and evaluated with.
+    """
+    status = original.status()
+    if status.kind == "sweep":
+        raise ConfigError(f"{status.id} is a sweep; repeat it with `boxseg sweep {original.config_path}`")
+    before, now = status.tags.get("data_fingerprint"), tags["data_fingerprint"]
+    if before not in (None, now):
+        raise DataError(
+            f"{status.tags['data']}: the annotations of {status.id} had the fingerprint {before}, they have {now} now; "
+            f"put the old files back, or train on the new ones with `boxseg train {original.config_path}`"
+        )

@@ -1,0 +1,253 @@
+"""Progress on stderr while a run or sweep works, read from the run folders: live on a terminal, else line by line."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from rich.console import RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from orchestration.record.find_runs import sound_status
+from orchestration.record.pulse import Beat, read_beat
+from orchestration.record.run_folder import Report, RunFolder, Status
+from orchestration.record.table import SweepTable, TrialRow, render_table
+from orchestration.terminal import printable, safe_console
+from orchestration.words import show_duration
+
+HEADLINE = ("train/loss", "val/mask_ap", "val/box_ap", "qam/quality", "qam/coverage", "train/images_per_s")
+"""Metrics worth a place in one line."""
+LINE_EVERY_S = 10.0
+"""Time between two lines about a count, without a terminal."""
+MEASURED = 0.1
+"""Share of a run's steps that must have been timed before anybody speaks of the time left."""
+
+T = TypeVar("T")
+
+
+class Progress:
+    """stderr with a part that changes on a terminal; entered while the work lasts.
+
+    Once nobody reads it any more (a closed pipe, a terminal that has gone) it is silent; the work goes on.
+    """
+
+    def __init__(self, *, shown: bool) -> None:
+        self._console = safe_console(stderr=True, quiet=not shown, highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._since = time.monotonic()
+        self._is_read = True
+        self.is_live = self._console.is_terminal
+
+    def __enter__(self) -> Self:
+        with self._readers_may_leave():
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._is_read:
+            with self._readers_may_leave():
+                self._live.stop()
+
+    @contextlib.contextmanager
+    def _readers_may_leave(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._is_read = False
+            self._console.quiet = True
+
+    def _line(self, text: str) -> None:
+        """A line that stays."""
+        with self._readers_may_leave():
+            self._console.print(text, soft_wrap=not self.is_live)
+
+    def pass_on(self, text: str) -> None:
+        """A line that stays without a terminal, and is soon replaced on one."""
+        if self.is_live:
+            self._show(Text(printable(text)))
+        else:
+            self._line(text)
+
+    def _show(self, content: RenderableType) -> None:
+        """Replace the part that changes, on a terminal."""
+        with self._readers_may_leave():
+            self._live.update(content, refresh=True)
+
+    def _elapsed(self) -> str:
+        return show_duration(time.monotonic() - self._since)
+
+
+class RunProgress(Progress):
+    """A line that changes on a terminal, above it one for each evaluation; else a line per report."""
+
+    def __init__(self, folder: RunFolder, *, shown: bool = True) -> None:
+        super().__init__(shown=shown)
+        self._steps = folder.stored().steps
+        self._folder = folder
+        self._tells_start = True
+        self._trail = Trail(folder, self._steps)
+        self._trail.skip()
+        self._old_beat = read_beat(folder)  # from before a resume
+        self._last: Report | None = None
+        """The last one that has a place in a line."""
+        self._told = False
+
+    def update(self) -> None:
+        """Show what is new."""
+        reports = self._trail.new()
+        if reports and self._tells_start:
+            self._tells_start = False
+            if start := self._folder.stored().start:
+                self._line(start)
+        shown = [report for report in reports if headline(report.metrics)]
+        self._last = shown[-1] if shown else self._last
+        beat = read_beat(self._folder)
+        if beat == self._old_beat:
+            beat = None
+        if self.is_live:  # before lines are written above it
+            self._show(Text(self._now(beat), no_wrap=True, overflow="ellipsis"))
+        for report in shown:
+            if report.is_evaluation or not self.is_live:
+                self._told = True
+                self._line(f"step {report.step}/{self._steps}  {headline(report.metrics)}{self._left(report.step)}")
+        if beat is not None and not self._told and not self.is_live:
+            self._told = True
+            self._line(self._now(beat))
+
+    def _now(self, beat: Beat | None) -> str:
+        """Where the run is."""
+        last = self._last
+        if beat is not None and (last is None or beat.step >= last.step):
+            pace = f"{beat.steps_per_s:.3g} steps/s"
+            losses = "  ".join(
+                f"{name.removeprefix('loss_')} {value:.3g}" for name, value in beat.losses.items() if value is not None
+            )
+            return f"step {beat.step}/{self._steps}  {pace}{self._left(beat.step, beat.steps_per_s)}  {losses}"
+        if last is not None:
+            return f"step {last.step}/{self._steps}  {headline(last.metrics)}{self._left(last.step)}"
+        return f"starting … {self._elapsed()}"
+
+    def _left(self, step: int, steps_per_s: float = 0.0) -> str:
+        """Time left as told by all since the first report, or else by the updates alone."""
+        step_s = self._trail.step_s or (1 / steps_per_s if steps_per_s else None)
+        return "" if step_s is None else time_left(step_s * (self._steps - step))
+
+
+class SweepProgress(Progress):
+    """The table of trials: live on a terminal, else a line per evaluation and per end."""
+
+    def __init__(self, name: str, planned: int, *, shown: bool = True) -> None:
+        super().__init__(shown=shown)
+        self._name = name
+        self._planned = planned
+        self._tells_start = True
+        self._at_once = 1
+        self._trails: dict[str, Trail] = {}
+        self._paces: dict[str, float] = {}
+        self._took: dict[str, float] = {}
+        self._ended: dict[str, Status] = {}
+
+    def update(self, table: SweepTable) -> None:
+        """Show what is new; trials that ended before cost next to nothing."""
+        rows = [row for row in table.rows if self._ended.get(row.id) != row.status]
+        new = {row.id: self._look(row) for row in rows}
+        self._ended |= {row.id: row.status for row in rows if row.is_final}
+        left = time_left(self._seconds_left(table))
+        for row in rows:
+            for report in new[row.id]:
+                self.pass_on(f"{row.label} step {report.step}/{row.steps}  {headline(report.metrics)}{left}")
+            if row.is_final:
+                self.pass_on(f"{row.label} {row.status}  {row.outcome}  {row.description}")
+        if self.is_live:
+            caption = f"{self._name}: {len(self._ended)}/{self._planned} trials ended, {self._elapsed()}{left}"
+            self._show(render_table(table, caption=caption, most=max(self._console.height - 8, 4)))
+
+    def _look(self, row: TrialRow) -> list[Report]:
+        """Evaluations of a trial since the last look; its pace and time are noted."""
+        trail = self._trails.setdefault(row.id, Trail(RunFolder(row.folder), row.steps))
+        reports = trail.new()
+        if reports and self._tells_start:
+            self._tells_start = False
+            status = sound_status(Path(row.folder))
+            if status is not None and status.start:
+                self.pass_on(status.start)
+        if trail.step_s is not None:
+            self._paces[row.id] = trail.step_s
+        if row.is_final:
+            del self._trails[row.id]
+            if row.seconds is not None and row.status in ("finished", "stopped"):
+                self._took[row.id] = row.seconds
+        return [report for report in reports if report.is_evaluation]
+
+    def _seconds_left(self, table: SweepTable) -> float | None:
+        """Time left if trials to come take as long as those that ended, or else as the steps so far; None: unknown."""
+        if not self._paces:
+            return None
+        usual_pace = statistics.fmean(self._paces.values())
+        working = [row for row in table.rows if not row.is_final]
+        self._at_once = max(self._at_once, len(working))
+        left = [self._paces.get(row.id, usual_pace) * (row.steps - row.step) for row in working]
+        took = self._took.values()
+        usual_trial = statistics.fmean(took) if took else usual_pace * max(row.steps for row in table.rows)
+        to_come = (self._planned - len(table.rows)) * usual_trial
+        return max([*left, (sum(left) + to_come) / self._at_once])
+
+
+class Trail:
+    """The reports of one run as they come, and the pace that they tell."""
+
+    def __init__(self, folder: RunFolder, steps: int) -> None:
+        self._folder = folder
+        self._steps = steps
+        self._offset = 0
+        self._first: Report | None = None
+        self.last: Report | None = None
+
+    def skip(self) -> None:
+        """Leave out what is there already, as from before a resume."""
+        _, self._offset = self._folder.reports_since(0)
+
+    def new(self) -> list[Report]:
+        """Reports since the last look."""
+        reports, self._offset = self._folder.reports_since(self._offset)
+        if reports:
+            self._first = self._first or reports[0]
+            self.last = reports[-1]
+        return reports
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds per step since the first report, evaluations included; None until enough steps were timed."""
+        if self._first is None or self.last is None:
+            return None
+        steps = self.last.step - self._first.step
+        return (self.last.time - self._first.time) / steps if steps > MEASURED * self._steps else None
+
+
+def headline(metrics: dict[str, float]) -> str:
+    """The few metrics that tell how it goes."""
+    return "  ".join(f"{name.split('/')[-1]} {metrics[name]:.4g}" for name in HEADLINE if name in metrics)
+
+
+def time_left(seconds: float | None) -> str:
+    """The end of a line, as in `  12 min left`; empty if there is nothing to say."""
+    return f"  {show_duration(seconds)} left" if seconds else ""
+
+
+def counted(items: Iterable[T], total: int, *, what: str) -> Iterator[T]:
+    """The same items, with the count done and the time left: live on a terminal, else a line every ten seconds."""
+    began = next_at = time.monotonic()
+    with Progress(shown=True) as progress:
+        for done, item in enumerate(items, start=1):
+            now = time.monotonic()
+            if now >= next_at or done == total:
+                next_at = now + (0.2 if progress.is_live else LINE_EVERY_S)
+                left = (now - began) / done * (total - done)
+                progress.pass_on(f"{done}/{total} {what}{time_left(left)}")
+            yield item

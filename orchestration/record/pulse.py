@@ -1,0 +1,71 @@
+"""How far a run is between its reports: a small file in its folder, written anew every few seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from boxseg.errors import BoxSegError
+from boxseg.files.writing import write_atomic
+from orchestration.record.records import RULES, Count, DamagedError, read_record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from orchestration.record.run_folder import RunFolder
+
+FILE = "pulse.json"
+LOSSES = "train/loss"
+EVERY_S = 1.0
+"""Time between two of them: reading losses waits for the device."""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """Where a run was a moment ago."""
+
+    __pydantic_config__ = RULES
+
+    step: Count
+    """Updates done."""
+    steps_per_s: float
+    """Since the first update of this process, evaluations included."""
+    losses: dict[str, float | None]
+    """Of this update, by their names; null for what was not finite."""
+
+
+@dataclass
+class Pulse:
+    """Writes them; what cannot be written is left out, as nothing depends on it."""
+
+    folder: RunFolder
+    first_step: int
+    """The first update that was done; others are counted from its end."""
+    _began: float = field(default_factory=time.monotonic)
+    _wrote: float = -EVERY_S
+
+    def beat(self, step: int, metrics: Mapping[str, Tensor]) -> None:
+        """Write, from the second update on, if the last time is long ago."""
+        now = time.monotonic()
+        if step <= self.first_step or now - self._wrote < EVERY_S:
+            return
+        self._wrote = now
+        losses = {name.split("/")[-1]: float(value) for name, value in metrics.items() if name.startswith(LOSSES)}
+        pace = (step - self.first_step) / max(now - self._began, 1e-6)
+        finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}
+        text = json.dumps({"step": step, "steps_per_s": pace, "losses": finite})
+        with contextlib.suppress(OSError, BoxSegError):
+            write_atomic(self.folder.path / FILE, text, durable=False)
+
+
+def read_beat(folder: RunFolder) -> Beat | None:
+    """The newest one; None where there is none yet."""
+    try:
+        return read_record(folder.path / FILE, Beat, way_out="the next one takes its place")
+    except (DamagedError, OSError):
+        return None

@@ -1,0 +1,426 @@
+"""The folder of a run or sweep: settings, status and metrics as files; the truth that all other views copy."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import psutil
+from annotated_types import Ge, Predicate
+
+from boxseg.engine.checkpoint import BEST, find_best
+from boxseg.errors import ConfigError
+from boxseg.files.writing import make_folder, naming_storage_faults, write_atomic
+from orchestration.record.failures import Failure
+from orchestration.record.files import append_line, file_lock, to_json
+from orchestration.record.records import (
+    RULES,
+    Count,
+    DamagedError,
+    Name,
+    Pid,
+    Seconds,
+    read_lines,
+    read_record,
+    tell_once,
+)
+
+Status = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
+Kind = Literal["run", "sweep"]
+
+FINAL: frozenset[Status] = frozenset({"finished", "stopped", "failed", "interrupted"})
+"""A run in one of these has no process any more; `stopped` means by the trial scheduler."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Everything of `status.json`. Times are seconds since 1970."""
+
+    __pydantic_config__ = RULES
+
+    id: Name
+    name: Name
+    kind: Kind = "run"
+    status: Status = "created"
+    folder: str = ""
+    created: Seconds = 0.0
+    started: Seconds | None = None
+    ended: Seconds | None = None
+    step: Count = 0
+    """Optimizer updates done, as far as reported; of a sweep, trials ended."""
+    steps: Count = 0
+    """Updates of the whole run; of a sweep, trials planned."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Latest value of every metric."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Metrics of the best evaluation."""
+    best_step: Count | None = None
+    failure: Failure | None = None
+    """Why it failed; while it runs, why it was started again."""
+    retries: list[str] = field(default_factory=list)
+    """Why the run was started again by itself, one line each."""
+    accumulate: Annotated[int, Ge(1)] | None = None
+    """Parts of each worker's batch since memory was too short; null: `train.accumulate`."""
+    start: str = ""
+    """What it took over from the weights of `model.start_from`; empty where there are none."""
+    description: str = ""
+    """One line for people: the settings that a trial varies."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """Settings that a trial varies, by name."""
+    best_run: Name | None = None
+    """Of a sweep: folder of its best trial."""
+    parent: Name | None = None
+    """Of a trial: folder of its sweep."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Git commit, host, data fingerprint, profile, seed and the like."""
+    pid: Pid | None = None
+    """Process that drives the run, on the host of the tag `host`."""
+    pid_created: Seconds | None = None
+    """When that process began, because numbers are used again."""
+    mlflow_run_id: str | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """True once nothing works on the run."""
+        return self.status in FINAL
+
+    @property
+    def best_or_latest(self) -> dict[str, float]:
+        """Metrics of the best evaluation, or else the latest ones."""
+        return self.best or self.metrics
+
+
+@dataclass(frozen=True)
+class Report:
+    """One line of `metrics.jsonl`."""
+
+    step: int
+    time: float
+    """Seconds since 1970."""
+    metrics: dict[str, float]
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether it tells how good the network is."""
+        return any(name.startswith("val/") for name in self.metrics)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A report as it is written; null stands for what was not finite."""
+
+    __pydantic_config__ = RULES
+
+    step: Count
+    time: Seconds
+    metrics: dict[str, float | None]
+
+
+def _is_event(line: dict[str, Any]) -> bool:
+    return isinstance(line.get("event"), str)
+
+
+_Event = Annotated[dict[str, Any], Predicate(_is_event)]
+"""One line of `journal.jsonl`."""
+
+
+@dataclass(frozen=True)
+class _Tracking:
+    """What `tracking.json` holds: how far the tracking store has followed."""
+
+    __pydantic_config__ = RULES
+
+    uri: str | None = None
+    run_id: str | None = None
+    described: bool | None = None
+    offset: Count | None = None
+    """Bytes of `metrics.jsonl` whose reports are there."""
+    files: dict[str, str] | None = None
+    """Artifact -> digest of its content."""
+    ended: list[str | float | None] | None = None
+    """Status and time of the end that is told there."""
+
+
+class RunFolder:
+    """Reads and writes one folder; cheap to make, keeps nothing in memory.
+
+    `status.json` is written beside and renamed. `metrics.jsonl` only grows: one object per line with `step`, `time` and
+    `metrics`. A line with a lower step than the line before it comes from a run that went on from a checkpoint: it
+    replaces what was reported beyond that step. `journal.jsonl` of a sweep has a line for each event: `sweep_start`,
+    `trial_drawn`, `trial_start`, `trial_end`, `sweep_end`; a resumed sweep goes on below. `logs` holds what Ray and
+    MLflow had to say.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config_path = self.path / "config.yaml"
+        self.status_path = self.path / "status.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.journal_path = self.path / "journal.jsonl"
+        self.tracking_path = self.path / "tracking.json"
+        self.logs = self.path / "logs"
+        self._stop_path = self.path / "stop"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """Checkpoint folder of the best evaluation; of a sweep, of its best trial."""
+        here, checkpoints = self.path / BEST, self.path / "checkpoints"
+        return here if here.exists() else find_best(checkpoints) or checkpoints / BEST
+
+    def create(self, status: RunStatus, config: str) -> RunFolder:
+        """Make the folder with its settings and first status; gives itself."""
+        make_folder(self.path)
+        write_atomic(self.config_path, config)
+        self._write(replace(status, folder=str(self.path), created=status.created or time.time()))
+        return self
+
+    def open(self, status: RunStatus, config: str) -> RunFolder:
+        """`create`, or for a run that goes on: take over settings and tags, and mark as running by this process.
+
+        A copy under another name goes on as a run of its own: its id, and what MLflow has, are the original's.
+        """
+        if not self.status_path.exists():
+            return self.create(status, config)
+        write_atomic(self.config_path, config)
+        if self.stored().id != self.path.name:
+            self.tracking_path.unlink(missing_ok=True)
+        self.update(id=self.path.name, steps=status.steps, tags=status.tags)
+        self.start()
+        return self
+
+    def status(self) -> RunStatus:
+        """The state as last written, and `interrupted` where the driving process has vanished or drives another folder.
+
+        Raises:
+            ConfigError: the folder is not one of a run.
+        """
+        written = self._read()
+        status = self._with_present_places(written)
+        if not status.is_final and (_is_dead(status) or self._is_copy_of(Path(written.folder))):
+            return replace(status, status="interrupted", ended=self.status_path.stat().st_mtime)
+        return status
+
+    def stored(self) -> RunStatus:
+        """The state as last written.
+
+        Raises:
+            ConfigError: the folder is not one of a run.
+        """
+        return self._with_present_places(self._read())
+
+    def _read(self) -> RunStatus:
+        way_out = "put a copy back, or remove the run's folder"
+        try:
+            return read_record(self.status_path, RunStatus, way_out=way_out)
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"{self.path}: no run here (status.json is missing); `boxseg runs ls` lists runs"
+            ) from error
+
+    def _with_present_places(self, written: RunStatus) -> RunStatus:
+        """The state with the places that it has now; the folder may have been copied since."""
+        return replace(written, folder=str(self.path), mlflow_run_id=self.read_tracking().get("run_id"))
+
+    def _is_copy_of(self, folder: Path) -> bool:
+        """Whether this is another folder than the one that the state was written in."""
+        try:
+            return not folder.samefile(self.path)
+        except OSError:
+            return True
+
+    def update(self, **changes: Any) -> RunStatus:
+        """Change some fields of the status; gives the new one."""
+        return self._change(lambda status: replace(status, **changes))
+
+    def start(self) -> RunStatus:
+        """Mark as running and driven by this process, also again after an end; takes requests to stop back."""
+        self._stop_path.unlink(missing_ok=True)
+        changes: dict[str, Any] = {"status": "running", "ended": None, "failure": None, **own_process()}
+        return self._change(lambda status: replace(status, started=status.started or time.time(), **changes))
+
+    def finish(self, status: Status, failure: BaseException | Failure | None = None) -> RunStatus:
+        """Mark as ended; an end already written stays, but for a failure that names its cause better."""
+        if isinstance(failure, BaseException):
+            failure = Failure.of(failure)
+
+        def change(now: RunStatus) -> RunStatus:
+            named_before = now.failure is not None and now.failure.names_cause
+            named_now = failure is not None and failure.names_cause
+            if now.is_final and (named_before or not named_now or not status == now.status == "failed"):
+                return now
+            better = now.failure if named_before and failure is not None and not named_now else failure
+            return replace(now, status=status, ended=time.time(), failure=better)
+
+        return self._change(change)
+
+    def note_retry(self, failure: Failure, how: str, *, accumulate: int | None = None) -> None:
+        """Write down that the run is started again, why and how; `accumulate` if the batch is split from now on."""
+
+        def change(now: RunStatus) -> RunStatus:
+            line = f"{failure.failure_class} after step {now.step}: {how}"
+            parts = now.accumulate if accumulate is None else accumulate
+            return replace(now, failure=failure, retries=[*now.retries, line], accumulate=parts)
+
+        self._change(change)
+
+    def report(self, step: int, metrics: dict[str, float], *, is_best: bool = False) -> None:
+        """Add metrics to the history and to the status, unless the run has ended: then it was stopped from outside."""
+
+        def change(now: RunStatus) -> RunStatus:
+            if not now.is_final:
+                self.append_metrics(step, metrics)
+            return _with_metrics(now, step, metrics, is_best=is_best)
+
+        self._change(change)
+
+    def report_again(self, step: int, metrics: dict[str, float], *, is_best: bool = False) -> None:
+        """`report` of an evaluation that may be in the history, in the status, in both or in neither."""
+        reported = {name for each in self.reports() if each.step == step for name in each.metrics}
+        if reported.issuperset(_finite(metrics)):
+            self._change(lambda now: _with_metrics(now, step, metrics, is_best=is_best))
+        else:
+            self.report(step, metrics, is_best=is_best)
+
+    def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Add one report, on the disk when this returns; values that are not finite are null, and read as absent."""
+        clean = {key: float(value) if math.isfinite(value) else None for key, value in metrics.items()}
+        append_line(self.metrics_path, {"step": step, "metrics": clean})
+
+    def note(self, event: str, **details: Any) -> None:
+        """Add one event to the journal."""
+        append_line(self.journal_path, {"event": event, **details})
+
+    def journal(self) -> list[dict[str, Any]]:
+        """All events of the journal, oldest first."""
+        return read_lines(self.journal_path, _Event)[0]
+
+    def reports_since(self, offset: int) -> tuple[list[Report], int]:
+        """Reports that begin at a byte of the file or later, as far as their lines are whole, and the byte after them.
+
+        What a resumed run replaced is still among them.
+        """
+        lines, end = read_lines(self.metrics_path, _Line, offset)
+        finite = [{key: value for key, value in line.metrics.items() if value is not None} for line in lines]
+        return [Report(line.step, line.time, each) for line, each in zip(lines, finite, strict=True)], end
+
+    def reports(self) -> list[Report]:
+        """All reports, steps rising, without those that a run that went on from a checkpoint before them replaced."""
+        kept: list[Report] = []
+        for report in self.reports_since(0)[0]:
+            while kept and kept[-1].step > report.step:
+                kept.pop()
+            kept.append(report)
+        return kept
+
+    def history(self, metric: str) -> list[tuple[int, float]]:
+        """(step, value) of one metric, steps rising; of a step that was reported twice the later value."""
+        return list({each.step: each.metrics[metric] for each in self.reports() if metric in each.metrics}.items())
+
+    def read_tracking(self) -> dict[str, Any]:
+        """What `write_tracking` kept; empty where there is nothing."""
+        try:
+            found = read_record(self.tracking_path, _Tracking, way_out="MLflow is asked anew what it has")
+        except FileNotFoundError:
+            return {}
+        except DamagedError as error:
+            tell_once(self.tracking_path, str(error))
+            return {}
+        return {name: value for name, value in vars(found).items() if value is not None}
+
+    def write_tracking(self, state: dict[str, Any]) -> None:
+        """Remember how far the tracking store has followed; if a power loss takes that, it is asked once more."""
+        write_atomic(self.tracking_path, json.dumps(state), durable=False)
+
+    def training(self) -> contextlib.AbstractContextManager[None]:
+        """Held by the process that trains here, so that one started after a kill waits for those left over."""
+        return file_lock(self.path / ".training")
+
+    def request_stop(self) -> None:
+        """Ask whoever trains in this folder to save a checkpoint and end."""
+        write_atomic(self._stop_path, "", durable=False)
+
+    def stop_requested(self) -> bool:
+        """True once somebody asked for a stop."""
+        return self._stop_path.exists()
+
+    def _change(self, change: Callable[[RunStatus], RunStatus]) -> RunStatus:
+        """Read, change and write the status while no other process does.
+
+        Raises:
+            StorageError: the folder is gone, or cannot be written.
+        """
+        with naming_storage_faults(self.status_path), file_lock(self.path / ".lock"):
+            before = self.stored()
+            after = change(before)
+            if after is not before:
+                self._write(after)
+        return after
+
+    def _write(self, status: RunStatus) -> None:
+        write_atomic(self.status_path, to_json(asdict(status), indent=1))
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _with_metrics(now: RunStatus, step: int, metrics: dict[str, float], *, is_best: bool) -> RunStatus:
+    """The status after a report; of a run that has ended, as it was."""
+    if now.is_final:
+        return now
+    finite = _finite(metrics)
+    now = replace(now, step=step, metrics={**now.metrics, **finite})
+    return replace(now, best=finite, best_step=step) if is_best else now
+
+
+ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
+"""Digits and letters that are not mistaken for each other."""
+
+
+def new_id() -> str:
+    """A short id that sorts by time, as in 20261122-171500-3f9ckd; two of one second are alike once in 10^9 times."""
+    end = "".join(secrets.choice(ID_LETTERS) for _ in range(6))
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{end}"
+
+
+def new_folder(parent: Path) -> RunFolder:
+    """A folder with a new id, made here and now: nobody else has it, however many start in the same second.
+
+    Raises:
+        StorageError: the disk is full, read-only or gone.
+    """
+    with naming_storage_faults(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            folder = RunFolder(parent / new_id())
+            with contextlib.suppress(FileExistsError):
+                folder.path.mkdir()
+                return folder
+
+
+def own_process() -> dict[str, Any]:
+    """The status fields `pid` and `pid_created` of this process."""
+    return {"pid": os.getpid(), "pid_created": psutil.Process().create_time()}
+
+
+def _is_dead(status: RunStatus) -> bool:
+    """True if the driving process ran on this host and is gone (or a zombie, or another process with its number)."""
+    if status.pid is None or status.tags.get("host") != socket.gethostname():
+        return False
+    try:
+        process = psutil.Process(status.pid)
+        reused = status.pid_created is not None and abs(process.create_time() - status.pid_created) > 1
+        return reused or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False

@@ -1,0 +1,233 @@
+"""The charts of a sweep's report, each drawn to PNG; sizes suit a telephone, where two do not fit side by side."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from boxseg.drawing import figure_label
+from orchestration.config.space import Choice, Domain, LogUniform
+from orchestration.record.table import SweepTable, TrialRow, show
+from orchestration.report.stats import Curves, ImportanceStudy
+
+BLUE, ORANGE, GREY, RED = "#0072B2", "#D55E00", "#9a9a9a", "#B00020"
+HIGHLIGHTS = (ORANGE, BLUE, "#009E73", "#CC79A7", "#56B4E9")
+"""Colours that colour-blind people can tell apart."""
+DASHES = ("-", "--", ":", "-.")
+"""With which the same colours stand for more trials."""
+MANY_NAMED = len(HIGHLIGHTS)
+"""Trials that are named where these looks are too few for all."""
+SCALE = 2.0
+"""Pixels of the file for each pixel of the page."""
+MAX_LINES = 300
+"""More trials than this are not drawn as lines; every so-manieth stands for the others."""
+MAX_TICKS = 8
+
+STYLE: Any = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+}
+
+
+def draw_curves(table: SweepTable, curves: Curves, rungs: Sequence[float]) -> bytes:
+    """The deciding metric over the steps, early ends as crosses, rungs as dashed lines.
+
+    All trials are named, or of many the best and the number of the others.
+    """
+    return _png(curves_figure(table, curves, rungs))
+
+
+def curves_figure(table: SweepTable, curves: Curves, rungs: Sequence[float]) -> Figure:
+    """See `draw_curves`."""
+    figure, axes = _figure(5.2, 4.2)
+    ranked = [row for row in table.ranked() if curves.get(row.id)]
+    looks = [(colour, dashes) for dashes in DASHES for colour in HIGHLIGHTS]
+    named = len(ranked) if len(ranked) <= len(looks) else MANY_NAMED
+    for row in reversed(thin_out(ranked[named:], MAX_LINES)):
+        _draw_curve(axes, row, curves, colour=GREY, width=0.8)
+    for row, (colour, dashes) in reversed(list(zip(ranked[:named], looks, strict=False))):
+        name = figure_label(f"{row.label}: {row.outcome}")
+        _draw_curve(axes, row, curves, colour=colour, dashes=dashes, width=2.0, label=name)
+    for rung in rungs:
+        axes.axvline(rung, color="#555555", linestyle="--", linewidth=1)
+    axes.set(xlabel="step", ylabel=table.metric)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    handles, labels = axes.get_legend_handles_labels()
+    if len(ranked) > named:
+        handles = [Line2D([], [], color=GREY, linewidth=0.8), *handles]
+        labels = [f"{len(ranked) - named} more trials", *labels]
+    if handles:
+        figure.set_figheight(4.2 + 0.18 * max(0, math.ceil(len(handles) / 2) - 3))
+        figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    return figure
+
+
+def _draw_curve(
+    axes: Axes,
+    row: TrialRow,
+    curves: Curves,
+    *,
+    colour: str,
+    width: float,
+    dashes: str = "-",
+    label: str | None = None,
+) -> None:
+    points = curves.get(row.id, [])
+    if not points:
+        return
+    steps, values = zip(*points, strict=True)
+    axes.plot(steps, values, dashes, color=colour, linewidth=width, marker="o", markersize=3, label=label)
+    if row.status in ("stopped", "failed", "interrupted"):
+        axes.plot(steps[-1:], values[-1:], marker="x", markersize=7, color=RED if row.status == "failed" else colour)
+
+
+def draw_parallel(table: SweepTable, space: dict[str, Domain]) -> bytes:
+    """One line for each trial with a value across an axis for each setting; colour is the metric, stopped ones grey."""
+    rows = [row for row in table.rows if row.value is not None]
+    names = table.names
+    figure, axes = _figure(max(5.2, 1.3 * (len(names) + 1)), 4.2)
+    axes.grid(visible=False)
+    columns = []
+    for at, name in enumerate(names):
+        heights, ticks = scale_values([row.values.get(name) for row in rows], space.get(name))
+        columns.append(heights)
+        _draw_axis(axes, at, ticks)
+    columns.append(scale_values(_values(rows), None)[0])
+    _draw_axis(axes, len(names), [(0.0, show(min(_values(rows)))), (1.0, show(max(_values(rows))))])
+    places = np.column_stack(columns)
+    finished = np.array([row.status == "finished" for row in rows])
+    lines = np.stack([np.broadcast_to(np.arange(len(names) + 1.0), places.shape), places], axis=-1)
+    axes.add_collection(LineCollection(list(lines[~finished]), colors=GREY, alpha=0.35, linewidths=0.8))
+    order = np.argsort(places[:, -1]) if table.criterion.mode == "max" else np.argsort(-places[:, -1])
+    top = [index for index in order if finished[index]]
+    width = 1.8 if len(top) <= 60 else 0.8
+    shown = LineCollection(list(lines[top]), array=places[top, -1], cmap="viridis_r", linewidths=width, alpha=0.85)
+    shown.set_clim(0, 1)
+    axes.add_collection(shown)
+    axes.set_xlim(-0.15, len(names) + 0.45)
+    axes.set_ylim(-0.06, 1.06)
+    axes.set_xticks(range(len(names) + 1), [*map(_short, names), table.metric], rotation=20, ha="right")
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return _png(figure)
+
+
+def _draw_axis(axes: Axes, at: int, ticks: list[tuple[float, str]]) -> None:
+    axes.axvline(at, color="#555555", linewidth=1)
+    for height, text in ticks[:: math.ceil(len(ticks) / MAX_TICKS)]:
+        box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
+        axes.text(at + 0.04, height, figure_label(text, 14), fontsize=9, va="center", bbox=box, zorder=5)
+
+
+def scale_values(values: list[Any], domain: Domain | None) -> tuple[NDArray[np.float64], list[tuple[float, str]]]:
+    """Where the values of a setting stand between 0 and 1, and its ticks as (place, text).
+
+    Numbers from a range stand by their size, or its logarithm; listed values stand in their order, evenly.
+    """
+    texts = list_values(values, domain)
+    if texts:
+        heights = np.linspace(0, 1, len(texts)) if len(texts) > 1 else np.array([0.5])
+        places = [texts.index(str(value)) for value in values]
+        return heights[places], list(zip(heights.tolist(), texts, strict=True))
+    numbers = np.array(values, dtype=float)
+    if isinstance(domain, LogUniform):
+        numbers = np.log(numbers)
+    low, high = numbers.min(), numbers.max()
+    if low == high:
+        return np.full(len(numbers), 0.5), [(0.5, show(values[0]))]
+    at = np.linspace(low, high, 5)
+    texts = [show(float(each)) for each in (np.exp(at) if isinstance(domain, LogUniform) else at)]
+    return (numbers - low) / (high - low), list(zip(np.linspace(0, 1, 5).tolist(), texts, strict=True))
+
+
+def list_values(values: list[Any], domain: Domain | None) -> list[str]:
+    """What a setting can be, in the order of its list; empty for numbers from a range."""
+    if isinstance(domain, Choice):
+        values = [*domain.choice, *values]
+    elif all(isinstance(value, int | float) for value in values):
+        return []
+    return list(dict.fromkeys(map(str, values)))
+
+
+def draw_slice(table: SweepTable, name: str, domain: Domain | None) -> bytes:
+    """The metric against one setting: finished trials filled, others hollow; of listed values their means as bars."""
+    figure, axes = _figure(4.0, 3.0)
+    rows = [row for row in table.rows if row.value is not None]
+    finished = [row for row in rows if row.status == "finished"]
+    texts = list_values([row.values.get(name) for row in rows], domain)
+    if texts:
+        axes.set_xticks(
+            range(len(texts)), [figure_label(text, 12) for text in texts], rotation=30 if len(texts) > 4 else 0
+        )
+        axes.set_xlim(-0.6, len(texts) - 0.4)
+    for part, face in ((rows, "none"), (finished, BLUE)):
+        across = [texts.index(str(row.values.get(name))) if texts else row.values[name] for row in part]
+        edge = GREY if face == "none" else BLUE
+        axes.scatter(across, _values(part), s=22, facecolors=face, edgecolors=edge, linewidths=1, alpha=0.8)
+    for at in set(across) if texts else ():  # of the finished ones
+        mean = np.mean([value for place, value in zip(across, _values(finished), strict=True) if place == at])
+        axes.plot([at - 0.3, at + 0.3], [mean] * 2, color=ORANGE, linewidth=2.5)
+    if isinstance(domain, LogUniform):
+        axes.set_xscale("log")
+    axes.set(xlabel=figure_label(name), ylabel=table.metric)
+    return _png(figure)
+
+
+def draw_importance(study: ImportanceStudy) -> bytes:
+    """A bar for each setting with the middle 90 % of the resamples; filled where nearly all say that it matters."""
+    shown = study.settings[:20][::-1]
+    figure, axes = _figure(5.2, 1.2 + 0.36 * len(shown))
+    for place, each in enumerate(shown):
+        colour = BLUE if each.is_shown else GREY
+        axes.barh(place, max(each.share, 0.0), color=colour, height=0.6, alpha=0.85)
+        axes.plot([each.low, each.high], [place, place], color="#222222", linewidth=1.6, marker="|", markersize=8)
+    axes.set_yticks(range(len(shown)), [figure_label(each.name) for each in shown])
+    axes.axvline(0, color="#222222", linewidth=1)
+    axes.set_xlabel("share of the variance that goes with it")
+    return _png(figure)
+
+
+def thin_out(rows: list[TrialRow], limit: int) -> list[TrialRow]:
+    """At most `limit` of the rows, evenly spread."""
+    return rows[:: math.ceil(len(rows) / limit)] if rows else []
+
+
+def _values(rows: list[TrialRow]) -> list[float]:
+    return [row.value for row in rows if row.value is not None]
+
+
+def _short(name: str) -> str:
+    return figure_label(name if len(name) <= 22 else f"…{name[-21:]}")
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many hundreds of page pixels, less a tenth."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.add_subplot()
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(file, format="png", dpi=96 * SCALE, metadata={"Software": None})
+    return file.getvalue()

@@ -1,0 +1,322 @@
+"""The report of a sweep: one HTML page that needs nothing else, with its pictures and tables as files beside it."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import shlex
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from boxseg.drawing import drawing, visible
+from boxseg.errors import ConfigError
+from boxseg.files.writing import csv_text, write_atomic
+from orchestration.config.spec import SweepSpec, load_sweep
+from orchestration.execute.search_space import asha_rungs
+from orchestration.record.run_folder import RunFolder, RunStatus
+from orchestration.record.table import SweepTable, TrialRow, read_table, show
+from orchestration.report.stats import RULE, Curves, ImportanceStudy, Standing, rank_settings, study_importance
+from orchestration.words import show_duration
+
+PAGE = "index.html"
+MAX_STANDINGS = 50
+MAX_FAILURES = 30
+MAX_SLICES = 12
+PANEL_SCALE = 1.6
+"""Pixels of a picture of masks for each pixel of the page."""
+
+logger = logging.getLogger("boxseg.report")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file of the report."""
+
+    name: str
+    png: bytes
+    alt: str
+    """What it shows, for those who do not see it."""
+    scale: float = 1.0
+    """Pixels of the file for each pixel of the page."""
+
+    @property
+    def width(self) -> int:
+        """Natural width on the page [px]."""
+        return round(int.from_bytes(self.png[16:20], "big") / self.scale)
+
+    @property
+    def source(self) -> str:
+        """The picture itself as a URL."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+def write_report(folder: Path, output: Path | None = None) -> Path:
+    """Write the report of a sweep as far as it has come, to `output` or its own folder; gives the path of the page.
+
+    Raises:
+        ConfigError: the folder is not one of a sweep.
+    """
+    record = read_sweep(folder)
+    output = output or folder / "report"
+    output.mkdir(parents=True, exist_ok=True)
+    standings = rank_settings(record.table)
+    study = study_importance(record.table, record.curves)
+    charts, slices = draw_charts(record, study, output), draw_slices(record, study, output)
+    panels = find_panels(record, output)
+    write_atomic(output / "trials.csv", visible(csv_text(_trial_lines(record))))
+    write_atomic(output / "settings.csv", visible(csv_text(_standing_lines(standings))))
+    if study.settings:
+        write_atomic(output / "importance.csv", visible(csv_text(asdict(each) for each in study.settings)))
+    page = _template().render(
+        record=record,
+        spec=record.spec,
+        names=record.table.names,
+        standings=standings[:MAX_STANDINGS],
+        num_standings=len(standings),
+        tied=sum(each.verdict == "not distinguishable" for each in standings),
+        study=study,
+        cost=cost_of(record),
+        failed=record.table.failed[:MAX_FAILURES],
+        charts=charts,
+        slices=slices,
+        panels=panels,
+        commands=commands_for(record),
+        rule=RULE,
+        made=time.strftime("%Y-%m-%d %H:%M"),
+    )
+    write_atomic(output / PAGE, page)
+    return output / PAGE
+
+
+def try_report(folder: Path) -> Path | None:
+    """`write_report` where nobody asked for it: a fault is told and otherwise changes nothing."""
+    try:
+        return write_report(folder)
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        logger.warning("no report of the sweep (%s); try `boxseg report %s`", text, folder)
+        return None
+
+
+def draw_charts(record: SweepRecord, study: ImportanceStudy, output: Path) -> dict[str, Picture]:
+    """`curves`, `parallel` and `importance`, as far as there is something to draw; files in `output` too."""
+    from orchestration.report import charts as report_charts
+
+    table, best = record.table, record.table.best()
+    wanted: dict[str, tuple[Callable[[], bytes], str]] = {}
+    if any(record.curves.values()):
+        leader = f"; best is {best.label} with {best.outcome}" if best else ""
+        alt = f"Learning curves: {table.metric} over the steps of {len(table.rows)} trials{leader}."
+        wanted["curves"] = (lambda: report_charts.draw_curves(table, record.curves, record.rungs), alt)
+    if best is not None and table.names:
+        alt = (
+            f"Parallel coordinates: a line for each trial across {', '.join(table.names)} and {table.metric}; "
+            f"the best has {best.description}."
+        )
+        wanted["parallel"] = (lambda: report_charts.draw_parallel(table, record.spec.sweep.space), alt)
+    if study.settings:
+        shares = ", ".join(
+            f"{each.name} {each.share:.2f} ({each.low:.2f} to {each.high:.2f})" for each in study.settings
+        )
+        wanted["importance"] = (lambda: report_charts.draw_importance(study), f"Importance of the settings: {shares}.")
+    drawn = {name: _draw(output, name, draw, alt, report_charts.SCALE) for name, (draw, alt) in wanted.items()}
+    return {name: picture for name, picture in drawn.items() if picture is not None}
+
+
+def draw_slices(record: SweepRecord, study: ImportanceStudy, output: Path) -> list[Picture]:
+    """The metric against each setting alone, the most important ones first where that is known; files in `output`."""
+    from orchestration.report import charts as report_charts
+
+    if record.table.best() is None:
+        return []
+    ranked = [each.name for each in study.settings]
+    names = ranked + [name for name in record.table.names if name not in ranked]
+    metric, space = record.table.metric, record.spec.sweep.space
+    drawn = [
+        _draw(
+            output,
+            f"slice-{name}",
+            partial(report_charts.draw_slice, record.table, name, space.get(name)),
+            f"{metric} of the trials against {name} alone.",
+            report_charts.SCALE,
+        )
+        for name in names[:MAX_SLICES]
+    ]
+    return [picture for picture in drawn if picture is not None]
+
+
+def find_panels(record: SweepRecord, output: Path) -> list[Picture]:
+    """What the best and the median trial see; files in `output` too."""
+    chosen: dict[str, TrialRow | None] = {"best": record.table.best(), "median": record.median}
+    if chosen["best"] is chosen["median"]:
+        del chosen["median"]
+    found = []
+    for which, row in chosen.items():
+        path = panel_of(row) if row is not None else None
+        if row is not None and path is not None:
+            alt = f"The {which} {row.label} ({row.outcome}) at {path.stem}: images, boxes, teacher and student masks."
+            found.append(_draw(output, f"masks-{which}", path.read_bytes, alt, PANEL_SCALE))
+    return [picture for picture in found if picture is not None]
+
+
+def _draw(output: Path, name: str, draw: Callable[[], bytes], alt: str, scale: float) -> Picture | None:
+    """A picture of the page, also as a file; None where it cannot be drawn, which is told."""
+    with drawing(output / f"{name}.png") as path:
+        picture = Picture(name, draw(), alt, scale)
+        write_atomic(path, picture.png)
+        return picture
+    return None
+
+
+def _template() -> Any:
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible)
+    environment.filters.update(show=show, duration=show_duration)
+    return environment.from_string(
+        resources.files("orchestration.report").joinpath("page.html").read_text(encoding="utf-8")
+    )
+
+
+def _visible(value: Any) -> Any:
+    """What a page shows of a value: `visible` text, which is escaped later; markup of the page itself as it is."""
+    return visible(value) if type(value) is str else value
+
+
+def _trial_lines(record: SweepRecord) -> Iterator[dict[str, Any]]:
+    for row in record.table.ranked():
+        about = {"trial": row.id, "seed": row.seed, "status": row.status, "step": row.step, "seconds": row.seconds}
+        failure = {"failure": row.failure.failure_class, "cause": row.failure.text} if row.failure else {}
+        yield about | row.values | row.metrics | failure
+
+
+def _standing_lines(standings: Sequence[Standing]) -> Iterator[dict[str, Any]]:
+    for rank, each in enumerate(standings, start=1):
+        numbers = {"mean": each.mean, "standard_deviation": each.spread, "seeds": len(each.values)}
+        yield {"rank": rank} | each.rows[0].values | numbers | {"against_best": each.verdict}
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """A sweep as its folders tell it now, finished or not."""
+
+    spec: SweepSpec
+    status: RunStatus
+    table: SweepTable
+    curves: Curves
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's folder."""
+        return Path(self.status.folder)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trials by status, most frequent first."""
+        return dict(Counter(row.status for row in self.table.rows).most_common())
+
+    @property
+    def is_over(self) -> bool:
+        """True once all planned trials have ended."""
+        return sum(row.is_final for row in self.table.rows) >= self.status.steps
+
+    @property
+    def rungs(self) -> list[float]:
+        """Steps after which weak trials were stopped; empty without early stopping."""
+        return asha_rungs(self.spec) if self.spec.sweep.trial_scheduler in ("asha", "hyperband") else []
+
+    @property
+    def retried(self) -> list[TrialRow]:
+        """Trials that were started again, however they ended."""
+        return [row for row in self.table.rows if row.retries]
+
+    @property
+    def median(self) -> TrialRow | None:
+        """The trial in the middle of those with a value, by rank."""
+        valued = [row for row in self.table.ranked() if row.value is not None]
+        return valued[len(valued) // 2] if valued else None
+
+
+def read_sweep(folder: Path) -> SweepRecord:
+    """Read all of a sweep.
+
+    Raises:
+        ConfigError: the folder is not one of a sweep, or its settings do not load.
+    """
+    status = RunFolder(folder).status()
+    if status.kind != "sweep":
+        raise ConfigError(f"{folder}: a single run; reports are for sweeps, `boxseg runs show` is for runs")
+    spec = load_sweep(folder / "config.yaml")
+    table = read_table(folder, spec)
+    curves = {row.id: RunFolder(row.folder).history(table.metric) for row in table.rows}
+    return SweepRecord(spec, status, table, curves)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the trials that ended took."""
+
+    sweep_s: float
+    """From the start of the sweep to its end, or to now [s]."""
+    trials_s: float
+    """All trials together [s]."""
+    core_h: float
+    gpu_h: float
+    steps: int
+    """Updates done by all trials."""
+    steps_planned: int
+    """Updates had every trial that was begun run to its end."""
+
+
+def cost_of(record: SweepRecord) -> Cost:
+    """Time and resources of a sweep."""
+    rows, resources = record.table.rows, record.spec.resources
+    trials_s = sum(row.seconds or 0.0 for row in rows)
+    worker_h = trials_s / 3600 * resources.workers
+    began, ended = record.status.started or record.status.created, record.status.ended or time.time()
+    return Cost(
+        sweep_s=ended - began,
+        trials_s=trials_s,
+        core_h=worker_h * resources.cpus_per_worker,
+        gpu_h=worker_h * resources.gpus_per_worker,
+        steps=sum(row.step for row in rows),
+        steps_planned=sum(row.steps for row in rows),
+    )
+
+
+def panel_of(row: TrialRow) -> Path | None:
+    """The picture of a trial's best evaluation, or of its latest one; None where none was drawn."""
+    samples = Path(row.folder) / "samples"
+    pictures = sorted(samples.glob("step-*.png"))
+    of_best = samples / f"step-{row.best_step or 0:08d}.png"
+    return of_best if of_best in pictures else pictures[-1] if pictures else None
+
+
+def commands_for(record: SweepRecord) -> list[tuple[str, str]]:
+    """(what it does, command) to repeat the sweep or its best trial, and to go on from here."""
+    tags, config = record.status.tags, _quoted(record.folder / "config.yaml")
+    commands = []
+    if "git_commit" in tags:
+        dirty = " (the checkout had changes)" if tags.get("git_dirty") == "true" else ""
+        commands.append((f"the code{dirty}", f"git checkout {tags['git_commit']}"))
+    commands.append(("the whole sweep once more", f"boxseg sweep {config}"))
+    best = record.table.best()
+    if best is not None:
+        folder = _quoted(Path(best.folder))
+        commands.append(("the best trial once more", f"boxseg train --from-run {folder}"))
+        commands.append(("masks of the best trial", f"boxseg predict {folder} IMAGES"))
+    if len(record.spec.sweep.seeds) == 1:
+        commands.append(("with three seeds, to see the spread", f"boxseg sweep {config} --set 'sweep.seeds=[0, 1, 2]'"))
+    return commands
+
+
+def _quoted(path: Path) -> str:
+    """A path for a shell, from the current folder on where it lies in there."""
+    path, here = path.absolute(), Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

@@ -1,0 +1,195 @@
+"""What the trials of a sweep say: settings compared over their seeds, and how much each setting matters."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestration.record.table import SweepTable, TrialRow
+
+Verdict = Literal["best", "not distinguishable", "worse", "one seed", "stopped early", "no value"]
+
+RULE = (
+    "Two settings count as distinguishable if the 95 % interval of the difference of their means leaves out 0 "
+    "(Welch's t, each seed a sample). One seed has no spread, so nothing can be said; values of trials that were "
+    "stopped early come from the middle of training and are not compared."
+)
+
+MIN_SETTINGS = 10
+"""Importance is not computed from fewer different settings, nor from fewer than three for each setting varied."""
+BOOTSTRAPS = 30
+TREES = 50
+SHUFFLES = 3
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One setting with all its seeds."""
+
+    rows: list[TrialRow]
+    values: list[float]
+    """The deciding metric of the trials that count: finished ones, or all where none finished."""
+    verdict: Verdict
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the seeds; None without a value."""
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the seeds; None for fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+def rank_settings(table: SweepTable) -> list[Standing]:
+    """The settings of a sweep, best first, each compared with the best by `RULE`."""
+    groups = table.settings()
+    values = [_counting_values(rows) for rows in groups]
+    return [
+        Standing(rows, own, _verdict(rows, own, best=values[0], is_best=index == 0))
+        for index, (rows, own) in enumerate(zip(groups, values, strict=True))
+    ]
+
+
+def _counting_values(rows: list[TrialRow]) -> list[float]:
+    finished = [row.value for row in rows if row.value is not None and row.status == "finished"]
+    return finished or [row.value for row in rows if row.value is not None]
+
+
+def _verdict(rows: list[TrialRow], values: list[float], *, best: list[float], is_best: bool) -> Verdict:
+    if not values:
+        return "no value"
+    if is_best:
+        return "best"
+    if all(row.status != "finished" for row in rows):
+        return "stopped early"
+    if len(values) < 2 or len(best) < 2:
+        return "one seed"
+    return "worse" if differ(values, best) else "not distinguishable"
+
+
+def differ(one: Sequence[float], other: Sequence[float]) -> bool:
+    """True if the 95 % interval of the difference of two means leaves out 0 (Welch); both have two values or more."""
+    from scipy.stats import ttest_ind
+
+    if np.ptp(one) == np.ptp(other) == 0:
+        return one[0] != other[0]
+    return bool(ttest_ind(one, other, equal_var=False).pvalue < 0.05)
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much one setting matters."""
+
+    name: str
+    share: float
+    """Share of the metric's variance that goes with the setting, alone or together with others: median."""
+    low: float
+    """5 % of the resamples are below."""
+    high: float
+    """5 % of the resamples are above."""
+
+    @property
+    def is_shown(self) -> bool:
+        """True if nearly all resamples agree that the setting matters."""
+        return self.low > 0
+
+
+@dataclass(frozen=True)
+class ImportanceStudy:
+    """The importance of every setting, or why there is none."""
+
+    step: int
+    """All values are from evaluations at this step."""
+    trials: int
+    """Trials with a value at the step."""
+    settings: list[Importance]
+    """Most important first; empty if `reason` is not."""
+    explained: float = 0.0
+    """Share of the variance that the forest explains of settings that it has not seen: median."""
+    reason: str = ""
+
+
+Curves = dict[str, list[tuple[int, float]]]
+"""Trial id -> (step, deciding metric) of its evaluations, steps rising."""
+
+
+def study_importance(table: SweepTable, curves: Curves) -> ImportanceStudy:
+    """Importance of each setting with its uncertainty.
+
+    A random forest learns the metric from the settings of a bootstrap resample, and predicts the settings that the
+    resample left out; then once more with the values of one setting shuffled among them. All seeds of a setting go
+    together. Half of the growth of the mean squared error is the variance that goes with the setting, because a
+    shuffled value is as far off as two random draws are from each other. Trials are compared at the latest step that at
+    least half of them reached, so that early stopping does not look like an effect.
+    """
+    step = common_step(curves)
+    targets = {trial: dict(curve)[step] for trial, curve in curves.items() if step in dict(curve)}
+    rows = [row for row in table.rows if row.id in targets]
+    names = [name for name in table.names if len({str(row.values.get(name)) for row in rows}) > 1]
+    index = {row.id: place for place, row in enumerate(rows)}
+    groups = [[index[row.id] for row in each if row.id in index] for each in table.settings()]
+    groups = [each for each in groups if each]
+    needed = max(MIN_SETTINGS, 3 * len(names))
+    if len(groups) < needed:
+        reason = f"{len(groups)} settings have a value at step {step}; fewer than {needed} tell nothing reliable"
+        return ImportanceStudy(step, len(rows), [], reason=reason)
+    target = np.array([targets[row.id] for row in rows])
+    if not names or np.ptp(target) == 0:
+        return ImportanceStudy(step, len(rows), [], reason="all trials have the same value or settings")
+    inputs = np.column_stack([encode([row.values.get(name) for row in rows]) for name in names])
+    shares, explained = _resample(inputs, target, groups, np.random.default_rng(0))
+    low, middle, high = np.quantile(shares, [0.05, 0.5, 0.95], axis=0)
+    found = [Importance(*each) for each in zip(names, middle.tolist(), low.tolist(), high.tolist(), strict=True)]
+    found.sort(key=lambda each: -each.share)
+    return ImportanceStudy(step, len(rows), found, explained=float(np.median(explained)))
+
+
+def common_step(curves: Curves) -> int:
+    """The latest step at which at least half of the trials with evaluations have one; 0 without any."""
+    counts = Counter(step for curve in curves.values() for step, _ in curve)
+    enough = sum(bool(curve) for curve in curves.values()) / 2
+    return max((step for step, count in counts.items() if count >= enough), default=0)
+
+
+def encode(values: list[Any]) -> NDArray[np.float64]:
+    """Values of one setting as float (rows,): numbers as they are, anything else by its place in the alphabet."""
+    if all(isinstance(value, int | float) for value in values):
+        return np.array(values, dtype=float)
+    return np.unique(list(map(str, values)), return_inverse=True)[1].astype(float)
+
+
+def _resample(
+    inputs: NDArray[np.float64], target: NDArray[np.float64], groups: list[list[int]], random: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Shares of the variance: that go with each setting (resamples, settings), and that are explained (resamples,)."""
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
+
+    shares: list[NDArray[np.float64]] = []
+    explained: list[float] = []
+    while len(shares) < BOOTSTRAPS:
+        drawn = random.integers(len(groups), size=len(groups))
+        left_out = np.setdiff1d(np.arange(len(groups)), drawn)
+        if len(left_out) < 2:
+            continue
+        inside = np.concatenate([groups[each] for each in drawn])
+        outside = np.concatenate([groups[each] for each in left_out])
+        state = int(random.integers(2**31))
+        forest = RandomForestRegressor(TREES, random_state=state, min_samples_leaf=2)
+        forest.fit(inputs[inside], target[inside])
+        unseen = {"X": inputs[outside], "y": target[outside]}
+        error = np.mean((forest.predict(unseen["X"]) - unseen["y"]) ** 2)
+        growth = permutation_importance(
+            forest, **unseen, scoring="neg_mean_squared_error", n_repeats=SHUFFLES, random_state=state
+        )
+        explained.append(1 - error / target.var())
+        shares.append(growth.importances_mean / (2 * target.var()))
+    return np.array(shares), np.array(explained)

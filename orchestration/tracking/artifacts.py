@@ -1,0 +1,129 @@
+"""Files of a run folder that MLflow gets: settings at once, pictures as they come, results and weights at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boxseg.drawing import drawing, figure_label, save_figure
+from boxseg.errors import CheckpointError
+from orchestration.config.resolved import read_resolved
+from orchestration.record.files import digest
+from orchestration.record.run_folder import RunFolder
+from orchestration.tracking.model import better_network, log_model, register_model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+
+MAX_CHECKPOINT_BYTES = 500 * 1024**2
+"""Larger weights are named by path instead of being copied."""
+SETTINGS = ("config.yaml", "environment.json", "changes.diff")
+RESULTS = (*SETTINGS, "status.json", "journal.jsonl", "table.md", "traceback.txt")
+RESULT_FOLDERS = ("evaluation", "report")
+COUNTS = "candidates of a box"
+CURVES = {
+    "losses": ("train/loss",),
+    "validation": ("val/mask_ap", "val/box_ap", "val/teacher_mask_ap", "val/student_mask_ap"),
+    "pseudo masks": ("qam/",),
+    COUNTS: ("qam/candidates",),
+}
+"""Title -> how the names of the metrics begin that are drawn together; counts are not drawn with shares."""
+CURVES_PICTURE = "evaluation/learning_curves.png"
+
+logger = logging.getLogger("boxseg.tracking")
+
+
+def copy_results(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:
+    """Upload what a run ends with, its weights apart."""
+    if folder.stored().kind == "run":
+        with drawing(folder.path / CURVES_PICTURE):
+            draw_learning_curves(folder)
+    copy_files(client, folder, state, (folder.path / name for name in RESULTS))
+    for name in RESULT_FOLDERS:
+        copy_files(client, folder, state, sorted(folder.path.glob(f"{name}/**/[!.]*")))
+
+
+def draw_learning_curves(folder: RunFolder) -> Path | None:
+    """Write `evaluation/learning_curves.png` in a run's folder; None where nothing was reported."""
+    figure = learning_curves(folder)
+    return None if figure is None else save_figure(figure, folder.path / CURVES_PICTURE)
+
+
+def learning_curves(folder: RunFolder) -> Figure | None:
+    """What a run reported over its steps; None where that is nothing."""
+    from matplotlib.figure import Figure  # takes a while to load
+
+    curves = {name: folder.history(name) for name in sorted(folder.stored().metrics)}
+    reported = [name for name, points in curves.items() if points]
+    counts = [name for name in reported if name.startswith(CURVES[COUNTS])]
+    groups = {
+        title: [name for name in reported if name.startswith(starts) and (name in counts) == (title == COUNTS)]
+        for title, starts in CURVES.items()
+    }
+    groups = {title: names for title, names in groups.items() if names}
+    if not groups:
+        return None
+    width = 4.8 * len(groups)
+    figure = Figure(figsize=(width, 4.0), dpi=100)
+    # Fixed, as finding a layout takes as long as drawing: 0.6 inch for the numbers at the left of each plot.
+    figure.subplots_adjust(left=0.6 / width, right=1 - 0.1 / width, bottom=0.12, top=0.93, wspace=0.17)
+    for axes, (title, names) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+        for name in names:
+            steps, values = zip(*curves[name], strict=True)
+            axes.plot(steps, values, marker=".", markersize=3, linewidth=1, label=figure_label(name))
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    return figure
+
+
+def copy_checkpoint(client: MlflowClient, folder: RunFolder, checkpoint: Path, state: dict[str, Any]) -> None:
+    """Upload description and weights of a checkpoint, of its two networks those of the better one.
+
+    Damaged ones are told of instead: in MLflow they would look like any other.
+    """
+    try:
+        weights = better_network(checkpoint)
+    except CheckpointError as error:
+        logger.warning("%s: MLflow gets no weights of it: %s", folder.path.name, error)
+        return
+    files = [checkpoint / "about.json"]
+    if weights is not None and weights.stat().st_size <= MAX_CHECKPOINT_BYTES:
+        files.append(weights)
+    copy_files(client, folder, state, files, "checkpoints/best")
+
+
+def copy_model(client: MlflowClient, folder: RunFolder, checkpoint: Path, run_id: str) -> None:
+    """Log and register a sound checkpoint as the run's settings ask for; what MLflow has already stays."""
+    settings = read_resolved(folder.config_path).get("tracking", {})
+    if not settings.get("log_model"):
+        return
+    try:
+        weights = better_network(checkpoint)
+    except CheckpointError:  # `copy_checkpoint` has told
+        return
+    if weights is None or weights.stat().st_size > MAX_CHECKPOINT_BYTES:
+        return
+    model_uri = log_model(client, run_id, checkpoint, weights)
+    if settings.get("register_as") is not None:
+        register_model(client, run_id, model_uri, settings["register_as"])
+
+
+def copy_files(
+    client: MlflowClient, folder: RunFolder, state: dict[str, Any], paths: Iterable[Path], place: str | None = None
+) -> None:
+    """Upload files that exist and are not in MLflow as they are now; `state`, kept after each, knows those that are.
+
+    `place` is the artifact folder; null: the one that they have in the run's folder.
+    """
+    have = state.setdefault("files", {})
+    for path in paths:
+        where = path.parent.relative_to(folder.path).as_posix() if place is None else place
+        name = f"{where}/{path.name}"
+        if path.is_file() and have.get(name) != (content := digest(path)):
+            client.log_artifact(state["run_id"], str(path), None if where == "." else where)
+            have[name] = content
+            folder.write_tracking(state)

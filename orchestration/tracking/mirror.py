@@ -1,0 +1,268 @@
+"""Copies run folders to MLflow from a thread of the driving process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from boxseg.errors import ConfigError
+from orchestration.record.files import file_lock, log_to_file
+from orchestration.record.find_runs import list_runs
+from orchestration.record.run_folder import RunFolder
+from orchestration.tracking.pages import save_comparison
+from orchestration.tracking.run import follow
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # it repeats what makes something too; the tracker looks first
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+TICK_S = 2.0
+"""Time between two looks at the folders [s]."""
+FIRST_LOOK_S = 10.0
+"""MLflow is loaded so late [s], or at the end of a shorter run, so that it does not delay the first step."""
+LAST_PASSES = 6
+"""How often the end is tried with a store that answers but fails, every half second."""
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+"""URIs that begin so are read without a server, so artifacts lie beside the runs."""
+
+logger = logging.getLogger("boxseg.tracking")
+
+
+def tracking_uri(storage: Path, uri: str | None = None) -> str:
+    """The MLflow tracking URI of a storage folder: `uri` if given, else an SQLite file in the folder.
+
+    SQLAlchemy reads `?` and what looks like `%41` as parts of a URI: unescaped, they would lead to another folder.
+    MLflow makes an empty folder of the escaped name beside.
+    """
+    place = re.sub(r"\?|%(?=[0-9a-fA-F]{2})", lambda found: quote(found[0]), str(storage.absolute()))
+    return uri or f"sqlite:///{place}/mlflow.db"
+
+
+class Tracker:
+    """Follows run folders and repeats what they say in MLflow, until `close`.
+
+    Training never waits for it: it reads `metrics.jsonl` from where it stopped, keeps that place in `tracking.json`,
+    and tries again at the next tick whatever MLflow did not take.
+    """
+
+    def __init__(self, storage: Path, experiment: str, *, uri: str | None = None, logs: Path) -> None:
+        """Nothing is opened before `start`.
+
+        Args:
+            storage: Folder of all runs; the SQLite file and its artifacts lie there when `uri` is null.
+            experiment: Name of the MLflow experiment.
+            uri: MLflow tracking URI.
+            logs: Folder for MLflow's own messages.
+        """
+        self.uri = tracking_uri(storage, uri)
+        self._storage = storage.absolute()
+        self._experiment = experiment
+        self._logs = logs
+        self._folders: list[RunFolder] = []  # parents before their children
+        self._settled: set[RunFolder] = set()
+        self._copied: list[RunFolder] = []  # settled, and wholly in MLflow
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
+        self._client: MlflowClient | None = None
+        self._experiment_id = ""
+        self._warned = False
+
+    def add(self, folder: RunFolder) -> None:
+        """Follow one more run, whose `config.yaml` and `status.json` are there; a parent comes before its children."""
+        if folder.read_tracking().get("uri") != self.uri:
+            folder.write_tracking({"uri": self.uri})  # at once, so that the run is found even if MLflow never answers
+        self._folders.append(folder)
+
+    def settle(self, folder: RunFolder) -> None:
+        """Say that a run has ended for good: once MLflow has all of it, it is looked at only once more, by `close`."""
+        self._settled.add(folder)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def close(self, timeout_s: float = 60.0) -> bool:
+        """Copy what is left and end; False if MLflow did not take everything in time (the next sweep or run tries)."""
+        self._closing.set()
+        self._thread.join(timeout_s)
+        present = [folder for folder in self._folders if folder.status_path.exists()]  # storage can go meanwhile
+        left = [folder for folder in present if not _is_copied(folder)]
+        if left:
+            logger.warning(
+                "%d runs are not wholly in MLflow (%s); their folders are complete, the next run under this name and "
+                "`boxseg ui` copy the rest",
+                len(left),
+                self.uri,
+            )
+        return not left
+
+    def catch_up(self) -> None:
+        """Copy what ended processes left behind, in this thread; faults are told, not raised."""
+        self._add_leftovers()
+        if self._folders:
+            self._follow_all()
+
+    def _work(self) -> None:
+        self._closing.wait(FIRST_LOOK_S)
+        self._add_leftovers()
+        while not self._closing.is_set():
+            self._follow_all()
+            self._closing.wait(TICK_S)
+        self._folders += self._copied  # a worker that ended late may have named a cause better
+        for _ in range(LAST_PASSES):
+            if self._follow_all() or not self._answers():
+                return
+            time.sleep(0.5)
+
+    def _follow_all(self) -> bool:
+        """Bring MLflow up to date with all folders; False if it did not take some of them."""
+        if self._client is None:
+            with self._tolerant():
+                self._client = self._open()
+        if self._client is None:
+            return False
+        taken = True
+        for folder in list(self._folders):
+            done, settled = False, folder in self._settled
+            with self._tolerant():
+                follow(self._client, self._experiment_id, folder)
+                done = True
+            taken = taken and done
+            if done and settled and not self._closing.is_set():
+                self._folders.remove(folder)
+                self._copied.append(folder)
+            if not done and not self._answers():
+                return False  # all others would wait for the same dead server
+        return taken
+
+    def _answers(self) -> bool:
+        """Whether the store can be reached at all."""
+        with contextlib.suppress(Exception):
+            return self._client is not None and bool(self._client.get_experiment(self._experiment_id))
+        return False
+
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        """A lost metric must not end a run: faults are only told, the first of them aloud."""
+        try:
+            yield
+        except Exception as error:
+            level = logging.DEBUG if self._warned else logging.WARNING
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            logger.log(level, "MLflow (%s) does not take a run: %s; trying again", self.uri, text)
+            self._warned = True
+
+    def _add_leftovers(self) -> None:
+        """Take over runs of this experiment whose process ended before MLflow had everything; parents come first."""
+        place = self._storage / self._experiment
+        for path in [*sorted(place.glob("*/tracking.json")), *sorted(place.glob("*/*/tracking.json"))]:
+            with contextlib.suppress(Exception):
+                folder = RunFolder(path.parent)
+                same_store = folder.read_tracking().get("uri", self.uri) == self.uri
+                if same_store and not _is_copied(folder):
+                    status = folder.status()
+                    if status.is_final and status.pid != os.getpid():
+                        self._folders.append(folder)
+
+    def _open(self) -> MlflowClient:
+        log_to_file(self._logs / "mlflow.log", ("mlflow", "alembic", "sqlalchemy"))
+        with file_lock(self._storage / ".mlflow.lock"):  # two processes that make one SQLite file leave it broken
+            client = open_client(self.uri)
+            found = client.get_experiment_by_name(self._experiment)
+            if found is None:
+                place = (self._storage / "mlartifacts").as_uri() if self.uri.startswith(DATABASES) else None
+                self._experiment_id = client.create_experiment(self._experiment, artifact_location=place)
+            else:
+                self._experiment_id = found.experiment_id
+        return client
+
+
+def open_client(uri: str) -> MlflowClient:
+    """An MLflow client that gives up soon on a server that does not answer."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)  # models are logged through functions that take no client
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Where MLflow has the latest of a storage folder's runs."""
+
+    experiment_id: str
+    """Of the latest run."""
+    sweep: tuple[str, str] | None
+    """Experiment id and sweep id of the latest sweep."""
+
+
+def stored_uri(storage: Path) -> str:
+    """Tracking URI of the latest tracked run under a storage folder.
+
+    Raises:
+        ConfigError: no run there is tracked.
+    """
+    for status in list_runs(storage):
+        folder = RunFolder(status.folder)
+        if folder.tracking_path.exists():
+            return str(folder.read_tracking().get("uri", tracking_uri(storage)))
+    raise ConfigError(
+        f"{storage.absolute()}: no tracked run here; `boxseg train EXP.yaml` makes one, or name --storage"
+    )
+
+
+def catch_up(storage: Path, uri: str) -> Tracked:
+    """Copy to MLflow what ended processes left behind, so that nothing that is dead looks alive there.
+
+    Args:
+        storage: Folder of all runs.
+        uri: Their tracking URI.
+
+    Returns:
+        Where MLflow has the latest runs.
+
+    Raises:
+        ConfigError: MLflow knows none of them, because it cannot be reached.
+    """
+    for name in {status.name for status in list_runs(storage)}:
+        Tracker(storage, name, uri=uri, logs=storage / "logs").catch_up()
+    here = [each for each in list_runs(storage) if RunFolder(each.folder).read_tracking().get("uri", uri) == uri]
+    tracked = [(each, each.mlflow_run_id) for each in here if each.mlflow_run_id is not None]
+    if not tracked:
+        raise ConfigError(f"{storage.absolute()}: MLflow ({uri}) has none of the runs here; see {storage}/logs")
+    client = open_client(uri)
+    place = client.get_run(tracked[0][1]).info.experiment_id
+    for status, run_id in tracked:
+        if status.kind == "sweep":
+            sweep_place = client.get_run(run_id).info.experiment_id
+            save_comparison(client, sweep_place, RunFolder(status.folder), run_id)
+            return Tracked(place, (sweep_place, status.id))
+    return Tracked(place, None)
+
+
+def _is_copied(folder: RunFolder) -> bool:
+    """True if MLflow has the end of the run; of a run whose status cannot be read, False."""
+    try:
+        status = folder.status()
+    except ConfigError:
+        return False
+    return folder.read_tracking().get("ended") == [status.status, status.ended]

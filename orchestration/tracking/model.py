@@ -1,0 +1,102 @@
+"""The best checkpoint as an MLflow model that `mlflow models predict` and `mlflow models serve` run without Ray."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boxseg
+from boxseg.config.criterion import MIN_SCORE
+from boxseg.engine.checkpoint import find_damage, load_about
+from boxseg.errors import CheckpointError
+from orchestration.record.files import digest
+from orchestration.record.scratch import scratch_folder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+REQUIREMENTS = ("torch", "torchvision", "numpy", "scipy", "pillow", "pycocotools", "pydantic", "safetensors", "timm")
+"""What boxseg's method needs to predict, pinned to the versions that are installed here."""
+ALIAS = "best"
+CONTENT_TAG = "boxseg.checkpoint"
+"""Tag of a logged model: which checkpoint it was made of."""
+
+
+def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path) -> str:
+    """Log the network of a checkpoint as a model of a run, unless it is there; half of one is made whole.
+
+    `weights` is the file of the network in the checkpoint's folder. Gives the model's URI, as in `models:/m-…`.
+    """
+    import mlflow
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    content = digest(checkpoint / "about.json")
+    run = client.get_run(run_id)
+    known = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    about = next((each for each in known if each.tags.get(CONTENT_TAG) == content), None)
+    if about is None:
+        about = client.create_logged_model(
+            run.info.experiment_id, "model", source_run_id=run_id, tags={CONTENT_TAG: content}
+        )
+    if about.status == "READY":
+        return str(about.model_uri)
+    with scratch_folder("model") as scratch:
+        folder = scratch / "checkpoint"
+        folder.mkdir()
+        for path in (checkpoint / "about.json", weights):
+            shutil.copy(path, folder)
+        code = scratch / "boxseg"
+        shutil.copytree(Path(boxseg.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of hints that MLflow cannot use, and of an example it would like
+            mlflow.pyfunc.save_model(
+                scratch / "model",
+                mlflow_model=Model(about.artifact_location, run_id, model_uuid=about.model_id, model_id=about.model_id),
+                python_model=str(Path(__file__).with_name("served.py")),
+                artifacts={"checkpoint": str(folder)},
+                code_paths=[str(code)],
+                signature=ModelSignature(
+                    inputs=Schema([ColSpec("string", "image")]),
+                    params=ParamSchema([ParamSpec("min_score", "double", MIN_SCORE)]),
+                ),
+                pip_requirements=[f"mlflow=={mlflow.__version__}", *map(_pin, REQUIREMENTS)],
+            )
+        client.log_model_artifacts(about.model_id, str(scratch / "model"))
+    if about.model_id not in {each.model_id for each in (run.outputs.model_outputs if run.outputs else ())}:
+        client.log_outputs(run_id, [LoggedModelOutput(about.model_id, step=0)])
+    client.finalize_logged_model(about.model_id, "READY")
+    return str(about.model_uri)
+
+
+def register_model(client: MlflowClient, run_id: str, model_uri: str, name: str) -> str:
+    """Make a version of a registered model, unless it is one, with the alias `best`; gives its number."""
+    import mlflow
+
+    versions = client.search_model_versions(f"run_id = '{run_id}'")
+    found = (each for each in versions if (each.name, each.source) == (name, model_uri))
+    version = str((next(found, None) or mlflow.register_model(model_uri, name)).version)
+    client.set_registered_model_alias(name, ALIAS, version)
+    return version
+
+
+def better_network(checkpoint: Path) -> Path | None:
+    """Weights of the network that was the better one at the checkpoint's evaluation; None where they are not.
+
+    Raises:
+        CheckpointError: they are damaged.
+    """
+    path = checkpoint / f"{load_about(checkpoint).get('network')}.safetensors"
+    if not path.exists():
+        return None
+    if (fault := find_damage(checkpoint, only=path.name)) is not None:
+        raise CheckpointError(fault)
+    return path
+
+
+def _pin(name: str) -> str:
+    return f"{name}=={importlib.metadata.version(name).partition('+')[0]}"

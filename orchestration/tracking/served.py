@@ -1,0 +1,70 @@
+"""The code of a logged model: MLflow runs this file to serve it; it needs the method of boxseg, nothing of Ray."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.pyfunc import PythonModel
+from PIL import Image
+
+from boxseg.coco.masks import encode_rle
+from boxseg.config.criterion import MIN_SCORE
+from boxseg.errors import DataError
+from boxseg.predict.predictor import Predictor, read_image
+
+
+class BoxSegModel(PythonModel):
+    """Finds objects and their masks: what `boxseg predict` finds."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the network that the model was logged with."""
+        self.predictor = Predictor(context.artifacts["checkpoint"])
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """One object for each row: what was found in its image, best first.
+
+        Args:
+            model_input: Table with a column `image`: a PNG or JPEG file as base64, or a path on the serving machine.
+            params: `min_score`, below which detections are left out; `MIN_SCORE` if it is.
+
+        Returns:
+            `boxes` (x1 y1 x2 y2 in pixels), `scores`, `labels` (class names), `category_ids`, and `masks` as COCO
+            run lengths `{"size": [h, w], "counts": text}`.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        least = float((params or {}).get("min_score", MIN_SCORE))
+        found = [each.from_score(least) for each in self.predictor([_open(text) for text in model_input["image"]])]
+        return [
+            {
+                "boxes": each.boxes.tolist(),
+                "scores": each.scores.tolist(),
+                "labels": [self.predictor.class_names[label] for label in each.labels.tolist()],
+                "category_ids": [self.predictor.category_ids[label] for label in each.labels.tolist()],
+                "masks": [encode_rle(mask) for mask in each.masks.numpy()],
+            }
+            for each in found
+        ]
+
+
+def _open(text: str) -> Any:
+    """Pixels of a path or of a file as base64."""
+    if len(text) < 1000 and text.lower().endswith((".png", ".jpg", ".jpeg", ".bmp", ".webp")):
+        return read_image(text)
+    try:
+        picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
+        return np.array(picture.convert("RGB"))
+    except (binascii.Error, OSError) as error:
+        raise DataError(f"image {text[:40]!r}: neither the path of a picture nor a picture as base64") from error
+
+
+mlflow.models.set_model(BoxSegModel())

@@ -1,0 +1,103 @@
+"""Tables and pictures of an evaluation, from detections of known goodness."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from boxseg.data.dataset import CocoBoxes, coco_ground_truth
+from boxseg.evaluation.ap import coco_scores
+from boxseg.evaluation.panels import place_numbers
+from boxseg.evaluation.pictures import Extremes, draw_evaluation, draw_extremes, draw_precision_recall
+from boxseg.evaluation.scoring import read_objects
+
+
+@pytest.fixture
+def data(trained_run):
+    return CocoBoxes(trained_run.val, train=False)
+
+
+@pytest.fixture
+def results(data):
+    """The drawn masks themselves; nothing is found in the third image."""
+    found = read_objects(data.source.annotations, data)
+    third = found[2]
+    found[2] = replace(
+        third, boxes_xywh=third.boxes_xywh[:0], scores=third.scores[:0], labels=third.labels[:0], rles=[]
+    )
+    return found
+
+
+@pytest.fixture
+def scores(data, results):
+    ids = [result.image_id for result in results]
+    return coco_scores(coco_ground_truth(data.source), results, image_ids=ids, category_ids=data.category_ids)
+
+
+def extremes_of(*qualities: float, iou: float | None = None) -> Extremes:
+    extremes = Extremes(2)
+    for quality in qualities:
+        image = torch.full((3, 20, 30), round(255 * quality), dtype=torch.uint8)
+        masks = torch.ones(1, 20, 30, dtype=torch.bool)
+        ious = None if iou is None else torch.tensor([iou])
+        extremes.offer(image, torch.tensor([[5.0, 5, 15, 15]]), masks, torch.tensor([quality]), ious)
+    return extremes
+
+
+def test_each_image_has_an_ap_of_its_own(data, results, scores):
+    aps = [scores.image_ap[result.image_id] for result in results]
+    assert aps == pytest.approx([1, 1, 0, 1])
+
+
+def test_the_last_evaluation_leaves_tables_and_pictures(data, results, scores, tmp_path):
+    labelled = [(0.1, 0.2), (0.9, 0.8), (1.0, 1.0)]
+    draw_evaluation(
+        data, results, scores, labelled=labelled, extremes=extremes_of(0.2, 0.9), folder=tmp_path / "evaluation"
+    )
+    pictures = {"precision_recall.png", "worst.png", "pseudo_masks.png", "pseudo_mask_quality.png"}
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {"classes.csv"} | pictures
+    for name in pictures:
+        assert len(np.unique(np.asarray(Image.open(tmp_path / "evaluation" / name)))) > 2, f"{name} is blank"
+    header, *lines = (tmp_path / "evaluation/classes.csv").read_text().splitlines()
+    assert header == "class,mask_ap,mask_ap50,mask_ap75,box_ap,box_ap50,box_ap75"
+    assert [line.split(",")[0] for line in lines] == list(data.class_names)
+    means = [float(line.split(",")[1]) for line in lines if line.split(",")[1]]
+    assert np.mean(means) == pytest.approx(scores.metrics["mask_ap"], abs=1e-4)
+
+
+def test_without_pseudo_masks_there_are_no_pictures_of_them(data, results, scores, tmp_path):
+    draw_evaluation(data, results, scores, labelled=[], extremes=Extremes(), folder=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"classes.csv", "precision_recall.png", "worst.png"}
+
+
+def test_the_pseudo_masks_at_both_ends_are_kept_in_order():
+    extremes = extremes_of(0.5, 0.0, 0.9, 0.1, 0.7, 0.3)
+    assert [round(label.quality, 3) for label in extremes.lowest] == [0.1, 0.3]
+    assert [round(label.quality, 3) for label in extremes.highest] == [0.9, 0.7]
+
+
+def test_a_pseudo_mask_is_shown_with_what_is_around_it(tmp_path):
+    label = extremes_of(0.5, iou=0.25).lowest[0]
+    assert label.image.shape == (15, 15, 3)
+    assert label.mask.shape == (15, 15)
+    assert label.iou == 0.25
+    assert Image.open(draw_extremes(extremes_of(0.5), tmp_path / "x.png")).width > 500
+
+
+def test_the_legend_of_precision_and_recall_covers_no_line_and_boxes_are_called_so(data, scores):
+    figure = draw_precision_recall(scores, data.class_names)
+    figure.canvas.draw()
+    assert [axes.get_title() for axes in figure.axes] == ["masks", "boxes"]
+    for axes in figure.axes:
+        assert axes.get_legend().get_window_extent().y1 <= axes.get_window_extent().y0
+
+
+def test_numbers_hide_neither_small_masks_nor_one_another():
+    masks = np.zeros((4, 100, 100), dtype=bool)
+    masks[0, 10:90, 10:90] = True
+    masks[1, 14:60, 14:60] = True  # its number would stand in that of the first
+    masks[2, 50:60, 50:60] = True  # smaller than its number
+    masks[3, 60:95, 60:95] = True
+    assert place_numbers(list(masks), [0.5, 0.6, 0.7, 0.8]) == [((10, 10), "0.50"), ((60, 60), "0.80")]

@@ -1,0 +1,249 @@
+"""YOLO folders and VOC files to COCO, and COCO to YOLO and back."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from pycocotools.coco import COCO
+
+from boxseg.coco.masks import decode_segmentation
+from boxseg.coco.writer import join_splits
+from boxseg.errors import DataError
+from boxseg.formats.convert import convert
+from boxseg.formats.yolo import split_names, write_yolo
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two images of 40 x 20 px, one of them with two boxes, one with a polygon."""
+    root = tmp_path / "set"
+    for name in ("train/a.png", "val/b.png"):
+        (root / "images" / name).parent.mkdir(parents=True)
+        (root / "labels" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (40, 20)).save(root / "images" / name)
+    (root / "labels/train/a.txt").write_text("0 0.5 0.5 0.5 0.5\n\n1 0.25 0.5 0.1 0.2\n")
+    (root / "labels/val/b.txt").write_text("1 0 0 0.5 0 0.5 0.5 0 0.5\n")
+    (root / "data.yaml").write_text(
+        yaml.safe_dump({"train": "../images/train", "val": "images/val", "names": ["cat", "dog"]})
+    )
+    return root
+
+
+def test_boxes_and_polygons_are_read(folder):
+    splits = convert(folder, "yolo")
+    train, val = splits["train"].content, splits["val"].content
+    assert train["images"] == [{"id": 1, "file_name": "images/train/a.png", "height": 20, "width": 40}]
+    assert [each["bbox"] for each in train["annotations"]] == [[10, 5, 20, 10], pytest.approx([8, 8, 4, 4])]
+    assert [each["name"] for each in train["categories"]] == ["cat", "dog"]
+    assert val["annotations"][0]["bbox"] == [0, 0, 20, 10]
+    assert val["annotations"][0]["area"] == 200
+
+
+def test_other_yaml_files_do_not_matter_beside_data_yaml(folder):
+    (folder / "args.yaml").write_text("epochs: 3")
+    assert list(convert(folder, "yolo")) == ["train", "val"]
+
+
+def test_a_folder_without_yaml_names_its_classes_in_a_text_file(folder):
+    (folder / "data.yaml").unlink()
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    (split,) = convert(folder, "yolo").values()
+    assert len(split.content["images"]) == 2
+    assert len(split.content["annotations"]) == 3
+
+
+def test_joined_splits_have_ids_of_their_own(folder):
+    content = join_splits(list(convert(folder, "yolo").values())).content
+    assert [each["id"] for each in content["annotations"]] == [1, 2, 3]
+    assert [each["image_id"] for each in content["annotations"]] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["0 0.5 0.5 0.5", "7 0.5 0.5 0.5 0.5", "cat 0.5 0.5 0.5 0.5", "0 nan 0.5 0.5 0.5", "0.5 0.5 0.5 0.5 0.5", "0"],
+)
+def test_a_malformed_line_is_named(folder, line):
+    (folder / "labels/train/a.txt").write_text(f"0 0.5 0.5 0.5 0.5\n{line}\n")
+    with pytest.raises(DataError, match=r"a\.txt:2: .*a line is the class"):
+        convert(folder, "yolo")
+
+
+@pytest.mark.parametrize("name", ["data.yaml", "classes.txt", "labels/train/a.txt", "list.txt"])
+def test_a_file_that_is_not_utf_8_is_named(folder, name):
+    if name == "classes.txt":
+        (folder / "data.yaml").unlink()
+    if name == "list.txt":
+        (folder / "data.yaml").write_text("names: [cat, dog]\ntrain: list.txt\n")
+    (folder / name).write_bytes("größe".encode("latin-1"))
+    with pytest.raises(DataError, match=rf"{name}: .*(UTF-8|utf-8)"):
+        convert(folder, "yolo")
+
+
+@pytest.mark.parametrize("text", ["", "[", "names: 3", "names: {1: a}\ntrain: images", "names: [a]\ntrain: none"])
+def test_a_malformed_yaml_is_named(folder, text):
+    (folder / "data.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"data\.yaml"):
+        convert(folder, "yolo")
+
+
+def test_images_outside_the_folder_are_refused(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "data.yaml").write_text("names: [a]\ntrain: ../elsewhere\n")
+    with pytest.raises(DataError, match="inside"):
+        convert(folder, "yolo")
+
+
+def test_damaged_images_are_left_out(folder, caplog):
+    (folder / "images/train/a.png").write_bytes(b"no picture")
+    assert convert(folder, "yolo")["train"].content["images"] == []
+    assert "a.png" in caplog.text
+
+
+def test_only_the_first_images_that_cannot_be_read_are_named(folder, caplog):
+    for number in range(30):
+        (folder / f"images/train/x{number}.png").write_bytes(b"no picture")
+    assert len(convert(folder, "yolo")["train"].content["images"]) == 1
+    assert len(caplog.messages) == 6
+    assert caplog.messages[-1] == "left out: 25 more images that cannot be read"
+
+
+def test_a_folder_of_which_no_image_can_be_read_is_refused(folder):
+    (folder / "list.txt").write_text("data/a.png\n\ndata\\b.png\n")
+    (folder / "data.yaml").write_text("names: [cat, dog]\ntrain: list.txt\n")
+    with pytest.raises(DataError, match=r"none of 2 images can be read; the first: .*data/a\.png: does not exist"):
+        convert(folder, "yolo")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("place", ["labels/train/a.txt", "images/train/b.png", "list.txt", "data.yaml"])
+def test_a_pipe_is_not_waited_for(folder, place, caplog):
+    (folder / "data.yaml").write_text(f"names: [cat, dog]\ntrain: [{place if 'list' in place else 'images/train'}]\n")
+    (folder / place).unlink(missing_ok=True)
+    os.mkfifo(folder / place)
+    if "images" in place:  # one bad picture of several
+        assert len(convert(folder, "yolo")["train"].content["images"]) == 1
+        assert "b.png: is a pipe, not a file" in caplog.text
+    else:
+        with pytest.raises(DataError, match=r"is a pipe, not a file"):
+            convert(folder, "yolo")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("names: abc\ntrain: images", "`names` is no list"),
+        ("names: [[a]]\ntrain: images", "`names` holds something else than texts"),
+        ("names: {0: a, 2: b}\ntrain: images", "no mapping from 0 on"),
+        ("names: [a]\ntrain: {a: b}", "`train` is no path"),
+        ("names: [a]\ntrain: images\npath: [x]", "`path` is no path"),
+        ("- names", "holds no mapping"),
+        ("a: &a [x, x]\nnames: [*a, *a]", "has an alias"),
+        ("names: [a]\nnames: [b]\ntrain: images", "'names' is given twice"),
+        (f"names: [a]\ntrain: {'n' * 300}", "File name too long"),
+    ],
+)
+def test_what_is_wrong_with_a_yaml_is_told(folder, text, told):
+    (folder / "data.yaml").write_text(text)
+    with pytest.raises(DataError, match=rf"data\.yaml: .*{told}.*; it needs `names`"):
+        convert(folder, "yolo")
+
+
+def test_classes_are_named_as_written(folder):
+    (folder / "data.yaml").write_text("names: {0: no, 1: 1e3}\ntrain: images/train\nval:\n")
+    (split,) = convert(folder, "yolo").values()
+    assert [each["name"] for each in split.content["categories"]] == ["no", "1e3"]
+
+
+def test_pixels_are_no_shares(folder):
+    (folder / "labels/train/a.txt").write_text("0 20 10 10 5\n")
+    with pytest.raises(DataError, match=r"a\.txt:1: 20 is no share of width or height"):
+        convert(folder, "yolo")
+
+
+def test_masks_survive_the_way_to_yolo_and_back(trained_run, tmp_path):
+    original = json.loads(trained_run.val.annotations.read_text())
+    write_yolo(original, trained_run.val.images, tmp_path / "yolo")
+    splits = convert(tmp_path / "yolo", "yolo")
+    assert {name: len(split.content["images"]) for name, split in splits.items()} == {"train": 3, "val": 1}
+    returned = join_splits(list(splits.values())).content
+    assert [each["name"] for each in returned["categories"]] == [each["name"] for each in original["categories"]]
+    ours, theirs = COCO(), COCO()
+    ours.dataset, theirs.dataset = original, returned
+    ours.createIndex(), theirs.createIndex()
+    ids = {Path(image["file_name"]).name: image["id"] for image in returned["images"]}
+    for image in original["images"]:
+        before = ours.loadAnns(ours.getAnnIds(image["id"]))
+        after = theirs.loadAnns(theirs.getAnnIds(ids[image["file_name"]]))
+        for old, new in zip(before, after, strict=True):
+            masks = [decode_segmentation(each["segmentation"], (64, 64)) for each in (old, new)]
+            assert np.array_equal(*masks)
+
+
+def write_named(folder: Path, *names: str) -> dict[str, int]:
+    """YOLO files of small images with these names, in `folder/yolo`."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / name)
+    images = [{"id": id, "file_name": name, "width": 8, "height": 8} for id, name in enumerate(names)]
+    return write_yolo({"images": images, "annotations": [], "categories": []}, folder, folder / "yolo")
+
+
+def listed(folder: Path, split: str) -> set[str]:
+    return set((folder / f"yolo/{split}.txt").read_text().split())
+
+
+def test_folders_of_images_tell_what_to_validate_on_and_do_not_nest(tmp_path):
+    names = ("images/train/a.png", "images/val/b.png", "images/test/c.png")
+    assert write_named(tmp_path, *names) == {"train": 1, "val": 1, "test": 1}
+    assert listed(tmp_path, "val") == {"./images/val/b.png"}
+    assert listed(tmp_path, "test") == {"./images/test/c.png"}
+    for name in names:
+        assert (tmp_path / "yolo" / name).is_file()
+        assert (tmp_path / "yolo" / name.replace("images", "labels")).with_suffix(".txt").is_file()
+    assert not (tmp_path / "yolo/images/images").exists()
+
+
+def test_no_image_is_trained_and_validated_on_and_most_stay_where_they_were(tmp_path):
+    names = [f"{number}.png" for number in range(50)]
+    assert write_named(tmp_path, *names) == {"train": 40, "val": 10}
+    train, val = listed(tmp_path, "train"), listed(tmp_path, "val")
+    assert not train & val
+    assert train | val == {f"./images/{name}" for name in names}
+    fewer = split_names(names[:45])
+    assert len({f"./images/{name}" for name in fewer["val"]} - val) <= 2
+    held_out = split_names(["valid/a.png", "valid/b.png"])
+    assert {split: len(names) for split, names in held_out.items()} == {"train": 1, "val": 1}
+
+
+def test_a_single_image_is_not_validated_on(tmp_path):
+    assert write_named(tmp_path, "a.png") == {"train": 1}
+    assert "val" not in yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())
+
+
+def test_images_that_differ_in_their_ending_alone_are_named_with_their_folder(tmp_path):
+    with pytest.raises(DataError, match=rf"{tmp_path}: a\.jpg and a\.png differ in their ending alone.*rename one"):
+        write_named(tmp_path, "a.png", "a.jpg")
+
+
+def test_voc_files_of_annotation_tools_are_read(tmp_path):
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    (tmp_path / "a.xml").write_text(
+        "<annotation><filename>a.png</filename><size><width>40</width><height>20</height></size>"
+        "<object><name>dog</name><bndbox><xmin>10</xmin><ymin>5</ymin><xmax>30</xmax><ymax>15</ymax></bndbox></object>"
+        "<object><name>cat</name><bndbox><xmin>0</xmin><ymin>0</ymin><xmax>4</xmax><ymax>4</ymax></bndbox></object>"
+        "</annotation>"
+    )
+    split = convert(tmp_path, "voc")["all"]
+    assert split.images == tmp_path
+    assert [each["bbox"] for each in split.content["annotations"]] == [[10, 5, 20, 10], [0, 0, 4, 4]]
+    assert [each["category_id"] for each in split.content["annotations"]] == [2, 1]
+    (tmp_path / "b.xml").write_text((tmp_path / "a.xml").read_text().replace("<name>cat</name>", ""))
+    with pytest.raises(DataError, match=r"b\.xml: .* has no name"):
+        convert(tmp_path, "voc")
+    (tmp_path / "b.xml").write_text("<annotation>")
+    with pytest.raises(DataError, match=r"b\.xml"):
+        convert(tmp_path, "voc")

@@ -1,0 +1,235 @@
+"""Masks for the boxes of a whole data set: sources, resuming, and what is written."""
+
+import json
+import resource
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+from boxseg.coco.masks import decode_segmentation
+from boxseg.config.method import CocoSource
+from boxseg.data.dataset import CocoBoxes
+from boxseg.errors import ConfigError, DataError
+from boxseg.label import sources as label_sources
+from boxseg.label.dataset import JOURNAL, Journal, label_images, write_labels
+from boxseg.label.maps import UNKNOWN
+from boxseg.label.sources import one_by_one
+from boxseg.predict import Predictor
+from boxseg.structures import Sample
+
+WRITTEN = ("labels.coco.json", "labels.polygons.json", JOURNAL)
+
+
+@pytest.fixture
+def data(trained_run):
+    return CocoBoxes(trained_run.val, train=False)
+
+
+@pytest.fixture
+def drawn(data):
+    return one_by_one(label_sources.from_file(data.source.annotations, data))
+
+
+BOXES = one_by_one(label_sources.from_boxes)
+
+
+def label_all(data, source, folder):
+    journal = Journal(folder, {"source": "test"})
+    list(label_images(data, source, journal, batch_size=3))
+    return write_labels(data, journal, folder)
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def bent(data, folder, change):
+    """The data set with a changed annotation file."""
+    content = read(data.source.annotations)
+    change(content)
+    (folder / "bent.json").write_text(json.dumps(content))
+    return CocoBoxes(CocoSource(images=data.source.images, annotations=folder / "bent.json"), train=False)
+
+
+def test_every_annotation_keeps_its_fields_and_gets_a_mask_and_a_quality(data, trained_run, tmp_path):
+    label_all(data, label_sources.from_run(Predictor(trained_run.checkpoint), data), tmp_path)
+    before, after = read(data.source.annotations), read(tmp_path / "labels.coco.json")
+    assert [each["id"] for each in after["annotations"]] == [each["id"] for each in before["annotations"]]
+    for old, new in zip(before["annotations"], after["annotations"], strict=True):
+        assert new["drawn_segmentation"] == old.pop("segmentation")
+        assert {key: new[key] for key in old} == old
+        assert 0 <= new["quality"] <= 1
+        assert set(new["checks"]) == {"outside", "gap", "fill", "pieces"}
+    assert {key: after[key] for key in ("images", "categories")} == {
+        key: before[key] for key in ("images", "categories")
+    }
+    assert COCO(tmp_path / "labels.coco.json").anns.keys() == COCO(data.source.annotations).anns.keys()
+
+
+def test_masks_of_a_file_come_through_unchanged_in_every_format(data, drawn, tmp_path):
+    summary = label_all(data, drawn, tmp_path)
+    assert summary["without_candidates"] == 0
+    true = {each["id"]: each for each in read(data.source.annotations)["annotations"]}
+    for name in ("labels.coco.json", "labels.polygons.json"):
+        for each in read(tmp_path / name)["annotations"]:
+            found = decode_segmentation(each["segmentation"], (64, 64))
+            assert np.array_equal(found, decode_segmentation(true[each["id"]]["segmentation"], (64, 64)))
+
+
+def test_a_killed_run_goes_on_to_the_same_files(data, drawn, tmp_path):
+    label_all(data, drawn, tmp_path / "whole")
+    label_all(data, drawn, tmp_path / "torn")
+    journal = tmp_path / "torn" / JOURNAL
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:3]) + lines[3][: len(lines[3]) // 2])  # killed while it wrote the third image
+    (tmp_path / "torn/labels.coco.json").unlink()
+    assert len(Journal(tmp_path / "torn", {"source": "test"}).done) == 2
+    label_all(data, drawn, tmp_path / "torn")
+    for name in WRITTEN:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "torn" / name).read_bytes()
+
+
+def test_the_labels_of_other_data_are_not_mixed_in(data, drawn, tmp_path):
+    label_all(data, drawn, tmp_path)
+    with pytest.raises(ConfigError, match="another source"):
+        Journal(tmp_path, {"source": "other"})
+
+
+def test_an_image_that_cannot_be_read_is_skipped_and_named(data, tmp_path):
+    def lose(content):
+        content["images"][0]["file_name"] = "gone.png"
+        content["images"][1]["file_name"] = "../outside.png"
+
+    lost = bent(data, tmp_path, lose)
+    summary = label_all(lost, BOXES, tmp_path / "out")
+    assert len(summary["unreadable"]) == 2
+    assert "gone.png" in summary["unreadable"][0]
+    written = read(tmp_path / "out/labels.coco.json")
+    gone = [each for each in written["annotations"] if each["image_id"] == written["images"][0]["id"]]
+    assert [each["quality"] for each in gone] == [0.0] * len(gone)
+    assert all(decode_segmentation(each["segmentation"], (64, 64)).any() for each in gone)
+    assert all(
+        isinstance(each["segmentation"], list) for each in read(tmp_path / "out/labels.polygons.json")["annotations"]
+    )
+
+
+def test_an_image_that_could_not_be_read_is_tried_again(data, tmp_path):
+    place = data.source.images / data.file_name(0)
+    away = place.rename(tmp_path / place.name)
+    assert len(label_all(data, BOXES, tmp_path / "out")["unreadable"]) == 1
+    away.rename(place)
+    assert label_all(data, BOXES, tmp_path / "out")["unreadable"] == []
+
+
+@pytest.mark.parametrize("bbox", [[3, 3, 0, 5], [float("nan"), 1, 4, 4], [100, 100, 5, 5]])
+def test_a_box_without_area_gets_an_empty_mask(data, tmp_path, bbox):
+    def squash(content):
+        content["annotations"][0]["bbox"] = bbox
+
+    label_all(bent(data, tmp_path, squash), BOXES, tmp_path / "out")
+    first = read(tmp_path / "out/labels.coco.json")["annotations"][0]
+    assert first["quality"] == 0
+    assert not decode_segmentation(first["segmentation"], (64, 64)).any()
+
+
+def test_crowds_stay_as_they_are(data, tmp_path):
+    def crowd(content):
+        content["annotations"][0]["iscrowd"] = 1
+
+    label_all(bent(data, tmp_path, crowd), BOXES, tmp_path / "out")
+    before, after = read(tmp_path / "bent.json"), read(tmp_path / "out/labels.coco.json")
+    assert after["annotations"][0] == before["annotations"][0]
+
+
+def test_yolo_files_have_a_line_per_box_and_links_to_the_images(data, drawn, tmp_path):
+    label_all(data, drawn, tmp_path)
+    content = read(data.source.annotations)
+    for image in content["images"]:
+        path = tmp_path / "yolo/labels" / image["file_name"]
+        boxes = sum(each["image_id"] == image["id"] for each in content["annotations"])
+        assert len(path.with_suffix(".txt").read_text().splitlines()) == boxes
+        assert (tmp_path / "yolo/images" / image["file_name"]).samefile(data.source.images / image["file_name"])
+    assert "path:" not in (tmp_path / "yolo/data.yaml").read_text()  # trainers then look beside the file
+
+
+def test_classes_are_matched_by_name(data, trained_run, monkeypatch, tmp_path):
+    seen = []
+
+    def watch(predictor, samples, others):
+        seen.extend(label for each in samples for label in each.labels.tolist())
+        return [label_sources.from_boxes(each, []) for each in samples]
+
+    def rename(content):
+        content["categories"] = [each | {"name": each["name"].upper()} for each in content["categories"]]
+        content["categories"][0]["name"] = "stranger"
+
+    renamed = bent(data, tmp_path, rename)
+    monkeypatch.setattr(label_sources, "label_together", watch)
+    list(
+        label_images(
+            renamed, label_sources.from_run(Predictor(trained_run.checkpoint), renamed), Journal(tmp_path / "o", {})
+        )
+    )
+    expected = torch.cat([renamed[index].labels for index in range(len(renamed))])
+    assert seen == torch.where(expected == 0, UNKNOWN, expected).tolist()
+
+
+def test_results_of_another_tool_are_matched_by_their_boxes(data, tmp_path):
+    first = read(data.source.annotations)["annotations"][0]
+    path = tmp_path / "results.json"
+    entry = {"image_id": first["image_id"], "category_id": 1, "segmentation": first["segmentation"], "score": 0.75}
+    path.write_text(json.dumps([entry]))
+    summary = label_all(data, one_by_one(label_sources.from_file(path, data)), tmp_path / "out")
+    assert summary["boxes"] - summary["without_candidates"] == 1
+    assert read(tmp_path / "out/labels.coco.json")["annotations"][0]["quality"] == 0.75
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"annotations": [{"segmentation": [[1]], "image_id": 1}]}', "[3]"]
+)
+def test_a_file_without_masks_is_refused(data, tmp_path, content):
+    (tmp_path / "masks.json").write_text(content)
+    with pytest.raises(DataError, match=r"masks\.json"):
+        label_sources.from_file(tmp_path / "masks.json", data)
+
+
+def test_grabcut_finds_a_plain_object_and_leaves_a_box_without_background(tmp_path):
+    image = torch.full((3, 40, 40), 30, dtype=torch.uint8)
+    image[:, 12:28, 12:28] = torch.tensor([250, 40, 40], dtype=torch.uint8)[:, None, None]
+    boxes = torch.tensor([[8.0, 8, 32, 32], [0, 0, 40, 40]])
+    found = label_sources.from_grabcut(Sample(image, boxes, torch.zeros(2, dtype=torch.int64), 1, (40, 40)), [1, 2])
+    assert found.mask[0].sum() == 16 * 16
+    assert found.mask[1].all()
+    assert found.quality[0] == pytest.approx((16 / 24) ** 2)
+
+
+@pytest.mark.parametrize(("first", "second"), [("[1]", ""), ("rubbish", ""), ("{}", '{"image": 3}'), ("{}", "rubbish")])
+def test_a_damaged_journal_is_told_with_its_line(tmp_path, first, second):
+    (tmp_path / JOURNAL).write_text(f"{first}\n{second}\n" if second else f"{first}\n")
+    with pytest.raises(DataError, match=rf"labels\.jsonl:{2 if second else 1}: is damaged"):
+        Journal(tmp_path, {})
+
+
+def test_a_large_image_of_many_boxes_takes_no_frame_for_each(tmp_path):
+    size, rng = (3000, 4000), np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
+    boxes = [[*rng.integers(0, 2000, 2).tolist(), *rng.integers(20, 600, 2).tolist()] for _ in range(100)]
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": size[1], "height": size[0]}],
+        "annotations": [{"id": k, "image_id": 1, "category_id": 1, "bbox": box} for k, box in enumerate(boxes, 1)],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    data = CocoBoxes(CocoSource(images=tmp_path, annotations=tmp_path / "a.json"), train=False)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    label_all(data, one_by_one(label_sources.from_boxes), tmp_path / "out")
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_maxrss - before.ru_maxrss < 400_000  # KiB; 100 frames are 1,200,000
+    assert after.ru_utime - before.ru_utime < 10  # 1.4 measured
+    found = read(tmp_path / "out/labels.polygons.json")["annotations"]
+    x, y, width, height = boxes[0]
+    corners = {(x, y), (x + width, y), (x + width, y + height), (x, y + height)}
+    assert set(zip(*[iter(found[0]["segmentation"][0])] * 2, strict=True)) == corners

@@ -1,0 +1,112 @@
+"""Exported networks do what the network does, at other sizes too; the program of docs/deploy.md runs."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from boxseg.build import build_network
+from boxseg.config.method import BoxSegConfig
+from boxseg.engine import checkpoint
+from boxseg.errors import BoxSegError, ConfigError
+from boxseg.predict import Predictor
+from boxseg.predict.export import TOLERANCE, WRITERS, export_network, has_onnx
+from orchestration.cli.app import run
+
+PAGE = Path(__file__).parents[2] / "docs/deploy.md"
+
+
+@pytest.fixture
+def predictor(trained_run):
+    return Predictor(trained_run.checkpoint)
+
+
+def test_torchscript_takes_other_sizes_than_it_was_made_with(predictor, tmp_path):
+    about = export_network(predictor, "torchscript", tmp_path / "model.pt")
+    assert about["difference"] <= TOLERANCE
+    boxes, scores, labels, masks = torch.jit.load(tmp_path / "model.pt")(torch.rand(1, 3, 96, 224) * 255)
+    assert (boxes.shape, scores.shape, labels.dtype) == ((100, 4), (100,), torch.int64)
+    assert masks.shape == (100, 24, 56)
+
+
+def test_small_images_have_fewer_detections_than_there_are_places(predictor, tmp_path):
+    export_network(predictor, "torchscript", tmp_path / "model.pt")
+    boxes, scores, _, _ = torch.jit.load(tmp_path / "model.pt")(torch.rand(1, 3, 32, 32) * 255)
+    locations = 16 + 4 + 1 + 1 + 1
+    assert len(boxes) == 100
+    assert int((scores > 0).sum()) == min(100, locations * len(predictor.class_names))
+
+
+def test_the_ending_of_the_description_is_taken(predictor, tmp_path):
+    with pytest.raises(ConfigError, match=r"\.json is for what describes"):
+        export_network(predictor, "safetensors", tmp_path / "model.json")
+
+
+def test_bare_weights_are_those_of_the_network(predictor, tmp_path):
+    export_network(predictor, "safetensors", tmp_path / "model.safetensors")
+    assert load_file(tmp_path / "model.safetensors").keys() == predictor.network.state_dict().keys()
+    assert json.loads((tmp_path / "model.json").read_text())["classes"] == predictor.class_names
+
+
+@pytest.fixture
+def mask_rcnn_run(trained_run, tmp_path):
+    """A checkpoint of Mask R-CNN as a run leaves it, untrained."""
+    about = checkpoint.load_about(trained_run.checkpoint)
+    settings = {
+        "model": {"kind": "mask_rcnn", "backbone": "resnet18", "weights": "none", "channels": 16},
+        "rcnn": {"representation": 16, "mask_channels": 8},
+    }
+    config = BoxSegConfig.model_validate(settings)
+    network = build_network(config, num_classes=len(about["classes"]["names"]), weights="none")
+    files = checkpoint.pack({name: network.state_dict() for name in ("student", "teacher")}, {})
+    about |= {"config": config.model_dump(mode="json")}
+    return checkpoint.save_checkpoint(tmp_path, step=about["step"], files=files, about=about)
+
+
+def test_mask_rcnn_is_refused_and_its_weights_are_not(mask_rcnn_run, tmp_path, capsys):
+    output = ["--output", str(tmp_path / "model")]
+    assert run(["export", str(mask_rcnn_run), "--format", "onnx", *output]) == 2
+    assert "this one is mask_rcnn; --format safetensors takes any" in capsys.readouterr().err
+    assert run(["export", str(mask_rcnn_run), "--format", "safetensors", *output]) == 0
+    assert load_file(tmp_path / "model").keys() == Predictor(mask_rcnn_run).network.state_dict().keys()
+
+
+def test_a_vit_that_resizes_positions_is_for_torchscript_and_not_for_onnx(predictor, tmp_path):
+    def use(backbone):
+        model = predictor.config.model.model_copy(update={"backbone": backbone})
+        predictor.config = predictor.config.model_copy(update={"model": model})
+        predictor.network = build_network(predictor.config, num_classes=6, weights="none").eval()
+
+    use("timm/vit_tiny_patch16_dinov3_qkvb")
+    assert has_onnx(predictor.network)
+    use("timm/vit_small_patch14_dinov2")
+    with pytest.raises(
+        ConfigError, match=r"ONNX cannot express how timm/vit_small_patch14_dinov2 resizes .*torchscript"
+    ):
+        export_network(predictor, "onnx", tmp_path / "model.onnx")
+    assert export_network(predictor, "torchscript", tmp_path / "model.pt")["difference"] <= TOLERANCE
+    assert len(torch.jit.load(tmp_path / "model.pt")(torch.rand(1, 3, 96, 32) * 255)) == 4
+
+
+def test_a_file_that_would_differ_is_not_written(predictor, tmp_path, monkeypatch):
+    monkeypatch.setitem(WRITERS, "onnx", lambda model: (b"wrong", {"difference": float("nan")}))
+    with pytest.raises(BoxSegError, match="differs"):
+        export_network(predictor, "onnx", tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_onnx_equals_torch_and_the_program_of_the_page_runs(trained_run, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime", reason="ONNX is an extra")
+    monkeypatch.chdir(tmp_path)
+    assert run(["export", str(trained_run.checkpoint), "--format", "onnx", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["difference"] <= TOLERANCE
+    Image.new("RGB", (100, 70), "teal").save("street.jpg")
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    exec(program.replace("> 0.3", "> 0.0"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    assert all(line.split()[0] in Predictor(trained_run.checkpoint).class_names for line in lines)

@@ -1,0 +1,488 @@
+"""The command line: what goes to stdout and stderr, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from orchestration.cli import crash_log, output
+from orchestration.cli.app import app, run
+from orchestration.config.resolved import dump_resolved
+from orchestration.config.spec import RunSpec, load_run, load_sweep
+from orchestration.record.failures import Failure
+from orchestration.record.run_folder import RunFolder, RunStatus
+
+SWEEP = "name: s\nsweep: {search: grid, space: {qam.k_top: {choice: [1, 2]}}}\n"
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("BOXSEG_DEBUG", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def toy(capsys: Capture) -> dict[str, Any]:
+    """A drawn data set: split -> its image folder and annotation file."""
+    assert run(["data", "toy", "drawn", "--train-images", "3", "--val-images", "2", "--size", "64", "--json"]) == 0
+    drawn: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return drawn
+
+
+def write(text: str, name: str = "exp.yaml") -> str:
+    Path(name).write_text(text, encoding="utf-8")
+    return name
+
+
+def make_run(run_id: str, *, created: float, kind: Any = "run", parent: str | None = None, **changes: Any) -> RunFolder:
+    folder = RunFolder(Path("runs/t") / run_id)
+    folder.create(RunStatus(folder.path.name, "t", kind=kind, parent=parent, created=created), dump_resolved(RunSpec()))
+    folder.update(**changes)
+    return folder
+
+
+def test_the_version_goes_to_stdout(capsys: Capture):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("boxseg 0.")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["train"],
+        ["sweep"],
+        ["data", "check"],
+        ["runs", "show"],
+        ["runs", "compare"],
+        ["report"],
+        ["config"],
+        ["ui"],
+        ["label"],
+        ["predict"],
+        ["eval"],
+    ],
+)
+def test_every_command_has_help(capsys: Capture, command: list[str]):
+    assert run([*command, "--help"]) == 0
+    assert "Usage: boxseg" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["tarin"], ["train"], ["train", "x.yaml", "--nonsense"], ["ui", "--port", "x"]])
+def test_wrong_usage_ends_with_2_and_a_message(capsys: Capture, arguments: list[str]):
+    assert run(arguments) == 2
+    shown = capsys.readouterr()
+    assert "Error" in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_wrong_setting_ends_with_2_and_one_message_without_traceback(capsys: Capture, command: str):
+    assert run([command, write("qam:\n  k_topp: 3\n")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == "error: exp.yaml:2: qam.k_topp is not a setting; did you mean qam.k_top?\n"
+
+
+def test_too_many_workers_end_with_5_and_leave_nothing_behind(capsys: Capture):
+    assert run(["train", write("train: {batch_size: 4096}"), "--set", "resources.workers=4096"]) == 5
+    assert "workers 4096" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_missing_data_ends_with_3(capsys: Capture):
+    assert run(["train", write("data: {train: {images: i, annotations: none.json}}")]) == 3
+    assert "none.json" in capsys.readouterr().err
+
+
+def test_unwritable_storage_ends_with_2(capsys: Capture):
+    Path("file").write_text("")
+    assert run(["train", write("storage: file/runs")]) == 2
+    assert "a file is in the way" in capsys.readouterr().err
+
+
+@pytest.fixture
+def explode() -> Iterator[None]:
+    """A command with a fault of ours."""
+
+    @app.command("explode", hidden=True)
+    def explode() -> None:
+        raise RuntimeError("the floor is lava")
+
+    yield
+    app.registered_commands.pop()
+
+
+@pytest.mark.usefixtures("explode")
+def test_an_unexpected_error_is_one_line_that_names_a_log(capsys: Capture, monkeypatch: Patch, tmp_path: Path):
+    assert run(["explode"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: RuntimeError: the floor is lava (unexpected; details in ")
+    log = Path(shown.rpartition("details in ")[2].rstrip(")\n"))
+    assert log.parent == tmp_path / "state" / "boxseg"
+    assert (log.stat().st_mode & 0o777, log.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert "Traceback" in log.read_text()
+    monkeypatch.setenv("BOXSEG_DEBUG", "1")
+    assert run(["explode"]) == 1
+    assert capsys.readouterr().err.count("Traceback") == 1
+
+
+@pytest.mark.usefixtures("explode")
+def test_only_the_last_tracebacks_are_kept_and_none_in_the_folder_for_temporary_files(
+    capsys: Capture, monkeypatch: Patch, tmp_path: Path
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
+    (tmp_path / "t").mkdir()
+    kept = tmp_path / "state" / "boxseg"
+    kept.mkdir(parents=True)
+    for number in range(crash_log.KEPT):
+        (kept / f"error-20200101-0000{number:02d}-x.log").touch()
+    (kept / "other").touch()
+    assert run(["explode"]) == 1
+    names = sorted(path.name for path in kept.iterdir())
+    assert len(names) == crash_log.KEPT + 1
+    assert "error-20200101-000000-x.log" not in names
+    assert "other" in names
+    assert capsys.readouterr().err.rpartition("/")[2].rstrip(")\n") in names
+    assert not list((tmp_path / "t").iterdir())
+
+
+@pytest.mark.usefixtures("explode")
+def test_a_traceback_that_nothing_can_keep_is_shown(capsys: Capture, monkeypatch: Patch, tmp_path: Path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    assert run(["explode"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback")
+    assert shown.endswith("error: RuntimeError: the floor is lava (unexpected; details above)\n")
+
+
+def test_tracebacks_lie_where_xdg_has_them(monkeypatch: Patch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for named in ("", "relative"):
+        monkeypatch.setenv("XDG_STATE_HOME", named)
+        assert crash_log.state_folder() == tmp_path / ".local/state/boxseg"
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/x")
+    assert crash_log.state_folder() == Path("/var/x/boxseg")
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_plan_starts_nothing_and_leaves_nothing(capsys: Capture, command: str):
+    assert run([command, write(SWEEP), "--plan", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["trials"] == (2 if command == "sweep" else 1)
+    assert plan["seconds"] > 0  # by size, as nothing was run before
+    assert plan["faults"] == []
+    assert sorted(path.name for path in Path().iterdir()) == ["exp.yaml"]
+
+
+def test_a_plan_says_in_words_what_would_be_done(capsys: Capture):
+    assert run(["sweep", write(SWEEP), "--plan", "--set", "sweep.seeds=[0, 1]"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("sweep", "toy: 320 images", "4, ", "unknown: no earlier run", "free"):
+        assert words in shown
+
+
+def test_a_plan_that_could_not_start_says_why_and_ends_so(capsys: Capture):
+    assert run(["train", write("data: {train: {images: i, annotations: none.json}}"), "--plan"]) == 3
+    shown = capsys.readouterr()
+    assert "not usable" in shown.out
+    assert "would not start" in shown.err
+
+
+def test_data_toy_draws_and_names_its_files(toy: dict[str, Any]):
+    assert Path(toy["train"]["annotations"]).is_file()
+    assert len(list(Path(toy["val"]["images"]).iterdir())) == 2
+
+
+def test_data_check_passes_a_sound_set(capsys: Capture, toy: dict[str, Any]):
+    assert run(["data", "check", toy["val"]["annotations"], "--images", toy["val"]["images"], "--for", "val"]) == 0
+    assert "0 errors" in capsys.readouterr().err
+
+
+def test_data_check_ends_with_3_and_a_table_that_names_file_and_id(capsys: Capture, toy: dict[str, Any]):
+    path = Path(toy["train"]["annotations"])
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    number = content["annotations"][0]["id"]
+    path.write_text(json.dumps(content))
+    arguments = ["data", "check", write(f"data: {{train: {json.dumps(toy['train'])}}}")]
+    assert run(arguments) == 3
+    shown = capsys.readouterr()
+    assert "1 errors" in shown.err
+    row = next(line for line in shown.out.splitlines() if line.startswith("error"))
+    assert path.name in row
+    assert str(number) in row.split()
+    assert run([*arguments, "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert found["usable"] is False
+    assert found["faults"][0]["annotation_id"] == number
+
+
+def test_data_check_of_a_generated_set_says_that_there_are_no_files(capsys: Capture):
+    assert run(["data", "check", write("name: x")]) == 2
+    assert "toy" in capsys.readouterr().err
+
+
+def test_data_stats_count(capsys: Capture, toy: dict[str, Any]):
+    content = json.loads(Path(toy["train"]["annotations"]).read_text())
+    assert run(["data", "stats", toy["train"]["annotations"], "--images", toy["train"]["images"], "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["images"] == 3
+    assert counts["boxes"] == len(content["annotations"]) == sum(counts["classes"].values())
+    assert run(["data", "stats", toy["train"]["annotations"], "--images", toy["train"]["images"]]) == 0
+    assert "images with boxes" in capsys.readouterr().out
+
+
+def test_data_stats_draw_a_picture(capsys: Capture, toy: dict[str, Any], tmp_path: Path):
+    where = str(tmp_path / "new/stats.png")
+    assert (
+        run(["data", "stats", toy["train"]["annotations"], "--images", toy["train"]["images"], "--picture", where]) == 0
+    )
+    with Image.open(where) as picture:
+        assert picture.size == (1000, 450)
+        assert len(picture.convert("RGB").getcolors(2**20) or ()) > 10
+
+
+def test_boxes_without_an_area_are_not_in_the_picture(toy: dict[str, Any]):
+    path = Path(toy["train"]["annotations"])
+    content = json.loads(path.read_text())
+    for annotation, width in zip(content["annotations"], (-4, 0, math.nan, math.inf), strict=False):
+        annotation["bbox"][2] = width
+    path.write_text(json.dumps(content))
+    assert run(["data", "stats", str(path), "--picture", "stats.png"]) == 0
+    assert Path("stats.png").is_file()
+
+
+def test_runs_are_listed_newest_first(capsys: Capture):
+    make_run("old", created=100.0, best={"val/mask_ap": 0.25}, status="finished")
+    make_run("new", created=200.0, kind="sweep")
+    assert run(["runs", "ls", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [each["id"] for each in listed] == ["new", "old"]
+    assert {"id", "name", "kind", "status", "metrics", "folder"} <= set(listed[0])
+    assert [each["kind"] for each in listed] == ["sweep", "run"]
+    assert run(["runs", "ls"]) == 0
+    assert "0.25" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_ids_are_whole_in_a_narrow_terminal_and_other_columns_go_first(capsys: Capture, monkeypatch: Patch, width: int):
+    folder = make_run("20261122-171500-3f9ckd", created=1.0, status="failed", failure=Failure("ValueError", "x " * 99))
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert run(["runs", "ls"]) == 0
+    shown = capsys.readouterr()
+    lines = re.sub(r"\x1b\[\d*m", "", shown.out).splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith(folder.path.name)
+    assert "failed" in lines[1]
+    assert max(map(len, lines)) <= width
+    assert "left out, as the terminal is narrow: folder, why it failed" in shown.err
+
+
+def test_no_runs_are_an_empty_list_and_a_message(capsys: Capture):
+    assert run(["runs", "ls", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert run(["runs", "ls"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "no runs under" in shown.err
+
+
+def test_a_sweep_is_shown_with_its_trials(capsys: Capture):
+    make_run("sweep", created=100.0, kind="sweep", best_run="sweep-01")
+    make_run("sweep/sweep-01", created=101.0, parent="..", best={"val/mask_ap": 0.5}, description="k_top=2")
+    make_run("other", created=102.0)
+    assert run(["runs", "show", "runs/t/sweep"]) == 0
+    shown = capsys.readouterr().out
+    assert "k_top=2" in shown
+    assert "other" not in shown
+    assert run(["runs", "show", "sweep-01", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["best"] == {"val/mask_ap": 0.5}
+
+
+def test_what_failed_is_listed_and_shown_with_its_cause_in_a_line(capsys: Capture):
+    late = Failure("ResourceError", "Ray does not start: raylet: Timed out\nand more")
+    make_run("sweep", created=100.0, kind="sweep", status="failed", failure=late)
+    make_run("sweep/sweep-00", created=101.0, parent="..", status="failed", failure=Failure("DataError", "no t.json"))
+    make_run("again", created=102.0, status="running", failure=Failure("WorkerLost", "the process ended"))
+    assert run(["runs", "ls"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "Ray does not start: raylet: Timed out" in line and "and more" not in line]
+    assert not [line for line in lines if "the process ended" in line], "it runs again"
+    assert run(["runs", "show", "runs/t/sweep"]) == 0
+    shown = capsys.readouterr().out
+    assert "ResourceError: Ray does not start: raylet: Timed out" in shown
+    assert "data: no t.json" in shown
+
+
+def test_an_unknown_run_ends_with_2(capsys: Capture):
+    assert run(["runs", "show", "nobody"]) == 2
+    assert "nobody" in capsys.readouterr().err
+
+
+def test_shown_settings_load_again_and_say_where_they_come_from(capsys: Capture):
+    path = write("name: x\nqam: {k_top: 7}\nmethod: qam\n")
+    assert run(["config", "show", path, "--set", "train.steps=9"]) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "k_top: 7  # exp.yaml:2",
+        "steps: 9  # --set train.steps",
+        "fusion: weighted  # profile fixed",
+        "  on: false  # method qam",
+        "iou_thr: 0.5  # default",
+    ):
+        assert words in shown
+    assert load_run(Path(write(shown, "again.yaml"))) == load_run(Path(path), ["train.steps=9"])
+
+
+def test_shown_settings_of_a_sweep_are_those_that_it_uses(capsys: Capture):
+    path = write("sweep: {search: grid, settings: {train.steps: 100}, space: {qam.k_top: {choice: [1]}}}\n")
+    assert run(["config", "show", path]) == 0
+    shown = capsys.readouterr().out
+    assert "steps: 100  # exp.yaml:1" in shown
+    assert load_sweep(Path(write(shown, "again.yaml"))) == load_sweep(Path(path))
+
+
+def test_shown_settings_as_json_name_every_origin(capsys: Capture):
+    assert run(["config", "show", write(SWEEP), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["sweep.search"] == {"value": "grid", "from": "exp.yaml:2"}
+    assert shown["storage"]["from"] == "default"
+
+
+def test_the_schema_describes_every_setting(capsys: Capture):
+    assert run(["config", "schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["$defs"]["QamConfig"]["properties"]["k_top"]["description"].startswith("Candidates kept")
+
+
+def test_ui_without_a_store_says_what_makes_one(capsys: Capture):
+    assert run(["ui"]) == 2
+    assert "boxseg train" in capsys.readouterr().err
+
+
+def test_json_output_has_no_numbers_that_json_does_not_know(capsys: Capture):
+    output.print_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": Path("x")})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": "x"}
+
+
+def test_configuration_errors_load_neither_torch_nor_ray(tmp_path: Path):
+    (tmp_path / "x.yaml").write_text("qam: {k_top: 0}\nmodel: {backbone: resnet5}")
+    program = (
+        "import sys\nfrom orchestration.cli.app import run\n"
+        "code = run(['sweep', 'x.yaml'])\nprint(code, sorted({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path, env={**os.environ}
+    )
+    assert done.stdout.strip() == "2 []"
+    assert "resnet50" in done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path):
+    command = f"{sys.executable} -m orchestration.cli config schema | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_data_split_writes_two_files_that_pass_the_check(capsys: Capture, toy: dict[str, Any]):
+    arguments = ["data", "split", toy["train"]["annotations"], "--val", "0.4", "--json", "--output"]
+    assert run([*arguments, "parts"]) == 0
+    parts = json.loads(capsys.readouterr().out)
+    counts = []
+    for part in parts.values():
+        assert run(["data", "check", part["annotations"], "--images", part["images"]]) == 0
+        counts.append(len(json.loads(Path(part["annotations"]).read_text())["images"]))
+    assert counts == [2, 1]
+    assert run([*arguments, "again"]) == 0
+    assert Path("again/val.json").read_bytes() == Path("parts/val.json").read_bytes()
+
+
+def test_data_split_overwrites_nothing_and_tells_wrong_use(capsys: Capture, toy: dict[str, Any]):
+    path = Path(toy["train"]["annotations"])
+    before = path.read_bytes()
+    arguments = ["data", "split", str(path), "--output"]
+    assert run([*arguments, str(path.parent)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert run([*arguments, "out", "--group", "colour"]) == 2
+    assert run(["data", "split", "none.json", "--output", "out"]) == 3
+    assert not Path("out").exists()
+
+
+def test_a_data_set_in_another_format_is_imported_next_to_its_images(capsys: Capture, tmp_path: Path):
+    folder = tmp_path / "gtFine" / "val" / "ulm"
+    folder.mkdir(parents=True)
+    pixels = np.full((8, 8), 26_001, dtype=np.uint16)
+    for stem in ("ulm_1", "ulm_2"):
+        Image.fromarray(pixels).save(folder / f"{stem}_gtFine_instanceIds.png")
+    command = ["data", "import", ".", "--from", "cityscapes", "--output"]
+    assert run([*command, "all", "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written == {"val": {"images": str(tmp_path / "leftImg8bit"), "annotations": "all/val.json"}}
+    content = json.loads(Path("all/val.json").read_text())
+    assert [each["bbox"] for each in content["annotations"]] == [[0, 0, 8, 8]] * 2
+    content["images"] = content["images"][:1]
+    Path("some.json").write_text(json.dumps(content))
+    assert run([*command, "rest", "--exclude", "some.json"]) == 0
+    assert capsys.readouterr().out == f"val: {{images: {tmp_path / 'leftImg8bit'}, annotations: rest/val.json}}\n"
+    (left,) = json.loads(Path("rest/val.json").read_text())["images"]
+    assert left["file_name"] == "val/ulm/ulm_2_leftImg8bit.png"
+    assert run(["data", "import", "all", "--from", "voc", "--output", "x"]) == 3
+    assert not Path("x").exists()
+
+
+def test_every_format_of_the_command_has_a_converter():
+    from boxseg.formats.convert import CONVERTERS
+    from orchestration.cli.data import Format
+
+    assert set(get_args(Format)) == set(CONVERTERS)
+
+
+def test_a_second_interruption_ends_as_shells_expect(monkeypatch: Patch, capsys: Capture):
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestration.cli.app.app", interrupted)
+    assert run(["sweep"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "way_out"),
+    [
+        (errno.ENOSPC, 5, "make room"),
+        (errno.EISDIR, 2, "a file is needed there"),
+        (errno.EACCES, 2, "change its rights"),
+        (errno.ENOENT, 1, "unexpected; details in"),
+    ],
+)
+def test_what_the_disk_refuses_is_told(
+    number: int, code: int, way_out: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "out.json")
+
+    monkeypatch.setattr("boxseg.data.toy.ensure_toy", refuse)
+    assert run(["data", "toy", "x"]) == code
+    shown = capsys.readouterr().err
+    assert "out.json" in shown
+    assert way_out in shown

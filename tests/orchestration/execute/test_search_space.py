@@ -1,0 +1,244 @@
+"""Trials are proposed as the sweep asks: all of a grid, draws in range, TPE that learns, seeds in a row."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+from pydantic import ValidationError
+
+from boxseg.config.criterion import Criterion
+from orchestration.config.spec import SweepConfig, SweepSpec
+from orchestration.execute.search_space import (
+    SEARCHERS,
+    TRIAL_SCHEDULERS,
+    PastTrial,
+    Trial,
+    TrialQueue,
+    make_searcher,
+    tell_past,
+)
+
+RANGES = {
+    "qam.iou_thr": {"uniform": [0.4, 0.8]},
+    "solver.lr": {"loguniform": [1e-4, 1e-1]},
+    "qam.k_top": {"randint": [2, 5]},
+    "qam.fusion": {"choice": ["vote", "weighted"]},
+}
+
+
+def make_sweep(**settings) -> SweepConfig:
+    return SweepConfig.model_validate(settings)
+
+
+def all_trials(sweep: SweepConfig, seed: int = 0) -> list:
+    queue = TrialQueue(sweep, seed)
+    return list(iter(queue.next, None))
+
+
+def test_every_name_of_the_settings_has_an_entry():
+    assert set(SEARCHERS) == set(SweepConfig.model_fields["search"].annotation.__args__)
+    assert set(TRIAL_SCHEDULERS) == set(SweepConfig.model_fields["trial_scheduler"].annotation.__args__)
+
+
+def test_a_grid_has_all_combinations_times_seeds_with_the_seeds_of_a_setting_in_a_row():
+    space = {"qam.k_top": {"choice": [1, 5]}, "qam.fusion": {"choice": ["vote", "weighted"]}}
+    sweep = make_sweep(search="grid", seeds=[3, 4], space=space)
+    trials = all_trials(sweep)
+    assert sweep.num_trials == len(trials) == 8
+    assert [trial.number for trial in trials] == list(range(8))
+    assert [trial.seed for trial in trials] == [3, 4] * 4
+    settings = [(trial.values["qam.k_top"], trial.values["qam.fusion"]) for trial in trials]
+    assert settings[::2] == settings[1::2] == [(1, "vote"), (1, "weighted"), (5, "vote"), (5, "weighted")]
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_values_lie_in_their_domains_and_the_seed_repeats_them(search):
+    sweep = make_sweep(search=search, trials=20, space=RANGES)
+    trials = all_trials(sweep)
+    for values in (trial.values for trial in trials):
+        assert 0.4 <= values["qam.iou_thr"] <= 0.8
+        assert 1e-4 <= values["solver.lr"] <= 1e-1
+        assert values["qam.k_top"] in (2, 3, 4)
+        assert values["qam.fusion"] in ("vote", "weighted")
+    assert {trial.values["qam.k_top"] for trial in trials} == {2, 3, 4}
+    assert trials == all_trials(sweep)
+    assert trials != all_trials(sweep, seed=1)
+    below = sum(math.log10(trial.values["solver.lr"]) < -2.5 for trial in trials)
+    assert 3 <= below <= 17, "half of a logarithmic scale lies below its middle"
+
+
+def run_tpe(score, mode: str, trials: int = 40) -> list[float]:
+    sweep = make_sweep(search="tpe", mode=mode, trials=trials, space={"qam.iou_thr": {"uniform": [0.0, 1.0]}})
+    queue = TrialQueue(sweep, seed=0)
+    tried = []
+    while (trial := queue.next()) is not None:
+        tried.append(trial.values["qam.iou_thr"])
+        queue.ended(trial.number, score(tried[-1]))
+    return tried
+
+
+def test_tpe_moves_towards_good_values_and_respects_the_mode():
+    for mode, sign in (("max", -1), ("min", 1)):
+        tried = run_tpe(lambda value, sign=sign: sign * (value - 0.8) ** 2, mode)
+        late = tried[-15:]
+        assert sum(abs(value - 0.8) < 0.2 for value in late) >= 9, (mode, late)
+
+
+def test_trials_without_a_value_do_not_stop_the_search():
+    tried = run_tpe(lambda value: None if value < 0.5 else float("nan") if value < 0.6 else value, "max", trials=15)
+    assert len(tried) == 15
+
+
+def test_a_setting_is_judged_by_the_mean_over_its_seeds():
+    sweep = make_sweep(search="random", trials=2, seeds=[0, 1, 2], space={"qam.iou_thr": {"uniform": [0.0, 0.9]}})
+    queue = TrialQueue(sweep, seed=0)
+    told = []
+    queue._study.tell = lambda trial, value=None, state=None: told.append((trial.number, value))
+    for _ in range(6):
+        queue.next()
+    queue.ended(0, 1.0)
+    queue.ended(4, None)
+    queue.ended(1, 2.0)
+    queue.ended(2, None)
+    assert told == [(0, 1.5)]
+    queue.ended(3, None)
+    queue.ended(5, None)
+    assert told == [(0, 1.5), (1, None)]
+
+
+def test_the_tune_searcher_hands_out_all_trials_once_and_passes_scores_back():
+    sweep = make_sweep(search="grid", space={"qam.k_top": {"choice": [1, 5]}})
+    queue = TrialQueue(sweep, seed=0)
+    told = []
+    queue.ended = lambda number, score: told.append((number, score))
+    noted = []
+    values = {0: None, 1: 0.5}
+    searcher = make_searcher(
+        queue, Criterion("val/mask_ap"), note=noted.append, value_of=lambda trial: values[trial.number]
+    )
+    assert searcher.suggest("a")["trial"].values == {"qam.k_top": 1}
+    assert searcher.suggest("b")["trial"].number == 1
+    assert searcher.suggest("c") == searcher.FINISHED
+    searcher.on_trial_complete("b", {"val/mask_ap": 0.1})  # of the last evaluation
+    searcher.on_trial_complete("a", None, error=True)
+    assert told == [(1, 0.5), (0, None)]
+    assert [trial.number for trial in noted] == [0, 1]
+
+
+def score_of(trial) -> float:
+    return trial.values["qam.iou_thr"] + 0.01 * trial.seed
+
+
+@pytest.mark.parametrize("search", ["grid", "random", "tpe"])
+def test_a_resumed_sweep_draws_what_it_would_have_and_repeats_nothing_that_ended(search):
+    space = {"qam.iou_thr": {"choice": [0.4, 0.5, 0.6, 0.7, 0.8]}} if search == "grid" else RANGES
+    sweep = make_sweep(search=search, trials=12, seeds=[3, 4], space=space)
+    queue, undisturbed = TrialQueue(sweep, seed=1), []
+    while (trial := queue.next()) is not None:
+        undisturbed.append(trial)
+        queue.ended(trial.number, score_of(trial))
+    past = [PastTrial(trial, True, [(10, 0.0)], score_of(trial)) for trial in undisturbed[:7]]
+    past[5] = PastTrial(undisturbed[5], False, [(10, 0.0)])  # trial 5 was interrupted
+    queue, resumed = TrialQueue(sweep, 1, past), []
+    while (trial := queue.next()) is not None:
+        resumed.append(trial)
+        queue.ended(trial.number, score_of(trial))
+    assert resumed == [undisturbed[5], *undisturbed[7:]]
+
+
+def test_a_resumed_sweep_keeps_values_that_the_seed_alone_would_not_give_again():
+    sweep = make_sweep(search="tpe", trials=4, space=RANGES)
+    values = {"qam.iou_thr": 0.5, "solver.lr": 0.0123, "qam.k_top": 3, "qam.fusion": "weighted"}
+    queue = TrialQueue(sweep, 0, [PastTrial(Trial(0, values, 0), False, [])])
+    assert queue.next() == Trial(0, values, 0)
+    assert queue.next().number == 1
+
+
+@dataclass(frozen=True, eq=False)
+class TuneTrial:
+    """What schedulers look at of a trial."""
+
+    trial_id: str
+    config: dict
+
+
+def add(scheduler, number: int):
+    tune_trial = TuneTrial(f"now-{number}", {"trial": Trial(number, {}, 0)})
+    scheduler.on_trial_add(None, tune_trial)
+    return tune_trial
+
+
+def test_asha_remembers_what_trials_reported_before_the_sweep_was_interrupted():
+    spec = SweepSpec.model_validate({"train": {"steps": 100}, "sweep": {"burn_in": 0.1, "reduction": 2}})
+    scheduler = TRIAL_SCHEDULERS["asha"](spec)
+    scheduler.set_search_properties("val/mask_ap", "max")
+    own = PastTrial(Trial(2, {}, 0), False, [(10, 0.2), (20, 0.6)])
+    lost = PastTrial(Trial(4, {}, 0), False, [(10, 0.1)])
+    past = [PastTrial(Trial(number, {}, 0), True, [(10, 0.5), (20, 0.6)]) for number in range(2)]
+    tell_past(scheduler, [*past, own, lost], "val/mask_ap")
+    going_on, new, stopped = (add(scheduler, number) for number in (2, 3, 4))
+
+    def report(tune_trial, step: int, value: float) -> str:
+        return scheduler.on_trial_result(None, tune_trial, {"step": step, "val/mask_ap": value})
+
+    assert report(stopped, 10, 0.1) == "STOP", "this answer went with the driver"
+    assert report(going_on, 10, 0.2) == "CONTINUE", "it was let through at this rung before"
+    assert report(going_on, 20, 0.6) == "CONTINUE"
+    assert report(new, 10, 0.3) == "STOP"
+    assert tell_past(TRIAL_SCHEDULERS["none"](spec), past, "val/mask_ap") is None
+
+
+def make_scheduler(name: str, past=(), **sweep):
+    spec = SweepSpec.model_validate({"train": {"steps": 200}, "sweep": {"burn_in": 0.1, "reduction": 3, **sweep}})
+    scheduler = TRIAL_SCHEDULERS[name](spec)
+    scheduler.set_search_properties("val/mask_ap", "max")
+    tell_past(scheduler, past, "val/mask_ap")
+    return scheduler
+
+
+def test_every_scheduler_stops_weak_trials_but_nothing_within_the_burn_in():
+    for name in sorted(set(TRIAL_SCHEDULERS) - {"none"}):
+        scheduler = make_scheduler(name)
+        trials = [add(scheduler, number) for number in range(20)]
+        stopped: dict[int, int] = {}
+        for step in range(5, 200, 5):
+            for value, trial in reversed(list(enumerate(trials))):
+                report = {"step": step, "val/mask_ap": value / 20 + step / 1000}
+                if value not in stopped and scheduler.on_trial_result(None, trial, report) == "STOP":
+                    stopped[value] = step
+        assert min(stopped.values()) == 20, name
+        assert 0 in stopped, name
+        assert 19 not in stopped, name
+
+
+def test_the_brackets_of_hyperband_begin_later_and_later_and_a_trial_stays_in_its_own():
+    scheduler = make_scheduler("hyperband")
+    first = [min(milestone for milestone, _ in bracket._rungs) for bracket in scheduler._brackets]
+    assert first == [20, 60, 180]
+
+    def brackets_of(scheduler) -> list[int]:
+        added = [add(scheduler, number).trial_id for number in range(30)]
+        return [scheduler._brackets.index(scheduler._trial_info[id]) for id in added]
+
+    chosen = brackets_of(scheduler)
+    assert chosen.count(0) > chosen.count(1) > chosen.count(2) > 0
+    past = [PastTrial(Trial(number, {}, 0), number < 5, []) for number in range(7)]
+    assert brackets_of(make_scheduler("hyperband", past)) == chosen, "so too after a resume"
+
+
+def test_the_median_rule_remembers_what_trials_reported_before_the_sweep_was_interrupted():
+    ended = [PastTrial(Trial(number, {}, 0), True, [(20, 0.5), (40, 0.6)]) for number in range(3)]
+    own = PastTrial(Trial(3, {}, 0), False, [(20, 0.1), (40, 0.7)])
+    scheduler = make_scheduler("median", [*ended, own])
+    going_on, weak = add(scheduler, 3), add(scheduler, 4)
+    assert scheduler.on_trial_result(None, going_on, {"step": 40, "val/mask_ap": 0.7}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, weak, {"step": 20, "val/mask_ap": 0.3}) == "STOP"
+    few = make_scheduler("median", ended[:2])
+    assert few.on_trial_result(None, add(few, 4), {"step": 20, "val/mask_ap": 0.3}) == "CONTINUE", "too few to judge by"
+
+
+def test_what_is_not_offered_says_what_to_use_instead():
+    with pytest.raises(ValidationError, match=r"bohb is not offered: .*trial_scheduler: hyperband"):
+        make_sweep(search="bohb")
+    with pytest.raises(ValidationError, match=r"pbt is not offered.*asha, hyperband or median"):
+        make_sweep(trial_scheduler="pbt")

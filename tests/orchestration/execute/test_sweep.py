@@ -1,0 +1,311 @@
+"""The driver's side of a sweep, without Ray: opening and closing trials, choosing the best, ending."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from boxseg.config.criterion import Criterion
+from boxseg.engine.checkpoint import publish, save_checkpoint
+from boxseg.errors import StorageError
+from orchestration.config.resolved import dump_resolved
+from orchestration.config.spec import SweepSpec, load_run
+from orchestration.execute.run import StopSignals
+from orchestration.execute.search_space import PastTrial, Trial
+from orchestration.execute.sweep import Sweep, SweepPlan
+from orchestration.planning.preflight import concurrency
+from orchestration.record.failures import Failure
+from orchestration.record.journal import read_past
+from orchestration.record.progress import SweepProgress
+from orchestration.record.run_folder import RunFolder, RunStatus, own_process
+from orchestration.record.table import SweepTable, TrialRow, describe, markdown_table, read_table, render_table
+from orchestration.tracking.mirror import Tracker
+
+
+def make_spec(storage: Path, **sweep) -> SweepSpec:
+    space = {"qam.k_top": {"choice": [1, 5, 10]}, "qam.k_min": {"choice": [5, 50]}}
+    values = {"name": "toy", "storage": storage, "train": {"steps": 100}, "sweep": {"space": space, **sweep}}
+    return SweepSpec.model_validate(values)
+
+
+def make_driver(storage: Path, **settings) -> Sweep:
+    spec = make_spec(storage, **settings)
+    folder = RunFolder(storage / "toy" / "20260101-000000-aaaa")
+    status = RunStatus(folder.path.name, "toy", kind="sweep", steps=3, **own_process())
+    folder.create(status, dump_resolved(spec))
+    plan = SweepPlan(spec, folder.path, storage / ".data", "inline")
+    return Sweep(plan, {"host": "here"}, Tracker(storage, "toy", logs=folder.logs))
+
+
+def make_row(number: int, value: float | None, status: str = "finished", seed: int = 0, **values) -> TrialRow:
+    about = {"values": values or {"qam.k_top": number}, "tags": {"seed": str(seed)}, "step": 1, "steps": 1}
+    return TrialRow(f"x-{number:02d}", "x", status=status, value=value, **about)
+
+
+def test_a_trial_has_its_own_settings_values_seed_and_parent(tmp_path):
+    sweep = make_driver(tmp_path)
+    trial = Trial(2, {"qam.k_top": 10}, seed=7)
+    sweep.open_trial(trial)
+    folder = sweep.plan.trial_folder(trial)
+    assert folder.path == sweep.folder.path / "20260101-000000-aaaa-02"
+    config = load_run(folder.config_path)
+    assert (config.qam.k_top, config.train.seed) == (10, 7)
+    status = folder.stored()
+    assert (status.values, status.tags["seed"], status.parent) == ({"qam.k_top": 10}, "7", "..")
+    assert status.description == "k_top=10"
+
+
+def test_impossible_values_fail_their_trial_alone(tmp_path):
+    sweep = make_driver(tmp_path)
+    trial = Trial(0, {"qam.k_min": 50}, seed=0)
+    sweep.open_trial(trial)
+    status = sweep.plan.trial_folder(trial).status()
+    assert (status.status, status.failure.kind) == ("failed", "ConfigError")
+    assert "k_min" in status.failure.text
+    sweep.close_trial(0, "stopped")
+    assert sweep.plan.trial_folder(trial).status().status == "failed"
+
+
+def test_the_sweep_tells_its_best_value_after_every_trial_and_the_journal_every_cause(tmp_path):
+    sweep = make_driver(tmp_path)
+    for number, value in enumerate((0.2, 0.5, 0.1)):
+        trial = Trial(number, {"qam.k_top": number + 1}, seed=0)
+        sweep.open_trial(trial)
+        folder = sweep.plan.trial_folder(trial)
+        folder.report(100, {"val/mask_ap": value}, is_best=True)
+        if number < 2:
+            folder.finish("finished")
+        sweep.close_trial(number, "stopped")
+    assert sweep.folder.history("val/mask_ap") == [(1, 0.2), (2, 0.5), (3, 0.5)]
+    assert sweep.folder.status().best_run == "20260101-000000-aaaa-01"
+    ends = [event for event in sweep.folder.journal() if event["event"] == "trial_end"]
+    assert [(end["status"], end["cause"]) for end in ends] == [("finished", ""), ("finished", ""), ("stopped", "asha")]
+
+
+def test_a_trial_that_its_storage_did_not_take_stops_the_sweep_and_is_run_again(tmp_path):
+    sweep = make_driver(tmp_path)
+    for number in range(2):
+        sweep.open_trial(Trial(number, {"qam.k_top": number + 1}, seed=0))
+    sweep.plan.trial_folder(Trial(0, {}, seed=0)).finish("failed", StorageError("the disk is full"))
+    sweep.close_trial(0, "stopped")
+    with StopSignals() as signals, SweepProgress("toy", 3, shown=False) as display:
+        ticks = iter(range(100))
+        sweep.watch(ticks, signals, display)
+    assert signals.received, "no other trial would fare better"
+    assert sweep.plan.trial_folder(Trial(1, {}, seed=0)).stop_requested()
+    sweep.close_trials(interrupted=True)
+    assert sweep.conclude(interrupted=True).status == "interrupted"
+    assert [each.ended for each in read_past(sweep.folder, Criterion("val/mask_ap"))] == [False, False]
+
+
+def test_a_status_that_is_damaged_while_its_trial_works_fails_that_trial_alone(tmp_path):
+    sweep = make_driver(tmp_path)
+    for number in range(2):
+        sweep.open_trial(Trial(number, {"qam.k_top": number + 1}, seed=0))
+    odd, good = (sweep.plan.trial_folder(Trial(number, {}, seed=0)) for number in range(2))
+    odd.status_path.write_text("[]")
+    good.report(100, {"val/mask_ap": 0.5}, is_best=True)
+    good.finish("finished")
+    sweep.trial_lost(0, None)
+    for number in range(2):
+        sweep.close_trial(number, "stopped")
+    sweep.close_trials(interrupted=False)
+    result = sweep.conclude(interrupted=False)
+    assert (result.status, result.best.id) == ("finished", good.path.name)
+    assert [(row.id, row.values) for row in result.table.failed] == [(odd.path.name, {"qam.k_top": 1})]
+    assert "status.json: is damaged" in odd.status().failure.text
+
+
+def test_the_end_of_a_trial_costs_as_much_after_twenty_others_as_after_three(tmp_path, monkeypatch):
+    sweep = make_driver(tmp_path, trials=24)
+    read, stored = [], RunFolder.stored
+    monkeypatch.setattr(RunFolder, "stored", lambda folder: (read.append(folder.path), stored(folder))[1])
+    costs = []
+    for number in range(24):
+        trial = Trial(number, {"qam.k_top": 1 + number % 8}, seed=number % 3)
+        sweep.open_trial(trial)
+        sweep.plan.trial_folder(trial).report(100, {"val/mask_ap": number * 7 % 11 / 10}, is_best=True)
+        sweep.plan.trial_folder(trial).finish("stopped" if number % 5 else "finished")
+        read.clear()
+        sweep.close_trial(number, "stopped")
+        sweep.table()
+        costs.append(len(read))
+        assert sweep.folder.stored().best_run == read_table(sweep.folder.path, sweep.plan.spec).best().id
+    assert costs[3:] == [costs[3]] * 21
+
+
+def test_a_resumed_sweep_knows_the_best_of_before(tmp_path):
+    before = make_driver(tmp_path)
+    trial = Trial(0, {"qam.k_top": 5}, seed=0)
+    for number, value in enumerate((0.5, 0.2)):
+        each = Trial(number, {"qam.k_top": 5 + number}, seed=0)
+        before.open_trial(each)
+        before.plan.trial_folder(each).report(100, {"val/mask_ap": value}, is_best=True)
+        before.plan.trial_folder(each).finish("finished")
+    past = [PastTrial(trial, True, [(100, 0.5)])]
+    after = Sweep(before.plan, {}, Tracker(tmp_path, "toy", logs=before.folder.logs), past)
+    assert after.ended == 1
+    after.open_trial(Trial(1, {"qam.k_top": 6}, seed=0))
+    after.close_trial(1, "stopped")
+    assert (after.folder.stored().step, after.folder.stored().best["val/mask_ap"]) == (2, 0.5)
+
+
+def test_a_setting_that_was_drawn_twice_is_not_behind_one_drawn_once():
+    rows = [make_row(0, 0.9, k=1), make_row(1, 0.8, k=1), make_row(2, 0.5, k=2)]
+    assert SweepTable(Criterion("m"), rows).best().id == "x-00"
+
+
+def test_a_terminal_shows_the_trials_at_work_and_the_best_of_many():
+    rows = [make_row(number, number / 100, k=number) for number in range(40)] + [make_row(40, None, "running", k=40)]
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(render_table(SweepTable(Criterion("m"), rows), most=4))
+    text = shown.get()
+    assert [label for label in ("36", "37", "38", "39 ★", "40") if f"│ {label} " in text] == ["37", "38", "39 ★", "40"]
+    assert "37 more trials" in text
+
+
+def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
+    sweep = make_driver(tmp_path)
+    trial = Trial(0, {"qam.k_top": 5}, seed=0)
+    sweep.open_trial(trial)
+    folder = sweep.plan.trial_folder(trial)
+    checkpoints = folder.path / "checkpoints"
+    checkpoints.mkdir()
+    step = save_checkpoint(checkpoints, step=100, files={"state.pt": b"state"}, about={})
+    publish(checkpoints, step, is_best=True)
+    folder.report(100, {"val/mask_ap": 0.25}, is_best=True)
+    folder.finish("finished")
+    sweep.close_trial(0, "stopped")
+    result = sweep.conclude(interrupted=False)
+    assert (result.status, result.best.id, result.table.failed) == ("finished", "20260101-000000-aaaa-00", [])
+    assert (result.best_checkpoint / "about.json").exists()
+    assert not result.best_checkpoint.is_symlink()
+    assert "| 00 ★ | 5 | 0.2500 | 100 | finished |" in (sweep.folder.path / "table.md").read_text()
+
+
+def test_the_best_checkpoint_of_an_earlier_end_does_not_stand_for_another_trial(tmp_path):
+    sweep = make_driver(tmp_path)
+    kept = sweep.folder.path / "best"
+    kept.mkdir()
+    trial = Trial(0, {"qam.k_top": 5}, seed=0)
+    sweep.open_trial(trial)
+    folder = sweep.plan.trial_folder(trial)
+    folder.report(100, {"val/mask_ap": 0.25}, is_best=True)  # its checkpoint was removed
+    folder.finish("finished")
+    sweep.close_trial(0, "stopped")
+    result = sweep.conclude(interrupted=False)
+    assert (result.best.id, result.best_checkpoint, kept.exists()) == ("20260101-000000-aaaa-00", None, False)
+
+
+def test_a_sweep_whose_trials_all_failed_alike_has_failed_for_that_reason(tmp_path):
+    sweep = make_driver(tmp_path)
+    for number in range(2):
+        trial = Trial(number, {"qam.k_top": 1}, seed=number)
+        sweep.open_trial(trial)
+        sweep.plan.trial_folder(trial).finish("failed", Failure("NonFiniteLossError", f"step {number}"))
+        sweep.close_trial(number, "failed")
+    result = sweep.conclude(interrupted=False)
+    assert (result.status, result.best, len(result.table.failed)) == ("failed", None, 2)
+    failure = sweep.folder.status().failure
+    assert failure == Failure("NonFiniteLossError", "all 2 trials failed; the first: step 0")
+
+
+def test_after_an_interruption_no_trial_is_left_running(tmp_path):
+    sweep = make_driver(tmp_path)
+    trial = Trial(0, {"qam.k_top": 1}, seed=0)
+    sweep.open_trial(trial)
+    sweep.plan.trial_folder(trial).start()
+    sweep.close_trials(interrupted=True)
+    assert sweep.plan.trial_folder(trial).stored().status == "interrupted"
+    assert sweep.conclude(interrupted=True).status == "interrupted"
+
+
+def test_no_trial_is_opened_once_the_sweep_is_to_stop(tmp_path):
+    sweep = make_driver(tmp_path)
+    sweep.folder.request_stop()
+    sweep.open_trial(Trial(0, {"qam.k_top": 1}, seed=0))
+    assert not sweep.plan.trial_folder(Trial(0, {}, 0)).path.exists()
+
+
+def test_a_trial_that_starts_as_the_sweep_is_to_stop_is_left_for_the_resume(tmp_path):
+    sweep = make_driver(tmp_path)
+    trial = Trial(0, {"qam.k_top": 1}, seed=0)
+    sweep.open_trial(trial)
+    sweep.folder.request_stop()
+    sweep.close_trial(0, "stopped")  # as Tune tells it when the process returns without a result
+    assert sweep.plan.trial_folder(trial).stored().status == "interrupted"
+
+
+def test_best_is_the_best_seed_of_the_setting_with_the_best_mean():
+    rows = [
+        make_row(0, 0.9, seed=0, k=1),
+        make_row(1, 0.1, seed=1, k=1),
+        make_row(2, 0.6, seed=0, k=2),
+        make_row(3, 0.7, seed=1, k=2),
+    ]
+    assert SweepTable(Criterion("m"), rows, seeds=2).best().id == "x-03"
+    assert SweepTable(Criterion("m", "min"), rows, seeds=2).best().id == "x-01"
+
+
+def test_a_stopped_trial_is_best_only_if_none_finished():
+    rows = [make_row(0, 0.9, "stopped"), make_row(1, 0.2), make_row(2, None, "failed")]
+    assert SweepTable(Criterion("m"), rows).best().id == "x-01"
+    assert SweepTable(Criterion("m"), [rows[0], rows[2]]).best().id == "x-00"
+    assert SweepTable(Criterion("m"), [rows[2]]).best() is None
+
+
+def test_a_setting_with_a_failed_seed_gives_way_to_a_whole_one():
+    rows = [
+        make_row(0, 0.9, seed=0, k=1),
+        make_row(1, None, "failed", seed=1, k=1),
+        make_row(2, 0.2, seed=0, k=2),
+        make_row(3, 0.3, seed=1, k=2),
+    ]
+    assert SweepTable(Criterion("m"), rows, seeds=2).best().id == "x-03"
+
+
+def test_the_table_ranks_by_the_mode_and_shows_seeds_only_if_they_differ():
+    rows = [make_row(0, 0.1), make_row(1, 0.3), make_row(2, None, "failed")]
+    lines = markdown_table(SweepTable(Criterion("m", "min"), rows)).splitlines()
+    assert lines[0] == "| trial | qam.k_top | m | step | status |"
+    assert [line.split()[1] for line in lines[2:]] == ["00", "01", "02"]
+    several = markdown_table(SweepTable(Criterion("m"), [make_row(0, 0.1, seed=1), make_row(1, 0.3)]))
+    assert "| seed |" in several
+
+
+def test_settings_are_told_by_the_last_part_of_their_name():
+    assert describe({"qam.iou_thr": 0.612345, "qam.fusion": "vote"}) == "iou_thr=0.6123 fusion=vote"
+
+
+@pytest.mark.parametrize(
+    ("resources", "cpus", "limit", "expected"),
+    [
+        ({"workers": 1, "cpus_per_worker": 1}, 2, None, 2),
+        ({"workers": 2, "cpus_per_worker": 1}, 5, None, 2),
+        ({"workers": 1, "cpus_per_worker": 0.5}, 2, None, 4),
+        ({"workers": 1, "cpus_per_worker": 1}, 8, 3, 3),
+        ({"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 1}, 64, None, 2),
+        ({"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.4}, 64, None, 8),  # two on each GPU, not ten on four
+        (
+            {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.1},
+            16,
+            None,
+            16,
+        ),  # not 40: each needs a core
+        ({"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 3}, 16, None, 1),
+    ],
+)
+def test_as_many_trials_run_together_as_fit(tmp_path, resources, cpus, limit, expected):
+    values = {"storage": tmp_path, "resources": resources, "sweep": {"concurrency": limit}}
+    spec = SweepSpec.model_validate(values)
+    assert concurrency(spec, [{"CPU": cpus, "GPU": 4}]) == expected
+
+
+def test_a_worker_needs_one_node_that_holds_it_whole(tmp_path):
+    values = {"storage": tmp_path, "resources": {"workers": 2, "cpus_per_worker": 2}}
+    spec = SweepSpec.model_validate(values)
+    three_halves = [{"CPU": 3.0, "memory": 1.0}] * 4  # 12 cores, but a place for one worker on each node
+    assert concurrency(spec, three_halves) == 2
+    assert concurrency(spec, [{"CPU": 0.0}, *three_halves]) == 2, "a head without cores counts for nothing"
+    assert concurrency(spec, [{"CPU": 12.0}]) == 3

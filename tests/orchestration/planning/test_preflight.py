@@ -1,0 +1,275 @@
+"""What is refused before anything starts, and that looking leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from boxseg.errors import BoxSegError, ConfigError, DataError
+from orchestration.config.spec import RunSpec, SweepSpec
+from orchestration.errors import ExitCode, ResourceError, exit_code_for
+from orchestration.planning.plan import make_plan
+from orchestration.planning.preflight import check, count_cpus, count_gpus, find_faults, free_bytes, runner_of
+from orchestration.record.run_folder import RunFolder, RunStatus
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> dict[str, str]:
+    """Two images, three boxes (one a crowd region), one class."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 48)).save(folder / name)
+    images = [{"id": i, "file_name": name, "width": 64, "height": 48} for i, name in enumerate(("a.png", "b.png"))]
+    mask = [[4, 4, 24, 4, 24, 24, 4, 24]]
+    annotations: list[dict[str, Any]] = [
+        {"id": 1, "image_id": 0, "category_id": 1, "bbox": [4, 4, 20, 20], "segmentation": mask, "area": 400},
+        {"id": 2, "image_id": 0, "category_id": 1, "bbox": [4, 4, 20, 20], "segmentation": mask, "area": 400},
+        {"id": 3, "image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20], "iscrowd": 1, "area": 400},
+    ]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    (folder / "boxes.json").write_text(json.dumps(content))
+    return {"images": str(folder), "annotations": str(folder / "boxes.json")}
+
+
+def make_spec(storage: Path, **values: Any) -> RunSpec:
+    return RunSpec.model_validate({"name": "t", "storage": storage / "runs", **values})
+
+
+def refusal(spec: RunSpec) -> BoxSegError:
+    with pytest.raises(BoxSegError) as caught:
+        check(spec)
+    return caught.value
+
+
+def test_a_run_that_fits_passes_and_leaves_nothing_behind(tmp_path: Path):
+    check(make_spec(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_workers_than_cpus_are_refused_with_both_numbers(tmp_path: Path):
+    cores = count_cpus()
+    many = cores + 1
+    error = refusal(make_spec(tmp_path, resources={"workers": many}, train={"batch_size": many}))
+    assert isinstance(error, ResourceError)
+    assert exit_code_for(error) == ExitCode.RESOURCES
+    for word in (f"workers {many}", f"this machine has {cores}", "resources.address"):
+        assert word in str(error)
+
+
+def test_a_named_cluster_may_be_larger_than_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    large = {"workers": 512, "gpus_per_worker": 1}
+    check(make_spec(tmp_path, resources={**large, "address": "10.0.0.1:6379"}, train={"batch_size": 512}))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check(make_spec(tmp_path, resources=large, train={"batch_size": 512}))
+
+
+def test_missing_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    error = refusal(make_spec(tmp_path, resources={"gpus_per_worker": 1}))
+    assert isinstance(error, ResourceError)
+    assert "this machine has 0" in str(error)
+
+
+@pytest.mark.parametrize(("visible", "count"), [("", 0), ("-1", 0), ("0", 1), ("0,2", 2)])
+def test_hidden_gpus_do_not_count(monkeypatch: pytest.MonkeyPatch, visible: str, count: int):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert count_gpus() == count
+
+
+def test_storage_below_a_file_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    error = refusal(make_spec(tmp_path / "file"))
+    assert isinstance(error, ConfigError)
+    assert "a file is in the way" in str(error)
+    assert "--set storage=DIR" in str(error)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where nobody can write")
+def test_storage_that_cannot_be_written_is_refused():
+    assert "storage: /proc/boxseg/runs cannot be written" in str(refusal(make_spec(Path("/proc/boxseg"))))
+
+
+def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("orchestration.planning.preflight.MIN_FREE_BYTES", free_bytes(tmp_path) * 2)
+    error = refusal(make_spec(tmp_path))
+    assert isinstance(error, ResourceError)
+    assert "MB free" in str(error)
+    assert "--set storage=DIR" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"weights": "/nowhere/w.pt"}, ("model.weights", "/nowhere/w.pt", "auto, imagenet, none")),
+        ({"start_from": "/nowhere/best"}, ("model.start_from", "/nowhere/best")),
+        ({"start_from": "20260101-000000"}, ("model.start_from", "no such run", "./20260101-000000")),
+        ({"start_from": "best:qam"}, ("model.start_from", "qam: no such run")),
+    ],
+)
+def test_weights_that_are_missing_are_refused(tmp_path: Path, model: dict[str, str], words: tuple[str, ...]):
+    error = refusal(make_spec(tmp_path, model=model))
+    for word in words:
+        assert word in str(error)
+
+
+def test_a_missing_annotation_file_is_refused_with_its_path(tmp_path: Path, coco: dict[str, str]):
+    error = refusal(make_spec(tmp_path, data={"train": {**coco, "annotations": "/nowhere/train.json"}}))
+    assert isinstance(error, DataError)
+    assert exit_code_for(error) == ExitCode.DATA
+    assert "/nowhere/train.json" in str(error)
+
+
+def test_all_faults_are_found_at_once(tmp_path: Path, coco: dict[str, str]):
+    spec = make_spec(
+        tmp_path,
+        resources={"workers": count_cpus() + 1},
+        train={"batch_size": count_cpus() + 1},
+        model={"weights": "/nowhere/w.pt"},
+        data={"val": {**coco, "annotations": "/nowhere/val.json"}},
+    )
+    assert [type(fault) for fault in find_faults(spec)] == [ResourceError, ConfigError, DataError]
+
+
+def test_a_plan_counts_data_and_trials(tmp_path: Path, coco: dict[str, str]):
+    spec = SweepSpec.model_validate(
+        {
+            "storage": tmp_path / "runs",
+            "data": {"train": coco},
+            "train": {"steps": 10, "batch_size": 2},
+            "sweep": {
+                "search": "grid",
+                "seeds": [0, 1],
+                "concurrency": 1,
+                "space": {"qam.k_top": {"choice": [1, 2, 3]}},
+            },
+        }
+    )
+    plan = make_plan(spec)
+    assert (plan.train.images, plan.train.boxes, plan.train.used_images, plan.train.classes) == (2, 2, 1, 1)
+    assert (plan.trials, plan.concurrency, plan.epochs) == (6, 1, 20.0)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_without_earlier_runs_tells_a_time_by_size_where_the_network_is_on_record(tmp_path: Path):
+    plan = make_plan(make_spec(tmp_path, train={"steps": 100}))
+    longer = make_plan(make_spec(tmp_path, train={"steps": 200}))
+    assert plan.seconds is not None
+    assert longer.seconds == pytest.approx(2 * plan.seconds)
+    assert "by size" in plan.time_basis
+    unknown = make_plan(make_spec(tmp_path, model={"backbone": "timm/regnety_004"}))
+    assert unknown.seconds is None
+    assert "run one short run first" in unknown.time_basis
+
+
+def test_a_plan_takes_its_time_from_an_earlier_run_of_the_same_size(tmp_path: Path):
+    from orchestration.config.resolved import dump_resolved
+
+    spec = make_spec(tmp_path, train={"steps": 50})
+    folder = RunFolder(tmp_path / "runs" / "t" / "one")
+    folder.create(RunStatus("one", "t"), dump_resolved(spec))
+    folder.update(status="finished", started=1000.0, ended=1100.0, step=50)
+    checkpoint = folder.path / "checkpoints" / "best"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "student.safetensors").write_bytes(bytes(1000))
+    plan = make_plan(make_spec(tmp_path, train={"steps": 200}))
+    assert plan.seconds == pytest.approx(400.0)
+    assert "run one" in plan.time_basis
+    assert plan.disk_bytes == 3000
+    assert "by size" in make_plan(make_spec(tmp_path, train={"image_size": 64})).time_basis
+
+
+def test_a_plan_lists_why_it_would_not_start(tmp_path: Path, coco: dict[str, str]):
+    plan = make_plan(make_spec(tmp_path, data={"train": {**coco, "annotations": "/nowhere/train.json"}}))
+    assert plan.train.images is None
+    assert [type(fault) for fault in plan.faults] == [DataError]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ConfigError(""), 2), (DataError(""), 3), (ResourceError(""), 5), (BoxSegError(""), 1), (ValueError(), 1)],
+)
+def test_every_error_has_its_exit_code(error: Exception, code: int):
+    assert exit_code_for(error) == code
+
+
+def test_a_sweep_by_mask_ap_needs_masks_and_one_by_box_ap_does_not(tmp_path: Path, coco: dict[str, str]):
+    content = json.loads(Path(coco["annotations"]).read_text())
+    for annotation in content["annotations"]:
+        annotation.pop("segmentation", None)
+    Path(coco["annotations"]).write_text(json.dumps(content))
+    values = {"name": "t", "storage": tmp_path / "runs", "data": {"train": coco, "val": coco}}
+    error = refusal(SweepSpec.model_validate(values))
+    assert isinstance(error, ConfigError)
+    assert "sweep.metric: val/mask_ap needs drawn masks" in str(error)
+    assert "has no mask for 2 of 2 annotations" in str(error)
+    assert "set sweep.metric: val/box_ap" in str(error)
+    check(SweepSpec.model_validate(values | {"sweep": {"metric": "val/box_ap"}}))
+    check(RunSpec.model_validate(values))
+
+
+@pytest.mark.parametrize(
+    ("domain", "floors", "refused"),
+    [
+        ({"choice": [0.1, 0.2, 0.3]}, None, True),
+        ({"choice": [0.1, 0.3, 0.4, 0.5]}, None, False),
+        ({"choice": ["0.1", 0.2]}, {"choice": ["0.09"]}, True),  # quoted, which settings take for numbers
+        ({"choice": [0.1, 0.3]}, {"choice": [0.09, 0.2]}, True),  # 0.3 squared: no candidate is weaker
+        ({"choice": [0.1, 0.3]}, {"uniform": [0.02, 0.2]}, False),
+        ({"uniform": [0.1, 0.5]}, None, True),
+        ({"uniform": [0.2237, 0.5]}, None, False),
+        ({"uniform": [0.1, 0.5]}, {"loguniform": [0.01, 0.2]}, False),
+    ],
+)
+def test_a_sweep_over_score_thresholds_without_effect_is_refused(
+    tmp_path: Path, domain: dict[str, Any], floors: dict[str, Any] | None, refused: bool
+):
+    space = {"qam.score_thr": domain} | ({"teacher.cand_score_thr": floors} if floors else {})
+    spec = SweepSpec.model_validate({"name": "t", "storage": tmp_path / "runs", "sweep": {"space": space}})
+    if not refused:
+        check(spec)
+        return
+    error = refusal(spec)
+    assert isinstance(error, ConfigError)
+    assert "qam.score_thr from 0.1 to" in str(error)
+    assert "teacher.cand_score_thr" in str(error)
+
+
+def test_a_plan_for_gpus_estimates_time_and_memory_and_says_from_what(tmp_path: Path):
+    spec = make_spec(tmp_path, train={"steps": 1000}, resources={"gpus_per_worker": 1, "address": "ray://far"})
+    plan = make_plan(spec)
+    assert plan.seconds is not None
+    assert plan.gpu_bytes is not None
+    assert "released VOC run" in plan.time_basis
+    assert "may be off by" in plan.gpu_basis
+    unknown = make_plan(
+        spec.model_copy(update={"model": spec.model.model_copy(update={"backbone": "timm/regnety_004"})})
+    )
+    assert unknown.gpu_bytes is None
+    assert "condinst timm/regnety_004 is none of condinst resnet18" in unknown.gpu_basis
+
+
+@pytest.mark.parametrize("kind", [RunSpec, SweepSpec])
+def test_auto_takes_ray_train_only_for_what_one_process_on_these_cpus_cannot_do(monkeypatch, kind):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def runner(**resources) -> str:
+        return runner_of(kind.model_validate({"train": {"batch_size": 2}, "resources": resources}))
+
+    assert runner() == "inline"
+    assert runner(workers=2) == "ray_train"
+    assert runner(gpus_per_worker=1) == "ray_train"
+    assert runner(address="10.0.0.1:6379") == "ray_train"
+    assert runner(runner="ray_train") == "ray_train"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert runner() == "ray_train"
+    assert runner(runner="inline") == "inline"

@@ -1,0 +1,61 @@
+"""Every failure has one class, and the class decides what is done and how a command ends."""
+
+import pytest
+
+from boxseg.errors import CollapseError, ConfigError, DataError, NonFiniteLossError, StorageError
+from orchestration.errors import ExitCode, PreemptedError, ResourceError, exit_code_for
+from orchestration.record.failures import RULES, Failure, FailureClass, error_of
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named like those of torch and Ray."""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "policy", "code"),
+    [
+        (ConfigError("qam.k_top: 0"), "configuration", "stop", ExitCode.USAGE),
+        (ResourceError("needs 64 CPU cores"), "configuration", "stop", ExitCode.RESOURCES),
+        (DataError("a.json: width 0"), "data", "stop", ExitCode.DATA),
+        (NonFiniteLossError("step 3"), "non_finite", "stop", ExitCode.DIVERGED),
+        (CollapseError("masks are boxes"), "collapse", "stop", ExitCode.DIVERGED),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out_of_memory", "halve", ExitCode.RESOURCES),
+        (MemoryError(), "out_of_memory", "halve", ExitCode.RESOURCES),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+            "out_of_memory",
+            "halve",
+            ExitCode.RESOURCES,
+        ),
+        (OutOfMemoryError("Task was killed due to the node running low on memory."), "out_of_memory", "halve", 5),
+        (PreemptedError("the machine was taken"), "preempted", "retry", ExitCode.INTERRUPTED),
+        (RuntimeError("The actor died because its node has died."), "node_lost", "retry", ExitCode.FAILED),
+        (RuntimeError("The actor died unexpectedly before finishing"), "worker_lost", "retry", ExitCode.FAILED),
+        (
+            RuntimeError("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR"),
+            "worker_lost",
+            "retry",
+            ExitCode.FAILED,
+        ),
+        (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1"), "worker_lost", "retry", ExitCode.FAILED),
+        (StorageError("runs/a: the disk is full"), "disk_full", "stop", ExitCode.RESOURCES),
+        (OSError(28, "No space left on device"), "disk_full", "stop", ExitCode.RESOURCES),
+        (type("MlflowException", (Exception,), {})("no answer"), "tracker_down", "retry", ExitCode.FAILED),
+        (ZeroDivisionError("division by zero"), "unknown", "stop", ExitCode.FAILED),
+    ],
+)
+def test_an_error_has_its_class_policy_and_exit_code(error, expected, policy, code):
+    failure = Failure.of(error)
+    assert (failure.failure_class, failure.rule.policy) == (expected, policy)
+    assert exit_code_for(error_of(failure)) == code
+
+
+def test_every_class_has_a_rule():
+    assert set(RULES) == set(FailureClass)
+
+
+def test_only_what_tells_more_than_a_lost_process_names_a_cause():
+    assert Failure.of(MemoryError()).names_cause
+    assert Failure.of(DataError("x")).names_cause
+    assert not Failure.of(RuntimeError("Connection reset by peer")).names_cause
+    assert not Failure.of(ZeroDivisionError()).names_cause

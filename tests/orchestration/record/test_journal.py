@@ -1,0 +1,140 @@
+"""An interrupted sweep is found again, with all its trials, from its journal and folders alone."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from boxseg.config.criterion import Criterion
+from boxseg.errors import ConfigError
+from orchestration.config.resolved import dump_resolved
+from orchestration.config.spec import SweepSpec
+from orchestration.execute.search_space import PastTrial, Trial
+from orchestration.execute.sweep import find_sweep
+from orchestration.record.failures import Failure
+from orchestration.record.journal import driving, newest_sweep, read_past
+from orchestration.record.run_folder import RunFolder, RunStatus, own_process
+
+SWEEP_ID = "20260101-000000-aaaa"
+TRIALS = [Trial(number, {"qam.k_top": number + 1}, 7) for number in range(4)]
+
+
+def make_spec(storage: Path, **changes) -> SweepSpec:
+    space = {"qam.k_top": {"choice": [1, 2, 3, 4]}}
+    return SweepSpec.model_validate({"name": "toy", "storage": storage, "sweep": {"space": space}} | changes)
+
+
+def make_sweep(storage: Path, sweep_id: str = SWEEP_ID, **status) -> RunFolder:
+    folder = RunFolder(storage / "toy" / sweep_id)
+    told = RunStatus(sweep_id, "toy", kind="sweep", **{"created": 1.0, "status": "interrupted", **status})
+    return folder.create(told, dump_resolved(make_spec(storage)))
+
+
+def make_trial(sweep: RunFolder, trial: Trial, status: str) -> RunFolder:
+    folder = RunFolder(sweep.path / f"{sweep.path.name}-{trial.number:02d}")
+    tags = {"trial": str(trial.number), "seed": str(trial.seed)}
+    told = RunStatus(folder.path.name, "toy", values=trial.values, tags=tags, **own_process())
+    folder.create(told, "name: toy")
+    folder.report(10, {"val/mask_ap": 0.1 * trial.number}, is_best=True)
+    folder.update(status=status)
+    return folder
+
+
+def test_trials_are_known_by_the_journal_or_by_their_folder(tmp_path):
+    sweep = make_sweep(tmp_path)
+    for trial in (TRIALS[0], TRIALS[1], TRIALS[3]):
+        sweep.note("trial_drawn", **asdict(trial))
+    with sweep.journal_path.open("ab") as file:
+        file.write(b'{"time": 1, "event": "trial_dra')  # the line of trial 2 was torn
+    make_trial(sweep, TRIALS[0], "finished")
+    waiting = make_trial(sweep, TRIALS[1], "running")
+    make_trial(sweep, TRIALS[2], "stopped")
+    assert read_past(sweep, Criterion("val/mask_ap")) == [
+        PastTrial(TRIALS[0], True, [(10, 0.0)], 0.0),
+        PastTrial(TRIALS[1], False, [(10, 0.1)], 0.1),
+        PastTrial(TRIALS[2], True, [(10, 0.2)], 0.2),
+        PastTrial(TRIALS[3], False, []),
+    ]
+    assert waiting.stored().status == "created"
+
+
+def test_a_trial_with_a_damaged_status_is_run_from_what_the_journal_says(tmp_path):
+    sweep = make_sweep(tmp_path)
+    sweep.note("trial_drawn", **asdict(TRIALS[0]))
+    trial = make_trial(sweep, TRIALS[0], "finished")
+    trial.status_path.write_text('{"id": "2026')
+    assert read_past(sweep, Criterion("val/mask_ap")) == [PastTrial(TRIALS[0], False, [])]
+    assert not trial.status_path.exists()
+
+
+def test_every_line_of_the_journal_is_whole(tmp_path):
+    sweep = make_sweep(tmp_path)
+    sweep.note("trial_drawn", **asdict(TRIALS[0]))
+    (line,) = sweep.journal_path.read_text().splitlines()
+    assert json.loads(line).items() >= {"event": "trial_drawn", "number": 0, "seed": 7}.items()
+
+
+def test_the_newest_sweep_counts(tmp_path):
+    make_sweep(tmp_path)
+    newer = make_sweep(tmp_path, "20260101-000001-aaaa", created=2.0)
+    run = RunFolder(tmp_path / "toy" / "20260101-000002-aaaa")
+    run.create(RunStatus(run.path.name, "toy", created=3.0), "name: toy")
+    assert newest_sweep(tmp_path, "toy").path == newer.path
+    assert newest_sweep(tmp_path, "other") is None
+
+
+def test_a_name_whose_sweep_was_interrupted_needs_a_word(tmp_path):
+    spec = make_spec(tmp_path)
+    assert find_sweep(spec) is None
+    with pytest.raises(ConfigError, match="no interrupted sweep toy"):
+        find_sweep(spec, "resume")
+    folder = make_sweep(tmp_path)
+    with pytest.raises(ConfigError, match=r"was interrupted; go on with it by --resume, or .* with --new"):
+        find_sweep(spec)
+    assert find_sweep(spec, "beside") is None
+    assert find_sweep(spec, "resume").path == folder.path
+
+
+def test_an_ended_sweep_does_not_bar_its_name(tmp_path):
+    make_sweep(tmp_path, status="finished")
+    assert find_sweep(make_spec(tmp_path)) is None
+
+
+def test_a_sweep_that_its_driver_could_not_end_bars_nothing_and_can_go_on(tmp_path):
+    folder = make_sweep(tmp_path, status="failed")
+    folder.note("sweep_start")
+    assert find_sweep(make_spec(tmp_path)) is None
+    assert find_sweep(make_spec(tmp_path), "resume") is not None
+    folder.note("sweep_end", status="failed")
+    with pytest.raises(ConfigError, match="no interrupted sweep toy"):
+        find_sweep(make_spec(tmp_path), "resume")
+
+
+def test_a_running_sweep_is_not_driven_twice(tmp_path):
+    folder = make_sweep(tmp_path, status="running", pid=12, tags={"host": "there"})
+    with driving(folder), pytest.raises(ConfigError, match=r"is running in process 12 on there; .*--new"):
+        find_sweep(make_spec(tmp_path), "resume")
+    assert find_sweep(make_spec(tmp_path), "resume") is not None, "its process is gone"
+
+
+def test_a_sweep_cannot_go_on_with_other_settings(tmp_path):
+    make_sweep(tmp_path)
+    with pytest.raises(ConfigError, match=r"other settings: qam\.vote_thr 0\.4 \(the sweep has"):
+        find_sweep(make_spec(tmp_path, qam={"vote_thr": 0.4}), "resume")
+    other_space = {"space": {"qam.k_top": {"choice": [1, 2]}}, "concurrency": 1}
+    with pytest.raises(ConfigError, match=r"sweep\.space"):
+        find_sweep(make_spec(tmp_path, sweep=other_space), "resume")
+    same = {"space": {"qam.k_top": {"choice": [1, 2, 3, 4]}}, "concurrency": 1}
+    assert find_sweep(make_spec(tmp_path, sweep=same), "resume") is not None
+
+
+def test_only_what_may_go_better_is_tried_again(tmp_path):
+    sweep = make_sweep(tmp_path, status="finished")
+    kinds = ("WorkerLost", "ConfigError", "OutOfMemoryError", "NonFiniteLossError")
+    for trial, kind in zip(TRIALS, kinds, strict=True):
+        make_trial(sweep, trial, "failed").update(failure=Failure(kind, "gone"))
+    assert [past.ended for past in read_past(sweep, Criterion("val/mask_ap"))] == [True] * 4
+    again = read_past(sweep, Criterion("val/mask_ap"), retry_failed=True)
+    assert [past.ended for past in again] == [False, True, False, True]
+    assert find_sweep(make_spec(tmp_path), "retry_failed").path == sweep.path

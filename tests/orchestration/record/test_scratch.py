@@ -1,0 +1,80 @@
+"""Nobody removes the folder of a process that lives, wherever that is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestration.record.scratch import OWNER, scratch_folder
+
+
+@pytest.fixture(autouse=True)
+def own_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The folder for temporary files is empty, and ours."""
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
+
+
+OWNER_PROGRAM = """
+import sys, tempfile, time
+tempfile.tempdir = sys.argv[1]
+from orchestration.record.scratch import scratch_folder
+with scratch_folder('x') as folder:
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def own(place: Path, *around: str) -> tuple[subprocess.Popen[str], Path]:
+    """A process that holds such a folder under `place`, and the folder."""
+    command = [*around, sys.executable, "-c", OWNER_PROGRAM, str(place)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    for each in (*psutil.Process(process.pid).children(recursive=True), process):
+        each.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("around", [(), ("unshare", "--pid", "--fork")], ids=["here", "another container"])
+def test_a_folder_goes_only_when_its_owner_has_gone_wherever_that_lives(monkeypatch, tmp_path, around):
+    if around and subprocess.run([*around, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this account may not make a namespace of processes")
+    monkeypatch.setattr("psutil.pid_exists", lambda _: False)  # numbers of another container say nothing here
+    owner, folder = own(tmp_path / "t", *around)
+    try:
+        with scratch_folder("x") as beside:
+            assert folder.is_dir()
+            assert beside.stat().st_mode & 0o777 == 0o700
+        assert not beside.exists()
+    finally:
+        kill(owner)
+    assert folder.is_dir(), "it was killed"
+    with scratch_folder("x"):
+        assert not folder.exists()
+
+
+def test_what_is_not_provably_left_over_stays(tmp_path):
+    place = tmp_path / "t"
+    (place / "boxseg-x-1-beginning").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / OWNER).touch()
+    (place / "boxseg-x-2-link").symlink_to(tmp_path / "mine")
+    linked = place / "boxseg-x-3-linked"
+    linked.mkdir()
+    (linked / OWNER).symlink_to(tmp_path / "mine" / OWNER)
+    with scratch_folder("x"):
+        pass
+    assert sorted(path.name for path in place.iterdir()) == [
+        "boxseg-x-1-beginning",
+        "boxseg-x-2-link",
+        "boxseg-x-3-linked",
+    ]
+    assert (tmp_path / "mine" / OWNER).exists()
