@@ -1,4 +1,4 @@
-"""`docs/profiles.md` says what the profiles do; and every named hyper-parameter of `method.md` (j) is a setting."""
+"""`docs/profiles.md` and `docs/method.md` say what profiles do; and the reference's hyper-parameters are settings."""
 
 import re
 from fractions import Fraction
@@ -8,12 +8,17 @@ import pytest
 
 from boxseg.config.method import PROFILES, BoxSegConfig
 
-PAGE = Path(__file__).parents[2] / "docs" / "profiles.md"
-ROWS = [
-    [cell.strip() for cell in line.strip("|\n").split("|")]
-    for line in PAGE.read_text().splitlines()
-    if line.startswith("|") and "`" in line
-]
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "profiles.md"
+
+
+def table_rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|") and "`" in line]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+ROWS = table_rows(PAGE.read_text())
+SHORT_ROWS = table_rows((DOCS / "method.md").read_text().partition("## Profiles")[2].partition("\n## ")[0])
 HYPER_PARAMETERS = """
 teacher: cand_score_thr pre_topk with_nms resize_short resize_long eval_mode
 qam: k_top adaptive_k k_min k_max area_s area_l iou_thr score_thr class_match mask_thr vote_thr fusion dynamic_thr
@@ -36,6 +41,21 @@ def value(profile: str, switch: str) -> object:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[1])
 def test_the_page_has_the_values_of_every_profile(row):
     _, switch, *shown, effect = row
+    check_values(switch, shown)
+    assert effect.endswith(".")
+
+
+@pytest.mark.parametrize("row", SHORT_ROWS, ids=lambda row: row[0])
+def test_the_page_of_the_method_has_the_values_of_every_profile(row):
+    switch, *shown, _ = row
+    check_values(switch, shown)
+
+
+def test_the_page_of_the_method_has_profiles_to_compare():
+    assert len(SHORT_ROWS) >= 15
+
+
+def check_values(switch: str, shown: list[str]) -> None:
     for profile, text in zip(("official", "paper", "fixed"), shown, strict=True):
         found = value(profile, switch.strip("`"))
         if isinstance(found, bool) or found is None:
@@ -44,7 +64,6 @@ def test_the_page_has_the_values_of_every_profile(row):
             assert text == found
         else:
             assert float(Fraction(text)) == pytest.approx(found)
-    assert effect.endswith(".")
 
 
 def test_every_setting_that_profiles_change_is_on_the_page_once():
