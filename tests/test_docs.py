@@ -9,6 +9,7 @@ import pytest
 from orchestration.cli.app import run
 
 ROOT = Path(__file__).parents[1]
+CODE = ("boxseg", "orchestration", "tests", "experiments", "benchmarks", "docs")
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("docker/*.md")])
 
 
@@ -17,6 +18,36 @@ def test_links_lead_to_files(page):
     targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert missing == []
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page in its links."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_sections(page):
+    targets = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
+    missing = [f"{file}#{name}" for file, name in targets if name not in anchors(page.parent / file if file else page)]
+    assert missing == []
+
+
+def test_code_points_to_sections_of_the_method():
+    files = [file for folder in CODE for kind in ("*.py", "*.md", "*.yaml") for file in (ROOT / folder).rglob(kind)]
+    mentions = [
+        (file, *mention)
+        for file in [ROOT / "README.md", *files]
+        for mention in re.findall(r"([\w/]*)\bmethod\.md`?(#[\w-]*)?( sections? \(| \([a-z])?", file.read_text())
+        if file not in (Path(__file__), ROOT / "docs/method.md")
+    ]
+    sections = anchors(ROOT / "docs/method.md")
+    named = [(file, anchor.removeprefix("#")) for file, _, anchor, _ in mentions if anchor]
+    assert len(named) > 50
+    assert [(file.name, name) for file, name in named if name not in sections] == []
+    # Letters and numbers of sections mean nothing to a reader; the page as a whole may be named.
+    assert [file.name for file, _, _, letter in mentions if letter] == []
+    assert [file.name for file, folder, anchor, _ in mentions if anchor and folder != "docs/"] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -68,7 +68,7 @@ def compose(
     Raises:
         ShapeError: images, or masks and images, do not fit.
 
-    Source: BoxSeg's code; `method.md` sections (f.6), (k-18), (k-19), (m.10).
+    Source: BoxSeg's code; `docs/method.md#composition`.
     """
     draft = draft_composition(
         image,

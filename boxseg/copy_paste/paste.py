@@ -93,7 +93,7 @@ def paste_peers(
         the strong view, with `paste_weak` in both, with the quality they had in the bank); `pc/paste_rate`, the share
         of images with a paste, and `pc/bank_size`.
 
-    Source: BoxSeg (arXiv 2504.05137); `method.md` sections (f), (k-13) to (k-19), (k-27).
+    Source: BoxSeg (arXiv 2504.05137); `docs/method.md#copy-paste`.
     """
     probability = attempt_probability(step, settings)
     facts = _read_facts(batch, pseudo_masks)

@@ -38,7 +38,7 @@ COLOR_CHANGES: dict[Strong, ColorChanges | None] = {
     "strong": ColorChanges(jitter=0.8, amount=0.4, hue=0.1, grey=0.2, blur=0.0),
     "strongv2": ColorChanges(jitter=0.8, amount=0.4, hue=0.1, grey=0.2, blur=0.5),
 }
-"""Settings of the strong view; `method.md` section (h)."""
+"""Settings of the strong view; `docs/method.md#views`."""
 
 BLUR_SIGMA_PX = (0.1, 2.0)
 

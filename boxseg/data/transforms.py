@@ -69,7 +69,7 @@ def make_view(sample: Sample, *, shape: Shape, flip: float, strong: Strong, gene
     Returns:
         A View; boxes are clipped to it and those without area removed.
 
-    Source: `method.md` sections (a.1) and (h).
+    Source: `docs/method.md#views`.
     """
     view = shape(sample, generator)
     if float(torch.rand(1, generator=generator)) < flip:

@@ -27,7 +27,7 @@ def build_optimizer(
     """Optimizer over all trainable parameters; those of the backbone get a scaled rate.
 
     The layer `finer`, by which a plain ViT gets a finer map, is as new as the heads and learns at their rate.
-    Weight decay acts on every parameter, norms and biases included (method.md section (h)).
+    Weight decay acts on every parameter, norms and biases included (`docs/method.md#optimizer-and-schedule`).
     """
     named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     in_backbone = {name for name, _ in named if name.startswith("backbone.") and ".finer." not in name}
@@ -54,7 +54,7 @@ def lr_factor(
     """Factor on the base learning rate at `step` (0-based) of `steps`; in (0, 1].
 
     The warm-up multiplies the schedule, so that a milestone inside it is not lost.
-    Source: method.md section (h); worked number in m.11.
+    Source: `docs/method.md#optimizer-and-schedule`.
     """
     warm = 1.0
     if step < warmup_steps:

@@ -128,7 +128,7 @@ def run_step(trainer: Trainer, batch: Batch, step: int, *, part: int = 0) -> Ste
 
     `part` numbers the parts of a batch that does not fit in memory at once.
 
-    Source: method.md section (a.2).
+    Source: `docs/method.md#one-step`.
     """
     pseudo_masks: list[PseudoMasks] | None = None
     metrics: dict[str, Tensor] = {}

@@ -75,7 +75,7 @@ def label_boxes(
         DataError: the file is missing or cannot be read.
         ShapeError: image, boxes or labels have another shape.
 
-    Source: BoxSeg (arXiv 2504.05137), QAM with the user's boxes as the known truth; `method.md` section (e).
+    Source: BoxSeg (arXiv 2504.05137), QAM with the user's boxes as the known truth; `docs/method.md#labelling`.
     """
     image = read_image(image)
     labels = torch.full((len(boxes),), UNKNOWN) if labels is None else labels

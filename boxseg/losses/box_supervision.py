@@ -25,7 +25,7 @@ def projection_loss(mask_probs: Tensor, box_masks: Tensor, *, from_inside: bool 
     Raises:
         ShapeError: the two arguments differ in shape.
 
-    Source: BoxInst (arXiv 2012.02310), projection term; `method.md` section (c).
+    Source: BoxInst (arXiv 2012.02310), projection term; `docs/method.md#projection`.
     """
     check_same_shape(mask_probs=mask_probs, box_masks=box_masks)
     box_columns, box_rows = box_masks.amax(dim=-2), box_masks.amax(dim=-1)  # (n, W/4), (n, H/4)
@@ -56,7 +56,7 @@ def average_projection_loss(mask_probs: Tensor, masks: Tensor) -> Tensor:
     Raises:
         ShapeError: the two arguments differ in shape.
 
-    Source: BoxTeacher's code; `method.md` section (d).
+    Source: BoxTeacher's code; `docs/method.md#pseudo-mask-losses`.
     """
     check_same_shape(mask_probs=mask_probs, masks=masks)
     target = masks.to(mask_probs.dtype)
@@ -78,7 +78,7 @@ def pairwise_term(mask_logits: Tensor, *, size: int = 3, dilation: int = 2) -> T
     Returns:
         Float (n, S, h, w) >= 0, in the order of `neighbour_offsets`; exactly 0 for a neighbour off the map.
 
-    Source: BoxInst (arXiv 2012.02310), pairwise term; `method.md` sections (c) and (m.1).
+    Source: BoxInst (arXiv 2012.02310), pairwise term; `docs/method.md#pairwise-colour-affinity`.
     """
     height, width = mask_logits.shape[-2:]
     everywhere = torch.ones_like(mask_logits, dtype=torch.bool)
@@ -96,7 +96,7 @@ def pairwise_loss(costs: Tensor, alike: Tensor) -> Tensor:
     Returns:
         Float scalar: one mean over the pairs of all proposals; 0 where no pair counts.
 
-    Source: BoxInst (arXiv 2012.02310); `method.md` section (c).
+    Source: BoxInst (arXiv 2012.02310); `docs/method.md#pairwise-colour-affinity`.
     """
     check_same_shape(costs=costs, alike=alike)
     return (costs * alike).sum() / alike.sum().clamp(min=1)

@@ -40,7 +40,7 @@ def detection_losses(
     Raises:
         ShapeError: targets do not fit the predictions.
 
-    Source: FCOS (arXiv 1904.01355), VarifocalNet (arXiv 2008.13367); `method.md` section (b.4).
+    Source: FCOS (arXiv 1904.01355), VarifocalNet (arXiv 2008.13367); `docs/method.md#detection-losses`.
     """
     check_same_shape(distances=predictions.distances, distance_targets=targets.distances)
     positive = targets.box_index >= 0
@@ -76,7 +76,7 @@ def giou(predicted: Tensor, target: Tensor, *, eps: float = 1.0) -> tuple[Tensor
     Raises:
         ShapeError: the two arguments differ in shape.
 
-    Source: GIoU (arXiv 1902.09630); `method.md` sections (b.4), (k-21) and (m.9).
+    Source: GIoU (arXiv 1902.09630); `docs/method.md#detection-losses`.
     """
     check_same_shape(predicted=predicted, target=target)
     inner, outer = torch.minimum(predicted, target), torch.maximum(predicted, target)
@@ -107,7 +107,7 @@ def varifocal_loss(logits: Tensor, quality: Tensor, *, alpha: float = 0.25, gamm
     Raises:
         ShapeError: the two arguments differ in shape.
 
-    Source: VarifocalNet (arXiv 2008.13367); `method.md` sections (b.4) and (m.9).
+    Source: VarifocalNet (arXiv 2008.13367); `docs/method.md#detection-losses`.
     """
     check_same_shape(logits=logits, quality=quality)
     weight = torch.where(quality > 0, quality, alpha * logits.sigmoid().pow(gamma))

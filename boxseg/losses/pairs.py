@@ -87,7 +87,7 @@ def pair_costs(mask_logits: Tensor, pairs: Pairs) -> Tensor:
     Returns:
         Float (M, S) >= 0; exactly 0 where there is no second cell.
 
-    Source: BoxInst (arXiv 2012.02310), pairwise term; `method.md` section (c).
+    Source: BoxInst (arXiv 2012.02310), pairwise term; `docs/method.md#pairwise-colour-affinity`.
     """
     here, there = pairs.take(mask_logits, torch.arange(len(mask_logits), device=mask_logits.device))
     costs: Tensor = _Disagreement.apply(here, there)

@@ -26,7 +26,7 @@ def pseudo_mask_loss(mask_probs: Tensor, masks: Tensor, quality: Tensor, *, fix_
     Raises:
         ShapeError: masks differ in shape.
 
-    Source: BoxTeacher (arXiv 2210.05174); `method.md` section (d).
+    Source: BoxTeacher (arXiv 2210.05174); `docs/method.md#pseudo-mask-losses`.
     """
     check_same_shape(mask_probs=mask_probs, masks=masks)
     dice = dice_loss(mask_probs, masks)
@@ -51,7 +51,7 @@ def affinity_loss(
     Raises:
         ShapeError: costs and pairs differ in shape.
 
-    Source: BoxTeacher (arXiv 2210.05174); `method.md` section (d).
+    Source: BoxTeacher (arXiv 2210.05174); `docs/method.md#pseudo-mask-losses`.
     """
     check_same_shape(costs=costs, together=together)
     total = pairs.sum_per_proposal(costs * together, len(quality))
@@ -71,7 +71,7 @@ def mask_affinity(mask: Tensor, valid: Tensor, *, size: int = 3, dilation: int =
     Returns:
         Float (N, S, h, w) in [0, 1]; 0 for a neighbour that is invalid or off the map.
 
-    Source: BoxTeacher (arXiv 2210.05174); `method.md` sections (d) and (m.7).
+    Source: BoxTeacher (arXiv 2210.05174); `docs/method.md#pseudo-mask-losses`.
     """
     (height, width), row = mask.shape[-2:], torch.arange(len(mask), device=mask.device)
     pairs = find_pairs(torch.ones_like(mask, dtype=torch.bool), size=size, dilation=dilation)

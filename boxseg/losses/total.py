@@ -54,7 +54,7 @@ def compute_losses(
         The network's own terms, `projection`, `pairwise`, `mask`, `affinity`, and `avg_projection` where switched on.
         Terms without boxes, proposals or pseudo masks are 0.
 
-    Source: `method.md` sections (a.2), (b.4), (c), (d) and (k-36).
+    Source: `docs/method.md#total-loss`.
     """
     terms, proposals = network.detection_losses(predictions, batch.boxes, batch.labels, mean_over_ranks=mean_over_ranks)
     mask_logits = network.mask_logits(predictions, proposals.image_index, proposals.handle).float()

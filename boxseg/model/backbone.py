@@ -111,7 +111,7 @@ def build_backbone(
 def build_pyramid(in_channels: tuple[int, int, int], channels: int) -> nn.Module:
     """Feature pyramid: an ordered dict of three maps -> one of five, P3 … P7, each with `channels` channels.
 
-    Source: FPN (arXiv 1612.03144), P6 and P7 as in FCOS; `method.md` section (b.1).
+    Source: FPN (arXiv 1612.03144), P6 and P7 as in FCOS; `docs/method.md#backbone-and-pyramid`.
     """
     top = LastLevelP6P7(channels, channels)
     for conv in top.children():

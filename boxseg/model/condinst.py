@@ -24,7 +24,7 @@ PARAMS_AT_ONCE = 1024
 class CondInst(PyramidNetwork):
     """Backbone, feature pyramid, detection head, mask branch and dynamic mask head.
 
-    Source: CondInst (arXiv 2003.05664); `method.md` section (b).
+    Source: CondInst (arXiv 2003.05664); `docs/method.md#network`.
     """
 
     class_layers: ClassVar[Mapping[str, int]] = MappingProxyType({"head.class_logits": 0})
@@ -165,7 +165,8 @@ class CondInst(PyramidNetwork):
     ) -> tuple[dict[str, Tensor], Proposals]:
         """`cls`, `loc` and `ctr` of all locations, and the positive locations that get mask losses.
 
-        Source: FCOS (arXiv 2006.09214), CondInst (arXiv 2003.05664); `method.md` sections (b.3) to (b.5), (k-36).
+        Source: FCOS (arXiv 2006.09214), `docs/method.md#detection-losses`; CondInst (arXiv 2003.05664),
+        `docs/method.md#proposals`.
         """
         targets = assign_batch(
             predictions.locations,

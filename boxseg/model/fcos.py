@@ -16,7 +16,7 @@ PRIOR = 0.01
 class FcosHead(nn.Module):
     """Two towers shared by all levels; the box tower also feeds centre-ness and controller.
 
-    Source: FCOS (arXiv 1904.01355), CondInst (arXiv 2003.05664); `method.md` section (b.2).
+    Source: FCOS (arXiv 1904.01355), CondInst (arXiv 2003.05664); `docs/method.md#detection-head`.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ FEATURE_STRIDE = 8
 class MaskBranch(nn.Module):
     """Mask features from the three finest pyramid levels; holds the only learning batch norms beside the backbone's.
 
-    Source: CondInst (arXiv 2003.05664); `method.md` section (b.6).
+    Source: CondInst (arXiv 2003.05664); `docs/method.md#mask-head`.
     """
 
     def __init__(self, *, channels: int, width: int, convs: int, features: int) -> None:
@@ -50,7 +50,7 @@ class DynamicMaskHead(nn.Module):
     A cell's input is [x, y, features]: its offset from the instance's location and its mask features. Parameters
     are ordered weights of all layers, each (out, in) row by row, then biases of all layers.
 
-    Source: CondInst (arXiv 2003.05664); `method.md` section (b.6).
+    Source: CondInst (arXiv 2003.05664); `docs/method.md#mask-head`.
     """
 
     reach: Tensor

@@ -43,7 +43,7 @@ def postprocess(
     Returns:
         B times at most `topk` detections, best first.
 
-    Source: CondInst (arXiv 2003.05664), BoxTeacher (arXiv 2210.05174); `method.md` section (b.7).
+    Source: CondInst (arXiv 2003.05664), BoxTeacher (arXiv 2210.05174); `docs/method.md#from-predictions-to-detections`.
     """
     detections = []
     for image, found in enumerate(network.detect(predictions, score_thr=score_thr, pre_topk=pre_topk)):

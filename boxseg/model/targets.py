@@ -52,7 +52,7 @@ def assign_batch(
     Returns:
         Targets for all images and locations.
 
-    Source: FCOS (arXiv 2006.09214), centre sampling; `method.md` section (b.3).
+    Source: FCOS (arXiv 2006.09214), centre sampling; `docs/method.md#which-location-learns-which-box`.
     """
     padded, exists = _pad_boxes(boxes, like=locations)  # (B, N, 4), (B, N)
     points = locations[None, :, None]  # (1, L, 1, 2)
@@ -104,7 +104,7 @@ def choose_proposals(box_index: Tensor, scores: Tensor, *, max_per_image: int) -
     Returns:
         The chosen locations, their index as handle; none where no location is positive.
 
-    Source: CondInst (arXiv 2003.05664); `method.md` section (b.5).
+    Source: CondInst (arXiv 2003.05664); `docs/method.md#proposals`.
     """
     image_index, location_index = (box_index >= 0).nonzero(as_tuple=True)
     if len(image_index) == 0:

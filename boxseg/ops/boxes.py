@@ -45,7 +45,7 @@ def decode_boxes(locations: Tensor, distances: Tensor, strides: Tensor) -> Tenso
     Returns:
         Float (..., L, 4), pixels; not clipped to the image.
 
-    Source: FCOS (arXiv 1904.01355); `method.md` section (b.2).
+    Source: FCOS (arXiv 1904.01355); `docs/method.md#detection-head`.
     """
     distances = distances * strides[:, None]
     return torch.cat([locations - distances[..., :2], locations + distances[..., 2:]], dim=-1)

@@ -22,7 +22,7 @@ def decode_detections(predictions: Predictions, *, score_thr: float, pre_topk: i
         centre-ness), the handle is the index of the location. They are in the order of locations, then of classes; at
         the cut of a level, equal confidence goes by that order too.
 
-    Source: `method.md` section (b.7).
+    Source: `docs/method.md#from-predictions-to-detections`.
     """
     product = predictions.class_logits.float().sigmoid() * predictions.centerness_logits.float().sigmoid()[..., None]
     num_classes = product.shape[-1]

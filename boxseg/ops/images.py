@@ -11,7 +11,7 @@ from torch import Tensor
 def resized_shape(size: tuple[int, int], *, short_side: int, max_size: int) -> tuple[int, int]:
     """(height, width) after scaling the short side to `short_side`, less if the long side would exceed `max_size`.
 
-    Source: `method.md` section (h); halves are rounded up.
+    Halves are rounded up; `docs/method.md#views`.
     """
     scale = min(short_side / min(size), max_size / max(size))
     return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)

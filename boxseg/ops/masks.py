@@ -26,7 +26,7 @@ def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:
     Returns:
         Float (..., factor * h, factor * w).
 
-    Source: CondInst (arXiv 2003.05664); `method.md` sections (b.6) and (m.8).
+    Source: CondInst (arXiv 2003.05664); `docs/method.md#mask-head`.
     """
     if factor == 1:
         return maps
@@ -54,7 +54,7 @@ def resize_masks(mask_probs: Tensor, *, size: tuple[int, int], original_size: tu
     Returns:
         Float (n, height, width) in [0, 1].
 
-    Source: `method.md` section (b.7), step 4.
+    Source: `docs/method.md#from-predictions-to-detections`.
     """
     rows, columns = _axis_weights(mask_probs, size, original_size)
     return rows @ mask_probs @ columns.T
@@ -125,7 +125,7 @@ def dice_loss(probs: Tensor, target: Tensor, eps: float = 1e-5) -> Tensor:
     Raises:
         ShapeError: the two arguments differ in shape.
 
-    Source: V-Net (arXiv 1606.04797), squared denominator; `method.md` section (c), term D.
+    Source: V-Net (arXiv 1606.04797), squared denominator; `docs/method.md#projection`.
     """
     check_same_shape(probs=probs, target=target)
     probs = probs.flatten(1)
@@ -152,7 +152,7 @@ def box_masks(boxes: Tensor, height: int, width: int, *, stride: int = 1) -> Ten
     Raises:
         ShapeError: `boxes` is not (n, 4).
 
-    Source: BoxInst (arXiv 2012.02310); `method.md` section (c).
+    Source: BoxInst (arXiv 2012.02310); `docs/method.md#projection`.
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ShapeError(f"boxes have shape {tuple(boxes.shape)}; (n, 4) is needed")

@@ -31,7 +31,7 @@ def color_similarity(
     Raises:
         ShapeError: sizes differ or are no multiples of 4.
 
-    Source: BoxInst (arXiv 2012.02310); `method.md` section (c).
+    Source: BoxInst (arXiv 2012.02310); `docs/method.md#pairwise-colour-affinity`.
     """
     batch, _, height, width = images.shape
     if tuple(valid.shape) != (batch, height, width) or height % MASK_STRIDE or width % MASK_STRIDE:
@@ -94,7 +94,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     Returns:
         Float (…, 3, h, w): L in 0 … 100, then a and b.
 
-    Source: `method.md` section (c) for the constants.
+    Source: IEC 61966-2-1 (sRGB) and CIE 1976 L*a*b*; `docs/method.md#pairwise-colour-affinity`.
     """
     share = rgb.float() / 255.0
     linear = torch.where(share > 0.04045, ((share + 0.055) / 1.055).pow(2.4), share / 12.92)

@@ -63,7 +63,7 @@ def find_candidates(
         B candidates, sorted by box, then rank; masks on the (H/4, W/4) grid of the batch and 0 on padding, with
         `qam.full_resolution` as the network gave them. With `teacher.with_nms` at most one candidate per box.
 
-    Source: BoxSeg (arXiv 2504.05137), BoxTeacher (arXiv 2210.05174); `method.md` sections (a.2), (d), (e.1), (l.1).
+    Source: BoxSeg (arXiv 2504.05137), BoxTeacher (arXiv 2210.05174); `docs/method.md#candidates`.
     """
     view = teacher_view(batch, short=teacher.resize_short, long=teacher.resize_long)
     predictions = network(view.weak, view.valid)
@@ -318,7 +318,7 @@ def match_greedily(iou: Tensor, rank: Tensor, *, iou_thr: float = 0.5, overwrite
     Returns:
         `detection_index` and `box_index`, int64 (C,), sorted by box.
 
-    Source: BoxTeacher (arXiv 2210.05174); `method.md` sections (d) and (k-9).
+    Source: BoxTeacher (arXiv 2210.05174); `docs/method.md#one-detection-per-box`.
     """
     # Each choice depends on the ones before: done on the host, at most 100 small rows and one read from the device.
     table = iou.cpu().clone()

@@ -17,7 +17,7 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
         student: Same architecture; unchanged.
         momentum: m in [0, 1]; 0 copies the student.
 
-    Source: `method.md` section (g).
+    Source: `docs/method.md#teacher`.
     """
     targets: list[Tensor] = list(teacher.parameters())
     sources: list[Tensor] = [parameter.detach() for parameter in student.parameters()]
@@ -38,7 +38,7 @@ def ema_momentum(step: int, *, momentum: float = 0.999, max_lag: float | None = 
     Returns:
         m in [0, momentum]; 0 at step 0, where the teacher becomes the student.
 
-    Source: `method.md` sections (g), (k-38), (k-41) and (m.6).
+    Source: `docs/method.md#teacher`.
     """
     running_mean = 1.0 - 1.0 / (step + 1)
     if max_lag is not None:

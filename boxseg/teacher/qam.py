@@ -55,7 +55,8 @@ def make_pseudo_masks(
         there is no candidate, the mask is empty (with `settings.need_inside`: inside its box) or the quality is below
         `settings.min_quality`.
 
-    Source: BoxSeg (arXiv 2504.05137); `method.md` section (e), and (d) for `with_nms`.
+    Source: BoxSeg (arXiv 2504.05137), `docs/method.md#pseudo-masks`; for `with_nms` BoxTeacher,
+    `docs/method.md#one-detection-per-box`.
     """
     num_boxes, frame = len(boxes), candidates.frame
     refined = frame is None and lab is not None and settings.color_weight > 0 and not with_nms
@@ -202,7 +203,7 @@ def rank_candidates(
     Raises:
         ShapeError: the tensors of the boxes, or of the detections, differ in length.
 
-    Source: BoxSeg (arXiv 2504.05137); `method.md` sections (e.1) and (k-35).
+    Source: BoxSeg (arXiv 2504.05137); `docs/method.md#ranking`.
     """
     ranking = order_candidates(
         gt_boxes,
@@ -286,7 +287,7 @@ def adaptive_k(
     Returns:
         Float (N,) in [k_min, k_max], linear in the root of the area between; not rounded.
 
-    Source: `method.md` section (e.1), `paper`; the constants are this project's.
+    Source: the paper's idea with constants of this project; `docs/method.md#ranking`.
     """
     share = (areas.sqrt() - area_s**0.5) / (area_l**0.5 - area_s**0.5)
     return k_min + (k_max - k_min) * share.clamp(0, 1)
@@ -320,7 +321,7 @@ def fuse_masks(
     Raises:
         ShapeError: `mask_probs` is not (C, h, w), or `box_index` not (C,).
 
-    Source: BoxSeg (arXiv 2504.05137); `method.md` sections (e.2) and (m.4).
+    Source: BoxSeg (arXiv 2504.05137); `docs/method.md#fusion`.
     """
     _check_candidates(mask_probs, box_index)
     if weights is None:
@@ -381,7 +382,7 @@ def score_masks(
     Raises:
         ShapeError: `mask_probs` is not (C, h, w), or `box_index` not (C,).
 
-    Source: BoxSeg's code; `method.md` sections (e.4), (k-31) and (m.4).
+    Source: BoxSeg's code; `docs/method.md#quality`.
     """
     _check_candidates(mask_probs, box_index)
     binary = _above(mask_probs, mask_thr)

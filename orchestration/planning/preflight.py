@@ -204,7 +204,7 @@ def _starts(spec: RunSpec) -> Iterator[RunSpec]:
 def _check_score_thr(spec: RunSpec) -> None:
     """Scores of candidates exceed sqrt(teacher.cand_score_thr) by themselves: thresholds up to there are alike.
 
-    Source: `method.md` section (k-12).
+    Source: `docs/method.md#ranking`.
     """
     space = spec.sweep.space if isinstance(spec, SweepSpec) else {}
     domain, floors = space.get("qam.score_thr"), space.get("teacher.cand_score_thr")

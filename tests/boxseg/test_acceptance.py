@@ -1,4 +1,4 @@
-"""Acceptance checks of `method.md` (o) and repairs of its (k) that only a whole step shows, on a tiny network."""
+"""What only whole steps show of `docs/method.md#one-step` and of repaired defects, on a tiny network."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The peer bank, against `method.md` (f.4) and (k-14), (k-15)."""
+"""The peer bank, as `docs/method.md#bank` says."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Occlusion, against `method.md` (f.6), (m.10), (k-18), (k-19)."""
+"""Occlusion, with numbers worked by hand for `docs/method.md#composition`."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Peer-assisted copy-paste, against `method.md` (f), (m.10), (k-13), (k-16), (k-17)."""
+"""Peer-assisted copy-paste, with numbers worked by hand for `docs/method.md#copy-paste`."""
 
 from dataclasses import fields, replace
 

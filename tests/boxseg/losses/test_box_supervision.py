@@ -1,4 +1,4 @@
-"""Projection and pairwise losses, against `method.md` (m.1) and (m.2)."""
+"""Projection and pairwise losses, with numbers worked by hand for `docs/method.md#box-losses`."""
 
 import math
 from itertools import product

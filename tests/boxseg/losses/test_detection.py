@@ -1,4 +1,4 @@
-"""Detection losses, against `method.md` (b.4) and (m.9)."""
+"""Detection losses, with numbers worked by hand for `docs/method.md#detection-losses`."""
 
 import pytest
 import torch

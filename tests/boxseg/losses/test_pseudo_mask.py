@@ -1,4 +1,4 @@
-"""Pseudo-mask losses, against `method.md` (d) and (m.7)."""
+"""Pseudo-mask losses, with numbers worked by hand for `docs/method.md#pseudo-mask-losses`."""
 
 import pytest
 import torch

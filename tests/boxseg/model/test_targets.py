@@ -82,7 +82,7 @@ def test_a_batch_equals_its_images_one_by_one():
 
 
 def proposals_by_loop(box_index, scores, max_per_image):
-    """The rule of `method.md` (b.5) in plain loops."""
+    """The rule of `docs/method.md#proposals` in plain loops."""
     chosen = []
     for image in range(len(box_index)):
         owners = sorted(set(box_index[image].tolist()) - {-1})

@@ -1,4 +1,4 @@
-"""Neighbour pairs and colours, against `method.md` (m.3) and (m.11)."""
+"""Neighbour pairs and colours, with numbers worked by hand for `docs/method.md#pairwise-colour-affinity`."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The teacher's average, against `method.md` (m.6)."""
+"""The teacher's average, with numbers worked by hand for `docs/method.md#teacher`."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Fusion on every pixel, against a loop that follows `method.md` (a.2), (e.2) and (e.4) and against (o.9)."""
+"""Fusion on every pixel, against a plain loop over `docs/method.md#fusion`, and against fusion on cells."""
 
 from dataclasses import replace
 

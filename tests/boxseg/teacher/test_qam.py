@@ -1,4 +1,4 @@
-"""Ranking, fusion and scoring, against `method.md` (e), (m.4) and (m.10)."""
+"""Ranking, fusion and scoring, with numbers worked by hand for `docs/method.md#pseudo-masks`."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Dynamic thresholds, against `method.md` (e.3) and (m.5)."""
+"""Dynamic thresholds, with numbers worked by hand for `docs/method.md#dynamic-thresholds`."""
 
 import pytest
 import torch
