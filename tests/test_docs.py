@@ -1,5 +1,6 @@
 """Links of the documentation lead somewhere, and the commands it names exist."""
 
+import doctest
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,20 @@ def test_links_lead_to_sections(page):
     targets = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
     missing = [f"{file}#{name}" for file, name in targets if name not in anchors(page.parent / file if file else page)]
     assert missing == []
+
+
+def test_the_numbers_of_the_method_are_those_of_the_code():
+    text = (ROOT / "docs/method.md").read_text()
+    names: dict[str, object] = {}
+    runner, report = doctest.DocTestRunner(verbose=False), []
+    # One block after the other, as the line that ends a block is no output; later ones use the names of earlier ones.
+    for block in re.finditer(r"```python\n(.*?)```", text, re.DOTALL):
+        line = text[: block.start()].count("\n") + 1
+        example = doctest.DocTestParser().get_doctest(block[1], {}, "method.md", "docs/method.md", line)
+        example.globs = names
+        runner.run(example, out=report.append, clear_globs=False)
+    assert runner.tries > 50
+    assert runner.failures == 0, "".join(report)
 
 
 def test_code_points_to_sections_of_the_method():

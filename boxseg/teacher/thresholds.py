@@ -62,7 +62,7 @@ def choose_thresholds(
     Returns:
         `chosen` float (N,), the first minimum, and `decided` bool (N,), False for boxes with too few candidates.
 
-    Source: BoxSeg's code; `docs/method.md#dynamic-thresholds`.
+    Source: BoxSeg's code.
     """
     shape = (num_boxes, *mask_probs.shape[1:])
     count = mask_probs.new_zeros(num_boxes).index_add_(0, box_index, torch.ones_like(mask_probs[:, 0, 0]))

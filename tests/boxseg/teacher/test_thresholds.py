@@ -1,4 +1,4 @@
-"""Dynamic thresholds, with numbers worked by hand for `docs/method.md#dynamic-thresholds`."""
+"""Dynamic thresholds, with numbers worked by hand."""
 
 import pytest
 import torch
