@@ -20,7 +20,8 @@ import yaml
 
 from benchmarks.harness import Table
 from boxseg.build import run_training
-from boxseg.config.method import BoxSegConfig, merge
+from boxseg.config.method import BoxSegConfig
+from boxseg.config.presets import merge
 from boxseg.engine.events import EvalReport, StartReport, StepReport
 from orchestration.record.run_folder import RunFolder
 

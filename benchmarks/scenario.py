@@ -22,7 +22,8 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from boxseg.build import build_trainer
-from boxseg.config.method import BoxSegConfig, merge
+from boxseg.config.method import BoxSegConfig
+from boxseg.config.presets import merge
 from boxseg.engine.step import Trainer
 from boxseg.engine.train import optimise
 from boxseg.files.writing import write_atomic

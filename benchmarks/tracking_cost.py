@@ -16,7 +16,8 @@ import orchestration.tracking.mirror
 from benchmarks.commands import DEMO
 from benchmarks.harness import Table, Times, ratio
 from boxseg.build import run_training
-from boxseg.config.method import BoxSegConfig, merge
+from boxseg.config.method import BoxSegConfig
+from boxseg.config.presets import merge
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec
 from orchestration.execute.worker import FileReporter, Payload

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from boxseg.config.backbones import BACKBONE_NAMES
-from boxseg.config.method import BoxSegConfig, Config, Method, Profile
+from boxseg.config.method import BoxSegConfig, Config
+from boxseg.config.presets import Method, Profile
 from orchestration.config.explain import find_field
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec, load_run, load_sweep
@@ -24,8 +25,8 @@ CHOICES = [
     ("boxseg.copy_paste.bank", "BANKS", "pc.bank"),
     ("orchestration.execute.search_space", "SEARCHERS", "sweep.search"),
     ("orchestration.execute.search_space", "TRIAL_SCHEDULERS", "sweep.trial_scheduler"),
-    ("boxseg.config.method", "PROFILES", "profile"),
-    ("boxseg.config.method", "METHODS", "method"),
+    ("boxseg.config.presets", "PROFILES", "profile"),
+    ("boxseg.config.presets", "METHODS", "method"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Typed settings of the method; importable without torch. Field defaults are the reference's, profiles change them."""
+"""Typed settings of the method; importable without torch. What a field says is what runs; presets are in presets.py."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticKnownError
 
 from boxseg.config.backbones import check_backbone_name
+from boxseg.config.presets import METHODS, PROFILES, Method, Profile, apply_presets, merge
 from boxseg.errors import ConfigError
 
-Profile = Literal["official", "paper", "fixed"]
-Method = Literal["boxinst", "boxteacher", "qam", "pc", "full", "supervised"]
 NetworkKind = Literal["condinst", "mask_rcnn"]
 Shape = Literal["disc", "square", "star", "ring", "corner", "crescent", "ellipse", "quad", "triangle"]
 MAX_ENLARGEMENT = 6.0
@@ -94,7 +93,7 @@ class DataConfig(Config):
     from it, with quality 1, in the place of what the teacher says (mixed supervision)."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
-    strong: Literal["none", "weak", "strong", "strongv2"] = "strong"
+    strong: Literal["none", "weak", "strong", "strongv2"] = "weak"
     """Colour changes of the student's view; `strongv2` adds blur."""
 
 
@@ -118,7 +117,7 @@ class ModelConfig(Config):
     """Channels of pyramid and detection head; a multiple of 8."""
     tower_convs: int = Field(4, ge=0)
     """3x3 convolutions in each tower of the detection head."""
-    norm_groups: int | None = Field(32, ge=1)
+    norm_groups: int | None = Field(None, ge=1)
     """Groups of the detection head's group norms; null: 32, or fewer so that each has four channels or more."""
     start_from: Path | None = None
     """Start from trained weights: the folder of a run or checkpoint, or a state dict (.safetensors, .pt, .pth); in an
@@ -249,7 +248,7 @@ class SolverConfig(Config):
     """Weight decay of all trainable parameters."""
     backbone_lr_scale: float = Field(1.0, ge=0)
     """Factor on the learning rate of the backbone."""
-    warmup: Warmup = 1000
+    warmup: Warmup = 1 / 90
     """Linear learning-rate warm-up from 0.001 of the base rate."""
     schedule: Literal["multistep", "cosine"] = "multistep"
     """How the rate falls after the warm-up."""
@@ -276,9 +275,9 @@ class TeacherConfig(Config):
     """Candidates per pyramid level before ranking."""
     with_nms: bool = False
     """Label as BoxTeacher does, with NMS and one detection per box, instead of QAM."""
-    nms_overwrite: bool = True
+    nms_overwrite: bool = False
     """With NMS: a box that the first detection has taken stays free for a worse one, as in the reference."""
-    resize_short: int | None = Field(800, ge=32)
+    resize_short: int | None = Field(None, ge=32)
     """Short side of the teacher's input [px]; null: the training size."""
     resize_long: int = Field(1333, ge=32)
     """Limit of the long side of the teacher's input [px]."""
@@ -307,15 +306,15 @@ class QamConfig(Config):
     """A candidate's score, the root of its confidence, must exceed this; no effect below sqrt(cand_score_thr)."""
     class_match: bool = True
     """Candidates must have the class of the box."""
-    filter_first: bool = False
+    filter_first: bool = True
     """Apply class and score filters before the k best are taken; the reference takes the k best first."""
     mask_thr: float = Field(0.5, gt=0, lt=1)
     """Probability above which a pixel of a candidate counts as object."""
     vote_thr: float = Field(0.5, ge=0, lt=1)
     """Share of candidates that must agree (strictly more)."""
-    full_resolution: bool = True
+    full_resolution: bool = False
     """Fuse and score masks on every pixel of the training image; otherwise on cells of 4 px, faster and smaller."""
-    fusion: Literal["vote", "weighted"] = "vote"
+    fusion: Literal["vote", "weighted"] = "weighted"
     """How candidate masks become one: unweighted majority, or weights from score and box IoU."""
     dynamic_thr: bool = False
     """Choose mask_thr per class where candidates disagree least."""
@@ -325,18 +324,18 @@ class QamConfig(Config):
     """Half width of that grid."""
     dyn_step: float = Field(0.01, gt=0)
     """Distance of two grid points."""
-    dyn_start: Warmup = 10_000
+    dyn_start: Warmup = 1 / 9
     """Dynamic thresholds start after this."""
-    dyn_ema: float = Field(0.0, ge=0, lt=1)
+    dyn_ema: float = Field(0.999, ge=0, lt=1)
     """Share of the old threshold kept at each update; 0 overwrites."""
-    dyn_per_union: bool = False
+    dyn_per_union: bool = True
     """Measure disagreement per area of the candidates' union, with two candidates or more; the reference takes the
     whole image, which favours small masks, and lets a single candidate decide."""
-    dyn_shared: bool = False
+    dyn_shared: bool = True
     """Average the table over all processes before an evaluation or a checkpoint; else the first one's is saved."""
-    color_weight: float = Field(0.0, ge=0)
+    color_weight: float = Field(2.0, ge=0)
     """Trust in the colours of each box when its fused mask is refined; 0: the mask stays as fused."""
-    refined_quality: bool = False
+    refined_quality: bool = True
     """The quality of a mask that colours refined is how certain its map is, and `score_floor`, `agreement` and `k_full`
     have no part in it; otherwise it is that of the fused mask."""
     score_floor: float = Field(1.0, ge=0)
@@ -345,7 +344,7 @@ class QamConfig(Config):
     """Multiply the quality by the candidates' overlap with the fused mask."""
     k_full: int | None = Field(None, ge=1)
     """Candidates that earn full trust: with fewer, K, quality is multiplied by K / k_full; null: K does not count."""
-    need_inside: bool = False
+    need_inside: bool = True
     """A mask, fused or refined, of which nothing is inside its box gets quality 0; the reference keeps the uncut mask's
     quality. With `refined_quality` candidate masks are then computed around their boxes only, which is faster."""
     min_quality: float = Field(0.0, ge=0, lt=1)
@@ -370,7 +369,7 @@ class QamConfig(Config):
 class LossConfig(Config):
     """Pseudo-mask losses."""
 
-    mask_weight: float = Field(0.5, ge=0)
+    mask_weight: float = Field(2.0, ge=0)
     """Weight of the quality-weighted dice loss."""
     aff_weight: float = Field(0.1, ge=0)
     """Weight of the mask-affinity loss."""
@@ -380,7 +379,7 @@ class LossConfig(Config):
     """Add the average-projection loss."""
     avg_prj_weight: float = Field(0.1, ge=0)
     """Weight of the average-projection loss."""
-    warmup: Warmup = 10_000
+    warmup: Warmup = 1 / 9
     """Linear warm-up of the pseudo-mask losses; 0 by default where there is no teacher, as drawn masks are right."""
     fix_reduction: bool = True
     """Divide by the number of proposals with a pseudo mask; otherwise by the sum of their qualities."""
@@ -395,11 +394,11 @@ class BoxInstConfig(Config):
     """Distance of neighbours [cells of 4 px]."""
     color_thr: float = Field(0.3, gt=0, lt=1)
     """Neighbours at least this similar in colour are pulled together."""
-    warmup: Warmup = 10_000
+    warmup: Warmup = 1 / 9
     """Linear warm-up of the pairwise loss."""
-    truncate_colors: bool = True
+    truncate_colors: bool = False
     """Cut pooled colours to whole grey levels before they are compared, as the reference does."""
-    bottom_px: float = Field(10, ge=0)
+    bottom_px: float = Field(0, ge=0)
     """Rows at the bottom of the original image whose colours are ignored [px]; an artefact of COCO images."""
     pairwise_weight: float = Field(1.0, ge=0)
     """Weight of the pairwise loss."""
@@ -423,27 +422,27 @@ class PcConfig(Config):
     """Paste well-masked instances into training images."""
     mode: Literal["instance", "segmentation", "simple"] = "instance"
     """instance: onto a box of the same class; segmentation: onto any box; simple: everything at its old place."""
-    p_start: float = Field(1.0, ge=0, le=1)
+    p_start: float = Field(0.0, ge=0, le=1)
     """Probability of an attempt at step 0."""
     p_end: float = Field(0.3, ge=0, le=1)
     """Probability of an attempt after the warm-up."""
-    warmup: Warmup = 10_000
+    warmup: Warmup = 1 / 3
     """Linear change from p_start to p_end."""
-    overlap: float = Field(0.1, ge=0, le=0.5)
+    overlap: float = Field(0.0, ge=0, le=0.5)
     """Least overlap of the pasted box with its target box on each axis, as a share of the pasted side."""
     per_image: int = Field(1, ge=0)
     """Instances pasted into one image at most."""
-    placements: int = Field(1, ge=1)
+    placements: int = Field(16, ge=1)
     """Random places that are tried for a peer; the one that hides least of the image's boxes is taken."""
-    target: Literal["random", "lowest-q"] = "random"
+    target: Literal["random", "lowest-q"] = "lowest-q"
     """Which instance gets a peer: any of the class, or the one with the lowest quality."""
-    paste_weak: bool = False
+    paste_weak: bool = True
     """Paste into the weak view as well, whose colours the pairwise loss compares; the reference leaves it as it was."""
-    require_better: bool = False
+    require_better: bool = True
     """Paste only if the peer's quality exceeds the target's."""
     bank_size: int = Field(80, ge=1)
     """Entries of the bank, per process."""
-    bank: Literal["images", "classes"] = "images"
+    bank: Literal["images", "classes"] = "classes"
     """images: one entry per label tuple, first come, never refreshed; classes: the newest instances of each class."""
     bank_q_thr: float = Field(0.5, ge=0, le=1)
     """Admission: quality above this."""
@@ -455,11 +454,11 @@ class PcConfig(Config):
     """Floor of a mask's area [px at 800 px training size when relative_limits is on, else px]."""
     box_shift_px: float = Field(10, ge=0)
     """An occluded box is kept if no side moved further than this [px, scaled like min_area]."""
-    relative_limits: bool = False
+    relative_limits: bool = True
     """Scale min_area and box_shift_px with the image: they are given for a short side of 800 px."""
-    keep_sides: bool = False
+    keep_sides: bool = True
     """Change a side of an occluded box only if the paste moved it; the reference rounds all boxes outward."""
-    drop_slivers: bool = False
+    drop_slivers: bool = True
     """Drop instances of which less than 1 px is left in width or height; the reference keeps those near the origin."""
 
 
@@ -470,10 +469,10 @@ class EmaConfig(Config):
     """Upper limit of the momentum."""
     interval: int = Field(1, ge=1)
     """Steps between updates."""
-    average_buffers: bool = False
+    average_buffers: bool = True
     """Average BatchNorm statistics over all processes before an evaluation or a checkpoint; the reference evaluates
     each process's own and saves those of the first."""
-    max_lag: float | None = Field(None, gt=0, le=1)
+    max_lag: float | None = Field(0.1, gt=0, le=1)
     """Limit of the averaging window 1 / (1 - momentum) as a share of the steps so far; null: the running mean."""
 
 
@@ -491,7 +490,7 @@ class FcosConfig(Config):
     sizes: tuple[float, float, float, float] = (64, 128, 256, 512)
     """Largest box extent from a location, for all levels but the last [px]; also the unit of the mask head's
     coordinates on each level."""
-    iou_eps: float = Field(1.0, ge=0)
+    iou_eps: float = Field(1e-6, ge=0)
     """Added to intersection and union of the IoU [strides²]; 1 in the reference, which lifts the IoU of small boxes."""
     nms_thr: float = Field(0.6, gt=0, lt=1)
     """IoU above which the weaker of two detections of a class is dropped."""
@@ -609,71 +608,6 @@ class BoxSegConfig(Config):
         return changed
 
 
-PROFILES: dict[Profile, dict[str, Any]] = {
-    "official": {},
-    "paper": {
-        "qam": {"fusion": "weighted", "adaptive_k": True},
-        "pc": {"target": "lowest-q", "require_better": True},
-    },
-    "fixed": {
-        "data": {"strong": "weak"},
-        "model": {"norm_groups": None},
-        "solver": {"warmup": 1 / 90},
-        "teacher": {"resize_short": None, "nms_overwrite": False},
-        "qam": {
-            "filter_first": True,
-            "full_resolution": False,
-            "fusion": "weighted",
-            "dyn_start": 1 / 9,
-            "dyn_ema": 0.999,
-            "dyn_per_union": True,
-            "dyn_shared": True,
-            "color_weight": 2.0,
-            "refined_quality": True,
-            "need_inside": True,
-        },
-        "loss": {"warmup": 1 / 9, "mask_weight": 2.0},
-        "boxinst": {"warmup": 1 / 9, "bottom_px": 0, "truncate_colors": False},
-        "pc": {
-            "p_start": 0.0,
-            "warmup": 1 / 3,
-            "overlap": 0.0,
-            "placements": 16,
-            "target": "lowest-q",
-            "paste_weak": True,
-            "require_better": True,
-            "bank": "classes",
-            "relative_limits": True,
-            "keep_sides": True,
-            "drop_slivers": True,
-        },
-        "ema": {"max_lag": 0.1, "average_buffers": True},
-        "fcos": {"iou_eps": 1e-6},
-    },
-}
-"""What each profile changes on top of the field defaults."""
-
-METHODS: dict[Method, dict[str, Any]] = {
-    "boxinst": {
-        "teacher": {"on": False},
-        "loss": {"mask_weight": 0.0, "aff_weight": 0.0, "warmup": 0},
-        "pc": {"on": False},
-    },
-    "boxteacher": {"teacher": {"with_nms": True}, "pc": {"on": False}},
-    "qam": {"pc": {"on": False}},
-    "pc": {"teacher": {"with_nms": True}},
-    "full": {},
-    "supervised": {
-        "data": {"use_masks": "where_present"},
-        "teacher": {"on": False},
-        "loss": {"mask_weight": 1.0, "aff_weight": 0.0, "warmup": 0},
-        "boxinst": {"projection_weight": 0.0, "pairwise_weight": 0.0},
-        "pc": {"on": False},
-    },
-}
-"""What each method changes on top of the profile; classification loss and schedule stay the same for all."""
-
-
 OTHER_NETWORK: dict[NetworkKind, dict[str, tuple[str, ...]]] = {
     "condinst": {"rcnn": tuple(RcnnConfig.model_fields)},
     "mask_rcnn": {
@@ -683,30 +617,6 @@ OTHER_NETWORK: dict[NetworkKind, dict[str, tuple[str, ...]]] = {
     },
 }
 """Settings that each kind of network has no use for."""
-
-
-def apply_presets(values: dict[str, Any]) -> dict[str, Any]:
-    """Lay profile, then method, under the given settings; explicit settings win.
-
-    Presets of an unknown profile or method are empty here: validation names the mistake.
-    """
-    profile, method = values.get("profile", "fixed"), values.get("method", "full")
-    presets = merge(
-        PROFILES[profile] if isinstance(profile, str) and profile in PROFILES else {},
-        METHODS[method] if isinstance(method, str) and method in METHODS else {},
-    )
-    return merge(presets, values)
-
-
-def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """A new nested dict with the entries of both; `over` wins where both have a leaf."""
-    merged = dict(under)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
 
 
 def as_steps(value: float, steps: int) -> int:

@@ -44,7 +44,7 @@ def show(experiment: Experiment, overrides: Overrides = None, as_json: AsJson = 
 
 def _origin(name: str, spec: RunSpec, source: Source) -> str:
     """`file:line`, `--set key`, the preset that gives the setting its value, or `default`."""
-    from boxseg.config.method import METHODS, PROFILES
+    from boxseg.config.presets import METHODS, PROFILES
 
     path = tuple(name.split("."))
     if path in source.places:

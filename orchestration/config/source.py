@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from boxseg.config.method import merge
+from boxseg.config.presets import merge
 from boxseg.errors import ConfigError
 from boxseg.files.writing import read_plain, reason_of
 from orchestration.secret_text import ENVIRONMENT, find_secret

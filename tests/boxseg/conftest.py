@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from boxseg.config.method import BoxSegConfig, CocoSource, ToyConfig, merge
+from boxseg.config.method import BoxSegConfig, CocoSource, ToyConfig
+from boxseg.config.presets import merge
 from boxseg.data.toy import ensure_toy
 from boxseg.engine.events import EvalReport, StartReport, StepReport
 

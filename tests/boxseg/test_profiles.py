@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from boxseg.config.method import PROFILES, BoxSegConfig
+from boxseg.config.method import BoxSegConfig
+from boxseg.config.presets import PROFILES
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "profiles.md"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from boxseg.config.method import merge
+from boxseg.config.presets import merge
 from boxseg.errors import ConfigError
 from orchestration.cli.app import run as run_command
 from orchestration.config.spec import RunSpec, SweepSpec, load_run

@@ -9,7 +9,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from boxseg.build import run_training
-from boxseg.config.method import BoxSegConfig, merge
+from boxseg.config.method import BoxSegConfig
+from boxseg.config.presets import merge
 from boxseg.engine import checkpoint
 from boxseg.engine.events import EvalReport, StepReport
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from boxseg.config.method import BoxSegConfig, apply_presets, as_steps, merge
+from boxseg.config.method import BoxSegConfig, Config, as_steps
+from boxseg.config.presets import METHODS, PROFILES, RELEASED, apply_presets, merge
 
 
 def refused(values: dict[str, Any]) -> str:
@@ -16,10 +17,22 @@ def refused(values: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def test_field_defaults_are_the_official_ones_and_fixed_is_the_profile_in_use():
+def test_the_default_of_every_field_is_what_runs():
+    for name, group in BoxSegConfig():
+        if isinstance(group, Config):
+            assert group == type(group)(), name
+
+
+def test_presets_list_only_what_they_change():
+    for preset in (RELEASED, *METHODS.values()):
+        for group, values in preset.items():
+            default = getattr(BoxSegConfig(), group)
+            assert {name: getattr(default, name) for name in values}.items().isdisjoint(values.items()), group
+
+
+def test_profile_official_is_the_released_code():
     official = BoxSegConfig(profile="official")
     assert (official.qam.fusion, official.pc.p_start, official.boxinst.bottom_px) == ("vote", 1.0, 10)
-    assert BoxSegConfig().profile == "fixed"
     assert (BoxSegConfig().qam.fusion, BoxSegConfig().boxinst.bottom_px) == ("weighted", 0)
     assert (official.data.strong, BoxSegConfig().data.strong) == ("strong", "weak")
 
@@ -32,9 +45,9 @@ def test_explicit_settings_win_over_method_and_profile():
 
 
 def test_presets_leave_the_given_values_unchanged():
-    values: dict[str, Any] = {"method": "qam", "pc": {"p_end": 0.5}}
-    assert apply_presets(values)["pc"] == {**apply_presets({})["pc"], "on": False, "p_end": 0.5}
-    assert values == {"method": "qam", "pc": {"p_end": 0.5}}
+    values: dict[str, Any] = {"profile": "paper", "method": "qam", "pc": {"p_end": 0.5}}
+    assert apply_presets(values)["pc"] == {**PROFILES["paper"]["pc"], "on": False, "p_end": 0.5}
+    assert values == {"profile": "paper", "method": "qam", "pc": {"p_end": 0.5}}
 
 
 def test_merging_gives_a_new_dict_with_both():

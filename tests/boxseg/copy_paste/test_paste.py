@@ -1,18 +1,26 @@
 """Peer-assisted copy-paste, with numbers worked by hand for `docs/method.md#copy-paste`."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
 
 from boxseg.config.method import PcConfig
+from boxseg.config.presets import RELEASED
 from boxseg.copy_paste.bank import BANKS, Peer
 from boxseg.copy_paste.paste import attempt_probability, paste_peers, pixel_mask, placement_range
 from boxseg.ops.boxes import box_intersection
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import Batch, PseudoMasks
 
-SETTINGS = PcConfig(min_area=20, warmup=0, p_end=1.0, paste_weak=True)
+
+def released(**changes: Any) -> PcConfig:
+    """Settings of the released code, which the worked numbers are of."""
+    return PcConfig(**RELEASED["pc"] | changes)
+
+
+SETTINGS = released(min_area=20, warmup=0, p_end=1.0, paste_weak=True)
 
 
 FIELDS = [field for field in fields(PseudoMasks) if field.name != "full"]
@@ -77,13 +85,13 @@ def bank_with(*peers, kind="classes", size=80):
     ("step", "expected"), [(0, 1), (1000, 0.93), (2500, 0.825), (5000, 0.65), (10_000, 0.3), (20_000, 0.3)]
 )
 def test_attempt_probability_of_the_worked_examples(step, expected):
-    assert attempt_probability(step, PcConfig()) == pytest.approx(expected, abs=1e-5)
+    assert attempt_probability(step, released()) == pytest.approx(expected, abs=1e-5)
 
 
 def test_attempt_probability_may_rise_or_have_no_warm_up():
-    rising = PcConfig(p_start=0.0, p_end=0.3, warmup=100)
+    rising = released(p_start=0.0, p_end=0.3, warmup=100)
     assert [attempt_probability(step, rising) for step in (0, 50, 100)] == pytest.approx([0, 0.15, 0.3])
-    assert attempt_probability(0, PcConfig(warmup=0)) == pytest.approx(0.3)
+    assert attempt_probability(0, released(warmup=0)) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("step", [0, 50, 100])

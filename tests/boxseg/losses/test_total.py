@@ -153,7 +153,7 @@ def test_weights_and_warm_ups_are_inside_the_terms():
     weighted = numbers(
         run(
             make_step(),
-            settings=replace(NOW, projection_weight=2.0, pairwise_weight=3.0, mask_weight=1.0, aff_weight=0.0),
+            settings=replace(NOW, projection_weight=2.0, pairwise_weight=3.0, mask_weight=4.0, aff_weight=0.0),
         )
     )
     assert weighted["projection"] == pytest.approx(2 * base["projection"], rel=1e-5)

@@ -289,7 +289,7 @@ def test_nms_labelling_gives_each_box_one_detection_whatever_its_class():
 def test_nms_labelling_compares_the_part_of_a_box_that_is_on_the_image():
     beyond = [(0, 0, 1, 0.9, (-70, -70, -2, -2)), (0, 3, 1, 0.81, (-40, 8, 30, 40)), (0, 20, 1, 0.49, (0, 8, 26, 40))]
     batch = make_batch([[[0, 8, 30, 40]]], [[1]], sizes=[(48, 40)])
-    settings = with_changes(SETTINGS, with_nms=True)
+    settings = with_changes(SETTINGS, with_nms=True, nms_overwrite=True)
     (found,) = find_candidates(planted(beyond), batch, **settings)
     # IoU 30 / 70 with the whole box; a detection outside the image is none, so this one is the first, and a worse one
     # takes its box, as in the reference.

@@ -1,15 +1,22 @@
 """Drawn masks take the place of pseudo masks, box by box."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from boxseg.config.method import PcConfig
+from boxseg.config.presets import RELEASED
 from boxseg.copy_paste.bank import BANKS
 from boxseg.copy_paste.paste import paste_peers
 from boxseg.ops.masks import box_masks
 from boxseg.structures import Batch, DrawnMasks, PseudoMasks
 from boxseg.teacher.drawn import prefer_drawn
+
+
+def released(**changes: Any) -> PcConfig:
+    """Settings of the released code, which the worked numbers are of."""
+    return PcConfig(**RELEASED["pc"] | changes)
 
 
 def left_half(count):
@@ -75,7 +82,7 @@ def test_a_peer_pasted_over_a_drawn_mask_covers_it_and_good_drawn_masks_enter_th
         image_ids=[0],
     )
     bank = BANKS["classes"](8)
-    settings = PcConfig(min_area=20, warmup=0, p_end=1.0)
+    settings = released(min_area=20, warmup=0, p_end=1.0)
     labels = prefer_drawn([drawn], None)
     paste_peers(batch, labels, bank, step=0, settings=settings, generator=torch.Generator().manual_seed(0))
     assert len(bank) == 1

@@ -1,17 +1,25 @@
 """Fusion on every pixel, against a plain loop over `docs/method.md#fusion`, and against fusion on cells."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from boxseg.config.method import QamConfig
+from boxseg.config.presets import RELEASED
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import Candidates, MaskFrame
 from boxseg.teacher import enlarge
 from boxseg.teacher.qam import make_pseudo_masks
 from boxseg.teacher.thresholds import ThresholdTable, choose_thresholds, threshold_grid
+
+
+def released(**changes: Any) -> QamConfig:
+    """Settings of the released code, which the worked numbers are of."""
+    return QamConfig(**RELEASED["qam"] | changes)
+
 
 FRAME = MaskFrame(view=(86, 70), image=(55, 44), padded=(64, 64))
 SAME = MaskFrame(view=(55, 44), image=(55, 44), padded=(64, 64))
@@ -49,7 +57,7 @@ def reference(candidates, box):
 def test_masks_and_qualities_equal_those_of_the_reference_on_every_pixel(frame, at_once, monkeypatch):
     monkeypatch.setattr(enlarge, "PIXELS_AT_ONCE", at_once)  # 1: one box at a time
     candidates = make_candidates(frame)
-    pseudo = make_pseudo_masks(candidates, BOXES, LABELS, settings=QamConfig())
+    pseudo = make_pseudo_masks(candidates, BOXES, LABELS, settings=released())
     inside = box_masks(BOXES, 64, 64)
     for box in range(3):
         mask, quality = reference(candidates, box)
@@ -65,7 +73,7 @@ def test_masks_and_qualities_equal_those_of_the_reference_on_every_pixel(frame, 
 @pytest.mark.parametrize("fusion", ["vote", "weighted"])
 def test_where_the_scale_is_one_the_cells_are_those_of_the_coarse_fusion(fusion):
     candidates = make_candidates(SAME)
-    settings = QamConfig(fusion=fusion)
+    settings = released(fusion=fusion)
     fine = make_pseudo_masks(candidates, BOXES, LABELS, settings=settings)
     valid = F.pad(torch.ones(55, 44), (0, 20, 0, 9))[2::4, 2::4]
     coarse = make_pseudo_masks(
@@ -79,7 +87,7 @@ def test_where_the_scale_is_one_the_cells_are_those_of_the_coarse_fusion(fusion)
 
 def test_dynamic_thresholds_are_chosen_on_every_pixel_before_anything_is_fused(monkeypatch):
     candidates = make_candidates(FRAME)
-    settings = QamConfig(dyn_start=0)
+    settings = released(dyn_start=0)
     large = enlarge.enlarge(candidates.mask_probs, FRAME)
     grid = threshold_grid(0.5, 0.1, 0.01)
     chosen, _ = choose_thresholds(large, candidates.box_index, 4, grid=grid, per_union=False)
@@ -96,7 +104,7 @@ def test_dynamic_thresholds_are_chosen_on_every_pixel_before_anything_is_fused(m
 def test_an_image_without_boxes_has_empty_maps_of_both_sizes():
     candidates = make_candidates(FRAME)
     none = Candidates(*(part[:0] for part in (candidates.mask_probs, candidates.score, *[candidates.box_index] * 2)))
-    pseudo = make_pseudo_masks(replace(none, frame=FRAME), BOXES[:0], LABELS[:0], settings=QamConfig())
+    pseudo = make_pseudo_masks(replace(none, frame=FRAME), BOXES[:0], LABELS[:0], settings=released())
     assert (pseudo.mask.shape, pseudo.soft.shape, pseudo.full.shape) == ((0, 16, 16), (0, 16, 16), (0, 64, 64))
 
 

@@ -1,9 +1,12 @@
 """Ranking, fusion and scoring, with numbers worked by hand for `docs/method.md#pseudo-masks`."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from boxseg.config.method import QamConfig
+from boxseg.config.presets import RELEASED
 from boxseg.errors import ShapeError
 from boxseg.structures import Candidates, PseudoMasks
 from boxseg.teacher.qam import (
@@ -15,6 +18,12 @@ from boxseg.teacher.qam import (
     score_masks,
 )
 from boxseg.teacher.thresholds import ThresholdTable
+
+
+def released(**changes: Any) -> QamConfig:
+    """Settings of the released code, which the worked numbers are of."""
+    return QamConfig(**RELEASED["qam"] | changes)
+
 
 PROBS = torch.tensor(
     [
@@ -230,7 +239,7 @@ def test_groups_of_candidates_survive_the_loss_of_some():
     with pytest.raises(RuntimeError):  # the reference splits what is left by the counts from before
         PROBS[left].split([1, 2])
     some = Candidates(*(part[left] for part in (PROBS, SCORES, IOUS, candidates.box_index)))
-    pseudo = make_pseudo_masks(some, boxes, labels, settings=QamConfig())
+    pseudo = make_pseudo_masks(some, boxes, labels, settings=released())
     assert torch.equal(pseudo.mask, torch.stack([PROBS[0] > 0.5, PROBS[2] > 0.5]))
     assert pseudo.num_candidates.tolist() == [1, 1]
 
@@ -265,7 +274,7 @@ def test_every_setting_of_fusion_and_scoring_has_an_effect(change):
         pseudo = make_pseudo_masks(candidates, box, label, settings=settings, thresholds=table)
         return [*pseudo.mask.flatten().tolist(), float(pseudo.quality), float(table.table) if dynamic else 0.0]
 
-    base = QamConfig(dyn_start=0)
+    base = released(dyn_start=0)
     assert outcome(base) != outcome(base.model_copy(update=change))
 
 
@@ -281,8 +290,8 @@ def test_pseudo_masks_stay_inside_their_boxes_and_empty_ones_are_not_trusted():
     candidates = Candidates(PROBS, SCORES, IOUS, torch.tensor([0, 0, 2]))
     boxes = torch.tensor([[4.0, 4, 9, 15], [0, 0, 15, 15], [12, 0, 15, 3]])
     labels = torch.zeros(3, dtype=torch.int64)
-    pseudo = make_pseudo_masks(candidates, boxes, labels, settings=QamConfig(need_inside=True))
-    kept = make_pseudo_masks(candidates, boxes, labels, settings=QamConfig())
+    pseudo = make_pseudo_masks(candidates, boxes, labels, settings=released(need_inside=True))
+    kept = make_pseudo_masks(candidates, boxes, labels, settings=released())
     assert (kept.quality > 0).tolist() == [True, False, True]  # the third mask lies outside its box
     assert torch.equal(kept.mask, pseudo.mask)
     expected = torch.zeros(4, 4, dtype=torch.bool)
@@ -301,7 +310,7 @@ def test_a_fused_mask_outside_its_box_is_not_trusted_even_if_colours_find_someth
     lab[0, 2:5, 2:5] = 90.0
     candidates = Candidates(probs, torch.ones(2), torch.ones(2), torch.zeros(2, dtype=torch.int64))
     for need_inside in (False, True):
-        settings = QamConfig(
+        settings = released(
             full_resolution=False, fusion="weighted", color_weight=2.0, refined_quality=True, need_inside=need_inside
         )
         boxes, labels = torch.tensor([[4.0, 4.0, 24.0, 24.0]]), torch.zeros(1, dtype=torch.int64)
@@ -314,7 +323,7 @@ def test_low_quality_counts_as_none():
     candidates = Candidates(PROBS, SCORES, IOUS, ONE_BOX)
     box, label = torch.tensor([[0.0, 0, 15, 15]]), torch.zeros(1, dtype=torch.int64)
     for limit, expected in ((0.73, 0.734879), (0.74, 0.0)):
-        pseudo = make_pseudo_masks(candidates, box, label, settings=QamConfig(min_quality=limit))
+        pseudo = make_pseudo_masks(candidates, box, label, settings=released(min_quality=limit))
         assert float(pseudo.quality) == pytest.approx(expected, abs=1e-5)
 
 
@@ -327,16 +336,14 @@ def test_few_candidates_may_count_less():
         assert float(score) == pytest.approx(0.633333, abs=1e-5)
     candidates = Candidates(PROBS, SCORES, IOUS, ONE_BOX)
     box, label = torch.tensor([[0.0, 0, 15, 15]]), torch.zeros(1, dtype=torch.int64)
-    pseudo = make_pseudo_masks(candidates, box, label, settings=QamConfig(k_full=12))
+    pseudo = make_pseudo_masks(candidates, box, label, settings=released(k_full=12))
     assert float(pseudo.quality) == pytest.approx(0.734879 / 4, abs=1e-5)
 
 
 def test_a_labelling_with_nms_uses_the_quality_of_boxteacher():
     candidates = Candidates(PROBS[:1], SCORES[:1], IOUS[:1], torch.tensor([1]))
     boxes = torch.tensor([[0.0, 0, 15, 15], [0, 0, 15, 15]])
-    pseudo = make_pseudo_masks(
-        candidates, boxes, torch.zeros(2, dtype=torch.int64), settings=QamConfig(), with_nms=True
-    )
+    pseudo = make_pseudo_masks(candidates, boxes, torch.zeros(2, dtype=torch.int64), settings=released(), with_nms=True)
     assert pseudo.quality.tolist() == pytest.approx([0, (0.9**0.5 * 3.3 / 4) ** 0.5], abs=1e-5)
     assert torch.equal(pseudo.mask[1], PROBS[0] > 0.5)
     assert pseudo.score.tolist() == pytest.approx([0, 0.9])
@@ -348,7 +355,7 @@ def test_the_measure_of_dynamic_thresholds_does_not_depend_on_their_averaging(em
     alone = Candidates(PROBS[:1], SCORES[:1], IOUS[:1], ONE_BOX[:1])
     box, label = torch.tensor([[0.0, 0, 15, 15]]), torch.ones(1, dtype=torch.int64)
     table = ThresholdTable(3, start=0.7)
-    settings = QamConfig(dyn_start=0, dyn_ema=ema, dyn_per_union=per_union)
+    settings = released(dyn_start=0, dyn_ema=ema, dyn_per_union=per_union)
     make_pseudo_masks(alone, box, label, settings=settings, thresholds=table)
     moved = 0.4 + ema * (0.7 - 0.4)  # a single candidate gets the first threshold, or has no say
     assert float(table.table[1]) == pytest.approx(0.7 if per_union else moved)
@@ -359,7 +366,7 @@ def test_dynamic_thresholds_wait_for_their_start_and_then_cut_the_soft_map(ema):
     candidates = Candidates(PROBS, SCORES, IOUS, ONE_BOX)
     box, label = torch.tensor([[0.0, 0, 15, 15]]), torch.ones(1, dtype=torch.int64)
     table = ThresholdTable(3, start=0.7)
-    settings = QamConfig(fusion="weighted", dyn_start=5, dyn_ema=ema)
+    settings = released(fusion="weighted", dyn_start=5, dyn_ema=ema)
     early = make_pseudo_masks(candidates, box, label, settings=settings, thresholds=table, step=4)
     torch.testing.assert_close(table.table, torch.full((3,), 0.7))
     assert torch.equal(early.mask, early.soft > 0.5)

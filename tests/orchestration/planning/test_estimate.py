@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from boxseg.config.method import merge
+from boxseg.config.presets import merge
 from orchestration.config.spec import RunSpec, load_run
 from orchestration.planning.estimate import estimate, estimate_on_cpu
 
