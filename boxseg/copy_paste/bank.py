@@ -22,8 +22,8 @@ class Peer:
     views: Tensor
     """uint8 (6, h, w): its box in the strong view, then in the weak one."""
     mask: Tensor
-    """Bool (h, w); or the float map around it that this is the enlarged and thresholded part of, (h', w') cells of
-    stride 4: enough to keep, and enlarged where it is pasted."""
+    """Either bool (h, w), the mask on the pixels of the crop. Or float (h', w'), the fused map on the stride-4 cells in
+    and around the crop: it is smaller, and `pixel_mask` enlarges and thresholds it when the peer is pasted."""
     corner: tuple[int, int]
     """(row, column) of the crop's first pixel in its image."""
     box: tuple[float, float, float, float]
@@ -31,7 +31,7 @@ class Peer:
     label: int
     """Class index."""
     quality: float
-    """Of its pseudo mask, in [0, 1]."""
+    """Quality of its pseudo mask, in [0, 1]."""
     score: float
     """Mean detection score of its candidates, in [0, 1]."""
 
@@ -46,8 +46,8 @@ class Bank(ABC):
 
     kind: ClassVar[BankKind]
     uses_up: ClassVar[bool] = False
-    """Whether a paste changes what can be drawn next and what has a place, so that images have to wait for one another
-    and are remembered after their own paste."""
+    """Whether a paste removes peers from the bank. The draw for an image then depends on the pastes into earlier images
+    of the batch, so images are handled one by one, and each is remembered after its own paste."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -58,7 +58,7 @@ class Bank(ABC):
 
     @abstractmethod
     def add(self, admitted: Sequence[Admitted], generator: torch.Generator) -> None:
-        """Take in instances of one image; only those that stay are cut out."""
+        """Take in instances of one image; only those that get a place are cut out."""
 
     @abstractmethod
     def draw(self, labels: Collection[int] | None, generator: torch.Generator) -> Iterator[list[Peer]]:
@@ -104,7 +104,9 @@ class ClassBank(Bank):
         for label, cut in admitted:
             rings.setdefault((label,), []).append(cut)
             if sum(map(len, rings.values())) > self.size:
-                max(rings.values(), key=len).pop(0)
+                longest_ring = max(rings.values(), key=len)
+                longest_ring.pop(0)  # its oldest
+        # Cutting copies pixels, so newcomers that have already left again are never cut out.
         self._groups = {
             key: [entry if isinstance(entry, Peer) else entry() for entry in ring] for key, ring in rings.items()
         }
@@ -112,9 +114,10 @@ class ClassBank(Bank):
     def draw(self, labels: Collection[int] | None, generator: torch.Generator) -> Iterator[list[Peer]]:
         """Each peer once, as a group of its own: classes in random order, peers of a class too."""
         rings = [ring for (label,), ring in self._groups.items() if ring and (labels is None or label in labels)]
-        for place in torch.randperm(len(rings), generator=generator).tolist():
-            for position in torch.randperm(len(rings[place]), generator=generator).tolist():
-                yield [rings[place][position]]
+        for ring_index in torch.randperm(len(rings), generator=generator).tolist():
+            ring = rings[ring_index]
+            for peer_index in torch.randperm(len(ring), generator=generator).tolist():
+                yield [ring[peer_index]]
 
     def mark_used(self, peer: Peer) -> None:
         pass
@@ -133,8 +136,10 @@ class ImageBank(Bank):
         key = tuple(label for label, _ in admitted)
         if key and key not in self._groups:
             self._groups[key] = [cut() for _, cut in admitted]
-        if len(self) > self.size:  # any entry may leave, the new one too
-            del self._groups[list(self._groups)[random_below(len(self), generator)]]
+        if len(self) > self.size:
+            keys = list(self._groups)
+            leaving = keys[random_below(len(keys), generator)]  # any entry, perhaps the new one
+            del self._groups[leaving]
 
     def draw(self, labels: Collection[int] | None, generator: torch.Generator) -> Iterator[list[Peer]]:
         """Up to as many random entries as there are, with repetition; of each the peers with a fitting label."""
@@ -146,6 +151,7 @@ class ImageBank(Bank):
                 yield group
 
     def mark_used(self, peer: Peer) -> None:
+        # By identity: peers hold tensors, which have no single answer to `==`.
         self._groups = {key: entry for key, entry in self._groups.items() if all(peer is not other for other in entry)}
 
 

@@ -87,16 +87,20 @@ def compose(
 
 @dataclass(frozen=True)
 class Draft:
-    """A composition before anybody knows how many instances are left: nothing had to be read from the device."""
+    """A composition that still has all instances of the image, and a flag for those that are left.
+
+    Dropping the others needs their number, which has to be read from the device. A draft is made without any read, so
+    that the drafts of a whole batch can share one.
+    """
 
     image: Tensor
     """uint8 (c, H, W)."""
     remaining: Tensor
-    """Bool (N, H/s, W/s): what is left of the masks."""
+    """Bool (N, H/s, W/s): the parts of the masks that are not covered."""
     visible: Tensor
-    """Float (N, 4): boxes around what is left."""
+    """Float (N, 4): the boxes, reduced to the parts that are not covered."""
     keep: Tensor
-    """Bool (N,): which instances are left."""
+    """Bool (N,): which instances stay in the image."""
     pasted: Tensor
     """Bool (P, H/s, W/s)."""
     pasted_boxes: Tensor
@@ -107,7 +111,7 @@ class Draft:
         return replace(self, pasted=self.pasted[placed], pasted_boxes=self.pasted_boxes[placed])
 
     def finish(self, labels: Tensor, pasted_labels: Tensor, *, kept: Tensor) -> Composition:
-        """The composition; `kept` int64 (N',) are the places of `keep`, found by whoever may wait for the device."""
+        """The composition; `kept` int64 (N',) are the indices where `keep` is True, which the caller has read."""
         return Composition(
             image=self.image,
             masks=torch.cat([self.remaining[kept], self.pasted]),
@@ -133,25 +137,29 @@ def draft_composition(
     """All that `compose` computes; arguments and errors as there."""
     stride = _stride(image, masks, pasted_image, pasted_masks)
     covered = pasted_masks.any(dim=0)
-    small = pasted_masks[:, stride // 2 :: stride, stride // 2 :: stride]
-    remaining = masks & ~small.any(dim=0)
+    pasted_cells = pasted_masks[:, stride // 2 :: stride, stride // 2 :: stride]
+    remaining = masks & ~pasted_cells.any(dim=0)
 
     real = torch.ones_like(covered) if valid is None else valid
+    # Boxes of masks have whole pixels: a side that only this rounding moved was not touched by the paste.
     rounded = visible_boxes(boxes, real).to(boxes.dtype)
     visible = visible_boxes(boxes, real & ~covered).to(boxes.dtype)
     touched = (visible != rounded).any(dim=1)
     if keep_sides:
         visible = torch.where(visible == rounded, boxes, visible)
-    still = (visible - boxes).abs().amax(dim=1) <= box_shift_px
-    keep = still | (remaining.sum(dim=(1, 2)) * stride**2 > min_area)
+
+    has_its_box = (visible - boxes).abs().amax(dim=1) <= box_shift_px
+    remaining_px = remaining.sum(dim=(1, 2)) * stride**2
+    keep = has_its_box | (remaining_px > min_area)
     if drop_slivers:
-        keep &= ~touched | (visible[:, 2:] - visible[:, :2] >= 1).all(dim=1)
+        has_both_sides = (visible[:, 2:] - visible[:, :2] >= 1).all(dim=1)
+        keep &= ~touched | has_both_sides
     return Draft(
         image=torch.where(covered, pasted_image, image),
         remaining=remaining,
         visible=visible,
         keep=keep,
-        pasted=small,
+        pasted=pasted_cells,
         pasted_boxes=tight_boxes(pasted_masks).to(boxes.dtype),
     )
 

@@ -38,19 +38,20 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class Choice:
-    """Peers to paste together, and the box of the instance they are pasted onto; None: at their old place."""
+    """Peers to paste together into one image."""
 
     peers: list[Peer]
     target: int | None
+    """Index of the instance that they are pasted onto; None: they keep the place that they had in their own image."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A paste into one image, up to where it has to be known what is in sight."""
+    """A paste into one image whose outcome is computed but not yet read from the device."""
 
     peers: list[Peer]
     in_sight: Tensor
-    """Bool (P,): whether enough of each peer is; the others have left no trace."""
+    """Bool (P,): whether enough of each peer lies inside the image; the draft has nothing of the others."""
     draft: Draft
 
 
@@ -102,7 +103,10 @@ def paste_peers(
         for image, (boxes, labels, pseudo) in enumerate(zip(batch.boxes, batch.labels, pseudo_masks, strict=True))
     ]
     states = list(before)
-    for images in [[image] for image in range(len(batch))] if bank.uses_up else [range(len(batch))]:
+    # Images share the reads from the device, except where the paste into one decides what the next one can draw.
+    every_image = range(len(batch))
+    groups = [[image] for image in every_image] if bank.uses_up else [every_image]
+    for images in groups:
         plans = {}
         for image in images:
             plans[image] = _plan(facts[image], bank, probability, settings, generator)
@@ -115,7 +119,7 @@ def paste_peers(
                 if number < len(plan)
             }
             _settle(states, attempts, bank)
-        if bank.uses_up:  # an entry that was pasted has left by now, and its place is free for the image's own
+        if bank.uses_up:  # what was pasted has left the bank, so its place is free for the image's own instances
             for image in images:
                 _remember(before[image], facts[image], bank, settings, generator)
     pasted = sum(state is not old for state, old in zip(states, before, strict=True))
@@ -204,9 +208,9 @@ def _choose_target(
 def _plan(
     facts: ImageFacts, bank: Bank, probability: float, settings: PcConfig, generator: torch.Generator
 ) -> list[tuple[Choice, tuple[int, int]]]:
-    """What to paste into an image, and how many rows and columns to move it by."""
-    attempts = random_share(generator) < probability
-    choices = choose_peers(facts, bank, settings, generator) if attempts else []
+    """What to paste into an image, and how many rows and columns to move it by; empty for no paste."""
+    tries_a_paste = random_share(generator) < probability
+    choices = choose_peers(facts, bank, settings, generator) if tries_a_paste else []
     return [(choice, _choose_shift(facts, choice, settings, generator)) for choice in choices]
 
 
@@ -217,7 +221,10 @@ def _remember(state: ImageState, facts: ImageFacts, bank: Bank, settings: PcConf
 
 
 def _choose_shift(facts: ImageFacts, choice: Choice, settings: PcConfig, generator: torch.Generator) -> tuple[int, int]:
-    """Rows and columns to move a peer by: of `placements` random ones, that which hides least of the image's boxes."""
+    """Rows and columns to move a peer by.
+
+    Of `placements` random places it gets the one that hides least of the image's boxes.
+    """
     if choice.target is None:
         return 0, 0
     source, target = choice.peers[0].box, facts.boxes[choice.target]
@@ -225,8 +232,8 @@ def _choose_shift(facts: ImageFacts, choice: Choice, settings: PcConfig, generat
     corners = [[_uniform(*side, generator) for side in ranges] for _ in range(settings.placements)]
     width, height = source[2] - source[0], source[3] - source[1]
     places = torch.tensor([[left, top, left + width, top + height] for left, top in corners])
-    hidden = box_intersection(places, torch.tensor(facts.boxes)).sum(dim=1)
-    (best,) = hidden.argmin(dim=0, keepdim=True).tolist()
+    hidden_px = box_intersection(places, torch.tensor(facts.boxes)).sum(dim=1)
+    (best,) = hidden_px.argmin(dim=0, keepdim=True).tolist()
     left, top = corners[best]
     return round(top - source[1]), round(left - source[0])
 
@@ -259,14 +266,17 @@ def _attempt(
 def _settle(states: list[ImageState], attempts: dict[int, Attempt], bank: Bank) -> None:
     """Put the outcome of attempts, by image, into `states`; one read from the device for all of them.
 
-    An image of which no peer is in sight stays as it is.
+    An image stays as it is if none of its peers is in sight.
     """
     if not attempts:
         return
-    counts = [torch.cat([each.in_sight, each.draft.keep.sum(dim=0, keepdim=True)]) for each in attempts.values()]
-    table = iter(torch.cat(counts).tolist())
+    # Per attempt a flag for each of its peers, then the number of the image's own instances that stay.
+    outcomes = [
+        torch.cat([attempt.in_sight, attempt.draft.keep.sum(dim=0, keepdim=True)]) for attempt in attempts.values()
+    ]
+    numbers = iter(torch.cat(outcomes).tolist())
     for image, attempt in attempts.items():
-        *in_sight, num_kept = (next(table) for _ in range(len(attempt.peers) + 1))
+        *in_sight, num_kept = (next(numbers) for _ in range(len(attempt.peers) + 1))
         peers = [peer for peer, seen in zip(attempt.peers, in_sight, strict=True) if seen]
         if not peers:
             continue
@@ -281,7 +291,11 @@ def _settle(states: list[ImageState], attempts: dict[int, Attempt], bank: Bank) 
 
 
 def _places(flags: Tensor, count: int) -> Tensor:
-    """Places int64 (count,) of those of `flags` (N,) that are not 0, whose number is known: nothing is waited for."""
+    """Indices, int64 (count,), of the `count` entries of `flags` (N,) that are not 0.
+
+    `nonzero` would wait for the device to tell how many there are; here the caller knows.
+    """
+    # A stable sort brings the entries that are not 0 to the front, in their order.
     return (flags == 0).to(torch.uint8).argsort(stable=True)[:count]
 
 
@@ -293,9 +307,11 @@ def _place(
     min_area: float,
     soft_thr: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Peers on an empty canvas of the image's size: views (6, H, W), masks (P, H, W), which have enough in sight (P,).
+    """Peers, moved by `shift` (rows, columns), on an empty canvas of the padded image.
 
-    The masks of the others are empty.
+    Returns:
+        Their views uint8 (6, H, W), their masks bool (P, H, W), and bool (P,): whether more than `min_area` pixels of
+        each lie inside the image. A peer of which too little does leaves an empty mask and no pixels.
     """
     canvas, masks = torch.zeros_like(state.views), state.valid.new_zeros(len(peers), *state.valid.shape)
     for mask, peer in zip(masks, peers, strict=True):
@@ -309,7 +325,7 @@ def _place(
 
 
 def _overlap(start: int, length: int, limit: int) -> tuple[slice, slice]:
-    """Where a stretch of `length` from `start` falls into 0 … limit: there, and within the stretch itself."""
+    """The part of a stretch of `length` from `start` that lies in 0 … limit: as a slice of that, and of the stretch."""
     first = min(max(start, 0), limit)
     last = max(min(start + length, limit), first)
     return slice(first, last), slice(first - start, last - start)
@@ -322,7 +338,7 @@ def _merge(pseudo: PseudoMasks, composition: Composition, peers: list[Peer]) -> 
     mask = composition.masks if full is None else sample_cells(full)
     pasted = mask[own:]
     numbers = pseudo.quality.new_tensor([[peer.quality, peer.score] for peer in peers])
-    # A thin peer may miss every cell centre; where masks are known by the cell there is nothing to learn from it then.
+    # A thin peer may lie between cell centres. A mask on cells is empty then, and nothing may be learnt from it.
     quality = numbers[:, 0] * composition.masks[own:].flatten(1).any(dim=1)
     return PseudoMasks(
         mask=mask,
@@ -335,14 +351,14 @@ def _merge(pseudo: PseudoMasks, composition: Composition, peers: list[Peer]) -> 
 
 
 def _admissible(facts: ImageFacts, settings: PcConfig) -> list[int]:
-    """Isolated instances of the image that are well masked and large enough for the bank."""
+    """Instances of the image that may go into the bank: apart from others, well masked and large enough."""
     boxes = torch.tensor(facts.boxes).view(-1, 4)
-    crowding = box_iou(boxes, boxes).fill_diagonal_(0).amax(dim=1).tolist() if facts.labels else []
+    largest_iou = box_iou(boxes, boxes).fill_diagonal_(0).amax(dim=1).tolist() if facts.labels else []
     min_area, _ = _limits(facts.size, settings)
     return [
         index
         for index in range(len(facts.labels))
-        if crowding[index] < settings.bank_iou_thr
+        if largest_iou[index] < settings.bank_iou_thr
         and facts.quality[index] > settings.bank_q_thr
         and facts.score[index] > settings.bank_s_thr
         and facts.area[index] > min_area
@@ -350,7 +366,7 @@ def _admissible(facts: ImageFacts, settings: PcConfig) -> list[int]:
 
 
 def _cut(state: ImageState, facts: ImageFacts, index: int) -> Peer:
-    """One instance, with as much of its mask as its box needs."""
+    """One instance as a peer: the pixels of its box, and the part of its mask that these pixels need."""
     (height, width), (x1, y1, x2, y2) = facts.size, facts.boxes[index]
     rows, columns = slice(int(y1), min(int(y2 + 1), height)), slice(int(x1), min(int(x2 + 1), width))
     if state.pseudo.full is None:
@@ -369,21 +385,28 @@ def _cut(state: ImageState, facts: ImageFacts, index: int) -> Peer:
 
 
 def _cells(pixels: slice) -> slice:
-    """Cells that decide about some pixels: two around them are enough, bilinear values depend on the next one only."""
+    """The cells that are needed to enlarge a map for some pixels.
+
+    A bilinear value depends on the pixel's own cell and the one beside it; two on either side leave a margin.
+    """
     return slice(max(pixels.start // MASK_STRIDE - 2, 0), pixels.stop // MASK_STRIDE + 3)
 
 
 def pixel_mask(peer: Peer, soft_thr: float) -> Tensor:
-    """Mask of a peer, bool (h, w)."""
+    """Mask of a peer on the pixels of its crop, bool (h, w)."""
     if peer.mask.dtype == torch.bool:
         return peer.mask
+    # The kept cells begin before the crop does: so many pixels of the enlarged map come before it.
     first = [start - MASK_STRIDE * _cells(slice(start, start)).start for start in peer.corner]
     last = [start + length for start, length in zip(first, peer.views.shape[1:], strict=True)]
     return aligned_bilinear(peer.mask, MASK_STRIDE)[first[0] : last[0], first[1] : last[1]] > soft_thr
 
 
 def _read_facts(batch: Batch, pseudo_masks: list[PseudoMasks]) -> list[ImageFacts]:
-    """The numbers of all images in one read from the device; what is pasted where is decided on the host."""
+    """The numbers of all images in one read from the device; what is pasted where is decided on the host.
+
+    They travel as float64, which holds labels, float32 values and areas exactly.
+    """
     areas = [
         pseudo.mask.sum(dim=(1, 2)) * MASK_STRIDE**2 if pseudo.full is None else pseudo.full.sum(dim=(1, 2))
         for pseudo in pseudo_masks
