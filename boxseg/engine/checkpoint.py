@@ -106,8 +106,8 @@ def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
     """
     with naming_storage_faults(folder):
         _replace_copies(checkpoints)
-        steps = [each for _, each in _steps(checkpoints)]
-        until_now = [each for each in steps if each.name <= folder.name]
+        steps = [step_folder for _, step_folder in _steps(checkpoints)]
+        until_now = [step_folder for step_folder in steps if step_folder.name <= folder.name]
         for later in steps[len(until_now) :]:
             shutil.rmtree(later, ignore_errors=True)
         best = folder if is_best else find_best(checkpoints)
@@ -115,7 +115,7 @@ def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
             _link(checkpoints / BEST, best)
         _link(checkpoints / LAST, folder)
         sync_folder(checkpoints)
-    kept = [folder.name, *(each.name for each in until_now[-2:]), best and best.name]
+    kept = {folder.name, *(recent.name for recent in until_now[-2:])} | ({best.name} if best is not None else set())
     for old in until_now:
         if old.name not in kept:
             shutil.rmtree(old, ignore_errors=True)
@@ -127,17 +127,17 @@ def find_sound(checkpoints: Path) -> Path | None:
     Raises:
         CheckpointError: there are checkpoints, but all of them are damaged.
     """
-    damaged: list[str] = []
+    faults: list[str] = []
     for _, folder in _oldest_first(checkpoints)[::-1]:
         fault = find_damage(folder)
         if fault is None:
-            for each in damaged:
-                logger.warning("%s; going on from %s", each, folder.name)
+            for newer_fault in faults:
+                logger.warning("%s; going on from %s", newer_fault, folder.name)
             return folder
-        damaged.append(fault)
-    if damaged:
+        faults.append(fault)
+    if faults:
         raise CheckpointError(
-            f"{'; '.join(damaged)}; no other checkpoint is left, so put a copy back, or start a new run"
+            f"{'; '.join(faults)}; no other checkpoint is left, so put a copy back, or start a new run"
         )
     return None
 
@@ -150,29 +150,34 @@ def newest_step(checkpoints: Path) -> int:
 def find_best(checkpoints: Path) -> Path | None:
     """The checkpoint of the best evaluation, sound or not; None before the first one.
 
-    The newest checkpoint knows which it is; where it does not tell, as those of older versions, the link is believed.
+    The newest checkpoint names the step of the best one. The link decides only where the newest one cannot be read or,
+    being of an older version, does not name that step.
     """
     linked = (checkpoints / BEST).resolve() if (checkpoints / BEST / ABOUT).is_file() else None
-    found = _oldest_first(checkpoints)
-    if not found:
+    folders = _oldest_first(checkpoints)
+    if not folders:
         return linked
-    newest = _try_about(found[-1][1])
-    if newest is None:
-        return linked or found[-1][1]
-    return dict(found).get(newest.get("best_step", 0), linked)
+    _, newest = folders[-1]
+    about = _try_about(newest)
+    if about is None:
+        return linked or newest
+    return dict(folders).get(about.get("best_step", 0), linked)
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that a path means: the best one of a run's folder, or what `last` and `best` would point to
-    where a copied run has lost them; else the path itself."""
-    found = None
+    """The checkpoint folder that a path means.
+
+    Of a run's folder that is the best checkpoint. `last` and `best` of a copied run that has lost these links mean what
+    they would point to. Anything else means itself.
+    """
+    meant = None
     if (path / "checkpoints").is_dir():
-        found = find_best(path / "checkpoints")
+        meant = find_best(path / "checkpoints")
     elif path.name == BEST and not (path / ABOUT).exists():
-        found = find_best(path.parent)
+        meant = find_best(path.parent)
     elif path.name == LAST and not (path / ABOUT).exists():
-        found = next((each for _, each in _oldest_first(path.parent)[::-1]), None)
-    return found or path
+        meant = next((folder for _, folder in _oldest_first(path.parent)[::-1]), None)
+    return meant or path
 
 
 def find_damage(folder: Path, *, only: str | None = None) -> str | None:
@@ -186,7 +191,7 @@ def find_damage(folder: Path, *, only: str | None = None) -> str | None:
         sums: dict[str, str] = _read_about(folder)["sha256"]
         for name in sums.keys() - {ABOUT} if only is None else {only}:
             with _naming_damage(folder / name):
-                plain_size(folder / name)  # nobody waits for a pipe
+                plain_size(folder / name)  # raises for a pipe, from which reading would wait forever
                 with (folder / name).open("rb") as file:
                     _check_sum(hashlib.file_digest(file, "sha256").hexdigest(), sums.get(name))
     except CheckpointError as error:
@@ -253,10 +258,10 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def _with_sums(about: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
-    """`about` with the SHA-256 of each file under `sha256`; its own is that of all else in it."""
+    """`about` with the SHA-256 of each file under `sha256`, and its own, that of everything else in it."""
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    told = json.loads(json.dumps({**about, "sha256": sums}))  # as it will be read
-    return {**told, "sha256": {**sums, ABOUT: _own_sum(told)}}
+    as_read = json.loads(json.dumps({**about, "sha256": sums}))  # tuples are lists then, for example
+    return {**as_read, "sha256": {**sums, ABOUT: _own_sum(as_read)}}
 
 
 def _own_sum(about: dict[str, Any]) -> str:
@@ -289,29 +294,30 @@ def _read_file(folder: Path, name: str) -> bytes:
     return data
 
 
-def _check_sum(found: str, expected: str | None) -> None:
-    if found != expected:
+def _check_sum(actual: str, expected: str | None) -> None:
+    if actual != expected:
         raise ValueError(f"its checksum is not the one in {ABOUT}")
 
 
 def _oldest_first(checkpoints: Path) -> list[tuple[int, Path]]:
     """(step, folder) of all checkpoints, damaged ones too, steps rising.
 
-    Where links should be, `last` and `best` count as well if they are folders with content, as some tools make them; of
-    the same step, they come first.
+    Some tools copy a link as a folder. So `last` and `best` count as well if they are folders with content; they come
+    before the folder of the same step, and first of all if they cannot be read.
     """
-    found = [(step, 1, folder) for step, folder in _steps(checkpoints)]
+    folders = [(step, 1, folder) for step, folder in _steps(checkpoints)]  # 1 sorts them behind copies of their step
     for copy in (checkpoints / LAST, checkpoints / BEST):
         if copy.is_dir() and not copy.is_symlink() and any(copy.iterdir()):
             about = _try_about(copy)
-            found.append((-1 if about is None else about["step"], 0, copy))
-    return [(step, folder) for step, _, folder in sorted(found)]
+            folders.append((-1 if about is None else about["step"], 0, copy))
+    return [(step, folder) for step, _, folder in sorted(folders)]
 
 
 def _steps(checkpoints: Path) -> list[tuple[int, Path]]:
     """(step, folder) of what `save_checkpoint` wrote and was not removed, steps rising."""
-    found = ((STEP.fullmatch(each.name), each) for each in checkpoints.glob("step-*") if each.is_dir())
-    return sorted((int(named[1]), each) for named, each in found if named)
+    folders = [folder for folder in checkpoints.glob("step-*") if folder.is_dir()]
+    named = [(STEP.fullmatch(folder.name), folder) for folder in folders]
+    return sorted((int(match[1]), folder) for match, folder in named if match)
 
 
 def _try_about(folder: Path) -> dict[str, Any] | None:
@@ -322,7 +328,10 @@ def _try_about(folder: Path) -> dict[str, Any] | None:
 
 
 def _replace_copies(checkpoints: Path) -> None:
-    """Make folders that copying put in the place of links what they are copies of, unless that is there and sound."""
+    """Remove the folders that a copying tool made of the links `last` and `best`.
+
+    A sound one takes the place of the step that it is a copy of, if that is missing or damaged.
+    """
     for copy in (checkpoints / LAST, checkpoints / BEST):
         if copy.is_symlink() or not copy.is_dir():
             continue
@@ -369,7 +378,7 @@ def _naming_way_out(folder: Path) -> Iterator[None]:
         yield
     except CheckpointError as fault:
         here = folder.resolve()
-        others = (each for _, each in _oldest_first(here.parent)[::-1] if each.resolve() != here)
-        sound = next((each for each in others if find_damage(each) is None), None)
+        others = (other for _, other in _oldest_first(here.parent)[::-1] if other.resolve() != here)
+        sound = next((other for other in others if find_damage(other) is None), None)
         way_out = "put a copy back, or name another checkpoint" if sound is None else f"{sound} is sound; name that one"
         raise CheckpointError(f"{fault}; {way_out}") from fault

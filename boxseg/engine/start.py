@@ -59,14 +59,15 @@ def take_over(network: MaskNetwork, trained: TrainedWeights, class_names: Sequen
     pairs = None if trained.class_names is None else _same_classes(trained.class_names, class_names)
     fitting: dict[str, Tensor] = {}
     for name, tensor in own.items():
-        found, layer = trained.state.get(name), name.rpartition(".")[0]
-        if found is None:
+        weights, layer = trained.state.get(name), name.rpartition(".")[0]
+        if weights is None:
             continue
         if pairs is not None and layer in network.class_layers:
             sizes = len(trained.class_names or ()), len(class_names)
-            found = _join_classes(tensor, found, pairs, sizes=sizes, ahead=network.class_layers[layer])
-        if found is not None and found.shape == tensor.shape:
-            fitting[name] = found
+            weights = _join_classes(tensor, weights, pairs, sizes=sizes, ahead=network.class_layers[layer])
+        if weights is not None and weights.shape == tensor.shape:
+            fitting[name] = weights
+    # Vectors, such as biases, have the same shape in many networks; only a matrix shows that the networks are alike.
     shared = (name for name in fitting if name.rpartition(".")[0] not in network.class_layers)
     if not any(parameters[name].dim() > 1 for name in shared if name in parameters):
         raise CheckpointError(

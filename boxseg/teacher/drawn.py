@@ -21,7 +21,7 @@ def prefer_drawn(drawn: list[DrawnMasks], pseudo_masks: list[PseudoMasks] | None
         quality 0. A drawn mask so small that it holds no cell centre counts as none.
     """
     teacher: list[PseudoMasks | None] = [None] * len(drawn) if pseudo_masks is None else list(pseudo_masks)
-    return [_prefer_drawn(each, pseudo) for each, pseudo in zip(drawn, teacher, strict=True)]
+    return [_prefer_drawn(of_image, pseudo) for of_image, pseudo in zip(drawn, teacher, strict=True)]
 
 
 def _prefer_drawn(drawn: DrawnMasks, pseudo: PseudoMasks | None) -> PseudoMasks:

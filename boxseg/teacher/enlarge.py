@@ -39,7 +39,7 @@ def by_boxes(candidates: Candidates, num_boxes: int) -> Iterator[tuple[slice, Ca
     if frame is None:
         yield slice(0, num_boxes), candidates
         return
-    # Groups depend on the counts: one read from the device, the price of bounded memory.
+    # Which boxes fit together depends on their numbers of candidates: reading these is the price of bounded memory.
     counts = torch.bincount(candidates.box_index, minlength=num_boxes).tolist()
     starts, total = [0], 0
     for box, count in enumerate(counts):

@@ -25,7 +25,7 @@ FLOOR = 1e-3
 
 
 def refine_by_color(soft: Tensor, lab: Tensor, boxes: Tensor, *, weight: float) -> Tensor:
-    """Fused maps after the colours of each box had their say.
+    """Fused maps, corrected by the colours inside and around each box.
 
     Two colour histograms are made for every box: one of the object, weighted with the map, and one of the rest of the
     box and a ring around it. The logarithm of their ratio at a cell's colour is added to the cell's logit. Colours of a
@@ -49,16 +49,17 @@ def refine_by_color(soft: Tensor, lab: Tensor, boxes: Tensor, *, weight: float) 
     margin = RING * (boxes[:, 2:] - boxes[:, :2])
     grown = torch.cat([(boxes[:, :2] - margin).clamp(min=0), boxes[:, 2:] + margin], dim=1)
     inside, box_and_ring = (
-        box_masks(each, height, width, stride=MASK_STRIDE).flatten(1).to(soft.dtype) for each in (boxes, grown)
+        box_masks(area, height, width, stride=MASK_STRIDE).flatten(1).to(soft.dtype) for area in (boxes, grown)
     )
 
     cell_bins = _color_bins(lab).flatten().expand(len(boxes), -1)  # (N, h * w)
-    probs = soft.flatten(1).clamp(0.01, 0.99)
+    probs = soft.flatten(1).clamp(0.01, 0.99)  # so that no logit is beyond the reach of colours
     prior = probs.logit()
     for _ in range(PASSES):
         object_share = probs * inside
-        likely, unlikely = _histogram(cell_bins, object_share), _histogram(cell_bins, box_and_ring - object_share)
-        ratio = weight * ((likely + FLOOR) / (unlikely + FLOOR)).log()
+        of_object = _histogram(cell_bins, object_share)
+        of_rest = _histogram(cell_bins, box_and_ring - object_share)
+        ratio = weight * ((of_object + FLOOR) / (of_rest + FLOOR)).log()
         probs = ratio.gather(1, cell_bins).add_(prior).sigmoid_()
     return probs.view_as(soft)
 
@@ -77,18 +78,20 @@ def refined_quality(soft: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
     Returns:
         Float (N,) in [0, 1]; 0 where the mask is empty.
     """
-    inner = (soft * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp(min=1)
-    certain = ((2 * soft - 1).abs() * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
-    return (inner * certain).sqrt()
+    mean_inside_mask = (soft * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp(min=1)
+    certainty = (2 * soft - 1).abs()  # 0 at a half, 1 at 0 and 1
+    mean_certainty = (certainty * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
+    return (mean_inside_mask * mean_certainty).sqrt()
 
 
 def _color_bins(lab: Tensor) -> Tensor:
     """Histogram bin, int64 (h, w), of each colour (3, h, w).
 
     The bins of each axis lie evenly between the least and the greatest value that the image has, so dark, grey and
-    faint images have as many as others. Cells that are black through and through, as padding is, do not count.
+    faint images have as many as others. Cells that are purely black, as padding is, do not count.
     """
-    values = lab.where((lab != 0).any(dim=0), torch.nan).flatten(1)
+    is_seen = (lab != 0).any(dim=0)
+    values = lab.where(is_seen, torch.nan).flatten(1)
     low, high = (values.nanquantile(share, dim=1).nan_to_num() for share in (TAILS, 1 - TAILS))
     missing = (LEAST_RANGE - (high - low)).clamp(min=0)
     low, reach = low - missing / 2, high - low + missing
