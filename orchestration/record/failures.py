@@ -115,7 +115,7 @@ class Failure:
 
     @property
     def names_cause(self) -> bool:
-        """False where it only tells that a process went."""
+        """Whether the text says what went wrong; False where a process died and nobody knows why."""
         return self.is_ours or self.failure_class not in (FailureClass.UNKNOWN, FailureClass.WORKER_LOST)
 
     @property

@@ -248,7 +248,11 @@ class RunFolder:
         return self._change(lambda status: replace(status, started=status.started or time.time(), **changes))
 
     def finish(self, status: Status, failure: BaseException | Failure | None = None) -> RunStatus:
-        """Mark as ended; an end already written stays, but for a failure that names its cause better."""
+        """Mark as ended.
+
+        An end that is already written stays, with one exception: a failure whose cause is not known is replaced by one
+        that names a cause. A failure never replaces one with a known cause by one without.
+        """
         if isinstance(failure, BaseException):
             failure = Failure.of(failure)
 

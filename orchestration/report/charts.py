@@ -31,7 +31,7 @@ MANY_NAMED = len(HIGHLIGHTS)
 SCALE = 2.0
 """Pixels of the file for each pixel of the page."""
 MAX_LINES = 300
-"""More trials than this are not drawn as lines; every so-manieth stands for the others."""
+"""Most trials that are drawn as grey lines; of more, evenly spaced ones are drawn (every second, every third, …)."""
 MAX_TICKS = 8
 
 STYLE: Any = {
