@@ -95,11 +95,12 @@ def pair_costs(mask_logits: Tensor, pairs: Pairs) -> Tensor:
 
 
 class _Disagreement(torch.autograd.Function):
-    """Cost of logits `here` (M, 1) and `there` (M, S) for one label: softplus(a) + softplus(b) - softplus(a + b).
+    """Cost of logits a = `here` (M, 1) and b = `there` (M, S) for one label.
 
-    With softplus(x) = max(x, 0) + rest(x) the large parts cancel by hand: min(|a|, |b|) is left where the signs differ,
-    nothing where they agree. The slope sigmoid(a) - sigmoid(a + b) is written out, as it is one formula on both sides
-    of 0, where the parts have kinks.
+    The cost is softplus(a) + softplus(b) - softplus(a + b). Large logits would lose digits in these differences. With
+    softplus(x) = max(x, 0) + rest(x) the three maxima add up to min(|a|, |b|) where the signs differ, and to 0 where
+    they agree; only the rests, which are at most log 2, are subtracted. The maximum has a kink at 0, so the gradient is
+    written out: sigmoid(a) - sigmoid(a + b) holds everywhere.
     """
 
     @staticmethod

@@ -68,11 +68,10 @@ class Backbone(nn.Module):
         return self
 
     def freeze(self, *, stages: int, norms: bool) -> None:
-        """Stop the learning of the first `stages` stages, and of all batch norms if `norms`.
+        """Keep the first `stages` stages from learning, and all batch norms if `norms`.
 
-        Stage k makes the map of stride 2^k; the stem is stage 1. ResNet's stem reaches up to its max pooling, and the
-        first stage of a plain ViT is all of it.
-        Batch norms of frozen stages are frozen too.
+        Stage k makes the map of stride 2^k, so the stem is stage 1; of a ResNet it is everything before the max
+        pooling. A plain ViT is one stage. Batch norms of frozen stages are frozen too.
         """
         frozen = _parameters_up_to(self.extractor, stages)
         for name, module in self.extractor.named_modules():
@@ -120,9 +119,10 @@ def build_pyramid(in_channels: tuple[int, int, int], channels: int) -> nn.Module
 
 
 def _widen(conv: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-    """A second, empty column for maps of one, in training; changes nothing but that oneDNN then takes another way.
+    """Give a map that is one column wide a second, empty one, in training; the convolution's result stays the same.
 
-    Its gradient of the weights in bf16 otherwise reads memory that nobody wrote (oneDNN of torch 2.14, AVX512-bf16).
+    For maps of one column oneDNN chooses an implementation whose bf16 gradient of the weights reads memory that nobody
+    wrote (oneDNN of torch 2.14, on processors with AVX512-bf16). It chooses another one for two columns.
     """
     (maps,) = inputs
     return F.pad(maps, (0, 1)) if conv.training and maps.shape[3] == 1 else maps
@@ -156,12 +156,15 @@ class _ResNetMaps(nn.Module):
         return maps
 
     def _pool(self, maps: Tensor) -> Tensor:
-        """`maxpool`; by rows and columns where training on a CPU needs no gradient of it, in a tenth of the time.
+        """`maxpool`, of 3 x 3 pixels with stride 2.
 
-        Sides are even, as those of images are multiples of 32; what is exported keeps the plain operation.
+        Training on a CPU spends much time here. Where no gradient is needed, the maximum is taken of rows and then of
+        columns, in a tenth of the time. Sides are even there, as those of images are multiples of 32. Evaluation and
+        export keep the plain operation.
         """
         if not self.training or maps.requires_grad or maps.device.type != "cpu":
             return self.maxpool(maps)
+        # A window has rows 2k - 1, 2k and 2k + 1; the first one has no row -1.
         rows = torch.maximum(maps[:, :, 0::2], maps[:, :, 1::2])
         rows[:, :, 1:] = torch.maximum(rows[:, :, 1:], maps[:, :, 1:-1:2])
         pooled = torch.maximum(rows[..., 0::2], rows[..., 1::2])
@@ -202,6 +205,7 @@ def _parameters_up_to(extractor: nn.Module, stages: int) -> set[str]:
     fine = [item.sum() for item in maps if item.shape[-1] * 2**stages >= PROBE_SIZE]
     if not fine:
         return set()
+    # A parameter has a gradient exactly if one of these maps depends on it, whatever the network is made of.
     gradients = torch.autograd.grad(torch.stack(fine).sum(), list(parameters.values()), allow_unused=True)
     return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 

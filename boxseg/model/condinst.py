@@ -18,7 +18,8 @@ from boxseg.ops.detections import decode_detections
 from boxseg.structures import MASK_STRIDE, MeanOverRanks, Predictions, Proposals, RawDetections, Windows
 
 PARAMS_AT_ONCE = 1024
-"""Locations whose parameters of the mask head are computed in one go: bounds the copies of their surroundings."""
+"""Locations whose mask-head parameters are computed in one go. Each needs a copy of nine cells with all channels, so
+this bounds memory."""
 
 
 class CondInst(PyramidNetwork):
@@ -117,12 +118,13 @@ class CondInst(PyramidNetwork):
         self, predictions: Predictions, image_index: Tensor, handle: Tensor, parts: Sequence[tuple[Tensor, Windows]]
     ) -> Iterator[Tensor]:
         """`mask_logits` in windows; see `MaskNetwork`."""
-        # The candidates of many boxes share locations: the parameters of each are computed once. One read.
-        place = image_index * len(predictions.locations) + handle
-        distinct, which = torch.unique(place, return_inverse=True)
-        image, location = distinct // len(predictions.locations), distinct % len(predictions.locations)
-        rows = zip(image.split(PARAMS_AT_ONCE), location.split(PARAMS_AT_ONCE), strict=True)
-        params = torch.cat([self._params(predictions, *part) for part in rows])
+        # Candidates of several boxes may share a location: its parameters are computed once. `unique` reads from the
+        # device how many locations there are, the only read here.
+        num_locations = len(predictions.locations)
+        distinct, which = torch.unique(image_index * num_locations + handle, return_inverse=True)
+        images = (distinct // num_locations).split(PARAMS_AT_ONCE)
+        locations = (distinct % num_locations).split(PARAMS_AT_ONCE)
+        params = torch.cat([self._params(predictions, *part) for part in zip(images, locations, strict=True)])
         cells = with_coordinates(predictions.mask_features).contiguous(memory_format=torch.channels_last)
         for index, windows in parts:
             yield self._draw(
@@ -204,4 +206,5 @@ class CondInst(PyramidNetwork):
             self.head.controller_at(predictions.controller_maps, first, predictions.patches[:1]),
             predictions.mask_features,
         )
-        return sum((each.flatten()[:1].float().sum() * 0 for each in outputs), start=outputs[0].new_zeros(()).float())
+        zeros = (output.flatten()[:1].float().sum() * 0 for output in outputs)
+        return sum(zeros, start=outputs[0].new_zeros(()).float())

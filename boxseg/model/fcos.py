@@ -111,14 +111,14 @@ def make_locations(maps: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tens
     locations, stride_of, level_of = [], [], []
     for level, (feature, stride) in enumerate(zip(maps, strides, strict=True)):
         locations.append(grid_locations(feature.shape[-2], feature.shape[-1], stride, device=feature.device))
-        of_cell = locations[-1][:, 0]  # its length, which an exported network takes from the image
+        of_cell = locations[-1][:, 0]  # tensors of its shape, so that an exported network follows the size of the image
         stride_of.append(torch.full_like(of_cell, float(stride)))
         level_of.append(torch.full_like(of_cell, level, dtype=torch.int64))
     return torch.cat(locations), torch.cat(stride_of), torch.cat(level_of)
 
 
 def make_patches(maps: Sequence[Tensor]) -> Tensor:
-    """int64 (L, 9): the cells of the 3x3 patch around each location, in flat maps that are padded by a cell."""
+    """int64 (L, 9): where the 3x3 patch around each location lies in the padded maps of `FcosHead.forward`."""
     patches, start = [], 0
     for feature in maps:
         (height, width), device = feature.shape[-2:], feature.device

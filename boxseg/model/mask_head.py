@@ -94,7 +94,7 @@ class DynamicMaskHead(nn.Module):
             image_index: int64 (n,): the image of each instance.
             locations: Float (n, 2): x y of the location that gave the parameters, pixels.
             levels: int64 (n,): the pyramid level of that location.
-            windows: Part of its map that is wanted of each instance, in cells of stride 8; null: all of it.
+            windows: The part of its map that is wanted of each instance, in cells of stride 8; None: all of it.
 
         Returns:
             Float32 (n, H/4, W/4); of windows (n, 2 h, 2 w), where the first row and column are of use only on the
@@ -109,13 +109,13 @@ class DynamicMaskHead(nn.Module):
             (first, *weights), (first_bias, *biases) = self.split(params.float())
             if windows is None:
                 height, width = cells.shape[-2:]
-                inputs = cells.flatten(2).index_select(
-                    0, image_index
-                )  # (n, 2 + F, h * w); indexing has a slow gradient
+                # (n, 2 + F, h * w); the gradient of `index_select` is faster than that of an index in brackets
+                inputs = cells.flatten(2).index_select(0, image_index)
             else:
                 height, width = windows.size
                 inputs = _take_windows(cells, image_index, windows)
-            # Offsets are location minus cell, in units of the reach: what the location adds is the same for all cells.
+            # The offset of a cell is (location - cell) / reach. The first layer is linear: the location's part of it is
+            # the same for all cells and goes into the bias, so the inputs of an image serve all its instances.
             reach = self.reach[levels][:, None]  # (n, 1)
             bias = torch.baddbmm(first_bias[..., None], first[..., :2], (locations / reach)[..., None])
             first = torch.cat([first[..., :2] / -reach[..., None], first[..., 2:]], dim=2)

@@ -114,7 +114,8 @@ class MaskRcnn(PyramidNetwork):
             post_nms_top_n=limit,
             nms_thresh=0.7,
         )
-        self.roi_heads = RoIHeads(  # its inference, and with it the last three settings, is not used
+        # Only its training is used; the last three settings belong to its inference.
+        self.roi_heads = RoIHeads(
             MultiScaleRoIAlign(REGION_MAPS, output_size=7, sampling_ratio=2),
             TwoMLPHead(channels * 7 * 7, representation),
             FastRCNNPredictor(representation, num_classes + 1),
@@ -156,23 +157,25 @@ class MaskRcnn(PyramidNetwork):
         counts = [len(regions) for regions in predictions.regions]
         boxes = self.roi_heads.box_coder.decode(deltas, predictions.regions)[:, 1:]  # (sum of R, K, 4)
         probs = logits.softmax(dim=-1)[:, 1:]
-        found = []
+        detections = []
         for image_boxes, image_probs, size in zip(
             boxes.split(counts), probs.split(counts), predictions.sizes, strict=True
         ):
             confidence, place = image_probs.flatten().topk(min(pre_topk, image_probs.numel()))
             place = place[confidence > score_thr]
             labels, kept = place % self.num_classes, clip_boxes_to_image(image_boxes.flatten(0, 1)[place], size)
-            found.append(RawDetections(kept, labels, confidence[: len(place)].sqrt(), _make_handle(kept, labels)))
-        return found
+            # `topk` sorts, so those above the threshold are the first.
+            scores = confidence[: len(place)].sqrt()
+            detections.append(RawDetections(kept, labels, scores, _make_handle(kept, labels)))
+        return detections
 
     def mask_logits(self, predictions: RegionPredictions, image_index: Tensor, handle: Tensor) -> Tensor:
         """Mask logits, float32 (n, H/4, W/4), of boxes with labels (n, 5); `OUTSIDE` outside of their windows."""
         order = image_index.argsort(stable=True)
         windows, labels = _widen(handle[order, :4]), handle[order, 4].long()
         per_image = windows.split(image_index.bincount(minlength=len(predictions.sizes)).tolist())
-        cut = self.mask_pool(predictions.maps, list(per_image), [predictions.padded_size] * len(per_image))
-        logits = self.mask_predictor(self.mask_head(cut)).float()  # (n, K, 28, 28)
+        crops = self.mask_pool(predictions.maps, list(per_image), [predictions.padded_size] * len(per_image))
+        logits = self.mask_predictor(self.mask_head(crops)).float()  # (n, K, 28, 28)
         own = logits[torch.arange(len(labels), device=labels.device), labels]
         return paste_logits(own, windows, *predictions.padded_size)[order.argsort()]
 
@@ -205,8 +208,8 @@ class MaskRcnn(PyramidNetwork):
     def _look_at(self, predictions: RegionPredictions, regions: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Class logits (sum of R, K + 1), background first, and box deltas (sum of R, 4 K + 4) of regions."""
         heads = self.roi_heads
-        cut = heads.box_roi_pool(predictions.maps, regions, [predictions.padded_size] * len(regions))
-        logits, deltas = heads.box_predictor(heads.box_head(cut))
+        crops = heads.box_roi_pool(predictions.maps, regions, [predictions.padded_size] * len(regions))
+        logits, deltas = heads.box_predictor(heads.box_head(crops))
         return logits.float(), deltas.float()
 
     def _choose(
@@ -220,7 +223,7 @@ class MaskRcnn(PyramidNetwork):
         """Positive regions, shared fairly among the boxes; those that fit their box best come first."""
         box_index, fit = [], []
         for region, owner, label, target, index in zip(regions, owners, classes, targets, kept, strict=True):
-            # One box more, that nothing overlaps, spares a case for images without boxes.
+            # Images without boxes need no case of their own: an additional box without area matches nothing.
             box_index.append(torch.where(label > 0, F.pad(index, (0, 1), value=-1)[owner], -1))
             fit.append(box_iou(region, F.pad(target["boxes"], (0, 0, 0, 1))).amax(dim=1))
         padded = [pad_sequence(items, batch_first=True) for items in (regions, classes, fit)]

@@ -46,33 +46,34 @@ def postprocess(
     Source: CondInst (arXiv 2003.05664), BoxTeacher (arXiv 2210.05174); `docs/method.md#from-predictions-to-detections`.
     """
     detections = []
-    for image, found in enumerate(network.detect(predictions, score_thr=score_thr, pre_topk=pre_topk)):
+    for image, raw in enumerate(network.detect(predictions, score_thr=score_thr, pre_topk=pre_topk)):
         size, original_size = sizes[image], original_sizes[image]
-        found = choose_detections(found, nms_thr=nms_thr, topk=topk)
-        boxes = clip_boxes_to_image(scale_boxes(found.boxes, size, original_size), original_size)
+        chosen = choose_detections(raw, nms_thr=nms_thr, topk=topk)
+        boxes = clip_boxes_to_image(scale_boxes(chosen.boxes, size, original_size), original_size)
         not_empty = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        found, boxes = found.take(not_empty), boxes[not_empty]
+        chosen, boxes = chosen.take(not_empty), boxes[not_empty]
 
-        image_index = torch.full_like(found.labels, image)
-        mask_probs = network.mask_logits(predictions, image_index, found.handle).sigmoid()
+        image_index = torch.full_like(chosen.labels, image)
+        mask_probs = network.mask_logits(predictions, image_index, chosen.handle).sigmoid()
         masks, certainty = finish_masks(mask_probs, size, original_size)
-        scores = (found.scores * certainty).sqrt()
+        scores = (chosen.scores * certainty).sqrt()
         order = scores.argsort(descending=True, stable=True)
         image_id = -1 if image_ids is None else image_ids[image]
-        detections.append(Detections(boxes[order], scores[order], found.labels[order], masks[order], image_id))
+        detections.append(Detections(boxes[order], scores[order], chosen.labels[order], masks[order], image_id))
     return detections
 
 
-def choose_detections(found: RawDetections, *, nms_thr: float, topk: int) -> RawDetections:
-    """Detections without unused places and without the weaker of two that overlap, best first, at most `topk`."""
-    found = found.take(found.scores > 0)
-    return found.take(batched_nms(found.boxes, found.scores, found.labels, nms_thr)[:topk])
+def choose_detections(raw: RawDetections, *, nms_thr: float, topk: int) -> RawDetections:
+    """The best detections after NMS, best first, at most `topk`; unused places are gone."""
+    used = raw.take(raw.scores > 0)
+    return used.take(batched_nms(used.boxes, used.scores, used.labels, nms_thr)[:topk])
 
 
 def finish_masks(mask_probs: Tensor, size: tuple[int, int], original_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Probabilities (n, H/4, W/4) -> masks bool (n, height, width), and their mean probability inside (n,).
 
-    A pixel above one half takes part of a cell above one half, so each map is enlarged around such cells only.
+    A pixel is a mean of cells, so it exceeds one half only if one of its cells does. Each map is enlarged only around
+    such cells.
     """
     masks = mask_probs.new_zeros((len(mask_probs), *original_size), dtype=torch.bool)
     certainty = mask_probs.new_zeros(len(mask_probs))

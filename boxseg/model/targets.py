@@ -62,7 +62,7 @@ def assign_batch(
     centre, reach = (corner_min + corner_max) / 2, radius * strides[None, :, None, None]
     near_min, near_max = torch.maximum(centre - reach, corner_min), torch.minimum(centre + reach, corner_max)
     near = ((points > near_min) & (points < near_max)).all(dim=-1)
-    extent, bounds = distances.amax(dim=-1), locations.new_tensor([-1.0, *sizes, torch.inf])
+    extent, bounds = distances.amax(dim=-1), locations.new_tensor([-1.0, *sizes, torch.inf])  # no limit below
     suits = (extent >= bounds[levels][None, :, None]) & (extent <= bounds[levels + 1][None, :, None])
 
     area = torch.where(near & suits & exists[:, None], box_area(padded)[:, None], torch.inf)  # (B, L, N)
@@ -112,10 +112,12 @@ def choose_proposals(box_index: Tensor, scores: Tensor, *, max_per_image: int) -
     boxes = box_index[image_index, location_index]
     owner = image_index * (box_index.max() + 1) + boxes
 
+    # Sorted by score, then stably by owner: the locations of each box stand together, best first.
     order = scores[image_index, location_index].argsort(descending=True, stable=True)
     order = order[owner[order].argsort(stable=True)]
     image_index, location_index, boxes, owner = image_index[order], location_index[order], boxes[order], owner[order]
 
+    # The rank of a location among those of its box is its position less that of the first one.
     position = torch.arange(len(owner), device=owner.device)
     opens = torch.cat([torch.ones_like(owner[:1], dtype=torch.bool), owner[1:] != owner[:-1]])
     rank = position - torch.where(opens, position, 0).cummax(dim=0).values

@@ -47,8 +47,9 @@ def decode_detections(predictions: Predictions, *, score_thr: float, pre_topk: i
 def first_best(values: Tensor, k: int) -> Tensor:
     """Index (N, k) of the largest of `values` (N, M), which are in [0, 1] or -1, best first; of equal ones the first.
 
-    A stable sort of all of them takes ten times as long. Floats that are not negative compare like their bits, so value
-    and place go into one integer.
+    A stable sort of all of them takes ten times as long. The bits of a float that is not negative, read as an integer,
+    are in the order of the floats; so value and place go into one integer, whose largest are looked for. The bits of -1
+    make a negative integer, which comes last.
     """
     bits = values.float().view(torch.int32).long()
     return ((bits << 32) - torch.arange(values.shape[1], device=values.device)).topk(k, dim=1).indices

@@ -13,7 +13,7 @@ from boxseg.ops.boxes import box_area
 from boxseg.structures import MASK_STRIDE, check_same_shape
 
 REACH = 2
-"""Cells beside a cell that share a pixel with it when maps are resized to image size."""
+"""A pixel of a resized map that depends on a cell depends on no cell further from it than this."""
 
 
 def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:
@@ -34,7 +34,10 @@ def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:
 
 
 def _enlarge_axis(maps: Tensor, factor: int, axis: int) -> Tensor:
-    """One axis of `aligned_bilinear`, as `factor` interleaved maps: a third of the time that `interpolate` takes."""
+    """One axis of `aligned_bilinear`, as `factor` interleaved maps: a third of the time that `interpolate` takes.
+
+    Map k holds the values k - `factor` // 2 pixels after the cell centres. The ends are continued with their own value.
+    """
     length, middle = maps.shape[axis], factor // 2
     before = torch.cat([maps.narrow(axis, 0, 1), maps.narrow(axis, 0, length - 1)], dim=axis)
     after = torch.cat([maps.narrow(axis, 1, length - 1), maps.narrow(axis, length - 1, 1)], dim=axis)
@@ -63,7 +66,7 @@ def resize_masks(mask_probs: Tensor, *, size: tuple[int, int], original_size: tu
 def resize_mask_part(
     mask_probs: Tensor, cells: tuple[slice, slice], *, size: tuple[int, int], original_size: tuple[int, int]
 ) -> tuple[Tensor, tuple[slice, slice]]:
-    """The pixels of one resized map that some cells have a part in, computed from these cells and their neighbours.
+    """The pixels of one resized map that depend on some cells, computed from these cells and their neighbours.
 
     Args:
         mask_probs: Float (H/4, W/4) in [0, 1].
@@ -72,7 +75,7 @@ def resize_mask_part(
         original_size: As in `resize_masks`.
 
     Returns:
-        Float (h', w') and the rows and columns of `resize_masks` that they are.
+        Float (h', w'), and which rows and columns of the result of `resize_masks` these are.
     """
     weights, spans, pixels = [], [], []
     for axis, chosen in zip(_axis_weights(mask_probs, size, original_size), cells, strict=True):
@@ -87,7 +90,7 @@ def resize_mask_part(
 
 
 def _axis_weights(mask_probs: Tensor, size: tuple[int, int], original_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Resizing as two matrices, (height, H/4) and (width, W/4): bilinear resizing treats the axes one by one."""
+    """Resizing as one matrix for each axis, (height, H/4) and (width, W/4): bilinear resizing is separable."""
     sides = zip(mask_probs.shape[-2:], size, original_size, strict=True)
     rows, columns = (_resize_matrix(cells, side, goal).to(mask_probs) for cells, side, goal in sides)
     return rows, columns
@@ -96,8 +99,10 @@ def _axis_weights(mask_probs: Tensor, size: tuple[int, int], original_size: tupl
 @functools.lru_cache(maxsize=256)
 def _resize_matrix(cells: int, side: int, original_side: int) -> Tensor:
     """What each cell of a line (cells,) gives to each pixel of the file: float (original_side, cells)."""
-    each_cell = aligned_bilinear(torch.eye(cells)[:, None], MASK_STRIDE)[:, :1, :side]  # (cells, 1, side)
-    return F.interpolate(each_cell, size=original_side, mode="linear", align_corners=False)[:, 0].T.contiguous()
+    # Resizing is linear, so the lines that are 1 at one cell and 0 elsewhere give its columns.
+    one_cell = torch.eye(cells)[:, None]
+    enlarged = aligned_bilinear(one_cell, MASK_STRIDE)[:, :1, :side]  # (cells, 1, side), without padding
+    return F.interpolate(enlarged, size=original_side, mode="linear", align_corners=False)[:, 0].T.contiguous()
 
 
 def resize_bool(masks: Tensor, size: tuple[int, int]) -> Tensor:

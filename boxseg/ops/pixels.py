@@ -31,7 +31,7 @@ def to_lab(picture: NDArray[np.uint8]) -> FloatArray:
 
 
 def sort_colors(lab: FloatArray) -> ColorArray:
-    """Which of the colours of the picture (h, w, 3), found in itself, each pixel (h, w) has."""
+    """The index (h, w) of each pixel's colour among the main colours of a picture (h, w, 3), which k-means finds."""
     pixels = lab.reshape(-1, 3)
     count = int(np.clip(len(pixels) // PIXELS_PER_COLOR, 2, COLORS))
     sample = pixels[np.linspace(0, len(pixels) - 1, min(len(pixels), COLOR_SAMPLE)).astype(np.int64)]
@@ -41,7 +41,7 @@ def sort_colors(lab: FloatArray) -> ColorArray:
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 8, 0.1)
     chosen = np.zeros((len(sample), 1), dtype=np.int32)
     centres = cv2.kmeans(sample, count, chosen, stop, 1, cv2.KMEANS_PP_CENTERS)[2]
-    distance = np.square(centres).sum(axis=1) - 2 * pixels @ centres.T
+    distance = np.square(centres).sum(axis=1) - 2 * pixels @ centres.T  # less |pixel|², the same for all centres
     return distance.argmin(axis=1).reshape(lab.shape[:2])
 
 
@@ -59,7 +59,7 @@ def pixels_of_box(box: FloatArray, size: tuple[int, int]) -> BoolArray:
 
 
 def box_ways(box: FloatArray, size: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
-    """How far each column (1, w) and row (h, 1) is on the way from the middle of a box (4,) to its sides, 1 there."""
+    """How far each column (1, w) and row (h, 1) is from the middle of a box (4,); 1 at its sides."""
     x, y = np.arange(size[1], dtype=np.float32) + 0.5, np.arange(size[0], dtype=np.float32) + 0.5
     across = np.abs(2 * x - box[0] - box[2]) / max(box[2] - box[0], 1)
     down = np.abs(2 * y - box[1] - box[3]) / max(box[3] - box[1], 1)

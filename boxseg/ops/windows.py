@@ -39,18 +39,17 @@ def like_sized(
     Args:
         sizes: Height and width of each window.
         counts: Maps of each window; windows without any are in no group.
-        cells_at_once: Limit of the cells of all maps of a group, kept wherever one window alone does.
+        cells_at_once: Limit of the cells of all maps of a group; one window alone may exceed it.
 
     Yields:
         Indices of the windows of a group, and the height and width that all of them fit in.
     """
-
+    # Of like height, and then sorted by width, the windows of a group waste little on the size of the largest.
     height_class = [round(math.log2(height)) for height, _ in sizes]
+    wanted = [index for index, count in enumerate(counts) if count]
     group: list[int] = []
     height = width = total = 0
-    for index in sorted(
-        (index for index, count in enumerate(counts) if count), key=lambda index: (height_class[index], sizes[index][1])
-    ):
+    for index in sorted(wanted, key=lambda index: (height_class[index], sizes[index][1])):
         new_height, new_width = max(height, sizes[index][0]), max(width, sizes[index][1])
         too_much = (total + counts[index]) * new_height * new_width > cells_at_once
         if group and (too_much or height_class[index] != height_class[group[0]]):
