@@ -32,9 +32,8 @@ from boxseg.model.backbone import Backbone, build_backbone
 from boxseg.model.condinst import CondInst
 from boxseg.model.mask_rcnn import MaskRcnn
 from boxseg.structures import MaskNetwork
-from boxseg.teacher.thresholds import ThresholdTable
 
-WARMUPS = (("solver", "warmup"), ("qam", "dyn_start"), ("loss", "warmup"), ("boxinst", "warmup"), ("pc", "warmup"))
+WARMUPS = (("solver", "warmup"), ("loss", "warmup"), ("boxinst", "warmup"), ("pc", "warmup"))
 """Settings that count steps, or give a share of them."""
 
 
@@ -86,7 +85,7 @@ def build_trainer(
     student.to(device).to(memory_format=memory_format).train()
     teacher = None
     if config.teacher.on:
-        teacher = deepcopy(student).requires_grad_(False).train(not config.teacher.eval_mode)
+        teacher = deepcopy(student).requires_grad_(False).train()
     return Trainer(
         config=with_warmups_in_steps(config),
         student=student,
@@ -101,9 +100,6 @@ def build_trainer(
             backbone_lr_scale=config.solver.backbone_lr_scale,
         ),
         bank=BANKS[config.pc.bank](config.pc.bank_size) if config.pc.on else None,
-        thresholds=(
-            ThresholdTable(len(train_data.category_ids), start=config.qam.mask_thr) if config.qam.dynamic_thr else None
-        ),
         loader=TrainLoader(
             train_data,
             shape=view_shape(config.train),

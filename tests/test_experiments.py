@@ -21,7 +21,7 @@ EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
 CHOICES = [
     ("boxseg.build", "NETWORKS", "model.kind"),
     ("boxseg.data.colors", "COLOR_CHANGES", "data.strong"),
-    ("boxseg.teacher.qam", "FUSIONS", "qam.fusion"),
+    ("boxseg.teacher.fusion", "FUSIONS", "qam.fusion"),
     ("boxseg.copy_paste.bank", "BANKS", "pc.bank"),
     ("orchestration.execute.search_space", "SEARCHERS", "sweep.search"),
     ("orchestration.execute.search_space", "TRIAL_SCHEDULERS", "sweep.trial_scheduler"),

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticKnownError
 
 from boxseg.config.backbones import check_backbone_name
-from boxseg.config.presets import METHODS, PROFILES, Method, Profile, apply_presets, merge
+from boxseg.config.presets import METHODS, PROFILES, Method, Profile, apply_presets, leave_out_former, merge
 from boxseg.errors import ConfigError
 
 NetworkKind = Literal["condinst", "mask_rcnn"]
@@ -123,14 +123,6 @@ class ModelConfig(Config):
     """Start from trained weights: the folder of a run or checkpoint, or a state dict (.safetensors, .pt, .pth); in an
     experiment file also the id of a run or best:SWEEP. What fits in name and shape is taken over."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_out_former(cls, values: Any) -> Any:
-        """Checkpoints and runs of before `start_from` say `init_checkpoint: null`."""
-        if isinstance(values, dict) and values.get("init_checkpoint", values) is None:
-            return {name: value for name, value in values.items() if name != "init_checkpoint"}
-        return values
-
     @field_validator("backbone")
     @classmethod
     def _check_backbone(cls, backbone: str) -> str:
@@ -166,7 +158,7 @@ class TrainConfig(Config):
     """Images per update, over all workers."""
     accumulate: int = Field(1, ge=1)
     """Parts that each worker's images are trained in, one after the other, before an update: less memory. Losses are
-    averages over a part's objects, and BatchNorm, bank and dynamic thresholds see the parts one by one."""
+    averages over a part's objects, and BatchNorm and bank see the parts one by one."""
     image_size: int | tuple[int, ...] = 800
     """Short side of training images [px]; of several sizes one is drawn for each image."""
     max_size: int = Field(1333, ge=32)
@@ -281,8 +273,6 @@ class TeacherConfig(Config):
     """Short side of the teacher's input [px]; null: the training size."""
     resize_long: int = Field(1333, ge=32)
     """Limit of the long side of the teacher's input [px]."""
-    eval_mode: bool = False
-    """Teacher BatchNorm uses running statistics while it labels."""
 
 
 class QamConfig(Config):
@@ -316,37 +306,16 @@ class QamConfig(Config):
     """Fuse and score masks on every pixel of the training image; otherwise on cells of 4 px, faster and smaller."""
     fusion: Literal["vote", "weighted"] = "weighted"
     """How candidate masks become one: unweighted majority, or weights from score and box IoU."""
-    dynamic_thr: bool = False
-    """Choose mask_thr per class where candidates disagree least."""
-    dyn_centre: float = Field(0.5, gt=0, lt=1)
-    """Centre of the grid of dynamic thresholds."""
-    dyn_half: float = Field(0.1, gt=0, lt=0.5)
-    """Half width of that grid."""
-    dyn_step: float = Field(0.01, gt=0)
-    """Distance of two grid points."""
-    dyn_start: Warmup = 1 / 9
-    """Dynamic thresholds start after this."""
-    dyn_ema: float = Field(0.999, ge=0, lt=1)
-    """Share of the old threshold kept at each update; 0 overwrites."""
-    dyn_per_union: bool = True
-    """Measure disagreement per area of the candidates' union, with two candidates or more; the reference takes the
-    whole image, which favours small masks, and lets a single candidate decide."""
-    dyn_shared: bool = True
-    """Average the table over all processes before an evaluation or a checkpoint; else the first one's is saved."""
     color_weight: float = Field(2.0, ge=0)
-    """Trust in the colours of each box when its fused mask is refined; 0: the mask stays as fused."""
-    refined_quality: bool = True
-    """The quality of a mask that colours refined is how certain its map is, and `score_floor`, `agreement` and `k_full`
-    have no part in it; otherwise it is that of the fused mask."""
+    """Trust in the colours of each box when its fused mask is refined; 0: the mask stays as fused. The quality of a
+    refined mask is how certain its map is; `score_floor` and `agreement` have no part in it."""
     score_floor: float = Field(1.0, ge=0)
     """f in (score + f) / (1 + f), the part of the detection score in the quality."""
     agreement: bool = True
-    """Multiply the quality by the candidates' overlap with the fused mask."""
-    k_full: int | None = Field(None, ge=1)
-    """Candidates that earn full trust: with fewer, K, quality is multiplied by K / k_full; null: K does not count."""
+    """Multiply the quality of a fused mask by the candidates' overlap with it."""
     need_inside: bool = True
     """A mask, fused or refined, of which nothing is inside its box gets quality 0; the reference keeps the uncut mask's
-    quality. With `refined_quality` candidate masks are then computed around their boxes only, which is faster."""
+    quality. With `color_weight` candidate masks are then computed around their boxes only, which is faster."""
     min_quality: float = Field(0.0, ge=0, lt=1)
     """Pseudo masks below this quality get quality 0."""
 
@@ -361,8 +330,6 @@ class QamConfig(Config):
                 "color_weight refines masks by the cell, but full_resolution is true; set it to false, or color_weight "
                 "to 0"
             )
-        if not 0 < self.dyn_centre - self.dyn_half < self.dyn_centre + self.dyn_half < 1:
-            raise ValueError(f"dyn_centre {self.dyn_centre:g} ± dyn_half {self.dyn_half:g} must stay inside (0, 1)")
         return self
 
 
@@ -375,14 +342,8 @@ class LossConfig(Config):
     """Weight of the mask-affinity loss."""
     aff_thr: float = Field(0.5, ge=0, le=1)
     """Neighbours whose pseudo-mask affinity reaches this are pulled together."""
-    avg_prj: bool = False
-    """Add the average-projection loss."""
-    avg_prj_weight: float = Field(0.1, ge=0)
-    """Weight of the average-projection loss."""
     warmup: Warmup = 1 / 9
     """Linear warm-up of the pseudo-mask losses; 0 by default where there is no teacher, as drawn masks are right."""
-    fix_reduction: bool = True
-    """Divide by the number of proposals with a pseudo mask; otherwise by the sum of their qualities."""
 
 
 class BoxInstConfig(Config):
@@ -569,7 +530,7 @@ class BoxSegConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _apply_presets(cls, values: Any) -> Any:
-        return apply_presets(values) if isinstance(values, dict) else values
+        return apply_presets(leave_out_former(values)) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _check_together(self) -> BoxSegConfig:

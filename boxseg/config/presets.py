@@ -28,12 +28,7 @@ RELEASED: dict[str, Any] = {
         "filter_first": False,
         "full_resolution": True,
         "fusion": "vote",
-        "dyn_start": 10_000,
-        "dyn_ema": 0.0,
-        "dyn_per_union": False,
-        "dyn_shared": False,
         "color_weight": 0.0,
-        "refined_quality": False,
         "need_inside": False,
     },
     "loss": {"warmup": 10_000, "mask_weight": 0.5},
@@ -101,3 +96,31 @@ def apply_presets(values: dict[str, Any]) -> dict[str, Any]:
         METHODS[method] if isinstance(method, str) and method in METHODS else {},
     )
     return merge(presets, values)
+
+
+FORMER: dict[str, dict[str, Any]] = {
+    "model": {"init_checkpoint": None},
+    "teacher": {"eval_mode": False},
+    "loss": {"avg_prj": False, "fix_reduction": True},
+    "qam": {"dynamic_thr": False, "k_full": None},
+}
+"""Settings that are gone, by group, with the values that switched them off."""
+DETAILS_OF_FORMER = {
+    "loss": ("avg_prj_weight",),
+    "qam": (*("dyn_centre", "dyn_half", "dyn_step", "dyn_start", "dyn_ema", "dyn_per_union", "dyn_shared"),),
+}
+"""Settings that had no effect while those above were off."""
+
+
+def leave_out_former(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that are gone, where a run or checkpoint of before says that they were off."""
+    kept = dict(values)
+    for group, off in FORMER.items():
+        given = values.get(group)
+        if isinstance(given, dict) and all(name in given and given[name] == value for name, value in off.items()):
+            gone = {*off, *DETAILS_OF_FORMER.get(group, ())}
+            if group == "qam":
+                # Refined masks always have their own quality now; without colours the switch did nothing.
+                gone |= {"refined_quality"} if given.get("refined_quality") or not given.get("color_weight") else set()
+            kept[group] = {name: value for name, value in given.items() if name not in gone}
+    return kept

@@ -24,8 +24,8 @@ from boxseg.structures import MASK_STRIDE, Batch, Candidates, MaskNetwork, Pseud
 from boxseg.teacher.candidates import find_candidates
 from boxseg.teacher.drawn import prefer_drawn
 from boxseg.teacher.ema import ema_momentum, update_teacher
-from boxseg.teacher.qam import make_pseudo_masks, qam_metrics
-from boxseg.teacher.thresholds import ThresholdTable
+from boxseg.teacher.qam import make_pseudo_masks
+from boxseg.teacher.quality import qam_metrics
 
 PASTE_STREAM = 2
 """Keeps the numbers of copy-paste apart from those of the loader."""
@@ -35,7 +35,7 @@ PASTE_STREAM = 2
 class Trainer:
     """The state of a run and what its steps need; made by `boxseg.build.build_trainer`.
 
-    The state is student, teacher, optimizer, bank and thresholds, all in the checkpoint. The step number is an
+    The state is student, teacher, optimizer and bank, all in the checkpoint. The step number is an
     argument, and the loop's random numbers are a function of seed, step and rank.
     """
 
@@ -47,7 +47,6 @@ class Trainer:
     teacher: MaskNetwork | None
     optimizer: Optimizer
     bank: Bank | None
-    thresholds: ThresholdTable | None
     loader: TrainLoader
     train_data: CocoBoxes
     val_data: CocoBoxes
@@ -94,16 +93,13 @@ class Trainer:
 
     def shared_state(self) -> dict[str, Any]:
         """State besides the networks that all processes share."""
-        thresholds = {} if self.thresholds is None else {"thresholds": self.thresholds.state_dict()}
-        return {"optimizer": self.optimizer.state_dict()} | thresholds
+        return {"optimizer": self.optimizer.state_dict()}
 
     def load(self, networks: dict[str, dict[str, Tensor]], shared: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
         """Take over saved state; a process that had no counterpart starts with an empty bank."""
         for name, network in self.networks().items():
             network.load_state_dict(networks[name])
         self.optimizer.load_state_dict(shared["optimizer"])
-        if self.thresholds is not None:
-            self.thresholds.load_state_dict(shared["thresholds"])
         if rank() < len(ranks):
             own = ranks[rank()]
             torch.set_rng_state(own["rng"])
@@ -124,7 +120,7 @@ class StepOutput:
 
 
 def run_step(trainer: Trainer, batch: Batch, step: int, *, part: int = 0) -> StepOutput:
-    """Losses of one batch (on the trainer's device) at `step`; updates teacher statistics, thresholds and bank.
+    """Losses of one batch (on the trainer's device) at `step`; updates teacher statistics and bank.
 
     `part` numbers the parts of a batch that does not fit in memory at once.
 
@@ -133,7 +129,7 @@ def run_step(trainer: Trainer, batch: Batch, step: int, *, part: int = 0) -> Ste
     pseudo_masks: list[PseudoMasks] | None = None
     metrics: dict[str, Tensor] = {}
     if trainer.teacher is not None:
-        pseudo_masks = label_batch(trainer, batch, step)
+        pseudo_masks = label_batch(trainer, batch)
         metrics |= qam_metrics(pseudo_masks)
     if batch.drawn is not None:
         pseudo_masks = prefer_drawn(batch.drawn, pseudo_masks)
@@ -166,7 +162,7 @@ def run_step(trainer: Trainer, batch: Batch, step: int, *, part: int = 0) -> Ste
     return StepOutput(losses.total, metrics)
 
 
-def label_batch(trainer: Trainer, batch: Batch, step: int) -> list[PseudoMasks]:
+def label_batch(trainer: Trainer, batch: Batch) -> list[PseudoMasks]:
     """The teacher's pseudo masks for the boxes of the weak images."""
     assert trainer.teacher is not None
     config = trainer.config
@@ -174,25 +170,16 @@ def label_batch(trainer: Trainer, batch: Batch, step: int) -> list[PseudoMasks]:
         candidates = find_candidates(
             trainer.teacher, batch, teacher=config.teacher, qam=config.qam, fcos=config.fcos, around_boxes=True
         )
-    return fuse_candidates(config, candidates, batch, thresholds=trainer.thresholds, step=step)
+    return fuse_candidates(config, candidates, batch)
 
 
-def fuse_candidates(
-    config: BoxSegConfig,
-    candidates: list[Candidates],
-    batch: Batch,
-    *,
-    thresholds: ThresholdTable | None = None,
-    step: int = 0,
-) -> list[PseudoMasks]:
-    """QAM for every image of a batch; `thresholds` are the dynamic ones, which learn from it, None: the fixed one."""
+def fuse_candidates(config: BoxSegConfig, candidates: list[Candidates], batch: Batch) -> list[PseudoMasks]:
+    """QAM for every image of a batch."""
     qam, with_nms = config.qam, config.teacher.with_nms
     colors = rgb_to_lab(F.avg_pool2d(batch.weak.float(), MASK_STRIDE)) if qam.color_weight else [None] * len(batch)
     return [
-        make_pseudo_masks(
-            found, boxes, labels, settings=qam, with_nms=with_nms, thresholds=thresholds, step=step, lab=lab
-        )
-        for found, boxes, labels, lab in zip(candidates, batch.boxes, batch.labels, colors, strict=True)
+        make_pseudo_masks(of_image, boxes, settings=qam, with_nms=with_nms, lab=lab)
+        for of_image, boxes, lab in zip(candidates, batch.boxes, colors, strict=True)
     ]
 
 

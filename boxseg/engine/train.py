@@ -246,12 +246,10 @@ def guard_collapse(metrics: dict[str, float], done: int, steps: int, limit: floa
 
 
 def agree(trainer: Trainer) -> None:
-    """Average what every process gathers from its own images: BatchNorm statistics and dynamic thresholds."""
+    """Average the BatchNorm statistics that every process gathers from its own images."""
     if trainer.config.ema.average_buffers:
         for network in trainer.networks().values():
             average_buffers(network)
-    if trainer.thresholds is not None and trainer.config.qam.dyn_shared:
-        average_buffers(trainer.thresholds)
 
 
 def save(trainer: Trainer, checkpoints: Path, progress: Progress) -> Path:

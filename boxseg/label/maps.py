@@ -166,7 +166,7 @@ def _join(candidates: Candidates, close_up: CloseUp, batch: Batch) -> Candidates
 
 def attempts(config: BoxSegConfig) -> Iterator[BoxSegConfig]:
     """Settings to find candidates with, strictest first."""
-    always = {"min_quality": 0.0, "fusion": "weighted", "full_resolution": False, "refined_quality": True}
+    always = {"min_quality": 0.0, "fusion": "weighted", "full_resolution": False}
     color_weight = max(config.qam.color_weight, COLOR_WEIGHT)
     own = config.qam.model_copy(update=always | {"color_weight": color_weight})
     teacher = config.teacher.model_copy(update={"with_nms": False})

@@ -43,28 +43,6 @@ def _shadow(maps: Tensor, axis: int) -> Tensor:
     return maps.max(dim=axis).values
 
 
-def average_projection_loss(mask_probs: Tensor, masks: Tensor) -> Tensor:
-    """Disagreement of masks in their mean along each axis; sees the inside that the projection ignores.
-
-    Args:
-        mask_probs: Float (n, H/4, W/4) in [0, 1].
-        masks: Bool or float (n, H/4, W/4) in [0, 1]; the pseudo masks.
-
-    Returns:
-        Float (n,) in [0, 2]. Not averaged.
-
-    Raises:
-        ShapeError: the two arguments differ in shape.
-
-    Source: BoxTeacher's code; `docs/method.md#pseudo-mask-losses`.
-    """
-    check_same_shape(mask_probs=mask_probs, masks=masks)
-    target = masks.to(mask_probs.dtype)
-    columns = dice_loss(mask_probs.mean(dim=-2), target.mean(dim=-2))
-    rows = dice_loss(mask_probs.mean(dim=-1), target.mean(dim=-1))
-    return columns + rows
-
-
 def pairwise_term(mask_logits: Tensor, *, size: int = 3, dilation: int = 2) -> Tensor:
     """Cost of giving two neighbours different labels: -log P(both object or both background).
 

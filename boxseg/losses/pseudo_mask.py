@@ -11,14 +11,13 @@ from boxseg.ops.masks import dice_loss
 from boxseg.structures import check_same_shape
 
 
-def pseudo_mask_loss(mask_probs: Tensor, masks: Tensor, quality: Tensor, *, fix_reduction: bool = True) -> Tensor:
+def pseudo_mask_loss(mask_probs: Tensor, masks: Tensor, quality: Tensor) -> Tensor:
     """Dice loss against the pseudo masks, weighted with their quality.
 
     Args:
         mask_probs: Float (n, h, w) in [0, 1]; one predicted mask per proposal.
         masks: Bool (n, h, w), pseudo mask of each proposal's box.
         quality: Float (n,) in [0, 1].
-        fix_reduction: Divide by the number of proposals with positive quality; otherwise by the sum of qualities.
 
     Returns:
         Float scalar; 0 without any pseudo mask.
@@ -30,12 +29,10 @@ def pseudo_mask_loss(mask_probs: Tensor, masks: Tensor, quality: Tensor, *, fix_
     """
     check_same_shape(mask_probs=mask_probs, masks=masks)
     dice = dice_loss(mask_probs, masks)
-    return weighted_mean(dice, quality, fix_reduction=fix_reduction)
+    return _weighted_mean(dice, quality)
 
 
-def affinity_loss(
-    costs: Tensor, together: Tensor, pairs: Pairs, quality: Tensor, *, fix_reduction: bool = True
-) -> Tensor:
+def affinity_loss(costs: Tensor, together: Tensor, pairs: Pairs, quality: Tensor) -> Tensor:
     """Mean pair cost over the neighbours that the pseudo mask holds together, weighted with its quality.
 
     Args:
@@ -43,7 +40,6 @@ def affinity_loss(
         together: Bool (M, S), pairs to pull together.
         pairs: Whose they are.
         quality: Float (n,) in [0, 1].
-        fix_reduction: As in `pseudo_mask_loss`.
 
     Returns:
         Float scalar; 0 without any pseudo mask.
@@ -56,7 +52,7 @@ def affinity_loss(
     check_same_shape(costs=costs, together=together)
     total = pairs.sum_per_proposal(costs * together, len(quality))
     count = pairs.sum_per_proposal(together.to(costs.dtype), len(quality))
-    return weighted_mean(total / count.clamp(min=1), quality, fix_reduction=fix_reduction)
+    return _weighted_mean(total / count.clamp(min=1), quality)
 
 
 def mask_affinity(mask: Tensor, valid: Tensor, *, size: int = 3, dilation: int = 2) -> Tensor:
@@ -100,7 +96,6 @@ def pair_affinity(mask: Tensor, valid: Tensor, pairs: Pairs, *, mask_row: Tensor
     return (here * there + (1 - here) * (1 - there)) * (pairs.take(valid, valid_row)[1] & pairs.on_map)
 
 
-def weighted_mean(values: Tensor, quality: Tensor, *, fix_reduction: bool) -> Tensor:
-    """Sum of quality x value over the count of positive qualities, or over their sum: (n,), (n,) -> scalar."""
-    weight = (quality > 0).sum().clamp(min=1) if fix_reduction else quality.sum() + 1e-6
-    return (values * quality).sum() / weight
+def _weighted_mean(values: Tensor, quality: Tensor) -> Tensor:
+    """Sum of quality x value over the number of positive qualities: (n,), (n,) -> scalar."""
+    return (values * quality).sum() / (quality > 0).sum().clamp(min=1)

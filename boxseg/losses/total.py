@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from boxseg.config.method import BoxInstConfig, LossConfig
-from boxseg.losses.box_supervision import average_projection_loss, pairwise_loss, projection_loss
+from boxseg.losses.box_supervision import pairwise_loss, projection_loss
 from boxseg.losses.pairs import Pairs, find_pairs, pair_costs
-from boxseg.losses.pseudo_mask import affinity_loss, pair_affinity, pseudo_mask_loss, weighted_mean
+from boxseg.losses.pseudo_mask import affinity_loss, pair_affinity, pseudo_mask_loss
 from boxseg.ops.masks import box_masks
 from boxseg.ops.neighbours import color_similarity, remove_bottom_rows, sample_cells
 from boxseg.structures import Batch, MaskNetwork, MeanOverRanks, Proposals, PseudoMasks
@@ -97,7 +97,7 @@ def _mask_terms(
     }
     if pseudo_masks is None:
         nothing = mask_logits.sum() * 0
-        pseudo = {"mask": nothing, "affinity": nothing} | ({"avg_projection": nothing} if loss.avg_prj else {})
+        pseudo = {"mask": nothing, "affinity": nothing}
     else:
         valid = sample_cells(colored)
         pseudo = _pseudo_mask_terms(probs, costs, pairs, pseudo_masks, inside, valid, row, proposals, loss)
@@ -119,12 +119,8 @@ def _pseudo_mask_terms(
     masks = torch.cat([pseudo.mask for pseudo in pseudo_masks]) & inside
     quality = torch.cat([pseudo.quality for pseudo in pseudo_masks]).float()[row]
     affinity = pair_affinity(masks, valid, pairs, mask_row=row, valid_row=proposals.image_index)
-    together, mask_rows, fix = affinity >= loss.aff_thr, masks[row], loss.fix_reduction
-    terms = {
-        "mask": loss.mask_weight * pseudo_mask_loss(probs, mask_rows, quality, fix_reduction=fix),
-        "affinity": loss.aff_weight * affinity_loss(costs, together, pairs, quality, fix_reduction=fix),
+    together = affinity >= loss.aff_thr
+    return {
+        "mask": loss.mask_weight * pseudo_mask_loss(probs, masks[row], quality),
+        "affinity": loss.aff_weight * affinity_loss(costs, together, pairs, quality),
     }
-    if loss.avg_prj:
-        average = average_projection_loss(probs, mask_rows)
-        terms["avg_projection"] = loss.avg_prj_weight * weighted_mean(average, quality, fix_reduction=fix)
-    return terms

@@ -27,7 +27,8 @@ from boxseg.structures import (
     Windows,
 )
 from boxseg.teacher.enlarge import enlarge, masks_at_once
-from boxseg.teacher.qam import Ranking, adaptive_k, kept_candidates, mask_confidence, order_candidates
+from boxseg.teacher.quality import mask_confidence
+from boxseg.teacher.ranking import Ranking, adaptive_k, kept_candidates, order_candidates
 
 CELLS_AT_ONCE = {"cpu": 2**17, "cuda": 2**23}
 """Stride-4 cells of candidate masks that the mask head computes in one go, by kind of device, for each thread of a CPU:
@@ -113,8 +114,7 @@ def pick_candidates(
 
 def needs_windows_only(qam: QamConfig, teacher: TeacherConfig) -> bool:
     """Whether nothing depends on what a candidate's mask does far from its box: quality is that of refined masks."""
-    refined = qam.color_weight > 0 and qam.refined_quality and qam.need_inside
-    return refined and not (teacher.with_nms or qam.full_resolution or qam.dynamic_thr)
+    return qam.color_weight > 0 and qam.need_inside and not (teacher.with_nms or qam.full_resolution)
 
 
 def _around_boxes(

@@ -47,7 +47,7 @@ def test_the_method_boxteacher_with_focal_loss_is_the_baseline(trainer):
     one = trainer(profile="official", method="boxteacher", fcos=focal, qam={"iou_thr": 0.01, "score_thr": 0.0})
     batch = first_batch(one)
     assert one.bank is None
-    labels = label_batch(one, batch, 0)
+    labels = label_batch(one, batch)
     frames = find_candidates(one.teacher, batch, teacher=one.config.teacher, qam=one.config.qam, fcos=one.config.fcos)
     for image, pseudo in enumerate(labels):
         mask, quality = greedy_labels(one, batch, image)
@@ -156,19 +156,16 @@ def test_random_numbers_of_copy_paste_are_a_function_of_seed_and_step():
     assert len(set(drawn)) == 3
 
 
-@pytest.mark.parametrize(("shared", "dyn_shared"), [(True, False), (False, True)])
-def test_what_processes_gather_is_averaged_where_it_is_switched_on(trainer, monkeypatch, shared, dyn_shared):
-    one = trainer(
-        ema={"average_buffers": shared}, qam={**ANY_BOX["qam"], "dynamic_thr": True, "dyn_shared": dyn_shared}
-    )
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_processes_gather_is_averaged_where_it_is_switched_on(trainer, monkeypatch, shared):
+    one = trainer(ema={"average_buffers": shared})
     averaged = []
     monkeypatch.setattr(train, "average_buffers", averaged.append)
     train.agree(one)
-    assert averaged == (list(one.networks().values()) if shared else [one.thresholds])
+    assert averaged == (list(one.networks().values()) if shared else [])
 
 
 CHANGES = [
-    ("teacher", {"eval_mode": True}),
     ("teacher", {"with_nms": True}),
     ("teacher", {"resize_short": 64}),
     ("fcos", {"radius": 0.5}),
@@ -176,7 +173,6 @@ CHANGES = [
     ("cond", {"features": 4}),
     ("cond", {"channels": 4}),
     ("cond", {"layers": 2}),
-    ("qam", {"dynamic_thr": True, "dyn_start": 0}),
     ("qam", {"k_top": 1}),
 ]
 

@@ -21,10 +21,10 @@ def table_rows(text: str) -> list[list[str]]:
 ROWS = table_rows(PAGE.read_text())
 SHORT_ROWS = table_rows((DOCS / "method.md").read_text().partition("## Profiles")[2].partition("\n## ")[0])
 HYPER_PARAMETERS = """
-teacher: cand_score_thr pre_topk with_nms resize_short resize_long eval_mode
-qam: k_top adaptive_k k_min k_max area_s area_l iou_thr score_thr class_match mask_thr vote_thr fusion dynamic_thr
-qam: dyn_centre dyn_half dyn_step dyn_start dyn_ema score_floor agreement min_quality
-loss: mask_weight aff_weight aff_thr avg_prj avg_prj_weight warmup fix_reduction
+teacher: cand_score_thr pre_topk with_nms resize_short resize_long
+qam: k_top adaptive_k k_min k_max area_s area_l iou_thr score_thr class_match mask_thr vote_thr fusion
+qam: score_floor agreement min_quality
+loss: mask_weight aff_weight aff_thr warmup
 boxinst: size dilation color_thr warmup bottom_px
 pc: on mode p_start p_end warmup overlap per_image target require_better bank_size bank_q_thr bank_s_thr bank_iou_thr
 pc: min_area box_shift_px

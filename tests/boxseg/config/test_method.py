@@ -50,6 +50,15 @@ def test_presets_leave_the_given_values_unchanged():
     assert values == {"profile": "paper", "method": "qam", "pc": {"p_end": 0.5}}
 
 
+def test_runs_from_before_may_name_settings_that_are_gone_and_were_off():
+    gone = {"dynamic_thr": False, "k_full": None, "dyn_start": 0.1, "refined_quality": True}
+    values = {"model": {"init_checkpoint": None}, "teacher": {"eval_mode": False}, "qam": {"k_top": 7, **gone}}
+    assert BoxSegConfig.model_validate(values) == BoxSegConfig.model_validate({"qam": {"k_top": 7}})
+    for still_on in ({"dynamic_thr": True, "k_full": None}, {"dyn_start": 0.1}, {"refined_quality": False}):
+        with pytest.raises(ValidationError, match="Extra inputs"):
+            BoxSegConfig.model_validate({"qam": still_on})
+
+
 def test_merging_gives_a_new_dict_with_both():
     under = {"a": {"b": 1, "c": 2}, "d": 3}
     assert merge(under, {"a": {"b": 9}, "d": {"e": 4}}) == {"a": {"b": 9, "c": 2}, "d": {"e": 4}}
@@ -78,7 +87,6 @@ def test_a_warmup_below_one_is_a_share_of_the_steps(value: float, steps: int):
         ({"solver": {"lr": float("inf")}}, ("finite",)),
         ({"qam": {"k_min": 30}}, ("k_min 30", "k_max 20")),
         ({"qam": {"area_s": 1e5}}, ("area_s", "area_l")),
-        ({"qam": {"dyn_centre": 0.05}}, ("dyn_centre", "dyn_half")),
         ({"boxinst": {"size": 4}}, ("size 4", "odd")),
         ({"fcos": {"sizes": [64, 128, 128, 512]}}, ("fcos.sizes", "64, 128, 128, 512", "rising")),
         ({"fcos": {"sizes": [0, 128, 256, 512]}}, ("0, 128, 256, 512", "above 0")),

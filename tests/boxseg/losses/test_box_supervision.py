@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from boxseg.errors import ShapeError
-from boxseg.losses.box_supervision import average_projection_loss, pairwise_loss, pairwise_term, projection_loss
+from boxseg.losses.box_supervision import pairwise_loss, pairwise_term, projection_loss
 from boxseg.losses.pairs import find_pairs, pair_costs
 from boxseg.ops.neighbours import neighbour_offsets, neighbour_view
 
@@ -206,8 +206,3 @@ def test_projection_of_an_empty_mask_is_two_and_of_no_mask_is_nothing():
 def test_projection_refuses_other_shapes():
     with pytest.raises(ShapeError, match="mask_probs"):
         projection_loss(torch.zeros(1, 4, 4), torch.zeros(1, 4, 5, dtype=torch.bool))
-
-
-def test_average_projection_of_the_worked_example():
-    loss = average_projection_loss(PROBS, square_box())
-    torch.testing.assert_close(loss, torch.tensor([0.061182]), atol=1e-5, rtol=0)

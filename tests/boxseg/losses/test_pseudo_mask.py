@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from boxseg.losses.box_supervision import average_projection_loss, pairwise_term, projection_loss
+from boxseg.losses.box_supervision import pairwise_term, projection_loss
 from boxseg.losses.pairs import find_pairs, pair_costs
 from boxseg.losses.pseudo_mask import affinity_loss, mask_affinity, pair_affinity, pseudo_mask_loss
 from boxseg.ops.masks import dice_loss
@@ -33,13 +33,11 @@ def test_affinity_accepts_soft_masks_and_one_validity_for_all():
     assert float(hard[:, 5:, 3].abs().max()) == 0  # neighbours in the invalid row
 
 
-def test_dice_is_weighted_and_divided_by_the_count_or_by_the_qualities():
+def test_dice_is_weighted_and_divided_by_the_number_of_trusted_masks():
     masks = block().expand(3, -1, -1)
     probs = torch.stack([torch.zeros(5, 5), masks[0].float(), torch.zeros(5, 5)])  # dice 1, 0, 1
     quality = torch.tensor([0.6, 0.3, 0.0])
     assert float(pseudo_mask_loss(probs, masks, quality)) == pytest.approx(0.6 / 2, abs=1e-5)
-    summed = pseudo_mask_loss(probs, masks, quality, fix_reduction=False)
-    assert float(summed) == pytest.approx(0.6 / 0.9, abs=1e-5)
 
 
 def test_affinity_loss_averages_within_each_proposal_first():
@@ -51,19 +49,16 @@ def test_affinity_loss_averages_within_each_proposal_first():
     quality, pairs = torch.tensor([0.5, 1.0]), find_pairs(torch.ones(2, 2, 2, dtype=torch.bool))
     costs, together = (pairs.take_pairs(maps, torch.arange(2)) for maps in (term, together))
     assert float(affinity_loss(costs, together, pairs, quality)) == pytest.approx((0.5 * 4 + 1.0 * 0.5) / 2)
-    summed = affinity_loss(costs, together, pairs, quality, fix_reduction=False)
-    assert float(summed) == pytest.approx(2.5 / 1.5, abs=1e-5)
 
 
-@pytest.mark.parametrize("fix_reduction", [True, False])
-def test_without_pseudo_masks_the_losses_are_zero(fix_reduction):
+def test_without_pseudo_masks_the_losses_are_zero():
     probs, masks = torch.full((2, 4, 4), 0.5), torch.zeros(2, 4, 4, dtype=torch.bool)
     pairs = find_pairs(~masks)
     together = torch.zeros(len(pairs.cell), 8, dtype=torch.bool)
-    assert float(pseudo_mask_loss(probs, masks, torch.zeros(2), fix_reduction=fix_reduction)) == 0
+    assert float(pseudo_mask_loss(probs, masks, torch.zeros(2))) == 0
     costs = torch.ones(together.shape)
-    assert float(affinity_loss(costs, together, pairs, torch.zeros(2), fix_reduction=fix_reduction)) == 0
-    none = pseudo_mask_loss(probs[:0], masks[:0], torch.zeros(0), fix_reduction=fix_reduction)
+    assert float(affinity_loss(costs, together, pairs, torch.zeros(2))) == 0
+    none = pseudo_mask_loss(probs[:0], masks[:0], torch.zeros(0))
     assert float(none) == 0
 
 
@@ -79,12 +74,11 @@ def affinity(logits, mask):
     [
         lambda logits, mask: dice_loss(logits.sigmoid(), mask),
         lambda logits, mask: projection_loss(logits.sigmoid(), mask),
-        lambda logits, mask: average_projection_loss(logits.sigmoid(), mask),
         lambda logits, mask: pseudo_mask_loss(logits.sigmoid(), mask, torch.tensor([0.7, 0.2])),
         lambda logits, mask: pairwise_term(logits, dilation=1),
         lambda logits, mask: affinity(logits, mask),
     ],
-    ids=["dice", "projection", "average projection", "pseudo mask", "pairwise", "affinity"],
+    ids=["dice", "projection", "pseudo mask", "pairwise", "affinity"],
 )
 def test_gradients_equal_differences_and_stay_finite_for_certain_masks(loss):
     random = torch.Generator().manual_seed(2)

@@ -175,7 +175,6 @@ def test_weights_and_warm_ups_are_inside_the_terms():
         ({"color_thr": 0.00001}, {"pairwise"}),
         ({"bottom_px": 20.0}, {"pairwise", "affinity"}),
         ({"aff_thr": 0.8}, {"affinity"}),
-        ({"fix_reduction": False}, {"mask", "affinity"}),
     ],
 )
 def test_every_setting_changes_its_terms_only(change, terms):
@@ -193,15 +192,6 @@ def test_whole_grey_levels_are_a_setting():
         for truncate in (True, False)
     ]
     assert found[0] != pytest.approx(found[1], rel=1e-4)
-
-
-def test_average_projection_joins_when_switched_on_and_counts_its_weight():
-    one = run(make_step(), settings=replace(NOW, avg_prj=True))
-    two = run(make_step(), settings=replace(NOW, avg_prj=True, avg_prj_weight=0.2))
-    assert set(one.terms) == TERMS | {"avg_projection"}
-    assert numbers(two)["avg_projection"] == pytest.approx(2 * numbers(one)["avg_projection"], rel=1e-5)
-    off = run(make_step(), settings=replace(NOW, avg_prj=True), pseudo=None)
-    assert numbers(off)["avg_projection"] == 0
 
 
 def test_normalisers_are_means_over_processes():

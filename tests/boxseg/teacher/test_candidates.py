@@ -391,7 +391,7 @@ def test_an_image_without_boxes_or_candidates_has_no_masks_around_boxes(tmp_path
 
 
 def test_whole_masks_are_computed_where_the_quality_looks_at_them(tmp_path):
-    trainer, batch = build(Scenario(size=64, boxes=2, small=True), "full", tmp_path, qam={"refined_quality": False})
+    trainer, batch = build(Scenario(size=64, boxes=2, small=True), "full", tmp_path, qam={"color_weight": 0.0})
     (first, _) = find_candidates(trainer.teacher, batch, **settings_of(trainer), around_boxes=True)
     assert first.around is None
     assert first.mask_probs.shape[1:] == (16, 16)

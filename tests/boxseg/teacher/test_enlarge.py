@@ -13,7 +13,6 @@ from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import Candidates, MaskFrame
 from boxseg.teacher import enlarge
 from boxseg.teacher.qam import make_pseudo_masks
-from boxseg.teacher.thresholds import ThresholdTable, choose_thresholds, threshold_grid
 
 
 def released(**changes: Any) -> QamConfig:
@@ -57,7 +56,7 @@ def reference(candidates, box):
 def test_masks_and_qualities_equal_those_of_the_reference_on_every_pixel(frame, at_once, monkeypatch):
     monkeypatch.setattr(enlarge, "PIXELS_AT_ONCE", at_once)  # 1: one box at a time
     candidates = make_candidates(frame)
-    pseudo = make_pseudo_masks(candidates, BOXES, LABELS, settings=released())
+    pseudo = make_pseudo_masks(candidates, BOXES, settings=released())
     inside = box_masks(BOXES, 64, 64)
     for box in range(3):
         mask, quality = reference(candidates, box)
@@ -74,10 +73,10 @@ def test_masks_and_qualities_equal_those_of_the_reference_on_every_pixel(frame, 
 def test_where_the_scale_is_one_the_cells_are_those_of_the_coarse_fusion(fusion):
     candidates = make_candidates(SAME)
     settings = released(fusion=fusion)
-    fine = make_pseudo_masks(candidates, BOXES, LABELS, settings=settings)
+    fine = make_pseudo_masks(candidates, BOXES, settings=settings)
     valid = F.pad(torch.ones(55, 44), (0, 20, 0, 9))[2::4, 2::4]
     coarse = make_pseudo_masks(
-        replace(candidates, mask_probs=candidates.mask_probs * valid, frame=None), BOXES, LABELS, settings=settings
+        replace(candidates, mask_probs=candidates.mask_probs * valid, frame=None), BOXES, settings=settings
     )
     assert torch.equal(fine.mask, coarse.mask)
     torch.testing.assert_close(fine.soft, coarse.soft, atol=1e-6, rtol=0)
@@ -85,26 +84,10 @@ def test_where_the_scale_is_one_the_cells_are_those_of_the_coarse_fusion(fusion)
     assert coarse.full is None
 
 
-def test_dynamic_thresholds_are_chosen_on_every_pixel_before_anything_is_fused(monkeypatch):
-    candidates = make_candidates(FRAME)
-    settings = released(dyn_start=0)
-    large = enlarge.enlarge(candidates.mask_probs, FRAME)
-    grid = threshold_grid(0.5, 0.1, 0.01)
-    chosen, _ = choose_thresholds(large, candidates.box_index, 4, grid=grid, per_union=False)
-    expected = make_pseudo_masks(candidates, BOXES, LABELS, settings=settings, thresholds=ThresholdTable(3))
-    monkeypatch.setattr(enlarge, "PIXELS_AT_ONCE", 1)
-    alone = make_pseudo_masks(candidates, BOXES, LABELS, settings=settings, thresholds=ThresholdTable(3))
-    assert torch.equal(alone.full, expected.full)
-    own = candidates.box_index == 1
-    above = large[own] > chosen[1]
-    voted = F.pad(above.float().mean(dim=0) > 0.5, (0, 20, 0, 9)) & box_masks(BOXES, 64, 64)[1]
-    assert torch.equal(expected.full[1], voted)
-
-
 def test_an_image_without_boxes_has_empty_maps_of_both_sizes():
     candidates = make_candidates(FRAME)
     none = Candidates(*(part[:0] for part in (candidates.mask_probs, candidates.score, *[candidates.box_index] * 2)))
-    pseudo = make_pseudo_masks(replace(none, frame=FRAME), BOXES[:0], LABELS[:0], settings=released())
+    pseudo = make_pseudo_masks(replace(none, frame=FRAME), BOXES[:0], settings=released())
     assert (pseudo.mask.shape, pseudo.soft.shape, pseudo.full.shape) == ((0, 16, 16), (0, 16, 16), (0, 64, 64))
 
 

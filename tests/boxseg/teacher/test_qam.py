@@ -11,15 +11,9 @@ from boxseg.config.method import QamConfig
 from boxseg.config.presets import RELEASED
 from boxseg.errors import ShapeError
 from boxseg.structures import Candidates, PseudoMasks
-from boxseg.teacher.qam import (
-    adaptive_k,
-    fuse_masks,
-    make_pseudo_masks,
-    qam_metrics,
-    rank_candidates,
-    score_masks,
-)
-from boxseg.teacher.thresholds import ThresholdTable
+from boxseg.teacher.qam import fuse_masks, make_pseudo_masks, rank_candidates, score_masks
+from boxseg.teacher.quality import qam_metrics
+from boxseg.teacher.ranking import adaptive_k
 
 
 def released(**changes: Any) -> QamConfig:
@@ -143,13 +137,6 @@ def test_quality_is_in_the_unit_interval_and_zero_only_without_a_mask(seed, fusi
     assert torch.equal(quality == 0, ~mask.flatten(1).any(dim=1))
 
 
-def test_thresholds_by_candidate_equal_one_threshold():
-    for fusion in ("vote", "weighted"):
-        by_number = fuse_masks(PROBS, ONE_BOX, 1, mask_thr=0.65, fusion=fusion, weights=SCORES)
-        by_tensor = fuse_masks(PROBS, ONE_BOX, 1, mask_thr=torch.full((3,), 0.65), fusion=fusion, weights=SCORES)
-        assert torch.equal(by_number[0], by_tensor[0])
-
-
 @pytest.mark.parametrize(
     ("area", "expected"), [(2500, 9.21875), (4096, 12.5), (1024, 5), (100, 5), (9216, 20), (1e6, 20)]
 )
@@ -236,12 +223,12 @@ def test_no_boxes_or_no_detections_give_no_candidates(filter_first):
 
 def test_groups_of_candidates_survive_the_loss_of_some():
     candidates = Candidates(PROBS, SCORES, IOUS, torch.tensor([0, 1, 1]))
-    boxes, labels = torch.tensor([[0.0, 0, 15, 15]] * 2), torch.zeros(2, dtype=torch.int64)
+    boxes = torch.tensor([[0.0, 0, 15, 15]] * 2)
     left = torch.tensor([0, 2])  # the second candidate has an empty box and is dropped after ranking
     with pytest.raises(RuntimeError):  # the reference splits what is left by the counts from before
         PROBS[left].split([1, 2])
     some = Candidates(*(part[left] for part in (PROBS, SCORES, IOUS, candidates.box_index)))
-    pseudo = make_pseudo_masks(some, boxes, labels, settings=released())
+    pseudo = make_pseudo_masks(some, boxes, settings=released())
     assert torch.equal(pseudo.mask, torch.stack([PROBS[0] > 0.5, PROBS[2] > 0.5]))
     assert pseudo.num_candidates.tolist() == [1, 1]
 
@@ -255,29 +242,18 @@ def test_groups_of_candidates_survive_the_loss_of_some():
         {"score_floor": 0.0},
         {"agreement": False},
         {"min_quality": 0.9},
-        {"k_full": 10},
-        {"dyn_start": 1},
-        {"dyn_centre": 0.3},
-        {"dyn_half": 0.02},
-        {"dyn_step": 0.15},
-        {"dyn_ema": 0.5},
-        {"dyn_per_union": True},
     ],
     ids=str,
 )
 def test_every_setting_of_fusion_and_scoring_has_an_effect(change):
-    dynamic = any(name.startswith("dyn_") for name in change)
     probs = torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(3))
     candidates = Candidates(probs, SCORES[[0, 1, 2, 0, 1]], IOUS[[0, 1, 2, 0, 1]], torch.zeros(5, dtype=torch.int64))
 
     def outcome(settings):
-        table = ThresholdTable(1) if dynamic else None
-        box, label = torch.tensor([[0.0, 0, 31, 31]]), torch.zeros(1, dtype=torch.int64)
-        pseudo = make_pseudo_masks(candidates, box, label, settings=settings, thresholds=table)
-        return [*pseudo.mask.flatten().tolist(), float(pseudo.quality), float(table.table) if dynamic else 0.0]
+        pseudo = make_pseudo_masks(candidates, torch.tensor([[0.0, 0, 31, 31]]), settings=settings)
+        return [*pseudo.mask.flatten().tolist(), float(pseudo.quality)]
 
-    base = released(dyn_start=0)
-    assert outcome(base) != outcome(base.model_copy(update=change))
+    assert outcome(released()) != outcome(released(**change))
 
 
 def test_lengths_must_agree():
@@ -291,9 +267,8 @@ def test_lengths_must_agree():
 def test_pseudo_masks_stay_inside_their_boxes_and_empty_ones_are_not_trusted():
     candidates = Candidates(PROBS, SCORES, IOUS, torch.tensor([0, 0, 2]))
     boxes = torch.tensor([[4.0, 4, 9, 15], [0, 0, 15, 15], [12, 0, 15, 3]])
-    labels = torch.zeros(3, dtype=torch.int64)
-    pseudo = make_pseudo_masks(candidates, boxes, labels, settings=released(need_inside=True))
-    kept = make_pseudo_masks(candidates, boxes, labels, settings=released())
+    pseudo = make_pseudo_masks(candidates, boxes, settings=released(need_inside=True))
+    kept = make_pseudo_masks(candidates, boxes, settings=released())
     assert (kept.quality > 0).tolist() == [True, False, True]  # the third mask lies outside its box
     assert torch.equal(kept.mask, pseudo.mask)
     expected = torch.zeros(4, 4, dtype=torch.bool)
@@ -312,70 +287,28 @@ def test_a_fused_mask_outside_its_box_is_not_trusted_even_if_colours_find_someth
     lab[0, 2:5, 2:5] = 90.0
     candidates = Candidates(probs, torch.ones(2), torch.ones(2), torch.zeros(2, dtype=torch.int64))
     for need_inside in (False, True):
-        settings = released(
-            full_resolution=False, fusion="weighted", color_weight=2.0, refined_quality=True, need_inside=need_inside
-        )
-        boxes, labels = torch.tensor([[4.0, 4.0, 24.0, 24.0]]), torch.zeros(1, dtype=torch.int64)
-        pseudo = make_pseudo_masks(candidates, boxes, labels, settings=settings, lab=lab)
+        settings = released(full_resolution=False, fusion="weighted", color_weight=2.0, need_inside=need_inside)
+        boxes = torch.tensor([[4.0, 4.0, 24.0, 24.0]])
+        pseudo = make_pseudo_masks(candidates, boxes, settings=settings, lab=lab)
         assert pseudo.mask.any()
         assert bool(pseudo.quality > 0) is not need_inside
 
 
 def test_low_quality_counts_as_none():
     candidates = Candidates(PROBS, SCORES, IOUS, ONE_BOX)
-    box, label = torch.tensor([[0.0, 0, 15, 15]]), torch.zeros(1, dtype=torch.int64)
+    box = torch.tensor([[0.0, 0, 15, 15]])
     for limit, expected in ((0.73, 0.734879), (0.74, 0.0)):
-        pseudo = make_pseudo_masks(candidates, box, label, settings=released(min_quality=limit))
+        pseudo = make_pseudo_masks(candidates, box, settings=released(min_quality=limit))
         assert float(pseudo.quality) == pytest.approx(expected, abs=1e-5)
-
-
-def test_few_candidates_may_count_less():
-    mask, _ = fuse_masks(PROBS, ONE_BOX, 1)
-    full, _ = score_masks(PROBS, mask, SCORES, ONE_BOX)
-    for k_full, factor in ((1, 1), (3, 1), (4, 0.75), (12, 0.25)):
-        quality, score = score_masks(PROBS, mask, SCORES, ONE_BOX, k_full=k_full)
-        assert float(quality) == pytest.approx(factor * float(full))
-        assert float(score) == pytest.approx(0.633333, abs=1e-5)
-    candidates = Candidates(PROBS, SCORES, IOUS, ONE_BOX)
-    box, label = torch.tensor([[0.0, 0, 15, 15]]), torch.zeros(1, dtype=torch.int64)
-    pseudo = make_pseudo_masks(candidates, box, label, settings=released(k_full=12))
-    assert float(pseudo.quality) == pytest.approx(0.734879 / 4, abs=1e-5)
 
 
 def test_a_labelling_with_nms_uses_the_quality_of_boxteacher():
     candidates = Candidates(PROBS[:1], SCORES[:1], IOUS[:1], torch.tensor([1]))
     boxes = torch.tensor([[0.0, 0, 15, 15], [0, 0, 15, 15]])
-    pseudo = make_pseudo_masks(candidates, boxes, torch.zeros(2, dtype=torch.int64), settings=released(), with_nms=True)
+    pseudo = make_pseudo_masks(candidates, boxes, settings=released(), with_nms=True)
     assert pseudo.quality.tolist() == pytest.approx([0, (0.9**0.5 * 3.3 / 4) ** 0.5], abs=1e-5)
     assert torch.equal(pseudo.mask[1], PROBS[0] > 0.5)
     assert pseudo.score.tolist() == pytest.approx([0, 0.9])
-
-
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-@pytest.mark.parametrize("per_union", [False, True])
-def test_the_measure_of_dynamic_thresholds_does_not_depend_on_their_averaging(ema, per_union):
-    alone = Candidates(PROBS[:1], SCORES[:1], IOUS[:1], ONE_BOX[:1])
-    box, label = torch.tensor([[0.0, 0, 15, 15]]), torch.ones(1, dtype=torch.int64)
-    table = ThresholdTable(3, start=0.7)
-    settings = released(dyn_start=0, dyn_ema=ema, dyn_per_union=per_union)
-    make_pseudo_masks(alone, box, label, settings=settings, thresholds=table)
-    moved = 0.4 + ema * (0.7 - 0.4)  # a single candidate gets the first threshold, or has no say
-    assert float(table.table[1]) == pytest.approx(0.7 if per_union else moved)
-
-
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_dynamic_thresholds_wait_for_their_start_and_then_cut_the_soft_map(ema):
-    candidates = Candidates(PROBS, SCORES, IOUS, ONE_BOX)
-    box, label = torch.tensor([[0.0, 0, 15, 15]]), torch.ones(1, dtype=torch.int64)
-    table = ThresholdTable(3, start=0.7)
-    settings = released(fusion="weighted", dyn_start=5, dyn_ema=ema)
-    early = make_pseudo_masks(candidates, box, label, settings=settings, thresholds=table, step=4)
-    torch.testing.assert_close(table.table, torch.full((3,), 0.7))
-    assert torch.equal(early.mask, early.soft > 0.5)
-    late = make_pseudo_masks(candidates, box, label, settings=settings, thresholds=table, step=5)
-    assert float(table.table[1]) != pytest.approx(0.7)
-    assert table.table[[0, 2]].tolist() == pytest.approx([0.7, 0.7])
-    assert torch.equal(late.mask, late.soft > settings.mask_thr)
 
 
 def test_metrics_of_boxes_and_of_none():

@@ -1,0 +1,79 @@
+"""Quality-aware Masks Fusion (QMF): the masks of all candidates of a box become one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+
+from boxseg.errors import ShapeError
+from boxseg.ops.per_box import count_per_box, sum_per_box
+
+Fusion = Literal["vote", "weighted"]
+FuseMasks = Callable[..., tuple[Tensor, Tensor]]
+
+
+def fuse_masks(
+    mask_probs: Tensor,
+    box_index: Tensor,
+    num_boxes: int,
+    *,
+    mask_thr: float = 0.5,
+    vote_thr: float = 0.5,
+    fusion: Fusion = "vote",
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Quality-aware Masks Fusion: the masks of all candidates of a box become one.
+
+    Args:
+        mask_probs: Float (C, h, w) in [0, 1].
+        box_index: int64 (C,) in 0 … N-1, box that each candidate serves; any order.
+        num_boxes: N.
+        mask_thr: Probability above which a pixel is object.
+        vote_thr: Share of candidates that must agree, strictly more; for `vote` only.
+        fusion: `vote`: majority of binary masks, so K = 2 means both. `weighted`: mean probability above `mask_thr`.
+        weights: Float (C,) >= 0, sqrt(score x IoU), for `weighted` only; need not sum to 1. None: all alike.
+
+    Returns:
+        `mask` bool (N, h, w) and the map that it cuts, `soft` float (N, h, w) in [0, 1]: share of votes, or weighted
+        probability. Both empty for a box without candidate.
+
+    Raises:
+        ShapeError: `mask_probs` is not (C, h, w), or `box_index` not (C,).
+
+    Source: BoxSeg (arXiv 2504.05137); `docs/method.md#fusion`.
+    """
+    check_candidates(mask_probs, box_index)
+    if weights is None:
+        weights = mask_probs.new_ones(len(mask_probs))
+    return FUSIONS[fusion](mask_probs, box_index, num_boxes, mask_thr=mask_thr, vote_thr=vote_thr, weights=weights)
+
+
+def fuse_by_vote(
+    mask_probs: Tensor, box_index: Tensor, num_boxes: int, *, mask_thr: float, vote_thr: float, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Unweighted strict majority; `weights` has no part in it."""
+    votes = sum_per_box((mask_probs > mask_thr).to(mask_probs.dtype), box_index, num_boxes)
+    share = votes / count_per_box(box_index, num_boxes).clamp(min=1)[:, None, None]
+    return share > vote_thr, share
+
+
+def fuse_by_weight(
+    mask_probs: Tensor, box_index: Tensor, num_boxes: int, *, mask_thr: float, vote_thr: float, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted mean of the probabilities; `vote_thr` has no part in it."""
+    share = weights / sum_per_box(weights, box_index, num_boxes).clamp(min=1e-12)[box_index]
+    mean = sum_per_box(mask_probs * share[:, None, None], box_index, num_boxes)
+    return mean > mask_thr, mean
+
+
+FUSIONS: dict[Fusion, FuseMasks] = {"vote": fuse_by_vote, "weighted": fuse_by_weight}
+
+
+def check_candidates(mask_probs: Tensor, box_index: Tensor) -> None:
+    """Raise ShapeError unless `mask_probs` is (C, h, w) and `box_index` (C,)."""
+    if mask_probs.dim() != 3 or box_index.shape != mask_probs.shape[:1]:
+        raise ShapeError(
+            f"mask_probs {tuple(mask_probs.shape)}, box_index {tuple(box_index.shape)}; (C, h, w) and (C,) are needed"
+        )

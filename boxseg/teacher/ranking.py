@@ -1,0 +1,140 @@
+"""Box-Quality Ranking (BQR): which detections of the teacher serve a ground-truth box, best box first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from boxseg.errors import ShapeError
+from boxseg.ops.boxes import box_iou
+from boxseg.ops.detections import first_best
+
+Ranking = tuple[Tensor, Tensor, Tensor]
+"""Of each box the best detections in order, which of them are kept (bool), and their IoU: (N, k)."""
+
+
+def rank_candidates(
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    *,
+    k_top: int = 20,
+    iou_thr: float = 0.5,
+    score_thr: float = 0.1,
+    class_match: bool = True,
+    filter_first: bool = False,
+    k_per_box: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Box-Quality Ranking: the detections that best fit each ground-truth box.
+
+    Args:
+        gt_boxes: Float (N, 4), pixels.
+        gt_labels: int64 (N,).
+        boxes: Float (M, 4), pixels: detections of the teacher.
+        labels: int64 (M,).
+        scores: Float (M,) in [0, 1].
+        k_top: Detections kept per box at most.
+        iou_thr: IoU with the box must exceed this.
+        score_thr: The score must exceed this.
+        class_match: The detection needs the class of the box.
+        filter_first: Apply the filters before the best are taken, and break ties of IoU by score, then by index. The
+            reference takes the best by IoU alone, of equal ones the first, and filters them.
+        k_per_box: Optional (N,): a lower limit than `k_top` for each box.
+
+    Returns:
+        `candidate_index` int64 (C,) into the detections, `box_index` int64 (C,), `iou` float (C,); sorted by box, then
+        by falling IoU. A detection may serve several boxes.
+
+    Raises:
+        ShapeError: the tensors of the boxes, or of the detections, differ in length.
+
+    Source: BoxSeg (arXiv 2504.05137); `docs/method.md#ranking`.
+    """
+    ranking = order_candidates(
+        gt_boxes,
+        gt_labels,
+        boxes,
+        labels,
+        scores,
+        k_top=k_top,
+        iou_thr=iou_thr,
+        score_thr=score_thr,
+        class_match=class_match,
+        filter_first=filter_first,
+        k_per_box=k_per_box,
+    )
+    return kept_candidates([ranking])[0]
+
+
+def order_candidates(
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    *,
+    k_top: int,
+    iou_thr: float,
+    score_thr: float,
+    class_match: bool,
+    filter_first: bool,
+    k_per_box: Tensor | None,
+) -> Ranking:
+    """`rank_candidates` up to where the number of candidates matters; nothing is read from the device."""
+    if len(gt_boxes) != len(gt_labels) or not len(boxes) == len(labels) == len(scores):
+        raise ShapeError(
+            f"{len(gt_boxes)} gt_boxes with {len(gt_labels)} gt_labels, {len(boxes)} boxes with {len(labels)} labels "
+            f"and {len(scores)} scores; each group needs one length"
+        )
+    iou = box_iou(gt_boxes, boxes)  # (N, M)
+    eligible = (iou > iou_thr) & (scores > score_thr)
+    if class_match:
+        eligible = eligible & (gt_labels[:, None] == labels)
+    k = min(k_top, len(boxes))
+    if filter_first:
+        by_score = scores.argsort(descending=True, stable=True)
+        order = by_score[first_best(torch.where(eligible, iou, -1.0).index_select(1, by_score), k)]
+    else:
+        order = first_best(iou, k)
+    keep = eligible.gather(1, order)  # (N, k)
+    if k_per_box is not None:
+        keep = keep & (torch.arange(k, device=keep.device) < k_per_box[:, None])
+    return order, keep, iou.gather(1, order)
+
+
+def kept_candidates(rankings: list[Ranking]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """What `rank_candidates` gives for each image; two reads from the device for all of them."""
+    counts = torch.stack([keep.sum() for _, keep, _ in rankings]).tolist()
+    flat = [torch.cat([each[part].flatten() for each in rankings]) for part in range(3)]
+    place = flat[1].nonzero()[:, 0]
+    index, iou = flat[0][place], flat[2][place]
+    found, before = [], 0
+    for (order, _, _), places, own, overlap in zip(
+        rankings, place.split(counts), index.split(counts), iou.split(counts), strict=True
+    ):
+        found.append((own, (places - before) // max(order.shape[1], 1), overlap))
+        before += order.numel()
+    return found
+
+
+def adaptive_k(
+    areas: Tensor, *, k_min: int = 5, k_max: int = 20, area_s: float = 32.0**2, area_l: float = 96.0**2
+) -> Tensor:
+    """Number of candidates that a box of some area deserves.
+
+    Args:
+        areas: Float (N,), px² of the original image.
+        k_min: Number up to `area_s`.
+        k_max: Number from `area_l` on.
+        area_s: Area of a small box, same unit.
+        area_l: Area of a large box, same unit.
+
+    Returns:
+        Float (N,) in [k_min, k_max], linear in the root of the area between; not rounded.
+
+    Source: the paper's idea with constants of this project; `docs/method.md#ranking`.
+    """
+    share = (areas.sqrt() - area_s**0.5) / (area_l**0.5 - area_s**0.5)
+    return k_min + (k_max - k_min) * share.clamp(0, 1)
