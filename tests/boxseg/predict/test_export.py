@@ -17,7 +17,7 @@ from boxseg.predict import Predictor
 from boxseg.predict.export import TOLERANCE, WRITERS, export_network, has_onnx
 from orchestration.cli.app import run
 
-PAGE = Path(__file__).parents[2] / "docs/deploy.md"
+PAGE = Path(__file__).parents[3] / "docs/deploy.md"
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_nothing_is_estimated_without_gpus_or_for_an_unknown_backbone():
     ("name", "measured"), [("ablation", 3.8 * 60 / 300), ("ablation_animals", 5.5 * 60 / 900), ("pennfudan", 2.0)]
 )
 def test_updates_on_a_core_take_about_as_long_as_those_that_were_measured(name, measured):
-    found = estimate_on_cpu(load_run(Path(__file__).parents[2] / f"experiments/{name}.yaml"), aspect=None)
+    found = estimate_on_cpu(load_run(Path(__file__).parents[3] / f"experiments/{name}.yaml"), aspect=None)
     assert measured / 2 < found[0] < measured * 2
     assert "may be off by a factor of two" in found[1]
 
