@@ -1,4 +1,4 @@
-"""Evaluations on their way out: files are written beside the next steps, and reported once they are there."""
+"""Reports evaluations once their files are written, which happens in the background of the next steps."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Outbox:
         """Report the evaluation that waits; all processes call this at the same steps.
 
         Args:
-            wait: For its files; else nothing happens until they are there. With several processes, which cannot know
-                that of each other, nothing happens then at all.
+            wait: Wait for its files. Otherwise it is reported only if they are there already, and not at all where
+                several processes train: one cannot know whether the files of the others are there.
 
         Raises:
             StorageError: its files could not be written.

@@ -31,13 +31,15 @@ from boxseg.teacher.quality import mask_confidence
 from boxseg.teacher.ranking import Ranking, adaptive_k, kept_candidates, order_candidates
 
 CELLS_AT_ONCE = {"cpu": 2**17, "cuda": 2**23}
-"""Stride-4 cells of candidate masks that the mask head computes in one go, by kind of device, for each thread of a CPU:
-bounds memory to a few hundred MB on a GPU, and keeps hidden layers in a CPU's caches, where that halves the time."""
+"""Stride-4 cells of candidate masks that the mask head computes in one go, by kind of device; on a CPU for each
+thread. On a GPU this bounds memory to a few hundred MB. On a CPU it keeps hidden layers in the caches, which halves the
+time."""
 
 AROUND_PX = 6
-"""How far around a box its candidates' masks are known where they are cut: a cell more than bilinear values need."""
+"""Margin around a box, in pixels, that the windows of its candidates' masks include. Bilinear values at the border of
+the box need a cell beyond it; this is a cell more."""
 WINDOW_MULTIPLE = 2
-"""Corners and sizes of windows are multiples of this many cells of stride 4, for networks that draw on stride 8."""
+"""Corners and sizes of windows are multiples of this many cells of stride 4, as networks may draw on stride 8."""
 
 
 @torch.no_grad()
@@ -86,14 +88,15 @@ def pick_candidates(
     around_boxes: bool = False,
 ) -> list[Candidates]:
     """`find_candidates` for predictions that are already there; `view` is what the network saw."""
-    found = network.detect(predictions, score_thr=teacher.cand_score_thr, pre_topk=teacher.pre_topk)
+    of_images = network.detect(predictions, score_thr=teacher.cand_score_thr, pre_topk=teacher.pre_topk)
     ranked = []
     if not teacher.with_nms:
-        ranked = kept_candidates([_rank(each, batch, view, image, qam) for image, each in enumerate(found)])
+        rankings = [_rank(detections, batch, view, image, qam) for image, detections in enumerate(of_images)]
+        ranked = kept_candidates(rankings)
     if around_boxes and network.draws_windows and view is batch and needs_windows_only(qam, teacher):
-        return _around_boxes(network, predictions, found, ranked, batch)
+        return _around_boxes(network, predictions, of_images, ranked, batch)
     candidates = []
-    for image, detections in enumerate(found):
+    for image, detections in enumerate(of_images):
         frame = (
             MaskFrame(view.sizes[image], batch.sizes[image], (batch.valid.shape[-2], batch.valid.shape[-1]))
             if qam.full_resolution
@@ -120,19 +123,23 @@ def needs_windows_only(qam: QamConfig, teacher: TeacherConfig) -> bool:
 def _around_boxes(
     network: MaskNetwork,
     predictions: Any,
-    found: list[RawDetections],
+    of_images: list[RawDetections],
     ranked: list[tuple[Tensor, Tensor, Tensor]],
     batch: Batch,
 ) -> list[Candidates]:
-    """Candidates of all images, from (index, box, IoU) of each, with masks around their boxes only."""
+    """Candidates of all images with masks around their boxes only.
+
+    `ranked` has (detection index, box index, IoU) of the candidates of each image.
+    """
     image_index = torch.cat([torch.full_like(index, image) for image, (index, _, _) in enumerate(ranked)])
-    handle = torch.cat([detections.handle[index] for detections, (index, _, _) in zip(found, ranked, strict=True)])
+    handle = torch.cat([detections.handle[index] for detections, (index, _, _) in zip(of_images, ranked, strict=True)])
     first = list(accumulate([0, *(len(index) for index, _, _ in ranked)]))
     plan = _plan_windows([box_index for _, box_index, _ in ranked], batch)
+    # Each candidate is drawn in the window of its box; indices count the candidates of all images.
     parts = [
-        (each.candidate_index + before, Windows(each.windows.corner[each.owner], each.windows.size))
-        for before, image in zip(first, plan, strict=False)
-        for each in image
+        (group.candidate_index + before, Windows(group.windows.corner[group.owner], group.windows.size))
+        for before, groups in zip(first, plan, strict=False)
+        for group in groups
     ]
     drawn = network.window_logits(predictions, image_index, handle, parts)
     return [
@@ -141,49 +148,63 @@ def _around_boxes(
             detections.scores[index],
             iou,
             box_index,
-            around=[replace(each, mask_probs=next(drawn).sigmoid()) for each in image],
+            around=[replace(group, mask_probs=next(drawn).sigmoid()) for group in groups],
         )
-        for detections, (index, box_index, iou), image in zip(found, ranked, plan, strict=True)
+        for detections, (index, box_index, iou), groups in zip(of_images, ranked, plan, strict=True)
     ]
 
 
 def _plan_windows(box_index: list[Tensor], batch: Batch) -> list[list[WindowMasks]]:
-    """For each image its windows, still without masks; `box_index` (C,) of each image rises."""
+    """The windows of each image, in groups of like size and still without masks; `box_index` (C,) of an image rises."""
     height, width = (side // MASK_STRIDE for side in batch.valid.shape[-2:])
     boxes = torch.cat(batch.boxes)
     start, end = box_windows(boxes, AROUND_PX, (height, width), multiple=WINDOW_MULTIPLE)
-    num_boxes = [len(each) for each in batch.boxes]
+    num_boxes = [len(of_image) for of_image in batch.boxes]
     count = torch.cat([torch.bincount(own, minlength=total) for own, total in zip(box_index, num_boxes, strict=True)])
-    table = torch.cat([end - start, count[:, None]], dim=1).tolist()  # the one read, for all images
-    parts = zip(batch.sizes, *(each.split(num_boxes) for each in (start, end)), strict=True)
+    table = torch.cat([end - start, count[:, None]], dim=1).tolist()  # the only read, for all images
+    of_images = zip(batch.sizes, start.split(num_boxes), end.split(num_boxes), strict=True)
     return [
         _plan_image(table[before : before + len(first)], first, last, (height, width), size)
-        for before, (size, first, last) in zip(accumulate([0, *num_boxes]), parts, strict=False)
+        for before, (size, first, last) in zip(accumulate([0, *num_boxes]), of_images, strict=False)
     ]
 
 
 def _plan_image(
     table: list[list[int]], start: Tensor, end: Tensor, grid: tuple[int, int], size: tuple[int, int]
 ) -> list[WindowMasks]:
-    """Windows of one image from (height, width, candidates) of its boxes and their first and last cells (N, 2)."""
+    """The windows of one image.
+
+    Args:
+        table: Height and width in cells of each box's window, and the number of its candidates.
+        start: int64 (N, 2), first cells (row, column).
+        end: int64 (N, 2), cells after the last.
+        grid: (height, width) of the maps, in cells.
+        size: (height, width) of the image without padding, pixels.
+    """
     device, counts = start.device, [count for _, _, count in table]
     groups = list(like_sized([sides for *sides, _ in table], counts, cells_at_once=_cells_at_once(device)))
     # Boxes group after group: each one's index, place in its group, first candidate and number of candidates.
     first = [0, *accumulate(counts)]
+    total = first[-1]
     rows = [(box, place, first[box], counts[box]) for group, _ in groups for place, box in enumerate(group)]
-    box_index, place, own, repeats = torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 4).unbind(dim=1)
-    own = own - (repeats.cumsum(dim=0) - repeats)
-    owner = place.repeat_interleave(repeats, output_size=first[-1])
-    candidate_index = own.repeat_interleave(repeats, output_size=first[-1]) + torch.arange(first[-1], device=device)
-    # Only the box's own window counts, so that nothing depends on the group; its first lines need not be right.
+    box_index, place, own_first, repeats = torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 4).unbind(1)
+    owner = place.repeat_interleave(repeats, output_size=total)
+    # The candidates of a box follow one another: theirs is its first one plus the position among them.
+    listed_before = repeats.cumsum(dim=0) - repeats
+    offset = (own_first - listed_before).repeat_interleave(repeats, output_size=total)
+    candidate_index = offset + torch.arange(total, device=device)
+    # A window has the size of the largest of its group. Only the part that the box itself needs is used, so that no
+    # result depends on the group; its first row and column are left out, as networks need not get them right.
     start, end = start[box_index], end[box_index]
     on_image = torch.tensor([(side + MASK_STRIDE // 2 - 1) // MASK_STRIDE for side in size], device=device)
     near_start, near_end = start + (start > 0), torch.minimum(end, on_image)
-    boxes = [0, *accumulate(len(group) for group, _ in groups)]
-    candidates = [0, *accumulate(sum(counts[box] for box in group) for group, _ in groups)]
+    box_bounds = [0, *accumulate(len(group) for group, _ in groups)]
+    candidate_bounds = [0, *accumulate(sum(counts[box] for box in group) for group, _ in groups)]
     plan = []
     for number, (_, window) in enumerate(groups):
-        of_boxes, of_candidates = slice(*boxes[number : number + 2]), slice(*candidates[number : number + 2])
+        of_boxes = slice(*box_bounds[number : number + 2])
+        of_candidates = slice(*candidate_bounds[number : number + 2])
+        # At the right and at the bottom a window moves back until it lies on the map.
         last_corner = torch.tensor([side - extent for side, extent in zip(grid, window, strict=True)], device=device)
         windows = Windows(torch.minimum(start[of_boxes], last_corner), window)
         near = windows.inside(near_start[of_boxes], near_end[of_boxes])
@@ -246,7 +267,7 @@ def _cells_at_once(device: torch.device) -> int:
 
 def to_training_grid(probs: Tensor, batch: Batch, view: Batch, image: int) -> Tensor:
     """Bilinear samples of maps of the view (C, Ht/4, Wt/4) at the centre pixels of the batch's cells (C, H/4, W/4)."""
-    axes = []
+    axes = []  # coordinates of the samples as `grid_sample` wants them: from -1 to 1, the first and the last cell
     sides = zip(batch.valid.shape[-2:], probs.shape[-2:], batch.sizes[image], view.sizes[image], strict=True)
     for padded, cells, side, new_side in sides:
         pixel = torch.arange(MASK_STRIDE // 2, padded, MASK_STRIDE, device=probs.device)
@@ -258,20 +279,21 @@ def to_training_grid(probs: Tensor, batch: Batch, view: Batch, image: int) -> Te
     return F.grid_sample(probs[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0]
 
 
-def _rank(found: RawDetections, batch: Batch, view: Batch, image: int, qam: QamConfig) -> Ranking:
+def _rank(detections: RawDetections, batch: Batch, view: Batch, image: int, qam: QamConfig) -> Ranking:
     """Box-Quality Ranking with the limits of the settings."""
     k_top, k_per_box = qam.k_top, None
     if qam.adaptive_k:
         (height, width), (original_height, original_width) = batch.sizes[image], batch.original_sizes[image]
-        areas = box_area(batch.boxes[image]) * (original_height * original_width / (height * width))
+        scale = original_height * original_width / (height * width)
+        areas = box_area(batch.boxes[image]) * scale  # px² of the original image
         k_top = qam.k_max
         k_per_box = adaptive_k(areas, k_min=qam.k_min, k_max=qam.k_max, area_s=qam.area_s, area_l=qam.area_l).round()
     return order_candidates(
         view.boxes[image],
         batch.labels[image],
-        found.boxes,
-        found.labels,
-        found.scores,
+        detections.boxes,
+        detections.labels,
+        detections.scores,
         k_top=k_top,
         iou_thr=qam.iou_thr,
         score_thr=qam.score_thr,
@@ -281,11 +303,11 @@ def _rank(found: RawDetections, batch: Batch, view: Batch, image: int, qam: QamC
     )
 
 
-def _suppress(found: RawDetections, size: tuple[int, int], fcos: FcosConfig) -> RawDetections:
+def _suppress(raw: RawDetections, size: tuple[int, int], fcos: FcosConfig) -> RawDetections:
     """The best detections after NMS, their boxes cut to the image as they are in predictions."""
-    found = found.take(batched_nms(found.boxes, found.scores, found.labels, fcos.nms_thr)[: fcos.topk])
-    found = replace(found, boxes=clip_boxes_to_image(found.boxes, size))
-    return found.take((found.scores > 0) & (box_area(found.boxes) > 0))
+    best = raw.take(batched_nms(raw.boxes, raw.scores, raw.labels, fcos.nms_thr)[: fcos.topk])
+    best = replace(best, boxes=clip_boxes_to_image(best.boxes, size))
+    return best.take((best.scores > 0) & (box_area(best.boxes) > 0))
 
 
 def _confidence(probs: Tensor, frame: MaskFrame | None, mask_thr: float) -> Tensor:
@@ -297,11 +319,11 @@ def _confidence(probs: Tensor, frame: MaskFrame | None, mask_thr: float) -> Tens
 
 
 def _match(
-    found: RawDetections, confidence: Tensor, boxes: Tensor, qam: QamConfig, teacher: TeacherConfig
+    detections: RawDetections, confidence: Tensor, boxes: Tensor, qam: QamConfig, teacher: TeacherConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """BoxTeacher's labelling: detections ranked by score and mask take a free box each."""
-    rank = (found.scores * confidence).sqrt().argsort(descending=True, stable=True)
-    iou = box_iou(found.boxes, boxes)  # (P, N)
+    rank = (detections.scores * confidence).sqrt().argsort(descending=True, stable=True)
+    iou = box_iou(detections.boxes, boxes)  # (P, N)
     index, box_index = match_greedily(iou, rank, iou_thr=qam.iou_thr, overwrite=teacher.nms_overwrite)
     return index, box_index, iou[index, box_index]
 
@@ -328,6 +350,6 @@ def match_greedily(iou: Tensor, rank: Tensor, *, iou_thr: float = 0.5, overwrite
         if float(table[detection, box]) >= iou_thr:
             detection_of_box[box] = detection
             if detection > 0 or not overwrite:
-                table[:, box] = -1
+                table[:, box] = -1  # the box is taken
     pairs = torch.tensor(sorted(detection_of_box.items()), dtype=torch.int64).view(-1, 2).to(iou.device)
     return pairs[:, 1], pairs[:, 0]
