@@ -59,5 +59,5 @@ class Outbox:
             return
         self._waiting = None
         report = waiting.result()()
-        gather_objects(None)  # nobody reports before the files are there
+        gather_objects(None)  # a barrier: no process reports before the files are there
         self._reporter.on_eval(report)

@@ -119,7 +119,7 @@ def start_from(trainer: Trainer, path: Path) -> StartReport:
 
 
 def report_again(progress: Progress, checkpoints: Path, reporter: Reporter) -> None:
-    """Tell of the last evaluation before a resume: the process may have ended before anybody heard of it."""
+    """Report the last evaluation once more when a run goes on: the process may have ended before it was reported."""
     if progress.evaluated == 0:
         return
     folder = checkpoint.folder_of(checkpoints, progress.step)
@@ -167,7 +167,7 @@ def optimise(trainer: Trainer, batch: Batch, step: int) -> dict[str, Tensor]:
 
 
 def sum_over_ranks(forward: nn.Module, *, now: bool) -> AbstractContextManager[None]:
-    """Let a backward pass within exchange gradients between processes, or leave that to a later one."""
+    """A context for a backward pass. With `now` it adds up the gradients of all processes; else a later one does."""
     if now or not isinstance(forward, DistributedDataParallel):
         return nullcontext()
     return forward.no_sync()
@@ -186,7 +186,10 @@ def guard_finite(output: StepOutput, image_ids: list[int], step: int) -> None:
 
 
 def due_steps(steps: int, every: float) -> set[int]:
-    """Numbers of done steps after which to do what is due `every` so often; the last one always."""
+    """The numbers of done steps after which something is due that is to happen every `every` steps, or share of them.
+
+    The last step is always among them.
+    """
     period = max(as_steps(every, steps), 1)
     return {*range(period, steps, period), steps}
 
@@ -200,18 +203,19 @@ def evaluate(
         CollapseError: masks have become boxes; the evaluation is reported.
     """
     agree(trainer)
-    found = validate(trainer, folder=folder, step=done, criterion=criterion)
-    metrics = found.metrics
+    evaluation = validate(trainer, folder=folder, step=done, criterion=criterion)
+    metrics = evaluation.metrics
     is_best = criterion.better(metrics, than=progress.best)
-    progress = replace(progress, step=done, metrics=metrics, evaluated=done, network=found.network)
+    progress = replace(progress, step=done, metrics=metrics, evaluated=done, network=evaluation.network)
     if is_best:
         progress = replace(progress, best=metrics, best_step=done)
     checkpoints = folder / "checkpoints"
     write = snapshot(trainer, checkpoints, progress)
 
     def write_all() -> Publish:
-        found.draw()
-        written = write()  # last, as a run that is killed goes on from there, without another evaluation
+        evaluation.draw()
+        # The checkpoint comes last: a run that is killed goes on from it and does not evaluate again.
+        written = write()
 
         def publish() -> EvalReport:
             if rank() == 0:
@@ -257,12 +261,16 @@ def save(trainer: Trainer, checkpoints: Path, progress: Progress) -> Path:
     folder = snapshot(trainer, checkpoints, progress)()
     if rank() == 0:
         checkpoint.publish(checkpoints, folder, is_best=False)
-    gather_objects(None)  # nobody goes on before the files are there
+    gather_objects(None)  # a barrier: no process goes on before the files are there
     return folder
 
 
 def snapshot(trainer: Trainer, checkpoints: Path, progress: Progress) -> Callable[[], Path]:
-    """What writes the state of all ranks as it is now, and gives the checkpoint's folder; only rank 0 has to write."""
+    """A function that writes a checkpoint of the state of all ranks at this moment, and returns its folder.
+
+    The state is copied now, so training may go on before the function is called. On other ranks than 0 it only returns
+    the folder.
+    """
     agree(trainer)
     states = gather_objects(trainer.rank_state())
     if rank() != 0:

@@ -14,7 +14,7 @@ from boxseg.losses.pairs import Pairs, find_pairs, pair_costs
 from boxseg.losses.pseudo_mask import affinity_loss, pair_affinity, pseudo_mask_loss
 from boxseg.ops.masks import box_masks
 from boxseg.ops.neighbours import color_similarity, remove_bottom_rows, sample_cells
-from boxseg.structures import Batch, MaskNetwork, MeanOverRanks, Proposals, PseudoMasks
+from boxseg.structures import MASK_STRIDE, Batch, MaskNetwork, MeanOverRanks, Proposals, PseudoMasks
 
 
 @dataclass(frozen=True)
@@ -77,26 +77,30 @@ def _mask_terms(
     boxinst: BoxInstConfig,
     loss: LossConfig,
 ) -> dict[str, Tensor]:
+    """Weighted terms of the boxes and, where there are any, of the pseudo masks."""
     height, width = batch.valid.shape[-2:]
-    first_row = torch.tensor([0, *map(len, batch.boxes)][:-1], device=mask_logits.device).cumsum(0)
-    row = first_row[proposals.image_index] + proposals.box_index  # (n,) into the boxes of the whole batch
-    inside = box_masks(torch.cat(batch.boxes), height, width, stride=4)
+    # Boxes of all images stand in one list; `row` (n,) is where the box of each proposal stands in it.
+    num_boxes = [len(boxes) for boxes in batch.boxes]
+    first_row = torch.tensor([0, *num_boxes[:-1]], device=mask_logits.device).cumsum(0)
+    row = first_row[proposals.image_index] + proposals.box_index
+    inside = box_masks(torch.cat(batch.boxes), height, width, stride=MASK_STRIDE)
     colored = remove_bottom_rows(batch.valid, batch.sizes, batch.original_sizes, boxinst.bottom_px)
     size, dilation = boxinst.size, boxinst.dilation
     similarity = color_similarity(batch.weak, colored, size=size, dilation=dilation, truncate=boxinst.truncate_colors)
 
-    probs, inside_row = mask_logits.sigmoid(), inside[row]
-    pairs = find_pairs(inside_row, size=size, dilation=dilation)
-    costs = pair_costs(mask_logits, pairs)
-    shadows = projection_loss(probs, inside_row, from_inside=boxinst.project_inside)
+    probs, own_box = mask_logits.sigmoid(), inside[row]  # both (n, H/4, W/4)
+    shadows = projection_loss(probs, own_box, from_inside=boxinst.project_inside)
     projection = shadows.sum() / max(len(row), 1)
-    pairwise = pairwise_loss(costs, pairs.take_pairs(similarity >= boxinst.color_thr, proposals.image_index))
+    pairs = find_pairs(own_box, size=size, dilation=dilation)
+    costs = pair_costs(mask_logits, pairs)
+    alike = pairs.take_pairs(similarity >= boxinst.color_thr, proposals.image_index)
+    pairwise = pairwise_loss(costs, alike)
     terms = {
         "projection": boxinst.projection_weight * projection,
         "pairwise": boxinst.pairwise_weight * warmup(step, boxinst.warmup) * pairwise,
     }
     if pseudo_masks is None:
-        nothing = mask_logits.sum() * 0
+        nothing = mask_logits.sum() * 0  # with a gradient, like any other term
         pseudo = {"mask": nothing, "affinity": nothing}
     else:
         valid = sample_cells(colored)

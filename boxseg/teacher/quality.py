@@ -43,12 +43,14 @@ def score_masks(
     check_candidates(mask_probs, box_index)
     binary = mask_probs > mask_thr
     area = binary.sum(dim=(1, 2))
-    confidence = (mask_probs * binary).sum(dim=(1, 2))
+    confidence = (mask_probs * binary).sum(dim=(1, 2))  # summed over the candidate's mask
     fused_area = mask.sum(dim=(1, 2))  # (N,)
     if agreement:
-        both = (binary & mask[box_index]).sum(dim=(1, 2))
-        overlap = both / (area + fused_area[box_index] - both).clamp(min=1)
-        trust = overlap * confidence / fused_area[box_index].clamp(min=1)
+        own_fused_area = fused_area[box_index]  # (C,)
+        shared_area = (binary & mask[box_index]).sum(dim=(1, 2))
+        iou = shared_area / (area + own_fused_area - shared_area).clamp(min=1)
+        # At most 1: two masks have an IoU of no more than the smaller area over the larger one.
+        trust = iou * confidence / own_fused_area.clamp(min=1)
     else:
         trust = confidence / area.clamp(min=1)
     per_candidate = ((scores + score_floor) / (1 + score_floor) * trust).sqrt()

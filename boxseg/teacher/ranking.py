@@ -10,7 +10,8 @@ from boxseg.ops.boxes import box_iou
 from boxseg.ops.detections import first_best
 
 Ranking = tuple[Tensor, Tensor, Tensor]
-"""Of each box the best detections in order, which of them are kept (bool), and their IoU: (N, k)."""
+"""For each box the indices of its k best detections in order, which of them are kept (bool), and their IoU; (N, k)
+each."""
 
 
 def rank_candidates(
@@ -82,7 +83,11 @@ def order_candidates(
     filter_first: bool,
     k_per_box: Tensor | None,
 ) -> Ranking:
-    """`rank_candidates` up to where the number of candidates matters; nothing is read from the device."""
+    """The first half of `rank_candidates`: the k best detections of each box, and which of them pass the filters.
+
+    Dropping the others needs their number, which has to be read from the device. That is left to `kept_candidates`,
+    which does it for all images of a batch at once.
+    """
     if len(gt_boxes) != len(gt_labels) or not len(boxes) == len(labels) == len(scores):
         raise ShapeError(
             f"{len(gt_boxes)} gt_boxes with {len(gt_labels)} gt_labels, {len(boxes)} boxes with {len(labels)} labels "
@@ -94,8 +99,10 @@ def order_candidates(
         eligible = eligible & (gt_labels[:, None] == labels)
     k = min(k_top, len(boxes))
     if filter_first:
+        # `first_best` takes the first of equal values: with detections in the order of their scores, the better one.
         by_score = scores.argsort(descending=True, stable=True)
-        order = by_score[first_best(torch.where(eligible, iou, -1.0).index_select(1, by_score), k)]
+        eligible_iou = torch.where(eligible, iou, -1.0)
+        order = by_score[first_best(eligible_iou.index_select(1, by_score), k)]
     else:
         order = first_best(iou, k)
     keep = eligible.gather(1, order)  # (N, k)
@@ -105,18 +112,21 @@ def order_candidates(
 
 
 def kept_candidates(rankings: list[Ranking]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """What `rank_candidates` gives for each image; two reads from the device for all of them."""
+    """What `rank_candidates` returns, for each of several images; two reads from the device for all of them."""
     counts = torch.stack([keep.sum() for _, keep, _ in rankings]).tolist()
-    flat = [torch.cat([each[part].flatten() for each in rankings]) for part in range(3)]
-    place = flat[1].nonzero()[:, 0]
-    index, iou = flat[0][place], flat[2][place]
-    found, before = [], 0
-    for (order, _, _), places, own, overlap in zip(
-        rankings, place.split(counts), index.split(counts), iou.split(counts), strict=True
-    ):
-        found.append((own, (places - before) // max(order.shape[1], 1), overlap))
+    every_order, every_keep, every_iou = (
+        torch.cat([ranking[part].flatten() for ranking in rankings]) for part in range(3)
+    )
+    place = every_keep.nonzero()[:, 0]
+    of_images = zip(
+        rankings, place.split(counts), every_order[place].split(counts), every_iou[place].split(counts), strict=True
+    )
+    candidates, before = [], 0
+    for (order, _, _), own_place, detection_index, iou in of_images:
+        box_index = (own_place - before) // max(order.shape[1], 1)  # a row of `order` for each box
+        candidates.append((detection_index, box_index, iou))
         before += order.numel()
-    return found
+    return candidates
 
 
 def adaptive_k(
