@@ -18,7 +18,7 @@ import psutil
 from benchmarks.harness import Table, Times, timed
 from boxseg.engine.events import EvalReport
 from orchestration.config.spec import SweepSpec
-from orchestration.execute.search_space import TrialQueue
+from orchestration.execute.search import TrialQueue
 from orchestration.execute.sweep import run_sweep
 from orchestration.record.journal import newest_sweep, read_past
 from orchestration.record.table import read_table

@@ -23,8 +23,8 @@ CHOICES = [
     ("boxseg.data.colors", "COLOR_CHANGES", "data.strong"),
     ("boxseg.teacher.fusion", "FUSIONS", "qam.fusion"),
     ("boxseg.copy_paste.bank", "BANKS", "pc.bank"),
-    ("orchestration.execute.search_space", "SEARCHERS", "sweep.search"),
-    ("orchestration.execute.search_space", "TRIAL_SCHEDULERS", "sweep.trial_scheduler"),
+    ("orchestration.execute.search", "SEARCHERS", "sweep.search"),
+    ("orchestration.execute.schedulers", "TRIAL_SCHEDULERS", "sweep.trial_scheduler"),
     ("boxseg.config.presets", "PROFILES", "profile"),
     ("boxseg.config.presets", "METHODS", "method"),
 ]

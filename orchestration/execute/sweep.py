@@ -27,7 +27,7 @@ from orchestration.execute.run import (
     run_beside,
     tracked,
 )
-from orchestration.execute.search_space import PastTrial, Trial
+from orchestration.execute.search import PastTrial, Trial
 from orchestration.execute.session import start_ray
 from orchestration.execute.tune import make_tuner
 from orchestration.execute.worker import Payload, TrainFn, split_batch

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from orchestration.execute.run import WORKER_FAILURES, fit
-from orchestration.execute.search_space import TRIAL_SCHEDULERS, Trial, TrialQueue, make_searcher, tell_past
+from orchestration.execute.schedulers import TRIAL_SCHEDULERS, tell_past
+from orchestration.execute.search import Trial, TrialQueue, make_searcher
 from orchestration.execute.worker import train_here
 from orchestration.record.failures import Failure
 from orchestration.record.records import DamagedError

@@ -12,7 +12,7 @@ from boxseg.config.criterion import Criterion
 from boxseg.errors import ConfigError
 from boxseg.files.writing import make_folder
 from orchestration.config.spec import SweepConfig
-from orchestration.execute.search_space import PastTrial, Trial, is_drawn_by
+from orchestration.execute.search import PastTrial, Trial, is_drawn_by
 from orchestration.record.failures import FailureClass
 from orchestration.record.files import file_lock
 from orchestration.record.find_runs import sound_status

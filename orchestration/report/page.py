@@ -18,7 +18,7 @@ from boxseg.drawing import drawing, visible
 from boxseg.errors import ConfigError
 from boxseg.files.writing import csv_text, write_atomic
 from orchestration.config.spec import SweepSpec, load_sweep
-from orchestration.execute.search_space import asha_rungs
+from orchestration.execute.schedulers import asha_rungs
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.record.table import SweepTable, TrialRow, read_table, show
 from orchestration.report.stats import RULE, Curves, ImportanceStudy, Standing, rank_settings, study_importance

@@ -13,7 +13,7 @@ from boxseg.config.criterion import Criterion
 from orchestration.cli.app import run
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec
-from orchestration.execute.search_space import PastTrial, Trial
+from orchestration.execute.search import PastTrial, Trial
 from orchestration.execute.sweep import Sweep, SweepPlan
 from orchestration.execute.worker import train_here
 from orchestration.record.find_runs import find_run

@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec
-from orchestration.execute.search_space import Trial
+from orchestration.execute.search import Trial
 from orchestration.record.run_folder import Failure, RunFolder, RunStatus
 from orchestration.record.table import describe
 

@@ -11,7 +11,7 @@ from boxseg.errors import StorageError
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec, load_run
 from orchestration.execute.run import StopSignals
-from orchestration.execute.search_space import PastTrial, Trial
+from orchestration.execute.search import PastTrial, Trial
 from orchestration.execute.sweep import Sweep, SweepPlan
 from orchestration.planning.preflight import concurrency
 from orchestration.record.failures import Failure

@@ -10,7 +10,7 @@ from boxseg.config.criterion import Criterion
 from boxseg.errors import ConfigError
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec
-from orchestration.execute.search_space import PastTrial, Trial
+from orchestration.execute.search import PastTrial, Trial
 from orchestration.execute.sweep import find_sweep
 from orchestration.record.failures import Failure
 from orchestration.record.journal import driving, newest_sweep, read_past

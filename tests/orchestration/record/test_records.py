@@ -13,7 +13,7 @@ from orchestration.cli.app import run
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.errors import ExitCode
-from orchestration.execute.search_space import Trial
+from orchestration.execute.search import Trial
 from orchestration.record import records
 from orchestration.record.find_runs import find_run, list_runs
 from orchestration.record.journal import newest_sweep, read_past

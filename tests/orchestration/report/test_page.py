@@ -16,7 +16,7 @@ from boxseg.errors import ConfigError
 from orchestration.cli.app import run
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec, SweepSpec
-from orchestration.execute.search_space import asha_rungs
+from orchestration.execute.schedulers import asha_rungs
 from orchestration.record.failures import Failure
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.record.table import SweepTable, TrialRow

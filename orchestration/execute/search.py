@@ -1,4 +1,4 @@
-"""How trials are chosen and stopped early: a sweep's space in terms of Optuna, its trials in terms of Ray Tune."""
+"""How trials are chosen: a sweep's space in terms of Optuna, and the queue of trials that Ray Tune asks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import numpy as np
 
 from boxseg.config.criterion import Criterion
 from orchestration.config.space import Choice, Domain, LogUniform, RandInt, Uniform, holds
-from orchestration.config.spec import SweepConfig, SweepSpec
+from orchestration.config.spec import SweepConfig
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
-    from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
 
 
@@ -43,89 +42,6 @@ SEARCHERS: dict[str, Callable[[SweepConfig, int], BaseSampler]] = {
     "random": make_random,
     "tpe": make_tpe,
 }
-
-
-def make_asha(spec: SweepSpec, brackets: int = 1) -> TrialScheduler:
-    """Asynchronous successive halving over training steps; nothing is stopped within the burn-in."""
-    from ray.tune.schedulers import ASHAScheduler
-
-    return ASHAScheduler(
-        time_attr="step",
-        max_t=spec.train.steps + 1,  # a run ends by itself; reaching max_t would count as stopped
-        grace_period=round(asha_rungs(spec)[0]),
-        reduction_factor=spec.sweep.reduction,
-        brackets=brackets,
-    )
-
-
-def make_hyperband(spec: SweepSpec) -> TrialScheduler:
-    """Asynchronous HyperBand: ASHA in brackets, each of which begins to stop trials a rung later; most in the first."""
-    return make_asha(spec, brackets=len(asha_rungs(spec)))
-
-
-def make_median(spec: SweepSpec) -> TrialScheduler:
-    """Median stopping: after the burn-in, a trial whose best value is below the median of the others' running means."""
-    from ray.tune.schedulers import MedianStoppingRule
-
-    return MedianStoppingRule(
-        time_attr="step",
-        grace_period=asha_rungs(spec)[0],
-        min_time_slice=math.inf,  # type: ignore[arg-type]  # otherwise it would pause trials while it has seen too few
-    )
-
-
-def asha_rungs(spec: SweepSpec) -> list[float]:
-    """Steps after which ASHA stops weak trials, rising: the burn-in, and each `reduction` times the one before."""
-    rungs = [float(max(1, min(spec.train.steps, round(spec.sweep.burn_in * spec.train.steps))))]
-    while rungs[-1] * spec.sweep.reduction < spec.train.steps:
-        rungs.append(rungs[-1] * spec.sweep.reduction)
-    return rungs
-
-
-TRIAL_SCHEDULERS: dict[str, Callable[[SweepSpec], TrialScheduler | None]] = {
-    "none": lambda spec: None,
-    "asha": make_asha,
-    "hyperband": make_hyperband,
-    "median": make_median,
-}
-
-
-def tell_past(scheduler: TrialScheduler | None, past: Sequence[PastTrial], metric: str) -> None:
-    """Let a scheduler know what trials reported before the sweep was interrupted; brackets go by the trial's number."""
-    from ray.tune.schedulers import MedianStoppingRule
-
-    if scheduler is None:
-        return
-    # the median's rule takes note of what has ended without a judgement; rungs of halving know whom they let through
-    record: Any = (
-        scheduler.on_trial_complete if isinstance(scheduler, MedianStoppingRule) else scheduler.on_trial_result
-    )
-    by_number = {each.trial.number: each for each in past}
-    ended = [each for each in past if each.ended]
-    add = scheduler.on_trial_add
-
-    def tell(controller: Any, tune_trial: Any, number: int, reports: list[tuple[int, float]]) -> None:
-        np.random.seed(number)  # noqa: NPY002  # the scheduler draws the bracket from here
-        add(controller, tune_trial)
-        for step, value in reports:
-            record(controller, tune_trial, {"step": step, metric: value})
-
-    def on_trial_add(controller: Any, tune_trial: Any) -> None:
-        while ended:  # now the scheduler knows the metric
-            each = ended.pop()
-            tell(controller, EndedTrial(f"past-{each.trial.number}"), each.trial.number, each.reports)
-        number = tune_trial.config["trial"].number
-        own = by_number.get(number)
-        tell(controller, tune_trial, number, own.reports[:-1] if own else [])  # its process repeats the last one itself
-
-    scheduler.on_trial_add = on_trial_add  # type: ignore[assignment]
-
-
-@dataclass(frozen=True)
-class EndedTrial:
-    """All that schedulers look at of a trial that runs no more."""
-
-    trial_id: str
 
 
 @dataclass(frozen=True)
