@@ -90,3 +90,16 @@ def test_every_command_of_the_readme_has_help(capsys):
     assert len(known) == 6
     for command in known:
         assert run([command, "--help"]) == 0
+
+
+def test_the_map_names_what_is_there():
+    text = (ROOT / "docs/architecture.md").read_text()
+    rooms = {
+        path.parent.name for package in ("boxseg", "orchestration") for path in (ROOT / package).glob("*/__init__.py")
+    }
+    assert set(re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)) == rooms
+    for path, name in re.findall(r"(\w+/\w+\.py)(?: (\w+)`)?", text):
+        modules = [ROOT / package / path for package in ("boxseg", "orchestration", "")]
+        module = next((module for module in modules if module.is_file()), None)
+        assert module is not None, path
+        assert not name or re.search(rf"^(def|class) {name}\b", module.read_text(), re.MULTILINE), f"{path} {name}"
