@@ -16,7 +16,7 @@ from boxseg.errors import ConfigError
 NetworkKind = Literal["condinst", "mask_rcnn"]
 Shape = Literal["disc", "square", "star", "ring", "corner", "crescent", "ellipse", "quad", "triangle"]
 MAX_ENLARGEMENT = 6.0
-"""Windows enlarge an image no more than this: beyond, there is nothing left to see."""
+"""Windows enlarge an image by this factor at most: more adds pixels, and no detail to see in them."""
 Warmup = Annotated[float, Field(ge=0)]
 """Below 1: a share of `train.steps`. From 1 on: a number of steps. 0: no warm-up."""
 

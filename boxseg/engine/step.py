@@ -83,7 +83,7 @@ class Trainer:
         return networks if wanted == "both" or wanted not in networks else {wanted: networks[wanted]}
 
     def rank_state(self) -> dict[str, Any]:
-        """State of this process that other processes do not share: its bank and the global random generators."""
+        """State of this process alone, which others do not have: its bank and torch's global random generators."""
         state: dict[str, Any] = {"rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
@@ -120,9 +120,9 @@ class StepOutput:
 
 
 def run_step(trainer: Trainer, batch: Batch, step: int, *, part: int = 0) -> StepOutput:
-    """Losses of one batch (on the trainer's device) at `step`; updates teacher statistics and bank.
+    """Losses of one batch (on the trainer's device) at `step`; updates the teacher's BatchNorm statistics and the bank.
 
-    `part` numbers the parts of a batch that does not fit in memory at once.
+    `part` numbers the parts of a batch that does not fit in memory at once, so that each draws its own random numbers.
 
     Source: `docs/method.md#one-step`.
     """
@@ -176,7 +176,9 @@ def label_batch(trainer: Trainer, batch: Batch) -> list[PseudoMasks]:
 def fuse_candidates(config: BoxSegConfig, candidates: list[Candidates], batch: Batch) -> list[PseudoMasks]:
     """QAM for every image of a batch."""
     qam, with_nms = config.qam, config.teacher.with_nms
-    colors = rgb_to_lab(F.avg_pool2d(batch.weak.float(), MASK_STRIDE)) if qam.color_weight else [None] * len(batch)
+    colors: Tensor | list[None] = [None] * len(batch)
+    if qam.color_weight:
+        colors = rgb_to_lab(F.avg_pool2d(batch.weak.float(), MASK_STRIDE))  # (B, 3, H/4, W/4)
     return [
         make_pseudo_masks(of_image, boxes, settings=qam, with_nms=with_nms, lab=lab)
         for of_image, boxes, lab in zip(candidates, batch.boxes, colors, strict=True)
@@ -195,4 +197,4 @@ def paste_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
     """Random numbers of copy-paste for one step of this process, or one part of its batch."""
     numbers = [seed, PASTE_STREAM, step, rank(), *([part] if part else [])]
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]) >> 1)
+    return torch.Generator().manual_seed(int(state[0]) >> 1)  # 63 bits: torch takes signed numbers

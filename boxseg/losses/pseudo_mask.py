@@ -93,7 +93,9 @@ def pair_affinity(mask: Tensor, valid: Tensor, pairs: Pairs, *, mask_row: Tensor
     binary = (mask if mask.dtype == torch.bool else mask > 0.5).float()
     soft = (F.avg_pool2d(binary[:, None], 3, stride=1, padding=1)[:, 0] + binary) / 2
     here, there = pairs.take(soft, mask_row)
-    return (here * there + (1 - here) * (1 - there)) * (pairs.take(valid, valid_row)[1] & pairs.on_map)
+    same_label = here * there + (1 - here) * (1 - there)
+    _, valid_there = pairs.take(valid, valid_row)
+    return same_label * (valid_there & pairs.on_map)
 
 
 def _weighted_mean(values: Tensor, quality: Tensor) -> Tensor:
