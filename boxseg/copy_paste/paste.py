@@ -396,7 +396,7 @@ def pixel_mask(peer: Peer, soft_thr: float) -> Tensor:
     """Mask of a peer on the pixels of its crop, bool (h, w)."""
     if peer.mask.dtype == torch.bool:
         return peer.mask
-    # The kept cells begin before the crop does: so many pixels of the enlarged map come before it.
+    # The kept cells begin before the crop does. `first` is the number of pixels of the enlarged map before it.
     first = [start - MASK_STRIDE * _cells(slice(start, start)).start for start in peer.corner]
     last = [start + length for start, length in zip(first, peer.views.shape[1:], strict=True)]
     return aligned_bilinear(peer.mask, MASK_STRIDE)[first[0] : last[0], first[1] : last[1]] > soft_thr

@@ -32,7 +32,7 @@ logger = logging.getLogger("boxseg.checkpoint")
 LAST, BEST = "last", "best"
 """Names in the checkpoints folder that point to a step's folder."""
 ABOUT = "about.json"
-"""File of a checkpoint that tells of it: step, metrics, settings, classes, and the SHA-256 of every file."""
+"""File that describes a checkpoint: step, metrics, settings, classes, and the SHA-256 of every file."""
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 """Errors of file systems that know no links, such as exFAT and some network folders."""
 STEP = re.compile(r"step-(\d{8,})")

@@ -29,12 +29,13 @@ def projection_loss(mask_probs: Tensor, box_masks: Tensor, *, from_inside: bool 
     """
     check_same_shape(mask_probs=mask_probs, box_masks=box_masks)
     box_columns, box_rows = box_masks.amax(dim=-2), box_masks.amax(dim=-1)  # (n, W/4), (n, H/4)
-    upright = level = mask_probs
+    for_columns = for_rows = mask_probs
     if from_inside:
-        upright = mask_probs * (box_rows[:, :, None] | ~box_columns[:, None, :])
-        level = mask_probs * (box_columns[:, None, :] | ~box_rows[:, :, None])
-    columns = dice_loss(_shadow(upright, -2), box_columns.to(mask_probs.dtype))
-    rows = dice_loss(_shadow(level, -1), box_rows.to(mask_probs.dtype))
+        # Columns of the box see the rows of the box alone; other columns see all, so that masks outside still cost.
+        for_columns = mask_probs * (box_rows[:, :, None] | ~box_columns[:, None, :])
+        for_rows = mask_probs * (box_columns[:, None, :] | ~box_rows[:, :, None])
+    columns = dice_loss(_shadow(for_columns, -2), box_columns.to(mask_probs.dtype))
+    rows = dice_loss(_shadow(for_rows, -1), box_rows.to(mask_probs.dtype))
     return columns + rows
 
 

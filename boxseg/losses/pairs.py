@@ -64,8 +64,9 @@ def find_pairs(inside: Tensor, *, size: int = 3, dilation: int = 2) -> Pairs:
     """
     reach = dilation * (size // 2)
     width = inside.shape[-1] + 2 * reach
-    # Padding makes a step to a neighbour the same shift for all cells.
-    proposal, cell = F.pad(inside, (reach,) * 4).flatten(1).nonzero(as_tuple=True)  # their number reaches the host here
+    # On a padded map the step to a neighbour is the same shift of the flat index for all cells, also at the border.
+    padded = F.pad(inside, (reach,) * 4).flatten(1)
+    proposal, cell = padded.nonzero(as_tuple=True)  # waits for the device: the number of cells decides all shapes
     cell = cell.int()
     shifts = [dilation * (row * width + column) for row, column in neighbour_offsets(size)]
     shift = torch.tensor(shifts, dtype=torch.int32, device=inside.device)

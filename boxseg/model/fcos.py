@@ -122,10 +122,12 @@ def make_patches(maps: Sequence[Tensor]) -> Tensor:
     patches, start = [], 0
     for feature in maps:
         (height, width), device = feature.shape[-2:], feature.device
-        corner = torch.arange(height, device=device)[:, None] * (width + 2) + torch.arange(width, device=device)
-        steps = torch.arange(3, device=device)[:, None] * (width + 2) + torch.arange(3, device=device)
+        padded_width = width + 2
+        # A location's cell is the middle of its patch; in padded maps the patch begins where the cell was without.
+        corner = torch.arange(height, device=device)[:, None] * padded_width + torch.arange(width, device=device)
+        steps = torch.arange(3, device=device)[:, None] * padded_width + torch.arange(3, device=device)
         patches.append(start + corner.reshape(-1, 1) + steps.flatten())
-        start = start + (height + 2) * (width + 2)
+        start = start + (height + 2) * padded_width
     return torch.cat(patches)
 
 
