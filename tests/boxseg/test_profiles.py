@@ -74,8 +74,13 @@ def test_every_setting_that_profiles_change_is_on_the_page_once():
     assert changed <= set(named)
 
 
-@pytest.mark.parametrize("name", re.findall(r"`(\w+\.\w+)`", PAGE.read_text()))
-def test_every_switch_of_the_page_is_a_setting(name):
+GROUPS = "|".join(BoxSegConfig.model_fields)
+NAMED = re.findall(r"`(\w+\.\w+)`", PAGE.read_text())
+NAMED_BY_METHOD = re.findall(rf"`((?:{GROUPS})\.\w+)[`:]", (DOCS / "method.md").read_text())
+
+
+@pytest.mark.parametrize("name", sorted({*NAMED, *NAMED_BY_METHOD}))
+def test_every_switch_of_the_pages_is_a_setting(name):
     group, setting = name.split(".")
     assert setting in type(getattr(BoxSegConfig(), group)).model_fields
 
