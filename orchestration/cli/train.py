@@ -52,9 +52,9 @@ def train(
 
     check(spec if resume is None else spec.starting_from(None))  # a run that goes on has started already
     _warn(spec)
-    from orchestration.execute.run import run
+    from orchestration.execute.run import train_run
 
-    result = run(spec, resume=resume, repeat=original)
+    result = train_run(spec, resume=resume, repeat=original)
     if as_json:
         about = {"id": result.id, "name": spec.name, "status": result.status, "folder": result.folder}
         print_json(about | {"metrics": result.metrics, "best": result.best} | result.metrics)

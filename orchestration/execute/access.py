@@ -46,9 +46,10 @@ def choose_mode(address: str, *, insecure: bool = False) -> str:
     chosen = os.environ.get("RAY_AUTH_MODE")
     if chosen is None and read_token() is None and not insecure and not is_loopback(address):
         raise ResourceError(
-            f"{address} is another machine, and there is no token for it: it lets everybody in, or will refuse us; "
-            "give the cluster's token in RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN, or, where nobody else reaches it, set "
-            "RAY_AUTH_MODE=disabled (`boxseg jobs`: --insecure)"
+            f"{address} is another machine, and there is no token for it: it lets everybody in, "
+            "or will refuse us; give the cluster's token in RAY_AUTH_TOKEN_PATH or "
+            "RAY_AUTH_TOKEN, or, where nobody else reaches it, set RAY_AUTH_MODE=disabled "
+            "(`boxseg jobs`: --insecure)"
         )
     mode = chosen or ("token" if read_token() else "disabled")
     os.environ["RAY_AUTH_MODE"] = mode

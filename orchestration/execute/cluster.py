@@ -48,7 +48,7 @@ def _answers(host: str, port: int) -> bool:
     return True
 
 
-def check_storage(storage: Path) -> None:
+def check_storage_is_shared(storage: Path) -> None:
     """Write a file here and read it on every node, and the other way round.
 
     Raises:
@@ -64,22 +64,27 @@ def check_storage(storage: Path) -> None:
     look = ray.remote(num_cpus=0, max_retries=0)(look_at_storage)
     names = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     try:
-        tasks = {
-            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(id, soft=False)).remote(probe, id): id
-            for id in names
-        }
-        done, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=ANSWER_S)
-        faults = {tasks[each]: f"did not answer within {ANSWER_S:.0f} s" for each in late}
-        for each in done:
-            faults[tasks[each]] = _fault_of(each, probe.with_name(f"{probe.name}-{tasks[each]}"), token)
+        nodes: dict[Any, str] = {}
+        for node in names:
+            # not soft: the task has to run on this very node
+            on_node = NodeAffinitySchedulingStrategy(node, soft=False)
+            task = look.options(scheduling_strategy=on_node).remote(probe, node)
+            nodes[task] = node
+        done, late = ray.wait(list(nodes), num_returns=len(nodes), timeout=ANSWER_S)
+        faults = {nodes[task]: f"did not answer within {ANSWER_S:.0f} s" for task in late}
+        for task in done:
+            node = nodes[task]
+            copy = probe.with_name(f"{probe.name}-{node}")
+            faults[node] = _fault_of(task, copy, token)
     finally:
         for path in storage.glob(f"{probe.name}*"):
             path.unlink(missing_ok=True)
-    told = [f"{names[id]} {fault}" for id, fault in faults.items() if fault]
-    if told:
+    complaints = [f"{names[node]} {fault}" for node, fault in faults.items() if fault]
+    if complaints:
         raise ResourceError(
-            f"storage: {storage} is not the same folder on every node: {'; '.join(told)}; name one that all nodes "
-            "share (NFS, a common volume), or take those nodes out of the cluster"
+            f"storage: {storage} is not the same folder on every node: {'; '.join(complaints)}; name "
+            "one that all nodes share (NFS, a common volume), or take those nodes out of the "
+            "cluster"
         )
 
 
@@ -100,12 +105,14 @@ def _fault_of(task: Any, answer: Path, token: str) -> str:
     import ray
 
     try:
-        said = ray.get(task)
+        content = ray.get(task)
     except ray.exceptions.RayError as error:
         return f"failed ({str(error).strip().splitlines()[-1]})"
-    if said != token:
-        return str(said)
-    return "" if answer.is_file() and answer.read_text() == token else "writes where this machine does not see it"
+    if content != token:
+        return str(content)
+    if answer.is_file() and answer.read_text() == token:
+        return ""
+    return "writes where this machine does not see it"
 
 
 @contextlib.contextmanager
@@ -126,15 +133,24 @@ def _tell_shortages(ended: threading.Event) -> None:
 
     since: dict[str, float] = {}
     while not ended.wait(LOOK_S):
-        with contextlib.suppress(Exception):  # Ray is going, or does not answer: others notice that
+        # Ray may be going, or not answer; others notice that
+        with contextlib.suppress(Exception):
             groups = ray.util.placement_group_table()
             for id in find_late(since, groups, time.monotonic()):
                 bundles = list(groups[id]["bundles"].values())
-                told = describe_shortage(bundles, ray.available_resources(), ray.cluster_resources())
-                sys.stderr.write(f"{told}{os.linesep}")
+                message = describe_shortage(
+                    bundles,
+                    ray.available_resources(),
+                    ray.cluster_resources(),
+                )
+                sys.stderr.write(f"{message}{os.linesep}")
 
 
-def find_late(since: dict[str, float], groups: Mapping[str, Mapping[str, Any]], now: float) -> list[str]:
+def find_late(
+    since: dict[str, float],
+    groups: Mapping[str, Mapping[str, Any]],
+    now: float,
+) -> list[str]:
     """Ids of groups of workers that have waited for their places too long, each once in a row.
 
     Args:
@@ -152,11 +168,17 @@ def find_late(since: dict[str, float], groups: Mapping[str, Mapping[str, Any]], 
 
 def describe_shortage(bundles: Sequence[Resources], free: Resources, total: Resources) -> str:
     """What a group of workers waits for, in one line; each of `bundles` is what one worker needs."""
-    need = {name: sum(bundle.get(name, 0) for bundle in bundles) for bundle in bundles for name in bundle}
-    parts = [
-        f"{amount:g} {name} ({free.get(name, 0):g} of {total.get(name, 0):g} free)" for name, amount in need.items()
-    ]
+    need: dict[str, float] = {}
+    for bundle in bundles:
+        for name, amount in bundle.items():
+            need[name] = need.get(name, 0) + amount
+    parts = []
+    for name, amount in need.items():
+        supply = f"{free.get(name, 0):g} of {total.get(name, 0):g} free"
+        parts.append(f"{amount:g} {name} ({supply})")
     short = [name for name, amount in need.items() if amount > free.get(name, 0)]
-    cause = f"short of {' and '.join(short)}" if short else "enough is free, but not together on the nodes"
+    cause = "enough is free, but not together on the nodes"
+    if short:
+        cause = f"short of {' and '.join(short)}"
     workers = "a worker has" if len(bundles) == 1 else f"{len(bundles)} workers have"
     return f"{workers} waited for {PENDING_S:.0f} s: need {', '.join(parts)}; {cause}"

@@ -1,4 +1,4 @@
-"""The run that labels come from where none is named: its recipe beside the labels, and training that goes on."""
+"""Training for labels where no run is named: choose a recipe, keep it beside the labels, train or go on training."""
 
 from __future__ import annotations
 
@@ -80,22 +80,23 @@ class LabelTask:
             DataError: the data cannot be used.
             ConfigError: what was asked for is no setting, or not possible together.
         """
-        found = take_fingerprint(self.train_on)
-        same = self.data.annotations == self.train_on.annotations
-        boxes = found.boxes if same else take_fingerprint(self.data, look=False).boxes
-        made = make_recipe(
+        fingerprint = take_fingerprint(self.train_on)
+        label_boxes = fingerprint.boxes
+        if self.data.annotations != self.train_on.annotations:
+            label_boxes = take_fingerprint(self.data, look=False).boxes
+        recipe = make_recipe(
             self.train_on,
-            found,
+            fingerprint,
             Machine.here(device=self.device),
             name=self.name,
             minutes=self.minutes,
             step_s=step_s,
-            label_boxes=boxes,
+            label_boxes=label_boxes,
             storage=RUNS if self.storage is None else str(self.storage.absolute()),
             overrides=self.overrides,
         )
-        made.spec()  # for its errors
-        return found, made
+        recipe.spec()  # raises if the settings do not fit together
+        return fingerprint, recipe
 
     def open_recipe(self, tell: Tell) -> Path:
         """The recipe of an earlier call with the same arguments; or chosen now, with a few updates timed, and written.
@@ -107,17 +108,18 @@ class LabelTask:
         if self._is_going_on():
             tell(f"going on with {self.recipe_path}")
             return self.recipe_path
-        found, guess = self.choose()
-        for what, told in found.told():
-            tell(f"{what}: {told}")
-        spec = guess.spec().model_copy(update={"storage": self.storage or self.folder / RUNS})
+        fingerprint, estimated = self.choose()
+        for name, text in fingerprint.told():
+            tell(f"{name}: {text}")
+        spec = estimated.spec().model_copy(update={"storage": self.storage or self.folder / RUNS})
         check(spec)
         tell(f"timing a few updates on {Machine.here(device=self.device)} …")
-        made = self.choose(step_s=_time_update(spec))[1]
-        tell(f"{time_told(made)}; recipe: {self.recipe_path}")
+        # chosen again with the measured time, which decides how many updates fit
+        _, recipe = self.choose(step_s=_time_update(spec))
+        tell(f"{time_told(recipe)}; recipe: {self.recipe_path}")
         make_folder(self.folder)
         write_atomic(self.folder / REQUEST, json.dumps(asdict(self._request()), indent=1))
-        write_atomic(self.recipe_path, made.text())
+        write_atomic(self.recipe_path, recipe.text())
         return self.recipe_path
 
     def _is_going_on(self) -> bool:
@@ -126,14 +128,16 @@ class LabelTask:
             earlier = read_record(self.folder / REQUEST, _Request, way_out=NEW_OUTPUT)
         except FileNotFoundError:
             if self.recipe_path.exists():
-                raise ConfigError(f"{self.recipe_path}: is of another origin; {NEW_OUTPUT}") from None
+                message = f"{self.recipe_path}: is of another origin; {NEW_OUTPUT}"
+                raise ConfigError(message) from None
             return False
         if not self.recipe_path.exists():
             return False
         before, now = asdict(earlier), asdict(self._request())
         changed = [WORDS[name] for name, value in now.items() if value != before[name]]
         if changed:
-            raise ConfigError(f"{self.recipe_path}: was chosen for another {', '.join(changed)}; {NEW_OUTPUT}")
+            parts = ", ".join(changed)
+            raise ConfigError(f"{self.recipe_path}: was chosen for another {parts}; {NEW_OUTPUT}")
         return True
 
     def _request(self) -> _Request:
@@ -146,10 +150,12 @@ class LabelTask:
 
 
 def time_told(recipe: Recipe) -> str:
-    """How long all will take, in words."""
+    """How long training and labelling will take, in words."""
     times = recipe.times
-    parts = f"{show_duration(times.train_s)} for {recipe.steps} updates, {show_duration(times.label_s)} for labelling"
-    return f"about {show_duration(times.total_s)}: {parts} ({times.basis}; --minutes changes it)"
+    training = f"{show_duration(times.train_s)} for {recipe.steps} updates"
+    labelling = f"{show_duration(times.label_s)} for labelling"
+    total = show_duration(times.total_s)
+    return f"about {total}: {training}, {labelling} ({times.basis}; --minutes changes it)"
 
 
 def _time_update(spec: RunSpec) -> float:
@@ -175,10 +181,11 @@ def train_recipe(recipe: Path, tell: Tell) -> RunStatus:
     if earlier is not None and earlier.status == "finished":
         tell(f"run {earlier.id} is trained already")
         return earlier
-    check(spec if earlier is None else spec.starting_from(None))  # a run that goes on has started already
-    from orchestration.execute.run import run
+    # a run that goes on has started already
+    check(spec if earlier is None else spec.starting_from(None))
+    from orchestration.execute.run import train_run
 
-    return run(spec, resume=None if earlier is None else earlier.folder)
+    return train_run(spec, resume=None if earlier is None else earlier.folder)
 
 
 def find_same_run(spec: RunSpec) -> RunStatus | None:
@@ -188,7 +195,11 @@ def find_same_run(spec: RunSpec) -> RunStatus | None:
     for status in list_runs(spec.storage):
         if status.kind == "run" and status.parent is None and status.name == spec.name:
             try:
-                check_same_settings(spec, RunFolder(status.folder), may_change=("model.start_from",))
+                check_same_settings(
+                    spec,
+                    RunFolder(status.folder),
+                    may_change=("model.start_from",),
+                )
             except ConfigError:
                 continue
             return status

@@ -1,4 +1,4 @@
-"""A Ray that starts here and ends with us: its private folder, its tries to start, and what stays of it in the logs."""
+"""A Ray that starts and ends with this command: its private folder, its attempts to start, and which logs are kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from orchestration.planning.preflight import count_cpus
 from orchestration.record.scratch import scratch_folder
 
 SETTINGS = {
-    "RAY_worker_niceness": "0",  # workers are what the user asked for: as urgent as the command, not 15 below it
+    # workers are what the user asked for: as urgent as the command, not 15 below it
+    "RAY_worker_niceness": "0",
     "RAY_agent_register_timeout_ms": "180000",
     "RAY_worker_register_timeout_seconds": "180",
     "RAY_gcs_server_port_wait_time_s": "60",
@@ -33,7 +34,8 @@ SETTINGS = {
 }
 """Of Ray's own processes; with its patience on a busy machine, as far as it is a setting."""
 LOOPBACK = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # this machine alone: Ray takes 127.0.0.1 as its address on Linux as well
+    # this machine alone: Ray takes 127.0.0.1 as its address on Linux as well
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "GLOO_SOCKET_IFNAME": "lo",
 }
 """What makes a Ray that is started here listen on the loopback address only."""
@@ -99,7 +101,13 @@ def _prepare_token(private: Path) -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
 
 
-def _start(private: Path, *, dashboard: bool, logs: Path | None, give_up: Callable[[], bool]) -> Path:
+def _start(
+    private: Path,
+    *,
+    dashboard: bool,
+    logs: Path | None,
+    give_up: Callable[[], bool],
+) -> Path:
     """Start Ray, several times if need be; gives its folder."""
     for number, pause in enumerate(PAUSES_S, 1):
         time.sleep(pause)
@@ -117,17 +125,18 @@ def _start(private: Path, *, dashboard: bool, logs: Path | None, give_up: Callab
             if not isinstance(error, Exception):
                 raise
             kept = _keep_logs(folder, logs and logs / f"ray-start-{number}")
-            told = _telling_line(folder) or _without_folder(str(error), folder)
+            reason = _telling_line(folder) or _without_folder(str(error), folder)
             failure = error
         if give_up():
             raise KeyboardInterrupt from failure
         if number < len(PAUSES_S):
-            logger.warning("Ray did not start (%s); trying again with more patience", told)
+            logger.warning("Ray did not start (%s); trying again with more patience", reason)
     where = f" (all that Ray wrote: {kept})" if kept else ""
     raise ResourceError(
-        f"Ray does not start on this machine, tried {len(PAUSES_S)} times: {told}{where}; its {count_cpus()} CPU cores "
-        f"have a load of {os.getloadavg()[0]:.1f}: if that is much, run again when less runs beside it; `boxseg "
-        "doctor` looks at what Ray needs and starts it once"
+        f"Ray does not start on this machine, tried {len(PAUSES_S)} times: {reason}{where}; its "
+        f"{count_cpus()} CPU cores have a load of {os.getloadavg()[0]:.1f}: if that is much, run "
+        "again when less runs beside it; `boxseg doctor` looks at what Ray needs and starts it "
+        "once"
     ) from failure
 
 
@@ -151,7 +160,7 @@ def _init(folder: Path, *, dashboard: bool, metrics_port: int | None = None) -> 
 
 
 def _shut_down() -> None:
-    """Have Ray forget a start that failed."""
+    """Reset Ray in this process after a start that failed."""
     import ray
 
     with contextlib.suppress(Exception):  # of a Ray that is half there
@@ -174,14 +183,18 @@ def _late_agents_allowed() -> Iterator[int]:
     inside: Any = importlib.import_module("ray._private")
     params, start_process = inside.parameter.RayParams, inside.services.start_ray_process
     grpc, http, runtime_env, metrics = _free_ports(4)
-    told = {"metrics_agent_port": grpc, "dashboard_agent_listen_port": http, "runtime_env_agent_port": runtime_env}
+    ports = {
+        "metrics_agent_port": grpc,
+        "dashboard_agent_listen_port": http,
+        "runtime_env_agent_port": runtime_env,
+    }
 
     def start(command: list[str], process_type: str, *args: Any, **options: Any) -> Any:
         if process_type == "raylet":
             command = [*command, f"--dashboard_agent_listen_port={http}"]
         return start_process(command, process_type, *args, **options)
 
-    inside.parameter.RayParams = functools.partial(params, **told)
+    inside.parameter.RayParams = functools.partial(params, **ports)
     inside.services.start_ray_process = start
     try:
         yield metrics
@@ -193,15 +206,17 @@ def _free_ports(count: int) -> list[int]:
     """Ports of the loopback address on which nobody listens now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        # all are bound before any is closed, so that no port comes twice
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in sockets]
 
 
 def _end_processes(folder: Path) -> None:
     """End what is left of a Ray: its processes name its folder, and a late one would make that again after its end."""
     left = []
-    for process in psutil.process_iter():  # not our children alone: those of a node that died belong to nobody
+    # not our children alone: those of a node that died belong to nobody
+    for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # it has ended
             if any(str(folder) in word for word in process.cmdline()):
                 process.kill()
@@ -217,16 +232,16 @@ PREAMBLE = re.compile(r"^.*Check failed: \S+ *")
 
 def _telling_line(folder: Path) -> str:
     """The line of Ray's logs that tells best why it ended: the first fatal one, else the last error; empty if none."""
-    found: dict[str, list[str]] = {"C": [], "E": []}
+    lines: dict[str, list[str]] = {"C": [], "E": []}
     for path in sorted(folder.glob("session_2*/logs/*.err")):
         for severity, text in TELLING.findall(path.read_text(errors="replace")):
-            found[severity].append(f"{path.stem}: {PREAMBLE.sub('', text)}")
-    told = found["C"][:1] or found["E"][-1:]
-    return _without_folder(told[0], folder) if told else ""
+            lines[severity].append(f"{path.stem}: {PREAMBLE.sub('', text)}")
+    best = lines["C"][:1] or lines["E"][-1:]
+    return _without_folder(best[0], folder) if best else ""
 
 
 def _without_folder(text: str, folder: Path) -> str:
-    """One line in which paths begin below Ray's session folder, which will have gone when somebody reads it."""
+    """The text in one line, without the path of Ray's session folder, which is deleted before anybody reads it."""
     text = re.sub(rf"{re.escape(str(folder))}(/session_[^/\s]+)?/?", "", " ".join(text.split()))
     return text[:300].strip()
 
@@ -236,8 +251,9 @@ def _keep_logs(folder: Path, kept: Path | None) -> Path | None:
     if kept is None:
         return None
     for path in folder.glob("session_2*/logs/*"):
-        with contextlib.suppress(OSError):  # a full disk is told of by what needs it
-            if path.is_file() and path.stat().st_size and not path.name.startswith(("worker-", "python-core-")):
+        is_worker = path.name.startswith(("worker-", "python-core-"))
+        with contextlib.suppress(OSError):  # on a full disk, whatever needs the disk raises its own error
+            if not is_worker and path.is_file() and path.stat().st_size:
                 kept.mkdir(parents=True, exist_ok=True)
                 (kept / path.name).write_bytes(path.read_bytes()[-KEPT_BYTES:])
     return kept if kept.is_dir() else None

@@ -18,7 +18,13 @@ from boxseg.data.toy import ensure_toy
 from boxseg.engine.checkpoint import find_best, newest_step
 from boxseg.errors import CheckpointError, ConfigError
 from boxseg.files.writing import naming_storage_faults
-from orchestration.config.resolved import COPY_BACK, dump_resolved, params_of, parse_resolved, read_resolved
+from orchestration.config.resolved import (
+    COPY_BACK,
+    dump_resolved,
+    params_of,
+    parse_resolved,
+    read_resolved,
+)
 from orchestration.config.spec import RunSpec
 from orchestration.errors import ResourceError
 from orchestration.execute.session import start_ray
@@ -41,7 +47,7 @@ WORKER_FAILURES = 3
 """How often lost workers are replaced; the run goes on from its last checkpoint."""
 
 
-def run(
+def train_run(
     spec: RunSpec,
     *,
     resume: str | None = None,
@@ -69,11 +75,20 @@ def run(
     folder, spec = _open_folder(spec, resume, repeat)
     tracker = Tracker(storage, spec.name, uri=spec.tracking.uri, logs=folder.logs)
     payload = Payload(spec, folder.path, storage / ".data", train_fn=train_fn)
-    with tracked(tracker, folder), StopSignals() as signals, RunProgress(folder, shown=progress) as display:
+    with (
+        tracked(tracker, folder),
+        StopSignals() as signals,
+        RunProgress(folder, shown=progress) as display,
+    ):
         if runner_of(spec) == "inline":
-            _watch(functools.partial(train_here, payload, device=payload.device), folder, signals, display)
+            _watch(
+                functools.partial(train_here, payload, device=payload.device),
+                folder,
+                signals,
+                display,
+            )
         else:
-            with start_ray(spec, logs=folder.logs, give_up=lambda: signals.received is not None):
+            with start_ray(spec, logs=folder.logs, give_up=signals.has_received):
                 _watch(functools.partial(fit, payload), folder, signals, display)
     status = folder.status()
     if status.failure is not None:
@@ -81,7 +96,11 @@ def run(
     return status
 
 
-def _open_folder(spec: RunSpec, resume: str | None, repeat: RunFolder | None) -> tuple[RunFolder, RunSpec]:
+def _open_folder(
+    spec: RunSpec,
+    resume: str | None,
+    repeat: RunFolder | None,
+) -> tuple[RunFolder, RunSpec]:
     """A new run's folder, or that of the run to go on with, and its settings; its data is there."""
     tags = prepare_data(spec) | provenance(spec)
     if repeat is not None:
@@ -93,9 +112,16 @@ def _open_folder(spec: RunSpec, resume: str | None, repeat: RunFolder | None) ->
         spec = find_start(spec)
     else:
         _check_resumable(spec, folder, resume)
-        start = read_resolved(folder.config_path)["model"].get("start_from")  # what it started from stays on record
+        # what it started from stays on record
+        start = read_resolved(folder.config_path)["model"].get("start_from")
         spec = spec.starting_from(None if start is None else Path(start))
-    status = RunStatus(folder.path.name, spec.name, steps=spec.train.steps, tags=tags, **own_process())
+    status = RunStatus(
+        folder.path.name,
+        spec.name,
+        steps=spec.train.steps,
+        tags=tags,
+        **own_process(),
+    )
     folder.open(status, dump_resolved(spec))
     write_changes(folder)
     return folder, spec
@@ -112,12 +138,13 @@ def _check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
     checkpoints = folder.path / "checkpoints"
     if status.best_step is not None and find_best(checkpoints) is None:
         raise CheckpointError(
-            f"{checkpoints}: no checkpoint is here, but the run had one of step {status.best_step}; put it back, or "
-            "start a new run"
+            f"{checkpoints}: no checkpoint is here, but the run had one of step "
+            f"{status.best_step}; put it back, or start a new run"
         )
     check_same_settings(spec, folder, MAY_CHANGE)
     saved = newest_step(checkpoints)
-    if saved > spec.train.steps:  # told before anything of the run, which may have ended well, is changed
+    # told before anything of the run, which may have ended well, is changed
+    if saved > spec.train.steps:
         raise ConfigError(f"{name} has a checkpoint of step {saved}, beyond train.steps {spec.train.steps}; raise that")
 
 
@@ -145,21 +172,26 @@ def check_same_settings(spec: RunSpec, folder: RunFolder, may_change: Sequence[s
         before = params_of(read_resolved(folder.config_path))
     except ValueError as error:
         raise ConfigError(f"{folder.config_path}: is damaged: {error}; {COPY_BACK}") from error
-    differing = [
-        f"{name} {value} (the {folder.stored().kind} has {before[name]})"
-        for name, value in now.items()
-        if before.get(name, value) != value
-        and name not in may_change
-        and not name.startswith(("resources.", "storage", "tracking."))
-    ]
+    differing = []
+    for name, value in now.items():
+        is_free = name in may_change or name.startswith(("resources.", "storage", "tracking."))
+        # a setting that the earlier version did not have yet cannot differ
+        if not is_free and before.get(name, value) != value:
+            differing.append(f"{name} {value} (the {folder.stored().kind} has {before[name]})")
     if differing:
         raise ConfigError(
-            f"{folder.path.name} cannot go on with other settings: {', '.join(differing[:5])}; use the file and --set "
-            f"that it began with (all of them are in {folder.config_path}), or start a new one"
+            f"{folder.path.name} cannot go on with other settings: {', '.join(differing[:5])}; "
+            "use the file and --set that it began with (all of them are in "
+            f"{folder.config_path}), or start a new one"
         )
 
 
-def _watch(work: Callable[[], None], folder: RunFolder, signals: StopSignals, display: RunProgress) -> None:
+def _watch(
+    work: Callable[[], None],
+    folder: RunFolder,
+    signals: StopSignals,
+    display: RunProgress,
+) -> None:
     """Work until it ends, or a stop takes too long.
 
     Raises:
@@ -203,7 +235,8 @@ def fit(payload: Payload, *, callbacks: Sequence[Any] = ()) -> None:
         span = (resources.min_workers, resources.workers)
         scale = {"num_workers": span, "elastic_resize_monitor_interval_s": RESIZE_S}
     per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    trainer_type = DataParallelTrainer  # one worker needs no process group, and its drivers no torch
+    # one worker needs no process group, and its drivers no torch
+    trainer_type = DataParallelTrainer
     if resources.workers > 1:
         from ray.train.torch import TorchTrainer as trainer_type  # type: ignore[assignment]
     trainer = trainer_type(
@@ -215,12 +248,14 @@ def fit(payload: Payload, *, callbacks: Sequence[Any] = ()) -> None:
             resources_per_worker={name: amount for name, amount in per_worker.items() if amount},
         ),
         run_config=ray.train.RunConfig(
-            name=new_id(),  # Ray's own state of an earlier start is not read: ours is in the folder
+            # Ray's own state of an earlier start is not read: ours is in the folder
+            name=new_id(),
             storage_path=str(RunFolder(payload.folder).logs / "ray"),
             failure_config=ray.train.FailureConfig(
                 max_failures=WORKER_FAILURES,
                 # starts that found no place; an elastic run tries some in vain while Ray counts on a node that has gone
-                controller_failure_limit=10 if resources.min_workers else 2,  # type: ignore[call-arg]  # mypy sees V1's
+                # mypy sees the class of Ray Train V1
+                controller_failure_limit=10 if resources.min_workers else 2,  # type: ignore[call-arg]
             ),
             callbacks=list(callbacks),
         ),
@@ -229,8 +264,9 @@ def fit(payload: Payload, *, callbacks: Sequence[Any] = ()) -> None:
         failure = getattr(trainer.fit(), "return_value", None)  # not in every version
     except ControllerError as error:
         raise ResourceError(
-            f"Ray could not place {resources.workers} workers of {resources.cpus_per_worker:g} CPU cores and "
-            f"{resources.gpus_per_worker:g} GPUs: {error}; lower resources, or wait until the cluster is free"
+            f"Ray could not place {resources.workers} workers of {resources.cpus_per_worker:g} "
+            f"CPU cores and {resources.gpus_per_worker:g} GPUs: {error}; lower resources, or wait "
+            "until the cluster is free"
         ) from error
     if isinstance(failure, Failure):
         raise error_of(failure)
@@ -273,15 +309,16 @@ def tracked(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
     try:
         yield
         if not folder.stored().is_final:
-            no_end = Failure("BoxSegError", f"training ended without a result; {folder.logs} may tell why")
-            folder.finish("failed", no_end)
+            reason = f"training ended without a result; {folder.logs} may tell why"
+            folder.finish("failed", Failure("BoxSegError", reason))
     except KeyboardInterrupt:
         folder.finish("interrupted")
         raise
     except Exception as error:
         check_present(folder)
         status = folder.finish("failed", error)
-        if status.failure is not None:  # otherwise it had ended well, and only Ray's end went wrong
+        # otherwise it had ended well, and only Ray's end went wrong
+        if status.failure is not None:
             raise error_of(status.failure) from error
     finally:
         if _has_end(folder):
@@ -307,6 +344,10 @@ class StopSignals:
         self.received: int | None = None
         self._received_at = 0.0
         self._previous: dict[int, Any] = {}
+
+    def has_received(self) -> bool:
+        """True once a signal has come."""
+        return self.received is not None
 
     @property
     def overdue(self) -> bool:
@@ -340,7 +381,11 @@ def prepare_data(spec: RunSpec) -> dict[str, str]:
     sources = [spec.data.train, spec.data.val]
     if "toy" in sources:
         drawn = ensure_toy(spec.storage.absolute() / ".data", spec.data.toy)
-        sources = [toy if source == "toy" else source for source, toy in zip(sources, drawn, strict=True)]
+        for place, toy in enumerate(drawn):
+            if sources[place] == "toy":
+                sources[place] = toy
     files = [source.annotations for source in sources if isinstance(source, CocoSource)]
-    digest = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return {"data": str(files[0]), "data_fingerprint": digest.hexdigest()[:16]}

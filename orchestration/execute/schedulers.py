@@ -1,4 +1,4 @@
-"""How weak trials are stopped early: the trial schedulers of Ray Tune, with memory across an interruption."""
+"""How weak trials are stopped early: the trial schedulers of Ray Tune, which a resumed sweep tells its past."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def make_median(spec: SweepSpec) -> TrialScheduler:
     return MedianStoppingRule(
         time_attr="step",
         grace_period=asha_rungs(spec)[0],
-        min_time_slice=math.inf,  # type: ignore[arg-type]  # otherwise it would pause trials while it has seen too few
+        # otherwise it would pause trials while it has seen too few
+        min_time_slice=math.inf,  # type: ignore[arg-type]
     )
 
 
@@ -62,38 +63,50 @@ TRIAL_SCHEDULERS: dict[str, Callable[[SweepSpec], TrialScheduler | None]] = {
 
 
 def tell_past(scheduler: TrialScheduler | None, past: Sequence[PastTrial], metric: str) -> None:
-    """Let a scheduler know what trials reported before the sweep was interrupted; brackets go by the trial's number."""
+    """Let a scheduler know what trials reported before the sweep was interrupted.
+
+    The bracket of a trial depends on its number, so that it stays in the same one after the interruption.
+    """
     from ray.tune.schedulers import MedianStoppingRule
 
     if scheduler is None:
         return
-    # the median's rule takes note of what has ended without a judgement; rungs of halving know whom they let through
-    record: Any = (
-        scheduler.on_trial_complete if isinstance(scheduler, MedianStoppingRule) else scheduler.on_trial_result
-    )
-    by_number = {each.trial.number: each for each in past}
-    ended = [each for each in past if each.ended]
+    # `on_trial_result` judges. The median rule must not judge the past again, so it hears of ends, which it only
+    # records; the rungs of halving remember whom they let through, and judge again without harm.
+    record: Any = scheduler.on_trial_result
+    if isinstance(scheduler, MedianStoppingRule):
+        record = scheduler.on_trial_complete
+    past_by_number = {past_trial.trial.number: past_trial for past_trial in past}
+    ended = [past_trial for past_trial in past if past_trial.ended]
     add = scheduler.on_trial_add
 
-    def tell(controller: Any, tune_trial: Any, number: int, reports: list[tuple[int, float]]) -> None:
+    def tell(
+        controller: Any,
+        tune_trial: Any,
+        number: int,
+        reports: list[tuple[int, float]],
+    ) -> None:
         np.random.seed(number)  # noqa: NPY002  # the scheduler draws the bracket from here
         add(controller, tune_trial)
         for step, value in reports:
             record(controller, tune_trial, {"step": step, metric: value})
 
     def on_trial_add(controller: Any, tune_trial: Any) -> None:
-        while ended:  # now the scheduler knows the metric
-            each = ended.pop()
-            tell(controller, EndedTrial(f"past-{each.trial.number}"), each.trial.number, each.reports)
+        # told only now, as the scheduler learns the name of the metric after it is made
+        while ended:
+            past_trial = ended.pop()
+            number = past_trial.trial.number
+            tell(controller, EndedTrial(f"past-{number}"), number, past_trial.reports)
         number = tune_trial.config["trial"].number
-        own = by_number.get(number)
-        tell(controller, tune_trial, number, own.reports[:-1] if own else [])  # its process repeats the last one itself
+        earlier = past_by_number.get(number)
+        # its process repeats the last one itself
+        tell(controller, tune_trial, number, earlier.reports[:-1] if earlier else [])
 
     scheduler.on_trial_add = on_trial_add  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
 class EndedTrial:
-    """All that schedulers look at of a trial that runs no more."""
+    """Stands for Tune's object of a trial that has ended; schedulers look at its id alone."""
 
     trial_id: str

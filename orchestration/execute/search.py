@@ -33,7 +33,8 @@ def make_tpe(sweep: SweepConfig, seed: int) -> BaseSampler:
 
     startup = min(10, max(1, sweep.trials // 3))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # constant_liar is called experimental; it keeps parallel trials apart
+        # constant_liar is called experimental; it keeps parallel trials apart
+        warnings.simplefilter("ignore")
         return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
 
 
@@ -72,7 +73,8 @@ class TrialQueue:
     """Settings times seeds, one trial after the other; all seeds of a setting come in a row.
 
     Settings are judged by the mean over their seeds, once all of them have ended. What is drawn for a setting depends
-    on the seed, its place in the row and the scores told so far, so that a resumed sweep draws what it would have.
+    only on the sweep's seed, the setting's number and the scores so far. A resumed sweep therefore draws what it would
+    have drawn without the interruption.
     """
 
     def __init__(self, sweep: SweepConfig, seed: int, past: Sequence[PastTrial] = ()) -> None:
@@ -80,27 +82,38 @@ class TrialQueue:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._study = optuna.create_study(direction="maximize" if sweep.mode == "max" else "minimize")
+        if sweep.mode == "max":
+            self._study = optuna.create_study(direction="maximize")
+        else:
+            self._study = optuna.create_study(direction="minimize")
         self._sweep = sweep
         self._seed = seed
         self._grid = grid(sweep) if sweep.search == "grid" else []
-        self._known = {each.trial.number // len(sweep.seeds): each.trial.values for each in past}
-        self._asked: dict[int, Any] = {}  # Optuna's trials by place of the setting
+        self._known: dict[int, dict[str, Any]] = {}
+        """Values of past settings, by place of the setting."""
+        for past_trial in past:
+            setting = past_trial.trial.number // len(sweep.seeds)
+            self._known[setting] = past_trial.trial.values
+        self._asked: dict[int, Any] = {}
+        """Optuna's trials, by place of the setting."""
         self._scores: dict[int, list[float | None]] = {}
+        # asked for again in their order, so that Optuna knows the past before it draws
         for setting in sorted(self._known):
             self._values(setting)
-        ended = [each for each in past if each.ended]
-        for each in ended:
-            self.ended(each.trial.number, each.value)
-        self._left = iter(sorted(set(range(sweep.num_trials)) - {each.trial.number for each in ended}))
+        ended = [past_trial for past_trial in past if past_trial.ended]
+        for past_trial in ended:
+            self.ended(past_trial.trial.number, past_trial.value)
+        ended_numbers = {past_trial.trial.number for past_trial in ended}
+        left = set(range(sweep.num_trials)) - ended_numbers
+        self._left = iter(sorted(left))
 
     def next(self) -> Trial | None:
         """The next trial; None when all have been handed out."""
         number = next(self._left, None)
         if number is None:
             return None
-        setting, which = divmod(number, len(self._sweep.seeds))
-        return Trial(number, self._values(setting), self._sweep.seeds[which])
+        setting, seed_index = divmod(number, len(self._sweep.seeds))
+        return Trial(number, self._values(setting), self._sweep.seeds[seed_index])
 
     def ended(self, number: int, score: float | None) -> None:
         """Say how good a trial's best evaluation was; None if it has no value of the metric."""
@@ -111,9 +124,9 @@ class TrialQueue:
         scores.append(score)
         if len(scores) < len(self._sweep.seeds):
             return
-        known = [each for each in scores if each is not None and math.isfinite(each)]
-        if known:
-            self._study.tell(self._asked[setting], sum(known) / len(known))
+        finite = [score for score in scores if score is not None and math.isfinite(score)]
+        if finite:
+            self._study.tell(self._asked[setting], sum(finite) / len(finite))
         else:
             self._study.tell(self._asked[setting], state=TrialState.FAIL)
 
@@ -122,13 +135,18 @@ class TrialQueue:
         space = self._sweep.space
         if setting not in self._asked:
             if setting in self._known:
-                self._study.enqueue_trial({name: place_in(space[name], x) for name, x in self._known[setting].items()})
+                values = self._known[setting]
+                places = {name: place_in(space[name], value) for name, value in values.items()}
+                self._study.enqueue_trial(places)
             elif self._grid:
                 self._study.enqueue_trial(self._grid[setting])
-            seeds = np.random.SeedSequence([self._seed % 2**32, setting]).generate_state(1)
-            self._study.sampler = SEARCHERS[self._sweep.search](self._sweep, int(seeds[0]))
+            # a new sampler for each setting: what it draws does not depend on how many were drawn before
+            sequence = np.random.SeedSequence([self._seed % 2**32, setting])
+            seed = int(sequence.generate_state(1)[0])
+            self._study.sampler = SEARCHERS[self._sweep.search](self._sweep, seed)
             self._asked[setting] = self._study.ask()
-        return {name: suggest(self._asked[setting], name, domain) for name, domain in space.items()}
+        optuna_trial = self._asked[setting]
+        return {name: suggest(optuna_trial, name, domain) for name, domain in space.items()}
 
 
 def make_searcher(
@@ -161,28 +179,39 @@ def make_searcher(
             note(trial)
             return {"trial": trial}
 
-        def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        def on_trial_complete(
+            self,
+            trial_id: str,
+            result: dict | None = None,
+            error: bool = False,
+        ) -> None:
             trial = self._trials[trial_id]
             queue.ended(trial.number, value_of(trial))
 
         def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
-            return object, ()  # Tune stores it to restore an experiment; our journal serves for that
+            # Tune stores it to restore an experiment; our journal serves for that
+            return object, ()
 
     return QueueSearcher()
 
 
 def is_drawn_by(sweep: SweepConfig, trial: Trial) -> bool:
-    """Whether a sweep can have drawn a trial: it has this number, this seed there, and these values."""
-    in_sweep = 0 <= trial.number < sweep.num_trials and trial.values.keys() == sweep.space.keys()
-    if not in_sweep or trial.seed != sweep.seeds[trial.number % len(sweep.seeds)]:
+    """Whether a sweep can have drawn a trial: its number, its seed and all of its values are possible there."""
+    if not 0 <= trial.number < sweep.num_trials:
+        return False
+    if trial.seed != sweep.seeds[trial.number % len(sweep.seeds)]:
+        return False
+    if trial.values.keys() != sweep.space.keys():
         return False
     return all(holds(domain, trial.values[name]) for name, domain in sweep.space.items())
 
 
 def grid(sweep: SweepConfig) -> list[dict[str, int]]:
-    """All combinations as places in the lists of values; the settings have made sure that every domain is a list."""
-    places = [range(len(domain.choice)) for domain in sweep.space.values() if isinstance(domain, Choice)]
-    return [dict(zip(sweep.space, chosen, strict=True)) for chosen in itertools.product(*places)]
+    """All combinations, as positions in the lists of values; the config has checked that every domain is a list."""
+    domains = sweep.space.values()
+    places = [range(len(domain.choice)) for domain in domains if isinstance(domain, Choice)]
+    combinations = itertools.product(*places)
+    return [dict(zip(sweep.space, combination, strict=True)) for combination in combinations]
 
 
 def suggest(trial: Any, name: str, domain: Domain) -> Any:
@@ -199,5 +228,5 @@ def suggest(trial: Any, name: str, domain: Domain) -> Any:
 
 
 def place_in(domain: Domain, value: Any) -> Any:
-    """What Optuna calls a value that `suggest` gave: its place in the list for a choice, else the value."""
+    """The value as Optuna knows it, the inverse of `suggest`: for a choice its position in the list."""
     return domain.choice.index(value) if isinstance(domain, Choice) else value

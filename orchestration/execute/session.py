@@ -17,7 +17,7 @@ from boxseg.files.writing import no_link
 from orchestration.config.spec import RunSpec
 from orchestration.errors import ResourceError
 from orchestration.execute.access import ANSWER_S, choose_mode
-from orchestration.execute.cluster import check_storage, shortages_told
+from orchestration.execute.cluster import check_storage_is_shared, shortages_told
 from orchestration.execute.ray_start import embedded_ray, restore_sigterm
 from orchestration.planning.preflight import count_places, runner_of, uses_cluster
 from orchestration.record.files import log_to_file
@@ -66,16 +66,22 @@ def start_ray(
         if uses_cluster(spec):
             _check_cluster(_address(spec))
         if not _has_ray():
-            dashboard = runner_of(spec) == "ray_train"
-            own = embedded_ray(dashboard=dashboard, logs=logs, give_up=give_up)
-            stack.enter_context(_cluster(spec) if uses_cluster(spec) else own)
+            if uses_cluster(spec):
+                stack.enter_context(_cluster(spec))
+            else:
+                dashboard = runner_of(spec) == "ray_train"
+                stack.enter_context(embedded_ray(dashboard=dashboard, logs=logs, give_up=give_up))
         import ray
 
-        log_to_file(logs / "ray.log", ("ray", "ray.tune", "ray.train", "ray.data", "optuna"), level=logging.INFO)
+        log_to_file(
+            logs / "ray.log",
+            ("ray", "ray.tune", "ray.train", "ray.data", "optuna"),
+            level=logging.INFO,
+        )
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         _check_room(spec, nodes)
         if uses_cluster(spec):
-            check_storage(spec.storage.absolute())
+            check_storage_is_shared(spec.storage.absolute())
         with shortages_told():
             yield nodes
 
@@ -129,15 +135,18 @@ def _cluster(spec: RunSpec) -> Iterator[None]:
     import ray
 
     on_term = signal.getsignal(signal.SIGTERM)
-    settings = {name: os.environ[name] for name in ENVIRONMENT}  # its processes did not inherit ours
+    # its processes did not inherit ours
+    settings = {name: os.environ[name] for name in ENVIRONMENT}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         try:
-            ray.init(address=spec.resources.address, runtime_env={"env_vars": settings}, **quiet)  # null: RAY_ADDRESS
+            # null: RAY_ADDRESS
+            ray.init(address=spec.resources.address, runtime_env={"env_vars": settings}, **quiet)
         except Exception as error:
             raise ResourceError(
-                f"the Ray cluster at {_address(spec)} does not answer or refuses us: {error}; check resources.address "
-                "and RAY_ADDRESS, and for a cluster with tokens RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+                f"the Ray cluster at {_address(spec)} does not answer or refuses us: {error}; "
+                "check resources.address and RAY_ADDRESS, and for a cluster with tokens "
+                "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             ) from error
         finally:
             restore_sigterm(on_term)
@@ -153,7 +162,8 @@ def _check_room(spec: RunSpec, nodes: list[dict[str, float]]) -> None:
         have = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
         raise ResourceError(
             f"one run needs {workers} workers of {resources.cpus_per_worker:g} CPU cores and "
-            f"{resources.gpus_per_worker:g} GPUs, but only {places} find a place, each whole on one of the "
-            f"{len(nodes)} nodes with {have['CPU']:g} CPU cores and {have['GPU']:g} GPUs in all; lower "
-            "resources.workers or what each worker takes, or use a larger cluster"
+            f"{resources.gpus_per_worker:g} GPUs, but only {places} find a place, each whole on "
+            f"one of the {len(nodes)} nodes with {have['CPU']:g} CPU cores and {have['GPU']:g} "
+            "GPUs in all; lower resources.workers or what each worker takes, or use a larger "
+            "cluster"
         )

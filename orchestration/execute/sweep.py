@@ -34,12 +34,26 @@ from orchestration.execute.worker import Payload, TrainFn, split_batch
 from orchestration.planning.preflight import concurrency, runner_of
 from orchestration.record.failures import Failure, FailureClass, error_of
 from orchestration.record.find_runs import find_start, list_trials, sound_status
-from orchestration.record.journal import DAMAGED, ENDED, driving, is_concluded, newest_sweep, read_past
+from orchestration.record.journal import (
+    DAMAGED,
+    ENDED,
+    driving,
+    is_concluded,
+    newest_sweep,
+    read_past,
+)
 from orchestration.record.origin import provenance, write_changes
 from orchestration.record.progress import SweepProgress
 from orchestration.record.records import DamagedError
 from orchestration.record.run_folder import RunFolder, RunStatus, Status, new_folder, own_process
-from orchestration.record.table import EndedTrials, SweepTable, TrialRow, describe, markdown_table, read_table
+from orchestration.record.table import (
+    EndedTrials,
+    SweepTable,
+    TrialRow,
+    describe,
+    markdown_table,
+    read_table,
+)
 from orchestration.report.page import try_report
 from orchestration.tracking.mirror import Tracker
 
@@ -69,7 +83,7 @@ class SweepResult:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What every trial's process has to know."""
+    """What the process of each trial gets."""
 
     spec: SweepSpec
     folder: Path
@@ -90,7 +104,14 @@ class SweepPlan:
         spec = find_start(self.spec.trial(trial.values, trial.seed))
         sweep = self.spec.sweep
         folder = self.trial_folder(trial).path
-        return Payload(spec, folder, self.data_root, metric=sweep.metric, mode=sweep.mode, train_fn=self.train_fn)
+        return Payload(
+            spec,
+            folder,
+            self.data_root,
+            metric=sweep.metric,
+            mode=sweep.mode,
+            train_fn=self.train_fn,
+        )
 
 
 Start = Literal["resume", "retry_failed", "beside"]
@@ -126,34 +147,57 @@ def run_sweep(
     """
     storage = spec.storage.absolute()
     spec = find_start(spec)
-    found = find_sweep(spec, start)
+    earlier = find_sweep(spec, start)
     tags = prepare_data(spec) | provenance(spec)
-    folder = found or new_folder(storage / spec.name)
+    folder = earlier or new_folder(storage / spec.name)
     tags |= {"search": spec.sweep.search, "trial_scheduler": spec.sweep.trial_scheduler}
     planned = spec.sweep.num_trials
-    status = RunStatus(folder.path.name, spec.name, kind="sweep", steps=planned, tags=tags, **own_process())
+    status = RunStatus(
+        folder.path.name,
+        spec.name,
+        kind="sweep",
+        steps=planned,
+        tags=tags,
+        **own_process(),
+    )
     with driving(folder):
         folder.open(status, dump_resolved(spec))
         write_changes(folder)
         tracker = Tracker(storage, spec.name, uri=spec.tracking.uri, logs=folder.logs)
-        past = read_past(folder, spec.sweep.criterion, sweep=spec.sweep, retry_failed=start == "retry_failed")
-        sweep = Sweep(SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn), tags, tracker, past)
+        past = read_past(
+            folder,
+            spec.sweep.criterion,
+            sweep=spec.sweep,
+            retry_failed=start == "retry_failed",
+        )
+        sweep = Sweep(
+            SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn),
+            tags,
+            tracker,
+            past,
+        )
         sweep.max_failures = max_failures
         with tracked(tracker, folder), StopSignals() as signals:
             try:
                 with SweepProgress(spec.name, planned, shown=progress) as display:
                     if sweep.ended < planned:
-                        with start_ray(spec, logs=folder.logs, give_up=lambda: signals.received is not None) as have:
-                            tuner = make_tuner(sweep, concurrency(spec, have))
-                            sweep.watch(run_beside(tuner.fit), signals, display)
-                    sweep.close_trials(interrupted=signals.received is not None)
+                        _run_trials(sweep, signals, display)
+                    sweep.close_trials(interrupted=signals.has_received())
                     display.update(sweep.table())
             finally:
-                sweep.close_trials(interrupted=True)
-            result = sweep.conclude(interrupted=signals.received is not None)
+                sweep.close_trials(interrupted=True)  # those that an error left open
+            result = sweep.conclude(interrupted=signals.has_received())
     if sweep.storage_failure is not None:
         raise error_of(sweep.storage_failure)
     return result
+
+
+def _run_trials(sweep: Sweep, signals: StopSignals, display: SweepProgress) -> None:
+    """Start Ray, run the trials that have not ended, and wait for them."""
+    spec = sweep.plan.spec
+    with start_ray(spec, logs=sweep.folder.logs, give_up=signals.has_received) as nodes:
+        tuner = make_tuner(sweep, concurrency(spec, nodes))
+        sweep.watch(run_beside(tuner.fit), signals, display)
 
 
 SWEEP_MAY_CHANGE = ("sweep.concurrency", "train.panels", "data.loader_workers")
@@ -179,8 +223,8 @@ def find_sweep(spec: SweepSpec, start: Start | None = None) -> RunFolder | None:
     with driving(folder):
         if start is None:
             raise ConfigError(
-                f"sweep {folder.path.name} was interrupted; go on with it by --resume, or start another one beside it "
-                "with --new"
+                f"sweep {folder.path.name} was interrupted; go on with it by --resume, or start "
+                "another one beside it with --new"
             )
         check_same_settings(spec, folder, SWEEP_MAY_CHANGE)
     return folder
@@ -189,16 +233,22 @@ def find_sweep(spec: SweepSpec, start: Start | None = None) -> RunFolder | None:
 class Sweep:
     """The driver's side of a sweep: opens and closes trials in folders, journal and tracking."""
 
-    def __init__(self, plan: SweepPlan, tags: dict[str, str], tracker: Tracker, past: Sequence[PastTrial] = ()) -> None:
+    def __init__(
+        self,
+        plan: SweepPlan,
+        tags: dict[str, str],
+        tracker: Tracker,
+        past: Sequence[PastTrial] = (),
+    ) -> None:
         """`past` trials are those of the sweep before it was interrupted."""
         self.plan = plan
         self.past = past
         self.folder = RunFolder(plan.folder)
         self._ended = EndedTrials(plan.spec)
-        for each in past:
-            if each.ended:
-                self._ended.add(plan.trial_folder(each.trial).path)
-        self._drawn = {each.trial.number for each in past}
+        for past_trial in past:
+            if past_trial.ended:
+                self._ended.add(plan.trial_folder(past_trial.trial).path)
+        self._drawn = {past_trial.trial.number for past_trial in past}
         self.max_failures: int | None = None
         self.storage_failure: Failure | None = None
         """What the storage did not take of a trial; no other trial would fare better, so the sweep is to stop."""
@@ -234,7 +284,8 @@ class Sweep:
 
     def open_trial(self, trial: Trial) -> None:
         """Make the trial's folder before its process looks for it; values that are impossible end it at once."""
-        if self.folder.stop_requested() or trial.number in self._open:  # Tune starts a trial again after a loss
+        # Tune starts a trial again after a loss
+        if self.folder.stop_requested() or trial.number in self._open:
             return
         folder = self.plan.trial_folder(trial)
         spec: RunSpec = self.plan.spec
@@ -243,7 +294,12 @@ class Sweep:
             spec = self.plan.payload(trial).spec
         except ConfigError as error:
             impossible = error
-        tags = {"seed": str(trial.seed), "trial": str(trial.number), "profile": spec.profile, "method": spec.method}
+        tags = {
+            "seed": str(trial.seed),
+            "trial": str(trial.number),
+            "profile": spec.profile,
+            "method": spec.method,
+        }
         status = RunStatus(
             folder.path.name,
             spec.name,
@@ -263,7 +319,7 @@ class Sweep:
         self._tracker.add(folder)
 
     def close_trial(self, number: int, status: Status, failure: Failure | None = None) -> None:
-        """Write down how a trial ended, unless its own process has; tell the sweep's best value so far."""
+        """Write down how a trial ended, unless its own process has; then bring the sweep's best value up to date."""
         folder = self._open.pop(number, None)
         if folder is None:
             return
@@ -276,11 +332,7 @@ class Sweep:
             folder.create(self._first[number], folder.config_path.read_text(encoding="utf-8"))
             end = folder.finish("failed", error)
         self._tracker.settle(folder)
-        scheduler = self.plan.spec.sweep.trial_scheduler
-        cause = end.failure.text if end.failure else scheduler if end.status == "stopped" else ""
-        told: dict[str, Any] = {"failure_class": end.failure.failure_class} if end.failure else {}
-        told |= {"retries": end.retries} if end.retries else {}
-        self.folder.note("trial_end", trial=end.id, status=end.status, cause=cause, step=end.step, **told)
+        self._note_end(end)
         self._failures += end.status == "failed"
         if end.failure is not None and end.failure.failure_class is FailureClass.DISK_FULL:
             self.storage_failure = end.failure
@@ -288,9 +340,29 @@ class Sweep:
         best = self._ended.best()
         if best is None:
             self.folder.update(step=self.ended)
-        else:
-            self.folder.append_metrics(self.ended, {**best.metrics, "sweep/trials_ended": self.ended})
-            self.folder.update(step=self.ended, metrics=best.metrics, best=best.metrics, best_run=best.id)
+            return
+        metrics = {**best.metrics, "sweep/trials_ended": self.ended}
+        self.folder.append_metrics(self.ended, metrics)
+        self.folder.update(
+            step=self.ended,
+            metrics=best.metrics,
+            best=best.metrics,
+            best_run=best.id,
+        )
+
+    def _note_end(self, end: RunStatus) -> None:
+        """Write a trial's end into the journal, with its cause where it did not come by itself."""
+        details: dict[str, Any] = {"cause": ""}
+        if end.failure is not None:
+            details["cause"] = end.failure.text
+        elif end.status == "stopped":
+            details["cause"] = self.plan.spec.sweep.trial_scheduler
+        details["step"] = end.step
+        if end.failure is not None:
+            details["failure_class"] = end.failure.failure_class
+        if end.retries:
+            details["retries"] = end.retries
+        self.folder.note("trial_end", trial=end.id, status=end.status, **details)
 
     def trial_lost(self, number: int, error: BaseException | None) -> None:
         """Note that Tune starts a trial's process again; with less memory if that was short."""
@@ -305,12 +377,18 @@ class Sweep:
 
     def close_trials(self, *, interrupted: bool) -> None:
         """Close what is still open when no trial runs any more."""
-        lost = Failure("WorkerLost", f"the trial's process ended without a word; {self.folder.logs} may tell why")
+        reason = f"the trial's process ended without a word; {self.folder.logs} may tell why"
         for number in list(self._open):
-            self.close_trial(number, "interrupted" if interrupted else "failed", None if interrupted else lost)
-        for found in list_trials(self.folder.path):
-            if found.status in ("created", "running"):  # a worker may write after the end
-                RunFolder(found.folder).finish("interrupted" if found.status == "created" else "stopped")
+            if interrupted:
+                self.close_trial(number, "interrupted")
+            else:
+                self.close_trial(number, "failed", Failure("WorkerLost", reason))
+        # a worker may have written a status after the end of its trial
+        for trial in list_trials(self.folder.path):
+            if trial.status == "created":
+                RunFolder(trial.folder).finish("interrupted")
+            elif trial.status == "running":
+                RunFolder(trial.folder).finish("stopped")
 
     def watch(self, ticks: Iterator[None], signals: StopSignals, display: SweepProgress) -> None:
         """Show progress until Tune ends; after a signal, until all trials have saved their state.
@@ -345,15 +423,25 @@ class Sweep:
         checkpoint = self._keep_best(best)
         write_atomic(self.folder.path / "table.md", markdown_table(table) + "\n")
         report = None if interrupted else try_report(self.folder.path)
-        status: Status = "interrupted" if interrupted else "finished" if best is not None else "failed"
+        status: Status = "failed" if best is None else "finished"
+        if interrupted:
+            status = "interrupted"
         self.folder.finish(status, _common_failure(table) if status == "failed" else None)
         self.folder.note("sweep_end", status=status, best=best.id if best else None)
-        return SweepResult(self.folder.path.name, self.folder.path, status, table, best, checkpoint, report)
+        return SweepResult(
+            self.folder.path.name,
+            self.folder.path,
+            status,
+            table,
+            best,
+            checkpoint,
+            report,
+        )
 
     def _keep_best(self, best: TrialRow | None) -> Path | None:
-        """Copy the best trial's best checkpoint to the sweep, beside and renamed.
+        """Copy the best trial's best checkpoint to the sweep; it gets its name once the copy is whole.
 
-        None if there is no trial or no checkpoint, or it is damaged; then that of an earlier end is not there either.
+        None if there is no trial or no checkpoint, or it is damaged; the copy of an earlier end is removed even then.
         """
         scratch, kept = self.folder.path / ".best", self.folder.path / BEST
         for old in (scratch, kept):
@@ -362,7 +450,11 @@ class Sweep:
             return None
         shutil.copytree(source.resolve(), scratch)
         if (fault := find_damage(scratch)) is not None:
-            logger.warning("the best checkpoint is not kept: %s; `boxseg runs show %s` names its trial", fault, best.id)
+            logger.warning(
+                "the best checkpoint is not kept: %s; `boxseg runs show %s` names its trial",
+                fault,
+                best.id,
+            )
             shutil.rmtree(scratch)
             return None
         sync_tree(scratch)
@@ -372,7 +464,7 @@ class Sweep:
 
 
 def _has_ended(trial: RunFolder) -> bool:
-    """Whether nothing works on a trial any more, as far as its folder tells."""
+    """Whether a trial has ended by its status; one whose folder cannot be read counts as ended."""
     status = sound_status(trial.path)
     return status is None or status.is_final
 

@@ -32,20 +32,22 @@ class SystemMeter:
         if passed < self._every_s and not (self._first and passed > 0):
             return {}
         cpu_s, memory = _measure()
-        found = {"system/cpu_percent": max(100 * (cpu_s - self._cpu_s) / passed, 0.0), "system/memory_mb": memory}
+        # below zero where a child has ended whose time this process has not been told yet
+        cpu_percent = max(100 * (cpu_s - self._cpu_s) / passed, 0.0)
+        sample = {"system/cpu_percent": cpu_percent, "system/memory_mb": memory}
         self._cpu_s, self._at, self._first = cpu_s, time.monotonic(), False
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():
-            found["system/gpu_memory_mb"] = torch.cuda.max_memory_reserved() / 2**20
-        return found
+            sample["system/gpu_memory_mb"] = torch.cuda.max_memory_reserved() / 2**20
+        return sample
 
 
 def _measure() -> tuple[float, float]:
     """CPU time [s] and memory [MiB] of all living processes; the time of those that have ended counts with this one."""
-    own = psutil.Process()
-    ended = own.cpu_times()
+    this_process = psutil.Process()
+    ended = this_process.cpu_times()
     cpu_s, memory = ended.children_user + ended.children_system, 0.0
-    for process in [own, *own.children(recursive=True)]:
+    for process in [this_process, *this_process.children(recursive=True)]:
         with contextlib.suppress(psutil.Error):
             times = process.cpu_times()
             cpu_s += times.user + times.system

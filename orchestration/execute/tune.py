@@ -28,18 +28,24 @@ def make_tuner(sweep: Sweep, at_once: int) -> Tuner:
     if plan.runner == "inline":
         resources = {"CPU": spec.resources.cpus_per_worker, "GPU": spec.resources.gpus_per_worker}
     else:
-        resources = {"node:__internal_head__": 0.01}  # the trial only waits; its workers take the cores
+        # the trial only waits; its workers take the cores
+        resources = {"node:__internal_head__": 0.01}
+    # Ray takes no amount of zero
+    resources = {name: amount for name, amount in resources.items() if amount}
     queue = TrialQueue(spec.sweep, spec.train.seed, sweep.past)
     scheduler = TRIAL_SCHEDULERS[spec.sweep.trial_scheduler](spec)
     tell_past(scheduler, sweep.past, spec.sweep.metric)
     return tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(run_trial, plan=plan), {name: amount for name, amount in resources.items() if amount}
-        ),
+        tune.with_resources(tune.with_parameters(run_trial, plan=plan), resources),
         tune_config=tune.TuneConfig(
             metric=spec.sweep.metric,
             mode=spec.sweep.mode,
-            search_alg=make_searcher(queue, spec.sweep.criterion, note=sweep.note_drawn, value_of=sweep.value_of),
+            search_alg=make_searcher(
+                queue,
+                spec.sweep.criterion,
+                note=sweep.note_drawn,
+                value_of=sweep.value_of,
+            ),
             scheduler=scheduler,
             num_samples=spec.sweep.num_trials,
             max_concurrent_trials=at_once,
@@ -47,9 +53,11 @@ def make_tuner(sweep: Sweep, at_once: int) -> Tuner:
             trial_dirname_creator=lambda trial: f"{trial.config['trial'].number:02d}",
         ),
         run_config=tune.RunConfig(
-            name=f"tune-{new_id()}",  # Ray's own state of an earlier start is not read: ours is in the folders
+            # Ray's own state of an earlier start is not read: ours is in the folders
+            name=f"tune-{new_id()}",
             storage_path=str(plan.folder / "logs"),
-            failure_config=tune.FailureConfig(max_failures=WORKER_FAILURES),  # only lost processes: trials do not raise
+            # only lost processes: trials do not raise
+            failure_config=tune.FailureConfig(max_failures=WORKER_FAILURES),
             callbacks=[make_callback(sweep)],
             stop=make_stopper(sweep),
             verbose=0,
@@ -88,27 +96,54 @@ def make_callback(sweep: Sweep) -> Callback:
     from ray import tune
 
     class TrialCallback(tune.Callback):
-        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        def on_trial_start(
+            self,
+            iteration: int,
+            trials: list[Any],
+            trial: Any,
+            **info: Any,
+        ) -> None:
             sweep.open_trial(trial.config["trial"])
 
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        def on_trial_complete(
+            self,
+            iteration: int,
+            trials: list[Any],
+            trial: Any,
+            **info: Any,
+        ) -> None:
             sweep.close_trial(trial.config["trial"].number, "stopped")
 
-        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        def on_trial_recover(
+            self,
+            iteration: int,
+            trials: list[Any],
+            trial: Any,
+            **info: Any,
+        ) -> None:
             sweep.trial_lost(trial.config["trial"].number, trial.get_error())
 
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            error = Failure("WorkerLost", str(trial.get_error() or "the trial's process was lost").strip()[-2000:])
-            sweep.close_trial(trial.config["trial"].number, "failed", error)
+        def on_trial_error(
+            self,
+            iteration: int,
+            trials: list[Any],
+            trial: Any,
+            **info: Any,
+        ) -> None:
+            text = str(trial.get_error() or "the trial's process was lost").strip()
+            # the end of Ray's long texts names the cause
+            failure = Failure("WorkerLost", text[-2000:])
+            sweep.close_trial(trial.config["trial"].number, "failed", failure)
 
         def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
-            return object, ()  # Tune stores its settings to restore an experiment; our journal serves for that
+            # Tune stores its settings to restore an experiment; our journal serves for that
+            return object, ()
 
     return TrialCallback()
 
 
 def make_stopper(sweep: Sweep) -> Stopper:
-    """Ends Tune once nobody waits for the sweep any more: trials to come would be those of a sweep that goes on."""
+    """Ends Tune once the sweep is over early; a sweep that is resumed runs the trials that are left."""
     from ray import tune
 
     class SweepStopper(tune.Stopper):

@@ -96,7 +96,8 @@ def train_worker(arguments: dict[str, Any]) -> Failure | None:
         failure = Failure.of(error)
         if alone and failure.rule.policy != "retry":
             return failure
-        raise  # other ranks would wait for this one, so Ray has to end them, and starts all of them again
+        # other ranks would wait for this one, so Ray has to end them, and starts all of them again
+        raise
     return None
 
 
@@ -116,8 +117,8 @@ def train_here(
         device: Torch device.
         rank: This process among those that train together, whose torch process group is up; rank 0 writes metrics.
         alone: Whether it is the only one. Several cannot try again by themselves: the error tells Ray to start them.
-        send: Gets the metrics of every evaluation, on every rank; of the last one when the run is finished. A run that
-            was finished before only sends them again.
+        send: Gets the metrics of every evaluation, on every rank; those of the last one once the run has finished. A
+            run that had finished before sends only these.
         taken_away: Tells whether one of the machines will go soon; waits for all ranks, which ask equally often.
 
     Raises:
@@ -168,7 +169,9 @@ def _train_once(reporter: FileReporter, device: str) -> None:
     if status.status in ("stopped", "interrupted"):
         return  # Ray tries again after any error, and may do so after a stop; the end stays
     failure = status.failure
-    if status.status == "failed" and failure and failure.rule.policy == "stop" and (reporter.alone or failure.is_ours):
+    has_failed = status.status == "failed" and failure is not None and failure.rule.policy == "stop"
+    # among several workers, an error that boxseg did not raise may only follow from another worker's
+    if has_failed and (reporter.alone or (failure is not None and failure.is_ours)):
         return
     if status.status == "finished":  # its process was lost before Ray heard of the end
         reporter.finish(status.step, status.metrics)
@@ -197,10 +200,10 @@ def _train_once(reporter: FileReporter, device: str) -> None:
 
 
 def split_batch(spec: RunSpec, folder: RunFolder, failure: Failure) -> bool:
-    """Have the run go on with each worker's batch in twice as many parts, if that can help; the global batch stays.
+    """After a lack of memory, have the run go on with each worker's batch in twice as many parts; its size stays.
 
     Returns:
-        Whether it is worth another try; False too where every image is a part already.
+        Whether the batch was split. False if memory was not short, or if each part would hold less than one image.
     """
     parts = 2 * (folder.stored().accumulate or spec.train.accumulate)
     if failure.rule.policy != "halve" or parts > spec.train.batch_size // spec.resources.workers:
@@ -217,7 +220,13 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _train(payload: Payload, reporter: FileReporter, device: str, *, accumulate: int | None) -> Progress:
+def _train(
+    payload: Payload,
+    reporter: FileReporter,
+    device: str,
+    *,
+    accumulate: int | None,
+) -> Progress:
     train_fn = payload.train_fn
     if train_fn is None:
         from boxseg.build import run_training
@@ -226,7 +235,8 @@ def _train(payload: Payload, reporter: FileReporter, device: str, *, accumulate:
     spec = payload.spec
     config = BoxSegConfig(**spec.model_dump(include=set(BoxSegConfig.model_fields)))
     if accumulate is not None:
-        config = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": accumulate})})
+        train = config.train.model_copy(update={"accumulate": accumulate})
+        config = config.model_copy(update={"train": train})
     return train_fn(
         config,
         folder=payload.folder,
@@ -287,9 +297,8 @@ class FileReporter:
         metric = self.payload.metric
         may_be_missing = metric is None or metric.startswith("health/")
         if not may_be_missing and metric not in {*report.metrics, *self.folder.stored().metrics}:
-            raise ConfigError(
-                f"sweep.metric {metric} is not reported; choose one of {', '.join(sorted(report.metrics))}"
-            )
+            names = ", ".join(sorted(report.metrics))
+            raise ConfigError(f"sweep.metric {metric} is not reported; choose one of {names}")
         if self.rank == 0:
             write = self.folder.report_again if report.is_repeated else self.folder.report
             write(report.step, report.metrics, is_best=report.is_best)
@@ -299,7 +308,8 @@ class FileReporter:
     def should_stop(self) -> bool:
         """True once somebody asked for a stop in the run's folder, or a machine will be taken away."""
         due = time.monotonic() - self._looked > STOP_POLL_S
-        leaving = (due or not self.alone) and self.taken_away()  # other ranks would wait for this one
+        # other ranks would wait for this one
+        leaving = (due or not self.alone) and self.taken_away()
         if due and not self._stop:
             self._stop = self.folder.stop_requested()
             self._looked = time.monotonic()

@@ -12,7 +12,7 @@ from boxseg.config.presets import merge
 from boxseg.errors import ConfigError
 from orchestration.cli.app import run as run_command
 from orchestration.config.spec import RunSpec, SweepSpec, load_run
-from orchestration.execute.run import run
+from orchestration.execute.run import train_run
 from orchestration.planning.preflight import check
 from orchestration.record.find_runs import find_start, list_runs
 from orchestration.record.run_folder import RunFolder, RunStatus
@@ -39,14 +39,14 @@ def make_spec(storage: Path, **changes) -> RunSpec:
 @pytest.fixture(scope="module")
 def earlier(storage) -> RunStatus:
     """A run of two updates."""
-    return run(make_spec(storage), progress=False)
+    return train_run(make_spec(storage), progress=False)
 
 
 def test_a_run_starts_from_a_run_that_it_names_by_its_id(storage, earlier, capsys):
     assert earlier.start == ""
     spec = make_spec(storage, model={"start_from": earlier.id}, data={"toy": {"shapes": ["ring", "quad"]}})
     check(spec)
-    later = run(spec)
+    later = train_run(spec)
     checkpoint = Path(earlier.folder, "checkpoints/step-00000002")
     told = f"starts from {checkpoint} (student): 107 of 107 weights taken over, known classes: ring"
     assert later.start == told

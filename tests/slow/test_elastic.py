@@ -47,7 +47,8 @@ def make_noted():
     return train
 
 orchestration.execute.run.RESIZE_S = 5.0
-orchestration.execute.run.run(RunSpec.model_validate(json.loads(sys.argv[1])), train_fn=make_noted(), progress=False)
+spec = RunSpec.model_validate(json.loads(sys.argv[1]))
+orchestration.execute.run.train_run(spec, train_fn=make_noted(), progress=False)
 """
 
 

@@ -13,7 +13,7 @@ from fake_training import make_training
 from boxseg.errors import NonFiniteLossError
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.errors import ResourceError
-from orchestration.execute.run import run
+from orchestration.execute.run import train_run
 from orchestration.execute.session import start_ray
 from orchestration.execute.sweep import run_sweep
 from orchestration.record.find_runs import list_runs
@@ -55,7 +55,7 @@ def test_the_embedded_ray_wants_a_token_that_only_we_can_read():
 def test_more_than_ray_has_is_refused_at_once(storage):
     spec = RunSpec.model_validate(make_values(storage, resources={"workers": 64}, train={"batch_size": 64}))
     with pytest.raises(ResourceError, match="needs 64 workers of 1 CPU cores"):
-        run(spec, train_fn=make_training(), progress=False)
+        train_run(spec, train_fn=make_training(), progress=False)
 
 
 def test_an_inline_sweep_stops_weak_trials_and_survives_a_failing_one(storage, capsys):
@@ -145,7 +145,7 @@ def starting_steps(folder: Path) -> list[str]:
 
 def test_a_lost_worker_is_replaced_and_goes_on_from_the_last_checkpoint(storage):
     spec = RunSpec.model_validate(make_values(storage, resources={"runner": "ray_train"}))
-    result = run(spec, train_fn=make_training_that_dies_once(), progress=False)
+    result = train_run(spec, train_fn=make_training_that_dies_once(), progress=False)
     assert (result.status, result.metrics["val/mask_ap"]) == ("finished", 0.5)
     assert starting_steps(Path(result.folder)) == ["0", "20"]
 
@@ -178,13 +178,13 @@ def test_two_workers_train_together_and_a_failure_keeps_its_class(storage):
         return inner(config, folder=folder, reporter=reporter, **others)
 
     values = make_values(storage, resources={"workers": 2})
-    result = run(RunSpec.model_validate(values), train_fn=train, progress=False)
+    result = train_run(RunSpec.model_validate(values), train_fn=train, progress=False)
     assert result.status == "finished"
     assert {path.name for path in Path(result.folder).glob("rank-*")} == {"rank-0", "rank-1"}
     steps = [step for step, _ in RunFolder(result.folder).history("train/loss")]
     assert steps == list(range(5, 41, 5)), "only rank 0 writes"
     with pytest.raises(NonFiniteLossError, match="rank 1"):
-        run(RunSpec.model_validate({**values, "qam": {"k_top": 13}}), train_fn=train, progress=False)
+        train_run(RunSpec.model_validate({**values, "qam": {"k_top": 13}}), train_fn=train, progress=False)
 
 
 def test_both_runners_give_the_same_trials_and_mlflow_holds_the_tree(storage):

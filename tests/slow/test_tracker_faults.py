@@ -22,7 +22,7 @@ from tracked_writer import REPORTS as WRITTEN
 import orchestration.tracking.mirror
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec
-from orchestration.execute.run import run
+from orchestration.execute.run import train_run
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.tracking.mirror import Tracker, catch_up
 from orchestration.tracking.server import mlflow_server
@@ -210,7 +210,7 @@ def train_under(fault: signal.Signals, storage: Path, port: int, server: subproc
     uri = f"http://127.0.0.1:{port}"
     hit = threading.Thread(target=strike, args=(storage, server, fault))
     hit.start()
-    status = run(RunSpec.model_validate({**TOY, "storage": storage, "tracking": {"uri": uri}}), progress=False)
+    status = train_run(RunSpec.model_validate({**TOY, "storage": storage, "tracking": {"uri": uri}}), progress=False)
     hit.join()
     assert status.status == "finished"
     folder = RunFolder(status.folder)

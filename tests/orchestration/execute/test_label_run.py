@@ -126,7 +126,7 @@ def test_a_stop_with_its_state_saved_is_told_with_the_way_on(done, monkeypatch, 
     (trained,) = runs()
     interrupted = replace(trained.status(), status="interrupted")
     monkeypatch.setattr("orchestration.execute.label_run.find_same_run", lambda spec: interrupted)
-    monkeypatch.setattr("orchestration.execute.run.run", lambda spec, *, resume: interrupted)
+    monkeypatch.setattr("orchestration.execute.run.train_run", lambda spec, *, resume: interrupted)
     assert run(done) == 75
     assert "the same command goes on" in capsys.readouterr().err
 

@@ -17,7 +17,7 @@ from orchestration.config.spec import RunSpec
 from orchestration.errors import ResourceError
 from orchestration.execute import ray_start
 from orchestration.execute.ray_start import LOOPBACK, SETTINGS, embedded_ray
-from orchestration.execute.run import run
+from orchestration.execute.run import train_run
 from orchestration.execute.session import ENVIRONMENT, start_ray
 from orchestration.record.find_runs import list_runs
 
@@ -118,7 +118,7 @@ def test_a_run_whose_ray_never_started_has_failed_with_the_cause(monkeypatch, tm
         "resources": {"runner": "ray_train"},
     }
     with pytest.raises(ResourceError, match="Timed out waiting"):
-        run(RunSpec.model_validate(values), progress=False)
+        train_run(RunSpec.model_validate(values), progress=False)
     [status] = list_runs(tmp_path / "runs")
     assert (status.status, status.step) == ("failed", 0)
     assert "Ray does not start on this machine, tried 3 times: raylet: Timed out" in status.failure.summary

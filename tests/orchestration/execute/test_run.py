@@ -14,7 +14,7 @@ from fake_training import make_training
 from boxseg.errors import BoxSegError, CheckpointError, ConfigError, NonFiniteLossError, StorageError
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec, load_run
-from orchestration.execute.run import StopSignals, run
+from orchestration.execute.run import StopSignals, train_run
 from orchestration.record.find_runs import list_runs
 from orchestration.record.run_folder import RunFolder, RunStatus
 
@@ -49,7 +49,7 @@ def known(storage: Path) -> set[str]:
 
 def test_a_run_leaves_settings_status_metrics_and_mlflow_copy(storage):
     spec = make_spec(storage)
-    result = run(spec, train_fn=make_training(), progress=False)
+    result = train_run(spec, train_fn=make_training(), progress=False)
     assert result.status == "finished"
     assert result.folder == str(storage / "toy" / result.id)
     assert result.metrics == {"train/loss": 1 / 20, "val/mask_ap": 0.5, "val/box_ap": 0.5}
@@ -69,12 +69,12 @@ def test_a_run_of_one_worker_on_this_machine_starts_no_ray(storage, monkeypatch)
 
     monkeypatch.setattr("orchestration.execute.run.start_ray", refuse)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    result = run(make_spec(storage, resources={}), train_fn=make_training(), progress=False)
+    result = train_run(make_spec(storage, resources={}), train_fn=make_training(), progress=False)
     assert result.status == "finished"
 
 
 def test_the_loop_gets_one_thread_per_core_of_the_worker(storage):
-    result = run(
+    result = train_run(
         make_spec(storage, resources={"runner": "inline", "cpus_per_worker": 2}),
         train_fn=make_training(),
         progress=False,
@@ -85,7 +85,7 @@ def test_the_loop_gets_one_thread_per_core_of_the_worker(storage):
 def test_a_failure_keeps_its_class_and_is_written_down(storage):
     before = known(storage)
     with pytest.raises(NonFiniteLossError, match="step 7: the loss is nan"):
-        run(make_spec(storage), train_fn=make_training(fail_at=7), progress=False)
+        train_run(make_spec(storage), train_fn=make_training(fail_at=7), progress=False)
     status = only_new(storage, before).status()
     assert (status.status, status.failure.kind, status.step) == ("failed", "NonFiniteLossError", 5)
     assert "NonFiniteLossError" in (Path(status.folder) / "traceback.txt").read_text()
@@ -93,16 +93,16 @@ def test_a_failure_keeps_its_class_and_is_written_down(storage):
 
 def test_a_foreign_error_is_named_with_its_class(storage):
     with pytest.raises(BoxSegError, match="ZeroDivisionError: step 3"):
-        run(make_spec(storage), train_fn=make_training(fail_at=3, error="ZeroDivisionError"), progress=False)
+        train_run(make_spec(storage), train_fn=make_training(fail_at=3, error="ZeroDivisionError"), progress=False)
 
 
 def test_a_termination_signal_saves_the_state_and_a_resume_goes_on_to_the_same_end(storage):
     spec = make_spec(storage, train={"steps": 400, "batch_size": 4, "report_every": 5, "eval_every": 100})
     threading.Timer(1.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    first = run(spec, train_fn=make_training(step_s=0.01), progress=False)
+    first = train_run(spec, train_fn=make_training(step_s=0.01), progress=False)
     assert first.status == "interrupted"
     assert RunFolder(Path(first.folder)).status().status == "interrupted"
-    again = run(spec, resume=first.id, train_fn=make_training(), progress=False)
+    again = train_run(spec, resume=first.id, train_fn=make_training(), progress=False)
     assert (again.id, again.status) == (first.id, "finished")
     assert again.metrics["val/mask_ap"] == 0.5
     starts = [int(line.split()[1]) for line in Path(first.folder, "starts").read_text().splitlines()]
@@ -114,19 +114,19 @@ def test_a_termination_signal_saves_the_state_and_a_resume_goes_on_to_the_same_e
 
 
 def test_a_finished_run_that_is_started_again_only_tells_its_metrics(storage):
-    result = run(make_spec(storage), train_fn=make_training(), progress=False)
-    again = run(make_spec(storage), resume=result.folder, train_fn=make_training(fail_at=0), progress=False)
+    result = train_run(make_spec(storage), train_fn=make_training(), progress=False)
+    again = train_run(make_spec(storage), resume=result.folder, train_fn=make_training(fail_at=0), progress=False)
     assert (again.status, again.metrics) == ("finished", result.metrics)
     longer = make_spec(storage, train={"steps": 24, "batch_size": 4, "report_every": 5})
-    assert run(longer, resume=result.id, train_fn=make_training(), progress=False).metrics["train/loss"] == 1 / 20
+    assert train_run(longer, resume=result.id, train_fn=make_training(), progress=False).metrics["train/loss"] == 1 / 20
     assert RunFolder(Path(result.folder)).status().step == 24
 
 
 def test_a_run_that_lost_all_its_checkpoints_does_not_start_over_in_silence(storage):
-    result = run(make_spec(storage), train_fn=make_training(), progress=False)
+    result = train_run(make_spec(storage), train_fn=make_training(), progress=False)
     shutil.rmtree(Path(result.folder, "checkpoints"))
     with pytest.raises(CheckpointError, match="the run had one of step 20; put it back, or start a new run"):
-        run(make_spec(storage), resume=result.id, train_fn=make_training(), progress=False)
+        train_run(make_spec(storage), resume=result.id, train_fn=make_training(), progress=False)
     assert RunFolder(Path(result.folder)).status().status == "finished"
 
 
@@ -138,19 +138,19 @@ def test_a_trial_is_resumed_by_its_sweep_alone(storage):
         RunStatus("some-sweep-00", "toy", status="interrupted", parent=".."), dump_resolved(make_spec(storage))
     )
     with pytest.raises(ConfigError, match="is a trial; go on with its sweep by `boxseg sweep --resume`"):
-        run(make_spec(storage), resume=str(trial.path), train_fn=make_training(), progress=False)
+        train_run(make_spec(storage), resume=str(trial.path), train_fn=make_training(), progress=False)
     assert trial.status().status == "interrupted"
 
 
 def test_a_running_run_and_an_unknown_one_cannot_be_resumed(storage):
     with pytest.raises(ConfigError, match="no such run"):
-        run(make_spec(storage), resume="nonsense", train_fn=make_training(), progress=False)
-    result = run(make_spec(storage), train_fn=make_training(), progress=False)
+        train_run(make_spec(storage), resume="nonsense", train_fn=make_training(), progress=False)
+    result = train_run(make_spec(storage), train_fn=make_training(), progress=False)
     folder = RunFolder(Path(result.folder))
     folder.start()
     assert folder.status().tags["host"] == socket.gethostname()
     with pytest.raises(ConfigError, match=f"is running in process {os.getpid()}"):
-        run(make_spec(storage), resume=result.id, train_fn=make_training(), progress=False)
+        train_run(make_spec(storage), resume=result.id, train_fn=make_training(), progress=False)
     folder.finish("finished")
 
 
@@ -163,7 +163,7 @@ def test_a_second_signal_does_not_wait():
 
 
 def test_progress_tells_steps_metrics_and_time_left_line_by_line(storage, capsys):
-    run(make_spec(storage), train_fn=make_training(step_s=0.02), progress=True)
+    train_run(make_spec(storage), train_fn=make_training(step_s=0.02), progress=True)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("step 5/20  loss 0.2")
     assert any(line.startswith("step 20/20  mask_ap 0.5") for line in lines)
@@ -171,20 +171,20 @@ def test_progress_tells_steps_metrics_and_time_left_line_by_line(storage, capsys
 
 
 def test_a_resume_with_other_settings_is_refused_and_changes_nothing(storage):
-    first = run(make_spec(storage), train_fn=make_training(), progress=False)
+    first = train_run(make_spec(storage), train_fn=make_training(), progress=False)
     before = (Path(first.folder) / "config.yaml").read_text()
     other = make_spec(storage, qam={"iou_thr": 0.5, "k_top": 3})
     with pytest.raises(ConfigError, match=r"cannot go on with other settings: qam\.k_top 3 \(the run has 20\)"):
-        run(other, resume=first.id, train_fn=make_training(), progress=False)
+        train_run(other, resume=first.id, train_fn=make_training(), progress=False)
     assert (Path(first.folder) / "config.yaml").read_text() == before
 
 
 def test_a_resume_with_fewer_steps_than_are_saved_is_refused_and_changes_nothing(storage):
-    first = run(make_spec(storage), train_fn=make_training(), progress=False)
+    first = train_run(make_spec(storage), train_fn=make_training(), progress=False)
     before = Path(first.folder, "config.yaml").read_text()
     shorter = make_spec(storage, train={"steps": 15, "batch_size": 4, "report_every": 5})
     with pytest.raises(ConfigError, match=r"has a checkpoint of step 20, beyond train\.steps 15; raise that"):
-        run(shorter, resume=first.id, train_fn=make_training(), progress=False)
+        train_run(shorter, resume=first.id, train_fn=make_training(), progress=False)
     assert RunFolder(Path(first.folder)).status().status == "finished"
     assert Path(first.folder, "config.yaml").read_text() == before
 
@@ -199,6 +199,6 @@ def test_a_storage_that_is_moved_away_ends_the_run_at_once_and_is_not_made_anew(
 
     began = time.monotonic()
     with pytest.raises(StorageError, match="the folder is gone; mount or restore it"):
-        run(make_spec(storage), train_fn=training, progress=False)
+        train_run(make_spec(storage), train_fn=training, progress=False)
     assert time.monotonic() - began < 20
     assert not storage.exists()

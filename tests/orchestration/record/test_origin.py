@@ -12,7 +12,7 @@ from fake_training import make_training
 from orchestration.cli.app import run
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec
-from orchestration.execute import run as train_run
+from orchestration.execute.run import train_run
 from orchestration.record import origin
 from orchestration.record.find_runs import list_runs
 from orchestration.record.run_folder import RunFolder, RunStatus
@@ -133,10 +133,10 @@ def test_a_resumed_run_keeps_the_changes_that_it_goes_on_with(checkout, tmp_path
     spec = RunSpec.model_validate(
         {**SETTINGS, "storage": tmp_path / "runs", "train": {"steps": 4, "batch_size": 4, "report_every": 1}}
     )
-    folder = RunFolder(train_run.run(spec, train_fn=make_training(), progress=False).folder)
+    folder = RunFolder(train_run(spec, train_fn=make_training(), progress=False).folder)
     for code, kept in (("a = 2\n", True), ("a = 3\n", True), ("a = 1\n", False)):
         (checkout / "boxseg/__init__.py").write_text(code)
-        train_run.run(spec, resume=folder.path.name, train_fn=make_training(), progress=False)
+        train_run(spec, resume=folder.path.name, train_fn=make_training(), progress=False)
         changes = folder.path / "changes.diff"
         assert folder.status().tags["git_dirty"] == str(kept).lower()
         assert f"+{code}" in changes.read_text() if kept else not changes.exists()
