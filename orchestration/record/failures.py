@@ -48,22 +48,26 @@ RULES: dict[FailureClass, Rule] = {
     FailureClass.NON_FINITE: Rule(r"^NonFiniteLossError\b", "stop"),
     FailureClass.COLLAPSE: Rule(r"^CollapseError\b", "stop"),
     FailureClass.OUT_OF_MEMORY: Rule(
-        r"^(OutOfMemoryError|MemoryError)\b|out of memory|not enough memory|[Cc]an(no|')t allocate memory|"
-        r"running low on memory|_STATUS_ALLOC_FAILED",
+        r"^(OutOfMemoryError|MemoryError)\b|out of memory|not enough memory|"
+        r"[Cc]an(no|')t allocate memory|running low on memory|_STATUS_ALLOC_FAILED",
         "halve",
         ResourceError,
     ),
     FailureClass.DISK_FULL: Rule(
-        r"^StorageError\b|No space left on device|Read-only file system|[Dd]isk quota exceeded|Stale file handle",
+        r"^StorageError\b|No space left on device|Read-only file system|"
+        r"[Dd]isk quota exceeded|Stale file handle",
         "stop",
         StorageError,
     ),
     FailureClass.PREEMPTED: Rule(r"^PreemptedError\b|preempt", "retry", PreemptedError),
-    FailureClass.NODE_LOST: Rule(r"^NodeDiedError\b|node (has )?(died|failed)|node .{0,80}(is dead|was lost)", "retry"),
+    FailureClass.NODE_LOST: Rule(
+        r"^NodeDiedError\b|node (has )?(died|failed)|node .{0,80}(is dead|was lost)",
+        "retry",
+    ),
     FailureClass.WORKER_LOST: Rule(
-        r"^(WorkerLost|ActorDiedError|ActorUnavailableError|WorkerCrashedError|RayActorError|WorkerHealthCheck\w*|"
-        r"Dist\w*Error)\b|died unexpectedly|process has died|unexpectedly exits|SIGKILL|actor died|"
-        r"onnection (closed|reset) by peer|gloo|NCCL",
+        r"^(WorkerLost|ActorDiedError|ActorUnavailableError|WorkerCrashedError|RayActorError|"
+        r"WorkerHealthCheck\w*|Dist\w*Error)\b|died unexpectedly|process has died|"
+        r"unexpectedly exits|SIGKILL|actor died|onnection (closed|reset) by peer|gloo|NCCL",
         "retry",
     ),
     FailureClass.TRACKER_DOWN: Rule(r"^Mlflow\w*Exception\b|mlflow\.exceptions", "retry"),
@@ -91,9 +95,14 @@ class Failure:
         """Class and text of an error without secrets; of Ray's long texts the last line, which names the cause."""
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         foreign_text = (lines[-1] if len(lines) > 6 else "\n".join(lines))[:2000]
-        kinds = (each.__name__ for each in type(error).__mro__ if OUR_ERRORS.get(each.__name__) is each)
-        kind = next(kinds, type(error).__name__)  # the nearest class with an exit code: DataError for its children
-        return cls(kind, hide(str(error) if isinstance(error, BoxSegError) else foreign_text or kind))
+        kind = type(error).__name__
+        # the nearest class with an exit code: DataError for its children
+        for base in type(error).__mro__:
+            if OUR_ERRORS.get(base.__name__) is base:
+                kind = base.__name__
+                break
+        text = str(error) if isinstance(error, BoxSegError) else foreign_text or kind
+        return cls(kind, hide(text))
 
     @property
     def is_ours(self) -> bool:
@@ -104,19 +113,22 @@ class Failure:
     def failure_class(self) -> FailureClass:
         """What went wrong."""
         text = f"{self.kind}: {self.text}"
-        return next(each for each, rule in RULES.items() if re.search(rule.signs, text))
+        # the last class fits any text
+        return next(name for name, rule in RULES.items() if re.search(rule.signs, text))
 
     @property
     def summary(self) -> str:
         """Class and first line, as in `data: no t.json`; where the class is unknown also that of the error."""
-        first = self.text.partition("\n")[0]
-        kind = f"{self.kind}: " if self.failure_class == FailureClass.UNKNOWN and self.text != self.kind else ""
-        return f"{self.failure_class}: {kind}{first[:160]}"
+        first_line = self.text.partition("\n")[0][:160]
+        if self.failure_class == FailureClass.UNKNOWN and self.text != self.kind:
+            return f"{self.failure_class}: {self.kind}: {first_line}"
+        return f"{self.failure_class}: {first_line}"
 
     @property
     def names_cause(self) -> bool:
         """Whether the text says what went wrong; False where a process died and nobody knows why."""
-        return self.is_ours or self.failure_class not in (FailureClass.UNKNOWN, FailureClass.WORKER_LOST)
+        unexplained = (FailureClass.UNKNOWN, FailureClass.WORKER_LOST)
+        return self.is_ours or self.failure_class not in unexplained
 
     @property
     def rule(self) -> Rule:

@@ -18,12 +18,12 @@ Spec = TypeVar("Spec", bound=RunSpec)
 
 
 def list_runs(storage: Path) -> list[RunStatus]:
-    """States of all runs, trials and sweeps under a storage folder, newest first; a folder that is unsound is told."""
+    """States of all runs, trials and sweeps under a storage folder, newest first; warns of unsound folders."""
     return _sorted(_status_paths(storage))
 
 
 def list_trials(sweep: Path) -> list[RunStatus]:
-    """States of a sweep's trials, newest first; a folder that is unsound is told."""
+    """States of a sweep's trials, newest first; warns of unsound folders."""
     return _sorted(sweep.glob("*/status.json"))
 
 
@@ -32,13 +32,17 @@ def _status_paths(storage: Path) -> list[Path]:
 
 
 def _sorted(paths: Iterable[Path]) -> list[RunStatus]:
-    statuses = [status for path in paths if (status := sound_status(path.parent)) is not None]
-    statuses = [status for status in statuses if Path(status.folder).name == status.id]  # copies are elsewhere
+    statuses = []
+    for path in paths:
+        status = sound_status(path.parent)
+        # a copy of a folder under another name still has the id of the original
+        if status is not None and Path(status.folder).name == status.id:
+            statuses.append(status)
     return sorted(statuses, key=lambda status: (status.created, status.id), reverse=True)
 
 
 def sound_status(folder: Path) -> RunStatus | None:
-    """The state of a run; of a folder without a sound one None, and what is wrong with it is told once."""
+    """The state of a run; None, with a warning the first time, where the folder has no sound one."""
     run = RunFolder(folder)
     try:
         return run.status()
@@ -111,17 +115,25 @@ def _find_folder(storage: Path, name: str) -> RunFolder:
         return RunFolder(Path(name).resolve())
     runs = list_runs(storage)
     fits = [run for run in runs if run.id == name] or _newest_named(runs, name)
-    fits = fits or [run for run in runs if run.id.startswith(name)] or [run for run in runs if run.id.endswith(name)]
+    fits = fits or [run for run in runs if run.id.startswith(name)]
+    fits = fits or [run for run in runs if run.id.endswith(name)]
     if len(fits) == 1:
         return RunFolder(fits[0].folder)
-    if not fits and (unsound := [path.parent for path in _status_paths(storage) if path.parent.name == name]):
-        return RunFolder(unsound[0])  # tells what is wrong with it as soon as it is read
-    if not fits:
-        raise ConfigError(f"{name}: no such run under {storage}; `boxseg runs ls` lists them")
-    raise ConfigError(f"{name}: {len(fits)} runs fit ({', '.join(run.id for run in fits[:4])} …); write more of the id")
+    if fits:
+        ids = ", ".join(run.id for run in fits[:4])
+        raise ConfigError(f"{name}: {len(fits)} runs fit ({ids} …); write more of the id")
+    for path in _status_paths(storage):
+        if path.parent.name == name:
+            # its status is unsound, as it is not listed; the error comes when it is read
+            return RunFolder(path.parent)
+    raise ConfigError(f"{name}: no such run under {storage}; `boxseg runs ls` lists them")
 
 
 def _newest_named(runs: list[RunStatus], name: str) -> list[RunStatus]:
     """The newest sweep of this name, or else the newest run; empty where there is neither."""
     named = [run for run in runs if run.name == name and run.parent is None]
-    return [run for kind in ("sweep", "run") for run in named if run.kind == kind][:1]
+    for kind in ("sweep", "run"):
+        for run in named:  # newest first
+            if run.kind == kind:
+                return [run]
+    return []

@@ -31,25 +31,29 @@ def newest_sweep(storage: Path, name: str) -> RunFolder | None:
     Raises:
         ConfigError: there may be a newer one, whose status cannot be read.
     """
-    found: list[RunStatus] = []
+    sweeps: list[RunStatus] = []
     unsound: list[RunFolder] = []
     for path in (storage / name).glob("*/status.json"):
         status = sound_status(path.parent)
         if status is not None and status.kind == "sweep" and status.id == path.parent.name:
-            found.append(status)
+            sweeps.append(status)
         elif status is None and RunFolder(path.parent).journal_path.exists():
             unsound.append(RunFolder(path.parent))
-    newest = max(found, key=lambda status: (status.created, status.id), default=None)
+    newest = max(sweeps, key=lambda status: (status.created, status.id), default=None)
     for folder in unsound:
+        # ids sort by time, so this one may be newer; reading it raises what is wrong with it
         if newest is None or folder.path.name > newest.id:
-            folder.stored()  # tells what is wrong with it
+            folder.stored()
     return None if newest is None else RunFolder(newest.folder)
 
 
 def is_concluded(folder: RunFolder) -> bool:
     """Whether a sweep came to its end since it was last started, with or without failures."""
-    marks = [event["event"] for event in folder.journal() if event["event"] in ("sweep_start", "sweep_end")]
-    return folder.stored().status in ENDED and marks[-1:] == ["sweep_end"]
+    last_mark = None
+    for line in folder.journal():
+        if line["event"] in ("sweep_start", "sweep_end"):
+            last_mark = line["event"]
+    return folder.stored().status in ENDED and last_mark == "sweep_end"
 
 
 @contextlib.contextmanager
@@ -66,34 +70,34 @@ def driving(folder: RunFolder) -> Iterator[None]:
         except BlockingIOError as error:
             status = folder.stored()
             raise ConfigError(
-                f"sweep {status.id} is running in process {status.pid} on {status.tags.get('host', 'this machine')}; "
-                "wait for its end or stop it, or start another one beside it with --new"
+                f"sweep {status.id} is running in process {status.pid} on "
+                f"{status.tags.get('host', 'this machine')}; wait for its end or stop it, or "
+                "start another one beside it with --new"
             ) from error
         yield
 
 
 def read_past(
-    folder: RunFolder, criterion: Criterion, *, sweep: SweepConfig | None = None, retry_failed: bool = False
+    folder: RunFolder,
+    criterion: Criterion,
+    *,
+    sweep: SweepConfig | None = None,
+    retry_failed: bool = False,
 ) -> list[PastTrial]:
-    """All trials that a sweep drew, by number; those that have not ended wait for this process to go on with them.
+    """All trials that a sweep drew, by number; those that have not ended are marked as waiting for this process.
 
-    A trial that its storage did not take has not ended: there is room now, or the sweep stops again.
+    A trial that failed because its storage was full counts as not ended: there is room now, or the sweep stops again.
 
-    Neither Ray's files nor the whole journal are needed: a trial that lost its line there is known by its folder, and
-    one without a sound folder by its line.
+    A trial is known by its line in the journal or by its folder; one of the two is enough, and Ray's own files are not
+    read at all.
 
     Args:
         folder: The sweep's folder, driven by this process.
         criterion: What decides.
-        sweep: Trials that it cannot have drawn are left out, and told; null: all that are written down are its own.
-        retry_failed: Trials that failed for a reason that may have gone are to go on too.
+        sweep: Trials that it cannot have drawn are left out with a warning; null: all trials are taken.
+        retry_failed: Whether trials that failed for a reason that may have gone are to go on too.
     """
-    drawn = [
-        _trial(event.get("number"), event.get("values"), event.get("seed"))
-        for event in folder.journal()
-        if event["event"] == "trial_drawn"
-    ]
-    trials = {trial.number: trial for trial in drawn if trial is not None and _is_own(trial, sweep)}
+    trials = _drawn_trials(folder, sweep)
     known: dict[int, PastTrial] = {}
     for path in folder.path.glob("*/status.json"):
         run = RunFolder(path.parent)
@@ -103,23 +107,51 @@ def read_past(
             tell_once(path, str(error))
             path.rename(path.with_name(DAMAGED))
             continue
-        trial = _trial(_number(status.tags.get("trial")), status.values, _number(status.tags.get("seed")))
+        number = _number(status.tags.get("trial"))
+        seed = _number(status.tags.get("seed"))
+        trial = _trial(number, status.values, seed)
         is_copy = status.id != run.path.name
         if is_copy or trial is None or not _is_own(trial, sweep):
-            tell_once(path, f"{path}: left out, it is none of the trials that this sweep draws")
+            text = f"{path}: left out, it is none of the trials that this sweep draws"
+            tell_once(path, text)
             continue
         ended = _has_ended(status, retry_failed=retry_failed)
         if not ended:
             run.update(status="created", ended=None, failure=None, **own_process())
         trial = trials.setdefault(trial.number, trial)
-        known[trial.number] = PastTrial(trial, ended, _evaluations(run, criterion), criterion.value(status.best))
-    return [known.get(number, PastTrial(trials[number], False, [])) for number in sorted(trials)]
+        known[trial.number] = PastTrial(
+            trial,
+            ended,
+            _evaluations(run, criterion),
+            criterion.value(status.best),
+        )
+    past = []
+    for number in sorted(trials):
+        not_begun = PastTrial(trials[number], False, [])
+        past.append(known.get(number, not_begun))
+    return past
+
+
+def _drawn_trials(folder: RunFolder, sweep: SweepConfig | None) -> dict[int, Trial]:
+    """The trials that the journal tells of, by number."""
+    trials = {}
+    for line in folder.journal():
+        if line["event"] != "trial_drawn":
+            continue
+        trial = _trial(line.get("number"), line.get("values"), line.get("seed"))
+        if trial is not None and _is_own(trial, sweep):
+            trials[trial.number] = trial
+    return trials
 
 
 def _evaluations(run: RunFolder, criterion: Criterion) -> list[tuple[int, float]]:
     """(step, value) of each evaluation, as a trial scheduler was told it."""
-    values = {each.step: criterion.value(each.metrics) for each in run.reports() if each.is_evaluation}
-    return [(step, criterion.worst if value is None else value) for step, value in values.items()]
+    values: dict[int, float] = {}
+    for report in run.reports():
+        if report.is_evaluation:
+            value = criterion.value(report.metrics)
+            values[report.step] = criterion.worst if value is None else value
+    return list(values.items())
 
 
 def _has_ended(status: RunStatus, *, retry_failed: bool) -> bool:
@@ -134,7 +166,10 @@ def _is_own(trial: Trial, sweep: SweepConfig | None) -> bool:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and re.fullmatch(r"\d{1,18}", text) else None
+    # with more digits it would not fit the numbers of others that read it
+    if text is not None and re.fullmatch(r"\d{1,18}", text):
+        return int(text)
+    return None
 
 
 def _trial(number: Any, values: Any, seed: Any) -> Trial | None:

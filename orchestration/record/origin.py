@@ -43,9 +43,11 @@ def own_command() -> str:
 def git_state() -> dict[str, str]:
     """Commit of the checkout that boxseg runs from, and whether it has changes; nothing outside a checkout."""
     try:
-        _git("ls-files", "--error-unmatch", "boxseg/__init__.py")  # fails where only a folder further up is a checkout
+        # fails where only a folder further up is a checkout
+        _git("ls-files", "--error-unmatch", "boxseg/__init__.py")
         changes = _git("status", "--porcelain", "--untracked-files=no").strip()
-        return {"git_commit": _git("rev-parse", "HEAD").strip(), "git_dirty": str(bool(changes)).lower()}
+        commit = _git("rev-parse", "HEAD").strip()
+        return {"git_commit": commit, "git_dirty": "true" if changes else "false"}
     except (OSError, subprocess.SubprocessError):
         return {}
 
@@ -71,31 +73,43 @@ def write_changes(folder: RunFolder) -> None:
 def _git(*arguments: str) -> str:
     """What git says about the checkout of boxseg."""
     command = ["git", "-C", str(Path(boxseg.__file__).parents[1]), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, errors="replace").stdout
+    ended = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+        errors="replace",
+    )
+    return ended.stdout
 
 
 def write_environment(folder: RunFolder, *, device: str) -> None:
     """Keep what a run is trained with, as `environment.json`: Python, packages, this machine, the GPU of `device`."""
-    found: dict[str, Any] = {
+    versions = {package.name: package.version for package in distributions() if package.name}
+    environment: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
-        "packages": dict(sorted((each.name, each.version) for each in distributions() if each.name)),
+        "packages": dict(sorted(versions.items())),
     }
     if device.startswith("cuda"):
         import torch
 
-        found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
-    write_atomic(folder.path / "environment.json", json.dumps(found, indent=1))
+        environment |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    write_atomic(folder.path / "environment.json", json.dumps(environment, indent=1))
 
 
 def cpu_name() -> str:
     """What the system calls this machine's processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def check_repeatable(original: RunFolder, tags: dict[str, str]) -> None:
@@ -111,10 +125,12 @@ def check_repeatable(original: RunFolder, tags: dict[str, str]) -> None:
     """
     status = original.status()
     if status.kind == "sweep":
-        raise ConfigError(f"{status.id} is a sweep; repeat it with `boxseg sweep {original.config_path}`")
+        command = f"boxseg sweep {original.config_path}"
+        raise ConfigError(f"{status.id} is a sweep; repeat it with `{command}`")
     before, now = status.tags.get("data_fingerprint"), tags["data_fingerprint"]
     if before not in (None, now):
         raise DataError(
-            f"{status.tags['data']}: the annotations of {status.id} had the fingerprint {before}, they have {now} now; "
-            f"put the old files back, or train on the new ones with `boxseg train {original.config_path}`"
+            f"{status.tags['data']}: the annotations of {status.id} had the fingerprint {before}, "
+            f"they have {now} now; put the old files back, or train on the new ones with `boxseg "
+            f"train {original.config_path}`"
         )

@@ -21,7 +21,14 @@ from orchestration.record.table import SweepTable, TrialRow, render_table
 from orchestration.terminal import printable, safe_console
 from orchestration.words import show_duration
 
-HEADLINE = ("train/loss", "val/mask_ap", "val/box_ap", "qam/quality", "qam/coverage", "train/images_per_s")
+HEADLINE = (
+    "train/loss",
+    "val/mask_ap",
+    "val/box_ap",
+    "qam/quality",
+    "qam/coverage",
+    "train/images_per_s",
+)
 """Metrics worth a place in one line."""
 LINE_EVERY_S = 10.0
 """Time between two lines about a count, without a terminal."""
@@ -31,7 +38,7 @@ MEASURED = 0.1
 T = TypeVar("T")
 
 
-class Progress:
+class ProgressDisplay:
     """stderr with a part that changes on a terminal; entered while the work lasts.
 
     Once nobody reads it any more (a closed pipe, a terminal that has gone) it is silent; the work goes on.
@@ -49,7 +56,12 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._is_read:
             with self._readers_may_leave():
                 self._live.stop()
@@ -83,7 +95,7 @@ class Progress:
         return show_duration(time.monotonic() - self._since)
 
 
-class RunProgress(Progress):
+class RunProgress(ProgressDisplay):
     """A line that changes on a terminal, above it one for each evaluation; else a line per report."""
 
     def __init__(self, folder: RunFolder, *, shown: bool = True) -> None:
@@ -96,7 +108,8 @@ class RunProgress(Progress):
         self._old_beat = read_beat(folder)  # from before a resume
         self._last: Report | None = None
         """The last one that has a place in a line."""
-        self._told = False
+        self._has_line = False
+        """Whether a line about how it goes was written."""
 
     def update(self) -> None:
         """Show what is new."""
@@ -106,7 +119,8 @@ class RunProgress(Progress):
             if start := self._folder.stored().start:
                 self._line(start)
         shown = [report for report in reports if headline(report.metrics)]
-        self._last = shown[-1] if shown else self._last
+        if shown:
+            self._last = shown[-1]
         beat = read_beat(self._folder)
         if beat == self._old_beat:
             beat = None
@@ -114,10 +128,11 @@ class RunProgress(Progress):
             self._show(Text(self._now(beat), no_wrap=True, overflow="ellipsis"))
         for report in shown:
             if report.is_evaluation or not self.is_live:
-                self._told = True
-                self._line(f"step {report.step}/{self._steps}  {headline(report.metrics)}{self._left(report.step)}")
-        if beat is not None and not self._told and not self.is_live:
-            self._told = True
+                self._has_line = True
+                self._line(self._report_line(report))
+        # one line soon after the start, so that without a terminal the first report is not waited for in silence
+        if beat is not None and not self._has_line and not self.is_live:
+            self._has_line = True
             self._line(self._now(beat))
 
     def _now(self, beat: Beat | None) -> str:
@@ -125,21 +140,30 @@ class RunProgress(Progress):
         last = self._last
         if beat is not None and (last is None or beat.step >= last.step):
             pace = f"{beat.steps_per_s:.3g} steps/s"
-            losses = "  ".join(
-                f"{name.removeprefix('loss_')} {value:.3g}" for name, value in beat.losses.items() if value is not None
-            )
-            return f"step {beat.step}/{self._steps}  {pace}{self._left(beat.step, beat.steps_per_s)}  {losses}"
+            left = self._left(beat.step, beat.steps_per_s)
+            losses = []
+            for name, value in beat.losses.items():
+                if value is not None:
+                    losses.append(f"{name.removeprefix('loss_')} {value:.3g}")
+            return f"step {beat.step}/{self._steps}  {pace}{left}  {'  '.join(losses)}"
         if last is not None:
-            return f"step {last.step}/{self._steps}  {headline(last.metrics)}{self._left(last.step)}"
+            return self._report_line(last)
         return f"starting … {self._elapsed()}"
 
+    def _report_line(self, report: Report) -> str:
+        """A report in one line."""
+        left = self._left(report.step)
+        return f"step {report.step}/{self._steps}  {headline(report.metrics)}{left}"
+
     def _left(self, step: int, steps_per_s: float = 0.0) -> str:
-        """Time left as told by all since the first report, or else by the updates alone."""
-        step_s = self._trail.step_s or (1 / steps_per_s if steps_per_s else None)
-        return "" if step_s is None else time_left(step_s * (self._steps - step))
+        """Time left, by the pace since the first report with evaluations, or else by that of updates alone."""
+        step_s = self._trail.step_s
+        if not step_s and steps_per_s:
+            step_s = 1 / steps_per_s
+        return "" if not step_s else time_left(step_s * (self._steps - step))
 
 
-class SweepProgress(Progress):
+class SweepProgress(ProgressDisplay):
     """The table of trials: live on a terminal, else a line per evaluation and per end."""
 
     def __init__(self, name: str, planned: int, *, shown: bool = True) -> None:
@@ -161,12 +185,16 @@ class SweepProgress(Progress):
         left = time_left(self._seconds_left(table))
         for row in rows:
             for report in new[row.id]:
-                self.pass_on(f"{row.label} step {report.step}/{row.steps}  {headline(report.metrics)}{left}")
+                place = f"{row.label} step {report.step}/{row.steps}"
+                self.pass_on(f"{place}  {headline(report.metrics)}{left}")
             if row.is_final:
                 self.pass_on(f"{row.label} {row.status}  {row.outcome}  {row.description}")
         if self.is_live:
-            caption = f"{self._name}: {len(self._ended)}/{self._planned} trials ended, {self._elapsed()}{left}"
-            self._show(render_table(table, caption=caption, most=max(self._console.height - 8, 4)))
+            ended = f"{len(self._ended)}/{self._planned} trials ended"
+            caption = f"{self._name}: {ended}, {self._elapsed()}{left}"
+            # leaves room for the table's borders and header and for the caption
+            most = max(self._console.height - 8, 4)
+            self._show(render_table(table, caption=caption, most=most))
 
     def _look(self, row: TrialRow) -> list[Report]:
         """Evaluations of a trial since the last look; its pace and time are noted."""
@@ -192,11 +220,18 @@ class SweepProgress(Progress):
         usual_pace = statistics.fmean(self._paces.values())
         working = [row for row in table.rows if not row.is_final]
         self._at_once = max(self._at_once, len(working))
-        left = [self._paces.get(row.id, usual_pace) * (row.steps - row.step) for row in working]
-        took = self._took.values()
-        usual_trial = statistics.fmean(took) if took else usual_pace * max(row.steps for row in table.rows)
+        left = []
+        for row in working:
+            pace = self._paces.get(row.id, usual_pace)
+            left.append(pace * (row.steps - row.step))
+        if self._took:
+            usual_trial = statistics.fmean(self._took.values())
+        else:
+            usual_trial = usual_pace * max(row.steps for row in table.rows)
         to_come = (self._planned - len(table.rows)) * usual_trial
-        return max([*left, (sum(left) + to_come) / self._at_once])
+        # as long as the work shared by all places, but no shorter than the longest trial at work
+        shared = (sum(left) + to_come) / self._at_once
+        return max([*left, shared])
 
 
 class Trail:
@@ -227,12 +262,15 @@ class Trail:
         if self._first is None or self.last is None:
             return None
         steps = self.last.step - self._first.step
-        return (self.last.time - self._first.time) / steps if steps > MEASURED * self._steps else None
+        if steps <= MEASURED * self._steps:
+            return None
+        return (self.last.time - self._first.time) / steps
 
 
 def headline(metrics: dict[str, float]) -> str:
     """The few metrics that tell how it goes."""
-    return "  ".join(f"{name.split('/')[-1]} {metrics[name]:.4g}" for name in HEADLINE if name in metrics)
+    shown = [name for name in HEADLINE if name in metrics]
+    return "  ".join(f"{name.split('/')[-1]} {metrics[name]:.4g}" for name in shown)
 
 
 def time_left(seconds: float | None) -> str:
@@ -243,7 +281,7 @@ def time_left(seconds: float | None) -> str:
 def counted(items: Iterable[T], total: int, *, what: str) -> Iterator[T]:
     """The same items, with the count done and the time left: live on a terminal, else a line every ten seconds."""
     began = next_at = time.monotonic()
-    with Progress(shown=True) as progress:
+    with ProgressDisplay(shown=True) as progress:
         for done, item in enumerate(items, start=1):
             now = time.monotonic()
             if now >= next_at or done == total:

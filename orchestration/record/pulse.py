@@ -55,10 +55,13 @@ class Pulse:
         if step <= self.first_step or now - self._wrote < EVERY_S:
             return
         self._wrote = now
-        losses = {name.split("/")[-1]: float(value) for name, value in metrics.items() if name.startswith(LOSSES)}
+        losses: dict[str, float | None] = {}
+        for name, value in metrics.items():
+            if name.startswith(LOSSES):
+                loss = float(value)  # waits for the device
+                losses[name.split("/")[-1]] = loss if math.isfinite(loss) else None
         pace = (step - self.first_step) / max(now - self._began, 1e-6)
-        finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}
-        text = json.dumps({"step": step, "steps_per_s": pace, "losses": finite})
+        text = json.dumps({"step": step, "steps_per_s": pace, "losses": losses})
         with contextlib.suppress(OSError, BoxSegError):
             write_atomic(self.folder.path / FILE, text, durable=False)
 

@@ -44,7 +44,7 @@ class DamagedError(ConfigError):
 
 
 def read_record(path: Path, kind: type[T], *, way_out: str) -> T:
-    """The record in a file of its own.
+    """Read a file that holds one record.
 
     Args:
         path: A JSON file.
@@ -70,8 +70,8 @@ def read_record(path: Path, kind: type[T], *, way_out: str) -> T:
 def read_lines(path: Path, kind: type[T], offset: int = 0) -> tuple[list[T], int]:
     """Records in the whole lines of a file from a byte on, and the byte after the last of these lines.
 
-    Lines that are torn or unsound are left out and told. A file that is shorter than `offset` is another one, and read
-    from its start; one that is missing, or cannot be read, has no lines.
+    Lines that are torn or unsound are left out with a warning. A file shorter than `offset` has been replaced, and is
+    read from its start; one that is missing, or cannot be read, has no lines.
     """
     from pydantic import ValidationError  # takes a while to load
 
@@ -85,11 +85,11 @@ def read_lines(path: Path, kind: type[T], offset: int = 0) -> tuple[list[T], int
         tell_once(path, f"{path}: left out, it cannot be read: {reason_of(error)}")
         return [], offset
     end = data.rfind(b"\n") + 1
-    found: list[T] = []
+    records: list[T] = []
     unsound: dict[int, str] = {}
     for number, line in enumerate(data[:end].splitlines()):
         try:
-            found.append(_validate(kind, line))
+            records.append(_validate(kind, line))
         except ValidationError as error:
             unsound[number] = _first_fault(error) if not unsound else ""
     if unsound:
@@ -97,17 +97,17 @@ def read_lines(path: Path, kind: type[T], offset: int = 0) -> tuple[list[T], int
         line_number = read_plain(path)[:start].count(b"\n") + number + 1
         others = f" and {len(unsound) - 1} other lines" if len(unsound) > 1 else ""
         tell_once(path, f"{path}:{line_number}{others}: left out, not whole or not sound: {fault}")
-    return found, start + end
+    return records, start + end
 
 
 def tell_once(path: Path, text: str) -> None:
     """Warn of an unsound file, once in the life of this process."""
-    if path not in _told:
-        _told.add(path)
+    if path not in _warned:
+        _warned.add(path)
         logger.warning("%s", text)
 
 
-_told: set[Path] = set()
+_warned: set[Path] = set()
 
 
 def _validate(kind: Any, data: bytes) -> Any:

@@ -228,7 +228,11 @@ class RunFolder:
 
     def _with_present_places(self, written: RunStatus) -> RunStatus:
         """The state with the places that it has now; the folder may have been copied since."""
-        return replace(written, folder=str(self.path), mlflow_run_id=self.read_tracking().get("run_id"))
+        return replace(
+            written,
+            folder=str(self.path),
+            mlflow_run_id=self.read_tracking().get("run_id"),
+        )
 
     def _is_copy_of(self, folder: Path) -> bool:
         """Whether this is another folder than the one that the state was written in."""
@@ -244,8 +248,19 @@ class RunFolder:
     def start(self) -> RunStatus:
         """Mark as running and driven by this process, also again after an end; takes requests to stop back."""
         self._stop_path.unlink(missing_ok=True)
-        changes: dict[str, Any] = {"status": "running", "ended": None, "failure": None, **own_process()}
-        return self._change(lambda status: replace(status, started=status.started or time.time(), **changes))
+        changes: dict[str, Any] = {
+            "status": "running",
+            "ended": None,
+            "failure": None,
+            **own_process(),
+        }
+        return self._change(
+            lambda status: replace(
+                status,
+                started=status.started or time.time(),
+                **changes,
+            )
+        )
 
     def finish(self, status: Status, failure: BaseException | Failure | None = None) -> RunStatus:
         """Mark as ended.
@@ -257,12 +272,17 @@ class RunFolder:
             failure = Failure.of(failure)
 
         def change(now: RunStatus) -> RunStatus:
-            named_before = now.failure is not None and now.failure.names_cause
-            named_now = failure is not None and failure.names_cause
-            if now.is_final and (named_before or not named_now or not status == now.status == "failed"):
-                return now
-            better = now.failure if named_before and failure is not None and not named_now else failure
-            return replace(now, status=status, ended=time.time(), failure=better)
+            cause_was_known = now.failure is not None and now.failure.names_cause
+            cause_is_known = failure is not None and failure.names_cause
+            if now.is_final:
+                both_failed = status == now.status == "failed"
+                is_better = both_failed and cause_is_known and not cause_was_known
+                if not is_better:
+                    return now
+            kept = failure
+            if failure is not None and cause_was_known and not cause_is_known:
+                kept = now.failure  # the reason of a retry tells more than that the process went
+            return replace(now, status=status, ended=time.time(), failure=kept)
 
         return self._change(change)
 
@@ -288,7 +308,10 @@ class RunFolder:
 
     def report_again(self, step: int, metrics: dict[str, float], *, is_best: bool = False) -> None:
         """`report` of an evaluation that may be in the history, in the status, in both or in neither."""
-        reported = {name for each in self.reports() if each.step == step for name in each.metrics}
+        reported: set[str] = set()
+        for report in self.reports():
+            if report.step == step:
+                reported |= report.metrics.keys()
         if reported.issuperset(_finite(metrics)):
             self._change(lambda now: _with_metrics(now, step, metrics, is_best=is_best))
         else:
@@ -296,8 +319,9 @@ class RunFolder:
 
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Add one report, on the disk when this returns; values that are not finite are null, and read as absent."""
-        clean = {key: float(value) if math.isfinite(value) else None for key, value in metrics.items()}
-        append_line(self.metrics_path, {"step": step, "metrics": clean})
+        finite = _finite(metrics)
+        written = {name: finite.get(name) for name in metrics}
+        append_line(self.metrics_path, {"step": step, "metrics": written})
 
     def note(self, event: str, **details: Any) -> None:
         """Add one event to the journal."""
@@ -308,16 +332,19 @@ class RunFolder:
         return read_lines(self.journal_path, _Event)[0]
 
     def reports_since(self, offset: int) -> tuple[list[Report], int]:
-        """Reports that begin at a byte of the file or later, as far as their lines are whole, and the byte after them.
+        """The reports on whole lines from a byte of the file on, and the byte after the last of these lines.
 
-        What a resumed run replaced is still among them.
+        Reports that a resumed run replaced are still among them.
         """
         lines, end = read_lines(self.metrics_path, _Line, offset)
-        finite = [{key: value for key, value in line.metrics.items() if value is not None} for line in lines]
-        return [Report(line.step, line.time, each) for line, each in zip(lines, finite, strict=True)], end
+        reports = []
+        for line in lines:
+            finite = {name: value for name, value in line.metrics.items() if value is not None}
+            reports.append(Report(line.step, line.time, finite))
+        return reports, end
 
     def reports(self) -> list[Report]:
-        """All reports, steps rising, without those that a run that went on from a checkpoint before them replaced."""
+        """All reports, steps rising; those after the checkpoint that a resumed run went on from are left out."""
         kept: list[Report] = []
         for report in self.reports_since(0)[0]:
             while kept and kept[-1].step > report.step:
@@ -327,18 +354,26 @@ class RunFolder:
 
     def history(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) of one metric, steps rising; of a step that was reported twice the later value."""
-        return list({each.step: each.metrics[metric] for each in self.reports() if metric in each.metrics}.items())
+        values = {}
+        for report in self.reports():
+            if metric in report.metrics:
+                values[report.step] = report.metrics[metric]
+        return list(values.items())
 
     def read_tracking(self) -> dict[str, Any]:
         """What `write_tracking` kept; empty where there is nothing."""
         try:
-            found = read_record(self.tracking_path, _Tracking, way_out="MLflow is asked anew what it has")
+            tracking = read_record(
+                self.tracking_path,
+                _Tracking,
+                way_out="MLflow is asked anew what it has",
+            )
         except FileNotFoundError:
             return {}
         except DamagedError as error:
             tell_once(self.tracking_path, str(error))
             return {}
-        return {name: value for name, value in vars(found).items() if value is not None}
+        return {name: value for name, value in vars(tracking).items() if value is not None}
 
     def write_tracking(self, state: dict[str, Any]) -> None:
         """Remember how far the tracking store has followed; if a power loss takes that, it is asked once more."""
@@ -377,7 +412,13 @@ def _finite(metrics: dict[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _with_metrics(now: RunStatus, step: int, metrics: dict[str, float], *, is_best: bool) -> RunStatus:
+def _with_metrics(
+    now: RunStatus,
+    step: int,
+    metrics: dict[str, float],
+    *,
+    is_best: bool,
+) -> RunStatus:
     """The status after a report; of a run that has ended, as it was."""
     if now.is_final:
         return now
@@ -422,8 +463,11 @@ def _is_dead(status: RunStatus) -> bool:
         return False
     try:
         process = psutil.Process(status.pid)
-        reused = status.pid_created is not None and abs(process.create_time() - status.pid_created) > 1
-        return reused or process.status() == psutil.STATUS_ZOMBIE
+        is_reused = False
+        if status.pid_created is not None:
+            # the same process may be told with a slightly other time, as that follows the clock
+            is_reused = abs(process.create_time() - status.pid_created) > 1
+        return is_reused or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
     except psutil.Error:

@@ -37,7 +37,8 @@ def scratch_folder(what: str) -> Iterator[Path]:
 def _remove_leftovers() -> None:
     """Delete the folders of this user whose processes have gone; what has no owner's file stays."""
     for folder in Path(tempfile.gettempdir()).glob("boxseg-*"):
-        with contextlib.suppress(OSError, BoxSegError):  # its owner lives, or another process that starts was faster
+        # its owner lives, or another process that starts was faster
+        with contextlib.suppress(OSError, BoxSegError):
             about = folder.lstat()
             is_ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
             if is_ours and (folder / OWNER).is_file():

@@ -18,7 +18,13 @@ from orchestration.config.spec import SweepSpec
 from orchestration.record.find_runs import sound_status
 from orchestration.record.run_folder import RunStatus
 
-STYLES = {"finished": "green", "failed": "red", "stopped": "yellow", "running": "cyan", "interrupted": "magenta"}
+STYLES = {
+    "finished": "green",
+    "failed": "red",
+    "stopped": "yellow",
+    "running": "cyan",
+    "interrupted": "magenta",
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,11 @@ class SweepTable:
         """
         rows = next(iter(self.settings()), [])
         valued = [row for row in rows if row.value is not None]
-        return max(valued, key=lambda row: (row.status == "finished", self._score(row)), default=None)
+        return max(
+            valued,
+            key=lambda row: (row.status == "finished", self._score(row)),
+            default=None,
+        )
 
     @property
     def metric(self) -> str:
@@ -113,23 +123,29 @@ class SweepTable:
         return self.criterion.score(row.value)
 
 
-def read_table(folder: Path, spec: SweepSpec, known: Mapping[str, TrialRow] | None = None) -> SweepTable:
+def read_table(
+    folder: Path,
+    spec: SweepSpec,
+    known: Mapping[str, TrialRow] | None = None,
+) -> SweepTable:
     """The table of a sweep folder as it is now; `known` rows, by the name of their folder, are not read again.
 
-    A trial whose folder is unsound is left out, and told.
+    A trial whose folder is unsound is left out with a warning.
     """
     known = known or {}
-    found = [
-        known.get(path.name) or read_row(path, spec)
-        for path in sorted(folder.iterdir())
-        if path.name in known or os.path.exists(path / "status.json")  # noqa: PTH110 - False for what cannot be read
-    ]
-    rows = [row for row in found if row is not None]
+    rows = []
+    for path in sorted(folder.iterdir()):
+        row = known.get(path.name)
+        # os.path, as it gives False for what cannot be read
+        if row is None and os.path.exists(path / "status.json"):  # noqa: PTH110
+            row = read_row(path, spec)
+        if row is not None:
+            rows.append(row)
     return SweepTable(spec.sweep.criterion, rows, seeds=len(spec.sweep.seeds))
 
 
 def read_row(folder: Path, spec: SweepSpec) -> TrialRow | None:
-    """The row of a trial's folder as it is now; None where the folder is unsound, which is told, or a copy."""
+    """The row of a trial's folder as it is now; None for a copy, and with a warning for an unsound folder."""
     status = sound_status(folder)
     if status is None or status.id != folder.name:
         return None
@@ -138,7 +154,7 @@ def read_row(folder: Path, spec: SweepSpec) -> TrialRow | None:
 
 
 class EndedTrials:
-    """Rows of trials that have ended and the best of them, kept up one by one: the cost of an end does not grow."""
+    """Rows of trials that have ended and the best of them, updated with each end without reading the others again."""
 
     def __init__(self, spec: SweepSpec) -> None:
         self.rows: dict[str, TrialRow] = {}
@@ -149,11 +165,19 @@ class EndedTrials:
 
     def add(self, folder: Path) -> None:
         """Read a trial for the last time."""
-        row, sweep = read_row(folder, self._spec), self._spec.sweep
+        sweep = self._spec.sweep
+        row = read_row(folder, self._spec)
         if row is None:
             return
         self.rows[folder.name] = row
-        setting = self._settings.setdefault(row.key, SweepTable(sweep.criterion, [], seeds=len(sweep.seeds)))
+        setting = self._settings.setdefault(
+            row.key,
+            SweepTable(
+                sweep.criterion,
+                [],
+                seeds=len(sweep.seeds),
+            ),
+        )
         setting.rows.append(row)
         self._merits[row.key] = setting.merit(setting.rows)
 
@@ -163,7 +187,12 @@ class EndedTrials:
         return None if leader is None else self._settings[leader].best()
 
 
-def render_table(table: SweepTable, *, caption: str | None = None, most: int | None = None) -> Table:
+def render_table(
+    table: SweepTable,
+    *,
+    caption: str | None = None,
+    most: int | None = None,
+) -> Table:
     """For a terminal; of more than `most` trials those at work and the best."""
     best = table.best()
     if most is not None and len(table.rows) > most:
@@ -184,17 +213,22 @@ def markdown_table(table: SweepTable) -> str:
     """For MLflow and files."""
     header, lines = _cells(table, table.best())
     rule = ["---"] * len(header)
-    rows = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in [header, rule, *lines]]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+    rows = []
+    for line in [header, rule, *lines]:
+        # in Markdown a cell is one line, and a bar would end it
+        cells = [" ".join(cell.split()).replace("|", "\\|") for cell in line]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
 
 
 def describe(values: dict[str, Any]) -> str:
     """Varied settings in one line, by the last part of their name: `iou_thr=0.61 k_top=10`."""
-    return " ".join(f"{name.rsplit('.', 1)[-1]}={show(value)}" for name, value in values.items())
+    parts = [f"{name.rsplit('.', 1)[-1]}={short_value(value)}" for name, value in values.items()]
+    return " ".join(parts)
 
 
-def show(value: Any) -> str:
-    """A setting's value for people."""
+def short_value(value: Any) -> str:
+    """A setting's value in four digits, for people."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -205,10 +239,11 @@ def _cells(table: SweepTable, best: TrialRow | None) -> tuple[list[str], list[li
     lines = []
     for row in table.ranked():
         trial = row.id.rsplit("-", 1)[-1] + (" ★" if row is best else "")
-        values = [show(row.values.get(name, "")) for name in names]
+        values = [short_value(row.values.get(name, "")) for name in names]
         metric = "" if row.value is None else f"{row.value:.4f}"
         state = f"{row.status}: {row.outcome}" if row.status == "failed" else row.status
         if row.retries:
             state += f" (started again {len(row.retries)}x, last for {row.retries[-1]})"
-        lines.append([trial, *values, *(str(row.seed) for _ in seeds), metric, str(row.step), state])
+        seed = [str(row.seed)] if seeds else []
+        lines.append([trial, *values, *seed, metric, str(row.step), state])
     return ["trial", *names, *seeds, table.metric, "step", "status"], lines

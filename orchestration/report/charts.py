@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from boxseg.drawing import figure_label
 from orchestration.config.space import Choice, Domain, LogUniform
-from orchestration.record.table import SweepTable, TrialRow, show
+from orchestration.record.table import SweepTable, TrialRow, short_value
 from orchestration.report.stats import Curves, ImportanceStudy
 
 BLUE, ORANGE, GREY, RED = "#0072B2", "#D55E00", "#9a9a9a", "#B00020"
@@ -111,7 +111,7 @@ def draw_parallel(table: SweepTable, space: dict[str, Domain]) -> bytes:
         columns.append(heights)
         _draw_axis(axes, at, ticks)
     columns.append(scale_values(_values(rows), None)[0])
-    _draw_axis(axes, len(names), [(0.0, show(min(_values(rows)))), (1.0, show(max(_values(rows))))])
+    _draw_axis(axes, len(names), [(0.0, short_value(min(_values(rows)))), (1.0, short_value(max(_values(rows))))])
     places = np.column_stack(columns)
     finished = np.array([row.status == "finished" for row in rows])
     lines = np.stack([np.broadcast_to(np.arange(len(names) + 1.0), places.shape), places], axis=-1)
@@ -153,9 +153,9 @@ def scale_values(values: list[Any], domain: Domain | None) -> tuple[NDArray[np.f
         numbers = np.log(numbers)
     low, high = numbers.min(), numbers.max()
     if low == high:
-        return np.full(len(numbers), 0.5), [(0.5, show(values[0]))]
+        return np.full(len(numbers), 0.5), [(0.5, short_value(values[0]))]
     at = np.linspace(low, high, 5)
-    texts = [show(float(each)) for each in (np.exp(at) if isinstance(domain, LogUniform) else at)]
+    texts = [short_value(float(each)) for each in (np.exp(at) if isinstance(domain, LogUniform) else at)]
     return (numbers - low) / (high - low), list(zip(np.linspace(0, 1, 5).tolist(), texts, strict=True))
 
 

@@ -20,7 +20,7 @@ from boxseg.files.writing import csv_text, write_atomic
 from orchestration.config.spec import SweepSpec, load_sweep
 from orchestration.execute.schedulers import asha_rungs
 from orchestration.record.run_folder import RunFolder, RunStatus
-from orchestration.record.table import SweepTable, TrialRow, read_table, show
+from orchestration.record.table import SweepTable, TrialRow, read_table, short_value
 from orchestration.report.stats import RULE, Curves, ImportanceStudy, Standing, rank_settings, study_importance
 from orchestration.words import show_duration
 
@@ -178,7 +178,7 @@ def _template() -> Any:
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible)
-    environment.filters.update(show=show, duration=show_duration)
+    environment.filters.update(show=short_value, duration=show_duration)
     return environment.from_string(
         resources.files("orchestration.report").joinpath("page.html").read_text(encoding="utf-8")
     )

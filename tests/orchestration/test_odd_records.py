@@ -134,7 +134,7 @@ def make(path: Path, config: str, **changes: Any) -> RunFolder:
 
 def call(*arguments: str) -> str:
     """Run a command that must end with a message or a result; gives its stdout."""
-    records._told.clear()
+    records._warned.clear()
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         code = run(list(arguments))
@@ -209,7 +209,7 @@ def test_any_lines_of_the_journal(storage: Path, lines: list[bytes]):
     folder = RunFolder(storage / "toy" / SWEEP)
     sound = folder.journal_path.read_bytes()
     folder.journal_path.write_bytes(sound + b"\n".join(lines) + b"\n")
-    records._told.clear()
+    records._warned.clear()
     spec = SweepSpec.model_validate({"sweep": {"space": {"qam.k_top": {"choice": [1, 2, 3]}}}})
     assert {0, 1} <= {past.trial.number for past in read_past(folder, Criterion("val/mask_ap"), sweep=spec.sweep)}
     assert not is_concluded(folder) or any(b"sweep_end" in line for line in lines)

@@ -27,7 +27,7 @@ ODD = ["", "5", "null", "[]", "{}", '"text"', "NaN", "{", "9" * 5000, DEEP, "\x0
 
 @pytest.fixture(autouse=True)
 def nothing_told_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "_told", set())
+    monkeypatch.setattr(records, "_warned", set())
 
 
 def sound(run_id: str, **changes: Any) -> dict[str, Any]:
