@@ -385,13 +385,13 @@ class PcConfig(Config):
     """instance: onto a box of the same class; segmentation: onto any box; simple: everything at its old place."""
     p_start: float = Field(0.0, ge=0, le=1)
     """Probability of an attempt at step 0."""
-    p_end: float = Field(0.3, ge=0, le=1)
+    p_end: float = Field(1.0, ge=0, le=1)
     """Probability of an attempt after the warm-up."""
     warmup: Warmup = 1 / 3
     """Linear change from p_start to p_end."""
     overlap: float = Field(0.0, ge=0, le=0.5)
     """Least overlap of the pasted box with its target box on each axis, as a share of the pasted side."""
-    per_image: int = Field(1, ge=0)
+    per_image: int = Field(2, ge=0)
     """Instances pasted into one image at most."""
     placements: int = Field(16, ge=1)
     """Random places that are tried for a peer; the one that hides least of the image's boxes is taken."""

@@ -35,8 +35,10 @@ RELEASED: dict[str, Any] = {
     "boxinst": {"warmup": 10_000, "bottom_px": 10, "truncate_colors": True},
     "pc": {
         "p_start": 1.0,
+        "p_end": 0.3,
         "warmup": 10_000,
         "overlap": 0.1,
+        "per_image": 1,
         "placements": 1,
         "target": "random",
         "paste_weak": False,
