@@ -47,9 +47,10 @@ def examine(storage: Path) -> Iterator[Finding]:
     yield _disk(storage)
     yield _ray_token()
     yield _ray_auth()
-    for package, told in EXTRAS.items():
-        found = _version(package)
-        yield Finding(package, found or "not installed", None if found else told, fatal=False)
+    for package, way_to_get in EXTRAS.items():
+        installed = _version(package)
+        fix = None if installed else way_to_get
+        yield Finding(package, installed or "not installed", fix, fatal=False)
     for package, floor in FLOORS.items():
         yield _package(package, floor)
     yield _gpu()
@@ -76,18 +77,25 @@ def _ray_token() -> Finding:
 
 def _ray_auth() -> Finding:
     mode = os.environ.get("RAY_AUTH_MODE")
-    fix = "anyone who reaches Ray's ports can run code: unset RAY_AUTH_MODE" if mode == "disabled" else None
+    fix = None
+    if mode == "disabled":
+        fix = "anyone who reaches Ray's ports can run code: unset RAY_AUTH_MODE"
     return Finding("ray access", mode or "by token", fix, fatal=False)
 
 
 def _package(package: str, floor: str) -> Finding:
-    found = _version(package)
-    if found is None:
-        return Finding(package, "not installed", "make install, or pip install -c constraints.txt -e .")
-    if _numbers(found) < _numbers(floor):
-        return Finding(package, f"{found}, older than {floor}", f"pip install -c constraints.txt '{package}>={floor}'")
+    installed = _version(package)
+    if installed is None:
+        fix = "make install, or pip install -c constraints.txt -e ."
+        return Finding(package, "not installed", fix)
+    if _numbers(installed) < _numbers(floor):
+        fix = f"pip install -c constraints.txt '{package}>={floor}'"
+        return Finding(package, f"{installed}, older than {floor}", fix)
     problem = _run_python(f"import {package}")
-    return Finding(package, problem or found, problem and f"it does not load: pip install --force-reinstall {package}")
+    if problem is not None:
+        fix = f"it does not load: pip install --force-reinstall {package}"
+        return Finding(package, problem, fix)
+    return Finding(package, installed)
 
 
 def _gpu() -> Finding:
@@ -102,12 +110,16 @@ def _gpu() -> Finding:
 def _ray_start() -> Finding:
     """Whether the Ray starts that a sweep on this machine begins with."""
     began = time.monotonic()
-    problem = _run_python("from orchestration.execute.session import start_briefly; start_briefly()", START_S)
+    program = "from orchestration.execute.session import start_briefly; start_briefly()"
+    problem = _run_python(program, START_S)
     if problem is None:
         return Finding("ray starts", f"within {time.monotonic() - began:.0f} s")
-    told = problem.removeprefix("orchestration.errors.ResourceError: ")
-    fix = "run sweeps when less runs on this machine, or on a cluster (resources.address); `train` with one worker on "
-    return Finding("ray starts", told, f"{fix}CPU cores works without Ray")
+    reason = problem.removeprefix("orchestration.errors.ResourceError: ")
+    fix = (
+        "run sweeps when less runs on this machine, or on a cluster (resources.address); "
+        "`train` with one worker on CPU cores works without Ray"
+    )
+    return Finding("ray starts", reason, fix)
 
 
 def _version(package: str) -> str | None:
@@ -119,13 +131,25 @@ def _version(package: str) -> str | None:
 
 def _numbers(text: str) -> tuple[int, ...]:
     """The first two numbers of a version."""
-    return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in text.split(".")[:2])
+    numbers = []
+    for part in text.split(".")[:2]:
+        digits = "".join(filter(str.isdigit, part))  # 0rc1 counts as 01
+        numbers.append(int(digits or 0))
+    return tuple(numbers)
 
 
 def _run_python(program: str, limit_s: float = IMPORT_S) -> str | None:
     """The last line of what a Python program of its own complained about; None if it ended well."""
     try:
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=limit_s)
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+        )
     except subprocess.TimeoutExpired:
         return f"takes longer than {limit_s:.0f} s"
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["crashed"])[-1]
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else "crashed"

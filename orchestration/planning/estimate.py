@@ -14,7 +14,10 @@ from boxseg.config.method import BoxSegConfig
 from orchestration.config.spec import RunSpec
 
 REFERENCE = BoxSegConfig.model_validate(
-    {"profile": "official", "train": {"image_size": tuple(range(480, 801, 32)), "precision": "fp32"}}
+    {
+        "profile": "official",
+        "train": {"image_size": tuple(range(480, 801, 32)), "precision": "fp32"},
+    }
 )
 REFERENCE_NAME = "the released VOC run (R-50, fp32, 16 images on 4 V100: 0.81 s and 10.95 GB each)"
 REFERENCE_GPU_S = 4 * 0.81 / 16
@@ -76,19 +79,22 @@ def estimate(spec: RunSpec, *, aspect: float | None) -> Estimate | None:
     Args:
         aspect: Mean of long side over short side of the training images; None: `PHOTO_ASPECT`.
     """
-    if not spec.resources.gpus_per_worker or f"{spec.model.kind} {spec.model.backbone}" not in ON_RECORD:
+    network = f"{spec.model.kind} {spec.model.backbone}"
+    if not spec.resources.gpus_per_worker or network not in ON_RECORD:
         return None
     per_worker = spec.train.batch_size / spec.resources.workers
-    own, published = _count(spec, aspect or PHOTO_ASPECT), _count(REFERENCE, PHOTO_ASPECT)
-    work = own[0] / published[0]
-    memory = own[1] * per_worker / (published[1] * REFERENCE_IMAGES)
+    macs, kept_bytes = _count(spec, aspect or PHOTO_ASPECT)
+    reference_macs, reference_bytes = _count(REFERENCE, PHOTO_ASPECT)
+    work = macs / reference_macs
+    memory = kept_bytes * per_worker / (reference_bytes * REFERENCE_IMAGES)
     return Estimate(
         gpu_bytes=REFERENCE_BYTES * memory,
         step_s=REFERENCE_GPU_S * work * per_worker,
         basis=(
-            f"counted from {REFERENCE_NAME}: x{work:.2f} in multiply-adds per image and x{memory:.2f} in bytes per GPU "
-            f"({per_worker:g} images each); memory may be off by {MEMORY_ERROR:.0%}, time by {TIME_ERROR:.0%}, and "
-            "newer GPUs are several times faster: a short run measures it"
+            f"counted from {REFERENCE_NAME}: x{work:.2f} in multiply-adds per image and "
+            f"x{memory:.2f} in bytes per GPU ({per_worker:g} images each); memory may be off by "
+            f"{MEMORY_ERROR:.0%}, time by {TIME_ERROR:.0%}, and newer GPUs are several times "
+            "faster: a short run measures it"
         ),
     )
 
@@ -105,29 +111,36 @@ def estimate_on_cpu(spec: RunSpec, *, aspect: float | None) -> tuple[float, str]
     if resources.gpus_per_worker or f"{spec.model.kind} {spec.model.backbone}" not in ON_RECORD:
         return None
     threads = max(1, int(resources.cpus_per_worker))
-    macs = _count(spec, aspect or PHOTO_ASPECT)[0] * spec.train.batch_size / resources.workers
+    image_macs, _ = _count(spec, aspect or PHOTO_ASPECT)
+    macs = image_macs * spec.train.batch_size / resources.workers
+    # more threads give less each: 0.8 fits the runs that were measured
     step_s = CORE_REST_S + macs / (CORE_MACS_PER_S * threads**0.8)
     basis = (
-        f"by size ({macs:.2g} multiply-adds an update, {threads} core{'s' if threads > 1 else ''} a worker), without "
-        "evaluations; may be off by a factor of two: a short run measures it"
+        f"by size ({macs:.2g} multiply-adds an update, {threads} core{'s' if threads > 1 else ''} "
+        "a worker), without evaluations; may be off by a factor of two: a short run measures it"
     )
     return step_s, basis
 
 
 def _count(config: BoxSegConfig, aspect: float) -> tuple[float, float]:
     """Of one image: multiply-adds (forwards, twice that backwards, the teacher's), and bytes kept for the way back."""
-    cost, width, towers = BACKBONE_COSTS[config.model.backbone], config.model.channels, 2 * config.model.tower_convs
+    cost, width = BACKBONE_COSTS[config.model.backbone], config.model.channels
+    towers = 2 * config.model.tower_convs  # one tower for classes, one for boxes
     train, teacher = config.train, config.teacher
-    macs = cost.macs * 1e9 / CARD_PIXELS + (towers + 2) * 9 * width**2 * CELLS  # one convolution before, one behind
+    # one convolution before, one behind
+    macs = cost.macs * 1e9 / CARD_PIXELS + (towers + 2) * 9 * width**2 * CELLS
     # two or three values for each convolution: norm and activation
     network = 2 * cost.activations * 1e6 / CARD_PIXELS + (2 + 3 * towers) * width * CELLS
-    losses = config.cond.max_per_image * (4 * 8 + 4) / 4**2  # maps of eight neighbours in the pairwise term
+    # maps of eight neighbours in the pairwise term
+    losses = config.cond.max_per_image * (4 * 8 + 4) / 4**2
     pixels = [_pixels(side, train.max_size, aspect) for side in train.short_sides]
     seen = 3 * fmean(pixels)
     if teacher.on:
         resized = teacher.resize_short
         seen += fmean(pixels) if resized is None else _pixels(resized, teacher.resize_long, aspect)
-    return seen * macs, max(pixels) * ((4 if train.precision == "fp32" else 2) * network + 4 * losses)
+    value_bytes = 4 if train.precision == "fp32" else 2
+    kept_bytes = max(pixels) * (value_bytes * network + 4 * losses)  # losses are always fp32
+    return seen * macs, kept_bytes
 
 
 def _pixels(short: int, longest: int, aspect: float) -> float:

@@ -40,10 +40,17 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
         if fault.fatal and fault.rule == LISTED_ONCE:
             raise DataError(str(fault))
         logger.warning("%s", fault)
-    return [category["name"] for category in sorted(content["categories"], key=lambda category: category["id"])]
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    return [category["name"] for category in categories]
 
 
-def check_sources(names: Sequence[str], *, run: str | None, fuse_with: Path | None, storage: Path) -> None:
+def check_sources(
+    names: Sequence[str],
+    *,
+    run: str | None,
+    fuse_with: Path | None,
+    storage: Path,
+) -> None:
     """Refuse sources of masks that are none.
 
     Raises:
@@ -53,7 +60,8 @@ def check_sources(names: Sequence[str], *, run: str | None, fuse_with: Path | No
     for name in names:
         path = name.removeprefix(OF_FILE)
         if name not in SOURCES and (not name.startswith(OF_FILE) or not path):
-            raise ConfigError(f"--source {name or '(empty)'}: use run, grabcut, box or file:COCO.json")
+            shown = name or "(empty)"
+            raise ConfigError(f"--source {shown}: use run, grabcut, box or file:COCO.json")
         if name not in SOURCES:
             plain_file(Path(path), MASKS_RULE)
         if name != "run" and fuse_with is not None:
@@ -68,7 +76,13 @@ def check_sources(names: Sequence[str], *, run: str | None, fuse_with: Path | No
         find_trained(storage, run)
 
 
-def check_detections(names: Sequence[str], *, classes: Sequence[str], data: Path, storage: Path) -> None:
+def check_detections(
+    names: Sequence[str],
+    *,
+    classes: Sequence[str],
+    data: Path,
+    storage: Path,
+) -> None:
     """Refuse files of detections that are missing, and runs that are, or that know no class of the data.
 
     Args:

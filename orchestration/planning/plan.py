@@ -81,11 +81,15 @@ def make_plan(spec: RunSpec) -> Plan:
     guess = estimate(spec, aspect=train.aspect)
     if step_s is None and guess is not None:
         step_s, time_basis = guess.step_s, guess.basis
-    if step_s is None and (by_size := estimate_on_cpu(spec, aspect=train.aspect)) is not None:
+    by_size = estimate_on_cpu(spec, aspect=train.aspect) if step_s is None else None
+    if by_size is not None:
         step_s, time_basis = by_size
     seconds = None
     if step_s is not None and concurrency is not None:
         seconds = step_s * spec.train.steps * math.ceil(trials / concurrency)
+    epochs = None
+    if train.used_images:
+        epochs = spec.train.steps * spec.train.batch_size / train.used_images
     checkpoint_bytes, disk_basis = _checkpoint_size(earlier)
     return Plan(
         name=spec.name,
@@ -96,7 +100,7 @@ def make_plan(spec: RunSpec) -> Plan:
         concurrency=concurrency,
         workers=spec.resources.workers,
         steps=spec.train.steps,
-        epochs=spec.train.steps * spec.train.batch_size / train.used_images if train.used_images else None,
+        epochs=epochs,
         seconds=seconds,
         time_basis=time_basis,
         gpu_bytes=None if guess is None else guess.gpu_bytes,
@@ -117,12 +121,15 @@ def _data_plan(source: Literal["toy"] | CocoSource, *, toy_images: int) -> DataP
         content = read_well_formed(source.annotations, whole=False)
     except BoxSegError:  # already among the faults
         return DataPlan(str(source.annotations))
-    boxes = [each["image_id"] for each in content["annotations"] if not each.get("iscrowd")]
+    image_ids = []
+    for annotation in content["annotations"]:
+        if not annotation.get("iscrowd"):
+            image_ids.append(annotation["image_id"])
     return DataPlan(
         str(source.annotations),
         images=len(content["images"]),
-        boxes=len(boxes),
-        used_images=len(set(boxes)),
+        boxes=len(image_ids),
+        used_images=len(set(image_ids)),
         classes=len(content["categories"]),
         aspect=_mean_aspect(content["images"]),
     )
@@ -131,7 +138,8 @@ def _data_plan(source: Literal["toy"] | CocoSource, *, toy_images: int) -> DataP
 def _mean_aspect(images: list[dict[str, Any]]) -> float | None:
     if not images:
         return None
-    return fmean(max(each["width"], each["height"]) / min(each["width"], each["height"]) for each in images)
+    sizes = [(image["width"], image["height"]) for image in images]
+    return fmean(max(size) / min(size) for size in sizes)
 
 
 def _gpu_basis(spec: RunSpec, guess: Estimate | None) -> str:
@@ -139,22 +147,24 @@ def _gpu_basis(spec: RunSpec, guess: Estimate | None) -> str:
         return guess.basis
     if not spec.resources.gpus_per_worker:
         return ""
-    return (
-        f"unknown: {spec.model.kind} {spec.model.backbone} is none of {', '.join(ON_RECORD)}, whose work is on record"
-    )
+    network, known = f"{spec.model.kind} {spec.model.backbone}", ", ".join(ON_RECORD)
+    return f"unknown: {network} is none of {known}, whose work is on record"
 
 
 def _concurrency(spec: RunSpec, trials: int) -> int | None:
     if not isinstance(spec, SweepSpec):
         return 1
     if preflight.uses_cluster(spec):
-        return None if spec.sweep.concurrency is None else min(spec.sweep.concurrency, trials)
+        asked = spec.sweep.concurrency
+        return None if asked is None else min(asked, trials)
     gpus = preflight.count_gpus() if spec.resources.gpus_per_worker else 0
-    return min(preflight.concurrency(spec, [{"CPU": preflight.count_cpus(), "GPU": gpus}]), trials)
+    machine = {"CPU": preflight.count_cpus(), "GPU": gpus}
+    return min(preflight.concurrency(spec, [machine]), trials)
 
 
 def _earlier_runs(spec: RunSpec) -> Iterator[RunStatus]:
     """Runs of the same name and of work of the same size, newest first."""
+    # reading the settings of each takes a moment, so only the newest are looked at
     for status in list_runs(spec.storage)[:100]:
         if status.kind == "run" and status.name == spec.name:
             try:
@@ -168,20 +178,23 @@ def _earlier_runs(spec: RunSpec) -> Iterator[RunStatus]:
 def _work(spec: RunSpec) -> tuple[Any, ...]:
     """The settings that decide how long a step takes and how large a checkpoint is."""
     model, train = spec.model, spec.train
-    return spec.method, model.kind, model.backbone, model.channels, train.image_size, train.batch_size, spec.resources
+    network = (model.kind, model.backbone, model.channels)
+    return spec.method, *network, train.image_size, train.batch_size, spec.resources
 
 
 def _step_time(earlier: list[RunStatus]) -> tuple[float | None, str]:
     """Seconds per step of the newest run that came to an end, with its start and evaluation."""
     for run in earlier:
         if run.status in ("finished", "stopped") and run.started and run.ended and run.step:
-            return (run.ended - run.started) / run.step, f"as measured in run {run.id}, start and evaluation included"
+            step_s = (run.ended - run.started) / run.step
+            return step_s, f"as measured in run {run.id}, start and evaluation included"
     return None, UNKNOWN
 
 
 def _checkpoint_size(earlier: list[RunStatus]) -> tuple[int | None, str]:
     for run in earlier:
-        size = sum(path.stat().st_size for path in RunFolder(Path(run.folder)).best_checkpoint.glob("*"))
+        checkpoint = RunFolder(Path(run.folder)).best_checkpoint
+        size = sum(path.stat().st_size for path in checkpoint.glob("*"))
         if size:
             return 3 * size, f"run {run.id}, the best checkpoint and the last two of each trial"
     return None, UNKNOWN

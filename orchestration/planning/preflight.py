@@ -75,12 +75,15 @@ def runner_of(spec: RunSpec) -> Literal["inline", "ray_train"]:
     resources = spec.resources
     if resources.runner != "auto":
         return resources.runner
-    return "ray_train" if resources.workers > 1 or resources.gpus_per_worker or uses_cluster(spec) else "inline"
+    needs_ray = resources.workers > 1 or resources.gpus_per_worker or uses_cluster(spec)
+    return "ray_train" if needs_ray else "inline"
 
 
 def count_cpus() -> int:
     """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def count_gpus() -> int:
@@ -92,10 +95,16 @@ def count_gpus() -> int:
     if tool is None:
         return 0
     try:
-        listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=10, check=True).stdout
+        ended = subprocess.run(
+            [tool, "-L"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return 0
-    return sum(line.startswith("GPU ") for line in listing.splitlines())
+    return sum(line.startswith("GPU ") for line in ended.stdout.splitlines())
 
 
 def concurrency(spec: SweepSpec, nodes: Sequence[Mapping[str, float]]) -> int:
@@ -120,7 +129,7 @@ def count_places(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]
 
 
 def _times(have: float, need: float) -> int:
-    return math.floor(have / need + 1e-6)
+    return math.floor(have / need + 1e-6)  # 0.3 / 0.1 is a little below 3
 
 
 def free_bytes(storage: Path) -> int:
@@ -130,20 +139,28 @@ def free_bytes(storage: Path) -> int:
 
 def existing_parent(path: Path) -> Path:
     """The path itself if it exists, else the closest folder above it that does."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if os.access(folder, os.F_OK))
+    folder = path.absolute()
+    while not os.access(folder, os.F_OK):
+        folder = folder.parent
+    return folder
 
 
 def _check_room(spec: RunSpec) -> None:
+    if uses_cluster(spec):
+        return
     workers, resources = spec.resources.least_workers, spec.resources
     needs = [("cpus_per_worker", "CPU cores", "lower one of them", count_cpus)]
     if resources.gpus_per_worker:
-        needs.append(("gpus_per_worker", "GPUs", "set gpus_per_worker: 0 to use CPU cores", count_gpus))
-    for setting, unit, way_out, count in [] if uses_cluster(spec) else needs:
-        each, found = getattr(resources, setting), count()
-        if workers * each > found:
+        way_out = "set gpus_per_worker: 0 to use CPU cores"
+        needs.append(("gpus_per_worker", "GPUs", way_out, count_gpus))
+    for setting, unit, way_out, count in needs:
+        per_worker, available = getattr(resources, setting), count()
+        needed = workers * per_worker
+        if needed > available:
             raise ResourceError(
-                f"resources: workers {workers} x {setting} {each:g} needs {workers * each:g} {unit}, but this machine "
-                f"has {found}; {way_out}, or name a cluster with resources.address"
+                f"resources: workers {workers} x {setting} {per_worker:g} needs {needed:g} {unit}, "
+                f"but this machine has {available}; {way_out}, or name a cluster with "
+                "resources.address"
             )
 
 
@@ -160,33 +177,35 @@ def check_storage(storage: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         reason = "a file is in the way" if not folder.is_dir() else error.strerror
-        raise ConfigError(f"storage: {storage} cannot be written ({folder}: {reason}); {way_out}") from error
+        message = f"storage: {storage} cannot be written ({folder}: {reason}); {way_out}"
+        raise ConfigError(message) from error
     free = free_bytes(folder)
     if free < MIN_FREE_BYTES:
+        has = f"the disk of {folder} has {free / 1e6:.0f} MB free"
         need = f"a run needs {MIN_FREE_BYTES / 1e6:.0f} MB or more"
-        raise ResourceError(f"storage: the disk of {folder} has {free / 1e6:.0f} MB free; {need}; {way_out}")
+        raise ResourceError(f"storage: {has}; {need}; {way_out}")
 
 
 def _check_weights(spec: RunSpec) -> None:
     weights = spec.model.weights
     if weights not in ("auto", "imagenet", "none") and not Path(weights).is_file():
-        raise ConfigError(f"model.weights: {weights}: no such file; give a state dict, or one of auto, imagenet, none")
+        way_out = "give a state dict, or one of auto, imagenet, none"
+        raise ConfigError(f"model.weights: {weights}: no such file; {way_out}")
 
 
 def _check_start(spec: RunSpec) -> None:
     """Whether the network can start from the weights that are named shows only once both are loaded."""
-    for each in _starts(spec):
-        found = find_start(each).model.start_from
-        if found is None:
+    for variant in _starts(spec):
+        start = find_start(variant).model.start_from
+        if start is None:
             continue
-        if not os.path.exists(found):  # noqa: PTH110 - False for any name at all
-            raise ConfigError(
-                f"model.start_from: {found}: no such run, checkpoint or file; `boxseg runs ls` lists runs"
-            )
+        if not os.path.exists(start):  # noqa: PTH110 - False for any name at all
+            reason = "no such run, checkpoint or file; `boxseg runs ls` lists runs"
+            raise ConfigError(f"model.start_from: {start}: {reason}")
         from boxseg.build import check_start
 
         try:
-            check_start(each, found)
+            check_start(variant, start)
         except (CheckpointError, DataError) as error:
             raise ConfigError(f"model.start_from: {error}") from error
 
@@ -210,15 +229,20 @@ def _check_score_thr(spec: RunSpec) -> None:
     domain, floors = space.get("qam.score_thr"), space.get("teacher.cand_score_thr")
     if domain is None:
         return
-    floor = math.sqrt(min(map(float, corners(floors))) if floors else spec.teacher.cand_score_thr)
+    least_score = spec.teacher.cand_score_thr
+    if floors:
+        least_score = min(float(value) for value in corners(floors))
+    floor = math.sqrt(least_score)
     if isinstance(domain, Choice):
-        alike = sorted(value for value in set(map(float, domain.choice)) if value <= floor)
+        thresholds = sorted({float(value) for value in domain.choice})
     else:
-        alike = [value for value in (min(corners(domain)), floor) if value <= floor]
+        thresholds = [min(corners(domain)), floor]
+    alike = [value for value in thresholds if value <= floor]
     if len(set(alike)) > 1:
         raise ConfigError(
-            f"sweep.space: qam.score_thr from {alike[0]:g} to {alike[-1]:g} trains alike: teacher.cand_score_thr "
-            f"leaves only candidates with scores above its root, {floor:.4g}; keep one value up to there"
+            f"sweep.space: qam.score_thr from {alike[0]:g} to {alike[-1]:g} trains alike: "
+            "teacher.cand_score_thr leaves only candidates with scores above its root, "
+            f"{floor:.4g}; keep one value up to there"
         )
 
 

@@ -17,7 +17,7 @@ import psutil
 from boxseg.config.method import MAX_ENLARGEMENT, CocoSource
 from boxseg.data.fingerprint import Fingerprint
 from boxseg.data.misfits import PLAIN_CONTRAST, WINDOW_PX, color_threshold
-from orchestration.config.source import Source, assign, override
+from orchestration.config.source import KeyPath, Source, assign, override
 from orchestration.config.spec import RunSpec, build_run
 from orchestration.planning.preflight import count_cpus, count_gpus
 from orchestration.words import show_bytes, show_duration
@@ -91,7 +91,8 @@ class Machine:
 
     def __str__(self) -> str:
         cores = f"{self.cores} CPU core{'s' if self.cores > 1 else ''}"
-        return f"{cores}, {'a GPU' if self.gpus else 'no GPU'}, {show_bytes(self.memory_bytes)} of memory"
+        gpu = "a GPU" if self.gpus else "no GPU"
+        return f"{cores}, {gpu}, {show_bytes(self.memory_bytes)} of memory"
 
 
 def _has_bf16() -> bool:
@@ -104,7 +105,7 @@ def _has_bf16() -> bool:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenValue:
     """One setting of a recipe."""
 
     name: str
@@ -136,24 +137,26 @@ class Recipe:
 
     title: list[str]
     """What it is for, line by line."""
-    choices: list[Choice]
+    choices: list[ChosenValue]
     times: Times
 
     @property
     def steps(self) -> int:
         """Updates of the run."""
-        steps = next(each.value for each in self.choices if each.name == "train.steps")
-        return steps if isinstance(steps, int) else 0  # what was asked for may be no number, and is refused later
+        steps = next(choice.value for choice in self.choices if choice.name == "train.steps")
+        # what was asked for may be no number, and is refused later
+        return steps if isinstance(steps, int) else 0
 
     def moved(self, before: Path, after: Path) -> Recipe:
-        """The same for files of one folder that are to be in another."""
+        """The same recipe, with its files in `before` named as files in `after`."""
 
-        def place(choice: Choice) -> Choice:
-            if not isinstance(choice.value, str) or not Path(choice.value).is_relative_to(before):
-                return choice
-            return replace(choice, value=str(after.absolute() / Path(choice.value).relative_to(before)))
-
-        return replace(self, choices=list(map(place, self.choices)))
+        choices = []
+        for choice in self.choices:
+            if isinstance(choice.value, str) and Path(choice.value).is_relative_to(before):
+                moved = after.absolute() / Path(choice.value).relative_to(before)
+                choice = replace(choice, value=str(moved))
+            choices.append(choice)
+        return replace(self, choices=choices)
 
     def settings(self) -> dict[str, Any]:
         """The choices as nested values."""
@@ -168,7 +171,10 @@ class Recipe:
         Raises:
             ConfigError: what was asked for is no setting, or is not possible together.
         """
-        asked = {tuple(each.name.split(".")): f"--set {each.name}" for each in self.choices if each.reason == ASKED}
+        asked: dict[KeyPath, str] = {}
+        for choice in self.choices:
+            if choice.reason == ASKED:
+                asked[tuple(choice.name.split("."))] = f"--set {choice.name}"
         return build_run(Source("recipe", self.settings(), asked))
 
     def text(self) -> str:
@@ -207,31 +213,43 @@ def make_recipe(
         ConfigError: an override is malformed.
     """
     times = _plan_times(machine, minutes=minutes, step_s=step_s, label_boxes=label_boxes)
-    chosen = [
+    choices = [
+        ChosenValue("name", name, ""),
         *_data_choices(train, machine),
         *_model_choices(),
         *_train_choices(fingerprint, machine, times, minutes),
         *_method_choices(fingerprint),
         *_resource_choices(machine),
     ]
-    chosen = [Choice("name", name, ""), *chosen, *([Choice("storage", storage, "")] if storage else [])]
+    if storage:
+        choices.append(ChosenValue("storage", storage, ""))
+    file_name = train.annotations.name
     title = [
-        f"Chosen for {train.annotations.name}; what each value rests on is told in docs/recipes.md.",
-        *(f"{what}: {told}" for what, told in fingerprint.told()),
+        f"Chosen for {file_name}; what each value rests on is told in docs/recipes.md.",
+        *(f"{name}: {text}" for name, text in fingerprint.told()),
         f"machine: {machine}",
     ]
-    made = Recipe(title, _with_overrides(chosen, overrides), times)
-    return replace(made, times=replace(times, train_s=made.steps * times.step_s))
+    recipe = Recipe(title, _with_overrides(choices, overrides), times)
+    # the number of updates may have been asked for
+    return replace(recipe, times=replace(times, train_s=recipe.steps * times.step_s))
 
 
-def _plan_times(machine: Machine, *, minutes: float | None, step_s: float | None, label_boxes: int) -> Times:
-    basis = "an update was timed here" if step_s is not None else f"estimated from {CORE_STEP_S:g} s on one core"
-    step_s = CORE_STEP_S / machine.speed if step_s is None else step_s
+def _plan_times(
+    machine: Machine,
+    *,
+    minutes: float | None,
+    step_s: float | None,
+    label_boxes: int,
+) -> Times:
+    basis = "an update was timed here"
+    if step_s is None:
+        basis = f"estimated from {CORE_STEP_S:g} s on one core"
+        step_s = CORE_STEP_S / machine.speed
     label_s = label_boxes * CORE_BOX_S / machine.speed
     train_s = USUAL_STEPS * step_s
     if minutes is not None:
-        whole = 60 * minutes
-        train_s = max(whole - START_S - label_s, LEAST_TRAINING * whole)
+        total_s = 60 * minutes
+        train_s = max(total_s - START_S - label_s, LEAST_TRAINING * total_s)
     steps = max(_two_digits(train_s / step_s), LEAST_STEPS)
     return Times(step_s, steps * step_s, label_s, basis)
 
@@ -241,69 +259,119 @@ def _two_digits(number: float) -> int:
     return math.floor(number / 10**digits) * 10**digits
 
 
-def _data_choices(train: CocoSource, machine: Machine) -> Iterator[Choice]:
-    yield Choice("data.train.images", str(train.images.absolute()), "The boxes are all that is learnt from.")
-    yield Choice("data.train.annotations", str(train.annotations.absolute()), "")
-    told = (
+def _data_choices(train: CocoSource, machine: Machine) -> Iterator[ChosenValue]:
+    yield ChosenValue(
+        "data.train.images",
+        str(train.images.absolute()),
+        "The boxes are all that is learnt from.",
+    )
+    yield ChosenValue("data.train.annotations", str(train.annotations.absolute()), "")
+    reason = (
         "Boxes have no masks to measure with, so none are held out: a look at a few images tells that some are found."
     )
-    yield Choice("data.val.images", str(train.images.absolute()), told)
-    yield Choice("data.val.annotations", str(train.annotations.absolute()), "")
-    yield Choice("data.max_val_images", EVAL_IMAGES, "")
+    yield ChosenValue("data.val.images", str(train.images.absolute()), reason)
+    yield ChosenValue("data.val.annotations", str(train.annotations.absolute()), "")
+    yield ChosenValue("data.max_val_images", EVAL_IMAGES, "")
     if machine.gpus:
         workers = max(1, min(8, machine.cores - 1))
-        yield Choice("data.loader_workers", workers, "The GPU is not to wait for images.")
+        yield ChosenValue("data.loader_workers", workers, "The GPU is not to wait for images.")
 
 
-def _model_choices() -> Iterator[Choice]:
-    yield Choice("model.backbone", "efficientnet_lite0", "Its ImageNet weights come with the installation.")
-    yield Choice("model.frozen_stages", 3, "Early stages serve all pictures; the fewer learn, the faster an update.")
-    yield Choice("model.channels", 64, "Small heads learn in the few updates that there are.")
-    yield Choice("model.tower_convs", 2, "")
-    yield Choice("cond.branch_channels", 64, "")
-    yield Choice("cond.branch_convs", 2, "")
-    yield Choice("cond.max_per_image", 32, "")
+def _model_choices() -> Iterator[ChosenValue]:
+    yield ChosenValue(
+        "model.backbone",
+        "efficientnet_lite0",
+        "Its ImageNet weights come with the installation.",
+    )
+    yield ChosenValue(
+        "model.frozen_stages",
+        3,
+        "Early stages serve all pictures; the fewer learn, the faster an update.",
+    )
+    yield ChosenValue("model.channels", 64, "Small heads learn in the few updates that there are.")
+    yield ChosenValue("model.tower_convs", 2, "")
+    yield ChosenValue("cond.branch_channels", 64, "")
+    yield ChosenValue("cond.branch_convs", 2, "")
+    yield ChosenValue("cond.max_per_image", 32, "")
 
 
-def _train_choices(fingerprint: Fingerprint, machine: Machine, times: Times, minutes: float | None) -> Iterator[Choice]:
+def _train_choices(
+    fingerprint: Fingerprint,
+    machine: Machine,
+    times: Times,
+    minutes: float | None,
+) -> Iterator[ChosenValue]:
     steps = round(times.train_s / times.step_s)
-    told = f"About {show_duration(times.train_s)} at {times.step_s:.2g} s for an update ({times.basis})"
-    usual = "; no time was given" if minutes is None else f", of {minutes:g} minutes with labelling"
-    yield Choice("train.steps", steps, f"{told}{usual}.")
-    yield Choice("train.batch_size", BATCH_SIZE, "Windows are small, and in more of them losses are steadier.")
+    train_time = f"About {show_duration(times.train_s)}"
+    pace = f"{times.step_s:.2g} s for an update ({times.basis})"
+    given = "; no time was given"
+    if minutes is not None:
+        given = f", of {minutes:g} minutes with labelling"
+    yield ChosenValue("train.steps", steps, f"{train_time} at {pace}{given}.")
+    yield ChosenValue(
+        "train.batch_size",
+        BATCH_SIZE,
+        "Windows are small, and in more of them losses are steadier.",
+    )
     if machine.memory_bytes < LEAST_MEMORY:
-        yield Choice("train.accumulate", 2, f"In two parts, as there are {show_bytes(machine.memory_bytes)} of memory.")
-    sizes = fingerprint.object_px
-    yield Choice(
-        "train.window",
-        WINDOW_PX,
-        f"Windows around objects show boxes of {sizes.low:.0f} to {sizes.high:.0f} px at one scale, unlike images.",
+        yield ChosenValue(
+            "train.accumulate",
+            2,
+            f"In two parts, as there are {show_bytes(machine.memory_bytes)} of memory.",
+        )
+    sizes = f"{fingerprint.object_px.low:.0f} to {fingerprint.object_px.high:.0f} px"
+    reason = f"Windows around objects show boxes of {sizes} at one scale, unlike images."
+    yield ChosenValue("train.window", WINDOW_PX, reason)
+    yield ChosenValue(
+        "train.object_size",
+        list(OBJECT_PX),
+        f"So an object has {OBJECT_PX[0] / 4:.0f} mask cells or more.",
     )
-    yield Choice("train.object_size", list(OBJECT_PX), f"So an object has {OBJECT_PX[0] / 4:.0f} mask cells or more.")
     eval_size, max_size = eval_sizes(fingerprint)
-    at_eval = float(sorted(fingerprint.sides.sizes_at(eval_size, max_size))[fingerprint.boxes // 2])
-    yield Choice(
-        "train.eval_size", eval_size, f"In whole images of this short side the median object has {at_eval:.0f} px."
-    )
-    yield Choice("train.max_size", max_size, "")
+    eval_px = sorted(fingerprint.sides.sizes_at(eval_size, max_size))
+    at_eval = float(eval_px[fingerprint.boxes // 2])
+    reason = f"In whole images of this short side the median object has {at_eval:.0f} px."
+    yield ChosenValue("train.eval_size", eval_size, reason)
+    yield ChosenValue("train.max_size", max_size, "")
     if max_size > 2 * EVAL_TILE:
-        yield Choice("train.eval_tile", EVAL_TILE, "Larger images are looked at in tiles, whatever memory there is.")
-    yield Choice("train.eval_every", steps, "Evaluated at the end alone: time is better spent on training.")
+        yield ChosenValue(
+            "train.eval_tile",
+            EVAL_TILE,
+            "Larger images are looked at in tiles, whatever memory there is.",
+        )
+    yield ChosenValue(
+        "train.eval_every",
+        steps,
+        "Evaluated at the end alone: time is better spent on training.",
+    )
     saves = max(round(SAVE_EVERY_S / times.step_s), 1)
-    yield Choice("train.save_every", min(saves, steps), "Saved now and then, so that a kill costs little.")
-    yield Choice("train.evaluate", "teacher", "The mean of the student's last states, and steadier than any of them.")
-    yield Choice("train.collapse_fill", None, "Nothing is saved by an alarm at the end; labels tell of filled boxes.")
-    yield Choice("train.panels", 0, "The review page shows more.")
-    yield Choice("train.channels_last", True, "Faster with this backbone.")
+    yield ChosenValue(
+        "train.save_every",
+        min(saves, steps),
+        "Saved now and then, so that a kill costs little.",
+    )
+    yield ChosenValue(
+        "train.evaluate",
+        "teacher",
+        "The mean of the student's last states, and steadier than any of them.",
+    )
+    yield ChosenValue(
+        "train.collapse_fill",
+        None,
+        "Nothing is saved by an alarm at the end; labels tell of filled boxes.",
+    )
+    yield ChosenValue("train.panels", 0, "The review page shows more.")
+    yield ChosenValue("train.channels_last", True, "Faster with this backbone.")
     if machine.has_bf16 and not machine.gpus:
-        told = "This processor has bf16: an update takes two thirds of the time, and learns as much."
-        yield Choice("train.precision", "bf16", told)
+        reason = "This processor has bf16: an update takes two thirds of the time, and learns as much."
+        yield ChosenValue("train.precision", "bf16", reason)
 
 
 def eval_sizes(fingerprint: Fingerprint) -> tuple[int, int]:
-    """Short side at which the median object has `EVAL_OBJECT_PX`, and a limit for the long side that no image meets."""
+    """Short side at which the median object has `EVAL_OBJECT_PX`, and a limit of the long side above all images."""
     sides = fingerprint.sides
-    relative = sorted((sides.longer_px / sides.short_px).tolist())[fingerprint.boxes // 2]
+    by_size = sorted((sides.longer_px / sides.short_px).tolist())
+    relative = by_size[fingerprint.boxes // 2]  # median object over the short side of its image
     enlarged = MAX_ENLARGEMENT * fingerprint.image_px.median
     short = min(max(EVAL_OBJECT_PX / relative, EVAL_SIDES[0]), EVAL_SIDES[1], enlarged)
     eval_size = max(32 * round(short / 32), 64)
@@ -311,38 +379,45 @@ def eval_sizes(fingerprint: Fingerprint) -> tuple[int, int]:
     return eval_size, max(32 * math.ceil(eval_size * aspect / 32), WHOLE_SIZE)
 
 
-def _method_choices(fingerprint: Fingerprint) -> Iterator[Choice]:
-    yield Choice("solver.optimizer", "adamw", "Learns in hundreds of updates, not in ten thousands.")
-    yield Choice("solver.lr", 0.001, "")
-    yield Choice("solver.weight_decay", 0.01, "")
-    yield Choice("solver.backbone_lr_scale", 0.1, "What ImageNet taught is to change slowly.")
-    yield Choice("solver.schedule", "cosine", "")
-    yield Choice("solver.warmup", 0.05, "")
-    yield Choice("boxinst.warmup", 0.3, "Colours have a say once masks are where their boxes are.")
+def _method_choices(fingerprint: Fingerprint) -> Iterator[ChosenValue]:
+    yield ChosenValue(
+        "solver.optimizer",
+        "adamw",
+        "Learns in hundreds of updates, not in ten thousands.",
+    )
+    yield ChosenValue("solver.lr", 0.001, "")
+    yield ChosenValue("solver.weight_decay", 0.01, "")
+    yield ChosenValue("solver.backbone_lr_scale", 0.1, "What ImageNet taught is to change slowly.")
+    yield ChosenValue("solver.schedule", "cosine", "")
+    yield ChosenValue("solver.warmup", 0.05, "")
+    yield ChosenValue("boxinst.warmup", 0.3, "Colours have a say once masks are where their boxes are.")
     colours = fingerprint.colours
     if colours is not None and colours.contrast < PLAIN_CONTRAST:
-        told = f"Objects differ by {colours.contrast:.1f} from what is around them, so less counts as alike."
-        yield Choice("boxinst.color_thr", color_threshold(colours.contrast), told)
+        contrast = f"{colours.contrast:.1f}"
+        reason = f"Objects differ by {contrast} from what is around them, so less counts as alike."
+        yield ChosenValue("boxinst.color_thr", color_threshold(colours.contrast), reason)
 
 
-def _resource_choices(machine: Machine) -> Iterator[Choice]:
-    told = "All that this machine has, in the command's own process."
+def _resource_choices(machine: Machine) -> Iterator[ChosenValue]:
+    reason = "All that this machine has, in the command's own process."
     if machine.cores > MOST_CORES:
-        told = f"More than {MOST_CORES} threads have little to do with so small a network."
-    yield Choice("resources.cpus_per_worker", machine.threads, told)
+        reason = f"More than {MOST_CORES} threads have little to do with so small a network."
+    yield ChosenValue("resources.cpus_per_worker", machine.threads, reason)
     if machine.gpus:
-        yield Choice("resources.gpus_per_worker", 1, "")
-    yield Choice("resources.runner", "inline", "")
+        yield ChosenValue("resources.gpus_per_worker", 1, "")
+    yield ChosenValue("resources.runner", "inline", "")
 
 
-def _with_overrides(choices: list[Choice], overrides: Sequence[str]) -> list[Choice]:
-    """The choices with what was asked for in place, and what else was asked for after them."""
+def _with_overrides(choices: list[ChosenValue], overrides: Sequence[str]) -> list[ChosenValue]:
+    """The choices with the values that were asked for; settings that were not among them follow."""
     asked = functools.reduce(override, overrides, Source("--set", {}, {})).values
     values = dict(_leaves(asked, ()))
-    kept = [
-        replace(each, value=values.pop(each.name), reason=ASKED) if each.name in values else each for each in choices
-    ]
-    return kept + [Choice(name, value, ASKED) for name, value in values.items()]
+    merged = []
+    for choice in choices:
+        if choice.name in values:
+            choice = replace(choice, value=values.pop(choice.name), reason=ASKED)
+        merged.append(choice)
+    return merged + [ChosenValue(name, value, ASKED) for name, value in values.items()]
 
 
 def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
@@ -353,7 +428,11 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         yield ".".join(path), value
 
 
-def _yaml_lines(values: dict[str, Any], reasons: dict[str, str], path: tuple[str, ...] = ()) -> Iterator[str]:
+def _yaml_lines(
+    values: dict[str, Any],
+    reasons: dict[str, str],
+    path: tuple[str, ...] = (),
+) -> Iterator[str]:
     indent = "  " * len(path)
     for key, value in values.items():
         name = ".".join((*path, key))
@@ -361,7 +440,8 @@ def _yaml_lines(values: dict[str, Any], reasons: dict[str, str], path: tuple[str
             for line in textwrap.wrap(reason, width=116 - len(indent)):
                 yield f"{indent}# {line}"
         if isinstance(value, dict):
-            yield from [""] if not path else []
+            if not path:
+                yield ""  # an empty line before each group
             yield f"{indent}{key}:"
             yield from _yaml_lines(value, reasons, (*path, key))
         else:
@@ -369,8 +449,9 @@ def _yaml_lines(values: dict[str, Any], reasons: dict[str, str], path: tuple[str
 
 
 def _yaml_value(value: Any) -> str:
-    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_/][\w./-]*", value) and value not in _WORDS
-    return value if plain else json.dumps(value)
+    # a text that YAML could take for something else is quoted, as JSON is YAML too
+    is_plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_/][\w./-]*", value)
+    return value if is_plain and value not in _WORDS else json.dumps(value)
 
 
 _WORDS = ("true", "false", "null", "True", "False", "Null", "TRUE", "FALSE", "NULL")

@@ -30,7 +30,8 @@ def _unfinished(checkpoint: Path) -> list[str]:
     status = sound_status(checkpoint.parent.parent)
     if status is None or status.status == "finished":
         return []
-    return [f"run {status.id} is not finished: {status.status} at step {status.step} of {status.steps}"]
+    place = f"{status.status} at step {status.step} of {status.steps}"
+    return [f"run {status.id} is not finished: {place}"]
 
 
 def _weak(checkpoint: Path) -> list[str]:
@@ -41,17 +42,21 @@ def _weak(checkpoint: Path) -> list[str]:
     if box_ap >= WEAK_BOX_AP:
         return []
     return [
-        f"{checkpoint}: finds next to nothing, its box AP is {box_ap:.3f}; masks are then guessed from colours and "
-        "place, and their quality means little (train for longer, or see `boxseg recipe` for settings)"
+        f"{checkpoint}: finds next to nothing, its box AP is {box_ap:.3f}; masks are then guessed "
+        "from colours and place, and their quality means little (train for longer, or see "
+        "`boxseg recipe` for settings)"
     ]
 
 
 def _foreign(checkpoint: Path, classes: Sequence[str]) -> list[str]:
     known = load_about(checkpoint)["classes"]["names"]
-    unknown = [name for name, label in zip(classes, find_labels(classes, known), strict=True) if label == ABSENT]
+    labels = find_labels(classes, known)
+    unknown = [name for name, label in zip(classes, labels, strict=True) if label == ABSENT]
     if not unknown:
         return []
-    some = "none of the classes" if len(unknown) == len(classes) else f"{len(unknown)} of {len(classes)} classes not"
+    some = f"{len(unknown)} of {len(classes)} classes not"
+    if len(unknown) == len(classes):
+        some = "none of the classes"
     named = ", ".join(unknown[:SHOWN]) + (" …" if len(unknown) > SHOWN else "")
     return [
         f"{checkpoint}: knows {some} ({named}); their boxes get masks of whatever class fits "
