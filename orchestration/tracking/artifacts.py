@@ -57,30 +57,48 @@ def learning_curves(folder: RunFolder) -> Figure | None:
     from matplotlib.figure import Figure  # takes a while to load
 
     curves = {name: folder.history(name) for name in sorted(folder.stored().metrics)}
-    reported = [name for name, points in curves.items() if points]
-    counts = [name for name in reported if name.startswith(CURVES[COUNTS])]
-    groups = {
-        title: [name for name in reported if name.startswith(starts) and (name in counts) == (title == COUNTS)]
-        for title, starts in CURVES.items()
-    }
-    groups = {title: names for title, names in groups.items() if names}
+    groups: dict[str, list[str]] = {}
+    for title, starts in CURVES.items():
+        for name, points in curves.items():
+            is_count = name.startswith(CURVES[COUNTS])
+            if points and name.startswith(starts) and is_count == (title == COUNTS):
+                groups.setdefault(title, []).append(name)
     if not groups:
         return None
     width = 4.8 * len(groups)
     figure = Figure(figsize=(width, 4.0), dpi=100)
     # Fixed, as finding a layout takes as long as drawing: 0.6 inch for the numbers at the left of each plot.
-    figure.subplots_adjust(left=0.6 / width, right=1 - 0.1 / width, bottom=0.12, top=0.93, wspace=0.17)
-    for axes, (title, names) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+    figure.subplots_adjust(
+        left=0.6 / width,
+        right=1 - 0.1 / width,
+        bottom=0.12,
+        top=0.93,
+        wspace=0.17,
+    )
+    plots = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axes, (title, names) in zip(plots, groups.items(), strict=True):
         for name in names:
             steps, values = zip(*curves[name], strict=True)
-            axes.plot(steps, values, marker=".", markersize=3, linewidth=1, label=figure_label(name))
+            axes.plot(
+                steps,
+                values,
+                marker=".",
+                markersize=3,
+                linewidth=1,
+                label=figure_label(name),
+            )
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     return figure
 
 
-def copy_checkpoint(client: MlflowClient, folder: RunFolder, checkpoint: Path, state: dict[str, Any]) -> None:
+def copy_checkpoint(
+    client: MlflowClient,
+    folder: RunFolder,
+    checkpoint: Path,
+    state: dict[str, Any],
+) -> None:
     """Upload description and weights of a checkpoint, of its two networks those of the better one.
 
     Damaged ones are told of instead: in MLflow they would look like any other.
@@ -113,17 +131,24 @@ def copy_model(client: MlflowClient, folder: RunFolder, checkpoint: Path, run_id
 
 
 def copy_files(
-    client: MlflowClient, folder: RunFolder, state: dict[str, Any], paths: Iterable[Path], place: str | None = None
+    client: MlflowClient,
+    folder: RunFolder,
+    state: dict[str, Any],
+    paths: Iterable[Path],
+    place: str | None = None,
 ) -> None:
     """Upload files that exist and are not in MLflow as they are now; `state`, kept after each, knows those that are.
 
     `place` is the artifact folder; null: the one that they have in the run's folder.
     """
-    have = state.setdefault("files", {})
+    copied = state.setdefault("files", {})
     for path in paths:
+        if not path.is_file():
+            continue
         where = path.parent.relative_to(folder.path).as_posix() if place is None else place
         name = f"{where}/{path.name}"
-        if path.is_file() and have.get(name) != (content := digest(path)):
+        content = digest(path)
+        if copied.get(name) != content:
             client.log_artifact(state["run_id"], str(path), None if where == "." else where)
-            have[name] = content
+            copied[name] = content
             folder.write_tracking(state)

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from boxseg.errors import ConfigError
 from orchestration.record.files import file_lock, log_to_file
 from orchestration.record.find_runs import list_runs
-from orchestration.record.run_folder import RunFolder
+from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.tracking.pages import save_comparison
 from orchestration.tracking.run import follow
 
@@ -30,7 +30,8 @@ ENVIRONMENT = {
     "MLFLOW_CONFIGURE_LOGGING": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # it repeats what makes something too; the tracker looks first
+    # it repeats what makes something too; the tracker looks first
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -52,8 +53,11 @@ def tracking_uri(storage: Path, uri: str | None = None) -> str:
     SQLAlchemy reads `?` and what looks like `%41` as parts of a URI: unescaped, they would lead to another folder.
     MLflow makes an empty folder of the escaped name beside.
     """
-    place = re.sub(r"\?|%(?=[0-9a-fA-F]{2})", lambda found: quote(found[0]), str(storage.absolute()))
-    return uri or f"sqlite:///{place}/mlflow.db"
+    if uri:
+        return uri
+    misread = r"\?|%(?=[0-9a-fA-F]{2})"
+    folder = re.sub(misread, lambda match: quote(match[0]), str(storage.absolute()))
+    return f"sqlite:///{folder}/mlflow.db"
 
 
 class Tracker:
@@ -63,7 +67,14 @@ class Tracker:
     and tries again at the next tick whatever MLflow did not take.
     """
 
-    def __init__(self, storage: Path, experiment: str, *, uri: str | None = None, logs: Path) -> None:
+    def __init__(
+        self,
+        storage: Path,
+        experiment: str,
+        *,
+        uri: str | None = None,
+        logs: Path,
+    ) -> None:
         """Nothing is opened before `start`.
 
         Args:
@@ -88,11 +99,12 @@ class Tracker:
     def add(self, folder: RunFolder) -> None:
         """Follow one more run, whose `config.yaml` and `status.json` are there; a parent comes before its children."""
         if folder.read_tracking().get("uri") != self.uri:
-            folder.write_tracking({"uri": self.uri})  # at once, so that the run is found even if MLflow never answers
+            # at once, so that the run is found even if MLflow never answers
+            folder.write_tracking({"uri": self.uri})
         self._folders.append(folder)
 
     def settle(self, folder: RunFolder) -> None:
-        """Say that a run has ended for good: once MLflow has all of it, it is looked at only once more, by `close`."""
+        """Say that a run has ended for good: once MLflow has all of it, only `close` looks at it once more."""
         self._settled.add(folder)
 
     def start(self) -> None:
@@ -103,19 +115,20 @@ class Tracker:
         """Copy what is left and end; False if MLflow did not take everything in time (the next sweep or run tries)."""
         self._closing.set()
         self._thread.join(timeout_s)
-        present = [folder for folder in self._folders if folder.status_path.exists()]  # storage can go meanwhile
+        # storage can go meanwhile
+        present = [folder for folder in self._folders if folder.status_path.exists()]
         left = [folder for folder in present if not _is_copied(folder)]
         if left:
             logger.warning(
-                "%d runs are not wholly in MLflow (%s); their folders are complete, the next run under this name and "
-                "`boxseg ui` copy the rest",
+                "%d runs are not wholly in MLflow (%s); their folders are complete, the next run "
+                "under this name and `boxseg ui` copy the rest",
                 len(left),
                 self.uri,
             )
         return not left
 
     def catch_up(self) -> None:
-        """Copy what ended processes left behind, in this thread; faults are told, not raised."""
+        """Copy what ended processes left behind, in this thread; faults are logged, not raised."""
         self._add_leftovers()
         if self._folders:
             self._follow_all()
@@ -155,13 +168,15 @@ class Tracker:
 
     def _answers(self) -> bool:
         """Whether the store can be reached at all."""
+        if self._client is None:
+            return False
         with contextlib.suppress(Exception):
-            return self._client is not None and bool(self._client.get_experiment(self._experiment_id))
+            return bool(self._client.get_experiment(self._experiment_id))
         return False
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:
-        """A lost metric must not end a run: faults are only told, the first of them aloud."""
+        """Log faults instead of raising them, as a lost metric must not end a run; only the first is a warning."""
         try:
             yield
         except Exception as error:
@@ -172,9 +187,11 @@ class Tracker:
 
     def _add_leftovers(self) -> None:
         """Take over runs of this experiment whose process ended before MLflow had everything; parents come first."""
-        place = self._storage / self._experiment
-        for path in [*sorted(place.glob("*/tracking.json")), *sorted(place.glob("*/*/tracking.json"))]:
-            with contextlib.suppress(Exception):
+        runs = self._storage / self._experiment
+        parents = sorted(runs.glob("*/tracking.json"))
+        trials = sorted(runs.glob("*/*/tracking.json"))
+        for path in [*parents, *trials]:
+            with contextlib.suppress(Exception):  # what cannot be read now is taken over by a later run
                 folder = RunFolder(path.parent)
                 same_store = folder.read_tracking().get("uri", self.uri) == self.uri
                 if same_store and not _is_copied(folder):
@@ -184,14 +201,20 @@ class Tracker:
 
     def _open(self) -> MlflowClient:
         log_to_file(self._logs / "mlflow.log", ("mlflow", "alembic", "sqlalchemy"))
-        with file_lock(self._storage / ".mlflow.lock"):  # two processes that make one SQLite file leave it broken
+        # two processes that make one SQLite file leave it broken
+        with file_lock(self._storage / ".mlflow.lock"):
             client = open_client(self.uri)
-            found = client.get_experiment_by_name(self._experiment)
-            if found is None:
-                place = (self._storage / "mlartifacts").as_uri() if self.uri.startswith(DATABASES) else None
-                self._experiment_id = client.create_experiment(self._experiment, artifact_location=place)
+            experiment = client.get_experiment_by_name(self._experiment)
+            if experiment is None:
+                artifacts = None  # a server has a place of its own
+                if self.uri.startswith(DATABASES):
+                    artifacts = (self._storage / "mlartifacts").as_uri()
+                self._experiment_id = client.create_experiment(
+                    self._experiment,
+                    artifact_location=artifacts,
+                )
             else:
-                self._experiment_id = found.experiment_id
+                self._experiment_id = experiment.experiment_id
         return client
 
 
@@ -245,8 +268,11 @@ def catch_up(storage: Path, uri: str) -> Tracked:
     """
     for name in {status.name for status in list_runs(storage)}:
         Tracker(storage, name, uri=uri, logs=storage / "logs").catch_up()
-    here = [each for each in list_runs(storage) if RunFolder(each.folder).read_tracking().get("uri", uri) == uri]
-    tracked = [(each, each.mlflow_run_id) for each in here if each.mlflow_run_id is not None]
+    tracked: list[tuple[RunStatus, str]] = []
+    for status in list_runs(storage):
+        same_store = RunFolder(status.folder).read_tracking().get("uri", uri) == uri
+        if same_store and status.mlflow_run_id is not None:
+            tracked.append((status, status.mlflow_run_id))
     if not tracked:
         raise ConfigError(f"{storage.absolute()}: MLflow ({uri}) has none of the runs here; see {storage}/logs")
     client = open_client(uri)

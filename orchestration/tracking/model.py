@@ -18,7 +18,17 @@ from orchestration.record.scratch import scratch_folder
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-REQUIREMENTS = ("torch", "torchvision", "numpy", "scipy", "pillow", "pycocotools", "pydantic", "safetensors", "timm")
+REQUIREMENTS = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "pillow",
+    "pycocotools",
+    "pydantic",
+    "safetensors",
+    "timm",
+)
 """What boxseg's method needs to predict, pinned to the versions that are installed here."""
 ALIAS = "best"
 CONTENT_TAG = "boxseg.checkpoint"
@@ -38,7 +48,7 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
     content = digest(checkpoint / "about.json")
     run = client.get_run(run_id)
     known = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-    about = next((each for each in known if each.tags.get(CONTENT_TAG) == content), None)
+    about = next((model for model in known if model.tags.get(CONTENT_TAG) == content), None)
     if about is None:
         about = client.create_logged_model(
             run.info.experiment_id, "model", source_run_id=run_id, tags={CONTENT_TAG: content}
@@ -51,12 +61,22 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
         for path in (checkpoint / "about.json", weights):
             shutil.copy(path, folder)
         code = scratch / "boxseg"
-        shutil.copytree(Path(boxseg.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            Path(boxseg.__file__).parent,
+            code,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of hints that MLflow cannot use, and of an example it would like
+            # of hints that MLflow cannot use, and of an example it would like
+            warnings.simplefilter("ignore")
             mlflow.pyfunc.save_model(
                 scratch / "model",
-                mlflow_model=Model(about.artifact_location, run_id, model_uuid=about.model_id, model_id=about.model_id),
+                mlflow_model=Model(
+                    about.artifact_location,
+                    run_id,
+                    model_uuid=about.model_id,
+                    model_id=about.model_id,
+                ),
                 python_model=str(Path(__file__).with_name("served.py")),
                 artifacts={"checkpoint": str(folder)},
                 code_paths=[str(code)],
@@ -67,7 +87,8 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
                 pip_requirements=[f"mlflow=={mlflow.__version__}", *map(_pin, REQUIREMENTS)],
             )
         client.log_model_artifacts(about.model_id, str(scratch / "model"))
-    if about.model_id not in {each.model_id for each in (run.outputs.model_outputs if run.outputs else ())}:
+    outputs = run.outputs.model_outputs if run.outputs else ()
+    if about.model_id not in [output.model_id for output in outputs]:
         client.log_outputs(run_id, [LoggedModelOutput(about.model_id, step=0)])
     client.finalize_logged_model(about.model_id, "READY")
     return str(about.model_uri)
@@ -78,8 +99,12 @@ def register_model(client: MlflowClient, run_id: str, model_uri: str, name: str)
     import mlflow
 
     versions = client.search_model_versions(f"run_id = '{run_id}'")
-    found = (each for each in versions if (each.name, each.source) == (name, model_uri))
-    version = str((next(found, None) or mlflow.register_model(model_uri, name)).version)
+    for known in versions:
+        if (known.name, known.source) == (name, model_uri):
+            version = str(known.version)
+            break
+    else:
+        version = str(mlflow.register_model(model_uri, name).version)
     client.set_registered_model_alias(name, ALIAS, version)
     return version
 

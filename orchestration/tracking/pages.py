@@ -36,13 +36,20 @@ def comparison_url(server: str, experiment_id: str, sweep_id: str) -> str:
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{urlencode(query)}"
 
 
-def save_comparison(client: MlflowClient, experiment_id: str, folder: RunFolder, run_id: str) -> None:
+def save_comparison(
+    client: MlflowClient,
+    experiment_id: str,
+    folder: RunFolder,
+    run_id: str,
+) -> None:
     """Save a view of a sweep's trials, which MLflow's page lists under Views: swept settings and metrics chosen.
 
     The sweep's id is the view's key; `run_id` is MLflow's id of the sweep's own run.
     """
     sweep, sweep_id = read_resolved(folder.config_path)["sweep"], folder.path.name
-    settings = [*sweep["space"], *(["train.seed"] if len(sweep["seeds"]) > 1 else [])]
+    settings = list(sweep["space"])
+    if len(sweep["seeds"]) > 1:
+        settings.append("train.seed")
     metric = sweep["metric"]
     metrics = [metric, *(name for name in SHOWN_METRICS if name != metric)]
     state = {
@@ -61,20 +68,45 @@ def save_comparison(client: MlflowClient, experiment_id: str, folder: RunFolder,
         ],
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": [
-            _chart("Settings", "PARALLEL", selectedParams=settings, selectedMetrics=[metric], showAllRuns=True),
-            *(_chart("Curves", "LINE", metricKey=name, selectedMetricKeys=[name], **UNSMOOTHED) for name in metrics),
+            _chart(
+                "Settings",
+                "PARALLEL",
+                selectedParams=settings,
+                selectedMetrics=[metric],
+                showAllRuns=True,
+            ),
+            *map(_curve_chart, metrics),
         ],
-        "compareRunSections": [_section("Settings", columns=1), _section("Curves", columns=len(metrics))],
+        "compareRunSections": [
+            _section("Settings", columns=1),
+            _section("Curves", columns=len(metrics)),
+        ],
         "isAccordionReordered": True,
     }
     now = round(1000 * time.time())
-    view = {"name": f"sweep {sweep_id}", "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
+    view = {
+        "name": f"sweep {sweep_id}",
+        "createdAt": now,
+        "updatedAt": now,
+        "state": json.dumps(state),
+    }
     client.set_experiment_tag(experiment_id, f"{VIEW_TAG}{sweep_id}", json.dumps(view))
 
 
+def _curve_chart(metric: str) -> dict[str, Any]:
+    return _chart("Curves", "LINE", metricKey=metric, selectedMetricKeys=[metric], **UNSMOOTHED)
+
+
 def _chart(section: str, kind: str, **settings: Any) -> dict[str, Any]:
-    about = {"uuid": settings.get("metricKey", kind), "type": kind, "metricSectionId": section}
-    return {**about, "runsCountToCompare": LINES, "deleted": False, "isGenerated": False, **settings}
+    return {
+        "uuid": settings.get("metricKey", kind),
+        "type": kind,
+        "metricSectionId": section,
+        "runsCountToCompare": LINES,
+        "deleted": False,
+        "isGenerated": False,
+        **settings,
+    }
 
 
 def _section(name: str, *, columns: int) -> dict[str, Any]:

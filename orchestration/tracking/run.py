@@ -13,7 +13,13 @@ from orchestration.config.resolved import params_of, read_resolved
 from orchestration.config.spec import SweepSpec
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.record.table import markdown_table, read_table
-from orchestration.tracking.artifacts import SETTINGS, copy_checkpoint, copy_files, copy_model, copy_results
+from orchestration.tracking.artifacts import (
+    SETTINGS,
+    copy_checkpoint,
+    copy_files,
+    copy_model,
+    copy_results,
+)
 from orchestration.tracking.pages import save_comparison
 
 if TYPE_CHECKING:
@@ -29,7 +35,12 @@ MAX_TEXT = 5000
 END_TAGS = ("failure_class", "failure", "stopped_by")
 """Tags that only some ends have; they are taken back when the run goes on."""
 
-MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+MLFLOW_STATUS = {
+    "finished": "FINISHED",
+    "stopped": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
 
 
 def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
@@ -52,17 +63,23 @@ def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
     copy_files(client, folder, state, sorted(folder.path.glob("samples/[!.]*.png")))
     if status.is_final:
         _end_run(client, experiment_id, folder, status, state)
-        if status.parent is None and status.status == "finished" and folder.best_checkpoint.exists():
+        is_result = status.parent is None and status.status == "finished"
+        if is_result and folder.best_checkpoint.exists():
             copy_model(client, folder, folder.best_checkpoint.resolve(), state["run_id"])
         state["ended"] = [status.status, status.ended]
         folder.write_tracking(state)
 
 
-def _open_run(client: MlflowClient, experiment_id: str, folder: RunFolder, status: RunStatus) -> str:
+def _open_run(
+    client: MlflowClient,
+    experiment_id: str,
+    folder: RunFolder,
+    status: RunStatus,
+) -> str:
     """Id of the folder's MLflow run, found by its tag or made."""
-    found = _find_runs(client, experiment_id, status)
-    if found:
-        return str(found[0].info.run_id)
+    known = _find_runs(client, experiment_id, status)
+    if known:
+        return str(known[0].info.run_id)
     tags = {"boxseg.run": status.id, "boxseg.kind": status.kind, "boxseg.folder": status.folder}
     tags |= {"mlflow.source.name": "boxseg", "mlflow.source.type": "LOCAL", "status": "running"}
     tags |= {f"varied.{name}": str(value)[:MAX_TEXT] for name, value in status.values.items()}
@@ -73,7 +90,12 @@ def _open_run(client: MlflowClient, experiment_id: str, folder: RunFolder, statu
         tags["mlflow.parentRunId"] = _parent(folder, status).read_tracking()["run_id"]
     created = round(1000 * status.created)
     name = run_name(folder, status)
-    run = client.create_run(experiment_id, start_time=created, tags={**status.tags, **tags}, run_name=name)
+    run = client.create_run(
+        experiment_id,
+        start_time=created,
+        tags={**status.tags, **tags},
+        run_name=name,
+    )
     return str(run.info.run_id)
 
 
@@ -83,11 +105,13 @@ def _find_runs(client: MlflowClient, experiment_id: str, status: RunStatus) -> S
 
 
 def run_name(folder: RunFolder, status: RunStatus) -> str:
-    """`sweep 2026-11-23 16:43 e093`; of a trial its number and what makes it another than its siblings."""
+    """As in `sweep 2026-11-23 16:43 e093`; of a trial its number, the settings that it varies, and its seed."""
     end = status.id.rsplit("-", 1)[-1]
     if status.parent is None:
-        return f"{status.kind} {time.strftime('%Y-%m-%d %H:%M', time.localtime(status.created))} {end}"
-    seeds = read_resolved(_parent(folder, status).config_path).get("sweep", {}).get("seeds", [])
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.created))
+        return f"{status.kind} {created} {end}"
+    sweep = read_resolved(_parent(folder, status).config_path).get("sweep", {})
+    seeds = sweep.get("seeds", [])
     seed = f" seed={status.tags.get('seed', '')}" if len(seeds) > 1 else ""
     return f"{end} {status.description}{seed}"[:200]
 
@@ -104,7 +128,9 @@ def criterion_of(folder: RunFolder, status: RunStatus) -> Criterion:
 def make_note(folder: RunFolder, status: RunStatus) -> str:
     """What a run's page says in words: of a sweep the table of its trials, and the command that made it."""
     command = status.tags.get("command")
-    lines = [] if command is None or status.parent is not None else [f"`{command}`\n"]
+    lines = []
+    if command is not None and status.parent is None:
+        lines.append(f"`{command}`\n")
     if status.failure is not None:
         lines.append(f"{status.failure.kind}: {status.failure.text}\n")
     if status.kind == "sweep":
@@ -113,7 +139,10 @@ def make_note(folder: RunFolder, status: RunStatus) -> str:
     elif status.description:
         lines.append(status.description)
     text = "\n".join(lines)
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 20].rpartition("\n")[0] + "\n\n…"
+    if len(text) <= MAX_TEXT:
+        return text
+    whole_lines = text[: MAX_TEXT - 20].rpartition("\n")[0]
+    return whole_lines + "\n\n…"
 
 
 def _parent(folder: RunFolder, status: RunStatus) -> RunFolder:
@@ -121,20 +150,31 @@ def _parent(folder: RunFolder, status: RunStatus) -> RunFolder:
 
 
 def _describe(
-    client: MlflowClient, experiment_id: str, folder: RunFolder, status: RunStatus, state: dict[str, Any]
+    client: MlflowClient,
+    experiment_id: str,
+    folder: RunFolder,
+    status: RunStatus,
+    state: dict[str, Any],
 ) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
     run_id = state["run_id"]
     params = params_of(read_resolved(folder.config_path))
     params.pop("tracking.uri")  # may hold a secret
-    for part in _parts(list(params.items()), PARAMS_PER_CALL):
-        client.log_batch(run_id, params=[Param(name, str(value)[:MAX_TEXT]) for name, value in part])
+    settings = [Param(name, str(value)[:MAX_TEXT]) for name, value in params.items()]
+    for part in _parts(settings, PARAMS_PER_CALL):
+        client.log_batch(run_id, params=part)
     if "data_fingerprint" in status.tags:
         path = status.tags["data"]
         source = json.dumps({"uri": path})
-        data = Dataset(Path(path).stem, status.tags["data_fingerprint"], source_type="local", source=source)
-        client.log_inputs(run_id, datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+        data = Dataset(
+            Path(path).stem,
+            status.tags["data_fingerprint"],
+            source_type="local",
+            source=source,
+        )
+        context = InputTag("mlflow.data.context", "training")
+        client.log_inputs(run_id, datasets=[DatasetInput(data, [context])])
     copy_files(client, folder, state, (folder.path / name for name in SETTINGS))
     if status.kind == "sweep":
         save_comparison(client, experiment_id, folder, run_id)
@@ -145,11 +185,11 @@ def _copy_metrics(client: MlflowClient, folder: RunFolder, state: dict[str, Any]
     from mlflow.entities import Metric
 
     reports, offset = folder.reports_since(state.get("offset", 0))
-    points = [
-        Metric(name, value, round(1000 * report.time), report.step)
-        for report in reports
-        for name, value in report.metrics.items()
-    ]
+    points = []
+    for report in reports:
+        time_ms = round(1000 * report.time)
+        for name, value in report.metrics.items():
+            points.append(Metric(name, value, time_ms, report.step))
     for part in _parts(points, POINTS_PER_CALL):
         client.log_batch(state["run_id"], metrics=part)
     if points:
@@ -158,15 +198,23 @@ def _copy_metrics(client: MlflowClient, folder: RunFolder, state: dict[str, Any]
 
 
 def _end_run(
-    client: MlflowClient, experiment_id: str, folder: RunFolder, status: RunStatus, state: dict[str, Any]
+    client: MlflowClient,
+    experiment_id: str,
+    folder: RunFolder,
+    status: RunStatus,
+    state: dict[str, Any],
 ) -> None:
     from mlflow.entities import RunTag
 
     run_id = state["run_id"]
     copy_results(client, folder, state)
-    tags: dict[str, str] = {"status": status.status, "mlflow.note.content": make_note(folder, status)}
+    tags: dict[str, str] = {
+        "status": status.status,
+        "mlflow.note.content": make_note(folder, status),
+    }
     if status.failure is not None:
-        tags |= {"failure_class": str(status.failure.failure_class), "failure": status.failure.text[:MAX_TEXT]}
+        tags["failure_class"] = str(status.failure.failure_class)
+        tags["failure"] = status.failure.text[:MAX_TEXT]
     if status.start:
         tags["start"] = status.start[:MAX_TEXT]
     if status.status == "stopped":
@@ -180,17 +228,24 @@ def _end_run(
             tags["best_step"] = str(status.best_step)
     if folder.best_checkpoint.exists():
         tags["best_checkpoint"] = str(folder.best_checkpoint)
-        copy_checkpoint(client, folder, folder.best_checkpoint.resolve(), state)  # `best` may move on meanwhile
+        # `best` may move on meanwhile
+        copy_checkpoint(client, folder, folder.best_checkpoint.resolve(), state)
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     end = round(1000 * (status.ended or time.time()))
     client.set_terminated(run_id, status=MLFLOW_STATUS[status.status], end_time=end)
     for double in _find_runs(client, experiment_id, status):
-        if double.info.run_id != run_id:  # the server had made one when we no longer waited for its answer
+        # the server had made one when we no longer waited for its answer
+        if double.info.run_id != run_id:
             client.delete_run(double.info.run_id)
 
 
-def _take_back_end(client: MlflowClient, folder: RunFolder, status: RunStatus, run_id: str) -> None:
-    """Undo what `_end_run` said of an end that counts no more; the next end says it anew."""
+def _take_back_end(
+    client: MlflowClient,
+    folder: RunFolder,
+    status: RunStatus,
+    run_id: str,
+) -> None:
+    """Undo what `_end_run` wrote about an end that counts no more; the next end is written anew."""
     for name in client.get_run(run_id).data.tags.keys() & set(END_TAGS):
         client.delete_tag(run_id, name)
     client.set_tag(run_id, "status", "running")

@@ -17,6 +17,7 @@ from boxseg.coco.masks import encode_rle
 from boxseg.config.criterion import MIN_SCORE
 from boxseg.errors import DataError
 from boxseg.predict.predictor import Predictor, read_image
+from boxseg.structures import Detections
 
 
 class BoxSegModel(PythonModel):
@@ -43,28 +44,32 @@ class BoxSegModel(PythonModel):
             DataError: an image cannot be read.
         """
         least = float((params or {}).get("min_score", MIN_SCORE))
-        found = [each.from_score(least) for each in self.predictor([_open(text) for text in model_input["image"]])]
-        return [
-            {
-                "boxes": each.boxes.tolist(),
-                "scores": each.scores.tolist(),
-                "labels": [self.predictor.class_names[label] for label in each.labels.tolist()],
-                "category_ids": [self.predictor.category_ids[label] for label in each.labels.tolist()],
-                "masks": [encode_rle(mask) for mask in each.masks.numpy()],
-            }
-            for each in found
-        ]
+        images = [_open(text) for text in model_input["image"]]
+        return [self._as_row(detections.from_score(least)) for detections in self.predictor(images)]
+
+    def _as_row(self, detections: Detections) -> dict[str, Any]:
+        """The detections of one image as plain values."""
+        labels = detections.labels.tolist()
+        return {
+            "boxes": detections.boxes.tolist(),
+            "scores": detections.scores.tolist(),
+            "labels": [self.predictor.class_names[label] for label in labels],
+            "category_ids": [self.predictor.category_ids[label] for label in labels],
+            "masks": [encode_rle(mask) for mask in detections.masks.numpy()],
+        }
 
 
 def _open(text: str) -> Any:
     """Pixels of a path or of a file as base64."""
+    # base64 of a picture is longer than any path, and has no dot
     if len(text) < 1000 and text.lower().endswith((".png", ".jpg", ".jpeg", ".bmp", ".webp")):
         return read_image(text)
     try:
         picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
         return np.array(picture.convert("RGB"))
     except (binascii.Error, OSError) as error:
-        raise DataError(f"image {text[:40]!r}: neither the path of a picture nor a picture as base64") from error
+        rule = "neither the path of a picture nor a picture as base64"
+        raise DataError(f"image {text[:40]!r}: {rule}") from error
 
 
 mlflow.models.set_model(BoxSegModel())

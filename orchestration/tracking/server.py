@@ -21,11 +21,21 @@ START_S = 300.0
 """How long a server may take to answer [s]; a busy machine needs half a minute."""
 STOP_S = 10.0
 """How long it may take to end before it is killed [s]."""
-QUIET = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+QUIET = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+}
 
 
 @contextlib.contextmanager
-def mlflow_server(store: str, *, port: int, artifacts: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def mlflow_server(
+    store: str,
+    *,
+    port: int,
+    artifacts: Path,
+    log: Path,
+) -> Iterator[subprocess.Popen[bytes]]:
     """Serve a store on the loopback address while the block runs.
 
     The server and all it started have ended when the block is left. It answers requests that name the loopback address
@@ -43,12 +53,17 @@ def mlflow_server(store: str, *, port: int, artifacts: Path, log: Path) -> Itera
     _check_free(port)
     log.parent.mkdir(parents=True, exist_ok=True)
     names = ",".join(f"{name}:{port}" for name in (HOST, "localhost"))
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server"]
+    command += ["--backend-store-uri", store, "--workers", "1"]
     command += ["--host", HOST, "--port", str(port), "--allowed-hosts", names]
     command += ["--artifacts-destination", str(artifacts)]
     with open(log, "ab", opener=no_link) as output:
         process = subprocess.Popen(
-            command, env={**os.environ, **QUIET}, stdout=output, stderr=output, start_new_session=True
+            command,
+            env={**os.environ, **QUIET},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # so that all that it starts can be ended with it
         )
     try:
         _wait_until_ready(process, port, log)
@@ -63,13 +78,15 @@ def _check_free(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise ResourceError(f"port {port} on {HOST} is in use; choose another with --port") from error
+            message = f"port {port} on {HOST} is in use; choose another with --port"
+            raise ResourceError(message) from error
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + START_S
+    health = f"http://{HOST}:{port}/health"
     while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2):
+        with contextlib.suppress(OSError), urllib.request.urlopen(health, timeout=2):
             return
         time.sleep(0.2)
     state = "ended" if process.poll() is not None else f"does not answer after {START_S:.0f} s"
