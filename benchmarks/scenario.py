@@ -24,7 +24,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from boxseg.build import build_trainer
 from boxseg.config.method import BoxSegConfig
 from boxseg.config.presets import merge
-from boxseg.engine.step import Trainer
+from boxseg.engine.state import Trainer
 from boxseg.engine.train import optimise
 from boxseg.files.writing import write_atomic
 from boxseg.ops.masks import box_masks

@@ -18,7 +18,7 @@ from benchmarks.harness import Table, ratio, take_turns
 from benchmarks.scenario import Scenario, build, step_of, torchvision_step
 from boxseg.engine import step as engine_step
 from boxseg.engine import train as engine_train
-from boxseg.engine.step import Trainer
+from boxseg.engine.state import Trainer
 
 VARIANTS = {
     "full": "full",

@@ -25,7 +25,7 @@ from boxseg.engine.distributed import is_distributed, rank, world_size
 from boxseg.engine.events import Reporter
 from boxseg.engine.optim import build_optimizer
 from boxseg.engine.start import read_trained, take_over
-from boxseg.engine.step import Trainer
+from boxseg.engine.state import Trainer
 from boxseg.engine.train import Progress, train
 from boxseg.losses.detection import detection_losses
 from boxseg.model.backbone import Backbone, build_backbone

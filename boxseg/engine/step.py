@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from boxseg.config.method import BoxSegConfig
-from boxseg.copy_paste.bank import Bank
 from boxseg.copy_paste.paste import paste_peers
-from boxseg.data.dataset import CocoBoxes
-from boxseg.data.loader import TrainLoader
 from boxseg.engine.distributed import mean_over_ranks, rank
+from boxseg.engine.state import Trainer
 from boxseg.losses.total import compute_losses
 from boxseg.ops.neighbours import rgb_to_lab
-from boxseg.structures import MASK_STRIDE, Batch, Candidates, MaskNetwork, PseudoMasks
+from boxseg.structures import MASK_STRIDE, Batch, Candidates, PseudoMasks
 from boxseg.teacher.candidates import find_candidates
 from boxseg.teacher.drawn import prefer_drawn
 from boxseg.teacher.ema import ema_momentum, update_teacher
@@ -29,84 +24,6 @@ from boxseg.teacher.quality import qam_metrics
 
 PASTE_STREAM = 2
 """Keeps the numbers of copy-paste apart from those of the loader."""
-
-
-@dataclass
-class Trainer:
-    """The state of a run and what its steps need; made by `boxseg.build.build_trainer`.
-
-    The state is student, teacher, optimizer and bank, all in the checkpoint. The step number is an
-    argument, and the loop's random numbers are a function of seed, step and rank.
-    """
-
-    config: BoxSegConfig
-    """All settings, warm-ups in steps."""
-    student: MaskNetwork
-    forward: nn.Module
-    """The student, wrapped for data-parallel training where there are several processes."""
-    teacher: MaskNetwork | None
-    optimizer: Optimizer
-    bank: Bank | None
-    loader: TrainLoader
-    train_data: CocoBoxes
-    val_data: CocoBoxes
-    eval_size: int
-    """Short side at evaluation [px]."""
-    device: torch.device
-
-    @property
-    def steps(self) -> int:
-        """Optimizer updates of the whole run."""
-        return self.config.train.steps
-
-    @property
-    def soft_thr(self) -> float:
-        """Threshold of `PseudoMasks.soft`."""
-        by_vote = self.config.qam.fusion == "vote" and not self.config.teacher.with_nms
-        return self.config.qam.vote_thr if by_vote else self.config.qam.mask_thr
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 where `train.precision` asks for it, or leaves it open on a GPU that has it."""
-        precision = self.config.train.precision
-        wanted = precision == "bf16"
-        if precision == "auto" and self.device.type == "cuda":
-            wanted = torch.cuda.is_bf16_supported()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
-
-    def networks(self) -> dict[str, MaskNetwork]:
-        """`student`, and `teacher` where there is one."""
-        return {"student": self.student} | ({} if self.teacher is None else {"teacher": self.teacher})
-
-    def evaluated_networks(self) -> dict[str, MaskNetwork]:
-        """The networks that `train.evaluate` names; the student where there is no teacher."""
-        networks, wanted = self.networks(), self.config.train.evaluate
-        return networks if wanted == "both" or wanted not in networks else {wanted: networks[wanted]}
-
-    def rank_state(self) -> dict[str, Any]:
-        """State of this process alone, which others do not have: its bank and torch's global random generators."""
-        state: dict[str, Any] = {"rng": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        if self.bank is not None:
-            state["bank"] = self.bank.state_dict()
-        return state
-
-    def shared_state(self) -> dict[str, Any]:
-        """State besides the networks that all processes share."""
-        return {"optimizer": self.optimizer.state_dict()}
-
-    def load(self, networks: dict[str, dict[str, Tensor]], shared: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
-        """Take over saved state; a process that had no counterpart starts with an empty bank."""
-        for name, network in self.networks().items():
-            network.load_state_dict(networks[name])
-        self.optimizer.load_state_dict(shared["optimizer"])
-        if rank() < len(ranks):
-            own = ranks[rank()]
-            torch.set_rng_state(own["rng"])
-            if self.device.type == "cuda" and "cuda_rng" in own:
-                torch.cuda.set_rng_state(own["cuda_rng"], self.device)
-            if self.bank is not None:
-                self.bank.load_state_dict(own["bank"])
 
 
 @dataclass(frozen=True)

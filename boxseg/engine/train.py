@@ -21,7 +21,8 @@ from boxseg.engine.events import EvalReport, Reporter, StartReport, StepReport, 
 from boxseg.engine.optim import lr_factor, set_lr
 from boxseg.engine.outbox import Outbox, Publish
 from boxseg.engine.start import read_trained, take_over
-from boxseg.engine.step import StepOutput, Trainer, run_step, update_ema
+from boxseg.engine.state import Trainer
+from boxseg.engine.step import StepOutput, run_step, update_ema
 from boxseg.errors import CheckpointError, CollapseError, NonFiniteLossError
 from boxseg.evaluation.validate import validate
 from boxseg.structures import Batch

@@ -16,7 +16,8 @@ from boxseg.data.dataset import coco_ground_truth
 from boxseg.data.loader import eval_batches
 from boxseg.drawing import drawing
 from boxseg.engine.distributed import gather_objects, rank, world_size
-from boxseg.engine.step import Trainer, fuse_candidates
+from boxseg.engine.state import Trainer
+from boxseg.engine.step import fuse_candidates
 from boxseg.evaluation.ap import Evaluation, ImageResult, encode_detections, measure
 from boxseg.evaluation.finder import Finder
 from boxseg.evaluation.panels import PanelRow, draw_panels
