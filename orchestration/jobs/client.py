@@ -85,11 +85,19 @@ class Cluster:
         """
         if storage.is_relative_to(uploaded) and not is_loopback(self.address):
             raise ConfigError(
-                f"storage: {storage} lies in the folder that is uploaded, which nodes elsewhere do not have; name a "
-                "folder that every node sees with --storage DIR"
+                f"storage: {storage} lies in the folder that is uploaded, which nodes elsewhere "
+                "do not have; name a folder that every node sees with --storage DIR"
             )
 
-    def submit(self, upload: Upload, arguments: list[str], *, name: str, folder: Path, python: str = "python") -> str:
+    def submit(
+        self,
+        upload: Upload,
+        arguments: list[str],
+        *,
+        name: str,
+        folder: Path,
+        python: str = "python",
+    ) -> str:
         """Upload files and start a boxseg command among them; gives the job's id.
 
         Args:
@@ -106,7 +114,8 @@ class Cluster:
             variables["RAY_AUTH_MODE"] = "disabled"
         deadline = time.monotonic() + PATIENCE_S
         with scratch_folder("upload") as scratch, _told(self.address):
-            archive = scratch / "files.zip"  # of a folder Ray would leave out what .gitignore and .rayignore name
+            # of a folder Ray would leave out what .gitignore and .rayignore name
+            archive = scratch / "files.zip"
             upload.pack(archive)
             while True:
                 try:
@@ -169,8 +178,8 @@ class Cluster:
             except (ResourceError, OSError, RuntimeError) as error:
                 if time.monotonic() - heard > PATIENCE_S:
                     raise ResourceError(
-                        f"{self.address} has not answered for {PATIENCE_S:.0f} s: {error}; {id} may still run: try "
-                        f"`boxseg jobs logs {id} --follow` later"
+                        f"{self.address} has not answered for {PATIENCE_S:.0f} s: {error}; {id} "
+                        f"may still run: try `boxseg jobs logs {id} --follow` later"
                     ) from error
             time.sleep(POLL_S)
 
@@ -186,8 +195,8 @@ class Cluster:
         while (job := self.job(id)).status not in ENDED:
             if time.monotonic() > deadline:
                 raise ResourceError(
-                    f"{id} is still {job.status} {STOP_S + 30} s after it was to stop; see `boxseg jobs logs {id}` and "
-                    "ask again, or end its process on the cluster"
+                    f"{id} is still {job.status} {STOP_S + 30} s after it was to stop; see "
+                    f"`boxseg jobs logs {id}` and ask again, or end its process on the cluster"
                 )
             time.sleep(POLL_S)
         return job
@@ -223,12 +232,17 @@ def _check_access(address: str, token: str | None) -> None:
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=ANSWER_S)
     try:
-        connection.request("GET", "/api/version", headers={"Authorization": f"Bearer {token}"} if token else {})
+        connection.request(
+            "GET",
+            "/api/version",
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+        )
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
         raise ResourceError(
-            f"no Ray dashboard answers at {address} ({error or type(error).__name__}); start the cluster, or name its "
-            f"dashboard with --address or RAY_ADDRESS, as in {DEFAULT_ADDRESS}"
+            f"no Ray dashboard answers at {address} ({error or type(error).__name__}); start the "
+            "cluster, or name its dashboard with --address or RAY_ADDRESS, as in "
+            f"{DEFAULT_ADDRESS}"
         ) from error
     finally:
         connection.close()
@@ -259,8 +273,8 @@ def _told(address: str) -> Iterator[None]:
         yield
     except (RuntimeError, OSError) as error:
         raise ResourceError(
-            f"the cluster at {address} did not do it: {str(error).strip()[-2000:]}; `boxseg jobs ls` tells whether it "
-            "answers, and which jobs it has"
+            f"the cluster at {address} did not do it: {str(error).strip()[-2000:]}; `boxseg jobs "
+            "ls` tells whether it answers, and which jobs it has"
         ) from error
 
 

@@ -21,13 +21,19 @@ def main(folder: Path, arguments: list[str]) -> int:
         folder: Gets `job.json` (command, state, exit code, times) and `log.txt` (all that the command prints).
         arguments: The command, as in `["sweep", "EXP.yaml"]`.
     """
-    signal.signal(signal.SIGTERM, lambda *_: None)  # Ray sends it to the command as well, which then saves its state
+    # Ray sends it to the command as well, which then saves its state
+    signal.signal(signal.SIGTERM, lambda *_: None)
     folder.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {"id": folder.name, "command": shlex.join(["boxseg", *arguments]), "started": time.time()}
     note(folder, about | {"status": "running"})
     command = [sys.executable, "-u", "-m", "orchestration.cli", *arguments]
     with open(folder / "log.txt", "ab", opener=no_link) as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+        )
         assert process.stdout is not None
         while chunk := process.stdout.read(65536):
             for output in (sys.stdout.buffer, log):

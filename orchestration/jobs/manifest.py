@@ -37,7 +37,12 @@ def make_cluster(name: str, nodes: Nodes) -> list[dict[str, Any]]:
     return [_document("ray.io/v1", "RayCluster", name, spec=_cluster(nodes))]
 
 
-def make_job(name: str, arguments: list[str], experiment: Path, nodes: Nodes) -> list[dict[str, Any]]:
+def make_job(
+    name: str,
+    arguments: list[str],
+    experiment: Path,
+    nodes: Nodes,
+) -> list[dict[str, Any]]:
     """A ConfigMap with the experiment file, and a RayJob whose cluster ends with it.
 
     Args:
@@ -52,7 +57,13 @@ def make_job(name: str, arguments: list[str], experiment: Path, nodes: Nodes) ->
     folder = STORAGE / ".jobs" / name
     entry = ["python", "-u", "-m", "orchestration.jobs.entry", str(folder), *command, "--set", f"storage={STORAGE}"]
     cluster = _cluster(nodes, config=name)
-    submitter = _pod("ray-job-submitter", nodes.image, _resources(1, 0, "1Gi"), {}, restartPolicy="Never")
+    submitter = _pod(
+        "ray-job-submitter",
+        nodes.image,
+        _resources(1, 0, "1Gi"),
+        {},
+        restartPolicy="Never",
+    )
     job = {
         "entrypoint": shlex.join(entry),
         "shutdownAfterJobFinishes": True,
@@ -78,7 +89,11 @@ class _Plain(yaml.SafeDumper):
 
 
 def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str",
+        text,
+        style="|" if "\n" in text else None,
+    )
 
 
 _Plain.add_representer(str, _write_text)
@@ -101,7 +116,13 @@ def _cluster(nodes: Nodes, *, config: str | None = None) -> dict[str, Any]:
     sources = [{"name": name, **source} for name, _, source in volumes]
     ports = [{"name": "gcs-server", "containerPort": 6379}, {"name": "dashboard", "containerPort": 8265}]
     health = _probes(readiness=("/api/gcs_healthz", 8265))
-    head = _pod("ray-head", nodes.image, _resources(2, 0, "8Gi"), {"ports": ports, **mounts, **health}, volumes=sources)
+    head = _pod(
+        "ray-head",
+        nodes.image,
+        _resources(2, 0, "8Gi"),
+        {"ports": ports, **mounts, **health},
+        volumes=sources,
+    )
     health = _probes(readiness=("/api/local_raylet_healthz", HEALTH_PORT))
     resources = _resources(nodes.cpus, nodes.gpus, nodes.memory)
     worker = _pod("ray-worker", nodes.image, resources, mounts | health, volumes=sources)
@@ -114,7 +135,13 @@ def _cluster(nodes: Nodes, *, config: str | None = None) -> dict[str, Any]:
     }
 
 
-def _pod(name: str, image: str, resources: dict[str, Any], more: dict[str, Any], **spec: Any) -> dict[str, Any]:
+def _pod(
+    name: str,
+    image: str,
+    resources: dict[str, Any],
+    more: dict[str, Any],
+    **spec: Any,
+) -> dict[str, Any]:
     """A pod with one container, of which `more` tells, that is nobody special: no root, no access to Kubernetes."""
     container = {
         "name": name,
@@ -123,7 +150,8 @@ def _pod(name: str, image: str, resources: dict[str, Any], more: dict[str, Any],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "env": [
             {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
-            {"name": "RAY_worker_niceness", "value": "0"},  # Ray gives its workers 15: beside other work they starve
+            # Ray gives its workers 15: beside other work they starve
+            {"name": "RAY_worker_niceness", "value": "0"},
         ],
         **more,
     }

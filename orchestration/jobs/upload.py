@@ -62,8 +62,9 @@ def find_files(root: Path, *, tracked_only: bool = True) -> Upload:
     names = _tracked(root)
     if not names and tracked_only:
         raise ConfigError(
-            f"{root}: git tracks no files here, so it is unclear what belongs to the job; `git init` and `git add` the "
-            "files, or name a folder to upload as a whole with --working-dir"
+            f"{root}: git tracks no files here, so it is unclear what belongs to the job; `git "
+            "init` and `git add` the files, or name a folder to upload as a whole with "
+            "--working-dir"
         )
     if not names:
         paths = (path.relative_to(root) for path in sorted(root.rglob("*")))
@@ -79,7 +80,13 @@ def find_files(root: Path, *, tracked_only: bool = True) -> Upload:
     return Upload(root, sizes)
 
 
-def check_upload(upload: Upload, *, limit: int, allowed: Collection[Path] = (), token: str | None = None) -> None:
+def check_upload(
+    upload: Upload,
+    *,
+    limit: int,
+    allowed: Collection[Path] = (),
+    token: str | None = None,
+) -> None:
     """Refuse files that look like secrets, and more than a limit.
 
     Args:
@@ -96,14 +103,15 @@ def check_upload(upload: Upload, *, limit: int, allowed: Collection[Path] = (), 
     if refused:
         listing = ", ".join(f"{name} ({why})" for name, why in list(refused.items())[:LARGEST])
         raise ConfigError(
-            f"{upload.root}: {len(refused)} of the files to upload look like secrets: {listing}; take them out of git "
-            "(git rm --cached), or let a harmless one pass with --allow FILE"
+            f"{upload.root}: {len(refused)} of the files to upload look like secrets: {listing}; "
+            "take them out of git (git rm --cached), or let a harmless one pass with --allow FILE"
         )
     if upload.total > limit:
         listing = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in upload.largest())
         raise ConfigError(
-            f"{upload.root}: {upload.total / 1e6:.1f} MB to upload, more than {limit / 1e6:.0f} MB; the largest: "
-            f"{listing}; keep data on storage that the cluster sees, or raise --max-mb"
+            f"{upload.root}: {upload.total / 1e6:.1f} MB to upload, more than {limit / 1e6:.0f} "
+            f"MB; the largest: {listing}; keep data on storage that the cluster sees, or raise "
+            "--max-mb"
         )
 
 

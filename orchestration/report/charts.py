@@ -76,7 +76,14 @@ def curves_figure(table: SweepTable, curves: Curves, rungs: Sequence[float]) -> 
         labels = [f"{len(ranked) - named} more trials", *labels]
     if handles:
         figure.set_figheight(4.2 + 0.18 * max(0, math.ceil(len(handles) / 2) - 3))
-        figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+        figure.legend(
+            handles[::-1],
+            labels[::-1],
+            loc="outside lower center",
+            ncols=2,
+            fontsize=9,
+            frameon=False,
+        )
     return figure
 
 
@@ -94,9 +101,24 @@ def _draw_curve(
     if not points:
         return
     steps, values = zip(*points, strict=True)
-    axes.plot(steps, values, dashes, color=colour, linewidth=width, marker="o", markersize=3, label=label)
+    axes.plot(
+        steps,
+        values,
+        dashes,
+        color=colour,
+        linewidth=width,
+        marker="o",
+        markersize=3,
+        label=label,
+    )
     if row.status in ("stopped", "failed", "interrupted"):
-        axes.plot(steps[-1:], values[-1:], marker="x", markersize=7, color=RED if row.status == "failed" else colour)
+        axes.plot(
+            steps[-1:],
+            values[-1:],
+            marker="x",
+            markersize=7,
+            color=RED if row.status == "failed" else colour,
+        )
 
 
 def draw_parallel(table: SweepTable, space: dict[str, Domain]) -> bytes:
@@ -111,20 +133,41 @@ def draw_parallel(table: SweepTable, space: dict[str, Domain]) -> bytes:
         columns.append(heights)
         _draw_axis(axes, at, ticks)
     columns.append(scale_values(_values(rows), None)[0])
-    _draw_axis(axes, len(names), [(0.0, short_value(min(_values(rows)))), (1.0, short_value(max(_values(rows))))])
+    lowest, highest = short_value(min(_values(rows))), short_value(max(_values(rows)))
+    _draw_axis(axes, len(names), [(0.0, lowest), (1.0, highest)])
     places = np.column_stack(columns)
     finished = np.array([row.status == "finished" for row in rows])
     lines = np.stack([np.broadcast_to(np.arange(len(names) + 1.0), places.shape), places], axis=-1)
-    axes.add_collection(LineCollection(list(lines[~finished]), colors=GREY, alpha=0.35, linewidths=0.8))
-    order = np.argsort(places[:, -1]) if table.criterion.mode == "max" else np.argsort(-places[:, -1])
+    axes.add_collection(
+        LineCollection(
+            list(lines[~finished]),
+            colors=GREY,
+            alpha=0.35,
+            linewidths=0.8,
+        )
+    )
+    values = places[:, -1]
+    # the best are drawn last, on top of the others
+    order = np.argsort(values if table.criterion.mode == "max" else -values)
     top = [index for index in order if finished[index]]
     width = 1.8 if len(top) <= 60 else 0.8
-    shown = LineCollection(list(lines[top]), array=places[top, -1], cmap="viridis_r", linewidths=width, alpha=0.85)
+    shown = LineCollection(
+        list(lines[top]),
+        array=places[top, -1],
+        cmap="viridis_r",
+        linewidths=width,
+        alpha=0.85,
+    )
     shown.set_clim(0, 1)
     axes.add_collection(shown)
     axes.set_xlim(-0.15, len(names) + 0.45)
     axes.set_ylim(-0.06, 1.06)
-    axes.set_xticks(range(len(names) + 1), [*map(_short, names), table.metric], rotation=20, ha="right")
+    axes.set_xticks(
+        range(len(names) + 1),
+        [*map(_short, names), table.metric],
+        rotation=20,
+        ha="right",
+    )
     axes.set_yticks([])
     for side in axes.spines.values():
         side.set_visible(False)
@@ -135,10 +178,21 @@ def _draw_axis(axes: Axes, at: int, ticks: list[tuple[float, str]]) -> None:
     axes.axvline(at, color="#555555", linewidth=1)
     for height, text in ticks[:: math.ceil(len(ticks) / MAX_TICKS)]:
         box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
-        axes.text(at + 0.04, height, figure_label(text, 14), fontsize=9, va="center", bbox=box, zorder=5)
+        axes.text(
+            at + 0.04,
+            height,
+            figure_label(text, 14),
+            fontsize=9,
+            va="center",
+            bbox=box,
+            zorder=5,
+        )
 
 
-def scale_values(values: list[Any], domain: Domain | None) -> tuple[NDArray[np.float64], list[tuple[float, str]]]:
+def scale_values(
+    values: list[Any],
+    domain: Domain | None,
+) -> tuple[NDArray[np.float64], list[tuple[float, str]]]:
     """Where the values of a setting stand between 0 and 1, and its ticks as (place, text).
 
     Numbers from a range stand by their size, or its logarithm; listed values stand in their order, evenly.
@@ -154,9 +208,12 @@ def scale_values(values: list[Any], domain: Domain | None) -> tuple[NDArray[np.f
     low, high = numbers.min(), numbers.max()
     if low == high:
         return np.full(len(numbers), 0.5), [(0.5, short_value(values[0]))]
-    at = np.linspace(low, high, 5)
-    texts = [short_value(float(each)) for each in (np.exp(at) if isinstance(domain, LogUniform) else at)]
-    return (numbers - low) / (high - low), list(zip(np.linspace(0, 1, 5).tolist(), texts, strict=True))
+    tick_values = np.linspace(low, high, 5)
+    if isinstance(domain, LogUniform):
+        tick_values = np.exp(tick_values)
+    texts = [short_value(float(value)) for value in tick_values]
+    ticks = zip(np.linspace(0, 1, 5).tolist(), texts, strict=True)
+    return (numbers - low) / (high - low), list(ticks)
 
 
 def list_values(values: list[Any], domain: Domain | None) -> list[str]:
@@ -175,17 +232,30 @@ def draw_slice(table: SweepTable, name: str, domain: Domain | None) -> bytes:
     finished = [row for row in rows if row.status == "finished"]
     texts = list_values([row.values.get(name) for row in rows], domain)
     if texts:
-        axes.set_xticks(
-            range(len(texts)), [figure_label(text, 12) for text in texts], rotation=30 if len(texts) > 4 else 0
-        )
+        labels = [figure_label(text, 12) for text in texts]
+        axes.set_xticks(range(len(texts)), labels, rotation=30 if len(texts) > 4 else 0)
         axes.set_xlim(-0.6, len(texts) - 0.4)
     for part, face in ((rows, "none"), (finished, BLUE)):
-        across = [texts.index(str(row.values.get(name))) if texts else row.values[name] for row in part]
+        across: list[Any] = [row.values.get(name) for row in part]
+        if texts:
+            across = [texts.index(str(value)) for value in across]
         edge = GREY if face == "none" else BLUE
-        axes.scatter(across, _values(part), s=22, facecolors=face, edgecolors=edge, linewidths=1, alpha=0.8)
-    for at in set(across) if texts else ():  # of the finished ones
-        mean = np.mean([value for place, value in zip(across, _values(finished), strict=True) if place == at])
-        axes.plot([at - 0.3, at + 0.3], [mean] * 2, color=ORANGE, linewidth=2.5)
+        axes.scatter(
+            across,
+            _values(part),
+            s=22,
+            facecolors=face,
+            edgecolors=edge,
+            linewidths=1,
+            alpha=0.8,
+        )
+    if texts:
+        by_place: dict[int, list[float]] = {}
+        for place, value in zip(across, _values(finished), strict=True):
+            by_place.setdefault(place, []).append(value)
+        for place, values in by_place.items():
+            ends = [place - 0.3, place + 0.3]
+            axes.plot(ends, [np.mean(values)] * 2, color=ORANGE, linewidth=2.5)
     if isinstance(domain, LogUniform):
         axes.set_xscale("log")
     axes.set(xlabel=figure_label(name), ylabel=table.metric)
@@ -196,11 +266,19 @@ def draw_importance(study: ImportanceStudy) -> bytes:
     """A bar for each setting with the middle 90 % of the resamples; filled where nearly all say that it matters."""
     shown = study.settings[:20][::-1]
     figure, axes = _figure(5.2, 1.2 + 0.36 * len(shown))
-    for place, each in enumerate(shown):
-        colour = BLUE if each.is_shown else GREY
-        axes.barh(place, max(each.share, 0.0), color=colour, height=0.6, alpha=0.85)
-        axes.plot([each.low, each.high], [place, place], color="#222222", linewidth=1.6, marker="|", markersize=8)
-    axes.set_yticks(range(len(shown)), [figure_label(each.name) for each in shown])
+    for place, importance in enumerate(shown):
+        colour = BLUE if importance.is_shown else GREY
+        axes.barh(place, max(importance.share, 0.0), color=colour, height=0.6, alpha=0.85)
+        axes.plot(
+            [importance.low, importance.high],
+            [place, place],
+            color="#222222",
+            linewidth=1.6,
+            marker="|",
+            markersize=8,
+        )
+    labels = [figure_label(importance.name) for importance in shown]
+    axes.set_yticks(range(len(shown)), labels)
     axes.axvline(0, color="#222222", linewidth=1)
     axes.set_xlabel("share of the variance that goes with it")
     return _png(figure)
@@ -220,7 +298,7 @@ def _short(name: str) -> str:
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of so many hundreds of page pixels, less a tenth."""
+    """A figure with one plot; width and height in inches, each 96 pixels of the page."""
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.add_subplot()

@@ -56,21 +56,39 @@ def compare_runs(folders: Sequence[RunFolder]) -> Comparison:
     runs = [folder.status() for folder in folders]
     for run in runs:
         if run.kind == "sweep":
-            raise ConfigError(f"{run.id} is a sweep; compare its trials, as in best:{run.id}, or `boxseg report` it")
-    settings = [dict(leaves(read_resolved(folder.config_path))) for folder in folders]
-    names = dict.fromkeys(name for each in settings for name in each)
-    own = [run.best_or_latest for run in runs]
-    of_seeds = [[seed.best_or_latest for seed in find_seeds(folder)] for folder in folders]
-    metrics = {}
-    for name in sorted({name for each in own for name in each}):
-        values = [[each[name] for each in seeds if name in each] for seeds in of_seeds]
-        metrics[name] = [_measure(run.get(name), seeds, values[0]) for run, seeds in zip(own, values, strict=True)]
+            way_out = f"compare its trials, as in best:{run.id}, or `boxseg report` it"
+            raise ConfigError(f"{run.id} is a sweep; {way_out}")
+    settings: dict[str, list[Any]] = {}
+    configs = [dict(leaves(read_resolved(folder.config_path))) for folder in folders]
+    for config in configs:
+        for name in config:
+            settings[name] = [other.get(name) for other in configs]
+    origin: dict[str, list[Any]] = {name: [run.tags.get(name) for run in runs] for name in ORIGIN}
     return Comparison(
         runs,
-        settings=_differing({name: [each.get(name) for each in settings] for name in names}),
-        origin=_differing({name: [run.tags.get(name) for run in runs] for name in ORIGIN}),
-        metrics=metrics,
+        settings=_differing(settings),
+        origin=_differing(origin),
+        metrics=_compare_metrics(runs, [find_seeds(folder) for folder in folders]),
     )
+
+
+def _compare_metrics(
+    runs: list[RunStatus],
+    seeds_of_runs: list[list[RunStatus]],
+) -> dict[str, list[Measured]]:
+    """Each metric that a run has: in every run, with the values of its seeds."""
+    names = {name for run in runs for name in run.best_or_latest}
+    metrics = {}
+    for name in sorted(names):
+        values = []
+        for seeds in seeds_of_runs:
+            of_seeds = [seed.best_or_latest for seed in seeds]
+            values.append([of_seed[name] for of_seed in of_seeds if name in of_seed])
+        metrics[name] = [
+            _measure(run.best_or_latest.get(name), run_values, values[0])
+            for run, run_values in zip(runs, values, strict=True)
+        ]
+    return metrics
 
 
 def _measure(value: float | None, seeds: list[float], first: list[float]) -> Measured:
@@ -78,22 +96,24 @@ def _measure(value: float | None, seeds: list[float], first: list[float]) -> Mea
     if len(seeds) > 1 and len(first) > 1 and sorted(seeds) != sorted(first):
         verdict = "differs" if differ(first, seeds) else "not distinguishable"
     mean = statistics.fmean(seeds) if seeds else None
-    return Measured(value, seeds, mean, statistics.stdev(seeds) if len(seeds) > 1 else None, verdict)
+    spread = statistics.stdev(seeds) if len(seeds) > 1 else None
+    return Measured(value, seeds, mean, spread, verdict)
 
 
 def find_seeds(folder: RunFolder) -> list[RunStatus]:
     """Finished runs beside a run that have its settings and data, whatever their seed; the run itself first."""
-    own, text = folder.status(), _text_without_seed(folder.path)
-    found = {own.tags.get("seed"): own}
+    run, text = folder.status(), _text_without_seed(folder.path)
+    by_seed = {run.tags.get("seed"): run}
     for path in sorted(folder.path.parent.glob("*/status.json")):
         if path.parent.name != folder.path.name and _text_without_seed(path.parent) == text:
             other = sound_status(path.parent)
             if other is None:
                 continue
-            same_data = other.tags.get("data_fingerprint") == own.tags.get("data_fingerprint")
+            same_data = other.tags.get("data_fingerprint") == run.tags.get("data_fingerprint")
             if other.status == "finished" and other.kind == "run" and same_data:
-                found.setdefault(other.tags.get("seed"), other)  # repeats of a seed add nothing
-    return list(found.values())
+                # repeats of a seed add nothing
+                by_seed.setdefault(other.tags.get("seed"), other)
+    return list(by_seed.values())
 
 
 def _text_without_seed(folder: Path) -> str:
@@ -103,4 +123,8 @@ def _text_without_seed(folder: Path) -> str:
 
 
 def _differing(values: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
+    differing = {}
+    for name, of_runs in values.items():
+        if any(value != of_runs[0] for value in of_runs):
+            differing[name] = of_runs
+    return differing

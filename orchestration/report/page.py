@@ -21,7 +21,14 @@ from orchestration.config.spec import SweepSpec, load_sweep
 from orchestration.execute.schedulers import asha_rungs
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.record.table import SweepTable, TrialRow, read_table, short_value
-from orchestration.report.stats import RULE, Curves, ImportanceStudy, Standing, rank_settings, study_importance
+from orchestration.report.stats import (
+    RULE,
+    Curves,
+    ImportanceStudy,
+    Standing,
+    rank_settings,
+    study_importance,
+)
 from orchestration.words import show_duration
 
 PAGE = "index.html"
@@ -35,7 +42,7 @@ logger = logging.getLogger("boxseg.report")
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportPicture:
     """A PNG file of the report."""
 
     name: str
@@ -72,14 +79,15 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     write_atomic(output / "trials.csv", visible(csv_text(_trial_lines(record))))
     write_atomic(output / "settings.csv", visible(csv_text(_standing_lines(standings))))
     if study.settings:
-        write_atomic(output / "importance.csv", visible(csv_text(asdict(each) for each in study.settings)))
+        importance = csv_text(asdict(importance) for importance in study.settings)
+        write_atomic(output / "importance.csv", visible(importance))
     page = _template().render(
         record=record,
         spec=record.spec,
         names=record.table.names,
         standings=standings[:MAX_STANDINGS],
         num_standings=len(standings),
-        tied=sum(each.verdict == "not distinguishable" for each in standings),
+        tied=sum(standing.verdict == "not distinguishable" for standing in standings),
         study=study,
         cost=cost_of(record),
         failed=record.table.failed[:MAX_FAILURES],
@@ -95,7 +103,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 
 
 def try_report(folder: Path) -> Path | None:
-    """`write_report` where nobody asked for it: a fault is told and otherwise changes nothing."""
+    """`write_report` where nobody asked for it: a fault is logged and otherwise changes nothing."""
     try:
         return write_report(folder)
     except Exception as error:
@@ -104,38 +112,44 @@ def try_report(folder: Path) -> Path | None:
         return None
 
 
-def draw_charts(record: SweepRecord, study: ImportanceStudy, output: Path) -> dict[str, Picture]:
+def draw_charts(record: SweepRecord, study: ImportanceStudy, output: Path) -> dict[str, ReportPicture]:
     """`curves`, `parallel` and `importance`, as far as there is something to draw; files in `output` too."""
     from orchestration.report import charts as report_charts
 
     table, best = record.table, record.table.best()
-    wanted: dict[str, tuple[Callable[[], bytes], str]] = {}
+    scale = report_charts.SCALE
+    charts: dict[str, ReportPicture | None] = {}
     if any(record.curves.values()):
         leader = f"; best is {best.label} with {best.outcome}" if best else ""
-        alt = f"Learning curves: {table.metric} over the steps of {len(table.rows)} trials{leader}."
-        wanted["curves"] = (lambda: report_charts.draw_curves(table, record.curves, record.rungs), alt)
+        steps = f"over the steps of {len(table.rows)} trials"
+        alt = f"Learning curves: {table.metric} {steps}{leader}."
+        draw = partial(report_charts.draw_curves, table, record.curves, record.rungs)
+        charts["curves"] = _draw(output, "curves", draw, alt, scale)
     if best is not None and table.names:
         alt = (
-            f"Parallel coordinates: a line for each trial across {', '.join(table.names)} and {table.metric}; "
-            f"the best has {best.description}."
+            f"Parallel coordinates: a line for each trial across {', '.join(table.names)} and "
+            f"{table.metric}; the best has {best.description}."
         )
-        wanted["parallel"] = (lambda: report_charts.draw_parallel(table, record.spec.sweep.space), alt)
+        draw = partial(report_charts.draw_parallel, table, record.spec.sweep.space)
+        charts["parallel"] = _draw(output, "parallel", draw, alt, scale)
     if study.settings:
-        shares = ", ".join(
-            f"{each.name} {each.share:.2f} ({each.low:.2f} to {each.high:.2f})" for each in study.settings
-        )
-        wanted["importance"] = (lambda: report_charts.draw_importance(study), f"Importance of the settings: {shares}.")
-    drawn = {name: _draw(output, name, draw, alt, report_charts.SCALE) for name, (draw, alt) in wanted.items()}
-    return {name: picture for name, picture in drawn.items() if picture is not None}
+        shares = []
+        for setting in study.settings:
+            span = f"{setting.low:.2f} to {setting.high:.2f}"
+            shares.append(f"{setting.name} {setting.share:.2f} ({span})")
+        alt = f"Importance of the settings: {', '.join(shares)}."
+        draw = partial(report_charts.draw_importance, study)
+        charts["importance"] = _draw(output, "importance", draw, alt, scale)
+    return {name: picture for name, picture in charts.items() if picture is not None}
 
 
-def draw_slices(record: SweepRecord, study: ImportanceStudy, output: Path) -> list[Picture]:
+def draw_slices(record: SweepRecord, study: ImportanceStudy, output: Path) -> list[ReportPicture]:
     """The metric against each setting alone, the most important ones first where that is known; files in `output`."""
     from orchestration.report import charts as report_charts
 
     if record.table.best() is None:
         return []
-    ranked = [each.name for each in study.settings]
+    ranked = [importance.name for importance in study.settings]
     names = ranked + [name for name in record.table.names if name not in ranked]
     metric, space = record.table.metric, record.spec.sweep.space
     drawn = [
@@ -151,24 +165,31 @@ def draw_slices(record: SweepRecord, study: ImportanceStudy, output: Path) -> li
     return [picture for picture in drawn if picture is not None]
 
 
-def find_panels(record: SweepRecord, output: Path) -> list[Picture]:
+def find_panels(record: SweepRecord, output: Path) -> list[ReportPicture]:
     """What the best and the median trial see; files in `output` too."""
     chosen: dict[str, TrialRow | None] = {"best": record.table.best(), "median": record.median}
     if chosen["best"] is chosen["median"]:
         del chosen["median"]
-    found = []
-    for which, row in chosen.items():
+    pictures = []
+    for rank, row in chosen.items():
         path = panel_of(row) if row is not None else None
         if row is not None and path is not None:
-            alt = f"The {which} {row.label} ({row.outcome}) at {path.stem}: images, boxes, teacher and student masks."
-            found.append(_draw(output, f"masks-{which}", path.read_bytes, alt, PANEL_SCALE))
-    return [picture for picture in found if picture is not None]
+            trial = f"The {rank} {row.label} ({row.outcome}) at {path.stem}"
+            alt = f"{trial}: images, boxes, teacher and student masks."
+            pictures.append(_draw(output, f"masks-{rank}", path.read_bytes, alt, PANEL_SCALE))
+    return [picture for picture in pictures if picture is not None]
 
 
-def _draw(output: Path, name: str, draw: Callable[[], bytes], alt: str, scale: float) -> Picture | None:
-    """A picture of the page, also as a file; None where it cannot be drawn, which is told."""
+def _draw(
+    output: Path,
+    name: str,
+    draw: Callable[[], bytes],
+    alt: str,
+    scale: float,
+) -> ReportPicture | None:
+    """A picture of the page, also as a file; None, with a warning, where it cannot be drawn."""
     with drawing(output / f"{name}.png") as path:
-        picture = Picture(name, draw(), alt, scale)
+        picture = ReportPicture(name, draw(), alt, scale)
         write_atomic(path, picture.png)
         return picture
     return None
@@ -177,7 +198,12 @@ def _draw(output: Path, name: str, draw: Callable[[], bytes], alt: str, scale: f
 def _template() -> Any:
     from jinja2 import Environment
 
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible)
+    environment = Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_visible,
+    )
     environment.filters.update(show=short_value, duration=show_duration)
     return environment.from_string(
         resources.files("orchestration.report").joinpath("page.html").read_text(encoding="utf-8")
@@ -191,15 +217,29 @@ def _visible(value: Any) -> Any:
 
 def _trial_lines(record: SweepRecord) -> Iterator[dict[str, Any]]:
     for row in record.table.ranked():
-        about = {"trial": row.id, "seed": row.seed, "status": row.status, "step": row.step, "seconds": row.seconds}
-        failure = {"failure": row.failure.failure_class, "cause": row.failure.text} if row.failure else {}
+        about = {
+            "trial": row.id,
+            "seed": row.seed,
+            "status": row.status,
+            "step": row.step,
+            "seconds": row.seconds,
+        }
+        failure = {}
+        if row.failure:
+            failure = {"failure": row.failure.failure_class, "cause": row.failure.text}
         yield about | row.values | row.metrics | failure
 
 
 def _standing_lines(standings: Sequence[Standing]) -> Iterator[dict[str, Any]]:
-    for rank, each in enumerate(standings, start=1):
-        numbers = {"mean": each.mean, "standard_deviation": each.spread, "seeds": len(each.values)}
-        yield {"rank": rank} | each.rows[0].values | numbers | {"against_best": each.verdict}
+    for rank, standing in enumerate(standings, start=1):
+        yield {
+            "rank": rank,
+            **standing.rows[0].values,
+            "mean": standing.mean,
+            "standard_deviation": standing.spread,
+            "seeds": len(standing.values),
+            "against_best": standing.verdict,
+        }
 
 
 @dataclass(frozen=True)
@@ -229,7 +269,8 @@ class SweepRecord:
     @property
     def rungs(self) -> list[float]:
         """Steps after which weak trials were stopped; empty without early stopping."""
-        return asha_rungs(self.spec) if self.spec.sweep.trial_scheduler in ("asha", "hyperband") else []
+        has_rungs = self.spec.sweep.trial_scheduler in ("asha", "hyperband")
+        return asha_rungs(self.spec) if has_rungs else []
 
     @property
     def retried(self) -> list[TrialRow]:
@@ -251,7 +292,8 @@ def read_sweep(folder: Path) -> SweepRecord:
     """
     status = RunFolder(folder).status()
     if status.kind != "sweep":
-        raise ConfigError(f"{folder}: a single run; reports are for sweeps, `boxseg runs show` is for runs")
+        way_out = "reports are for sweeps, `boxseg runs show` is for runs"
+        raise ConfigError(f"{folder}: a single run; {way_out}")
     spec = load_sweep(folder / "config.yaml")
     table = read_table(folder, spec)
     curves = {row.id: RunFolder(row.folder).history(table.metric) for row in table.rows}
@@ -279,7 +321,8 @@ def cost_of(record: SweepRecord) -> Cost:
     rows, resources = record.table.rows, record.spec.resources
     trials_s = sum(row.seconds or 0.0 for row in rows)
     worker_h = trials_s / 3600 * resources.workers
-    began, ended = record.status.started or record.status.created, record.status.ended or time.time()
+    began = record.status.started or record.status.created
+    ended = record.status.ended or time.time()
     return Cost(
         sweep_s=ended - began,
         trials_s=trials_s,
@@ -295,7 +338,9 @@ def panel_of(row: TrialRow) -> Path | None:
     samples = Path(row.folder) / "samples"
     pictures = sorted(samples.glob("step-*.png"))
     of_best = samples / f"step-{row.best_step or 0:08d}.png"
-    return of_best if of_best in pictures else pictures[-1] if pictures else None
+    if of_best in pictures:
+        return of_best
+    return pictures[-1] if pictures else None
 
 
 def commands_for(record: SweepRecord) -> list[tuple[str, str]]:
@@ -312,7 +357,8 @@ def commands_for(record: SweepRecord) -> list[tuple[str, str]]:
         commands.append(("the best trial once more", f"boxseg train --from-run {folder}"))
         commands.append(("masks of the best trial", f"boxseg predict {folder} IMAGES"))
     if len(record.spec.sweep.seeds) == 1:
-        commands.append(("with three seeds, to see the spread", f"boxseg sweep {config} --set 'sweep.seeds=[0, 1, 2]'"))
+        command = f"boxseg sweep {config} --set 'sweep.seeds=[0, 1, 2]'"
+        commands.append(("with three seeds, to see the spread", command))
     return commands
 
 

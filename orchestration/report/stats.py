@@ -16,9 +16,10 @@ from orchestration.record.table import SweepTable, TrialRow
 Verdict = Literal["best", "not distinguishable", "worse", "one seed", "stopped early", "no value"]
 
 RULE = (
-    "Two settings count as distinguishable if the 95 % interval of the difference of their means leaves out 0 "
-    "(Welch's t, each seed a sample). One seed has no spread, so nothing can be said; values of trials that were "
-    "stopped early come from the middle of training and are not compared."
+    "Two settings count as distinguishable if the 95 % interval of the difference of their means "
+    "leaves out 0 (Welch's t, each seed a sample). One seed has no spread, so nothing can be "
+    "said; values of trials that were stopped early come from the middle of training and are not "
+    "compared."
 )
 
 MIN_SETTINGS = 10
@@ -52,10 +53,12 @@ def rank_settings(table: SweepTable) -> list[Standing]:
     """The settings of a sweep, best first, each compared with the best by `RULE`."""
     groups = table.settings()
     values = [_counting_values(rows) for rows in groups]
-    return [
-        Standing(rows, own, _verdict(rows, own, best=values[0], is_best=index == 0))
-        for index, (rows, own) in enumerate(zip(groups, values, strict=True))
-    ]
+    standings: list[Standing] = []
+    for rows, setting_values in zip(groups, values, strict=True):
+        is_best = not standings
+        verdict = _verdict(rows, setting_values, best=values[0], is_best=is_best)
+        standings.append(Standing(rows, setting_values, verdict))
+    return standings
 
 
 def _counting_values(rows: list[TrialRow]) -> list[float]:
@@ -63,7 +66,13 @@ def _counting_values(rows: list[TrialRow]) -> list[float]:
     return finished or [row.value for row in rows if row.value is not None]
 
 
-def _verdict(rows: list[TrialRow], values: list[float], *, best: list[float], is_best: bool) -> Verdict:
+def _verdict(
+    rows: list[TrialRow],
+    values: list[float],
+    *,
+    best: list[float],
+    is_best: bool,
+) -> Verdict:
     if not values:
         return "no value"
     if is_best:
@@ -133,23 +142,38 @@ def study_importance(table: SweepTable, curves: Curves) -> ImportanceStudy:
     step = common_step(curves)
     targets = {trial: dict(curve)[step] for trial, curve in curves.items() if step in dict(curve)}
     rows = [row for row in table.rows if row.id in targets]
-    names = [name for name in table.names if len({str(row.values.get(name)) for row in rows}) > 1]
+    names = []
+    for name in table.names:
+        if len({str(row.values.get(name)) for row in rows}) > 1:
+            names.append(name)
     index = {row.id: place for place, row in enumerate(rows)}
-    groups = [[index[row.id] for row in each if row.id in index] for each in table.settings()]
-    groups = [each for each in groups if each]
+    groups = []  # places of the trials of each setting
+    for trials in table.settings():
+        places = [index[row.id] for row in trials if row.id in index]
+        if places:
+            groups.append(places)
     needed = max(MIN_SETTINGS, 3 * len(names))
     if len(groups) < needed:
-        reason = f"{len(groups)} settings have a value at step {step}; fewer than {needed} tell nothing reliable"
+        have = f"{len(groups)} settings have a value at step {step}"
+        reason = f"{have}; fewer than {needed} tell nothing reliable"
         return ImportanceStudy(step, len(rows), [], reason=reason)
     target = np.array([targets[row.id] for row in rows])
     if not names or np.ptp(target) == 0:
-        return ImportanceStudy(step, len(rows), [], reason="all trials have the same value or settings")
+        return ImportanceStudy(
+            step,
+            len(rows),
+            [],
+            reason="all trials have the same value or settings",
+        )
     inputs = np.column_stack([encode([row.values.get(name) for row in rows]) for name in names])
     shares, explained = _resample(inputs, target, groups, np.random.default_rng(0))
     low, middle, high = np.quantile(shares, [0.05, 0.5, 0.95], axis=0)
-    found = [Importance(*each) for each in zip(names, middle.tolist(), low.tolist(), high.tolist(), strict=True)]
-    found.sort(key=lambda each: -each.share)
-    return ImportanceStudy(step, len(rows), found, explained=float(np.median(explained)))
+    settings = []
+    for place, name in enumerate(names):
+        span = float(low[place]), float(high[place])
+        settings.append(Importance(name, float(middle[place]), *span))
+    settings.sort(key=lambda importance: -importance.share)
+    return ImportanceStudy(step, len(rows), settings, explained=float(np.median(explained)))
 
 
 def common_step(curves: Curves) -> int:
@@ -167,7 +191,10 @@ def encode(values: list[Any]) -> NDArray[np.float64]:
 
 
 def _resample(
-    inputs: NDArray[np.float64], target: NDArray[np.float64], groups: list[list[int]], random: np.random.Generator
+    inputs: NDArray[np.float64],
+    target: NDArray[np.float64],
+    groups: list[list[int]],
+    random: np.random.Generator,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Shares of the variance: that go with each setting (resamples, settings), and that are explained (resamples,)."""
     from sklearn.ensemble import RandomForestRegressor
@@ -179,16 +206,20 @@ def _resample(
         drawn = random.integers(len(groups), size=len(groups))
         left_out = np.setdiff1d(np.arange(len(groups)), drawn)
         if len(left_out) < 2:
-            continue
-        inside = np.concatenate([groups[each] for each in drawn])
-        outside = np.concatenate([groups[each] for each in left_out])
+            continue  # nothing to shuffle
+        inside = np.concatenate([groups[setting] for setting in drawn])
+        outside = np.concatenate([groups[setting] for setting in left_out])
         state = int(random.integers(2**31))
         forest = RandomForestRegressor(TREES, random_state=state, min_samples_leaf=2)
         forest.fit(inputs[inside], target[inside])
         unseen = {"X": inputs[outside], "y": target[outside]}
         error = np.mean((forest.predict(unseen["X"]) - unseen["y"]) ** 2)
         growth = permutation_importance(
-            forest, **unseen, scoring="neg_mean_squared_error", n_repeats=SHUFFLES, random_state=state
+            forest,
+            **unseen,
+            scoring="neg_mean_squared_error",
+            n_repeats=SHUFFLES,
+            random_state=state,
         )
         explained.append(1 - error / target.var())
         shares.append(growth.importances_mean / (2 * target.var()))
