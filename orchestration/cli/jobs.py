@@ -71,7 +71,7 @@ def submit(
     name, folder, arguments = _prepare(context, command, upload, storage)
     check_upload(upload, limit=int(max_mb * 1e6), allowed=allow or [], token=read_token())
     cluster = Cluster(address, insecure=insecure)
-    cluster.check_storage(folder, root)
+    cluster.check_job_storage(folder, root)
     listing = ", ".join(f"{path} {size / 1e6:.2f} MB" for path, size in upload.largest())
     say(f"uploading {len(upload.sizes)} files, {upload.total / 1e6:.2f} MB; the largest: {listing}")
     id = cluster.submit(upload, arguments, name=name, folder=folder / JOBS, python=python)

@@ -53,10 +53,12 @@ class Job:
 
     @property
     def mirrored(self) -> int:
-        """Exit code for who waited: the job's own; interrupted where it was stopped."""
+        """Exit code of a command that waited: the job's own, or that of an interruption if the job was stopped."""
         if self.status == "STOPPED":
             return ExitCode.INTERRUPTED
-        return ExitCode.DONE if self.status == "SUCCEEDED" else self.exit_code or ExitCode.FAILED
+        if self.status == "SUCCEEDED":
+            return ExitCode.DONE
+        return self.exit_code or ExitCode.FAILED
 
 
 class Cluster:
@@ -72,12 +74,13 @@ class Cluster:
     """
 
     def __init__(self, address: str | None = None, *, insecure: bool = False) -> None:
-        self.address = _dashboard_address(address or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS)
+        address = address or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS
+        self.address = _dashboard_address(address)
         self._mode = choose_mode(self.address, insecure=insecure)
         _check_access(self.address, read_token() if self._mode == "token" else None)
         self._client = _make_client(self.address)
 
-    def check_storage(self, storage: Path, uploaded: Path) -> None:
+    def check_job_storage(self, storage: Path, uploaded: Path) -> None:
         """Refuse a storage inside of the uploaded folder, unless the cluster is this machine.
 
         Raises:
@@ -112,8 +115,12 @@ class Cluster:
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
         if self._mode == "disabled":
             variables["RAY_AUTH_MODE"] = "disabled"
+        metadata = {
+            "command": shlex.join(["boxseg", *arguments]),
+            "storage": str(folder / id),
+        }
         deadline = time.monotonic() + PATIENCE_S
-        with scratch_folder("upload") as scratch, _told(self.address):
+        with scratch_folder("upload") as scratch, _resource_errors(self.address):
             # of a folder Ray would leave out what .gitignore and .rayignore name
             archive = scratch / "files.zip"
             upload.pack(archive)
@@ -123,19 +130,22 @@ class Cluster:
                         entrypoint=shlex.join(entry),
                         submission_id=id,
                         runtime_env={"working_dir": str(archive), "env_vars": variables},
-                        metadata={"command": shlex.join(["boxseg", *arguments]), "storage": str(folder / id)},
+                        metadata=metadata,
                     )
                     return id
-                except RuntimeError as error:  # where a cluster has only just started no agent takes jobs yet
+                except RuntimeError as error:
+                    # where a cluster has only just started no agent takes jobs yet
                     if "No available agent" not in str(error) or time.monotonic() > deadline:
                         raise
                 time.sleep(POLL_S)
 
     def jobs(self) -> list[Job]:
         """All jobs that were submitted, newest first."""
-        with _told(self.address):
-            found = [_job(each) for each in self._client.list_jobs() if each.submission_id]
-        return sorted(found, key=lambda job: job.started or 0, reverse=True)
+        with _resource_errors(self.address):
+            listed = self._client.list_jobs()
+        # without a submission id it is a driver that somebody started by hand
+        jobs = [_job(details) for details in listed if details.submission_id]
+        return sorted(jobs, key=lambda job: job.started or 0, reverse=True)
 
     def job(self, id: str) -> Job:
         """One job, by its id or the unique start of it.
@@ -143,20 +153,22 @@ class Cluster:
         Raises:
             ConfigError: no job or more than one fits.
         """
-        found = [job for job in self.jobs() if job.id.startswith(id)]
-        exact = [job for job in found if job.id == id]
-        if len(exact or found) != 1:
-            known = ", ".join(job.id for job in found[:5]) if found else "no job"
-            raise ConfigError(f"{id}: {known} of {self.address} begins like this; `boxseg jobs ls` lists all")
-        return (exact or found)[0]
+        similar = [job for job in self.jobs() if job.id.startswith(id)]
+        exact = [job for job in similar if job.id == id]
+        fits = exact or similar
+        if len(fits) != 1:
+            known = ", ".join(job.id for job in similar[:5]) or "no job"
+            message = f"{id}: {known} of {self.address} begins like this"
+            raise ConfigError(f"{message}; `boxseg jobs ls` lists all")
+        return fits[0]
 
     def logs(self, id: str) -> str:
         """All that a job has printed so far."""
-        with _told(self.address):
+        with _resource_errors(self.address):
             return self._client.get_job_logs(id)
 
     def follow(self, id: str, write: Callable[[str], Any]) -> Job:
-        """Pass on what a job prints until it ends, over short losses of the connection.
+        """Pass on what a job prints until it ends; short losses of the connection are bridged.
 
         Raises:
             ResourceError: the cluster has been silent for a minute; the job may still run.
@@ -189,7 +201,7 @@ class Cluster:
         Raises:
             ResourceError: it still runs after the time in which Ray should have killed it.
         """
-        with _told(self.address):
+        with _resource_errors(self.address):
             self._client.stop_job(id)
         deadline = time.monotonic() + STOP_S + 30
         while (job := self.job(id)).status not in ENDED:
@@ -222,21 +234,20 @@ def _dashboard_address(address: str) -> str:
     given = address if "://" in address else f"http://{address}"
     parts = urlsplit(given)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-        raise ConfigError(f"{address}: jobs go to Ray's dashboard; give its address, as in {DEFAULT_ADDRESS}")
+        way_out = f"give its address, as in {DEFAULT_ADDRESS}"
+        raise ConfigError(f"{address}: jobs go to Ray's dashboard; {way_out}")
     return given.rstrip("/")
 
 
 def _check_access(address: str, token: str | None) -> None:
     """Ask the dashboard for its version: Ray's own client would wait for minutes, and tell less."""
     parts = urlsplit(address)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=ANSWER_S)
+    is_secure = parts.scheme == "https"
+    connection_type = http.client.HTTPSConnection if is_secure else http.client.HTTPConnection
+    connection = connection_type(parts.hostname or "", parts.port, timeout=ANSWER_S)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        connection.request(
-            "GET",
-            "/api/version",
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-        )
+        connection.request("GET", "/api/version", headers=headers)
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
         raise ResourceError(
@@ -247,12 +258,12 @@ def _check_access(address: str, token: str | None) -> None:
     finally:
         connection.close()
     if status in (401, 403):
-        given = "does not know our token" if token else "wants a token, and there is none"
-        raise ResourceError(
-            f"{address} refused us: it {given}; give the cluster's own in RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
-        )
+        reason = "does not know our token" if token else "wants a token, and there is none"
+        way_out = "give the cluster's own in RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
+        raise ResourceError(f"{address} refused us: it {reason}; {way_out}")
     if status != 200:
-        raise ResourceError(f"{address} answers with HTTP status {status}, unlike a Ray dashboard; check the address")
+        message = f"{address} answers with HTTP status {status}, unlike a Ray dashboard"
+        raise ResourceError(f"{message}; check the address")
 
 
 def _make_client(address: str) -> JobSubmissionClient:
@@ -262,13 +273,13 @@ def _make_client(address: str) -> JobSubmissionClient:
 
     for module in (dashboard_sdk, sdk):
         module.logger.setLevel(logging.ERROR)
-    with _told(address):
+    with _resource_errors(address):
         return sdk.JobSubmissionClient(address)
 
 
 @contextlib.contextmanager
-def _told(address: str) -> Iterator[None]:
-    """Errors of Ray's client as ours."""
+def _resource_errors(address: str) -> Iterator[None]:
+    """Raise errors of Ray's client as a ResourceError that names the cluster."""
     try:
         yield
     except (RuntimeError, OSError) as error:
@@ -280,9 +291,10 @@ def _told(address: str) -> Iterator[None]:
 
 def _job(details: Any) -> Job:
     about = details.metadata or {}
+    status = getattr(details.status, "value", details.status)  # an enum or a text, by Ray's version
     return Job(
         id=details.submission_id,
-        status=str(details.status.value if hasattr(details.status, "value") else details.status),
+        status=str(status),
         command=about.get("command", details.entrypoint),
         started=details.start_time and details.start_time / 1000,
         ended=details.end_time and details.end_time / 1000,

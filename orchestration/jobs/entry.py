@@ -24,7 +24,11 @@ def main(folder: Path, arguments: list[str]) -> int:
     # Ray sends it to the command as well, which then saves its state
     signal.signal(signal.SIGTERM, lambda *_: None)
     folder.mkdir(parents=True, exist_ok=True)
-    about: dict[str, Any] = {"id": folder.name, "command": shlex.join(["boxseg", *arguments]), "started": time.time()}
+    about: dict[str, Any] = {
+        "id": folder.name,
+        "command": shlex.join(["boxseg", *arguments]),
+        "started": time.time(),
+    }
     note(folder, about | {"status": "running"})
     command = [sys.executable, "-u", "-m", "orchestration.cli", *arguments]
     with open(folder / "log.txt", "ab", opener=no_link) as log:
@@ -40,7 +44,8 @@ def main(folder: Path, arguments: list[str]) -> int:
                 output.write(chunk)
                 output.flush()
         code = process.wait()
-    code = code if code >= 0 else 128 - code  # killed: as a shell tells it
+    if code < 0:
+        code = 128 - code  # killed by a signal: the exit code that a shell gives
     status = {0: "finished", 75: "interrupted"}.get(code, "failed")
     note(folder, about | {"status": status, "exit_code": code, "ended": time.time()})
     return code

@@ -53,9 +53,13 @@ def make_job(
     """
     name = _dns_name(name)
     mounted = Path("/experiment") / experiment.name
-    command = [str(mounted) if Path(each) == experiment else each for each in arguments]
+    command = []
+    for argument in arguments:
+        is_experiment = Path(argument) == experiment
+        command.append(str(mounted) if is_experiment else argument)
     folder = STORAGE / ".jobs" / name
-    entry = ["python", "-u", "-m", "orchestration.jobs.entry", str(folder), *command, "--set", f"storage={STORAGE}"]
+    entry = ["python", "-u", "-m", "orchestration.jobs.entry", str(folder)]
+    entry += [*command, "--set", f"storage={STORAGE}"]
     cluster = _cluster(nodes, config=name)
     submitter = _pod(
         "ray-job-submitter",
@@ -73,7 +77,10 @@ def make_job(
         "rayClusterSpec": cluster,
     }
     texts = {experiment.name: experiment.read_text(encoding="utf-8")}
-    return [_document("v1", "ConfigMap", name, data=texts), _document("ray.io/v1", "RayJob", name, spec=job)]
+    return [
+        _document("v1", "ConfigMap", name, data=texts),
+        _document("ray.io/v1", "RayJob", name, spec=job),
+    ]
 
 
 def to_yaml(documents: list[dict[str, Any]]) -> str:
@@ -101,7 +108,8 @@ _Plain.add_representer(str, _write_text)
 
 def _document(api: str, kind: str, name: str, **content: Any) -> dict[str, Any]:
     labels = {"app.kubernetes.io/name": "boxseg"}
-    return {"apiVersion": api, "kind": kind, "metadata": {"name": _dns_name(name), "labels": labels}, **content}
+    metadata = {"name": _dns_name(name), "labels": labels}
+    return {"apiVersion": api, "kind": kind, "metadata": metadata, **content}
 
 
 def _cluster(nodes: Nodes, *, config: str | None = None) -> dict[str, Any]:
@@ -114,7 +122,10 @@ def _cluster(nodes: Nodes, *, config: str | None = None) -> dict[str, Any]:
         volumes.append(("experiment", "/experiment", {"configMap": {"name": config}}))
     mounts = {"volumeMounts": [{"name": name, "mountPath": path} for name, path, _ in volumes]}
     sources = [{"name": name, **source} for name, _, source in volumes]
-    ports = [{"name": "gcs-server", "containerPort": 6379}, {"name": "dashboard", "containerPort": 8265}]
+    ports = [
+        {"name": "gcs-server", "containerPort": 6379},
+        {"name": "dashboard", "containerPort": 8265},
+    ]
     health = _probes(readiness=("/api/gcs_healthz", 8265))
     head = _pod(
         "ray-head",
@@ -126,7 +137,12 @@ def _cluster(nodes: Nodes, *, config: str | None = None) -> dict[str, Any]:
     health = _probes(readiness=("/api/local_raylet_healthz", HEALTH_PORT))
     resources = _resources(nodes.cpus, nodes.gpus, nodes.memory)
     worker = _pod("ray-worker", nodes.image, resources, mounts | health, volumes=sources)
-    group = {"groupName": "workers", "replicas": nodes.count, "minReplicas": nodes.count, "maxReplicas": nodes.count}
+    group = {
+        "groupName": "workers",
+        "replicas": nodes.count,
+        "minReplicas": nodes.count,
+        "maxReplicas": nodes.count,
+    }
     return {
         "rayVersion": version("ray"),
         "authOptions": {"mode": "token"},
@@ -142,7 +158,7 @@ def _pod(
     more: dict[str, Any],
     **spec: Any,
 ) -> dict[str, Any]:
-    """A pod with one container, of which `more` tells, that is nobody special: no root, no access to Kubernetes."""
+    """A pod with one container, without root and without access to Kubernetes; `more` adds to the container."""
     container = {
         "name": name,
         "image": image,
@@ -168,7 +184,9 @@ def _pod(
 
 def _resources(cpus: int, gpus: int, memory: str) -> dict[str, Any]:
     """The same as request and as limit, so that the node is what Ray thinks it is."""
-    amounts = {"cpu": str(cpus), "memory": memory} | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
+    amounts = {"cpu": str(cpus), "memory": memory}
+    if gpus:
+        amounts["nvidia.com/gpu"] = str(gpus)
     return {"requests": amounts, "limits": dict(amounts)}
 
 

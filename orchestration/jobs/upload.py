@@ -13,8 +13,9 @@ from boxseg.errors import ConfigError
 from orchestration.secret_text import KNOWN
 
 SECRET_NAME = re.compile(
-    r"\.env(\..*)?|.*\.(pem|key|p12|pfx|jks|kdbx|keytab|token)|.*_token|token(\.txt)?|id_(rsa|dsa|ecdsa|ed25519).*"
-    r"|\.(netrc|pgpass|pypirc|htpasswd|git-credentials)|(credentials|secrets?)(\..*)?|kubeconfig"
+    r"\.env(\..*)?|.*\.(pem|key|p12|pfx|jks|kdbx|keytab|token)|.*_token|token(\.txt)?"
+    r"|id_(rsa|dsa|ecdsa|ed25519).*|\.(netrc|pgpass|pypirc|htpasswd|git-credentials)"
+    r"|(credentials|secrets?)(\..*)?|kubeconfig"
 )
 HARMLESS_ENDS = (".example", ".sample", ".template", ".pub", ".py")
 SECRET_TEXT = re.compile(KNOWN.encode())
@@ -58,7 +59,8 @@ def find_files(root: Path, *, tracked_only: bool = True) -> Upload:
         ConfigError: no such folder, git does not know it, it holds nothing, or a link leads out of it.
     """
     if not root.is_dir():
-        raise ConfigError(f"{root}: no such folder; name the one that the job needs with --working-dir")
+        way_out = "name the one that the job needs with --working-dir"
+        raise ConfigError(f"{root}: no such folder; {way_out}")
     names = _tracked(root)
     if not names and tracked_only:
         raise ConfigError(
@@ -67,13 +69,14 @@ def find_files(root: Path, *, tracked_only: bool = True) -> Upload:
             "--working-dir"
         )
     if not names:
-        paths = (path.relative_to(root) for path in sorted(root.rglob("*")))
-        names = [path for path in paths if ".git" not in path.parts and "__pycache__" not in path.parts]
+        for path in sorted(root.rglob("*")):
+            name = path.relative_to(root)
+            if ".git" not in name.parts and "__pycache__" not in name.parts:
+                names.append(name)
     for name in names:
         if not (root / name).resolve().is_relative_to(root.resolve()):
-            raise ConfigError(
-                f"{root / name} is a link out of the folder, so it would take along files from elsewhere; remove it"
-            )
+            reason = "is a link out of the folder, so it would take along files from elsewhere"
+            raise ConfigError(f"{root / name} {reason}; remove it")
     sizes = {name: (root / name).stat().st_size for name in names if (root / name).is_file()}
     if not sizes:
         raise ConfigError(f"{root}: no files to upload; `git add` what the job needs")
@@ -98,8 +101,11 @@ def check_upload(
     Raises:
         ConfigError: names the files and the way out.
     """
-    suspects = {name: why for name in upload.sizes if (why := _suspicion(upload.root / name, token))}
-    refused = {name: why for name, why in suspects.items() if name not in allowed or why == HOLDS_TOKEN}
+    refused = {}
+    for name in upload.sizes:
+        why = _suspicion(upload.root / name, token)
+        if why is not None and (name not in allowed or why == HOLDS_TOKEN):
+            refused[name] = why
     if refused:
         listing = ", ".join(f"{name} ({why})" for name, why in list(refused.items())[:LARGEST])
         raise ConfigError(
@@ -126,7 +132,9 @@ def _suspicion(path: Path, token: str | None) -> str | None:
     if SECRET_TEXT.search(content):
         return "holds a key or token"
     name = path.name.lower()
-    return "by its name" if SECRET_NAME.fullmatch(name) and not name.endswith(HARMLESS_ENDS) else None
+    if SECRET_NAME.fullmatch(name) and not name.endswith(HARMLESS_ENDS):
+        return "by its name"
+    return None
 
 
 def _tracked(folder: Path) -> list[Path]:
