@@ -39,8 +39,13 @@ def find_field(model: type[Config], path: Sequence[str]) -> FieldInfo | None:
 
 def group_of(field: FieldInfo | None) -> type[Config] | None:
     """The group of settings that a field is or can be; None for plain settings."""
-    kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Config)), None)
+    if field is None:
+        return None
+    # the annotation itself, or a member of a union
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, Config):
+            return kind
+    return None
 
 
 def unknown_setting(name: str, model: type[Config]) -> str:
@@ -48,30 +53,40 @@ def unknown_setting(name: str, model: type[Config]) -> str:
     known = list(setting_names(model))
     by_last_part = {each.rpartition(".")[2]: each for each in reversed(known)}
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75) or [
-        by_last_part[last] for last in difflib.get_close_matches(name.rpartition(".")[2], by_last_part, 1, 0.75)
+        by_last_part[last]
+        for last in difflib.get_close_matches(
+            name.rpartition(".")[2],
+            by_last_part,
+            1,
+            0.75,
+        )
     ]
     if near:
         return f"{name} is not a setting; did you mean {near[0]}?"
     parent = name.rpartition(".")[0]
     group = group_of(find_field(model, parent.split(".")))
-    where, fields = (parent, group.model_fields) if group else ("an experiment file", model.model_fields)
-    return f"{name} is not a setting; {where} has: {', '.join(fields)}"
+    if group is not None:
+        return f"{name} is not a setting; {parent} has: {', '.join(group.model_fields)}"
+    return f"{name} is not a setting; an experiment file has: {', '.join(model.model_fields)}"
 
 
 def explain(error: ValidationError, source: Source, model: type[Config]) -> ConfigError:
     """One line for each wrong setting: where it stands, what it is, the rule, the way out."""
-    found: dict[KeyPath, list[Any]] = {}
+    faults: dict[KeyPath, list[Any]] = {}
     for item in error.errors():
-        found.setdefault(_key_path(item, source.values), []).append(item)
+        faults.setdefault(_key_path(item, source.values), []).append(item)
+    # a fault inside of a group says more than that the group is wrong
+    groups = {path[:length] for path in faults for length in range(len(path))}
+    deepest = [path for path in faults if path not in groups]
     order = {path: number for number, path in enumerate(source.places)}
-    groups = {path[:length] for path in found for length in range(len(path))}
-    deepest = sorted((path for path in found if path not in groups), key=lambda path: order.get(path, -1))
-    lines = [_sentence(path, found[path], source, model) for path in deepest[:MAX_SENTENCES]]
-    more = [f"{source.name}: {len(deepest) - MAX_SENTENCES} more settings are wrong"]
-    return ConfigError("\n  ".join(lines + (more if len(deepest) > MAX_SENTENCES else [])))
+    deepest.sort(key=lambda path: order.get(path, -1))
+    lines = [_sentence(path, faults[path], source, model) for path in deepest[:MAX_SENTENCES]]
+    if len(deepest) > MAX_SENTENCES:
+        lines.append(f"{source.name}: {len(deepest) - MAX_SENTENCES} more settings are wrong")
+    return ConfigError("\n  ".join(lines))
 
 
-def show(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """A value as YAML would write it, shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -105,13 +120,16 @@ def _sentence(path: KeyPath, items: list[Any], source: Source, model: type[Confi
     if "missing" in kinds and isinstance(item["loc"][-1], str):
         return f"{place}: {name} is missing; add it"
     rules = dict.fromkeys(_rule(item, find_field(model, path)) for item in items)
-    return f"{place}: {name} is {show(item['input'])}; it must be {', or '.join(rules)}"
+    return f"{place}: {name} is {as_yaml(item['input'])}; it must be {', or '.join(rules)}"
 
 
 def _rule_sentence(path: KeyPath, text: str, source: Source) -> str:
     """A validator's own sentence, placed where the settings that it names were written."""
-    words = [tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", text)]
-    places = [source.places[path + word] for word in words if path + word in source.places]
+    places = []
+    for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", text):
+        named = path + tuple(word.split("."))
+        if named in source.places:
+            places.append(source.places[named])
     place = ", ".join(dict.fromkeys(places)) or source.place(path)
     name = ".".join(path)
     return f"{place}: {name}: {text}" if name and not text.startswith(name) else f"{place}: {text}"
@@ -135,11 +153,14 @@ _KINDS = {
 
 def _rule(item: Any, field: FieldInfo | None) -> str:
     kind, limits = item["type"], _allowed_range(field)
-    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal") and limits:
+    is_limit = kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+    if is_limit and limits:
         return limits
     if kind in ("model_type", "model_attributes_type"):
         group = group_of(field)
-        return f"a group with the settings {', '.join(group.model_fields)}" if group else "a group of settings"
+        if group is None:
+            return "a group of settings"
+        return f"a group with the settings {', '.join(group.model_fields)}"
     if kind == "literal_error":
         names = re.findall(r"'([^']+)'", item["ctx"]["expected"])
         near = difflib.get_close_matches(str(item["input"]), names, n=1)
@@ -150,9 +171,11 @@ def _rule(item: Any, field: FieldInfo | None) -> str:
     if kind in ("missing", "too_long"):
         kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
         lengths = [len(get_args(each)) for each in kinds if get_origin(each) is tuple]
-        return f"a list of {lengths[0] if lengths else 2} values"  # domains, which have no field, have two ends
-    if words := next((_KINDS[start] for start in _KINDS if kind.startswith(start)), None):
-        return f"{words}, {limits}" if limits else words
+        # domains, which have no field, have two ends
+        return f"a list of {lengths[0] if lengths else 2} values"
+    for start, words in _KINDS.items():
+        if kind.startswith(start):
+            return f"{words}, {limits}" if limits else words
     return re.sub(r"^(Input|String) should (be |have )?", "", item["msg"])
 
 

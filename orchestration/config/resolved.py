@@ -48,7 +48,8 @@ def read_resolved(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: is missing; {COPY_BACK}") from error
     except (OSError, ValueError) as error:
-        reason = " ".join(reason_of(error).replace("unexpected ", "").split())  # that word is for faults of ours
+        # that word is for faults of ours
+        reason = " ".join(reason_of(error).replace("unexpected ", "").split())
         raise ConfigError(f"{path}: is damaged: {reason:.200}; {COPY_BACK}") from error
 
 
@@ -61,9 +62,13 @@ def parse_resolved(text: str) -> dict[str, Any]:
     depth = 0
     try:
         for event in yaml.parse(text, Loader=LOADER):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
             if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
-                raise ValueError("it has aliases, or groups within too many groups, which nobody wrote there")
+                fault = "it has aliases, or groups within too many groups"
+                raise ValueError(f"{fault}, which nobody wrote there")
         values = yaml.load(text, Loader=LOADER)
     except (yaml.YAMLError, LookupError, AttributeError) as error:
         raise ValueError(str(error)) from error
@@ -105,8 +110,12 @@ def params_of(resolved: dict[str, Any]) -> dict[str, str | int | float | bool]:
     sweep = resolved.get("sweep", {})
     if not isinstance(sweep, dict):
         raise ValueError("sweep is no group of settings")
-    params = {
-        name: "null" if value is None else value if isinstance(value, str | int | float) else str(value)
-        for name, value in leaves(spec.model_dump(mode="json"))
-    }
+    params: dict[str, str | int | float | bool] = {}
+    for name, value in leaves(spec.model_dump(mode="json")):
+        if value is None:
+            params[name] = "null"
+        elif isinstance(value, str | int | float):
+            params[name] = value
+        else:
+            params[name] = str(value)
     return params | {f"sweep.{name}": str(value) for name, value in sweep.items()}

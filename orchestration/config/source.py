@@ -59,8 +59,11 @@ class Source:
 
     def place(self, path: Sequence[str]) -> str:
         """Where the setting at `path` was written, or the closest group around it."""
-        around = (tuple(path[:length]) for length in range(len(path), 0, -1))
-        return next((self.places[group] for group in around if group in self.places), self.name)
+        for length in range(len(path), 0, -1):
+            group = tuple(path[:length])
+            if group in self.places:
+                return self.places[group]
+        return self.name
 
 
 def read_source(path: Path, above: tuple[Path, ...] = ()) -> Source:
@@ -77,24 +80,26 @@ def read_source(path: Path, above: tuple[Path, ...] = ()) -> Source:
     if values is None:  # only comments, or a lone `null`
         values = {}
     if not isinstance(values, dict):
-        found = "a list" if isinstance(values, list) else f"the single value {values!r:.60}"
-        raise ConfigError(f"{path}:1: holds {found}; an experiment file is a mapping such as `name: qam`")
+        content = "a list" if isinstance(values, list) else f"the single value {values!r:.60}"
+        rule = "an experiment file is a mapping such as `name: qam`"
+        raise ConfigError(f"{path}:1: holds {content}; {rule}")
     if "base" not in values:
         return Source(str(path), values, places)
-    under = _read_base(path, values["base"], places[("base",)], (*above, path.resolve()))
-    own = {key: value for key, value in values.items() if key != "base"}
-    return Source(str(path), merge(under.values, own), under.places | places)
+    base = _read_base(path, values.pop("base"), places[("base",)], (*above, path.resolve()))
+    return Source(str(path), merge(base.values, values), base.places | places)
 
 
 def _read_base(path: Path, base: Any, place: str, above: tuple[Path, ...]) -> Source:
     """The settings of the file that `base` names, relative to the file that names it."""
     if not isinstance(base, str):
-        raise ConfigError(f"{place}: base is {base!r}; it names one experiment file, such as base: coco_r50_1x.yaml")
+        rule = "it names one experiment file, such as base: coco_r50_1x.yaml"
+        raise ConfigError(f"{place}: base is {base!r}; {rule}")
     other = path.parent / base
     if other.resolve() in above:
         raise ConfigError(f"{place}: base {base} leads back to itself; a chain of files needs an end")
     if len(above) > MAX_BASES:
-        raise ConfigError(f"{place}: base {base} makes a chain of more than {MAX_BASES} files; join some of them")
+        length = f"a chain of more than {MAX_BASES} files"
+        raise ConfigError(f"{place}: base {base} makes {length}; join some of them")
     return read_source(other, above)
 
 
@@ -106,17 +111,24 @@ def override(source: Source, text: str) -> Source:
     """
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not re.fullmatch(r"[\w/-]+(\.[\w/-]+)*", key):
-        raise ConfigError(f"--set {text}: not of the form key=value; write for example --set qam.k_top=10")
+        example = "write for example --set qam.k_top=10"
+        raise ConfigError(f"--set {text}: not of the form key=value; {example}")
     path = tuple(key.split("."))
     if len(path) > MAX_DEPTH:
-        raise ConfigError(f"--set {key[:60]}…: names {len(path)} groups in a row; there are {MAX_DEPTH} at most")
+        rule = f"there are {MAX_DEPTH} at most"
+        raise ConfigError(f"--set {key[:60]}…: names {len(path)} groups in a row; {rule}")
     if path[:2] in (("sweep", "space"), ("sweep", "settings")) and len(path) > 2:
         path = (*path[:2], ".".join(path[2:]))
     label = f"--set {key}"
     parsed, inner = _parse(value, label, folder=Path.cwd(), path=path)
     groups = {path[:length]: label for length in range(1, len(path))}
+    # what the file says at this path, or below it, is replaced
     others = {other: place for other, place in source.places.items() if other[: len(path)] != path}
-    return Source(source.name, assign(source.values, path, parsed), {**groups, **others, **inner, path: label})
+    return Source(
+        source.name,
+        assign(source.values, path, parsed),
+        {**groups, **others, **inner, path: label},
+    )
 
 
 def assign(values: dict[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
@@ -127,7 +139,13 @@ def assign(values: dict[str, Any], path: Sequence[str], value: Any) -> dict[str,
     return {**values, path[0]: assign(group if isinstance(group, dict) else {}, path[1:], value)}
 
 
-def _parse(text: str, name: str, *, folder: Path, path: KeyPath = ()) -> tuple[Any, dict[KeyPath, str]]:
+def _parse(
+    text: str,
+    name: str,
+    *,
+    folder: Path,
+    path: KeyPath = (),
+) -> tuple[Any, dict[KeyPath, str]]:
     """Plain values, and the places of all keys; `path` is where the text will stand."""
     try:
         reader = _Reader(text, name, folder)
@@ -135,16 +153,18 @@ def _parse(text: str, name: str, *, folder: Path, path: KeyPath = ()) -> tuple[A
         return None if node is None else reader.read(node, path), reader.places
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(
-            f"{_place(name, line)}: holds the character U+{error.character:04X}, which YAML does not allow; remove it"
-        ) from error
+        place, character = _place(name, line), f"U+{error.character:04X}"
+        raise ConfigError(f"{place}: holds the character {character}, which YAML does not allow; remove it") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         context, problem = getattr(error, "context", None), getattr(error, "problem", None)
-        told = ", ".join(part for part in (context, problem) if part) or str(error).splitlines()[0]
-        told = told.replace("unexpected ", "")  # what is unexpected in our messages is a fault of ours
+        reason = ", ".join(part for part in (context, problem) if part)
+        reason = reason or str(error).splitlines()[0]
+        # what is unexpected in our messages is a fault of ours
+        reason = reason.replace("unexpected ", "")
+        place = _place(name, mark.line + 1) if mark else name
         hint = "check indentation, colons, quotes and brackets there"
-        raise ConfigError(f"{_place(name, mark.line + 1) if mark else name}: not valid YAML: {told}; {hint}") from error
+        raise ConfigError(f"{place}: not valid YAML: {reason}; {hint}") from error
 
 
 class _Reader(yaml.SafeLoader):
@@ -161,7 +181,7 @@ class _Reader(yaml.SafeLoader):
         self._values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """PyYAML's, as deep as settings can be; it calls itself for what is inside."""
+        """PyYAML's own, which calls itself for what is inside; refuses what is deeper than settings can be."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise self._too_deep(self.peek_event().start_mark)
@@ -175,8 +195,8 @@ class _Reader(yaml.SafeLoader):
             raise self._too_deep(node.start_mark)
         if self._values > MAX_VALUES:
             raise ConfigError(
-                f"{self.place(node.start_mark)}: the file has more than {MAX_VALUES} values with all aliases written "
-                "out; write out the few that are needed"
+                f"{self.place(node.start_mark)}: the file has more than {MAX_VALUES} values with "
+                "all aliases written out; write out the few that are needed"
             )
         if isinstance(node, yaml.MappingNode):
             return self._read_mapping(node, path)
@@ -189,15 +209,16 @@ class _Reader(yaml.SafeLoader):
 
     def _too_deep(self, mark: yaml.Mark) -> ConfigError:
         return ConfigError(
-            f"{self.place(mark)}: nested too deeply, or an alias points at the group that holds it; write the values "
-            "out"
+            f"{self.place(mark)}: nested too deeply, or an alias points at the group that holds "
+            "it; write the values out"
         )
 
     def _read_scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         place, name = self.place(node.start_mark), ".".join(path)
         digits = sum(map(str.isdigit, node.value))
         if node.tag.endswith(":int") and digits > MAX_DIGITS:
-            raise ConfigError(f"{place}: {name} has {digits} digits; whole numbers have {MAX_DIGITS} at most")
+            rule = f"whole numbers have {MAX_DIGITS} at most"
+            raise ConfigError(f"{place}: {name} has {digits} digits; {rule}")
         try:
             value = self.construct_object(node)
         except (ValueError, ArithmeticError, LookupError, AttributeError) as error:  # `!!int word`, `!!timestamp word`
@@ -206,11 +227,14 @@ class _Reader(yaml.SafeLoader):
                 f"{place}: {name} is not of the kind {kind} that it is marked as; leave the mark out"
             ) from error
         if not isinstance(value, str | int | float | None):
-            raise ConfigError(f"{place}: {name} is a {type(value).__name__}, and settings are numbers, words and lists")
+            kind = type(value).__name__
+            rule = "settings are numbers, words and lists"
+            raise ConfigError(f"{place}: {name} is a {kind}, and {rule}")
         if not isinstance(value, str):
             return value
         if len(value) > MAX_TEXT:
-            raise ConfigError(f"{place}: {name} has {len(value)} characters; settings have {MAX_TEXT} at most")
+            rule = f"settings have {MAX_TEXT} at most"
+            raise ConfigError(f"{place}: {name} has {len(value)} characters; {rule}")
         if control := _CONTROL.search(value):
             raise ConfigError(
                 f"{place}: {name} holds the character U+{ord(control[0]):04X}, which no setting can; remove it"
@@ -232,8 +256,8 @@ class _Reader(yaml.SafeLoader):
                 )
             if key == "<<":
                 raise ConfigError(
-                    f"{self.place(mark)}: << takes over no settings here; write them out, or keep them in a file of "
-                    "their own and name it with base: FILE"
+                    f"{self.place(mark)}: << takes over no settings here; write them out, or keep "
+                    "them in a file of their own and name it with base: FILE"
                 )
             if key in values:
                 again = f"{'.'.join((*path, key))} is given twice, first on line {lines[key]}"
@@ -249,7 +273,8 @@ class _Reader(yaml.SafeLoader):
         try:
             path = self._folder / Path(value).expanduser()
         except RuntimeError as error:
-            raise ConfigError(f"{place} is {value}, the home of somebody unknown; write the whole path") from error
+            reason = "the home of somebody unknown"
+            raise ConfigError(f"{place} is {value}, {reason}; write the whole path") from error
         return str(path.resolve() if ".." in path.parts else path)
 
 
@@ -267,11 +292,16 @@ for _tag, _pattern, _first in (
     ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
     (
         "float",
-        r"[-+]?(?:[0-9][0-9_]*\.[0-9]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf)|\.(?:nan|NaN)",
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf)|\.(?:nan|NaN)",
         list("-+0123456789."),
     ),
 ):
-    _Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    _Reader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}",
+        re.compile(f"^(?:{_pattern})$"),
+        _first,
+    )
 
 
 def names_run(start: str) -> bool:
@@ -291,13 +321,14 @@ def _read_text(path: Path) -> str:
         return read_plain(path, limit=MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError as error:
         beside = sorted(other.name for other in path.parent.glob("*.y*ml"))
-        more = f" and {len(beside) - SHOWN} more" if len(beside) > SHOWN else ""
-        hint = (
-            f"{path.parent} has: {', '.join(beside[:SHOWN])}{more}" if beside else "give the path of an experiment file"
-        )
+        hint = "give the path of an experiment file"
+        if beside:
+            more = f" and {len(beside) - SHOWN} more" if len(beside) > SHOWN else ""
+            hint = f"{path.parent} has: {', '.join(beside[:SHOWN])}{more}"
         raise ConfigError(f"{path}: no such file; {hint}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: cannot be read (not UTF-8 text, byte {error.start}); save it as UTF-8") from error
+        reason = f"not UTF-8 text, byte {error.start}"
+        raise ConfigError(f"{path}: cannot be read ({reason}); save it as UTF-8") from error
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path}: cannot be read ({reason_of(error)}); give the path of an experiment file"

@@ -59,7 +59,9 @@ def domain_kind(value: Any) -> str | None:
     """`uniform`, `loguniform`, `randint` or `choice`, or whatever one key stands there; None for anything else."""
     if isinstance(value, Config):
         return next(iter(type(value).model_fields))
-    return next(iter(value)) if isinstance(value, dict) and len(value) == 1 else None
+    if isinstance(value, dict) and len(value) == 1:
+        return next(iter(value))
+    return None
 
 
 AnyDomain = Uniform | LogUniform | RandInt | Choice
@@ -71,8 +73,8 @@ Domain = Annotated[
     Discriminator(
         domain_kind,
         custom_error_type="domain",
-        custom_error_message="one of {uniform: [low, high]}, {loguniform: [low, high]}, {randint: [low, high]}, "
-        "{choice: [a, b, …]}",
+        custom_error_message="one of {uniform: [low, high]}, {loguniform: [low, high]}, "
+        "{randint: [low, high]}, {choice: [a, b, …]}",
     ),
 ]
 
@@ -81,13 +83,16 @@ def samples(space: dict[str, AnyDomain], limit: int = 128) -> Iterator[dict[str,
     """Trials that stand for the space: all combinations of its corners, or each corner once and a fixed sample."""
     ends = [corners(domain) for domain in space.values()]
     if math.prod(len(values) for values in ends) <= limit:
-        trials: Any = itertools.product(*ends)
-    else:
-        draw = random.Random(0)
-        longest = max(len(values) for values in ends)
-        each_once = ([values[number % len(values)] for values in ends] for number in range(longest))
-        trials = itertools.chain(each_once, ([draw.choice(values) for values in ends] for _ in range(limit)))
-    return (dict(zip(space, values, strict=True)) for values in trials)
+        for combination in itertools.product(*ends):
+            yield dict(zip(space, combination, strict=True))
+        return
+    longest = max(len(values) for values in ends)
+    for number in range(longest):  # each corner at least once
+        values = [corner[number % len(corner)] for corner in ends]
+        yield dict(zip(space, values, strict=True))
+    draw = random.Random(0)
+    for _ in range(limit):
+        yield dict(zip(space, [draw.choice(corner) for corner in ends], strict=True))
 
 
 def holds(domain: AnyDomain, value: Any) -> bool:

@@ -22,7 +22,7 @@ from pydantic import (
 from boxseg.config.criterion import Criterion, Mode
 from boxseg.config.method import BoxSegConfig, Config
 from boxseg.errors import ConfigError
-from orchestration.config.explain import explain, find_field, group_of, show, unknown_setting
+from orchestration.config.explain import as_yaml, explain, find_field, group_of, unknown_setting
 from orchestration.config.source import Source, assign, override, read_source
 from orchestration.config.space import Choice, Domain, domain_kind, samples
 from orchestration.secret_text import ENVIRONMENT, find_secret, hide
@@ -76,7 +76,8 @@ class ResourcesConfig(Config):
     @model_validator(mode="after")
     def _check_together(self) -> ResourcesConfig:
         if self.runner == "inline" and self.workers > 1:
-            raise ValueError(f"runner inline has one worker, but workers is {self.workers}; use runner: ray_train")
+            has = f"runner inline has one worker, but workers is {self.workers}"
+            raise ValueError(f"{has}; use runner: ray_train")
         if self.least_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}; lower it")
         if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
@@ -92,10 +93,10 @@ class ResourcesConfig(Config):
 
 
 NOT_OFFERED = {
-    "bohb": "Ray's needs hpbandster, which comes without wheels (last release 2018); search: tpe with trial_scheduler: "
-    "hyperband joins the same two ideas",
-    "pbt": "it changes settings in the middle of a run, which could then not be repeated or resumed from its settings; "
-    "use trial_scheduler: asha, hyperband or median",
+    "bohb": "Ray's needs hpbandster, which comes without wheels (last release 2018); "
+    "search: tpe with trial_scheduler: hyperband joins the same two ideas",
+    "pbt": "it changes settings in the middle of a run, which could then not be repeated or "
+    "resumed from its settings; use trial_scheduler: asha, hyperband or median",
 }
 """Ways to search that people may look for, and why they are not there."""
 
@@ -155,16 +156,21 @@ class SweepConfig(Config):
                 )
         if self.num_trials > MAX_TRIALS:
             raise ValueError(
-                f"trials: the sweep has {self.num_trials:g} (settings times seeds), and {MAX_TRIALS} are the most; "
-                "vary less, or use search: random or tpe with fewer trials"
+                f"trials: the sweep has {self.num_trials:g} (settings times seeds), and "
+                f"{MAX_TRIALS} are the most; vary less, or use search: random or tpe with fewer "
+                "trials"
             )
         return self
 
     @property
     def num_trials(self) -> int:
         """Trials of the whole sweep: settings times seeds."""
-        choices = [len(domain.choice) for domain in self.space.values() if isinstance(domain, Choice)]
-        return (math.prod(choices) if self.search == "grid" else self.trials) * len(self.seeds)
+        settings = self.trials
+        if self.search == "grid":
+            domains = self.space.values()
+            lengths = [len(domain.choice) for domain in domains if isinstance(domain, Choice)]
+            settings = math.prod(lengths)
+        return settings * len(self.seeds)
 
 
 class TrackingConfig(Config):
@@ -182,7 +188,8 @@ class TrackingConfig(Config):
     @model_validator(mode="after")
     def _check_registered(self) -> TrackingConfig:
         if self.register_as is not None and not self.log_model:
-            raise ValueError(f"register_as {self.register_as} needs a model to register; set log_model: true")
+            reason = "needs a model to register; set log_model: true"
+            raise ValueError(f"register_as {self.register_as} {reason}")
         return self
 
 
@@ -211,7 +218,8 @@ class RunSpec(BoxSegConfig):
     @classmethod
     def _check_storage(cls, storage: Any) -> Any:
         if isinstance(storage, str) and "://" in storage:
-            raise ValueError(f"{hide(storage)} is a URI; runs need a folder, so mount the store and give its path")
+            way_out = "runs need a folder, so mount the store and give its path"
+            raise ValueError(f"{hide(storage)} is a URI; {way_out}")
         return storage
 
     @model_validator(mode="after")
@@ -220,8 +228,8 @@ class RunSpec(BoxSegConfig):
             if self.train.batch_size % workers:
                 every = " of each number from min_workers on" if self.resources.min_workers else ""
                 raise ValueError(
-                    f"train.batch_size {self.train.batch_size} cannot be shared by resources.workers {workers}; "
-                    f"make it a multiple{every}"
+                    f"train.batch_size {self.train.batch_size} cannot be shared by "
+                    f"resources.workers {workers}; make it a multiple{every}"
                 )
         return self
 
@@ -254,7 +262,11 @@ class SweepSpec(RunSpec):
         Raises:
             ConfigError: a name is no setting, or the values are not possible together.
         """
-        return _build_trial(self, {**values, "train.seed": seed}, {name: f"sweep.space {name}" for name in values})
+        return _build_trial(
+            self,
+            {**values, "train.seed": seed},
+            {name: f"sweep.space {name}" for name in values},
+        )
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
@@ -270,7 +282,8 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
     source = read_settings(path, overrides)
     for key, place in source.places.items():
         if key[0] == "sweep" and place.startswith("--set"):
-            raise ConfigError(f"{place}: a single run has no sweep; leave it out, or use `boxseg sweep`")
+            way_out = "leave it out, or use `boxseg sweep`"
+            raise ConfigError(f"{place}: a single run has no sweep; {way_out}")
     return build_run(Source(source.name, _without_sweep(source.values), source.places))
 
 
@@ -302,15 +315,17 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
 def read_settings(path: Path, overrides: Sequence[str] = (), *, for_sweep: bool = False) -> Source:
     """File and overrides as one nested dict with absolute paths; nothing is validated yet.
 
-    Where it is `for_sweep`, `sweep.settings` are in place and empty from then on, so that the result reads again to the
-    same; overrides win over them.
+    With `for_sweep`, the values of `sweep.settings` are put in place, where overrides win over them. The group itself
+    is empty in the result, so that reading the result again changes nothing.
+
     Relative paths belong to the file that names them; in `--set`, and for the default `storage`, to the current folder.
     """
     source = read_source(path)
     if for_sweep:
         source = _use_sweep_settings(source, functools.reduce(override, overrides, source))
     source = functools.reduce(override, overrides, source)
-    values = {name: value for name, value in source.values.items() if value is not None}  # `qam:` and nothing below
+    # `qam:` and nothing below
+    values = {name: value for name, value in source.values.items() if value is not None}
     if for_sweep and _sweep_settings(source):
         values = assign(values, ("sweep", "settings"), {})
     return Source(source.name, {"storage": str(Path.cwd() / "runs"), **values}, source.places)
@@ -329,8 +344,8 @@ def _use_sweep_settings(source: Source, overridden: Source) -> Source:
 def _sweep_settings(source: Source) -> dict[str, Any]:
     """Empty where they are absent, or wrong and refused later."""
     sweep = source.values.get("sweep")
-    found = sweep.get("settings") if isinstance(sweep, dict) else None
-    return found if isinstance(found, dict) else {}
+    settings = sweep.get("settings") if isinstance(sweep, dict) else None
+    return settings if isinstance(settings, dict) else {}
 
 
 Spec = TypeVar("Spec", bound=RunSpec)
@@ -349,7 +364,14 @@ def _build_trial(spec: SweepSpec, values: dict[str, Any], places: dict[str, str]
     sparse = _without_sweep(spec._sparse)
     for name, value in values.items():
         sparse = assign(sparse, name.split("."), value.item() if hasattr(value, "item") else value)
-    return _build_spec(RunSpec, Source("sweep", sparse, {tuple(name.split(".")): places[name] for name in places}))
+    return _build_spec(
+        RunSpec,
+        Source(
+            "sweep",
+            sparse,
+            {tuple(name.split(".")): places[name] for name in places},
+        ),
+    )
 
 
 def _check_space(spec: SweepSpec, source: Source) -> None:
@@ -357,8 +379,9 @@ def _check_space(spec: SweepSpec, source: Source) -> None:
     space = spec.sweep.space
     if not space and (len(spec.sweep.seeds) == 1 or spec.sweep.search != "grid"):
         raise ConfigError(
-            f"{source.name}: sweep.space is empty, so all trials would be the same; add settings to vary, "
-            "or use `boxseg train` (to repeat one setting over sweep.seeds: search: grid)"
+            f"{source.name}: sweep.space is empty, so all trials would be the same; add settings "
+            "to vary, or use `boxseg train` (to repeat one setting over sweep.seeds: search: "
+            "grid)"
         )
     places = {name: source.place(("sweep", "space", name)) for name in space}
     for name, place in places.items():
@@ -367,7 +390,7 @@ def _check_space(spec: SweepSpec, source: Source) -> None:
         try:
             _build_trial(spec, values, places)
         except ConfigError as error:
-            together = ", ".join(f"{name} {show(value)}" for name, value in values.items())
+            together = ", ".join(f"{name} {as_yaml(value)}" for name, value in values.items())
             raise ConfigError(f"{error} (by sweep.space a trial could get {together})") from error
 
 
@@ -384,7 +407,10 @@ def _check_space_name(name: str, place: str) -> None:
     if field is None:
         raise ConfigError(f"{place}: sweep.space: {unknown_setting(name, RunSpec)}")
     if group_of(field) is field.annotation is not None:
-        raise ConfigError(f"{place}: sweep.space: {name} is a group; vary its settings one by one, as in {name}.NAME")
+        way_out = f"vary its settings one by one, as in {name}.NAME"
+        raise ConfigError(f"{place}: sweep.space: {name} is a group; {way_out}")
     if any(name == fixed or name.startswith(f"{fixed}.") for fixed in _FIXED):
-        hint = "list its values in sweep.seeds" if name == "train.seed" else "all trials share it; set it once above"
+        hint = "all trials share it; set it once above"
+        if name == "train.seed":
+            hint = "list its values in sweep.seeds"
         raise ConfigError(f"{place}: sweep.space: {name} cannot vary; {hint}")
