@@ -37,7 +37,7 @@ class ImageFacts:
 
 
 @dataclass(frozen=True)
-class Choice:
+class PeerChoice:
     """Peers to paste together into one image."""
 
     peers: list[Peer]
@@ -143,9 +143,9 @@ def attempt_probability(step: int, settings: PcConfig) -> float:
     return settings.p_start + (settings.p_end - settings.p_start) * share
 
 
-def choose_peers(facts: ImageFacts, bank: Bank, settings: PcConfig, generator: torch.Generator) -> list[Choice]:
+def choose_peers(facts: ImageFacts, bank: Bank, settings: PcConfig, generator: torch.Generator) -> list[PeerChoice]:
     """Up to `per_image` choices for an image, each with other peers and another target."""
-    choices: list[Choice] = []
+    choices: list[PeerChoice] = []
     while len(choices) < settings.per_image:
         choice = _choose(facts, bank, settings, generator, choices)
         if choice is None:
@@ -170,8 +170,8 @@ def placement_range(source: Box, target: Box, overlap: float) -> tuple[tuple[flo
 
 
 def _choose(
-    facts: ImageFacts, bank: Bank, settings: PcConfig, generator: torch.Generator, earlier: list[Choice]
-) -> Choice | None:
+    facts: ImageFacts, bank: Bank, settings: PcConfig, generator: torch.Generator, earlier: list[PeerChoice]
+) -> PeerChoice | None:
     """The first drawn group that suits the image; None where none does."""
     labels = set(facts.labels) if settings.mode == "instance" else None
     used = {id(peer) for choice in earlier for peer in choice.peers}
@@ -180,10 +180,10 @@ def _choose(
         if any(id(peer) in used for peer in peers):
             continue
         if settings.mode == "simple":
-            return Choice(peers, None)
+            return PeerChoice(peers, None)
         target = _choose_target(facts, peers[0], settings, generator, [choice.target for choice in earlier])
         if target is not None:
-            return Choice(peers, target)
+            return PeerChoice(peers, target)
     return None
 
 
@@ -207,7 +207,7 @@ def _choose_target(
 
 def _plan(
     facts: ImageFacts, bank: Bank, probability: float, settings: PcConfig, generator: torch.Generator
-) -> list[tuple[Choice, tuple[int, int]]]:
+) -> list[tuple[PeerChoice, tuple[int, int]]]:
     """What to paste into an image, and how many rows and columns to move it by; empty for no paste."""
     tries_a_paste = random_share(generator) < probability
     choices = choose_peers(facts, bank, settings, generator) if tries_a_paste else []
@@ -220,7 +220,9 @@ def _remember(state: ImageState, facts: ImageFacts, bank: Bank, settings: PcConf
     bank.add([(facts.labels[index], partial(_cut, state, facts, index)) for index in good], generator)
 
 
-def _choose_shift(facts: ImageFacts, choice: Choice, settings: PcConfig, generator: torch.Generator) -> tuple[int, int]:
+def _choose_shift(
+    facts: ImageFacts, choice: PeerChoice, settings: PcConfig, generator: torch.Generator
+) -> tuple[int, int]:
     """Rows and columns to move a peer by.
 
     Of `placements` random places it gets the one that hides least of the image's boxes.
@@ -241,7 +243,7 @@ def _choose_shift(facts: ImageFacts, choice: Choice, settings: PcConfig, generat
 def _attempt(
     state: ImageState,
     size: tuple[int, int],
-    choice: Choice,
+    choice: PeerChoice,
     shift: tuple[int, int],
     settings: PcConfig,
     soft_thr: float,

@@ -172,7 +172,7 @@ def _look_at(source: CocoSource, images: Sequence[dict[str, Any]], boxes: Sequen
             continue
         spread = np.ptp(pixels[::4, ::4].astype(np.int64), axis=2)
         greys.append(float(np.percentile(spread, 99)) <= GREY_LEVELS)
-        lights.append(float(to_lab(pixels[::4, ::4])[..., 0].mean()))
+        lights.append(float(cielab(pixels[::4, ::4])[..., 0].mean()))
         step = -(-len(of_image[image["id"]]) // BOXES_LOOKED_AT)
         for bbox in of_image[image["id"]][::step]:
             differences.extend(_difference(pixels, bbox))
@@ -210,7 +210,7 @@ def _difference(pixels: NDArray[np.uint8], bbox: Sequence[float]) -> Iterator[tu
     inside = (rows > y) & (rows < y + height) & (columns > x) & (columns < x + width)
     if min(inside.sum(), (~inside).sum()) < FEWEST_PIXELS:
         return
-    lab = to_lab(outer)
+    lab = cielab(outer)
     distance = np.linalg.norm(lab - lab[~inside].mean(axis=0), axis=-1)
     yield float(np.percentile(distance[inside], NOTICED)), float(np.percentile(distance[~inside], NOTICED))
 
@@ -219,7 +219,7 @@ def _cut(pixels: NDArray[np.uint8], x1: float, y1: float, x2: float, y2: float) 
     return pixels[max(math.floor(y1), 0) : math.ceil(y2), max(math.floor(x1), 0) : math.ceil(x2)]
 
 
-def to_lab(pixels: NDArray[np.uint8]) -> Floats:
+def cielab(pixels: NDArray[np.uint8]) -> Floats:
     """CIELAB (D65) of sRGB pixels (…, 3), as `boxseg.ops.neighbours.rgb_to_lab` gives it for tensors."""
     share = pixels / 255.0
     linear = np.where(share > 0.04045, ((share + 0.055) / 1.055) ** 2.4, share / 12.92)

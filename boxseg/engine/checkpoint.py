@@ -129,7 +129,7 @@ def find_sound(checkpoints: Path) -> Path | None:
     """
     faults: list[str] = []
     for _, folder in _oldest_first(checkpoints)[::-1]:
-        fault = find_damage(folder)
+        fault = find_checkpoint_damage(folder)
         if fault is None:
             for newer_fault in faults:
                 logger.warning("%s; going on from %s", newer_fault, folder.name)
@@ -180,7 +180,7 @@ def find_checkpoint(path: Path) -> Path:
     return meant or path
 
 
-def find_damage(folder: Path, *, only: str | None = None) -> str | None:
+def find_checkpoint_damage(folder: Path, *, only: str | None = None) -> str | None:
     """What is wrong with the files of a checkpoint; None if they are as they were written.
 
     Args:
@@ -335,9 +335,9 @@ def _replace_copies(checkpoints: Path) -> None:
     for copy in (checkpoints / LAST, checkpoints / BEST):
         if copy.is_symlink() or not copy.is_dir():
             continue
-        if find_damage(copy) is None:
+        if find_checkpoint_damage(copy) is None:
             folder = folder_of(checkpoints, _read_about(copy)["step"])
-            if find_damage(folder) is not None:
+            if find_checkpoint_damage(folder) is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 copy.rename(folder)
                 continue
@@ -379,6 +379,6 @@ def _naming_way_out(folder: Path) -> Iterator[None]:
     except CheckpointError as fault:
         here = folder.resolve()
         others = (other for _, other in _oldest_first(here.parent)[::-1] if other.resolve() != here)
-        sound = next((other for other in others if find_damage(other) is None), None)
+        sound = next((other for other in others if find_checkpoint_damage(other) is None), None)
         way_out = "put a copy back, or name another checkpoint" if sound is None else f"{sound} is sound; name that one"
         raise CheckpointError(f"{fault}; {way_out}") from fault

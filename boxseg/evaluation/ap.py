@@ -74,7 +74,7 @@ class Evaluation:
     scores: CocoScores
 
 
-def measure(
+def measure_detections(
     found: list[ImageResult], *, ground_truth: COCO, image_ids: list[int], category_ids: Sequence[int]
 ) -> Evaluation:
     """Score what the processes found together.

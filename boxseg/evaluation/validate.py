@@ -18,7 +18,7 @@ from boxseg.drawing import drawing
 from boxseg.engine.distributed import gather_objects, rank, world_size
 from boxseg.engine.state import Trainer
 from boxseg.engine.step import fuse_candidates
-from boxseg.evaluation.ap import Evaluation, ImageResult, encode_detections, measure
+from boxseg.evaluation.ap import Evaluation, ImageResult, encode_detections, measure_detections
 from boxseg.evaluation.finder import Finder
 from boxseg.evaluation.panels import PanelRow, draw_panels
 from boxseg.evaluation.pictures import Extremes, draw_evaluation
@@ -57,17 +57,17 @@ def validate(trainer: Trainer, *, folder: Path, step: int, criterion: Criterion 
         folder: The run's folder: a panel of the same images goes to `samples/`, at the last step more pictures and a
             table go to `evaluation/`. With `train.panels` 0 nothing is drawn.
         step: Updates done.
-        criterion: Decides which network is the better one, see `better_network`.
+        criterion: Decides which network is the better one, see `choose_network`.
     """
     networks = trainer.evaluated_networks()
     final = step >= trainer.steps and trainer.config.train.panels > 0
     panels, pictures = folder / "samples" / f"step-{step:08d}.png", folder / "evaluation"
-    watcher = Watcher(trainer, pictures, extremes=Extremes() if final and rank() == 0 else None)
+    watcher = PseudoMaskWatcher(trainer, pictures, extremes=Extremes() if final and rank() == 0 else None)
     found = {}
     for name, network in networks.items():
         found[name] = _evaluate_network(trainer, network, watcher)
     of_networks = {name: _with_groups(each.metrics) for name, each in found.items()}
-    best = better_network(of_networks, criterion)
+    best = choose_network(of_networks, criterion)
     metrics = dict(of_networks[best])
     metrics |= {
         f"val/{name}_mask_ap": each.metrics["mask_ap"] for name, each in found.items() if "mask_ap" in each.metrics
@@ -101,7 +101,7 @@ def _with_groups(metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"{'health' if name in HEALTH else 'val'}/{name}": value for name, value in metrics.items()}
 
 
-def better_network(found: Mapping[str, Mapping[str, float]], criterion: Criterion) -> str:
+def choose_network(found: Mapping[str, Mapping[str, float]], criterion: Criterion) -> str:
     """The network whose numbers stand for the run; of equal ones the first.
 
     Args:
@@ -119,7 +119,7 @@ def evaluated_images(trainer: Trainer) -> int:
 
 
 @torch.no_grad()
-def _evaluate_network(trainer: Trainer, network: MaskNetwork, watcher: Watcher) -> Evaluation:
+def _evaluate_network(trainer: Trainer, network: MaskNetwork, watcher: PseudoMaskWatcher) -> Evaluation:
     """What one network finds, and how good it is; it is back in its former mode afterwards."""
     config, data = trainer.config, trainer.val_data
     count = evaluated_images(trainer)
@@ -153,7 +153,7 @@ def _evaluate_network(trainer: Trainer, network: MaskNetwork, watcher: Watcher) 
                 watcher.watch(network, batch, detections)
     finally:
         network.train(training)
-    return measure(
+    return measure_detections(
         [result for batch_results in encoded for result in batch_results.result()],
         ground_truth=coco_ground_truth(data.source),
         image_ids=[data.image_id(index) for index in range(count)],
@@ -161,7 +161,7 @@ def _evaluate_network(trainer: Trainer, network: MaskNetwork, watcher: Watcher) 
     )
 
 
-class Watcher:
+class PseudoMaskWatcher:
     """Looks over the shoulder of an evaluation: measures the teacher's pseudo masks, collects panel rows."""
 
     def __init__(self, trainer: Trainer, pictures: Path, *, extremes: Extremes | None = None) -> None:

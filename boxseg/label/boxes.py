@@ -18,7 +18,7 @@ from boxseg.label.outlines import find_outline
 from boxseg.label.quality import CLASH
 from boxseg.ops.boxes import box_area, box_iou
 from boxseg.ops.masks import tight_boxes
-from boxseg.predict.predictor import Predictor, read_image
+from boxseg.predict.predictor import Predictor, as_image
 from boxseg.structures import Sample
 
 LABEL_VERSION = 4
@@ -77,7 +77,7 @@ def label_boxes(
 
     Source: BoxSeg (arXiv 2504.05137), QAM with the user's boxes as the known truth; `docs/method.md#labelling`.
     """
-    image = read_image(image)
+    image = as_image(image)
     labels = torch.full((len(boxes),), UNKNOWN) if labels is None else labels
     if boxes.dim() != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
         raise ShapeError(f"boxes {tuple(boxes.shape)}, labels {tuple(labels.shape)}; (N, 4) and (N,) are needed")

@@ -19,7 +19,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from boxseg.config.backbones import check_backbone_name
 from boxseg.errors import ConfigError, DataError
 from boxseg.model.vit import PlainVit, is_plain_vit
-from boxseg.model.weights import download_state, fast_hub, load_state, named_errors, pair_states, read_state
+from boxseg.model.weights import download_state, fast_hub, load_weights_into, named_errors, pair_states, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -215,10 +215,10 @@ def _build_resnet(name: str, weights: str) -> Backbone:
     source = "random"
     if weights == "imagenet":
         entry = torchvision.models.get_weight(f"ResNet{name.removeprefix('resnet')}_Weights.IMAGENET1K_V1")
-        load_state(extractor, download_state(entry.url), place=entry.url)
+        load_weights_into(extractor, download_state(entry.url), place=entry.url)
         source = f"torchvision {name} {entry.name}"
     elif weights != "none":
-        load_state(extractor, read_state(weights), place=weights)
+        load_weights_into(extractor, read_state(weights), place=weights)
         source = f"file {weights}"
     return Backbone(extractor, name=name, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), weights_source=source)
 
@@ -234,7 +234,7 @@ def _build_lite0(name: str, weights: str) -> Backbone:
         state = read_state(path)
         if "_conv_stem.weight" in state:
             state = pair_states(state, timm.create_model("tf_" + name).state_dict(), place=path)
-        load_state(backbone.extractor, state, place=path)
+        load_weights_into(backbone.extractor, state, place=path)
         backbone.weights_source = source
     return backbone
 
@@ -271,7 +271,7 @@ def _build_timm(name: str, weights: str, **options: Any) -> Backbone:
     if weights not in ("imagenet", "none"):
         state = read_state(weights)
         flat = {key.replace(".", "_", 1): value for key, value in state.items()}  # stages.0 is stages_0 in an extractor
-        load_state(extractor, state | flat, place=weights)
+        load_weights_into(extractor, state | flat, place=weights)
     config: Any = extractor.default_cfg
     return Backbone(
         extractor,
@@ -286,7 +286,7 @@ def _build_vit(name: str, weights: str) -> Backbone:
     with named_errors(f"timm/{name}"), fast_hub() if weights == "imagenet" else contextlib.nullcontext():
         extractor = PlainVit(name, pretrained=weights == "imagenet")
     if weights not in ("imagenet", "none"):
-        load_state(extractor.vit, read_state(weights), place=weights)
+        load_weights_into(extractor.vit, read_state(weights), place=weights)
     config: Any = extractor.vit.default_cfg
     return Backbone(
         extractor,

@@ -44,7 +44,7 @@ def read_state(path: str) -> State:
     return {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def load_state(network: nn.Module, state: State, *, place: str) -> None:
+def load_weights_into(network: nn.Module, state: State, *, place: str) -> None:
     """Load into `network` all the entries it has; further entries of `state`, such as a classifier, are left out.
 
     Raises:

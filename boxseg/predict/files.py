@@ -20,7 +20,7 @@ from boxseg.evaluation.ap import encode_detections
 from boxseg.evaluation.panels import COLOURS, OPACITY
 from boxseg.files.reading import plain_file
 from boxseg.files.writing import write_atomic
-from boxseg.predict.predictor import Predictor, in_batches, read_image
+from boxseg.predict.predictor import Predictor, as_image, in_batches
 from boxseg.structures import Detections
 
 STEM_BYTES = 200
@@ -48,7 +48,7 @@ def read_pictures(paths: Sequence[Path], *, every: int = 1) -> Iterator[Picture]
             if path.suffix.lower() in VIDEO_ENDINGS:
                 yield from _read_frames(path, every)
             else:
-                yield Picture(path, read_image(path))
+                yield Picture(path, as_image(path))
         except DataError as error:
             yield Picture(path, error)
 

@@ -88,7 +88,7 @@ class Predictor:
             ShapeError: a tensor or array has another shape or dtype.
         """
         detections: list[Detections] = []
-        for batch in in_batches(map(read_image, images), size=self.batch_size, pixels=lambda image: image[0].numel()):
+        for batch in in_batches(map(as_image, images), size=self.batch_size, pixels=lambda image: image[0].numel()):
             found: dict[int, Detections] = {}
             for places, alike in self._collate(batch):
                 finder = Finder(self.network, alike, self.config.fcos)
@@ -156,7 +156,7 @@ def in_batches(items: Iterable[T], *, size: int, pixels: Callable[[T], int]) -> 
         yield batch
 
 
-def read_image(item: str | Path | Tensor | np.ndarray) -> Tensor:
+def as_image(item: str | Path | Tensor | np.ndarray) -> Tensor:
     """uint8 (3, h, w) RGB of a file, tensor or array.
 
     Raises:

@@ -20,7 +20,7 @@ from boxseg.ops.per_box import count_per_box, mean_per_box
 from boxseg.structures import MASK_STRIDE, Candidates, MaskFrame, PseudoMasks
 from boxseg.teacher.enlarge import by_boxes
 from boxseg.teacher.fusion import fuse_masks
-from boxseg.teacher.quality import score_detections, score_masks
+from boxseg.teacher.quality import score_masks, score_single_detections
 from boxseg.teacher.ranking import rank_candidates
 from boxseg.teacher.refine import refine_by_color, refined_quality
 
@@ -73,7 +73,7 @@ def label_by_detections(candidates: Candidates, boxes: Tensor, lab: Tensor | Non
     def fuse(part: Candidates, num_boxes: int) -> Fused:
         probs, box_index = part.mask_probs, part.box_index
         mask, soft = fuse_masks(probs, box_index, num_boxes, mask_thr=settings.mask_thr, fusion="weighted")
-        quality, score = score_detections(probs, part.score, box_index, num_boxes, mask_thr=settings.mask_thr)
+        quality, score = score_single_detections(probs, part.score, box_index, num_boxes, mask_thr=settings.mask_thr)
         return mask, soft, quality, score
 
     return _fuse_in_parts(candidates, boxes, fuse)

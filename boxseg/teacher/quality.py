@@ -76,7 +76,7 @@ def mask_confidence(mask_probs: Tensor, *, mask_thr: float = 0.5) -> Tensor:
     return (mask_probs * binary).sum(dim=(1, 2)) / (binary.sum(dim=(1, 2)) + 1e-6)
 
 
-def score_detections(
+def score_single_detections(
     mask_probs: Tensor, scores: Tensor, box_index: Tensor, num_boxes: int, *, mask_thr: float
 ) -> tuple[Tensor, Tensor]:
     """BoxTeacher's quality sqrt(sqrt(score) x mask confidence) of at most one candidate per box, and its score."""

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from boxseg.engine.checkpoint import BEST, find_damage
+from boxseg.engine.checkpoint import BEST, find_checkpoint_damage
 from boxseg.errors import ConfigError
 from boxseg.files.writing import sync_folder, sync_tree, write_atomic
 from orchestration.config.resolved import dump_resolved
@@ -449,7 +449,7 @@ class Sweep:
         if best is None or not (source := RunFolder(best.folder).best_checkpoint).exists():
             return None
         shutil.copytree(source.resolve(), scratch)
-        if (fault := find_damage(scratch)) is not None:
+        if (fault := find_checkpoint_damage(scratch)) is not None:
             logger.warning(
                 "the best checkpoint is not kept: %s; `boxseg runs show %s` names its trial",
                 fault,

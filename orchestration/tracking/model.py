@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import boxseg
 from boxseg.config.criterion import MIN_SCORE
-from boxseg.engine.checkpoint import find_damage, load_about
+from boxseg.engine.checkpoint import find_checkpoint_damage, load_about
 from boxseg.errors import CheckpointError
 from orchestration.record.files import digest
 from orchestration.record.scratch import scratch_folder
@@ -118,7 +118,7 @@ def better_network(checkpoint: Path) -> Path | None:
     path = checkpoint / f"{load_about(checkpoint).get('network')}.safetensors"
     if not path.exists():
         return None
-    if (fault := find_damage(checkpoint, only=path.name)) is not None:
+    if (fault := find_checkpoint_damage(checkpoint, only=path.name)) is not None:
         raise CheckpointError(fault)
     return path
 

@@ -16,7 +16,7 @@ from PIL import Image
 from boxseg.coco.masks import encode_rle
 from boxseg.config.criterion import MIN_SCORE
 from boxseg.errors import DataError
-from boxseg.predict.predictor import Predictor, read_image
+from boxseg.predict.predictor import Predictor, as_image
 from boxseg.structures import Detections
 
 
@@ -63,7 +63,7 @@ def _open(text: str) -> Any:
     """Pixels of a path or of a file as base64."""
     # base64 of a picture is longer than any path, and has no dot
     if len(text) < 1000 and text.lower().endswith((".png", ".jpg", ".jpeg", ".bmp", ".webp")):
-        return read_image(text)
+        return as_image(text)
     try:
         picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
         return np.array(picture.convert("RGB"))

@@ -9,7 +9,7 @@ from tiny_sets import KINDS, write_set
 
 from boxseg.coco.writer import CocoSplit
 from boxseg.config.method import CocoSource
-from boxseg.data.fingerprint import LOOKED_AT, Spread, take_fingerprint, to_lab
+from boxseg.data.fingerprint import LOOKED_AT, Spread, cielab, take_fingerprint
 from boxseg.errors import DataError
 from boxseg.ops.neighbours import rgb_to_lab
 
@@ -54,7 +54,7 @@ def test_contrast_is_the_distance_of_an_object_from_what_is_around_it(tmp_path):
     image = np.full((60, 80, 3), 50, np.uint8)
     image[20:40, 30:50] = 90
     found = take_fingerprint(write_boxes(tmp_path, (30, 20, 50, 40), image=image)).colours
-    light = to_lab(np.array([[[50, 50, 50], [90, 90, 90]]], np.uint8))[0, :, 0]
+    light = cielab(np.array([[[50, 50, 50], [90, 90, 90]]], np.uint8))[0, :, 0]
     assert found.contrast == pytest.approx(light[1] - light[0], abs=0.01)
     assert found.noise == pytest.approx(0, abs=0.01)
     assert (found.images, found.grey) == (1, 1.0)
@@ -78,7 +78,7 @@ def test_nothing_is_told_of_surroundings_where_boxes_fill_their_images(tmp_path)
 def test_colours_are_those_that_training_compares():
     pixels = np.random.default_rng(0).integers(0, 256, size=(5, 7, 3)).astype(np.uint8)
     expected = rgb_to_lab(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0)
-    np.testing.assert_allclose(to_lab(pixels), expected.numpy(), atol=1e-2)
+    np.testing.assert_allclose(cielab(pixels), expected.numpy(), atol=1e-2)
 
 
 def test_a_sample_of_the_images_is_opened_and_those_that_cannot_be_are_left_out(tmp_path):

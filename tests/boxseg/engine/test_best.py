@@ -12,7 +12,7 @@ from boxseg.engine import checkpoint
 from boxseg.engine import train as loop
 from boxseg.evaluation import validate
 from boxseg.evaluation.ap import CocoScores, Evaluation
-from boxseg.evaluation.validate import Validation, better_network
+from boxseg.evaluation.validate import Validation, choose_network
 from boxseg.predict import Predictor
 from boxseg.structures import MaskNetwork
 
@@ -92,15 +92,15 @@ def test_the_better_network_is_that_of_the_metric_where_it_has_one():
         "student": {"val/mask_ap": 0.3, "val/box_ap": 0.1, "health/mask_fill": 0.2},
         "teacher": {"val/mask_ap": 0.1, "val/box_ap": 0.4, "health/mask_fill": 0.1},
     }
-    assert better_network(found, MASK_AP) == "student"
-    assert better_network(found, BOX_AP) == "teacher"
-    assert better_network(found, Criterion("val/box_ap", "min")) == "student"
+    assert choose_network(found, MASK_AP) == "student"
+    assert choose_network(found, BOX_AP) == "teacher"
+    assert choose_network(found, Criterion("val/box_ap", "min")) == "student"
     for other in (Criterion("health/mask_fill", "min"), Criterion("val/teacher_mask_ap"), Criterion("val/mask_ap75")):
-        assert better_network(found, other) == "student", "mask AP decides"
+        assert choose_network(found, other) == "student", "mask AP decides"
     boxes_only = {name: {"val/box_ap": metrics["val/box_ap"]} for name, metrics in found.items()}
-    assert better_network(boxes_only, MASK_AP) == "teacher"
-    assert better_network({"teacher": {}}, MASK_AP) == "teacher"
-    assert better_network({"student": {"val/box_ap": math.nan}, "teacher": {"val/box_ap": 0.0}}, BOX_AP) == "teacher"
+    assert choose_network(boxes_only, MASK_AP) == "teacher"
+    assert choose_network({"teacher": {}}, MASK_AP) == "teacher"
+    assert choose_network({"student": {"val/box_ap": math.nan}, "teacher": {"val/box_ap": 0.0}}, BOX_AP) == "teacher"
 
 
 @pytest.mark.parametrize(("criterion", "network"), [(MASK_AP, "student"), (BOX_AP, "teacher")])

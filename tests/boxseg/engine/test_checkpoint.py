@@ -170,7 +170,7 @@ def test_in_a_copy_the_newest_and_the_best_are_found_and_the_next_one_makes_it_w
     names = ["best", "last", "step-00000002", "step-00000004", "step-00000006"]
     assert sorted(each.name for each in copy.iterdir()) == names
     assert [(copy / name).readlink().name for name in ("best", "last")] == ["step-00000002", "step-00000006"]
-    assert all(checkpoint.find_damage(copy / name) is None for name in names)
+    assert all(checkpoint.find_checkpoint_damage(copy / name) is None for name in names)
 
 
 @pytest.mark.parametrize("last", ["gone", "empty", "text"])
@@ -183,7 +183,7 @@ def test_without_a_sound_pointer_nothing_starts_over_and_nothing_sound_is_remove
     newest = checkpoint.find_sound(tmp_path)
     assert newest == tmp_path / "step-00000004"
     evaluated(tmp_path, 6, best_step=4)
-    assert checkpoint.find_damage(newest) is None
+    assert checkpoint.find_checkpoint_damage(newest) is None
 
 
 def test_the_folder_that_last_became_in_a_copy_serves_where_the_other_is_damaged(tmp_path):
@@ -194,7 +194,7 @@ def test_the_folder_that_last_became_in_a_copy_serves_where_the_other_is_damaged
     (copy / "step-00000002" / "state.pt").unlink()
     assert checkpoint.find_sound(copy) == copy / "last"
     evaluated(copy, 3, best_step=2)
-    assert checkpoint.find_damage(copy / "step-00000002") is None
+    assert checkpoint.find_checkpoint_damage(copy / "step-00000002") is None
     assert (copy / "best").readlink().name == "step-00000002"
 
 

@@ -153,7 +153,7 @@ def test_best_and_last_checkpoints_and_panels_are_left_behind(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-00000003.png", "step-00000006.png"]
 
 
-@pytest.mark.parametrize("broken", ["draw_panels", "Watcher.rows", "draw_evaluation", None])
+@pytest.mark.parametrize("broken", ["draw_panels", "PseudoMaskWatcher.rows", "draw_evaluation", None])
 def test_pictures_do_not_decide_over_the_end_of_a_run(
     run, tmp_path, data_root, tiny_config, monkeypatch, caplog, broken
 ):
@@ -178,7 +178,7 @@ def test_pictures_do_not_decide_over_the_end_of_a_run(
     assert len(told) == (broken is not None)
     drawn = {path.name for path in (tmp_path / "run").glob("*/*.*")}
     assert ("precision_recall.png" in drawn) == (broken != "draw_evaluation")
-    assert ("step-00000001.png" in drawn) == (broken not in ("draw_panels", "Watcher.rows"))
+    assert ("step-00000001.png" in drawn) == (broken not in ("draw_panels", "PseudoMaskWatcher.rows"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(run, tmp_path):
