@@ -2,6 +2,7 @@
 
 import json
 import resource
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -204,6 +205,19 @@ def test_grabcut_finds_a_plain_object_and_leaves_a_box_without_background(tmp_pa
     assert found.mask[0].sum() == 16 * 16
     assert found.mask[1].all()
     assert found.quality[0] == pytest.approx((16 / 24) ** 2)
+
+
+def test_grabcut_looks_at_the_surroundings_of_a_box_alone():
+    image = torch.full((3, 3000, 4000), 30, dtype=torch.uint8)
+    image[:, 700:720, 900:930] = torch.tensor([250, 40, 40], dtype=torch.uint8)[:, None, None]
+    sample = Sample(image, torch.tensor([[895.0, 695, 935, 725]]), torch.zeros(1, dtype=torch.int64), 1, (3000, 4000))
+    tracemalloc.start()
+    found = label_sources.from_grabcut(sample, [1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.part(0).bounds() == (900, 700, 930, 720)
+    assert found.part(0).pixels.all()
+    assert peak < 2 * 3000 * 4000  # bytes; the picture alone has three for each pixel
 
 
 @pytest.mark.parametrize(("first", "second"), [("[1]", ""), ("rubbish", ""), ("{}", '{"image": 3}'), ("{}", "rubbish")])

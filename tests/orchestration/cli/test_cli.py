@@ -339,13 +339,13 @@ def test_an_unknown_run_ends_with_2(capsys: Capture):
 
 
 def test_shown_settings_load_again_and_say_where_they_come_from(capsys: Capture):
-    path = write("name: x\nqam: {k_top: 7}\nmethod: qam\n")
+    path = write("name: x\nqam: {k_top: 7}\nmethod: qam\nprofile: paper\n")
     assert run(["config", "show", path, "--set", "train.steps=9"]) == 0
     shown = capsys.readouterr().out
     for words in (
         "k_top: 7  # exp.yaml:2",
         "steps: 9  # --set train.steps",
-        "fusion: weighted  # profile fixed",
+        "fusion: weighted  # profile paper",
         "  on: false  # method qam",
         "iou_thr: 0.5  # default",
     ):
