@@ -22,7 +22,7 @@ from boxseg.predict.predictor import Predictor, as_image
 from boxseg.structures import Sample
 
 LABEL_VERSION = 4
-"""Raise it where the same run and boxes give other masks or qualities: labels of two versions are not mixed."""
+"""Raise it where the same source and boxes give other masks or qualities: labels of two versions are not mixed."""
 
 
 @dataclass(frozen=True)

@@ -291,11 +291,12 @@ def _open_source(
     from orchestration.record.files import digest
 
     about: dict[str, Any] = {"data": digest(boxes.source.annotations), "source": source}
+    about["label_version"] = LABEL_VERSION  # also where masks come from no run: how they are made changes too
     if source == "run":
         assert run is not None
         others = None if fuse_with is None else label_sources.from_file(fuse_with, boxes)
         predictor = open_predictor(run, storage=storage, device=device)
-        about |= {"run": str(predictor.folder), "label_version": LABEL_VERSION}
+        about |= {"run": str(predictor.folder)}
         about |= {} if fuse_with is None else {"fuse_with": digest(fuse_with)}
         return label_sources.from_run(predictor, boxes, others=others), about, predictor.batch_size
     if source.startswith(OF_FILE):

@@ -102,11 +102,12 @@ def test_images_that_cannot_be_read_are_told_and_labels_of_none_are_an_error(arg
     assert "no image could be read" in capsys.readouterr().err
 
 
-def test_labels_of_an_older_version_are_not_mixed_with_new_ones(arguments, trained_run, monkeypatch, capsys):
-    with_run = [*arguments, "--run", str(trained_run.checkpoint)]
-    assert run(with_run) == 0
+@pytest.mark.parametrize("source", ["run", "grabcut", "box"])
+def test_labels_of_an_older_version_are_not_mixed_with_new_ones(source, arguments, trained_run, monkeypatch, capsys):
+    with_run = ["--run", str(trained_run.checkpoint)] if source == "run" else ["--source", source]
+    assert run([*arguments, *with_run]) == 0
     monkeypatch.setattr("boxseg.label.boxes.LABEL_VERSION", 1000)
-    assert run(with_run) == 2
+    assert run([*arguments, *with_run]) == 2
     assert "labels made with another label_version; name another --output" in capsys.readouterr().err
 
 
