@@ -35,12 +35,18 @@ def main() -> None:
     """Parse the arguments, measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=USUAL, help="parts to measure")
-    parser.add_argument("--quick", action="store_true", help="small networks: the machinery, not the numbers")
+    parser.add_argument(
+        "--quick", action="store_true", help="small networks: the machinery, not the numbers"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="measured repetitions of each step")
     parser.add_argument("--trials", type=int, default=1000, help="trials of the simulated sweep")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/bench.json"))
-    parser.add_argument("--page", type=Path, help="Markdown file whose blocks <!-- PART --> … <!-- end --> are filled")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        help="Markdown file whose blocks <!-- PART --> … <!-- end --> are filled",
+    )
     labels = parser.add_argument_group(
         "outcome, quality", "hours: `boxseg label` on photographs that are not part of the project"
     )
@@ -48,8 +54,12 @@ def main() -> None:
     labels.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     labels.add_argument("--minutes", type=float, default=20, help="of each run")
     labels.add_argument("--seeds", type=int, default=3, help="runs of each set")
-    labels.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all runs")
-    labels.add_argument("--folder", type=Path, default=Path("runs/outcome"), help="gets labels and runs; kept")
+    labels.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all runs"
+    )
+    labels.add_argument(
+        "--folder", type=Path, default=Path("runs/outcome"), help="gets labels and runs; kept"
+    )
     labels.add_argument("--jitter", action="store_true", help="also with boxes that are not tight")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -67,13 +77,19 @@ def main() -> None:
 
 def scenarios(options: argparse.Namespace) -> list[Scenario]:
     """The sizes that methods are compared at."""
-    return [Scenario(size, small=options.quick) for size in ((64, 128) if options.quick else (256, 512))]
+    return [
+        Scenario(size, small=options.quick)
+        for size in ((64, 128) if options.quick else (256, 512))
+    ]
 
 
 PARTS: dict[str, Part] = {
-    "methods": lambda folder, o: [methods(scenario, folder, o.rounds) for scenario in scenarios(o)],
+    "methods": lambda folder, o: [
+        methods(scenario, folder, o.rounds) for scenario in scenarios(o)
+    ],
     "stages": lambda folder, o: [
-        stages(scenario, folder, o.rounds) for scenario in (*scenarios(o), replace(scenarios(o)[0], boxes=100))
+        stages(scenario, folder, o.rounds)
+        for scenario in (*scenarios(o), replace(scenarios(o)[0], boxes=100))
     ],
     "switches": lambda folder, o: [switches(scenarios(o)[0], folder, o.rounds)],
     "memory": lambda _, o: [memory(scenario) for scenario in scenarios(o)],

@@ -28,7 +28,11 @@ PICTURE = (480, 640)
 
 def loading(folder: Path, images: int) -> Table:
     """Images per CPU second of decoding and of all that loader processes do, and the cost of what is left for later."""
-    data = CocoBoxes(CocoSource(**write_pictures(folder / "files", images, PICTURE, 7)), train=True, keep_bytes=0)
+    data = CocoBoxes(
+        CocoSource(**write_pictures(folder / "files", images, PICTURE, 7)),
+        train=True,
+        keep_bytes=0,
+    )
     sides, steps = (256, 480, 800), range(images // 2)
     paths = [data.image_path(index) for index in range(images)]
     actions: dict[str, Any] = {"decode": lambda: drop(map(read_image, paths))}
@@ -37,7 +41,9 @@ def loading(folder: Path, images: int) -> Table:
         loader = TrainLoader(data, shape=shape, flip=0.5, strong="strong", batch_size=2, seed=0)
         found = [loader.read(step) for step in steps]
         actions[f"read {side}"] = lambda loader=loader: drop(map(loader.read, steps))
-        actions[f"views {side}"] = lambda loader=loader, found=found: drop(map(loader.finish, found))
+        actions[f"views {side}"] = lambda loader=loader, found=found: drop(
+            map(loader.finish, found)
+        )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as loader processes have it
     times = take_turns(actions, 5)
@@ -46,7 +52,14 @@ def loading(folder: Path, images: int) -> Table:
     for side in sides:
         read, views = times[f"read {side}"], times[f"views {side}"]
         later_ms = 1000 * views.median / images
-        rows.append((f"loader, short side {side}", images / read.median, ratio(times["decode"], read), later_ms))
+        rows.append(
+            (
+                f"loader, short side {side}",
+                images / read.median,
+                ratio(times["decode"], read),
+                later_ms,
+            )
+        )
     note = (
         "One process, one thread. The loader decodes, makes images smaller where the view is, and fits boxes; its "
         "processes (`data.loader_workers`) multiply the rate and run beside the step. The last column comes on top, "
@@ -54,7 +67,12 @@ def loading(folder: Path, images: int) -> Table:
         "processes both add up."
     )
     title = f"Reading JPEG images of {PICTURE[1]} x {PICTURE[0]}"
-    return Table(title, ("what", "images per CPU s", "/ decode", "then on the device [CPU ms per image]"), rows, note)
+    return Table(
+        title,
+        ("what", "images per CPU s", "/ decode", "then on the device [CPU ms per image]"),
+        rows,
+        note,
+    )
 
 
 def drop(results: Iterable[object]) -> None:
@@ -78,10 +96,19 @@ def evaluation(folder: Path, images: int) -> Table:
         with timed(spent["encoding"]):
             results = [encode_detections(each) for each in detections]
         with timed(spent["AP"]):
-            coco_scores(truth, results, image_ids=batch.image_ids, category_ids=trainer.val_data.category_ids)
+            coco_scores(
+                truth,
+                results,
+                image_ids=batch.image_ids,
+                category_ids=trainer.val_data.category_ids,
+            )
     count = sum(len(each.scores) for each in detections) / images
     rows = [(name, own.median / images * 1000) for name, own in spent.items()]
-    return Table(f"Evaluation, 256 x 256, {count:.0f} detections per image", ("part", "CPU s per 1,000 images"), rows)
+    return Table(
+        f"Evaluation, 256 x 256, {count:.0f} detections per image",
+        ("part", "CPU s per 1,000 images"),
+        rows,
+    )
 
 
 def saving(folder: Path, rounds: int, *, small: bool) -> Table:
@@ -111,7 +138,10 @@ def annotations(folder: Path, images: int) -> Table:
         for number in range(images * per_image)
     ]
     height, width = PICTURE
-    rows = [{"id": i, "file_name": f"{i:012d}.jpg", "height": height, "width": width} for i in range(images)]
+    rows = [
+        {"id": i, "file_name": f"{i:012d}.jpg", "height": height, "width": width}
+        for i in range(images)
+    ]
     names = [{"id": number + 1, "name": f"class {number}"} for number in range(CLASSES)]
     path.write_text(json.dumps({"images": rows, "annotations": entries, "categories": names}))
     del entries, rows

@@ -46,12 +46,20 @@ def fixed_costs(folder: Path, steps: int) -> Table:
     return Table("Fixed costs", ("what", "wall s, or ratio", "CPU s, or ratio"), rows, note)
 
 
-def _runs(folder: Path, settings: dict[str, Any], steps: int) -> Iterator[tuple[str, float, float]]:
+def _runs(
+    folder: Path, settings: dict[str, Any], steps: int
+) -> Iterator[tuple[str, float, float]]:
     """Runs beside the bare loop, which is measured before and after them."""
     settings = settings | {"train": {"steps": steps, "eval_every": steps}}
     before = run_demo("bare", folder, settings)
-    runs = {kind: run_demo("train", folder, settings | {"resources": {"runner": kind}}) for kind in RUNNERS}
-    wall, cpu = (fmean(both) for both in zip(before.pace(), run_demo("bare", folder, settings).pace(), strict=True))
+    runs = {
+        kind: run_demo("train", folder, settings | {"resources": {"runner": kind}})
+        for kind in RUNNERS
+    }
+    wall, cpu = (
+        fmean(both)
+        for both in zip(before.pace(), run_demo("bare", folder, settings).pace(), strict=True)
+    )
     yield "bare loop: a step", wall, cpu
     for kind, found in runs.items():
         own = found.pace()
@@ -67,7 +75,10 @@ def _sweeps(folder: Path, settings: dict[str, Any]) -> Iterator[tuple[str, float
     for kind in RUNNERS:
         alone = {"sweep": {"trials": TRIALS, "concurrency": 1}, "resources": {"runner": kind}}
         found = run_demo("sweep", folder, settings | alone)
-        gaps = [found.between(a.stored().ended or 0, _first(b)) for a, b in itertools.pairwise(found.runs)]
+        gaps = [
+            found.between(a.stored().ended or 0, _first(b))
+            for a, b in itertools.pairwise(found.runs)
+        ]
         wall, cpu = map(median, zip(*gaps, strict=True))
         yield f"sweep, {kind}: end of a trial to first step of the next", wall, cpu
 
@@ -93,7 +104,9 @@ class Watched:
 
     def pace(self) -> tuple[float, float]:
         """Wall and CPU seconds of a step, from a third of the steps on: before, ten seconds in, MLflow is loaded."""
-        reports = [report for report in self.runs[0].reports_since(0)[0] if "train/loss" in report.metrics]
+        reports = [
+            report for report in self.runs[0].reports_since(0)[0] if "train/loss" in report.metrics
+        ]
         reports = [report for report in reports if 3 * report.step >= reports[-1].step]
         steps = reports[-1].step - reports[0].step
         wall, cpu = self.between(reports[0].time, reports[-1].time)
@@ -123,7 +136,9 @@ def watch(line: list[str], output: Path, runs: Path | None = None) -> Watched:
     if process.poll() is None:
         process.kill()
     if process.wait() != 0:
-        raise RuntimeError(f"{' '.join(line)} failed, or took more than {LIMIT_S} s: {output.read_text()[-2000:]}")
+        raise RuntimeError(
+            f"{' '.join(line)} failed, or took more than {LIMIT_S} s: {output.read_text()[-2000:]}"
+        )
     made = set(runs.glob("*")) - before if runs else set()
     trials = sorted(path.parent for each in made for path in each.glob("*/status.json"))
     return Watched(samples, [RunFolder(path) for path in trials or made])
@@ -153,14 +168,18 @@ def run_demo(command: str, folder: Path, changes: dict[str, Any]) -> Watched:
         del experiment["sweep"]
     path = folder / "costs.yaml"
     path.write_text(yaml.safe_dump(experiment))
-    program = [sys.executable, "-m", "benchmarks.commands"] if command == "bare" else [*BOXSEG, command]
+    program = (
+        [sys.executable, "-m", "benchmarks.commands"] if command == "bare" else [*BOXSEG, command]
+    )
     (folder / experiment["name"]).mkdir(exist_ok=True)
     return watch([*program, str(path)], folder / "output.txt", folder / experiment["name"])
 
 
 def _first(run: RunFolder) -> float:
     """When the run told of its first steps."""
-    return next(report.time for report in run.reports_since(0)[0] if "train/loss" in report.metrics)
+    return next(
+        report.time for report in run.reports_since(0)[0] if "train/loss" in report.metrics
+    )
 
 
 class Clock:

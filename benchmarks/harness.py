@@ -27,7 +27,12 @@ class Table:
 
     def markdown(self) -> str:
         """The table as a page shows it."""
-        lines = [f"**{self.title}**", "", f"| {' | '.join(self.columns)} |", "|---" * len(self.columns) + "|"]
+        lines = [
+            f"**{self.title}**",
+            "",
+            f"| {' | '.join(self.columns)} |",
+            "|---" * len(self.columns) + "|",
+        ]
         lines += [f"| {' | '.join(map(show, row))} |" for row in self.rows]
         return "\n".join(lines + (["", self.note] if self.note else []))
 
@@ -74,7 +79,9 @@ def timed(times: Times) -> Iterator[None]:
 
 def ratio(times: Times, reference: Times) -> float:
     """Median of the ratios of CPU seconds round by round: a change of the machine between rounds falls out."""
-    return statistics.median(own / other for own, other in zip(times.cpu, reference.cpu, strict=True))
+    return statistics.median(
+        own / other for own, other in zip(times.cpu, reference.cpu, strict=True)
+    )
 
 
 def show(cell: Any) -> str:
@@ -98,7 +105,10 @@ def write_json(path: Path, part: str, tables: list[Table], *, seconds: float) ->
         "torch": torch.__version__,
         "seconds": round(seconds),
         "tables": [
-            {"title": table.title, "rows": [dict(zip(table.columns, row, strict=True)) for row in table.rows]}
+            {
+                "title": table.title,
+                "rows": [dict(zip(table.columns, row, strict=True)) for row in table.rows],
+            }
             for table in tables
         ],
     }

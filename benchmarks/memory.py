@@ -25,16 +25,23 @@ def memory(base: Scenario) -> Table:
     for boxes in BOXES:
         twin, full = (peak_of(name, replace(base, boxes=boxes)) for name in (TWIN, "full"))
         rows.append(("full", boxes, full, full / twin))
-    note = "Peak resident memory of three steps, less what the process held before it built anything."
+    note = (
+        "Peak resident memory of three steps, less what the process held before it built anything."
+    )
     columns = ("step", "boxes per image", "peak [MB]", "/ twin")
     return Table(f"Peak memory, {describe(base)}", columns, rows, note)
 
 
 def peak_of(variant: str, scenario: Scenario) -> float:
     """MB that a fresh process needs for three steps."""
-    task = json.dumps({"variant": variant, "threads": torch.get_num_threads(), "scenario": asdict(scenario)})
+    task = json.dumps(
+        {"variant": variant, "threads": torch.get_num_threads(), "scenario": asdict(scenario)}
+    )
     found = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", task], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.memory", task],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     return float(found.stdout.splitlines()[-1])
 

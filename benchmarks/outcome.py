@@ -27,7 +27,14 @@ from boxseg.data.dataset import CocoBoxes
 from boxseg.evaluation.pseudo_quality import auroc, mask_iou
 from boxseg.files.writing import write_atomic
 from boxseg.label.expected import expect_mean_iou
-from boxseg.label.sources import BatchSource, from_boxes, from_file, from_grabcut, from_run, one_by_one
+from boxseg.label.sources import (
+    BatchSource,
+    from_boxes,
+    from_file,
+    from_grabcut,
+    from_run,
+    one_by_one,
+)
 from boxseg.predict import Predictor
 from orchestration.record.files import digest
 
@@ -41,7 +48,10 @@ SETS = {
 """Data set -> annotation files of the boxes to learn from and of those to label, whose masks are measured with."""
 SHIFTS = (0.0, 0.02, 0.05, 0.1)
 """How far each side of a box is moved at most, as a share of the box's width or height."""
-SIMPLE: dict[str, BatchSource] = {"filled box": one_by_one(from_boxes), "GrabCut": one_by_one(from_grabcut)}
+SIMPLE: dict[str, BatchSource] = {
+    "filled box": one_by_one(from_boxes),
+    "GrabCut": one_by_one(from_grabcut),
+}
 """What needs no training."""
 
 
@@ -70,9 +80,15 @@ class Outcome:
 
 def outcome(options: argparse.Namespace) -> list[Table]:
     """Label the validation boxes of every data set that is there, with each seed; what was measured before stays."""
-    present = {name: data for name in options.sets if (data := val_data(options.data / name, name)) is not None}
+    present = {
+        name: data
+        for name in options.sets
+        if (data := val_data(options.data / name, name)) is not None
+    }
     if not present:
-        raise SystemExit(f"{options.data}: none of {', '.join(options.sets)} is there; name their folder with --data")
+        raise SystemExit(
+            f"{options.data}: none of {', '.join(options.sets)} is there; name their folder with --data"
+        )
     rows: list[tuple[Any, ...]] = []
     means: list[tuple[Any, ...]] = []
     for name, data in present.items():
@@ -88,7 +104,17 @@ def outcome(options: argparse.Namespace) -> list[Table]:
     tables = [
         Table(
             "Masks from boxes, mean IoU with drawn masks",
-            ("set", "boxes", "boxseg label", "filled box", "GrabCut", "AUROC", "error", "interval holds", "minutes"),
+            (
+                "set",
+                "boxes",
+                "boxseg label",
+                "filled box",
+                "GrabCut",
+                "AUROC",
+                "error",
+                "interval holds",
+                "minutes",
+            ),
             means,
             note,
         ),
@@ -104,25 +130,46 @@ def outcome(options: argparse.Namespace) -> list[Table]:
 def val_data(folder: Path, name: str) -> CocoBoxes | None:
     """The validation boxes of a set, with their masks; None where it is not there."""
     path = folder / "annotations" / f"{SETS[name][1]}.json"
-    return CocoBoxes(CocoSource(images=folder / "images", annotations=path), train=False) if path.exists() else None
+    return (
+        CocoBoxes(CocoSource(images=folder / "images", annotations=path), train=False)
+        if path.exists()
+        else None
+    )
 
 
 def _label(options: argparse.Namespace, name: str, seed: int) -> Outcome:
     """The outcome of one command, run now unless it was measured before."""
-    folder, kept = options.folder / name / f"seed{seed}", options.folder / name / f"seed{seed}" / "outcome.json"
+    folder, kept = (
+        options.folder / name / f"seed{seed}",
+        options.folder / name / f"seed{seed}" / "outcome.json",
+    )
     request = {"minutes": options.minutes, "threads": options.threads, "settings": options.set}
     if kept.exists():
         content = json.loads(kept.read_text())
         if content["request"] != request:
-            raise SystemExit(f"{kept}: measured with {content['request']}; name another --folder, or remove it")
+            raise SystemExit(
+                f"{kept}: measured with {content['request']}; name another --folder, or remove it"
+            )
         return Outcome(**content["outcome"])
     went_on = folder.exists()
     train, val = (options.data / name / "annotations" / f"{split}.json" for split in SETS[name])
     settings = [f"train.seed={seed}", f"resources.cpus_per_worker={options.threads}", *options.set]
-    command = [*BOXSEG, "label", val, "--train-on", train, "--minutes", f"{options.minutes:g}", "--output", folder]
+    command = [
+        *BOXSEG,
+        "label",
+        val,
+        "--train-on",
+        train,
+        "--minutes",
+        f"{options.minutes:g}",
+        "--output",
+        folder,
+    ]
     began = time.monotonic()
     subprocess.run(
-        [*map(str, command), "--json", *(f"--set={each}" for each in settings)], check=True, stdout=sys.stderr
+        [*map(str, command), "--json", *(f"--set={each}" for each in settings)],
+        check=True,
+        stdout=sys.stderr,
     )
     minutes = None if went_on else (time.monotonic() - began) / 60
     data = val_data(options.data / name, name)
@@ -176,13 +223,28 @@ def _pairs(
                 moved = clip_boxes_to_image(move(index, sample.boxes), sample.original_size)
                 sample = replace(sample, boxes=moved)
             found = source([(sample, ids)])[0]
-            yield index, list(zip(found.quality.tolist(), mask_iou(found.mask, true).tolist(), strict=True))
+            yield (
+                index,
+                list(
+                    zip(found.quality.tolist(), mask_iou(found.mask, true).tolist(), strict=True)
+                ),
+            )
 
 
 def _row(name: str, seed: int, found: Outcome) -> tuple[Any, ...]:
     interval, holds = f"{found.low:.2f} to {found.high:.2f}", "yes" if found.holds else "no"
     told, minutes = ("" if each is None else each for each in (found.bad_auroc, found.minutes))
-    return name, seed, found.iou, found.expected, interval, holds, told, found.quality_error, minutes
+    return (
+        name,
+        seed,
+        found.iou,
+        found.expected,
+        interval,
+        holds,
+        told,
+        found.quality_error,
+        minutes,
+    )
 
 
 def _mean_row(name: str, found: Sequence[Outcome], simple: dict[str, float]) -> tuple[Any, ...]:
@@ -204,15 +266,27 @@ def _shifted(options: argparse.Namespace, present: dict[str, CocoBoxes]) -> Tabl
     rows: list[tuple[Any, ...]] = []
     for name, data in present.items():
         checkpoint = last_run(options.folder / name / "seed0")
-        sources = {"boxseg label": from_run(Predictor(checkpoint), data), "filled box": SIMPLE["filled box"]}
+        sources = {
+            "boxseg label": from_run(Predictor(checkpoint), data),
+            "filled box": SIMPLE["filled box"],
+        }
         for what, source in sources.items():
             ious = []
             for share in SHIFTS:
-                pairs = [pair for _, of_image in _pairs(data, source, shift_by(share)) for pair in of_image]
+                pairs = [
+                    pair
+                    for _, of_image in _pairs(data, source, shift_by(share))
+                    for pair in of_image
+                ]
                 ious.append(statistics.fmean(iou for _, iou in pairs))
             rows.append((name, what, *ious))
     columns = ("set", "masks", *(f"boxes moved by {share:.0%}" for share in SHIFTS))
-    return Table("Boxes that are not tight", columns, rows, "Each side is moved by up to that share, at random.")
+    return Table(
+        "Boxes that are not tight",
+        columns,
+        rows,
+        "Each side is moved by up to that share, at random.",
+    )
 
 
 def shift_by(share: float) -> Callable[[int, Tensor], Tensor]:

@@ -50,17 +50,26 @@ def quality(options: argparse.Namespace) -> list[Table]:
             data = val_data(options.data / name, name)
             if data is not None and (options.folder / name / "seed0").exists():
                 predictor = Predictor(last_run(options.folder / name / "seed0"))
-                sets[name] = _cases(data, predictor, 20 if options.quick else BOXES, with_network=with_network)
+                sets[name] = _cases(
+                    data, predictor, 20 if options.quick else BOXES, with_network=with_network
+                )
         if not sets:
-            raise SystemExit(f"{options.folder}: no set was labelled; `--only outcome` does that first")
+            raise SystemExit(
+                f"{options.folder}: no set was labelled; `--only outcome` does that first"
+            )
         network = "yes" if with_network else "no"
-        told = [_row(name, network, cases, [case.told for case in cases]) for name, cases in sets.items()]
+        told = [
+            _row(name, network, cases, [case.told for case in cases])
+            for name, cases in sets.items()
+        ]
         tables.append(Table("Quality of labels", COLUMNS, told))
         if len(sets) > 1:
             without = []
             for name, cases in sets.items():
                 weights = _fit([others for other, others in sets.items() if other != name])
-                without.append(_row(name, network, cases, [_tell(weights, case) for case in cases]))
+                without.append(
+                    _row(name, network, cases, [_tell(weights, case) for case in cases])
+                )
             tables.append(Table("With weights fitted to the other sets", COLUMNS, without))
         weights = _fit(list(sets.values()))
         title = f"Weights fitted to all of these sets, {'with' if with_network else 'without'} a network"
@@ -80,7 +89,9 @@ def _cases(data: CocoBoxes, predictor: Predictor, boxes: int, *, with_network: b
     return found
 
 
-def _cases_of_image(sample: Sample, drawn: Tensor, predictor: Predictor, *, with_network: bool) -> list[Case]:
+def _cases_of_image(
+    sample: Sample, drawn: Tensor, predictor: Predictor, *, with_network: bool
+) -> list[Case]:
     masks, outlines = torch.zeros_like(drawn), []
     for row, box in enumerate(sample.boxes):
         looked_at = close_up(predictor, sample, row)
@@ -96,8 +107,15 @@ def _cases_of_image(sample: Sample, drawn: Tensor, predictor: Predictor, *, with
         outlines.append(outline)
     claimed = clash(masks, torch.ones(len(masks), dtype=torch.bool)).tolist()
     return [
-        Case(outline.measures | {"clash": share}, max(outline.quality - CLASH * share, 0.0), iou, outline.is_clean)
-        for outline, share, iou in zip(outlines, claimed, mask_iou(masks, drawn).tolist(), strict=True)
+        Case(
+            outline.measures | {"clash": share},
+            max(outline.quality - CLASH * share, 0.0),
+            iou,
+            outline.is_clean,
+        )
+        for outline, share, iou in zip(
+            outlines, claimed, mask_iou(masks, drawn).tolist(), strict=True
+        )
     ]
 
 
@@ -132,6 +150,11 @@ def _fit(sets: Sequence[Sequence[Case]]) -> dict[str, float]:
     spread = np.sqrt(np.average(np.square(measures - centre), axis=0, weights=share)) + 1e-9
     scaled = (measures - centre) / spread
     pull = RIDGE * len(fitted) / len(cases) * np.eye(len(names))
-    found = np.linalg.solve(scaled.T @ (share[:, None] * scaled) + pull, scaled.T @ (share * (iou - middle))) / spread
+    found = (
+        np.linalg.solve(
+            scaled.T @ (share[:, None] * scaled) + pull, scaled.T @ (share * (iou - middle))
+        )
+        / spread
+    )
     weights = {name: round(float(weight), 3) for name, weight in zip(names, found, strict=True)}
     return {"always": round(float(middle - centre @ found), 3)} | weights

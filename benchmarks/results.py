@@ -32,17 +32,34 @@ from orchestration.record.table import describe
 
 AP = ("val/mask_ap", "val/mask_ap50", "val/mask_ap75", "val/box_ap")
 PSEUDO = ("pseudo_iou", "quality_auroc", "quality_rank")
-TITLES = ("mask AP", "AP50", "AP75", "box AP", "of the twin", "pseudo-mask IoU", "AUROC of q", "rank corr. of q")
+TITLES = (
+    "mask AP",
+    "AP50",
+    "AP75",
+    "box AP",
+    "of the twin",
+    "pseudo-mask IoU",
+    "AUROC of q",
+    "rank corr. of q",
+)
 TWIN = "method=supervised"
 """The setting whose mask AP the others are compared with."""
 
 
 def main() -> None:
     """Parse the arguments, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sweeps", nargs="+", type=Path, help="folders of finished sweeps")
-    parser.add_argument("--page", type=Path, help="Markdown file whose blocks <!-- NAME --> … <!-- end --> are filled")
-    parser.add_argument("--images", type=int, default=120, help="training images whose boxes are labelled")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        help="Markdown file whose blocks <!-- NAME --> … <!-- end --> are filled",
+    )
+    parser.add_argument(
+        "--images", type=int, default=120, help="training images whose boxes are labelled"
+    )
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -50,7 +67,9 @@ def main() -> None:
         text = summarise(folder, images=arguments.images)
         print(f"{text}\n")
         if arguments.page is not None:
-            write_atomic(arguments.page, fill_block(arguments.page.read_text(), folder.parent.name, text))
+            write_atomic(
+                arguments.page, fill_block(arguments.page.read_text(), folder.parent.name, text)
+            )
 
 
 def summarise(folder: Path, *, images: int) -> str:
@@ -62,7 +81,9 @@ def summarise(folder: Path, *, images: int) -> str:
     try:
         spec = load_sweep(folder / "config.yaml")
     except ConfigError as error:
-        raise SystemExit(f"{folder}: not the folder of a sweep, which `boxseg runs ls` shows ({error})") from error
+        raise SystemExit(
+            f"{folder}: not the folder of a sweep, which `boxseg runs ls` shows ({error})"
+        ) from error
     trials = [RunFolder(path.parent) for path in sorted(folder.glob("*/status.json"))]
     ended = {trial: trial.status() for trial in trials if trial.status().status == "finished"}
     if not ended:
@@ -70,7 +91,9 @@ def summarise(folder: Path, *, images: int) -> str:
     measured = {trial: measure_pseudo_masks(trial, images=images) for trial in ended}
     groups: dict[str, list[dict[str, float]]] = {}
     for trial, status in ended.items():
-        values = {name: 100 * status.best[name] for name in AP if name in status.best} | measured[trial]
+        values = {name: 100 * status.best[name] for name in AP if name in status.best} | measured[
+            trial
+        ]
         groups.setdefault(describe(status.values) or "as configured", []).append(values)
     minutes = sum((status.ended or 0) - (status.started or 0) for status in ended.values()) / 60
     commits = sorted({status.tags.get("git_commit", "unknown")[:9] for status in ended.values()})
@@ -87,13 +110,17 @@ def measure_pseudo_masks(trial: RunFolder, *, images: int) -> dict[str, float]:
     kept = trial.path / "pseudo_masks.json"
     if not kept.exists():
         predictor = Predictor(trial.path)
-        pairs = label_training_boxes(predictor, data_root=trial.path.parents[2] / ".data", images=images)
+        pairs = label_training_boxes(
+            predictor, data_root=trial.path.parents[2] / ".data", images=images
+        )
         write_atomic(kept, json.dumps(quality_metrics(pairs)))
     found: dict[str, float] = json.loads(kept.read_text())
     return found
 
 
-def label_training_boxes(predictor: Predictor, *, data_root: Path, images: int) -> list[tuple[float, float]]:
+def label_training_boxes(
+    predictor: Predictor, *, data_root: Path, images: int
+) -> list[tuple[float, float]]:
     """Quality and IoU with the drawn mask, for the boxes of the first images that have one."""
     config: BoxSegConfig = predictor.config
     data, _ = build_datasets(config, data_root)
@@ -102,7 +129,9 @@ def label_training_boxes(predictor: Predictor, *, data_root: Path, images: int) 
         drawn, sample = data.true_masks(index), data[index]
         if drawn is not None:
             found = label_boxes(predictor, sample.image, sample.boxes, sample.labels)
-            pairs.extend(zip(found.quality.tolist(), mask_iou(found.mask, drawn).tolist(), strict=True))
+            pairs.extend(
+                zip(found.quality.tolist(), mask_iou(found.mask, drawn).tolist(), strict=True)
+            )
     return pairs
 
 
@@ -111,11 +140,17 @@ def table(groups: dict[str, list[dict[str, float]]]) -> str:
     twin = [trial["val/mask_ap"] for trial in groups.get(TWIN, []) if "val/mask_ap" in trial]
     lines = [f"| setting | seeds | {' | '.join(TITLES)} |", "|---" * (len(TITLES) + 2) + "|"]
     for name, trials in groups.items():
-        cells = [spread([trial[metric] for trial in trials if metric in trial], digits=1) for metric in AP]
+        cells = [
+            spread([trial[metric] for trial in trials if metric in trial], digits=1)
+            for metric in AP
+        ]
         aps = [trial["val/mask_ap"] for trial in trials if "val/mask_ap" in trial]
         share = f"{statistics.fmean(aps) / statistics.fmean(twin):.0%}" if aps and twin else ""
         cells.append(share)
-        cells += [spread([trial[metric] for trial in trials if metric in trial], digits=3) for metric in PSEUDO]
+        cells += [
+            spread([trial[metric] for trial in trials if metric in trial], digits=3)
+            for metric in PSEUDO
+        ]
         lines.append(f"| {name} | {len(trials)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -74,13 +74,19 @@ class Scenario:
         """Settings of a method; `over` wins."""
         values = merge(SETTINGS, SMALL) if self.small else SETTINGS
         train = {"image_size": self.size, "batch_size": self.batch_size}
-        return BoxSegConfig.model_validate(merge(merge(values, {"method": method, "train": train}), over))
+        return BoxSegConfig.model_validate(
+            merge(merge(values, {"method": method, "train": train}), over)
+        )
 
 
-def build(scenario: Scenario, method: str, folder: Path, device: str = "cpu", **over: Any) -> tuple[Trainer, Batch]:
+def build(
+    scenario: Scenario, method: str, folder: Path, device: str = "cpu", **over: Any
+) -> tuple[Trainer, Batch]:
     """A trainer and the batch that its steps are measured with; pictures are written below `folder`."""
     name = f"{scenario.size}-{scenario.boxes}-{scenario.batch_size}"
-    source = write_pictures(folder / name, scenario.batch_size, (scenario.size, scenario.size), scenario.boxes)
+    source = write_pictures(
+        folder / name, scenario.batch_size, (scenario.size, scenario.size), scenario.boxes
+    )
     over = merge({"data": {"train": source, "val": source}}, over)
     trainer = build_trainer(scenario.settings(method, **over), data_root=folder, device=device)
     batch = next(trainer.loader.batches(0, 1))
@@ -115,14 +121,22 @@ def torchvision_step(
     if kind is FCOS:
         only_levels = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
     name = trainer.config.model.backbone
-    backbone = resnet_fpn_backbone(backbone_name=name, weights=None, trainable_layers=3, **only_levels)
+    backbone = resnet_fpn_backbone(
+        backbone_name=name, weights=None, trainable_layers=3, **only_levels
+    )
     backbone.body.load_state_dict(trainer.student.backbone.extractor.state_dict(), strict=False)
     size = batch.valid.shape[-1]
     network = kind(backbone, CLASSES + 1, min_size=size, max_size=size).train()
-    optimizer = torch.optim.SGD([each for each in network.parameters() if each.requires_grad], lr=1e-7, momentum=0.9)
+    optimizer = torch.optim.SGD(
+        [each for each in network.parameters() if each.requires_grad], lr=1e-7, momentum=0.9
+    )
     images = list(batch.strong.float() / 255)
     targets = [
-        {"boxes": boxes, "labels": labels + 1, "masks": box_masks(boxes, size, size).to(torch.uint8)}
+        {
+            "boxes": boxes,
+            "labels": labels + 1,
+            "masks": box_masks(boxes, size, size).to(torch.uint8),
+        }
         for boxes, labels in zip(batch.boxes, batch.labels, strict=True)
     ]
 
@@ -144,19 +158,27 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int], boxes: int) 
     rng, (height, width) = np.random.default_rng(0), size
     images, annotations = [], []
     for image_id in range(1, count + 1):
-        coarse = Image.fromarray(rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8))
+        coarse = Image.fromarray(
+            rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+        )
         name = f"{image_id:06d}.jpg"
-        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
-        grain = rng.normal(0, 8, (height, width, 1)).astype(np.float32)  # a photo's: decoding is not that of a blur
+        smooth = np.asarray(
+            coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32
+        )
+        # a photo's: decoding is not that of a blur
+        grain = rng.normal(0, 8, (height, width, 1)).astype(np.float32)
         pixels = (smooth + grain).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(source["images"] / name, quality=90)
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         for _ in range(boxes):
             number = len(annotations) + 1
-            annotations.append({"id": number, "image_id": image_id, "iscrowd": 0, **draw_ellipse(rng, size)})
+            annotations.append(
+                {"id": number, "image_id": image_id, "iscrowd": 0, **draw_ellipse(rng, size)}
+            )
     categories = [{"id": number + 1, "name": f"class {number}"} for number in range(CLASSES)]
     write_atomic(
-        source["annotations"], json.dumps({"images": images, "annotations": annotations, "categories": categories})
+        source["annotations"],
+        json.dumps({"images": images, "annotations": annotations, "categories": categories}),
     )
     return source
 

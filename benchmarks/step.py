@@ -41,7 +41,12 @@ def methods(scenario: Scenario, folder: Path, rounds: int) -> Table:
     for name, kind in DETECTORS.items():
         actions[name] = torchvision_step(kind, trainer, batch)[1]
     times = take_turns(actions, rounds)
-    columns = ("step", "median [CPU s]", "least – most", *(f"/ {name}" for name in (TWIN, *DETECTORS)))
+    columns = (
+        "step",
+        "median [CPU s]",
+        "least – most",
+        *(f"/ {name}" for name in (TWIN, *DETECTORS)),
+    )
     rows = [
         (name, own.median, own.spread, *(ratio(own, times[other]) for other in (TWIN, *DETECTORS)))
         for name, own in times.items()
@@ -57,10 +62,20 @@ def switches(scenario: Scenario, folder: Path, rounds: int) -> Table:
         "train.precision: bf16": {"precision": "bf16"},
         "both": {"channels_last": True, "precision": "bf16"},
     }
-    actions = {name: step_of(*build(scenario, "full", folder, train=change)) for name, change in changes.items()}
+    actions = {
+        name: step_of(*build(scenario, "full", folder, train=change))
+        for name, change in changes.items()
+    }
     times = take_turns(actions, rounds)
-    rows = [(name, own.median, own.spread, ratio(own, times["train.precision: fp32"])) for name, own in times.items()]
-    return Table(f"Switches, {describe(scenario)}", ("switch", "median [CPU s]", "least – most", "/ fp32"), rows)
+    rows = [
+        (name, own.median, own.spread, ratio(own, times["train.precision: fp32"]))
+        for name, own in times.items()
+    ]
+    return Table(
+        f"Switches, {describe(scenario)}",
+        ("switch", "median [CPU s]", "least – most", "/ fp32"),
+        rows,
+    )
 
 
 def growth(base: Scenario, folder: Path, rounds: int) -> Table:
@@ -72,10 +87,15 @@ def growth(base: Scenario, folder: Path, rounds: int) -> Table:
     rows = []
     for change in changes:
         scenario = replace(base, **change)
-        times = take_turns({name: step_of(*build(scenario, VARIANTS[name], folder)) for name in ("full", TWIN)}, rounds)
+        times = take_turns(
+            {name: step_of(*build(scenario, VARIANTS[name], folder)) for name in ("full", TWIN)},
+            rounds,
+        )
         ((changed, value),) = change.items()
         full = times["full"]
-        rows.append((f"{changed} {value}", full.median, times[TWIN].median, ratio(full, times[TWIN])))
+        rows.append(
+            (f"{changed} {value}", full.median, times[TWIN].median, ratio(full, times[TWIN]))
+        )
     columns = ("changed", "full [CPU s]", "twin [CPU s]", "full / twin")
     return Table(f"Growth; where nothing else is said {describe(base)}", columns, rows)
 
@@ -93,7 +113,11 @@ def stages(scenario: Scenario, folder: Path, rounds: int) -> Table:
             seconds["step"] = time.process_time() - started
         spent.append(seconds)
     total = median(seconds.pop("step") for seconds in spent)
-    rows = [(name, value, f"{value / total:.1%}") for name in spent[0] for value in [median(s[name] for s in spent)]]
+    rows = [
+        (name, value, f"{value / total:.1%}")
+        for name in spent[0]
+        for value in [median(s[name] for s in spent)]
+    ]
     rows.append(("rest (update, losses' sum, checks)", total - sum(row[1] for row in rows), ""))
     return Table(f"Stages of a full step, {describe(scenario)}", ("stage", "CPU s", "share"), rows)
 
@@ -141,5 +165,7 @@ def stopwatch(trainer: Trainer) -> Iterator[dict[str, float]]:
     ]
     with ExitStack() as stack:
         for owner, attribute, name in parts:
-            stack.enter_context(patch.object(owner, attribute, watch(name, getattr(owner, attribute))))
+            stack.enter_context(
+                patch.object(owner, attribute, watch(name, getattr(owner, attribute)))
+            )
         yield spent

@@ -53,16 +53,39 @@ def run_trials(folder: Path, trials: int) -> list[Table]:
         result = run_sweep(spec, train_fn=train_nothing, progress=False)
     finally:
         looks = watch.stop()
-    left = [process for process in psutil.Process().children(recursive=True) if process.status() != "zombie"]
+    left = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.status() != "zombie"
+    ]
     if result.status != "finished" or left:
         raise RuntimeError(f"the sweep ended as {result.status} and left the processes {left}")
-    columns = ("trials ended", "seconds", "driver [MB]", "open files", "threads", "child processes", "all [MB]")
+    columns = (
+        "trials ended",
+        "seconds",
+        "driver [MB]",
+        "open files",
+        "threads",
+        "child processes",
+        "all [MB]",
+    )
     rows = [
-        (look.ended, look.seconds, look.driver_mb, look.files, look.threads, look.children, look.all_mb)
+        (
+            look.ended,
+            look.seconds,
+            look.driver_mb,
+            look.files,
+            look.threads,
+            look.children,
+            look.all_mb,
+        )
         for look in looks
     ]
     note = "Memory of all processes counts shared pages once for each."
-    return [Table(f"A sweep of {trials} trials that train nothing", columns, rows, note), afterwards(spec, result.id)]
+    return [
+        Table(f"A sweep of {trials} trials that train nothing", columns, rows, note),
+        afterwards(spec, result.id),
+    ]
 
 
 def afterwards(spec: SweepSpec, sweep_id: str) -> Table:
@@ -76,9 +99,16 @@ def afterwards(spec: SweepSpec, sweep_id: str) -> Table:
     def query() -> None:
         client = open_client(tracking_uri(spec.storage))
         (experiment,) = client.search_experiments(filter_string=f"name = '{spec.name}'")
-        parent = client.search_runs([experiment.experiment_id], f"tags.`boxseg.run` = '{sweep_id}'")[0].info.run_id
-        wanted, order = f"tags.mlflow.parentRunId = '{parent}'", [f"metrics.`{spec.sweep.metric}` DESC"]
-        found = client.search_runs([experiment.experiment_id], wanted, order_by=order, max_results=1000)
+        parent = client.search_runs(
+            [experiment.experiment_id], f"tags.`boxseg.run` = '{sweep_id}'"
+        )[0].info.run_id
+        wanted, order = (
+            f"tags.mlflow.parentRunId = '{parent}'",
+            [f"metrics.`{spec.sweep.metric}` DESC"],
+        )
+        found = client.search_runs(
+            [experiment.experiment_id], wanted, order_by=order, max_results=1000
+        )
         if len(found) != min(spec.sweep.trials, 1000):
             raise RuntimeError(f"MLflow has {len(found)} trials of {spec.sweep.trials}")
 
@@ -109,7 +139,10 @@ def make_spec(storage: Path, trials: int) -> SweepSpec:
             "search": "random",
             "trial_scheduler": "none",
             "trials": trials,
-            "space": {"qam.iou_thr": {"uniform": [0.1, 0.9]}, "qam.k_top": {"choice": [1, 5, 10, 20]}},
+            "space": {
+                "qam.iou_thr": {"uniform": [0.1, 0.9]},
+                "qam.k_top": {"choice": [1, 5, 10, 20]},
+            },
         },
     }
     return SweepSpec.model_validate(values)

@@ -52,7 +52,10 @@ def tracking_cost(folder: Path, rounds: int, steps: int) -> Table:
     rows: list[tuple[Any, ...]] = [
         ("a step without [CPU s]", bare.median / counted),
         ("with / without, CPU", ratio(tracked, bare)),
-        ("with / without, wall", statistics.median(a / b for a, b in zip(tracked.wall, bare.wall, strict=True))),
+        (
+            "with / without, wall",
+            statistics.median(a / b for a, b in zip(tracked.wall, bare.wall, strict=True)),
+        ),
         ("CPU of the reports themselves [% of the steps]", 100 * statistics.median(reports)),
         ("CPU of the tracker's thread [% of the steps]", 100 * statistics.median(tracker)),
     ]
@@ -96,11 +99,17 @@ class _Meter:
 def _tracked_run(spec: RunSpec) -> Iterator[tuple[RunFolder, FileReporter, Any]]:
     """A run that MLflow knows already: folder, reporter, and what tells the CPU seconds of the tracker's thread."""
     folder = RunFolder(spec.storage / spec.name / new_id())
-    folder.create(RunStatus(folder.path.name, spec.name, steps=spec.train.steps, **own_process()), dump_resolved(spec))
+    folder.create(
+        RunStatus(folder.path.name, spec.name, steps=spec.train.steps, **own_process()),
+        dump_resolved(spec),
+    )
     folder.start()
     tracker = Tracker(spec.storage, spec.name, logs=folder.logs)
     tracker.add(folder)
-    first_look, orchestration.tracking.mirror.FIRST_LOOK_S = orchestration.tracking.mirror.FIRST_LOOK_S, 0.0
+    first_look, orchestration.tracking.mirror.FIRST_LOOK_S = (
+        orchestration.tracking.mirror.FIRST_LOOK_S,
+        0.0,
+    )
     tracker.start()
     (thread,) = [each for each in threading.enumerate() if each.name == "tracker"]
     clock = time.pthread_getcpuclockid(thread.ident or 0)

@@ -66,7 +66,10 @@ def run_training(
 
 
 def build_trainer(
-    config: BoxSegConfig, *, data_root: Path = Path("runs/.data"), device: str | torch.device = "cpu"
+    config: BoxSegConfig,
+    *,
+    data_root: Path = Path("runs/.data"),
+    device: str | torch.device = "cpu",
 ) -> Trainer:
     """Networks, optimizer, bank and data of a fresh run; the same on every rank.
 
@@ -89,7 +92,9 @@ def build_trainer(
     return Trainer(
         config=with_warmups_in_steps(config),
         student=student,
-        forward=DistributedDataParallel(student, broadcast_buffers=False) if is_distributed() else student,
+        forward=DistributedDataParallel(student, broadcast_buffers=False)
+        if is_distributed()
+        else student,
         teacher=teacher,
         optimizer=build_optimizer(
             student,
@@ -137,13 +142,17 @@ def build_datasets(config: BoxSegConfig, data_root: Path) -> tuple[CocoBoxes, Co
         toy_train, toy_val = ensure_toy(data_root, config.data.toy)
         train_source = train_source if isinstance(train_source, CocoSource) else toy_train
         val_source = val_source if isinstance(val_source, CocoSource) else toy_val
-    train_data = load_boxes(train_source, train=True, use_masks=config.data.use_masks == "where_present")
+    train_data = load_boxes(
+        train_source, train=True, use_masks=config.data.use_masks == "where_present"
+    )
     val_data = load_boxes(val_source, train=False)
     require_same_classes(train_data, val_data)
     return train_data, val_data
 
 
-def build_network(config: BoxSegConfig, *, num_classes: int, weights: str | None = None) -> MaskNetwork:
+def build_network(
+    config: BoxSegConfig, *, num_classes: int, weights: str | None = None
+) -> MaskNetwork:
     """The network in training mode, on the CPU; `weights` overrides `model.weights`."""
     model = config.model
     backbone = build_backbone(
@@ -172,7 +181,11 @@ def build_condinst(config: BoxSegConfig, backbone: Backbone, num_classes: int) -
         num_classes=num_classes,
         backbone=backbone,
         detection_loss=partial(
-            detection_losses, use_vfl=fcos.use_vfl, alpha=fcos.alpha, gamma=fcos.gamma, iou_eps=fcos.iou_eps
+            detection_losses,
+            use_vfl=fcos.use_vfl,
+            alpha=fcos.alpha,
+            gamma=fcos.gamma,
+            iou_eps=fcos.iou_eps,
         ),
         channels=model.channels,
         tower_convs=model.tower_convs,
@@ -219,7 +232,11 @@ def speed_up_pointwise(network: nn.Module) -> None:
     no meaning for a 1x1 kernel.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.padding == (0, 0):
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.kernel_size == (1, 1)
+            and module.padding == (0, 0)
+        ):
             module.dilation = (2, 2)
 
 

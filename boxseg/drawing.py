@@ -43,7 +43,8 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
     def save(file: Any, format: str) -> None:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands for the letter
+            # a box stands for the letter
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure.savefig(file, format=format)
 
     return write_picture(path, save)

@@ -84,7 +84,10 @@ class Batch:
         bounds = [len(self) * number // parts for number in range(parts + 1)]
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         return [
-            replace(self, **{name: value[start:end] for name, value in values.items() if value is not None})
+            replace(
+                self,
+                **{name: value[start:end] for name, value in values.items() if value is not None},
+            )
             for start, end in pairwise(bounds)
         ]
 
@@ -94,14 +97,19 @@ class Batch:
         return replace(
             self,
             weak=weak,
-            strong=weak if self.strong is self.weak else self.strong.to(device, non_blocking=True).contiguous(),
+            strong=weak
+            if self.strong is self.weak
+            else self.strong.to(device, non_blocking=True).contiguous(),
             valid=self.valid.to(device, non_blocking=True),
             boxes=[boxes.to(device, non_blocking=True) for boxes in self.boxes],
             labels=[labels.to(device, non_blocking=True) for labels in self.labels],
             drawn=None
             if self.drawn is None
             else [
-                DrawnMasks(each.mask.to(device, non_blocking=True), each.present.to(device, non_blocking=True))
+                DrawnMasks(
+                    each.mask.to(device, non_blocking=True),
+                    each.present.to(device, non_blocking=True),
+                )
                 for each in self.drawn
             ],
         )
@@ -192,7 +200,8 @@ class Windows:
     def inside(self, start: Tensor, end: Tensor) -> Tensor:
         """Bool (n, h, w): cells from row and column `start` (n, 2) to before `end` (n, 2)."""
         rows, columns = (
-            (line >= start[:, axis, None]) & (line < end[:, axis, None]) for axis, line in enumerate(self.lines())
+            (line >= start[:, axis, None]) & (line < end[:, axis, None])
+            for axis, line in enumerate(self.lines())
         )
         return rows[:, :, None] & columns[:, None]
 
@@ -221,7 +230,9 @@ class RawDetections:
 
     def take(self, index: Tensor) -> RawDetections:
         """The detections of an index int64 (K,) or of a mask bool (M,)."""
-        return RawDetections(self.boxes[index], self.labels[index], self.scores[index], self.handle[index])
+        return RawDetections(
+            self.boxes[index], self.labels[index], self.scores[index], self.handle[index]
+        )
 
 
 @dataclass(frozen=True)
@@ -296,7 +307,9 @@ class Detections:
     def from_score(self, least: float) -> Detections:
         """Those of at least this score."""
         kept = self.scores >= least
-        return Detections(self.boxes[kept], self.scores[kept], self.labels[kept], self.masks[kept], self.image_id)
+        return Detections(
+            self.boxes[kept], self.scores[kept], self.labels[kept], self.masks[kept], self.image_id
+        )
 
 
 class MaskNetwork(nn.Module, ABC):
@@ -334,7 +347,11 @@ class MaskNetwork(nn.Module, ABC):
     """Whether there is `window_logits`."""
 
     def window_logits(
-        self, predictions: Any, image_index: Tensor, handle: Tensor, parts: Sequence[tuple[Tensor, Windows]]
+        self,
+        predictions: Any,
+        image_index: Tensor,
+        handle: Tensor,
+        parts: Sequence[tuple[Tensor, Windows]],
     ) -> Iterator[Tensor]:
         """`mask_logits` around boxes only, which costs a fraction of whole maps; where the network can.
 
@@ -353,7 +370,12 @@ class MaskNetwork(nn.Module, ABC):
 
     @abstractmethod
     def detection_losses(
-        self, predictions: Any, boxes: list[Tensor], labels: list[Tensor], *, mean_over_ranks: MeanOverRanks
+        self,
+        predictions: Any,
+        boxes: list[Tensor],
+        labels: list[Tensor],
+        *,
+        mean_over_ranks: MeanOverRanks,
     ) -> tuple[dict[str, Tensor], Proposals]:
         """The network's own losses for boxes and classes, and the instances whose masks are to be trained.
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from boxseg.errors import BoxSegError, CollapseError, ConfigError, DataError, NonFiniteLossError, StorageError
+from boxseg.errors import (
+    BoxSegError,
+    CollapseError,
+    ConfigError,
+    DataError,
+    NonFiniteLossError,
+    StorageError,
+)
 
 
 class ResourceError(BoxSegError):

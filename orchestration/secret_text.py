@@ -31,13 +31,19 @@ _LIKELY = r"(?:[\w.-]*[_.-])?(?:pass|token|sig|auth|authorization|key|jwt|sas)"
 
 _PASSWORD = rf"(?i){_DATABASE}[^@:/?#\s]*:[^@\s]*@|://[^@:/?#\s]*:[^@/?#\s]*@"
 """`://user:password@`; of a database the password may hold `/`, `?` and `#` as they are."""
-_USER = rf"(?i)(?<![\w+.-])(?!(?:{_DATABASE}|(?:ssh|sftp|git)[\w+]*://))[a-z][\w+.-]*://[^@/?#\s]+@"
+_USER = (
+    rf"(?i)(?<![\w+.-])(?!(?:{_DATABASE}|(?:ssh|sftp|git)[\w+]*://))[a-z][\w+.-]*://[^@/?#\s]+@"
+)
 """`://token@`; databases and ssh have the name of a user there, which is no secret."""
-_OPTION = rf"(?i)(?:^|[?&;#,{{\s])[\"']?(?P<name>{_SURE}|{_LIKELY})[\"']?\s*=\s*(?P<value>[^&;#\s]+)"
+_OPTION = (
+    rf"(?i)(?:^|[?&;#,{{\s])[\"']?(?P<name>{_SURE}|{_LIKELY})[\"']?\s*=\s*(?P<value>[^&;#\s]+)"
+)
 """`?token=abc` in an address or a connection string."""
 _SURE_OPTION = rf"(?i)(?P<name>(?<![\w.-]){_SURE}[\"']?\s*=\s*)(?P<value>[^&;#\s]+)"
 """`password=abc` in any text."""
-_ASSIGNED = rf"(?im)^(?P<name>[-+ ]\s*[\"']?(?:{_SURE}|{_LIKELY})[\"']?\s*[:=]\s*)(?P<value>[^\s()\[\]]+)$"
+_ASSIGNED = (
+    rf"(?im)^(?P<name>[-+ ]\s*[\"']?(?:{_SURE}|{_LIKELY})[\"']?\s*[:=]\s*)(?P<value>[^\s()\[\]]+)$"
+)
 """A whole line of a patch, as in `+  token: abc`; calls and lists are code, which gives nothing away."""
 _ADDRESS = r"(?i)(?<![\w+.-])[a-z][\w+.-]*://[^\s'\"<>]+"
 
@@ -49,7 +55,8 @@ def find_secret(text: str) -> str | None:
     options of an address or of a connection string, also encoded ones, and keys that services mark as such.
     """
     once = unquote(text)
-    for plain in dict.fromkeys((text, once, unquote(once))):  # options inside of an option are encoded twice
+    # options inside of an option are encoded twice
+    for plain in dict.fromkeys((text, once, unquote(once))):
         if re.search(_PASSWORD, plain):
             return "has a password in its address"
         if re.search(_USER, plain):
@@ -76,7 +83,11 @@ def _hide_in_address(address: str) -> str:
     scheme = address.partition("://")[0]
     shown = re.sub(_USER, f"{scheme}://{HIDDEN}@", re.sub(_PASSWORD, _without_user, address))
     shown = re.sub(_OPTION, lambda found: found[0].removesuffix(found["value"]) + HIDDEN, shown)
-    return shown if find_secret(shown.replace(f"{HIDDEN}@", "").replace(HIDDEN, "")) is None else f"{scheme}://{HIDDEN}"
+    return (
+        shown
+        if find_secret(shown.replace(f"{HIDDEN}@", "").replace(HIDDEN, "")) is None
+        else f"{scheme}://{HIDDEN}"
+    )
 
 
 def _without_user(found: re.Match[str]) -> str:

@@ -12,7 +12,9 @@ from orchestration.secret_text import hide
 if TYPE_CHECKING:
     from rich.console import Console
 
-UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+UNSAFE = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
 """Control characters but the end of a line, marks that turn the direction of text, and halves of characters."""
 LINE_END = re.compile("\n(?! )")
 """Lines of a message that go on are indented; another end of a line comes from a name."""
@@ -74,7 +76,8 @@ def safe_console(**options: Any) -> Console:
             return super().render_str(printable(text), **style)
 
         def on_broken_pipe(self) -> None:
-            raise  # the BrokenPipeError; rich would end the process, and close stdout whichever pipe it was
+            # the BrokenPipeError; rich would end the process, and close stdout whichever pipe it was
+            raise
 
     return SafeConsole(markup=False, emoji=False, **options)
 

@@ -29,7 +29,17 @@ ROOMS = {
     "engine": {"data", "model", "losses", "teacher", "copy_paste", "ops", "evaluation"},
     "evaluation": {"engine", "coco", "data", "model", "teacher", "ops", "predict", "drawing"},
     "predict": {"build", "engine", "evaluation", "data", "model", "ops", "drawing"},
-    "label": {"build", "predict", "evaluation", "engine", "coco", "formats", "data", "teacher", "ops"},
+    "label": {
+        "build",
+        "predict",
+        "evaluation",
+        "engine",
+        "coco",
+        "formats",
+        "data",
+        "teacher",
+        "ops",
+    },
 }
 TORCH_FREE = (
     "boxseg.config.method",
@@ -85,7 +95,9 @@ def test_ray_mlflow_and_typer_stay_in_their_rooms():
         assert not within(imported, "ray") or room in ("execute", "jobs"), f"{path} imports ray"
         assert not within(imported, "mlflow") or room == "tracking", f"{path} imports mlflow"
         assert not within(imported, "typer") or room == "cli", f"{path} imports typer"
-        assert not within(imported, "orchestration.cli") or room == "cli", f"{path} imports the command line"
+        assert not within(imported, "orchestration.cli") or room == "cli", (
+            f"{path} imports the command line"
+        )
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -110,13 +122,16 @@ def test_no_room_is_crowded():
 
 def test_only_the_door_knows_yaml():
     for path, imported in sources("boxseg"):
-        reads_data = path == "boxseg/files/reading.py"  # the classes of a YOLO data set are in a YAML file
+        # the classes of a YOLO data set are in a YAML file
+        reads_data = path == "boxseg/files/reading.py"
         assert not within(imported, "yaml") or reads_data, f"{path} imports yaml"
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_settings_and_command_line_load_neither_torch_nor_ray_nor_mlflow(module: str):
-    program = f"import sys, {module}; print(sorted({{'torch', 'ray', 'mlflow'}} & set(sys.modules)))"
+    program = (
+        f"import sys, {module}; print(sorted({{'torch', 'ray', 'mlflow'}} & set(sys.modules)))"
+    )
     assert run_python("-c", program).stdout.strip() == "[]"
 
 
@@ -150,7 +165,10 @@ def test_wrong_arguments_never_load_torch(trained_run, tmp_path: Path):
     (tmp_path / "other.json").write_text(content)
     run = trained_run
     paths = {"V": run.val.annotations, "I": run.val.images, "R": run.checkpoint, "O": "other.json"}
-    commands = [[str(paths.get(word, word)) for word in line.split()] for line in WRONG.strip().splitlines()]
+    commands = [
+        [str(paths.get(word, word)) for word in line.split()]
+        for line in WRONG.strip().splitlines()
+    ]
     program = f"""
 import sys
 from orchestration.cli.app import run
@@ -174,12 +192,19 @@ def test_help_is_quick():
     before = os.times()
     shown = run_python("-m", "orchestration.cli", "--help")
     after = os.times()
-    used = after.children_user - before.children_user + after.children_system - before.children_system
+    used = (
+        after.children_user - before.children_user + after.children_system - before.children_system
+    )
     assert used < 3  # CPU seconds, which other load hardly changes; 0.2 measured
     assert "sweep" in shown.stdout
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=ROOT,
     )

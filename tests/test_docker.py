@@ -32,7 +32,9 @@ KUBERAY = {
 
 
 def test_the_linter_finds_nothing_in_the_dockerfile():
-    linter = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    linter = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which(
+        "hadolint"
+    )
     if linter is None:
         pytest.skip("hadolint has no wheel for this machine")
     done = subprocess.run([linter, str(DOCKER / "Dockerfile")], capture_output=True, text=True)
@@ -47,7 +49,9 @@ def test_the_image_is_pinned_and_runs_as_an_ordinary_user_with_a_health_check():
     assert installs
     assert all("-c constraints.txt" in each or "--no-deps" in each for each in installs)
     assert "HEALTHCHECK" in text
-    copied = {source for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for source in line.split()}
+    copied = {
+        source for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for source in line.split()
+    }
     let_in = set(re.findall(r"^!(.*)$", (DOCKER / "Dockerfile.dockerignore").read_text(), re.M))
     assert copied == let_in
     assert all((ROOT / source).exists() for source in copied)
@@ -69,10 +73,14 @@ def test_compose_limits_services_and_keeps_secrets_in_files(name: str):
     service = SERVICES[name]
     assert {"cpus", "memory"} <= set(service["deploy"]["resources"]["limits"])
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert "healthcheck" in service or "boxseg" in service["image"], "our image has a check of its own"
+    assert "healthcheck" in service or "boxseg" in service["image"], (
+        "our image has a check of its own"
+    )
     assert re.search(r":[\w.$]", service["image"]), "images are pinned"
     for key in service["environment"]:
-        assert not re.search("PASSWORD|TOKEN|SECRET|KEY", key) or key.endswith(("_FILE", "_PATH")), key
+        assert not re.search("PASSWORD|TOKEN|SECRET|KEY", key) or key.endswith(
+            ("_FILE", "_PATH")
+        ), key
     for secret in service["secrets"]:
         assert COMPOSE["secrets"][secret] == {"file": f"secrets/{secret}"}
 
@@ -85,8 +93,12 @@ def test_the_script_makes_the_secrets_that_compose_names(tmp_path: Path):
     assert all(re.fullmatch("[0-9a-f]{64}", text) for text in made.values())
     assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0
     subprocess.run(["sh", str(tmp_path / "secrets.sh")], check=True)
-    assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == made, "kept"
-    ignored = subprocess.run(["git", "-C", str(ROOT), "check-ignore", "docker/secrets/ray_token"], capture_output=True)
+    assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == made, (
+        "kept"
+    )
+    ignored = subprocess.run(
+        ["git", "-C", str(ROOT), "check-ignore", "docker/secrets/ray_token"], capture_output=True
+    )
     assert ignored.returncode in (0, 128), "git leaves them alone"  # 128: no checkout
 
 
@@ -124,7 +136,11 @@ def test_pods_are_valid_limited_and_nobody_special(name: str):
     [container] = pod["spec"]["containers"]
     assert container["resources"]["limits"] == container["resources"]["requests"]
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
-    assert name.endswith("submitter") or {"livenessProbe", "readinessProbe", "startupProbe"} <= set(container)
+    assert name.endswith("submitter") or {
+        "livenessProbe",
+        "readinessProbe",
+        "startupProbe",
+    } <= set(container)
 
 
 @pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml", "storage.yaml"])
@@ -133,7 +149,9 @@ def test_core_documents_are_valid_and_clusters_have_a_token(name: str):
 
     for document in yaml.safe_load_all((DOCKER / "kuberay" / name).read_text()):
         if document["apiVersion"] == "v1":
-            kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+            kubernetes_validate.validate(
+                document, kubernetes_validate.latest_version(), strict=True
+            )
         else:
             cluster = document["spec"].get("rayClusterSpec", document["spec"])
             assert cluster["authOptions"] == {"mode": "token"}
@@ -151,7 +169,11 @@ def test_a_job_for_gpus_asks_for_them(tmp_path: Path, capsys):
     group = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     [container] = group["template"]["spec"]["containers"]
     assert (group["replicas"], container["image"]) == (3, "boxseg:gpu")
-    assert container["resources"]["limits"] == {"cpu": "2", "memory": "16Gi", "nvidia.com/gpu": "1"}
+    assert container["resources"]["limits"] == {
+        "cpu": "2",
+        "memory": "16Gi",
+        "nvidia.com/gpu": "1",
+    }
 
 
 def test_the_health_check_asks_what_runs(monkeypatch: pytest.MonkeyPatch):
@@ -160,9 +182,13 @@ def test_the_health_check_asks_what_runs(monkeypatch: pytest.MonkeyPatch):
     assert spec.loader is not None
     check = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(check)
-    monkeypatch.setattr(check, "PAGES", {b"no process is called like this " + b"here": "http://127.0.0.1:1/"})
+    monkeypatch.setattr(
+        check, "PAGES", {b"no process is called like this " + b"here": "http://127.0.0.1:1/"}
+    )
     assert check.main() == 0
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound, but nothing listens
-        monkeypatch.setattr(check, "PAGES", {b"python": f"http://127.0.0.1:{closed.getsockname()[1]}/"})
+        monkeypatch.setattr(
+            check, "PAGES", {b"python": f"http://127.0.0.1:{closed.getsockname()[1]}/"}
+        )
         assert check.main() == 1

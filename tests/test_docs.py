@@ -30,7 +30,11 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_sections(page):
     targets = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
-    missing = [f"{file}#{name}" for file, name in targets if name not in anchors(page.parent / file if file else page)]
+    missing = [
+        f"{file}#{name}"
+        for file, name in targets
+        if name not in anchors(page.parent / file if file else page)
+    ]
     assert missing == []
 
 
@@ -41,7 +45,9 @@ def test_the_numbers_of_the_method_are_those_of_the_code():
     # One block after the other, as the line that ends a block is no output; later ones use the names of earlier ones.
     for block in re.finditer(r"```python\n(.*?)```", text, re.DOTALL):
         line = text[: block.start()].count("\n") + 1
-        example = doctest.DocTestParser().get_doctest(block[1], {}, "method.md", "docs/method.md", line)
+        example = doctest.DocTestParser().get_doctest(
+            block[1], {}, "method.md", "docs/method.md", line
+        )
         example.globs = names
         runner.run(example, out=report.append, clear_globs=False)
     assert runner.tries > 50
@@ -49,11 +55,18 @@ def test_the_numbers_of_the_method_are_those_of_the_code():
 
 
 def test_code_points_to_sections_of_the_method():
-    files = [file for folder in CODE for kind in ("*.py", "*.md", "*.yaml") for file in (ROOT / folder).rglob(kind)]
+    files = [
+        file
+        for folder in CODE
+        for kind in ("*.py", "*.md", "*.yaml")
+        for file in (ROOT / folder).rglob(kind)
+    ]
     mentions = [
         (file, *mention)
         for file in [ROOT / "README.md", *files]
-        for mention in re.findall(r"([\w/]*)\bmethod\.md`?(#[\w-]*)?( sections? \(| \([a-z])?", file.read_text())
+        for mention in re.findall(
+            r"([\w/]*)\bmethod\.md`?(#[\w-]*)?( sections? \(| \([a-z])?", file.read_text()
+        )
         if file not in (Path(__file__), ROOT / "docs/method.md")
     ]
     sections = anchors(ROOT / "docs/method.md")
@@ -62,7 +75,9 @@ def test_code_points_to_sections_of_the_method():
     assert [(file.name, name) for file, name in named if name not in sections] == []
     # Letters and numbers of sections mean nothing to a reader; the page as a whole may be named.
     assert [file.name for file, _, _, letter in mentions if letter] == []
-    assert [file.name for file, folder, anchor, _ in mentions if anchor and folder != "docs/"] == []
+    assert [
+        file.name for file, folder, anchor, _ in mentions if anchor and folder != "docs/"
+    ] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -85,7 +100,10 @@ def test_tests_that_show_a_fault_exist():
 
 
 def test_every_command_of_the_readme_has_help(capsys):
-    named = {line.split()[1].strip("`|") for line in re.findall(r"boxseg \w+[^\n]*", (ROOT / "README.md").read_text())}
+    named = {
+        line.split()[1].strip("`|")
+        for line in re.findall(r"boxseg \w+[^\n]*", (ROOT / "README.md").read_text())
+    }
     known = named & {"sweep", "train", "data", "runs", "ui", "config"}
     assert len(known) == 6
     for command in known:
@@ -95,11 +113,15 @@ def test_every_command_of_the_readme_has_help(capsys):
 def test_the_map_names_what_is_there():
     text = (ROOT / "docs/architecture.md").read_text()
     rooms = {
-        path.parent.name for package in ("boxseg", "orchestration") for path in (ROOT / package).glob("*/__init__.py")
+        path.parent.name
+        for package in ("boxseg", "orchestration")
+        for path in (ROOT / package).glob("*/__init__.py")
     }
     assert set(re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)) == rooms
     for path, name in re.findall(r"(\w+/\w+\.py)(?: (\w+)`)?", text):
         modules = [ROOT / package / path for package in ("boxseg", "orchestration", "")]
         module = next((module for module in modules if module.is_file()), None)
         assert module is not None, path
-        assert not name or re.search(rf"^(def|class) {name}\b", module.read_text(), re.MULTILINE), f"{path} {name}"
+        assert not name or re.search(
+            rf"^(def|class) {name}\b", module.read_text(), re.MULTILINE
+        ), f"{path} {name}"

@@ -54,12 +54,22 @@ def test_resolved_settings_of_every_experiment_load_again_unchanged(path: Path, 
 
 def test_the_coco_schedule_is_the_released_one():
     spec = load_run(next(path for path in EXPERIMENTS if path.stem == "coco_r50_1x"))
-    assert (spec.train.steps, spec.train.batch_size, spec.solver.lr, spec.solver.warmup) == (90_000, 16, 0.01, 1000)
-    assert [round(share * spec.train.steps) for share in spec.solver.milestones] == [60_000, 80_000]
+    assert (spec.train.steps, spec.train.batch_size, spec.solver.lr, spec.solver.warmup) == (
+        90_000,
+        16,
+        0.01,
+        1000,
+    )
+    assert [round(share * spec.train.steps) for share in spec.solver.milestones] == [
+        60_000,
+        80_000,
+    ]
     assert (spec.qam.fusion, spec.pc.target, spec.boxinst.bottom_px) == ("vote", "random", 10)
 
 
-@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.stem[-3:] in ("_1x", "_3x")])
+@pytest.mark.parametrize(
+    "path", [path for path in EXPERIMENTS if path.stem[-3:] in ("_1x", "_3x")]
+)
 def test_long_schedules_change_colors_as_the_released_ones_do(path: Path):
     assert load_run(path).data.strong == "strong"
 
@@ -86,14 +96,17 @@ def test_large_data_sets_have_their_published_schedules_and_a_plan(
     assert (spec.train.steps, spec.train.batch_size, spec.model.backbone) == (steps, 16, backbone)
     assert [round(share * steps) for share in spec.solver.milestones] == drops
     plan = make_plan(spec)
-    assert (plan.steps, plan.train.images) == (steps, None)  # the data are not here, which is a fault
+    # the data are not here, which is a fault
+    assert (plan.steps, plan.train.images) == (steps, None)
     assert plan.faults
     assert plan.seconds is not None
     assert plan.gpu_bytes is not None
 
 
 @pytest.mark.parametrize(("module", "name", "setting"), CHOICES)
-def test_every_dict_of_choices_offers_exactly_what_its_setting_allows(module: str, name: str, setting: str):
+def test_every_dict_of_choices_offers_exactly_what_its_setting_allows(
+    module: str, name: str, setting: str
+):
     field = find_field(SweepSpec, setting.split("."))
     assert field is not None
     assert set(getattr(importlib.import_module(module), name)) == set(get_args(field.annotation))
@@ -115,8 +128,14 @@ def test_every_profile_goes_with_every_method(profile: str, method: str):
 
 def test_every_setting_is_described():
     def undescribed(model: type[Config]) -> list[str]:
-        return [f"{model.__name__}.{name}" for name, field in model.model_fields.items() if not field.description]
+        return [
+            f"{model.__name__}.{name}"
+            for name, field in model.model_fields.items()
+            if not field.description
+        ]
 
     groups = {type(getattr(SweepSpec(), name)) for name in SweepSpec.model_fields}
-    missing = [name for group in groups if issubclass(group, Config) for name in undescribed(group)]
+    missing = [
+        name for group in groups if issubclass(group, Config) for name in undescribed(group)
+    ]
     assert not missing

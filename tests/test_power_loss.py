@@ -64,7 +64,10 @@ def test_a_published_checkpoint_is_there_with_its_pointers(disk, names_kept):
     disk.cut_power(names_kept=names_kept)
     assert find_sound(checkpoints) == checkpoints / "step-00000003"
     assert find_best(checkpoints) == checkpoints / "step-00000001"
-    assert [(checkpoints / name).readlink().name for name in ("last", "best")] == ["step-00000003", "step-00000001"]
+    assert [(checkpoints / name).readlink().name for name in ("last", "best")] == [
+        "step-00000003",
+        "step-00000001",
+    ]
 
 
 def test_what_can_be_found_out_again_is_old_or_empty_and_never_in_the_way(disk):

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from boxseg.coco.faults import Fault, count_faults, first_of_each_kind
-from boxseg.coco.odd_entries import FIX_IN_FILE, TOLERANCE_PX, crowd_faults, evaluation_faults, mask_faults, name_faults
+from boxseg.coco.odd_entries import (
+    FIX_IN_FILE,
+    TOLERANCE_PX,
+    crowd_faults,
+    evaluation_faults,
+    mask_faults,
+    name_faults,
+)
 from boxseg.coco.picture_checks import picture_faults
 from boxseg.coco.segmentations import MAX_PIXELS, MAX_SIDE_PX, find_extent, find_problem
 from boxseg.config.method import CocoSource
@@ -85,7 +92,12 @@ def require_usable(source: CocoSource, training: bool, use_masks: bool = False) 
 
 
 def check_source(
-    source: CocoSource, *, training: bool, use_masks: bool = False, decode: bool = False, look_at_masks: bool = False
+    source: CocoSource,
+    *,
+    training: bool,
+    use_masks: bool = False,
+    decode: bool = False,
+    look_at_masks: bool = False,
 ) -> list[Fault]:
     """Everything that is wrong with a data set, in the order annotation file, annotations, images.
 
@@ -130,10 +142,14 @@ def check_entries(path: Path, *, training: bool) -> list[Fault]:
         DataError: the file is missing, not JSON, or has not the three lists.
     """
     content = _require(_load(path, _without_mask if training else _with_mask_problem))
-    return first_of_each_kind(_entry_faults(path, content, training=training, needs_masks=not training))
+    return first_of_each_kind(
+        _entry_faults(path, content, training=training, needs_masks=not training)
+    )
 
 
-def _entry_faults(path: Path, content: dict[str, Any], *, training: bool, needs_masks: bool) -> Iterator[Fault]:
+def _entry_faults(
+    path: Path, content: dict[str, Any], *, training: bool, needs_masks: bool
+) -> Iterator[Fault]:
     yield from _annotation_faults(path, content)
     yield from mask_faults(path, content, fatal=needs_masks)
     yield from name_faults(path, content)
@@ -174,7 +190,9 @@ def read_well_formed(path: Path, *, whole: bool = True, unlisted: bool = False) 
     """
     content = read_whole(path) if whole else read_annotations(path)
     related = iter(()) if unlisted or not whole else _annotation_faults(path, content, boxes=False)
-    faults = itertools.chain(_format_faults(path, content), _duplicate_faults(path, content), related)
+    faults = itertools.chain(
+        _format_faults(path, content), _duplicate_faults(path, content), related
+    )
     fault = next(faults, None)
     if fault is not None:
         raise DataError(str(fault))
@@ -187,14 +205,18 @@ def _require(content: dict[str, Any] | Fault) -> dict[str, Any]:
     return content
 
 
-def _load(path: Path, hook: Callable[[dict[str, Any]], dict[str, Any]] | None) -> dict[str, Any] | Fault:
+def _load(
+    path: Path, hook: Callable[[dict[str, Any]], dict[str, Any]] | None
+) -> dict[str, Any] | Fault:
     try:
         content = read_json(path, COCO_RULE, hook)
     except UnreadableError as error:
         is_there = error.value != DOES_NOT_EXIST
         return Fault(path, error.value, COCO_RULE if is_there else FILE_RULE, error.way_out)
     if not isinstance(content, dict):
-        return Fault(path, f"holds a {type(content).__name__}", COCO_RULE, "export it as COCO instances")
+        return Fault(
+            path, f"holds a {type(content).__name__}", COCO_RULE, "export it as COCO instances"
+        )
     for key in REQUIRED_KEYS:
         if not isinstance(content.get(key), list):
             return Fault(path, f"has no list `{key}`", COCO_RULE, "export it as COCO instances")
@@ -235,14 +257,23 @@ def _format_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
             for key, rule in keys.items():
                 if not RULES[rule](entry.get(key)):
                     found = f"has {key} {entry[key]!r:.80}" if key in entry else f"has no `{key}`"
-                    yield replace(_entry_fault(path, group, index, entry, found, rule), kind=f"{group} {key}")
+                    yield replace(
+                        _entry_fault(path, group, index, entry, found, rule), kind=f"{group} {key}"
+                    )
             width, height = entry.get("width"), entry.get("height")
-            if group == "images" and isinstance(width, int) and isinstance(height, int) and width * height > MAX_PIXELS:
+            if (
+                group == "images"
+                and isinstance(width, int)
+                and isinstance(height, int)
+                and width * height > MAX_PIXELS
+            ):
                 found = f"has {width} x {height} px"
                 yield _entry_fault(path, group, index, entry, found, AREA)
 
 
-def _entry_fault(path: Path, group: str, index: int, entry: dict[str, Any], found: str, rule: str) -> Fault:
+def _entry_fault(
+    path: Path, group: str, index: int, entry: dict[str, Any], found: str, rule: str
+) -> Fault:
     """Names the entry by its id; by its place in the list where it has none."""
     entry_id = entry.get("id")
     if not RULES[WHOLE](entry_id):
@@ -261,20 +292,34 @@ def _duplicate_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
             count = counts.pop(entry["id"], 1)
             if count > 1:
                 found = f"occurs {count} times"
-                yield _entry_fault(path, group, index, entry, found, "every entry of a list needs its own id")
+                yield _entry_fault(
+                    path, group, index, entry, found, "every entry of a list needs its own id"
+                )
 
 
-def _annotation_faults(path: Path, content: dict[str, Any], *, boxes: bool = True) -> Iterator[Fault]:
+def _annotation_faults(
+    path: Path, content: dict[str, Any], *, boxes: bool = True
+) -> Iterator[Fault]:
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     category_ids = {category["id"] for category in content["categories"]}
     known = f"known ids are {', '.join(map(str, sorted(category_ids)[:10])) or 'none'}"
     for annotation in content["annotations"]:
         problem = _annotation_problem(annotation, sizes.get(annotation["image_id"]), boxes=boxes)
         if problem is None and annotation["category_id"] not in category_ids:
-            problem = f"has category id {annotation['category_id']}, which the file does not list", known
+            problem = (
+                f"has category id {annotation['category_id']}, which the file does not list",
+                known,
+            )
         if problem is not None:
             value, rule = problem
-            yield Fault(path, value, rule, FIX_IN_FILE, image_id=annotation["image_id"], annotation_id=annotation["id"])
+            yield Fault(
+                path,
+                value,
+                rule,
+                FIX_IN_FILE,
+                image_id=annotation["image_id"],
+                annotation_id=annotation["id"],
+            )
 
 
 def _annotation_problem(
@@ -282,7 +327,10 @@ def _annotation_problem(
 ) -> tuple[str, str] | None:
     """(value, rule) of the first rule that an annotation breaks, of those for `boxes` only if asked; None if sound."""
     if size is None:
-        return f"names image {annotation['image_id']}, which the file does not list", "annotations belong to an image"
+        return (
+            f"names image {annotation['image_id']}, which the file does not list",
+            "annotations belong to an image",
+        )
     if not boxes or annotation.get("iscrowd"):
         return None
     x, y, width, height = annotation["bbox"]
@@ -299,21 +347,39 @@ def _annotation_problem(
     return None
 
 
-def _amount_faults(path: Path, content: dict[str, Any], *, training: bool, use_masks: bool) -> Iterator[Fault]:
-    instances = [annotation for annotation in content["annotations"] if not annotation.get("iscrowd")]
+def _amount_faults(
+    path: Path, content: dict[str, Any], *, training: bool, use_masks: bool
+) -> Iterator[Fault]:
+    instances = [
+        annotation for annotation in content["annotations"] if not annotation.get("iscrowd")
+    ]
     if not content["images"]:
         yield Fault(path, "lists no images", "a data set needs at least one", "name another file")
     elif not instances:
         rule = f"{'training' if training else 'evaluation'} needs at least one"
         crowds = len(content["annotations"])
-        or_else = f"set iscrowd to 0 in those of its {crowds} crowds that are one object, or " if crowds else ""
+        or_else = (
+            f"set iscrowd to 0 in those of its {crowds} crowds that are one object, or "
+            if crowds
+            else ""
+        )
         yield Fault(path, "has no boxes that are not crowds", rule, f"{or_else}name another file")
     without_mask = sum(not annotation.get("has_mask") for annotation in instances)
     found = f"has no mask for {without_mask} of {len(instances)} annotations"
     if not training and without_mask:
-        way_out = BOXES_ALONE if without_mask == len(instances) else "add `segmentation`, or read box AP only"
+        way_out = (
+            BOXES_ALONE
+            if without_mask == len(instances)
+            else "add `segmentation`, or read box AP only"
+        )
         yield Fault(path, found, MASK_AP_RULE, way_out, fatal=False)
     if training and use_masks and instances and without_mask == len(instances):
         yield Fault(path, found, MASKS_RULE, MASKS_WAY_OUT)
     elif training and use_masks and without_mask:
-        yield Fault(path, found, "those boxes teach without one", "add `segmentation`, or leave it so", fatal=False)
+        yield Fault(
+            path,
+            found,
+            "those boxes teach without one",
+            "add `segmentation`, or leave it so",
+            fatal=False,
+        )

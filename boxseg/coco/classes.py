@@ -23,7 +23,10 @@ def fold_name(name: str) -> str:
 def distinct_names(categories: Sequence[tuple[int, str]]) -> list[str]:
     """The name of each class (id, name), with the id where others have that name."""
     counts = Counter(name for _, name in categories)
-    return [name if counts[name] == 1 else f"{name} (id {category_id})" for category_id, name in categories]
+    return [
+        name if counts[name] == 1 else f"{name} (id {category_id})"
+        for category_id, name in categories
+    ]
 
 
 def find_labels(names: Sequence[str], among: Sequence[str]) -> list[int]:

@@ -51,7 +51,9 @@ def write_fixed(source: CocoSource, output: Path) -> Done:
     """
     content = read_whole(source.annotations)
     if output.exists() and any(output.iterdir()):
-        raise DataError(f"{output}: is not empty; a cleaned copy needs a folder of its own (name another)")
+        raise DataError(
+            f"{output}: is not empty; a cleaned copy needs a folder of its own (name another)"
+        )
     (output / IMAGES).mkdir(parents=True, exist_ok=True)
     done = Done()
 
@@ -100,7 +102,9 @@ def _sound_entries(entries: list[Any], group: str, done: Done) -> list[dict[str,
     again = []
     for entry in entries:
         rules = REQUIRED_KEYS[group]
-        if not isinstance(entry, dict) or not all(RULES[rule](entry.get(key)) for key, rule in rules.items()):
+        if not isinstance(entry, dict) or not all(
+            RULES[rule](entry.get(key)) for key, rule in rules.items()
+        ):
             done.add(f"{group} left out: malformed", name_of(entry))
         elif entry["id"] not in first_of:
             first_of[entry["id"]] = entry
@@ -110,7 +114,10 @@ def _sound_entries(entries: list[Any], group: str, done: Done) -> list[dict[str,
         else:
             done.add(f"{group} left out: id occurs before", name_of(entry))
     unused = max(first_of, default=0) + 1
-    return [*first_of.values(), *(entry | {"id": unused + number} for number, entry in enumerate(again))]
+    return [
+        *first_of.values(),
+        *(entry | {"id": unused + number} for number, entry in enumerate(again)),
+    ]
 
 
 def _keep_image(image: dict[str, Any], folder: Path, output: Path, done: Done) -> bool:
@@ -172,4 +179,6 @@ def _area(annotation: dict[str, Any], size: tuple[int, int]) -> float:
     """Of the mask inside the image, (width, height), where there is one, or else of the box [px]."""
     if not annotation.get("segmentation"):
         return float(annotation["bbox"][2] * annotation["bbox"][3])
-    return float(coco_mask.area(encode_segmentation(annotation["segmentation"], (size[1], size[0]))))
+    return float(
+        coco_mask.area(encode_segmentation(annotation["segmentation"], (size[1], size[0])))
+    )

@@ -102,7 +102,9 @@ def find_good_masks(content: dict[str, Any], wanted: Wanted, path: Path) -> Good
         {
             **content,
             "images": images,
-            "annotations": [{name: each[name] for name in FIELDS if name in each} for each in kept],
+            "annotations": [
+                {name: each[name] for name in FIELDS if name in each} for each in kept
+            ],
         },
         left_out=len(content["images"]) - len(images),
         reasons=dict(Counter(reason for reason in why_not.values() if reason)),
@@ -117,7 +119,9 @@ def find_good_masks(content: dict[str, Any], wanted: Wanted, path: Path) -> Good
 def _check(annotation: dict[str, Any], size: tuple[int, int], path: Path) -> None:
     if not is_number(annotation.get("quality", 1.0)):
         told = f"annotation {annotation['id']} has quality {annotation['quality']!r:.40}"
-        raise DataError(f"{path}: {told}; a quality is a number from 0 to 1 (correct or remove it)")
+        raise DataError(
+            f"{path}: {told}; a quality is a number from 0 to 1 (correct or remove it)"
+        )
     problem = find_problem(annotation.get("segmentation") or [], size)
     if problem is not None:
         raise DataError(

@@ -48,7 +48,9 @@ class MaskPart:
         rows, columns = (np.flatnonzero(self.pixels.any(axis=axis)) for axis in (1, 0))
         if not len(rows):
             return 0, 0, 0, 0
-        x1, y1, x2, y2 = (int(side) for side in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        x1, y1, x2, y2 = (
+            int(side) for side in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        )
         return x1 + self.left, y1 + self.top, x2 + self.left, y2 + self.top
 
 
@@ -63,7 +65,10 @@ def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> dict[str, A
     else:
         encoded = segmentation
     counts = encoded["counts"]
-    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+    return {
+        "size": [height, width],
+        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+    }
 
 
 def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> Mask:
@@ -91,8 +96,12 @@ def decode_part(segmentation: Any, size: tuple[int, int]) -> MaskPart:
         return MaskPart(np.zeros((0, 0), dtype=np.bool_))
     left = int(ends[filled[0]] - runs[filled[0]]) // height
     right = -(-int(ends[filled[-1]]) // height)
-    starts, stops = ((each - left * height).clip(0, (right - left) * height) for each in (ends - runs, ends))
-    columns = np.repeat(np.arange(len(runs)) % 2 == 1, stops - starts).reshape(right - left, height)
+    starts, stops = (
+        (each - left * height).clip(0, (right - left) * height) for each in (ends - runs, ends)
+    )
+    columns = np.repeat(np.arange(len(runs)) % 2 == 1, stops - starts).reshape(
+        right - left, height
+    )
     rows = np.flatnonzero(columns.any(axis=0))
     return MaskPart(columns[:, rows[0] : rows[-1] + 1].T, top=int(rows[0]), left=left)
 
@@ -103,13 +112,19 @@ def encode_part(part: MaskPart, size: tuple[int, int]) -> dict[str, Any]:
     columns = np.flatnonzero(inside.any(axis=0))
     start, end = (columns[0], columns[-1] + 1) if len(columns) else (0, 0)
     below = height - part.top - inside.shape[0]
-    column_by_column = np.pad(inside[:, start:end].T, ((0, 0), (part.top, below))) if len(columns) else inside[:0, :0]
+    column_by_column = (
+        np.pad(inside[:, start:end].T, ((0, 0), (part.top, below)))
+        if len(columns)
+        else inside[:0, :0]
+    )
     pixels = np.zeros(column_by_column.size + 2, dtype=bool)  # with an empty one before and after
     pixels[1:-1] = column_by_column.ravel()
     turns = np.flatnonzero(pixels[1:] != pixels[:-1]) + height * (part.left + start)
     runs = np.diff(turns, prepend=0, append=height * width)
     runs = runs[: len(runs) - (runs[-1] == 0)]  # up to the last pixel that is True
-    encoded = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    encoded = coco_mask.frPyObjects(
+        {"size": [height, width], "counts": runs.tolist()}, height, width
+    )
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 

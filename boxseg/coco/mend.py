@@ -36,7 +36,10 @@ class Done(Counter[str]):
     def lines(self) -> list[str]:
         """A line for each kind: count, what was done, names."""
         shown = {told: ", ".join(names) for told, names in self._names.items()}
-        return [f"{count} {told} ({shown[told]}{', …' if count > NAMED else ''})" for told, count in self.items()]
+        return [
+            f"{count} {told} ({shown[told]}{', …' if count > NAMED else ''})"
+            for told, count in self.items()
+        ]
 
 
 def name_of(entry: Any) -> str:
@@ -54,10 +57,14 @@ def mend_content(content: dict[str, Any], done: Done, *, folder: Path | None) ->
         done: Gets what was done.
         folder: Of the images; None: their files are not looked at.
     """
-    entries = {group: [each for each in content[group] if isinstance(each, dict)] for group in GROUPS}
+    entries = {
+        group: [each for each in content[group] if isinstance(each, dict)] for group in GROUPS
+    }
     for each in (each for group in GROUPS for each in entries[group]):
         _write_whole(each, done)
-    new_id = {group: _number_anew(entries[group], group, done) for group in ("images", "categories")}
+    new_id = {
+        group: _number_anew(entries[group], group, done) for group in ("images", "categories")
+    }
     for each in entries["annotations"]:
         each["image_id"] = new_id["images"](each.get("image_id"))
         each["category_id"] = new_id["categories"](each.get("category_id"))
@@ -83,12 +90,17 @@ def mend_content(content: dict[str, Any], done: Done, *, folder: Path | None) ->
 
 
 def _has_size(image: dict[str, Any]) -> bool:
-    return all(is_whole(image.get(side)) and 0 < image[side] <= MAX_SIDE_PX for side in ("width", "height"))
+    return all(
+        is_whole(image.get(side)) and 0 < image[side] <= MAX_SIDE_PX
+        for side in ("width", "height")
+    )
 
 
 def _write_whole(entry: dict[str, Any], done: Done) -> None:
     """64.0 is 64."""
-    changed = [key for key in NUMBERS if isinstance(entry.get(key), float) and entry[key].is_integer()]
+    changed = [
+        key for key in NUMBERS if isinstance(entry.get(key), float) and entry[key].is_integer()
+    ]
     for key in changed:
         entry[key] = int(entry[key])
     if changed:
@@ -138,7 +150,9 @@ def _measure(image: dict[str, Any], folder: Path, done: Done) -> None:
     name = image.get("file_name")
     if not _has_size(image) and isinstance(name, str) and is_inside(name):
         try:
-            image["width"], image["height"] = read_picture(folder / name, lambda picture: picture.size)
+            image["width"], image["height"] = read_picture(
+                folder / name, lambda picture: picture.size
+            )
         except UnreadableError:
             return
         done.add("sizes read from the image", name)
@@ -150,8 +164,16 @@ def _join_images(content: dict[str, Any], done: Done) -> None:
     becomes: dict[int, int] = {}
     kept = []
     for image in content["images"]:
-        if isinstance(image, dict) and isinstance(image.get("file_name"), str) and is_whole(image.get("id")):
-            key = plain_name(image["file_name"]), repr(image.get("width")), repr(image.get("height"))
+        if (
+            isinstance(image, dict)
+            and isinstance(image.get("file_name"), str)
+            and is_whole(image.get("id"))
+        ):
+            key = (
+                plain_name(image["file_name"]),
+                repr(image.get("width")),
+                repr(image.get("height")),
+            )
             if key in first and first[key] != image["id"]:
                 becomes[image["id"]] = first[key]
                 done.add("image entries joined with another of the same file", image["file_name"])
@@ -165,7 +187,12 @@ def _join_images(content: dict[str, Any], done: Done) -> None:
     for each in content["annotations"]:
         if isinstance(each, dict) and is_whole(each.get("image_id")):
             each["image_id"] = becomes.get(each["image_id"], each["image_id"])
-            same = repr([each.get(key) for key in ("image_id", "category_id", "bbox", "segmentation", "iscrowd")])
+            same = repr(
+                [
+                    each.get(key)
+                    for key in ("image_id", "category_id", "bbox", "segmentation", "iscrowd")
+                ]
+            )
             if same in seen:
                 done.add("annotations left out: the same twice", name_of(each))
                 continue
@@ -181,7 +208,12 @@ def _mend_mask(annotation: dict[str, Any], size: tuple[int, int], done: Done) ->
         return
     name, told = name_of(annotation), ""
     bbox: Any = annotation.get("bbox")
-    has_box = isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox)) and min(bbox[2:]) > 0
+    has_box = (
+        isinstance(bbox, list)
+        and len(bbox) == 4
+        and all(map(is_number, bbox))
+        and min(bbox[2:]) > 0
+    )
     if isinstance(segmentation, list):
         if all(map(is_float, segmentation)):
             segmentation, told = [segmentation], "masks written as a list of polygons"
@@ -212,15 +244,24 @@ def _mend_mask(annotation: dict[str, Any], size: tuple[int, int], done: Done) ->
         done.add("boxes taken from the mask", name)
 
 
-def _scale_shares(polygons: list[list[float]], bbox: list[float], size: tuple[int, int]) -> list[list[float]] | None:
+def _scale_shares(
+    polygons: list[list[float]], bbox: list[float], size: tuple[int, int]
+) -> list[list[float]] | None:
     """Polygons in pixels, if they are in shares of width and height and fit the box then; None if not."""
-    if max(abs(number) for each in polygons for number in each) > SHARES or max(bbox[2:]) <= 2 * SHARES:
+    if (
+        max(abs(number) for each in polygons for number in each) > SHARES
+        or max(bbox[2:]) <= 2 * SHARES
+    ):
         return None
-    scaled = [(np.array(each).reshape(-1, 2) * [size[1], size[0]]).ravel().tolist() for each in polygons]
+    scaled = [
+        (np.array(each).reshape(-1, 2) * [size[1], size[0]]).ravel().tolist() for each in polygons
+    ]
     extent = find_extent(scaled)
     return scaled if extent is not None and is_fitting(extent, corners(bbox)) else None
 
 
 def _is_there(extent: Extent | None, bbox: list[float], size: tuple[int, int]) -> bool:
     """Whether a mask shares some of its box, and of its image, as `mask_faults` wants it."""
-    return extent is not None and all(overlap(extent, each) > 0 for each in (corners(bbox), (0, 0, size[1], size[0])))
+    return extent is not None and all(
+        overlap(extent, each) > 0 for each in (corners(bbox), (0, 0, size[1], size[0]))
+    )

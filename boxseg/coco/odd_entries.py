@@ -55,7 +55,10 @@ def _size_problem(annotation: dict[str, Any], size: tuple[int, int] | None) -> P
     made_for = annotation["mask_size"]
     if size is None or made_for is None or (made_for[1], made_for[0]) == size:
         return None
-    return f"has a mask of {made_for[1]} x {made_for[0]} px in an image of {size[0]} x {size[1]} px", KINDS
+    return (
+        f"has a mask of {made_for[1]} x {made_for[0]} px in an image of {size[0]} x {size[1]} px",
+        KINDS,
+    )
 
 
 def _place_problem(annotation: dict[str, Any], size: tuple[int, int]) -> Problem | None:
@@ -67,13 +70,20 @@ def _place_problem(annotation: dict[str, Any], size: tuple[int, int]) -> Problem
     x1, y1, x2, y2 = extent
     told = f"has a mask from {x1:g}, {y1:g} to {x2:g}, {y2:g}"
     box_side = max(box[2] - box[0], box[3] - box[1])
-    if annotation["mask_is_polygons"] and max(map(abs, extent)) <= SHARES and box_side > 2 * SHARES:
+    if (
+        annotation["mask_is_polygons"]
+        and max(map(abs, extent)) <= SHARES
+        and box_side > 2 * SHARES
+    ):
         return (
             f"{told} for bbox {annotation['bbox']}",
             "polygons are in pixels; these look like shares of width and height",
         )
     if not overlap(extent, (0, 0, *size)):
-        return f"{told}, outside its image of {size[0]} x {size[1]} px", "masks lie inside their image"
+        return (
+            f"{told}, outside its image of {size[0]} x {size[1]} px",
+            "masks lie inside their image",
+        )
     if not overlap(extent, box):
         return f"{told}, away from its bbox {annotation['bbox']}", IN_BOX
     return None
@@ -86,7 +96,10 @@ def _fit_problem(annotation: dict[str, Any], size: tuple[int, int]) -> Problem |
     if is_fitting(extent, corners(annotation["bbox"])):
         return None
     told = ", ".join(f"{side:g}" for side in (x1, y1, x2 - x1, y2 - y1))
-    return f"has bbox {annotation['bbox']}, and a mask in the box [{told}]", "a box is the one around its mask"
+    return (
+        f"has bbox {annotation['bbox']}, and a mask in the box [{told}]",
+        "a box is the one around its mask",
+    )
 
 
 def is_fitting(one: Extent, other: Extent) -> bool:
@@ -116,16 +129,18 @@ def name_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
     for category in content["categories"]:
         classes[fold_name(category["name"])].append(category)
         if category["name"] != category["name"].strip().strip("\ufeff\u200b"):
-            found = (
-                f"category id {category['id']} has the name {category['name']!r}, with signs around it that show not"
+            found = f"category id {category['id']} has the name {category['name']!r}, with invisible signs around it"
+            yield Fault(
+                path, found, "classes are matched by name", "write the name alone", fatal=False
             )
-            yield Fault(path, found, "classes are matched by name", "write the name alone", fatal=False)
     for same in classes.values():
         if len(same) > 1:
             ids = ", ".join(str(category["id"]) for category in same[:10])
             found = f"names categories {ids} alike: {same[0]['name']!r}"
             rule = "runs, labels and other files know classes by their name"
-            yield Fault(path, found, rule, "give each a name of its own, or make them one", fatal=False)
+            yield Fault(
+                path, found, rule, "give each a name of its own, or make them one", fatal=False
+            )
     files, stems = defaultdict(list), defaultdict(list)
     for image in content["images"]:
         files[plain_name(image["file_name"])].append(image)
@@ -134,16 +149,26 @@ def name_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
             found = f"lists the file {name!r} {len(same)} times, as images {', '.join(str(e['id']) for e in same[:10])}"
             way_out = "join the entries, as `boxseg data check --fix` does"
             yield Fault(path, found, LISTED_ONCE, way_out, image_id=same[0]["id"])
-        stems[str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).name else name].append(name)
+        stems[
+            str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).name else name
+        ].append(name)
     for names in stems.values():
         if len(names) > 1:
             found = f"lists {' and '.join(names[:5])}, which differ in their ending alone"
-            yield Fault(path, found, "YOLO cannot tell them apart", "rename one, in the file too", fatal=False)
+            yield Fault(
+                path,
+                found,
+                "YOLO cannot tell them apart",
+                "rename one, in the file too",
+                fatal=False,
+            )
 
 
 def crowd_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
     """How many annotations are crowds, which some tools make of single objects."""
-    crowds = [each for each in content["annotations"] if each.get("iscrowd") and each.get("has_mask")]
+    crowds = [
+        each for each in content["annotations"] if each.get("iscrowd") and each.get("has_mask")
+    ]
     if len(crowds) > MOST_CROWDS * len(content["annotations"]):
         found = f"has {len(crowds)} of {len(content['annotations'])} masks marked as crowds (iscrowd 1)"
         rule = "crowds are regions of several objects: they are neither trained on, labelled nor evaluated"
@@ -167,4 +192,10 @@ def evaluation_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
             f"COCO's AP counts the {MOST_DETECTIONS} best detections of an image and a class: {lost} of {len(objects)} "
             f"objects cannot be found, so recall ends at {1 - lost / len(objects):.3f}"
         )
-        yield Fault(path, found, rule, "cut such images into pieces, or compare AP on this set alone", fatal=False)
+        yield Fault(
+            path,
+            found,
+            rule,
+            "cut such images into pieces, or compare AP on this set alone",
+            fatal=False,
+        )

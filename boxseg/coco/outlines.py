@@ -58,10 +58,14 @@ def _trace(mask: Mask) -> list[Polygon]:
     """
     padded = np.pad(mask, 1)
     top_left, top_right, bottom_left, bottom_right = (
-        padded[rows, columns] for rows in (np.s_[:-1], np.s_[1:]) for columns in (np.s_[:-1], np.s_[1:])
+        padded[rows, columns]
+        for rows in (np.s_[:-1], np.s_[1:])
+        for columns in (np.s_[:-1], np.s_[1:])
     )
     y, x = np.nonzero(top_left ^ top_right ^ bottom_left ^ bottom_right)
-    cross_y, cross_x = np.nonzero((top_left == bottom_right) & (top_right == bottom_left) & (top_left != top_right))
+    cross_y, cross_x = np.nonzero(
+        (top_left == bottom_right) & (top_right == bottom_left) & (top_left != top_right)
+    )
     falling = top_left[cross_y, cross_x].astype(np.int64)
     first, second = np.zeros_like(cross_y), np.ones_like(cross_y)
     y, x = np.concatenate([y, cross_y, cross_y]), np.concatenate([x, cross_x, cross_x])

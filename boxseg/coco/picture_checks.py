@@ -36,7 +36,12 @@ FEWEST_LEVELS = 16
 def picture_faults(folder: Path, images: list[dict[str, Any]], *, decode: bool) -> Iterator[Fault]:
     """What is wrong with the files of the images that an annotation file lists, see `image_fault`."""
     if images and not folder.is_dir():
-        yield Fault(folder, "is not a folder", "a data source needs its folder of images", "correct the path")
+        yield Fault(
+            folder,
+            "is not a folder",
+            "a data source needs its folder of images",
+            "correct the path",
+        )
         return
     with ThreadPoolExecutor(IMAGE_THREADS) as pool:
         faults = pool.map(lambda image: image_fault(folder, image, decode=decode), images)
@@ -50,7 +55,9 @@ def picture_faults(folder: Path, images: list[dict[str, Any]], *, decode: bool) 
 
 def _with_file(fault: Fault, name: str, found: str) -> Fault:
     """The fault of a file that is not there, where one of almost the same name is."""
-    way_out = f"the file {found!r} is there: write that name, or let `boxseg data check --fix` do it"
+    way_out = (
+        f"the file {found!r} is there: write that name, or let `boxseg data check --fix` do it"
+    )
     rule = "file names are as on the disk, with /" if fault.value == DOES_NOT_EXIST else fault.rule
     return replace(fault, value=f"does not exist as {name!r}", rule=rule, way_out=way_out)
 
@@ -60,24 +67,41 @@ def image_fault(folder: Path, image: dict[str, Any], *, decode: bool) -> Fault |
     image_id, name = image["id"], image["file_name"]
     if not is_inside(name):
         rule = "file names are relative to the image folder and stay inside"
-        return Fault(folder, f"has file name {name!r}", rule, "correct the name in the file", image_id=image_id)
+        return Fault(
+            folder,
+            f"has file name {name!r}",
+            rule,
+            "correct the name in the file",
+            image_id=image_id,
+        )
     path = folder / name
     try:
-        fault = read_picture(path, lambda picture: _picture_fault(path, image, picture, decode=decode))
+        fault = read_picture(
+            path, lambda picture: _picture_fault(path, image, picture, decode=decode)
+        )
     except UnreadableError as error:
         if error.value == DOES_NOT_EXIST:
-            return Fault(path, error.value, "every listed image needs its file", "add or unlist it", image_id=image_id)
+            return Fault(
+                path,
+                error.value,
+                "every listed image needs its file",
+                "add or unlist it",
+                image_id=image_id,
+            )
         return Fault(path, error.value, IMAGE_RULE, error.way_out, image_id=image_id)
     return None if fault is None else replace(fault, image_id=image_id)
 
 
-def _picture_fault(path: Path, image: dict[str, Any], picture: Image.Image, *, decode: bool) -> Fault | None:
+def _picture_fault(
+    path: Path, image: dict[str, Any], picture: Image.Image, *, decode: bool
+) -> Fault | None:
     """A picture that is not as listed, or whose pixels are not colours."""
     if picture.size != (image["width"], image["height"]):
         return Fault(path, *_size_mismatch(image, picture))
     if picture.mode in NO_COLOURS:
         return Fault(path, NO_COLOURS[picture.mode], *COLOURS)
-    is_deep = picture.mode.startswith("I")  # of 16 bits or more; few are, and many hold less than they could
+    # of 16 bits or more; few are, and many hold less than they could
+    is_deep = picture.mode.startswith("I")
     has_end = _has_end(path, picture.format or "")
     if decode or is_deep or not has_end:
         picture.load()
@@ -89,7 +113,11 @@ def _picture_fault(path: Path, image: dict[str, Any], picture: Image.Image, *, d
     if levels[1] - levels[0] < FEWEST_LEVELS:
         found = f"has brightnesses from {levels[0]} to {levels[1]} of 255 alone once it is read"
         return Fault(
-            path, found, "pictures use the range of their type", "scale its values and store it again", fatal=False
+            path,
+            found,
+            "pictures use the range of their type",
+            "scale its values and store it again",
+            fatal=False,
         )
     return _exif_fault(path, picture)
 
@@ -112,14 +140,18 @@ def _exif_fault(path: Path, picture: Image.Image) -> Fault | None:
     if turn not in range(2, 9) or (turn > 4 and picture.width != picture.height):
         return None
     found = f"asks viewers to turn or mirror it (EXIF orientation {turn}), which is ignored here"
-    way_out = "look at a few boxes; if they are for the picture as shown, store it turned, without EXIF"
+    way_out = (
+        "look at a few boxes; if they are for the picture as shown, store it turned, without EXIF"
+    )
     return Fault(path, found, "boxes refer to the stored pixels", way_out, fatal=False)
 
 
 def _size_mismatch(image: dict[str, Any], picture: Image.Image) -> tuple[str, str, str]:
     way_out = "correct width and height, and the boxes with them, or replace the file"
     if picture.getexif().get(EXIF_ORIENTATION, 1) > 4:
-        way_out = "the file asks viewers to rotate it by EXIF, which is ignored here: store it rotated"
+        way_out = (
+            "the file asks viewers to rotate it by EXIF, which is ignored here: store it rotated"
+        )
     listed = f"{image['width']} x {image['height']}"
     found = f"is {picture.width} x {picture.height} px, but the annotation file says {listed}"
     return found, "boxes refer to the stored pixels", way_out

@@ -32,7 +32,9 @@ Extent = tuple[float, float, float, float]
 def find_extent(segmentation: Any) -> Extent | None:
     """The box around a segmentation in which `find_problem` finds nothing; None for run lengths without a pixel."""
     if isinstance(segmentation, list):
-        points = np.concatenate([np.asarray(polygon, dtype=np.float64) for polygon in segmentation])
+        points = np.concatenate(
+            [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
+        )
         x, y = points[0::2], points[1::2]
         return float(x.min()), float(y.min()), float(x.max()), float(y.max())
     height, runs = segmentation["size"][0], read_runs(segmentation["counts"])
@@ -58,19 +60,32 @@ def find_problem(segmentation: Any, size: tuple[int, int] | None = None) -> Prob
         return next(filter(None, map(_polygon_problem, segmentation)), None)
     found = segmentation if isinstance(segmentation, dict) else {}
     counts, sides = found.get("counts"), found.get("size")
-    if not isinstance(counts, list | str | bytes) or not isinstance(sides, list | tuple) or len(sides) != 2:
+    if (
+        not isinstance(counts, list | str | bytes)
+        or not isinstance(sides, list | tuple)
+        or len(sides) != 2
+    ):
         return f"has a malformed segmentation {segmentation!r:.60}", KINDS
-    if not all(type(side) is int and 0 < side <= MAX_SIDE_PX for side in sides) or sides[0] * sides[1] > MAX_PIXELS:
+    if (
+        not all(type(side) is int and 0 < side <= MAX_SIDE_PX for side in sides)
+        or sides[0] * sides[1] > MAX_PIXELS
+    ):
         return f"has a mask of {sides[1]!r:.40} x {sides[0]!r:.40} px", KINDS
     if size is not None and tuple(sides) != size:
-        return f"has a mask of {sides[1]} x {sides[0]} px in an image of {size[1]} x {size[0]} px", KINDS
+        return (
+            f"has a mask of {sides[1]} x {sides[0]} px in an image of {size[1]} x {size[0]} px",
+            KINDS,
+        )
     try:
         runs = read_runs(counts)
     except (ValueError, OverflowError):
         return f"has malformed run lengths {counts!r:.60}", RUNS
     total = sum(runs.tolist())  # of Python's integers, which do not overflow
     if total != sides[0] * sides[1]:
-        return f"has run lengths that add up to {total} for a mask of {sides[1]} x {sides[0]} px", RUNS
+        return (
+            f"has run lengths that add up to {total} for a mask of {sides[1]} x {sides[0]} px",
+            RUNS,
+        )
     return None
 
 
@@ -92,7 +107,9 @@ def _decompress(counts: str | bytes) -> NDArray[np.int64]:
 
     The other five make a signed number, lowest first; from the fourth on it is the difference to the last but one.
     """
-    letters = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, dtype=np.uint8).astype(np.int64)
+    letters = np.frombuffer(
+        counts.encode() if isinstance(counts, str) else counts, dtype=np.uint8
+    ).astype(np.int64)
     letters = letters - ord("0")
     last = np.flatnonzero(letters & 32 == 0)
     if not len(last) or letters.min() < 0 or letters.max() > 63 or last[-1] != len(letters) - 1:

@@ -15,7 +15,9 @@ FOLDER = "folder"
 """The group that is the folder of the image's file name."""
 
 
-def split_coco(path: Path, *, val: float, group: str | None = None, seed: int = 0) -> dict[str, dict[str, Any]]:
+def split_coco(
+    path: Path, *, val: float, group: str | None = None, seed: int = 0
+) -> dict[str, dict[str, Any]]:
     """Content of a COCO instance file in two parts that share neither an image nor a group.
 
     Groups go to `val` in an order that seed and group name decide, each if it still fits; so the order of the file
@@ -44,7 +46,9 @@ def split_coco(path: Path, *, val: float, group: str | None = None, seed: int = 
         members[_group_of(path, image, group)].add(image["id"])
     if len(members) < 2:
         found = f"has {len(images)} images in {len(members)} groups"
-        raise DataError(f"{path}: {found}; a split needs two groups at least (name another --group)")
+        raise DataError(
+            f"{path}: {found}; a split needs two groups at least (name another --group)"
+        )
     chosen = _choose(members, val * len(images), seed)
     others = {image["id"] for image in images} - chosen
     return {"train": _part(content, others), "val": _part(content, chosen)}

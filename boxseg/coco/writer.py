@@ -25,7 +25,9 @@ class CocoSplit:
     content: dict[str, list[dict[str, Any]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        categories = [{"id": number, "name": name} for number, name in enumerate(self.class_names, start=1)]
+        categories = [
+            {"id": number, "name": name} for number, name in enumerate(self.class_names, start=1)
+        ]
         self.content = {"images": [], "annotations": [], "categories": categories}
 
     def add_image(self, file_name: str, size: tuple[int, int]) -> None:

@@ -10,11 +10,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticKnownError
 
 from boxseg.config.backbones import check_backbone_name
-from boxseg.config.presets import METHODS, PROFILES, Method, Profile, apply_presets, leave_out_former, merge
+from boxseg.config.presets import (
+    METHODS,
+    PROFILES,
+    Method,
+    Profile,
+    apply_presets,
+    leave_out_former,
+    merge,
+)
 from boxseg.errors import ConfigError
 
 NetworkKind = Literal["condinst", "mask_rcnn"]
-Shape = Literal["disc", "square", "star", "ring", "corner", "crescent", "ellipse", "quad", "triangle"]
+Shape = Literal[
+    "disc", "square", "star", "ring", "corner", "crescent", "ellipse", "quad", "triangle"
+]
 MAX_ENLARGEMENT = 6.0
 """Windows enlarge an image by this factor at most: more adds pixels, and no detail to see in them."""
 Warmup = Annotated[float, Field(ge=0)]
@@ -25,7 +35,11 @@ class Config(BaseModel):
     """Base of every settings group: immutable, unknown keys refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
     )
 
     @field_validator("*", mode="before")
@@ -59,7 +73,9 @@ class ToyConfig(Config):
     """Side of the square images [px]."""
     seed: int = Field(0, ge=0)
     """Seed of the drawing; the same seed gives the same files."""
-    shapes: tuple[Shape, ...] = Field(("disc", "square", "star", "ring", "corner", "crescent"), min_length=1)
+    shapes: tuple[Shape, ...] = Field(
+        ("disc", "square", "star", "ring", "corner", "crescent"), min_length=1
+    )
     """Classes, in the order of their labels."""
     max_turn: float = Field(360.0, ge=0, le=360)
     """Each shape is turned by an angle between 0 and this [degrees]; upright shapes are easier to tell apart."""
@@ -71,7 +87,9 @@ class ToyConfig(Config):
     @model_validator(mode="after")
     def _check_clutter(self) -> ToyConfig:
         if self.clutter and set(self.shapes) == set(get_args(Shape)):
-            raise ValueError(f"clutter {self.clutter} needs a shape that is no class, but shapes names all of them")
+            raise ValueError(
+                f"clutter {self.clutter} needs a shape that is no class, but shapes names all of them"
+            )
         return self
 
 
@@ -136,12 +154,18 @@ class ModelConfig(Config):
     @classmethod
     def _check_channels(cls, channels: int) -> int:
         if channels % 8:
-            raise ValueError(f"{channels} is not a multiple of 8, as the group norms of the heads need")
+            raise ValueError(
+                f"{channels} is not a multiple of 8, as the group norms of the heads need"
+            )
         return channels
 
     @model_validator(mode="after")
     def _check_groups(self) -> ModelConfig:
-        if self.kind == "condinst" and self.norm_groups is not None and self.channels % self.norm_groups:
+        if (
+            self.kind == "condinst"
+            and self.norm_groups is not None
+            and self.channels % self.norm_groups
+        ):
             raise ValueError(
                 f"channels {self.channels} is not a multiple of norm_groups {self.norm_groups}; change one of them, or "
                 "set norm_groups to null, as profile fixed does, for fewer groups where there are few channels"
@@ -210,11 +234,17 @@ class TrainConfig(Config):
     def _check_sizes(self) -> TrainConfig:
         sizes = self.short_sides
         if not sizes or min(sizes) < 32:
-            raise ValueError(f"image_size {self.image_size} is too small; each size needs 32 px or more")
+            raise ValueError(
+                f"image_size {self.image_size} is too small; each size needs 32 px or more"
+            )
         if max(sizes) > self.max_size:
-            raise ValueError(f"image_size {max(sizes)} exceeds max_size {self.max_size}; raise max_size with it")
+            raise ValueError(
+                f"image_size {max(sizes)} exceeds max_size {self.max_size}; raise max_size with it"
+            )
         if self.eval_size is not None and self.eval_size > self.max_size:
-            raise ValueError(f"eval_size {self.eval_size} exceeds max_size {self.max_size}; raise max_size with it")
+            raise ValueError(
+                f"eval_size {self.eval_size} exceeds max_size {self.max_size}; raise max_size with it"
+            )
         smallest, largest = self.object_size
         if not 8 <= smallest <= largest or (self.window is not None and largest > self.window):
             raise ValueError(
@@ -223,7 +253,9 @@ class TrainConfig(Config):
             )
         for name, every in (("eval_every", self.eval_every), ("save_every", self.save_every)):
             if every is not None and every >= 1 and every != int(every):
-                raise ValueError(f"{name} {every:g} must be a share below 1 or a whole number of steps")
+                raise ValueError(
+                    f"{name} {every:g} must be a share below 1 or a whole number of steps"
+                )
         return self
 
 
@@ -250,9 +282,13 @@ class SolverConfig(Config):
     @field_validator("milestones")
     @classmethod
     def _check_milestones(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 < share < 1 for share in milestones) or list(milestones) != sorted(milestones):
+        if any(not 0 < share < 1 for share in milestones) or list(milestones) != sorted(
+            milestones
+        ):
             shares = ", ".join(f"{share:g}" for share in milestones)
-            raise ValueError(f"[{shares}] must be rising shares of train.steps, each above 0 and below 1")
+            raise ValueError(
+                f"[{shares}] must be rising shares of train.steps, each above 0 and below 1"
+            )
         return milestones
 
 
@@ -322,9 +358,13 @@ class QamConfig(Config):
     @model_validator(mode="after")
     def _check_bounds(self) -> QamConfig:
         if self.k_min > self.k_max:
-            raise ValueError(f"k_min {self.k_min} exceeds k_max {self.k_max}; k_min must not be larger")
+            raise ValueError(
+                f"k_min {self.k_min} exceeds k_max {self.k_max}; k_min must not be larger"
+            )
         if self.area_s >= self.area_l:
-            raise ValueError(f"area_s {self.area_s:g} is not below area_l {self.area_l:g}; it must be smaller")
+            raise ValueError(
+                f"area_s {self.area_s:g} is not below area_l {self.area_l:g}; it must be smaller"
+            )
         if self.color_weight and self.full_resolution:
             raise ValueError(
                 "color_weight refines masks by the cell, but full_resolution is true; set it to false, or color_weight "
@@ -372,7 +412,9 @@ class BoxInstConfig(Config):
     @model_validator(mode="after")
     def _check_odd(self) -> BoxInstConfig:
         if self.size % 2 == 0:
-            raise ValueError(f"size {self.size} is even; a neighbourhood around a cell needs an odd side")
+            raise ValueError(
+                f"size {self.size} is even; a neighbourhood around a cell needs an odd side"
+            )
         return self
 
 
@@ -464,7 +506,9 @@ class FcosConfig(Config):
 
     @field_validator("sizes")
     @classmethod
-    def _check_sizes(cls, sizes: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    def _check_sizes(
+        cls, sizes: tuple[float, float, float, float]
+    ) -> tuple[float, float, float, float]:
         if not all(before < after for before, after in pairwise((0, *sizes))):
             extents = ", ".join(f"{size:g}" for size in sizes)
             raise ValueError(f"[{extents}] must be rising extents [px], each above 0")
@@ -534,7 +578,10 @@ class BoxSegConfig(Config):
 
     @model_validator(mode="after")
     def _check_together(self) -> BoxSegConfig:
-        mask_losses, drawn = self.loss.mask_weight or self.loss.aff_weight, self.data.use_masks != "never"
+        mask_losses, drawn = (
+            self.loss.mask_weight or self.loss.aff_weight,
+            self.data.use_masks != "never",
+        )
         if not self.teacher.on and (self.pc.on or (mask_losses and not drawn)):
             raise ValueError(
                 "teacher.on is false, but pc.on, loss.mask_weight or loss.aff_weight need a teacher; "
@@ -547,9 +594,13 @@ class BoxSegConfig(Config):
                 "so nothing would use the drawn masks; give a weight, or set data.use_masks: never"
             )
         if self.train.evaluate == "teacher" and not self.teacher.on:
-            raise ValueError("train.evaluate is teacher, but teacher.on is false; evaluate the student, or both")
+            raise ValueError(
+                "train.evaluate is teacher, but teacher.on is false; evaluate the student, or both"
+            )
         if self.pc.on and self.data.strong == "none":
-            raise ValueError("pc.on needs a strong view, but data.strong is none; set data.strong, or pc.on: false")
+            raise ValueError(
+                "pc.on needs a strong view, but data.strong is none; set data.strong, or pc.on: false"
+            )
         if names := self._settings_without_effect():
             raise ValueError(
                 f"{', '.join(names)} have no effect with model.kind {self.model.kind}; "

@@ -109,7 +109,17 @@ FORMER: dict[str, dict[str, Any]] = {
 """Settings that are gone, by group, with the values that switched them off."""
 DETAILS_OF_FORMER = {
     "loss": ("avg_prj_weight",),
-    "qam": (*("dyn_centre", "dyn_half", "dyn_step", "dyn_start", "dyn_ema", "dyn_per_union", "dyn_shared"),),
+    "qam": (
+        *(
+            "dyn_centre",
+            "dyn_half",
+            "dyn_step",
+            "dyn_start",
+            "dyn_ema",
+            "dyn_per_union",
+            "dyn_shared",
+        ),
+    ),
 }
 """Settings that had no effect while those above were off."""
 
@@ -119,10 +129,16 @@ def leave_out_former(values: dict[str, Any]) -> dict[str, Any]:
     kept = dict(values)
     for group, off in FORMER.items():
         given = values.get(group)
-        if isinstance(given, dict) and all(name in given and given[name] == value for name, value in off.items()):
+        if isinstance(given, dict) and all(
+            name in given and given[name] == value for name, value in off.items()
+        ):
             gone = {*off, *DETAILS_OF_FORMER.get(group, ())}
             if group == "qam":
                 # Refined masks always have their own quality now; without colours the switch did nothing.
-                gone |= {"refined_quality"} if given.get("refined_quality") or not given.get("color_weight") else set()
+                gone |= (
+                    {"refined_quality"}
+                    if given.get("refined_quality") or not given.get("color_weight")
+                    else set()
+                )
             kept[group] = {name: value for name, value in given.items() if name not in gone}
     return kept

@@ -61,7 +61,9 @@ class Bank(ABC):
         """Take in instances of one image; only those that get a place are cut out."""
 
     @abstractmethod
-    def draw(self, labels: Collection[int] | None, generator: torch.Generator) -> Iterator[list[Peer]]:
+    def draw(
+        self, labels: Collection[int] | None, generator: torch.Generator
+    ) -> Iterator[list[Peer]]:
         """Groups of peers in random order, only of the given labels; None: any."""
 
     @abstractmethod
@@ -70,7 +72,9 @@ class Bank(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors on the CPU and plain values, for a checkpoint."""
-        groups = {key: [_on_cpu(vars(peer)) for peer in group] for key, group in self._groups.items()}
+        groups = {
+            key: [_on_cpu(vars(peer)) for peer in group] for key, group in self._groups.items()
+        }
         return {"kind": self.kind, "groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -80,7 +84,9 @@ class Bank(ABC):
                 f"the checkpoint has a bank of {state['kind']}, pc.bank is {self.kind}; set pc.bank to match"
             )
         try:
-            self._groups = {key: [Peer(**fields) for fields in group] for key, group in state["groups"].items()}
+            self._groups = {
+                key: [Peer(**fields) for fields in group] for key, group in state["groups"].items()
+            }
         except TypeError as error:
             raise CheckpointError(
                 f"the checkpoint has the bank of an older boxseg ({error}); start a new run"
@@ -100,7 +106,9 @@ class ClassBank(Bank):
         return sum(map(len, self._groups.values()))
 
     def add(self, admitted: Sequence[Admitted], generator: torch.Generator) -> None:
-        rings: dict[tuple[int, ...], list[Peer | Cut]] = {key: list(ring) for key, ring in self._groups.items()}
+        rings: dict[tuple[int, ...], list[Peer | Cut]] = {
+            key: list(ring) for key, ring in self._groups.items()
+        }
         for label, cut in admitted:
             rings.setdefault((label,), []).append(cut)
             if sum(map(len, rings.values())) > self.size:
@@ -108,12 +116,19 @@ class ClassBank(Bank):
                 longest_ring.pop(0)  # its oldest
         # Cutting copies pixels, so newcomers that have already left again are never cut out.
         self._groups = {
-            key: [entry if isinstance(entry, Peer) else entry() for entry in ring] for key, ring in rings.items()
+            key: [entry if isinstance(entry, Peer) else entry() for entry in ring]
+            for key, ring in rings.items()
         }
 
-    def draw(self, labels: Collection[int] | None, generator: torch.Generator) -> Iterator[list[Peer]]:
+    def draw(
+        self, labels: Collection[int] | None, generator: torch.Generator
+    ) -> Iterator[list[Peer]]:
         """Each peer once, as a group of its own: classes in random order, peers of a class too."""
-        rings = [ring for (label,), ring in self._groups.items() if ring and (labels is None or label in labels)]
+        rings = [
+            ring
+            for (label,), ring in self._groups.items()
+            if ring and (labels is None or label in labels)
+        ]
         for ring_index in torch.randperm(len(rings), generator=generator).tolist():
             ring = rings[ring_index]
             for peer_index in torch.randperm(len(ring), generator=generator).tolist():
@@ -141,7 +156,9 @@ class ImageBank(Bank):
             leaving = keys[random_below(len(keys), generator)]  # any entry, perhaps the new one
             del self._groups[leaving]
 
-    def draw(self, labels: Collection[int] | None, generator: torch.Generator) -> Iterator[list[Peer]]:
+    def draw(
+        self, labels: Collection[int] | None, generator: torch.Generator
+    ) -> Iterator[list[Peer]]:
         """Up to as many random entries as there are, with repetition; of each the peers with a fitting label."""
         entries = list(self._groups.values())
         for _ in entries:
@@ -152,7 +169,11 @@ class ImageBank(Bank):
 
     def mark_used(self, peer: Peer) -> None:
         # By identity: peers hold tensors, which have no single answer to `==`.
-        self._groups = {key: entry for key, entry in self._groups.items() if all(peer is not other for other in entry)}
+        self._groups = {
+            key: entry
+            for key, entry in self._groups.items()
+            if all(peer is not other for other in entry)
+        }
 
 
 BANKS: dict[BankKind, type[Bank]] = {"images": ImageBank, "classes": ClassBank}
@@ -171,4 +192,6 @@ def random_share(generator: torch.Generator) -> float:
 
 
 def _on_cpu(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in fields.items()}
+    return {
+        name: value.cpu() if isinstance(value, Tensor) else value for name, value in fields.items()
+    }

@@ -99,8 +99,16 @@ def paste_peers(
     probability = attempt_probability(step, settings)
     facts = _read_facts(batch, pseudo_masks)
     before = [
-        ImageState(torch.cat([batch.strong[image], batch.weak[image]]), batch.valid[image], boxes, labels, pseudo)
-        for image, (boxes, labels, pseudo) in enumerate(zip(batch.boxes, batch.labels, pseudo_masks, strict=True))
+        ImageState(
+            torch.cat([batch.strong[image], batch.weak[image]]),
+            batch.valid[image],
+            boxes,
+            labels,
+            pseudo,
+        )
+        for image, (boxes, labels, pseudo) in enumerate(
+            zip(batch.boxes, batch.labels, pseudo_masks, strict=True)
+        )
     ]
     states = list(before)
     # Images share the reads from the device, except where the paste into one decides what the next one can draw.
@@ -114,16 +122,22 @@ def paste_peers(
                 _remember(before[image], facts[image], bank, settings, generator)
         for number in range(settings.per_image):
             attempts = {
-                image: _attempt(states[image], facts[image].size, *plan[number], settings, soft_thr)
+                image: _attempt(
+                    states[image], facts[image].size, *plan[number], settings, soft_thr
+                )
                 for image, plan in plans.items()
                 if number < len(plan)
             }
             _settle(states, attempts, bank)
-        if bank.uses_up:  # what was pasted has left the bank, so its place is free for the image's own instances
+        # what was pasted has left the bank, so its place is free for the image's own instances
+        if bank.uses_up:
             for image in images:
                 _remember(before[image], facts[image], bank, settings, generator)
     pasted = sum(state is not old for state, old in zip(states, before, strict=True))
-    stats = {"pc/paste_rate": torch.tensor(pasted / len(batch)), "pc/bank_size": torch.tensor(float(len(bank)))}
+    stats = {
+        "pc/paste_rate": torch.tensor(pasted / len(batch)),
+        "pc/bank_size": torch.tensor(float(len(bank))),
+    }
     if not pasted:
         return batch, pseudo_masks, stats
     views = torch.stack([state.views for state in states])
@@ -143,7 +157,9 @@ def attempt_probability(step: int, settings: PcConfig) -> float:
     return settings.p_start + (settings.p_end - settings.p_start) * share
 
 
-def choose_peers(facts: ImageFacts, bank: Bank, settings: PcConfig, generator: torch.Generator) -> list[PeerChoice]:
+def choose_peers(
+    facts: ImageFacts, bank: Bank, settings: PcConfig, generator: torch.Generator
+) -> list[PeerChoice]:
     """Up to `per_image` choices for an image, each with other peers and another target."""
     choices: list[PeerChoice] = []
     while len(choices) < settings.per_image:
@@ -154,7 +170,9 @@ def choose_peers(facts: ImageFacts, bank: Bank, settings: PcConfig, generator: t
     return choices
 
 
-def placement_range(source: Box, target: Box, overlap: float) -> tuple[tuple[float, float], tuple[float, float]]:
+def placement_range(
+    source: Box, target: Box, overlap: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """Ranges of the new left and the new top side of a source box that overlaps the target box enough.
 
     Args:
@@ -170,7 +188,11 @@ def placement_range(source: Box, target: Box, overlap: float) -> tuple[tuple[flo
 
 
 def _choose(
-    facts: ImageFacts, bank: Bank, settings: PcConfig, generator: torch.Generator, earlier: list[PeerChoice]
+    facts: ImageFacts,
+    bank: Bank,
+    settings: PcConfig,
+    generator: torch.Generator,
+    earlier: list[PeerChoice],
 ) -> PeerChoice | None:
     """The first drawn group that suits the image; None where none does."""
     labels = set(facts.labels) if settings.mode == "instance" else None
@@ -181,14 +203,20 @@ def _choose(
             continue
         if settings.mode == "simple":
             return PeerChoice(peers, None)
-        target = _choose_target(facts, peers[0], settings, generator, [choice.target for choice in earlier])
+        target = _choose_target(
+            facts, peers[0], settings, generator, [choice.target for choice in earlier]
+        )
         if target is not None:
             return PeerChoice(peers, target)
     return None
 
 
 def _choose_target(
-    facts: ImageFacts, peer: Peer, settings: PcConfig, generator: torch.Generator, earlier: list[int | None]
+    facts: ImageFacts,
+    peer: Peer,
+    settings: PcConfig,
+    generator: torch.Generator,
+    earlier: list[int | None],
 ) -> int | None:
     """The instance that gets the peer: of its class in mode `instance`, else of any."""
     eligible = [
@@ -199,14 +227,20 @@ def _choose_target(
     if not eligible:
         return None
     if settings.target == "lowest-q":  # of equal quality the larger box
-        target = min(eligible, key=lambda index: (facts.quality[index], -_area(facts.boxes[index])))
+        target = min(
+            eligible, key=lambda index: (facts.quality[index], -_area(facts.boxes[index]))
+        )
     else:
         target = eligible[random_below(len(eligible), generator)]
     return None if settings.require_better and peer.quality <= facts.quality[target] else target
 
 
 def _plan(
-    facts: ImageFacts, bank: Bank, probability: float, settings: PcConfig, generator: torch.Generator
+    facts: ImageFacts,
+    bank: Bank,
+    probability: float,
+    settings: PcConfig,
+    generator: torch.Generator,
 ) -> list[tuple[PeerChoice, tuple[int, int]]]:
     """What to paste into an image, and how many rows and columns to move it by; empty for no paste."""
     tries_a_paste = random_share(generator) < probability
@@ -214,10 +248,18 @@ def _plan(
     return [(choice, _choose_shift(facts, choice, settings, generator)) for choice in choices]
 
 
-def _remember(state: ImageState, facts: ImageFacts, bank: Bank, settings: PcConfig, generator: torch.Generator) -> None:
+def _remember(
+    state: ImageState,
+    facts: ImageFacts,
+    bank: Bank,
+    settings: PcConfig,
+    generator: torch.Generator,
+) -> None:
     """The bank takes in the image's own good instances."""
     good = _admissible(facts, settings)
-    bank.add([(facts.labels[index], partial(_cut, state, facts, index)) for index in good], generator)
+    bank.add(
+        [(facts.labels[index], partial(_cut, state, facts, index)) for index in good], generator
+    )
 
 
 def _choose_shift(
@@ -274,7 +316,8 @@ def _settle(states: list[ImageState], attempts: dict[int, Attempt], bank: Bank) 
         return
     # Per attempt a flag for each of its peers, then the number of the image's own instances that stay.
     outcomes = [
-        torch.cat([attempt.in_sight, attempt.draft.keep.sum(dim=0, keepdim=True)]) for attempt in attempts.values()
+        torch.cat([attempt.in_sight, attempt.draft.keep.sum(dim=0, keepdim=True)])
+        for attempt in attempts.values()
     ]
     numbers = iter(torch.cat(outcomes).tolist())
     for image, attempt in attempts.items():
@@ -289,7 +332,9 @@ def _settle(states: list[ImageState], attempts: dict[int, Attempt], bank: Bank) 
         labels = torch.tensor([peer.label for peer in peers], device=state.labels.device)
         composition = draft.finish(state.labels, labels, kept=_places(draft.keep, num_kept))
         pseudo = _merge(state.pseudo, composition, peers)
-        states[image] = ImageState(composition.image, state.valid, composition.boxes, composition.labels, pseudo)
+        states[image] = ImageState(
+            composition.image, state.valid, composition.boxes, composition.labels, pseudo
+        )
 
 
 def _places(flags: Tensor, count: int) -> Tensor:
@@ -315,7 +360,10 @@ def _place(
         Their views uint8 (6, H, W), their masks bool (P, H, W), and bool (P,): whether more than `min_area` pixels of
         each lie inside the image. A peer of which too little does leaves an empty mask and no pixels.
     """
-    canvas, masks = torch.zeros_like(state.views), state.valid.new_zeros(len(peers), *state.valid.shape)
+    canvas, masks = (
+        torch.zeros_like(state.views),
+        state.valid.new_zeros(len(peers), *state.valid.shape),
+    )
     for mask, peer in zip(masks, peers, strict=True):
         rows, crop_rows = _overlap(peer.corner[0] + shift[0], peer.views.shape[1], size[0])
         columns, crop_columns = _overlap(peer.corner[1] + shift[1], peer.views.shape[2], size[1])
@@ -347,7 +395,9 @@ def _merge(pseudo: PseudoMasks, composition: Composition, peers: list[Peer]) -> 
         soft=torch.cat([pseudo.soft[kept] * ~pasted.any(dim=0), pasted.to(pseudo.soft.dtype)]),
         quality=torch.cat([pseudo.quality[kept], quality]),
         score=torch.cat([pseudo.score[kept], numbers[:, 1]]),
-        num_candidates=torch.cat([pseudo.num_candidates[kept], pseudo.num_candidates.new_zeros(len(peers))]),
+        num_candidates=torch.cat(
+            [pseudo.num_candidates[kept], pseudo.num_candidates.new_zeros(len(peers))]
+        ),
         full=full,
     )
 
@@ -355,7 +405,9 @@ def _merge(pseudo: PseudoMasks, composition: Composition, peers: list[Peer]) -> 
 def _admissible(facts: ImageFacts, settings: PcConfig) -> list[int]:
     """Instances of the image that may go into the bank: apart from others, well masked and large enough."""
     boxes = torch.tensor(facts.boxes).view(-1, 4)
-    largest_iou = box_iou(boxes, boxes).fill_diagonal_(0).amax(dim=1).tolist() if facts.labels else []
+    largest_iou = (
+        box_iou(boxes, boxes).fill_diagonal_(0).amax(dim=1).tolist() if facts.labels else []
+    )
     min_area, _ = _limits(facts.size, settings)
     return [
         index
@@ -370,7 +422,10 @@ def _admissible(facts: ImageFacts, settings: PcConfig) -> list[int]:
 def _cut(state: ImageState, facts: ImageFacts, index: int) -> Peer:
     """One instance as a peer: the pixels of its box, and the part of its mask that these pixels need."""
     (height, width), (x1, y1, x2, y2) = facts.size, facts.boxes[index]
-    rows, columns = slice(int(y1), min(int(y2 + 1), height)), slice(int(x1), min(int(x2 + 1), width))
+    rows, columns = (
+        slice(int(y1), min(int(y2 + 1), height)),
+        slice(int(x1), min(int(x2 + 1), width)),
+    )
     if state.pseudo.full is None:
         mask = state.pseudo.soft[index, _cells(rows), _cells(columns)]
     else:
@@ -401,7 +456,9 @@ def pixel_mask(peer: Peer, soft_thr: float) -> Tensor:
     # The kept cells begin before the crop does. `first` is the number of pixels of the enlarged map before it.
     first = [start - MASK_STRIDE * _cells(slice(start, start)).start for start in peer.corner]
     last = [start + length for start, length in zip(first, peer.views.shape[1:], strict=True)]
-    return aligned_bilinear(peer.mask, MASK_STRIDE)[first[0] : last[0], first[1] : last[1]] > soft_thr
+    return (
+        aligned_bilinear(peer.mask, MASK_STRIDE)[first[0] : last[0], first[1] : last[1]] > soft_thr
+    )
 
 
 def _read_facts(batch: Batch, pseudo_masks: list[PseudoMasks]) -> list[ImageFacts]:
@@ -410,7 +467,9 @@ def _read_facts(batch: Batch, pseudo_masks: list[PseudoMasks]) -> list[ImageFact
     They travel as float64, which holds labels, float32 values and areas exactly.
     """
     areas = [
-        pseudo.mask.sum(dim=(1, 2)) * MASK_STRIDE**2 if pseudo.full is None else pseudo.full.sum(dim=(1, 2))
+        pseudo.mask.sum(dim=(1, 2)) * MASK_STRIDE**2
+        if pseudo.full is None
+        else pseudo.full.sum(dim=(1, 2))
         for pseudo in pseudo_masks
     ]
     columns = [
@@ -421,10 +480,14 @@ def _read_facts(batch: Batch, pseudo_masks: list[PseudoMasks]) -> list[ImageFact
     ]
     table = torch.cat([torch.stack(columns, dim=1), torch.cat(batch.boxes).double()], dim=1).cpu()
     facts = []
-    for size, rows in zip(batch.sizes, table.split([len(boxes) for boxes in batch.boxes]), strict=True):
+    for size, rows in zip(
+        batch.sizes, table.split([len(boxes) for boxes in batch.boxes]), strict=True
+    ):
         labels, quality, score, area = rows[:, :4].T.tolist()
         boxes = [(x1, y1, x2, y2) for x1, y1, x2, y2 in rows[:, 4:].tolist()]
-        facts.append(ImageFacts(size, [int(label) for label in labels], quality, score, area, boxes))
+        facts.append(
+            ImageFacts(size, [int(label) for label in labels], quality, score, area, boxes)
+        )
     return facts
 
 

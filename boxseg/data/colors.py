@@ -63,7 +63,9 @@ def draw_recoloring(limits: ColorChanges, generator: Generator) -> Recoloring:
     sigma_share = torch.rand(1, generator=generator).item()
     factors = [1 + (2 * share - 1) * limits.amount for share in shares[:3]]
     amounts = [*factors, (2 * shares[3] - 1) * limits.hue]
-    changes = [(JITTER[place], amounts[place]) for place in order] if jitter < limits.jitter else []
+    changes = (
+        [(JITTER[place], amounts[place]) for place in order] if jitter < limits.jitter else []
+    )
     low, high = BLUR_SIGMA_PX
     return Recoloring(
         changes=(*changes, *([("saturation", 0.0)] if grey < limits.grey else [])),
@@ -153,8 +155,13 @@ def _shift_hue(pixels: Tensor, amount: float) -> None:
     high, low = (limit(limit(red, green), blue) for limit in (torch.maximum, torch.minimum))
     from_red = torch.copysign((high - red).add_(green).add_(blue).sub_(low, alpha=2), green - blue)
     chroma = high.sub_(low)
-    is_past_blue = (from_red + chroma).neg_().clamp_(0, 1)  # 1 from blue over magenta, where the way is negative
-    hue = from_red.add_(is_past_blue.mul_(chroma), alpha=6).div_(chroma.clamp(min=1e-6)).add_(6 * amount)
+    # 1 from blue over magenta, where the way is negative
+    is_past_blue = (from_red + chroma).neg_().clamp_(0, 1)
+    hue = (
+        from_red.add_(is_past_blue.mul_(chroma), alpha=6)
+        .div_(chroma.clamp(min=1e-6))
+        .add_(6 * amount)
+    )
     hue.sub_((hue / 6).floor_(), alpha=6)
     torch.sub(hue, 3, out=red).abs_().sub_(1)
     torch.sub(hue, 2, out=green).abs_().neg_().add_(2)
@@ -164,6 +171,10 @@ def _shift_hue(pixels: Tensor, amount: float) -> None:
 
 
 Change = Callable[[Tensor], None]
-CHANGES: dict[str, Callable[..., None]] = {"brightness": _brighten, "saturation": _saturate, "hue": _shift_hue}
+CHANGES: dict[str, Callable[..., None]] = {
+    "brightness": _brighten,
+    "saturation": _saturate,
+    "hue": _shift_hue,
+}
 """Change float (3, n) of whole numbers 0 … 255 in place by an amount."""
 JITTER = ("brightness", "contrast", "saturation", "hue")

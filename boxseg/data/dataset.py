@@ -73,7 +73,12 @@ class CocoBoxes(Dataset[Sample]):
     """
 
     def __init__(
-        self, source: CocoSource, *, train: bool, use_masks: bool = False, keep_bytes: int = KEPT_BYTES
+        self,
+        source: CocoSource,
+        *,
+        train: bool,
+        use_masks: bool = False,
+        keep_bytes: int = KEPT_BYTES,
     ) -> None:
         self.source = source
         self.train = train
@@ -87,7 +92,8 @@ class CocoBoxes(Dataset[Sample]):
                 "ids, sizes and boxes as numbers (`boxseg data check` names the entries)"
             ) from error
         self._keeps = 3 * int(self.sizes.prod(axis=1).sum()) <= keep_bytes
-        self._kept: dict[int, tuple[tuple[int, int], Tensor]] = {}  # fingerprint of the file, and its image
+        # fingerprint of the file, and its image
+        self._kept: dict[int, tuple[tuple[int, int], Tensor]] = {}
         self._masks = self._pack_masks(content) if use_masks else None
         if self._masks is not None and not len(self._masks.text):
             raise DataError(f"{source.annotations}: has no mask; {MASKS_RULE} ({MASKS_WAY_OUT})")
@@ -132,14 +138,17 @@ class CocoBoxes(Dataset[Sample]):
         if found is not None and index in self._kept and self._kept[index][0] == found:
             return self._kept[index][1]
         image = read_image(path)
-        if found is not None and image.shape[1:] == self.size(index):  # others may be far larger than listed
+        # others may be far larger than listed
+        if found is not None and image.shape[1:] == self.size(index):
             self._kept[index] = found, image
         return image
 
     def boxes_and_labels(self, index: int) -> tuple[Tensor, Tensor]:
         """Boxes float (N, 4) and labels int64 (N,) of the image, as in its sample; the image is not read."""
         boxes = slice(self._box_starts[index], self._box_starts[index + 1])
-        return torch.from_numpy(self._boxes[boxes].copy()), torch.from_numpy(self._labels[boxes].copy())
+        return torch.from_numpy(self._boxes[boxes].copy()), torch.from_numpy(
+            self._labels[boxes].copy()
+        )
 
     def image_path(self, index: int) -> Path:
         """File of the image."""
@@ -163,7 +172,9 @@ class CocoBoxes(Dataset[Sample]):
         """Position of an image, given its COCO id."""
         found = np.flatnonzero(self._image_ids == image_id)
         if len(found) == 0:
-            raise DataError(f"{self.source.annotations}: no image has id {image_id} (without boxes it is left out)")
+            raise DataError(
+                f"{self.source.annotations}: no image has id {image_id} (without boxes it is left out)"
+            )
         return int(found[0])
 
     def size(self, index: int) -> tuple[int, int]:
@@ -189,10 +200,15 @@ class CocoBoxes(Dataset[Sample]):
             DataError: a segmentation cannot be decoded.
         """
         if self._masks is None:
-            self._masks = self._pack_masks(read_annotations(self.source.annotations, keep_masks=True))
+            self._masks = self._pack_masks(
+                read_annotations(self.source.annotations, keep_masks=True)
+            )
         size = self.size(index)
         drawn = list(self._drawn(index, decode_segmentation))
-        mask, present = torch.zeros((len(drawn), *size), dtype=torch.bool), torch.zeros(len(drawn), dtype=torch.bool)
+        mask, present = (
+            torch.zeros((len(drawn), *size), dtype=torch.bool),
+            torch.zeros(len(drawn), dtype=torch.bool),
+        )
         for row, found in enumerate(drawn):
             if found is not None:
                 mask[row], present[row] = torch.from_numpy(found), True
@@ -209,20 +225,31 @@ class CocoBoxes(Dataset[Sample]):
     def _drawn(self, index: int, use: Callable[[Any, tuple[int, int]], T]) -> Iterator[T | None]:
         """What `use` makes of the segmentation of each box, and of the size of its image."""
         if self._masks is None:
-            self._masks = self._pack_masks(read_annotations(self.source.annotations, keep_masks=True))
+            self._masks = self._pack_masks(
+                read_annotations(self.source.annotations, keep_masks=True)
+            )
         first = self._box_starts[index]
         for row, annotation_id in enumerate(self.annotation_ids(index), start=first):
             text = self._masks.text[slice(*self._masks.ends[row : row + 2])].tobytes()
             try:
                 yield use(json.loads(text), self.size(index)) if text else None
             except DataError as error:
-                raise DataError(f"{self.source.annotations}: annotation {annotation_id} {error}") from error
+                raise DataError(
+                    f"{self.source.annotations}: annotation {annotation_id} {error}"
+                ) from error
 
     def _pack_masks(self, content: dict[str, Any]) -> PackedMasks:
-        texts = {entry["id"]: entry.pop("mask_text") for entry in content["annotations"] if "mask_text" in entry}
-        ordered = [texts.get(annotation_id, b"") for annotation_id in self._annotation_ids.tolist()]
+        texts = {
+            entry["id"]: entry.pop("mask_text")
+            for entry in content["annotations"]
+            if "mask_text" in entry
+        }
+        ordered = [
+            texts.get(annotation_id, b"") for annotation_id in self._annotation_ids.tolist()
+        ]
         return PackedMasks(
-            np.frombuffer(b"".join(ordered), dtype=np.uint8), np.cumsum([0, *map(len, ordered)], dtype=np.int64)
+            np.frombuffer(b"".join(ordered), dtype=np.uint8),
+            np.cumsum([0, *map(len, ordered)], dtype=np.int64),
         )
 
     def _read(self, content: dict[str, Any]) -> None:
@@ -236,7 +263,11 @@ class CocoBoxes(Dataset[Sample]):
         counts = np.bincount(image_rows, minlength=len(images))
         kept = np.flatnonzero(counts) if self.train else np.arange(len(images))
         order = np.argsort(image_rows, kind="stable")
-        self._boxes, self._labels, self._annotation_ids = boxes[order], labels[order], annotation_ids[order]
+        self._boxes, self._labels, self._annotation_ids = (
+            boxes[order],
+            labels[order],
+            annotation_ids[order],
+        )
         self._box_starts = np.concatenate([[0], np.cumsum(counts[kept])])
         self._image_ids = np.array([image["id"] for image in images], dtype=np.int64)[kept]
         self.sizes: NDArray[np.int64] = _image_sizes(images)[kept]
@@ -265,7 +296,9 @@ def _fingerprint(path: Path) -> tuple[int, int] | None:
 
 
 @functools.lru_cache(maxsize=4)
-def _load_boxes(source: CocoSource, train: bool, use_masks: bool, fingerprint: tuple[int, int]) -> CocoBoxes:
+def _load_boxes(
+    source: CocoSource, train: bool, use_masks: bool, fingerprint: tuple[int, int]
+) -> CocoBoxes:
     return CocoBoxes(source, train=train, use_masks=use_masks)
 
 
@@ -282,14 +315,20 @@ def read_image(path: Path) -> Tensor:
         return read_picture(path, lambda picture: _rgb_image(path, picture))
     except UnreadableError as error:
         if error.value == DOES_NOT_EXIST:
-            raise DataError(f"{path}: the image does not exist (add it, or remove it from the list)") from error
-        raise DataError(f"{path}: the image {error.value}; {IMAGE_RULE} ({error.way_out})") from error
+            raise DataError(
+                f"{path}: the image does not exist (add it, or remove it from the list)"
+            ) from error
+        raise DataError(
+            f"{path}: the image {error.value}; {IMAGE_RULE} ({error.way_out})"
+        ) from error
 
 
 def _rgb_image(path: Path, picture: Image.Image) -> Tensor:
     if picture.format == "JPEG" and picture.mode == "RGB":
         with contextlib.suppress(RuntimeError):  # what libjpeg refuses, PIL names better
-            return decode_jpeg(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), mode=ImageReadMode.RGB)
+            return decode_jpeg(
+                torch.from_numpy(np.fromfile(path, dtype=np.uint8)), mode=ImageReadMode.RGB
+            )
     if picture.mode in NO_COLOURS:
         raise UnreadableError(path, NO_COLOURS[picture.mode], *COLOURS)
     return torch.from_numpy(_rgb_pixels(picture)).permute(2, 0, 1)
@@ -310,12 +349,15 @@ def coco_ground_truth(source: CocoSource) -> COCO:
     for number, annotation in enumerate(content["annotations"], start=1):
         annotation["iscrowd"] = int(bool(annotation.get("iscrowd")))
         area = annotation["bbox"][2] * annotation["bbox"][3]
-        size = sizes.get(annotation["image_id"])  # a crowd's image may not be listed: nobody looks at it then
+        # a crowd's image may not be listed: nobody looks at it then
+        size = sizes.get(annotation["image_id"])
         if annotation.get("segmentation") and size is not None:
             try:
                 area = float(coco_mask.area(encode_segmentation(annotation["segmentation"], size)))
             except DataError as error:
-                raise DataError(f"{source.annotations}: annotation {annotation['id']} {error}") from error
+                raise DataError(
+                    f"{source.annotations}: annotation {annotation['id']} {error}"
+                ) from error
         if not is_number(annotation.get("area")):
             annotation["area"] = float(area)
         annotation["id"] = number
@@ -339,31 +381,46 @@ def _read_boxes(
     """Clipped boxes (A, 4), labels, annotation ids and image rows (A,) of all instances that have an area."""
     row_of = {image["id"]: row for row, image in enumerate(content["images"])}
     label_of = {category_id: label for label, category_id in enumerate(category_ids)}
-    instances = [annotation for annotation in content["annotations"] if not annotation.get("iscrowd")]
-    image_rows = np.array([row_of[annotation["image_id"]] for annotation in instances], dtype=np.int64)
-    labels = np.array([label_of[annotation["category_id"]] for annotation in instances], dtype=np.int64)
+    instances = [
+        annotation for annotation in content["annotations"] if not annotation.get("iscrowd")
+    ]
+    image_rows = np.array(
+        [row_of[annotation["image_id"]] for annotation in instances], dtype=np.int64
+    )
+    labels = np.array(
+        [label_of[annotation["category_id"]] for annotation in instances], dtype=np.int64
+    )
     annotation_ids = np.array([annotation["id"] for annotation in instances], dtype=np.int64)
-    xywh = np.array([annotation["bbox"] for annotation in instances], dtype=np.float64).reshape(-1, 4)
+    xywh = np.array([annotation["bbox"] for annotation in instances], dtype=np.float64).reshape(
+        -1, 4
+    )
     limits = _image_sizes(content["images"])[image_rows][:, ::-1]  # (A, 2): width, height
     top_left = xywh[:, :2].clip(0, limits)
     bottom_right = (xywh[:, :2] + xywh[:, 2:]).clip(0, limits)
     boxes = np.concatenate([top_left, bottom_right], axis=1).astype(np.float32)
-    sound = np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    sound = (
+        np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    )
     return boxes[sound], labels[sound], annotation_ids[sound], image_rows[sound]
 
 
 def _image_sizes(images: list[dict[str, Any]]) -> NDArray[np.int64]:
-    return np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
+    return np.array(
+        [(image["height"], image["width"]) for image in images], dtype=np.int64
+    ).reshape(-1, 2)
 
 
 def _rgb_pixels(picture: Image.Image) -> NDArray[np.uint8]:
     """uint8 (h, w, 3), writable."""
-    if picture.mode == "I" or picture.mode.startswith("I;16"):  # PIL would clip 16 bits to 8 instead of scaling them
+    # PIL would clip 16 bits to 8 instead of scaling them
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
         high_byte = (np.asarray(picture).astype(np.int64).clip(0, 0xFFFF) >> 8).astype(np.uint8)
         return np.repeat(high_byte[..., None], 3, axis=2)
     return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def _listing(dataset: CocoBoxes) -> str:
-    pairs = [f"{i} {name}" for i, name in zip(dataset.category_ids, dataset.class_names, strict=True)]
+    pairs = [
+        f"{i} {name}" for i, name in zip(dataset.category_ids, dataset.class_names, strict=True)
+    ]
     return ", ".join(pairs[:5]) + (", …" if len(pairs) > 5 else "")

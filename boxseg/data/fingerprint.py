@@ -107,7 +107,10 @@ class Fingerprint:
         colours = self.colours
         lines = [
             ("images", f"{self.images}, short side {self.image_px} px"),
-            ("boxes", f"{self.boxes} of {self.classes} classes, {self.boxes_per_image} in an image"),
+            (
+                "boxes",
+                f"{self.boxes} of {self.classes} classes, {self.boxes_per_image} in an image",
+            ),
             ("longer side of boxes", f"{self.object_px} px"),
         ]
         if colours is not None:
@@ -132,12 +135,20 @@ def take_fingerprint(source: CocoSource, *, look: bool = True) -> Fingerprint:
     """
     content = read_well_formed(source.annotations, whole=False)
     images = {each["id"]: each for each in content["images"]}
-    boxes = [each for each in content["annotations"] if _is_usable(each) and each["image_id"] in images]
+    boxes = [
+        each for each in content["annotations"] if _is_usable(each) and each["image_id"] in images
+    ]
     if not boxes:
-        raise DataError(f"{source.annotations}: has no box that is not a crowd; name a file with boxes")
+        raise DataError(
+            f"{source.annotations}: has no box that is not a crowd; name a file with boxes"
+        )
     per_image = Counter(each["image_id"] for each in boxes)
-    sizes = np.array([[images[each]["width"], images[each]["height"]] for each in per_image], dtype=np.float64)
-    of_boxes = np.array([[images[each["image_id"]][side] for side in ("width", "height")] for each in boxes], float)
+    sizes = np.array(
+        [[images[each]["width"], images[each]["height"]] for each in per_image], dtype=np.float64
+    )
+    of_boxes = np.array(
+        [[images[each["image_id"]][side] for side in ("width", "height")] for each in boxes], float
+    )
     longer = np.array([max(each["bbox"][2:]) for each in boxes], dtype=np.float64)
     return Fingerprint(
         images=len(per_image),
@@ -153,10 +164,16 @@ def take_fingerprint(source: CocoSource, *, look: bool = True) -> Fingerprint:
 
 def _is_usable(annotation: dict[str, Any]) -> bool:
     sides = annotation["bbox"][2:]
-    return not annotation.get("iscrowd") and all(map(math.isfinite, annotation["bbox"])) and min(sides) > 0
+    return (
+        not annotation.get("iscrowd")
+        and all(map(math.isfinite, annotation["bbox"]))
+        and min(sides) > 0
+    )
 
 
-def _look_at(source: CocoSource, images: Sequence[dict[str, Any]], boxes: Sequence[dict[str, Any]]) -> Colours | None:
+def _look_at(
+    source: CocoSource, images: Sequence[dict[str, Any]], boxes: Sequence[dict[str, Any]]
+) -> Colours | None:
     of_image: dict[int, list[list[float]]] = {}
     for each in boxes:
         of_image.setdefault(each["image_id"], []).append(each["bbox"])
@@ -179,12 +196,16 @@ def _look_at(source: CocoSource, images: Sequence[dict[str, Any]], boxes: Sequen
     if not greys:
         return None
     contrast, noise = np.median(differences, axis=0) if differences else (math.nan, math.nan)
-    return Colours(len(greys), float(np.mean(greys)), float(np.mean(lights)), float(contrast), float(noise))
+    return Colours(
+        len(greys), float(np.mean(greys)), float(np.mean(lights)), float(contrast), float(noise)
+    )
 
 
 def _sample(images: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Some of the images, evenly spread, until enough pixels are seen."""
-    places = np.unique(np.linspace(0, len(images) - 1, min(LOOKED_AT, len(images))).round().astype(int)).tolist()
+    places = np.unique(
+        np.linspace(0, len(images) - 1, min(LOOKED_AT, len(images))).round().astype(int)
+    ).tolist()
     seen = 0
     for place in places[::2] + places[1::2]:
         seen += images[place]["width"] * images[place]["height"]
@@ -212,10 +233,15 @@ def _difference(pixels: NDArray[np.uint8], bbox: Sequence[float]) -> Iterator[tu
         return
     lab = cielab(outer)
     distance = np.linalg.norm(lab - lab[~inside].mean(axis=0), axis=-1)
-    yield float(np.percentile(distance[inside], NOTICED)), float(np.percentile(distance[~inside], NOTICED))
+    yield (
+        float(np.percentile(distance[inside], NOTICED)),
+        float(np.percentile(distance[~inside], NOTICED)),
+    )
 
 
-def _cut(pixels: NDArray[np.uint8], x1: float, y1: float, x2: float, y2: float) -> NDArray[np.uint8]:
+def _cut(
+    pixels: NDArray[np.uint8], x1: float, y1: float, x2: float, y2: float
+) -> NDArray[np.uint8]:
     return pixels[max(math.floor(y1), 0) : math.ceil(y2), max(math.floor(x1), 0) : math.ceil(x2)]
 
 
@@ -229,6 +255,10 @@ def cielab(pixels: NDArray[np.uint8]) -> Floats:
 
 
 _RGB_TO_XYZ_SHARE = np.array(
-    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
+    [
+        [0.412453, 0.357580, 0.180423],
+        [0.212671, 0.715160, 0.072169],
+        [0.019334, 0.119193, 0.950227],
+    ]
 ) / np.array([[0.95047], [1.0], [1.08883]])
 """sRGB -> XYZ, each as a share of white's."""

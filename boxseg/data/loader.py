@@ -71,11 +71,15 @@ class TrainLoader:
         device: torch.device | str = "cpu",
     ) -> None:
         if len(dataset) == 0:
-            raise DataError(f"{dataset.source.annotations}: no image has a box; training needs at least one")
+            raise DataError(
+                f"{dataset.source.annotations}: no image has a box; training needs at least one"
+            )
         self.workers = workers
         self._dataset = dataset
         self._make_view = partial(make_view, shape=shape, flip=flip, strong=strong)
-        self._order = ImageOrder(dataset.sizes, seed=seed, global_batch_size=batch_size * world_size)
+        self._order = ImageOrder(
+            dataset.sizes, seed=seed, global_batch_size=batch_size * world_size
+        )
         self._batch_size = batch_size
         self._seed = seed
         self._rank = rank
@@ -87,7 +91,9 @@ class TrainLoader:
         Raises:
             DataError: an image cannot be read; names file and id.
         """
-        yield from map(self.finish, _load(self.read, range(start_step, start_step + steps), self.workers))
+        yield from map(
+            self.finish, _load(self.read, range(start_step, start_step + steps), self.workers)
+        )
 
     def read(self, step: int) -> list[View]:
         """What loader processes do for one step."""
@@ -96,10 +102,14 @@ class TrainLoader:
 
     def finish(self, views: list[View]) -> Batch:
         """What is left to do for one step, on the device."""
-        return add_strong_view(collate(views, device=self._device), [view.recoloring for view in views])
+        return add_strong_view(
+            collate(views, device=self._device), [view.recoloring for view in views]
+        )
 
     def _read_view(self, position: int) -> View:
-        state = np.random.SeedSequence([self._seed, VIEW_STREAM, position]).generate_state(1, np.uint64)
+        state = np.random.SeedSequence([self._seed, VIEW_STREAM, position]).generate_state(
+            1, np.uint64
+        )
         generator = torch.Generator().manual_seed(int(state[0]) >> 1)
         return self._make_view(self._dataset[self._order(position)], generator=generator)
 
@@ -128,7 +138,9 @@ class ImageOrder:
             return order
         return self._group(order, epoch, rng)
 
-    def _group(self, order: NDArray[np.int64], epoch: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    def _group(
+        self, order: NDArray[np.int64], epoch: int, rng: np.random.Generator
+    ) -> NDArray[np.int64]:
         """Reorder so that most global batches hold one orientation only."""
         size = self.global_batch_size
         portrait = self._is_portrait[order]
@@ -137,8 +149,12 @@ class ImageOrder:
             end = len(group) // size * size
             whole.append(group[:end].reshape(-1, size))
             rest.append(group[end:])
-        whole_batches, others = rng.permutation(np.concatenate(whole)), rng.permutation(np.concatenate(rest))
-        first_boundary = -epoch * len(order) % size  # before it, positions complete a batch of the last epoch
+        whole_batches, others = (
+            rng.permutation(np.concatenate(whole)),
+            rng.permutation(np.concatenate(rest)),
+        )
+        # before it, positions complete a batch of the last epoch
+        first_boundary = -epoch * len(order) % size
         return np.roll(np.concatenate([whole_batches.ravel(), others]), first_boundary)
 
 
@@ -168,10 +184,14 @@ def eval_batches(
 def _read_eval_views(
     dataset: CocoBoxes, parts: list[Sequence[int]], number: int, *, short_side: int, max_size: int
 ) -> list[View]:
-    return [resize_only(dataset[i], short_side=short_side, max_size=max_size) for i in parts[number]]
+    return [
+        resize_only(dataset[i], short_side=short_side, max_size=max_size) for i in parts[number]
+    ]
 
 
-def collate(views: Sequence[View], *, divisor: int = 32, device: torch.device | str = "cpu") -> Batch:
+def collate(
+    views: Sequence[View], *, divisor: int = 32, device: torch.device | str = "cpu"
+) -> Batch:
     """Views as one batch, padded at the right and at the bottom with 0; `weak` and `strong` are one tensor.
 
     Args:
@@ -211,7 +231,8 @@ def _load(read: Callable[[int], Read], wanted: range, workers: int) -> Iterator[
         sampler=wanted,
         batch_size=None,
         num_workers=workers,
-        generator=torch.Generator(),  # of its own: drawing the workers' base seed must not move the global one
+        # of its own: drawing the workers' base seed must not move the global one
+        generator=torch.Generator(),
     )
     for found in loader:
         if isinstance(found, DataError):

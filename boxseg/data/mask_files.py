@@ -34,17 +34,25 @@ def read_masks(path: Path, data: CocoBoxes) -> dict[int, list[dict[str, Any]]]:
     content = read_json(path, MASKS_RULE)
     entries, images, categories = content, None, None
     if isinstance(content, dict):
-        entries, images, categories = (content.get(key) for key in ("annotations", "images", "categories"))
+        entries, images, categories = (
+            content.get(key) for key in ("annotations", "images", "categories")
+        )
     if not isinstance(entries, list):
         raise DataError(f"{path}: has no list of annotations; {MASKS_RULE} (name another file)")
-    ours = _match_images(path, images, data) if images else {data.image_id(index): index for index in range(len(data))}
+    ours = (
+        _match_images(path, images, data)
+        if images
+        else {data.image_id(index): index for index in range(len(data))}
+    )
     label_of = _match_classes(categories, data)
     masks_of: dict[int, list[dict[str, Any]]] = defaultdict(list)
     foreign = without_mask = 0
     for number, entry in enumerate(entries):
         problem = _entry_problem(entry)
         if problem is not None:
-            raise DataError(f"{path}: entry {number} {problem[0]}; {problem[1]} (correct or remove it)")
+            raise DataError(
+                f"{path}: entry {number} {problem[0]}; {problem[1]} (correct or remove it)"
+            )
         index = ours.get(entry["image_id"])
         if index is None:
             foreign += 1
@@ -56,9 +64,14 @@ def read_masks(path: Path, data: CocoBoxes) -> dict[int, list[dict[str, Any]]]:
             masks_of[data.image_id(index)].append(entry | {"bbox": box, "label": label})
     if not masks_of:
         raise DataError(_nothing_found(path, images, data))
-    for count, what in ((foreign, "are for other images than those listed"), (without_mask, "have no mask")):
+    for count, what in (
+        (foreign, "are for other images than those listed"),
+        (without_mask, "have no mask"),
+    ):
         if count:
-            logger.warning("%s: %d of %d entries %s; they are left out", path, count, len(entries), what)
+            logger.warning(
+                "%s: %d of %d entries %s; they are left out", path, count, len(entries), what
+            )
     return masks_of
 
 
@@ -73,22 +86,38 @@ def _match_images(path: Path, images: Any, data: CocoBoxes) -> dict[int, int]:
     names = Names(index_of)
     found: dict[int, int] = {}
     for number, image in enumerate(images if isinstance(images, list) else [None]):
-        if not isinstance(image, dict) or not is_whole(image.get("id")) or not isinstance(image.get("file_name"), str):
+        if (
+            not isinstance(image, dict)
+            or not is_whole(image.get("id"))
+            or not isinstance(image.get("file_name"), str)
+        ):
             told = f"images[{number}] has no whole number `id` and text `file_name`"
             raise DataError(f"{path}: {told}; {MASKS_RULE} (correct the file)")
         name = image["file_name"]
         same_file = os.path.relpath(os.path.abspath(name), folder)  # noqa: PTH100 - links are kept
         near = [each for each in names.alike(name) if is_tail(name, (folder / each).as_posix())]
-        known = [each for each in (name, same_file, *(near if len(near) == 1 else ())) if each in index_of]
+        known = [
+            each
+            for each in (name, same_file, *(near if len(near) == 1 else ()))
+            if each in index_of
+        ]
         if known:
             found[image["id"]] = index_of[known[0]]
             _require_same_size(path, image, data, index_of[known[0]])
     _require_distinct(path, found, data)
     listed = len(images)
     if 0 < len(found) < listed:
-        logger.warning("%s: %d of its %d images are none of %s", path, listed - len(found), listed, _place(data))
+        logger.warning(
+            "%s: %d of its %d images are none of %s",
+            path,
+            listed - len(found),
+            listed,
+            _place(data),
+        )
     if 0 < len(found) < len(data):
-        logger.warning("%s: lists %d of the %d images of %s", path, len(found), len(data), _place(data))
+        logger.warning(
+            "%s: lists %d of the %d images of %s", path, len(found), len(data), _place(data)
+        )
     return found
 
 
@@ -96,7 +125,9 @@ def _require_same_size(path: Path, image: dict[str, Any], data: CocoBoxes, index
     size, listed = data.size(index), (image.get("height"), image.get("width"))
     if all(map(is_whole, listed)) and listed != size:
         told = f"image {image['id']} is {listed[1]} x {listed[0]} px, and {size[1]} x {size[0]} px"
-        raise DataError(f"{path}: {told} in {_place(data)}; masks are for images of the same size (name another file)")
+        raise DataError(
+            f"{path}: {told} in {_place(data)}; masks are for images of the same size (name another file)"
+        )
 
 
 def _require_distinct(path: Path, found: dict[int, int], data: CocoBoxes) -> None:
@@ -115,7 +146,11 @@ def _match_classes(categories: Any, data: CocoBoxes) -> dict[int, int]:
         return own
     found: dict[int, int] = {}
     for each in categories:
-        if isinstance(each, dict) and is_whole(each.get("id")) and isinstance(each.get("name"), str):
+        if (
+            isinstance(each, dict)
+            and is_whole(each.get("id"))
+            and isinstance(each.get("name"), str)
+        ):
             label, name = own.get(each["id"], ABSENT), each["name"]
             is_same = label != ABSENT and fold_name(name) == fold_name(data.class_names[label])
             found[each["id"]] = label if is_same else find_labels([name], data.class_names)[0]
@@ -129,8 +164,12 @@ def _nothing_found(path: Path, images: Any, data: CocoBoxes) -> str:
         return f"{told}; {MASKS_RULE}, for images of the same image ids (name the file made for these images)"
     theirs = next((each["file_name"] for each in images if isinstance(each, dict)), "")
     ours = f"{data.file_name(0)!r} in {data.source.images}" if len(data) else "none"
-    rule = f"images are those of the same file name: its first is {theirs!r}, that of the data {ours}"
-    return f"{told}; {rule} (correct the names, or --images, or name the file made for these images)"
+    rule = (
+        f"images are those of the same file name: its first is {theirs!r}, that of the data {ours}"
+    )
+    return (
+        f"{told}; {rule} (correct the names, or --images, or name the file made for these images)"
+    )
 
 
 def _place(data: CocoBoxes) -> str:
@@ -143,7 +182,10 @@ def _entry_problem(entry: Any) -> Problem | None:
         return f"is {entry!r:.40}", "entries are objects"
     for key in ("image_id", "category_id"):
         if not is_whole(entry.get(key)) and (key in entry or key == "image_id"):
-            return f"has {key} {entry.get(key)!r:.40}", "ids are whole numbers, those of the annotation file"
+            return (
+                f"has {key} {entry.get(key)!r:.40}",
+                "ids are whole numbers, those of the annotation file",
+            )
     for key in ("score", "quality"):
         if key in entry and not is_number(entry[key]):
             return f"has {key} {entry[key]!r:.40}", f"a {key} is a finite number"
@@ -166,4 +208,6 @@ def encode_entry(path: Path, entry: dict[str, Any], size: tuple[int, int]) -> di
     try:
         return encode_segmentation(entry["segmentation"], size)
     except DataError as error:
-        raise DataError(f"{path}: the mask of annotation {entry.get('id')!r:.40} {error}") from error
+        raise DataError(
+            f"{path}: the mask of annotation {entry.get('id')!r:.40} {error}"
+        ) from error

@@ -29,14 +29,28 @@ def find_misfits(config: BoxSegConfig, fingerprint: Fingerprint) -> Iterator[str
     """What of the settings does not fit the data that they train on, a sentence each with the setting to change."""
     train = config.train
     if train.window is None:
-        yield from _too_small(fingerprint, "train.image_size", max(train.short_sides), train.max_size, or_windows=True)
-        yield from _too_many(fingerprint, "cond.max_per_image", config.cond.max_per_image, "mask losses learn from")
+        yield from _too_small(
+            fingerprint,
+            "train.image_size",
+            max(train.short_sides),
+            train.max_size,
+            or_windows=True,
+        )
+        yield from _too_many(
+            fingerprint, "cond.max_per_image", config.cond.max_per_image, "mask losses learn from"
+        )
     if train.eval_short_side != max(train.short_sides) or train.window is not None:
-        yield from _too_small(fingerprint, "train.eval_size", train.eval_short_side, train.max_size)
+        yield from _too_small(
+            fingerprint, "train.eval_size", train.eval_short_side, train.max_size
+        )
     if config.model.kind == "condinst":
         yield from _too_many(fingerprint, "fcos.topk", config.fcos.topk, "evaluation keeps")
     colours, threshold = fingerprint.colours, config.boxinst.color_thr
-    if colours is not None and colours.contrast < PLAIN_CONTRAST and threshold < color_threshold(colours.contrast):
+    if (
+        colours is not None
+        and colours.contrast < PLAIN_CONTRAST
+        and threshold < color_threshold(colours.contrast)
+    ):
         yield (
             f"half of the objects differ by {colours.contrast:.1f} or less from what is around them (CIELAB), which "
             f"boxinst.color_thr {threshold:g} takes for alike; {color_threshold(colours.contrast):g} would not"
@@ -44,7 +58,12 @@ def find_misfits(config: BoxSegConfig, fingerprint: Fingerprint) -> Iterator[str
 
 
 def _too_small(
-    fingerprint: Fingerprint, name: str, short_side: int, max_size: int, *, or_windows: bool = False
+    fingerprint: Fingerprint,
+    name: str,
+    short_side: int,
+    max_size: int,
+    *,
+    or_windows: bool = False,
 ) -> Iterator[str]:
     median = float(np.median(fingerprint.sides.sizes_at(short_side, max_size)))
     if median >= FEWEST_CELLS * CELL_PX:
@@ -54,7 +73,9 @@ def _too_small(
     ways = []
     if wanted <= LARGEST_SIDE:
         also = (
-            f" with train.max_size {_long_side(fingerprint, wanted)}" if _is_cut(fingerprint, wanted, max_size) else ""
+            f" with train.max_size {_long_side(fingerprint, wanted)}"
+            if _is_cut(fingerprint, wanted, max_size)
+            else ""
         )
         ways.append(f"{wanted}{also} would give {larger:.0f}")
     if or_windows:
@@ -68,7 +89,9 @@ def _too_small(
 def _is_cut(fingerprint: Fingerprint, short_side: int, max_size: int) -> bool:
     """Whether `max_size` keeps half of the boxes from being as large as a short side would make them."""
     sides = fingerprint.sides
-    return float(np.median(sides.sizes_at(short_side, max_size))) < 0.99 * float(np.median(sides.sizes_at(short_side)))
+    return float(np.median(sides.sizes_at(short_side, max_size))) < 0.99 * float(
+        np.median(sides.sizes_at(short_side))
+    )
 
 
 def _long_side(fingerprint: Fingerprint, short_side: int) -> int:

@@ -33,9 +33,13 @@ def draw_stats(classes: Mapping[str, int], sides: Sequence[float], path: Path) -
     left.set(title="boxes of each class", ylabel="boxes")
     shown = [side for side in sides if side > 0]
     right.hist(
-        shown, bins=np.geomspace(min(shown, default=1), max(shown, default=2) + 1, 30).tolist(), color="tab:orange"
+        shown,
+        bins=np.geomspace(min(shown, default=1), max(shown, default=2) + 1, 30).tolist(),
+        color="tab:orange",
     )
-    right.set(title="size of the boxes", xlabel="root of the area [px]", xscale="log", ylabel="boxes")
+    right.set(
+        title="size of the boxes", xlabel="root of the area [px]", xscale="log", ylabel="boxes"
+    )
     for edge in (32, 96):
         right.axvline(edge, color="gray", linestyle="--")
     save_figure(figure, path)

@@ -48,7 +48,9 @@ def ensure_toy(root: Path, settings: ToyConfig) -> tuple[CocoSource, CocoSource]
 
     Safe when several processes call it at once: each draws beside, the first rename wins.
     """
-    digest = hashlib.sha256(f"{DRAWING_VERSION} {settings.model_dump_json()}".encode()).hexdigest()[:10]
+    digest = hashlib.sha256(
+        f"{DRAWING_VERSION} {settings.model_dump_json()}".encode()
+    ).hexdigest()[:10]
     final = root / f"toy-{digest}"
     if not final.is_dir():
         draft = root / f".toy-{digest}-{os.getpid()}-{os.urandom(4).hex()}"
@@ -92,7 +94,9 @@ def draw_scene(
     labels: list[int] = []
     for _ in range(int(rng.integers(1, MAX_OBJECTS + 1))):
         label = int(rng.integers(len(settings.shapes)))
-        placed = _place_object(rng, size, settings.shapes[label], settings.max_turn, masks, full_areas)
+        placed = _place_object(
+            rng, size, settings.shapes[label], settings.max_turn, masks, full_areas
+        )
         if placed is None:
             continue
         alpha, full_area = placed
@@ -110,7 +114,9 @@ def draw_scene(
 
 def _write_dataset(folder: Path, settings: ToyConfig) -> None:
     (folder / "annotations").mkdir(parents=True)
-    for number, (name, count) in enumerate((("train", settings.train_images), ("val", settings.val_images))):
+    for number, (name, count) in enumerate(
+        (("train", settings.train_images), ("val", settings.val_images))
+    ):
         (folder / name).mkdir()
         split = CocoSplit(folder / name, settings.shapes)
         for index in range(count):
@@ -137,7 +143,9 @@ def _place_object(
     for _ in range(30):
         radius = rng.uniform(0.085, 0.24) * size
         centre = rng.uniform(0.6 * radius, size - 0.6 * radius, 2)
-        whole = _coverage(SHAPES[name], radius, np.deg2rad(rng.uniform(0, max_turn)), rng.uniform(), centre % 1.0)
+        whole = _coverage(
+            SHAPES[name], radius, np.deg2rad(rng.uniform(0, max_turn)), rng.uniform(), centre % 1.0
+        )
         alpha = _crop_to_canvas(whole, np.floor(centre).astype(int), size)
         full_area = int((whole >= 0.5).sum())
         covered = alpha >= 0.5
@@ -149,7 +157,9 @@ def _place_object(
     return None
 
 
-def _draw_clutter(rng: np.random.Generator, picture: FloatArray, settings: ToyConfig) -> FloatArray:
+def _draw_clutter(
+    rng: np.random.Generator, picture: FloatArray, settings: ToyConfig
+) -> FloatArray:
     """The picture with shapes that are no class, in any colour; they may hide one another."""
     others = [name for name in SHAPES if name not in settings.shapes]
     for _ in range(int(rng.integers(settings.clutter + 1))):
@@ -166,7 +176,9 @@ def _paint(picture: FloatArray, paint: FloatArray, alpha: FloatArray) -> FloatAr
     return picture * (1 - alpha[..., None]) + paint * alpha[..., None]
 
 
-def _coverage(inside: Inside, radius: float, angle: float, form: float, offset: FloatArray) -> FloatArray:
+def _coverage(
+    inside: Inside, radius: float, angle: float, form: float, offset: FloatArray
+) -> FloatArray:
     """Share of each pixel that the shape covers, on a square window whose middle pixel holds the shape's centre."""
     half = int(np.ceil(radius)) + 1
     steps = (np.arange((2 * half + 1) * SUPERSAMPLING) + 0.5) / SUPERSAMPLING - half
@@ -186,12 +198,16 @@ def _crop_to_canvas(window: FloatArray, centre: NDArray[np.int_], size: int) -> 
     return padded[half : half + size, half : half + size]
 
 
-def _draw_background(rng: np.random.Generator, size: int) -> tuple[FloatArray, tuple[FloatArray, FloatArray]]:
+def _draw_background(
+    rng: np.random.Generator, size: int
+) -> tuple[FloatArray, tuple[FloatArray, FloatArray]]:
     """Float (size, size, 3) in 0 … 255 between two muted colours, and these colours."""
     hue, saturation, value = rng.uniform(), rng.uniform(0.12, 0.45), rng.uniform(0.3, 0.9)
     first = _rgb(hue, saturation, value)
     second = _rgb(
-        hue + rng.uniform(-0.12, 0.12), saturation, float(np.clip(value + rng.uniform(-0.16, 0.16), 0.2, 0.95))
+        hue + rng.uniform(-0.12, 0.12),
+        saturation,
+        float(np.clip(value + rng.uniform(-0.16, 0.16), 0.2, 0.95)),
     )
     pattern = (_smooth_noise, _stripes, _ramp)[int(rng.integers(3))](rng, size)[..., None]
     grain = 6.0 * (_smooth_noise(rng, size, cells=16)[..., None] - 0.5)
@@ -205,10 +221,14 @@ def _object_texture(rng: np.random.Generator, size: int, color: FloatArray) -> F
     return color * (1 + light[..., None])
 
 
-def _contrasting_color(rng: np.random.Generator, taken: list[FloatArray], draw_hue: DrawHue) -> FloatArray:
+def _contrasting_color(
+    rng: np.random.Generator, taken: list[FloatArray], draw_hue: DrawHue
+) -> FloatArray:
     """A vivid colour far from all taken ones, or the farthest of 40 tries."""
     tries = [_vivid_color(rng, draw_hue) for _ in range(40)]
-    distances = np.array([min(np.linalg.norm(color - other) for other in taken) for color in tries])
+    distances = np.array(
+        [min(np.linalg.norm(color - other) for other in taken) for color in tries]
+    )
     far = np.nonzero(distances >= MIN_CONTRAST)[0]
     return tries[int(far[0]) if len(far) else int(distances.argmax())]
 
@@ -235,7 +255,9 @@ def _rgb(hue: float, saturation: float, value: float) -> FloatArray:
 
 def _smooth_noise(rng: np.random.Generator, size: int, cells: int = 5) -> FloatArray:
     coarse = Image.fromarray(rng.uniform(0, 1, (cells, cells)).astype(np.float32))
-    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64).clip(0, 1)
+    return np.asarray(
+        coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64
+    ).clip(0, 1)
 
 
 def _stripes(rng: np.random.Generator, size: int) -> FloatArray:
@@ -279,12 +301,14 @@ def _in_square(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
 def _in_star(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:
     """Five-pointed; points on the unit circle, notches at 0.42 … 0.52 of it."""
     fold = np.pi / 5
-    angle = np.abs((np.arctan2(y, x) + fold) % (2 * fold) - fold)  # 0 towards a point, `fold` towards a notch
+    # 0 towards a point, `fold` towards a notch
+    angle = np.abs((np.arctan2(y, x) + fold) % (2 * fold) - fold)
     radius = np.hypot(x, y)
     notch = 0.42 + 0.1 * form
     notch_x, notch_y = notch * np.cos(fold), notch * np.sin(fold)
     u, v = radius * np.cos(angle), radius * np.sin(angle)
-    return (1 - u) * notch_y - v * (1 - notch_x) >= 0  # on the inner side of the line from point to notch
+    # on the inner side of the line from point to notch
+    return (1 - u) * notch_y - v * (1 - notch_x) >= 0
 
 
 def _in_ring(x: FloatArray, y: FloatArray, form: float) -> NDArray[np.bool_]:

@@ -55,7 +55,9 @@ Shape = Callable[[Sample, Generator], View]
 """Makes a view of a sample that is neither flipped nor recoloured; draws what it needs from the generator."""
 
 
-def make_view(sample: Sample, *, shape: Shape, flip: float, strong: Strong, generator: Generator) -> View:
+def make_view(
+    sample: Sample, *, shape: Shape, flip: float, strong: Strong, generator: Generator
+) -> View:
     """Shape and perhaps flip a sample, and draw how colours change in its strong view.
 
     Args:
@@ -75,10 +77,14 @@ def make_view(sample: Sample, *, shape: Shape, flip: float, strong: Strong, gene
     if float(torch.rand(1, generator=generator)) < flip:
         view = flip_view(view)
     changes = COLOR_CHANGES[strong]
-    return view if changes is None else replace(view, recoloring=draw_recoloring(changes, generator))
+    return (
+        view if changes is None else replace(view, recoloring=draw_recoloring(changes, generator))
+    )
 
 
-def random_size(sample: Sample, generator: Generator, *, short_sides: Sequence[int], max_size: int) -> View:
+def random_size(
+    sample: Sample, generator: Generator, *, short_sides: Sequence[int], max_size: int
+) -> View:
     """The whole image with one of the short sides [px], less where the long side would exceed `max_size` [px]."""
     drawn = float(torch.rand(1, generator=generator))
     short_side = short_sides[min(int(drawn * len(short_sides)), len(short_sides) - 1)]
@@ -103,14 +109,18 @@ def resize_only(sample: Sample, short_side: int, max_size: int) -> View:
         drawn = None if drawn is None else DrawnMasks(drawn.mask[kept], drawn.present[kept])
     if drawn is not None:
         drawn = replace(drawn, mask=resize_bool(drawn.mask, new_size))
-    return View(pixels, boxes, labels, sample.image_id, sample.original_size, new_size, drawn=drawn)
+    return View(
+        pixels, boxes, labels, sample.image_id, sample.original_size, new_size, drawn=drawn
+    )
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """The image uint8 (3, h, w) at another size; the same tensor where it has that size."""
     if image.shape[-2:] == size:
         return image
-    return F.resize_image(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return F.resize_image(
+        image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True
+    )
 
 
 def flip_view(view: View) -> View:

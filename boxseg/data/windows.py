@@ -37,11 +37,18 @@ class Window:
     def to_window(self, boxes: Tensor) -> Tensor:
         """Boxes (..., 4) of the image in pixels of the scaled window; not clipped."""
         corner = boxes.new_tensor([self.left, self.top] * 2)
-        return (boxes - corner) * boxes.new_tensor([self.size[1] / self.width, self.size[0] / self.height] * 2)
+        return (boxes - corner) * boxes.new_tensor(
+            [self.size[1] / self.width, self.size[0] / self.height] * 2
+        )
 
 
 def place_window(
-    box: Tensor, image_size: tuple[int, int], *, side: int, object_size: float, shift: tuple[float, float] = (0.5, 0.5)
+    box: Tensor,
+    image_size: tuple[int, int],
+    *,
+    side: int,
+    object_size: float,
+    shift: tuple[float, float] = (0.5, 0.5),
 ) -> Window:
     """The window around a box.
 
@@ -84,10 +91,20 @@ def cut_window(sample: Sample, window: Window) -> tuple[View, Tensor]:
         masks = resize_bool(sample.drawn.mask[kept][:, rows, columns], window.size)
         drawn = DrawnMasks(masks, sample.drawn.present[kept])
     piece_size = (window.height, window.width)
-    return View(pixels, clipped[kept], sample.labels[kept], sample.image_id, piece_size, window.size, drawn=drawn), kept
+    return View(
+        pixels,
+        clipped[kept],
+        sample.labels[kept],
+        sample.image_id,
+        piece_size,
+        window.size,
+        drawn=drawn,
+    ), kept
 
 
-def random_window(sample: Sample, generator: torch.Generator, *, side: int, object_size: tuple[float, float]) -> View:
+def random_window(
+    sample: Sample, generator: torch.Generator, *, side: int, object_size: tuple[float, float]
+) -> View:
     """A window of `side` px around a random box of the sample, at a random place.
 
     The longer side of the box becomes a log-uniform draw of `object_size` [px].

@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from boxseg.errors import CheckpointError
-from boxseg.files.writing import naming_storage_faults, plain_size, read_plain, sync_folder, write_file
+from boxseg.files.writing import (
+    naming_storage_faults,
+    plain_size,
+    read_plain,
+    sync_folder,
+    write_file,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,7 +63,9 @@ def pack(networks: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> dict[
     return files | {"state.pt": buffer.getvalue()}
 
 
-def save_checkpoint(checkpoints: Path, *, step: int, files: dict[str, bytes], about: dict[str, Any]) -> Path:
+def save_checkpoint(
+    checkpoints: Path, *, step: int, files: dict[str, bytes], about: dict[str, Any]
+) -> Path:
     """Write `checkpoints/step-NNNNNNNN/` and return it, on the disk: beside, then renamed, so that neither a kill nor a
     power loss leaves half a folder.
 
@@ -79,7 +87,10 @@ def save_checkpoint(checkpoints: Path, *, step: int, files: dict[str, bytes], ab
         try:
             for name, content in files.items():
                 write_file(scratch / name, content)
-            write_file(scratch / ABOUT, json.dumps(_with_sums({"step": step, **about}, files), indent=1).encode())
+            write_file(
+                scratch / ABOUT,
+                json.dumps(_with_sums({"step": step, **about}, files), indent=1).encode(),
+            )
             sync_folder(scratch)
             if folder.exists():  # the same step was saved before a restart; the new one is as good
                 folder.rename(replaced)
@@ -115,7 +126,9 @@ def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
             _link(checkpoints / BEST, best)
         _link(checkpoints / LAST, folder)
         sync_folder(checkpoints)
-    kept = {folder.name, *(recent.name for recent in until_now[-2:])} | ({best.name} if best is not None else set())
+    kept = {folder.name, *(recent.name for recent in until_now[-2:])} | (
+        {best.name} if best is not None else set()
+    )
     for old in until_now:
         if old.name not in kept:
             shutil.rmtree(old, ignore_errors=True)
@@ -191,7 +204,8 @@ def find_checkpoint_damage(folder: Path, *, only: str | None = None) -> str | No
         sums: dict[str, str] = _read_about(folder)["sha256"]
         for name in sums.keys() - {ABOUT} if only is None else {only}:
             with _naming_damage(folder / name):
-                plain_size(folder / name)  # raises for a pipe, from which reading would wait forever
+                # raises for a pipe, from which reading would wait forever
+                plain_size(folder / name)
                 with (folder / name).open("rb") as file:
                     _check_sum(hashlib.file_digest(file, "sha256").hexdigest(), sums.get(name))
     except CheckpointError as error:
@@ -253,20 +267,25 @@ def load_state(folder: Path) -> dict[str, Any]:
     with _naming_way_out(folder):
         data = _read_file(folder, path.name)
         with _naming_damage(path):
-            state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(
+                io.BytesIO(data), map_location="cpu", weights_only=True
+            )
     return state
 
 
 def _with_sums(about: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
     """`about` with the SHA-256 of each file under `sha256`, and its own, that of everything else in it."""
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    as_read = json.loads(json.dumps({**about, "sha256": sums}))  # tuples are lists then, for example
+    # tuples are lists then, for example
+    as_read = json.loads(json.dumps({**about, "sha256": sums}))
     return {**as_read, "sha256": {**sums, ABOUT: _own_sum(as_read)}}
 
 
 def _own_sum(about: dict[str, Any]) -> str:
     others = {name: value for name, value in about["sha256"].items() if name != ABOUT}
-    return hashlib.sha256(json.dumps({**about, "sha256": others}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps({**about, "sha256": others}, sort_keys=True).encode()
+    ).hexdigest()
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
@@ -305,7 +324,8 @@ def _oldest_first(checkpoints: Path) -> list[tuple[int, Path]]:
     Some tools copy a link as a folder. So `last` and `best` count as well if they are folders with content; they come
     before the folder of the same step, and first of all if they cannot be read.
     """
-    folders = [(step, 1, folder) for step, folder in _steps(checkpoints)]  # 1 sorts them behind copies of their step
+    # 1 sorts them behind copies of their step
+    folders = [(step, 1, folder) for step, folder in _steps(checkpoints)]
     for copy in (checkpoints / LAST, checkpoints / BEST):
         if copy.is_dir() and not copy.is_symlink() and any(copy.iterdir()):
             about = _try_about(copy)
@@ -378,7 +398,13 @@ def _naming_way_out(folder: Path) -> Iterator[None]:
         yield
     except CheckpointError as fault:
         here = folder.resolve()
-        others = (other for _, other in _oldest_first(here.parent)[::-1] if other.resolve() != here)
+        others = (
+            other for _, other in _oldest_first(here.parent)[::-1] if other.resolve() != here
+        )
         sound = next((other for other in others if find_checkpoint_damage(other) is None), None)
-        way_out = "put a copy back, or name another checkpoint" if sound is None else f"{sound} is sound; name that one"
+        way_out = (
+            "put a copy back, or name another checkpoint"
+            if sound is None
+            else f"{sound} is sound; name that one"
+        )
         raise CheckpointError(f"{fault}; {way_out}") from fault

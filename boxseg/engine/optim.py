@@ -29,8 +29,14 @@ def build_optimizer(
     The layer `finer`, by which a plain ViT gets a finer map, is as new as the heads and learns at their rate.
     Weight decay acts on every parameter, norms and biases included (`docs/method.md#optimizer-and-schedule`).
     """
-    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
-    in_backbone = {name for name, _ in named if name.startswith("backbone.") and ".finer." not in name}
+    named = [
+        (name, parameter)
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    ]
+    in_backbone = {
+        name for name, _ in named if name.startswith("backbone.") and ".finer." not in name
+    }
     backbone = [parameter for name, parameter in named if name in in_backbone]
     rest = [parameter for name, parameter in named if name not in in_backbone]
     groups = [

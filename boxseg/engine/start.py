@@ -44,7 +44,9 @@ def read_trained(path: Path) -> TrainedWeights:
     return TrainedWeights(f"{folder} ({name})", state, about["classes"]["names"])
 
 
-def take_over(network: MaskNetwork, trained: TrainedWeights, class_names: Sequence[str]) -> StartReport:
+def take_over(
+    network: MaskNetwork, trained: TrainedWeights, class_names: Sequence[str]
+) -> StartReport:
     """Load all weights of the same name and shape; of the layers that know classes, the parts of the same classes.
 
     Args:
@@ -56,7 +58,9 @@ def take_over(network: MaskNetwork, trained: TrainedWeights, class_names: Sequen
         CheckpointError: no layer fits, classes apart; the network is unchanged.
     """
     own, parameters = network.state_dict(), dict(network.named_parameters())
-    pairs = None if trained.class_names is None else _same_classes(trained.class_names, class_names)
+    pairs = (
+        None if trained.class_names is None else _same_classes(trained.class_names, class_names)
+    )
     fitting: dict[str, Tensor] = {}
     for name, tensor in own.items():
         weights, layer = trained.state.get(name), name.rpartition(".")[0]
@@ -64,7 +68,9 @@ def take_over(network: MaskNetwork, trained: TrainedWeights, class_names: Sequen
             continue
         if pairs is not None and layer in network.class_layers:
             sizes = len(trained.class_names or ()), len(class_names)
-            weights = _join_classes(tensor, weights, pairs, sizes=sizes, ahead=network.class_layers[layer])
+            weights = _join_classes(
+                tensor, weights, pairs, sizes=sizes, ahead=network.class_layers[layer]
+            )
         if weights is not None and weights.shape == tensor.shape:
             fitting[name] = weights
     # Vectors, such as biases, have the same shape in many networks; only a matrix shows that the networks are alike.
@@ -83,11 +89,20 @@ def take_over(network: MaskNetwork, trained: TrainedWeights, class_names: Sequen
 def _same_classes(before: Sequence[str], now: Sequence[str]) -> list[tuple[int, int]]:
     """(label now, label before) of the classes of one name."""
     label_of = {name.casefold(): label for label, name in enumerate(before)}
-    return [(label, label_of[name.casefold()]) for label, name in enumerate(now) if name.casefold() in label_of]
+    return [
+        (label, label_of[name.casefold()])
+        for label, name in enumerate(now)
+        if name.casefold() in label_of
+    ]
 
 
 def _join_classes(
-    own: Tensor, trained: Tensor, pairs: list[tuple[int, int]], *, sizes: tuple[int, int], ahead: int
+    own: Tensor,
+    trained: Tensor,
+    pairs: list[tuple[int, int]],
+    *,
+    sizes: tuple[int, int],
+    ahead: int,
 ) -> Tensor | None:
     """A layer's weights with the rows of common classes taken over; None where there are none, or nothing fits.
 
@@ -99,7 +114,11 @@ def _join_classes(
         ahead: Rows before those of the first class.
     """
     per_class = (len(own) - ahead) // sizes[1]
-    if not pairs or own.shape[1:] != trained.shape[1:] or len(trained) != ahead + per_class * sizes[0]:
+    if (
+        not pairs
+        or own.shape[1:] != trained.shape[1:]
+        or len(trained) != ahead + per_class * sizes[0]
+    ):
         return None
     joined = own.detach().cpu().clone()
     joined[:ahead] = trained[:ahead]

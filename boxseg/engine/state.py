@@ -62,12 +62,16 @@ class Trainer:
 
     def networks(self) -> dict[str, MaskNetwork]:
         """`student`, and `teacher` where there is one."""
-        return {"student": self.student} | ({} if self.teacher is None else {"teacher": self.teacher})
+        return {"student": self.student} | (
+            {} if self.teacher is None else {"teacher": self.teacher}
+        )
 
     def evaluated_networks(self) -> dict[str, MaskNetwork]:
         """The networks that `train.evaluate` names; the student where there is no teacher."""
         networks, wanted = self.networks(), self.config.train.evaluate
-        return networks if wanted == "both" or wanted not in networks else {wanted: networks[wanted]}
+        return (
+            networks if wanted == "both" or wanted not in networks else {wanted: networks[wanted]}
+        )
 
     def rank_state(self) -> dict[str, Any]:
         """State of this process alone, which others do not have: its bank and torch's global random generators."""
@@ -82,7 +86,12 @@ class Trainer:
         """State besides the networks that all processes share."""
         return {"optimizer": self.optimizer.state_dict()}
 
-    def load(self, networks: dict[str, dict[str, Tensor]], shared: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
+    def load(
+        self,
+        networks: dict[str, dict[str, Tensor]],
+        shared: dict[str, Any],
+        ranks: list[dict[str, Any]],
+    ) -> None:
         """Take over saved state; a process that had no counterpart starts with an empty bank."""
         for name, network in self.networks().items():
             network.load_state_dict(networks[name])

@@ -50,7 +50,8 @@ def run_step(trainer: Trainer, batch: Batch, step: int, *, part: int = 0) -> Ste
         metrics |= qam_metrics(pseudo_masks)
     if batch.drawn is not None:
         pseudo_masks = prefer_drawn(batch.drawn, pseudo_masks)
-        batch = replace(batch, drawn=None)  # from here on they are pseudo masks like any other, also for copy-paste
+        # from here on they are pseudo masks like any other, also for copy-paste
+        batch = replace(batch, drawn=None)
     if trainer.bank is not None and pseudo_masks is not None:
         batch, pseudo_masks, paste_metrics = paste_peers(
             batch,
@@ -85,12 +86,19 @@ def label_batch(trainer: Trainer, batch: Batch) -> list[PseudoMasks]:
     config = trainer.config
     with trainer.autocast():
         candidates = find_candidates(
-            trainer.teacher, batch, teacher=config.teacher, qam=config.qam, fcos=config.fcos, around_boxes=True
+            trainer.teacher,
+            batch,
+            teacher=config.teacher,
+            qam=config.qam,
+            fcos=config.fcos,
+            around_boxes=True,
         )
     return fuse_candidates(config, candidates, batch)
 
 
-def fuse_candidates(config: BoxSegConfig, candidates: list[Candidates], batch: Batch) -> list[PseudoMasks]:
+def fuse_candidates(
+    config: BoxSegConfig, candidates: list[Candidates], batch: Batch
+) -> list[PseudoMasks]:
     """QAM for every image of a batch."""
     qam, with_nms = config.qam, config.teacher.with_nms
     colors: Tensor | list[None] = [None] * len(batch)

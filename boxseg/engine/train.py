@@ -46,7 +46,9 @@ class Progress:
     """The better network of the last evaluation; None before the first."""
 
 
-def train(trainer: Trainer, *, folder: Path, reporter: Reporter, criterion: Criterion = MASK_AP) -> Progress:
+def train(
+    trainer: Trainer, *, folder: Path, reporter: Reporter, criterion: Criterion = MASK_AP
+) -> Progress:
     """Train until `trainer.steps` updates are done, or the reporter asks to stop.
 
     Goes on from the last sound checkpoint, if there is one, and otherwise starts from the weights that
@@ -85,7 +87,9 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, criterion: Crit
             started = time.perf_counter()
             metrics = optimise(trainer, batch, step)
             step_s = time.perf_counter() - started
-            meter.add(metrics, images=len(batch) * world_size(), step_s=step_s, wait_s=started - asked)
+            meter.add(
+                metrics, images=len(batch) * world_size(), step_s=step_s, wait_s=started - asked
+            )
             done = step + 1
             if isinstance(reporter, Watcher):
                 reporter.on_update(done, metrics)
@@ -93,7 +97,11 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, criterion: Crit
             outbox.deliver(wait=reports)  # reports stay in the order of their steps
             if reports:
                 lr = trainer.optimizer.param_groups[0]["lr"]
-                reporter.on_step(StepReport(done, mean_metrics(gather_objects(meter.summary())) | {"train/lr": lr}))
+                reporter.on_step(
+                    StepReport(
+                        done, mean_metrics(gather_objects(meter.summary())) | {"train/lr": lr}
+                    )
+                )
                 meter = Meter()
             stop = wants_stop(reporter, at_report=reports)
             if done in eval_steps:
@@ -107,7 +115,9 @@ def train(trainer: Trainer, *, folder: Path, reporter: Reporter, criterion: Crit
             asked = time.perf_counter()
         # The state of the last step may have been saved by a stop, without an evaluation.
         if progress.step == trainer.steps and progress.evaluated < trainer.steps:
-            progress = evaluate(trainer, folder, progress.step, progress, outbox, criterion=criterion)
+            progress = evaluate(
+                trainer, folder, progress.step, progress, outbox, criterion=criterion
+            )
     return progress
 
 
@@ -125,7 +135,9 @@ def report_again(progress: Progress, checkpoints: Path, reporter: Reporter) -> N
         return
     folder = checkpoint.folder_of(checkpoints, progress.step)
     is_best = progress.best_step == progress.evaluated
-    reporter.on_eval(EvalReport(progress.evaluated, progress.metrics, folder, is_best, is_repeated=True))
+    reporter.on_eval(
+        EvalReport(progress.evaluated, progress.metrics, folder, is_best, is_repeated=True)
+    )
 
 
 def wants_stop(reporter: Reporter, *, at_report: bool) -> bool:
@@ -196,7 +208,13 @@ def due_steps(steps: int, every: float) -> set[int]:
 
 
 def evaluate(
-    trainer: Trainer, folder: Path, done: int, progress: Progress, outbox: Outbox, *, criterion: Criterion
+    trainer: Trainer,
+    folder: Path,
+    done: int,
+    progress: Progress,
+    outbox: Outbox,
+    *,
+    criterion: Criterion,
 ) -> Progress:
     """Evaluate, and leave writing and reporting to the outbox; returns where the run stands.
 
@@ -207,7 +225,9 @@ def evaluate(
     evaluation = validate(trainer, folder=folder, step=done, criterion=criterion)
     metrics = evaluation.metrics
     is_best = criterion.better(metrics, than=progress.best)
-    progress = replace(progress, step=done, metrics=metrics, evaluated=done, network=evaluation.network)
+    progress = replace(
+        progress, step=done, metrics=metrics, evaluated=done, network=evaluation.network
+    )
     if is_best:
         progress = replace(progress, best=metrics, best_step=done)
     checkpoints = folder / "checkpoints"
@@ -283,13 +303,18 @@ def snapshot(trainer: Trainer, checkpoints: Path, progress: Progress) -> Callabl
         "best_step": progress.best_step,
         "network": progress.network,
         "config": trainer.config.model_dump(mode="json"),
-        "classes": {"ids": trainer.train_data.category_ids, "names": trainer.train_data.class_names},
+        "classes": {
+            "ids": trainer.train_data.category_ids,
+            "names": trainer.train_data.class_names,
+        },
     }
     files = checkpoint.pack(
         {name: network.state_dict() for name, network in trainer.networks().items()},
         {"shared": trainer.shared_state(), "ranks": states},
     )
-    return partial(checkpoint.save_checkpoint, checkpoints, step=progress.step, files=files, about=about)
+    return partial(
+        checkpoint.save_checkpoint, checkpoints, step=progress.step, files=files, about=about
+    )
 
 
 def restore(trainer: Trainer, folder: Path | None) -> Progress:
@@ -320,7 +345,9 @@ def restore(trainer: Trainer, folder: Path | None) -> Progress:
 
 def mean_metrics(of_ranks: list[dict[str, float]]) -> dict[str, float]:
     """Mean over the processes of each metric; all of them have the same names."""
-    return {name: sum(metrics[name] for metrics in of_ranks) / len(of_ranks) for name in of_ranks[0]}
+    return {
+        name: sum(metrics[name] for metrics in of_ranks) / len(of_ranks) for name in of_ranks[0]
+    }
 
 
 class Meter:
@@ -333,10 +360,14 @@ class Meter:
         self._step_s = 0.0
         self._wait_s = 0.0
 
-    def add(self, metrics: dict[str, Tensor], *, images: int, step_s: float, wait_s: float) -> None:
+    def add(
+        self, metrics: dict[str, Tensor], *, images: int, step_s: float, wait_s: float
+    ) -> None:
         """Add one step; all steps have the same names."""
         for name, value in metrics.items():
-            self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach()
+            self._sums[name] = (
+                self._sums[name] + value.detach() if name in self._sums else value.detach()
+            )
         self._steps += 1
         self._images += images
         self._step_s += step_s

@@ -75,7 +75,11 @@ class Evaluation:
 
 
 def measure_detections(
-    found: list[ImageResult], *, ground_truth: COCO, image_ids: list[int], category_ids: Sequence[int]
+    found: list[ImageResult],
+    *,
+    ground_truth: COCO,
+    image_ids: list[int],
+    category_ids: Sequence[int],
 ) -> Evaluation:
     """Score what the processes found together.
 
@@ -92,7 +96,11 @@ def measure_detections(
     """
     results = [result for part in gather_objects(found) for result in part]
     scores = coco_scores(ground_truth, results, image_ids=image_ids, category_ids=category_ids)
-    metrics = {name: value for name, value in scores.metrics.items() if name == "box_ap" or not name.startswith("box_")}
+    metrics = {
+        name: value
+        for name, value in scores.metrics.items()
+        if name == "box_ap" or not name.startswith("box_")
+    }
     ratios = np.concatenate([np.zeros(0), *map(area_ratios, results)])
     if len(ratios):
         metrics["mask_fill"] = float(ratios.clip(max=1).mean())
@@ -100,7 +108,9 @@ def measure_detections(
     return Evaluation(metrics, results, scores)
 
 
-def finish(network: MaskNetwork, predictions: Any, batch: Batch, settings: FcosConfig) -> list[Detections]:
+def finish(
+    network: MaskNetwork, predictions: Any, batch: Batch, settings: FcosConfig
+) -> list[Detections]:
     """Final detections of predictions, see `postprocess`."""
     return postprocess(
         network,
@@ -126,7 +136,9 @@ def encode_detections(found: Detections) -> ImageResult:
     """Detections as arrays and run-length encoded masks on the host."""
     boxes = box_convert(found.boxes.cpu().double(), "xyxy", "xywh").numpy()
     rles = [encode_rle(mask) for mask in found.masks.cpu().numpy()]
-    return ImageResult(found.image_id, boxes, found.scores.cpu().numpy(), found.labels.cpu().numpy(), rles)
+    return ImageResult(
+        found.image_id, boxes, found.scores.cpu().numpy(), found.labels.cpu().numpy(), rles
+    )
 
 
 def coco_scores(
@@ -168,7 +180,8 @@ def average_precision_of_images(evaluation: COCOeval) -> dict[int, float]:
         for each in evaluation.evalImgs[start : start + images]:
             objects = 0 if each is None else int((np.asarray(each["gtIgnore"]) == 0).sum())
             if objects:
-                counted = ~np.asarray(each["dtIgnore"], dtype=bool)  # (IoUs, detections), best score first
+                # (IoUs, detections), best score first
+                counted = ~np.asarray(each["dtIgnore"], dtype=bool)
                 hits = (np.asarray(each["dtMatches"]) > 0) & counted
                 precision = hits.cumsum(axis=1) / counted.cumsum(axis=1).clip(min=1)
                 precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
@@ -183,12 +196,20 @@ def has_all_masks(ground_truth: COCO, image_ids: list[int]) -> bool:
     return all(annotation.get("segmentation") for annotation in annotations)
 
 
-def coco_results(results: list[ImageResult], category_ids: Sequence[int], kind: str) -> list[dict[str, Any]]:
+def coco_results(
+    results: list[ImageResult], category_ids: Sequence[int], kind: str
+) -> list[dict[str, Any]]:
     """COCO result entries of one kind; boxes and masks apart, since pycocotools takes a mask's area from its box."""
     entries = []
     for result in results:
-        for box, score, label, rle in zip(result.boxes_xywh, result.scores, result.labels, result.rles, strict=True):
-            entry = {"image_id": result.image_id, "category_id": category_ids[label], "score": float(score)}
+        for box, score, label, rle in zip(
+            result.boxes_xywh, result.scores, result.labels, result.rles, strict=True
+        ):
+            entry = {
+                "image_id": result.image_id,
+                "category_id": category_ids[label],
+                "score": float(score),
+            }
             entry |= {"segmentation": rle} if kind == "segm" else {"bbox": box.tolist()}
             entries.append(entry)
     return entries
@@ -205,7 +226,11 @@ def run_coco_eval(
     with contextlib.redirect_stdout(io.StringIO()):
         found = ground_truth.loadRes(entries) if entries else COCO()
         if not entries:
-            found.dataset = {"images": ground_truth.dataset["images"], "annotations": [], "categories": []}
+            found.dataset = {
+                "images": ground_truth.dataset["images"],
+                "annotations": [],
+                "categories": [],
+            }
             found.createIndex()
         evaluation = evaluator(ground_truth, found, iouType=kind)
         evaluation.params.imgIds = image_ids

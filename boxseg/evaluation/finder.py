@@ -40,10 +40,14 @@ class Finder:
             found = finish(self._network, predictions, tiles.batch, settings)
             self._whole |= dict(zip(tiles.image_index, found, strict=True))
             return
-        raw = self._network.detect(predictions, score_thr=settings.score_thr, pre_topk=settings.pre_topk)
+        raw = self._network.detect(
+            predictions, score_thr=settings.score_thr, pre_topk=settings.pre_topk
+        )
         for position, each in enumerate(raw):
             chosen = choose_detections(each, nms_thr=settings.nms_thr, topk=settings.topk)
-            self._parts[tiles.image_index[position]].append(self._read(tiles, position, predictions, chosen))
+            self._parts[tiles.image_index[position]].append(
+                self._read(tiles, position, predictions, chosen)
+            )
 
     @torch.no_grad()
     def detections(self) -> list[Detections]:
@@ -58,10 +62,14 @@ class Finder:
         boxes = clip_boxes_to_image(found.boxes, (height, width))
         kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         found, boxes = found.take(kept), boxes[kept].cpu()
-        logits = self._network.mask_logits(predictions, torch.full_like(found.labels, position), found.handle)
+        logits = self._network.mask_logits(
+            predictions, torch.full_like(found.labels, position), found.handle
+        )
 
         image_height, image_width = self._batch.sizes[tiles.image_index[position]]
-        goes_on = torch.tensor([left > 0, top > 0, left + width < image_width, top + height < image_height])
+        goes_on = torch.tensor(
+            [left > 0, top > 0, left + width < image_width, top + height < image_height]
+        )
         near = (boxes - torch.tensor([0, 0, width, height])).abs() < CUT_PX
         return _Part(
             tile=torch.tensor([left, top, left + width, top + height]),
@@ -77,7 +85,9 @@ class Finder:
         objects = _join_cut(parts)
         kept = torch.arange(len(objects.rows))
         if len(parts) > 1:  # a single tile has been through this
-            kept = batched_nms(objects.boxes, objects.scores, objects.labels, self._settings.nms_thr)
+            kept = batched_nms(
+                objects.boxes, objects.scores, objects.labels, self._settings.nms_thr
+            )
             kept = kept[: self._settings.topk]
         maps = [each for part in parts for each in part.maps]
         cells = [side // MASK_STRIDE for side in self._batch.weak.shape[-2:]]
@@ -91,7 +101,9 @@ class Finder:
             canvas.zero_()
         scores = (objects.scores[kept] * certainty).sqrt()
         order = scores.argsort(descending=True, stable=True)
-        boxes = clip_boxes_to_image(scale_boxes(objects.boxes[kept], size, original_size), original_size)
+        boxes = clip_boxes_to_image(
+            scale_boxes(objects.boxes[kept], size, original_size), original_size
+        )
         return Detections(
             boxes=boxes[order].to(masks.device),
             scores=scores[order].to(masks.device),
@@ -152,7 +164,13 @@ def _cut_maps(probs: Tensor, row: int, column: int) -> list[_Map]:
             maps.append(_Map(row, column, probs.new_zeros(0, 0)))
             continue
         top, left = max(top - REACH, 0), max(left - REACH, 0)
-        maps.append(_Map(row + top, column + left, probs[index, top : bottom + REACH, left : right + REACH].clone()))
+        maps.append(
+            _Map(
+                row + top,
+                column + left,
+                probs[index, top : bottom + REACH, left : right + REACH].clone(),
+            )
+        )
     return maps
 
 
@@ -171,14 +189,20 @@ def _join_cut(parts: Sequence[_Part]) -> _Objects:
     that look alike where their tiles overlap are joined.
     """
     boxes, labels, scores, is_cut = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("boxes", "labels", "scores", "is_cut")
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ("boxes", "labels", "scores", "is_cut")
     )
     tiles = torch.stack([part.tile for part in parts]).to(boxes.dtype)
     tile_of = torch.repeat_interleave(torch.tensor([len(part.boxes) for part in parts]))
     dropped, links = set(), []
     for row in is_cut.nonzero()[:, 0].tolist():
         common = box_intersection(boxes[row : row + 1], boxes)[0]
-        others = (labels == labels[row]) & (tile_of != tile_of[row]) & (common > 0) & (scores >= SAME * scores[row])
+        others = (
+            (labels == labels[row])
+            & (tile_of != tile_of[row])
+            & (common > 0)
+            & (scores >= SAME * scores[row])
+        )
         if (others & ~is_cut & (common >= SAME * box_area(boxes[row]))).any():
             dropped.add(row)
             continue
@@ -188,7 +212,9 @@ def _join_cut(parts: Sequence[_Part]) -> _Objects:
         links += [(row, other) for other in cut[box_iou(here, there).diagonal() >= SAME].tolist()]
     links = [link for link in links if not dropped.intersection(link)]
     rows = [group for group in _groups(len(boxes), links) if group[0] not in dropped]
-    corners = [torch.cat([boxes[group, :2].amin(dim=0), boxes[group, 2:].amax(dim=0)]) for group in rows]
+    corners = [
+        torch.cat([boxes[group, :2].amin(dim=0), boxes[group, 2:].amax(dim=0)]) for group in rows
+    ]
     return _Objects(
         rows=rows,
         boxes=torch.stack(corners) if rows else boxes[:0],

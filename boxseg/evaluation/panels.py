@@ -19,7 +19,15 @@ TILE = 224
 GAP = 4
 CAPTION = 16
 COLUMNS = ("image", "boxes", "teacher mask (quality)", "student mask (score)")
-COLOURS = ((228, 26, 28), (55, 126, 184), (77, 175, 74), (152, 78, 163), (255, 127, 0), (166, 86, 40), (247, 129, 191))
+COLOURS = (
+    (228, 26, 28),
+    (55, 126, 184),
+    (77, 175, 74),
+    (152, 78, 163),
+    (255, 127, 0),
+    (166, 86, 40),
+    (247, 129, 191),
+)
 OPACITY = 0.4
 NUMBER_PX = (26, 12)
 """Width and height of a number on a picture."""
@@ -77,7 +85,8 @@ def _tiles(row: PanelRow) -> list[Image.Image]:
 def scale_picture(picture: Image.Image, scale: float) -> Image.Image:
     """A picture of `scale` times the size, no side below one pixel."""
     return picture.resize(
-        (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)), Image.Resampling.BICUBIC
+        (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)),
+        Image.Resampling.BICUBIC,
     )
 
 
@@ -107,7 +116,9 @@ def _overlay(plain: Image.Image, masks: np.ndarray, numbers: list[float]) -> Ima
     return tile
 
 
-def place_numbers(masks: Sequence[np.ndarray], numbers: Sequence[float]) -> list[tuple[tuple[int, int], str]]:
+def place_numbers(
+    masks: Sequence[np.ndarray], numbers: Sequence[float]
+) -> list[tuple[tuple[int, int], str]]:
     """Where numbers are written, x y, and how: none hides its mask, and none stands in another, the largest mask first.
 
     Args:
@@ -117,11 +128,16 @@ def place_numbers(masks: Sequence[np.ndarray], numbers: Sequence[float]) -> list
     written: list[tuple[tuple[int, int], str]] = []
     for row in sorted(range(len(masks)), key=lambda row: -int(masks[row].sum())):
         ys, xs = np.nonzero(masks[row])
-        if len(xs) == 0 or xs.max() - xs.min() < NUMBER_PX[0] or ys.max() - ys.min() < 2 * NUMBER_PX[1]:
+        if (
+            len(xs) == 0
+            or xs.max() - xs.min() < NUMBER_PX[0]
+            or ys.max() - ys.min() < 2 * NUMBER_PX[1]
+        ):
             continue
         x, y = int(xs.min()), int(ys.min())
         if all(
-            abs(x - other_x) >= NUMBER_PX[0] or abs(y - other_y) >= NUMBER_PX[1] for (other_x, other_y), _ in written
+            abs(x - other_x) >= NUMBER_PX[0] or abs(y - other_y) >= NUMBER_PX[1]
+            for (other_x, other_y), _ in written
         ):
             written.append(((x, y), f"{numbers[row]:.2f}"))
     return written

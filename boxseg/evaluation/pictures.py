@@ -17,7 +17,15 @@ from torch import Tensor
 from boxseg.data.dataset import CocoBoxes
 from boxseg.drawing import drawing, figure_label, save_figure, visible
 from boxseg.evaluation.ap import CONFIDENT, CocoScores, ImageResult
-from boxseg.evaluation.panels import TILE, PanelRow, crop_around, draw_panels, fit_mask, scale_picture, tint_masks
+from boxseg.evaluation.panels import (
+    TILE,
+    PanelRow,
+    crop_around,
+    draw_panels,
+    fit_mask,
+    scale_picture,
+    tint_masks,
+)
 from boxseg.evaluation.pseudo_quality import GOOD_IOU
 from boxseg.files.writing import csv_text, write_atomic, write_picture
 
@@ -62,7 +70,9 @@ class Extremes:
         self.highest: list[LabelCrop] = []
         """Those of highest quality, the highest first."""
 
-    def offer(self, image: Tensor, boxes: Tensor, masks: Tensor, quality: Tensor, iou: Tensor | None) -> None:
+    def offer(
+        self, image: Tensor, boxes: Tensor, masks: Tensor, quality: Tensor, iou: Tensor | None
+    ) -> None:
         """Look at the pseudo masks of an image.
 
         Args:
@@ -77,8 +87,12 @@ class Extremes:
             if value:
                 crop = crop_around(picture, masks[row].cpu().numpy(), boxes[row].tolist())
                 label = LabelCrop(value, None if iou is None else float(iou[row]), *crop)
-                self.lowest = sorted([*self.lowest, label], key=lambda each: each.quality)[: self._count]
-                self.highest = sorted([*self.highest, label], key=lambda each: -each.quality)[: self._count]
+                self.lowest = sorted([*self.lowest, label], key=lambda each: each.quality)[
+                    : self._count
+                ]
+                self.highest = sorted([*self.highest, label], key=lambda each: -each.quality)[
+                    : self._count
+                ]
 
 
 def draw_evaluation(
@@ -120,9 +134,13 @@ def draw_evaluation(
 
 def class_table(scores: CocoScores, class_names: Sequence[str]) -> str:
     """CSV with a line for each class: AP over all IoUs, at 0.5 and at 0.75, of masks and boxes; empty if undefined."""
-    empty = dict.fromkeys((f"{kind}_{name}" for kind in scores.precision for name in ("ap", "ap50", "ap75")), "")
+    empty = dict.fromkeys(
+        (f"{kind}_{name}" for kind in scores.precision for name in ("ap", "ap50", "ap75")), ""
+    )
     return csv_text(
-        {"class": name} | empty | {key: f"{value:.4f}" for key, value in scores.of_class(label).items()}
+        {"class": name}
+        | empty
+        | {key: f"{value:.4f}" for key, value in scores.of_class(label).items()}
         for label, name in enumerate(class_names)
     )
 
@@ -134,16 +152,26 @@ def draw_precision_recall(scores: CocoScores, class_names: Sequence[str]) -> Fig
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         precision = scores.precision[kind]
         recalls = np.linspace(0, 1, precision.shape[1])
-        defined = [label for label in range(precision.shape[2]) if (precision[0, :, label] > -1).all()]
+        defined = [
+            label for label in range(precision.shape[2]) if (precision[0, :, label] > -1).all()
+        ]
         if 1 < len(defined) <= MAX_CURVES:
             for label in defined:
                 name = figure_label(class_names[label])
                 axes.plot(recalls, precision[0, :, label], linewidth=1, alpha=0.8, label=name)
         for row, name in ((0, "0.5"), (5, "0.75")):
             mean = precision[row][:, defined].mean(axis=1) if defined else np.zeros_like(recalls)
-            axes.plot(recalls, mean, "k" if row == 0 else "k--", linewidth=2, label=f"all classes, IoU {name}")
+            axes.plot(
+                recalls,
+                mean,
+                "k" if row == 0 else "k--",
+                linewidth=2,
+                label=f"all classes, IoU {name}",
+            )
         _label(axes, TITLES.get(kind, kind), "recall", "precision")
-        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+        axes.legend(
+            fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False
+        )
     return figure
 
 
@@ -161,7 +189,9 @@ def draw_quality(labelled: Sequence[tuple[float, float]]) -> Figure:
         "ko-",
         label="mean of a tenth of the quality scale",
     )
-    axes.axhline(GOOD_IOU, color="grey", linewidth=0.8, linestyle=":", label=f"good from IoU {GOOD_IOU} on")
+    axes.axhline(
+        GOOD_IOU, color="grey", linewidth=0.8, linestyle=":", label=f"good from IoU {GOOD_IOU} on"
+    )
     _label(axes, f"{len(quality)} pseudo masks", "quality", "IoU with the drawn mask")
     axes.legend(fontsize=8, loc="lower right")
     return figure
@@ -179,16 +209,27 @@ def draw_extremes(extremes: Extremes, path: Path) -> Path:
             plain = scale_picture(Image.fromarray(label.image), CROP / max(label.mask.shape))
             sheet.paste(tint_masks(plain, [label.mask]), (4 + column * (CROP + 4), top + 16))
             iou = "" if label.iou is None else f"  IoU {label.iou:.2f}"
-            draw.text((4 + column * (CROP + 4), top + 17 + CROP), f"{label.quality:.2f}{iou}", fill="black")
+            draw.text(
+                (4 + column * (CROP + 4), top + 17 + CROP),
+                f"{label.quality:.2f}{iou}",
+                fill="black",
+            )
     return write_picture(path, sheet.save)
 
 
 def draw_worst(
-    data: CocoBoxes, results: Sequence[ImageResult], scores: CocoScores, path: Path, *, count: int = WORST
+    data: CocoBoxes,
+    results: Sequence[ImageResult],
+    scores: CocoScores,
+    path: Path,
+    *,
+    count: int = WORST,
 ) -> Path:
     """Panels of the images of lowest AP, the lowest first."""
     by_image = {result.image_id: result for result in results}
-    worst = sorted(scores.image_ap, key=lambda image_id: (scores.image_ap[image_id], image_id))[:count]
+    worst = sorted(scores.image_ap, key=lambda image_id: (scores.image_ap[image_id], image_id))[
+        :count
+    ]
     rows = [panel_row(data, data.index_of(image_id), by_image[image_id]) for image_id in worst]
     return draw_panels(rows, path, columns=WORST_COLUMNS)
 
@@ -219,25 +260,34 @@ def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
 def _small_masks(rles: Sequence[dict[str, Any]], picture: Image.Image) -> Tensor:
     """Masks bool (n, h, w) at the size of a picture."""
     masks = [fit_mask(mask_utils.decode(rle).astype(np.bool_), picture) for rle in rles]
-    return torch.from_numpy(np.array(masks, dtype=np.bool_).reshape(-1, picture.height, picture.width))
+    return torch.from_numpy(
+        np.array(masks, dtype=np.bool_).reshape(-1, picture.height, picture.width)
+    )
 
 
 def _best_ious(masks: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> list[float]:
     """For each mask the IoU with the most similar of those found; 0 if there is none."""
     if not masks or not found:
         return [0.0] * len(masks)
-    return np.asarray(mask_utils.iou(list(found), list(masks), [0] * len(masks))).max(axis=0).tolist()
+    return (
+        np.asarray(mask_utils.iou(list(found), list(masks), [0] * len(masks))).max(axis=0).tolist()
+    )
 
 
 def decode_masks(result: ImageResult, rows: Sequence[int], size: tuple[int, int]) -> Tensor:
     """Masks bool (n, h, w) of some detections."""
     if not rows:
         return torch.zeros(0, *size, dtype=torch.bool)
-    return torch.from_numpy(mask_utils.decode([result.rles[row] for row in rows])).permute(2, 0, 1).bool()
+    return (
+        torch.from_numpy(mask_utils.decode([result.rles[row] for row in rows]))
+        .permute(2, 0, 1)
+        .bool()
+    )
 
 
 def _figure(width: float) -> Figure:
-    from matplotlib.figure import Figure  # takes a while to load, and the last evaluation alone needs it
+    # takes a while to load, and the last evaluation alone needs it
+    from matplotlib.figure import Figure
 
     return Figure(figsize=(width, 4.2), dpi=100, layout="constrained")
 

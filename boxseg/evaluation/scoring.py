@@ -50,7 +50,9 @@ class BoundaryEval(COCOeval):
         if not len(ious):
             return ious
         true, found = self._gts[imgId, catId], self._dts[imgId, catId]
-        order = np.argsort([-each["score"] for each in found], kind="mergesort")[: self.params.maxDets[-1]]
+        order = np.argsort([-each["score"] for each in found], kind="mergesort")[
+            : self.params.maxDets[-1]
+        ]
         boundaries = [boundary_rle(found[index]["segmentation"]) for index in order]
         of_true = [boundary_rle(each["segmentation"]) for each in true]
         of_boundaries = mask_utils.iou(boundaries, of_true, [0] * len(true))
@@ -127,9 +129,14 @@ def read_objects(path: Path, data: CocoBoxes) -> list[ImageResult]:
         raise DataError(f"{path}: {told}; AP ranks all of them by it (add them, or remove all)")
     for each in entries:
         if each["label"] == ABSENT:
-            told = f"category id {each.get('category_id')}, which {data.source.annotations} has not"
+            told = (
+                f"category id {each.get('category_id')}, which {data.source.annotations} has not"
+            )
             raise DataError(f"{path}: an entry has {told}; both need the same categories")
-    return [_read_image(path, data, index, masks_of.get(data.image_id(index), [])) for index in range(len(data))]
+    return [
+        _read_image(path, data, index, masks_of.get(data.image_id(index), []))
+        for index in range(len(data))
+    ]
 
 
 def _score_of(entry: dict[str, Any]) -> float | None:
@@ -137,7 +144,9 @@ def _score_of(entry: dict[str, Any]) -> float | None:
     return None if told is None else float(told)
 
 
-def _read_image(path: Path, data: CocoBoxes, index: int, entries: list[dict[str, Any]]) -> ImageResult:
+def _read_image(
+    path: Path, data: CocoBoxes, index: int, entries: list[dict[str, Any]]
+) -> ImageResult:
     rles = [encode_entry(path, each, data.size(index)) for each in entries]
     scores = [_score_of(each) for each in entries]
     return ImageResult(
@@ -181,7 +190,9 @@ def box_fit_metrics(data: CocoBoxes, results: list[ImageResult]) -> dict[str, fl
     return metrics | ({"box_tightness": float(np.mean(fits))} if fits else {})
 
 
-def mask_agreement(data: CocoBoxes, results: list[ImageResult], others: list[ImageResult]) -> float | None:
+def mask_agreement(
+    data: CocoBoxes, results: list[ImageResult], others: list[ImageResult]
+) -> float | None:
     """Mean IoU of the masks that two sets of detections give the boxes that both find; None if there is no such box."""
     ious: list[float] = []
     by_image = {result.image_id: result for result in others}
@@ -189,9 +200,16 @@ def mask_agreement(data: CocoBoxes, results: list[ImageResult], others: list[Ima
         other = by_image.get(result.image_id)
         given, labels = data.boxes_and_labels(data.index_of(result.image_id))
         if other is not None:
-            pairs = zip(match_boxes(given, labels, result), match_boxes(given, labels, other), strict=True)
-            both = [(here, there) for here, there in pairs if here is not None and there is not None]
-            ious += [float(mask_utils.iou([result.rles[here]], [other.rles[there]], [0])[0, 0]) for here, there in both]
+            pairs = zip(
+                match_boxes(given, labels, result), match_boxes(given, labels, other), strict=True
+            )
+            both = [
+                (here, there) for here, there in pairs if here is not None and there is not None
+            ]
+            ious += [
+                float(mask_utils.iou([result.rles[here]], [other.rles[there]], [0])[0, 0])
+                for here, there in both
+            ]
     return float(np.mean(ious)) if ious else None
 
 

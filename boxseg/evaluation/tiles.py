@@ -80,10 +80,13 @@ def tile_starts(length: int, side: int) -> list[int]:
     return [round(room * number / steps / GRID) * GRID for number in range(steps + 1)]
 
 
-def _place_tiles(boxes: Tensor, size: tuple[int, int], side: int) -> list[tuple[tuple[int, int], Tensor]]:
+def _place_tiles(
+    boxes: Tensor, size: tuple[int, int], side: int
+) -> list[tuple[tuple[int, int], Tensor]]:
     """Corner of each tile of an image, and the boxes (N, 4) that it shows most of, int64 (n,)."""
     corners = list(product(tile_starts(size[0], side), tile_starts(size[1], side)))
-    shown = torch.stack([box_area(_in_tile(boxes, corner, size, side)) for corner in corners])  # (tiles, N)
+    # (tiles, N)
+    shown = torch.stack([box_area(_in_tile(boxes, corner, size, side)) for corner in corners])
     best = shown.argmax(dim=0)
     return [(corner, (best == number).nonzero()[:, 0]) for number, corner in enumerate(corners)]
 
@@ -104,7 +107,11 @@ def _cut(batch: Batch, places: Sequence[tuple[int, tuple[int, int], Tensor]], si
     height, width = (min(side, padded) for padded in batch.weak.shape[-2:])
     weak, valid, boxes, labels, sizes, original_sizes = [], [], [], [], [], []
     for image, (top, left), rows in places:
-        down, across, size = slice(top, top + height), slice(left, left + width), batch.sizes[image]
+        down, across, size = (
+            slice(top, top + height),
+            slice(left, left + width),
+            batch.sizes[image],
+        )
         weak.append(batch.weak[image, :, down, across])
         valid.append(batch.valid[image, down, across])
         boxes.append(_in_tile(batch.boxes[image][rows], (top, left), size, side))
@@ -126,7 +133,12 @@ def _cut(batch: Batch, places: Sequence[tuple[int, tuple[int, int], Tensor]], si
     return Tiles(tiles, list(images), list(corners), list(rows_of), are_whole=False)
 
 
-def _in_file(tile: tuple[int, int], original: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+def _in_file(
+    tile: tuple[int, int], original: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int]:
     """About how many rows and columns of the image file a tile shows."""
-    height, width = (max(round(part * old / new), 1) for part, old, new in zip(tile, original, size, strict=True))
+    height, width = (
+        max(round(part * old / new), 1)
+        for part, old, new in zip(tile, original, size, strict=True)
+    )
     return height, width

@@ -49,7 +49,9 @@ class Validation:
     """Draws the pictures (rank 0), also while training goes on."""
 
 
-def validate(trainer: Trainer, *, folder: Path, step: int, criterion: Criterion = MASK_AP) -> Validation:
+def validate(
+    trainer: Trainer, *, folder: Path, step: int, criterion: Criterion = MASK_AP
+) -> Validation:
     """Evaluate the networks that `train.evaluate` names; all ranks share the images.
 
     Args:
@@ -62,7 +64,9 @@ def validate(trainer: Trainer, *, folder: Path, step: int, criterion: Criterion 
     networks = trainer.evaluated_networks()
     final = step >= trainer.steps and trainer.config.train.panels > 0
     panels, pictures = folder / "samples" / f"step-{step:08d}.png", folder / "evaluation"
-    watcher = PseudoMaskWatcher(trainer, pictures, extremes=Extremes() if final and rank() == 0 else None)
+    watcher = PseudoMaskWatcher(
+        trainer, pictures, extremes=Extremes() if final and rank() == 0 else None
+    )
     found = {}
     for name, network in networks.items():
         found[name] = _evaluate_network(trainer, network, watcher)
@@ -70,7 +74,9 @@ def validate(trainer: Trainer, *, folder: Path, step: int, criterion: Criterion 
     best = choose_network(of_networks, criterion)
     metrics = dict(of_networks[best])
     metrics |= {
-        f"val/{name}_mask_ap": each.metrics["mask_ap"] for name, each in found.items() if "mask_ap" in each.metrics
+        f"val/{name}_mask_ap": each.metrics["mask_ap"]
+        for name, each in found.items()
+        if "mask_ap" in each.metrics
     }
     labelled = [pair for part in gather_objects(watcher.labelled) for pair in part]
     metrics |= {f"qam/{name}": value for name, value in quality_metrics(labelled).items()}
@@ -98,7 +104,9 @@ def validate(trainer: Trainer, *, folder: Path, step: int, criterion: Criterion 
 
 
 def _with_groups(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {f"{'health' if name in HEALTH else 'val'}/{name}": value for name, value in metrics.items()}
+    return {
+        f"{'health' if name in HEALTH else 'val'}/{name}": value for name, value in metrics.items()
+    }
 
 
 def choose_network(found: Mapping[str, Mapping[str, float]], criterion: Criterion) -> str:
@@ -108,7 +116,9 @@ def choose_network(found: Mapping[str, Mapping[str, float]], criterion: Criterio
         found: Name of each network -> its metrics.
         criterion: Decides, if its metric is an AP that every network has of its own; otherwise mask AP does.
     """
-    own = criterion.metric.startswith("val/") and any(criterion.metric in metrics for metrics in found.values())
+    own = criterion.metric.startswith("val/") and any(
+        criterion.metric in metrics for metrics in found.values()
+    )
     decides = criterion if own else MASK_AP
     return max(found, key=lambda name: decides.score(decides.value(found[name])))
 
@@ -119,7 +129,9 @@ def evaluated_images(trainer: Trainer) -> int:
 
 
 @torch.no_grad()
-def _evaluate_network(trainer: Trainer, network: MaskNetwork, watcher: PseudoMaskWatcher) -> Evaluation:
+def _evaluate_network(
+    trainer: Trainer, network: MaskNetwork, watcher: PseudoMaskWatcher
+) -> Evaluation:
     """What one network finds, and how good it is; it is back in its former mode afterwards."""
     config, data = trainer.config, trainer.val_data
     count = evaluated_images(trainer)
@@ -137,7 +149,8 @@ def _evaluate_network(trainer: Trainer, network: MaskNetwork, watcher: PseudoMas
     training = network.training
     network.eval()
     try:
-        with ThreadPoolExecutor(max_workers=1) as encoder:  # encodes one batch while the network looks at the next
+        # encodes one batch while the network looks at the next
+        with ThreadPoolExecutor(max_workers=1) as encoder:
             for batch in batches:
                 finder = Finder(network, batch, config.fcos)
                 for tiles in cut_tiles(batch, side=config.train.eval_tile, at_once=batch_size):
@@ -148,8 +161,11 @@ def _evaluate_network(trainer: Trainer, network: MaskNetwork, watcher: PseudoMas
                         watcher.watch_labels(tiles, predictions)
                 detections = finder.detections()
                 if encoded:
-                    encoded[-1].result()  # masks at full size take much memory, so no more than one batch waits
-                encoded.append(encoder.submit(lambda found: [*map(encode_detections, found)], detections))
+                    # masks at full size take much memory, so no more than one batch waits
+                    encoded[-1].result()
+                encoded.append(
+                    encoder.submit(lambda found: [*map(encode_detections, found)], detections)
+                )
                 watcher.watch(network, batch, detections)
     finally:
         network.train(training)
@@ -164,7 +180,9 @@ def _evaluate_network(trainer: Trainer, network: MaskNetwork, watcher: PseudoMas
 class PseudoMaskWatcher:
     """Looks over the shoulder of an evaluation: measures the teacher's pseudo masks, collects panel rows."""
 
-    def __init__(self, trainer: Trainer, pictures: Path, *, extremes: Extremes | None = None) -> None:
+    def __init__(
+        self, trainer: Trainer, pictures: Path, *, extremes: Extremes | None = None
+    ) -> None:
         """`pictures` is where the extremes will be drawn."""
         self._trainer = trainer
         self._pictures = pictures
@@ -172,8 +190,11 @@ class PseudoMaskWatcher:
         """Is shown all pseudo masks."""
         self.labelled: list[tuple[float, float]] = []
         """Quality and IoU of every box with a drawn mask."""
-        own = range(rank(), evaluated_images(trainer), world_size())  # rank 0 draws, so from its share
-        self._wanted = {trainer.val_data.image_id(index) for index in own[: trainer.config.train.panels]}
+        # rank 0 draws, so from its share
+        own = range(rank(), evaluated_images(trainer), world_size())
+        self._wanted = {
+            trainer.val_data.image_id(index) for index in own[: trainer.config.train.panels]
+        }
         self._parts: dict[int, list[LabelledTile]] = {}
         """What was labelled of the images of the present batch."""
         self._labels: dict[int, tuple[Tensor, Tensor]] = {}
@@ -185,10 +206,18 @@ class PseudoMaskWatcher:
         assert trainer.teacher is not None
         config = trainer.config
         candidates = pick_candidates(
-            trainer.teacher, predictions, part, part, teacher=config.teacher, qam=config.qam, fcos=config.fcos
+            trainer.teacher,
+            predictions,
+            part,
+            part,
+            teacher=config.teacher,
+            qam=config.qam,
+            fcos=config.fcos,
         )
         for position, pseudo in enumerate(fuse_candidates(config, candidates, part)):
-            masks = full_size_masks(pseudo, part.boxes[position], part.sizes[position], trainer.soft_thr)
+            masks = full_size_masks(
+                pseudo, part.boxes[position], part.sizes[position], trainer.soft_thr
+            )
             found = (tiles.rows[position], tiles.corners[position], masks, pseudo.quality)
             self._parts.setdefault(tiles.image_index[position], []).append(found)
 
@@ -205,17 +234,25 @@ class PseudoMaskWatcher:
             if batch.image_ids[position] in self._wanted:
                 self._labels[batch.image_ids[position]] = (masks.cpu(), quality.cpu())
         self._parts = {}
-        if network is not next(iter(self._trainer.evaluated_networks().values())):  # the student's, where there are two
+        # the student's, where there are two
+        if network is not next(iter(self._trainer.evaluated_networks().values())):
             return
-        for position, (image_id, found) in enumerate(zip(batch.image_ids, detections, strict=True)):
+        for position, (image_id, found) in enumerate(
+            zip(batch.image_ids, detections, strict=True)
+        ):
             if image_id in self._wanted:
                 self._seen[image_id] = (batch, position, found)
 
     def rows(self) -> list[PanelRow]:
         """One row for each wanted image of this rank, once all networks have been watched."""
-        return [self._row(*seen, *self._labels.get(image_id, (None, None))) for image_id, seen in self._seen.items()]
+        return [
+            self._row(*seen, *self._labels.get(image_id, (None, None)))
+            for image_id, seen in self._seen.items()
+        ]
 
-    def _measure(self, masks: Tensor, quality: Tensor, batch: Batch, position: int) -> Tensor | None:
+    def _measure(
+        self, masks: Tensor, quality: Tensor, batch: Batch, position: int
+    ) -> Tensor | None:
         data = self._trainer.val_data
         true = data.true_masks(data.index_of(batch.image_ids[position]))
         if true is None or not len(true):
@@ -225,11 +262,18 @@ class PseudoMaskWatcher:
         return iou
 
     def _row(
-        self, batch: Batch, position: int, found: Detections, teacher_masks: Tensor | None, quality: Tensor | None
+        self,
+        batch: Batch,
+        position: int,
+        found: Detections,
+        teacher_masks: Tensor | None,
+        quality: Tensor | None,
     ) -> PanelRow:
         height, width = batch.sizes[position]
         boxes = batch.boxes[position].cpu()
-        chosen = best_per_box(found, scale_boxes(boxes, (height, width), batch.original_sizes[position]))
+        chosen = best_per_box(
+            found, scale_boxes(boxes, (height, width), batch.original_sizes[position])
+        )
         masks = found.masks[chosen].cpu().reshape(-1, *batch.original_sizes[position])
         return PanelRow(
             image=batch.weak[position, :, :height, :width].cpu(),
@@ -241,7 +285,9 @@ class PseudoMaskWatcher:
         )
 
 
-def _join_labels(parts: list[LabelledTile], count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _join_labels(
+    parts: list[LabelledTile], count: int, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     """Masks (count, h, w) and qualities (count,) of all boxes of an image; each is in one of its tiles."""
     if len(parts) == 1:
         return parts[0][2:]
@@ -260,10 +306,14 @@ def best_per_box(found: Detections, boxes: Tensor) -> Tensor:
     return overlaps[hit].float().argmax(dim=1) if hit.any() else torch.zeros(0, dtype=torch.int64)
 
 
-def full_size_masks(pseudo: PseudoMasks, boxes: Tensor, size: tuple[int, int], soft_thr: float) -> Tensor:
+def full_size_masks(
+    pseudo: PseudoMasks, boxes: Tensor, size: tuple[int, int], soft_thr: float
+) -> Tensor:
     """Pseudo masks at image resolution, bool (N, h, w), cut to their boxes."""
     masks = pseudo.full
     if masks is None:
         height, width = (MASK_STRIDE * side for side in pseudo.soft.shape[-2:])
-        masks = (aligned_bilinear(pseudo.soft, MASK_STRIDE) > soft_thr) & box_masks(boxes, height, width)
+        masks = (aligned_bilinear(pseudo.soft, MASK_STRIDE) > soft_thr) & box_masks(
+            boxes, height, width
+        )
     return masks[:, : size[0], : size[1]]

@@ -61,7 +61,9 @@ def require_some_image(source: CocoSource, images: Sequence[dict[str, Any]]) -> 
         ConfigError: names both.
     """
     names = [image["file_name"] for image in images]
-    if names and not any(is_inside(name) and os.path.isfile(source.images / name) for name in names):  # noqa: PTH113
+    # Path.is_file raises for a name that is too long for the file system; os.path.isfile says no.
+    present = (is_inside(name) and os.path.isfile(source.images / name) for name in names)  # noqa: PTH113
+    if names and not any(present):
         raise ConfigError(
             f"{source.annotations}: none of its {len(names)} images, as {names[0]}, is in {source.images}; name their "
             "folder with --images"

@@ -62,7 +62,9 @@ class Names:
         Upper and lower case are the same.
         """
         wanted = _folded_parts(name)
-        common = {each: _length_of_common(_folded_parts(each), wanted) for each in self.alike(name)}
+        common = {
+            each: _length_of_common(_folded_parts(each), wanted) for each in self.alike(name)
+        }
         most = max(common.values(), default=0)
         best = [each for each, length in common.items() if length == most]
         return best[0] if len(best) == 1 else None

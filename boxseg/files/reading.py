@@ -34,7 +34,9 @@ NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 IMAGE_RULE = "images must be whole and in a common format"
 REPLACE = "replace the file"
-FORMATS = frozenset(("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"))
+FORMATS = frozenset(
+    ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+)
 """Formats of PIL that are pictures of pixels; others start programs (EPS) or hold something else."""
 NO_COLOURS = {
     "F": "has floats as pixels, and no rule says which are dark and which are bright",
@@ -53,7 +55,8 @@ class UnreadableError(DataError):
     """A file cannot be read; `value` and `way_out` are parts of its text."""
 
     def __init__(self, path: Path, value: str, rule: str, way_out: str) -> None:
-        super().__init__(path, value, rule, way_out)  # all four, so that the error can go to another process
+        # all four, so that the error can go to another process
+        super().__init__(path, value, rule, way_out)
         self.value, self.way_out = value, way_out
 
     def __str__(self) -> str:
@@ -76,11 +79,17 @@ def plain_file(path: Path, rule: str) -> int:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UnreadableError(path, DOES_NOT_EXIST, rule, "correct the path") from error
     except NotAFileError as error:
-        raise UnreadableError(path, f"is {error.kind}, not a file", rule, "name a file on the disk") from error
+        raise UnreadableError(
+            path, f"is {error.kind}, not a file", rule, "name a file on the disk"
+        ) from error
     except OSError as error:
-        raise UnreadableError(path, f"cannot be read: {error.strerror}", rule, "check the path") from error
+        raise UnreadableError(
+            path, f"cannot be read: {error.strerror}", rule, "check the path"
+        ) from error
     except ValueError as error:  # a zero byte, or half a character
-        raise UnreadableError(path, f"cannot be read: {error}", rule, "correct the path") from error
+        raise UnreadableError(
+            path, f"cannot be read: {error}", rule, "correct the path"
+        ) from error
 
 
 def read_bytes(path: Path, rule: str, *, limit: int = MAX_TEXT_BYTES) -> bytes:
@@ -96,7 +105,9 @@ def read_bytes(path: Path, rule: str, *, limit: int = MAX_TEXT_BYTES) -> bytes:
     try:
         return read_plain(path, limit=limit)
     except (OSError, ValueError) as error:
-        raise UnreadableError(path, f"cannot be read: {reason_of(error)}", rule, "check the path") from error
+        raise UnreadableError(
+            path, f"cannot be read: {reason_of(error)}", rule, "check the path"
+        ) from error
 
 
 def largest_bytes() -> int:
@@ -111,9 +122,16 @@ def read_text(path: Path, rule: str, *, limit: int = MAX_TEXT_BYTES) -> str:
         UnreadableError: as `read_bytes`, or it is not UTF-8.
     """
     try:
-        return read_bytes(path, rule, limit=limit).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        return (
+            read_bytes(path, rule, limit=limit)
+            .decode("utf-8-sig")
+            .replace("\r\n", "\n")
+            .replace("\r", "\n")
+        )
     except UnicodeDecodeError as error:
-        raise UnreadableError(path, f"is not UTF-8 text, byte {error.start}", rule, "save it as UTF-8") from error
+        raise UnreadableError(
+            path, f"is not UTF-8 text, byte {error.start}", rule, "save it as UTF-8"
+        ) from error
 
 
 def read_json(path: Path, rule: str, hook: Callable[[Json], Json] | None = None) -> Any:
@@ -159,7 +177,8 @@ def is_number(value: Any) -> bool:
 def is_deep(data: bytes) -> bool:
     """Whether brackets outside of JSON's strings nest more than `MAX_DEPTH` times."""
     brackets = STRING.sub(b"", data).translate(None, delete=NO_BRACKETS)
-    steps = 1 - (np.frombuffer(brackets, np.uint8) & 4).astype(np.int64) // 2  # 1 for [ and {, -1 for ] and }
+    # 1 for [ and {, -1 for ] and }
+    steps = 1 - (np.frombuffer(brackets, np.uint8) & 4).astype(np.int64) // 2
     return bool((steps.cumsum() > MAX_DEPTH).any())
 
 
@@ -176,7 +195,9 @@ def read_yaml(path: Path, rule: str) -> Any:
         return yaml.load(text, _PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         told = " ".join(str(error).split())
-        raise UnreadableError(path, f"is not YAML that can be used: {told:.200}", rule, "correct the file") from error
+        raise UnreadableError(
+            path, f"is not YAML that can be used: {told:.200}", rule, "correct the file"
+        ) from error
 
 
 class _PlainLoader(yaml.BaseLoader):
@@ -185,18 +206,24 @@ class _PlainLoader(yaml.BaseLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="it has an alias; write the value out", problem_mark=mark)
+            raise yaml.MarkedYAMLError(
+                problem="it has an alias; write the value out", problem_mark=mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         again = next((key for key, count in keys.items() if count > 1), None)
         if again is not None:
-            raise yaml.MarkedYAMLError(problem=f"{again!r:.60} is given twice", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"{again!r:.60} is given twice", problem_mark=node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
-def read_picture(path: Path, use: Callable[[Image.Image], T], rule: str = IMAGE_RULE, way_out: str = REPLACE) -> T:
+def read_picture(
+    path: Path, use: Callable[[Image.Image], T], rule: str = IMAGE_RULE, way_out: str = REPLACE
+) -> T:
     """What `use` makes of a picture that PIL opens; its pixels are decoded where `use` asks for them.
 
     Raises:

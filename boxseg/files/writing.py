@@ -49,7 +49,9 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if os.path.lexists(path) and not (path.is_file() or path.is_symlink()):
-        raise ConfigError(f"{path}: is a device or pipe; what is written needs a name of its own (name another)")
+        raise ConfigError(
+            f"{path}: is a device or pipe; what is written needs a name of its own (name another)"
+        )
     scratch = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(3)}")
     data = content.encode() if isinstance(content, str) else content
     with naming_storage_faults(path):
@@ -87,7 +89,8 @@ def sync_folder(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems keep names by themselves, and refuse
+        # some network file systems keep names by themselves, and refuse
+        if error.errno != errno.EINVAL:
             raise
     finally:
         os.close(descriptor)
@@ -150,7 +153,8 @@ def read_plain(path: Path, *, offset: int = 0, limit: int | None = None) -> byte
     """
     plain_size(path)  # nobody waits for a pipe
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size  # of this very file: by now another may have taken its place
+        # of this very file: by now another may have taken its place
+        size = os.fstat(file.fileno()).st_size
         if limit is not None and size > limit:
             raise ValueError(f"it has {size} bytes, and {limit} are the most")
         file.seek(offset)
@@ -181,7 +185,9 @@ def csv_text(lines: Iterable[Mapping[str, Any]]) -> str:
     """Lines as CSV with a header: a column for each name, in the order in which they come up."""
     found = list(lines)
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(dict.fromkeys(name for line in found for name in line)), lineterminator="\n")
+    writer = csv.DictWriter(
+        file, list(dict.fromkeys(name for line in found for name in line)), lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(found)
     return file.getvalue()

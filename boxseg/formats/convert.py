@@ -58,7 +58,9 @@ SBD_RULE = "`GTinst` has `Segmentation`, numbers from 1 on, and `Categories`, a 
 logger = logging.getLogger(__name__)
 
 
-def convert(source: Path, format_name: Format, *, exclude: frozenset[str] = frozenset()) -> dict[str, CocoSplit]:
+def convert(
+    source: Path, format_name: Format, *, exclude: frozenset[str] = frozenset()
+) -> dict[str, CocoSplit]:
     """Read a data set in its published layout.
 
     Args:
@@ -115,12 +117,17 @@ def convert_voc(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
                 _add_voc_masks(split, source, stem)
     lists = {name: source / "ImageSets/Main" / f"{name}.txt" for name in LISTS}
     stems = {name: list(_listed(path, exclude)) for name, path in lists.items() if path.is_file()}
-    boxes = {name: [_read_voc(source / "Annotations" / f"{stem}.xml") for stem in stems[name]] for name in stems}
+    boxes = {
+        name: [_read_voc(source / "Annotations" / f"{stem}.xml") for stem in stems[name]]
+        for name in stems
+    }
     found = {name for images in boxes.values() for image in images for name, _, _ in image.objects}
     is_voc = found <= set(VOC_CLASSES) or bool(splits)  # with masks it is the archive itself
     files = Names.below(source / "JPEGImages")
     for name, images in boxes.items():
-        splits[f"boxes_{name}"] = split = CocoSplit(source / "JPEGImages", VOC_CLASSES if is_voc else sorted(found))
+        splits[f"boxes_{name}"] = split = CocoSplit(
+            source / "JPEGImages", VOC_CLASSES if is_voc else sorted(found)
+        )
         for stem, image in zip(stems[name], images, strict=True):
             _add_voc_boxes(split, image, _voc_file(stem, image.file_name, files), from_one=is_voc)
     if not splits:  # lists of other names, as some tools write them
@@ -157,12 +164,19 @@ def convert_cityscapes(source: Path, exclude: frozenset[str]) -> dict[str, CocoS
     for name in ("train", "val"):
         paths = sorted((source / "gtFine" / name).glob("*/*_gtFine_instanceIds.png"))
         if paths:
-            splits[name] = split = CocoSplit(source / "leftImg8bit", tuple(CITYSCAPES_CLASSES.values()))
+            splits[name] = split = CocoSplit(
+                source / "leftImg8bit", tuple(CITYSCAPES_CLASSES.values())
+            )
             for path in paths:
                 stem = path.name.removesuffix("_gtFine_instanceIds.png") + "_leftImg8bit"
                 if stem not in exclude:
                     _add_cityscapes_image(split, path, f"{name}/{path.parent.name}/{stem}.png")
-    return _require(splits, source, "gtFine/train/*/*_gtFine_instanceIds.png", "folder with gtFine and leftImg8bit")
+    return _require(
+        splits,
+        source,
+        "gtFine/train/*/*_gtFine_instanceIds.png",
+        "folder with gtFine and leftImg8bit",
+    )
 
 
 def _convert_voc_folder(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
@@ -170,12 +184,23 @@ def _convert_voc_folder(source: Path, exclude: frozenset[str]) -> dict[str, Coco
     paths = [path for path in paths if path.stem not in exclude]
     images = [_read_voc(path) for path in paths]
     names = sorted({name for image in images for name, _, _ in image.objects})
-    folders = [each for each in (source / "JPEGImages", source / "images", source) if each.is_dir()]
+    folders = [
+        each for each in (source / "JPEGImages", source / "images", source) if each.is_dir()
+    ]
     files = [Names.below(folder) for folder in folders]
-    best = next((place for place, each in enumerate(files) if images and _is_there(paths[0].stem, images[0], each)), -1)
+    best = next(
+        (
+            place
+            for place, each in enumerate(files)
+            if images and _is_there(paths[0].stem, images[0], each)
+        ),
+        -1,
+    )
     split = CocoSplit(folders[best], names)
     for path, image in zip(paths, images, strict=True):
-        _add_voc_boxes(split, image, _voc_file(path.stem, image.file_name, files[best]), from_one=False)
+        _add_voc_boxes(
+            split, image, _voc_file(path.stem, image.file_name, files[best]), from_one=False
+        )
     splits = {"all": split} if images else {}
     _tell_missing(splits)
     return _require(splits, source, f"{VOC_LIST} and no *.xml", "VOC2012")
@@ -188,7 +213,9 @@ def _is_there(stem: str, image: VocImage, files: Names) -> bool:
 def _voc_file(stem: str, listed: str, files: Names) -> str:
     """The file of an image: as listed, or named like the annotation, if there is one."""
     names = (listed, *(f"{stem}{ending}" for ending in (".jpg", *sorted(IMAGE_ENDINGS))))
-    return next((found for found in map(files.find, filter(None, names)) if found), listed or f"{stem}.jpg")
+    return next(
+        (found for found in map(files.find, filter(None, names)) if found), listed or f"{stem}.jpg"
+    )
 
 
 def _tell_missing(splits: dict[str, CocoSplit]) -> None:
@@ -231,7 +258,9 @@ def _add_voc_masks(split: CocoSplit, source: Path, stem: str) -> None:
     way_out = f"({UNPACK}, or take {stem} out of the lists)"
     if classes.shape != numbers.shape:
         here, there = (f"{each.shape[1]} x {each.shape[0]} px" for each in (classes, numbers))
-        raise DataError(f"{path}: is {here}, its namesake in SegmentationObject {there}; both show one image {way_out}")
+        raise DataError(
+            f"{path}: is {here}, its namesake in SegmentationObject {there}; both show one image {way_out}"
+        )
     split.add_image(f"{stem}.jpg", classes.shape)
     for number in _objects(path, numbers, lambda number: number not in (0, VOID)):
         mask = numbers == number
@@ -248,7 +277,9 @@ def _add_voc_boxes(split: CocoSplit, image: VocImage, file_name: str, *, from_on
     for name, (x1, y1, x2, y2), is_difficult in image.objects:
         if name not in split.class_names:
             rule = f"class {name!r} is none of {', '.join(split.class_names)}"
-            raise DataError(f"{image.path}: is not an annotation of VOC: {rule} (unpack the archive again)")
+            raise DataError(
+                f"{image.path}: is not an annotation of VOC: {rule} (unpack the archive again)"
+            )
         box = [x1 - from_one, y1 - from_one, x2, y2]
         split.add_object(split.class_names.index(name), box=box, crowd=is_difficult)
 
@@ -258,14 +289,18 @@ def _size_of(image: VocImage, path: Path) -> tuple[int, int]:
         return read_picture(path, lambda picture: (picture.height, picture.width))
     except UnreadableError as error:
         told = f"{image.why_no_size}, and the image {error.value}"
-        raise DataError(f"{image.path}: is not an annotation of VOC: {told} (correct or remove it)") from error
+        raise DataError(
+            f"{image.path}: is not an annotation of VOC: {told} (correct or remove it)"
+        ) from error
 
 
 def _read_voc(path: Path) -> VocImage:
     data = read_bytes(path, "an annotation of VOC is a small XML file", limit=MAX_XML_BYTES)
     try:
         if b"<!ENTITY" in data.replace(b"\0", b""):
-            raise ValueError("it declares entities, of which a few can stand for more than memory holds")
+            raise ValueError(
+                "it declares entities, of which a few can stand for more than memory holds"
+            )
         root = ElementTree.fromstring(data)
         size, why_no_size = _read_size(root)
         objects = [
@@ -276,8 +311,14 @@ def _read_voc(path: Path) -> VocImage:
             )
             for each in root.iter("object")
         ]
-    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last of an unknown encoding
-        raise DataError(f"{path}: is not an annotation of VOC: {error} (correct or remove it)") from error
+    except (
+        ElementTree.ParseError,
+        ValueError,
+        LookupError,
+    ) as error:  # the last of an unknown encoding
+        raise DataError(
+            f"{path}: is not an annotation of VOC: {error} (correct or remove it)"
+        ) from error
     return VocImage(path, (root.findtext("filename") or "").strip(), size, why_no_size, objects)
 
 
@@ -295,7 +336,9 @@ def _read_size(root: ElementTree.Element) -> tuple[tuple[int, int] | None, str]:
 def _is_difficult(entry: ElementTree.Element, path: Path) -> bool:
     told = (entry.findtext("difficult") or "0").strip()
     if told not in ("0", "1"):
-        logger.warning("%s: an object has difficult %r, which is neither 0 nor 1: it counts as 0", path, told)
+        logger.warning(
+            "%s: an object has difficult %r, which is neither 0 nor 1: it counts as 0", path, told
+        )
     return told == "1"
 
 
@@ -330,10 +373,15 @@ def _read_sbd(path: Path) -> tuple[NDArray[Any], list[int]]:
         numbers, classes = truth.matrix("Segmentation"), truth.matrix("Categories").ravel()
         if numbers.ndim != 2 or not numbers.size:
             raise ValueError(f"Segmentation has the shape {numbers.shape}")
-        if len(classes) > MAX_OBJECTS or not np.isin(classes, range(1, len(VOC_CLASSES) + 1)).all():
+        if (
+            len(classes) > MAX_OBJECTS
+            or not np.isin(classes, range(1, len(VOC_CLASSES) + 1)).all()
+        ):
             raise ValueError(f"Categories are {classes[:9].tolist()}")
     except ValueError as error:
-        raise DataError(f"{path}: is not an instance file of SBD: {error}; {SBD_RULE} ({UNPACK})") from error
+        raise DataError(
+            f"{path}: is not an instance file of SBD: {error}; {SBD_RULE} ({UNPACK})"
+        ) from error
     return numbers, [int(each) for each in classes.tolist()]
 
 
@@ -341,7 +389,9 @@ def _add_cityscapes_image(split: CocoSplit, path: Path, file_name: str) -> None:
     ids = _read_ids(path)
     split.add_image(file_name, ids.shape)
     label_of = {label_id: label for label, label_id in enumerate(CITYSCAPES_CLASSES)}
-    for number in _objects(path, ids, lambda number: (number if number < 1000 else number // 1000) in label_of):
+    for number in _objects(
+        path, ids, lambda number: (number if number < 1000 else number // 1000) in label_of
+    ):
         label_id, is_group = (number, True) if number < 1000 else (number // 1000, False)
         split.add_object(label_of[label_id], mask=ids == number, crowd=is_group)
 
@@ -350,7 +400,9 @@ def _objects(path: Path, ids: NDArray[Any], is_wanted: Callable[[int], bool]) ->
     """The numbers in a picture that are wanted, in order."""
     found = [number for number in np.unique(ids).tolist() if is_wanted(number)]
     if len(found) > MAX_OBJECTS:
-        raise DataError(f"{path}: has {len(found)} objects, more than {MAX_OBJECTS}; {ID_RULE} ({UNPACK})")
+        raise DataError(
+            f"{path}: has {len(found)} objects, more than {MAX_OBJECTS}; {ID_RULE} ({UNPACK})"
+        )
     return found
 
 
@@ -359,7 +411,9 @@ def _read_ids(path: Path) -> NDArray[Any]:
     try:
         return read_picture(path, lambda picture: _ids(path, picture), ID_RULE, UNPACK)
     except UnreadableError as error:
-        raise DataError(f"{path}: the picture {error.value}; {ID_RULE} ({error.way_out})") from error
+        raise DataError(
+            f"{path}: the picture {error.value}; {ID_RULE} ({error.way_out})"
+        ) from error
 
 
 def _ids(path: Path, picture: Image.Image) -> NDArray[Any]:
@@ -375,11 +429,18 @@ def _listed(path: Path, exclude: frozenset[str]) -> Iterable[str]:
     """File names without ending that a list holds, one a line, perhaps with -1, 0 or 1 behind it."""
     lines = (re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in read_listing(path).splitlines())
     stems = (PurePosixPath(line) for line in lines if line)
-    names = (str(each.with_suffix("")) if each.suffix.lower() in IMAGE_ENDINGS else str(each) for each in stems)
+    names = (
+        str(each.with_suffix("")) if each.suffix.lower() in IMAGE_ENDINGS else str(each)
+        for each in stems
+    )
     return (name for name in names if name not in exclude)
 
 
-def _require(splits: dict[str, CocoSplit], source: Path, sign: str, folder: str) -> dict[str, CocoSplit]:
+def _require(
+    splits: dict[str, CocoSplit], source: Path, sign: str, folder: str
+) -> dict[str, CocoSplit]:
     if not splits:
-        raise DataError(f"{source}: has no {sign}; the source is the {folder} of the archive (correct the path)")
+        raise DataError(
+            f"{source}: has no {sign}; the source is the {folder} of the archive (correct the path)"
+        )
     return splits

@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 
 HEAD_BYTES, MATRIX, COMPRESSED = 128, 14, 15
 STRUCTURE = 2
-NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+NUMBERS = {
+    1: "i1",
+    2: "u1",
+    3: "i2",
+    4: "u2",
+    5: "i4",
+    6: "u4",
+    7: "f4",
+    9: "f8",
+    12: "i8",
+    13: "u8",
+}
 """Kind of an element -> its numbers, as NumPy names them."""
 REAL_CLASSES = range(6, 16)
 IS_COMPLEX = 0x800
@@ -43,7 +54,12 @@ class StructureReader:
                 kind, content = next(self._elements(unpacked), (0, b""))
             if kind == MATRIX:
                 parts = [each for _, each in self._elements(content)]
-                if len(parts) > 4 and parts[0][:1] and parts[2] == name.encode() and self._flags(parts) == STRUCTURE:
+                if (
+                    len(parts) > 4
+                    and parts[0][:1]
+                    and parts[2] == name.encode()
+                    and self._flags(parts) == STRUCTURE
+                ):
                     self._fields = self._split(parts)
                     return
         raise ValueError(f"it has no structure {name}")
@@ -54,7 +70,11 @@ class StructureReader:
             raise ValueError(f"it has no field {field}")
         elements = list(self._elements(self._fields[field]))
         parts = [each for _, each in elements]
-        if len(parts) != 4 or self._flags(parts) not in REAL_CLASSES or elements[3][0] not in NUMBERS:
+        if (
+            len(parts) != 4
+            or self._flags(parts) not in REAL_CLASSES
+            or elements[3][0] not in NUMBERS
+        ):
             raise ValueError(f"{field} is no matrix of real numbers")
         shape = np.frombuffer(parts[1], f"{self._order}i4").tolist()
         if min(shape, default=-1) < 0:
@@ -89,5 +109,8 @@ class StructureReader:
         (width,) = struct.unpack(f"{self._order}i", parts[3])
         if width < 1 or len(parts[4]) // width != len(parts) - 5:
             raise ValueError("its fields are not those that it names")
-        names = [parts[4][start : start + width].split(b"\0")[0] for start in range(0, len(parts[4]), width)]
+        names = [
+            parts[4][start : start + width].split(b"\0")[0]
+            for start in range(0, len(parts[4]), width)
+        ]
         return {name.decode("latin-1"): part for name, part in zip(names, parts[5:], strict=False)}

@@ -57,7 +57,8 @@ class Shape:
     @classmethod
     def of(cls, picture: Image.Image) -> Shape:
         """The shape of an opened picture; its pixels are not decoded."""
-        has_exif = picture.format != "PNG" or "exif" in picture.info  # PIL would decode a PNG to find out
+        # PIL would decode a PNG to find out
+        has_exif = picture.format != "PNG" or "exif" in picture.info
         turn = picture.getexif().get(EXIF_ORIENTATION, 1) if has_exif else 1
         return cls((picture.height, picture.width), turn if turn in range(1, 9) else 1)
 
@@ -97,19 +98,31 @@ class Reading:
         """
         if self.without_labels:
             first = self.without_labels[0]
-            looked = " and ".join(dict.fromkeys(map(str, _label_paths(first)[:1] + _label_paths(first)[-1:])))
+            looked = " and ".join(
+                dict.fromkeys(map(str, _label_paths(first)[:1] + _label_paths(first)[-1:]))
+            )
             told = f"{len(self.without_labels)} of {self.images} images have no label file (looked for {looked})"
             if len(self.without_labels) == self.images:
-                raise DataError(f"{source}: {told}; labels are text files named like the image (correct the folders)")
+                raise DataError(
+                    f"{source}: {told}; labels are text files named like the image (correct the folders)"
+                )
             logger.warning("%s: %s; they count as images without objects", source, told)
         stray = self._find_stray()
         if stray:
             told = f"{len(stray)} label files are of no image (the first: {stray[0]})"
-            logger.warning("%s: %s; images end in %s", source, told, ", ".join(sorted(IMAGE_ENDINGS)))
+            logger.warning(
+                "%s: %s; images end in %s", source, told, ", ".join(sorted(IMAGE_ENDINGS))
+            )
         if self.poses:
-            logger.warning("%s: the keypoints of %d objects are left out, their boxes are read", source, self.poses)
+            logger.warning(
+                "%s: the keypoints of %d objects are left out, their boxes are read",
+                source,
+                self.poses,
+            )
         if self.empty:
-            told = "outlines enclose no pixel and give a box alone; poses need kpt_shape in data.yaml"
+            told = (
+                "outlines enclose no pixel and give a box alone; poses need kpt_shape in data.yaml"
+            )
             logger.warning("%s: %d of %d %s", source, self.empty, self.outlines, told)
         if self.outlines > 1 and self.of_four_points == self.outlines:
             told = "outlines have four points; if these are turned boxes (YOLO OBB), their masks are boxes too"
@@ -117,7 +130,9 @@ class Reading:
 
     def _find_stray(self) -> list[Path]:
         """Text files without an image, in folders of labels."""
-        folders = {path.parent for path in self.labels if "labels" in map(str.casefold, path.parts)}
+        folders = {
+            path.parent for path in self.labels if "labels" in map(str.casefold, path.parts)
+        }
         there = (path for folder in sorted(folders) for path in sorted(folder.glob("*.txt")))
         return [path for path in there if path not in self.labels and path.stem != "classes"]
 
@@ -149,7 +164,9 @@ def write_yolo(content: dict[str, Any], images: Path, folder: Path) -> dict[str,
             size = sizes[annotation["image_id"]]
             outline = _outline(annotation["segmentation"], size)
             if outline:
-                lines[annotation["image_id"]].append(f"{label_of[annotation['category_id']]} {outline}")
+                lines[annotation["image_id"]].append(
+                    f"{label_of[annotation['category_id']]} {outline}"
+                )
     folder.mkdir(parents=True, exist_ok=True)
     written: dict[Path, str] = {}
     for image in content["images"]:
@@ -172,9 +189,14 @@ def write_yolo(content: dict[str, Any], images: Path, folder: Path) -> dict[str,
             link.symlink_to((images / name).absolute())
     splits = split_names(list(written.values()))
     for split, names_of_split in splits.items():
-        write_atomic(folder / f"{split}.txt", "".join(f"./images/{_place(name)}\n" for name in names_of_split))
+        write_atomic(
+            folder / f"{split}.txt",
+            "".join(f"./images/{_place(name)}\n" for name in names_of_split),
+        )
     listed = "".join(f"{split}: {split}.txt\n" for split in splits)
-    names = "".join(f"  {label}: {json.dumps(each['name'])}\n" for label, each in enumerate(categories))
+    names = "".join(
+        f"  {label}: {json.dumps(each['name'])}\n" for label, each in enumerate(categories)
+    )
     # Without a `path`, trainers look beside this file; with `.`, where they were started or where they keep their sets.
     write_atomic(folder / "data.yaml", f"{listed}names:\n{names}")
     return {split: len(names_of_split) for split, names_of_split in splits.items()}
@@ -250,27 +272,47 @@ def convert_yolo(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
     if unreadable and not any(split.content["images"] for split in splits.values()):
         first = unreadable[0]
         there = Names.below(source).find(str(first.args[0]))
-        hint = f"; {there!r} is there: lists have paths with /, from their own folder on" if there else ""
-        raise DataError(f"{source}: none of {len(unreadable)} images can be read; the first: {first}{hint}")
+        hint = (
+            f"; {there!r} is there: lists have paths with /, from their own folder on"
+            if there
+            else ""
+        )
+        raise DataError(
+            f"{source}: none of {len(unreadable)} images can be read; the first: {first}{hint}"
+        )
     for each in unreadable[:SHOWN_IMAGES]:
         logger.warning("left out: %s", each)
     if len(unreadable) > SHOWN_IMAGES:
-        logger.warning("left out: %d more images that cannot be read", len(unreadable) - SHOWN_IMAGES)
+        logger.warning(
+            "left out: %d more images that cannot be read", len(unreadable) - SHOWN_IMAGES
+        )
     about.tell(source)
     return splits
 
 
 def _read_layout(source: Path) -> tuple[list[str], dict[str, list[Path]], int]:
     """Names of the classes, the folders, lists or images of each split, and how many numbers keypoints take."""
-    found = sorted([*source.glob("*.yaml"), *source.glob("*.yml")], key=lambda path: (path.stem != "data", path))
+    found = sorted(
+        [*source.glob("*.yaml"), *source.glob("*.yml")],
+        key=lambda path: (path.stem != "data", path),
+    )
     if found:
         try:
             return _parse_layout(source, read_yaml(found[0], LAYOUT_RULE))
         except (OSError, ValueError) as error:
             raise DataError(f"{found[0]}: {error}; {LAYOUT_RULE} (correct the file)") from error
-    classes = next((path for path in (source / "classes.txt", source / "labels/classes.txt") if path.is_file()), None)
+    classes = next(
+        (
+            path
+            for path in (source / "classes.txt", source / "labels/classes.txt")
+            if path.is_file()
+        ),
+        None,
+    )
     if classes is None or not (source / "images").is_dir():
-        raise DataError(f"{source}: is no YOLO data set; it needs data.yaml, or images/, labels/ and classes.txt")
+        raise DataError(
+            f"{source}: is no YOLO data set; it needs data.yaml, or images/, labels/ and classes.txt"
+        )
     names = [line.strip() for line in read_listing(classes).rstrip().splitlines()]
     return names, {"all": [source / "images"]}, 0
 
@@ -285,7 +327,11 @@ def _parse_layout(source: Path, content: Any) -> tuple[list[str], dict[str, list
     if not isinstance(content, dict):
         raise ValueError("holds no mapping")
     names = content.get("names")
-    numbered = {str(number): name for number, name in enumerate(names)} if isinstance(names, list) else names
+    numbered = (
+        {str(number): name for number, name in enumerate(names)}
+        if isinstance(names, list)
+        else names
+    )
     if not isinstance(numbered, dict) or numbered.keys() != set(map(str, range(len(numbered)))):
         raise ValueError("`names` is no list, and no mapping from 0 on")
     if not all(isinstance(name, str) for name in numbered.values()):
@@ -293,19 +339,32 @@ def _parse_layout(source: Path, content: Any) -> tuple[list[str], dict[str, list
     splits = {name: content[name] for name in SPLITS if content.get(name, "") not in NOTHING}
     base = content.get("path", "")
     base = "" if base in NOTHING else base
-    lists = {name: listed if isinstance(listed, list) else [listed] for name, listed in splits.items()}
+    lists = {
+        name: listed if isinstance(listed, list) else [listed] for name, listed in splits.items()
+    }
     for name, listed in {**lists, "path": [base]}.items():
         if not all(isinstance(each, str) for each in listed):
             raise ValueError(f"`{name}` is no path")
-    places = {name: _places(source, base, listed) for name, listed in (lists or {"all": ["images"]}).items()}
-    return [numbered[str(number)] for number in range(len(numbered))], places, _keypoints(content.get("kpt_shape"))
+    places = {
+        name: _places(source, base, listed)
+        for name, listed in (lists or {"all": ["images"]}).items()
+    }
+    return (
+        [numbered[str(number)] for number in range(len(numbered))],
+        places,
+        _keypoints(content.get("kpt_shape")),
+    )
 
 
 def _keypoints(shape: Any) -> int:
     """Numbers that the keypoints of a line take, of the value of `kpt_shape`: how many, and numbers for each."""
     if shape is None:
         return 0
-    if not isinstance(shape, list) or len(shape) != 2 or not all(str(each).isdecimal() for each in shape):
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 2
+        or not all(str(each).isdecimal() for each in shape)
+    ):
         raise ValueError("`kpt_shape` is no list of two numbers")
     return int(shape[0]) * int(shape[1])
 
@@ -326,7 +385,9 @@ def _places(source: Path, base: str, listed: list[str]) -> list[Path]:
         tries = [source / base / name, source / name, source / re.sub(r"^(\.\./)+", "", name)]
         place = next((each for each in tries if each.exists()), None)
         if place is None or not place.resolve().is_relative_to(source.resolve()):
-            raise DataError(f"{source}: has no {name} inside, which its data.yaml names (correct `path` or the split)")
+            raise DataError(
+                f"{source}: has no {name} inside, which its data.yaml names (correct `path` or the split)"
+            )
         places.append(place)
     return places
 
@@ -336,7 +397,11 @@ def _images_of(place: Path) -> Iterator[Path]:
     if place.is_dir():
         yield from image_files(place)
     elif place.suffix == ".txt":
-        yield from (place.parent / line.strip() for line in read_listing(place).splitlines() if line.strip())
+        yield from (
+            place.parent / line.strip()
+            for line in read_listing(place).splitlines()
+            if line.strip()
+        )
     else:
         yield place
 
@@ -367,7 +432,9 @@ def _add_line(split: CocoSplit, numbers: list[float], shape: Shape, about: Readi
         shares = shares[:4]
         about.poses += 1
     elif about.keypoints and len(shares) != 4:
-        raise ValueError(f"there are {len(shares)} numbers after the class, not 4 or {4 + about.keypoints} (kpt_shape)")
+        raise ValueError(
+            f"there are {len(shares)} numbers after the class, not 4 or {4 + about.keypoints} (kpt_shape)"
+        )
     if np.abs(shares).max() > MAX_SHARE:
         raise ValueError(f"{np.abs(shares).max():g} is no share of width or height")
     if len(shares) == 4:
@@ -392,5 +459,7 @@ def _label_paths(image: Path) -> list[Path]:
     parts = image.with_suffix(".txt").parts
     places = [number for number, part in enumerate(parts[:-1]) if part.casefold() == "images"]
     words = ("labels", "Labels", "LABELS")
-    beside_images = [Path(*parts[: places[-1]], word, *parts[places[-1] + 1 :]) for word in words if places]
+    beside_images = [
+        Path(*parts[: places[-1]], word, *parts[places[-1] + 1 :]) for word in words if places
+    ]
     return [*beside_images, Path(*parts)]

@@ -80,9 +80,13 @@ def label_boxes(
     image = as_image(image)
     labels = torch.full((len(boxes),), UNKNOWN) if labels is None else labels
     if boxes.dim() != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
-        raise ShapeError(f"boxes {tuple(boxes.shape)}, labels {tuple(labels.shape)}; (N, 4) and (N,) are needed")
+        raise ShapeError(
+            f"boxes {tuple(boxes.shape)}, labels {tuple(labels.shape)}; (N, 4) and (N,) are needed"
+        )
     size = (image.shape[1], image.shape[2])
-    sample = Sample(image, clip_boxes_to_image(boxes.float(), size), labels, image_id=-1, original_size=size)
+    sample = Sample(
+        image, clip_boxes_to_image(boxes.float(), size), labels, image_id=-1, original_size=size
+    )
     return label_together(predictor, [sample], [others])[0]
 
 
@@ -95,7 +99,9 @@ def label_together(
         [_close_up(predictor, sample, row, other) for row in of_sample]
         for sample, of_sample, other in zip(samples, rows, others, strict=True)
     ]
-    soft_masks = iter(find_soft_masks(predictor, [each for of_sample in close_ups for each in of_sample]))
+    soft_masks = iter(
+        find_soft_masks(predictor, [each for of_sample in close_ups for each in of_sample])
+    )
     return [
         _assemble(sample, of_sample, [(each, next(soft_masks)) for each in looked_at])
         for sample, of_sample, looked_at in zip(samples, rows, close_ups, strict=True)
@@ -110,7 +116,9 @@ def _close_up(predictor: Predictor, sample: Sample, row: int, others: BoxLabels 
     return replace(made, other=(others.mask[row], float(others.quality[row]), own_fit))
 
 
-def _assemble(sample: Sample, rows: Sequence[int], found: Sequence[tuple[CloseUp, SoftMask]]) -> BoxLabels:
+def _assemble(
+    sample: Sample, rows: Sequence[int], found: Sequence[tuple[CloseUp, SoftMask]]
+) -> BoxLabels:
     """The masks of an image from the maps of its close-ups."""
     masks = torch.zeros(len(sample.boxes), *sample.image.shape[1:], dtype=torch.bool)
     quality, counts = torch.zeros(len(masks)), torch.zeros(len(masks), dtype=torch.int64)

@@ -41,7 +41,9 @@ def shared_doubt(doubts: Mapping[str, int], masks: int) -> str | None:
     return f"{count} of {masks} masks {MEANINGS[name]} ({name}): look at them before you use any"
 
 
-def check_mask(mask: NDArray[np.bool_], box: NDArray[np.float32], inside: NDArray[np.bool_]) -> dict[str, float]:
+def check_mask(
+    mask: NDArray[np.bool_], box: NDArray[np.float32], inside: NDArray[np.bool_]
+) -> dict[str, float]:
     """Measure a mask against its box.
 
     Args:

@@ -34,15 +34,19 @@ def compare_sources(
     Raises:
         DataError: an image cannot be read.
     """
-    ious: list[NDArray[np.float64]] = []  # for each box (S, S): IoU of the masks of every two sources
-    drawn: list[NDArray[np.float64]] = []  # for each box with a drawn mask (S, 2): quality, IoU with the drawn mask
+    # for each box (S, S): IoU of the masks of every two sources
+    ious: list[NDArray[np.float64]] = []
+    # for each box with a drawn mask (S, 2): quality, IoU with the drawn mask
+    drawn: list[NDArray[np.float64]] = []
     for index in indices:
         ids = data.annotation_ids(index)
         if ids:
             sample, true = data[index], data.true_masks(index)
             labels = [source([(sample, ids)])[0] for source in sources.values()]
             masks = torch.stack([each.mask for each in labels])  # (S, N, h, w)
-            pairs = torch.stack([torch.stack([mask_iou(here, there) for there in masks]) for here in masks])
+            pairs = torch.stack(
+                [torch.stack([mask_iou(here, there) for there in masks]) for here in masks]
+            )
             ious.extend(pairs.permute(2, 0, 1).double().numpy())
             if true is not None:
                 iou = torch.stack([mask_iou(each, true) for each in masks])
@@ -50,7 +54,10 @@ def compare_sources(
                 drawn.extend(torch.stack([quality, iou], dim=2).transpose(0, 1).double().numpy())
     means = np.mean(ious, axis=0).tolist() if ious else ()
     of_source = np.stack(drawn, axis=1) if drawn else ()  # (S, boxes, 2)
-    agreement = {name: dict(zip(sources, row, strict=True)) for name, row in zip(sources, means, strict=False)}
+    agreement = {
+        name: dict(zip(sources, row, strict=True))
+        for name, row in zip(sources, means, strict=False)
+    }
     return {
         "agreement": agreement,
         "drawn": {name: _summary(pairs) for name, pairs in zip(sources, of_source, strict=False)},
@@ -62,4 +69,6 @@ def _summary(pairs: NDArray[np.float64]) -> dict[str, float]:
     metrics = quality_metrics(pairs.tolist())
     best = pairs[np.argsort(-pairs[:, 0], kind="stable")[: max(int(KEPT * len(pairs)), 1)], 1]
     told = {"iou": metrics["pseudo_iou"], "best_iou": float(best.mean())}
-    return told | {name: metrics[name] for name in ("quality_auroc", "quality_rank") if name in metrics}
+    return told | {
+        name: metrics[name] for name in ("quality_auroc", "quality_rank") if name in metrics
+    }

@@ -75,11 +75,15 @@ def cut_by_colors(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
     return Cut(mask if mask.any() else inside, found.separation, found.fit)
 
 
-def _scaled(picture: NDArray[np.uint8], box: FloatArray, side: int) -> tuple[NDArray[np.uint8], FloatArray]:
+def _scaled(
+    picture: NDArray[np.uint8], box: FloatArray, side: int
+) -> tuple[NDArray[np.uint8], FloatArray]:
     """Picture and box, shrunk until the longer side of the box has no more than `side` pixels."""
     scale = min(1.0, side / float(max(box[2] - box[0], box[3] - box[1])))
     size = (max(round(picture.shape[0] * scale), 1), max(round(picture.shape[1] * scale), 1))
-    factors = np.array([size[1] / picture.shape[1], size[0] / picture.shape[0]] * 2, dtype=np.float32)
+    factors = np.array(
+        [size[1] / picture.shape[1], size[0] / picture.shape[0]] * 2, dtype=np.float32
+    )
     return resize(picture, size), box * factors
 
 
@@ -95,8 +99,12 @@ def _cut(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
     return hollow if hollow.is_clean and hollow.separation >= HOLLOW_SEPARATION else found
 
 
-def _cut_from(picture: NDArray[np.uint8], color: ColorArray, inside: BoolArray, start: BoolArray) -> Cut:
-    regions = np.where(start, cv2.GC_PR_FGD, np.where(inside, cv2.GC_PR_BGD, cv2.GC_BGD)).astype(np.uint8)
+def _cut_from(
+    picture: NDArray[np.uint8], color: ColorArray, inside: BoolArray, start: BoolArray
+) -> Cut:
+    regions = np.where(start, cv2.GC_PR_FGD, np.where(inside, cv2.GC_PR_BGD, cv2.GC_BGD)).astype(
+        np.uint8
+    )
     mask = grabcut(picture, regions, ROUNDS) & inside
     if not mask.any():
         mask = inside

@@ -97,14 +97,20 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         lines = self._read()
         if lines and lines[0] != about:
-            changed = sorted(key for key in about.keys() | lines[0].keys() if about.get(key) != lines[0].get(key))
+            changed = sorted(
+                key
+                for key in about.keys() | lines[0].keys()
+                if about.get(key) != lines[0].get(key)
+            )
             raise ConfigError(
                 f"{folder}: holds labels made with another {', '.join(changed)}; name another --output, or remove it"
             )
         if not lines:
             self._append(about)
         # What could not be read is tried again: the file may be there now.
-        self.done: dict[int, ImageLabels] = {each.image_id: each for each in lines[1:] if each.problem is None}
+        self.done: dict[int, ImageLabels] = {
+            each.image_id: each for each in lines[1:] if each.problem is None
+        }
 
     def add(self, labels: Sequence[ImageLabels]) -> None:
         """Remember images."""
@@ -115,7 +121,9 @@ class Journal:
         """What is labelled, then the labels of each image; a line that a kill tore is cut off."""
         if not self._path.exists():
             return []
-        data = read_bytes(self._path, "the journal of an output folder is a file", limit=largest_bytes())
+        data = read_bytes(
+            self._path, "the journal of an output folder is a file", limit=largest_bytes()
+        )
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             with open(self._path, "r+b", opener=no_link) as file:
@@ -126,7 +134,9 @@ class Journal:
                 lines.append(_LINE.validate_json(text) if lines else dict(json.loads(text)))
             except (ValueError, TypeError, RecursionError) as error:
                 cause = " ".join(str(error).split())[:200]
-                rule = "line 1 tells what is labelled, every other line has the labels of one image"
+                rule = (
+                    "line 1 tells what is labelled, every other line has the labels of one image"
+                )
                 raise DataError(
                     f"{self._path}:{len(lines) + 1}: is damaged ({cause}); {rule} (remove the line to label that image "
                     "again)"
@@ -165,18 +175,24 @@ def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> li
     found = dict(zip(items, source(list(items.values())), strict=True)) if items else {}
     return [
         ImageLabels(
-            data.image_id(index), _describe(*items[index], found[index]) if index in items else [], problems.get(index)
+            data.image_id(index),
+            _describe(*items[index], found[index]) if index in items else [],
+            problems.get(index),
         )
         for index in indices
     ]
 
 
-def _describe(sample: Sample, ids: Sequence[int], found: BoxLabels | PartLabels) -> list[dict[str, Any]]:
+def _describe(
+    sample: Sample, ids: Sequence[int], found: BoxLabels | PartLabels
+) -> list[dict[str, Any]]:
     labels = []
     for row, annotation_id in enumerate(ids):
         quality, candidates = round(float(found.quality[row]), 4), int(found.num_candidates[row])
         part = found.part(row)
-        told = _describe_mask(part, sample.boxes[row], sample.original_size, quality=quality, candidates=candidates)
+        told = _describe_mask(
+            part, sample.boxes[row], sample.original_size, quality=quality, candidates=candidates
+        )
         labels.append({"id": annotation_id, **told})
     return labels
 
@@ -212,13 +228,17 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     for annotation in content["annotations"]:
         if not annotation.get("iscrowd"):
-            label = found.get(annotation["id"]) or _box_label(annotation, sizes[annotation["image_id"]])
+            label = found.get(annotation["id"]) or _box_label(
+                annotation, sizes[annotation["image_id"]]
+            )
             _add_label(annotation, label)
     write_atomic(folder / LABELS, json.dumps(content))
     write_yolo_beside(content, data.source.images, folder)
     for annotation in content["annotations"]:
         if not annotation.get("iscrowd"):
-            polygons = find_part_polygons(annotation["segmentation"], sizes[annotation["image_id"]])
+            polygons = find_part_polygons(
+                annotation["segmentation"], sizes[annotation["image_id"]]
+            )
             annotation["segmentation"] = [polygon.ravel().tolist() for polygon in polygons]
     write_atomic(folder / POLYGONS, json.dumps(content))
     return _summary(journal)

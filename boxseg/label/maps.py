@@ -68,12 +68,16 @@ def close_up(predictor: Predictor, sample: Sample, row: int) -> CloseUp:
     if train.window is not None:
         wanted = LARGE * train.object_size[1]
     else:
-        whole = resized_shape(size, short_side=round(ENLARGED * train.eval_short_side), max_size=10**6)
+        whole = resized_shape(
+            size, short_side=round(ENLARGED * train.eval_short_side), max_size=10**6
+        )
         wanted = min(longest * whole[0] / size[0], ENLARGED * train.max_size)
     wanted = min(wanted, MAX_ENLARGEMENT * longest)
     side = max(-(-round(CONTEXT * wanted) // PADDED_TO), 1) * PADDED_TO
     window = place_window(box, size, side=side, object_size=wanted)
-    alone = replace(sample, boxes=sample.boxes[row : row + 1], labels=sample.labels[row : row + 1], drawn=None)
+    alone = replace(
+        sample, boxes=sample.boxes[row : row + 1], labels=sample.labels[row : row + 1], drawn=None
+    )
     return CloseUp(window, cut_window(alone, window)[0])
 
 
@@ -83,7 +87,9 @@ def find_soft_masks(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[
     at_once = CLOSE_UPS_AT_ONCE.get(predictor.device.type, 1)
     by_size: dict[tuple[int, ...], list[int]] = {}
     for place, each in enumerate(close_ups):
-        by_size.setdefault(tuple(-(-side // PADDED_TO) for side in each.view.size), []).append(place)
+        by_size.setdefault(tuple(-(-side // PADDED_TO) for side in each.view.size), []).append(
+            place
+        )
     found: dict[int, SoftMask] = {}
     for alike in by_size.values():
         for start in range(0, len(alike), at_once):
@@ -95,7 +101,9 @@ def find_soft_masks(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[
 
 def _look_twice(predictor: Predictor, close_ups: Sequence[CloseUp]) -> Iterator[SoftMask]:
     plain = _look(predictor, close_ups)
-    for here, there in zip(plain, _look(predictor, [_mirror(each) for each in close_ups]), strict=True):
+    for here, there in zip(
+        plain, _look(predictor, [_mirror(each) for each in close_ups]), strict=True
+    ):
         looks = [here, replace(there, soft=there.soft.flip(1))]
         seen = [each for each in looks if each.num_candidates] or looks
         yield SoftMask(
@@ -117,7 +125,9 @@ def _look(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[SoftMask]:
     return found
 
 
-def _read_maps(predictor: Predictor, close_ups: Sequence[CloseUp], batch: Batch, predictions: Any) -> list[SoftMask]:
+def _read_maps(
+    predictor: Predictor, close_ups: Sequence[CloseUp], batch: Batch, predictions: Any
+) -> list[SoftMask]:
     """Boxes for which the settings of the run find nothing go through the next attempt."""
     found = [SoftMask(torch.zeros(size), 0) for size in batch.sizes]
     for config in attempts(predictor.config):
@@ -130,7 +140,13 @@ def _read_maps(predictor: Predictor, close_ups: Sequence[CloseUp], batch: Batch,
             labels=[b if p in left else b[:0] for p, b in enumerate(batch.labels)],
         )
         candidates = pick_candidates(
-            predictor.network, predictions, wanted, wanted, teacher=config.teacher, qam=config.qam, fcos=config.fcos
+            predictor.network,
+            predictions,
+            wanted,
+            wanted,
+            teacher=config.teacher,
+            qam=config.qam,
+            fcos=config.fcos,
         )
         for place in left:
             candidates[place] = _join(candidates[place], close_ups[place], batch)
@@ -152,11 +168,18 @@ def _join(candidates: Candidates, close_up: CloseUp, batch: Batch) -> Candidates
     mask, quality, fit = close_up.other
     window, view = close_up.window, close_up.view
     piece = mask[window.rows_and_columns]
-    small = F.interpolate(piece[None, None].float(), view.size, mode="bilinear", antialias=True)[0, 0]
+    small = F.interpolate(piece[None, None].float(), view.size, mode="bilinear", antialias=True)[
+        0, 0
+    ]
     small = small.flip(1) if view.is_flipped else small
     height, width = batch.weak.shape[-2:]
     padded = F.pad(small, (0, width - view.size[1], 0, height - view.size[0]))
-    more = (sample_cells(padded[None]), torch.tensor([quality]), torch.tensor([fit]), torch.tensor([0]))
+    more = (
+        sample_cells(padded[None]),
+        torch.tensor([quality]),
+        torch.tensor([fit]),
+        torch.tensor([0]),
+    )
     own = (candidates.mask_probs, candidates.score, candidates.box_iou, candidates.box_index)
     probs, score, box_iou, box_index = (
         torch.cat([ours, theirs.to(ours)]) for ours, theirs in zip(own, more, strict=True)
@@ -173,6 +196,8 @@ def attempts(config: BoxSegConfig) -> Iterator[BoxSegConfig]:
     yield config.model_copy(update={"qam": own, "teacher": teacher})
     any_class = own.model_copy(update={"class_match": False})
     yield config.model_copy(update={"qam": any_class, "teacher": teacher})
-    nearest = any_class.model_copy(update={"iou_thr": 0.0, "score_thr": 0.0, "k_top": 3, "adaptive_k": False})
+    nearest = any_class.model_copy(
+        update={"iou_thr": 0.0, "score_thr": 0.0, "k_top": 3, "adaptive_k": False}
+    )
     weakest = teacher.model_copy(update={"cand_score_thr": 0.0, "pre_topk": EVERYTHING})
     yield config.model_copy(update={"qam": nearest, "teacher": weakest})

@@ -68,7 +68,9 @@ class Outline:
     """What the quality was told from, see `boxseg.label.quality`."""
 
 
-def find_outline(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None = None) -> Outline:
+def find_outline(
+    image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None = None
+) -> Outline:
     """The best mask of a known box, at the resolution of the image.
 
     ```python
@@ -94,7 +96,9 @@ def find_outline(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | N
 
     scale = min(WORK_SIDE / float(max(box[2] - box[0], box[3] - box[1])), MAX_ENLARGEMENT)
     work_size = (max(round(size[0] * scale), 1), max(round(size[1] * scale), 1))
-    work_box = box * np.array([work_size[1] / size[1], work_size[0] / size[0]] * 2, dtype=np.float32)
+    work_box = box * np.array(
+        [work_size[1] / size[1], work_size[0] / size[0]] * 2, dtype=np.float32
+    )
     network = None if soft is None else resize(soft.astype(np.float32), work_size)
     lab = to_lab(resize(picture, work_size))
     color = sort_colors(lab)
@@ -105,20 +109,28 @@ def find_outline(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | N
         return Outline(inside, 0.0, False, {})
     side = float(max(box[2] - box[0], box[3] - box[1]))
     measures = measure(mask, evidence, work_box, soft=network, image_side=side)
-    told = expect_iou_of_clean(cut) if cut.is_clean else expect_iou(measures, with_network=soft is not None)
+    told = (
+        expect_iou_of_clean(cut)
+        if cut.is_clean
+        else expect_iou(measures, with_network=soft is not None)
+    )
     return Outline(mask, told, cut.is_clean, measures)
 
 
 def _check(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise ShapeError(f"image has dtype {image.dtype} and shape {image.shape}; uint8 RGB (3, h, w) is needed")
+        raise ShapeError(
+            f"image has dtype {image.dtype} and shape {image.shape}; uint8 RGB (3, h, w) is needed"
+        )
     if box.shape != (4,):
         raise ShapeError(f"box has shape {box.shape}; x1 y1 x2 y2 are needed")
     if soft is not None and (soft.ndim != 2 or 0 in soft.shape):
         raise ShapeError(f"soft has shape {soft.shape}; a map (h, w) is needed")
 
 
-def _weigh(lab: FloatArray, color: ColorArray, box: FloatArray, soft: FloatArray | None, cut: Cut) -> Evidence:
+def _weigh(
+    lab: FloatArray, color: ColorArray, box: FloatArray, soft: FloatArray | None, cut: Cut
+) -> Evidence:
     """Place in the box, network, colours and edges together."""
     inside = pixels_of_box(box, color.shape)
     prior = _prior_of_place(box, color.shape)
@@ -126,8 +138,12 @@ def _weigh(lab: FloatArray, color: ColorArray, box: FloatArray, soft: FloatArray
     if soft is not None:
         prior += NETWORK * _logit(_reach_the_sides(soft, inside))
     squares = [squared_steps(lab, step) for step in STEPS]
-    scale = 2 * sum(each.sum() for each in squares) / max(sum(each.size for each in squares), 1) + 1e-6
-    weights = [np.exp(-each / scale) / np.hypot(*step) for each, step in zip(squares, STEPS, strict=True)]
+    scale = (
+        2 * sum(each.sum() for each in squares) / max(sum(each.size for each in squares), 1) + 1e-6
+    )
+    weights = [
+        np.exp(-each / scale) / np.hypot(*step) for each, step in zip(squares, STEPS, strict=True)
+    ]
     probs = _sigmoid(prior) * inside
     for _ in range(ROUNDS):
         ratio = _color_ratio(color, probs, inside)
@@ -140,7 +156,9 @@ def _weigh(lab: FloatArray, color: ColorArray, box: FloatArray, soft: FloatArray
 def _trust(cut: Cut) -> float:
     """How far GrabCut's mask can be trusted, in [0, 1]."""
     steps = ((cut.separation, CUT_SEPARATION), (cut.fit, CUT_FIT))
-    return float(np.prod([np.clip((value - low) / (high - low), 0, 1) for value, (low, high) in steps]))
+    return float(
+        np.prod([np.clip((value - low) / (high - low), 0, 1) for value, (low, high) in steps])
+    )
 
 
 def _prior_of_place(box: FloatArray, size: tuple[int, int]) -> FloatArray:
@@ -155,7 +173,8 @@ def _reach_the_sides(probs: FloatArray, inside: BoolArray) -> FloatArray:
     logits = np.where(inside, _logit(probs), -np.inf)
     goal = np.log(REACHED / (1 - REACHED))
     gains = np.maximum(
-        np.maximum(goal - logits.max(axis=1), 0)[:, None], np.maximum(goal - logits.max(axis=0), 0)[None]
+        np.maximum(goal - logits.max(axis=1), 0)[:, None],
+        np.maximum(goal - logits.max(axis=0), 0)[None],
     )
     return _sigmoid(_logit(probs) + np.where(inside, gains, 0)) * inside
 

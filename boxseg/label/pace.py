@@ -21,7 +21,9 @@ LATER = 1.25
 """The mean update takes so many times as long as that: at first the teacher finds no candidates to fuse."""
 
 
-def time_update(config: BoxSegConfig, *, data_root: Path, device: str = "cpu", threads: int = 1) -> float:
+def time_update(
+    config: BoxSegConfig, *, data_root: Path, device: str = "cpu", threads: int = 1
+) -> float:
     """Seconds that an update of a run should take, reading included; nothing is written.
 
     Args:

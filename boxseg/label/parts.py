@@ -47,7 +47,9 @@ def box_part(box: Tensor, size: tuple[int, int]) -> MaskPart:
     return MaskPart(inside_window(box, window), window[0], window[1]).trimmed()
 
 
-def window_around(box: Tensor, part: MaskPart | None, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def window_around(
+    box: Tensor, part: MaskPart | None, size: tuple[int, int]
+) -> tuple[int, int, int, int]:
     """First row and column, height and width of what a box (4,) and a mask cover of an image of (height, width)."""
     x1, y1, x2, y2 = box.tolist()
     sides = [math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)]

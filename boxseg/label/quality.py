@@ -8,7 +8,15 @@ import numpy as np
 from scipy import ndimage
 
 from boxseg.label.cut import CLEAN_SEPARATION, Cut
-from boxseg.ops.pixels import BoolArray, FloatArray, box_distance, box_fit, mask_overlap, pixels_of_box, resize
+from boxseg.ops.pixels import (
+    BoolArray,
+    FloatArray,
+    box_distance,
+    box_fit,
+    mask_overlap,
+    pixels_of_box,
+    resize,
+)
 
 SMALL_SIDE = 20.0
 """Boxes with a longer side below this [px] count as small."""
@@ -62,7 +70,12 @@ class Evidence:
 
 
 def measure(
-    mask: BoolArray, evidence: Evidence, box: FloatArray, *, soft: FloatArray | None, image_side: float
+    mask: BoolArray,
+    evidence: Evidence,
+    box: FloatArray,
+    *,
+    soft: FloatArray | None,
+    image_side: float,
 ) -> dict[str, float]:
     """What a mask and the evidence that it came from look like.
 

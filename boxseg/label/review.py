@@ -59,13 +59,15 @@ def write_review(labels: Path, images: Path) -> Iterator[Path]:
             whole = find_whole(images / name, picture, folder, f"{WHOLE}/{image['id']}.jpg")
             wholes[name] = {"url": whole, "size": [picture.shape[1], picture.shape[0]]}
             cards += [
-                _card(each, picture, folder) | {"file": name, "name": names[each["category_id"]]} for each in shown
+                _card(each, picture, folder) | {"file": name, "name": names[each["category_id"]]}
+                for each in shown
             ]
         yield images / name
     cards.sort(key=lambda card: (card["quality"], card["id"]))
     template = resources.files("boxseg.label").joinpath("review.html").read_text(encoding="utf-8")
     about = {"stamp": _stamp(labels), "cards": cards, "images": wholes}
-    data = json.dumps(about, separators=(",", ":")).replace("<", "\\u003c")  # no text may end the script
+    # no text may end the script
+    data = json.dumps(about, separators=(",", ":")).replace("<", "\\u003c")
     write_atomic(folder / PAGE, template.replace(DATA_MARK, data))
 
 
@@ -74,7 +76,10 @@ def _card(annotation: dict[str, Any], picture: NDArray[np.uint8], folder: Path) 
     size = (picture.shape[0], picture.shape[1])
     crop = write_crop(picture, annotation["bbox"], folder / CROPS / f"{annotation['id']}.jpg")
     about = {key: annotation[key] for key in ("id", "quality", "doubts", "checks", "candidates")}
-    return about | {"crop": crop, "outline": find_outlines(decode_part(annotation["segmentation"], size))}
+    return about | {
+        "crop": crop,
+        "outline": find_outlines(decode_part(annotation["segmentation"], size)),
+    }
 
 
 def _stamp(labels: Path) -> str:
@@ -107,8 +112,13 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
             annotation.pop("segmentation", None)
     write_atomic(labels / REVIEWED, json.dumps(content))
     write_yolo_beside(content, images, labels)
-    counts = {decision: sum(each == decision for each in decided.values()) for decision in DECISIONS}
-    return counts | {"open": sum(each.get("quality") is not None for each in content["annotations"]) - len(decided)}
+    counts = {
+        decision: sum(each == decision for each in decided.values()) for decision in DECISIONS
+    }
+    return counts | {
+        "open": sum(each.get("quality") is not None for each in content["annotations"])
+        - len(decided)
+    }
 
 
 def _read_decisions(path: Path, known: set[int], stamp: str) -> dict[int, str]:
@@ -123,11 +133,15 @@ def _read_decisions(path: Path, known: set[int], stamp: str) -> dict[int, str]:
         raise DataError(f"{path}: cannot be read: {error}; {rule}") from error
     for annotation_id, decision in decided.items():
         if annotation_id not in known or decision not in DECISIONS:
-            raise DataError(f"{path}: annotation {annotation_id} has {decision!r:.40} or is none of the labels; {rule}")
+            raise DataError(
+                f"{path}: annotation {annotation_id} has {decision!r:.40} or is none of the labels; {rule}"
+            )
     return decided
 
 
 def _require_stamp(found: Any, expected: str, path: Path) -> None:
     if found != expected:
         told = f"holds decisions about other labels, with the stamp {found!r:.40} and not {expected!r}"
-        raise DataError(f"{path}: {told} (name the --output that they were made for, or review again)")
+        raise DataError(
+            f"{path}: {told} (name the --output that they were made for, or review again)"
+        )

@@ -48,7 +48,9 @@ def find_outlines(part: MaskPart) -> list[list[float]]:
     finer = int(np.clip(FINE // longest, 1, 8))
     pixels = np.pad(part.pixels.astype(np.uint8), 1).repeat(finer, axis=0).repeat(finer, axis=1)
     found = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
-    corners = [cv2.approxPolyDP(each, longest * finer / CORNERS, closed=True)[:, 0] for each in found]
+    corners = [
+        cv2.approxPolyDP(each, longest * finer / CORNERS, closed=True)[:, 0] for each in found
+    ]
     place = np.array([part.left - 1, part.top - 1])
     return [np.round((each + 0.5) / finer + place, 1).ravel().tolist() for each in corners]
 
@@ -62,7 +64,10 @@ def find_whole(path: Path, picture: NDArray[np.uint8], folder: Path, name: str) 
         is_plain = False
     if is_plain:
         return quote(Path(os.path.relpath(path, folder)).as_posix())
-    _write_jpeg(scale_picture(Image.fromarray(picture), min(1.0, WHOLE / max(picture.shape[:2]))), folder / name)
+    _write_jpeg(
+        scale_picture(Image.fromarray(picture), min(1.0, WHOLE / max(picture.shape[:2]))),
+        folder / name,
+    )
     return quote(name)
 
 

@@ -43,14 +43,22 @@ def one_by_one(source: Source) -> BatchSource:
     return lambda items: [source(*item) for item in items]
 
 
-def from_run(predictor: Predictor, data: CocoBoxes, *, others: Source | None = None) -> BatchSource:
+def from_run(
+    predictor: Predictor, data: CocoBoxes, *, others: Source | None = None
+) -> BatchSource:
     """The candidates of a trained network, with the masks of `others`, fused and scored; classes match by name."""
     found = find_labels(data.class_names, predictor.class_names)
-    labels = torch.tensor([UNKNOWN if label == ABSENT else label for label in found], dtype=torch.int64)
+    labels = torch.tensor(
+        [UNKNOWN if label == ABSENT else label for label in found], dtype=torch.int64
+    )
 
     def source(items: Sequence[tuple[Sample, Sequence[int]]]) -> list[BoxLabels]:
         samples = [replace(sample, labels=labels[sample.labels]) for sample, _ in items]
-        return label_together(predictor, samples, [None if others is None else _whole(others(*item)) for item in items])
+        return label_together(
+            predictor,
+            samples,
+            [None if others is None else _whole(others(*item)) for item in items],
+        )
 
     return source
 
@@ -62,7 +70,12 @@ def _whole(labels: Labels) -> BoxLabels:
 def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> PartLabels:
     """The boxes themselves, with quality 0: what nothing but the box can tell."""
     parts = [box_part(box, sample.original_size) for box in sample.boxes]
-    return PartLabels(parts, sample.original_size, torch.zeros(len(parts)), torch.zeros(len(parts), dtype=torch.int64))
+    return PartLabels(
+        parts,
+        sample.original_size,
+        torch.zeros(len(parts)),
+        torch.zeros(len(parts), dtype=torch.int64),
+    )
 
 
 def from_grabcut(sample: Sample, annotation_ids: Sequence[int]) -> PartLabels:
@@ -72,7 +85,12 @@ def from_grabcut(sample: Sample, annotation_ids: Sequence[int]) -> PartLabels:
     whole of a large photograph would take half a minute for each object.
     """
     parts = [_grabcut_box(sample, box) for box in sample.boxes]
-    return PartLabels(parts, sample.original_size, _fit(parts, sample.boxes), torch.ones(len(parts), dtype=torch.int64))
+    return PartLabels(
+        parts,
+        sample.original_size,
+        _fit(parts, sample.boxes),
+        torch.ones(len(parts), dtype=torch.int64),
+    )
 
 
 def _grabcut_box(sample: Sample, box: Tensor) -> MaskPart:
@@ -110,10 +128,18 @@ def from_file(path: Path, data: CocoBoxes) -> Source:
     def source(sample: Sample, annotation_ids: Sequence[int]) -> PartLabels:
         size = sample.original_size
         entries = masks_of.get(sample.image_id, [])
-        boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(-1, 4)
+        boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(
+            -1, 4
+        )
         iou = box_iou(sample.boxes, box_convert(boxes, "xywh", "xyxy"))
-        chosen = [_choose(iou[row], entries, annotation_id) for row, annotation_id in enumerate(annotation_ids)]
-        parts = [NO_MASK if each is None else decode_part(encode_entry(path, each, size), size) for each in chosen]
+        chosen = [
+            _choose(iou[row], entries, annotation_id)
+            for row, annotation_id in enumerate(annotation_ids)
+        ]
+        parts = [
+            NO_MASK if each is None else decode_part(encode_entry(path, each, size), size)
+            for each in chosen
+        ]
         quality = _fit(parts, sample.boxes)
         for row, entry in enumerate(chosen):
             told = None if entry is None else entry.get("quality", entry.get("score"))
@@ -125,8 +151,14 @@ def from_file(path: Path, data: CocoBoxes) -> Source:
     return source
 
 
-def _choose(iou: Tensor, entries: list[dict[str, Any]], annotation_id: int) -> dict[str, Any] | None:
+def _choose(
+    iou: Tensor, entries: list[dict[str, Any]], annotation_id: int
+) -> dict[str, Any] | None:
     """The entry of the annotation, or else the one whose box overlaps most, if by half."""
-    fitting = [(float(overlap), entry) for overlap, entry in zip(iou, entries, strict=True) if overlap >= MATCH_IOU]
+    fitting = [
+        (float(overlap), entry)
+        for overlap, entry in zip(iou, entries, strict=True)
+        if overlap >= MATCH_IOU
+    ]
     own = [pair for pair in fitting if pair[1].get("id") == annotation_id]
     return max(own or fitting, key=lambda pair: pair[0], default=(0.0, None))[1]

@@ -61,7 +61,8 @@ def pairwise_term(mask_logits: Tensor, *, size: int = 3, dilation: int = 2) -> T
     """
     height, width = mask_logits.shape[-2:]
     everywhere = torch.ones_like(mask_logits, dtype=torch.bool)
-    costs = pair_costs(mask_logits, find_pairs(everywhere, size=size, dilation=dilation))  # (n * h * w, S)
+    # (n * h * w, S)
+    costs = pair_costs(mask_logits, find_pairs(everywhere, size=size, dilation=dilation))
     return costs.view(len(mask_logits), height, width, costs.shape[1]).permute(0, 3, 1, 2)
 
 

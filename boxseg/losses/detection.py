@@ -56,7 +56,8 @@ def detection_losses(
     class_targets = torch.zeros_like(logits).scatter_(2, labels, (peak * positive).unsqueeze(-1))
     classification = varifocal_loss if use_vfl else focal_loss
     return {
-        "cls": classification(logits, class_targets, alpha=alpha, gamma=gamma).sum() / num_positive,
+        "cls": classification(logits, class_targets, alpha=alpha, gamma=gamma).sum()
+        / num_positive,
         "loc": box_loss,
         "ctr": (centerness_bce * positive).sum() / num_positive,
     }
@@ -92,7 +93,9 @@ def _area(distances: Tensor) -> Tensor:
     return (left + right) * (top + bottom)
 
 
-def varifocal_loss(logits: Tensor, quality: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def varifocal_loss(
+    logits: Tensor, quality: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
     """Cross-entropy that asks a positive for its quality and weights it so; negatives count by their error.
 
     Args:
@@ -114,7 +117,9 @@ def varifocal_loss(logits: Tensor, quality: Tensor, *, alpha: float = 0.25, gamm
     return weight * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
 
 
-def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def focal_loss(
+    logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
     """Cross-entropy weighted with the error, so that easy locations do not drown the rest.
 
     Args:
@@ -135,4 +140,8 @@ def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: f
     probs = logits.sigmoid()
     error = torch.where(targets > 0, 1 - probs, probs)
     weight = torch.where(targets > 0, alpha, 1 - alpha)
-    return weight * error.pow(gamma) * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (
+        weight
+        * error.pow(gamma)
+        * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    )

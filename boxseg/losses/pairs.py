@@ -42,7 +42,12 @@ class Pairs:
     def take_pairs(self, maps: Tensor, row: Tensor) -> Tensor:
         """Values (M, S) of maps of pairs (K, S, h, w); proposal i has map row[i]."""
         padded = F.pad(maps, (self.reach,) * 4)
-        return padded.flatten(2).transpose(1, 2).flatten(0, 1).index_select(0, self._first(padded, row))
+        return (
+            padded.flatten(2)
+            .transpose(1, 2)
+            .flatten(0, 1)
+            .index_select(0, self._first(padded, row))
+        )
 
     def _first(self, padded: Tensor, row: Tensor) -> Tensor:
         """int32 (M,): index of the first cells among the cells of all maps."""
@@ -51,7 +56,9 @@ class Pairs:
 
     def sum_per_proposal(self, values: Tensor, num_proposals: int) -> Tensor:
         """Sum of the values (M, S) of each proposal: (n,)."""
-        return values.new_zeros(num_proposals).index_add(0, self.proposal, values.sum(dim=1, dtype=values.dtype))
+        return values.new_zeros(num_proposals).index_add(
+            0, self.proposal, values.sum(dim=1, dtype=values.dtype)
+        )
 
 
 def find_pairs(inside: Tensor, *, size: int = 3, dilation: int = 2) -> Pairs:
@@ -66,12 +73,15 @@ def find_pairs(inside: Tensor, *, size: int = 3, dilation: int = 2) -> Pairs:
     width = inside.shape[-1] + 2 * reach
     # On a padded map the step to a neighbour is the same shift of the flat index for all cells, also at the border.
     padded = F.pad(inside, (reach,) * 4).flatten(1)
-    proposal, cell = padded.nonzero(as_tuple=True)  # waits for the device: the number of cells decides all shapes
+    # waits for the device: the number of cells decides all shapes
+    proposal, cell = padded.nonzero(as_tuple=True)
     cell = cell.int()
     shifts = [dilation * (row * width + column) for row, column in neighbour_offsets(size)]
     shift = torch.tensor(shifts, dtype=torch.int32, device=inside.device)
     map_cells = F.pad(inside.new_ones(inside.shape[1:]), (reach,) * 4).flatten()
-    on_map = map_cells.index_select(0, (cell[:, None] + shift).flatten()).view(len(cell), len(shifts))
+    on_map = map_cells.index_select(0, (cell[:, None] + shift).flatten()).view(
+        len(cell), len(shifts)
+    )
     return Pairs(proposal, cell, shift, on_map, reach)
 
 
@@ -90,7 +100,9 @@ def pair_costs(mask_logits: Tensor, pairs: Pairs) -> Tensor:
 
     Source: BoxInst (arXiv 2012.02310), pairwise term; `docs/method.md#pairwise-colour-affinity`.
     """
-    here, there = pairs.take(mask_logits, torch.arange(len(mask_logits), device=mask_logits.device))
+    here, there = pairs.take(
+        mask_logits, torch.arange(len(mask_logits), device=mask_logits.device)
+    )
     costs: Tensor = _Disagreement.apply(here, there)
     return costs * pairs.on_map
 
@@ -109,13 +121,19 @@ class _Disagreement(torch.autograd.Function):
         ctx.save_for_backward(here, there)
         distance = there.abs()
         opposed = torch.minimum(here.abs(), distance).masked_fill_((here < 0) == (there < 0), 0)
-        return opposed.add_(_rest(here.abs())).add_(_rest(distance)).sub_(_rest((here + there).abs_()))
+        return (
+            opposed.add_(_rest(here.abs()))
+            .add_(_rest(distance))
+            .sub_(_rest((here + there).abs_()))
+        )
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor]:
         here, there = ctx.saved_tensors
         both = (here + there).sigmoid_()
-        return (slopes[0] * (here.sigmoid() - both)).sum(dim=1, keepdim=True), slopes[0] * (there.sigmoid() - both)
+        return (slopes[0] * (here.sigmoid() - both)).sum(dim=1, keepdim=True), slopes[0] * (
+            there.sigmoid() - both
+        )
 
 
 def _rest(distance: Tensor) -> Tensor:

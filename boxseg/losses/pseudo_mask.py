@@ -75,7 +75,9 @@ def mask_affinity(mask: Tensor, valid: Tensor, *, size: int = 3, dilation: int =
     return affinity.view(len(mask), height, width, affinity.shape[1]).permute(0, 3, 1, 2)
 
 
-def pair_affinity(mask: Tensor, valid: Tensor, pairs: Pairs, *, mask_row: Tensor, valid_row: Tensor) -> Tensor:
+def pair_affinity(
+    mask: Tensor, valid: Tensor, pairs: Pairs, *, mask_row: Tensor, valid_row: Tensor
+) -> Tensor:
     """Likelihood that a pseudo mask gives the two cells of a pair the same label.
 
     The mask is softened first: each cell becomes the mean of itself and of its 3x3 mean.

@@ -14,7 +14,14 @@ from boxseg.losses.pairs import Pairs, find_pairs, pair_costs
 from boxseg.losses.pseudo_mask import affinity_loss, pair_affinity, pseudo_mask_loss
 from boxseg.ops.masks import box_masks
 from boxseg.ops.neighbours import color_similarity, remove_bottom_rows, sample_cells
-from boxseg.structures import MASK_STRIDE, Batch, MaskNetwork, MeanOverRanks, Proposals, PseudoMasks
+from boxseg.structures import (
+    MASK_STRIDE,
+    Batch,
+    MaskNetwork,
+    MeanOverRanks,
+    Proposals,
+    PseudoMasks,
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,14 @@ def compute_losses(
 
     Source: `docs/method.md#total-loss`.
     """
-    terms, proposals = network.detection_losses(predictions, batch.boxes, batch.labels, mean_over_ranks=mean_over_ranks)
+    terms, proposals = network.detection_losses(
+        predictions, batch.boxes, batch.labels, mean_over_ranks=mean_over_ranks
+    )
     mask_logits = network.mask_logits(predictions, proposals.image_index, proposals.handle).float()
     with torch.autocast(mask_logits.device.type, enabled=False):
-        terms = terms | _mask_terms(mask_logits, batch, proposals, pseudo_masks, step, boxinst, loss)
+        terms = terms | _mask_terms(
+            mask_logits, batch, proposals, pseudo_masks, step, boxinst, loss
+        )
         return Losses(torch.stack(list(terms.values())).sum(), terms)
 
 
@@ -86,7 +97,9 @@ def _mask_terms(
     inside = box_masks(torch.cat(batch.boxes), height, width, stride=MASK_STRIDE)
     colored = remove_bottom_rows(batch.valid, batch.sizes, batch.original_sizes, boxinst.bottom_px)
     size, dilation = boxinst.size, boxinst.dilation
-    similarity = color_similarity(batch.weak, colored, size=size, dilation=dilation, truncate=boxinst.truncate_colors)
+    similarity = color_similarity(
+        batch.weak, colored, size=size, dilation=dilation, truncate=boxinst.truncate_colors
+    )
 
     probs, own_box = mask_logits.sigmoid(), inside[row]  # both (n, H/4, W/4)
     shadows = projection_loss(probs, own_box, from_inside=boxinst.project_inside)
@@ -104,7 +117,9 @@ def _mask_terms(
         pseudo = {"mask": nothing, "affinity": nothing}
     else:
         valid = sample_cells(colored)
-        pseudo = _pseudo_mask_terms(probs, costs, pairs, pseudo_masks, inside, valid, row, proposals, loss)
+        pseudo = _pseudo_mask_terms(
+            probs, costs, pairs, pseudo_masks, inside, valid, row, proposals, loss
+        )
     return terms | {name: warmup(step, loss.warmup) * value for name, value in pseudo.items()}
 
 

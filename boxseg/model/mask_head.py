@@ -104,7 +104,9 @@ class DynamicMaskHead(nn.Module):
             ShapeError: `params` has another number of columns.
         """
         if params.shape[1:] != (self.num_params,):
-            raise ShapeError(f"params have shape {tuple(params.shape)}; (n, {self.num_params}) is needed")
+            raise ShapeError(
+                f"params have shape {tuple(params.shape)}; (n, {self.num_params}) is needed"
+            )
         with torch.autocast(cells.device.type, enabled=False):
             (first, *weights), (first_bias, *biases) = self.split(params.float())
             if windows is None:
@@ -117,7 +119,9 @@ class DynamicMaskHead(nn.Module):
             # The offset of a cell is (location - cell) / reach. The first layer is linear: the location's part of it is
             # the same for all cells and goes into the bias, so the inputs of an image serve all its instances.
             reach = self.reach[levels][:, None]  # (n, 1)
-            bias = torch.baddbmm(first_bias[..., None], first[..., :2], (locations / reach)[..., None])
+            bias = torch.baddbmm(
+                first_bias[..., None], first[..., :2], (locations / reach)[..., None]
+            )
             first = torch.cat([first[..., :2] / -reach[..., None], first[..., 2:]], dim=2)
             hidden = torch.baddbmm(bias, first, inputs)
             for weight, bias in zip(weights, biases, strict=True):
@@ -137,7 +141,10 @@ class DynamicMaskHead(nn.Module):
 def with_coordinates(mask_features: Tensor) -> Tensor:
     """The pixel (x, y) of each cell in front of its features, float32: (B, F, h, w) -> (B, 2 + F, h, w)."""
     batch, _, *sides = mask_features.shape
-    lines = [torch.arange(side, device=mask_features.device) * FEATURE_STRIDE + FEATURE_STRIDE // 2 for side in sides]
+    lines = [
+        torch.arange(side, device=mask_features.device) * FEATURE_STRIDE + FEATURE_STRIDE // 2
+        for side in sides
+    ]
     y, x = torch.meshgrid(*lines, indexing="ij")
     pixels = torch.stack([x, y]).float().expand(batch, -1, -1, -1)
     return torch.cat([pixels, mask_features.float()], dim=1)
@@ -145,7 +152,9 @@ def with_coordinates(mask_features: Tensor) -> Tensor:
 
 def _take_windows(maps: Tensor, image_index: Tensor, windows: Windows) -> Tensor:
     """Values (n, F, h * w) of maps (B, F, H, W) in windows of the images (n,)."""
-    cells = image_index[:, None] * (maps.shape[-2] * maps.shape[-1]) + windows.cells(maps.shape[-1])
+    cells = image_index[:, None] * (maps.shape[-2] * maps.shape[-1]) + windows.cells(
+        maps.shape[-1]
+    )
     by_cell = maps.permute(0, 2, 3, 1).flatten(0, 2)  # no copy of maps that are channels-last
     return by_cell.index_select(0, cells.flatten()).view(*cells.shape, -1).transpose(1, 2)
 

@@ -16,7 +16,11 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
+from torchvision.models.detection.rpn import (
+    RegionProposalNetwork,
+    RPNHead,
+    concat_box_prediction_layers,
+)
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
 from boxseg.model.backbone import Backbone
@@ -101,7 +105,9 @@ class MaskRcnn(PyramidNetwork):
         """
         super().__init__(num_classes=num_classes, backbone=backbone, channels=channels)
         self.max_per_image = max_per_image
-        anchors = AnchorGenerator(tuple((size,) for size in anchor_sizes), ((0.5, 1.0, 2.0),) * len(anchor_sizes))
+        anchors = AnchorGenerator(
+            tuple((size,) for size in anchor_sizes), ((0.5, 1.0, 2.0),) * len(anchor_sizes)
+        )
         limit = {"training": regions, "testing": regions}
         self.rpn = RegionProposalNetwork(
             anchors,
@@ -139,23 +145,31 @@ class MaskRcnn(PyramidNetwork):
         """Pyramid maps and the regions worth a second look; arguments as for `pyramid_maps`."""
         maps = {name: level.float() for name, level in self.pyramid_maps(images, valid).items()}
         extent = torch.stack([valid.any(dim=2).sum(dim=1), valid.any(dim=1).sum(dim=1)], dim=1)
-        sizes = [(height, width) for height, width in extent.tolist()]  # torchvision clips boxes with plain numbers
+        # torchvision clips boxes with plain numbers
+        sizes = [(height, width) for height, width in extent.tolist()]
         levels = list(maps.values())
         objectness, deltas = self.rpn.head(levels)
         anchors = self.rpn.anchor_generator(ImageList(images, sizes), levels)
         counts = [level[0].numel() for level in objectness]
-        objectness, deltas = (item.float() for item in concat_box_prediction_layers(objectness, deltas))
+        objectness, deltas = (
+            item.float() for item in concat_box_prediction_layers(objectness, deltas)
+        )
         boxes = self.rpn.box_coder.decode(deltas.detach(), anchors).view(len(images), -1, 4)
         regions, _ = self.rpn.filter_proposals(boxes, objectness, sizes, counts)
         height, width = images.shape[-2:]
-        return RegionPredictions(maps, (height, width), sizes, anchors, objectness, deltas, regions)
+        return RegionPredictions(
+            maps, (height, width), sizes, anchors, objectness, deltas, regions
+        )
 
     @torch.no_grad()
-    def detect(self, predictions: RegionPredictions, *, score_thr: float, pre_topk: int) -> list[RawDetections]:
+    def detect(
+        self, predictions: RegionPredictions, *, score_thr: float, pre_topk: int
+    ) -> list[RawDetections]:
         """The `pre_topk` best pairs of region and class of each image, of class probability above `score_thr`."""
         logits, deltas = self._look_at(predictions, predictions.regions)
         counts = [len(regions) for regions in predictions.regions]
-        boxes = self.roi_heads.box_coder.decode(deltas, predictions.regions)[:, 1:]  # (sum of R, K, 4)
+        # (sum of R, K, 4)
+        boxes = self.roi_heads.box_coder.decode(deltas, predictions.regions)[:, 1:]
         probs = logits.softmax(dim=-1)[:, 1:]
         detections = []
         for image_boxes, image_probs, size in zip(
@@ -163,18 +177,25 @@ class MaskRcnn(PyramidNetwork):
         ):
             confidence, place = image_probs.flatten().topk(min(pre_topk, image_probs.numel()))
             place = place[confidence > score_thr]
-            labels, kept = place % self.num_classes, clip_boxes_to_image(image_boxes.flatten(0, 1)[place], size)
+            labels, kept = (
+                place % self.num_classes,
+                clip_boxes_to_image(image_boxes.flatten(0, 1)[place], size),
+            )
             # `topk` sorts, so those above the threshold are the first.
             scores = confidence[: len(place)].sqrt()
             detections.append(RawDetections(kept, labels, scores, _make_handle(kept, labels)))
         return detections
 
-    def mask_logits(self, predictions: RegionPredictions, image_index: Tensor, handle: Tensor) -> Tensor:
+    def mask_logits(
+        self, predictions: RegionPredictions, image_index: Tensor, handle: Tensor
+    ) -> Tensor:
         """Mask logits, float32 (n, H/4, W/4), of boxes with labels (n, 5); `OUTSIDE` outside of their windows."""
         order = image_index.argsort(stable=True)
         windows, labels = _widen(handle[order, :4]), handle[order, 4].long()
         per_image = windows.split(image_index.bincount(minlength=len(predictions.sizes)).tolist())
-        crops = self.mask_pool(predictions.maps, list(per_image), [predictions.padded_size] * len(per_image))
+        crops = self.mask_pool(
+            predictions.maps, list(per_image), [predictions.padded_size] * len(per_image)
+        )
         logits = self.mask_predictor(self.mask_head(crops)).float()  # (n, K, 28, 28)
         own = logits[torch.arange(len(labels), device=labels.device), labels]
         return paste_logits(own, windows, *predictions.padded_size)[order.argsort()]
@@ -198,17 +219,25 @@ class MaskRcnn(PyramidNetwork):
         ]
         matches, matched_boxes = self.rpn.assign_targets_to_anchors(predictions.anchors, targets)
         wanted = self.rpn.box_coder.encode(matched_boxes, predictions.anchors)
-        objectness, region = self.rpn.compute_loss(predictions.objectness, predictions.deltas, matches, list(wanted))
+        objectness, region = self.rpn.compute_loss(
+            predictions.objectness, predictions.deltas, matches, list(wanted)
+        )
 
-        regions, owners, classes, wanted = self.roi_heads.select_training_samples(list(predictions.regions), targets)
+        regions, owners, classes, wanted = self.roi_heads.select_training_samples(
+            list(predictions.regions), targets
+        )
         cls, loc = fastrcnn_loss(*self._look_at(predictions, regions), classes, wanted)
         proposals = self._choose(regions, owners, classes, targets, kept)
         return {"objectness": objectness, "region": region, "cls": cls, "loc": loc}, proposals
 
-    def _look_at(self, predictions: RegionPredictions, regions: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _look_at(
+        self, predictions: RegionPredictions, regions: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Class logits (sum of R, K + 1), background first, and box deltas (sum of R, 4 K + 4) of regions."""
         heads = self.roi_heads
-        crops = heads.box_roi_pool(predictions.maps, regions, [predictions.padded_size] * len(regions))
+        crops = heads.box_roi_pool(
+            predictions.maps, regions, [predictions.padded_size] * len(regions)
+        )
         logits, deltas = heads.box_predictor(heads.box_head(crops))
         return logits.float(), deltas.float()
 
@@ -222,13 +251,17 @@ class MaskRcnn(PyramidNetwork):
     ) -> Proposals:
         """Positive regions, shared fairly among the boxes; those that fit their box best come first."""
         box_index, fit = [], []
-        for region, owner, label, target, index in zip(regions, owners, classes, targets, kept, strict=True):
+        for region, owner, label, target, index in zip(
+            regions, owners, classes, targets, kept, strict=True
+        ):
             # Images without boxes need no case of their own: an additional box without area matches nothing.
             box_index.append(torch.where(label > 0, F.pad(index, (0, 1), value=-1)[owner], -1))
             fit.append(box_iou(region, F.pad(target["boxes"], (0, 0, 0, 1))).amax(dim=1))
         padded = [pad_sequence(items, batch_first=True) for items in (regions, classes, fit)]
         chosen = choose_proposals(
-            pad_sequence(box_index, batch_first=True, padding_value=-1), padded[2], max_per_image=self.max_per_image
+            pad_sequence(box_index, batch_first=True, padding_value=-1),
+            padded[2],
+            max_per_image=self.max_per_image,
         )
         place = chosen.image_index, chosen.handle
         return replace(chosen, handle=_make_handle(padded[0][place], padded[1][place] - 1))
@@ -247,8 +280,14 @@ def paste_logits(logits: Tensor, boxes: Tensor, height: int, width: int) -> Tens
         Float (n, height / 4, width / 4): bilinear samples at the centre pixels of the cells, `OUTSIDE` elsewhere.
     """
     rows, columns = height // MASK_STRIDE, width // MASK_STRIDE
-    pixels = grid_locations(rows, columns, MASK_STRIDE, device=boxes.device).view(rows, columns, 2) + 0.5
-    corner, side = boxes[:, None, None, :2], (boxes[:, 2:] - boxes[:, :2])[:, None, None].clamp(min=1)
+    pixels = (
+        grid_locations(rows, columns, MASK_STRIDE, device=boxes.device).view(rows, columns, 2)
+        + 0.5
+    )
+    corner, side = (
+        boxes[:, None, None, :2],
+        (boxes[:, 2:] - boxes[:, :2])[:, None, None].clamp(min=1),
+    )
     grid = 2 * (pixels - corner) / side - 1  # (n, rows, columns, 2)
     drawn = F.grid_sample(logits[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
     return torch.where(box_masks(boxes, height, width, stride=MASK_STRIDE), drawn, OUTSIDE)

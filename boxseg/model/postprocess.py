@@ -46,7 +46,9 @@ def postprocess(
     Source: CondInst (arXiv 2003.05664), BoxTeacher (arXiv 2210.05174); `docs/method.md#from-predictions-to-detections`.
     """
     detections = []
-    for image, raw in enumerate(network.detect(predictions, score_thr=score_thr, pre_topk=pre_topk)):
+    for image, raw in enumerate(
+        network.detect(predictions, score_thr=score_thr, pre_topk=pre_topk)
+    ):
         size, original_size = sizes[image], original_sizes[image]
         chosen = choose_detections(raw, nms_thr=nms_thr, topk=topk)
         boxes = clip_boxes_to_image(scale_boxes(chosen.boxes, size, original_size), original_size)
@@ -59,7 +61,9 @@ def postprocess(
         scores = (chosen.scores * certainty).sqrt()
         order = scores.argsort(descending=True, stable=True)
         image_id = -1 if image_ids is None else image_ids[image]
-        detections.append(Detections(boxes[order], scores[order], chosen.labels[order], masks[order], image_id))
+        detections.append(
+            Detections(boxes[order], scores[order], chosen.labels[order], masks[order], image_id)
+        )
     return detections
 
 
@@ -69,7 +73,9 @@ def choose_detections(raw: RawDetections, *, nms_thr: float, topk: int) -> RawDe
     return used.take(batched_nms(used.boxes, used.scores, used.labels, nms_thr)[:topk])
 
 
-def finish_masks(mask_probs: Tensor, size: tuple[int, int], original_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def finish_masks(
+    mask_probs: Tensor, size: tuple[int, int], original_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     """Probabilities (n, H/4, W/4) -> masks bool (n, height, width), and their mean probability inside (n,).
 
     A pixel is a mean of cells, so it exceeds one half only if one of its cells does. Each map is enlarged only around
@@ -77,10 +83,14 @@ def finish_masks(mask_probs: Tensor, size: tuple[int, int], original_size: tuple
     """
     masks = mask_probs.new_zeros((len(mask_probs), *original_size), dtype=torch.bool)
     certainty = mask_probs.new_zeros(len(mask_probs))
-    for index, (left, top, right, bottom) in enumerate(tight_boxes(mask_probs > 0.5).int().tolist()):
+    for index, (left, top, right, bottom) in enumerate(
+        tight_boxes(mask_probs > 0.5).int().tolist()
+    ):
         if right > left:
             cells = (slice(top, bottom), slice(left, right))
-            probs, pixels = resize_mask_part(mask_probs[index], cells, size=size, original_size=original_size)
+            probs, pixels = resize_mask_part(
+                mask_probs[index], cells, size=size, original_size=original_size
+            )
             mask = probs > 0.5
             masks[(index, *pixels)] = mask
             certainty[index] = (probs * mask).sum() / (mask.sum() + 1e-6)

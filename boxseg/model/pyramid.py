@@ -27,8 +27,12 @@ class PyramidNetwork(MaskNetwork):
         self.num_classes = num_classes
         self.backbone = backbone
         self.pyramid = build_pyramid(backbone.channels, channels)
-        self.register_buffer("pixel_mean", torch.tensor(backbone.mean).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(backbone.std).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer(
+            "pixel_mean", torch.tensor(backbone.mean).view(3, 1, 1) * 255, persistent=False
+        )
+        self.register_buffer(
+            "pixel_std", torch.tensor(backbone.std).view(3, 1, 1) * 255, persistent=False
+        )
 
     def pyramid_maps(self, images: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Maps (B, channels, H/s, W/s) by name, finest first; padding is 0 after normalisation.

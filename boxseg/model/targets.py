@@ -23,8 +23,12 @@ def assign_locations(
     sizes: Sequence[float] = (64, 128, 256, 512),
 ) -> LocationTargets:
     """`assign_batch` for the boxes (N, 4) and labels (N,) of one image; without the batch dimension."""
-    targets = assign_batch(locations, strides, levels, [boxes], [labels], radius=radius, sizes=sizes)
-    return LocationTargets(targets.box_index[0], targets.labels[0], targets.distances[0], targets.centerness[0])
+    targets = assign_batch(
+        locations, strides, levels, [boxes], [labels], radius=radius, sizes=sizes
+    )
+    return LocationTargets(
+        targets.box_index[0], targets.labels[0], targets.distances[0], targets.centerness[0]
+    )
 
 
 @torch.no_grad()
@@ -60,12 +64,19 @@ def assign_batch(
     distances = torch.cat([points - corner_min, corner_max - points], dim=-1)  # (B, L, N, 4)
 
     centre, reach = (corner_min + corner_max) / 2, radius * strides[None, :, None, None]
-    near_min, near_max = torch.maximum(centre - reach, corner_min), torch.minimum(centre + reach, corner_max)
+    near_min, near_max = (
+        torch.maximum(centre - reach, corner_min),
+        torch.minimum(centre + reach, corner_max),
+    )
     near = ((points > near_min) & (points < near_max)).all(dim=-1)
-    extent, bounds = distances.amax(dim=-1), locations.new_tensor([-1.0, *sizes, torch.inf])  # no limit below
-    suits = (extent >= bounds[levels][None, :, None]) & (extent <= bounds[levels + 1][None, :, None])
+    # no limit below
+    extent, bounds = distances.amax(dim=-1), locations.new_tensor([-1.0, *sizes, torch.inf])
+    suits = (extent >= bounds[levels][None, :, None]) & (
+        extent <= bounds[levels + 1][None, :, None]
+    )
 
-    area = torch.where(near & suits & exists[:, None], box_area(padded)[:, None], torch.inf)  # (B, L, N)
+    # (B, L, N)
+    area = torch.where(near & suits & exists[:, None], box_area(padded)[:, None], torch.inf)
     least_area, matched = area.min(dim=-1)
     positive = least_area < torch.inf
     index = matched[..., None, None].expand(-1, -1, 1, 4)
@@ -115,7 +126,12 @@ def choose_proposals(box_index: Tensor, scores: Tensor, *, max_per_image: int) -
     # Sorted by score, then stably by owner: the locations of each box stand together, best first.
     order = scores[image_index, location_index].argsort(descending=True, stable=True)
     order = order[owner[order].argsort(stable=True)]
-    image_index, location_index, boxes, owner = image_index[order], location_index[order], boxes[order], owner[order]
+    image_index, location_index, boxes, owner = (
+        image_index[order],
+        location_index[order],
+        boxes[order],
+        owner[order],
+    )
 
     # The rank of a location among those of its box is its position less that of the first one.
     position = torch.arange(len(owner), device=owner.device)

@@ -52,5 +52,7 @@ class PlainVit(nn.Module):
             size = [side * self.patch_px // TOKEN_PX for side in images.shape[-2:]]
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
         vit: Any = self.vit
-        (tokens,) = vit.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
+        (tokens,) = vit.forward_intermediates(
+            images, indices=1, norm=True, intermediates_only=True
+        )
         return [self.finer(tokens), tokens, F.max_pool2d(tokens, 2)]

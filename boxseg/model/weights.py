@@ -32,16 +32,30 @@ def read_state(path: str) -> State:
         DataError: the file is missing, unreadable or holds no tensors.
     """
     if not Path(path).is_file():
-        raise DataError(f"{path}: no such file; model.weights takes auto, imagenet, none or the path of a state dict")
+        raise DataError(
+            f"{path}: no such file; model.weights takes auto, imagenet, none or the path of a state dict"
+        )
     try:
-        state = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
+        state = (
+            load_file(path)
+            if path.endswith(".safetensors")
+            else torch.load(path, "cpu", weights_only=True)
+        )
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot be read as a state dict ({error}); save one with torch.save") from error
+        raise DataError(
+            f"{path}: cannot be read as a state dict ({error}); save one with torch.save"
+        ) from error
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not any(
+        isinstance(value, Tensor) for value in state.values()
+    ):
         raise DataError(f"{path}: holds no state dict; a dict of names and tensors is needed")
-    return {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    return {
+        name.removeprefix("module."): value
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def load_weights_into(network: nn.Module, state: State, *, place: str) -> None:
@@ -53,7 +67,9 @@ def load_weights_into(network: nn.Module, state: State, *, place: str) -> None:
     own = network.state_dict()
     for name, tensor in own.items():
         if name not in state and not name.endswith("num_batches_tracked"):
-            raise DataError(f"{place}: has no entry {name!r}; the state dict of another network? see model.backbone")
+            raise DataError(
+                f"{place}: has no entry {name!r}; the state dict of another network? see model.backbone"
+            )
         if name in state and state[name].shape != tensor.shape:
             raise DataError(
                 f"{place}: {name} has shape {tuple(state[name].shape)}, the network needs {tuple(tensor.shape)}; "
@@ -68,9 +84,14 @@ def pair_states(state: State, like: State, *, place: str) -> State:
     Raises:
         DataError: their numbers or shapes differ.
     """
-    shapes, needed = [tensor.shape for tensor in state.values()], [tensor.shape for tensor in like.values()]
+    shapes, needed = (
+        [tensor.shape for tensor in state.values()],
+        [tensor.shape for tensor in like.values()],
+    )
     if shapes != needed:
-        raise DataError(f"{place}: {len(shapes)} tensors that do not pair with the network's {len(needed)}")
+        raise DataError(
+            f"{place}: {len(shapes)} tensors that do not pair with the network's {len(needed)}"
+        )
     return dict(zip(like, state.values(), strict=True))
 
 
@@ -84,7 +105,9 @@ def download_state(url: str) -> State:
     socket.setdefaulttimeout(TIMEOUT_S)
     try:
         with named_errors(url), contextlib.redirect_stdout(io.StringIO()):
-            return torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False, check_hash=True)
+            return torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", progress=False, check_hash=True
+            )
     finally:
         socket.setdefaulttimeout(timeout)
 
@@ -114,7 +137,9 @@ def fast_hub() -> Iterator[None]:
 
 def _is_reachable(url: str) -> bool:
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_S / 2).close()
+        urllib.request.urlopen(
+            urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_S / 2
+        ).close()
     except urllib.error.HTTPError:
         return True
     except OSError:

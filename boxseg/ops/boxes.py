@@ -28,8 +28,12 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 def box_intersection(boxes: Tensor, others: Tensor) -> Tensor:
     """Common area [px²] of every pair of boxes (..., N, 4) and (..., M, 4): (..., N, M)."""
-    a, b = boxes.mT[..., None].contiguous(), others.mT[..., None, :].contiguous()  # (..., 4, N, 1), (..., 4, 1, M)
-    low, high = torch.maximum(a[..., :2, :, :], b[..., :2, :, :]), torch.minimum(a[..., 2:, :, :], b[..., 2:, :, :])
+    # (..., 4, N, 1), (..., 4, 1, M)
+    a, b = boxes.mT[..., None].contiguous(), others.mT[..., None, :].contiguous()
+    low, high = (
+        torch.maximum(a[..., :2, :, :], b[..., :2, :, :]),
+        torch.minimum(a[..., 2:, :, :], b[..., 2:, :, :]),
+    )
     sides = (high - low).clamp(min=0)
     return sides[..., 0, :, :] * sides[..., 1, :, :]
 

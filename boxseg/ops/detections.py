@@ -9,7 +9,9 @@ from boxseg.ops.boxes import decode_boxes
 from boxseg.structures import Predictions, RawDetections
 
 
-def decode_detections(predictions: Predictions, *, score_thr: float, pre_topk: int) -> list[RawDetections]:
+def decode_detections(
+    predictions: Predictions, *, score_thr: float, pre_topk: int
+) -> list[RawDetections]:
     """The best (location, class) pairs of every level.
 
     Args:
@@ -24,7 +26,10 @@ def decode_detections(predictions: Predictions, *, score_thr: float, pre_topk: i
 
     Source: `docs/method.md#from-predictions-to-detections`.
     """
-    product = predictions.class_logits.float().sigmoid() * predictions.centerness_logits.float().sigmoid()[..., None]
+    product = (
+        predictions.class_logits.float().sigmoid()
+        * predictions.centerness_logits.float().sigmoid()[..., None]
+    )
     num_classes = product.shape[-1]
     scores, places = [], []
     start = 0
@@ -41,7 +46,10 @@ def decode_detections(predictions: Predictions, *, score_thr: float, pre_topk: i
     boxes = decode_boxes(predictions.locations, predictions.distances.float(), predictions.strides)
     boxes = boxes.gather(1, location_index[..., None].expand(-1, -1, 4)) * used[..., None]
     score = (score * used).sqrt()
-    return [RawDetections(*image) for image in zip(boxes, place % num_classes, score, location_index, strict=True)]
+    return [
+        RawDetections(*image)
+        for image in zip(boxes, place % num_classes, score, location_index, strict=True)
+    ]
 
 
 def first_best(values: Tensor, k: int) -> Tensor:
@@ -52,4 +60,6 @@ def first_best(values: Tensor, k: int) -> Tensor:
     make a negative integer, which comes last.
     """
     bits = values.float().view(torch.int32).long()
-    return ((bits << 32) - torch.arange(values.shape[1], device=values.device)).topk(k, dim=1).indices
+    return (
+        ((bits << 32) - torch.arange(values.shape[1], device=values.device)).topk(k, dim=1).indices
+    )

@@ -23,7 +23,9 @@ def pad_images(images: Sequence[Tensor], *, divisor: int = 32) -> tuple[Tensor, 
     Returns:
         (B, c, H, W), H and W the smallest multiples of `divisor` that hold all images, and valid, bool (B, H, W).
     """
-    height, width = (-(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (1, 2))
+    height, width = (
+        -(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (1, 2)
+    )
     shape = (len(images), images[0].shape[0], height, width)
     padded = torch.empty(shape, dtype=images[0].dtype, device=images[0].device)
     valid = padded.new_zeros(len(images), height, width, dtype=torch.bool)

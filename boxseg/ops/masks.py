@@ -40,13 +40,19 @@ def _enlarge_axis(maps: Tensor, factor: int, axis: int) -> Tensor:
     """
     length, middle = maps.shape[axis], factor // 2
     before = torch.cat([maps.narrow(axis, 0, 1), maps.narrow(axis, 0, length - 1)], dim=axis)
-    after = torch.cat([maps.narrow(axis, 1, length - 1), maps.narrow(axis, length - 1, 1)], dim=axis)
-    left = [torch.lerp(before, maps, (factor - middle + place) / factor) for place in range(middle)]
+    after = torch.cat(
+        [maps.narrow(axis, 1, length - 1), maps.narrow(axis, length - 1, 1)], dim=axis
+    )
+    left = [
+        torch.lerp(before, maps, (factor - middle + place) / factor) for place in range(middle)
+    ]
     right = [torch.lerp(maps, after, place / factor) for place in range(1, factor - middle)]
     return torch.stack([*left, maps, *right], dim=axis + 1).flatten(axis, axis + 1)
 
 
-def resize_masks(mask_probs: Tensor, *, size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:
+def resize_masks(
+    mask_probs: Tensor, *, size: tuple[int, int], original_size: tuple[int, int]
+) -> Tensor:
     """Probabilities of the padded training grid, brought to the size of the image file.
 
     Args:
@@ -64,7 +70,11 @@ def resize_masks(mask_probs: Tensor, *, size: tuple[int, int], original_size: tu
 
 
 def resize_mask_part(
-    mask_probs: Tensor, cells: tuple[slice, slice], *, size: tuple[int, int], original_size: tuple[int, int]
+    mask_probs: Tensor,
+    cells: tuple[slice, slice],
+    *,
+    size: tuple[int, int],
+    original_size: tuple[int, int],
 ) -> tuple[Tensor, tuple[slice, slice]]:
     """The pixels of one resized map that depend on some cells, computed from these cells and their neighbours.
 
@@ -89,10 +99,14 @@ def resize_mask_part(
     return weights[0] @ mask_probs[spans[0], spans[1]] @ weights[1].T, (pixels[0], pixels[1])
 
 
-def _axis_weights(mask_probs: Tensor, size: tuple[int, int], original_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _axis_weights(
+    mask_probs: Tensor, size: tuple[int, int], original_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     """Resizing as one matrix for each axis, (height, H/4) and (width, W/4): bilinear resizing is separable."""
     sides = zip(mask_probs.shape[-2:], size, original_size, strict=True)
-    rows, columns = (_resize_matrix(cells, side, goal).to(mask_probs) for cells, side, goal in sides)
+    rows, columns = (
+        _resize_matrix(cells, side, goal).to(mask_probs) for cells, side, goal in sides
+    )
     return rows, columns
 
 
@@ -101,8 +115,11 @@ def _resize_matrix(cells: int, side: int, original_side: int) -> Tensor:
     """What each cell of a line (cells,) gives to each pixel of the file: float (original_side, cells)."""
     # Resizing is linear, so the lines that are 1 at one cell and 0 elsewhere give its columns.
     one_cell = torch.eye(cells)[:, None]
-    enlarged = aligned_bilinear(one_cell, MASK_STRIDE)[:, :1, :side]  # (cells, 1, side), without padding
-    return F.interpolate(enlarged, size=original_side, mode="linear", align_corners=False)[:, 0].T.contiguous()
+    # (cells, 1, side), without padding
+    enlarged = aligned_bilinear(one_cell, MASK_STRIDE)[:, :1, :side]
+    return F.interpolate(enlarged, size=original_side, mode="linear", align_corners=False)[
+        :, 0
+    ].T.contiguous()
 
 
 def resize_bool(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -204,8 +221,12 @@ def visible_boxes(boxes: Tensor, free: Tensor) -> Tensor:
         Float (n, 4), as from `tight_boxes`.
     """
     starts, ends = boxes[:, :2].trunc().long(), (boxes[:, 2:] + 1).trunc().long()
-    rows = _any_between(free, starts[:, 0], ends[:, 0]) & _between(free.shape[0], starts[:, 1], ends[:, 1])
-    columns = _any_between(free.T, starts[:, 1], ends[:, 1]) & _between(free.shape[1], starts[:, 0], ends[:, 0])
+    rows = _any_between(free, starts[:, 0], ends[:, 0]) & _between(
+        free.shape[0], starts[:, 1], ends[:, 1]
+    )
+    columns = _any_between(free.T, starts[:, 1], ends[:, 1]) & _between(
+        free.shape[1], starts[:, 0], ends[:, 0]
+    )
     return _bound(rows, columns)
 
 

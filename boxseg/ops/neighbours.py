@@ -9,7 +9,11 @@ from torch import Tensor
 from boxseg.errors import ShapeError
 from boxseg.structures import MASK_STRIDE
 
-RGB_TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+RGB_TO_XYZ = (
+    (0.412453, 0.357580, 0.180423),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334, 0.119193, 0.950227),
+)
 WHITE_XYZ = (0.95047, 1.0, 1.08883)
 
 
@@ -56,7 +60,8 @@ def lab_similarity(lab: Tensor, valid: Tensor, *, size: int, dilation: int) -> T
         Float (B, S, h, w) in [0, 1]; 0 for a neighbour that is invalid or off the map.
     """
     difference = neighbour_view(lab, size, dilation) - lab.unsqueeze(-3)  # (B, 3, S, h, w)
-    distance = difference.square().sum(dim=1).sqrt()  # several times faster than `norm` over a strided dimension
+    # several times faster than `norm` over a strided dimension
+    distance = difference.square().sum(dim=1).sqrt()
     return torch.exp(-0.5 * distance) * neighbour_view(valid.to(lab.dtype), size, dilation)
 
 
@@ -74,7 +79,10 @@ def neighbour_view(values: Tensor, size: int, dilation: int) -> Tensor:
     height, width = values.shape[-2:]
     reach = dilation * (size // 2)
     padded = F.pad(values, (reach,) * 4)
-    corners = [(reach + dilation * row, reach + dilation * column) for row, column in neighbour_offsets(size)]
+    corners = [
+        (reach + dilation * row, reach + dilation * column)
+        for row, column in neighbour_offsets(size)
+    ]
     views = [padded[..., y : y + height, x : x + width] for y, x in corners]
     return torch.stack(views, dim=-3) if views else values.unsqueeze(-3)[..., :0, :, :]
 
@@ -103,7 +111,10 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
         (row[0] * red + row[1] * green + row[2] * blue) / white
         for row, white in zip(RGB_TO_XYZ, WHITE_XYZ, strict=True)
     ]
-    x, y, z = [torch.where(u > 0.008856, u.clamp(min=0.008856).pow(1 / 3), 7.787 * u + 16 / 116) for u in xyz]
+    x, y, z = [
+        torch.where(u > 0.008856, u.clamp(min=0.008856).pow(1 / 3), 7.787 * u + 16 / 116)
+        for u in xyz
+    ]
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=-3)
 
 
@@ -113,7 +124,10 @@ def sample_cells(values: Tensor) -> Tensor:
 
 
 def remove_bottom_rows(
-    valid: Tensor, sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]], bottom_px: float
+    valid: Tensor,
+    sizes: list[tuple[int, int]],
+    original_sizes: list[tuple[int, int]],
+    bottom_px: float,
 ) -> Tensor:
     """Validity without the lowest rows of each image, which carry artefacts in COCO.
 
@@ -127,7 +141,8 @@ def remove_bottom_rows(
         Bool (B, H, W), a new tensor.
     """
     ends = [
-        size[0] - int(bottom_px * size[0] / original[0]) for size, original in zip(sizes, original_sizes, strict=True)
+        size[0] - int(bottom_px * size[0] / original[0])
+        for size, original in zip(sizes, original_sizes, strict=True)
     ]
     rows = torch.arange(valid.shape[1], device=valid.device)
     return valid & (rows < torch.tensor(ends, device=valid.device)[:, None])[:, :, None]

@@ -27,28 +27,34 @@ STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 def to_lab(picture: NDArray[np.uint8]) -> FloatArray:
     """CIELAB, float32 (h, w, 3), of an RGB picture, uint8 (h, w, 3)."""
-    return np.asarray(cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), dtype=np.float32)
+    return np.asarray(
+        cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), dtype=np.float32
+    )
 
 
 def sort_colors(lab: FloatArray) -> ColorArray:
     """The index (h, w) of each pixel's colour among the main colours of a picture (h, w, 3), which k-means finds."""
     pixels = lab.reshape(-1, 3)
     count = int(np.clip(len(pixels) // PIXELS_PER_COLOR, 2, COLORS))
-    sample = pixels[np.linspace(0, len(pixels) - 1, min(len(pixels), COLOR_SAMPLE)).astype(np.int64)]
+    sample = pixels[
+        np.linspace(0, len(pixels) - 1, min(len(pixels), COLOR_SAMPLE)).astype(np.int64)
+    ]
     if len(sample) < count:
         return np.zeros(lab.shape[:2], dtype=np.int64)
     cv2.setRNGSeed(0)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 8, 0.1)
     chosen = np.zeros((len(sample), 1), dtype=np.int32)
     centres = cv2.kmeans(sample, count, chosen, stop, 1, cv2.KMEANS_PP_CENTERS)[2]
-    distance = np.square(centres).sum(axis=1) - 2 * pixels @ centres.T  # less |pixel|², the same for all centres
+    # less |pixel|², the same for all centres
+    distance = np.square(centres).sum(axis=1) - 2 * pixels @ centres.T
     return distance.argmin(axis=1).reshape(lab.shape[:2])
 
 
 def shared_colors(color: ColorArray, one: BoolArray, other: BoolArray) -> float:
     """Overlap in [0, 1] of the colours of two regions (h, w); 0 where one is empty."""
     shares = [
-        np.bincount(color[region], minlength=int(color.max()) + 1) / max(region.sum(), 1) for region in (one, other)
+        np.bincount(color[region], minlength=int(color.max()) + 1) / max(region.sum(), 1)
+        for region in (one, other)
     ]
     return float(np.minimum(*shares).sum())
 
@@ -73,7 +79,9 @@ def box_distance(box: FloatArray, size: tuple[int, int]) -> FloatArray:
 
 def box_fit(mask: BoolArray, inside: BoolArray) -> float:
     """IoU of the mask's own box with the pixels of the given one; the mask lies inside and may be empty."""
-    shares = [np.ptp(np.flatnonzero(mask.any(axis=axis))) + 1 if mask.any() else 0 for axis in (0, 1)]
+    shares = [
+        np.ptp(np.flatnonzero(mask.any(axis=axis))) + 1 if mask.any() else 0 for axis in (0, 1)
+    ]
     return float(shares[0] * shares[1] / max(inside.sum(), 1))
 
 
@@ -82,11 +90,16 @@ def mask_overlap(one: BoolArray, other: BoolArray) -> float:
     return float((one & other).sum() / max((one | other).sum(), 1))
 
 
-def pair_neighbours(values: NDArray[Any], step: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:
+def pair_neighbours(
+    values: NDArray[Any], step: tuple[int, int]
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Views of all pixels that have a neighbour one step (rows, columns) away, and of these neighbours."""
     height, width = values.shape[:2]
     down, right = step
-    columns = slice(max(-right, 0), width - max(right, 0)), slice(max(right, 0), width + min(right, 0))
+    columns = (
+        slice(max(-right, 0), width - max(right, 0)),
+        slice(max(right, 0), width + min(right, 0)),
+    )
     return values[: height - down, columns[0]], values[down:, columns[1]]
 
 
@@ -101,4 +114,6 @@ def resize(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     if values.shape[:2] == size:
         return values
     shrinks = size[0] < values.shape[0]
-    return cv2.resize(values, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.resize(
+        values, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )

@@ -11,7 +11,9 @@ from torch import Tensor
 from boxseg.structures import MASK_STRIDE
 
 
-def box_windows(boxes: Tensor, margin: float, size: tuple[int, int], *, multiple: int) -> tuple[Tensor, Tensor]:
+def box_windows(
+    boxes: Tensor, margin: float, size: tuple[int, int], *, multiple: int
+) -> tuple[Tensor, Tensor]:
     """The cells of stride 4 in and around boxes.
 
     Args:

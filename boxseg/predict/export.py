@@ -56,7 +56,8 @@ class Deployed(nn.Module):
             falling; `labels` int64 (K,); `masks` float (K, H/4, W/4) in [0, 1], cell k is pixel 4 k + 2.
         """
         found = self.network(image, torch.ones_like(image[:, 0], dtype=torch.bool))
-        product = found.class_logits[0].sigmoid() * found.centerness_logits[0].sigmoid()[:, None]  # (L, classes)
+        # (L, classes)
+        product = found.class_logits[0].sigmoid() * found.centerness_logits[0].sigmoid()[:, None]
         scores, place = F.pad(product.flatten(), (0, CANDIDATES)).topk(CANDIDATES)
         place = torch.where(scores > 0, place, 0)  # small images have fewer; the rest has score 0
         location = torch.div(place, product.shape[1], rounding_mode="floor")
@@ -115,7 +116,8 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         raise BoxSegError(
             f"{path}: differs from the network by {check['difference']:.2g}; up to {TOLERANCE:g} is allowed"
         )
-    write_atomic(path, content)  # from memory: libraries that write it themselves may abort on a full disk
+    # from memory: libraries that write it themselves may abort on a full disk
+    write_atomic(path, content)
     write_atomic(path.with_suffix(".json"), json.dumps(about, indent=1))
     return about
 
@@ -131,7 +133,9 @@ def _make_onnx(network: Any) -> tuple[bytes, dict[str, float]]:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ConfigError("--format onnx needs ONNX; in boxseg's folder: pip install -e '.[onnx]'") from error
+        raise ConfigError(
+            "--format onnx needs ONNX; in boxseg's folder: pip install -e '.[onnx]'"
+        ) from error
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         path = Path(folder, "model.onnx")
         warnings.simplefilter("ignore")  # of tracing: the check below tells whether it went well
@@ -143,7 +147,10 @@ def _make_onnx(network: Any) -> tuple[bytes, dict[str, float]]:
             opset_version=OPSET,
             input_names=["image"],
             output_names=list(OUTPUTS),
-            dynamic_axes={"image": {2: "height", 3: "width"}, "masks": {1: "mask_height", 2: "mask_width"}},
+            dynamic_axes={
+                "image": {2: "height", 3: "width"},
+                "masks": {1: "mask_height", 2: "mask_width"},
+            },
         )
         content = path.read_bytes()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -154,16 +161,24 @@ def _make_torchscript(network: Any) -> tuple[bytes, dict[str, float]]:
     model = Deployed(network).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        content = torch.jit.trace(model, _image(CHECK_SIZES[0]), check_trace=False).save_to_buffer()
+        content = torch.jit.trace(
+            model, _image(CHECK_SIZES[0]), check_trace=False
+        ).save_to_buffer()
         loaded = torch.jit.load(io.BytesIO(content))
-    return content, _compare(model, lambda image: [each.numpy() for each in loaded(torch.from_numpy(image))])
+    return content, _compare(
+        model, lambda image: [each.numpy() for each in loaded(torch.from_numpy(image))]
+    )
 
 
 def _make_safetensors(network: nn.Module) -> tuple[bytes, dict[str, float]]:
     weights = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
     content = save(weights)
     loaded = load(content)
-    return content, {"difference": max(float((loaded[name] - value).abs().max()) for name, value in weights.items())}
+    return content, {
+        "difference": max(
+            float((loaded[name] - value).abs().max()) for name, value in weights.items()
+        )
+    }
 
 
 WRITERS: dict[Format, Callable[[Any], tuple[bytes, dict[str, float]]]] = {

@@ -74,11 +74,15 @@ def _read_frames(path: Path, every: int) -> Iterator[Picture]:
         if number % every == 0:
             is_whole, frame = capture.retrieve()
             if is_whole:
-                yield Picture(path, torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1), number)
+                yield Picture(
+                    path, torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1), number
+                )
         number += 1
     capture.release()
     if number == 0:
-        raise DataError(f"{path}: no frame can be read as a video (convert it, or name its frames as images)")
+        raise DataError(
+            f"{path}: no frame can be read as a video (convert it, or name its frames as images)"
+        )
 
 
 def _open_video(path: Path) -> Any:
@@ -89,7 +93,11 @@ def _open_video(path: Path) -> Any:
 
 
 def predict_files(
-    predictor: Predictor, pictures: Iterator[Picture], *, min_score: float, overlays: Path | None = None
+    predictor: Predictor,
+    pictures: Iterator[Picture],
+    *,
+    min_score: float,
+    overlays: Path | None = None,
 ) -> Iterator[dict[str, Any] | DataError]:
     """Detections of each picture in turn, or the error that a damaged file gave.
 
@@ -117,11 +125,20 @@ def predict_files(
                 names = [predictor.class_names[label] for label in found.labels.tolist()]
                 frame = "" if picture.frame is None else f"-{picture.frame:06d}"
                 stem = os.fsdecode(os.fsencode(picture.file.stem)[:STEM_BYTES])
-                draw_overlay(picture.pixels, found, names, overlays / f"{image_id:06d}-{stem}{frame}.png")
-            annotations = coco_annotations(found, predictor.category_ids, image_id=image_id, first_id=annotation_id)
+                draw_overlay(
+                    picture.pixels, found, names, overlays / f"{image_id:06d}-{stem}{frame}.png"
+                )
+            annotations = coco_annotations(
+                found, predictor.category_ids, image_id=image_id, first_id=annotation_id
+            )
             annotation_id += len(annotations)
             height, width = picture.pixels.shape[1:]
-            entry = {"id": image_id, "file_name": str(picture.file), "width": width, "height": height}
+            entry = {
+                "id": image_id,
+                "file_name": str(picture.file),
+                "width": width,
+                "height": height,
+            }
             entry |= {} if picture.frame is None else {"frame": picture.frame}
             yield {"image": entry, "annotations": annotations}
 
@@ -167,8 +184,13 @@ def draw_overlay(image: Tensor, found: Detections, names: Sequence[str], path: P
     picture, count = image, len(found.scores)
     if count:
         colours = [COLOURS[index % len(COLOURS)] for index in range(count)]
-        told = [f"{label(name)} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)]
-        picture = draw_segmentation_masks(picture, found.masks.cpu(), alpha=OPACITY, colors=colours)
+        told = [
+            f"{label(name)} {score:.2f}"
+            for name, score in zip(names, found.scores.tolist(), strict=True)
+        ]
+        picture = draw_segmentation_masks(
+            picture, found.masks.cpu(), alpha=OPACITY, colors=colours
+        )
         picture = draw_bounding_boxes(picture, found.boxes.cpu(), labels=told, colors=colours)
     drawn = io.BytesIO()
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(drawn, format="png")

@@ -44,7 +44,9 @@ class Predictor:
     ```
     """
 
-    def __init__(self, folder: str | Path, *, network: str | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, folder: str | Path, *, network: str | None = None, device: str = "cpu"
+    ) -> None:
         """Load a network.
 
         Args:
@@ -60,14 +62,20 @@ class Predictor:
         try:
             self.config = BoxSegConfig.model_validate(about["config"])
         except ValidationError as error:
-            raise CheckpointError(f"{folder}: settings of another version of boxseg: {error}; train again") from error
+            raise CheckpointError(
+                f"{folder}: settings of another version of boxseg: {error}; train again"
+            ) from error
         self.class_names: list[str] = about["classes"]["names"]
         self.category_ids: list[int] = about["classes"]["ids"]
         self.network_name = network or about.get("network") or "student"
         if self.network_name not in ("teacher", "student"):
-            raise CheckpointError(f"{folder}: there is no network {self.network_name!r}; use teacher or student")
+            raise CheckpointError(
+                f"{folder}: there is no network {self.network_name!r}; use teacher or student"
+            )
         self.device = torch.device(device)
-        self.network = build_network(self.config, num_classes=len(self.class_names), weights="none")
+        self.network = build_network(
+            self.config, num_classes=len(self.class_names), weights="none"
+        )
         checkpoint.load_weights(self.network, folder, self.network_name)
         self.network.eval().to(self.device)
 
@@ -88,11 +96,15 @@ class Predictor:
             ShapeError: a tensor or array has another shape or dtype.
         """
         detections: list[Detections] = []
-        for batch in in_batches(map(as_image, images), size=self.batch_size, pixels=lambda image: image[0].numel()):
+        for batch in in_batches(
+            map(as_image, images), size=self.batch_size, pixels=lambda image: image[0].numel()
+        ):
             found: dict[int, Detections] = {}
             for places, alike in self._collate(batch):
                 finder = Finder(self.network, alike, self.config.fcos)
-                for tiles in cut_tiles(alike, side=self.config.train.eval_tile, at_once=self.batch_size):
+                for tiles in cut_tiles(
+                    alike, side=self.config.train.eval_tile, at_once=self.batch_size
+                ):
                     for part, predictions in self.look(tiles):
                         finder.add(part, predictions)
                 found |= dict(zip(places, finder.detections(), strict=True))
@@ -106,12 +118,17 @@ class Predictor:
         by_size: dict[tuple[int, ...], list[tuple[int, View]]] = defaultdict(list)
         for place, image in enumerate(images):
             none = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
-            sample = Sample(image, *none, image_id=-1, original_size=(image.shape[1], image.shape[2]))
+            sample = Sample(
+                image, *none, image_id=-1, original_size=(image.shape[1], image.shape[2])
+            )
             view = resize_only(sample, train.eval_short_side, train.max_size)
             by_size[tuple(-(-side // PADDED_TO) for side in view.size)].append((place, view))
         for alike in by_size.values():
             views = [view for _, view in alike]
-            yield [place for place, _ in alike], collate(views, divisor=PADDED_TO, device=self.device)
+            yield (
+                [place for place, _ in alike],
+                collate(views, divisor=PADDED_TO, device=self.device),
+            )
 
     @torch.no_grad()
     def look(self, tiles: Tiles) -> Iterator[tuple[Tiles, Any]]:
@@ -130,7 +147,8 @@ class Predictor:
                     f"{self.device}: an image of {size} px (height x width in the network) does not fit in memory; "
                     "use --device cpu, or a model with a smaller train.eval_size or train.eval_tile"
                 ) from error
-            predictions = None  # the halves have to wait until the error, which holds on to memory, is gone
+            # the halves have to wait until the error, which holds on to memory, is gone
+            predictions = None
         if predictions is not None:
             yield tiles, predictions
         else:
@@ -167,5 +185,7 @@ def as_image(item: str | Path | Tensor | np.ndarray) -> Tensor:
         return dataset.read_image(Path(item))
     image = item if isinstance(item, Tensor) else torch.from_numpy(np.moveaxis(item, -1, 0))
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
-        raise ShapeError(f"image has dtype {image.dtype} and shape {tuple(image.shape)}; uint8 RGB (3, h, w) is needed")
+        raise ShapeError(
+            f"image has dtype {image.dtype} and shape {tuple(image.shape)}; uint8 RGB (3, h, w) is needed"
+        )
     return image

@@ -71,7 +71,14 @@ def find_candidates(
     view = teacher_view(batch, short=teacher.resize_short, long=teacher.resize_long)
     predictions = network(view.weak, view.valid)
     return pick_candidates(
-        network, predictions, batch, view, teacher=teacher, qam=qam, fcos=fcos, around_boxes=around_boxes
+        network,
+        predictions,
+        batch,
+        view,
+        teacher=teacher,
+        qam=qam,
+        fcos=fcos,
+        around_boxes=around_boxes,
     )
 
 
@@ -88,17 +95,31 @@ def pick_candidates(
     around_boxes: bool = False,
 ) -> list[Candidates]:
     """`find_candidates` for predictions that are already there; `view` is what the network saw."""
-    of_images = network.detect(predictions, score_thr=teacher.cand_score_thr, pre_topk=teacher.pre_topk)
+    of_images = network.detect(
+        predictions, score_thr=teacher.cand_score_thr, pre_topk=teacher.pre_topk
+    )
     ranked = []
     if not teacher.with_nms:
-        rankings = [_rank(detections, batch, view, image, qam) for image, detections in enumerate(of_images)]
+        rankings = [
+            _rank(detections, batch, view, image, qam)
+            for image, detections in enumerate(of_images)
+        ]
         ranked = kept_candidates(rankings)
-    if around_boxes and network.draws_windows and view is batch and needs_windows_only(qam, teacher):
+    if (
+        around_boxes
+        and network.draws_windows
+        and view is batch
+        and needs_windows_only(qam, teacher)
+    ):
         return _around_boxes(network, predictions, of_images, ranked, batch)
     candidates = []
     for image, detections in enumerate(of_images):
         frame = (
-            MaskFrame(view.sizes[image], batch.sizes[image], (batch.valid.shape[-2], batch.valid.shape[-1]))
+            MaskFrame(
+                view.sizes[image],
+                batch.sizes[image],
+                (batch.valid.shape[-2], batch.valid.shape[-1]),
+            )
             if qam.full_resolution
             else None
         )
@@ -110,14 +131,18 @@ def pick_candidates(
             probs = probs[index]
         else:
             index, box_index, iou = ranked[image]
-            probs = mask_probs(network, predictions, detections.handle[index], batch, view, image, frame)
+            probs = mask_probs(
+                network, predictions, detections.handle[index], batch, view, image, frame
+            )
         candidates.append(Candidates(probs, detections.scores[index], iou, box_index, frame))
     return candidates
 
 
 def needs_windows_only(qam: QamConfig, teacher: TeacherConfig) -> bool:
     """Whether nothing depends on what a candidate's mask does far from its box: quality is that of refined masks."""
-    return qam.color_weight > 0 and qam.need_inside and not (teacher.with_nms or qam.full_resolution)
+    return (
+        qam.color_weight > 0 and qam.need_inside and not (teacher.with_nms or qam.full_resolution)
+    )
 
 
 def _around_boxes(
@@ -131,13 +156,23 @@ def _around_boxes(
 
     `ranked` has (detection index, box index, IoU) of the candidates of each image.
     """
-    image_index = torch.cat([torch.full_like(index, image) for image, (index, _, _) in enumerate(ranked)])
-    handle = torch.cat([detections.handle[index] for detections, (index, _, _) in zip(of_images, ranked, strict=True)])
+    image_index = torch.cat(
+        [torch.full_like(index, image) for image, (index, _, _) in enumerate(ranked)]
+    )
+    handle = torch.cat(
+        [
+            detections.handle[index]
+            for detections, (index, _, _) in zip(of_images, ranked, strict=True)
+        ]
+    )
     first = list(accumulate([0, *(len(index) for index, _, _ in ranked)]))
     plan = _plan_windows([box_index for _, box_index, _ in ranked], batch)
     # Each candidate is drawn in the window of its box; indices count the candidates of all images.
     parts = [
-        (group.candidate_index + before, Windows(group.windows.corner[group.owner], group.windows.size))
+        (
+            group.candidate_index + before,
+            Windows(group.windows.corner[group.owner], group.windows.size),
+        )
         for before, groups in zip(first, plan, strict=False)
         for group in groups
     ]
@@ -150,7 +185,9 @@ def _around_boxes(
             box_index,
             around=[replace(group, mask_probs=next(drawn).sigmoid()) for group in groups],
         )
-        for detections, (index, box_index, iou), groups in zip(of_images, ranked, plan, strict=True)
+        for detections, (index, box_index, iou), groups in zip(
+            of_images, ranked, plan, strict=True
+        )
     ]
 
 
@@ -160,17 +197,29 @@ def _plan_windows(box_index: list[Tensor], batch: Batch) -> list[list[WindowMask
     boxes = torch.cat(batch.boxes)
     start, end = box_windows(boxes, AROUND_PX, (height, width), multiple=WINDOW_MULTIPLE)
     num_boxes = [len(of_image) for of_image in batch.boxes]
-    count = torch.cat([torch.bincount(own, minlength=total) for own, total in zip(box_index, num_boxes, strict=True)])
-    table = torch.cat([end - start, count[:, None]], dim=1).tolist()  # the only read, for all images
+    count = torch.cat(
+        [
+            torch.bincount(own, minlength=total)
+            for own, total in zip(box_index, num_boxes, strict=True)
+        ]
+    )
+    # the only read, for all images
+    table = torch.cat([end - start, count[:, None]], dim=1).tolist()
     of_images = zip(batch.sizes, start.split(num_boxes), end.split(num_boxes), strict=True)
     return [
         _plan_image(table[before : before + len(first)], first, last, (height, width), size)
-        for before, (size, first, last) in zip(accumulate([0, *num_boxes]), of_images, strict=False)
+        for before, (size, first, last) in zip(
+            accumulate([0, *num_boxes]), of_images, strict=False
+        )
     ]
 
 
 def _plan_image(
-    table: list[list[int]], start: Tensor, end: Tensor, grid: tuple[int, int], size: tuple[int, int]
+    table: list[list[int]],
+    start: Tensor,
+    end: Tensor,
+    grid: tuple[int, int],
+    size: tuple[int, int],
 ) -> list[WindowMasks]:
     """The windows of one image.
 
@@ -182,12 +231,20 @@ def _plan_image(
         size: (height, width) of the image without padding, pixels.
     """
     device, counts = start.device, [count for _, _, count in table]
-    groups = list(like_sized([sides for *sides, _ in table], counts, cells_at_once=_cells_at_once(device)))
+    groups = list(
+        like_sized([sides for *sides, _ in table], counts, cells_at_once=_cells_at_once(device))
+    )
     # Boxes group after group: each one's index, place in its group, first candidate and number of candidates.
     first = [0, *accumulate(counts)]
     total = first[-1]
-    rows = [(box, place, first[box], counts[box]) for group, _ in groups for place, box in enumerate(group)]
-    box_index, place, own_first, repeats = torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 4).unbind(1)
+    rows = [
+        (box, place, first[box], counts[box])
+        for group, _ in groups
+        for place, box in enumerate(group)
+    ]
+    box_index, place, own_first, repeats = (
+        torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 4).unbind(1)
+    )
     owner = place.repeat_interleave(repeats, output_size=total)
     # The candidates of a box follow one another: theirs is its first one plus the position among them.
     listed_before = repeats.cumsum(dim=0) - repeats
@@ -196,7 +253,9 @@ def _plan_image(
     # A window has the size of the largest of its group. Only the part that the box itself needs is used, so that no
     # result depends on the group; its first row and column are left out, as networks need not get them right.
     start, end = start[box_index], end[box_index]
-    on_image = torch.tensor([(side + MASK_STRIDE // 2 - 1) // MASK_STRIDE for side in size], device=device)
+    on_image = torch.tensor(
+        [(side + MASK_STRIDE // 2 - 1) // MASK_STRIDE for side in size], device=device
+    )
     near_start, near_end = start + (start > 0), torch.minimum(end, on_image)
     box_bounds = [0, *accumulate(len(group) for group, _ in groups)]
     candidate_bounds = [0, *accumulate(sum(counts[box] for box in group) for group, _ in groups)]
@@ -205,13 +264,20 @@ def _plan_image(
         of_boxes = slice(*box_bounds[number : number + 2])
         of_candidates = slice(*candidate_bounds[number : number + 2])
         # At the right and at the bottom a window moves back until it lies on the map.
-        last_corner = torch.tensor([side - extent for side, extent in zip(grid, window, strict=True)], device=device)
+        last_corner = torch.tensor(
+            [side - extent for side, extent in zip(grid, window, strict=True)], device=device
+        )
         windows = Windows(torch.minimum(start[of_boxes], last_corner), window)
         near = windows.inside(near_start[of_boxes], near_end[of_boxes])
         no_probs = near.new_zeros(0, dtype=torch.float32)
         plan.append(
             WindowMasks(
-                no_probs, candidate_index[of_candidates], owner[of_candidates], box_index[of_boxes], windows, near
+                no_probs,
+                candidate_index[of_candidates],
+                owner[of_candidates],
+                box_index[of_boxes],
+                windows,
+                near,
             )
         )
     return plan
@@ -228,7 +294,9 @@ def teacher_view(batch: Batch, *, short: int | None, long: int) -> Batch:
     if sizes == batch.sizes:
         return batch
     images, boxes = [], []
-    for weak, box, (height, width), size in zip(batch.weak, batch.boxes, batch.sizes, sizes, strict=True):
+    for weak, box, (height, width), size in zip(
+        batch.weak, batch.boxes, batch.sizes, sizes, strict=True
+    ):
         pixels = weak[None, :, :height, :width].float()
         images.append(F.interpolate(pixels, size, mode="bilinear", align_corners=False)[0])
         boxes.append(clip_boxes_to_image(scale_boxes(box, (height, width), size), size))
@@ -255,7 +323,9 @@ def mask_probs(
     for part in handle.split(at_once):
         image_index = torch.full((len(part),), image, device=handle.device)
         probs = network.mask_logits(predictions, image_index, part).float().sigmoid()
-        chunks.append(probs if frame or view is batch else to_training_grid(probs, batch, view, image))
+        chunks.append(
+            probs if frame or view is batch else to_training_grid(probs, batch, view, image)
+        )
     probs = torch.cat(chunks)
     return probs if frame else probs * sample_cells(batch.valid[image])
 
@@ -267,8 +337,15 @@ def _cells_at_once(device: torch.device) -> int:
 
 def to_training_grid(probs: Tensor, batch: Batch, view: Batch, image: int) -> Tensor:
     """Bilinear samples of maps of the view (C, Ht/4, Wt/4) at the centre pixels of the batch's cells (C, H/4, W/4)."""
-    axes = []  # coordinates of the samples as `grid_sample` wants them: from -1 to 1, the first and the last cell
-    sides = zip(batch.valid.shape[-2:], probs.shape[-2:], batch.sizes[image], view.sizes[image], strict=True)
+    # coordinates of the samples as `grid_sample` wants them: from -1 to 1, the first and the last cell
+    axes = []
+    sides = zip(
+        batch.valid.shape[-2:],
+        probs.shape[-2:],
+        batch.sizes[image],
+        view.sizes[image],
+        strict=True,
+    )
     for padded, cells, side, new_side in sides:
         pixel = torch.arange(MASK_STRIDE // 2, padded, MASK_STRIDE, device=probs.device)
         new_pixel = ((pixel + 0.5) * (new_side / side) - 0.5).clamp(0, new_side - 1)
@@ -276,18 +353,27 @@ def to_training_grid(probs: Tensor, batch: Batch, view: Batch, image: int) -> Te
         axes.append(2 * cell / max(cells - 1, 1) - 1)
     y, x = torch.meshgrid(*axes, indexing="ij")
     grid = torch.stack([x, y], dim=-1)[None]  # (1, H/4, W/4, 2)
-    return F.grid_sample(probs[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0]
+    return F.grid_sample(
+        probs[None], grid, mode="bilinear", padding_mode="border", align_corners=True
+    )[0]
 
 
-def _rank(detections: RawDetections, batch: Batch, view: Batch, image: int, qam: QamConfig) -> Ranking:
+def _rank(
+    detections: RawDetections, batch: Batch, view: Batch, image: int, qam: QamConfig
+) -> Ranking:
     """Box-Quality Ranking with the limits of the settings."""
     k_top, k_per_box = qam.k_top, None
     if qam.adaptive_k:
-        (height, width), (original_height, original_width) = batch.sizes[image], batch.original_sizes[image]
+        (height, width), (original_height, original_width) = (
+            batch.sizes[image],
+            batch.original_sizes[image],
+        )
         scale = original_height * original_width / (height * width)
         areas = box_area(batch.boxes[image]) * scale  # px² of the original image
         k_top = qam.k_max
-        k_per_box = adaptive_k(areas, k_min=qam.k_min, k_max=qam.k_max, area_s=qam.area_s, area_l=qam.area_l).round()
+        k_per_box = adaptive_k(
+            areas, k_min=qam.k_min, k_max=qam.k_max, area_s=qam.area_s, area_l=qam.area_l
+        ).round()
     return order_candidates(
         view.boxes[image],
         batch.labels[image],
@@ -319,16 +405,24 @@ def _confidence(probs: Tensor, frame: MaskFrame | None, mask_thr: float) -> Tens
 
 
 def _match(
-    detections: RawDetections, confidence: Tensor, boxes: Tensor, qam: QamConfig, teacher: TeacherConfig
+    detections: RawDetections,
+    confidence: Tensor,
+    boxes: Tensor,
+    qam: QamConfig,
+    teacher: TeacherConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """BoxTeacher's labelling: detections ranked by score and mask take a free box each."""
     rank = (detections.scores * confidence).sqrt().argsort(descending=True, stable=True)
     iou = box_iou(detections.boxes, boxes)  # (P, N)
-    index, box_index = match_greedily(iou, rank, iou_thr=qam.iou_thr, overwrite=teacher.nms_overwrite)
+    index, box_index = match_greedily(
+        iou, rank, iou_thr=qam.iou_thr, overwrite=teacher.nms_overwrite
+    )
     return index, box_index, iou[index, box_index]
 
 
-def match_greedily(iou: Tensor, rank: Tensor, *, iou_thr: float = 0.5, overwrite: bool = True) -> tuple[Tensor, Tensor]:
+def match_greedily(
+    iou: Tensor, rank: Tensor, *, iou_thr: float = 0.5, overwrite: bool = True
+) -> tuple[Tensor, Tensor]:
     """Give each detection in turn the free box that it overlaps most, if by at least `iou_thr`.
 
     Args:
@@ -351,5 +445,9 @@ def match_greedily(iou: Tensor, rank: Tensor, *, iou_thr: float = 0.5, overwrite
             detection_of_box[box] = detection
             if detection > 0 or not overwrite:
                 table[:, box] = -1  # the box is taken
-    pairs = torch.tensor(sorted(detection_of_box.items()), dtype=torch.int64).view(-1, 2).to(iou.device)
+    pairs = (
+        torch.tensor(sorted(detection_of_box.items()), dtype=torch.int64)
+        .view(-1, 2)
+        .to(iou.device)
+    )
     return pairs[:, 1], pairs[:, 0]

@@ -9,7 +9,9 @@ from boxseg.ops.masks import aligned_bilinear
 from boxseg.structures import MASK_STRIDE, DrawnMasks, PseudoMasks
 
 
-def prefer_drawn(drawn: list[DrawnMasks], pseudo_masks: list[PseudoMasks] | None) -> list[PseudoMasks]:
+def prefer_drawn(
+    drawn: list[DrawnMasks], pseudo_masks: list[PseudoMasks] | None
+) -> list[PseudoMasks]:
     """What the mask losses learn from: the drawn mask where there is one, else what the teacher says.
 
     Args:
@@ -20,8 +22,12 @@ def prefer_drawn(drawn: list[DrawnMasks], pseudo_masks: list[PseudoMasks] | None
         B times PseudoMasks in which a drawn mask has quality and score 1; boxes without one keep the teacher's, or get
         quality 0. A drawn mask so small that it holds no cell centre counts as none.
     """
-    teacher: list[PseudoMasks | None] = [None] * len(drawn) if pseudo_masks is None else list(pseudo_masks)
-    return [_prefer_drawn(of_image, pseudo) for of_image, pseudo in zip(drawn, teacher, strict=True)]
+    teacher: list[PseudoMasks | None] = (
+        [None] * len(drawn) if pseudo_masks is None else list(pseudo_masks)
+    )
+    return [
+        _prefer_drawn(of_image, pseudo) for of_image, pseudo in zip(drawn, teacher, strict=True)
+    ]
 
 
 def _prefer_drawn(drawn: DrawnMasks, pseudo: PseudoMasks | None) -> PseudoMasks:
@@ -37,7 +43,9 @@ def _prefer_drawn(drawn: DrawnMasks, pseudo: PseudoMasks | None) -> PseudoMasks:
         quality=torch.where(used, 1.0, pseudo.quality),
         score=torch.where(used, 1.0, pseudo.score),
         num_candidates=pseudo.num_candidates,
-        full=None if pseudo.full is None else torch.where(chosen, _on_pixels(drawn.mask), pseudo.full),
+        full=None
+        if pseudo.full is None
+        else torch.where(chosen, _on_pixels(drawn.mask), pseudo.full),
     )
 
 

@@ -47,11 +47,19 @@ def fuse_masks(
     check_candidates(mask_probs, box_index)
     if weights is None:
         weights = mask_probs.new_ones(len(mask_probs))
-    return FUSIONS[fusion](mask_probs, box_index, num_boxes, mask_thr=mask_thr, vote_thr=vote_thr, weights=weights)
+    return FUSIONS[fusion](
+        mask_probs, box_index, num_boxes, mask_thr=mask_thr, vote_thr=vote_thr, weights=weights
+    )
 
 
 def fuse_by_vote(
-    mask_probs: Tensor, box_index: Tensor, num_boxes: int, *, mask_thr: float, vote_thr: float, weights: Tensor
+    mask_probs: Tensor,
+    box_index: Tensor,
+    num_boxes: int,
+    *,
+    mask_thr: float,
+    vote_thr: float,
+    weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Unweighted strict majority; `weights` has no part in it."""
     votes = sum_per_box((mask_probs > mask_thr).to(mask_probs.dtype), box_index, num_boxes)
@@ -60,7 +68,13 @@ def fuse_by_vote(
 
 
 def fuse_by_weight(
-    mask_probs: Tensor, box_index: Tensor, num_boxes: int, *, mask_thr: float, vote_thr: float, weights: Tensor
+    mask_probs: Tensor,
+    box_index: Tensor,
+    num_boxes: int,
+    *,
+    mask_thr: float,
+    vote_thr: float,
+    weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Weighted mean of the probabilities; `vote_thr` has no part in it."""
     share = weights / sum_per_box(weights, box_index, num_boxes).clamp(min=1e-12)[box_index]

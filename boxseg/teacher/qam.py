@@ -67,19 +67,27 @@ def make_pseudo_masks(
     return replace(pseudo_masks, quality=pseudo_masks.quality * trusted)
 
 
-def label_by_detections(candidates: Candidates, boxes: Tensor, lab: Tensor | None, settings: QamConfig) -> PseudoMasks:
+def label_by_detections(
+    candidates: Candidates, boxes: Tensor, lab: Tensor | None, settings: QamConfig
+) -> PseudoMasks:
     """BoxTeacher: the mask of the one detection that each box got. Colours have no say."""
 
     def fuse(part: Candidates, num_boxes: int) -> Fused:
         probs, box_index = part.mask_probs, part.box_index
-        mask, soft = fuse_masks(probs, box_index, num_boxes, mask_thr=settings.mask_thr, fusion="weighted")
-        quality, score = score_single_detections(probs, part.score, box_index, num_boxes, mask_thr=settings.mask_thr)
+        mask, soft = fuse_masks(
+            probs, box_index, num_boxes, mask_thr=settings.mask_thr, fusion="weighted"
+        )
+        quality, score = score_single_detections(
+            probs, part.score, box_index, num_boxes, mask_thr=settings.mask_thr
+        )
         return mask, soft, quality, score
 
     return _fuse_in_parts(candidates, boxes, fuse)
 
 
-def label_by_fusion(candidates: Candidates, boxes: Tensor, lab: Tensor | None, settings: QamConfig) -> PseudoMasks:
+def label_by_fusion(
+    candidates: Candidates, boxes: Tensor, lab: Tensor | None, settings: QamConfig
+) -> PseudoMasks:
     """BoxSeg: the candidates of a box are fused, and their agreement scores the mask. Colours have no say."""
 
     def fuse(part: Candidates, num_boxes: int) -> Fused:
@@ -98,7 +106,9 @@ def label_by_fusion(candidates: Candidates, boxes: Tensor, lab: Tensor | None, s
     return _fuse_in_parts(candidates, boxes, fuse)
 
 
-def label_by_colors(candidates: Candidates, boxes: Tensor, lab: Tensor | None, settings: QamConfig) -> PseudoMasks:
+def label_by_colors(
+    candidates: Candidates, boxes: Tensor, lab: Tensor | None, settings: QamConfig
+) -> PseudoMasks:
     """Profile `fixed`: fused maps are corrected by colours, and how certain they are then is the quality.
 
     Agreement of the candidates would say little about a mask that colours have moved.
@@ -112,7 +122,8 @@ def label_by_colors(candidates: Candidates, boxes: Tensor, lab: Tensor | None, s
     height, width = (MASK_STRIDE * side for side in soft.shape[-2:])
     inside = box_masks(boxes, height, width, stride=MASK_STRIDE)
     if settings.need_inside:
-        fused = fused & inside  # what the network saw far from the box is no reason to trust the colours inside
+        # what the network saw far from the box is no reason to trust the colours inside
+        fused = fused & inside
 
     soft = refine_by_color(soft, lab, boxes, weight=settings.color_weight)
     mask = inside & (soft > _cut(settings))
@@ -142,24 +153,35 @@ def _fuse(candidates: Candidates, num_boxes: int, settings: QamConfig) -> tuple[
     )
 
 
-def _fuse_around(candidates: Candidates, num_boxes: int, lab: Tensor, settings: QamConfig) -> tuple[Tensor, Tensor]:
+def _fuse_around(
+    candidates: Candidates, num_boxes: int, lab: Tensor, settings: QamConfig
+) -> tuple[Tensor, Tensor]:
     """`_fuse` of candidates whose masks are known around their boxes only; maps are 0 elsewhere."""
     height, width = lab.shape[-2:]
     soft = lab.new_zeros(num_boxes, height * width)
     for group in candidates.around or []:
-        score, iou = candidates.score[group.candidate_index], candidates.box_iou[group.candidate_index]
-        _, local = _fuse(Candidates(group.mask_probs, score, iou, group.owner), len(group.box_index), settings)
+        score, iou = (
+            candidates.score[group.candidate_index],
+            candidates.box_iou[group.candidate_index],
+        )
+        _, local = _fuse(
+            Candidates(group.mask_probs, score, iou, group.owner), len(group.box_index), settings
+        )
         cells = group.box_index[:, None] * (height * width) + group.windows.cells(width)
         soft.view(-1).index_copy_(0, cells.flatten(), (local * group.near).flatten())
     return (soft > _cut(settings)).view(-1, height, width), soft.view(-1, height, width)
 
 
-def _fuse_in_parts(candidates: Candidates, boxes: Tensor, fuse: Callable[[Candidates, int], Fused]) -> PseudoMasks:
+def _fuse_in_parts(
+    candidates: Candidates, boxes: Tensor, fuse: Callable[[Candidates, int], Fused]
+) -> PseudoMasks:
     """Fuse and score a few boxes at a time, where masks are enlarged to every pixel; then cut masks to their boxes."""
     frame, parts = candidates.frame, []
     for own, part in by_boxes(candidates, len(boxes)):
         mask, soft, quality, score = fuse(part, own.stop - own.start)
-        parts.append((mask, soft if frame is None else sample_cells(_pad(soft, frame)), quality, score))
+        parts.append(
+            (mask, soft if frame is None else sample_cells(_pad(soft, frame)), quality, score)
+        )
     mask, soft, quality, score = (torch.cat(column) for column in zip(*parts, strict=True))
     if frame is None:
         full = None
@@ -168,7 +190,9 @@ def _fuse_in_parts(candidates: Candidates, boxes: Tensor, fuse: Callable[[Candid
     else:
         full = _pad(mask, frame) & box_masks(boxes, *frame.padded)
         mask = sample_cells(full)
-    return PseudoMasks(mask, soft, quality, score, count_per_box(candidates.box_index, len(boxes)), full)
+    return PseudoMasks(
+        mask, soft, quality, score, count_per_box(candidates.box_index, len(boxes)), full
+    )
 
 
 def _cut(settings: QamConfig) -> float:

@@ -119,7 +119,11 @@ def kept_candidates(rankings: list[Ranking]) -> list[tuple[Tensor, Tensor, Tenso
     )
     place = every_keep.nonzero()[:, 0]
     of_images = zip(
-        rankings, place.split(counts), every_order[place].split(counts), every_iou[place].split(counts), strict=True
+        rankings,
+        place.split(counts),
+        every_order[place].split(counts),
+        every_iou[place].split(counts),
+        strict=True,
     )
     candidates, before = [], 0
     for (order, _, _), own_place, detection_index, iou in of_images:
@@ -130,7 +134,12 @@ def kept_candidates(rankings: list[Ranking]) -> list[tuple[Tensor, Tensor, Tenso
 
 
 def adaptive_k(
-    areas: Tensor, *, k_min: int = 5, k_max: int = 20, area_s: float = 32.0**2, area_l: float = 96.0**2
+    areas: Tensor,
+    *,
+    k_min: int = 5,
+    k_max: int = 20,
+    area_s: float = 32.0**2,
+    area_l: float = 96.0**2,
 ) -> Tensor:
     """Number of candidates that a box of some area deserves.
 

@@ -49,7 +49,8 @@ def refine_by_color(soft: Tensor, lab: Tensor, boxes: Tensor, *, weight: float) 
     margin = RING * (boxes[:, 2:] - boxes[:, :2])
     grown = torch.cat([(boxes[:, :2] - margin).clamp(min=0), boxes[:, 2:] + margin], dim=1)
     inside, box_and_ring = (
-        box_masks(area, height, width, stride=MASK_STRIDE).flatten(1).to(soft.dtype) for area in (boxes, grown)
+        box_masks(area, height, width, stride=MASK_STRIDE).flatten(1).to(soft.dtype)
+        for area in (boxes, grown)
     )
 
     cell_bins = _color_bins(lab).flatten().expand(len(boxes), -1)  # (N, h * w)
@@ -103,7 +104,9 @@ def _color_bins(lab: Tensor) -> Tensor:
 def _histogram(cell_bins: Tensor, weights: Tensor) -> Tensor:
     """Smoothed shares (N, BINS³) of the colours of (N, h * w) cells with weights (N, h * w)."""
     counts = weights.new_zeros(len(weights), BINS**3).scatter_add_(1, cell_bins, weights)
-    smooth = (_near(counts.device) @ (counts.view(-1, BINS, BINS**2) @ _near_pairs(counts.device))).flatten(1)
+    smooth = (
+        _near(counts.device) @ (counts.view(-1, BINS, BINS**2) @ _near_pairs(counts.device))
+    ).flatten(1)
     return smooth / smooth.sum(dim=1, keepdim=True).clamp(min=1e-6)
 
 

@@ -20,7 +20,8 @@ from orchestration.errors import ExitCode, exit_code_for
 from orchestration.secret_text import hide
 from orchestration.terminal import SafeFormatter, printable
 
-os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")  # looking for some among all packages takes a while
+# looking for some among all packages takes a while
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")
 
 PATH_FAULTS = {
     errno.EEXIST: "a folder is needed there, and this is a file; name another",
@@ -58,7 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="stand_in")  # names may have letters that the terminal has not
+            # names may have letters that the terminal has not
+            stream.reconfigure(errors="stand_in")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -66,33 +68,44 @@ def run(arguments: list[str]) -> int:
     """Run one command and give its exit code; purposeful errors become one message on stderr, no traceback."""
     try:
         result = app(arguments, prog_name="boxseg", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):  # commands that save their state on a signal end by themselves
+    except (
+        KeyboardInterrupt,
+        typer.Abort,
+    ):  # commands that save their state on a signal end by themselves
         say("interrupted")
         return ExitCode.KILLED
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of whichever click typer uses
+        # a usage error of whichever click typer uses
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
             told = io.StringIO()
             error.show(file=told)
             typer.echo(printable(hide(told.getvalue())), err=True, nl=False)
             return int(error.exit_code)
-        trace, debug = printable(hide(traceback.format_exc())), bool(os.environ.get("BOXSEG_DEBUG"))
+        trace, debug = (
+            printable(hide(traceback.format_exc())),
+            bool(os.environ.get("BOXSEG_DEBUG")),
+        )
         if debug:
             typer.echo(trace, err=True)
         if isinstance(error, BoxSegError):
             say(f"error: {error}")
             return exit_code_for(error)
         if isinstance(error, MemoryError):
-            say("error: there is not enough memory for that; use smaller files or images, or a machine with more")
+            say(
+                "error: there is not enough memory for that; use smaller files or images, or a machine with more"
+            )
             return ExitCode.RESOURCES
         if isinstance(error, OSError) and (code := _tell_os_error(error)) is not None:
             return code
         log = keep_traceback()
         if log is None and not debug:
             typer.echo(trace, err=True)
-        say(f"error: {type(error).__name__}: {error} (unexpected; details {f'in {log}' if log else 'above'})")
+        say(
+            f"error: {type(error).__name__}: {error} (unexpected; details {f'in {log}' if log else 'above'})"
+        )
         return ExitCode.FAILED
     return result if isinstance(result, int) else ExitCode.DONE
 
@@ -103,8 +116,11 @@ def _tell_os_error(error: OSError) -> ExitCode | None:
     if number in PATH_FAULTS and error.filename is not None:
         say(f"error: {place}: {error.strerror}; {PATH_FAULTS[number]}")
         return ExitCode.USAGE
-    if number in STORAGE_FAULTS and number != errno.ENOENT:  # whose folder is gone may be ours to know
-        say(f"error: {place}: {error.strerror}; {STORAGE_FAULTS[number]}, then run the command again")
+    # whose folder is gone may be ours to know
+    if number in STORAGE_FAULTS and number != errno.ENOENT:
+        say(
+            f"error: {place}: {error.strerror}; {STORAGE_FAULTS[number]}, then run the command again"
+        )
         return ExitCode.RESOURCES
     return None
 
@@ -120,7 +136,11 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        False,
+        "--version",
+        callback=_print_version,
+        is_eager=True,
+        help="Print the version and exit.",
     ),
 ) -> None:
     handler = logging.StreamHandler(sys.stderr)

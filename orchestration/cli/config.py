@@ -36,7 +36,9 @@ def show(experiment: Experiment, overrides: Overrides = None, as_json: AsJson = 
     values = spec.model_dump(mode="json")
     origins = {name: _origin(name, spec, source) for name, _ in leaves(values)}
     if as_json:
-        print_json({name: {"value": value, "from": origins[name]} for name, value in leaves(values)})
+        print_json(
+            {name: {"value": value, "from": origins[name]} for name, value in leaves(values)}
+        )
     else:
         for line in _lines(values, "", origins):
             print_line(line)
@@ -49,8 +51,14 @@ def _origin(name: str, spec: RunSpec, source: Source) -> str:
     path = tuple(name.split("."))
     if path in source.places:
         return source.places[path]
-    presets = {f"method {spec.method}": METHODS[spec.method], f"profile {spec.profile}": PROFILES[spec.profile]}
-    return next((label for label, preset in presets.items() if path[-1] in preset.get(path[0], {})), "default")
+    presets = {
+        f"method {spec.method}": METHODS[spec.method],
+        f"profile {spec.profile}": PROFILES[spec.profile],
+    }
+    return next(
+        (label for label, preset in presets.items() if path[-1] in preset.get(path[0], {})),
+        "default",
+    )
 
 
 def _lines(values: dict[str, Any], prefix: str, origins: dict[str, str]) -> Iterator[str]:

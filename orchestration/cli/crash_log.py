@@ -22,7 +22,9 @@ def state_folder() -> Path:
         RuntimeError: this account has no home.
     """
     named = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(named) if Path(named).is_absolute() else Path.home() / ".local" / "state") / "boxseg"
+    return (
+        Path(named) if Path(named).is_absolute() else Path.home() / ".local" / "state"
+    ) / "boxseg"
 
 
 def keep_traceback() -> Path | None:
@@ -35,7 +37,13 @@ def keep_traceback() -> Path | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         prefix = time.strftime("error-%Y%m%d-%H%M%S-")  # names sort by time
         with tempfile.NamedTemporaryFile(
-            "w", dir=folder, prefix=prefix, suffix=".log", delete=False, encoding="utf-8", errors="replace"
+            "w",
+            dir=folder,
+            prefix=prefix,
+            suffix=".log",
+            delete=False,
+            encoding="utf-8",
+            errors="replace",
         ) as log:
             log.write(text)
     except (OSError, RuntimeError):

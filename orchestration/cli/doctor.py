@@ -20,7 +20,12 @@ def doctor(storage: Storage = Path("runs"), as_json: AsJson = False) -> None:
     else:
         states = {True: "ok", False: "fault"}
         rows = [
-            (each.what, states[each.fix is None] if each.fatal or each.fix is None else "note", each.found, each.fix)
+            (
+                each.what,
+                states[each.fix is None] if each.fatal or each.fix is None else "note",
+                each.found,
+                each.fix,
+            )
             for each in findings
         ]
         print_table(("", "", "found", "what to do"), rows)

@@ -11,7 +11,15 @@ import typer
 from boxseg.config.criterion import MIN_SCORE
 from boxseg.errors import ConfigError, DataError
 from orchestration.cli.data import Images, find_source
-from orchestration.cli.output import AsJson, Device, Storage, print_json, print_pairs, print_table, say
+from orchestration.cli.output import (
+    AsJson,
+    Device,
+    Storage,
+    print_json,
+    print_pairs,
+    print_table,
+    say,
+)
 
 if TYPE_CHECKING:
     from boxseg.data.dataset import CocoBoxes
@@ -26,12 +34,19 @@ ENDINGS = {"onnx": "onnx", "torchscript": "pt", "safetensors": "safetensors"}
 
 def evaluate(
     run: Run,
-    data: Annotated[Path, typer.Option("--data", metavar="FILE.json", help="COCO file to evaluate on.")],
+    data: Annotated[
+        Path, typer.Option("--data", metavar="FILE.json", help="COCO file to evaluate on.")
+    ],
     images: Images = None,
     against: Annotated[
-        str | None, typer.Option("--against", metavar="RUN|FILE.json", help="Another run, or a COCO file with masks.")
+        str | None,
+        typer.Option(
+            "--against", metavar="RUN|FILE.json", help="Another run, or a COCO file with masks."
+        ),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder of pictures.")] = Path("evaluation"),
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Folder of pictures.")
+    ] = Path("evaluation"),
     device: Device = "auto",
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
@@ -43,8 +58,11 @@ def evaluate(
     from orchestration.planning.label_input import check_detections, read_data
 
     found_data = find_source(data, images)
-    names = [run] if against is None else [against, run]  # a file that cannot be read is told at once
-    check_detections(names, classes=read_data(found_data, to_evaluate=True), data=data, storage=storage)
+    # a file that cannot be read is told at once
+    names = [run] if against is None else [against, run]
+    check_detections(
+        names, classes=read_data(found_data, to_evaluate=True), data=data, storage=storage
+    )
 
     from boxseg.data.dataset import CocoBoxes
     from boxseg.evaluation.pictures import draw_worst
@@ -56,12 +74,20 @@ def evaluate(
     results = [_told(source, *each) for each in zip(found, scores, strict=True)]
     shown: dict[str, Any] = {"run": run, "data": str(data), "images": len(source), **results[0]}
     if against is not None:
-        shown["against"] = {"name": against, **results[1], "agreement": mask_agreement(source, *found)}
+        shown["against"] = {
+            "name": against,
+            **results[1],
+            "agreement": mask_agreement(source, *found),
+        }
     if scores[0].image_ap:
         output.mkdir(parents=True, exist_ok=True)
-        shown["worst"] = str(draw_worst(source, found[0], scores[0], output / "worst.png", count=WORST))
+        shown["worst"] = str(
+            draw_worst(source, found[0], scores[0], output / "worst.png", count=WORST)
+        )
     if not results[0]["has_masks"]:
-        say("not all boxes have drawn masks: there is no mask AP, only how well masks fit the given boxes")
+        say(
+            "not all boxes have drawn masks: there is no mask AP, only how well masks fit the given boxes"
+        )
     if as_json:
         print_json(shown | shown["metrics"])
     else:
@@ -89,21 +115,32 @@ def _told(source: CocoBoxes, found: list[ImageResult], scores: CocoScores) -> di
     named = {f"val/{name}": value for name, value in metrics.items()}
     names = distinct_names(list(zip(source.category_ids, source.class_names, strict=True)))
     classes = {name: scores.of_class(label) for label, name in enumerate(names)}
-    return {"has_masks": has_masks, "metrics": named, "classes": {name: each for name, each in classes.items() if each}}
+    return {
+        "has_masks": has_masks,
+        "metrics": named,
+        "classes": {name: each for name, each in classes.items() if each},
+    }
 
 
 def _print(shown: dict[str, Any]) -> None:
     other = shown.get("against", {"name": None, "metrics": {}, "classes": {}})
     compared = other["name"] is not None
-    headings = ("metric", shown["run"], other["name"], "difference") if compared else ("metric", "value")
+    headings = (
+        ("metric", shown["run"], other["name"], "difference") if compared else ("metric", "value")
+    )
     rows: list[tuple[Any, ...]] = []
     for name, value in shown["metrics"].items():
         there = other["metrics"].get(name)
-        rows.append((name, value, there, None if there is None else value - there) if compared else (name, value))
+        rows.append(
+            (name, value, there, None if there is None else value - there)
+            if compared
+            else (name, value)
+        )
     print_table(headings, rows)
     columns = list(next(iter(shown["classes"].values()), {}))
     print_table(
-        ("class", *columns), [(name, *(each.get(key) for key in columns)) for name, each in shown["classes"].items()]
+        ("class", *columns),
+        [(name, *(each.get(key) for key in columns)) for name, each in shown["classes"].items()],
     )
     if compared:
         print_pairs([("agreement of masks (mean IoU)", other["agreement"])])
@@ -114,12 +151,23 @@ def _print(shown: dict[str, Any]) -> None:
 def predict(
     run: Run,
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE…", help="Images, folders of images, videos, quoted patterns.")
+        list[str],
+        typer.Argument(
+            metavar="SOURCE…", help="Images, folders of images, videos, quoted patterns."
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where to write.")] = Path("predictions"),
-    min_score: Annotated[float, typer.Option(min=0, max=1, help="Leave out detections below this score.")] = MIN_SCORE,
-    overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Draw a PNG of each image.")] = True,
-    every: Annotated[int, typer.Option("--every", min=1, metavar="N", help="Of a video, every N-th frame.")] = 1,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Where to write.")
+    ] = Path("predictions"),
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out detections below this score.")
+    ] = MIN_SCORE,
+    overlays: Annotated[
+        bool, typer.Option("--overlays/--no-overlays", help="Draw a PNG of each image.")
+    ] = True,
+    every: Annotated[
+        int, typer.Option("--every", min=1, metavar="N", help="Of a video, every N-th frame.")
+    ] = 1,
     device: Device = "auto",
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
@@ -144,7 +192,12 @@ def predict(
     output.mkdir(parents=True, exist_ok=True)
     parts, skipped = [], 0
     pictures = read_pictures(paths, every=every)
-    found = predict_files(predictor, pictures, min_score=min_score, overlays=output / "overlays" if overlays else None)
+    found = predict_files(
+        predictor,
+        pictures,
+        min_score=min_score,
+        overlays=output / "overlays" if overlays else None,
+    )
     for result in counted(found, total, what="images"):
         if isinstance(result, DataError):
             say(f"skipped: {result}")
@@ -152,7 +205,9 @@ def predict(
         else:
             parts.append(result)
     if not parts:
-        raise DataError(f"none of {len(paths)} files could be read; name image files (see `boxseg predict --help`)")
+        raise DataError(
+            f"none of {len(paths)} files could be read; name image files (see `boxseg predict --help`)"
+        )
     content = join_coco(predictor, parts)
     path = output / "predictions.coco.json"
     write_atomic(path, json.dumps(content))
@@ -165,10 +220,15 @@ def predict(
 
 def export(
     run: Run,
-    form: Annotated[Literal["onnx", "torchscript", "safetensors"], typer.Option("--format", help="What to write.")],
+    form: Annotated[
+        Literal["onnx", "torchscript", "safetensors"],
+        typer.Option("--format", help="What to write."),
+    ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FILE", help="File to write; model.onnx and the like if left out."),
+        typer.Option(
+            "--output", metavar="FILE", help="File to write; model.onnx and the like if left out."
+        ),
     ] = None,
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
@@ -189,7 +249,12 @@ def export(
         print_json(about | {"file": path})
     else:
         shown = ("difference", "seconds", "torch_seconds")
-        print_pairs([("file", path), *((name.replace("_", " "), about[name]) for name in shown if name in about)])
+        print_pairs(
+            [
+                ("file", path),
+                *((name.replace("_", " "), about[name]) for name in shown if name in about),
+            ]
+        )
 
 
 def open_predictor(run: str, *, storage: Path, device: str) -> Predictor:
@@ -214,5 +279,7 @@ def find_device(name: str) -> str:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
         cause = str(error).splitlines()[0]
-        raise ConfigError(f"--device {name} cannot be used: {cause}; use auto, cpu, cuda or cuda:N") from error
+        raise ConfigError(
+            f"--device {name} cannot be used: {cause}; use auto, cpu, cuda or cuda:N"
+        ) from error
     return name

@@ -20,19 +20,29 @@ if TYPE_CHECKING:
     from orchestration.jobs.client import Cluster, Job
     from orchestration.jobs.upload import Upload
 
-app = typer.Typer(help="Run boxseg commands on a Ray cluster.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Run boxseg commands on a Ray cluster.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Address = Annotated[
     str | None,
     typer.Option(
-        metavar="URL", help="Ray's dashboard, as in http://127.0.0.1:8265; otherwise RAY_ADDRESS, else this machine's."
+        metavar="URL",
+        help="Ray's dashboard, as in http://127.0.0.1:8265; otherwise RAY_ADDRESS, else this machine's.",
     ),
 ]
-Insecure = Annotated[bool, typer.Option("--insecure", help="Accept a cluster elsewhere that needs no token.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Accept a cluster elsewhere that needs no token.")
+]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, or the start of it.")]
-Command = Annotated[list[str], typer.Argument(metavar="COMMAND...", help="A boxseg command, as in: sweep EXP.yaml")]
+Command = Annotated[
+    list[str], typer.Argument(metavar="COMMAND...", help="A boxseg command, as in: sweep EXP.yaml")
+]
 ClusterStorage = Annotated[
-    Path | None, typer.Option("--storage", metavar="DIR", help="Folder for runs and logs that every node sees.")
+    Path | None,
+    typer.Option(
+        "--storage", metavar="DIR", help="Folder for runs and logs that every node sees."
+    ),
 ]
 JOBS = ".jobs"
 """Folder in the storage with a folder for each job."""
@@ -47,14 +57,24 @@ def submit(
     address: Address = None,
     storage: ClusterStorage = None,
     working_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder to upload; outside of git, all files in it.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder to upload; outside of git, all files in it."),
     ] = None,
     allow: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Upload it although it looks like a secret; repeatable.")
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Upload it although it looks like a secret; repeatable."
+        ),
     ] = None,
-    max_mb: Annotated[float, typer.Option(min=0, help="Refuse to upload more than this [MB].")] = 100,
-    python: Annotated[str, typer.Option(metavar="PROGRAM", help="Interpreter on the cluster.")] = "python",
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and leave.")] = False,
+    max_mb: Annotated[
+        float, typer.Option(min=0, help="Refuse to upload more than this [MB].")
+    ] = 100,
+    python: Annotated[
+        str, typer.Option(metavar="PROGRAM", help="Interpreter on the cluster.")
+    ] = "python",
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Print the job's id and leave.")
+    ] = False,
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
@@ -73,7 +93,9 @@ def submit(
     cluster = Cluster(address, insecure=insecure)
     cluster.check_job_storage(folder, root)
     listing = ", ".join(f"{path} {size / 1e6:.2f} MB" for path, size in upload.largest())
-    say(f"uploading {len(upload.sizes)} files, {upload.total / 1e6:.2f} MB; the largest: {listing}")
+    say(
+        f"uploading {len(upload.sizes)} files, {upload.total / 1e6:.2f} MB; the largest: {listing}"
+    )
     id = cluster.submit(upload, arguments, name=name, folder=folder / JOBS, python=python)
     say(f"job {id}; state and log are kept in {folder / JOBS / id}")
     if not no_wait:
@@ -95,7 +117,10 @@ def list_all(address: Address = None, insecure: Insecure = False, as_json: AsJso
         return
     print_table(
         ("id", "status", "exit", "began", "took", "command"),
-        [(job.id, job.status, job.exit_code, _clock(job.started), _took(job), job.command) for job in found],
+        [
+            (job.id, job.status, job.exit_code, _clock(job.started), _took(job), job.command)
+            for job in found
+        ],
     )
 
 
@@ -113,9 +138,15 @@ def status(
 
         path = _kept(storage, job) / "job.json"
         try:
-            about = read_record(path, dict[str, Any], way_out="`boxseg jobs status` without --storage asks the cluster")
+            about = read_record(
+                path,
+                dict[str, Any],
+                way_out="`boxseg jobs status` without --storage asks the cluster",
+            )
         except FileNotFoundError as error:
-            raise ConfigError(f"{path}: is missing; the job has not begun yet, or its folder was cleared") from error
+            raise ConfigError(
+                f"{path}: is missing; the job has not begun yet, or its folder was cleared"
+            ) from error
         print_json(about) if as_json else print_pairs(list(about.items()))
         return
     from orchestration.jobs.client import Cluster
@@ -137,7 +168,9 @@ def logs(
     if storage is not None:
         path = _kept(storage, job) / "log.txt"
         if not path.is_file():
-            raise ConfigError(f"{path}: is missing; the job has not begun yet, or its folder was cleared")
+            raise ConfigError(
+                f"{path}: is missing; the job has not begun yet, or its folder was cleared"
+            )
         typer.echo(path.read_text(encoding="utf-8", errors="replace"), nl=False)
         return
     from orchestration.jobs.client import Cluster
@@ -151,7 +184,9 @@ def logs(
 
 
 @app.command()
-def stop(job: JobId, address: Address = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
+def stop(
+    job: JobId, address: Address = None, insecure: Insecure = False, as_json: AsJson = False
+) -> None:
     """Ask a job to save its state and end, and wait for that."""
     from orchestration.jobs.client import Cluster
 
@@ -163,15 +198,26 @@ def stop(job: JobId, address: Address = None, insecure: Insecure = False, as_jso
 def manifest(
     context: typer.Context,
     command: Annotated[
-        list[str] | None, typer.Argument(metavar="[COMMAND...]", help="train or sweep, as in: sweep EXP.yaml")
+        list[str] | None,
+        typer.Argument(metavar="[COMMAND...]", help="train or sweep, as in: sweep EXP.yaml"),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name in Kubernetes; otherwise the experiment's.")] = None,
-    image: Annotated[str | None, typer.Option(help="Image of all nodes; otherwise boxseg:cpu or boxseg:gpu.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name in Kubernetes; otherwise the experiment's.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Image of all nodes; otherwise boxseg:cpu or boxseg:gpu.")
+    ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Worker nodes.")] = 1,
-    cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores of each; otherwise what one run needs.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each; otherwise what one run needs.")] = None,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="CPU cores of each; otherwise what one run needs.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs of each; otherwise what one run needs.")
+    ] = None,
     memory: Annotated[str, typer.Option(help="Memory of each.")] = "16Gi",
-    claim: Annotated[str, typer.Option(help="Volume claim for the storage, ReadWriteMany.")] = "boxseg-storage",
+    claim: Annotated[
+        str, typer.Option(help="Volume claim for the storage, ReadWriteMany.")
+    ] = "boxseg-storage",
 ) -> None:
     """Print a KubeRay RayJob with a cluster of its own for a command; without one, a RayCluster that stays."""
     from orchestration.config.spec import ResourcesConfig
@@ -181,14 +227,18 @@ def manifest(
     experiment = Path()
     if command:
         if command[0] not in ("train", "sweep"):
-            raise ConfigError(f"jobs manifest: {command[0]} is not for a RayJob; use train or sweep, or no command")
+            raise ConfigError(
+                f"jobs manifest: {command[0]} is not for a RayJob; use train or sweep, or no command"
+            )
         typed = _parse(context, command)
         experiment = _experiment(typed)
         spec = _load(command[0], experiment, typed["overrides"] or [])
     run = spec.resources if spec else ResourcesConfig()
     cpus = cpus or math.ceil(run.workers * run.cpus_per_worker)
     gpus = math.ceil(run.workers * run.gpus_per_worker) if gpus is None else gpus
-    cluster = kuberay.Nodes(image or f"boxseg:{'gpu' if gpus else 'cpu'}", nodes, cpus, gpus, memory, claim)
+    cluster = kuberay.Nodes(
+        image or f"boxseg:{'gpu' if gpus else 'cpu'}", nodes, cpus, gpus, memory, claim
+    )
     if command and spec:
         documents = kuberay.make_job(name or spec.name, command, experiment, cluster)
     else:
@@ -209,7 +259,9 @@ def _prepare(
             )
     if command[0] not in ("train", "sweep"):
         if storage is None:
-            raise ConfigError(f"jobs submit {command[0]}: say where its state and log are kept, with --storage DIR")
+            raise ConfigError(
+                f"jobs submit {command[0]}: say where its state and log are kept, with --storage DIR"
+            )
         return command[0], storage.absolute(), command
     experiment, overrides = _experiment(typed), list(typed["overrides"] or [])
     if experiment not in upload.sizes:
@@ -245,8 +297,14 @@ def _parse(context: typer.Context, command: list[str]) -> dict[str, Any]:
     commands: Any = root.command
     known = [name for name in commands.list_commands(root) if name not in LOCAL]
     if command[0] not in known:
-        raise ConfigError(f"jobs submit: {command[0]} is no command for a job; choose one of {', '.join(known)}")
-    return commands.get_command(root, command[0]).make_context(command[0], command[1:], parent=root).params
+        raise ConfigError(
+            f"jobs submit: {command[0]} is no command for a job; choose one of {', '.join(known)}"
+        )
+    return (
+        commands.get_command(root, command[0])
+        .make_context(command[0], command[1:], parent=root)
+        .params
+    )
 
 
 def _follow(cluster: Cluster, id: str, as_json: bool) -> None:
@@ -260,7 +318,9 @@ def _follow(cluster: Cluster, id: str, as_json: bool) -> None:
     try:
         job = cluster.follow(id, write)
     except KeyboardInterrupt:
-        say(f"{id} goes on; `boxseg jobs logs {id} --follow` looks at it again, `boxseg jobs stop {id}` ends it")
+        say(
+            f"{id} goes on; `boxseg jobs logs {id} --follow` looks at it again, `boxseg jobs stop {id}` ends it"
+        )
         raise
     if as_json:
         print_json(job)
@@ -273,15 +333,24 @@ def _show(job: Job, as_json: bool) -> None:
     if as_json:
         print_json(job)
         return
-    rows = [("id", job.id), ("status", job.status), ("exit code", job.exit_code), ("command", job.command)]
-    print_pairs([*rows, ("began", _clock(job.started)), ("took", _took(job)), ("kept in", job.storage)])
+    rows = [
+        ("id", job.id),
+        ("status", job.status),
+        ("exit code", job.exit_code),
+        ("command", job.command),
+    ]
+    print_pairs(
+        [*rows, ("began", _clock(job.started)), ("took", _took(job)), ("kept in", job.storage)]
+    )
 
 
 def _kept(storage: Path, job: str) -> Path:
     found = [path for path in sorted((storage / JOBS).glob("*/")) if path.name.startswith(job)]
     exact = [path for path in found if path.name == job]
     if len(exact or found) != 1:
-        raise ConfigError(f"{job}: {len(found)} jobs in {storage.absolute() / JOBS} begin like this; name one")
+        raise ConfigError(
+            f"{job}: {len(found)} jobs in {storage.absolute() / JOBS} begin like this; name one"
+        )
     return (exact or found)[0]
 
 

@@ -14,7 +14,16 @@ import typer
 from boxseg.errors import ConfigError, DataError
 from orchestration.cli.data import Images, find_source
 from orchestration.cli.evaluate import RUN_HELP, open_predictor
-from orchestration.cli.output import AsJson, Device, Overrides, print_json, print_line, print_pairs, print_table, say
+from orchestration.cli.output import (
+    AsJson,
+    Device,
+    Overrides,
+    print_json,
+    print_line,
+    print_pairs,
+    print_table,
+    say,
+)
 from orchestration.cli.recipe import Minutes, check_minutes, recipe_as_json
 from orchestration.errors import ExitCode
 
@@ -30,47 +39,83 @@ SHOWN_PROBLEMS = 5
 
 
 def label(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="COCO file with the boxes, YOLO folder or VOC folder.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="COCO file with the boxes, YOLO folder or VOC folder."
+        ),
+    ],
     run: Annotated[
         str | None,
-        typer.Option("--run", metavar="RUN", help=f"{RUN_HELP} Left out: settings are chosen for DATA, and trained."),
+        typer.Option(
+            "--run",
+            metavar="RUN",
+            help=f"{RUN_HELP} Left out: settings are chosen for DATA, and trained.",
+        ),
     ] = None,
     minutes: Minutes = None,
     train_on: Annotated[
         Path | None,
-        typer.Option("--train-on", metavar="FILE.json", help="Without --run: learn from these boxes, not from DATA's."),
+        typer.Option(
+            "--train-on",
+            metavar="FILE.json",
+            help="Without --run: learn from these boxes, not from DATA's.",
+        ),
     ] = None,
     overrides: Overrides = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Without --run: print data, settings and time; write and start nothing.")
+        bool,
+        typer.Option(
+            "--plan", help="Without --run: print data, settings and time; write and start nothing."
+        ),
     ] = False,
     source: Annotated[
-        str, typer.Option("--source", metavar="run|grabcut|box|file:COCO.json", help="Where the masks come from.")
+        str,
+        typer.Option(
+            "--source", metavar="run|grabcut|box|file:COCO.json", help="Where the masks come from."
+        ),
     ] = "run",
     fuse_with: Annotated[
         Path | None,
-        typer.Option("--fuse-with", metavar="COCO.json", help="Masks of another tool that join the run's candidates."),
+        typer.Option(
+            "--fuse-with",
+            metavar="COCO.json",
+            help="Masks of another tool that join the run's candidates.",
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Where to write; labels/<name of DATA> if left out.")
+        Path | None,
+        typer.Option(
+            "--output", metavar="DIR", help="Where to write; labels/<name of DATA> if left out."
+        ),
     ] = None,
     images: Images = None,
-    review: Annotated[bool, typer.Option("--review", help="Write a page to look through the masks as well.")] = False,
+    review: Annotated[
+        bool, typer.Option("--review", help="Write a page to look through the masks as well.")
+    ] = False,
     apply: Annotated[
         Path | None,
         typer.Option(
-            "--apply", metavar="DECISIONS.json", help="Apply the decisions of the review page; label nothing."
+            "--apply",
+            metavar="DECISIONS.json",
+            help="Apply the decisions of the review page; label nothing.",
         ),
     ] = None,
     compare: Annotated[
         str | None,
-        typer.Option("--compare", metavar="A,B,…", help="Print how far these sources agree, and with drawn masks."),
+        typer.Option(
+            "--compare",
+            metavar="A,B,…",
+            help="Print how far these sources agree, and with drawn masks.",
+        ),
     ] = None,
     device: Device = "auto",
     storage: Annotated[
         Path | None,
         typer.Option(
-            "--storage", metavar="DIR", help="Folder that holds the runs: runs; without --run, runs in the output."
+            "--storage",
+            metavar="DIR",
+            help="Folder that holds the runs: runs; without --run, runs in the output.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -102,10 +147,14 @@ def label(
     elif not trains:
         check_sources(asked, run=run, fuse_with=fuse_with, storage=runs)
     if images is not None and not images.is_dir():
-        raise ConfigError(f"--images {images}: is not a folder; name the one that holds the images")
+        raise ConfigError(
+            f"--images {images}: is not a folder; name the one that holds the images"
+        )
     if plan:
         with tempfile.TemporaryDirectory() as scratch:
-            fingerprint, made = training.choose(data, _find_boxes(data, Path(scratch), images), folder)
+            fingerprint, made = training.choose(
+                data, _find_boxes(data, Path(scratch), images), folder
+            )
         made = made.moved(Path(scratch), folder)  # where the boxes of a folder will be imported to
         training.print_plan(fingerprint, made, as_json)
         return
@@ -129,7 +178,9 @@ def label(
     source_of = functools.partial(_open_source, fuse_with=fuse_with, device=device, storage=runs)
     boxes = CocoBoxes(found, train=False)
     if compare is not None:
-        _compare(boxes, {name: source_of(name, run, boxes)[0] for name in compare.split(",")}, as_json)
+        _compare(
+            boxes, {name: source_of(name, run, boxes)[0] for name in compare.split(",")}, as_json
+        )
         return
     if apply is not None:
         counts = apply_decisions(folder, apply, boxes.source.images)
@@ -142,7 +193,9 @@ def label(
     if source == "run":
         summary["expected_iou"] = expect_mean_iou(qualities)
     if review:
-        for _ in counted(write_review(folder, boxes.source.images), len(boxes), what="images drawn"):
+        for _ in counted(
+            write_review(folder, boxes.source.images), len(boxes), what="images drawn"
+        ):
             pass
         summary["review"] = str(folder / "review/index.html")
     _tell(summary, as_json)
@@ -182,10 +235,17 @@ class _Training:
         Raises:
             ConfigError: names the option.
         """
-        asked = {"--minutes": self.minutes, "--train-on": self.train_on, "--set": self.overrides, "--plan": plan}
+        asked = {
+            "--minutes": self.minutes,
+            "--train-on": self.train_on,
+            "--set": self.overrides,
+            "--plan": plan,
+        }
         for option, value in asked.items():
             if value:
-                raise ConfigError(f"{option}: is for training, and nothing is trained here; leave it out")
+                raise ConfigError(
+                    f"{option}: is for training, and nothing is trained here; leave it out"
+                )
 
     def choose(self, data: Path, found: CocoSource, folder: Path) -> tuple[Fingerprint, Recipe]:
         """What the data are like, and the settings for them."""
@@ -197,7 +257,10 @@ class _Training:
         from orchestration.planning.recipe import Machine
 
         if as_json:
-            about = {"data": dict(fingerprint.told()), "machine": str(Machine.here(device=self.device))}
+            about = {
+                "data": dict(fingerprint.told()),
+                "machine": str(Machine.here(device=self.device)),
+            }
             print_json({**about, **recipe_as_json(made)})
         else:
             for line in made.text().splitlines():
@@ -268,21 +331,34 @@ def _compare(boxes: CocoBoxes, sources: dict[str, BatchSource], as_json: bool) -
     from boxseg.label.compare import compare_sources
     from orchestration.record.progress import counted
 
-    compared = compare_sources(boxes, sources, counted(range(len(boxes)), len(boxes), what="images"))
+    compared = compare_sources(
+        boxes, sources, counted(range(len(boxes)), len(boxes), what="images")
+    )
     if as_json:
         print_json(compared)
         return
     agreement, drawn = compared["agreement"], compared["drawn"]
-    print_table(("agreement (IoU)", *sources), [(name, *row.values()) for name, row in agreement.items()])
+    print_table(
+        ("agreement (IoU)", *sources), [(name, *row.values()) for name, row in agreement.items()]
+    )
     if drawn:
         columns = ("iou", "best_iou", "quality_auroc", "quality_rank")
-        print_table(("against drawn", *columns), [(n, *(row.get(key) for key in columns)) for n, row in drawn.items()])
+        print_table(
+            ("against drawn", *columns),
+            [(n, *(row.get(key) for key in columns)) for n, row in drawn.items()],
+        )
     else:
         say("no masks are drawn, so there is no IoU with the truth")
 
 
 def _open_source(
-    source: str, run: str | None, boxes: CocoBoxes, *, fuse_with: Path | None, device: str, storage: Path
+    source: str,
+    run: str | None,
+    boxes: CocoBoxes,
+    *,
+    fuse_with: Path | None,
+    device: str,
+    storage: Path,
 ) -> tuple[BatchSource, dict[str, Any], int]:
     """Where masks come from, what identifies data and source for a later call that goes on, and the batch size."""
     from boxseg.label import sources as label_sources
@@ -291,7 +367,8 @@ def _open_source(
     from orchestration.record.files import digest
 
     about: dict[str, Any] = {"data": digest(boxes.source.annotations), "source": source}
-    about["label_version"] = LABEL_VERSION  # also where masks come from no run: how they are made changes too
+    # also where masks come from no run: how they are made changes too
+    about["label_version"] = LABEL_VERSION
     if source == "run":
         assert run is not None
         others = None if fuse_with is None else label_sources.from_file(fuse_with, boxes)
@@ -301,7 +378,11 @@ def _open_source(
         return label_sources.from_run(predictor, boxes, others=others), about, predictor.batch_size
     if source.startswith(OF_FILE):
         path = Path(source.removeprefix(OF_FILE))
-        return label_sources.one_by_one(label_sources.from_file(path, boxes)), about | {"file": digest(path)}, 1
+        return (
+            label_sources.one_by_one(label_sources.from_file(path, boxes)),
+            about | {"file": digest(path)},
+            1,
+        )
     simple: dict[str, label_sources.Source] = {
         "grabcut": label_sources.from_grabcut,
         "box": label_sources.from_boxes,
@@ -319,7 +400,9 @@ def _tell(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(summary)
     else:
-        doubts = ", ".join(f"{name} {count}" for name, count in summary["doubts"].items()) or "none"
+        doubts = (
+            ", ".join(f"{name} {count}" for name, count in summary["doubts"].items()) or "none"
+        )
         shown = summary | {"doubts": doubts, "unreadable": len(problems)}
         del shown["about_the_run"]  # said before anything was written
         if shown.get("expected_iou") is not None:

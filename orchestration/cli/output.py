@@ -28,16 +28,24 @@ def _known_device(name: str) -> str:
 Device = Annotated[
     str,
     typer.Option(
-        "--device", callback=_known_device, help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one."
+        "--device",
+        callback=_known_device,
+        help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.",
     ),
 ]
 Experiment = Annotated[Path, typer.Argument(metavar="EXP.yaml", help="Experiment file.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as in qam.k_top=10; may be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a setting, as in qam.k_top=10; may be repeated.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Storage = Annotated[Path, typer.Option("--storage", metavar="DIR", help="Folder that holds the runs.")]
+Storage = Annotated[
+    Path, typer.Option("--storage", metavar="DIR", help="Folder that holds the runs.")
+]
 
 GAP = 2
 """Columns between two cells of a table."""
@@ -64,7 +72,9 @@ def print_json(value: Any) -> None:
     typer.echo(safe_json(json.dumps(plain, indent=2, ensure_ascii=False)))
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, first_to_go: Sequence[str] = ()) -> None:
+def print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[Any]], *, first_to_go: Sequence[str] = ()
+) -> None:
     """Aligned columns on stdout; None as a dash. The first column is never shortened.
 
     Args:
@@ -77,15 +87,23 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, first
     from rich.table import Table
 
     cells = [[_cell(value) for value in row] for row in rows]
-    wide = [max(map(cell_len, (heading, *column))) for heading, *column in zip(headings, *cells, strict=True)]
+    wide = [
+        max(map(cell_len, (heading, *column)))
+        for heading, *column in zip(headings, *cells, strict=True)
+    ]
     gone: list[str] = []
     for heading in first_to_go if sys.stdout.isatty() else ():
-        if sum(wide[place] + GAP for place, name in enumerate(headings) if name not in gone) - GAP > terminal_width():
+        if (
+            sum(wide[place] + GAP for place, name in enumerate(headings) if name not in gone) - GAP
+            > terminal_width()
+        ):
             gone.append(heading)
     table = Table(box=None, pad_edge=False)
     kept = [place for place, heading in enumerate(headings) if heading not in gone]
     for place in kept:
-        table.add_column(_cell(headings[place]), no_wrap=place == 0, min_width=wide[0] if place == 0 else None)
+        table.add_column(
+            _cell(headings[place]), no_wrap=place == 0, min_width=wide[0] if place == 0 else None
+        )
     for row in cells:
         table.add_row(*(row[place] for place in kept))
     print_rich(table)

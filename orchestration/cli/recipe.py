@@ -17,14 +17,18 @@ if TYPE_CHECKING:
 
 Minutes = Annotated[
     float | None,
-    typer.Option("--minutes", metavar="M", help="Time that it may take; left out: what suits this machine."),
+    typer.Option(
+        "--minutes", metavar="M", help="Time that it may take; left out: what suits this machine."
+    ),
 ]
 
 
 def recipe(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="COCO file with the boxes.")],
     minutes: Minutes = None,
-    output: Annotated[Path | None, typer.Option("--output", metavar="FILE.yaml", help="Write it there.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE.yaml", help="Write it there.")
+    ] = None,
     images: Images = None,
     overrides: Overrides = None,
     device: Device = "auto",
@@ -47,7 +51,12 @@ def recipe(
     source = find_source(data, images)
     found = take_fingerprint(source)
     made = make_recipe(
-        source, found, Machine.here(device=device), name=name_after(data), minutes=minutes, overrides=overrides or []
+        source,
+        found,
+        Machine.here(device=device),
+        name=name_after(data),
+        minutes=minutes,
+        overrides=overrides or [],
     )
     made.spec()  # for its errors
     if output is not None:
@@ -71,7 +80,9 @@ def check_minutes(minutes: float | None) -> None:
     from orchestration.planning.recipe import FEWEST_MINUTES
 
     if minutes is not None and not minutes >= FEWEST_MINUTES:
-        raise ConfigError(f"--minutes {minutes:g}: nothing is learnt in that; give {FEWEST_MINUTES:g} or more")
+        raise ConfigError(
+            f"--minutes {minutes:g}: nothing is learnt in that; give {FEWEST_MINUTES:g} or more"
+        )
 
 
 def recipe_as_json(made: Recipe) -> dict[str, object]:

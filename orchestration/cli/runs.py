@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from boxseg.errors import ConfigError
-from orchestration.cli.output import AsJson, Storage, print_json, print_line, print_pairs, print_table, say
+from orchestration.cli.output import (
+    AsJson,
+    Storage,
+    print_json,
+    print_line,
+    print_pairs,
+    print_table,
+    say,
+)
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
@@ -27,7 +35,9 @@ SHOWN_METRICS = {"AP": "val/mask_ap", "AP75": "val/mask_ap75", "box AP": "val/bo
 @app.command("ls")
 def list_all(
     storage: Storage = Path("runs"),
-    name: Annotated[str | None, typer.Option("--name", help="Only runs of this experiment.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Only runs of this experiment.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List runs, trials and sweeps, newest first."""
@@ -41,7 +51,17 @@ def list_all(
         say(f"no runs under {storage.absolute()}; `boxseg train EXP.yaml` makes one")
         return
     print_table(
-        ("id", "name", "kind", "status", "step", *SHOWN_METRICS, "began", "folder", "why it failed"),
+        (
+            "id",
+            "name",
+            "kind",
+            "status",
+            "step",
+            *SHOWN_METRICS,
+            "began",
+            "folder",
+            "why it failed",
+        ),
         [
             (
                 *(each.id, each.name, each.kind, each.status, each.step),
@@ -56,7 +76,12 @@ def list_all(
 
 @app.command()
 def show(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run id, its folder or name (its newest), or best:SWEEP.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Run id, its folder or name (its newest), or best:SWEEP."
+        ),
+    ],
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -76,7 +101,14 @@ def show(
         print_table(
             ("trial", "status", "step", *columns, "values", "why it failed"),
             [
-                (each.id, each.status, each.step, *_shown(each, columns), each.description, _why(each))
+                (
+                    each.id,
+                    each.status,
+                    each.step,
+                    *_shown(each, columns),
+                    each.description,
+                    _why(each),
+                )
                 for each in trials
             ],
         )
@@ -84,7 +116,10 @@ def show(
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Two or more run ids, folders, or best:SWEEP.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN…", help="Two or more run ids, folders, or best:SWEEP."),
+    ],
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -97,7 +132,14 @@ def compare(
     found = compare_runs([find_run(storage, run) for run in runs])
     if as_json:
         about = [{"id": run.id, "status": run.status, "folder": run.folder} for run in found.runs]
-        print_json({"runs": about, "settings": found.settings, "origin": found.origin, "metrics": found.metrics})
+        print_json(
+            {
+                "runs": about,
+                "settings": found.settings,
+                "origin": found.origin,
+                "metrics": found.metrics,
+            }
+        )
         return
     ids = [run.id for run in found.runs]
     differing = found.settings | found.origin
@@ -106,14 +148,25 @@ def compare(
     else:
         typer.echo("all settings are the same")
     typer.echo("")
-    states = [("status", *(run.status for run in found.runs)), ("step", *(run.step for run in found.runs))]
-    print_table(("metric", *ids), [*states, *((name, *map(_told, each)) for name, each in found.metrics.items())])
+    states = [
+        ("status", *(run.status for run in found.runs)),
+        ("step", *(run.step for run in found.runs)),
+    ]
+    print_table(
+        ("metric", *ids),
+        [*states, *((name, *map(_told, each)) for name, each in found.metrics.items())],
+    )
 
 
 def report(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Sweep id, its folder or its name (the newest).")],
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="Sweep id, its folder or its name (the newest).")
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Where to write; default: report/ in its folder.")
+        Path | None,
+        typer.Option(
+            "--output", metavar="DIR", help="Where to write; default: report/ in its folder."
+        ),
     ] = None,
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
@@ -133,13 +186,21 @@ def report(
 def _told(each: Measured) -> str | None:
     if each.value is None:
         return None
-    spread = "" if each.spread is None else f" ({each.mean:.4g} ± {each.spread:.2g} of {len(each.seeds)} seeds)"
+    spread = (
+        ""
+        if each.spread is None
+        else f" ({each.mean:.4g} ± {each.spread:.2g} of {len(each.seeds)} seeds)"
+    )
     return f"{each.value:.4g}{spread} {each.against_first}".rstrip()
 
 
 def _why(status: RunStatus) -> str | None:
     """In one line why it failed, if it did."""
-    return status.failure.summary if status.failure is not None and status.status == "failed" else None
+    return (
+        status.failure.summary
+        if status.failure is not None and status.status == "failed"
+        else None
+    )
 
 
 def _shown(status: RunStatus, columns: dict[str, str]) -> list[float | None]:
@@ -174,6 +235,11 @@ def _summary(status: RunStatus) -> list[tuple[str, Any]]:
         "best trial": status.best_run,
         "best at step": status.best_step if status.best else None,
     }
-    about = [("id", status.id), ("name", status.name), ("kind", status.kind), ("status", status.status)]
+    about = [
+        ("id", status.id),
+        ("name", status.name),
+        ("kind", status.kind),
+        ("status", status.status),
+    ]
     told = [(name, value) for name, value in pairs.items() if value is not None]
     return about + told + sorted(status.best_or_latest.items()) + sorted(status.tags.items())

@@ -20,16 +20,24 @@ if TYPE_CHECKING:
     from orchestration.planning.plan import DataPlan, Plan
     from orchestration.record.table import TrialRow
 
-PlanOnly = Annotated[bool, typer.Option("--plan", help="Print data, trials, time and disk estimate; start nothing.")]
+PlanOnly = Annotated[
+    bool, typer.Option("--plan", help="Print data, trials, time and disk estimate; start nothing.")
+]
 
 
 def train(
-    experiment: Annotated[Path | None, typer.Argument(metavar="EXP.yaml", help="Experiment file.")] = None,
+    experiment: Annotated[
+        Path | None, typer.Argument(metavar="EXP.yaml", help="Experiment file.")
+    ] = None,
     from_run: Annotated[
-        str | None, typer.Option("--from-run", metavar="RUN", help="Repeat this run: its id, folder or best:SWEEP.")
+        str | None,
+        typer.Option(
+            "--from-run", metavar="RUN", help="Repeat this run: its id, folder or best:SWEEP."
+        ),
     ] = None,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Go on with this run: its id or folder.")
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with this run: its id or folder."),
     ] = None,
     overrides: Overrides = None,
     plan: PlanOnly = False,
@@ -40,7 +48,9 @@ def train(
     from orchestration.record.find_runs import find_run
 
     if (experiment is None) == (from_run is None) or (from_run and resume):
-        raise typer.BadParameter("name an experiment file, or a run with --from-run", param_hint="EXP.yaml")
+        raise typer.BadParameter(
+            "name an experiment file, or a run with --from-run", param_hint="EXP.yaml"
+        )
     original = None if from_run is None else find_run(Path("runs"), from_run)
     file = original.config_path if original is not None else experiment
     assert file is not None
@@ -50,18 +60,31 @@ def train(
         return
     from orchestration.planning.preflight import check
 
-    check(spec if resume is None else spec.starting_from(None))  # a run that goes on has started already
+    # a run that goes on has started already
+    check(spec if resume is None else spec.starting_from(None))
     _warn(spec)
     from orchestration.execute.run import train_run
 
     result = train_run(spec, resume=resume, repeat=original)
     if as_json:
-        about = {"id": result.id, "name": spec.name, "status": result.status, "folder": result.folder}
+        about = {
+            "id": result.id,
+            "name": spec.name,
+            "status": result.status,
+            "folder": result.folder,
+        }
         print_json(about | {"metrics": result.metrics, "best": result.best} | result.metrics)
     else:
         shown = result.best_or_latest
-        heading: list[tuple[str, Any]] = [("run", result.id), ("status", result.status), ("folder", result.folder)]
-        print_pairs(heading + [(name, value) for name, value in sorted(shown.items()) if name.startswith("val/")])
+        heading: list[tuple[str, Any]] = [
+            ("run", result.id),
+            ("status", result.status),
+            ("folder", result.folder),
+        ]
+        print_pairs(
+            heading
+            + [(name, value) for name, value in sorted(shown.items()) if name.startswith("val/")]
+        )
     if original is not None and result.status == "finished":
         say(f"compare: boxseg runs compare {shlex.join([str(original.path), result.folder])}")
     if result.status == "interrupted":
@@ -71,17 +94,31 @@ def train(
 def sweep(
     experiment: Experiment,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the newest sweep of this name, which was interrupted.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the newest sweep of this name, which was interrupted."
+        ),
     ] = False,
     new: Annotated[
-        bool, typer.Option("--new", help="Start another sweep beside one that was interrupted or is running.")
+        bool,
+        typer.Option(
+            "--new", help="Start another sweep beside one that was interrupted or is running."
+        ),
     ] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Go on with the newest sweep and run its lost trials again.")
+        bool,
+        typer.Option(
+            "--retry-failed", help="Go on with the newest sweep and run its lost trials again."
+        ),
     ] = False,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="The same as --max-failures 1.")] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="The same as --max-failures 1.")
+    ] = False,
     max_failures: Annotated[
-        int | None, typer.Option("--max-failures", min=1, metavar="N", help="End, state saved, when N have failed.")
+        int | None,
+        typer.Option(
+            "--max-failures", min=1, metavar="N", help="End, state saved, when N have failed."
+        ),
     ] = None,
     overrides: Overrides = None,
     plan: PlanOnly = False,
@@ -95,7 +132,9 @@ def sweep(
         _print_plan(spec, as_json)
         return
     if new and (resume or retry_failed):
-        raise ConfigError("--new starts another sweep, --resume and --retry-failed go on with one; give one of them")
+        raise ConfigError(
+            "--new starts another sweep, --resume and --retry-failed go on with one; give one of them"
+        )
     from orchestration.planning.preflight import check
 
     check(spec)
@@ -104,7 +143,9 @@ def sweep(
     from orchestration.record.failures import error_of
     from orchestration.record.run_folder import RunFolder
 
-    start: Start | None = "beside" if new else "retry_failed" if retry_failed else "resume" if resume else None
+    start: Start | None = (
+        "beside" if new else "retry_failed" if retry_failed else "resume" if resume else None
+    )
     result = run_sweep(spec, start=start, max_failures=1 if fail_fast else max_failures)
     failed = result.table.failed
     if as_json:
@@ -122,12 +163,22 @@ def sweep(
     if result.best is None and failure is not None:
         raise error_of(failure)
     if failed:
-        say(f"{len(failed)} of {len(result.table.rows)} trials failed; `boxseg runs show {result.id}` tells why")
+        say(
+            f"{len(failed)} of {len(result.table.rows)} trials failed; `boxseg runs show {result.id}` tells why"
+        )
         raise typer.Exit(ExitCode.SOME_TRIALS_FAILED)
 
 
-def _end_interrupted(command: str, experiment: Path, overrides: list[str] | None, *resume: str) -> NoReturn:
-    again = ["boxseg", command, str(experiment), *(f"--set={text}" for text in overrides or []), *resume]
+def _end_interrupted(
+    command: str, experiment: Path, overrides: list[str] | None, *resume: str
+) -> NoReturn:
+    again = [
+        "boxseg",
+        command,
+        str(experiment),
+        *(f"--set={text}" for text in overrides or []),
+        *resume,
+    ]
     say(f"interrupted, state saved; go on with: {shlex.join(again)}")
     raise typer.Exit(ExitCode.INTERRUPTED)
 
@@ -144,7 +195,9 @@ def _sweep_as_json(spec: SweepSpec, result: SweepResult) -> dict[str, Any]:
         "folder": result.folder,
         "report": result.report,
         "metric": spec.sweep.metric,
-        "best": None if result.best is None else {**trial(result.best), "checkpoint": result.best_checkpoint},
+        "best": None
+        if result.best is None
+        else {**trial(result.best), "checkpoint": result.best_checkpoint},
         "trials": [trial(row) for row in result.table.ranked()],
     }
 
@@ -157,7 +210,12 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
     pairs += [("report", result.report or result.folder / "table.md")]
     if result.best is not None:
         best = result.best
-        pairs += [("best trial", f"{best.id}: {spec.sweep.metric} {best.outcome} with {best.description}")]
+        pairs += [
+            (
+                "best trial",
+                f"{best.id}: {spec.sweep.metric} {best.outcome} with {best.description}",
+            )
+        ]
         pairs += [("checkpoint", result.best_checkpoint)]
     pairs += [("MLflow", spec.tracking.uri or f"boxseg ui --storage {spec.storage}")]
     print_pairs(pairs)
@@ -188,10 +246,18 @@ def _print_plan(spec: RunSpec, as_json: bool) -> None:
 
 def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
     epochs = "" if plan.epochs is None else f", {plan.epochs:.3g} epochs"
-    concurrency = "as many as the cluster holds" if plan.concurrency is None else f"{plan.concurrency} at a time"
+    concurrency = (
+        "as many as the cluster holds"
+        if plan.concurrency is None
+        else f"{plan.concurrency} at a time"
+    )
     time = "" if plan.seconds is None else f"about {show_duration(plan.seconds)}, "
-    memory = "" if plan.gpu_bytes is None else f"about {show_bytes(plan.gpu_bytes)} for each worker, "
-    disk = "" if plan.disk_bytes is None else f"about {show_bytes(plan.disk_bytes)}, as measured in "
+    memory = (
+        "" if plan.gpu_bytes is None else f"about {show_bytes(plan.gpu_bytes)} for each worker, "
+    )
+    disk = (
+        "" if plan.disk_bytes is None else f"about {show_bytes(plan.disk_bytes)}, as measured in "
+    )
     return [
         (plan.kind, plan.name),
         ("train data", _data_line(plan.train)),

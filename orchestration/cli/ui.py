@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def ui(
     storage: Storage = Path("runs"),
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback address.")] = 5000,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port on the loopback address.")
+    ] = 5000,
 ) -> None:
     """Serve MLflow over the runs of a storage folder on the loopback address, until interrupted.
 
@@ -35,7 +37,10 @@ def ui(
     say("starting MLflow, this takes some seconds; Ctrl-C ends it")
     tracked = catch_up(storage, uri)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a KeyboardInterrupt too
-    artifacts, log = storage.absolute() / "mlartifacts", storage.absolute() / "logs" / "mlflow-server.log"
+    artifacts, log = (
+        storage.absolute() / "mlartifacts",
+        storage.absolute() / "logs" / "mlflow-server.log",
+    )
     try:
         with mlflow_server(uri, port=port, artifacts=artifacts, log=log) as server:
             _print_pages(f"http://{HOST}:{port}", tracked)

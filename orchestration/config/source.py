@@ -96,7 +96,9 @@ def _read_base(path: Path, base: Any, place: str, above: tuple[Path, ...]) -> So
         raise ConfigError(f"{place}: base is {base!r}; {rule}")
     other = path.parent / base
     if other.resolve() in above:
-        raise ConfigError(f"{place}: base {base} leads back to itself; a chain of files needs an end")
+        raise ConfigError(
+            f"{place}: base {base} leads back to itself; a chain of files needs an end"
+        )
     if len(above) > MAX_BASES:
         length = f"a chain of more than {MAX_BASES} files"
         raise ConfigError(f"{place}: base {base} makes {length}; join some of them")
@@ -154,7 +156,9 @@ def _parse(
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         place, character = _place(name, line), f"U+{error.character:04X}"
-        raise ConfigError(f"{place}: holds the character {character}, which YAML does not allow; remove it") from error
+        raise ConfigError(
+            f"{place}: holds the character {character}, which YAML does not allow; remove it"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         context, problem = getattr(error, "context", None), getattr(error, "problem", None)
@@ -221,7 +225,12 @@ class _Reader(yaml.SafeLoader):
             raise ConfigError(f"{place}: {name} has {digits} digits; {rule}")
         try:
             value = self.construct_object(node)
-        except (ValueError, ArithmeticError, LookupError, AttributeError) as error:  # `!!int word`, `!!timestamp word`
+        except (
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            AttributeError,
+        ) as error:  # `!!int word`, `!!timestamp word`
             kind = node.tag.rpartition(":")[2]
             raise ConfigError(
                 f"{place}: {name} is not of the kind {kind} that it is marked as; leave the mark out"

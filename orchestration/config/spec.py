@@ -79,7 +79,9 @@ class ResourcesConfig(Config):
             has = f"runner inline has one worker, but workers is {self.workers}"
             raise ValueError(f"{has}; use runner: ray_train")
         if self.least_workers > self.workers:
-            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}; lower it")
+            raise ValueError(
+                f"min_workers {self.min_workers} is more than workers {self.workers}; lower it"
+            )
         if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
             raise ValueError(
                 f"gpus_per_worker {self.gpus_per_worker:g} is not possible: give whole GPUs, or a part of one"
@@ -147,7 +149,9 @@ class SweepConfig(Config):
     @model_validator(mode="after")
     def _check_together(self) -> SweepConfig:
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {self.seeds} repeat a value; a repeated run gives nothing new")
+            raise ValueError(
+                f"seeds {self.seeds} repeat a value; a repeated run gives nothing new"
+            )
         for name, domain in self.space.items():
             if self.search == "grid" and not isinstance(domain, Choice):
                 raise ValueError(

@@ -145,7 +145,9 @@ def _check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
     saved = newest_step(checkpoints)
     # told before anything of the run, which may have ended well, is changed
     if saved > spec.train.steps:
-        raise ConfigError(f"{name} has a checkpoint of step {saved}, beyond train.steps {spec.train.steps}; raise that")
+        raise ConfigError(
+            f"{name} has a checkpoint of step {saved}, beyond train.steps {spec.train.steps}; raise that"
+        )
 
 
 MAY_CHANGE = (

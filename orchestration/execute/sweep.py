@@ -218,7 +218,9 @@ def find_sweep(spec: SweepSpec, start: Start | None = None) -> RunFolder | None:
     if folder is None or (ended and start != "retry_failed"):
         if start in ("resume", "retry_failed"):
             what = "there is no sweep" if start == "retry_failed" else "no interrupted sweep"
-            raise ConfigError(f"{what} {spec.name} under {spec.storage}; start one without --resume and --retry-failed")
+            raise ConfigError(
+                f"{what} {spec.name} under {spec.storage}; start one without --resume and --retry-failed"
+            )
         return None
     with driving(folder):
         if start is None:

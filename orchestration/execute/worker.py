@@ -169,7 +169,9 @@ def _train_once(reporter: FileReporter, device: str) -> None:
     if status.status in ("stopped", "interrupted"):
         return  # Ray tries again after any error, and may do so after a stop; the end stays
     failure = status.failure
-    has_failed = status.status == "failed" and failure is not None and failure.rule.policy == "stop"
+    has_failed = (
+        status.status == "failed" and failure is not None and failure.rule.policy == "stop"
+    )
     # among several workers, an error that boxseg did not raise may only follow from another worker's
     if has_failed and (reporter.alone or (failure is not None and failure.is_ours)):
         return
@@ -193,7 +195,9 @@ def _train_once(reporter: FileReporter, device: str) -> None:
     elif folder.stop_requested():
         folder.finish("interrupted")
     else:
-        notice = PreemptedError(f"a machine will be taken away; the state of step {result.step} is saved")
+        notice = PreemptedError(
+            f"a machine will be taken away; the state of step {result.step} is saved"
+        )
         if reporter.rank == 0:
             folder.note_retry(Failure.of(notice), "other machines go on from there")
         raise notice

@@ -291,7 +291,8 @@ def _resource_errors(address: str) -> Iterator[None]:
 
 def _job(details: Any) -> Job:
     about = details.metadata or {}
-    status = getattr(details.status, "value", details.status)  # an enum or a text, by Ray's version
+    # an enum or a text, by Ray's version
+    status = getattr(details.status, "value", details.status)
     return Job(
         id=details.submission_id,
         status=str(status),

@@ -267,7 +267,8 @@ def _data_choices(train: CocoSource, machine: Machine) -> Iterator[ChosenValue]:
     )
     yield ChosenValue("data.train.annotations", str(train.annotations.absolute()), "")
     reason = (
-        "Boxes have no masks to measure with, so none are held out: a look at a few images tells that some are found."
+        "Boxes have no masks to measure with, so none are held out: "
+        "a look at a few images tells that some are found."
     )
     yield ChosenValue("data.val.images", str(train.images.absolute()), reason)
     yield ChosenValue("data.val.annotations", str(train.annotations.absolute()), "")
@@ -363,7 +364,9 @@ def _train_choices(
     yield ChosenValue("train.panels", 0, "The review page shows more.")
     yield ChosenValue("train.channels_last", True, "Faster with this backbone.")
     if machine.has_bf16 and not machine.gpus:
-        reason = "This processor has bf16: an update takes two thirds of the time, and learns as much."
+        reason = (
+            "This processor has bf16: an update takes two thirds of the time, and learns as much."
+        )
         yield ChosenValue("train.precision", "bf16", reason)
 
 
@@ -390,7 +393,9 @@ def _method_choices(fingerprint: Fingerprint) -> Iterator[ChosenValue]:
     yield ChosenValue("solver.backbone_lr_scale", 0.1, "What ImageNet taught is to change slowly.")
     yield ChosenValue("solver.schedule", "cosine", "")
     yield ChosenValue("solver.warmup", 0.05, "")
-    yield ChosenValue("boxinst.warmup", 0.3, "Colours have a say once masks are where their boxes are.")
+    yield ChosenValue(
+        "boxinst.warmup", 0.3, "Colours have a say once masks are where their boxes are."
+    )
     colours = fingerprint.colours
     if colours is not None and colours.contrast < PLAIN_CONTRAST:
         contrast = f"{colours.contrast:.1f}"

@@ -69,7 +69,9 @@ def find_run(storage: Path, name: str) -> RunFolder:
     sweep = _find_folder(storage, name.removeprefix("best:"))
     best = sweep.status().best_run
     if best is None:
-        raise ConfigError(f"{name}: the sweep has no best trial yet; `boxseg runs show` tells its state")
+        raise ConfigError(
+            f"{name}: the sweep has no best trial yet; `boxseg runs show` tells its state"
+        )
     return RunFolder(sweep.path / best)
 
 
@@ -84,7 +86,9 @@ def find_trained(storage: Path, name: str) -> Path:
         return folder.resolve()
     folder = find_run(storage, name).best_checkpoint
     if not folder.exists():
-        raise ConfigError(f"{name}: {folder} has no checkpoint yet; a run writes one at its first evaluation")
+        raise ConfigError(
+            f"{name}: {folder} has no checkpoint yet; a run writes one at its first evaluation"
+        )
     return folder.resolve()
 
 
@@ -100,7 +104,9 @@ def find_start(spec: Spec) -> Spec:
     try:
         run = find_run(spec.storage, str(start))
     except ConfigError as error:
-        raise ConfigError(f"model.start_from: {error}; a path has a slash, as in ./{start}") from error
+        raise ConfigError(
+            f"model.start_from: {error}; a path has a slash, as in ./{start}"
+        ) from error
     is_run = (run.path / "checkpoints").is_dir()  # its best checkpoint may move on
     return spec.starting_from(run.path if is_run else run.best_checkpoint)
 

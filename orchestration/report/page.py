@@ -112,7 +112,9 @@ def try_report(folder: Path) -> Path | None:
         return None
 
 
-def draw_charts(record: SweepRecord, study: ImportanceStudy, output: Path) -> dict[str, ReportPicture]:
+def draw_charts(
+    record: SweepRecord, study: ImportanceStudy, output: Path
+) -> dict[str, ReportPicture]:
     """`curves`, `parallel` and `importance`, as far as there is something to draw; files in `output` too."""
     from orchestration.report import charts as report_charts
 

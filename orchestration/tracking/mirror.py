@@ -191,7 +191,9 @@ class Tracker:
         parents = sorted(runs.glob("*/tracking.json"))
         trials = sorted(runs.glob("*/*/tracking.json"))
         for path in [*parents, *trials]:
-            with contextlib.suppress(Exception):  # what cannot be read now is taken over by a later run
+            with contextlib.suppress(
+                Exception
+            ):  # what cannot be read now is taken over by a later run
                 folder = RunFolder(path.parent)
                 same_store = folder.read_tracking().get("uri", self.uri) == self.uri
                 if same_store and not _is_copied(folder):
@@ -274,7 +276,9 @@ def catch_up(storage: Path, uri: str) -> Tracked:
         if same_store and status.mlflow_run_id is not None:
             tracked.append((status, status.mlflow_run_id))
     if not tracked:
-        raise ConfigError(f"{storage.absolute()}: MLflow ({uri}) has none of the runs here; see {storage}/logs")
+        raise ConfigError(
+            f"{storage.absolute()}: MLflow ({uri}) has none of the runs here; see {storage}/logs"
+        )
     client = open_client(uri)
     place = client.get_run(tracked[0][1]).info.experiment_id
     for status, run_id in tracked:

@@ -45,7 +45,9 @@ class BoxSegModel(PythonModel):
         """
         least = float((params or {}).get("min_score", MIN_SCORE))
         images = [_open(text) for text in model_input["image"]]
-        return [self._as_row(detections.from_score(least)) for detections in self.predictor(images)]
+        return [
+            self._as_row(detections.from_score(least)) for detections in self.predictor(images)
+        ]
 
     def _as_row(self, detections: Detections) -> dict[str, Any]:
         """The detections of one image as plain values."""

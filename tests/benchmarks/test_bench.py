@@ -33,7 +33,12 @@ def test_actions_take_turns_after_one_unmeasured_call_each():
 
 def test_a_table_reads_as_markdown():
     text = Table("Steps", ("step", "s"), [("full", 0.12345), ("twin", 123.4)]).markdown()
-    assert text.splitlines()[2:] == ["| step | s |", "|---|---|", "| full | 0.123 |", "| twin | 123 |"]
+    assert text.splitlines()[2:] == [
+        "| step | s |",
+        "|---|---|",
+        "| full | 0.123 |",
+        "| twin | 123 |",
+    ]
 
 
 def test_a_part_that_is_measured_again_leaves_the_others_in_the_file(tmp_path):
@@ -82,7 +87,11 @@ def test_the_table_of_stages_names_teacher_student_and_rest(tmp_path):
 
 def test_reading_and_evaluation_have_their_tables(tmp_path):
     assert "decode" in [row[0] for row in loading(tmp_path, images=2).rows]
-    assert [row[0] for row in evaluation(tmp_path, images=1).rows] == ["masks, rescoring, NMS", "encoding", "AP"]
+    assert [row[0] for row in evaluation(tmp_path, images=1).rows] == [
+        "masks, rescoring, NMS",
+        "encoding",
+        "AP",
+    ]
     assert annotations(tmp_path, images=5).rows[0][:2] == (5, 35)
     assert all(wall > 0 for _, wall, _ in saving(tmp_path, 1, small=True).rows)
 
@@ -115,7 +124,9 @@ def test_the_pace_lies_between_a_third_of_the_steps_and_the_last_report(tmp_path
         (40, 120.0, {"train/loss": 1.0}),
         (40, 125.0, {"val/mask_ap": 0.1}),
     ]
-    lines = [json.dumps({"step": step, "time": at, "metrics": metrics}) for step, at, metrics in reports]
+    lines = [
+        json.dumps({"step": step, "time": at, "metrics": metrics}) for step, at, metrics in reports
+    ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     found = Watched([(100.0, 0.0), (130.0, 60.0)], [RunFolder(tmp_path)])
     assert found.pace() == (0.5, 1.0)
@@ -125,7 +136,9 @@ def test_the_pace_lies_between_a_third_of_the_steps_and_the_last_report(tmp_path
 @pytest.mark.slow
 def test_the_bare_loop_of_the_demo_has_a_pace(tmp_path):
     train = {"steps": 3, "report_every": 1, "eval_every": 3, "batch_size": 2}
-    found = run_demo("bare", tmp_path, {"storage": str(tmp_path), "train": train, "data": {"max_val_images": 1}})
+    found = run_demo(
+        "bare", tmp_path, {"storage": str(tmp_path), "train": train, "data": {"max_val_images": 1}}
+    )
     assert all(seconds > 0 for seconds in found.pace())
 
 

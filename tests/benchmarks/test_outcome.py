@@ -53,7 +53,10 @@ def test_sets_that_are_there_are_labelled_measured_and_kept(options, monkeypatch
     assert row["filled box"] < 0.7 < row["GrabCut"]
     assert row["error"] == "0.200 ± 0.000"
     assert row["interval holds"] == "0 of 2"
-    assert [(row[0], row[1], row[5]) for row in runs.rows] == [("nuclei", 0, "no"), ("nuclei", 1, "no")]
+    assert [(row[0], row[1], row[5]) for row in runs.rows] == [
+        ("nuclei", 0, "no"),
+        ("nuclei", 1, "no"),
+    ]
     assert ["--set=train.seed=1" in line for line in calls] == [False, True]
     assert all("--minutes" in line and "--train-on" in line for line in calls)
     again = bench.outcome(options)
@@ -95,7 +98,9 @@ def test_boxes_move_by_their_share_at_most_and_always_alike():
 
 def test_boxes_that_are_moved_give_worse_masks(tmp_path, trained_run, options):
     write_set(tmp_path / "rings", KINDS["rings"], images=2)
-    source = CocoSource(images=tmp_path / "rings/images", annotations=tmp_path / "rings/boxes.json")
+    source = CocoSource(
+        images=tmp_path / "rings/images", annotations=tmp_path / "rings/boxes.json"
+    )
     options.folder = tmp_path / "labels"
     run = options.folder / "nuclei/seed0/runs/it/one"
     shutil.copytree(trained_run.checkpoint.parent, run / "checkpoints", symlinks=True)

@@ -13,17 +13,25 @@ def case(certainty: float, fill: float, iou: float, *, is_clean: bool = False) -
     return bench.Case({"certainty": certainty, "fill": fill}, 0.9, iou, is_clean)
 
 
-def test_sets_that_were_labelled_are_measured_with_and_without_a_network(tmp_path, trained_run, monkeypatch):
+def test_sets_that_were_labelled_are_measured_with_and_without_a_network(
+    tmp_path, trained_run, monkeypatch
+):
     data = CocoBoxes(trained_run.val, train=False)
     monkeypatch.setattr(bench, "last_run", lambda folder: trained_run.checkpoint)
-    monkeypatch.setattr(bench, "val_data", lambda folder, name: None if name == "animals" else data)
+    monkeypatch.setattr(
+        bench, "val_data", lambda folder, name: None if name == "animals" else data
+    )
     for name in ("nuclei", "animals"):
         (tmp_path / name / "seed0").mkdir(parents=True)
-    options = argparse.Namespace(data=tmp_path, folder=tmp_path, sets=["nuclei", "pennfudan", "animals"], quick=True)
+    options = argparse.Namespace(
+        data=tmp_path, folder=tmp_path, sets=["nuclei", "pennfudan", "animals"], quick=True
+    )
     with_network, weights, without, _ = bench.quality(options)
     assert [row[:3] for row in with_network.rows] == [("nuclei", "yes", 12)]
     assert [row[:3] for row in without.rows] == [("nuclei", "no", 12)]
-    assert all(0 <= row[4] <= 1 and 0 <= row[6] <= 1 for row in (*with_network.rows, *without.rows))
+    assert all(
+        0 <= row[4] <= 1 and 0 <= row[6] <= 1 for row in (*with_network.rows, *without.rows)
+    )
     assert weights.rows[0][0] == "always"
 
 

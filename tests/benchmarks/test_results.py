@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-SPEC = importlib.util.spec_from_file_location("results", Path(__file__).parents[2] / "benchmarks" / "results.py")
+SPEC = importlib.util.spec_from_file_location(
+    "results", Path(__file__).parents[2] / "benchmarks" / "results.py"
+)
 results = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(results)
 
@@ -18,7 +20,10 @@ def test_seeds_become_mean_and_standard_deviation():
 
 def test_every_setting_has_a_line_with_its_share_of_the_twin():
     groups = {
-        "method=full": [{"val/mask_ap": 40.0, "pseudo_iou": 0.7}, {"val/mask_ap": 44.0, "pseudo_iou": 0.8}],
+        "method=full": [
+            {"val/mask_ap": 40.0, "pseudo_iou": 0.7},
+            {"val/mask_ap": 44.0, "pseudo_iou": 0.8},
+        ],
         "method=supervised": [{"val/mask_ap": 56.0}],
     }
     header, _, full, twin = results.table(groups).splitlines()
@@ -31,7 +36,9 @@ def test_a_page_keeps_all_but_the_block_of_its_name():
     page = "before\n<!-- toy -->\nold\n<!-- end -->\nafter\n<!-- other -->\nstays\n<!-- end -->\n"
     filled = results.fill_block(page, "toy", "new")
     assert filled == page.replace("old", "new")
-    assert results.fill_block("text\n", "toy", "new") == "text\n\n<!-- toy -->\nnew\n<!-- end -->\n"
+    assert (
+        results.fill_block("text\n", "toy", "new") == "text\n\n<!-- toy -->\nnew\n<!-- end -->\n"
+    )
 
 
 @pytest.mark.parametrize("settings", [None, "name: mine\n"], ids=["no folder", "a single run"])

@@ -18,7 +18,13 @@ from boxseg.engine.events import EvalReport, StartReport, StepReport
 REAL_DATA = Path(__file__).parents[2].parent / "shared" / "data"
 TINY = {
     "data": {"toy": {"train_images": 12, "val_images": 4, "size": 64, "seed": 3}},
-    "model": {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1, "norm_groups": None},
+    "model": {
+        "backbone": "resnet18",
+        "weights": "none",
+        "channels": 16,
+        "tower_convs": 1,
+        "norm_groups": None,
+    },
     "cond": {"branch_channels": 16, "branch_convs": 1, "max_per_image": 8},
     "train": {
         "steps": 6,
@@ -32,7 +38,14 @@ TINY = {
     "solver": {"optimizer": "adamw", "lr": 1e-3, "warmup": 0},
     "teacher": {"cand_score_thr": 0.001},
     "qam": {"iou_thr": 0.1, "score_thr": 0.0},
-    "pc": {"p_start": 1.0, "p_end": 1.0, "bank_q_thr": 0.0, "bank_s_thr": 0.0, "min_area": 20, "require_better": False},
+    "pc": {
+        "p_start": 1.0,
+        "p_end": 1.0,
+        "bank_q_thr": 0.0,
+        "bank_s_thr": 0.0,
+        "min_area": 20,
+        "require_better": False,
+    },
 }
 
 
@@ -55,7 +68,9 @@ class Recorder:
         self.evals.append(report)
 
     def should_stop(self) -> bool:
-        return self.stop_at is not None and bool(self.steps) and self.steps[-1].step >= self.stop_at
+        return (
+            self.stop_at is not None and bool(self.steps) and self.steps[-1].step >= self.stop_at
+        )
 
     def losses(self) -> list[float]:
         return [report.metrics["train/loss"] for report in self.steps]
@@ -94,10 +109,38 @@ def content() -> dict[str, Any]:
             {"id": 20, "file_name": "b.png", "width": 40, "height": 60},
         ],
         "annotations": [
-            {"id": 1, "image_id": 10, "category_id": 7, "bbox": [5, 6, 20, 10], "area": 200, "iscrowd": 0},
-            {"id": 2, "image_id": 20, "category_id": 3, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0},
-            {"id": 3, "image_id": 10, "category_id": 3, "bbox": [30, 20, 10, 10], "area": 100, "iscrowd": 0},
-            {"id": 4, "image_id": 10, "category_id": 3, "bbox": [0, 0, 60, 40], "area": 100, "iscrowd": 1},
+            {
+                "id": 1,
+                "image_id": 10,
+                "category_id": 7,
+                "bbox": [5, 6, 20, 10],
+                "area": 200,
+                "iscrowd": 0,
+            },
+            {
+                "id": 2,
+                "image_id": 20,
+                "category_id": 3,
+                "bbox": [0, 0, 10, 10],
+                "area": 100,
+                "iscrowd": 0,
+            },
+            {
+                "id": 3,
+                "image_id": 10,
+                "category_id": 3,
+                "bbox": [30, 20, 10, 10],
+                "area": 100,
+                "iscrowd": 0,
+            },
+            {
+                "id": 4,
+                "image_id": 10,
+                "category_id": 3,
+                "bbox": [0, 0, 60, 40],
+                "area": 100,
+                "iscrowd": 1,
+            },
         ],
         "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "ant"}],
     }

@@ -15,12 +15,17 @@ from boxseg.model.targets import assign_batch
 from boxseg.ops.masks import box_masks, resize_masks
 from boxseg.teacher.candidates import find_candidates, teacher_view
 
-ANY_BOX = {"teacher": {"cand_score_thr": 1e-6, "resize_short": 96}, "qam": {"iou_thr": 0.0, "score_thr": 0.0}}
+ANY_BOX = {
+    "teacher": {"cand_score_thr": 1e-6, "resize_short": 96},
+    "qam": {"iou_thr": 0.0, "score_thr": 0.0},
+}
 
 
 @pytest.fixture
 def trainer(tiny_config, data_root):
-    return lambda **changes: build_trainer(tiny_config(**{**ANY_BOX, **changes}), data_root=data_root)
+    return lambda **changes: build_trainer(
+        tiny_config(**{**ANY_BOX, **changes}), data_root=data_root
+    )
 
 
 def first_batch(trainer):
@@ -44,11 +49,18 @@ def test_only_the_mask_branch_has_batch_norms_that_learn(tiny_config):
 
 def test_the_method_boxteacher_with_focal_loss_is_the_baseline(trainer):
     focal = {"use_vfl": False, "topk": 20}
-    one = trainer(profile="official", method="boxteacher", fcos=focal, qam={"iou_thr": 0.01, "score_thr": 0.0})
+    one = trainer(
+        profile="official",
+        method="boxteacher",
+        fcos=focal,
+        qam={"iou_thr": 0.01, "score_thr": 0.0},
+    )
     batch = first_batch(one)
     assert one.bank is None
     labels = label_batch(one, batch)
-    frames = find_candidates(one.teacher, batch, teacher=one.config.teacher, qam=one.config.qam, fcos=one.config.fcos)
+    frames = find_candidates(
+        one.teacher, batch, teacher=one.config.teacher, qam=one.config.qam, fcos=one.config.fcos
+    )
     for image, pseudo in enumerate(labels):
         mask, quality = greedy_labels(one, batch, image)
         assert frames[image].frame.view == (96, 96)
@@ -63,7 +75,9 @@ def test_the_method_boxteacher_with_focal_loss_is_the_baseline(trainer):
     wanted = torch.zeros_like(predictions.class_logits)
     image, location = (targets.labels >= 0).nonzero(as_tuple=True)
     wanted[image, location, targets.labels[image, location]] = 1
-    focal = sigmoid_focal_loss(predictions.class_logits, wanted, alpha=0.25, gamma=2, reduction="sum")
+    focal = sigmoid_focal_loss(
+        predictions.class_logits, wanted, alpha=0.25, gamma=2, reduction="sum"
+    )
     torch.testing.assert_close(found, (focal / len(image)).detach())
 
 
@@ -81,7 +95,9 @@ def greedy_labels(trainer, batch, image):
     confidence = (probs * above).sum((1, 2)) / (above.sum((1, 2)) + 1e-6)
     overlap = box_iou(found.boxes, view.boxes[image])
     taken = [-1] * len(batch.boxes[image])
-    for detection in (found.scores * confidence).sqrt().argsort(descending=True, stable=True).tolist():
+    for detection in (
+        (found.scores * confidence).sqrt().argsort(descending=True, stable=True).tolist()
+    ):
         free = [box for box in range(len(taken)) if not taken[box] > 0]
         best = max(free, key=lambda box: float(overlap[detection, box]), default=None)
         if best is not None and overlap[detection, best] >= 0.01:
@@ -104,9 +120,12 @@ def test_the_teacher_is_the_mean_of_its_students_with_statistics_of_its_own(trai
         one.optimizer.step()
         one.optimizer.zero_grad()
     for parameter, *states in zip(one.teacher.parameters(), *students, strict=True):
-        torch.testing.assert_close(parameter, torch.stack(states).mean(dim=0), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            parameter, torch.stack(states).mean(dim=0), atol=1e-5, rtol=1e-4
+        )
     means = [
-        dict(network.mask_branch.named_buffers())["refine.0.1.running_mean"] for network in (one.teacher, one.student)
+        dict(network.mask_branch.named_buffers())["refine.0.1.running_mean"]
+        for network in (one.teacher, one.student)
     ]
     assert float((means[0] - means[1]).abs().max()) > 1e-4
 
@@ -116,7 +135,9 @@ def test_qam_reads_from_the_device_only_once_how_many_candidates_there_are(train
     batch, config = first_batch(one), one.config
 
     def find():
-        return find_candidates(one.teacher, batch, teacher=config.teacher, qam=config.qam, fcos=config.fcos)
+        return find_candidates(
+            one.teacher, batch, teacher=config.teacher, qam=config.qam, fcos=config.fcos
+        )
 
     candidates = find()
     assert waits(lambda: fuse_candidates(config, candidates, batch)) == 0
@@ -128,7 +149,9 @@ def waits(work):
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         work()
     return sum(
-        event.count for event in recorded.key_averages() if event.key in ("aten::_local_scalar_dense", "aten::nonzero")
+        event.count
+        for event in recorded.key_averages()
+        if event.key in ("aten::_local_scalar_dense", "aten::nonzero")
     )
 
 
@@ -141,7 +164,9 @@ def test_a_batch_without_boxes_has_a_loss_and_all_its_names(trainer, profile_nam
     assert {value.shape for value in (full.metrics | empty.metrics).values()} == {torch.Size([])}
     empty.loss.backward()
     assert all(
-        p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in one.student.parameters() if p.requires_grad
+        p.grad is not None and bool(torch.isfinite(p.grad).all())
+        for p in one.student.parameters()
+        if p.requires_grad
     )
     for name in ("loc", "ctr", "projection", "pairwise", "mask", "affinity"):
         assert float(empty.metrics[f"train/loss_{name}"]) == 0
@@ -180,11 +205,15 @@ CHANGES = [
 def test_settings_that_only_a_step_shows_change_it(trainer):
     def metrics(**changes):
         one = trainer(profile="official", **changes)
-        return [float(value.detach()) for value in run_step(one, first_batch(one), 0).metrics.values()]
+        return [
+            float(value.detach()) for value in run_step(one, first_batch(one), 0).metrics.values()
+        ]
 
     base = metrics()
     without_effect = [
-        (group, change) for group, change in CHANGES if metrics(**{group: {**ANY_BOX.get(group, {}), **change}}) == base
+        (group, change)
+        for group, change in CHANGES
+        if metrics(**{group: {**ANY_BOX.get(group, {}), **change}}) == base
     ]
     assert without_effect == []
 

@@ -63,7 +63,14 @@ def test_evaluations_of_classes_of_any_name_are_drawn(tmp_path, names, recwarn, 
     figure = draw_precision_recall(scores, names)
     assert len(figure.axes[0].get_legend().get_texts()) == len(names) + 2
     data = type("Data", (), {"class_names": names})
-    draw_evaluation(data, [], scores, labelled=[(0.5, 0.5)], extremes=Extremes(), folder=tmp_path / "evaluation")
+    draw_evaluation(
+        data,
+        [],
+        scores,
+        labelled=[(0.5, 0.5)],
+        extremes=Extremes(),
+        folder=tmp_path / "evaluation",
+    )
     drawn = {path.name for path in (tmp_path / "evaluation").iterdir()}
     assert drawn == {"classes.csv", "precision_recall.png", "pseudo_mask_quality.png"}
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
@@ -84,18 +91,28 @@ def test_pictures_of_data_and_of_detections_show_classes_of_any_name(tmp_path, n
         assert Image.open(path).size[0] > 0
 
 
-@pytest.mark.parametrize("error", [ValueError("two $\n\x1b[31m"), StorageError("the disk is full"), MemoryError()])
-def test_a_picture_that_fails_is_told_once_with_its_file_and_the_rest_is_drawn(tmp_path, monkeypatch, caplog, error):
+@pytest.mark.parametrize(
+    "error", [ValueError("two $\n\x1b[31m"), StorageError("the disk is full"), MemoryError()]
+)
+def test_a_picture_that_fails_is_told_once_with_its_file_and_the_rest_is_drawn(
+    tmp_path, monkeypatch, caplog, error
+):
     def fail(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(pictures, "draw_precision_recall", fail)
     data = type("Data", (), {"class_names": ["a", "b"]})
     for _ in range(2):
-        draw_evaluation(data, [], scores_of(2), labelled=[(0.5, 0.5)], extremes=Extremes(), folder=tmp_path)
+        draw_evaluation(
+            data, [], scores_of(2), labelled=[(0.5, 0.5)], extremes=Extremes(), folder=tmp_path
+        )
     assert {path.name for path in tmp_path.iterdir()} == {"classes.csv", "pseudo_mask_quality.png"}
-    (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert told.startswith(f"{tmp_path / 'precision_recall.png'} is left out: {type(error).__name__}: ")
+    (told,) = [
+        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
+    ]
+    assert told.startswith(
+        f"{tmp_path / 'precision_recall.png'} is left out: {type(error).__name__}: "
+    )
     assert told.isprintable()
 
 

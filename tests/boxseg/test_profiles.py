@@ -19,7 +19,9 @@ def table_rows(text: str) -> list[list[str]]:
 
 
 ROWS = table_rows(PAGE.read_text())
-SHORT_ROWS = table_rows((DOCS / "method.md").read_text().partition("## Profiles")[2].partition("\n## ")[0])
+SHORT_ROWS = table_rows(
+    (DOCS / "method.md").read_text().partition("## Profiles")[2].partition("\n## ")[0]
+)
 HYPER_PARAMETERS = """
 teacher: cand_score_thr pre_topk with_nms resize_short resize_long
 qam: k_top adaptive_k k_min k_max area_s area_l iou_thr score_thr class_match mask_thr vote_thr fusion
@@ -70,7 +72,12 @@ def check_values(switch: str, shown: list[str]) -> None:
 def test_every_setting_that_profiles_change_is_on_the_page_once():
     named = [row[1].strip("`") for row in ROWS]
     assert len(set(named)) == len(named)
-    changed = {f"{group}.{name}" for preset in PROFILES.values() for group in preset for name in preset[group]}
+    changed = {
+        f"{group}.{name}"
+        for preset in PROFILES.values()
+        for group in preset
+        for name in preset[group]
+    }
     assert changed <= set(named)
 
 
@@ -89,5 +96,7 @@ def test_every_named_hyper_parameter_is_a_setting():
     config = BoxSegConfig()
     for line in HYPER_PARAMETERS.split("\n"):
         group, _, names = line.partition(":")
-        missing = set(names.split()) - set(type(getattr(config, group)).model_fields if group else ())
+        missing = set(names.split()) - set(
+            type(getattr(config, group)).model_fields if group else ()
+        )
         assert not missing, f"{group}: {missing}"

@@ -17,7 +17,9 @@ from orchestration.planning.preflight import check
 def checkpoint(trained_run, tmp_path, monkeypatch) -> Path:
     """The only checkpoint of a run, free to be damaged."""
     monkeypatch.chdir(tmp_path)
-    return shutil.copytree(trained_run.checkpoint, tmp_path / "run" / "checkpoints" / trained_run.checkpoint.name)
+    return shutil.copytree(
+        trained_run.checkpoint, tmp_path / "run" / "checkpoints" / trained_run.checkpoint.name
+    )
 
 
 def flip(path: Path) -> None:
@@ -72,5 +74,11 @@ def test_a_run_does_not_start_from_damaged_weights(checkpoint, tmp_path):
     assert find_checkpoint(checkpoint.parents[1]) == checkpoint
     for path in checkpoint.glob("*.safetensors"):
         flip(path)
-    with pytest.raises(ConfigError, match=r"model\.start_from: .*(student|teacher)\.safetensors is damaged"):
-        check(RunSpec.model_validate({"model": {"start_from": checkpoint}, "storage": tmp_path / "runs"}))
+    with pytest.raises(
+        ConfigError, match=r"model\.start_from: .*(student|teacher)\.safetensors is damaged"
+    ):
+        check(
+            RunSpec.model_validate(
+                {"model": {"start_from": checkpoint}, "storage": tmp_path / "runs"}
+            )
+        )

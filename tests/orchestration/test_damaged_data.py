@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzzing import DAMAGE, EXAMPLES, SETTINGS, changed, changes_of, damaged, end_of, make_root, untouched
+from fuzzing import (
+    DAMAGE,
+    EXAMPLES,
+    SETTINGS,
+    changed,
+    changes_of,
+    damaged,
+    end_of,
+    make_root,
+    untouched,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +31,13 @@ CONTENT: dict[str, Any] = {
         {"id": 2, "file_name": "sub/b.jpg", "width": 8, "height": 12},
     ],
     "annotations": [
-        {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 6, 4], "segmentation": [[1, 1, 7, 1, 7, 5]]},
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 3,
+            "bbox": [1, 1, 6, 4],
+            "segmentation": [[1, 1, 7, 1, 7, 5]],
+        },
         {
             "id": 2,
             "image_id": 1,
@@ -54,19 +70,59 @@ COMMANDS = {
     "stats json": ["data", "stats", "{file}", "--json"],
     "split": ["data", "split", "{file}", "--output", "out", "--val", "0.5"],
     "import": ["data", "import", "{file}", "--from", "coco", "--output", "out"],
-    "export": ["data", "export", "{file}", "--images", "{images}", "--to", "yolo", "--output", "out"],
+    "export": [
+        "data",
+        "export",
+        "{file}",
+        "--images",
+        "{images}",
+        "--to",
+        "yolo",
+        "--output",
+        "out",
+    ],
     "label": ["label", "{file}", "--images", "{images}", "--source", "box", "--output", "out"],
-    "label from masks": ["label", "{file}", "--images", "{images}", "--source", "file:{file}", "--output", "out"],
-    "compare": ["label", "{file}", "--images", "{images}", "--compare", "box,file:{file}", "--json"],
+    "label from masks": [
+        "label",
+        "{file}",
+        "--images",
+        "{images}",
+        "--source",
+        "file:{file}",
+        "--output",
+        "out",
+    ],
+    "compare": [
+        "label",
+        "{file}",
+        "--images",
+        "{images}",
+        "--compare",
+        "box,file:{file}",
+        "--json",
+    ],
     "eval": ["eval", "{file}", "--data", "{file}", "--images", "{images}", "--output", "out"],
-    "exclude": ["data", "import", "{sound}", "--from", "coco", "--output", "out", "--exclude", "{file}"],
+    "exclude": [
+        "data",
+        "import",
+        "{sound}",
+        "--from",
+        "coco",
+        "--output",
+        "out",
+        "--exclude",
+        "{file}",
+    ],
 }
 
 
 def with_paths(command: str, root: Path, file: Path) -> list[str]:
     sound = root / "deep/data/images/sound.json"
     sound.write_text(json.dumps(CONTENT))
-    return [word.format(file=file, images=root / "deep/data/images", sound=sound) for word in COMMANDS[command]]
+    return [
+        word.format(file=file, images=root / "deep/data/images", sound=sound)
+        for word in COMMANDS[command]
+    ]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -112,20 +168,31 @@ def test_wrong_values_in_the_files_of_a_planned_run(root, place):
         split: {"images": str(folder / "images"), "annotations": str(folder / f"{split}.json")}
         for split in ("train", "val")
     }
-    (folder / "exp.yaml").write_text(json.dumps({"name": "planned", "data": sources, "storage": "out"}))
+    (folder / "exp.yaml").write_text(
+        json.dumps({"name": "planned", "data": sources, "storage": "out"})
+    )
 
     @WHOLE_FILES
     @given(CHANGES)
     def check(changes):
         for split in sources:
-            (folder / f"{split}.json").write_text(changed(CONTENT, changes if split == place else []))
+            (folder / f"{split}.json").write_text(
+                changed(CONTENT, changes if split == place else [])
+            )
         with untouched(root):
             end_of(["train", str(folder / "exp.yaml"), "--plan"], codes=(0, 2, 3, 5))
 
     check()
 
 
-FORMATS = {"a.png": "PNG", "sub/b.jpg": "JPEG", "c.gif": "GIF", "d.tif": "TIFF", "e.webp": "WEBP", "f.bmp": "BMP"}
+FORMATS = {
+    "a.png": "PNG",
+    "sub/b.jpg": "JPEG",
+    "c.gif": "GIF",
+    "d.tif": "TIFF",
+    "e.webp": "WEBP",
+    "f.bmp": "BMP",
+}
 
 
 @pytest.mark.parametrize("command", ["check", "fix", "label"])

@@ -11,25 +11,67 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
-from fuzzing import DAMAGE, EXAMPLES, SETTINGS, VALUES, changed, changes_of, damaged, end_of, make_root, untouched
+from fuzzing import (
+    DAMAGE,
+    EXAMPLES,
+    SETTINGS,
+    VALUES,
+    changed,
+    changes_of,
+    damaged,
+    end_of,
+    make_root,
+    untouched,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 FEW = settings(SETTINGS, max_examples=max(EXAMPLES // 2, 1))
-IMAGES = [{"id": number, "file_name": name, "width": 12, "height": 8} for number, name in ((1, "a.png"), (2, "c.png"))]
+IMAGES = [
+    {"id": number, "file_name": name, "width": 12, "height": 8}
+    for number, name in ((1, "a.png"), (2, "c.png"))
+]
 BOXES: dict[str, Any] = {
     "images": IMAGES,
     "annotations": [
-        {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 6, 4], "segmentation": [[1, 1, 7, 1, 7, 5, 1, 5]]},
-        {"id": 2, "image_id": 2, "category_id": 3, "bbox": [2, 0, 3, 8], "segmentation": [[2, 0, 5, 0, 5, 8, 2, 8]]},
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 3,
+            "bbox": [1, 1, 6, 4],
+            "segmentation": [[1, 1, 7, 1, 7, 5, 1, 5]],
+        },
+        {
+            "id": 2,
+            "image_id": 2,
+            "category_id": 3,
+            "bbox": [2, 0, 3, 8],
+            "segmentation": [[2, 0, 5, 0, 5, 8, 2, 8]],
+        },
     ],
     "categories": [{"id": 3, "name": "ant"}],
 }
 FOUND: list[dict[str, Any]] = [
-    {"image_id": 1, "category_id": 3, "bbox": [1, 1, 6, 4], "score": 0.5, "segmentation": [[1, 1, 7, 1, 7, 5, 1, 5]]},
-    {"image_id": 2, "category_id": 3, "score": 1, "segmentation": {"size": [8, 12], "counts": [16, 24, 56]}},
-    {"image_id": 2, "category_id": 3, "score": 0.1, "segmentation": {"size": [8, 12], "counts": "`0h0h1"}},
+    {
+        "image_id": 1,
+        "category_id": 3,
+        "bbox": [1, 1, 6, 4],
+        "score": 0.5,
+        "segmentation": [[1, 1, 7, 1, 7, 5, 1, 5]],
+    },
+    {
+        "image_id": 2,
+        "category_id": 3,
+        "score": 1,
+        "segmentation": {"size": [8, 12], "counts": [16, 24, 56]},
+    },
+    {
+        "image_id": 2,
+        "category_id": 3,
+        "score": 0.1,
+        "segmentation": {"size": [8, 12], "counts": "`0h0h1"},
+    },
 ]
 
 
@@ -43,7 +85,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def labels_of(root: Path) -> list[str]:
-    return ["label", str(root / "deep/data/boxes.json"), "--images", str(root / "deep/data/images"), "--source", "box"]
+    return [
+        "label",
+        str(root / "deep/data/boxes.json"),
+        "--images",
+        str(root / "deep/data/images"),
+        "--source",
+        "box",
+    ]
 
 
 def import_from(folder: Path, form: str) -> None:
@@ -57,7 +106,13 @@ def test_results(root, read_by):
     images = ["--images", str(root / "deep/data/images"), "--output", "out"]
     command = ["eval", str(path), "--data", str(root / "deep/data/boxes.json"), *images]
     if read_by == "label":
-        command = ["label", str(root / "deep/data/boxes.json"), "--source", f"file:{path}", *images]
+        command = [
+            "label",
+            str(root / "deep/data/boxes.json"),
+            "--source",
+            f"file:{path}",
+            *images,
+        ]
     path.write_text(json.dumps(FOUND))
     assert end_of(command) == 0
     shutil.rmtree("out")
@@ -65,7 +120,12 @@ def test_results(root, read_by):
     @SETTINGS
     @given(changes_of(FOUND), DAMAGE, st.booleans())
     def check(changes, damage, is_whole):
-        path.write_bytes(damaged(changed(FOUND, changes).encode("utf-8", "surrogatepass"), [] if is_whole else damage))
+        path.write_bytes(
+            damaged(
+                changed(FOUND, changes).encode("utf-8", "surrogatepass"),
+                [] if is_whole else damage,
+            )
+        )
         with untouched(root):
             end_of(command)
 
@@ -81,7 +141,9 @@ def test_what_is_labelled_so_far(root):
     @SETTINGS
     @given(changes_of(last), DAMAGE, st.booleans())
     def check(changes, damage, is_whole):
-        text = "\n".join([*lines[:-1], changed(last, changes), ""]).encode("utf-8", "surrogatepass")
+        text = "\n".join([*lines[:-1], changed(last, changes), ""]).encode(
+            "utf-8", "surrogatepass"
+        )
         Path("out/labels.jsonl").write_bytes(damaged(text, [] if is_whole else damage))
         end_of(command)
 
@@ -104,7 +166,9 @@ def test_decisions(root):
 
 
 LAYOUT = "train: images\nval: {}\nnames: {}\n"
-WORDS_OF_LINES = st.sampled_from(["0", "1", "-1", "0.5", "nan", "inf", "1e999", "1e308", "x", "9" * 400, "\0", "\n"])
+WORDS_OF_LINES = st.sampled_from(
+    ["0", "1", "-1", "0.5", "nan", "inf", "1e999", "1e308", "x", "9" * 400, "\0", "\n"]
+)
 
 
 @SETTINGS
@@ -138,12 +202,31 @@ def test_lines_and_lists_of_yolo(root, words, damage):
 
 
 WORDS = st.sampled_from(
-    ["1", "3", "-2", "nan", "inf", "1e999", "1e308", "x", "", " ", "9" * 400, "&#27;", "&a;", "<b/>", "<![CDATA[3]]>"]
+    [
+        "1",
+        "3",
+        "-2",
+        "nan",
+        "inf",
+        "1e999",
+        "1e308",
+        "x",
+        "",
+        " ",
+        "9" * 400,
+        "&#27;",
+        "&a;",
+        "<b/>",
+        "<![CDATA[3]]>",
+    ]
 )
 
 
 def xml(numbers: list[str], name: str = "ant", file_name: str = "../a.png") -> bytes:
-    sides = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), numbers[2:], strict=True))
+    sides = "".join(
+        f"<{k}>{v}</{k}>"
+        for k, v in zip(("xmin", "ymin", "xmax", "ymax"), numbers[2:], strict=True)
+    )
     return (
         f"<annotation><filename>{file_name}</filename><size><height>{numbers[0]}</height><width>{numbers[1]}</width>"
         f"</size><object><name>{name}</name><bndbox>{sides}</bndbox></object></annotation>"
@@ -162,7 +245,9 @@ def test_a_folder_of_voc(root, words, damage, is_whole):
 
 def picture(mode: str, size: tuple[int, int], value: int) -> bytes:
     file = io.BytesIO()
-    Image.linear_gradient("L").resize(size).point(lambda pixel: value * pixel // 128).convert(mode).save(file, "TIFF")
+    Image.linear_gradient("L").resize(size).point(lambda pixel: value * pixel // 128).convert(
+        mode
+    ).save(file, "TIFF")
     return file.getvalue()
 
 
@@ -211,19 +296,32 @@ MATRICES = st.sampled_from(
         *(np.eye(8, dtype=kind) for kind in (np.uint8, np.int64, np.float64, np.complex128, bool)),
         *(np.full((8, 8), value) for value in (np.nan, np.inf, -1, 1e300)),
         *(np.ones(shape) for shape in ((1, 1), (0, 0), (8,), (2, 8, 8))),
-        *("text", "", [], [1], [[1], [2]], ["cat", "dog"], {"a": 1}, np.array([1, "a"], dtype=object)),
+        *(
+            "text",
+            "",
+            [],
+            [1],
+            [[1], [2]],
+            ["cat", "dog"],
+            {"a": 1},
+            np.array([1, "a"], dtype=object),
+        ),
         *(scipy.sparse.eye(8), 3, 0.5, [[21]], [0], [np.nan], [1] * 3000),
     )
 )
 
 
 @SETTINGS
-@given(MATRICES, MATRICES, st.sampled_from(["GTinst", "other"]), st.booleans(), DAMAGE, st.booleans())
+@given(
+    MATRICES, MATRICES, st.sampled_from(["GTinst", "other"]), st.booleans(), DAMAGE, st.booleans()
+)
 def test_the_files_of_sbd(root, numbers, classes, name, packed, damage, is_whole):
     folder = root / "deep/sbd"
     (folder / "inst").mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
-    scipy.io.savemat(file, {name: {"Segmentation": numbers, "Categories": classes}}, do_compression=packed)
+    scipy.io.savemat(
+        file, {name: {"Segmentation": numbers, "Categories": classes}}, do_compression=packed
+    )
     (folder / "inst/a.mat").write_bytes(damaged(file.getvalue(), [] if is_whole else damage))
     (folder / "train.txt").write_text("a\n")
     with untouched(root):

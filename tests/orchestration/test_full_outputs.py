@@ -37,15 +37,24 @@ def make_read_only(disk) -> None:
 
 @pytest.mark.parametrize("strike", [fill, make_read_only], ids=["full", "read-only"])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_an_output_that_cannot_be_written_is_named_with_the_way_out(name, strike, trained_run, tmp_path, capfd):
+def test_an_output_that_cannot_be_written_is_named_with_the_way_out(
+    name, strike, trained_run, tmp_path, capfd
+):
     if name == "export onnx":
         pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra: onnx)")
     with mounted_tmpfs(tmp_path / "disk", bytes_=MEGABYTE) as disk:
         strike(disk)
-        is_file = name.startswith("export")  # into a folder that is there, so that nothing but the file is at stake
+        # into a folder that is there, so that nothing but the file is at stake
+        is_file = name.startswith("export")
         out = disk.path if is_file else disk.path / "out"
-        words = {"RUN": trained_run.checkpoint, "DATA": trained_run.val.annotations, "IMAGES": trained_run.val.images}
-        command = [str(words.get(word, word)).replace("OUT", str(out)) for word in COMMANDS[name].split()]
+        words = {
+            "RUN": trained_run.checkpoint,
+            "DATA": trained_run.val.annotations,
+            "IMAGES": trained_run.val.images,
+        }
+        command = [
+            str(words.get(word, word)).replace("OUT", str(out)) for word in COMMANDS[name].split()
+        ]
         code = run(command)
         said = capfd.readouterr().err.splitlines()[-1]
         assert code == ExitCode.RESOURCES, said
@@ -60,8 +69,12 @@ def test_no_image_is_left_out_because_the_disk_is_full(trained_run, tmp_path, ca
         image["file_name"] = f"{trained_run.val.images.name}/{image['file_name']}"
     annotations = tmp_path / "nested.json"
     annotations.write_text(json.dumps(content))
-    with mounted_tmpfs(tmp_path / "disk", bytes_=MEGABYTE, inodes=3) as disk:  # one each for itself, out and images
+    # one each for itself, out and images
+    with mounted_tmpfs(tmp_path / "disk", bytes_=MEGABYTE, inodes=3) as disk:
         out = disk.path / "out"
         images = str(Path(trained_run.val.images).parent)
-        assert run(["data", "check", str(annotations), "--images", images, "--fix", str(out)]) == ExitCode.RESOURCES
+        assert (
+            run(["data", "check", str(annotations), "--images", images, "--fix", str(out)])
+            == ExitCode.RESOURCES
+        )
     assert f"{out}/images" in capfd.readouterr().err.splitlines()[-1]

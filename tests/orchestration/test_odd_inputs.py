@@ -27,7 +27,9 @@ def polygon(box: list[float]) -> list[list[float]]:
 
 
 def picture(path: Path, size: tuple[int, int] = (64, 48), **options: Any) -> None:
-    pixels = np.random.default_rng(len(path.name)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    pixels = np.random.default_rng(len(path.name)).integers(
+        0, 256, (size[1], size[0], 3), dtype=np.uint8
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **options)
 
@@ -47,7 +49,13 @@ def annotation(
 
 
 def detection(box: list[float], score: Any = 0.9, **fields: Any) -> dict[str, Any]:
-    own = {"image_id": 1, "category_id": 1, "bbox": box, "segmentation": polygon(box), "score": score}
+    own = {
+        "image_id": 1,
+        "category_id": 1,
+        "bbox": box,
+        "segmentation": polygon(box),
+        "score": score,
+    }
     return own | fields
 
 
@@ -56,7 +64,9 @@ def write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def coco(images: list[Any], annotations: list[Any], names: tuple[str, ...] = ("thing",)) -> dict[str, Any]:
+def coco(
+    images: list[Any], annotations: list[Any], names: tuple[str, ...] = ("thing",)
+) -> dict[str, Any]:
     categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -67,7 +77,9 @@ def maker(make: Maker) -> Maker:
 
 
 @pytest.fixture(params=["made", "shared"])
-def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def case(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], None]:
     """Puts the files of a case into the working folder."""
     monkeypatch.chdir(tmp_path)
 
@@ -83,7 +95,9 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[int, str]]:
+def told(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> Callable[..., tuple[int, str]]:
     """Runs a command: its exit code, and all that it says."""
 
     def call(*words: str) -> tuple[int, str]:
@@ -135,7 +149,8 @@ def eval_duplicate_ids(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "which"), [("gt.json", "annotation 1 occurs 2"), ("gt0.json", "annotation 0 occurs 3")]
+    ("name", "which"),
+    [("gt.json", "annotation 1 occurs 2"), ("gt0.json", "annotation 0 occurs 3")],
 )
 def test_ids_that_occur_twice_are_refused(case, told, name, which):
     case("eval_duplicate_ids")
@@ -148,11 +163,20 @@ def test_ids_that_occur_twice_are_refused(case, told, name, which):
 def eval_foreign_image_ids(folder: Path) -> None:
     for name in ("a.png", "b.png"):
         picture(folder / name)
-    objects = [annotation(1), annotation(2, OTHER), annotation(3, image_id=2), annotation(4, OTHER, image_id=2)]
+    objects = [
+        annotation(1),
+        annotation(2, OTHER),
+        annotation(3, image_id=2),
+        annotation(4, OTHER, image_id=2),
+    ]
     write(folder / "gt.json", coco([image(), image(2, "b.png")], objects))
     found = [detection(box, image_id=number) for number in (1, 2) for box in (BOX, OTHER)]
-    write(folder / "foreign.json", [each | {"image_id": each["image_id"] + 1000} for each in found])
-    write(folder / "some_foreign.json", found[:2] + [each | {"image_id": 1002} for each in found[2:]])
+    write(
+        folder / "foreign.json", [each | {"image_id": each["image_id"] + 1000} for each in found]
+    )
+    write(
+        folder / "some_foreign.json", found[:2] + [each | {"image_id": 1002} for each in found[2:]]
+    )
     write(folder / "text.json", [each | {"image_id": str(each["image_id"])} for each in found])
     write(folder / "s_null.json", [found[0] | {"score": None}, *found[1:]])
     write(folder / "s_nan.json", [found[0] | {"score": float("nan")}, *found[1:]])
@@ -191,13 +215,18 @@ def eval_boundary_ap_crowd(folder: Path) -> None:
 def test_what_lies_in_a_crowd_is_ignored_by_boundary_ap_too(case, score):
     case("eval_boundary_ap_crowd")
     metrics = score("p.json")["metrics"]
-    assert [metrics[f"val/{kind}_ap"] for kind in ("mask", "box", "boundary")] == pytest.approx([1.0] * 3)
+    assert [metrics[f"val/{kind}_ap"] for kind in ("mask", "box", "boundary")] == pytest.approx(
+        [1.0] * 3
+    )
 
 
 @maker
 def duplicate_class_names(folder: Path) -> None:
     picture(folder / "a.png")
-    write(folder / "gt.json", coco([image()], [annotation(), annotation(2, OTHER, category_id=2)], ("thing", "thing")))
+    write(
+        folder / "gt.json",
+        coco([image()], [annotation(), annotation(2, OTHER, category_id=2)], ("thing", "thing")),
+    )
     write(folder / "p.json", [detection(BOX), detection(OTHER, category_id=2)])
 
 
@@ -217,7 +246,9 @@ def predict_then_eval(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["found", "found2"])
-def test_predictions_are_matched_whatever_the_folder_in_their_names(case, score, told, tmp_path, name):
+def test_predictions_are_matched_whatever_the_folder_in_their_names(
+    case, score, told, tmp_path, name
+):
     case("predict_then_eval")
     found = read(f"{name}/predictions.coco.json")
     images = [each | {"file_name": Path(each["file_name"]).name} for each in found["images"]]
@@ -231,13 +262,20 @@ def test_predictions_are_matched_whatever_the_folder_in_their_names(case, score,
     )
     there = tmp_path / "elsewhere"  # so that the names do not lead to the files
     there.mkdir()
-    paths = [str(tmp_path / each) for each in (f"{name}/predictions.coco.json", "set/annotations/val.json", "set/val")]
+    paths = [
+        str(tmp_path / each)
+        for each in (f"{name}/predictions.coco.json", "set/annotations/val.json", "set/val")
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(there)
-        assert score(paths[0], paths[1], "--images", paths[2])["metrics"]["val/mask_ap"] == pytest.approx(1.0)
+        assert score(paths[0], paths[1], "--images", paths[2])["metrics"][
+            "val/mask_ap"
+        ] == pytest.approx(1.0)
         if name == "found":
             shutil.move(tmp_path / "set/val", tmp_path / "set/train")
-            code, said = told("eval", paths[0], "--data", paths[1], "--images", str(tmp_path / "set/train"))
+            code, said = told(
+                "eval", paths[0], "--data", paths[1], "--images", str(tmp_path / "set/train")
+            )
             assert code == 3
             assert "'set/val/000000.png'" in said
             assert "file name" in said
@@ -246,21 +284,31 @@ def test_predictions_are_matched_whatever_the_folder_in_their_names(case, score,
 def test_categories_of_results_are_matched_by_name(score, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture(tmp_path / "a.png")
-    write(tmp_path / "gt.json", coco([image()], [annotation(), annotation(2, OTHER, category_id=2)], ("cat", "dog")))
+    write(
+        tmp_path / "gt.json",
+        coco([image()], [annotation(), annotation(2, OTHER, category_id=2)], ("cat", "dog")),
+    )
     found = coco(
-        [image()], [detection(BOX, id=1, category_id=2), detection(OTHER, id=2, category_id=1)], ("dog", "cat")
+        [image()],
+        [detection(BOX, id=1, category_id=2), detection(OTHER, id=2, category_id=1)],
+        ("dog", "cat"),
     )
     write(tmp_path / "found.json", found)
-    assert score(str(tmp_path / "found.json"), str(tmp_path / "gt.json"))["metrics"]["val/mask_ap"] == pytest.approx(
-        1.0
-    )
+    assert score(str(tmp_path / "found.json"), str(tmp_path / "gt.json"))["metrics"][
+        "val/mask_ap"
+    ] == pytest.approx(1.0)
 
 
 @maker
 def crowd_flag_on_all_masks(folder: Path) -> None:
     picture(folder / "a.png")
     brush = {"iscrowd": 1, "segmentation": {"counts": [0, 48 * 64], "size": [48, 64]}}
-    objects = [annotation(), annotation(2, OTHER), annotation(3, **brush), annotation(4, OTHER, **brush)]
+    objects = [
+        annotation(),
+        annotation(2, OTHER),
+        annotation(3, **brush),
+        annotation(4, OTHER, **brush),
+    ]
     write(folder / "instances_default.json", coco([image()], objects))
 
 
@@ -272,7 +320,10 @@ def test_crowd_flags_on_single_objects_are_told(case, told):
         assert code == 0
         assert "2 of 4 masks marked as crowds (iscrowd 1)" in said
     content = read("instances_default.json")
-    write(Path("all.json"), content | {"annotations": [each | {"iscrowd": 1} for each in content["annotations"]]})
+    write(
+        Path("all.json"),
+        content | {"annotations": [each | {"iscrowd": 1} for each in content["annotations"]]},
+    )
     code, said = told("data", "check", "all.json")
     assert code == 3
     assert "set iscrowd to 0 in those of its 4 crowds" in said
@@ -301,7 +352,11 @@ def test_masks_away_from_their_box_or_image_or_in_shares_are_told_and_not_export
     case("export_counts_masks_it_does_not_write")
     code, said = told("data", "check", "gt.json", "--for", "val")
     assert code == 3
-    for which in ("away from its bbox [4, 4, 16, 12]", "look like shares", "outside its image of 64 x 48 px"):
+    for which in (
+        "away from its bbox [4, 4, 16, 12]",
+        "look like shares",
+        "outside its image of 64 x 48 px",
+    ):
         assert which in said
     assert told("data", "check", "gt.json")[0] == 0  # boxes alone can be trained on
     assert "3 warnings" in told("data", "check", "gt.json")[1]
@@ -318,7 +373,10 @@ def jpeg_damaged_with_end_marker(folder: Path) -> None:
     (folder / "zeros_inside.jpg").write_bytes(data[:third] + bytes(third) + data[2 * third :])
     names = ("half_with_end.jpg", "zeros_inside.jpg")
     images = [image(number, name, width=128, height=96) for number, name in enumerate(names, 1)]
-    write(folder / "gt.json", coco(images, [annotation(number, image_id=number, masked=False) for number in (1, 2)]))
+    write(
+        folder / "gt.json",
+        coco(images, [annotation(number, image_id=number, masked=False) for number in (1, 2)]),
+    )
 
 
 def test_damage_within_a_jpeg_is_found_by_decoding(case, told):
@@ -408,7 +466,10 @@ def test_more_objects_than_ap_counts_are_told_with_what_they_cost(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     picture(tmp_path / "a.png")
     boxes = [[x, y, 3, 3] for x in range(0, 60, 4) for y in range(0, 44, 4)]
-    write(tmp_path / "gt.json", coco([image()], [annotation(k, box) for k, box in enumerate(boxes, 1)]))
+    write(
+        tmp_path / "gt.json",
+        coco([image()], [annotation(k, box) for k, box in enumerate(boxes, 1)]),
+    )
     write(tmp_path / "p.json", [detection(box) for box in boxes])
     code, said = told("eval", "p.json", "--data", "gt.json")
     assert code == 0
@@ -426,7 +487,10 @@ def fixed(told, name: str, *more: str) -> tuple[dict[str, Any], str]:
 def fix_leaves_bad_masks(folder: Path) -> None:
     picture(folder / "a.png")
     first = annotation(segmentation=[*polygon(BOX), [1, 1, 3, 3]])
-    write(folder / "gt.json", coco([image()], [first, annotation(2, OTHER, segmentation=[[30, 6, 50, 20]])]))
+    write(
+        folder / "gt.json",
+        coco([image()], [first, annotation(2, OTHER, segmentation=[[30, 6, 50, 20]])]),
+    )
 
 
 def test_polygons_of_two_points_are_taken_out_and_named(case, told):
@@ -559,7 +623,12 @@ def yolo_label_beside_image(folder: Path) -> None:
     for name in ("some/x", "other/images/y"):
         picture(folder / f"{name}.png")
         label(folder / f"{name}.txt", LINE)
-    label(folder / "data.yaml", "train: [some, other/images]", "val: [some, other/images]", "names: [a]")
+    label(
+        folder / "data.yaml",
+        "train: [some, other/images]",
+        "val: [some, other/images]",
+        "names: [a]",
+    )
 
 
 def test_labels_beside_their_images_are_read(case, told):
@@ -567,8 +636,12 @@ def test_labels_beside_their_images_are_read(case, told):
     assert len(imported(told, "yolo", "train")[0]["annotations"]) == 2
 
 
-@pytest.mark.parametrize(("images", "labels"), [("Images", "Labels"), ("IMAGES", "LABELS"), ("images", "Labels")])
-def test_labels_in_capitals_are_read_and_missing_ones_counted(tmp_path, monkeypatch, told, images, labels):
+@pytest.mark.parametrize(
+    ("images", "labels"), [("Images", "Labels"), ("IMAGES", "LABELS"), ("images", "Labels")]
+)
+def test_labels_in_capitals_are_read_and_missing_ones_counted(
+    tmp_path, monkeypatch, told, images, labels
+):
     monkeypatch.chdir(tmp_path)
     picture(tmp_path / images / "x.png")
     picture(tmp_path / images / "y.jfif", format="jpeg")
@@ -601,7 +674,9 @@ def test_a_list_of_paths_that_lead_nowhere_is_refused(case, told):
 def yolo_pose_labels(folder: Path) -> None:
     picture(folder / "images/x.png")
     label(folder / "labels/x.txt", "0 0.5 0.5 0.4 0.4 0.35 0.35 0.65 0.65")
-    label(folder / "data.yaml", "train: images", "val: images", "names: [a, b]", "kpt_shape: [2, 2]")
+    label(
+        folder / "data.yaml", "train: images", "val: images", "names: [a, b]", "kpt_shape: [2, 2]"
+    )
 
 
 def test_of_poses_the_box_is_read(case, told):
@@ -621,7 +696,11 @@ def voc(folder: Path, name: str, *objects: str, size: str = SIZE) -> None:
 
 
 def voc_object(box: list[int], difficult: str = "0", name: str = "helmet") -> str:
-    corners = zip(("xmin", "ymin", "xmax", "ymax"), (box[0], box[1], box[0] + box[2], box[1] + box[3]), strict=True)
+    corners = zip(
+        ("xmin", "ymin", "xmax", "ymax"),
+        (box[0], box[1], box[0] + box[2], box[1] + box[3]),
+        strict=True,
+    )
     sides = "".join(f"<{side}>{value}</{side}>" for side, value in corners)
     return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{sides}</bndbox></object>"
 
@@ -686,11 +765,16 @@ def test_labels_of_files_that_are_no_images_are_counted(tmp_path, monkeypatch, t
     assert "1 label files are of no image" in said
 
 
-def test_a_mask_that_only_touches_its_box_is_left_out_as_the_check_wants_it(tmp_path, monkeypatch, told):
+def test_a_mask_that_only_touches_its_box_is_left_out_as_the_check_wants_it(
+    tmp_path, monkeypatch, told
+):
     monkeypatch.chdir(tmp_path)
     picture(tmp_path / "a.png")
     beside = [BOX[0] + BOX[2], *BOX[1:]]
-    write(tmp_path / "gt.json", coco([image()], [annotation(segmentation=polygon(beside)), annotation(2, OTHER)]))
+    write(
+        tmp_path / "gt.json",
+        coco([image()], [annotation(segmentation=polygon(beside)), annotation(2, OTHER)]),
+    )
     copy, said = fixed(told, "gt.json", "--for", "val")
     assert "segmentation" not in copy["annotations"][0]
     assert "segmentation" in copy["annotations"][1]

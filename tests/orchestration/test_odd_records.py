@@ -42,7 +42,22 @@ SWEEP = "20260101-000000-aaaaaa"
 TRIAL = f"{SWEEP}-00"
 
 NUMBERS = st.one_of(
-    st.sampled_from([0, -1, 2**31, 2**63, 10**30, 10**400, 0.5, -0.0, 1e308, 1e-320, float("nan"), float("inf")]),
+    st.sampled_from(
+        [
+            0,
+            -1,
+            2**31,
+            2**63,
+            10**30,
+            10**400,
+            0.5,
+            -0.0,
+            1e308,
+            1e-320,
+            float("nan"),
+            float("inf"),
+        ]
+    ),
     st.floats(),
     st.integers(-5, 100),
 )
@@ -68,7 +83,10 @@ NAMES = st.sampled_from(
 )
 VALUES = st.recursive(
     st.none() | st.booleans() | NUMBERS | NAMES | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES | st.text(max_size=4), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(NAMES | st.text(max_size=4), inner, max_size=4)
+    ),
     max_leaves=6,
 )
 DAMAGE = st.lists(st.tuples(st.integers(0, 2000), st.binary(max_size=4)), max_size=3)
@@ -102,7 +120,9 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     storage = tmp_path / "runs"
     experiment = {"name": "toy", "storage": storage, "train": {"steps": 9}}
-    spec = SweepSpec.model_validate(experiment | {"sweep": {"space": {"qam.k_top": {"choice": [1, 2, 3]}}}})
+    spec = SweepSpec.model_validate(
+        experiment | {"sweep": {"space": {"qam.k_top": {"choice": [1, 2, 3]}}}}
+    )
     Path("exp.yaml").write_text(dump_resolved(RunSpec.model_validate(experiment)))
     Path("sweep.yaml").write_text(dump_resolved(spec))
     for run_id in ("good", "odd"):
@@ -117,7 +137,9 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             tags=tags,
             values={"qam.k_top": number + 1},
         )
-        RunFolder(storage / "toy" / SWEEP).note("trial_drawn", number=number, values=folder.stored().values, seed=0)
+        RunFolder(storage / "toy" / SWEEP).note(
+            "trial_drawn", number=number, values=folder.stored().values, seed=0
+        )
     return storage
 
 
@@ -125,7 +147,9 @@ def make(path: Path, config: str, **changes: Any) -> RunFolder:
     metrics = {"val/mask_ap": 0.5, "train/loss": 1.0}
     times = {"created": 1.0, "started": 1.0, "ended": 9.0}
     steps = {"steps": 9, "step": 9, "best_step": 9}
-    about = times | steps | {"status": "interrupted", "metrics": metrics, "best": metrics} | changes
+    about = (
+        times | steps | {"status": "interrupted", "metrics": metrics, "best": metrics} | changes
+    )
     status = RunStatus(path.name, "toy", **about)
     folder = RunFolder(path).create(status, config)
     folder.append_metrics(9, metrics)
@@ -141,7 +165,9 @@ def call(*arguments: str) -> str:
     assert "unexpected" not in errors.getvalue(), (arguments, errors.getvalue())
     assert code in set(ExitCode), (arguments, errors.getvalue())
     assert code == ExitCode.DONE or errors.getvalue(), arguments
-    assert not any(ord(letter) < 32 and letter != "\n" for letter in output.getvalue() + errors.getvalue())
+    assert not any(
+        ord(letter) < 32 and letter != "\n" for letter in output.getvalue() + errors.getvalue()
+    )
     return output.getvalue()
 
 
@@ -168,8 +194,22 @@ def look_at_everything(odd_run: str) -> None:
 
 
 STATUS = asdict(
-    RunStatus("odd", "toy", status="interrupted", created=1.0, started=1.0, ended=9.0, step=9, steps=9, best_step=9)
-) | {"failure": {"kind": "DataError", "text": "bad"}, "pid": 1, "tags": {"host": "here", "data_fingerprint": "ab"}}
+    RunStatus(
+        "odd",
+        "toy",
+        status="interrupted",
+        created=1.0,
+        started=1.0,
+        ended=9.0,
+        step=9,
+        steps=9,
+        best_step=9,
+    )
+) | {
+    "failure": {"kind": "DataError", "text": "bad"},
+    "pid": 1,
+    "tags": {"host": "here", "data_fingerprint": "ab"},
+}
 
 
 TAGS = {"trial": "0", "seed": "0"}
@@ -183,7 +223,9 @@ def test_any_status(storage: Path, content: bytes):
 
 
 @FEW
-@given(content=odd(STATUS | {"id": TRIAL, "parent": "..", "values": {"qam.k_top": 1}, "tags": TAGS}))
+@given(
+    content=odd(STATUS | {"id": TRIAL, "parent": "..", "values": {"qam.k_top": 1}, "tags": TAGS})
+)
 def test_any_status_of_a_trial(storage: Path, content: bytes):
     (storage / "toy" / SWEEP / TRIAL / "status.json").write_bytes(content)
     call("report", SWEEP)
@@ -202,7 +244,12 @@ def test_any_lines_of_metrics(storage: Path, lines: list[bytes]):
 
 
 @FUZZ
-@given(lines=st.lists(odd({"event": "trial_drawn", "number": 2, "values": {"qam.k_top": 3}, "seed": 0}), max_size=4))
+@given(
+    lines=st.lists(
+        odd({"event": "trial_drawn", "number": 2, "values": {"qam.k_top": 3}, "seed": 0}),
+        max_size=4,
+    )
+)
 def test_any_lines_of_the_journal(storage: Path, lines: list[bytes]):
     from orchestration.record.journal import is_concluded, read_past
 
@@ -211,7 +258,9 @@ def test_any_lines_of_the_journal(storage: Path, lines: list[bytes]):
     folder.journal_path.write_bytes(sound + b"\n".join(lines) + b"\n")
     records._warned.clear()
     spec = SweepSpec.model_validate({"sweep": {"space": {"qam.k_top": {"choice": [1, 2, 3]}}}})
-    assert {0, 1} <= {past.trial.number for past in read_past(folder, Criterion("val/mask_ap"), sweep=spec.sweep)}
+    assert {0, 1} <= {
+        past.trial.number for past in read_past(folder, Criterion("val/mask_ap"), sweep=spec.sweep)
+    }
     assert not is_concluded(folder) or any(b"sweep_end" in line for line in lines)
     folder.journal_path.write_bytes(sound)
 
@@ -235,7 +284,9 @@ def test_any_note_about_tracking(storage: Path, content: bytes):
 
 
 LINES = dump_resolved(RunSpec()).splitlines()
-NAMED = [name for name in setting_names(SweepSpec) if name not in ("storage", "data.train", "data.val")]
+NAMED = [
+    name for name in setting_names(SweepSpec) if name not in ("storage", "data.train", "data.val")
+]
 """Settings whose odd values do no harm to the folders of this machine."""
 
 
@@ -243,21 +294,32 @@ NAMED = [name for name in setting_names(SweepSpec) if name not in ("storage", "d
 @given(lines=st.lists(st.sampled_from(LINES) | st.text(max_size=12), max_size=3), changes=DAMAGE)
 def test_any_settings_of_a_run(storage: Path, lines: list[str], changes: list[tuple[int, bytes]]):
     path = storage / "toy" / "odd" / "config.yaml"
-    path.write_bytes(damaged("\n".join([*LINES, *lines]).encode("utf-8", "surrogatepass"), changes))
+    path.write_bytes(
+        damaged("\n".join([*LINES, *lines]).encode("utf-8", "surrogatepass"), changes)
+    )
     call("train", "--from-run", "odd", "--plan")
     look_at_everything("odd")
 
 
 @FUZZ
 @given(changes=st.dictionaries(st.sampled_from(NAMED), VALUES, max_size=4), damage=DAMAGE)
-def test_any_experiment_file(storage: Path, changes: dict[str, Any], damage: list[tuple[int, bytes]]):
+def test_any_experiment_file(
+    storage: Path, changes: dict[str, Any], damage: list[tuple[int, bytes]]
+):
     nested: dict[str, Any] = {}
     for name, value in changes.items():
         group, _, last = name.rpartition(".")
         nested.setdefault(group, {})[last] = value
-    content = {**nested.pop("", {}), **{group: values for group, values in nested.items() if "." not in group}}
+    content = {
+        **nested.pop("", {}),
+        **{group: values for group, values in nested.items() if "." not in group},
+    }
     Path("odd.yaml").write_bytes(damaged(to_json(content), damage))
-    for arguments in (["config", "show", "odd.yaml"], ["train", "odd.yaml", "--plan"], ["sweep", "odd.yaml", "--plan"]):
+    for arguments in (
+        ["config", "show", "odd.yaml"],
+        ["train", "odd.yaml", "--plan"],
+        ["sweep", "odd.yaml", "--plan"],
+    ):
         call(*arguments)
 
 
@@ -269,4 +331,9 @@ def test_any_experiment_file(storage: Path, changes: dict[str, Any], damage: lis
 )
 def test_any_override(storage: Path, name: str, value: str, equals: str):
     for command in ("train", "sweep"):
-        call(command, f"{command.replace('train', 'exp')}.yaml", f"--set={name}{equals}{value}", "--plan")
+        call(
+            command,
+            f"{command.replace('train', 'exp')}.yaml",
+            f"--set={name}{equals}{value}",
+            "--plan",
+        )

@@ -21,7 +21,9 @@ ALIASES = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 
 
 def grid(settings: int, values: int) -> str:
-    lines = [f"    qam.k_top{number}: {{choice: {list(range(values))}}}\n" for number in range(settings)]
+    lines = [
+        f"    qam.k_top{number}: {{choice: {list(range(values))}}}\n" for number in range(settings)
+    ]
     return "sweep:\n  search: grid\n  space:\n" + "".join(lines)
 
 
@@ -33,27 +35,51 @@ def grid(settings: int, values: int) -> str:
         ("{a: " * 5000 + "}" * 5000, "exp.yaml:1: nested too deeply"),
         ("- " * 5000, "exp.yaml:1: nested too deeply"),
         ("".join(" " * depth + "a:\n" for depth in range(200)), "exp.yaml:30: nested too deeply"),
-        ("train: {steps: " + "9" * 5000 + "}", "exp.yaml:1: train.steps has 5000 digits; whole numbers have 18"),
-        ("name: x\nstorage: a\x00b", "exp.yaml:2: holds the character U+0000, which YAML does not allow"),
+        (
+            "train: {steps: " + "9" * 5000 + "}",
+            "exp.yaml:1: train.steps has 5000 digits; whole numbers have 18",
+        ),
+        (
+            "name: x\nstorage: a\x00b",
+            "exp.yaml:2: holds the character U+0000, which YAML does not allow",
+        ),
         ("name: a\x1b[31mb", "exp.yaml:1: holds the character U+001B"),
         ('name: "a\\e[31mb"', "exp.yaml:1: name holds the character U+001B, which no setting can"),
         ('storage: "\\ud800"', "exp.yaml:1: storage holds the character U+D800"),
         ('"\\e": 1', "exp.yaml:1: a setting's name must be a word"),
-        ("name: " + "a" * 5000, "exp.yaml:1: name has 5000 characters; settings have 4096 at most"),
+        (
+            "name: " + "a" * 5000,
+            "exp.yaml:1: name has 5000 characters; settings have 4096 at most",
+        ),
         ("name: !!int word", "exp.yaml:1: name is not of the kind int"),
         ("name: !!bool maybe", "exp.yaml:1: name is not of the kind bool"),
         ("name: !!timestamp word", "exp.yaml:1: name is not of the kind timestamp"),
-        ("name: !!timestamp 2001-01-01", "exp.yaml:1: name is a date, and settings are numbers, words and lists"),
+        (
+            "name: !!timestamp 2001-01-01",
+            "exp.yaml:1: name is a date, and settings are numbers, words and lists",
+        ),
         ("name: !!binary YWJj", "exp.yaml:1: name is a bytes"),
         ("x: &x {k_top: 3}\nqam: {<<: *x}", "exp.yaml:2: << takes over no settings here"),
-        ("storage: ~nobody-here/runs", "exp.yaml:1: storage is ~nobody-here/runs, the home of somebody unknown"),
-        ("name: 'x", "exp.yaml:1: not valid YAML: while scanning a quoted scalar, found end of stream"),
+        (
+            "storage: ~nobody-here/runs",
+            "exp.yaml:1: storage is ~nobody-here/runs, the home of somebody unknown",
+        ),
+        (
+            "name: 'x",
+            "exp.yaml:1: not valid YAML: while scanning a quoted scalar, found end of stream",
+        ),
         ("base: exp.yaml", "exp.yaml:1: base exp.yaml leads back to itself"),
-        ("".join(f"a{number}: 1\n" for number in range(5000)), "exp.yaml: 4980 more settings are wrong"),
+        (
+            "".join(f"a{number}: 1\n" for number in range(5000)),
+            "exp.yaml: 4980 more settings are wrong",
+        ),
         ("#" * 300_000, "exp.yaml: cannot be read (it has 300000 bytes, and 262144 are the most)"),
         (grid(12, 100), "the sweep has 1e+24 (settings times seeds), and 1000000 are the most"),
         (grid(1, 1001), "a list of at most 1000 values"),
-        ("sweep: {trials: 100000000000, space: {qam.k_top: {choice: [1]}}}", "1000000 are the most"),
+        (
+            "sweep: {trials: 100000000000, space: {qam.k_top: {choice: [1]}}}",
+            "1000000 are the most",
+        ),
     ],
     ids=lambda value: value[:20],
 )
@@ -74,10 +100,14 @@ def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path):
         ("zero", lambda path: path.symlink_to("/dev/zero"), "a device"),
     ):
         make(tmp_path / name)
-        with pytest.raises(ConfigError, match=rf"{name}: cannot be read \(it is {kind}, not a file\)"):
+        with pytest.raises(
+            ConfigError, match=rf"{name}: cannot be read \(it is {kind}, not a file\)"
+        ):
             load_run(tmp_path / name)
         (tmp_path / "exp.yaml").write_text(f"base: {name}")
-        with pytest.raises(ConfigError, match=rf"{name}: cannot be read \(it is {kind}, not a file\)"):
+        with pytest.raises(
+            ConfigError, match=rf"{name}: cannot be read \(it is {kind}, not a file\)"
+        ):
             load_run(tmp_path / "exp.yaml")
 
 
@@ -96,7 +126,9 @@ def test_a_mark_of_byte_order_is_no_fault(tmp_path: Path):
 def test_a_long_chain_of_files_is_refused(tmp_path: Path):
     for number in range(50):
         (tmp_path / f"{number}.yaml").write_text(f"base: {number + 1}.yaml")
-    with pytest.raises(ConfigError, match=r"20\.yaml:1: base 21\.yaml makes a chain of more than 20 files"):
+    with pytest.raises(
+        ConfigError, match=r"20\.yaml:1: base 21\.yaml makes a chain of more than 20 files"
+    ):
         load_run(tmp_path / "0.yaml")
 
 
@@ -126,7 +158,18 @@ def test_an_odd_override_is_refused(tmp_path: Path, override: str, words: str):
     assert words in str(caught.value)
 
 
-DAMAGED = ["", "null", "[]", "5", "name: 'x", "name: [", "\x00", ALIASES, "[" * 100_000, "train: {steps: many}"]
+DAMAGED = [
+    "",
+    "null",
+    "[]",
+    "5",
+    "name: 'x",
+    "name: [",
+    "\x00",
+    ALIASES,
+    "[" * 100_000,
+    "train: {steps: many}",
+]
 DAMAGED += [
     "5: 3",
     "train: 3",
@@ -139,7 +182,9 @@ DAMAGED += [
 
 
 @pytest.mark.parametrize("text", DAMAGED, ids=lambda text: ascii(text)[:20])
-def test_a_run_with_damaged_settings_is_not_resumed_and_says_why(tmp_path: Path, monkeypatch, capsys, text: str):
+def test_a_run_with_damaged_settings_is_not_resumed_and_says_why(
+    tmp_path: Path, monkeypatch, capsys, text: str
+):
     monkeypatch.chdir(tmp_path)
     Path("exp.yaml").write_text(
         "name: toy\ntrain: {steps: 2, batch_size: 1}\ndata: {toy: {train_images: 1, val_images: 1}}\n"
@@ -151,7 +196,10 @@ def test_a_run_with_damaged_settings_is_not_resumed_and_says_why(tmp_path: Path,
         assert run(["train", "exp.yaml", "--resume", "one"]) == ExitCode.USAGE
         told = capsys.readouterr().err
         assert "one/config.yaml: is" in told
-        assert "put a copy back (MLflow keeps one as an artifact of the run), or start a new run" in told
+        assert (
+            "put a copy back (MLflow keeps one as an artifact of the run), or start a new run"
+            in told
+        )
         assert run(["runs", "compare", "one", "one"]) in (ExitCode.USAGE, ExitCode.DONE)
         assert run(["train", "--from-run", "one", "--plan"]) in (ExitCode.USAGE, ExitCode.DONE)
         assert "unexpected" not in capsys.readouterr().err

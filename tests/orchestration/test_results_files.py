@@ -24,7 +24,13 @@ def mask(box: list[int]) -> list[list[int]]:
 def truth(first_id: int = 1) -> dict[str, Any]:
     images = [{"id": id, "file_name": f"{id}.png", "width": SIZE, "height": SIZE} for id in BOXES]
     annotations = [
-        {"id": first_id + number, "image_id": id, "category_id": 3, "bbox": box, "segmentation": mask(box)}
+        {
+            "id": first_id + number,
+            "image_id": id,
+            "category_id": 3,
+            "bbox": box,
+            "segmentation": mask(box),
+        }
         for number, (id, box) in enumerate(BOXES.items())
     ]
     return {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "ant"}]}
@@ -96,8 +102,16 @@ def test_equal_ids_in_the_truth_are_refused(capsys):
         ("bbox", [1, 2, 3], "entry 1 has bbox [1, 2, 3]; a bbox is the four numbers"),
         ("bbox", [1, 2, 3, None], "entry 1 has bbox"),
         ("bbox", [1, 2, 3, float("inf")], "entry 1 has bbox"),
-        ("segmentation", {"size": [8, 8], "counts": [64]}, "has a mask of 8 x 8 px in an image of 16 x 16 px"),
-        ("segmentation", {"size": [65535, 65535], "counts": [65535**2]}, "entry 1 has a mask of 65535 x 65535 px"),
+        (
+            "segmentation",
+            {"size": [8, 8], "counts": [64]},
+            "has a mask of 8 x 8 px in an image of 16 x 16 px",
+        ),
+        (
+            "segmentation",
+            {"size": [65535, 65535], "counts": [65535**2]},
+            "entry 1 has a mask of 65535 x 65535 px",
+        ),
         ("segmentation", "text", "entry 1 has a malformed segmentation"),
     ],
 )
@@ -110,13 +124,17 @@ def test_what_is_odd_in_an_entry_is_told(key, value, told, capsys):
     assert "found.json" in shown
 
 
-@pytest.mark.parametrize("found", [None, 3, "text", {}, {"annotations": 3}, [3], [None], [[]], {"annotations": [{}]}])
+@pytest.mark.parametrize(
+    "found", [None, 3, "text", {}, {"annotations": 3}, [3], [None], [[]], {"annotations": [{}]}]
+)
 def test_a_file_of_something_else_is_refused(found, capsys):
     assert evaluate(found) == 3
     assert "found.json: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("images", [3, [3], [{}], [{"id": "1", "file_name": "1.png"}], [{"id": 1, "file_name": 1}]])
+@pytest.mark.parametrize(
+    "images", [3, [3], [{}], [{"id": "1", "file_name": "1.png"}], [{"id": 1, "file_name": 1}]]
+)
 def test_odd_images_of_a_file_of_instances_are_told(images, capsys):
     assert evaluate({"images": images, "annotations": results()}) == 3
     assert "found.json: images[0] has no whole number `id`" in capsys.readouterr().err
@@ -158,7 +176,11 @@ def test_an_option_that_is_no_number_is_refused(capsys):
         {"labels": [{}]},
         {"labels": 3},
         {"image_id": "x"},
-        {"labels": [{"id": 1, "segmentation": {"size": [SIZE, SIZE], "counts": "?"}, "quality": 1.0}]},
+        {
+            "labels": [
+                {"id": 1, "segmentation": {"size": [SIZE, SIZE], "counts": "?"}, "quality": 1.0}
+            ]
+        },
     ],
 )
 def test_a_damaged_line_of_what_is_labelled_is_named(change, capsys):
@@ -166,12 +188,16 @@ def test_a_damaged_line_of_what_is_labelled_is_named(change, capsys):
     command = ["label", "gt.json", "--images", ".", "--source", "box", "--output", "out"]
     assert run(command) == 0
     first, second, *rest = Path("out/labels.jsonl").read_text().splitlines()
-    Path("out/labels.jsonl").write_text("\n".join([first, json.dumps(json.loads(second) | change), *rest, ""]))
+    Path("out/labels.jsonl").write_text(
+        "\n".join([first, json.dumps(json.loads(second) | change), *rest, ""])
+    )
     assert run(command) == 3
     assert "labels.jsonl:2: is damaged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("decisions", [3, [], {"1": 3}, {"x": "accept"}, {"9": "accept"}, {"1": ["accept"]}])
+@pytest.mark.parametrize(
+    "decisions", [3, [], {"1": 3}, {"x": "accept"}, {"9": "accept"}, {"1": ["accept"]}]
+)
 def test_decisions_that_are_none_are_named(decisions, capsys):
     Path("gt.json").write_text(json.dumps(truth()))
     command = ["label", "gt.json", "--images", ".", "--source", "box", "--output", "out"]
@@ -198,7 +224,10 @@ def test_pictures_and_results_replace_neither_pipes_nor_folders(tmp_path, capsys
     Path("gt.json").write_text(json.dumps(truth()))
     os.mkfifo("pipe.png")
     Path("folder.png").mkdir()
-    for name, told in (("pipe.png", "is a device or pipe"), ("folder.png", "Is a directory; a file is needed there")):
+    for name, told in (
+        ("pipe.png", "is a device or pipe"),
+        ("folder.png", "Is a directory; a file is needed there"),
+    ):
         assert run(["data", "stats", "gt.json", "--picture", name]) == 2
         assert f"error: {name}: {told}" in capsys.readouterr().err
     assert Path("pipe.png").is_fifo()
@@ -210,7 +239,10 @@ def test_an_export_of_images_of_another_size_is_refused(capsys):
     Path("gt.json").write_text(json.dumps(content))
     command = ["data", "export", "gt.json", "--images", ".", "--output", "out", "--to", "yolo"]
     assert run(command) == 3
-    assert "1.png: image 1 is 16 x 16 px, but the annotation file says 13000 x 13000" in capsys.readouterr().err
+    assert (
+        "1.png: image 1 is 16 x 16 px, but the annotation file says 13000 x 13000"
+        in capsys.readouterr().err
+    )
     assert not Path("out").exists()
 
 

@@ -44,7 +44,12 @@ def test_a_secret_in_an_address_is_found_and_hidden(text: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["host=db password=hunter2", "DefaultEndpointsProtocol=https;AccountKey=abc==", "hf_" + "a" * 34]
+    "text",
+    [
+        "host=db password=hunter2",
+        "DefaultEndpointsProtocol=https;AccountKey=abc==",
+        "hf_" + "a" * 34,
+    ],
 )
 def test_a_secret_outside_of_addresses_is_found_and_hidden(text: str):
     assert find_secret(text) is not None
@@ -79,8 +84,13 @@ def test_what_holds_no_secret_stays_as_it_is(text: str):
 
 def test_a_patch_keeps_all_but_the_values_of_secrets():
     patch = "+token: abc\n+  DB_PASSWORD=abc\n-key = read_key()\n+name: qam\n"
-    assert hide_in_patch(patch) == "+token: ***\n+  DB_PASSWORD=***\n-key = read_key()\n+name: qam\n"
+    assert (
+        hide_in_patch(patch) == "+token: ***\n+  DB_PASSWORD=***\n-key = read_key()\n+name: qam\n"
+    )
 
 
 def test_a_secret_that_is_part_of_its_own_name_hides_nothing_else():
-    assert hide("postgresql://host/db?token=t&sslmode=require") == "postgresql://host/db?token=***&sslmode=require"
+    assert (
+        hide("postgresql://host/db?token=t&sslmode=require")
+        == "postgresql://host/db?token=***&sslmode=require"
+    )

@@ -41,7 +41,11 @@ SETTINGS = [
 
 
 def files_with_secret(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and SECRET.encode() in path.read_bytes()
+    ]
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])
@@ -62,12 +66,22 @@ def test_a_secret_in_a_setting_ends_the_command_and_is_repeated_nowhere(
 
 def test_the_way_out_is_named(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("base.yaml").write_text(f"{EXPERIMENT}resources: {{address: 'ray://me:{SECRET}@head:1'}}\n")
+    Path("base.yaml").write_text(
+        f"{EXPERIMENT}resources: {{address: 'ray://me:{SECRET}@head:1'}}\n"
+    )
     Path("exp.yaml").write_text("base: base.yaml\nresources: {address: null}\n")
     assert run(["train", "exp.yaml"]) == ExitCode.USAGE
     told = capsys.readouterr().err
-    assert "base.yaml:8: resources.address: has a password in its address; runs keep their settings" in told
-    for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "RAY_AUTH_TOKEN"):
+    assert (
+        "base.yaml:8: resources.address: has a password in its address; runs keep their settings"
+        in told
+    )
+    for name in (
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+        "PGPASSWORD",
+        "RAY_AUTH_TOKEN",
+    ):
         assert name in told
 
 
@@ -90,23 +104,38 @@ def test_settings_made_in_code_are_looked_at_too():
 
 
 def test_a_failure_of_a_run_does_not_tell_an_address_of_the_environment():
-    assert SECRET not in Failure.of(ResourceError(f"nothing answers at https://{SECRET}@head:1")).text
+    assert (
+        SECRET not in Failure.of(ResourceError(f"nothing answers at https://{SECRET}@head:1")).text
+    )
 
 
-def test_neither_the_command_nor_the_changes_of_the_checkout_tell_a_secret(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["boxseg", "train", "exp.yaml", "--set", f"tracking.uri=https://me:{SECRET}@host"])
+def test_neither_the_command_nor_the_changes_of_the_checkout_tell_a_secret(
+    tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(
+        "sys.argv",
+        ["boxseg", "train", "exp.yaml", "--set", f"tracking.uri=https://me:{SECRET}@host"],
+    )
     assert own_command() == "boxseg train exp.yaml --set tracking.uri=https://***@host"
     checkout = tmp_path / "checkout"
     (checkout / "boxseg").mkdir(parents=True)
-    for name, text in (("boxseg/__init__.py", ""), ("exp.yaml", "name: x\n"), ("settings.ini", "a = 1\n")):
+    for name, text in (
+        ("boxseg/__init__.py", ""),
+        ("exp.yaml", "name: x\n"),
+        ("settings.ini", "a = 1\n"),
+    ):
         (checkout / name).write_text(text)
     for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm a"):
         subprocess.run(["git", "-C", str(checkout), *command.split()], check=True)
     monkeypatch.setattr("boxseg.__file__", str(checkout / "boxseg" / "__init__.py"))
-    (checkout / "exp.yaml").write_text(f"name: y\ntracking: {{uri: 'postgresql://me:{SECRET}@db/x'}}\n")
+    (checkout / "exp.yaml").write_text(
+        f"name: y\ntracking: {{uri: 'postgresql://me:{SECRET}@db/x'}}\n"
+    )
     (checkout / "settings.ini").write_text(f"a = 2\npassword = {SECRET}\n")
     folder = RunFolder(tmp_path / "run")
-    folder.create(RunStatus("run", "toy", tags={"git_dirty": "true"}, **own_process()), "name: toy\n")
+    folder.create(
+        RunStatus("run", "toy", tags={"git_dirty": "true"}, **own_process()), "name: toy\n"
+    )
     write_changes(folder)
     patch = (folder.path / "changes.diff").read_text()
     assert "+name: y" in patch
@@ -116,7 +145,12 @@ def test_neither_the_command_nor_the_changes_of_the_checkout_tell_a_secret(tmp_p
 
 def test_secrets_of_the_environment_stay_there(tmp_path: Path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY"):
+    for name in (
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+        "PGPASSWORD",
+        "AWS_SECRET_ACCESS_KEY",
+    ):
         monkeypatch.setenv(name, SECRET)
     Path("exp.yaml").write_text(EXPERIMENT)
     assert run(["train", "exp.yaml", "--json"]) == ExitCode.DONE

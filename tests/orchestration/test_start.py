@@ -22,7 +22,14 @@ SETTINGS = {
     "data": {"toy": {"train_images": 4, "val_images": 2, "size": 64}},
     "model": {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1},
     "cond": {"branch_channels": 16, "branch_convs": 1},
-    "train": {"steps": 2, "batch_size": 2, "image_size": 64, "report_every": 1, "eval_every": 2, "panels": 0},
+    "train": {
+        "steps": 2,
+        "batch_size": 2,
+        "image_size": 64,
+        "report_every": 1,
+        "eval_every": 2,
+        "panels": 0,
+    },
     "solver": {"optimizer": "adamw", "lr": 1e-3, "warmup": 0},
 }
 
@@ -44,11 +51,15 @@ def earlier(storage) -> RunStatus:
 
 def test_a_run_starts_from_a_run_that_it_names_by_its_id(storage, earlier, capsys):
     assert earlier.start == ""
-    spec = make_spec(storage, model={"start_from": earlier.id}, data={"toy": {"shapes": ["ring", "quad"]}})
+    spec = make_spec(
+        storage, model={"start_from": earlier.id}, data={"toy": {"shapes": ["ring", "quad"]}}
+    )
     check(spec)
     later = train_run(spec)
     checkpoint = Path(earlier.folder, "checkpoints/step-00000002")
-    told = f"starts from {checkpoint} (student): 107 of 107 weights taken over, known classes: ring"
+    told = (
+        f"starts from {checkpoint} (student): 107 of 107 weights taken over, known classes: ring"
+    )
     assert later.start == told
     assert load_run(Path(later.folder, "config.yaml")).model.start_from == Path(earlier.folder)
     assert capsys.readouterr().err.count(told) == 1
@@ -79,13 +90,21 @@ def test_names_of_runs_and_sweeps_become_paths(storage, earlier, tmp_path):
     sweep = RunFolder(tmp_path / "sweep")
     (sweep.path / "best").mkdir(parents=True)
     sweep.create(RunStatus("sweep", "toy", kind="sweep", best_run="trial-1"), "")
-    assert found(earlier.id) == found(earlier.id[:-2]) == found(earlier.folder) == Path(earlier.folder)
+    assert (
+        found(earlier.id)
+        == found(earlier.id[:-2])
+        == found(earlier.folder)
+        == Path(earlier.folder)
+    )
     assert found(f"best:{sweep.path}") == sweep.path / "trial-1/checkpoints/best"
     (sweep.path / "trial-1/checkpoints").mkdir(parents=True)
     assert found(f"best:{sweep.path}") == sweep.path / "trial-1"
     assert found(str(sweep.path)) == sweep.path / "best"
     assert found("weights.pt") == Path("weights.pt")
-    with pytest.raises(ConfigError, match=r"model.start_from: mine: no such run under .*; a path has a slash, as in"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model.start_from: mine: no such run under .*; a path has a slash, as in",
+    ):
         found("mine")
 
 
@@ -102,10 +121,14 @@ def test_names_of_runs_and_sweeps_become_paths(storage, earlier, tmp_path):
 def test_paths_belong_to_the_file_that_names_them_and_names_stay(tmp_path, written, read):
     path = tmp_path / "exp.yaml"
     path.write_text(f"model: {{start_from: '{written}'}}\n")
-    assert load_run(path).model.start_from == Path(read.format(here=tmp_path, parent=tmp_path.parent))
+    assert load_run(path).model.start_from == Path(
+        read.format(here=tmp_path, parent=tmp_path.parent)
+    )
 
 
-def test_weights_of_another_network_are_refused_before_anything_starts(tmp_path, monkeypatch, capsys):
+def test_weights_of_another_network_are_refused_before_anything_starts(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     save_file({"strange.weight": torch.zeros(3, 3)}, "other.safetensors")
     Path("exp.yaml").write_text(json.dumps(SETTINGS))
@@ -115,13 +138,22 @@ def test_weights_of_another_network_are_refused_before_anything_starts(tmp_path,
             setting = "sweep.space.model.start_from={choice: [other.safetensors]}"
         assert run_command([command, "exp.yaml", "--set", setting]) == 2
         told = capsys.readouterr().err
-        assert f"model.start_from: {tmp_path / 'other.safetensors'}: no layer has the name and shape" in told
+        assert (
+            f"model.start_from: {tmp_path / 'other.safetensors'}: no layer has the name and shape"
+            in told
+        )
     assert not Path("runs").exists()
 
 
 def test_a_sweep_may_choose_among_starts(storage, earlier):
     choice = {"choice": [None, earlier.id, "/nowhere/best"]}
-    spec = SweepSpec.model_validate({**SETTINGS, "storage": storage, "sweep": {"space": {"model.start_from": choice}}})
-    with pytest.raises(ConfigError, match=r"model.start_from: /nowhere/best: no such run, checkpoint or file"):
+    spec = SweepSpec.model_validate(
+        {**SETTINGS, "storage": storage, "sweep": {"space": {"model.start_from": choice}}}
+    )
+    with pytest.raises(
+        ConfigError, match=r"model.start_from: /nowhere/best: no such run, checkpoint or file"
+    ):
         check(spec)
-    assert find_start(spec.trial({"model.start_from": earlier.id}, 0)).model.start_from == Path(earlier.folder)
+    assert find_start(spec.trial({"model.start_from": earlier.id}, 0)).model.start_from == Path(
+        earlier.folder
+    )

@@ -24,12 +24,25 @@ from orchestration.tracking.mirror import Tracker
 
 
 def evaluation(mask: float, box: float, fill: float | None = None) -> dict[str, float]:
-    return {"val/mask_ap": mask, "val/box_ap": box} | ({} if fill is None else {"health/mask_fill": fill})
+    return {"val/mask_ap": mask, "val/box_ap": box} | (
+        {} if fill is None else {"health/mask_fill": fill}
+    )
 
 
-SCRIPT = {  # k_top -> step -> metrics; mask AP, box AP and mask_fill are best in other trials and at other steps
-    1: {25: evaluation(0.6, 0.1), 50: evaluation(0.1, 0.5, 0.8), 75: evaluation(0.2, 0.3), 100: evaluation(0.2, 0.2)},
-    5: {25: evaluation(0.5, 0.1), 50: evaluation(0.7, 0.2, 0.5), 75: evaluation(0.4, 0.4), 100: evaluation(0.3, 0.3)},
+# k_top -> step -> metrics; mask AP, box AP and mask_fill are best in other trials and at other steps
+SCRIPT = {
+    1: {
+        25: evaluation(0.6, 0.1),
+        50: evaluation(0.1, 0.5, 0.8),
+        75: evaluation(0.2, 0.3),
+        100: evaluation(0.2, 0.2),
+    },
+    5: {
+        25: evaluation(0.5, 0.1),
+        50: evaluation(0.7, 0.2, 0.5),
+        75: evaluation(0.4, 0.4),
+        100: evaluation(0.3, 0.3),
+    },
     10: {
         25: evaluation(math.nan, 0.02, -math.inf),
         50: evaluation(0.0, 0.05, 0.9),
@@ -37,7 +50,8 @@ SCRIPT = {  # k_top -> step -> metrics; mask AP, box AP and mask_fill are best i
         100: evaluation(0.0, math.nan, math.nan),
     },
 }
-CASES = {  # metric and mode -> number of the best trial, step of its best evaluation, value of every trial
+# metric and mode -> number of the best trial, step of its best evaluation, value of every trial
+CASES = {
     ("val/mask_ap", "max"): (1, 50, [0.6, 0.7, 0.0]),
     ("val/box_ap", "max"): (0, 50, [0.5, 0.4, 0.05]),
     ("val/box_ap", "min"): (2, 75, [0.1, 0.1, 0.0144]),
@@ -62,7 +76,10 @@ def case(request, tmp_path):
     }
     spec = SweepSpec.model_validate(values)
     folder = RunFolder(tmp_path / "toy" / "20260101-000000-aaaa")
-    folder.create(RunStatus(folder.path.name, "toy", kind="sweep", steps=3, **own_process()), dump_resolved(spec))
+    folder.create(
+        RunStatus(folder.path.name, "toy", kind="sweep", steps=3, **own_process()),
+        dump_resolved(spec),
+    )
     plan = SweepPlan(spec, folder.path, tmp_path / ".data", "inline", make_training(script=SCRIPT))
     sweep = Sweep(plan, {"host": "here"}, Tracker(tmp_path, "toy", logs=folder.logs))
     sent = {}
@@ -84,12 +101,18 @@ def test_table_winner_checkpoint_and_report_go_by_metric_and_mode(case, capsys):
     status = sweep.folder.stored()
     assert result.status == "finished"
     assert [row.value for row in result.table.rows] == values
-    assert (result.best.id, result.best.best_step, result.best.value) == (winner.path.name, step, values[best])
+    assert (result.best.id, result.best.best_step, result.best.value) == (
+        winner.path.name,
+        step,
+        values[best],
+    )
     assert (status.best_run, status.best[metric]) == (winner.path.name, values[best])
     assert find_run(spec.storage, f"best:{sweep.folder.path.name}").path == winner.path
     for checkpoint in (result.best_checkpoint, winner.best_checkpoint):
         assert json.loads((checkpoint / "about.json").read_text())["step"] == step
-    ranked = sorted(range(3), key=lambda number: -values[number] if mode == "max" else values[number])
+    ranked = sorted(
+        range(3), key=lambda number: -values[number] if mode == "max" else values[number]
+    )
     first = (sweep.folder.path / "table.md").read_text().splitlines()[2]
     assert first.startswith(f"| {best:02d} ★ |")
     assert f"{values[best]:.4f}" in first
@@ -134,6 +157,11 @@ def test_a_metric_that_no_evaluation_can_have_ends_the_trial_and_names_those_the
     sweep = case[0]
     payload = sweep.plan.payload(Trial(3, {"qam.k_top": 1}, 0))
     folder = RunFolder(Path(f"{payload.folder}-other"))
-    folder.create(RunStatus(folder.path.name, "toy", steps=100, **own_process()), dump_resolved(payload.spec))
-    with pytest.raises(Exception, match=r"sweep.metric val/mask_ap_large is not reported; .* val/box_ap, val/mask_ap"):
+    folder.create(
+        RunStatus(folder.path.name, "toy", steps=100, **own_process()), dump_resolved(payload.spec)
+    )
+    with pytest.raises(
+        Exception,
+        match=r"sweep.metric val/mask_ap_large is not reported; .* val/box_ap, val/mask_ap",
+    ):
         train_here(replace(payload, folder=folder.path, metric="val/mask_ap_large"), device="cpu")

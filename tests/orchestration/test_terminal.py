@@ -65,7 +65,11 @@ def write_set(name: str, class_name: str) -> None:
     Image.new("RGB", (8, 8)).save("a.png")
     image = {"id": 1, "file_name": name, "width": 8, "height": 8}
     box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}
-    content = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": class_name}]}
+    content = {
+        "images": [image],
+        "annotations": [box],
+        "categories": [{"id": 1, "name": class_name}],
+    }
     Path("boxes.json").write_text(json.dumps(content))
 
 
@@ -80,7 +84,17 @@ def write_set(name: str, class_name: str) -> None:
         ["data", "check", "boxes.json", f"--{EVIL}"],
         ["label", "boxes.json", "--images", ".", "--source", "box", "--output", "out"],
         ["label", "boxes.json", "--images", ".", "--source", EVIL],
-        ["data", "import", "boxes.json", "--from", "coco", "--images", ".", "--output", "a\x1b[31m\n"],
+        [
+            "data",
+            "import",
+            "boxes.json",
+            "--from",
+            "coco",
+            "--images",
+            ".",
+            "--output",
+            "a\x1b[31m\n",
+        ],
         ["predict", "none", f"{EVIL}.png"],
     ],
 )

@@ -41,16 +41,38 @@ def test_onnx_gives_the_same_without_torch(trained_run: Any, tmp_path: Path):
         height, width = 32 * random.integers(2, 6, 2)
         image = random.uniform(0, 255, (1, 3, height, width)).astype(np.float32)
         with torch.no_grad():
-            wanted = dict(zip(("boxes", "scores", "labels", "masks"), model(torch.from_numpy(image)), strict=True))
-        np.savez(tmp_path / f"{number}.npz", image=image, **{name: value.numpy() for name, value in wanted.items()})
+            wanted = dict(
+                zip(
+                    ("boxes", "scores", "labels", "masks"),
+                    model(torch.from_numpy(image)),
+                    strict=True,
+                )
+            )
+        np.savez(
+            tmp_path / f"{number}.npz",
+            image=image,
+            **{name: value.numpy() for name, value in wanted.items()},
+        )
 
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = str(tmp_path / "venv/bin/python")
-    install = [python, "-m", "pip", "install", "--quiet", "-c", str(CONSTRAINTS), "onnxruntime", "numpy"]
+    install = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "-c",
+        str(CONSTRAINTS),
+        "onnxruntime",
+        "numpy",
+    ]
     installed = subprocess.run(install, capture_output=True, text=True, check=False)
     if installed.returncode:
         pytest.skip(f"no package index within reach: {installed.stderr.strip().splitlines()[-1:]}")
-    done = subprocess.run([python, "-I", "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, "-I", "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["missing"] == ["torch", "boxseg", "PIL", "ray"]

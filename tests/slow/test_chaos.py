@@ -52,37 +52,56 @@ sweep: {search: grid, trial_scheduler: none, concurrency: 1, space: {qam.k_top: 
 """
 
 
-def test_every_cause_is_told_and_only_the_right_trials_are_tried_again(tmp_path, monkeypatch, capsys):
+def test_every_cause_is_told_and_only_the_right_trials_are_tried_again(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("orchestration.execute.sweep.run_sweep", partial(run_sweep, train_fn=make_training()))
+    monkeypatch.setattr(
+        "orchestration.execute.sweep.run_sweep", partial(run_sweep, train_fn=make_training())
+    )
     (tmp_path / "causes.yaml").write_text(EXPERIMENT)
     assert run(["sweep", "causes.yaml"]) == ExitCode.SOME_TRIALS_FAILED
     table = capsys.readouterr().out
     for cause in ("non_finite: step 2", "out_of_memory: MemoryError", "configuration: step 2"):
         assert f"failed: {cause}" in table
-    trials = {each.values["qam.k_top"]: each for each in list_runs(tmp_path / "runs") if each.values}
-    starts = {k_top: len((Path(each.folder) / "starts").read_text().splitlines()) for k_top, each in trials.items()}
+    trials = {
+        each.values["qam.k_top"]: each for each in list_runs(tmp_path / "runs") if each.values
+    }
+    starts = {
+        k_top: len((Path(each.folder) / "starts").read_text().splitlines())
+        for k_top, each in trials.items()
+    }
     assert starts == {10: 1, 13: 1, 14: 2, 15: 3, 16: 1}
     assert {k_top for k_top, each in trials.items() if each.status == "finished"} == {10, 14}
 
     assert run(["sweep", "causes.yaml", "--retry-failed"]) == ExitCode.SOME_TRIALS_FAILED
     told = capsys.readouterr().err
     assert "trial 01 was not run again, as it would fail again: non_finite" in told
-    again = {k_top: len((Path(each.folder) / "starts").read_text().splitlines()) for k_top, each in trials.items()}
-    assert again == {10: 1, 13: 1, 14: 2, 15: 4, 16: 1}, "what ran out of memory is tried once more"
+    again = {
+        k_top: len((Path(each.folder) / "starts").read_text().splitlines())
+        for k_top, each in trials.items()
+    }
+    assert again == {10: 1, 13: 1, 14: 2, 15: 4, 16: 1}, (
+        "what ran out of memory is tried once more"
+    )
 
 
 def test_a_sweep_that_gives_up_after_a_failure_can_go_on(tmp_path):
     space = {"qam.k_top": {"choice": [13, 10, 11]}}
     sweep = {"search": "grid", "trial_scheduler": "none", "concurrency": 1, "space": space}
-    spec = SweepSpec.model_validate(make_values(tmp_path, sweep=sweep, train={"steps": 200, "batch_size": 2}))
+    spec = SweepSpec.model_validate(
+        make_values(tmp_path, sweep=sweep, train={"steps": 200, "batch_size": 2})
+    )
     first = run_sweep(spec, max_failures=1, train_fn=make_training(step_s=0.05), progress=False)
     assert first.status == "interrupted"
     assert [row.status for row in first.table.rows if row.status == "failed"] == ["failed"]
     second = run_sweep(spec, start="resume", train_fn=make_training(), progress=False)
     assert (second.folder, second.status) == (first.folder, "finished")
-    assert [row.status for row in sorted(second.table.rows, key=lambda row: row.id)] == ["failed", *["finished"] * 2]
+    assert [row.status for row in sorted(second.table.rows, key=lambda row: row.id)] == [
+        "failed",
+        *["finished"] * 2,
+    ]
 
 
 def test_a_sweep_whose_driver_was_killed_ends_as_if_undisturbed(tmp_path, ray_session):
@@ -90,7 +109,9 @@ def test_a_sweep_whose_driver_was_killed_ends_as_if_undisturbed(tmp_path, ray_se
     undisturbed = run_sweep(spec, train_fn=make_training(), progress=False)
     assert {row.status for row in undisturbed.table.rows} == {"finished", "stopped"}
 
-    values = make_values(tmp_path / "rough", resources={"address": ray_session, "runner": "inline"})
+    values = make_values(
+        tmp_path / "rough", resources={"address": ray_session, "runner": "inline"}
+    )
     kill_driver(values, when=lambda: trial_step(tmp_path / "rough", 2) >= 10)
     folder = newest_sweep(tmp_path / "rough", "chaos")
     assert folder.status().status == "interrupted"

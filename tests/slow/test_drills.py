@@ -143,7 +143,9 @@ def test_a_run_without_its_disk_ends_soon_and_goes_on_when_it_is_back(
         if name == "moved":
             assert not storage.exists(), "made anew"
         fault.mend(disk)
-        resumed = start_run(experiment, storage, tmp_path / "output.txt", "--resume", run.path.name)
+        resumed = start_run(
+            experiment, storage, tmp_path / "output.txt", "--resume", run.path.name
+        )
         assert resumed.wait(drills.LIMIT_S) == ExitCode.DONE, resumed.text()
         assert not drills.differences(run.path, calm)
         assert not drills.tracking_faults(storage)
@@ -151,14 +153,18 @@ def test_a_run_without_its_disk_ends_soon_and_goes_on_when_it_is_back(
 
 @needs_mounts
 @pytest.mark.parametrize("names_kept", [True, False], ids=["names kept", "nothing kept"])
-def test_a_run_goes_on_after_the_power_was_cut(names_kept, experiment, calm, make_storage, tmp_path):
+def test_a_run_goes_on_after_the_power_was_cut(
+    names_kept, experiment, calm, make_storage, tmp_path
+):
     with mounted_ext4(tmp_path / "disk", bytes_=DISK_BYTES) as disk:
         storage = make_storage(disk.path / "storage")
         command = start_run(experiment, storage, tmp_path / "output.txt")
         run = wait_for_step(command, storage, 5)
         command.kill()
         disk.cut_power(names_kept=names_kept)
-        resumed = start_run(experiment, storage, tmp_path / "output.txt", "--resume", run.path.name)
+        resumed = start_run(
+            experiment, storage, tmp_path / "output.txt", "--resume", run.path.name
+        )
         assert resumed.wait(drills.LIMIT_S) == ExitCode.DONE, resumed.text()
         assert not drills.differences(run.path, calm)
 
@@ -168,7 +174,10 @@ def test_a_tiny_disk_is_refused_at_once(experiment, tmp_path):
     with mounted_tmpfs(tmp_path / "disk", bytes_=8 * MEGABYTE) as disk:
         command = start_run(experiment, disk.path, tmp_path / "output.txt")
         assert command.wait(SOON_S) == ExitCode.RESOURCES
-        assert f"storage: the disk of {disk.path} has 8 MB free; a run needs 200 MB or more" in command.text()
+        assert (
+            f"storage: the disk of {disk.path} has 8 MB free; a run needs 200 MB or more"
+            in command.text()
+        )
         assert not list(disk.path.iterdir())
 
 
@@ -183,7 +192,9 @@ def interrupted(experiment: Path, make_storage, tmp_path_factory: pytest.TempPat
 
 
 @pytest.mark.parametrize("way", COPIES)
-def test_a_copied_run_goes_on_where_it_was(way, interrupted, experiment, calm, make_storage, tmp_path):
+def test_a_copied_run_goes_on_where_it_was(
+    way, interrupted, experiment, calm, make_storage, tmp_path
+):
     storage = make_storage(tmp_path / "storage")
     place = storage / drills.NAME / interrupted.name
     place.parent.mkdir()
@@ -236,10 +247,14 @@ def calm_sweep(sweep_experiment: Path, make_storage: Callable[[Path], Path]) -> 
 
 
 @pytest.mark.ray
-def test_a_killed_sweep_ends_as_if_undisturbed(sweep_experiment, calm_sweep, make_storage, tmp_path):
+def test_a_killed_sweep_ends_as_if_undisturbed(
+    sweep_experiment, calm_sweep, make_storage, tmp_path
+):
     storage = make_storage(tmp_path / "rough")
     chance = random.Random(SEED)
-    moments = sorted((chance.randrange(3), chance.randint(0, drills.STEPS)) for _ in range(SWEEP_KILLS))
+    moments = sorted(
+        (chance.randrange(3), chance.randint(0, drills.STEPS)) for _ in range(SWEEP_KILLS)
+    )
     command = start_sweep(sweep_experiment, storage)
     for turn, (number, step) in enumerate(moments):
         while trial_step(storage, number) < step and not command.ended:
@@ -251,7 +266,9 @@ def test_a_killed_sweep_ends_as_if_undisturbed(sweep_experiment, calm_sweep, mak
         else:
             command.kill_alone()
             command = start_sweep(sweep_experiment, storage)
-    assert command.wait(drills.SWEEP_LIMIT_S) == ExitCode.DONE, f"seed {SEED}, {moments}: {command.text()}"
+    assert command.wait(drills.SWEEP_LIMIT_S) == ExitCode.DONE, (
+        f"seed {SEED}, {moments}: {command.text()}"
+    )
     check_sweep(storage, calm_sweep, sweep_experiment)
 
 
@@ -280,7 +297,10 @@ def check_sweep(storage: Path, calm: Path, experiment: Path) -> None:
     """One sweep is there, with the table and the trials of an undisturbed one, and MLflow says the same."""
     (folder,) = (path.parent for path in storage.glob(f"{drills.NAME}/*/status.json"))
     tables = [read_table(each, load_sweep(experiment, [])).ranked() for each in (folder, calm)]
-    rows = [[(row.id[-2:], row.status, row.values, row.value, row.step) for row in table] for table in tables]
+    rows = [
+        [(row.id[-2:], row.status, row.values, row.value, row.step) for row in table]
+        for table in tables
+    ]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 3
     for trial, other in zip(*(sorted(each.glob("*-0?")) for each in (folder, calm)), strict=True):

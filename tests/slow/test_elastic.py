@@ -71,29 +71,44 @@ def test_a_run_goes_on_with_the_workers_that_find_a_place(cluster: LocalCluster)
     def step() -> int:
         return list_runs(cluster.storage)[0].step
 
-    wait_for(lambda: sizes() == ["2"] and step() >= 20, what="two workers", seconds=200, driver=driver)
+    wait_for(
+        lambda: sizes() == ["2"] and step() >= 20, what="two workers", seconds=200, driver=driver
+    )
     cluster.kill("two")
     wait_for(lambda: sizes() == ["2", "1"], what="one worker", seconds=200, driver=driver)
     before = step()
     wait_for(lambda: step() >= before + 20, what="its steps", seconds=200, driver=driver)
     cluster.add_node("three")
-    wait_for(lambda: sizes() == ["2", "1", "2"], what="two workers again", seconds=200, driver=driver)
+    wait_for(
+        lambda: sizes() == ["2", "1", "2"], what="two workers again", seconds=200, driver=driver
+    )
     before = step()
     wait_for(lambda: step() >= before + 10, what="their steps", seconds=200, driver=driver)
     [folder] = [Path(run.folder) for run in list_runs(cluster.storage)]
     node, process = (folder / "first").read_text().split()
-    [name] = [name for name in ("one", "three") if int(process) in [each.pid for each in cluster.processes(name)]]
+    [name] = [
+        name
+        for name in ("one", "three")
+        if int(process) in [each.pid for each in cluster.processes(name)]
+    ]
     cluster.announce_end(node)
     wait_for(lambda: RunFolder(folder).stored().retries, what="the saved state", driver=driver)
     cluster.kill(name)
-    wait_for(lambda: sizes() == ["2", "1", "2", "1"], what="the one that stays", seconds=200, driver=driver)
+    wait_for(
+        lambda: sizes() == ["2", "1", "2", "1"],
+        what="the one that stays",
+        seconds=200,
+        driver=driver,
+    )
     before = step()
     wait_for(lambda: step() >= before + 10, what="its steps", seconds=200, driver=driver)
     driver.terminate()
     assert driver.wait(timeout=100) == 0, log.read_text()
     run = RunFolder(folder).stored()
     assert run.status == "interrupted"
-    assert RunFolder(folder).history("train/loss") == [(step, 1 / step) for step in range(5, run.step + 1, 5)]
+    assert RunFolder(folder).history("train/loss") == [
+        (step, 1 / step) for step in range(5, run.step + 1, 5)
+    ]
     assert [line.split(":")[1] for line in run.retries] == [" other machines go on from there"]
     saved = int(run.retries[0].split(":")[0].removeprefix("preempted after step "))
     starts = [int(line.split()[1]) for line in (folder / "starts").read_text().splitlines()]

@@ -19,7 +19,14 @@ TINY = {
     "data": {"toy": {"train_images": 4, "val_images": 2, "size": 64}},
     "model": {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1},
     "cond": {"branch_channels": 16, "branch_convs": 1},
-    "train": {"steps": 100_000, "batch_size": 2, "image_size": 64, "report_every": 1, "panels": 0, "eval_every": 1.0},
+    "train": {
+        "steps": 100_000,
+        "batch_size": 2,
+        "image_size": 64,
+        "report_every": 1,
+        "panels": 0,
+        "eval_every": 1.0,
+    },
     "resources": {"runner": "inline"},
 }
 
@@ -37,17 +44,36 @@ def boxseg(cluster: LocalCluster) -> Callable[..., subprocess.CompletedProcess[s
         given = cluster.environment | {"RAY_ADDRESS": cluster.dashboard}
         environment = {name: value for name, value in given.items() if name != hidden}
         command = [sys.executable, "-m", "orchestration.cli", *arguments]
-        return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=250)
+        return subprocess.run(
+            command, cwd=project, env=environment, capture_output=True, text=True, timeout=250
+        )
 
     return call
 
 
 def submit(cluster: LocalCluster, *arguments: str) -> list[str]:
-    return ["jobs", "submit", "--storage", str(cluster.storage), "--python", sys.executable, *arguments]
+    return [
+        "jobs",
+        "submit",
+        "--storage",
+        str(cluster.storage),
+        "--python",
+        sys.executable,
+        *arguments,
+    ]
 
 
 def test_a_job_is_followed_to_its_end_and_its_exit_code(cluster, boxseg):
-    done = boxseg(*submit(cluster, "sweep", "tiny.yaml", "--plan", "--set", "sweep.space.qam.k_top={choice: [1, 5]}"))
+    done = boxseg(
+        *submit(
+            cluster,
+            "sweep",
+            "tiny.yaml",
+            "--plan",
+            "--set",
+            "sweep.space.qam.k_top={choice: [1, 5]}",
+        )
+    )
     assert done.returncode == 0, done.stderr
     assert "trials" in done.stdout
     assert "the largest: tiny.yaml" in done.stderr
@@ -55,7 +81,10 @@ def test_a_job_is_followed_to_its_end_and_its_exit_code(cluster, boxseg):
     assert failed.returncode == 2, failed.stderr
     assert "/none.pth: no such file" in failed.stdout
     listed = json.loads(boxseg("jobs", "ls", "--json").stdout)
-    assert [(job["status"], job["exit_code"]) for job in listed] == [("FAILED", 2), ("SUCCEEDED", 0)]
+    assert [(job["status"], job["exit_code"]) for job in listed] == [
+        ("FAILED", 2),
+        ("SUCCEEDED", 0),
+    ]
     told = boxseg("jobs", "status", listed[0]["id"]).stdout
     assert "FAILED" in told
     assert "boxseg train tiny.yaml" in told
@@ -75,7 +104,11 @@ def test_a_stopped_job_has_saved_its_state_and_the_token_is_nowhere(cluster, box
     submitted = boxseg(*submit(cluster, "--no-wait", "train", "tiny.yaml"))
     assert submitted.returncode == 0, submitted.stderr
     id = submitted.stdout.strip()
-    wait_for(lambda: list(cluster.storage.glob("tiny/*/metrics.jsonl")), what="the first report", seconds=200)
+    wait_for(
+        lambda: list(cluster.storage.glob("tiny/*/metrics.jsonl")),
+        what="the first report",
+        seconds=200,
+    )
     stopped = boxseg("jobs", "stop", id, "--json")
     assert json.loads(stopped.stdout)["status"] == "STOPPED", stopped.stderr
     [run] = cluster.storage.glob("tiny/*/")
@@ -89,7 +122,9 @@ def test_a_stopped_job_has_saved_its_state_and_the_token_is_nowhere(cluster, box
     assert (cluster.storage / "mlflow.db").exists(), "the look below covers what MLflow holds"
     holding = [path for path in cluster.folder.rglob("*") if holds(path, cluster.token)]
     assert holding == [cluster.folder / "token"]
-    commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    commands = [
+        " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])
+    ]
     assert not [command for command in commands if cluster.token in command]
 
 

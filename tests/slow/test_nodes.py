@@ -40,7 +40,11 @@ def undisturbed(cluster: LocalCluster) -> list[tuple[Any, ...]]:
 def home_of(cluster: LocalCluster, trial: Path) -> str:
     """The node that a trial runs on."""
     process = int((trial / "starts").read_text().splitlines()[-1].split()[0])
-    return next(name for name in ("one", "two") if process in [each.pid for each in cluster.processes(name)])
+    return next(
+        name
+        for name in ("one", "two")
+        if process in [each.pid for each in cluster.processes(name)]
+    )
 
 
 def starting_steps(trial: Path) -> list[str]:
@@ -61,23 +65,33 @@ def test_trials_of_a_killed_node_go_on_elsewhere_with_the_same_numbers(cluster, 
     assert story(folder) == undisturbed
     assert starting_steps(lost) == ["0", "10"], "it went on from its checkpoint"
     assert [line.split(" after ")[0] for line in RunFolder(lost).stored().retries] == ["node_lost"]
-    ends = [event["trial"] for event in RunFolder(folder).journal() if event["event"] == "trial_end"]
+    ends = [
+        event["trial"] for event in RunFolder(folder).journal() if event["event"] == "trial_end"
+    ]
     assert len(ends) == len(set(ends)) == 3
 
 
-def test_a_sweep_whose_cluster_was_lost_is_resumed_on_the_next_one_with_the_same_numbers(cluster, undisturbed):
+def test_a_sweep_whose_cluster_was_lost_is_resumed_on_the_next_one_with_the_same_numbers(
+    cluster, undisturbed
+):
     storage = cluster.storage / "headless"
     values = values_of(cluster, "headless")
     driver = drive(values, environment=cluster.environment, log=cluster.folder / "headless.log")
     wait_for(lambda: trial_step(storage, 0) >= 15, what="step 15", driver=driver)
-    cluster.kill("head")  # a cluster without one is none: its nodes end by themselves, here at once
+    # a cluster without one is none: its nodes end by themselves, here at once
+    cluster.kill("head")
     cluster.close()
     assert driver.wait(timeout=120) != 0
     cluster.start_head()
     cluster.add_node("three")
-    assert drive(values, environment=cluster.environment, start="resume", step_s=0).wait(timeout=200) == 0
+    assert (
+        drive(values, environment=cluster.environment, start="resume", step_s=0).wait(timeout=200)
+        == 0
+    )
     folder = newest_sweep(storage, "chaos").path
     assert story(folder) == undisturbed
     assert starting_steps(folder / f"{folder.name}-00") == ["0", "10"]
-    ends = [event["trial"] for event in RunFolder(folder).journal() if event["event"] == "trial_end"]
+    ends = [
+        event["trial"] for event in RunFolder(folder).journal() if event["event"] == "trial_end"
+    ]
     assert len(ends) == len(set(ends)) == 3, "nothing is run twice"

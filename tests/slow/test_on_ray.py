@@ -53,7 +53,9 @@ def test_the_embedded_ray_wants_a_token_that_only_we_can_read():
 
 
 def test_more_than_ray_has_is_refused_at_once(storage):
-    spec = RunSpec.model_validate(make_values(storage, resources={"workers": 64}, train={"batch_size": 64}))
+    spec = RunSpec.model_validate(
+        make_values(storage, resources={"workers": 64}, train={"batch_size": 64})
+    )
     with pytest.raises(ResourceError, match="needs 64 workers of 1 CPU cores"):
         train_run(spec, train_fn=make_training(), progress=False)
 
@@ -62,15 +64,22 @@ def test_an_inline_sweep_stops_weak_trials_and_survives_a_failing_one(storage, c
     space = {"qam.iou_thr": {"choice": [0.8, 0.7, 0.1]}, "qam.k_top": {"choice": [10, 13]}}
     sweep = {"search": "grid", "reduction": 2, "concurrency": 1, "space": space}
     result = run_sweep(
-        SweepSpec.model_validate(make_values(storage, sweep=sweep)), train_fn=make_training(step_s=0.005)
+        SweepSpec.model_validate(make_values(storage, sweep=sweep)),
+        train_fn=make_training(step_s=0.005),
     )
-    found = {(row.values["qam.iou_thr"], row.values["qam.k_top"]): row for row in result.table.rows}
+    found = {
+        (row.values["qam.iou_thr"], row.values["qam.k_top"]): row for row in result.table.rows
+    }
     assert found[0.8, 10].status == "finished"
     assert found[0.1, 10].status == "stopped"
     assert found[0.1, 10].step < 40
     assert {found[thr, 13].status for thr in (0.8, 0.7, 0.1)} == {"failed"}
     assert found[0.8, 13].failure.kind == "NonFiniteLossError"
-    assert (result.status, result.best.values["qam.iou_thr"], result.best.value) == ("finished", 0.8, 0.8)
+    assert (result.status, result.best.values["qam.iou_thr"], result.best.value) == (
+        "finished",
+        0.8,
+        0.8,
+    )
     assert (result.best_checkpoint / "about.json").exists()
     ends = [event for event in RunFolder(result.folder).journal() if event["event"] == "trial_end"]
     assert len(ends) == 6
@@ -83,23 +92,39 @@ def test_an_inline_sweep_stops_weak_trials_and_survives_a_failing_one(storage, c
 @pytest.mark.parametrize("scheduler", ["hyperband", "median"])
 def test_other_schedulers_stop_weak_trials_too(storage, scheduler):
     space = {"qam.iou_thr": {"choice": [0.8, 0.75, 0.7, 0.1]}}
-    sweep = {"search": "grid", "trial_scheduler": scheduler, "reduction": 2, "concurrency": 1, "space": space}
+    sweep = {
+        "search": "grid",
+        "trial_scheduler": scheduler,
+        "reduction": 2,
+        "concurrency": 1,
+        "space": space,
+    }
     spec = SweepSpec.model_validate(make_values(storage, name=scheduler, sweep=sweep))
     result = run_sweep(spec, train_fn=make_training(step_s=0.005), progress=False)
     found = {row.values["qam.iou_thr"]: row for row in result.table.rows}
     assert (found[0.8].status, found[0.1].status, found[0.1].step) == ("finished", "stopped", 10)
-    [end] = [event for event in RunFolder(result.folder).journal() if event.get("trial") == found[0.1].id][-1:]
+    [end] = [
+        event
+        for event in RunFolder(result.folder).journal()
+        if event.get("trial") == found[0.1].id
+    ][-1:]
     assert (end["event"], end["cause"]) == ("trial_end", scheduler)
 
 
 def test_a_signal_ends_a_sweep_with_no_run_left_running(storage):
     space = {"qam.iou_thr": {"uniform": [0.1, 0.8]}}
-    values = make_values(storage, name="signal", train={"steps": 4000}, sweep={"trials": 4, "space": space})
+    values = make_values(
+        storage, name="signal", train={"steps": 4000}, sweep={"trials": 4, "space": space}
+    )
 
     def stop_when_running():
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline:
-            if any(each.step and each.kind == "run" for each in list_runs(storage) if each.name == "signal"):
+            if any(
+                each.step and each.kind == "run"
+                for each in list_runs(storage)
+                if each.name == "signal"
+            ):
                 break
             time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -112,9 +137,15 @@ def test_a_signal_ends_a_sweep_with_no_run_left_running(storage):
     assert {each.status for each in statuses} == {"interrupted"}
     trials = [each for each in statuses if each.kind == "run"]
     assert trials
-    assert all((Path(each.folder) / "checkpoints" / "last" / "about.json").exists() for each in trials)
+    assert all(
+        (Path(each.folder) / "checkpoints" / "last" / "about.json").exists() for each in trials
+    )
     resumed = run_sweep(spec, start="resume", train_fn=make_training(), progress=False)
-    assert (resumed.status, resumed.folder, len(resumed.table.rows)) == ("finished", result.folder, 4)
+    assert (resumed.status, resumed.folder, len(resumed.table.rows)) == (
+        "finished",
+        result.folder,
+        4,
+    )
     assert 0 < int(starting_steps(Path(trials[-1].folder))[1]) < 4000
 
 
@@ -184,12 +215,19 @@ def test_two_workers_train_together_and_a_failure_keeps_its_class(storage):
     steps = [step for step, _ in RunFolder(result.folder).history("train/loss")]
     assert steps == list(range(5, 41, 5)), "only rank 0 writes"
     with pytest.raises(NonFiniteLossError, match="rank 1"):
-        train_run(RunSpec.model_validate({**values, "qam": {"k_top": 13}}), train_fn=train, progress=False)
+        train_run(
+            RunSpec.model_validate({**values, "qam": {"k_top": 13}}),
+            train_fn=train,
+            progress=False,
+        )
 
 
 def test_both_runners_give_the_same_trials_and_mlflow_holds_the_tree(storage):
     found = {runner: run_real_sweep(storage, runner) for runner in ("inline", "ray_train")}
-    first, second = ([history(row.folder) for row in by_number(found[runner])] for runner in ("inline", "ray_train"))
+    first, second = (
+        [history(row.folder) for row in by_number(found[runner])]
+        for runner in ("inline", "ray_train")
+    )
     assert first == second
     assert all(row.status == "finished" for result in found.values() for row in result.table.rows)
 
@@ -202,9 +240,18 @@ def test_both_runners_give_the_same_trials_and_mlflow_holds_the_tree(storage):
     for child in children:
         assert child.info.status == "FINISHED"
         assert child.data.params["qam.iou_thr"] in ("0.3", "0.6")
-        for metric, least in (("train/loss", 3), ("qam/quality", 3), ("pc/paste_rate", 3), ("val/mask_ap", 1)):
+        for metric, least in (
+            ("train/loss", 3),
+            ("qam/quality", 3),
+            ("pc/paste_rate", 3),
+            ("val/mask_ap", 1),
+        ):
             assert len(client.get_metric_history(child.info.run_id, metric)) >= least, metric
-        artifacts = {each.path for folder in ("samples", "checkpoints/best") for each in files(client, child, folder)}
+        artifacts = {
+            each.path
+            for folder in ("samples", "checkpoints/best")
+            for each in files(client, child, folder)
+        }
         assert "samples/step-00000006.png" in artifacts
         assert any(path.endswith(".safetensors") for path in artifacts)
 
@@ -216,10 +263,20 @@ def run_real_sweep(storage: Path, runner: str):
         "data": {"toy": {"train_images": 12, "val_images": 4, "size": 64}},
         "model": {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1},
         "cond": {"branch_channels": 16, "branch_convs": 1},
-        "train": {"steps": 6, "batch_size": 2, "image_size": 64, "report_every": 2, "eval_every": 3},
+        "train": {
+            "steps": 6,
+            "batch_size": 2,
+            "image_size": 64,
+            "report_every": 2,
+            "eval_every": 3,
+        },
         "solver": {"optimizer": "adamw"},
         "resources": {"runner": runner},
-        "sweep": {"search": "grid", "trial_scheduler": "none", "space": {"qam.iou_thr": {"choice": [0.3, 0.6]}}},
+        "sweep": {
+            "search": "grid",
+            "trial_scheduler": "none",
+            "space": {"qam.iou_thr": {"choice": [0.3, 0.6]}},
+        },
     }
     return run_sweep(SweepSpec.model_validate(values), progress=False)
 
@@ -233,7 +290,10 @@ def history(folder: Path):
     pace = ("train/images_per_s", "train/step_s", "train/data_wait_s", "system/")
     reports, _ = RunFolder(folder).reports_since(0)
     kept = [
-        (each.step, {key: each.metrics[key] for key in sorted(each.metrics) if not key.startswith(pace)})
+        (
+            each.step,
+            {key: each.metrics[key] for key in sorted(each.metrics) if not key.startswith(pace)},
+        )
         for each in reports
     ]
     return [(step, metrics) for step, metrics in kept if metrics]

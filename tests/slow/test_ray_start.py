@@ -28,13 +28,19 @@ with embedded_ray(dashboard=False, logs=Path(sys.argv[1])):
 """
 
 
-def test_a_ray_whose_agent_is_late_starts_at_the_second_try_and_its_workers_are_not_nicer_than_we_are(tmp_path: Path):
+def test_a_ray_whose_agent_is_late_starts_at_the_second_try_and_its_workers_are_not_nicer_than_we_are(
+    tmp_path: Path,
+):
     (tmp_path / "sitecustomize.py").write_text(SLOW_AGENT)
     hidden = ("RAY_ADDRESS", "RAY_worker_niceness", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {"PYTHONPATH": f"{tmp_path}:{ROOT}", "TMPDIR": "/tmp"}  # Ray's sockets allow no long paths
+    # Ray's sockets allow no long paths
+    environment |= {"PYTHONPATH": f"{tmp_path}:{ROOT}", "TMPDIR": "/tmp"}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "logs")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("trying again with more patience") == 1
-    assert "Timed out waiting for file" in (tmp_path / "logs" / "ray-start-1" / "raylet.err").read_text()
+    assert (
+        "Timed out waiting for file"
+        in (tmp_path / "logs" / "ray-start-1" / "raylet.err").read_text()
+    )

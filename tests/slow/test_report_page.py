@@ -17,7 +17,8 @@ SMALLEST_TEXT = (
     ".map(each => parseFloat(getComputedStyle(each).fontSize)))"
 )
 NARROWEST_PICTURE = (
-    "Math.min(...[...document.images].map(each => each.getBoundingClientRect().width / each.naturalWidth))"
+    "Math.min(...[...document.images]"
+    ".map(each => each.getBoundingClientRect().width / each.naturalWidth))"
 )
 
 
@@ -39,13 +40,18 @@ def test_the_page_shows_everything_and_asks_nobody(page, width, tmp_path, screen
         browser.open(page.as_uri(), width=width)
         assert browser.errors == []
         assert {url for url in browser.requests if not url.startswith("data:")} == {page.as_uri()}
-        assert browser.evaluate("document.images.length") == 9  # three charts, four slices, masks of two trials
+        # three charts, four slices, masks of two trials
+        assert browser.evaluate("document.images.length") == 9
         assert browser.evaluate(UNLOADED) == 0
-        assert browser.evaluate("document.documentElement.scrollWidth") <= width, "only tables and pictures may scroll"
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width, (
+            "only tables and pictures may scroll"
+        )
         assert browser.evaluate(SMALLEST_TEXT) >= 13
         assert browser.evaluate(NARROWEST_PICTURE) >= 0.3, "text within the pictures stays legible"
         shot = browser.screenshot(screenshots / f"report-{width}.png", whole=True)
     with Image.open(shot) as picture:
         assert picture.width == width
         assert picture.height > 2000
-        assert len(picture.convert("RGB").getcolors(1 << 24)) > 500, "the charts are in the picture"
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 500, (
+            "the charts are in the picture"
+        )

@@ -47,12 +47,17 @@ def make_venv(place: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
     (packages,) = place.glob("lib/*/site-packages")
     for path in Path(sysconfig.get_path("purelib")).iterdir():
-        if not path.name.startswith(("ray", "boxseg", "orchestration", "__editable__")) and path.suffix != ".pth":
+        if (
+            not path.name.startswith(("ray", "boxseg", "orchestration", "__editable__"))
+            and path.suffix != ".pth"
+        ):
             (packages / path.name).symlink_to(path)
     return place / "bin/python"
 
 
-def test_it_predicts_the_masks_of_boxseg_predict_in_an_environment_without_ray(tracked, trained_run, tmp_path, capsys):
+def test_it_predicts_the_masks_of_boxseg_predict_in_an_environment_without_ray(
+    tracked, trained_run, tmp_path, capsys
+):
     client, _ = tracked
     version = client.get_model_version_by_alias("toy", "best")
     place, uri = tmp_path / "model", client.tracking_uri
@@ -69,18 +74,44 @@ def test_it_predicts_the_masks_of_boxseg_predict_in_an_environment_without_ray(t
 
     python = make_venv(tmp_path / "venv")
     look = "from importlib.util import find_spec; print([find_spec(n) for n in ('ray', 'orchestration', 'boxseg')])"
-    seen = subprocess.run([python, "-I", "-c", look], check=True, cwd=tmp_path, capture_output=True, text=True)
+    seen = subprocess.run(
+        [python, "-I", "-c", look], check=True, cwd=tmp_path, capture_output=True, text=True
+    )
     assert seen.stdout.strip() == "[None, None, None]"
     answers = []
     for name in ("usual.json", "in.json"):
-        command = [python, "-I", "-m", "mlflow", "models", "predict", "-m", place, "-i", name, "-o", "out.json"]
-        subprocess.run([*command, "--content-type", "json", "--env-manager", "local"], check=True, cwd=tmp_path)
+        command = [
+            python,
+            "-I",
+            "-m",
+            "mlflow",
+            "models",
+            "predict",
+            "-m",
+            place,
+            "-i",
+            name,
+            "-o",
+            "out.json",
+        ]
+        subprocess.run(
+            [*command, "--content-type", "json", "--env-manager", "local"],
+            check=True,
+            cwd=tmp_path,
+        )
         answers.append(json.loads((tmp_path / "out.json").read_text())["predictions"])
     usual, served = answers
     for few, all_found in zip(usual, served, strict=True):
         assert few["scores"] == [score for score in all_found["scores"] if score >= 0.3]
 
-    command = ["predict", str(trained_run.checkpoint), *map(str, images), "--min-score", "0", "--no-overlays"]
+    command = [
+        "predict",
+        str(trained_run.checkpoint),
+        *map(str, images),
+        "--min-score",
+        "0",
+        "--no-overlays",
+    ]
     assert run([*command, "--output", str(tmp_path / "out"), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert len(content["annotations"]) > 0
@@ -88,5 +119,6 @@ def test_it_predicts_the_masks_of_boxseg_predict_in_an_environment_without_ray(t
     for found, image in zip(served, content["images"], strict=True):
         expected = [each for each in content["annotations"] if each["image_id"] == image["id"]]
         assert found["masks"] == [each["segmentation"] for each in expected]
-        assert found["scores"] == pytest.approx([each["score"] for each in expected], abs=6e-5)  # four digits
+        # four digits
+        assert found["scores"] == pytest.approx([each["score"] for each in expected], abs=6e-5)
         assert found["labels"] == [names[each["category_id"]] for each in expected]

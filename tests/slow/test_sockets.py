@@ -28,7 +28,12 @@ SWEEP = {
 
 def test_every_socket_of_a_sweep_listens_on_the_loopback_address(tmp_path: Path):
     (tmp_path / "sweep.yaml").write_text(json.dumps(SWEEP))
-    hidden = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    hidden = (
+        "RAY_ADDRESS",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN_PATH",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+    )
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     with (tmp_path / "log").open("w") as log:
         sweep = subprocess.Popen(
@@ -58,7 +63,11 @@ def listening(pid: int) -> set[tuple[str, str]]:
     for process in processes:
         try:
             sockets = process.net_connections("inet")
-            found |= {(process.name(), each.laddr.ip) for each in sockets if each.status == psutil.CONN_LISTEN}
+            found |= {
+                (process.name(), each.laddr.ip)
+                for each in sockets
+                if each.status == psutil.CONN_LISTEN
+            }
         except psutil.Error:
             continue  # it has ended
     return found

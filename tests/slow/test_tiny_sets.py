@@ -26,17 +26,24 @@ def mean_iou(data: CocoBoxes, source: BatchSource) -> float:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", KINDS)
-def test_labels_are_no_worse_than_what_needs_no_training(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_labels_are_no_worse_than_what_needs_no_training(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     drawn = write_set(tmp_path / "drawn", KINDS[name], images=8)
     boxes = without_masks(drawn, tmp_path / "boxes.json")
     command = ["label", "boxes.json", "--images", str(boxes.images), "--output", "out"]
-    assert run([*command, "--set", f"train.steps={STEPS}", "--set", "resources.cpus_per_worker=1"]) == 0
+    assert (
+        run([*command, "--set", f"train.steps={STEPS}", "--set", "resources.cpus_per_worker=1"])
+        == 0
+    )
     data = CocoBoxes(drawn, train=False)
     labels = Path("out/labels.coco.json")
     ours = mean_iou(data, one_by_one(from_file(labels, data)))
     simple = {what: mean_iou(data, source) for what, source in SIMPLE.items()}
     assert ours > max(simple.values()) + LEAST_LEAD, f"{ours:.3f}, and {simple}"
     assert ours > simple["filled box"] + 0.3
-    told = statistics.fmean(each["quality"] for each in json.loads(labels.read_text())["annotations"])
+    told = statistics.fmean(
+        each["quality"] for each in json.loads(labels.read_text())["annotations"]
+    )
     assert told == pytest.approx(ours, abs=0.06)

@@ -29,8 +29,16 @@ def runs(tmp_path_factory) -> dict[str, mlflow.entities.Run]:
         run_sweep(spec, start="resume", train_fn=make_training(step_s=0.01), progress=False)
     client = mlflow.MlflowClient(tracking_uri(storage))
     found = client.search_runs([client.get_experiment_by_name("chaos").experiment_id])
-    what = {("0.8", "10"): "resumed", ("0.8", "13"): "failed", ("0.8", "14"): "retried", ("0.1", "10"): "pruned"}
-    named = {what.get((tag(each, "varied.qam.iou_thr"), tag(each, "varied.qam.k_top")), ""): each for each in found}
+    what = {
+        ("0.8", "10"): "resumed",
+        ("0.8", "13"): "failed",
+        ("0.8", "14"): "retried",
+        ("0.1", "10"): "pruned",
+    }
+    named = {
+        what.get((tag(each, "varied.qam.iou_thr"), tag(each, "varied.qam.k_top")), ""): each
+        for each in found
+    }
     named["sweep"] = next(each for each in found if tag(each, "boxseg.kind") == "sweep")
     for name in ("resumed", "retried", "pruned"):
         points = client.get_metric_history(named[name].info.run_id, "train/loss")
@@ -47,11 +55,17 @@ def test_there_is_one_tree_in_which_nothing_runs(runs):
     parents = {tag(each, "mlflow.parentRunId") for each in runs["all"]}
     assert parents == {None, runs["sweep"].info.run_id}
     assert len(runs["all"]) == 7
-    ends = {name: (runs[name].info.status, tag(runs[name], "status")) for name in ("sweep", "resumed", "retried")}
+    ends = {
+        name: (runs[name].info.status, tag(runs[name], "status"))
+        for name in ("sweep", "resumed", "retried")
+    }
     assert set(ends.values()) == {("FINISHED", "finished")}
     assert (runs["pruned"].info.status, tag(runs["pruned"], "status")) == ("FINISHED", "stopped")
     assert tag(runs["pruned"], "stopped_by") == "asha"
-    assert (runs["failed"].info.status, tag(runs["failed"], "failure_class")) == ("FAILED", "non_finite")
+    assert (runs["failed"].info.status, tag(runs["failed"], "failure_class")) == (
+        "FAILED",
+        "non_finite",
+    )
 
 
 def test_all_trials_share_one_axis_of_steps_whatever_happened_to_them(runs):
@@ -65,7 +79,9 @@ def test_all_trials_share_one_axis_of_steps_whatever_happened_to_them(runs):
 
 def test_the_sweeps_page_has_the_table(runs):
     lines = tag(runs["sweep"], "mlflow.note.content").splitlines()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")
+    ]
     assert rows[0] == ["trial", "qam.iou_thr", "qam.k_top", "val/mask_ap", "step", "status"]
     states = {(row[1], row[2]): row[-1] for row in rows[2:]}
     assert len(states) == 6

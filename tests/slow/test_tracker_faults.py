@@ -35,7 +35,9 @@ REPORTS = 40
 @contextlib.contextmanager
 def serve(place: Path, port: int, store: str | None = None) -> Iterator[subprocess.Popen[bytes]]:
     store = store or f"sqlite:///{place}/mlflow.db"
-    with mlflow_server(store, port=port, artifacts=place / "artifacts", log=place / "server.log") as process:
+    with mlflow_server(
+        store, port=port, artifacts=place / "artifacts", log=place / "server.log"
+    ) as process:
         yield process
 
 
@@ -63,7 +65,9 @@ def proxy(server, impatient) -> Iterator[FaultyProxy]:
 
 
 def make_run(storage: Path, run_id: str, experiment: str = "faults", **tracking) -> RunFolder:
-    status = RunStatus(run_id, experiment, steps=REPORTS, tags={"data": "/d/t.json", "data_fingerprint": "abc"})
+    status = RunStatus(
+        run_id, experiment, steps=REPORTS, tags={"data": "/d/t.json", "data_fingerprint": "abc"}
+    )
     config = dump_resolved(RunSpec.model_validate({"tracking": tracking}))
     folder = RunFolder(storage / experiment / run_id).create(status, config)
     folder.update(**own_process())
@@ -103,7 +107,9 @@ def check_whole(server: int, run_id: str) -> mlflow.entities.Run:
     for name in ("train/loss", "train/lr"):
         steps = Counter(point.step for point in client.get_metric_history(found.info.run_id, name))
         assert steps == Counter(range(1, REPORTS + 1)), name
-    assert {"config.yaml", "status.json"} <= {each.path for each in client.list_artifacts(found.info.run_id)}
+    assert {"config.yaml", "status.json"} <= {
+        each.path for each in client.list_artifacts(found.info.run_id)
+    }
     assert len(found.inputs.dataset_inputs) == 1
     return found
 
@@ -116,7 +122,9 @@ def wait_until(true, seconds: float = 240) -> None:
 
 
 @pytest.mark.parametrize("down_from", ["start", "middle"])
-def test_a_server_that_was_down_for_a_while_gets_everything_once(proxy, server, tmp_path, down_from):
+def test_a_server_that_was_down_for_a_while_gets_everything_once(
+    proxy, server, tmp_path, down_from
+):
     proxy.fault = "down" if down_from == "start" else "none"
     folder = make_run(tmp_path, f"down-{down_from}")
     tracker = start(folder, proxy.url)
@@ -133,7 +141,9 @@ def test_a_server_that_was_down_for_a_while_gets_everything_once(proxy, server, 
     check_whole(server, folder.path.name)
 
 
-def test_what_a_server_that_is_down_at_the_end_missed_is_copied_by_the_next_command(proxy, server, tmp_path):
+def test_what_a_server_that_is_down_at_the_end_missed_is_copied_by_the_next_command(
+    proxy, server, tmp_path
+):
     folder = make_run(tmp_path, "down-end")
     tracker = start(folder, proxy.url)
     train(folder, range(1, 21))
@@ -162,28 +172,50 @@ def test_a_slow_server_slows_nobody(proxy, server, tmp_path):
     check_whole(server, "slow")
 
 
-def test_lost_answers_make_no_second_run_model_version_or_point(proxy, server, tmp_path, trained_run):
+def test_lost_answers_make_no_second_run_model_version_or_point(
+    proxy, server, tmp_path, trained_run
+):
     proxy.fault = "drop"
-    folder = make_run(tmp_path, "drop", "dropping", register_as="dropped")  # an experiment that is not there yet
+    # an experiment that is not there yet
+    folder = make_run(tmp_path, "drop", "dropping", register_as="dropped")
     (folder.path / "checkpoints").mkdir()
     (folder.path / "checkpoints/best").symlink_to(trained_run.checkpoint)
     tracker = start(folder, proxy.url)
     for first in range(1, REPORTS + 1, 8):
         train(folder, range(first, first + 8))
-        wait_until(lambda: folder.read_tracking().get("offset") == folder.metrics_path.stat().st_size)
+        wait_until(
+            lambda: folder.read_tracking().get("offset") == folder.metrics_path.stat().st_size
+        )
         proxy.dropped.discard("POST /api/2.0/mlflow/runs/log-batch")
     folder.finish("finished")
     tracker.close(timeout_s=300)
     folder.update(pid=1, pid_created=0.0)  # the process is gone
-    wait_until(lambda: catch_up(tmp_path, proxy.url) and "ended" in folder.read_tracking())  # as the next commands do
+    # as the next commands do
+    wait_until(lambda: catch_up(tmp_path, proxy.url) and "ended" in folder.read_tracking())
     api = "/api/2.0/mlflow"
-    lost = ("runs/create", "runs/log-batch", "runs/log-inputs", "runs/outputs", "runs/update", "logged-models")
-    assert {f"POST {api}/{name}" for name in (*lost, "experiments/create", "model-versions/create")} <= proxy.dropped
-    assert {"PUT .yaml", "PUT .json", "PUT .safetensors", f"PATCH {api}/logged-models/m-ID"} <= proxy.dropped
+    lost = (
+        "runs/create",
+        "runs/log-batch",
+        "runs/log-inputs",
+        "runs/outputs",
+        "runs/update",
+        "logged-models",
+    )
+    assert {
+        f"POST {api}/{name}" for name in (*lost, "experiments/create", "model-versions/create")
+    } <= proxy.dropped
+    assert {
+        "PUT .yaml",
+        "PUT .json",
+        "PUT .safetensors",
+        f"PATCH {api}/logged-models/m-ID",
+    } <= proxy.dropped
     found = check_whole(server, "drop")
     client = mlflow.MlflowClient(f"http://127.0.0.1:{server}")
     models = client.search_logged_models([found.info.experiment_id])
-    assert [(each.source_run_id, str(each.status)) for each in models] == [(found.info.run_id, "READY")]
+    assert [(each.source_run_id, str(each.status)) for each in models] == [
+        (found.info.run_id, "READY")
+    ]
     versions = client.search_model_versions("name = 'dropped'")
     assert [each.source for each in versions] == [models[0].model_uri]
     assert client.get_model_version_by_alias("dropped", "best").version == versions[0].version
@@ -194,23 +226,40 @@ TOY = {
     "data": {"toy": {"train_images": 4, "val_images": 2, "size": 64}},
     "model": {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1},
     "cond": {"branch_channels": 16, "branch_convs": 1, "max_per_image": 8},
-    "train": {"steps": REPORTS, "batch_size": 2, "image_size": 64, "report_every": 1, "eval_every": 20, "panels": 1},
+    "train": {
+        "steps": REPORTS,
+        "batch_size": 2,
+        "image_size": 64,
+        "report_every": 1,
+        "eval_every": 20,
+        "panels": 1,
+    },
     "resources": {"runner": "inline"},
 }
 
 
 def strike(storage: Path, server: subprocess.Popen[bytes], fault: signal.Signals) -> None:
     """Send a signal to a server and its workers once the run of this storage has told it something."""
-    wait_until(lambda: any(json.loads(each.read_text()).get("offset") for each in storage.glob("*/*/tracking.json")))
+    wait_until(
+        lambda: any(
+            json.loads(each.read_text()).get("offset")
+            for each in storage.glob("*/*/tracking.json")
+        )
+    )
     os.killpg(server.pid, fault)
 
 
-def train_under(fault: signal.Signals, storage: Path, port: int, server: subprocess.Popen[bytes]) -> RunFolder:
+def train_under(
+    fault: signal.Signals, storage: Path, port: int, server: subprocess.Popen[bytes]
+) -> RunFolder:
     """A real run in whose middle the server gets a signal."""
     uri = f"http://127.0.0.1:{port}"
     hit = threading.Thread(target=strike, args=(storage, server, fault))
     hit.start()
-    status = train_run(RunSpec.model_validate({**TOY, "storage": storage, "tracking": {"uri": uri}}), progress=False)
+    status = train_run(
+        RunSpec.model_validate({**TOY, "storage": storage, "tracking": {"uri": uri}}),
+        progress=False,
+    )
     hit.join()
     assert status.status == "finished"
     folder = RunFolder(status.folder)
@@ -230,7 +279,9 @@ def check_replayed(folder: RunFolder, storage: Path, port: int) -> None:
 
 
 @pytest.mark.chaos
-def test_training_ends_with_the_same_numbers_where_the_server_is_killed_or_frozen(tmp_path, impatient):
+def test_training_ends_with_the_same_numbers_where_the_server_is_killed_or_frozen(
+    tmp_path, impatient
+):
     port, folders = free_port(), []
     with serve(tmp_path / "server", port) as server:
         folders.append(train_under(signal.SIGKILL, tmp_path / "killed", port, server))
@@ -239,7 +290,9 @@ def test_training_ends_with_the_same_numbers_where_the_server_is_killed_or_froze
         folders.append(train_under(signal.SIGSTOP, tmp_path / "frozen", port, server))
         os.killpg(server.pid, signal.SIGCONT)
         check_replayed(folders[1], tmp_path / "frozen", port)
-    killed, frozen = ({name: each.history(name) for name in ("train/loss", "val/mask_ap")} for each in folders)
+    killed, frozen = (
+        {name: each.history(name) for name in ("train/loss", "val/mask_ap")} for each in folders
+    )
     assert killed == frozen
     assert [step for step, _ in killed["train/loss"]] == list(range(1, REPORTS + 1))
 
@@ -249,7 +302,9 @@ def check_eight_writers(storage: Path, uri: str) -> None:
     (storage / "many").mkdir()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow", "orchestration.tracking.mirror"])
-    writers = [context.Process(target=write_run, args=(storage, uri, number)) for number in range(8)]
+    writers = [
+        context.Process(target=write_run, args=(storage, uri, number)) for number in range(8)
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:

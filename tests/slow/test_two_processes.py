@@ -17,16 +17,33 @@ from boxseg.engine.events import EvalReport, StepReport
 STEPS = 8
 CONFIG = {
     "data": {"toy": {"train_images": 16, "val_images": 4, "size": 64, "seed": 3}},
-    "model": {"backbone": "resnet18", "weights": "none", "norm": "frozen", "channels": 16, "tower_convs": 1},
+    "model": {
+        "backbone": "resnet18",
+        "weights": "none",
+        "norm": "frozen",
+        "channels": 16,
+        "tower_convs": 1,
+    },
     "cond": {"branch_channels": 16, "branch_convs": 1, "max_per_image": 8},
-    "train": {"steps": STEPS, "batch_size": 4, "image_size": 64, "report_every": 1, "eval_every": STEPS},
+    "train": {
+        "steps": STEPS,
+        "batch_size": 4,
+        "image_size": 64,
+        "report_every": 1,
+        "eval_every": STEPS,
+    },
     "solver": {"optimizer": "adamw", "lr": 5e-4, "warmup": 0},
     "pc": {"on": False},
 }
 MASK_RCNN = {
     "model": {"kind": "mask_rcnn", "tower_convs": 4},
     "cond": {"branch_channels": 128, "branch_convs": 4},
-    "rcnn": {"anchor_sizes": [8, 16, 32, 48, 64], "representation": 16, "mask_channels": 8, "regions": 20},
+    "rcnn": {
+        "anchor_sizes": [8, 16, 32, 48, 64],
+        "representation": 16,
+        "mask_channels": 8,
+        "regions": 20,
+    },
     "train": {"steps": 3, "eval_every": 3},
 }
 
@@ -53,7 +70,10 @@ def work(rank: int, root: str, config: dict[str, Any]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{root}/meet", rank=rank, world_size=2)
     losses = Losses()
     run_training(
-        BoxSegConfig.model_validate(config), folder=Path(root) / "two", data_root=Path(root) / "data", reporter=losses
+        BoxSegConfig.model_validate(config),
+        folder=Path(root) / "two",
+        data_root=Path(root) / "data",
+        reporter=losses,
     )
     torch.save(losses.values, Path(root) / f"losses-{rank}.pt")
     dist.destroy_process_group()
@@ -69,7 +89,10 @@ def test_two_processes_follow_the_loss_curve_of_one(tmp_path):
     expected = torch.tensor(alone.values[:STEPS])
     assert (mean / expected - 1).abs().max() < 0.1
     assert ranks[0][STEPS] == ranks[1][STEPS]  # one evaluation of all images, known to both
-    one, two = (checkpoint.load_network(tmp_path / name / "checkpoints" / "last", "student") for name in ("one", "two"))
+    one, two = (
+        checkpoint.load_network(tmp_path / name / "checkpoints" / "last", "student")
+        for name in ("one", "two")
+    )
     assert one.keys() == two.keys()
 
 

@@ -51,7 +51,10 @@ def draw_toy_panel(storage: Path, path: Path) -> None:
     samples = [data[index] for index in range(len(data))]
     masks = [data.true_masks(index) for index in range(len(data))]
     ones = [sample.labels.float() * 0 + 0.9 for sample in samples]
-    rows = [PanelRow(s.image, s.boxes, m, q, m, q) for s, m, q in zip(samples, masks, ones, strict=True)]
+    rows = [
+        PanelRow(s.image, s.boxes, m, q, m, q)
+        for s, m, q in zip(samples, masks, ones, strict=True)
+    ]
     draw_panels(rows, path)
 
 
@@ -68,7 +71,16 @@ class Served:
 def served(storage) -> Iterator[Served]:
     """The command as a process of its own; it ends with Ctrl-C."""
     port = free_port()
-    command = [sys.executable, "-m", "orchestration.cli", "ui", "--storage", str(storage), "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "orchestration.cli",
+        "ui",
+        "--storage",
+        str(storage),
+        "--port",
+        str(port),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = [process.stdout.readline().split() for _ in range(2)]
@@ -78,7 +90,9 @@ def served(storage) -> Iterator[Served]:
     yield Served(process, port, lines[0][-1], lines[1][-1])
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
-    assert not [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    assert not [
+        each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +109,9 @@ def visit(browser: Browser, url: str) -> None:
 
 def answer(served: Served, host: str) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
-    connection.request("GET", "/api/2.0/mlflow/experiments/get?experiment_id=1", headers={"Host": host})
+    connection.request(
+        "GET", "/api/2.0/mlflow/experiments/get?experiment_id=1", headers={"Host": host}
+    )
     return connection.getresponse().status
 
 
@@ -105,7 +121,9 @@ def test_only_requests_that_name_this_machine_are_answered(served):
     for foreign in ("example.org", f"example.org:{served.port}", "192.168.0.7"):
         assert answer(served, foreign) == 403
     family = psutil.Process(served.process.pid).children(recursive=True)
-    listening = [each for process in family for each in process.net_connections() if each.status == "LISTEN"]
+    listening = [
+        each for process in family for each in process.net_connections() if each.status == "LISTEN"
+    ]
     assert {each.laddr.ip for each in listening} == {"127.0.0.1"}
 
 
@@ -126,7 +144,9 @@ PLUS = """document.querySelector('.ag-row [col-id*="Run Name"] button')"""
 def test_the_comparison_shows_the_swept_settings_and_the_metric(served, browser, screenshots):
     visit(browser, served.comparison)
     browser.wait_for("document.querySelectorAll('.parcoords text').length > 10", timeout_s=120)
-    drawn = browser.evaluate("[...document.querySelectorAll('.parcoords text')].map(each => each.textContent)")
+    drawn = browser.evaluate(
+        "[...document.querySelectorAll('.parcoords text')].map(each => each.textContent)"
+    )
     for name in [*SPACE, "val/mask_ap"]:
         assert any(text.startswith(name) for text in drawn), f"{name} is not among the axes"
     assert f"{TRIALS} matching runs" in browser.evaluate("document.body.innerText")

@@ -28,7 +28,12 @@ def write_photos(folder: Path) -> None:
         content = json.loads(source.annotations.read_text())
         names = [category["name"] for category in content["categories"]]
         for image in content["images"]:
-            path = folder / "photos/images" / split / Path(image["file_name"]).with_suffix(".jpg").name
+            path = (
+                folder
+                / "photos/images"
+                / split
+                / Path(image["file_name"]).with_suffix(".jpg").name
+            )
             labels = folder / "photos/labels" / split / path.with_suffix(".txt").name
             for each in (path, labels):
                 each.parent.mkdir(parents=True, exist_ok=True)
@@ -37,9 +42,13 @@ def write_photos(folder: Path) -> None:
             lines = []
             for each in boxes:
                 x, y, width, height = (side / 64 for side in each["bbox"])
-                lines.append(f"{each['category_id'] - 1} {x + width / 2} {y + height / 2} {width} {height}\n")
+                lines.append(
+                    f"{each['category_id'] - 1} {x + width / 2} {y + height / 2} {width} {height}\n"
+                )
             labels.write_text("".join(lines))
-        (folder / "photos/data.yaml").write_text(f"train: images/train\nval: images/val\nnames: {json.dumps(names)}\n")
+        (folder / "photos/data.yaml").write_text(
+            f"train: images/train\nval: images/val\nnames: {json.dumps(names)}\n"
+        )
 
 
 def blocks(kind: str) -> list[str]:
@@ -60,8 +69,11 @@ def test_the_page_runs_as_it_stands(
             arguments += [word for setting in TINY for word in ("--set", setting)]
         if "--apply" in arguments:
             labels = json.loads(Path("labels/labels.coco.json").read_text())["annotations"]
-            Path("decisions.json").write_text(json.dumps({labels[0]["id"]: "reject", labels[1]["id"]: "accept"}))
-        if "export" in arguments:  # four steps teach no good mask, and a set without one is refused
+            Path("decisions.json").write_text(
+                json.dumps({labels[0]["id"]: "reject", labels[1]["id"]: "accept"})
+            )
+        # four steps teach no good mask, and a set without one is refused
+        if "export" in arguments:
             reviewed = json.loads(Path("labels/labels.reviewed.json").read_text())
             for each in reviewed["annotations"]:
                 x, y, width, height = each["bbox"]
@@ -69,7 +81,10 @@ def test_the_page_runs_as_it_stands(
                 each.update(quality=1.0, doubts=[], checks={})
             Path("labels/labels.reviewed.json").write_text(json.dumps(reviewed))
         runs = sorted(path.name for path in Path("runs/mine").glob("*-*"))
-        arguments = [word.removesuffix("RUN") + runs[0] if word.endswith("RUN") else word for word in arguments]
+        arguments = [
+            word.removesuffix("RUN") + runs[0] if word.endswith("RUN") else word
+            for word in arguments
+        ]
         code = run(arguments)
         assert code == 0, f"{line}: {capsys.readouterr().err}"
     assert Path("labels/review/index.html").exists()

@@ -31,7 +31,9 @@ class Browser:
         self.errors: list[str] = []
         self.requests: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
 
@@ -58,7 +60,9 @@ class Browser:
 
     def evaluate(self, expression: str) -> Any:
         """The JSON value of a JavaScript expression in the page; promises are awaited."""
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        result = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
@@ -72,7 +76,12 @@ class Browser:
 
     def screenshot(self, path: Path, *, whole: bool = False) -> Path:
         """Save what the window shows, or the whole page, as PNG."""
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole, **self._clip(whole))
+        shot = self.call(
+            "Page.captureScreenshot",
+            format="png",
+            captureBeyondViewport=whole,
+            **self._clip(whole),
+        )
         path.write_bytes(base64.b64decode(shot["data"]))
         return path
 
@@ -80,7 +89,9 @@ class Browser:
         if not whole:
             return {}
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        return {"clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}}
+        return {
+            "clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        }
 
     def _read(self) -> dict[str, Any]:
         """The next message; what it says about the page is noted."""
@@ -96,7 +107,9 @@ class Browser:
             case "Network.requestWillBeSent":
                 self.requests.append(details["request"]["url"])
             case "Runtime.exceptionThrown":
-                self.errors.append(str(details["exceptionDetails"].get("exception", {}).get("description")))
+                self.errors.append(
+                    str(details["exceptionDetails"].get("exception", {}).get("description"))
+                )
             case "Runtime.consoleAPICalled" if details["type"] == "error":
                 self.errors.append(str(details["args"]))
             case "Log.entryAdded" if details["entry"]["level"] == "error":
@@ -107,13 +120,20 @@ class Browser:
 @contextlib.contextmanager
 def open_browser(profile: Path) -> Iterator[Browser]:
     """A fresh Chromium with its profile in a folder; the test is skipped where there is none."""
-    program = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+    program = (
+        shutil.which("chromium")
+        or shutil.which("google-chrome")
+        or shutil.which("chromium-browser")
+    )
     if program is None:
         pytest.skip("no Chromium on this machine")
     ends = os.pipe(), os.pipe()
-    (read_by_browser, to_browser), (from_browser, written_by_browser) = ((_raise(a), _raise(b)) for a, b in ends)
+    (read_by_browser, to_browser), (from_browser, written_by_browser) = (
+        (_raise(a), _raise(b)) for a, b in ends
+    )
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --remote-debugging-pipe --hide-scrollbars"
-    redirect = f'exec "$@" 3<&{read_by_browser} 4>&{written_by_browser}'  # the pipe's places are fixed
+    # the pipe's places are fixed
+    redirect = f'exec "$@" 3<&{read_by_browser} 4>&{written_by_browser}'
     process = subprocess.Popen(
         ["bash", "-c", redirect, "bash", program, *flags.split(), f"--user-data-dir={profile}"],
         pass_fds=(read_by_browser, written_by_browser),
@@ -135,13 +155,16 @@ def _raise(descriptor: int) -> int:
     return raised
 
 
-if __name__ == "__main__":  # python tests/tools/browser.py ADDRESS PICTURE.png: the comparison page of `boxseg ui`
+# python tests/tools/browser.py ADDRESS PICTURE.png: the comparison page of `boxseg ui`
+if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as profile, open_browser(Path(profile)) as browser:
         browser.open(sys.argv[1], width=1600, height=1130)
         browser.wait_for("document.querySelectorAll('.parcoords text').length > 10", timeout_s=300)
         hints = "[aria-label='Close'], [aria-label='Hide banner']"
         browser.evaluate(f'document.querySelectorAll("{hints}").forEach(each => each.click())')
         browser.evaluate("document.head.append(document.createElement('style'))")
-        browser.evaluate("document.styleSheets[document.styleSheets.length - 1].insertRule('.modebar {display: none}')")
+        browser.evaluate(
+            "document.styleSheets[document.styleSheets.length - 1].insertRule('.modebar {display: none}')"
+        )
         time.sleep(5)  # charts move into their place
         browser.screenshot(Path(sys.argv[2]))

@@ -140,7 +140,9 @@ def run_with_kills(experiment: Path, storage: Path, moments: Sequence[Moment] = 
         resume = ["--resume", story.folder] if story.run else []
         watch = Watch(story.run)
         began = time.monotonic()
-        command = forked.start(["train", experiment, f"--set=storage={storage}", *resume], storage / "output.txt")
+        command = forked.start(
+            ["train", experiment, f"--set=storage={storage}", *resume], storage / "output.txt"
+        )
         # Until the moment has come; the last process, and one that is faster, ends by itself.
         while moment is not None and not command.ended:
             watch.run = story.run = story.run or _find_new(storage, known)
@@ -184,7 +186,11 @@ class Watch:
             return "end"
         if list(self.run.path.glob("checkpoints/.*")):
             return "writing"
-        reports = [each for each in self.run.reports_since(self.offset)[0] if not _is_of_machine(each.metrics)]
+        reports = [
+            each
+            for each in self.run.reports_since(self.offset)[0]
+            if not _is_of_machine(each.metrics)
+        ]
         if not reports:
             return "start"
         step = reports[-1].step
@@ -207,7 +213,10 @@ def differences(folder: Path, other: Path) -> list[str]:
             found.append(f"{name}: {told.get(name)!r:.300}, not {expected.get(name)!r:.300}")
     for pointer in ("last", "best"):
         for network in ("student", "teacher"):
-            paths = [each / "checkpoints" / pointer / f"{network}.safetensors" for each in (folder, other)]
+            paths = [
+                each / "checkpoints" / pointer / f"{network}.safetensors"
+                for each in (folder, other)
+            ]
             if not paths[0].exists():
                 found.append(f"{pointer} has no {network}")
             elif not _same(*map(load_file, paths)):
@@ -219,15 +228,28 @@ def told_by(folder: Path) -> dict[str, Any]:
     """What a run's files say of it, without times and pace."""
     run = RunFolder(folder)
     status = run.stored()
-    names = {name for report in run.reports_since(0)[0] for name in report.metrics if not name.startswith(CHANGING)}
+    names = {
+        name
+        for report in run.reports_since(0)[0]
+        for name in report.metrics
+        if not name.startswith(CHANGING)
+    }
     about = {each: _about(folder / "checkpoints" / each) for each in ("last", "best")}
-    drawn = [path for place in ("samples", "evaluation") for path in sorted((folder / place).glob("[!.]*"))]
+    drawn = [
+        path
+        for place in ("samples", "evaluation")
+        for path in sorted((folder / place).glob("[!.]*"))
+    ]
     return {
         "status": (status.status, status.step, status.steps, status.failure),
-        "metrics": {name: value for name, value in status.metrics.items() if not name.startswith(CHANGING)},
+        "metrics": {
+            name: value for name, value in status.metrics.items() if not name.startswith(CHANGING)
+        },
         "best": (status.best, status.best_step),
         "checkpoints": about,
-        "folders of checkpoints": sorted(path.name for path in (folder / "checkpoints").glob("step-*")),
+        "folders of checkpoints": sorted(
+            path.name for path in (folder / "checkpoints").glob("step-*")
+        ),
         "half written": [str(path) for path in (folder / "checkpoints").glob(".*")],
         "drawn": [str(path.relative_to(folder)) for path in drawn],
         **{f"history of {name}": run.history(name) for name in names},
@@ -242,7 +264,9 @@ def _about(checkpoint: Path) -> dict[str, Any]:
 
 
 def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) for name, value in one.items()
+    )
 
 
 def tracking_faults(storage: Path) -> list[str]:
@@ -282,6 +306,9 @@ def _faults_of(client: Any, run: RunStatus, tracked: Any) -> Iterator[str]:
             yield f"{name} is {tracked.data.metrics.get(name)}, not {value}"
     for name in ("val/box_ap", "train/loss"):
         history = dict(RunFolder(run.folder).history(name))
-        points = {point.step: point.value for point in client.get_metric_history(tracked.info.run_id, name)}
+        points = {
+            point.step: point.value
+            for point in client.get_metric_history(tracked.info.run_id, name)
+        }
         if points != history:
             yield f"{name} has the points {points}, not {history}"

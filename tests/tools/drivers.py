@@ -35,7 +35,9 @@ def drive(
 ) -> subprocess.Popen[bytes]:
     """Drive a sweep from another process; a step lasts `step_s` [s]. Shortages are told after 3 s."""
     command = [sys.executable, "-c", SCRIPT, *map(json.dumps, (values, start, step_s))]
-    return subprocess.Popen(command, env=environment, stderr=None if log is None else log.open("wb"))
+    return subprocess.Popen(
+        command, env=environment, stderr=None if log is None else log.open("wb")
+    )
 
 
 def make_values(storage: Path, **changes: Any) -> dict[str, Any]:
@@ -50,7 +52,10 @@ def make_values(storage: Path, **changes: Any) -> dict[str, Any]:
             "trials": 8,
             "concurrency": 1,
             "reduction": 2,
-            "space": {"qam.iou_thr": {"uniform": [0.2, 0.8]}, "solver.lr": {"loguniform": [1e-5, 1e-2]}},
+            "space": {
+                "qam.iou_thr": {"uniform": [0.2, 0.8]},
+                "solver.lr": {"loguniform": [1e-5, 1e-2]},
+            },
         },
     }
     return values | changes

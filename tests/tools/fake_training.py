@@ -26,12 +26,20 @@ def make_training(
     faults = {13: "NonFiniteLossError", 16: "ConfigError"}
     parts_by_k_top = {14: 2, 15: 1000}
 
-    def train(config, *, folder: Path, data_root: Path, reporter, device: str, threads: int, criterion):
+    def train(
+        config, *, folder: Path, data_root: Path, reporter, device: str, threads: int, criterion
+    ):
         import os
         from types import SimpleNamespace
 
         import boxseg.errors
-        from boxseg.engine.checkpoint import find_sound, folder_of, load_about, publish, save_checkpoint
+        from boxseg.engine.checkpoint import (
+            find_sound,
+            folder_of,
+            load_about,
+            publish,
+            save_checkpoint,
+        )
         from boxseg.engine.events import EvalReport, StepReport
 
         steps = config.train.steps
@@ -45,13 +53,21 @@ def make_training(
         best, best_step = about["best"], about["best_step"]
         (folder / "starts").open("a").write(f"{os.getpid()} {start} {threads}\n")
         if evaluated:
-            reporter.on_eval(EvalReport(evaluated, metrics, found, best_step == evaluated, is_repeated=True))
+            reporter.on_eval(
+                EvalReport(evaluated, metrics, found, best_step == evaluated, is_repeated=True)
+            )
 
         def save(done: int) -> Path:
             if getattr(reporter, "rank", 0) != 0:
                 return folder_of(checkpoints, done)
-            about = {"evaluated": evaluated, "metrics": metrics, "best": best, "best_step": best_step}
-            written = save_checkpoint(checkpoints, step=done, files={}, about=about)  # tests kill it at any time
+            about = {
+                "evaluated": evaluated,
+                "metrics": metrics,
+                "best": best,
+                "best_step": best_step,
+            }
+            # tests kill it at any time
+            written = save_checkpoint(checkpoints, step=done, files={}, about=about)
             publish(checkpoints, written, is_best=best_step == done)
             return written
 
@@ -63,13 +79,18 @@ def make_training(
                 name = error if step == fail_at else faults[config.qam.k_top]
                 kind = getattr(boxseg.errors, name, None) or __builtins__[name]
                 raise kind(f"step {step}: the loss is nan")
-            if step == 7 and config.train.accumulate < parts_by_k_top.get(config.qam.k_top, parts_needed):
+            if step == 7 and config.train.accumulate < parts_by_k_top.get(
+                config.qam.k_top, parts_needed
+            ):
                 raise MemoryError
             if done % config.train.report_every == 0:
                 reporter.on_step(StepReport(done, {"train/loss": 1 / done}))
             stop = reporter.should_stop()
             if done % max(round(steps * config.train.eval_every), 1) == 0 or done == steps:
-                metrics, evaluated = {"val/mask_ap": done / steps * config.qam.iou_thr, "val/box_ap": 0.5}, done
+                metrics, evaluated = (
+                    {"val/mask_ap": done / steps * config.qam.iou_thr, "val/box_ap": 0.5},
+                    done,
+                )
                 if script is not None:
                     metrics = script[config.qam.k_top][done]
                 if criterion.better(metrics, than=best):

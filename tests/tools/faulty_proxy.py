@@ -39,7 +39,11 @@ class FaultyProxy:
                 if fault == "slow":
                     time.sleep(1.0)
                 upstream = http.client.HTTPConnection("127.0.0.1", upstream_port, timeout=60)
-                headers = {**self.headers, "Host": f"127.0.0.1:{upstream_port}", "Connection": "close"}
+                headers = {
+                    **self.headers,
+                    "Host": f"127.0.0.1:{upstream_port}",
+                    "Connection": "close",
+                }
                 upstream.request(self.command, self.path, body, headers)
                 answer = upstream.getresponse()
                 content = answer.read()
@@ -48,7 +52,9 @@ class FaultyProxy:
                     self._hang_up()
                     return
                 self.send_response(answer.status)
-                self.send_header("Content-Type", answer.getheader("Content-Type", "application/json"))
+                self.send_header(
+                    "Content-Type", answer.getheader("Content-Type", "application/json")
+                )
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)

@@ -26,7 +26,8 @@ LOADED = (
     "orchestration.execute.run",
 )
 ENVIRONMENT = {
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # MLflow loads pyarrow, whose allocator would start a thread
+    # MLflow loads pyarrow, whose allocator would start a thread
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "NO_COLOR": "1",
     "OMP_NUM_THREADS": "1",
@@ -116,7 +117,9 @@ def _environment() -> Iterator[None]:
 
 def _run(arguments: list[str], output: Path) -> None:
     threads = list(Path(f"/proc/{os.getppid()}/task").iterdir())
-    assert len(threads) == 1, "a lock that another thread holds while this process is forked would stay locked"
+    assert len(threads) == 1, (
+        "a lock that another thread holds while this process is forked would stay locked"
+    )
     os.setsid()
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):

@@ -44,13 +44,35 @@ MARKS = {
 """Texts that stand for what `json.dumps` does not write."""
 NAMES = st.sampled_from(
     (
-        *("", ".", "..", "sub", "sub/new.png", "./a.png", "a.png/b", "../evil.png", "/evil.png", "sub/../../evil.png"),
-        *("..\\evil.png", "C:\\evil.png", "a\0.png", "\ud800.png", "n" * 300, "a\n.png", "images", "[b]a.png"),
+        *(
+            "",
+            ".",
+            "..",
+            "sub",
+            "sub/new.png",
+            "./a.png",
+            "a.png/b",
+            "../evil.png",
+            "/evil.png",
+            "sub/../../evil.png",
+        ),
+        *(
+            "..\\evil.png",
+            "C:\\evil.png",
+            "a\0.png",
+            "\ud800.png",
+            "n" * 300,
+            "a\n.png",
+            "images",
+            "[b]a.png",
+        ),
         *("pipe", "/dev/stdin", "/dev/zero", "a\x1b[2J.png", "$\\frac$$"),
     )
 )
 NUMBERS = st.one_of(
-    st.sampled_from([0, -1, 1, 2, 3, 2**31, 2**63, -(2**63), 10**30, 10**400, 0.5, -0.0, 1e308, -1e308, 1e-320]),
+    st.sampled_from(
+        [0, -1, 1, 2, 3, 2**31, 2**63, -(2**63), 10**30, 10**400, 0.5, -0.0, 1e308, -1e308, 1e-320]
+    ),
     st.floats(),
     st.integers(-5, 100),
 )
@@ -58,7 +80,10 @@ VALUES = st.one_of(
     st.sampled_from(sorted(MARKS)),
     st.recursive(
         st.none() | st.booleans() | NUMBERS | NAMES,
-        lambda inner: st.lists(inner, max_size=5) | st.dictionaries(NAMES | st.sampled_from(["size", "counts"]), inner),
+        lambda inner: (
+            st.lists(inner, max_size=5)
+            | st.dictionaries(NAMES | st.sampled_from(["size", "counts"]), inner)
+        ),
         max_leaves=6,
     ),
 )
@@ -80,7 +105,13 @@ def make_root(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def places_in(content: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where a value of JSON can be replaced: the way to each value within it."""
-    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    inner = (
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content)
+        if isinstance(content, list)
+        else ()
+    )
     for key, value in inner:
         yield (*way, key)
         yield from places_in(value, (*way, key))
@@ -89,7 +120,9 @@ def places_in(content: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
 def changes_of(content: Any) -> st.SearchStrategy[list[tuple[tuple[Any, ...], Any]]]:
     """Places in the content, and what to put there."""
     odd = VALUES | st.lists(NUMBERS, min_size=4, max_size=4)
-    return st.lists(st.tuples(st.sampled_from(list(places_in(content))), odd), min_size=1, max_size=3)
+    return st.lists(
+        st.tuples(st.sampled_from(list(places_in(content))), odd), min_size=1, max_size=3
+    )
 
 
 def changed(content: Any, changes: list[tuple[tuple[Any, ...], Any]]) -> str:
@@ -97,7 +130,9 @@ def changed(content: Any, changes: list[tuple[tuple[Any, ...], Any]]) -> str:
     content = copy.deepcopy(content)
     for (*way, last), value in changes:
         target: Any = content
-        with contextlib.suppress(KeyError, IndexError, TypeError):  # an earlier change took the place away
+        with contextlib.suppress(
+            KeyError, IndexError, TypeError
+        ):  # an earlier change took the place away
             for key in way:
                 target = target[key]
             target[last] = value
@@ -118,7 +153,11 @@ def damaged(data: bytes, damage: list[tuple[int, bytes]]) -> bytes:
 def files(root: Path) -> dict[str, bytes | str]:
     """What lies below a folder, apart from the output of commands."""
     return {
-        str(path): path.read_bytes() if path.is_file() else "link" if path.is_symlink() else "folder or pipe"
+        str(path): path.read_bytes()
+        if path.is_file()
+        else "link"
+        if path.is_symlink()
+        else "folder or pipe"
         for path in root.rglob("*")
         if "out" not in path.relative_to(root).parts
     }

@@ -31,7 +31,10 @@ def main() -> int:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="boxseg-kills-"))
     faults = kill_runs(folder, options.kills, seed=options.seed)
-    print("\n".join(faults) or "no wrong end, no hang, MLflow has every run once and as its folder says")
+    print(
+        "\n".join(faults)
+        or "no wrong end, no hang, MLflow has every run once and as its folder says"
+    )
     if faults:
         print(f"kept in {folder}")
         return 1
@@ -55,13 +58,20 @@ def kill_runs(folder: Path, wanted: int, *, seed: int) -> list[str]:
             return [f"seed {seed}, {moments}: {error}"]
         wrong = drills.differences(story.folder, calm.folder)
         if set(story.codes) != {0} or wrong:
-            return [f"seed {seed}, {moments}: {story.folder.name} ended with {story.codes}", *wrong]
+            return [
+                f"seed {seed}, {moments}: {story.folder.name} ended with {story.codes}",
+                *wrong,
+            ]
         shutil.rmtree(story.folder / "checkpoints")  # hundreds of them take gigabytes
         runs += 1
         kills.update(story.kills)
         longest_s = max(longest_s, story.longest_s)
         print(f"{kills.total()} kills of {runs} runs", file=sys.stderr)
-    lines = ["| killed in | times |", "|---|---|", *(f"| {phase} | {kills[phase]} |" for phase in drills.PHASES)]
+    lines = [
+        "| killed in | times |",
+        "|---|---|",
+        *(f"| {phase} | {kills[phase]} |" for phase in drills.PHASES),
+    ]
     lines += [f"| together | {kills.total()}, of {runs} runs |"]
     lines += [f"| longest time of a command that ended by itself [s] | {longest_s:.0f} |"]
     lines += [f"| time of all [s] | {time.monotonic() - began:.0f} |"]

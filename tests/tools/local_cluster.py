@@ -22,7 +22,8 @@ from orchestration.execute.session import ENVIRONMENT
 ROOT = Path(__file__).parents[2]
 HIDDEN = (
     *("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"),
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",  # left by an embedded Ray of the same process: nodes would share 127.0.0.1
+    # left by an embedded Ray of the same process: nodes would share 127.0.0.1
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
 )
 """What a user's environment shall not bring along."""
 
@@ -59,8 +60,10 @@ class LocalCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
             "RAY_health_check_period_ms": "1000",  # a node that was killed is missed after seconds
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # and a head, which nodes and drivers do not survive
-            "RAY_worker_niceness": "0",  # Ray gives its workers 15: beside other work they would starve
+            # and a head, which nodes and drivers do not survive
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+            # Ray gives its workers 15: beside other work they would starve
+            "RAY_worker_niceness": "0",
         }
 
     def start_head(self) -> None:
@@ -70,9 +73,15 @@ class LocalCluster:
         self._start("head", *options.split(), f"--ray-client-server-port={client}")
         wait_for(lambda: answers(dashboard), what="the dashboard")
 
-    def add_node(self, name: str, *, cpus: int = 1, instead_of_storage: Path | None = None) -> None:
+    def add_node(
+        self, name: str, *, cpus: int = 1, instead_of_storage: Path | None = None
+    ) -> None:
         """Start one more node; it may see another folder where the others see the storage."""
-        before = None if instead_of_storage is None else ["mount", "--bind", str(instead_of_storage), str(self.storage)]
+        before = (
+            None
+            if instead_of_storage is None
+            else ["mount", "--bind", str(instead_of_storage), str(self.storage)]
+        )
         self._start(name, f"--address={self.address}", f"--num-cpus={cpus}", before=before)
         log = self.folder / f"{name}.log"
         wait_for(lambda: "Ray runtime started" in log.read_text(), what=f"node {name}")
@@ -86,7 +95,8 @@ class LocalCluster:
         """SIGKILL to every process of a node at once."""
         every = self.processes(name)
         process = self._started.pop(name)
-        for signalled in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that none sees another one's end
+        # stopped first, so that none sees another one's end
+        for signalled in (signal.SIGSTOP, signal.SIGKILL):
             for each in every:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.send_signal(signalled)
@@ -94,10 +104,24 @@ class LocalCluster:
 
     def announce_end(self, node_id: str) -> None:
         """Ray's notice that a node will be taken away in a minute."""
-        command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", self.address]
-        command += ["--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            "drain-node",
+            "--address",
+            self.address,
+        ]
+        command += [
+            "--node-id",
+            node_id,
+            "--reason",
+            "DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message",
+            "a test",
+        ]
         environment = self.environment | {"RAY_AUTH_MODE": "token"}
-        subprocess.run([*command, "--deadline-remaining-seconds", "60"], env=environment, check=True)
+        subprocess.run(
+            [*command, "--deadline-remaining-seconds", "60"], env=environment, check=True
+        )
 
     def close(self) -> None:
         """End all nodes."""
@@ -105,14 +129,29 @@ class LocalCluster:
             self.kill(name)
 
     def _start(self, name: str, *options: str, before: list[str] | None = None) -> None:
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *options]
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            *options,
+        ]
         command += ["--object-store-memory=100000000", f"--temp-dir={self.folder / name}"]
-        command += [f"--dashboard-agent-listen-port={free_port()}"]  # nodes of one machine cannot share the usual one
+        # nodes of one machine cannot share the usual one
+        command += [f"--dashboard-agent-listen-port={free_port()}"]
         if before is not None:
-            command = ["unshare", "--mount", "sh", "-c", f"{shlex.join(before)} && exec {shlex.join(command)}"]
+            command = [
+                "unshare",
+                "--mount",
+                "sh",
+                "-c",
+                f"{shlex.join(before)} && exec {shlex.join(command)}",
+            ]
         with (self.folder / f"{name}.log").open("w") as log:
             environment = self.environment | {"RAY_AUTH_MODE": "token"}
-            self._started[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            self._started[name] = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log
+            )
 
 
 @contextlib.contextmanager
@@ -130,7 +169,12 @@ def can_hide_folders() -> bool:
     """Whether this user may give a process another view of the disk."""
     if shutil.which("unshare") is None:
         return False
-    return subprocess.run(["unshare", "--mount", "mount", "--bind", "/", "/mnt"], capture_output=True).returncode == 0
+    return (
+        subprocess.run(
+            ["unshare", "--mount", "mount", "--bind", "/", "/mnt"], capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 def free_port() -> int:
@@ -147,7 +191,11 @@ def answers(port: int) -> bool:
 
 
 def wait_for(
-    condition: Callable[[], object], *, what: str, seconds: float = 120, driver: subprocess.Popen[bytes] | None = None
+    condition: Callable[[], object],
+    *,
+    what: str,
+    seconds: float = 120,
+    driver: subprocess.Popen[bytes] | None = None,
 ) -> None:
     """Wait until something is the case.
 

@@ -32,10 +32,14 @@ def postgres() -> Iterator[str]:
     control = [*prefix, str(programs[-1] / "pg_ctl"), "-D", str(place / "data"), "-w"]
     settings = f"-p {port} -h 127.0.0.1 -k {place} -c fsync=off"
     try:
-        subprocess.run([*control, "initdb", "-o", "--auth=trust"], check=True, capture_output=True, cwd="/")
+        subprocess.run(
+            [*control, "initdb", "-o", "--auth=trust"], check=True, capture_output=True, cwd="/"
+        )
         start = [*control, "start", "-o", settings, "-l", str(place / "log")]
         subprocess.run(start, check=True, stdout=subprocess.DEVNULL, cwd="/")
         yield f"postgresql://{user}@127.0.0.1:{port}/postgres"
     finally:
-        subprocess.run([*control, "stop", "-m", "immediate"], capture_output=True, cwd="/", check=False)
+        subprocess.run(
+            [*control, "stop", "-m", "immediate"], capture_output=True, cwd="/", check=False
+        )
         shutil.rmtree(place)

@@ -80,7 +80,8 @@ class RealDisk:
         """
         if names_kept:
             with (self.path / ".journal").open("wb") as file:
-                os.fsync(file.fileno())  # commits the names of all files, and the content of this one alone
+                # commits the names of all files, and the content of this one alone
+                os.fsync(file.fileno())
         folder = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.ioctl(folder, SHUTDOWN_IOCTL, struct.pack("I", NO_LOG_FLUSH))
@@ -100,7 +101,9 @@ def mounted_tmpfs(path: Path, *, bytes_: int, inodes: int = 0) -> Iterator[RealD
 
 
 @contextlib.contextmanager
-def mounted_ext4(path: Path, *, bytes_: int = 32 * MEGABYTE, inodes: int | None = None) -> Iterator[RealDisk]:
+def mounted_ext4(
+    path: Path, *, bytes_: int = 32 * MEGABYTE, inodes: int | None = None
+) -> Iterator[RealDisk]:
     """An ext4 on a loop device, its image beside `path`; it writes nothing by itself for minutes.
 
     Without `auto_da_alloc`, as on file systems that do not repair what programs forget to sync.
@@ -108,7 +111,15 @@ def mounted_ext4(path: Path, *, bytes_: int = 32 * MEGABYTE, inodes: int | None 
     image = path.with_name(f"{path.name}.img")
     with image.open("wb") as file:
         file.truncate(bytes_)
-    _run("mkfs.ext4", "-q", "-F", "-m", "0", *([] if inodes is None else ["-N", str(inodes)]), str(image))
+    _run(
+        "mkfs.ext4",
+        "-q",
+        "-F",
+        "-m",
+        "0",
+        *([] if inodes is None else ["-N", str(inodes)]),
+        str(image),
+    )
     options = "loop,noauto_da_alloc,commit=600,errors=remount-ro"
     try:
         with _mounted(RealDisk(path, ("-t", "ext4", "-o", options, str(image)))) as disk:
@@ -124,7 +135,10 @@ def why_no_mounts() -> str | None:
         return "only root may mount disks"
     with tempfile.TemporaryDirectory() as folder:
         try:
-            with mounted_tmpfs(Path(folder, "memory"), bytes_=MEGABYTE), mounted_ext4(Path(folder, "disk")) as disk:
+            with (
+                mounted_tmpfs(Path(folder, "memory"), bytes_=MEGABYTE),
+                mounted_ext4(Path(folder, "disk")) as disk,
+            ):
                 disk.cut_power()
         except (OSError, subprocess.CalledProcessError) as error:
             told = getattr(error, "stderr", "") or str(error)

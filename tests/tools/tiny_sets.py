@@ -62,11 +62,15 @@ def without_masks(source: CocoSource, path: Path) -> CocoSource:
     return CocoSource(images=source.images, annotations=path)
 
 
-def _draw(rng: np.random.Generator, kind: Kind) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
+def _draw(
+    rng: np.random.Generator, kind: Kind
+) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
     side = kind.side
     rows, columns = np.mgrid[0:side, 0:side] + 0.5
     taken = np.zeros((side, side), dtype=bool)
-    background, noise = (rng.uniform(8, 14), 1.5) if kind.dark else (rng.uniform(60, 200, size=3), 8.0)
+    background, noise = (
+        (rng.uniform(8, 14), 1.5) if kind.dark else (rng.uniform(60, 200, size=3), 8.0)
+    )
     picture = np.zeros((side, side, 3)) + background
     masks = []
     for _ in range(20 * kind.objects):

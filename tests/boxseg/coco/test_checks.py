@@ -48,7 +48,8 @@ def test_a_message_names_place_value_rule_and_way_out(content, write_source):
     source = write_source(content)
     fault = only_fault(source)
     expected = (
-        f"{source.annotations}: annotation 2 has width 0; boxes need a positive width (fix or remove it in the file)"
+        f"{source.annotations}: annotation 2 has width 0; "
+        "boxes need a positive width (fix or remove it in the file)"
     )
     assert str(fault) == expected
     assert (fault.annotation_id, fault.image_id) == (2, 20)
@@ -91,11 +92,41 @@ def test_boxes_of_crowds_are_not_looked_at(content, write_source):
 @pytest.mark.parametrize(
     ("group", "index", "key", "value", "found"),
     [
-        ("annotations", 1, "id", 1, "annotation 1 occurs 2 times; every entry of a list needs its own id"),
-        ("annotations", 0, "image_id", 99, "annotation 1 names image 99, which the file does not list"),
-        ("annotations", 0, "category_id", 5, "category id 5, which the file does not list; known ids are 3, 7"),
-        ("annotations", 0, "category_id", "cat", "annotation 1 has category_id 'cat'; COCO wants a whole number"),
-        ("annotations", 0, "id", None, "annotations[0] has id None; COCO wants a whole number there"),
+        (
+            "annotations",
+            1,
+            "id",
+            1,
+            "annotation 1 occurs 2 times; every entry of a list needs its own id",
+        ),
+        (
+            "annotations",
+            0,
+            "image_id",
+            99,
+            "annotation 1 names image 99, which the file does not list",
+        ),
+        (
+            "annotations",
+            0,
+            "category_id",
+            5,
+            "category id 5, which the file does not list; known ids are 3, 7",
+        ),
+        (
+            "annotations",
+            0,
+            "category_id",
+            "cat",
+            "annotation 1 has category_id 'cat'; COCO wants a whole number",
+        ),
+        (
+            "annotations",
+            0,
+            "id",
+            None,
+            "annotations[0] has id None; COCO wants a whole number there",
+        ),
         ("categories", 0, "id", 3, "category id 3 occurs 2 times"),
         ("images", 0, "width", 0, "image 10 has width 0; images have a positive size"),
         ("images", 0, "file_name", 5, "image 10 has file_name 5; COCO wants a text there"),
@@ -110,12 +141,16 @@ def test_bad_entries_are_faults(content, write_source, group, index, key, value,
 
 def test_duplicate_image_ids_are_faults(content, write_source):
     content["images"][1] = {"id": 10, "file_name": "b.png", "width": 60, "height": 40}
-    assert any("image 10 occurs 2 times; every entry" in text for text in texts(write_source(content)))
+    assert any(
+        "image 10 occurs 2 times; every entry" in text for text in texts(write_source(content))
+    )
 
 
 def test_a_missing_key_is_named(content, write_source):
     del content["annotations"][0]["bbox"]
-    assert "annotation 1 has no `bbox`; a bbox is the four numbers" in str(only_fault(write_source(content)))
+    assert "annotation 1 has no `bbox`; a bbox is the four numbers" in str(
+        only_fault(write_source(content))
+    )
 
 
 def test_every_fault_is_found_not_only_the_first(content, write_source):
@@ -128,7 +163,9 @@ def test_every_fault_is_found_not_only_the_first(content, write_source):
 
 def test_a_missing_annotation_file_is_a_fault(tmp_path):
     source = CocoSource(images=tmp_path, annotations=tmp_path / "no.json")
-    assert "no.json: does not exist; a data source needs its COCO annotation file" in str(only_fault(source))
+    assert "no.json: does not exist; a data source needs its COCO annotation file" in str(
+        only_fault(source)
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +175,10 @@ def test_a_missing_annotation_file_is_a_fault(tmp_path):
         ("", "is not JSON"),
         ("[1]", "holds a list"),
         ('{"images": [], "categories": []}', "has no list `annotations`"),
-        ('{"images": [1], "annotations": [], "categories": []}', "images[0] is 1; entries are objects"),
+        (
+            '{"images": [1], "annotations": [], "categories": []}',
+            "images[0] is 1; entries are objects",
+        ),
     ],
 )
 def test_a_file_that_is_no_coco_file_is_a_fault(tmp_path, text, found):
@@ -148,13 +188,17 @@ def test_a_file_that_is_no_coco_file_is_a_fault(tmp_path, text, found):
 
 def test_a_file_of_binary_rubbish_is_a_fault(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\x89PNG\xff\xfe\x00")
-    assert "is not JSON" in str(only_fault(CocoSource(images=tmp_path, annotations=tmp_path / "a.json")))
+    assert "is not JSON" in str(
+        only_fault(CocoSource(images=tmp_path, annotations=tmp_path / "a.json"))
+    )
 
 
 def test_nothing_to_train_on_or_to_evaluate_is_a_fault(content, write_source):
     content["annotations"] = content["annotations"][3:]  # only the crowd
     source = write_source(content)
-    assert "has no boxes that are not crowds; training needs at least one" in str(only_fault(source))
+    assert "has no boxes that are not crowds; training needs at least one" in str(
+        only_fault(source)
+    )
     assert "evaluation needs at least one" in texts(source, training=False)[0]
 
 
@@ -172,7 +216,9 @@ def test_missing_masks_are_a_hint_for_evaluation_and_nothing_for_training(conten
 
 
 @pytest.mark.parametrize(("drawn", "warned"), [(0, False), (1, True)])
-def test_training_warns_of_missing_masks_only_where_some_are_drawn(content, write_source, caplog, drawn, warned):
+def test_training_warns_of_missing_masks_only_where_some_are_drawn(
+    content, write_source, caplog, drawn, warned
+):
     for annotation in content["annotations"][:drawn]:
         x, y, width, height = annotation["bbox"]
         annotation["segmentation"] = [[x, y, x + width, y, x + width / 2, y + height]]
@@ -198,7 +244,9 @@ def test_a_missing_image_is_a_fault(content, write_source):
 def test_an_image_of_another_size_is_a_fault(content, write_source):
     source = write_source(content)
     Image.new("RGB", (61, 40)).save(source.images / "a.png")
-    assert "image 10 is 61 x 40 px, but the annotation file says 60 x 40" in str(only_fault(source))
+    assert "image 10 is 61 x 40 px, but the annotation file says 60 x 40" in str(
+        only_fault(source)
+    )
 
 
 def test_a_size_mismatch_by_exif_rotation_says_so(content, write_source):
@@ -245,7 +293,9 @@ def test_damage_in_the_middle_is_found_by_decoding(content, write_source):
     assert "cannot be read" in str(only_fault(source, decode=True))
 
 
-@pytest.mark.parametrize("name", ["../a.png", "x/../../a.png", "/etc/passwd", "..\\a.png", "C:\\a.png", "\\a.png", ""])
+@pytest.mark.parametrize(
+    "name", ["../a.png", "x/../../a.png", "/etc/passwd", "..\\a.png", "C:\\a.png", "\\a.png", ""]
+)
 def test_file_names_must_stay_inside_the_image_folder(content, write_source, name):
     source = write_source(content)
     content["images"][0]["file_name"] = name
@@ -260,7 +310,8 @@ def test_ordinary_file_names_are_inside(name):
 
 def test_require_usable_gives_the_number_and_the_first_few(content, write_source):
     content["annotations"] = [
-        {"id": i, "image_id": 10, "category_id": 3, "bbox": [0, 0, 0, 1], "iscrowd": 0} for i in range(1, 9)
+        {"id": i, "image_id": 10, "category_id": 3, "bbox": [0, 0, 0, 1], "iscrowd": 0}
+        for i in range(1, 9)
     ]
     source = write_source(content)
     with pytest.raises(DataError) as caught:
@@ -284,7 +335,14 @@ def test_a_hundred_thousand_annotations_take_a_few_seconds(content, write_source
     source = write_source(content)
     polygon = [[1.0, 2.0] * 30]
     content["annotations"] = [
-        {"id": i, "image_id": 10, "category_id": 3, "bbox": [1, 1, 9, 9], "iscrowd": 0, "segmentation": polygon}
+        {
+            "id": i,
+            "image_id": 10,
+            "category_id": 3,
+            "bbox": [1, 1, 9, 9],
+            "iscrowd": 0,
+            "segmentation": polygon,
+        }
         for i in range(100_000)
     ]
     source.annotations.write_text(json.dumps(content))
@@ -308,9 +366,17 @@ def test_checks_need_no_torch():
         ([[1, 1, 1e9, 1, 1, 5]], "a polygon with the coordinate 1e+09"),
     ],
 )
-def test_masks_that_cannot_be_decoded_are_faults_of_an_evaluation_set_only(tmp_path, segmentation, expected):
+def test_masks_that_cannot_be_decoded_are_faults_of_an_evaluation_set_only(
+    tmp_path, segmentation, expected
+):
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
-    annotation = {"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "segmentation": segmentation}
+    annotation = {
+        "id": 7,
+        "image_id": 1,
+        "category_id": 1,
+        "bbox": [1, 1, 5, 5],
+        "segmentation": segmentation,
+    }
     content = {
         "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 10}],
         "annotations": [annotation],
@@ -328,7 +394,9 @@ def test_masks_that_cannot_be_decoded_are_faults_of_an_evaluation_set_only(tmp_p
 def test_masks_to_train_with_must_be_there_and_sound(content, write_source):
     (fault,) = check_source(write_source(content), training=True, use_masks=True)
     assert fault.fatal
-    assert "has no mask for 3 of 3 annotations; data.use_masks: where_present needs some" in str(fault)
+    assert "has no mask for 3 of 3 annotations; data.use_masks: where_present needs some" in str(
+        fault
+    )
     content["annotations"][0]["segmentation"] = {"size": [4, 4], "counts": [16]}
     (hint, broken) = check_source(write_source(content), training=True, use_masks=True)
     assert not hint.fatal
@@ -336,7 +404,9 @@ def test_masks_to_train_with_must_be_there_and_sound(content, write_source):
     assert "has a mask of 4 x 4 px" in str(broken)
 
 
-def test_of_many_faults_of_a_kind_the_first_ten_are_listed_and_the_rest_counted(content, write_source):
+def test_of_many_faults_of_a_kind_the_first_ten_are_listed_and_the_rest_counted(
+    content, write_source
+):
     source = write_source(content)
     content["annotations"] = [{}] * 100_000
     source.annotations.write_text(json.dumps(content))
@@ -354,7 +424,8 @@ def test_each_kind_of_fault_is_listed_by_itself(content, write_source):
     source = write_source(content)
     boxes = [[0, 0, 0, 1]] * 30 + [[0, 0, 1, 0]] * 3 + [[50, 0, 30, 1]] * 12
     content["annotations"] = [
-        {"id": i, "image_id": (10, 20)[i % 2], "category_id": 3, "bbox": bbox} for i, bbox in enumerate(boxes)
+        {"id": i, "image_id": (10, 20)[i % 2], "category_id": 3, "bbox": bbox}
+        for i, bbox in enumerate(boxes)
     ]
     source.annotations.write_text(json.dumps(content))
     found = [(fault.rule, fault.more) for fault in check_source(source, training=True)]
@@ -369,7 +440,9 @@ def test_an_image_of_more_pixels_than_are_opened_is_a_fault(content, write_sourc
     source = write_source(content)
     content["images"][0] |= {"width": 65_535, "height": 65_535}
     source.annotations.write_text(json.dumps(content))
-    assert "image 10 has 65535 x 65535 px; images have 178956970 px at most" in str(only_fault(source))
+    assert "image 10 has 65535 x 65535 px; images have 178956970 px at most" in str(
+        only_fault(source)
+    )
 
 
 def test_floats_as_pixels_are_a_fault(content, write_source):

@@ -62,10 +62,16 @@ def test_an_image_named_like_the_folder_of_another_stays_alone(content, write_so
     (tmp_path / "images/deep").write_bytes((tmp_path / "images/a.png").read_bytes())
     text = json.loads(source.annotations.read_text())
     size = {"width": text["images"][0]["width"], "height": text["images"][0]["height"]}
-    text["images"] += [{"id": 90, "file_name": "deep", **size}, {"id": 91, "file_name": "deep/a.png", **size}]
+    text["images"] += [
+        {"id": 90, "file_name": "deep", **size},
+        {"id": 91, "file_name": "deep/a.png", **size},
+    ]
     source.annotations.write_text(json.dumps(text))
     _, copy = fixed(source, tmp_path / "out")
-    assert [each["id"] for each in copy["images"]] == [*(each["id"] for each in content["images"]), 90]
+    assert [each["id"] for each in copy["images"]] == [
+        *(each["id"] for each in content["images"]),
+        90,
+    ]
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "MPO", "WEBP"])
@@ -75,7 +81,9 @@ def test_an_image_listed_as_exif_shows_it_is_stored_rotated_in_its_own_format(
 ):
     content["images"][0]["file_name"] = name
     (tmp_path / "images").mkdir()
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40), dtype=np.uint8)).convert("RGB")
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (60, 40), dtype=np.uint8)
+    ).convert("RGB")
     exif = picture.getexif()
     exif[0x0112] = 6
     path, copied = tmp_path / "images" / name, tmp_path / "out/images" / name
@@ -85,8 +93,11 @@ def test_an_image_listed_as_exif_shows_it_is_stored_rotated_in_its_own_format(
     assert sum(done.values()) == 1
     with Image.open(path) as before, Image.open(copied) as after:
         assert after.size == (60, 40)
-        assert (before.format, after.format) == (form, "JPEG" if form == "MPO" else form)  # the first picture alone
-        turned = np.asarray(before.convert("RGB").transpose(Image.Transpose.ROTATE_270)).astype(int)
+        # the first picture alone
+        assert (before.format, after.format) == (form, "JPEG" if form == "MPO" else form)
+        turned = np.asarray(before.convert("RGB").transpose(Image.Transpose.ROTATE_270)).astype(
+            int
+        )
         assert np.abs(np.asarray(after.convert("RGB")) - turned).mean() < 3
 
 

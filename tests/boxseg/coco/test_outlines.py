@@ -60,4 +60,7 @@ def test_run_lengths_are_those_of_pycocotools(size, share):
     for _ in range(20):
         mask = rng.random(size) < share
         encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-        assert encode_rle(mask) == {"size": list(size), "counts": encoded["counts"].decode("ascii")}
+        assert encode_rle(mask) == {
+            "size": list(size),
+            "counts": encoded["counts"].decode("ascii"),
+        }

@@ -19,7 +19,9 @@ def test_compressed_run_lengths_give_what_pycocotools_gives():
         encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
         as_text = {"size": list(mask.shape), "counts": encoded["counts"].decode()}
         assert np.array_equal(decode_segmentation(encoded, mask.shape), mask)
-        assert np.array_equal(decode_segmentation(json.loads(json.dumps(as_text)), mask.shape), mask)
+        assert np.array_equal(
+            decode_segmentation(json.loads(json.dumps(as_text)), mask.shape), mask
+        )
 
 
 def test_a_polygon_may_reach_beyond_its_image():
@@ -51,7 +53,10 @@ POLYGON = [1, 1, 7, 1, 7, 5]
         ({"size": [8.5, 12], "counts": "P3"}, "a mask of 12 x 8.5 px"),
         ({"size": [2**31, 2**31], "counts": "0"}, "a mask of 2147483648 x 2147483648 px"),
         ({"size": [8, 12], "counts": [1000, 5]}, "add up to 1005 for a mask of 12 x 8 px"),
-        ({"size": [8, 12], "counts": [2**62, 2**62, 2**62, 2**62, 96]}, "add up to 18446744073709551712"),
+        (
+            {"size": [8, 12], "counts": [2**62, 2**62, 2**62, 2**62, 96]},
+            "add up to 18446744073709551712",
+        ),
         ({"size": [8, 12], "counts": "00000"}, "add up to 0 for"),
         ({"size": [8, 12], "counts": [101, -5]}, "malformed run lengths [101, -5]"),
         ({"size": [8, 12], "counts": [95.5, 0.5]}, "malformed run lengths [95.5"),

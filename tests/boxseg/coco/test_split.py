@@ -22,13 +22,25 @@ def write(tmp_path):
 def videos():
     """Forty images in eight videos and four folders, a box and a mask each; ids have gaps."""
     images = [
-        {"id": 3 * n, "file_name": f"f{n % 4}/{n}.png", "width": 9, "height": 9, "video": n % 8} for n in range(40)
-    ]
-    annotations = [
-        {"id": 5 * n, "image_id": 3 * n, "category_id": 2, "bbox": [1, 1, 4, 4], "segmentation": [[1, 1, 5, 1, 5, 5]]}
+        {"id": 3 * n, "file_name": f"f{n % 4}/{n}.png", "width": 9, "height": 9, "video": n % 8}
         for n in range(40)
     ]
-    return {"info": {"by": "us"}, "images": images, "annotations": annotations, "categories": [{"id": 2, "name": "a"}]}
+    annotations = [
+        {
+            "id": 5 * n,
+            "image_id": 3 * n,
+            "category_id": 2,
+            "bbox": [1, 1, 4, 4],
+            "segmentation": [[1, 1, 5, 1, 5, 5]],
+        }
+        for n in range(40)
+    ]
+    return {
+        "info": {"by": "us"},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 2, "name": "a"}],
+    }
 
 
 def ids(part):
@@ -38,7 +50,11 @@ def ids(part):
 @pytest.mark.parametrize("group", ["video", "folder"])
 def test_groups_stay_together_and_nothing_is_lost(write, videos, group):
     parts = split_coco(write(videos), val=0.25, group=group)
-    name_of = (lambda image: image["file_name"][:2]) if group == "folder" else (lambda image: image["video"])
+    name_of = (
+        (lambda image: image["file_name"][:2])
+        if group == "folder"
+        else (lambda image: image["video"])
+    )
     groups = {name: {name_of(image) for image in part["images"]} for name, part in parts.items()}
     assert not groups["train"] & groups["val"]
     assert len(parts["val"]["images"]) == 10
@@ -58,7 +74,9 @@ def test_the_order_of_the_file_does_not_matter_and_the_seed_does(write, videos):
 
 
 def test_a_file_that_is_listed_twice_is_on_one_side(write, videos):
-    videos["images"] = [image | {"file_name": f"{image['id'] % 2}.png"} for image in videos["images"]]
+    videos["images"] = [
+        image | {"file_name": f"{image['id'] % 2}.png"} for image in videos["images"]
+    ]
     parts = split_coco(write(videos), val=0.5)
     names = [{image["file_name"] for image in part["images"]} for part in parts.values()]
     assert sorted(map(sorted, names)) == [["0.png"], ["1.png"]]
@@ -70,7 +88,8 @@ def test_neither_part_is_without_images(write, videos, val):
 
 
 def test_a_group_larger_than_its_share_goes_if_there_is_no_smaller_one(write, videos):
-    videos["images"] = [image | {"video": int(image["id"] < 45)} for image in videos["images"]]  # 15 and 25 images
+    # 15 and 25 images
+    videos["images"] = [image | {"video": int(image["id"] < 45)} for image in videos["images"]]
     assert len(split_coco(write(videos), val=0.1, group="video")["val"]["images"]) == 15
 
 
@@ -80,10 +99,30 @@ def test_a_group_larger_than_its_share_goes_if_there_is_no_smaller_one(write, vi
         (lambda c: None, {"val": 1.0}, ConfigError, "--val 1"),
         (lambda c: None, {"val": float("nan")}, ConfigError, "--val nan"),
         (lambda c: None, {"group": "colour"}, ConfigError, "file_name, height, id, video, width"),
-        (lambda c: c["images"][4].pop("video"), {"group": "video"}, ConfigError, "image 12 .* has no such field"),
-        (lambda c: c.update(images=c["images"][:1], annotations=[]), {}, DataError, "1 images in 1 groups"),
-        (lambda c: c["annotations"][3].update(image_id=1), {}, DataError, "annotation 15 names image 1"),
-        (lambda c: c["annotations"][3].update(category_id=1), {}, DataError, "annotation 15 has category id 1, which"),
+        (
+            lambda c: c["images"][4].pop("video"),
+            {"group": "video"},
+            ConfigError,
+            "image 12 .* has no such field",
+        ),
+        (
+            lambda c: c.update(images=c["images"][:1], annotations=[]),
+            {},
+            DataError,
+            "1 images in 1 groups",
+        ),
+        (
+            lambda c: c["annotations"][3].update(image_id=1),
+            {},
+            DataError,
+            "annotation 15 names image 1",
+        ),
+        (
+            lambda c: c["annotations"][3].update(category_id=1),
+            {},
+            DataError,
+            "annotation 15 has category id 1, which",
+        ),
         (lambda c: c["images"][1].update(id=0), {}, DataError, "occurs 2 times"),
         (lambda c: c["images"][1].pop("file_name"), {}, DataError, "has no `file_name`"),
     ],

@@ -26,6 +26,8 @@ def test_timm_without_a_name_is_refused():
 
 def test_names_are_checked_without_torch():
     code = (
-        "import sys, boxseg.config.backbones as n; n.check_backbone_name('timm/any'); assert 'torch' not in sys.modules"
+        "import sys, boxseg.config.backbones as n; "
+        "n.check_backbone_name('timm/any'); "
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

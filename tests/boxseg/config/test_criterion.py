@@ -10,7 +10,9 @@ LARGER, SMALLER = Criterion("val/box_ap"), Criterion("health/mask_fill", "min")
 
 
 def test_the_metric_and_its_direction_decide_and_nothing_else_does():
-    assert LARGER.better({"val/box_ap": 0.2, "val/mask_ap": 0.1}, than={"val/box_ap": 0.1, "val/mask_ap": 0.9})
+    assert LARGER.better(
+        {"val/box_ap": 0.2, "val/mask_ap": 0.1}, than={"val/box_ap": 0.1, "val/mask_ap": 0.9}
+    )
     assert not LARGER.better({"val/box_ap": 0.1}, than={"val/box_ap": 0.2})
     assert SMALLER.better({"health/mask_fill": 0.1}, than={"health/mask_fill": 0.2})
     assert not SMALLER.better({"health/mask_fill": 0.2}, than={"health/mask_fill": 0.1})
@@ -34,5 +36,7 @@ def test_a_value_that_is_absent_or_not_finite_never_wins(criterion, value):
 def test_box_ap_decides_in_a_single_run_only_where_masks_are_not_drawn():
     assert MASK_AP.better({"val/box_ap": 0.2}, than={"val/box_ap": 0.1})
     assert not MASK_AP.better({"val/box_ap": 0.9}, than={"val/mask_ap": 0.1, "val/box_ap": 0.1})
-    assert MASK_AP.better({"val/mask_ap": 0.2, "val/box_ap": 0.1}, than={"val/mask_ap": 0.1, "val/box_ap": 0.9})
+    assert MASK_AP.better(
+        {"val/mask_ap": 0.2, "val/box_ap": 0.1}, than={"val/mask_ap": 0.1, "val/box_ap": 0.9}
+    )
     assert MASK_AP.value({"val/box_ap": 0.2}) == 0.2

@@ -27,18 +27,26 @@ def test_presets_list_only_what_they_change():
     for preset in (RELEASED, *METHODS.values()):
         for group, values in preset.items():
             default = getattr(BoxSegConfig(), group)
-            assert {name: getattr(default, name) for name in values}.items().isdisjoint(values.items()), group
+            assert {name: getattr(default, name) for name in values}.items().isdisjoint(
+                values.items()
+            ), group
 
 
 def test_profile_official_is_the_released_code():
     official = BoxSegConfig(profile="official")
-    assert (official.qam.fusion, official.pc.p_start, official.boxinst.bottom_px) == ("vote", 1.0, 10)
+    assert (official.qam.fusion, official.pc.p_start, official.boxinst.bottom_px) == (
+        "vote",
+        1.0,
+        10,
+    )
     assert (BoxSegConfig().qam.fusion, BoxSegConfig().boxinst.bottom_px) == ("weighted", 0)
     assert (official.data.strong, BoxSegConfig().data.strong) == ("strong", "weak")
 
 
 def test_explicit_settings_win_over_method_and_profile():
-    config = BoxSegConfig.model_validate({"method": "boxteacher", "pc": {"on": True}, "qam": {"fusion": "vote"}})
+    config = BoxSegConfig.model_validate(
+        {"method": "boxteacher", "pc": {"on": True}, "qam": {"fusion": "vote"}}
+    )
     assert config.pc.on
     assert config.teacher.with_nms
     assert config.qam.fusion == "vote"
@@ -52,9 +60,19 @@ def test_presets_leave_the_given_values_unchanged():
 
 def test_runs_from_before_may_name_settings_that_are_gone_and_were_off():
     gone = {"dynamic_thr": False, "k_full": None, "dyn_start": 0.1, "refined_quality": True}
-    values = {"model": {"init_checkpoint": None}, "teacher": {"eval_mode": False}, "qam": {"k_top": 7, **gone}}
-    assert BoxSegConfig.model_validate(values) == BoxSegConfig.model_validate({"qam": {"k_top": 7}})
-    for still_on in ({"dynamic_thr": True, "k_full": None}, {"dyn_start": 0.1}, {"refined_quality": False}):
+    values = {
+        "model": {"init_checkpoint": None},
+        "teacher": {"eval_mode": False},
+        "qam": {"k_top": 7, **gone},
+    }
+    assert BoxSegConfig.model_validate(values) == BoxSegConfig.model_validate(
+        {"qam": {"k_top": 7}}
+    )
+    for still_on in (
+        {"dynamic_thr": True, "k_full": None},
+        {"dyn_start": 0.1},
+        {"refined_quality": False},
+    ):
         with pytest.raises(ValidationError, match="Extra inputs"):
             BoxSegConfig.model_validate({"qam": still_on})
 
@@ -73,10 +91,16 @@ def test_a_warmup_below_one_is_a_share_of_the_steps(value: float, steps: int):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"model": {"backbone": "resnet5"}}, ("resnet5", "did you mean resnet50", "efficientnet_lite0", "timm/NAME")),
+        (
+            {"model": {"backbone": "resnet5"}},
+            ("resnet5", "did you mean resnet50", "efficientnet_lite0", "timm/NAME"),
+        ),
         ({"model": {"backbone": "timm/"}}, ("timm/NAME",)),
         ({"model": {"channels": 20}}, ("20 is not a multiple of 8",)),
-        ({"profile": "official", "model": {"channels": 48}}, ("channels 48", "norm_groups 32", "null")),
+        (
+            {"profile": "official", "model": {"channels": 48}},
+            ("channels 48", "norm_groups 32", "null"),
+        ),
         ({"train": {"image_size": 16}}, ("image_size 16", "32 px")),
         ({"train": {"image_size": [640, 1400]}}, ("1400", "max_size 1333")),
         ({"train": {"image_size": []}}, ("image_size",)),
@@ -91,19 +115,34 @@ def test_a_warmup_below_one_is_a_share_of_the_steps(value: float, steps: int):
         ({"fcos": {"sizes": [64, 128, 128, 512]}}, ("fcos.sizes", "64, 128, 128, 512", "rising")),
         ({"fcos": {"sizes": [0, 128, 256, 512]}}, ("0, 128, 256, 512", "above 0")),
         ({"teacher": {"on": False}}, ("teacher.on", "pc.on")),
-        ({"method": "boxinst", "train": {"evaluate": "teacher"}}, ("train.evaluate", "teacher.on")),
+        (
+            {"method": "boxinst", "train": {"evaluate": "teacher"}},
+            ("train.evaluate", "teacher.on"),
+        ),
         ({"data": {"strong": "none"}}, ("pc.on", "data.strong")),
-        ({"method": "supervised", "data": {"use_masks": "never"}}, ("loss.mask_weight", "data.use_masks")),
-        ({"method": "boxinst", "data": {"use_masks": "where_present"}}, ("data.use_masks", "loss.mask_weight")),
+        (
+            {"method": "supervised", "data": {"use_masks": "never"}},
+            ("loss.mask_weight", "data.use_masks"),
+        ),
+        (
+            {"method": "boxinst", "data": {"use_masks": "where_present"}},
+            ("data.use_masks", "loss.mask_weight"),
+        ),
         ({"profile": ["paper"]}, ("profile",)),
         ({"rcnn": {"regions": 50}}, ("rcnn.regions", "no effect", "condinst")),
         (
-            {"model": {"kind": "mask_rcnn", "tower_convs": 2}, "fcos": {"iou_eps": 1.0}, "cond": {"max_per_image": 8}},
+            {
+                "model": {"kind": "mask_rcnn", "tower_convs": 2},
+                "fcos": {"iou_eps": 1.0},
+                "cond": {"max_per_image": 8},
+            },
             ("model.tower_convs, fcos.iou_eps have no effect", "mask_rcnn"),
         ),
     ],
 )
-def test_impossible_settings_are_refused_with_their_names(values: dict[str, Any], words: tuple[str, ...]):
+def test_impossible_settings_are_refused_with_their_names(
+    values: dict[str, Any], words: tuple[str, ...]
+):
     message = refused(values)
     for word in words:
         assert word in message
@@ -120,7 +159,10 @@ def test_each_network_takes_the_presets_and_its_own_settings():
 
 
 def test_timm_backbones_are_taken_by_name():
-    assert BoxSegConfig.model_validate({"model": {"backbone": "timm/resnet26"}}).model.backbone == "timm/resnet26"
+    assert (
+        BoxSegConfig.model_validate({"model": {"backbone": "timm/resnet26"}}).model.backbone
+        == "timm/resnet26"
+    )
 
 
 def test_settings_of_before_start_from_are_read_where_they_name_no_checkpoint():

@@ -32,7 +32,13 @@ def add(bank, peers, seed=0):
 
 def test_only_instances_that_stay_are_cut_out():
     bank, cut = ClassBank(2), []
-    bank.add([(1, lambda number=number: cut.append(number) or make_peer(label=1)) for number in range(5)], seeded())
+    bank.add(
+        [
+            (1, lambda number=number: cut.append(number) or make_peer(label=1))
+            for number in range(5)
+        ],
+        seeded(),
+    )
     assert cut == [3, 4]
     assert len(bank) == 2
 
@@ -108,7 +114,9 @@ def test_a_bank_survives_a_checkpoint(kind):
     fresh.load_state_dict(torch.load(file, weights_only=True))
     assert len(fresh) == len(bank)
     pairs = zip(bank.draw(None, seeded()), fresh.draw(None, seeded()), strict=True)
-    for before, after in [(one, other) for group in pairs for one, other in zip(*group, strict=True)]:
+    for before, after in [
+        (one, other) for group in pairs for one, other in zip(*group, strict=True)
+    ]:
         assert (before.corner, before.box, before.label, before.quality, before.score) == (
             after.corner,
             after.box,

@@ -52,7 +52,9 @@ def test_boxes_of_the_worked_examples(paste, expected):
 
 
 def test_the_repair_changes_only_the_side_that_the_paste_moved():
-    composition = compose_one((10.4, 10.6, 30.2, 40.9), (slice(0, 96), slice(25, 96)), keep_sides=True)
+    composition = compose_one(
+        (10.4, 10.6, 30.2, 40.9), (slice(0, 96), slice(25, 96)), keep_sides=True
+    )
     assert composition.boxes[0].tolist() == pytest.approx([10.4, 10.6, 25, 40.9])
 
 
@@ -67,11 +69,14 @@ def test_pixels_masks_labels_and_the_pasted_box(stride):
     assert torch.equal(composition.image, expected.expand(3, -1, -1))
     assert not bool((composition.masks[0] & composition.masks[1]).any())
     covered = composition.masks[0].sum() + composition.masks[1].sum()
-    assert int(covered) * stride**2 == pytest.approx(33 * 33 + 40 * 40 - 21 * 17, rel=0.15 if stride == 4 else 0)
+    assert int(covered) * stride**2 == pytest.approx(
+        33 * 33 + 40 * 40 - 21 * 17, rel=0.15 if stride == 4 else 0
+    )
 
 
 def test_an_instance_leaves_if_its_box_moves_and_little_of_its_mask_remains():
-    box, paste = (10.0, 10, 40, 40), (slice(0, 96), slice(20, 96))  # 10 columns of 31 rows stay visible
+    # 10 columns of 31 rows stay visible
+    box, paste = (10.0, 10, 40, 40), (slice(0, 96), slice(20, 96))
     assert compose_one(box, paste, min_area=309).kept.tolist() == [0]
     gone = compose_one(box, paste, min_area=310)
     assert gone.kept.tolist() == []
@@ -82,7 +87,10 @@ def test_an_instance_leaves_if_its_box_moves_and_little_of_its_mask_remains():
 def test_an_instance_without_a_mask_depends_on_its_box():
     empty = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
     assert compose_one((10.0, 10, 40, 40), FAR, mask=empty).kept.tolist() == [0]
-    assert compose_one((10.0, 10, 40, 40), (slice(0, 96), slice(20, 96)), mask=empty).kept.tolist() == []
+    assert (
+        compose_one((10.0, 10, 40, 40), (slice(0, 96), slice(20, 96)), mask=empty).kept.tolist()
+        == []
+    )
 
 
 def test_a_covered_small_box_near_the_origin_stays_in_the_reference_and_leaves_in_the_repair():
@@ -96,7 +104,9 @@ def test_a_covered_small_box_near_the_origin_stays_in_the_reference_and_leaves_i
 def test_a_box_that_was_thin_before_the_paste_is_no_sliver_of_it():
     thin = (10.2, 10.0, 10.8, 40.0)
     assert compose_one(thin, FAR, keep_sides=True, drop_slivers=True).kept.tolist() == [0]
-    half = compose_one((10.6, 10.0, 40.0, 40.0), (slice(0, 96), slice(11, 96)), keep_sides=True, box_shift_px=99)
+    half = compose_one(
+        (10.6, 10.0, 40.0, 40.0), (slice(0, 96), slice(11, 96)), keep_sides=True, box_shift_px=99
+    )
     assert half.boxes[0, ::2].tolist() == pytest.approx([10.6, 11])
     gone = compose_one(
         (10.6, 10.0, 40.0, 40.0),

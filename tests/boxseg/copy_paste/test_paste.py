@@ -37,7 +37,9 @@ def seeded(seed=0):
 def make_batch(boxes, labels, *, size=64, quality=0.9, seed=0):
     """Images of noise whose pseudo masks fill the middle of their boxes."""
     images = len(boxes)
-    pixels = torch.randint(0, 256, (2, images, 3, size, size), generator=seeded(seed), dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (2, images, 3, size, size), generator=seeded(seed), dtype=torch.uint8
+    )
     boxes = [torch.tensor(image, dtype=torch.float32).view(-1, 4) for image in boxes]
     batch = Batch(
         weak=pixels[0],
@@ -55,7 +57,11 @@ def make_batch(boxes, labels, *, size=64, quality=0.9, seed=0):
         count = len(image)
         pseudo.append(
             PseudoMasks(
-                soft > 0.5, soft, torch.full((count,), quality), torch.full((count,), 0.8), torch.full((count,), 3)
+                soft > 0.5,
+                soft,
+                torch.full((count,), quality),
+                torch.full((count,), 0.8),
+                torch.full((count,), 3),
             )
         )
     return batch, pseudo
@@ -82,7 +88,8 @@ def bank_with(*peers, kind="classes", size=80):
 
 
 @pytest.mark.parametrize(
-    ("step", "expected"), [(0, 1), (1000, 0.93), (2500, 0.825), (5000, 0.65), (10_000, 0.3), (20_000, 0.3)]
+    ("step", "expected"),
+    [(0, 1), (1000, 0.93), (2500, 0.825), (5000, 0.65), (10_000, 0.3), (20_000, 0.3)],
 )
 def test_attempt_probability_of_the_worked_examples(step, expected):
     assert attempt_probability(step, released()) == pytest.approx(expected, abs=1e-5)
@@ -90,20 +97,28 @@ def test_attempt_probability_of_the_worked_examples(step, expected):
 
 def test_attempt_probability_may_rise_or_have_no_warm_up():
     rising = released(p_start=0.0, p_end=0.3, warmup=100)
-    assert [attempt_probability(step, rising) for step in (0, 50, 100)] == pytest.approx([0, 0.15, 0.3])
+    assert [attempt_probability(step, rising) for step in (0, 50, 100)] == pytest.approx(
+        [0, 0.15, 0.3]
+    )
     assert attempt_probability(0, released(warmup=0)) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("step", [0, 50, 100])
 def test_pastes_are_as_frequent_as_the_probability_says(step):
     batch, pseudo = make_batch([[[24, 24, 40, 40]]] * 20, [[0]] * 20)
-    settings = with_changes(SETTINGS, p_start=0.9, p_end=0.3, warmup=100, min_area=0, bank_q_thr=1.0)
+    settings = with_changes(
+        SETTINGS, p_start=0.9, p_end=0.3, warmup=100, min_area=0, bank_q_thr=1.0
+    )
     random, bank, rates = seeded(step), bank_with(make_peer(side=6)), []
     for _ in range(20):
-        *_, stats = paste_peers(batch, pseudo, bank, step=step, settings=settings, generator=random)
+        *_, stats = paste_peers(
+            batch, pseudo, bank, step=step, settings=settings, generator=random
+        )
         rates.append(float(stats["pc/paste_rate"]))
     expected = attempt_probability(step, settings)
-    assert sum(rates) / 20 == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 400) ** 0.5)
+    assert sum(rates) / 20 == pytest.approx(
+        expected, abs=4 * (expected * (1 - expected) / 400) ** 0.5
+    )
 
 
 def test_placement_of_the_worked_example():
@@ -122,7 +137,10 @@ def test_a_peer_is_pasted_into_both_views_and_comes_last():
     x1, y1, x2, y2 = changed.boxes[0][-1].int().tolist()
     pasted = torch.zeros(64, 64, dtype=torch.bool)
     pasted[y1:y2, x1:x2] = True
-    for before, after, color in ((batch.strong, changed.strong, 255), (batch.weak, changed.weak, 155)):
+    for before, after, color in (
+        (batch.strong, changed.strong, 255),
+        (batch.weak, changed.weak, 155),
+    ):
         assert bool((after[0][:, pasted] == color).all())
         assert torch.equal(after[0][:, ~pasted], before[0][:, ~pasted])
     assert torch.equal(masks[0].mask[-1], pasted[2::4, 2::4])
@@ -137,7 +155,9 @@ def test_a_peer_is_pasted_into_both_views_and_comes_last():
 def test_the_reference_leaves_the_weak_view_and_its_colours_as_they_were():
     batch, pseudo = make_batch([[[8, 8, 24, 24]]], [[0]])
     settings = with_changes(SETTINGS, paste_weak=False)
-    changed, *_ = paste_peers(batch, pseudo, bank_with(make_peer()), step=0, settings=settings, generator=seeded(1))
+    changed, *_ = paste_peers(
+        batch, pseudo, bank_with(make_peer()), step=0, settings=settings, generator=seeded(1)
+    )
     assert torch.equal(changed.weak, batch.weak)
     assert not torch.equal(changed.strong, batch.strong)
 
@@ -146,7 +166,9 @@ def test_the_reference_leaves_the_weak_view_and_its_colours_as_they_were():
 def test_the_pasted_box_overlaps_its_target_on_each_axis(seed):
     batch, pseudo = make_batch([[[20, 24, 44, 40]]], [[0]])
     settings = with_changes(SETTINGS, overlap=0.25, box_shift_px=100)
-    changed, *_ = paste_peers(batch, pseudo, bank_with(make_peer()), step=0, settings=settings, generator=seeded(seed))
+    changed, *_ = paste_peers(
+        batch, pseudo, bank_with(make_peer()), step=0, settings=settings, generator=seeded(seed)
+    )
     x1, y1, x2, y2 = changed.boxes[0][-1].tolist()
     assert (x2 - x1, y2 - y1) == (12, 12)
     assert min(x2, 44) - max(x1, 20) >= 0.25 * 12 - 0.5
@@ -178,7 +200,9 @@ def test_nothing_that_was_handed_in_is_changed():
     batch, pseudo = make_batch([[[8, 8, 24, 24]], [[30, 30, 50, 60]]], [[0], [0]])
     saved = [value.clone() for value in (batch.weak, batch.strong, *batch.boxes, *batch.labels)]
     saved += [getattr(one, field.name).clone() for one in pseudo for field in FIELDS]
-    changed, *_ = paste_peers(batch, pseudo, bank_with(make_peer()), step=0, settings=SETTINGS, generator=seeded())
+    changed, *_ = paste_peers(
+        batch, pseudo, bank_with(make_peer()), step=0, settings=SETTINGS, generator=seeded()
+    )
     assert len(changed.boxes[0]) + len(changed.boxes[1]) > 2
     now = [batch.weak, batch.strong, *batch.boxes, *batch.labels]
     now += [getattr(one, field.name) for one in pseudo for field in FIELDS]
@@ -192,7 +216,12 @@ def test_the_same_seed_gives_the_same_paste():
         torch.rand(3)  # the global generator has no part in it
         batch, pseudo = make_batch([[[8, 8, 24, 24]], [[30, 30, 50, 60]]], [[0], [0]])
         changed, *_ = paste_peers(
-            batch, pseudo, bank_with(make_peer(), make_peer(color=200)), step=0, settings=SETTINGS, generator=seeded(5)
+            batch,
+            pseudo,
+            bank_with(make_peer(), make_peer(color=200)),
+            step=0,
+            settings=SETTINGS,
+            generator=seeded(5),
         )
         results.append(changed)
     assert torch.equal(results[0].strong, results[1].strong)
@@ -212,7 +241,9 @@ def test_the_same_seed_gives_the_same_paste():
 def test_an_image_that_gets_nothing_is_returned_as_it_was(settings, peer):
     batch, pseudo = make_batch([[[8, 8, 24, 24]]], [[0]])
     pseudo = [replace(pseudo[0], quality=torch.tensor([0.95]))]
-    changed, masks, stats = paste_peers(batch, pseudo, bank_with(peer), step=0, settings=settings, generator=seeded(3))
+    changed, masks, stats = paste_peers(
+        batch, pseudo, bank_with(peer), step=0, settings=settings, generator=seeded(3)
+    )
     assert changed is batch
     assert masks is pseudo
     assert float(stats["pc/paste_rate"]) == 0
@@ -221,7 +252,9 @@ def test_an_image_that_gets_nothing_is_returned_as_it_was(settings, peer):
 def test_an_empty_bank_pastes_nothing_and_learns_the_image_first():
     batch, pseudo = make_batch([[[8, 8, 24, 24]], [[30, 30, 50, 60]]], [[0], [0]])
     bank = BANKS["classes"](80)
-    changed, _, stats = paste_peers(batch, pseudo, bank, step=0, settings=SETTINGS, generator=seeded())
+    changed, _, stats = paste_peers(
+        batch, pseudo, bank, step=0, settings=SETTINGS, generator=seeded()
+    )
     assert len(changed.boxes[0]) == 1  # the bank was empty when the first image chose
     assert len(bank) == 2
     assert float(stats["pc/bank_size"]) == 2
@@ -275,11 +308,15 @@ def test_mode_segmentation_ignores_the_class():
 
 def test_mode_simple_pastes_a_whole_entry_at_its_old_place_even_without_boxes():
     batch, pseudo = make_batch([[]], [[]])
-    first, second = make_peer(label=1, side=8), replace(make_peer(label=2), corner=(50, 58), box=(58.0, 50, 70, 62))
+    first, second = (
+        make_peer(label=1, side=8),
+        replace(make_peer(label=2), corner=(50, 58), box=(58.0, 50, 70, 62)),
+    )
     settings = with_changes(SETTINGS, mode="simple")
     bank = bank_with(first, second, kind="images")
     changed, *_ = paste_peers(batch, pseudo, bank, step=0, settings=settings, generator=seeded())
-    assert changed.boxes[0].tolist() == [[20, 30, 28, 38], [58, 50, 64, 62]]  # the second is cut by the border
+    # the second is cut by the border
+    assert changed.boxes[0].tolist() == [[20, 30, 28, 38], [58, 50, 64, 62]]
     assert changed.labels[0].tolist() == [1, 2]
     assert len(bank) == 0  # the entry is used up
 
@@ -287,9 +324,14 @@ def test_mode_simple_pastes_a_whole_entry_at_its_old_place_even_without_boxes():
 def test_of_an_entry_only_the_peers_with_enough_in_sight_are_pasted():
     batch, pseudo = make_batch([[[0, 0, 8, 8]]], [[0]])
     settings = with_changes(SETTINGS, mode="simple", bank="images")
-    peers = [replace(make_peer(label), corner=(30, column)) for label, column in ((1, 63), (2, 20), (3, 63))]
+    peers = [
+        replace(make_peer(label), corner=(30, column))
+        for label, column in ((1, 63), (2, 20), (3, 63))
+    ]
     bank = bank_with(*peers, kind="images")
-    out, masks, stats = paste_peers(batch, pseudo, bank, step=0, settings=settings, generator=seeded())
+    out, masks, stats = paste_peers(
+        batch, pseudo, bank, step=0, settings=settings, generator=seeded()
+    )
     assert stats["pc/paste_rate"] == 1
     assert out.labels[0].tolist() == [0, 2]
     assert out.boxes[0][1].tolist() == [20, 30, 32, 42]
@@ -318,21 +360,31 @@ def test_admission_to_the_bank():
     batch, pseudo = make_batch([boxes], [[0, 1, 2, 3, 4]])
     pseudo = [
         replace(
-            pseudo[0], quality=torch.tensor([0.9, 0.9, 0.9, 0.4, 0.9]), score=torch.tensor([0.9, 0.9, 0.9, 0.9, 0.4])
+            pseudo[0],
+            quality=torch.tensor([0.9, 0.9, 0.9, 0.4, 0.9]),
+            score=torch.tensor([0.9, 0.9, 0.9, 0.9, 0.4]),
         )
     ]
     settings = with_changes(SETTINGS, p_end=0.0, bank_iou_thr=0.05)
 
     def admitted(**change):
         bank = BANKS["classes"](80)
-        paste_peers(batch, pseudo, bank, step=0, settings=with_changes(settings, **change), generator=seeded())
+        paste_peers(
+            batch,
+            pseudo,
+            bank,
+            step=0,
+            settings=with_changes(settings, **change),
+            generator=seeded(),
+        )
         return sorted(group[0].label for group in bank.draw(None, seeded()))
 
     assert admitted() == [0]  # 1 and 2 overlap, 3 has low quality, 4 a low score
     assert admitted(bank_iou_thr=0.5) == [0, 1, 2]
     assert admitted(bank_q_thr=0.3, bank_s_thr=0.3) == [0, 3, 4]
     assert admitted(min_area=300) == []
-    assert admitted(min_area=20_000, relative_limits=True) == [0]  # 20 000 px at 800 px are 128 px here
+    # 20 000 px at 800 px are 128 px here
+    assert admitted(min_area=20_000, relative_limits=True) == [0]
 
 
 def test_a_peer_is_the_instance_at_full_resolution():
@@ -341,7 +393,13 @@ def test_a_peer_is_the_instance_at_full_resolution():
     pseudo = [replace(pseudo[0], soft=soft)]
     bank = BANKS["classes"](80)
     paste_peers(
-        batch, pseudo, bank, step=0, settings=with_changes(SETTINGS, p_end=0.0), soft_thr=0.45, generator=seeded()
+        batch,
+        pseudo,
+        bank,
+        step=0,
+        settings=with_changes(SETTINGS, p_end=0.0),
+        soft_thr=0.45,
+        generator=seeded(),
     )
     (peer,) = next(bank.draw(None, seeded()))
     rows, columns = slice(13, 42), slice(9, 31)
@@ -361,8 +419,12 @@ def test_masks_known_on_every_pixel_are_kept_pasted_and_measured_there():
     def run(**change):
         bank = bank_with(make_peer(label=0))
         settings = with_changes(SETTINGS, **{"bank_iou_thr": 1.0, **change})
-        _, (masks,), _ = found = paste_peers(batch, pseudo, bank, step=0, settings=settings, generator=seeded(1))
-        own = [peer for group in bank.draw(None, seeded()) for peer in group if peer.quality != 0.8]
+        _, (masks,), _ = found = paste_peers(
+            batch, pseudo, bank, step=0, settings=settings, generator=seeded(1)
+        )
+        own = [
+            peer for group in bank.draw(None, seeded()) for peer in group if peer.quality != 0.8
+        ]
         return found[0], masks, own
 
     changed, masks, (remembered,) = run(min_area=100)
@@ -383,10 +445,16 @@ def test_many_steps_keep_every_box_inside_its_image(kind):
     pasted = 0.0
     for step in range(30):
         corners = torch.rand(2, 3, 2, generator=random) * 40
-        boxes = torch.cat([corners, corners + 6 + torch.rand(2, 3, 2, generator=random) * 16], dim=-1)
-        batch, pseudo = make_batch(boxes.tolist(), torch.randint(0, 2, (2, 3), generator=random).tolist(), seed=step)
+        boxes = torch.cat(
+            [corners, corners + 6 + torch.rand(2, 3, 2, generator=random) * 16], dim=-1
+        )
+        batch, pseudo = make_batch(
+            boxes.tolist(), torch.randint(0, 2, (2, 3), generator=random).tolist(), seed=step
+        )
         settings = with_changes(SETTINGS, per_image=2, keep_sides=True, drop_slivers=True)
-        changed, masks, stats = paste_peers(batch, pseudo, bank, step=step, settings=settings, generator=random)
+        changed, masks, stats = paste_peers(
+            batch, pseudo, bank, step=step, settings=settings, generator=random
+        )
         pasted += float(stats["pc/paste_rate"])
         remembered = max(remembered, len(bank))
         for image in range(2):
@@ -394,7 +462,12 @@ def test_many_steps_keep_every_box_inside_its_image(kind):
             assert bool((found[:, 2:] - found[:, :2] >= 1).all())
             assert float(found.min()) >= 0
             assert float(found.max()) <= 64
-            assert len(found) == len(changed.labels[image]) == len(masks[image].mask) == len(masks[image].quality)
+            assert (
+                len(found)
+                == len(changed.labels[image])
+                == len(masks[image].mask)
+                == len(masks[image].quality)
+            )
             assert int(masks[image].mask.sum(dim=0).max()) <= 3
     assert pasted > 5
     assert 0 < remembered <= 6
@@ -406,7 +479,9 @@ def paste_one_class(probability, kind, *, images=200, **changes):
     bank, random, pasted = BANKS[kind](80), seeded(7), []
     for step in range(images):
         batch, pseudo = make_batch([[[20, 20, 44, 44]]], [[0]], seed=step)
-        *_, stats = paste_peers(batch, pseudo, bank, step=step, settings=settings, generator=random)
+        *_, stats = paste_peers(
+            batch, pseudo, bank, step=step, settings=settings, generator=random
+        )
         pasted.append(float(stats["pc/paste_rate"]) == 1)
     return pasted, bank
 
@@ -414,7 +489,8 @@ def paste_one_class(probability, kind, *, images=200, **changes):
 @pytest.mark.parametrize("kind", ["images", "classes"])
 def test_a_used_up_entry_leaves_before_the_images_own_instances_are_remembered(kind):
     pasted, bank = paste_one_class(1.0, kind, images=12)
-    assert pasted == [False] + [True] * 11  # remembered first, they were refused, and every second image found nothing
+    # remembered first, they were refused, and every second image found nothing
+    assert pasted == [False] + [True] * 11
     assert len(bank) == (1 if kind == "images" else 12)
 
 

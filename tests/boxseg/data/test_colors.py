@@ -12,7 +12,9 @@ from boxseg.structures import Batch
 
 
 def noise(height=40, width=50, seed=0):
-    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=Generator().manual_seed(seed))
+    image = torch.randint(
+        0, 256, (3, height, width), dtype=torch.uint8, generator=Generator().manual_seed(seed)
+    )
     image[:, :3] = 77  # grey has no hue
     image[:, 3] = torch.tensor([255, 0, 255], dtype=torch.uint8)[:, None]
     return image
@@ -43,14 +45,19 @@ def test_changes_are_those_of_torchvision_wherever_blocks_end(monkeypatch, at_on
     image = noise()
     for seed in range(40):
         recoloring = drawn("strongv2", seed)
-        without_hue = Recoloring(tuple(each for each in recoloring.changes if each[0] != "hue"), recoloring.blur_sigma)
+        without_hue = Recoloring(
+            tuple(each for each in recoloring.changes if each[0] != "hue"), recoloring.blur_sigma
+        )
         assert torch.equal(recolor(image, without_hue), changes_of_torchvision(image, without_hue))
 
 
 @pytest.mark.parametrize("share", [-0.1, 0.0, 0.03, 0.1])
 def test_hue_shifts_as_torchvision_does(share):
     only_hue = Recoloring((("hue", share),), None)
-    ours, theirs = recolor(noise(), only_hue).int(), changes_of_torchvision(noise(), only_hue).int()
+    ours, theirs = (
+        recolor(noise(), only_hue).int(),
+        changes_of_torchvision(noise(), only_hue).int(),
+    )
     assert int((ours - theirs).abs().max()) <= 1
     assert float((ours != theirs).float().mean()) < 0.01
 
@@ -74,13 +81,20 @@ def test_hue_of_plain_colours(color, sixths, expected):
 
 def test_changes_are_carried_out_in_the_order_drawn():
     image = noise()
-    there, back = Recoloring((("brightness", 1.4), ("contrast", 0.6)), None), Recoloring((("contrast", 0.6),), None)
+    there, back = (
+        Recoloring((("brightness", 1.4), ("contrast", 0.6)), None),
+        Recoloring((("contrast", 0.6),), None),
+    )
     both = recolor(image, Recoloring((("contrast", 0.6), ("brightness", 1.4)), None))
-    assert torch.equal(both, recolor(recolor(image, back), Recoloring((("brightness", 1.4),), None)))
+    assert torch.equal(
+        both, recolor(recolor(image, back), Recoloring((("brightness", 1.4),), None))
+    )
     assert not torch.equal(both, recolor(image, there))
 
 
-@pytest.mark.parametrize(("strong", "share"), [("weak", 0.2), ("strong", 0.8 + 0.2 * 0.2), ("strongv2", 0.92)])
+@pytest.mark.parametrize(
+    ("strong", "share"), [("weak", 0.2), ("strong", 0.8 + 0.2 * 0.2), ("strongv2", 0.92)]
+)
 def test_colours_change_as_often_as_the_settings_say(strong, share):
     changed = sum(drawn(strong, seed) != Recoloring((), None) for seed in range(300)) / 300
     assert abs(changed - share) < 0.08
@@ -88,7 +102,10 @@ def test_colours_change_as_often_as_the_settings_say(strong, share):
 
 def test_a_fifth_of_the_strong_views_is_grey():
     views = [recolor(noise(), drawn("strong", seed)) for seed in range(300)]
-    assert abs(sum(torch.equal(v[0], v[1]) and torch.equal(v[1], v[2]) for v in views) / 300 - 0.2) < 0.07
+    assert (
+        abs(sum(torch.equal(v[0], v[1]) and torch.equal(v[1], v[2]) for v in views) / 300 - 0.2)
+        < 0.07
+    )
 
 
 def test_brightness_stays_within_its_limits():
@@ -99,9 +116,17 @@ def test_brightness_stays_within_its_limits():
 
 
 def test_the_view_that_a_seed_gives_stays():
-    sums = [recolor(noise(), drawn("strong", seed)).flatten(1).sum(dim=1).tolist() for seed in range(4)]
-    expected = [[173997, 165021, 178603], [291039, 279855, 298344], [245048, 230277, 253835], [147491, 147491, 147491]]
-    torch.testing.assert_close(sums, expected, atol=20, rtol=0)  # a processor may round a few values differently
+    sums = [
+        recolor(noise(), drawn("strong", seed)).flatten(1).sum(dim=1).tolist() for seed in range(4)
+    ]
+    expected = [
+        [173997, 165021, 178603],
+        [291039, 279855, 298344],
+        [245048, 230277, 253835],
+        [147491, 147491, 147491],
+    ]
+    # a processor may round a few values differently
+    torch.testing.assert_close(sums, expected, atol=20, rtol=0)
 
 
 def test_names_of_the_strong_view_are_those_of_the_settings():

@@ -67,9 +67,9 @@ def test_crowds_never_become_boxes(content, write_source):
 
 
 def test_training_leaves_out_images_without_boxes_and_evaluation_keeps_them(content, write_source):
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == 10 and a["iscrowd"]] + [
-        {"id": 9, "image_id": 20, "category_id": 3, "bbox": [0, 0, 5, 5], "iscrowd": 0}
-    ]
+    content["annotations"] = [
+        a for a in content["annotations"] if a["image_id"] == 10 and a["iscrowd"]
+    ] + [{"id": 9, "image_id": 20, "category_id": 3, "bbox": [0, 0, 5, 5], "iscrowd": 0}]
     source = write_source(content)
     train, val = CocoBoxes(source, train=True), CocoBoxes(source, train=False)
     assert [train.image_id(i) for i in range(len(train))] == [20]
@@ -81,7 +81,9 @@ def test_training_leaves_out_images_without_boxes_and_evaluation_keeps_them(cont
 
 def test_boxes_are_clipped_and_those_without_area_left_out(content, write_source):
     for annotation, bbox in zip(
-        content["annotations"], ([-4, 30, 10, 20], [0, 0, 0, 5], [60, 1, 5, 5], [0, 0, 1, 1]), strict=True
+        content["annotations"],
+        ([-4, 30, 10, 20], [0, 0, 0, 5], [60, 1, 5, 5], [0, 0, 1, 1]),
+        strict=True,
     ):
         annotation["bbox"] = bbox
     dataset = CocoBoxes(write_source(content), train=True)
@@ -92,7 +94,9 @@ def test_boxes_are_clipped_and_those_without_area_left_out(content, write_source
 
 def test_rubbish_in_the_segmentations_does_not_matter_for_training(content, write_source):
     clean = CocoBoxes(write_source(content), train=True)[0]
-    for annotation, rubbish in zip(content["annotations"], ("no mask", {"counts": 7}, [[None]], [5]), strict=True):
+    for annotation, rubbish in zip(
+        content["annotations"], ("no mask", {"counts": 7}, [[None]], [5]), strict=True
+    ):
         annotation["segmentation"] = rubbish
     dataset = CocoBoxes(write_source(content), train=True)
     assert torch.equal(dataset[0].boxes, clean.boxes)
@@ -101,7 +105,9 @@ def test_rubbish_in_the_segmentations_does_not_matter_for_training(content, writ
         dataset.true_masks(0)
 
 
-@pytest.mark.parametrize("how", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1, "quality": 20}])
+@pytest.mark.parametrize(
+    "how", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1, "quality": 20}]
+)
 def test_a_jpeg_is_decoded_as_pil_decodes_it(tmp_path, how):
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((53, 37)).save(tmp_path / "a.jpg", **how)
@@ -151,7 +157,9 @@ def test_a_truncated_image_is_an_error_with_file_and_id(content, write_source):
     source = write_source(content)
     path = source.images / "b.png"
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(DataError, match=r"image 20: .*b\.png: the image cannot be read.*replace the file"):
+    with pytest.raises(
+        DataError, match=r"image 20: .*b\.png: the image cannot be read.*replace the file"
+    ):
         CocoBoxes(source, train=True)[1]
 
 
@@ -225,7 +233,9 @@ def test_evaluation_names_the_annotation_whose_mask_pycocotools_would_die_of(tmp
     }
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"a\.json: annotation 7 has a polygon with the coordinate 1.09951e\+12"):
+    with pytest.raises(
+        DataError, match=r"a\.json: annotation 7 has a polygon with the coordinate 1.09951e\+12"
+    ):
         coco_ground_truth(CocoSource(images=tmp_path, annotations=path))
     content["annotations"][0] |= {"image_id": 2, "area": 5, "iscrowd": 1}
     path.write_text(json.dumps(content))
@@ -235,7 +245,9 @@ def test_evaluation_names_the_annotation_whose_mask_pycocotools_would_die_of(tmp
 def test_true_masks_of_the_toy_set_fill_their_boxes_tightly(toy):
     dataset = CocoBoxes(toy[0], train=True)
     for index in range(5):
-        for mask, box in zip(dataset.true_masks(index), dataset[index].boxes.tolist(), strict=True):
+        for mask, box in zip(
+            dataset.true_masks(index), dataset[index].boxes.tolist(), strict=True
+        ):
             rows, columns = torch.nonzero(mask, as_tuple=True)
             assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == box
 
@@ -260,12 +272,16 @@ def test_sources_with_other_classes_do_not_go_together(content, write_source):
     content["categories"][0]["name"] = "dog"
     val = CocoBoxes(write_source(content), train=False)
     require_same_classes(train, train)
-    with pytest.raises(DataError, match=r"categories 3 ant, 7 dog differ from those of .*, 3 ant, 7 cat"):
+    with pytest.raises(
+        DataError, match=r"categories 3 ant, 7 dog differ from those of .*, 3 ant, 7 cat"
+    ):
         require_same_classes(train, val)
 
 
 def test_the_real_sets_can_be_read(real_set):
-    source = CocoSource(images=real_set / "images", annotations=real_set / "annotations" / "val.json")
+    source = CocoSource(
+        images=real_set / "images", annotations=real_set / "annotations" / "val.json"
+    )
     dataset = CocoBoxes(source, train=False)
     sample, masks = dataset[0], dataset.true_masks(0)
     assert masks.shape == (len(sample.boxes), *sample.original_size)
@@ -280,7 +296,8 @@ def test_the_real_sets_can_be_read(real_set):
 
 def test_drawn_masks_are_given_only_where_asked_for_and_present(content, write_source):
     content["annotations"][0]["segmentation"] = [[5, 6, 25, 6, 25, 16, 5, 16]]
-    content["annotations"][3]["segmentation"] = {"size": [40, 60], "counts": [2400]}  # the crowd: no instance
+    # the crowd: no instance
+    content["annotations"][3]["segmentation"] = {"size": [40, 60], "counts": [2400]}
     source = write_source(content)
     assert CocoBoxes(source, train=True)[0].drawn is None
     dataset = CocoBoxes(source, train=True, use_masks=True)
@@ -301,7 +318,10 @@ def test_masks_wait_packed_and_are_decoded_image_by_image(content, write_source)
 
 
 def test_a_file_without_masks_is_refused_where_they_are_wanted(content, write_source):
-    with pytest.raises(DataError, match=r"has no mask; data.use_masks: where_present needs some .*data.use_masks: nev"):
+    with pytest.raises(
+        DataError,
+        match=r"has no mask; data.use_masks: where_present needs some .*data.use_masks: nev",
+    ):
         CocoBoxes(write_source(content), train=True, use_masks=True)
 
 
@@ -314,7 +334,9 @@ def test_an_annotation_file_is_read_once_until_it_changes(content, write_source)
     changed = load_boxes(write_source(content), train=True)
     assert len(changed.annotation_ids(0)) < len(first.annotation_ids(0))
     with pytest.raises(DataError, match=r"missing\.json"):
-        load_boxes(source.model_copy(update={"annotations": source.images / "missing.json"}), train=True)
+        load_boxes(
+            source.model_copy(update={"annotations": source.images / "missing.json"}), train=True
+        )
 
 
 def test_a_small_data_set_is_decoded_once_until_a_file_changes(content, write_source, monkeypatch):
@@ -322,7 +344,10 @@ def test_a_small_data_set_is_decoded_once_until_a_file_changes(content, write_so
     dataset, frugal = CocoBoxes(source, train=True), CocoBoxes(source, train=True, keep_bytes=100)
     read: list[Path] = []
     monkeypatch.setattr(coco, "read_image", lambda path: read.append(path) or read_image(path))
-    first = [data[0].image for data in (dataset, dataset, frugal, frugal, pickle.loads(pickle.dumps(dataset)))]
+    first = [
+        data[0].image
+        for data in (dataset, dataset, frugal, frugal, pickle.loads(pickle.dumps(dataset)))
+    ]
     assert len(read) == 4
     assert all(torch.equal(image, first[0]) for image in first)
     path = dataset.image_path(0)

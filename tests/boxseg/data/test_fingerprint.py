@@ -19,7 +19,9 @@ def write_boxes(folder: Path, *boxes, size=(80, 60), image=None) -> CocoSource:
     split = CocoSplit(folder, ["a", "b"])
     for name in ("with.png", "without.png"):
         split.add_image(name, (size[1], size[0]))
-        Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8) if image is None else image).save(folder / name)
+        Image.fromarray(
+            np.zeros((size[1], size[0], 3), np.uint8) if image is None else image
+        ).save(folder / name)
         for box in boxes if name == "with.png" else ():
             split.add_object(0, box=box)
     (folder / "boxes.json").write_text(json.dumps(split.content))
@@ -27,7 +29,9 @@ def write_boxes(folder: Path, *boxes, size=(80, 60), image=None) -> CocoSource:
 
 
 def test_sizes_are_those_of_the_file(tmp_path):
-    found = take_fingerprint(write_boxes(tmp_path, (0, 0, 10, 4), (10, 10, 15, 40), (20, 20, 40, 30)), look=False)
+    found = take_fingerprint(
+        write_boxes(tmp_path, (0, 0, 10, 4), (10, 10, 15, 40), (20, 20, 40, 30)), look=False
+    )
     assert (found.images, found.boxes, found.classes) == (1, 3, 1)
     assert found.object_px.median == 20
     assert found.image_px == Spread(60, 60, 60)
@@ -92,13 +96,18 @@ def test_a_sample_of_the_images_is_opened_and_those_that_cannot_be_are_left_out(
     name = "one.png"
     Image.new("RGB", (8, 8)).save(source.images / name)
     images = [{"id": n, "file_name": name, "width": 8, "height": 8} for n in range(1, 200)]
-    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [0, 0, 4, 4]} for n in range(1, 200)]
+    boxes = [
+        {"id": n, "image_id": n, "category_id": 1, "bbox": [0, 0, 4, 4]} for n in range(1, 200)
+    ]
     source.annotations.write_text(json.dumps({**content, "images": images, "annotations": boxes}))
     assert take_fingerprint(source).colours.images == LOOKED_AT
 
 
 def test_boxes_far_outside_their_image_tell_nothing_of_its_colours(tmp_path):
     source = write_boxes(
-        tmp_path, [1e300, 5, 2e300, 20], [-2e300, 5, -1e300, 20], image=np.zeros((60, 80, 3), dtype=np.uint8)
+        tmp_path,
+        [1e300, 5, 2e300, 20],
+        [-2e300, 5, -1e300, 20],
+        image=np.zeros((60, 80, 3), dtype=np.uint8),
     )
     assert np.isnan(take_fingerprint(source).colours.contrast)

@@ -22,7 +22,10 @@ def dataset(toy):
 
 
 def loader(dataset, **changes):
-    sizes = {name: changes.pop(name, default) for name, default in (("short_sides", [64, 80]), ("max_size", 200))}
+    sizes = {
+        name: changes.pop(name, default)
+        for name, default in (("short_sides", [64, 80]), ("max_size", 200))
+    }
     options = {"flip": 0.5, "strong": "strong", "batch_size": 4, "seed": 0}
     return TrainLoader(dataset, shape=partial(random_size, **sizes), **(options | changes))
 
@@ -32,7 +35,8 @@ def same(first, second):
     return (
         all(torch.equal(getattr(first, name), getattr(second, name)) for name in tensors)
         and all(
-            torch.equal(a, b) for a, b in zip(first.boxes + first.labels, second.boxes + second.labels, strict=True)
+            torch.equal(a, b)
+            for a, b in zip(first.boxes + first.labels, second.boxes + second.labels, strict=True)
         )
         and first.image_ids == second.image_ids
         and first.sizes == second.sizes
@@ -42,7 +46,9 @@ def same(first, second):
 def view(height, width, value=9, boxes=1, image_id=1):
     image = torch.full((3, height, width), value, dtype=torch.uint8)
     size = (height, width)
-    return View(image, torch.ones(boxes, 4), torch.zeros(boxes, dtype=torch.int64), image_id, size, size)
+    return View(
+        image, torch.ones(boxes, 4), torch.zeros(boxes, dtype=torch.int64), image_id, size, size
+    )
 
 
 def test_padding_reaches_the_next_multiple_and_is_zero_and_invalid():
@@ -99,7 +105,11 @@ def test_loader_processes_change_nothing(dataset, workers):
 
 
 def test_every_image_comes_once_per_epoch_in_a_new_order(dataset):
-    ids = [image_id for batch in loader(dataset, batch_size=3).batches(0, 40) for image_id in batch.image_ids]
+    ids = [
+        image_id
+        for batch in loader(dataset, batch_size=3).batches(0, 40)
+        for image_id in batch.image_ids
+    ]
     epochs = [ids[start : start + 40] for start in (0, 40, 80)]  # 40 is no multiple of 3
     assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == 40 for epoch in epochs)
     assert epochs[0] != epochs[1]
@@ -125,7 +135,9 @@ def test_an_image_looks_different_in_the_next_epoch(dataset):
 
 
 def test_another_seed_gives_another_order(dataset):
-    orders = [next(loader(dataset, batch_size=16, seed=seed).batches(0, 1)).image_ids for seed in (0, 1)]
+    orders = [
+        next(loader(dataset, batch_size=16, seed=seed).batches(0, 1)).image_ids for seed in (0, 1)
+    ]
     assert orders[0] != orders[1]
 
 
@@ -155,7 +167,9 @@ def test_the_loader_can_be_sent_to_another_process(dataset):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_is_an_error_with_file_and_id_and_nothing_else(content, write_source, workers):
+def test_a_broken_image_is_an_error_with_file_and_id_and_nothing_else(
+    content, write_source, workers
+):
     source = write_source(content)
     (source.images / "b.png").write_bytes(b"broken")
     dataset = CocoBoxes(source, train=True)
@@ -198,7 +212,10 @@ def test_most_batches_hold_one_orientation():
 
 def test_squares_are_shuffled_plainly():
     sizes = np.full((20, 2), 64, dtype=np.int64)
-    order = [[ImageOrder(sizes, seed=0, global_batch_size=size)(i) for i in range(20)] for size in (2, 8)]
+    order = [
+        [ImageOrder(sizes, seed=0, global_batch_size=size)(i) for i in range(20)]
+        for size in (2, 8)
+    ]
     assert order[0] == order[1]
 
 
@@ -206,14 +223,19 @@ def test_evaluation_reads_the_given_images_in_order(toy):
     dataset = CocoBoxes(toy[1], train=False)
     indices = [7, 2, 5]
     batches = list(eval_batches(dataset, indices, short_side=96, max_size=500, batch_size=2))
-    assert [batch.image_ids for batch in batches] == [[dataset.image_id(7), dataset.image_id(2)], [dataset.image_id(5)]]
+    assert [batch.image_ids for batch in batches] == [
+        [dataset.image_id(7), dataset.image_id(2)],
+        [dataset.image_id(5)],
+    ]
     assert batches[0].strong is batches[0].weak
     assert batches[0].sizes == [(96, 96), (96, 96)]
     assert batches[0].original_sizes == [(128, 128), (128, 128)]
     torch.testing.assert_close(batches[1].boxes[0], dataset[5].boxes * 0.75)
 
 
-def test_evaluation_works_with_loader_processes_images_without_boxes_and_no_images(content, write_source):
+def test_evaluation_works_with_loader_processes_images_without_boxes_and_no_images(
+    content, write_source
+):
     content["annotations"] = content["annotations"][:1]
     dataset = CocoBoxes(write_source(content), train=False)
     options = {"short_side": 40, "max_size": 100, "batch_size": 2}
@@ -238,7 +260,10 @@ def test_drawn_masks_are_sampled_at_the_cells_of_the_padded_batch():
     random = torch.Generator().manual_seed(0)
     masks = [torch.rand(2, *size, generator=random) > 0.5 for size in ((30, 65), (41, 50))]
     views = [
-        replace(view(*mask.shape[1:], boxes=2), drawn=DrawnMasks(mask, torch.tensor([True, False]))) for mask in masks
+        replace(
+            view(*mask.shape[1:], boxes=2), drawn=DrawnMasks(mask, torch.tensor([True, False]))
+        )
+        for mask in masks
     ]
     batch = collate(views)
     for mask, drawn in zip(masks, batch.drawn, strict=True):
@@ -252,10 +277,13 @@ def test_drawn_masks_are_sampled_at_the_cells_of_the_padded_batch():
 def test_batches_with_drawn_masks_are_else_the_same_and_come_from_workers_too(toy, dataset):
     drawn = CocoBoxes(toy[0], train=True, use_masks=True)
     with_masks, in_processes, without = (
-        list(loader(data, workers=workers).batches(0, 2)) for data, workers in ((drawn, 0), (drawn, 1), (dataset, 0))
+        list(loader(data, workers=workers).batches(0, 2))
+        for data, workers in ((drawn, 0), (drawn, 1), (dataset, 0))
     )
     for own, other, plain in zip(with_masks, in_processes, without, strict=True):
         assert same(own, plain)
         assert plain.drawn is None
-        assert all(torch.equal(a.mask, b.mask) for a, b in zip(own.drawn, other.drawn, strict=True))
+        assert all(
+            torch.equal(a.mask, b.mask) for a, b in zip(own.drawn, other.drawn, strict=True)
+        )
         assert all(each.present.all() for each in own.drawn)

@@ -64,7 +64,14 @@ def test_more_boxes_than_are_learnt_from_or_found_are_told():
 def test_little_contrast_asks_for_a_higher_threshold():
     (told,) = misfits(fingerprint(50, 60, 70, contrast=4.0), train={"image_size": 256})
     assert "boxinst.color_thr 0.3 takes for alike; 0.62 would not" in told
-    assert misfits(fingerprint(50, 60, 70, contrast=4.0), train={"image_size": 256}, boxinst={"color_thr": 0.62}) == []
+    assert (
+        misfits(
+            fingerprint(50, 60, 70, contrast=4.0),
+            train={"image_size": 256},
+            boxinst={"color_thr": 0.62},
+        )
+        == []
+    )
 
 
 def test_the_threshold_is_the_usual_one_where_contrast_is_plain_and_rises_below():

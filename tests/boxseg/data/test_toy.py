@@ -65,7 +65,9 @@ def test_shapes_that_may_not_turn_stand_upright(tmp_path):
     assert sum(upper < lower for upper, lower in halves) > 0.9 * len(halves)
     train, _ = ensure_toy(tmp_path, upright)
     turned, _ = ensure_toy(tmp_path, upright.model_copy(update={"max_turn": 360.0}))
-    assert (train.images / "000000.png").read_bytes() != (turned.images / "000000.png").read_bytes()
+    assert (train.images / "000000.png").read_bytes() != (
+        turned.images / "000000.png"
+    ).read_bytes()
 
 
 def _upper_and_lower_area(mask):
@@ -112,7 +114,12 @@ def test_boxes_and_areas_are_tight_around_the_masks(toy):
         mask = decode(annotation)
         rows, columns = np.nonzero(mask)
         x, y, width, height = annotation["bbox"]
-        assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x, y, x + width, y + height)
+        assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (
+            x,
+            y,
+            x + width,
+            y + height,
+        )
         assert annotation["area"] == mask.sum()
 
 
@@ -130,11 +137,17 @@ def test_every_image_has_one_to_five_objects_that_do_not_share_pixels(toy):
 def test_every_class_occurs_and_its_category_id_is_its_label_plus_one(toy):
     content = read(toy[0])
     assert [category["name"] for category in content["categories"]] == list(CLASS_NAMES)
-    assert {annotation["category_id"] for annotation in content["annotations"]} == set(range(1, len(CLASS_NAMES) + 1))
+    assert {annotation["category_id"] for annotation in content["annotations"]} == set(
+        range(1, len(CLASS_NAMES) + 1)
+    )
 
 
 def test_a_filled_box_is_a_poor_mask(toy):
-    fill = [a["area"] / (a["bbox"][2] * a["bbox"][3]) for source in toy for a in read(source)["annotations"]]
+    fill = [
+        a["area"] / (a["bbox"][2] * a["bbox"][3])
+        for source in toy
+        for a in read(source)["annotations"]
+    ]
     assert np.mean(fill) < 0.65
 
 
@@ -150,7 +163,8 @@ def test_several_shapes_are_not_convex(name):
     shape = _coverage(SHAPES[name], 24.0, 0.3, 0.5, np.zeros(2)) >= 0.5
     rows, columns = np.nonzero(shape)
     points = np.stack([rows, columns], axis=1)
-    middles = (points[:, None, :] + points[None, ::7, :]) // 2  # midpoints of pairs lie in a convex shape
+    # midpoints of pairs lie in a convex shape
+    middles = (points[:, None, :] + points[None, ::7, :]) // 2
     inside = shape[middles[..., 0], middles[..., 1]]
     assert inside.mean() < 0.95
 
@@ -158,7 +172,10 @@ def test_several_shapes_are_not_convex(name):
 @pytest.mark.parametrize("name", list(SHAPES))
 @pytest.mark.parametrize("form", [0.0, 1.0])
 def test_every_shape_has_a_reasonable_area_that_turning_keeps(name, form):
-    areas = [(_coverage(SHAPES[name], 20.0, angle, form, np.zeros(2)) >= 0.5).sum() for angle in (0.0, 0.4, 2.0)]
+    areas = [
+        (_coverage(SHAPES[name], 20.0, angle, form, np.zeros(2)) >= 0.5).sum()
+        for angle in (0.0, 0.4, 2.0)
+    ]
     assert min(areas) > 0.25 * np.pi * 20**2
     assert max(areas) - min(areas) < 0.08 * max(areas)
 
@@ -178,7 +195,9 @@ def test_objects_stand_out_from_what_surrounds_them():
         picture, objects = draw_scene(np.random.default_rng(seed), ToyConfig())
         background = ~np.any([mask for _, mask in objects], axis=0)
         for _, mask in objects:
-            distances.append(np.linalg.norm(picture[mask].mean(axis=0) - picture[background].mean(axis=0)))
+            distances.append(
+                np.linalg.norm(picture[mask].mean(axis=0) - picture[background].mean(axis=0))
+            )
     assert min(distances) > 50
 
 
@@ -195,7 +214,8 @@ def test_objects_hide_little_of_one_another():
 def test_classes_have_colors_of_their_own_if_asked(own):
     settings = ToyConfig(shapes=("ellipse", "quad", "triangle"), class_colors=own)
     for label, hues in _mean_hues(settings).items():
-        away = np.abs((hues - label / 3 + 0.5) % 1 - 0.5)  # hues of two classes are a third of the circle apart
+        # hues of two classes are a third of the circle apart
+        away = np.abs((hues - label / 3 + 0.5) % 1 - 0.5)
         assert (np.median(away) < 0.12) == own
 
 

@@ -25,15 +25,28 @@ def square_sample(height=80, width=120, box=(30, 20, 60, 50)):
 
 
 def view_of(sample, seed=0, **changes):
-    sizes = {name: changes.pop(name, default) for name, default in (("short_sides", [160]), ("max_size", 1333))}
+    sizes = {
+        name: changes.pop(name, default)
+        for name, default in (("short_sides", [160]), ("max_size", 1333))
+    }
     options = {"flip": 0.0, "strong": "strong"} | changes
-    return make_view(sample, shape=partial(random_size, **sizes), generator=Generator().manual_seed(seed), **options)
+    return make_view(
+        sample,
+        shape=partial(random_size, **sizes),
+        generator=Generator().manual_seed(seed),
+        **options,
+    )
 
 
 def white_box(image):
     """Tight box of the pixels that are brighter than the middle between square and ground."""
     rows, columns = torch.nonzero(image.float().mean(dim=0) > 140, as_tuple=True)
-    return [columns.min().item(), rows.min().item(), columns.max().item() + 1, rows.max().item() + 1]
+    return [
+        columns.min().item(),
+        rows.min().item(),
+        columns.max().item() + 1,
+        rows.max().item() + 1,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -57,13 +70,19 @@ def test_the_short_side_is_scaled_and_the_long_side_limited(size, short_side, ma
 def test_the_box_stays_on_the_drawn_square(flip, short_side):
     view = view_of(square_sample(), short_sides=[short_side], flip=flip, strong="none")
     assert view.weak().shape[1:] == resized_shape((80, 120), short_side=short_side, max_size=1333)
-    torch.testing.assert_close(torch.tensor(white_box(view.weak())).float(), view.boxes[0], atol=0.51, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor(white_box(view.weak())).float(), view.boxes[0], atol=0.51, rtol=0
+    )
 
 
 def test_a_flip_mirrors_the_image_exactly():
     plain, flipped = (view_of(square_sample(), flip=flip, strong="none") for flip in (0.0, 1.0))
     assert torch.equal(plain.weak().flip(-1), flipped.weak())
-    assert flip_boxes(plain.boxes, width=240).tolist() == flipped.boxes.tolist() == [[120, 40, 180, 100]]
+    assert (
+        flip_boxes(plain.boxes, width=240).tolist()
+        == flipped.boxes.tolist()
+        == [[120, 40, 180, 100]]
+    )
 
 
 def test_flipping_happens_as_often_as_asked():
@@ -76,20 +95,28 @@ def test_flipping_happens_as_often_as_asked():
 
 def test_every_short_side_is_drawn():
     sample = square_sample(16, 24, (3, 3, 9, 9))
-    heights = {view_of(sample, seed, short_sides=[16, 20, 24], strong="none").weak().shape[1] for seed in range(60)}
+    heights = {
+        view_of(sample, seed, short_sides=[16, 20, 24], strong="none").weak().shape[1]
+        for seed in range(60)
+    }
     assert heights == {16, 20, 24}
 
 
 def test_geometry_does_not_depend_on_the_colour_changes():
     for seed in range(6):
         options = {"short_sides": [80, 96, 112], "flip": 0.5}
-        weak = [view_of(square_sample(), seed, strong=strong, **options).weak() for strong in COLOR_CHANGES]
+        weak = [
+            view_of(square_sample(), seed, strong=strong, **options).weak()
+            for strong in COLOR_CHANGES
+        ]
         assert all(torch.equal(weak[0], other) for other in weak[1:])
 
 
 def test_the_same_generator_gives_the_same_views_and_the_global_one_is_untouched():
     state = torch.random.get_rng_state()
-    first, second, other = (view_of(square_sample(), seed, flip=0.5, strong="strongv2") for seed in (3, 3, 4))
+    first, second, other = (
+        view_of(square_sample(), seed, flip=0.5, strong="strongv2") for seed in (3, 3, 4)
+    )
     assert torch.equal(first.weak(), second.weak())
     assert first.recoloring == second.recoloring != other.recoloring
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -113,7 +140,9 @@ def test_boxes_are_clipped_and_empty_ones_removed():
 
 
 def test_an_image_without_boxes_works():
-    sample = Sample(square_sample().image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 7, (80, 120))
+    sample = Sample(
+        square_sample().image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 7, (80, 120)
+    )
     view = view_of(sample, flip=1.0)
     assert view.boxes.shape == (0, 4)
     assert view.labels.shape == (0,)
@@ -155,7 +184,9 @@ def with_drawn(sample):
     mask = torch.zeros(2, *sample.image.shape[-2:], dtype=torch.bool)
     mask[0, y1:y2, x1:x2] = True
     boxes, labels = torch.cat([sample.boxes, torch.tensor([[0.0, 0, 9, 9]])]), torch.tensor([2, 1])
-    return replace(sample, boxes=boxes, labels=labels, drawn=DrawnMasks(mask, torch.tensor([True, False])))
+    return replace(
+        sample, boxes=boxes, labels=labels, drawn=DrawnMasks(mask, torch.tensor([True, False]))
+    )
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
@@ -169,13 +200,18 @@ def test_drawn_masks_follow_the_image(flip):
 
 def test_a_box_that_leaves_the_view_takes_its_mask_along():
     sample = with_drawn(square_sample())
-    sample = replace(sample, boxes=torch.stack([torch.tensor([200.0, 20, 260, 50]), sample.boxes[1]]))
+    sample = replace(
+        sample, boxes=torch.stack([torch.tensor([200.0, 20, 260, 50]), sample.boxes[1]])
+    )
     view = resize_only(sample, short_side=80, max_size=1333)
     assert view.drawn.present.tolist() == [False]
 
 
 def test_without_drawn_masks_views_are_what_they_were_with_them():
-    plain, drawn = view_of(square_sample(), seed=3, flip=0.5), view_of(with_drawn(square_sample()), seed=3, flip=0.5)
+    plain, drawn = (
+        view_of(square_sample(), seed=3, flip=0.5),
+        view_of(with_drawn(square_sample()), seed=3, flip=0.5),
+    )
     assert plain.drawn is None
     assert torch.equal(plain.weak(), drawn.weak())
     assert plain.recoloring == drawn.recoloring

@@ -22,7 +22,9 @@ def sample_of(*boxes, height=200, width=300):
     return Sample(image, boxes, torch.arange(len(boxes)), 7, (height, width), drawn)
 
 
-@pytest.mark.parametrize("box", [(100, 80, 140, 100), (0, 0, 6, 9), (292, 190, 300, 200), (10, 5, 290, 190)])
+@pytest.mark.parametrize(
+    "box", [(100, 80, 140, 100), (0, 0, 6, 9), (292, 190, 300, 200), (10, 5, 290, 190)]
+)
 @pytest.mark.parametrize("shift", [(0.5, 0.5), (0.0, 1.0)])
 def test_the_longer_side_gets_the_wanted_size_and_the_box_lies_in_the_window(box, shift):
     sample = sample_of(box)
@@ -40,12 +42,16 @@ def test_the_longer_side_gets_the_wanted_size_and_the_box_lies_in_the_window(box
 
 def test_pixels_masks_and_boxes_of_a_window_agree():
     sample = sample_of((100, 80, 140, 100), (135, 105, 155, 120))
-    view, kept = cut_window(sample, place_window(sample.boxes[0], (200, 300), side=160, object_size=80))
+    view, kept = cut_window(
+        sample, place_window(sample.boxes[0], (200, 300), side=160, object_size=80)
+    )
     assert kept.tolist() == [0, 1]
     assert view.original_size == (80, 80)
     torch.testing.assert_close(tight_boxes(view.drawn.mask), view.boxes, atol=1.5, rtol=0)
     white = view.weak().float().mean(dim=0) > 127
-    torch.testing.assert_close(tight_boxes(white[None] & view.drawn.mask[:1]), view.boxes[:1], atol=1.5, rtol=0)
+    torch.testing.assert_close(
+        tight_boxes(white[None] & view.drawn.mask[:1]), view.boxes[:1], atol=1.5, rtol=0
+    )
 
 
 def test_boxes_that_are_cut_end_at_the_window_and_those_hardly_in_it_are_left_out():
@@ -60,7 +66,9 @@ def test_boxes_that_are_cut_end_at_the_window_and_those_hardly_in_it_are_left_ou
 
 
 def views_of(sample):
-    make = partial(make_view, sample, shape=partial(random_window, side=160, object_size=(40, 120)), flip=0.5)
+    make = partial(
+        make_view, sample, shape=partial(random_window, side=160, object_size=(40, 120)), flip=0.5
+    )
     return [make(strong="none", generator=Generator().manual_seed(seed)) for seed in range(200)]
 
 
@@ -77,4 +85,6 @@ def test_every_box_gets_its_turn_and_equal_seeds_give_equal_views():
     first, second = views_of(sample), views_of(sample)
     assert sum(view.labels.tolist() == [0] for view in first) > 50
     assert sum(view.labels.tolist() == [1] for view in first) > 50
-    assert all(torch.equal(here.weak(), there.weak()) for here, there in zip(first, second, strict=True))
+    assert all(
+        torch.equal(here.weak(), there.weak()) for here, there in zip(first, second, strict=True)
+    )

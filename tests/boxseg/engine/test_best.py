@@ -56,7 +56,9 @@ def train(tiny_config, data_root, recorder, monkeypatch):
     monkeypatch.setattr(loop, "validate", read_script)
 
     def start(folder, criterion, *, stop_at=None):
-        trainer = build_trainer(tiny_config(train={"eval_every": 1, "panels": 0}), data_root=data_root)
+        trainer = build_trainer(
+            tiny_config(train={"eval_every": 1, "panels": 0}), data_root=data_root
+        )
         reporter = recorder(stop_at)
         return loop.train(trainer, folder=folder, reporter=reporter, criterion=criterion), reporter
 
@@ -64,7 +66,9 @@ def train(tiny_config, data_root, recorder, monkeypatch):
 
 
 @pytest.mark.parametrize(("criterion", "step"), [(MASK_AP, 2), (BOX_AP, 3), (LEAST_FILL, 4)])
-def test_the_best_checkpoint_and_what_is_reported_follow_the_metric(train, tmp_path, criterion, step):
+def test_the_best_checkpoint_and_what_is_reported_follow_the_metric(
+    train, tmp_path, criterion, step
+):
     progress, reporter = train(tmp_path, criterion)
     assert progress.best == SCRIPT[step]
     assert [report.step for report in reporter.evals if report.is_best][-1] == step
@@ -95,12 +99,21 @@ def test_the_better_network_is_that_of_the_metric_where_it_has_one():
     assert choose_network(found, MASK_AP) == "student"
     assert choose_network(found, BOX_AP) == "teacher"
     assert choose_network(found, Criterion("val/box_ap", "min")) == "student"
-    for other in (Criterion("health/mask_fill", "min"), Criterion("val/teacher_mask_ap"), Criterion("val/mask_ap75")):
+    for other in (
+        Criterion("health/mask_fill", "min"),
+        Criterion("val/teacher_mask_ap"),
+        Criterion("val/mask_ap75"),
+    ):
         assert choose_network(found, other) == "student", "mask AP decides"
     boxes_only = {name: {"val/box_ap": metrics["val/box_ap"]} for name, metrics in found.items()}
     assert choose_network(boxes_only, MASK_AP) == "teacher"
     assert choose_network({"teacher": {}}, MASK_AP) == "teacher"
-    assert choose_network({"student": {"val/box_ap": math.nan}, "teacher": {"val/box_ap": 0.0}}, BOX_AP) == "teacher"
+    assert (
+        choose_network(
+            {"student": {"val/box_ap": math.nan}, "teacher": {"val/box_ap": 0.0}}, BOX_AP
+        )
+        == "teacher"
+    )
 
 
 @pytest.mark.parametrize(("criterion", "network"), [(MASK_AP, "student"), (BOX_AP, "teacher")])

@@ -32,7 +32,9 @@ def test_what_was_saved_is_loaded(tmp_path):
     about = checkpoint.load_about(folder)
     assert (about["step"], about["metrics"]) == (7, {"val/mask_ap": 0.5})
     assert set(about["sha256"]) == {"student.safetensors", "state.pt", "about.json"}
-    assert torch.equal(checkpoint.load_network(folder, "student")["weight"], torch.full((2, 2), 3.0))
+    assert torch.equal(
+        checkpoint.load_network(folder, "student")["weight"], torch.full((2, 2), 3.0)
+    )
     assert torch.equal(checkpoint.load_state(folder)["ranks"][0]["numbers"], torch.arange(3))
 
 
@@ -60,7 +62,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, name
     file.unlink()
     if damage != "gone":
         middle = len(data) // 2
-        file.write_bytes(data[:middle] if damage == "cut" else data[:middle] + b"?" + data[middle + 1 :])
+        file.write_bytes(
+            data[:middle] if damage == "cut" else data[:middle] + b"?" + data[middle + 1 :]
+        )
     assert checkpoint.find_sound(tmp_path) == before
     assert name in caplog.text
     assert caplog.text.strip().endswith("going on from step-00000001")
@@ -93,8 +97,12 @@ def kill_at(stage, folder):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("stage", ["student.safetensors", "state.pt", "about.json", "rename", "publish"])
-def test_a_kill_during_a_write_leaves_a_whole_checkpoint_and_the_next_write_clears_up(tmp_path, stage):
+@pytest.mark.parametrize(
+    "stage", ["student.safetensors", "state.pt", "about.json", "rename", "publish"]
+)
+def test_a_kill_during_a_write_leaves_a_whole_checkpoint_and_the_next_write_clears_up(
+    tmp_path, stage
+):
     before = save(tmp_path, 1)
     kill_at(stage, tmp_path)
     whole = checkpoint.folder_of(tmp_path, 2) if stage == "publish" else before
@@ -111,10 +119,14 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match=r"step-00000002 cannot be written .*: the disk is full; make room"):
+    with pytest.raises(
+        StorageError, match=r"step-00000002 cannot be written .*: the disk is full; make room"
+    ):
         save(tmp_path, 2)
     assert checkpoint.find_sound(tmp_path) == before
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir() and not path.is_symlink()] == ["step-00000001"]
+    assert [
+        path.name for path in tmp_path.iterdir() if path.is_dir() and not path.is_symlink()
+    ] == ["step-00000001"]
 
 
 def test_a_vanished_folder_is_named_and_not_made_anew(tmp_path):
@@ -125,7 +137,9 @@ def test_a_vanished_folder_is_named_and_not_made_anew(tmp_path):
 
 def test_a_folder_that_vanishes_before_its_checkpoint_counts_is_named(tmp_path):
     with pytest.raises(StorageError, match="the folder is gone; mount or restore it"):
-        checkpoint.publish(tmp_path / "unmounted", tmp_path / "unmounted" / "step-00000001", is_best=True)
+        checkpoint.publish(
+            tmp_path / "unmounted", tmp_path / "unmounted" / "step-00000001", is_best=True
+        )
 
 
 def test_an_interrupted_write_leaves_no_step_folder(tmp_path):
@@ -156,7 +170,9 @@ def evaluated(folder, step, best_step):
 
 
 @pytest.mark.parametrize("way", COPIES)
-def test_in_a_copy_the_newest_and_the_best_are_found_and_the_next_one_makes_it_whole(tmp_path, way):
+def test_in_a_copy_the_newest_and_the_best_are_found_and_the_next_one_makes_it_whole(
+    tmp_path, way
+):
     original, copy = tmp_path / "original", tmp_path / "copy"
     original.mkdir()
     evaluated(original, 2, best_step=2)
@@ -169,7 +185,10 @@ def test_in_a_copy_the_newest_and_the_best_are_found_and_the_next_one_makes_it_w
     evaluated(copy, 6, best_step=2)
     names = ["best", "last", "step-00000002", "step-00000004", "step-00000006"]
     assert sorted(each.name for each in copy.iterdir()) == names
-    assert [(copy / name).readlink().name for name in ("best", "last")] == ["step-00000002", "step-00000006"]
+    assert [(copy / name).readlink().name for name in ("best", "last")] == [
+        "step-00000002",
+        "step-00000006",
+    ]
     assert all(checkpoint.find_checkpoint_damage(copy / name) is None for name in names)
 
 
@@ -259,7 +278,10 @@ def test_a_changed_description_is_damage(tmp_path, change):
         checkpoint.load_state,
         lambda folder: checkpoint.load_network(folder, "student"),
     ):
-        with pytest.raises(CheckpointError, match=r"about\.json is damaged: .*step-00000010 is sound; name that one"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"about\.json is damaged: .*step-00000010 is sound; name that one",
+        ):
             load(newest)
     assert checkpoint.find_sound(tmp_path) == before
 
@@ -315,7 +337,8 @@ def test_one_changed_bit_of_the_weights_is_damage(tmp_path, place):
     data[{"header": 20, "middle": len(data) // 2, "end": -1}[place]] ^= 1
     path.write_bytes(data)
     with pytest.raises(
-        CheckpointError, match=rf"student\.safetensors is damaged: its checksum .*{before.name} is sound"
+        CheckpointError,
+        match=rf"student\.safetensors is damaged: its checksum .*{before.name} is sound",
     ):
         checkpoint.load_network(newest, "student")
 

@@ -6,7 +6,11 @@ from torch import nn
 
 from boxseg.engine.optim import build_optimizer, lr_factor, set_lr
 
-OFFICIAL = {"steps": 90_000, "schedule": "multistep", "milestones": (60_000 / 90_000, 80_000 / 90_000)}
+OFFICIAL = {
+    "steps": 90_000,
+    "schedule": "multistep",
+    "milestones": (60_000 / 90_000, 80_000 / 90_000),
+}
 
 
 def test_warm_up_matches_the_worked_number():
@@ -14,7 +18,9 @@ def test_warm_up_matches_the_worked_number():
 
 
 def test_multistep_falls_by_ten_at_each_milestone():
-    rates = [lr_factor(step, warmup_steps=1000, **OFFICIAL) for step in (59_999, 60_000, 79_999, 80_000)]
+    rates = [
+        lr_factor(step, warmup_steps=1000, **OFFICIAL) for step in (59_999, 60_000, 79_999, 80_000)
+    ]
     assert rates == pytest.approx([1, 0.1, 0.1, 0.01])
 
 

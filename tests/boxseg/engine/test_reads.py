@@ -13,12 +13,16 @@ READS = ("aten::_local_scalar_dense", "aten::nonzero")
 
 
 def reads_of_a_step(folder, method="full", **changes):
-    trainer, batch = build(Scenario(**{"size": 64, "batch_size": 1, "small": True} | changes), method, folder)
+    trainer, batch = build(
+        Scenario(**{"size": 64, "batch_size": 1, "small": True} | changes), method, folder
+    )
     for _ in range(2):  # until the bank has peers
         optimise(trainer, batch, STEP)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         optimise(trainer, batch, STEP)
-    counts = Counter({event.key: event.count for event in profile.key_averages() if event.key in READS})
+    counts = Counter(
+        {event.key: event.count for event in profile.key_averages() if event.key in READS}
+    )
     return [counts[name] for name in READS]
 
 
@@ -28,7 +32,9 @@ def few(tmp_path_factory):
     return reads_of_a_step(tmp_path_factory.mktemp("few"), boxes=2)
 
 
-@pytest.mark.parametrize("more", [{"boxes": 20}, {"boxes": 2, "batch_size": 4}], ids=["boxes", "images"])
+@pytest.mark.parametrize(
+    "more", [{"boxes": 20}, {"boxes": 2, "batch_size": 4}], ids=["boxes", "images"]
+)
 def test_reads_of_a_step_do_not_grow_with_boxes_or_images(few, tmp_path, more):
     assert reads_of_a_step(tmp_path, **more) == few
 

@@ -28,8 +28,12 @@ def earlier(tmp_path_factory):
 def run(tiny_config, recorder, data_root):
     def start(folder, *, stop_at=None, **changes):
         reporter = recorder(stop_at)
-        config = tiny_config(**{"method": "boxinst", "data": NEW_IMAGES, "train": SHORT, **changes})
-        return train(build_trainer(config, data_root=data_root), folder=folder, reporter=reporter), reporter
+        config = tiny_config(
+            **{"method": "boxinst", "data": NEW_IMAGES, "train": SHORT, **changes}
+        )
+        return train(
+            build_trainer(config, data_root=data_root), folder=folder, reporter=reporter
+        ), reporter
 
     return start
 
@@ -38,7 +42,10 @@ def run(tiny_config, recorder, data_root):
 def trained(run, earlier):
     """A run of 40 updates."""
     if not (earlier / "checkpoints").exists():
-        data, length = {"toy": {"train_images": 40}}, {**SHORT, "steps": 40, "batch_size": 8, "eval_every": 40}
+        data, length = (
+            {"toy": {"train_images": 40}},
+            {**SHORT, "steps": 40, "batch_size": 8, "eval_every": 40},
+        )
         run(earlier, data=data, train=length, solver={"lr": 2e-3})
     return earlier
 
@@ -56,7 +63,9 @@ def test_a_start_from_another_run_is_ahead_on_a_few_new_images(run, trained, tmp
 
 def test_other_classes_get_rows_of_their_own_in_the_last_layer(run, trained, tmp_path):
     classes = {"toy": {"train_images": 4, "shapes": ["ellipse", "star"]}}
-    _, reporter = run(tmp_path, data=classes, model={"start_from": trained}, train={**SHORT, "steps": 1})
+    _, reporter = run(
+        tmp_path, data=classes, model={"start_from": trained}, train={**SHORT, "steps": 1}
+    )
     (report,) = reporter.starts
     assert report.classes == ("star",)
     assert report.anew == ()
@@ -65,7 +74,9 @@ def test_other_classes_get_rows_of_their_own_in_the_last_layer(run, trained, tmp
 
 def test_rows_follow_the_names_of_classes_and_the_background_stays():
     model = {"kind": "mask_rcnn", "backbone": "resnet18", "weights": "none", "channels": 16}
-    config = BoxSegConfig.model_validate({"model": model, "rcnn": {"representation": 8, "mask_channels": 8}})
+    config = BoxSegConfig.model_validate(
+        {"model": model, "rcnn": {"representation": 8, "mask_channels": 8}}
+    )
     before, after = (build_network(config, num_classes=count) for count in (3, 2))
     fresh = {name: value.clone() for name, value in after.state_dict().items()}
     weights = TrainedWeights("before", before.state_dict(), ["cat", "dog", "cow"])
@@ -86,7 +97,9 @@ def test_rows_follow_the_names_of_classes_and_the_background_stays():
 
 def test_as_many_other_classes_are_no_common_classes(tiny_config):
     before, after = (build_network(tiny_config(), num_classes=2) for _ in range(2))
-    report = take_over(after, TrainedWeights("before", before.state_dict(), ["cat", "dog"]), ["hen", "cow"])
+    report = take_over(
+        after, TrainedWeights("before", before.state_dict(), ["cat", "dog"]), ["hen", "cow"]
+    )
     assert report.classes == ()
     assert report.anew == ("head.class_logits.weight", "head.class_logits.bias")
     assert not torch.equal(after.head.class_logits.weight, before.head.class_logits.weight)
@@ -100,15 +113,23 @@ def test_a_bare_file_is_taken_where_shapes_fit(tiny_config, tmp_path):
         report = take_over(after, read_trained(tmp_path / name), ["x", "y", "z"])
         assert report.classes is None
         assert report.anew == ("head.class_logits.weight", "head.class_logits.bias")
-        assert torch.equal(after.backbone.extractor.conv1.weight, before.backbone.extractor.conv1.weight)
+        assert torch.equal(
+            after.backbone.extractor.conv1.weight, before.backbone.extractor.conv1.weight
+        )
 
 
 def test_another_width_takes_what_fits_and_says_what_does_not(tiny_config):
-    before, after = (build_network(tiny_config(model={"channels": width}), num_classes=2) for width in (16, 24))
-    report = take_over(after, TrainedWeights("before", before.state_dict(), ["a", "b"]), ["a", "b"])
+    before, after = (
+        build_network(tiny_config(model={"channels": width}), num_classes=2) for width in (16, 24)
+    )
+    report = take_over(
+        after, TrainedWeights("before", before.state_dict(), ["a", "b"]), ["a", "b"]
+    )
     assert report.taken >= 60
     assert "head.controller.weight" in report.anew
-    assert torch.equal(after.backbone.extractor.conv1.weight, before.backbone.extractor.conv1.weight)
+    assert torch.equal(
+        after.backbone.extractor.conv1.weight, before.backbone.extractor.conv1.weight
+    )
 
 
 def test_weights_of_which_nothing_fits_are_refused_and_change_nothing(tiny_config):
@@ -116,7 +137,10 @@ def test_weights_of_which_nothing_fits_are_refused_and_change_nothing(tiny_confi
     fresh = {name: value.clone() for name, value in network.state_dict().items()}
     strange = {f"strange.{name}": value for name, value in nn.Linear(3, 3).state_dict().items()}
     classes = {name: value + 1 for name, value in fresh.items() if "class_logits" in name}
-    with pytest.raises(CheckpointError, match=r"there: no layer has the name and shape .* model.kind, model.backbone"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"there: no layer has the name and shape .* model.kind, model.backbone",
+    ):
         take_over(network, TrainedWeights("there", strange | classes, ["a", "b"]), ["a", "b"])
     assert all(torch.equal(value, fresh[name]) for name, value in network.state_dict().items())
 
@@ -138,19 +162,28 @@ def test_a_run_that_goes_on_does_not_load_the_start_again(run, trained, tmp_path
     resumed, reporter = run(tmp_path / "parts", model={"start_from": start})
     assert reporter.starts == []
     assert (resumed.step, resumed.metrics) == (6, whole.metrics)
-    ends = [checkpoint.load_network(tmp_path / name / "checkpoints/last", "student") for name in ("whole", "parts")]
+    ends = [
+        checkpoint.load_network(tmp_path / name / "checkpoints/last", "student")
+        for name in ("whole", "parts")
+    ]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         run(tmp_path / "new", model={"start_from": start})
 
 
-def test_the_teacher_starts_from_the_same_weights(tiny_config, recorder, data_root, trained, tmp_path):
-    trainer = build_trainer(tiny_config(model={"start_from": trained}, train={"steps": 1}), data_root=data_root)
+def test_the_teacher_starts_from_the_same_weights(
+    tiny_config, recorder, data_root, trained, tmp_path
+):
+    trainer = build_trainer(
+        tiny_config(model={"start_from": trained}, train={"steps": 1}), data_root=data_root
+    )
     seen = {}
 
     class Look(recorder):
         def on_start(self, report):
-            seen.update({name: value.clone() for name, value in trainer.teacher.state_dict().items()})
+            seen.update(
+                {name: value.clone() for name, value in trainer.teacher.state_dict().items()}
+            )
 
     train(trainer, folder=tmp_path, reporter=Look())
     taken = read_trained(trained).state
@@ -159,4 +192,7 @@ def test_the_teacher_starts_from_the_same_weights(tiny_config, recorder, data_ro
 
 def test_the_report_lists_the_first_names_only():
     report = StartReport("there", 2, tuple("abcdefgh"), None)
-    assert str(report) == "starts from there: 2 of 10 weights taken over; new: a, b, c, d, e, f and 2 more"
+    assert (
+        str(report)
+        == "starts from there: 2 of 10 weights taken over; new: a, b, c, d, e, f and 2 more"
+    )

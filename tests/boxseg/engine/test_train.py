@@ -35,7 +35,11 @@ def assert_equal(left, right):
 def run(tiny_config, recorder, data_root):
     def start(folder, *, stop_at=None, **changes):
         reporter = recorder(stop_at)
-        result = train(build_trainer(tiny_config(**changes), data_root=data_root), folder=folder, reporter=reporter)
+        result = train(
+            build_trainer(tiny_config(**changes), data_root=data_root),
+            folder=folder,
+            reporter=reporter,
+        )
         return result, reporter
 
     return start
@@ -46,7 +50,9 @@ def test_every_method_trains_with_finite_losses(run, tmp_path, method):
     result, reporter = run(tmp_path, method=method)
     assert result.step == 6
     assert len(reporter.steps) == 6
-    assert all(math.isfinite(value) for report in reporter.steps for value in report.metrics.values())
+    assert all(
+        math.isfinite(value) for report in reporter.steps for value in report.metrics.values()
+    )
     assert 0 <= result.metrics["val/mask_ap"] <= 1
     assert ("val/teacher_mask_ap" in result.metrics) == (method not in WITHOUT_TEACHER)
     assert ("pc/paste_rate" in reporter.steps[0].metrics) == (method in ("pc", "full"))
@@ -121,7 +127,10 @@ def test_a_last_step_that_was_saved_without_an_evaluation_is_evaluated(run, tmp_
 def test_a_resumed_run_tells_again_of_the_evaluation_that_it_goes_on_from(run, tmp_path):
     run(tmp_path, stop_at=5, train={"eval_every": 2})
     _, reporter = run(tmp_path, train={"eval_every": 2})
-    assert [(report.step, report.is_repeated) for report in reporter.evals] == [(4, True), (6, False)]
+    assert [(report.step, report.is_repeated) for report in reporter.evals] == [
+        (4, True),
+        (6, False),
+    ]
 
 
 def test_a_checkpoint_beyond_the_schedule_is_refused(run, tmp_path):
@@ -131,14 +140,17 @@ def test_a_checkpoint_beyond_the_schedule_is_refused(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "evaluated", "labelled"), [("full", "both", True), ("full", "teacher", True), ("boxinst", "both", False)]
+    ("method", "evaluated", "labelled"),
+    [("full", "both", True), ("full", "teacher", True), ("boxinst", "both", False)],
 )
 def test_panels_show_what_the_teacher_says_where_there_is_one(
     tiny_config, data_root, tmp_path, monkeypatch, method, evaluated, labelled
 ):
     drawn = []
     monkeypatch.setattr(validate, "draw_panels", lambda rows, path: drawn.extend(rows) or path)
-    trainer = build_trainer(tiny_config(method=method, train={"evaluate": evaluated}), data_root=data_root)
+    trainer = build_trainer(
+        tiny_config(method=method, train={"evaluate": evaluated}), data_root=data_root
+    )
     validate.validate(trainer, folder=tmp_path, step=3).draw()
     assert drawn
     assert [row.teacher_masks is not None for row in drawn] == [labelled] * len(drawn)
@@ -150,10 +162,15 @@ def test_best_and_last_checkpoints_and_panels_are_left_behind(run, tmp_path):
     assert [report.step for report in reporter.evals] == [3, 6]
     assert (tmp_path / "checkpoints" / "best" / "student.safetensors").exists()
     assert checkpoint.load_about(tmp_path / "checkpoints" / "last")["step"] == 6
-    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-00000003.png", "step-00000006.png"]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        "step-00000003.png",
+        "step-00000006.png",
+    ]
 
 
-@pytest.mark.parametrize("broken", ["draw_panels", "PseudoMaskWatcher.rows", "draw_evaluation", None])
+@pytest.mark.parametrize(
+    "broken", ["draw_panels", "PseudoMaskWatcher.rows", "draw_evaluation", None]
+)
 def test_pictures_do_not_decide_over_the_end_of_a_run(
     run, tmp_path, data_root, tiny_config, monkeypatch, caplog, broken
 ):
@@ -163,7 +180,9 @@ def test_pictures_do_not_decide_over_the_end_of_a_run(
     if broken is not None:
         monkeypatch.setattr(f"boxseg.evaluation.validate.{broken}", fail)
     sources = {}
-    for name, source in zip(("train", "val"), ensure_toy(data_root, tiny_config().data.toy), strict=True):
+    for name, source in zip(
+        ("train", "val"), ensure_toy(data_root, tiny_config().data.toy), strict=True
+    ):
         content = json.loads(source.annotations.read_text())
         for category in content["categories"]:
             category["name"] = f"$a$ ${category['id']} <b> \\frac{{ 猫\n" + "x" * 5000
@@ -174,11 +193,17 @@ def test_pictures_do_not_decide_over_the_end_of_a_run(
     assert (result.step, result.evaluated) == (1, 1)
     assert [report.step for report in reporter.evals] == [1]
     assert checkpoint.load_about(tmp_path / "run" / "checkpoints" / "last")["step"] == 1
-    told = [record.getMessage() for record in caplog.records if "is left out: ValueError: a picture" in record.message]
+    told = [
+        record.getMessage()
+        for record in caplog.records
+        if "is left out: ValueError: a picture" in record.message
+    ]
     assert len(told) == (broken is not None)
     drawn = {path.name for path in (tmp_path / "run").glob("*/*.*")}
     assert ("precision_recall.png" in drawn) == (broken != "draw_evaluation")
-    assert ("step-00000001.png" in drawn) == (broken not in ("draw_panels", "PseudoMaskWatcher.rows"))
+    assert ("step-00000001.png" in drawn) == (
+        broken not in ("draw_panels", "PseudoMaskWatcher.rows")
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(run, tmp_path):
@@ -187,17 +212,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(run, tmp_p
 
 
 @pytest.mark.parametrize("method", ["boxinst", "full"])
-def test_a_run_that_predicts_boxes_is_stopped_with_its_checkpoint_saved(run, tmp_path, monkeypatch, method):
+def test_a_run_that_predicts_boxes_is_stopped_with_its_checkpoint_saved(
+    run, tmp_path, monkeypatch, method
+):
     def encode_boxes(found):
         boxes = torch.tensor([8.0, 8.0, 40.0, 40.0]).expand(len(found.boxes), 4)
-        masks = box_masks(boxes - torch.tensor([0, 0, 1, 1]), *found.masks.shape[1:])  # rows and columns 8 to 39
+        # rows and columns 8 to 39
+        masks = box_masks(boxes - torch.tensor([0, 0, 1, 1]), *found.masks.shape[1:])
         return encode_detections(replace(found, boxes=boxes, masks=masks))
 
     monkeypatch.setattr("boxseg.evaluation.validate.encode_detections", encode_boxes)
     monkeypatch.setattr("boxseg.evaluation.ap.CONFIDENT", 0.0)
     sabotage = {"method": method, "fcos": {"score_thr": 0.0}}
     with pytest.raises(
-        CollapseError, match=r"step 6: areas of confident masks .* agree to .* train.collapse_fill: null"
+        CollapseError,
+        match=r"step 6: areas of confident masks .* agree to .* train.collapse_fill: null",
     ):
         run(tmp_path, **sabotage)
     assert checkpoint.load_about(tmp_path / "checkpoints" / "last")["step"] == 6
@@ -219,7 +248,9 @@ def test_due_steps_always_hold_the_last():
     assert due_steps(10, 100) == {10}
 
 
-def test_a_validation_set_without_masks_is_evaluated_on_its_boxes(run, tmp_path, data_root, tiny_config):
+def test_a_validation_set_without_masks_is_evaluated_on_its_boxes(
+    run, tmp_path, data_root, tiny_config
+):
     _, val = ensure_toy(data_root, tiny_config().data.toy)
     boxes = without_masks(val.annotations, tmp_path / "boxes.json")
     result, _ = run(tmp_path / "run", data={"val": {"images": val.images, "annotations": boxes}})
@@ -245,27 +276,44 @@ def test_supervised_learns_from_drawn_masks_alone(run, tmp_path):
 def test_supervised_refuses_boxes_without_masks(run, tmp_path, data_root, tiny_config):
     train, _ = ensure_toy(data_root, tiny_config().data.toy)
     boxes = without_masks(train.annotations, tmp_path / "boxes.json")
-    with pytest.raises(DataError, match=r"boxes.json: has no mask; .*name a file with `segmentation`"):
-        run(tmp_path, method="supervised", data={"train": {"images": train.images, "annotations": boxes}})
+    with pytest.raises(
+        DataError, match=r"boxes.json: has no mask; .*name a file with `segmentation`"
+    ):
+        run(
+            tmp_path,
+            method="supervised",
+            data={"train": {"images": train.images, "annotations": boxes}},
+        )
 
 
 @pytest.mark.parametrize("method", ["boxinst", "full"])
-def test_masks_in_the_file_change_nothing_unless_they_are_to_be_used(run, tmp_path, data_root, tiny_config, method):
+def test_masks_in_the_file_change_nothing_unless_they_are_to_be_used(
+    run, tmp_path, data_root, tiny_config, method
+):
     train, _ = ensure_toy(data_root, tiny_config().data.toy)
     boxes = without_masks(train.annotations, tmp_path / "boxes.json")
     run(tmp_path / "with", method=method)
-    run(tmp_path / "without", method=method, data={"train": {"images": train.images, "annotations": boxes}})
+    run(
+        tmp_path / "without",
+        method=method,
+        data={"train": {"images": train.images, "annotations": boxes}},
+    )
     assert_equal(weights(tmp_path / "with"), weights(tmp_path / "without"))
 
 
-def test_mixed_supervision_teaches_the_boxes_that_have_a_mask(run, tmp_path, data_root, tiny_config):
+def test_mixed_supervision_teaches_the_boxes_that_have_a_mask(
+    run, tmp_path, data_root, tiny_config
+):
     train, _ = ensure_toy(data_root, tiny_config().data.toy)
     some = without_masks(train.annotations, tmp_path / "some.json", every=2)
     source = {"train": {"images": train.images, "annotations": some}}
     _, boxes_only = run(tmp_path / "never", data=source, loss={"warmup": 0})
-    _, mixed = run(tmp_path / "mixed", data={**source, "use_masks": "where_present"}, loss={"warmup": 0})
+    _, mixed = run(
+        tmp_path / "mixed", data={**source, "use_masks": "where_present"}, loss={"warmup": 0}
+    )
     first = [reporter.steps[0].metrics for reporter in (boxes_only, mixed)]
-    assert first[0]["qam/coverage"] == first[1]["qam/coverage"]  # measured on what the teacher says
+    # measured on what the teacher says
+    assert first[0]["qam/coverage"] == first[1]["qam/coverage"]
     assert first[1]["train/loss_mask"] != first[0]["train/loss_mask"]
     assert first[1]["pc/bank_size"] > 0
 
@@ -281,7 +329,9 @@ def without_masks(annotations, path, *, every=1):
 
 def test_a_convnext_of_timm_trains(run, tmp_path):
     settings = {"steps": 1, "eval_every": 1, "panels": 0}
-    result, _ = run(tmp_path, method="boxinst", model={"backbone": "timm/convnext_atto"}, train=settings)
+    result, _ = run(
+        tmp_path, method="boxinst", model={"backbone": "timm/convnext_atto"}, train=settings
+    )
     assert result.step == 1
 
 
@@ -295,7 +345,9 @@ def test_the_parts_of_a_batch_add_up_to_the_mean_over_its_images(tiny_config, da
     for part in parts:
         (run_step(trainer, part, 0).loss * len(part) / 3).backward()
     expected = {
-        name: value.grad.clone() for name, value in trainer.student.named_parameters() if value.grad is not None
+        name: value.grad.clone()
+        for name, value in trainer.student.named_parameters()
+        if value.grad is not None
     }
     optimise(trainer, batch, 0)
     for name, value in trainer.student.named_parameters():

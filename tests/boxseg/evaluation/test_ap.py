@@ -44,7 +44,9 @@ def detections(mask):
 
 
 def score(found, ground_truth):
-    return coco_scores(ground_truth, [encode_detections(found)], image_ids=[5], category_ids=[3]).metrics
+    return coco_scores(
+        ground_truth, [encode_detections(found)], image_ids=[5], category_ids=[3]
+    ).metrics
 
 
 def test_a_perfect_mask_scores_one(ground_truth):
@@ -71,7 +73,9 @@ def test_no_detection_at_all_scores_zero(ground_truth):
 
 
 def test_unsure_detections_do_not_count_for_the_fill():
-    unsure = Detections(torch.zeros(1, 4), torch.tensor([0.1]), torch.zeros(1, dtype=torch.int64), disc()[None])
+    unsure = Detections(
+        torch.zeros(1, 4), torch.tensor([0.1]), torch.zeros(1, dtype=torch.int64), disc()[None]
+    )
     assert area_ratios(encode_detections(unsure)).tolist() == []
 
 

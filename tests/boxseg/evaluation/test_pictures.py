@@ -10,7 +10,12 @@ from PIL import Image
 from boxseg.data.dataset import CocoBoxes, coco_ground_truth
 from boxseg.evaluation.ap import coco_scores
 from boxseg.evaluation.panels import place_numbers
-from boxseg.evaluation.pictures import Extremes, draw_evaluation, draw_extremes, draw_precision_recall
+from boxseg.evaluation.pictures import (
+    Extremes,
+    draw_evaluation,
+    draw_extremes,
+    draw_precision_recall,
+)
 from boxseg.evaluation.scoring import read_objects
 
 
@@ -25,7 +30,11 @@ def results(data):
     found = read_objects(data.source.annotations, data)
     third = found[2]
     found[2] = replace(
-        third, boxes_xywh=third.boxes_xywh[:0], scores=third.scores[:0], labels=third.labels[:0], rles=[]
+        third,
+        boxes_xywh=third.boxes_xywh[:0],
+        scores=third.scores[:0],
+        labels=third.labels[:0],
+        rles=[],
     )
     return found
 
@@ -33,7 +42,9 @@ def results(data):
 @pytest.fixture
 def scores(data, results):
     ids = [result.image_id for result in results]
-    return coco_scores(coco_ground_truth(data.source), results, image_ids=ids, category_ids=data.category_ids)
+    return coco_scores(
+        coco_ground_truth(data.source), results, image_ids=ids, category_ids=data.category_ids
+    )
 
 
 def extremes_of(*qualities: float, iou: float | None = None) -> Extremes:
@@ -42,7 +53,9 @@ def extremes_of(*qualities: float, iou: float | None = None) -> Extremes:
         image = torch.full((3, 20, 30), round(255 * quality), dtype=torch.uint8)
         masks = torch.ones(1, 20, 30, dtype=torch.bool)
         ious = None if iou is None else torch.tensor([iou])
-        extremes.offer(image, torch.tensor([[5.0, 5, 15, 15]]), masks, torch.tensor([quality]), ious)
+        extremes.offer(
+            image, torch.tensor([[5.0, 5, 15, 15]]), masks, torch.tensor([quality]), ious
+        )
     return extremes
 
 
@@ -54,12 +67,21 @@ def test_each_image_has_an_ap_of_its_own(data, results, scores):
 def test_the_last_evaluation_leaves_tables_and_pictures(data, results, scores, tmp_path):
     labelled = [(0.1, 0.2), (0.9, 0.8), (1.0, 1.0)]
     draw_evaluation(
-        data, results, scores, labelled=labelled, extremes=extremes_of(0.2, 0.9), folder=tmp_path / "evaluation"
+        data,
+        results,
+        scores,
+        labelled=labelled,
+        extremes=extremes_of(0.2, 0.9),
+        folder=tmp_path / "evaluation",
     )
     pictures = {"precision_recall.png", "worst.png", "pseudo_masks.png", "pseudo_mask_quality.png"}
-    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {"classes.csv"} | pictures
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {
+        "classes.csv"
+    } | pictures
     for name in pictures:
-        assert len(np.unique(np.asarray(Image.open(tmp_path / "evaluation" / name)))) > 2, f"{name} is blank"
+        assert len(np.unique(np.asarray(Image.open(tmp_path / "evaluation" / name)))) > 2, (
+            f"{name} is blank"
+        )
     header, *lines = (tmp_path / "evaluation/classes.csv").read_text().splitlines()
     assert header == "class,mask_ap,mask_ap50,mask_ap75,box_ap,box_ap50,box_ap75"
     assert [line.split(",")[0] for line in lines] == list(data.class_names)
@@ -69,7 +91,11 @@ def test_the_last_evaluation_leaves_tables_and_pictures(data, results, scores, t
 
 def test_without_pseudo_masks_there_are_no_pictures_of_them(data, results, scores, tmp_path):
     draw_evaluation(data, results, scores, labelled=[], extremes=Extremes(), folder=tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"classes.csv", "precision_recall.png", "worst.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "classes.csv",
+        "precision_recall.png",
+        "worst.png",
+    }
 
 
 def test_the_pseudo_masks_at_both_ends_are_kept_in_order():
@@ -100,4 +126,7 @@ def test_numbers_hide_neither_small_masks_nor_one_another():
     masks[1, 14:60, 14:60] = True  # its number would stand in that of the first
     masks[2, 50:60, 50:60] = True  # smaller than its number
     masks[3, 60:95, 60:95] = True
-    assert place_numbers(list(masks), [0.5, 0.6, 0.7, 0.8]) == [((10, 10), "0.50"), ((60, 60), "0.80")]
+    assert place_numbers(list(masks), [0.5, 0.6, 0.7, 0.8]) == [
+        ((10, 10), "0.50"),
+        ((60, 60), "0.80"),
+    ]

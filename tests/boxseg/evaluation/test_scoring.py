@@ -36,7 +36,9 @@ def bent(data, folder, change):
     content = json.loads(data.source.annotations.read_text())
     change(content)
     (folder / "bent.json").write_text(json.dumps(content))
-    return CocoBoxes(CocoSource(images=data.source.images, annotations=folder / "bent.json"), train=False)
+    return CocoBoxes(
+        CocoSource(images=data.source.images, annotations=folder / "bent.json"), train=False
+    )
 
 
 def without_masks(content):
@@ -49,7 +51,11 @@ def test_the_drawn_masks_themselves_score_one(data, perfect):
     for name in ("mask_ap", "boundary_ap", "box_ap", "mask_ap75", "boundary_ap50"):
         assert scores.metrics[name] == pytest.approx(1)
     classes = [scores.of_class(label) for label in range(len(data.class_names))]
-    assert {name for each in classes for name in each if name.endswith("_ap")} == {"box_ap", "mask_ap", "boundary_ap"}
+    assert {name for each in classes for name in each if name.endswith("_ap")} == {
+        "box_ap",
+        "mask_ap",
+        "boundary_ap",
+    }
 
 
 def test_blurred_outlines_cost_more_boundary_ap_than_mask_ap(data, perfect):
@@ -68,7 +74,8 @@ def test_the_boundary_of_a_square_is_its_rim():
     mask = np.zeros((100, 100), dtype=np.uint8)
     mask[20:80, 0:60] = 1
     rim = mask_utils.decode(boundary_rle(mask_utils.encode(np.asfortranarray(mask)))).astype(bool)
-    assert rim.sum() == 60 * 60 - 54 * 54  # 2 % of the diagonal are 3 px; the image border is an outline too
+    # 2 % of the diagonal are 3 px; the image border is an outline too
+    assert rim.sum() == 60 * 60 - 54 * 54
 
 
 def test_boxes_without_masks_give_no_mask_ap(data, perfect, tmp_path):
@@ -83,7 +90,13 @@ def test_boxes_without_masks_give_no_mask_ap(data, perfect, tmp_path):
 
 def test_masks_agree_with_themselves_and_with_nothing_where_nothing_is_found(data, perfect):
     nothing = [
-        replace(each, boxes_xywh=each.boxes_xywh[:0], scores=each.scores[:0], labels=each.labels[:0], rles=[])
+        replace(
+            each,
+            boxes_xywh=each.boxes_xywh[:0],
+            scores=each.scores[:0],
+            labels=each.labels[:0],
+            rles=[],
+        )
         for each in perfect
     ]
     assert mask_agreement(data, perfect, perfect) == pytest.approx(1)
@@ -100,7 +113,9 @@ def test_classes_are_matched_by_name(data, trained_run, tmp_path):
     with pytest.raises(ConfigError, match="other"):
         next(find_objects(Predictor(trained_run.checkpoint), bent(data, tmp_path, rename)))
     results = list(find_objects(Predictor(trained_run.checkpoint), data))
-    assert [result.image_id for result in results] == [data.image_id(index) for index in range(len(data))]
+    assert [result.image_id for result in results] == [
+        data.image_id(index) for index in range(len(data))
+    ]
 
 
 def test_a_file_with_unknown_classes_is_refused(data, tmp_path):

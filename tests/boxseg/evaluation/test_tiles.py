@@ -44,7 +44,11 @@ class ColorNetwork(MaskNetwork):
                 self.scores.get(level, 0.9) if few else 0.9
                 for level, few in zip(levels.tolist(), narrow.tolist(), strict=True)
             ]
-            found.append(RawDetections(boxes, torch.zeros_like(levels).long(), torch.tensor(scores), levels.long()))
+            found.append(
+                RawDetections(
+                    boxes, torch.zeros_like(levels).long(), torch.tensor(scores), levels.long()
+                )
+            )
         return found
 
     def mask_logits(self, predictions, image_index, handle):
@@ -142,7 +146,8 @@ def test_a_weak_view_of_a_whole_does_not_replace_what_others_have_cut():
     (found,) = find(ColorNetwork(scores={1: 0.1}), batch, side=SIDE)
     (whole,) = find(ColorNetwork(), batch, side=None)
     assert whole.boxes.tolist() == [[40, 20, 150, 60]]
-    assert found.boxes[0].tolist() == [40, 20, 128, 60]  # a part that scores ten times as much stays as it is
+    # a part that scores ten times as much stays as it is
+    assert found.boxes[0].tolist() == [40, 20, 128, 60]
     assert float(found.scores[0]) > 2 * float(found.scores[1])
 
 
@@ -159,7 +164,8 @@ def test_images_that_fit_in_a_tile_are_found_as_they_are_without(trained_run):
     predictor = Predictor(trained_run.checkpoint)
     generator = torch.Generator().manual_seed(0)
     images = [
-        torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in ((64, 64), (50, 60))
+        torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+        for size in ((64, 64), (50, 60))
     ]
     before = predictor(images)
     with_tiles(predictor, 96)
@@ -183,7 +189,9 @@ def test_a_large_image_is_predicted_in_tiles_of_a_bounded_size(trained_run, monk
 
     monkeypatch.setattr(predictor.network, "forward", watch)
     monkeypatch.setitem(predict.BATCH_SIZE, "cpu", 4)
-    image = torch.randint(0, 256, (3, 100, 150), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = torch.randint(
+        0, 256, (3, 100, 150), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     (found,) = predictor([image])
     assert found.masks.shape[1:] == (100, 150)
     assert len(found.boxes) <= predictor.config.fcos.topk
@@ -214,7 +222,11 @@ def evaluate(tiny_config, data_root, tmp_path):
 
 
 def test_an_evaluation_in_tiles_has_the_metrics_of_one_of_whole_images(evaluate, tmp_path):
-    whole, one_tile, tiled = evaluate(), evaluate(eval_tile=64), evaluate(eval_tile=64, eval_size=96)
+    whole, one_tile, tiled = (
+        evaluate(),
+        evaluate(eval_tile=64),
+        evaluate(eval_tile=64, eval_size=96),
+    )
     assert one_tile == whole
     at_times = {"qam/quality_auroc"}  # where some masks are good and some are not
     assert tiled.keys() - at_times == whole.keys() - at_times
@@ -224,7 +236,12 @@ def test_an_evaluation_in_tiles_has_the_metrics_of_one_of_whole_images(evaluate,
 
 def test_labels_of_tiles_are_put_together_at_their_places():
     first = (torch.tensor([1]), (0, 0), torch.ones(1, 2, 3, dtype=torch.bool), torch.tensor([0.5]))
-    second = (torch.tensor([0, 2]), (1, 2), torch.ones(2, 3, 2, dtype=torch.bool), torch.tensor([0.2, 0.8]))
+    second = (
+        torch.tensor([0, 2]),
+        (1, 2),
+        torch.ones(2, 3, 2, dtype=torch.bool),
+        torch.tensor([0.2, 0.8]),
+    )
     masks, quality = validate._join_labels([first, second], 3, (4, 4))
     assert masks.sum(dim=(1, 2)).tolist() == [6, 6, 6]
     assert masks[1, :2, :3].all()

@@ -16,7 +16,15 @@ from PIL import Image
 from boxseg.coco.segmentations import MAX_PIXELS
 from boxseg.errors import DataError
 from boxseg.files import reading
-from boxseg.files.reading import is_deep, plain_file, read_bytes, read_json, read_picture, read_text, read_yaml
+from boxseg.files.reading import (
+    is_deep,
+    plain_file,
+    read_bytes,
+    read_json,
+    read_picture,
+    read_text,
+    read_yaml,
+)
 
 RULE = "a test needs a file"
 pytestmark = pytest.mark.timeout(60)  # a pipe that is opened would wait for ever
@@ -44,9 +52,20 @@ def odd(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["a pipe", "a socket", "a device", "a folder", "does not exist", "null byte", "File name too long"]
+    "kind",
+    [
+        "a pipe",
+        "a socket",
+        "a device",
+        "a folder",
+        "does not exist",
+        "null byte",
+        "File name too long",
+    ],
 )
-@pytest.mark.parametrize("read", [read_bytes, read_text, read_json, read_yaml, plain_file, read_picture])
+@pytest.mark.parametrize(
+    "read", [read_bytes, read_text, read_json, read_yaml, plain_file, read_picture]
+)
 def test_what_is_no_plain_file_is_refused_before_it_is_opened(odd, kind, read):
     arguments = (Image.Image.load,) if read is read_picture else (RULE,)
     with pytest.raises(DataError, match=kind):
@@ -86,7 +105,9 @@ def test_a_file_larger_than_allowed_is_refused(tmp_path):
 )
 def test_json_that_cannot_be_used_is_named(tmp_path, text, told):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(DataError, match=rf"a\.json: .*{told}.*; a test needs a file \(export it again\)"):
+    with pytest.raises(
+        DataError, match=rf"a\.json: .*{told}.*; a test needs a file \(export it again\)"
+    ):
         read_json(tmp_path / "a.json", RULE)
 
 
@@ -115,7 +136,10 @@ def test_yaml_that_cannot_be_used_is_named(tmp_path, text, told):
 
 def test_values_of_yaml_are_text_as_written(tmp_path):
     (tmp_path / "a.yaml").write_text("names: [no, 010, 1e3, 2020-01-01]\nval:\n")
-    assert read_yaml(tmp_path / "a.yaml", RULE) == {"names": ["no", "010", "1e3", "2020-01-01"], "val": ""}
+    assert read_yaml(tmp_path / "a.yaml", RULE) == {
+        "names": ["no", "010", "1e3", "2020-01-01"],
+        "val": "",
+    }
 
 
 def test_the_largest_picture_is_the_largest_that_pil_opens():
@@ -141,7 +165,9 @@ def test_a_drawing_that_would_start_a_program_is_no_picture(tmp_path):
         read_picture(tmp_path / "a.eps", Image.Image.load)
 
 
-@pytest.mark.parametrize("form", sorted(reading.FORMATS & {"BMP", "GIF", "JPEG", "PNG", "PPM", "TGA", "TIFF", "WEBP"}))
+@pytest.mark.parametrize(
+    "form", sorted(reading.FORMATS & {"BMP", "GIF", "JPEG", "PNG", "PPM", "TGA", "TIFF", "WEBP"})
+)
 def test_common_formats_are_read(tmp_path, form):
     Image.fromarray(np.full((8, 6, 3), 200, dtype=np.uint8)).save(tmp_path / "picture", form)
     assert read_picture(tmp_path / "picture", lambda picture: picture.size) == (6, 8)
@@ -153,7 +179,12 @@ def test_the_first_of_several_pictures_is_read(tmp_path):
         file = io.BytesIO()
         first.save(file, form, save_all=True, append_images=[second], lossless=True)
         (tmp_path / "several").write_bytes(file.getvalue())
-        assert read_picture(tmp_path / "several", lambda picture: picture.convert("L").getpixel((3, 3))) == 10
+        assert (
+            read_picture(
+                tmp_path / "several", lambda picture: picture.convert("L").getpixel((3, 3))
+            )
+            == 10
+        )
 
 
 def test_pipes_among_images_and_videos_are_told_and_not_waited_for(tmp_path):

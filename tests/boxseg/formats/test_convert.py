@@ -50,7 +50,9 @@ def write_xml(root, stem, *objects):
 
 
 def test_a_coco_file_is_taken_over_without_its_faults(content, write_source):
-    content["annotations"].append({"id": 99, "image_id": 10, "category_id": 77, "bbox": [1, 1, 2, 2]})
+    content["annotations"].append(
+        {"id": 99, "image_id": 10, "category_id": 77, "bbox": [1, 1, 2, 2]}
+    )
     content["images"].append(content["images"][0] | {"id": 98, "file_name": "../out.png"})
     source = write_source(content)
     (split,) = convert(source.annotations, "coco").values()
@@ -62,7 +64,10 @@ def test_a_coco_file_is_taken_over_without_its_faults(content, write_source):
 
 def described(split):
     names = {each["id"]: each["name"] for each in split.content["categories"]}
-    return [(names[each["category_id"]], each["bbox"], each["iscrowd"]) for each in split.content["annotations"]]
+    return [
+        (names[each["category_id"]], each["bbox"], each["iscrowd"])
+        for each in split.content["annotations"]
+    ]
 
 
 def mask_of(annotation):
@@ -104,7 +109,8 @@ def write_sbd(root):
             numbers[20:30, 10:20] = 2
         truth = {
             "Segmentation": numbers,
-            "Boundaries": np.zeros((len(categories), 1)),  # sparse matrices, which nobody reads here
+            # sparse matrices, which nobody reads here
+            "Boundaries": np.zeros((len(categories), 1)),
             "Categories": np.array(categories, dtype=np.float64)[:, None],
         }
         scipy.io.savemat(root / "inst" / f"{stem}.mat", {"GTinst": truth}, do_compression=True)
@@ -115,9 +121,15 @@ def write_sbd(root):
 
 def test_sbd_has_masks_with_one_object_or_several(tmp_path):
     splits = convert(write_sbd(tmp_path), "sbd")
-    assert described(splits["train"]) == [("person", [2, 5, 6, 5], 0), ("car", [10, 20, 10, 10], 0)]
+    assert described(splits["train"]) == [
+        ("person", [2, 5, 6, 5], 0),
+        ("car", [10, 20, 10, 10], 0),
+    ]
     assert described(splits["val"]) == [("bird", [2, 5, 6, 5], 0)]
-    assert [each["file_name"] for each in splits["trainval"].content["images"]] == ["a.jpg", "b.jpg"]
+    assert [each["file_name"] for each in splits["trainval"].content["images"]] == [
+        "a.jpg",
+        "b.jpg",
+    ]
     assert [each["image_id"] for each in splits["trainval"].content["annotations"]] == [1, 1, 2]
     assert splits["train"].images == tmp_path / "img"
 
@@ -141,7 +153,9 @@ def test_cityscapes_has_eight_classes_and_groups_are_crowds(tmp_path):
         ("car", [30, 12, 10, 8], 0),
         ("person", [2, 20, 4, 10], 0),
     ]
-    assert [each["name"] for each in split.content["categories"]] == list(CITYSCAPES_CLASSES.values())
+    assert [each["name"] for each in split.content["categories"]] == list(
+        CITYSCAPES_CLASSES.values()
+    )
 
 
 @pytest.mark.parametrize("format_name", ["voc", "sbd", "cityscapes"])
@@ -159,7 +173,9 @@ def test_a_picture_of_far_too_many_pixels_is_named(tmp_path, monkeypatch):
 def test_a_class_number_that_voc_does_not_have_is_named_with_its_picture(tmp_path):
     root = write_voc(tmp_path)
     Image.fromarray(np.full((40, 60), 21, dtype=np.uint8)).save(root / "SegmentationClass/a.png")
-    with pytest.raises(DataError, match=r"SegmentationClass/a\.png: has an object of class number 21; .* out of"):
+    with pytest.raises(
+        DataError, match=r"SegmentationClass/a\.png: has an object of class number 21; .* out of"
+    ):
         convert(root, "voc")
 
 
@@ -169,7 +185,10 @@ def test_broken_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"inst/b.mat: is not an instance file of SBD"):
         convert(sbd, "sbd")
     write_xml(voc, "b", ("unicorn", 0, 1, 1, 60, 40))
-    with pytest.raises(DataError, match=r"Annotations/b.xml: is not an annotation of VOC: class 'unicorn' is none of"):
+    with pytest.raises(
+        DataError,
+        match=r"Annotations/b.xml: is not an annotation of VOC: class 'unicorn' is none of",
+    ):
         convert(voc, "voc")
     (voc / "ImageSets/Main/trainval.txt").write_bytes(b"\xe9\n")
     with pytest.raises(DataError, match=r"trainval\.txt: is not UTF-8 text"):
@@ -182,16 +201,26 @@ def test_broken_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("folder", "pixels", "told"),
     [
-        ("SegmentationClass", np.zeros((40, 60, 3)), r"Class/a\.png: the picture has pixels of mode RGB"),
+        (
+            "SegmentationClass",
+            np.zeros((40, 60, 3)),
+            r"Class/a\.png: the picture has pixels of mode RGB",
+        ),
         (
             "SegmentationObject",
             np.zeros((40, 60, 4)),
             r"Object/a\.png: the picture has pixels of mode RGBA",
         ),
-        ("SegmentationObject", np.ones((40, 61)), "is 60 x 40 px, its namesake in SegmentationObject 61 x 40 px"),
+        (
+            "SegmentationObject",
+            np.ones((40, 61)),
+            "is 60 x 40 px, its namesake in SegmentationObject 61 x 40 px",
+        ),
     ],
 )
-def test_masks_of_voc_that_are_no_numbers_or_differ_in_size_are_named(tmp_path, folder, pixels, told):
+def test_masks_of_voc_that_are_no_numbers_or_differ_in_size_are_named(
+    tmp_path, folder, pixels, told
+):
     Image.fromarray(pixels.astype(np.uint8)).save(write_voc(tmp_path) / folder / "a.png")
     with pytest.raises(DataError, match=told):
         convert(tmp_path, "voc")
@@ -200,7 +229,10 @@ def test_masks_of_voc_that_are_no_numbers_or_differ_in_size_are_named(tmp_path, 
 @pytest.mark.parametrize(
     ("pixels", "told"),
     [
-        (np.zeros((8, 8, 3), dtype=np.uint8), "the picture has pixels of mode RGB; masks are palette, grey or 16-bit"),
+        (
+            np.zeros((8, 8, 3), dtype=np.uint8),
+            "the picture has pixels of mode RGB; masks are palette, grey or 16-bit",
+        ),
         (np.full((8, 8), -5, dtype=np.int32), "the picture has the number -5"),
         (np.arange(24_000, 33_000, dtype=np.uint16).reshape(90, 100), "objects, more than 2000"),
     ],
@@ -227,8 +259,14 @@ def test_a_large_number_in_a_mask_of_cityscapes_takes_no_memory(tmp_path):
 @pytest.mark.parametrize(
     ("truth", "told"),
     [
-        ({"Segmentation": np.ones((8, 8)), "Categories": ["cat"]}, "is not an instance file of SBD"),
-        ({"Segmentation": np.ones((8, 8)), "Categories": [21]}, r"Categories are \[21\]; `GTinst` has"),
+        (
+            {"Segmentation": np.ones((8, 8)), "Categories": ["cat"]},
+            "is not an instance file of SBD",
+        ),
+        (
+            {"Segmentation": np.ones((8, 8)), "Categories": [21]},
+            r"Categories are \[21\]; `GTinst` has",
+        ),
         ({"Segmentation": np.ones((8, 8)), "Categories": [np.nan]}, r"Categories are \[nan\]"),
         ({"Segmentation": np.ones((8, 8, 3)), "Categories": [1]}, r"\(8, 8, 3\)"),
         ({"Segmentation": "text", "Categories": [1]}, "is not an instance file"),
@@ -247,7 +285,11 @@ def test_files_of_sbd_that_hold_something_else_are_named(tmp_path, truth, told):
 @pytest.mark.parametrize("packed", [True, False])
 def test_matrices_of_matlab_are_read_as_scipy_reads_them(tmp_path, kind, packed):
     numbers = np.arange(35, dtype=kind).reshape(5, 7)
-    truth = {"Boundaries": np.array([[1, "a"]], dtype=object), "Segmentation": numbers, "Categories": [[3], [20]]}
+    truth = {
+        "Boundaries": np.array([[1, "a"]], dtype=object),
+        "Segmentation": numbers,
+        "Categories": [[3], [20]],
+    }
     scipy.io.savemat(tmp_path / "a.mat", {"before": "x", "GTinst": truth}, do_compression=packed)
     reader = StructureReader((tmp_path / "a.mat").read_bytes(), "GTinst", most_bytes=10_000)
     np.testing.assert_array_equal(reader.matrix("Segmentation"), numbers)
@@ -273,7 +315,10 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY a "{}"><!ENTITY b "&a;&a;">]>'
     ("text", "told"),
     [
         (ENTITIES.format("x" * 9) + "<annotation>&b;</annotation>", "it declares entities"),
-        ('<!DOCTYPE a [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation>&a;</annotation>', "it declares entities"),
+        (
+            '<!DOCTYPE a [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation>&a;</annotation>',
+            "it declares entities",
+        ),
         ("<a>" * 300_000, "no element found"),
         ("", "no element found"),
         ("<annotation/>", "the file has no size/height"),
@@ -282,8 +327,14 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY a "{}"><!ENTITY b "&a;&a;">]>'
             "<annotation><size><height>0</height><width>60</width></size></annotation>",
             "size/height is 0, not 1 …",
         ),
-        ("<annotation><size><height>nan</height><width>60</width></size></annotation>", "size/height is nan"),
-        ("<annotation><size><height>x</height><width>60</width></size></annotation>", "could not convert"),
+        (
+            "<annotation><size><height>nan</height><width>60</width></size></annotation>",
+            "size/height is nan",
+        ),
+        (
+            "<annotation><size><height>x</height><width>60</width></size></annotation>",
+            "could not convert",
+        ),
         (
             "<annotation><size><height>40</height><width>60</width></size><object><name>dog</name></object></annotation>",
             "an object or the file has no bndbox/xmin",
@@ -298,7 +349,10 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY a "{}"><!ENTITY b "&a;&a;">]>'
 @pytest.mark.timeout(60)
 def test_annotations_of_voc_that_hold_something_else_are_named(tmp_path, text, told):
     (tmp_path / "a.xml").write_text(text)
-    with pytest.raises(DataError, match=rf"a\.xml: is not an annotation of VOC: .*{told}.* \(correct or remove it\)"):
+    with pytest.raises(
+        DataError,
+        match=rf"a\.xml: is not an annotation of VOC: .*{told}.* \(correct or remove it\)",
+    ):
         convert(tmp_path, "voc")
 
 
@@ -314,4 +368,8 @@ def test_difficult_objects_of_a_folder_without_lists_are_crowds_too(tmp_path):
     write_voc(tmp_path / "voc")
     write_xml(tmp_path / "voc", "a", ("dog", 0, 5, 3, 14, 12), ("cat", " 1 ", 31, 10, 50, 20))
     split = convert(tmp_path / "voc/Annotations", "voc")["all"]
-    assert [(name, crowd) for name, _, crowd in described(split)] == [("dog", 0), ("cat", 1), ("car", 0)]
+    assert [(name, crowd) for name, _, crowd in described(split)] == [
+        ("dog", 0),
+        ("cat", 1),
+        ("car", 0),
+    ]

@@ -36,8 +36,13 @@ def folder(tmp_path):
 def test_boxes_and_polygons_are_read(folder):
     splits = convert(folder, "yolo")
     train, val = splits["train"].content, splits["val"].content
-    assert train["images"] == [{"id": 1, "file_name": "images/train/a.png", "height": 20, "width": 40}]
-    assert [each["bbox"] for each in train["annotations"]] == [[10, 5, 20, 10], pytest.approx([8, 8, 4, 4])]
+    assert train["images"] == [
+        {"id": 1, "file_name": "images/train/a.png", "height": 20, "width": 40}
+    ]
+    assert [each["bbox"] for each in train["annotations"]] == [
+        [10, 5, 20, 10],
+        pytest.approx([8, 8, 4, 4]),
+    ]
     assert [each["name"] for each in train["categories"]] == ["cat", "dog"]
     assert val["annotations"][0]["bbox"] == [0, 0, 20, 10]
     assert val["annotations"][0]["area"] == 200
@@ -64,7 +69,14 @@ def test_joined_splits_have_ids_of_their_own(folder):
 
 @pytest.mark.parametrize(
     "line",
-    ["0 0.5 0.5 0.5", "7 0.5 0.5 0.5 0.5", "cat 0.5 0.5 0.5 0.5", "0 nan 0.5 0.5 0.5", "0.5 0.5 0.5 0.5 0.5", "0"],
+    [
+        "0 0.5 0.5 0.5",
+        "7 0.5 0.5 0.5 0.5",
+        "cat 0.5 0.5 0.5 0.5",
+        "0 nan 0.5 0.5 0.5",
+        "0.5 0.5 0.5 0.5 0.5",
+        "0",
+    ],
 )
 def test_a_malformed_line_is_named(folder, line):
     (folder / "labels/train/a.txt").write_text(f"0 0.5 0.5 0.5 0.5\n{line}\n")
@@ -83,7 +95,9 @@ def test_a_file_that_is_not_utf_8_is_named(folder, name):
         convert(folder, "yolo")
 
 
-@pytest.mark.parametrize("text", ["", "[", "names: 3", "names: {1: a}\ntrain: images", "names: [a]\ntrain: none"])
+@pytest.mark.parametrize(
+    "text", ["", "[", "names: 3", "names: {1: a}\ntrain: images", "names: [a]\ntrain: none"]
+)
 def test_a_malformed_yaml_is_named(folder, text):
     (folder / "data.yaml").write_text(text)
     with pytest.raises(DataError, match=r"data\.yaml"):
@@ -114,14 +128,20 @@ def test_only_the_first_images_that_cannot_be_read_are_named(folder, caplog):
 def test_a_folder_of_which_no_image_can_be_read_is_refused(folder):
     (folder / "list.txt").write_text("data/a.png\n\ndata\\b.png\n")
     (folder / "data.yaml").write_text("names: [cat, dog]\ntrain: list.txt\n")
-    with pytest.raises(DataError, match=r"none of 2 images can be read; the first: .*data/a\.png: does not exist"):
+    with pytest.raises(
+        DataError, match=r"none of 2 images can be read; the first: .*data/a\.png: does not exist"
+    ):
         convert(folder, "yolo")
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("place", ["labels/train/a.txt", "images/train/b.png", "list.txt", "data.yaml"])
+@pytest.mark.parametrize(
+    "place", ["labels/train/a.txt", "images/train/b.png", "list.txt", "data.yaml"]
+)
 def test_a_pipe_is_not_waited_for(folder, place, caplog):
-    (folder / "data.yaml").write_text(f"names: [cat, dog]\ntrain: [{place if 'list' in place else 'images/train'}]\n")
+    (folder / "data.yaml").write_text(
+        f"names: [cat, dog]\ntrain: [{place if 'list' in place else 'images/train'}]\n"
+    )
     (folder / place).unlink(missing_ok=True)
     os.mkfifo(folder / place)
     if "images" in place:  # one bad picture of several
@@ -168,9 +188,14 @@ def test_masks_survive_the_way_to_yolo_and_back(trained_run, tmp_path):
     original = json.loads(trained_run.val.annotations.read_text())
     write_yolo(original, trained_run.val.images, tmp_path / "yolo")
     splits = convert(tmp_path / "yolo", "yolo")
-    assert {name: len(split.content["images"]) for name, split in splits.items()} == {"train": 3, "val": 1}
+    assert {name: len(split.content["images"]) for name, split in splits.items()} == {
+        "train": 3,
+        "val": 1,
+    }
     returned = join_splits(list(splits.values())).content
-    assert [each["name"] for each in returned["categories"]] == [each["name"] for each in original["categories"]]
+    assert [each["name"] for each in returned["categories"]] == [
+        each["name"] for each in original["categories"]
+    ]
     ours, theirs = COCO(), COCO()
     ours.dataset, theirs.dataset = original, returned
     ours.createIndex(), theirs.createIndex()
@@ -188,8 +213,12 @@ def write_named(folder: Path, *names: str) -> dict[str, int]:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(folder / name)
-    images = [{"id": id, "file_name": name, "width": 8, "height": 8} for id, name in enumerate(names)]
-    return write_yolo({"images": images, "annotations": [], "categories": []}, folder, folder / "yolo")
+    images = [
+        {"id": id, "file_name": name, "width": 8, "height": 8} for id, name in enumerate(names)
+    ]
+    return write_yolo(
+        {"images": images, "annotations": [], "categories": []}, folder, folder / "yolo"
+    )
 
 
 def listed(folder: Path, split: str) -> set[str]:
@@ -225,7 +254,9 @@ def test_a_single_image_is_not_validated_on(tmp_path):
 
 
 def test_images_that_differ_in_their_ending_alone_are_named_with_their_folder(tmp_path):
-    with pytest.raises(DataError, match=rf"{tmp_path}: a\.jpg and a\.png differ in their ending alone.*rename one"):
+    with pytest.raises(
+        DataError, match=rf"{tmp_path}: a\.jpg and a\.png differ in their ending alone.*rename one"
+    ):
         write_named(tmp_path, "a.png", "a.jpg")
 
 
@@ -239,9 +270,14 @@ def test_voc_files_of_annotation_tools_are_read(tmp_path):
     )
     split = convert(tmp_path, "voc")["all"]
     assert split.images == tmp_path
-    assert [each["bbox"] for each in split.content["annotations"]] == [[10, 5, 20, 10], [0, 0, 4, 4]]
+    assert [each["bbox"] for each in split.content["annotations"]] == [
+        [10, 5, 20, 10],
+        [0, 0, 4, 4],
+    ]
     assert [each["category_id"] for each in split.content["annotations"]] == [2, 1]
-    (tmp_path / "b.xml").write_text((tmp_path / "a.xml").read_text().replace("<name>cat</name>", ""))
+    (tmp_path / "b.xml").write_text(
+        (tmp_path / "a.xml").read_text().replace("<name>cat</name>", "")
+    )
     with pytest.raises(DataError, match=r"b\.xml: .* has no name"):
         convert(tmp_path, "voc")
     (tmp_path / "b.xml").write_text("<annotation>")

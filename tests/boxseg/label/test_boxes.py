@@ -22,7 +22,9 @@ def predictor(trained_run):
 
 @pytest.fixture(scope="module")
 def image():
-    return torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def offer(monkeypatch, *offers):
@@ -43,7 +45,9 @@ def offer(monkeypatch, *offers):
                 probs[:, y1:y2, x1:x2] = 0.999
                 probs[:, y1:half, slice(x1, middle) if mirrored else slice(middle, x2)] = 0.001
             ones = torch.ones(len(probs))
-            found.append(Candidates(probs, 0.8 * ones, ones, torch.zeros(len(probs), dtype=torch.int64)))
+            found.append(
+                Candidates(probs, 0.8 * ones, ones, torch.zeros(len(probs), dtype=torch.int64))
+            )
         return found
 
     monkeypatch.setattr(label_maps, "pick_candidates", pick)
@@ -59,26 +63,39 @@ def test_every_box_with_an_area_gets_a_mask_inside_it(predictor, image):
     assert (found.quality[1], found.num_candidates[1]) == (0, 0)
 
 
-def test_a_box_gets_the_same_mask_alone_and_among_others_but_is_trusted_less_where_masks_clash(predictor, image):
+def test_a_box_gets_the_same_mask_alone_and_among_others_but_is_trusted_less_where_masks_clash(
+    predictor, image
+):
     boxes = torch.cat([BOXES, torch.tensor([[10.0, 10, 50, 60]])])
-    together, alone = label_boxes(predictor, image, boxes), label_boxes(predictor, image, boxes[4:])
+    together, alone = (
+        label_boxes(predictor, image, boxes),
+        label_boxes(predictor, image, boxes[4:]),
+    )
     assert torch.equal(together.mask[4], alone.mask[0])
     share = clash(together.mask, together.quality > 0)[4]
     assert float(share) > 0
-    assert float(together.quality[4]) == pytest.approx(float(alone.quality[0] - CLASH * share), abs=1e-6)
+    assert float(together.quality[4]) == pytest.approx(
+        float(alone.quality[0] - CLASH * share), abs=1e-6
+    )
 
 
 def test_masks_clash_where_another_found_mask_claims_the_pixel():
     masks = torch.zeros(3, 4, 4, dtype=torch.bool)
     masks[0, :2], masks[1, 1:], masks[2] = True, True, True
-    assert clash(masks, torch.tensor([True, True, False])).tolist() == pytest.approx([1 / 2, 1 / 3, 0])
+    assert clash(masks, torch.tensor([True, True, False])).tolist() == pytest.approx(
+        [1 / 2, 1 / 3, 0]
+    )
 
 
 def test_the_mirror_image_gets_mirrored_masks(predictor, image):
-    plain, mirrored = label_boxes(predictor, image, BOXES), label_boxes(predictor, image.flip(2), mirror(BOXES))
+    plain, mirrored = (
+        label_boxes(predictor, image, BOXES),
+        label_boxes(predictor, image.flip(2), mirror(BOXES)),
+    )
     both = (plain.mask & mirrored.mask.flip(2)).flatten(1).sum(dim=1)
     either = (plain.mask | mirrored.mask.flip(2)).flatten(1).sum(dim=1)
-    assert (both / either.clamp(min=1))[[0, 2, 3]].min() > 0.6  # colours of noise, which a sample of the pixels decides
+    # colours of noise, which a sample of the pixels decides
+    assert (both / either.clamp(min=1))[[0, 2, 3]].min() > 0.6
 
 
 def mirror(boxes):
@@ -91,7 +108,9 @@ def test_images_of_several_sizes_are_labelled_together_as_alone(predictor, image
     for k, each in enumerate(images):
         size = (each.shape[1], each.shape[2])
         boxes = clip_boxes_to_image(BOXES[:k], size)
-        samples.append(Sample(each, boxes, torch.full((k,), label.UNKNOWN), image_id=k, original_size=size))
+        samples.append(
+            Sample(each, boxes, torch.full((k,), label.UNKNOWN), image_id=k, original_size=size)
+        )
     for each, found in zip(samples, label_together(predictor, samples, [None] * 4), strict=True):
         alone = label_boxes(predictor, each.image, each.boxes)
         assert torch.equal(found.mask, alone.mask)
@@ -121,7 +140,9 @@ def test_candidates_of_a_close_up_and_its_mirror_image_make_the_mask(predictor, 
     assert found.num_candidates.tolist() == [2]
 
 
-def test_boxes_without_candidates_get_the_nearest_and_then_what_colours_tell(predictor, monkeypatch):
+def test_boxes_without_candidates_get_the_nearest_and_then_what_colours_tell(
+    predictor, monkeypatch
+):
     picture = torch.full((3, 64, 64), 60, dtype=torch.uint8)
     picture[:, 4:16, 4:16] = 220
     boxes = torch.tensor([[20.0, 20, 60, 60], [4, 4, 16, 16]])
@@ -142,7 +163,9 @@ def test_a_mask_fits_its_box_as_far_as_it_reaches():
 
 
 def test_pixels_of_a_box_have_their_middle_in_it_and_are_one_at_least():
-    inside = pixels_inside(torch.tensor([[1.0, 2, 3, 5], [0.6, 0.6, 0.9, 2.4], [5, 5, 5, 9]]), (6, 6))
+    inside = pixels_inside(
+        torch.tensor([[1.0, 2, 3, 5], [0.6, 0.6, 0.9, 2.4], [5, 5, 5, 9]]), (6, 6)
+    )
     assert inside.flatten(1).sum(dim=1).tolist() == [6, 1, 0]
     assert inside[0].nonzero().tolist() == [[y, x] for y in (2, 3, 4) for x in (1, 2)]
 
@@ -171,7 +194,9 @@ def test_a_mask_of_another_tool_counts_as_one_candidate(predictor, monkeypatch):
     assert min(shares[1:]) > 0.7
 
 
-def test_close_ups_that_do_not_fit_in_memory_together_are_looked_at_in_parts(predictor, image, monkeypatch):
+def test_close_ups_that_do_not_fit_in_memory_together_are_looked_at_in_parts(
+    predictor, image, monkeypatch
+):
     boxes = torch.tensor([[4.0, 6, 34, 36], [10, 10, 40, 40], [20, 5, 50, 35]])
     together = label_boxes(predictor, image, boxes)
     forward, seen = predictor.network.forward, []

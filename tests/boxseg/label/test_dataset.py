@@ -52,13 +52,19 @@ def bent(data, folder, change):
     content = read(data.source.annotations)
     change(content)
     (folder / "bent.json").write_text(json.dumps(content))
-    return CocoBoxes(CocoSource(images=data.source.images, annotations=folder / "bent.json"), train=False)
+    return CocoBoxes(
+        CocoSource(images=data.source.images, annotations=folder / "bent.json"), train=False
+    )
 
 
-def test_every_annotation_keeps_its_fields_and_gets_a_mask_and_a_quality(data, trained_run, tmp_path):
+def test_every_annotation_keeps_its_fields_and_gets_a_mask_and_a_quality(
+    data, trained_run, tmp_path
+):
     label_all(data, label_sources.from_run(Predictor(trained_run.checkpoint), data), tmp_path)
     before, after = read(data.source.annotations), read(tmp_path / "labels.coco.json")
-    assert [each["id"] for each in after["annotations"]] == [each["id"] for each in before["annotations"]]
+    assert [each["id"] for each in after["annotations"]] == [
+        each["id"] for each in before["annotations"]
+    ]
     for old, new in zip(before["annotations"], after["annotations"], strict=True):
         assert new["drawn_segmentation"] == old.pop("segmentation")
         assert {key: new[key] for key in old} == old
@@ -67,7 +73,10 @@ def test_every_annotation_keeps_its_fields_and_gets_a_mask_and_a_quality(data, t
     assert {key: after[key] for key in ("images", "categories")} == {
         key: before[key] for key in ("images", "categories")
     }
-    assert COCO(tmp_path / "labels.coco.json").anns.keys() == COCO(data.source.annotations).anns.keys()
+    assert (
+        COCO(tmp_path / "labels.coco.json").anns.keys()
+        == COCO(data.source.annotations).anns.keys()
+    )
 
 
 def test_masks_of_a_file_come_through_unchanged_in_every_format(data, drawn, tmp_path):
@@ -77,7 +86,9 @@ def test_masks_of_a_file_come_through_unchanged_in_every_format(data, drawn, tmp
     for name in ("labels.coco.json", "labels.polygons.json"):
         for each in read(tmp_path / name)["annotations"]:
             found = decode_segmentation(each["segmentation"], (64, 64))
-            assert np.array_equal(found, decode_segmentation(true[each["id"]]["segmentation"], (64, 64)))
+            assert np.array_equal(
+                found, decode_segmentation(true[each["id"]]["segmentation"], (64, 64))
+            )
 
 
 def test_a_killed_run_goes_on_to_the_same_files(data, drawn, tmp_path):
@@ -85,7 +96,8 @@ def test_a_killed_run_goes_on_to_the_same_files(data, drawn, tmp_path):
     label_all(data, drawn, tmp_path / "torn")
     journal = tmp_path / "torn" / JOURNAL
     lines = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(b"".join(lines[:3]) + lines[3][: len(lines[3]) // 2])  # killed while it wrote the third image
+    # killed while it wrote the third image
+    journal.write_bytes(b"".join(lines[:3]) + lines[3][: len(lines[3]) // 2])
     (tmp_path / "torn/labels.coco.json").unlink()
     assert len(Journal(tmp_path / "torn", {"source": "test"}).done) == 2
     label_all(data, drawn, tmp_path / "torn")
@@ -109,11 +121,14 @@ def test_an_image_that_cannot_be_read_is_skipped_and_named(data, tmp_path):
     assert len(summary["unreadable"]) == 2
     assert "gone.png" in summary["unreadable"][0]
     written = read(tmp_path / "out/labels.coco.json")
-    gone = [each for each in written["annotations"] if each["image_id"] == written["images"][0]["id"]]
+    gone = [
+        each for each in written["annotations"] if each["image_id"] == written["images"][0]["id"]
+    ]
     assert [each["quality"] for each in gone] == [0.0] * len(gone)
     assert all(decode_segmentation(each["segmentation"], (64, 64)).any() for each in gone)
     assert all(
-        isinstance(each["segmentation"], list) for each in read(tmp_path / "out/labels.polygons.json")["annotations"]
+        isinstance(each["segmentation"], list)
+        for each in read(tmp_path / "out/labels.polygons.json")["annotations"]
     )
 
 
@@ -152,8 +167,11 @@ def test_yolo_files_have_a_line_per_box_and_links_to_the_images(data, drawn, tmp
         path = tmp_path / "yolo/labels" / image["file_name"]
         boxes = sum(each["image_id"] == image["id"] for each in content["annotations"])
         assert len(path.with_suffix(".txt").read_text().splitlines()) == boxes
-        assert (tmp_path / "yolo/images" / image["file_name"]).samefile(data.source.images / image["file_name"])
-    assert "path:" not in (tmp_path / "yolo/data.yaml").read_text()  # trainers then look beside the file
+        assert (tmp_path / "yolo/images" / image["file_name"]).samefile(
+            data.source.images / image["file_name"]
+        )
+    # trainers then look beside the file
+    assert "path:" not in (tmp_path / "yolo/data.yaml").read_text()
 
 
 def test_classes_are_matched_by_name(data, trained_run, monkeypatch, tmp_path):
@@ -164,14 +182,18 @@ def test_classes_are_matched_by_name(data, trained_run, monkeypatch, tmp_path):
         return [label_sources.from_boxes(each, []) for each in samples]
 
     def rename(content):
-        content["categories"] = [each | {"name": each["name"].upper()} for each in content["categories"]]
+        content["categories"] = [
+            each | {"name": each["name"].upper()} for each in content["categories"]
+        ]
         content["categories"][0]["name"] = "stranger"
 
     renamed = bent(data, tmp_path, rename)
     monkeypatch.setattr(label_sources, "label_together", watch)
     list(
         label_images(
-            renamed, label_sources.from_run(Predictor(trained_run.checkpoint), renamed), Journal(tmp_path / "o", {})
+            renamed,
+            label_sources.from_run(Predictor(trained_run.checkpoint), renamed),
+            Journal(tmp_path / "o", {}),
         )
     )
     expected = torch.cat([renamed[index].labels for index in range(len(renamed))])
@@ -181,7 +203,12 @@ def test_classes_are_matched_by_name(data, trained_run, monkeypatch, tmp_path):
 def test_results_of_another_tool_are_matched_by_their_boxes(data, tmp_path):
     first = read(data.source.annotations)["annotations"][0]
     path = tmp_path / "results.json"
-    entry = {"image_id": first["image_id"], "category_id": 1, "segmentation": first["segmentation"], "score": 0.75}
+    entry = {
+        "image_id": first["image_id"],
+        "category_id": 1,
+        "segmentation": first["segmentation"],
+        "score": 0.75,
+    }
     path.write_text(json.dumps([entry]))
     summary = label_all(data, one_by_one(label_sources.from_file(path, data)), tmp_path / "out")
     assert summary["boxes"] - summary["without_candidates"] == 1
@@ -201,7 +228,9 @@ def test_grabcut_finds_a_plain_object_and_leaves_a_box_without_background(tmp_pa
     image = torch.full((3, 40, 40), 30, dtype=torch.uint8)
     image[:, 12:28, 12:28] = torch.tensor([250, 40, 40], dtype=torch.uint8)[:, None, None]
     boxes = torch.tensor([[8.0, 8, 32, 32], [0, 0, 40, 40]])
-    found = label_sources.from_grabcut(Sample(image, boxes, torch.zeros(2, dtype=torch.int64), 1, (40, 40)), [1, 2])
+    found = label_sources.from_grabcut(
+        Sample(image, boxes, torch.zeros(2, dtype=torch.int64), 1, (40, 40)), [1, 2]
+    )
     assert found.mask[0].sum() == 16 * 16
     assert found.mask[1].all()
     assert found.quality[0] == pytest.approx((16 / 24) ** 2)
@@ -210,7 +239,13 @@ def test_grabcut_finds_a_plain_object_and_leaves_a_box_without_background(tmp_pa
 def test_grabcut_looks_at_the_surroundings_of_a_box_alone():
     image = torch.full((3, 3000, 4000), 30, dtype=torch.uint8)
     image[:, 700:720, 900:930] = torch.tensor([250, 40, 40], dtype=torch.uint8)[:, None, None]
-    sample = Sample(image, torch.tensor([[895.0, 695, 935, 725]]), torch.zeros(1, dtype=torch.int64), 1, (3000, 4000))
+    sample = Sample(
+        image,
+        torch.tensor([[895.0, 695, 935, 725]]),
+        torch.zeros(1, dtype=torch.int64),
+        1,
+        (3000, 4000),
+    )
     tracemalloc.start()
     found = label_sources.from_grabcut(sample, [1])
     peak = tracemalloc.get_traced_memory()[1]
@@ -220,7 +255,9 @@ def test_grabcut_looks_at_the_surroundings_of_a_box_alone():
     assert peak < 2 * 3000 * 4000  # bytes; the picture alone has three for each pixel
 
 
-@pytest.mark.parametrize(("first", "second"), [("[1]", ""), ("rubbish", ""), ("{}", '{"image": 3}'), ("{}", "rubbish")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("[1]", ""), ("rubbish", ""), ("{}", '{"image": 3}'), ("{}", "rubbish")]
+)
 def test_a_damaged_journal_is_told_with_its_line(tmp_path, first, second):
     (tmp_path / JOURNAL).write_text(f"{first}\n{second}\n" if second else f"{first}\n")
     with pytest.raises(DataError, match=rf"labels\.jsonl:{2 if second else 1}: is damaged"):
@@ -230,10 +267,16 @@ def test_a_damaged_journal_is_told_with_its_line(tmp_path, first, second):
 def test_a_large_image_of_many_boxes_takes_no_frame_for_each(tmp_path):
     size, rng = (3000, 4000), np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
-    boxes = [[*rng.integers(0, 2000, 2).tolist(), *rng.integers(20, 600, 2).tolist()] for _ in range(100)]
+    boxes = [
+        [*rng.integers(0, 2000, 2).tolist(), *rng.integers(20, 600, 2).tolist()]
+        for _ in range(100)
+    ]
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "width": size[1], "height": size[0]}],
-        "annotations": [{"id": k, "image_id": 1, "category_id": 1, "bbox": box} for k, box in enumerate(boxes, 1)],
+        "annotations": [
+            {"id": k, "image_id": 1, "category_id": 1, "bbox": box}
+            for k, box in enumerate(boxes, 1)
+        ],
         "categories": [{"id": 1, "name": "thing"}],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))

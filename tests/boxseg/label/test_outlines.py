@@ -90,7 +90,9 @@ def test_a_box_without_area_has_an_empty_mask_of_quality_0(box: list[float]):
     assert outline.quality == 0
 
 
-@pytest.mark.parametrize("box", [[3.2, 3.2, 3.4, 3.4], [0, 0, 12, 12], [-3, -3, 40, 40], [11.5, 0, 30, 1]])
+@pytest.mark.parametrize(
+    "box", [[3.2, 3.2, 3.4, 3.4], [0, 0, 12, 12], [-3, -3, 40, 40], [11.5, 0, 30, 1]]
+)
 def test_thin_tiny_and_window_filling_boxes_get_a_mask(box: list[float]):
     image = np.random.default_rng(0).integers(0, 256, (3, 12, 12), dtype=np.uint8)
     outline = find_outline(image, np.array(box, dtype=np.float32))
@@ -99,9 +101,13 @@ def test_thin_tiny_and_window_filling_boxes_get_a_mask(box: list[float]):
 
 
 def test_a_window_of_one_colour_and_one_of_a_single_pixel_get_a_mask():
-    flat = find_outline(np.full((3, 30, 30), 7, np.uint8), np.array([5, 5, 25, 25], dtype=np.float32))
+    flat = find_outline(
+        np.full((3, 30, 30), 7, np.uint8), np.array([5, 5, 25, 25], dtype=np.float32)
+    )
     assert 0.5 < flat.mask.sum() / 400 < 1  # about the inscribed ellipse
-    assert find_outline(np.zeros((3, 1, 1), np.uint8), np.array([0, 0, 1, 1], dtype=np.float32)).mask.all()
+    assert find_outline(
+        np.zeros((3, 1, 1), np.uint8), np.array([0, 0, 1, 1], dtype=np.float32)
+    ).mask.all()
 
 
 def test_the_same_window_gives_the_same_outline_and_stays_as_it_was():
@@ -142,7 +148,9 @@ def test_a_clean_disc_is_expected_to_be_better_than_noise():
     box = np.array([15, 15, 65, 65], dtype=np.float32)
     clean = find_outline(image, box, disc.astype(np.float32))
     rng = np.random.default_rng(0)
-    noise = find_outline(rng.integers(0, 256, image.shape, dtype=np.uint8), box, rng.random((80, 80)))
+    noise = find_outline(
+        rng.integers(0, 256, image.shape, dtype=np.uint8), box, rng.random((80, 80))
+    )
     assert clean.quality > 0.85
     assert noise.quality <= 0.8
     assert noise.measures["ragged"] > clean.measures["ragged"]
@@ -180,10 +188,15 @@ def test_a_cut_of_noise_is_not_trusted():
 def test_a_large_clean_cut_has_an_outline_at_the_resolution_of_the_picture():
     mask = star(600)
     image = painted(mask, 60, 160)
-    assert iou(cut_by_colors(np.ascontiguousarray(image.transpose(1, 2, 0)), box_of(mask)).mask, mask) > 0.985
+    assert (
+        iou(cut_by_colors(np.ascontiguousarray(image.transpose(1, 2, 0)), box_of(mask)).mask, mask)
+        > 0.985
+    )
 
 
-@pytest.mark.parametrize("box", [[4, 4, 5, 5], [0, 0, 12, 12], [0, 5, 12, 6], [3.2, 3.2, 3.4, 3.4]])
+@pytest.mark.parametrize(
+    "box", [[4, 4, 5, 5], [0, 0, 12, 12], [0, 5, 12, 6], [3.2, 3.2, 3.4, 3.4]]
+)
 def test_boxes_of_a_pixel_a_row_or_the_whole_picture_can_be_cut(box: list[float]):
     picture = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
     cut = cut_by_colors(picture, np.array(box, dtype=np.float32))

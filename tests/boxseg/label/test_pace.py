@@ -15,7 +15,8 @@ def test_a_slow_machine_is_not_kept_for_long(tiny_config, data_root, monkeypatch
     done = []
     monkeypatch.setattr("boxseg.label.pace.LIMIT_S", 0.0)
     monkeypatch.setattr(
-        "boxseg.label.pace.optimise", lambda trainer, batch, step: done.append(step) or {"train/loss": 0.0}
+        "boxseg.label.pace.optimise",
+        lambda trainer, batch, step: done.append(step) or {"train/loss": 0.0},
     )
     time_update(tiny_config(), data_root=data_root)
     assert done == [0]

@@ -55,7 +55,9 @@ def test_the_page_has_a_crop_for_every_mask_doubtful_ones_first(data, labels):
     list(write_review(labels, data.source.images))
     cards = page_data(labels)["cards"]
     assert [card["quality"] for card in cards] == sorted(card["quality"] for card in cards)
-    assert {card["id"] for card in cards} == {annotation["id"] for annotation in content["annotations"]}
+    assert {card["id"] for card in cards} == {
+        annotation["id"] for annotation in content["annotations"]
+    }
     assert all((labels / f"review/crops/{card['id']}.jpg").stat().st_size for card in cards)
 
 
@@ -78,7 +80,9 @@ def test_decisions_without_labels_are_refused(tmp_path):
 
 def test_rejected_masks_go_and_accepted_ones_are_marked(data, labels, tmp_path):
     before = read(labels / "labels.coco.json")["annotations"]
-    (tmp_path / "decisions.json").write_text(json.dumps({before[0]["id"]: "reject", before[1]["id"]: "accept"}))
+    (tmp_path / "decisions.json").write_text(
+        json.dumps({before[0]["id"]: "reject", before[1]["id"]: "accept"})
+    )
     counts = apply_decisions(labels, tmp_path / "decisions.json", data.source.images)
     assert counts == {"accept": 1, "reject": 1, "open": len(before) - 2}
     after = read(labels / "labels.reviewed.json")["annotations"]
@@ -127,7 +131,9 @@ CLICK = "document.querySelector('%s').click()"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 400])
-def test_buttons_do_what_keys_do_and_all_that_a_filter_shows_is_accepted(data, labels, tmp_path, width):
+def test_buttons_do_what_keys_do_and_all_that_a_filter_shows_is_accepted(
+    data, labels, tmp_path, width
+):
     content = read(labels / "labels.coco.json")
     for annotation in content["annotations"]:
         annotation["quality"] = annotation["id"] % 7 / 10
@@ -144,14 +150,22 @@ def test_buttons_do_what_keys_do_and_all_that_a_filter_shows_is_accepted(data, l
         browser.evaluate("document.getElementById('low').value = 0.3; filter()")
         good = {str(card["id"]) for card in cards if card["quality"] >= 0.3}
         browser.evaluate(CLICK % "#all")
-        assert browser.evaluate("decisions") == dict.fromkeys(good, "accept") | {str(cards[0]["id"]): "reject"}
+        assert browser.evaluate("decisions") == dict.fromkeys(good, "accept") | {
+            str(cards[0]["id"]): "reject"
+        }
         browser.evaluate(CLICK % "#back")
         assert browser.evaluate("decisions") == {str(cards[0]["id"]): "reject"}
         browser.evaluate(CLICK % "nav [data-key=z]")
         browser.evaluate(CLICK % "dialog [data-key=w]")
-        assert browser.evaluate("document.querySelector('dialog > svg').getAttribute('viewBox')") == "0 0 64 64"
-        browser.evaluate("new Promise((done) => setTimeout(done, 500))")  # where it cannot be loaded, a crop is shown
-        assert browser.evaluate("document.querySelector('dialog image').getAttribute('href')").endswith(".png")
+        assert (
+            browser.evaluate("document.querySelector('dialog > svg').getAttribute('viewBox')")
+            == "0 0 64 64"
+        )
+        # where it cannot be loaded, a crop is shown
+        browser.evaluate("new Promise((done) => setTimeout(done, 500))")
+        assert browser.evaluate(
+            "document.querySelector('dialog image').getAttribute('href')"
+        ).endswith(".png")
         browser.evaluate(CLICK % "dialog [data-key=o]")
         fill = "getComputedStyle(document.querySelector('dialog path')).fill"
         assert browser.evaluate(fill) == "none"
@@ -176,7 +190,8 @@ def test_a_thousand_masks_stay_smooth(data, labels, tmp_path):
     with open_browser(tmp_path / "profile") as browser:
         browser.open(page.as_uri(), width=1280)
         assert browser.evaluate("document.querySelectorAll('figure').length") == 1000
-        assert browser.evaluate(PRESS_SLOWLY) < 50  # ms, the median; one frame on a machine that does nothing else
+        # ms, the median; one frame on a machine that does nothing else
+        assert browser.evaluate(PRESS_SLOWLY) < 50
         assert browser.evaluate("document.querySelectorAll('figure.accept').length") == 60
         assert len(browser.requests) < 500  # pictures are loaded as they come into view
         assert not browser.errors
@@ -203,7 +218,9 @@ def test_outlines_enclose_the_pixels_of_a_mask_and_leave_out_its_holes():
     part = MaskPart(pixels[10:80, 20:110], top=int(rows[0]), left=int(columns.min()))
     drawn = np.zeros(pixels.shape, dtype=np.uint8)
     outlines = find_outlines(part)
-    cv2.fillPoly(drawn, [np.array(each).reshape(-1, 2).round().astype(np.int32) for each in outlines], 1)
+    cv2.fillPoly(
+        drawn, [np.array(each).reshape(-1, 2).round().astype(np.int32) for each in outlines], 1
+    )
     both, either = (drawn.astype(bool) & pixels).sum(), (drawn.astype(bool) | pixels).sum()
     assert both / either > 0.95
     assert not drawn[40, 50]
@@ -238,7 +255,9 @@ def test_a_crowd_cannot_be_decided_about(data, labels, tmp_path):
         apply_decisions(labels, tmp_path / "decisions.json", data.source.images)
 
 
-@pytest.mark.parametrize("decisions", ["", "[]", '{"x": "accept"}', '{"999999": "accept"}', '{"1": "perhaps"}'])
+@pytest.mark.parametrize(
+    "decisions", ["", "[]", '{"x": "accept"}', '{"999999": "accept"}', '{"1": "perhaps"}']
+)
 def test_other_files_are_no_decisions(data, labels, tmp_path, decisions):
     (tmp_path / "decisions.json").write_text(decisions)
     with pytest.raises(DataError, match="decisions are one object"):

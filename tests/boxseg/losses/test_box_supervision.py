@@ -13,7 +13,9 @@ from boxseg.losses.pairs import find_pairs, pair_costs
 from boxseg.ops.neighbours import neighbour_offsets, neighbour_view
 
 LOGITS = torch.tensor([[[2.0, 0, -1], [1, 0.5, -2], [0, -1, 3]]])
-PROBS = torch.tensor([[[0.1, 0.2, 0.1, 0], [0.2, 0.9, 0.8, 0.1], [0.1, 0.7, 0.6, 0.3], [0, 0.1, 0.2, 0.1]]])
+PROBS = torch.tensor(
+    [[[0.1, 0.2, 0.1, 0], [0.2, 0.9, 0.8, 0.1], [0.1, 0.7, 0.6, 0.3], [0, 0.1, 0.2, 0.1]]]
+)
 
 
 def square_box():
@@ -44,13 +46,18 @@ def test_pairwise_term_and_gradient_equal_the_log_space_formula(size):
     if size == 1:
         return
     both = [
-        F.logsigmoid(sign * logits)[:, None] + neighbour_view(F.logsigmoid(sign * logits), size, 2) for sign in (1, -1)
+        F.logsigmoid(sign * logits)[:, None] + neighbour_view(F.logsigmoid(sign * logits), size, 2)
+        for sign in (1, -1)
     ]
     on_map = neighbour_view(torch.ones_like(logits), size, 2)
     expected = -torch.logaddexp(*both) * on_map
     torch.testing.assert_close(term, expected, atol=1e-8, rtol=0)
-    weights = torch.rand(term.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    slopes = [torch.autograd.grad((value * weights).sum(), logits)[0] for value in (term, expected)]
+    weights = torch.rand(
+        term.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    slopes = [
+        torch.autograd.grad((value * weights).sum(), logits)[0] for value in (term, expected)
+    ]
     torch.testing.assert_close(*slopes, atol=1e-8, rtol=0)
 
 
@@ -65,10 +72,15 @@ def test_pairwise_term_of_extreme_logits_is_finite():
 
 @pytest.mark.parametrize("reach", [1.0, 6.0, 30.0])
 def test_the_cost_of_a_pair_is_right_to_the_last_digits_and_so_is_its_slope(reach):
-    logits = (torch.randn(1, 6, 6, generator=torch.Generator().manual_seed(3)) * reach).requires_grad_()
+    logits = (
+        torch.randn(1, 6, 6, generator=torch.Generator().manual_seed(3)) * reach
+    ).requires_grad_()
     term = pairwise_term(logits, dilation=1)
     term.sum().backward()
-    exact, slope = torch.zeros(8, 6, 6, dtype=torch.float64), torch.zeros(6, 6, dtype=torch.float64)
+    exact, slope = (
+        torch.zeros(8, 6, 6, dtype=torch.float64),
+        torch.zeros(6, 6, dtype=torch.float64),
+    )
     values = logits[0].tolist()
     for index, (row, column) in enumerate(neighbour_offsets(3)):
         for y, x in product(range(6), range(6)):
@@ -86,7 +98,8 @@ def test_the_cost_of_a_pair_is_right_to_the_last_digits_and_so_is_its_slope(reac
 
 def test_confident_neighbours_that_agree_cost_nothing_but_a_trace():
     term = pairwise_term(torch.tensor([[[12.0, 14.0]]]), dilation=1)
-    exact = math.exp(-12) + math.exp(-14)  # 7e-6: less than the last digit of a difference of numbers like 26
+    # 7e-6: less than the last digit of a difference of numbers like 26
+    exact = math.exp(-12) + math.exp(-14)
     assert float(term[0, 4, 0, 0]) == pytest.approx(exact, rel=1e-4)
 
 
@@ -130,24 +143,32 @@ def test_pairs_inside_boxes_are_those_of_the_whole_map_with_the_same_gradient(si
 
 
 def test_projection_of_the_worked_example():
-    torch.testing.assert_close(projection_loss(PROBS, square_box()), torch.tensor([0.103539]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        projection_loss(PROBS, square_box()), torch.tensor([0.103539]), atol=1e-5, rtol=0
+    )
 
 
 def test_of_equal_largest_values_the_first_gets_the_gradient_of_the_projection():
     box = torch.zeros(1, 3, 4, dtype=torch.bool)
     box[0, 1:, 1:3] = True
-    probs = torch.tensor([[[0.5, 0.9, 0.9, 0.2], [0.5, 0.9, 0.3, 0.2], [0.5, 0.9, 0.9, 0.1]]], requires_grad=True)
+    probs = torch.tensor(
+        [[[0.5, 0.9, 0.9, 0.2], [0.5, 0.9, 0.3, 0.2], [0.5, 0.9, 0.9, 0.1]]], requires_grad=True
+    )
     projection_loss(probs, box).sum().backward()
 
     def slopes(shadow, target):
         """Of 1 - 2 sum(u v) / (sum(u²) + sum(v²) + 1e-5), by u."""
         size = sum(u * u + v * v for u, v in zip(shadow, target, strict=True)) + 1e-5
         overlap = 2 * sum(u * v for u, v in zip(shadow, target, strict=True))
-        return [-2 * v / size + overlap * 2 * u / size**2 for u, v in zip(shadow, target, strict=True)]
+        return [
+            -2 * v / size + overlap * 2 * u / size**2 for u, v in zip(shadow, target, strict=True)
+        ]
 
     expected = torch.zeros(1, 3, 4)
-    expected[0, 0] += torch.tensor(slopes([0.5, 0.9, 0.9, 0.2], [0, 1, 1, 0]))  # all columns have theirs in row 0
-    expected[0, :, 1] += torch.tensor(slopes([0.9, 0.9, 0.9], [0, 1, 1]))  # and all rows in column 1
+    # all columns have theirs in row 0
+    expected[0, 0] += torch.tensor(slopes([0.5, 0.9, 0.9, 0.2], [0, 1, 1, 0]))
+    # and all rows in column 1
+    expected[0, :, 1] += torch.tensor(slopes([0.9, 0.9, 0.9], [0, 1, 1]))
     torch.testing.assert_close(probs.grad, expected)
 
 
@@ -181,17 +202,22 @@ def test_stripes_beside_the_box_cast_its_shadow_unless_shadows_come_from_inside(
     box = torch.zeros(1, 30, 30, dtype=torch.bool)
     box[0, 4:16, 4:16] = True
     stripes = torch.zeros(1, 30, 30)
-    stripes[0, -1, 4:16] = stripes[0, 4:16, -1] = 1.0  # below the box and to the right of it, nothing inside
+    # below the box and to the right of it, nothing inside
+    stripes[0, -1, 4:16] = stripes[0, 4:16, -1] = 1.0
     # Each shadow is the box's with one more cell: 1 - 2 * 12 / (13 + 12).
     torch.testing.assert_close(projection_loss(stripes, box), torch.tensor([0.08]))
-    torch.testing.assert_close(projection_loss(stripes, box, from_inside=True), torch.tensor([2.0]))
+    torch.testing.assert_close(
+        projection_loss(stripes, box, from_inside=True), torch.tensor([2.0])
+    )
 
 
 def test_shadows_from_inside_are_the_plain_ones_of_a_mask_inside_its_box_and_see_all_that_is_outside():
     box = torch.zeros(2, 12, 12, dtype=torch.bool)
     box[0, 2:7, 3:9] = box[1, 5:, 5:] = True
     probs = torch.rand(2, 12, 12, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(projection_loss(probs * box, box, from_inside=True), projection_loss(probs * box, box))
+    torch.testing.assert_close(
+        projection_loss(probs * box, box, from_inside=True), projection_loss(probs * box, box)
+    )
     for row, column in ((0, 0), (4, 11), (11, 5)):  # in a corner, beside the first box, below it
         outside = box[:1].float()
         outside[0, row, column] = 1.0
@@ -199,8 +225,12 @@ def test_shadows_from_inside_are_the_plain_ones_of_a_mask_inside_its_box_and_see
 
 
 def test_projection_of_an_empty_mask_is_two_and_of_no_mask_is_nothing():
-    torch.testing.assert_close(projection_loss(torch.zeros(1, 4, 4), square_box()), torch.full((1,), 2.0))
-    assert projection_loss(torch.zeros(0, 4, 4), torch.zeros(0, 4, 4, dtype=torch.bool)).shape == (0,)
+    torch.testing.assert_close(
+        projection_loss(torch.zeros(1, 4, 4), square_box()), torch.full((1,), 2.0)
+    )
+    assert projection_loss(torch.zeros(0, 4, 4), torch.zeros(0, 4, 4, dtype=torch.bool)).shape == (
+        0,
+    )
 
 
 def test_projection_refuses_other_shapes():

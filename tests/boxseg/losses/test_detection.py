@@ -52,7 +52,9 @@ def test_varifocal_elements_of_the_worked_example():
 def test_focal_loss_equals_its_formula():
     logits, targets = torch.tensor([0.3, -0.7]), torch.tensor([1.0, 0.0])
     p = logits.sigmoid()
-    expected = torch.stack([-0.25 * (1 - p[0]) ** 2 * p[0].log(), -0.75 * p[1] ** 2 * (1 - p[1]).log()])
+    expected = torch.stack(
+        [-0.25 * (1 - p[0]) ** 2 * p[0].log(), -0.75 * p[1] ** 2 * (1 - p[1]).log()]
+    )
     torch.testing.assert_close(focal_loss(logits, targets), expected)
 
 
@@ -92,7 +94,9 @@ def test_background_alone_still_reaches_every_output():
     predictions = make_predictions()
     losses = detection_losses(
         predictions,
-        LocationTargets(torch.full((2, 6), -1), torch.full((2, 6), -1), torch.zeros(2, 6, 4), torch.zeros(2, 6)),
+        LocationTargets(
+            torch.full((2, 6), -1), torch.full((2, 6), -1), torch.zeros(2, 6, 4), torch.zeros(2, 6)
+        ),
         num_positive=torch.tensor(1.0),
         centerness_sum=torch.tensor(1e-6),
         iou_eps=1e-6,
@@ -108,7 +112,12 @@ def test_targets_must_fit():
     with pytest.raises(ShapeError, match="distance_targets"):
         detection_losses(
             make_predictions(),
-            LocationTargets(torch.full((2, 6), -1), torch.full((2, 6), -1), torch.zeros(2, 5, 4), torch.zeros(2, 6)),
+            LocationTargets(
+                torch.full((2, 6), -1),
+                torch.full((2, 6), -1),
+                torch.zeros(2, 5, 4),
+                torch.zeros(2, 6),
+            ),
             num_positive=torch.tensor(1.0),
             centerness_sum=torch.tensor(1.0),
         )

@@ -48,7 +48,9 @@ def test_affinity_loss_averages_within_each_proposal_first():
     together[0, 0] = together[1, 0] = True
     quality, pairs = torch.tensor([0.5, 1.0]), find_pairs(torch.ones(2, 2, 2, dtype=torch.bool))
     costs, together = (pairs.take_pairs(maps, torch.arange(2)) for maps in (term, together))
-    assert float(affinity_loss(costs, together, pairs, quality)) == pytest.approx((0.5 * 4 + 1.0 * 0.5) / 2)
+    assert float(affinity_loss(costs, together, pairs, quality)) == pytest.approx(
+        (0.5 * 4 + 1.0 * 0.5) / 2
+    )
 
 
 def test_without_pseudo_masks_the_losses_are_zero():
@@ -65,7 +67,9 @@ def test_without_pseudo_masks_the_losses_are_zero():
 def affinity(logits, mask):
     """The affinity loss of pairs that begin inside the mask."""
     pairs, row = find_pairs(mask), torch.arange(2)
-    together = pair_affinity(mask, torch.ones_like(mask), pairs, mask_row=row, valid_row=row) >= 0.5
+    together = (
+        pair_affinity(mask, torch.ones_like(mask), pairs, mask_row=row, valid_row=row) >= 0.5
+    )
     return affinity_loss(pair_costs(logits, pairs), together, pairs, torch.tensor([0.7, 0.2]))
 
 

@@ -26,7 +26,9 @@ def replace(settings, **changes):
     replaced = {}
     for group, values in settings.items():
         own = {names[group].get(name, name): value for name, value in changes.items()}
-        replaced[group] = values.model_copy(update={n: v for n, v in own.items() if n in type(values).model_fields})
+        replaced[group] = values.model_copy(
+            update={n: v for n, v in own.items() if n in type(values).model_fields}
+        )
     return replaced
 
 
@@ -49,7 +51,9 @@ class SmallNetwork(nn.Module):
 
     def mask_logits(self, predictions, image_index, handle):
         vectors, features = predictions
-        logits = (features[image_index] * vectors[image_index, handle][..., None, None]).sum(dim=1, keepdim=True)
+        logits = (features[image_index] * vectors[image_index, handle][..., None, None]).sum(
+            dim=1, keepdim=True
+        )
         return (
             F.interpolate(logits, scale_factor=2, mode="nearest")[:, 0] * 5
             if len(logits)
@@ -72,11 +76,15 @@ def make_step(boxes=(((4, 4, 20, 20), (8, 16, 30, 30)), ((0, 0, 12, 31),)), *, q
         original_sizes=[(SIZE, SIZE)] * images,
         image_ids=list(range(images)),
     )
-    chosen = [(image, 2 * box + 3, box) for image in range(images) for box in range(len(boxes[image]))]
+    chosen = [
+        (image, 2 * box + 3, box) for image in range(images) for box in range(len(boxes[image]))
+    ]
     proposals = Proposals(*torch.tensor(chosen, dtype=torch.int64).view(-1, 3).unbind(dim=1))
     pseudo = []
     for image in batch.boxes:
-        mask = box_masks(image, SIZE, SIZE, stride=4) & (torch.rand(len(image), 8, 8, generator=random) > 0.3)
+        mask = box_masks(image, SIZE, SIZE, stride=4) & (
+            torch.rand(len(image), 8, 8, generator=random) > 0.3
+        )
         number = torch.full((len(image),), quality)
         pseudo.append(PseudoMasks(mask, mask.float(), number, number, number.long() + 1))
     network = SmallNetwork(proposals)
@@ -111,7 +119,8 @@ def test_every_parameter_gets_a_gradient():
     parts = make_step()
     run(parts).total.backward()
     assert all(
-        parameter.grad is not None and float(parameter.grad.abs().sum()) > 0 for parameter in parts[0].parameters()
+        parameter.grad is not None and float(parameter.grad.abs().sum()) > 0
+        for parameter in parts[0].parameters()
     )
 
 
@@ -153,14 +162,18 @@ def test_weights_and_warm_ups_are_inside_the_terms():
     weighted = numbers(
         run(
             make_step(),
-            settings=replace(NOW, projection_weight=2.0, pairwise_weight=3.0, mask_weight=4.0, aff_weight=0.0),
+            settings=replace(
+                NOW, projection_weight=2.0, pairwise_weight=3.0, mask_weight=4.0, aff_weight=0.0
+            ),
         )
     )
     assert weighted["projection"] == pytest.approx(2 * base["projection"], rel=1e-5)
     assert weighted["pairwise"] == pytest.approx(3 * base["pairwise"], rel=1e-5)
     assert weighted["mask"] == pytest.approx(2 * base["mask"], rel=1e-5)
     assert weighted["affinity"] == 0
-    warm = numbers(run(make_step(), settings=replace(NOW, pairwise_warmup=10, pseudo_warmup=4), step=0))
+    warm = numbers(
+        run(make_step(), settings=replace(NOW, pairwise_warmup=10, pseudo_warmup=4), step=0)
+    )
     assert warm["pairwise"] == pytest.approx(base["pairwise"] / 10, rel=1e-5)
     assert warm["mask"] == pytest.approx(base["mask"] / 4, rel=1e-5)
     assert warm["affinity"] == pytest.approx(base["affinity"] / 4, rel=1e-5)
@@ -178,7 +191,10 @@ def test_weights_and_warm_ups_are_inside_the_terms():
     ],
 )
 def test_every_setting_changes_its_terms_only(change, terms):
-    base, other = numbers(run(make_step())), numbers(run(make_step(), settings=replace(NOW, **change)))
+    base, other = (
+        numbers(run(make_step())),
+        numbers(run(make_step(), settings=replace(NOW, **change))),
+    )
     assert {name for name in base if base[name] != pytest.approx(other[name], rel=1e-6)} == terms
 
 
@@ -188,7 +204,9 @@ def test_whole_grey_levels_are_a_setting():
     weak[..., ::2, 16:] = 101  # pooled 100.5
     parts[2] = dataclasses.replace(parts[2], weak=weak)
     found = [
-        numbers(run(parts, settings=replace(NOW, color_thr=0.97, truncate_colors=truncate)))["pairwise"]
+        numbers(run(parts, settings=replace(NOW, color_thr=0.97, truncate_colors=truncate)))[
+            "pairwise"
+        ]
         for truncate in (True, False)
     ]
     assert found[0] != pytest.approx(found[1], rel=1e-4)
@@ -215,5 +233,7 @@ def test_inputs_are_left_unchanged():
     parts = make_step()
     before = [parts[2].weak.clone(), *[pseudo.mask.clone() for pseudo in parts[3]]]
     run(parts)
-    for copy, now in zip(before, [parts[2].weak, *[pseudo.mask for pseudo in parts[3]]], strict=True):
+    for copy, now in zip(
+        before, [parts[2].weak, *[pseudo.mask for pseudo in parts[3]]], strict=True
+    ):
         assert torch.equal(copy, now)

@@ -14,7 +14,9 @@ from boxseg.model.condinst import CondInst
 
 def build(norm="auto", frozen_stages=None) -> CondInst:
     torch.manual_seed(0)
-    backbone = build_backbone(name="resnet18", weights="none", frozen_stages=frozen_stages, norm=norm)
+    backbone = build_backbone(
+        name="resnet18", weights="none", frozen_stages=frozen_stages, norm=norm
+    )
     return CondInst(
         num_classes=3,
         backbone=backbone,
@@ -28,7 +30,9 @@ def build(norm="auto", frozen_stages=None) -> CondInst:
 
 @pytest.fixture
 def images():
-    return torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 @pytest.fixture
@@ -47,7 +51,9 @@ def test_shapes_agree_with_the_structure(images, valid):
     assert predictions.mask_features.shape == (2, 16, 8, 12)
     assert predictions.locations.shape == (num_locations, 2)
     assert predictions.strides.unique().tolist() == [8, 16, 32, 64, 128]
-    assert network.mask_logits(predictions, torch.tensor([0, 1]), torch.tensor([5, 128])).shape == (2, 16, 24)
+    assert network.mask_logits(
+        predictions, torch.tensor([0, 1]), torch.tensor([5, 128])
+    ).shape == (2, 16, 24)
     none = torch.zeros(0, dtype=torch.int64)
     assert network.mask_logits(predictions, none, none).shape == (0, 16, 24)
 
@@ -56,9 +62,16 @@ def test_gradient_reaches_every_parameter_that_learns(images, valid):
     network = build()
     predictions = network(images, valid)
     masks = network.mask_logits(predictions, torch.tensor([0, 1]), torch.tensor([5, 100]))
-    outputs = [masks, predictions.class_logits, predictions.distances, predictions.centerness_logits]
+    outputs = [
+        masks,
+        predictions.class_logits,
+        predictions.distances,
+        predictions.centerness_logits,
+    ]
     torch.stack([output.square().sum() for output in outputs]).sum().backward()
-    without = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    without = [
+        n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
     assert without == []
 
 
@@ -120,7 +133,14 @@ def test_predictions_are_float32_and_close_under_autocast(images, valid):
         half = network(images, valid)
         masks = network.mask_logits(half, torch.tensor([0]), torch.tensor([40]))
     assert {
-        tensor.dtype for tensor in (half.class_logits, half.distances, half.controller_maps, half.mask_features, masks)
+        tensor.dtype
+        for tensor in (
+            half.class_logits,
+            half.distances,
+            half.controller_maps,
+            half.mask_features,
+            masks,
+        )
     } == {torch.float32}
     torch.testing.assert_close(half.class_logits, full.class_logits, atol=0.05, rtol=0.05)
     assert half.locations[-1].tolist() == full.locations[-1].tolist()
@@ -175,9 +195,13 @@ def test_every_setting_of_the_detector_changes_its_terms_only(images, valid, cha
     def values(fcos):
         model = {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1}
         torch.manual_seed(0)
-        network = build_network(BoxSegConfig.model_validate({"model": model, "fcos": fcos}), num_classes=3)
+        network = build_network(
+            BoxSegConfig.model_validate({"model": model, "fcos": fcos}), num_classes=3
+        )
         with torch.no_grad():
             return detection_terms(network, images, valid)[0]
 
     base, other = values({}), values(change)
-    assert {name for name in base if not torch.isclose(base[name], other[name], rtol=1e-6, atol=0)} == terms
+    assert {
+        name for name in base if not torch.isclose(base[name], other[name], rtol=1e-6, atol=0)
+    } == terms

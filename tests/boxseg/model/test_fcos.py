@@ -7,11 +7,20 @@ from boxseg.model.fcos import FcosHead, grid_locations, make_locations, make_pat
 
 
 def test_locations_of_a_stride_8_map_are_the_worked_ones():
-    assert grid_locations(2, 3, 8).tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
+    assert grid_locations(2, 3, 8).tolist() == [
+        [4, 4],
+        [12, 4],
+        [20, 4],
+        [4, 12],
+        [12, 12],
+        [20, 12],
+    ]
 
 
 def test_locations_of_all_levels_come_finest_first():
-    locations, strides, levels = make_locations([torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1, 1)], (8, 16))
+    locations, strides, levels = make_locations(
+        [torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1, 1)], (8, 16)
+    )
     assert locations.tolist() == [[4, 4], [12, 4], [4, 12], [12, 12], [8, 8]]
     assert strides.tolist() == [8, 8, 8, 8, 16]
     assert levels.tolist() == [0, 0, 0, 0, 1]
@@ -29,11 +38,15 @@ def test_outputs_are_flat_in_the_order_of_the_locations():
 def test_the_controller_at_chosen_locations_equals_its_convolution():
     head = FcosHead(channels=8, num_classes=3, num_params=5, tower_convs=1, num_levels=2)
     maps = [torch.randn(2, 8, 4, 6), torch.randn(2, 8, 2, 3)]
-    everywhere = torch.cat([head.controller(head.box_tower(each)).flatten(2).transpose(1, 2) for each in maps], dim=1)
+    everywhere = torch.cat(
+        [head.controller(head.box_tower(each)).flatten(2).transpose(1, 2) for each in maps], dim=1
+    )
     image_index, location = torch.tensor([1, 0, 1, 0]), torch.tensor([0, 10, 23, 24 + 1 * 3 + 2])
     found = head.controller_at(head(maps)[3], image_index, make_patches(maps)[location])
     torch.testing.assert_close(found, everywhere[image_index, location])
-    assert head.controller_at(head(maps)[3], image_index[:0], make_patches(maps)[location[:0]]).shape == (0, 5)
+    assert head.controller_at(
+        head(maps)[3], image_index[:0], make_patches(maps)[location[:0]]
+    ).shape == (0, 5)
 
 
 def test_each_level_scales_its_own_distances_which_are_never_negative():
@@ -55,11 +68,20 @@ def test_the_untrained_head_gives_every_class_one_percent():
 
 @pytest.mark.parametrize(("norm_groups", "expected"), [(32, 32), (None, 16)])
 def test_group_norms_have_the_groups_that_are_asked_for(norm_groups, expected):
-    head = FcosHead(channels=64, num_classes=3, num_params=5, tower_convs=2, num_levels=1, norm_groups=norm_groups)
+    head = FcosHead(
+        channels=64,
+        num_classes=3,
+        num_params=5,
+        tower_convs=2,
+        num_levels=1,
+        norm_groups=norm_groups,
+    )
     norms = [module for module in head.modules() if isinstance(module, torch.nn.GroupNorm)]
     assert [norm.num_groups for norm in norms] == [expected] * 4
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (128, 32), (96, 24), (64, 16), (40, 10), (8, 2)])
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(256, 32), (128, 32), (96, 24), (64, 16), (40, 10), (8, 2)]
+)
 def test_groups_have_at_least_four_channels(channels, groups):
     assert num_groups(channels) == groups

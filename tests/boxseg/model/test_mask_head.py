@@ -46,7 +46,10 @@ def test_masks_equal_convolutions_of_one_instance_at_a_time():
     assert logits.shape == (7, 12, 16)
     for k in range(7):
         expected = one_mask(
-            features[some["image_index"][k]], some["params"][k], some["locations"][k], int(some["levels"][k])
+            features[some["image_index"][k]],
+            some["params"][k],
+            some["locations"][k],
+            int(some["levels"][k]),
         )
         torch.testing.assert_close(logits[k], expected, atol=1e-4, rtol=1e-4)
 
@@ -78,7 +81,8 @@ def test_the_unit_of_relative_coordinates_is_the_size_limit_of_the_level(level):
     head = build_network(config, num_classes=2).mask_head
     unit = (16, 40, 100, 300, 600)[level]  # the coarsest level has no limit: twice the last one
     params = torch.zeros(1, head.num_params)
-    params[0, 0] = params[0, 144] = params[0, 208] = 1.0  # the x coordinate goes through all three layers
+    # the x coordinate goes through all three layers
+    params[0, 0] = params[0, 144] = params[0, 208] = 1.0
     logits = head(
         with_coordinates(torch.zeros(1, 16, 4, 4)),
         params=params,
@@ -97,7 +101,11 @@ def test_depth_and_width_of_the_head_can_change():
     assert [tuple(bias.shape[1:]) for bias in biases] == [(6,), (6,), (6,), (1,)]
     assert weights[0][0, 1, 0] == 6
     assert biases[-1][0, 0] == head.num_params - 1
-    assert head(with_coordinates(torch.randn(2, 4, 6, 8)), **instances(head, 3)).shape == (3, 12, 16)
+    assert head(with_coordinates(torch.randn(2, 4, 6, 8)), **instances(head, 3)).shape == (
+        3,
+        12,
+        16,
+    )
 
 
 def test_no_instances_give_no_masks_but_a_gradient_path():
@@ -120,7 +128,10 @@ def test_masks_are_float32_under_autocast():
 def test_parameters_of_another_head_are_refused():
     head = DynamicMaskHead()
     with pytest.raises(ShapeError, match=r"\(n, 233\)"):
-        head(with_coordinates(torch.zeros(2, 16, 6, 8)), **(instances(head, 3) | {"params": torch.zeros(3, 100)}))
+        head(
+            with_coordinates(torch.zeros(2, 16, 6, 8)),
+            **(instances(head, 3) | {"params": torch.zeros(3, 100)}),
+        )
 
 
 def test_mask_branch_works_at_the_finest_level():

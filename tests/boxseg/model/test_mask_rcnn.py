@@ -18,7 +18,12 @@ LABELS = [torch.tensor([1, 2]), torch.zeros(0, dtype=torch.int64)]
 SMALL = {
     "data": {"toy": {"train_images": 8, "val_images": 2, "size": 64}},
     "model": {"kind": "mask_rcnn", "backbone": "resnet18", "weights": "none", "channels": 16},
-    "rcnn": {"anchor_sizes": [8, 16, 32, 48, 64], "representation": 16, "mask_channels": 8, "regions": 20},
+    "rcnn": {
+        "anchor_sizes": [8, 16, 32, 48, 64],
+        "representation": 16,
+        "mask_channels": 8,
+        "regions": 20,
+    },
     "cond": {"max_per_image": 8},
     "train": {"steps": 100, "batch_size": 2, "image_size": 64, "panels": 0},
     "solver": {"optimizer": "adamw", "lr": 1e-3, "warmup": 0},
@@ -48,7 +53,9 @@ def network():
 
 @pytest.fixture
 def images():
-    return torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 @pytest.fixture
@@ -66,12 +73,16 @@ def test_detections_are_the_best_pairs_inside_the_image(network, images, valid):
     predictions = network.eval()(images, valid)
     assert predictions.sizes == [(64, 96), (50, 70)]
     everything = network.detect(predictions, score_thr=0.0, pre_topk=1000)
-    for found, regions, (height, width) in zip(everything, predictions.regions, predictions.sizes, strict=True):
+    for found, regions, (height, width) in zip(
+        everything, predictions.regions, predictions.sizes, strict=True
+    ):
         assert len(found.scores) == 3 * len(regions)
         assert bool((found.scores.diff() <= 0).all())
         assert bool((found.boxes >= 0).all())
         assert bool((found.boxes <= torch.tensor([width, height, width, height])).all())
-        assert torch.equal(found.handle, torch.cat([found.boxes, found.labels[:, None].float()], dim=1))
+        assert torch.equal(
+            found.handle, torch.cat([found.boxes, found.labels[:, None].float()], dim=1)
+        )
     floor = float(everything[0].scores[4:6].mean())
     few = network.detect(predictions, score_thr=floor**2, pre_topk=1000)[0]
     assert torch.equal(few.scores, everything[0].scores[everything[0].scores > floor])
@@ -90,7 +101,8 @@ def test_masks_follow_their_image_in_any_order_and_end_with_their_window(network
         torch.testing.assert_close(masks[row : row + 1], alone)
     assert not torch.equal(masks[0], masks[2])
     inside = masks[1] != OUTSIDE
-    assert inside.nonzero().amin(dim=0).tolist() == [4, 1]  # pixels 18 and 6 are the first in the window 5, 15, 71, 45
+    # pixels 18 and 6 are the first in the window 5, 15, 71, 45
+    assert inside.nonzero().amin(dim=0).tolist() == [4, 1]
     assert inside.nonzero().amax(dim=0).tolist() == [10, 17]  # pixels 42 and 70 the last
     assert network.mask_logits(predictions, image_index[:0], handle[:0]).shape == (0, 16, 24)
 
@@ -101,7 +113,9 @@ def test_pasted_logits_are_stretched_over_the_box():
     columns = drawn[0, 3].detach()
     assert columns[:2].tolist() == [OUTSIDE] * 2
     assert columns[2:4].tolist() == [-2.0, -2.0]
-    assert columns[4:8].tolist() == pytest.approx([-2 + 6 * (x - 16) / 16 for x in (18.5, 22.5, 26.5, 30.5)])
+    assert columns[4:8].tolist() == pytest.approx(
+        [-2 + 6 * (x - 16) / 16 for x in (18.5, 22.5, 26.5, 30.5)]
+    )
     assert columns[8:10].tolist() == [4.0, 4.0]
     assert bool((drawn[0, 9:] == OUTSIDE).all())
     drawn[0, 3, 2].backward()
@@ -110,7 +124,9 @@ def test_pasted_logits_are_stretched_over_the_box():
 
 
 def test_proposals_are_regions_that_fit_a_box_and_carry_its_class(network, images, valid):
-    terms, proposals = network.detection_losses(network(images, valid), BOXES, LABELS, mean_over_ranks=same)
+    terms, proposals = network.detection_losses(
+        network(images, valid), BOXES, LABELS, mean_over_ranks=same
+    )
     assert set(terms) == {"objectness", "region", "cls", "loc"}
     assert proposals.image_index.unique().tolist() == [0]
     assert proposals.box_index.unique().tolist() == [0, 1]
@@ -135,26 +151,49 @@ def test_every_parameter_gets_a_gradient_with_and_without_boxes(network, images,
 
 
 def test_boxes_without_area_are_left_out(network, images, valid):
-    flat = [torch.cat([torch.tensor([[20.0, 20, 20, 40]]), BOXES[0]]), torch.tensor([[0.0, 0, 0, 0]])]
+    flat = [
+        torch.cat([torch.tensor([[20.0, 20, 20, 40]]), BOXES[0]]),
+        torch.tensor([[0.0, 0, 0, 0]]),
+    ]
     labels = [torch.tensor([0, 1, 2]), torch.tensor([0])]
-    terms, proposals = network.detection_losses(network(images, valid), flat, labels, mean_over_ranks=same)
+    terms, proposals = network.detection_losses(
+        network(images, valid), flat, labels, mean_over_ranks=same
+    )
     assert bool(torch.isfinite(torch.stack(list(terms.values()))).all())
-    assert set(zip(proposals.image_index.tolist(), proposals.box_index.tolist(), strict=True)) == {(0, 1), (0, 2)}
+    assert set(zip(proposals.image_index.tolist(), proposals.box_index.tolist(), strict=True)) == {
+        (0, 1),
+        (0, 2),
+    }
 
 
 def test_predictions_stay_float32_under_autocast(network, images, valid):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         predictions = network(images, valid)
-        terms, proposals = network.detection_losses(predictions, BOXES, LABELS, mean_over_ranks=same)
+        terms, proposals = network.detection_losses(
+            predictions, BOXES, LABELS, mean_over_ranks=same
+        )
         masks = network.mask_logits(predictions, proposals.image_index, proposals.handle)
-    tensors = [*terms.values(), masks, proposals.handle, predictions.objectness, *predictions.anchors]
+    tensors = [
+        *terms.values(),
+        masks,
+        proposals.handle,
+        predictions.objectness,
+        *predictions.anchors,
+    ]
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
 
 
 def test_the_full_method_trains_evaluates_and_predicts(tmp_path):
     trainer = build_trainer(BoxSegConfig.model_validate(SMALL), data_root=tmp_path / "data")
-    seen = [optimise(trainer, batch, step) for step, batch in enumerate(trainer.loader.batches(0, 6))]
-    assert {"train/loss_objectness", "train/loss_region", "train/loss_pairwise", "qam/coverage"} <= set(seen[0])
+    seen = [
+        optimise(trainer, batch, step) for step, batch in enumerate(trainer.loader.batches(0, 6))
+    ]
+    assert {
+        "train/loss_objectness",
+        "train/loss_region",
+        "train/loss_pairwise",
+        "qam/coverage",
+    } <= set(seen[0])
     assert sum(float(metrics["qam/coverage"]) for metrics in seen) > 0
     metrics = validate(trainer, folder=tmp_path, step=6).metrics
     assert 0 <= metrics["val/mask_ap"] <= 1
@@ -163,4 +202,10 @@ def test_the_full_method_trains_evaluates_and_predicts(tmp_path):
     found = Predictor(folder, network="student")([trainer.val_data[0].image])[0]
     assert found.masks.shape[1:] == (64, 64)
     kept = checkpoint.load_network(folder, "student")
-    assert {name.split(".")[0] for name in kept} >= {"backbone", "pyramid", "rpn", "roi_heads", "mask_head"}
+    assert {name.split(".")[0] for name in kept} >= {
+        "backbone",
+        "pyramid",
+        "rpn",
+        "roi_heads",
+        "mask_head",
+    }

@@ -43,7 +43,17 @@ def predictions(boxes, class_probs, centerness, num_images=1):
     )
 
 
-def run(found, *, left=0.9, right=1e-6, size=SIZE, original_size=SIZE, score_thr=0.05, pre_topk=100, topk=100):
+def run(
+    found,
+    *,
+    left=0.9,
+    right=1e-6,
+    size=SIZE,
+    original_size=SIZE,
+    score_thr=0.05,
+    pre_topk=100,
+    topk=100,
+):
     return postprocess(
         HalfNetwork(left, right),
         found,
@@ -83,7 +93,9 @@ def test_nms_drops_the_weaker_of_one_class_and_keeps_other_classes():
     boxes = [[10, 10, 50, 50], [11, 10, 50, 50], [10, 10, 50, 51]]
     (result,) = run(predictions(boxes, [[0.9, 1e-4], [0.8, 1e-4], [1e-4, 0.7]], [0.9, 0.9, 0.9]))
     assert result.labels.tolist() == [0, 1]
-    torch.testing.assert_close(result.boxes, torch.tensor([boxes[0], boxes[2]], dtype=torch.float32))
+    torch.testing.assert_close(
+        result.boxes, torch.tensor([boxes[0], boxes[2]], dtype=torch.float32)
+    )
 
 
 def test_only_the_best_detections_are_kept():
@@ -94,13 +106,17 @@ def test_only_the_best_detections_are_kept():
 
 
 def test_boxes_and_masks_have_the_size_of_the_file_and_are_clipped():
-    (result,) = run(predictions([[10, 10, 80, 50]], [[0.9]], [0.9]), size=(60, 60), original_size=(120, 180))
+    (result,) = run(
+        predictions([[10, 10, 80, 50]], [[0.9]], [0.9]), size=(60, 60), original_size=(120, 180)
+    )
     torch.testing.assert_close(result.boxes, torch.tensor([[30.0, 20.0, 180.0, 100.0]]))
     assert result.masks.shape == (1, 120, 180)
 
 
 def test_a_box_outside_the_image_is_dropped():
-    (result,) = run(predictions([[62, 10, 80, 50]], [[0.9]], [0.9]), size=(60, 60), original_size=(60, 60))
+    (result,) = run(
+        predictions([[62, 10, 80, 50]], [[0.9]], [0.9]), size=(60, 60), original_size=(60, 60)
+    )
     assert len(result.scores) == 0
 
 
@@ -117,7 +133,9 @@ def test_an_empty_mask_gets_score_zero():
 
 
 def test_detections_are_sorted_by_score_with_their_masks():
-    found = predictions([[0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 60, 60]], [[0.5], [0.9], [0.7]], [0.9] * 3)
+    found = predictions(
+        [[0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 60, 60]], [[0.5], [0.9], [0.7]], [0.9] * 3
+    )
     (result,) = run(found)
     assert result.masks.sum(dim=(1, 2)).unique().numel() == 1
     assert result.boxes[:, 0].tolist() == [20.0, 40.0, 0.0]

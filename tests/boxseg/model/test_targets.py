@@ -54,7 +54,10 @@ def test_large_boxes_go_to_coarser_levels():
 
 
 def test_a_degenerate_first_box_does_not_disturb_the_others():
-    alone, beside = assign([[10, 10, 50, 40]]), assign([[0, 0, 0, 0], [10, 10, 50, 40], [70, 70, 60, 60]])
+    alone, beside = (
+        assign([[10, 10, 50, 40]]),
+        assign([[0, 0, 0, 0], [10, 10, 50, 40], [70, 70, 60, 60]]),
+    )
     assert torch.equal(alone.box_index >= 0, beside.box_index == 1)
     torch.testing.assert_close(alone.distances, beside.distances)
 
@@ -102,7 +105,12 @@ def test_proposals_follow_the_quota_of_each_box():
     scores = torch.rand(4, 200, generator=generator)
     for max_per_image in (64, 7, 3):
         chosen = choose_proposals(box_index, scores, max_per_image=max_per_image)
-        triples = zip(chosen.image_index.tolist(), chosen.handle.tolist(), chosen.box_index.tolist(), strict=True)
+        triples = zip(
+            chosen.image_index.tolist(),
+            chosen.handle.tolist(),
+            chosen.box_index.tolist(),
+            strict=True,
+        )
         assert list(triples) == proposals_by_loop(box_index, scores, max_per_image)
 
 

@@ -7,7 +7,9 @@ from boxseg.ops.boxes import box_area, box_iou, decode_boxes, scale_boxes
 
 def test_iou_of_half_overlapping_boxes_is_one_third():
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
-    others = torch.tensor([[5.0, 0.0, 15.0, 10.0], [20.0, 20.0, 30.0, 30.0], [0.0, 0.0, 10.0, 10.0]])
+    others = torch.tensor(
+        [[5.0, 0.0, 15.0, 10.0], [20.0, 20.0, 30.0, 30.0], [0.0, 0.0, 10.0, 10.0]]
+    )
     torch.testing.assert_close(box_iou(boxes, others), torch.tensor([[1 / 3, 0.0, 1.0]]))
 
 

@@ -39,7 +39,9 @@ def test_aligned_bilinear_keeps_its_input_at_the_middle_of_each_cell(factor):
     maps = torch.randn(2, 3, 5, 7)
     large = aligned_bilinear(maps, factor)
     assert large.shape == (2, 3, 5 * factor, 7 * factor)
-    torch.testing.assert_close(large[..., factor // 2 :: factor, factor // 2 :: factor], maps, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        large[..., factor // 2 :: factor, factor // 2 :: factor], maps, atol=1e-5, rtol=0
+    )
 
 
 def test_aligned_bilinear_of_no_maps_is_empty():
@@ -47,13 +49,17 @@ def test_aligned_bilinear_of_no_maps_is_empty():
 
 
 def test_dice_of_the_worked_maps():
-    probs = torch.tensor([[0.1, 0.2, 0.1, 0], [0.2, 0.9, 0.8, 0.1], [0.1, 0.7, 0.6, 0.3], [0, 0.1, 0.2, 0.1]])
+    probs = torch.tensor(
+        [[0.1, 0.2, 0.1, 0], [0.2, 0.9, 0.8, 0.1], [0.1, 0.7, 0.6, 0.3], [0, 0.1, 0.2, 0.1]]
+    )
     box = torch.zeros(4, 4, dtype=torch.bool)
     box[1:3, 1:3] = True
     whole = dice_loss(probs[None], box[None])
     columns = dice_loss(probs.amax(0)[None], box.any(0)[None])
     rows = dice_loss(probs.amax(1)[None], box.any(1)[None])
-    torch.testing.assert_close(torch.cat([whole, columns, rows]), torch.tensor([0.086759, 0.050282, 0.053257]))
+    torch.testing.assert_close(
+        torch.cat([whole, columns, rows]), torch.tensor([0.086759, 0.050282, 0.053257])
+    )
 
 
 def test_dice_of_two_empty_maps_is_one():
@@ -117,15 +123,21 @@ def test_resizing_to_the_same_size_only_cuts_the_padding():
 def test_resizing_equals_enlarging_cutting_and_interpolating(original_size):
     probs = torch.rand(2, 8, 8)
     enlarged = aligned_bilinear(probs, 4)[:, None, :20, :30]
-    expected = F.interpolate(enlarged, size=original_size, mode="bilinear", align_corners=False)[:, 0]
-    torch.testing.assert_close(resize_masks(probs, size=(20, 30), original_size=original_size), expected)
+    expected = F.interpolate(enlarged, size=original_size, mode="bilinear", align_corners=False)[
+        :, 0
+    ]
+    torch.testing.assert_close(
+        resize_masks(probs, size=(20, 30), original_size=original_size), expected
+    )
 
 
 @pytest.mark.parametrize("original_size", [(20, 30), (61, 97), (13, 11)])
 def test_a_part_of_a_resized_mask_holds_every_pixel_that_its_cells_touch(original_size):
     probs = torch.rand(8, 8)
     whole = resize_masks(probs[None], size=(20, 30), original_size=original_size)[0]
-    part, pixels = resize_mask_part(probs, (slice(2, 4), slice(3, 6)), size=(20, 30), original_size=original_size)
+    part, pixels = resize_mask_part(
+        probs, (slice(2, 4), slice(3, 6)), size=(20, 30), original_size=original_size
+    )
     torch.testing.assert_close(part, whole[pixels])
     touched = torch.zeros(8, 8)
     touched[2:4, 3:6] = 1.0
@@ -135,13 +147,23 @@ def test_a_part_of_a_resized_mask_holds_every_pixel_that_its_cells_touch(origina
 
 
 def test_resized_masks_have_the_size_of_the_file():
-    assert resize_masks(torch.rand(2, 8, 8), size=(20, 30), original_size=(41, 59)).shape == (2, 41, 59)
-    assert resize_masks(torch.rand(0, 8, 8), size=(20, 30), original_size=(41, 59)).shape == (0, 41, 59)
+    assert resize_masks(torch.rand(2, 8, 8), size=(20, 30), original_size=(41, 59)).shape == (
+        2,
+        41,
+        59,
+    )
+    assert resize_masks(torch.rand(0, 8, 8), size=(20, 30), original_size=(41, 59)).shape == (
+        0,
+        41,
+        59,
+    )
 
 
 @pytest.mark.parametrize("size", [(3, 4), (7, 5), (16, 20), (8, 10)])
 def test_bool_masks_are_resized_to_the_nearest_pixel(size):
     masks = torch.rand(3, 8, 10, generator=torch.Generator().manual_seed(0)) > 0.5
-    expected = torch.nn.functional.interpolate(masks[None].float(), size=size, mode="nearest-exact")[0].bool()
+    expected = torch.nn.functional.interpolate(
+        masks[None].float(), size=size, mode="nearest-exact"
+    )[0].bool()
     assert torch.equal(resize_bool(masks, size), expected)
     assert resize_bool(masks[:0], size).shape == (0, *size)

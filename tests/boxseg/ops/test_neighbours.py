@@ -37,7 +37,9 @@ def as_map(color):
     ],
 )
 def test_lab_of_known_colours(color, lab):
-    torch.testing.assert_close(rgb_to_lab(as_map(color)).flatten(), torch.tensor(lab), atol=6e-5, rtol=0)
+    torch.testing.assert_close(
+        rgb_to_lab(as_map(color)).flatten(), torch.tensor(lab), atol=6e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("first", "second", "distance", "similarity"), COLORS)
@@ -67,14 +69,21 @@ def test_pooled_colours_are_cut_to_grey_levels():
     image[..., :, 4:][..., ::2, :] = 101  # pooled 100.5
     valid = torch.ones(1, 4, 8, dtype=torch.bool)
     right = OFFSETS.index((0, 1))
-    assert float(color_similarity(image, valid, dilation=1)[0, right, 0, 0]) == pytest.approx(1, abs=1e-4)
+    assert float(color_similarity(image, valid, dilation=1)[0, right, 0, 0]) == pytest.approx(
+        1, abs=1e-4
+    )
     assert float(color_similarity(image, valid, dilation=1, truncate=False)[0, right, 0, 0]) < 0.95
 
 
 def test_padding_does_not_change_similarity_inside():
-    image = torch.randint(0, 256, (1, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    image = torch.randint(
+        0, 256, (1, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     alone = color_similarity(image, torch.ones(1, 32, 32, dtype=torch.bool), dilation=2)
-    padded, valid = torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.zeros(1, 64, 64, dtype=torch.bool)
+    padded, valid = (
+        torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
+        torch.zeros(1, 64, 64, dtype=torch.bool),
+    )
     padded[..., :32, :32], valid[..., :32, :32] = image, True
     torch.testing.assert_close(color_similarity(padded, valid, dilation=2)[..., :8, :8], alone)
 
@@ -90,7 +99,9 @@ def test_neighbour_view_is_the_shifted_map():
                 assert view[index, y, x] == expected
 
 
-@pytest.mark.parametrize(("original", "height", "rows"), [(480, 800, 16), (427, 640, 14), (640, 800, 12)])
+@pytest.mark.parametrize(
+    ("original", "height", "rows"), [(480, 800, 16), (427, 640, 14), (640, 800, 12)]
+)
 def test_bottom_rows_are_scaled_with_the_image(original, height, rows):
     valid = torch.ones(1, 832, 4, dtype=torch.bool)
     kept = remove_bottom_rows(valid, [(height, 4)], [(original, 4)], 10)
@@ -104,7 +115,9 @@ def test_cells_sit_at_their_centre_pixels():
 
 def test_sizes_must_agree():
     with pytest.raises(ShapeError, match="multiple of 4"):
-        color_similarity(torch.zeros(1, 3, 8, 8), torch.ones(1, 8, 12, dtype=torch.bool), dilation=1)
+        color_similarity(
+            torch.zeros(1, 3, 8, 8), torch.ones(1, 8, 12, dtype=torch.bool), dilation=1
+        )
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
@@ -112,8 +125,12 @@ def test_neighbourhoods_of_any_odd_size_are_symmetric(size):
     offsets = neighbour_offsets(size)
     assert len(offsets) == size**2 - 1
     assert [(-row, -column) for row, column in reversed(offsets)] == offsets
-    image = torch.randint(0, 256, (2, 3, 32, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    similarity = color_similarity(image, torch.ones(2, 32, 24, dtype=torch.bool), size=size, dilation=1)
+    image = torch.randint(
+        0, 256, (2, 3, 32, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    similarity = color_similarity(
+        image, torch.ones(2, 32, 24, dtype=torch.bool), size=size, dilation=1
+    )
     assert similarity.shape == (2, size**2 - 1, 8, 6)
     if size == 5:  # the inner ring is the neighbourhood of size 3
         inner = [offsets.index(offset) for offset in neighbour_offsets(3)]

@@ -28,7 +28,9 @@ def predictor(trained_run):
 def test_torchscript_takes_other_sizes_than_it_was_made_with(predictor, tmp_path):
     about = export_network(predictor, "torchscript", tmp_path / "model.pt")
     assert about["difference"] <= TOLERANCE
-    boxes, scores, labels, masks = torch.jit.load(tmp_path / "model.pt")(torch.rand(1, 3, 96, 224) * 255)
+    boxes, scores, labels, masks = torch.jit.load(tmp_path / "model.pt")(
+        torch.rand(1, 3, 96, 224) * 255
+    )
     assert (boxes.shape, scores.shape, labels.dtype) == ((100, 4), (100,), torch.int64)
     assert masks.shape == (100, 24, 56)
 
@@ -48,7 +50,9 @@ def test_the_ending_of_the_description_is_taken(predictor, tmp_path):
 
 def test_bare_weights_are_those_of_the_network(predictor, tmp_path):
     export_network(predictor, "safetensors", tmp_path / "model.safetensors")
-    assert load_file(tmp_path / "model.safetensors").keys() == predictor.network.state_dict().keys()
+    assert (
+        load_file(tmp_path / "model.safetensors").keys() == predictor.network.state_dict().keys()
+    )
     assert json.loads((tmp_path / "model.json").read_text())["classes"] == predictor.class_names
 
 
@@ -72,7 +76,10 @@ def test_mask_rcnn_is_refused_and_its_weights_are_not(mask_rcnn_run, tmp_path, c
     assert run(["export", str(mask_rcnn_run), "--format", "onnx", *output]) == 2
     assert "this one is mask_rcnn; --format safetensors takes any" in capsys.readouterr().err
     assert run(["export", str(mask_rcnn_run), "--format", "safetensors", *output]) == 0
-    assert load_file(tmp_path / "model").keys() == Predictor(mask_rcnn_run).network.state_dict().keys()
+    assert (
+        load_file(tmp_path / "model").keys()
+        == Predictor(mask_rcnn_run).network.state_dict().keys()
+    )
 
 
 def test_a_vit_that_resizes_positions_is_for_torchscript_and_not_for_onnx(predictor, tmp_path):
@@ -85,10 +92,13 @@ def test_a_vit_that_resizes_positions_is_for_torchscript_and_not_for_onnx(predic
     assert has_onnx(predictor.network)
     use("timm/vit_small_patch14_dinov2")
     with pytest.raises(
-        ConfigError, match=r"ONNX cannot express how timm/vit_small_patch14_dinov2 resizes .*torchscript"
+        ConfigError,
+        match=r"ONNX cannot express how timm/vit_small_patch14_dinov2 resizes .*torchscript",
     ):
         export_network(predictor, "onnx", tmp_path / "model.onnx")
-    assert export_network(predictor, "torchscript", tmp_path / "model.pt")["difference"] <= TOLERANCE
+    assert (
+        export_network(predictor, "torchscript", tmp_path / "model.pt")["difference"] <= TOLERANCE
+    )
     assert len(torch.jit.load(tmp_path / "model.pt")(torch.rand(1, 3, 96, 32) * 255)) == 4
 
 
@@ -99,13 +109,17 @@ def test_a_file_that_would_differ_is_not_written(predictor, tmp_path, monkeypatc
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_onnx_equals_torch_and_the_program_of_the_page_runs(trained_run, tmp_path, monkeypatch, capsys):
+def test_onnx_equals_torch_and_the_program_of_the_page_runs(
+    trained_run, tmp_path, monkeypatch, capsys
+):
     pytest.importorskip("onnxruntime", reason="ONNX is an extra")
     monkeypatch.chdir(tmp_path)
     assert run(["export", str(trained_run.checkpoint), "--format", "onnx", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["difference"] <= TOLERANCE
     Image.new("RGB", (100, 70), "teal").save("street.jpg")
-    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (program,) = re.findall(
+        r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     exec(program.replace("> 0.3", "> 0.0"), {})
     lines = capsys.readouterr().out.splitlines()
     assert lines

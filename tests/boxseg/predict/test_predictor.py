@@ -19,7 +19,9 @@ def predictor(trained_run):
 def images():
     generator = torch.Generator().manual_seed(0)
     sizes = [(64, 64), (50, 70), (64, 60), (70, 50), (64, 64)]
-    return [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
+    return [
+        torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes
+    ]
 
 
 @pytest.mark.parametrize("memory", [8, 1])
@@ -49,18 +51,29 @@ def test_an_image_too_large_for_the_memory_is_told(predictor, images, monkeypatc
         raise torch.OutOfMemoryError("too little memory")
 
     monkeypatch.setattr(predictor.network, "forward", fail)
-    with pytest.raises(BoxSegError, match=r"64 x 64 px .* does not fit in memory; use --device cpu"):
+    with pytest.raises(
+        BoxSegError, match=r"64 x 64 px .* does not fit in memory; use --device cpu"
+    ):
         predictor(images[:1])
 
 
 def test_batches_are_bounded_in_number_and_pixels():
     half = BATCH_PIXELS // 2
     items = [1, 1, 1, half, half, half + 1, 3 * half, 1]
-    assert list(in_batches(items, size=2, pixels=int)) == [[1, 1], [1, half], [half], [half + 1], [3 * half], [1]]
+    assert list(in_batches(items, size=2, pixels=int)) == [
+        [1, 1],
+        [1, half],
+        [half],
+        [half + 1],
+        [3 * half],
+        [1],
+    ]
 
 
 def test_a_file_of_16_bits_is_read_as_in_training(tmp_path):
-    Image.fromarray(np.array([[0, 0x4000], [0x8000, 0xFFFF]], dtype=np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(np.array([[0, 0x4000], [0x8000, 0xFFFF]], dtype=np.uint16)).save(
+        tmp_path / "a.png"
+    )
     assert as_image(tmp_path / "a.png")[0].tolist() == [[0, 0x40], [0x80, 0xFF]]
 
 

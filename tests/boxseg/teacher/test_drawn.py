@@ -31,7 +31,9 @@ def teacher_says(count, quality=0.3):
 
 
 def test_a_drawn_mask_replaces_what_the_teacher_says_and_other_boxes_keep_it():
-    drawn = DrawnMasks(left_half(2) & torch.tensor([True, False])[:, None, None], torch.tensor([True, False]))
+    drawn = DrawnMasks(
+        left_half(2) & torch.tensor([True, False])[:, None, None], torch.tensor([True, False])
+    )
     before = teacher_says(2)
     (after,) = prefer_drawn([drawn], [before])
     assert torch.equal(after.mask, torch.stack([left_half(1)[0], before.mask[1]]))
@@ -51,7 +53,9 @@ def test_masks_known_on_every_pixel_are_replaced_there_too():
 
 
 def test_without_a_teacher_only_drawn_masks_count():
-    drawn = DrawnMasks(left_half(2) & torch.tensor([True, False])[:, None, None], torch.tensor([True, False]))
+    drawn = DrawnMasks(
+        left_half(2) & torch.tensor([True, False])[:, None, None], torch.tensor([True, False])
+    )
     (after,) = prefer_drawn([drawn], None)
     assert after.quality.tolist() == [1, 0]
     assert after.mask.flatten(1).sum(dim=1).tolist() == [8, 0]
@@ -65,11 +69,17 @@ def test_a_drawn_mask_between_the_cell_centres_counts_as_none():
 
 def test_an_image_without_boxes_stays_empty():
     none = DrawnMasks(torch.zeros(0, 4, 4, dtype=torch.bool), torch.zeros(0, dtype=torch.bool))
-    assert len(prefer_drawn([none], None)[0].mask) == len(prefer_drawn([none], [teacher_says(0)])[0].mask) == 0
+    assert (
+        len(prefer_drawn([none], None)[0].mask)
+        == len(prefer_drawn([none], [teacher_says(0)])[0].mask)
+        == 0
+    )
 
 
 def test_a_peer_pasted_over_a_drawn_mask_covers_it_and_good_drawn_masks_enter_the_bank():
-    drawn = DrawnMasks(box_masks(torch.tensor([[8.0, 8, 40, 40]]), 64, 64, stride=4), torch.tensor([True]))
+    drawn = DrawnMasks(
+        box_masks(torch.tensor([[8.0, 8, 40, 40]]), 64, 64, stride=4), torch.tensor([True])
+    )
     pixels = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     batch = Batch(
         weak=pixels,
@@ -84,7 +94,9 @@ def test_a_peer_pasted_over_a_drawn_mask_covers_it_and_good_drawn_masks_enter_th
     bank = BANKS["classes"](8)
     settings = released(min_area=20, warmup=0, p_end=1.0)
     labels = prefer_drawn([drawn], None)
-    paste_peers(batch, labels, bank, step=0, settings=settings, generator=torch.Generator().manual_seed(0))
+    paste_peers(
+        batch, labels, bank, step=0, settings=settings, generator=torch.Generator().manual_seed(0)
+    )
     assert len(bank) == 1
     changed, after, _ = paste_peers(
         batch, labels, bank, step=0, settings=settings, generator=torch.Generator().manual_seed(0)

@@ -9,7 +9,16 @@ from boxseg.teacher.ema import ema_momentum, update_teacher
 
 @pytest.mark.parametrize(
     ("step", "expected"),
-    [(0, 0), (1, 0.5), (2, 0.666667), (10, 0.909091), (100, 0.990099), (998, 0.998999), (999, 0.999), (1000, 0.999)],
+    [
+        (0, 0),
+        (1, 0.5),
+        (2, 0.666667),
+        (10, 0.909091),
+        (100, 0.990099),
+        (998, 0.998999),
+        (999, 0.999),
+        (1000, 0.999),
+    ],
 )
 def test_momentum_of_the_worked_examples(step, expected):
     assert ema_momentum(step, momentum=0.999) == pytest.approx(expected, abs=1e-6)

@@ -22,7 +22,9 @@ def released(**changes: Any) -> QamConfig:
 
 FRAME = MaskFrame(view=(86, 70), image=(55, 44), padded=(64, 64))
 SAME = MaskFrame(view=(55, 44), image=(55, 44), padded=(64, 64))
-BOXES = torch.tensor([[4.2, 6.5, 30.7, 50.1], [10.0, 0, 43.5, 20.2], [0, 30.4, 20.0, 54.9], [5, 5, 9, 9]])
+BOXES = torch.tensor(
+    [[4.2, 6.5, 30.7, 50.1], [10.0, 0, 43.5, 20.2], [0, 30.4, 20.0, 54.9], [5, 5, 9, 9]]
+)
 LABELS = torch.tensor([0, 1, 0, 2])
 
 
@@ -53,7 +55,9 @@ def reference(candidates, box):
 
 @pytest.mark.parametrize("frame", [FRAME, SAME])
 @pytest.mark.parametrize("at_once", [1, 2**25])
-def test_masks_and_qualities_equal_those_of_the_reference_on_every_pixel(frame, at_once, monkeypatch):
+def test_masks_and_qualities_equal_those_of_the_reference_on_every_pixel(
+    frame, at_once, monkeypatch
+):
     monkeypatch.setattr(enlarge, "PIXELS_AT_ONCE", at_once)  # 1: one box at a time
     candidates = make_candidates(frame)
     pseudo = make_pseudo_masks(candidates, BOXES, settings=released())
@@ -76,7 +80,9 @@ def test_where_the_scale_is_one_the_cells_are_those_of_the_coarse_fusion(fusion)
     fine = make_pseudo_masks(candidates, BOXES, settings=settings)
     valid = F.pad(torch.ones(55, 44), (0, 20, 0, 9))[2::4, 2::4]
     coarse = make_pseudo_masks(
-        replace(candidates, mask_probs=candidates.mask_probs * valid, frame=None), BOXES, settings=settings
+        replace(candidates, mask_probs=candidates.mask_probs * valid, frame=None),
+        BOXES,
+        settings=settings,
     )
     assert torch.equal(fine.mask, coarse.mask)
     torch.testing.assert_close(fine.soft, coarse.soft, atol=1e-6, rtol=0)
@@ -86,9 +92,18 @@ def test_where_the_scale_is_one_the_cells_are_those_of_the_coarse_fusion(fusion)
 
 def test_an_image_without_boxes_has_empty_maps_of_both_sizes():
     candidates = make_candidates(FRAME)
-    none = Candidates(*(part[:0] for part in (candidates.mask_probs, candidates.score, *[candidates.box_index] * 2)))
+    none = Candidates(
+        *(
+            part[:0]
+            for part in (candidates.mask_probs, candidates.score, *[candidates.box_index] * 2)
+        )
+    )
     pseudo = make_pseudo_masks(replace(none, frame=FRAME), BOXES[:0], settings=released())
-    assert (pseudo.mask.shape, pseudo.soft.shape, pseudo.full.shape) == ((0, 16, 16), (0, 16, 16), (0, 64, 64))
+    assert (pseudo.mask.shape, pseudo.soft.shape, pseudo.full.shape) == (
+        (0, 16, 16),
+        (0, 16, 16),
+        (0, 64, 64),
+    )
 
 
 @pytest.mark.parametrize("counts", [[20] * 20, [0, 31, 1, 0, 32, 40, 2]])
@@ -97,9 +112,13 @@ def test_no_more_masks_are_enlarged_at_once_than_fit_unless_one_box_has_more(cou
     monkeypatch.setattr(enlarge, "PIXELS_AT_ONCE", 31 * 64)
     box_index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     number = torch.arange(len(box_index)).float()
-    candidates = Candidates(number[:, None, None].expand(-1, 2, 2), number, number, box_index, frame)
+    candidates = Candidates(
+        number[:, None, None].expand(-1, 2, 2), number, number, box_index, frame
+    )
     seen = list(enlarge.by_boxes(candidates, len(counts)))
-    assert [box for own, _ in seen for box in range(own.start, own.stop)] == list(range(len(counts)))
+    assert [box for own, _ in seen for box in range(own.start, own.stop)] == list(
+        range(len(counts))
+    )
     assert torch.equal(torch.cat([part.score for _, part in seen]), number)
     for own, part in seen:
         assert torch.equal(part.box_index + own.start, box_index[part.score.long()])

@@ -55,7 +55,9 @@ def test_scores_of_the_worked_example():
     assert float(quality) == pytest.approx(0.734879, abs=1e-5)
     assert float(score) == pytest.approx(0.633333, abs=1e-5)
     for index, expected in enumerate((0.885297, 0.765942, 0.553399)):
-        alone, _ = score_masks(PROBS[index : index + 1], FUSED, SCORES[index : index + 1], ONE_BOX[:1])
+        alone, _ = score_masks(
+            PROBS[index : index + 1], FUSED, SCORES[index : index + 1], ONE_BOX[:1]
+        )
         assert float(alone) == pytest.approx(expected, abs=1e-5)
 
 
@@ -67,12 +69,16 @@ def test_score_without_agreement_is_the_mean_confidence():
 def test_score_floor_weakens_the_detection_score():
     for floor in (0.0, 0.5, 1.0):
         quality, _ = score_masks(PROBS[:1], FUSED, SCORES[:1], ONE_BOX[:1], score_floor=floor)
-        assert float(quality) == pytest.approx(((0.9 + floor) / (1 + floor) * 0.825) ** 0.5, abs=1e-5)
+        assert float(quality) == pytest.approx(
+            ((0.9 + floor) / (1 + floor) * 0.825) ** 0.5, abs=1e-5
+        )
 
 
 def test_weighted_fusion_of_the_worked_example():
     beta = (SCORES * IOUS).sqrt()
-    torch.testing.assert_close(beta, torch.tensor([0.874643, 0.670820, 0.489898]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        beta, torch.tensor([0.874643, 0.670820, 0.489898]), atol=1e-5, rtol=0
+    )
     mask, soft = fuse_masks(PROBS, ONE_BOX, 1, fusion="weighted", weights=beta)
     expected = torch.tensor([[0.794834, 0.736681], [0.810014, 0.781097]])
     torch.testing.assert_close(soft[0, 1:3, 1:3], expected, atol=1e-5, rtol=0)
@@ -106,7 +112,12 @@ def test_boxes_together_equal_each_box_alone_in_any_order(fusion, seed):
     shuffle = torch.randperm(9, generator=torch.Generator().manual_seed(seed))
     weights = (one.score * one.box_iou).sqrt()
     mask, soft = fuse_masks(
-        one.mask_probs[shuffle], one.box_index[shuffle], 5, fusion=fusion, weights=weights[shuffle], mask_thr=0.4
+        one.mask_probs[shuffle],
+        one.box_index[shuffle],
+        5,
+        fusion=fusion,
+        weights=weights[shuffle],
+        mask_thr=0.4,
     )
     quality, score = score_masks(
         one.mask_probs[shuffle], mask, one.score[shuffle], one.box_index[shuffle], mask_thr=0.4
@@ -136,7 +147,8 @@ def test_quality_is_in_the_unit_interval_and_zero_only_without_a_mask(seed, fusi
 
 
 @pytest.mark.parametrize(
-    ("area", "expected"), [(2500, 9.21875), (4096, 12.5), (1024, 5), (100, 5), (9216, 20), (1e6, 20)]
+    ("area", "expected"),
+    [(2500, 9.21875), (4096, 12.5), (1024, 5), (100, 5), (9216, 20), (1e6, 20)],
 )
 def test_adaptive_k_of_the_worked_examples(area, expected):
     assert float(adaptive_k(torch.tensor([float(area)]))) == pytest.approx(expected, abs=1e-5)
@@ -145,7 +157,9 @@ def test_adaptive_k_of_the_worked_examples(area, expected):
 def detections():
     gt_boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]])
     gt_labels = torch.tensor([1, 0])
-    boxes = torch.tensor([[0.0, 0, 10, 9], [0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 30, 29], [0, 0, 10, 9]])
+    boxes = torch.tensor(
+        [[0.0, 0, 10, 9], [0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 30, 29], [0, 0, 10, 9]]
+    )
     labels = torch.tensor([1, 0, 1, 0, 1])
     scores = torch.tensor([0.3, 0.9, 0.8, 0.05, 0.7])
     return gt_boxes, gt_labels, boxes, labels, scores
@@ -153,7 +167,8 @@ def detections():
 
 def test_reference_order_takes_the_best_boxes_first_and_filters_them():
     index, box_index, iou = rank_candidates(*detections(), k_top=2)
-    assert index.tolist() == [0]  # place 1 has another class and filled a slot; the tie goes to the lower index
+    # place 1 has another class and filled a slot; the tie goes to the lower index
+    assert index.tolist() == [0]
     assert box_index.tolist() == [0]
     assert iou.tolist() == pytest.approx([0.9])
 
@@ -163,7 +178,9 @@ def test_filters_first_fill_every_slot_and_break_ties_by_score():
     assert index.tolist() == [4, 0, 2]
     assert box_index.tolist() == [0, 0, 0]
     assert iou.tolist() == pytest.approx([0.9, 0.9, 0.8])
-    index, box_index, _ = rank_candidates(*detections(), k_top=3, filter_first=True, score_thr=0.0, class_match=False)
+    index, box_index, _ = rank_candidates(
+        *detections(), k_top=3, filter_first=True, score_thr=0.0, class_match=False
+    )
     assert index.tolist() == [1, 4, 0, 3]
     assert box_index.tolist() == [0, 0, 0, 1]
 
@@ -174,7 +191,9 @@ def test_thresholds_of_the_ranking_are_strict():
         gt_boxes, gt_labels, boxes, labels, scores, iou_thr=0.9, score_thr=0.0, class_match=False
     )
     assert strict.tolist() == [1]
-    strict, *_ = rank_candidates(gt_boxes, gt_labels, boxes, labels, scores, score_thr=0.7, filter_first=True)
+    strict, *_ = rank_candidates(
+        gt_boxes, gt_labels, boxes, labels, scores, score_thr=0.7, filter_first=True
+    )
     assert strict.tolist() == [2]
 
 
@@ -192,7 +211,9 @@ def test_ranking_equals_a_loop_over_boxes():
     boxes = torch.cat([corners, corners + 5 + torch.rand(60, 2, generator=random) * 20], dim=1)
     labels, scores = torch.randint(0, 2, (60,), generator=random), torch.rand(60, generator=random)
     gt_boxes, gt_labels = boxes[:7] + 0.5, labels[:7]
-    found = rank_candidates(gt_boxes, gt_labels, boxes, labels, scores, k_top=4, iou_thr=0.3, filter_first=True)
+    found = rank_candidates(
+        gt_boxes, gt_labels, boxes, labels, scores, k_top=4, iou_thr=0.3, filter_first=True
+    )
     for box in range(7):
         alone = rank_candidates(
             gt_boxes[box : box + 1],
@@ -216,14 +237,20 @@ def test_no_boxes_or_no_detections_give_no_candidates(filter_first):
         (gt_boxes[:0], gt_labels[:0], boxes, labels, scores),
         (gt_boxes, gt_labels, boxes[:0], labels[:0], scores[:0]),
     ):
-        assert [len(part) for part in rank_candidates(*some, filter_first=filter_first)] == [0, 0, 0]
+        assert [len(part) for part in rank_candidates(*some, filter_first=filter_first)] == [
+            0,
+            0,
+            0,
+        ]
 
 
 def test_groups_of_candidates_survive_the_loss_of_some():
     candidates = Candidates(PROBS, SCORES, IOUS, torch.tensor([0, 1, 1]))
     boxes = torch.tensor([[0.0, 0, 15, 15]] * 2)
-    left = torch.tensor([0, 2])  # the second candidate has an empty box and is dropped after ranking
-    with pytest.raises(RuntimeError):  # the reference splits what is left by the counts from before
+    # the second candidate has an empty box and is dropped after ranking
+    left = torch.tensor([0, 2])
+    # the reference splits what is left by the counts from before
+    with pytest.raises(RuntimeError):
         PROBS[left].split([1, 2])
     some = Candidates(*(part[left] for part in (PROBS, SCORES, IOUS, candidates.box_index)))
     pseudo = make_pseudo_masks(some, boxes, settings=released())
@@ -245,7 +272,9 @@ def test_groups_of_candidates_survive_the_loss_of_some():
 )
 def test_every_setting_of_fusion_and_scoring_has_an_effect(change):
     probs = torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(3))
-    candidates = Candidates(probs, SCORES[[0, 1, 2, 0, 1]], IOUS[[0, 1, 2, 0, 1]], torch.zeros(5, dtype=torch.int64))
+    candidates = Candidates(
+        probs, SCORES[[0, 1, 2, 0, 1]], IOUS[[0, 1, 2, 0, 1]], torch.zeros(5, dtype=torch.int64)
+    )
 
     def outcome(settings):
         pseudo = make_pseudo_masks(candidates, torch.tensor([[0.0, 0, 31, 31]]), settings=settings)
@@ -267,7 +296,8 @@ def test_pseudo_masks_stay_inside_their_boxes_and_empty_ones_are_not_trusted():
     boxes = torch.tensor([[4.0, 4, 9, 15], [0, 0, 15, 15], [12, 0, 15, 3]])
     pseudo = make_pseudo_masks(candidates, boxes, settings=released(need_inside=True))
     kept = make_pseudo_masks(candidates, boxes, settings=released())
-    assert (kept.quality > 0).tolist() == [True, False, True]  # the third mask lies outside its box
+    # the third mask lies outside its box
+    assert (kept.quality > 0).tolist() == [True, False, True]
     assert torch.equal(kept.mask, pseudo.mask)
     expected = torch.zeros(4, 4, dtype=torch.bool)
     expected[1:3, 1] = True  # the right half of the block is outside the box
@@ -285,7 +315,9 @@ def test_a_fused_mask_outside_its_box_is_not_trusted_even_if_colours_find_someth
     lab[0, 2:5, 2:5] = 90.0
     candidates = Candidates(probs, torch.ones(2), torch.ones(2), torch.zeros(2, dtype=torch.int64))
     for need_inside in (False, True):
-        settings = released(full_resolution=False, fusion="weighted", color_weight=2.0, need_inside=need_inside)
+        settings = released(
+            full_resolution=False, fusion="weighted", color_weight=2.0, need_inside=need_inside
+        )
         boxes = torch.tensor([[4.0, 4.0, 24.0, 24.0]])
         pseudo = make_pseudo_masks(candidates, boxes, settings=settings, lab=lab)
         assert pseudo.mask.any()
@@ -311,8 +343,12 @@ def test_a_labelling_with_nms_uses_the_quality_of_boxteacher():
 
 def test_metrics_of_boxes_and_of_none():
     empty = torch.zeros(0, 2, 2)
-    some = PseudoMasks(empty, empty, torch.tensor([0.5, 0.0]), torch.tensor([0.5, 0.0]), torch.tensor([3, 0]))
-    none = PseudoMasks(empty, empty, torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    some = PseudoMasks(
+        empty, empty, torch.tensor([0.5, 0.0]), torch.tensor([0.5, 0.0]), torch.tensor([3, 0])
+    )
+    none = PseudoMasks(
+        empty, empty, torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    )
     metrics = {name: float(value) for name, value in qam_metrics([some, none]).items()}
     assert metrics == {"qam/quality": 0.25, "qam/coverage": 0.5, "qam/candidates": 1.5}
     assert {float(value) for value in qam_metrics([none]).values()} == {0.0}

@@ -40,14 +40,20 @@ def test_colours_of_a_dark_grey_picture_tell_as_much_and_padding_changes_nothing
     soft[4:12, 4:12] = 0.8
     refined = refine_by_color(soft[None], rgb_to_lab(rgb), BOX, weight=1.0)[0]
     assert torch.equal((refined > 0.5)[4:12, 4:12], ring[4:12, 4:12])
-    padded = refine_by_color(F.pad(soft, (0, 16))[None], F.pad(rgb_to_lab(rgb), (0, 16)), BOX, weight=1.0)[0]
+    padded = refine_by_color(
+        F.pad(soft, (0, 16))[None], F.pad(rgb_to_lab(rgb), (0, 16)), BOX, weight=1.0
+    )[0]
     torch.testing.assert_close(padded[:, :16], refined)
 
 
 def test_without_weight_or_boxes_nothing_changes():
     soft = torch.rand(1, 16, 16)
     assert refine_by_color(soft, picture(square_with_hole()), BOX, weight=0.0) is soft
-    assert refine_by_color(soft[:0], picture(square_with_hole()), BOX[:0], weight=1.0).shape == (0, 16, 16)
+    assert refine_by_color(soft[:0], picture(square_with_hole()), BOX[:0], weight=1.0).shape == (
+        0,
+        16,
+        16,
+    )
 
 
 def test_a_picture_of_one_colour_keeps_the_mask():
@@ -72,6 +78,8 @@ def test_quality_is_certainty():
     mask[:, 0] = True
     soft = torch.where(mask, 0.9, torch.where(inside, 0.3, 0.0))
     # inside the mask 0.9; |2p - 1| is 0.8 on it and 0.4 on the other half of the box; cells outside do not count
-    torch.testing.assert_close(refined_quality(soft, mask, inside), torch.tensor([(0.9 * 0.6) ** 0.5]))
+    torch.testing.assert_close(
+        refined_quality(soft, mask, inside), torch.tensor([(0.9 * 0.6) ** 0.5])
+    )
     assert refined_quality(mask.float(), mask, inside) == 1
     assert refined_quality(soft, torch.zeros_like(mask), inside) == 0

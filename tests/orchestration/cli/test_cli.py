@@ -40,7 +40,23 @@ def own_folder(tmp_path: Path, monkeypatch: Patch) -> None:
 @pytest.fixture
 def toy(capsys: Capture) -> dict[str, Any]:
     """A drawn data set: split -> its image folder and annotation file."""
-    assert run(["data", "toy", "drawn", "--train-images", "3", "--val-images", "2", "--size", "64", "--json"]) == 0
+    assert (
+        run(
+            [
+                "data",
+                "toy",
+                "drawn",
+                "--train-images",
+                "3",
+                "--val-images",
+                "2",
+                "--size",
+                "64",
+                "--json",
+            ]
+        )
+        == 0
+    )
     drawn: dict[str, Any] = json.loads(capsys.readouterr().out)
     return drawn
 
@@ -50,9 +66,14 @@ def write(text: str, name: str = "exp.yaml") -> str:
     return name
 
 
-def make_run(run_id: str, *, created: float, kind: Any = "run", parent: str | None = None, **changes: Any) -> RunFolder:
+def make_run(
+    run_id: str, *, created: float, kind: Any = "run", parent: str | None = None, **changes: Any
+) -> RunFolder:
     folder = RunFolder(Path("runs/t") / run_id)
-    folder.create(RunStatus(folder.path.name, "t", kind=kind, parent=parent, created=created), dump_resolved(RunSpec()))
+    folder.create(
+        RunStatus(folder.path.name, "t", kind=kind, parent=parent, created=created),
+        dump_resolved(RunSpec()),
+    )
     folder.update(**changes)
     return folder
 
@@ -84,7 +105,9 @@ def test_every_command_has_help(capsys: Capture, command: list[str]):
     assert "Usage: boxseg" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["tarin"], ["train"], ["train", "x.yaml", "--nonsense"], ["ui", "--port", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["tarin"], ["train"], ["train", "x.yaml", "--nonsense"], ["ui", "--port", "x"]]
+)
 def test_wrong_usage_ends_with_2_and_a_message(capsys: Capture, arguments: list[str]):
     assert run(arguments) == 2
     shown = capsys.readouterr()
@@ -93,7 +116,9 @@ def test_wrong_usage_ends_with_2_and_a_message(capsys: Capture, arguments: list[
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])
-def test_a_wrong_setting_ends_with_2_and_one_message_without_traceback(capsys: Capture, command: str):
+def test_a_wrong_setting_ends_with_2_and_one_message_without_traceback(
+    capsys: Capture, command: str
+):
     assert run([command, write("qam:\n  k_topp: 3\n")]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -101,7 +126,9 @@ def test_a_wrong_setting_ends_with_2_and_one_message_without_traceback(capsys: C
 
 
 def test_too_many_workers_end_with_5_and_leave_nothing_behind(capsys: Capture):
-    assert run(["train", write("train: {batch_size: 4096}"), "--set", "resources.workers=4096"]) == 5
+    assert (
+        run(["train", write("train: {batch_size: 4096}"), "--set", "resources.workers=4096"]) == 5
+    )
     assert "workers 4096" in capsys.readouterr().err
     assert not Path("runs").exists()
 
@@ -130,7 +157,9 @@ def explode() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("explode")
-def test_an_unexpected_error_is_one_line_that_names_a_log(capsys: Capture, monkeypatch: Patch, tmp_path: Path):
+def test_an_unexpected_error_is_one_line_that_names_a_log(
+    capsys: Capture, monkeypatch: Patch, tmp_path: Path
+):
     assert run(["explode"]) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("error: RuntimeError: the floor is lava (unexpected; details in ")
@@ -164,7 +193,9 @@ def test_only_the_last_tracebacks_are_kept_and_none_in_the_folder_for_temporary_
 
 
 @pytest.mark.usefixtures("explode")
-def test_a_traceback_that_nothing_can_keep_is_shown(capsys: Capture, monkeypatch: Patch, tmp_path: Path):
+def test_a_traceback_that_nothing_can_keep_is_shown(
+    capsys: Capture, monkeypatch: Patch, tmp_path: Path
+):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     assert run(["explode"]) == 1
@@ -200,7 +231,9 @@ def test_a_plan_says_in_words_what_would_be_done(capsys: Capture):
 
 
 def test_a_plan_that_could_not_start_says_why_and_ends_so(capsys: Capture):
-    assert run(["train", write("data: {train: {images: i, annotations: none.json}}"), "--plan"]) == 3
+    assert (
+        run(["train", write("data: {train: {images: i, annotations: none.json}}"), "--plan"]) == 3
+    )
     shown = capsys.readouterr()
     assert "not usable" in shown.out
     assert "would not start" in shown.err
@@ -212,11 +245,26 @@ def test_data_toy_draws_and_names_its_files(toy: dict[str, Any]):
 
 
 def test_data_check_passes_a_sound_set(capsys: Capture, toy: dict[str, Any]):
-    assert run(["data", "check", toy["val"]["annotations"], "--images", toy["val"]["images"], "--for", "val"]) == 0
+    assert (
+        run(
+            [
+                "data",
+                "check",
+                toy["val"]["annotations"],
+                "--images",
+                toy["val"]["images"],
+                "--for",
+                "val",
+            ]
+        )
+        == 0
+    )
     assert "0 errors" in capsys.readouterr().err
 
 
-def test_data_check_ends_with_3_and_a_table_that_names_file_and_id(capsys: Capture, toy: dict[str, Any]):
+def test_data_check_ends_with_3_and_a_table_that_names_file_and_id(
+    capsys: Capture, toy: dict[str, Any]
+):
     path = Path(toy["train"]["annotations"])
     content = json.loads(path.read_text())
     content["annotations"][0]["bbox"][2] = 0
@@ -242,18 +290,44 @@ def test_data_check_of_a_generated_set_says_that_there_are_no_files(capsys: Capt
 
 def test_data_stats_count(capsys: Capture, toy: dict[str, Any]):
     content = json.loads(Path(toy["train"]["annotations"]).read_text())
-    assert run(["data", "stats", toy["train"]["annotations"], "--images", toy["train"]["images"], "--json"]) == 0
+    assert (
+        run(
+            [
+                "data",
+                "stats",
+                toy["train"]["annotations"],
+                "--images",
+                toy["train"]["images"],
+                "--json",
+            ]
+        )
+        == 0
+    )
     counts = json.loads(capsys.readouterr().out)
     assert counts["images"] == 3
     assert counts["boxes"] == len(content["annotations"]) == sum(counts["classes"].values())
-    assert run(["data", "stats", toy["train"]["annotations"], "--images", toy["train"]["images"]]) == 0
+    assert (
+        run(["data", "stats", toy["train"]["annotations"], "--images", toy["train"]["images"]])
+        == 0
+    )
     assert "images with boxes" in capsys.readouterr().out
 
 
 def test_data_stats_draw_a_picture(capsys: Capture, toy: dict[str, Any], tmp_path: Path):
     where = str(tmp_path / "new/stats.png")
     assert (
-        run(["data", "stats", toy["train"]["annotations"], "--images", toy["train"]["images"], "--picture", where]) == 0
+        run(
+            [
+                "data",
+                "stats",
+                toy["train"]["annotations"],
+                "--images",
+                toy["train"]["images"],
+                "--picture",
+                where,
+            ]
+        )
+        == 0
     )
     with Image.open(where) as picture:
         assert picture.size == (1000, 450)
@@ -263,7 +337,9 @@ def test_data_stats_draw_a_picture(capsys: Capture, toy: dict[str, Any], tmp_pat
 def test_boxes_without_an_area_are_not_in_the_picture(toy: dict[str, Any]):
     path = Path(toy["train"]["annotations"])
     content = json.loads(path.read_text())
-    for annotation, width in zip(content["annotations"], (-4, 0, math.nan, math.inf), strict=False):
+    for annotation, width in zip(
+        content["annotations"], (-4, 0, math.nan, math.inf), strict=False
+    ):
         annotation["bbox"][2] = width
     path.write_text(json.dumps(content))
     assert run(["data", "stats", str(path), "--picture", "stats.png"]) == 0
@@ -283,8 +359,15 @@ def test_runs_are_listed_newest_first(capsys: Capture):
 
 
 @pytest.mark.parametrize("width", [60, 80])
-def test_ids_are_whole_in_a_narrow_terminal_and_other_columns_go_first(capsys: Capture, monkeypatch: Patch, width: int):
-    folder = make_run("20261122-171500-3f9ckd", created=1.0, status="failed", failure=Failure("ValueError", "x " * 99))
+def test_ids_are_whole_in_a_narrow_terminal_and_other_columns_go_first(
+    capsys: Capture, monkeypatch: Patch, width: int
+):
+    folder = make_run(
+        "20261122-171500-3f9ckd",
+        created=1.0,
+        status="failed",
+        failure=Failure("ValueError", "x " * 99),
+    )
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert run(["runs", "ls"]) == 0
@@ -308,7 +391,13 @@ def test_no_runs_are_an_empty_list_and_a_message(capsys: Capture):
 
 def test_a_sweep_is_shown_with_its_trials(capsys: Capture):
     make_run("sweep", created=100.0, kind="sweep", best_run="sweep-01")
-    make_run("sweep/sweep-01", created=101.0, parent="..", best={"val/mask_ap": 0.5}, description="k_top=2")
+    make_run(
+        "sweep/sweep-01",
+        created=101.0,
+        parent="..",
+        best={"val/mask_ap": 0.5},
+        description="k_top=2",
+    )
     make_run("other", created=102.0)
     assert run(["runs", "show", "runs/t/sweep"]) == 0
     shown = capsys.readouterr().out
@@ -321,11 +410,26 @@ def test_a_sweep_is_shown_with_its_trials(capsys: Capture):
 def test_what_failed_is_listed_and_shown_with_its_cause_in_a_line(capsys: Capture):
     late = Failure("ResourceError", "Ray does not start: raylet: Timed out\nand more")
     make_run("sweep", created=100.0, kind="sweep", status="failed", failure=late)
-    make_run("sweep/sweep-00", created=101.0, parent="..", status="failed", failure=Failure("DataError", "no t.json"))
-    make_run("again", created=102.0, status="running", failure=Failure("WorkerLost", "the process ended"))
+    make_run(
+        "sweep/sweep-00",
+        created=101.0,
+        parent="..",
+        status="failed",
+        failure=Failure("DataError", "no t.json"),
+    )
+    make_run(
+        "again",
+        created=102.0,
+        status="running",
+        failure=Failure("WorkerLost", "the process ended"),
+    )
     assert run(["runs", "ls"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if "Ray does not start: raylet: Timed out" in line and "and more" not in line]
+    assert [
+        line
+        for line in lines
+        if "Ray does not start: raylet: Timed out" in line and "and more" not in line
+    ]
     assert not [line for line in lines if "the process ended" in line], "it runs again"
     assert run(["runs", "show", "runs/t/sweep"]) == 0
     shown = capsys.readouterr().out
@@ -354,7 +458,9 @@ def test_shown_settings_load_again_and_say_where_they_come_from(capsys: Capture)
 
 
 def test_shown_settings_of_a_sweep_are_those_that_it_uses(capsys: Capture):
-    path = write("sweep: {search: grid, settings: {train.steps: 100}, space: {qam.k_top: {choice: [1]}}}\n")
+    path = write(
+        "sweep: {search: grid, settings: {train.steps: 100}, space: {qam.k_top: {choice: [1]}}}\n"
+    )
     assert run(["config", "show", path]) == 0
     shown = capsys.readouterr().out
     assert "steps: 100  # exp.yaml:1" in shown
@@ -371,7 +477,9 @@ def test_shown_settings_as_json_name_every_origin(capsys: Capture):
 def test_the_schema_describes_every_setting(capsys: Capture):
     assert run(["config", "schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
-    assert schema["$defs"]["QamConfig"]["properties"]["k_top"]["description"].startswith("Candidates kept")
+    assert schema["$defs"]["QamConfig"]["properties"]["k_top"]["description"].startswith(
+        "Candidates kept"
+    )
 
 
 def test_ui_without_a_store_says_what_makes_one(capsys: Capture):
@@ -391,20 +499,35 @@ def test_configuration_errors_load_neither_torch_nor_ray(tmp_path: Path):
         "code = run(['sweep', 'x.yaml'])\nprint(code, sorted({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path, env={**os.environ}
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={**os.environ},
     )
     assert done.stdout.strip() == "2 []"
     assert "resnet50" in done.stderr
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path):
-    command = f"{sys.executable} -m orchestration.cli config schema | head -1; exit ${{PIPESTATUS[0]}}"
+    command = (
+        f"{sys.executable} -m orchestration.cli config schema | head -1; exit ${{PIPESTATUS[0]}}"
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_data_split_writes_two_files_that_pass_the_check(capsys: Capture, toy: dict[str, Any]):
-    arguments = ["data", "split", toy["train"]["annotations"], "--val", "0.4", "--json", "--output"]
+    arguments = [
+        "data",
+        "split",
+        toy["train"]["annotations"],
+        "--val",
+        "0.4",
+        "--json",
+        "--output",
+    ]
     assert run([*arguments, "parts"]) == 0
     parts = json.loads(capsys.readouterr().out)
     counts = []
@@ -428,7 +551,9 @@ def test_data_split_overwrites_nothing_and_tells_wrong_use(capsys: Capture, toy:
     assert not Path("out").exists()
 
 
-def test_a_data_set_in_another_format_is_imported_next_to_its_images(capsys: Capture, tmp_path: Path):
+def test_a_data_set_in_another_format_is_imported_next_to_its_images(
+    capsys: Capture, tmp_path: Path
+):
     folder = tmp_path / "gtFine" / "val" / "ulm"
     folder.mkdir(parents=True)
     pixels = np.full((8, 8), 26_001, dtype=np.uint16)
@@ -437,13 +562,18 @@ def test_a_data_set_in_another_format_is_imported_next_to_its_images(capsys: Cap
     command = ["data", "import", ".", "--from", "cityscapes", "--output"]
     assert run([*command, "all", "--json"]) == 0
     written = json.loads(capsys.readouterr().out)
-    assert written == {"val": {"images": str(tmp_path / "leftImg8bit"), "annotations": "all/val.json"}}
+    assert written == {
+        "val": {"images": str(tmp_path / "leftImg8bit"), "annotations": "all/val.json"}
+    }
     content = json.loads(Path("all/val.json").read_text())
     assert [each["bbox"] for each in content["annotations"]] == [[0, 0, 8, 8]] * 2
     content["images"] = content["images"][:1]
     Path("some.json").write_text(json.dumps(content))
     assert run([*command, "rest", "--exclude", "some.json"]) == 0
-    assert capsys.readouterr().out == f"val: {{images: {tmp_path / 'leftImg8bit'}, annotations: rest/val.json}}\n"
+    assert (
+        capsys.readouterr().out
+        == f"val: {{images: {tmp_path / 'leftImg8bit'}, annotations: rest/val.json}}\n"
+    )
     (left,) = json.loads(Path("rest/val.json").read_text())["images"]
     assert left["file_name"] == "val/ulm/ulm_2_leftImg8bit.png"
     assert run(["data", "import", "all", "--from", "voc", "--output", "x"]) == 3

@@ -20,7 +20,14 @@ def evaluate(trained_run, annotations, *more: str) -> int:
 
 def test_a_run_is_compared_with_the_drawn_masks(trained_run, capsys):
     assert (
-        evaluate(trained_run, trained_run.val.annotations, "--against", str(trained_run.val.annotations), "--json") == 0
+        evaluate(
+            trained_run,
+            trained_run.val.annotations,
+            "--against",
+            str(trained_run.val.annotations),
+            "--json",
+        )
+        == 0
     )
     shown = json.loads(capsys.readouterr().out)
     assert shown["against"]["metrics"]["val/mask_ap"] == pytest.approx(1)

@@ -81,7 +81,9 @@ def test_a_cluster_elsewhere_without_a_token_is_not_even_asked(capsys: pytest.Ca
     assert "RAY_AUTH_TOKEN_PATH" in capsys.readouterr().err
 
 
-def test_a_missing_and_a_wrong_token_are_told_apart_and_never_shown(dashboard, monkeypatch, capsys):
+def test_a_missing_and_a_wrong_token_are_told_apart_and_never_shown(
+    dashboard, monkeypatch, capsys
+):
     address = dashboard[0]["at"]
     assert run(["jobs", "ls", "--address", address]) == 5
     assert "wants a token" in capsys.readouterr().err
@@ -112,7 +114,9 @@ def test_other_kinds_of_addresses_are_refused(address: str, capsys: pytest.Captu
         (["predict", "best:t", "images"], "--storage"),
     ],
 )
-def test_what_the_command_would_refuse_is_refused_before_the_cluster_is_asked(command, told, capsys):
+def test_what_the_command_would_refuse_is_refused_before_the_cluster_is_asked(
+    command, told, capsys
+):
     assert run(["jobs", "submit", "--address", f"127.0.0.1:{free_port()}", *command]) == 2
     assert told in capsys.readouterr().err
 
@@ -125,7 +129,20 @@ def test_a_manifest_needs_an_experiment_file(capsys: pytest.CaptureFixture[str])
 def test_storage_in_the_uploaded_folder_is_refused_for_a_cluster_elsewhere(monkeypatch, capsys):
     monkeypatch.setattr("orchestration.jobs.client._check_access", lambda *_: None)
     monkeypatch.setattr("orchestration.jobs.client._make_client", lambda *_: None)
-    assert run(["jobs", "submit", "--address", "http://192.0.2.1:8265", "--insecure", "sweep", "exp.yaml"]) == 2
+    assert (
+        run(
+            [
+                "jobs",
+                "submit",
+                "--address",
+                "http://192.0.2.1:8265",
+                "--insecure",
+                "sweep",
+                "exp.yaml",
+            ]
+        )
+        == 2
+    )
     assert "--storage DIR" in capsys.readouterr().err
 
 
@@ -136,8 +153,14 @@ class Client:
         self.asked = id
 
     def list_jobs(self) -> list[SimpleNamespace]:
-        unknown = dict.fromkeys(("metadata", "start_time", "end_time", "driver_exit_code", "message"))
-        return [SimpleNamespace(submission_id="t-1", status="RUNNING", entrypoint="boxseg train", **unknown)]
+        unknown = dict.fromkeys(
+            ("metadata", "start_time", "end_time", "driver_exit_code", "message")
+        )
+        return [
+            SimpleNamespace(
+                submission_id="t-1", status="RUNNING", entrypoint="boxseg train", **unknown
+            )
+        ]
 
     def get_job_logs(self, id: str) -> str:
         raise RuntimeError("no agent")
@@ -155,18 +178,26 @@ def test_a_job_that_does_not_stop_is_exit_5(client, monkeypatch, capsys):
     monkeypatch.setattr("orchestration.jobs.client.STOP_S", -30)
     assert run(["jobs", "stop", "t-1"]) == 5
     assert client.asked == "t-1"
-    assert "t-1 is still RUNNING 0 s after it was to stop; see `boxseg jobs logs t-1`" in capsys.readouterr().err
+    assert (
+        "t-1 is still RUNNING 0 s after it was to stop; see `boxseg jobs logs t-1`"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_a_cluster_does_not_do_is_told_with_its_address_and_a_way_out(client, capsys):
     assert run(["jobs", "logs", "t-1", "--address", "http://127.0.0.1:7"]) == 5
-    assert "cluster at http://127.0.0.1:7 did not do it: no agent; `boxseg jobs ls`" in capsys.readouterr().err
+    assert (
+        "cluster at http://127.0.0.1:7 did not do it: no agent; `boxseg jobs ls`"
+        in capsys.readouterr().err
+    )
 
 
 def test_state_and_log_are_read_from_the_storage_without_a_cluster(tmp_path, capsys):
     folder = tmp_path / "runs" / ".jobs" / "t-1"
     folder.mkdir(parents=True)
-    (folder / "job.json").write_text(json.dumps({"id": "t-1", "status": "finished", "exit_code": 0}))
+    (folder / "job.json").write_text(
+        json.dumps({"id": "t-1", "status": "finished", "exit_code": 0})
+    )
     (folder / "log.txt").write_text("step 1\n")
     assert run(["jobs", "status", "t-1", "--storage", str(tmp_path / "runs"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["exit_code"] == 0

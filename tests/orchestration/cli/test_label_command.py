@@ -27,7 +27,9 @@ def arguments(trained_run) -> list[str]:
 
 
 def test_boxes_become_masks_with_a_run(arguments, trained_run, capsys):
-    assert run([*arguments, "--run", str(trained_run.checkpoint), "--output", "out", "--json"]) == 0
+    assert (
+        run([*arguments, "--run", str(trained_run.checkpoint), "--output", "out", "--json"]) == 0
+    )
     shown = capsys.readouterr()
     summary = json.loads(shown.out)
     assert summary["images"] == 4
@@ -37,7 +39,9 @@ def test_boxes_become_masks_with_a_run(arguments, trained_run, capsys):
     assert all("counts" in each["segmentation"] and 0 <= each["quality"] <= 1 for each in labels)
 
 
-def test_a_weak_or_unfinished_run_is_named_before_anything_is_written(arguments, trained_run, tmp_path, capsys):
+def test_a_weak_or_unfinished_run_is_named_before_anything_is_written(
+    arguments, trained_run, tmp_path, capsys
+):
     folder = tmp_path / "runs/t/20260101-000000-aaaa"
     shutil.copytree(trained_run.checkpoint.parent, folder / "checkpoints", symlinks=True)
     RunFolder(folder).create(RunStatus(folder.name, "t", status="stopped", step=2, steps=500), "")
@@ -83,7 +87,11 @@ def test_labels_land_in_a_folder_named_after_the_data_and_again_takes_no_work(ar
         (["--source", "file:none.json"], 3, "none.json"),
         (["--source", "file:"], 2, "use run, grabcut, box or file"),
         (["--source", "box", "--fuse-with", "x.json"], 2, "not --source box"),
-        (["--source", "box", "--output", "/dev/null"], 2, "/dev/null: File exists; a folder is needed there"),
+        (
+            ["--source", "box", "--output", "/dev/null"],
+            2,
+            "/dev/null: File exists; a folder is needed there",
+        ),
         (["--source", "box", "--output", "n" * 300], 2, "name is longer than the disk allows"),
         (["--source", "box", "--images", "nowhere"], 2, "--images nowhere: is not a folder"),
         (["--source", "box", "--images", "."], 2, "none of its 4 images, as "),
@@ -94,7 +102,9 @@ def test_what_cannot_be_done_is_told(arguments, more, code, told, capsys):
     assert told in capsys.readouterr().err
 
 
-def test_images_that_cannot_be_read_are_told_and_labels_of_none_are_an_error(arguments, trained_run, capsys):
+def test_images_that_cannot_be_read_are_told_and_labels_of_none_are_an_error(
+    arguments, trained_run, capsys
+):
     Path("damaged").mkdir()
     for image in trained_run.val.images.iterdir():
         Path("damaged", image.name).write_bytes(image.read_bytes()[:100])
@@ -103,12 +113,16 @@ def test_images_that_cannot_be_read_are_told_and_labels_of_none_are_an_error(arg
 
 
 @pytest.mark.parametrize("source", ["run", "grabcut", "box"])
-def test_labels_of_an_older_version_are_not_mixed_with_new_ones(source, arguments, trained_run, monkeypatch, capsys):
+def test_labels_of_an_older_version_are_not_mixed_with_new_ones(
+    source, arguments, trained_run, monkeypatch, capsys
+):
     with_run = ["--run", str(trained_run.checkpoint)] if source == "run" else ["--source", source]
     assert run([*arguments, *with_run]) == 0
     monkeypatch.setattr("boxseg.label.boxes.LABEL_VERSION", 1000)
     assert run([*arguments, *with_run]) == 2
-    assert "labels made with another label_version; name another --output" in capsys.readouterr().err
+    assert (
+        "labels made with another label_version; name another --output" in capsys.readouterr().err
+    )
 
 
 def test_an_unknown_device_is_told(arguments, trained_run, capsys):
@@ -149,7 +163,10 @@ def test_each_image_of_a_voc_folder_is_labelled_once(main, tmp_path):
     masks[2:6, 2:6] = 1
     box = "<bndbox><xmin>3</xmin><ymin>3</ymin><xmax>6</xmax><ymax>6</ymax></bndbox>"
     text = f"<size><height>8</height><width>8</width></size><object><name>dog</name>{box}</object>"
-    numbers, lists = ("SegmentationObject", "SegmentationClass"), ("ImageSets/Segmentation", "ImageSets/Main")
+    numbers, lists = (
+        ("SegmentationObject", "SegmentationClass"),
+        ("ImageSets/Segmentation", "ImageSets/Main"),
+    )
     for folder in ("Annotations", *numbers, *lists):
         (tmp_path / "voc" / folder).mkdir(parents=True)
     for stem in ("a", "b"):
@@ -175,16 +192,23 @@ def test_a_cleaned_copy_is_written_and_checked(trained_run, capsys):
     assert run(check) == 3
     assert run([*check, "--fix", "clean"]) == 0
     assert "1 annotations left out" in capsys.readouterr().err
-    assert json.loads(Path("clean/annotations.json").read_text())["annotations"] == content["annotations"][1:]
+    assert (
+        json.loads(Path("clean/annotations.json").read_text())["annotations"]
+        == content["annotations"][1:]
+    )
 
 
 def test_masks_of_another_tool_join_the_candidates_of_a_run(arguments, trained_run, monkeypatch):
     monkeypatch.setattr("boxseg.label.cut.CLEAN_SEPARATION", 2.0)  # no mask from colours alone
     masks = str(trained_run.val.annotations)
     for name, more in (("alone", []), ("fused", ["--fuse-with", masks])):
-        assert run([*arguments, "--run", str(trained_run.checkpoint), "--output", name, *more]) == 0
+        assert (
+            run([*arguments, "--run", str(trained_run.checkpoint), "--output", name, *more]) == 0
+        )
     data = CocoBoxes(trained_run.val, train=False)
-    alone, fused = (_mean_iou(data, Path(f"{name}/labels.coco.json")) for name in ("alone", "fused"))
+    alone, fused = (
+        _mean_iou(data, Path(f"{name}/labels.coco.json")) for name in ("alone", "fused")
+    )
     assert fused > alone + 0.02  # the masks that join are the drawn ones
     # the same folder is not mixed with labels of other sources
     assert run([*arguments, "--run", str(trained_run.checkpoint), "--output", "fused"]) == 2
@@ -194,7 +218,9 @@ def _mean_iou(data: CocoBoxes, labels: Path) -> float:
     """With the drawn masks."""
     source, found = from_file(labels, data), []
     for index in range(len(data)):
-        found += mask_iou(source(data[index], data.annotation_ids(index)).mask, data.true_masks(index)).tolist()
+        found += mask_iou(
+            source(data[index], data.annotation_ids(index)).mask, data.true_masks(index)
+        ).tolist()
     return sum(found) / len(found)
 
 
@@ -205,13 +231,26 @@ def test_good_masks_are_exported_for_other_segmenters(arguments, trained_run, ca
     doubtful["quality"] = 0.3
     Path("labels.json").write_text(json.dumps(content))
     for form in ("coco", "yolo"):
-        command = ["data", "export", "labels.json", "--images", arguments[3], "--to", form, "--output", form]
+        command = [
+            "data",
+            "export",
+            "labels.json",
+            "--images",
+            arguments[3],
+            "--to",
+            form,
+            "--output",
+            form,
+        ]
         assert run([*command, "--min-quality", "0.5"]) == 0
         assert "left out: 1 images" in capsys.readouterr().err
         assert run(command) == 2  # what is there stays
     kept = json.loads(Path("coco/all.json").read_text())["annotations"]
     assert kept == [
-        {key: each[key] for key in ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")}
+        {
+            key: each[key]
+            for key in ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+        }
         for each in content["annotations"]
         if each["image_id"] != doubtful["image_id"]
     ]
@@ -220,13 +259,27 @@ def test_good_masks_are_exported_for_other_segmenters(arguments, trained_run, ca
     assert run(["data", "check", "coco/all.json", "--images", arguments[3], "--for", "val"]) == 0
 
 
-@pytest.mark.parametrize(("quality", "told"), [(0.3, "lower --min-quality"), (None, "has quality None")])
-def test_an_export_without_good_masks_tells_why_and_writes_nothing(quality, told, arguments, capsys):
+@pytest.mark.parametrize(
+    ("quality", "told"), [(0.3, "lower --min-quality"), (None, "has quality None")]
+)
+def test_an_export_without_good_masks_tells_why_and_writes_nothing(
+    quality, told, arguments, capsys
+):
     content = json.loads(Path(arguments[1]).read_text())
     for annotation in content["annotations"]:
         annotation["quality"] = quality
     Path("labels.json").write_text(json.dumps(content))
-    command = ["data", "export", "labels.json", "--images", arguments[3], "--min-quality", "0.5", "--output", "good"]
+    command = [
+        "data",
+        "export",
+        "labels.json",
+        "--images",
+        arguments[3],
+        "--min-quality",
+        "0.5",
+        "--output",
+        "good",
+    ]
     assert run(command) == 3
     assert told in capsys.readouterr().err
     assert not Path("good").exists()
@@ -237,16 +290,44 @@ def test_an_export_without_good_masks_tells_why_and_writes_nothing(quality, told
     [
         ("image_id", 99, "names image 99, which the file does not list"),
         ("category_id", 99, "has category id 99, which the file does not list"),
-        ("segmentation", [[1, 2, 3]], "has a malformed segmentation with [1, 2, 3]; a mask is polygons"),
-        ("segmentation", {"size": [8, 8], "counts": [64]}, "has a mask of 8 x 8 px in an image of 64 x 64 px"),
+        (
+            "segmentation",
+            [[1, 2, 3]],
+            "has a malformed segmentation with [1, 2, 3]; a mask is polygons",
+        ),
+        (
+            "segmentation",
+            {"size": [8, 8], "counts": [64]},
+            "has a mask of 8 x 8 px in an image of 64 x 64 px",
+        ),
     ],
 )
-def test_an_export_names_file_and_annotation_that_cannot_be_written(field, value, told, arguments, capsys):
+def test_an_export_names_file_and_annotation_that_cannot_be_written(
+    field, value, told, arguments, capsys
+):
     content = json.loads(Path(arguments[1]).read_text())
     content["annotations"][1][field] = value
     Path("bent.json").write_text(json.dumps(content))
-    assert run(["data", "export", "bent.json", "--images", arguments[3], "--to", "yolo", "--output", "yolo"]) == 3
-    assert f"bent.json: annotation {content['annotations'][1]['id']} {told}" in capsys.readouterr().err
+    assert (
+        run(
+            [
+                "data",
+                "export",
+                "bent.json",
+                "--images",
+                arguments[3],
+                "--to",
+                "yolo",
+                "--output",
+                "yolo",
+            ]
+        )
+        == 3
+    )
+    assert (
+        f"bent.json: annotation {content['annotations'][1]['id']} {told}"
+        in capsys.readouterr().err
+    )
     assert not Path("yolo").exists()
 
 
@@ -266,14 +347,19 @@ def test_an_export_asks_for_what_a_person_said_and_never_takes_a_box_for_a_mask(
         each.update(quality=0.9, doubts=[], checks={"fill": 0.6})
     box["checks"] = {"fill": 1.0}
     doubtful["doubts"] = ["gap"]
-    of_image = {key: {each["id"] for each in content["annotations"] if each["image_id"] == key} for key in first}
+    of_image = {
+        key: {each["id"] for each in content["annotations"] if each["image_id"] == key}
+        for key in first
+    }
     every = set().union(*of_image.values())
     Path("labels.json").write_text(json.dumps(content))
     assert exported("all", *images, "--min-quality", "0.5") == every - of_image[box["image_id"]]
     assert "left out: 1 images (masks: 1 no more than its box)" in capsys.readouterr().err
     left = every - of_image[box["image_id"]] - of_image[doubtful["image_id"]]
     assert exported("sure", *images, "--without-doubts") == left
-    assert run(["data", "export", "labels.json", *images, "--only-accepted", "--output", "none"]) == 3
+    assert (
+        run(["data", "export", "labels.json", *images, "--only-accepted", "--output", "none"]) == 3
+    )
     assert "has no decisions of a person" in capsys.readouterr().err
     for each in content["annotations"]:
         if each["image_id"] == accepted["image_id"] or each is box:
@@ -285,7 +371,9 @@ def test_an_export_asks_for_what_a_person_said_and_never_takes_a_box_for_a_mask(
     assert of_image[box["image_id"]] <= exported("settled", *images)
 
 
-def test_an_export_leaves_out_images_with_an_empty_mask_and_warns_of_drawn_boxes(arguments, capsys):
+def test_an_export_leaves_out_images_with_an_empty_mask_and_warns_of_drawn_boxes(
+    arguments, capsys
+):
     content = json.loads(Path(arguments[1]).read_text())
     height, width = content["images"][0]["height"], content["images"][0]["width"]
     for each in content["annotations"]:
@@ -310,7 +398,17 @@ def test_nothing_to_compare_is_no_error(arguments, capsys):
 
 
 def test_a_coco_file_is_imported_cleaned(arguments, capsys):
-    command = ["data", "import", arguments[1], "--from", "coco", "--output", "boxes", "--images", arguments[3]]
+    command = [
+        "data",
+        "import",
+        arguments[1],
+        "--from",
+        "coco",
+        "--output",
+        "boxes",
+        "--images",
+        arguments[3],
+    ]
     assert run([*command, "--json"]) == 0
     written = json.loads(capsys.readouterr().out)["val"]
     assert run(["data", "check", written["annotations"], "--images", written["images"]]) == 0

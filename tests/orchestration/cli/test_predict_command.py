@@ -20,9 +20,9 @@ def photos(trained_run) -> Path:
     """Three pictures, one below another folder, and a file that is none."""
     for name in ("a.png", "b.JPG", "deep/a.png"):
         Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
-        Image.open(sorted(trained_run.val.images.iterdir())[0]).resize((80, 60)).convert("RGB").save(
-            Path("photos", name)
-        )
+        Image.open(sorted(trained_run.val.images.iterdir())[0]).resize((80, 60)).convert(
+            "RGB"
+        ).save(Path("photos", name))
     Path("photos/notes.txt").write_text("no picture")
     return Path("photos")
 
@@ -34,7 +34,11 @@ def predict(trained_run, *arguments: str) -> int:
 def test_detections_are_coco_instances_with_scores_and_pictures(photos, trained_run, capsys):
     assert predict(trained_run, "photos", "--min-score", "0.01", "--json") == 0
     content = json.loads(capsys.readouterr().out)
-    assert [image["file_name"] for image in content["images"]] == ["photos/a.png", "photos/b.JPG", "photos/deep/a.png"]
+    assert [image["file_name"] for image in content["images"]] == [
+        "photos/a.png",
+        "photos/b.JPG",
+        "photos/deep/a.png",
+    ]
     assert content["annotations"], "the network should find something at so low a score"
     assert json.loads(Path("predictions/predictions.coco.json").read_text()) == content
     loaded = COCO("predictions/predictions.coco.json")
@@ -47,7 +51,19 @@ def test_detections_are_coco_instances_with_scores_and_pictures(photos, trained_
 
 
 def test_no_detection_is_a_result_too(photos, trained_run, capsys):
-    assert predict(trained_run, "photos/*.png", "--min-score", "1", "--no-overlays", "--output", "out", "--json") == 0
+    assert (
+        predict(
+            trained_run,
+            "photos/*.png",
+            "--min-score",
+            "1",
+            "--no-overlays",
+            "--output",
+            "out",
+            "--json",
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["annotations"] == []
     assert not Path("out/overlays").exists()
 

@@ -58,8 +58,12 @@ def test_numbers_and_words_are_read_as_people_write_them(write: Write):
     assert not spec.pc.on
 
 
-def test_relative_paths_start_at_the_file_that_names_them(write: Write, tmp_path: Path, monkeypatch: Patch):
-    path = write("storage: out\ndata: {train: {images: a, annotations: ../b.json}}\nmodel: {weights: w.pt}")
+def test_relative_paths_start_at_the_file_that_names_them(
+    write: Write, tmp_path: Path, monkeypatch: Patch
+):
+    path = write(
+        "storage: out\ndata: {train: {images: a, annotations: ../b.json}}\nmodel: {weights: w.pt}"
+    )
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     spec = load_run(path)
@@ -70,7 +74,9 @@ def test_relative_paths_start_at_the_file_that_names_them(write: Write, tmp_path
     assert spec.model.weights == str(tmp_path / "w.pt")
 
 
-def test_relative_paths_of_set_start_at_the_current_folder(write: Write, tmp_path: Path, monkeypatch: Patch):
+def test_relative_paths_of_set_start_at_the_current_folder(
+    write: Write, tmp_path: Path, monkeypatch: Patch
+):
     path = write("name: x")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -85,11 +91,15 @@ def test_words_that_stand_for_weights_are_no_paths(write: Write):
 
 
 def test_set_wins_over_the_file_and_the_last_one_wins(write: Write):
-    assert load_run(write("qam: {k_top: 3, k_min: 2}"), ["qam.k_top=7", "qam.k_top=8"]).qam.k_top == 8
+    assert (
+        load_run(write("qam: {k_top: 3, k_min: 2}"), ["qam.k_top=7", "qam.k_top=8"]).qam.k_top == 8
+    )
 
 
 def test_set_values_are_yaml(write: Write):
-    spec = load_run(write(""), ["train.image_size=[64, 96]", "teacher.resize_short=null", "solver.lr=1e-3"])
+    spec = load_run(
+        write(""), ["train.image_size=[64, 96]", "teacher.resize_short=null", "solver.lr=1e-3"]
+    )
     assert spec.train.image_size == (64, 96)
     assert spec.teacher.resize_short is None
     assert spec.solver.lr == 1e-3
@@ -108,7 +118,10 @@ def test_a_profile_from_set_lies_under_the_files_values(write: Write):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name: a\nqam:\n  k_topp: 3", ("exp.yaml:3: qam.k_topp is not a setting", "did you mean qam.k_top?")),
+        (
+            "name: a\nqam:\n  k_topp: 3",
+            ("exp.yaml:3: qam.k_topp is not a setting", "did you mean qam.k_top?"),
+        ),
         ("k_top: 3", ("exp.yaml:1: k_top", "did you mean qam.k_top?")),
         ("teachr: {on: true}", ("exp.yaml:1", "did you mean teacher?")),
         ("zzzzz: 3", ("zzzzz is not a setting", "profile, method")),
@@ -125,23 +138,37 @@ def test_a_profile_from_set_lies_under_the_files_values(write: Write):
         ("teacher: {on: maybe}", ("teacher.on is maybe", "true or false")),
         ("profile: fxied", ("profile is fxied", "official, paper, fixed", "did you mean fixed?")),
         ("qam: 3", ("qam is 3", "a group with the settings k_top,")),
-        ("data: {train: coco}", ("data.train is coco", "toy, or a group with the settings images, annotations")),
+        (
+            "data: {train: coco}",
+            ("data.train is coco", "toy, or a group with the settings images, annotations"),
+        ),
         ("data: {train: {images: x}}", ("data.train.annotations is missing",)),
         ("fcos: {sizes: [1, 2]}", ("fcos.sizes is [1, 2]", "a list of 4 values")),
         ("name: 7", ("name is 7", "quote it")),
         ("name: a/b", ("name is a/b", "letters, digits", "name a folder")),
         ("storage: s3://bucket/x", ("s3://bucket/x is a URI",)),
         ("solver: {lr: .nan}", ("solver.lr is nan", "finite")),
-        ("model:\n  backbone: resnet5", ("exp.yaml:2", "'resnet5'", "did you mean resnet50", "resnet101")),
-        ("qam:\n  k_min: 9\n  k_max: 4", ("exp.yaml:2, ", "exp.yaml:3: qam: k_min 9 exceeds k_max 4")),
+        (
+            "model:\n  backbone: resnet5",
+            ("exp.yaml:2", "'resnet5'", "did you mean resnet50", "resnet101"),
+        ),
+        (
+            "qam:\n  k_min: 9\n  k_max: 4",
+            ("exp.yaml:2, ", "exp.yaml:3: qam: k_min 9 exceeds k_max 4"),
+        ),
         (
             "resources: {workers: 3}\ntrain: {batch_size: 4}",
             ("exp.yaml:2", "train.batch_size 4", "resources.workers 3", "multiple"),
         ),
-        ("resources: {workers: 2, runner: inline}\ntrain: {batch_size: 4}", ("runner inline", "workers is 2")),
+        (
+            "resources: {workers: 2, runner: inline}\ntrain: {batch_size: 4}",
+            ("runner inline", "workers is 2"),
+        ),
     ],
 )
-def test_a_wrong_setting_is_named_with_place_value_rule_and_way_out(write: Write, text: str, words: tuple[str, ...]):
+def test_a_wrong_setting_is_named_with_place_value_rule_and_way_out(
+    write: Write, text: str, words: tuple[str, ...]
+):
     message = fault(write(text))
     for word in words:
         assert word in message
@@ -156,7 +183,10 @@ def test_all_faults_of_a_file_come_at_once_in_its_order(write: Write):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("qam:\n  k_top: 1\n  k_top: 2", ("exp.yaml:3: qam.k_top is given twice, first on line 2",)),
+        (
+            "qam:\n  k_top: 1\n  k_top: 2",
+            ("exp.yaml:3: qam.k_top is given twice, first on line 2",),
+        ),
         ("name: x\nqam: [1, 2", ("exp.yaml:2: not valid YAML",)),
         ("name: x\n\tqam: 3", ("exp.yaml:2: not valid YAML",)),
         ("name: {a: b: c}", ("exp.yaml:1: not valid YAML",)),
@@ -164,11 +194,16 @@ def test_all_faults_of_a_file_come_at_once_in_its_order(write: Write):
         ("hello", ("the single value 'hello'",)),
         ("? [a, b]\n: 3", ("exp.yaml:1", "must be a word")),
         ("name: !!python/name:os.system x", ("exp.yaml:1: not valid YAML",)),
-        ("qam: &all {k_top: *all}", ("exp.yaml:1: nested too deeply, or an alias points at the group that holds it",)),
+        (
+            "qam: &all {k_top: *all}",
+            ("exp.yaml:1: nested too deeply, or an alias points at the group that holds it",),
+        ),
         ("a: 1\n---\nb: 2", ("not valid YAML",)),
     ],
 )
-def test_yaml_that_cannot_be_read_is_refused_with_its_line(write: Write, text: str, words: tuple[str, ...]):
+def test_yaml_that_cannot_be_read_is_refused_with_its_line(
+    write: Write, text: str, words: tuple[str, ...]
+):
     message = fault(write(text))
     for word in words:
         assert word in message
@@ -212,7 +247,10 @@ def test_a_run_ignores_the_sweep_section_even_a_wrong_one(write: Write):
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ("space: {qam.iou: {uniform: [0, 0.5]}}", ("exp.yaml:1", "qam.iou is not a setting", "qam.iou_thr")),
+        (
+            "space: {qam.iou: {uniform: [0, 0.5]}}",
+            ("exp.yaml:1", "qam.iou is not a setting", "qam.iou_thr"),
+        ),
         ("space: {qam: {choice: [1]}}", ("qam is a group",)),
         (
             "\n  space:\n    qam.iou_thr: {uniform: [0.4, 1.4]}\n",
@@ -230,16 +268,26 @@ def test_a_run_ignores_the_sweep_section_even_a_wrong_one(write: Write):
         ("space: {qam.k_min: {choice: [1, 30]}}", ("a trial could get qam.k_min 30", "k_max 20")),
         ("space: {train.seed: {choice: [0, 1]}}", ("train.seed cannot vary", "sweep.seeds")),
         ("space: {resources.workers: {choice: [1, 2]}}", ("resources.workers cannot vary",)),
-        ("search: grid, space: {qam.iou_thr: {uniform: [0, 0.5]}}", ("grid", "qam.iou_thr", "choice")),
-        ("metric: val/maskap, space: {qam.k_top: {choice: [1]}}", ("val/maskap", "did you mean val/mask_ap?")),
+        (
+            "search: grid, space: {qam.iou_thr: {uniform: [0, 0.5]}}",
+            ("grid", "qam.iou_thr", "choice"),
+        ),
+        (
+            "metric: val/maskap, space: {qam.k_top: {choice: [1]}}",
+            ("val/maskap", "did you mean val/mask_ap?"),
+        ),
         ("seeds: [1, 1], space: {qam.k_top: {choice: [1]}}", ("seeds [1, 1]",)),
         ("seeds: [0, -1], space: {qam.k_top: {choice: [1]}}", ("sweep.seeds.1 is -1", "0")),
         ("seeds: [], space: {qam.k_top: {choice: [1]}}", ("sweep.seeds",)),
         ("trials: 3", ("sweep.space is empty", "boxseg train")),
     ],
 )
-def test_a_wrong_sweep_is_refused_before_it_starts(write: Write, section: str, words: tuple[str, ...]):
-    message = fault(write(f"sweep: {section}" if "\n" in section else f"sweep: {{{section}}}"), load=load_sweep)
+def test_a_wrong_sweep_is_refused_before_it_starts(
+    write: Write, section: str, words: tuple[str, ...]
+):
+    message = fault(
+        write(f"sweep: {section}" if "\n" in section else f"sweep: {{{section}}}"), load=load_sweep
+    )
     for word in words:
         assert word in message
 
@@ -273,7 +321,9 @@ def test_a_trial_survives_a_trip_to_another_process(write: Write):
 
 def test_a_trial_takes_numpy_numbers(write: Write):
     numpy = pytest.importorskip("numpy")
-    trial = load_sweep(write(SWEEP)).trial({"qam.k_top": numpy.int64(3), "qam.iou_thr": numpy.float64(0.5)}, seed=0)
+    trial = load_sweep(write(SWEEP)).trial(
+        {"qam.k_top": numpy.int64(3), "qam.iou_thr": numpy.float64(0.5)}, seed=0
+    )
     assert (trial.qam.k_top, trial.qam.iou_thr) == (3, 0.5)
 
 
@@ -291,13 +341,17 @@ def test_a_trial_without_values_is_the_run_of_the_same_file(write: Write):
 
 
 def test_specs_made_in_code_make_trials_as_well():
-    spec = SweepSpec.model_validate({"train": {"steps": 9}, "sweep": {"space": {"qam.k_top": {"choice": [1]}}}})
+    spec = SweepSpec.model_validate(
+        {"train": {"steps": 9}, "sweep": {"space": {"qam.k_top": {"choice": [1]}}}}
+    )
     assert spec.trial({"qam.k_top": 1}, seed=2).train.steps == 9
 
 
 @pytest.mark.parametrize("profile", ["official", "paper", "fixed"])
 def test_resolved_settings_load_again_to_the_same_spec(write: Write, tmp_path: Path, profile: str):
-    spec = load_sweep(write(SWEEP), [f"profile={profile}", "solver.lr=1e-7", "train.image_size=[64, 96]"])
+    spec = load_sweep(
+        write(SWEEP), [f"profile={profile}", "solver.lr=1e-7", "train.image_size=[64, 96]"]
+    )
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(dump_resolved(spec), encoding="utf-8")
     assert load_sweep(resolved) == spec
@@ -315,9 +369,17 @@ def test_a_sweep_uses_its_own_settings_a_run_does_not_and_set_wins(tmp_path):
     assert load_sweep(path).trial({"qam.iou_thr": 0.5}, 0).qam.k_top == 3
 
 
-def test_the_resolved_settings_of_a_sweep_load_again_to_the_same_where_set_wins(write: Write, tmp_path: Path):
-    path = write("train: {steps: 10}\nsweep: {settings: {train.steps: 100}, space: {qam.k_top: {choice: [1]}}}\n")
-    for overrides, steps in (([], 100), (["train.steps=7"], 7), (["train={batch_size: 4}"], 90_000)):
+def test_the_resolved_settings_of_a_sweep_load_again_to_the_same_where_set_wins(
+    write: Write, tmp_path: Path
+):
+    path = write(
+        "train: {steps: 10}\nsweep: {settings: {train.steps: 100}, space: {qam.k_top: {choice: [1]}}}\n"
+    )
+    for overrides, steps in (
+        ([], 100),
+        (["train.steps=7"], 7),
+        (["train={batch_size: 4}"], 90_000),
+    ):
         spec = load_sweep(path, overrides)
         resolved = tmp_path / "resolved.yaml"
         resolved.write_text(dump_resolved(spec), encoding="utf-8")
@@ -326,7 +388,9 @@ def test_the_resolved_settings_of_a_sweep_load_again_to_the_same_where_set_wins(
 
 
 def test_set_changes_the_settings_of_a_sweep(write: Write):
-    path = write("sweep: {settings: {train.steps: 100, qam.k_min: 2}, space: {qam.iou_thr: {choice: [0.5]}}}\n")
+    path = write(
+        "sweep: {settings: {train.steps: 100, qam.k_min: 2}, space: {qam.iou_thr: {choice: [0.5]}}}\n"
+    )
     replaced = load_sweep(path, ["sweep.settings={train.steps: 50}"])
     assert (replaced.train.steps, replaced.qam.k_min) == (50, 5)
     one = load_sweep(path, ["sweep.settings.train.steps=50"])
@@ -335,22 +399,29 @@ def test_set_changes_the_settings_of_a_sweep(write: Write):
 
 def test_an_unknown_name_among_a_sweeps_settings_is_refused_with_its_line(tmp_path):
     path = tmp_path / "e.yaml"
-    path.write_text("sweep:\n  settings: {train.step: 10}\n  space: {qam.iou_thr: {choice: [0.5]}}\n")
+    path.write_text(
+        "sweep:\n  settings: {train.step: 10}\n  space: {qam.iou_thr: {choice: [0.5]}}\n"
+    )
     with pytest.raises(ConfigError, match=r"e\.yaml:2.*train\.step.*steps"):
         load_sweep(path)
 
 
 def test_a_file_may_take_over_the_settings_of_another(write: Write, tmp_path: Path):
     (tmp_path / "far").mkdir()
-    (tmp_path / "far" / "base.yaml").write_text("qam: {k_top: 3, iou_thr: 0.6}\nstorage: out\ntrain: {steps: 7}\n")
+    (tmp_path / "far" / "base.yaml").write_text(
+        "qam: {k_top: 3, iou_thr: 0.6}\nstorage: out\ntrain: {steps: 7}\n"
+    )
     spec = load_run(write("base: far/base.yaml\nqam: {k_top: 9}\n"), ["train.steps=8"])
     assert (spec.qam.k_top, spec.qam.iou_thr, spec.train.steps) == (9, 0.6, 8)
-    assert spec.storage == tmp_path / "far" / "out"  # a relative path belongs to the file that names it
+    # a relative path belongs to the file that names it
+    assert spec.storage == tmp_path / "far" / "out"
 
 
 def test_faults_name_the_file_that_holds_them(write: Write, tmp_path: Path):
     (tmp_path / "base.yaml").write_text("qam:\n  k_topp: 3\n")
-    assert fault(write("base: base.yaml\n")).startswith(f"{tmp_path / 'base.yaml'}:2: qam.k_topp is not a setting")
+    assert fault(write("base: base.yaml\n")).startswith(
+        f"{tmp_path / 'base.yaml'}:2: qam.k_topp is not a setting"
+    )
     assert "base is 3; it names one experiment file" in fault(write("base: 3\n"))
     assert "base exp.yaml leads back to itself" in fault(write("base: exp.yaml\n"))
     assert "missing.yaml: no such file" in fault(write("base: missing.yaml\n"))

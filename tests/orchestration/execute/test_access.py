@@ -20,18 +20,23 @@ def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:8265", "localhost:6379", "auto", "ray://[::1]:10001", "127.9.9.9"]
+    "address",
+    ["http://127.0.0.1:8265", "localhost:6379", "auto", "ray://[::1]:10001", "127.9.9.9"],
 )
 def test_this_machine_is_known_by_its_addresses(address: str):
     assert is_loopback(address)
 
 
-@pytest.mark.parametrize("address", ["http://10.0.0.1:8265", "head:6379", "localhost.example.org:1", "https://0.0.0.0"])
+@pytest.mark.parametrize(
+    "address", ["http://10.0.0.1:8265", "head:6379", "localhost.example.org:1", "https://0.0.0.0"]
+)
 def test_all_other_addresses_are_elsewhere(address: str):
     assert not is_loopback(address)
 
 
-def test_the_environment_goes_before_the_named_file_before_the_home_folder(tmp_path: Path, monkeypatch):
+def test_the_environment_goes_before_the_named_file_before_the_home_folder(
+    tmp_path: Path, monkeypatch
+):
     assert read_token() is None
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("home\n")

@@ -8,8 +8,12 @@ from orchestration.execute.cluster import describe_shortage, find_late, look_at_
 
 
 def test_a_shortage_names_the_resource_and_the_amounts():
-    told = describe_shortage([{"CPU": 2.0, "GPU": 1.0}] * 2, {"CPU": 6.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 4.0})
-    assert told == ("2 workers have waited for 60 s: need 4 CPU (6 of 8 free), 2 GPU (1 of 4 free); short of GPU")
+    told = describe_shortage(
+        [{"CPU": 2.0, "GPU": 1.0}] * 2, {"CPU": 6.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 4.0}
+    )
+    assert told == (
+        "2 workers have waited for 60 s: need 4 CPU (6 of 8 free), 2 GPU (1 of 4 free); short of GPU"
+    )
 
 
 def test_what_is_free_on_several_nodes_only_is_told_as_such():

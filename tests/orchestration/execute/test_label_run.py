@@ -69,7 +69,9 @@ def test_boxes_alone_become_masks(ask, capsys):
     shown = capsys.readouterr()
     told = json.loads(shown.out)
     assert told["boxes"] == len(json.loads(Path("boxes.json").read_text())["annotations"])
-    assert told["expected_iou"]["low"] <= told["expected_iou"]["mean"] <= told["expected_iou"]["high"]
+    assert (
+        told["expected_iou"]["low"] <= told["expected_iou"]["mean"] <= told["expected_iou"]["high"]
+    )
     assert Path(told["review"]).exists()
     assert "timing a few updates" in shown.err
     assert "for 6 updates" in shown.err
@@ -158,7 +160,10 @@ def test_a_plan_of_a_yolo_folder_writes_nothing_either(done, capsys):
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--minutes", "7"], "was chosen for another --minutes; name another --output, or remove it"),
+        (
+            ["--minutes", "7"],
+            "was chosen for another --minutes; name another --output, or remove it",
+        ),
         (["--set", "train.seed=4"], "another --set"),
         (["--train-on", "drawn/boxes.json"], "another --train-on"),
     ],
@@ -186,7 +191,8 @@ def test_a_recipe_from_elsewhere_stays_as_it_is(ask, capsys):
 
 
 @pytest.mark.parametrize(
-    "more", [["--minutes", "5"], ["--train-on", "boxes.json"], ["--set", "train.steps=3"], ["--plan"]]
+    "more",
+    [["--minutes", "5"], ["--train-on", "boxes.json"], ["--set", "train.steps=3"], ["--plan"]],
 )
 def test_options_of_training_are_refused_where_nothing_is_trained(done, more, capsys):
     assert run(["label", *done[1:4], "--source", "box", *more]) == 2
@@ -211,6 +217,9 @@ def test_only_a_run_with_the_same_settings_is_gone_on_with(done):
 
 
 def test_boxes_to_label_take_of_the_time(tmp_path):
-    many, few = write_set(tmp_path / "a", KINDS["small"], images=8), write_set(tmp_path / "b", KINDS["rings"], images=2)
+    many, few = (
+        write_set(tmp_path / "a", KINDS["small"], images=8),
+        write_set(tmp_path / "b", KINDS["rings"], images=2),
+    )
     task = LabelTask(few, few, name="it", folder=tmp_path, minutes=2.0)
     assert replace(task, data=many).choose()[1].steps < task.choose()[1].steps

@@ -47,7 +47,14 @@ class FakeRay:
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Nothing of it stays in this process, and folders for temporary files are looked for in a place of ours."""
-    for name in (*ENVIRONMENT, *SETTINGS, *LOOPBACK, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+    for name in (
+        *ENVIRONMENT,
+        *SETTINGS,
+        *LOOPBACK,
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN_PATH",
+        "RAY_ADDRESS",
+    ):
         monkeypatch.setenv(name, "")  # so that the variable is put back afterwards
         monkeypatch.delenv(name)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
@@ -63,7 +70,9 @@ def fail(monkeypatch: pytest.MonkeyPatch, times: int) -> FakeRay:
     return fake
 
 
-def test_a_ray_that_starts_late_is_tried_again_without_waiting_for_its_agents(monkeypatch, tmp_path, caplog):
+def test_a_ray_that_starts_late_is_tried_again_without_waiting_for_its_agents(
+    monkeypatch, tmp_path, caplog
+):
     import ray._private.parameter as parameter
 
     known = parameter.RayParams
@@ -73,7 +82,10 @@ def test_a_ray_that_starts_late_is_tried_again_without_waiting_for_its_agents(mo
     assert [each["_metrics_export_port"] is None for each in fake.asked] == [True, False]
     assert {each["include_dashboard"] for each in fake.asked} == {False}
     assert parameter.RayParams is known
-    assert "Ray did not start (raylet: Timed out waiting for file metrics_agent_port_ac54fd)" in caplog.text
+    assert (
+        "Ray did not start (raylet: Timed out waiting for file metrics_agent_port_ac54fd)"
+        in caplog.text
+    )
     assert "Check failed" in (tmp_path / "logs/ray-start-1/raylet.err").read_text()
     assert not list((tmp_path / "t").iterdir())
 
@@ -83,24 +95,39 @@ def test_the_second_try_tells_ray_all_ports_that_it_would_wait_for(monkeypatch):
     import ray._private.services as services
 
     started: list[list[str]] = []
-    monkeypatch.setattr(services, "start_ray_process", lambda command, *_, **__: started.append(command))
+    monkeypatch.setattr(
+        services, "start_ray_process", lambda command, *_, **__: started.append(command)
+    )
     with ray_start._late_agents_allowed() as metrics:
         params = parameter.RayParams(metrics_export_port=metrics)
         services.start_ray_process(["raylet"], "raylet", fate_share=True)
         services.start_ray_process(["gcs"], "gcs_server", fate_share=True)
-    ports = {params.metrics_agent_port, params.runtime_env_agent_port, params.dashboard_agent_listen_port, metrics}
+    ports = {
+        params.metrics_agent_port,
+        params.runtime_env_agent_port,
+        params.dashboard_agent_listen_port,
+        metrics,
+    }
     assert len(ports) == 4
     assert all(ports)
-    assert started == [["raylet", f"--dashboard_agent_listen_port={params.dashboard_agent_listen_port}"], ["gcs"]]
+    assert started == [
+        ["raylet", f"--dashboard_agent_listen_port={params.dashboard_agent_listen_port}"],
+        ["gcs"],
+    ]
 
 
-def test_a_ray_that_never_starts_is_told_in_one_line_with_logs_that_are_there(monkeypatch, tmp_path):
+def test_a_ray_that_never_starts_is_told_in_one_line_with_logs_that_are_there(
+    monkeypatch, tmp_path
+):
     fail(monkeypatch, 3)
     logs = tmp_path / "logs"
     with pytest.raises(ResourceError) as told, start_ray(RunSpec(), logs=logs):
         pass
     text = str(told.value)
-    assert "tried 3 times: raylet: Timed out waiting for file metrics_agent_port_ac54fd (all that Ray wrote: " in text
+    assert (
+        "tried 3 times: raylet: Timed out waiting for file metrics_agent_port_ac54fd (all that Ray wrote: "
+        in text
+    )
     assert "`boxseg doctor`" in text
     assert "\n" not in text
     named = re.findall(r"(?<!\S)/[^\s)]+", text)
@@ -121,7 +148,10 @@ def test_a_run_whose_ray_never_started_has_failed_with_the_cause(monkeypatch, tm
         train_run(RunSpec.model_validate(values), progress=False)
     [status] = list_runs(tmp_path / "runs")
     assert (status.status, status.step) == ("failed", 0)
-    assert "Ray does not start on this machine, tried 3 times: raylet: Timed out" in status.failure.summary
+    assert (
+        "Ray does not start on this machine, tried 3 times: raylet: Timed out"
+        in status.failure.summary
+    )
     assert Path(status.folder, "logs", "ray-start-1", "raylet.err").is_file()
 
 
@@ -148,7 +178,9 @@ def test_a_dashboard_is_asked_for_only_where_ray_train_needs_it(monkeypatch, tmp
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
     fake = fail(monkeypatch, 0)
     for runner in ("auto", "inline", "ray_train"):
-        with start_ray(RunSpec.model_validate({"resources": {"runner": runner}}), logs=tmp_path / runner):
+        with start_ray(
+            RunSpec.model_validate({"resources": {"runner": runner}}), logs=tmp_path / runner
+        ):
             pass
     assert [each["include_dashboard"] for each in fake.asked] == [False, False, True]
 
@@ -175,12 +207,17 @@ def test_processes_of_a_start_that_failed_are_ended_orphans_too_and_no_others(tm
     named = [sys.executable, "-c", script, f"--session={tmp_path}/ray1/session"]
     ours = subprocess.Popen(named)
     leave = f"{shlex.join(named)} >/dev/null 2>&1 & echo $!"
-    orphan = int(subprocess.run(["sh", "-c", leave], capture_output=True, text=True, check=True).stdout)
+    orphan = int(
+        subprocess.run(["sh", "-c", leave], capture_output=True, text=True, check=True).stdout
+    )
     other = subprocess.Popen([sys.executable, "-c", script])
     try:
         ray_start._end_processes(tmp_path / "ray1")
         ours.wait(timeout=10)
-        assert not psutil.pid_exists(orphan) or psutil.Process(orphan).status() == psutil.STATUS_ZOMBIE
+        assert (
+            not psutil.pid_exists(orphan)
+            or psutil.Process(orphan).status() == psutil.STATUS_ZOMBIE
+        )
         assert other.poll() is None
     finally:
         other.kill()

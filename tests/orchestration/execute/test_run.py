@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 from fake_training import make_training
 
-from boxseg.errors import BoxSegError, CheckpointError, ConfigError, NonFiniteLossError, StorageError
+from boxseg.errors import (
+    BoxSegError,
+    CheckpointError,
+    ConfigError,
+    NonFiniteLossError,
+    StorageError,
+)
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec, load_run
 from orchestration.execute.run import StopSignals, train_run
@@ -93,11 +99,17 @@ def test_a_failure_keeps_its_class_and_is_written_down(storage):
 
 def test_a_foreign_error_is_named_with_its_class(storage):
     with pytest.raises(BoxSegError, match="ZeroDivisionError: step 3"):
-        train_run(make_spec(storage), train_fn=make_training(fail_at=3, error="ZeroDivisionError"), progress=False)
+        train_run(
+            make_spec(storage),
+            train_fn=make_training(fail_at=3, error="ZeroDivisionError"),
+            progress=False,
+        )
 
 
 def test_a_termination_signal_saves_the_state_and_a_resume_goes_on_to_the_same_end(storage):
-    spec = make_spec(storage, train={"steps": 400, "batch_size": 4, "report_every": 5, "eval_every": 100})
+    spec = make_spec(
+        storage, train={"steps": 400, "batch_size": 4, "report_every": 5, "eval_every": 100}
+    )
     threading.Timer(1.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
     first = train_run(spec, train_fn=make_training(step_s=0.01), progress=False)
     assert first.status == "interrupted"
@@ -105,7 +117,9 @@ def test_a_termination_signal_saves_the_state_and_a_resume_goes_on_to_the_same_e
     again = train_run(spec, resume=first.id, train_fn=make_training(), progress=False)
     assert (again.id, again.status) == (first.id, "finished")
     assert again.metrics["val/mask_ap"] == 0.5
-    starts = [int(line.split()[1]) for line in Path(first.folder, "starts").read_text().splitlines()]
+    starts = [
+        int(line.split()[1]) for line in Path(first.folder, "starts").read_text().splitlines()
+    ]
     assert starts[0] == 0
     assert 0 < starts[1] < 400
     steps = [step for step, _ in RunFolder(Path(first.folder)).history("train/loss")]
@@ -115,17 +129,26 @@ def test_a_termination_signal_saves_the_state_and_a_resume_goes_on_to_the_same_e
 
 def test_a_finished_run_that_is_started_again_only_tells_its_metrics(storage):
     result = train_run(make_spec(storage), train_fn=make_training(), progress=False)
-    again = train_run(make_spec(storage), resume=result.folder, train_fn=make_training(fail_at=0), progress=False)
+    again = train_run(
+        make_spec(storage), resume=result.folder, train_fn=make_training(fail_at=0), progress=False
+    )
     assert (again.status, again.metrics) == ("finished", result.metrics)
     longer = make_spec(storage, train={"steps": 24, "batch_size": 4, "report_every": 5})
-    assert train_run(longer, resume=result.id, train_fn=make_training(), progress=False).metrics["train/loss"] == 1 / 20
+    assert (
+        train_run(longer, resume=result.id, train_fn=make_training(), progress=False).metrics[
+            "train/loss"
+        ]
+        == 1 / 20
+    )
     assert RunFolder(Path(result.folder)).status().step == 24
 
 
 def test_a_run_that_lost_all_its_checkpoints_does_not_start_over_in_silence(storage):
     result = train_run(make_spec(storage), train_fn=make_training(), progress=False)
     shutil.rmtree(Path(result.folder, "checkpoints"))
-    with pytest.raises(CheckpointError, match="the run had one of step 20; put it back, or start a new run"):
+    with pytest.raises(
+        CheckpointError, match="the run had one of step 20; put it back, or start a new run"
+    ):
         train_run(make_spec(storage), resume=result.id, train_fn=make_training(), progress=False)
     assert RunFolder(Path(result.folder)).status().status == "finished"
 
@@ -135,10 +158,15 @@ def test_a_trial_is_resumed_by_its_sweep_alone(storage):
     sweep.create(RunStatus("some-sweep", "toy", kind="sweep"), "")
     trial = RunFolder(sweep.path / "some-sweep-00")
     trial.create(
-        RunStatus("some-sweep-00", "toy", status="interrupted", parent=".."), dump_resolved(make_spec(storage))
+        RunStatus("some-sweep-00", "toy", status="interrupted", parent=".."),
+        dump_resolved(make_spec(storage)),
     )
-    with pytest.raises(ConfigError, match="is a trial; go on with its sweep by `boxseg sweep --resume`"):
-        train_run(make_spec(storage), resume=str(trial.path), train_fn=make_training(), progress=False)
+    with pytest.raises(
+        ConfigError, match="is a trial; go on with its sweep by `boxseg sweep --resume`"
+    ):
+        train_run(
+            make_spec(storage), resume=str(trial.path), train_fn=make_training(), progress=False
+        )
     assert trial.status().status == "interrupted"
 
 
@@ -174,7 +202,9 @@ def test_a_resume_with_other_settings_is_refused_and_changes_nothing(storage):
     first = train_run(make_spec(storage), train_fn=make_training(), progress=False)
     before = (Path(first.folder) / "config.yaml").read_text()
     other = make_spec(storage, qam={"iou_thr": 0.5, "k_top": 3})
-    with pytest.raises(ConfigError, match=r"cannot go on with other settings: qam\.k_top 3 \(the run has 20\)"):
+    with pytest.raises(
+        ConfigError, match=r"cannot go on with other settings: qam\.k_top 3 \(the run has 20\)"
+    ):
         train_run(other, resume=first.id, train_fn=make_training(), progress=False)
     assert (Path(first.folder) / "config.yaml").read_text() == before
 
@@ -183,7 +213,9 @@ def test_a_resume_with_fewer_steps_than_are_saved_is_refused_and_changes_nothing
     first = train_run(make_spec(storage), train_fn=make_training(), progress=False)
     before = Path(first.folder, "config.yaml").read_text()
     shorter = make_spec(storage, train={"steps": 15, "batch_size": 4, "report_every": 5})
-    with pytest.raises(ConfigError, match=r"has a checkpoint of step 20, beyond train\.steps 15; raise that"):
+    with pytest.raises(
+        ConfigError, match=r"has a checkpoint of step 20, beyond train\.steps 15; raise that"
+    ):
         train_run(shorter, resume=first.id, train_fn=make_training(), progress=False)
     assert RunFolder(Path(first.folder)).status().status == "finished"
     assert Path(first.folder, "config.yaml").read_text() == before

@@ -11,7 +11,9 @@ from orchestration.execute.search import PastTrial, Trial
 
 
 def test_every_name_of_the_settings_has_an_entry():
-    assert set(TRIAL_SCHEDULERS) == set(SweepConfig.model_fields["trial_scheduler"].annotation.__args__)
+    assert set(TRIAL_SCHEDULERS) == set(
+        SweepConfig.model_fields["trial_scheduler"].annotation.__args__
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,9 @@ def add(scheduler, number: int):
 
 
 def test_asha_remembers_what_trials_reported_before_the_sweep_was_interrupted():
-    spec = SweepSpec.model_validate({"train": {"steps": 100}, "sweep": {"burn_in": 0.1, "reduction": 2}})
+    spec = SweepSpec.model_validate(
+        {"train": {"steps": 100}, "sweep": {"burn_in": 0.1, "reduction": 2}}
+    )
     scheduler = TRIAL_SCHEDULERS["asha"](spec)
     scheduler.set_search_properties("val/mask_ap", "max")
     own = PastTrial(Trial(2, {}, 0), False, [(10, 0.2), (20, 0.6)])
@@ -49,7 +53,9 @@ def test_asha_remembers_what_trials_reported_before_the_sweep_was_interrupted():
 
 
 def make_scheduler(name: str, past=(), **sweep):
-    spec = SweepSpec.model_validate({"train": {"steps": 200}, "sweep": {"burn_in": 0.1, "reduction": 3, **sweep}})
+    spec = SweepSpec.model_validate(
+        {"train": {"steps": 200}, "sweep": {"burn_in": 0.1, "reduction": 3, **sweep}}
+    )
     scheduler = TRIAL_SCHEDULERS[name](spec)
     scheduler.set_search_properties("val/mask_ap", "max")
     tell_past(scheduler, past, "val/mask_ap")
@@ -64,7 +70,10 @@ def test_every_scheduler_stops_weak_trials_but_nothing_within_the_burn_in():
         for step in range(5, 200, 5):
             for value, trial in reversed(list(enumerate(trials))):
                 report = {"step": step, "val/mask_ap": value / 20 + step / 1000}
-                if value not in stopped and scheduler.on_trial_result(None, trial, report) == "STOP":
+                if (
+                    value not in stopped
+                    and scheduler.on_trial_result(None, trial, report) == "STOP"
+                ):
                     stopped[value] = step
         assert min(stopped.values()) == 20, name
         assert 0 in stopped, name
@@ -91,10 +100,14 @@ def test_the_median_rule_remembers_what_trials_reported_before_the_sweep_was_int
     own = PastTrial(Trial(3, {}, 0), False, [(20, 0.1), (40, 0.7)])
     scheduler = make_scheduler("median", [*ended, own])
     going_on, weak = add(scheduler, 3), add(scheduler, 4)
-    assert scheduler.on_trial_result(None, going_on, {"step": 40, "val/mask_ap": 0.7}) == "CONTINUE"
+    assert (
+        scheduler.on_trial_result(None, going_on, {"step": 40, "val/mask_ap": 0.7}) == "CONTINUE"
+    )
     assert scheduler.on_trial_result(None, weak, {"step": 20, "val/mask_ap": 0.3}) == "STOP"
     few = make_scheduler("median", ended[:2])
-    assert few.on_trial_result(None, add(few, 4), {"step": 20, "val/mask_ap": 0.3}) == "CONTINUE", "too few to judge by"
+    assert (
+        few.on_trial_result(None, add(few, 4), {"step": 20, "val/mask_ap": 0.3}) == "CONTINUE"
+    ), "too few to judge by"
 
 
 def test_what_is_not_offered_says_what_to_use_instead():

@@ -44,7 +44,11 @@ def test_a_grid_has_all_combinations_times_seeds_with_the_seeds_of_a_setting_in_
     assert [trial.number for trial in trials] == list(range(8))
     assert [trial.seed for trial in trials] == [3, 4] * 4
     settings = [(trial.values["qam.k_top"], trial.values["qam.fusion"]) for trial in trials]
-    assert settings[::2] == settings[1::2] == [(1, "vote"), (1, "weighted"), (5, "vote"), (5, "weighted")]
+    assert (
+        settings[::2]
+        == settings[1::2]
+        == [(1, "vote"), (1, "weighted"), (5, "vote"), (5, "weighted")]
+    )
 
 
 @pytest.mark.parametrize("search", ["random", "tpe"])
@@ -64,7 +68,9 @@ def test_values_lie_in_their_domains_and_the_seed_repeats_them(search):
 
 
 def run_tpe(score, mode: str, trials: int = 40) -> list[float]:
-    sweep = make_sweep(search="tpe", mode=mode, trials=trials, space={"qam.iou_thr": {"uniform": [0.0, 1.0]}})
+    sweep = make_sweep(
+        search="tpe", mode=mode, trials=trials, space={"qam.iou_thr": {"uniform": [0.0, 1.0]}}
+    )
     queue = TrialQueue(sweep, seed=0)
     tried = []
     while (trial := queue.next()) is not None:
@@ -81,12 +87,18 @@ def test_tpe_moves_towards_good_values_and_respects_the_mode():
 
 
 def test_trials_without_a_value_do_not_stop_the_search():
-    tried = run_tpe(lambda value: None if value < 0.5 else float("nan") if value < 0.6 else value, "max", trials=15)
+    tried = run_tpe(
+        lambda value: None if value < 0.5 else float("nan") if value < 0.6 else value,
+        "max",
+        trials=15,
+    )
     assert len(tried) == 15
 
 
 def test_a_setting_is_judged_by_the_mean_over_its_seeds():
-    sweep = make_sweep(search="random", trials=2, seeds=[0, 1, 2], space={"qam.iou_thr": {"uniform": [0.0, 0.9]}})
+    sweep = make_sweep(
+        search="random", trials=2, seeds=[0, 1, 2], space={"qam.iou_thr": {"uniform": [0.0, 0.9]}}
+    )
     queue = TrialQueue(sweep, seed=0)
     told = []
     queue._study.tell = lambda trial, value=None, state=None: told.append((trial.number, value))
@@ -110,7 +122,10 @@ def test_the_tune_searcher_hands_out_all_trials_once_and_passes_scores_back():
     noted = []
     values = {0: None, 1: 0.5}
     searcher = make_searcher(
-        queue, Criterion("val/mask_ap"), note=noted.append, value_of=lambda trial: values[trial.number]
+        queue,
+        Criterion("val/mask_ap"),
+        note=noted.append,
+        value_of=lambda trial: values[trial.number],
     )
     assert searcher.suggest("a")["trial"].values == {"qam.k_top": 1}
     assert searcher.suggest("b")["trial"].number == 1
@@ -151,5 +166,7 @@ def test_a_resumed_sweep_keeps_values_that_the_seed_alone_would_not_give_again()
 
 
 def test_what_is_not_offered_says_what_to_use_instead():
-    with pytest.raises(ValidationError, match=r"bohb is not offered: .*trial_scheduler: hyperband"):
+    with pytest.raises(
+        ValidationError, match=r"bohb is not offered: .*trial_scheduler: hyperband"
+    ):
         make_sweep(search="bohb")

@@ -19,9 +19,14 @@ def make_spec(**resources) -> RunSpec:
 
 def test_a_run_that_finds_no_place_is_refused_and_an_elastic_one_needs_its_least_number():
     nodes = [HEAD, {"CPU": 1.0}, {"CPU": 1.0}]
-    with pytest.raises(ResourceError, match=r"needs 3 workers of 1 CPU .* only 2 find a place, .* with 2 CPU cores"):
+    with pytest.raises(
+        ResourceError,
+        match=r"needs 3 workers of 1 CPU .* only 2 find a place, .* with 2 CPU cores",
+    ):
         _check_room(make_spec(workers=3), nodes)
-    with pytest.raises(ResourceError, match="only 0 find a place, each whole on one of the 3 nodes"):
+    with pytest.raises(
+        ResourceError, match="only 0 find a place, each whole on one of the 3 nodes"
+    ):
         _check_room(make_spec(cpus_per_worker=2), nodes)
     _check_room(make_spec(workers=3, min_workers=2), nodes)
 
@@ -41,7 +46,8 @@ def test_processes_of_a_cluster_that_is_there_get_our_settings_of_ray(clean_envi
         asked.update(arguments)
         raise ConnectionError("not today")
 
-    clean_environment.setattr("ray.init", refuse)  # imported here: Ray reads its settings of access once a process
+    # imported here: Ray reads its settings of access once a process
+    clean_environment.setattr("ray.init", refuse)
     clean_environment.setenv("RAY_TRAIN_METRICS_ENABLED", "1")
     spec = make_spec(address="auto")
     with pytest.raises(ResourceError, match="not today"), start_ray(spec, logs=tmp_path):
@@ -50,4 +56,8 @@ def test_processes_of_a_cluster_that_is_there_get_our_settings_of_ray(clean_envi
     assert set(sent) == set(ENVIRONMENT)
     assert sent["RAY_TRAIN_METRICS_ENABLED"] == "1", "what the user chose"
     assert sent["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "1", "a cluster may lose machines"
-    assert not [value for name, value in sent.items() if "TOKEN" in name or value == os.environ.get("RAY_AUTH_TOKEN")]
+    assert not [
+        value
+        for name, value in sent.items()
+        if "TOKEN" in name or value == os.environ.get("RAY_AUTH_TOKEN")
+    ]

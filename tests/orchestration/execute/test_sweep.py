@@ -18,13 +18,25 @@ from orchestration.record.failures import Failure
 from orchestration.record.journal import read_past
 from orchestration.record.progress import SweepProgress
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
-from orchestration.record.table import SweepTable, TrialRow, describe, markdown_table, read_table, render_table
+from orchestration.record.table import (
+    SweepTable,
+    TrialRow,
+    describe,
+    markdown_table,
+    read_table,
+    render_table,
+)
 from orchestration.tracking.mirror import Tracker
 
 
 def make_spec(storage: Path, **sweep) -> SweepSpec:
     space = {"qam.k_top": {"choice": [1, 5, 10]}, "qam.k_min": {"choice": [5, 50]}}
-    values = {"name": "toy", "storage": storage, "train": {"steps": 100}, "sweep": {"space": space, **sweep}}
+    values = {
+        "name": "toy",
+        "storage": storage,
+        "train": {"steps": 100},
+        "sweep": {"space": space, **sweep},
+    }
     return SweepSpec.model_validate(values)
 
 
@@ -37,8 +49,15 @@ def make_driver(storage: Path, **settings) -> Sweep:
     return Sweep(plan, {"host": "here"}, Tracker(storage, "toy", logs=folder.logs))
 
 
-def make_row(number: int, value: float | None, status: str = "finished", seed: int = 0, **values) -> TrialRow:
-    about = {"values": values or {"qam.k_top": number}, "tags": {"seed": str(seed)}, "step": 1, "steps": 1}
+def make_row(
+    number: int, value: float | None, status: str = "finished", seed: int = 0, **values
+) -> TrialRow:
+    about = {
+        "values": values or {"qam.k_top": number},
+        "tags": {"seed": str(seed)},
+        "step": 1,
+        "steps": 1,
+    }
     return TrialRow(f"x-{number:02d}", "x", status=status, value=value, **about)
 
 
@@ -79,14 +98,20 @@ def test_the_sweep_tells_its_best_value_after_every_trial_and_the_journal_every_
     assert sweep.folder.history("val/mask_ap") == [(1, 0.2), (2, 0.5), (3, 0.5)]
     assert sweep.folder.status().best_run == "20260101-000000-aaaa-01"
     ends = [event for event in sweep.folder.journal() if event["event"] == "trial_end"]
-    assert [(end["status"], end["cause"]) for end in ends] == [("finished", ""), ("finished", ""), ("stopped", "asha")]
+    assert [(end["status"], end["cause"]) for end in ends] == [
+        ("finished", ""),
+        ("finished", ""),
+        ("stopped", "asha"),
+    ]
 
 
 def test_a_trial_that_its_storage_did_not_take_stops_the_sweep_and_is_run_again(tmp_path):
     sweep = make_driver(tmp_path)
     for number in range(2):
         sweep.open_trial(Trial(number, {"qam.k_top": number + 1}, seed=0))
-    sweep.plan.trial_folder(Trial(0, {}, seed=0)).finish("failed", StorageError("the disk is full"))
+    sweep.plan.trial_folder(Trial(0, {}, seed=0)).finish(
+        "failed", StorageError("the disk is full")
+    )
     sweep.close_trial(0, "stopped")
     with StopSignals() as signals, SweepProgress("toy", 3, shown=False) as display:
         ticks = iter(range(100))
@@ -95,7 +120,10 @@ def test_a_trial_that_its_storage_did_not_take_stops_the_sweep_and_is_run_again(
     assert sweep.plan.trial_folder(Trial(1, {}, seed=0)).stop_requested()
     sweep.close_trials(interrupted=True)
     assert sweep.conclude(interrupted=True).status == "interrupted"
-    assert [each.ended for each in read_past(sweep.folder, Criterion("val/mask_ap"))] == [False, False]
+    assert [each.ended for each in read_past(sweep.folder, Criterion("val/mask_ap"))] == [
+        False,
+        False,
+    ]
 
 
 def test_a_status_that_is_damaged_while_its_trial_works_fails_that_trial_alone(tmp_path):
@@ -112,25 +140,36 @@ def test_a_status_that_is_damaged_while_its_trial_works_fails_that_trial_alone(t
     sweep.close_trials(interrupted=False)
     result = sweep.conclude(interrupted=False)
     assert (result.status, result.best.id) == ("finished", good.path.name)
-    assert [(row.id, row.values) for row in result.table.failed] == [(odd.path.name, {"qam.k_top": 1})]
+    assert [(row.id, row.values) for row in result.table.failed] == [
+        (odd.path.name, {"qam.k_top": 1})
+    ]
     assert "status.json: is damaged" in odd.status().failure.text
 
 
-def test_the_end_of_a_trial_costs_as_much_after_twenty_others_as_after_three(tmp_path, monkeypatch):
+def test_the_end_of_a_trial_costs_as_much_after_twenty_others_as_after_three(
+    tmp_path, monkeypatch
+):
     sweep = make_driver(tmp_path, trials=24)
     read, stored = [], RunFolder.stored
-    monkeypatch.setattr(RunFolder, "stored", lambda folder: (read.append(folder.path), stored(folder))[1])
+    monkeypatch.setattr(
+        RunFolder, "stored", lambda folder: (read.append(folder.path), stored(folder))[1]
+    )
     costs = []
     for number in range(24):
         trial = Trial(number, {"qam.k_top": 1 + number % 8}, seed=number % 3)
         sweep.open_trial(trial)
-        sweep.plan.trial_folder(trial).report(100, {"val/mask_ap": number * 7 % 11 / 10}, is_best=True)
+        sweep.plan.trial_folder(trial).report(
+            100, {"val/mask_ap": number * 7 % 11 / 10}, is_best=True
+        )
         sweep.plan.trial_folder(trial).finish("stopped" if number % 5 else "finished")
         read.clear()
         sweep.close_trial(number, "stopped")
         sweep.table()
         costs.append(len(read))
-        assert sweep.folder.stored().best_run == read_table(sweep.folder.path, sweep.plan.spec).best().id
+        assert (
+            sweep.folder.stored().best_run
+            == read_table(sweep.folder.path, sweep.plan.spec).best().id
+        )
     assert costs[3:] == [costs[3]] * 21
 
 
@@ -156,12 +195,19 @@ def test_a_setting_that_was_drawn_twice_is_not_behind_one_drawn_once():
 
 
 def test_a_terminal_shows_the_trials_at_work_and_the_best_of_many():
-    rows = [make_row(number, number / 100, k=number) for number in range(40)] + [make_row(40, None, "running", k=40)]
+    rows = [make_row(number, number / 100, k=number) for number in range(40)] + [
+        make_row(40, None, "running", k=40)
+    ]
     console = Console(width=80)
     with console.capture() as shown:
         console.print(render_table(SweepTable(Criterion("m"), rows), most=4))
     text = shown.get()
-    assert [label for label in ("36", "37", "38", "39 ★", "40") if f"│ {label} " in text] == ["37", "38", "39 ★", "40"]
+    assert [label for label in ("36", "37", "38", "39 ★", "40") if f"│ {label} " in text] == [
+        "37",
+        "38",
+        "39 ★",
+        "40",
+    ]
     assert "37 more trials" in text
 
 
@@ -178,7 +224,11 @@ def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
     folder.finish("finished")
     sweep.close_trial(0, "stopped")
     result = sweep.conclude(interrupted=False)
-    assert (result.status, result.best.id, result.table.failed) == ("finished", "20260101-000000-aaaa-00", [])
+    assert (result.status, result.best.id, result.table.failed) == (
+        "finished",
+        "20260101-000000-aaaa-00",
+        [],
+    )
     assert (result.best_checkpoint / "about.json").exists()
     assert not result.best_checkpoint.is_symlink()
     assert "| 00 ★ | 5 | 0.2500 | 100 | finished |" in (sweep.folder.path / "table.md").read_text()
@@ -195,7 +245,11 @@ def test_the_best_checkpoint_of_an_earlier_end_does_not_stand_for_another_trial(
     folder.finish("finished")
     sweep.close_trial(0, "stopped")
     result = sweep.conclude(interrupted=False)
-    assert (result.best.id, result.best_checkpoint, kept.exists()) == ("20260101-000000-aaaa-00", None, False)
+    assert (result.best.id, result.best_checkpoint, kept.exists()) == (
+        "20260101-000000-aaaa-00",
+        None,
+        False,
+    )
 
 
 def test_a_sweep_whose_trials_all_failed_alike_has_failed_for_that_reason(tmp_path):
@@ -203,7 +257,9 @@ def test_a_sweep_whose_trials_all_failed_alike_has_failed_for_that_reason(tmp_pa
     for number in range(2):
         trial = Trial(number, {"qam.k_top": 1}, seed=number)
         sweep.open_trial(trial)
-        sweep.plan.trial_folder(trial).finish("failed", Failure("NonFiniteLossError", f"step {number}"))
+        sweep.plan.trial_folder(trial).finish(
+            "failed", Failure("NonFiniteLossError", f"step {number}")
+        )
         sweep.close_trial(number, "failed")
     result = sweep.conclude(interrupted=False)
     assert (result.status, result.best, len(result.table.failed)) == ("failed", None, 2)
@@ -270,12 +326,16 @@ def test_the_table_ranks_by_the_mode_and_shows_seeds_only_if_they_differ():
     lines = markdown_table(SweepTable(Criterion("m", "min"), rows)).splitlines()
     assert lines[0] == "| trial | qam.k_top | m | step | status |"
     assert [line.split()[1] for line in lines[2:]] == ["00", "01", "02"]
-    several = markdown_table(SweepTable(Criterion("m"), [make_row(0, 0.1, seed=1), make_row(1, 0.3)]))
+    several = markdown_table(
+        SweepTable(Criterion("m"), [make_row(0, 0.1, seed=1), make_row(1, 0.3)])
+    )
     assert "| seed |" in several
 
 
 def test_settings_are_told_by_the_last_part_of_their_name():
-    assert describe({"qam.iou_thr": 0.612345, "qam.fusion": "vote"}) == "iou_thr=0.6123 fusion=vote"
+    assert (
+        describe({"qam.iou_thr": 0.612345, "qam.fusion": "vote"}) == "iou_thr=0.6123 fusion=vote"
+    )
 
 
 @pytest.mark.parametrize(
@@ -286,7 +346,8 @@ def test_settings_are_told_by_the_last_part_of_their_name():
         ({"workers": 1, "cpus_per_worker": 0.5}, 2, None, 4),
         ({"workers": 1, "cpus_per_worker": 1}, 8, 3, 3),
         ({"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 1}, 64, None, 2),
-        ({"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.4}, 64, None, 8),  # two on each GPU, not ten on four
+        # two on each GPU, not ten on four
+        ({"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.4}, 64, None, 8),
         (
             {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.1},
             16,
@@ -305,7 +366,10 @@ def test_as_many_trials_run_together_as_fit(tmp_path, resources, cpus, limit, ex
 def test_a_worker_needs_one_node_that_holds_it_whole(tmp_path):
     values = {"storage": tmp_path, "resources": {"workers": 2, "cpus_per_worker": 2}}
     spec = SweepSpec.model_validate(values)
-    three_halves = [{"CPU": 3.0, "memory": 1.0}] * 4  # 12 cores, but a place for one worker on each node
+    # 12 cores, but a place for one worker on each node
+    three_halves = [{"CPU": 3.0, "memory": 1.0}] * 4
     assert concurrency(spec, three_halves) == 2
-    assert concurrency(spec, [{"CPU": 0.0}, *three_halves]) == 2, "a head without cores counts for nothing"
+    assert concurrency(spec, [{"CPU": 0.0}, *three_halves]) == 2, (
+        "a head without cores counts for nothing"
+    )
     assert concurrency(spec, [{"CPU": 12.0}]) == 3

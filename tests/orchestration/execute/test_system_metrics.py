@@ -30,7 +30,9 @@ def test_work_of_the_process_counts_and_waiting_does_not():
 def test_children_count_as_well():
     meter = SystemMeter(every_s=0.0)
     alone = meter.sample()["system/memory_mb"]
-    with subprocess.Popen([sys.executable, "-c", "x = b'x' * 200_000_000; input()"], stdin=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", "x = b'x' * 200_000_000; input()"], stdin=subprocess.PIPE
+    ) as child:
         while psutil.Process(child.pid).memory_info().rss < 200_000_000:
             time.sleep(0.05)
         assert meter.sample()["system/memory_mb"] > alone + 150

@@ -16,7 +16,11 @@ from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 
 
 def make_payload(storage: Path, train_fn) -> Payload:
-    values = {"name": "toy", "storage": storage, "train": {"steps": 20, "batch_size": 4, "report_every": 5}}
+    values = {
+        "name": "toy",
+        "storage": storage,
+        "train": {"steps": 20, "batch_size": 4, "report_every": 5},
+    }
     spec = RunSpec.model_validate(values)
     folder = RunFolder(storage / "toy" / "run")
     folder.create(RunStatus("run", "toy", steps=20, **own_process()), dump_resolved(spec))
@@ -31,11 +35,15 @@ def test_short_memory_splits_the_batch_until_it_fits_and_goes_on_from_the_checkp
     payload = make_payload(tmp_path, make_training(parts_needed=3))
     sent: list[dict[str, float]] = []
     train_here(payload, device="cpu", send=sent.append)
-    assert [each["step"] for each in sent] == [5, 5, 5, 10, 15, 20], "the last evaluation is told again"
+    assert [each["step"] for each in sent] == [5, 5, 5, 10, 15, 20], (
+        "the last evaluation is told again"
+    )
     status = RunFolder(payload.folder).stored()
     assert (status.status, status.failure, status.accumulate) == ("finished", None, 4)
     assert starting_steps(payload) == [0, 5, 5]
-    assert status.retries == [f"out_of_memory after step 5: each worker's batch in {parts} parts" for parts in (2, 4)]
+    assert status.retries == [
+        f"out_of_memory after step 5: each worker's batch in {parts} parts" for parts in (2, 4)
+    ]
     assert [step for step, _ in RunFolder(payload.folder).history("train/loss")] == [5, 10, 15, 20]
 
 
@@ -73,7 +81,11 @@ def test_a_full_disk_ends_the_run_with_its_last_state(tmp_path):
     with pytest.raises(Exception, match="step 12"):
         train_here(payload, device="cpu")
     status = RunFolder(payload.folder).stored()
-    assert (status.status, status.failure.failure_class, status.step) == ("failed", FailureClass.DISK_FULL, 10)
+    assert (status.status, status.failure.failure_class, status.step) == (
+        "failed",
+        FailureClass.DISK_FULL,
+        10,
+    )
 
 
 class Killed(BaseException):

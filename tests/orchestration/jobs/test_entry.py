@@ -33,7 +33,9 @@ def test_a_request_to_stop_leaves_the_end_to_the_command(tmp_path: Path):
         "sys.exit(entry.main(Path(sys.argv[2]), []))\n"
     )
     fake = tmp_path / "fake"
-    fake.write_text("#!/bin/sh\ntrap 'echo saved; exit 75' TERM\necho up\nwhile true; do sleep 0.1; done\n")
+    fake.write_text(
+        "#!/bin/sh\ntrap 'echo saved; exit 75' TERM\necho up\nwhile true; do sleep 0.1; done\n"
+    )
     fake.chmod(0o755)
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(fake), str(tmp_path / "job")],

@@ -72,7 +72,9 @@ def test_a_link_out_of_the_folder_is_refused(checkout: Path, tmp_path: Path):
         find_files(checkout)
 
 
-@pytest.mark.parametrize("name", [".env", "sub/server.pem", "id_rsa", "auth_token", ".netrc", "secrets.yaml", "a.key"])
+@pytest.mark.parametrize(
+    "name", [".env", "sub/server.pem", "id_rsa", "auth_token", ".netrc", "secrets.yaml", "a.key"]
+)
 def test_names_of_secrets_are_refused_until_allowed(checkout: Path, name: str):
     track(checkout, name, "harmless")
     upload = find_files(checkout)
@@ -91,10 +93,14 @@ def test_contents_that_are_secrets_are_refused(checkout: Path, content: str):
 def test_the_clusters_own_token_never_goes_along(checkout: Path):
     track(checkout, "notes.md", "curl -H 'Bearer 0123456789abcdef'")
     with pytest.raises(ConfigError, match="holds the cluster's token"):
-        check_upload(find_files(checkout), limit=10**6, allowed=[Path("notes.md")], token="0123456789abcdef")
+        check_upload(
+            find_files(checkout), limit=10**6, allowed=[Path("notes.md")], token="0123456789abcdef"
+        )
 
 
-@pytest.mark.parametrize("name", [".env.example", "tests/test_token.py", "id_rsa.pub", "tokenizer.json", "keyboard.md"])
+@pytest.mark.parametrize(
+    "name", [".env.example", "tests/test_token.py", "id_rsa.pub", "tokenizer.json", "keyboard.md"]
+)
 def test_harmless_names_pass(checkout: Path, name: str):
     track(checkout, name)
     check_upload(find_files(checkout), limit=10**6)

@@ -27,14 +27,18 @@ def findings(storage=Path("runs")):
 def test_a_sound_machine_has_no_fault(capsys):
     assert run(["doctor", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert {"python", "storage", "torch", "ray", "mlflow", "gpu", "ray access"} <= {each["what"] for each in shown}
+    assert {"python", "storage", "torch", "ray", "mlflow", "gpu", "ray access"} <= {
+        each["what"] for each in shown
+    }
 
 
 def test_a_package_that_is_missing_old_or_broken_is_a_fault(monkeypatch, capsys):
     versions = {"torch": "2.9.1", "ray": None}
     known = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: versions.get(name, known(name)))
-    monkeypatch.setattr(doctor, "_run_python", lambda program, limit_s=0: "boom" if "mlflow" in program else None)
+    monkeypatch.setattr(
+        doctor, "_run_python", lambda program, limit_s=0: "boom" if "mlflow" in program else None
+    )
     found = findings()
     assert "older than 2.10" in found["torch"].found
     assert found["ray"].found == "not installed"
@@ -70,7 +74,11 @@ def test_a_program_that_fails_tells_its_last_line():
 
 def test_a_ray_that_does_not_start_is_a_fault_with_its_cause(monkeypatch, capsys):
     def refuse(program, limit_s=0):
-        return "orchestration.errors.ResourceError: Ray does not start: why" if "start_briefly" in program else None
+        return (
+            "orchestration.errors.ResourceError: Ray does not start: why"
+            if "start_briefly" in program
+            else None
+        )
 
     monkeypatch.setattr(doctor, "_run_python", refuse)
     finding = findings()["ray starts"]

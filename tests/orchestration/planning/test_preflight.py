@@ -13,7 +13,14 @@ from boxseg.errors import BoxSegError, ConfigError, DataError
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.errors import ExitCode, ResourceError, exit_code_for
 from orchestration.planning.plan import make_plan
-from orchestration.planning.preflight import check, count_cpus, count_gpus, find_faults, free_bytes, runner_of
+from orchestration.planning.preflight import (
+    check,
+    count_cpus,
+    count_gpus,
+    find_faults,
+    free_bytes,
+    runner_of,
+)
 from orchestration.record.run_folder import RunFolder, RunStatus
 
 
@@ -29,14 +36,42 @@ def coco(tmp_path: Path) -> dict[str, str]:
     folder.mkdir()
     for name in ("a.png", "b.png"):
         Image.new("RGB", (64, 48)).save(folder / name)
-    images = [{"id": i, "file_name": name, "width": 64, "height": 48} for i, name in enumerate(("a.png", "b.png"))]
+    images = [
+        {"id": i, "file_name": name, "width": 64, "height": 48}
+        for i, name in enumerate(("a.png", "b.png"))
+    ]
     mask = [[4, 4, 24, 4, 24, 24, 4, 24]]
     annotations: list[dict[str, Any]] = [
-        {"id": 1, "image_id": 0, "category_id": 1, "bbox": [4, 4, 20, 20], "segmentation": mask, "area": 400},
-        {"id": 2, "image_id": 0, "category_id": 1, "bbox": [4, 4, 20, 20], "segmentation": mask, "area": 400},
-        {"id": 3, "image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20], "iscrowd": 1, "area": 400},
+        {
+            "id": 1,
+            "image_id": 0,
+            "category_id": 1,
+            "bbox": [4, 4, 20, 20],
+            "segmentation": mask,
+            "area": 400,
+        },
+        {
+            "id": 2,
+            "image_id": 0,
+            "category_id": 1,
+            "bbox": [4, 4, 20, 20],
+            "segmentation": mask,
+            "area": 400,
+        },
+        {
+            "id": 3,
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [4, 4, 20, 20],
+            "iscrowd": 1,
+            "area": 400,
+        },
     ]
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "thing"}],
+    }
     (folder / "boxes.json").write_text(json.dumps(content))
     return {"images": str(folder), "annotations": str(folder / "boxes.json")}
 
@@ -66,9 +101,15 @@ def test_more_workers_than_cpus_are_refused_with_both_numbers(tmp_path: Path):
         assert word in str(error)
 
 
-def test_a_named_cluster_may_be_larger_than_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_named_cluster_may_be_larger_than_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     large = {"workers": 512, "gpus_per_worker": 1}
-    check(make_spec(tmp_path, resources={**large, "address": "10.0.0.1:6379"}, train={"batch_size": 512}))
+    check(
+        make_spec(
+            tmp_path, resources={**large, "address": "10.0.0.1:6379"}, train={"batch_size": 512}
+        )
+    )
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     check(make_spec(tmp_path, resources=large, train={"batch_size": 512}))
 
@@ -96,11 +137,15 @@ def test_storage_below_a_file_is_refused(tmp_path: Path):
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where nobody can write")
 def test_storage_that_cannot_be_written_is_refused():
-    assert "storage: /proc/boxseg/runs cannot be written" in str(refusal(make_spec(Path("/proc/boxseg"))))
+    assert "storage: /proc/boxseg/runs cannot be written" in str(
+        refusal(make_spec(Path("/proc/boxseg")))
+    )
 
 
 def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("orchestration.planning.preflight.MIN_FREE_BYTES", free_bytes(tmp_path) * 2)
+    monkeypatch.setattr(
+        "orchestration.planning.preflight.MIN_FREE_BYTES", free_bytes(tmp_path) * 2
+    )
     error = refusal(make_spec(tmp_path))
     assert isinstance(error, ResourceError)
     assert "MB free" in str(error)
@@ -112,18 +157,25 @@ def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         ({"weights": "/nowhere/w.pt"}, ("model.weights", "/nowhere/w.pt", "auto, imagenet, none")),
         ({"start_from": "/nowhere/best"}, ("model.start_from", "/nowhere/best")),
-        ({"start_from": "20260101-000000"}, ("model.start_from", "no such run", "./20260101-000000")),
+        (
+            {"start_from": "20260101-000000"},
+            ("model.start_from", "no such run", "./20260101-000000"),
+        ),
         ({"start_from": "best:qam"}, ("model.start_from", "qam: no such run")),
     ],
 )
-def test_weights_that_are_missing_are_refused(tmp_path: Path, model: dict[str, str], words: tuple[str, ...]):
+def test_weights_that_are_missing_are_refused(
+    tmp_path: Path, model: dict[str, str], words: tuple[str, ...]
+):
     error = refusal(make_spec(tmp_path, model=model))
     for word in words:
         assert word in str(error)
 
 
 def test_a_missing_annotation_file_is_refused_with_its_path(tmp_path: Path, coco: dict[str, str]):
-    error = refusal(make_spec(tmp_path, data={"train": {**coco, "annotations": "/nowhere/train.json"}}))
+    error = refusal(
+        make_spec(tmp_path, data={"train": {**coco, "annotations": "/nowhere/train.json"}})
+    )
     assert isinstance(error, DataError)
     assert exit_code_for(error) == ExitCode.DATA
     assert "/nowhere/train.json" in str(error)
@@ -155,12 +207,19 @@ def test_a_plan_counts_data_and_trials(tmp_path: Path, coco: dict[str, str]):
         }
     )
     plan = make_plan(spec)
-    assert (plan.train.images, plan.train.boxes, plan.train.used_images, plan.train.classes) == (2, 2, 1, 1)
+    assert (plan.train.images, plan.train.boxes, plan.train.used_images, plan.train.classes) == (
+        2,
+        2,
+        1,
+        1,
+    )
     assert (plan.trials, plan.concurrency, plan.epochs) == (6, 1, 20.0)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_plan_without_earlier_runs_tells_a_time_by_size_where_the_network_is_on_record(tmp_path: Path):
+def test_a_plan_without_earlier_runs_tells_a_time_by_size_where_the_network_is_on_record(
+    tmp_path: Path,
+):
     plan = make_plan(make_spec(tmp_path, train={"steps": 100}))
     longer = make_plan(make_spec(tmp_path, train={"steps": 200}))
     assert plan.seconds is not None
@@ -189,20 +248,30 @@ def test_a_plan_takes_its_time_from_an_earlier_run_of_the_same_size(tmp_path: Pa
 
 
 def test_a_plan_lists_why_it_would_not_start(tmp_path: Path, coco: dict[str, str]):
-    plan = make_plan(make_spec(tmp_path, data={"train": {**coco, "annotations": "/nowhere/train.json"}}))
+    plan = make_plan(
+        make_spec(tmp_path, data={"train": {**coco, "annotations": "/nowhere/train.json"}})
+    )
     assert plan.train.images is None
     assert [type(fault) for fault in plan.faults] == [DataError]
 
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(ConfigError(""), 2), (DataError(""), 3), (ResourceError(""), 5), (BoxSegError(""), 1), (ValueError(), 1)],
+    [
+        (ConfigError(""), 2),
+        (DataError(""), 3),
+        (ResourceError(""), 5),
+        (BoxSegError(""), 1),
+        (ValueError(), 1),
+    ],
 )
 def test_every_error_has_its_exit_code(error: Exception, code: int):
     assert exit_code_for(error) == code
 
 
-def test_a_sweep_by_mask_ap_needs_masks_and_one_by_box_ap_does_not(tmp_path: Path, coco: dict[str, str]):
+def test_a_sweep_by_mask_ap_needs_masks_and_one_by_box_ap_does_not(
+    tmp_path: Path, coco: dict[str, str]
+):
     content = json.loads(Path(coco["annotations"]).read_text())
     for annotation in content["annotations"]:
         annotation.pop("segmentation", None)
@@ -222,8 +291,10 @@ def test_a_sweep_by_mask_ap_needs_masks_and_one_by_box_ap_does_not(tmp_path: Pat
     [
         ({"choice": [0.1, 0.2, 0.3]}, None, True),
         ({"choice": [0.1, 0.3, 0.4, 0.5]}, None, False),
-        ({"choice": ["0.1", 0.2]}, {"choice": ["0.09"]}, True),  # quoted, which settings take for numbers
-        ({"choice": [0.1, 0.3]}, {"choice": [0.09, 0.2]}, True),  # 0.3 squared: no candidate is weaker
+        # quoted, which settings take for numbers
+        ({"choice": ["0.1", 0.2]}, {"choice": ["0.09"]}, True),
+        # 0.3 squared: no candidate is weaker
+        ({"choice": [0.1, 0.3]}, {"choice": [0.09, 0.2]}, True),
         ({"choice": [0.1, 0.3]}, {"uniform": [0.02, 0.2]}, False),
         ({"uniform": [0.1, 0.5]}, None, True),
         ({"uniform": [0.2237, 0.5]}, None, False),
@@ -234,7 +305,9 @@ def test_a_sweep_over_score_thresholds_without_effect_is_refused(
     tmp_path: Path, domain: dict[str, Any], floors: dict[str, Any] | None, refused: bool
 ):
     space = {"qam.score_thr": domain} | ({"teacher.cand_score_thr": floors} if floors else {})
-    spec = SweepSpec.model_validate({"name": "t", "storage": tmp_path / "runs", "sweep": {"space": space}})
+    spec = SweepSpec.model_validate(
+        {"name": "t", "storage": tmp_path / "runs", "sweep": {"space": space}}
+    )
     if not refused:
         check(spec)
         return
@@ -245,14 +318,18 @@ def test_a_sweep_over_score_thresholds_without_effect_is_refused(
 
 
 def test_a_plan_for_gpus_estimates_time_and_memory_and_says_from_what(tmp_path: Path):
-    spec = make_spec(tmp_path, train={"steps": 1000}, resources={"gpus_per_worker": 1, "address": "ray://far"})
+    spec = make_spec(
+        tmp_path, train={"steps": 1000}, resources={"gpus_per_worker": 1, "address": "ray://far"}
+    )
     plan = make_plan(spec)
     assert plan.seconds is not None
     assert plan.gpu_bytes is not None
     assert "released VOC run" in plan.time_basis
     assert "may be off by" in plan.gpu_basis
     unknown = make_plan(
-        spec.model_copy(update={"model": spec.model.model_copy(update={"backbone": "timm/regnety_004"})})
+        spec.model_copy(
+            update={"model": spec.model.model_copy(update={"backbone": "timm/regnety_004"})}
+        )
     )
     assert unknown.gpu_bytes is None
     assert "condinst timm/regnety_004 is none of condinst resnet18" in unknown.gpu_basis

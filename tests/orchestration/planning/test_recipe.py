@@ -10,7 +10,14 @@ from boxseg.data.fingerprint import take_fingerprint
 from boxseg.data.misfits import find_misfits
 from orchestration.cli.app import run
 from orchestration.config.spec import load_run
-from orchestration.planning.recipe import FEWEST_MINUTES, LEAST_STEPS, USUAL_STEPS, Machine, make_recipe, name_after
+from orchestration.planning.recipe import (
+    FEWEST_MINUTES,
+    LEAST_STEPS,
+    USUAL_STEPS,
+    Machine,
+    make_recipe,
+    name_after,
+)
 
 LAPTOP = Machine(cores=2, gpus=0, memory_bytes=16 * 10**9)
 
@@ -58,7 +65,9 @@ def test_objects_have_the_same_size_at_evaluation_whatever_they_have_in_the_file
     sides = {name: values(recipe(source))["train.eval_size"] for name, source in sets.items()}
     assert sides["small"] > 5 * sides["large"]
     for name, source in sets.items():
-        median = sorted(take_fingerprint(source).sides.sizes_at(sides[name]))[take_fingerprint(source).boxes // 2]
+        median = sorted(take_fingerprint(source).sides.sizes_at(sides[name]))[
+            take_fingerprint(source).boxes // 2
+        ]
         assert 40 < median < 100
 
 
@@ -70,7 +79,10 @@ def test_less_contrast_gets_a_stricter_threshold_and_plain_contrast_the_usual_on
 def test_more_cores_are_faster_but_not_as_many_times():
     assert Machine(cores=1, gpus=0, memory_bytes=1).speed == 1
     assert 4 < Machine(cores=8, gpus=0, memory_bytes=1).speed < 8
-    assert Machine(cores=8, gpus=0, memory_bytes=1).speed > Machine(cores=4, gpus=0, memory_bytes=1).speed
+    assert (
+        Machine(cores=8, gpus=0, memory_bytes=1).speed
+        > Machine(cores=4, gpus=0, memory_bytes=1).speed
+    )
 
 
 def test_minutes_less_labelling_become_updates_at_the_measured_pace(sets):
@@ -92,7 +104,9 @@ def test_without_a_time_there_are_as_many_updates_as_usual(sets):
 
 def test_a_processor_with_bf16_uses_it_and_a_gpu_decides_for_itself(sets):
     precision = [
-        values(recipe(sets["rings"], Machine(2, gpus, 16 * 10**9, has_bf16))).get("train.precision")
+        values(recipe(sets["rings"], Machine(2, gpus, 16 * 10**9, has_bf16))).get(
+            "train.precision"
+        )
         for gpus, has_bf16 in ((0, False), (0, True), (1, True))
     ]
     assert precision == [None, "bf16", None]
@@ -109,7 +123,9 @@ def test_the_machine_decides_threads_device_and_how_memory_is_spent(sets):
 
 
 def test_what_is_asked_for_wins_and_is_marked(sets, tmp_path):
-    made = recipe(sets["rings"], overrides=["train.seed=3", "model.channels=32", "loss={mask_weight: 1.5}"])
+    made = recipe(
+        sets["rings"], overrides=["train.seed=3", "model.channels=32", "loss={mask_weight: 1.5}"]
+    )
     spec = load_run(write(made, tmp_path))
     assert (spec.train.seed, spec.model.channels, spec.loss.mask_weight) == (3, 32, 1.5)
     assert made.text().count("# Asked for with --set.") == 3
@@ -158,7 +174,9 @@ def test_a_folder_is_no_coco_file(tmp_path, capsys):
     assert "boxseg data import" in capsys.readouterr().err
 
 
-def test_settings_that_do_not_fit_are_warned_of_wherever_they_are_looked_at(sets, tmp_path, capsys):
+def test_settings_that_do_not_fit_are_warned_of_wherever_they_are_looked_at(
+    sets, tmp_path, capsys
+):
     source = sets["small"]
     path = tmp_path / "mine.yaml"
     data = json.dumps({"images": str(source.images), "annotations": str(source.annotations)})
@@ -167,7 +185,11 @@ def test_settings_that_do_not_fit_are_warned_of_wherever_they_are_looked_at(sets
         "sweep: {trials: 1, space: {qam.k_top: {choice: [1, 2]}}}\n"
     )
     warned = "half of the boxes are under 4 px at train.image_size 96"
-    for command in (["train", str(path), "--plan"], ["sweep", str(path), "--plan"], ["data", "check", str(path)]):
+    for command in (
+        ["train", str(path), "--plan"],
+        ["sweep", str(path), "--plan"],
+        ["data", "check", str(path)],
+    ):
         assert run(command) == 0
         assert warned in capsys.readouterr().err
     assert run(["data", "check", str(path), "--json"]) == 0

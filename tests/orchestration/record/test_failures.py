@@ -19,28 +19,62 @@ class OutOfMemoryError(RuntimeError):
         (DataError("a.json: width 0"), "data", "stop", ExitCode.DATA),
         (NonFiniteLossError("step 3"), "non_finite", "stop", ExitCode.DIVERGED),
         (CollapseError("masks are boxes"), "collapse", "stop", ExitCode.DIVERGED),
-        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out_of_memory", "halve", ExitCode.RESOURCES),
-        (MemoryError(), "out_of_memory", "halve", ExitCode.RESOURCES),
         (
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+            OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
             "out_of_memory",
             "halve",
             ExitCode.RESOURCES,
         ),
-        (OutOfMemoryError("Task was killed due to the node running low on memory."), "out_of_memory", "halve", 5),
-        (PreemptedError("the machine was taken"), "preempted", "retry", ExitCode.INTERRUPTED),
-        (RuntimeError("The actor died because its node has died."), "node_lost", "retry", ExitCode.FAILED),
-        (RuntimeError("The actor died unexpectedly before finishing"), "worker_lost", "retry", ExitCode.FAILED),
+        (MemoryError(), "out_of_memory", "halve", ExitCode.RESOURCES),
         (
-            RuntimeError("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR"),
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+            ),
+            "out_of_memory",
+            "halve",
+            ExitCode.RESOURCES,
+        ),
+        (
+            OutOfMemoryError("Task was killed due to the node running low on memory."),
+            "out_of_memory",
+            "halve",
+            5,
+        ),
+        (PreemptedError("the machine was taken"), "preempted", "retry", ExitCode.INTERRUPTED),
+        (
+            RuntimeError("The actor died because its node has died."),
+            "node_lost",
+            "retry",
+            ExitCode.FAILED,
+        ),
+        (
+            RuntimeError("The actor died unexpectedly before finishing"),
             "worker_lost",
             "retry",
             ExitCode.FAILED,
         ),
-        (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1"), "worker_lost", "retry", ExitCode.FAILED),
+        (
+            RuntimeError(
+                "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR"
+            ),
+            "worker_lost",
+            "retry",
+            ExitCode.FAILED,
+        ),
+        (
+            RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1"),
+            "worker_lost",
+            "retry",
+            ExitCode.FAILED,
+        ),
         (StorageError("runs/a: the disk is full"), "disk_full", "stop", ExitCode.RESOURCES),
         (OSError(28, "No space left on device"), "disk_full", "stop", ExitCode.RESOURCES),
-        (type("MlflowException", (Exception,), {})("no answer"), "tracker_down", "retry", ExitCode.FAILED),
+        (
+            type("MlflowException", (Exception,), {})("no answer"),
+            "tracker_down",
+            "retry",
+            ExitCode.FAILED,
+        ),
         (ZeroDivisionError("division by zero"), "unknown", "stop", ExitCode.FAILED),
     ],
 )

@@ -25,7 +25,9 @@ from orchestration.record.records import read_lines
         (errno.ESTALE, "the network folder is gone"),
     ],
 )
-def test_a_fault_of_the_disk_leaves_the_old_file_and_names_the_way_out(tmp_path, monkeypatch, number, reason):
+def test_a_fault_of_the_disk_leaves_the_old_file_and_names_the_way_out(
+    tmp_path, monkeypatch, number, reason
+):
     path = tmp_path / "status.json"
     write_atomic(path, "old")
 
@@ -59,7 +61,11 @@ def test_a_synced_line_is_read_back(tmp_path):
 
 
 def test_a_lock_that_another_has_is_refused_at_once_where_nobody_is_to_wait(tmp_path):
-    with file_lock(tmp_path / "lock"), pytest.raises(BlockingIOError), file_lock(tmp_path / "lock", wait=False):
+    with (
+        file_lock(tmp_path / "lock"),
+        pytest.raises(BlockingIOError),
+        file_lock(tmp_path / "lock", wait=False),
+    ):
         pass
     with file_lock(tmp_path / "lock", wait=False):
         pass

@@ -22,12 +22,16 @@ TRIALS = [Trial(number, {"qam.k_top": number + 1}, 7) for number in range(4)]
 
 def make_spec(storage: Path, **changes) -> SweepSpec:
     space = {"qam.k_top": {"choice": [1, 2, 3, 4]}}
-    return SweepSpec.model_validate({"name": "toy", "storage": storage, "sweep": {"space": space}} | changes)
+    return SweepSpec.model_validate(
+        {"name": "toy", "storage": storage, "sweep": {"space": space}} | changes
+    )
 
 
 def make_sweep(storage: Path, sweep_id: str = SWEEP_ID, **status) -> RunFolder:
     folder = RunFolder(storage / "toy" / sweep_id)
-    told = RunStatus(sweep_id, "toy", kind="sweep", **{"created": 1.0, "status": "interrupted", **status})
+    told = RunStatus(
+        sweep_id, "toy", kind="sweep", **{"created": 1.0, "status": "interrupted", **status}
+    )
     return folder.create(told, dump_resolved(make_spec(storage)))
 
 
@@ -90,7 +94,9 @@ def test_a_name_whose_sweep_was_interrupted_needs_a_word(tmp_path):
     with pytest.raises(ConfigError, match="no interrupted sweep toy"):
         find_sweep(spec, "resume")
     folder = make_sweep(tmp_path)
-    with pytest.raises(ConfigError, match=r"was interrupted; go on with it by --resume, or .* with --new"):
+    with pytest.raises(
+        ConfigError, match=r"was interrupted; go on with it by --resume, or .* with --new"
+    ):
         find_sweep(spec)
     assert find_sweep(spec, "beside") is None
     assert find_sweep(spec, "resume").path == folder.path
@@ -113,7 +119,10 @@ def test_a_sweep_that_its_driver_could_not_end_bars_nothing_and_can_go_on(tmp_pa
 
 def test_a_running_sweep_is_not_driven_twice(tmp_path):
     folder = make_sweep(tmp_path, status="running", pid=12, tags={"host": "there"})
-    with driving(folder), pytest.raises(ConfigError, match=r"is running in process 12 on there; .*--new"):
+    with (
+        driving(folder),
+        pytest.raises(ConfigError, match=r"is running in process 12 on there; .*--new"),
+    ):
         find_sweep(make_spec(tmp_path), "resume")
     assert find_sweep(make_spec(tmp_path), "resume") is not None, "its process is gone"
 

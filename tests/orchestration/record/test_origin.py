@@ -22,7 +22,14 @@ SETTINGS = {
     "data": {"toy": {"train_images": 4, "val_images": 4, "size": 64, "seed": 3}},
     "model": {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1},
     "cond": {"branch_channels": 16, "branch_convs": 1, "max_per_image": 8},
-    "train": {"steps": 4, "batch_size": 2, "image_size": 64, "report_every": 1, "eval_every": 0.5, "seed": 7},
+    "train": {
+        "steps": 4,
+        "batch_size": 2,
+        "image_size": 64,
+        "report_every": 1,
+        "eval_every": 0.5,
+        "seed": 7,
+    },
     "solver": {"optimizer": "adamw", "lr": 1e-3, "warmup": 0},
     "fcos": {"score_thr": 1e-5},
     "resources": {"runner": "inline"},
@@ -45,7 +52,10 @@ def trained(tmp_path_factory) -> RunFolder:
 def reports(folder: RunFolder) -> list[tuple[int, dict[str, float]]]:
     """Every report with all its numbers but the pace and what the machine was doing."""
     kept = [
-        (each.step, {name: value for name, value in each.metrics.items() if not name.startswith(PACE)})
+        (
+            each.step,
+            {name: value for name, value in each.metrics.items() if not name.startswith(PACE)},
+        )
         for each in folder.reports_since(0)[0]
     ]
     return [(step, metrics) for step, metrics in kept if metrics]
@@ -54,7 +64,9 @@ def reports(folder: RunFolder) -> list[tuple[int, dict[str, float]]]:
 def test_a_repeated_run_has_the_same_metrics_to_the_last_digit(trained, capsys):
     assert run(["train", "--from-run", str(trained.path)]) == 0
     said = capsys.readouterr().err
-    (again,) = [each for each in list_runs(trained.path.parents[1]) if each.id != trained.path.name]
+    (again,) = [
+        each for each in list_runs(trained.path.parents[1]) if each.id != trained.path.name
+    ]
     assert again.tags["repeats"] == trained.path.name
     assert reports(RunFolder(again.folder)) == reports(trained)
     assert len(reports(trained)) >= 6
@@ -67,8 +79,14 @@ def test_the_model_lies_in_the_experiment_of_its_run_and_nothing_in_the_current_
     place = client.get_experiment_by_name("again").experiment_id
     models = client.search_logged_models(experiment_ids=[place])
     (model,) = [each for each in models if each.source_run_id == trained.read_tracking()["run_id"]]
-    assert Path(model.artifact_location.removeprefix("file://")).is_relative_to(trained.path.parents[1])
-    assert [path.name for path in trained.path.parents[2].iterdir() if path.name not in ("exp.yaml", "runs")] == []
+    assert Path(model.artifact_location.removeprefix("file://")).is_relative_to(
+        trained.path.parents[1]
+    )
+    assert [
+        path.name
+        for path in trained.path.parents[2].iterdir()
+        if path.name not in ("exp.yaml", "runs")
+    ] == []
 
 
 def test_other_data_is_refused_with_3(trained, capsys):
@@ -78,7 +96,10 @@ def test_other_data_is_refused_with_3(trained, capsys):
         assert run(["train", "--from-run", str(trained.path)]) == 3
     finally:
         trained.update(tags=tags)
-    assert f"had the fingerprint {'0' * 16}, they have {tags['data_fingerprint']} now" in capsys.readouterr().err
+    assert (
+        f"had the fingerprint {'0' * 16}, they have {tags['data_fingerprint']} now"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_keeps_packages_and_hardware(trained):
@@ -89,7 +110,9 @@ def test_a_run_keeps_packages_and_hardware(trained):
     assert "gpu" not in found
 
 
-@pytest.mark.parametrize("arguments", [[], ["exp.yaml", "--from-run", "r"], ["--from-run", "r", "--resume", "r"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["exp.yaml", "--from-run", "r"], ["--from-run", "r", "--resume", "r"]]
+)
 def test_a_run_or_a_file_is_named_not_both(arguments, capsys):
     assert run(["train", *arguments]) == 2
     assert "--from-run" in capsys.readouterr().err
@@ -97,7 +120,9 @@ def test_a_run_or_a_file_is_named_not_both(arguments, capsys):
 
 def test_a_sweep_is_not_repeated_as_a_run(tmp_path, capsys):
     spec = RunSpec.model_validate(SETTINGS | {"storage": tmp_path})
-    folder = RunFolder(tmp_path / "again" / "s").create(RunStatus("s", "again", kind="sweep"), dump_resolved(spec))
+    folder = RunFolder(tmp_path / "again" / "s").create(
+        RunStatus("s", "again", kind="sweep"), dump_resolved(spec)
+    )
     assert run(["train", "--from-run", str(folder.path)]) == 2
     assert "s is a sweep; repeat it with `boxseg sweep" in capsys.readouterr().err
 
@@ -116,7 +141,9 @@ def checkout(tmp_path, monkeypatch) -> Path:
 
 def make_folder(storage: Path) -> RunFolder:
     tags = origin.provenance(RunSpec())
-    return RunFolder(storage / "t" / "r").create(RunStatus("r", "t", tags=tags), dump_resolved(RunSpec()))
+    return RunFolder(storage / "t" / "r").create(
+        RunStatus("r", "t", tags=tags), dump_resolved(RunSpec())
+    )
 
 
 def test_changes_of_the_checkout_are_kept_as_a_patch(checkout, tmp_path):
@@ -131,7 +158,11 @@ def test_changes_of_the_checkout_are_kept_as_a_patch(checkout, tmp_path):
 
 def test_a_resumed_run_keeps_the_changes_that_it_goes_on_with(checkout, tmp_path):
     spec = RunSpec.model_validate(
-        {**SETTINGS, "storage": tmp_path / "runs", "train": {"steps": 4, "batch_size": 4, "report_every": 1}}
+        {
+            **SETTINGS,
+            "storage": tmp_path / "runs",
+            "train": {"steps": 4, "batch_size": 4, "report_every": 1},
+        }
     )
     folder = RunFolder(train_run(spec, train_fn=make_training(), progress=False).folder)
     for code, kept in (("a = 2\n", True), ("a = 3\n", True), ("a = 1\n", False)):

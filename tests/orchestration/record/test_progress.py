@@ -29,14 +29,18 @@ class Trials:
         folder = self._storage / str(number)
         folder.mkdir(exist_ok=True)
         with RunFolder(folder).metrics_path.open("a") as file:
-            file.write(json.dumps({"step": step, "time": time, "metrics": {"train/loss": 1.0}}) + "\n")
+            file.write(
+                json.dumps({"step": step, "time": time, "metrics": {"train/loss": 1.0}}) + "\n"
+            )
         self._rows[number] = self._row(number, status="running", step=step)
 
     def end(self, number: int, status: str, step: int, seconds: float) -> None:
         self._rows[number] = self._row(number, status=status, step=step, ended=seconds, value=0.5)
 
     def _row(self, number: int, **state) -> TrialRow:
-        return TrialRow(f"x-{number:02d}", "x", folder=str(self._storage / str(number)), steps=100, **state)
+        return TrialRow(
+            f"x-{number:02d}", "x", folder=str(self._storage / str(number)), steps=100, **state
+        )
 
     def seconds_left(self) -> float | None:
         table = SweepTable(Criterion("m"), list(self._rows.values()))
@@ -49,9 +53,20 @@ def test_a_sweep_tells_once_what_its_trials_start_from(tmp_path, capsys):
     rows = []
     for number in range(2):
         folder = RunFolder(tmp_path / f"x-{number:02d}")
-        folder.create(RunStatus(folder.path.name, "toy", start=f"starts from there ({number})"), "")
+        folder.create(
+            RunStatus(folder.path.name, "toy", start=f"starts from there ({number})"), ""
+        )
         folder.append_metrics(20, {"train/loss": 1.0})
-        rows.append(TrialRow(folder.path.name, "x", folder=str(folder.path), steps=100, status="running", step=20))
+        rows.append(
+            TrialRow(
+                folder.path.name,
+                "x",
+                folder=str(folder.path),
+                steps=100,
+                status="running",
+                step=20,
+            )
+        )
     progress.update(SweepTable(Criterion("m"), rows))
     progress.update(SweepTable(Criterion("m"), rows))
     assert capsys.readouterr().err == "starts from there (0)\n"
@@ -76,7 +91,9 @@ def test_trials_that_run_together_share_the_time(tmp_path):
     assert trials.seconds_left() == (50 * 2.0 + 50 * 4.0 + 2 * 300.0) / 2
 
 
-def test_trials_to_come_take_as_long_as_those_that_ended_and_the_slowest_decides_at_the_end(tmp_path):
+def test_trials_to_come_take_as_long_as_those_that_ended_and_the_slowest_decides_at_the_end(
+    tmp_path,
+):
     trials = Trials(tmp_path, planned=4)
     for number in range(3):
         trials.report(number, step=10, time=0.0)
@@ -96,7 +113,9 @@ def test_a_trial_that_ended_is_not_looked_at_again_unless_it_goes_on(tmp_path, m
     trials.seconds_left()
     looks, reports_since = [], RunFolder.reports_since
     monkeypatch.setattr(
-        RunFolder, "reports_since", lambda folder, offset: (looks.append(0), reports_since(folder, offset))[1]
+        RunFolder,
+        "reports_since",
+        lambda folder, offset: (looks.append(0), reports_since(folder, offset))[1],
     )
     trials.seconds_left()
     assert not looks
@@ -106,12 +125,24 @@ def test_a_trial_that_ended_is_not_looked_at_again_unless_it_goes_on(tmp_path, m
 
 
 def test_durations_are_told_in_their_unit():
-    assert [show_duration(seconds) for seconds in (4.6, 89, 91, 7400)] == ["5 s", "89 s", "2 min", "2.1 h"]
+    assert [show_duration(seconds) for seconds in (4.6, 89, 91, 7400)] == [
+        "5 s",
+        "89 s",
+        "2 min",
+        "2.1 h",
+    ]
 
 
 def beat(folder: RunFolder, step: int) -> None:
     pulse = Pulse(folder, first_step=step - 1)
-    pulse.beat(step, {"train/loss": torch.tensor(2.5), "train/loss_mask": torch.tensor(0.5), "qam/quality": None})
+    pulse.beat(
+        step,
+        {
+            "train/loss": torch.tensor(2.5),
+            "train/loss_mask": torch.tensor(0.5),
+            "qam/quality": None,
+        },
+    )
 
 
 def test_a_run_tells_its_pace_from_the_second_update_on_and_then_its_reports(tmp_path, capsys):
@@ -123,7 +154,9 @@ def test_a_run_tells_its_pace_from_the_second_update_on_and_then_its_reports(tmp
             beat(folder, step)
             progress.update()
         told = capsys.readouterr().err
-        assert re.fullmatch(r"step 2/4000  \S+ steps/s  \S+ \w+ left  loss 2\.5  mask 0\.5\n", told)
+        assert re.fullmatch(
+            r"step 2/4000  \S+ steps/s  \S+ \w+ left  loss 2\.5  mask 0\.5\n", told
+        )
         folder.append_metrics(20, {"train/loss": 1.0})
         folder.append_metrics(20, {"system/cpu": 1.0})  # nothing of it has a place in a line
         progress.update()
@@ -153,7 +186,8 @@ def test_the_line_that_changes_is_never_older_than_the_one_above_it(tmp_path, mo
 def test_a_reader_that_leaves_does_not_end_the_work(tmp_path, monkeypatch, live):
     reader, writer = os.pipe()
     os.close(reader)
-    monkeypatch.setenv("FORCE_COLOR" if live else "NO_COLOR", "1")  # rich takes that for a terminal
+    # rich takes that for a terminal
+    monkeypatch.setenv("FORCE_COLOR" if live else "NO_COLOR", "1")
     monkeypatch.setattr(sys, "stderr", os.fdopen(writer, "w", buffering=1))
     folder = RunFolder(tmp_path / "run").create(RunStatus("run", "toy", steps=4), "")
     with RunProgress(folder) as progress:

@@ -21,7 +21,21 @@ from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.record.table import read_table
 
 DEEP = "[" * 100_000 + "]" * 100_000
-ODD = ["", "5", "null", "[]", "{}", '"text"', "NaN", "{", "9" * 5000, DEEP, "\x00\x01", "\ufeff{}", '{"a": }']
+ODD = [
+    "",
+    "5",
+    "null",
+    "[]",
+    "{}",
+    '"text"',
+    "NaN",
+    "{",
+    "9" * 5000,
+    DEEP,
+    "\x00\x01",
+    "\ufeff{}",
+    '{"a": }',
+]
 """Texts that are no record of a run, whatever the record is."""
 
 
@@ -31,7 +45,15 @@ def nothing_told_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sound(run_id: str, **changes: Any) -> dict[str, Any]:
-    return {"id": run_id, "name": "toy", "created": 2.0, "step": 1, "steps": 9, "status": "finished", **changes}
+    return {
+        "id": run_id,
+        "name": "toy",
+        "created": 2.0,
+        "step": 1,
+        "steps": 9,
+        "status": "finished",
+        **changes,
+    }
 
 
 WRONG = [
@@ -68,7 +90,10 @@ WRONG = [
 
 def make_run(storage: Path, run_id: str, *, content: str | None = None) -> Path:
     folder = RunFolder(storage / "toy" / run_id)
-    folder.create(RunStatus(run_id, "toy", created=1.0, status="finished", best={"val/mask_ap": 0.5}), "name: toy\n")
+    folder.create(
+        RunStatus(run_id, "toy", created=1.0, status="finished", best={"val/mask_ap": 0.5}),
+        "name: toy\n",
+    )
     if content is not None:
         folder.status_path.write_text(content)
     return folder.path
@@ -82,7 +107,9 @@ def test_an_odd_status_is_named_and_hides_no_other_run(tmp_path: Path, caplog, c
     assert caplog.text.count(f"{odd}/status.json: ") == 1
     list_runs(tmp_path)
     assert caplog.text.count(f"{odd}/status.json: ") == 1, "named once is enough"
-    with pytest.raises(ConfigError, match=r"odd/status\.json: is damaged: .*; put a copy back, or remove"):
+    with pytest.raises(
+        ConfigError, match=r"odd/status\.json: is damaged: .*; put a copy back, or remove"
+    ):
         find_run(tmp_path, "odd").status()
 
 
@@ -93,7 +120,9 @@ def test_a_sound_status_may_have_fields_that_nobody_knows(tmp_path: Path):
 
 def test_what_is_no_plain_file_is_named_and_nobody_waits_for_it(tmp_path: Path, caplog):
     make_run(tmp_path, "good")
-    for number, make in enumerate((Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero"))):
+    for number, make in enumerate(
+        (Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero"))
+    ):
         path = make_run(tmp_path, f"odd{number}") / "status.json"
         path.unlink()
         make(path)
@@ -102,7 +131,9 @@ def test_what_is_no_plain_file_is_named_and_nobody_waits_for_it(tmp_path: Path, 
         assert f"status.json: cannot be read: it is {kind}, not a file" in caplog.text
 
 
-def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_may_not_be_read_is_named(
+    tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch
+):
     make_run(tmp_path, "good")
     closed = make_run(tmp_path, "closed") / "status.json"
     opened = Path.open
@@ -155,7 +186,9 @@ def test_a_place_beyond_the_end_means_another_file_which_is_read_whole(tmp_path:
     assert [report.step for report in folder.reports_since(10**9)[0]] == [1]
 
 
-@pytest.mark.parametrize("content", [*ODD, '{"uri": 5}', '{"offset": -1}', '{"files": []}', '{"run_id": ["a"]}'])
+@pytest.mark.parametrize(
+    "content", [*ODD, '{"uri": 5}', '{"offset": -1}', '{"files": []}', '{"run_id": ["a"]}']
+)
 def test_an_odd_note_about_tracking_counts_as_none(tmp_path: Path, content: str):
     folder = RunFolder(make_run(tmp_path, "run"))
     folder.tracking_path.write_text(content)
@@ -168,23 +201,34 @@ SWEEP = "20260101-000000-aaaa"
 
 def make_sweep(storage: Path, sweep_id: str = SWEEP) -> tuple[RunFolder, SweepSpec]:
     space = {"qam.k_top": {"choice": [1, 2, 3, 4]}}
-    spec = SweepSpec.model_validate({"name": "toy", "storage": storage, "sweep": {"space": space, "seeds": [7]}})
+    spec = SweepSpec.model_validate(
+        {"name": "toy", "storage": storage, "sweep": {"space": space, "seeds": [7]}}
+    )
     folder = RunFolder(storage / "toy" / sweep_id)
-    folder.create(RunStatus(sweep_id, "toy", kind="sweep", status="interrupted", created=1.0), dump_resolved(spec))
+    folder.create(
+        RunStatus(sweep_id, "toy", kind="sweep", status="interrupted", created=1.0),
+        dump_resolved(spec),
+    )
     return folder, spec
 
 
 def make_trial(sweep: RunFolder, number: int, **changes: Any) -> RunFolder:
     folder = RunFolder(sweep.path / f"{sweep.path.name}-{number:02d}")
     tags = {"trial": str(number), "seed": "7"}
-    status = RunStatus(folder.path.name, "toy", status="finished", values={"qam.k_top": number + 1}, tags=tags)
+    status = RunStatus(
+        folder.path.name, "toy", status="finished", values={"qam.k_top": number + 1}, tags=tags
+    )
     folder.create(status, dump_resolved(RunSpec()))
     if changes:
-        folder.status_path.write_text(json.dumps(json.loads(folder.status_path.read_text()) | changes))
+        folder.status_path.write_text(
+            json.dumps(json.loads(folder.status_path.read_text()) | changes)
+        )
     return folder
 
 
-@pytest.mark.parametrize("line", [*(text for text in ODD if text), '{"event": 5}', '{"event": "trial_drawn"}'])
+@pytest.mark.parametrize(
+    "line", [*(text for text in ODD if text), '{"event": 5}', '{"event": "trial_drawn"}']
+)
 def test_an_odd_line_of_the_journal_hides_no_trial(tmp_path: Path, line: str):
     sweep, spec = make_sweep(tmp_path)
     with sweep.journal_path.open("a") as file:
@@ -208,12 +252,19 @@ def test_an_odd_line_of_the_journal_hides_no_trial(tmp_path: Path, line: str):
         {"id": "another"},
     ],
 )
-def test_a_folder_that_is_none_of_the_sweeps_trials_is_left_out_and_named(tmp_path: Path, caplog, changes: dict):
+def test_a_folder_that_is_none_of_the_sweeps_trials_is_left_out_and_named(
+    tmp_path: Path, caplog, changes: dict
+):
     sweep, spec = make_sweep(tmp_path)
     make_trial(sweep, 0)
     odd = make_trial(sweep, 1, **changes)
-    assert [past.trial.number for past in read_past(sweep, Criterion("val/mask_ap"), sweep=spec.sweep)] == [0]
-    assert f"{odd.status_path}: left out, it is none of the trials that this sweep draws" in caplog.text
+    assert [
+        past.trial.number for past in read_past(sweep, Criterion("val/mask_ap"), sweep=spec.sweep)
+    ] == [0]
+    assert (
+        f"{odd.status_path}: left out, it is none of the trials that this sweep draws"
+        in caplog.text
+    )
 
 
 def test_a_trial_with_an_odd_status_is_missing_from_the_table_and_named(tmp_path: Path, caplog):
@@ -236,7 +287,9 @@ def test_an_older_sweep_does_not_stand_in_for_a_newer_one_that_is_damaged(tmp_pa
         newest_sweep(tmp_path, "toy")
 
 
-def test_commands_tell_of_odd_files_and_of_all_the_rest(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+def test_commands_tell_of_odd_files_and_of_all_the_rest(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     storage = tmp_path / "runs"
     sweep, _ = make_sweep(storage)
@@ -248,7 +301,12 @@ def test_commands_tell_of_odd_files_and_of_all_the_rest(tmp_path: Path, capsys, 
     with trial.metrics_path.open("w") as file:
         file.write("5\n[]\n{}\n")
     assert run(["runs", "ls", "--json"]) == ExitCode.DONE
-    assert {each["id"] for each in json.loads(capsys.readouterr().out)} == {"one", "two", SWEEP, f"{SWEEP}-00"}
+    assert {each["id"] for each in json.loads(capsys.readouterr().out)} == {
+        "one",
+        "two",
+        SWEEP,
+        f"{SWEEP}-00",
+    }
     for arguments, code in (
         (["runs", "show", SWEEP], ExitCode.DONE),
         (["runs", "show", "odd"], ExitCode.USAGE),

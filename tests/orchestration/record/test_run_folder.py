@@ -24,12 +24,16 @@ from orchestration.record.run_folder import RunFolder, RunStatus, new_folder, ne
 
 def make_run(storage: Path, run_id: str = "20260101-000000-aaaa", **fields) -> RunFolder:
     fields = {"steps": 100, "created": 1.0, **own_process(), **fields}
-    return RunFolder(storage / "toy" / run_id).create(RunStatus(run_id, "toy", **fields), "name: toy\n")
+    return RunFolder(storage / "toy" / run_id).create(
+        RunStatus(run_id, "toy", **fields), "name: toy\n"
+    )
 
 
 def test_a_status_reads_back_as_it_was_written(tmp_path):
     folder = make_run(tmp_path, values={"qam.k_top": 5}, tags={"host": "here"})
-    folder.update(metrics={"val/mask_ap": 0.25}, failure=Failure("DataError", "bad box"), status="failed")
+    folder.update(
+        metrics={"val/mask_ap": 0.25}, failure=Failure("DataError", "bad box"), status="failed"
+    )
     status = RunFolder(folder.path).status()
     assert (status.metrics, status.values) == ({"val/mask_ap": 0.25}, {"qam.k_top": 5})
     assert status.failure == Failure("DataError", "bad box")
@@ -39,7 +43,10 @@ def test_a_status_reads_back_as_it_was_written(tmp_path):
 def test_a_damaged_status_is_named_with_a_way_out(tmp_path):
     folder = make_run(tmp_path)
     folder.status_path.write_text("{")
-    with pytest.raises(ConfigError, match=r"status\.json: is damaged: .*put a copy back, or remove the run's folder"):
+    with pytest.raises(
+        ConfigError,
+        match=r"status\.json: is damaged: .*put a copy back, or remove the run's folder",
+    ):
         folder.status()
 
 
@@ -74,7 +81,8 @@ def test_ids_sort_by_time_and_are_short():
 
 def test_a_thousand_ids_of_a_second_differ(monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda _: "20261122-171500")
-    assert len({new_id() for _ in range(1000)}) >= 999  # two are alike in one of two thousand tries
+    # two are alike in one of two thousand tries
+    assert len({new_id() for _ in range(1000)}) >= 999
 
 
 def make_folders(parent: Path, count: int) -> list[str]:
@@ -87,7 +95,11 @@ def make_folders(parent: Path, count: int) -> list[str]:
 
 def test_starts_in_one_second_never_share_a_folder(tmp_path):
     with ProcessPoolExecutor(4, mp_context=get_context("fork")) as pool:
-        made = [name for names in pool.map(make_folders, [tmp_path / "toy"] * 4, [16] * 4) for name in names]
+        made = [
+            name
+            for names in pool.map(make_folders, [tmp_path / "toy"] * 4, [16] * 4)
+            for name in names
+        ]
     assert len(made) == len(set(made)) == 64
     assert len(list((tmp_path / "toy").iterdir())) == 64
 
@@ -146,7 +158,11 @@ def test_values_that_are_not_finite_are_valid_json_and_absent(tmp_path):
     folder = make_run(tmp_path)
     folder.append_metrics(1, {"a": float("nan"), "b": float("inf"), "c": 1.0})
     line = folder.metrics_path.read_text()
-    assert json.loads(line, parse_constant=pytest.fail)["metrics"] == {"a": None, "b": None, "c": 1.0}
+    assert json.loads(line, parse_constant=pytest.fail)["metrics"] == {
+        "a": None,
+        "b": None,
+        "c": 1.0,
+    }
     assert [report.metrics for report in folder.reports_since(0)[0]] == [{"c": 1.0}]
 
 
@@ -170,7 +186,9 @@ def test_a_failure_of_ours_replaces_a_foreign_one_but_not_the_other_way_round(tm
 
 
 def test_a_kind_of_our_errors_counts_as_what_it_is_a_kind_of():
-    failure = Failure.of(UnreadableError(Path("a.png"), "is empty", "images are not", "replace it"))
+    failure = Failure.of(
+        UnreadableError(Path("a.png"), "is empty", "images are not", "replace it")
+    )
     assert (failure.kind, str(failure.failure_class)) == ("DataError", "data")
     assert exit_code_for(error_of(failure)) == ExitCode.DATA
 
@@ -189,7 +207,9 @@ def test_failures_come_back_as_their_own_class():
 
 def test_a_stop_is_never_lost_to_a_worker_that_writes_at_the_same_time(tmp_path):
     folder = make_run(tmp_path)
-    worker = threading.Thread(target=lambda: [folder.report(step, {"a": 1.0}) for step in range(1, 200)])
+    worker = threading.Thread(
+        target=lambda: [folder.report(step, {"a": 1.0}) for step in range(1, 200)]
+    )
     worker.start()
     RunFolder(folder.path).finish("stopped")
     worker.join()
@@ -206,19 +226,27 @@ def test_a_run_whose_process_is_gone_reads_as_interrupted(tmp_path):
     alive = {**own_process(), "tags": {"host": socket.gethostname()}}
     assert make_run(tmp_path, "alive", status="running", **alive).status().status == "running"
     reused = {"pid": os.getpid(), "pid_created": 1.0, "tags": {"host": socket.gethostname()}}
-    assert make_run(tmp_path, "reused", status="running", **reused).status().status == "interrupted"
+    assert (
+        make_run(tmp_path, "reused", status="running", **reused).status().status == "interrupted"
+    )
     elsewhere = {"pid": process.pid, "pid_created": 1.0, "tags": {"host": "another"}}
-    assert make_run(tmp_path, "elsewhere", status="running", **elsewhere).status().status == "running"
+    assert (
+        make_run(tmp_path, "elsewhere", status="running", **elsewhere).status().status == "running"
+    )
 
 
 def test_a_copy_of_a_run_that_still_works_is_driven_by_nobody(tmp_path):
     tags = {"host": "another machine"}
-    run = RunFolder(tmp_path / "run").create(RunStatus("run", "toy", status="running", tags=tags, **own_process()), "")
+    run = RunFolder(tmp_path / "run").create(
+        RunStatus("run", "toy", status="running", tags=tags, **own_process()), ""
+    )
     assert run.status().status == "running"
     shutil.copytree(run.path, tmp_path / "copy")
     assert RunFolder(tmp_path / "copy").status().status == "interrupted"
     (tmp_path / "link").symlink_to(run.path)
-    assert RunFolder(tmp_path / "link").status().status == "running", "the same folder by another name"
+    assert RunFolder(tmp_path / "link").status().status == "running", (
+        "the same folder by another name"
+    )
 
 
 def test_runs_are_listed_newest_first_with_the_trials_of_sweeps(tmp_path):
@@ -233,7 +261,9 @@ def test_runs_are_listed_newest_first_with_the_trials_of_sweeps(tmp_path):
 def test_runs_are_found_by_folder_id_part_and_best(tmp_path):
     run = make_run(tmp_path, "20260101-000000-aaaa")
     sweep = make_run(tmp_path, "20260102-000000-bbbb", kind="sweep")
-    trial = RunFolder(sweep.path / "20260102-000000-bbbb-03").create(RunStatus("20260102-000000-bbbb-03", "toy"), "")
+    trial = RunFolder(sweep.path / "20260102-000000-bbbb-03").create(
+        RunStatus("20260102-000000-bbbb-03", "toy"), ""
+    )
     for name in (str(run.path), "20260101-000000-aaaa", "aaaa", "20260101"):
         assert find_run(tmp_path, name).path == run.path
     with pytest.raises(ConfigError, match="no best trial"):
@@ -252,13 +282,17 @@ def test_a_name_means_the_newest_sweep_of_it_or_else_the_newest_run(tmp_path):
     assert find_run(tmp_path, "toy").path == newest.path
     make_run(tmp_path, "20260103-000000-cccc", created=3.0, kind="sweep")
     sweep = make_run(tmp_path, "20260104-000000-dddd", created=4.0, kind="sweep")
-    RunFolder(sweep.path / "x-00").create(RunStatus("x-00", "toy", kind="run", parent="x", created=5.0), "")
+    RunFolder(sweep.path / "x-00").create(
+        RunStatus("x-00", "toy", kind="run", parent="x", created=5.0), ""
+    )
     make_run(tmp_path, "20260105-000000-eeee", created=6.0)
     assert find_run(tmp_path, "toy").path == sweep.path
 
 
 def test_text_that_is_not_utf8_stays_readable_in_status_and_journal(tmp_path):
-    folder = RunFolder(tmp_path / "toy" / "r").create(RunStatus("r", "toy", **own_process()), "name: toy")
+    folder = RunFolder(tmp_path / "toy" / "r").create(
+        RunStatus("r", "toy", **own_process()), "name: toy"
+    )
     folder.note("trial_end", cause="photo \ud83d.jpg 猫")
     folder.finish("failed", Failure("DataError", "photo \udcff.jpg 猫"))
     assert folder.stored().failure.text == "photo ?.jpg 猫"
@@ -273,6 +307,13 @@ def test_a_copy_under_another_name_goes_on_as_a_run_of_its_own(tmp_path):
     assert [run.id for run in list_runs(tmp_path)] == [original.path.name]
     assert find_run(tmp_path, str(copy.path)).path == copy.path
     copy.open(RunStatus("copy", "toy", steps=100), "name: toy\n")
-    assert (copy.stored().id, copy.stored().status, copy.read_tracking()) == ("copy", "running", {})
-    assert (original.stored().status, original.read_tracking()) == ("interrupted", {"run_id": "abc"})
+    assert (copy.stored().id, copy.stored().status, copy.read_tracking()) == (
+        "copy",
+        "running",
+        {},
+    )
+    assert (original.stored().status, original.read_tracking()) == (
+        "interrupted",
+        {"run_id": "abc"},
+    )
     assert {run.id for run in list_runs(tmp_path)} == {"copy", original.path.name}

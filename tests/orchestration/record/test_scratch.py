@@ -32,7 +32,9 @@ with scratch_folder('x') as folder:
 def own(place: Path, *around: str) -> tuple[subprocess.Popen[str], Path]:
     """A process that holds such a folder under `place`, and the folder."""
     command = [*around, sys.executable, "-c", OWNER_PROGRAM, str(place)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())
 
@@ -43,11 +45,16 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-@pytest.mark.parametrize("around", [(), ("unshare", "--pid", "--fork")], ids=["here", "another container"])
-def test_a_folder_goes_only_when_its_owner_has_gone_wherever_that_lives(monkeypatch, tmp_path, around):
+@pytest.mark.parametrize(
+    "around", [(), ("unshare", "--pid", "--fork")], ids=["here", "another container"]
+)
+def test_a_folder_goes_only_when_its_owner_has_gone_wherever_that_lives(
+    monkeypatch, tmp_path, around
+):
     if around and subprocess.run([*around, "true"], check=False, capture_output=True).returncode:
         pytest.skip("this account may not make a namespace of processes")
-    monkeypatch.setattr("psutil.pid_exists", lambda _: False)  # numbers of another container say nothing here
+    # numbers of another container say nothing here
+    monkeypatch.setattr("psutil.pid_exists", lambda _: False)
     owner, folder = own(tmp_path / "t", *around)
     try:
         with scratch_folder("x") as beside:

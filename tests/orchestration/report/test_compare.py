@@ -16,8 +16,12 @@ from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.report.compare import compare_runs, find_seeds
 
 
-def make_run(storage: Path, run_id: str, *, ap: float, seed: int = 0, status="finished", data="d", **qam) -> RunFolder:
-    spec = RunSpec.model_validate({"name": "t", "storage": storage, "train": {"seed": seed}, "qam": qam})
+def make_run(
+    storage: Path, run_id: str, *, ap: float, seed: int = 0, status="finished", data="d", **qam
+) -> RunFolder:
+    spec = RunSpec.model_validate(
+        {"name": "t", "storage": storage, "train": {"seed": seed}, "qam": qam}
+    )
     tags = {"seed": str(seed), "data_fingerprint": data, "git_commit": "a" * 40}
     metrics = {"val/mask_ap": ap}
     about = RunStatus(run_id, "t", status=status, best=metrics, metrics=metrics, tags=tags)
@@ -27,8 +31,14 @@ def make_run(storage: Path, run_id: str, *, ap: float, seed: int = 0, status="fi
 @pytest.fixture
 def runs(tmp_path) -> dict[str, RunFolder]:
     """Three seeds of one setting, two of another."""
-    made = {f"a{seed}": make_run(tmp_path, f"a{seed}", ap=0.30 + seed / 100, seed=seed, k_top=10) for seed in range(3)}
-    made |= {f"b{seed}": make_run(tmp_path, f"b{seed}", ap=0.60 + seed / 100, seed=seed, k_top=5) for seed in range(2)}
+    made = {
+        f"a{seed}": make_run(tmp_path, f"a{seed}", ap=0.30 + seed / 100, seed=seed, k_top=10)
+        for seed in range(3)
+    }
+    made |= {
+        f"b{seed}": make_run(tmp_path, f"b{seed}", ap=0.60 + seed / 100, seed=seed, k_top=5)
+        for seed in range(2)
+    }
     return made
 
 
@@ -63,7 +73,9 @@ def test_runs_that_did_not_finish_or_had_other_data_are_no_seeds(runs, tmp_path)
 
 def test_two_seeds_of_one_setting_are_not_judged(runs):
     found = compare_runs([runs["a0"], runs["a1"]])
-    assert sorted(found.metrics["val/mask_ap"][0].seeds) == sorted(found.metrics["val/mask_ap"][1].seeds)
+    assert sorted(found.metrics["val/mask_ap"][0].seeds) == sorted(
+        found.metrics["val/mask_ap"][1].seeds
+    )
     assert found.metrics["val/mask_ap"][1].against_first == ""
 
 

@@ -22,24 +22,44 @@ from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.record.table import SweepTable, TrialRow
 from orchestration.report import stats as report_stats
 from orchestration.report.charts import curves_figure
-from orchestration.report.page import PAGE, commands_for, cost_of, panel_of, read_sweep, try_report, write_report
+from orchestration.report.page import (
+    PAGE,
+    commands_for,
+    cost_of,
+    panel_of,
+    read_sweep,
+    try_report,
+    write_report,
+)
 from orchestration.report.stats import common_step, differ, rank_settings, study_importance
 
 
 @pytest.fixture(scope="module")
 def seeded(tmp_path_factory) -> Path:
     """Twenty settings with three seeds each, none stopped early; one trial failed."""
-    return synthetic.write_sweep(tmp_path_factory.mktemp("seeded"), settings=20, seeds=3, asha=False)
+    return synthetic.write_sweep(
+        tmp_path_factory.mktemp("seeded"), settings=20, seeds=3, asha=False
+    )
 
 
 def row(number: int, value: float | None, status="finished", seed: int = 0, **values) -> TrialRow:
-    about = {"folder": f"/x/{number}", "values": values, "tags": {"seed": str(seed)}, "step": 1, "steps": 1}
+    about = {
+        "folder": f"/x/{number}",
+        "values": values,
+        "tags": {"seed": str(seed)},
+        "step": 1,
+        "steps": 1,
+    }
     return TrialRow(f"x-{number:02d}", "x", status=status, value=value, **about)
 
 
 def table_of(*groups: list[float]) -> SweepTable:
     """A setting for each list of values, one seed for each value."""
-    rows = [row(10 * k + seed, value, seed=seed, k=k) for k, own in enumerate(groups) for seed, value in enumerate(own)]
+    rows = [
+        row(10 * k + seed, value, seed=seed, k=k)
+        for k, own in enumerate(groups)
+        for seed, value in enumerate(own)
+    ]
     return SweepTable(Criterion("m"), rows, seeds=max(map(len, groups)))
 
 
@@ -60,7 +80,12 @@ def test_welchs_interval_decides_as_worked_by_hand():
 
 
 def test_one_seed_says_nothing_and_stopped_settings_are_not_compared():
-    rows = [row(0, 0.5, k=0), row(1, 0.4, k=1), row(2, 0.9, "stopped", k=2), row(3, None, "failed", k=3)]
+    rows = [
+        row(0, 0.5, k=0),
+        row(1, 0.4, k=1),
+        row(2, 0.9, "stopped", k=2),
+        row(3, None, "failed", k=3),
+    ]
     found = rank_settings(SweepTable(Criterion("m"), rows))
     assert [each.verdict for each in found] == ["best", "one seed", "stopped early", "no value"]
     assert [each.spread for each in found] == [None] * 4
@@ -94,7 +119,9 @@ def test_importance_finds_what_decides_and_says_of_idle_settings_that_nothing_is
 
 def test_importance_of_a_setting_alone_is_the_share_of_the_variance_that_it_explains():
     rows = [row(k, float(k % 2), k=k % 2, idle=k) for k in range(40)]
-    study = study_importance(SweepTable(Criterion("m"), rows), {each.id: [(1, each.value)] for each in rows})
+    study = study_importance(
+        SweepTable(Criterion("m"), rows), {each.id: [(1, each.value)] for each in rows}
+    )
     found = {each.name: each for each in study.settings}
     assert found["k"].share == pytest.approx(1, abs=0.25)
     assert not found["idle"].is_shown
@@ -102,13 +129,20 @@ def test_importance_of_a_setting_alone_is_the_share_of_the_variance_that_it_expl
 
 def test_too_few_settings_have_no_importance_but_a_reason():
     rows = [row(k, k / 10, k=k) for k in range(9)]
-    study = study_importance(SweepTable(Criterion("m"), rows), {each.id: [(1, each.value)] for each in rows})
+    study = study_importance(
+        SweepTable(Criterion("m"), rows), {each.id: [(1, each.value)] for each in rows}
+    )
     assert study.settings == []
     assert study.reason == "9 settings have a value at step 1; fewer than 10 tell nothing reliable"
 
 
 def test_trials_are_compared_at_the_latest_step_that_half_of_them_reached():
-    assert common_step({"a": [(1, 0.1), (2, 0.2)], "b": [(1, 0.1), (2, 0.3)], "c": [(1, 0.1)], "d": []}) == 2
+    assert (
+        common_step(
+            {"a": [(1, 0.1), (2, 0.2)], "b": [(1, 0.1), (2, 0.3)], "c": [(1, 0.1)], "d": []}
+        )
+        == 2
+    )
     assert common_step({"a": [(1, 0.1), (2, 0.2)], "b": [(1, 0.1)], "c": [(1, 0.1)]}) == 1
     assert common_step({}) == 0
 
@@ -119,7 +153,9 @@ def test_words_and_truth_values_become_places_and_numbers_stay():
 
 
 def test_rungs_are_those_of_the_scheduler():
-    spec = SweepSpec.model_validate({"train": {"steps": 240}, "sweep": {"burn_in": 0.1, "reduction": 3}})
+    spec = SweepSpec.model_validate(
+        {"train": {"steps": 240}, "sweep": {"burn_in": 0.1, "reduction": 3}}
+    )
     assert asha_rungs(spec) == [24, 72, 216]
 
 
@@ -170,7 +206,9 @@ def test_the_page_names_failures_stops_costs_and_commands(tmp_path):
     assert cost.core_h == pytest.approx(60 * 61 / 3600)
     assert cost.gpu_h == 0
     assert cost.sweep_s == 4000
-    assert cost.steps == sum(each.step for each in record.table.rows) < cost.steps_planned == 60 * 240
+    assert (
+        cost.steps == sum(each.step for each in record.table.rows) < cost.steps_planned == 60 * 240
+    )
 
 
 def test_the_commands_name_files_that_load(tmp_path, monkeypatch):
@@ -178,7 +216,19 @@ def test_the_commands_name_files_that_load(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     commands = dict(commands_for(read_sweep(folder)))
     assert commands["the whole sweep once more"] == "boxseg sweep 'with space/many/s/config.yaml'"
-    assert run(["sweep", "with space/many/s/config.yaml", "--plan", "--json", "--set", "sweep.seeds=[0, 1, 2]"]) == 0
+    assert (
+        run(
+            [
+                "sweep",
+                "with space/many/s/config.yaml",
+                "--plan",
+                "--json",
+                "--set",
+                "sweep.seeds=[0, 1, 2]",
+            ]
+        )
+        == 0
+    )
 
 
 def test_panels_are_those_of_the_best_evaluation(tmp_path):
@@ -204,7 +254,9 @@ def test_the_best_and_the_median_trial_show_their_masks(tmp_path):
 
 @pytest.mark.parametrize("state", ["empty", "all failed", "one trial"])
 def test_a_sweep_that_found_nothing_has_a_report_too(tmp_path, state):
-    folder = synthetic.write_sweep(tmp_path, settings={"empty": 0, "all failed": 2, "one trial": 1}[state] or 1)
+    folder = synthetic.write_sweep(
+        tmp_path, settings={"empty": 0, "all failed": 2, "one trial": 1}[state] or 1
+    )
     trials = [RunFolder(path.parent) for path in folder.glob("*/status.json")]
     for trial in trials:
         if state == "empty":
@@ -218,7 +270,9 @@ def test_a_sweep_that_found_nothing_has_a_report_too(tmp_path, state):
 
 def test_trials_that_were_started_again_are_named_with_the_reason(tmp_path):
     folder = synthetic.write_sweep(tmp_path, settings=1)
-    RunFolder(folder / "s-00").update(retries=["worker_lost after step 40: from the last checkpoint"])
+    RunFolder(folder / "s-00").update(
+        retries=["worker_lost after step 40: from the last checkpoint"]
+    )
     text = write_report(folder).read_text()
     assert "trial 00, now finished: worker_lost after step 40: from the last checkpoint" in text
     assert "<h2>Failures</h2>" not in text
@@ -237,13 +291,18 @@ def test_a_report_that_fails_is_told_and_raises_nothing(tmp_path, caplog):
     assert "no report of the sweep (FileExistsError" in caplog.text
 
 
-HOSTILE = "$a$ $ \\frac{ <script>alert(1)</script> {{ 7 * 7 }} 猫\x00\x1b[31m\u202e half \ud83d " + "x" * 5000
+HOSTILE = (
+    "$a$ $ \\frac{ <script>alert(1)</script> {{ 7 * 7 }} 猫\x00\x1b[31m\u202e half \ud83d "
+    + "x" * 5000
+)
 
 
 def test_text_of_others_is_neither_a_formula_nor_markup_nor_hidden(tmp_path, caplog):
     folder = synthetic.write_sweep(tmp_path, settings=4)
     trial, failed = RunFolder(folder / "s-00"), RunFolder(folder / "s-01")
-    trial.update(description=HOSTILE, retries=[HOSTILE], values={"method": HOSTILE, "qam.k_top": 1})
+    trial.update(
+        description=HOSTILE, retries=[HOSTILE], values={"method": HOSTILE, "qam.k_top": 1}
+    )
     failed.update(status="failed", failure=Failure("DataError", HOSTILE), description=HOSTILE)
     RunFolder(folder).update(tags={"seed": "0", "command": HOSTILE})
     page = write_report(folder)
@@ -257,7 +316,9 @@ def test_text_of_others_is_neither_a_formula_nor_markup_nor_hidden(tmp_path, cap
     assert caplog.records == []
 
 
-def test_a_picture_that_fails_is_told_and_the_page_is_there_without_it(seeded, tmp_path, monkeypatch, caplog):
+def test_a_picture_that_fails_is_told_and_the_page_is_there_without_it(
+    seeded, tmp_path, monkeypatch, caplog
+):
     def fail(*args):
         raise ValueError("two $")
 
@@ -271,8 +332,24 @@ def test_a_picture_that_fails_is_told_and_the_page_is_there_without_it(seeded, t
 
 def test_the_command_prints_the_page(tmp_path, capsys):
     folder = synthetic.write_sweep(tmp_path, settings=2)
-    assert run(["report", "s", "--storage", str(tmp_path), "--output", str(tmp_path / "out"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"id": "s", "report": str(tmp_path / "out" / PAGE)}
+    assert (
+        run(
+            [
+                "report",
+                "s",
+                "--storage",
+                str(tmp_path),
+                "--output",
+                str(tmp_path / "out"),
+                "--json",
+            ]
+        )
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out) == {
+        "id": "s",
+        "report": str(tmp_path / "out" / PAGE),
+    }
     assert run(["report", str(folder)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "report" / PAGE)
     assert run(["report", "nobody", "--storage", str(tmp_path)]) == 2
@@ -283,7 +360,8 @@ def test_a_thousand_trials_take_less_than_a_minute_and_fewer_pictures(tmp_path):
     folder = synthetic.write_sweep(tmp_path, settings=1000)
     began = time.process_time()
     page = write_report(folder)
-    assert time.process_time() - began < 60  # CPU seconds, which other load does not change; 9 measured
+    # CPU seconds, which other load does not change; 9 measured
+    assert time.process_time() - began < 60
     assert page.stat().st_size < 5e6
     assert "950 more are in settings.csv" in page.read_text()
 

@@ -38,8 +38,14 @@ def client(storage) -> mlflow.MlflowClient:
 def make_run(storage: Path, run_id: str, spec: RunSpec | None = None, **fields) -> RunFolder:
     name = fields.pop("folder", run_id)
     folder = RunFolder(storage / "toy" / name)
-    fields = {"steps": 100, "tags": {"profile": "fixed", "data": "/d/train.json", "data_fingerprint": "abc"}, **fields}
-    return folder.create(RunStatus(run_id, "toy", **own_process(), **fields), dump_resolved(spec or RunSpec()))
+    fields = {
+        "steps": 100,
+        "tags": {"profile": "fixed", "data": "/d/train.json", "data_fingerprint": "abc"},
+        **fields,
+    }
+    return folder.create(
+        RunStatus(run_id, "toy", **own_process(), **fields), dump_resolved(spec or RunSpec())
+    )
 
 
 def track(storage: Path, *folders: RunFolder) -> None:
@@ -82,13 +88,24 @@ def test_a_run_arrives_with_params_tags_metrics_samples_and_checkpoint(storage, 
     history = client.get_metric_history(run.info.run_id, "val/mask_ap")
     assert sorted((point.step, point.value) for point in history) == [(10, 0.1), (20, 0.3)]
     places = ("", "samples", "checkpoints/best")
-    found = {entry.path for place in places for entry in client.list_artifacts(run.info.run_id, place)}
-    assert {"config.yaml", "status.json", "samples/step-20.png", "checkpoints/best/about.json"} <= found
+    found = {
+        entry.path for place in places for entry in client.list_artifacts(run.info.run_id, place)
+    }
+    assert {
+        "config.yaml",
+        "status.json",
+        "samples/step-20.png",
+        "checkpoints/best/about.json",
+    } <= found
     assert "checkpoints/best/state.pt" not in found
 
 
 def test_params_are_plain_values_by_dotted_name():
-    values = {"data": {"val": {"images": "i", "annotations": "/a"}}, "train": {"image_size": [64, 96]}, **SPACE}
+    values = {
+        "data": {"val": {"images": "i", "annotations": "/a"}},
+        "train": {"image_size": [64, 96]},
+        **SPACE,
+    }
     params = params_of(parse_resolved(dump_resolved(SweepSpec.model_validate(values))))
     assert params["qam.k_top"] == 20
     assert params["data.train"] == "toy"
@@ -129,10 +146,14 @@ def test_a_run_known_to_mlflow_is_found_by_its_tag_when_the_place_was_lost(stora
 
 def test_trials_are_children_and_say_how_they_ended(storage, client):
     spec = SweepSpec.model_validate({"sweep": {"space": {"qam.k_top": {"choice": [1, 5]}}}})
-    sweep = make_run(storage, "sweep", spec, kind="sweep", tags={"command": "boxseg sweep toy.yaml"})
+    sweep = make_run(
+        storage, "sweep", spec, kind="sweep", tags={"command": "boxseg sweep toy.yaml"}
+    )
     tags = {"trial_scheduler": "hyperband"}
     about = {"parent": "..", "values": {"qam.k_top": 5}, "description": "k_top=5", "tags": tags}
-    trials = [make_run(storage, f"sweep-0{n}", folder=f"sweep/sweep-0{n}", **about) for n in range(3)]
+    trials = [
+        make_run(storage, f"sweep-0{n}", folder=f"sweep/sweep-0{n}", **about) for n in range(3)
+    ]
     trials[0].finish("stopped")
     trials[1].finish("failed", ValueError("bad\nnews"))
     trials[2].finish("interrupted")
@@ -152,17 +173,27 @@ def test_trials_are_children_and_say_how_they_ended(storage, client):
     assert note.startswith("`boxseg sweep toy.yaml`\n\n| trial | qam.k_top |")
     assert "failed: unknown: ValueError: bad |" in note
     assert (
-        parent.info.run_name == f"sweep {time.strftime('%Y-%m-%d %H:%M', time.localtime(sweep.status().created))} sweep"
+        parent.info.run_name
+        == f"sweep {time.strftime('%Y-%m-%d %H:%M', time.localtime(sweep.status().created))} sweep"
     )
     assert parent.data.metrics["val/mask_ap"] == 0.5
     assert parent.data.params["sweep.search"] == "tpe"
 
 
 def test_trials_of_several_seeds_say_theirs_in_the_name(storage, client):
-    spec = SweepSpec.model_validate({"sweep": {"seeds": [0, 1], "space": {"qam.k_top": {"choice": [1, 5]}}}})
+    spec = SweepSpec.model_validate(
+        {"sweep": {"seeds": [0, 1], "space": {"qam.k_top": {"choice": [1, 5]}}}}
+    )
     sweep = make_run(storage, "seeds", spec, kind="sweep")
     tags = {"seed": "1"}
-    trial = make_run(storage, "seeds-104", folder="seeds/seeds-104", parent="..", description="k_top=5", tags=tags)
+    trial = make_run(
+        storage,
+        "seeds-104",
+        folder="seeds/seeds-104",
+        parent="..",
+        description="k_top=5",
+        tags=tags,
+    )
     track(storage, sweep, trial)
     assert mlflow_run(client, trial).info.run_name == "104 k_top=5 seed=1"
 
@@ -176,14 +207,21 @@ def test_a_sweep_has_a_saved_view_of_its_trials_with_swept_settings_and_metric(s
     view = json.loads(tags["mlflow.sharedViewState.viewed"])
     state = json.loads(view["state"])
     assert view["name"] == "sweep viewed"
-    assert state["searchFilter"] == f"tags.mlflow.parentRunId = '{sweep.read_tracking()['run_id']}'"
+    assert (
+        state["searchFilter"] == f"tags.mlflow.parentRunId = '{sweep.read_tracking()['run_id']}'"
+    )
     parallel = state["compareRunCharts"][0]
-    assert (parallel["type"], parallel["selectedParams"]) == ("PARALLEL", ["qam.k_top", "qam.iou_thr"])
+    assert (parallel["type"], parallel["selectedParams"]) == (
+        "PARALLEL",
+        ["qam.k_top", "qam.iou_thr"],
+    )
     assert parallel["selectedMetrics"] == ["val/box_ap"]
     assert len(tags["mlflow.sharedViewState.viewed"]) < 5000
 
 
-def make_trial_with_networks(storage: Path, sweep: RunFolder, number: int, *, best: str) -> RunFolder:
+def make_trial_with_networks(
+    storage: Path, sweep: RunFolder, number: int, *, best: str
+) -> RunFolder:
     run_id = f"{sweep.path.name}-{number:02d}"
     folder = make_run(storage, run_id, folder=f"{sweep.path.name}/{run_id}", parent="..")
     files = {f"{name}.safetensors": b"weights" for name in ("teacher", "student")}
@@ -194,16 +232,27 @@ def make_trial_with_networks(storage: Path, sweep: RunFolder, number: int, *, be
     return folder
 
 
-def test_every_trial_carries_its_panels_and_the_weights_of_its_better_network(storage, client, monkeypatch):
+def test_every_trial_carries_its_panels_and_the_weights_of_its_better_network(
+    storage, client, monkeypatch
+):
     sweep = make_run(storage, "weights", SweepSpec.model_validate(SPACE), kind="sweep")
-    trials = [make_trial_with_networks(storage, sweep, number, best=best) for number, best in enumerate(NETWORKS)]
+    trials = [
+        make_trial_with_networks(storage, sweep, number, best=best)
+        for number, best in enumerate(NETWORKS)
+    ]
     sweep.finish("finished")
     track(storage, sweep, *trials)
     for trial, best in zip(trials, NETWORKS, strict=True):
         run = mlflow_run(client, trial)
-        found = {entry.path for entry in client.list_artifacts(run.info.run_id, "checkpoints/best")}
-        assert found == {f"checkpoints/best/{name}" for name in ("about.json", f"{best}.safetensors")}
-        assert [entry.path for entry in client.list_artifacts(run.info.run_id, "samples")] == ["samples/step-100.png"]
+        found = {
+            entry.path for entry in client.list_artifacts(run.info.run_id, "checkpoints/best")
+        }
+        assert found == {
+            f"checkpoints/best/{name}" for name in ("about.json", f"{best}.safetensors")
+        }
+        assert [entry.path for entry in client.list_artifacts(run.info.run_id, "samples")] == [
+            "samples/step-100.png"
+        ]
 
     monkeypatch.setattr(orchestration.tracking.artifacts, "MAX_CHECKPOINT_BYTES", 3)
     large = make_trial_with_networks(storage, sweep, 2, best="teacher")
@@ -283,9 +332,15 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(storage, client):
 
 
 @pytest.mark.parametrize("seen_running", [True, False])
-def test_what_an_earlier_end_said_does_not_stay_on_a_run_that_goes_on(storage, client, seen_running):
+def test_what_an_earlier_end_said_does_not_stay_on_a_run_that_goes_on(
+    storage, client, seen_running
+):
     folder = make_run(storage, f"goes-on-{seen_running}", tags={"trial_scheduler": "asha"})
-    for status, failure in (("failed", Failure("DataError", "no t.json")), ("stopped", None), ("finished", None)):
+    for status, failure in (
+        ("failed", Failure("DataError", "no t.json")),
+        ("stopped", None),
+        ("finished", None),
+    ):
         folder.finish(status, failure)
         track(storage, folder)
         tags = mlflow_run(client, folder).data.tags
@@ -321,7 +376,8 @@ def test_what_has_ended_for_good_is_looked_at_no_more_until_the_end(storage, cli
     while looks.count("running") < 5:
         time.sleep(0.01)
     assert looks.count("over") == 1
-    over.finish("failed", Failure("DataError", "an image is missing"))  # by a worker that outlived its driver's word
+    # by a worker that outlived its driver's word
+    over.finish("failed", Failure("DataError", "an image is missing"))
     running.finish("finished")
     assert tracker.close(timeout_s=600)
     assert mlflow_run(client, over).data.tags["failure"] == "an image is missing"
@@ -352,7 +408,9 @@ def test_runs_that_mlflow_never_heard_of_are_copied_by_the_next_command(tmp_path
     runs = client.search_runs([found.experiment_id])
     assert {run.info.status for run in runs} == {"KILLED"}
     assert len(runs) == 2
-    assert [run.data.metrics for run in runs if run.data.tags["boxseg.kind"] == "run"] == [{"a": 1.0}]
+    assert [run.data.metrics for run in runs if run.data.tags["boxseg.kind"] == "run"] == [
+        {"a": 1.0}
+    ]
     assert found.sweep == (found.experiment_id, "early")
     again = catch_up(tmp_path, uri)
     assert again == found
@@ -399,6 +457,11 @@ def test_a_storage_may_have_any_name(name, tmp_path, make_store):
     folder = make_run(storage, "20261123-130000-aaaa")
     folder.finish("finished")
     track(storage, folder)
-    assert mlflow_run(mlflow.MlflowClient(tracking_uri=tracking_uri(storage)), folder).info.status == "FINISHED"
+    assert (
+        mlflow_run(mlflow.MlflowClient(tracking_uri=tracking_uri(storage)), folder).info.status
+        == "FINISHED"
+    )
     assert (storage / "mlartifacts").is_dir()
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(storage)]
+    assert not [
+        path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(storage)
+    ]
