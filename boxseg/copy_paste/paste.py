@@ -360,10 +360,8 @@ def _place(
         Their views uint8 (6, H, W), their masks bool (P, H, W), and bool (P,): whether more than `min_area` pixels of
         each lie inside the image. A peer of which too little does leaves an empty mask and no pixels.
     """
-    canvas, masks = (
-        torch.zeros_like(state.views),
-        state.valid.new_zeros(len(peers), *state.valid.shape),
-    )
+    canvas = torch.zeros_like(state.views)
+    masks = state.valid.new_zeros(len(peers), *state.valid.shape)
     for mask, peer in zip(masks, peers, strict=True):
         rows, crop_rows = _overlap(peer.corner[0] + shift[0], peer.views.shape[1], size[0])
         columns, crop_columns = _overlap(peer.corner[1] + shift[1], peer.views.shape[2], size[1])
@@ -422,10 +420,8 @@ def _admissible(facts: ImageFacts, settings: PcConfig) -> list[int]:
 def _cut(state: ImageState, facts: ImageFacts, index: int) -> Peer:
     """One instance as a peer: the pixels of its box, and the part of its mask that these pixels need."""
     (height, width), (x1, y1, x2, y2) = facts.size, facts.boxes[index]
-    rows, columns = (
-        slice(int(y1), min(int(y2 + 1), height)),
-        slice(int(x1), min(int(x2 + 1), width)),
-    )
+    rows = slice(int(y1), min(int(y2 + 1), height))
+    columns = slice(int(x1), min(int(x2 + 1), width))
     if state.pseudo.full is None:
         mask = state.pseudo.soft[index, _cells(rows), _cells(columns)]
     else:
@@ -456,9 +452,8 @@ def pixel_mask(peer: Peer, soft_thr: float) -> Tensor:
     # The kept cells begin before the crop does. `first` is the number of pixels of the enlarged map before it.
     first = [start - MASK_STRIDE * _cells(slice(start, start)).start for start in peer.corner]
     last = [start + length for start, length in zip(first, peer.views.shape[1:], strict=True)]
-    return (
-        aligned_bilinear(peer.mask, MASK_STRIDE)[first[0] : last[0], first[1] : last[1]] > soft_thr
-    )
+    enlarged = aligned_bilinear(peer.mask, MASK_STRIDE)
+    return enlarged[first[0] : last[0], first[1] : last[1]] > soft_thr
 
 
 def _read_facts(batch: Batch, pseudo_masks: list[PseudoMasks]) -> list[ImageFacts]:
@@ -466,12 +461,12 @@ def _read_facts(batch: Batch, pseudo_masks: list[PseudoMasks]) -> list[ImageFact
 
     They travel as float64, which holds labels, float32 values and areas exactly.
     """
-    areas = [
-        pseudo.mask.sum(dim=(1, 2)) * MASK_STRIDE**2
-        if pseudo.full is None
-        else pseudo.full.sum(dim=(1, 2))
-        for pseudo in pseudo_masks
-    ]
+    areas = []
+    for pseudo in pseudo_masks:
+        if pseudo.full is None:
+            areas.append(pseudo.mask.sum(dim=(1, 2)) * MASK_STRIDE**2)
+        else:
+            areas.append(pseudo.full.sum(dim=(1, 2)))
     columns = [
         torch.cat(batch.labels).double(),
         torch.cat([pseudo.quality for pseudo in pseudo_masks]).double(),

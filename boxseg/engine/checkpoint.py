@@ -283,9 +283,8 @@ def _with_sums(about: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]
 
 def _own_sum(about: dict[str, Any]) -> str:
     others = {name: value for name, value in about["sha256"].items() if name != ABOUT}
-    return hashlib.sha256(
-        json.dumps({**about, "sha256": others}, sort_keys=True).encode()
-    ).hexdigest()
+    text = json.dumps({**about, "sha256": others}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_about(folder: Path) -> dict[str, Any]:

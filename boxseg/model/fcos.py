@@ -52,10 +52,8 @@ class FcosHead(nn.Module):
         outputs = {self.class_logits, self.distances, self.centerness, self.controller}
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
-                nn.init.normal_(
-                    module.weight,
-                    std=0.01 * (math.sqrt(256 / channels) if module in outputs else 1),
-                )
+                widening = math.sqrt(256 / channels) if module in outputs else 1
+                nn.init.normal_(module.weight, std=0.01 * widening)
                 nn.init.zeros_(module.bias)
         if self.class_logits.bias is not None:
             nn.init.constant_(self.class_logits.bias, -math.log((1 - PRIOR) / PRIOR))
@@ -137,15 +135,17 @@ def make_patches(maps: Sequence[Tensor]) -> Tensor:
         (height, width), device = feature.shape[-2:], feature.device
         padded_width = width + 2
         # A location's cell is the middle of its patch; in padded maps the patch begins where the cell was without.
-        corner = torch.arange(height, device=device)[:, None] * padded_width + torch.arange(
-            width, device=device
-        )
-        steps = torch.arange(3, device=device)[:, None] * padded_width + torch.arange(
-            3, device=device
-        )
+        corner = _flat_grid(height, width, padded_width, device)
+        steps = _flat_grid(3, 3, padded_width, device)
         patches.append(start + corner.reshape(-1, 1) + steps.flatten())
         start = start + (height + 2) * padded_width
     return torch.cat(patches)
+
+
+def _flat_grid(rows: int, columns: int, row_length: int, device: torch.device) -> Tensor:
+    """int64 (rows, columns): flat indices of the first cells of a map whose rows are `row_length` long."""
+    row = torch.arange(rows, device=device)[:, None]
+    return row * row_length + torch.arange(columns, device=device)
 
 
 def grid_locations(
@@ -176,6 +176,5 @@ def _build_tower(channels: int, convs: int, groups: int) -> nn.Sequential:
 
 def num_groups(channels: int) -> int:
     """Groups of a group norm: 32 where channels allow, fewer rather than groups of less than four channels."""
-    return max(
-        groups for groups in range(1, min(32, max(channels // 4, 1)) + 1) if channels % groups == 0
-    )
+    most = min(32, max(channels // 4, 1))
+    return max(groups for groups in range(1, most + 1) if channels % groups == 0)

@@ -151,9 +151,8 @@ class MaskRcnn(PyramidNetwork):
         objectness, deltas = self.rpn.head(levels)
         anchors = self.rpn.anchor_generator(ImageList(images, sizes), levels)
         counts = [level[0].numel() for level in objectness]
-        objectness, deltas = (
-            item.float() for item in concat_box_prediction_layers(objectness, deltas)
-        )
+        objectness, deltas = concat_box_prediction_layers(objectness, deltas)
+        objectness, deltas = objectness.float(), deltas.float()
         boxes = self.rpn.box_coder.decode(deltas.detach(), anchors).view(len(images), -1, 4)
         regions, _ = self.rpn.filter_proposals(boxes, objectness, sizes, counts)
         height, width = images.shape[-2:]
@@ -177,10 +176,8 @@ class MaskRcnn(PyramidNetwork):
         ):
             confidence, place = image_probs.flatten().topk(min(pre_topk, image_probs.numel()))
             place = place[confidence > score_thr]
-            labels, kept = (
-                place % self.num_classes,
-                clip_boxes_to_image(image_boxes.flatten(0, 1)[place], size),
-            )
+            labels = place % self.num_classes
+            kept = clip_boxes_to_image(image_boxes.flatten(0, 1)[place], size)
             # `topk` sorts, so those above the threshold are the first.
             scores = confidence[: len(place)].sqrt()
             detections.append(RawDetections(kept, labels, scores, _make_handle(kept, labels)))
@@ -280,14 +277,10 @@ def paste_logits(logits: Tensor, boxes: Tensor, height: int, width: int) -> Tens
         Float (n, height / 4, width / 4): bilinear samples at the centre pixels of the cells, `OUTSIDE` elsewhere.
     """
     rows, columns = height // MASK_STRIDE, width // MASK_STRIDE
-    pixels = (
-        grid_locations(rows, columns, MASK_STRIDE, device=boxes.device).view(rows, columns, 2)
-        + 0.5
-    )
-    corner, side = (
-        boxes[:, None, None, :2],
-        (boxes[:, 2:] - boxes[:, :2])[:, None, None].clamp(min=1),
-    )
+    pixels = grid_locations(rows, columns, MASK_STRIDE, device=boxes.device) + 0.5
+    pixels = pixels.view(rows, columns, 2)
+    corner = boxes[:, None, None, :2]
+    side = (boxes[:, 2:] - boxes[:, :2])[:, None, None].clamp(min=1)
     grid = 2 * (pixels - corner) / side - 1  # (n, rows, columns, 2)
     drawn = F.grid_sample(logits[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
     return torch.where(box_masks(boxes, height, width, stride=MASK_STRIDE), drawn, OUTSIDE)

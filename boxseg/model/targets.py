@@ -63,20 +63,21 @@ def assign_batch(
     corner_min, corner_max = padded[:, None, :, :2], padded[:, None, :, 2:]  # (B, 1, N, 2)
     distances = torch.cat([points - corner_min, corner_max - points], dim=-1)  # (B, L, N, 4)
 
+    # Near: in a square around the middle of the box, and in the box.
     centre, reach = (corner_min + corner_max) / 2, radius * strides[None, :, None, None]
-    near_min, near_max = (
-        torch.maximum(centre - reach, corner_min),
-        torch.minimum(centre + reach, corner_max),
-    )
+    near_min = torch.maximum(centre - reach, corner_min)
+    near_max = torch.minimum(centre + reach, corner_max)
     near = ((points > near_min) & (points < near_max)).all(dim=-1)
-    # no limit below
-    extent, bounds = distances.amax(dim=-1), locations.new_tensor([-1.0, *sizes, torch.inf])
-    suits = (extent >= bounds[levels][None, :, None]) & (
-        extent <= bounds[levels + 1][None, :, None]
-    )
 
-    # (B, L, N)
-    area = torch.where(near & suits & exists[:, None], box_area(padded)[:, None], torch.inf)
+    # Of the right level: the furthest side of the box is between the limits of the location's level.
+    extent = distances.amax(dim=-1)
+    limits = locations.new_tensor([-1.0, *sizes, torch.inf])  # the finest level has no limit below
+    least, most = limits[levels][None, :, None], limits[levels + 1][None, :, None]
+    suits = (extent >= least) & (extent <= most)
+
+    # Of several boxes the smallest wins: large boxes have other locations.
+    may_match = near & suits & exists[:, None]  # (B, L, N)
+    area = torch.where(may_match, box_area(padded)[:, None], torch.inf)
     least_area, matched = area.min(dim=-1)
     positive = least_area < torch.inf
     index = matched[..., None, None].expand(-1, -1, 1, 4)

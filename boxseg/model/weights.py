@@ -84,10 +84,8 @@ def pair_states(state: State, like: State, *, place: str) -> State:
     Raises:
         DataError: their numbers or shapes differ.
     """
-    shapes, needed = (
-        [tensor.shape for tensor in state.values()],
-        [tensor.shape for tensor in like.values()],
-    )
+    shapes = [tensor.shape for tensor in state.values()]
+    needed = [tensor.shape for tensor in like.values()]
     if shapes != needed:
         raise DataError(
             f"{place}: {len(shapes)} tensors that do not pair with the network's {len(needed)}"
@@ -136,10 +134,9 @@ def fast_hub() -> Iterator[None]:
 
 
 def _is_reachable(url: str) -> bool:
+    question = urllib.request.Request(url, method="HEAD")
     try:
-        urllib.request.urlopen(
-            urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_S / 2
-        ).close()
+        urllib.request.urlopen(question, timeout=TIMEOUT_S / 2).close()
     except urllib.error.HTTPError:
         return True
     except OSError:

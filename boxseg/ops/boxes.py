@@ -20,6 +20,9 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
     Returns:
         Float (..., N, M) in [0, 1]; 0 for two boxes without area.
+
+    >>> box_iou(torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[0.0, 0, 4, 4], [2.0, 0, 6, 4]]))
+    tensor([[1.0000, 0.3333]])
     """
     overlap = box_intersection(boxes, others)
     union = box_area(boxes)[..., :, None] + box_area(others)[..., None, :] - overlap
@@ -28,12 +31,11 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 def box_intersection(boxes: Tensor, others: Tensor) -> Tensor:
     """Common area [px²] of every pair of boxes (..., N, 4) and (..., M, 4): (..., N, M)."""
-    # (..., 4, N, 1), (..., 4, 1, M)
-    a, b = boxes.mT[..., None].contiguous(), others.mT[..., None, :].contiguous()
-    low, high = (
-        torch.maximum(a[..., :2, :, :], b[..., :2, :, :]),
-        torch.minimum(a[..., 2:, :, :], b[..., 2:, :, :]),
-    )
+    # Coordinates come first: operations on whole rows of memory take a fraction of the time.
+    a = boxes.mT[..., None].contiguous()  # (..., 4, N, 1)
+    b = others.mT[..., None, :].contiguous()  # (..., 4, 1, M)
+    low = torch.maximum(a[..., :2, :, :], b[..., :2, :, :])
+    high = torch.minimum(a[..., 2:, :, :], b[..., 2:, :, :])
     sides = (high - low).clamp(min=0)
     return sides[..., 0, :, :] * sides[..., 1, :, :]
 

@@ -26,10 +26,9 @@ def decode_detections(
 
     Source: `docs/method.md#from-predictions-to-detections`.
     """
-    product = (
-        predictions.class_logits.float().sigmoid()
-        * predictions.centerness_logits.float().sigmoid()[..., None]
-    )
+    class_probs = predictions.class_logits.float().sigmoid()
+    centerness = predictions.centerness_logits.float().sigmoid()
+    product = class_probs * centerness[..., None]  # (B, L, K)
     num_classes = product.shape[-1]
     scores, places = [], []
     start = 0
@@ -60,6 +59,5 @@ def first_best(values: Tensor, k: int) -> Tensor:
     make a negative integer, which comes last.
     """
     bits = values.float().view(torch.int32).long()
-    return (
-        ((bits << 32) - torch.arange(values.shape[1], device=values.device)).topk(k, dim=1).indices
-    )
+    place = torch.arange(values.shape[1], device=values.device)
+    return ((bits << 32) - place).topk(k, dim=1).indices

@@ -12,6 +12,11 @@ def resized_shape(size: tuple[int, int], *, short_side: int, max_size: int) -> t
     """(height, width) after scaling the short side to `short_side`, less if the long side would exceed `max_size`.
 
     Halves are rounded up; `docs/method.md#views`.
+
+    >>> resized_shape((480, 640), short_side=800, max_size=1333)
+    (800, 1067)
+    >>> resized_shape((200, 1000), short_side=800, max_size=1333)
+    (267, 1333)
     """
     scale = min(short_side / min(size), max_size / max(size))
     return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
@@ -23,9 +28,9 @@ def pad_images(images: Sequence[Tensor], *, divisor: int = 32) -> tuple[Tensor, 
     Returns:
         (B, c, H, W), H and W the smallest multiples of `divisor` that hold all images, and valid, bool (B, H, W).
     """
-    height, width = (
-        -(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (1, 2)
-    )
+    # -(-a // b) rounds up.
+    height = -(-max(image.shape[1] for image in images) // divisor) * divisor
+    width = -(-max(image.shape[2] for image in images) // divisor) * divisor
     shape = (len(images), images[0].shape[0], height, width)
     padded = torch.empty(shape, dtype=images[0].dtype, device=images[0].device)
     valid = padded.new_zeros(len(images), height, width, dtype=torch.bool)

@@ -27,6 +27,10 @@ def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:
         Float (..., factor * h, factor * w).
 
     Source: CondInst (arXiv 2003.05664); `docs/method.md#mask-head`.
+
+    >>> aligned_bilinear(torch.tensor([[0.0, 2.0]]), 2)
+    tensor([[0., 0., 1., 2.],
+            [0., 0., 1., 2.]])
     """
     if factor == 1:
         return maps
@@ -103,11 +107,9 @@ def _axis_weights(
     mask_probs: Tensor, size: tuple[int, int], original_size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Resizing as one matrix for each axis, (height, H/4) and (width, W/4): bilinear resizing is separable."""
-    sides = zip(mask_probs.shape[-2:], size, original_size, strict=True)
-    rows, columns = (
-        _resize_matrix(cells, side, goal).to(mask_probs) for cells, side, goal in sides
-    )
-    return rows, columns
+    rows = _resize_matrix(mask_probs.shape[-2], size[0], original_size[0])
+    columns = _resize_matrix(mask_probs.shape[-1], size[1], original_size[1])
+    return rows.to(mask_probs), columns.to(mask_probs)
 
 
 @functools.lru_cache(maxsize=256)
@@ -115,22 +117,26 @@ def _resize_matrix(cells: int, side: int, original_side: int) -> Tensor:
     """What each cell of a line (cells,) gives to each pixel of the file: float (original_side, cells)."""
     # Resizing is linear, so the lines that are 1 at one cell and 0 elsewhere give its columns.
     one_cell = torch.eye(cells)[:, None]
-    # (cells, 1, side), without padding
-    enlarged = aligned_bilinear(one_cell, MASK_STRIDE)[:, :1, :side]
-    return F.interpolate(enlarged, size=original_side, mode="linear", align_corners=False)[
-        :, 0
-    ].T.contiguous()
+    without_padding = aligned_bilinear(one_cell, MASK_STRIDE)[:, :1, :side]  # (cells, 1, side)
+    columns = F.interpolate(
+        without_padding, size=original_side, mode="linear", align_corners=False
+    )
+    return columns[:, 0].T.contiguous()
 
 
 def resize_bool(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Bool masks (n, h, w) at another (height, width), nearest pixel; pixel centres correspond."""
     if tuple(masks.shape[-2:]) == tuple(size):
         return masks
-    rows, columns = (
-        ((torch.arange(new, device=masks.device) + 0.5) * (old / new)).long().clamp(max=old - 1)
-        for old, new in zip(masks.shape[-2:], size, strict=True)
-    )
+    rows = _nearest(masks.shape[-2], size[0], masks.device)
+    columns = _nearest(masks.shape[-1], size[1], masks.device)
     return masks[:, rows[:, None], columns]
+
+
+def _nearest(length: int, new_length: int, device: torch.device) -> Tensor:
+    """Index, int64 (new_length,), of the pixel of a line whose middle is nearest to each new pixel's middle."""
+    middle = torch.arange(new_length, device=device) + 0.5
+    return (middle * (length / new_length)).long().clamp(max=length - 1)
 
 
 def dice_loss(probs: Tensor, target: Tensor, eps: float = 1e-5) -> Tensor:
@@ -148,6 +154,9 @@ def dice_loss(probs: Tensor, target: Tensor, eps: float = 1e-5) -> Tensor:
         ShapeError: the two arguments differ in shape.
 
     Source: V-Net (arXiv 1606.04797), squared denominator; `docs/method.md#projection`.
+
+    >>> dice_loss(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])).round(decimals=4)
+    tensor([0., 1.])
     """
     check_same_shape(probs=probs, target=target)
     probs = probs.flatten(1)
@@ -175,6 +184,10 @@ def box_masks(boxes: Tensor, height: int, width: int, *, stride: int = 1) -> Ten
         ShapeError: `boxes` is not (n, 4).
 
     Source: BoxInst (arXiv 2012.02310); `docs/method.md#projection`.
+
+    >>> box_masks(torch.tensor([[1.0, 0.0, 2.0, 0.5]]), height=2, width=4).int()
+    tensor([[[0, 1, 1, 0],
+             [0, 0, 0, 0]]], dtype=torch.int32)
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ShapeError(f"boxes have shape {tuple(boxes.shape)}; (n, 4) is needed")
@@ -206,6 +219,9 @@ def tight_boxes(masks: Tensor) -> Tensor:
 
     Returns:
         Float (n, 4), x1 y1 x2 y2 in cells, x2 and y2 being the last cell + 1; zeros for an empty mask.
+
+    >>> tight_boxes(torch.tensor([[[False, True, True], [False, False, False]]]))
+    tensor([[1., 0., 3., 1.]])
     """
     return _bound(masks.any(dim=2), masks.any(dim=1))
 
@@ -220,13 +236,11 @@ def visible_boxes(boxes: Tensor, free: Tensor) -> Tensor:
     Returns:
         Float (n, 4), as from `tight_boxes`.
     """
-    starts, ends = boxes[:, :2].trunc().long(), (boxes[:, 2:] + 1).trunc().long()
-    rows = _any_between(free, starts[:, 0], ends[:, 0]) & _between(
-        free.shape[0], starts[:, 1], ends[:, 1]
-    )
-    columns = _any_between(free.T, starts[:, 1], ends[:, 1]) & _between(
-        free.shape[1], starts[:, 0], ends[:, 0]
-    )
+    x1, y1 = boxes[:, :2].trunc().long().unbind(dim=1)
+    x2, y2 = (boxes[:, 2:] + 1).trunc().long().unbind(dim=1)
+    # A row belongs to the answer if it lies in the box and has a free pixel between the box's left and right side.
+    rows = _any_between(free, x1, x2) & _between(free.shape[0], y1, y2)
+    columns = _any_between(free.T, y1, y2) & _between(free.shape[1], x1, x2)
     return _bound(rows, columns)
 
 

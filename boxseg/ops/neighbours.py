@@ -60,7 +60,7 @@ def lab_similarity(lab: Tensor, valid: Tensor, *, size: int, dilation: int) -> T
         Float (B, S, h, w) in [0, 1]; 0 for a neighbour that is invalid or off the map.
     """
     difference = neighbour_view(lab, size, dilation) - lab.unsqueeze(-3)  # (B, 3, S, h, w)
-    # several times faster than `norm` over a strided dimension
+    # `norm` over a dimension that is not the last one takes several times as long.
     distance = difference.square().sum(dim=1).sqrt()
     return torch.exp(-0.5 * distance) * neighbour_view(valid.to(lab.dtype), size, dilation)
 
@@ -103,6 +103,10 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
         Float (…, 3, h, w): L in 0 … 100, then a and b.
 
     Source: IEC 61966-2-1 (sRGB) and CIE 1976 L*a*b*; `docs/method.md#pairwise-colour-affinity`.
+
+    >>> white = torch.full((3, 1, 1), 255)
+    >>> [abs(round(value, 2)) for value in rgb_to_lab(white).flatten().tolist()]
+    [100.0, 0.0, 0.0]
     """
     share = rgb.float() / 255.0
     linear = torch.where(share > 0.04045, ((share + 0.055) / 1.055).pow(2.4), share / 12.92)
@@ -111,11 +115,14 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
         (row[0] * red + row[1] * green + row[2] * blue) / white
         for row, white in zip(RGB_TO_XYZ, WHITE_XYZ, strict=True)
     ]
-    x, y, z = [
-        torch.where(u > 0.008856, u.clamp(min=0.008856).pow(1 / 3), 7.787 * u + 16 / 116)
-        for u in xyz
-    ]
+    x, y, z = (_cube_root_or_line(share) for share in xyz)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=-3)
+
+
+def _cube_root_or_line(share: Tensor) -> Tensor:
+    """Cube root of a share of white; a line takes over near 0, where the slope of the root is without bounds."""
+    root = share.clamp(min=0.008856).pow(1 / 3)
+    return torch.where(share > 0.008856, root, 7.787 * share + 16 / 116)
 
 
 def sample_cells(values: Tensor) -> Tensor:
@@ -140,9 +147,9 @@ def remove_bottom_rows(
     Returns:
         Bool (B, H, W), a new tensor.
     """
-    ends = [
-        size[0] - int(bottom_px * size[0] / original[0])
-        for size, original in zip(sizes, original_sizes, strict=True)
-    ]
+    ends = []
+    for (height, _), (original_height, _) in zip(sizes, original_sizes, strict=True):
+        ends.append(height - int(bottom_px * height / original_height))
     rows = torch.arange(valid.shape[1], device=valid.device)
-    return valid & (rows < torch.tensor(ends, device=valid.device)[:, None])[:, :, None]
+    is_kept = rows < torch.tensor(ends, device=valid.device)[:, None]  # (B, H)
+    return valid & is_kept[:, :, None]

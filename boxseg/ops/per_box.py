@@ -18,6 +18,5 @@ def count_per_box(box_index: Tensor, num_boxes: int) -> Tensor:
 
 def mean_per_box(values: Tensor, box_index: Tensor, num_boxes: int) -> Tensor:
     """Mean of the values (C,) of each box: (N,), 0 for a box without any."""
-    return sum_per_box(values, box_index, num_boxes) / count_per_box(box_index, num_boxes).clamp(
-        min=1
-    )
+    total = sum_per_box(values, box_index, num_boxes)
+    return total / count_per_box(box_index, num_boxes).clamp(min=1)

@@ -242,9 +242,8 @@ def _plan_image(
         for group, _ in groups
         for place, box in enumerate(group)
     ]
-    box_index, place, own_first, repeats = (
-        torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 4).unbind(1)
-    )
+    columns = torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 4)
+    box_index, place, own_first, repeats = columns.unbind(1)
     owner = place.repeat_interleave(repeats, output_size=total)
     # The candidates of a box follow one another: theirs is its first one plus the position among them.
     listed_before = repeats.cumsum(dim=0) - repeats
@@ -353,9 +352,10 @@ def to_training_grid(probs: Tensor, batch: Batch, view: Batch, image: int) -> Te
         axes.append(2 * cell / max(cells - 1, 1) - 1)
     y, x = torch.meshgrid(*axes, indexing="ij")
     grid = torch.stack([x, y], dim=-1)[None]  # (1, H/4, W/4, 2)
-    return F.grid_sample(
+    (sampled,) = F.grid_sample(
         probs[None], grid, mode="bilinear", padding_mode="border", align_corners=True
-    )[0]
+    )
+    return sampled
 
 
 def _rank(
@@ -364,16 +364,15 @@ def _rank(
     """Box-Quality Ranking with the limits of the settings."""
     k_top, k_per_box = qam.k_top, None
     if qam.adaptive_k:
-        (height, width), (original_height, original_width) = (
-            batch.sizes[image],
-            batch.original_sizes[image],
-        )
+        height, width = batch.sizes[image]
+        original_height, original_width = batch.original_sizes[image]
         scale = original_height * original_width / (height * width)
         areas = box_area(batch.boxes[image]) * scale  # px² of the original image
         k_top = qam.k_max
         k_per_box = adaptive_k(
             areas, k_min=qam.k_min, k_max=qam.k_max, area_s=qam.area_s, area_l=qam.area_l
-        ).round()
+        )
+        k_per_box = k_per_box.round()
     return order_candidates(
         view.boxes[image],
         batch.labels[image],

@@ -160,13 +160,10 @@ def _fuse_around(
     height, width = lab.shape[-2:]
     soft = lab.new_zeros(num_boxes, height * width)
     for group in candidates.around or []:
-        score, iou = (
-            candidates.score[group.candidate_index],
-            candidates.box_iou[group.candidate_index],
-        )
-        _, local = _fuse(
-            Candidates(group.mask_probs, score, iou, group.owner), len(group.box_index), settings
-        )
+        score = candidates.score[group.candidate_index]
+        iou = candidates.box_iou[group.candidate_index]
+        in_group = Candidates(group.mask_probs, score, iou, group.owner)
+        _, local = _fuse(in_group, len(group.box_index), settings)
         cells = group.box_index[:, None] * (height * width) + group.windows.cells(width)
         soft.view(-1).index_copy_(0, cells.flatten(), (local * group.near).flatten())
     return (soft > _cut(settings)).view(-1, height, width), soft.view(-1, height, width)
@@ -179,9 +176,9 @@ def _fuse_in_parts(
     frame, parts = candidates.frame, []
     for own, part in by_boxes(candidates, len(boxes)):
         mask, soft, quality, score = fuse(part, own.stop - own.start)
-        parts.append(
-            (mask, soft if frame is None else sample_cells(_pad(soft, frame)), quality, score)
-        )
+        if frame is not None:
+            soft = sample_cells(_pad(soft, frame))
+        parts.append((mask, soft, quality, score))
     mask, soft, quality, score = (torch.cat(column) for column in zip(*parts, strict=True))
     if frame is None:
         full = None
@@ -190,9 +187,8 @@ def _fuse_in_parts(
     else:
         full = _pad(mask, frame) & box_masks(boxes, *frame.padded)
         mask = sample_cells(full)
-    return PseudoMasks(
-        mask, soft, quality, score, count_per_box(candidates.box_index, len(boxes)), full
-    )
+    num_candidates = count_per_box(candidates.box_index, len(boxes))
+    return PseudoMasks(mask, soft, quality, score, num_candidates, full)
 
 
 def _cut(settings: QamConfig) -> float:

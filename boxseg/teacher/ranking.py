@@ -114,9 +114,9 @@ def order_candidates(
 def kept_candidates(rankings: list[Ranking]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """What `rank_candidates` returns, for each of several images; two reads from the device for all of them."""
     counts = torch.stack([keep.sum() for _, keep, _ in rankings]).tolist()
-    every_order, every_keep, every_iou = (
-        torch.cat([ranking[part].flatten() for ranking in rankings]) for part in range(3)
-    )
+    every_order = torch.cat([order.flatten() for order, _, _ in rankings])
+    every_keep = torch.cat([keep.flatten() for _, keep, _ in rankings])
+    every_iou = torch.cat([iou.flatten() for _, _, iou in rankings])
     place = every_keep.nonzero()[:, 0]
     of_images = zip(
         rankings,

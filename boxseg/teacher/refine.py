@@ -48,14 +48,14 @@ def refine_by_color(soft: Tensor, lab: Tensor, boxes: Tensor, *, weight: float) 
     height, width = (MASK_STRIDE * side for side in soft.shape[-2:])
     margin = RING * (boxes[:, 2:] - boxes[:, :2])
     grown = torch.cat([(boxes[:, :2] - margin).clamp(min=0), boxes[:, 2:] + margin], dim=1)
-    inside, box_and_ring = (
-        box_masks(area, height, width, stride=MASK_STRIDE).flatten(1).to(soft.dtype)
-        for area in (boxes, grown)
-    )
+    inside = box_masks(boxes, height, width, stride=MASK_STRIDE)
+    box_and_ring = box_masks(grown, height, width, stride=MASK_STRIDE)
+    inside, box_and_ring = inside.flatten(1).to(soft), box_and_ring.flatten(1).to(soft)
 
     cell_bins = _color_bins(lab).flatten().expand(len(boxes), -1)  # (N, h * w)
     probs = soft.flatten(1).clamp(0.01, 0.99)  # so that no logit is beyond the reach of colours
     prior = probs.logit()
+    # Each pass makes the histograms from a better mask, as GrabCut does; the network's own opinion stays the start.
     for _ in range(PASSES):
         object_share = probs * inside
         of_object = _histogram(cell_bins, object_share)
@@ -104,9 +104,8 @@ def _color_bins(lab: Tensor) -> Tensor:
 def _histogram(cell_bins: Tensor, weights: Tensor) -> Tensor:
     """Smoothed shares (N, BINS³) of the colours of (N, h * w) cells with weights (N, h * w)."""
     counts = weights.new_zeros(len(weights), BINS**3).scatter_add_(1, cell_bins, weights)
-    smooth = (
-        _near(counts.device) @ (counts.view(-1, BINS, BINS**2) @ _near_pairs(counts.device))
-    ).flatten(1)
+    along_two = counts.view(-1, BINS, BINS**2) @ _near_pairs(counts.device)
+    smooth = (_near(counts.device) @ along_two).flatten(1)
     return smooth / smooth.sum(dim=1, keepdim=True).clamp(min=1e-6)
 
 
