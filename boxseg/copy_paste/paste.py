@@ -14,6 +14,7 @@ from boxseg.copy_paste.compose import Composition, Draft, compose, draft_composi
 from boxseg.ops.boxes import box_intersection, box_iou
 from boxseg.ops.masks import aligned_bilinear
 from boxseg.ops.neighbours import sample_cells
+from boxseg.ops.transfer import tensor_on
 from boxseg.structures import MASK_STRIDE, Batch, PseudoMasks
 
 __all__ = ["compose", "paste_peers"]
@@ -329,7 +330,7 @@ def _settle(states: list[ImageState], attempts: dict[int, Attempt], bank: Bank) 
         state, draft = states[image], attempt.draft
         if len(peers) < len(attempt.peers):
             draft = draft.only(_places(attempt.in_sight, len(peers)))
-        labels = torch.tensor([peer.label for peer in peers], device=state.labels.device)
+        labels = tensor_on(state.labels.device, [peer.label for peer in peers])
         composition = draft.finish(state.labels, labels, kept=_places(draft.keep, num_kept))
         pseudo = _merge(state.pseudo, composition, peers)
         states[image] = ImageState(
@@ -385,7 +386,8 @@ def _merge(pseudo: PseudoMasks, composition: Composition, peers: list[Peer]) -> 
     full = None if pseudo.full is None else composition.masks
     mask = composition.masks if full is None else sample_cells(full)
     pasted = mask[own:]
-    numbers = pseudo.quality.new_tensor([[peer.quality, peer.score] for peer in peers])
+    trust = [[peer.quality, peer.score] for peer in peers]
+    numbers = tensor_on(pseudo.quality.device, trust, dtype=pseudo.quality.dtype)
     # A thin peer may lie between cell centres. A mask on cells is empty then, and nothing may be learnt from it.
     quality = numbers[:, 0] * composition.masks[own:].flatten(1).any(dim=1)
     return PseudoMasks(

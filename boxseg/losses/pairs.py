@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boxseg.ops.neighbours import neighbour_offsets
+from boxseg.ops.transfer import tensor_on
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def find_pairs(inside: Tensor, *, size: int = 3, dilation: int = 2) -> Pairs:
     proposal, cell = padded.nonzero(as_tuple=True)
     cell = cell.int()
     shifts = [dilation * (row * width + column) for row, column in neighbour_offsets(size)]
-    shift = torch.tensor(shifts, dtype=torch.int32, device=inside.device)
+    shift = tensor_on(inside.device, shifts, dtype=torch.int32)
     map_cells = F.pad(inside.new_ones(inside.shape[1:]), (reach,) * 4).flatten()
     on_map = map_cells.index_select(0, (cell[:, None] + shift).flatten()).view(
         len(cell), len(shifts)

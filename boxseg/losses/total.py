@@ -14,6 +14,7 @@ from boxseg.losses.pairs import Pairs, find_pairs, pair_costs
 from boxseg.losses.pseudo_mask import affinity_loss, pair_affinity, pseudo_mask_loss
 from boxseg.ops.masks import box_masks
 from boxseg.ops.neighbours import color_similarity, remove_bottom_rows, sample_cells
+from boxseg.ops.transfer import tensor_on
 from boxseg.structures import (
     MASK_STRIDE,
     Batch,
@@ -92,7 +93,7 @@ def _mask_terms(
     height, width = batch.valid.shape[-2:]
     # Boxes of all images stand in one list; `row` (n,) is where the box of each proposal stands in it.
     num_boxes = [len(boxes) for boxes in batch.boxes]
-    first_row = torch.tensor([0, *num_boxes[:-1]], device=mask_logits.device).cumsum(0)
+    first_row = tensor_on(mask_logits.device, [0, *num_boxes[:-1]]).cumsum(0)
     row = first_row[proposals.image_index] + proposals.box_index
     inside = box_masks(torch.cat(batch.boxes), height, width, stride=MASK_STRIDE)
     colored = remove_bottom_rows(batch.valid, batch.sizes, batch.original_sizes, boxinst.bottom_px)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from boxseg.ops.boxes import box_area
+from boxseg.ops.transfer import tensor_on
 from boxseg.structures import LocationTargets, Proposals
 
 
@@ -71,8 +72,9 @@ def assign_batch(
 
     # Of the right level: the furthest side of the box is between the limits of the location's level.
     extent = distances.amax(dim=-1)
-    limits = locations.new_tensor([-1.0, *sizes, torch.inf])  # the finest level has no limit below
-    least, most = limits[levels][None, :, None], limits[levels + 1][None, :, None]
+    limits = [-1.0, *sizes, torch.inf]  # the finest level has no limit below
+    bounds = tensor_on(locations.device, limits, dtype=locations.dtype)
+    least, most = bounds[levels][None, :, None], bounds[levels + 1][None, :, None]
     suits = (extent >= least) & (extent <= most)
 
     # Of several boxes the smallest wins: large boxes have other locations.
@@ -147,7 +149,7 @@ def choose_proposals(box_index: Tensor, scores: Tensor, *, max_per_image: int) -
 def _pad_boxes(boxes: list[Tensor], *, like: Tensor) -> tuple[Tensor, Tensor]:
     """Boxes (B, N, 4) and bool (B, N), False on padding; N is at least one."""
     padded = _pad(boxes, like=like, fill=0)
-    count = torch.tensor([len(item) for item in boxes]).to(like.device, non_blocking=True)
+    count = tensor_on(like.device, [len(item) for item in boxes])
     return padded, torch.arange(padded.shape[1], device=like.device) < count[:, None]
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boxseg.errors import ShapeError
+from boxseg.ops.transfer import tensor_on
 from boxseg.structures import MASK_STRIDE
 
 RGB_TO_XYZ = (
@@ -151,5 +152,5 @@ def remove_bottom_rows(
     for (height, _), (original_height, _) in zip(sizes, original_sizes, strict=True):
         ends.append(height - int(bottom_px * height / original_height))
     rows = torch.arange(valid.shape[1], device=valid.device)
-    is_kept = rows < torch.tensor(ends, device=valid.device)[:, None]  # (B, H)
+    is_kept = rows < tensor_on(valid.device, ends)[:, None]  # (B, H)
     return valid & is_kept[:, :, None]

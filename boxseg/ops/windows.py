@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from boxseg.ops.transfer import tensor_on
 from boxseg.structures import MASK_STRIDE
 
 
@@ -25,7 +26,7 @@ def box_windows(
     Returns:
         First cells (row, column) and those after the last, int64 (N, 2); at least `multiple` cells high and wide.
     """
-    limit = torch.tensor(size, device=boxes.device)
+    limit = tensor_on(boxes.device, size)
     step = MASK_STRIDE * multiple
     first = ((boxes[:, :2] - margin) / step).floor().long().flip(1) * multiple
     last = ((boxes[:, 2:] + 1 + margin) / step).ceil().long().flip(1) * multiple

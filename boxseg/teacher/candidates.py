@@ -15,6 +15,8 @@ from boxseg.config.method import FcosConfig, QamConfig, TeacherConfig
 from boxseg.ops.boxes import box_area, box_iou, scale_boxes
 from boxseg.ops.images import pad_images, resized_shape
 from boxseg.ops.neighbours import sample_cells
+from boxseg.ops.per_box import count_per_box
+from boxseg.ops.transfer import tensor_on
 from boxseg.ops.windows import box_windows, like_sized
 from boxseg.structures import (
     MASK_STRIDE,
@@ -198,10 +200,7 @@ def _plan_windows(box_index: list[Tensor], batch: Batch) -> list[list[WindowMask
     start, end = box_windows(boxes, AROUND_PX, (height, width), multiple=WINDOW_MULTIPLE)
     num_boxes = [len(of_image) for of_image in batch.boxes]
     count = torch.cat(
-        [
-            torch.bincount(own, minlength=total)
-            for own, total in zip(box_index, num_boxes, strict=True)
-        ]
+        [count_per_box(own, total) for own, total in zip(box_index, num_boxes, strict=True)]
     )
     # the only read, for all images
     table = torch.cat([end - start, count[:, None]], dim=1).tolist()
@@ -242,7 +241,7 @@ def _plan_image(
         for group, _ in groups
         for place, box in enumerate(group)
     ]
-    columns = torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 4)
+    columns = tensor_on(device, rows, dtype=torch.int64).view(-1, 4)
     box_index, place, own_first, repeats = columns.unbind(1)
     owner = place.repeat_interleave(repeats, output_size=total)
     # The candidates of a box follow one another: theirs is its first one plus the position among them.
@@ -252,9 +251,7 @@ def _plan_image(
     # A window has the size of the largest of its group. Only the part that the box itself needs is used, so that no
     # result depends on the group; its first row and column are left out, as networks need not get them right.
     start, end = start[box_index], end[box_index]
-    on_image = torch.tensor(
-        [(side + MASK_STRIDE // 2 - 1) // MASK_STRIDE for side in size], device=device
-    )
+    on_image = tensor_on(device, [(side + MASK_STRIDE // 2 - 1) // MASK_STRIDE for side in size])
     near_start, near_end = start + (start > 0), torch.minimum(end, on_image)
     box_bounds = [0, *accumulate(len(group) for group, _ in groups)]
     candidate_bounds = [0, *accumulate(sum(counts[box] for box in group) for group, _ in groups)]
@@ -263,9 +260,8 @@ def _plan_image(
         of_boxes = slice(*box_bounds[number : number + 2])
         of_candidates = slice(*candidate_bounds[number : number + 2])
         # At the right and at the bottom a window moves back until it lies on the map.
-        last_corner = torch.tensor(
-            [side - extent for side, extent in zip(grid, window, strict=True)], device=device
-        )
+        free = [side - extent for side, extent in zip(grid, window, strict=True)]
+        last_corner = tensor_on(device, free)
         windows = Windows(torch.minimum(start[of_boxes], last_corner), window)
         near = windows.inside(near_start[of_boxes], near_end[of_boxes])
         no_probs = near.new_zeros(0, dtype=torch.float32)

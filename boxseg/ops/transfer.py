@@ -1,0 +1,19 @@
+"""Numbers of the host as tensors of a device, without waiting for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tensor_on(
+    device: torch.device, values: Sequence[Any], *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """`torch.tensor(values)` on a device.
+
+    With `device=` torch would stand still until a GPU has done all that it was asked to do before.
+    """
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
