@@ -49,6 +49,8 @@ TORCH_FREE = (
     "boxseg.coco.checks",
     "boxseg.coco.classes",
     "boxseg.data.fingerprint",
+    "boxseg.data.stats",
+    "boxseg.formats.find",
     "boxseg.coco.good_masks",
     "boxseg.files.images",
     "boxseg.data.misfits",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 import yaml
 
-from orchestration.cli.output import AsJson, Experiment, Overrides, print_json, print_line
+from orchestration.cli.options import AsJson, Experiment, Overrides
+from orchestration.cli.output import print_json, print_line
 
 if TYPE_CHECKING:
     from orchestration.config.source import Source

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
-import os
-from collections import Counter
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from boxseg.errors import ConfigError, DataError
-from orchestration.cli.output import AsJson, print_json, print_line, print_pairs, print_table, say
+from orchestration.cli.options import AsJson, Images, Target
+from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
 from orchestration.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -30,16 +29,6 @@ SHOWN_CLASSES = 1000
 """Lines of a table; more take minutes to print."""
 
 Format = Literal["coco", "voc", "sbd", "cityscapes", "yolo"]
-Target = Annotated[
-    Path,
-    typer.Argument(metavar="EXP.yaml|FILE.json", help="Experiment file, or COCO instance file."),
-]
-Images = Annotated[
-    Path | None,
-    typer.Option(
-        "--images", metavar="DIR", help="Image folder of FILE.json; else beside it, or ../images."
-    ),
-]
 
 
 @app.command()
@@ -71,21 +60,20 @@ def check(
             for split, source in sources.items()
         }
     for split, source in sources.items():
-        faults.extend(
-            check_source(source, training=split == "train", decode=decode, look_at_masks=True)
+        faults += check_source(
+            source, training=split == "train", decode=decode, look_at_masks=True
         )
-    errors, warnings = (count_faults(faults, fatal=fatal) for fatal in (True, False))
+    errors = count_faults(faults, fatal=True)
+    warnings = count_faults(faults, fatal=False)
     misfits = [] if errors or target.suffix == ".json" else _misfits(target)
     if as_json:
         about = {"usable": not errors, "errors": errors, "warnings": warnings, "faults": faults}
         print_json(about | {"misfits": misfits})
     elif faults:
-        print_table(
-            ("", "file", "image", "annotation", "what is wrong"),
-            itertools.chain(*map(_fault_rows, faults)),
-        )
-    for told in misfits:
-        say(f"settings: {told}")
+        headings = ("", "file", "image", "annotation", "what is wrong")
+        print_table(headings, itertools.chain(*map(_fault_rows, faults)))
+    for misfit in misfits:
+        say(f"settings: {misfit}")
     say(f"{errors} errors, {warnings} warnings")
     if errors:
         raise typer.Exit(ExitCode.DATA)
@@ -129,33 +117,27 @@ def stats(
     """Count images, boxes, classes and sizes (small below 32² px, large from 96² px on)."""
     from boxseg.coco.checks import read_well_formed
     from boxseg.data.picture import draw_stats
+    from boxseg.data.stats import box_sides, count_content
 
     sources = _sources(target, images or target.parent, "train")  # counting needs no images
     contents = {
-        split: read_well_formed(each.annotations, whole=False) for split, each in sources.items()
+        split: read_well_formed(source.annotations, whole=False)
+        for split, source in sources.items()
     }
-    counts = {split: _count(content) for split, content in contents.items()}
+    counts = {split: count_content(content) for split, content in contents.items()}
     if picture is not None:
         first = next(iter(contents))  # the training images, where there are several splits
-        boxes = [
-            each["bbox"][2:] for each in contents[first]["annotations"] if not each.get("iscrowd")
-        ]
-        sides = [
-            math.sqrt(each[0]) * math.sqrt(each[1])
-            for each in boxes
-            if 0 < min(each) <= max(each) < math.inf
-        ]
         picture.parent.mkdir(parents=True, exist_ok=True)
-        draw_stats(counts[first]["classes"], sides, picture)
+        draw_stats(counts[first]["classes"], box_sides(contents[first]), picture)
         say(f"drawn: {picture}")
     if as_json:
         print_json(counts if target.suffix != ".json" else counts["train"])
         return
-    for split, found in counts.items():
-        classes = found.pop("classes")
+    for split, counted in counts.items():
+        classes = counted.pop("classes")
         if target.suffix != ".json":
             print_line(f"{split}:")
-        print_pairs([(name.replace("_", " "), value) for name, value in found.items()])
+        print_pairs([(name.replace("_", " "), value) for name, value in counted.items()])
         most = sorted(classes.items(), key=lambda item: -item[1])
         print_table(("class", "boxes"), most[:SHOWN_CLASSES])
         if len(most) > SHOWN_CLASSES:
@@ -179,9 +161,7 @@ def toy(
 
     settings = ToyConfig(train_images=train_images, val_images=val_images, size=size, seed=seed)
     sources = dict(zip(("train", "val"), ensure_toy(folder, settings), strict=True))
-    _print_sources(
-        {name: (each.images, each.annotations) for name, each in sources.items()}, as_json
-    )
+    _print_sources(sources, as_json)
 
 
 @app.command("import")
@@ -211,13 +191,13 @@ def import_(
     from boxseg.coco.checks import read_well_formed
     from boxseg.coco.writer import require_objects
     from boxseg.formats.convert import convert
+    from boxseg.formats.find import find_source
 
-    listed = [
-        entry for path in exclude or () for entry in read_well_formed(path, whole=False)["images"]
-    ]
-    splits = convert(
-        source, format_name, exclude=frozenset(Path(entry["file_name"]).stem for entry in listed)
-    )
+    excluded = set()
+    for path in exclude or ():
+        for entry in read_well_formed(path, whole=False)["images"]:
+            excluded.add(Path(entry["file_name"]).stem)
+    splits = convert(source, format_name, exclude=frozenset(excluded))
     require_objects(splits, source)
     if images is not None or format_name == "coco":
         folder = find_source(source, images).images
@@ -267,6 +247,7 @@ def export(
     from boxseg.coco.good_masks import Wanted, find_good_masks
     from boxseg.coco.picture_checks import image_fault
     from boxseg.files.reading import DOES_NOT_EXIST
+    from boxseg.formats.find import find_source
 
     source = find_source(target, images)
     wanted = Wanted(min_quality, without_doubts=without_doubts, only_accepted=only_accepted)
@@ -280,8 +261,8 @@ def export(
             f"--output {output}: is there already; name another folder, or remove it"
         )
     good.require_some(target)
-    for told in good.told():
-        say(told)
+    for left_out in good.told():
+        say(left_out)
     if form == "yolo":
         from boxseg.formats.yolo import write_yolo  # loads torch
 
@@ -317,6 +298,7 @@ def split(
 ) -> None:
     """Split a COCO file into two, to train on and to validate on; the same call gives the same split."""
     from boxseg.coco.split import split_coco
+    from boxseg.formats.find import find_source
 
     parts = split_coco(target, val=val, group=group, seed=seed)
     folder = find_source(target, images).images
@@ -327,8 +309,7 @@ def _write_splits(
     parts: dict[str, tuple[Path, dict[str, Any]]], output: Path, as_json: bool
 ) -> None:
     """Write `output/NAME.json` for the images and content of each split, over nothing that is there; tell of them."""
-    import json
-
+    from boxseg.config.method import CocoSource
     from boxseg.files.writing import write_atomic
 
     paths = {name: output / f"{name}.json" for name in parts}
@@ -338,111 +319,38 @@ def _write_splits(
                 f"--output {output}: {path.name} is there already; name another folder, or remove it"
             )
     output.mkdir(parents=True, exist_ok=True)
-    for name, (_, content) in parts.items():
+    sources = {}
+    for name, (images, content) in parts.items():
         write_atomic(paths[name], json.dumps(content))
         say(f"{name}: {len(content['images'])} images, {len(content['annotations'])} objects")
-    _print_sources(
-        {name: (images.absolute(), paths[name]) for name, (images, _) in parts.items()}, as_json
-    )
+        sources[name] = CocoSource(images=images.absolute(), annotations=paths[name])
+    _print_sources(sources, as_json)
 
 
-def _print_sources(sources: dict[str, tuple[Path, Path]], as_json: bool) -> None:
-    """Split -> (images, annotations), as the settings `data.train` and `data.val` want them."""
+def _print_sources(sources: dict[str, CocoSource], as_json: bool) -> None:
+    """Images and annotations of each split, as the settings `data.train` and `data.val` want them."""
     if as_json:
-        print_json(
-            {
-                name: {"images": images, "annotations": path}
-                for name, (images, path) in sources.items()
-            }
-        )
+        print_json(sources)
         return
-    for name, (images, path) in sources.items():
-        print_line(f"{name}: {{images: {images}, annotations: {path}}}")
+    for name, source in sources.items():
+        print_line(f"{name}: {{images: {source.images}, annotations: {source.annotations}}}")
 
 
-def _sources(target: Path, images: Path | None, use: str) -> dict[str, Any]:
-    """Split -> CocoSource."""
+def _sources(target: Path, images: Path | None, use: str) -> dict[str, CocoSource]:
+    """Images and annotations by split."""
     from boxseg.config.method import CocoSource
+    from boxseg.formats.find import find_source, refuse_folder
 
-    _refuse_folder(target)
+    refuse_folder(target)
     if target.suffix == ".json":
         return {use: find_source(target, images)}
     from orchestration.config.spec import load_run
 
     data = load_run(target).data
-    found = {
-        name: each
-        for name, each in (("train", data.train), ("val", data.val))
-        if isinstance(each, CocoSource)
-    }
-    if not found:
+    splits = {"train": data.train, "val": data.val}
+    sources = {split: source for split, source in splits.items() if isinstance(source, CocoSource)}
+    if not sources:
         raise ConfigError(
             f"{target}: data.train and data.val are toy, which is drawn and has no files to look at"
         )
-    return found
-
-
-def _refuse_folder(path: Path) -> None:
-    if path.is_dir():
-        form = "voc" if (path / "Annotations").is_dir() else "yolo"
-        raise ConfigError(
-            f"{path}: is a folder, and an annotation file in COCO's format is needed; make one with "
-            f"`boxseg data import {path} --from {form} --output DIR`"
-        )
-
-
-def find_source(annotations: Path, images: Path | None) -> CocoSource:
-    """An annotation file and its images: in the named folder, or else where the first image is that the file names."""
-    from boxseg.coco.checks import read_annotations
-    from boxseg.config.method import CocoSource
-    from boxseg.files.names import is_inside
-
-    _refuse_folder(annotations)
-    if images is not None:
-        if not images.is_dir():
-            raise ConfigError(
-                f"--images {images}: is not a folder; name the one that holds the images"
-            )
-        return CocoSource(images=images, annotations=annotations)
-    entries = [each for each in read_annotations(annotations)["images"] if isinstance(each, dict)]
-    name = next(
-        (each["file_name"] for each in entries if isinstance(each.get("file_name"), str)), ""
-    )
-    above = annotations.absolute().parent.parent
-    folders = [
-        annotations.parent,
-        annotations.parent / "images",
-        above / "images",
-        above / annotations.stem,
-    ]
-    for folder in folders:
-        if name and is_inside(name) and os.path.isfile(folder / name):  # noqa: PTH113 - False for any name at all
-            return CocoSource(images=folder, annotations=annotations)
-    looked = ", ".join(str(folder) for folder in folders)
-    raise ConfigError(
-        f"{annotations}: its image {name or '(none)'} is not in {looked}; name the folder with --images"
-    )
-
-
-def _count(content: dict[str, Any]) -> dict[str, Any]:
-    from boxseg.coco.classes import distinct_names
-
-    boxes = [each for each in content["annotations"] if not each.get("iscrowd")]
-    areas = [float(each["bbox"][2]) * float(each["bbox"][3]) for each in boxes]
-    categories = [(each["id"], each["name"]) for each in content["categories"]]
-    per_class = Counter(each["category_id"] for each in boxes)
-    with_boxes = len({each["image_id"] for each in boxes})
-    return {
-        "images": len(content["images"]),
-        "images_with_boxes": with_boxes,
-        "boxes": len(boxes),
-        "crowd_regions": len(content["annotations"]) - len(boxes),
-        "boxes_per_image": round(len(boxes) / with_boxes, 2) if with_boxes else 0.0,
-        "small_boxes": sum(area < 32**2 for area in areas),
-        "medium_boxes": sum(32**2 <= area < 96**2 for area in areas),
-        "large_boxes": sum(area >= 96**2 for area in areas),
-        "classes": {
-            name: per_class.get(number, 0)
-            for (number, _), name in zip(categories, distinct_names(categories), strict=True)
-        },
-    }
+    return sources

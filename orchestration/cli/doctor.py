@@ -6,7 +6,8 @@ from pathlib import Path
 
 import typer
 
-from orchestration.cli.output import AsJson, Storage, print_json, print_table
+from orchestration.cli.options import AsJson, Storage
+from orchestration.cli.output import print_json, print_table
 from orchestration.errors import ExitCode
 
 

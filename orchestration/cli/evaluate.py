@@ -9,25 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from boxseg.config.criterion import MIN_SCORE
-from boxseg.errors import ConfigError, DataError
-from orchestration.cli.data import Images, find_source
-from orchestration.cli.output import (
-    AsJson,
-    Device,
-    Storage,
-    print_json,
-    print_pairs,
-    print_table,
-    say,
-)
+from boxseg.errors import DataError
+from orchestration.cli.options import AsJson, Device, Images, Run, Storage
+from orchestration.cli.output import print_json, print_pairs, print_table, say
 
 if TYPE_CHECKING:
     from boxseg.data.dataset import CocoBoxes
     from boxseg.evaluation.ap import CocoScores, ImageResult
-    from boxseg.predict import Predictor
 
-RUN_HELP = "Trained run: its id, folder or name (its newest), best:SWEEP, or a checkpoint folder."
-Run = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
 WORST = 20
 ENDINGS = {"onnx": "onnx", "torchscript": "pt", "safetensors": "safetensors"}
 
@@ -55,6 +44,7 @@ def evaluate(
 
     Where masks are not drawn, how well masks fit the given boxes is told instead; that is no mask AP.
     """
+    from boxseg.formats.find import find_source
     from orchestration.planning.label_input import check_detections, read_data
 
     found_data = find_source(data, images)
@@ -97,6 +87,7 @@ def evaluate(
 def _detections(name: str, source: CocoBoxes, *, device: str, storage: Path) -> list[ImageResult]:
     """Detections of a run, or those that a JSON file holds."""
     from boxseg.evaluation.scoring import find_objects, read_objects
+    from orchestration.execute.trained import open_predictor
     from orchestration.record.progress import counted
 
     if name.endswith(".json"):
@@ -185,6 +176,7 @@ def predict(
     find_trained(storage, run)  # for its errors, before torch is loaded
 
     from boxseg.predict.files import count_pictures, join_coco, predict_files, read_pictures
+    from orchestration.execute.trained import open_predictor
     from orchestration.record.progress import counted
 
     total = count_pictures(paths, every=every)
@@ -242,6 +234,7 @@ def export(
     find_trained(storage, run)  # for its errors, before torch is loaded
 
     from boxseg.predict.export import export_network
+    from orchestration.execute.trained import open_predictor
 
     path = output or Path(f"model.{ENDINGS[form]}")
     about = export_network(open_predictor(run, storage=storage, device="cpu"), form, path)
@@ -255,31 +248,3 @@ def export(
                 *((name.replace("_", " "), about[name]) for name in shown if name in about),
             ]
         )
-
-
-def open_predictor(run: str, *, storage: Path, device: str) -> Predictor:
-    """The better network of a run, ready to use."""
-    from boxseg.predict import Predictor
-    from orchestration.record.find_runs import find_trained
-
-    return Predictor(find_trained(storage, run), device=find_device(device))
-
-
-def find_device(name: str) -> str:
-    """The device that a name means: `auto` is a GPU where there is one.
-
-    Raises:
-        ConfigError: torch does not know the device, or has none here.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        cause = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--device {name} cannot be used: {cause}; use auto, cpu, cuda or cuda:N"
-        ) from error
-    return name

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from boxseg.errors import ConfigError
-from orchestration.cli.output import AsJson, print_json, print_pairs, print_table, say
+from orchestration.cli.options import AsJson
+from orchestration.cli.output import print_json, print_pairs, print_table, say
 from orchestration.secret_text import hide
 from orchestration.words import show_duration
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,28 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from boxseg.errors import ConfigError, DataError
-from orchestration.cli.data import Images, find_source
-from orchestration.cli.evaluate import RUN_HELP, open_predictor
-from orchestration.cli.output import (
-    AsJson,
-    Device,
-    Overrides,
-    print_json,
-    print_line,
-    print_pairs,
-    print_table,
-    say,
-)
-from orchestration.cli.recipe import Minutes, check_minutes, recipe_as_json
+from orchestration.cli.options import RUN_HELP, AsJson, Device, Images, Minutes, Overrides
+from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
 from orchestration.errors import ExitCode
 
 if TYPE_CHECKING:
     from boxseg.config.method import CocoSource
     from boxseg.data.dataset import CocoBoxes
-    from boxseg.data.fingerprint import Fingerprint
     from boxseg.label.sources import BatchSource
     from orchestration.execute.label_run import LabelTask
-    from orchestration.planning.recipe import Recipe
 
 SHOWN_PROBLEMS = 5
 
@@ -130,7 +115,9 @@ def label(
     with --apply and gives labels.reviewed.json.
     """
     from boxseg.files.reading import plain_file
+    from boxseg.formats.find import find_boxes
     from orchestration.planning.label_input import check_sources, read_data
+    from orchestration.planning.recipe import check_minutes
     from orchestration.planning.run_doubts import find_doubts
     from orchestration.record.find_runs import find_trained
 
@@ -141,82 +128,60 @@ def label(
         training.refuse(plan=plan)
     check_minutes(minutes)
     runs = Path("runs") if storage is None else storage
-    asked = [source] if compare is None else compare.split(",")
+    sources = [source] if compare is None else compare.split(",")
     if apply is not None:
         plain_file(apply, "decisions are a file that the review page downloads")
     elif not trains:
-        check_sources(asked, run=run, fuse_with=fuse_with, storage=runs)
+        check_sources(sources, run=run, fuse_with=fuse_with, storage=runs)
     if images is not None and not images.is_dir():
         raise ConfigError(
             f"--images {images}: is not a folder; name the one that holds the images"
         )
     if plan:
-        with tempfile.TemporaryDirectory() as scratch:
-            fingerprint, made = training.choose(
-                data, _find_boxes(data, Path(scratch), images), folder
-            )
-        made = made.moved(Path(scratch), folder)  # where the boxes of a folder will be imported to
-        training.print_plan(fingerprint, made, as_json)
+        training.print_plan(data, images, folder, as_json)
         return
-    found = _find_boxes(data, folder, images)
+    found = find_boxes(data, images, imports=folder)
     classes = read_data(found)  # for its errors, before torch is loaded
-    trained: dict[str, Any] = {}
+    about_training: dict[str, Any] = {}
     if trains:
-        run, trained = training.train(data, found, folder)
+        run, about_training = training.train(data, found, folder)
         review = True
-    asks_run = apply is None and "run" in asked
-    warnings = find_doubts(find_trained(runs, str(run)), classes) if asks_run else []
-    for told in warnings:
-        say(f"warning: {told}")
+    uses_run = apply is None and "run" in sources
+    warnings = find_doubts(find_trained(runs, str(run)), classes) if uses_run else []
+    for warning in warnings:
+        say(f"warning: {warning}")
 
     from boxseg.data.dataset import CocoBoxes
     from boxseg.label.checks import shared_doubt
     from boxseg.label.expected import expect_mean_iou
     from boxseg.label.review import apply_decisions, write_review
+    from orchestration.execute.labelling import make_labels, open_source
     from orchestration.record.progress import counted
 
-    source_of = functools.partial(_open_source, fuse_with=fuse_with, device=device, storage=runs)
     boxes = CocoBoxes(found, train=False)
-    if compare is not None:
-        _compare(
-            boxes, {name: source_of(name, run, boxes)[0] for name in compare.split(",")}, as_json
-        )
-        return
     if apply is not None:
         counts = apply_decisions(folder, apply, boxes.source.images)
         print_json(counts) if as_json else print_pairs(list(counts.items()))
         return
-    written, qualities = _make_labels(boxes, folder, *source_of(source, run, boxes))
+    opened = {
+        name: open_source(name, boxes, run=run, fuse_with=fuse_with, device=device, storage=runs)
+        for name in sources
+    }
+    if compare is not None:
+        _compare(boxes, {name: opened[name].masks for name in sources}, as_json)
+        return
+    written, qualities = make_labels(boxes, folder, opened[source], say)
     doubt = shared_doubt(written["doubts"], written["boxes"])
     summary: dict[str, Any] = {"warning": doubt} if doubt else {}
-    summary |= {"output": str(folder), **trained, **written, "about_the_run": warnings}
+    summary |= {"output": str(folder), **about_training, **written, "about_the_run": warnings}
     if source == "run":
         summary["expected_iou"] = expect_mean_iou(qualities)
     if review:
-        for _ in counted(
-            write_review(folder, boxes.source.images), len(boxes), what="images drawn"
-        ):
+        pages = write_review(folder, boxes.source.images)
+        for _ in counted(pages, len(boxes), what="images drawn"):
             pass
         summary["review"] = str(folder / "review/index.html")
-    _tell(summary, as_json)
-
-
-def _make_labels(
-    boxes: CocoBoxes, folder: Path, masks: BatchSource, about: dict[str, Any], batch_size: int
-) -> tuple[dict[str, Any], list[float]]:
-    """Label the images that are left and write all; gives counts for people, and the qualities."""
-    from boxseg.label.dataset import Journal, label_images, write_labels
-    from orchestration.record.progress import counted
-
-    journal = Journal(folder, about)
-    left = len(boxes) - len(journal.done)
-    if journal.done and left:
-        say(f"{len(journal.done)} images are labelled already")
-    images_done = label_images(boxes, masks, journal, batch_size=batch_size)
-    for _ in counted(images_done, left, what="images"):
-        pass
-    qualities = [label["quality"] for image in journal.done.values() for label in image.labels]
-    return write_labels(boxes, journal, folder), qualities
+    _print_summary(summary, as_json)
 
 
 @dataclass(frozen=True)
@@ -235,37 +200,36 @@ class _Training:
         Raises:
             ConfigError: names the option.
         """
-        asked = {
+        given = {
             "--minutes": self.minutes,
             "--train-on": self.train_on,
             "--set": self.overrides,
             "--plan": plan,
         }
-        for option, value in asked.items():
+        for option, value in given.items():
             if value:
                 raise ConfigError(
                     f"{option}: is for training, and nothing is trained here; leave it out"
                 )
 
-    def choose(self, data: Path, found: CocoSource, folder: Path) -> tuple[Fingerprint, Recipe]:
-        """What the data are like, and the settings for them."""
-        return self._task(data, found, folder).choose()
-
-    def print_plan(self, fingerprint: Fingerprint, made: Recipe, as_json: bool) -> None:
-        """Print data, settings and time."""
+    def print_plan(self, data: Path, images: Path | None, folder: Path, as_json: bool) -> None:
+        """Print data, settings and time; nothing stays of it."""
+        from boxseg.formats.find import find_boxes
         from orchestration.execute.label_run import time_told
         from orchestration.planning.recipe import Machine
 
+        with tempfile.TemporaryDirectory() as scratch:
+            found = find_boxes(data, images, imports=Path(scratch))
+            fingerprint, recipe = self._task(data, found, folder).choose()
+        recipe = recipe.moved(Path(scratch), folder)  # where boxes of a folder will be imported to
         if as_json:
-            about = {
-                "data": dict(fingerprint.told()),
-                "machine": str(Machine.here(device=self.device)),
-            }
-            print_json({**about, **recipe_as_json(made)})
+            machine = str(Machine.here(device=self.device))
+            about = {"data": dict(fingerprint.told()), "machine": machine}
+            print_json({**about, **recipe.as_json()})
         else:
-            for line in made.text().splitlines():
+            for line in recipe.text().splitlines():
                 print_line(line)
-        say(time_told(made))
+        say(time_told(recipe))
 
     def train(self, data: Path, found: CocoSource, folder: Path) -> tuple[str, dict[str, str]]:
         """The checkpoint to label with, and what the summary tells of its run.
@@ -283,6 +247,7 @@ class _Training:
         return str(last_checkpoint(status)), {"recipe": str(recipe), "run": status.folder}
 
     def _task(self, data: Path, found: CocoSource, folder: Path) -> LabelTask:
+        from boxseg.formats.find import find_source
         from orchestration.execute.label_run import LabelTask
         from orchestration.planning.recipe import name_after
 
@@ -298,100 +263,31 @@ class _Training:
         )
 
 
-def _find_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
-    """Images and boxes; those of a YOLO or VOC folder are imported into a folder."""
-    return import_boxes(data, folder, images) if data.is_dir() else find_source(data, images)
-
-
-def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
-    """The boxes of a YOLO or VOC folder as `folder/boxes.json`, each image once.
-
-    Of VOC with its lists those of `ImageSets/Main`, or else of `ImageSets/Segmentation`; of `trainval` if there.
-
-    Raises:
-        DataError: the folder is neither, or damaged.
-    """
-    from boxseg.coco.writer import join_splits, require_objects
-    from boxseg.config.method import CocoSource
-    from boxseg.files.writing import write_atomic
-    from boxseg.formats.convert import convert
-
-    is_voc = (data / "Annotations").is_dir() or any(data.glob("*.xml"))
-    splits = convert(data, "voc" if is_voc else "yolo")
-    require_objects(splits, data)
-    named = [name for name in splits if name.startswith("boxes_")] or list(splits)
-    wanted = [name for name in named if name.endswith("trainval")] or named
-    joined = join_splits([splits[name] for name in wanted])
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "boxes.json", json.dumps(joined.content))
-    return CocoSource(images=images or joined.images.absolute(), annotations=folder / "boxes.json")
-
-
 def _compare(boxes: CocoBoxes, sources: dict[str, BatchSource], as_json: bool) -> None:
     from boxseg.label.compare import compare_sources
     from orchestration.record.progress import counted
 
-    compared = compare_sources(
-        boxes, sources, counted(range(len(boxes)), len(boxes), what="images")
-    )
+    images = counted(range(len(boxes)), len(boxes), what="images")
+    compared = compare_sources(boxes, sources, images)
     if as_json:
         print_json(compared)
         return
-    agreement, drawn = compared["agreement"], compared["drawn"]
-    print_table(
-        ("agreement (IoU)", *sources), [(name, *row.values()) for name, row in agreement.items()]
-    )
-    if drawn:
-        columns = ("iou", "best_iou", "quality_auroc", "quality_rank")
-        print_table(
-            ("against drawn", *columns),
-            [(n, *(row.get(key) for key in columns)) for n, row in drawn.items()],
-        )
-    else:
+    rows = [(name, *row.values()) for name, row in compared["agreement"].items()]
+    print_table(("agreement (IoU)", *sources), rows)
+    if not compared["drawn"]:
         say("no masks are drawn, so there is no IoU with the truth")
+        return
+    columns = ("iou", "best_iou", "quality_auroc", "quality_rank")
+    rows = [(name, *map(row.get, columns)) for name, row in compared["drawn"].items()]
+    print_table(("against drawn", *columns), rows)
 
 
-def _open_source(
-    source: str,
-    run: str | None,
-    boxes: CocoBoxes,
-    *,
-    fuse_with: Path | None,
-    device: str,
-    storage: Path,
-) -> tuple[BatchSource, dict[str, Any], int]:
-    """Where masks come from, what identifies data and source for a later call that goes on, and the batch size."""
-    from boxseg.label import sources as label_sources
-    from boxseg.label.boxes import LABEL_VERSION
-    from orchestration.planning.label_input import OF_FILE
-    from orchestration.record.files import digest
+def _print_summary(summary: dict[str, Any], as_json: bool) -> None:
+    """The result on stdout, problems on stderr.
 
-    about: dict[str, Any] = {"data": digest(boxes.source.annotations), "source": source}
-    # also where masks come from no run: how they are made changes too
-    about["label_version"] = LABEL_VERSION
-    if source == "run":
-        assert run is not None
-        others = None if fuse_with is None else label_sources.from_file(fuse_with, boxes)
-        predictor = open_predictor(run, storage=storage, device=device)
-        about |= {"run": str(predictor.folder)}
-        about |= {} if fuse_with is None else {"fuse_with": digest(fuse_with)}
-        return label_sources.from_run(predictor, boxes, others=others), about, predictor.batch_size
-    if source.startswith(OF_FILE):
-        path = Path(source.removeprefix(OF_FILE))
-        return (
-            label_sources.one_by_one(label_sources.from_file(path, boxes)),
-            about | {"file": digest(path)},
-            1,
-        )
-    simple: dict[str, label_sources.Source] = {
-        "grabcut": label_sources.from_grabcut,
-        "box": label_sources.from_boxes,
-    }
-    return label_sources.one_by_one(simple[source]), about, 1
-
-
-def _tell(summary: dict[str, Any], as_json: bool) -> None:
-    """The result on stdout, problems on stderr; an error if no image could be read."""
+    Raises:
+        DataError: no image could be read.
+    """
     problems = summary["unreadable"]
     for problem in problems[:SHOWN_PROBLEMS]:
         say(f"skipped: {problem}")
@@ -400,10 +296,8 @@ def _tell(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(summary)
     else:
-        doubts = (
-            ", ".join(f"{name} {count}" for name, count in summary["doubts"].items()) or "none"
-        )
-        shown = summary | {"doubts": doubts, "unreadable": len(problems)}
+        doubts = ", ".join(f"{name} {count}" for name, count in summary["doubts"].items())
+        shown = summary | {"doubts": doubts or "none", "unreadable": len(problems)}
         del shown["about_the_run"]  # said before anything was written
         if shown.get("expected_iou") is not None:
             shown["expected_iou"] = str(shown["expected_iou"])

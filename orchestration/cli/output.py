@@ -4,48 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from boxseg.errors import ConfigError
 from orchestration.terminal import one_line, one_message, safe_console, safe_json
-
-DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-
-
-def _known_device(name: str) -> str:
-    """Refuse what is none, without torch; whether this machine has it shows where it is used."""
-    if DEVICE.fullmatch(name) is None:
-        raise ConfigError(f"--device {name}: use auto, cpu, cuda or cuda:N")
-    return name
-
-
-Device = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        callback=_known_device,
-        help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.",
-    ),
-]
-Experiment = Annotated[Path, typer.Argument(metavar="EXP.yaml", help="Experiment file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a setting, as in qam.k_top=10; may be repeated.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Storage = Annotated[
-    Path, typer.Option("--storage", metavar="DIR", help="Folder that holds the runs.")
-]
 
 GAP = 2
 """Columns between two cells of a table."""

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from boxseg.errors import ConfigError
-from orchestration.cli.data import Images, find_source
-from orchestration.cli.output import AsJson, Device, Overrides, print_json, print_line, say
+from orchestration.cli.options import AsJson, Device, Images, Minutes, Overrides
+from orchestration.cli.output import print_json, print_line, say
 from orchestration.words import show_duration
-
-if TYPE_CHECKING:
-    from orchestration.planning.recipe import Recipe
-
-Minutes = Annotated[
-    float | None,
-    typer.Option(
-        "--minutes", metavar="M", help="Time that it may take; left out: what suits this machine."
-    ),
-]
 
 
 def recipe(
@@ -40,7 +30,8 @@ def recipe(
     """
     from boxseg.data.fingerprint import take_fingerprint
     from boxseg.files.writing import write_atomic
-    from orchestration.planning.recipe import Machine, make_recipe, name_after
+    from boxseg.formats.find import find_source
+    from orchestration.planning.recipe import Machine, check_minutes, make_recipe, name_after
 
     if data.is_dir():
         way_out = "boxseg data import makes one of other formats, and boxseg label takes YOLO and VOC folders itself"
@@ -62,34 +53,10 @@ def recipe(
     if output is not None:
         write_atomic(output, made.text())
     if as_json:
-        print_json({**recipe_as_json(made), "output": output})
+        print_json({**made.as_json(), "output": output})
     elif output is None:
         for line in made.text().splitlines():
             print_line(line)
     else:
         print_line(output)
     say(f"{made.steps} updates, about {show_duration(made.times.total_s)}; {made.times.basis}")
-
-
-def check_minutes(minutes: float | None) -> None:
-    """Refuse a time in which nothing can be learnt.
-
-    Raises:
-        ConfigError: tells the least.
-    """
-    from orchestration.planning.recipe import FEWEST_MINUTES
-
-    if minutes is not None and not minutes >= FEWEST_MINUTES:
-        raise ConfigError(
-            f"--minutes {minutes:g}: nothing is learnt in that; give {FEWEST_MINUTES:g} or more"
-        )
-
-
-def recipe_as_json(made: Recipe) -> dict[str, object]:
-    """Settings, reasons and estimated seconds."""
-    return {
-        "settings": made.settings(),
-        "reasons": {choice.name: choice.reason for choice in made.choices if choice.reason},
-        "seconds": made.times.total_s,
-        "basis": made.times.basis,
-    }

@@ -11,15 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from boxseg.errors import ConfigError
-from orchestration.cli.output import (
-    AsJson,
-    Storage,
-    print_json,
-    print_line,
-    print_pairs,
-    print_table,
-    say,
-)
+from orchestration.cli.options import AsJson, Storage
+from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import typer
 
 from boxseg.errors import ConfigError
 from orchestration.cli import output
-from orchestration.cli.output import AsJson, Experiment, Overrides, print_json, print_pairs, say
+from orchestration.cli.options import AsJson, Experiment, Overrides
+from orchestration.cli.output import print_json, print_pairs, say
 from orchestration.errors import ExitCode, exit_code_for
 from orchestration.words import show_bytes, show_duration
 

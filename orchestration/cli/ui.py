@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestration.cli.output import Storage, print_pairs, say
+from orchestration.cli.options import Storage
+from orchestration.cli.output import print_pairs, say
 
 if TYPE_CHECKING:
     from orchestration.tracking.mirror import Tracked

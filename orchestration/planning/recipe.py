@@ -17,6 +17,7 @@ import psutil
 from boxseg.config.method import MAX_ENLARGEMENT, CocoSource
 from boxseg.data.fingerprint import Fingerprint
 from boxseg.data.misfits import PLAIN_CONTRAST, WINDOW_PX, color_threshold
+from boxseg.errors import ConfigError
 from orchestration.config.source import KeyPath, Source, assign, override
 from orchestration.config.spec import RunSpec, build_run
 from orchestration.planning.preflight import count_cpus, count_gpus
@@ -149,7 +150,6 @@ class Recipe:
 
     def moved(self, before: Path, after: Path) -> Recipe:
         """The same recipe, with its files in `before` named as files in `after`."""
-
         choices = []
         for choice in self.choices:
             if isinstance(choice.value, str) and Path(choice.value).is_relative_to(before):
@@ -177,11 +177,32 @@ class Recipe:
                 asked[tuple(choice.name.split("."))] = f"--set {choice.name}"
         return build_run(Source("recipe", self.settings(), asked))
 
+    def as_json(self) -> dict[str, Any]:
+        """Settings, reasons and estimated seconds."""
+        return {
+            "settings": self.settings(),
+            "reasons": {choice.name: choice.reason for choice in self.choices if choice.reason},
+            "seconds": self.times.total_s,
+            "basis": self.times.basis,
+        }
+
     def text(self) -> str:
         """The experiment file, with the reason above each choice."""
         lines = [f"# {line}".rstrip() for line in self.title]
         reasons = {choice.name: choice.reason for choice in self.choices}
         return "\n".join([*lines, *_yaml_lines(self.settings(), reasons)]) + "\n"
+
+
+def check_minutes(minutes: float | None) -> None:
+    """Refuse a time in which nothing can be learnt.
+
+    Raises:
+        ConfigError: tells the least.
+    """
+    if minutes is not None and not minutes >= FEWEST_MINUTES:
+        raise ConfigError(
+            f"--minutes {minutes:g}: nothing is learnt in that; give {FEWEST_MINUTES:g} or more"
+        )
 
 
 def make_recipe(

@@ -10,9 +10,9 @@ from PIL import Image
 
 from boxseg.data.dataset import CocoBoxes
 from boxseg.evaluation.pseudo_quality import mask_iou
+from boxseg.formats.find import import_boxes
 from boxseg.label.sources import from_file
 from orchestration.cli.app import run
-from orchestration.cli.label import import_boxes
 from orchestration.record.run_folder import RunFolder, RunStatus
 
 

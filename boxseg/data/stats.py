@@ -1,0 +1,45 @@
+"""How many images, boxes and classes a data set has, and how large its boxes are."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+from boxseg.coco.classes import distinct_names
+
+SMALL_PX, LARGE_PX = 32, 96
+"""COCO's limits: boxes of less than 32² px are small, of 96² px or more large."""
+
+
+def count_content(content: dict[str, Any]) -> dict[str, Any]:
+    """Counts of a well-formed annotation file; crowd regions are counted apart from boxes."""
+    boxes = [entry for entry in content["annotations"] if not entry.get("iscrowd")]
+    areas = [float(box["bbox"][2]) * float(box["bbox"][3]) for box in boxes]
+    with_boxes = len({box["image_id"] for box in boxes})
+    per_class = Counter(box["category_id"] for box in boxes)
+    categories = [(category["id"], category["name"]) for category in content["categories"]]
+    classes = {}
+    for (number, _), name in zip(categories, distinct_names(categories), strict=True):
+        classes[name] = per_class.get(number, 0)
+    return {
+        "images": len(content["images"]),
+        "images_with_boxes": with_boxes,
+        "boxes": len(boxes),
+        "crowd_regions": len(content["annotations"]) - len(boxes),
+        "boxes_per_image": round(len(boxes) / with_boxes, 2) if with_boxes else 0.0,
+        "small_boxes": sum(area < SMALL_PX**2 for area in areas),
+        "medium_boxes": sum(SMALL_PX**2 <= area < LARGE_PX**2 for area in areas),
+        "large_boxes": sum(area >= LARGE_PX**2 for area in areas),
+        "classes": classes,
+    }
+
+
+def box_sides(content: dict[str, Any]) -> list[float]:
+    """Root of the area [px] of each box that has a finite one; crowd regions are left out."""
+    sides = []
+    for entry in content["annotations"]:
+        width, height = entry["bbox"][2:]
+        if not entry.get("iscrowd") and 0 < min(width, height) <= max(width, height) < math.inf:
+            sides.append(math.sqrt(width) * math.sqrt(height))  # the product may overflow
+    return sides

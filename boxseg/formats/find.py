@@ -1,0 +1,110 @@
+"""From what a person names, a file or a folder, to an annotation file and the folder of its images."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+from boxseg.config.method import CocoSource
+from boxseg.errors import ConfigError
+from boxseg.files.names import is_inside
+
+
+def find_source(annotations: Path, images: Path | None) -> CocoSource:
+    """An annotation file and its images: in the named folder, or else where its first image is found.
+
+    Args:
+        annotations: COCO instance file.
+        images: Folder of its images; None: looked for beside the file, in `images` there, and in the folders `images`
+            and of the file's own name one level up.
+
+    Raises:
+        ConfigError: `annotations` is a folder, `images` is none, or no folder has the first image.
+        DataError: the file cannot be read.
+    """
+    from boxseg.coco.checks import read_annotations
+
+    refuse_folder(annotations)
+    if images is not None:
+        if not images.is_dir():
+            raise ConfigError(
+                f"--images {images}: is not a folder; name the one that holds the images"
+            )
+        return CocoSource(images=images, annotations=annotations)
+    name = _first_file_name(read_annotations(annotations)["images"])
+    above = annotations.absolute().parent.parent
+    folders = [
+        annotations.parent,
+        annotations.parent / "images",
+        above / "images",
+        above / annotations.stem,
+    ]
+    for folder in folders:
+        # Path.is_file raises for a name that is too long for the file system; os.path.isfile says no.
+        if name and is_inside(name) and os.path.isfile(folder / name):  # noqa: PTH113
+            return CocoSource(images=folder, annotations=annotations)
+    looked = ", ".join(str(folder) for folder in folders)
+    raise ConfigError(
+        f"{annotations}: its image {name or '(none)'} is not in {looked}; name the folder with --images"
+    )
+
+
+def find_boxes(data: Path, images: Path | None, *, imports: Path) -> CocoSource:
+    """Boxes and their images of a COCO file, or of a YOLO or VOC folder, which is imported into `imports`.
+
+    Raises:
+        ConfigError: see `find_source`.
+        DataError: see `import_boxes`.
+    """
+    return import_boxes(data, imports, images) if data.is_dir() else find_source(data, images)
+
+
+def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
+    """The boxes of a YOLO or VOC folder as `folder/boxes.json`, each image once.
+
+    Of a VOC folder with lists, those of `ImageSets/Main` count, or else those of `ImageSets/Segmentation`; if one of
+    them is called `trainval`, it alone.
+
+    Raises:
+        DataError: the folder is neither, or damaged.
+    """
+    from boxseg.coco.writer import join_splits, require_objects
+    from boxseg.files.writing import write_atomic
+    from boxseg.formats.convert import convert
+
+    splits = convert(data, _format_of(data))
+    require_objects(splits, data)
+    named = [name for name in splits if name.startswith("boxes_")] or list(splits)
+    wanted = [name for name in named if name.endswith("trainval")] or named
+    joined = join_splits([splits[name] for name in wanted])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "boxes.json", json.dumps(joined.content))
+    return CocoSource(images=images or joined.images.absolute(), annotations=folder / "boxes.json")
+
+
+def refuse_folder(path: Path) -> None:
+    """Refuse a folder where an annotation file is needed.
+
+    Raises:
+        ConfigError: tells how to import it.
+    """
+    if path.is_dir():
+        raise ConfigError(
+            f"{path}: is a folder, and an annotation file in COCO's format is needed; make one with "
+            f"`boxseg data import {path} --from {_format_of(path)} --output DIR`"
+        )
+
+
+def _format_of(folder: Path) -> Literal["voc", "yolo"]:
+    is_voc = (folder / "Annotations").is_dir() or any(folder.glob("*.xml"))
+    return "voc" if is_voc else "yolo"
+
+
+def _first_file_name(images: list[object]) -> str:
+    """The first file name among entries that may be damaged; empty if there is none."""
+    for image in images:
+        if isinstance(image, dict) and isinstance(image.get("file_name"), str):
+            return str(image["file_name"])
+    return ""

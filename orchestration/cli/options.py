@@ -1,0 +1,61 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from boxseg.errors import ConfigError
+
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+RUN_HELP = "Trained run: its id, folder or name (its newest), best:SWEEP, or a checkpoint folder."
+
+
+def _known_device(name: str) -> str:
+    """Refuse what is none, without torch; whether this machine has it shows where it is used."""
+    if DEVICE.fullmatch(name) is None:
+        raise ConfigError(f"--device {name}: use auto, cpu, cuda or cuda:N")
+    return name
+
+
+Experiment = Annotated[Path, typer.Argument(metavar="EXP.yaml", help="Experiment file.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
+Target = Annotated[
+    Path,
+    typer.Argument(metavar="EXP.yaml|FILE.json", help="Experiment file, or COCO instance file."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        callback=_known_device,
+        help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.",
+    ),
+]
+Images = Annotated[
+    Path | None,
+    typer.Option(
+        "--images", metavar="DIR", help="Image folder of FILE.json; else beside it, or ../images."
+    ),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        "--minutes", metavar="M", help="Time that it may take; left out: what suits this machine."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a setting, as in qam.k_top=10; may be repeated.",
+    ),
+]
+Storage = Annotated[
+    Path, typer.Option("--storage", metavar="DIR", help="Folder that holds the runs.")
+]
