@@ -1,4 +1,4 @@
-"""Which files are images, and those that people name; needs no torch."""
+"""Which files are images, and which ones a person names on the command line; needs no torch."""
 
 from __future__ import annotations
 
@@ -16,34 +16,40 @@ IMAGE_ENDINGS = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"}
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"}
 )
-"""Of the formats that `boxseg.files.reading` opens."""
+"""Endings of the formats that `boxseg.files.reading` opens."""
 PATTERN_LETTERS = "*?["
-"""Letters that make a pattern of a name."""
+"""A name with one of these letters is a pattern for `glob`."""
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files of a folder with all below, by their ending, in order."""
+    """All files of a folder and its subfolders that have the ending of an image, sorted."""
     return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS]
 
 
 def find_image_files(sources: Sequence[str]) -> list[Path]:
-    """Image files that files, folders (with all below) and glob patterns name, each once, in order.
+    """Resolve files, folders (with their subfolders) and glob patterns to image files, each listed once, in order.
 
     Raises:
         ConfigError: a source names nothing.
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}  # a dict instead of a set keeps the order
     for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            files = image_files(path)
-        else:
-            matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  patterns may be absolute
-            files = [path] if path.exists() else [Path(each) for each in matches]
-        if not files:
-            raise ConfigError(f"{source}: {_why_nothing(path)}")
-        found.update(dict.fromkeys(files))
-    return list(found)
+        matches = _files_of(source)
+        if not matches:
+            raise ConfigError(f"{source}: {_why_nothing(Path(source))}")
+        paths.update(dict.fromkeys(matches))
+    return list(paths)
+
+
+def _files_of(source: str) -> list[Path]:
+    path = Path(source)
+    if path.is_dir():
+        return image_files(path)
+    # An existing file goes first: a photo can be named `cat[1].jpg`, which is a pattern as well.
+    if path.exists():
+        return [path]
+    matches = glob.glob(source, recursive=True)  # noqa: PTH207  patterns may be absolute
+    return [Path(match) for match in sorted(matches)]
 
 
 def _why_nothing(path: Path) -> str:
@@ -55,16 +61,24 @@ def _why_nothing(path: Path) -> str:
 
 
 def require_some_image(source: CocoSource, images: Sequence[dict[str, Any]]) -> None:
-    """Refuse a folder that holds none of the images that an annotation file lists.
+    """Refuse an image folder that has none of the images an annotation file lists.
+
+    Args:
+        source: The folder and the annotation file.
+        images: The `images` entries of the annotation file.
 
     Raises:
-        ConfigError: names both.
+        ConfigError: no listed image is there; names the folder and the file.
     """
     names = [image["file_name"] for image in images]
-    # Path.is_file raises for a name that is too long for the file system; os.path.isfile says no.
-    present = (is_inside(name) and os.path.isfile(source.images / name) for name in names)  # noqa: PTH113
-    if names and not any(present):
-        raise ConfigError(
-            f"{source.annotations}: none of its {len(names)} images, as {names[0]}, is in {source.images}; name their "
-            "folder with --images"
-        )
+    if not names or any(_is_file(source.images, name) for name in names):
+        return
+    raise ConfigError(
+        f"{source.annotations}: none of its {len(names)} images, as {names[0]}, is in {source.images}; "
+        "name their folder with --images"
+    )
+
+
+def _is_file(folder: Path, name: str) -> bool:
+    # os.path.isfile is False for names that Path.is_file refuses with an error, such as overlong ones.
+    return is_inside(name) and os.path.isfile(folder / name)  # noqa: PTH113

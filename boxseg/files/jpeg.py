@@ -1,4 +1,4 @@
-"""Damage that decoders of JPEG pass over: they fill the picture in and go on."""
+"""Damage that JPEG decoders pass over: they fill in what is missing and report success."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 STRAY_BYTES = 16
-"""Bytes between two parts of a file that some cameras leave there; the picture is whole."""
+"""Some cameras leave up to this many bytes between two parts of a file; the picture is whole all the same."""
 WARNING = re.compile(r"Corrupt JPEG data: (.+)|(Premature end of JPEG file.*)")
 
-_alone = threading.Lock()
+# There is one standard error per process, so only one thread at a time can read what libjpeg prints there.
+_stderr_lock = threading.Lock()
 
 
 def find_damage(path: Path) -> str | None:
-    """What libjpeg warns of while it decodes a file that it then takes for good; None if it warns of nothing.
+    """Decode a JPEG file and return libjpeg's first warning about it; None if there is none.
 
-    It tells the process's standard error alone, which is caught for that time.
+    libjpeg prints its warnings to the standard error of the process, which is redirected to a file meanwhile.
     """
-    import cv2  # takes a while to load
+    import cv2  # here because it is slow to load
     import numpy as np
 
     data = np.fromfile(path, dtype=np.uint8)
-    with _alone, _caught_errors() as caught:
+    with _stderr_lock, _captured_stderr() as read_output:
+        # Warnings come from reading the bits, and even the smallest result needs all of them.
         cv2.imdecode(data, cv2.IMREAD_REDUCED_GRAYSCALE_8)
-        told = [found[1] or found[2] for found in WARNING.finditer(caught())]
-    return next((each for each in told if not _is_harmless(each)), None)
+        matches = list(WARNING.finditer(read_output()))
+    warnings = [match[1] or match[2] for match in matches]
+    return next((warning for warning in warnings if not _is_harmless(warning)), None)
 
 
 def _is_harmless(warning: str) -> bool:
@@ -39,14 +42,15 @@ def _is_harmless(warning: str) -> bool:
 
 
 @contextmanager
-def _caught_errors() -> Iterator[Callable[[], str]]:
-    """Gives a call for what was written to standard error since, by C code too."""
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """Redirect standard error, for C code too; yields a function that returns what was written so far."""
     sys.stderr.flush()
-    before = os.dup(2)
+    original = os.dup(2)
     with tempfile.TemporaryFile() as file:
+        # Replacing `sys.stderr` would not reach C code, which writes to descriptor 2.
         os.dup2(file.fileno(), 2)
         try:
             yield lambda: os.pread(file.fileno(), 2**16, 0).decode(errors="replace")
         finally:
-            os.dup2(before, 2)
-            os.close(before)
+            os.dup2(original, 2)
+            os.close(original)

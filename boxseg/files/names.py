@@ -1,4 +1,4 @@
-"""File names that were written elsewhere: on Windows, below another folder, inside a URL."""
+"""File names that were written on another machine: on Windows, below another folder, or inside a URL."""
 
 from __future__ import annotations
 
@@ -11,62 +11,87 @@ from urllib.parse import unquote
 
 
 def is_inside(file_name: str) -> bool:
-    """Whether a file name of an annotation file stays inside the image folder: relative, and never upwards."""
+    r"""Whether a file name from an annotation file stays inside the image folder.
+
+    It has to be relative and must not lead upwards, on this system and on Windows.
+
+    >>> is_inside("val/a.png"), is_inside("../a.png"), is_inside("C:\\photos\\a.png")
+    (True, False, False)
+    """
     parts = re.split(r"[\\/]", file_name)
-    anchored = parts[0] == "" or re.fullmatch(r"[A-Za-z]:", parts[0]) is not None
-    return not anchored and ".." not in parts and "\0" not in file_name
+    is_absolute = parts[0] == "" or re.fullmatch(r"[A-Za-z]:", parts[0]) is not None
+    return not is_absolute and ".." not in parts and "\0" not in file_name
 
 
 def plain_name(name: str) -> str:
-    """A file name as this system writes it: with `/`, without `.` and without what stands before `?d=` of a URL."""
+    r"""A file name as this system writes it: `/` between folders, no drive letter, no `.`, no URL around it.
+
+    >>> plain_name("C:\\photos\\a.png"), plain_name("/data/local-files/?d=photos/my%20cat.png")
+    ('/photos/a.png', 'photos/my cat.png')
+    """
+    # Label Studio writes files of the disk as `/data/local-files/?d=` and the quoted path.
     inner = name.rsplit("?d=", 1)[-1]
-    inner = unquote(inner) if "%" in inner else inner
-    return PurePosixPath(re.sub(r"^[A-Za-z]:", "", inner).replace("\\", "/")).as_posix()
+    if "%" in inner:
+        inner = unquote(inner)
+    without_drive = re.sub(r"^[A-Za-z]:", "", inner)
+    return PurePosixPath(without_drive.replace("\\", "/")).as_posix()
 
 
 def split_name(name: str) -> list[str]:
-    """Parts of a plain name from the last one on, without those that lead upwards."""
-    return [part for part in reversed(plain_name(name).split("/")) if part not in ("", ".", "..")]
+    """Parts of the plain name, the last part first, without `..`.
+
+    >>> split_name("../val/a.png")
+    ['a.png', 'val']
+    """
+    parts = plain_name(name).split("/")
+    return [part for part in reversed(parts) if part not in ("", ".", "..")]
 
 
 def is_tail(name: str, path: str) -> bool:
-    """Whether one of two names ends with all parts of the other: `set/val/a.png` and `val/a.png`."""
+    """Whether one of two names ends with all parts of the other.
+
+    >>> is_tail("set/val/a.png", "val/a.png"), is_tail("train/a.png", "val/a.png")
+    (True, False)
+    """
     pairs = list(zip(split_name(name), split_name(path), strict=False))
     return bool(pairs) and all(one == other for one, other in pairs)
 
 
 class Names:
-    """File names by their last part."""
+    """A set of file names in which a name can be found although its folders or its case differ.
+
+    >>> names = Names(["train/a.png", "val/a.png"])
+    >>> names.find("/home/me/val/A.PNG")
+    'val/a.png'
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._names: dict[str, list[str]] = defaultdict(list)
+        self._by_last_part: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            self._names[_last_part(name)].append(name)
+            self._by_last_part[_last_part(name)].append(name)
 
     @classmethod
     def below(cls, folder: str | os.PathLike[str]) -> Names:
-        """All files of a folder and of those in it, relative to it."""
-        return cls(
-            os.path.relpath(os.path.join(place, name), folder)  # noqa: PTH118 - a million names take seconds this way
-            for place, _, names in os.walk(folder)
-            for name in names
-        )
+        """All files of a folder and its subfolders, relative to the folder."""
+        names: list[str] = []
+        for subfolder, _, files in os.walk(folder):
+            for file in files:
+                path = os.path.join(subfolder, file)  # noqa: PTH118  a million names take seconds this way
+                names.append(os.path.relpath(path, folder))
+        return cls(names)
 
     def alike(self, name: str) -> list[str]:
-        """Names with the same last part, upper and lower case being the same."""
-        return self._names.get(_last_part(name), [])
+        """Names with the same last part, whatever their case."""
+        return self._by_last_part.get(_last_part(name), [])
 
     def find(self, name: str) -> str | None:
-        """The name that has most of its last parts in common with another; None if there is none, or several.
-
-        Upper and lower case are the same.
-        """
+        """The name that shares most of its last parts with another, whatever their case; None if none or several do."""
         wanted = _folded_parts(name)
-        common = {
-            each: _length_of_common(_folded_parts(each), wanted) for each in self.alike(name)
-        }
-        most = max(common.values(), default=0)
-        best = [each for each, length in common.items() if length == most]
+        lengths: dict[str, int] = {}
+        for candidate in self.alike(name):
+            lengths[candidate] = _common_length(_folded_parts(candidate), wanted)
+        longest = max(lengths.values(), default=0)
+        best = [candidate for candidate, length in lengths.items() if length == longest]
         return best[0] if len(best) == 1 else None
 
 
@@ -78,7 +103,8 @@ def _folded_parts(name: str) -> list[str]:
     return [part.casefold() for part in split_name(name)]
 
 
-def _length_of_common(one: list[str], other: list[str]) -> int:
+def _common_length(one: list[str], other: list[str]) -> int:
+    """How many items two lists have in common at their beginning."""
     length = 0
     for here, there in zip(one, other, strict=False):
         if here != there:

@@ -1,7 +1,7 @@
-"""Files that users name, or that their files name: plain files alone, of a size that fits in memory, read whole.
+"""Reads files that users name, or that their files name: only plain files, and only of a size that fits in memory.
 
-A pipe or a device may never end, and reading a file that is larger than memory ends the process; both are refused
-before they are opened. Needs no torch.
+A pipe or a device may never end, and reading a file larger than memory ends the process. Both are refused before they
+are opened. Needs no torch.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from boxseg.errors import DataError
 from boxseg.files.writing import NotAFileError, plain_size, read_plain, reason_of
 
 MAX_TEXT_BYTES = 2**26
-"""Lists, labels and the like are far smaller."""
+"""Limit for text files such as lists and labels, which are far smaller."""
 MAX_YAML_BYTES = 2**20
-"""PyYAML takes about ten seconds for it; names of twenty thousand classes are half of it."""
+"""PyYAML takes about ten seconds for a file of this size; the names of twenty thousand classes fill half of it."""
 MAX_DEPTH = 100
-"""Brackets within brackets: data files have six, and much that handles JSON fails at a thousand."""
+"""Limit for brackets within brackets: data files have six, and many JSON tools fail at a thousand."""
+
+# A JSON string. The possessive `*+` never steps back, so that no input makes the search take quadratic time.
 STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -37,14 +39,14 @@ REPLACE = "replace the file"
 FORMATS = frozenset(
     ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 )
-"""Formats of PIL that are pictures of pixels; others start programs (EPS) or hold something else."""
+"""PIL's names of formats that hold pixels; others start programs (EPS) or hold something else."""
 NO_COLOURS = {
     "F": "has floats as pixels, and no rule says which are dark and which are bright",
     "La": "has grey with premultiplied transparency as pixels",
 }
-"""Mode of PIL -> why it does not become RGB."""
+"""PIL mode -> why such pixels are not converted to RGB."""
 COLOURS = "pixels are whole numbers of 8 or 16 bits", "store it as PNG or JPEG"
-"""What pixels are, and the way out."""
+"""Rule and way out for images of such a mode."""
 DOES_NOT_EXIST = "does not exist"
 
 T = TypeVar("T")
@@ -52,12 +54,13 @@ Json = dict[str, Any]
 
 
 class UnreadableError(DataError):
-    """A file cannot be read; `value` and `way_out` are parts of its text."""
+    """A file cannot be read. Callers that know what the file is for build their own text from `value` and `way_out`."""
 
     def __init__(self, path: Path, value: str, rule: str, way_out: str) -> None:
-        # all four, so that the error can go to another process
+        # All four arguments, because an error from another process is made again from them.
         super().__init__(path, value, rule, way_out)
-        self.value, self.way_out = value, way_out
+        self.value = value
+        self.way_out = way_out
 
     def __str__(self) -> str:
         path, value, rule, way_out = self.args
@@ -72,138 +75,144 @@ def plain_file(path: Path, rule: str) -> int:
         rule: What is needed there, for the message.
 
     Raises:
-        UnreadableError: there is nothing, or a folder, pipe, device or socket.
+        UnreadableError: nothing is there, or a folder, pipe, device or socket.
     """
     try:
         return plain_size(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UnreadableError(path, DOES_NOT_EXIST, rule, "correct the path") from error
     except NotAFileError as error:
-        raise UnreadableError(
-            path, f"is {error.kind}, not a file", rule, "name a file on the disk"
-        ) from error
+        value = f"is {error.kind}, not a file"
+        raise UnreadableError(path, value, rule, "name a file on the disk") from error
     except OSError as error:
-        raise UnreadableError(
-            path, f"cannot be read: {error.strerror}", rule, "check the path"
-        ) from error
-    except ValueError as error:  # a zero byte, or half a character
-        raise UnreadableError(
-            path, f"cannot be read: {error}", rule, "correct the path"
-        ) from error
+        value = f"cannot be read: {error.strerror}"
+        raise UnreadableError(path, value, rule, "check the path") from error
+    except ValueError as error:  # the path has a zero byte, or half a character
+        value = f"cannot be read: {error}"
+        raise UnreadableError(path, value, rule, "correct the path") from error
 
 
 def read_bytes(path: Path, rule: str, *, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """A plain file of `limit` bytes at most.
+    """Content of a plain file of at most `limit` bytes.
 
     Raises:
-        UnreadableError: it is none, larger, or cannot be read.
+        UnreadableError: it is not a plain file, is larger, or cannot be read.
     """
     size = plain_file(path, rule)
     if size > limit:
-        told = f"has {size / 1e6:.0f} MB, and {limit / 1e6:.0f} MB are allowed"
-        raise UnreadableError(path, told, rule, "check that it is the right file")
+        value = f"has {size / 1e6:.0f} MB, and {limit / 1e6:.0f} MB are allowed"
+        raise UnreadableError(path, value, rule, "check that it is the right file")
     try:
         return read_plain(path, limit=limit)
     except (OSError, ValueError) as error:
-        raise UnreadableError(
-            path, f"cannot be read: {reason_of(error)}", rule, "check the path"
-        ) from error
+        value = f"cannot be read: {reason_of(error)}"
+        raise UnreadableError(path, value, rule, "check the path") from error
 
 
 def largest_bytes() -> int:
-    """A quarter of this machine's memory: what is read takes more once it is taken apart."""
+    """Size limit of annotation files: a quarter of this machine's memory, as parsed JSON takes more than its text."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
 def read_text(path: Path, rule: str, *, limit: int = MAX_TEXT_BYTES) -> str:
-    """A plain text file of `limit` bytes at most.
+    r"""Content of a UTF-8 text file of at most `limit` bytes, with `\n` at the end of its lines.
 
     Raises:
         UnreadableError: as `read_bytes`, or it is not UTF-8.
     """
+    data = read_bytes(path, rule, limit=limit)
     try:
-        return (
-            read_bytes(path, rule, limit=limit)
-            .decode("utf-8-sig")
-            .replace("\r\n", "\n")
-            .replace("\r", "\n")
-        )
+        text = data.decode("utf-8-sig")  # editors on Windows begin files with a mark
     except UnicodeDecodeError as error:
-        raise UnreadableError(
-            path, f"is not UTF-8 text, byte {error.start}", rule, "save it as UTF-8"
-        ) from error
+        value = f"is not UTF-8 text, byte {error.start}"
+        raise UnreadableError(path, value, rule, "save it as UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path, rule: str, hook: Callable[[Json], Json] | None = None) -> Any:
-    """Content of a JSON file of `largest_bytes` at most; `hook` is given each object.
+    """Content of a JSON file of at most `largest_bytes()`.
+
+    Args:
+        path: The file.
+        rule: What is needed there, for the message.
+        hook: Called with each object as soon as it is read; what it returns takes the object's place.
 
     Raises:
         UnreadableError: as `read_bytes`, or it is not JSON, has a key twice in one object, or nests too deeply.
     """
     data = read_bytes(path, rule, limit=largest_bytes())
     if is_deep(data):
-        told = f"is not JSON that can be used: its values nest more than {MAX_DEPTH} times"
-        raise UnreadableError(path, told, rule, "export it again")
+        value = f"is not JSON that can be used: its values nest more than {MAX_DEPTH} times"
+        raise UnreadableError(path, value, rule, "export it again")
 
-    def entry(pairs: list[tuple[str, Any]]) -> Json:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            again = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"the key {again!r:.60} is given twice in one object")
-        return found if hook is None else hook(found)
+    def to_object(pairs: list[tuple[str, Any]]) -> Json:
+        entry = _unique(pairs)
+        return entry if hook is None else hook(entry)
 
     try:
-        return json.loads(data, object_pairs_hook=entry)
+        return json.loads(data, object_pairs_hook=to_object)
     except (ValueError, RecursionError) as error:
         raise UnreadableError(path, f"is not JSON: {error}", rule, "export it again") from error
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> Json:
+    """The pairs as a dict; json would silently keep the last of two values of one key."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        repeated = next(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"the key {repeated!r:.60} is given twice in one object")
+    return entry
+
+
 def is_whole(value: Any) -> bool:
-    """Whether a value of a JSON file is a whole number of 64 bits, as ids are."""
+    """Whether a value of a JSON file is a whole number of 64 bits, as ids are.
+
+    >>> is_whole(7), is_whole(7.0), is_whole(True), is_whole(2**63)
+    (True, False, False, False)
+    """
     return type(value) is int and abs(value) < 2**63
 
 
 def is_float(value: Any) -> bool:
-    """Whether a value of a JSON file is a number that a float holds, infinite ones and NaN too."""
+    """Whether a value of a JSON file is a number that fits into a float; infinity and NaN do."""
     return type(value) is float or is_whole(value)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a finite number that a float holds."""
+    """Whether a value of a JSON file is a finite number."""
     return is_float(value) and math.isfinite(value)
 
 
 def is_deep(data: bytes) -> bool:
     """Whether brackets outside of JSON's strings nest more than `MAX_DEPTH` times."""
     brackets = STRING.sub(b"", data).translate(None, delete=NO_BRACKETS)
-    # 1 for [ and {, -1 for ] and }
-    steps = 1 - (np.frombuffer(brackets, np.uint8) & 4).astype(np.int64) // 2
+    codes = np.frombuffer(brackets, np.uint8)
+    # Bit 2 is 0 in the codes of [ and {, and 1 in those of ] and }.
+    steps = 1 - (codes & 4).astype(np.int64) // 2  # 1 for an opening bracket, -1 for a closing one
     return bool((steps.cumsum() > MAX_DEPTH).any())
 
 
 def read_yaml(path: Path, rule: str) -> Any:
-    """Lists and mappings of a small YAML file; all else in it is text as written, so that a class can be named `no`.
-
-    Aliases are refused: a few of them can stand for more than memory holds.
+    """Content of a small YAML file; values that are neither lists nor mappings stay text, so a class can be named `no`.
 
     Raises:
-        UnreadableError: as `read_text`, or it is not such YAML.
+        UnreadableError: as `read_text`, or it is not YAML, has a key twice in one mapping, or has an alias.
     """
     text = read_text(path, rule, limit=MAX_YAML_BYTES)
     try:
         return yaml.load(text, _PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        told = " ".join(str(error).split())
-        raise UnreadableError(
-            path, f"is not YAML that can be used: {told:.200}", rule, "correct the file"
-        ) from error
+        message = " ".join(str(error).split())
+        value = f"is not YAML that can be used: {message:.200}"
+        raise UnreadableError(path, value, rule, "correct the file") from error
 
 
 class _PlainLoader(yaml.BaseLoader):
-    """Refuses what data files have no use for, although YAML allows it."""
+    """Refuses what YAML allows and data files have no use for."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        # A few aliases of aliases can stand for more values than memory holds.
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.MarkedYAMLError(
@@ -213,18 +222,20 @@ class _PlainLoader(yaml.BaseLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        again = next((key for key, count in keys.items() if count > 1), None)
-        if again is not None:
-            raise yaml.MarkedYAMLError(
-                problem=f"{again!r:.60} is given twice", problem_mark=node.start_mark
-            )
+        repeated = next((key for key, count in keys.items() if count > 1), None)
+        if repeated is not None:
+            problem = f"{repeated!r:.60} is given twice"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def read_picture(
-    path: Path, use: Callable[[Image.Image], T], rule: str = IMAGE_RULE, way_out: str = REPLACE
+    path: Path,
+    use: Callable[[Image.Image], T],
+    rule: str = IMAGE_RULE,
+    way_out: str = REPLACE,
 ) -> T:
-    """What `use` makes of a picture that PIL opens; its pixels are decoded where `use` asks for them.
+    """Open an image file and return what `use` makes of it; pixels are decoded only if `use` asks for them.
 
     Raises:
         UnreadableError: as `plain_file`, or it is damaged, in no known format, or has too many pixels.
@@ -242,5 +253,6 @@ def read_picture(
 
 @functools.cache
 def _formats() -> list[str]:
+    """Those of `FORMATS` that this PIL was built with; asking it for others is an error."""
     Image.init()
     return sorted(FORMATS & Image.OPEN.keys())

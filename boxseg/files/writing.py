@@ -1,4 +1,4 @@
-"""Files that are whole whenever somebody reads them."""
+"""Writes files so that they are whole whenever somebody reads them, and looks at what is there."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ STORAGE_FAULTS = {
     errno.EACCES: "this account may not write there; change the rights",
     errno.EPERM: "this account may not write there; change the rights",
 }
-"""Faults of the storage rather than of us, and the way out."""
+"""Error number -> what is wrong with the storage, and the way out; other errors are faults of ours."""
 
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Write beside and rename, so that readers see the old file or the new one, never a part; also after a power loss.
+    """Write a file beside its place and rename it: readers see the old file or the new one, even after a power loss.
 
     Args:
         path: The file; its folder exists.
-        content: All of it, text as UTF-8.
-        durable: Have it on the disk when this returns. False is faster, for what can be found out again: a power loss
+        content: The whole content; text is stored as UTF-8.
+        durable: Wait until the content is on the disk. False is faster, for what can be found out again: a power loss
             may then leave an empty file.
 
     Raises:
         StorageError: the disk is full, read-only or gone; the old file is untouched.
-        ConfigError: there is a device or pipe; replacing `/dev/null` would harm all programs.
-        IsADirectoryError: there is a folder.
+        ConfigError: a device or pipe is there; replacing `/dev/null` would harm all programs.
+        IsADirectoryError: a folder is there.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -52,6 +52,7 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
         raise ConfigError(
             f"{path}: is a device or pipe; what is written needs a name of its own (name another)"
         )
+    # In the same folder, as a rename is atomic only within one file system.
     scratch = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(3)}")
     data = content.encode() if isinstance(content, str) else content
     with naming_storage_faults(path):
@@ -63,11 +64,11 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
                 scratch.unlink()
             raise
         if durable:
-            sync_folder(path.parent)
+            sync_folder(path.parent)  # the rename itself is on the disk only now
 
 
 def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a file where nobody reads it yet; with `durable` its content is on the disk when this returns."""
+    """Write a file that nobody reads yet; with `durable` its content is on the disk when this returns."""
     with path.open("wb") as file:
         file.write(data)
         if durable:
@@ -76,20 +77,20 @@ def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it unless they are there; their names are on the disk when this returns."""
-    missing = [each for each in (path, *path.parents) if not each.exists()]
+    """Make a folder and missing ones above it; their names are on the disk when this returns."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for each in reversed(missing):
-        sync_folder(each.parent)
+    for folder in reversed(missing):
+        sync_folder(folder.parent)  # the name of a folder is stored in the one above
 
 
 def sync_folder(path: Path) -> None:
-    """Have the names in a folder on the disk: without it, a power loss may take new files back, or renames."""
+    """Wait until the names in a folder are on the disk: otherwise a power loss may undo new files and renames."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # some network file systems keep names by themselves, and refuse
+        # Some network file systems keep names by themselves, and refuse.
         if error.errno != errno.EINVAL:
             raise
     finally:
@@ -97,7 +98,7 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Have all files and folders below a folder on the disk, and the folder itself; its own name is in its parent."""
+    """Wait until a folder and all that is below it are on the disk, except its own name, which its parent holds."""
     for folder, _, names in os.walk(path):
         for name in names:
             with Path(folder, name).open("rb") as file:
@@ -106,7 +107,9 @@ def sync_tree(path: Path) -> None:
 
 
 def no_link(path: str, flags: int) -> int:
-    """An `opener` of `open` for files that we add to or hold: a link in their place is not followed.
+    """An `opener` for `open` that does not follow a link, for files that are appended to or locked.
+
+    Somebody who may write in the folder could otherwise have us write into any file of this account.
 
     Raises:
         ConfigError: it is a link.
@@ -116,13 +119,14 @@ def no_link(path: str, flags: int) -> int:
     except OSError as error:
         if error.errno != errno.ELOOP or not Path(path).is_symlink():
             raise
+        target = str(Path(path).readlink())
         raise ConfigError(
-            f"{path} is a link to {str(Path(path).readlink())!r}; a file of its own is needed there, so remove the link"
+            f"{path} is a link to {target!r}; a file of its own is needed there, so remove the link"
         ) from error
 
 
 class NotAFileError(ValueError):
-    """A folder is there, or a pipe or device, which may never end; `kind` says which, as in `a pipe`."""
+    """Something else than a file is there; `kind` says what, as in `a pipe`."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(f"it is {kind}, not a file")
@@ -133,43 +137,48 @@ def plain_size(path: Path) -> int:
     """Size in bytes of a plain file, or of the one that a link leads to.
 
     Raises:
-        OSError: nothing is there, or it cannot be looked at.
-        NotAFileError: something else is there.
-        ValueError: the path is none, as one with a zero byte.
+        OSError: nothing is there, or its folder may not be read.
+        NotAFileError: something else than a file is there.
+        ValueError: no file can have this path, as it has a zero byte.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-        raise NotAFileError(kinds.get(stat.S_IFMT(found.st_mode), "a device"))
-    return found.st_size
+        raise NotAFileError(kinds.get(stat.S_IFMT(status.st_mode), "a device"))
+    return status.st_size
 
 
 def read_plain(path: Path, *, offset: int = 0, limit: int | None = None) -> bytes:
-    """What a plain file holds now, from a byte on.
+    """Content that a plain file has now, from byte `offset` on.
 
     Raises:
         OSError: as `plain_size`, or it cannot be read.
         ValueError: as `plain_size`, or it has more bytes than `limit`.
     """
-    plain_size(path)  # nobody waits for a pipe
+    plain_size(path)  # opening a pipe would wait for somebody who writes into it
     with path.open("rb") as file:
-        # of this very file: by now another may have taken its place
+        # Asked for again: by now another file may have taken the place of the one above.
         size = os.fstat(file.fileno()).st_size
         if limit is not None and size > limit:
             raise ValueError(f"it has {size} bytes, and {limit} are the most")
         file.seek(offset)
+        # No further than the size: a file that somebody keeps writing to would have no end.
         return file.read(max(size - offset, 0))
 
 
 def reason_of(error: Exception) -> str:
-    """Why a file could not be read, without its path: the system's words, or those of the error."""
+    """Why a file could not be read, without its path: the system's words for it, or else those of the error."""
     return getattr(error, "strerror", None) or str(error)
 
 
 def write_picture(path: Path, save: Callable[..., object]) -> Path:
-    """Write a PNG as `write_atomic` does, its folder too, and return its path; `save` writes it to a file it is given.
+    """Write a PNG as `write_atomic` does and return its path; its folder is made if it is missing.
 
-    Folders above are not made: those of a run may be gone with its disk, and must not come up anew elsewhere.
+    Folders above that one are not made: if the disk of a run is gone, its folder must not come up anew elsewhere.
+
+    Args:
+        path: The file.
+        save: Called with an open file and `format="png"`, as the `save` of PIL and of matplotlib are.
 
     Raises:
         StorageError: the disk is full, read-only or gone; the old file is untouched.
@@ -182,20 +191,23 @@ def write_picture(path: Path, save: Callable[..., object]) -> Path:
 
 
 def csv_text(lines: Iterable[Mapping[str, Any]]) -> str:
-    """Lines as CSV with a header: a column for each name, in the order in which they come up."""
-    found = list(lines)
+    r"""Rows as CSV with a header: a column for each name, in the order in which the names first occur.
+
+    >>> csv_text([{"step": 1}, {"step": 2, "loss": 0.5}])
+    'step,loss\n1,\n2,0.5\n'
+    """
+    rows = list(lines)
+    columns = dict.fromkeys(name for row in rows for name in row)
     file = io.StringIO()
-    writer = csv.DictWriter(
-        file, list(dict.fromkeys(name for line in found for name in line)), lineterminator="\n"
-    )
+    writer = csv.DictWriter(file, list(columns), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found)
+    writer.writerows(rows)
     return file.getvalue()
 
 
 @contextlib.contextmanager
 def naming_storage_faults(path: Path) -> Iterator[None]:
-    """Tell of faults of the storage that a write to `path` meets by a StorageError; other errors pass."""
+    """Raise a StorageError for faults of the storage that a write to `path` meets; other errors pass."""
     try:
         yield
     except OSError as error:
@@ -203,6 +215,6 @@ def naming_storage_faults(path: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise StorageError(
-            f"{path} cannot be written ({error.strerror}): {reason}, then run the command again (a run or sweep "
-            "with --resume); what was saved before is untouched"
+            f"{path} cannot be written ({error.strerror}): {reason}, then run the command again "
+            "(a run or sweep with --resume); what was saved before is untouched"
         ) from error
