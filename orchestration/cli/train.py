@@ -61,8 +61,9 @@ def train(
         return
     from orchestration.planning.preflight import check
 
-    # a run that goes on has started already
-    check(spec if resume is None else spec.starting_from(None))
+    check(
+        spec if resume is None else spec.starting_from(None)
+    )  # a run that goes on has started already
     _warn(spec)
     from orchestration.execute.run import train_run
 
@@ -140,8 +141,9 @@ def sweep(
 
     check(spec)
     _warn(spec)
-    from orchestration.execute.sweep import Start, run_sweep
+    from orchestration.execute.sweep import run_sweep
     from orchestration.record.failures import error_of
+    from orchestration.record.resume import Start
     from orchestration.record.run_folder import RunFolder
 
     start: Start | None = (

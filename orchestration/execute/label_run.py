@@ -190,7 +190,7 @@ def train_recipe(recipe: Path, tell: Tell) -> RunStatus:
 
 def find_same_run(spec: RunSpec) -> RunStatus | None:
     """The newest run of the same name, settings and storage, whatever its state; None where there is none."""
-    from orchestration.execute.run import check_same_settings
+    from orchestration.record.resume import check_same_settings
 
     for status in list_runs(spec.storage):
         if status.kind == "run" and status.parent is None and status.name == spec.name:

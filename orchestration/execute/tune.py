@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from orchestration.execute.run import WORKER_FAILURES, fit
+from orchestration.execute.fit import WORKER_FAILURES, train_payload
 from orchestration.execute.schedulers import TRIAL_SCHEDULERS, tell_past
 from orchestration.execute.search import Trial, TrialQueue, make_searcher
-from orchestration.execute.worker import train_here
 from orchestration.record.failures import Failure
 from orchestration.record.records import DamagedError
 from orchestration.record.run_folder import RunFolder, new_id
@@ -17,10 +16,10 @@ from orchestration.record.run_folder import RunFolder, new_id
 if TYPE_CHECKING:
     from ray.tune import Callback, Stopper, Tuner
 
-    from orchestration.execute.sweep import Sweep, SweepPlan
+    from orchestration.execute.trials import SweepPlan, Trials
 
 
-def make_tuner(sweep: Sweep, at_once: int) -> Tuner:
+def make_tuner(sweep: Trials, at_once: int) -> Tuner:
     """Ray Tune, set up for the sweep."""
     from ray import tune
 
@@ -77,63 +76,39 @@ def run_trial(config: dict[str, Any], plan: SweepPlan) -> None:
     if RunFolder(plan.folder).stop_requested():
         return
     try:
-        payload = plan.payload(trial)
-        if plan.runner == "inline":
-            from ray import tune
-
-            train_here(payload, device=payload.device, send=tune.report)
-        else:
-            from ray.tune.integration.ray_train import TuneReportCallback
-
-            fit(payload, callbacks=[TuneReportCallback()])
+        train_payload(plan.payload(trial), in_tune=True)
     except Exception as error:
         with contextlib.suppress(DamagedError):  # the driver finds that too, and writes it anew
             plan.trial_folder(trial).finish("failed", error)
 
 
-def make_callback(sweep: Sweep) -> Callback:
+def make_callback(sweep: Trials) -> Callback:
     """Tells the sweep what Tune does."""
     from ray import tune
 
     class TrialCallback(tune.Callback):
         def on_trial_start(
-            self,
-            iteration: int,
-            trials: list[Any],
-            trial: Any,
-            **info: Any,
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
-            sweep.open_trial(trial.config["trial"])
+            sweep.open(trial.config["trial"])
 
         def on_trial_complete(
-            self,
-            iteration: int,
-            trials: list[Any],
-            trial: Any,
-            **info: Any,
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
-            sweep.close_trial(trial.config["trial"].number, "stopped")
+            sweep.close(trial.config["trial"], "stopped")
 
         def on_trial_recover(
-            self,
-            iteration: int,
-            trials: list[Any],
-            trial: Any,
-            **info: Any,
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
-            sweep.trial_lost(trial.config["trial"].number, trial.get_error())
+            sweep.lost(trial.config["trial"], trial.get_error())
 
         def on_trial_error(
-            self,
-            iteration: int,
-            trials: list[Any],
-            trial: Any,
-            **info: Any,
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
             text = str(trial.get_error() or "the trial's process was lost").strip()
             # the end of Ray's long texts names the cause
             failure = Failure("WorkerLost", text[-2000:])
-            sweep.close_trial(trial.config["trial"].number, "failed", failure)
+            sweep.close(trial.config["trial"], "failed", failure)
 
         def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
             # Tune stores its settings to restore an experiment; our journal serves for that
@@ -142,7 +117,7 @@ def make_callback(sweep: Sweep) -> Callback:
     return TrialCallback()
 
 
-def make_stopper(sweep: Sweep) -> Stopper:
+def make_stopper(sweep: Trials) -> Stopper:
     """Ends Tune once the sweep is over early; a sweep that is resumed runs the trials that are left."""
     from ray import tune
 
@@ -151,7 +126,7 @@ def make_stopper(sweep: Sweep) -> Stopper:
             return False
 
         def stop_all(self) -> bool:
-            return sweep.is_over
+            return sweep.supervisor.is_over
 
         def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
             return object, ()  # as above

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from boxseg.config.criterion import MASK_AP, Criterion, Mode
 from boxseg.config.method import BoxSegConfig
@@ -21,11 +21,11 @@ from boxseg.errors import ConfigError, StorageError
 from boxseg.files.writing import write_atomic
 from orchestration.config.spec import RunSpec
 from orchestration.errors import PreemptedError
-from orchestration.execute.system_metrics import SystemMeter
 from orchestration.record.failures import Failure
 from orchestration.record.origin import write_environment
 from orchestration.record.pulse import Pulse
 from orchestration.record.run_folder import RunFolder
+from orchestration.record.system_metrics import SystemMeter
 from orchestration.secret_text import hide
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Payload:
     spec: RunSpec
     folder: Path
     data_root: Path
+    runner: Literal["inline", "ray_train"] = "inline"
     metric: str | None = None
     """Metric that a sweep decides by; null: a single run."""
     mode: Mode = "max"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -16,6 +17,8 @@ from typing import Any
 import psutil
 
 import boxseg
+from boxseg.config.method import CocoSource
+from boxseg.data.toy import ensure_toy
 from boxseg.errors import ConfigError, DataError
 from boxseg.files.writing import write_atomic
 from orchestration.config.spec import RunSpec
@@ -30,6 +33,21 @@ def provenance(spec: RunSpec) -> dict[str, str]:
     """Tags that say where a run comes from: command, code, machine, profile, method and seed."""
     method = {"profile": spec.profile, "method": spec.method, "seed": str(spec.train.seed)}
     return {"command": own_command(), "host": socket.gethostname()} | method | git_state()
+
+
+def prepare_data(spec: RunSpec) -> dict[str, str]:
+    """Draw the generated data set if it is used and missing; gives the tags `data` and `data_fingerprint`."""
+    sources = [spec.data.train, spec.data.val]
+    if "toy" in sources:
+        drawn = ensure_toy(spec.storage.absolute() / ".data", spec.data.toy)
+        for place, toy in enumerate(drawn):
+            if sources[place] == "toy":
+                sources[place] = toy
+    files = [source.annotations for source in sources if isinstance(source, CocoSource)]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return {"data": str(files[0]), "data_fingerprint": digest.hexdigest()[:16]}
 
 
 def own_command() -> str:

@@ -175,8 +175,7 @@ def call(*arguments: str) -> str:
 def nothing_trained() -> Iterator[None]:
     """`train` and `sweep` do all that comes before the first step."""
     with (
-        mock.patch("orchestration.execute.run.tracked", return_value=contextlib.nullcontext()),
-        mock.patch("orchestration.execute.run._watch"),
+        mock.patch("orchestration.execute.run.supervise"),
         mock.patch("orchestration.execute.run.provenance", return_value={}),
     ):
         yield

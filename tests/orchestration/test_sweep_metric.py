@@ -14,7 +14,9 @@ from orchestration.cli.app import run
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec
 from orchestration.execute.search import PastTrial, Trial
-from orchestration.execute.sweep import Sweep, SweepPlan
+from orchestration.execute.supervise import StopSignals, Supervisor
+from orchestration.execute.sweep import conclude
+from orchestration.execute.trials import SweepPlan, Trials
 from orchestration.execute.worker import train_here
 from orchestration.record.find_runs import find_run
 from orchestration.record.journal import read_past
@@ -29,8 +31,7 @@ def evaluation(mask: float, box: float, fill: float | None = None) -> dict[str, 
     )
 
 
-# k_top -> step -> metrics; mask AP, box AP and mask_fill are best in other trials and at other steps
-SCRIPT = {
+SCRIPT = {  # k_top -> step -> metrics; mask AP, box AP and mask_fill are best in other trials and at other steps
     1: {
         25: evaluation(0.6, 0.1),
         50: evaluation(0.1, 0.5, 0.8),
@@ -50,8 +51,7 @@ SCRIPT = {
         100: evaluation(0.0, math.nan, math.nan),
     },
 }
-# metric and mode -> number of the best trial, step of its best evaluation, value of every trial
-CASES = {
+CASES = {  # metric and mode -> number of the best trial, step of its best evaluation, value of every trial
     ("val/mask_ap", "max"): (1, 50, [0.6, 0.7, 0.0]),
     ("val/box_ap", "max"): (0, 50, [0.5, 0.4, 0.05]),
     ("val/box_ap", "min"): (2, 75, [0.1, 0.1, 0.0144]),
@@ -81,22 +81,23 @@ def case(request, tmp_path):
         dump_resolved(spec),
     )
     plan = SweepPlan(spec, folder.path, tmp_path / ".data", "inline", make_training(script=SCRIPT))
-    sweep = Sweep(plan, {"host": "here"}, Tracker(tmp_path, "toy", logs=folder.logs))
+    tracker = Tracker(tmp_path, "toy", logs=folder.logs)
+    sweep = Trials(plan, {"host": "here"}, Supervisor(folder, tracker, StopSignals()))
     sent = {}
     for number, k_top in enumerate(SCRIPT):
         trial = Trial(number, {"qam.k_top": k_top}, seed=0)
         sweep.note_drawn(trial)
-        sweep.open_trial(trial)
+        sweep.open(trial)
         sent[number] = []
         train_here(plan.payload(trial), device="cpu", send=sent[number].append)
-        sweep.close_trial(number, "stopped")
+        sweep.close(trial, "stopped")
     return sweep, spec, sent, *CASES[request.param]
 
 
 def test_table_winner_checkpoint_and_report_go_by_metric_and_mode(case, capsys):
     sweep, spec, _, best, step, values = case
     metric, mode = spec.sweep.metric, spec.sweep.mode
-    result = sweep.conclude(interrupted=False)
+    result = conclude(sweep)
     winner = sweep.plan.trial_folder(Trial(best, {}, 0))
     status = sweep.folder.stored()
     assert result.status == "finished"

@@ -20,6 +20,7 @@ SCRIPT = f"""
 import json, os, sys
 sys.path.insert(0, {str(Path(__file__).parents[1] / "tools")!r})
 from fake_training import make_training
+import orchestration.execute.fit
 import orchestration.execute.run
 from orchestration.config.spec import RunSpec
 
@@ -46,7 +47,7 @@ def make_noted():
         return inner(config, folder=folder, reporter=Lockstep(), **others)
     return train
 
-orchestration.execute.run.RESIZE_S = 5.0
+orchestration.execute.fit.RESIZE_S = 5.0
 spec = RunSpec.model_validate(json.loads(sys.argv[1]))
 orchestration.execute.run.train_run(spec, train_fn=make_noted(), progress=False)
 """

@@ -20,7 +20,8 @@ from boxseg.errors import (
 )
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec, load_run
-from orchestration.execute.run import StopSignals, train_run
+from orchestration.execute.run import train_run
+from orchestration.execute.supervise import StopSignals
 from orchestration.record.find_runs import list_runs
 from orchestration.record.run_folder import RunFolder, RunStatus
 

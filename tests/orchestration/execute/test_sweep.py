@@ -1,5 +1,7 @@
 """The driver's side of a sweep, without Ray: opening and closing trials, choosing the best, ending."""
 
+import functools
+import time
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,10 @@ from boxseg.engine.checkpoint import publish, save_checkpoint
 from boxseg.errors import StorageError
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec, load_run
-from orchestration.execute.run import StopSignals
 from orchestration.execute.search import PastTrial, Trial
-from orchestration.execute.sweep import Sweep, SweepPlan
+from orchestration.execute.supervise import StopSignals, Supervisor
+from orchestration.execute.sweep import conclude
+from orchestration.execute.trials import SweepPlan, Trials
 from orchestration.planning.preflight import concurrency
 from orchestration.record.failures import Failure
 from orchestration.record.journal import read_past
@@ -40,13 +43,19 @@ def make_spec(storage: Path, **sweep) -> SweepSpec:
     return SweepSpec.model_validate(values)
 
 
-def make_driver(storage: Path, **settings) -> Sweep:
+def make_driver(storage: Path, **settings) -> Trials:
     spec = make_spec(storage, **settings)
     folder = RunFolder(storage / "toy" / "20260101-000000-aaaa")
     status = RunStatus(folder.path.name, "toy", kind="sweep", steps=3, **own_process())
     folder.create(status, dump_resolved(spec))
     plan = SweepPlan(spec, folder.path, storage / ".data", "inline")
-    return Sweep(plan, {"host": "here"}, Tracker(storage, "toy", logs=folder.logs))
+    return Trials(plan, {"host": "here"}, make_supervisor(folder))
+
+
+def make_supervisor(folder: RunFolder) -> Supervisor:
+    return Supervisor(
+        folder, Tracker(folder.path.parents[1], "toy", logs=folder.logs), StopSignals()
+    )
 
 
 def make_row(
@@ -64,7 +73,7 @@ def make_row(
 def test_a_trial_has_its_own_settings_values_seed_and_parent(tmp_path):
     sweep = make_driver(tmp_path)
     trial = Trial(2, {"qam.k_top": 10}, seed=7)
-    sweep.open_trial(trial)
+    sweep.open(trial)
     folder = sweep.plan.trial_folder(trial)
     assert folder.path == sweep.folder.path / "20260101-000000-aaaa-02"
     config = load_run(folder.config_path)
@@ -77,11 +86,11 @@ def test_a_trial_has_its_own_settings_values_seed_and_parent(tmp_path):
 def test_impossible_values_fail_their_trial_alone(tmp_path):
     sweep = make_driver(tmp_path)
     trial = Trial(0, {"qam.k_min": 50}, seed=0)
-    sweep.open_trial(trial)
+    sweep.open(trial)
     status = sweep.plan.trial_folder(trial).status()
     assert (status.status, status.failure.kind) == ("failed", "ConfigError")
     assert "k_min" in status.failure.text
-    sweep.close_trial(0, "stopped")
+    sweep.close(Trial(0, {}, 0), "stopped")
     assert sweep.plan.trial_folder(trial).status().status == "failed"
 
 
@@ -89,12 +98,12 @@ def test_the_sweep_tells_its_best_value_after_every_trial_and_the_journal_every_
     sweep = make_driver(tmp_path)
     for number, value in enumerate((0.2, 0.5, 0.1)):
         trial = Trial(number, {"qam.k_top": number + 1}, seed=0)
-        sweep.open_trial(trial)
+        sweep.open(trial)
         folder = sweep.plan.trial_folder(trial)
         folder.report(100, {"val/mask_ap": value}, is_best=True)
         if number < 2:
             folder.finish("finished")
-        sweep.close_trial(number, "stopped")
+        sweep.close(Trial(number, {}, 0), "stopped")
     assert sweep.folder.history("val/mask_ap") == [(1, 0.2), (2, 0.5), (3, 0.5)]
     assert sweep.folder.status().best_run == "20260101-000000-aaaa-01"
     ends = [event for event in sweep.folder.journal() if event["event"] == "trial_end"]
@@ -108,18 +117,19 @@ def test_the_sweep_tells_its_best_value_after_every_trial_and_the_journal_every_
 def test_a_trial_that_its_storage_did_not_take_stops_the_sweep_and_is_run_again(tmp_path):
     sweep = make_driver(tmp_path)
     for number in range(2):
-        sweep.open_trial(Trial(number, {"qam.k_top": number + 1}, seed=0))
+        sweep.open(Trial(number, {"qam.k_top": number + 1}, seed=0))
     sweep.plan.trial_folder(Trial(0, {}, seed=0)).finish(
         "failed", StorageError("the disk is full")
     )
-    sweep.close_trial(0, "stopped")
-    with StopSignals() as signals, SweepProgress("toy", 3, shown=False) as display:
-        ticks = iter(range(100))
-        sweep.watch(ticks, signals, display)
-    assert signals.received, "no other trial would fare better"
+    sweep.close(Trial(0, {}, 0), "stopped")
+    with SweepProgress("toy", 3, shown=False) as display:
+        sweep.supervisor.watch(
+            functools.partial(time.sleep, 0.5), functools.partial(sweep.look, display)
+        )
+    assert sweep.supervisor.signals.has_received(), "no other trial would fare better"
     assert sweep.plan.trial_folder(Trial(1, {}, seed=0)).stop_requested()
-    sweep.close_trials(interrupted=True)
-    assert sweep.conclude(interrupted=True).status == "interrupted"
+    sweep.close_all(interrupted=True)
+    assert conclude(sweep).status == "interrupted"
     assert [each.ended for each in read_past(sweep.folder, Criterion("val/mask_ap"))] == [
         False,
         False,
@@ -129,16 +139,16 @@ def test_a_trial_that_its_storage_did_not_take_stops_the_sweep_and_is_run_again(
 def test_a_status_that_is_damaged_while_its_trial_works_fails_that_trial_alone(tmp_path):
     sweep = make_driver(tmp_path)
     for number in range(2):
-        sweep.open_trial(Trial(number, {"qam.k_top": number + 1}, seed=0))
+        sweep.open(Trial(number, {"qam.k_top": number + 1}, seed=0))
     odd, good = (sweep.plan.trial_folder(Trial(number, {}, seed=0)) for number in range(2))
     odd.status_path.write_text("[]")
     good.report(100, {"val/mask_ap": 0.5}, is_best=True)
     good.finish("finished")
-    sweep.trial_lost(0, None)
+    sweep.lost(Trial(0, {}, 0), None)
     for number in range(2):
-        sweep.close_trial(number, "stopped")
-    sweep.close_trials(interrupted=False)
-    result = sweep.conclude(interrupted=False)
+        sweep.close(Trial(number, {}, 0), "stopped")
+    sweep.close_all(interrupted=False)
+    result = conclude(sweep)
     assert (result.status, result.best.id) == ("finished", good.path.name)
     assert [(row.id, row.values) for row in result.table.failed] == [
         (odd.path.name, {"qam.k_top": 1})
@@ -157,13 +167,13 @@ def test_the_end_of_a_trial_costs_as_much_after_twenty_others_as_after_three(
     costs = []
     for number in range(24):
         trial = Trial(number, {"qam.k_top": 1 + number % 8}, seed=number % 3)
-        sweep.open_trial(trial)
+        sweep.open(trial)
         sweep.plan.trial_folder(trial).report(
             100, {"val/mask_ap": number * 7 % 11 / 10}, is_best=True
         )
         sweep.plan.trial_folder(trial).finish("stopped" if number % 5 else "finished")
         read.clear()
-        sweep.close_trial(number, "stopped")
+        sweep.close(Trial(number, {}, 0), "stopped")
         sweep.table()
         costs.append(len(read))
         assert (
@@ -178,14 +188,14 @@ def test_a_resumed_sweep_knows_the_best_of_before(tmp_path):
     trial = Trial(0, {"qam.k_top": 5}, seed=0)
     for number, value in enumerate((0.5, 0.2)):
         each = Trial(number, {"qam.k_top": 5 + number}, seed=0)
-        before.open_trial(each)
+        before.open(each)
         before.plan.trial_folder(each).report(100, {"val/mask_ap": value}, is_best=True)
         before.plan.trial_folder(each).finish("finished")
     past = [PastTrial(trial, True, [(100, 0.5)])]
-    after = Sweep(before.plan, {}, Tracker(tmp_path, "toy", logs=before.folder.logs), past)
+    after = Trials(before.plan, {}, make_supervisor(before.folder), past)
     assert after.ended == 1
-    after.open_trial(Trial(1, {"qam.k_top": 6}, seed=0))
-    after.close_trial(1, "stopped")
+    after.open(Trial(1, {"qam.k_top": 6}, seed=0))
+    after.close(Trial(1, {}, 0), "stopped")
     assert (after.folder.stored().step, after.folder.stored().best["val/mask_ap"]) == (2, 0.5)
 
 
@@ -214,7 +224,7 @@ def test_a_terminal_shows_the_trials_at_work_and_the_best_of_many():
 def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
     sweep = make_driver(tmp_path)
     trial = Trial(0, {"qam.k_top": 5}, seed=0)
-    sweep.open_trial(trial)
+    sweep.open(trial)
     folder = sweep.plan.trial_folder(trial)
     checkpoints = folder.path / "checkpoints"
     checkpoints.mkdir()
@@ -222,8 +232,8 @@ def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
     publish(checkpoints, step, is_best=True)
     folder.report(100, {"val/mask_ap": 0.25}, is_best=True)
     folder.finish("finished")
-    sweep.close_trial(0, "stopped")
-    result = sweep.conclude(interrupted=False)
+    sweep.close(Trial(0, {}, 0), "stopped")
+    result = conclude(sweep)
     assert (result.status, result.best.id, result.table.failed) == (
         "finished",
         "20260101-000000-aaaa-00",
@@ -239,12 +249,12 @@ def test_the_best_checkpoint_of_an_earlier_end_does_not_stand_for_another_trial(
     kept = sweep.folder.path / "best"
     kept.mkdir()
     trial = Trial(0, {"qam.k_top": 5}, seed=0)
-    sweep.open_trial(trial)
+    sweep.open(trial)
     folder = sweep.plan.trial_folder(trial)
     folder.report(100, {"val/mask_ap": 0.25}, is_best=True)  # its checkpoint was removed
     folder.finish("finished")
-    sweep.close_trial(0, "stopped")
-    result = sweep.conclude(interrupted=False)
+    sweep.close(Trial(0, {}, 0), "stopped")
+    result = conclude(sweep)
     assert (result.best.id, result.best_checkpoint, kept.exists()) == (
         "20260101-000000-aaaa-00",
         None,
@@ -256,12 +266,12 @@ def test_a_sweep_whose_trials_all_failed_alike_has_failed_for_that_reason(tmp_pa
     sweep = make_driver(tmp_path)
     for number in range(2):
         trial = Trial(number, {"qam.k_top": 1}, seed=number)
-        sweep.open_trial(trial)
+        sweep.open(trial)
         sweep.plan.trial_folder(trial).finish(
             "failed", Failure("NonFiniteLossError", f"step {number}")
         )
-        sweep.close_trial(number, "failed")
-    result = sweep.conclude(interrupted=False)
+        sweep.close(Trial(number, {}, 0), "failed")
+    result = conclude(sweep)
     assert (result.status, result.best, len(result.table.failed)) == ("failed", None, 2)
     failure = sweep.folder.status().failure
     assert failure == Failure("NonFiniteLossError", "all 2 trials failed; the first: step 0")
@@ -270,26 +280,29 @@ def test_a_sweep_whose_trials_all_failed_alike_has_failed_for_that_reason(tmp_pa
 def test_after_an_interruption_no_trial_is_left_running(tmp_path):
     sweep = make_driver(tmp_path)
     trial = Trial(0, {"qam.k_top": 1}, seed=0)
-    sweep.open_trial(trial)
+    sweep.open(trial)
     sweep.plan.trial_folder(trial).start()
-    sweep.close_trials(interrupted=True)
+    sweep.close_all(interrupted=True)
     assert sweep.plan.trial_folder(trial).stored().status == "interrupted"
-    assert sweep.conclude(interrupted=True).status == "interrupted"
+    sweep.supervisor.signals.stop()
+    assert conclude(sweep).status == "interrupted"
 
 
 def test_no_trial_is_opened_once_the_sweep_is_to_stop(tmp_path):
     sweep = make_driver(tmp_path)
     sweep.folder.request_stop()
-    sweep.open_trial(Trial(0, {"qam.k_top": 1}, seed=0))
+    sweep.open(Trial(0, {"qam.k_top": 1}, seed=0))
     assert not sweep.plan.trial_folder(Trial(0, {}, 0)).path.exists()
 
 
 def test_a_trial_that_starts_as_the_sweep_is_to_stop_is_left_for_the_resume(tmp_path):
     sweep = make_driver(tmp_path)
     trial = Trial(0, {"qam.k_top": 1}, seed=0)
-    sweep.open_trial(trial)
+    sweep.open(trial)
     sweep.folder.request_stop()
-    sweep.close_trial(0, "stopped")  # as Tune tells it when the process returns without a result
+    sweep.close(
+        Trial(0, {}, 0), "stopped"
+    )  # as Tune tells it when the process returns without a result
     assert sweep.plan.trial_folder(trial).stored().status == "interrupted"
 
 
@@ -346,8 +359,12 @@ def test_settings_are_told_by_the_last_part_of_their_name():
         ({"workers": 1, "cpus_per_worker": 0.5}, 2, None, 4),
         ({"workers": 1, "cpus_per_worker": 1}, 8, 3, 3),
         ({"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 1}, 64, None, 2),
-        # two on each GPU, not ten on four
-        ({"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.4}, 64, None, 8),
+        (
+            {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.4},
+            64,
+            None,
+            8,
+        ),  # two on each GPU, not ten on four
         (
             {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.1},
             16,
@@ -366,8 +383,9 @@ def test_as_many_trials_run_together_as_fit(tmp_path, resources, cpus, limit, ex
 def test_a_worker_needs_one_node_that_holds_it_whole(tmp_path):
     values = {"storage": tmp_path, "resources": {"workers": 2, "cpus_per_worker": 2}}
     spec = SweepSpec.model_validate(values)
-    # 12 cores, but a place for one worker on each node
-    three_halves = [{"CPU": 3.0, "memory": 1.0}] * 4
+    three_halves = [
+        {"CPU": 3.0, "memory": 1.0}
+    ] * 4  # 12 cores, but a place for one worker on each node
     assert concurrency(spec, three_halves) == 2
     assert concurrency(spec, [{"CPU": 0.0}, *three_halves]) == 2, (
         "a head without cores counts for nothing"

@@ -11,9 +11,9 @@ from boxseg.errors import ConfigError
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec
 from orchestration.execute.search import PastTrial, Trial
-from orchestration.execute.sweep import find_sweep
 from orchestration.record.failures import Failure
 from orchestration.record.journal import driving, newest_sweep, read_past
+from orchestration.record.resume import find_sweep
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 
 SWEEP_ID = "20260101-000000-aaaa"

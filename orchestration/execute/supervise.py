@@ -1,0 +1,227 @@
+"""Sees a run, or a sweep and its trials, through to an end: signals, requests to stop, tracking, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from boxseg.errors import ConfigError
+from boxseg.files.writing import naming_storage_faults
+from orchestration.config.resolved import dump_resolved
+from orchestration.config.spec import RunSpec
+from orchestration.record.failures import Failure, error_of
+from orchestration.record.find_runs import sound_status
+from orchestration.record.journal import DAMAGED
+from orchestration.record.records import DamagedError
+from orchestration.record.run_folder import RunFolder, RunStatus, Status
+from orchestration.tracking.mirror import Tracker
+
+POLL_S = 0.25
+"""Time between two looks at a run [s]."""
+GRACE_S = 60.0
+"""How long a run may take to save its state after a request to stop [s]."""
+END_S = 10.0
+"""How long Ray may take to end once nobody waits for a run any more [s]."""
+
+
+@contextlib.contextmanager
+def supervise(folder: RunFolder, spec: RunSpec) -> Iterator[Supervisor]:
+    """Mark a run or sweep as running; when the block is left it has an end, and MLflow as much as it takes.
+
+    Raises:
+        StorageError: the folder is gone or cannot be written, so its end is not there either.
+        BoxSegError: what ended the run or sweep.
+        KeyboardInterrupt: a second signal came.
+    """
+    tracker = Tracker(spec.storage.absolute(), spec.name, uri=spec.tracking.uri, logs=folder.logs)
+    folder.start()
+    tracker.add(folder)
+    tracker.start()
+    try:
+        with StopSignals() as signals:
+            yield Supervisor(folder, tracker, signals)
+        _end(folder, signals)
+    except KeyboardInterrupt:
+        folder.finish("interrupted")
+        raise
+    except Exception as error:
+        check_present(folder)
+        status = folder.finish("failed", error)
+        # otherwise it had ended well, and only Ray's end went wrong
+        if status.failure is not None:
+            raise error_of(status.failure) from error
+    finally:
+        # what could not be written cannot be copied either
+        tracker.close(**({} if _has_end(folder) else {"timeout_s": 1.0}))
+
+
+def _end(folder: RunFolder, signals: StopSignals) -> None:
+    """Write the end that nobody else wrote."""
+    if folder.stored().is_final:
+        return
+    if signals.has_received():
+        folder.finish("interrupted")
+    else:
+        reason = f"training ended without a result; {folder.logs} may tell why"
+        folder.finish("failed", Failure("BoxSegError", reason))
+
+
+def _has_end(folder: RunFolder) -> bool:
+    try:
+        return folder.stored().is_final
+    except ConfigError:
+        return False
+
+
+def check_present(folder: RunFolder) -> None:
+    """Refuse to go on with a run or sweep whose folder was moved away or unmounted meanwhile.
+
+    Raises:
+        StorageError: the folder is gone.
+    """
+    with naming_storage_faults(folder.path):
+        folder.status_path.stat()
+
+
+class Supervisor:
+    """Watches what was started, and opens and closes the trials of a sweep."""
+
+    def __init__(self, folder: RunFolder, tracker: Tracker, signals: StopSignals) -> None:
+        """`folder` is that of the run or sweep."""
+        self.folder = folder
+        self.signals = signals
+        self.trials: dict[str, RunFolder] = {}
+        """Those that are open, by the name of their folder."""
+        self.is_over = False
+        """Whether Tune is to end although not all trials were run."""
+        self._tracker = tracker
+        self._is_sweep = folder.stored().kind == "sweep"
+        self._first: dict[str, RunStatus] = {}
+        """State of each open trial before it began."""
+
+    def open(self, trial: RunFolder, status: RunStatus, spec: RunSpec) -> None:
+        """Make the folder of a trial, or go on in it, and have it tracked."""
+        trial.open(status, dump_resolved(spec))
+        self.trials[trial.path.name] = trial
+        self._first[trial.path.name] = status
+        self._tracker.add(trial)
+
+    def close(self, trial: RunFolder, status: Status, failure: Failure | None = None) -> RunStatus:
+        """Write the end of an open trial, unless its own process has; gives the end that counts."""
+        del self.trials[trial.path.name]
+        first = self._first.pop(trial.path.name)
+        try:
+            end = trial.finish(status, failure)
+        except DamagedError as error:  # what somebody wrote into one trial ends no other
+            trial.status_path.rename(trial.path / DAMAGED)
+            trial.create(first, trial.config_path.read_text(encoding="utf-8"))
+            end = trial.finish("failed", error)
+        self._tracker.settle(trial)
+        return end
+
+    def watch(self, work: Callable[[], Any], look: Callable[[], None]) -> None:
+        """Work in a thread until it ends; after a signal, until all have saved their state or took too long.
+
+        Args:
+            work: What trains.
+            look: Called now and then, and at the end.
+
+        Raises:
+            StorageError: the folder is gone; what still works there is not waited for.
+            Exception: what `work` raised.
+        """
+        ticks = _run_beside(work)
+        for _ in ticks:
+            check_present(self.folder)
+            look()
+            if self.signals.has_received() and self._have_stopped():
+                break
+        self.is_over = True
+        for _ in itertools.islice(ticks, round(END_S / POLL_S)):
+            pass  # until Tune, or Ray Train, has ended as well
+        look()
+
+    def _have_stopped(self) -> bool:
+        """Ask all for a stop, also what began since the last time; tells whether nobody should wait any more."""
+        trials = list(self.trials.values())
+        for folder in [self.folder, *trials]:
+            folder.request_stop()
+        # a single run ends its work by itself; Tune would go on with other trials
+        return self.signals.overdue or (self._is_sweep and all(map(_has_ended, trials)))
+
+
+def _has_ended(trial: RunFolder) -> bool:
+    """Whether a trial has ended by its status; one whose folder cannot be read counts as ended."""
+    status = sound_status(trial.path)
+    return status is None or status.is_final
+
+
+def _run_beside(work: Callable[[], Any]) -> Iterator[None]:
+    """Run `work` in a thread, so that the main thread hears signals; yields now and then until it has ended.
+
+    Raises:
+        BaseException: what `work` raised.
+    """
+    raised: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            work()
+        except BaseException as error:  # raised again below
+            raised.append(error)
+
+    thread = threading.Thread(target=target, name="training", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_S)
+        yield
+    if raised:
+        raise raised[0]
+
+
+class StopSignals:
+    """Hears SIGINT and SIGTERM while it is entered: the first is noted, a second raises KeyboardInterrupt.
+
+    Outside the main thread, where Python delivers no signals, it hears nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._received_at = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def has_received(self) -> bool:
+        """True once a signal has come."""
+        return self.received is not None
+
+    @property
+    def overdue(self) -> bool:
+        """True once a signal came so long ago that nobody should wait for a saved state any more."""
+        return self.received is not None and time.monotonic() - self._received_at > GRACE_S
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Take the signal for received, if none was."""
+        if self.received is None:
+            self.received = number
+            self._received_at = time.monotonic()
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.stop(number)

@@ -1,0 +1,235 @@
+"""The trials of a sweep as its driver sees them: what each is to do, its start, its losses and its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from boxseg.errors import ConfigError
+from orchestration.config.spec import RunSpec, SweepSpec, load_run
+from orchestration.execute.cluster import silent_nodes
+from orchestration.execute.search import PastTrial, Trial
+from orchestration.execute.supervise import Supervisor
+from orchestration.execute.worker import Payload, TrainFn, split_batch
+from orchestration.record.failures import Failure, FailureClass
+from orchestration.record.find_runs import find_start, list_trials, sound_status
+from orchestration.record.progress import SweepProgress
+from orchestration.record.run_folder import RunFolder, RunStatus, Status, own_process
+from orchestration.record.table import EndedTrials, SweepTable, describe, read_table
+
+SHOW_S = 1.0
+"""Time between two looks at the trials [s]; longer where a look takes more than a twentieth of it."""
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What the process of each trial gets."""
+
+    spec: SweepSpec
+    folder: Path
+    data_root: Path
+    runner: Literal["inline", "ray_train"]
+    train_fn: TrainFn | None = None
+
+    def trial_folder(self, trial: Trial) -> RunFolder:
+        """Where a trial lives."""
+        return RunFolder(self.folder / f"{self.folder.name}-{trial.number:02d}")
+
+    def payload(self, trial: Trial) -> Payload:
+        """What the trial's workers get.
+
+        Raises:
+            ConfigError: the trial's values are not possible together.
+        """
+        sweep = self.spec.sweep
+        return Payload(
+            find_start(self.spec.trial(trial.values, trial.seed)),
+            self.trial_folder(trial).path,
+            self.data_root,
+            self.runner,
+            metric=sweep.metric,
+            mode=sweep.mode,
+            train_fn=self.train_fn,
+        )
+
+
+class Trials:
+    """Opens and closes the trials of a sweep, in their folders, the journal and tracking, as Tune asks for it."""
+
+    def __init__(
+        self,
+        plan: SweepPlan,
+        tags: dict[str, str],
+        supervisor: Supervisor,
+        past: Sequence[PastTrial] = (),
+        *,
+        max_failures: int | None = None,
+    ) -> None:
+        """Begin, or go on, with a sweep.
+
+        Args:
+            plan: What each trial gets.
+            tags: Of the sweep; every trial has them as well.
+            supervisor: Of the sweep.
+            past: Trials of the sweep before it was interrupted.
+            max_failures: End as after a signal once so many trials have failed; null: go on.
+        """
+        self.plan = plan
+        self.past = past
+        self.folder = RunFolder(plan.folder)
+        self.supervisor = supervisor
+        self.storage_failure: Failure | None = None
+        """What the storage did not take of a trial; no other trial would fare better, so the sweep is to stop."""
+        self._tags = tags
+        self._ended = EndedTrials(plan.spec)
+        for past_trial in past:
+            if past_trial.ended:
+                self._ended.add(plan.trial_folder(past_trial.trial).path)
+        self._drawn = {past_trial.trial.number for past_trial in past}
+        self._max_failures = max_failures
+        self._failures = 0
+        self._show_at = 0.0
+        planned = plan.spec.sweep.num_trials
+        self.folder.note("sweep_start", id=plan.folder.name, planned=planned, ended=self.ended)
+
+    @property
+    def ended(self) -> int:
+        """Number of trials that have ended."""
+        return len(self._ended.rows)
+
+    def table(self) -> SweepTable:
+        """All trials as they are now."""
+        return read_table(self.folder.path, self.plan.spec, self._ended.rows)
+
+    def look(self, display: SweepProgress) -> None:
+        """Show progress, and stop the sweep where it makes no sense to go on."""
+        began = time.monotonic()
+        if began > self._show_at:
+            display.update(self.table())
+            self._show_at = began + max(SHOW_S, 20 * (time.monotonic() - began))
+        too_many = self._max_failures is not None and self._failures >= self._max_failures
+        if too_many or self.storage_failure is not None:
+            self.supervisor.signals.stop()
+
+    def note_drawn(self, trial: Trial) -> None:
+        """Write down what a trial is before anything else knows of it."""
+        if trial.number not in self._drawn:
+            self._drawn.add(trial.number)
+            self.folder.note("trial_drawn", **asdict(trial))
+
+    def value_of(self, trial: Trial) -> float | None:
+        """The deciding metric of a trial's best evaluation so far, as the table has it."""
+        return self.plan.spec.sweep.criterion.value(self.plan.trial_folder(trial).stored().best)
+
+    def open(self, trial: Trial) -> None:
+        """Make the trial's folder before its process looks for it; values that are impossible end it at once."""
+        folder = self.plan.trial_folder(trial)
+        # Tune starts a trial again after a loss
+        if self.folder.stop_requested() or self._is_open(folder):
+            return
+        spec: RunSpec = self.plan.spec
+        impossible = None
+        try:
+            spec = self.plan.payload(trial).spec
+        except ConfigError as error:
+            impossible = error
+        self.supervisor.open(folder, self._first_status(trial, folder, spec), spec)
+        if impossible is not None:
+            folder.finish("failed", impossible)
+        self.folder.note("trial_start", trial=folder.path.name, step=folder.stored().step)
+
+    def _is_open(self, folder: RunFolder) -> bool:
+        return folder.path.name in self.supervisor.trials
+
+    def _first_status(self, trial: Trial, folder: RunFolder, spec: RunSpec) -> RunStatus:
+        tags = {
+            "seed": str(trial.seed),
+            "trial": str(trial.number),
+            "profile": spec.profile,
+            "method": spec.method,
+        }
+        return RunStatus(
+            folder.path.name,
+            spec.name,
+            steps=spec.train.steps,
+            tags=self._tags | tags,
+            values=trial.values,
+            description=describe(trial.values),
+            parent="..",
+            **own_process(),
+        )
+
+    def close(self, trial: Trial, status: Status, failure: Failure | None = None) -> None:
+        """Write down how a trial ended, unless its own process has; then bring the sweep's best value up to date."""
+        folder = self.plan.trial_folder(trial)
+        if self._is_open(folder):
+            self._close(folder, status, failure)
+
+    def _close(self, folder: RunFolder, status: Status, failure: Failure | None = None) -> None:
+        if status == "stopped" and self.folder.stop_requested():
+            status = "interrupted"  # its process may have gone at once, with nothing done
+        end = self.supervisor.close(folder, status, failure)
+        self._note_end(end)
+        self._failures += end.status == "failed"
+        if end.failure is not None and end.failure.failure_class is FailureClass.DISK_FULL:
+            self.storage_failure = end.failure
+        self._ended.add(folder.path)
+        self._report_best()
+
+    def _report_best(self) -> None:
+        """What the sweep's own folder tells of its trials."""
+        best = self._ended.best()
+        if best is None:
+            self.folder.update(step=self.ended)
+            return
+        metrics = {**best.metrics, "sweep/trials_ended": self.ended}
+        self.folder.append_metrics(self.ended, metrics)
+        self.folder.update(
+            step=self.ended,
+            metrics=best.metrics,
+            best=best.metrics,
+            best_run=best.id,
+        )
+
+    def _note_end(self, end: RunStatus) -> None:
+        """Write a trial's end into the journal, with its cause where it did not come by itself."""
+        details: dict[str, Any] = {"cause": ""}
+        if end.failure is not None:
+            details["cause"] = end.failure.text
+        elif end.status == "stopped":
+            details["cause"] = self.plan.spec.sweep.trial_scheduler
+        details["step"] = end.step
+        if end.failure is not None:
+            details["failure_class"] = end.failure.failure_class
+        if end.retries:
+            details["retries"] = end.retries
+        self.folder.note("trial_end", trial=end.id, status=end.status, **details)
+
+    def lost(self, trial: Trial, error: BaseException | None) -> None:
+        """Note that Tune starts a trial's process again; with less memory if that was short."""
+        folder = self.plan.trial_folder(trial)
+        if not self._is_open(folder) or sound_status(folder.path) is None:
+            return
+        failure = Failure("WorkerLost", Failure.of(error).text if error else "the process ended")
+        if failure.failure_class is FailureClass.WORKER_LOST and (silent := silent_nodes()):
+            failure = Failure("NodeDiedError", f"node {', '.join(silent)} does not answer")
+        if not split_batch(load_run(folder.config_path), folder, failure):
+            folder.note_retry(failure, "a new process goes on from the last checkpoint")
+
+    def close_all(self, *, interrupted: bool) -> None:
+        """Close what is still open when no trial runs any more."""
+        reason = f"the trial's process ended without a word; {self.folder.logs} may tell why"
+        for folder in list(self.supervisor.trials.values()):
+            if interrupted:
+                self._close(folder, "interrupted")
+            else:
+                self._close(folder, "failed", Failure("WorkerLost", reason))
+        # a worker may have written a status after the end of its trial
+        for trial in list_trials(self.folder.path):
+            if trial.status == "created":
+                RunFolder(trial.folder).finish("interrupted")
+            elif trial.status == "running":
+                RunFolder(trial.folder).finish("stopped")

@@ -1,0 +1,125 @@
+"""Which runs and sweeps may go on, and with which settings; whatever is refused stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from boxseg.engine.checkpoint import find_best, newest_step
+from boxseg.errors import CheckpointError, ConfigError
+from orchestration.config.resolved import (
+    COPY_BACK,
+    dump_resolved,
+    params_of,
+    parse_resolved,
+    read_resolved,
+)
+from orchestration.config.spec import RunSpec, SweepSpec
+from orchestration.record.journal import ENDED, driving, is_concluded, newest_sweep
+from orchestration.record.run_folder import RunFolder
+
+RUN_MAY_CHANGE = (
+    "model.start_from",
+    "train.steps",
+    "train.eval_every",
+    "train.save_every",
+    "train.report_every",
+    "train.panels",
+    "train.accumulate",
+    "data.loader_workers",
+)
+"""Settings that a resumed run may have otherwise, besides those of `resources`, `storage` and `tracking`."""
+SWEEP_MAY_CHANGE = ("sweep.concurrency", "train.panels", "data.loader_workers")
+"""Those that a resumed sweep may have otherwise."""
+
+Start = Literal["resume", "retry_failed", "beside"]
+"""What to do where there is a sweep of the same name: go on with the newest one, which was interrupted; so too if it
+has ended, and run again what failed for a reason that may have gone; start another one even though it is interrupted
+or running."""
+
+
+def check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
+    """Refuse to go on with a run that cannot.
+
+    Args:
+        spec: The settings to go on with.
+        folder: The run's.
+        name: What the user calls it.
+
+    Raises:
+        CheckpointError: it has lost its checkpoints.
+        ConfigError: it is no run of its own, is running, or its settings do not fit.
+    """
+    status = folder.status()
+    if status.kind != "run":
+        raise ConfigError(f"{name} is a sweep; go on with it by `boxseg sweep --resume`")
+    if status.parent is not None and (folder.path / status.parent / "status.json").exists():
+        raise ConfigError(f"{name} is a trial; go on with its sweep by `boxseg sweep --resume`")
+    if status.status == "running":
+        raise ConfigError(f"{name} is running in process {status.pid}; stop that one first")
+    checkpoints = folder.path / "checkpoints"
+    if status.best_step is not None and find_best(checkpoints) is None:
+        raise CheckpointError(
+            f"{checkpoints}: no checkpoint is here, but the run had one of step "
+            f"{status.best_step}; put it back, or start a new run"
+        )
+    check_same_settings(spec, folder, RUN_MAY_CHANGE)
+    saved = newest_step(checkpoints)
+    # told before anything of the run, which may have ended well, is changed
+    if saved > spec.train.steps:
+        raise ConfigError(
+            f"{name} has a checkpoint of step {saved}, beyond train.steps {spec.train.steps}; raise that"
+        )
+
+
+def find_sweep(spec: SweepSpec, start: Start | None = None) -> RunFolder | None:
+    """The sweep to go on with; None for a new one.
+
+    Raises:
+        ConfigError: the newest sweep of this name runs, or was interrupted and nobody said what to do about it; or it
+            cannot be resumed.
+    """
+    folder = None if start == "beside" else newest_sweep(spec.storage.absolute(), spec.name)
+    ended = folder is None or folder.stored().status in ENDED
+    if folder is not None and start == "resume":
+        ended = is_concluded(folder)  # one that ended by a fault of its driver can go on too
+    if folder is None or (ended and start != "retry_failed"):
+        if start in ("resume", "retry_failed"):
+            what = "there is no sweep" if start == "retry_failed" else "no interrupted sweep"
+            raise ConfigError(
+                f"{what} {spec.name} under {spec.storage}; start one without --resume and --retry-failed"
+            )
+        return None
+    with driving(folder):
+        if start is None:
+            raise ConfigError(
+                f"sweep {folder.path.name} was interrupted; go on with it by --resume, or start "
+                "another one beside it with --new"
+            )
+        check_same_settings(spec, folder, SWEEP_MAY_CHANGE)
+    return folder
+
+
+def check_same_settings(spec: RunSpec, folder: RunFolder, may_change: Sequence[str]) -> None:
+    """Refuse to go on with other settings than a run or sweep began with; its weights belong to those.
+
+    Raises:
+        ConfigError: names the settings, both values and the way out.
+    """
+    now = params_of(parse_resolved(dump_resolved(spec)))
+    try:
+        before = params_of(read_resolved(folder.config_path))
+    except ValueError as error:
+        raise ConfigError(f"{folder.config_path}: is damaged: {error}; {COPY_BACK}") from error
+    differing = []
+    for name, value in now.items():
+        is_free = name in may_change or name.startswith(("resources.", "storage", "tracking."))
+        # a setting that the earlier version did not have yet cannot differ
+        if not is_free and before.get(name, value) != value:
+            differing.append(f"{name} {value} (the {folder.stored().kind} has {before[name]})")
+    if differing:
+        raise ConfigError(
+            f"{folder.path.name} cannot go on with other settings: {', '.join(differing[:5])}; "
+            "use the file and --set that it began with (all of them are in "
+            f"{folder.config_path}), or start a new one"
+        )
