@@ -83,7 +83,7 @@ def submit(
 
     Options for the job come before the command, those of the command after it. The exit code is the command's.
     """
-    from orchestration.execute.access import read_token
+    from orchestration.connect.access import read_token
     from orchestration.jobs.client import Cluster
     from orchestration.jobs.upload import check_upload, find_files
 

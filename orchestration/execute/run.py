@@ -8,8 +8,8 @@ from pathlib import Path
 
 from orchestration.config.resolved import dump_resolved, read_resolved
 from orchestration.config.spec import RunSpec
+from orchestration.connect.session import start_ray
 from orchestration.execute.fit import train_payload
-from orchestration.execute.session import start_ray
 from orchestration.execute.supervise import supervise
 from orchestration.execute.worker import Payload, TrainFn
 from orchestration.planning.preflight import runner_of

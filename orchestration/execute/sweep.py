@@ -12,7 +12,7 @@ from boxseg.engine.checkpoint import BEST, find_checkpoint_damage
 from boxseg.files.writing import sync_folder, sync_tree, write_atomic
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec
-from orchestration.execute.session import start_ray
+from orchestration.connect.session import start_ray
 from orchestration.execute.supervise import supervise
 from orchestration.execute.trials import SweepPlan, Trials
 from orchestration.execute.tune import make_tuner

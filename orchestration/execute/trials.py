@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from boxseg.errors import ConfigError
 from orchestration.config.spec import RunSpec, SweepSpec, load_run
-from orchestration.execute.cluster import silent_nodes
+from orchestration.connect.cluster import silent_nodes
 from orchestration.execute.search import PastTrial, Trial
 from orchestration.execute.supervise import Supervisor
 from orchestration.execute.worker import Payload, TrainFn, split_batch

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from boxseg.errors import ConfigError
+from orchestration.connect.access import ANSWER_S, choose_mode, is_loopback, read_token
 from orchestration.errors import ExitCode, ResourceError
-from orchestration.execute.access import ANSWER_S, choose_mode, is_loopback, read_token
 from orchestration.jobs.upload import Upload
 from orchestration.record.run_folder import new_id
 from orchestration.record.scratch import scratch_folder

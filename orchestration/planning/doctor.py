@@ -110,7 +110,7 @@ def _gpu() -> Finding:
 def _ray_start() -> Finding:
     """Whether the Ray starts that a sweep on this machine begins with."""
     began = time.monotonic()
-    program = "from orchestration.execute.session import start_briefly; start_briefly()"
+    program = "from orchestration.connect.session import start_briefly; start_briefly()"
     problem = _run_python(program, START_S)
     if problem is None:
         return Finding("ray starts", f"within {time.monotonic() - began:.0f} s")

@@ -15,8 +15,8 @@ from fake_training import make_training
 
 from orchestration.cli.app import run
 from orchestration.config.spec import RunSpec, SweepSpec
+from orchestration.connect.session import start_ray
 from orchestration.errors import ExitCode
-from orchestration.execute.session import start_ray
 from orchestration.execute.sweep import run_sweep
 from orchestration.record.find_runs import list_runs
 from orchestration.record.journal import newest_sweep

@@ -12,9 +12,9 @@ from fake_training import make_training
 
 from boxseg.errors import NonFiniteLossError
 from orchestration.config.spec import RunSpec, SweepSpec
+from orchestration.connect.session import start_ray
 from orchestration.errors import ResourceError
 from orchestration.execute.run import train_run
-from orchestration.execute.session import start_ray
 from orchestration.execute.sweep import run_sweep
 from orchestration.record.find_runs import list_runs
 from orchestration.record.run_folder import RunFolder

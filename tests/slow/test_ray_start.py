@@ -20,7 +20,7 @@ if any(word.endswith("dashboard/agent.py") for word in sys.orig_argv):
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from orchestration.execute.ray_start import embedded_ray
+from orchestration.connect.ray_start import embedded_ray
 with embedded_ray(dashboard=False, logs=Path(sys.argv[1])):
     import ray
     niceness = ray.get(ray.remote(lambda: os.nice(0)).remote())

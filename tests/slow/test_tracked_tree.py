@@ -6,7 +6,7 @@ from drivers import make_values
 from fake_training import make_training
 
 from orchestration.config.spec import RunSpec, SweepSpec
-from orchestration.execute.session import start_ray
+from orchestration.connect.session import start_ray
 from orchestration.execute.sweep import run_sweep
 from orchestration.tracking.mirror import tracking_uri
 

@@ -16,10 +16,10 @@ SCRIPT = f"""
 import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from fake_training import make_training
-import orchestration.execute.cluster
+import orchestration.connect.cluster
 from orchestration.config.spec import SweepSpec
 from orchestration.execute.sweep import run_sweep
-orchestration.execute.cluster.PENDING_S, orchestration.execute.cluster.LOOK_S = 3.0, 0.5
+orchestration.connect.cluster.PENDING_S, orchestration.connect.cluster.LOOK_S = 3.0, 0.5
 values, start, step_s = map(json.loads, sys.argv[1:])
 run_sweep(SweepSpec.model_validate(values), start=start, train_fn=make_training(step_s=step_s), progress=False)
 """

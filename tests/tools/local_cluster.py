@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestration.execute.session import ENVIRONMENT
+from orchestration.connect.session import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 HIDDEN = (

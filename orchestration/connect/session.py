@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 from boxseg.files.writing import no_link
 from orchestration.config.spec import RunSpec
+from orchestration.connect.access import ANSWER_S, choose_mode
+from orchestration.connect.cluster import check_storage_is_shared, shortages_told
+from orchestration.connect.ray_start import embedded_ray, restore_sigterm
 from orchestration.errors import ResourceError
-from orchestration.execute.access import ANSWER_S, choose_mode
-from orchestration.execute.cluster import check_storage_is_shared, shortages_told
-from orchestration.execute.ray_start import embedded_ray, restore_sigterm
 from orchestration.planning.preflight import count_places, runner_of, uses_cluster
 from orchestration.record.files import log_to_file
 

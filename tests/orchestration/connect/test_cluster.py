@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestration.execute.cluster import describe_shortage, find_late, look_at_storage
+from orchestration.connect.cluster import describe_shortage, find_late, look_at_storage
 
 
 def test_a_shortage_names_the_resource_and_the_amounts():

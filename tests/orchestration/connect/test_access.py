@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestration.connect.access import choose_mode, is_loopback, read_token
 from orchestration.errors import ResourceError
-from orchestration.execute.access import choose_mode, is_loopback, read_token
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from orchestration.config.spec import RunSpec
+from orchestration.connect import ray_start
+from orchestration.connect.ray_start import LOOPBACK, SETTINGS, embedded_ray
+from orchestration.connect.session import ENVIRONMENT, start_ray
 from orchestration.errors import ResourceError
-from orchestration.execute import ray_start
-from orchestration.execute.ray_start import LOOPBACK, SETTINGS, embedded_ray
 from orchestration.execute.run import train_run
-from orchestration.execute.session import ENVIRONMENT, start_ray
 from orchestration.record.find_runs import list_runs
 
 FATAL = (

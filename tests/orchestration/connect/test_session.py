@@ -7,8 +7,8 @@ import os
 import pytest
 
 from orchestration.config.spec import RunSpec
+from orchestration.connect.session import ENVIRONMENT, _check_room, start_ray
 from orchestration.errors import ResourceError
-from orchestration.execute.session import ENVIRONMENT, _check_room, start_ray
 
 HEAD = {"CPU": 0.0, "node:__internal_head__": 1.0}
 
