@@ -17,6 +17,7 @@ from orchestration.cli import config, data, doctor, evaluate, jobs, label, recip
 from orchestration.cli.crash_log import keep_traceback
 from orchestration.cli.output import say
 from orchestration.errors import ExitCode, exit_code_for
+from orchestration.proxies import spare_loopback
 from orchestration.secret_text import hide
 from orchestration.terminal import SafeFormatter, printable
 
@@ -66,6 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command and give its exit code; purposeful errors become one message on stderr, no traceback."""
+    spare_loopback()
     try:
         result = app(arguments, prog_name="boxseg", standalone_mode=False)
     except (

@@ -89,6 +89,8 @@ def submit(
 
     root = (working_dir or Path.cwd()).absolute()
     upload = find_files(root, tracked_only=working_dir is None)
+    for left_out, reason in upload.left_out.items():
+        say(f"warning: not uploaded: {left_out}: {reason}")
     name, folder, arguments = _prepare(context, command, upload, storage)
     check_upload(upload, limit=int(max_mb * 1e6), allowed=allow or [], token=read_token())
     cluster = Cluster(address, insecure=insecure)

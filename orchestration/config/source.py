@@ -31,6 +31,8 @@ _PATHS = (
 STATE_DICTS = (".safetensors", ".pt", ".pth")
 """Endings of files that `model.start_from` takes."""
 
+MERGE = "<<"
+"""YAML's key for taking over the settings of another group of the file."""
 MAX_BYTES = 2**18
 """Experiment files have a few thousand; PyYAML takes seconds for so many."""
 MAX_DEPTH = 30
@@ -257,24 +259,46 @@ class _Reader(yaml.SafeLoader):
     def _read_mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
         lines: dict[str, int] = {}
+        taken_over: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if key_node.value == MERGE:
+                taken_over |= self._read_merged(value_node, path)
         for key_node, value_node in node.value:
             key, mark = key_node.value, key_node.start_mark
+            if key == MERGE:
+                continue
             if not isinstance(key, str) or len(key) > MAX_TEXT or _CONTROL.search(key):
                 raise ConfigError(
                     f"{self.place(mark)}: a setting's name must be a word, not a list, a mapping or a text"
-                )
-            if key == "<<":
-                raise ConfigError(
-                    f"{self.place(mark)}: << takes over no settings here; write them out, or keep "
-                    "them in a file of their own and name it with base: FILE"
                 )
             if key in values:
                 again = f"{'.'.join((*path, key))} is given twice, first on line {lines[key]}"
                 raise ConfigError(f"{self.place(mark)}: {again}; keep one of them")
             lines[key] = mark.line + 1
+            if key in taken_over:  # what it took over at this place, or below it, is replaced
+                self._forget_places((*path, key))
             self.places[(*path, key)] = self.place(mark)
             values[key] = self.read(value_node, (*path, key))
+        return taken_over | values
+
+    def _read_merged(self, node: yaml.Node, path: KeyPath) -> dict[str, Any]:
+        """The settings of `<<: *OTHER`; of a list of mappings the first one that has a key gives its value."""
+        mappings = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        values: dict[str, Any] = {}
+        for mapping in reversed(mappings):
+            if not isinstance(mapping, yaml.MappingNode):
+                raise ConfigError(
+                    f"{self.place(mapping.start_mark)}: << takes over the settings of a group, and this is none; "
+                    "mark a group with &NAME and write <<: *NAME"
+                )
+            for key_node, _ in mapping.value:
+                self._forget_places((*path, str(key_node.value)))
+            values |= self._read_mapping(mapping, path)
         return values
+
+    def _forget_places(self, path: KeyPath) -> None:
+        for other in [other for other in self.places if other[: len(path)] == path]:
+            del self.places[other]
 
     def _absolute(self, value: str, place: str) -> str:
         if "://" in value or value in ("auto", "imagenet", "none"):

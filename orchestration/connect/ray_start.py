@@ -21,7 +21,8 @@ from typing import Any
 import psutil
 
 from orchestration.errors import ResourceError
-from orchestration.planning.preflight import count_cpus
+from orchestration.planning.cores import count_cpus
+from orchestration.proxies import spare_loopback
 from orchestration.record.scratch import scratch_folder
 
 SETTINGS = {
@@ -71,7 +72,8 @@ def embedded_ray(
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     os.environ.update(LOOPBACK)
-    with scratch_folder("ray") as private:
+    spare_loopback()
+    with scratch_folder("ray", for_ray=True) as private:
         _prepare_token(private)
         import ray  # reads its settings now
 
@@ -147,6 +149,7 @@ def _init(folder: Path, *, dashboard: bool, metrics_port: int | None = None) -> 
     try:
         ray.init(
             address="local",  # a new one, whatever RAY_ADDRESS says
+            num_cpus=count_cpus(),
             include_dashboard=dashboard,
             dashboard_host="127.0.0.1",
             object_store_memory=OBJECT_STORE_BYTES,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import zipfile
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from boxseg.errors import ConfigError
@@ -30,6 +31,8 @@ class Upload:
     root: Path
     sizes: dict[Path, int]
     """File, relative to the root -> bytes."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Name of what cannot go along -> why."""
 
     @property
     def total(self) -> int:
@@ -56,7 +59,8 @@ def find_files(root: Path, *, tracked_only: bool = True) -> Upload:
         tracked_only: Refuse a folder where git tracks nothing; false: take every file there, but nothing of git's own.
 
     Raises:
-        ConfigError: no such folder, git does not know it, it holds nothing, or a link leads out of it.
+        ConfigError: no such folder, git does not know it or does not trust its owner, it holds nothing, or a link leads
+            out of it.
     """
     if not root.is_dir():
         way_out = "name the one that the job needs with --working-dir"
@@ -73,14 +77,51 @@ def find_files(root: Path, *, tracked_only: bool = True) -> Upload:
             name = path.relative_to(root)
             if ".git" not in name.parts and "__pycache__" not in name.parts:
                 names.append(name)
+    _refuse_links_out(root, names)
+    names += _below_links(root, names)
+    sizes: dict[Path, int] = {}
+    left_out: dict[str, str] = {}
+    for name in names:
+        path = root / name
+        if not _is_utf8(name):
+            left_out[ascii(str(name))] = "its name is not UTF-8; rename it"
+        elif path.is_file():
+            sizes[name] = path.stat().st_size
+        elif path.is_symlink() and not path.exists():
+            left_out[str(name)] = "a link that leads to nothing"
+        elif not path.exists():
+            left_out[str(name)] = "git tracks it, and it is not here"
+    if not sizes:
+        raise ConfigError(f"{root}: no files to upload; `git add` what the job needs")
+    return Upload(root, sizes, left_out)
+
+
+def _refuse_links_out(root: Path, names: list[Path]) -> None:
     for name in names:
         if not (root / name).resolve().is_relative_to(root.resolve()):
             reason = "is a link out of the folder, so it would take along files from elsewhere"
             raise ConfigError(f"{root / name} {reason}; remove it")
-    sizes = {name: (root / name).stat().st_size for name in names if (root / name).is_file()}
-    if not sizes:
-        raise ConfigError(f"{root}: no files to upload; `git add` what the job needs")
-    return Upload(root, sizes)
+
+
+def _below_links(root: Path, names: list[Path]) -> list[Path]:
+    """What links to folders show of `names`, under the names that it has there: an archive holds no such links."""
+    shown = []
+    for link in names:
+        if not (root / link).is_symlink() or not (root / link).is_dir():
+            continue
+        target = (root / link).resolve().relative_to(root.resolve())
+        # a link to a folder around itself would never end
+        if not link.is_relative_to(target):
+            shown += [link / n.relative_to(target) for n in names if n.is_relative_to(target)]
+    return shown
+
+
+def _is_utf8(name: Path) -> bool:
+    try:
+        str(name).encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8 are half characters in Python's names
+        return False
+    return True
 
 
 def check_upload(
@@ -141,7 +182,12 @@ def _tracked(folder: Path) -> list[Path]:
     """Files below a folder that git tracks; none where it knows nothing of the folder."""
     command = ["git", "-C", str(folder), "ls-files", "-z", "--recurse-submodules"]
     try:
-        listing = subprocess.run(command, capture_output=True, timeout=60, check=True).stdout
+        ended = subprocess.run(command, capture_output=True, timeout=60, check=False)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [Path(name.decode()) for name in listing.split(b"\0") if name]
+    if b"dubious ownership" in ended.stderr:
+        raise ConfigError(
+            f"{folder}: belongs to another user, so git does not look into it; if you trust its files, run `git config "
+            f"--global --add safe.directory {folder}`"
+        )
+    return [Path(os.fsdecode(name)) for name in ended.stdout.split(b"\0") if name]

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from boxseg.errors import BoxSegError
-from orchestration.planning.preflight import check_storage, free_bytes
+from orchestration.planning.cores import count_cpus, read_quota
+from orchestration.planning.preflight import check_storage, find_address_fault, free_bytes
+from orchestration.record.scratch import RAY_LETTERS, find_place
 
 FLOORS = {"torch": "2.10", "torchvision": "0.25", "ray": "2.54", "mlflow": "3.13"}
 """Package -> oldest version that works."""
@@ -23,6 +26,7 @@ EXTRAS = {
     "onnxruntime": "export --format onnx needs it: pip install -e '.[onnx]'",
 }
 """Optional package -> what it is for, and how to get it."""
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 IMPORT_S = 120
 """How long a package may take to load [s]."""
 START_S = 240
@@ -44,7 +48,11 @@ class Finding:
 def examine(storage: Path) -> Iterator[Finding]:
     """Look at everything, quick things first; Ray is started and ended, and nothing is left behind."""
     yield Finding("python", platform.python_version())  # pip refuses one that is too old
+    yield _cores()
     yield _disk(storage)
+    yield _temporary_folder()
+    yield _proxies()
+    yield _ray_address()
     yield _ray_token()
     yield _ray_auth()
     for package, way_to_get in EXTRAS.items():
@@ -64,6 +72,39 @@ def _disk(storage: Path) -> Finding:
     except BoxSegError as fault:
         return Finding("storage", free, f"{fault}; or with --storage")
     return Finding("storage", free)
+
+
+def _cores() -> Finding:
+    quota = read_quota()
+    limit = "" if quota is None else f", by the quota of its container ({quota:g})"
+    return Finding("CPU cores", f"{count_cpus()} of {os.cpu_count()} may be used{limit}")
+
+
+def _temporary_folder() -> Finding:
+    """Where Ray's sockets can be; the names of these are limited."""
+    chosen = tempfile.gettempdir()
+    try:
+        place = find_place(RAY_LETTERS)
+    except BoxSegError as fault:
+        return Finding("temporary files", chosen, str(fault))
+    if str(place) == chosen:
+        return Finding("temporary files", chosen)
+    return Finding("temporary files", f"{chosen} is too long for sockets; Ray's are in {place}")
+
+
+def _proxies() -> Finding:
+    named = [name for name in PROXIES if os.environ.get(name) or os.environ.get(name.lower())]
+    if not named:
+        return Finding("web proxy", "none")
+    return Finding("web proxy", f"{', '.join(named)}; this machine itself is asked without it")
+
+
+def _ray_address() -> Finding:
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return Finding("RAY_ADDRESS", "not set; runs start a Ray of their own where they need one")
+    fault = find_address_fault(address, "RAY_ADDRESS")
+    return Finding("RAY_ADDRESS", address, fault)
 
 
 def _ray_token() -> Finding:

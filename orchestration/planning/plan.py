@@ -14,6 +14,7 @@ from boxseg.config.method import CocoSource
 from boxseg.errors import BoxSegError
 from orchestration.config.spec import RunSpec, SweepSpec, load_run
 from orchestration.planning import preflight
+from orchestration.planning.cores import count_cpus
 from orchestration.planning.estimate import ON_RECORD, Estimate, estimate, estimate_on_cpu
 from orchestration.record.find_runs import list_runs
 from orchestration.record.run_folder import RunFolder, RunStatus
@@ -158,7 +159,7 @@ def _concurrency(spec: RunSpec, trials: int) -> int | None:
         asked = spec.sweep.concurrency
         return None if asked is None else min(asked, trials)
     gpus = preflight.count_gpus() if spec.resources.gpus_per_worker else 0
-    machine = {"CPU": preflight.count_cpus(), "GPU": gpus}
+    machine = {"CPU": count_cpus(), "GPU": gpus}
     return min(preflight.concurrency(spec, [machine]), trials)
 
 

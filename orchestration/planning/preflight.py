@@ -19,6 +19,7 @@ from boxseg.errors import BoxSegError, CheckpointError, ConfigError, DataError
 from orchestration.config.space import Choice, corners
 from orchestration.config.spec import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, SweepSpec
 from orchestration.errors import ResourceError
+from orchestration.planning.cores import count_cpus
 from orchestration.record.find_runs import find_start
 
 MIN_FREE_BYTES = 200_000_000
@@ -30,7 +31,8 @@ def check(spec: RunSpec) -> None:
 
     Raises:
         ResourceError: more workers, CPU cores or GPUs than there are, or a full disk.
-        ConfigError: a file that a setting names is missing, or the storage cannot be written.
+        ConfigError: a file that a setting names is missing, the storage cannot be written, or a cluster's address is
+            that of its dashboard.
         DataError: a data set has fatal faults.
     """
     for fault in find_faults(spec):
@@ -40,6 +42,7 @@ def check(spec: RunSpec) -> None:
 def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
     """All that `check` could raise, quickest checks first; nothing is left behind on the disk."""
     for look in (
+        _check_address,
         _check_room,
         lambda spec: check_storage(spec.storage),
         _check_weights,
@@ -65,6 +68,24 @@ def warnings(spec: RunSpec) -> list[str]:
         return []
 
 
+def _check_address(spec: RunSpec) -> None:
+    """Refuse the web address of a dashboard: connections to Ray itself would wait for it in vain."""
+    setting = "resources.address" if spec.resources.address else "RAY_ADDRESS"
+    address = spec.resources.address or os.environ.get("RAY_ADDRESS") or ""
+    if fault := find_address_fault(address, setting):
+        raise ConfigError(f"{setting} {address}: {fault}")
+
+
+def find_address_fault(address: str, setting: str) -> str | None:
+    """What is wrong with the address of a cluster that `setting` names, and the way out; None if nothing is."""
+    if not address.startswith(("http://", "https://")):
+        return None
+    return (
+        "is a dashboard's, which takes jobs alone (`boxseg jobs submit`); to use that cluster from here name Ray's own "
+        f"address, as in HOST:6379 or ray://HOST:10001, or else unset {setting}"
+    )
+
+
 def uses_cluster(spec: RunSpec) -> bool:
     """Whether a running Ray cluster is named, so that this machine's size does not count."""
     return (spec.resources.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
@@ -77,13 +98,6 @@ def runner_of(spec: RunSpec) -> Literal["inline", "ray_train"]:
         return resources.runner
     needs_ray = resources.workers > 1 or resources.gpus_per_worker or uses_cluster(spec)
     return "ray_train" if needs_ray else "inline"
-
-
-def count_cpus() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def count_gpus() -> int:

@@ -20,7 +20,8 @@ from boxseg.data.misfits import PLAIN_CONTRAST, WINDOW_PX, color_threshold
 from boxseg.errors import ConfigError
 from orchestration.config.source import KeyPath, Source, assign, override
 from orchestration.config.spec import RunSpec, build_run
-from orchestration.planning.preflight import count_cpus, count_gpus
+from orchestration.planning.cores import count_cpus
+from orchestration.planning.preflight import count_gpus
 from orchestration.words import show_bytes, show_duration
 
 OBJECT_PX = (64.0, 192.0)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from boxseg.files.writing import no_link
 from orchestration.errors import ResourceError
+from orchestration.proxies import spare_loopback
 
 HOST = "127.0.0.1"
 START_S = 300.0
@@ -50,6 +51,7 @@ def mlflow_server(
     Raises:
         ResourceError: the port is in use, or the server does not come up.
     """
+    spare_loopback()
     _check_free(port)
     log.parent.mkdir(parents=True, exist_ok=True)
     names = ",".join(f"{name}:{port}" for name in (HOST, "localhost"))

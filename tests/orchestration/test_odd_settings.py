@@ -9,6 +9,7 @@ import pytest
 from boxseg.errors import ConfigError
 from orchestration.cli.app import run
 from orchestration.config.resolved import dump_resolved, parse_resolved, read_resolved
+from orchestration.config.source import read_source
 from orchestration.config.spec import RunSpec, load_run, load_sweep
 from orchestration.errors import ExitCode
 from orchestration.record.run_folder import RunFolder, RunStatus
@@ -59,7 +60,8 @@ def grid(settings: int, values: int) -> str:
             "exp.yaml:1: name is a date, and settings are numbers, words and lists",
         ),
         ("name: !!binary YWJj", "exp.yaml:1: name is a bytes"),
-        ("x: &x {k_top: 3}\nqam: {<<: *x}", "exp.yaml:2: << takes over no settings here"),
+        ("qam: {<<: 3}", "exp.yaml:1: << takes over the settings of a group, and this is none"),
+        ("qam: {<<: [3]}", "exp.yaml:1: << takes over the settings of a group, and this is none"),
         (
             "storage: ~nobody-here/runs",
             "exp.yaml:1: storage is ~nobody-here/runs, the home of somebody unknown",
@@ -212,3 +214,35 @@ def test_settings_are_written_without_aliases(tmp_path: Path):
     assert parse_resolved(text)["a"] == same
     with pytest.raises(ConfigError, match=r"config\.yaml: is missing; put a copy back"):
         read_resolved(tmp_path / "config.yaml")
+
+
+def test_a_group_takes_over_another_with_a_merge_key(tmp_path: Path):
+    path = tmp_path / "exp.yaml"
+    path.write_text(
+        "qam: &one\n"  # 1
+        "  k_top: 3\n"
+        "  iou_thr: 0.4\n"
+        "sweep:\n"  # 4
+        "  settings:\n"
+        "    first: &two {qam.k_top: 4, qam.score_thr: 0.2}\n"
+        "    second:\n"  # 7
+        "      <<: [*two, {qam.k_top: 9, qam.iou_thr: 0.6}]\n"
+        "      qam.score_thr: 0.1\n"
+    )
+    source = read_source(path)
+    second = source.values["sweep"]["settings"]["second"]
+    # The first of a list of groups wins over the others, and the group's own settings over all.
+    assert second == {"qam.k_top": 4, "qam.iou_thr": 0.6, "qam.score_thr": 0.1}
+    place = ("sweep", "settings", "second")
+    assert source.places[(*place, "qam.k_top")] == f"{path}:6"
+    assert source.places[(*place, "qam.iou_thr")] == f"{path}:8"
+    assert source.places[(*place, "qam.score_thr")] == f"{path}:9"
+
+
+def test_what_is_replaced_after_a_merge_leaves_no_place_behind(tmp_path: Path):
+    path = tmp_path / "exp.yaml"
+    path.write_text("a: &a\n  inner: {x: 1, y: 2}\nb:\n  <<: *a\n  inner: {x: 3}\n")
+    source = read_source(path)
+    assert source.values["b"] == {"inner": {"x": 3}}
+    assert source.places[("b", "inner", "x")] == f"{path}:5"
+    assert ("b", "inner", "y") not in source.places

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -52,9 +53,47 @@ def test_tracked_files_go_along_as_they_are_now_even_ignored_ones(checkout: Path
         assert archive.read("exp.yaml") == b"name: changed\n"
 
 
-def test_a_deleted_file_is_left_out(checkout: Path):
+def test_a_deleted_file_is_left_out_and_told(checkout: Path):
     (checkout / "exp.yaml").unlink()
-    assert Path("exp.yaml") not in find_files(checkout).sizes
+    upload = find_files(checkout)
+    assert Path("exp.yaml") not in upload.sizes
+    assert upload.left_out == {"exp.yaml": "git tracks it, and it is not here"}
+
+
+def test_a_link_to_a_folder_goes_along_as_the_files_that_it_shows(checkout: Path, tmp_path: Path):
+    (checkout / "data").symlink_to("sub")
+    (checkout / "sub" / "up").symlink_to("..")  # around itself: endless
+    git(checkout, "add", "data", "sub/up")
+    upload = find_files(checkout)
+    assert Path("data/large.txt") in upload.sizes
+    upload.pack(tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.read("data/large.txt") == b"x" * 1000
+
+
+def test_a_link_to_nothing_and_a_name_that_is_not_utf_8_are_told(checkout: Path):
+    (checkout / "gone").symlink_to("nowhere")
+    odd = os.fsdecode(b"caf\xe9.yaml")
+    (checkout / odd).write_text("name: t\n")
+    git(checkout, "add", "gone", odd)
+    upload = find_files(checkout)
+    assert set(upload.sizes) == {Path("exp.yaml"), Path("sub/large.txt"), Path(".gitignore")}
+    assert upload.left_out == {
+        "gone": "a link that leads to nothing",
+        r"'caf\udce9.yaml'": "its name is not UTF-8; rename it",
+    }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_told_with_the_way_out(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "none"))
+    monkeypatch.delenv("SUDO_UID", raising=False)
+    for path in (checkout, *checkout.rglob("*")):
+        os.chown(path, 4321, 4321, follow_symlinks=False)
+    with pytest.raises(ConfigError, match=r"belongs to another user.*safe\.directory"):
+        find_files(checkout)
 
 
 def test_outside_of_git_the_folder_has_to_be_named(tmp_path: Path):

@@ -86,3 +86,19 @@ def test_a_ray_that_does_not_start_is_a_fault_with_its_cause(monkeypatch, capsys
     assert "works without Ray" in finding.fix
     assert run(["doctor"]) == 1
     assert "Ray does not start: why" in capsys.readouterr().out
+
+
+def test_what_batch_systems_and_company_networks_set_is_looked_at(monkeypatch, tmp_path):
+    long = tmp_path / ("batch-system-" * 4)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    found = findings()
+    assert "too long for sockets" in found["temporary files"].found
+    assert found["temporary files"].fix is None
+    assert found["web proxy"].found.startswith("HTTPS_PROXY; ")
+    assert found["RAY_ADDRESS"].fix is not None
+    assert "HOST:6379" in found["RAY_ADDRESS"].fix
+    monkeypatch.setattr(doctor, "read_quota", lambda: 1.5)
+    assert "quota of its container (1.5)" in findings()["CPU cores"].found

@@ -12,10 +12,10 @@ from PIL import Image
 from boxseg.errors import BoxSegError, ConfigError, DataError
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.errors import ExitCode, ResourceError, exit_code_for
+from orchestration.planning.cores import count_cpus
 from orchestration.planning.plan import make_plan
 from orchestration.planning.preflight import (
     check,
-    count_cpus,
     count_gpus,
     find_faults,
     free_bytes,
@@ -112,6 +112,16 @@ def test_a_named_cluster_may_be_larger_than_this_machine(
     )
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     check(make_spec(tmp_path, resources=large, train={"batch_size": 512}))
+
+
+def test_the_address_of_a_dashboard_is_no_address_of_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    error = refusal(make_spec(tmp_path, resources={"address": "https://head:8265"}))
+    assert isinstance(error, ConfigError)
+    assert str(error).startswith("resources.address https://head:8265: is a dashboard's")
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    assert str(refusal(make_spec(tmp_path))).startswith("RAY_ADDRESS http://head:8265: ")
 
 
 def test_missing_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestration.errors import ResourceError
 from orchestration.record.scratch import OWNER, scratch_folder
 
 
@@ -85,3 +86,29 @@ def test_what_is_not_provably_left_over_stays(tmp_path):
         "boxseg-x-3-linked",
     ]
     assert (tmp_path / "mine" / OWNER).exists()
+
+
+def test_sockets_of_ray_get_a_short_place_where_tmpdir_is_a_long_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    long = tmp_path / ("batch-system-" * 4)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with scratch_folder("x", for_ray=True) as folder:
+        assert len(str(folder)) + len("/ray1") < 50
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
+    with scratch_folder("x") as folder:
+        assert folder.parent == long  # files have no such limit
+
+
+def test_no_place_for_sockets_is_told_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
+    monkeypatch.setattr("orchestration.record.scratch.SHORT_PLACES", ("/nowhere",))
+    with (
+        pytest.raises(ResourceError, match=r"TMPDIR .*; set TMPDIR to a path of \d+ letters"),
+        scratch_folder("x", for_ray=True),
+    ):
+        pass
