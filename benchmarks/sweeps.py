@@ -23,7 +23,8 @@ from orchestration.execute.sweep import run_sweep
 from orchestration.record.journal import newest_sweep, read_past
 from orchestration.record.table import read_table
 from orchestration.report.page import write_report
-from orchestration.tracking.mirror import catch_up, open_client, tracking_uri
+from orchestration.tracking.mirror import catch_up
+from orchestration.tracking.store import open_client, tracking_uri
 
 NAME = "many"
 LOOKS = 10

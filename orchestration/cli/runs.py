@@ -151,6 +151,15 @@ def compare(
     )
 
 
+@app.command()
+def track(storage: Storage = Path("runs")) -> None:
+    """Make MLflow's records from the folders again: of runs that were deleted there, never arrived, or were moved."""
+    from orchestration.tracking.repair import repair
+
+    for change in repair(storage):
+        print_line(change)
+
+
 def report(
     sweep: Annotated[
         str, typer.Argument(metavar="SWEEP", help="Sweep id, its folder or its name (the newest).")

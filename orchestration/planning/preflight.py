@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -22,6 +23,12 @@ from orchestration.errors import ResourceError
 from orchestration.planning.cores import count_cpus
 from orchestration.record.find_runs import find_start
 
+UNUSED_VARIABLES = {
+    "MLFLOW_TRACKING_URI": "tracking.uri",
+    "MLFLOW_EXPERIMENT_NAME": "name",
+    "MLFLOW_EXPERIMENT_ID": "name",
+}
+"""Variables that MLflow's own functions read -> the setting that counts here."""
 MIN_FREE_BYTES = 200_000_000
 """Room for the checkpoints of the smallest network, with MLflow's files."""
 
@@ -59,13 +66,15 @@ def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
 
 
 def warnings(spec: RunSpec) -> list[str]:
-    """Where the settings do not fit the training data, a sentence each; none where that cannot be read."""
-    if not isinstance(spec.data.train, CocoSource):
-        return []
-    try:
-        return list(find_misfits(spec, take_fingerprint(spec.data.train)))
-    except DataError:  # among the faults
-        return []
+    """What works but is hardly meant, a sentence each: settings that do not fit the data, variables without effect."""
+    sentences = []
+    for name, setting in UNUSED_VARIABLES.items():
+        if os.environ.get(name):
+            sentences.append(f"{name} has no effect; {setting} says it")
+    if isinstance(spec.data.train, CocoSource):
+        with contextlib.suppress(DataError):  # it is among the faults
+            sentences += find_misfits(spec, take_fingerprint(spec.data.train))
+    return sentences
 
 
 def _check_address(spec: RunSpec) -> None:

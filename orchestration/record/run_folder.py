@@ -148,6 +148,8 @@ class _Tracking:
     """Artifact -> digest of its content."""
     ended: list[str | float | None] | None = None
     """Status and time of the end that is told there."""
+    deleted: bool | None = None
+    """Whether somebody deleted it there."""
 
 
 class RunFolder:

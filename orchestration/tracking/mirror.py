@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from boxseg.errors import ConfigError
 from orchestration.record.files import file_lock, log_to_file
@@ -20,21 +18,17 @@ from orchestration.record.find_runs import list_runs
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.tracking.pages import save_comparison
 from orchestration.tracking.run import follow
+from orchestration.tracking.store import (
+    ARTIFACTS,
+    move_places,
+    open_client,
+    recorded_uri,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_CONFIGURE_LOGGING": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # it repeats what makes something too; the tracker looks first
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 TICK_S = 2.0
 """Time between two looks at the folders [s]."""
 FIRST_LOOK_S = 10.0
@@ -45,19 +39,6 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 """URIs that begin so are read without a server, so artifacts lie beside the runs."""
 
 logger = logging.getLogger("boxseg.tracking")
-
-
-def tracking_uri(storage: Path, uri: str | None = None) -> str:
-    """The MLflow tracking URI of a storage folder: `uri` if given, else an SQLite file in the folder.
-
-    SQLAlchemy reads `?` and what looks like `%41` as parts of a URI: unescaped, they would lead to another folder.
-    MLflow makes an empty folder of the escaped name beside.
-    """
-    if uri:
-        return uri
-    misread = r"\?|%(?=[0-9a-fA-F]{2})"
-    folder = re.sub(misread, lambda match: quote(match[0]), str(storage.absolute()))
-    return f"sqlite:///{folder}/mlflow.db"
 
 
 class Tracker:
@@ -98,9 +79,12 @@ class Tracker:
 
     def add(self, folder: RunFolder) -> None:
         """Follow one more run, whose `config.yaml` and `status.json` are there; a parent comes before its children."""
-        if folder.read_tracking().get("uri") != self.uri:
-            # at once, so that the run is found even if MLflow never answers
-            folder.write_tracking({"uri": self.uri})
+        state = folder.read_tracking()
+        if state.get("uri") != self.uri:
+            # Written at once, so that the run is found even if MLflow never answers. What another store has of it says
+            # nothing about this one; a store that was moved with its runs is the same.
+            is_same = "uri" in state and recorded_uri(folder, self._storage) == self.uri
+            folder.write_tracking({**(state if is_same else {}), "uri": self.uri})
         self._folders.append(folder)
 
     def settle(self, folder: RunFolder) -> None:
@@ -117,11 +101,11 @@ class Tracker:
         self._thread.join(timeout_s)
         # storage can go meanwhile
         present = [folder for folder in self._folders if folder.status_path.exists()]
-        left = [folder for folder in present if not _is_copied(folder)]
+        left = [folder for folder in present if not is_copied(folder)]
         if left:
             logger.warning(
-                "%d runs are not wholly in MLflow (%s); their folders are complete, the next run "
-                "under this name and `boxseg ui` copy the rest",
+                "%d runs are not wholly in MLflow (%s); their folders are complete, and the next run "
+                "under this name, `boxseg ui` or `boxseg runs track` copy the rest",
                 len(left),
                 self.uri,
             )
@@ -195,8 +179,8 @@ class Tracker:
                 Exception
             ):  # what cannot be read now is taken over by a later run
                 folder = RunFolder(path.parent)
-                same_store = folder.read_tracking().get("uri", self.uri) == self.uri
-                if same_store and not _is_copied(folder):
+                same_store = recorded_uri(folder, self._storage) == self.uri
+                if same_store and not is_copied(folder):
                     status = folder.status()
                     if status.is_final and status.pid != os.getpid():
                         self._folders.append(folder)
@@ -205,12 +189,21 @@ class Tracker:
         log_to_file(self._logs / "mlflow.log", ("mlflow", "alembic", "sqlalchemy"))
         # two processes that make one SQLite file leave it broken
         with file_lock(self._storage / ".mlflow.lock"):
+            if self.uri == tracking_uri(self._storage):
+                for change in move_places(self._storage):
+                    logger.warning("%s", change)
             client = open_client(self.uri)
             experiment = client.get_experiment_by_name(self._experiment)
+            if experiment is not None and experiment.lifecycle_stage == "deleted":
+                logger.warning(
+                    "the experiment %s was deleted in MLflow; it is back, as runs of it go on",
+                    self._experiment,
+                )
+                client.restore_experiment(experiment.experiment_id)
             if experiment is None:
                 artifacts = None  # a server has a place of its own
                 if self.uri.startswith(DATABASES):
-                    artifacts = (self._storage / "mlartifacts").as_uri()
+                    artifacts = (self._storage / ARTIFACTS).as_uri()
                 self._experiment_id = client.create_experiment(
                     self._experiment,
                     artifact_location=artifacts,
@@ -218,16 +211,6 @@ class Tracker:
             else:
                 self._experiment_id = experiment.experiment_id
         return client
-
-
-def open_client(uri: str) -> MlflowClient:
-    """An MLflow client that gives up soon on a server that does not answer."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import mlflow
-
-    mlflow.set_tracking_uri(uri)  # models are logged through functions that take no client
-    return mlflow.MlflowClient(tracking_uri=uri)
 
 
 @dataclass(frozen=True)
@@ -249,7 +232,7 @@ def stored_uri(storage: Path) -> str:
     for status in list_runs(storage):
         folder = RunFolder(status.folder)
         if folder.tracking_path.exists():
-            return str(folder.read_tracking().get("uri", tracking_uri(storage)))
+            return recorded_uri(folder, storage)
     raise ConfigError(
         f"{storage.absolute()}: no tracked run here; `boxseg train EXP.yaml` makes one, or name --storage"
     )
@@ -272,7 +255,7 @@ def catch_up(storage: Path, uri: str) -> Tracked:
         Tracker(storage, name, uri=uri, logs=storage / "logs").catch_up()
     tracked: list[tuple[RunStatus, str]] = []
     for status in list_runs(storage):
-        same_store = RunFolder(status.folder).read_tracking().get("uri", uri) == uri
+        same_store = recorded_uri(RunFolder(status.folder), storage) == uri
         if same_store and status.mlflow_run_id is not None:
             tracked.append((status, status.mlflow_run_id))
     if not tracked:
@@ -289,10 +272,11 @@ def catch_up(storage: Path, uri: str) -> Tracked:
     return Tracked(place, None)
 
 
-def _is_copied(folder: RunFolder) -> bool:
-    """True if MLflow has the end of the run; of a run whose status cannot be read, False."""
+def is_copied(folder: RunFolder) -> bool:
+    """True if MLflow has the end of the run, or somebody deleted it there; False if its status cannot be read."""
     try:
         status = folder.status()
     except ConfigError:
         return False
-    return folder.read_tracking().get("ended") == [status.status, status.ended]
+    state = folder.read_tracking()
+    return bool(state.get("deleted")) or state.get("ended") == [status.status, status.ended]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from boxseg.config.criterion import MASK_AP, Criterion
 from orchestration.config.resolved import params_of, read_resolved
@@ -32,6 +33,10 @@ PARAMS_PER_CALL = 100
 MAX_TEXT = 5000
 """Longest tag and parameter that MLflow takes for sure [characters]."""
 
+Stage = Literal["active", "deleted", "missing", "unknown"]
+
+logger = logging.getLogger("boxseg.tracking")
+
 END_TAGS = ("failure_class", "failure", "stopped_by")
 """Tags that only some ends have; they are taken back when the run goes on."""
 
@@ -45,8 +50,43 @@ MLFLOW_STATUS = {
 
 def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
     """Bring MLflow up to date with one folder; safe to repeat after a stop at any place."""
-    status = folder.status()
     state = folder.read_tracking()
+    if state.get("deleted"):
+        return
+    try:
+        _follow(client, experiment_id, folder, state)
+    except Exception:
+        stage = run_stage(client, state)
+        if (
+            stage == "missing"
+        ):  # gone for good, or never in this store: all of it is copied at the next look
+            folder.write_tracking({"uri": state.get("uri")})
+        if stage != "deleted":
+            raise
+        folder.write_tracking(state | {"deleted": True})
+        logger.warning(
+            "%s was deleted in MLflow, and stays so; its folder is complete, and `boxseg runs track` brings it back",
+            folder.path.name,
+        )
+
+
+def run_stage(client: MlflowClient, state: dict[str, Any]) -> Stage:
+    """What MLflow has of a run: `active`, `deleted` in its page, `missing`; `unknown` where it does not answer."""
+    from mlflow.exceptions import MlflowException
+
+    if "run_id" not in state:
+        return "unknown"
+    try:
+        stage = client.get_run(state["run_id"]).info.lifecycle_stage
+    except MlflowException as error:
+        return "missing" if error.error_code == "RESOURCE_DOES_NOT_EXIST" else "unknown"
+    return "deleted" if stage == "deleted" else "active"
+
+
+def _follow(
+    client: MlflowClient, experiment_id: str, folder: RunFolder, state: dict[str, Any]
+) -> None:
+    status = folder.status()
     if state.get("ended") == [status.status, status.ended]:
         return
     if "run_id" not in state:

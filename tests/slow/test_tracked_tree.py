@@ -8,7 +8,7 @@ from fake_training import make_training
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.connect.session import start_ray
 from orchestration.execute.sweep import run_sweep
-from orchestration.tracking.mirror import tracking_uri
+from orchestration.tracking.store import tracking_uri
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -22,7 +22,7 @@ from boxseg.evaluation.panels import PanelRow, draw_panels
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec
 from orchestration.record.run_folder import RunFolder
-from orchestration.tracking.mirror import tracking_uri
+from orchestration.tracking.store import tracking_uri
 
 pytestmark = pytest.mark.slow
 

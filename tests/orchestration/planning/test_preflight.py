@@ -20,6 +20,7 @@ from orchestration.planning.preflight import (
     find_faults,
     free_bytes,
     runner_of,
+    warnings,
 )
 from orchestration.record.run_folder import RunFolder, RunStatus
 
@@ -360,3 +361,13 @@ def test_auto_takes_ray_train_only_for_what_one_process_on_these_cpus_cannot_do(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert runner() == "ray_train"
     assert runner(runner="inline") == "inline"
+
+
+def test_variables_of_mlflow_that_have_no_effect_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spec, told = make_spec(tmp_path), "MLFLOW_TRACKING_URI has no effect; tracking.uri says it"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert told not in warnings(spec)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    assert told in warnings(spec)

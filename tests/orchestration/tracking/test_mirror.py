@@ -16,8 +16,9 @@ from orchestration.config.resolved import dump_resolved, params_of, parse_resolv
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.record.failures import Failure
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
-from orchestration.tracking.mirror import Tracker, catch_up, stored_uri, tracking_uri
+from orchestration.tracking.mirror import Tracker, catch_up, stored_uri
 from orchestration.tracking.run import follow
+from orchestration.tracking.store import tracking_uri
 
 SPACE = {"sweep": {"space": {"qam.k_top": {"choice": [1, 5]}}}}
 NETWORKS = ("student", "teacher")

@@ -1,0 +1,179 @@
+"""`boxseg runs track`: whatever happened to MLflow's records, make them from the folders again."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from boxseg.errors import ConfigError
+from orchestration.errors import ResourceError
+from orchestration.record.files import file_lock
+from orchestration.record.find_runs import list_runs
+from orchestration.record.run_folder import RunFolder
+from orchestration.tracking.mirror import Tracker, is_copied
+from orchestration.tracking.run import run_stage
+from orchestration.tracking.store import (
+    DATABASE,
+    move_places,
+    open_client,
+    recorded_uri,
+    tracking_uri,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LOCK = ".mlflow.lock"
+
+
+def repair(storage: Path) -> Iterator[str]:
+    """Bring the MLflow records of all runs of a storage up to date with their folders.
+
+    A damaged SQLite file is set aside and a new one filled; one that an older MLflow made is brought to the present
+    form, with a copy kept; one that was moved names the new place. Runs and experiments that were deleted in MLflow's
+    page come back, and runs that it does not know are copied.
+
+    Args:
+        storage: Folder of all runs.
+
+    Yields:
+        What was done, a sentence each.
+
+    Raises:
+        ConfigError: there are no runs.
+        ResourceError: MLflow does not take some of them.
+    """
+    folders = [RunFolder(status.folder) for status in list_runs(storage)]
+    if not folders:
+        raise ConfigError(f"{storage.absolute()}: no runs here; name another --storage")
+    with file_lock(storage / LOCK):
+        yield from _repair_file(storage)
+    by_uri: dict[str, list[RunFolder]] = {}
+    for folder in folders:
+        by_uri.setdefault(recorded_uri(folder, storage), []).append(folder)
+    for uri, runs in by_uri.items():
+        client = _connect(uri)
+        for folder in runs:
+            yield from _bring_back(client, folder)
+        ended = [folder for folder in runs if folder.status().is_final]
+        for name in {folder.stored().name for folder in ended}:
+            tracker = Tracker(storage, name, uri=uri, logs=storage / "logs")
+            own = [folder for folder in ended if folder.stored().name == name]
+            for folder in sorted(own, key=lambda folder: len(folder.path.parts)):  # parents first
+                tracker.add(folder)
+            tracker.catch_up()
+        missing = [folder for folder in ended if not is_copied(folder)]
+        if missing:
+            raise ResourceError(
+                f"MLflow ({uri}) does not take {len(missing)} of {len(ended)} runs, as {missing[0].path}; "
+                f"{storage / 'logs'} tells why"
+            )
+        yield f"{len(ended)} runs are in MLflow ({uri})"
+
+
+def _repair_file(storage: Path) -> Iterator[str]:
+    """Make the storage's own SQLite file usable."""
+    database = storage / DATABASE
+    if not database.exists():
+        return
+    if not _is_sound(database):
+        aside = _free_name(database, "damaged")
+        database.rename(aside)
+        for part in ("-wal", "-shm", "-journal"):
+            database.with_name(DATABASE + part).unlink(missing_ok=True)
+        yield f"MLflow's file is damaged; it is {aside.name} now, and a new one is made"
+        return
+    yield from move_places(storage)
+    yield from _upgrade(storage)
+
+
+def _is_sound(database: Path) -> bool:
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection:
+            return bool(connection.execute("PRAGMA quick_check").fetchone() == ("ok",))
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+            raise ResourceError(f"{database}: another process holds it; end that first") from error
+        return False
+
+
+def _upgrade(storage: Path) -> Iterator[str]:
+    """Bring the tables to the form that this MLflow needs, if they are of an older one; MLflow may do so when asked."""
+    from mlflow.exceptions import MlflowException
+
+    uri, database = tracking_uri(storage), storage / DATABASE
+    kept = _free_name(database, "before-upgrade")
+    shutil.copy2(database, kept)
+    try:
+        open_client(uri).search_experiments(max_results=1)
+    except MlflowException as error:
+        if "out-of-date database schema" not in str(error):
+            raise ResourceError(f"MLflow ({uri}) does not answer: {error}") from error
+        _run_upgrade(uri, kept)
+    if _version(database) == _version(kept):
+        kept.unlink()
+    else:
+        yield f"MLflow's file was of an older version; it is of this one now, and {kept.name} is as it was"
+
+
+def _run_upgrade(uri: str, kept: Path) -> None:
+    command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        lines = ended.stderr.strip().splitlines() or ["no reason told"]
+        raise ResourceError(
+            f"`mlflow db upgrade {uri}` fails: {lines[-1]}; {kept} is as the file was before, and the MLflow that made "
+            "it reads it"
+        )
+
+
+def _version(database: Path) -> str:
+    """Which form the tables of a file have."""
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection:
+        return str(connection.execute("SELECT version_num FROM alembic_version").fetchall())
+
+
+def _free_name(path: Path, what: str) -> Path:
+    number = 1
+    while (free := path.with_name(f"{path.name}.{what}-{number}")).exists():
+        number += 1
+    return free
+
+
+def _connect(uri: str) -> MlflowClient:
+    from mlflow.exceptions import MlflowException
+
+    client = open_client(uri)
+    try:
+        client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise ResourceError(
+            f"MLflow ({uri}) does not answer: {error}; start its server"
+        ) from error
+    return client
+
+
+def _bring_back(client: MlflowClient, folder: RunFolder) -> Iterator[str]:
+    """Undo that a run was deleted, or forget what was copied of one that is not there."""
+    state = folder.read_tracking()
+    stage = run_stage(client, state)
+    if stage == "missing":
+        folder.write_tracking({"uri": state.get("uri")})
+        yield f"{folder.path.name} is not in MLflow; it is copied again"
+        return
+    if stage == "deleted":
+        experiment = client.get_run(state["run_id"]).info.experiment_id
+        if client.get_experiment(experiment).lifecycle_stage == "deleted":
+            client.restore_experiment(experiment)
+            yield f"the experiment of {folder.path.name} was deleted in MLflow; it is back"
+    if run_stage(client, state) == "deleted":  # that brought back its runs too
+        client.restore_run(state["run_id"])
+        yield f"{folder.path.name} was deleted in MLflow; it is back"
+    if state.pop("deleted", None):
+        folder.write_tracking(state)

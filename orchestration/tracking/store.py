@@ -1,0 +1,122 @@
+"""The MLflow store of a storage folder: its address, and what a folder that was moved or copied needs to go on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit
+
+from orchestration.record.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # it repeats what makes something too; the tracker looks first
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+"""Names in a storage folder."""
+
+logger = logging.getLogger("boxseg.tracking")
+
+
+def tracking_uri(storage: Path, uri: str | None = None) -> str:
+    """The MLflow tracking URI of a storage folder: `uri` if given, else an SQLite file in the folder.
+
+    SQLAlchemy reads `?` and what looks like `%41` as parts of a URI: unescaped, they would lead to another folder.
+    MLflow makes an empty folder of the escaped name beside.
+    """
+    if uri:
+        return uri
+    misread = r"\?|%(?=[0-9a-fA-F]{2})"
+    folder = re.sub(misread, lambda match: quote(match[0]), str(storage.absolute()))
+    return f"sqlite:///{folder}/{DATABASE}"
+
+
+def recorded_uri(folder: RunFolder, storage: Path) -> str:
+    """URI of the store that a run is in; of a storage that was moved or copied since, its own file at the new place."""
+    uri = folder.read_tracking().get("uri")
+    is_own = uri is None or (uri.startswith("sqlite:") and uri.endswith(f"/{DATABASE}"))
+    if uri is None or (is_own and (storage / DATABASE).exists()):
+        return tracking_uri(storage)
+    return str(uri)
+
+
+def open_client(uri: str) -> MlflowClient:
+    """An MLflow client that gives up soon on a server that does not answer."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)  # models are logged through functions that take no client
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+def move_places(storage: Path) -> list[str]:
+    """Let the SQLite file of a storage that was moved or copied name this folder instead of the old one.
+
+    MLflow keeps absolute paths: new artifacts would go to the old place, and old ones be looked for there. A place that
+    is the same folder under another path stays.
+
+    Returns:
+        A sentence for each old place; none where nothing had to change.
+
+    Raises:
+        sqlite3.DatabaseError: the file is damaged.
+    """
+    database = storage / DATABASE
+    if not database.exists():
+        return []
+    changes = []
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+        for old in _foreign_places(connection, storage):
+            folder = Path(unquote(urlsplit(old).path)).parent
+            _replace_prefix(connection, old, (storage.absolute() / ARTIFACTS).as_uri())
+            _replace_prefix(connection, f"{folder}/", f"{storage.absolute()}/")
+            changes.append(f"MLflow's file named artifacts in {folder}; it names {storage} now")
+    return changes
+
+
+def _foreign_places(connection: sqlite3.Connection, storage: Path) -> list[str]:
+    """URIs of the artifact folders that experiments name and that are not this storage's own."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if "experiments" not in tables:
+        return []
+    own = storage.absolute() / ARTIFACTS
+    foreign = []
+    for (uri,) in connection.execute("SELECT DISTINCT artifact_location FROM experiments"):
+        if uri is None or not uri.startswith("file:") or not uri.endswith(f"/{ARTIFACTS}"):
+            continue
+        folder = Path(unquote(urlsplit(uri).path))
+        is_same = folder == own or (folder.exists() and own.exists() and folder.samefile(own))
+        if not is_same:
+            foreign.append(uri)
+    return foreign
+
+
+def _replace_prefix(connection: sqlite3.Connection, old: str, new: str) -> None:
+    """Replace what texts of all tables begin with."""
+    tables = [
+        name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
+    ]
+    for table in tables:
+        for _, column, kind, *_ in connection.execute(f'PRAGMA table_info("{table}")').fetchall():
+            if kind.upper().startswith(("VARCHAR", "TEXT")):
+                connection.execute(
+                    f'UPDATE "{table}" SET "{column}" = ? || substr("{column}", ?) '
+                    f'WHERE substr("{column}", 1, ?) = ?',
+                    (new, len(old) + 1, len(old), old),
+                )

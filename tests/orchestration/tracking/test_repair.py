@@ -1,0 +1,195 @@
+"""Records in MLflow come back, whatever happened to them, as the folders of runs are complete."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import alembic.command
+import mlflow
+import mlflow.store.db.utils
+import pytest
+
+from boxseg.errors import ConfigError
+from orchestration.cli.app import run as run_command
+from orchestration.config.resolved import dump_resolved
+from orchestration.config.spec import RunSpec
+from orchestration.record.run_folder import RunFolder, RunStatus, own_process
+from orchestration.tracking.mirror import Tracker, stored_uri
+from orchestration.tracking.repair import repair
+from orchestration.tracking.store import tracking_uri
+
+MakeStore = Callable[[Path], str]
+
+
+def make_run(storage: Path, run_id: str) -> RunFolder:
+    """A run with one report and a picture."""
+    folder = RunFolder(storage / "toy" / run_id)
+    status = RunStatus(run_id, "toy", **own_process(), steps=10)
+    folder.create(status, dump_resolved(RunSpec()))
+    folder.report(10, {"train/loss": 2.0})
+    (folder.path / "samples").mkdir()
+    (folder.path / "samples" / "step-10.png").write_bytes(b"png")
+    return folder
+
+
+def track(storage: Path, folder: RunFolder, **options: str) -> None:
+    tracker = Tracker(storage, "toy", logs=storage / "logs", **options)
+    tracker.add(folder)
+    tracker.start()
+    assert tracker.close(timeout_s=600)
+
+
+@pytest.fixture
+def storage(tmp_path: Path, make_store: MakeStore) -> Path:
+    """A storage with one run that has ended and is in MLflow."""
+    storage = tmp_path / "runs"
+    storage.mkdir()
+    make_store(storage / "mlflow.db")
+    folder = make_run(storage, "20261101-120000-aaaa")
+    folder.finish("finished")
+    track(storage, folder)
+    return storage
+
+
+def client_of(storage: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(tracking_uri=tracking_uri(storage))
+
+
+def first_run(storage: Path) -> RunFolder:
+    return RunFolder(storage / "toy" / "20261101-120000-aaaa")
+
+
+def pictures(storage: Path, folder: RunFolder) -> list[str]:
+    found = client_of(storage).list_artifacts(folder.read_tracking()["run_id"], "samples")
+    return [entry.path for entry in found]
+
+
+@pytest.mark.parametrize("keep_old", [True, False], ids=["copied", "moved"])
+def test_a_storage_at_another_place_writes_there_alone(
+    storage: Path, tmp_path: Path, keep_old: bool
+):
+    before = sorted(path for path in storage.rglob("*") if path.is_file())
+    new = tmp_path / "ü elsewhere 100%" / "runs"
+    new.parent.mkdir()
+    if keep_old:
+        shutil.copytree(storage, new, symlinks=True)
+    else:
+        storage.rename(new)
+    assert stored_uri(new) == tracking_uri(new)
+    folder = make_run(new, "20261102-120000-bbbb")
+    folder.finish("finished")
+    track(new, folder)
+    for run in (first_run(new), folder):
+        assert pictures(new, run) == ["samples/step-10.png"]
+        place = client_of(new).get_run(run.read_tracking()["run_id"]).info.artifact_uri
+        assert place.startswith((new / "mlartifacts").as_uri())
+    assert len(list(new.glob("mlartifacts/**/step-10.png"))) == 2
+    if keep_old:
+        assert sorted(path for path in storage.rglob("*") if path.is_file()) == before
+    else:
+        assert not storage.exists()
+
+
+def test_the_same_storage_under_another_path_keeps_its_names(storage: Path, tmp_path: Path):
+    (tmp_path / "link").symlink_to(storage)
+    folder = make_run(tmp_path / "link", "20261102-120000-bbbb")
+    folder.finish("finished")
+    track(tmp_path / "link", folder)
+    places = [
+        client_of(storage).get_run(run.read_tracking()["run_id"]).info.artifact_uri
+        for run in (first_run(storage), folder)
+    ]
+    assert all(place.startswith((storage / "mlartifacts").as_uri()) for place in places)
+
+
+def test_a_run_that_was_deleted_stays_so_until_it_is_asked_for(
+    storage: Path, caplog: pytest.LogCaptureFixture
+):
+    client = client_of(storage)
+    folder = make_run(storage, "20261102-120000-bbbb")
+    tracker = Tracker(storage, "toy", logs=storage / "logs")
+    tracker.add(folder)
+    tracker.catch_up()
+    run_id = folder.read_tracking()["run_id"]
+    client.delete_run(run_id)
+    folder.report(20, {"train/loss": 1.0})
+    folder.finish("finished")
+    with caplog.at_level(logging.WARNING, logger="boxseg.tracking"):
+        tracker.catch_up()
+        tracker.catch_up()
+    assert caplog.text.count("`boxseg runs track` brings it back") == 1
+    assert "trying again" not in caplog.text
+    assert client.get_run(run_id).info.lifecycle_stage == "deleted"
+
+    done = list(repair(storage))
+    assert "20261102-120000-bbbb was deleted in MLflow; it is back" in done
+    assert client.get_run(run_id).info.lifecycle_stage == "active"
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert len(client.get_metric_history(run_id, "train/loss")) == 2
+    assert list(repair(storage)) == [f"2 runs are in MLflow ({tracking_uri(storage)})"]
+
+
+def test_a_run_after_its_experiment_was_deleted_brings_it_back(
+    storage: Path, caplog: pytest.LogCaptureFixture
+):
+    client = client_of(storage)
+    experiment = client.get_experiment_by_name("toy")
+    client.delete_experiment(experiment.experiment_id)
+    folder = make_run(storage, "20261102-120000-bbbb")
+    folder.finish("finished")
+    with caplog.at_level(logging.WARNING, logger="boxseg.tracking"):
+        track(storage, folder)
+    assert "the experiment toy was deleted in MLflow; it is back" in caplog.text
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+
+
+def test_a_damaged_file_is_set_aside_and_made_anew(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+):
+    content = (storage / "mlflow.db").read_bytes()
+    (storage / "mlflow.db").write_bytes(content[:4096] + b"\xff" * 40960 + content[45056:])
+    assert run_command(["runs", "track", "--storage", str(storage)]) == 0
+    told = capsys.readouterr().out
+    assert "MLflow's file is damaged; it is mlflow.db.damaged-1 now" in told
+    assert f"1 runs are in MLflow ({tracking_uri(storage)})" in told
+    folder = first_run(storage)
+    run = client_of(storage).get_run(folder.read_tracking()["run_id"])
+    assert run.data.metrics == {"train/loss": 2.0}
+    assert pictures(storage, folder) == ["samples/step-10.png"]
+
+
+def version_of(storage: Path, name: str = "mlflow.db") -> str:
+    with contextlib.closing(sqlite3.connect(storage / name)) as connection:
+        return str(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0])
+
+
+def take_back_one_migration(storage: Path) -> None:
+    config = mlflow.store.db.utils._get_alembic_config(tracking_uri(storage))
+    alembic.command.downgrade(config, "-1")
+
+
+def test_a_file_of_an_older_mlflow_is_brought_up_to_date_with_a_copy_kept(storage: Path):
+    newest = version_of(storage)
+    take_back_one_migration(storage)
+    assert version_of(storage) != newest
+    command = [sys.executable, "-m", "orchestration.cli", "runs", "track"]
+    ended = subprocess.run(
+        [*command, "--storage", str(storage)], capture_output=True, text=True, check=True
+    )
+    assert "MLflow's file was of an older version; it is of this one now" in ended.stdout
+    assert f"1 runs are in MLflow ({tracking_uri(storage)})" in ended.stdout
+    assert version_of(storage) == newest
+    (kept,) = storage.glob("mlflow.db.before-upgrade-*")
+    assert version_of(storage, kept.name) != newest
+
+
+def test_a_storage_without_runs_is_told(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no runs here"):
+        list(repair(tmp_path))
