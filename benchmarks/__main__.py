@@ -17,6 +17,8 @@ import torch
 
 from benchmarks.around import annotations, evaluation, loading, saving
 from benchmarks.commands import fixed_costs
+from benchmarks.gpu.run import PARTS as GPU_PARTS
+from benchmarks.gpu.run import measure_gpu
 from benchmarks.harness import Table, write_json
 from benchmarks.memory import memory
 from benchmarks.outcome import DATA, SETS, outcome
@@ -34,25 +36,39 @@ Part = Callable[[Path, argparse.Namespace], list[Table]]
 def main() -> None:
     """Parse the arguments, measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=USUAL, help="parts to measure")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[*PARTS, "gpu"],
+        default=USUAL,
+        help="parts to measure; gpu is all that a GPU should show, and runs alone",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="small networks: the machinery, not the numbers"
     )
     parser.add_argument("--rounds", type=int, default=5, help="measured repetitions of each step")
     parser.add_argument("--trials", type=int, default=1000, help="trials of the simulated sweep")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("runs/bench.json"))
+    parser.add_argument(
+        "--output", type=Path, help="default: runs/bench.json, of gpu runs/gpu.jsonl"
+    )
     parser.add_argument(
         "--page",
         type=Path,
         help="Markdown file whose blocks <!-- PART --> … <!-- end --> are filled",
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="of each run of outcome (20), or of gpu as a whole (8)"
+    )
+    gpu = parser.add_argument_group("gpu")
+    gpu.add_argument(
+        "--parts", nargs="+", choices=GPU_PARTS, default=list(GPU_PARTS), help="what to show"
     )
     labels = parser.add_argument_group(
         "outcome, quality", "hours: `boxseg label` on photographs that are not part of the project"
     )
     labels.add_argument("--data", type=Path, default=DATA, help="folder of the data sets")
     labels.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    labels.add_argument("--minutes", type=float, default=20, help="of each run")
     labels.add_argument("--seeds", type=int, default=3, help="runs of each set")
     labels.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all runs"
@@ -62,17 +78,45 @@ def main() -> None:
     )
     labels.add_argument("--jitter", action="store_true", help="also with boxes that are not tight")
     options = parser.parse_args()
+    is_gpu = options.only == ["gpu"]
+    if "gpu" in options.only and not is_gpu:
+        parser.error(
+            "--only gpu: name no other part, as its processes are copies of an unused one"
+        )
+    options.output = options.output or Path("runs/gpu.jsonl" if is_gpu else "runs/bench.json")
+    options.minutes = options.minutes or (8 if is_gpu else 20)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        for name in options.only:
-            began = time.monotonic()
-            tables = PARTS[name](Path(folder), options)
-            print("\n\n".join(table.markdown() for table in tables), end="\n\n", flush=True)
-            write_json(options.output, name, tables, seconds=time.monotonic() - began)
-            if options.page is not None:
-                text = "\n\n".join(table.markdown() for table in tables)
-                write_atomic(options.page, fill_block(options.page.read_text(), name, text))
+        if is_gpu:
+            _show_gpu(Path(folder), options)
+        else:
+            _measure(Path(folder), options)
     print(f"written to {options.output}")
+
+
+def _show_gpu(folder: Path, options: argparse.Namespace) -> None:
+    report = measure_gpu(
+        options.output,
+        folder,
+        parts=options.parts,
+        minutes=options.minutes,
+        data=options.data,
+    )
+    if options.page is not None:
+        page = fill_block(options.page.read_text(), "gpu", report.markdown())
+        write_atomic(options.page, page)
+
+
+def _measure(folder: Path, options: argparse.Namespace) -> None:
+    """The parts one after the other; each is printed and written when it is done."""
+    for name in options.only:
+        began = time.monotonic()
+        tables = PARTS[name](folder, options)
+        text = "\n\n".join(table.markdown() for table in tables)
+        print(text, end="\n\n", flush=True)
+        write_json(options.output, name, tables, seconds=time.monotonic() - began)
+        if options.page is not None:
+            write_atomic(options.page, fill_block(options.page.read_text(), name, text))
 
 
 def scenarios(options: argparse.Namespace) -> list[Scenario]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,12 @@ def torchvision_step(
     kind: type[FCOS] | type[MaskRCNN], trainer: Trainer, batch: Batch
 ) -> tuple[nn.Module, Callable[[], object]]:
     """A detector of torchvision with the trainer's backbone, and its update on the same images, boxes and masks."""
+    network = build_detector(kind, trainer, size=batch.valid.shape[-1])
+    return network, detector_step(network, batch)
+
+
+def build_detector(kind: type[FCOS] | type[MaskRCNN], trainer: Trainer, *, size: int) -> nn.Module:
+    """A detector of torchvision with the trainer's backbone, on its device, for images of `size` px."""
     only_levels: dict[str, Any] = {}
     if kind is FCOS:
         only_levels = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
@@ -125,8 +132,17 @@ def torchvision_step(
         backbone_name=name, weights=None, trainable_layers=3, **only_levels
     )
     backbone.body.load_state_dict(trainer.student.backbone.extractor.state_dict(), strict=False)
+    network = kind(backbone, CLASSES + 1, min_size=size, max_size=size)
+    return network.to(trainer.device).train()
+
+
+def detector_step(
+    network: nn.Module,
+    batch: Batch,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Callable[[], object]:
+    """An update of a detector of torchvision; `autocast` is around its forward pass."""
     size = batch.valid.shape[-1]
-    network = kind(backbone, CLASSES + 1, min_size=size, max_size=size).train()
     optimizer = torch.optim.SGD(
         [each for each in network.parameters() if each.requires_grad], lr=1e-7, momentum=0.9
     )
@@ -141,12 +157,13 @@ def torchvision_step(
     ]
 
     def step() -> None:
-        loss = sum(network(images, targets).values())
+        with autocast():
+            loss = sum(network(images, targets).values())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
-    return network, step
+    return step
 
 
 def write_pictures(folder: Path, count: int, size: tuple[int, int], boxes: int) -> dict[str, Path]:

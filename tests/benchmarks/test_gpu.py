@@ -1,0 +1,121 @@
+"""What a GPU should show, as far as a CPU can: its machinery, and the whole command in small."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu.children import ChildError, in_child
+from benchmarks.gpu.place import NO_TIME, Place, Steps, attempt, in_turns
+from benchmarks.gpu.run import PARTS, Report, run_part
+from benchmarks.harness import Table
+
+ROOT = Path(__file__).parents[2]
+
+
+def place_for(folder, seconds=60.0):
+    return Place("cpu", folder, folder, time.monotonic() + seconds)
+
+
+def test_a_generator_gives_its_values_from_another_process():
+    def generate(count):
+        yield from ((os.getpid(), number) for number in range(count))
+
+    found = [*in_child(generate, 2, seconds=60)]
+    assert [number for _, number in found] == [0, 1]
+    assert found[0][0] != os.getpid()
+
+
+def test_what_came_before_a_fault_or_a_crash_or_a_hang_is_kept():
+    def fail():
+        raise ValueError("no | such\nthing")
+
+    faults = {
+        "failed: ValueError: no / such": fail,
+        "the process ended with -9": lambda: os.kill(os.getpid(), signal.SIGKILL),
+        "it took more than 1 s": lambda: time.sleep(60),
+    }
+    for message, fault in faults.items():
+
+        def generate(fault=fault):
+            yield "first"
+            fault()
+            yield "never"
+
+        values = in_child(generate, seconds=1 if "took" in message else 60)
+        assert next(values) == "first"
+        with pytest.raises(ChildError, match=message):
+            next(values)
+
+
+def test_a_measurement_that_fails_tells_why_and_the_others_go_on(tmp_path):
+    found = in_turns(place_for(tmp_path), {"bad": lambda: 1 / 0, "good": lambda: None}, rounds=2)
+    assert found["bad"] == "failed: ZeroDivisionError: division by zero"
+    assert len(found["good"].ms) == 2
+
+
+def test_nothing_is_begun_when_the_time_is_over(tmp_path):
+    late = place_for(tmp_path, seconds=-1)
+    assert attempt(late, lambda: 1) == NO_TIME
+    assert in_turns(late, {"a": lambda: None}, rounds=1) == {"a": NO_TIME}
+    assert attempt(place_for(tmp_path, seconds=5), lambda: 1, needs_s=20) == NO_TIME
+
+
+def test_memory_that_runs_out_is_told_in_words(tmp_path):
+    def too_large():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert attempt(place_for(tmp_path), too_large) == "out of memory"
+
+
+def test_ratios_are_those_of_rounds():
+    assert Steps([2.0, 30.0, 2.2], 0).ratio(Steps([1.0, 10.0, 1.0], 0)) == 2.2
+
+
+def test_each_table_is_in_the_file_at_once_and_a_part_that_breaks_stops_no_other(tmp_path):
+    path = tmp_path / "runs" / "gpu.jsonl"
+    report = Report(path, {"gpu": "no GPU"})
+
+    def grow(place):
+        yield Table("Steps", ("step", "ms"), [("full", 1.0)])
+        yield Table("Steps", ("step", "ms"), [("full", 1.0), ("twin", 0.5)])
+        raise RuntimeError("the card is gone")
+
+    run_part(report, "speed", grow, place_for(tmp_path))
+    run_part(report, "loader", grow, place_for(tmp_path, seconds=1))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[0] == {"gpu": "no GPU"}
+    assert [(each["part"], each["rows"]) for each in lines[1:]] == [
+        ("speed", [["full", 1.0], ["twin", 0.5]]),
+        ("speed", [["speed", "failed: RuntimeError: the card is gone"]]),
+        ("loader", [["loader", NO_TIME]]),
+    ]
+    assert "| full | 1 |" in report.markdown()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs everything in small on a CPU")
+def test_the_command_runs_in_small_on_a_cpu_without_ray_and_mlflow(tmp_path):
+    for missing in ("ray", "mlflow"):
+        (tmp_path / f"{missing}.py").write_text("raise ImportError('not carried')")
+    output = tmp_path / "gpu.jsonl"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    line = ["-m", "benchmarks", "--only", "gpu", "--minutes", "6", "--output", str(output)]
+    ended = subprocess.run(
+        [sys.executable, *line], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    machine, *tables = map(json.loads, output.read_text().splitlines())
+    assert machine["gpu"] == "no GPU"
+    assert {table["part"] for table in tables} == set(PARTS)
+    cells = [str(cell) for table in tables for row in table["rows"] for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("failed", "stopped", NO_TIME))]
+    titles = {table["title"].split(",")[0] for table in tables}
+    assert {"Steps at 64²", "Gap to the limit", "Stages of a full step", "Switches"} <= titles
+    assert {"Prediction", "Labels", "Waits of a full step for its images"} <= titles
