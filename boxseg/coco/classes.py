@@ -1,4 +1,4 @@
-"""Classes of a network and of a data set are the same where their names are, in small letters; needs no torch."""
+"""Matches classes of a network and of a data set by their names, whatever their case; needs no torch."""
 
 from __future__ import annotations
 
@@ -10,28 +10,40 @@ from pathlib import Path
 from boxseg.errors import ConfigError
 
 ABSENT = -1
-"""In the place of the label of a class that the others do not have."""
+"""Stands for the label of a class that the others do not have."""
 SHOWN = 5
 """Classes that a message names."""
 
 
 def fold_name(name: str) -> str:
-    """The name of a class without what nobody means by it: capitals, spaces around it, marks without a width."""
+    r"""The name of a class without what nobody means by it: capitals, spaces around it, marks without a width.
+
+    >>> fold_name(" Cat\u200b")
+    'cat'
+    """
     return re.sub("[\ufeff\u200b]", "", name).strip().casefold()
 
 
 def distinct_names(categories: Sequence[tuple[int, str]]) -> list[str]:
-    """The name of each class (id, name), with the id where others have that name."""
+    """The name of each class (id, name), with the id where another class has that name.
+
+    >>> distinct_names([(1, "cat"), (2, "dog"), (3, "cat")])
+    ['cat (id 1)', 'dog', 'cat (id 3)']
+    """
     counts = Counter(name for _, name in categories)
-    return [
-        name if counts[name] == 1 else f"{name} (id {category_id})"
-        for category_id, name in categories
-    ]
+    names = []
+    for category_id, name in categories:
+        names.append(name if counts[name] == 1 else f"{name} (id {category_id})")
+    return names
 
 
 def find_labels(names: Sequence[str], among: Sequence[str]) -> list[int]:
-    """For each class its label among others; `ABSENT` where none has its name, or several."""
-    folded = list(map(fold_name, among))
+    """For each class its label among others; `ABSENT` where none has its name, or several have.
+
+    >>> find_labels(["Dog", "bird"], among=["cat", "dog"])
+    [1, -1]
+    """
+    folded = [fold_name(name) for name in among]
     counts = Counter(folded)
     label_of = {name: label for label, name in enumerate(folded) if counts[name] == 1}
     return [label_of.get(fold_name(name), ABSENT) for name in names]
@@ -40,10 +52,20 @@ def find_labels(names: Sequence[str], among: Sequence[str]) -> list[int]:
 def require_shared_class(of_network: Sequence[str], of_data: Sequence[str], path: Path) -> None:
     """Refuse a network that knows none of the classes of a data set.
 
+    Args:
+        of_network: Names of the network's classes.
+        of_data: Names of the classes in the annotation file.
+        path: The annotation file, for the message.
+
     Raises:
-        ConfigError: names classes of both; `path` is the annotation file.
+        ConfigError: names classes of both.
     """
-    if all(label == ABSENT for label in find_labels(of_network, of_data)):
-        theirs, ours = ", ".join(of_network[:SHOWN]), ", ".join(of_data[:SHOWN]) or "no classes"
-        rule = f"none of them is among the network's: {theirs}"
-        raise ConfigError(f"{path}: has {ours}; {rule} (rename them, or name another run)")
+    labels = find_labels(of_network, of_data)
+    if any(label != ABSENT for label in labels):
+        return
+    network_names = ", ".join(of_network[:SHOWN])
+    data_names = ", ".join(of_data[:SHOWN]) or "no classes"
+    raise ConfigError(
+        f"{path}: has {data_names}; none of them is among the network's: {network_names} "
+        "(rename them, or name another run)"
+    )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 LISTED_FAULTS = 10
 """Faults of each kind that are listed; the others are counted."""
+FIX_IN_FILE = "fix or remove it in the file"
+"""The way out of most faults of an annotation file."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Fault:
     file: Path
     """Annotation or image file."""
     value: str
-    """What was found, the predicate of a sentence: `has width 0`."""
+    """What was found, as the predicate of a sentence: `has width 0`."""
     rule: str
     """What it should be."""
     way_out: str
@@ -28,38 +30,42 @@ class Fault:
     fatal: bool = True
     """False: the data can be used, but something will be missing."""
     kind: str = ""
-    """Faults of one kind have this in common; the rule if empty."""
+    """Faults of one kind have this in common; if empty, they have the rule in common."""
     more: int = 0
-    """How many of the same kind follow that are not listed."""
+    """How many faults of the same kind follow that are not listed."""
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """Value, rule and way out."""
         return f"{self.value}; {self.rule} ({self.way_out})"
 
     def __str__(self) -> str:
-        place = f"image {self.image_id} " if self.image_id is not None else ""
+        place = ""
         if self.annotation_id is not None:
             place = f"annotation {self.annotation_id} "
-        return f"{self.file}: {place}{self.told}"
+        elif self.image_id is not None:
+            place = f"image {self.image_id} "
+        return f"{self.file}: {place}{self.text}"
 
 
 def count_faults(faults: list[Fault], *, fatal: bool) -> int:
-    """How many fatal faults there are, or others, with those that are not listed."""
+    """Number of fatal faults, or of the others; those that are counted but not listed are included."""
     return sum(1 + fault.more for fault in faults if fault.fatal == fatal)
 
 
 def first_of_each_kind(faults: Iterable[Fault]) -> list[Fault]:
-    """The first few faults of each kind, the last of them with the number of those that are left out."""
+    """The first `LISTED_FAULTS` faults of each kind; the last of them says how many were left out."""
     listed: list[Fault] = []
     counts: Counter[tuple[str, bool]] = Counter()
-    last: dict[tuple[str, bool], int] = {}
+    last_index: dict[tuple[str, bool], int] = {}
     for fault in faults:
+        # The same rule can be fatal for one image and harmless for another; such faults are counted apart.
         kind = fault.kind or fault.rule, fault.fatal
         counts[kind] += 1
         if counts[kind] <= LISTED_FAULTS:
-            last[kind] = len(listed)
+            last_index[kind] = len(listed)
             listed.append(fault)
-    for kind, place in last.items():
-        listed[place] = replace(listed[place], more=max(counts[kind] - LISTED_FAULTS, 0))
+    for kind, index in last_index.items():
+        more = max(counts[kind] - LISTED_FAULTS, 0)
+        listed[index] = replace(listed[index], more=more)
     return listed

@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from boxseg.coco.segmentations import find_problem, read_runs
+from boxseg.coco.segmentations import Size, find_problem, read_runs
 from boxseg.errors import DataError
 
 Mask = NDArray[np.bool_]
+"""Bool (h, w)."""
+Rle = dict[str, Any]
+"""COCO's compressed run lengths, ready for JSON: `size`, height and width, and the text `counts`."""
 
 
 @dataclass(frozen=True)
@@ -20,42 +23,67 @@ class MaskPart:
     """A mask without the empty rows and columns around it: what an object needs of a large image."""
 
     pixels: Mask
-    """(h, w); what is beyond it belongs to no object."""
+    """(h, w); nothing beyond it belongs to the object."""
     top: int = 0
     """Row of the image that the first row is."""
     left: int = 0
     """Column of the image that the first column is."""
 
-    def within(self, top: int, left: int, size: tuple[int, int]) -> Mask:
-        """The pixels of another rectangle of the image, of (height, width), that begins at a row and a column."""
-        found = np.zeros(size, dtype=np.bool_)
-        y1, x1 = max(self.top, top), max(self.left, left)
-        y2 = min(self.top + self.pixels.shape[0], top + size[0])
-        x2 = min(self.left + self.pixels.shape[1], left + size[1])
+    def within(self, top: int, left: int, size: Size) -> Mask:
+        """The mask in another rectangle of the image.
+
+        Args:
+            top: First row of the rectangle.
+            left: Its first column.
+            size: Its (height, width), which the result has.
+        """
+        result = np.zeros(size, dtype=np.bool_)
+        height, width = self.pixels.shape
+        # What both have in common, in pixels of the image.
+        y1, y2 = max(self.top, top), min(self.top + height, top + size[0])
+        x1, x2 = max(self.left, left), min(self.left + width, left + size[1])
         if y2 > y1 and x2 > x1:
-            own = self.pixels[y1 - self.top : y2 - self.top, x1 - self.left : x2 - self.left]
-            found[y1 - top : y2 - top, x1 - left : x2 - left] = own
-        return found
+            rows = slice(y1 - self.top, y2 - self.top)
+            columns = slice(x1 - self.left, x2 - self.left)
+            result[y1 - top : y2 - top, x1 - left : x2 - left] = self.pixels[rows, columns]
+        return result
 
     def trimmed(self) -> MaskPart:
-        """The same without empty rows and columns around it."""
+        """The same mask without the empty rows and columns around it."""
         x1, y1, x2, y2 = self.bounds()
-        top, left = (y1, x1) if x2 else (self.top, self.left)
-        return MaskPart(self.within(y1, x1, (y2 - y1, x2 - x1)), top, left)
+        if not x2:  # an empty mask stays where it is
+            return MaskPart(np.zeros((0, 0), dtype=np.bool_), self.top, self.left)
+        pixels = self.within(y1, x1, (y2 - y1, x2 - x1))
+        return MaskPart(pixels, top=y1, left=x1)
 
     def bounds(self) -> tuple[int, int, int, int]:
-        """x1 y1 x2 y2 in pixels of the image, x2 and y2 being the last pixel + 1; zeros for an empty mask."""
-        rows, columns = (np.flatnonzero(self.pixels.any(axis=axis)) for axis in (1, 0))
+        """x1 y1 x2 y2 in pixels of the image, x2 and y2 being the last pixel + 1; zeros for an empty mask.
+
+        >>> MaskPart(np.eye(3, dtype=bool), top=5, left=7).bounds()
+        (7, 5, 10, 8)
+        """
+        rows = np.flatnonzero(self.pixels.any(axis=1))
+        columns = np.flatnonzero(self.pixels.any(axis=0))
         if not len(rows):
             return 0, 0, 0, 0
-        x1, y1, x2, y2 = (
-            int(side) for side in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-        )
+        x1, x2 = int(columns[0]), int(columns[-1]) + 1
+        y1, y2 = int(rows[0]), int(rows[-1]) + 1
         return x1 + self.left, y1 + self.top, x2 + self.left, y2 + self.top
 
 
-def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """A COCO segmentation (polygons, counts, or compressed counts) as compressed counts; errors as below."""
+def encode_segmentation(segmentation: Any, size: Size) -> Rle:
+    """A COCO segmentation (polygons, counts, or compressed counts) as compressed counts.
+
+    Args:
+        segmentation: The value in the file.
+        size: (height, width) of its image in pixels.
+
+    Raises:
+        DataError: it cannot be decoded, or is made for another size. The text lacks the place, which the caller knows.
+
+    >>> encode_segmentation({"size": [2, 2], "counts": [1, 2, 1]}, (2, 2))
+    {'size': [2, 2], 'counts': '121'}
+    """
     _require_sound(segmentation, size)
     height, width = size
     if isinstance(segmentation, list):
@@ -65,75 +93,97 @@ def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> dict[str, A
     else:
         encoded = segmentation
     counts = encoded["counts"]
-    return {
-        "size": [height, width],
-        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
-    }
+    text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    return {"size": [height, width], "counts": text}
 
 
-def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> Mask:
-    """A COCO segmentation (polygons, counts, or compressed counts) as bool (h, w).
+def mask_area(segmentation: Any, size: Size) -> int:
+    """Pixels inside a COCO segmentation; arguments and errors as for `encode_segmentation`."""
+    return int(coco_mask.area(encode_segmentation(segmentation, size)))
 
-    Raises:
-        DataError: it is none of these, or made for another size; without the place, which the caller knows.
+
+def decode_segmentation(segmentation: Any, size: Size) -> Mask:
+    """A COCO segmentation as bool (h, w); arguments and errors as for `encode_segmentation`.
+
+    >>> decode_segmentation({"size": [2, 2], "counts": [1, 2, 1]}, (2, 2)).tolist()
+    [[False, True], [True, False]]
     """
     if isinstance(segmentation, list):
+        # Only pycocotools draws polygons as COCO's evaluation does.
         return coco_mask.decode(encode_segmentation(segmentation, size)).astype(np.bool_)
     _require_sound(segmentation, size)
     runs = read_runs(segmentation["counts"])
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
+    height, width = size
+    return np.repeat(_is_inside(runs), runs).reshape(width, height).T
 
 
-def decode_part(segmentation: Any, size: tuple[int, int]) -> MaskPart:
-    """`decode_segmentation` without the frame: only the columns that hold some of the mask are unpacked."""
+def decode_part(segmentation: Any, size: Size) -> MaskPart:
+    """A COCO segmentation as its pixels alone; arguments and errors as for `encode_segmentation`.
+
+    Only the columns that hold some of the mask are unpacked, so a small object of a large image takes little time.
+    """
     if isinstance(segmentation, list):
         segmentation = encode_segmentation(segmentation, size)
     _require_sound(segmentation, size)
-    runs, height = read_runs(segmentation["counts"]), size[0]
+    height = size[0]
+    runs = read_runs(segmentation["counts"])
     ends = runs.cumsum()
-    filled = np.flatnonzero(runs[1::2]) * 2 + 1
+    starts = ends - runs
+    filled = np.flatnonzero(runs[1::2]) * 2 + 1  # indices of runs that hold some of the mask
     if not len(filled):
         return MaskPart(np.zeros((0, 0), dtype=np.bool_))
-    left = int(ends[filled[0]] - runs[filled[0]]) // height
-    right = -(-int(ends[filled[-1]]) // height)
-    starts, stops = (
-        (each - left * height).clip(0, (right - left) * height) for each in (ends - runs, ends)
-    )
-    columns = np.repeat(np.arange(len(runs)) % 2 == 1, stops - starts).reshape(
-        right - left, height
-    )
+    first, last = filled[0], filled[-1]
+    left = int(starts[first]) // height
+    right = -(-int(ends[last]) // height)  # rounded up
+    # The runs again, cut to these columns.
+    length = (right - left) * height
+    cut_starts = (starts - left * height).clip(0, length)
+    cut_ends = (ends - left * height).clip(0, length)
+    pixels = np.repeat(_is_inside(runs), cut_ends - cut_starts)
+    columns = pixels.reshape(right - left, height)
     rows = np.flatnonzero(columns.any(axis=0))
-    return MaskPart(columns[:, rows[0] : rows[-1] + 1].T, top=int(rows[0]), left=left)
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    return MaskPart(columns[:, top:bottom].T, top, left)
 
 
-def encode_part(part: MaskPart, size: tuple[int, int]) -> dict[str, Any]:
+def _is_inside(runs: NDArray[np.int64]) -> Mask:
+    """Which runs are inside the mask: every second one, as COCO begins with one outside."""
+    return np.arange(len(runs)) % 2 == 1
+
+
+def encode_part(part: MaskPart, size: Size) -> Rle:
     """A mask of an image of (height, width) as COCO's compressed run lengths, ready for JSON."""
-    (height, width), inside = size, part.pixels
-    columns = np.flatnonzero(inside.any(axis=0))
-    start, end = (columns[0], columns[-1] + 1) if len(columns) else (0, 0)
-    below = height - part.top - inside.shape[0]
-    column_by_column = (
-        np.pad(inside[:, start:end].T, ((0, 0), (part.top, below)))
-        if len(columns)
-        else inside[:0, :0]
-    )
-    pixels = np.zeros(column_by_column.size + 2, dtype=bool)  # with an empty one before and after
-    pixels[1:-1] = column_by_column.ravel()
+    height, width = size
+    # COCO counts down the columns. Only those that hold some of the mask are looked at.
+    columns = part.pixels.T
+    filled = np.flatnonzero(columns.any(axis=1))
+    start = int(filled[0]) if len(filled) else 0
+    end = int(filled[-1]) + 1 if len(filled) else 0
+    below = height - part.top - part.pixels.shape[0]
+    whole_columns = np.pad(columns[start:end], ((0, 0), (part.top, below)))
+    # With a pixel outside before and after them, each run inside begins with one turn and ends with the next.
+    pixels = np.zeros(whole_columns.size + 2, dtype=bool)
+    pixels[1:-1] = whole_columns.ravel()
     turns = np.flatnonzero(pixels[1:] != pixels[:-1]) + height * (part.left + start)
     runs = np.diff(turns, prepend=0, append=height * width)
-    runs = runs[: len(runs) - (runs[-1] == 0)]  # up to the last pixel that is True
-    encoded = coco_mask.frPyObjects(
-        {"size": [height, width], "counts": runs.tolist()}, height, width
-    )
+    if runs[-1] == 0:  # the last pixel of the image is inside
+        runs = runs[:-1]
+    counts = {"size": [height, width], "counts": runs.tolist()}
+    encoded = coco_mask.frPyObjects(counts, height, width)
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 
-def encode_rle(mask: Mask) -> dict[str, Any]:
-    """Bool (h, w) as COCO's compressed run lengths, ready for JSON; only columns that hold some of it are looked at."""
+def encode_rle(mask: Mask) -> Rle:
+    """A mask bool (h, w) of a whole image as COCO's compressed run lengths, ready for JSON.
+
+    >>> encode_rle(np.array([[False, True], [True, False]]))
+    {'size': [2, 2], 'counts': '121'}
+    """
     return encode_part(MaskPart(mask), (mask.shape[0], mask.shape[1]))
 
 
-def _require_sound(segmentation: Any, size: tuple[int, int]) -> None:
+def _require_sound(segmentation: Any, size: Size) -> None:
     problem = find_problem(segmentation, size)
     if problem is not None:
-        raise DataError(f"{problem[0]}; {problem[1]} (draw it again or remove it)")
+        value, rule = problem
+        raise DataError(f"{value}; {rule} (draw it again or remove it)")

@@ -9,259 +9,299 @@ from typing import Any
 
 import numpy as np
 
-from boxseg.coco.odd_entries import SHARES, corners, is_fitting, overlap
-from boxseg.coco.segmentations import MAX_SIDE_PX, Extent, find_extent, find_problem
+from boxseg.coco.entries import Content, Entry
+from boxseg.coco.odd_entries import LARGEST_SHARE, corners, is_fitting, overlap
+from boxseg.coco.segmentations import MAX_SIDE_PX, Extent, Size, find_extent, find_problem
 from boxseg.files.names import Names, is_inside, plain_name
 from boxseg.files.reading import UnreadableError, is_float, is_number, is_whole, read_picture
 
 NUMBERS = ("id", "image_id", "category_id", "width", "height")
-GROUPS = ("images", "categories", "annotations")
-NAMED = 5
-"""Entries of each kind that are named."""
+"""Keys whose values COCO wants as whole numbers."""
+IDENTITY = ("image_id", "category_id", "bbox", "segmentation", "iscrowd")
+"""Annotations that agree in these keys are the same object."""
+MAX_ID_DIGITS = 18
+"""Ids are numbers of 64 bits, which have no more digits."""
+NAMED_ENTRIES = 5
+"""Entries that are named for each kind of change."""
+
+Polygons = list[list[float]]
 
 
-class Done(Counter[str]):
-    """What was done, and how often; with the first few entries that it was done to."""
+class Changes(Counter[str]):
+    """What was changed, and how often; with the names of the first few entries of each kind of change."""
 
     def __init__(self) -> None:
         super().__init__()
         self._names: dict[str, list[str]] = defaultdict(list)
 
-    def add(self, told: str, name: object) -> None:
-        """Count one more, and remember what it is called."""
-        self[told] += 1
-        if len(self._names[told]) < NAMED:
-            self._names[told].append(str(name))
+    def add(self, change: str, name: object) -> None:
+        """Count a change, and remember what the changed entry is called."""
+        self[change] += 1
+        if len(self._names[change]) < NAMED_ENTRIES:
+            self._names[change].append(str(name))
 
     def lines(self) -> list[str]:
-        """A line for each kind: count, what was done, names."""
-        shown = {told: ", ".join(names) for told, names in self._names.items()}
-        return [
-            f"{count} {told} ({shown[told]}{', …' if count > NAMED else ''})"
-            for told, count in self.items()
-        ]
+        """A line for each kind of change: how often, what, and the names."""
+        lines = []
+        for change, count in self.items():
+            names = ", ".join(self._names[change])
+            more = ", …" if count > NAMED_ENTRIES else ""
+            lines.append(f"{count} {change} ({names}{more})")
+        return lines
 
 
 def name_of(entry: Any) -> str:
-    """What people know an entry by: the file of an image, the id of others."""
+    """What people know an entry by: the file of an image, the name of a category, the id of an annotation."""
     if not isinstance(entry, dict):
         return repr(entry)[:40]
     return str(entry.get("file_name", entry.get("name", f"id {entry.get('id')!r:.40}")))
 
 
-def mend_content(content: dict[str, Any], done: Done, *, folder: Path | None) -> None:
-    """Mend what can be; what cannot stays as it is.
+def mend_content(content: Content, changes: Changes, *, folder: Path | None) -> None:
+    """Mend what can be mended; the rest stays as it is.
 
     Args:
         content: A COCO instance file.
-        done: Gets what was done.
-        folder: Of the images; None: their files are not looked at.
+        changes: Gets what was changed.
+        folder: Of the images, to find and measure them. None: image files are not looked for.
     """
-    entries = {
-        group: [each for each in content[group] if isinstance(each, dict)] for group in GROUPS
-    }
-    for each in (each for group in GROUPS for each in entries[group]):
-        _write_whole(each, done)
-    new_id = {
-        group: _number_anew(entries[group], group, done) for group in ("images", "categories")
-    }
-    for each in entries["annotations"]:
-        each["image_id"] = new_id["images"](each.get("image_id"))
-        each["category_id"] = new_id["categories"](each.get("category_id"))
-    _number_anew(entries["annotations"], "annotations", done)
-    renamed: set[int] = set()
-    if folder is not None:
-        there = Names.below(folder)
-        for image in entries["images"]:
-            before = image.get("file_name")
-            _find_file(image, folder, there)
-            if image.get("file_name") != before:
-                renamed.add(id(image))
-            _measure(image, folder, done)
-    _join_images(content, done)
-    for image in content["images"]:
-        if id(image) in renamed:
-            done.add("file names written as on the disk", image["file_name"])
-    measured = [each for each in entries["images"] if _has_size(each) and is_whole(each.get("id"))]
-    sizes = {each["id"]: (each["height"], each["width"]) for each in measured}
-    for each in entries["annotations"]:
-        if is_whole(each["image_id"]) and each["image_id"] in sizes:
-            _mend_mask(each, sizes[each["image_id"]], done)
-
-
-def _has_size(image: dict[str, Any]) -> bool:
-    return all(
-        is_whole(image.get(side)) and 0 < image[side] <= MAX_SIDE_PX
-        for side in ("width", "height")
+    images, categories, annotations = (
+        [entry for entry in content[group] if isinstance(entry, dict)]
+        for group in ("images", "categories", "annotations")
     )
+    for entry in (*images, *categories, *annotations):
+        _write_whole_numbers(entry, changes)
+    new_image_id = _renumber(images, "images", changes)
+    new_category_id = _renumber(categories, "categories", changes)
+    for annotation in annotations:
+        annotation["image_id"] = new_image_id(annotation.get("image_id"))
+        annotation["category_id"] = new_category_id(annotation.get("category_id"))
+    _renumber(annotations, "annotations", changes)
+    renamed = _find_files(images, folder, changes) if folder is not None else []
+    _join_images(content, changes)
+    # Counted only now, so that entries which were joined with another are not named.
+    remaining = {id(image) for image in content["images"]}
+    for image in renamed:
+        if id(image) in remaining:
+            changes.add("file names written as on the disk", image["file_name"])
+    sizes = {}
+    for image in images:
+        if _has_size(image) and is_whole(image.get("id")):
+            sizes[image["id"]] = image["height"], image["width"]
+    for annotation in annotations:
+        image_id = annotation["image_id"]
+        if is_whole(image_id) and image_id in sizes:
+            _mend_mask(annotation, sizes[image_id], changes)
 
 
-def _write_whole(entry: dict[str, Any], done: Done) -> None:
-    """64.0 is 64."""
-    changed = [
-        key for key in NUMBERS if isinstance(entry.get(key), float) and entry[key].is_integer()
-    ]
-    for key in changed:
-        entry[key] = int(entry[key])
-    if changed:
-        done.add("entries with whole numbers written as such", name_of(entry))
+def _has_size(image: Entry) -> bool:
+    sides: list[Any] = [image.get("width"), image.get("height")]
+    return all(is_whole(side) and 0 < side <= MAX_SIDE_PX for side in sides)
 
 
-def _number_anew(entries: list[dict[str, Any]], group: str, done: Done) -> Callable[[Any], Any]:
-    """Give whole numbers to entries with ids of another kind; gives what an id has become."""
-    unused = max((each["id"] for each in entries if is_whole(each.get("id"))), default=0) + 1
-    becomes: dict[Any, int] = {}
-    for each in entries:
-        old = each.get("id")
-        if not is_whole(old) and isinstance(old, str | float) and old not in becomes:
-            becomes[old] = unused
+def _write_whole_numbers(entry: Entry, changes: Changes) -> None:
+    """Write 64.0 as 64: pandas makes floats of all whole numbers of a column in which some are missing."""
+    is_changed = False
+    for key in NUMBERS:
+        value = entry.get(key)
+        if isinstance(value, float) and value.is_integer():
+            entry[key] = int(value)
+            is_changed = True
+    if is_changed:
+        changes.add("entries with whole numbers written as such", name_of(entry))
+
+
+def _renumber(entries: list[Entry], group: str, changes: Changes) -> Callable[[Any], Any]:
+    """Give whole numbers to entries whose ids are texts or fractions; returns what maps an old id to the new one."""
+    whole_ids = [entry["id"] for entry in entries if is_whole(entry.get("id"))]
+    unused = max(whole_ids, default=0) + 1
+    new_ids: dict[Any, int] = {}
+    for entry in entries:
+        old_id = entry.get("id")
+        if not isinstance(old_id, str | float):
+            continue
+        # Entries of one id stay of one id: that it occurs twice is dealt with later.
+        if old_id not in new_ids:
+            new_ids[old_id] = unused
             unused += 1
-        if isinstance(old, str | float) and old in becomes:
-            each["id"] = becomes[old]
-            done.add(f"{group} given another id", name_of({**each, "id": old}))
-    known = {each["id"] for each in entries if is_whole(each.get("id"))}
+        changes.add(f"{group} given another id", name_of(entry))
+        entry["id"] = new_ids[old_id]
+    known = {entry["id"] for entry in entries if is_whole(entry.get("id"))}
 
-    def new(old: Any) -> Any:
-        if isinstance(old, str | float) and old in becomes:
-            return becomes[old]
-        is_number = isinstance(old, str) and old.strip().isdecimal() and len(old) < 19
-        return int(old) if is_number and int(old) in known else old
+    def new_id(old_id: Any) -> Any:
+        if isinstance(old_id, str | float) and old_id in new_ids:
+            return new_ids[old_id]
+        # Annotations may refer to image 7 as "7".
+        is_number = isinstance(old_id, str) and old_id.strip().isdecimal()
+        if is_number and len(old_id) <= MAX_ID_DIGITS and int(old_id) in known:
+            return int(old_id)
+        return old_id
 
-    return new
-
-
-def _find_file(image: dict[str, Any], folder: Path, there: Names) -> None:
-    name = image.get("file_name")
-    if isinstance(name, str) and not (is_inside(name) and _is_file(folder / name)):
-        found = there.find(name)
-        if found is not None:
-            image["file_name"] = found
+    return new_id
 
 
-def _is_file(path: Path) -> bool:
+def _find_files(images: list[Entry], folder: Path, changes: Changes) -> list[Entry]:
+    """Correct file names and missing sizes by the files in the folder; returns the images of another name now."""
+    names = Names.below(folder)
+    renamed = []
+    for image in images:
+        file_name = image.get("file_name")
+        if isinstance(file_name, str) and not _is_file(folder, file_name):
+            match = names.find(file_name)
+            if match is not None and match != file_name:
+                image["file_name"] = match
+                renamed.append(image)
+        _measure(image, folder, changes)
+    return renamed
+
+
+def _is_file(folder: Path, name: str) -> bool:
     try:
-        return path.is_file()
-    except (OSError, ValueError):
+        return is_inside(name) and (folder / name).is_file()
+    except (OSError, ValueError):  # no file can have such a name
         return False
 
 
-def _measure(image: dict[str, Any], folder: Path, done: Done) -> None:
-    """Width and height from the file, where the entry has none."""
+def _measure(image: Entry, folder: Path, changes: Changes) -> None:
+    """Take width and height from the file, if the entry has none."""
     name = image.get("file_name")
-    if not _has_size(image) and isinstance(name, str) and is_inside(name):
-        try:
-            image["width"], image["height"] = read_picture(
-                folder / name, lambda picture: picture.size
-            )
-        except UnreadableError:
-            return
-        done.add("sizes read from the image", name)
+    if _has_size(image) or not isinstance(name, str) or not is_inside(name):
+        return
+    try:
+        image["width"], image["height"] = read_picture(folder / name, lambda picture: picture.size)
+    except UnreadableError:
+        return
+    changes.add("sizes read from the image", name)
 
 
-def _join_images(content: dict[str, Any], done: Done) -> None:
-    """One entry for each file and size; objects go over to the first, the same object once."""
-    first: dict[tuple[str, str, str], Any] = {}
-    becomes: dict[int, int] = {}
-    kept = []
+def _join_images(content: Content, changes: Changes) -> None:
+    """Keep the first entry of each file and size, give it the annotations of the others, and keep each object once."""
+    first_ids: dict[tuple[str, str, str], int] = {}
+    new_ids: dict[int, int] = {}
+    images = []
     for image in content["images"]:
-        if (
-            isinstance(image, dict)
-            and isinstance(image.get("file_name"), str)
-            and is_whole(image.get("id"))
-        ):
-            key = (
-                plain_name(image["file_name"]),
+        if _has_name_and_id(image):
+            size = (
                 repr(image.get("width")),
                 repr(image.get("height")),
-            )
-            if key in first and first[key] != image["id"]:
-                becomes[image["id"]] = first[key]
-                done.add("image entries joined with another of the same file", image["file_name"])
+            )  # of any kind, malformed too
+            file_and_size = (plain_name(image["file_name"]), *size)
+            first_id = first_ids.setdefault(file_and_size, image["id"])
+            if first_id != image["id"]:
+                new_ids[image["id"]] = first_id
+                change = "image entries joined with another of the same file"
+                changes.add(change, image["file_name"])
                 continue
-            first.setdefault(key, image["id"])
-        kept.append(image)
-    content["images"] = kept
-    if not becomes:
-        return
-    seen, annotations = set(), []
-    for each in content["annotations"]:
-        if isinstance(each, dict) and is_whole(each.get("image_id")):
-            each["image_id"] = becomes.get(each["image_id"], each["image_id"])
-            same = repr(
-                [
-                    each.get(key)
-                    for key in ("image_id", "category_id", "bbox", "segmentation", "iscrowd")
-                ]
-            )
-            if same in seen:
-                done.add("annotations left out: the same twice", name_of(each))
-                continue
-            seen.add(same)
-        annotations.append(each)
-    content["annotations"] = annotations
+        images.append(image)
+    content["images"] = images
+    if new_ids:
+        content["annotations"] = _move_annotations(content["annotations"], new_ids, changes)
 
 
-def _mend_mask(annotation: dict[str, Any], size: tuple[int, int], done: Done) -> None:
+def _has_name_and_id(image: Any) -> bool:
+    if not isinstance(image, dict):
+        return False
+    return isinstance(image.get("file_name"), str) and is_whole(image.get("id"))
+
+
+def _move_annotations(
+    annotations: list[Any], new_ids: dict[int, int], changes: Changes
+) -> list[Any]:
+    """The annotations at the images that theirs were joined with, each object once."""
+    seen = set()
+    moved = []
+    for annotation in annotations:
+        if isinstance(annotation, dict) and is_whole(annotation.get("image_id")):
+            image_id = annotation["image_id"]
+            annotation["image_id"] = new_ids.get(image_id, image_id)
+            identity = repr([annotation.get(key) for key in IDENTITY])
+            if identity in seen:
+                changes.add("annotations left out: the same twice", name_of(annotation))
+                continue
+            seen.add(identity)
+        moved.append(annotation)
+    return moved
+
+
+def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:
     """Keep what can be decoded of a mask, and give a box to an annotation that has a mask alone."""
     segmentation = annotation.get("segmentation")
     if not segmentation:
         return
-    name, told = name_of(annotation), ""
-    bbox: Any = annotation.get("bbox")
-    has_box = (
-        isinstance(bbox, list)
-        and len(bbox) == 4
-        and all(map(is_number, bbox))
-        and min(bbox[2:]) > 0
-    )
+    name = name_of(annotation)
+    bbox = annotation.get("bbox")
+    box = bbox if _is_box(bbox) else None
+    change = ""
     if isinstance(segmentation, list):
-        if all(map(is_float, segmentation)):
-            segmentation, told = [segmentation], "masks written as a list of polygons"
-        sound = [each for each in segmentation if find_problem([each]) is None]
-        if sound and len(sound) < len(segmentation):
-            told = "masks without polygons of less than three points"
-        if sound and has_box:
-            scaled = _scale_shares(sound, bbox, size)
-            if scaled is not None:
-                sound, told = scaled, "masks in pixels instead of shares"
-        segmentation = sound
-    problem = None if not segmentation else find_problem(segmentation, size)
-    if not segmentation or problem is not None:
+        segmentation, change = _mend_polygons(segmentation, box, size)
+    if not segmentation or find_problem(segmentation, size) is not None:
         del annotation["segmentation"]
-        done.add("masks left out: they cannot be decoded", name)
+        changes.add("masks left out: they cannot be decoded", name)
         return
     extent = find_extent(segmentation)
-    if has_box and not annotation.get("iscrowd") and not _is_there(extent, bbox, size):
+    # The box of a crowd may be anything, so its mask is not compared with it.
+    compared = None if annotation.get("iscrowd") else box
+    if compared is not None and not _is_in_place(extent, compared, size):
         del annotation["segmentation"]
-        done.add("masks left out: away from their box or image", name)
+        changes.add("masks left out: away from their box or image", name)
         return
     annotation["segmentation"] = segmentation
-    if told:
-        done.add(told, name)
-    if not has_box and extent is not None:
+    if change:
+        changes.add(change, name)
+    if box is None and extent is not None:
         x1, y1, x2, y2 = extent
         annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
-        done.add("boxes taken from the mask", name)
+        changes.add("boxes taken from the mask", name)
 
 
-def _scale_shares(
-    polygons: list[list[float]], bbox: list[float], size: tuple[int, int]
-) -> list[list[float]] | None:
-    """Polygons in pixels, if they are in shares of width and height and fit the box then; None if not."""
-    if (
-        max(abs(number) for each in polygons for number in each) > SHARES
-        or max(bbox[2:]) <= 2 * SHARES
-    ):
+def _is_box(bbox: Any) -> bool:
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return False
+    return all(map(is_number, bbox)) and min(bbox[2:]) > 0
+
+
+def _mend_polygons(
+    polygons: list[Any], box: list[float] | None, size: Size
+) -> tuple[Polygons, str]:
+    """The sound polygons of a mask in pixels, and what was changed; the last change if there were several.
+
+    Args:
+        polygons: The segmentation in the file.
+        box: COCO's x, y, width, height of the object, if they are sound.
+        size: (height, width) of the image in pixels.
+    """
+    change = ""
+    if all(map(is_float, polygons)):  # a single polygon, not in a list
+        polygons = [polygons]
+        change = "masks written as a list of polygons"
+    sound = [polygon for polygon in polygons if find_problem([polygon]) is None]
+    if sound and len(sound) < len(polygons):
+        change = "masks without polygons of less than three points"
+    if sound and box is not None:
+        scaled = _scale_shares(sound, box, size)
+        if scaled is not None:
+            return scaled, "masks in pixels instead of shares"
+    return sound, change
+
+
+def _scale_shares(polygons: Polygons, box: list[float], size: Size) -> Polygons | None:
+    """Polygons in pixels, if they are given as shares of width and height and fit the box as such; None if not."""
+    largest = max(abs(number) for polygon in polygons for number in polygon)
+    if largest > LARGEST_SHARE or max(box[2:]) <= 2 * LARGEST_SHARE:
         return None
-    scaled = [
-        (np.array(each).reshape(-1, 2) * [size[1], size[0]]).ravel().tolist() for each in polygons
-    ]
+    height, width = size
+    scaled = []
+    for polygon in polygons:
+        points = np.array(polygon).reshape(-1, 2) * [width, height]
+        scaled.append(points.ravel().tolist())
     extent = find_extent(scaled)
-    return scaled if extent is not None and is_fitting(extent, corners(bbox)) else None
+    return scaled if extent is not None and is_fitting(extent, corners(box)) else None
 
 
-def _is_there(extent: Extent | None, bbox: list[float], size: tuple[int, int]) -> bool:
-    """Whether a mask shares some of its box, and of its image, as `mask_faults` wants it."""
-    return extent is not None and all(
-        overlap(extent, each) > 0 for each in (corners(bbox), (0, 0, size[1], size[0]))
-    )
+def _is_in_place(extent: Extent | None, box: list[float], size: Size) -> bool:
+    """Whether a mask shares some of its box and of its image, as `odd_entries.mask_faults` wants it."""
+    if extent is None:
+        return False
+    height, width = size
+    whole_image = (0, 0, width, height)
+    return overlap(extent, corners(box)) > 0 and overlap(extent, whole_image) > 0

@@ -5,197 +5,222 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from boxseg.coco.classes import fold_name
-from boxseg.coco.faults import Fault
-from boxseg.coco.segmentations import KINDS, Extent, Problem
+from boxseg.coco.entries import Content, Entry, image_sizes
+from boxseg.coco.faults import FIX_IN_FILE, Fault
+from boxseg.coco.segmentations import KINDS, Extent, MaskSummary, Problem, Size
 from boxseg.files.names import plain_name
 
-FIX_IN_FILE = "fix or remove it in the file"
-TOLERANCE_PX = 1.0
-"""A box or a mask may reach this far beyond its image: annotation tools round outward."""
-SHARES = 1.5
-"""Polygons whose numbers are all below are shares of width and height, unless their box is as small."""
-FITTING = 0.5
+LARGEST_SHARE = 1.5
+"""Polygons with no larger number are shares of width and height, unless their box is as small. 1 is the edge of the
+image, and a mask may reach a little beyond."""
+FITTING_IOU = 0.5
 """IoU of a box and the one around its mask below which they can hardly mean the same object."""
 MOST_CROWDS = 0.05
-"""Share of the annotations; COCO has 0.012."""
+"""Share of the annotations that are crowds; COCO has 0.012."""
 MOST_DETECTIONS = 100
-"""Of an image and a class that COCO's AP counts."""
+"""COCO's AP counts no more detections of an image and a class."""
+NAMED_ENTRIES = 10
+"""Ids of entries that one fault names."""
 LISTED_ONCE = "each image is listed once: objects of its other entries would be background"
 IN_BOX = "a mask lies in the box of its object"
 
 
-def mask_faults(path: Path, content: dict[str, Any], *, fatal: bool) -> Iterator[Fault]:
-    """Masks that cannot be decoded, were made for another image, or have no pixel in their box.
+def mask_faults(path: Path, content: Content, *, fatal: bool) -> Iterator[Fault]:
+    """Masks that cannot be decoded, are made for another image, or have no pixel in their box.
 
     Args:
         path: The file.
-        content: With `mask_problem` and the like at each annotation, where masks were looked at.
+        content: With a `mask_summary` in each annotation whose mask is to be looked at.
         fatal: Whether the masks are needed.
     """
-    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    sizes = image_sizes(content)
     for annotation in content["annotations"]:
-        if "mask_problem" not in annotation:
-            continue
+        mask: MaskSummary | None = annotation.get("mask_summary")
         size = sizes.get(annotation["image_id"])
-        problem, is_fatal = annotation["mask_problem"] or _size_problem(annotation, size), fatal
-        if problem is None and size is not None and not annotation.get("iscrowd"):
-            problem = _place_problem(annotation, size)
-            if problem is None:
-                problem, is_fatal = _fit_problem(annotation, size), False
+        if mask is None:
+            continue
+        problem = mask.problem or _place_problem(mask, annotation, size)
+        is_fatal = fatal
+        if problem is None:
+            problem, is_fatal = _fit_problem(mask, annotation, size), False
         if problem is not None:
-            value, rule = problem
             place = annotation["image_id"], annotation["id"]
-            yield Fault(path, value, rule, FIX_IN_FILE, *place, fatal=is_fatal)
+            yield Fault(path, *problem, FIX_IN_FILE, *place, fatal=is_fatal)
 
 
-def _size_problem(annotation: dict[str, Any], size: tuple[int, int] | None) -> Problem | None:
-    made_for = annotation["mask_size"]
-    if size is None or made_for is None or (made_for[1], made_for[0]) == size:
+def _place_problem(mask: MaskSummary, annotation: Entry, size: Size | None) -> Problem | None:
+    """A mask that is made for another image, or has no pixel in its image of (height, width) or in its box."""
+    if size is None:
         return None
-    return (
-        f"has a mask of {made_for[1]} x {made_for[0]} px in an image of {size[0]} x {size[1]} px",
-        KINDS,
-    )
-
-
-def _place_problem(annotation: dict[str, Any], size: tuple[int, int]) -> Problem | None:
-    """A mask without a pixel in its image, or in its box."""
-    extent: Extent | None = annotation["mask_extent"]
-    box = corners(annotation["bbox"])
-    if extent is None:
+    height, width = size
+    if mask.made_for is not None and mask.made_for != size:
+        mask_height, mask_width = mask.made_for
+        value = (
+            f"has a mask of {mask_width} x {mask_height} px in an image of {width} x {height} px"
+        )
+        return value, KINDS
+    # A crowd's box is not checked, so its mask cannot be compared with it.
+    if annotation.get("iscrowd"):
+        return None
+    if mask.extent is None:
         return "has a mask without a pixel", IN_BOX
-    x1, y1, x2, y2 = extent
-    told = f"has a mask from {x1:g}, {y1:g} to {x2:g}, {y2:g}"
-    box_side = max(box[2] - box[0], box[3] - box[1])
-    if (
-        annotation["mask_is_polygons"]
-        and max(map(abs, extent)) <= SHARES
-        and box_side > 2 * SHARES
-    ):
-        return (
-            f"{told} for bbox {annotation['bbox']}",
-            "polygons are in pixels; these look like shares of width and height",
-        )
-    if not overlap(extent, (0, 0, *size)):
-        return (
-            f"{told}, outside its image of {size[0]} x {size[1]} px",
-            "masks lie inside their image",
-        )
-    if not overlap(extent, box):
-        return f"{told}, away from its bbox {annotation['bbox']}", IN_BOX
+    x1, y1, x2, y2 = mask.extent
+    mask_range = f"has a mask from {x1:g}, {y1:g} to {x2:g}, {y2:g}"
+    bbox = annotation["bbox"]
+    box_side = max(bbox[2:])
+    is_small = max(map(abs, mask.extent)) <= LARGEST_SHARE
+    if mask.is_polygons and is_small and box_side > 2 * LARGEST_SHARE:
+        rule = "polygons are in pixels; these look like shares of width and height"
+        return f"{mask_range} for bbox {bbox}", rule
+    if not overlap(mask.extent, (0, 0, width, height)):
+        value = f"{mask_range}, outside its image of {width} x {height} px"
+        return value, "masks lie inside their image"
+    if not overlap(mask.extent, corners(bbox)):
+        return f"{mask_range}, away from its bbox {bbox}", IN_BOX
     return None
 
 
-def _fit_problem(annotation: dict[str, Any], size: tuple[int, int]) -> Problem | None:
-    """A mask that is larger or smaller than its box by far."""
-    x1, y1, x2, y2 = annotation["mask_extent"]
-    extent = max(x1, 0), max(y1, 0), min(x2, size[0]), min(y2, size[1])
-    if is_fitting(extent, corners(annotation["bbox"])):
+def _fit_problem(mask: MaskSummary, annotation: Entry, size: Size | None) -> Problem | None:
+    """A mask that is far larger or smaller than its box."""
+    if size is None or mask.extent is None or annotation.get("iscrowd"):
         return None
-    told = ", ".join(f"{side:g}" for side in (x1, y1, x2 - x1, y2 - y1))
-    return (
-        f"has bbox {annotation['bbox']}, and a mask in the box [{told}]",
-        "a box is the one around its mask",
-    )
+    height, width = size
+    bbox = annotation["bbox"]
+    x1, y1, x2, y2 = mask.extent
+    # Polygons may reach beyond the image; a box around what is seen ends there.
+    in_image = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+    if is_fitting(in_image, corners(bbox)):
+        return None
+    mask_box = ", ".join(f"{side:g}" for side in (x1, y1, x2 - x1, y2 - y1))
+    value = f"has bbox {bbox}, and a mask in the box [{mask_box}]"
+    return value, "a box is the one around its mask"
 
 
 def is_fitting(one: Extent, other: Extent) -> bool:
-    """Whether two boxes can mean the same object."""
-    both = overlap(one, other)
-    # Thin objects are wider with their outer pixels than their corners are apart.
-    areas = (max(each[2] - each[0], 1) * max(each[3] - each[1], 1) for each in (one, other))
-    return max(both, 1) >= FITTING * (sum(areas) - both)
+    """Whether two boxes can mean the same object: their IoU is at least `FITTING_IOU`.
+
+    >>> is_fitting((0, 0, 10, 10), (0, 0, 10, 6)), is_fitting((0, 0, 10, 10), (0, 0, 10, 4))
+    (True, False)
+    """
+    # Thin objects are wider with their outer pixels than their corners are apart, so a pixel is the least that counts.
+    shared = overlap(one, other)
+    union = _area(one) + _area(other) - shared
+    return max(shared, 1) >= FITTING_IOU * union
+
+
+def _area(box: Extent) -> float:
+    x1, y1, x2, y2 = box
+    return max(x2 - x1, 1) * max(y2 - y1, 1)
 
 
 def corners(bbox: list[float]) -> Extent:
-    """x1 y1 x2 y2 of a box that is written as COCO does."""
+    """x1 y1 x2 y2 of a box that COCO writes as x, y, width, height.
+
+    >>> corners([1, 2, 3, 4])
+    (1.0, 2.0, 4.0, 6.0)
+    """
     x, y, width, height = map(float, bbox)
     return x, y, x + width, y + height
 
 
 def overlap(one: Extent, other: Extent) -> float:
-    """Area that two boxes share; a box without width or height counts as a pixel wide."""
-    across = min(max(one[2], one[0] + 1), max(other[2], other[0] + 1)) - max(one[0], other[0])
-    down = min(max(one[3], one[1] + 1), max(other[3], other[1] + 1)) - max(one[1], other[1])
-    return max(across, 0.0) * max(down, 0.0)
+    """Area that two boxes share; a box without width or height counts as a pixel wide.
+
+    >>> overlap((0, 0, 4, 4), (2, 2, 9, 9)), overlap((3, 0, 3, 4), (2, 2, 9, 9))
+    (4.0, 2.0)
+    """
+    left, top = max(one[0], other[0]), max(one[1], other[1])
+    right = min(max(one[2], one[0] + 1), max(other[2], other[0] + 1))
+    bottom = min(max(one[3], one[1] + 1), max(other[3], other[1] + 1))
+    return float(max(right - left, 0) * max(bottom - top, 0))
 
 
-def name_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
+def name_faults(path: Path, content: Content) -> Iterator[Fault]:
     """Classes that are named alike, files that are listed twice, and those that differ in their ending alone."""
-    classes = defaultdict(list)
-    for category in content["categories"]:
-        classes[fold_name(category["name"])].append(category)
-        if category["name"] != category["name"].strip().strip("\ufeff\u200b"):
-            found = f"category id {category['id']} has the name {category['name']!r}, with invisible signs around it"
-            yield Fault(
-                path, found, "classes are matched by name", "write the name alone", fatal=False
+    yield from _class_name_faults(path, content["categories"])
+    yield from _file_name_faults(path, content["images"])
+
+
+def _class_name_faults(path: Path, categories: list[Entry]) -> Iterator[Fault]:
+    alike: dict[str, list[Entry]] = defaultdict(list)
+    for category in categories:
+        name = category["name"]
+        alike[fold_name(name)].append(category)
+        # The byte-order mark U+FEFF and the zero-width space U+200B come with copied text, and do not show.
+        if name != name.strip().strip("\ufeff\u200b"):
+            value = (
+                f"category id {category['id']} has the name {name!r}, "
+                "with characters around it that do not show"
             )
-    for same in classes.values():
+            rule, way_out = "classes are matched by name", "write the name alone"
+            yield Fault(path, value, rule, way_out, fatal=False)
+    for same in alike.values():
         if len(same) > 1:
-            ids = ", ".join(str(category["id"]) for category in same[:10])
-            found = f"names categories {ids} alike: {same[0]['name']!r}"
+            value = f"names categories {_ids(same)} alike: {same[0]['name']!r}"
             rule = "runs, labels and other files know classes by their name"
-            yield Fault(
-                path, found, rule, "give each a name of its own, or make them one", fatal=False
-            )
-    files, stems = defaultdict(list), defaultdict(list)
-    for image in content["images"]:
-        files[plain_name(image["file_name"])].append(image)
-    for name, same in files.items():
-        if len(same) > 1:
-            found = f"lists the file {name!r} {len(same)} times, as images {', '.join(str(e['id']) for e in same[:10])}"
+            way_out = "give each a name of its own, or make them one"
+            yield Fault(path, value, rule, way_out, fatal=False)
+
+
+def _file_name_faults(path: Path, images: list[Entry]) -> Iterator[Fault]:
+    same_file: dict[str, list[Entry]] = defaultdict(list)
+    for image in images:
+        same_file[plain_name(image["file_name"])].append(image)
+    same_stem: dict[str, list[str]] = defaultdict(list)
+    for name, entries in same_file.items():
+        if len(entries) > 1:
+            value = f"lists the file {name!r} {len(entries)} times, as images {_ids(entries)}"
             way_out = "join the entries, as `boxseg data check --fix` does"
-            yield Fault(path, found, LISTED_ONCE, way_out, image_id=same[0]["id"])
-        stems[
-            str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).name else name
-        ].append(name)
-    for names in stems.values():
+            yield Fault(path, value, LISTED_ONCE, way_out, image_id=entries[0]["id"])
+        file = PurePosixPath(name)
+        stem = str(file.with_suffix("")) if file.name else name  # an empty name has no ending
+        same_stem[stem].append(name)
+    for names in same_stem.values():
         if len(names) > 1:
-            found = f"lists {' and '.join(names[:5])}, which differ in their ending alone"
-            yield Fault(
-                path,
-                found,
-                "YOLO cannot tell them apart",
-                "rename one, in the file too",
-                fatal=False,
-            )
+            value = f"lists {' and '.join(names[:5])}, which differ in their ending alone"
+            rule, way_out = "YOLO cannot tell them apart", "rename one, in the file too"
+            yield Fault(path, value, rule, way_out, fatal=False)
 
 
-def crowd_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
-    """How many annotations are crowds, which some tools make of single objects."""
-    crowds = [
-        each for each in content["annotations"] if each.get("iscrowd") and each.get("has_mask")
-    ]
-    if len(crowds) > MOST_CROWDS * len(content["annotations"]):
-        found = f"has {len(crowds)} of {len(content['annotations'])} masks marked as crowds (iscrowd 1)"
-        rule = "crowds are regions of several objects: they are neither trained on, labelled nor evaluated"
-        way_out = "set iscrowd to 0 where it is one object, as CVAT's brush marks them"
-        yield Fault(path, found, rule, way_out, annotation_id=crowds[0]["id"], fatal=False)
+def _ids(entries: list[Entry]) -> str:
+    return ", ".join(str(entry["id"]) for entry in entries[:NAMED_ENTRIES])
 
 
-def evaluation_faults(path: Path, content: dict[str, Any]) -> Iterator[Fault]:
-    """What makes a file misleading to evaluate with."""
-    objects = [each for each in content["annotations"] if not each.get("iscrowd")]
-    if any(each["id"] == 0 for each in content["annotations"]):
+def crowd_faults(path: Path, content: Content) -> Iterator[Fault]:
+    """Many annotations that are crowds: some tools mark single objects so."""
+    annotations = content["annotations"]
+    crowds = [entry for entry in annotations if entry.get("iscrowd") and entry.get("has_mask")]
+    if len(crowds) <= MOST_CROWDS * len(annotations):
+        return
+    value = f"has {len(crowds)} of {len(annotations)} masks marked as crowds (iscrowd 1)"
+    rule = "crowds are regions of several objects: they are neither trained on, labelled nor evaluated"
+    way_out = "set iscrowd to 0 where it is one object, as CVAT's brush marks them"
+    yield Fault(path, value, rule, way_out, annotation_id=crowds[0]["id"], fatal=False)
+
+
+def evaluation_faults(path: Path, content: Content) -> Iterator[Fault]:
+    """What makes the numbers of an evaluation with this file misleading."""
+    if any(entry["id"] == 0 for entry in content["annotations"]):
         rule = "pycocotools takes id 0 for no match, and counts a miss; boxseg does not, others do"
         yield Fault(path, "has the id 0", rule, "count ids from 1", annotation_id=0, fatal=False)
-    counts = Counter((each["image_id"], each["category_id"]) for each in objects)
-    beyond = {key: count for key, count in counts.items() if count > MOST_DETECTIONS}
-    if beyond:
-        images = len({image_id for image_id, _ in beyond})
-        lost = sum(count - MOST_DETECTIONS for count in beyond.values())
-        found = f"has {images} images with more than {MOST_DETECTIONS} objects of a class"
+    objects = [entry for entry in content["annotations"] if not entry.get("iscrowd")]
+    counts = Counter((entry["image_id"], entry["category_id"]) for entry in objects)
+    crowded_images = set()
+    lost = 0
+    for (image_id, _), count in counts.items():
+        if count > MOST_DETECTIONS:
+            crowded_images.add(image_id)
+            lost += count - MOST_DETECTIONS
+    if crowded_images:
+        value = (
+            f"has {len(crowded_images)} images with more than {MOST_DETECTIONS} objects of a class"
+        )
         rule = (
-            f"COCO's AP counts the {MOST_DETECTIONS} best detections of an image and a class: {lost} of {len(objects)} "
-            f"objects cannot be found, so recall ends at {1 - lost / len(objects):.3f}"
+            f"COCO's AP counts the {MOST_DETECTIONS} best detections of an image and a class: "
+            f"{lost} of {len(objects)} objects cannot be found, so recall ends at "
+            f"{1 - lost / len(objects):.3f}"
         )
-        yield Fault(
-            path,
-            found,
-            rule,
-            "cut such images into pieces, or compare AP on this set alone",
-            fatal=False,
-        )
+        way_out = "cut such images into pieces, or compare AP on this set alone"
+        yield Fault(path, value, rule, way_out, fatal=False)

@@ -9,32 +9,37 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from boxseg.coco.masks import Mask, decode_part
+from boxseg.coco.masks import Mask, MaskPart, decode_part
+from boxseg.coco.segmentations import Size
 
 Polygon = NDArray[np.int64]
 """(P, 2): x y of the corners in pixels, in order, the first not repeated."""
 
 
-def find_part_polygons(segmentation: Any, size: tuple[int, int]) -> list[Polygon]:
-    """`find_polygons` of a COCO segmentation of an image of (height, width), without its frame."""
+def find_part_polygons(segmentation: Any, size: Size) -> list[Polygon]:
+    """`find_polygons` of a COCO segmentation in an image of (height, width), of which only the object is unpacked."""
     part = decode_part(segmentation, size)
-    return [polygon + np.array([part.left, part.top]) for polygon in find_polygons(part.pixels)]
+    offset = np.array([part.left, part.top])
+    return [polygon + offset for polygon in find_polygons(part.pixels)]
 
 
 def find_polygons(mask: Mask) -> list[Polygon]:
     """A mask bool (h, w) as polygons that cover exactly its pixels: one for each piece.
 
-    Pieces that touch at a corner alone are apart. A hole is joined to the outline around it by a way there and back.
+    Pieces that touch only at a corner are apart. A hole is joined to the outline around it by a way there and back.
+
+    >>> find_polygons(np.array([[False, True, True]]))[0].tolist()
+    [[1, 0], [3, 0], [3, 1], [1, 1]]
     """
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
+    left, top, right, bottom = MaskPart(mask).bounds()
+    if not right:  # an empty mask
         return []
-    top, left = rows[0], columns[0]
-    pieces, count = ndimage.label(mask[top : rows[-1] + 1, left : columns[-1] + 1])
+    pieces, count = ndimage.label(mask[top:bottom, left:right])
     polygons = []
-    for number, place in enumerate(ndimage.find_objects(pieces, max_label=count), start=1):
-        corner = np.array([place[1].start + left, place[0].start + top])
-        outlines = [outline + corner for outline in _trace(pieces[place] == number)]
+    for number, (rows, columns) in enumerate(ndimage.find_objects(pieces, count), start=1):
+        piece = pieces[rows, columns] == number  # without other pieces in the same rectangle
+        offset = np.array([columns.start + left, rows.start + top])
+        outlines = [outline + offset for outline in _trace(piece)]
         polygons.append(join_polygons(outlines))
     return polygons
 
@@ -43,35 +48,24 @@ def join_polygons(polygons: Sequence[Polygon]) -> Polygon:
     """One polygon that runs around several, along ways there and back between nearest corners; they enclose nothing."""
     joined = polygons[0]
     for polygon in polygons[1:]:
-        distance = np.abs(joined[:, None] - polygon[None]).sum(axis=2)
-        here, there = np.unravel_index(distance.argmin(), distance.shape)
-        detour = np.roll(polygon, -int(there), axis=0)
-        joined = np.concatenate([joined[: here + 1], detour, detour[:1], joined[here:]])
+        distances = np.abs(joined[:, None] - polygon[None]).sum(axis=2)  # of each corner to each
+        nearest = np.unravel_index(distances.argmin(), distances.shape)
+        leave, enter = int(nearest[0]), int(nearest[1])
+        detour = np.roll(polygon, -enter, axis=0)  # begins, and so ends, at the nearest corner
+        before, after = joined[: leave + 1], joined[leave:]  # both with the corner that is left
+        joined = np.concatenate([before, detour, detour[:1], after])
     return joined
 
 
 def _trace(mask: Mask) -> list[Polygon]:
     """The closed outlines of a mask, its outer one first, as corners.
 
-    The corners of one row, from left to right, are the ends of its edges in turn, and so with columns: so each corner
-    has a partner in its row and one in its column. Where two pixels meet at a corner alone, there are two corners.
+    The corners in a row of pixel borders, from left to right, are where edges begin and end in turn, and so are those
+    in a column. So each corner has a partner in its row and one in its column, and walking from partner to partner
+    leads around an outline.
     """
-    padded = np.pad(mask, 1)
-    top_left, top_right, bottom_left, bottom_right = (
-        padded[rows, columns]
-        for rows in (np.s_[:-1], np.s_[1:])
-        for columns in (np.s_[:-1], np.s_[1:])
-    )
-    y, x = np.nonzero(top_left ^ top_right ^ bottom_left ^ bottom_right)
-    cross_y, cross_x = np.nonzero(
-        (top_left == bottom_right) & (top_right == bottom_left) & (top_left != top_right)
-    )
-    falling = top_left[cross_y, cross_x].astype(np.int64)
-    first, second = np.zeros_like(cross_y), np.ones_like(cross_y)
-    y, x = np.concatenate([y, cross_y, cross_y]), np.concatenate([x, cross_x, cross_x])
-    plain = np.zeros(len(y) - 2 * len(cross_y), dtype=np.int64)
-    in_row = _partners(np.lexsort((np.concatenate([plain, first, second]), x, y)))
-    in_column = _partners(np.lexsort((np.concatenate([plain, 1 - falling, falling]), y, x)))
+    y, x, in_row, in_column = _find_corners(mask)
+    # From the topmost corner on, and there from the left: so the outer outline is walked first.
     unseen = dict.fromkeys(np.lexsort((x, y)).tolist())
     outlines = []
     while unseen:
@@ -86,8 +80,37 @@ def _trace(mask: Mask) -> list[Polygon]:
     return outlines
 
 
+def _find_corners(
+    mask: Mask,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int], list[int]]:
+    """y and x of all corners (C,), and the partner of each in its row and in its column."""
+    padded = np.pad(mask, 1)
+    # The four pixels around each point where pixel borders cross.
+    top_left, top_right = padded[:-1, :-1], padded[:-1, 1:]
+    bottom_left, bottom_right = padded[1:, :-1], padded[1:, 1:]
+    # An outline turns where one or three of the four are inside.
+    y, x = np.nonzero(top_left ^ top_right ^ bottom_left ^ bottom_right)
+    # Where two pixels meet at a corner alone, two outlines turn: such a point is two corners, one for each pixel.
+    is_diagonal = (top_left == bottom_right) & (top_right == bottom_left) & (top_left != top_right)
+    twice_y, twice_x = np.nonzero(is_diagonal)
+    falls = top_left[twice_y, twice_x].astype(
+        np.int64
+    )  # 1: the pixels at top left and bottom right
+    zeros, ones = np.zeros_like(falls), np.ones_like(falls)
+    single = np.zeros(len(y), dtype=np.int64)
+    y = np.concatenate([y, twice_y, twice_y])
+    x = np.concatenate([x, twice_x, twice_x])
+    # Which of two corners at one point comes first: in the row that of the left pixel, in the column that of the upper.
+    order_in_row = np.concatenate([single, zeros, ones])
+    order_in_column = np.concatenate([single, 1 - falls, falls])
+    in_row = _partners(np.lexsort((order_in_row, x, y)))
+    in_column = _partners(np.lexsort((order_in_column, y, x)))
+    return y, x, in_row, in_column
+
+
 def _partners(order: NDArray[np.intp]) -> list[int]:
-    """Partner of each corner, if those at places 0 and 1, 2 and 3, … of an order belong together."""
+    """Partner of each corner, where those at places 0 and 1, 2 and 3, … of an order belong together."""
     partner = np.empty_like(order)
-    partner[order[0::2]], partner[order[1::2]] = order[1::2], order[0::2]
+    partner[order[0::2]] = order[1::2]
+    partner[order[1::2]] = order[0::2]
     return partner.tolist()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from boxseg.coco.entries import Entry
 from boxseg.coco.faults import Fault
 from boxseg.files.jpeg import find_damage
 from boxseg.files.names import Names, is_inside
@@ -26,141 +27,156 @@ from boxseg.files.reading import (
 )
 
 IMAGE_THREADS = 8
-JPEG_END = b"\xff\xd9"
-PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+"""Opening a file is mostly waiting for the disk, and decoding leaves Python's lock."""
+END_MARKERS = {
+    "JPEG": b"\xff\xd9",
+    "MPO": b"\xff\xd9",
+    "PNG": b"\x00\x00\x00\x00IEND\xaeB`\x82",
+}
+"""PIL's name of a format -> the bytes that its files end with."""
 EXIF_ORIENTATION = 0x0112
+"""Tag of the EXIF orientation: 1 as stored, 2 … 8 turned or mirrored, from 5 on with width and height exchanged."""
 FEWEST_LEVELS = 16
-"""Of 256; a picture with fewer brightnesses shows nothing, and its file holds more or something else."""
+"""Of 256; a picture with fewer levels of brightness shows nothing, and its file holds more or something else."""
+PIXEL_RULE = "boxes refer to the stored pixels"
 
 
-def picture_faults(folder: Path, images: list[dict[str, Any]], *, decode: bool) -> Iterator[Fault]:
+def picture_faults(folder: Path, images: list[Entry], *, decode: bool) -> Iterator[Fault]:
     """What is wrong with the files of the images that an annotation file lists, see `image_fault`."""
     if images and not folder.is_dir():
-        yield Fault(
-            folder,
-            "is not a folder",
-            "a data source needs its folder of images",
-            "correct the path",
-        )
+        rule = "a data source needs its folder of images"
+        yield Fault(folder, "is not a folder", rule, "correct the path")
         return
+    names = functools.cache(lambda: Names.below(folder))  # listed only if a file is missing
     with ThreadPoolExecutor(IMAGE_THREADS) as pool:
         faults = pool.map(lambda image: image_fault(folder, image, decode=decode), images)
-        there = functools.cache(lambda: Names.below(folder))
         for image, fault in zip(images, faults, strict=True):
-            if fault is not None:
-                lacks_file = fault.value == DOES_NOT_EXIST or fault.file == folder
-                found = there().find(image["file_name"]) if lacks_file else None
-                yield fault if found is None else _with_file(fault, image["file_name"], found)
+            if fault is None:
+                continue
+            # The place of a fault is the folder where the name leads out of it.
+            if fault.value == DOES_NOT_EXIST or fault.file == folder:
+                match = names().find(image["file_name"])
+                if match is not None:
+                    fault = _with_match(fault, image["file_name"], match)
+            yield fault
 
 
-def _with_file(fault: Fault, name: str, found: str) -> Fault:
-    """The fault of a file that is not there, where one of almost the same name is."""
+def _with_match(fault: Fault, name: str, match: str) -> Fault:
+    """The fault of a missing file, given the one of almost the same name."""
     way_out = (
-        f"the file {found!r} is there: write that name, or let `boxseg data check --fix` do it"
+        f"the file {match!r} is there: write that name, or let `boxseg data check --fix` do it"
     )
-    rule = "file names are as on the disk, with /" if fault.value == DOES_NOT_EXIST else fault.rule
+    rule = fault.rule
+    if fault.value == DOES_NOT_EXIST:
+        rule = "file names are as on the disk, with /"
     return replace(fault, value=f"does not exist as {name!r}", rule=rule, way_out=way_out)
 
 
-def image_fault(folder: Path, image: dict[str, Any], *, decode: bool) -> Fault | None:
-    """What is wrong with the file of an image; None if nothing is. Not all of it is fatal."""
+def image_fault(folder: Path, image: Entry, *, decode: bool) -> Fault | None:
+    """What is wrong with the file of an image; None if nothing is. Not all of it is fatal.
+
+    Args:
+        folder: Of the images.
+        image: Its entry in the annotation file.
+        decode: Whether to decode all its pixels; else only those of suspicious files.
+    """
     image_id, name = image["id"], image["file_name"]
     if not is_inside(name):
+        value = f"has file name {name!r}"
         rule = "file names are relative to the image folder and stay inside"
-        return Fault(
-            folder,
-            f"has file name {name!r}",
-            rule,
-            "correct the name in the file",
-            image_id=image_id,
-        )
+        return Fault(folder, value, rule, "correct the name in the file", image_id=image_id)
     path = folder / name
     try:
         fault = read_picture(
             path, lambda picture: _picture_fault(path, image, picture, decode=decode)
         )
     except UnreadableError as error:
+        rule, way_out = IMAGE_RULE, error.way_out
         if error.value == DOES_NOT_EXIST:
-            return Fault(
-                path,
-                error.value,
-                "every listed image needs its file",
-                "add or unlist it",
-                image_id=image_id,
-            )
-        return Fault(path, error.value, IMAGE_RULE, error.way_out, image_id=image_id)
+            rule, way_out = "every listed image needs its file", "add or unlist it"
+        return Fault(path, error.value, rule, way_out, image_id=image_id)
     return None if fault is None else replace(fault, image_id=image_id)
 
 
 def _picture_fault(
-    path: Path, image: dict[str, Any], picture: Image.Image, *, decode: bool
+    path: Path, image: Entry, picture: Image.Image, *, decode: bool
 ) -> Fault | None:
-    """A picture that is not as listed, or whose pixels are not colours."""
+    """A picture that is not as listed, is damaged, or whose pixels are not colours."""
     if picture.size != (image["width"], image["height"]):
-        return Fault(path, *_size_mismatch(image, picture))
+        return _size_fault(path, image, picture)
     if picture.mode in NO_COLOURS:
         return Fault(path, NO_COLOURS[picture.mode], *COLOURS)
-    # of 16 bits or more; few are, and many hold less than they could
+    # Pictures of 16 bits or more are few, and many use little of their range.
     is_deep = picture.mode.startswith("I")
     has_end = _has_end(path, picture.format or "")
     if decode or is_deep or not has_end:
-        picture.load()
+        picture.load()  # raises if there are too few bytes
+    # A file without its end marker is judged by PIL alone, which has just decoded it.
     if decode and has_end and picture.format in ("JPEG", "MPO"):
         damage = find_damage(path)
         if damage is not None:
             return Fault(path, f"is damaged: {damage}", IMAGE_RULE, REPLACE)
-    levels = _brightness(picture) if decode or is_deep else (0, 255)
-    if levels[1] - levels[0] < FEWEST_LEVELS:
-        found = f"has brightnesses from {levels[0]} to {levels[1]} of 255 alone once it is read"
-        return Fault(
-            path,
-            found,
-            "pictures use the range of their type",
-            "scale its values and store it again",
-            fatal=False,
-        )
+    if decode or is_deep:
+        darkest, brightest = _brightness(picture)
+        if brightest - darkest < FEWEST_LEVELS:
+            value = f"has brightnesses from {darkest} to {brightest} of 255 alone once it is read"
+            rule = "pictures use the range of their type"
+            return Fault(path, value, rule, "scale its values and store it again", fatal=False)
     return _exif_fault(path, picture)
 
 
 def _brightness(picture: Image.Image) -> tuple[int, int]:
-    """Least and largest value of all pixels, as `boxseg.data.dataset.read_image` gives them."""
+    """Least and largest value of all pixels, 0 … 255, as `boxseg.data.dataset.read_image` gives them."""
     if picture.mode.startswith("I"):
-        values = np.asarray(picture)
-        low, high = (int(each) for each in (values.min(), values.max()))
-        return min(max(low, 0), 0xFFFF) >> 8, min(max(high, 0), 0xFFFF) >> 8
-    of_bands = picture.convert("RGB").getextrema()
-    return min(int(low) for low, _ in of_bands), max(int(high) for _, high in of_bands)  # type: ignore[misc]
+        values = np.asarray(picture).clip(0, 0xFFFF)
+        darkest, brightest = int(values.min()), int(values.max())
+        return darkest >> 8, brightest >> 8
+    bands: Any = picture.convert("RGB").getextrema()
+    extremes = [extreme for band in bands for extreme in band]  # least and largest of red, …
+    return min(extremes), max(extremes)
 
 
 def _exif_fault(path: Path, picture: Image.Image) -> Fault | None:
-    """A picture that viewers turn or mirror, where its size does not tell which of both its boxes are for."""
-    if picture.format == "PNG" and "exif" not in picture.info:
-        return None  # PIL would decode all of it to find out
-    turn = picture.getexif().get(EXIF_ORIENTATION, 1)
-    if turn not in range(2, 9) or (turn > 4 and picture.width != picture.height):
+    """A picture that viewers turn or mirror, if its size does not tell which of both its boxes are for."""
+    orientation = exif_orientation(picture)
+    exchanges_sides = orientation > 4
+    if orientation == 1 or (exchanges_sides and picture.width != picture.height):
         return None
-    found = f"asks viewers to turn or mirror it (EXIF orientation {turn}), which is ignored here"
+    value = (
+        f"asks viewers to turn or mirror it (EXIF orientation {orientation}), "
+        "which is ignored here"
+    )
     way_out = (
         "look at a few boxes; if they are for the picture as shown, store it turned, without EXIF"
     )
-    return Fault(path, found, "boxes refer to the stored pixels", way_out, fatal=False)
+    return Fault(path, value, PIXEL_RULE, way_out, fatal=False)
 
 
-def _size_mismatch(image: dict[str, Any], picture: Image.Image) -> tuple[str, str, str]:
+def exif_orientation(picture: Image.Image) -> int:
+    """EXIF orientation of an opened picture, 1 … 8; 1 if it has none, or one that means nothing."""
+    # PIL would decode a PNG to find EXIF data behind the pixels.
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return 1
+    orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _size_fault(path: Path, image: Entry, picture: Image.Image) -> Fault:
+    listed = f"{image['width']} x {image['height']}"
+    value = f"is {picture.width} x {picture.height} px, but the annotation file says {listed}"
     way_out = "correct width and height, and the boxes with them, or replace the file"
+    # Tools that obey EXIF list such a picture with width and height exchanged.
     if picture.getexif().get(EXIF_ORIENTATION, 1) > 4:
         way_out = (
             "the file asks viewers to rotate it by EXIF, which is ignored here: store it rotated"
         )
-    listed = f"{image['width']} x {image['height']}"
-    found = f"is {picture.width} x {picture.height} px, but the annotation file says {listed}"
-    return found, "boxes refer to the stored pixels", way_out
+    return Fault(path, value, PIXEL_RULE, way_out)
 
 
-def _has_end(path: Path, kind: str) -> bool:
+def _has_end(path: Path, image_format: str) -> bool:
     """Whether the file ends with its format's end marker; True for formats without one."""
-    marker = {"JPEG": JPEG_END, "MPO": JPEG_END, "PNG": PNG_END}.get(kind, b"")
+    marker = END_MARKERS.get(image_format, b"")
     with path.open("rb") as file:
-        file.seek(0, 2)
-        file.seek(max(file.tell() - len(marker), 0))
+        size = file.seek(0, 2)
+        file.seek(max(size - len(marker), 0))
         return file.read() == marker

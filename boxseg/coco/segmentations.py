@@ -1,18 +1,19 @@
 """Masks as annotation files hold them, and what is wrong with them.
 
 pycocotools trusts what it gets: coordinates far beyond the image end its process or write where they should not, and
-run lengths that do not fill the image leave pixels unset.
+run lengths that do not fill the image leave pixels unset. So every segmentation is checked here first.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 MAX_SIDE_PX = 2**16 - 1
-"""No picture format in use has longer sides than JPEG."""
+"""The longest side of a JPEG; no picture format in use has longer ones."""
 MAX_PIXELS = 178_956_970
 """PIL opens no larger picture: one can be a small file that takes all memory."""
 
@@ -21,80 +22,144 @@ MASKS_RULE = "masks come as COCO instances or as a COCO list of results, with im
 REACH = f"no coordinate is beyond {MAX_SIDE_PX} px, the longest side of a picture"
 RUNS = "run lengths are whole numbers, none negative, that add up to height times width"
 
+Size = tuple[int, int]
+"""(height, width) in pixels."""
 Problem = tuple[str, str]
-"""What was found, the predicate of a sentence, and the rule that it breaks."""
-
-
+"""What was found, as the predicate of a sentence, and the rule that it breaks."""
 Extent = tuple[float, float, float, float]
 """x1 y1 x2 y2 in pixels."""
 
 
-def find_extent(segmentation: Any) -> Extent | None:
-    """The box around a segmentation in which `find_problem` finds nothing; None for run lengths without a pixel."""
-    if isinstance(segmentation, list):
-        points = np.concatenate(
-            [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
+@dataclass(frozen=True, slots=True)
+class MaskSummary:
+    """What checks need of a segmentation, without its many numbers."""
+
+    problem: Problem | None
+    """Why it cannot be decoded; None if it can."""
+    made_for: Size | None
+    """(height, width) that its run lengths are made for; None for polygons."""
+    extent: Extent | None
+    """The box around it; None if it has no pixel, or cannot be decoded."""
+    is_polygons: bool
+
+    @classmethod
+    def of(cls, segmentation: Any) -> MaskSummary:
+        """The summary of the value in a file, whatever it is."""
+        problem = find_problem(segmentation)
+        if problem is not None:
+            return cls(problem, made_for=None, extent=None, is_polygons=False)
+        is_polygons = isinstance(segmentation, list)
+        height, width = (0, 0) if is_polygons else segmentation["size"]
+        return cls(
+            problem=None,
+            made_for=None if is_polygons else (height, width),
+            extent=find_extent(segmentation),
+            is_polygons=is_polygons,
         )
-        x, y = points[0::2], points[1::2]
-        return float(x.min()), float(y.min()), float(x.max()), float(y.max())
-    height, runs = segmentation["size"][0], read_runs(segmentation["counts"])
+
+
+def find_extent(segmentation: Any) -> Extent | None:
+    """The box around a segmentation that `find_problem` accepts; None for run lengths without a pixel.
+
+    >>> find_extent([[1, 2, 5, 2, 5, 8]])
+    (1.0, 2.0, 5.0, 8.0)
+    """
+    if isinstance(segmentation, list):
+        polygons = [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
+        points = np.concatenate(polygons).reshape(-1, 2)
+        x1, y1 = points.min(axis=0).tolist()
+        x2, y2 = points.max(axis=0).tolist()
+        return x1, y1, x2, y2
+    height = segmentation["size"][0]
+    runs = read_runs(segmentation["counts"])
     ends = runs.cumsum()
-    filled = np.flatnonzero(runs[1::2]) * 2 + 1
+    filled = np.flatnonzero(runs[1::2]) * 2 + 1  # indices of runs that hold some of the mask
     if not len(filled):
         return None
-    first, last = ends[filled] - runs[filled], ends[filled] - 1
-    rows, columns = (first % height, last % height), (first // height, last // height)
-    is_whole = bool((columns[0] != columns[1]).any())  # a run goes on in the next column
-    top, bottom = (0, height) if is_whole else (int(rows[0].min()), int(rows[1].max()) + 1)
-    return float(columns[0].min()), float(top), float(columns[1].max() + 1), float(bottom)
+    # Pixels are counted down the columns, one column after the other.
+    first_column, first_row = np.divmod(ends[filled] - runs[filled], height)
+    last_column, last_row = np.divmod(ends[filled] - 1, height)
+    left = int(first_column[0])
+    right = int(last_column[-1]) + 1
+    if (first_column != last_column).any():
+        # A run that goes on in the next column reaches the bottom of one and the top of the other.
+        top, bottom = 0, height
+    else:
+        top = int(first_row.min())
+        bottom = int(last_row.max()) + 1
+    return float(left), float(top), float(right), float(bottom)
 
 
-def find_problem(segmentation: Any, size: tuple[int, int] | None = None) -> Problem | None:
-    """What keeps a COCO segmentation (polygons, counts, or compressed counts) from being decoded.
+def find_problem(segmentation: Any, size: Size | None = None) -> Problem | None:
+    """What keeps a COCO segmentation (polygons, counts, or compressed counts) from being decoded; None if nothing.
 
     Args:
         segmentation: The value in the file.
-        size: (height, width) of its image in pixels; None: run lengths are believed to be made for it.
+        size: (height, width) of its image in pixels. If left out, run lengths may be made for any image.
+
+    >>> find_problem([[1, 2, 5, 2, 5, 8]])
+    >>> find_problem({"size": [2, 3], "counts": [4, 1]})[0]
+    'has run lengths that add up to 5 for a mask of 3 x 2 px'
     """
     if isinstance(segmentation, list):
-        return next(filter(None, map(_polygon_problem, segmentation)), None)
-    found = segmentation if isinstance(segmentation, dict) else {}
-    counts, sides = found.get("counts"), found.get("size")
+        problems = map(_polygon_problem, segmentation)
+        return next((problem for problem in problems if problem is not None), None)
+    return _run_lengths_problem(segmentation, size)
+
+
+def _polygon_problem(polygon: Any) -> Problem | None:
+    try:
+        numbers = np.asarray(polygon, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        numbers = np.empty(0)
+    is_points = isinstance(polygon, list) and numbers.ndim == 1 and len(numbers) % 2 == 0
+    if not is_points or len(numbers) < 6:
+        return f"has a malformed segmentation with {polygon!r:.60}", KINDS
+    far = numbers[~(np.abs(numbers) <= MAX_SIDE_PX)]  # written so that NaN is far as well
+    return (f"has a polygon with the coordinate {far[0]:g}", REACH) if len(far) else None
+
+
+def _run_lengths_problem(segmentation: Any, size: Size | None) -> Problem | None:
+    fields = segmentation if isinstance(segmentation, dict) else {}
+    counts, sides = fields.get("counts"), fields.get("size")
     if (
         not isinstance(counts, list | str | bytes)
         or not isinstance(sides, list | tuple)
         or len(sides) != 2
     ):
         return f"has a malformed segmentation {segmentation!r:.60}", KINDS
-    if (
-        not all(type(side) is int and 0 < side <= MAX_SIDE_PX for side in sides)
-        or sides[0] * sides[1] > MAX_PIXELS
-    ):
-        return f"has a mask of {sides[1]!r:.40} x {sides[0]!r:.40} px", KINDS
-    if size is not None and tuple(sides) != size:
-        return (
-            f"has a mask of {sides[1]} x {sides[0]} px in an image of {size[1]} x {size[0]} px",
-            KINDS,
-        )
+    height, width = sides
+    if not _is_side(height) or not _is_side(width) or height * width > MAX_PIXELS:
+        return f"has a mask of {width!r:.40} x {height!r:.40} px", KINDS
+    if size is not None and (height, width) != size:
+        value = f"has a mask of {width} x {height} px in an image of {size[1]} x {size[0]} px"
+        return value, KINDS
     try:
         runs = read_runs(counts)
     except (ValueError, OverflowError):
         return f"has malformed run lengths {counts!r:.60}", RUNS
-    total = sum(runs.tolist())  # of Python's integers, which do not overflow
-    if total != sides[0] * sides[1]:
-        return (
-            f"has run lengths that add up to {total} for a mask of {sides[1]} x {sides[0]} px",
-            RUNS,
-        )
+    total = sum(runs.tolist())  # in Python's integers, which do not overflow
+    if total != height * width:
+        return f"has run lengths that add up to {total} for a mask of {width} x {height} px", RUNS
     return None
 
 
+def _is_side(side: Any) -> bool:
+    return type(side) is int and 0 < side <= MAX_SIDE_PX
+
+
 def read_runs(counts: list[int] | str | bytes) -> NDArray[np.int64]:
-    """Lengths of runs of False and True in turn, False first, column by column.
+    """Lengths of the runs of pixels outside and inside of a mask in turn, outside first, column by column.
+
+    Args:
+        counts: As COCO stores them: numbers, or the compressed text of pycocotools.
 
     Raises:
         ValueError: these are no run lengths.
         OverflowError: one has too many digits.
+
+    >>> read_runs("312").tolist()
+    [3, 1, 2]
     """
     runs = np.asarray(counts) if isinstance(counts, list) else _decompress(counts)
     if runs.dtype != np.int64 or runs.ndim != 1 or runs.min(initial=0) < 0:
@@ -103,34 +168,29 @@ def read_runs(counts: list[int] | str | bytes) -> NDArray[np.int64]:
 
 
 def _decompress(counts: str | bytes) -> NDArray[np.int64]:
-    """Numbers of COCO's text: six bits in each letter from `0` on, of which the first says that more follow.
+    """Numbers of COCO's compressed text.
 
-    The other five make a signed number, lowest first; from the fourth on it is the difference to the last but one.
+    A letter stands for six bits, `0` for none of them set. The highest bit says whether the next letter belongs to the
+    same number. The other five bits of all letters of a number, lowest first, are that number in two's complement. From
+    the fourth number on it is the difference to the number two before.
     """
-    letters = np.frombuffer(
-        counts.encode() if isinstance(counts, str) else counts, dtype=np.uint8
-    ).astype(np.int64)
-    letters = letters - ord("0")
-    last = np.flatnonzero(letters & 32 == 0)
-    if not len(last) or letters.min() < 0 or letters.max() > 63 or last[-1] != len(letters) - 1:
+    text = counts.encode() if isinstance(counts, str) else counts
+    letters = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - ord("0")
+    last = np.flatnonzero(letters & 32 == 0)  # index of the last letter of each number
+    ends_within_number = not len(last) or last[-1] != len(letters) - 1
+    if ends_within_number or letters.min() < 0 or letters.max() > 63:
         raise ValueError("no compressed run lengths")
     first = np.concatenate([[0], last[:-1] + 1])
     if (last - first).max() > 6:
         raise ValueError("a run length of more than 35 bits")
-    shift = 5 * (np.arange(len(letters)) - np.repeat(first, last - first + 1))
+    place = np.arange(len(letters)) - np.repeat(
+        first, last - first + 1
+    )  # of a letter in its number
+    shift = 5 * place
     numbers = np.add.reduceat((letters & 31) << shift, first)
+    # The sign is the highest of the bits: where it is set, two's complement counts from below.
     numbers -= (letters[last] & 16) << (shift[last] + 1)
+    # Undo the differences: the second, fourth, … number, and from the third on every other.
     numbers[1::2] = numbers[1::2].cumsum()
     numbers[2::2] = numbers[2::2].cumsum()
     return numbers
-
-
-def _polygon_problem(polygon: Any) -> Problem | None:
-    try:
-        numbers = np.asarray(polygon, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        numbers = np.empty(0)
-    if not isinstance(polygon, list) or numbers.ndim != 1 or len(numbers) < 6 or len(numbers) % 2:
-        return f"has a malformed segmentation with {polygon!r:.60}", KINDS
-    far = numbers[~(np.abs(numbers) <= MAX_SIDE_PX)]
-    return (f"has a polygon with the coordinate {far[0]:g}", REACH) if len(far) else None

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from boxseg.coco.checks import read_well_formed
+from boxseg.coco.entries import Content, Entry
 from boxseg.errors import ConfigError, DataError
 
 FOLDER = "folder"
@@ -17,8 +18,8 @@ FOLDER = "folder"
 
 def split_coco(
     path: Path, *, val: float, group: str | None = None, seed: int = 0
-) -> dict[str, dict[str, Any]]:
-    """Content of a COCO instance file in two parts that share neither an image nor a group.
+) -> dict[str, Content]:
+    """Split the content of a COCO instance file in two parts that share neither an image nor a group.
 
     Groups go to `val` in an order that seed and group name decide, each if it still fits; so the order of the file
     does not matter. All fields and all categories stay in both parts.
@@ -41,20 +42,21 @@ def split_coco(
         raise ConfigError(f"--val {val:g}: use a share of the images between 0 and 1, such as 0.2")
     content = read_well_formed(path)
     images = content["images"]
-    members: dict[str, set[int]] = defaultdict(set)
+    groups: dict[str, set[int]] = defaultdict(set)
     for image in images:
-        members[_group_of(path, image, group)].add(image["id"])
-    if len(members) < 2:
-        found = f"has {len(images)} images in {len(members)} groups"
+        groups[_group_of(path, image, group)].add(image["id"])
+    if len(groups) < 2:
         raise DataError(
-            f"{path}: {found}; a split needs two groups at least (name another --group)"
+            f"{path}: has {len(images)} images in {len(groups)} groups; "
+            "a split needs two groups at least (name another --group)"
         )
-    chosen = _choose(members, val * len(images), seed)
-    others = {image["id"] for image in images} - chosen
-    return {"train": _part(content, others), "val": _part(content, chosen)}
+    val_ids = _choose(groups, val * len(images), seed)
+    train_ids = {image["id"] for image in images} - val_ids
+    return {"train": _part(content, train_ids), "val": _part(content, val_ids)}
 
 
-def _group_of(path: Path, image: dict[str, Any], group: str | None) -> str:
+def _group_of(path: Path, image: Entry, group: str | None) -> str:
+    """The group of an image as text, whatever kind of value the field has."""
     name = PurePosixPath(image["file_name"])
     value: Any
     if group is None:
@@ -66,25 +68,33 @@ def _group_of(path: Path, image: dict[str, Any], group: str | None) -> str:
     else:
         fields = ", ".join(sorted(image))
         raise ConfigError(
-            f"--group {group}: image {image['id']} of {path} has no such field; it has {fields} (use one that every "
-            f"image has, or {FOLDER})"
+            f"--group {group}: image {image['id']} of {path} has no such field; it has {fields} "
+            f"(use one that every image has, or {FOLDER})"
         )
     return json.dumps(value, sort_keys=True)
 
 
-def _choose(members: dict[str, set[int]], wanted: float, seed: int) -> set[int]:
+def _choose(groups: dict[str, set[int]], wanted: float, seed: int) -> set[int]:
     """Image ids of the groups that go to `val`: about `wanted` of them, at least one group and never all."""
-    order = sorted(members, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
-    most = min(max(round(wanted), 1), sum(map(len, members.values())) - 1)
+
+    def chance(name: str) -> bytes:
+        # Of the name alone, so a group stays on its side when others come or go, as far as the share allows.
+        return hashlib.sha256(f"{seed} {name}".encode()).digest()
+
+    num_images = sum(len(image_ids) for image_ids in groups.values())
+    most = min(max(round(wanted), 1), num_images - 1)
+    order = sorted(groups, key=chance)
     chosen: set[int] = set()
     for name in order:
-        if len(chosen) + len(members[name]) <= most:
-            chosen.update(members[name])
-    return chosen or members[min(order, key=lambda name: len(members[name]))]
+        if len(chosen) + len(groups[name]) <= most:
+            chosen.update(groups[name])
+    if chosen:
+        return chosen
+    # Every group is larger than the share.
+    return groups[min(order, key=lambda name: len(groups[name]))]
 
 
-def _part(content: dict[str, Any], image_ids: set[int]) -> dict[str, Any]:
-    return content | {
-        "images": [image for image in content["images"] if image["id"] in image_ids],
-        "annotations": [each for each in content["annotations"] if each["image_id"] in image_ids],
-    }
+def _part(content: Content, image_ids: set[int]) -> Content:
+    images = [image for image in content["images"] if image["id"] in image_ids]
+    annotations = [entry for entry in content["annotations"] if entry["image_id"] in image_ids]
+    return content | {"images": images, "annotations": annotations}

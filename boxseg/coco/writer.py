@@ -5,24 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from boxseg.coco.masks import encode_rle
+from boxseg.coco.entries import Entry
+from boxseg.coco.masks import MaskPart, encode_rle
+from boxseg.coco.segmentations import Size
 from boxseg.errors import DataError
 
 
 @dataclass
 class CocoSplit:
-    """A COCO instance file in the making."""
+    """A COCO instance file in the making; ids count from 1, as pycocotools takes the id 0 for no match.
+
+    >>> split = CocoSplit(Path("photos"), ["cat", "dog"])
+    >>> split.add_image("tom.jpg", size=(480, 640))
+    >>> split.add_object(0, box=(10, 20, 110, 220))
+    >>> split.content["annotations"][0]["bbox"]
+    [10, 20, 100, 200]
+    """
 
     images: Path
     """Folder that the file names are relative to."""
     class_names: Sequence[str]
     """Category ids count from 1 in this order."""
-    content: dict[str, list[dict[str, Any]]] = field(init=False)
+    content: dict[str, list[Entry]] = field(init=False)
+    """What the file will hold."""
 
     def __post_init__(self) -> None:
         categories = [
@@ -30,10 +39,11 @@ class CocoSplit:
         ]
         self.content = {"images": [], "annotations": [], "categories": categories}
 
-    def add_image(self, file_name: str, size: tuple[int, int]) -> None:
-        """The next image, (height, width) in pixels; objects added from now on are in it."""
-        number = len(self.content["images"]) + 1
-        entry = {"id": number, "file_name": file_name, "width": size[1], "height": size[0]}
+    def add_image(self, file_name: str, size: Size) -> None:
+        """Add an image of (height, width) pixels; objects that are added from now on are in it."""
+        height, width = size
+        image_id = len(self.content["images"]) + 1
+        entry = {"id": image_id, "file_name": file_name, "width": width, "height": height}
         self.content["images"].append(entry)
 
     def add_object(
@@ -44,7 +54,7 @@ class CocoSplit:
         mask: NDArray[np.bool_] | None = None,
         crowd: bool = False,
     ) -> None:
-        """An object of the last image.
+        """Add an object to the last image.
 
         Args:
             label: Class, from 0.
@@ -54,10 +64,9 @@ class CocoSplit:
         """
         if box is None:
             assert mask is not None
-            rows, columns = (np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (1, 0))
-            box = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+            box = MaskPart(mask).bounds()
         x1, y1, x2, y2 = box
-        entry: dict[str, Any] = {
+        entry: Entry = {
             "id": len(self.content["annotations"]) + 1,
             "image_id": len(self.content["images"]),
             "category_id": label + 1,
@@ -66,23 +75,32 @@ class CocoSplit:
             "iscrowd": int(crowd),
         }
         if mask is not None:
-            entry |= {"area": int(mask.sum()), "segmentation": encode_rle(mask)}
+            entry["area"] = int(mask.sum())  # COCO's area is that of the mask
+            entry["segmentation"] = encode_rle(mask)
         self.content["annotations"].append(entry)
 
 
 def join_splits(splits: Sequence[CocoSplit]) -> CocoSplit:
-    """All images of several splits of one data set, which share folder and classes, each once; ids are given anew."""
+    """One split with all images of several, each file once; ids are given anew.
+
+    Args:
+        splits: Splits of one data set, which share folder and classes.
+    """
     joined = CocoSplit(splits[0].images, splits[0].class_names)
     images, annotations = joined.content["images"], joined.content["annotations"]
     names: set[str] = set()
     for split in splits:
-        own = [image for image in split.content["images"] if image["file_name"] not in names]
-        names |= {image["file_name"] for image in own}
-        becomes = {image["id"]: number for number, image in enumerate(own, start=len(images) + 1)}
-        images += [image | {"id": becomes[image["id"]]} for image in own]
-        kept = [each for each in split.content["annotations"] if each["image_id"] in becomes]
-        for number, each in enumerate(kept, start=len(annotations) + 1):
-            annotations.append(each | {"id": number, "image_id": becomes[each["image_id"]]})
+        new_ids: dict[int, int] = {}
+        for image in split.content["images"]:
+            if image["file_name"] not in names:
+                new_ids[image["id"]] = len(images) + 1
+                images.append(image | {"id": len(images) + 1})
+        for annotation in split.content["annotations"]:
+            image_id = new_ids.get(annotation["image_id"])
+            if image_id is not None:
+                annotations.append(annotation | {"id": len(annotations) + 1, "image_id": image_id})
+        # Only now: a file that one split lists twice stays so, for the checks to report it.
+        names.update(image["file_name"] for image in split.content["images"])
     return joined
 
 
@@ -92,9 +110,9 @@ def require_objects(splits: Mapping[str, CocoSplit], source: Path) -> None:
     Raises:
         DataError: no split has an image, or none has an object.
     """
-    for group, what in (("images", "image"), ("annotations", "object")):
+    for group, name in (("images", "image"), ("annotations", "object")):
         if not any(split.content[group] for split in splits.values()):
             raise DataError(
-                f"{source}: no {what} could be read of it; a data set has images and objects (see the warnings, and "
-                "check the paths and the format)"
+                f"{source}: no {name} could be read of it; a data set has images and objects "
+                "(see the warnings, and check the paths and the format)"
             )

@@ -20,7 +20,7 @@ from PIL import Image
 
 from boxseg.coco.checks import read_whole
 from boxseg.coco.fix import clean_content
-from boxseg.coco.mend import Done
+from boxseg.coco.mend import Changes
 from boxseg.coco.segmentations import MAX_SIDE_PX
 from boxseg.coco.writer import CocoSplit
 from boxseg.errors import DataError
@@ -81,13 +81,13 @@ def convert(
 
 def convert_coco(source: Path, exclude: frozenset[str]) -> dict[str, CocoSplit]:
     """COCO: the sound entries with all their fields, boxes cut to their image; what is left out is logged."""
-    content, done = read_whole(source), Done()
+    content, changes = read_whole(source), Changes()
 
     def keep(image: dict[str, Any]) -> bool:
         return is_inside(image["file_name"]) and Path(image["file_name"]).stem not in exclude
 
-    clean_content(content, done, keep_image=keep)
-    for line in done.lines():
+    clean_content(content, changes, keep_image=keep)
+    for line in changes.lines():
         logger.warning("%s: %s", source, line)
     split = CocoSplit(source.parent, [each["name"] for each in content["categories"]])
     split.content = content

@@ -89,7 +89,7 @@ def _misfits(experiment: Path) -> list[str]:
 
 def _fault_rows(fault: Fault) -> Iterator[tuple[Any, ...]]:
     level = "error" if fault.fatal else "warning"
-    yield level, fault.file.name, fault.image_id, fault.annotation_id, fault.told
+    yield level, fault.file.name, fault.image_id, fault.annotation_id, fault.text
     if fault.more:
         yield level, None, None, None, f"… and {fault.more} more of this kind: {fault.rule}"
 
@@ -261,7 +261,7 @@ def export(
             f"--output {output}: is there already; name another folder, or remove it"
         )
     good.require_some(target)
-    for left_out in good.told():
+    for left_out in good.summary():
         say(left_out)
     if form == "yolo":
         from boxseg.formats.yolo import write_yolo  # loads torch

@@ -1,0 +1,160 @@
+"""What every entry of a COCO file needs: values of the right kind, an id of its own, an image and a category."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from boxseg.coco.faults import FIX_IN_FILE, Fault
+from boxseg.coco.segmentations import MAX_PIXELS, MAX_SIDE_PX, Problem, Size
+from boxseg.files.reading import is_float, is_whole
+
+Entry = dict[str, Any]
+"""An entry of one of the lists of a COCO file."""
+Content = dict[str, Any]
+"""What a COCO file holds: the lists `images`, `annotations` and `categories`, and perhaps more."""
+
+
+class Rule(NamedTuple):
+    """A rule for the value of a key."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def _is_text(value: Any) -> bool:
+    # JSON can name half a character (a surrogate), which cannot be written as UTF-8 again.
+    return isinstance(value, str) and re.search("[\ud800-\udfff]", value) is None
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MAX_SIDE_PX
+
+
+def _is_bbox(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(is_float, value))
+
+
+WHOLE = Rule("COCO wants a whole number there", is_whole)
+TEXT = Rule("COCO wants a text there", _is_text)
+SIDE = Rule(f"images have a positive size, up to {MAX_SIDE_PX} px", _is_side)
+BBOX = Rule("a bbox is the four numbers x, y, width, height", _is_bbox)
+REQUIRED_KEYS: dict[str, dict[str, Rule]] = {
+    "images": {"id": WHOLE, "file_name": TEXT, "width": SIDE, "height": SIDE},
+    "annotations": {"id": WHOLE, "image_id": WHOLE, "category_id": WHOLE, "bbox": BBOX},
+    "categories": {"id": WHOLE, "name": TEXT},
+}
+"""List of a COCO file -> key of its entries -> the rule for its value."""
+AREA_RULE = f"images have {MAX_PIXELS} px at most: cut larger ones into tiles, or shrink them and their boxes"
+TOLERANCE_PX = 1.0
+"""A box may reach this far beyond its image: annotation tools round outward."""
+
+
+def image_sizes(content: Content) -> dict[int, Size]:
+    """Image id -> (height, width) of the image, in pixels."""
+    return {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+
+
+def is_well_formed(entry: Any, group: str) -> bool:
+    """Whether an entry of a list of a COCO file is an object with all the values that COCO wants in it."""
+    if not isinstance(entry, dict):
+        return False
+    return all(rule.holds(entry.get(key)) for key, rule in REQUIRED_KEYS[group].items())
+
+
+def format_faults(path: Path, content: Content) -> Iterator[Fault]:
+    """Entries that lack a key, or have another kind of value than COCO wants."""
+    for group, rules in REQUIRED_KEYS.items():
+        for index, entry in enumerate(content[group]):
+            if not isinstance(entry, dict):
+                value = f"{group}[{index}] is {entry!r:.40}"
+                yield Fault(path, value, "entries are objects", FIX_IN_FILE, kind=group)
+                continue
+            for key, rule in rules.items():
+                if not rule.holds(entry.get(key)):
+                    value = f"has {key} {entry[key]!r:.80}" if key in entry else f"has no `{key}`"
+                    fault = _entry_fault(path, group, index, entry, value, rule.text)
+                    yield replace(fault, kind=f"{group} {key}")
+            if group == "images" and _is_too_large(entry):
+                value = f"has {entry['width']} x {entry['height']} px"
+                yield _entry_fault(path, group, index, entry, value, AREA_RULE)
+
+
+def _is_too_large(image: Entry) -> bool:
+    width, height = image.get("width"), image.get("height")
+    return isinstance(width, int) and isinstance(height, int) and width * height > MAX_PIXELS
+
+
+def _entry_fault(path: Path, group: str, index: int, entry: Entry, value: str, rule: str) -> Fault:
+    """A fault that names the entry by its id, or by its place in the list if the id is malformed."""
+    entry_id = entry.get("id")
+    if not is_whole(entry_id):
+        return Fault(path, f"{group}[{index}] {value}", rule, FIX_IN_FILE)
+    if group == "images":
+        return Fault(path, value, rule, FIX_IN_FILE, image_id=entry_id)
+    if group == "annotations":
+        return Fault(path, value, rule, FIX_IN_FILE, annotation_id=entry_id)
+    return Fault(path, f"category id {entry_id} {value}", rule, FIX_IN_FILE)
+
+
+def duplicate_faults(path: Path, content: Content) -> Iterator[Fault]:
+    """Ids that several entries of a list have; one fault for each id."""
+    for group in REQUIRED_KEYS:
+        counts = Counter(entry["id"] for entry in content[group])
+        for index, entry in enumerate(content[group]):
+            count = counts.pop(
+                entry["id"], 1
+            )  # popped, so that the id is named at its first entry only
+            if count > 1:
+                value = f"occurs {count} times"
+                rule = "every entry of a list needs its own id"
+                yield _entry_fault(path, group, index, entry, value, rule)
+
+
+def annotation_faults(path: Path, content: Content, *, boxes: bool = True) -> Iterator[Fault]:
+    """Annotations of an image or category that the file does not list; with `boxes` also of an unusable box."""
+    sizes = image_sizes(content)
+    category_ids = {category["id"] for category in content["categories"]}
+    first_ids = [str(category_id) for category_id in sorted(category_ids)[:10]]
+    listed = ", ".join(first_ids) or "none"
+    for annotation in content["annotations"]:
+        image_id, category_id = annotation["image_id"], annotation["category_id"]
+        problem: Problem | None = None
+        if image_id not in sizes:
+            value = f"names image {image_id}, which the file does not list"
+            problem = value, "annotations belong to an image"
+        # Nobody learns from the box of a crowd, so it may be anything.
+        elif boxes and not annotation.get("iscrowd"):
+            problem = _box_problem(annotation["bbox"], sizes[image_id])
+        if problem is None and category_id not in category_ids:
+            value = f"has category id {category_id}, which the file does not list"
+            problem = value, f"known ids are {listed}"
+        if problem is not None:
+            yield Fault(path, *problem, FIX_IN_FILE, image_id, annotation["id"])
+
+
+def _box_problem(bbox: list[float], size: Size) -> Problem | None:
+    """What keeps a box from being used in an image of (height, width)."""
+    if not all(map(math.isfinite, bbox)):
+        return f"has bbox {bbox}", "boxes need finite numbers"
+    x, y, width, height = bbox
+    for name, side in (("width", width), ("height", height)):
+        if side <= 0:
+            return f"has {name} {side:g}", f"boxes need a positive {name}"
+    image_height, image_width = size
+    beyond = {
+        "left": -x,
+        "top": -y,
+        "right": x + width - image_width,
+        "bottom": y + height - image_height,
+    }
+    edge = max(beyond, key=lambda name: beyond[name])
+    if beyond[edge] <= TOLERANCE_PX:
+        return None
+    end = f"{beyond[edge]:g} px beyond the {edge} of its image, {image_width} x {image_height} px"
+    return f"has bbox {bbox}, which ends {end}", "boxes lie inside their image"
