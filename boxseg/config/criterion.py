@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,9 +37,14 @@ class Criterion:
             return -math.inf
         return value if self.mode == "max" else -value
 
-    @property
-    def worst(self) -> float:
-        """What is told to those who need a number and do not know of none, such as a trial scheduler."""
+    def best(self, values: Iterable[float | None]) -> float | None:
+        """The best of some values; None where there is none."""
+        return max(map(_finite, values), key=self.score, default=None)
+
+    def told(self, value: float | None) -> float:
+        """A value for those who need a number, such as a trial scheduler: for none, one that is worse than all."""
+        if value is not None:
+            return value
         return -1e9 if self.mode == "max" else 1e9
 
     def better(self, metrics: Mapping[str, float], *, than: Mapping[str, float]) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from orchestration.config.spec import RunSpec, SweepSpec
     from orchestration.execute.sweep import SweepResult
     from orchestration.planning.plan import DataPlan, Plan
-    from orchestration.record.table import TrialRow
+    from orchestration.record.trial import TrialStatus
 
 PlanOnly = Annotated[
     bool, typer.Option("--plan", help="Print data, trials, time and disk estimate; start nothing.")
@@ -187,7 +187,7 @@ def _end_interrupted(
 
 
 def _sweep_as_json(spec: SweepSpec, result: SweepResult) -> dict[str, Any]:
-    def trial(row: TrialRow) -> dict[str, Any]:
+    def trial(row: TrialStatus) -> dict[str, Any]:
         names = ("id", "status", "values", "seed", "value", "step", "folder", "failure")
         return {name: getattr(row, name) for name in names}
 

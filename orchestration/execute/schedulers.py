@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from orchestration.config.spec import SweepSpec
-from orchestration.execute.search import PastTrial
+from orchestration.record.score import Scores
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
@@ -62,51 +61,52 @@ TRIAL_SCHEDULERS: dict[str, Callable[[SweepSpec], TrialScheduler | None]] = {
 }
 
 
-def tell_past(scheduler: TrialScheduler | None, past: Sequence[PastTrial], metric: str) -> None:
+def tell_past(
+    scheduler: TrialScheduler,
+    *,
+    ended: Mapping[int, Scores],
+    going_on: Mapping[int, Scores],
+    metric: str,
+) -> None:
     """Let a scheduler know what trials reported before the sweep was interrupted.
 
     The bracket of a trial depends on its number, so that it stays in the same one after the interruption.
+
+    Args:
+        scheduler: Hears of it as soon as the first trial starts.
+        ended: Number -> scores of the trials that have ended.
+        going_on: The same of those that have not.
+        metric: Name of the deciding metric.
     """
     from ray.tune.schedulers import MedianStoppingRule
 
-    if scheduler is None:
-        return
     # `on_trial_result` judges. The median rule must not judge the past again, so it hears of ends, which it only
     # records; the rungs of halving remember whom they let through, and judge again without harm.
     record: Any = scheduler.on_trial_result
     if isinstance(scheduler, MedianStoppingRule):
         record = scheduler.on_trial_complete
-    past_by_number = {past_trial.trial.number: past_trial for past_trial in past}
-    ended = [past_trial for past_trial in past if past_trial.ended]
+    untold = dict(ended)
     add = scheduler.on_trial_add
 
-    def tell(
-        controller: Any,
-        tune_trial: Any,
-        number: int,
-        reports: list[tuple[int, float]],
-    ) -> None:
+    def tell(controller: Any, tune_trial: Any, number: int, scores: Scores) -> None:
         np.random.seed(number)  # noqa: NPY002  # the scheduler draws the bracket from here
         add(controller, tune_trial)
-        for step, value in reports:
-            record(controller, tune_trial, {"step": step, metric: value})
+        for step, score in scores:
+            record(controller, tune_trial, {"step": step, metric: score})
 
     def on_trial_add(controller: Any, tune_trial: Any) -> None:
         # told only now, as the scheduler learns the name of the metric after it is made
-        while ended:
-            past_trial = ended.pop()
-            number = past_trial.trial.number
-            tell(controller, EndedTrial(f"past-{number}"), number, past_trial.reports)
+        while untold:
+            number, scores = untold.popitem()
+            tell(controller, _TuneTrial(f"past-{number}"), number, scores)
         number = tune_trial.config["trial"].number
-        earlier = past_by_number.get(number)
         # its process repeats the last one itself
-        tell(controller, tune_trial, number, earlier.reports[:-1] if earlier else [])
+        tell(controller, tune_trial, number, going_on.get(number, [])[:-1])
 
     scheduler.on_trial_add = on_trial_add  # type: ignore[assignment]
 
 
-@dataclass(frozen=True)
-class EndedTrial:
+class _TuneTrial(NamedTuple):
     """Stands for Tune's object of a trial that has ended; schedulers look at its id alone."""
 
     trial_id: str

@@ -6,14 +6,15 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from boxseg.config.criterion import Criterion
-from orchestration.config.space import Choice, Domain, LogUniform, RandInt, Uniform, holds
+from orchestration.config.space import Choice, Domain, LogUniform, RandInt, Uniform
 from orchestration.config.spec import SweepConfig
+from orchestration.record.score import merit_of
+from orchestration.record.trial import Trial, TrialStatus
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -45,66 +46,40 @@ SEARCHERS: dict[str, Callable[[SweepConfig, int], BaseSampler]] = {
 }
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One trial to run."""
-
-    number: int
-    """From 0, in the order of asking."""
-    values: dict[str, Any]
-    """Setting name -> value."""
-    seed: int
-
-
-@dataclass(frozen=True)
-class PastTrial:
-    """A trial that the sweep drew before it was interrupted."""
-
-    trial: Trial
-    ended: bool
-    """False if it is to go on."""
-    reports: list[tuple[int, float]]
-    """(step, deciding metric) of its evaluations so far, as a trial scheduler was told them."""
-    value: float | None = None
-    """Deciding metric of its best evaluation; None before one has it."""
-
-
 class TrialQueue:
     """Settings times seeds, one trial after the other; all seeds of a setting come in a row.
 
-    Settings are judged by the mean over their seeds, once all of them have ended. What is drawn for a setting depends
+    Settings are judged by `merit_of` their seeds, once all of them have ended. What is drawn for a setting depends
     only on the sweep's seed, the setting's number and the scores so far. A resumed sweep therefore draws what it would
     have drawn without the interruption.
     """
 
-    def __init__(self, sweep: SweepConfig, seed: int, past: Sequence[PastTrial] = ()) -> None:
+    def __init__(self, sweep: SweepConfig, seed: int, past: Sequence[TrialStatus] = ()) -> None:
         """`past` trials keep their values; those that have ended are not handed out again."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        if sweep.mode == "max":
-            self._study = optuna.create_study(direction="maximize")
-        else:
-            self._study = optuna.create_study(direction="minimize")
+        self._study = optuna.create_study(
+            direction="maximize"
+        )  # `Criterion.score` is, whatever the mode
         self._sweep = sweep
         self._seed = seed
         self._grid = grid(sweep) if sweep.search == "grid" else []
         self._known: dict[int, dict[str, Any]] = {}
         """Values of past settings, by place of the setting."""
-        for past_trial in past:
-            setting = past_trial.trial.number // len(sweep.seeds)
-            self._known[setting] = past_trial.trial.values
+        for row in past:
+            self._known[row.number // len(sweep.seeds)] = row.values
         self._asked: dict[int, Any] = {}
         """Optuna's trials, by place of the setting."""
-        self._scores: dict[int, list[float | None]] = {}
+        self._ended: dict[int, list[TrialStatus | None]] = {}
+        """Trials that have ended, by place of the setting."""
         # asked for again in their order, so that Optuna knows the past before it draws
         for setting in sorted(self._known):
             self._values(setting)
-        ended = [past_trial for past_trial in past if past_trial.ended]
-        for past_trial in ended:
-            self.ended(past_trial.trial.number, past_trial.value)
-        ended_numbers = {past_trial.trial.number for past_trial in ended}
-        left = set(range(sweep.num_trials)) - ended_numbers
+        ended = [row for row in past if row.has_ended]
+        for row in ended:
+            self.ended(row.number, row)
+        left = set(range(sweep.num_trials)) - {row.number for row in ended}
         self._left = iter(sorted(left))
 
     def next(self) -> Trial | None:
@@ -115,20 +90,27 @@ class TrialQueue:
         setting, seed_index = divmod(number, len(self._sweep.seeds))
         return Trial(number, self._values(setting), self._sweep.seeds[seed_index])
 
-    def ended(self, number: int, score: float | None) -> None:
-        """Say how good a trial's best evaluation was; None if it has no value of the metric."""
+    def ended(self, number: int, row: TrialStatus | None) -> None:
+        """Say how a trial stands at its end; None if nobody knows."""
+        setting = number // len(self._sweep.seeds)
+        ended = self._ended.setdefault(setting, [])
+        ended.append(row)
+        if len(ended) == len(self._sweep.seeds):
+            self._judge(setting, [row for row in ended if row is not None])
+
+    def _judge(self, setting: int, rows: list[TrialStatus]) -> None:
+        """Tell Optuna how good a setting is, in the order of `Merit`: for it, pruned comes behind complete."""
         from optuna.trial import TrialState
 
-        setting = number // len(self._sweep.seeds)
-        scores = self._scores.setdefault(setting, [])
-        scores.append(score)
-        if len(scores) < len(self._sweep.seeds):
-            return
-        finite = [score for score in scores if score is not None and math.isfinite(score)]
-        if finite:
-            self._study.tell(self._asked[setting], sum(finite) / len(finite))
-        else:
+        merit = merit_of(rows, self._sweep.criterion, seeds=len(self._sweep.seeds))
+        if merit.score == -math.inf:
             self._study.tell(self._asked[setting], state=TrialState.FAIL)
+        elif merit.all_finished:
+            self._study.tell(self._asked[setting], merit.score)
+        else:
+            # of two pruned ones Optuna takes that of the later step
+            self._asked[setting].report(merit.score, step=int(merit.some_finished))
+            self._study.tell(self._asked[setting], state=TrialState.PRUNED)
 
     def _values(self, setting: int) -> dict[str, Any]:
         """Setting name -> value of the setting at a place, drawn when it is first asked for."""
@@ -154,7 +136,7 @@ def make_searcher(
     criterion: Criterion,
     *,
     note: Callable[[Trial], None],
-    value_of: Callable[[Trial], float | None],
+    status_of: Callable[[Trial], TrialStatus | None],
 ) -> Searcher:
     """A Tune searcher that hands out `{"trial": Trial}` and reports ends back to the queue.
 
@@ -162,7 +144,7 @@ def make_searcher(
         queue: The trials to come.
         criterion: What decides.
         note: Hears of each trial before Tune does.
-        value_of: How good a trial was. Tune would tell the last evaluation, which need not be the best.
+        status_of: How a trial stands. Tune would tell the last evaluation, which need not be the best.
     """
     from ray.tune.search import Searcher
 
@@ -186,24 +168,13 @@ def make_searcher(
             error: bool = False,
         ) -> None:
             trial = self._trials[trial_id]
-            queue.ended(trial.number, value_of(trial))
+            queue.ended(trial.number, status_of(trial))
 
         def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
             # Tune stores it to restore an experiment; our journal serves for that
             return object, ()
 
     return QueueSearcher()
-
-
-def is_drawn_by(sweep: SweepConfig, trial: Trial) -> bool:
-    """Whether a sweep can have drawn a trial: its number, its seed and all of its values are possible there."""
-    if not 0 <= trial.number < sweep.num_trials:
-        return False
-    if trial.seed != sweep.seeds[trial.number % len(sweep.seeds)]:
-        return False
-    if trial.values.keys() != sweep.space.keys():
-        return False
-    return all(holds(domain, trial.values[name]) for name, domain in sweep.space.items())
 
 
 def grid(sweep: SweepConfig) -> list[dict[str, int]]:

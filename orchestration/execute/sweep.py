@@ -25,7 +25,8 @@ from orchestration.record.origin import prepare_data, provenance, write_changes
 from orchestration.record.progress import SweepProgress
 from orchestration.record.resume import Start, find_sweep
 from orchestration.record.run_folder import RunFolder, RunStatus, Status, new_folder, own_process
-from orchestration.record.table import SweepTable, TrialRow, markdown_table, read_table
+from orchestration.record.table import SweepTable, markdown_table, read_table
+from orchestration.record.trial import TrialStatus
 from orchestration.report.page import try_report
 
 logger = logging.getLogger("boxseg.sweep")
@@ -40,7 +41,7 @@ class SweepResult:
     status: Status
     """`finished`; `interrupted` with the trials' state saved; `failed` if no trial has a value."""
     table: SweepTable
-    best: TrialRow | None
+    best: TrialStatus | None
     best_checkpoint: Path | None
     """Copy of the best trial's best checkpoint, in the sweep's folder."""
     report: Path | None = None
@@ -152,7 +153,7 @@ def conclude(trials: Trials) -> SweepResult:
     )
 
 
-def _keep_best(folder: RunFolder, best: TrialRow | None) -> Path | None:
+def _keep_best(folder: RunFolder, best: TrialStatus | None) -> Path | None:
     """Copy the best trial's best checkpoint to the sweep; it gets its name once the copy is whole.
 
     None if there is no trial or no checkpoint, or it is damaged; the copy of an earlier end is removed even then.

@@ -11,14 +11,14 @@ from typing import Any, Literal
 from boxseg.errors import ConfigError
 from orchestration.config.spec import RunSpec, SweepSpec, load_run
 from orchestration.connect.cluster import silent_nodes
-from orchestration.execute.search import PastTrial, Trial
 from orchestration.execute.supervise import Supervisor
 from orchestration.execute.worker import Payload, TrainFn, split_batch
 from orchestration.record.failures import Failure, FailureClass
 from orchestration.record.find_runs import find_start, list_trials, sound_status
 from orchestration.record.progress import SweepProgress
 from orchestration.record.run_folder import RunFolder, RunStatus, Status, own_process
-from orchestration.record.table import EndedTrials, SweepTable, describe, read_table
+from orchestration.record.table import SweepTable, describe, read_table
+from orchestration.record.trial import Trial, TrialStatus, read_trial, trial_folder
 
 SHOW_S = 1.0
 """Time between two looks at the trials [s]; longer where a look takes more than a twentieth of it."""
@@ -36,7 +36,7 @@ class SweepPlan:
 
     def trial_folder(self, trial: Trial) -> RunFolder:
         """Where a trial lives."""
-        return RunFolder(self.folder / f"{self.folder.name}-{trial.number:02d}")
+        return trial_folder(self.folder, trial.number)
 
     def payload(self, trial: Trial) -> Payload:
         """What the trial's workers get.
@@ -64,7 +64,7 @@ class Trials:
         plan: SweepPlan,
         tags: dict[str, str],
         supervisor: Supervisor,
-        past: Sequence[PastTrial] = (),
+        past: Sequence[TrialStatus] = (),
         *,
         max_failures: int | None = None,
     ) -> None:
@@ -84,16 +84,16 @@ class Trials:
         self.storage_failure: Failure | None = None
         """What the storage did not take of a trial; no other trial would fare better, so the sweep is to stop."""
         self._tags = tags
-        self._ended = EndedTrials(plan.spec)
-        for past_trial in past:
-            if past_trial.ended:
-                self._ended.add(plan.trial_folder(past_trial.trial).path)
-        self._drawn = {past_trial.trial.number for past_trial in past}
+        sweep = plan.spec.sweep
+        ended = [row for row in past if row.has_ended]
+        self._ended = SweepTable(sweep.criterion, ended, seeds=len(sweep.seeds))
+        self._drawn = {row.number for row in past}
         self._max_failures = max_failures
         self._failures = 0
         self._show_at = 0.0
-        planned = plan.spec.sweep.num_trials
-        self.folder.note("sweep_start", id=plan.folder.name, planned=planned, ended=self.ended)
+        self.folder.note(
+            "sweep_start", id=plan.folder.name, planned=sweep.num_trials, ended=self.ended
+        )
 
     @property
     def ended(self) -> int:
@@ -120,9 +120,9 @@ class Trials:
             self._drawn.add(trial.number)
             self.folder.note("trial_drawn", **asdict(trial))
 
-    def value_of(self, trial: Trial) -> float | None:
-        """The deciding metric of a trial's best evaluation so far, as the table has it."""
-        return self.plan.spec.sweep.criterion.value(self.plan.trial_folder(trial).stored().best)
+    def status_of(self, trial: Trial) -> TrialStatus | None:
+        """How a trial stands, as the table has it."""
+        return read_trial(self.plan.trial_folder(trial).path, self.plan.spec.sweep.criterion)
 
     def open(self, trial: Trial) -> None:
         """Make the trial's folder before its process looks for it; values that are impossible end it at once."""
@@ -176,7 +176,8 @@ class Trials:
         self._failures += end.status == "failed"
         if end.failure is not None and end.failure.failure_class is FailureClass.DISK_FULL:
             self.storage_failure = end.failure
-        self._ended.add(folder.path)
+        if (row := read_trial(folder.path, self.plan.spec.sweep.criterion)) is not None:
+            self._ended.add(row)
         self._report_best()
 
     def _report_best(self) -> None:

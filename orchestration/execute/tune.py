@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.execute.fit import WORKER_FAILURES, train_payload
 from orchestration.execute.schedulers import TRIAL_SCHEDULERS, tell_past
-from orchestration.execute.search import Trial, TrialQueue, make_searcher
+from orchestration.execute.search import TrialQueue, make_searcher
 from orchestration.record.failures import Failure
 from orchestration.record.records import DamagedError
 from orchestration.record.run_folder import RunFolder, new_id
+from orchestration.record.score import Scores, read_scores
+from orchestration.record.trial import Trial
 
 if TYPE_CHECKING:
     from ray.tune import Callback, Stopper, Tuner
+    from ray.tune.schedulers import TrialScheduler
 
     from orchestration.execute.trials import SweepPlan, Trials
 
@@ -32,8 +35,6 @@ def make_tuner(sweep: Trials, at_once: int) -> Tuner:
     # Ray takes no amount of zero
     resources = {name: amount for name, amount in resources.items() if amount}
     queue = TrialQueue(spec.sweep, spec.train.seed, sweep.past)
-    scheduler = TRIAL_SCHEDULERS[spec.sweep.trial_scheduler](spec)
-    tell_past(scheduler, sweep.past, spec.sweep.metric)
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, plan=plan), resources),
         tune_config=tune.TuneConfig(
@@ -43,9 +44,9 @@ def make_tuner(sweep: Trials, at_once: int) -> Tuner:
                 queue,
                 spec.sweep.criterion,
                 note=sweep.note_drawn,
-                value_of=sweep.value_of,
+                status_of=sweep.status_of,
             ),
-            scheduler=scheduler,
+            scheduler=_make_scheduler(sweep),
             num_samples=spec.sweep.num_trials,
             max_concurrent_trials=at_once,
             reuse_actors=plan.runner == "inline",
@@ -62,6 +63,21 @@ def make_tuner(sweep: Trials, at_once: int) -> Tuner:
             verbose=0,
         ),
     )
+
+
+def _make_scheduler(sweep: Trials) -> TrialScheduler | None:
+    """What stops weak trials; it knows the trials of before an interruption."""
+    spec = sweep.plan.spec
+    scheduler = TRIAL_SCHEDULERS[spec.sweep.trial_scheduler](spec)
+    if scheduler is None:
+        return None
+    ended: dict[int, Scores] = {}
+    going_on: dict[int, Scores] = {}
+    for row in sweep.past:
+        scores = read_scores(RunFolder(row.folder), spec.sweep.criterion)
+        (ended if row.has_ended else going_on)[row.number] = scores
+    tell_past(scheduler, ended=ended, going_on=going_on, metric=spec.sweep.metric)
+    return scheduler
 
 
 def run_trial(config: dict[str, Any], plan: SweepPlan) -> None:

@@ -21,11 +21,11 @@ from boxseg.errors import ConfigError, StorageError
 from boxseg.files.writing import write_atomic
 from orchestration.config.spec import RunSpec
 from orchestration.errors import PreemptedError
+from orchestration.execute.system_metrics import SystemMeter
 from orchestration.record.failures import Failure
 from orchestration.record.origin import write_environment
 from orchestration.record.pulse import Pulse
 from orchestration.record.run_folder import RunFolder
-from orchestration.record.system_metrics import SystemMeter
 from orchestration.secret_text import hide
 
 if TYPE_CHECKING:
@@ -327,11 +327,11 @@ class FileReporter:
         self._pass_on(step, metrics)
 
     def _pass_on(self, step: int, metrics: dict[str, float]) -> None:
-        """Tell Ray; a deciding metric that is absent or not finite becomes the worst value."""
+        """Tell Ray; the deciding metric is that of the best evaluation so far, or worse than any other."""
         if self.send is None:
             return
-        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        metric = self.payload.metric
-        if metric is not None and metric not in finite:
-            finite[metric] = self.payload.criterion.worst
-        self.send({**finite, "step": step})
+        told = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        metric, criterion = self.payload.metric, self.payload.criterion
+        if metric is not None:
+            told[metric] = criterion.told(criterion.value(self.folder.stored().best))
+        self.send({**told, "step": step})

@@ -12,17 +12,15 @@ from boxseg.config.criterion import Criterion
 from boxseg.errors import ConfigError
 from boxseg.files.writing import make_folder
 from orchestration.config.spec import SweepConfig
-from orchestration.execute.search import PastTrial, Trial, is_drawn_by
 from orchestration.record.failures import FailureClass
 from orchestration.record.files import file_lock
 from orchestration.record.find_runs import sound_status
 from orchestration.record.records import tell_once
-from orchestration.record.run_folder import RunFolder, RunStatus, Status, own_process
+from orchestration.record.run_folder import RunFolder, RunStatus, own_process
+from orchestration.record.trial import ENDED, Trial, TrialStatus, trial_folder
 
 DAMAGED = "damaged-status.json"
 """What a status that cannot be read is renamed to where a sweep goes on with its trial."""
-ENDED: frozenset[Status] = frozenset({"finished", "stopped", "failed"})
-"""A trial in one of these is not run again."""
 
 
 def newest_sweep(storage: Path, name: str) -> RunFolder | None:
@@ -83,7 +81,7 @@ def read_past(
     *,
     sweep: SweepConfig | None = None,
     retry_failed: bool = False,
-) -> list[PastTrial]:
+) -> list[TrialStatus]:
     """All trials that a sweep drew, by number; those that have not ended are marked as waiting for this process.
 
     A trial that failed because its storage was full counts as not ended: there is room now, or the sweep stops again.
@@ -97,61 +95,54 @@ def read_past(
         sweep: Trials that it cannot have drawn are left out with a warning; null: all trials are taken.
         retry_failed: Whether trials that failed for a reason that may have gone are to go on too.
     """
-    trials = _drawn_trials(folder, sweep)
-    known: dict[int, PastTrial] = {}
+    past: dict[int, TrialStatus] = {}
+    for trial in _drawn_trials(folder, sweep):
+        past[trial.number] = _not_begun(folder, trial)
     for path in folder.path.glob("*/status.json"):
         run = RunFolder(path.parent)
-        try:
-            status = run.stored()
-        except ConfigError as error:
-            tell_once(path, str(error))
-            path.rename(path.with_name(DAMAGED))
+        status = _status_of_own(run, sweep)
+        if status is None:
             continue
-        number = _number(status.tags.get("trial"))
-        seed = _number(status.tags.get("seed"))
-        trial = _trial(number, status.values, seed)
-        is_copy = status.id != run.path.name
-        if is_copy or trial is None or not _is_own(trial, sweep):
-            text = f"{path}: left out, it is none of the trials that this sweep draws"
-            tell_once(path, text)
-            continue
-        ended = _has_ended(status, retry_failed=retry_failed)
-        if not ended:
-            run.update(status="created", ended=None, failure=None, **own_process())
-        trial = trials.setdefault(trial.number, trial)
-        known[trial.number] = PastTrial(
-            trial,
-            ended,
-            _evaluations(run, criterion),
-            criterion.value(status.best),
-        )
-    past = []
-    for number in sorted(trials):
-        not_begun = PastTrial(trials[number], False, [])
-        past.append(known.get(number, not_begun))
-    return past
+        if not _has_ended(status, retry_failed=retry_failed):
+            status = run.update(status="created", ended=None, failure=None, **own_process())
+        row = TrialStatus.of(status, criterion)
+        past[row.number] = row
+    return [past[number] for number in sorted(past)]
 
 
-def _drawn_trials(folder: RunFolder, sweep: SweepConfig | None) -> dict[int, Trial]:
-    """The trials that the journal tells of, by number."""
-    trials = {}
+def _status_of_own(run: RunFolder, sweep: SweepConfig | None) -> RunStatus | None:
+    """The status of a trial of the sweep; None, with a warning, where it is damaged, a copy or of another sweep."""
+    try:
+        status = run.stored()
+    except ConfigError as error:
+        tell_once(run.status_path, str(error))
+        run.status_path.rename(run.path / DAMAGED)
+        return None
+    number, seed = _number(status.tags.get("trial")), _number(status.tags.get("seed"))
+    trial = _trial(number, status.values, seed)
+    if status.id == run.path.name and trial is not None and _is_own(trial, sweep):
+        return status
+    text = f"{run.status_path}: left out, it is none of the trials that this sweep draws"
+    tell_once(run.status_path, text)
+    return None
+
+
+def _drawn_trials(folder: RunFolder, sweep: SweepConfig | None) -> Iterator[Trial]:
+    """The trials that the journal tells of."""
     for line in folder.journal():
-        if line["event"] != "trial_drawn":
-            continue
-        trial = _trial(line.get("number"), line.get("values"), line.get("seed"))
-        if trial is not None and _is_own(trial, sweep):
-            trials[trial.number] = trial
-    return trials
+        if line["event"] == "trial_drawn":
+            trial = _trial(line.get("number"), line.get("values"), line.get("seed"))
+            if trial is not None and _is_own(trial, sweep):
+                yield trial
 
 
-def _evaluations(run: RunFolder, criterion: Criterion) -> list[tuple[int, float]]:
-    """(step, value) of each evaluation, as a trial scheduler was told it."""
-    values: dict[int, float] = {}
-    for report in run.reports():
-        if report.is_evaluation:
-            value = criterion.value(report.metrics)
-            values[report.step] = criterion.worst if value is None else value
-    return list(values.items())
+def _not_begun(sweep: RunFolder, trial: Trial) -> TrialStatus:
+    """A trial that has no folder yet."""
+    folder = trial_folder(sweep.path, trial.number).path
+    tags = {"trial": str(trial.number), "seed": str(trial.seed)}
+    return TrialStatus(
+        folder.name, sweep.path.parent.name, folder=str(folder), values=trial.values, tags=tags
+    )
 
 
 def _has_ended(status: RunStatus, *, retry_failed: bool) -> bool:
@@ -162,7 +153,7 @@ def _has_ended(status: RunStatus, *, retry_failed: bool) -> bool:
 
 
 def _is_own(trial: Trial, sweep: SweepConfig | None) -> bool:
-    return sweep is None or is_drawn_by(sweep, trial)
+    return sweep is None or trial.is_drawn_by(sweep)
 
 
 def _number(text: str | None) -> int | None:

@@ -17,7 +17,8 @@ from rich.text import Text
 from orchestration.record.find_runs import sound_status
 from orchestration.record.pulse import Beat, read_beat
 from orchestration.record.run_folder import Report, RunFolder, Status
-from orchestration.record.table import SweepTable, TrialRow, render_table
+from orchestration.record.table import SweepTable, render_table
+from orchestration.record.trial import TrialStatus
 from orchestration.terminal import printable, safe_console
 from orchestration.words import show_duration
 
@@ -196,7 +197,7 @@ class SweepProgress(ProgressDisplay):
             most = max(self._console.height - 8, 4)
             self._show(render_table(table, caption=caption, most=most))
 
-    def _look(self, row: TrialRow) -> list[Report]:
+    def _look(self, row: TrialStatus) -> list[Report]:
         """Evaluations of a trial since the last look; its pace and time are noted."""
         trail = self._trails.setdefault(row.id, Trail(RunFolder(row.folder), row.steps))
         reports = trail.new()

@@ -15,8 +15,9 @@ from orchestration.config.resolved import (
     read_resolved,
 )
 from orchestration.config.spec import RunSpec, SweepSpec
-from orchestration.record.journal import ENDED, driving, is_concluded, newest_sweep
+from orchestration.record.journal import driving, is_concluded, newest_sweep
 from orchestration.record.run_folder import RunFolder
+from orchestration.record.trial import ENDED
 
 RUN_MAY_CHANGE = (
     "model.start_from",

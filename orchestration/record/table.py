@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import statistics
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +12,8 @@ from rich.table import Table
 
 from boxseg.config.criterion import Criterion
 from orchestration.config.spec import SweepSpec
-from orchestration.record.find_runs import sound_status
-from orchestration.record.run_folder import RunStatus
+from orchestration.record.score import Merit, counting, merit_of
+from orchestration.record.trial import TrialStatus, read_trial
 
 STYLES = {
     "finished": "green",
@@ -27,63 +24,45 @@ STYLES = {
 }
 
 
-@dataclass(frozen=True)
-class TrialRow(RunStatus):
-    """The state of one trial; `metrics` are those of its best evaluation, or the latest where it has none."""
-
-    value: float | None = None
-    """Deciding metric of the best evaluation; None before one has it."""
-
-    @property
-    def seed(self) -> int:
-        """Its `train.seed`."""
-        return int(self.tags.get("seed", 0))
-
-    @property
-    def seconds(self) -> float | None:
-        """How long it took, its start included; None before its end."""
-        return self.ended - self.created if self.ended else None
-
-    @property
-    def label(self) -> str:
-        """Short name within the sweep."""
-        return f"trial {self.id.rsplit('-', 1)[-1]}"
-
-    @property
-    def key(self) -> str:
-        """The varied settings as text that is the same for all seeds."""
-        return json.dumps(self.values, sort_keys=True, default=str)
-
-    @property
-    def outcome(self) -> str:
-        """Value of the metric, or why there is none."""
-        if self.status == "failed" and self.failure is not None:
-            return self.failure.summary
-        return "no value" if self.value is None else f"{self.value:.4f}"
-
-
-@dataclass(frozen=True)
+@dataclass
 class SweepTable:
-    """All trials of a sweep."""
+    """All trials of a sweep; one more changes the order of the settings without a look at the others."""
 
     criterion: Criterion
-    rows: list[TrialRow]
+    rows: list[TrialStatus]
     seeds: int = 1
     """Trials per setting."""
 
-    def best(self) -> TrialRow | None:
-        """The best trial of the best setting.
+    def __post_init__(self) -> None:
+        self._settings: dict[str, list[TrialStatus]] = {}
+        self._merits: dict[str, Merit] = {}
+        for row in self.rows:
+            self._file(row)
 
-        A setting counts with the mean over its seeds. Settings whose trials all ran to the end come first: a value
-        from the middle of a stopped trial only counts where there is nothing else.
-        """
-        rows = next(iter(self.settings()), [])
-        valued = [row for row in rows if row.value is not None]
-        return max(
-            valued,
-            key=lambda row: (row.status == "finished", self._score(row)),
-            default=None,
-        )
+    def add(self, row: TrialStatus) -> None:
+        """Take in one more trial."""
+        self.rows.append(row)
+        self._file(row)
+
+    def _file(self, row: TrialStatus) -> None:
+        setting = self._settings.setdefault(row.key, [])
+        setting.append(row)
+        self._merits[row.key] = merit_of(setting, self.criterion, seeds=self.seeds)
+
+    def best(self) -> TrialStatus | None:
+        """The best trial of the best setting; None where no trial has a value."""
+        leader = max(self._merits, key=self._merits.__getitem__, default=None)
+        counted = [] if leader is None else counting(self._settings[leader])
+        return max(counted, key=self._score, default=None)
+
+    def settings(self) -> list[list[TrialStatus]]:
+        """The trials of each setting, best setting first; settings without a value last."""
+        keys = sorted(self._merits, key=self._merits.__getitem__, reverse=True)
+        return [self._settings[key] for key in keys]
+
+    def ranked(self) -> list[TrialStatus]:
+        """Best first; trials without a value last."""
+        return sorted(self.rows, key=lambda row: (-self._score(row), row.id))
 
     @property
     def metric(self) -> str:
@@ -96,29 +75,11 @@ class SweepTable:
         return list(dict.fromkeys(name for row in self.rows for name in row.values))
 
     @property
-    def failed(self) -> list[TrialRow]:
+    def failed(self) -> list[TrialStatus]:
         """Trials that failed."""
         return [row for row in self.rows if row.status == "failed"]
 
-    def settings(self) -> list[list[TrialRow]]:
-        """The trials of each setting, best setting first by the order of `best`; settings without a value last."""
-        settings: dict[str, list[TrialRow]] = {}
-        for row in self.rows:
-            settings.setdefault(row.key, []).append(row)
-        return sorted(settings.values(), key=self.merit, reverse=True)
-
-    def ranked(self) -> list[TrialRow]:
-        """Best first; trials without a value last."""
-        return sorted(self.rows, key=lambda row: (-self._score(row), row.id))
-
-    def merit(self, rows: list[TrialRow]) -> tuple[bool, bool, float]:
-        """Larger is better: all seeds of a setting finished, some did, and the mean of those with a value."""
-        valued = [row for row in rows if row.value is not None]
-        finished = sum(row.status == "finished" for row in valued)
-        mean = statistics.fmean(map(self._score, valued)) if valued else -math.inf
-        return finished >= self.seeds, finished > 0, mean
-
-    def _score(self, row: TrialRow) -> float:
+    def _score(self, row: TrialStatus) -> float:
         """Larger is better, whatever the mode."""
         return self.criterion.score(row.value)
 
@@ -126,65 +87,22 @@ class SweepTable:
 def read_table(
     folder: Path,
     spec: SweepSpec,
-    known: Mapping[str, TrialRow] | None = None,
+    known: Sequence[TrialStatus] = (),
 ) -> SweepTable:
-    """The table of a sweep folder as it is now; `known` rows, by the name of their folder, are not read again.
+    """The table of a sweep folder as it is now; trials that are `known` are not read again.
 
     A trial whose folder is unsound is left out with a warning.
     """
-    known = known or {}
+    known_rows = {row.id: row for row in known}
     rows = []
     for path in sorted(folder.iterdir()):
-        row = known.get(path.name)
+        row = known_rows.get(path.name)
         # os.path, as it gives False for what cannot be read
         if row is None and os.path.exists(path / "status.json"):  # noqa: PTH110
-            row = read_row(path, spec)
+            row = read_trial(path, spec.sweep.criterion)
         if row is not None:
             rows.append(row)
     return SweepTable(spec.sweep.criterion, rows, seeds=len(spec.sweep.seeds))
-
-
-def read_row(folder: Path, spec: SweepSpec) -> TrialRow | None:
-    """The row of a trial's folder as it is now; None for a copy, and with a warning for an unsound folder."""
-    status = sound_status(folder)
-    if status is None or status.id != folder.name:
-        return None
-    value = spec.sweep.criterion.value(status.best)
-    return TrialRow(**{**vars(status), "metrics": status.best_or_latest, "value": value})
-
-
-class EndedTrials:
-    """Rows of trials that have ended and the best of them, updated with each end without reading the others again."""
-
-    def __init__(self, spec: SweepSpec) -> None:
-        self.rows: dict[str, TrialRow] = {}
-        """By the name of the trial's folder."""
-        self._spec = spec
-        self._settings: dict[str, SweepTable] = {}
-        self._merits: dict[str, tuple[bool, bool, float]] = {}
-
-    def add(self, folder: Path) -> None:
-        """Read a trial for the last time."""
-        sweep = self._spec.sweep
-        row = read_row(folder, self._spec)
-        if row is None:
-            return
-        self.rows[folder.name] = row
-        setting = self._settings.setdefault(
-            row.key,
-            SweepTable(
-                sweep.criterion,
-                [],
-                seeds=len(sweep.seeds),
-            ),
-        )
-        setting.rows.append(row)
-        self._merits[row.key] = setting.merit(setting.rows)
-
-    def best(self) -> TrialRow | None:
-        """`SweepTable.best` of these trials."""
-        leader = max(self._merits, key=self._merits.__getitem__, default=None)
-        return None if leader is None else self._settings[leader].best()
 
 
 def render_table(
@@ -232,7 +150,7 @@ def short_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _cells(table: SweepTable, best: TrialRow | None) -> tuple[list[str], list[list[str]]]:
+def _cells(table: SweepTable, best: TrialStatus | None) -> tuple[list[str], list[list[str]]]:
     """Header and lines, the leading trial first; settings and seeds have columns where they vary."""
     names = table.names
     seeds = ["seed"] if len({row.seed for row in table.rows}) > 1 else []

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from boxseg.drawing import figure_label
 from orchestration.config.space import Choice, Domain, LogUniform
-from orchestration.record.table import SweepTable, TrialRow, short_value
+from orchestration.record.table import SweepTable, short_value
+from orchestration.record.trial import TrialStatus
 from orchestration.report.stats import Curves, ImportanceStudy
 
 BLUE, ORANGE, GREY, RED = "#0072B2", "#D55E00", "#9a9a9a", "#B00020"
@@ -89,7 +90,7 @@ def curves_figure(table: SweepTable, curves: Curves, rungs: Sequence[float]) -> 
 
 def _draw_curve(
     axes: Axes,
-    row: TrialRow,
+    row: TrialStatus,
     curves: Curves,
     *,
     colour: str,
@@ -284,12 +285,12 @@ def draw_importance(study: ImportanceStudy) -> bytes:
     return _png(figure)
 
 
-def thin_out(rows: list[TrialRow], limit: int) -> list[TrialRow]:
+def thin_out(rows: list[TrialStatus], limit: int) -> list[TrialStatus]:
     """At most `limit` of the rows, evenly spread."""
     return rows[:: math.ceil(len(rows) / limit)] if rows else []
 
 
-def _values(rows: list[TrialRow]) -> list[float]:
+def _values(rows: list[TrialStatus]) -> list[float]:
     return [row.value for row in rows if row.value is not None]
 
 

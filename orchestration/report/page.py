@@ -20,7 +20,8 @@ from boxseg.files.writing import csv_text, write_atomic
 from orchestration.config.spec import SweepSpec, load_sweep
 from orchestration.execute.schedulers import asha_rungs
 from orchestration.record.run_folder import RunFolder, RunStatus
-from orchestration.record.table import SweepTable, TrialRow, read_table, short_value
+from orchestration.record.table import SweepTable, read_table, short_value
+from orchestration.record.trial import TrialStatus
 from orchestration.report.stats import (
     RULE,
     Curves,
@@ -169,7 +170,7 @@ def draw_slices(record: SweepRecord, study: ImportanceStudy, output: Path) -> li
 
 def find_panels(record: SweepRecord, output: Path) -> list[ReportPicture]:
     """What the best and the median trial see; files in `output` too."""
-    chosen: dict[str, TrialRow | None] = {"best": record.table.best(), "median": record.median}
+    chosen: dict[str, TrialStatus | None] = {"best": record.table.best(), "median": record.median}
     if chosen["best"] is chosen["median"]:
         del chosen["median"]
     pictures = []
@@ -275,12 +276,12 @@ class SweepRecord:
         return asha_rungs(self.spec) if has_rungs else []
 
     @property
-    def retried(self) -> list[TrialRow]:
+    def retried(self) -> list[TrialStatus]:
         """Trials that were started again, however they ended."""
         return [row for row in self.table.rows if row.retries]
 
     @property
-    def median(self) -> TrialRow | None:
+    def median(self) -> TrialStatus | None:
         """The trial in the middle of those with a value, by rank."""
         valued = [row for row in self.table.ranked() if row.value is not None]
         return valued[len(valued) // 2] if valued else None
@@ -335,7 +336,7 @@ def cost_of(record: SweepRecord) -> Cost:
     )
 
 
-def panel_of(row: TrialRow) -> Path | None:
+def panel_of(row: TrialStatus) -> Path | None:
     """The picture of a trial's best evaluation, or of its latest one; None where none was drawn."""
     samples = Path(row.folder) / "samples"
     pictures = sorted(samples.glob("step-*.png"))

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestration.record.table import SweepTable, TrialRow
+from orchestration.record.score import counting
+from orchestration.record.table import SweepTable
+from orchestration.record.trial import TrialStatus
 
 Verdict = Literal["best", "not distinguishable", "worse", "one seed", "stopped early", "no value"]
 
@@ -33,7 +35,7 @@ SHUFFLES = 3
 class Standing:
     """One setting with all its seeds."""
 
-    rows: list[TrialRow]
+    rows: list[TrialStatus]
     values: list[float]
     """The deciding metric of the trials that count: finished ones, or all where none finished."""
     verdict: Verdict
@@ -52,7 +54,7 @@ class Standing:
 def rank_settings(table: SweepTable) -> list[Standing]:
     """The settings of a sweep, best first, each compared with the best by `RULE`."""
     groups = table.settings()
-    values = [_counting_values(rows) for rows in groups]
+    values = [[row.value for row in counting(rows) if row.value is not None] for rows in groups]
     standings: list[Standing] = []
     for rows, setting_values in zip(groups, values, strict=True):
         is_best = not standings
@@ -61,13 +63,8 @@ def rank_settings(table: SweepTable) -> list[Standing]:
     return standings
 
 
-def _counting_values(rows: list[TrialRow]) -> list[float]:
-    finished = [row.value for row in rows if row.value is not None and row.status == "finished"]
-    return finished or [row.value for row in rows if row.value is not None]
-
-
 def _verdict(
-    rows: list[TrialRow],
+    rows: list[TrialStatus],
     values: list[float],
     *,
     best: list[float],
@@ -116,9 +113,9 @@ class ImportanceStudy:
     """The importance of every setting, or why there is none."""
 
     step: int
-    """All values are from evaluations at this step."""
+    """Trials are compared by their scores at this step."""
     trials: int
-    """Trials with a value at the step."""
+    """Trials with an evaluation at the step."""
     settings: list[Importance]
     """Most important first; empty if `reason` is not."""
     explained: float = 0.0
@@ -140,7 +137,11 @@ def study_importance(table: SweepTable, curves: Curves) -> ImportanceStudy:
     least half of them reached, so that early stopping does not look like an effect.
     """
     step = common_step(curves)
-    targets = {trial: dict(curve)[step] for trial, curve in curves.items() if step in dict(curve)}
+    targets: dict[str, float] = {}
+    for trial, curve in curves.items():
+        score = table.criterion.best(value for at, value in curve if at <= step)
+        if score is not None and step in dict(curve):
+            targets[trial] = score
     rows = [row for row in table.rows if row.id in targets]
     names = []
     for name in table.names:

@@ -258,7 +258,7 @@ def test_any_lines_of_the_journal(storage: Path, lines: list[bytes]):
     records._warned.clear()
     spec = SweepSpec.model_validate({"sweep": {"space": {"qam.k_top": {"choice": [1, 2, 3]}}}})
     assert {0, 1} <= {
-        past.trial.number for past in read_past(folder, Criterion("val/mask_ap"), sweep=spec.sweep)
+        past.number for past in read_past(folder, Criterion("val/mask_ap"), sweep=spec.sweep)
     }
     assert not is_concluded(folder) or any(b"sweep_end" in line for line in lines)
     folder.journal_path.write_bytes(sound)

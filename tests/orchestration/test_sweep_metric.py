@@ -13,7 +13,6 @@ from boxseg.config.criterion import Criterion
 from orchestration.cli.app import run
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec
-from orchestration.execute.search import PastTrial, Trial
 from orchestration.execute.supervise import StopSignals, Supervisor
 from orchestration.execute.sweep import conclude
 from orchestration.execute.trials import SweepPlan, Trials
@@ -21,6 +20,8 @@ from orchestration.execute.worker import train_here
 from orchestration.record.find_runs import find_run
 from orchestration.record.journal import read_past
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
+from orchestration.record.score import read_scores
+from orchestration.record.trial import Trial
 from orchestration.report.page import panel_of, write_report
 from orchestration.tracking.mirror import Tracker
 
@@ -140,17 +141,22 @@ def test_the_curve_of_the_sweep_is_that_of_its_best_trial_so_far(case):
     assert [value for _, value in sweep.folder.history(spec.sweep.metric)] == so_far
 
 
-def test_schedulers_are_told_the_metric_of_each_evaluation_and_the_search_that_of_the_best(case):
+def test_schedulers_and_search_are_told_the_best_value_so_far_as_the_table_has_it(case):
     sweep, spec, sent, _, _, values = case
     metric, criterion = spec.sweep.metric, spec.sweep.criterion
+    pick = max if spec.sweep.mode == "max" else min
     for number, k_top in enumerate(SCRIPT):
-        told = [criterion.value(SCRIPT[k_top][step]) for step in (25, 50, 75, 100)]
-        told = [criterion.worst if value is None else value for value in told]
+        told, so_far = [], []
+        for step in (25, 50, 75, 100):
+            value = SCRIPT[k_top][step].get(metric, math.nan)
+            so_far += [value] if math.isfinite(value) else []
+            told.append(pick(so_far) if so_far else criterion.told(None))
         assert [each[metric] for each in sent[number]] == told
-        reports = list(zip((25, 50, 75, 100), told, strict=True))
-        past = PastTrial(Trial(number, {"qam.k_top": k_top}, 0), True, reports, values[number])
-        assert read_past(sweep.folder, criterion)[number] == past, "and again after a resume"
-        assert sweep.value_of(past.trial) == values[number]
+        assert told[-1] == values[number]
+        past = read_past(sweep.folder, criterion)[number]
+        scores = read_scores(RunFolder(past.folder), criterion)
+        assert scores == list(zip((25, 50, 75, 100), told, strict=True)), "and after a resume"
+        assert past.value == sweep.status_of(past).value == values[number]
     assert criterion == Criterion(metric, spec.sweep.mode)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec
-from orchestration.execute.search import Trial
 from orchestration.record.run_folder import Failure, RunFolder, RunStatus
 from orchestration.record.table import describe
+from orchestration.record.trial import Trial
 
 SPACE: dict[str, Any] = {
     "qam.iou_thr": {"uniform": [0.4, 0.8]},

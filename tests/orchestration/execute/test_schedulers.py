@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from orchestration.config.spec import SweepConfig, SweepSpec
 from orchestration.execute.schedulers import TRIAL_SCHEDULERS, tell_past
-from orchestration.execute.search import PastTrial, Trial
+from orchestration.record.trial import Trial
 
 
 def test_every_name_of_the_settings_has_an_entry():
@@ -36,10 +36,9 @@ def test_asha_remembers_what_trials_reported_before_the_sweep_was_interrupted():
     )
     scheduler = TRIAL_SCHEDULERS["asha"](spec)
     scheduler.set_search_properties("val/mask_ap", "max")
-    own = PastTrial(Trial(2, {}, 0), False, [(10, 0.2), (20, 0.6)])
-    lost = PastTrial(Trial(4, {}, 0), False, [(10, 0.1)])
-    past = [PastTrial(Trial(number, {}, 0), True, [(10, 0.5), (20, 0.6)]) for number in range(2)]
-    tell_past(scheduler, [*past, own, lost], "val/mask_ap")
+    going_on = {2: [(10, 0.2), (20, 0.6)], 4: [(10, 0.1)]}
+    ended = {number: [(10, 0.5), (20, 0.6)] for number in range(2)}
+    tell_past(scheduler, ended=ended, going_on=going_on, metric="val/mask_ap")
     going_on, new, stopped = (add(scheduler, number) for number in (2, 3, 4))
 
     def report(tune_trial, step: int, value: float) -> str:
@@ -49,16 +48,16 @@ def test_asha_remembers_what_trials_reported_before_the_sweep_was_interrupted():
     assert report(going_on, 10, 0.2) == "CONTINUE", "it was let through at this rung before"
     assert report(going_on, 20, 0.6) == "CONTINUE"
     assert report(new, 10, 0.3) == "STOP"
-    assert tell_past(TRIAL_SCHEDULERS["none"](spec), past, "val/mask_ap") is None
 
 
-def make_scheduler(name: str, past=(), **sweep):
+def make_scheduler(name: str, ended=None, going_on=None, **sweep):
     spec = SweepSpec.model_validate(
         {"train": {"steps": 200}, "sweep": {"burn_in": 0.1, "reduction": 3, **sweep}}
     )
     scheduler = TRIAL_SCHEDULERS[name](spec)
     scheduler.set_search_properties("val/mask_ap", "max")
-    tell_past(scheduler, past, "val/mask_ap")
+    past = {"ended": ended or {}, "going_on": going_on or {}}
+    tell_past(scheduler, **past, metric="val/mask_ap")
     return scheduler
 
 
@@ -91,20 +90,20 @@ def test_the_brackets_of_hyperband_begin_later_and_later_and_a_trial_stays_in_it
 
     chosen = brackets_of(scheduler)
     assert chosen.count(0) > chosen.count(1) > chosen.count(2) > 0
-    past = [PastTrial(Trial(number, {}, 0), number < 5, []) for number in range(7)]
-    assert brackets_of(make_scheduler("hyperband", past)) == chosen, "so too after a resume"
+    ended, going_on = {number: [] for number in range(5)}, {5: [], 6: []}
+    resumed = make_scheduler("hyperband", ended, going_on)
+    assert brackets_of(resumed) == chosen, "so too after a resume"
 
 
 def test_the_median_rule_remembers_what_trials_reported_before_the_sweep_was_interrupted():
-    ended = [PastTrial(Trial(number, {}, 0), True, [(20, 0.5), (40, 0.6)]) for number in range(3)]
-    own = PastTrial(Trial(3, {}, 0), False, [(20, 0.1), (40, 0.7)])
-    scheduler = make_scheduler("median", [*ended, own])
+    ended = {number: [(20, 0.5), (40, 0.6)] for number in range(3)}
+    scheduler = make_scheduler("median", ended, {3: [(20, 0.1), (40, 0.7)]})
     going_on, weak = add(scheduler, 3), add(scheduler, 4)
     assert (
         scheduler.on_trial_result(None, going_on, {"step": 40, "val/mask_ap": 0.7}) == "CONTINUE"
     )
     assert scheduler.on_trial_result(None, weak, {"step": 20, "val/mask_ap": 0.3}) == "STOP"
-    few = make_scheduler("median", ended[:2])
+    few = make_scheduler("median", {number: ended[number] for number in range(2)})
     assert (
         few.on_trial_result(None, add(few, 4), {"step": 20, "val/mask_ap": 0.3}) == "CONTINUE"
     ), "too few to judge by"

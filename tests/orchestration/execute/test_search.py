@@ -7,13 +7,8 @@ from pydantic import ValidationError
 
 from boxseg.config.criterion import Criterion
 from orchestration.config.spec import SweepConfig
-from orchestration.execute.search import (
-    SEARCHERS,
-    PastTrial,
-    Trial,
-    TrialQueue,
-    make_searcher,
-)
+from orchestration.execute.search import SEARCHERS, TrialQueue, make_searcher
+from orchestration.record.trial import Trial, TrialStatus
 
 RANGES = {
     "qam.iou_thr": {"uniform": [0.4, 0.8]},
@@ -67,6 +62,13 @@ def test_values_lie_in_their_domains_and_the_seed_repeats_them(search):
     assert 3 <= below <= 17, "half of a logarithmic scale lies below its middle"
 
 
+def status_of(trial: Trial, value: float | None, status: str = "finished") -> TrialStatus:
+    tags = {"trial": str(trial.number), "seed": str(trial.seed)}
+    return TrialStatus(
+        f"x-{trial.number:02d}", "x", status=status, value=value, values=trial.values, tags=tags
+    )
+
+
 def run_tpe(score, mode: str, trials: int = 40) -> list[float]:
     sweep = make_sweep(
         search="tpe", mode=mode, trials=trials, space={"qam.iou_thr": {"uniform": [0.0, 1.0]}}
@@ -75,7 +77,7 @@ def run_tpe(score, mode: str, trials: int = 40) -> list[float]:
     tried = []
     while (trial := queue.next()) is not None:
         tried.append(trial.values["qam.iou_thr"])
-        queue.ended(trial.number, score(tried[-1]))
+        queue.ended(trial.number, status_of(trial, score(tried[-1])))
     return tried
 
 
@@ -88,7 +90,7 @@ def test_tpe_moves_towards_good_values_and_respects_the_mode():
 
 def test_trials_without_a_value_do_not_stop_the_search():
     tried = run_tpe(
-        lambda value: None if value < 0.5 else float("nan") if value < 0.6 else value,
+        lambda value: None if value < 0.6 else value,
         "max",
         trials=15,
     )
@@ -102,37 +104,47 @@ def test_a_setting_is_judged_by_the_mean_over_its_seeds():
     queue = TrialQueue(sweep, seed=0)
     told = []
     queue._study.tell = lambda trial, value=None, state=None: told.append((trial.number, value))
-    for _ in range(6):
-        queue.next()
-    queue.ended(0, 1.0)
-    queue.ended(4, None)
-    queue.ended(1, 2.0)
-    queue.ended(2, None)
-    assert told == [(0, 1.5)]
+    trials = [queue.next() for _ in range(6)]
+    for number, value in ((0, 1.0), (4, None), (1, 2.0), (2, 3.0)):
+        queue.ended(number, status_of(trials[number], value))
+    assert told == [(0, 2.0)]
     queue.ended(3, None)
-    queue.ended(5, None)
-    assert told == [(0, 1.5), (1, None)]
+    queue.ended(5, status_of(trials[5], None))
+    assert told == [(0, 2.0), (1, None)]
+
+
+def test_tpe_does_not_follow_values_from_the_middle_of_stopped_trials():
+    space = {"qam.iou_thr": {"uniform": [0.0, 1.0]}}
+    sweep = make_sweep(search="tpe", trials=40, space=space)
+    queue = TrialQueue(sweep, seed=0)
+    tried = []
+    while (trial := queue.next()) is not None:
+        value = trial.values["qam.iou_thr"]
+        tried.append(value)
+        stopped = status_of(trial, 0.9, "stopped")  # the table has it behind all that finished
+        queue.ended(trial.number, stopped if value < 0.5 else status_of(trial, value / 2))
+    assert sum(value >= 0.5 for value in tried[-15:]) >= 12
 
 
 def test_the_tune_searcher_hands_out_all_trials_once_and_passes_scores_back():
     sweep = make_sweep(search="grid", space={"qam.k_top": {"choice": [1, 5]}})
     queue = TrialQueue(sweep, seed=0)
     told = []
-    queue.ended = lambda number, score: told.append((number, score))
+    queue.ended = lambda number, row: told.append((number, row))
     noted = []
-    values = {0: None, 1: 0.5}
+    rows = {0: None, 1: status_of(Trial(1, {}, 0), 0.5)}
     searcher = make_searcher(
         queue,
         Criterion("val/mask_ap"),
         note=noted.append,
-        value_of=lambda trial: values[trial.number],
+        status_of=lambda trial: rows[trial.number],
     )
     assert searcher.suggest("a")["trial"].values == {"qam.k_top": 1}
     assert searcher.suggest("b")["trial"].number == 1
     assert searcher.suggest("c") == searcher.FINISHED
     searcher.on_trial_complete("b", {"val/mask_ap": 0.1})  # of the last evaluation
     searcher.on_trial_complete("a", None, error=True)
-    assert told == [(1, 0.5), (0, None)]
+    assert told == [(1, rows[1]), (0, None)]
     assert [trial.number for trial in noted] == [0, 1]
 
 
@@ -147,20 +159,20 @@ def test_a_resumed_sweep_draws_what_it_would_have_and_repeats_nothing_that_ended
     queue, undisturbed = TrialQueue(sweep, seed=1), []
     while (trial := queue.next()) is not None:
         undisturbed.append(trial)
-        queue.ended(trial.number, score_of(trial))
-    past = [PastTrial(trial, True, [(10, 0.0)], score_of(trial)) for trial in undisturbed[:7]]
-    past[5] = PastTrial(undisturbed[5], False, [(10, 0.0)])  # trial 5 was interrupted
+        queue.ended(trial.number, status_of(trial, score_of(trial)))
+    past = [status_of(trial, score_of(trial)) for trial in undisturbed[:7]]
+    past[5] = status_of(undisturbed[5], 0.0, "created")  # trial 5 was interrupted
     queue, resumed = TrialQueue(sweep, 1, past), []
     while (trial := queue.next()) is not None:
         resumed.append(trial)
-        queue.ended(trial.number, score_of(trial))
+        queue.ended(trial.number, status_of(trial, score_of(trial)))
     assert resumed == [undisturbed[5], *undisturbed[7:]]
 
 
 def test_a_resumed_sweep_keeps_values_that_the_seed_alone_would_not_give_again():
     sweep = make_sweep(search="tpe", trials=4, space=RANGES)
     values = {"qam.iou_thr": 0.5, "solver.lr": 0.0123, "qam.k_top": 3, "qam.fusion": "weighted"}
-    queue = TrialQueue(sweep, 0, [PastTrial(Trial(0, values, 0), False, [])])
+    queue = TrialQueue(sweep, 0, [status_of(Trial(0, values, 0), None, "created")])
     assert queue.next() == Trial(0, values, 0)
     assert queue.next().number == 1
 

@@ -12,7 +12,6 @@ from boxseg.engine.checkpoint import publish, save_checkpoint
 from boxseg.errors import StorageError
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec, load_run
-from orchestration.execute.search import PastTrial, Trial
 from orchestration.execute.supervise import StopSignals, Supervisor
 from orchestration.execute.sweep import conclude
 from orchestration.execute.trials import SweepPlan, Trials
@@ -23,12 +22,12 @@ from orchestration.record.progress import SweepProgress
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.record.table import (
     SweepTable,
-    TrialRow,
     describe,
     markdown_table,
     read_table,
     render_table,
 )
+from orchestration.record.trial import Trial, TrialStatus
 from orchestration.tracking.mirror import Tracker
 
 
@@ -60,14 +59,14 @@ def make_supervisor(folder: RunFolder) -> Supervisor:
 
 def make_row(
     number: int, value: float | None, status: str = "finished", seed: int = 0, **values
-) -> TrialRow:
+) -> TrialStatus:
     about = {
         "values": values or {"qam.k_top": number},
         "tags": {"seed": str(seed)},
         "step": 1,
         "steps": 1,
     }
-    return TrialRow(f"x-{number:02d}", "x", status=status, value=value, **about)
+    return TrialStatus(f"x-{number:02d}", "x", status=status, value=value, **about)
 
 
 def test_a_trial_has_its_own_settings_values_seed_and_parent(tmp_path):
@@ -130,7 +129,7 @@ def test_a_trial_that_its_storage_did_not_take_stops_the_sweep_and_is_run_again(
     assert sweep.plan.trial_folder(Trial(1, {}, seed=0)).stop_requested()
     sweep.close_all(interrupted=True)
     assert conclude(sweep).status == "interrupted"
-    assert [each.ended for each in read_past(sweep.folder, Criterion("val/mask_ap"))] == [
+    assert [row.has_ended for row in read_past(sweep.folder, Criterion("val/mask_ap"))] == [
         False,
         False,
     ]
@@ -185,13 +184,12 @@ def test_the_end_of_a_trial_costs_as_much_after_twenty_others_as_after_three(
 
 def test_a_resumed_sweep_knows_the_best_of_before(tmp_path):
     before = make_driver(tmp_path)
-    trial = Trial(0, {"qam.k_top": 5}, seed=0)
     for number, value in enumerate((0.5, 0.2)):
         each = Trial(number, {"qam.k_top": 5 + number}, seed=0)
         before.open(each)
         before.plan.trial_folder(each).report(100, {"val/mask_ap": value}, is_best=True)
         before.plan.trial_folder(each).finish("finished")
-    past = [PastTrial(trial, True, [(100, 0.5)])]
+    past = read_past(before.folder, Criterion("val/mask_ap"))[:1]
     after = Trials(before.plan, {}, make_supervisor(before.folder), past)
     assert after.ended == 1
     after.open(Trial(1, {"qam.k_top": 6}, seed=0))

@@ -10,11 +10,11 @@ from boxseg.config.criterion import Criterion
 from boxseg.errors import ConfigError
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec
-from orchestration.execute.search import PastTrial, Trial
 from orchestration.record.failures import Failure
 from orchestration.record.journal import driving, newest_sweep, read_past
 from orchestration.record.resume import find_sweep
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
+from orchestration.record.trial import Trial
 
 SWEEP_ID = "20260101-000000-aaaa"
 TRIALS = [Trial(number, {"qam.k_top": number + 1}, 7) for number in range(4)]
@@ -54,11 +54,15 @@ def test_trials_are_known_by_the_journal_or_by_their_folder(tmp_path):
     make_trial(sweep, TRIALS[0], "finished")
     waiting = make_trial(sweep, TRIALS[1], "running")
     make_trial(sweep, TRIALS[2], "stopped")
-    assert read_past(sweep, Criterion("val/mask_ap")) == [
-        PastTrial(TRIALS[0], True, [(10, 0.0)], 0.0),
-        PastTrial(TRIALS[1], False, [(10, 0.1)], 0.1),
-        PastTrial(TRIALS[2], True, [(10, 0.2)], 0.2),
-        PastTrial(TRIALS[3], False, []),
+    past = read_past(sweep, Criterion("val/mask_ap"))
+    assert [(row.number, row.values, row.seed) for row in past] == [
+        (trial.number, trial.values, trial.seed) for trial in TRIALS
+    ]
+    assert [(row.has_ended, row.value) for row in past] == [
+        (True, 0.0),
+        (False, 0.1),
+        (True, 0.2),
+        (False, None),
     ]
     assert waiting.stored().status == "created"
 
@@ -68,7 +72,14 @@ def test_a_trial_with_a_damaged_status_is_run_from_what_the_journal_says(tmp_pat
     sweep.note("trial_drawn", **asdict(TRIALS[0]))
     trial = make_trial(sweep, TRIALS[0], "finished")
     trial.status_path.write_text('{"id": "2026')
-    assert read_past(sweep, Criterion("val/mask_ap")) == [PastTrial(TRIALS[0], False, [])]
+    (row,) = read_past(sweep, Criterion("val/mask_ap"))
+    assert (row.number, row.values, row.seed, row.has_ended, row.value) == (
+        0,
+        {"qam.k_top": 1},
+        7,
+        False,
+        None,
+    )
     assert not trial.status_path.exists()
 
 
@@ -143,7 +154,7 @@ def test_only_what_may_go_better_is_tried_again(tmp_path):
     kinds = ("WorkerLost", "ConfigError", "OutOfMemoryError", "NonFiniteLossError")
     for trial, kind in zip(TRIALS, kinds, strict=True):
         make_trial(sweep, trial, "failed").update(failure=Failure(kind, "gone"))
-    assert [past.ended for past in read_past(sweep, Criterion("val/mask_ap"))] == [True] * 4
+    assert [row.has_ended for row in read_past(sweep, Criterion("val/mask_ap"))] == [True] * 4
     again = read_past(sweep, Criterion("val/mask_ap"), retry_failed=True)
-    assert [past.ended for past in again] == [False, True, False, True]
+    assert [row.has_ended for row in again] == [False, True, False, True]
     assert find_sweep(make_spec(tmp_path), "retry_failed").path == sweep.path

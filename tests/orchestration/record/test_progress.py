@@ -13,7 +13,8 @@ from boxseg.config.criterion import Criterion
 from orchestration.record.progress import RunProgress, SweepProgress
 from orchestration.record.pulse import Pulse
 from orchestration.record.run_folder import RunFolder, RunStatus
-from orchestration.record.table import SweepTable, TrialRow
+from orchestration.record.table import SweepTable
+from orchestration.record.trial import TrialStatus
 from orchestration.words import show_duration
 
 
@@ -22,7 +23,7 @@ class Trials:
 
     def __init__(self, storage: Path, planned: int) -> None:
         self._storage = storage
-        self._rows: dict[int, TrialRow] = {}
+        self._rows: dict[int, TrialStatus] = {}
         self._progress = SweepProgress("toy", planned, shown=False)
 
     def report(self, number: int, step: int, time: float) -> None:
@@ -37,8 +38,8 @@ class Trials:
     def end(self, number: int, status: str, step: int, seconds: float) -> None:
         self._rows[number] = self._row(number, status=status, step=step, ended=seconds, value=0.5)
 
-    def _row(self, number: int, **state) -> TrialRow:
-        return TrialRow(
+    def _row(self, number: int, **state) -> TrialStatus:
+        return TrialStatus(
             f"x-{number:02d}", "x", folder=str(self._storage / str(number)), steps=100, **state
         )
 
@@ -58,7 +59,7 @@ def test_a_sweep_tells_once_what_its_trials_start_from(tmp_path, capsys):
         )
         folder.append_metrics(20, {"train/loss": 1.0})
         rows.append(
-            TrialRow(
+            TrialStatus(
                 folder.path.name,
                 "x",
                 folder=str(folder.path),

@@ -13,7 +13,6 @@ from orchestration.cli.app import run
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.errors import ExitCode
-from orchestration.execute.search import Trial
 from orchestration.record import records
 from orchestration.record.find_runs import find_run, list_runs
 from orchestration.record.journal import newest_sweep, read_past
@@ -235,7 +234,7 @@ def test_an_odd_line_of_the_journal_hides_no_trial(tmp_path: Path, line: str):
         file.write(f"{line}\n")
     sweep.note("trial_drawn", number=1, values={"qam.k_top": 2}, seed=7)
     (past,) = read_past(sweep, Criterion("val/mask_ap"), sweep=spec.sweep)
-    assert past.trial == Trial(1, {"qam.k_top": 2}, 7)
+    assert (past.number, past.values, past.seed) == (1, {"qam.k_top": 2}, 7)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +258,7 @@ def test_a_folder_that_is_none_of_the_sweeps_trials_is_left_out_and_named(
     make_trial(sweep, 0)
     odd = make_trial(sweep, 1, **changes)
     assert [
-        past.trial.number for past in read_past(sweep, Criterion("val/mask_ap"), sweep=spec.sweep)
+        past.number for past in read_past(sweep, Criterion("val/mask_ap"), sweep=spec.sweep)
     ] == [0]
     assert (
         f"{odd.status_path}: left out, it is none of the trials that this sweep draws"

@@ -19,7 +19,8 @@ from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.execute.schedulers import asha_rungs
 from orchestration.record.failures import Failure
 from orchestration.record.run_folder import RunFolder, RunStatus
-from orchestration.record.table import SweepTable, TrialRow
+from orchestration.record.table import SweepTable
+from orchestration.record.trial import TrialStatus
 from orchestration.report import stats as report_stats
 from orchestration.report.charts import curves_figure
 from orchestration.report.page import (
@@ -42,7 +43,9 @@ def seeded(tmp_path_factory) -> Path:
     )
 
 
-def row(number: int, value: float | None, status="finished", seed: int = 0, **values) -> TrialRow:
+def row(
+    number: int, value: float | None, status="finished", seed: int = 0, **values
+) -> TrialStatus:
     about = {
         "folder": f"/x/{number}",
         "values": values,
@@ -50,7 +53,7 @@ def row(number: int, value: float | None, status="finished", seed: int = 0, **va
         "step": 1,
         "steps": 1,
     }
-    return TrialRow(f"x-{number:02d}", "x", status=status, value=value, **about)
+    return TrialStatus(f"x-{number:02d}", "x", status=status, value=value, **about)
 
 
 def table_of(*groups: list[float]) -> SweepTable:

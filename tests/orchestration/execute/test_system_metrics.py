@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from orchestration.record.system_metrics import SystemMeter
+from orchestration.execute.system_metrics import SystemMeter
 
 
 def work(seconds: float) -> None:
