@@ -18,6 +18,8 @@ TRAINING = {"workflowType": "machine_learning"}
 VIEW_TAG = "mlflow.sharedViewState."
 """Experiment tag that keeps a saved view, followed by its key."""
 SHOWN_METRICS = ("val/mask_ap", "val/box_ap", "qam/pseudo_iou")
+SCORE = "best"
+"""Metric and tag of a run that has ended: the deciding metric of its best evaluation."""
 LINES = 100
 """Most trials that one line chart draws; the parallel coordinates draw all that the page has loaded."""
 
@@ -54,15 +56,14 @@ def save_comparison(
     metrics = [metric, *(name for name in SHOWN_METRICS if name != metric)]
     state = {
         "searchFilter": f"tags.mlflow.parentRunId = '{run_id}'",
-        "orderByKey": "tags.`best`",  # the metric itself shows the last evaluation
+        "orderByKey": f"metrics.`{SCORE}`",  # the metric itself shows the last evaluation
         "orderByAsc": sweep["mode"] == "min",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
         "selectedColumns": [
-            "tags.`best`",
-            *(f"metrics.`{name}`" for name in metrics),
+            *(f"metrics.`{name}`" for name in (SCORE, *metrics)),
             *(f"params.`{name}`" for name in settings),
             "tags.`status`",
         ],
@@ -72,7 +73,7 @@ def save_comparison(
                 "Settings",
                 "PARALLEL",
                 selectedParams=settings,
-                selectedMetrics=[metric],
+                selectedMetrics=[SCORE],
                 showAllRuns=True,
             ),
             *map(_curve_chart, metrics),
