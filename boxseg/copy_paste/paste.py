@@ -153,7 +153,12 @@ def paste_peers(
 
 
 def attempt_probability(step: int, settings: PcConfig) -> float:
-    """Probability that a paste is tried: linear from `p_start` at step 0 to `p_end` after the warm-up."""
+    """Probability that a paste is tried: linear from `p_start` at step 0 to `p_end` after the warm-up.
+
+    >>> settings = PcConfig(p_start=0.0, p_end=1.0, warmup=100)
+    >>> [attempt_probability(step, settings) for step in (0, 50, 1000)]
+    [0.0, 0.5, 1.0]
+    """
     share = min(step / settings.warmup, 1.0) if settings.warmup > 0 else 1.0
     return settings.p_start + (settings.p_end - settings.p_start) * share
 
@@ -180,6 +185,9 @@ def placement_range(
         source: x1 y1 x2 y2 of the peer in its image, pixels.
         target: x1 y1 x2 y2 of the instance it is pasted onto, pixels.
         overlap: Share of the source's extent that must overlap on each axis.
+
+    >>> placement_range((0, 0, 10, 10), (50, 20, 70, 40), overlap=0.5)
+    ((45.0, 65.0), (15.0, 35.0))
     """
     ranges = []
     for axis in (0, 1):

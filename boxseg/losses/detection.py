@@ -79,6 +79,9 @@ def giou(predicted: Tensor, target: Tensor, *, eps: float = 1.0) -> tuple[Tensor
         ShapeError: the two arguments differ in shape.
 
     Source: GIoU (arXiv 1902.09630); `docs/method.md#detection-losses`.
+
+    >>> giou(torch.ones(1, 4), torch.full((1, 4), 2.0), eps=0)  # 2 x 2 in the middle of 4 x 4
+    (tensor([0.2500]), tensor([0.2500]))
     """
     check_same_shape(predicted=predicted, target=target)
     # Both boxes contain their common reference point, so overlap and enclosing box follow side by side.
@@ -139,6 +142,9 @@ def focal_loss(
         ShapeError: the two arguments differ in shape.
 
     Source: RetinaNet (arXiv 1708.02002).
+
+    >>> focal_loss(torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0]))  # a positive, a negative
+    tensor([0.0433, 0.1300])
     """
     check_same_shape(logits=logits, targets=targets)
     probs = logits.sigmoid()

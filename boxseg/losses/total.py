@@ -76,7 +76,11 @@ def compute_losses(
 
 
 def warmup(step: int, steps: float) -> float:
-    """Share in (0, 1] that a loss has reached: min((step + 1) / steps, 1), or 1 where `steps` is 0."""
+    """Share in (0, 1] that a loss has reached: min((step + 1) / steps, 1), or 1 where `steps` is 0.
+
+    >>> [warmup(step, steps=4) for step in (0, 1, 3, 9)]
+    [0.25, 0.5, 1.0, 1.0]
+    """
     return min((step + 1) / steps, 1.0) if steps > 0 else 1.0
 
 

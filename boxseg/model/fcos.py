@@ -175,6 +175,10 @@ def _build_tower(channels: int, convs: int, groups: int) -> nn.Sequential:
 
 
 def num_groups(channels: int) -> int:
-    """Groups of a group norm: 32 where channels allow, fewer rather than groups of less than four channels."""
+    """Groups of a group norm: 32 where channels allow, fewer rather than groups of less than four channels.
+
+    >>> [num_groups(channels) for channels in (256, 32, 24, 6)]
+    [32, 8, 6, 1]
+    """
     most = min(32, max(channels // 4, 1))
     return max(groups for groups in range(1, most + 1) if channels % groups == 0)

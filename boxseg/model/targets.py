@@ -95,7 +95,11 @@ def assign_batch(
 
 
 def compute_centerness(distances: Tensor) -> Tensor:
-    """How central a location is, (...,) in [0, 1], from its distances (..., 4) to the sides; 0 on a side."""
+    """How central a location is, (...,) in [0, 1], from its distances (..., 4) to the sides; 0 on a side.
+
+    >>> compute_centerness(torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 3.0, 1.0]]))
+    tensor([1.0000, 0.5774])
+    """
     horizontal, vertical = distances[..., 0::2], distances[..., 1::2]
     tiny = torch.finfo(distances.dtype).tiny
     ratio_x = horizontal.amin(dim=-1) / horizontal.amax(dim=-1).clamp(min=tiny)

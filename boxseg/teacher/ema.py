@@ -39,6 +39,9 @@ def ema_momentum(step: int, *, momentum: float = 0.999, max_lag: float | None = 
         m in [0, momentum]; 0 at step 0, where the teacher becomes the student.
 
     Source: `docs/method.md#teacher`.
+
+    >>> [ema_momentum(step) for step in (0, 1, 3, 1_000_000)]
+    [0.0, 0.5, 0.75, 0.999]
     """
     running_mean = 1.0 - 1.0 / (step + 1)
     if max_lag is not None:

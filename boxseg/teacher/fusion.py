@@ -43,6 +43,12 @@ def fuse_masks(
         ShapeError: `mask_probs` is not (C, h, w), or `box_index` not (C,).
 
     Source: BoxSeg (arXiv 2504.05137); `docs/method.md#fusion`.
+
+    >>> import torch
+    >>> three = torch.tensor([[[0.9, 0.9, 0.1]], [[0.8, 0.4, 0.2]], [[0.7, 0.6, 0.1]]])
+    >>> mask, share = fuse_masks(three, torch.tensor([0, 0, 0]), num_boxes=1)
+    >>> mask.int(), share
+    (tensor([[[1, 1, 0]]], dtype=torch.int32), tensor([[[1.0000, 0.6667, 0.0000]]]))
     """
     check_candidates(mask_probs, box_index)
     if weights is None:

@@ -39,6 +39,12 @@ def score_masks(
         ShapeError: `mask_probs` is not (C, h, w), or `box_index` not (C,).
 
     Source: BoxSeg's code; `docs/method.md#quality`.
+
+    >>> two = torch.tensor([[[0.9, 0.9]], [[0.9, 0.1]]])  # the second sees half of the object
+    >>> fused = torch.tensor([[[True, True]]])
+    >>> quality, score = score_masks(two, fused, torch.tensor([1.0, 1.0]), torch.tensor([0, 0]))
+    >>> [round(float(value), 4) for value in (quality, score)]  # mean of sqrt(0.9) and sqrt(0.5 * 0.45)
+    [0.7115, 1.0]
     """
     check_candidates(mask_probs, box_index)
     binary = mask_probs > mask_thr

@@ -52,6 +52,11 @@ def rank_candidates(
         ShapeError: the tensors of the boxes, or of the detections, differ in length.
 
     Source: BoxSeg (arXiv 2504.05137); `docs/method.md#ranking`.
+
+    >>> box, label = torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([0])
+    >>> found = torch.tensor([[0.0, 0.0, 10.0, 8.0], [0.0, 0.0, 10.0, 4.0], [0.0, 0.0, 10.0, 10.0]])
+    >>> rank_candidates(box, label, found, torch.tensor([0, 0, 0]), torch.tensor([0.9, 0.9, 0.3]))
+    (tensor([2, 0]), tensor([0, 0]), tensor([1.0000, 0.8000]))
     """
     ranking = order_candidates(
         gt_boxes,
@@ -154,6 +159,9 @@ def adaptive_k(
         Float (N,) in [k_min, k_max], linear in the root of the area between; not rounded.
 
     Source: the paper's idea with constants of this project; `docs/method.md#ranking`.
+
+    >>> adaptive_k(torch.tensor([32.0**2, 64.0**2, 96.0**2]))
+    tensor([ 5.0000, 12.5000, 20.0000])
     """
     share = (areas.sqrt() - area_s**0.5) / (area_l**0.5 - area_s**0.5)
     return k_min + (k_max - k_min) * share.clamp(0, 1)
