@@ -2,7 +2,8 @@
 
 The counts are multiply-adds and stored values per pixel, of backbone and detection heads, where nearly all of them are.
 What they leave out (frozen layers keep less, weights and optimizer take memory and time) mostly cancels in the ratio to
-the published run of the same method. Measured runs are better: see `orchestration.planning.plan`.
+a run of the same method: the published one, or one on the same kind of GPU. Measured runs are better: see
+`orchestration.planning.plan`.
 """
 
 from __future__ import annotations
@@ -13,18 +14,40 @@ from statistics import fmean
 from boxseg.config.method import BoxSegConfig
 from orchestration.config.spec import RunSpec
 
-REFERENCE = BoxSegConfig.model_validate(
-    {
-        "profile": "official",
-        "train": {"image_size": tuple(range(480, 801, 32)), "precision": "fp32"},
-    }
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """A run on GPUs that others are scaled from; images have the aspect of photographs."""
+
+    name: str
+    """What it was, with its figures."""
+    config: BoxSegConfig
+    gpu_s: float
+    """GPU seconds for each image."""
+    gpu_bytes: float
+    """Peak memory of each GPU."""
+    gpu_images: int
+    """Images of a GPU in one update."""
+    caveat: str = ""
+    """What else is to be said of times that are scaled from it."""
+
+
+PUBLISHED = MeasuredRun(
+    name="the released VOC run (R-50, fp32, 16 images on 4 V100: 0.81 s and 10.95 GB each)",
+    config=BoxSegConfig.model_validate(
+        {
+            "profile": "official",
+            "train": {"image_size": tuple(range(480, 801, 32)), "precision": "fp32"},
+        }
+    ),
+    gpu_s=4 * 0.81 / 16,
+    gpu_bytes=10.95e9,
+    gpu_images=4,
+    caveat=", and newer GPUs are several times faster",
 )
-REFERENCE_NAME = "the released VOC run (R-50, fp32, 16 images on 4 V100: 0.81 s and 10.95 GB each)"
-REFERENCE_GPU_S = 4 * 0.81 / 16
-"""GPU seconds for each image."""
-REFERENCE_BYTES = 10.95e9
-REFERENCE_IMAGES = 4
-"""Images of a GPU in one update."""
+MEASURED: dict[tuple[str, str], MeasuredRun] = {}
+"""Runs by the GPU's name and `train.precision`, as measured with `python -m benchmarks --only gpu` (`docs/gpu.md`).
+None was measured yet."""
 PHOTO_ASPECT = 4 / 3
 """Long side over short side where no annotation file tells."""
 MEMORY_ERROR, TIME_ERROR = 0.4, 0.5
@@ -68,33 +91,34 @@ class Estimate:
     gpu_bytes: float
     """Peak memory of each worker's GPU."""
     step_s: float
-    """Seconds per update on GPUs like the published run's."""
+    """Seconds per update on GPUs like those of the run that it is scaled from."""
     basis: str
     """Where the numbers come from and how far they may be off."""
 
 
-def estimate(spec: RunSpec, *, aspect: float | None) -> Estimate | None:
+def estimate(spec: RunSpec, *, aspect: float | None, card: str | None = None) -> Estimate | None:
     """Memory and time of a run on GPUs; None without GPUs, or for a network that is not ON_RECORD.
 
     Args:
         aspect: Mean of long side over short side of the training images; None: `PHOTO_ASPECT`.
+        card: Name of the GPUs, as their driver tells it; one that was measured is scaled from itself.
     """
     network = f"{spec.model.kind} {spec.model.backbone}"
     if not spec.resources.gpus_per_worker or network not in ON_RECORD:
         return None
     per_worker = spec.train.batch_size / spec.resources.workers
     macs, kept_bytes = _count(spec, aspect or PHOTO_ASPECT)
-    reference_macs, reference_bytes = _count(REFERENCE, PHOTO_ASPECT)
-    work = macs / reference_macs
-    memory = kept_bytes * per_worker / (reference_bytes * REFERENCE_IMAGES)
+    base = MEASURED.get((card or "", spec.train.precision), PUBLISHED)
+    base_macs, base_bytes = _count(base.config, PHOTO_ASPECT)
+    work = macs / base_macs
+    memory = kept_bytes * per_worker / (base_bytes * base.gpu_images)
     return Estimate(
-        gpu_bytes=REFERENCE_BYTES * memory,
-        step_s=REFERENCE_GPU_S * work * per_worker,
+        gpu_bytes=base.gpu_bytes * memory,
+        step_s=base.gpu_s * work * per_worker,
         basis=(
-            f"counted from {REFERENCE_NAME}: x{work:.2f} in multiply-adds per image and "
+            f"counted from {base.name}: x{work:.2f} in multiply-adds per image and "
             f"x{memory:.2f} in bytes per GPU ({per_worker:g} images each); memory may be off by "
-            f"{MEMORY_ERROR:.0%}, time by {TIME_ERROR:.0%}, and newer GPUs are several times "
-            "faster: a short run measures it"
+            f"{MEMORY_ERROR:.0%}, time by {TIME_ERROR:.0%}{base.caveat}: a short run measures it"
         ),
     )
 

@@ -79,7 +79,10 @@ def make_plan(spec: RunSpec) -> Plan:
     concurrency = _concurrency(spec, trials)
     earlier = list(_earlier_runs(spec))
     step_s, time_basis = _step_time(earlier)
-    guess = estimate(spec, aspect=train.aspect)
+    card = None
+    if spec.resources.gpus_per_worker and not preflight.uses_cluster(spec):
+        card = preflight.name_gpu()
+    guess = estimate(spec, aspect=train.aspect, card=card)
     if step_s is None and guess is not None:
         step_s, time_basis = guess.step_s, guess.basis
     by_size = estimate_on_cpu(spec, aspect=train.aspect) if step_s is None else None

@@ -114,9 +114,20 @@ def count_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len(_list_gpus())
+
+
+def name_gpu() -> str | None:
+    """The name of the first NVIDIA GPU of this machine, as its driver tells it; None without."""
+    listed = _list_gpus()  # as in "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-…)"
+    return listed[0].partition(": ")[2].partition(" (UUID")[0] if listed else None
+
+
+def _list_gpus() -> list[str]:
+    """A line for each GPU; none where the driver does not answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return 0
+        return []
     try:
         ended = subprocess.run(
             [tool, "-L"],
@@ -126,8 +137,8 @@ def count_gpus() -> int:
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return 0
-    return sum(line.startswith("GPU ") for line in ended.stdout.splitlines())
+        return []
+    return [line for line in ended.stdout.splitlines() if line.startswith("GPU ")]
 
 
 def concurrency(spec: SweepSpec, nodes: Sequence[Mapping[str, float]]) -> int:

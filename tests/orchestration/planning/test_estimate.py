@@ -6,7 +6,7 @@ import pytest
 
 from boxseg.config.presets import merge
 from orchestration.config.spec import RunSpec, load_run
-from orchestration.planning.estimate import estimate, estimate_on_cpu
+from orchestration.planning.estimate import MEASURED, MeasuredRun, estimate, estimate_on_cpu
 
 PUBLISHED = {
     "profile": "official",
@@ -43,6 +43,19 @@ def test_more_work_takes_longer_and_more_memory():
     assert guess(train={"precision": "bf16"}).gpu_bytes < 0.8 * base.gpu_bytes
     boxinst = guess(method="boxinst")
     assert boxinst.step_s < base.step_s
+
+
+def test_a_card_that_was_measured_is_scaled_from_itself_at_the_same_precision(monkeypatch):
+    bf16 = {"train": {"precision": "bf16"}}
+    run = MeasuredRun("a run on an X-9", spec(**bf16), gpu_s=0.02, gpu_bytes=3e9, gpu_images=2)
+    monkeypatch.setitem(MEASURED, ("X-9", "bf16"), run)
+    found = estimate(spec(**bf16), aspect=None, card="X-9")
+    assert found.step_s == pytest.approx(0.02 * 4)
+    assert found.gpu_bytes == pytest.approx(6e9)
+    assert "a run on an X-9" in found.basis
+    assert "newer GPUs" not in found.basis
+    for other in (estimate(spec(), aspect=None, card="X-9"), guess(**bf16)):
+        assert "the released VOC run" in other.basis
 
 
 def test_nothing_is_estimated_without_gpus_or_for_an_unknown_backbone():

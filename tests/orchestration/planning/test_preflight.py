@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from orchestration.planning.preflight import (
     count_gpus,
     find_faults,
     free_bytes,
+    name_gpu,
     runner_of,
     warnings,
 )
@@ -136,6 +138,19 @@ def test_missing_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_hidden_gpus_do_not_count(monkeypatch: pytest.MonkeyPatch, visible: str, count: int):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert count_gpus() == count
+
+
+def test_gpus_are_counted_and_named_by_their_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin:/bin")
+    assert (count_gpus(), name_gpu()) == (0, None)
+    tool = tmp_path / "nvidia-smi"
+    lines = "\n".join(f"GPU {number}: NVIDIA X-9 80GB (UUID: GPU-{number})" for number in (0, 1))
+    tool.write_text(f"#!/bin/sh\necho '{lines}'\n")
+    tool.chmod(0o755)
+    assert (count_gpus(), name_gpu()) == (2, "NVIDIA X-9 80GB")
 
 
 def test_storage_below_a_file_is_refused(tmp_path: Path):
