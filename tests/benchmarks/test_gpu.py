@@ -100,6 +100,7 @@ def test_each_table_is_in_the_file_at_once_and_a_part_that_breaks_stops_no_other
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="runs everything in small on a CPU")
 def test_the_command_runs_in_small_on_a_cpu_without_ray_and_mlflow(tmp_path):
     for missing in ("ray", "mlflow"):
