@@ -6,9 +6,10 @@ import itertools
 import math
 import random
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from boxseg.config.method import Config
 
@@ -19,6 +20,22 @@ def _ascending(ends: tuple[Number, Number]) -> tuple[Number, Number]:
     if ends[0] >= ends[1]:
         raise ValueError(f"runs from {ends[0]:g} to {ends[1]:g}; the second number must be larger")
     return ends
+
+
+def _positive(ends: tuple[Number, Number]) -> tuple[Number, Number]:
+    if ends[0] <= 0:
+        raise ValueError(f"starts at {ends[0]:g}; a logarithmic scale needs positive numbers")
+    return ends
+
+
+def _in_steps(range_: tuple[Number, Number, Number]) -> tuple[Number, Number, Number]:
+    low, high, step = range_
+    _ascending((low, high))
+    if not 0 < step <= high - low:
+        raise ValueError(
+            f"goes from {low:g} to {high:g} in steps of {step:g}; a step must be above 0 and fit in between"
+        )
+    return range_
 
 
 Ends = Annotated[tuple[Number, Number], AfterValidator(_ascending)]
@@ -33,20 +50,31 @@ class Uniform(Config):
 class LogUniform(Config):
     """Positive real numbers, evenly likely on a logarithmic scale."""
 
-    loguniform: Ends[float]
+    loguniform: Annotated[Ends[float], AfterValidator(_positive)]
 
-    @field_validator("loguniform")
-    @classmethod
-    def _check_positive(cls, ends: tuple[float, float]) -> tuple[float, float]:
-        if ends[0] <= 0:
-            raise ValueError(f"starts at {ends[0]:g}; a logarithmic scale needs positive numbers")
-        return ends
+
+class QUniform(Config):
+    """Real numbers from the first up to the second, in steps of the third; the last step may not reach the end."""
+
+    quniform: Annotated[tuple[float, float, float], AfterValidator(_in_steps)]
 
 
 class RandInt(Config):
     """Whole numbers from the first up to, not including, the second."""
 
     randint: Ends[int]
+
+
+class LogRandInt(Config):
+    """Positive whole numbers up to, not including, the second, evenly likely on a logarithmic scale."""
+
+    lograndint: Annotated[Ends[int], AfterValidator(_positive)]
+
+
+class QRandInt(Config):
+    """Whole numbers from the first up to the second, in steps of the third; the last step may not reach the end."""
+
+    qrandint: Annotated[tuple[int, int, int], AfterValidator(_in_steps)]
 
 
 class Choice(Config):
@@ -56,7 +84,7 @@ class Choice(Config):
 
 
 def domain_kind(value: Any) -> str | None:
-    """`uniform`, `loguniform`, `randint` or `choice`, or whatever one key stands there; None for anything else."""
+    """`uniform`, `choice` and so on, or whatever one key stands there; None for anything else."""
     if isinstance(value, Config):
         return next(iter(type(value).model_fields))
     if isinstance(value, dict) and len(value) == 1:
@@ -64,17 +92,20 @@ def domain_kind(value: Any) -> str | None:
     return None
 
 
-AnyDomain = Uniform | LogUniform | RandInt | Choice
+AnyDomain = Uniform | LogUniform | QUniform | RandInt | LogRandInt | QRandInt | Choice
 Domain = Annotated[
     Annotated[Uniform, Tag("uniform")]
     | Annotated[LogUniform, Tag("loguniform")]
+    | Annotated[QUniform, Tag("quniform")]
     | Annotated[RandInt, Tag("randint")]
+    | Annotated[LogRandInt, Tag("lograndint")]
+    | Annotated[QRandInt, Tag("qrandint")]
     | Annotated[Choice, Tag("choice")],
     Discriminator(
         domain_kind,
         custom_error_type="domain",
-        custom_error_message="one of {uniform: [low, high]}, {loguniform: [low, high]}, "
-        "{randint: [low, high]}, {choice: [a, b, …]}",
+        custom_error_message="one of {uniform: [low, high]}, {loguniform: [low, high]}, {quniform: [low, high, step]}, "
+        "{randint: [low, high]}, {lograndint: [low, high]}, {qrandint: [low, high, step]}, {choice: [a, b, …]}",
     ),
 ]
 
@@ -100,8 +131,10 @@ def holds(domain: AnyDomain, value: Any) -> bool:
     match domain:
         case Choice(choice=values):
             return value in values
-        case RandInt(randint=(low, high)):
+        case RandInt(randint=(low, high)) | LogRandInt(lograndint=(low, high)):
             return isinstance(value, int) and low <= value < high
+        case QRandInt() | QUniform():
+            return value in stepped_values(domain)
         case Uniform(uniform=(low, high)) | LogUniform(loguniform=(low, high)):
             return isinstance(value, int | float) and low <= value <= high
 
@@ -111,7 +144,25 @@ def corners(domain: AnyDomain) -> list[Any]:
     match domain:
         case Choice(choice=values):
             return values
-        case RandInt(randint=(low, high)):
+        case RandInt(randint=(low, high)) | LogRandInt(lograndint=(low, high)):
             return [low, high - 1]
+        case QRandInt() | QUniform():
+            values = stepped_values(domain)
+            return [values[0], values[1], values[-1]]
         case Uniform(uniform=(low, high)) | LogUniform(loguniform=(low, high)):
             return [low, high, low + (high - low) / math.pi]
+
+
+def stepped_values(domain: QUniform | QRandInt) -> list[Any]:
+    """All values of a range with steps, rising."""
+    if isinstance(domain, QRandInt):
+        low, high, step = domain.qrandint
+        return list(range(low, high + 1, step))
+    # In decimals, as people write them: 0.1 + 2 * 0.1 is 0.3 and not 0.30000000000000004.
+    start, end, stride = (Decimal(str(number)) for number in domain.quniform)
+    return [float(start + number * stride) for number in range(int((end - start) / stride) + 1)]
+
+
+def is_logarithmic(domain: AnyDomain | None) -> bool:
+    """Whether values are evenly likely on a logarithmic scale."""
+    return isinstance(domain, LogUniform | LogRandInt)

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boxseg.config.criterion import Criterion
-from orchestration.config.space import Choice, Domain, LogUniform, RandInt, Uniform
+from orchestration.config.space import (
+    Choice,
+    Domain,
+    LogRandInt,
+    LogUniform,
+    QRandInt,
+    QUniform,
+    RandInt,
+    Uniform,
+    stepped_values,
+)
 from orchestration.config.spec import SweepConfig
 from orchestration.record.score import merit_of
 from orchestration.record.trial import Trial, TrialStatus
@@ -194,10 +204,22 @@ def suggest(trial: Any, name: str, domain: Domain) -> Any:
             return trial.suggest_float(name, low, high, log=True)
         case RandInt(randint=(low, high)):
             return trial.suggest_int(name, low, high - 1)
+        case LogRandInt(lograndint=(low, high)):
+            return trial.suggest_int(name, low, high - 1, log=True)
+        case (
+            QRandInt() | QUniform()
+        ):  # by the place, so that a value is the same number however often it is drawn
+            values = stepped_values(domain)
+            return values[trial.suggest_int(name, 0, len(values) - 1)]
         case Choice(choice=values):
             return values[trial.suggest_categorical(name, range(len(values)))]
 
 
 def place_in(domain: Domain, value: Any) -> Any:
-    """The value as Optuna knows it, the inverse of `suggest`: for a choice its position in the list."""
-    return domain.choice.index(value) if isinstance(domain, Choice) else value
+    """The value as Optuna knows it, the inverse of `suggest`: for a choice or a range with steps its position."""
+    match domain:
+        case Choice(choice=values):
+            return values.index(value)
+        case QRandInt() | QUniform():
+            return stepped_values(domain).index(value)
+    return value

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from boxseg.drawing import figure_label
-from orchestration.config.space import Choice, Domain, LogUniform
+from orchestration.config.space import Choice, Domain, is_logarithmic
 from orchestration.record.table import SweepTable, short_value
 from orchestration.record.trial import TrialStatus
 from orchestration.report.stats import Curves, ImportanceStudy
@@ -204,13 +204,13 @@ def scale_values(
         places = [texts.index(str(value)) for value in values]
         return heights[places], list(zip(heights.tolist(), texts, strict=True))
     numbers = np.array(values, dtype=float)
-    if isinstance(domain, LogUniform):
+    if is_logarithmic(domain):
         numbers = np.log(numbers)
     low, high = numbers.min(), numbers.max()
     if low == high:
         return np.full(len(numbers), 0.5), [(0.5, short_value(values[0]))]
     tick_values = np.linspace(low, high, 5)
-    if isinstance(domain, LogUniform):
+    if is_logarithmic(domain):
         tick_values = np.exp(tick_values)
     texts = [short_value(float(value)) for value in tick_values]
     ticks = zip(np.linspace(0, 1, 5).tolist(), texts, strict=True)
@@ -257,7 +257,7 @@ def draw_slice(table: SweepTable, name: str, domain: Domain | None) -> bytes:
         for place, values in by_place.items():
             ends = [place - 0.3, place + 0.3]
             axes.plot(ends, [np.mean(values)] * 2, color=ORANGE, linewidth=2.5)
-    if isinstance(domain, LogUniform):
+    if is_logarithmic(domain):
         axes.set_xscale("log")
     axes.set(xlabel=figure_label(name), ylabel=table.metric)
     return _png(figure)

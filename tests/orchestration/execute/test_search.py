@@ -62,6 +62,30 @@ def test_values_lie_in_their_domains_and_the_seed_repeats_them(search):
     assert 3 <= below <= 17, "half of a logarithmic scale lies below its middle"
 
 
+STEPS = {
+    "qam.iou_thr": {"quniform": [0.1, 0.75, 0.2]},
+    "qam.k_top": {"qrandint": [1, 20, 5]},
+    "train.batch_size": {"lograndint": [1, 65]},
+}
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_ranges_with_steps_give_the_numbers_that_people_would_write(search):
+    sweep = make_sweep(search=search, trials=40, space=STEPS)
+    trials = all_trials(sweep)
+    assert {trial.values["qam.iou_thr"] for trial in trials} == {0.1, 0.3, 0.5, 0.7}
+    assert {trial.values["qam.k_top"] for trial in trials} == {1, 6, 11, 16}
+    sizes = [trial.values["train.batch_size"] for trial in trials]
+    assert all(isinstance(size, int) and 1 <= size <= 64 for size in sizes)
+    assert 10 <= sum(size <= 8 for size in sizes) <= 30, "half of the logarithmic scale is up to 8"
+    # A sweep that goes on draws what it would have drawn: each value finds its place again.
+    queue, past = TrialQueue(sweep, 0), []
+    for number in range(20):
+        past.append(status_of(queue.next(), 0.1 * number))
+        queue.ended(number, past[-1])
+    assert TrialQueue(sweep, 0, past).next() == queue.next()
+
+
 def status_of(trial: Trial, value: float | None, status: str = "finished") -> TrialStatus:
     tags = {"trial": str(trial.number), "seed": str(trial.seed)}
     return TrialStatus(
