@@ -50,6 +50,7 @@ TORCH_FREE = (
     "boxseg.coco.classes",
     "boxseg.data.fingerprint",
     "boxseg.data.stats",
+    "boxseg.formats.convert",
     "boxseg.formats.find",
     "boxseg.coco.good_masks",
     "boxseg.files.images",

@@ -17,11 +17,11 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
 
     Args:
         annotations: COCO instance file.
-        images: Folder of its images; None: looked for beside the file, in `images` there, and in the folders `images`
-            and of the file's own name one level up.
+        images: Folder of its images. If left out, they are looked for beside the file, in `images` there, and one level
+            up in `images` and in a folder of the file's own name.
 
     Raises:
-        ConfigError: `annotations` is a folder, `images` is none, or no folder has the first image.
+        ConfigError: `annotations` is a folder, `images` is not one, or no folder has the first image.
         DataError: the file cannot be read.
     """
     from boxseg.coco.checks import read_annotations
@@ -42,7 +42,7 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
         above / annotations.stem,
     ]
     for folder in folders:
-        # Path.is_file raises for a name that is too long for the file system; os.path.isfile says no.
+        # os.path.isfile is False for any name at all; Path.is_file raises for some, such as overlong ones.
         if name and is_inside(name) and os.path.isfile(folder / name):  # noqa: PTH113
             return CocoSource(images=folder, annotations=annotations)
     looked = ", ".join(str(folder) for folder in folders)
@@ -52,7 +52,7 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
 
 
 def find_boxes(data: Path, images: Path | None, *, imports: Path) -> CocoSource:
-    """Boxes and their images of a COCO file, or of a YOLO or VOC folder, which is imported into `imports`.
+    """Boxes and images of a COCO file, or of a YOLO or VOC folder, which is imported into the folder `imports`.
 
     Raises:
         ConfigError: see `find_source`.
@@ -62,13 +62,18 @@ def find_boxes(data: Path, images: Path | None, *, imports: Path) -> CocoSource:
 
 
 def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
-    """The boxes of a YOLO or VOC folder as `folder/boxes.json`, each image once.
+    """Write the boxes of a YOLO or VOC folder as `folder/boxes.json`, each image once.
 
-    Of a VOC folder with lists, those of `ImageSets/Main` count, or else those of `ImageSets/Segmentation`; if one of
-    them is called `trainval`, it alone.
+    Of a VOC folder with lists, those of `ImageSets/Main` are used, or else those of `ImageSets/Segmentation`; if one of
+    them is called `trainval`, only that one.
+
+    Args:
+        data: The YOLO or VOC folder.
+        folder: Gets the annotation file; made if it is missing.
+        images: Folder of the images; if left out, the one that the folder's format has for them.
 
     Raises:
-        DataError: the folder is neither, or damaged.
+        DataError: `data` is no such folder, or is damaged.
     """
     from boxseg.coco.writer import join_splits, require_objects
     from boxseg.files.writing import write_atomic
@@ -76,9 +81,10 @@ def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
 
     splits = convert(data, _format_of(data))
     require_objects(splits, data)
-    named = [name for name in splits if name.startswith("boxes_")] or list(splits)
-    wanted = [name for name in named if name.endswith("trainval")] or named
-    joined = join_splits([splits[name] for name in wanted])
+    with_boxes = [name for name in splits if name.startswith("boxes_")] or list(splits)
+    # `trainval` holds all images of `train` and `val`.
+    chosen = [name for name in with_boxes if name.endswith("trainval")] or with_boxes
+    joined = join_splits([splits[name] for name in chosen])
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "boxes.json", json.dumps(joined.content))
     return CocoSource(images=images or joined.images.absolute(), annotations=folder / "boxes.json")

@@ -27,7 +27,7 @@ from boxseg.data.dataset import CocoBoxes
 from boxseg.errors import ConfigError, DataError
 from boxseg.files.reading import largest_bytes, read_bytes
 from boxseg.files.writing import naming_storage_faults, no_link, write_atomic
-from boxseg.formats.yolo import write_yolo
+from boxseg.formats.yolo_writer import write_yolo
 from boxseg.label.boxes import BoxLabels
 from boxseg.label.checks import DOUBTS, check_mask
 from boxseg.label.parts import PartLabels, box_part, inside_window, window_around

@@ -264,7 +264,7 @@ def export(
     for left_out in good.summary():
         say(left_out)
     if form == "yolo":
-        from boxseg.formats.yolo import write_yolo  # loads torch
+        from boxseg.formats.yolo_writer import write_yolo
 
         splits = write_yolo(good.content, source.images, output)
         say(", ".join(f"{split}: {count} images" for split, count in splits.items()))

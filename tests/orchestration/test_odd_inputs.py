@@ -605,7 +605,7 @@ def test_shares_of_a_turned_picture_become_stored_pixels(case, told):
 
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_points_are_turned_as_pictures_are(turn):
-    from boxseg.formats.yolo import Shape
+    from boxseg.formats.yolo import TurnedPicture
 
     stored = np.zeros((48, 64), dtype=np.uint8)
     stored[10, 50] = 255
@@ -615,7 +615,9 @@ def test_points_are_turned_as_pictures_are(turn):
     turned = np.asarray(ImageOps.exif_transpose(seen))
     y, x = np.argwhere(turned)[0] + 0.5
     shares = np.array([[x / turned.shape[1], y / turned.shape[0]]])
-    assert Shape((48, 64), turn).stored_pixels(shares)[0].tolist() == pytest.approx([50.5, 10.5])
+    assert TurnedPicture((48, 64), turn).stored_pixels(shares)[0].tolist() == pytest.approx(
+        [50.5, 10.5]
+    )
 
 
 @maker

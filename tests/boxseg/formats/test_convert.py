@@ -10,8 +10,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from boxseg.errors import DataError
-from boxseg.formats.convert import CITYSCAPES_CLASSES, VOC_CLASSES, convert
+from boxseg.formats.cityscapes import CITYSCAPES_CLASSES
+from boxseg.formats.convert import convert
 from boxseg.formats.matlab import StructureReader
+from boxseg.formats.voc import VOC_CLASSES
 
 OBJECT = """<object><name>{}</name><difficult>{}</difficult>
 <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""

@@ -14,7 +14,7 @@ from boxseg.coco.masks import decode_segmentation
 from boxseg.coco.writer import join_splits
 from boxseg.errors import DataError
 from boxseg.formats.convert import convert
-from boxseg.formats.yolo import split_names, write_yolo
+from boxseg.formats.yolo_writer import split_names, write_yolo
 
 
 @pytest.fixture

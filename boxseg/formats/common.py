@@ -1,0 +1,95 @@
+"""What the readers of several formats share: text lists, pictures whose pixels are numbers of objects, and refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from boxseg.coco.writer import CocoSplit
+from boxseg.errors import DataError
+from boxseg.files.reading import UnreadableError, read_picture, read_text
+
+Splits = dict[str, CocoSplit]
+"""Name of a split -> its images and objects."""
+
+MAX_OBJECTS = 2000
+"""Objects of one picture; far fewer have been drawn in any, and each takes a look at all pixels."""
+UNPACK = "unpack the archive again"
+LIST_RULE = "lists and labels are text files in UTF-8"
+ID_RULE = "masks are palette, grey or 16-bit pictures, a whole number for each pixel"
+
+
+def read_listing(path: Path) -> str:
+    """Text of a list, or of the labels of an image.
+
+    Raises:
+        DataError: it is no plain file, or not UTF-8.
+    """
+    return read_text(path, LIST_RULE)
+
+
+def read_ids(path: Path) -> NDArray[Any]:
+    """Pixels of a palette, grey or 16-bit picture as whole numbers (h, w), none negative.
+
+    Raises:
+        DataError: it cannot be read, or is of another kind.
+    """
+    try:
+        return read_picture(path, lambda picture: _ids(path, picture), ID_RULE, UNPACK)
+    except UnreadableError as error:
+        raise DataError(
+            f"{path}: the picture {error.value}; {ID_RULE} ({error.way_out})"
+        ) from error
+
+
+def _ids(path: Path, picture: Image.Image) -> NDArray[Any]:
+    if picture.mode not in ("P", "L", "I") and not picture.mode.startswith("I;16"):
+        raise UnreadableError(path, f"has pixels of mode {picture.mode}", ID_RULE, UNPACK)
+    ids = np.asarray(picture)  # of a palette picture the indices, not the colours
+    if ids.min() < 0:
+        raise UnreadableError(path, f"has the number {ids.min()}", ID_RULE, UNPACK)
+    return ids
+
+
+def find_objects(path: Path, ids: NDArray[Any], is_object: Callable[[int], bool]) -> list[int]:
+    """Numbers of the objects in a picture, in order.
+
+    Args:
+        path: The picture, for the message.
+        ids: Its pixels, whole numbers (h, w).
+        is_object: Whether a number stands for an object.
+
+    Raises:
+        DataError: there are more than `MAX_OBJECTS`, so it is a picture of something else.
+    """
+    numbers = [number for number in np.unique(ids).tolist() if is_object(number)]
+    # A photograph in place of a picture of ids has a number for each shade.
+    if len(numbers) > MAX_OBJECTS:
+        raise DataError(
+            f"{path}: has {len(numbers)} objects, more than {MAX_OBJECTS}; {ID_RULE} ({UNPACK})"
+        )
+    return numbers
+
+
+def require_splits(splits: Splits, source: Path, sign: str, folder: str) -> Splits:
+    """Refuse a folder in which no split was found.
+
+    Args:
+        splits: What was found; returned.
+        source: The folder.
+        sign: A file that would have shown that it is the right folder.
+        folder: Name of the right folder in the published archive.
+
+    Raises:
+        DataError: there is no split.
+    """
+    if not splits:
+        raise DataError(
+            f"{source}: has no {sign}; the source is the {folder} of the archive (correct the path)"
+        )
+    return splits

@@ -1,0 +1,68 @@
+"""Reads SBD, the Semantic Boundaries Dataset: masks of VOC's classes in MATLAB files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boxseg.coco.writer import CocoSplit
+from boxseg.errors import DataError
+from boxseg.files.reading import read_bytes
+from boxseg.formats.common import MAX_OBJECTS, UNPACK, Splits, require_splits
+from boxseg.formats.matlab import StructureReader
+from boxseg.formats.voc import VOC_CLASSES, read_stems
+
+MAX_MAT_BYTES = 2**26
+"""What a file holds once it is decompressed; published ones have a few MB."""
+SBD_RULE = "`GTinst` has `Segmentation`, numbers from 1 on, and `Categories`, a class 1 … 20 for each of them"
+
+
+def convert_sbd(source: Path, exclude: frozenset[str]) -> Splits:
+    """SBD: masks of `inst/*.mat`, and the tight boxes around them.
+
+    Source: the description that comes with the Semantic Boundaries Dataset (Hariharan et al., ICCV 2011).
+    """
+    stems = {}
+    for name in ("train", "val"):
+        path = source / f"{name}.txt"
+        if path.is_file():
+            stems[name] = read_stems(path, exclude)
+    if len(stems) == 2:
+        stems["trainval"] = stems["train"] + stems["val"]
+    splits: Splits = {}
+    for name, stems_of_split in stems.items():
+        splits[name] = CocoSplit(source / "img", VOC_CLASSES)
+        for stem in stems_of_split:
+            _add_image(splits[name], source / "inst" / f"{stem}.mat")
+    return require_splits(splits, source, "train.txt", "benchmark_RELEASE/dataset")
+
+
+def _add_image(split: CocoSplit, path: Path) -> None:
+    numbers, classes = _read_file(path)
+    split.add_image(f"{path.stem}.jpg", numbers.shape)
+    for number, class_number in enumerate(classes, start=1):
+        mask = numbers == number
+        if mask.any():  # an object may be hidden by others altogether
+            split.add_object(class_number - 1, mask=mask)
+
+
+def _read_file(path: Path) -> tuple[NDArray[Any], list[int]]:
+    """The number of the object at each pixel (h, w), and the class number of each object from 1 on."""
+    data = read_bytes(path, SBD_RULE)
+    try:
+        truth = StructureReader(data, "GTinst", most_bytes=MAX_MAT_BYTES)
+        numbers = truth.matrix("Segmentation")
+        classes = truth.matrix("Categories").ravel()
+        if numbers.ndim != 2 or not numbers.size:
+            raise ValueError(f"Segmentation has the shape {numbers.shape}")
+        are_known = np.isin(classes, range(1, len(VOC_CLASSES) + 1)).all()
+        if len(classes) > MAX_OBJECTS or not are_known:
+            raise ValueError(f"Categories are {classes[:9].tolist()}")
+    except ValueError as error:
+        raise DataError(
+            f"{path}: is not an instance file of SBD: {error}; {SBD_RULE} ({UNPACK})"
+        ) from error
+    return numbers, [int(class_number) for class_number in classes.tolist()]

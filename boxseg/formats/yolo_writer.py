@@ -1,0 +1,151 @@
+"""Writes YOLO segmentation: folders `images/` and `labels/`, lists of the splits, and `data.yaml` with the classes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from boxseg.coco.entries import Content, image_sizes
+from boxseg.coco.outlines import find_part_polygons, join_polygons
+from boxseg.coco.segmentations import Size
+from boxseg.errors import DataError
+from boxseg.files.names import is_inside
+from boxseg.files.writing import naming_storage_faults, write_atomic
+
+SPLITS = ("train", "val", "test")
+SPLIT_FOLDERS = {"val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Name of a folder -> what its images are for; others are to train on."""
+VAL_SHARE = 0.2
+"""Share of the images that is validated on, where their folders do not say."""
+
+
+def write_yolo(content: Content, images: Path, folder: Path) -> dict[str, int]:
+    """Write masks for YOLO segmentation: a line `class x y x y …` per object, one outline around all its pieces.
+
+    Lists say what to train and to validate on: `train.txt` and `val.txt`, and `test.txt` where a folder has that name.
+    Where the folders of the images have such names, they decide; else every fifth image, by chance, is validated on.
+
+    Args:
+        content: COCO instances; annotations without a mask, or with an empty one, and crowds are left out, and so are
+            images without a file.
+        images: Folder of its images; `folder/images` gets links to them.
+        folder: A new folder.
+
+    Returns:
+        Split -> how many images.
+
+    Raises:
+        DataError: two images differ in their ending alone, which YOLO cannot tell apart.
+    """
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    label_of = {category["id"]: label for label, category in enumerate(categories)}
+    lines = _label_lines(content, label_of)
+    folder.mkdir(parents=True, exist_ok=True)
+    written: dict[Path, str] = {}
+    for image in content["images"]:
+        name = image["file_name"]
+        # os.path.isfile is False for any name at all; Path.is_file raises for some.
+        if not is_inside(name) or not os.path.isfile(images / name):  # noqa: PTH113
+            continue
+        path = (folder / "labels" / _place(name)).with_suffix(".txt")
+        if path in written:
+            raise DataError(
+                f"{images}: {name} and {written[path]} differ in their ending alone; YOLO needs "
+                "names that differ before it (rename one of them, in the annotation file too)"
+            )
+        written[path] = name
+        with naming_storage_faults(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f"{line}\n" for line in lines[image["id"]]))
+            _link(folder / "images" / _place(name), images / name)
+    splits = split_names(list(written.values()))
+    class_names = [category["name"] for category in categories]
+    _write_layout(folder, splits, class_names)
+    return {split: len(names) for split, names in splits.items()}
+
+
+def _label_lines(content: Content, label_of: dict[int, int]) -> dict[int, list[str]]:
+    """Image id -> a line for each of its objects that has a mask."""
+    sizes = image_sizes(content)
+    lines: dict[int, list[str]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        if not annotation.get("segmentation") or annotation.get("iscrowd"):
+            continue
+        outline = _outline(annotation["segmentation"], sizes[annotation["image_id"]])
+        if outline:
+            label = label_of[annotation["category_id"]]
+            lines[annotation["image_id"]].append(f"{label} {outline}")
+    return lines
+
+
+def _outline(segmentation: Any, size: Size) -> str:
+    """One outline as shares of width and height; empty for an empty mask."""
+    polygons = find_part_polygons(segmentation, size)
+    if not polygons:
+        return ""
+    height, width = size
+    shares = join_polygons(polygons) / [width, height]
+    return " ".join(f"{share:.6g}" for share in shares.ravel().tolist())
+
+
+def _link(link: Path, target: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target.absolute())
+
+
+def _place(name: str) -> str:
+    """Where an image lies below `images`: without folders of that name, as labels are looked for beside the last."""
+    *folders, last = name.split("/")
+    return "/".join([*(folder for folder in folders if folder != "images"), last])
+
+
+def _write_layout(folder: Path, splits: dict[str, list[str]], class_names: list[str]) -> None:
+    """Write the lists of the splits, and `data.yaml`."""
+    # Without a `path`, trainers look beside this file; with `.`, where they were started or where they keep their sets.
+    layout = []
+    for split, names in splits.items():
+        paths = [f"./images/{_place(name)}\n" for name in names]
+        write_atomic(folder / f"{split}.txt", "".join(paths))
+        layout.append(f"{split}: {split}.txt\n")
+    layout.append("names:\n")
+    for label, name in enumerate(class_names):
+        # A text of JSON is one of YAML, whatever is in it.
+        layout.append(f"  {label}: {json.dumps(name)}\n")
+    write_atomic(folder / "data.yaml", "".join(layout))
+
+
+def split_names(names: Sequence[str]) -> dict[str, list[str]]:
+    """Images to train, validate and test on: by their folders, or else a fifth to validate on; empty ones are left out.
+
+    The same image comes on the same side again, as far as the share allows, when others come or go.
+
+    >>> split_names(["train/a.png", "valid/b.png", "c.png"])
+    {'train': ['train/a.png', 'c.png'], 'val': ['valid/b.png']}
+    """
+    split_of = {name: _split_by_folder(name) for name in names}
+    if not {"train", "val"} <= set(split_of.values()):
+        held_out = _hold_out(names)
+        split_of = {name: "val" if name in held_out else "train" for name in names}
+    splits = {split: [name for name in names if split_of[name] == split] for split in SPLITS}
+    return {split: listed for split, listed in splits.items() if listed or split == "train"}
+
+
+def _split_by_folder(name: str) -> str:
+    for folder in name.lower().split("/")[:-1]:
+        if folder in SPLIT_FOLDERS:
+            return SPLIT_FOLDERS[folder]
+    return "train"
+
+
+def _hold_out(names: Sequence[str]) -> set[str]:
+    """A fifth of the names, by chance: one at least, unless there is but one."""
+    if len(names) < 2:
+        return set()
+    # Of the name alone, so that other names do not change it.
+    order = sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
+    return set(order[: max(1, round(VAL_SHARE * len(order)))])
