@@ -230,6 +230,8 @@ class RawDetections:
 
     def take(self, index: Tensor) -> RawDetections:
         """The detections of an index int64 (K,) or of a mask bool (M,)."""
+        if index.dtype == torch.bool:
+            index = index.nonzero()[:, 0]  # once: each lookup by a mask waits for the device
         return RawDetections(
             self.boxes[index], self.labels[index], self.scores[index], self.handle[index]
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boxseg.ops.transfer import tensor_on
+
 
 def box_area(boxes: Tensor) -> Tensor:
     """Areas (...,) of boxes (..., 4) [px²]; 0 where a side is negative."""
@@ -60,4 +62,4 @@ def decode_boxes(locations: Tensor, distances: Tensor, strides: Tensor) -> Tenso
 def scale_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
     """Boxes (..., 4) of an image of `size`, in pixels of the same image resized to `new_size` (height, width)."""
     y, x = new_size[0] / size[0], new_size[1] / size[1]
-    return boxes * boxes.new_tensor([x, y, x, y])
+    return boxes * tensor_on(boxes.device, [x, y, x, y], dtype=boxes.dtype)

@@ -70,7 +70,7 @@ def resize_masks(
     Source: `docs/method.md#from-predictions-to-detections`.
     """
     rows, columns = _axis_weights(mask_probs, size, original_size)
-    return rows @ mask_probs @ columns.T
+    return _sent(rows, mask_probs) @ mask_probs @ _sent(columns, mask_probs).T
 
 
 def resize_mask_part(
@@ -93,11 +93,11 @@ def resize_mask_part(
     """
     weights, spans, pixels = [], [], []
     for axis, chosen in zip(_axis_weights(mask_probs, size, original_size), cells, strict=True):
-        touched = axis[:, chosen].any(dim=1)
+        touched = axis[:, chosen].any(dim=1)  # on the host: no wait for the device
         first = int(touched.int().argmax())
         last = first + int(touched.sum())
         span = slice(max(chosen.start - REACH, 0), chosen.stop + REACH)
-        weights.append(axis[first:last, span])
+        weights.append(_sent(axis[first:last, span], mask_probs))
         spans.append(span)
         pixels.append(slice(first, last))
     return weights[0] @ mask_probs[spans[0], spans[1]] @ weights[1].T, (pixels[0], pixels[1])
@@ -106,10 +106,18 @@ def resize_mask_part(
 def _axis_weights(
     mask_probs: Tensor, size: tuple[int, int], original_size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Resizing as one matrix for each axis, (height, H/4) and (width, W/4): bilinear resizing is separable."""
+    """Resizing as one matrix for each axis, (height, H/4) and (width, W/4), on the host.
+
+    Bilinear resizing is separable.
+    """
     rows = _resize_matrix(mask_probs.shape[-2], size[0], original_size[0])
     columns = _resize_matrix(mask_probs.shape[-1], size[1], original_size[1])
-    return rows.to(mask_probs), columns.to(mask_probs)
+    return rows, columns
+
+
+def _sent(weights: Tensor, mask_probs: Tensor) -> Tensor:
+    """The weights beside the maps, in their dtype."""
+    return weights.to(mask_probs, non_blocking=True)
 
 
 @functools.lru_cache(maxsize=256)

@@ -5,6 +5,7 @@ from far_device import FAR, far_device
 
 from benchmarks.scenario import STEP, Scenario, build
 from boxseg.engine.train import optimise
+from boxseg.evaluation.ap import finish
 
 MOST = 13
 """Reads of a step of the full method."""
@@ -40,3 +41,18 @@ def test_waits_of_a_step_do_not_grow_with_boxes_or_images(few, tmp_path, more):
 def test_a_step_waits_only_where_it_has_to_read(few):
     assert not [name for name in few if "to the device" in name]
     assert 0 < sum(few.values()) <= MOST
+
+
+def test_waits_of_an_evaluation_do_not_grow_with_detections(tmp_path):
+    counts = []
+    with far_device() as waits:
+        scenario = Scenario(64, boxes=2, batch_size=1, small=True)
+        trainer, batch = build(scenario, "boxinst", tmp_path, FAR)
+        seen = trainer.student(batch.weak, batch.valid)
+        for most in (2, 20):
+            settings = trainer.config.fcos.model_copy(update={"score_thr": 1e-9, "topk": most})
+            waits.clear()
+            (found,) = finish(trainer.student, seen, batch, settings)
+            assert len(found.scores) == most
+            counts.append(dict(waits))
+    assert counts[0] == counts[1] != {}
