@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from benchmarks.gpu import speed
 from benchmarks.gpu.children import ChildError, in_child
 from benchmarks.gpu.place import NO_TIME, Place, Steps, attempt, in_turns
 from benchmarks.gpu.run import PARTS, Report, run_part
 from benchmarks.harness import Table
+from benchmarks.scenario import Scenario
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,6 +101,64 @@ def test_each_table_is_in_the_file_at_once_and_a_part_that_breaks_stops_no_other
         ("loader", [["loader", NO_TIME]]),
     ]
     assert "| full | 1 |" in report.markdown()
+
+
+class Event:
+    """Of a GPU that does everything at once."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return 1000 * (end.at - self.at)
+
+
+class GpuPlace(Place):
+    has_gpu = True
+
+
+@pytest.fixture
+def pretended_gpu(tmp_path, monkeypatch):
+    """A place whose GPU is this CPU: what only a GPU runs can be run, and means nothing."""
+
+    def warn(mode):
+        if mode == "warn":
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+
+    numbers = {"memory_allocated": 1_000_000, "max_memory_allocated": 3_000_000}
+    for name, number in numbers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda number=number: number)
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", warn)
+    monkeypatch.setattr(nn.Module, "compile", lambda network, mode: None)
+    monkeypatch.setattr(speed, "COMPILE_S", 0)
+    monkeypatch.setattr(speed, "ROUNDS", 1)
+    return GpuPlace("cpu", tmp_path, tmp_path, time.monotonic() + 600)
+
+
+@pytest.mark.slow
+def test_what_only_a_gpu_measures_can_be_measured(pretended_gpu):
+    rig = speed.build_rig(pretended_gpu, Scenario(64, boxes=2, batch_size=2, small=True))
+    *_, steps = speed.compare(rig, (1, 2))
+    assert len(steps.rows) == 10
+    assert all(row[4] == 2.0 for row in steps.rows)
+    rows: list = []
+    for wanted in (speed.SWITCHES, speed.COMPILED):
+        *_, switches = speed.switches(rig, 2, wanted, rows)
+    assert len(switches.rows) == 4 * 5 + 2 * 2
+    tables = [speed.limit(rig, 2), speed.stages(rig, 2), speed.requests(rig, 2)]
+    for table in (steps, switches, *tables):
+        assert not [cell for row in table.rows for cell in row if str(cell).startswith("failed")]
+    assert dict(tables[0].rows)["full step / (teacher + student)"] > 1
+    assert dict(tables[2].rows)["waits"] == 1
 
 
 @pytest.mark.slow

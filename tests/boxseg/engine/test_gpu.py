@@ -1,5 +1,6 @@
 """What a GPU has to show: the numbers of the CPU, no needless waits, checkpoints that move both ways."""
 
+import math
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -73,14 +74,15 @@ def test_a_step_waits_as_often_for_many_boxes_and_images_as_for_few(tmp_path):
     assert waits_of_a_step(tmp_path, replace(few, batch_size=4)) == waits
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "channels_last"])
 @pytest.mark.parametrize("method", ["boxinst", "full"])
-def test_bf16_is_finite_and_near_fp32(tmp_path, method):
-    found = {
-        precision: steps(tmp_path, "cuda", method, train={"precision": precision})[2]
-        for precision in ("fp32", "bf16")
-    }
-    assert all(torch.isfinite(torch.tensor(value)) for value in found["bf16"].values())
-    assert found["bf16"]["train/loss"] == pytest.approx(found["fp32"]["train/loss"], rel=0.1)
+def test_bf16_is_finite_and_near_fp32(tmp_path, method, channels_last):
+    other = {"precision": "bf16", "channels_last": channels_last}
+    fp32, bf16 = (
+        steps(tmp_path, "cuda", method, train=train)[2] for train in (FP32["train"], other)
+    )
+    assert all(math.isfinite(value) for value in bf16.values())
+    assert bf16["train/loss"] == pytest.approx(fp32["train/loss"], rel=0.1)
 
 
 @pytest.mark.parametrize("way", [("cuda", "cpu"), ("cpu", "cuda")], ids=["to_cpu", "to_gpu"])
