@@ -81,14 +81,14 @@ class MaskRcnn(PyramidNetwork):
         *,
         num_classes: int,
         backbone: Backbone,
-        channels: int = 256,
-        anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
-        representation: int = 1024,
-        mask_channels: int = 256,
-        mask_convs: int = 4,
-        regions: int = 1000,
-        sampled: int = 512,
-        max_per_image: int = 64,
+        channels: int,
+        anchor_sizes: Sequence[int],
+        representation: int,
+        mask_channels: int,
+        mask_convs: int,
+        regions: int,
+        sampled: int,
+        max_per_image: int,
     ) -> None:
         """
         Args:

@@ -416,7 +416,7 @@ def _match(
 
 
 def match_greedily(
-    iou: Tensor, rank: Tensor, *, iou_thr: float = 0.5, overwrite: bool = True
+    iou: Tensor, rank: Tensor, *, iou_thr: float, overwrite: bool
 ) -> tuple[Tensor, Tensor]:
     """Give each detection in turn the free box that it overlaps most, if by at least `iou_thr`.
 

@@ -23,8 +23,15 @@ def build(norm="auto", frozen_stages=None) -> CondInst:
         detection_loss=detection_losses,
         channels=16,
         tower_convs=1,
+        norm_groups=None,
+        features=16,
+        head_channels=8,
+        head_layers=3,
         branch_channels=16,
         branch_convs=1,
+        radius=1.5,
+        sizes=(64, 128, 256, 512),
+        max_per_image=64,
     )
 
 

@@ -398,7 +398,7 @@ def test_greedy_matching_serves_the_best_first_and_frees_nothing():
     assert detection.tolist() == [2, 0]
     detection, box = match_greedily(iou, rank, iou_thr=0.85, overwrite=False)
     assert (detection.tolist(), box.tolist()) == ([3, 1], [0, 1])
-    assert match_greedily(iou[:, :0], rank)[0].tolist() == []
+    assert match_greedily(iou[:, :0], rank, iou_thr=0.5, overwrite=True)[0].tolist() == []
 
 
 def test_in_the_reference_a_worse_detection_takes_the_box_of_the_first_one_but_of_no_other():
@@ -406,12 +406,12 @@ def test_in_the_reference_a_worse_detection_takes_the_box_of_the_first_one_but_o
         torch.tensor([[0.9, 0.2], [0.7, 0.6], [0.6, 0.8], [0.55, 0.51]]),
         torch.tensor([0, 2, 1, 3]),
     )
-    kept, box = match_greedily(iou, rank, overwrite=False)
+    kept, box = match_greedily(iou, rank, iou_thr=0.5, overwrite=False)
     assert (kept.tolist(), box.tolist()) == ([0, 2], [0, 1])
-    displaced, box = match_greedily(iou, rank, overwrite=True)
+    displaced, box = match_greedily(iou, rank, iou_thr=0.5, overwrite=True)
     assert (displaced.tolist(), box.tolist()) == ([1, 2], [0, 1])
     # the first one chooses second
-    late, _ = match_greedily(iou, torch.tensor([1, 0, 2, 3]), overwrite=True)
+    late, _ = match_greedily(iou, torch.tensor([1, 0, 2, 3]), iou_thr=0.5, overwrite=True)
     assert late.tolist() == [1, 2]
 
 
