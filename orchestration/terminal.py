@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
+import errno
 import logging
+import os
 import re
+import sys
+import termios
 from typing import TYPE_CHECKING, Any
 
 from orchestration.secret_text import hide
@@ -54,6 +59,18 @@ def one_line(text: str) -> str:
 def safe_json(text: str) -> str:
     """JSON that means the same and is safe to look at: unsafe characters are escaped, as in `\\u009b`."""
     return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def leave_gone_terminal() -> None:
+    """Print nowhere from now on if the terminal has gone, so that the command ends as it would have."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # no file at all
+            number = stream.fileno()
+            try:
+                termios.tcgetattr(number)
+            except termios.error as error:  # another one: a file or a pipe
+                if error.args[0] == errno.EIO:
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 class SafeFormatter(logging.Formatter):

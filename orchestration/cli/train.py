@@ -13,6 +13,7 @@ from orchestration.cli import output
 from orchestration.cli.options import AsJson, Experiment, Overrides
 from orchestration.cli.output import print_json, print_pairs, say
 from orchestration.errors import ExitCode, exit_code_for
+from orchestration.terminal import leave_gone_terminal
 from orchestration.words import show_bytes, show_duration
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def train(
     from orchestration.execute.run import train_run
 
     result = train_run(spec, resume=resume, repeat=original)
+    leave_gone_terminal()
     if as_json:
         about = {
             "id": result.id,
@@ -150,6 +152,7 @@ def sweep(
         "beside" if new else "retry_failed" if retry_failed else "resume" if resume else None
     )
     result = run_sweep(spec, start=start, max_failures=1 if fail_fast else max_failures)
+    leave_gone_terminal()
     failed = result.table.failed
     if as_json:
         print_json(_sweep_as_json(spec, result))

@@ -145,8 +145,7 @@ def _start(
 def _init(folder: Path, *, dashboard: bool, metrics_port: int | None = None) -> None:
     import ray
 
-    on_term = signal.getsignal(signal.SIGTERM)
-    try:
+    with own_signals():
         ray.init(
             address="local",  # a new one, whatever RAY_ADDRESS says
             num_cpus=count_cpus(),
@@ -158,8 +157,6 @@ def _init(folder: Path, *, dashboard: bool, metrics_port: int | None = None) -> 
             _temp_dir=str(folder),
             _metrics_export_port=metrics_port,
         )
-    finally:
-        restore_sigterm(on_term)
 
 
 def _shut_down() -> None:
@@ -170,10 +167,21 @@ def _shut_down() -> None:
         ray.shutdown()
 
 
-def restore_sigterm(handler: Any) -> None:
-    """Put a handler back: Ray's own aborts the process three seconds after a SIGTERM, whatever it still saves."""
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+@contextlib.contextmanager
+def own_signals() -> Iterator[None]:
+    """While Ray starts: our handler of SIGTERM stays, and what Ray starts never hears SIGHUP.
+
+    Ray's own handler aborts the process three seconds after a SIGTERM, whatever it still saves. A terminal that goes
+    tells all of its processes at once; those of Ray have to live until trials have saved their state.
+    """
+    on_term = signal.getsignal(signal.SIGTERM)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if on_term is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_term)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from boxseg.files.writing import no_link
 from orchestration.config.spec import RunSpec
 from orchestration.connect.access import ANSWER_S, choose_mode
 from orchestration.connect.cluster import check_storage_is_shared, shortages_told
-from orchestration.connect.ray_start import embedded_ray, restore_sigterm
+from orchestration.connect.ray_start import embedded_ray, own_signals
 from orchestration.errors import ResourceError
 from orchestration.planning.preflight import count_places, runner_of, uses_cluster
 from orchestration.record.files import log_to_file
@@ -134,22 +133,22 @@ def _cluster(spec: RunSpec) -> Iterator[None]:
     """Connect to a running cluster, and leave it when the block is left."""
     import ray
 
-    on_term = signal.getsignal(signal.SIGTERM)
     # its processes did not inherit ours
     settings = {name: os.environ[name] for name in ENVIRONMENT}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         try:
             # null: RAY_ADDRESS
-            ray.init(address=spec.resources.address, runtime_env={"env_vars": settings}, **quiet)
+            with own_signals():
+                ray.init(
+                    address=spec.resources.address, runtime_env={"env_vars": settings}, **quiet
+                )
         except Exception as error:
             raise ResourceError(
                 f"the Ray cluster at {_address(spec)} does not answer or refuses us: {error}; "
                 "check resources.address and RAY_ADDRESS, and for a cluster with tokens "
                 "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             ) from error
-        finally:
-            restore_sigterm(on_term)
         yield
     finally:
         ray.shutdown()

@@ -39,7 +39,7 @@ def train_run(
         progress: Show progress on stderr.
 
     Returns:
-        Where the run stands. SIGINT and SIGTERM end it early with its state saved and status `interrupted`.
+        Where the run stands. SIGINT, SIGTERM and SIGHUP end it early with its state saved and status `interrupted`.
 
     Raises:
         BoxSegError: what ended the run; the child of BoxSegError that the worker raised.

@@ -185,8 +185,12 @@ def _run_beside(work: Callable[[], Any]) -> Iterator[None]:
         raise raised[0]
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks for a stop: Ctrl-C, a machine that goes, a terminal that goes."""
+
+
 class StopSignals:
-    """Hears SIGINT and SIGTERM while it is entered: the first is noted, a second raises KeyboardInterrupt.
+    """Hears `SIGNALS` while it is entered: the first is noted, a second raises KeyboardInterrupt.
 
     Outside the main thread, where Python delivers no signals, it hears nothing.
     """
@@ -207,8 +211,11 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._hear)
+            for number in SIGNALS:
+                # under `nohup` the work is meant to go on without its terminal
+                outlives = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+                if not outlives:
+                    self._previous[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -66,7 +66,7 @@ def run_sweep(
         progress: Show progress on stderr.
 
     Returns:
-        The result, also if trials failed. SIGINT and SIGTERM end the running trials with their state saved.
+        The result, also if trials failed. SIGINT, SIGTERM and SIGHUP end the running trials with their state saved.
 
     Raises:
         BoxSegError: the sweep itself cannot run (resources, data, an earlier sweep of this name).

@@ -183,6 +183,24 @@ def test_a_running_run_and_an_unknown_one_cannot_be_resumed(storage):
     folder.finish("finished")
 
 
+def test_a_terminal_that_goes_saves_the_state_too(storage):
+    spec = make_spec(storage, train={"steps": 400, "batch_size": 4, "report_every": 5})
+    threading.Timer(1.2, os.kill, (os.getpid(), signal.SIGHUP)).start()
+    result = train_run(spec, train_fn=make_training(step_s=0.01), progress=False)
+    assert result.status == "interrupted"
+    assert (Path(result.folder) / "checkpoints" / "last").exists()
+
+
+def test_what_was_started_with_nohup_goes_on_without_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+        assert not signals.has_received()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_second_signal_does_not_wait():
     with StopSignals() as signals:
         signal.raise_signal(signal.SIGINT)
