@@ -15,7 +15,13 @@ from orchestration.execute.worker import Payload, TrainFn
 from orchestration.planning.preflight import runner_of
 from orchestration.record.failures import error_of
 from orchestration.record.find_runs import find_run, find_start
-from orchestration.record.origin import check_repeatable, prepare_data, provenance, write_changes
+from orchestration.record.origin import (
+    check_repeatable,
+    check_same_data,
+    prepare_data,
+    provenance,
+    write_changes,
+)
 from orchestration.record.progress import RunProgress
 from orchestration.record.resume import check_resumable
 from orchestration.record.run_folder import RunFolder, RunStatus, new_folder, own_process
@@ -83,6 +89,7 @@ def _open_folder(
     else:
         folder = find_run(storage, resume)
         check_resumable(spec, folder, resume)
+        check_same_data(folder, tags, otherwise="start a new run without --resume")
         # what it started from stays on record
         start = read_resolved(folder.config_path)["model"].get("start_from")
         spec = spec.starting_from(None if start is None else Path(start))

@@ -21,7 +21,7 @@ from orchestration.planning.preflight import concurrency, runner_of
 from orchestration.record.failures import Failure, error_of
 from orchestration.record.find_runs import find_start
 from orchestration.record.journal import driving, read_past
-from orchestration.record.origin import prepare_data, provenance, write_changes
+from orchestration.record.origin import check_same_data, prepare_data, provenance, write_changes
 from orchestration.record.progress import SweepProgress
 from orchestration.record.resume import Start, find_sweep
 from orchestration.record.run_folder import RunFolder, RunStatus, Status, new_folder, own_process
@@ -76,6 +76,8 @@ def run_sweep(
     spec = find_start(spec)
     earlier = find_sweep(spec, start)
     tags = prepare_data(spec) | provenance(spec)
+    if earlier is not None:
+        check_same_data(earlier, tags, otherwise="start another sweep with --new")
     tags |= {"search": spec.sweep.search, "trial_scheduler": spec.sweep.trial_scheduler}
     storage = spec.storage.absolute()
     folder = earlier or new_folder(storage / spec.name)

@@ -145,10 +145,25 @@ def check_repeatable(original: RunFolder, tags: dict[str, str]) -> None:
     if status.kind == "sweep":
         command = f"boxseg sweep {original.config_path}"
         raise ConfigError(f"{status.id} is a sweep; repeat it with `{command}`")
+    new = f"train on the new ones with `boxseg train {original.config_path}`"
+    check_same_data(original, tags, otherwise=new)
+
+
+def check_same_data(original: RunFolder, tags: dict[str, str], *, otherwise: str) -> None:
+    """Refuse to repeat or go on with a run or sweep on other data.
+
+    Args:
+        original: The run or sweep.
+        tags: Of now; `data_fingerprint` among them.
+        otherwise: What can be done with the new files.
+
+    Raises:
+        DataError: the annotation files are not those that the run was trained and evaluated with.
+    """
+    status = original.stored()
     before, now = status.tags.get("data_fingerprint"), tags["data_fingerprint"]
     if before not in (None, now):
         raise DataError(
             f"{status.tags['data']}: the annotations of {status.id} had the fingerprint {before}, "
-            f"they have {now} now; put the old files back, or train on the new ones with `boxseg "
-            f"train {original.config_path}`"
+            f"they have {now} now; put the old files back, or {otherwise}"
         )

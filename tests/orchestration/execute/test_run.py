@@ -15,6 +15,7 @@ from boxseg.errors import (
     BoxSegError,
     CheckpointError,
     ConfigError,
+    DataError,
     NonFiniteLossError,
     StorageError,
 )
@@ -226,6 +227,17 @@ def test_a_resume_with_other_settings_is_refused_and_changes_nothing(storage):
     ):
         train_run(other, resume=first.id, train_fn=make_training(), progress=False)
     assert (Path(first.folder) / "config.yaml").read_text() == before
+
+
+def test_a_resume_on_changed_data_is_refused_and_changes_nothing(tmp_path):
+    first = train_run(make_spec(tmp_path), train_fn=make_training(), progress=False)
+    annotations = Path(first.tags["data"])
+    annotations.write_text(annotations.read_text() + "\n")
+    refusal = "had the fingerprint .* put the old files back, or start a new run without --resume"
+    with pytest.raises(DataError, match=refusal):
+        train_run(make_spec(tmp_path), resume=first.id, train_fn=make_training(), progress=False)
+    status = RunFolder(first.folder).status()
+    assert (status.status, status.tags) == ("finished", first.tags)
 
 
 def test_a_resume_with_fewer_steps_than_are_saved_is_refused_and_changes_nothing(storage):

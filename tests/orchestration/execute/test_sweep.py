@@ -9,11 +9,11 @@ from rich.console import Console
 
 from boxseg.config.criterion import Criterion
 from boxseg.engine.checkpoint import publish, save_checkpoint
-from boxseg.errors import StorageError
+from boxseg.errors import DataError, StorageError
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec, load_run
 from orchestration.execute.supervise import StopSignals, Supervisor
-from orchestration.execute.sweep import conclude
+from orchestration.execute.sweep import conclude, run_sweep
 from orchestration.execute.trials import SweepPlan, Trials
 from orchestration.planning.preflight import concurrency
 from orchestration.record.failures import Failure
@@ -195,6 +195,16 @@ def test_a_resumed_sweep_knows_the_best_of_before(tmp_path):
     after.open(Trial(1, {"qam.k_top": 6}, seed=0))
     after.close(Trial(1, {}, 0), "stopped")
     assert (after.folder.stored().step, after.folder.stored().best["val/mask_ap"]) == (2, 0.5)
+
+
+@pytest.mark.parametrize("start", ["resume", "retry_failed"])
+def test_a_sweep_does_not_go_on_with_other_data(tmp_path, start):
+    sweep = make_driver(tmp_path)
+    sweep.folder.update(status="interrupted", tags={"data": "old.json", "data_fingerprint": "0"})
+    before = sweep.folder.stored()
+    with pytest.raises(DataError, match="old files back, or start another sweep with --new"):
+        run_sweep(sweep.plan.spec, start=start)
+    assert sweep.folder.stored() == before
 
 
 def test_a_setting_that_was_drawn_twice_is_not_behind_one_drawn_once():
