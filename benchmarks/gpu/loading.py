@@ -17,7 +17,8 @@ from benchmarks.harness import Table
 from benchmarks.scenario import Scenario, build, write_pictures
 from boxseg.build import view_shape
 from boxseg.config.method import CocoSource
-from boxseg.data.dataset import CocoBoxes, read_image
+from boxseg.data.dataset import CocoBoxes
+from boxseg.data.images import read_image
 from boxseg.data.loader import TrainLoader
 from boxseg.engine.train import optimise
 

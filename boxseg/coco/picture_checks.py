@@ -126,7 +126,7 @@ def _picture_fault(
 
 
 def _brightness(picture: Image.Image) -> tuple[int, int]:
-    """Least and largest value of all pixels, 0 … 255, as `boxseg.data.dataset.read_image` gives them."""
+    """Least and largest value of all pixels, 0 … 255, as `boxseg.data.images.read_image` gives them."""
     if picture.mode.startswith("I"):
         values = np.asarray(picture).clip(0, 0xFFFF)
         darkest, brightest = int(values.min()), int(values.max())

@@ -38,9 +38,11 @@ COLOR_CHANGES: dict[Strong, ColorChanges | None] = {
     "strong": ColorChanges(jitter=0.8, amount=0.4, hue=0.1, grey=0.2, blur=0.0),
     "strongv2": ColorChanges(jitter=0.8, amount=0.4, hue=0.1, grey=0.2, blur=0.5),
 }
-"""Settings of the strong view; `docs/method.md#views`."""
+"""Setting `data.strong` -> changes of the strong view; `docs/method.md#views`."""
 
 BLUR_SIGMA_PX = (0.1, 2.0)
+"""The sigma of a blur is drawn between these."""
+BLUR_KERNEL_PX = 3
 
 PIXELS_AT_ONCE = 2**15
 """Pixels that a CPU changes at once: the planes of so many stay in its cache."""
@@ -51,26 +53,28 @@ class Recoloring:
     """What happens to the colours of one image."""
 
     changes: tuple[tuple[str, float], ...]
-    """`contrast` or a name in CHANGES, and its amount; one after the other."""
+    """Name of a change, `contrast` or one in CHANGES, and its amount; carried out one after the other."""
     blur_sigma: float | None
-    """Of the blur at the end [px]; None without."""
+    """Sigma of the blur at the end [px]; None without a blur."""
 
 
 def draw_recoloring(limits: ColorChanges, generator: Generator) -> Recoloring:
     """Draw the changes of one image: jitter in random order, then perhaps grey, then perhaps blurred."""
+    # All numbers are drawn whether or not they are needed: so each depends on its own chance alone.
     jitter, grey, blur, *shares = torch.rand(7, generator=generator).tolist()
-    order = torch.randperm(4, generator=generator).tolist()
+    order = torch.randperm(len(JITTER), generator=generator).tolist()
     sigma_share = torch.rand(1, generator=generator).item()
-    factors = [1 + (2 * share - 1) * limits.amount for share in shares[:3]]
-    amounts = [*factors, (2 * shares[3] - 1) * limits.hue]
-    changes = (
-        [(JITTER[place], amounts[place]) for place in order] if jitter < limits.jitter else []
-    )
+    changes: list[tuple[str, float]] = []
+    if jitter < limits.jitter:
+        factors = [1 + (2 * share - 1) * limits.amount for share in shares[:3]]
+        hue_shift = (2 * shares[3] - 1) * limits.hue
+        amounts = [*factors, hue_shift]
+        changes += [(JITTER[index], amounts[index]) for index in order]
+    if grey < limits.grey:
+        changes.append(("saturation", 0.0))
     low, high = BLUR_SIGMA_PX
-    return Recoloring(
-        changes=(*changes, *([("saturation", 0.0)] if grey < limits.grey else [])),
-        blur_sigma=low + (high - low) * sigma_share if blur < limits.blur else None,
-    )
+    sigma = low + (high - low) * sigma_share
+    return Recoloring(tuple(changes), blur_sigma=sigma if blur < limits.blur else None)
 
 
 def add_strong_view(batch: Batch, recolorings: Sequence[Recoloring | None]) -> Batch:
@@ -78,14 +82,15 @@ def add_strong_view(batch: Batch, recolorings: Sequence[Recoloring | None]) -> B
 
     Args:
         batch: Its `strong` is not looked at.
-        recolorings: B times what changes; where all are None, `weak` and `strong` are one tensor.
+        recolorings: For each of the B images what changes; where all are None, `weak` and `strong` are one tensor.
     """
     if all(recoloring is None for recoloring in recolorings):
         return replace(batch, strong=batch.weak)
     strong = batch.weak.clone()
-    for image, recoloring, (height, width) in zip(strong, recolorings, batch.sizes, strict=True):
+    for image, recoloring, size in zip(strong, recolorings, batch.sizes, strict=True):
         if recoloring is not None:
-            pixels = image[:, :height, :width]
+            height, width = size
+            pixels = image[:, :height, :width]  # without the padding, which stays 0
             pixels.copy_(recolor(pixels, recoloring))
     return replace(batch, strong=strong)
 
@@ -96,22 +101,26 @@ def recolor(image: Tensor, recoloring: Recoloring) -> Tensor:
     Every change gives what torchvision's gives, rounded down to whole numbers; so does the hue, but for one value of
     20,000. On a CPU the changes take turns on blocks of pixels that stay in its cache.
     """
-    pixels, pending = image.flatten(1), list[Change]()
+    pixels = image.flatten(1)  # (3, h * w)
+    pending: list[Change] = []
     for name, amount in recoloring.changes:
-        if name == "contrast":  # needs the mean of all pixels, so what came before is carried out
+        if name == "contrast":
+            # It needs the mean of all pixels, so what came before is carried out first.
             pixels = _carry_out(pending, pixels)
-            mean = torch.cat([_lightness(block.float()) for block in _blocks(pixels)]).mean()
+            lightness = [_lightness(block.float()) for block in _blocks(pixels)]
+            mean = torch.cat(lightness).mean()
             pending = [partial(_blend, other=mean, amount=amount)]
         else:
             pending.append(partial(CHANGES[name], amount=amount))
     image = _carry_out(pending, pixels).view_as(image)
     if recoloring.blur_sigma is None:
         return image
-    return F.gaussian_blur_image(image, kernel_size=[3, 3], sigma=[recoloring.blur_sigma] * 2)
+    kernel_size, sigma = [BLUR_KERNEL_PX] * 2, [recoloring.blur_sigma] * 2
+    return F.gaussian_blur_image(image, kernel_size=kernel_size, sigma=sigma)
 
 
 def _carry_out(changes: Sequence[Change], pixels: Tensor) -> Tensor:
-    """uint8 (3, n) after the changes; the same tensor where there are none."""
+    """The changed pixels, uint8 (3, n); the same tensor where there are no changes."""
     if not changes:
         return pixels
     changed = torch.empty_like(pixels)
@@ -124,7 +133,10 @@ def _carry_out(changes: Sequence[Change], pixels: Tensor) -> Tensor:
 
 
 def _blocks(pixels: Tensor) -> tuple[Tensor, ...]:
-    return pixels.split(PIXELS_AT_ONCE, dim=1) if pixels.device.type == "cpu" else (pixels,)
+    """Pixels (3, n) in blocks for a CPU's cache; in one for a GPU, where each call costs time."""
+    if pixels.device.type == "cpu":
+        return pixels.split(PIXELS_AT_ONCE, dim=1)
+    return (pixels,)
 
 
 def _brighten(pixels: Tensor, amount: float) -> None:
@@ -136,11 +148,12 @@ def _saturate(pixels: Tensor, amount: float) -> None:
 
 
 def _blend(pixels: Tensor, other: Tensor, amount: float) -> None:
+    """Mix pixels (3, n) with others: 1 leaves them, 0 leaves the others, more than 1 moves away from them."""
     pixels.mul_(amount).add_(other, alpha=1 - amount).clamp_(0, 255).floor_()
 
 
 def _lightness(pixels: Tensor) -> Tensor:
-    """Whole float (n,) of float (3, n)."""
+    """Grey of float (3, n): float (n,) of whole numbers, with torchvision's weights of the colours."""
     red, green, blue = pixels.unbind()
     return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
 
@@ -152,17 +165,18 @@ def _shift_hue(pixels: Tensor, amount: float) -> None:
     does, so the sector of a colour is computed: exactly, as the values are whole numbers until the division.
     """
     red, green, blue = pixels.unbind()
-    high, low = (limit(limit(red, green), blue) for limit in (torch.maximum, torch.minimum))
-    from_red = torch.copysign((high - red).add_(green).add_(blue).sub_(low, alpha=2), green - blue)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    # How far the hue is from red, times chroma; it goes the shorter way, which is negative where blue exceeds green.
+    distance = (high - red).add_(green).add_(blue).sub_(low, alpha=2)
+    from_red = torch.copysign(distance, green - blue)
     chroma = high.sub_(low)
     # 1 from blue over magenta, where the way is negative
     is_past_blue = (from_red + chroma).neg_().clamp_(0, 1)
-    hue = (
-        from_red.add_(is_past_blue.mul_(chroma), alpha=6)
-        .div_(chroma.clamp(min=1e-6))
-        .add_(6 * amount)
-    )
-    hue.sub_((hue / 6).floor_(), alpha=6)
+    from_red.add_(is_past_blue.mul_(chroma), alpha=6)
+    hue = from_red.div_(chroma.clamp(min=1e-6)).add_(6 * amount)
+    hue.sub_((hue / 6).floor_(), alpha=6)  # back into 0 … 6
+    # Each colour is 1 near its own hue, 0 far from it, and rises in a line between; values beyond are cut below.
     torch.sub(hue, 3, out=red).abs_().sub_(1)
     torch.sub(hue, 2, out=green).abs_().neg_().add_(2)
     torch.sub(hue, 4, out=blue).abs_().neg_().add_(2)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from boxseg.coco.checks import read_well_formed
+from boxseg.coco.entries import Entry, image_sizes
 from boxseg.config.method import CocoSource
 from boxseg.errors import DataError
 from boxseg.files.names import is_inside
@@ -24,19 +25,25 @@ PIXELS_LOOKED_AT = 2 * 10**8
 """Pixels that are decoded at most: some seconds."""
 BOXES_LOOKED_AT = 8
 """Boxes of an opened image whose colours are compared with those around them."""
+PIXEL_STEP = 4
+"""Colour and brightness of a whole image are taken from every so many rows and columns, which tell as much."""
 GREY_LEVELS = 6
 """How far red, green and blue of a grey image may differ (0 … 255): compression adds some colour."""
+GREY_PERCENTILE = 99
+"""Percentile of the pixels that must be grey: a coloured mark or two does not make a scan colourful."""
 NOTICED = 75
 """Percentile of the colour distances within a box that counts as its object's: most objects fill a quarter or more."""
 FEWEST_PIXELS = 8
 """A box, or what is around it, with fewer says nothing about colours."""
+MARGIN = 0.25
+"""What counts as around a box reaches this far from it, as a share of its longer side; two pixels at least."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How something is spread: a tenth lies below `low`, a tenth above `high`."""
+    """How numbers are spread: a tenth lies below `low`, a tenth above `high`."""
 
     low: float
     median: float
@@ -44,8 +51,13 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float] | Floats) -> Spread:
-        """The spread of one value or more."""
-        return cls(*(round(float(each), 2) for each in np.percentile(values, (10, 50, 90))))
+        """The spread of one value or more.
+
+        >>> str(Spread.of(range(101)))
+        '50 (10 to 90)'
+        """
+        low, median, high = np.percentile(values, (10, 50, 90))
+        return cls(round(float(low), 2), round(float(median), 2), round(float(high), 2))
 
     def __str__(self) -> str:
         return f"{self.median:.0f} ({self.low:.0f} to {self.high:.0f})"
@@ -66,6 +78,14 @@ class Colours:
     noise: float
     """The same of the surroundings themselves from their own mean."""
 
+    def __str__(self) -> str:
+        kind = "grey" if self.grey > 0.5 else "in colour"
+        text = f"{kind}, lightness {self.brightness:.0f} of 100"
+        if math.isfinite(self.contrast):
+            text += f"; objects differ from what is around them by {self.contrast:.0f}, "
+            text += f"that from itself by {self.noise:.0f} (CIELAB)"
+        return text
+
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
@@ -79,7 +99,12 @@ class Boxes:
     """Long side of its image."""
 
     def sizes_at(self, short_side: float, max_size: float = math.inf) -> Floats:
-        """Longer sides of the boxes [px] where images are resized to a short side, and no further than a long side."""
+        """Longer sides of the boxes after their images are resized [px].
+
+        Args:
+            short_side: What the short sides of the images become [px].
+            max_size: Limit of the long sides [px]; a longer image becomes smaller.
+        """
         return self.longer_px * np.minimum(short_side / self.short_px, max_size / self.long_px)
 
 
@@ -102,25 +127,17 @@ class Fingerprint:
     """None where no image could be opened, or none was to be."""
     sides: Boxes
 
-    def told(self) -> list[tuple[str, str]]:
+    def rows(self) -> list[tuple[str, str]]:
         """Names and values for people."""
-        colours = self.colours
-        lines = [
+        boxes = f"{self.boxes} of {self.classes} classes, {self.boxes_per_image} in an image"
+        rows = [
             ("images", f"{self.images}, short side {self.image_px} px"),
-            (
-                "boxes",
-                f"{self.boxes} of {self.classes} classes, {self.boxes_per_image} in an image",
-            ),
+            ("boxes", boxes),
             ("longer side of boxes", f"{self.object_px} px"),
         ]
-        if colours is not None:
-            kind = "grey" if colours.grey > 0.5 else "in colour"
-            seen = f"{kind}, lightness {colours.brightness:.0f} of 100"
-            if math.isfinite(colours.contrast):
-                seen += f"; objects differ from what is around them by {colours.contrast:.0f}, "
-                seen += f"that from itself by {colours.noise:.0f} (CIELAB)"
-            lines.append(("colours", seen))
-        return lines
+        if self.colours is not None:
+            rows.append(("colours", str(self.colours)))
+        return rows
 
 
 def take_fingerprint(source: CocoSource, *, look: bool = True) -> Fingerprint:
@@ -128,137 +145,170 @@ def take_fingerprint(source: CocoSource, *, look: bool = True) -> Fingerprint:
 
     Args:
         source: Images and annotation file.
-        look: Open images.
+        look: Whether to open images.
 
     Raises:
         DataError: the file cannot be used, or has no box of positive size.
     """
     content = read_well_formed(source.annotations, whole=False)
-    images = {each["id"]: each for each in content["images"]}
+    size_of = image_sizes(content)
     boxes = [
-        each for each in content["annotations"] if _is_usable(each) and each["image_id"] in images
+        entry
+        for entry in content["annotations"]
+        if _is_usable(entry) and entry["image_id"] in size_of
     ]
     if not boxes:
         raise DataError(
             f"{source.annotations}: has no box that is not a crowd; name a file with boxes"
         )
-    per_image = Counter(each["image_id"] for each in boxes)
-    sizes = np.array(
-        [[images[each]["width"], images[each]["height"]] for each in per_image], dtype=np.float64
-    )
-    of_boxes = np.array(
-        [[images[each["image_id"]][side] for side in ("width", "height")] for each in boxes], float
-    )
-    longer = np.array([max(each["bbox"][2:]) for each in boxes], dtype=np.float64)
+    per_image = Counter(box["image_id"] for box in boxes)
+    # (A, 2) and (M, 2): height and width of the image of each box, and of each image with a box
+    sizes_of_boxes = np.array([size_of[box["image_id"]] for box in boxes], dtype=np.float64)
+    sizes = np.array([size_of[image_id] for image_id in per_image], dtype=np.float64)
+    longer_px = np.array([max(box["bbox"][2:]) for box in boxes], dtype=np.float64)
+    colours = None
+    if look:
+        image_of = {image["id"]: image for image in content["images"]}
+        colours = _look_at(source, [image_of[image_id] for image_id in per_image], boxes)
     return Fingerprint(
         images=len(per_image),
         boxes=len(boxes),
-        classes=len({each["category_id"] for each in boxes}),
+        classes=len({box["category_id"] for box in boxes}),
         boxes_per_image=Spread.of(list(per_image.values())),
         image_px=Spread.of(sizes.min(axis=1)),
-        object_px=Spread.of(longer),
-        colours=_look_at(source, [images[each] for each in per_image], boxes) if look else None,
-        sides=Boxes(longer, of_boxes.min(axis=1), of_boxes.max(axis=1)),
+        object_px=Spread.of(longer_px),
+        colours=colours,
+        sides=Boxes(longer_px, sizes_of_boxes.min(axis=1), sizes_of_boxes.max(axis=1)),
     )
 
 
-def _is_usable(annotation: dict[str, Any]) -> bool:
-    sides = annotation["bbox"][2:]
-    return (
-        not annotation.get("iscrowd")
-        and all(map(math.isfinite, annotation["bbox"]))
-        and min(sides) > 0
-    )
+def _is_usable(annotation: Entry) -> bool:
+    bbox = annotation["bbox"]
+    is_sound = all(map(math.isfinite, bbox)) and min(bbox[2:]) > 0
+    return is_sound and not annotation.get("iscrowd")
+
+
+@dataclass
+class _Looks:
+    """What has been seen so far, a value for each opened image."""
+
+    is_grey: list[bool] = field(default_factory=list)
+    brightness: list[float] = field(default_factory=list)
+    distances: list[tuple[float, float]] = field(default_factory=list)
+    """For each box of them how far object and surroundings are from the colour of the surroundings."""
+
+    def add(self, pixels: NDArray[np.uint8], bboxes: list[list[float]]) -> None:
+        """Add an image, RGB (h, w, 3), with the boxes in it."""
+        some = pixels[::PIXEL_STEP, ::PIXEL_STEP]
+        spread = np.ptp(some.astype(np.int64), axis=2)  # between red, green and blue
+        self.is_grey.append(float(np.percentile(spread, GREY_PERCENTILE)) <= GREY_LEVELS)
+        self.brightness.append(float(cielab(some)[..., 0].mean()))
+        step = math.ceil(len(bboxes) / BOXES_LOOKED_AT)
+        for bbox in bboxes[::step]:
+            distances = _color_distances(pixels, bbox)
+            if distances is not None:
+                self.distances.append(distances)
+
+    def summary(self) -> Colours | None:
+        """Shares, means and medians; None without an image."""
+        if not self.is_grey:
+            return None
+        contrast = noise = math.nan
+        if self.distances:
+            contrast, noise = np.median(self.distances, axis=0)
+        return Colours(
+            images=len(self.is_grey),
+            grey=float(np.mean(self.is_grey)),
+            brightness=float(np.mean(self.brightness)),
+            contrast=float(contrast),
+            noise=float(noise),
+        )
 
 
 def _look_at(
-    source: CocoSource, images: Sequence[dict[str, Any]], boxes: Sequence[dict[str, Any]]
+    source: CocoSource, images: Sequence[Entry], boxes: Sequence[Entry]
 ) -> Colours | None:
-    of_image: dict[int, list[list[float]]] = {}
-    for each in boxes:
-        of_image.setdefault(each["image_id"], []).append(each["bbox"])
-    greys: list[bool] = []
-    lights: list[float] = []
-    differences: list[tuple[float, float]] = []
+    bboxes_of: dict[int, list[list[float]]] = defaultdict(list)
+    for box in boxes:
+        bboxes_of[box["image_id"]].append(box["bbox"])
+    looks = _Looks()
     for image in _sample(images):
         if not is_inside(image["file_name"]):
             continue
         try:
-            pixels = read_picture(source.images / image["file_name"], _pixels)
-        except UnreadableError:  # `boxseg data check` tells
-            continue
-        spread = np.ptp(pixels[::4, ::4].astype(np.int64), axis=2)
-        greys.append(float(np.percentile(spread, 99)) <= GREY_LEVELS)
-        lights.append(float(cielab(pixels[::4, ::4])[..., 0].mean()))
-        step = -(-len(of_image[image["id"]]) // BOXES_LOOKED_AT)
-        for bbox in of_image[image["id"]][::step]:
-            differences.extend(_difference(pixels, bbox))
-    if not greys:
-        return None
-    contrast, noise = np.median(differences, axis=0) if differences else (math.nan, math.nan)
-    return Colours(
-        len(greys), float(np.mean(greys)), float(np.mean(lights)), float(contrast), float(noise)
-    )
+            pixels = read_picture(source.images / image["file_name"], _rgb_pixels)
+        except UnreadableError:
+            continue  # `boxseg data check` reports it
+        looks.add(pixels, bboxes_of[image["id"]])
+    return looks.summary()
 
 
-def _sample(images: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Some of the images, evenly spread, until enough pixels are seen."""
-    places = np.unique(
-        np.linspace(0, len(images) - 1, min(LOOKED_AT, len(images))).round().astype(int)
-    ).tolist()
-    seen = 0
-    for place in places[::2] + places[1::2]:
-        seen += images[place]["width"] * images[place]["height"]
-        if seen > PIXELS_LOOKED_AT and place != places[0]:
+def _sample(images: Sequence[Entry]) -> Iterator[Entry]:
+    """Some of the images, evenly spread, until enough pixels are seen; the first one in any case."""
+    count = min(LOOKED_AT, len(images))
+    positions = np.linspace(0, len(images) - 1, count).round().astype(int)
+    indices: list[int] = np.unique(positions).tolist()
+    num_pixels = 0
+    # Every other one first, so that those that are left out are spread as well.
+    for index in indices[::2] + indices[1::2]:
+        num_pixels += images[index]["width"] * images[index]["height"]
+        if num_pixels > PIXELS_LOOKED_AT and index != indices[0]:
             return
-        yield images[place]
+        yield images[index]
 
 
-def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
+def _rgb_pixels(picture: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(picture.convert("RGB"))
 
 
-def _difference(pixels: NDArray[np.uint8], bbox: Sequence[float]) -> Iterator[tuple[float, float]]:
-    """How far the object of a box, and what is around it, are from the mean colour there; none where nothing is."""
+def _color_distances(
+    pixels: NDArray[np.uint8], bbox: Sequence[float]
+) -> tuple[float, float] | None:
+    """How far the object of a box, and its surroundings, are from the mean colour of the surroundings (CIELAB).
+
+    None if too few pixels are in the box or around it.
+    """
     x, y, width, height = bbox
-    margin = max(2.0, 0.25 * max(width, height))
-    outer = _cut(pixels, x - margin, y - margin, x + width + margin, y + height + margin)
+    margin = max(2.0, MARGIN * max(width, height))
+    left, right = max(math.floor(x - margin), 0), math.ceil(x + width + margin)
+    top, bottom = max(math.floor(y - margin), 0), math.ceil(y + height + margin)
+    outer = pixels[top:bottom, left:right]
     if 0 in outer.shape:
-        return
-    left, top = max(x - margin, 0.0), max(y - margin, 0.0)
-    rows = np.arange(outer.shape[0])[:, None] + math.floor(top) + 0.5
-    columns = np.arange(outer.shape[1])[None] + math.floor(left) + 0.5
-    inside = (rows > y) & (rows < y + height) & (columns > x) & (columns < x + width)
+        return None
+    # Centres of the pixels.
+    rows = np.arange(outer.shape[0])[:, None] + top + 0.5
+    columns = np.arange(outer.shape[1])[None] + left + 0.5
+    is_between_rows = (rows > y) & (rows < y + height)
+    is_between_columns = (columns > x) & (columns < x + width)
+    inside = is_between_rows & is_between_columns
     if min(inside.sum(), (~inside).sum()) < FEWEST_PIXELS:
-        return
+        return None
     lab = cielab(outer)
     distance = np.linalg.norm(lab - lab[~inside].mean(axis=0), axis=-1)
-    yield (
-        float(np.percentile(distance[inside], NOTICED)),
-        float(np.percentile(distance[~inside], NOTICED)),
-    )
-
-
-def _cut(
-    pixels: NDArray[np.uint8], x1: float, y1: float, x2: float, y2: float
-) -> NDArray[np.uint8]:
-    return pixels[max(math.floor(y1), 0) : math.ceil(y2), max(math.floor(x1), 0) : math.ceil(x2)]
+    object_distance = float(np.percentile(distance[inside], NOTICED))
+    return object_distance, float(np.percentile(distance[~inside], NOTICED))
 
 
 def cielab(pixels: NDArray[np.uint8]) -> Floats:
-    """CIELAB (D65) of sRGB pixels (…, 3), as `boxseg.ops.neighbours.rgb_to_lab` gives it for tensors."""
+    """CIELAB (D65) of sRGB pixels (…, 3), as `boxseg.ops.neighbours.rgb_to_lab` gives it for tensors.
+
+    >>> cielab(np.array([255, 0, 0], dtype=np.uint8)).round(1).tolist()
+    [53.2, 80.1, 67.2]
+    """
     share = pixels / 255.0
     linear = np.where(share > 0.04045, ((share + 0.055) / 1.055) ** 2.4, share / 12.92)
     xyz = linear @ _RGB_TO_XYZ_SHARE.T
-    x, y, z = np.moveaxis(np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116), -1, 0)
+    # Nearly the cube root, with a straight line near black.
+    root = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    x, y, z = np.moveaxis(root, -1, 0)
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
-_RGB_TO_XYZ_SHARE = np.array(
-    [
-        [0.412453, 0.357580, 0.180423],
-        [0.212671, 0.715160, 0.072169],
-        [0.019334, 0.119193, 0.950227],
-    ]
-) / np.array([[0.95047], [1.0], [1.08883]])
-"""sRGB -> XYZ, each as a share of white's."""
+_RGB_TO_XYZ = [
+    [0.412453, 0.357580, 0.180423],
+    [0.212671, 0.715160, 0.072169],
+    [0.019334, 0.119193, 0.950227],
+]
+_WHITE = [0.95047, 1.0, 1.08883]
+_RGB_TO_XYZ_SHARE: Any = np.array(_RGB_TO_XYZ) / np.array(_WHITE)[:, None]
+"""Linear sRGB -> XYZ, each as a share of white's."""

@@ -30,6 +30,7 @@ ORDER_STREAM, VIEW_STREAM = 0, 1
 """Keep the numbers that shuffle apart from those that augment."""
 
 Read = TypeVar("Read")
+"""What is read for one batch."""
 
 
 class TrainLoader:
@@ -47,9 +48,9 @@ class TrainLoader:
         strong: Colour changes of the strong view.
         batch_size: Images per step of this rank.
         seed: Seed of order and views.
+        workers: Processes that read images; 0 reads in the calling one.
         rank: Which share of the global batch is this process's.
         world_size: Number of processes; the global batch has `batch_size * world_size` images.
-        workers: Processes that read images; 0 reads in the calling one.
         device: Where batches are wanted, and strong views are made.
 
     Raises:
@@ -65,9 +66,9 @@ class TrainLoader:
         strong: Strong,
         batch_size: int,
         seed: int,
+        workers: int,
         rank: int = 0,
         world_size: int = 1,
-        workers: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         if len(dataset) == 0:
@@ -91,9 +92,8 @@ class TrainLoader:
         Raises:
             DataError: an image cannot be read; names file and id.
         """
-        yield from map(
-            self.finish, _load(self.read, range(start_step, start_step + steps), self.workers)
-        )
+        wanted = range(start_step, start_step + steps)
+        yield from map(self.finish, _load(self.read, wanted, self.workers))
 
     def read(self, step: int) -> list[View]:
         """What loader processes do for one step."""
@@ -102,60 +102,65 @@ class TrainLoader:
 
     def finish(self, views: list[View]) -> Batch:
         """What is left to do for one step, on the device."""
-        return add_strong_view(
-            collate(views, device=self._device), [view.recoloring for view in views]
-        )
+        recolorings = [view.recoloring for view in views]
+        return add_strong_view(collate(views, device=self._device), recolorings)
 
     def _read_view(self, position: int) -> View:
-        state = np.random.SeedSequence([self._seed, VIEW_STREAM, position]).generate_state(
-            1, np.uint64
-        )
-        generator = torch.Generator().manual_seed(int(state[0]) >> 1)
+        """The view at a position of the endless stream of images."""
+        sequence = np.random.SeedSequence([self._seed, VIEW_STREAM, position])
+        (state,) = sequence.generate_state(1, np.uint64).tolist()
+        seed = state >> 1  # torch takes 64 bits with a sign
+        generator = torch.Generator().manual_seed(seed)
         return self._make_view(self._dataset[self._order(position)], generator=generator)
 
 
 class ImageOrder:
-    """Which image stands at a position of the endless stream of images."""
+    """Which image stands at a position of the endless stream of images.
+
+    Args:
+        sizes: (M, 2), height and width of each image.
+        seed: Another one gives another order.
+        global_batch_size: Images of one step, of all processes.
+    """
 
     def __init__(self, sizes: NDArray[np.int64], *, seed: int, global_batch_size: int) -> None:
         self._is_portrait = sizes[:, 0] > sizes[:, 1]
         self._seed = seed
         self.global_batch_size = global_batch_size
-        self._orders: dict[int, NDArray[np.int64]] = {}  # of the epochs last asked for
+        self._orders: dict[int, NDArray[np.int64]] = {}  # of the two epochs last asked for
 
     def __call__(self, position: int) -> int:
         """Index of the image at a position 0, 1, 2, …"""
         epoch, offset = divmod(position, len(self._is_portrait))
         if epoch not in self._orders:
-            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            # A batch may reach from one epoch into the next, so the one before stays.
+            self._orders = {old: self._orders[old] for old in self._orders if old == epoch - 1}
             self._orders[epoch] = self._shuffle(epoch)
         return int(self._orders[epoch][offset])
 
     def _shuffle(self, epoch: int) -> NDArray[np.int64]:
         rng = np.random.default_rng([self._seed, ORDER_STREAM, epoch])
         order = rng.permutation(len(self._is_portrait))
-        if not 0 < self._is_portrait.sum() < len(order):
-            return order
-        return self._group(order, epoch, rng)
+        has_both = 0 < self._is_portrait.sum() < len(order)
+        return self._group(order, epoch, rng) if has_both else order
 
     def _group(
         self, order: NDArray[np.int64], epoch: int, rng: np.random.Generator
     ) -> NDArray[np.int64]:
         """Reorder so that most global batches hold one orientation only."""
         size = self.global_batch_size
-        portrait = self._is_portrait[order]
-        whole, rest = [], []
-        for group in (order[portrait], order[~portrait]):
+        is_portrait = self._is_portrait[order]
+        full_batches, left_over = [], []
+        for group in (order[is_portrait], order[~is_portrait]):
             end = len(group) // size * size
-            whole.append(group[:end].reshape(-1, size))
-            rest.append(group[end:])
-        whole_batches, others = (
-            rng.permutation(np.concatenate(whole)),
-            rng.permutation(np.concatenate(rest)),
-        )
-        # before it, positions complete a batch of the last epoch
+            full_batches.append(group[:end].reshape(-1, size))
+            left_over.append(group[end:])
+        batches = rng.permutation(np.concatenate(full_batches))
+        others = rng.permutation(np.concatenate(left_over))
+        # Batches go on from one epoch to the next, so the first positions of this one may complete a batch of the last.
+        # Behind them a batch begins, and there our full batches have to begin as well.
         first_boundary = -epoch * len(order) % size
-        return np.roll(np.concatenate([whole_batches.ravel(), others]), first_boundary)
+        return np.roll(np.concatenate([batches.ravel(), others]), first_boundary)
 
 
 def eval_batches(
@@ -165,7 +170,7 @@ def eval_batches(
     short_side: int,
     max_size: int,
     batch_size: int,
-    workers: int = 0,
+    workers: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
     """Batches of the given images in order, resized only; `weak` and `strong` are one tensor.
@@ -173,10 +178,20 @@ def eval_batches(
     Boxes have the order of the data set, as `CocoBoxes.true_masks` has. Images without boxes are fine. The last
     batch may be smaller.
 
+    Args:
+        dataset: Images and boxes.
+        indices: The images, by their position in the data set.
+        short_side: What their short sides become [px].
+        max_size: Limit of their long sides [px].
+        batch_size: Images of a batch.
+        workers: Processes that read images; 0 reads in the calling one.
+        device: Where batches are wanted.
+
     Raises:
         DataError: an image cannot be read; names file and id.
     """
-    parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    starts = range(0, len(indices), batch_size)
+    parts = [indices[start : start + batch_size] for start in starts]
     read = partial(_read_eval_views, dataset, parts, short_side=short_side, max_size=max_size)
     return map(partial(collate, device=device), _load(read, range(len(parts)), workers))
 
@@ -184,9 +199,8 @@ def eval_batches(
 def _read_eval_views(
     dataset: CocoBoxes, parts: list[Sequence[int]], number: int, *, short_side: int, max_size: int
 ) -> list[View]:
-    return [
-        resize_only(dataset[i], short_side=short_side, max_size=max_size) for i in parts[number]
-    ]
+    samples = (dataset[index] for index in parts[number])
+    return [resize_only(sample, short_side=short_side, max_size=max_size) for sample in samples]
 
 
 def collate(
@@ -203,7 +217,8 @@ def collate(
         A Batch; drawn masks are sampled at the cells.
     """
     weak, valid = pad_images([view.weak(device) for view in views], divisor=divisor)
-    drawn = [_at_cells(view.drawn, weak.shape[-2:]) for view in views if view.drawn is not None]
+    padded_size = weak.shape[-2:]
+    drawn = [_at_cells(view.drawn, padded_size) for view in views if view.drawn is not None]
     return Batch(
         weak=weak,
         strong=weak,
@@ -217,31 +232,32 @@ def collate(
     ).to(device)
 
 
-def _at_cells(drawn: DrawnMasks, padded: Sequence[int]) -> DrawnMasks:
+def _at_cells(drawn: DrawnMasks, padded_size: Sequence[int]) -> DrawnMasks:
     """Masks (N, h, w) at the cell centres of the padded (height, width); False on padding."""
-    height, width = padded[0] // MASK_STRIDE, padded[1] // MASK_STRIDE
+    height, width = (side // MASK_STRIDE for side in padded_size)
     cells = sample_cells(drawn.mask)
-    mask = functional.pad(cells, (0, width - cells.shape[2], 0, height - cells.shape[1]))
-    return replace(drawn, mask=mask)
+    below, beside = height - cells.shape[1], width - cells.shape[2]
+    return replace(drawn, mask=functional.pad(cells, (0, beside, 0, below)))
 
 
 def _load(read: Callable[[int], Read], wanted: range, workers: int) -> Iterator[Read]:
+    """What `read` gives for each wanted number, in order; read by `workers` processes, ahead."""
     loader: DataLoader[Read | DataError] = DataLoader(
         _Steps(read),
         sampler=wanted,
         batch_size=None,
         num_workers=workers,
-        # of its own: drawing the workers' base seed must not move the global one
+        # Of its own: drawing the workers' base seed must not move the global generator.
         generator=torch.Generator(),
     )
-    for found in loader:
-        if isinstance(found, DataError):
-            raise found
-        yield found
+    for result in loader:
+        if isinstance(result, DataError):
+            raise result
+        yield result
 
 
 class _Steps(Dataset["Read | DataError"], Generic[Read]):
-    """What is read by step; data errors are values, as raised in a loader process they arrive in its traceback."""
+    """What is read by step. A DataError is returned: raised in a loader process it would arrive as a traceback."""
 
     def __init__(self, read: Callable[[int], Read]) -> None:
         self._read = read

@@ -22,6 +22,7 @@ def count_content(content: dict[str, Any]) -> dict[str, Any]:
     classes = {}
     for (number, _), name in zip(categories, distinct_names(categories), strict=True):
         classes[name] = per_class.get(number, 0)
+    # The names are those of the JSON that `boxseg data stats` prints.
     return {
         "images": len(content["images"]),
         "images_with_boxes": with_boxes,
@@ -40,6 +41,7 @@ def box_sides(content: dict[str, Any]) -> list[float]:
     sides = []
     for entry in content["annotations"]:
         width, height = entry["bbox"][2:]
-        if not entry.get("iscrowd") and 0 < min(width, height) <= max(width, height) < math.inf:
-            sides.append(math.sqrt(width) * math.sqrt(height))  # the product may overflow
+        is_sound = 0 < min(width, height) <= max(width, height) < math.inf
+        if is_sound and not entry.get("iscrowd"):
+            sides.append(math.sqrt(width) * math.sqrt(height))  # the product itself may overflow
     return sides

@@ -1,4 +1,4 @@
-"""The geometry of a training image; its colours as read are the weak view, for the teacher."""
+"""The geometry of a training image: its size and mirroring. With its colours as read this is the weak view."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from boxseg.data.colors import COLOR_CHANGES, Recoloring, Strong, draw_recoloring
-from boxseg.ops.boxes import scale_boxes
+from boxseg.ops.boxes import clip_boxes, scale_boxes
 from boxseg.ops.images import resized_shape
 from boxseg.ops.masks import resize_bool
 from boxseg.structures import DrawnMasks, Sample
@@ -20,7 +20,10 @@ from boxseg.structures import DrawnMasks, Sample
 
 @dataclass(frozen=True)
 class View:
-    """One image and what is to become of it; loader processes make this, and `weak` is for where the step runs."""
+    """One image and what is to become of it.
+
+    Loader processes make views; enlarging and mirroring wait for `weak`, which is called where the step runs.
+    """
 
     pixels: Tensor
     """uint8 (3, h', w'), RGB: as in the file, or as large as the view where that is smaller."""
@@ -39,10 +42,11 @@ class View:
     drawn: DrawnMasks | None = None
     """Drawn masks at the size of the view, where they are to be used."""
     recoloring: Recoloring | None = None
-    """What makes the strong view of it; None where that is the weak one."""
+    """What makes the strong view of the weak one; None where both are the same."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # Sending a tensor to another process moves its memory to an open shared file: not that of a kept image.
+        # Sending a tensor to another process moves its memory to an open shared file. The memory of an image that the
+        # data set keeps must stay where it is.
         return self.__dict__ | {"pixels": self.pixels.clone()}
 
     def weak(self, device: torch.device | str = "cpu") -> Tensor:
@@ -52,7 +56,7 @@ class View:
 
 
 Shape = Callable[[Sample, Generator], View]
-"""Makes a view of a sample that is neither flipped nor recoloured; draws what it needs from the generator."""
+"""Makes a view of a sample, neither flipped nor recoloured; draws its random numbers from the generator."""
 
 
 def make_view(
@@ -77,40 +81,47 @@ def make_view(
     if float(torch.rand(1, generator=generator)) < flip:
         view = flip_view(view)
     changes = COLOR_CHANGES[strong]
-    return (
-        view if changes is None else replace(view, recoloring=draw_recoloring(changes, generator))
-    )
+    if changes is None:
+        return view
+    return replace(view, recoloring=draw_recoloring(changes, generator))
 
 
 def random_size(
     sample: Sample, generator: Generator, *, short_sides: Sequence[int], max_size: int
 ) -> View:
     """The whole image with one of the short sides [px], less where the long side would exceed `max_size` [px]."""
-    drawn = float(torch.rand(1, generator=generator))
-    short_side = short_sides[min(int(drawn * len(short_sides)), len(short_sides) - 1)]
+    chance = float(torch.rand(1, generator=generator))
+    short_side = short_sides[int(chance * len(short_sides))]
     return resize_only(sample, short_side=short_side, max_size=max_size)
 
 
 def resize_only(sample: Sample, short_side: int, max_size: int) -> View:
     """The view that evaluation uses: resized, neither flipped nor recoloured.
 
-    Images that become smaller are resized here, others where `View.weak` is asked for. Boxes keep their order and
-    number as long as they have an area.
+    Boxes are clipped to it; they keep their order, and their number as long as they have an area.
     """
-    height, width = sample.image.shape[-2:]
-    new_size = resized_shape((height, width), short_side=short_side, max_size=max_size)
-    pixels = resize_image(sample.image, new_size) if new_size < (height, width) else sample.image
-    boxes = scale_boxes(sample.boxes, (height, width), new_size).clamp_(min=0)
-    boxes = torch.minimum(boxes, boxes.new_tensor(new_size[::-1] * 2))
+    size = (sample.image.shape[1], sample.image.shape[2])
+    new_size = resized_shape(size, short_side=short_side, max_size=max_size)
+    # An image that becomes larger is resized only in `View.weak`: so less travels between processes.
+    is_smaller = new_size < size
+    pixels = resize_image(sample.image, new_size) if is_smaller else sample.image
+    boxes = clip_boxes(scale_boxes(sample.boxes, size, new_size), new_size)
     labels, drawn = sample.labels, sample.drawn
-    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    if not kept.all():
-        boxes, labels = boxes[kept], labels[kept]
-        drawn = None if drawn is None else DrawnMasks(drawn.mask[kept], drawn.present[kept])
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    if not has_area.all():
+        boxes, labels = boxes[has_area], labels[has_area]
+        if drawn is not None:
+            drawn = DrawnMasks(drawn.mask[has_area], drawn.present[has_area])
     if drawn is not None:
         drawn = replace(drawn, mask=resize_bool(drawn.mask, new_size))
     return View(
-        pixels, boxes, labels, sample.image_id, sample.original_size, new_size, drawn=drawn
+        pixels=pixels,
+        boxes=boxes,
+        labels=labels,
+        image_id=sample.image_id,
+        original_size=sample.original_size,
+        size=new_size,
+        drawn=drawn,
     )
 
 
@@ -118,19 +129,24 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """The image uint8 (3, h, w) at another size; the same tensor where it has that size."""
     if image.shape[-2:] == size:
         return image
-    return F.resize_image(
-        image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True
-    )
+    bilinear = InterpolationMode.BILINEAR
+    return F.resize_image(image, list(size), interpolation=bilinear, antialias=True)
 
 
 def flip_view(view: View) -> View:
-    """The horizontally mirrored view."""
-    drawn = None if view.drawn is None else replace(view.drawn, mask=view.drawn.mask.flip(-1))
+    """The horizontally mirrored view; its pixels are mirrored in `View.weak`."""
+    drawn = view.drawn
+    if drawn is not None:
+        drawn = replace(drawn, mask=drawn.mask.flip(-1))
     boxes = flip_boxes(view.boxes, width=view.size[1])
     return replace(view, is_flipped=not view.is_flipped, boxes=boxes, drawn=drawn)
 
 
 def flip_boxes(boxes: Tensor, *, width: int) -> Tensor:
-    """Boxes (N, 4) of the horizontally mirrored image of this width [px]."""
+    """Boxes (N, 4) of the horizontally mirrored image of this width [px].
+
+    >>> flip_boxes(torch.tensor([[10, 0, 30, 5]]), width=100).tolist()
+    [[70, 0, 90, 5]]
+    """
     x1, y1, x2, y2 = boxes.unbind(dim=1)
     return torch.stack([width - x2, y1, width - x1, y2], dim=1)

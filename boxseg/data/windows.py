@@ -9,12 +9,12 @@ from torch import Tensor
 
 from boxseg.config.method import MAX_ENLARGEMENT
 from boxseg.data.transforms import View, resize_image
-from boxseg.ops.boxes import box_area
+from boxseg.ops.boxes import box_area, clip_boxes
 from boxseg.ops.masks import resize_bool
 from boxseg.structures import DrawnMasks, Sample
 
 LEAST_VISIBLE = 0.25
-"""Boxes of which a smaller share lies in a window are not there."""
+"""A box of which a smaller share lies in a window is left out of it."""
 
 
 @dataclass(frozen=True)
@@ -22,24 +22,28 @@ class Window:
     """A piece of an image, in whole pixels, and the size that it is scaled to."""
 
     left: int
+    """First column of the piece."""
     top: int
+    """First row of the piece."""
     width: int
+    """Width of the piece, pixels of the image."""
     height: int
-    """Of the piece, pixels of the image."""
+    """Height of the piece, pixels of the image."""
     size: tuple[int, int]
     """(h, w) that the piece is scaled to."""
 
     @property
     def rows_and_columns(self) -> tuple[slice, slice]:
         """Where the piece lies in the image."""
-        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+        rows = slice(self.top, self.top + self.height)
+        columns = slice(self.left, self.left + self.width)
+        return rows, columns
 
     def to_window(self, boxes: Tensor) -> Tensor:
         """Boxes (..., 4) of the image in pixels of the scaled window; not clipped."""
         corner = boxes.new_tensor([self.left, self.top] * 2)
-        return (boxes - corner) * boxes.new_tensor(
-            [self.size[1] / self.width, self.size[0] / self.height] * 2
-        )
+        scale = [self.size[1] / self.width, self.size[0] / self.height]
+        return (boxes - corner) * boxes.new_tensor(scale * 2)
 
 
 def place_window(
@@ -57,49 +61,66 @@ def place_window(
         image_size: (height, width) of the image, pixels.
         side: Side of the scaled window [px].
         object_size: What the longer side of the box becomes [px]; less where that would take `MAX_ENLARGEMENT`.
-        shift: Where the window lies, as shares (x, y) of its room: at 0 and at 1 a side of the box is a side of the
-            window, at 0.5 the box is in the middle.
+        shift: Where the window lies, as shares (x, y) of the room it has: at 0 and at 1 a side of the box is a side of
+            the window, at 0.5 the box is in the middle.
 
     Returns:
         A window inside the image; shorter than `side` along an axis where the image ends.
+
+    >>> box = torch.tensor([100.0, 100.0, 150.0, 140.0])
+    >>> place_window(box, (300, 400), side=128, object_size=64)
+    Window(left=75, top=70, width=100, height=100, size=(128, 128))
     """
+    image_height, image_width = image_size
     x1, y1, x2, y2 = box.tolist()
-    scale = min(object_size / max(x2 - x1, y2 - y1, 1e-6), MAX_ENLARGEMENT)
-    left, width = _place(x1, x2, image_size[1], side / scale, shift[0])
-    top, height = _place(y1, y2, image_size[0], side / scale, shift[1])
-    scaled = (min(max(round(height * scale), 1), side), min(max(round(width * scale), 1), side))
-    return Window(left, top, width, height, scaled)
+    longer_side = max(x2 - x1, y2 - y1, 1e-6)
+    scale = min(object_size / longer_side, MAX_ENLARGEMENT)
+    left, width = _place(x1, x2, image_width, side / scale, shift[0])
+    top, height = _place(y1, y2, image_height, side / scale, shift[1])
+    # Rounding must not make the window larger than asked for, nor a side of it nothing.
+    scaled_height = min(max(round(height * scale), 1), side)
+    scaled_width = min(max(round(width * scale), 1), side)
+    return Window(left, top, width, height, (scaled_height, scaled_width))
 
 
 def _place(low: float, high: float, length: int, side: float, shift: float) -> tuple[int, int]:
-    """First pixel and number of pixels of a stretch of `side` around low … high on an axis of `length`."""
-    whole = min(max(round(side), 1), length)
+    """Place a stretch of `side` around low … high on an axis of `length`: its first pixel and number of pixels."""
+    count = min(max(round(side), 1), length)
     start = low - (side - (high - low)) * shift
-    return min(max(round(start), 0), length - whole), whole
+    # Near an end of the axis the stretch moves inwards.
+    first = min(max(round(start), 0), length - count)
+    return first, count
 
 
 def cut_window(sample: Sample, window: Window) -> tuple[View, Tensor]:
-    """The view of a window, and which boxes of the sample, int64 (n,), are in it; these are clipped to it."""
+    """Cut a window out of a sample.
+
+    Returns:
+        The view of the window, boxes clipped to it, and which boxes of the sample these are, int64 (n,).
+    """
     rows, columns = window.rows_and_columns
     piece = sample.image[:, rows, columns]
-    pixels = resize_image(piece, window.size) if window.size[0] < window.height else piece
+    # A piece that becomes larger is resized only in `View.weak`: so less travels between processes.
+    is_smaller = window.size[0] < window.height
     boxes = window.to_window(sample.boxes)
-    clipped = boxes.clamp(min=0).minimum(boxes.new_tensor(window.size[::-1] * 2))
-    kept = (box_area(clipped) > LEAST_VISIBLE * box_area(boxes)).nonzero()[:, 0]
+    clipped = clip_boxes(boxes, window.size)
+    is_visible = box_area(clipped) > LEAST_VISIBLE * box_area(boxes)
+    indices = is_visible.nonzero()[:, 0]
     drawn = None
     if sample.drawn is not None:
-        masks = resize_bool(sample.drawn.mask[kept][:, rows, columns], window.size)
-        drawn = DrawnMasks(masks, sample.drawn.present[kept])
-    piece_size = (window.height, window.width)
-    return View(
-        pixels,
-        clipped[kept],
-        sample.labels[kept],
-        sample.image_id,
-        piece_size,
-        window.size,
+        masks = sample.drawn.mask[indices][:, rows, columns]
+        masks = resize_bool(masks, window.size)
+        drawn = DrawnMasks(masks, sample.drawn.present[indices])
+    view = View(
+        pixels=resize_image(piece, window.size) if is_smaller else piece,
+        boxes=clipped[indices],
+        labels=sample.labels[indices],
+        image_id=sample.image_id,
+        original_size=(window.height, window.width),
+        size=window.size,
         drawn=drawn,
-    ), kept
+    )
+    return view, indices
 
 
 def random_window(
@@ -107,15 +128,16 @@ def random_window(
 ) -> View:
     """A window of `side` px around a random box of the sample, at a random place.
 
-    The longer side of the box becomes a log-uniform draw of `object_size` [px].
+    The longer side of the box becomes a size drawn between the two of `object_size` [px], uniform in its logarithm.
     """
-    which, size, *shift = torch.rand(4, generator=generator).tolist()
+    chance, size_chance, *shift = torch.rand(4, generator=generator).tolist()
     smallest, largest = object_size
     window = place_window(
-        sample.boxes[min(int(which * len(sample.boxes)), len(sample.boxes) - 1)],
+        sample.boxes[int(chance * len(sample.boxes))],
         (sample.image.shape[1], sample.image.shape[2]),
         side=side,
-        object_size=smallest * (largest / smallest) ** size,
+        object_size=smallest * (largest / smallest) ** size_chance,
         shift=(shift[0], shift[1]),
     )
-    return cut_window(sample, window)[0]
+    view, _ = cut_window(sample, window)
+    return view

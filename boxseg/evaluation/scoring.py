@@ -20,7 +20,8 @@ from torchvision.ops import box_convert
 
 from boxseg.coco.classes import ABSENT, SHOWN, find_labels, require_shared_class
 from boxseg.coco.masks import decode_part, encode_part
-from boxseg.data.dataset import CocoBoxes, coco_ground_truth
+from boxseg.data.dataset import CocoBoxes
+from boxseg.data.ground_truth import coco_ground_truth
 from boxseg.data.mask_files import encode_entry, read_masks
 from boxseg.errors import DataError
 from boxseg.evaluation.ap import CONFIDENT, CocoScores, ImageResult, coco_scores, encode_detections

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from boxseg.config.criterion import MASK_AP, Criterion
-from boxseg.data.dataset import coco_ground_truth
+from boxseg.data.ground_truth import coco_ground_truth
 from boxseg.data.loader import eval_batches
 from boxseg.drawing import drawing
 from boxseg.engine.distributed import gather_objects, rank, world_size

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from boxseg.coco.checks import read_well_formed, read_whole
 from boxseg.coco.masks import decode_part
-from boxseg.data.dataset import read_image
+from boxseg.data.images import read_image
 from boxseg.errors import DataError
 from boxseg.files.names import is_inside
 from boxseg.files.reading import read_json

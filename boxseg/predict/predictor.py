@@ -15,7 +15,7 @@ from torch import Tensor
 
 from boxseg.build import build_network
 from boxseg.config.method import BoxSegConfig
-from boxseg.data import dataset
+from boxseg.data.images import read_image
 from boxseg.data.loader import collate
 from boxseg.data.transforms import View, resize_only
 from boxseg.engine import checkpoint
@@ -182,7 +182,7 @@ def as_image(item: str | Path | Tensor | np.ndarray) -> Tensor:
         ShapeError: the tensor or array has another shape or dtype.
     """
     if isinstance(item, (str, Path)):
-        return dataset.read_image(Path(item))
+        return read_image(Path(item))
     image = item if isinstance(item, Tensor) else torch.from_numpy(np.moveaxis(item, -1, 0))
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
         raise ShapeError(

@@ -224,7 +224,7 @@ class _Training:
         recipe = recipe.moved(Path(scratch), folder)  # where boxes of a folder will be imported to
         if as_json:
             machine = str(Machine.here(device=self.device))
-            about = {"data": dict(fingerprint.told()), "machine": machine}
+            about = {"data": dict(fingerprint.rows()), "machine": machine}
             print_json({**about, **recipe.as_json()})
         else:
             for line in recipe.text().splitlines():

@@ -109,7 +109,7 @@ class LabelTask:
             tell(f"going on with {self.recipe_path}")
             return self.recipe_path
         fingerprint, estimated = self.choose()
-        for name, text in fingerprint.told():
+        for name, text in fingerprint.rows():
             tell(f"{name}: {text}")
         spec = estimated.spec().model_copy(update={"storage": self.storage or self.folder / RUNS})
         check(spec)

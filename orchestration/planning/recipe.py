@@ -248,7 +248,7 @@ def make_recipe(
     file_name = train.annotations.name
     title = [
         f"Chosen for {file_name}; what each value rests on is told in docs/recipes.md.",
-        *(f"{name}: {text}" for name, text in fingerprint.told()),
+        *(f"{name}: {text}" for name, text in fingerprint.rows()),
         f"machine: {machine}",
     ]
     recipe = Recipe(title, _with_overrides(choices, overrides), times)

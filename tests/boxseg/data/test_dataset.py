@@ -1,7 +1,5 @@
-import io
 import json
 import pickle
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +8,15 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from boxseg.coco.masks import decode_segmentation
 from boxseg.config.method import CocoSource
 from boxseg.data import dataset as coco
 from boxseg.data.dataset import (
     CocoBoxes,
-    coco_ground_truth,
-    decode_segmentation,
     load_boxes,
-    read_image,
     require_same_classes,
 )
+from boxseg.data.images import read_image
 from boxseg.errors import DataError
 
 
@@ -105,54 +102,6 @@ def test_rubbish_in_the_segmentations_does_not_matter_for_training(content, writ
         dataset.true_masks(0)
 
 
-@pytest.mark.parametrize(
-    "how", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1, "quality": 20}]
-)
-def test_a_jpeg_is_decoded_as_pil_decodes_it(tmp_path, how):
-    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(noise).resize((53, 37)).save(tmp_path / "a.jpg", **how)
-    with Image.open(tmp_path / "a.jpg") as picture:
-        expected = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    assert (read_image(tmp_path / "a.jpg").int() - expected.int()).abs().max() <= 1
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
-@pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_every_colour_mode_becomes_rgb(tmp_path, mode, suffix):
-    if (mode, suffix) == ("CMYK", "png"):
-        suffix = "jpg"
-    if (mode, suffix) == ("LA", "tiff"):
-        suffix = "webp"
-    pixels = np.zeros((6, 8, 3), dtype=np.uint8)
-    pixels[:, 4:] = 255
-    path = tmp_path / f"a.{suffix}"
-    Image.fromarray(pixels).convert(mode).save(path)
-    image = read_image(path).float()
-    assert image.shape == (3, 6, 8)
-    assert image[..., :2].max() < 30
-    assert image[..., 6:].min() > 225
-
-
-def test_colours_behind_transparency_stay(tmp_path):
-    pixels = np.full((4, 4, 4), 200, dtype=np.uint8)
-    pixels[..., 3] = 0
-    Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png")
-    assert (read_image(tmp_path / "a.png") == 200).all()
-
-
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    values = np.array([[0, 0x4000], [0x8000, 0xFFFF]], dtype=np.uint16)
-    Image.fromarray(values).save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png")[0].tolist() == [[0, 0x40], [0x80, 0xFF]]
-
-
-def test_exif_rotation_is_not_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_image(tmp_path / "a.jpg").shape == (3, 4, 8)
-
-
 def test_a_truncated_image_is_an_error_with_file_and_id(content, write_source):
     source = write_source(content)
     path = source.images / "b.png"
@@ -224,24 +173,6 @@ def test_a_mask_made_for_another_size_is_refused():
         decode_segmentation({"size": [2, 3], "counts": [1, 2, 3]}, (2, 4))
 
 
-def test_evaluation_names_the_annotation_whose_mask_pycocotools_would_die_of(tmp_path):
-    annotation = {"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}
-    content = {
-        "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 10}],
-        "annotations": [annotation | {"segmentation": [[1, 1, 2.0**40, 1, 1, 5]]}],
-        "categories": [{"id": 1, "name": "thing"}],
-    }
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps(content))
-    with pytest.raises(
-        DataError, match=r"a\.json: annotation 7 has a polygon with the coordinate 1.09951e\+12"
-    ):
-        coco_ground_truth(CocoSource(images=tmp_path, annotations=path))
-    content["annotations"][0] |= {"image_id": 2, "area": 5, "iscrowd": 1}
-    path.write_text(json.dumps(content))
-    assert coco_ground_truth(CocoSource(images=tmp_path, annotations=path)).getImgIds() == [1]
-
-
 def test_true_masks_of_the_toy_set_fill_their_boxes_tightly(toy):
     dataset = CocoBoxes(toy[0], train=True)
     for index in range(5):
@@ -250,21 +181,6 @@ def test_true_masks_of_the_toy_set_fill_their_boxes_tightly(toy):
         ):
             rows, columns = torch.nonzero(mask, as_tuple=True)
             assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == box
-
-
-def test_ground_truth_for_evaluation_is_quiet_and_complete(content, write_source):
-    for annotation in content["annotations"]:
-        annotation.pop("area")
-    del content["annotations"][0]["iscrowd"]
-    content["annotations"][0]["segmentation"] = [[5, 6, 15, 6, 15, 16, 5, 16]]
-    output = io.StringIO()
-    with redirect_stdout(output):
-        ground_truth = coco_ground_truth(write_source(content))
-    assert output.getvalue() == ""
-    first, second = ground_truth.loadAnns([1, 2])
-    assert (first["area"], first["iscrowd"]) == (100, 0)
-    assert second["area"] == 100
-    assert ground_truth.getCatIds() == [7, 3]
 
 
 def test_sources_with_other_classes_do_not_go_together(content, write_source):

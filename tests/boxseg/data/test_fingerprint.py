@@ -75,7 +75,7 @@ def test_an_object_with_a_hole_and_a_dark_set_are_told_apart_from_their_surround
 
 
 def test_nothing_is_told_of_surroundings_where_boxes_fill_their_images(tmp_path):
-    told = dict(take_fingerprint(write_boxes(tmp_path, (0, 0, 80, 60))).told())
+    told = dict(take_fingerprint(write_boxes(tmp_path, (0, 0, 80, 60))).rows())
     assert told["colours"] == "grey, lightness 0 of 100"
 
 

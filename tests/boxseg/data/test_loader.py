@@ -26,7 +26,7 @@ def loader(dataset, **changes):
         name: changes.pop(name, default)
         for name, default in (("short_sides", [64, 80]), ("max_size", 200))
     }
-    options = {"flip": 0.5, "strong": "strong", "batch_size": 4, "seed": 0}
+    options = {"flip": 0.5, "strong": "strong", "batch_size": 4, "seed": 0, "workers": 0}
     return TrainLoader(dataset, shape=partial(random_size, **sizes), **(options | changes))
 
 
@@ -222,7 +222,9 @@ def test_squares_are_shuffled_plainly():
 def test_evaluation_reads_the_given_images_in_order(toy):
     dataset = CocoBoxes(toy[1], train=False)
     indices = [7, 2, 5]
-    batches = list(eval_batches(dataset, indices, short_side=96, max_size=500, batch_size=2))
+    batches = list(
+        eval_batches(dataset, indices, short_side=96, max_size=500, batch_size=2, workers=0)
+    )
     assert [batch.image_ids for batch in batches] == [
         [dataset.image_id(7), dataset.image_id(2)],
         [dataset.image_id(5)],
@@ -242,7 +244,7 @@ def test_evaluation_works_with_loader_processes_images_without_boxes_and_no_imag
     (batch,) = eval_batches(dataset, [0, 1], workers=1, **options)
     assert [len(boxes) for boxes in batch.boxes] == [1, 0]
     assert batch.weak.shape == (2, 3, 64, 64)
-    assert list(eval_batches(dataset, [], **options)) == []
+    assert list(eval_batches(dataset, [], workers=0, **options)) == []
 
 
 def test_training_on_the_real_sets_reads(real_set):

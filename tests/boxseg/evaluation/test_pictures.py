@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from boxseg.data.dataset import CocoBoxes, coco_ground_truth
+from boxseg.data.dataset import CocoBoxes
+from boxseg.data.ground_truth import coco_ground_truth
 from boxseg.evaluation.ap import coco_scores
 from boxseg.evaluation.panels import place_numbers
 from boxseg.evaluation.pictures import (

@@ -1,0 +1,54 @@
+"""The annotation file as pycocotools wants it, to evaluate with."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+from pycocotools.coco import COCO
+
+from boxseg.coco.checks import read_well_formed
+from boxseg.coco.entries import Entry, image_sizes
+from boxseg.coco.masks import mask_area
+from boxseg.coco.segmentations import Size
+from boxseg.config.method import CocoSource
+from boxseg.errors import DataError
+from boxseg.files.reading import is_number
+
+
+def coco_ground_truth(source: CocoSource) -> COCO:
+    """The annotation file for pycocotools, with `area` and `iscrowd` filled in where they are missing.
+
+    Raises:
+        DataError: the annotation file is missing or not a COCO instance file, or a segmentation cannot be decoded.
+    """
+    ground_truth = COCO()
+    # A crowd's image may not be listed: nobody looks at it then.
+    content = read_well_formed(source.annotations, unlisted=True)
+    content.setdefault("info", {})  # pycocotools copies it
+    sizes = image_sizes(content)
+    for number, annotation in enumerate(content["annotations"], start=1):
+        annotation["iscrowd"] = int(bool(annotation.get("iscrowd")))
+        try:
+            area = _area(annotation, sizes.get(annotation["image_id"]))
+        except DataError as error:
+            place = f"{source.annotations}: annotation {annotation['id']}"
+            raise DataError(f"{place} {error}") from error
+        if not is_number(annotation.get("area")):
+            annotation["area"] = area
+        annotation["id"] = number  # from 1, as pycocotools takes the id 0 for "no match"
+    ground_truth.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        ground_truth.createIndex()
+    return ground_truth
+
+
+def _area(annotation: Entry, size: Size | None) -> float:
+    """Area of the mask in an image of (height, width), or of the box where there is no mask [px].
+
+    Raises:
+        DataError: the mask cannot be decoded.
+    """
+    if annotation.get("segmentation") and size is not None:
+        return float(mask_area(annotation["segmentation"], size))
+    return float(annotation["bbox"][2] * annotation["bbox"][3])
