@@ -18,13 +18,16 @@ TRAINING = {"workflowType": "machine_learning"}
 VIEW_TAG = "mlflow.sharedViewState."
 """Experiment tag that keeps a saved view, followed by its key."""
 SHOWN_METRICS = ("val/mask_ap", "val/box_ap", "qam/pseudo_iou")
-SCORE = "best"
-"""Metric and tag of a run that has ended: the deciding metric of its best evaluation."""
 LINES = 100
 """Most trials that one line chart draws; the parallel coordinates draw all that the page has loaded."""
 
 UNSMOOTHED = {"lineSmoothness": 0, "useGlobalLineSmoothing": False}
 """Of a line chart: the values as they are; there are few evaluations."""
+
+
+def score_name(metric: str) -> str:
+    """MLflow's metric of a run that has ended for its best evaluation by `metric`, whose own column shows the last."""
+    return f"best/{metric}"
 
 
 def experiment_url(server: str, experiment_id: str) -> str:
@@ -54,16 +57,17 @@ def save_comparison(
         settings.append("train.seed")
     metric = sweep["metric"]
     metrics = [metric, *(name for name in SHOWN_METRICS if name != metric)]
+    score = score_name(metric)
     state = {
         "searchFilter": f"tags.mlflow.parentRunId = '{run_id}'",
-        "orderByKey": f"metrics.`{SCORE}`",  # the metric itself shows the last evaluation
+        "orderByKey": f"metrics.`{score}`",
         "orderByAsc": sweep["mode"] == "min",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
         "selectedColumns": [
-            *(f"metrics.`{name}`" for name in (SCORE, *metrics)),
+            *(f"metrics.`{name}`" for name in (score, *metrics)),
             *(f"params.`{name}`" for name in settings),
             "tags.`status`",
         ],
@@ -73,7 +77,7 @@ def save_comparison(
                 "Settings",
                 "PARALLEL",
                 selectedParams=settings,
-                selectedMetrics=[SCORE],
+                selectedMetrics=[score],
                 showAllRuns=True,
             ),
             *map(_curve_chart, metrics),

@@ -21,7 +21,7 @@ from orchestration.tracking.artifacts import (
     copy_model,
     copy_results,
 )
-from orchestration.tracking.pages import SCORE, save_comparison
+from orchestration.tracking.pages import save_comparison, score_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -268,7 +268,9 @@ def _end_run(
             tags["best_step"] = str(status.best_step)
         end_ms = round(1000 * (status.ended or 0.0))
         step = status.step if status.best_step is None else status.best_step
-        client.log_batch(run_id, metrics=[Metric(SCORE, value, end_ms, step)])
+        client.log_batch(
+            run_id, metrics=[Metric(score_name(criterion.metric), value, end_ms, step)]
+        )
     if folder.best_checkpoint.exists():
         tags["best_checkpoint"] = str(folder.best_checkpoint)
         # `best` may move on meanwhile

@@ -147,7 +147,7 @@ def test_the_comparison_shows_the_swept_settings_and_the_metric(served, browser,
     drawn = browser.evaluate(
         "[...document.querySelectorAll('.parcoords text')].map(each => each.textContent)"
     )
-    for name in [*SPACE, "val/mask_ap"]:
+    for name in [*SPACE, "best/val/mask_ap"]:
         assert any(text.startswith(name) for text in drawn), f"{name} is not among the axes"
     assert f"{TRIALS} matching runs" in browser.evaluate("document.body.innerText")
     browser.screenshot(screenshots / "ui-comparison.png")

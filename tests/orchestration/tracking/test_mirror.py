@@ -216,7 +216,7 @@ def test_a_sweep_has_a_saved_view_of_its_trials_with_swept_settings_and_metric(s
         "PARALLEL",
         ["qam.k_top", "qam.iou_thr"],
     )
-    assert parallel["selectedMetrics"] == ["best"]
+    assert parallel["selectedMetrics"] == ["best/val/box_ap"]
     assert len(tags["mlflow.sharedViewState.viewed"]) < 5000
 
 
@@ -301,8 +301,9 @@ def test_runs_are_tagged_with_the_best_by_the_metric_of_their_sweep(storage, cli
         ("0.900000", "val/mask_ap max", "100"),
     ]
     assert mlflow_run(client, sweep).data.metrics[metric] == first[metric]
-    scores = [mlflow_run(client, run).data.metrics["best"] for run in (trial, sweep, alone)]
-    assert scores == [first[metric], first[metric], 0.9]
+    scores = [mlflow_run(client, run).data.metrics for run in (trial, sweep, alone)]
+    assert [each[f"best/{metric}"] for each in scores[:2]] == [first[metric]] * 2
+    assert scores[2]["best/val/mask_ap"] == 0.9
 
 
 def test_a_folder_that_cannot_be_copied_does_not_hold_up_the_others(storage, client):
