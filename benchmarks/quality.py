@@ -16,11 +16,12 @@ from benchmarks.harness import Table
 from benchmarks.outcome import last_run, val_data
 from boxseg.coco.classes import find_labels
 from boxseg.data.dataset import CocoBoxes
-from boxseg.evaluation.pseudo_quality import GOOD_IOU, auroc, mask_iou
-from boxseg.label.boxes import clash
+from boxseg.evaluation.pseudo_quality import GOOD_IOU, auroc
+from boxseg.label.boxes import outline_in
 from boxseg.label.maps import close_up, find_soft_masks
-from boxseg.label.outlines import find_outline
+from boxseg.label.parts import find_clashes
 from boxseg.label.quality import CLASH
+from boxseg.mask_parts import MaskPart, cut_masks
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
 
@@ -92,20 +93,16 @@ def _cases(data: CocoBoxes, predictor: Predictor, boxes: int, *, with_network: b
 def _cases_of_image(
     sample: Sample, drawn: Tensor, predictor: Predictor, *, with_network: bool
 ) -> list[Case]:
-    masks, outlines = torch.zeros_like(drawn), []
-    for row, box in enumerate(sample.boxes):
+    parts, outlines = [], []
+    for row in range(len(sample.boxes)):
         looked_at = close_up(predictor, sample, row)
-        window = looked_at.window
-        soft = None
-        if with_network:
-            seen = find_soft_masks(predictor, [looked_at])[0]
-            soft = seen.soft.numpy() if seen.num_candidates else None
-        rows, columns = window.rows_and_columns
-        in_window = box - torch.tensor([window.left, window.top] * 2)
-        outline = find_outline(sample.image[:, rows, columns].numpy(), in_window.numpy(), soft)
-        masks[row, rows, columns] = torch.from_numpy(outline.mask)
+        seen = find_soft_masks(predictor, [looked_at])[0] if with_network else None
+        outline = outline_in(sample, row, looked_at, seen)
+        parts.append(MaskPart(outline.mask, looked_at.window.top, looked_at.window.left))
         outlines.append(outline)
-    claimed = clash(masks, torch.ones(len(masks), dtype=torch.bool)).tolist()
+    every = torch.ones(len(parts), dtype=torch.bool)
+    claimed = find_clashes(parts, every, sample.original_size).tolist()
+    ious = [part.iou(true) for part, true in zip(parts, cut_masks(drawn.numpy()), strict=True)]
     return [
         Case(
             outline.measures | {"clash": share},
@@ -113,9 +110,7 @@ def _cases_of_image(
             iou,
             outline.is_clean,
         )
-        for outline, share, iou in zip(
-            outlines, claimed, mask_iou(masks, drawn).tolist(), strict=True
-        )
+        for outline, share, iou in zip(outlines, claimed, ious, strict=True)
     ]
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from boxseg.errors import ShapeError
+from boxseg.mask_parts import MaskPart, place_masks
 
 MASK_STRIDE = 4
 """Pixels of the padded image per cell of a mask map: the resolution of all mask losses."""
@@ -302,16 +303,30 @@ class Detections:
     """Float (D,) in [0, 1]."""
     labels: Tensor
     """int64 (D,), class index."""
-    masks: Tensor
-    """Bool (D, height, width)."""
+    parts: Sequence[MaskPart]
+    """D masks, each in a rectangle around it, on the host."""
+    size: tuple[int, int]
+    """(height, width) of the image file, pixels."""
     image_id: int = -1
+
+    @property
+    def masks(self) -> Tensor:
+        """Bool (D, height, width), made anew from `parts` at each call: costly for many objects of a large image."""
+        return torch.from_numpy(place_masks(self.parts, self.size)).to(self.boxes.device)
+
+    def take(self, index: Tensor) -> Detections:
+        """The detections of an index int64 (K,), in its order."""
+        return replace(
+            self,
+            boxes=self.boxes[index],
+            scores=self.scores[index],
+            labels=self.labels[index],
+            parts=[self.parts[row] for row in index.tolist()],
+        )
 
     def from_score(self, least: float) -> Detections:
         """Those of at least this score."""
-        kept = self.scores >= least
-        return Detections(
-            self.boxes[kept], self.scores[kept], self.labels[kept], self.masks[kept], self.image_id
-        )
+        return self.take((self.scores >= least).nonzero()[:, 0])
 
 
 class MaskNetwork(nn.Module, ABC):

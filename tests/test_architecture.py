@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# What the rooms of boxseg may use of one another, from the bottom up. Every room may use `errors`, `structures` and
-# `files`; networks, losses, teacher and copy-paste know nothing of one another, as networks arrive as arguments.
-FREE = {"errors", "structures", "files", "config"}
+# What the rooms of boxseg may use of one another, from the bottom up. Every room may use `errors`, `structures`,
+# `mask_parts` and `files`; networks, losses, teacher and copy-paste know nothing of one another, as networks arrive as
+# arguments.
+FREE = {"errors", "structures", "mask_parts", "files", "config"}
 ROOMS = {
     "config": set(),
     "files": set(),
@@ -55,6 +56,7 @@ TORCH_FREE = (
     "boxseg.coco.good_masks",
     "boxseg.files.images",
     "boxseg.data.misfits",
+    "boxseg.mask_parts",
     "boxseg.files.reading",
     "boxseg.engine.checkpoint",
     "orchestration.config.spec",

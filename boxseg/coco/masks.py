@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,64 +10,10 @@ from pycocotools import mask as coco_mask
 
 from boxseg.coco.segmentations import Size, find_problem, read_runs
 from boxseg.errors import DataError
+from boxseg.mask_parts import NO_MASK, Mask, MaskPart
 
-Mask = NDArray[np.bool_]
-"""Bool (h, w)."""
 Rle = dict[str, Any]
 """COCO's compressed run lengths, ready for JSON: `size`, height and width, and the text `counts`."""
-
-
-@dataclass(frozen=True)
-class MaskPart:
-    """A mask without the empty rows and columns around it: what an object needs of a large image."""
-
-    pixels: Mask
-    """(h, w); nothing beyond it belongs to the object."""
-    top: int = 0
-    """Row of the image that the first row is."""
-    left: int = 0
-    """Column of the image that the first column is."""
-
-    def within(self, top: int, left: int, size: Size) -> Mask:
-        """The mask in another rectangle of the image.
-
-        Args:
-            top: First row of the rectangle.
-            left: Its first column.
-            size: Its (height, width), which the result has.
-        """
-        result = np.zeros(size, dtype=np.bool_)
-        height, width = self.pixels.shape
-        # What both have in common, in pixels of the image.
-        y1, y2 = max(self.top, top), min(self.top + height, top + size[0])
-        x1, x2 = max(self.left, left), min(self.left + width, left + size[1])
-        if y2 > y1 and x2 > x1:
-            rows = slice(y1 - self.top, y2 - self.top)
-            columns = slice(x1 - self.left, x2 - self.left)
-            result[y1 - top : y2 - top, x1 - left : x2 - left] = self.pixels[rows, columns]
-        return result
-
-    def trimmed(self) -> MaskPart:
-        """The same mask without the empty rows and columns around it."""
-        x1, y1, x2, y2 = self.bounds()
-        if not x2:  # an empty mask stays where it is
-            return MaskPart(np.zeros((0, 0), dtype=np.bool_), self.top, self.left)
-        pixels = self.within(y1, x1, (y2 - y1, x2 - x1))
-        return MaskPart(pixels, top=y1, left=x1)
-
-    def bounds(self) -> tuple[int, int, int, int]:
-        """x1 y1 x2 y2 in pixels of the image, x2 and y2 being the last pixel + 1; zeros for an empty mask.
-
-        >>> MaskPart(np.eye(3, dtype=bool), top=5, left=7).bounds()
-        (7, 5, 10, 8)
-        """
-        rows = np.flatnonzero(self.pixels.any(axis=1))
-        columns = np.flatnonzero(self.pixels.any(axis=0))
-        if not len(rows):
-            return 0, 0, 0, 0
-        x1, x2 = int(columns[0]), int(columns[-1]) + 1
-        y1, y2 = int(rows[0]), int(rows[-1]) + 1
-        return x1 + self.left, y1 + self.top, x2 + self.left, y2 + self.top
 
 
 def encode_segmentation(segmentation: Any, size: Size) -> Rle:
@@ -131,7 +76,7 @@ def decode_part(segmentation: Any, size: Size) -> MaskPart:
     starts = ends - runs
     filled = np.flatnonzero(runs[1::2]) * 2 + 1  # indices of runs that hold some of the mask
     if not len(filled):
-        return MaskPart(np.zeros((0, 0), dtype=np.bool_))
+        return NO_MASK
     first, last = filled[0], filled[-1]
     left = int(starts[first]) // height
     right = -(-int(ends[last]) // height)  # rounded up

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from boxseg.coco.masks import Mask, MaskPart, decode_part
+from boxseg.coco.masks import decode_part
 from boxseg.coco.segmentations import Size
+from boxseg.mask_parts import Mask, MaskPart
 
 Polygon = NDArray[np.int64]
 """(P, 2): x y of the corners in pixels, in order, the first not repeated."""

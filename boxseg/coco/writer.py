@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boxseg.coco.entries import Entry
-from boxseg.coco.masks import MaskPart, encode_rle
+from boxseg.coco.masks import encode_rle
 from boxseg.coco.segmentations import Size
 from boxseg.errors import DataError
+from boxseg.mask_parts import MaskPart
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_convert
 
-from boxseg.coco.masks import encode_rle
+from boxseg.coco.masks import encode_part
 from boxseg.config.method import FcosConfig
 from boxseg.engine.distributed import gather_objects
 from boxseg.model.postprocess import postprocess
@@ -135,7 +135,7 @@ def area_ratios(result: ImageResult) -> np.ndarray:
 def encode_detections(found: Detections) -> ImageResult:
     """Detections as arrays and run-length encoded masks on the host."""
     boxes = box_convert(found.boxes.cpu().double(), "xyxy", "xywh").numpy()
-    rles = [encode_rle(mask) for mask in found.masks.cpu().numpy()]
+    rles = [encode_part(part, found.size) for part in found.parts]
     return ImageResult(
         found.image_id, boxes, found.scores.cpu().numpy(), found.labels.cpu().numpy(), rles
     )

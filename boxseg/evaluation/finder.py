@@ -13,6 +13,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from boxseg.config.method import FcosConfig
 from boxseg.evaluation.ap import finish
 from boxseg.evaluation.tiles import Tiles
+from boxseg.mask_parts import MaskPart
 from boxseg.model.postprocess import choose_detections, finish_masks
 from boxseg.ops.boxes import box_area, box_intersection, box_iou, scale_boxes
 from boxseg.ops.masks import REACH, tight_boxes
@@ -80,37 +81,39 @@ class Finder:
             maps=_cut_maps(logits.sigmoid(), top // MASK_STRIDE, left // MASK_STRIDE),
         )
 
-    def _join(self, image: int, parts: list[_Part]) -> Detections:
+    def _join(self, image: int, tiles: list[_Part]) -> Detections:
         size, original_size = self._batch.sizes[image], self._batch.original_sizes[image]
-        objects = _join_cut(parts)
+        objects = _join_cut(tiles)
         kept = torch.arange(len(objects.rows))
-        if len(parts) > 1:  # a single tile has been through this
+        if len(tiles) > 1:  # a single tile has been through this
             kept = batched_nms(
                 objects.boxes, objects.scores, objects.labels, self._settings.nms_thr
             )
             kept = kept[: self._settings.topk]
-        maps = [each for part in parts for each in part.maps]
+        maps = [each for tile in tiles for each in tile.maps]
         cells = [side // MASK_STRIDE for side in self._batch.weak.shape[-2:]]
         canvas = torch.zeros(cells, device=self._batch.weak.device)
-        masks = canvas.new_zeros((len(kept), *original_size), dtype=torch.bool)
+        parts: list[MaskPart] = []
         certainty = torch.zeros(len(kept))
         for place, number in enumerate(kept.tolist()):
             _draw(canvas, [maps[row] for row in objects.rows[number]])
-            mask, sure = finish_masks(canvas[None], size, original_size)
-            masks[place], certainty[place] = mask[0], sure[0]
+            (part,), sure = finish_masks(canvas[None], size, original_size)
+            parts.append(part)
+            certainty[place] = sure[0]
             canvas.zero_()
         scores = (objects.scores[kept] * certainty).sqrt()
-        order = scores.argsort(descending=True, stable=True)
         boxes = clip_boxes_to_image(
             scale_boxes(objects.boxes[kept], size, original_size), original_size
         )
-        return Detections(
-            boxes=boxes[order].to(masks.device),
-            scores=scores[order].to(masks.device),
-            labels=objects.labels[kept][order].to(masks.device),
-            masks=masks[order.to(masks.device)],
+        detections = Detections(
+            boxes=boxes.to(canvas.device),
+            scores=scores.to(canvas.device),
+            labels=objects.labels[kept].to(canvas.device),
+            parts=parts,
+            size=original_size,
             image_id=self._batch.image_ids[image],
         )
+        return detections.take(scores.argsort(descending=True, stable=True).to(canvas.device))
 
 
 @dataclass(frozen=True)

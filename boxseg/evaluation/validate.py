@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boxseg.coco.masks import decode_part
 from boxseg.config.criterion import MASK_AP, Criterion
 from boxseg.data.ground_truth import coco_ground_truth
 from boxseg.data.loader import eval_batches
@@ -24,6 +25,7 @@ from boxseg.evaluation.panels import PanelRow, draw_panels
 from boxseg.evaluation.pictures import Extremes, draw_evaluation
 from boxseg.evaluation.pseudo_quality import mask_iou, quality_metrics
 from boxseg.evaluation.tiles import Tiles, cut_tiles
+from boxseg.mask_parts import MaskPart, place_masks
 from boxseg.ops.boxes import box_iou, scale_boxes
 from boxseg.ops.masks import aligned_bilinear, box_masks, resize_bool
 from boxseg.structures import MASK_STRIDE, Batch, Detections, MaskNetwork, PseudoMasks
@@ -254,10 +256,15 @@ class PseudoMaskWatcher:
         self, masks: Tensor, quality: Tensor, batch: Batch, position: int
     ) -> Tensor | None:
         data = self._trainer.val_data
-        true = data.true_masks(data.index_of(batch.image_ids[position]))
-        if true is None or not len(true):
+        index, size = data.index_of(batch.image_ids[position]), batch.sizes[position]
+        drawn = data.drawn_rles(index)
+        if None in drawn or not drawn:
             return None
-        iou = mask_iou(masks, resize_bool(true, batch.sizes[position]).to(masks.device))
+        true = [
+            _small_mask(decode_part(rle, data.size(index)), data.size(index), size)
+            for rle in drawn
+        ]
+        iou = mask_iou(masks, torch.stack(true).to(masks.device))
         self.labelled.extend(zip(quality.tolist(), iou.tolist(), strict=True))
         return iou
 
@@ -274,15 +281,23 @@ class PseudoMaskWatcher:
         chosen = best_per_box(
             found, scale_boxes(boxes, (height, width), batch.original_sizes[position])
         )
-        masks = found.masks[chosen].cpu().reshape(-1, *batch.original_sizes[position])
+        masks = [
+            _small_mask(found.parts[row], found.size, (height, width)) for row in chosen.tolist()
+        ]
         return PanelRow(
             image=batch.weak[position, :, :height, :width].cpu(),
             boxes=boxes,
             teacher_masks=teacher_masks,
             quality=quality,
-            student_masks=resize_bool(masks, (height, width)),
+            student_masks=torch.stack(masks) if masks else torch.zeros(0, height, width).bool(),
             scores=found.scores[chosen].cpu(),
         )
+
+
+def _small_mask(part: MaskPart, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """A mask of an image of (height, width) at another size, see `resize_bool`; one frame at a time is made."""
+    frame = torch.from_numpy(place_masks([part], size))
+    return resize_bool(frame, new_size)[0]
 
 
 def _join_labels(

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
-from boxseg.coco.masks import MaskPart
 from boxseg.errors import ShapeError
-from boxseg.label.maps import UNKNOWN, CloseUp, SoftMask, close_up, find_soft_masks
-from boxseg.label.outlines import find_outline
+from boxseg.label.maps import UNKNOWN, CloseUp, OtherMask, SoftMask, close_up, find_soft_masks
+from boxseg.label.outlines import Outline, find_outline
+from boxseg.label.parts import box_fits, find_clashes
 from boxseg.label.quality import CLASH
-from boxseg.ops.boxes import box_area, box_iou
-from boxseg.ops.masks import tight_boxes
+from boxseg.mask_parts import NO_MASK, MaskPart, place_masks
+from boxseg.ops.boxes import box_area
 from boxseg.predict.predictor import Predictor, as_image
 from boxseg.structures import Sample
 
@@ -29,8 +29,10 @@ LABEL_VERSION = 4
 class BoxLabels:
     """Masks for the known boxes of one image."""
 
-    mask: Tensor
-    """Bool (N, height, width), pixels of the image, inside the box; empty only for a box without area."""
+    parts: Sequence[MaskPart]
+    """N masks, each in a rectangle around it; empty only for a box without area, and where a file has none."""
+    size: tuple[int, int]
+    """(height, width) of the image, pixels."""
     quality: Tensor
     """Float (N,) in [0, 1]: the IoU to expect with a mask drawn by hand, see `boxseg.label.quality`, less what other
     masks claim of it; 0 where the mask is the box itself for want of another, or empty."""
@@ -38,9 +40,10 @@ class BoxLabels:
     """int64 (N,): detections that were fused, of the close-up and its mirror image; 0 where the network found nothing,
     so that place, colours and edges alone made the mask."""
 
-    def part(self, row: int) -> MaskPart:
-        """The mask of a box, cut to its pixels."""
-        return MaskPart(self.mask[row].numpy()).trimmed()
+    @property
+    def mask(self) -> Tensor:
+        """Bool (N, height, width), made anew from `parts` at each call: costly for many boxes of a large image."""
+        return torch.from_numpy(place_masks(self.parts, self.size))
 
 
 def label_boxes(
@@ -84,9 +87,8 @@ def label_boxes(
             f"boxes {tuple(boxes.shape)}, labels {tuple(labels.shape)}; (N, 4) and (N,) are needed"
         )
     size = (image.shape[1], image.shape[2])
-    sample = Sample(
-        image, clip_boxes_to_image(boxes.float(), size), labels, image_id=-1, original_size=size
-    )
+    boxes = clip_boxes_to_image(boxes.float(), size)
+    sample = Sample(image, boxes, labels, image_id=-1, original_size=size)
     return label_together(predictor, [sample], [others])[0]
 
 
@@ -94,57 +96,50 @@ def label_together(
     predictor: Predictor, samples: Sequence[Sample], others: Sequence[BoxLabels | None]
 ) -> list[BoxLabels]:
     """`label_boxes` for several images at once, which saves time on a GPU; what a box gets depends on it alone."""
-    rows = [(box_area(each.boxes) > 0).nonzero()[:, 0].tolist() for each in samples]
-    close_ups = [
-        [_close_up(predictor, sample, row, other) for row in of_sample]
-        for sample, of_sample, other in zip(samples, rows, others, strict=True)
-    ]
-    soft_masks = iter(
-        find_soft_masks(predictor, [each for of_sample in close_ups for each in of_sample])
-    )
-    return [
-        _assemble(sample, of_sample, [(each, next(soft_masks)) for each in looked_at])
-        for sample, of_sample, looked_at in zip(samples, rows, close_ups, strict=True)
-    ]
+    close_ups: list[
+        dict[int, CloseUp]
+    ] = []  # of each image: row of a box with an area -> its close-up
+    for sample, other in zip(samples, others, strict=True):
+        rows = (box_area(sample.boxes) > 0).nonzero()[:, 0].tolist()
+        close_ups.append({row: _close_up(predictor, sample, row, other) for row in rows})
+    in_a_row = [close_up for of_image in close_ups for close_up in of_image.values()]
+    soft_masks = iter(find_soft_masks(predictor, in_a_row))
+    labels = []
+    for sample, of_image in zip(samples, close_ups, strict=True):
+        seen = {row: (close_up, next(soft_masks)) for row, close_up in of_image.items()}
+        labels.append(_assemble(sample, seen))
+    return labels
 
 
 def _close_up(predictor: Predictor, sample: Sample, row: int, others: BoxLabels | None) -> CloseUp:
     made = close_up(predictor, sample, row)
-    if others is None or not bool(others.mask[row].any()):
+    if others is None or not others.parts[row].area:
         return made
-    own_fit = float(fit(others.mask[row : row + 1], sample.boxes[row : row + 1])[0])
-    return replace(made, other=(others.mask[row], float(others.quality[row]), own_fit))
+    part = others.parts[row]
+    fit = float(box_fits([part], sample.boxes[row : row + 1])[0])
+    return replace(made, other=OtherMask(part, float(others.quality[row]), fit))
 
 
-def _assemble(
-    sample: Sample, rows: Sequence[int], found: Sequence[tuple[CloseUp, SoftMask]]
-) -> BoxLabels:
+def _assemble(sample: Sample, seen: dict[int, tuple[CloseUp, SoftMask]]) -> BoxLabels:
     """The masks of an image from the maps of its close-ups."""
-    masks = torch.zeros(len(sample.boxes), *sample.image.shape[1:], dtype=torch.bool)
-    quality, counts = torch.zeros(len(masks)), torch.zeros(len(masks), dtype=torch.int64)
-    for row, (looked_at, soft_mask) in zip(rows, found, strict=True):
-        window = looked_at.window
-        rows_of, columns = window.rows_and_columns
-        box = sample.boxes[row] - torch.tensor([window.left, window.top] * 2)
-        outline = find_outline(
-            sample.image[:, rows_of, columns].numpy(),
-            box.numpy(),
-            soft_mask.soft.numpy() if soft_mask.num_candidates else None,
-        )
-        masks[row, rows_of, columns] = torch.from_numpy(outline.mask)
-        quality[row], counts[row] = outline.quality, soft_mask.num_candidates
-    return BoxLabels(masks, (quality - CLASH * clash(masks, quality > 0)).clamp(min=0), counts)
+    count, size = len(sample.boxes), (sample.image.shape[1], sample.image.shape[2])
+    parts = [NO_MASK] * count
+    quality, num_candidates = torch.zeros(count), torch.zeros(count, dtype=torch.int64)
+    for row, (looked_at, soft_mask) in seen.items():
+        outline = outline_in(sample, row, looked_at, soft_mask)
+        parts[row] = MaskPart(outline.mask, looked_at.window.top, looked_at.window.left).trimmed()
+        quality[row], num_candidates[row] = outline.quality, soft_mask.num_candidates
+    clashes = find_clashes(parts, quality > 0, size)
+    return BoxLabels(parts, size, (quality - CLASH * clashes).clamp(min=0), num_candidates)
 
 
-def fit(masks: Tensor, boxes: Tensor) -> Tensor:
-    """IoU (N,) of each mask's own box with the given one: 1 for a mask that touches all four sides from inside."""
-    return box_iou(tight_boxes(masks), boxes).diagonal()
-
-
-def clash(masks: Tensor, found: Tensor) -> Tensor:
-    """Share (N,) of each mask (N, h, w) that another mask claims as well, of those that were found (N,).
-
-    A pixel belongs to one object: where masks clash, one of them is wrong.
-    """
-    claimed = (masks & found[:, None, None]).sum(dim=0) > 1
-    return (masks & claimed).sum(dim=(1, 2)) * found / masks.sum(dim=(1, 2)).clamp(min=1)
+def outline_in(
+    sample: Sample, row: int, looked_at: CloseUp, soft_mask: SoftMask | None
+) -> Outline:
+    """The mask of a box of a sample in the window of its close-up, with what the network says about it, if anything."""
+    window = looked_at.window
+    rows, columns = window.rows_and_columns
+    box = sample.boxes[row] - torch.tensor([window.left, window.top] * 2)
+    is_heard = soft_mask is not None and soft_mask.num_candidates > 0
+    soft = soft_mask.soft.numpy() if soft_mask is not None and is_heard else None
+    return find_outline(sample.image[:, rows, columns].numpy(), box.numpy(), soft)

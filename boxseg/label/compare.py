@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from boxseg.coco.masks import decode_part
 from boxseg.data.dataset import CocoBoxes
-from boxseg.evaluation.pseudo_quality import mask_iou, quality_metrics
+from boxseg.evaluation.pseudo_quality import quality_metrics
+from boxseg.label.boxes import BoxLabels
 from boxseg.label.sources import BatchSource
+from boxseg.mask_parts import MaskPart
 
-KEPT = 0.8
+BEST_SHARE = 0.8
 """Share of the masks, those of best quality, for `best_iou`."""
 
 
@@ -34,41 +36,51 @@ def compare_sources(
     Raises:
         DataError: an image cannot be read.
     """
-    # for each box (S, S): IoU of the masks of every two sources
-    ious: list[NDArray[np.float64]] = []
-    # for each box with a drawn mask (S, 2): quality, IoU with the drawn mask
-    drawn: list[NDArray[np.float64]] = []
+    pair_ious: dict[tuple[str, str], list[float]] = {}
+    drawn_pairs: dict[str, list[tuple[float, float]]] = {}  # quality, IoU with the drawn mask
     for index in indices:
         ids = data.annotation_ids(index)
-        if ids:
-            sample, true = data[index], data.true_masks(index)
-            labels = [source([(sample, ids)])[0] for source in sources.values()]
-            masks = torch.stack([each.mask for each in labels])  # (S, N, h, w)
-            pairs = torch.stack(
-                [torch.stack([mask_iou(here, there) for there in masks]) for here in masks]
-            )
-            ious.extend(pairs.permute(2, 0, 1).double().numpy())
-            if true is not None:
-                iou = torch.stack([mask_iou(each, true) for each in masks])
-                quality = torch.stack([each.quality for each in labels])
-                drawn.extend(torch.stack([quality, iou], dim=2).transpose(0, 1).double().numpy())
-    means = np.mean(ious, axis=0).tolist() if ious else ()
-    of_source = np.stack(drawn, axis=1) if drawn else ()  # (S, boxes, 2)
-    agreement = {
-        name: dict(zip(sources, row, strict=True))
-        for name, row in zip(sources, means, strict=False)
-    }
-    return {
-        "agreement": agreement,
-        "drawn": {name: _summary(pairs) for name, pairs in zip(sources, of_source, strict=False)},
-    }
+        if not ids:
+            continue
+        sample, drawn = data[index], _drawn_parts(data, index)
+        labels = {name: source([(sample, ids)])[0] for name, source in sources.items()}
+        for name, of_source in labels.items():
+            for other, of_other in labels.items():
+                ious = _ious(of_source, of_other.parts)
+                pair_ious.setdefault((name, other), []).extend(ious)
+            if drawn is not None:
+                qualities = of_source.quality.tolist()
+                pairs = zip(qualities, _ious(of_source, drawn), strict=True)
+                drawn_pairs.setdefault(name, []).extend(pairs)
+    agreement: dict[str, dict[str, float]] = {}
+    for (name, other), ious in pair_ious.items():
+        agreement.setdefault(name, {})[other] = float(np.mean(ious))
+    summaries = {name: _summary(np.array(pairs)) for name, pairs in drawn_pairs.items()}
+    return {"agreement": agreement, "drawn": summaries}
+
+
+def _drawn_parts(data: CocoBoxes, index: int) -> list[MaskPart] | None:
+    """The drawn masks of all boxes of an image; None if one has none."""
+    parts = []
+    for rle in data.drawn_rles(index):
+        if rle is None:
+            return None
+        parts.append(decode_part(rle, data.size(index)))
+    return parts
+
+
+def _ious(labels: BoxLabels, others: Sequence[MaskPart]) -> list[float]:
+    """IoU of each mask with the one of another source for the same box."""
+    return [part.iou(other) for part, other in zip(labels.parts, others, strict=True)]
 
 
 def _summary(pairs: NDArray[np.float64]) -> dict[str, float]:
-    """Of (N, 2): quality, IoU."""
+    """What the `drawn` of a source is, from the quality and IoU (N, 2) of its masks."""
     metrics = quality_metrics(pairs.tolist())
-    best = pairs[np.argsort(-pairs[:, 0], kind="stable")[: max(int(KEPT * len(pairs)), 1)], 1]
-    told = {"iou": metrics["pseudo_iou"], "best_iou": float(best.mean())}
-    return told | {
-        name: metrics[name] for name in ("quality_auroc", "quality_rank") if name in metrics
-    }
+    best_first = np.argsort(-pairs[:, 0], kind="stable")
+    best = best_first[: max(int(BEST_SHARE * len(pairs)), 1)]
+    summary = {"iou": metrics["pseudo_iou"], "best_iou": float(pairs[best, 1].mean())}
+    for name in ("quality_auroc", "quality_rank"):
+        if name in metrics:
+            summary[name] = metrics[name]
+    return summary

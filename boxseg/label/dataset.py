@@ -20,7 +20,7 @@ from torchvision.ops import clip_boxes_to_image
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from boxseg.coco.checks import read_whole
-from boxseg.coco.masks import MaskPart, encode_part
+from boxseg.coco.masks import encode_part
 from boxseg.coco.outlines import find_part_polygons
 from boxseg.coco.segmentations import find_problem
 from boxseg.data.dataset import CocoBoxes
@@ -30,8 +30,9 @@ from boxseg.files.writing import naming_storage_faults, no_link, write_atomic
 from boxseg.formats.yolo_writer import write_yolo
 from boxseg.label.boxes import BoxLabels
 from boxseg.label.checks import DOUBTS, check_mask
-from boxseg.label.parts import PartLabels, box_part, inside_window, window_around
+from boxseg.label.parts import box_part, inside_window, window_around
 from boxseg.label.sources import BatchSource
+from boxseg.mask_parts import MaskPart
 from boxseg.predict.predictor import in_batches
 from boxseg.structures import Sample
 
@@ -183,15 +184,16 @@ def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> li
     ]
 
 
-def _describe(
-    sample: Sample, ids: Sequence[int], found: BoxLabels | PartLabels
-) -> list[dict[str, Any]]:
+def _describe(sample: Sample, ids: Sequence[int], found: BoxLabels) -> list[dict[str, Any]]:
     labels = []
     for row, annotation_id in enumerate(ids):
         quality, candidates = round(float(found.quality[row]), 4), int(found.num_candidates[row])
-        part = found.part(row)
         told = _describe_mask(
-            part, sample.boxes[row], sample.original_size, quality=quality, candidates=candidates
+            found.parts[row],
+            sample.boxes[row],
+            sample.original_size,
+            quality=quality,
+            candidates=candidates,
         )
         labels.append({"id": annotation_id, **told})
     return labels

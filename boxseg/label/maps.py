@@ -16,6 +16,7 @@ from boxseg.data.transforms import View, flip_view
 from boxseg.data.windows import Window, cut_window, place_window
 from boxseg.engine.step import fuse_candidates
 from boxseg.evaluation.tiles import whole_images
+from boxseg.mask_parts import MaskPart
 from boxseg.ops.images import resized_shape
 from boxseg.ops.masks import resize_masks
 from boxseg.ops.neighbours import sample_cells
@@ -40,14 +41,24 @@ CONTEXT = 1.75
 
 
 @dataclass(frozen=True)
+class OtherMask:
+    """The mask of another tool for a known box."""
+
+    part: MaskPart
+    quality: float
+    fit: float
+    """IoU of its own box with the known one."""
+
+
+@dataclass(frozen=True)
 class CloseUp:
     """One known box in the window of its image that the network looks at."""
 
     window: Window
     view: View
     """With this box alone, clipped to the window."""
-    other: tuple[Tensor, float, float] | None = None
-    """Mask of another tool, bool (height, width) of the image, its quality and its fit to the box."""
+    other: OtherMask | None = None
+    """One more candidate, where another tool has a mask for the box."""
 
 
 @dataclass(frozen=True)
@@ -165,19 +176,17 @@ def _join(candidates: Candidates, close_up: CloseUp, batch: Batch) -> Candidates
     """The candidates, and after them the mask of the other tool."""
     if close_up.other is None or not close_up.view.boxes.numel():
         return candidates
-    mask, quality, fit = close_up.other
-    window, view = close_up.window, close_up.view
-    piece = mask[window.rows_and_columns]
-    small = F.interpolate(piece[None, None].float(), view.size, mode="bilinear", antialias=True)[
-        0, 0
-    ]
+    other, window, view = close_up.other, close_up.window, close_up.view
+    piece = other.part.within(window.top, window.left, (window.height, window.width))
+    cells = torch.from_numpy(piece)[None, None].float()
+    small = F.interpolate(cells, view.size, mode="bilinear", antialias=True)[0, 0]
     small = small.flip(1) if view.is_flipped else small
     height, width = batch.weak.shape[-2:]
     padded = F.pad(small, (0, width - view.size[1], 0, height - view.size[0]))
     more = (
         sample_cells(padded[None]),
-        torch.tensor([quality]),
-        torch.tensor([fit]),
+        torch.tensor([other.quality]),
+        torch.tensor([other.fit]),
         torch.tensor([0]),
     )
     own = (candidates.mask_probs, candidates.score, candidates.box_iou, candidates.box_index)

@@ -1,67 +1,74 @@
-"""Masks of known boxes cut to their pixels: a large image of a hundred boxes would be a hundred frames otherwise."""
+"""Masks of known boxes in the windows around them: what is measured of a mask, without a frame of the image."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from boxseg.coco.masks import Mask, MaskPart
-from boxseg.label.boxes import BoxLabels
+from boxseg.mask_parts import Mask, MaskPart
+from boxseg.ops.boxes import box_iou
 from boxseg.ops.masks import pixels_inside
 
-
-@dataclass(frozen=True)
-class PartLabels:
-    """`BoxLabels` whose masks are cut to their pixels."""
-
-    parts: Sequence[MaskPart]
-    """One for each box."""
-    size: tuple[int, int]
-    """(height, width) of the image, pixels."""
-    quality: Tensor
-    num_candidates: Tensor
-
-    @property
-    def mask(self) -> Tensor:
-        """Bool (N, height, width), made anew."""
-        masks = [part.within(0, 0, self.size) for part in self.parts]
-        return torch.from_numpy(np.array(masks, dtype=np.bool_).reshape(-1, *self.size))
-
-    def part(self, row: int) -> MaskPart:
-        """The mask of a box."""
-        return self.parts[row]
-
-    def whole(self) -> BoxLabels:
-        """The same with masks of the size of the image."""
-        return BoxLabels(self.mask, self.quality, self.num_candidates)
+Rectangle = tuple[int, int, int, int]
+"""First row and column of a piece of an image, its height and width, pixels."""
 
 
 def box_part(box: Tensor, size: tuple[int, int]) -> MaskPart:
     """The pixels of a box (4,), inside an image of (height, width), as `pixels_inside` gives them."""
     window = window_around(box, None, size)
-    return MaskPart(inside_window(box, window), window[0], window[1]).trimmed()
+    top, left = window[:2]
+    return MaskPart(inside_window(box, window), top, left).trimmed()
 
 
-def window_around(
-    box: Tensor, part: MaskPart | None, size: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    """First row and column, height and width of what a box (4,) and a mask cover of an image of (height, width)."""
+def window_around(box: Tensor, part: MaskPart | None, size: tuple[int, int]) -> Rectangle:
+    """What a box (4,) and a mask cover of an image of (height, width); one pixel at least."""
     x1, y1, x2, y2 = box.tolist()
-    sides = [math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)]
-    bounds = None if part is None else part.bounds()
-    if bounds is not None and bounds[2]:
-        sides = [*map(min, sides[:2], bounds[:2]), *map(max, sides[2:], bounds[2:])]
-    left, top = min(max(sides[0], 0), size[1] - 1), min(max(sides[1], 0), size[0] - 1)
-    right, bottom = min(max(sides[2], left + 1), size[1]), min(max(sides[3], top + 1), size[0])
+    left, top, right, bottom = math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)
+    if part is not None and part.area:
+        mask_left, mask_top, mask_right, mask_bottom = part.bounds()
+        left, top = min(left, mask_left), min(top, mask_top)
+        right, bottom = max(right, mask_right), max(bottom, mask_bottom)
+    height, width = size
+    left = min(max(left, 0), width - 1)
+    top = min(max(top, 0), height - 1)
+    right = min(max(right, left + 1), width)
+    bottom = min(max(bottom, top + 1), height)
     return top, left, bottom - top, right - left
 
 
-def inside_window(box: Tensor, window: tuple[int, int, int, int]) -> Mask:
+def inside_window(box: Tensor, window: Rectangle) -> Mask:
     """Bool (h, w): the pixels of a box (4,) of the image in a window of it."""
     top, left, height, width = window
-    return pixels_inside(box[None] - torch.tensor([left, top] * 2), (height, width))[0].numpy()
+    box_in_window = box - torch.tensor([left, top] * 2)
+    return pixels_inside(box_in_window[None], (height, width))[0].numpy()
+
+
+def box_fits(parts: Sequence[MaskPart], boxes: Tensor) -> Tensor:
+    """IoU (N,) of each mask's own box with the given one: 1 for a mask that touches all four sides from inside."""
+    bounds = torch.tensor([part.bounds() for part in parts], dtype=torch.float32)
+    return box_iou(bounds.reshape(-1, 4), boxes).diagonal().clone()
+
+
+def find_clashes(parts: Sequence[MaskPart], found: Tensor, size: tuple[int, int]) -> Tensor:
+    """Share (N,) of each mask that another mask claims as well, of those that were found, bool (N,).
+
+    A pixel belongs to one object: where masks clash, one of them is wrong.
+
+    Args:
+        parts: N masks of an image of (height, width).
+        found: Which masks count; the share of the others is 0.
+        size: (height, width), pixels.
+    """
+    claims = np.zeros(size, dtype=np.uint16)
+    counted = [row for row, is_found in enumerate(found.tolist()) if is_found]
+    for row in counted:
+        claims[parts[row].place] += parts[row].pixels
+    shares = torch.zeros(len(parts))
+    for row in counted:
+        shared = parts[row].pixels & (claims[parts[row].place] > 1)
+        shares[row] = np.count_nonzero(shared) / max(parts[row].area, 1)
+    return shares

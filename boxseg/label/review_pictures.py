@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from boxseg.coco.masks import MaskPart
 from boxseg.coco.picture_checks import EXIF_ORIENTATION
 from boxseg.evaluation.panels import MARGIN, scale_picture
 from boxseg.files.reading import UnreadableError, read_picture
 from boxseg.files.writing import write_atomic
+from boxseg.mask_parts import MaskPart
 
 TILE = 240
 """Longest side of a crop [px]."""

@@ -14,27 +14,26 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from boxseg.coco.classes import ABSENT, find_labels
-from boxseg.coco.masks import MaskPart, decode_part
+from boxseg.coco.masks import decode_part
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.mask_files import encode_entry, read_masks
 from boxseg.label.boxes import UNKNOWN, BoxLabels, label_together
 from boxseg.label.cut import ROUNDS, grabcut
-from boxseg.label.parts import PartLabels, box_part, inside_window, window_around
+from boxseg.label.parts import box_fits, box_part, inside_window, window_around
+from boxseg.mask_parts import NO_MASK, MaskPart
 from boxseg.ops.boxes import box_iou
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
 
-NO_MASK = MaskPart(np.zeros((0, 0), dtype=np.bool_))
 MATCH_IOU = 0.5
 """A mask of a file belongs to a box that its own overlaps by this much."""
 LEAST_VIEW = 512
 """What GrabCut sees at least on each side of a box [px]: the rest of a small photograph, a piece of a camera's."""
 
-Labels = BoxLabels | PartLabels
-Source = Callable[[Sample, Sequence[int]], Labels]
+Source = Callable[[Sample, Sequence[int]], BoxLabels]
 """An image with its boxes, and the ids of their annotations -> a mask for each."""
 
-BatchSource = Callable[[Sequence[tuple[Sample, Sequence[int]]]], Sequence[Labels]]
+BatchSource = Callable[[Sequence[tuple[Sample, Sequence[int]]]], Sequence[BoxLabels]]
 """The same for several images at once."""
 
 
@@ -55,22 +54,16 @@ def from_run(
     def source(items: Sequence[tuple[Sample, Sequence[int]]]) -> list[BoxLabels]:
         samples = [replace(sample, labels=labels[sample.labels]) for sample, _ in items]
         return label_together(
-            predictor,
-            samples,
-            [None if others is None else _whole(others(*item)) for item in items],
+            predictor, samples, [None if others is None else others(*item) for item in items]
         )
 
     return source
 
 
-def _whole(labels: Labels) -> BoxLabels:
-    return labels.whole() if isinstance(labels, PartLabels) else labels
-
-
-def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> PartLabels:
+def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
     """The boxes themselves, with quality 0: what nothing but the box can tell."""
     parts = [box_part(box, sample.original_size) for box in sample.boxes]
-    return PartLabels(
+    return BoxLabels(
         parts,
         sample.original_size,
         torch.zeros(len(parts)),
@@ -78,17 +71,17 @@ def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> PartLabels:
     )
 
 
-def from_grabcut(sample: Sample, annotation_ids: Sequence[int]) -> PartLabels:
+def from_grabcut(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
     """GrabCut started from each box by OpenCV; the quality is how well the mask fits its box.
 
     On each side of the box it sees as much again as the longer side of the box, and `LEAST_VIEW` pixels at least. The
     whole of a large photograph would take half a minute for each object.
     """
     parts = [_grabcut_box(sample, box) for box in sample.boxes]
-    return PartLabels(
+    return BoxLabels(
         parts,
         sample.original_size,
-        _fit(parts, sample.boxes),
+        box_fits(parts, sample.boxes),
         torch.ones(len(parts), dtype=torch.int64),
     )
 
@@ -105,12 +98,6 @@ def _grabcut_box(sample: Sample, box: Tensor) -> MaskPart:
     return MaskPart(found if found.any() else inside, top, left).trimmed()
 
 
-def _fit(parts: Sequence[MaskPart], boxes: Tensor) -> Tensor:
-    """IoU (N,) of the box around each mask with the given one."""
-    bounds = torch.tensor([part.bounds() for part in parts], dtype=torch.float32).reshape(-1, 4)
-    return box_iou(bounds, boxes).diagonal().clone()
-
-
 def from_file(path: Path, data: CocoBoxes) -> Source:
     """Masks that another tool made, matched to the boxes: by annotation id, or else the box that fits best.
 
@@ -125,7 +112,7 @@ def from_file(path: Path, data: CocoBoxes) -> Source:
     """
     masks_of = read_masks(path, data)
 
-    def source(sample: Sample, annotation_ids: Sequence[int]) -> PartLabels:
+    def source(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
         size = sample.original_size
         entries = masks_of.get(sample.image_id, [])
         boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(
@@ -140,13 +127,13 @@ def from_file(path: Path, data: CocoBoxes) -> Source:
             NO_MASK if each is None else decode_part(encode_entry(path, each, size), size)
             for each in chosen
         ]
-        quality = _fit(parts, sample.boxes)
+        quality = box_fits(parts, sample.boxes)
         for row, entry in enumerate(chosen):
             told = None if entry is None else entry.get("quality", entry.get("score"))
             if isinstance(told, int | float):
                 quality[row] = min(max(float(told), 0.0), 1.0)
         counts = torch.tensor([entry is not None for entry in chosen], dtype=torch.int64)
-        return PartLabels(parts, size, quality, counts)
+        return BoxLabels(parts, size, quality, counts)
 
     return source
 

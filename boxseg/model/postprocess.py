@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from boxseg.mask_parts import NO_MASK, Mask, MaskPart
 from boxseg.ops.boxes import scale_boxes
 from boxseg.ops.masks import resize_mask_part, tight_boxes
 from boxseg.structures import Detections, MaskNetwork, RawDetections
@@ -57,13 +59,11 @@ def postprocess(
 
         image_index = torch.full_like(chosen.labels, image)
         mask_probs = network.mask_logits(predictions, image_index, chosen.handle).sigmoid()
-        masks, certainty = finish_masks(mask_probs, size, original_size)
+        parts, certainty = finish_masks(mask_probs, size, original_size)
         scores = (chosen.scores * certainty).sqrt()
-        order = scores.argsort(descending=True, stable=True)
         image_id = -1 if image_ids is None else image_ids[image]
-        detections.append(
-            Detections(boxes[order], scores[order], chosen.labels[order], masks[order], image_id)
-        )
+        found = Detections(boxes, scores, chosen.labels, parts, original_size, image_id)
+        detections.append(found.take(scores.argsort(descending=True, stable=True)))
     return detections
 
 
@@ -75,23 +75,37 @@ def choose_detections(raw: RawDetections, *, nms_thr: float, topk: int) -> RawDe
 
 def finish_masks(
     mask_probs: Tensor, size: tuple[int, int], original_size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Probabilities (n, H/4, W/4) -> masks bool (n, height, width), and their mean probability inside (n,).
+) -> tuple[list[MaskPart], Tensor]:
+    """Probabilities (n, H/4, W/4) -> n masks of an image of (height, width), and their mean probability inside (n,).
 
     A pixel is a mean of cells, so it exceeds one half only if one of its cells does. Each map is enlarged only around
     such cells.
     """
-    masks = mask_probs.new_zeros((len(mask_probs), *original_size), dtype=torch.bool)
+    parts = [NO_MASK] * len(mask_probs)
     certainty = mask_probs.new_zeros(len(mask_probs))
-    for index, (left, top, right, bottom) in enumerate(
-        tight_boxes(mask_probs > 0.5).int().tolist()
-    ):
+    masks: dict[int, Tensor] = {}
+    places: dict[int, tuple[slice, slice]] = {}
+    for index, corners in enumerate(tight_boxes(mask_probs > 0.5).int().tolist()):
+        left, top, right, bottom = corners
         if right > left:
             cells = (slice(top, bottom), slice(left, right))
-            probs, pixels = resize_mask_part(
+            probs, places[index] = resize_mask_part(
                 mask_probs[index], cells, size=size, original_size=original_size
             )
-            mask = probs > 0.5
-            masks[(index, *pixels)] = mask
+            masks[index] = mask = probs > 0.5
             certainty[index] = (probs * mask).sum() / (mask.sum() + 1e-6)
-    return masks, certainty
+    for index, pixels in zip(masks, _to_host(list(masks.values())), strict=True):
+        rows, columns = places[index]
+        parts[index] = MaskPart(pixels, rows.start, columns.start)
+    return parts, certainty
+
+
+def _to_host(masks: Sequence[Tensor]) -> list[Mask]:
+    """Masks of any sizes as arrays."""
+    if not masks or masks[0].device.type == "cpu":
+        return [mask.numpy() for mask in masks]
+    # One transfer: each of many would wait for the device.
+    pixels = torch.cat([mask.flatten() for mask in masks]).cpu().numpy()
+    ends = np.cumsum([mask.numel() for mask in masks])
+    pieces = np.split(pixels, ends[:-1])
+    return [piece.reshape(mask.shape) for piece, mask in zip(pieces, masks, strict=True)]

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from torchvision.utils import draw_bounding_boxes
 
 from boxseg.drawing import label
 from boxseg.errors import DataError
@@ -20,6 +21,7 @@ from boxseg.evaluation.ap import encode_detections
 from boxseg.evaluation.panels import COLOURS, OPACITY
 from boxseg.files.reading import plain_file
 from boxseg.files.writing import write_atomic
+from boxseg.mask_parts import MaskPart
 from boxseg.predict.predictor import Predictor, as_image, in_batches
 from boxseg.structures import Detections
 
@@ -27,6 +29,10 @@ STEM_BYTES = 200
 """Of the name of an image, in that of its picture."""
 FRAME_COUNT = 7
 """OpenCV's number for CAP_PROP_FRAME_COUNT."""
+SHARED = len(COLOURS) + 1
+"""Stands for pixels that several masks claim, where each colour has its number from 1."""
+FAST = 1
+"""Compression of PNG that takes a quarter of the time of the usual one, for files a fifth larger."""
 VIDEO_ENDINGS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 
 
@@ -170,7 +176,7 @@ def coco_annotations(
                 "image_id": image_id,
                 "category_id": category_ids[int(result.labels[row])],
                 "bbox": [round(side, 2) for side in result.boxes_xywh[row].tolist()],
-                "area": int(found.masks[row].sum()),
+                "area": found.parts[row].area,
                 "iscrowd": 0,
                 "score": round(float(result.scores[row]), 4),
                 "segmentation": rle,
@@ -181,18 +187,37 @@ def coco_annotations(
 
 def draw_overlay(image: Tensor, found: Detections, names: Sequence[str], path: Path) -> None:
     """Write the image (uint8 (3, h, w)) with masks, boxes, class names and scores as a picture."""
-    picture, count = image, len(found.scores)
-    if count:
-        colours = [COLOURS[index % len(COLOURS)] for index in range(count)]
+    picture = image
+    if len(names):
+        colours = [COLOURS[index % len(COLOURS)] for index in range(len(names))]
         told = [
             f"{label(name)} {score:.2f}"
             for name, score in zip(names, found.scores.tolist(), strict=True)
         ]
-        picture = draw_segmentation_masks(
-            picture, found.masks.cpu(), alpha=OPACITY, colors=colours
-        )
+        picture = _tint(image, found.parts)
         picture = draw_bounding_boxes(picture, found.boxes.cpu(), labels=told, colors=colours)
     drawn = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(drawn, format="png")
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(
+        drawn, format="png", compress_level=FAST
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, drawn.getvalue(), durable=False)
+
+
+def _tint(image: Tensor, parts: Sequence[MaskPart]) -> Tensor:
+    """A copy of an image with masks in colour, those pixels dark that more than one mask claims."""
+    owner = np.zeros(
+        image.shape[1:], dtype=np.uint8
+    )  # of each pixel: 0 nobody, else row of the table
+    for number, part in enumerate(parts):
+        window = owner[part.place]
+        is_taken = window[part.pixels] > 0
+        window[part.pixels] = np.where(is_taken, SHARED, 1 + number % len(COLOURS))
+    # What each value of a channel becomes under each colour: far fewer cases than a photograph has pixels.
+    values = np.arange(256, dtype=np.float32)
+    shown = np.array([*COLOURS, (0, 0, 0)], dtype=np.float32)
+    mixed = values[:, None] * (1 - OPACITY) + shown[:, None] * OPACITY  # (colours, 256, 3)
+    table = np.concatenate([np.tile(values[:, None], (1, 1, 3)), mixed]).astype(np.uint8)
+    channels = image.numpy()
+    tinted = [table[:, :, row][owner, channel] for row, channel in enumerate(channels)]
+    return torch.from_numpy(np.stack(tinted))

@@ -13,7 +13,7 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 from PIL import Image
 
-from boxseg.coco.masks import encode_rle
+from boxseg.coco.masks import encode_part
 from boxseg.config.criterion import MIN_SCORE
 from boxseg.errors import DataError
 from boxseg.predict.predictor import Predictor, as_image
@@ -57,7 +57,7 @@ class BoxSegModel(PythonModel):
             "scores": detections.scores.tolist(),
             "labels": [self.predictor.class_names[label] for label in labels],
             "category_ids": [self.predictor.category_ids[label] for label in labels],
-            "masks": [encode_rle(mask) for mask in detections.masks.numpy()],
+            "masks": [encode_part(part, detections.size) for part in detections.parts],
         }
 
 

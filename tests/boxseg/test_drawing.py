@@ -13,6 +13,7 @@ from boxseg.errors import StorageError
 from boxseg.evaluation import pictures
 from boxseg.evaluation.ap import CocoScores
 from boxseg.evaluation.pictures import Extremes, draw_evaluation, draw_precision_recall
+from boxseg.mask_parts import MaskPart
 from boxseg.predict.files import draw_overlay
 from boxseg.structures import Detections
 
@@ -84,7 +85,8 @@ def test_pictures_of_data_and_of_detections_show_classes_of_any_name(tmp_path, n
         boxes=torch.tensor([[2.0, 2.0, 20.0, 20.0]]).repeat(count, 1),
         scores=torch.full((count,), 0.5),
         labels=torch.arange(count),
-        masks=torch.ones(count, 32, 32, dtype=torch.bool),
+        parts=[MaskPart(np.ones((32, 32), dtype=np.bool_))] * count,
+        size=(32, 32),
     )
     draw_overlay(torch.zeros(3, 32, 32, dtype=torch.uint8), found, names, tmp_path / "overlay.png")
     for path in (tmp_path / "stats.png", tmp_path / "overlay.png"):

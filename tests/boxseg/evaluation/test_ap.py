@@ -10,6 +10,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from boxseg.evaluation.ap import area_ratios, coco_scores, encode_detections
+from boxseg.mask_parts import cut_masks
 from boxseg.structures import Detections
 
 
@@ -38,9 +39,13 @@ def ground_truth():
 
 def detections(mask):
     return Detections(
-        boxes=torch.tensor([[6.0, 6, 35, 35]]), scores=torch.tensor([0.9]), labels=torch.tensor([0]), masks=mask[None],
+        boxes=torch.tensor([[6.0, 6, 35, 35]]),
+        scores=torch.tensor([0.9]),
+        labels=torch.tensor([0]),
+        parts=cut_masks(mask[None].numpy()),
+        size=(40, 40),
         image_id=5,
-    )  # fmt: skip
+    )
 
 
 def score(found, ground_truth):
@@ -74,7 +79,11 @@ def test_no_detection_at_all_scores_zero(ground_truth):
 
 def test_unsure_detections_do_not_count_for_the_fill():
     unsure = Detections(
-        torch.zeros(1, 4), torch.tensor([0.1]), torch.zeros(1, dtype=torch.int64), disc()[None]
+        torch.zeros(1, 4),
+        torch.tensor([0.1]),
+        torch.zeros(1, dtype=torch.int64),
+        cut_masks(disc()[None].numpy()),
+        (40, 40),
     )
     assert area_ratios(encode_detections(unsure)).tolist() == []
 

@@ -7,7 +7,9 @@ from torchvision.ops import clip_boxes_to_image
 from boxseg.errors import ShapeError
 from boxseg.label import boxes as label
 from boxseg.label import maps as label_maps
-from boxseg.label.boxes import CLASH, clash, fit, label_boxes, label_together
+from boxseg.label.boxes import CLASH, label_boxes, label_together
+from boxseg.label.parts import box_fits, find_clashes
+from boxseg.mask_parts import cut_masks
 from boxseg.ops.masks import pixels_inside
 from boxseg.predict import Predictor
 from boxseg.structures import Candidates, Sample
@@ -72,7 +74,7 @@ def test_a_box_gets_the_same_mask_alone_and_among_others_but_is_trusted_less_whe
         label_boxes(predictor, image, boxes[4:]),
     )
     assert torch.equal(together.mask[4], alone.mask[0])
-    share = clash(together.mask, together.quality > 0)[4]
+    share = find_clashes(together.parts, together.quality > 0, together.size)[4]
     assert float(share) > 0
     assert float(together.quality[4]) == pytest.approx(
         float(alone.quality[0] - CLASH * share), abs=1e-6
@@ -82,9 +84,9 @@ def test_a_box_gets_the_same_mask_alone_and_among_others_but_is_trusted_less_whe
 def test_masks_clash_where_another_found_mask_claims_the_pixel():
     masks = torch.zeros(3, 4, 4, dtype=torch.bool)
     masks[0, :2], masks[1, 1:], masks[2] = True, True, True
-    assert clash(masks, torch.tensor([True, True, False])).tolist() == pytest.approx(
-        [1 / 2, 1 / 3, 0]
-    )
+    found = torch.tensor([True, True, False])
+    shares = find_clashes(cut_masks(masks.numpy()), found, (4, 4))
+    assert shares.tolist() == pytest.approx([1 / 2, 1 / 3, 0])
 
 
 def test_the_mirror_image_gets_mirrored_masks(predictor, image):
@@ -159,7 +161,8 @@ def test_boxes_without_candidates_get_the_nearest_and_then_what_colours_tell(
 def test_a_mask_fits_its_box_as_far_as_it_reaches():
     masks = torch.zeros(3, 10, 10, dtype=torch.bool)
     masks[0, 2:6, 2:8] = masks[1, 2:4, 2:8] = True
-    assert fit(masks, torch.tensor([[2.0, 2, 8, 6]] * 3)).tolist() == [1.0, 0.5, 0.0]
+    boxes = torch.tensor([[2.0, 2, 8, 6]] * 3)
+    assert box_fits(cut_masks(masks.numpy()), boxes).tolist() == [1.0, 0.5, 0.0]
 
 
 def test_pixels_of_a_box_have_their_middle_in_it_and_are_one_at_least():
@@ -185,7 +188,9 @@ def test_a_mask_of_another_tool_counts_as_one_candidate(predictor, monkeypatch):
     drawn = torch.zeros(1, 64, 64, dtype=torch.bool)
     drawn[0, 8:56, 8:56] = True
     drawn[0, 8:32, 8:32] = False
-    others = label.BoxLabels(drawn, torch.tensor([1.0]), torch.tensor([1]))
+    others = label.BoxLabels(
+        cut_masks(drawn.numpy()), (64, 64), torch.tensor([1.0]), torch.tensor([1])
+    )
     offer(monkeypatch, [])
     found = label_boxes(predictor, grey, boxes, others=others)
     assert found.num_candidates.tolist() == [2]

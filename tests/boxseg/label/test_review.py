@@ -11,7 +11,6 @@ import pytest
 from browser import open_browser
 from PIL import Image
 
-from boxseg.coco.masks import MaskPart
 from boxseg.data.dataset import CocoBoxes
 from boxseg.errors import DataError
 from boxseg.label import sources as label_sources
@@ -19,6 +18,7 @@ from boxseg.label.compare import compare_sources
 from boxseg.label.dataset import Journal, label_images, write_labels
 from boxseg.label.review import apply_decisions, write_review
 from boxseg.label.review_pictures import find_outlines, find_whole
+from boxseg.mask_parts import MaskPart
 
 DATA = '<script id="data" type="application/json">'
 
