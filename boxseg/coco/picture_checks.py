@@ -91,7 +91,7 @@ def image_fault(folder: Path, image: Entry, *, decode: bool) -> Fault | None:
             path, lambda picture: _picture_fault(path, image, picture, decode=decode)
         )
     except UnreadableError as error:
-        rule, way_out = IMAGE_RULE, error.way_out
+        rule, way_out = error.rule, error.way_out
         if error.value == DOES_NOT_EXIST:
             rule, way_out = "every listed image needs its file", "add or unlist it"
         return Fault(path, error.value, rule, way_out, image_id=image_id)

@@ -16,7 +16,6 @@ from boxseg.errors import DataError
 from boxseg.files.reading import (
     COLOURS,
     DOES_NOT_EXIST,
-    IMAGE_RULE,
     NO_COLOURS,
     UnreadableError,
     read_picture,
@@ -40,7 +39,7 @@ def read_image(path: Path) -> Tensor:
                 f"{path}: the image does not exist (add it, or remove it from the list)"
             ) from error
         raise DataError(
-            f"{path}: the image {error.value}; {IMAGE_RULE} ({error.way_out})"
+            f"{path}: the image {error.value}; {error.rule} ({error.way_out})"
         ) from error
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,9 @@ NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 IMAGE_RULE = "images must be whole and in a common format"
 REPLACE = "replace the file"
+SIZE_RULE = "larger pictures, and the boxes with them, are shrunk or cut into tiles before"
+SHRUNK_PX = 8000
+"""Longer side of the copy that a message offers for a picture that is too large."""
 FORMATS = frozenset(
     ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 )
@@ -54,12 +58,13 @@ Json = dict[str, Any]
 
 
 class UnreadableError(DataError):
-    """A file cannot be read. Callers that know what the file is for build their own text from `value` and `way_out`."""
+    """A file cannot be read. Callers that know what the file is for build their own text from its parts."""
 
     def __init__(self, path: Path, value: str, rule: str, way_out: str) -> None:
         # All four arguments, because an error from another process is made again from them.
         super().__init__(path, value, rule, way_out)
         self.value = value
+        self.rule = rule
         self.way_out = way_out
 
     def __str__(self) -> str:
@@ -247,8 +252,23 @@ def read_picture(
             return use(picture)
     except DataError:
         raise
+    except Image.DecompressionBombError as error:
+        size, *_ = str(error).split(", ")
+        raise UnreadableError(path, f"is too large: {size}", SIZE_RULE, _shrink(path)) from error
     except Exception as error:  # decoders raise errors of any kind at damaged bytes
         raise UnreadableError(path, f"cannot be read: {error}", rule, way_out) from error
+
+
+def _shrink(path: Path) -> str:
+    """The command that makes a copy of a picture that can be opened."""
+    code = (
+        "import sys; from PIL import Image; Image.MAX_IMAGE_PIXELS = None; "
+        "picture = Image.open(sys.argv[1]); "
+        f"picture.thumbnail(({SHRUNK_PX}, {SHRUNK_PX})); picture.save(sys.argv[2])"
+    )
+    copy = path.with_name(f"{path.stem}-small{path.suffix}")
+    names = shlex.join([str(path), str(copy)])
+    return f'shrink it: python -c "{code}" {names}'
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import os
 import pickle
 import socket
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -155,8 +156,20 @@ def test_a_small_file_of_too_many_pixels_is_refused(tmp_path):
     header = bytes(data[12:29])
     data[29:33] = struct.pack(">I", zlib.crc32(header))
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"bomb\.png: cannot be read: .*exceeds limit"):
+    with pytest.raises(DataError, match=r"bomb\.png: is too large: .*exceeds limit"):
         read_picture(path, Image.Image.load)
+
+
+def test_the_command_for_a_picture_that_is_too_large_makes_a_smaller_copy(tmp_path, monkeypatch):
+    path = tmp_path / "a wide view.png"
+    Image.new("L", (9000, 10)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match="too large") as raised:
+        read_picture(path, Image.Image.load)
+    _, command = str(raised.value).removesuffix(")").split("shrink it: ")
+    assert subprocess.run(command, shell=True, check=False).returncode == 0
+    monkeypatch.undo()
+    assert Image.open(tmp_path / "a wide view-small.png").size == (8000, 9)
 
 
 def test_a_drawing_that_would_start_a_program_is_no_picture(tmp_path):
