@@ -20,7 +20,7 @@ from boxseg.drawing import figure_label
 from orchestration.config.space import Choice, Domain, is_logarithmic
 from orchestration.record.table import SweepTable, short_value
 from orchestration.record.trial import TrialStatus
-from orchestration.report.stats import Curves, ImportanceStudy
+from orchestration.report.stats import Curves, ImportanceStudy, thin_out
 
 BLUE, ORANGE, GREY, RED = "#0072B2", "#D55E00", "#9a9a9a", "#B00020"
 HIGHLIGHTS = (ORANGE, BLUE, "#009E73", "#CC79A7", "#56B4E9")
@@ -283,11 +283,6 @@ def draw_importance(study: ImportanceStudy) -> bytes:
     axes.axvline(0, color="#222222", linewidth=1)
     axes.set_xlabel("share of the variance that goes with it")
     return _png(figure)
-
-
-def thin_out(rows: list[TrialStatus], limit: int) -> list[TrialStatus]:
-    """At most `limit` of the rows, evenly spread."""
-    return rows[:: math.ceil(len(rows) / limit)] if rows else []
 
 
 def _values(rows: list[TrialStatus]) -> list[float]:

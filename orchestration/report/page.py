@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import base64
 import logging
+import math
+import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from boxseg.drawing import drawing, visible
 from boxseg.errors import ConfigError
 from boxseg.files.writing import csv_text, write_atomic
+from orchestration.config.space import is_logarithmic
 from orchestration.config.spec import SweepSpec, load_sweep
 from orchestration.execute.schedulers import asha_rungs
 from orchestration.record.run_folder import RunFolder, RunStatus
@@ -29,6 +33,7 @@ from orchestration.report.stats import (
     Standing,
     rank_settings,
     study_importance,
+    thin_out,
 )
 from orchestration.words import show_duration
 
@@ -36,6 +41,8 @@ PAGE = "index.html"
 MAX_STANDINGS = 50
 MAX_FAILURES = 30
 MAX_SLICES = 12
+MAX_POINTS = 100
+"""Points of a curve that the page's script gets; of more, evenly spaced ones."""
 PANEL_SCALE = 1.6
 """Pixels of a picture of masks for each pixel of the page."""
 
@@ -97,6 +104,8 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         panels=panels,
         commands=commands_for(record),
         rule=RULE,
+        trial_data=trial_data(record, output),
+        script=_script(),
         made=time.strftime("%Y-%m-%d %H:%M"),
     )
     write_atomic(output / PAGE, page)
@@ -207,10 +216,44 @@ def _template() -> Any:
         lstrip_blocks=True,
         finalize=_visible,
     )
+    environment.policies["json.dumps_kwargs"] = {
+        "sort_keys": False
+    }  # settings in the file's order
     environment.filters.update(show=short_value, duration=show_duration)
     return environment.from_string(
         resources.files("orchestration.report").joinpath("page.html").read_text(encoding="utf-8")
     )
+
+
+def _script() -> Any:
+    from markupsafe import Markup
+
+    text = resources.files("orchestration.report").joinpath("page.js").read_text(encoding="utf-8")
+    return Markup(text)
+
+
+def trial_data(record: SweepRecord, output: Path) -> dict[str, Any]:
+    """What the page's script shows of each trial, best first, as plain values for JSON.
+
+    Pictures of masks stay where they are: the page names them as seen from `output`.
+    """
+    trials = []
+    for row in record.table.ranked():
+        panel = panel_of(row)
+        place = None if panel is None else quote(os.path.relpath(panel, output))
+        about = {"label": row.label, "status": row.status, "seed": row.seed, "score": row.value}
+        values = {name: _visible(value) for name, value in row.values.items()}
+        about |= {"step": row.step, "seconds": row.seconds, "values": values}
+        about |= {"metrics": _finite(row.metrics), "folder": row.folder, "panel": place}
+        trials.append(about | {"curve": thin_out(record.curves.get(row.id, []), MAX_POINTS)})
+    space = record.spec.sweep.space
+    logarithmic = [name for name, domain in space.items() if is_logarithmic(domain)]
+    return {"metric": record.table.metric, "trials": trials, "logarithmic": logarithmic}
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Without what JSON has no number for."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _visible(value: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from orchestration.record.score import counting
 from orchestration.record.table import SweepTable
 from orchestration.record.trial import TrialStatus
 
+T = TypeVar("T")
 Verdict = Literal["best", "not distinguishable", "worse", "one seed", "stopped early", "no value"]
 
 RULE = (
@@ -189,6 +191,11 @@ def encode(values: list[Any]) -> NDArray[np.float64]:
     if all(isinstance(value, int | float) for value in values):
         return np.array(values, dtype=float)
     return np.unique(list(map(str, values)), return_inverse=True)[1].astype(float)
+
+
+def thin_out(items: list[T], limit: int) -> list[T]:
+    """At most `limit` of the items, evenly spread."""
+    return items[:: math.ceil(len(items) / limit)] if items else []
 
 
 def _resample(

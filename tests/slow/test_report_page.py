@@ -1,5 +1,7 @@
 """The report in a real browser: whole, quiet and readable on a desk and on a telephone."""
 
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,65 @@ def test_the_page_shows_everything_and_asks_nobody(page, width, tmp_path, screen
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 500, (
             "the charts are in the picture"
         )
+
+
+TEXTS = "[...document.querySelectorAll('{}')].map(each => each.textContent.trim())"
+
+
+def test_trials_can_be_sorted_filtered_and_compared(page, tmp_path, screenshots):
+    table = read_sweep(page.parent.parent).table
+    with open_browser(tmp_path / "profile") as browser:
+        browser.open(page.as_uri(), width=1280)
+        rows = (
+            "[...document.querySelector('main table').tBodies[0].rows]"
+            ".map(row => row.children[1].textContent.trim())"
+        )
+        browser.evaluate("document.querySelector('th:nth-child(2) button').click()")
+        rising = [float(text) for text in browser.evaluate(rows)]
+        assert rising == sorted(rising)
+        browser.evaluate("document.querySelector('th:nth-child(2) button').click()")
+        assert [float(text) for text in browser.evaluate(rows)] == rising[::-1]
+
+        dots = "document.querySelectorAll('#closer .trial').length"
+        valued = [row for row in table.rows if row.value is not None]
+        assert browser.evaluate(dots) == len(valued)
+        browser.evaluate(
+            "(box => { box.value = 'stopped method full'; box.dispatchEvent(new Event('input')) })"
+            "(document.querySelector('#closer input'))"
+        )
+        kept = [r for r in valued if r.status == "stopped" and r.values["method"] == "full"]
+        assert browser.evaluate(dots) == len(kept) > 0
+        note = browser.evaluate("document.querySelector('#closer > p.quiet').textContent")
+        assert note.startswith(f"{len(kept)} of {len(table.rows)} trials;")
+
+        for _ in range(2):  # the first dot is the best of them, then the next; both stay picked
+            browser.evaluate(
+                "[...document.querySelectorAll('#closer .trial')].find(dot => dot.getAttribute('r') === '5')"
+                ".dispatchEvent(new Event('click'))"
+            )
+        best = sorted(kept, key=lambda row: -row.value)[:2]
+        headings = browser.evaluate(TEXTS.format("#closer .card strong"))
+        assert headings == [f"{row.label}: val/mask_ap {row.value:.4g}" for row in best]
+        browser.evaluate("new Promise(done => setTimeout(done, 500))")
+        assert browser.evaluate(UNLOADED) == 0, "the masks of the picked trials are shown"
+        assert browser.errors == []
+        browser.screenshot(screenshots / "report-picked.png", whole=True)
+
+
+def test_names_cannot_end_the_data_of_the_script(page):
+    text = page.read_text()
+    data = text.split('id="trials">')[1].split("</script>")[0]
+    assert "<" not in data
+    assert json.loads(data)["metric"] == "val/mask_ap"
+
+
+def test_a_page_of_a_thousand_trials_opens_at_once(tmp_path):
+    folder = synthetic.write_sweep(tmp_path / "sweep", settings=1000)
+    page = write_report(folder)
+    assert page.stat().st_size < 5e6
+    with open_browser(tmp_path / "profile") as browser:
+        began = time.monotonic()
+        browser.open(page.as_uri(), width=1280)
+        assert browser.evaluate("document.querySelectorAll('#closer .trial').length") > 900
+        assert time.monotonic() - began < 10  # 0.6 s on an idle machine
+        assert browser.errors == []
