@@ -66,9 +66,9 @@ def draw_recoloring(limits: ColorChanges, generator: Generator) -> Recoloring:
     sigma_share = torch.rand(1, generator=generator).item()
     changes: list[tuple[str, float]] = []
     if jitter < limits.jitter:
-        factors = [1 + (2 * share - 1) * limits.amount for share in shares[:3]]
-        hue_shift = (2 * shares[3] - 1) * limits.hue
-        amounts = [*factors, hue_shift]
+        *factors, hue = [2 * share - 1 for share in shares]  # -1 … 1
+        amounts = [1 + factor * limits.amount for factor in factors]
+        amounts.append(hue * limits.hue)
         changes += [(JITTER[index], amounts[index]) for index in order]
     if grey < limits.grey:
         changes.append(("saturation", 0.0))
@@ -155,7 +155,9 @@ def _blend(pixels: Tensor, other: Tensor, amount: float) -> None:
 def _lightness(pixels: Tensor) -> Tensor:
     """Grey of float (3, n): float (n,) of whole numbers, with torchvision's weights of the colours."""
     red, green, blue = pixels.unbind()
-    return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
+    grey = 0.2989 * red
+    grey.add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    return grey.floor_()
 
 
 def _shift_hue(pixels: Tensor, amount: float) -> None:
@@ -168,7 +170,8 @@ def _shift_hue(pixels: Tensor, amount: float) -> None:
     high = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     # How far the hue is from red, times chroma; it goes the shorter way, which is negative where blue exceeds green.
-    distance = (high - red).add_(green).add_(blue).sub_(low, alpha=2)
+    distance = high - red
+    distance.add_(green).add_(blue).sub_(low, alpha=2)
     from_red = torch.copysign(distance, green - blue)
     chroma = high.sub_(low)
     # 1 from blue over magenta, where the way is negative
@@ -181,7 +184,8 @@ def _shift_hue(pixels: Tensor, amount: float) -> None:
     torch.sub(hue, 2, out=green).abs_().neg_().add_(2)
     torch.sub(hue, 4, out=blue).abs_().neg_().add_(2)
     # As torchvision does, [0, 1] is cut into 256 equal steps.
-    pixels.clamp_(0, 1).mul_(chroma).add_(low).mul_(255.999 / 255).floor_()
+    pixels.clamp_(0, 1).mul_(chroma).add_(low)
+    pixels.mul_(255.999 / 255).floor_()
 
 
 Change = Callable[[Tensor], None]

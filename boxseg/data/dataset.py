@@ -62,7 +62,8 @@ class PackedMasks:
 
     def __getitem__(self, index: int) -> Any:
         """The segmentation of a box; None where no mask was drawn."""
-        text = self.text[self.ends[index] : self.ends[index + 1]].tobytes()
+        start, end = self.ends[index : index + 2]
+        text = self.text[start:end].tobytes()
         return json.loads(text) if text else None
 
 
@@ -138,9 +139,8 @@ class CocoBoxes(Dataset[Sample]):
         self._annotation_ids = boxes.annotation_ids[order]
         # (M + 1,): the boxes of image i are `_boxes[_box_starts[i]:_box_starts[i + 1]]`
         self._box_starts = np.concatenate([[0], np.cumsum(counts[kept_rows])])
-        image_ids = np.array([image["id"] for image in images], dtype=np.int64)
         file_names = np.array([image["file_name"] for image in images], dtype=np.str_)
-        self._image_ids = image_ids[kept_rows]
+        self._image_ids = _integers([image["id"] for image in images])[kept_rows]
         self._file_names = file_names[kept_rows]
         self.sizes = _image_sizes(images)[kept_rows]
 
@@ -195,8 +195,10 @@ class CocoBoxes(Dataset[Sample]):
     def boxes_and_labels(self, index: int) -> tuple[Tensor, Tensor]:
         """Boxes float (N, 4) and labels int64 (N,) of the image, as in its sample; the image is not read."""
         rows = self._rows(index)
-        boxes, labels = self._boxes[rows].copy(), self._labels[rows].copy()
-        return torch.from_numpy(boxes), torch.from_numpy(labels)
+        # Copies, so that nobody writes into the data set.
+        boxes = torch.from_numpy(self._boxes[rows].copy())
+        labels = torch.from_numpy(self._labels[rows].copy())
+        return boxes, labels
 
     def _rows(self, index: int) -> slice:
         """Where the boxes of an image stand among all boxes."""
@@ -358,10 +360,11 @@ def _read_boxes(content: Content, category_ids: Sequence[int]) -> _BoxArrays:
     row_of = {image["id"]: row for row, image in enumerate(content["images"])}
     label_of = {category_id: label for label, category_id in enumerate(category_ids)}
     instances = [entry for entry in content["annotations"] if not entry.get("iscrowd")]
-    image_rows = np.array([row_of[entry["image_id"]] for entry in instances], dtype=np.int64)
-    labels = np.array([label_of[entry["category_id"]] for entry in instances], dtype=np.int64)
-    annotation_ids = np.array([entry["id"] for entry in instances], dtype=np.int64)
-    bboxes = np.array([entry["bbox"] for entry in instances], dtype=np.float64).reshape(-1, 4)
+    image_rows = _integers([row_of[entry["image_id"]] for entry in instances])
+    labels = _integers([label_of[entry["category_id"]] for entry in instances])
+    annotation_ids = _integers([entry["id"] for entry in instances])
+    bboxes = np.array([entry["bbox"] for entry in instances], dtype=np.float64)
+    bboxes = bboxes.reshape(-1, 4)  # without any box it is flat
     top_left = bboxes[:, :2]
     bottom_right = top_left + bboxes[:, 2:]
     limits = _image_sizes(content["images"])[image_rows][:, ::-1]  # (A, 2): width, height
@@ -374,4 +377,8 @@ def _read_boxes(content: Content, category_ids: Sequence[int]) -> _BoxArrays:
 
 def _image_sizes(images: list[Entry]) -> NDArray[np.int64]:
     sizes = [(image["height"], image["width"]) for image in images]
-    return np.array(sizes, dtype=np.int64).reshape(-1, 2)
+    return _integers(sizes).reshape(-1, 2)
+
+
+def _integers(values: Sequence[Any]) -> NDArray[np.int64]:
+    return np.array(values, dtype=np.int64)

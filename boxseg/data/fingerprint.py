@@ -56,8 +56,8 @@ class Spread:
         >>> str(Spread.of(range(101)))
         '50 (10 to 90)'
         """
-        low, median, high = np.percentile(values, (10, 50, 90))
-        return cls(round(float(low), 2), round(float(median), 2), round(float(high), 2))
+        percentiles: list[float] = np.percentile(values, (10, 50, 90)).tolist()
+        return cls(*(round(percentile, 2) for percentile in percentiles))
 
     def __str__(self) -> str:
         return f"{self.median:.0f} ({self.low:.0f} to {self.high:.0f})"
@@ -105,7 +105,8 @@ class Boxes:
             short_side: What the short sides of the images become [px].
             max_size: Limit of the long sides [px]; a longer image becomes smaller.
         """
-        return self.longer_px * np.minimum(short_side / self.short_px, max_size / self.long_px)
+        scale = np.minimum(short_side / self.short_px, max_size / self.long_px)
+        return self.longer_px * scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +166,8 @@ def take_fingerprint(source: CocoSource, *, look: bool = True) -> Fingerprint:
     # (A, 2) and (M, 2): height and width of the image of each box, and of each image with a box
     sizes_of_boxes = np.array([size_of[box["image_id"]] for box in boxes], dtype=np.float64)
     sizes = np.array([size_of[image_id] for image_id in per_image], dtype=np.float64)
-    longer_px = np.array([max(box["bbox"][2:]) for box in boxes], dtype=np.float64)
+    longer_sides = [max(box["bbox"][2:]) for box in boxes]
+    longer_px = np.array(longer_sides, dtype=np.float64)
     colours = None
     if look:
         image_of = {image["id"]: image for image in content["images"]}
@@ -270,8 +272,8 @@ def _color_distances(
     """
     x, y, width, height = bbox
     margin = max(2.0, MARGIN * max(width, height))
-    left, right = max(math.floor(x - margin), 0), math.ceil(x + width + margin)
-    top, bottom = max(math.floor(y - margin), 0), math.ceil(y + height + margin)
+    left, top = (max(math.floor(corner - margin), 0) for corner in (x, y))
+    right, bottom = math.ceil(x + width + margin), math.ceil(y + height + margin)
     outer = pixels[top:bottom, left:right]
     if 0 in outer.shape:
         return None
@@ -284,9 +286,11 @@ def _color_distances(
     if min(inside.sum(), (~inside).sum()) < FEWEST_PIXELS:
         return None
     lab = cielab(outer)
-    distance = np.linalg.norm(lab - lab[~inside].mean(axis=0), axis=-1)
+    around = lab[~inside].mean(axis=0)
+    distance = np.linalg.norm(lab - around, axis=-1)
     object_distance = float(np.percentile(distance[inside], NOTICED))
-    return object_distance, float(np.percentile(distance[~inside], NOTICED))
+    noise = float(np.percentile(distance[~inside], NOTICED))
+    return object_distance, noise
 
 
 def cielab(pixels: NDArray[np.uint8]) -> Floats:
@@ -296,7 +300,9 @@ def cielab(pixels: NDArray[np.uint8]) -> Floats:
     [53.2, 80.1, 67.2]
     """
     share = pixels / 255.0
-    linear = np.where(share > 0.04045, ((share + 0.055) / 1.055) ** 2.4, share / 12.92)
+    # Undo the gamma of sRGB, which is a straight line near black.
+    curve = ((share + 0.055) / 1.055) ** 2.4
+    linear = np.where(share > 0.04045, curve, share / 12.92)
     xyz = linear @ _RGB_TO_XYZ_SHARE.T
     # Nearly the cube root, with a straight line near black.
     root = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)

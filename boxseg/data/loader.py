@@ -98,7 +98,8 @@ class TrainLoader:
     def read(self, step: int) -> list[View]:
         """What loader processes do for one step."""
         first = step * self._order.global_batch_size + self._rank * self._batch_size
-        return [self._read_view(position) for position in range(first, first + self._batch_size)]
+        positions = range(first, first + self._batch_size)
+        return [self._read_view(position) for position in positions]
 
     def finish(self, views: list[View]) -> Batch:
         """What is left to do for one step, on the device."""
@@ -111,7 +112,8 @@ class TrainLoader:
         (state,) = sequence.generate_state(1, np.uint64).tolist()
         seed = state >> 1  # torch takes 64 bits with a sign
         generator = torch.Generator().manual_seed(seed)
-        return self._make_view(self._dataset[self._order(position)], generator=generator)
+        sample = self._dataset[self._order(position)]
+        return self._make_view(sample, generator=generator)
 
 
 class ImageOrder:
@@ -193,7 +195,8 @@ def eval_batches(
     starts = range(0, len(indices), batch_size)
     parts = [indices[start : start + batch_size] for start in starts]
     read = partial(_read_eval_views, dataset, parts, short_side=short_side, max_size=max_size)
-    return map(partial(collate, device=device), _load(read, range(len(parts)), workers))
+    views = _load(read, range(len(parts)), workers)
+    return map(partial(collate, device=device), views)
 
 
 def _read_eval_views(
@@ -216,9 +219,10 @@ def collate(
     Returns:
         A Batch; drawn masks are sampled at the cells.
     """
-    weak, valid = pad_images([view.weak(device) for view in views], divisor=divisor)
-    padded_size = weak.shape[-2:]
-    drawn = [_at_cells(view.drawn, padded_size) for view in views if view.drawn is not None]
+    images = [view.weak(device) for view in views]
+    weak, valid = pad_images(images, divisor=divisor)
+    size = weak.shape[-2:]
+    drawn = [_at_cells(view.drawn, size) for view in views if view.drawn is not None]
     return Batch(
         weak=weak,
         strong=weak,

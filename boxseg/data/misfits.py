@@ -20,6 +20,8 @@ WINDOW_PX = 256
 """Side of the windows that a recipe has."""
 LARGEST_SIDE = 2000
 """Short sides beyond this are no advice: windows are the way then."""
+SIDE_STEP = 32
+"""Advised sides are multiples of this: batches are padded to such sides anyway."""
 PLAIN_CONTRAST = 10.0
 """CIELAB distance of an object from its surroundings from which on the usual colour threshold tells them apart."""
 USUAL_COLOR_THR = 0.3
@@ -28,32 +30,31 @@ USUAL_COLOR_THR = 0.3
 def find_misfits(config: BoxSegConfig, fingerprint: Fingerprint) -> Iterator[str]:
     """What of the settings does not fit the data that they train on, a sentence each with the setting to change."""
     train = config.train
+    largest_side = max(train.short_sides)
+    # Windows are scaled to their object, and hold few others.
     if train.window is None:
-        yield from _too_small(
-            fingerprint,
-            "train.image_size",
-            max(train.short_sides),
-            train.max_size,
-            or_windows=True,
-        )
-        yield from _too_many(
-            fingerprint, "cond.max_per_image", config.cond.max_per_image, "mask losses learn from"
-        )
-    if train.eval_short_side != max(train.short_sides) or train.window is not None:
-        yield from _too_small(
-            fingerprint, "train.eval_size", train.eval_short_side, train.max_size
-        )
+        name = "train.image_size"
+        yield from _too_small(fingerprint, name, largest_side, train.max_size, or_windows=True)
+        limit = config.cond.max_per_image
+        yield from _too_many(fingerprint, "cond.max_per_image", limit, "mask losses learn from")
+    if train.eval_short_side != largest_side or train.window is not None:
+        name = "train.eval_size"
+        yield from _too_small(fingerprint, name, train.eval_short_side, train.max_size)
     if config.model.kind == "condinst":
         yield from _too_many(fingerprint, "fcos.topk", config.fcos.topk, "evaluation keeps")
-    colours, threshold = fingerprint.colours, config.boxinst.color_thr
-    if (
-        colours is not None
-        and colours.contrast < PLAIN_CONTRAST
-        and threshold < color_threshold(colours.contrast)
-    ):
+    yield from _too_alike(fingerprint, config.boxinst.color_thr)
+
+
+def _too_alike(fingerprint: Fingerprint, threshold: float) -> Iterator[str]:
+    """Objects whose colours a threshold takes for those around them."""
+    if fingerprint.colours is None:
+        return
+    contrast = fingerprint.colours.contrast
+    if contrast < PLAIN_CONTRAST and threshold < color_threshold(contrast):
         yield (
-            f"half of the objects differ by {colours.contrast:.1f} or less from what is around them (CIELAB), which "
-            f"boxinst.color_thr {threshold:g} takes for alike; {color_threshold(colours.contrast):g} would not"
+            f"half of the objects differ by {contrast:.1f} or less from what is around them "
+            f"(CIELAB), which boxinst.color_thr {threshold:g} takes for alike; "
+            f"{color_threshold(contrast):g} would not"
         )
 
 
@@ -65,50 +66,68 @@ def _too_small(
     *,
     or_windows: bool = False,
 ) -> Iterator[str]:
-    median = float(np.median(fingerprint.sides.sizes_at(short_side, max_size)))
+    """Boxes that are too small for a shape.
+
+    Args:
+        fingerprint: The data.
+        name: The setting that says the short side.
+        short_side: Its value [px].
+        max_size: Limit of the long side [px].
+        or_windows: Whether windows are another way out.
+    """
+    median = _median_size(fingerprint, short_side, max_size)
     if median >= FEWEST_CELLS * CELL_PX:
         return
-    wanted = 32 * math.ceil(short_side * GOOD_PX / median / 32)
-    larger = float(np.median(fingerprint.sides.sizes_at(wanted)))
-    ways = []
+    wanted = SIDE_STEP * math.ceil(short_side * GOOD_PX / median / SIDE_STEP)
+    larger = _median_size(fingerprint, wanted)
+    ways_out = []
     if wanted <= LARGEST_SIDE:
-        also = (
-            f" with train.max_size {_long_side(fingerprint, wanted)}"
-            if _is_cut(fingerprint, wanted, max_size)
-            else ""
-        )
-        ways.append(f"{wanted}{also} would give {larger:.0f}")
+        setting = f"{wanted}"
+        # Where `max_size` keeps the images smaller, it has to be raised as well.
+        if _median_size(fingerprint, wanted, max_size) < 0.99 * larger:
+            setting += f" with train.max_size {_long_side(fingerprint, wanted)}"
+        ways_out.append(f"{setting} would give {larger:.0f}")
     if or_windows:
-        ways.append(f"train.window {WINDOW_PX} trains on enlarged pieces")
+        ways_out.append(f"train.window {WINDOW_PX} trains on enlarged pieces")
+    advice = f": {'; '.join(ways_out)}" if ways_out else "; cut the images into pieces"
     yield (
-        f"half of the boxes are under {median:.0f} px at {name} {short_side}, where a mask cell is {CELL_PX} px"
-        + (f": {'; '.join(ways)}" if ways else "; cut the images into pieces")
+        f"half of the boxes are under {median:.0f} px at {name} {short_side}, "
+        f"where a mask cell is {CELL_PX} px{advice}"
     )
 
 
-def _is_cut(fingerprint: Fingerprint, short_side: int, max_size: int) -> bool:
-    """Whether `max_size` keeps half of the boxes from being as large as a short side would make them."""
-    sides = fingerprint.sides
-    return float(np.median(sides.sizes_at(short_side, max_size))) < 0.99 * float(
-        np.median(sides.sizes_at(short_side))
-    )
+def _median_size(fingerprint: Fingerprint, short_side: int, max_size: float = math.inf) -> float:
+    """Longer side of the median box where images have a short side, and a long side of at most `max_size` [px]."""
+    return float(np.median(fingerprint.sides.sizes_at(short_side, max_size)))
 
 
 def _long_side(fingerprint: Fingerprint, short_side: int) -> int:
+    """Long side of the most stretched image at a short side [px]."""
     sides = fingerprint.sides
-    return math.ceil(short_side * float((sides.long_px / sides.short_px).max()))
+    stretch = sides.long_px / sides.short_px
+    return math.ceil(short_side * float(stretch.max()))
 
 
-def _too_many(fingerprint: Fingerprint, name: str, limit: int, what: str) -> Iterator[str]:
+def _too_many(fingerprint: Fingerprint, name: str, limit: int, what_for: str) -> Iterator[str]:
+    """More boxes in many images than a setting allows."""
     many = fingerprint.boxes_per_image.high
     if many > limit:
-        yield f"a tenth of the images have {many:.0f} boxes or more, and {what} {limit} at most: raise {name}"
+        yield (
+            f"a tenth of the images have {many:.0f} boxes or more, and {what_for} {limit} at most: "
+            f"raise {name}"
+        )
 
 
 def color_threshold(contrast: float) -> float:
     """Similarity above which neighbours count as alike where objects differ by `contrast` (CIELAB) from what is around.
 
     The usual threshold allows a quarter of `PLAIN_CONTRAST`; less contrast allows the same share of it.
+
+    >>> color_threshold(10.0), color_threshold(5.0)
+    (0.3, 0.55)
     """
-    usual = -2 * math.log(USUAL_COLOR_THR)
-    return round(math.exp(-usual * max(min(contrast / PLAIN_CONTRAST, 1.0), 0.1) / 2), 2)
+    # Similarity is exp(-distance / 2), so this is the distance that the usual threshold allows.
+    usual_distance = -2 * math.log(USUAL_COLOR_THR)
+    # A tenth at least: similarities, and so thresholds, are below 1.
+    share = max(min(contrast / PLAIN_CONTRAST, 1.0), 0.1)
+    return round(math.exp(-usual_distance * share / 2), 2)

@@ -15,7 +15,10 @@ SMALL_PX, LARGE_PX = 32, 96
 def count_content(content: dict[str, Any]) -> dict[str, Any]:
     """Counts of a well-formed annotation file; crowd regions are counted apart from boxes."""
     boxes = [entry for entry in content["annotations"] if not entry.get("iscrowd")]
-    areas = [float(box["bbox"][2]) * float(box["bbox"][3]) for box in boxes]
+    areas = []
+    for box in boxes:
+        width, height = box["bbox"][2:]
+        areas.append(float(width) * float(height))
     with_boxes = len({box["image_id"] for box in boxes})
     per_class = Counter(box["category_id"] for box in boxes)
     categories = [(category["id"], category["name"]) for category in content["categories"]]

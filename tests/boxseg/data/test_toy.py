@@ -11,7 +11,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from boxseg.config.method import ToyConfig
-from boxseg.data.toy import MAX_OBJECTS, MIN_VISIBLE, SHAPES, _coverage, draw_scene, ensure_toy
+from boxseg.data.toy import MAX_OBJECTS, MIN_VISIBLE, draw_scene, ensure_toy
+from boxseg.data.toy_shapes import SHAPES, coverage
 
 SMALL = ToyConfig(train_images=3, val_images=2, size=64, seed=5)
 
@@ -160,7 +161,7 @@ def test_object_sizes_suit_the_image(toy):
 
 @pytest.mark.parametrize("name", ["star", "ring", "corner", "crescent"])
 def test_several_shapes_are_not_convex(name):
-    shape = _coverage(SHAPES[name], 24.0, 0.3, 0.5, np.zeros(2)) >= 0.5
+    shape = coverage(SHAPES[name], 24.0, 0.3, 0.5, np.zeros(2)) >= 0.5
     rows, columns = np.nonzero(shape)
     points = np.stack([rows, columns], axis=1)
     # midpoints of pairs lie in a convex shape
@@ -173,7 +174,7 @@ def test_several_shapes_are_not_convex(name):
 @pytest.mark.parametrize("form", [0.0, 1.0])
 def test_every_shape_has_a_reasonable_area_that_turning_keeps(name, form):
     areas = [
-        (_coverage(SHAPES[name], 20.0, angle, form, np.zeros(2)) >= 0.5).sum()
+        (coverage(SHAPES[name], 20.0, angle, form, np.zeros(2)) >= 0.5).sum()
         for angle in (0.0, 0.4, 2.0)
     ]
     assert min(areas) > 0.25 * np.pi * 20**2
