@@ -27,6 +27,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 """Names in a storage folder."""
 
@@ -61,7 +62,12 @@ def open_client(uri: str) -> MlflowClient:
         os.environ.setdefault(name, value)
     import mlflow
 
+    before = os.environ.get(URI_VARIABLE)
     mlflow.set_tracking_uri(uri)  # models are logged through functions that take no client
+    # It also sets the variable, which would look like the user's at the next run of this process.
+    os.environ.pop(URI_VARIABLE, None)
+    if before is not None:
+        os.environ[URI_VARIABLE] = before
     return mlflow.MlflowClient(tracking_uri=uri)
 
 
