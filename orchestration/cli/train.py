@@ -268,6 +268,7 @@ def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
         (plan.kind, plan.name),
         ("train data", _data_line(plan.train)),
         ("val data", _data_line(plan.val)),
+        *([("space", f"{plan.settings or 'no end of'} settings")] if plan.kind == "sweep" else []),
         ("trials", f"{plan.trials}, {concurrency}" if plan.kind == "sweep" else plan.trials),
         ("workers", f"{plan.workers} in each trial" if plan.kind == "sweep" else plan.workers),
         ("steps", f"{plan.steps}{epochs}"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, TypeVar
 
@@ -77,10 +78,20 @@ class QRandInt(Config):
     qrandint: Annotated[tuple[int, int, int], AfterValidator(_in_steps)]
 
 
+def _each_once(values: list[Any]) -> list[Any]:
+    seen = set()
+    for value in values:
+        text = json.dumps(value, sort_keys=True, default=str)
+        if text in seen:
+            raise ValueError(f"repeats {text}; the same trial again tells nothing new")
+        seen.add(text)
+    return values
+
+
 class Choice(Config):
     """One of the listed values; the only kind that `grid` accepts."""
 
-    choice: Annotated[list[Any], Field(min_length=1, max_length=1000)]
+    choice: Annotated[list[Any], Field(min_length=1, max_length=1000), AfterValidator(_each_once)]
 
 
 def domain_kind(value: Any) -> str | None:
@@ -124,6 +135,40 @@ def samples(space: dict[str, AnyDomain], limit: int = 128) -> Iterator[dict[str,
     draw = random.Random(0)
     for _ in range(limit):
         yield dict(zip(space, [draw.choice(corner) for corner in ends], strict=True))
+
+
+def values_of(domain: AnyDomain) -> Sequence[Any] | None:
+    """All values of a domain; None for real numbers, of which there is no end."""
+    match domain:
+        case Choice(choice=values):
+            return values
+        case RandInt(randint=(low, high)) | LogRandInt(lograndint=(low, high)):
+            return range(low, high)
+        case QRandInt() | QUniform():
+            return stepped_values(domain)
+    return None
+
+
+def count_settings(space: dict[str, AnyDomain]) -> int | None:
+    """How many different settings a space has; None where there is no end of them, or nothing varies."""
+    lengths = []
+    for domain in space.values():
+        values = values_of(domain)
+        if values is None:
+            return None
+        lengths.append(len(values))
+    return math.prod(lengths) if lengths else None
+
+
+def nth_setting(space: dict[str, AnyDomain], number: int) -> dict[str, Any]:
+    """A setting of a space that `count_settings` counts, by its number from 0; the last name varies quickest."""
+    setting = {}
+    for name in reversed(space):
+        values = values_of(space[name])
+        assert values is not None
+        number, place = divmod(number, len(values))
+        setting[name] = values[place]
+    return {name: setting[name] for name in space}
 
 
 def holds(domain: AnyDomain, value: Any) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -24,7 +23,7 @@ from boxseg.config.method import BoxSegConfig, Config
 from boxseg.errors import ConfigError
 from orchestration.config.explain import as_yaml, explain, find_field, group_of, unknown_setting
 from orchestration.config.source import Source, assign, override, read_source
-from orchestration.config.space import Choice, Domain, domain_kind, samples
+from orchestration.config.space import Choice, Domain, count_settings, domain_kind, samples
 from orchestration.secret_text import ENVIRONMENT, find_secret, hide
 
 Runner = Literal["auto", "ray_train", "inline"]
@@ -115,7 +114,7 @@ class SweepConfig(Config):
     mode: Mode = "max"
     """Whether a larger or a smaller metric is better."""
     trials: int = Field(8, ge=1)
-    """Number of sampled settings; a grid ignores it. Each is run once per seed."""
+    """Number of sampled settings, or all there are if that is fewer; a grid ignores it. Each is run once per seed."""
     search: Literal["grid", "random", "tpe"] = "tpe"
     """How settings are chosen."""
     trial_scheduler: Literal["none", "asha", "hyperband", "median"] = "asha"
@@ -169,11 +168,10 @@ class SweepConfig(Config):
     @property
     def num_trials(self) -> int:
         """Trials of the whole sweep: settings times seeds."""
-        settings = self.trials
+        size = count_settings(self.space)
+        settings = min(self.trials, size or self.trials)
         if self.search == "grid":
-            domains = self.space.values()
-            lengths = [len(domain.choice) for domain in domains if isinstance(domain, Choice)]
-            settings = math.prod(lengths)
+            settings = size or 1
         return settings * len(self.seeds)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,11 +19,13 @@ from orchestration.config.space import (
     QUniform,
     RandInt,
     Uniform,
+    count_settings,
+    nth_setting,
     stepped_values,
 )
 from orchestration.config.spec import SweepConfig
 from orchestration.record.score import merit_of
-from orchestration.record.trial import Trial, TrialStatus
+from orchestration.record.trial import Trial, TrialStatus, setting_key
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -49,8 +50,11 @@ def make_tpe(sweep: SweepConfig, seed: int) -> BaseSampler:
         return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
 
 
+DRAWS = 20
+"""How often a search may draw a setting that was drawn before; then it gets one that no trial has."""
+
 SEARCHERS: dict[str, Callable[[SweepConfig, int], BaseSampler]] = {
-    "grid": make_random,  # draws nothing: all combinations wait in Optuna's queue
+    "grid": make_random,  # draws nothing: settings are taken by their number
     "random": make_random,
     "tpe": make_tpe,
 }
@@ -59,9 +63,9 @@ SEARCHERS: dict[str, Callable[[SweepConfig, int], BaseSampler]] = {
 class TrialQueue:
     """Settings times seeds, one trial after the other; all seeds of a setting come in a row.
 
-    Settings are judged by `merit_of` their seeds, once all of them have ended. What is drawn for a setting depends
-    only on the sweep's seed, the setting's number and the scores so far. A resumed sweep therefore draws what it would
-    have drawn without the interruption.
+    No setting comes twice. They are judged by `merit_of` their seeds, once all of them have ended. What is drawn for a
+    setting depends only on the sweep's seed, the setting's number and the scores so far. A resumed sweep therefore
+    draws what it would have drawn without the interruption.
     """
 
     def __init__(self, sweep: SweepConfig, seed: int, past: Sequence[TrialStatus] = ()) -> None:
@@ -69,18 +73,18 @@ class TrialQueue:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._study = optuna.create_study(
-            direction="maximize"
-        )  # `Criterion.score` is, whatever the mode
+        # `Criterion.score` is larger where a value is better, whatever the mode
+        self._study = optuna.create_study(direction="maximize")
         self._sweep = sweep
         self._seed = seed
-        self._grid = grid(sweep) if sweep.search == "grid" else []
         self._known: dict[int, dict[str, Any]] = {}
         """Values of past settings, by place of the setting."""
         for row in past:
             self._known[row.number // len(sweep.seeds)] = row.values
         self._asked: dict[int, Any] = {}
         """Optuna's trials, by place of the setting."""
+        self._taken: set[str] = set()
+        """`setting_key` of each."""
         self._ended: dict[int, list[TrialStatus | None]] = {}
         """Trials that have ended, by place of the setting."""
         # asked for again in their order, so that Optuna knows the past before it draws
@@ -124,21 +128,56 @@ class TrialQueue:
 
     def _values(self, setting: int) -> dict[str, Any]:
         """Setting name -> value of the setting at a place, drawn when it is first asked for."""
-        space = self._sweep.space
         if setting not in self._asked:
-            if setting in self._known:
-                values = self._known[setting]
-                places = {name: place_in(space[name], value) for name, value in values.items()}
-                self._study.enqueue_trial(places)
-            elif self._grid:
-                self._study.enqueue_trial(self._grid[setting])
-            # a new sampler for each setting: what it draws does not depend on how many were drawn before
-            sequence = np.random.SeedSequence([self._seed % 2**32, setting])
-            seed = int(sequence.generate_state(1)[0])
+            self._asked[setting] = self._draw(setting)
+        return self._suggested(self._asked[setting])
+
+    def _draw(self, setting: int) -> Any:
+        """Optuna's trial with values that no other setting has."""
+        from optuna.trial import TrialState
+
+        if setting in self._known:
+            return self._ask_for(self._known[setting])
+        if self._sweep.search == "grid":
+            return self._ask_for(nth_setting(self._sweep.space, setting))
+        for attempt in range(DRAWS):
+            # a new sampler for each: what it draws does not depend on how many were drawn before
+            seed = self._seed_of(setting, attempt)
             self._study.sampler = SEARCHERS[self._sweep.search](self._sweep, seed)
-            self._asked[setting] = self._study.ask()
-        optuna_trial = self._asked[setting]
-        return {name: suggest(optuna_trial, name, domain) for name, domain in space.items()}
+            drawn = self._study.ask()
+            values = self._suggested(drawn)
+            if setting_key(values) not in self._taken:
+                self._taken.add(setting_key(values))
+                return drawn
+            self._study.tell(drawn, state=TrialState.FAIL)  # which samplers do not look at
+        return self._ask_for(self._untried(seed))
+
+    def _seed_of(self, setting: int, attempt: int) -> int:
+        words = [self._seed % 2**32, setting, *([attempt] if attempt else [])]
+        return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+    def _ask_for(self, values: dict[str, Any]) -> Any:
+        """Optuna's trial with these values."""
+        space = self._sweep.space
+        self._taken.add(setting_key(values))
+        self._study.enqueue_trial(
+            {name: place_in(space[name], value) for name, value in values.items()}
+        )
+        return self._study.ask()
+
+    def _untried(self, seed: int) -> dict[str, Any]:
+        """A setting of a finite space that no trial has yet; there is one, as a sweep has no more trials than that."""
+        space = self._sweep.space
+        size = count_settings(space)
+        assert size is not None  # real numbers do not repeat
+        for number in range(seed % size, seed % size + size):
+            values = nth_setting(space, number % size)
+            if setting_key(values) not in self._taken:
+                return values
+        raise AssertionError
+
+    def _suggested(self, drawn: Any) -> dict[str, Any]:
+        return {name: suggest(drawn, name, domain) for name, domain in self._sweep.space.items()}
 
 
 def make_searcher(
@@ -185,14 +224,6 @@ def make_searcher(
             return object, ()
 
     return QueueSearcher()
-
-
-def grid(sweep: SweepConfig) -> list[dict[str, int]]:
-    """All combinations, as positions in the lists of values; the config has checked that every domain is a list."""
-    domains = sweep.space.values()
-    places = [range(len(domain.choice)) for domain in domains if isinstance(domain, Choice)]
-    combinations = itertools.product(*places)
-    return [dict(zip(sweep.space, combination, strict=True)) for combination in combinations]
 
 
 def suggest(trial: Any, name: str, domain: Domain) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from boxseg.coco.checks import read_well_formed
 from boxseg.config.method import CocoSource
 from boxseg.errors import BoxSegError
+from orchestration.config.space import count_settings
 from orchestration.config.spec import RunSpec, SweepSpec, load_run
 from orchestration.planning import preflight
 from orchestration.planning.cores import count_cpus
@@ -46,6 +47,8 @@ class Plan:
     kind: Literal["run", "sweep"]
     train: DataPlan
     val: DataPlan
+    settings: int | None
+    """Different settings that the space of a sweep has; None where there is no end of them."""
     trials: int
     concurrency: int | None
     """Trials at the same time; None where a cluster decides."""
@@ -100,6 +103,7 @@ def make_plan(spec: RunSpec) -> Plan:
         kind="sweep" if isinstance(spec, SweepSpec) else "run",
         train=train,
         val=_data_plan(spec.data.val, toy_images=spec.data.toy.val_images),
+        settings=count_settings(spec.sweep.space) if isinstance(spec, SweepSpec) else 1,
         trials=trials,
         concurrency=concurrency,
         workers=spec.resources.workers,

@@ -17,7 +17,7 @@ from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import take_fingerprint
 from boxseg.data.misfits import find_misfits
 from boxseg.errors import BoxSegError, CheckpointError, ConfigError, DataError
-from orchestration.config.space import Choice, corners
+from orchestration.config.space import Choice, corners, count_settings
 from orchestration.config.spec import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, SweepSpec
 from orchestration.errors import ResourceError
 from orchestration.planning.cores import count_cpus
@@ -54,6 +54,7 @@ def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
         lambda spec: check_storage(spec.storage),
         _check_weights,
         _check_score_thr,
+        _check_lengths,
         _check_train_data,
         _check_val_data,
         _check_timm_name,
@@ -71,6 +72,13 @@ def warnings(spec: RunSpec) -> list[str]:
     for name, setting in UNUSED_VARIABLES.items():
         if os.environ.get(name):
             sentences.append(f"{name} has no effect; {setting} says it")
+    if isinstance(spec, SweepSpec) and spec.sweep.search != "grid":
+        size = count_settings(spec.sweep.space)
+        if size is not None and size < spec.sweep.trials:
+            all_of_them = f"sweep.space has {size} settings, and each is run once for each seed"
+            sentences.append(
+                f"sweep.trials {spec.sweep.trials} is more than there is: {all_of_them}"
+            )
     if isinstance(spec.data.train, CocoSource):
         with contextlib.suppress(DataError):  # it is among the faults
             sentences += find_misfits(spec, take_fingerprint(spec.data.train))
@@ -277,6 +285,21 @@ def _check_score_thr(spec: RunSpec) -> None:
             f"sweep.space: qam.score_thr from {alike[0]:g} to {alike[-1]:g} trains alike: "
             "teacher.cand_score_thr leaves only candidates with scores above its root, "
             f"{floor:.4g}; keep one value up to there"
+        )
+
+
+def _check_lengths(spec: RunSpec) -> None:
+    """Early stopping compares trials at the same step: of two lengths, the longer run has done a smaller part there."""
+    if not isinstance(spec, SweepSpec) or spec.sweep.trial_scheduler == "none":
+        return
+    domain = spec.sweep.space.get("train.steps")
+    steps = [spec.train.steps] if domain is None else corners(domain)
+    if max(steps) > min(steps):
+        raise ConfigError(
+            f"sweep.space: train.steps varies from {min(steps)} to {max(steps)}, but "
+            f"sweep.trial_scheduler {spec.sweep.trial_scheduler} compares trials at the same step, "
+            "of which long ones have done less; set sweep.trial_scheduler: none, or one "
+            "train.steps for all"
         )
 
 

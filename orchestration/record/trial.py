@@ -79,7 +79,7 @@ class TrialStatus(RunStatus):
     @property
     def key(self) -> str:
         """The varied settings as text that is the same for all seeds."""
-        return json.dumps(self.values, sort_keys=True, default=str)
+        return setting_key(self.values)
 
     @property
     def outcome(self) -> str:
@@ -87,6 +87,11 @@ class TrialStatus(RunStatus):
         if self.status == "failed" and self.failure is not None:
             return self.failure.summary
         return "no value" if self.value is None else f"{self.value:.4f}"
+
+
+def setting_key(values: dict[str, Any]) -> str:
+    """Varied settings as text: the same text for the same values."""
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 def trial_folder(sweep: Path, number: int) -> RunFolder:

@@ -79,7 +79,7 @@ def grid(settings: int, values: int) -> str:
         (grid(12, 100), "the sweep has 1e+24 (settings times seeds), and 1000000 are the most"),
         (grid(1, 1001), "a list of at most 1000 values"),
         (
-            "sweep: {trials: 100000000000, space: {qam.k_top: {choice: [1]}}}",
+            "sweep: {trials: 100000000000, space: {qam.iou_thr: {uniform: [0, 1]}}}",
             "1000000 are the most",
         ),
     ],

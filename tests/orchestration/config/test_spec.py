@@ -267,6 +267,10 @@ def test_a_run_ignores_the_sweep_section_even_a_wrong_one(write: Write):
         ("space: {qam.iou_thr: {unifrm: [0, 1]}}", ("uniform: [low, high]", "choice")),
         ("space: {qam.iou_thr: 0.5}", ("sweep.space.qam.iou_thr is 0.5", "uniform: [low, high]")),
         ("space: {qam.iou_thr: {uniform: [0.4]}}", ("a list of 2 values",)),
+        (
+            "space: {qam.k_top: {choice: [1, 5, 1]}}",
+            ("qam.k_top", "repeats 1; the same trial again"),
+        ),
         ("space: {qam.fusion: {choice: []}}", ("qam.fusion", "at least 1")),
         ("space: {qam.fusion: {choice: [vote, mean]}}", ("qam.fusion is mean", "vote, weighted")),
         ("space: {qam.k_min: {choice: [1, 30]}}", ("a trial could get qam.k_min 30", "k_max 20")),

@@ -172,13 +172,32 @@ def test_the_tune_searcher_hands_out_all_trials_once_and_passes_scores_back():
     assert [trial.number for trial in noted] == [0, 1]
 
 
+FINITE = {"qam.k_top": {"randint": [1, 4]}, "qam.fusion": {"choice": ["vote", "weighted"]}}
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+@pytest.mark.parametrize("trials", [5, 30])
+def test_no_setting_of_a_finite_space_is_drawn_twice(search, trials):
+    sweep = make_sweep(search=search, trials=trials, seeds=[3, 4], space=FINITE)
+    queue, drawn = TrialQueue(sweep, seed=0), []
+    while (trial := queue.next()) is not None:
+        drawn.append((tuple(trial.values.values()), trial.seed))
+        queue.ended(trial.number, status_of(trial, float(trial.values["qam.k_top"])))
+    assert len(set(drawn)) == len(drawn) == sweep.num_trials == 2 * min(trials, 6)
+
+
 def score_of(trial) -> float:
     return trial.values["qam.iou_thr"] + 0.01 * trial.seed
 
 
+@pytest.mark.parametrize("is_finite", [True, False])
 @pytest.mark.parametrize("search", ["grid", "random", "tpe"])
-def test_a_resumed_sweep_draws_what_it_would_have_and_repeats_nothing_that_ended(search):
-    space = {"qam.iou_thr": {"choice": [0.4, 0.5, 0.6, 0.7, 0.8]}} if search == "grid" else RANGES
+def test_a_resumed_sweep_draws_what_it_would_have_and_repeats_nothing_that_ended(
+    search, is_finite
+):
+    space = {"qam.iou_thr": {"choice": [0.4, 0.5, 0.6, 0.7, 0.8]}}
+    if search != "grid" and not is_finite:
+        space = RANGES
     sweep = make_sweep(search=search, trials=12, seeds=[3, 4], space=space)
     queue, undisturbed = TrialQueue(sweep, seed=1), []
     while (trial := queue.next()) is not None:

@@ -239,8 +239,34 @@ def test_a_plan_counts_data_and_trials(tmp_path: Path, coco: dict[str, str]):
         1,
         1,
     )
-    assert (plan.trials, plan.concurrency, plan.epochs) == (6, 1, 20.0)
+    assert (plan.settings, plan.trials, plan.concurrency, plan.epochs) == (3, 6, 1, 20.0)
     assert not (tmp_path / "runs").exists()
+
+
+def make_sweep_spec(tmp_path: Path, **sweep: Any) -> SweepSpec:
+    return SweepSpec.model_validate({"storage": tmp_path / "runs", "sweep": sweep})
+
+
+def test_a_plan_tells_how_many_settings_there_are_and_that_none_is_run_twice(tmp_path: Path):
+    space = {"qam.k_top": {"randint": [1, 4]}, "qam.fusion": {"choice": ["vote", "weighted"]}}
+    plan = make_plan(make_sweep_spec(tmp_path, trials=10, seeds=[0, 1], space=space))
+    assert (plan.settings, plan.trials) == (6, 12)
+    assert [text for text in plan.warnings if "sweep.trials 10 is more than there is" in text]
+    few = make_plan(make_sweep_spec(tmp_path, trials=4, space=space))
+    assert (few.settings, few.trials, few.warnings) == (6, 4, [])
+    endless = make_plan(make_sweep_spec(tmp_path, space={"qam.iou_thr": {"uniform": [0.1, 0.9]}}))
+    assert (endless.settings, endless.trials) == (None, 8)
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median"])
+def test_trials_of_other_lengths_are_not_compared_at_the_same_step(tmp_path: Path, scheduler: str):
+    space = {"train.steps": {"choice": [100, 400]}}
+    error = refusal(make_sweep_spec(tmp_path, trial_scheduler=scheduler, space=space))
+    assert exit_code_for(error) == ExitCode.USAGE
+    for word in ("train.steps varies from 100 to 400", "set sweep.trial_scheduler: none"):
+        assert word in str(error)
+    check(make_sweep_spec(tmp_path, trial_scheduler="none", space=space))
+    check(make_sweep_spec(tmp_path, space={"train.steps": {"choice": [100]}}))
 
 
 def test_a_plan_without_earlier_runs_tells_a_time_by_size_where_the_network_is_on_record(

@@ -94,6 +94,14 @@ def test_one_seed_says_nothing_and_stopped_settings_are_not_compared():
     assert [each.spread for each in found] == [None] * 4
 
 
+def test_the_same_seed_once_more_is_no_second_seed():
+    rows = [row(number, value, k=0) for number, value in enumerate((0.5, 0.5, 0.5))]
+    rows += [row(3, 0.4, k=1), row(4, 0.4, k=1)]
+    found = rank_settings(SweepTable(Criterion("m"), rows))
+    assert [(each.values, each.spread) for each in found] == [([0.5], None), ([0.4], None)]
+    assert [each.verdict for each in found] == ["best", "one seed"]
+
+
 def test_seeds_that_were_stopped_do_not_enter_the_mean():
     rows = [row(0, 0.5, k=0), row(1, 0.1, "stopped", seed=1, k=0)]
     (found,) = rank_settings(SweepTable(Criterion("m"), rows, seeds=2))
