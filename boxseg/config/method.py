@@ -45,6 +45,7 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_booleans_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        # Pydantic takes true for 1, so `steps: true` would train for one step.
         if isinstance(value, bool) and info.field_name is not None:
             annotation = cls.model_fields[info.field_name].annotation
             for number in (int, float):
@@ -248,8 +249,8 @@ class TrainConfig(Config):
         smallest, largest = self.object_size
         if not 8 <= smallest <= largest or (self.window is not None and largest > self.window):
             raise ValueError(
-                f"object_size [{smallest:g}, {largest:g}] must be two sizes from 8 to window {self.window}, the "
-                "smaller one first"
+                f"object_size [{smallest:g}, {largest:g}] must be two sizes "
+                f"from 8 to window {self.window}, the smaller one first"
             )
         for name, every in (("eval_every", self.eval_every), ("save_every", self.save_every)):
             if every is not None and every >= 1 and every != int(every):
@@ -282,9 +283,8 @@ class SolverConfig(Config):
     @field_validator("milestones")
     @classmethod
     def _check_milestones(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 < share < 1 for share in milestones) or list(milestones) != sorted(
-            milestones
-        ):
+        are_shares = all(0 < share < 1 for share in milestones)
+        if not are_shares or list(milestones) != sorted(milestones):
             shares = ", ".join(f"{share:g}" for share in milestones)
             raise ValueError(
                 f"[{shares}] must be rising shares of train.steps, each above 0 and below 1"
@@ -367,8 +367,8 @@ class QamConfig(Config):
             )
         if self.color_weight and self.full_resolution:
             raise ValueError(
-                "color_weight refines masks by the cell, but full_resolution is true; set it to false, or color_weight "
-                "to 0"
+                "color_weight refines masks by the cell, but full_resolution is true; "
+                "set it to false, or color_weight to 0"
             )
         return self
 
@@ -578,20 +578,21 @@ class BoxSegConfig(Config):
 
     @model_validator(mode="after")
     def _check_together(self) -> BoxSegConfig:
-        mask_losses, drawn = (
-            self.loss.mask_weight or self.loss.aff_weight,
-            self.data.use_masks != "never",
-        )
-        if not self.teacher.on and (self.pc.on or (mask_losses and not drawn)):
+        has_mask_losses = bool(self.loss.mask_weight or self.loss.aff_weight)
+        uses_drawn = self.data.use_masks != "never"
+        needs_teacher = self.pc.on or (has_mask_losses and not uses_drawn)
+        if needs_teacher and not self.teacher.on:
             raise ValueError(
                 "teacher.on is false, but pc.on, loss.mask_weight or loss.aff_weight need a teacher; "
-                "switch them off too (method: boxinst does) or keep the teacher. The two losses can also learn from "
-                "drawn masks: data.use_masks: where_present (method: supervised does)"
+                "switch them off too (method: boxinst does) or keep the teacher. "
+                "The two losses can also learn from drawn masks: "
+                "data.use_masks: where_present (method: supervised does)"
             )
-        if drawn and not mask_losses and not self.pc.on:
+        if uses_drawn and not has_mask_losses and not self.pc.on:
             raise ValueError(
-                "data.use_masks is where_present, but loss.mask_weight and loss.aff_weight are 0 and pc.on is false, "
-                "so nothing would use the drawn masks; give a weight, or set data.use_masks: never"
+                "data.use_masks is where_present, but loss.mask_weight and loss.aff_weight are 0 "
+                "and pc.on is false, so nothing would use the drawn masks; "
+                "give a weight, or set data.use_masks: never"
             )
         if self.train.evaluate == "teacher" and not self.teacher.on:
             raise ValueError(
@@ -610,12 +611,15 @@ class BoxSegConfig(Config):
 
     def _settings_without_effect(self) -> list[str]:
         """Settings of the other kind of network that were changed from the presets."""
-        presets, changed = merge(PROFILES[self.profile], METHODS[self.method]), []
+        # What a preset changes, nobody has asked for.
+        presets = merge(PROFILES[self.profile], METHODS[self.method])
+        changed = []
         for group, names in OTHER_NETWORK[self.model.kind].items():
             settings = getattr(self, group)
             for name in names:
                 default = type(settings).model_fields[name].default
-                if getattr(settings, name) != presets.get(group, {}).get(name, default):
+                preset = presets.get(group, {}).get(name, default)
+                if getattr(settings, name) != preset:
                     changed.append(f"{group}.{name}")
         return changed
 

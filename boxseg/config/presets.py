@@ -9,7 +9,11 @@ Method = Literal["boxinst", "boxteacher", "qam", "pc", "full", "supervised"]
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """A new nested dict with the entries of both; `over` wins where both have a leaf."""
+    """A new nested dict with the entries of both; `over` wins where both have a value.
+
+    >>> merge({"qam": {"k_top": 5, "fusion": "vote"}}, {"qam": {"k_top": 10}})
+    {'qam': {'k_top': 10, 'fusion': 'vote'}}
+    """
     merged = dict(under)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
@@ -93,11 +97,10 @@ def apply_presets(values: dict[str, Any]) -> dict[str, Any]:
     Presets of an unknown profile or method are empty here: validation names the mistake.
     """
     profile, method = values.get("profile", "fixed"), values.get("method", "full")
-    presets = merge(
-        PROFILES[profile] if isinstance(profile, str) and profile in PROFILES else {},
-        METHODS[method] if isinstance(method, str) and method in METHODS else {},
-    )
-    return merge(presets, values)
+    # Not yet validated, so they can be of any kind.
+    of_profile = PROFILES[profile] if isinstance(profile, str) and profile in PROFILES else {}
+    of_method = METHODS[method] if isinstance(method, str) and method in METHODS else {}
+    return merge(merge(of_profile, of_method), values)
 
 
 FORMER: dict[str, dict[str, Any]] = {
@@ -110,35 +113,35 @@ FORMER: dict[str, dict[str, Any]] = {
 DETAILS_OF_FORMER = {
     "loss": ("avg_prj_weight",),
     "qam": (
-        *(
-            "dyn_centre",
-            "dyn_half",
-            "dyn_step",
-            "dyn_start",
-            "dyn_ema",
-            "dyn_per_union",
-            "dyn_shared",
-        ),
+        "dyn_centre",
+        "dyn_half",
+        "dyn_step",
+        "dyn_start",
+        "dyn_ema",
+        "dyn_per_union",
+        "dyn_shared",
     ),
 }
 """Settings that had no effect while those above were off."""
 
 
 def leave_out_former(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings without those that are gone, where a run or checkpoint of before says that they were off."""
-    kept = dict(values)
+    """The settings without those that are gone, if they were off.
+
+    Runs and checkpoints of before hold all settings, those that are gone too. Where they were on, they stay, and are
+    refused as unknown: the run could not be repeated.
+    """
+    remaining = dict(values)
     for group, off in FORMER.items():
-        given = values.get(group)
-        if isinstance(given, dict) and all(
-            name in given and given[name] == value for name, value in off.items()
-        ):
-            gone = {*off, *DETAILS_OF_FORMER.get(group, ())}
-            if group == "qam":
-                # Refined masks always have their own quality now; without colours the switch did nothing.
-                gone |= (
-                    {"refined_quality"}
-                    if given.get("refined_quality") or not given.get("color_weight")
-                    else set()
-                )
-            kept[group] = {name: value for name, value in given.items() if name not in gone}
-    return kept
+        settings = values.get(group)
+        if not isinstance(settings, dict):
+            continue
+        if any(name not in settings or settings[name] != value for name, value in off.items()):
+            continue
+        gone = {*off, *DETAILS_OF_FORMER.get(group, ())}
+        # Refined masks always have their own quality now; without colours the switch did nothing.
+        has_no_effect = settings.get("refined_quality") or not settings.get("color_weight")
+        if group == "qam" and has_no_effect:
+            gone.add("refined_quality")
+        remaining[group] = {name: settings[name] for name in settings if name not in gone}
+    return remaining
