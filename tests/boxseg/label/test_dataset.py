@@ -250,8 +250,8 @@ def test_grabcut_looks_at_the_surroundings_of_a_box_alone():
     found = label_sources.from_grabcut(sample, [1])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert found.part(0).bounds() == (900, 700, 930, 720)
-    assert found.part(0).pixels.all()
+    assert found.parts[0].bounds() == (900, 700, 930, 720)
+    assert found.parts[0].pixels.all()
     assert peak < 2 * 3000 * 4000  # bytes; the picture alone has three for each pixel
 
 
