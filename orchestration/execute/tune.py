@@ -27,16 +27,9 @@ def make_tuner(sweep: Trials, at_once: int) -> Tuner:
     from ray import tune
 
     plan, spec = sweep.plan, sweep.plan.spec
-    if plan.runner == "inline":
-        resources = {"CPU": spec.resources.cpus_per_worker, "GPU": spec.resources.gpus_per_worker}
-    else:
-        # the trial only waits; its workers take the cores
-        resources = {"node:__internal_head__": 0.01}
-    # Ray takes no amount of zero
-    resources = {name: amount for name, amount in resources.items() if amount}
     queue = TrialQueue(spec.sweep, spec.train.seed, sweep.past)
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, plan=plan), resources),
+        tune.with_resources(tune.with_parameters(run_trial, plan=plan), _trial_resources(plan)),
         tune_config=tune.TuneConfig(
             metric=spec.sweep.metric,
             mode=spec.sweep.mode,
@@ -63,6 +56,17 @@ def make_tuner(sweep: Trials, at_once: int) -> Tuner:
             verbose=0,
         ),
     )
+
+
+def _trial_resources(plan: SweepPlan) -> dict[str, float]:
+    """What Ray keeps for the process of a trial."""
+    if plan.runner == "ray_train":
+        # it only waits; its workers take the cores
+        return {"node:__internal_head__": 0.01}
+    needs = plan.spec.resources
+    amounts = {"CPU": needs.cpus_per_worker, "GPU": needs.gpus_per_worker}
+    # Ray takes no amount of zero
+    return {name: amount for name, amount in amounts.items() if amount}
 
 
 def _make_scheduler(sweep: Trials) -> TrialScheduler | None:

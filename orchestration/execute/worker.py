@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from boxseg.config.criterion import MASK_AP, Criterion, Mode
 from boxseg.config.method import BoxSegConfig
@@ -25,7 +25,7 @@ from orchestration.execute.system_metrics import SystemMeter
 from orchestration.record.failures import Failure
 from orchestration.record.origin import write_environment
 from orchestration.record.pulse import Pulse
-from orchestration.record.run_folder import RunFolder
+from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.secret_text import hide
 
 if TYPE_CHECKING:
@@ -167,14 +167,7 @@ def _write_failure(payload: Payload, folder: RunFolder, error: Exception) -> boo
 def _train_once(reporter: FileReporter, device: str) -> None:
     payload, folder = reporter.payload, reporter.folder
     status = folder.stored()
-    if status.status in ("stopped", "interrupted"):
-        return  # Ray tries again after any error, and may do so after a stop; the end stays
-    failure = status.failure
-    has_failed = (
-        status.status == "failed" and failure is not None and failure.rule.policy == "stop"
-    )
-    # among several workers, an error that boxseg did not raise may only follow from another worker's
-    if has_failed and (reporter.alone or (failure is not None and failure.is_ours)):
+    if _is_to_stay(status, alone=reporter.alone):
         return
     if status.status == "finished":  # its process was lost before Ray heard of the end
         reporter.finish(status.step, status.metrics)
@@ -196,12 +189,26 @@ def _train_once(reporter: FileReporter, device: str) -> None:
     elif folder.stop_requested():
         folder.finish("interrupted")
     else:
-        notice = PreemptedError(
-            f"a machine will be taken away; the state of step {result.step} is saved"
-        )
-        if reporter.rank == 0:
-            folder.note_retry(Failure.of(notice), "other machines go on from there")
-        raise notice
+        _give_way(reporter, result.step)
+
+
+def _is_to_stay(status: RunStatus, *, alone: bool) -> bool:
+    """Whether a run that Ray starts once more, as after any error, has an end that it keeps."""
+    if status.status in ("stopped", "interrupted"):
+        return True
+    failure = status.failure
+    if status.status != "failed" or failure is None or failure.rule.policy != "stop":
+        return False
+    # among several workers, an error that boxseg did not raise may only follow from another worker's
+    return alone or failure.is_ours
+
+
+def _give_way(reporter: FileReporter, step: int) -> NoReturn:
+    """End this process because a machine goes; Ray starts another elsewhere."""
+    notice = PreemptedError(f"a machine will be taken away; the state of step {step} is saved")
+    if reporter.rank == 0:
+        reporter.folder.note_retry(Failure.of(notice), "other machines go on from there")
+    raise notice
 
 
 def split_batch(spec: RunSpec, folder: RunFolder, failure: Failure) -> bool:
