@@ -89,6 +89,30 @@ def test_an_inline_sweep_stops_weak_trials_and_survives_a_failing_one(storage, c
     assert all(line.startswith("trial ") for line in printed.err.splitlines()), printed.err
 
 
+def test_a_trial_whose_best_evaluation_came_early_is_neither_stopped_nor_behind(storage):
+    even = {step: {"val/mask_ap": 0.5} for step in (10, 20, 30, 40)}
+    early = {step: {"val/mask_ap": 0.7 if step == 10 else 0.1} for step in even}
+    training = make_training(script={1: even, 5: early})
+    sweep = {"search": "grid", "reduction": 2, "concurrency": 1}
+    sweep["space"] = {"qam.k_top": {"choice": [1, 5]}}
+    spec = SweepSpec.model_validate(make_values(storage, name="early", sweep=sweep))
+    result = run_sweep(spec, train_fn=training, progress=False)
+    assert [(row.status, row.value) for row in by_number(result)] == [
+        ("finished", 0.5),
+        ("finished", 0.7),
+    ]
+    assert (result.best.values, result.best.best_step) == ({"qam.k_top": 5}, 10)
+    assert '"step": 10' in (result.best_checkpoint / "about.json").read_text()
+
+
+def test_a_search_over_a_small_space_runs_each_setting_once(storage):
+    sweep = {"search": "tpe", "trials": 12, "trial_scheduler": "none"}
+    sweep["space"] = {"qam.k_top": {"randint": [1, 4]}}
+    spec = SweepSpec.model_validate(make_values(storage, name="small", sweep=sweep))
+    result = run_sweep(spec, train_fn=make_training(), progress=False)
+    assert sorted(row.values["qam.k_top"] for row in result.table.rows) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("scheduler", ["hyperband", "median"])
 def test_other_schedulers_stop_weak_trials_too(storage, scheduler):
     space = {"qam.iou_thr": {"choice": [0.8, 0.75, 0.7, 0.1]}}
