@@ -115,6 +115,15 @@ def sweep(
             "--retry-failed", help="Go on with the newest sweep and run its lost trials again."
         ),
     ] = False,
+    more: Annotated[
+        int | None,
+        typer.Option(
+            "--more",
+            min=1,
+            metavar="N",
+            help="Go on with the newest sweep, ended or not, and try N settings more.",
+        ),
+    ] = None,
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="The same as --max-failures 1.")
     ] = False,
@@ -135,9 +144,9 @@ def sweep(
     if plan:
         _print_plan(spec, as_json)
         return
-    if new and (resume or retry_failed):
+    if sum([new, resume, retry_failed, more is not None]) > 1:
         raise ConfigError(
-            "--new starts another sweep, --resume and --retry-failed go on with one; give one of them"
+            "--new starts another sweep, --resume, --retry-failed and --more go on with one; give one of them"
         )
     from orchestration.planning.preflight import check
 
@@ -148,10 +157,18 @@ def sweep(
     from orchestration.record.resume import Start
     from orchestration.record.run_folder import RunFolder
 
-    start: Start | None = (
-        "beside" if new else "retry_failed" if retry_failed else "resume" if resume else None
+    asked: dict[Start, bool] = {
+        "beside": new,
+        "resume": resume,
+        "retry_failed": retry_failed,
+        "more": more is not None,
+    }
+    result = run_sweep(
+        spec,
+        start=next((start for start, is_asked in asked.items() if is_asked), None),
+        more=more or 0,
+        max_failures=1 if fail_fast else max_failures,
     )
-    result = run_sweep(spec, start=start, max_failures=1 if fail_fast else max_failures)
     leave_gone_terminal()
     failed = result.table.failed
     if as_json:
@@ -165,6 +182,10 @@ def sweep(
         if fail_fast or max_failures:
             say(f"{len(failed)} of {len(result.table.rows)} trials failed")
         _end_interrupted("sweep", experiment, overrides, "--resume")
+    if result.stopped_by:
+        say(
+            f"ended after {len(result.table.rows)} trials by {result.stopped_by}; with more of that, --resume goes on"
+        )
     failure = RunFolder(result.folder).status().failure
     if result.best is None and failure is not None:
         raise error_of(failure)

@@ -124,6 +124,10 @@ class SweepConfig(Config):
     """Share of `train.steps` before which no trial is stopped."""
     reduction: float = Field(3, gt=1)
     """ASHA and HyperBand keep about one in so many trials at each rung."""
+    time_budget_h: float | None = Field(None, gt=0)
+    """Hours after which no further setting begins; those that run go on to their end. Each command counts anew."""
+    patience: int | None = Field(None, ge=1)
+    """No further setting begins once so many in a row were no better than the best one; null: all run."""
     concurrency: int | None = Field(None, ge=1)
     """Trials at the same time; null: as many as the resources hold."""
     seeds: list[NonNegativeInt] = Field([0], min_length=1)

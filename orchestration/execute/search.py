@@ -96,12 +96,15 @@ class TrialQueue:
         left = set(range(sweep.num_trials)) - {row.number for row in ended}
         self._left = iter(sorted(left))
 
-    def next(self) -> Trial | None:
-        """The next trial; None when all have been handed out."""
+    def next(self, *, may_begin: Callable[[], bool] = lambda: True) -> Trial | None:
+        """The next trial; None when all have been handed out, or `may_begin` does not let another setting begin."""
         number = next(self._left, None)
         if number is None:
             return None
         setting, seed_index = divmod(number, len(self._sweep.seeds))
+        if setting not in self._asked and not may_begin():
+            self._left = iter(())
+            return None
         return Trial(number, self._values(setting), self._sweep.seeds[seed_index])
 
     def ended(self, number: int, row: TrialStatus | None) -> None:
@@ -186,6 +189,7 @@ def make_searcher(
     *,
     note: Callable[[Trial], None],
     status_of: Callable[[Trial], TrialStatus | None],
+    may_begin: Callable[[], bool] = lambda: True,
 ) -> Searcher:
     """A Tune searcher that hands out `{"trial": Trial}` and reports ends back to the queue.
 
@@ -194,6 +198,7 @@ def make_searcher(
         criterion: What decides.
         note: Hears of each trial before Tune does.
         status_of: How a trial stands. Tune would tell the last evaluation, which need not be the best.
+        may_begin: Whether another setting may begin.
     """
     from ray.tune.search import Searcher
 
@@ -203,7 +208,7 @@ def make_searcher(
             self._trials: dict[str, Trial] = {}
 
         def suggest(self, trial_id: str) -> dict[str, Any] | Any:
-            trial = queue.next()
+            trial = queue.next(may_begin=may_begin)
             if trial is None:
                 return Searcher.FINISHED
             self._trials[trial_id] = trial

@@ -23,7 +23,7 @@ from orchestration.record.find_runs import find_start
 from orchestration.record.journal import driving, read_past
 from orchestration.record.origin import check_same_data, prepare_data, provenance, write_changes
 from orchestration.record.progress import SweepProgress
-from orchestration.record.resume import Start, find_sweep
+from orchestration.record.resume import Start, extend_sweep, find_sweep
 from orchestration.record.run_folder import RunFolder, RunStatus, Status, new_folder, own_process
 from orchestration.record.table import SweepTable, markdown_table, read_table
 from orchestration.record.trial import TrialStatus
@@ -46,12 +46,15 @@ class SweepResult:
     """Copy of the best trial's best checkpoint, in the sweep's folder."""
     report: Path | None = None
     """The page about the sweep; None if it was interrupted, or the page could not be made."""
+    stopped_by: str = ""
+    """The setting by which it ended before all trials were run; empty where none did."""
 
 
 def run_sweep(
     spec: SweepSpec,
     *,
     start: Start | None = None,
+    more: int = 0,
     max_failures: int | None = None,
     train_fn: TrainFn | None = None,
     progress: bool = True,
@@ -61,6 +64,7 @@ def run_sweep(
     Args:
         spec: All settings.
         start: What to do about an earlier sweep of this name; null: refuse to start beside an interrupted one.
+        more: Settings to try besides those that are planned, where `start` is `more`.
         max_failures: End as after a signal once so many trials have failed; null: go on.
         train_fn: The training loop; null: that of boxseg.
         progress: Show progress on stderr.
@@ -78,6 +82,7 @@ def run_sweep(
     tags = prepare_data(spec) | provenance(spec)
     if earlier is not None:
         check_same_data(earlier, tags, otherwise="start another sweep with --new")
+        spec = extend_sweep(spec, earlier, more)
     tags |= {"search": spec.sweep.search, "trial_scheduler": spec.sweep.trial_scheduler}
     storage = spec.storage.absolute()
     folder = earlier or new_folder(storage / spec.name)
@@ -143,7 +148,12 @@ def conclude(trials: Trials) -> SweepResult:
     if interrupted:
         status = "interrupted"
     folder.finish(status, _common_failure(table) if status == "failed" else None)
-    folder.note("sweep_end", status=status, best=best.id if best else None)
+    folder.note(
+        "sweep_end",
+        status=status,
+        best=best.id if best else None,
+        stopped_by=trials.stopped_by or None,
+    )
     return SweepResult(
         folder.path.name,
         folder.path,
@@ -152,6 +162,7 @@ def conclude(trials: Trials) -> SweepResult:
         best,
         checkpoint,
         report,
+        trials.stopped_by,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,6 +92,9 @@ class Trials:
         self._max_failures = max_failures
         self._failures = 0
         self._show_at = 0.0
+        self._began = time.monotonic()
+        self.stopped_by = ""
+        """The setting that keeps further trials from beginning; empty where none does."""
         self.folder.note(
             "sweep_start", id=plan.folder.name, planned=sweep.num_trials, ended=self.ended
         )
@@ -113,6 +117,26 @@ class Trials:
         too_many = self._max_failures is not None and self._failures >= self._max_failures
         if too_many or self.storage_failure is not None:
             self.supervisor.signals.stop()
+
+    def may_begin(self) -> bool:
+        """Whether another setting may begin, by `sweep.time_budget_h` and `sweep.patience`."""
+        sweep = self.plan.spec.sweep
+        passed_h = (time.monotonic() - self._began) / 3600
+        if sweep.time_budget_h is not None and passed_h >= sweep.time_budget_h:
+            self.stopped_by = f"sweep.time_budget_h {sweep.time_budget_h:g}"
+        elif sweep.patience is not None and self._settings_without_gain() >= sweep.patience:
+            self.stopped_by = f"sweep.patience {sweep.patience}"
+        return not self.stopped_by
+
+    def _settings_without_gain(self) -> int:
+        """How many settings in a row have ended since the best one, in the order in which they began."""
+        num_seeds = len(self.plan.spec.sweep.seeds)
+        best = self._ended.best()
+        if best is None:
+            return 0
+        ended = Counter(row.number // num_seeds for row in self._ended.rows)
+        later = [place for place in ended if place > best.number // num_seeds]
+        return sum(ended[place] == num_seeds for place in later)
 
     def note_drawn(self, trial: Trial) -> None:
         """Write down what a trial is before anything else knows of it."""

@@ -38,6 +38,7 @@ def make_tuner(sweep: Trials, at_once: int) -> Tuner:
                 spec.sweep.criterion,
                 note=sweep.note_drawn,
                 status_of=sweep.status_of,
+                may_begin=sweep.may_begin,
             ),
             scheduler=_make_scheduler(sweep),
             num_samples=spec.sweep.num_trials,

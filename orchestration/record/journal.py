@@ -46,12 +46,13 @@ def newest_sweep(storage: Path, name: str) -> RunFolder | None:
 
 
 def is_concluded(folder: RunFolder) -> bool:
-    """Whether a sweep came to its end since it was last started, with or without failures."""
-    last_mark = None
+    """Whether a sweep ran all its trials since it was last started, with or without failures."""
+    last_mark: dict[str, Any] = {"event": None}
     for line in folder.journal():
         if line["event"] in ("sweep_start", "sweep_end"):
-            last_mark = line["event"]
-    return folder.stored().status in ENDED and last_mark == "sweep_end"
+            last_mark = line
+    has_ended = last_mark["event"] == "sweep_end" and not last_mark.get("stopped_by")
+    return folder.stored().status in ENDED and has_ended
 
 
 @contextlib.contextmanager

@@ -30,13 +30,20 @@ RUN_MAY_CHANGE = (
     "data.loader_workers",
 )
 """Settings that a resumed run may have otherwise, besides those of `resources`, `storage` and `tracking`."""
-SWEEP_MAY_CHANGE = ("sweep.concurrency", "train.panels", "data.loader_workers")
+SWEEP_MAY_CHANGE = (
+    "sweep.trials",
+    "sweep.time_budget_h",
+    "sweep.patience",
+    "sweep.concurrency",
+    "train.panels",
+    "data.loader_workers",
+)
 """Those that a resumed sweep may have otherwise."""
 
-Start = Literal["resume", "retry_failed", "beside"]
-"""What to do where there is a sweep of the same name: go on with the newest one, which was interrupted; so too if it
-has ended, and run again what failed for a reason that may have gone; start another one even though it is interrupted
-or running."""
+Start = Literal["resume", "retry_failed", "more", "beside"]
+"""What to do where there is a sweep of the same name: go on with the newest one, which was interrupted or is to have
+more trials; so too if it has ended, and run again what failed for a reason that may have gone; so too if it has ended,
+and try more settings; start another one even though it is interrupted or running."""
 
 
 def check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
@@ -83,12 +90,18 @@ def find_sweep(spec: SweepSpec, start: Start | None = None) -> RunFolder | None:
     folder = None if start == "beside" else newest_sweep(spec.storage.absolute(), spec.name)
     ended = folder is None or folder.stored().status in ENDED
     if folder is not None and start == "resume":
-        ended = is_concluded(folder)  # one that ended by a fault of its driver can go on too
-    if folder is None or (ended and start != "retry_failed"):
-        if start in ("resume", "retry_failed"):
-            what = "there is no sweep" if start == "retry_failed" else "no interrupted sweep"
+        # one that ended by a fault of its driver can go on too
+        ended = is_concluded(folder) and spec.sweep.trials <= _planned_settings(folder)
+    if folder is None or (ended and start not in ("retry_failed", "more")):
+        if start == "resume" and folder is not None:
             raise ConfigError(
-                f"{what} {spec.name} under {spec.storage}; start one without --resume and --retry-failed"
+                f"no interrupted sweep {spec.name} under {spec.storage}: {folder.path.name} has ended; try more "
+                "settings in it with --more N, or start another one without --resume"
+            )
+        if start in ("resume", "retry_failed", "more"):
+            what = "no interrupted sweep" if start == "resume" else "there is no sweep"
+            raise ConfigError(
+                f"{what} {spec.name} under {spec.storage}; start one without --resume, --retry-failed and --more"
             )
         return None
     with driving(folder):
@@ -99,6 +112,34 @@ def find_sweep(spec: SweepSpec, start: Start | None = None) -> RunFolder | None:
             )
         check_same_settings(spec, folder, SWEEP_MAY_CHANGE)
     return folder
+
+
+def extend_sweep(spec: SweepSpec, folder: RunFolder, more: int) -> SweepSpec:
+    """The settings to go on with: as many trials as the file or the sweep plans, and some more.
+
+    Args:
+        spec: Settings of the file.
+        folder: The sweep's.
+        more: Settings to try besides.
+
+    Raises:
+        ConfigError: all that there is to try is planned already.
+    """
+    planned = max(spec.sweep.trials, _planned_settings(folder))
+    going_on, extended = (
+        spec.model_copy(update={"sweep": spec.sweep.model_copy(update={"trials": trials})})
+        for trials in (planned, planned + more)
+    )
+    if more and extended.sweep.num_trials == going_on.sweep.num_trials:
+        raise ConfigError(
+            f"--more {more}: sweep {folder.path.name} has all {going_on.sweep.num_trials} trials of its space; widen "
+            "sweep.space, and start another one"
+        )
+    return extended
+
+
+def _planned_settings(folder: RunFolder) -> int:
+    return int(read_resolved(folder.config_path)["sweep"]["trials"])
 
 
 def check_same_settings(spec: RunSpec, folder: RunFolder, may_change: Sequence[str]) -> None:

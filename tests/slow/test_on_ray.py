@@ -135,6 +135,60 @@ def test_other_schedulers_stop_weak_trials_too(storage, scheduler):
     assert (end["event"], end["cause"]) == ("trial_end", scheduler)
 
 
+def outcomes(result) -> list[tuple]:
+    """What was drawn and what came of it, by number."""
+    rows = sorted(result.table.rows, key=lambda row: row.number)
+    return [(row.number, row.values, row.seed, row.status, row.value) for row in rows]
+
+
+def test_a_sweep_that_is_extended_equals_one_that_was_planned_so_long(storage):
+    space = {"qam.iou_thr": {"uniform": [0.1, 0.8]}}
+    sweep = {"search": "random", "trial_scheduler": "none", "seeds": [0, 1], "space": space}
+
+    def run(name: str, trials: int, **options):
+        values = make_values(storage, name=name, sweep={**sweep, "trials": trials})
+        spec = SweepSpec.model_validate(values)
+        return run_sweep(spec, train_fn=make_training(), progress=False, **options)
+
+    planned = run("planned", 5)
+    run("extended", 2)
+    by_option = run("extended", 2, start="more", more=2)
+    assert [row.number for row in by_option.table.rows] == list(range(8))
+    by_file = run("extended", 5, start="resume")
+    assert by_file.folder == by_option.folder
+    assert outcomes(by_file) == outcomes(planned)
+    assert (by_file.best.values, by_file.best.seed) == (planned.best.values, planned.best.seed)
+    assert by_file.best_checkpoint.exists()
+    # the file of before goes on with what the sweep has been extended to
+    assert len(run("extended", 2, start="more", more=1).table.rows) == 12
+    runs = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db").search_runs(
+        [mlflow.MlflowClient().get_experiment_by_name("extended").experiment_id]
+    )
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 13
+
+
+def test_a_sweep_without_gain_or_without_time_begins_no_more_settings(storage):
+    # Settings in the order of the grid: the second is the best, and the two after it gain nothing.
+    space = {"qam.iou_thr": {"choice": [0.5, 0.8, 0.6, 0.7, 0.75]}}
+    sweep = {"search": "grid", "trial_scheduler": "none", "concurrency": 1, "space": space}
+
+    def run(**settings):
+        values = make_values(storage, name="ends", sweep=sweep | settings)
+        start = "resume" if (storage / "ends").exists() else None
+        spec = SweepSpec.model_validate(values)
+        return run_sweep(spec, start=start, train_fn=make_training(), progress=False)
+
+    result = run(patience=2)
+    assert (result.status, result.stopped_by) == ("finished", "sweep.patience 2")
+    assert [row.values["qam.iou_thr"] for row in result.table.rows] == [0.5, 0.8, 0.6, 0.7]
+    assert result.best.values == {"qam.iou_thr": 0.8}
+    again = run(time_budget_h=1e-9)
+    assert again.stopped_by == "sweep.time_budget_h 1e-09"
+    assert len(again.table.rows) == 4, "the time was over before the last one"
+    last = run()
+    assert (len(last.table.rows), last.stopped_by) == (5, "")
+
+
 def test_a_signal_ends_a_sweep_with_no_run_left_running(storage):
     space = {"qam.iou_thr": {"uniform": [0.1, 0.8]}}
     values = make_values(

@@ -8,11 +8,12 @@ import pytest
 
 from boxseg.config.criterion import Criterion
 from boxseg.errors import ConfigError
+from boxseg.files.writing import write_atomic
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec
 from orchestration.record.failures import Failure
 from orchestration.record.journal import driving, newest_sweep, read_past
-from orchestration.record.resume import find_sweep
+from orchestration.record.resume import extend_sweep, find_sweep
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.record.trial import Trial
 
@@ -158,3 +159,40 @@ def test_only_what_may_go_better_is_tried_again(tmp_path):
     again = read_past(sweep, Criterion("val/mask_ap"), retry_failed=True)
     assert [row.has_ended for row in again] == [False, True, False, True]
     assert find_sweep(make_spec(tmp_path), "retry_failed").path == sweep.path
+
+
+def test_more_settings_are_counted_from_what_the_sweep_has(tmp_path):
+    space = {"qam.iou_thr": {"uniform": [0.1, 0.8]}}
+    spec = make_spec(tmp_path, sweep={"space": space, "trials": 3})
+    with pytest.raises(ConfigError, match="there is no sweep toy"):
+        find_sweep(spec, "more")
+    folder = make_sweep(tmp_path, status="finished")
+    folder.note("sweep_end", status="finished")
+    write_atomic(folder.config_path, dump_resolved(spec))
+    assert find_sweep(spec, "more").path == folder.path
+    assert extend_sweep(spec, folder, 4).sweep.trials == 7
+    with pytest.raises(ConfigError, match="has ended; try more settings in it with --more N"):
+        find_sweep(spec, "resume")
+    longer = make_spec(tmp_path, sweep={"space": space, "trials": 5})
+    assert find_sweep(longer, "resume").path == folder.path
+    assert extend_sweep(longer, folder, 0).sweep.trials == 5
+    write_atomic(folder.config_path, dump_resolved(longer))
+    assert extend_sweep(spec, folder, 0).sweep.trials == 5, "the file of before knows of fewer"
+
+
+def test_a_space_that_is_used_up_cannot_get_more(tmp_path):
+    sweep = {"space": {"qam.k_top": {"choice": [1, 2, 3, 4]}}, "trials": 4}
+    spec = make_spec(tmp_path, sweep=sweep)
+    folder = make_sweep(tmp_path, status="finished")
+    write_atomic(folder.config_path, dump_resolved(spec))
+    with pytest.raises(ConfigError, match="has all 4 trials of its space; widen"):
+        extend_sweep(spec, folder, 2)
+
+
+def test_a_sweep_that_its_budget_ended_can_be_resumed(tmp_path):
+    spec = make_spec(tmp_path)
+    folder = make_sweep(tmp_path, status="finished")
+    folder.note("sweep_start")
+    folder.note("sweep_end", status="finished", stopped_by="sweep.patience 2")
+    assert find_sweep(spec) is None
+    assert find_sweep(spec, "resume").path == folder.path
