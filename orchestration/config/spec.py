@@ -23,7 +23,14 @@ from boxseg.config.method import BoxSegConfig, Config
 from boxseg.errors import ConfigError
 from orchestration.config.explain import as_yaml, explain, find_field, group_of, unknown_setting
 from orchestration.config.source import Source, assign, override, read_source
-from orchestration.config.space import Choice, Domain, count_settings, domain_kind, samples
+from orchestration.config.space import (
+    Choice,
+    Domain,
+    count_settings,
+    domain_kind,
+    holds,
+    samples,
+)
 from orchestration.secret_text import ENVIRONMENT, find_secret, hide
 
 Runner = Literal["auto", "ray_train", "inline"]
@@ -136,6 +143,9 @@ class SweepConfig(Config):
     """Setting name -> value that the sweep uses instead of the file's own, such as fewer `train.steps`."""
     space: dict[str, Domain] = Field(default_factory=dict)
     """Setting name (as in `qam.iou_thr`) -> domain."""
+    points: list[dict[str, Any]] = Field(default_factory=list)
+    """Settings to try first, each as names and values; a name of the space that is left out has the file's own value,
+    so `[{}]` tries the file as it is."""
 
     @property
     def criterion(self) -> Criterion:
@@ -156,6 +166,8 @@ class SweepConfig(Config):
                 f"seeds {self.seeds} repeat a value; a repeated run gives nothing new"
             )
         for name, domain in self.space.items():
+            if self.search == "grid" and self.points:
+                raise ValueError("points: search grid tries every setting; leave points out")
             if self.search == "grid" and not isinstance(domain, Choice):
                 raise ValueError(
                     f"search grid tries every value, but space.{name} is {domain_kind(domain)}; "
@@ -315,7 +327,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
     source = read_settings(path, overrides, for_sweep=True)
     spec = _build_spec(SweepSpec, source)
     _check_space(spec, source)
-    return spec
+    return _with_whole_points(spec, source)
 
 
 def read_settings(path: Path, overrides: Sequence[str] = (), *, for_sweep: bool = False) -> Source:
@@ -398,6 +410,37 @@ def _check_space(spec: SweepSpec, source: Source) -> None:
         except ConfigError as error:
             together = ", ".join(f"{name} {as_yaml(value)}" for name, value in values.items())
             raise ConfigError(f"{error} (by sweep.space a trial could get {together})") from error
+
+
+def _with_whole_points(spec: SweepSpec, source: Source) -> SweepSpec:
+    """The same sweep with a value for each name of the space in each of its points.
+
+    Raises:
+        ConfigError: a name is not in the space, a value not in its domain, or a point comes twice.
+    """
+    points: list[dict[str, Any]] = []
+    for number, given in enumerate(spec.sweep.points):
+        place = source.place(("sweep", "points", str(number)))
+        for name in given.keys() - spec.sweep.space.keys():
+            raise ConfigError(
+                f"{place}: sweep.points.{number}: {name} is not in sweep.space; add it there, or leave it out"
+            )
+        point = {}
+        for name, domain in spec.sweep.space.items():
+            own = functools.reduce(getattr, name.split("."), spec)
+            point[name] = value = given.get(name, own)
+            if not holds(domain, value):
+                origin = "" if name in given else " (the file's own value)"
+                raise ConfigError(
+                    f"{place}: sweep.points.{number}: {name} is {as_yaml(value)}{origin}, which its domain in "
+                    "sweep.space does not hold; widen that, or give another value"
+                )
+        if point in points:
+            raise ConfigError(
+                f"{place}: sweep.points.{number}: is the same as point {points.index(point)}; leave one of them out"
+            )
+        points.append(point)
+    return spec.model_copy(update={"sweep": spec.sweep.model_copy(update={"points": points})})
 
 
 def _without_sweep(values: dict[str, Any]) -> dict[str, Any]:

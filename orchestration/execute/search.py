@@ -63,9 +63,9 @@ SEARCHERS: dict[str, Callable[[SweepConfig, int], BaseSampler]] = {
 class TrialQueue:
     """Settings times seeds, one trial after the other; all seeds of a setting come in a row.
 
-    No setting comes twice. They are judged by `merit_of` their seeds, once all of them have ended. What is drawn for a
-    setting depends only on the sweep's seed, the setting's number and the scores so far. A resumed sweep therefore
-    draws what it would have drawn without the interruption.
+    The points that the sweep names come first, and no setting comes twice. They are judged by `merit_of` their
+    seeds, once all of them have ended. What is drawn for a setting depends only on the sweep's seed, the setting's
+    number and the scores so far. A resumed sweep therefore draws what it would have drawn without the interruption.
     """
 
     def __init__(self, sweep: SweepConfig, seed: int, past: Sequence[TrialStatus] = ()) -> None:
@@ -141,6 +141,8 @@ class TrialQueue:
 
         if setting in self._known:
             return self._ask_for(self._known[setting])
+        if setting < len(self._sweep.points):
+            return self._ask_for(self._sweep.points[setting])
         if self._sweep.search == "grid":
             return self._ask_for(nth_setting(self._sweep.space, setting))
         for attempt in range(DRAWS):

@@ -288,6 +288,26 @@ def test_a_run_ignores_the_sweep_section_even_a_wrong_one(write: Write):
         ("seeds: [0, -1], space: {qam.k_top: {choice: [1]}}", ("sweep.seeds.1 is -1", "0")),
         ("seeds: [], space: {qam.k_top: {choice: [1]}}", ("sweep.seeds",)),
         ("trials: 3", ("sweep.space is empty", "boxseg train")),
+        (
+            "space: {qam.k_top: {randint: [1, 9]}}, points: [{qam.vote_thr: 0.5}]",
+            ("sweep.points.0: qam.vote_thr is not in sweep.space",),
+        ),
+        (
+            "space: {qam.k_top: {randint: [1, 9]}}, points: [{qam.k_top: 9}]",
+            ("sweep.points.0: qam.k_top is 9, which its domain in sweep.space does not hold",),
+        ),
+        (
+            "space: {qam.k_top: {randint: [1, 9]}}, points: [{}]",
+            ("qam.k_top is 20 (the file's own value)",),
+        ),
+        (
+            "space: {qam.k_top: {randint: [1, 9]}}, points: [{qam.k_top: 2}, {qam.k_top: 2}]",
+            ("sweep.points.1: is the same as point 0",),
+        ),
+        (
+            "search: grid, space: {qam.k_top: {choice: [1]}}, points: [{}]",
+            ("search grid tries every setting",),
+        ),
     ],
 )
 def test_a_wrong_sweep_is_refused_before_it_starts(
@@ -441,3 +461,17 @@ def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated(write: Write
         load_run(path)
     assert "hunter2" not in str(caught.value)
     assert load_run(write('name: x\ntracking: {uri: "postgresql://me@db/mlflow"}\n')).tracking.uri
+
+
+def test_a_point_has_the_files_own_values_where_it_names_none(write: Write):
+    path = write(
+        "qam: {k_top: 7, iou_thr: 0.4}\n"
+        "sweep:\n"
+        "  space: {qam.k_top: {randint: [1, 9]}, qam.iou_thr: {uniform: [0.3, 0.6]}}\n"
+        "  points: [{}, {qam.k_top: 3}]\n"
+    )
+    points = load_sweep(path).sweep.points
+    assert points == [
+        {"qam.k_top": 7, "qam.iou_thr": 0.4},
+        {"qam.k_top": 3, "qam.iou_thr": 0.4},
+    ]

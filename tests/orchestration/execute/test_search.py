@@ -86,6 +86,19 @@ def test_ranges_with_steps_give_the_numbers_that_people_would_write(search):
     assert TrialQueue(sweep, 0, past).next() == queue.next()
 
 
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_given_points_come_first_and_the_others_are_drawn_as_without_them(search):
+    points = [
+        {"qam.iou_thr": 0.5, "solver.lr": 1e-3, "qam.k_top": 4, "qam.fusion": "weighted"},
+        {"qam.iou_thr": 0.8, "solver.lr": 1e-4, "qam.k_top": 2, "qam.fusion": "vote"},
+    ]
+    trials = all_trials(make_sweep(search=search, trials=6, space=RANGES, points=points))
+    assert [trial.values for trial in trials[:2]] == points
+    if search == "random":
+        plain = all_trials(make_sweep(search=search, trials=6, space=RANGES))
+        assert trials[2:] == plain[2:]
+
+
 def status_of(trial: Trial, value: float | None, status: str = "finished") -> TrialStatus:
     tags = {"trial": str(trial.number), "seed": str(trial.seed)}
     return TrialStatus(
