@@ -54,13 +54,15 @@ class CocoScores:
 
     def of_class(self, label: int) -> dict[str, float]:
         """`mask_ap`, `mask_ap50`, `mask_ap75`, `box_ap` … of one class; what has no ground truth is left out."""
-        found = {}
+        metrics = {}
         for kind, precision in self.precision.items():
-            ap = precision[:, :, label]
-            for name, part in (("ap", ap), ("ap50", ap[0]), ("ap75", ap[5])):
-                if (part > -1).any():
-                    found[f"{kind}_{name}"] = float(part[part > -1].mean())
-        return found
+            of_label = precision[:, :, label]
+            # The rows are IoUs from 0.5 on in steps of 0.05.
+            for name, part in (("ap", of_label), ("ap50", of_label[0]), ("ap75", of_label[5])):
+                defined = part[part > -1]
+                if defined.size:
+                    metrics[f"{kind}_{name}"] = float(defined.mean())
+        return metrics
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,13 @@ def measure_detections(
         any, `mask_fill`, the mean share of its box that a mask fills, and `box_likeness`, the mean of the smaller over
         the larger of the two areas, 1 where all masks are their boxes.
     """
-    results = [result for part in gather_objects(found) for result in part]
+    results = [result for of_process in gather_objects(found) for result in of_process]
     scores = coco_scores(ground_truth, results, image_ids=image_ids, category_ids=category_ids)
-    metrics = {
-        name: value
-        for name, value in scores.metrics.items()
-        if name == "box_ap" or not name.startswith("box_")
-    }
-    ratios = np.concatenate([np.zeros(0), *map(area_ratios, results)])
+    metrics = {}
+    for name, value in scores.metrics.items():
+        if name == "box_ap" or not name.startswith("box_"):
+            metrics[name] = value
+    ratios = np.concatenate([np.zeros(0), *map(area_ratios, results)])  # there may be no result
     if len(ratios):
         metrics["mask_fill"] = float(ratios.clip(max=1).mean())
         metrics["box_likeness"] = float(np.minimum(ratios, 1 / ratios.clip(min=1e-9)).mean())
@@ -127,7 +128,7 @@ def finish(
 
 def area_ratios(result: ImageResult) -> np.ndarray:
     """Area of each confident mask over that of its box, (≤ D,); above 1 where a mask leaves its box."""
-    areas = np.asarray(mask_utils.area(result.rles), dtype=np.float64).reshape(-1)
+    areas = np.asarray(mask_utils.area(result.rles), dtype=np.float64).reshape(-1)  # [] if none
     ratios: np.ndarray = areas / result.boxes_xywh[:, 2:].prod(axis=1).clip(min=1)
     return ratios[result.scores >= CONFIDENT]
 
@@ -159,12 +160,14 @@ def coco_scores(
     image_ap: dict[int, float] = {}
     kinds = [("box", "bbox", COCOeval)]
     if has_all_masks(ground_truth, image_ids):
+        # Masks first: they are what the AP of single images is taken from, where they are drawn.
         kinds = [*((prefix, "segm", evaluator) for prefix, evaluator in of_masks.items()), *kinds]
     for prefix, kind, evaluator in kinds:
         entries = coco_results(results, category_ids, kind)
         evaluation = run_coco_eval(ground_truth, entries, image_ids, kind, evaluator)
         stats = zip(COCO_STATS, evaluation.stats[: len(COCO_STATS)], strict=True)
         metrics |= {f"{prefix}_{name}": float(value) for name, value in stats if value >= 0}
+        # Of objects of any area, with the most detections that pycocotools counts.
         precision[prefix] = evaluation.eval["precision"][:, :, :, 0, -1]
         image_ap = image_ap or average_precision_of_images(evaluation)
     return CocoScores(metrics, precision, image_ap)
@@ -174,20 +177,28 @@ def average_precision_of_images(evaluation: COCOeval) -> dict[int, float]:
     """AP of each image alone, by id: mean over its classes and over the IoUs; images without objects are left out."""
     params = evaluation.params
     images, areas = len(params.imgIds), len(params.areaRng)
-    found: dict[int, list[float]] = {}
+    by_class: dict[int, list[float]] = {}  # image id -> AP of each of its classes
     for number in range(len(params.catIds)):
-        start = number * areas * images  # of objects of any area
-        for each in evaluation.evalImgs[start : start + images]:
-            objects = 0 if each is None else int((np.asarray(each["gtIgnore"]) == 0).sum())
+        # One list for all classes, areas and images; the first area of each class is any.
+        start = number * areas * images
+        for matches in evaluation.evalImgs[start : start + images]:
+            if matches is None:  # neither objects nor detections of this class
+                continue
+            objects = int((np.asarray(matches["gtIgnore"]) == 0).sum())
             if objects:
-                # (IoUs, detections), best score first
-                counted = ~np.asarray(each["dtIgnore"], dtype=bool)
-                hits = (np.asarray(each["dtMatches"]) > 0) & counted
-                precision = hits.cumsum(axis=1) / counted.cumsum(axis=1).clip(min=1)
-                precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-                ap = float((precision * hits).sum(axis=1).mean() / objects)
-                found.setdefault(each["image_id"], []).append(ap)
-    return {image_id: float(np.mean(values)) for image_id, values in found.items()}
+                ap = _average_precision(matches, objects)
+                by_class.setdefault(matches["image_id"], []).append(ap)
+    return {image_id: float(np.mean(values)) for image_id, values in by_class.items()}
+
+
+def _average_precision(matches: dict[str, Any], objects: int) -> float:
+    """AP of one class in one image, mean over the IoUs, from pycocotools' matches."""
+    counted = ~np.asarray(matches["dtIgnore"], dtype=bool)  # (IoUs, detections), best score first
+    hits = (np.asarray(matches["dtMatches"]) > 0) & counted
+    precision = hits.cumsum(axis=1) / counted.cumsum(axis=1).clip(min=1)
+    # As COCO has it: at each recall the best precision at this or a higher one.
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    return float((precision * hits).sum(axis=1).mean() / objects)
 
 
 def has_all_masks(ground_truth: COCO, image_ids: list[int]) -> bool:
@@ -202,15 +213,13 @@ def coco_results(
     """COCO result entries of one kind; boxes and masks apart, since pycocotools takes a mask's area from its box."""
     entries = []
     for result in results:
-        for box, score, label, rle in zip(
-            result.boxes_xywh, result.scores, result.labels, result.rles, strict=True
-        ):
-            entry = {
-                "image_id": result.image_id,
-                "category_id": category_ids[label],
-                "score": float(score),
-            }
-            entry |= {"segmentation": rle} if kind == "segm" else {"bbox": box.tolist()}
+        for row, label in enumerate(result.labels):
+            entry = {"image_id": result.image_id, "category_id": category_ids[label]}
+            entry["score"] = float(result.scores[row])
+            if kind == "segm":
+                entry["segmentation"] = result.rles[row]
+            else:
+                entry["bbox"] = result.boxes_xywh[row].tolist()
             entries.append(entry)
     return entries
 
@@ -224,8 +233,10 @@ def run_coco_eval(
 ) -> COCOeval:
     """pycocotools' evaluation of COCO results, summarised, without its printing; `kind` is segm or bbox."""
     with contextlib.redirect_stdout(io.StringIO()):
-        found = ground_truth.loadRes(entries) if entries else COCO()
-        if not entries:
+        if entries:
+            found = ground_truth.loadRes(entries)
+        else:  # which `loadRes` cannot take
+            found = COCO()
             found.dataset = {
                 "images": ground_truth.dataset["images"],
                 "annotations": [],
@@ -233,6 +244,7 @@ def run_coco_eval(
             }
             found.createIndex()
         evaluation = evaluator(ground_truth, found, iouType=kind)
+        # Images without a detection count as well.
         evaluation.params.imgIds = image_ids
         evaluation.evaluate()
         evaluation.accumulate()

@@ -44,11 +44,11 @@ class Finder:
         raw = self._network.detect(
             predictions, score_thr=settings.score_thr, pre_topk=settings.pre_topk
         )
-        for position, each in enumerate(raw):
-            chosen = choose_detections(each, nms_thr=settings.nms_thr, topk=settings.topk)
-            self._parts[tiles.image_index[position]].append(
-                self._read(tiles, position, predictions, chosen)
-            )
+        for position, of_tile in enumerate(raw):
+            chosen = choose_detections(of_tile, nms_thr=settings.nms_thr, topk=settings.topk)
+            # Read at once, since the output of all tiles together would not fit in memory.
+            part = self._read(tiles, position, predictions, chosen)
+            self._parts[tiles.image_index[position]].append(part)
 
     @torch.no_grad()
     def detections(self) -> list[Detections]:
@@ -58,16 +58,18 @@ class Finder:
             for image, parts in enumerate(self._parts)
         ]
 
-    def _read(self, tiles: Tiles, position: int, predictions: Any, found: RawDetections) -> _Part:
-        (top, left), (height, width) = tiles.corners[position], tiles.batch.sizes[position]
-        boxes = clip_boxes_to_image(found.boxes, (height, width))
-        kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        found, boxes = found.take(kept), boxes[kept].cpu()
-        logits = self._network.mask_logits(
-            predictions, torch.full_like(found.labels, position), found.handle
-        )
+    def _read(self, tiles: Tiles, position: int, predictions: Any, raw: RawDetections) -> _Part:
+        """What the tile at a position shows, in the place that it has in its image."""
+        top, left = tiles.corners[position]
+        height, width = tiles.batch.sizes[position]
+        boxes = clip_boxes_to_image(raw.boxes, (height, width))
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # others were outside
+        found, boxes = raw.take(has_area), boxes[has_area].cpu()
+        image_index = torch.full_like(found.labels, position)
+        logits = self._network.mask_logits(predictions, image_index, found.handle)
 
         image_height, image_width = self._batch.sizes[tiles.image_index[position]]
+        # Left, top, right, bottom: a border of the image cuts nothing.
         goes_on = torch.tensor(
             [left > 0, top > 0, left + width < image_width, top + height < image_height]
         )
@@ -86,13 +88,12 @@ class Finder:
         objects = _join_cut(tiles)
         kept = torch.arange(len(objects.rows))
         if len(tiles) > 1:  # a single tile has been through this
-            kept = batched_nms(
-                objects.boxes, objects.scores, objects.labels, self._settings.nms_thr
-            )
+            threshold = self._settings.nms_thr
+            kept = batched_nms(objects.boxes, objects.scores, objects.labels, threshold)
             kept = kept[: self._settings.topk]
         maps = [each for tile in tiles for each in tile.maps]
         cells = [side // MASK_STRIDE for side in self._batch.weak.shape[-2:]]
-        canvas = torch.zeros(cells, device=self._batch.weak.device)
+        canvas = torch.zeros(cells, device=self._batch.weak.device)  # one for all objects in turn
         parts: list[MaskPart] = []
         certainty = torch.zeros(len(kept))
         for place, number in enumerate(kept.tolist()):
@@ -162,18 +163,15 @@ class _Objects:
 def _cut_maps(probs: Tensor, row: int, column: int) -> list[_Map]:
     """Maps (D, h, w) of a tile that begins at this cell of the image, each cut to what decides its mask."""
     maps = []
-    for index, (left, top, right, bottom) in enumerate(tight_boxes(probs > 0.5).int().tolist()):
-        if right == left:
+    for index, corners in enumerate(tight_boxes(probs > 0.5).int().tolist()):
+        left, top, right, bottom = corners
+        if right == left:  # an empty mask
             maps.append(_Map(row, column, probs.new_zeros(0, 0)))
             continue
         top, left = max(top - REACH, 0), max(left - REACH, 0)
-        maps.append(
-            _Map(
-                row + top,
-                column + left,
-                probs[index, top : bottom + REACH, left : right + REACH].clone(),
-            )
-        )
+        piece = probs[index, top : bottom + REACH, left : right + REACH]
+        # A view would hold on to the maps of the whole tile.
+        maps.append(_Map(row + top, column + left, piece.clone()))
     return maps
 
 
@@ -197,27 +195,30 @@ def _join_cut(parts: Sequence[_Part]) -> _Objects:
     )
     tiles = torch.stack([part.tile for part in parts]).to(boxes.dtype)
     tile_of = torch.repeat_interleave(torch.tensor([len(part.boxes) for part in parts]))
-    dropped, links = set(), []
+    dropped: set[int] = set()
+    links: list[tuple[int, int]] = []
     for row in is_cut.nonzero()[:, 0].tolist():
         common = box_intersection(boxes[row : row + 1], boxes)[0]
-        others = (
-            (labels == labels[row])
-            & (tile_of != tile_of[row])
-            & (common > 0)
-            & (scores >= SAME * scores[row])
-        )
-        if (others & ~is_cut & (common >= SAME * box_area(boxes[row]))).any():
+        is_other_tile = tile_of != tile_of[row]
+        is_likely = scores >= SAME * scores[row]
+        others = (labels == labels[row]) & is_other_tile & (common > 0) & is_likely
+        shows_most = common >= SAME * box_area(boxes[row])
+        if (others & ~is_cut & shows_most).any():
             dropped.add(row)
             continue
         cut = (others & is_cut & (scores * SAME <= scores[row])).nonzero()[:, 0]
+        # Each of the two as the other one's tile would show it.
         here = _inside(boxes[cut], tiles[tile_of[row]].expand(len(cut), 4))
         there = _inside(boxes[row].expand(len(cut), 4), tiles[tile_of[cut]])
-        links += [(row, other) for other in cut[box_iou(here, there).diagonal() >= SAME].tolist()]
+        is_same = box_iou(here, there).diagonal() >= SAME
+        links += [(row, other) for other in cut[is_same].tolist()]
+    # What was dropped later than it was linked must not join two objects.
     links = [link for link in links if not dropped.intersection(link)]
     rows = [group for group in _groups(len(boxes), links) if group[0] not in dropped]
-    corners = [
-        torch.cat([boxes[group, :2].amin(dim=0), boxes[group, 2:].amax(dim=0)]) for group in rows
-    ]
+    corners = []  # of the box around all parts
+    for group in rows:
+        low, high = boxes[group, :2].amin(dim=0), boxes[group, 2:].amax(dim=0)
+        corners.append(torch.cat([low, high]))
     return _Objects(
         rows=rows,
         boxes=torch.stack(corners) if rows else boxes[:0],
@@ -229,7 +230,9 @@ def _join_cut(parts: Sequence[_Part]) -> _Objects:
 def _inside(boxes: Tensor, tiles: Tensor) -> Tensor:
     """Boxes (n, 4) cut to tiles (n, 4)."""
     low, high = tiles[:, :2], tiles[:, 2:]
-    return torch.cat([boxes[:, :2].clamp(low, high), boxes[:, 2:].clamp(low, high)], dim=1)
+    corners = boxes[:, :2].clamp(low, high)
+    opposite = boxes[:, 2:].clamp(low, high)
+    return torch.cat([corners, opposite], dim=1)
 
 
 def _groups(count: int, links: Iterable[tuple[int, int]]) -> list[list[int]]:

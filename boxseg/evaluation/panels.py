@@ -56,13 +56,15 @@ class PanelRow:
 def draw_panels(rows: list[PanelRow], path: Path, *, columns: Sequence[str] = COLUMNS) -> Path:
     """Write the rows as one PNG (beside, then renamed) under these headings and return its path."""
     width = len(columns) * (TILE + GAP) + GAP
-    sheet = Image.new("RGB", (width, CAPTION + len(rows) * (TILE + GAP) + GAP), "white")
+    height = CAPTION + len(rows) * (TILE + GAP) + GAP
+    sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(columns):
         draw.text((GAP + column * (TILE + GAP), 2), title, fill="black")
     for index, row in enumerate(rows):
+        top = CAPTION + index * (TILE + GAP)
         for column, tile in enumerate(_tiles(row)):
-            sheet.paste(tile, (GAP + column * (TILE + GAP), CAPTION + index * (TILE + GAP)))
+            sheet.paste(tile, (GAP + column * (TILE + GAP), top))
     return write_picture(path, sheet.save)
 
 
@@ -71,7 +73,7 @@ def _tiles(row: PanelRow) -> list[Image.Image]:
     size = picture.shape[:2]
     scale = TILE / max(size)
     plain = scale_picture(Image.fromarray(picture), scale)
-    boxes = plain.copy()
+    boxes = plain.copy()  # every column shows the image anew
     _draw_boxes(boxes, row.boxes.cpu().numpy() * scale)
     tiles = [plain, boxes]
     for masks, numbers in ((row.teacher_masks, row.quality), (row.student_masks, row.scores)):
@@ -84,10 +86,9 @@ def _tiles(row: PanelRow) -> list[Image.Image]:
 
 def scale_picture(picture: Image.Image, scale: float) -> Image.Image:
     """A picture of `scale` times the size, no side below one pixel."""
-    return picture.resize(
-        (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)),
-        Image.Resampling.BICUBIC,
-    )
+    width = max(round(picture.width * scale), 1)
+    height = max(round(picture.height * scale), 1)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def crop_around(
@@ -98,6 +99,7 @@ def crop_around(
     margin = MARGIN * max(x2 - x1, y2 - y1)
     rows = slice(max(int(y1 - margin), 0), int(y2 + margin) + 1)
     columns = slice(max(int(x1 - margin), 0), int(x2 + margin) + 1)
+    # Copies, as a view would keep the whole picture in memory.
     return picture[rows, columns].copy(), mask[rows, columns].copy()
 
 
@@ -126,8 +128,10 @@ def place_numbers(
         numbers: One for each.
     """
     written: list[tuple[tuple[int, int], str]] = []
-    for row in sorted(range(len(masks)), key=lambda row: -int(masks[row].sum())):
+    largest_first = sorted(range(len(masks)), key=lambda row: -int(masks[row].sum()))
+    for row in largest_first:
         ys, xs = np.nonzero(masks[row])
+        # A number in a smaller mask would hide it.
         if (
             len(xs) == 0
             or xs.max() - xs.min() < NUMBER_PX[0]
@@ -135,22 +139,20 @@ def place_numbers(
         ):
             continue
         x, y = int(xs.min()), int(ys.min())
-        if all(
-            abs(x - other_x) >= NUMBER_PX[0] or abs(y - other_y) >= NUMBER_PX[1]
-            for (other_x, other_y), _ in written
-        ):
+        if not any(_is_near((x, y), other) for other, _ in written):
             written.append(((x, y), f"{numbers[row]:.2f}"))
     return written
 
 
 def _is_near(place: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether numbers at two places would overlap."""
-    return abs(place[0] - other[0]) < NUMBER_PX[0] and abs(place[1] - other[1]) < NUMBER_PX[1]
+    across, down = abs(place[0] - other[0]), abs(place[1] - other[1])
+    return across < NUMBER_PX[0] and down < NUMBER_PX[1]
 
 
 def tint_masks(plain: Image.Image, masks: Sequence[np.ndarray]) -> Image.Image:
     """The picture with masks, bool (h, w) of any size, in colour with a solid outline."""
-    blended = np.asarray(plain).astype(np.float32)
+    blended = np.asarray(plain).astype(np.float32)  # masks may lie on one another
     for index, mask in enumerate(masks):
         shape = fit_mask(mask, plain)
         colour = np.array(COLOURS[index % len(COLOURS)], dtype=np.float32)

@@ -84,15 +84,14 @@ class Extremes:
         """
         picture = image.permute(1, 2, 0).cpu().numpy()
         for row, value in enumerate(quality.tolist()):
-            if value:
-                crop = crop_around(picture, masks[row].cpu().numpy(), boxes[row].tolist())
-                label = LabelCrop(value, None if iou is None else float(iou[row]), *crop)
-                self.lowest = sorted([*self.lowest, label], key=lambda each: each.quality)[
-                    : self._count
-                ]
-                self.highest = sorted([*self.highest, label], key=lambda each: -each.quality)[
-                    : self._count
-                ]
+            if not value:
+                continue
+            crop = crop_around(picture, masks[row].cpu().numpy(), boxes[row].tolist())
+            label = LabelCrop(value, None if iou is None else float(iou[row]), *crop)
+            # Sorting is stable: of equal ones those that came first stay.
+            lowest = sorted([*self.lowest, label], key=lambda crop: crop.quality)
+            highest = sorted([*self.highest, label], key=lambda crop: -crop.quality)
+            self.lowest, self.highest = lowest[: self._count], highest[: self._count]
 
 
 def draw_evaluation(
@@ -134,15 +133,13 @@ def draw_evaluation(
 
 def class_table(scores: CocoScores, class_names: Sequence[str]) -> str:
     """CSV with a line for each class: AP over all IoUs, at 0.5 and at 0.75, of masks and boxes; empty if undefined."""
-    empty = dict.fromkeys(
-        (f"{kind}_{name}" for kind in scores.precision for name in ("ap", "ap50", "ap75")), ""
-    )
-    return csv_text(
-        {"class": name}
-        | empty
-        | {key: f"{value:.4f}" for key, value in scores.of_class(label).items()}
-        for label, name in enumerate(class_names)
-    )
+    # All lines have the same columns, whatever is defined for their class.
+    columns = [f"{kind}_{name}" for kind in scores.precision for name in ("ap", "ap50", "ap75")]
+    lines = []
+    for label, class_name in enumerate(class_names):
+        defined = {key: f"{value:.4f}" for key, value in scores.of_class(label).items()}
+        lines.append({"class": class_name} | dict.fromkeys(columns, "") | defined)
+    return csv_text(lines)
 
 
 def draw_precision_recall(scores: CocoScores, class_names: Sequence[str]) -> Figure:
@@ -152,22 +149,16 @@ def draw_precision_recall(scores: CocoScores, class_names: Sequence[str]) -> Fig
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         precision = scores.precision[kind]
         recalls = np.linspace(0, 1, precision.shape[1])
-        defined = [
-            label for label in range(precision.shape[2]) if (precision[0, :, label] > -1).all()
-        ]
+        is_defined = (precision[0] > -1).all(axis=0)  # (recalls, classes) -> (classes,)
+        defined = np.flatnonzero(is_defined).tolist()
         if 1 < len(defined) <= MAX_CURVES:
             for label in defined:
                 name = figure_label(class_names[label])
                 axes.plot(recalls, precision[0, :, label], linewidth=1, alpha=0.8, label=name)
         for row, name in ((0, "0.5"), (5, "0.75")):
             mean = precision[row][:, defined].mean(axis=1) if defined else np.zeros_like(recalls)
-            axes.plot(
-                recalls,
-                mean,
-                "k" if row == 0 else "k--",
-                linewidth=2,
-                label=f"all classes, IoU {name}",
-            )
+            style = "k" if row == 0 else "k--"
+            axes.plot(recalls, mean, style, linewidth=2, label=f"all classes, IoU {name}")
         _label(axes, TITLES.get(kind, kind), "recall", "precision")
         axes.legend(
             fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False
@@ -181,14 +172,12 @@ def draw_quality(labelled: Sequence[tuple[float, float]]) -> Figure:
     figure = _figure(width=5.4)
     axes = figure.subplots()
     axes.scatter(quality, iou, s=8, alpha=0.3, linewidths=0)
-    bins = np.clip((quality * BINS).astype(int), 0, BINS - 1)
-    used = [number for number in range(BINS) if (bins == number).any()]
-    axes.plot(
-        [quality[bins == number].mean() for number in used],
-        [iou[bins == number].mean() for number in used],
-        "ko-",
-        label="mean of a tenth of the quality scale",
-    )
+    bins = np.clip((quality * BINS).astype(int), 0, BINS - 1)  # a quality of 1 is in the last one
+    used = np.unique(bins)
+    mean_quality = [quality[bins == number].mean() for number in used]
+    mean_iou = [iou[bins == number].mean() for number in used]
+    label = "mean of a tenth of the quality scale"
+    axes.plot(mean_quality, mean_iou, "ko-", label=label)
     axes.axhline(
         GOOD_IOU, color="grey", linewidth=0.8, linestyle=":", label=f"good from IoU {GOOD_IOU} on"
     )
@@ -259,30 +248,19 @@ def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
 
 def _small_masks(rles: Sequence[dict[str, Any]], picture: Image.Image) -> Tensor:
     """Masks bool (n, h, w) at the size of a picture."""
-    masks = [fit_mask(mask_utils.decode(rle).astype(np.bool_), picture) for rle in rles]
-    return torch.from_numpy(
-        np.array(masks, dtype=np.bool_).reshape(-1, picture.height, picture.width)
-    )
+    masks = np.zeros((len(rles), picture.height, picture.width), dtype=np.bool_)
+    for mask, rle in zip(masks, rles, strict=True):  # one frame of the image at a time
+        mask[:] = fit_mask(mask_utils.decode(rle).astype(np.bool_), picture)
+    return torch.from_numpy(masks)
 
 
 def _best_ious(masks: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> list[float]:
     """For each mask the IoU with the most similar of those found; 0 if there is none."""
     if not masks or not found:
         return [0.0] * len(masks)
-    return (
-        np.asarray(mask_utils.iou(list(found), list(masks), [0] * len(masks))).max(axis=0).tolist()
-    )
-
-
-def decode_masks(result: ImageResult, rows: Sequence[int], size: tuple[int, int]) -> Tensor:
-    """Masks bool (n, h, w) of some detections."""
-    if not rows:
-        return torch.zeros(0, *size, dtype=torch.bool)
-    return (
-        torch.from_numpy(mask_utils.decode([result.rles[row] for row in rows]))
-        .permute(2, 0, 1)
-        .bool()
-    )
+    no_crowds = [0] * len(masks)
+    ious = np.asarray(mask_utils.iou(list(found), list(masks), no_crowds))  # (found, masks)
+    return ious.max(axis=0).tolist()
 
 
 def _figure(width: float) -> Figure:

@@ -25,9 +25,7 @@ from boxseg.data.ground_truth import coco_ground_truth
 from boxseg.data.mask_files import encode_entry, read_masks
 from boxseg.errors import DataError
 from boxseg.evaluation.ap import CONFIDENT, CocoScores, ImageResult, coco_scores, encode_detections
-from boxseg.evaluation.pictures import decode_masks
 from boxseg.ops.boxes import box_iou
-from boxseg.ops.masks import tight_boxes
 from boxseg.predict import Predictor
 
 BOUNDARY_SHARE = 0.02
@@ -51,9 +49,9 @@ class BoundaryEval(COCOeval):
         if not len(ious):
             return ious
         true, found = self._gts[imgId, catId], self._dts[imgId, catId]
-        order = np.argsort([-each["score"] for each in found], kind="mergesort")[
-            : self.params.maxDets[-1]
-        ]
+        # The same order, and as many, as the rows of the IoUs that pycocotools computed.
+        best_first = np.argsort([-each["score"] for each in found], kind="mergesort")
+        order = best_first[: self.params.maxDets[-1]]
         boundaries = [boundary_rle(found[index]["segmentation"]) for index in order]
         of_true = [boundary_rle(each["segmentation"]) for each in true]
         of_boundaries = mask_utils.iou(boundaries, of_true, [0] * len(true))
@@ -68,8 +66,11 @@ def boundary_rle(rle: dict[str, Any]) -> dict[str, Any]:
     part = decode_part(rle, (height, width))
     if not part.pixels.size:
         return rle
-    depth = ndimage.distance_transform_cdt(np.pad(part.pixels, 1), metric="chessboard")[1:-1, 1:-1]
-    return encode_part(replace(part, pixels=(depth > 0) & (depth <= distance)), (height, width))
+    # Beyond the mask everything is outside, also where it touches a side of the image.
+    padded = np.pad(part.pixels, 1)
+    depth = ndimage.distance_transform_cdt(padded, metric="chessboard")[1:-1, 1:-1]
+    near_outline = (depth > 0) & (depth <= distance)
+    return encode_part(replace(part, pixels=near_outline), (height, width))
 
 
 def find_objects(predictor: Predictor, data: CocoBoxes) -> Iterator[ImageResult]:
@@ -83,13 +84,13 @@ def find_objects(predictor: Predictor, data: CocoBoxes) -> Iterator[ImageResult]
     for index in range(len(data)):
         result = encode_detections(predictor([data[index].image])[0])
         mapped = labels[result.labels]
-        kept = np.flatnonzero(mapped != ABSENT)
+        known = np.flatnonzero(mapped != ABSENT)
         yield ImageResult(
             data.image_id(index),
-            result.boxes_xywh[kept],
-            result.scores[kept],
-            mapped[kept],
-            [result.rles[row] for row in kept.tolist()],
+            result.boxes_xywh[known],
+            result.scores[known],
+            mapped[known],
+            [result.rles[row] for row in known.tolist()],
         )
 
 
@@ -100,6 +101,7 @@ def match_classes(predictor: Predictor, data: CocoBoxes) -> NDArray[np.int64]:
         ConfigError: no class of the network is one of the data.
     """
     place, names = data.source.annotations, predictor.class_names
+    # The very classes that were trained on, even where two of them are named alike.
     if (tuple(predictor.category_ids), tuple(names)) == (data.category_ids, data.class_names):
         return np.arange(len(names))
     require_shared_class(names, data.class_names, place)
@@ -185,8 +187,9 @@ def box_fit_metrics(data: CocoBoxes, results: list[ImageResult]) -> dict[str, fl
         boxes += len(given)
         for row, found in enumerate(match_boxes(given, labels, result)):
             if found is not None:
-                masks = decode_masks(result, [found], data.size(index))
-                fits.append(float(box_iou(tight_boxes(masks), given[row : row + 1])[0, 0]))
+                bounds = decode_part(result.rles[found], data.size(index)).bounds()
+                own_box = torch.tensor([bounds], dtype=torch.float32)
+                fits.append(float(box_iou(own_box, given[row : row + 1])[0, 0]))
     metrics = {"box_recall": len(fits) / boxes} if boxes else {}
     return metrics | ({"box_tightness": float(np.mean(fits))} if fits else {})
 
@@ -199,18 +202,14 @@ def mask_agreement(
     by_image = {result.image_id: result for result in others}
     for result in results:
         other = by_image.get(result.image_id)
+        if other is None:
+            continue
         given, labels = data.boxes_and_labels(data.index_of(result.image_id))
-        if other is not None:
-            pairs = zip(
-                match_boxes(given, labels, result), match_boxes(given, labels, other), strict=True
-            )
-            both = [
-                (here, there) for here, there in pairs if here is not None and there is not None
-            ]
-            ious += [
-                float(mask_utils.iou([result.rles[here]], [other.rles[there]], [0])[0, 0])
-                for here, there in both
-            ]
+        matched, matched_by_other = (match_boxes(given, labels, each) for each in (result, other))
+        for here, there in zip(matched, matched_by_other, strict=True):
+            if here is not None and there is not None:
+                iou = mask_utils.iou([result.rles[here]], [other.rles[there]], [0])
+                ious.append(float(iou[0, 0]))
     return float(np.mean(ious)) if ious else None
 
 
@@ -218,7 +217,7 @@ def match_boxes(boxes: Tensor, labels: Tensor, result: ImageResult) -> list[int 
     """For each box (N, 4) with its label (N,) the confident detection that fits it best, no detection twice."""
     chosen: list[int | None] = [None] * len(boxes)
     found = box_convert(torch.from_numpy(result.boxes_xywh).float(), "xywh", "xyxy")
-    eligible = (labels.numpy()[:, None] == result.labels) & (result.scores >= CONFIDENT)
+    eligible = (labels.numpy()[:, None] == result.labels) & (result.scores >= CONFIDENT)  # (N, D)
     iou = np.where(eligible, box_iou(boxes, found).double().numpy(), 0.0)
     for row, column in zip(*linear_sum_assignment(-iou), strict=True):
         if iou[row, column] >= FOUND_IOU:

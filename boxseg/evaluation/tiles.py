@@ -47,7 +47,8 @@ class Tiles:
 def whole_images(batch: Batch) -> Tiles:
     """The images of a batch as one tile each."""
     rows = [torch.arange(len(boxes), device=boxes.device) for boxes in batch.boxes]
-    return Tiles(batch, list(range(len(batch))), [(0, 0)] * len(batch), rows, are_whole=True)
+    count = len(batch)
+    return Tiles(batch, list(range(count)), [(0, 0)] * count, rows, are_whole=True)
 
 
 def cut_tiles(batch: Batch, *, side: int | None, at_once: int) -> Iterator[Tiles]:
@@ -61,11 +62,11 @@ def cut_tiles(batch: Batch, *, side: int | None, at_once: int) -> Iterator[Tiles
     if side is None or all(max(size) <= side for size in batch.sizes):
         yield from whole_images(batch).split(-(-len(batch) // at_once))
         return
-    places = [
-        (image, *place)
-        for image, size in enumerate(batch.sizes)
-        for place in _place_tiles(batch.boxes[image], size, side)
-    ]
+    places: list[tuple[int, tuple[int, int], Tensor]] = []
+    for image, size in enumerate(batch.sizes):
+        for corner, rows in _place_tiles(batch.boxes[image], size, side):
+            places.append((image, corner, rows))
+    # Tiles of several images share a batch: all of them are of one size.
     for start in range(0, len(places), at_once):
         yield _cut(batch, places[start : start + at_once], side)
 
@@ -74,20 +75,20 @@ def tile_starts(length: int, side: int) -> list[int]:
     """Where tiles of `side` begin on an axis of `length`, both in pixels: evenly spread, at multiples of 32."""
     if length <= side:
         return [0]
-    room = -(-(length - side) // GRID) * GRID
+    last = -(-(length - side) // GRID) * GRID  # the last tile may reach into the padding
     step = max(int(side * (1 - OVERLAP)) // GRID, 1) * GRID
-    steps = -(-room // step)
-    return [round(room * number / steps / GRID) * GRID for number in range(steps + 1)]
+    steps = -(-last // step)
+    return [round(last * number / steps / GRID) * GRID for number in range(steps + 1)]
 
 
 def _place_tiles(
     boxes: Tensor, size: tuple[int, int], side: int
 ) -> list[tuple[tuple[int, int], Tensor]]:
     """Corner of each tile of an image, and the boxes (N, 4) that it shows most of, int64 (n,)."""
-    corners = list(product(tile_starts(size[0], side), tile_starts(size[1], side)))
-    # (tiles, N)
-    shown = torch.stack([box_area(_in_tile(boxes, corner, size, side)) for corner in corners])
-    best = shown.argmax(dim=0)
+    height, width = size
+    corners = list(product(tile_starts(height, side), tile_starts(width, side)))
+    areas = [box_area(_in_tile(boxes, corner, size, side)) for corner in corners]
+    best = torch.stack(areas).argmax(dim=0)  # of each box its tile; (tiles, N) -> (N,)
     return [(corner, (best == number).nonzero()[:, 0]) for number, corner in enumerate(corners)]
 
 
@@ -98,31 +99,30 @@ def _in_tile(boxes: Tensor, corner: tuple[int, int], size: tuple[int, int], side
 
 
 def _tile_size(corner: tuple[int, int], size: tuple[int, int], side: int) -> tuple[int, int]:
-    height, width = (min(side, length - start) for start, length in zip(corner, size, strict=True))
-    return height, width
+    top, left = corner
+    height, width = size
+    return min(side, height - top), min(side, width - left)
 
 
 def _cut(batch: Batch, places: Sequence[tuple[int, tuple[int, int], Tensor]], side: int) -> Tiles:
     """Tiles of a batch; each place is an image, a corner and the boxes that belong there."""
     height, width = (min(side, padded) for padded in batch.weak.shape[-2:])
     weak, valid, boxes, labels, sizes, original_sizes = [], [], [], [], [], []
-    for image, (top, left), rows in places:
-        down, across, size = (
-            slice(top, top + height),
-            slice(left, left + width),
-            batch.sizes[image],
-        )
+    for image, corner, rows in places:
+        top, left = corner
+        down, across = slice(top, top + height), slice(left, left + width)
+        size = batch.sizes[image]
         weak.append(batch.weak[image, :, down, across])
         valid.append(batch.valid[image, down, across])
-        boxes.append(_in_tile(batch.boxes[image][rows], (top, left), size, side))
+        boxes.append(_in_tile(batch.boxes[image][rows], corner, size, side))
         labels.append(batch.labels[image][rows])
-        sizes.append(_tile_size((top, left), size, side))
+        sizes.append(_tile_size(corner, size, side))
         original_sizes.append(_in_file(sizes[-1], batch.original_sizes[image], size))
     images, corners, rows_of = zip(*places, strict=True)
     stacked = torch.stack(weak)
     tiles = Batch(
         weak=stacked,
-        strong=stacked,
+        strong=stacked,  # nothing is trained on tiles
         valid=torch.stack(valid),
         boxes=boxes,
         labels=labels,
@@ -137,8 +137,6 @@ def _in_file(
     tile: tuple[int, int], original: tuple[int, int], size: tuple[int, int]
 ) -> tuple[int, int]:
     """About how many rows and columns of the image file a tile shows."""
-    height, width = (
-        max(round(part * old / new), 1)
-        for part, old, new in zip(tile, original, size, strict=True)
-    )
-    return height, width
+    height = round(tile[0] * original[0] / size[0])
+    width = round(tile[1] * original[1] / size[1])
+    return max(height, 1), max(width, 1)

@@ -66,26 +66,18 @@ def validate(
     networks = trainer.evaluated_networks()
     final = step >= trainer.steps and trainer.config.train.panels > 0
     panels, pictures = folder / "samples" / f"step-{step:08d}.png", folder / "evaluation"
-    watcher = PseudoMaskWatcher(
-        trainer, pictures, extremes=Extremes() if final and rank() == 0 else None
-    )
-    found = {}
+    extremes = Extremes() if final and rank() == 0 else None
+    watcher = PseudoMaskWatcher(trainer, pictures, extremes=extremes)
+    evaluations: dict[str, Evaluation] = {}
     for name, network in networks.items():
-        found[name] = _evaluate_network(trainer, network, watcher)
-    of_networks = {name: _with_groups(each.metrics) for name, each in found.items()}
-    best = choose_network(of_networks, criterion)
-    metrics = dict(of_networks[best])
-    metrics |= {
-        f"val/{name}_mask_ap": each.metrics["mask_ap"]
-        for name, each in found.items()
-        if "mask_ap" in each.metrics
-    }
-    labelled = [pair for part in gather_objects(watcher.labelled) for pair in part]
+        evaluations[name] = _evaluate_network(trainer, network, watcher)
+    labelled = [pair for of_rank in gather_objects(watcher.labelled) for pair in of_rank]
+    best, metrics = _join_metrics(evaluations, criterion)
     metrics |= {f"qam/{name}": value for name, value in quality_metrics(labelled).items()}
     rows: list[PanelRow] = []
     if rank() == 0:
         with drawing(panels):
-            rows = watcher.rows()
+            rows = watcher.rows()  # now, as training changes the networks while pictures are drawn
 
     def draw() -> None:
         if rows:
@@ -95,8 +87,8 @@ def validate(
             with drawing(pictures):
                 draw_evaluation(
                     trainer.val_data,
-                    found[best].results,
-                    found[best].scores,
+                    evaluations[best].results,
+                    evaluations[best].scores,
                     labelled=labelled,
                     extremes=watcher.extremes,
                     folder=pictures,
@@ -105,10 +97,26 @@ def validate(
     return Validation(metrics, best, draw)
 
 
+def _join_metrics(
+    evaluations: Mapping[str, Evaluation], criterion: Criterion
+) -> tuple[str, dict[str, float]]:
+    """The better network, and its metrics with the mask AP of each."""
+    of_networks = {name: _with_groups(each.metrics) for name, each in evaluations.items()}
+    best = choose_network(of_networks, criterion)
+    metrics = dict(of_networks[best])
+    for name, evaluation in evaluations.items():
+        if "mask_ap" in evaluation.metrics:
+            metrics[f"val/{name}_mask_ap"] = evaluation.metrics["mask_ap"]
+    return best, metrics
+
+
 def _with_groups(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {
-        f"{'health' if name in HEALTH else 'val'}/{name}": value for name, value in metrics.items()
-    }
+    """Metrics by their names in the tracking server, which shows those of a group side by side."""
+    grouped = {}
+    for name, value in metrics.items():
+        group = "health" if name in HEALTH else "val"
+        grouped[f"{group}/{name}"] = value
+    return grouped
 
 
 def choose_network(found: Mapping[str, Mapping[str, float]], criterion: Criterion) -> str:
@@ -148,35 +156,47 @@ def _evaluate_network(
         device=trainer.device,
     )
     encoded: list[Future[list[ImageResult]]] = []
-    training = network.training
+    was_training = network.training
     network.eval()
     try:
-        # encodes one batch while the network looks at the next
+        # Encodes one batch while the network looks at the next.
         with ThreadPoolExecutor(max_workers=1) as encoder:
             for batch in batches:
-                finder = Finder(network, batch, config.fcos)
-                for tiles in cut_tiles(batch, side=config.train.eval_tile, at_once=batch_size):
-                    with trainer.autocast():
-                        predictions = network(tiles.batch.weak, tiles.batch.valid)
-                        finder.add(tiles, predictions)
-                    if network is trainer.teacher:
-                        watcher.watch_labels(tiles, predictions)
-                detections = finder.detections()
+                detections = _find(trainer, network, batch, batch_size, watcher)
                 if encoded:
-                    # masks at full size take much memory, so no more than one batch waits
-                    encoded[-1].result()
-                encoded.append(
-                    encoder.submit(lambda found: [*map(encode_detections, found)], detections)
-                )
+                    encoded[-1].result()  # masks take memory, so no more than one batch waits
+                encoded.append(encoder.submit(_encode_all, detections))
                 watcher.watch(network, batch, detections)
     finally:
-        network.train(training)
+        network.train(was_training)
     return measure_detections(
-        [result for batch_results in encoded for result in batch_results.result()],
+        [result for of_batch in encoded for result in of_batch.result()],
         ground_truth=coco_ground_truth(data.source),
         image_ids=[data.image_id(index) for index in range(count)],
         category_ids=data.category_ids,
     )
+
+
+def _find(
+    trainer: Trainer,
+    network: MaskNetwork,
+    batch: Batch,
+    at_once: int,
+    watcher: PseudoMaskWatcher,
+) -> list[Detections]:
+    """What a network finds in a batch; the teacher's output gives the pseudo masks as well, without another look."""
+    finder = Finder(network, batch, trainer.config.fcos)
+    for tiles in cut_tiles(batch, side=trainer.config.train.eval_tile, at_once=at_once):
+        with trainer.autocast():
+            predictions = network(tiles.batch.weak, tiles.batch.valid)
+            finder.add(tiles, predictions)
+        if network is trainer.teacher:
+            watcher.watch_labels(tiles, predictions)
+    return finder.detections()
+
+
+def _encode_all(detections: list[Detections]) -> list[ImageResult]:
+    return [encode_detections(of_image) for of_image in detections]
 
 
 class PseudoMaskWatcher:
@@ -220,8 +240,8 @@ class PseudoMaskWatcher:
             masks = full_size_masks(
                 pseudo, part.boxes[position], part.sizes[position], trainer.soft_thr
             )
-            found = (tiles.rows[position], tiles.corners[position], masks, pseudo.quality)
-            self._parts.setdefault(tiles.image_index[position], []).append(found)
+            labelled = (tiles.rows[position], tiles.corners[position], masks, pseudo.quality)
+            self._parts.setdefault(tiles.image_index[position], []).append(labelled)
 
     def watch(self, network: MaskNetwork, batch: Batch, detections: list[Detections]) -> None:
         """What was found in a batch: pseudo masks against the drawn ones, and detections of images that are drawn."""
@@ -235,15 +255,13 @@ class PseudoMaskWatcher:
                     self.extremes.offer(image, batch.boxes[position], masks, quality, iou)
             if batch.image_ids[position] in self._wanted:
                 self._labels[batch.image_ids[position]] = (masks.cpu(), quality.cpu())
-        self._parts = {}
+        self._parts = {}  # of the next batch
         # the student's, where there are two
         if network is not next(iter(self._trainer.evaluated_networks().values())):
             return
-        for position, (image_id, found) in enumerate(
-            zip(batch.image_ids, detections, strict=True)
-        ):
+        for position, image_id in enumerate(batch.image_ids):
             if image_id in self._wanted:
-                self._seen[image_id] = (batch, position, found)
+                self._seen[image_id] = (batch, position, detections[position])
 
     def rows(self) -> list[PanelRow]:
         """One row for each wanted image of this rank, once all networks have been watched."""
@@ -306,19 +324,22 @@ def _join_labels(
     """Masks (count, h, w) and qualities (count,) of all boxes of an image; each is in one of its tiles."""
     if len(parts) == 1:
         return parts[0][2:]
-    masks, quality = parts[0][2].new_zeros((count, *size)), parts[0][3].new_zeros(count)
-    for rows, (top, left), found, trust in parts:
-        height, width = found.shape[-2:]
-        masks[rows, top : top + height, left : left + width] = found
-        quality[rows] = trust
+    _, _, first_masks, first_quality = parts[0]
+    masks, quality = first_masks.new_zeros((count, *size)), first_quality.new_zeros(count)
+    for rows, (top, left), of_tile, quality_of_tile in parts:
+        height, width = of_tile.shape[-2:]
+        masks[rows, top : top + height, left : left + width] = of_tile
+        quality[rows] = quality_of_tile
     return masks, quality
 
 
 def best_per_box(found: Detections, boxes: Tensor) -> Tensor:
     """Indices (≤ N,) of the highest-scored detection at each of the boxes (N, 4), IoU 0.5 or more; for pictures."""
     overlaps = box_iou(boxes, found.boxes.cpu()) >= 0.5  # (N, D), detections best first
-    hit = overlaps.any(dim=1) if overlaps.numel() else torch.zeros(len(boxes), dtype=torch.bool)
-    return overlaps[hit].float().argmax(dim=1) if hit.any() else torch.zeros(0, dtype=torch.int64)
+    if not overlaps.any():
+        return torch.zeros(0, dtype=torch.int64)
+    is_found = overlaps.any(dim=1)
+    return overlaps[is_found].float().argmax(dim=1)  # of equal values the first
 
 
 def full_size_masks(

@@ -103,6 +103,7 @@ def label_together(
         rows = (box_area(sample.boxes) > 0).nonzero()[:, 0].tolist()
         close_ups.append({row: _close_up(predictor, sample, row, other) for row in rows})
     in_a_row = [close_up for of_image in close_ups for close_up in of_image.values()]
+    # All boxes of all images at once, as a GPU takes hardly longer for a full batch than for one box.
     soft_masks = iter(find_soft_masks(predictor, in_a_row))
     labels = []
     for sample, of_image in zip(samples, close_ups, strict=True):
@@ -113,7 +114,7 @@ def label_together(
 
 def _close_up(predictor: Predictor, sample: Sample, row: int, others: BoxLabels | None) -> CloseUp:
     made = close_up(predictor, sample, row)
-    if others is None or not others.parts[row].area:
+    if others is None or not others.parts[row].area:  # other tools may have no mask for a box
         return made
     part = others.parts[row]
     fit = float(box_fits([part], sample.boxes[row : row + 1])[0])
@@ -140,6 +141,8 @@ def outline_in(
     window = looked_at.window
     rows, columns = window.rows_and_columns
     box = sample.boxes[row] - torch.tensor([window.left, window.top] * 2)
-    is_heard = soft_mask is not None and soft_mask.num_candidates > 0
-    soft = soft_mask.soft.numpy() if soft_mask is not None and is_heard else None
+    soft = None
+    # A map without candidates is zero everywhere: as evidence it would say that there is no object.
+    if soft_mask is not None and soft_mask.num_candidates > 0:
+        soft = soft_mask.soft.numpy()
     return find_outline(sample.image[:, rows, columns].numpy(), box.numpy(), soft)

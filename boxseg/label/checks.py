@@ -35,7 +35,10 @@ def shared_doubt(doubts: Mapping[str, int], masks: int) -> str | None:
         doubts: Name of a doubt -> how many masks have it.
         masks: How many there are.
     """
-    name, count = max(doubts.items(), key=lambda item: item[1], default=("", 0))
+    if not doubts:
+        return None
+    name = max(doubts, key=lambda name: doubts[name])
+    count = doubts[name]
     if 2 * count <= masks:
         return None
     return f"{count} of {masks} masks {MEANINGS[name]} ({name}): look at them before you use any"
@@ -59,18 +62,19 @@ def check_mask(
     area, box_area = int(mask.sum()), int(inside.sum())
     if not area or not box_area:
         return {"outside": 0.0, "gap": 1.0, "fill": 0.0, "pieces": 0}
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    window = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    parts, _ = ndimage.label(window, structure=np.ones((3, 3)))
-    sizes = np.bincount(parts.ravel())[1:]
+    columns = np.flatnonzero(mask.any(axis=0))
+    rows = np.flatnonzero(mask.any(axis=1))
+    left, right = columns[0], columns[-1] + 1
+    top, bottom = rows[0], rows[-1] + 1
+    window = mask[top:bottom, left:right]
+    pieces, _ = ndimage.label(window, structure=np.ones((3, 3)))  # pixels may touch at a corner
+    piece_areas = np.bincount(pieces.ravel())[1:]  # without the background
     x1, y1, x2, y2 = box.tolist()
-    gaps = [
-        max(columns[0] - x1, x2 - columns[-1] - 1) / max(x2 - x1, 1),
-        max(rows[0] - y1, y2 - rows[-1] - 1) / max(y2 - y1, 1),
-    ]
+    gap_across = max(left - x1, x2 - right) / max(x2 - x1, 1)
+    gap_down = max(top - y1, y2 - bottom) / max(y2 - y1, 1)
     return {
         "outside": round(float((mask & ~inside).sum()) / area, 4),
-        "gap": round(max(0.0, *gaps), 4),
+        "gap": round(max(0.0, gap_across, gap_down), 4),
         "fill": round(float((mask & inside).sum()) / box_area, 4),
-        "pieces": int((sizes >= SMALL_PIECE * area).sum()),
+        "pieces": int((piece_areas >= SMALL_PIECE * area).sum()),
     }

@@ -43,7 +43,9 @@ def compare_sources(
         if not ids:
             continue
         sample, drawn = data[index], _drawn_parts(data, index)
-        labels = {name: source([(sample, ids)])[0] for name, source in sources.items()}
+        labels = {}
+        for name, source in sources.items():
+            (labels[name],) = source([(sample, ids)])
         for name, of_source in labels.items():
             for other, of_other in labels.items():
                 ious = _ious(of_source, of_other.parts)
@@ -79,8 +81,9 @@ def _summary(pairs: NDArray[np.float64]) -> dict[str, float]:
     metrics = quality_metrics(pairs.tolist())
     best_first = np.argsort(-pairs[:, 0], kind="stable")
     best = best_first[: max(int(BEST_SHARE * len(pairs)), 1)]
-    summary = {"iou": metrics["pseudo_iou"], "best_iou": float(pairs[best, 1].mean())}
+    summary = {"iou": metrics["pseudo_iou"]}
+    summary["best_iou"] = float(pairs[best, 1].mean())
     for name in ("quality_auroc", "quality_rank"):
-        if name in metrics:
+        if name in metrics:  # undefined where all masks are alike
             summary[name] = metrics[name]
     return summary

@@ -66,45 +66,50 @@ def cut_by_colors(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
 
     Source: Rother et al. 2004; OpenCV's implementation.
     """
-    found = _cut(*_scaled(picture, box, CUT_SIDE))
-    if found.is_clean and max(box[2] - box[0], box[3] - box[1]) > CUT_SIDE:
-        found = _sharpen(found, *_scaled(picture, box, SHARP_SIDE))
+    cut = _cut(*_scaled(picture, box, CUT_SIDE))
+    # More pixels cost time, and an outline that is not clean is not used as it is.
+    if cut.is_clean and _longer_side(box) > CUT_SIDE:
+        cut = _sharpen(cut, *_scaled(picture, box, SHARP_SIDE))
     size = picture.shape[:2]
     inside = pixels_of_box(box, size)
-    mask = (resize(found.mask.astype(np.float32), size) > 0.5) & inside
-    return Cut(mask if mask.any() else inside, found.separation, found.fit)
+    mask = (resize(cut.mask.astype(np.float32), size) > 0.5) & inside
+    return Cut(mask if mask.any() else inside, cut.separation, cut.fit)
 
 
 def _scaled(
     picture: NDArray[np.uint8], box: FloatArray, side: int
 ) -> tuple[NDArray[np.uint8], FloatArray]:
     """Picture and box, shrunk until the longer side of the box has no more than `side` pixels."""
-    scale = min(1.0, side / float(max(box[2] - box[0], box[3] - box[1])))
-    size = (max(round(picture.shape[0] * scale), 1), max(round(picture.shape[1] * scale), 1))
-    factors = np.array(
-        [size[1] / picture.shape[1], size[0] / picture.shape[0]] * 2, dtype=np.float32
-    )
+    height, width = picture.shape[:2]
+    scale = min(1.0, side / _longer_side(box))
+    size = (max(round(height * scale), 1), max(round(width * scale), 1))
+    factors = np.array([size[1] / width, size[0] / height] * 2, dtype=np.float32)
     return resize(picture, size), box * factors
+
+
+def _longer_side(box: FloatArray) -> float:
+    return float(max(box[2] - box[0], box[3] - box[1]))
 
 
 def _cut(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
     """The cut that starts from the whole box, unless that is not clean and one that starts from a ring is."""
     inside = pixels_of_box(box, picture.shape[:2])
     color = sort_colors(to_lab(picture))
-    found = _cut_from(picture, color, inside, inside)
-    if found.is_clean:
-        return found
+    full = _cut_from(picture, color, inside, inside)
+    if full.is_clean:
+        return full
+    # GrabCut rarely finds the hole of a ring by itself: its middle starts as the object's colour.
     ring = inside & (box_distance(box, picture.shape[:2]) >= HOLLOW)
     hollow = _cut_from(picture, color, inside, ring)
-    return hollow if hollow.is_clean and hollow.separation >= HOLLOW_SEPARATION else found
+    return hollow if hollow.is_clean and hollow.separation >= HOLLOW_SEPARATION else full
 
 
 def _cut_from(
     picture: NDArray[np.uint8], color: ColorArray, inside: BoolArray, start: BoolArray
 ) -> Cut:
-    regions = np.where(start, cv2.GC_PR_FGD, np.where(inside, cv2.GC_PR_BGD, cv2.GC_BGD)).astype(
-        np.uint8
-    )
+    regions = np.full(inside.shape, cv2.GC_BGD, dtype=np.uint8)
+    regions[inside] = cv2.GC_PR_BGD
+    regions[start] = cv2.GC_PR_FGD
     mask = grabcut(picture, regions, ROUNDS) & inside
     if not mask.any():
         mask = inside
@@ -119,6 +124,7 @@ def _sharpen(first: Cut, picture: NDArray[np.uint8], box: FloatArray) -> Cut:
     coarse = (resize(first.mask.astype(np.float32), size) > 0.5).astype(np.uint8)
     inside = pixels_of_box(box, size)
     regions = np.where(coarse > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    # What is far from the outline is sure, which leaves a band that GrabCut decides about.
     regions[cv2.erode(coarse, kernel) > 0] = cv2.GC_FGD
     regions[(cv2.dilate(coarse, kernel) == 0) | ~inside] = cv2.GC_BGD
     return Cut(grabcut(picture, regions, 1) & inside, first.separation, first.fit)
@@ -136,9 +142,9 @@ def grabcut(picture: NDArray[np.uint8], regions: NDArray[np.uint8], rounds: int)
         Bool (h, w).
     """
     is_object = (regions == cv2.GC_FGD) | (regions == cv2.GC_PR_FGD)
-    if is_object.all() or not is_object.any():
+    if is_object.all() or not is_object.any():  # OpenCV raises an error where a region is empty
         return is_object
-    cv2.setRNGSeed(0)
+    cv2.setRNGSeed(0)  # its colour models start from random pixels
     colors = np.zeros((2, 1, 65))  # OpenCV fills in its two colour models
     bgr = np.ascontiguousarray(picture[..., ::-1])
     found = regions.copy()

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 LABELS, POLYGONS, JOURNAL = "labels.coco.json", "labels.polygons.json", "labels.jsonl"
 """Names of the files of an output folder; the last is what is done so far, one line per image."""
+LINES_RULE = "line 1 tells what is labelled, every other line has the labels of one image"
 
 
 def _require_runs(segmentation: dict[str, Any]) -> dict[str, Any]:
@@ -98,35 +99,33 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         lines = self._read()
         if lines and lines[0] != about:
-            changed = sorted(
-                key
-                for key in about.keys() | lines[0].keys()
-                if about.get(key) != lines[0].get(key)
-            )
+            keys = sorted(about.keys() | lines[0].keys())
+            changed = ", ".join(key for key in keys if about.get(key) != lines[0].get(key))
             raise ConfigError(
-                f"{folder}: holds labels made with another {', '.join(changed)}; name another --output, or remove it"
+                f"{folder}: holds labels made with another {changed}; name another --output, or remove it"
             )
         if not lines:
             self._append(about)
         # What could not be read is tried again: the file may be there now.
-        self.done: dict[int, ImageLabels] = {
-            each.image_id: each for each in lines[1:] if each.problem is None
-        }
+        self.done: dict[int, ImageLabels] = {}
+        for labels in lines[1:]:
+            if labels.problem is None:
+                self.done[labels.image_id] = labels
 
     def add(self, labels: Sequence[ImageLabels]) -> None:
         """Remember images."""
         self._append(*map(asdict, labels))
-        self.done |= {each.image_id: each for each in labels}
+        self.done |= {of_image.image_id: of_image for of_image in labels}
 
     def _read(self) -> list[Any]:
         """What is labelled, then the labels of each image; a line that a kill tore is cut off."""
         if not self._path.exists():
             return []
-        data = read_bytes(
-            self._path, "the journal of an output folder is a file", limit=largest_bytes()
-        )
+        rule = "the journal of an output folder is a file"
+        data = read_bytes(self._path, rule, limit=largest_bytes())
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
+            # Cut off in the file as well, or the next line would be written behind half of this one.
             with open(self._path, "r+b", opener=no_link) as file:
                 file.truncate(whole)
         lines: list[Any] = []
@@ -135,12 +134,9 @@ class Journal:
                 lines.append(_LINE.validate_json(text) if lines else dict(json.loads(text)))
             except (ValueError, TypeError, RecursionError) as error:
                 cause = " ".join(str(error).split())[:200]
-                rule = (
-                    "line 1 tells what is labelled, every other line has the labels of one image"
-                )
                 raise DataError(
-                    f"{self._path}:{len(lines) + 1}: is damaged ({cause}); {rule} (remove the line to label that image "
-                    "again)"
+                    f"{self._path}:{len(lines) + 1}: is damaged ({cause}); {LINES_RULE} "
+                    "(remove the line to label that image again)"
                 ) from error
         return lines
 
@@ -166,20 +162,19 @@ def label_images(
 
 def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> list[ImageLabels]:
     items: dict[int, tuple[Sample, Sequence[int]]] = {}
-    problems = {}
+    problems: dict[int, str] = {}
     for index in indices:
         if data.annotation_ids(index):
             try:
                 items[index] = data[index], data.annotation_ids(index)
             except DataError as error:
                 problems[index] = str(error)
-    found = dict(zip(items, source(list(items.values())), strict=True)) if items else {}
+    described: dict[int, list[dict[str, Any]]] = {}
+    if items:  # sources take one image at least
+        for index, masks in zip(items, source(list(items.values())), strict=True):
+            described[index] = _describe(*items[index], masks)
     return [
-        ImageLabels(
-            data.image_id(index),
-            _describe(*items[index], found[index]) if index in items else [],
-            problems.get(index),
-        )
+        ImageLabels(data.image_id(index), described.get(index, []), problems.get(index))
         for index in indices
     ]
 
@@ -187,7 +182,8 @@ def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> li
 def _describe(sample: Sample, ids: Sequence[int], found: BoxLabels) -> list[dict[str, Any]]:
     labels = []
     for row, annotation_id in enumerate(ids):
-        quality, candidates = round(float(found.quality[row]), 4), int(found.num_candidates[row])
+        quality = round(float(found.quality[row]), 4)
+        candidates = int(found.num_candidates[row])
         told = _describe_mask(
             found.parts[row],
             sample.boxes[row],
@@ -226,30 +222,30 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
         Counts of what was written, for people.
     """
     content = read_whole(data.source.annotations)
-    found = {label["id"]: label for image in journal.done.values() for label in image.labels}
+    labels = {label["id"]: label for label in _all_labels(journal)}
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    for annotation in content["annotations"]:
-        if not annotation.get("iscrowd"):
-            label = found.get(annotation["id"]) or _box_label(
-                annotation, sizes[annotation["image_id"]]
-            )
-            _add_label(annotation, label)
+    # Crowds are regions of many objects: no mask was asked for, and what was drawn stays.
+    objects = [entry for entry in content["annotations"] if not entry.get("iscrowd")]
+    for annotation in objects:
+        label = labels.get(annotation["id"])
+        if label is None:
+            label = _box_label(annotation, sizes[annotation["image_id"]])
+        _add_label(annotation, label)
     write_atomic(folder / LABELS, json.dumps(content))
     write_yolo_beside(content, data.source.images, folder)
-    for annotation in content["annotations"]:
-        if not annotation.get("iscrowd"):
-            polygons = find_part_polygons(
-                annotation["segmentation"], sizes[annotation["image_id"]]
-            )
-            annotation["segmentation"] = [polygon.ravel().tolist() for polygon in polygons]
+    # The same content once more, with polygons in the place of run lengths.
+    for annotation in objects:
+        size = sizes[annotation["image_id"]]
+        polygons = find_part_polygons(annotation["segmentation"], size)
+        annotation["segmentation"] = [polygon.ravel().tolist() for polygon in polygons]
     write_atomic(folder / POLYGONS, json.dumps(content))
     return _summary(journal)
 
 
 def write_yolo_beside(content: dict[str, Any], images: Path, folder: Path) -> None:
     """Write `folder/yolo` anew (see `write_yolo`), beside and renamed; without it where names are not fit for YOLO."""
-    for left in folder.glob(".yolo-*"):  # by a kill
-        shutil.rmtree(left, ignore_errors=True)
+    for scratch_of_a_kill in folder.glob(".yolo-*"):
+        shutil.rmtree(scratch_of_a_kill, ignore_errors=True)
     with TemporaryDirectory(dir=folder, prefix=".yolo-") as scratch:
         try:
             write_yolo(content, images, Path(scratch) / "yolo")
@@ -271,19 +267,25 @@ def _add_label(annotation: dict[str, Any], label: dict[str, Any]) -> None:
 def _box_label(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """The box as mask, of quality 0; empty if the box has no area."""
     x, y, width, height = annotation["bbox"]
+    # Boxes without an image were not checked: they may lie outside, or have sides that are no numbers.
     corners = torch.tensor([[x, y, float(x) + width, float(y) + height]], dtype=torch.float64)
     box = clip_boxes_to_image(corners.nan_to_num(0, 0, 0).float(), size)[0]
     return _describe_mask(box_part(box, size), box, size, quality=0.0, candidates=0)
 
 
+def _all_labels(journal: Journal) -> list[dict[str, Any]]:
+    return [label for image in journal.done.values() for label in image.labels]
+
+
 def _summary(journal: Journal) -> dict[str, Any]:
-    labels = [label for image in journal.done.values() for label in image.labels]
+    labels = _all_labels(journal)
     doubts = Counter(name for label in labels for name in label["doubts"])
+    mean_quality = sum(label["quality"] for label in labels) / max(len(labels), 1)
     return {
         "images": len(journal.done),
         "boxes": len(labels),
         "unreadable": [image.problem for image in journal.done.values() if image.problem],
-        "mean_quality": round(sum(label["quality"] for label in labels) / max(len(labels), 1), 4),
+        "mean_quality": round(mean_quality, 4),
         "without_candidates": sum(label["candidates"] == 0 for label in labels),
         "doubts": dict(doubts),
     }

@@ -20,7 +20,7 @@ from boxseg.mask_parts import MaskPart
 from boxseg.ops.images import resized_shape
 from boxseg.ops.masks import resize_masks
 from boxseg.ops.neighbours import sample_cells
-from boxseg.predict.predictor import PADDED_TO, Predictor
+from boxseg.predict.predictor import PADDED_TO, Predictor, padded_size
 from boxseg.structures import Batch, Candidates, Sample
 from boxseg.teacher.candidates import pick_candidates
 
@@ -79,16 +79,15 @@ def close_up(predictor: Predictor, sample: Sample, row: int) -> CloseUp:
     if train.window is not None:
         wanted = LARGE * train.object_size[1]
     else:
-        whole = resized_shape(
-            size, short_side=round(ENLARGED * train.eval_short_side), max_size=10**6
-        )
+        # The scale of its whole images, without the limit of their longer side: only a window is looked at.
+        short_side = round(ENLARGED * train.eval_short_side)
+        whole = resized_shape(size, short_side=short_side, max_size=10**6)
         wanted = min(longest * whole[0] / size[0], ENLARGED * train.max_size)
     wanted = min(wanted, MAX_ENLARGEMENT * longest)
-    side = max(-(-round(CONTEXT * wanted) // PADDED_TO), 1) * PADDED_TO
+    side = max(-(-round(CONTEXT * wanted) // PADDED_TO), 1) * PADDED_TO  # rounded up: no padding
     window = place_window(box, size, side=side, object_size=wanted)
-    alone = replace(
-        sample, boxes=sample.boxes[row : row + 1], labels=sample.labels[row : row + 1], drawn=None
-    )
+    boxes, labels = sample.boxes[row : row + 1], sample.labels[row : row + 1]
+    alone = replace(sample, boxes=boxes, labels=labels, drawn=None)
     return CloseUp(window, cut_window(alone, window)[0])
 
 
@@ -96,60 +95,54 @@ def close_up(predictor: Predictor, sample: Sample, row: int) -> CloseUp:
 def find_soft_masks(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[SoftMask]:
     """What the network says about each close-up; that depends on the close-up alone."""
     at_once = CLOSE_UPS_AT_ONCE.get(predictor.device.type, 1)
-    by_size: dict[tuple[int, ...], list[int]] = {}
-    for place, each in enumerate(close_ups):
-        by_size.setdefault(tuple(-(-side // PADDED_TO) for side in each.view.size), []).append(
-            place
-        )
-    found: dict[int, SoftMask] = {}
+    # Close-ups of one size share a batch: others would be padded, which changes what the network says.
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for place, of_box in enumerate(close_ups):
+        by_size.setdefault(padded_size(of_box.view), []).append(place)
+    soft_masks: dict[int, SoftMask] = {}
     for alike in by_size.values():
         for start in range(0, len(alike), at_once):
             places = alike[start : start + at_once]
-            part = [close_ups[place] for place in places]
-            found |= dict(zip(places, _look_twice(predictor, part), strict=True))
-    return [found[place] for place in range(len(close_ups))]
+            seen = _look_twice(predictor, [close_ups[place] for place in places])
+            soft_masks |= dict(zip(places, seen, strict=True))
+    return [soft_masks[place] for place in range(len(close_ups))]
 
 
 def _look_twice(predictor: Predictor, close_ups: Sequence[CloseUp]) -> Iterator[SoftMask]:
-    plain = _look(predictor, close_ups)
-    for here, there in zip(
-        plain, _look(predictor, [_mirror(each) for each in close_ups]), strict=True
-    ):
+    """The mean of what is seen in each close-up and in its mirror image, whose errors differ."""
+    mirror_images = [replace(each, view=flip_view(each.view)) for each in close_ups]
+    plain, mirrored = _look(predictor, close_ups), _look(predictor, mirror_images)
+    for here, there in zip(plain, mirrored, strict=True):
         looks = [here, replace(there, soft=there.soft.flip(1))]
-        seen = [each for each in looks if each.num_candidates] or looks
+        # A look that found nothing would halve what the other one says.
+        counted = [look for look in looks if look.num_candidates] or looks
         yield SoftMask(
-            soft=torch.stack([each.soft for each in seen]).mean(dim=0),
-            num_candidates=sum(each.num_candidates for each in seen),
+            soft=torch.stack([look.soft for look in counted]).mean(dim=0),
+            num_candidates=sum(look.num_candidates for look in counted),
         )
 
 
-def _mirror(each: CloseUp) -> CloseUp:
-    return replace(each, view=flip_view(each.view))
-
-
 def _look(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[SoftMask]:
-    batch = collate([each.view for each in close_ups], divisor=PADDED_TO, device=predictor.device)
-    found: list[SoftMask] = []
+    views = [of_box.view for of_box in close_ups]
+    batch = collate(views, divisor=PADDED_TO, device=predictor.device)
+    soft_masks: list[SoftMask] = []
+    # The predictor splits what does not fit in memory, so this part may be some of the close-ups.
     for part, predictions in predictor.look(whole_images(batch)):
-        own = [close_ups[place] for place in part.image_index]
-        found.extend(_read_maps(predictor, own, part.batch, predictions))
-    return found
+        of_part = [close_ups[place] for place in part.image_index]
+        soft_masks.extend(_read_maps(predictor, of_part, part.batch, predictions))
+    return soft_masks
 
 
 def _read_maps(
     predictor: Predictor, close_ups: Sequence[CloseUp], batch: Batch, predictions: Any
 ) -> list[SoftMask]:
     """Boxes for which the settings of the run find nothing go through the next attempt."""
-    found = [SoftMask(torch.zeros(size), 0) for size in batch.sizes]
+    soft_masks = [SoftMask(torch.zeros(size), 0) for size in batch.sizes]
     for config in attempts(predictor.config):
-        left = [place for place, each in enumerate(found) if each.num_candidates == 0]
+        left = [place for place, seen in enumerate(soft_masks) if seen.num_candidates == 0]
         if not left:
             break
-        wanted = replace(
-            batch,
-            boxes=[b if p in left else b[:0] for p, b in enumerate(batch.boxes)],
-            labels=[b if p in left else b[:0] for p, b in enumerate(batch.labels)],
-        )
+        wanted = _with_boxes_of(batch, left)
         candidates = pick_candidates(
             predictor.network,
             predictions,
@@ -165,48 +158,62 @@ def _read_maps(
         for place in left:
             pseudo, size = pseudo_masks[place], batch.sizes[place]
             if bool(pseudo.mask.any()):
-                found[place] = SoftMask(
-                    soft=resize_masks(pseudo.soft, size=size, original_size=size)[0].cpu(),
-                    num_candidates=int(pseudo.num_candidates[0]),
-                )
-    return found
+                # From cells to the pixels of the view, without its padding.
+                soft = resize_masks(pseudo.soft, size=size, original_size=size)[0].cpu()
+                soft_masks[place] = SoftMask(soft, int(pseudo.num_candidates[0]))
+    return soft_masks
+
+
+def _with_boxes_of(batch: Batch, places: Sequence[int]) -> Batch:
+    """A batch in which only the images at some places have boxes."""
+    boxes = [batch.boxes[place][:0] for place in range(len(batch))]
+    labels = [batch.labels[place][:0] for place in range(len(batch))]
+    for place in places:
+        boxes[place], labels[place] = batch.boxes[place], batch.labels[place]
+    return replace(batch, boxes=boxes, labels=labels)
 
 
 def _join(candidates: Candidates, close_up: CloseUp, batch: Batch) -> Candidates:
     """The candidates, and after them the mask of the other tool."""
+    # A box may have no area left once it was clipped to its window.
     if close_up.other is None or not close_up.view.boxes.numel():
         return candidates
     other, window, view = close_up.other, close_up.window, close_up.view
     piece = other.part.within(window.top, window.left, (window.height, window.width))
-    cells = torch.from_numpy(piece)[None, None].float()
-    small = F.interpolate(cells, view.size, mode="bilinear", antialias=True)[0, 0]
-    small = small.flip(1) if view.is_flipped else small
+    pixels = torch.from_numpy(piece)[None, None].float()
+    small = F.interpolate(pixels, view.size, mode="bilinear", antialias=True)[0, 0]
+    if view.is_flipped:
+        small = small.flip(1)
     height, width = batch.weak.shape[-2:]
     padded = F.pad(small, (0, width - view.size[1], 0, height - view.size[0]))
-    more = (
-        sample_cells(padded[None]),
-        torch.tensor([other.quality]),
-        torch.tensor([other.fit]),
-        torch.tensor([0]),
+    probs = candidates.mask_probs
+    return Candidates(
+        mask_probs=torch.cat([probs, sample_cells(padded[None]).to(probs)]),
+        score=_append(candidates.score, other.quality),
+        box_iou=_append(candidates.box_iou, other.fit),
+        box_index=_append(candidates.box_index, 0),  # a close-up has one box
     )
-    own = (candidates.mask_probs, candidates.score, candidates.box_iou, candidates.box_index)
-    probs, score, box_iou, box_index = (
-        torch.cat([ours, theirs.to(ours)]) for ours, theirs in zip(own, more, strict=True)
-    )
-    return Candidates(probs, score, box_iou, box_index)
+
+
+def _append(values: Tensor, value: float) -> Tensor:
+    """Values (n,) and one more."""
+    return torch.cat([values, torch.tensor([value]).to(values)])
 
 
 def attempts(config: BoxSegConfig) -> Iterator[BoxSegConfig]:
     """Settings to find candidates with, strictest first."""
+    # Fused maps, not masks, are what the outline is found from, so they stay coarse and weighted.
     always = {"min_quality": 0.0, "fusion": "weighted", "full_resolution": False}
     color_weight = max(config.qam.color_weight, COLOR_WEIGHT)
     own = config.qam.model_copy(update=always | {"color_weight": color_weight})
+    # QAM also for runs that were trained as BoxTeacher: it ranks all detections of a box, not one after NMS.
     teacher = config.teacher.model_copy(update={"with_nms": False})
     yield config.model_copy(update={"qam": own, "teacher": teacher})
+
     any_class = own.model_copy(update={"class_match": False})
     yield config.model_copy(update={"qam": any_class, "teacher": teacher})
-    nearest = any_class.model_copy(
-        update={"iou_thr": 0.0, "score_thr": 0.0, "k_top": 3, "adaptive_k": False}
-    )
+
+    few = {"iou_thr": 0.0, "score_thr": 0.0, "k_top": 3, "adaptive_k": False}
+    nearest = any_class.model_copy(update=few)
     weakest = teacher.model_copy(update={"cand_score_thr": 0.0, "pre_topk": EVERYTHING})
     yield config.model_copy(update={"qam": nearest, "teacher": weakest})

@@ -91,30 +91,28 @@ def find_outline(
     inside = pixels_of_box(box, size)
     if not inside.any():
         return Outline(inside, 0.0, False, {})
-    picture = np.ascontiguousarray(image.transpose(1, 2, 0))
+    picture = np.ascontiguousarray(image.transpose(1, 2, 0))  # as OpenCV wants it
     cut = cut_by_colors(picture, box)
 
-    scale = min(WORK_SIDE / float(max(box[2] - box[0], box[3] - box[1])), MAX_ENLARGEMENT)
+    # All else is found at one size of the box, so that costs and weights do not depend on the resolution.
+    side = float(max(box[2] - box[0], box[3] - box[1]))
+    scale = min(WORK_SIDE / side, MAX_ENLARGEMENT)
     work_size = (max(round(size[0] * scale), 1), max(round(size[1] * scale), 1))
-    work_box = box * np.array(
-        [work_size[1] / size[1], work_size[0] / size[0]] * 2, dtype=np.float32
-    )
+    factors = [work_size[1] / size[1], work_size[0] / size[0]] * 2
+    work_box = box * np.array(factors, dtype=np.float32)
     network = None if soft is None else resize(soft.astype(np.float32), work_size)
     lab = to_lab(resize(picture, work_size))
     color = sort_colors(lab)
     evidence = _weigh(lab, color, work_box, network, cut)
     probs = _reach_the_sides(evidence.settled, pixels_of_box(work_box, work_size))
     mask = cut.mask if cut.is_clean else (resize(probs, size) > 0.5) & inside
-    if not mask.any():
+    if not mask.any():  # nothing can be told, so the box is the mask, of quality 0
         return Outline(inside, 0.0, False, {})
-    side = float(max(box[2] - box[0], box[3] - box[1]))
     measures = measure(mask, evidence, work_box, soft=network, image_side=side)
-    told = (
-        expect_iou_of_clean(cut)
-        if cut.is_clean
-        else expect_iou(measures, with_network=soft is not None)
-    )
-    return Outline(mask, told, cut.is_clean, measures)
+    quality = expect_iou(measures, with_network=soft is not None)
+    if cut.is_clean:
+        quality = expect_iou_of_clean(cut)
+    return Outline(mask, quality, cut.is_clean, measures)
 
 
 def _check(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None) -> None:
@@ -133,17 +131,13 @@ def _weigh(
 ) -> Evidence:
     """Place in the box, network, colours and edges together."""
     inside = pixels_of_box(box, color.shape)
+    # All evidence that stays is summed up in logits once; what depends on the result comes in rounds.
     prior = _prior_of_place(box, color.shape)
     prior += CUT * _trust(cut) * (2 * resize(cut.mask.astype(np.float32), color.shape) - 1)
     if soft is not None:
         prior += NETWORK * _logit(_reach_the_sides(soft, inside))
-    squares = [squared_steps(lab, step) for step in STEPS]
-    scale = (
-        2 * sum(each.sum() for each in squares) / max(sum(each.size for each in squares), 1) + 1e-6
-    )
-    weights = [
-        np.exp(-each / scale) / np.hypot(*step) for each, step in zip(squares, STEPS, strict=True)
-    ]
+    weights = _neighbour_weights(lab)
+    # The colours of object and surroundings are known from the mask, and the mask from the colours: so in turn.
     probs = _sigmoid(prior) * inside
     for _ in range(ROUNDS):
         ratio = _color_ratio(color, probs, inside)
@@ -153,17 +147,32 @@ def _weigh(
     return Evidence(probs, _sigmoid(prior + COLOR * ratio[color]) * inside, ratio[color] > 0)
 
 
+def _neighbour_weights(lab: FloatArray) -> list[FloatArray]:
+    """For each of `STEPS`, how much two neighbours pull at one another: more where their colours are alike."""
+    squares = [squared_steps(lab, step) for step in STEPS]
+    total = sum(square.sum() for square in squares)
+    count = sum(square.size for square in squares)
+    # What counts as alike depends on how busy the picture is.
+    scale = 2 * total / max(count, 1) + 1e-6
+    weights = []
+    for square, step in zip(squares, STEPS, strict=True):
+        weights.append(np.exp(-square / scale) / np.hypot(*step))
+    return weights
+
+
 def _trust(cut: Cut) -> float:
     """How far GrabCut's mask can be trusted, in [0, 1]."""
-    steps = ((cut.separation, CUT_SEPARATION), (cut.fit, CUT_FIT))
-    return float(
-        np.prod([np.clip((value - low) / (high - low), 0, 1) for value, (low, high) in steps])
-    )
+    trust = 1.0
+    for value, (low, high) in ((cut.separation, CUT_SEPARATION), (cut.fit, CUT_FIT)):
+        trust *= float(np.clip((value - low) / (high - low), 0, 1))
+    return trust
 
 
 def _prior_of_place(box: FloatArray, size: tuple[int, int]) -> FloatArray:
     """Logit (h, w) of each place in a box: objects are in the middle and seldom in the corners."""
-    ahead = MIDDLE * np.minimum(1 - box_distance(box, size), PLATEAU)
+    ahead = MIDDLE * np.minimum(
+        1 - box_distance(box, size), PLATEAU
+    )  # below 0 outside the ellipse
     across, down = box_ways(box, size)
     return ahead - CORNER * np.maximum(np.maximum(across, down) - 0.8, 0)
 
@@ -171,20 +180,20 @@ def _prior_of_place(box: FloatArray, size: tuple[int, int]) -> FloatArray:
 def _reach_the_sides(probs: FloatArray, inside: BoolArray) -> FloatArray:
     """Probabilities with every row and column of the box raised so far that the object has a pixel in it."""
     logits = np.where(inside, _logit(probs), -np.inf)
-    goal = np.log(REACHED / (1 - REACHED))
-    gains = np.maximum(
-        np.maximum(goal - logits.max(axis=1), 0)[:, None],
-        np.maximum(goal - logits.max(axis=0), 0)[None],
-    )
+    goal = np.log(REACHED / (1 - REACHED))  # for the best pixel of each row and column
+    of_rows = np.maximum(goal - logits.max(axis=1), 0)
+    of_columns = np.maximum(goal - logits.max(axis=0), 0)
+    gains = np.maximum(of_rows[:, None], of_columns[None])
     return _sigmoid(_logit(probs) + np.where(inside, gains, 0)) * inside
 
 
 def _color_ratio(color: ColorArray, probs: FloatArray, inside: BoolArray) -> FloatArray:
     """Log ratio (colours,) of how much of the object, and of everything else in the window, has each colour."""
-    here = np.bincount(color.ravel(), probs.ravel())
-    there = np.bincount(color.ravel(), 1 - probs.ravel())
-    ratio = (here / max(here.sum(), 1e-6) + RARE) / (there / max(there.sum(), 1e-6) + RARE)
-    return np.log(ratio).astype(np.float32)
+    of_object = np.bincount(color.ravel(), probs.ravel())
+    of_rest = np.bincount(color.ravel(), 1 - probs.ravel())
+    object_share = of_object / max(of_object.sum(), 1e-6)
+    rest_share = of_rest / max(of_rest.sum(), 1e-6)
+    return np.log((object_share + RARE) / (rest_share + RARE)).astype(np.float32)
 
 
 def _sum_of_neighbours(values: FloatArray, weights: list[FloatArray]) -> FloatArray:
@@ -193,13 +202,14 @@ def _sum_of_neighbours(values: FloatArray, weights: list[FloatArray]) -> FloatAr
     for step, weight in zip(STEPS, weights, strict=True):
         one, other = pair_neighbours(values, step)
         to_one, to_other = pair_neighbours(total, step)
+        # Views of the total: each pixel gets from the neighbour on either side.
         to_one += weight * other
         to_other += weight * one
     return total
 
 
 def _logit(probs: FloatArray) -> FloatArray:
-    clipped = probs.clip(0.001, 0.999)
+    clipped = probs.clip(0.001, 0.999)  # no evidence alone decides
     return np.log(clipped / (1 - clipped))
 
 

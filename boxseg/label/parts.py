@@ -27,12 +27,14 @@ def box_part(box: Tensor, size: tuple[int, int]) -> MaskPart:
 def window_around(box: Tensor, part: MaskPart | None, size: tuple[int, int]) -> Rectangle:
     """What a box (4,) and a mask cover of an image of (height, width); one pixel at least."""
     x1, y1, x2, y2 = box.tolist()
-    left, top, right, bottom = math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)
+    left, top = math.floor(x1), math.floor(y1)
+    right, bottom = math.ceil(x2), math.ceil(y2)
     if part is not None and part.area:
         mask_left, mask_top, mask_right, mask_bottom = part.bounds()
         left, top = min(left, mask_left), min(top, mask_top)
         right, bottom = max(right, mask_right), max(bottom, mask_bottom)
     height, width = size
+    # Boxes may reach beyond the image, and one without area still gets a pixel to be measured in.
     left = min(max(left, 0), width - 1)
     top = min(max(top, 0), height - 1)
     right = min(max(right, left + 1), width)
@@ -63,7 +65,7 @@ def find_clashes(parts: Sequence[MaskPart], found: Tensor, size: tuple[int, int]
         found: Which masks count; the share of the others is 0.
         size: (height, width), pixels.
     """
-    claims = np.zeros(size, dtype=np.uint16)
+    claims = np.zeros(size, dtype=np.uint16)  # one frame for all masks
     counted = [row for row, is_found in enumerate(found.tolist()) if is_found]
     for row in counted:
         claims[parts[row].place] += parts[row].pixels

@@ -95,21 +95,21 @@ def measure(
     """
     size = evidence.settled.shape
     inside = pixels_of_box(box, size)
-    there = (resize(mask.astype(np.float32), size) > 0.5) & inside
-    if not there.any():
-        there = inside
-    area = int(there.sum())
-    outline = sum(int(np.diff(there, axis=axis).sum()) for axis in (0, 1))
-    pieces = np.bincount(ndimage.label(there)[0].ravel())[1:]
+    on_maps = (resize(mask.astype(np.float32), size) > 0.5) & inside
+    if not on_maps.any():  # too thin for their resolution
+        on_maps = inside
+    area = int(on_maps.sum())
+    outline = int(np.diff(on_maps, axis=0).sum() + np.diff(on_maps, axis=1).sum())  # [px]
+    piece_areas = np.bincount(ndimage.label(on_maps)[0].ravel())[1:]  # without the background
     oval = inside & (box_distance(box, size) <= 1)
     measures = {
         "certainty": float(np.abs(2 * evidence.lone[inside] - 1).mean()),
-        "colors": float((evidence.by_color == there)[inside].mean()),
+        "colors": float((evidence.by_color == on_maps)[inside].mean()),
         "fit": box_fit((evidence.settled > 0.5) & inside, inside),
         "ragged": float(np.log(max(outline, 4) ** 2 / (16 * area))),
         "fill": area / int(inside.sum()),
-        "oval": mask_overlap(there, oval),
-        "whole": float(pieces.max() / area),
+        "oval": mask_overlap(on_maps, oval),
+        "whole": float(piece_areas.max() / area),
         "small": float(np.log(max(SMALL_SIDE / image_side, 1))),
     }
     if soft is not None:
@@ -120,10 +120,11 @@ def measure(
 def expect_iou(measures: dict[str, float], *, with_network: bool) -> float:
     """IoU to expect of a mask with these measures: a straight line through what is known of drawn masks."""
     line = WITH_NETWORK if with_network else WITHOUT_NETWORK
-    told = line["always"] + sum(line[name] * value for name, value in measures.items())
+    expected = line["always"] + sum(line[name] * value for name, value in measures.items())
+    # A straight line would let other measures make up for either.
     if measures["ragged"] > RAGGED or measures["fit"] < GAPPY:
-        told = min(told, DOUBTFUL)
-    return float(np.clip(told, 0, 1))
+        expected = min(expected, DOUBTFUL)
+    return float(np.clip(expected, 0, 1))  # a line has no bounds
 
 
 def expect_iou_of_clean(cut: Cut) -> float:

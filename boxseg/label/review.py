@@ -40,46 +40,55 @@ def write_review(labels: Path, images: Path) -> Iterator[Path]:
     """
     content = read_whole(labels / LABELS)
     names = {category["id"]: category["name"] for category in content["categories"]}
-    of_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        if annotation.get("quality") is not None and annotation["checks"]["fill"] > 0:
-            of_image[annotation["image_id"]].append(annotation)
+    shown = _shown_by_image(content)
     folder = labels / "review"
     (folder / CROPS).mkdir(parents=True, exist_ok=True)
     cards: list[dict[str, Any]] = []
     wholes: dict[str, dict[str, Any]] = {}
     for image in content["images"]:
         name = image["file_name"]
-        shown = of_image[image["id"]] if is_inside(name) else []
-        try:
-            picture = read_image(images / name).permute(1, 2, 0).numpy() if shown else None
-        except DataError:
-            picture = None  # named when the image was labelled
+        # A name that leads out of the folder could show any file of this machine.
+        annotations = shown[image["id"]] if is_inside(name) else []
+        picture = _read_shown(images / name) if annotations else None
         if picture is not None:
-            whole = find_whole(images / name, picture, folder, f"{WHOLE}/{image['id']}.jpg")
-            wholes[name] = {"url": whole, "size": [picture.shape[1], picture.shape[0]]}
-            cards += [
-                _card(each, picture, folder) | {"file": name, "name": names[each["category_id"]]}
-                for each in shown
-            ]
+            url = find_whole(images / name, picture, folder, f"{WHOLE}/{image['id']}.jpg")
+            wholes[name] = {"url": url, "size": [picture.shape[1], picture.shape[0]]}
+            for annotation in annotations:
+                about_class = {"file": name, "name": names[annotation["category_id"]]}
+                cards.append(_card(annotation, picture, folder) | about_class)
         yield images / name
-    cards.sort(key=lambda card: (card["quality"], card["id"]))
+    cards.sort(key=lambda card: (card["quality"], card["id"]))  # doubtful ones first
     template = resources.files("boxseg.label").joinpath("review.html").read_text(encoding="utf-8")
     about = {"stamp": _stamp(labels), "cards": cards, "images": wholes}
-    # no text may end the script
+    # No name of a class or file may end the script that the data are in.
     data = json.dumps(about, separators=(",", ":")).replace("<", "\\u003c")
     write_atomic(folder / PAGE, template.replace(DATA_MARK, data))
+
+
+def _shown_by_image(content: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    """Id of each image -> its annotations with a mask that was made."""
+    shown: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        if annotation.get("quality") is not None and annotation["checks"]["fill"] > 0:
+            shown[annotation["image_id"]].append(annotation)
+    return shown
+
+
+def _read_shown(path: Path) -> NDArray[np.uint8] | None:
+    """Pixels (h, w, 3); None if the image cannot be read, which was told when it was labelled."""
+    try:
+        return read_image(path).permute(1, 2, 0).numpy()
+    except DataError:
+        return None
 
 
 def _card(annotation: dict[str, Any], picture: NDArray[np.uint8], folder: Path) -> dict[str, Any]:
     """What the page tells of a mask; its crop is written."""
     size = (picture.shape[0], picture.shape[1])
     crop = write_crop(picture, annotation["bbox"], folder / CROPS / f"{annotation['id']}.jpg")
+    outline = find_outlines(decode_part(annotation["segmentation"], size))
     about = {key: annotation[key] for key in ("id", "quality", "doubts", "checks", "candidates")}
-    return about | {
-        "crop": crop,
-        "outline": find_outlines(decode_part(annotation["segmentation"], size)),
-    }
+    return about | {"crop": crop, "outline": outline}
 
 
 def _stamp(labels: Path) -> str:
@@ -102,33 +111,31 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
         DataError: there are no labels, or the file holds something else, or is about other labels.
     """
     content = read_well_formed(labels / LABELS)
-    known = {each["id"] for each in content["annotations"] if "quality" in each}
+    known = {entry["id"] for entry in content["annotations"] if "quality" in entry}
     decided = _read_decisions(decisions, known, _stamp(labels))
     for annotation in content["annotations"]:
         decision = decided.get(annotation["id"])
         if decision is not None:
             annotation["review"] = decision
-        if decision == "reject":
+        if decision == "reject":  # the box is still right: another mask may be made for it
             annotation.pop("segmentation", None)
     write_atomic(labels / REVIEWED, json.dumps(content))
     write_yolo_beside(content, images, labels)
-    counts = {
-        decision: sum(each == decision for each in decided.values()) for decision in DECISIONS
-    }
-    return counts | {
-        "open": sum(each.get("quality") is not None for each in content["annotations"])
-        - len(decided)
-    }
+    made = sum(entry.get("quality") is not None for entry in content["annotations"])
+    decisions_made = list(decided.values())
+    counts = {decision: decisions_made.count(decision) for decision in DECISIONS}
+    return counts | {"open": made - len(decided)}
 
 
 def _read_decisions(path: Path, known: set[int], stamp: str) -> dict[int, str]:
     rule = "decisions are one object, as the review page downloads it: annotation id -> accept or reject"
     try:
-        found = read_json(path, rule)
-        if isinstance(found.get("decisions"), dict):
-            _require_stamp(found.get("labels"), stamp, path)
-            found = found["decisions"]
-        decided = {int(key): value for key, value in found.items()}
+        content = read_json(path, rule)
+        # A file without a stamp, written by hand or by a program, is about the labels that are there.
+        if isinstance(content.get("decisions"), dict):
+            _require_stamp(content.get("labels"), stamp, path)
+            content = content["decisions"]
+        decided = {int(key): value for key, value in content.items()}
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read: {error}; {rule}") from error
     for annotation_id, decision in decided.items():

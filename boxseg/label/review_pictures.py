@@ -37,22 +37,26 @@ def write_crop(picture: NDArray[np.uint8], bbox: Sequence[float], path: Path) ->
     x, y, width, height = bbox
     margin = MARGIN * max(width, height)
     left, top = max(int(x - margin), 0), max(int(y - margin), 0)
-    part = picture[top : int(y + height + margin) + 1, left : int(x + width + margin) + 1]
-    _write_jpeg(scale_picture(Image.fromarray(part), TILE / max(part.shape[:2])), path)
-    return [left, top, part.shape[1], part.shape[0]]
+    bottom, right = int(y + height + margin) + 1, int(x + width + margin) + 1
+    crop = Image.fromarray(picture[top:bottom, left:right])
+    _write_jpeg(scale_picture(crop, TILE / max(crop.size)), path)
+    return [left, top, crop.width, crop.height]
 
 
 def find_outlines(part: MaskPart) -> list[list[float]]:
     """The outlines of a mask and of its holes, x y x y … in pixels of the picture, with few corners."""
     longest = max(1, *part.pixels.shape)
     finer = int(np.clip(FINE // longest, 1, 8))
-    pixels = np.pad(part.pixels.astype(np.uint8), 1).repeat(finer, axis=0).repeat(finer, axis=1)
-    found = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
-    corners = [
-        cv2.approxPolyDP(each, longest * finer / CORNERS, closed=True)[:, 0] for each in found
-    ]
+    padded = np.pad(part.pixels.astype(np.uint8), 1)  # outlines at the edge of an array are cut
+    pixels = padded.repeat(finer, axis=0).repeat(finer, axis=1)
     place = np.array([part.left - 1, part.top - 1])
-    return [np.round((each + 0.5) / finer + place, 1).ravel().tolist() for each in corners]
+    outlines = []
+    for outline in cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]:
+        corners = cv2.approxPolyDP(outline, longest * finer / CORNERS, closed=True)[:, 0]
+        # OpenCV counts from the middle of pixels.
+        in_picture = (corners + 0.5) / finer + place
+        outlines.append(np.round(in_picture, 1).ravel().tolist())
+    return outlines
 
 
 def find_whole(path: Path, picture: NDArray[np.uint8], folder: Path, name: str) -> str:
@@ -60,14 +64,12 @@ def find_whole(path: Path, picture: NDArray[np.uint8], folder: Path, name: str) 
     do not know its format."""
     try:
         is_plain = read_picture(path, _is_plain)
-    except UnreadableError:  # in what it tells about itself, as its pixels are known
+    except UnreadableError:  # a damaged EXIF block: the pixels were read already
         is_plain = False
     if is_plain:
         return quote(Path(os.path.relpath(path, folder)).as_posix())
-    _write_jpeg(
-        scale_picture(Image.fromarray(picture), min(1.0, WHOLE / max(picture.shape[:2]))),
-        folder / name,
-    )
+    scale = min(1.0, WHOLE / max(picture.shape[:2]))
+    _write_jpeg(scale_picture(Image.fromarray(picture), scale), folder / name)
     return quote(name)
 
 

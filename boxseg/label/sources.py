@@ -46,9 +46,9 @@ def from_run(
     predictor: Predictor, data: CocoBoxes, *, others: Source | None = None
 ) -> BatchSource:
     """The candidates of a trained network, with the masks of `others`, fused and scored; classes match by name."""
-    found = find_labels(data.class_names, predictor.class_names)
+    labels_of_network = find_labels(data.class_names, predictor.class_names)
     labels = torch.tensor(
-        [UNKNOWN if label == ABSENT else label for label in found], dtype=torch.int64
+        [UNKNOWN if label == ABSENT else label for label in labels_of_network], dtype=torch.int64
     )
 
     def source(items: Sequence[tuple[Sample, Sequence[int]]]) -> list[BoxLabels]:
@@ -94,8 +94,9 @@ def _grabcut_box(sample: Sample, box: Tensor) -> MaskPart:
     inside = inside_window(box, window)
     piece = sample.image[:, top : top + height, left : left + width]
     regions = np.where(inside, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
-    found = grabcut(np.ascontiguousarray(piece.permute(1, 2, 0).numpy()), regions, ROUNDS) & inside
-    return MaskPart(found if found.any() else inside, top, left).trimmed()
+    picture = np.ascontiguousarray(piece.permute(1, 2, 0).numpy())
+    mask = grabcut(picture, regions, ROUNDS) & inside
+    return MaskPart(mask if mask.any() else inside, top, left).trimmed()
 
 
 def from_file(path: Path, data: CocoBoxes) -> Source:
@@ -119,17 +120,19 @@ def from_file(path: Path, data: CocoBoxes) -> Source:
             -1, 4
         )
         iou = box_iou(sample.boxes, box_convert(boxes, "xywh", "xyxy"))
+        # For each box its entry, or None.
         chosen = [
             _choose(iou[row], entries, annotation_id)
             for row, annotation_id in enumerate(annotation_ids)
         ]
         parts = [
-            NO_MASK if each is None else decode_part(encode_entry(path, each, size), size)
-            for each in chosen
+            NO_MASK if entry is None else decode_part(encode_entry(path, entry, size), size)
+            for entry in chosen
         ]
         quality = box_fits(parts, sample.boxes)
         for row, entry in enumerate(chosen):
             told = None if entry is None else entry.get("quality", entry.get("score"))
+            # Some tools write null, others percents.
             if isinstance(told, int | float):
                 quality[row] = min(max(float(told), 0.0), 1.0)
         counts = torch.tensor([entry is not None for entry in chosen], dtype=torch.int64)
@@ -142,10 +145,11 @@ def _choose(
     iou: Tensor, entries: list[dict[str, Any]], annotation_id: int
 ) -> dict[str, Any] | None:
     """The entry of the annotation, or else the one whose box overlaps most, if by half."""
-    fitting = [
-        (float(overlap), entry)
-        for overlap, entry in zip(iou, entries, strict=True)
-        if overlap >= MATCH_IOU
-    ]
-    own = [pair for pair in fitting if pair[1].get("id") == annotation_id]
-    return max(own or fitting, key=lambda pair: pair[0], default=(0.0, None))[1]
+    best: dict[str, Any] | None = None
+    best_rank = (False, 0.0)
+    for overlap, entry in zip(iou.tolist(), entries, strict=True):
+        # An id may be the same by chance, so such an entry has to overlap as well.
+        rank = (entry.get("id") == annotation_id, overlap)
+        if overlap >= MATCH_IOU and rank > best_rank:
+            best, best_rank = entry, rank
+    return best

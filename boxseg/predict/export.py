@@ -116,7 +116,7 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         raise BoxSegError(
             f"{path}: differs from the network by {check['difference']:.2g}; up to {TOLERANCE:g} is allowed"
         )
-    # from memory: libraries that write it themselves may abort on a full disk
+    # From memory: libraries that write it themselves may abort on a full disk.
     write_atomic(path, content)
     write_atomic(path.with_suffix(".json"), json.dumps(about, indent=1))
     return about
@@ -165,20 +165,21 @@ def _make_torchscript(network: Any) -> tuple[bytes, dict[str, float]]:
             model, _image(CHECK_SIZES[0]), check_trace=False
         ).save_to_buffer()
         loaded = torch.jit.load(io.BytesIO(content))
-    return content, _compare(
-        model, lambda image: [each.numpy() for each in loaded(torch.from_numpy(image))]
-    )
+
+    def run(image: NDArray[np.float32]) -> list[NDArray[Any]]:
+        return [output.numpy() for output in loaded(torch.from_numpy(image))]
+
+    return content, _compare(model, run)
 
 
 def _make_safetensors(network: nn.Module) -> tuple[bytes, dict[str, float]]:
     weights = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
     content = save(weights)
     loaded = load(content)
-    return content, {
-        "difference": max(
-            float((loaded[name] - value).abs().max()) for name, value in weights.items()
-        )
-    }
+    difference = 0.0
+    for name, value in weights.items():
+        difference = max(difference, float((loaded[name] - value).abs().max()))
+    return content, {"difference": difference}
 
 
 WRITERS: dict[Format, Callable[[Any], tuple[bytes, dict[str, float]]]] = {
@@ -193,6 +194,7 @@ WRITERS: dict[Format, Callable[[Any], tuple[bytes, dict[str, float]]]] = {
 def _compare(model: Deployed, run: Run) -> dict[str, float]:
     """Largest difference of all outputs on images of several sizes, and seconds per image of either side."""
     difference, seconds = 0.0, {"seconds": 0.0, "torch_seconds": 0.0}
+    # Two sizes, as a traced network may have taken the first one's numbers for constants.
     for size in CHECK_SIZES:
         image = _image(size)
         began = time.perf_counter()

@@ -69,20 +69,20 @@ def count_pictures(paths: Sequence[Path], *, every: int = 1) -> int:
         except DataError:  # told where its frames are read
             frames += 1
             continue
-        frames += max(-(-int(capture.get(FRAME_COUNT)) // every), 1)
+        total = int(capture.get(FRAME_COUNT))  # 0 or less where the format does not tell
+        frames += max(-(-total // every), 1)
         capture.release()
     return len(paths) - len(videos) + frames
 
 
 def _read_frames(path: Path, every: int) -> Iterator[Picture]:
     capture, number = _open_video(path), 0
-    while capture.grab():
+    while capture.grab():  # without decoding, as most frames are passed over
         if number % every == 0:
             is_whole, frame = capture.retrieve()
             if is_whole:
-                yield Picture(
-                    path, torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1), number
-                )
+                rgb = frame[..., ::-1].copy()  # OpenCV has blue first
+                yield Picture(path, torch.from_numpy(rgb).permute(2, 0, 1), number)
         number += 1
     capture.release()
     if number == 0:
@@ -119,38 +119,39 @@ def predict_files(
     """
     annotation_id, image_id = 1, 0
     for batch in in_batches(pictures, size=predictor.batch_size, pixels=_num_pixels):
-        images = [each.pixels for each in batch if isinstance(each.pixels, Tensor)]
+        images = [picture.pixels for picture in batch if isinstance(picture.pixels, Tensor)]
         detections = iter(predictor(images))
         for picture in batch:
-            image_id += 1
+            image_id += 1  # unreadable files take a number too, so that overlays keep the order of the files
             if isinstance(picture.pixels, DataError):
                 yield picture.pixels
                 continue
-            found = next(detections).from_score(min_score)
+            certain = next(detections).from_score(min_score)
             if overlays is not None:
-                names = [predictor.class_names[label] for label in found.labels.tolist()]
-                frame = "" if picture.frame is None else f"-{picture.frame:06d}"
-                stem = os.fsdecode(os.fsencode(picture.file.stem)[:STEM_BYTES])
-                draw_overlay(
-                    picture.pixels, found, names, overlays / f"{image_id:06d}-{stem}{frame}.png"
-                )
+                names = [predictor.class_names[label] for label in certain.labels.tolist()]
+                path = overlays / _overlay_name(picture, image_id)
+                draw_overlay(picture.pixels, certain, names, path)
             annotations = coco_annotations(
-                found, predictor.category_ids, image_id=image_id, first_id=annotation_id
+                certain, predictor.category_ids, image_id=image_id, first_id=annotation_id
             )
             annotation_id += len(annotations)
-            height, width = picture.pixels.shape[1:]
-            entry = {
-                "id": image_id,
-                "file_name": str(picture.file),
-                "width": width,
-                "height": height,
-            }
-            entry |= {} if picture.frame is None else {"frame": picture.frame}
-            yield {"image": entry, "annotations": annotations}
+            height, width = certain.size
+            image = {"id": image_id, "file_name": str(picture.file)}
+            image |= {"width": width, "height": height}
+            if picture.frame is not None:
+                image["frame"] = picture.frame
+            yield {"image": image, "annotations": annotations}
 
 
 def _num_pixels(picture: Picture) -> int:
     return picture.pixels[0].numel() if isinstance(picture.pixels, Tensor) else 0
+
+
+def _overlay_name(picture: Picture, image_id: int) -> str:
+    # Cut in bytes: file systems limit those of a name, and one letter may take four.
+    stem = os.fsdecode(os.fsencode(picture.file.stem)[:STEM_BYTES])
+    frame = "" if picture.frame is None else f"-{picture.frame:06d}"
+    return f"{image_id:06d}-{stem}{frame}.png"
 
 
 def join_coco(predictor: Predictor, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -196,7 +197,7 @@ def draw_overlay(image: Tensor, found: Detections, names: Sequence[str], path: P
         ]
         picture = _tint(image, found.parts)
         picture = draw_bounding_boxes(picture, found.boxes.cpu(), labels=told, colors=colours)
-    drawn = io.BytesIO()
+    drawn = io.BytesIO()  # whole, then written at once: a kill leaves no half picture
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(
         drawn, format="png", compress_level=FAST
     )
@@ -214,10 +215,12 @@ def _tint(image: Tensor, parts: Sequence[MaskPart]) -> Tensor:
         is_taken = window[part.pixels] > 0
         window[part.pixels] = np.where(is_taken, SHARED, 1 + number % len(COLOURS))
     # What each value of a channel becomes under each colour: far fewer cases than a photograph has pixels.
-    values = np.arange(256, dtype=np.float32)
-    shown = np.array([*COLOURS, (0, 0, 0)], dtype=np.float32)
-    mixed = values[:, None] * (1 - OPACITY) + shown[:, None] * OPACITY  # (colours, 256, 3)
-    table = np.concatenate([np.tile(values[:, None], (1, 1, 3)), mixed]).astype(np.uint8)
-    channels = image.numpy()
-    tinted = [table[:, :, row][owner, channel] for row, channel in enumerate(channels)]
-    return torch.from_numpy(np.stack(tinted))
+    values = np.arange(256, dtype=np.float32)[:, None]
+    shown = np.array([*COLOURS, (0, 0, 0)], dtype=np.float32)[:, None]
+    mixed = values * (1 - OPACITY) + shown * OPACITY  # (colours, 256, 3)
+    unchanged = np.broadcast_to(values, (1, 256, 3))
+    table = np.concatenate([unchanged, mixed]).astype(np.uint8)
+    tinted = np.empty(image.shape, dtype=np.uint8)
+    for channel, pixels in enumerate(image.numpy()):
+        tinted[channel] = table[:, :, channel][owner, pixels]
+    return torch.from_numpy(tinted)

@@ -96,39 +96,43 @@ class Predictor:
             ShapeError: a tensor or array has another shape or dtype.
         """
         detections: list[Detections] = []
-        for batch in in_batches(
+        batches = in_batches(
             map(as_image, images), size=self.batch_size, pixels=lambda image: image[0].numel()
-        ):
-            found: dict[int, Detections] = {}
+        )
+        for batch in batches:
+            by_place: dict[int, Detections] = {}
             for places, alike in self._collate(batch):
-                finder = Finder(self.network, alike, self.config.fcos)
-                for tiles in cut_tiles(
-                    alike, side=self.config.train.eval_tile, at_once=self.batch_size
-                ):
-                    for part, predictions in self.look(tiles):
-                        finder.add(part, predictions)
-                found |= dict(zip(places, finder.detections(), strict=True))
+                by_place |= dict(zip(places, self._find(alike), strict=True))
             for place in range(len(batch)):
-                detections.append(replace(found[place], image_id=len(detections)))
+                detections.append(replace(by_place[place], image_id=len(detections)))
         return detections
 
     def _collate(self, images: Sequence[Tensor]) -> Iterator[tuple[list[int], Batch]]:
-        """Places in `images`, and these images as a batch, those of one size in the network together."""
+        """Places in `images`, and these images as a batch.
+
+        Only images of one size in the network are in a batch: padding beyond it would change what the network says.
+        """
         train = self.config.train
-        by_size: dict[tuple[int, ...], list[tuple[int, View]]] = defaultdict(list)
+        by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+        views: list[View] = []
+        no_boxes, no_labels = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
         for place, image in enumerate(images):
-            none = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
-            sample = Sample(
-                image, *none, image_id=-1, original_size=(image.shape[1], image.shape[2])
-            )
-            view = resize_only(sample, train.eval_short_side, train.max_size)
-            by_size[tuple(-(-side // PADDED_TO) for side in view.size)].append((place, view))
-        for alike in by_size.values():
-            views = [view for _, view in alike]
-            yield (
-                [place for place, _ in alike],
-                collate(views, divisor=PADDED_TO, device=self.device),
-            )
+            size = (image.shape[1], image.shape[2])
+            sample = Sample(image, no_boxes, no_labels, image_id=-1, original_size=size)
+            views.append(resize_only(sample, train.eval_short_side, train.max_size))
+            by_size[padded_size(views[place])].append(place)
+        for places in by_size.values():  # in the order of their first images
+            alike = [views[place] for place in places]
+            yield places, collate(alike, divisor=PADDED_TO, device=self.device)
+
+    def _find(self, batch: Batch) -> list[Detections]:
+        """Detections of the images of a batch, which is looked at in tiles where the run has them."""
+        finder = Finder(self.network, batch, self.config.fcos)
+        side = self.config.train.eval_tile
+        for tiles in cut_tiles(batch, side=side, at_once=self.batch_size):
+            for part, predictions in self.look(tiles):
+                finder.add(part, predictions)
+        return finder.detections()
 
     @torch.no_grad()
     def look(self, tiles: Tiles) -> Iterator[tuple[Tiles, Any]]:
@@ -172,6 +176,12 @@ def in_batches(items: Iterable[T], *, size: int, pixels: Callable[[T], int]) -> 
             batch, total = [], 0
     if batch:
         yield batch
+
+
+def padded_size(view: View) -> tuple[int, int]:
+    """(height, width) that a view has as the only one of its batch, pixels."""
+    height, width = (-(-side // PADDED_TO) * PADDED_TO for side in view.size)
+    return height, width
 
 
 def as_image(item: str | Path | Tensor | np.ndarray) -> Tensor:
