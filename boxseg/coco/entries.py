@@ -40,6 +40,11 @@ def _is_bbox(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(is_float, value))
 
 
+def is_finite_bbox(value: Any) -> bool:
+    """Whether a value of a JSON file is a box without NaN and infinity."""
+    return _is_bbox(value) and all(map(math.isfinite, value))
+
+
 WHOLE = Rule("COCO wants a whole number there", is_whole)
 TEXT = Rule("COCO wants a text there", _is_text)
 SIDE = Rule(f"images have a positive size, up to {MAX_SIDE_PX} px", _is_side)

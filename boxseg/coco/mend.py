@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from boxseg.coco.entries import Content, Entry
+from boxseg.coco.entries import Content, Entry, is_finite_bbox
 from boxseg.coco.odd_entries import LARGEST_SHARE, corners, is_fitting, overlap
 from boxseg.coco.segmentations import MAX_SIDE_PX, Extent, Size, find_extent, find_problem
-from boxseg.files.names import Names, is_inside, plain_name
-from boxseg.files.reading import UnreadableError, is_float, is_number, is_whole, read_picture
+from boxseg.files.names import Names, is_file_inside, is_inside, plain_name
+from boxseg.files.reading import UnreadableError, is_float, is_whole, read_picture
 
 NUMBERS = ("id", "image_id", "category_id", "width", "height")
 """Keys whose values COCO wants as whole numbers."""
@@ -146,20 +146,13 @@ def _find_files(images: list[Entry], folder: Path, changes: Changes) -> list[Ent
     renamed = []
     for image in images:
         file_name = image.get("file_name")
-        if isinstance(file_name, str) and not _is_file(folder, file_name):
+        if isinstance(file_name, str) and not is_file_inside(folder, file_name):
             match = names.find(file_name)
             if match is not None and match != file_name:
                 image["file_name"] = match
                 renamed.append(image)
         _measure(image, folder, changes)
     return renamed
-
-
-def _is_file(folder: Path, name: str) -> bool:
-    try:
-        return is_inside(name) and (folder / name).is_file()
-    except (OSError, ValueError):  # no file can have such a name
-        return False
 
 
 def _measure(image: Entry, folder: Path, changes: Changes) -> None:
@@ -255,9 +248,7 @@ def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:
 
 
 def _is_box(bbox: Any) -> bool:
-    if not isinstance(bbox, list) or len(bbox) != 4:
-        return False
-    return all(map(is_number, bbox)) and min(bbox[2:]) > 0
+    return is_finite_bbox(bbox) and min(bbox[2:]) > 0
 
 
 def _mend_polygons(

@@ -15,7 +15,7 @@ from PIL import Image
 from boxseg.coco.entries import Entry
 from boxseg.coco.faults import Fault
 from boxseg.files.jpeg import find_damage
-from boxseg.files.names import Names, is_inside
+from boxseg.files.names import INSIDE_RULE, Names, is_inside
 from boxseg.files.reading import (
     COLOURS,
     DOES_NOT_EXIST,
@@ -83,8 +83,8 @@ def image_fault(folder: Path, image: Entry, *, decode: bool) -> Fault | None:
     image_id, name = image["id"], image["file_name"]
     if not is_inside(name):
         value = f"has file name {name!r}"
-        rule = "file names are relative to the image folder and stay inside"
-        return Fault(folder, value, rule, "correct the name in the file", image_id=image_id)
+        way_out = "correct the name in the file"
+        return Fault(folder, value, INSIDE_RULE, way_out, image_id=image_id)
     path = folder / name
     try:
         fault = read_picture(

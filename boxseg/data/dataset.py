@@ -22,7 +22,7 @@ from boxseg.coco.segmentations import Size
 from boxseg.config.method import CocoSource
 from boxseg.data.images import read_image
 from boxseg.errors import DataError
-from boxseg.files.names import is_inside
+from boxseg.files.names import INSIDE_RULE, is_inside
 from boxseg.structures import DrawnMasks, Sample
 
 T = TypeVar("T")
@@ -84,6 +84,15 @@ class CocoBoxes(Dataset[Sample]):
 
     Raises:
         DataError: the annotation file is missing or not a COCO instance file, or has no mask for `use_masks`.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from boxseg.config.method import ToyConfig
+    >>> from boxseg.data.toy import ensure_toy
+    >>> with TemporaryDirectory() as folder:
+    ...     train, val = ensure_toy(Path(folder), ToyConfig(train_images=2, val_images=1, size=64))
+    ...     data = CocoBoxes(train, train=True)
+    ...     len(data), tuple(data[0].image.shape), data.class_names[:3]
+    (2, (3, 64, 64), ('disc', 'square', 'star'))
     """
 
     category_ids: tuple[int, ...]
@@ -214,7 +223,7 @@ class CocoBoxes(Dataset[Sample]):
         if not is_inside(name):
             raise DataError(
                 f"{self.source.annotations}: image {self.image_id(index)} has file name {name!r}; "
-                "file names are relative to the image folder and stay inside (correct the name)"
+                f"{INSIDE_RULE} (correct the name)"
             )
         return self.source.images / name
 

@@ -11,7 +11,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from boxseg.coco.classes import ABSENT, find_labels, fold_name
-from boxseg.coco.entries import Entry
+from boxseg.coco.entries import BBOX, Entry, is_finite_bbox
 from boxseg.coco.masks import Rle, encode_segmentation
 from boxseg.coco.segmentations import MASKS_RULE, Problem, Size, find_problem
 from boxseg.data.dataset import CocoBoxes
@@ -203,14 +203,10 @@ def _entry_problem(entry: Any) -> Problem | None:
         if key in entry and not is_number(entry[key]):
             return f"has {key} {entry[key]!r:.40}", f"a {key} is a finite number"
     bbox = entry.get("bbox")
-    if bbox and not _is_bbox(bbox):
-        return f"has bbox {bbox!r:.80}", "a bbox is the four numbers x, y, width, height"
+    if bbox and not is_finite_bbox(bbox):
+        return f"has bbox {bbox!r:.80}", BBOX.text
     segmentation = entry.get("segmentation")
     return find_problem(segmentation) if segmentation else None
-
-
-def _is_bbox(bbox: Any) -> bool:
-    return isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox))
 
 
 def _tight_box(path: Path, entry: Entry, size: Size) -> list[float]:

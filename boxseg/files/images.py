@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from boxseg.config.method import CocoSource
 from boxseg.errors import ConfigError
-from boxseg.files.names import is_inside
+from boxseg.files.names import is_file_inside
 
 IMAGE_ENDINGS = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"}
@@ -71,14 +70,9 @@ def require_some_image(source: CocoSource, images: Sequence[dict[str, Any]]) -> 
         ConfigError: no listed image is there; names the folder and the file.
     """
     names = [image["file_name"] for image in images]
-    if not names or any(_is_file(source.images, name) for name in names):
+    if not names or any(is_file_inside(source.images, name) for name in names):
         return
     raise ConfigError(
         f"{source.annotations}: none of its {len(names)} images, as {names[0]}, is in {source.images}; "
         "name their folder with --images"
     )
-
-
-def _is_file(folder: Path, name: str) -> bool:
-    # os.path.isfile is False for names that Path.is_file refuses with an error, such as overlong ones.
-    return is_inside(name) and os.path.isfile(folder / name)  # noqa: PTH113

@@ -6,8 +6,10 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
+
+INSIDE_RULE = "file names are relative to the image folder and stay inside"
 
 
 def is_inside(file_name: str) -> bool:
@@ -21,6 +23,12 @@ def is_inside(file_name: str) -> bool:
     parts = re.split(r"[\\/]", file_name)
     is_absolute = parts[0] == "" or re.fullmatch(r"[A-Za-z]:", parts[0]) is not None
     return not is_absolute and ".." not in parts and "\0" not in file_name
+
+
+def is_file_inside(folder: Path, file_name: str) -> bool:
+    """Whether a file name from an annotation file names a file inside the image folder."""
+    # os.path.isfile is False for any name at all; Path.is_file raises for some, such as overlong ones.
+    return is_inside(file_name) and os.path.isfile(folder / file_name)  # noqa: PTH113
 
 
 def plain_name(name: str) -> str:

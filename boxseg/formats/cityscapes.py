@@ -48,6 +48,7 @@ def convert_cityscapes(source: Path, exclude: frozenset[str]) -> Splits:
 def _add_image(split: CocoSplit, path: Path, file_name: str) -> None:
     ids = read_ids(path)
     split.add_image(file_name, ids.shape)
+    # Labels count from 0 in the order of the classes; label ids have gaps for classes without instances.
     label_of = {label_id: label for label, label_id in enumerate(CITYSCAPES_CLASSES)}
     for number in find_objects(path, ids, lambda number: _label_id(number) in label_of):
         is_group = number < ID_STEP

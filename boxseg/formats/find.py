@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Literal
 
 from boxseg.config.method import CocoSource
 from boxseg.errors import ConfigError
-from boxseg.files.names import is_inside
+from boxseg.files.names import is_file_inside
 
 
 def find_source(annotations: Path, images: Path | None) -> CocoSource:
@@ -42,8 +41,7 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
         above / annotations.stem,
     ]
     for folder in folders:
-        # os.path.isfile is False for any name at all; Path.is_file raises for some, such as overlong ones.
-        if name and is_inside(name) and os.path.isfile(folder / name):  # noqa: PTH113
+        if name and is_file_inside(folder, name):
             return CocoSource(images=folder, annotations=annotations)
     looked = ", ".join(str(folder) for folder in folders)
     raise ConfigError(

@@ -146,6 +146,7 @@ def _box_splits(source: Path, exclude: frozenset[str], *, has_masks: bool) -> Sp
     for name in stems:
         paths = [source / "Annotations" / f"{stem}.xml" for stem in stems[name]]
         images[name] = [_read_image(path) for path in paths]
+    # Of all lists together, so that a label means the same in each of them.
     class_names = _class_names([image for listed in images.values() for image in listed])
     # Tools write folders that look like the archive. Only the archive has VOC's classes, or masks.
     is_archive = has_masks or set(class_names) <= set(VOC_CLASSES)
@@ -162,6 +163,7 @@ def _box_splits(source: Path, exclude: frozenset[str], *, has_masks: bool) -> Sp
 
 def _convert_folder(source: Path, exclude: frozenset[str]) -> Splits:
     """A folder of a tool as the split `all`; nothing if it has no annotation file."""
+    # LabelImg writes them where it is told to, often beside the images.
     paths = sorted((source / "Annotations").glob("*.xml")) or sorted(source.glob("*.xml"))
     images = [_read_image(path) for path in paths if path.stem not in exclude]
     if not images:

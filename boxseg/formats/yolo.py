@@ -204,6 +204,7 @@ def _read_layout(source: Path) -> Layout:
     """What the folder says of classes and splits, in `data.yaml` or else in `classes.txt`."""
     files = [*source.glob("*.yaml"), *source.glob("*.yml")]
     if files:
+        # `data.yaml`, or else the first by name: tools also call it `dataset.yaml` or like the data set.
         file = min(files, key=lambda path: (path.stem != "data", path))
         try:
             return _parse_layout(source, read_yaml(file, LAYOUT_RULE))
@@ -226,7 +227,7 @@ def _parse_layout(source: Path, content: Any) -> Layout:
         DataError: a split leads out of the folder, or nowhere.
     """
     if not isinstance(content, dict):
-        raise ValueError("holds no mapping")
+        raise ValueError("holds no mapping")  # an empty file, or a list
     class_names = _class_names(content.get("names"))
     base = content.get("path", "")
     if base in NOTHING:

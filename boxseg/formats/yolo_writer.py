@@ -14,7 +14,7 @@ from boxseg.coco.entries import Content, image_sizes
 from boxseg.coco.outlines import find_part_polygons, join_polygons
 from boxseg.coco.segmentations import Size
 from boxseg.errors import DataError
-from boxseg.files.names import is_inside
+from boxseg.files.names import is_file_inside
 from boxseg.files.writing import naming_storage_faults, write_atomic
 
 SPLITS = ("train", "val", "test")
@@ -49,8 +49,7 @@ def write_yolo(content: Content, images: Path, folder: Path) -> dict[str, int]:
     written: dict[Path, str] = {}
     for image in content["images"]:
         name = image["file_name"]
-        # os.path.isfile is False for any name at all; Path.is_file raises for some.
-        if not is_inside(name) or not os.path.isfile(images / name):  # noqa: PTH113
+        if not is_file_inside(images, name):
             continue
         path = (folder / "labels" / _place(name)).with_suffix(".txt")
         if path in written:
