@@ -12,7 +12,7 @@ from PIL import Image
 
 from boxseg.coco.writer import CocoSplit
 from boxseg.errors import DataError
-from boxseg.files.reading import UnreadableError, read_picture, read_text
+from boxseg.files.reading import SIZE_RULE, UnreadableError, read_picture, read_text
 
 Splits = dict[str, CocoSplit]
 """Name of a split -> its images and objects."""
@@ -42,9 +42,9 @@ def read_ids(path: Path) -> NDArray[Any]:
     try:
         return read_picture(path, lambda picture: _ids(path, picture), ID_RULE, UNPACK)
     except UnreadableError as error:
-        raise DataError(
-            f"{path}: the picture {error.value}; {ID_RULE} ({error.way_out})"
-        ) from error
+        # A picture of ids cannot be shrunk as a photograph can: its numbers would mix.
+        way_out = UNPACK if error.rule == SIZE_RULE else error.way_out
+        raise DataError(f"{path}: the picture {error.value}; {ID_RULE} ({way_out})") from error
 
 
 def _ids(path: Path, picture: Image.Image) -> NDArray[Any]:
