@@ -99,18 +99,7 @@ def paste_peers(
     """
     probability = attempt_probability(step, settings)
     facts = _read_facts(batch, pseudo_masks)
-    before = [
-        ImageState(
-            torch.cat([batch.strong[image], batch.weak[image]]),
-            batch.valid[image],
-            boxes,
-            labels,
-            pseudo,
-        )
-        for image, (boxes, labels, pseudo) in enumerate(
-            zip(batch.boxes, batch.labels, pseudo_masks, strict=True)
-        )
-    ]
+    before = _image_states(batch, pseudo_masks)
     states = list(before)
     # Images share the reads from the device, except where the paste into one decides what the next one can draw.
     every_image = range(len(batch))
@@ -122,13 +111,11 @@ def paste_peers(
             if not bank.uses_up:
                 _remember(before[image], facts[image], bank, settings, generator)
         for number in range(settings.per_image):
-            attempts = {
-                image: _attempt(
-                    states[image], facts[image].size, *plan[number], settings, soft_thr
-                )
-                for image, plan in plans.items()
-                if number < len(plan)
-            }
+            attempts = {}
+            for image, plan in plans.items():
+                if number < len(plan):
+                    state, size = states[image], facts[image].size
+                    attempts[image] = _attempt(state, size, *plan[number], settings, soft_thr)
             _settle(states, attempts, bank)
         # what was pasted has left the bank, so its place is free for the image's own instances
         if bank.uses_up:
@@ -141,15 +128,31 @@ def paste_peers(
     }
     if not pasted:
         return batch, pseudo_masks, stats
+    changed = _with_states(batch, states, paste_weak=settings.paste_weak)
+    return changed, [state.pseudo for state in states], stats
+
+
+def _image_states(batch: Batch, pseudo_masks: list[PseudoMasks]) -> list[ImageState]:
+    """The images of a batch, each apart."""
+    states = []
+    for image, pseudo in enumerate(pseudo_masks):
+        views = torch.cat([batch.strong[image], batch.weak[image]])
+        boxes, labels = batch.boxes[image], batch.labels[image]
+        states.append(ImageState(views, batch.valid[image], boxes, labels, pseudo))
+    return states
+
+
+def _with_states(batch: Batch, states: list[ImageState], *, paste_weak: bool) -> Batch:
+    """The batch with its images, boxes and labels as they are after pasting."""
     views = torch.stack([state.views for state in states])
-    changed = replace(
+    return replace(
         batch,
         strong=views[:, :3].contiguous(),
-        weak=views[:, 3:].contiguous() if settings.paste_weak else batch.weak,
+        # The box losses take their colours from the weak view.
+        weak=views[:, 3:].contiguous() if paste_weak else batch.weak,
         boxes=[state.boxes for state in states],
         labels=[state.labels for state in states],
     )
-    return changed, [state.pseudo for state in states], stats
 
 
 def attempt_probability(step: int, settings: PcConfig) -> float:

@@ -324,13 +324,30 @@ def _train_choices(
     times: Times,
     minutes: float | None,
 ) -> Iterator[ChosenValue]:
+    """How long is trained, what is seen of the images, and what is saved."""
     steps = round(times.train_s / times.step_s)
+    yield from _length_choices(steps, times, minutes)
+    yield from _batch_choices(machine)
+    yield from _view_choices(fingerprint)
+    yield from _saving_choices(steps, times)
+    yield ChosenValue("train.channels_last", True, "Faster with this backbone.")
+    if machine.has_bf16 and not machine.gpus:
+        reason = (
+            "This processor has bf16: an update takes two thirds of the time, and learns as much."
+        )
+        yield ChosenValue("train.precision", "bf16", reason)
+
+
+def _length_choices(steps: int, times: Times, minutes: float | None) -> Iterator[ChosenValue]:
     train_time = f"About {show_duration(times.train_s)}"
     pace = f"{times.step_s:.2g} s for an update ({times.basis})"
     given = "; no time was given"
     if minutes is not None:
         given = f", of {minutes:g} minutes with labelling"
     yield ChosenValue("train.steps", steps, f"{train_time} at {pace}{given}.")
+
+
+def _batch_choices(machine: Machine) -> Iterator[ChosenValue]:
     yield ChosenValue(
         "train.batch_size",
         BATCH_SIZE,
@@ -342,6 +359,10 @@ def _train_choices(
             2,
             f"In two parts, as there are {show_bytes(machine.memory_bytes)} of memory.",
         )
+
+
+def _view_choices(fingerprint: Fingerprint) -> Iterator[ChosenValue]:
+    """How large images and objects are for the network, in training and in evaluations."""
     sizes = f"{fingerprint.object_px.low:.0f} to {fingerprint.object_px.high:.0f} px"
     reason = f"Windows around objects show boxes of {sizes} at one scale, unlike images."
     yield ChosenValue("train.window", WINDOW_PX, reason)
@@ -362,6 +383,10 @@ def _train_choices(
             EVAL_TILE,
             "Larger images are looked at in tiles, whatever memory there is.",
         )
+
+
+def _saving_choices(steps: int, times: Times) -> Iterator[ChosenValue]:
+    """What is evaluated, saved and drawn, and when."""
     yield ChosenValue(
         "train.eval_every",
         steps,
@@ -384,12 +409,6 @@ def _train_choices(
         "Nothing is saved by an alarm at the end; labels tell of filled boxes.",
     )
     yield ChosenValue("train.panels", 0, "The review page shows more.")
-    yield ChosenValue("train.channels_last", True, "Faster with this backbone.")
-    if machine.has_bf16 and not machine.gpus:
-        reason = (
-            "This processor has bf16: an update takes two thirds of the time, and learns as much."
-        )
-        yield ChosenValue("train.precision", "bf16", reason)
 
 
 def eval_sizes(fingerprint: Fingerprint) -> tuple[int, int]:
