@@ -24,6 +24,7 @@ from orchestration.record.journal import newest_sweep, read_past
 from orchestration.record.table import read_table
 from orchestration.report.page import write_report
 from orchestration.tracking.mirror import catch_up
+from orchestration.tracking.pages import score_name
 from orchestration.tracking.store import open_client, tracking_uri
 
 NAME = "many"
@@ -105,7 +106,7 @@ def afterwards(spec: SweepSpec, sweep_id: str) -> Table:
         )[0].info.run_id
         wanted, order = (
             f"tags.mlflow.parentRunId = '{parent}'",
-            [f"metrics.`{spec.sweep.metric}` DESC"],
+            [f"metrics.`{score_name(spec.sweep.metric)}` DESC"],
         )
         found = client.search_runs(
             [experiment.experiment_id], wanted, order_by=order, max_results=1000

@@ -33,6 +33,14 @@ def test_a_value_that_is_absent_or_not_finite_never_wins(criterion, value):
     assert criterion.better({criterion.metric: 0.5}, than=without)
 
 
+def test_the_best_of_some_values_and_what_is_told_for_none():
+    values = [None, 0.2, math.nan, 0.7, math.inf]
+    assert (LARGER.best(values), SMALLER.best(values)) == (0.7, 0.2)
+    assert LARGER.best([None, math.nan]) is None
+    assert LARGER.told(None) < LARGER.told(0.0)
+    assert SMALLER.told(None) > SMALLER.told(1.0)
+
+
 def test_box_ap_decides_in_a_single_run_only_where_masks_are_not_drawn():
     assert MASK_AP.better({"val/box_ap": 0.2}, than={"val/box_ap": 0.1})
     assert not MASK_AP.better({"val/box_ap": 0.9}, than={"val/mask_ap": 0.1, "val/box_ap": 0.1})
