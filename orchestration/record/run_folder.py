@@ -34,6 +34,10 @@ from orchestration.record.records import (
     tell_once,
 )
 
+START_FIELD = 19
+"""Place of a process's start among the words after its name in `/proc/PID/stat` [clock ticks since boot]."""
+YEARS_S = 1e9
+"""No machine has run so long, so larger numbers are times of day [s]."""
 Status = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
 Kind = Literal["run", "sweep"]
 
@@ -85,7 +89,7 @@ class RunStatus:
     pid: Pid | None = None
     """Process that drives the run, on the host of the tag `host`."""
     pid_created: Seconds | None = None
-    """When that process began, because numbers are used again."""
+    """When that process began, because numbers are used again; see `began_at`."""
     mlflow_run_id: str | None = None
 
     @property
@@ -456,7 +460,23 @@ def new_folder(parent: Path) -> RunFolder:
 
 def own_process() -> dict[str, Any]:
     """The status fields `pid` and `pid_created` of this process."""
-    return {"pid": os.getpid(), "pid_created": psutil.Process().create_time()}
+    return {"pid": os.getpid(), "pid_created": began_at(psutil.Process())}
+
+
+def began_at(process: psutil.Process) -> float:
+    """When a process began [s since the machine did]; unlike the time of day, it stays when the clock is set.
+
+    Where the kernel does not tell (it is not Linux), the time of day.
+
+    Raises:
+        psutil.Error: the process is gone, or may not be looked at.
+    """
+    try:
+        text = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return process.create_time()
+    after_name = text.rpartition(")")[2].split()  # the name may hold anything
+    return int(after_name[START_FIELD]) / os.sysconf("SC_CLK_TCK")
 
 
 def _is_dead(status: RunStatus) -> bool:
@@ -467,8 +487,9 @@ def _is_dead(status: RunStatus) -> bool:
         process = psutil.Process(status.pid)
         is_reused = False
         if status.pid_created is not None:
-            # the same process may be told with a slightly other time, as that follows the clock
-            is_reused = abs(process.create_time() - status.pid_created) > 1
+            is_time_of_day = status.pid_created > YEARS_S  # written by an earlier version
+            began = process.create_time() if is_time_of_day else began_at(process)
+            is_reused = abs(began - status.pid_created) > 1
         return is_reused or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True

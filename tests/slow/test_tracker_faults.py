@@ -154,7 +154,7 @@ def test_what_a_server_that_is_down_at_the_end_missed_is_copied_by_the_next_comm
     began = time.monotonic()
     assert not tracker.close()
     assert time.monotonic() - began < 45
-    folder.update(pid=1, pid_created=0.0)  # the process is gone
+    folder.update(pid=1, pid_created=1.5)  # the process is gone
     proxy.fault = "none"
     found = catch_up(tmp_path, proxy.url)
     assert found.sweep is None
@@ -189,7 +189,7 @@ def test_lost_answers_make_no_second_run_model_version_or_point(
         proxy.dropped.discard("POST /api/2.0/mlflow/runs/log-batch")
     folder.finish("finished")
     tracker.close(timeout_s=300)
-    folder.update(pid=1, pid_created=0.0)  # the process is gone
+    folder.update(pid=1, pid_created=1.5)  # the process is gone
     # as the next commands do
     wait_until(lambda: catch_up(tmp_path, proxy.url) and "ended" in folder.read_tracking())
     api = "/api/2.0/mlflow"
@@ -264,7 +264,7 @@ def train_under(
     assert status.status == "finished"
     folder = RunFolder(status.folder)
     assert "ended" not in folder.read_tracking()
-    folder.update(pid=1, pid_created=0.0)  # the process is gone
+    folder.update(pid=1, pid_created=1.5)  # the process is gone
     return folder
 
 

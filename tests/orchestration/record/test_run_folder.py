@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import psutil
 import pytest
 
 from boxseg.errors import ConfigError, NonFiniteLossError
@@ -317,3 +319,27 @@ def test_a_copy_under_another_name_goes_on_as_a_run_of_its_own(tmp_path):
         {"run_id": "abc"},
     )
     assert {run.id for run in list_runs(tmp_path)} == {"copy", original.path.name}
+
+
+def test_a_run_lives_on_when_the_clock_is_set(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "toy" / "20260101-000000-aaaa")
+    tags = {"host": socket.gethostname()}
+    folder.create(RunStatus("20260101-000000-aaaa", "toy", tags=tags, **own_process()), "name: t")
+    folder.start()
+    told = psutil.Process.create_time
+    # psutil derives it from the time of day, less what has passed since the start
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: told(process) + 3600)
+    assert folder.status().status == "running"
+    folder.update(pid_created=own_process()["pid_created"] - 60)
+    assert folder.status().status == "interrupted", "another process with the number of ours"
+
+
+def test_a_run_of_an_earlier_version_is_known_by_the_time_of_day(tmp_path):
+    folder = RunFolder(tmp_path / "toy" / "20260101-000000-aaaa")
+    tags = {"host": socket.gethostname()}
+    process = {"pid": os.getpid(), "pid_created": psutil.Process().create_time()}
+    folder.create(RunStatus("20260101-000000-aaaa", "toy", tags=tags, **process), "name: t")
+    folder.start()
+    assert folder.status().status == "running"
+    folder.update(pid_created=process["pid_created"] - 60)
+    assert folder.status().status == "interrupted"

@@ -393,7 +393,7 @@ def test_the_next_tracker_takes_over_what_a_dead_process_left(storage, client):
     follow(client, "1", left)
     left.report(2, {"a": 2.0})
     left.finish("failed", RuntimeError("killed"))
-    left.update(pid=1, pid_created=0.0)
+    left.update(pid=1, pid_created=1.5)
     track(storage, make_run(storage, "next"))
     assert mlflow_run(client, left).info.status == "FAILED"
 
@@ -406,7 +406,7 @@ def test_runs_that_mlflow_never_heard_of_are_copied_by_the_next_command(tmp_path
     tracker = Tracker(tmp_path, "toy", logs=tmp_path / "logs")  # killed before its first look
     for folder in (sweep, trial):
         tracker.add(folder)
-        folder.update(pid=1, pid_created=0.0, tags={"host": socket.gethostname()})
+        folder.update(pid=1, pid_created=1.5, tags={"host": socket.gethostname()})
     found = catch_up(tmp_path, stored_uri(tmp_path))
     client = mlflow.MlflowClient(tracking_uri=uri)
     runs = client.search_runs([found.experiment_id])
