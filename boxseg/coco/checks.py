@@ -42,7 +42,7 @@ BOXES_ALONE = "read box AP, or add `segmentation`"
 logger = logging.getLogger(__name__)
 
 
-def require_usable(source: CocoSource, training: bool, use_masks: bool = False) -> list[Fault]:
+def require_usable(source: CocoSource, *, training: bool, use_masks: bool = False) -> list[Fault]:
     """Check a source and refuse one that cannot be used; faults that are not fatal are logged and returned.
 
     That nobody has drawn masks is returned and not logged.
@@ -168,7 +168,8 @@ def _amount_faults(
     elif use_masks and has_none:
         yield Fault(path, value, MASKS_RULE, MASKS_WAY_OUT)
     elif use_masks:
-        rule, way_out = "those boxes teach without one", "add `segmentation`, or leave it so"
+        rule = "boxes without a mask are trained on as boxes alone"
+        way_out = "add `segmentation`, or leave it so"
         yield Fault(path, value, rule, way_out, fatal=False)
 
 

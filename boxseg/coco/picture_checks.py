@@ -119,7 +119,7 @@ def _picture_fault(
     if decode or is_deep:
         darkest, brightest = _brightness(picture)
         if brightest - darkest < FEWEST_LEVELS:
-            value = f"has brightnesses from {darkest} to {brightest} of 255 alone once it is read"
+            value = f"has only brightnesses {darkest} to {brightest} of 0 to 255 once it is read"
             rule = "pictures use the range of their type"
             return Fault(path, value, rule, "scale its values and store it again", fatal=False)
     return _exif_fault(path, picture)

@@ -114,6 +114,6 @@ def require_objects(splits: Mapping[str, CocoSplit], source: Path) -> None:
     for group, name in (("images", "image"), ("annotations", "object")):
         if not any(split.content[group] for split in splits.values()):
             raise DataError(
-                f"{source}: no {name} could be read of it; a data set has images and objects "
+                f"{source}: no {name} could be read from it; a data set has images and objects "
                 "(see the warnings, and check the paths and the format)"
             )

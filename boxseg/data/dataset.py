@@ -245,7 +245,7 @@ class CocoBoxes(Dataset[Sample]):
         if len(matches) == 0:
             raise DataError(
                 f"{self.source.annotations}: no image has id {image_id} "
-                "(without boxes it is left out)"
+                "(training leaves out images without boxes)"
             )
         return int(matches[0])
 

@@ -180,8 +180,8 @@ def _why_nothing(path: Path, images: Any, data: CocoBoxes) -> str:
     theirs = next((image["file_name"] for image in images if isinstance(image, dict)), "")
     ours = f"{data.file_name(0)!r} in {data.source.images}" if len(data) else "none"
     return (
-        f"{value}; images are those of the same file name: its first is {theirs!r}, "
-        f"that of the data {ours} "
+        f"{value}; images are matched by their file names: its first is {theirs!r}, "
+        f"the first of the data {ours} "
         "(correct the names, or --images, or name the file made for these images)"
     )
 

@@ -73,6 +73,6 @@ def require_some_image(source: CocoSource, images: Sequence[dict[str, Any]]) -> 
     if not names or any(is_file_inside(source.images, name) for name in names):
         return
     raise ConfigError(
-        f"{source.annotations}: none of its {len(names)} images, as {names[0]}, is in {source.images}; "
+        f"{source.annotations}: none of its {len(names)} images, such as {names[0]}, is in {source.images}; "
         "name their folder with --images"
     )

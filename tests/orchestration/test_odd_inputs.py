@@ -459,7 +459,7 @@ def test_pictures_that_read_as_black_are_told(tmp_path, monkeypatch, told, highe
     Image.fromarray(values).save(tmp_path / "a.png")
     write(tmp_path / "gt.json", coco([image()], [annotation(masked=False)]))
     code, said = told("data", "check", "gt.json")
-    assert (code, "of 255 alone once it is read" in said) == (0, True)
+    assert (code, "of 0 to 255 once it is read" in said) == (0, True)
 
 
 def test_more_objects_than_ap_counts_are_told_with_what_they_cost(tmp_path, monkeypatch, told):

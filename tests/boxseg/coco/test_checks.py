@@ -28,7 +28,7 @@ def only_fault(source, **options):
 
 def test_a_sound_source_has_no_faults(content, write_source):
     assert texts(write_source(content)) == []
-    require_usable(write_source(content), True)
+    require_usable(write_source(content), training=True)
 
 
 def test_the_toy_set_is_sound(toy):
@@ -315,7 +315,7 @@ def test_require_usable_gives_the_number_and_the_first_few(content, write_source
     ]
     source = write_source(content)
     with pytest.raises(DataError) as caught:
-        require_usable(source, True)
+        require_usable(source, training=True)
     message = str(caught.value)
     assert "8 faults" in message
     assert "annotation 5 has width 0" in message
@@ -327,7 +327,7 @@ def test_require_usable_with_one_fault_says_just_that(content, write_source):
     content["annotations"][0]["bbox"] = [0, 0, 0, 1]
     source = write_source(content)
     with pytest.raises(DataError) as caught:
-        require_usable(source, True)
+        require_usable(source, training=True)
     assert str(caught.value) == texts(source)[0]
 
 
@@ -417,7 +417,7 @@ def test_of_many_faults_of_a_kind_the_first_ten_are_listed_and_the_rest_counted(
     assert count_faults(faults, fatal=True) == 400_000
     assert [fault.more for fault in faults if fault.more] == [100_000 - LISTED_FAULTS] * 4
     with pytest.raises(DataError, match=r"400000 faults(.|\n)*… and 399995 more"):
-        require_usable(source, True)
+        require_usable(source, training=True)
 
 
 def test_each_kind_of_fault_is_listed_by_itself(content, write_source):

@@ -94,7 +94,7 @@ def test_labels_land_in_a_folder_named_after_the_data_and_again_takes_no_work(ar
         ),
         (["--source", "box", "--output", "n" * 300], 2, "name is longer than the disk allows"),
         (["--source", "box", "--images", "nowhere"], 2, "--images nowhere: is not a folder"),
-        (["--source", "box", "--images", "."], 2, "none of its 4 images, as "),
+        (["--source", "box", "--images", "."], 2, "none of its 4 images, such as "),
     ],
 )
 def test_what_cannot_be_done_is_told(arguments, more, code, told, capsys):
