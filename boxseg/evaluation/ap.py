@@ -16,7 +16,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_convert
 
-from boxseg.coco.masks import encode_part
+from boxseg.coco.entries import Entry
+from boxseg.coco.masks import Rle, encode_part
 from boxseg.config.method import FcosConfig
 from boxseg.engine.distributed import gather_objects
 from boxseg.model.postprocess import postprocess
@@ -38,7 +39,7 @@ class ImageResult:
     """Float (D, 4), pixels of the original image."""
     scores: np.ndarray
     labels: np.ndarray
-    rles: list[dict[str, Any]]
+    rles: list[Rle]
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def coco_results(
 
 def run_coco_eval(
     ground_truth: COCO,
-    entries: list[dict[str, Any]],
+    entries: list[Entry],
     image_ids: list[int],
     kind: str,
     evaluator: type[COCOeval],

@@ -24,6 +24,9 @@ CUT_PX = 8
 SAME = 0.5
 """Overlap from which two tiles show the same object in what they have in common, if their scores differ no more."""
 
+Link = tuple[int, int]
+"""Two detections that are of the same object."""
+
 
 class Finder:
     """Collects what a network sees in the tiles of a batch; gives the detections of the images."""
@@ -91,7 +94,7 @@ class Finder:
             threshold = self._settings.nms_thr
             kept = batched_nms(objects.boxes, objects.scores, objects.labels, threshold)
             kept = kept[: self._settings.topk]
-        maps = [each for tile in tiles for each in tile.maps]
+        maps = [part_of_map for tile in tiles for part_of_map in tile.maps]
         cells = [side // MASK_STRIDE for side in self._batch.weak.shape[-2:]]
         canvas = torch.zeros(cells, device=self._batch.weak.device)  # one for all objects in turn
         parts: list[MaskPart] = []
@@ -103,9 +106,8 @@ class Finder:
             certainty[place] = sure[0]
             canvas.zero_()
         scores = (objects.scores[kept] * certainty).sqrt()
-        boxes = clip_boxes_to_image(
-            scale_boxes(objects.boxes[kept], size, original_size), original_size
-        )
+        boxes = scale_boxes(objects.boxes[kept], size, original_size)
+        boxes = clip_boxes_to_image(boxes, original_size)
         detections = Detections(
             boxes=boxes.to(canvas.device),
             scores=scores.to(canvas.device),
@@ -114,7 +116,8 @@ class Finder:
             size=original_size,
             image_id=self._batch.image_ids[image],
         )
-        return detections.take(scores.argsort(descending=True, stable=True).to(canvas.device))
+        best_first = scores.argsort(descending=True, stable=True)
+        return detections.take(best_first.to(canvas.device))
 
 
 @dataclass(frozen=True)
@@ -177,10 +180,12 @@ def _cut_maps(probs: Tensor, row: int, column: int) -> list[_Map]:
 
 def _draw(canvas: Tensor, maps: Iterable[_Map]) -> None:
     """Put maps in their places; where two overlap, the larger probability counts."""
-    for each in maps:
-        height, width = each.probs.shape
-        window = canvas[each.row : each.row + height, each.column : each.column + width]
-        torch.maximum(window, each.probs.to(canvas.dtype), out=window)
+    for part in maps:
+        height, width = part.probs.shape
+        rows = slice(part.row, part.row + height)
+        columns = slice(part.column, part.column + width)
+        window = canvas[rows, columns]  # a view of the canvas
+        torch.maximum(window, part.probs.to(canvas.dtype), out=window)
 
 
 def _join_cut(parts: Sequence[_Part]) -> _Objects:
@@ -196,7 +201,7 @@ def _join_cut(parts: Sequence[_Part]) -> _Objects:
     tiles = torch.stack([part.tile for part in parts]).to(boxes.dtype)
     tile_of = torch.repeat_interleave(torch.tensor([len(part.boxes) for part in parts]))
     dropped: set[int] = set()
-    links: list[tuple[int, int]] = []
+    links: list[Link] = []
     for row in is_cut.nonzero()[:, 0].tolist():
         common = box_intersection(boxes[row : row + 1], boxes)[0]
         is_other_tile = tile_of != tile_of[row]
@@ -235,7 +240,7 @@ def _inside(boxes: Tensor, tiles: Tensor) -> Tensor:
     return torch.cat([corners, opposite], dim=1)
 
 
-def _groups(count: int, links: Iterable[tuple[int, int]]) -> list[list[int]]:
+def _groups(count: int, links: Iterable[Link]) -> list[list[int]]:
     """The numbers below `count`, rising, in the groups that links hold together."""
     group_of = {number: [number] for number in range(count)}
     for one, other in links:

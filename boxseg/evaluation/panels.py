@@ -34,6 +34,9 @@ NUMBER_PX = (26, 12)
 MARGIN = 0.2
 """Width of what is shown around a box, as a share of its longer side."""
 
+Point = tuple[int, int]
+"""x, y in pixels of a picture."""
+
 
 @dataclass(frozen=True)
 class PanelRow:
@@ -120,14 +123,14 @@ def _overlay(plain: Image.Image, masks: np.ndarray, numbers: list[float]) -> Ima
 
 def place_numbers(
     masks: Sequence[np.ndarray], numbers: Sequence[float]
-) -> list[tuple[tuple[int, int], str]]:
+) -> list[tuple[Point, str]]:
     """Where numbers are written, x y, and how: none hides its mask, and none stands in another, the largest mask first.
 
     Args:
         masks: Bool (h, w), at the size of the picture.
         numbers: One for each.
     """
-    written: list[tuple[tuple[int, int], str]] = []
+    written: list[tuple[Point, str]] = []
     largest_first = sorted(range(len(masks)), key=lambda row: -int(masks[row].sum()))
     for row in largest_first:
         ys, xs = np.nonzero(masks[row])
@@ -144,7 +147,7 @@ def place_numbers(
     return written
 
 
-def _is_near(place: tuple[int, int], other: tuple[int, int]) -> bool:
+def _is_near(place: Point, other: Point) -> bool:
     """Whether numbers at two places would overlap."""
     across, down = abs(place[0] - other[0]), abs(place[1] - other[1])
     return across < NUMBER_PX[0] and down < NUMBER_PX[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
+from boxseg.coco.masks import Rle
 from boxseg.data.dataset import CocoBoxes
 from boxseg.drawing import drawing, figure_label, save_figure, visible
 from boxseg.evaluation.ap import CONFIDENT, CocoScores, ImageResult
@@ -246,7 +247,7 @@ def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
     )
 
 
-def _small_masks(rles: Sequence[dict[str, Any]], picture: Image.Image) -> Tensor:
+def _small_masks(rles: Sequence[Rle], picture: Image.Image) -> Tensor:
     """Masks bool (n, h, w) at the size of a picture."""
     masks = np.zeros((len(rles), picture.height, picture.width), dtype=np.bool_)
     for mask, rle in zip(masks, rles, strict=True):  # one frame of the image at a time
@@ -254,7 +255,7 @@ def _small_masks(rles: Sequence[dict[str, Any]], picture: Image.Image) -> Tensor
     return torch.from_numpy(masks)
 
 
-def _best_ious(masks: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> list[float]:
+def _best_ious(masks: Sequence[Rle], found: Sequence[Rle]) -> list[float]:
     """For each mask the IoU with the most similar of those found; 0 if there is none."""
     if not masks or not found:
         return [0.0] * len(masks)

@@ -26,8 +26,9 @@ def quality_metrics(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
     if not pairs:
         return {}
     quality, iou = np.asarray(pairs, dtype=np.float64).T
-    metrics = {"pseudo_iou": float(iou.mean()), "quality_auroc": auroc(quality, iou >= GOOD_IOU)}
-    if np.ptp(quality) and np.ptp(iou):
+    metrics = {"pseudo_iou": float(iou.mean())}
+    metrics["quality_auroc"] = auroc(quality, iou >= GOOD_IOU)
+    if np.ptp(quality) and np.ptp(iou):  # ranks of equal values have no correlation
         metrics["quality_rank"] = float(spearmanr(quality, iou).statistic)
     return {name: value for name, value in metrics.items() if np.isfinite(value)}
 
@@ -38,6 +39,7 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
     hits, misses = int(wanted.sum()), int((~wanted).sum())
     if not hits or not misses:
         return float("nan")
+    # Mann and Whitney: ranks of the positives less those that they have among themselves.
     above = rankdata(scores)[wanted].sum() - hits * (hits + 1) / 2
     return float(above / (hits * misses))
 
@@ -50,4 +52,5 @@ def mask_iou(masks: Tensor, others: Tensor) -> Tensor:
     """
     check_same_shape(masks=masks, others=others)
     union = (masks | others).flatten(1).sum(1)
-    return (masks & others).flatten(1).sum(1) / union.clamp(min=1)
+    common = (masks & others).flatten(1).sum(1)
+    return common / union.clamp(min=1)

@@ -19,7 +19,8 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from boxseg.coco.classes import ABSENT, SHOWN, find_labels, require_shared_class
-from boxseg.coco.masks import decode_part, encode_part
+from boxseg.coco.entries import Entry
+from boxseg.coco.masks import Rle, decode_part, encode_part
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.ground_truth import coco_ground_truth
 from boxseg.data.mask_files import encode_entry, read_masks
@@ -50,16 +51,17 @@ class BoundaryEval(COCOeval):
             return ious
         true, found = self._gts[imgId, catId], self._dts[imgId, catId]
         # The same order, and as many, as the rows of the IoUs that pycocotools computed.
-        best_first = np.argsort([-each["score"] for each in found], kind="mergesort")
+        scores = np.array([entry["score"] for entry in found])
+        best_first = np.argsort(-scores, kind="mergesort")
         order = best_first[: self.params.maxDets[-1]]
         boundaries = [boundary_rle(found[index]["segmentation"]) for index in order]
-        of_true = [boundary_rle(each["segmentation"]) for each in true]
+        of_true = [boundary_rle(entry["segmentation"]) for entry in true]
         of_boundaries = mask_utils.iou(boundaries, of_true, [0] * len(true))
-        crowds = np.array([bool(each["iscrowd"]) for each in true])
+        crowds = np.array([bool(entry["iscrowd"]) for entry in true])
         return np.where(crowds, ious, np.minimum(ious, of_boundaries))
 
 
-def boundary_rle(rle: dict[str, Any]) -> dict[str, Any]:
+def boundary_rle(rle: Rle) -> Rle:
     """The pixels of a mask that are near its outline, run-length encoded like the mask."""
     height, width = rle["size"]
     distance = max(1, round(BOUNDARY_SHARE * float(np.hypot(height, width))))
@@ -125,39 +127,39 @@ def read_objects(path: Path, data: CocoBoxes) -> list[ImageResult]:
             its entries only.
     """
     masks_of = read_masks(path, data)
-    entries = [each for of_image in masks_of.values() for each in of_image]
-    without_score = sum(_score_of(each) is None for each in entries)
+    entries = [entry for of_image in masks_of.values() for entry in of_image]
+    without_score = sum(_score_of(entry) is None for entry in entries)
     if 0 < without_score < len(entries):
         told = f"{without_score} of {len(entries)} entries have neither score nor quality"
         raise DataError(f"{path}: {told}; AP ranks all of them by it (add them, or remove all)")
-    for each in entries:
-        if each["label"] == ABSENT:
-            told = (
-                f"category id {each.get('category_id')}, which {data.source.annotations} has not"
-            )
+    for entry in entries:
+        if entry["label"] == ABSENT:
+            category_id, place = entry.get("category_id"), data.source.annotations
+            told = f"category id {category_id}, which {place} has not"
             raise DataError(f"{path}: an entry has {told}; both need the same categories")
-    return [
-        _read_image(path, data, index, masks_of.get(data.image_id(index), []))
-        for index in range(len(data))
-    ]
+    results = []
+    for index in range(len(data)):  # images without an entry too: nothing was found in them
+        of_image = masks_of.get(data.image_id(index), [])
+        results.append(_read_image(path, data, index, of_image))
+    return results
 
 
-def _score_of(entry: dict[str, Any]) -> float | None:
+def _score_of(entry: Entry) -> float | None:
     told = entry.get("score", entry.get("quality"))
     return None if told is None else float(told)
 
 
-def _read_image(
-    path: Path, data: CocoBoxes, index: int, entries: list[dict[str, Any]]
-) -> ImageResult:
-    rles = [encode_entry(path, each, data.size(index)) for each in entries]
-    scores = [_score_of(each) for each in entries]
+def _read_image(path: Path, data: CocoBoxes, index: int, entries: list[Entry]) -> ImageResult:
+    boxes = [entry["bbox"] for entry in entries]
+    scores = [_score_of(entry) for entry in entries]
+    known_scores = [1.0 if score is None else score for score in scores]
+    labels = [entry["label"] for entry in entries]
     return ImageResult(
-        data.image_id(index),
-        np.array([each["bbox"] for each in entries], dtype=np.float64).reshape(-1, 4),
-        np.array([1.0 if score is None else score for score in scores], dtype=np.float64),
-        np.array([each["label"] for each in entries], dtype=np.int64),
-        rles,
+        image_id=data.image_id(index),
+        boxes_xywh=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        scores=np.array(known_scores, dtype=np.float64),
+        labels=np.array(labels, dtype=np.int64),
+        rles=[encode_entry(path, entry, data.size(index)) for entry in entries],
     )
 
 
@@ -205,8 +207,9 @@ def mask_agreement(
         if other is None:
             continue
         given, labels = data.boxes_and_labels(data.index_of(result.image_id))
-        matched, matched_by_other = (match_boxes(given, labels, each) for each in (result, other))
-        for here, there in zip(matched, matched_by_other, strict=True):
+        own_matches = match_boxes(given, labels, result)
+        other_matches = match_boxes(given, labels, other)
+        for here, there in zip(own_matches, other_matches, strict=True):
             if here is not None and there is not None:
                 iou = mask_utils.iou([result.rles[here]], [other.rles[there]], [0])
                 ious.append(float(iou[0, 0]))
@@ -217,7 +220,8 @@ def match_boxes(boxes: Tensor, labels: Tensor, result: ImageResult) -> list[int 
     """For each box (N, 4) with its label (N,) the confident detection that fits it best, no detection twice."""
     chosen: list[int | None] = [None] * len(boxes)
     found = box_convert(torch.from_numpy(result.boxes_xywh).float(), "xywh", "xyxy")
-    eligible = (labels.numpy()[:, None] == result.labels) & (result.scores >= CONFIDENT)  # (N, D)
+    is_of_class = labels.numpy()[:, None] == result.labels  # (N, D)
+    eligible = is_of_class & (result.scores >= CONFIDENT)
     iou = np.where(eligible, box_iou(boxes, found).double().numpy(), 0.0)
     for row, column in zip(*linear_sum_assignment(-iou), strict=True):
         if iou[row, column] >= FOUND_IOU:

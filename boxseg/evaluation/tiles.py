@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
+from boxseg.coco.segmentations import Size
 from boxseg.ops.boxes import box_area
 from boxseg.structures import Batch
 
@@ -17,6 +18,11 @@ OVERLAP = 0.25
 """Least share of its side that a tile has in common with the next one; objects up to this size are whole in one."""
 GRID = 32
 """Tiles begin and end at multiples of this [px], as pyramids have it."""
+
+Corner = tuple[int, int]
+"""First row and column of a tile in its image, pixels."""
+Place = tuple[int, Corner, Tensor]
+"""An image of the batch, a corner in it, and the boxes that belong there, int64 (n,)."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Tiles:
     """The parts as images. A box is in the tile that shows most of it, cut to that tile."""
     image_index: list[int]
     """The image of each tile."""
-    corners: list[tuple[int, int]]
+    corners: list[Corner]
     """First row and column of each tile in its image, pixels."""
     rows: list[Tensor]
     """int64 (n,): which boxes of its image each tile has."""
@@ -62,7 +68,7 @@ def cut_tiles(batch: Batch, *, side: int | None, at_once: int) -> Iterator[Tiles
     if side is None or all(max(size) <= side for size in batch.sizes):
         yield from whole_images(batch).split(-(-len(batch) // at_once))
         return
-    places: list[tuple[int, tuple[int, int], Tensor]] = []
+    places: list[Place] = []
     for image, size in enumerate(batch.sizes):
         for corner, rows in _place_tiles(batch.boxes[image], size, side):
             places.append((image, corner, rows))
@@ -81,9 +87,7 @@ def tile_starts(length: int, side: int) -> list[int]:
     return [round(last * number / steps / GRID) * GRID for number in range(steps + 1)]
 
 
-def _place_tiles(
-    boxes: Tensor, size: tuple[int, int], side: int
-) -> list[tuple[tuple[int, int], Tensor]]:
+def _place_tiles(boxes: Tensor, size: Size, side: int) -> list[tuple[Corner, Tensor]]:
     """Corner of each tile of an image, and the boxes (N, 4) that it shows most of, int64 (n,)."""
     height, width = size
     corners = list(product(tile_starts(height, side), tile_starts(width, side)))
@@ -92,20 +96,20 @@ def _place_tiles(
     return [(corner, (best == number).nonzero()[:, 0]) for number, corner in enumerate(corners)]
 
 
-def _in_tile(boxes: Tensor, corner: tuple[int, int], size: tuple[int, int], side: int) -> Tensor:
+def _in_tile(boxes: Tensor, corner: Corner, size: Size, side: int) -> Tensor:
     """Boxes (N, 4) of an image, cut to a tile and in its pixels."""
     shifted = boxes - boxes.new_tensor([corner[1], corner[0]] * 2)
     return clip_boxes_to_image(shifted, _tile_size(corner, size, side))
 
 
-def _tile_size(corner: tuple[int, int], size: tuple[int, int], side: int) -> tuple[int, int]:
+def _tile_size(corner: Corner, size: Size, side: int) -> Size:
     top, left = corner
     height, width = size
     return min(side, height - top), min(side, width - left)
 
 
-def _cut(batch: Batch, places: Sequence[tuple[int, tuple[int, int], Tensor]], side: int) -> Tiles:
-    """Tiles of a batch; each place is an image, a corner and the boxes that belong there."""
+def _cut(batch: Batch, places: Sequence[Place], side: int) -> Tiles:
+    """The tiles of a batch at these places."""
     height, width = (min(side, padded) for padded in batch.weak.shape[-2:])
     weak, valid, boxes, labels, sizes, original_sizes = [], [], [], [], [], []
     for image, corner, rows in places:
@@ -133,9 +137,7 @@ def _cut(batch: Batch, places: Sequence[tuple[int, tuple[int, int], Tensor]], si
     return Tiles(tiles, list(images), list(corners), list(rows_of), are_whole=False)
 
 
-def _in_file(
-    tile: tuple[int, int], original: tuple[int, int], size: tuple[int, int]
-) -> tuple[int, int]:
+def _in_file(tile: Size, original: Size, size: Size) -> Size:
     """About how many rows and columns of the image file a tile shows."""
     height = round(tile[0] * original[0] / size[0])
     width = round(tile[1] * original[1] / size[1])

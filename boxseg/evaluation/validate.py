@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from boxseg.coco.masks import decode_part
+from boxseg.coco.segmentations import Size
 from boxseg.config.criterion import MASK_AP, Criterion
 from boxseg.data.ground_truth import coco_ground_truth
 from boxseg.data.loader import eval_batches
@@ -312,15 +313,13 @@ class PseudoMaskWatcher:
         )
 
 
-def _small_mask(part: MaskPart, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+def _small_mask(part: MaskPart, size: Size, new_size: Size) -> Tensor:
     """A mask of an image of (height, width) at another size, see `resize_bool`; one frame at a time is made."""
     frame = torch.from_numpy(place_masks([part], size))
     return resize_bool(frame, new_size)[0]
 
 
-def _join_labels(
-    parts: list[LabelledTile], count: int, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
+def _join_labels(parts: list[LabelledTile], count: int, size: Size) -> tuple[Tensor, Tensor]:
     """Masks (count, h, w) and qualities (count,) of all boxes of an image; each is in one of its tiles."""
     if len(parts) == 1:
         return parts[0][2:]
@@ -342,9 +341,7 @@ def best_per_box(found: Detections, boxes: Tensor) -> Tensor:
     return overlaps[is_found].float().argmax(dim=1)  # of equal values the first
 
 
-def full_size_masks(
-    pseudo: PseudoMasks, boxes: Tensor, size: tuple[int, int], soft_thr: float
-) -> Tensor:
+def full_size_masks(pseudo: PseudoMasks, boxes: Tensor, size: Size, soft_thr: float) -> Tensor:
     """Pseudo masks at image resolution, bool (N, h, w), cut to their boxes."""
     masks = pseudo.full
     if masks is None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
+from boxseg.coco.segmentations import Size
 from boxseg.errors import ShapeError
 from boxseg.label.maps import UNKNOWN, CloseUp, OtherMask, SoftMask, close_up, find_soft_masks
 from boxseg.label.outlines import Outline, find_outline
@@ -31,7 +32,7 @@ class BoxLabels:
 
     parts: Sequence[MaskPart]
     """N masks, each in a rectangle around it; empty only for a box without area, and where a file has none."""
-    size: tuple[int, int]
+    size: Size
     """(height, width) of the image, pixels."""
     quality: Tensor
     """Float (N,) in [0, 1]: the IoU to expect with a mask drawn by hand, see `boxseg.label.quality`, less what other

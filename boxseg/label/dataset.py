@@ -20,9 +20,10 @@ from torchvision.ops import clip_boxes_to_image
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from boxseg.coco.checks import read_whole
+from boxseg.coco.entries import Content, Entry
 from boxseg.coco.masks import encode_part
 from boxseg.coco.outlines import find_part_polygons
-from boxseg.coco.segmentations import find_problem
+from boxseg.coco.segmentations import Size, find_problem
 from boxseg.data.dataset import CocoBoxes
 from boxseg.errors import ConfigError, DataError
 from boxseg.files.reading import largest_bytes, read_bytes
@@ -169,7 +170,7 @@ def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> li
                 items[index] = data[index], data.annotation_ids(index)
             except DataError as error:
                 problems[index] = str(error)
-    described: dict[int, list[dict[str, Any]]] = {}
+    described: dict[int, list[Entry]] = {}
     if items:  # sources take one image at least
         for index, masks in zip(items, source(list(items.values())), strict=True):
             described[index] = _describe(*items[index], masks)
@@ -196,7 +197,7 @@ def _describe(sample: Sample, ids: Sequence[int], found: BoxLabels) -> list[dict
 
 
 def _describe_mask(
-    part: MaskPart, box: Tensor, size: tuple[int, int], *, quality: float, candidates: int
+    part: MaskPart, box: Tensor, size: Size, *, quality: float, candidates: int
 ) -> dict[str, Any]:
     """What the journal says of a mask: measured in the box and where the mask is, not in the whole image."""
     window = top, left, height, width = window_around(box, part, size)
@@ -242,7 +243,7 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
     return _summary(journal)
 
 
-def write_yolo_beside(content: dict[str, Any], images: Path, folder: Path) -> None:
+def write_yolo_beside(content: Content, images: Path, folder: Path) -> None:
     """Write `folder/yolo` anew (see `write_yolo`), beside and renamed; without it where names are not fit for YOLO."""
     for scratch_of_a_kill in folder.glob(".yolo-*"):
         shutil.rmtree(scratch_of_a_kill, ignore_errors=True)
@@ -256,7 +257,7 @@ def write_yolo_beside(content: dict[str, Any], images: Path, folder: Path) -> No
             (Path(scratch) / "yolo").rename(folder / "yolo")
 
 
-def _add_label(annotation: dict[str, Any], label: dict[str, Any]) -> None:
+def _add_label(annotation: Entry, label: dict[str, Any]) -> None:
     if annotation.get("segmentation"):
         annotation["drawn_segmentation"] = annotation["segmentation"]
     annotation.update({key: value for key, value in label.items() if key != "id"})
@@ -264,7 +265,7 @@ def _add_label(annotation: dict[str, Any], label: dict[str, Any]) -> None:
     annotation.setdefault("iscrowd", 0)
 
 
-def _box_label(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+def _box_label(annotation: Entry, size: Size) -> dict[str, Any]:
     """The box as mask, of quality 0; empty if the box has no area."""
     x, y, width, height = annotation["bbox"]
     # Boxes without an image were not checked: they may lie outside, or have sides that are no numbers.

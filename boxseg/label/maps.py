@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from boxseg.coco.segmentations import Size
 from boxseg.config.method import MAX_ENLARGEMENT, BoxSegConfig
 from boxseg.data.loader import collate
 from boxseg.data.transforms import View, flip_view
@@ -96,7 +97,7 @@ def find_soft_masks(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[
     """What the network says about each close-up; that depends on the close-up alone."""
     at_once = CLOSE_UPS_AT_ONCE.get(predictor.device.type, 1)
     # Close-ups of one size share a batch: others would be padded, which changes what the network says.
-    by_size: dict[tuple[int, int], list[int]] = {}
+    by_size: dict[Size, list[int]] = {}
     for place, of_box in enumerate(close_ups):
         by_size.setdefault(padded_size(of_box.view), []).append(place)
     soft_masks: dict[int, SoftMask] = {}

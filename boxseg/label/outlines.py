@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from boxseg.coco.segmentations import Size
 from boxseg.config.method import MAX_ENLARGEMENT
 from boxseg.errors import ShapeError
 from boxseg.label.cut import Cut, cut_by_colors
@@ -168,7 +169,7 @@ def _trust(cut: Cut) -> float:
     return trust
 
 
-def _prior_of_place(box: FloatArray, size: tuple[int, int]) -> FloatArray:
+def _prior_of_place(box: FloatArray, size: Size) -> FloatArray:
     """Logit (h, w) of each place in a box: objects are in the middle and seldom in the corners."""
     ahead = MIDDLE * np.minimum(
         1 - box_distance(box, size), PLATEAU

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from boxseg.coco.segmentations import Size
 from boxseg.mask_parts import Mask, MaskPart
 from boxseg.ops.boxes import box_iou
 from boxseg.ops.masks import pixels_inside
@@ -17,14 +18,14 @@ Rectangle = tuple[int, int, int, int]
 """First row and column of a piece of an image, its height and width, pixels."""
 
 
-def box_part(box: Tensor, size: tuple[int, int]) -> MaskPart:
+def box_part(box: Tensor, size: Size) -> MaskPart:
     """The pixels of a box (4,), inside an image of (height, width), as `pixels_inside` gives them."""
     window = window_around(box, None, size)
     top, left = window[:2]
     return MaskPart(inside_window(box, window), top, left).trimmed()
 
 
-def window_around(box: Tensor, part: MaskPart | None, size: tuple[int, int]) -> Rectangle:
+def window_around(box: Tensor, part: MaskPart | None, size: Size) -> Rectangle:
     """What a box (4,) and a mask cover of an image of (height, width); one pixel at least."""
     x1, y1, x2, y2 = box.tolist()
     left, top = math.floor(x1), math.floor(y1)
@@ -55,7 +56,7 @@ def box_fits(parts: Sequence[MaskPart], boxes: Tensor) -> Tensor:
     return box_iou(bounds.reshape(-1, 4), boxes).diagonal().clone()
 
 
-def find_clashes(parts: Sequence[MaskPart], found: Tensor, size: tuple[int, int]) -> Tensor:
+def find_clashes(parts: Sequence[MaskPart], found: Tensor, size: Size) -> Tensor:
     """Share (N,) of each mask that another mask claims as well, of those that were found, bool (N,).
 
     A pixel belongs to one object: where masks clash, one of them is wrong.

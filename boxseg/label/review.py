@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boxseg.coco.checks import read_well_formed, read_whole
+from boxseg.coco.entries import Content, Entry
 from boxseg.coco.masks import decode_part
 from boxseg.data.images import read_image
 from boxseg.errors import DataError
@@ -65,9 +66,9 @@ def write_review(labels: Path, images: Path) -> Iterator[Path]:
     write_atomic(folder / PAGE, template.replace(DATA_MARK, data))
 
 
-def _shown_by_image(content: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
+def _shown_by_image(content: Content) -> dict[int, list[Entry]]:
     """Id of each image -> its annotations with a mask that was made."""
-    shown: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    shown: dict[int, list[Entry]] = defaultdict(list)
     for annotation in content["annotations"]:
         if annotation.get("quality") is not None and annotation["checks"]["fill"] > 0:
             shown[annotation["image_id"]].append(annotation)
@@ -82,7 +83,7 @@ def _read_shown(path: Path) -> NDArray[np.uint8] | None:
         return None
 
 
-def _card(annotation: dict[str, Any], picture: NDArray[np.uint8], folder: Path) -> dict[str, Any]:
+def _card(annotation: Entry, picture: NDArray[np.uint8], folder: Path) -> dict[str, Any]:
     """What the page tells of a mask; its crop is written."""
     size = (picture.shape[0], picture.shape[1])
     crop = write_crop(picture, annotation["bbox"], folder / CROPS / f"{annotation['id']}.jpg")

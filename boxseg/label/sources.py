@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from boxseg.coco.classes import ABSENT, find_labels
+from boxseg.coco.entries import Entry
 from boxseg.coco.masks import decode_part
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.mask_files import encode_entry, read_masks
@@ -116,10 +116,9 @@ def from_file(path: Path, data: CocoBoxes) -> Source:
     def source(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
         size = sample.original_size
         entries = masks_of.get(sample.image_id, [])
-        boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(
-            -1, 4
-        )
-        iou = box_iou(sample.boxes, box_convert(boxes, "xywh", "xyxy"))
+        bboxes = [entry["bbox"] for entry in entries]
+        boxes_xywh = torch.tensor(bboxes, dtype=torch.float32).reshape(-1, 4)
+        iou = box_iou(sample.boxes, box_convert(boxes_xywh, "xywh", "xyxy"))
         # For each box its entry, or None.
         chosen = [
             _choose(iou[row], entries, annotation_id)
@@ -141,11 +140,9 @@ def from_file(path: Path, data: CocoBoxes) -> Source:
     return source
 
 
-def _choose(
-    iou: Tensor, entries: list[dict[str, Any]], annotation_id: int
-) -> dict[str, Any] | None:
+def _choose(iou: Tensor, entries: list[Entry], annotation_id: int) -> Entry | None:
     """The entry of the annotation, or else the one whose box overlaps most, if by half."""
-    best: dict[str, Any] | None = None
+    best: Entry | None = None
     best_rank = (False, 0.0)
     for overlap, entry in zip(iou.tolist(), entries, strict=True):
         # An id may be the same by chance, so such an entry has to overlap as well.

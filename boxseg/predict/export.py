@@ -55,9 +55,10 @@ class Deployed(nn.Module):
             `boxes` float (K, 4), x1 y1 x2 y2 in pixels of the input, not clipped; `scores` float (K,) in [0, 1],
             falling; `labels` int64 (K,); `masks` float (K, H/4, W/4) in [0, 1], cell k is pixel 4 k + 2.
         """
-        found = self.network(image, torch.ones_like(image[:, 0], dtype=torch.bool))
-        # (L, classes)
-        product = found.class_logits[0].sigmoid() * found.centerness_logits[0].sigmoid()[:, None]
+        every_pixel = torch.ones_like(image[:, 0], dtype=torch.bool)
+        found = self.network(image, every_pixel)
+        centerness = found.centerness_logits[0].sigmoid()
+        product = found.class_logits[0].sigmoid() * centerness[:, None]  # (L, classes)
         scores, place = F.pad(product.flatten(), (0, CANDIDATES)).topk(CANDIDATES)
         place = torch.where(scores > 0, place, 0)  # small images have fewer; the rest has score 0
         location = torch.div(place, product.shape[1], rounding_mode="floor")
