@@ -141,21 +141,11 @@ def sweep(
     from orchestration.config.spec import load_sweep
 
     spec = load_sweep(experiment, overrides or [])
-    if plan:
-        _print_plan(spec, as_json)
-        return
     if sum([new, resume, retry_failed, more is not None]) > 1:
         raise ConfigError(
             "--new starts another sweep, --resume, --retry-failed and --more go on with one; give one of them"
         )
-    from orchestration.planning.preflight import check
-
-    check(spec)
-    _warn(spec)
-    from orchestration.execute.sweep import run_sweep
-    from orchestration.record.failures import error_of
-    from orchestration.record.resume import Start
-    from orchestration.record.run_folder import RunFolder
+    from orchestration.record.resume import Start, extend_sweep, find_sweep
 
     asked: dict[Start, bool] = {
         "beside": new,
@@ -163,9 +153,23 @@ def sweep(
         "retry_failed": retry_failed,
         "more": more is not None,
     }
+    start = next((start for start, is_asked in asked.items() if is_asked), None)
+    if plan:
+        goes_on = start in ("resume", "retry_failed", "more")
+        earlier = find_sweep(spec, start) if goes_on else None
+        _print_plan(spec if earlier is None else extend_sweep(spec, earlier, more or 0), as_json)
+        return
+    from orchestration.planning.preflight import check
+
+    check(spec)
+    _warn(spec)
+    from orchestration.execute.sweep import run_sweep
+    from orchestration.record.failures import error_of
+    from orchestration.record.run_folder import RunFolder
+
     result = run_sweep(
         spec,
-        start=next((start for start, is_asked in asked.items() if is_asked), None),
+        start=start,
         more=more or 0,
         max_failures=1 if fail_fast else max_failures,
     )

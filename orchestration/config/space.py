@@ -15,6 +15,8 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 from boxseg.config.method import Config
 
 Number = TypeVar("Number", int, float)
+MAX_STEPS = 10_000
+"""A range of more steps is as good as one without."""
 
 
 def _ascending(ends: tuple[Number, Number]) -> tuple[Number, Number]:
@@ -35,6 +37,11 @@ def _in_steps(range_: tuple[Number, Number, Number]) -> tuple[Number, Number, Nu
     if not 0 < step <= high - low:
         raise ValueError(
             f"goes from {low:g} to {high:g} in steps of {step:g}; a step must be above 0 and fit in between"
+        )
+    if (high - low) / step > MAX_STEPS:
+        raise ValueError(
+            f"has {(high - low) / step + 1:.3g} values; {MAX_STEPS} are the most, so take larger steps, or uniform or "
+            "randint"
         )
     return range_
 
@@ -175,13 +182,31 @@ def holds(domain: AnyDomain, value: Any) -> bool:
     """Whether a value can have been drawn from a domain."""
     match domain:
         case Choice(choice=values):
-            return value in values
+            return any(is_same(value, other) for other in values)
         case RandInt(randint=(low, high)) | LogRandInt(lograndint=(low, high)):
-            return isinstance(value, int) and low <= value < high
+            return isinstance(value, int) and not isinstance(value, bool) and low <= value < high
         case QRandInt() | QUniform():
-            return value in stepped_values(domain)
+            return any(is_same(value, other) for other in stepped_values(domain))
         case Uniform(uniform=(low, high)) | LogUniform(loguniform=(low, high)):
-            return isinstance(value, int | float) and low <= value <= high
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            return is_number and low <= value <= high
+
+
+def drawn_value(domain: AnyDomain, value: Any) -> Any:
+    """A value that a domain holds as it would be drawn from there: of 9.0 and 9 the one that is listed."""
+    match domain:
+        case Choice(choice=values):
+            return next(other for other in values if is_same(value, other))
+        case QRandInt() | QUniform():
+            return next(other for other in stepped_values(domain) if is_same(value, other))
+        case Uniform() | LogUniform():
+            return float(value)
+    return value
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two values are one setting; to Python `true` is 1 as well."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
 def corners(domain: AnyDomain) -> list[Any]:

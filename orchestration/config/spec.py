@@ -28,6 +28,7 @@ from orchestration.config.space import (
     Domain,
     count_settings,
     domain_kind,
+    drawn_value,
     holds,
     samples,
 )
@@ -419,6 +420,11 @@ def _with_whole_points(spec: SweepSpec, source: Source) -> SweepSpec:
         ConfigError: a name is not in the space, a value not in its domain, or a point comes twice.
     """
     points: list[dict[str, Any]] = []
+    if len(spec.sweep.points) > spec.sweep.num_trials // len(spec.sweep.seeds):
+        raise ConfigError(
+            f"{source.place(('sweep', 'points'))}: sweep.points has {len(spec.sweep.points)} settings, and "
+            f"{spec.sweep.num_trials // len(spec.sweep.seeds)} are tried; raise sweep.trials, or name fewer points"
+        )
     for number, given in enumerate(spec.sweep.points):
         place = source.place(("sweep", "points", str(number)))
         for name in given.keys() - spec.sweep.space.keys():
@@ -428,13 +434,14 @@ def _with_whole_points(spec: SweepSpec, source: Source) -> SweepSpec:
         point = {}
         for name, domain in spec.sweep.space.items():
             own = functools.reduce(getattr, name.split("."), spec)
-            point[name] = value = given.get(name, own)
+            value = given.get(name, own)
             if not holds(domain, value):
                 origin = "" if name in given else " (the file's own value)"
                 raise ConfigError(
                     f"{place}: sweep.points.{number}: {name} is {as_yaml(value)}{origin}, which its domain in "
                     "sweep.space does not hold; widen that, or give another value"
                 )
+            point[name] = drawn_value(domain, value)
         if point in points:
             raise ConfigError(
                 f"{place}: sweep.points.{number}: is the same as point {points.index(point)}; leave one of them out"

@@ -20,6 +20,7 @@ from orchestration.config.space import (
     RandInt,
     Uniform,
     count_settings,
+    is_same,
     nth_setting,
     stepped_values,
 )
@@ -257,7 +258,7 @@ def place_in(domain: Domain, value: Any) -> Any:
     """The value as Optuna knows it, the inverse of `suggest`: for a choice or a range with steps its position."""
     match domain:
         case Choice(choice=values):
-            return values.index(value)
+            return next(place for place, other in enumerate(values) if is_same(value, other))
         case QRandInt() | QUniform():
             return stepped_values(domain).index(value)
     return value

@@ -123,6 +123,7 @@ def _run_trials(trials: Trials, *, progress: bool) -> None:
     planned = spec.sweep.num_trials
     try:
         with SweepProgress(spec.name, planned, shown=progress) as display:
+            display.begin(trials.table())
             if trials.ended < planned:
                 with start_ray(
                     spec, logs=trials.folder.logs, give_up=signals.has_received

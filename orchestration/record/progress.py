@@ -178,6 +178,15 @@ class SweepProgress(ProgressDisplay):
         self._took: dict[str, float] = {}
         self._ended: dict[str, Status] = {}
 
+    def begin(self, table: SweepTable) -> None:
+        """Take note of what was there before this command, and is not told again."""
+        tells_start, self._tells_start = self._tells_start, False
+        for row in table.rows:
+            self._look(row)
+            if row.is_final:
+                self._ended[row.id] = row.status
+        self._tells_start = tells_start
+
     def update(self, table: SweepTable) -> None:
         """Show what is new; trials that ended before cost next to nothing."""
         rows = [row for row in table.rows if self._ended.get(row.id) != row.status]

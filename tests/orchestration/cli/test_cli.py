@@ -616,3 +616,21 @@ def test_what_the_disk_refuses_is_told(
     shown = capsys.readouterr().err
     assert "out.json" in shown
     assert way_out in shown
+
+
+def test_a_plan_counts_what_a_sweep_is_extended_to(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "exp.yaml"
+    file.write_text(
+        "name: plan\ndata: {toy: {train_images: 4, val_images: 2, size: 64}}\n"
+        "sweep: {trials: 3, seeds: [0, 1], space: {qam.iou_thr: {uniform: [0.3, 0.6]}}}\n"
+    )
+    folder = RunFolder(tmp_path / "runs" / "plan" / "20260101-000000-aaaa")
+    status = RunStatus(folder.path.name, "plan", kind="sweep", status="finished", created=1.0)
+    folder.create(status, dump_resolved(load_sweep(file)))
+    assert run(["sweep", str(file), "--more", "2", "--plan", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["trials"] == 10
+    assert run(["sweep", str(file), "--plan", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["trials"] == 6
+    assert run(["sweep", str(file), "--more", "2", "--new"]) == 2
+    assert "give one of them" in capsys.readouterr().err

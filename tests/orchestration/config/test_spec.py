@@ -305,6 +305,16 @@ def test_a_run_ignores_the_sweep_section_even_a_wrong_one(write: Write):
             ("sweep.points.1: is the same as point 0",),
         ),
         (
+            "space: {qam.k_top: {choice: [1, 2]}}, points: [{qam.k_top: true}]",
+            ("sweep.points.0: qam.k_top is true, which its domain",),
+        ),
+        (
+            "trials: 1, space: {qam.k_top: {randint: [1, 9]}}, points: [{qam.k_top: 1}, {qam.k_top: 2}]",
+            ("sweep.points has 2 settings, and 1 are tried; raise sweep.trials",),
+        ),
+        ("space: {qam.k_top: {qrandint: [1, 2000000, 1]}}", ("has 2e+06 values", "randint")),
+        ("space: {qam.iou_thr: {quniform: [0, 0.9, 1.0e-9]}}", ("9e+08 values", "uniform")),
+        (
             "search: grid, space: {qam.k_top: {choice: [1]}}, points: [{}]",
             ("search grid tries every setting",),
         ),
@@ -470,6 +480,11 @@ def test_a_point_has_the_files_own_values_where_it_names_none(write: Write):
         "  space: {qam.k_top: {randint: [1, 9]}, qam.iou_thr: {uniform: [0.3, 0.6]}}\n"
         "  points: [{}, {qam.k_top: 3}]\n"
     )
+    # 9.0 is the 9 of the range, so that it is not tried once more as another setting
+    path.write_text(path.read_text().replace("randint: [1, 9]", "qrandint: [1, 9, 2]"))
+    first = load_sweep(path, ["sweep.points=[{qam.k_top: 9.0}]"]).sweep.points[0]["qam.k_top"]
+    assert (first, type(first)) == (9, int)
+    path.write_text(path.read_text().replace("qrandint: [1, 9, 2]", "randint: [1, 9]"))
     points = load_sweep(path).sweep.points
     assert points == [
         {"qam.k_top": 7, "qam.iou_thr": 0.4},

@@ -73,6 +73,26 @@ def test_a_sweep_tells_once_what_its_trials_start_from(tmp_path, capsys):
     assert capsys.readouterr().err == "starts from there (0)\n"
 
 
+def test_what_was_done_before_this_command_is_not_told_again(tmp_path, capsys):
+    trials = Trials(tmp_path, planned=3)
+    trials.report(0, 50, time=5)
+    trials.end(0, "finished", step=100, seconds=10)
+    trials.report(1, 20, time=2)
+    progress = SweepProgress("toy", 3, shown=True)
+
+    def table() -> SweepTable:
+        return SweepTable(Criterion("m"), list(trials._rows.values()))
+
+    progress.begin(table())
+    progress.update(table())
+    assert capsys.readouterr().err == ""
+    trials.end(1, "finished", step=100, seconds=10)
+    progress.update(table())
+    told = capsys.readouterr().err
+    assert "trial 01 finished" in told
+    assert "trial 00" not in told
+
+
 def test_nothing_is_said_before_a_tenth_of_a_trial_was_timed(tmp_path):
     trials = Trials(tmp_path, planned=4)
     assert trials.seconds_left() is None
