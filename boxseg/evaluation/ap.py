@@ -130,7 +130,8 @@ def finish(
 def area_ratios(result: ImageResult) -> np.ndarray:
     """Area of each confident mask over that of its box, (≤ D,); above 1 where a mask leaves its box."""
     areas = np.asarray(mask_utils.area(result.rles), dtype=np.float64).reshape(-1)  # [] if none
-    ratios: np.ndarray = areas / result.boxes_xywh[:, 2:].prod(axis=1).clip(min=1)
+    box_areas = result.boxes_xywh[:, 2:].prod(axis=1)
+    ratios: np.ndarray = areas / box_areas.clip(min=1)
     return ratios[result.scores >= CONFIDENT]
 
 
@@ -139,7 +140,11 @@ def encode_detections(found: Detections) -> ImageResult:
     boxes = box_convert(found.boxes.cpu().double(), "xyxy", "xywh").numpy()
     rles = [encode_part(part, found.size) for part in found.parts]
     return ImageResult(
-        found.image_id, boxes, found.scores.cpu().numpy(), found.labels.cpu().numpy(), rles
+        image_id=found.image_id,
+        boxes_xywh=boxes,
+        scores=found.scores.cpu().numpy(),
+        labels=found.labels.cpu().numpy(),
+        rles=rles,
     )
 
 

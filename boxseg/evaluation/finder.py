@@ -226,7 +226,7 @@ def _join_cut(parts: Sequence[_Part]) -> _Objects:
         corners.append(torch.cat([low, high]))
     return _Objects(
         rows=rows,
-        boxes=torch.stack(corners) if rows else boxes[:0],
+        boxes=torch.stack(corners) if rows else boxes[:0],  # `stack` takes one at least
         labels=labels[[group[0] for group in rows]],
         scores=torch.stack([scores[group].amax() for group in rows]) if rows else scores[:0],
     )

@@ -147,7 +147,8 @@ def draw_precision_recall(scores: CocoScores, class_names: Sequence[str]) -> Fig
     """Precision over recall at IoU 0.5, the mean over classes and each class of few; masks left, boxes right."""
     kinds = list(scores.precision)
     figure = _figure(width=4.8 * len(kinds))
-    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+    all_axes = figure.subplots(1, len(kinds), squeeze=False)[0]
+    for axes, kind in zip(all_axes, kinds, strict=True):
         precision = scores.precision[kind]
         recalls = np.linspace(0, 1, precision.shape[1])
         is_defined = (precision[0] > -1).all(axis=0)  # (recalls, classes) -> (classes,)
@@ -190,20 +191,20 @@ def draw_quality(labelled: Sequence[tuple[float, float]]) -> Figure:
 def draw_extremes(extremes: Extremes, path: Path) -> Path:
     """Pseudo masks of highest and of lowest quality as one PNG, each with its numbers."""
     rows = (("highest quality", extremes.highest), ("lowest quality", extremes.lowest))
-    sheet = Image.new("RGB", (SHOWN * (CROP + 4) + 4, len(rows) * (CROP + 36)), "white")
+    width, height = SHOWN * (CROP + 4) + 4, len(rows) * (CROP + 36)
+    sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (title, labels) in enumerate(rows):
         top = number * (CROP + 36)
         draw.text((4, top + 2), title, fill="black")
         for column, label in enumerate(labels):
-            plain = scale_picture(Image.fromarray(label.image), CROP / max(label.mask.shape))
-            sheet.paste(tint_masks(plain, [label.mask]), (4 + column * (CROP + 4), top + 16))
+            left = 4 + column * (CROP + 4)
+            scale = CROP / max(label.mask.shape)
+            plain = scale_picture(Image.fromarray(label.image), scale)
+            sheet.paste(tint_masks(plain, [label.mask]), (left, top + 16))
             iou = "" if label.iou is None else f"  IoU {label.iou:.2f}"
-            draw.text(
-                (4 + column * (CROP + 4), top + 17 + CROP),
-                f"{label.quality:.2f}{iou}",
-                fill="black",
-            )
+            text = f"{label.quality:.2f}{iou}"
+            draw.text((left, top + 17 + CROP), text, fill="black")
     return write_picture(path, sheet.save)
 
 
@@ -217,10 +218,11 @@ def draw_worst(
 ) -> Path:
     """Panels of the images of lowest AP, the lowest first."""
     by_image = {result.image_id: result for result in results}
-    worst = sorted(scores.image_ap, key=lambda image_id: (scores.image_ap[image_id], image_id))[
-        :count
-    ]
-    rows = [panel_row(data, data.index_of(image_id), by_image[image_id]) for image_id in worst]
+    ranked = sorted((ap, image_id) for image_id, ap in scores.image_ap.items())
+    rows = []
+    for _, image_id in ranked[:count]:
+        index = data.index_of(image_id)
+        rows.append(panel_row(data, index, by_image[image_id]))
     return draw_panels(rows, path, columns=WORST_COLUMNS)
 
 

@@ -300,9 +300,9 @@ class PseudoMaskWatcher:
         chosen = best_per_box(
             found, scale_boxes(boxes, (height, width), batch.original_sizes[position])
         )
-        masks = [
-            _small_mask(found.parts[row], found.size, (height, width)) for row in chosen.tolist()
-        ]
+        masks = []
+        for row in chosen.tolist():
+            masks.append(_small_mask(found.parts[row], found.size, (height, width)))
         return PanelRow(
             image=batch.weak[position, :, :height, :width].cpu(),
             boxes=boxes,

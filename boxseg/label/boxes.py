@@ -101,14 +101,19 @@ def label_together(
         dict[int, CloseUp]
     ] = []  # of each image: row of a box with an area -> its close-up
     for sample, other in zip(samples, others, strict=True):
-        rows = (box_area(sample.boxes) > 0).nonzero()[:, 0].tolist()
-        close_ups.append({row: _close_up(predictor, sample, row, other) for row in rows})
+        has_area = box_area(sample.boxes) > 0
+        of_image = {}
+        for row in has_area.nonzero()[:, 0].tolist():
+            of_image[row] = _close_up(predictor, sample, row, other)
+        close_ups.append(of_image)
     in_a_row = [close_up for of_image in close_ups for close_up in of_image.values()]
     # All boxes of all images at once, as a GPU takes hardly longer for a full batch than for one box.
     soft_masks = iter(find_soft_masks(predictor, in_a_row))
     labels = []
     for sample, of_image in zip(samples, close_ups, strict=True):
-        seen = {row: (close_up, next(soft_masks)) for row, close_up in of_image.items()}
+        seen = {}
+        for row, looked_at in of_image.items():
+            seen[row] = looked_at, next(soft_masks)
         labels.append(_assemble(sample, seen))
     return labels
 
@@ -118,19 +123,24 @@ def _close_up(predictor: Predictor, sample: Sample, row: int, others: BoxLabels 
     if others is None or not others.parts[row].area:  # other tools may have no mask for a box
         return made
     part = others.parts[row]
-    fit = float(box_fits([part], sample.boxes[row : row + 1])[0])
-    return replace(made, other=OtherMask(part, float(others.quality[row]), fit))
+    (fit,) = box_fits([part], sample.boxes[row : row + 1]).tolist()
+    quality = float(others.quality[row])
+    return replace(made, other=OtherMask(part, quality, fit))
 
 
 def _assemble(sample: Sample, seen: dict[int, tuple[CloseUp, SoftMask]]) -> BoxLabels:
     """The masks of an image from the maps of its close-ups."""
-    count, size = len(sample.boxes), (sample.image.shape[1], sample.image.shape[2])
+    count = len(sample.boxes)
+    size = (sample.image.shape[1], sample.image.shape[2])
     parts = [NO_MASK] * count
-    quality, num_candidates = torch.zeros(count), torch.zeros(count, dtype=torch.int64)
+    quality = torch.zeros(count)
+    num_candidates = torch.zeros(count, dtype=torch.int64)
     for row, (looked_at, soft_mask) in seen.items():
         outline = outline_in(sample, row, looked_at, soft_mask)
-        parts[row] = MaskPart(outline.mask, looked_at.window.top, looked_at.window.left).trimmed()
-        quality[row], num_candidates[row] = outline.quality, soft_mask.num_candidates
+        window = looked_at.window
+        parts[row] = MaskPart(outline.mask, window.top, window.left).trimmed()
+        quality[row] = outline.quality
+        num_candidates[row] = soft_mask.num_candidates
     clashes = find_clashes(parts, quality > 0, size)
     return BoxLabels(parts, size, (quality - CLASH * clashes).clamp(min=0), num_candidates)
 

@@ -119,9 +119,12 @@ def _cut_from(
 def _sharpen(first: Cut, picture: NDArray[np.uint8], box: FloatArray) -> Cut:
     """The cut with more pixels; only those near its outline are asked again."""
     size = picture.shape[:2]
-    reach = max(round(BAND * size[0] / first.mask.shape[0]), 1)
-    kernel = np.ones((2 * reach + 1, 2 * reach + 1), dtype=np.uint8)
-    coarse = (resize(first.mask.astype(np.float32), size) > 0.5).astype(np.uint8)
+    enlargement = size[0] / first.mask.shape[0]
+    reach = max(round(BAND * enlargement), 1)
+    side = 2 * reach + 1
+    kernel = np.ones((side, side), dtype=np.uint8)
+    enlarged = resize(first.mask.astype(np.float32), size)
+    coarse = (enlarged > 0.5).astype(np.uint8)
     inside = pixels_of_box(box, size)
     regions = np.where(coarse > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     # What is far from the outline is sure, which leaves a band that GrabCut decides about.
@@ -147,6 +150,8 @@ def grabcut(picture: NDArray[np.uint8], regions: NDArray[np.uint8], rounds: int)
     cv2.setRNGSeed(0)  # its colour models start from random pixels
     colors = np.zeros((2, 1, 65))  # OpenCV fills in its two colour models
     bgr = np.ascontiguousarray(picture[..., ::-1])
-    found = regions.copy()
-    cv2.grabCut(bgr, found, (0, 0, 0, 0), colors[0], colors[1], rounds, cv2.GC_INIT_WITH_MASK)
-    return (found == cv2.GC_FGD) | (found == cv2.GC_PR_FGD)
+    result = regions.copy()  # OpenCV writes into it
+    no_box = (0, 0, 0, 0)
+    mode = cv2.GC_INIT_WITH_MASK
+    cv2.grabCut(bgr, result, no_box, colors[0], colors[1], rounds, mode)
+    return (result == cv2.GC_FGD) | (result == cv2.GC_PR_FGD)

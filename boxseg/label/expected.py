@@ -34,5 +34,6 @@ def expect_mean_iou(qualities: Sequence[float]) -> ExpectedIou | None:
         return None
     mean = sum(qualities) / len(qualities)
     reach = NORMAL_90 * math.sqrt(SET_SPREAD**2 + BOX_SPREAD**2 / len(qualities))
-    ends = (round(min(max(each, 0.0), 1.0), 4) for each in (mean, mean - reach, mean + reach))
+    bounds = (mean, mean - reach, mean + reach)
+    ends = (round(min(max(value, 0.0), 1.0), 4) for value in bounds)
     return ExpectedIou(*ends)

@@ -74,7 +74,8 @@ class SoftMask:
 
 def close_up(predictor: Predictor, sample: Sample, row: int) -> CloseUp:
     """The close-up of a box of a sample, at the scale that the network knows best; the box must have an area."""
-    train, size = predictor.config.train, (sample.image.shape[1], sample.image.shape[2])
+    train = predictor.config.train
+    size = (sample.image.shape[1], sample.image.shape[2])
     box = sample.boxes[row]
     longest = float((box[2:] - box[:2]).max())
     if train.window is not None:
@@ -87,9 +88,14 @@ def close_up(predictor: Predictor, sample: Sample, row: int) -> CloseUp:
     wanted = min(wanted, MAX_ENLARGEMENT * longest)
     side = max(-(-round(CONTEXT * wanted) // PADDED_TO), 1) * PADDED_TO  # rounded up: no padding
     window = place_window(box, size, side=side, object_size=wanted)
-    boxes, labels = sample.boxes[row : row + 1], sample.labels[row : row + 1]
-    alone = replace(sample, boxes=boxes, labels=labels, drawn=None)
-    return CloseUp(window, cut_window(alone, window)[0])
+    alone = replace(
+        sample,
+        boxes=sample.boxes[row : row + 1],
+        labels=sample.labels[row : row + 1],
+        drawn=None,
+    )
+    view = cut_window(alone, window)[0]
+    return CloseUp(window, view)
 
 
 @torch.no_grad()
@@ -111,8 +117,11 @@ def find_soft_masks(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[
 
 def _look_twice(predictor: Predictor, close_ups: Sequence[CloseUp]) -> Iterator[SoftMask]:
     """The mean of what is seen in each close-up and in its mirror image, whose errors differ."""
-    mirror_images = [replace(each, view=flip_view(each.view)) for each in close_ups]
-    plain, mirrored = _look(predictor, close_ups), _look(predictor, mirror_images)
+    mirror_images = []
+    for of_box in close_ups:
+        mirror_images.append(replace(of_box, view=flip_view(of_box.view)))
+    plain = _look(predictor, close_ups)
+    mirrored = _look(predictor, mirror_images)
     for here, there in zip(plain, mirrored, strict=True):
         looks = [here, replace(there, soft=there.soft.flip(1))]
         # A look that found nothing would halve what the other one says.
@@ -167,10 +176,11 @@ def _read_maps(
 
 def _with_boxes_of(batch: Batch, places: Sequence[int]) -> Batch:
     """A batch in which only the images at some places have boxes."""
-    boxes = [batch.boxes[place][:0] for place in range(len(batch))]
-    labels = [batch.labels[place][:0] for place in range(len(batch))]
+    boxes = [of_image[:0] for of_image in batch.boxes]
+    labels = [of_image[:0] for of_image in batch.labels]
     for place in places:
-        boxes[place], labels[place] = batch.boxes[place], batch.labels[place]
+        boxes[place] = batch.boxes[place]
+        labels[place] = batch.labels[place]
     return replace(batch, boxes=boxes, labels=labels)
 
 
@@ -186,7 +196,8 @@ def _join(candidates: Candidates, close_up: CloseUp, batch: Batch) -> Candidates
     if view.is_flipped:
         small = small.flip(1)
     height, width = batch.weak.shape[-2:]
-    padded = F.pad(small, (0, width - view.size[1], 0, height - view.size[0]))
+    right, bottom = width - view.size[1], height - view.size[0]
+    padded = F.pad(small, (0, right, 0, bottom))
     probs = candidates.mask_probs
     return Candidates(
         mask_probs=torch.cat([probs, sample_cells(padded[None]).to(probs)]),

@@ -134,7 +134,8 @@ def _weigh(
     inside = pixels_of_box(box, color.shape)
     # All evidence that stays is summed up in logits once; what depends on the result comes in rounds.
     prior = _prior_of_place(box, color.shape)
-    prior += CUT * _trust(cut) * (2 * resize(cut.mask.astype(np.float32), color.shape) - 1)
+    cut_mask = resize(cut.mask.astype(np.float32), color.shape)
+    prior += CUT * _trust(cut) * (2 * cut_mask - 1)
     if soft is not None:
         prior += NETWORK * _logit(_reach_the_sides(soft, inside))
     weights = _neighbour_weights(lab)
@@ -144,8 +145,9 @@ def _weigh(
         ratio = _color_ratio(color, probs, inside)
         pull = SMOOTHING * _sum_of_neighbours(2 * probs - 1, weights)
         probs = _sigmoid(prior + COLOR * ratio[color] + pull) * inside
-    ratio = _color_ratio(color, probs, inside)
-    return Evidence(probs, _sigmoid(prior + COLOR * ratio[color]) * inside, ratio[color] > 0)
+    told_by_color = _color_ratio(color, probs, inside)[color]
+    lone = _sigmoid(prior + COLOR * told_by_color) * inside
+    return Evidence(settled=probs, lone=lone, by_color=told_by_color > 0)
 
 
 def _neighbour_weights(lab: FloatArray) -> list[FloatArray]:

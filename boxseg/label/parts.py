@@ -36,11 +36,15 @@ def window_around(box: Tensor, part: MaskPart | None, size: Size) -> Rectangle:
         right, bottom = max(right, mask_right), max(bottom, mask_bottom)
     height, width = size
     # Boxes may reach beyond the image, and one without area still gets a pixel to be measured in.
-    left = min(max(left, 0), width - 1)
-    top = min(max(top, 0), height - 1)
-    right = min(max(right, left + 1), width)
-    bottom = min(max(bottom, top + 1), height)
+    left, right = _clip(left, right, width)
+    top, bottom = _clip(top, bottom, height)
     return top, left, bottom - top, right - left
+
+
+def _clip(start: int, end: int, length: int) -> tuple[int, int]:
+    """A piece of a line of pixels, moved and cut until it lies on the line; one pixel at least."""
+    start = min(max(start, 0), length - 1)
+    return start, min(max(end, start + 1), length)
 
 
 def inside_window(box: Tensor, window: Rectangle) -> Mask:
@@ -67,11 +71,14 @@ def find_clashes(parts: Sequence[MaskPart], found: Tensor, size: Size) -> Tensor
         size: (height, width), pixels.
     """
     claims = np.zeros(size, dtype=np.uint16)  # one frame for all masks
-    counted = [row for row, is_found in enumerate(found.tolist()) if is_found]
+    counted = found.nonzero()[:, 0].tolist()
     for row in counted:
-        claims[parts[row].place] += parts[row].pixels
+        part = parts[row]
+        claims[part.place] += part.pixels
     shares = torch.zeros(len(parts))
     for row in counted:
-        shared = parts[row].pixels & (claims[parts[row].place] > 1)
-        shares[row] = np.count_nonzero(shared) / max(parts[row].area, 1)
+        part = parts[row]
+        is_shared = claims[part.place] > 1
+        shared = np.count_nonzero(part.pixels & is_shared)
+        shares[row] = shared / max(part.area, 1)
     return shares

@@ -99,7 +99,8 @@ def measure(
     if not on_maps.any():  # too thin for their resolution
         on_maps = inside
     area = int(on_maps.sum())
-    outline = int(np.diff(on_maps, axis=0).sum() + np.diff(on_maps, axis=1).sum())  # [px]
+    turns_down, turns_across = np.diff(on_maps, axis=0), np.diff(on_maps, axis=1)
+    outline = int(turns_down.sum() + turns_across.sum())  # its length [px]
     piece_areas = np.bincount(ndimage.label(on_maps)[0].ravel())[1:]  # without the background
     oval = inside & (box_distance(box, size) <= 1)
     measures = {
