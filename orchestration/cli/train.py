@@ -188,7 +188,7 @@ def sweep(
         _end_interrupted("sweep", experiment, overrides, "--resume")
     if result.stopped_by:
         say(
-            f"ended after {len(result.table.rows)} trials by {result.stopped_by}; with more of that, --resume goes on"
+            f"ended after {len(result.table.rows)} trials by {result.stopped_by}; --resume goes on for as long again"
         )
     failure = RunFolder(result.folder).status().failure
     if result.best is None and failure is not None:

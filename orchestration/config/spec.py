@@ -135,7 +135,8 @@ class SweepConfig(Config):
     time_budget_h: float | None = Field(None, gt=0)
     """Hours after which no further setting begins; those that run go on to their end. Each command counts anew."""
     patience: int | None = Field(None, ge=1)
-    """No further setting begins once so many in a row were no better than the best one; null: all run."""
+    """No further setting begins once so many in a row were no better than the best one; null: all run. Each command
+    counts anew."""
     concurrency: int | None = Field(None, ge=1)
     """Trials at the same time; null: as many as the resources hold."""
     seeds: list[NonNegativeInt] = Field([0], min_length=1)

@@ -129,14 +129,18 @@ class Trials:
         return not self.stopped_by
 
     def _settings_without_gain(self) -> int:
-        """How many settings in a row have ended since the best one, in the order in which they began."""
+        """How many settings in a row have ended since the best one, in the order in which they began.
+
+        Those of earlier commands do not count: who goes on with a sweep wants to see more of it.
+        """
         num_seeds = len(self.plan.spec.sweep.seeds)
         best = self._ended.best()
         if best is None:
             return 0
+        before = {row.number // num_seeds for row in self.past if row.has_ended}
         ended = Counter(row.number // num_seeds for row in self._ended.rows)
         later = [place for place in ended if place > best.number // num_seeds]
-        return sum(ended[place] == num_seeds for place in later)
+        return sum(ended[place] == num_seeds for place in later if place not in before)
 
     def note_drawn(self, trial: Trial) -> None:
         """Write down what a trial is before anything else knows of it."""

@@ -24,10 +24,11 @@
     return made;
   };
   const short = (value) => {
-    if (value === null || value === undefined) return "–";
+    if (value === null || value === undefined) return "None";
+    if (Array.isArray(value)) return `[${value.map(short).join(", ")}]`;
     return typeof value === "number" ? String(+value.toPrecision(4)) : String(value);
   };
-  const settingsOf = (trial) => Object.entries(trial.values).map(([name, value]) => `${name} ${short(value)}`).join(", ");
+  const settingsOf = (trial) => Object.entries(trial.values).map(([name, value]) => `${name}=${short(value)}`).join(" ");
 
   // Sorting: a click on a heading, rising, then falling.
   const sortBy = (table, column, heading) => {
@@ -40,10 +41,11 @@
       return Number.isNaN(number) ? text : number;
     };
     const order = (a, b) => {
-      if (typeof a === typeof b) return a < b ? -1 : a > b ? 1 : 0;
-      return typeof a === "number" ? -1 : 1;  // texts, such as a missing value, come last
+      // what is missing, or a text among numbers, comes last both ways
+      if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
+      return (a < b ? -1 : a > b ? 1 : 0) * (falling ? -1 : 1);
     };
-    const rows = [...table.tBodies[0].rows].sort((a, b) => order(value(a), value(b)) * (falling ? -1 : 1));
+    const rows = [...table.tBodies[0].rows].sort((a, b) => order(value(a), value(b)));
     table.tBodies[0].append(...rows);
   };
   for (const table of document.querySelectorAll("table")) {

@@ -17,7 +17,15 @@ from orchestration.record.table import SweepTable
 from orchestration.record.trial import TrialStatus
 
 T = TypeVar("T")
-Verdict = Literal["best", "not distinguishable", "worse", "one seed", "stopped early", "no value"]
+Verdict = Literal[
+    "best",
+    "not distinguishable",
+    "worse",
+    "one seed",
+    "stopped early",
+    "not finished",
+    "no value",
+]
 
 RULE = (
     "Two settings count as distinguishable if the 95 % interval of the difference of their means "
@@ -77,7 +85,7 @@ def _verdict(
     if is_best:
         return "best"
     if all(row.status != "finished" for row in rows):
-        return "stopped early"
+        return "stopped early" if any(row.status == "stopped" for row in rows) else "not finished"
     if len(values) < 2 or len(best) < 2:
         return "one seed"
     return "worse" if differ(values, best) else "not distinguishable"
@@ -157,7 +165,7 @@ def study_importance(table: SweepTable, curves: Curves) -> ImportanceStudy:
             groups.append(places)
     needed = max(MIN_SETTINGS, 3 * len(names))
     if len(groups) < needed:
-        have = f"{len(groups)} settings have a value at step {step}"
+        have = f"{len(groups)} {'setting has' if len(groups) == 1 else 'settings have'} a value at step {step}"
         reason = f"{have}; fewer than {needed} tell nothing reliable"
         return ImportanceStudy(step, len(rows), [], reason=reason)
     target = np.array([targets[row.id] for row in rows])

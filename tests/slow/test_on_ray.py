@@ -182,7 +182,7 @@ def test_a_sweep_without_gain_or_without_time_begins_no_more_settings(storage):
     assert (result.status, result.stopped_by) == ("finished", "sweep.patience 2")
     assert [row.values["qam.iou_thr"] for row in result.table.rows] == [0.5, 0.8, 0.6, 0.7]
     assert result.best.values == {"qam.iou_thr": 0.8}
-    again = run(time_budget_h=1e-9)
+    again = run(patience=2, time_budget_h=1e-9)
     assert again.stopped_by == "sweep.time_budget_h 1e-09"
     assert len(again.table.rows) == 4, "the time was over before the last one"
     last = run()

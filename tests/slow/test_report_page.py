@@ -80,7 +80,7 @@ def test_trials_can_be_sorted_filtered_and_compared(page, tmp_path, screenshots)
         valued = [row for row in table.rows if row.value is not None]
         assert browser.evaluate(dots) == len(valued)
         browser.evaluate(
-            "(box => { box.value = 'stopped method full'; box.dispatchEvent(new Event('input')) })"
+            "(box => { box.value = 'stopped method=full'; box.dispatchEvent(new Event('input')) })"
             "(document.querySelector('#closer input'))"
         )
         kept = [r for r in valued if r.status == "stopped" and r.values["method"] == "full"]
