@@ -121,6 +121,8 @@ class Trials:
     def may_begin(self) -> bool:
         """Whether another setting may begin, by `sweep.time_budget_h` and `sweep.patience`."""
         sweep = self.plan.spec.sweep
+        if not self._drawn:
+            return True  # a sweep of nothing would tell nothing
         passed_h = (time.monotonic() - self._began) / 3600
         if sweep.time_budget_h is not None and passed_h >= sweep.time_budget_h:
             self.stopped_by = f"sweep.time_budget_h {sweep.time_budget_h:g}"

@@ -164,6 +164,6 @@ def check_same_data(original: RunFolder, tags: dict[str, str], *, otherwise: str
     before, now = status.tags.get("data_fingerprint"), tags["data_fingerprint"]
     if before not in (None, now):
         raise DataError(
-            f"{status.tags['data']}: the annotations of {status.id} had the fingerprint {before}, "
-            f"they have {now} now; put the old files back, or {otherwise}"
+            f"{status.tags['data']}, or the file to validate on: the annotations of {status.id} had the fingerprint "
+            f"{before}, they have {now} now; put the old files back, or {otherwise}"
         )

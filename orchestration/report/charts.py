@@ -34,6 +34,8 @@ SCALE = 2.0
 MAX_LINES = 300
 """Most trials that are drawn as grey lines; of more, evenly spaced ones are drawn (every second, every third, …)."""
 MAX_TICKS = 8
+LEGEND_LETTERS = 34
+"""Two columns of so many fit below the curves."""
 
 STYLE: Any = {
     "font.size": 11,
@@ -64,7 +66,7 @@ def curves_figure(table: SweepTable, curves: Curves, rungs: Sequence[float]) -> 
     for row in reversed(thin_out(ranked[named:], MAX_LINES)):
         _draw_curve(axes, row, curves, colour=GREY, width=0.8)
     for row, (colour, dashes) in reversed(list(zip(ranked[:named], looks, strict=False))):
-        name = figure_label(f"{row.label}: {row.outcome}")
+        name = figure_label(f"{row.label}: {row.outcome}", LEGEND_LETTERS)
         _draw_curve(axes, row, curves, colour=colour, dashes=dashes, width=2.0, label=name)
     for rung in rungs:
         axes.axvline(rung, color="#555555", linestyle="--", linewidth=1)

@@ -392,18 +392,23 @@ def panel_of(row: TrialStatus) -> Path | None:
 def commands_for(record: SweepRecord) -> list[tuple[str, str]]:
     """(what it does, command) to repeat the sweep or its best trial, and to go on from here."""
     tags, config = record.status.tags, _quoted(record.folder / "config.yaml")
+    # of a storage that was moved: the settings name the place where the sweep was made
+    storage = record.folder.parent.parent
+    there = ""
+    if record.spec.storage.absolute() != storage.absolute():
+        there = f" --set storage={_quoted(storage)}"
     commands = []
     if "git_commit" in tags:
         dirty = " (the checkout had changes)" if tags.get("git_dirty") == "true" else ""
         commands.append((f"the code{dirty}", f"git checkout {tags['git_commit']}"))
-    commands.append(("the whole sweep once more", f"boxseg sweep {config}"))
+    commands.append(("the whole sweep once more", f"boxseg sweep {config}{there}"))
     best = record.table.best()
     if best is not None:
         folder = _quoted(Path(best.folder))
-        commands.append(("the best trial once more", f"boxseg train --from-run {folder}"))
+        commands.append(("the best trial once more", f"boxseg train --from-run {folder}{there}"))
         commands.append(("masks of the best trial", f"boxseg predict {folder} IMAGES"))
     if len(record.spec.sweep.seeds) == 1:
-        command = f"boxseg sweep {config} --set 'sweep.seeds=[0, 1, 2]'"
+        command = f"boxseg sweep {config}{there} --set 'sweep.seeds=[0, 1, 2]'"
         commands.append(("with three seeds, to see the spread", command))
     return commands
 

@@ -251,6 +251,9 @@ def catch_up(storage: Path, uri: str) -> Tracked:
     Raises:
         ConfigError: MLflow knows none of them, because it cannot be reached.
     """
+    if uri == tracking_uri(storage):
+        with file_lock(storage / ".mlflow.lock"):
+            move_places(storage)
     for name in {status.name for status in list_runs(storage)}:
         Tracker(storage, name, uri=uri, logs=storage / "logs").catch_up()
     tracked: list[tuple[RunStatus, str]] = []

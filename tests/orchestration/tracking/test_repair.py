@@ -21,7 +21,7 @@ from orchestration.cli.app import run as run_command
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
-from orchestration.tracking.mirror import Tracker, stored_uri
+from orchestration.tracking.mirror import Tracker, catch_up, stored_uri
 from orchestration.tracking.repair import repair
 from orchestration.tracking.store import tracking_uri
 
@@ -95,6 +95,15 @@ def test_a_storage_at_another_place_writes_there_alone(
         assert sorted(path for path in storage.rglob("*") if path.is_file()) == before
     else:
         assert not storage.exists()
+
+
+def test_the_pages_of_a_storage_that_was_moved_show_its_new_place(storage: Path, tmp_path: Path):
+    new = tmp_path / "elsewhere"
+    storage.rename(new)
+    catch_up(new, stored_uri(new))  # what `boxseg ui` does; all runs are in MLflow already
+    assert pictures(new, first_run(new)) == ["samples/step-10.png"]
+    place = client_of(new).get_run(first_run(new).read_tracking()["run_id"]).info.artifact_uri
+    assert place.startswith((new / "mlartifacts").as_uri())
 
 
 def test_the_same_storage_under_another_path_keeps_its_names(storage: Path, tmp_path: Path):
