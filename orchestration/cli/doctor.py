@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from orchestration.cli.options import AsJson, Storage
-from orchestration.cli.output import print_json, print_table
+from orchestration.cli.output import print_json, print_table, say
 from orchestration.errors import ExitCode
 
 
@@ -15,6 +15,7 @@ def doctor(storage: Storage = Path("runs"), as_json: AsJson = False) -> None:
     """Look at packages, GPU, disk and Ray, which is started once; each fault comes with one way to put it right."""
     from orchestration.planning.doctor import examine
 
+    say("looking at packages, GPU and Ray; this takes up to a minute, more on a busy machine")
     findings = list(examine(storage))
     if as_json:
         print_json(findings)
