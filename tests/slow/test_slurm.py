@@ -98,7 +98,7 @@ def furthest_step(storage: Path) -> int:
 
 def wait_for_the_end_of_ray() -> None:
     """Its processes name the port of the job; each ends within seconds."""
-    port = str(20000 + os.getpid() % 20000)
+    port = str(20000 + os.getpid() % 2000 * 10)
     deadline = time.monotonic() + 60
     while left := list(named_processes(port)):
         assert time.monotonic() < deadline, left
