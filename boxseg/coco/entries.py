@@ -112,9 +112,8 @@ def duplicate_faults(path: Path, content: Content) -> Iterator[Fault]:
     for group in REQUIRED_KEYS:
         counts = Counter(entry["id"] for entry in content[group])
         for index, entry in enumerate(content[group]):
-            count = counts.pop(
-                entry["id"], 1
-            )  # popped, so that the id is named at its first entry only
+            # popped, so that the id is named at its first entry only
+            count = counts.pop(entry["id"], 1)
             if count > 1:
                 value = f"occurs {count} times"
                 rule = "every entry of a list needs its own id"

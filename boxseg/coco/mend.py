@@ -174,10 +174,11 @@ def _join_images(content: Content, changes: Changes) -> None:
     images = []
     for image in content["images"]:
         if _has_name_and_id(image):
+            # of any kind, malformed too
             size = (
                 repr(image.get("width")),
                 repr(image.get("height")),
-            )  # of any kind, malformed too
+            )
             file_and_size = (plain_name(image["file_name"]), *size)
             first_id = first_ids.setdefault(file_and_size, image["id"])
             if first_id != image["id"]:

@@ -94,9 +94,8 @@ def _find_corners(
     # Where two pixels meet at a corner alone, two outlines turn: such a point is two corners, one for each pixel.
     is_diagonal = (top_left == bottom_right) & (top_right == bottom_left) & (top_left != top_right)
     twice_y, twice_x = np.nonzero(is_diagonal)
-    falls = top_left[twice_y, twice_x].astype(
-        np.int64
-    )  # 1: the pixels at top left and bottom right
+    # 1: the pixels at top left and bottom right
+    falls = top_left[twice_y, twice_x].astype(np.int64)
     zeros, ones = np.zeros_like(falls), np.ones_like(falls)
     single = np.zeros(len(y), dtype=np.int64)
     y = np.concatenate([y, twice_y, twice_y])

@@ -183,9 +183,8 @@ def _decompress(counts: str | bytes) -> NDArray[np.int64]:
     first = np.concatenate([[0], last[:-1] + 1])
     if (last - first).max() > 6:
         raise ValueError("a run length of more than 35 bits")
-    place = np.arange(len(letters)) - np.repeat(
-        first, last - first + 1
-    )  # of a letter in its number
+    # of a letter in its number
+    place = np.arange(len(letters)) - np.repeat(first, last - first + 1)
     shift = 5 * place
     numbers = np.add.reduceat((letters & 31) << shift, first)
     # The sign is the highest of the bits: where it is set, two's complement counts from below.

@@ -173,9 +173,8 @@ def _trust(cut: Cut) -> float:
 
 def _prior_of_place(box: FloatArray, size: Size) -> FloatArray:
     """Logit (h, w) of each place in a box: objects are in the middle and seldom in the corners."""
-    ahead = MIDDLE * np.minimum(
-        1 - box_distance(box, size), PLATEAU
-    )  # below 0 outside the ellipse
+    # below 0 outside the ellipse
+    ahead = MIDDLE * np.minimum(1 - box_distance(box, size), PLATEAU)
     across, down = box_ways(box, size)
     return ahead - CORNER * np.maximum(np.maximum(across, down) - 0.8, 0)
 

@@ -207,9 +207,8 @@ def draw_overlay(image: Tensor, found: Detections, names: Sequence[str], path: P
 
 def _tint(image: Tensor, parts: Sequence[MaskPart]) -> Tensor:
     """A copy of an image with masks in colour, those pixels dark that more than one mask claims."""
-    owner = np.zeros(
-        image.shape[1:], dtype=np.uint8
-    )  # of each pixel: 0 nobody, else row of the table
+    # of each pixel: 0 nobody, else row of the table
+    owner = np.zeros(image.shape[1:], dtype=np.uint8)
     for number, part in enumerate(parts):
         window = owner[part.place]
         is_taken = window[part.pixels] > 0

@@ -70,10 +70,8 @@ def run(arguments: list[str]) -> int:
     spare_loopback()
     try:
         result = app(arguments, prog_name="boxseg", standalone_mode=False)
-    except (
-        KeyboardInterrupt,
-        typer.Abort,
-    ):  # commands that save their state on a signal end by themselves
+    except (KeyboardInterrupt, typer.Abort):
+        # Commands that save their state on a signal end by themselves.
         say("interrupted")
         return ExitCode.KILLED
     except BrokenPipeError:  # the reader of our output has left, as `head` does

@@ -62,9 +62,8 @@ def train(
         return
     from orchestration.planning.preflight import check
 
-    check(
-        spec if resume is None else spec.starting_from(None)
-    )  # a run that goes on has started already
+    # a run that goes on has started already
+    check(spec if resume is None else spec.starting_from(None))
     _warn(spec)
     from orchestration.execute.run import train_run
 

@@ -263,9 +263,8 @@ def _keep_logs(folder: Path, kept: Path | None) -> Path | None:
         return None
     for path in folder.glob("session_2*/logs/*"):
         is_worker = path.name.startswith(("worker-", "python-core-"))
-        with contextlib.suppress(
-            OSError
-        ):  # on a full disk, whatever needs the disk raises its own error
+        # on a full disk, whatever needs the disk raises its own error
+        with contextlib.suppress(OSError):
             if not is_worker and path.is_file() and path.stat().st_size:
                 kept.mkdir(parents=True, exist_ok=True)
                 (kept / path.name).write_bytes(path.read_bytes()[-KEPT_BYTES:])

@@ -236,6 +236,7 @@ def make_searcher(
 
 def suggest(trial: Any, name: str, domain: Domain) -> Any:
     """The value of a setting in one of Optuna's trials."""
+    # by the place, so that a value is the same number however often it is drawn
     match domain:
         case Uniform(uniform=(low, high)):
             return trial.suggest_float(name, low, high)
@@ -245,9 +246,7 @@ def suggest(trial: Any, name: str, domain: Domain) -> Any:
             return trial.suggest_int(name, low, high - 1)
         case LogRandInt(lograndint=(low, high)):
             return trial.suggest_int(name, low, high - 1, log=True)
-        case (
-            QRandInt() | QUniform()
-        ):  # by the place, so that a value is the same number however often it is drawn
+        case QRandInt() | QUniform():
             values = stepped_values(domain)
             return values[trial.suggest_int(name, 0, len(values) - 1)]
         case Choice(choice=values):

@@ -216,9 +216,8 @@ def _template() -> Any:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    environment.policies["json.dumps_kwargs"] = {
-        "sort_keys": False
-    }  # settings in the file's order
+    # settings in the file's order
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters.update(show=short_value, duration=show_duration)
     return environment.from_string(
         resources.files("orchestration.report").joinpath("page.html").read_text(encoding="utf-8")

@@ -175,9 +175,8 @@ class Tracker:
         parents = sorted(runs.glob("*/tracking.json"))
         trials = sorted(runs.glob("*/*/tracking.json"))
         for path in [*parents, *trials]:
-            with contextlib.suppress(
-                Exception
-            ):  # what cannot be read now is taken over by a later run
+            # what cannot be read now is taken over by a later run
+            with contextlib.suppress(Exception):
                 folder = RunFolder(path.parent)
                 same_store = recorded_uri(folder, self._storage) == self.uri
                 if same_store and not is_copied(folder):

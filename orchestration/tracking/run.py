@@ -57,9 +57,8 @@ def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
         _follow(client, experiment_id, folder, state)
     except Exception:
         stage = run_stage(client, state)
-        if (
-            stage == "missing"
-        ):  # gone for good, or never in this store: all of it is copied at the next look
+        # gone for good, or never in this store: all of it is copied at the next look
+        if stage == "missing":
             folder.write_tracking({"uri": state.get("uri")})
         if stage != "deleted":
             raise

@@ -130,9 +130,8 @@ def changed(content: Any, changes: list[tuple[tuple[Any, ...], Any]]) -> str:
     content = copy.deepcopy(content)
     for (*way, last), value in changes:
         target: Any = content
-        with contextlib.suppress(
-            KeyError, IndexError, TypeError
-        ):  # an earlier change took the place away
+        # an earlier change took the place away
+        with contextlib.suppress(KeyError, IndexError, TypeError):
             for key in way:
                 target = target[key]
             target[last] = value

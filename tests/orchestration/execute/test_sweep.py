@@ -308,9 +308,8 @@ def test_a_trial_that_starts_as_the_sweep_is_to_stop_is_left_for_the_resume(tmp_
     trial = Trial(0, {"qam.k_top": 1}, seed=0)
     sweep.open(trial)
     sweep.folder.request_stop()
-    sweep.close(
-        Trial(0, {}, 0), "stopped"
-    )  # as Tune tells it when the process returns without a result
+    # as Tune tells it when the process returns without a result
+    sweep.close(Trial(0, {}, 0), "stopped")
     assert sweep.plan.trial_folder(trial).stored().status == "interrupted"
 
 
