@@ -63,6 +63,7 @@ def curves_figure(table: SweepTable, curves: Curves, rungs: Sequence[float]) -> 
     ranked = [row for row in table.ranked() if curves.get(row.id)]
     looks = [(colour, dashes) for dashes in DASHES for colour in HIGHLIGHTS]
     named = len(ranked) if len(ranked) <= len(looks) else MANY_NAMED
+    # from the worst to the best, so that the better ones lie on top
     for row in reversed(thin_out(ranked[named:], MAX_LINES)):
         _draw_curve(axes, row, curves, colour=GREY, width=0.8)
     for row, (colour, dashes) in reversed(list(zip(ranked[:named], looks, strict=False))):
@@ -71,6 +72,7 @@ def curves_figure(table: SweepTable, curves: Curves, rungs: Sequence[float]) -> 
     for rung in rungs:
         axes.axvline(rung, color="#555555", linestyle="--", linewidth=1)
     axes.set(xlabel="step", ylabel=table.metric)
+    # where training begins, which is before the first evaluation
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     handles, labels = axes.get_legend_handles_labels()
@@ -78,8 +80,10 @@ def curves_figure(table: SweepTable, curves: Curves, rungs: Sequence[float]) -> 
         handles = [Line2D([], [], color=GREY, linewidth=0.8), *handles]
         labels = [f"{len(ranked) - named} more trials", *labels]
     if handles:
+        # three rows of the legend fit as it is; each further one takes 0.18 inches
         figure.set_figheight(4.2 + 0.18 * max(0, math.ceil(len(handles) / 2) - 3))
         figure.legend(
+            # drawn worst first, named best first
             handles[::-1],
             labels[::-1],
             loc="outside lower center",
@@ -140,6 +144,7 @@ def draw_parallel(table: SweepTable, space: dict[str, Domain]) -> bytes:
     _draw_axis(axes, len(names), [(0.0, lowest), (1.0, highest)])
     places = np.column_stack(columns)
     finished = np.array([row.status == "finished" for row in rows])
+    # (trials, axes, 2): x and y of each corner of a trial's line
     lines = np.stack([np.broadcast_to(np.arange(len(names) + 1.0), places.shape), places], axis=-1)
     axes.add_collection(
         LineCollection(
@@ -153,16 +158,19 @@ def draw_parallel(table: SweepTable, space: dict[str, Domain]) -> bytes:
     # the best are drawn last, on top of the others
     order = np.argsort(values if table.criterion.mode == "max" else -values)
     top = [index for index in order if finished[index]]
+    # many thick lines would cover one another
     width = 1.8 if len(top) <= 60 else 0.8
     shown = LineCollection(
         list(lines[top]),
         array=places[top, -1],
-        cmap="viridis_r",
+        cmap="viridis_r",  # reversed: the dark end, which shows on white, is the high one
         linewidths=width,
         alpha=0.85,
     )
+    # the range of all trials, or else matplotlib takes that of the finished ones
     shown.set_clim(0, 1)
     axes.add_collection(shown)
+    # the texts of the last axis need room on its right
     axes.set_xlim(-0.15, len(names) + 0.45)
     axes.set_ylim(-0.06, 1.06)
     axes.set_xticks(
@@ -188,7 +196,7 @@ def _draw_axis(axes: Axes, at: int, ticks: list[tuple[float, str]]) -> None:
             fontsize=9,
             va="center",
             bbox=box,
-            zorder=5,
+            zorder=5,  # above the lines, which cross here
         )
 
 
@@ -222,6 +230,7 @@ def scale_values(
 def list_values(values: list[Any], domain: Domain | None) -> list[str]:
     """What a setting can be, in the order of its list; empty for numbers from a range."""
     if isinstance(domain, Choice):
+        # what no trial drew has its place as well
         values = [*domain.choice, *values]
     elif all(isinstance(value, int | float) for value in values):
         return []
@@ -238,6 +247,7 @@ def draw_slice(table: SweepTable, name: str, domain: Domain | None) -> bytes:
         labels = [figure_label(text, 12) for text in texts]
         axes.set_xticks(range(len(texts)), labels, rotation=30 if len(texts) > 4 else 0)
         axes.set_xlim(-0.6, len(texts) - 0.4)
+    # finished trials come last: their dots lie on top, and `across` stays theirs for the bars
     for part, face in ((rows, "none"), (finished, BLUE)):
         across: list[Any] = [row.values.get(name) for row in part]
         if texts:
@@ -267,10 +277,12 @@ def draw_slice(table: SweepTable, name: str, domain: Domain | None) -> bytes:
 
 def draw_importance(study: ImportanceStudy) -> bytes:
     """A bar for each setting with the middle 90 % of the resamples; filled where nearly all say that it matters."""
+    # matplotlib counts bars from below, and the most important one is to be on top
     shown = study.settings[:20][::-1]
     figure, axes = _figure(5.2, 1.2 + 0.36 * len(shown))
     for place, importance in enumerate(shown):
         colour = BLUE if importance.is_shown else GREY
+        # below 0 is chance alone; only the line of the resamples shows it
         axes.barh(place, max(importance.share, 0.0), color=colour, height=0.6, alpha=0.85)
         axes.plot(
             [importance.low, importance.high],
@@ -305,5 +317,6 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
     with rc_context(STYLE):
+        # without matplotlib's version, so that the same chart has the same bytes
         figure.savefig(file, format="png", dpi=96 * SCALE, metadata={"Software": None})
     return file.getvalue()

@@ -62,6 +62,7 @@ def compare_runs(folders: Sequence[RunFolder]) -> Comparison:
     configs = [dict(leaves(read_resolved(folder.config_path))) for folder in folders]
     for config in configs:
         for name in config:
+            # runs of another version can lack a setting, and are shown without it
             settings[name] = [other.get(name) for other in configs]
     origin: dict[str, list[Any]] = {name: [run.tags.get(name) for run in runs] for name in ORIGIN}
     return Comparison(
@@ -93,6 +94,7 @@ def _compare_metrics(
 
 def _measure(value: float | None, seeds: list[float], first: list[float]) -> Measured:
     verdict = ""
+    # runs with the same settings share their seeds, so there is nothing to test
     if len(seeds) > 1 and len(first) > 1 and sorted(seeds) != sorted(first):
         verdict = "differs" if differ(first, seeds) else "not distinguishable"
     mean = statistics.fmean(seeds) if seeds else None
@@ -119,6 +121,7 @@ def find_seeds(folder: RunFolder) -> list[RunStatus]:
 def _text_without_seed(folder: Path) -> str:
     """The settings as text, which is quicker to compare than their values; `train.seed` left out."""
     path = folder / "config.yaml"
+    # indented once: `data.toy.seed` is further in, and stays
     return re.sub(r"(?m)^  seed: \d+$", "", path.read_text()) if path.exists() else ""
 
 

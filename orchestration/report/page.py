@@ -63,6 +63,7 @@ class ReportPicture:
     @property
     def width(self) -> int:
         """Natural width on the page [px]."""
+        # bytes 16 to 19 of every PNG are its width, high byte first
         return round(int.from_bytes(self.png[16:20], "big") / self.scale)
 
     @property
@@ -108,6 +109,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         script=_script(),
         made=time.strftime("%Y-%m-%d %H:%M"),
     )
+    # last, as it names the files beside it
     write_atomic(output / PAGE, page)
     return output / PAGE
 
@@ -200,6 +202,7 @@ def _draw(
     scale: float,
 ) -> ReportPicture | None:
     """A picture of the page, also as a file; None, with a warning, where it cannot be drawn."""
+    # tells of a fault and goes on behind the block
     with drawing(output / f"{name}.png") as path:
         picture = ReportPicture(name, draw(), alt, scale)
         write_atomic(path, picture.png)
@@ -211,7 +214,7 @@ def _template() -> Any:
     from jinja2 import Environment
 
     environment = Environment(
-        autoescape=True,
+        autoescape=True,  # names and messages come from files of others
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=_visible,
@@ -228,6 +231,7 @@ def _script() -> Any:
     from markupsafe import Markup
 
     text = resources.files("orchestration.report").joinpath("page.js").read_text(encoding="utf-8")
+    # our own program: escaping would break it
     return Markup(text)
 
 
@@ -239,6 +243,7 @@ def trial_data(record: SweepRecord, output: Path) -> dict[str, Any]:
     trials = []
     for row in record.table.ranked():
         panel = panel_of(row)
+        # Path.relative_to refuses to go up; names can hold what ends a URL, such as # and ?
         place = None if panel is None else quote(os.path.relpath(panel, output))
         about = {"label": row.label, "status": row.status, "seed": row.seed, "score": row.value}
         values = {name: _visible(value) for name, value in row.values.items()}
@@ -257,6 +262,7 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _visible(value: Any) -> Any:
     """What a page shows of a value: `visible` text, which is escaped later; markup of the page itself as it is."""
+    # not isinstance: markup is a str as well
     return visible(value) if type(value) is str else value
 
 
@@ -309,11 +315,13 @@ class SweepRecord:
     @property
     def is_over(self) -> bool:
         """True once all planned trials have ended."""
+        # of a sweep, `steps` counts trials
         return sum(row.is_final for row in self.table.rows) >= self.status.steps
 
     @property
     def rungs(self) -> list[float]:
         """Steps after which weak trials were stopped; empty without early stopping."""
+        # `median` compares at every evaluation instead
         has_rungs = self.spec.sweep.trial_scheduler in ("asha", "hyperband")
         return asha_rungs(self.spec) if has_rungs else []
 
@@ -381,6 +389,7 @@ def cost_of(record: SweepRecord) -> Cost:
 def panel_of(row: TrialStatus) -> Path | None:
     """The picture of a trial's best evaluation, or of its latest one; None where none was drawn."""
     samples = Path(row.folder) / "samples"
+    # steps have leading zeros, so names sort by them
     pictures = sorted(samples.glob("step-*.png"))
     of_best = samples / f"step-{row.best_step or 0:08d}.png"
     if of_best in pictures:
@@ -398,6 +407,7 @@ def commands_for(record: SweepRecord) -> list[tuple[str, str]]:
         there = f" --set storage={_quoted(storage)}"
     commands = []
     if "git_commit" in tags:
+        # the commit alone does not give back what was run
         dirty = " (the checkout had changes)" if tags.get("git_dirty") == "true" else ""
         commands.append((f"the code{dirty}", f"git checkout {tags['git_commit']}"))
     commands.append(("the whole sweep once more", f"boxseg sweep {config}{there}"))

@@ -93,8 +93,10 @@ def _verdict(
 
 def differ(one: Sequence[float], other: Sequence[float]) -> bool:
     """True if the 95 % interval of the difference of two means leaves out 0 (Welch); both have two values or more."""
+    # takes a while to load
     from scipy.stats import ttest_ind
 
+    # without any spread the test divides by zero
     if np.ptp(one) == np.ptp(other) == 0:
         return one[0] != other[0]
     return bool(ttest_ind(one, other, equal_var=False).pvalue < 0.05)
@@ -149,12 +151,14 @@ def study_importance(table: SweepTable, curves: Curves) -> ImportanceStudy:
     step = common_step(curves)
     targets: dict[str, float] = {}
     for trial, curve in curves.items():
+        # as trials are judged everywhere: by their best evaluation so far
         score = table.criterion.best(value for at, value in curve if at <= step)
         if score is not None and step in dict(curve):
             targets[trial] = score
     rows = [row for row in table.rows if row.id in targets]
     names = []
     for name in table.names:
+        # as text, since values can be lists
         if len({str(row.values.get(name)) for row in rows}) > 1:
             names.append(name)
     index = {row.id: place for place, row in enumerate(rows)}
@@ -177,6 +181,7 @@ def study_importance(table: SweepTable, curves: Curves) -> ImportanceStudy:
             reason="all trials have the same value or settings",
         )
     inputs = np.column_stack([encode([row.values.get(name) for row in rows]) for name in names])
+    # a fixed seed: the same trials give the same importance
     shares, explained = _resample(inputs, target, groups, np.random.default_rng(0))
     low, middle, high = np.quantile(shares, [0.05, 0.5, 0.95], axis=0)
     settings = []
@@ -198,6 +203,7 @@ def encode(values: list[Any]) -> NDArray[np.float64]:
     """Values of one setting as float (rows,): numbers as they are, anything else by its place in the alphabet."""
     if all(isinstance(value, int | float) for value in values):
         return np.array(values, dtype=float)
+    # trees ask for an order and no distances, so any order serves
     return np.unique(list(map(str, values)), return_inverse=True)[1].astype(float)
 
 
@@ -213,12 +219,14 @@ def _resample(
     random: np.random.Generator,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Shares of the variance: that go with each setting (resamples, settings), and that are explained (resamples,)."""
+    # takes a while to load
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
 
     shares: list[NDArray[np.float64]] = []
     explained: list[float] = []
     while len(shares) < BOOTSTRAPS:
+        # drawn with repeats, which leaves out a bit more than a third of the settings
         drawn = random.integers(len(groups), size=len(groups))
         left_out = np.setdiff1d(np.arange(len(groups)), drawn)
         if len(left_out) < 2:
