@@ -43,6 +43,7 @@ class Rule:
 
 
 RULES: dict[FailureClass, Rule] = {
+    # Our own errors come first and are told by their class alone, as their texts may quote anything.
     FailureClass.CONFIGURATION: Rule(r"^(ConfigError|ResourceError)\b", "stop"),
     FailureClass.DATA: Rule(r"^DataError\b", "stop"),
     FailureClass.NON_FINITE: Rule(r"^NonFiniteLossError\b", "stop"),
@@ -59,6 +60,7 @@ RULES: dict[FailureClass, Rule] = {
         "stop",
         StorageError,
     ),
+    # Before lost nodes and workers: a machine that is taken away loses both.
     FailureClass.PREEMPTED: Rule(r"^PreemptedError\b|preempt", "retry", PreemptedError),
     FailureClass.NODE_LOST: Rule(
         r"^NodeDiedError\b|node (has )?(died|failed)|node .{0,80}(is dead|was lost)",
@@ -67,6 +69,7 @@ RULES: dict[FailureClass, Rule] = {
     FailureClass.WORKER_LOST: Rule(
         r"^(WorkerLost|ActorDiedError|ActorUnavailableError|WorkerCrashedError|RayActorError|"
         r"WorkerHealthCheck\w*|Dist\w*Error)\b|died unexpectedly|process has died|"
+        # gloo and NCCL complain on the processes that are left when one has gone.
         r"unexpectedly exits|SIGKILL|actor died|onnection (closed|reset) by peer|gloo|NCCL",
         "retry",
     ),
@@ -77,6 +80,7 @@ RULES: dict[FailureClass, Rule] = {
 
 OUR_ERRORS: dict[str, type[BoxSegError]] = {
     "BoxSegError": BoxSegError,
+    # Subclasses that are imported by now; those of `orchestration.errors` are, by this module.
     **{kind.__name__: kind for kind in BoxSegError.__subclasses__()},
 }
 """Errors that boxseg raises on purpose, by name."""
@@ -98,6 +102,7 @@ class Failure:
         kind = type(error).__name__
         # the nearest class with an exit code: DataError for its children
         for base in type(error).__mro__:
+            # By identity: a foreign class may have the name of one of ours.
             if OUR_ERRORS.get(base.__name__) is base:
                 kind = base.__name__
                 break

@@ -33,17 +33,20 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
         StorageError: the disk is full, read-only or gone.
     """
     with naming_storage_faults(path):
+        # O_CLOEXEC: a program that we start would inherit the open file, and hold the lock on when we have gone.
         file = no_link(str(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
+        # The file stays. Were it removed, two processes could each lock a file of this name.
         os.close(file)
 
 
 def log_to_file(path: Path, loggers: Sequence[str], *, level: int = logging.NOTSET) -> None:
     """Send the records of some loggers to a file and nowhere else; makes its folder, but not those above."""
     path.parent.mkdir(exist_ok=True)
+    # `delay` opens it at the first line, so nothing appears where nobody has anything to say.
     handler = _Log(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in loggers:
@@ -58,6 +61,7 @@ class _Log(logging.FileHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, if that is possible."""
+        # `handleError` hears of faulty writes only; the first line also opens the file.
         with contextlib.suppress(OSError):
             super().emit(record)
 
@@ -81,6 +85,7 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
     """
     line = to_json({"time": round(time.time(), 3), **values}) + "\n"
     with naming_storage_faults(path), open(path, "a+b", opener=no_link) as file:
+        # Opening to append moves to the end.
         is_new = file.tell() == 0
         if not is_new:
             file.seek(-1, os.SEEK_END)
@@ -88,5 +93,6 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
+        # The name of a new file is stored in its folder, apart from its content.
         if is_new:
             sync_folder(path.parent)

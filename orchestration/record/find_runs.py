@@ -28,6 +28,7 @@ def list_trials(sweep: Path) -> list[RunStatus]:
 
 
 def _status_paths(storage: Path) -> list[Path]:
+    # NAME/ID has a run or sweep, NAME/SWEEP/TRIAL a trial.
     return [*storage.glob("*/*/status.json"), *storage.glob("*/*/*/status.json")]
 
 
@@ -120,6 +121,7 @@ def _find_folder(storage: Path, name: str) -> RunFolder:
     if _holds_run(Path(name)):
         return RunFolder(Path(name).resolve())
     runs = list_runs(storage)
+    # A whole id means that run, even where other ids begin with it or a sweep has it as its name.
     fits = [run for run in runs if run.id == name] or _newest_named(runs, name)
     fits = fits or [run for run in runs if run.id.startswith(name)]
     fits = fits or [run for run in runs if run.id.endswith(name)]

@@ -65,6 +65,7 @@ def driving(folder: RunFolder) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         make_folder(folder.path)
         try:
+            # No waiting: the other process keeps the lock until its sweep ends.
             stack.enter_context(file_lock(folder.path / ".driver", wait=False))
         except BlockingIOError as error:
             status = folder.stored()
@@ -105,8 +106,10 @@ def read_past(
         if status is None:
             continue
         if not _has_ended(status, retry_failed=retry_failed):
+            # With this process's number, as readers take a run whose process has gone for interrupted.
             status = run.update(status="created", ended=None, failure=None, **own_process())
         row = TrialStatus.of(status, criterion)
+        # A folder knows more than the line of the journal that it replaces.
         past[row.number] = row
     return [past[number] for number in sorted(past)]
 
@@ -117,6 +120,7 @@ def _status_of_own(run: RunFolder, sweep: SweepConfig | None) -> RunStatus | Non
         status = run.stored()
     except ConfigError as error:
         tell_once(run.status_path, str(error))
+        # Out of the way, so that the trial can get a new status; its checkpoints stay.
         run.status_path.rename(run.path / DAMAGED)
         return None
     number, seed = _number(status.tags.get("trial")), _number(status.tags.get("seed"))

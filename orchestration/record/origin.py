@@ -63,6 +63,7 @@ def git_state() -> dict[str, str]:
     try:
         # fails where only a folder further up is a checkout
         _git("ls-files", "--error-unmatch", "boxseg/__init__.py")
+        # Files that git does not know are left out here as they are in `git diff HEAD`.
         changes = _git("status", "--porcelain", "--untracked-files=no").strip()
         commit = _git("rev-parse", "HEAD").strip()
         return {"git_commit": commit, "git_dirty": "true" if changes else "false"}
@@ -80,6 +81,7 @@ def write_changes(folder: RunFolder) -> None:
         path.unlink(missing_ok=True)
         return
     try:
+        # Without `--binary` changed pictures and the like are only named.
         text = _git("diff", "HEAD", "--binary")
     except subprocess.SubprocessError as error:
         text = f"# not kept: {error}\n"
@@ -97,6 +99,7 @@ def _git(*arguments: str) -> str:
         text=True,
         timeout=10,
         check=True,
+        # Names and contents of files need not be UTF-8.
         errors="replace",
     )
     return ended.stdout
@@ -104,6 +107,7 @@ def _git(*arguments: str) -> str:
 
 def write_environment(folder: RunFolder, *, device: str) -> None:
     """Keep what a run is trained with, as `environment.json`: Python, packages, this machine, the GPU of `device`."""
+    # What is left of a removed package may have no name.
     versions = {package.name: package.version for package in distributions() if package.name}
     environment: dict[str, Any] = {
         "python": platform.python_version(),
@@ -122,6 +126,7 @@ def write_environment(folder: RunFolder, *, device: str) -> None:
 
 def cpu_name() -> str:
     """What the system calls this machine's processor."""
+    # `platform.processor` tells no more than the architecture on Linux, if anything.
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

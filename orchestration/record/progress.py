@@ -47,6 +47,7 @@ class ProgressDisplay:
 
     def __init__(self, *, shown: bool) -> None:
         self._console = safe_console(stderr=True, quiet=not shown, highlight=False)
+        # No thread of rich redraws it: it changes with `update` alone, and goes at the end.
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._since = time.monotonic()
         self._is_read = True
@@ -78,6 +79,7 @@ class ProgressDisplay:
     def _line(self, text: str) -> None:
         """A line that stays."""
         with self._readers_may_leave():
+            # In a file or pipe a line stays one line, however long.
             self._console.print(text, soft_wrap=not self.is_live)
 
     def pass_on(self, text: str) -> None:
@@ -180,6 +182,7 @@ class SweepProgress(ProgressDisplay):
 
     def begin(self, table: SweepTable) -> None:
         """Take note of what was there before this command, and is not told again."""
+        # `_look` would also tell how trials started that were at work before.
         tells_start, self._tells_start = self._tells_start, False
         for row in table.rows:
             self._look(row)
@@ -229,6 +232,7 @@ class SweepProgress(ProgressDisplay):
             return None
         usual_pace = statistics.fmean(self._paces.values())
         working = [row for row in table.rows if not row.is_final]
+        # The most so far, as between the end of a trial and the start of the next fewer are at work.
         self._at_once = max(self._at_once, len(working))
         left = []
         for row in working:
@@ -271,6 +275,7 @@ class Trail:
         """Seconds per step since the first report, evaluations included; None until enough steps were timed."""
         if self._first is None or self.last is None:
             return None
+        # From the first report on: what comes before it has loading and the slow first steps in it.
         steps = self.last.step - self._first.step
         if steps <= MEASURED * self._steps:
             return None

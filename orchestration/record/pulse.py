@@ -47,6 +47,7 @@ class Pulse:
     first_step: int
     """The first update that was done; others are counted from its end."""
     _began: float = field(default_factory=time.monotonic)
+    # So long ago that the first one is due at once.
     _wrote: float = -EVERY_S
 
     def beat(self, step: int, metrics: Mapping[str, Tensor]) -> None:
@@ -63,6 +64,7 @@ class Pulse:
         pace = (step - self.first_step) / max(now - self._began, 1e-6)
         text = json.dumps({"step": step, "steps_per_s": pace, "losses": losses})
         with contextlib.suppress(OSError, BoxSegError):
+            # No waiting for the disk every second: after a power loss nobody asks for it.
             write_atomic(self.folder.path / FILE, text, durable=False)
 
 

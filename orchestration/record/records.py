@@ -84,6 +84,7 @@ def read_lines(path: Path, kind: type[T], offset: int = 0) -> tuple[list[T], int
     except (OSError, ValueError) as error:
         tell_once(path, f"{path}: left out, it cannot be read: {reason_of(error)}")
         return [], offset
+    # Somebody may be writing what comes after the last end of a line; the next call reads it.
     end = data.rfind(b"\n") + 1
     records: list[T] = []
     unsound: dict[int, str] = {}
@@ -94,6 +95,7 @@ def read_lines(path: Path, kind: type[T], offset: int = 0) -> tuple[list[T], int
             unsound[number] = _first_fault(error) if not unsound else ""
     if unsound:
         number, fault = next(iter(unsound.items()))
+        # Counted only now: files that are sound never need it.
         line_number = read_plain(path)[:start].count(b"\n") + number + 1
         others = f" and {len(unsound) - 1} other lines" if len(unsound) > 1 else ""
         tell_once(path, f"{path}:{line_number}{others}: left out, not whole or not sound: {fault}")
@@ -114,6 +116,7 @@ def _validate(kind: Any, data: bytes) -> Any:
     return _adapter(kind).validate_json(data)
 
 
+# pydantic builds a validator for each kind of record, which takes much longer than to use it.
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter

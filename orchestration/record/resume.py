@@ -61,11 +61,13 @@ def check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
     status = folder.status()
     if status.kind != "run":
         raise ConfigError(f"{name} is a sweep; go on with it by `boxseg sweep --resume`")
+    # A trial that was copied out of its sweep has none above it, and may go on as a run of its own.
     if status.parent is not None and (folder.path / status.parent / "status.json").exists():
         raise ConfigError(f"{name} is a trial; go on with its sweep by `boxseg sweep --resume`")
     if status.status == "running":
         raise ConfigError(f"{name} is running in process {status.pid}; stop that one first")
     checkpoints = folder.path / "checkpoints"
+    # Training would begin at step 0 without a word, below a history that says otherwise.
     if status.best_step is not None and find_best(checkpoints) is None:
         raise CheckpointError(
             f"{checkpoints}: no checkpoint is here, but the run had one of step "
@@ -104,6 +106,7 @@ def find_sweep(spec: SweepSpec, start: Start | None = None) -> RunFolder | None:
                 f"{what} {spec.name} under {spec.storage}; start one without --resume, --retry-failed and --more"
             )
         return None
+    # Only a test whether another process has it: the lock is let go on return.
     with driving(folder):
         if start is None:
             raise ConfigError(
@@ -148,6 +151,7 @@ def check_same_settings(spec: RunSpec, folder: RunFolder, may_change: Sequence[s
     Raises:
         ConfigError: names the settings, both values and the way out.
     """
+    # To text and back, as those on the disk were: otherwise a tuple would differ from its list.
     now = params_of(parse_resolved(dump_resolved(spec)))
     try:
         before = params_of(read_resolved(folder.config_path))

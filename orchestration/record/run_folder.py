@@ -186,6 +186,7 @@ class RunFolder:
         """Make the folder with its settings and first status; gives itself."""
         make_folder(self.path)
         write_atomic(self.config_path, config)
+        # The status comes last: from then on the folder counts as a run.
         self._write(replace(status, folder=str(self.path), created=status.created or time.time()))
         return self
 
@@ -212,6 +213,7 @@ class RunFolder:
         written = self._read()
         status = self._with_present_places(written)
         if not status.is_final and (_is_dead(status) or self._is_copy_of(Path(written.folder))):
+            # Nobody wrote the end. The last change of the file is the last that is known of the run.
             return replace(status, status="interrupted", ended=self.status_path.stat().st_mtime)
         return status
 
@@ -307,6 +309,7 @@ class RunFolder:
 
         def change(now: RunStatus) -> RunStatus:
             if not now.is_final:
+                # Under the lock, so no line follows an end. Before the status: `report_again` mends a kill in between.
                 self.append_metrics(step, metrics)
             return _with_metrics(now, step, metrics, is_best=is_best)
 
@@ -403,6 +406,7 @@ class RunFolder:
         Raises:
             StorageError: the folder is gone, or cannot be written.
         """
+        # A lock of its own: `status.json` is another file after each write, and a lock goes with the file.
         with naming_storage_faults(self.status_path), file_lock(self.path / ".lock"):
             before = self.stored()
             after = change(before)
@@ -481,6 +485,7 @@ def began_at(process: psutil.Process) -> float:
 
 def _is_dead(status: RunStatus) -> bool:
     """True if the driving process ran on this host and is gone (or a zombie, or another process with its number)."""
+    # Of another machine nothing can be known from here.
     if status.pid is None or status.tags.get("host") != socket.gethostname():
         return False
     try:
@@ -493,5 +498,6 @@ def _is_dead(status: RunStatus) -> bool:
         return is_reused or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+    # It is there, but this account may not look at it.
     except psutil.Error:
         return False

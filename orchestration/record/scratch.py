@@ -77,8 +77,10 @@ def _remove_leftovers(place: Path) -> None:
     for folder in place.glob("boxseg-*"):
         # its owner lives, or another process that starts was faster
         with contextlib.suppress(OSError, BoxSegError):
+            # Not `stat`, which would follow a link that somebody else put there.
             about = folder.lstat()
             is_ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
             if is_ours and (folder / OWNER).is_file():
+                # If the lock can be had at once, the process that held it has gone.
                 with file_lock(folder / OWNER, wait=False):
                     shutil.rmtree(folder, ignore_errors=True)

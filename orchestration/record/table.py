@@ -114,6 +114,7 @@ def render_table(
     """For a terminal; of more than `most` trials those at work and the best."""
     best = table.best()
     if most is not None and len(table.rows) > most:
+        # False sorts first: the best one and those at work. The order within both groups stays, as sorting is stable.
         order = sorted(table.ranked(), key=lambda row: row is not best and row.is_final)
         caption = f"… {len(order) - most} more trials\n{caption or ''}"
         table = replace(table, rows=order[:most])
