@@ -110,8 +110,10 @@ class Cluster:
             folder: Folder on the cluster's storage for the folders of jobs, which hold state and log.
             python: Interpreter on the cluster that has boxseg and Ray.
         """
+        # Ray refuses an id that it has had before
         id = f"{name}-{new_id()}"
         entry = [python, "-u", "-m", "orchestration.jobs.entry", str(folder / id), *arguments]
+        # Ray itself gives a job 3 s between SIGTERM and SIGKILL
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
         if self._mode == "disabled":
             variables["RAY_AUTH_MODE"] = "disabled"
@@ -184,6 +186,7 @@ class Cluster:
                         write(text)
                     job = self.job(id)
                 if job.status in ENDED:
+                    # whatever the tail has not passed on
                     write(self.logs(id)[written:])
                     return job
                 heard = time.monotonic()
@@ -215,10 +218,12 @@ class Cluster:
 
     def _tail(self, id: str, *, skip: int) -> Iterator[str]:
         """What a job prints, from a number of characters on, as long as the connection lasts and the job runs."""
+        # one event loop for all chunks, as the connection belongs to it
         with asyncio.Runner() as runner:
             chunks: Any = self._client.tail_job_logs(id)
             try:
                 while (text := runner.run(_next(chunks))) is not None:
+                    # each new connection gets the log from its beginning
                     skipped = min(skip, len(text))
                     skip -= skipped
                     yield text[skipped:]
@@ -272,6 +277,7 @@ def _make_client(address: str) -> JobSubmissionClient:
     from ray.dashboard.modules.job import sdk
 
     for module in (dashboard_sdk, sdk):
+        # they tell of each upload and each lost connection, as we do ourselves
         module.logger.setLevel(logging.ERROR)
     with _resource_errors(address):
         return sdk.JobSubmissionClient(address)
@@ -297,6 +303,7 @@ def _job(details: Any) -> Job:
         id=details.submission_id,
         status=str(status),
         command=about.get("command", details.entrypoint),
+        # Ray's are milliseconds
         started=details.start_time and details.start_time / 1000,
         ended=details.end_time and details.end_time / 1000,
         exit_code=details.driver_exit_code,

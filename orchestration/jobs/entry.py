@@ -35,8 +35,8 @@ def main(folder: Path, arguments: list[str]) -> int:
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
+            stderr=subprocess.STDOUT,  # one stream, so that its lines keep their order
+            bufsize=0,  # read() gives what there is, and does not wait for 64 KiB
         )
         assert process.stdout is not None
         while chunk := process.stdout.read(65536):
@@ -46,6 +46,7 @@ def main(folder: Path, arguments: list[str]) -> int:
         code = process.wait()
     if code < 0:
         code = 128 - code  # killed by a signal: the exit code that a shell gives
+    # 75 is `ExitCode.INTERRUPTED`
     status = {0: "finished", 75: "interrupted"}.get(code, "failed")
     note(folder, about | {"status": status, "exit_code": code, "ended": time.time()})
     return code

@@ -55,6 +55,7 @@ def make_job(
     mounted = Path("/experiment") / experiment.name
     command = []
     for argument in arguments:
+        # not as text: ./EXP.yaml and EXP.yaml are one file
         is_experiment = Path(argument) == experiment
         command.append(str(mounted) if is_experiment else argument)
     folder = STORAGE / ".jobs" / name
@@ -66,7 +67,7 @@ def make_job(
         nodes.image,
         _resources(1, 0, "1Gi"),
         {},
-        restartPolicy="Never",
+        restartPolicy="Never",  # pods of a Kubernetes job may not restart always, the default
     )
     job = {
         "entrypoint": shlex.join(entry),
@@ -116,6 +117,7 @@ def _cluster(nodes: Nodes, *, config: str | None = None) -> dict[str, Any]:
     """The head, which runs no trials, and equal worker nodes; the operator makes the token and gives it to all."""
     volumes = [
         ("storage", str(STORAGE), {"persistentVolumeClaim": {"claimName": nodes.claim}}),
+        # Ray's object store is there, for which a container has 64 MB by default
         ("shared-memory", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}}),
     ]
     if config is not None:
@@ -171,6 +173,7 @@ def _pod(
         ],
         **more,
     }
+    # volumes belong to root until Kubernetes gives them to the group of fsGroup
     user = {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
     return {
         "spec": {

@@ -48,6 +48,7 @@ class Upload:
         with zipfile.ZipFile(path, "w") as archive:
             for name in sorted(self.sizes):
                 entry = zipfile.ZipInfo(name.as_posix())  # its date is 1980
+                # ZIP keeps Unix's mode of a file in the upper half of this field
                 entry.external_attr = (self.root / name).stat().st_mode << 16
                 archive.writestr(entry, (self.root / name).read_bytes(), zipfile.ZIP_DEFLATED)
 
@@ -77,6 +78,7 @@ def find_files(root: Path, *, tracked_only: bool = True) -> Upload:
             name = path.relative_to(root)
             if ".git" not in name.parts and "__pycache__" not in name.parts:
                 names.append(name)
+    # before the links are followed
     _refuse_links_out(root, names)
     names += _below_links(root, names)
     sizes: dict[Path, int] = {}
@@ -180,6 +182,7 @@ def _suspicion(path: Path, token: str | None) -> str | None:
 
 def _tracked(folder: Path) -> list[Path]:
     """Files below a folder that git tracks; none where it knows nothing of the folder."""
+    # -z: otherwise git quotes names that are not ASCII
     command = ["git", "-C", str(folder), "ls-files", "-z", "--recurse-submodules"]
     try:
         ended = subprocess.run(command, capture_output=True, timeout=60, check=False)
