@@ -18,6 +18,7 @@ def count_cpus() -> int:
     """
     quota = read_quota()
     cores = _visible_cores()
+    # half a core of time still runs one thread
     return cores if quota is None else max(1, min(cores, math.floor(quota)))
 
 
@@ -35,7 +36,7 @@ def read_quota() -> float | None:
 
 
 def _visible_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
+    if hasattr(os, "sched_getaffinity"):  # Linux has it, macOS not
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
@@ -48,6 +49,7 @@ def _own_groups() -> list[Path]:
     except OSError:
         return folders
     for line in lines:
+        # as in `4:cpu,cpuacct:/docker/…`; the line of version 2 names no controllers
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             root = CGROUPS
@@ -68,6 +70,7 @@ def _read_limit(folder: Path) -> tuple[float | None, float]:
             return (None if quota == "max" else float(quota)), float(period)
         quota_us = float((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
         period_us = float((folder / "cpu.cfs_period_us").read_text(encoding="utf-8"))
+        # -1 is no limit
         return (quota_us if quota_us > 0 else None), period_us
     except (OSError, ValueError):  # there is no such group here, or no such file
         return None, 0.0

@@ -20,6 +20,7 @@ from orchestration.planning.cores import count_cpus, read_quota
 from orchestration.planning.preflight import check_storage, find_address_fault, free_bytes
 from orchestration.record.scratch import RAY_LETTERS, find_place
 
+# the lower limits of pyproject.toml, to be raised with them
 FLOORS = {"torch": "2.10", "torchvision": "0.25", "ray": "2.54", "mlflow": "3.13"}
 """Package -> oldest version that works."""
 EXTRAS = {
@@ -155,6 +156,7 @@ def _ray_start() -> Finding:
     problem = _run_python(program, START_S)
     if problem is None:
         return Finding("ray starts", f"within {time.monotonic() - began:.0f} s")
+    # the last line of a traceback begins with the error's full name
     reason = problem.removeprefix("orchestration.errors.ResourceError: ")
     fix = (
         "run sweeps when less runs on this machine, or on a cluster (resources.address); "
@@ -182,6 +184,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _run_python(program: str, limit_s: float = IMPORT_S) -> str | None:
     """The last line of what a Python program of its own complained about; None if it ended well."""
     try:
+        # a process of its own: a broken package can take its process with it
         done = subprocess.run(
             [sys.executable, "-c", program],
             capture_output=True,
@@ -193,4 +196,5 @@ def _run_python(program: str, limit_s: float = IMPORT_S) -> str | None:
     if done.returncode == 0:
         return None
     lines = done.stderr.strip().splitlines()
+    # of a traceback the last line is the error; a process that was killed says nothing
     return lines[-1] if lines else "crashed"

@@ -86,6 +86,7 @@ def make_plan(spec: RunSpec) -> Plan:
     if spec.resources.gpus_per_worker and not preflight.uses_cluster(spec):
         card = preflight.name_gpu()
     guess = estimate(spec, aspect=train.aspect, card=card)
+    # what was measured here says more than any estimate
     if step_s is None and guess is not None:
         step_s, time_basis = guess.step_s, guess.basis
     by_size = estimate_on_cpu(spec, aspect=train.aspect) if step_s is None else None
@@ -93,6 +94,7 @@ def make_plan(spec: RunSpec) -> Plan:
         step_s, time_basis = by_size
     seconds = None
     if step_s is not None and concurrency is not None:
+        # in rounds, as trials of equal length come
         seconds = step_s * spec.train.steps * math.ceil(trials / concurrency)
     epochs = None
     if train.used_images:

@@ -119,6 +119,7 @@ def runner_of(spec: RunSpec) -> Literal["inline", "ray_train"]:
 
 def count_gpus() -> int:
     """NVIDIA GPUs that this process may use, counted without torch; 0 where the driver does not answer."""
+    # CUDA hides all GPUs for an empty list, or for -1
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
@@ -182,6 +183,7 @@ def free_bytes(storage: Path) -> int:
 def existing_parent(path: Path) -> Path:
     """The path itself if it exists, else the closest folder above it that does."""
     folder = path.absolute()
+    # not Path.exists, which raises in folders that may not be looked into
     while not os.access(folder, os.F_OK):
         folder = folder.parent
     return folder
@@ -216,6 +218,7 @@ def check_storage(storage: Path) -> None:
     folder = existing_parent(storage)
     way_out = "name another folder in the file, or with --set storage=DIR"
     try:
+        # by doing it: rights alone do not tell what a network disk allows
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         reason = "a file is in the way" if not folder.is_dir() else error.strerror
@@ -244,6 +247,7 @@ def _check_start(spec: RunSpec) -> None:
         if not os.path.exists(start):  # noqa: PTH110 - False for any name at all
             reason = "no such run, checkpoint or file; `boxseg runs ls` lists runs"
             raise ConfigError(f"model.start_from: {start}: {reason}")
+        # loads torch, so only where there is something to check
         from boxseg.build import check_start
 
         try:

@@ -62,6 +62,7 @@ ASKED = "Asked for with --set."
 
 def name_after(data: Path) -> str:
     """Name of the experiment for a data file or folder."""
+    # what `RunSpec.name` allows, as it names a folder
     return re.sub(r"[^\w.-]+", "-", data.absolute().stem).strip("-.") or "boxes"
 
 
@@ -79,6 +80,7 @@ class Machine:
     def here(cls, *, device: str = "auto") -> Machine:
         """This machine; without its GPUs where `device` is cpu."""
         gpus = 0 if device == "cpu" else count_gpus()
+        # memory is the machine's; a limit of its container is not looked at
         return cls(count_cpus(), gpus, psutil.virtual_memory().total, _has_bf16())
 
     @property
@@ -89,6 +91,7 @@ class Machine:
     @property
     def speed(self) -> float:
         """How many single cores a run here counts for; more threads give less each."""
+        # the power is that of `estimate_on_cpu`
         return GPU_SPEED if self.gpus else self.threads**0.8
 
     def __str__(self) -> str:
@@ -103,6 +106,7 @@ def _has_bf16() -> bool:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
         return False
+    # x86's names; other processors count as without
     return re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) is not None
 
 
@@ -277,6 +281,7 @@ def _plan_times(
 
 
 def _two_digits(number: float) -> int:
+    # down to two digits: 1,234 updates become 1,200
     digits = max(math.floor(math.log10(max(number, 1))) - 1, 0)
     return math.floor(number / 10**digits) * 10**digits
 
@@ -296,6 +301,7 @@ def _data_choices(train: CocoSource, machine: Machine) -> Iterator[ChosenValue]:
     yield ChosenValue("data.val.annotations", str(train.annotations.absolute()), "")
     yield ChosenValue("data.max_val_images", EVAL_IMAGES, "")
     if machine.gpus:
+        # one core is left to the training process
         workers = max(1, min(8, machine.cores - 1))
         yield ChosenValue("data.loader_workers", workers, "The GPU is not to wait for images.")
 
@@ -456,6 +462,7 @@ def _resource_choices(machine: Machine) -> Iterator[ChosenValue]:
 
 def _with_overrides(choices: list[ChosenValue], overrides: Sequence[str]) -> list[ChosenValue]:
     """The choices with the values that were asked for; settings that were not among them follow."""
+    # read as `--set` of a run is, so that a value means the same in both
     asked = functools.reduce(override, overrides, Source("--set", {}, {})).values
     values = dict(_leaves(asked, ()))
     merged = []

@@ -27,6 +27,7 @@ def find_doubts(checkpoint: Path, classes: Sequence[str]) -> list[str]:
 
 
 def _unfinished(checkpoint: Path) -> list[str]:
+    # a checkpoint is RUN/checkpoints/NAME
     status = sound_status(checkpoint.parent.parent)
     if status is None or status.status == "finished":
         return []
