@@ -43,6 +43,7 @@ def copy_results(client: MlflowClient, folder: RunFolder, state: dict[str, Any])
             draw_learning_curves(folder)
     copy_files(client, folder, state, (folder.path / name for name in RESULTS))
     for name in RESULT_FOLDERS:
+        # Names that begin with a dot are those of files that are being written.
         copy_files(client, folder, state, sorted(folder.path.glob(f"{name}/**/[!.]*")))
 
 
@@ -148,6 +149,7 @@ def copy_files(
         where = path.parent.relative_to(folder.path).as_posix() if place is None else place
         name = f"{where}/{path.name}"
         content = digest(path)
+        # By content, as a run that goes on writes results of the same names again.
         if copied.get(name) != content:
             client.log_artifact(state["run_id"], str(path), None if where == "." else where)
             copied[name] = content

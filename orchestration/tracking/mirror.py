@@ -72,6 +72,7 @@ class Tracker:
         self._settled: set[RunFolder] = set()
         self._copied: list[RunFolder] = []  # settled, and wholly in MLflow
         self._closing = threading.Event()
+        # A daemon: a store that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self._client: MlflowClient | None = None
         self._experiment_id = ""
@@ -137,6 +138,7 @@ class Tracker:
         if self._client is None:
             return False
         taken = True
+        # A copy, as `add` comes from another thread and settled folders are taken out below.
         for folder in list(self._folders):
             done, settled = False, folder in self._settled
             with self._tolerant():
@@ -181,6 +183,7 @@ class Tracker:
                 same_store = recorded_uri(folder, self._storage) == self.uri
                 if same_store and not is_copied(folder):
                     status = folder.status()
+                    # Those of this process are added by whoever runs them.
                     if status.is_final and status.pid != os.getpid():
                         self._folders.append(folder)
 
@@ -266,6 +269,7 @@ def catch_up(storage: Path, uri: str) -> Tracked:
         )
     client = open_client(uri)
     place = client.get_run(tracked[0][1]).info.experiment_id
+    # Newest first, so the first sweep is the latest.
     for status, run_id in tracked:
         if status.kind == "sweep":
             sweep_place = client.get_run(run_id).info.experiment_id

@@ -53,6 +53,7 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
         about = client.create_logged_model(
             run.info.experiment_id, "model", source_run_id=run_id, tags={CONTENT_TAG: content}
         )
+    # This is set last, so a model without it was cut short.
     if about.status == "READY":
         return str(about.model_uri)
     with scratch_folder("model") as scratch:
@@ -60,6 +61,7 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
         folder.mkdir()
         for path in (checkpoint / "about.json", weights):
             shutil.copy(path, folder)
+        # The method travels along: whoever serves the model need not have boxseg.
         code = scratch / "boxseg"
         shutil.copytree(
             Path(boxseg.__file__).parent,
@@ -84,6 +86,7 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
                     inputs=Schema([ColSpec("string", "image")]),
                     params=ParamSchema([ParamSpec("min_score", "double", MIN_SCORE)]),
                 ),
+                # Named here: MLflow would start another process to find them out, which takes several seconds.
                 pip_requirements=[f"mlflow=={mlflow.__version__}", *map(_pin, REQUIREMENTS)],
             )
         client.log_model_artifacts(about.model_id, str(scratch / "model"))
@@ -124,4 +127,5 @@ def better_network(checkpoint: Path) -> Path | None:
 
 
 def _pin(name: str) -> str:
+    # Without a local part such as `+cpu`, which PyPI does not have.
     return f"{name}=={importlib.metadata.version(name).partition('+')[0]}"

@@ -88,6 +88,7 @@ def save_comparison(
         ],
         "isAccordionReordered": True,
     }
+    # MLflow counts milliseconds.
     now = round(1000 * time.time())
     view = {
         "name": f"sweep {sweep_id}",

@@ -61,6 +61,7 @@ def repair(storage: Path) -> Iterator[str]:
         client = _connect(uri)
         for folder in runs:
             yield from _bring_back(client, folder)
+        # Runs at work are followed by their own process.
         ended = [folder for folder in runs if folder.status().is_final]
         for name in {folder.stored().name for folder in ended}:
             tracker = Tracker(storage, name, uri=uri, logs=storage / "logs")
@@ -85,6 +86,7 @@ def _repair_file(storage: Path) -> Iterator[str]:
     if not _is_sound(database):
         aside = _free_name(database, "damaged")
         database.rename(aside)
+        # SQLite would apply what these hold to the new file.
         for part in ("-wal", "-shm", "-journal"):
             database.with_name(DATABASE + part).unlink(missing_ok=True)
         yield f"MLflow's file is damaged; it is {aside.name} now, and a new one is made"
@@ -116,6 +118,7 @@ def _upgrade(storage: Path) -> Iterator[str]:
         if "out-of-date database schema" not in str(error):
             raise ResourceError(f"MLflow ({uri}) does not answer: {error}") from error
         _run_upgrade(uri, kept)
+    # Nothing was upgraded, so nobody needs the copy.
     if _version(database) == _version(kept):
         kept.unlink()
     else:

@@ -89,6 +89,7 @@ def _follow(
     if state.get("ended") == [status.status, status.ended]:
         return
     if "run_id" not in state:
+        # Kept at once: after a kill the run is found again without a search.
         state["run_id"] = _open_run(client, experiment_id, folder, status)
         folder.write_tracking(state)
     if not state.get("described"):
@@ -126,7 +127,9 @@ def _open_run(
     if "git_commit" in status.tags:
         tags["mlflow.source.git.commit"] = status.tags["git_commit"]
     if status.parent is not None:
+        # A KeyError where MLflow has not taken the parent yet: the next look tries again.
         tags["mlflow.parentRunId"] = _parent(folder, status).read_tracking()["run_id"]
+    # MLflow counts milliseconds.
     created = round(1000 * status.created)
     name = run_name(folder, status)
     run = client.create_run(
@@ -276,6 +279,7 @@ def _end_run(
         copy_checkpoint(client, folder, folder.best_checkpoint.resolve(), state)
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     end = round(1000 * (status.ended or time.time()))
+    # After all else, so that whoever sees a run ended there has all of it.
     client.set_terminated(run_id, status=MLFLOW_STATUS[status.status], end_time=end)
     for double in _find_runs(client, experiment_id, status):
         # the server had made one when we no longer waited for its answer

@@ -67,6 +67,7 @@ def _open(text: str) -> Any:
     if len(text) < 1000 and text.lower().endswith((".png", ".jpg", ".jpeg", ".bmp", ".webp")):
         return as_image(text)
     try:
+        # `validate`, as b64decode would otherwise leave out foreign letters and take any text.
         picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
         return np.array(picture.convert("RGB"))
     except (binascii.Error, OSError) as error:

@@ -23,6 +23,7 @@ START_S = 300.0
 STOP_S = 10.0
 """How long it may take to end before it is killed [s]."""
 QUIET = {
+    # Its queues for jobs, which nobody uses here, are several processes more.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -56,6 +57,7 @@ def mlflow_server(
     log.parent.mkdir(parents=True, exist_ok=True)
     names = ",".join(f"{name}:{port}" for name in (HOST, "localhost"))
     command = [sys.executable, "-m", "mlflow", "server"]
+    # One worker: the default of four, with the queues, takes 3 GB and three times as long to start.
     command += ["--backend-store-uri", store, "--workers", "1"]
     command += ["--host", HOST, "--port", str(port), "--allowed-hosts", names]
     command += ["--artifacts-destination", str(artifacts)]
@@ -76,6 +78,7 @@ def mlflow_server(
 
 def _check_free(port: int) -> None:
     with socket.socket() as probe:
+        # The last connections of a server that has ended linger for a while; they do not keep the next one out.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -97,6 +100,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) ->
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End the server's whole process group: first asked, then killed."""
+    # Both in any case: the server may end before the processes that it started do.
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)

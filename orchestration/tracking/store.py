@@ -58,6 +58,7 @@ def recorded_uri(folder: RunFolder, storage: Path) -> str:
 
 def open_client(uri: str) -> MlflowClient:
     """An MLflow client that gives up soon on a server that does not answer."""
+    # Ahead of the import, as MLflow reads some of them then; what the user has set stays.
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -87,6 +88,7 @@ def move_places(storage: Path) -> list[str]:
     if not database.exists():
         return []
     changes = []
+    # `closing` ends the connection; the connection as a context commits all changes, or none after an error.
     with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
         for old in _foreign_places(connection, storage):
             folder = Path(unquote(urlsplit(old).path)).parent
@@ -104,6 +106,7 @@ def _foreign_places(connection: sqlite3.Connection, storage: Path) -> list[str]:
     own = storage.absolute() / ARTIFACTS
     foreign = []
     for (uri,) in connection.execute("SELECT DISTINCT artifact_location FROM experiments"):
+        # Only places that the tracker chose; those of others are left alone.
         if uri is None or not uri.startswith("file:") or not uri.endswith(f"/{ARTIFACTS}"):
             continue
         folder = Path(unquote(urlsplit(uri).path))
@@ -122,6 +125,7 @@ def _replace_prefix(connection: sqlite3.Connection, old: str, new: str) -> None:
         for _, column, kind, *_ in connection.execute(f'PRAGMA table_info("{table}")').fetchall():
             if kind.upper().startswith(("VARCHAR", "TEXT")):
                 connection.execute(
+                    # Not LIKE, to which `_` and `%` in a path would stand for any letter.
                     f'UPDATE "{table}" SET "{column}" = ? || substr("{column}", ?) '
                     f'WHERE substr("{column}", 1, ?) = ?',
                     (new, len(old) + 1, len(old), old),
