@@ -37,8 +37,10 @@ class ExitCode(IntEnum):
     """Too few resources (memory and disk too), or the cluster is not reachable or refused."""
     DIVERGED = 6
     """A loss was not finite, or the masks collapsed to their boxes."""
+    # EX_TEMPFAIL of sysexits.h: try again later.
     INTERRUPTED = 75
     """Interrupted with the state saved; run again with `--resume`."""
+    # 128 + SIGINT, as shells have it.
     KILLED = 130
     """Interrupted twice, or in a command that has no state: nothing was saved beyond the last checkpoint."""
 

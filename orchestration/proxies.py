@@ -13,6 +13,7 @@ def spare_loopback() -> None:
     Ray's processes speak with one another by gRPC and MLflow's page is asked whether it is up; both would go to a
     proxy, which cannot reach the loopback address of another machine.
     """
+    # Programs differ in which of the two they read.
     for name in ("NO_PROXY", "no_proxy"):
         spared = [host.strip() for host in os.environ.get(name, "").split(",") if host.strip()]
         missing = [host for host in LOOPBACK if host not in spared]

@@ -83,6 +83,7 @@ def _hide_in_address(address: str) -> str:
     scheme = address.partition("://")[0]
     shown = re.sub(_USER, f"{scheme}://{HIDDEN}@", re.sub(_PASSWORD, _without_user, address))
     shown = re.sub(_OPTION, lambda found: found[0].removesuffix(found["value"]) + HIDDEN, shown)
+    # Where something in it still looks like a secret, nothing but the scheme is shown.
     return (
         shown
         if find_secret(shown.replace(f"{HIDDEN}@", "").replace(HIDDEN, "")) is None

@@ -70,6 +70,7 @@ def leave_gone_terminal() -> None:
                 termios.tcgetattr(number)
             except termios.error as error:  # another one: a file or a pipe
                 if error.args[0] == errno.EIO:
+                    # Under the same number, so that whoever has the stream already prints nowhere too.
                     os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
