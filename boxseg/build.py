@@ -60,6 +60,7 @@ def run_training(
         threads: CPU threads of torch in this process.
         criterion: Decides which evaluation is the best.
     """
+    # torch takes all cores by itself, which processes that share a machine would fight for.
     torch.set_num_threads(threads)
     trainer = build_trainer(config, data_root=data_root, device=device)
     return train(trainer, folder=folder, reporter=reporter, criterion=criterion)
@@ -88,10 +89,12 @@ def build_trainer(
     student.to(device).to(memory_format=memory_format).train()
     teacher = None
     if config.teacher.on:
+        # Of the finished student. In training mode, as its batch norms use the statistics of each batch.
         teacher = deepcopy(student).requires_grad_(False).train()
     return Trainer(
         config=with_warmups_in_steps(config),
         student=student,
+        # Each rank gathers its own BatchNorm statistics; to broadcast them would give all those of rank 0.
         forward=DistributedDataParallel(student, broadcast_buffers=False)
         if is_distributed()
         else student,
@@ -110,6 +113,7 @@ def build_trainer(
             shape=view_shape(config.train),
             flip=config.data.flip,
             strong=config.data.strong,
+            # The setting counts the images of all processes together.
             batch_size=config.train.batch_size // world_size(),
             seed=config.train.seed,
             rank=rank(),
@@ -139,6 +143,7 @@ def build_datasets(config: BoxSegConfig, data_root: Path) -> tuple[CocoBoxes, Co
     """
     train_source, val_source = config.data.train, config.data.val
     if not isinstance(train_source, CocoSource) or not isinstance(val_source, CocoSource):
+        # Both are drawn, even where a file takes the place of one.
         toy_train, toy_val = ensure_toy(data_root, config.data.toy)
         train_source = train_source if isinstance(train_source, CocoSource) else toy_train
         val_source = val_source if isinstance(val_source, CocoSource) else toy_val
@@ -146,6 +151,7 @@ def build_datasets(config: BoxSegConfig, data_root: Path) -> tuple[CocoBoxes, Co
         train_source, train=True, use_masks=config.data.use_masks == "where_present"
     )
     val_data = load_boxes(val_source, train=False)
+    # A label is a place in the list of classes: with another list it would mean another class.
     require_same_classes(train_data, val_data)
     return train_data, val_data
 
@@ -171,6 +177,7 @@ def check_start(config: BoxSegConfig, path: Path) -> None:
         CheckpointError: they are missing, damaged, or of another network.
         DataError: the file holds no state dict.
     """
+    # Names and shapes decide, apart from layers of classes: no weights are loaded, and one class is enough.
     take_over(build_network(config, num_classes=1, weights="none"), read_trained(path), ["any"])
 
 
@@ -253,5 +260,6 @@ def with_warmups_in_steps(config: BoxSegConfig) -> BoxSegConfig:
 def seed_everything(seed: int) -> None:
     """Seed the global generators; the loop's own randomness is a function of seed and step."""
     random.seed(seed)
+    # numpy takes seeds of 32 bits only.
     np.random.seed(seed % 2**32)  # noqa: NPY002  some libraries draw from it
     torch.manual_seed(seed)

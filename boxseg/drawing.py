@@ -58,6 +58,7 @@ def drawing(path: Path) -> Iterator[Path]:
     """
     try:
         yield path
+    # KeyboardInterrupt is no Exception, so who wants to stop still can.
     except Exception as error:
         if path not in _told:
             _told.add(path)

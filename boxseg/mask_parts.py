@@ -47,6 +47,7 @@ class MaskPart:
         # What both have in common, in pixels of the image.
         y1, y2 = max(self.top, top), min(self.top + height, top + size[0])
         x1, x2 = max(self.left, left), min(self.left + width, left + size[1])
+        # Without a common part the bounds cross, and negative ones would count from the end.
         if y2 > y1 and x2 > x1:
             rows = slice(y1 - self.top, y2 - self.top)
             columns = slice(x1 - self.left, x2 - self.left)
@@ -78,6 +79,7 @@ class MaskPart:
     def iou(self, other: MaskPart) -> float:
         """IoU with another mask of the same image; 0 where both are empty."""
         height, width = self.pixels.shape
+        # Nothing of the other one outside this rectangle can be common.
         common = self.pixels & other.within(self.top, self.left, (height, width))
         both = int(np.count_nonzero(common))
         return both / max(self.area + other.area - both, 1)
@@ -101,5 +103,6 @@ def place_masks(parts: Sequence[MaskPart], size: tuple[int, int]) -> NDArray[np.
     """Masks as bool (n, height, width) of an image of (height, width): memory for n frames."""
     masks = np.zeros((len(parts), *size), dtype=np.bool_)
     for mask, part in zip(masks, parts, strict=True):
+        # `mask` is a view: this writes into `masks`.
         mask[part.place] = part.pixels
     return masks

@@ -82,11 +82,13 @@ class Batch:
     def split(self, parts: int) -> list[Batch]:
         """The images in order as so many batches, at most one for each image; sizes differ by one at most."""
         parts = min(parts, len(self))
+        # Even steps, rounded down: 10 images in 4 parts end at 2, 5, 7 and 10.
         bounds = [len(self) * number // parts for number in range(parts + 1)]
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         return [
             replace(
                 self,
+                # `drawn` may be None, which has no parts.
                 **{name: value[start:end] for name, value in values.items() if value is not None},
             )
             for start, end in pairwise(bounds)
@@ -193,6 +195,7 @@ class Windows:
     def lines(self) -> tuple[Tensor, Tensor]:
         """The windows' rows, int64 (n, h), and columns, int64 (n, w)."""
         rows, columns = (
+            # (n, 1) + (side,) -> (n, side)
             self.corner[:, axis, None] + torch.arange(side, device=self.corner.device)
             for axis, side in enumerate(self.size)
         )
@@ -204,7 +207,7 @@ class Windows:
             (line >= start[:, axis, None]) & (line < end[:, axis, None])
             for axis, line in enumerate(self.lines())
         )
-        return rows[:, :, None] & columns[:, None]
+        return rows[:, :, None] & columns[:, None]  # (n, h, 1) & (n, 1, w)
 
     def cells(self, width: int) -> Tensor:
         """int64 (n, h * w): the windows' cells in flat maps of rows of `width` cells."""
@@ -321,6 +324,7 @@ class Detections:
             boxes=self.boxes[index],
             scores=self.scores[index],
             labels=self.labels[index],
+            # Parts are on the host, so this is a read from the device.
             parts=[self.parts[row] for row in index.tolist()],
         )
 
