@@ -56,8 +56,10 @@ def pack(networks: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> dict[
 
     files = {}
     for name, weights in networks.items():
+        # safetensors takes contiguous tensors only, and those of a channels-last network are not.
         tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
         files[f"{name}.safetensors"] = save(tensors)
+    # In memory: training may go on while the bytes are summed and written.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return files | {"state.pt": buffer.getvalue()}
@@ -81,6 +83,7 @@ def save_checkpoint(
     folder = folder_of(checkpoints, step)
     for left in checkpoints.glob(".step-*"):  # a kill left these; only one process writes here
         shutil.rmtree(left, ignore_errors=True)
+    # The dot in front keeps both from being taken for checkpoints.
     scratch, replaced = (checkpoints / f".{folder.name}-{uuid4().hex[:8]}" for _ in range(2))
     with naming_storage_faults(folder):
         scratch.mkdir()
@@ -92,6 +95,7 @@ def save_checkpoint(
                 json.dumps(_with_sums({"step": step, **about}, files), indent=1).encode(),
             )
             sync_folder(scratch)
+            # A rename cannot replace a folder with files in it, so that one moves away first.
             if folder.exists():  # the same step was saved before a restart; the new one is as good
                 folder.rename(replaced)
             scratch.rename(folder)
@@ -118,6 +122,7 @@ def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
     with naming_storage_faults(folder):
         _replace_copies(checkpoints)
         steps = [step_folder for _, step_folder in _steps(checkpoints)]
+        # Names have leading zeros, so they compare as the steps do.
         until_now = [step_folder for step_folder in steps if step_folder.name <= folder.name]
         for later in steps[len(until_now) :]:
             shutil.rmtree(later, ignore_errors=True)
@@ -202,6 +207,7 @@ def find_checkpoint_damage(folder: Path, *, only: str | None = None) -> str | No
     """
     try:
         sums: dict[str, str] = _read_about(folder)["sha256"]
+        # `_read_about` has compared its own sum already.
         for name in sums.keys() - {ABOUT} if only is None else {only}:
             with _naming_damage(folder / name):
                 # raises for a pipe, from which reading would wait forever
@@ -267,6 +273,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     with _naming_way_out(folder):
         data = _read_file(folder, path.name)
         with _naming_damage(path):
+            # `weights_only`, as a pickle could run code; this takes tensors and plain values alone.
             state: dict[str, Any] = torch.load(
                 io.BytesIO(data), map_location="cpu", weights_only=True
             )
@@ -283,6 +290,7 @@ def _with_sums(about: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]
 
 def _own_sum(about: dict[str, Any]) -> str:
     others = {name: value for name, value in about["sha256"].items() if name != ABOUT}
+    # Sorted: the sum must not depend on the order in which names were put in.
     text = json.dumps({**about, "sha256": others}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -294,6 +302,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
         step, sums = about["step"], about["sha256"]
         if type(step) is not int or not isinstance(sums, dict):
             raise ValueError("it does not tell the step and the checksums")
+        # Resolved, as `last` and `best` are links to the folder that is named after the step.
         named = STEP.fullmatch(folder.resolve().name)
         if named and int(named[1]) != step:
             raise ValueError(f"it tells of step {step}")
@@ -307,6 +316,7 @@ def _read_file(folder: Path, name: str) -> bytes:
     path = folder / name
     expected = _read_about(folder)["sha256"].get(name)
     with _naming_damage(path):
+        # Read once: what is compared with its sum is what is used, even if the file changes meanwhile.
         data = read_plain(path)
         _check_sum(hashlib.sha256(data).hexdigest(), expected)
     return data
@@ -371,6 +381,7 @@ def _link(pointer: Path, folder: Path) -> None:
         if error.errno in NO_LINKS:  # links are for people; nothing here depends on them
             return
         raise
+    # A link cannot be changed; a rename puts another in its place, with no moment without one.
     scratch.replace(pointer)
 
 
@@ -384,6 +395,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    # That says nothing about the file.
     except MemoryError:
         raise
     except Exception as error:  # whatever the readers meet in a damaged file

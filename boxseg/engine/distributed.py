@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 def is_distributed() -> bool:
     """Whether a process group with more than one process exists."""
+    # In builds of torch without `distributed` the other two functions are missing.
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -28,6 +29,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     """Mean of a tensor over all processes, without gradient; the argument is left unchanged."""
     if not is_distributed():
         return value.detach()
+    # `all_reduce` adds up in place.
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / world_size()
@@ -51,6 +53,7 @@ def average_buffers(network: nn.Module) -> None:
     if not is_distributed():
         return
     for buffer in network.buffers():
+        # The others count batches, and are alike on all ranks.
         if buffer.is_floating_point():
             dist.all_reduce(buffer)
             buffer /= world_size()

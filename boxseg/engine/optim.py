@@ -40,10 +40,12 @@ def build_optimizer(
     backbone = [parameter for name, parameter in named if name in in_backbone]
     rest = [parameter for name, parameter in named if name not in in_backbone]
     groups = [
+        # `set_lr` overwrites `lr` at each step; `base_lr` stays, and torch saves and loads it as well.
         {"params": parameters, "lr": lr * scale, "base_lr": lr * scale}
         for parameters, scale in ((rest, 1.0), (backbone, backbone_lr_scale))
         if parameters
     ]
+    # `fused`: one operation does what would otherwise be several over each tensor.
     if optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)

@@ -60,7 +60,9 @@ class Outbox:
         waiting = self._waiting
         if waiting is None or not (wait or (world_size() == 1 and waiting.done())):
             return
+        # Before a fault of the writer is raised: leaving the context would otherwise raise it again.
         self._waiting = None
+        # The first call waits for the writer; the second publishes what it wrote, in this thread.
         report = waiting.result()()
         gather_objects(None)  # a barrier: no process reports before the files are there
         self._reporter.on_eval(report)

@@ -39,6 +39,7 @@ def read_trained(path: Path) -> TrainedWeights:
         return TrainedWeights(str(path), read_state(str(path)), None)
     folder = checkpoint.find_checkpoint(path)
     about = checkpoint.load_about(folder)
+    # Before the first evaluation nobody knows which one is better.
     name = about.get("network") or "student"
     state = checkpoint.load_network(folder, name)
     return TrainedWeights(f"{folder} ({name})", state, about["classes"]["names"])
@@ -80,6 +81,7 @@ def take_over(
             f"{trained.place}: no layer has the name and shape of one of this network; give weights of the same "
             "model.kind, model.backbone or model.channels"
         )
+    # torch asks for all names, so what does not fit is given back to itself.
     network.load_state_dict(own | fitting)
     anew = tuple(name for name in parameters if name not in fitting)
     known = None if pairs is None else tuple(class_names[new] for new, _ in pairs)
@@ -113,6 +115,7 @@ def _join_classes(
         sizes: K', K.
         ahead: Rows before those of the first class.
     """
+    # Rows of one class: 1 for its logit, 4 for the sides of its box.
     per_class = (len(own) - ahead) // sizes[1]
     if (
         not pairs
@@ -120,6 +123,7 @@ def _join_classes(
         or len(trained) != ahead + per_class * sizes[0]
     ):
         return None
+    # Trained weights are on the CPU; `load_state_dict` brings the result to the network's device.
     joined = own.detach().cpu().clone()
     joined[:ahead] = trained[:ahead]
     for now, before in pairs:

@@ -49,6 +49,7 @@ class Trainer:
     @property
     def soft_thr(self) -> float:
         """Threshold of `PseudoMasks.soft`."""
+        # Votes give a share; one detection per box, as weighted fusion, gives a probability.
         by_vote = self.config.qam.fusion == "vote" and not self.config.teacher.with_nms
         return self.config.qam.vote_thr if by_vote else self.config.qam.mask_thr
 

@@ -93,6 +93,7 @@ def label_batch(trainer: Trainer, batch: Batch) -> list[PseudoMasks]:
             fcos=config.fcos,
             around_boxes=True,
         )
+    # Out of autocast: scores and fusion are float32, whatever the networks compute in.
     return fuse_candidates(config, candidates, batch)
 
 
@@ -103,6 +104,7 @@ def fuse_candidates(
     qam, with_nms = config.qam, config.teacher.with_nms
     colors: Tensor | list[None] = [None] * len(batch)
     if qam.color_weight:
+        # Nothing was pasted yet, so these are the colours that the teacher saw.
         colors = rgb_to_lab(F.avg_pool2d(batch.weak.float(), MASK_STRIDE))  # (B, 3, H/4, W/4)
     return [
         make_pseudo_masks(of_image, boxes, settings=qam, with_nms=with_nms, lab=lab)
@@ -120,6 +122,8 @@ def update_ema(trainer: Trainer, step: int) -> None:
 
 def paste_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
     """Random numbers of copy-paste for one step of this process, or one part of its batch."""
+    # Part 0 draws what a batch in one part would.
     numbers = [seed, PASTE_STREAM, step, rank(), *([part] if part else [])]
+    # It mixes them, so that neighbouring steps and ranks draw unrelated numbers.
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]) >> 1)  # 63 bits: torch takes signed numbers

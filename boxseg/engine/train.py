@@ -82,6 +82,7 @@ def train(
     report_again(progress, checkpoints, reporter)
     with Outbox(reporter) as outbox:
         batches = trainer.loader.batches(progress.step, trainer.steps - progress.step)
+        # From here to `started` the loop waits for data.
         asked = time.perf_counter()
         for step, batch in enumerate(batches, progress.step):
             started = time.perf_counter()
@@ -104,9 +105,11 @@ def train(
                 )
                 meter = Meter()
             stop = wants_stop(reporter, at_report=reports)
+            # An evaluation saves a checkpoint too, so a stop after it needs no other.
             if done in eval_steps:
                 progress = evaluate(trainer, folder, done, progress, outbox, criterion=criterion)
             elif stop or done in save_steps:
+                # First: published after this one, an earlier checkpoint would remove it as one of a later step.
                 outbox.deliver()
                 progress = replace(progress, step=done)
                 save(trainer, checkpoints, progress)
@@ -174,6 +177,7 @@ def optimise(trainer: Trainer, batch: Batch, step: int) -> dict[str, Tensor]:
         for name, value in output.metrics.items():
             metrics[name] = metrics.get(name, 0) + share * value
     if trainer.config.train.clip_norm is not None:
+        # Here the gradient is the sum over parts and the mean over ranks: the norm is that of the whole batch.
         nn.utils.clip_grad_norm_(trainer.student.parameters(), trainer.config.train.clip_norm)
     trainer.optimizer.step()
     return metrics
@@ -221,6 +225,7 @@ def evaluate(
     Raises:
         CollapseError: masks have become boxes; the evaluation is reported.
     """
+    # Before, so that the networks that are evaluated are those that are saved.
     agree(trainer)
     evaluation = validate(trainer, folder=folder, step=done, criterion=criterion)
     metrics = evaluation.metrics
@@ -247,6 +252,7 @@ def evaluate(
 
     outbox.add(write_all)
     try:
+        # Last, as the evaluation that shows a collapse is saved and reported all the same.
         guard_collapse(metrics, done, trainer.steps, trainer.config.train.collapse_fill)
     except CollapseError:
         outbox.deliver()
@@ -293,6 +299,7 @@ def snapshot(trainer: Trainer, checkpoints: Path, progress: Progress) -> Callabl
     the folder.
     """
     agree(trainer)
+    # All ranks take part, those too that write nothing.
     states = gather_objects(trainer.rank_state())
     if rank() != 0:
         return lambda: checkpoint.folder_of(checkpoints, progress.step)
@@ -375,6 +382,7 @@ class Meter:
 
     def summary(self) -> dict[str, float]:
         """Means as plain numbers, with the pace."""
+        # `float` waits for the device: once for each report, not at each step.
         means = {name: float(total) / self._steps for name, total in self._sums.items()}
         return means | {
             "train/images_per_s": self._images / max(self._step_s + self._wait_s, 1e-9),
