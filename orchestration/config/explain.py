@@ -51,7 +51,9 @@ def group_of(field: FieldInfo | None) -> type[Config] | None:
 def unknown_setting(name: str, model: type[Config]) -> str:
     """`qam.k_topp is not a setting; did you mean qam.k_top?`, or the names there are."""
     known = list(setting_names(model))
+    # reversed, so that of names that end alike the first one stays
     by_last_part = {each.rpartition(".")[2]: each for each in reversed(known)}
+    # a name written wrongly, or else a right one in another group
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75) or [
         by_last_part[last]
         for last in difflib.get_close_matches(
@@ -79,6 +81,7 @@ def explain(error: ValidationError, source: Source, model: type[Config]) -> Conf
     groups = {path[:length] for path in faults for length in range(len(path))}
     deepest = [path for path in faults if path not in groups]
     order = {path: number for number, path in enumerate(source.places)}
+    # in the order of the file; what was not written, as a missing name, comes first
     deepest.sort(key=lambda path: order.get(path, -1))
     lines = [_sentence(path, faults[path], source, model) for path in deepest[:MAX_SENTENCES]]
     if len(deepest) > MAX_SENTENCES:
@@ -102,6 +105,7 @@ def _key_path(item: Any, values: Any) -> KeyPath:
         if in_list or (isinstance(values, dict) and part in values):
             values = values[part]
             path.append(str(part))
+    # it is not among the values, so its name is still to come
     if item["type"] == "missing" and isinstance(item["loc"][-1], str):
         path.append(item["loc"][-1])
     return tuple(path)
@@ -112,6 +116,7 @@ def _sentence(path: KeyPath, items: list[Any], source: Source, model: type[Confi
     kinds = {item["type"] for item in items}
     if "value_error" in kinds:
         return _rule_sentence(path, str(item["ctx"]["error"]), source)
+    # there is such a setting, so its dots were written within one key
     if "extra_forbidden" in kinds and find_field(model, name.split(".")) is not None:
         group, _, last = name.rpartition(".")
         return f"{place}: {name} is written with a dot; nest it, as in `{group}: {{{last}: …}}`"
@@ -119,6 +124,7 @@ def _sentence(path: KeyPath, items: list[Any], source: Source, model: type[Confi
         return f"{place}: {unknown_setting(name, model)}"
     if "missing" in kinds and isinstance(item["loc"][-1], str):
         return f"{place}: {name} is missing; add it"
+    # each member of a union complains by itself
     rules = dict.fromkeys(_rule(item, find_field(model, path)) for item in items)
     return f"{place}: {name} is {as_yaml(item['input'])}; it must be {', or '.join(rules)}"
 
@@ -162,6 +168,7 @@ def _rule(item: Any, field: FieldInfo | None) -> str:
             return "a group of settings"
         return f"a group with the settings {', '.join(group.model_fields)}"
     if kind == "literal_error":
+        # pydantic lists them in one text, as in `'a', 'b' or 'c'`
         names = re.findall(r"'([^']+)'", item["ctx"]["expected"])
         near = difflib.get_close_matches(str(item["input"]), names, n=1)
         listing = names[0] if len(names) == 1 else f"one of {', '.join(names)}"

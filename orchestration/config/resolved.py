@@ -22,6 +22,7 @@ DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 def dump_resolved(spec: RunSpec) -> str:
     """All settings as YAML that loads again to an equal spec."""
     values = spec.model_dump(mode="json")
+    # it will be read from other folders than this one
     values["storage"] = str(spec.storage.absolute())
     return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
@@ -61,6 +62,7 @@ def parse_resolved(text: str) -> dict[str, Any]:
     """
     depth = 0
     try:
+        # before it is loaded: loading calls itself for each group within a group
         for event in yaml.parse(text, Loader=LOADER):
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
@@ -70,6 +72,7 @@ def parse_resolved(text: str) -> dict[str, Any]:
                 fault = "it has aliases, or groups within too many groups"
                 raise ValueError(f"{fault}, which nobody wrote there")
         values = yaml.load(text, Loader=LOADER)
+    # PyYAML has no error of its own for `!!bool word` and `!!timestamp word`
     except (yaml.YAMLError, LookupError, AttributeError) as error:
         raise ValueError(str(error)) from error
     if not isinstance(values, dict) or not _is_plain(values):

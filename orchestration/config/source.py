@@ -125,6 +125,7 @@ def override(source: Source, text: str) -> Source:
         path = (*path[:2], ".".join(path[2:]))
     label = f"--set {key}"
     parsed, inner = _parse(value, label, folder=Path.cwd(), path=path)
+    # groups on the way, unless the file has them already: `others` comes after
     groups = {path[:length]: label for length in range(1, len(path))}
     # what the file says at this path, or below it, is replaced
     others = {other: place for other, place in source.places.items() if other[: len(path)] != path}
@@ -155,6 +156,7 @@ def _parse(
         reader = _Reader(text, name, folder)
         node = reader.get_single_node()
         return None if node is None else reader.read(node, path), reader.places
+    # unlike other errors of YAML it has a position and no line
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         place, character = _place(name, line), f"U+{error.character:04X}"
@@ -197,6 +199,7 @@ class _Reader(yaml.SafeLoader):
 
     def read(self, node: yaml.Node, path: KeyPath) -> Any:
         self._values += 1
+        # by an alias a composed node can hold itself
         if len(path) > MAX_DEPTH:
             raise self._too_deep(node.start_mark)
         if self._values > MAX_VALUES:
@@ -237,6 +240,7 @@ class _Reader(yaml.SafeLoader):
             raise ConfigError(
                 f"{place}: {name} is not of the kind {kind} that it is marked as; leave the mark out"
             ) from error
+        # marks such as !!binary and !!timestamp make other kinds
         if not isinstance(value, str | int | float | None):
             kind = type(value).__name__
             rule = "settings are numbers, words and lists"
@@ -260,6 +264,7 @@ class _Reader(yaml.SafeLoader):
         values: dict[str, Any] = {}
         lines: dict[str, int] = {}
         taken_over: dict[str, Any] = {}
+        # wherever << stands among them, a group's own settings win over it
         for key_node, value_node in node.value:
             if key_node.value == MERGE:
                 taken_over |= self._read_merged(value_node, path)
@@ -301,6 +306,7 @@ class _Reader(yaml.SafeLoader):
             del self.places[other]
 
     def _absolute(self, value: str, place: str) -> str:
+        # URIs, and the words that `model.weights` takes
         if "://" in value or value in ("auto", "imagenet", "none"):
             return value
         try:
@@ -308,6 +314,7 @@ class _Reader(yaml.SafeLoader):
         except RuntimeError as error:
             reason = "the home of somebody unknown"
             raise ConfigError(f"{place} is {value}, {reason}; write the whole path") from error
+        # links keep their names, unless `..` has to be followed through them
         return str(path.resolve() if ".." in path.parts else path)
 
 
@@ -319,6 +326,7 @@ def _place(source_name: str, line: int) -> str:
     return source_name if source_name.startswith("--set") else f"{source_name}:{line}"
 
 
+# the third are the letters that values begin with, by which PyYAML looks patterns up
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -345,12 +353,14 @@ def names_run(start: str) -> bool:
 def _setting_name(path: KeyPath) -> str:
     """The dotted name of what stands at `path`; for an item of a choice, of the setting that it is for."""
     if path[:2] == ("sweep", "space") and path[3:4] == ("choice",):
+        # (sweep, space, NAME, choice, number in the list, …)
         path = (path[2], *path[5:])
     return ".".join(path)
 
 
 def _read_text(path: Path) -> str:
     try:
+        # with or without the mark that editors on Windows begin files with
         return read_plain(path, limit=MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError as error:
         beside = sorted(other.name for other in path.parent.glob("*.y*ml"))

@@ -88,6 +88,7 @@ class QRandInt(Config):
 def _each_once(values: list[Any]) -> list[Any]:
     seen = set()
     for value in values:
+        # as JSON, where lists can be compared and true is not 1
         text = json.dumps(value, sort_keys=True, default=str)
         if text in seen:
             raise ValueError(f"repeats {text}; the same trial again tells nothing new")
@@ -111,6 +112,7 @@ def domain_kind(value: Any) -> str | None:
 
 
 AnyDomain = Uniform | LogUniform | QUniform | RandInt | LogRandInt | QRandInt | Choice
+# with tags, pydantic tells what is wrong with one kind, and not with all seven
 Domain = Annotated[
     Annotated[Uniform, Tag("uniform")]
     | Annotated[LogUniform, Tag("loguniform")]
@@ -139,6 +141,7 @@ def samples(space: dict[str, AnyDomain], limit: int = 128) -> Iterator[dict[str,
     for number in range(longest):  # each corner at least once
         values = [corner[number % len(corner)] for corner in ends]
         yield dict(zip(space, values, strict=True))
+    # always the same, so that a file is refused each time or never
     draw = random.Random(0)
     for _ in range(limit):
         yield dict(zip(space, [draw.choice(corner) for corner in ends], strict=True))
@@ -150,6 +153,7 @@ def values_of(domain: AnyDomain) -> Sequence[Any] | None:
         case Choice(choice=values):
             return values
         case RandInt(randint=(low, high)) | LogRandInt(lograndint=(low, high)):
+            # no list, as there can be millions
             return range(low, high)
         case QRandInt() | QUniform():
             return stepped_values(domain)
@@ -220,6 +224,7 @@ def corners(domain: AnyDomain) -> list[Any]:
             values = stepped_values(domain)
             return [values[0], values[1], values[-1]]
         case Uniform(uniform=(low, high)) | LogUniform(loguniform=(low, high)):
+            # divided by pi, so that it is not whole, whatever the ends
             return [low, high, low + (high - low) / math.pi]
 
 

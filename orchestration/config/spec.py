@@ -231,6 +231,7 @@ class RunSpec(BoxSegConfig):
     def _keep_sparse(cls, values: Any, handler: ModelWrapValidatorHandler[RunSpec]) -> RunSpec:
         spec = handler(values)
         if isinstance(values, dict):
+            # copied, as the caller may change what it gave
             spec._sparse = copy.deepcopy(values)
         return spec
 
@@ -260,6 +261,7 @@ class RunSpec(BoxSegConfig):
 
     def __eq__(self, other: object) -> bool:
         """Equal settings are equal, however they were written."""
+        # pydantic's own would compare `_sparse` too
         return type(self) is type(other) and self.__dict__ == other.__dict__
 
 
@@ -300,6 +302,7 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
         ConfigError: anything wrong with file or overrides, one line for each fault.
     """
     source = read_settings(path, overrides)
+    # in a file the section is fine, as it serves both commands
     for key, place in source.places.items():
         if key[0] == "sweep" and place.startswith("--set"):
             way_out = "leave it out, or use `boxseg sweep`"
@@ -342,6 +345,7 @@ def read_settings(path: Path, overrides: Sequence[str] = (), *, for_sweep: bool 
     """
     source = read_source(path)
     if for_sweep:
+        # twice: overrides can change `sweep.settings`, and win over them below
         source = _use_sweep_settings(source, functools.reduce(override, overrides, source))
     source = functools.reduce(override, overrides, source)
     # `qam:` and nothing below
@@ -383,6 +387,7 @@ def _build_trial(spec: SweepSpec, values: dict[str, Any], places: dict[str, str]
     """The run with `values` in place; faults in them are named by `places` (setting name -> where it is varied)."""
     sparse = _without_sweep(spec._sparse)
     for name, value in values.items():
+        # searches draw numbers of numpy, which YAML and JSON do not know
         sparse = assign(sparse, name.split("."), value.item() if hasattr(value, "item") else value)
     return _build_spec(
         RunSpec,
@@ -463,6 +468,7 @@ def _check_space_name(name: str, place: str) -> None:
     field = find_field(RunSpec, name.split("."))
     if field is None:
         raise ConfigError(f"{place}: sweep.space: {unknown_setting(name, RunSpec)}")
+    # only what is always a group: `data.train` can be the word toy
     if group_of(field) is field.annotation is not None:
         way_out = f"vary its settings one by one, as in {name}.NAME"
         raise ConfigError(f"{place}: sweep.space: {name} is a group; {way_out}")
