@@ -15,6 +15,7 @@ from boxseg.errors import CheckpointError
 BankKind = Literal["images", "classes"]
 
 
+# Compared by identity, as tensors have no single answer to `==`.
 @dataclass(frozen=True, eq=False)
 class Peer:
     """One instance, cut out of its image."""
@@ -73,7 +74,9 @@ class Bank(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Tensors on the CPU and plain values, for a checkpoint."""
         groups = {
-            key: [_on_cpu(vars(peer)) for peer in group] for key, group in self._groups.items()
+            # Not `asdict`, which would copy each tensor.
+            key: [_on_cpu(vars(peer)) for peer in group]
+            for key, group in self._groups.items()
         }
         return {"kind": self.kind, "groups": groups}
 
@@ -148,6 +151,7 @@ class ImageBank(Bank):
         return len(self._groups)
 
     def add(self, admitted: Sequence[Admitted], generator: torch.Generator) -> None:
+        # With repetitions: two objects of a class are another entry than one.
         key = tuple(label for label, _ in admitted)
         if key and key not in self._groups:
             self._groups[key] = [cut() for _, cut in admitted]

@@ -137,6 +137,7 @@ def draft_composition(
     """All that `compose` computes; arguments and errors as there."""
     stride = _stride(image, masks, pasted_image, pasted_masks)
     covered = pasted_masks.any(dim=0)
+    # The pixel that a cell stands for, 4k + 2 where s is 4; with s = 1 each pixel.
     pasted_cells = pasted_masks[:, stride // 2 :: stride, stride // 2 :: stride]
     remaining = masks & ~pasted_cells.any(dim=0)
 
@@ -153,6 +154,7 @@ def draft_composition(
     keep = has_its_box | (remaining_px > min_area)
     if drop_slivers:
         has_both_sides = (visible[:, 2:] - visible[:, :2] >= 1).all(dim=1)
+        # A box that was a sliver before the paste stays.
         keep &= ~touched | has_both_sides
     return Draft(
         image=torch.where(covered, pasted_image, image),

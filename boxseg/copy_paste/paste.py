@@ -108,6 +108,7 @@ def paste_peers(
         plans = {}
         for image in images:
             plans[image] = _plan(facts[image], bank, probability, settings, generator)
+            # From `before`, so that no peer is a copy of a copy.
             if not bank.uses_up:
                 _remember(before[image], facts[image], bank, settings, generator)
         for number in range(settings.per_image):
@@ -210,6 +211,7 @@ def _choose(
     labels = set(facts.labels) if settings.mode == "instance" else None
     used = {id(peer) for choice in earlier for peer in choice.peers}
     for group in bank.draw(labels, generator):
+        # Mode `simple` pastes a whole entry of the bank, the others the best peer of it.
         peers = group if settings.mode == "simple" else [max(group, key=lambda peer: peer.quality)]
         if any(id(peer) in used for peer in peers):
             continue
@@ -291,6 +293,7 @@ def _choose_shift(
     hidden_px = box_intersection(places, torch.tensor(facts.boxes)).sum(dim=1)
     (best,) = hidden_px.argmin(dim=0, keepdim=True).tolist()
     left, top = corners[best]
+    # Whole pixels, so that the peer's own need no resampling.
     return round(top - source[1]), round(left - source[0])
 
 
@@ -337,6 +340,7 @@ def _settle(states: list[ImageState], attempts: dict[int, Attempt], bank: Bank) 
         peers = [peer for peer, seen in zip(attempt.peers, in_sight, strict=True) if seen]
         if not peers:
             continue
+        # One is enough: a bank that is used up drops the whole entry of a peer.
         bank.mark_used(peers[0])
         state, draft = states[image], attempt.draft
         if len(peers) < len(attempt.peers):
@@ -378,6 +382,7 @@ def _place(
         rows, crop_rows = _overlap(peer.corner[0] + shift[0], peer.views.shape[1], size[0])
         columns, crop_columns = _overlap(peer.corner[1] + shift[1], peer.views.shape[2], size[1])
         visible = pixel_mask(peer, soft_thr)[crop_rows, crop_columns].to(mask.device)
+        # Compared on the device; an `if` would wait for it.
         mask[rows, columns] = visible & (visible.sum() > min_area)
         crop = peer.views[:, crop_rows, crop_columns].to(canvas.device)
         canvas[:, rows, columns] = torch.where(mask[rows, columns], crop, canvas[:, rows, columns])
@@ -407,6 +412,7 @@ def _merge(pseudo: PseudoMasks, composition: Composition, peers: list[Peer]) -> 
         quality=torch.cat([pseudo.quality[kept], quality]),
         score=torch.cat([pseudo.score[kept], numbers[:, 1]]),
         num_candidates=torch.cat(
+            # The teacher found a peer in another image, with no candidates in this one.
             [pseudo.num_candidates[kept], pseudo.num_candidates.new_zeros(len(peers))]
         ),
         full=full,
@@ -433,6 +439,7 @@ def _admissible(facts: ImageFacts, settings: PcConfig) -> list[int]:
 def _cut(state: ImageState, facts: ImageFacts, index: int) -> Peer:
     """One instance as a peer: the pixels of its box, and the part of its mask that these pixels need."""
     (height, width), (x1, y1, x2, y2) = facts.size, facts.boxes[index]
+    # The pixels that belong to a box as `box_masks` has it.
     rows = slice(int(y1), min(int(y2 + 1), height))
     columns = slice(int(x1), min(int(x2 + 1), width))
     if state.pseudo.full is None:
@@ -440,6 +447,7 @@ def _cut(state: ImageState, facts: ImageFacts, index: int) -> Peer:
     else:
         mask = state.pseudo.full[index, rows, columns]
     return Peer(
+        # Cloned: a view would keep the whole image in memory.
         views=state.views[:, rows, columns].clone(),
         mask=mask.clone(),
         corner=(rows.start, columns.start),
