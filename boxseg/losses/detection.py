@@ -53,6 +53,7 @@ def detection_losses(
     logits = predictions.class_logits.float()
     # Varifocal loss asks a positive for the IoU that its box reaches now; focal loss asks for 1.
     peak = iou.detach() if use_vfl else torch.ones_like(iou)
+    # `scatter` takes no -1 for the background; what it writes there is 0.
     labels = targets.labels.clamp(min=0).unsqueeze(-1)
     class_targets = torch.zeros_like(logits).scatter_(2, labels, (peak * positive).unsqueeze(-1))
     classification = varifocal_loss if use_vfl else focal_loss
@@ -88,6 +89,7 @@ def giou(predicted: Tensor, target: Tensor, *, eps: float = 1.0) -> tuple[Tensor
     intersection = _area(torch.minimum(predicted, target))
     enclosing = _area(torch.maximum(predicted, target))
     union = _area(predicted) + _area(target) - intersection
+    # With eps 0 the union of two empty boxes would be 0.
     iou = (intersection + eps) / (union + max(eps, 1e-9))
     return iou, iou - (enclosing - union) / enclosing.clamp(min=1e-9)
 

@@ -93,6 +93,7 @@ def pair_affinity(
         Float (M, S) in [0, 1]; 0 where there is no valid second cell.
     """
     binary = (mask if mask.dtype == torch.bool else mask > 0.5).float()
+    # Cells beyond the border count as 0 in the mean of nine.
     soft = (F.avg_pool2d(binary[:, None], 3, stride=1, padding=1)[:, 0] + binary) / 2
     here, there = pairs.take(soft, mask_row)
     same_label = here * there + (1 - here) * (1 - there)

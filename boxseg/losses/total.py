@@ -68,6 +68,7 @@ def compute_losses(
         predictions, batch.boxes, batch.labels, mean_over_ranks=mean_over_ranks
     )
     mask_logits = network.mask_logits(predictions, proposals.image_index, proposals.handle).float()
+    # float32: bf16 has two to three digits, too few for sums over whole maps and for logarithms.
     with torch.autocast(mask_logits.device.type, enabled=False):
         terms = terms | _mask_terms(
             mask_logits, batch, proposals, pseudo_masks, step, boxinst, loss
