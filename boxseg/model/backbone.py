@@ -190,6 +190,7 @@ def _choose_maps(extractor: nn.Module, name: str) -> tuple[tuple[int, ...], tupl
     """Indices and channels of the maps of strides 8, 16 and 32."""
     try:
         with torch.no_grad():
+            # In evaluation mode, as the blank image must not enter the statistics of batch norms.
             maps = extractor.eval()(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
     except (AssertionError, RuntimeError) as error:
         raise ConfigError(
@@ -197,6 +198,7 @@ def _choose_maps(extractor: nn.Module, name: str) -> tuple[tuple[int, ...], tupl
         ) from error
     index_of_side = {}
     for index, item in enumerate(maps):
+        # Of a square image maps are square; what has other shapes is no map.
         if item.shape[-1] == item.shape[-2]:
             index_of_side[item.shape[-1]] = index
     sides = [PROBE_SIZE // stride for stride in PYRAMID_STRIDES[:3]]
@@ -225,6 +227,7 @@ def _parameters_up_to(extractor: nn.Module, stages: int) -> set[str]:
     was_training = extractor.training
     maps = extractor.eval()(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
     extractor.train(was_training)
+    # side x 2^stages >= PROBE_SIZE: the map has a stride of 2^stages or less.
     fine = [item.sum() for item in maps if item.shape[-1] * 2**stages >= PROBE_SIZE]
     if not fine:
         return set()
@@ -269,6 +272,7 @@ def _build_lite0(name: str, weights: str) -> Backbone:
     if weights != "none":
         state = read_state(path)
         if "_conv_stem.weight" in state:
+            # The package names its tensors otherwise than timm, and has them in the same order.
             state = pair_states(state, timm.create_model("tf_" + name).state_dict(), place=path)
         load_weights_into(backbone.extractor, state, place=path)
         backbone.weights_source = source

@@ -55,6 +55,7 @@ class FcosHead(nn.Module):
                 widening = math.sqrt(256 / channels) if module in outputs else 1
                 nn.init.normal_(module.weight, std=0.01 * widening)
                 nn.init.zeros_(module.bias)
+        # The logit of PRIOR. Nearly all locations are background, and would begin with a huge loss at one half.
         if self.class_logits.bias is not None:
             nn.init.constant_(self.class_logits.bias, -math.log((1 - PRIOR) / PRIOR))
 
@@ -93,6 +94,7 @@ class FcosHead(nn.Module):
             image_index: int64 (n,).
             patches: int64 (n, 9), rows of `make_patches`.
         """
+        # (n, 9): places among those of all images in one row.
         cells = image_index[:, None] * padded.shape[1] + patches
         values = (
             padded.flatten(0, 1)

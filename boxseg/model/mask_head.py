@@ -40,6 +40,7 @@ class MaskBranch(nn.Module):
         """Levels P3, P4, P5, each (B, channels, h, w) -> mask features (B, F, H/8, W/8)."""
         total = self.refine[0](maps[0])
         for level in (1, 2):
+            # P4 and P5 have a half and a quarter of P3's sides.
             total = total + aligned_bilinear(self.refine[level](maps[level]), 2**level)
         return self.output(self.tower(total))
 
@@ -71,6 +72,7 @@ class DynamicMaskHead(nn.Module):
             reach: Pixels that are one unit of a cell's offset, for each pyramid level.
         """
         super().__init__()
+        # Follows from the settings, so no checkpoint needs it.
         self.register_buffer("reach", torch.tensor(reach, dtype=torch.float32), persistent=False)
         self.widths = [features + 2] + [channels] * (layers - 1) + [1]
         self.weight_sizes = [before * after for before, after in pairwise(self.widths)]
@@ -161,5 +163,6 @@ def _take_windows(maps: Tensor, image_index: Tensor, windows: Windows) -> Tensor
 
 def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    # a = 1 is the gain of a layer without ReLU; the reference begins so.
     nn.init.kaiming_uniform_(conv.weight, a=1)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())

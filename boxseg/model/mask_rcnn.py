@@ -109,6 +109,7 @@ class MaskRcnn(PyramidNetwork):
             tuple((size,) for size in anchor_sizes), ((0.5, 1.0, 2.0),) * len(anchor_sizes)
         )
         limit = {"training": regions, "testing": regions}
+        # Thresholds and shares are torchvision's defaults.
         self.rpn = RegionProposalNetwork(
             anchors,
             RPNHead(channels, anchors.num_anchors_per_location()[0]),
@@ -169,6 +170,7 @@ class MaskRcnn(PyramidNetwork):
         counts = [len(regions) for regions in predictions.regions]
         # (sum of R, K, 4)
         boxes = self.roi_heads.box_coder.decode(deltas, predictions.regions)[:, 1:]
+        # Class 0 is the background.
         probs = logits.softmax(dim=-1)[:, 1:]
         detections = []
         for image_boxes, image_probs, size in zip(
@@ -187,6 +189,7 @@ class MaskRcnn(PyramidNetwork):
         self, predictions: RegionPredictions, image_index: Tensor, handle: Tensor
     ) -> Tensor:
         """Mask logits, float32 (n, H/4, W/4), of boxes with labels (n, 5); `OUTSIDE` outside of their windows."""
+        # The pool takes the boxes image by image; `order.argsort()` brings the masks back into the caller's order.
         order = image_index.argsort(stable=True)
         windows, labels = _widen(handle[order, :4]), handle[order, 4].long()
         per_image = windows.split(image_index.bincount(minlength=len(predictions.sizes)).tolist())
@@ -277,6 +280,7 @@ def paste_logits(logits: Tensor, boxes: Tensor, height: int, width: int) -> Tens
         Float (n, height / 4, width / 4): bilinear samples at the centre pixels of the cells, `OUTSIDE` elsewhere.
     """
     rows, columns = height // MASK_STRIDE, width // MASK_STRIDE
+    # + 0.5: boxes and `grid_sample` measure to edges of pixels, and the centre of pixel k is at k + 0.5.
     pixels = grid_locations(rows, columns, MASK_STRIDE, device=boxes.device) + 0.5
     pixels = pixels.view(rows, columns, 2)
     corner = boxes[:, None, None, :2]

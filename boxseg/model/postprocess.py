@@ -54,6 +54,7 @@ def postprocess(
         size, original_size = sizes[image], original_sizes[image]
         chosen = choose_detections(raw, nms_thr=nms_thr, topk=topk)
         boxes = clip_boxes_to_image(scale_boxes(chosen.boxes, size, original_size), original_size)
+        # Before masks are drawn: those of boxes that lie off the image would be for nothing.
         not_empty = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         chosen, boxes = chosen.take(not_empty), boxes[not_empty]
 

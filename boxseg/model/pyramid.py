@@ -27,6 +27,7 @@ class PyramidNetwork(MaskNetwork):
         self.num_classes = num_classes
         self.backbone = backbone
         self.pyramid = build_pyramid(backbone.channels, channels)
+        # Images come in 0 … 255, and weights expect the mean and deviation of 0 … 1.
         self.register_buffer(
             "pixel_mean", torch.tensor(backbone.mean).view(3, 1, 1) * 255, persistent=False
         )
@@ -51,6 +52,7 @@ class PyramidNetwork(MaskNetwork):
                 "(B, 3, H, W) and (B, H, W) with H and W multiples of 32 are needed"
             )
         normalised = (images.float() - self.pixel_mean) / self.pixel_std
+        # 0 is the mean colour by now; black padding would end each image with an edge.
         normalised = torch.where(valid[:, None], normalised, 0)
         maps = dict(zip(("p3", "p4", "p5"), self.backbone(normalised), strict=True))
         return dict(self.pyramid(maps))

@@ -35,7 +35,9 @@ class PlainVit(nn.Module):
             pretrained: Download its weights.
         """
         super().__init__()
+        # `dynamic_img_size`: learnt positions are resized to each image; timm would refuse all sizes but one.
         vit: Any = timm.create_model(name, pretrained=pretrained, dynamic_img_size=True)
+        # Drops the classifier: data-parallel training waits for the gradient of every parameter.
         vit.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
         self.vit = vit
         self.patch_px: int = vit.patch_embed.patch_size[0]

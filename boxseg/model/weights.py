@@ -52,6 +52,7 @@ def read_state(path: str) -> State:
     ):
         raise DataError(f"{path}: holds no state dict; a dict of names and tensors is needed")
     return {
+        # DataParallel puts this in front of all names.
         name.removeprefix("module."): value
         for name, value in state.items()
         if isinstance(value, Tensor)
@@ -66,6 +67,7 @@ def load_weights_into(network: nn.Module, state: State, *, place: str) -> None:
     """
     own = network.state_dict()
     for name, tensor in own.items():
+        # Early versions of torch did not save this count, and nothing here depends on it.
         if name not in state and not name.endswith("num_batches_tracked"):
             raise DataError(
                 f"{place}: has no entry {name!r}; the state dict of another network? see model.backbone"
@@ -100,6 +102,7 @@ def download_state(url: str) -> State:
         DataError: it cannot be downloaded.
     """
     timeout = socket.getdefaulttimeout()
+    # `torch.hub` has no timeout that could be set.
     socket.setdefaulttimeout(TIMEOUT_S)
     try:
         with named_errors(url), contextlib.redirect_stdout(io.StringIO()):
@@ -137,7 +140,7 @@ def _is_reachable(url: str) -> bool:
     question = urllib.request.Request(url, method="HEAD")
     try:
         urllib.request.urlopen(question, timeout=TIMEOUT_S / 2).close()
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError:  # whatever it answers, somebody is there
         return True
     except OSError:
         return False
