@@ -110,6 +110,7 @@ def pick_candidates(
     if (
         around_boxes
         and network.draws_windows
+        # Only then are the cells of the network's maps those of the batch.
         and view is batch
         and needs_windows_only(qam, teacher)
     ):
@@ -343,6 +344,7 @@ def to_training_grid(probs: Tensor, batch: Batch, view: Batch, image: int) -> Te
     )
     for padded, cells, side, new_side in sides:
         pixel = torch.arange(MASK_STRIDE // 2, padded, MASK_STRIDE, device=probs.device)
+        # The centre of pixel k is at k + 0.5 in both images.
         new_pixel = ((pixel + 0.5) * (new_side / side) - 0.5).clamp(0, new_side - 1)
         cell = (new_pixel - MASK_STRIDE // 2) / MASK_STRIDE
         axes.append(2 * cell / max(cells - 1, 1) - 1)

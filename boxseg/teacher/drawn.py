@@ -34,7 +34,7 @@ def _prefer_drawn(drawn: DrawnMasks, pseudo: PseudoMasks | None) -> PseudoMasks:
     used = drawn.present & drawn.mask.flatten(1).any(dim=1)
     if pseudo is None:
         number = used.float()
-        mask = drawn.mask & used[:, None, None]
+        mask = drawn.mask & used[:, None, None]  # (N, H/4, W/4) & (N, 1, 1)
         return PseudoMasks(mask, mask.float(), number, number, number.long())
     chosen = used[:, None, None]
     return PseudoMasks(

@@ -21,6 +21,7 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     """
     targets: list[Tensor] = list(teacher.parameters())
     sources: list[Tensor] = [parameter.detach() for parameter in student.parameters()]
+    # One call for all parameters, which are many and mostly small: teacher + (1 - m) (student - teacher).
     torch._foreach_lerp_(targets, sources, 1.0 - momentum)
 
 

@@ -83,6 +83,7 @@ def fuse_by_weight(
     weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Weighted mean of the probabilities; `vote_thr` has no part in it."""
+    # All weights of a box may be 0, and 0 / 0 is no number.
     share = weights / sum_per_box(weights, box_index, num_boxes).clamp(min=1e-12)[box_index]
     mean = sum_per_box(mask_probs * share[:, None, None], box_index, num_boxes)
     return mean > mask_thr, mean

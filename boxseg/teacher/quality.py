@@ -87,4 +87,5 @@ def score_single_detections(
 ) -> tuple[Tensor, Tensor]:
     """BoxTeacher's quality sqrt(sqrt(score) x mask confidence) of at most one candidate per box, and its score."""
     quality = (scores.sqrt() * mask_confidence(mask_probs, mask_thr=mask_thr)).sqrt()
+    # With one candidate at most, the sum is its value, or 0 without one.
     return sum_per_box(quality, box_index, num_boxes), sum_per_box(scores, box_index, num_boxes)

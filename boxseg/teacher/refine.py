@@ -59,6 +59,7 @@ def refine_by_color(soft: Tensor, lab: Tensor, boxes: Tensor, *, weight: float) 
     for _ in range(PASSES):
         object_share = probs * inside
         of_object = _histogram(cell_bins, object_share)
+        # The map divides each cell of the box between the two histograms; the ring is all rest.
         of_rest = _histogram(cell_bins, box_and_ring - object_share)
         ratio = weight * ((of_object + FLOOR) / (of_rest + FLOOR)).log()
         probs = ratio.gather(1, cell_bins).add_(prior).sigmoid_()
