@@ -58,8 +58,7 @@ def drawing(path: Path) -> Iterator[Path]:
     """
     try:
         yield path
-    # KeyboardInterrupt is no Exception, so who wants to stop still can.
-    except Exception as error:
+    except Exception as error:  # not KeyboardInterrupt, so who wants to stop still can
         if path not in _told:
             _told.add(path)
             logger.warning("%s is left out: %s: %s", path, type(error).__name__, label(error, 500))

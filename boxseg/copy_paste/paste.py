@@ -340,7 +340,7 @@ def _settle(states: list[ImageState], attempts: dict[int, Attempt], bank: Bank) 
         peers = [peer for peer, seen in zip(attempt.peers, in_sight, strict=True) if seen]
         if not peers:
             continue
-        # One is enough: a bank that is used up drops the whole entry of a peer.
+        # One is enough: a bank that uses peers up drops the whole entry that holds it.
         bank.mark_used(peers[0])
         state, draft = states[image], attempt.draft
         if len(peers) < len(attempt.peers):

@@ -395,8 +395,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    # That says nothing about the file.
-    except MemoryError:
+    except MemoryError:  # that says nothing about the file
         raise
     except Exception as error:  # whatever the readers meet in a damaged file
         raise CheckpointError(f"{path} is damaged: {error}") from error

@@ -43,7 +43,7 @@ class Rule:
 
 
 RULES: dict[FailureClass, Rule] = {
-    # Our own errors come first and are told by their class alone, as their texts may quote anything.
+    # These of our own come first and are told by their class alone, as their texts may quote anything.
     FailureClass.CONFIGURATION: Rule(r"^(ConfigError|ResourceError)\b", "stop"),
     FailureClass.DATA: Rule(r"^DataError\b", "stop"),
     FailureClass.NON_FINITE: Rule(r"^NonFiniteLossError\b", "stop"),

@@ -33,7 +33,7 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
         StorageError: the disk is full, read-only or gone.
     """
     with naming_storage_faults(path):
-        # O_CLOEXEC: a program that we start would inherit the open file, and hold the lock on when we have gone.
+        # O_CLOEXEC: a program that we start would inherit the open file, and keep the lock when we have gone.
         file = no_link(str(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -498,6 +498,5 @@ def _is_dead(status: RunStatus) -> bool:
         return is_reused or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-    # It is there, but this account may not look at it.
-    except psutil.Error:
+    except psutil.Error:  # it is there, but this account may not look at it
         return False
