@@ -40,6 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help comes back at once
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+# each imports torch, Ray and MLflow by itself and late, as these take seconds to load
 app.command()(train.train)
 app.command()(train.sweep)
 app.command()(label.label)
@@ -67,14 +68,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command and give its exit code; purposeful errors become one message on stderr, no traceback."""
+    # before anything opens a connection
     spare_loopback()
     try:
+        # standalone, click would print errors its own way and end the process
         result = app(arguments, prog_name="boxseg", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         # Commands that save their state on a signal end by themselves.
         say("interrupted")
         return ExitCode.KILLED
     except BrokenPipeError:  # the reader of our output has left, as `head` does
+        # Python writes out stdout once more at its end, and would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
     except Exception as error:
@@ -101,17 +105,20 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, OSError) and (code := _tell_os_error(error)) is not None:
             return code
         log = keep_traceback()
+        # there is no other place to keep it
         if log is None and not debug:
             typer.echo(trace, err=True)
         say(
             f"error: {type(error).__name__}: {error} (unexpected; details {f'in {log}' if log else 'above'})"
         )
         return ExitCode.FAILED
+    # click hands the exit code of a typer.Exit back as the result
     return result if isinstance(result, int) else ExitCode.DONE
 
 
 def _tell_os_error(error: OSError) -> ExitCode | None:
     """Tell of faults of paths and disks; None for what may be a fault of ours."""
+    # a fault of writing to stdout names no file
     place, number = error.filename or "output", error.errno or 0
     if number in PATH_FAULTS and error.filename is not None:
         say(f"error: {place}: {error.strerror}; {PATH_FAULTS[number]}")
@@ -143,6 +150,7 @@ def _options(
         help="Print the version and exit.",
     ),
 ) -> None:
+    # stdout is for results alone
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(SafeFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

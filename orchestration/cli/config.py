@@ -32,6 +32,7 @@ def show(experiment: Experiment, overrides: Overrides = None, as_json: AsJson = 
     from orchestration.config.resolved import leaves
     from orchestration.config.spec import load_run, load_sweep, read_settings
 
+    # of a file without a sweep, for_sweep changes nothing
     source = read_settings(experiment, overrides or [], for_sweep=True)
     spec = (load_sweep if "sweep" in source.values else load_run)(experiment, overrides or [])
     values = spec.model_dump(mode="json")
@@ -53,6 +54,7 @@ def _origin(name: str, spec: RunSpec, source: Source) -> str:
     if path in source.places:
         return source.places[path]
     presets = {
+        # the method first, whose presets lie over those of the profile
         f"method {spec.method}": METHODS[spec.method],
         f"profile {spec.profile}": PROFILES[spec.profile],
     }
@@ -66,6 +68,7 @@ def _lines(values: dict[str, Any], prefix: str, origins: dict[str, str]) -> Iter
     indent = "  " * prefix.count(".")
     for name, value in values.items():
         if prefix + name in origins:
+            # on one line, however long, as the origin stands behind it
             text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
             text = text.removesuffix("...\n").strip()  # YAML's end mark after a lone value
             yield f"{indent}{name}: {text}  # {origins[prefix + name]}"

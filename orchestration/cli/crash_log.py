@@ -23,6 +23,7 @@ def state_folder() -> Path:
     """
     named = os.environ.get("XDG_STATE_HOME", "")
     return (
+        # the rules of XDG are to ignore relative paths
         Path(named) if Path(named).is_absolute() else Path.home() / ".local" / "state"
     ) / "boxseg"
 
@@ -31,11 +32,13 @@ def keep_traceback() -> Path | None:
     """Write the traceback of the current exception to a file that only this user can read; None where that fails."""
     import tempfile  # takes a while to load
 
+    # arguments can hold secrets too
     text = hide(f"boxseg {' '.join(sys.argv[1:])}\n{traceback.format_exc()}")
     try:
         folder = state_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         prefix = time.strftime("error-%Y%m%d-%H%M%S-")  # names sort by time
+        # has mode 0600, and a name that no other command takes
         with tempfile.NamedTemporaryFile(
             "w",
             dir=folder,
@@ -43,7 +46,7 @@ def keep_traceback() -> Path | None:
             suffix=".log",
             delete=False,
             encoding="utf-8",
-            errors="replace",
+            errors="replace",  # in names, bytes that are no UTF-8 are half characters
         ) as log:
             log.write(text)
     except (OSError, RuntimeError):

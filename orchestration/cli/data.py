@@ -65,6 +65,7 @@ def check(
         )
     errors = count_faults(faults, fatal=True)
     warnings = count_faults(faults, fatal=False)
+    # settings are only held against data that can be used
     misfits = [] if errors or target.suffix == ".json" else _misfits(target)
     if as_json:
         about = {"usable": not errors, "errors": errors, "warnings": warnings, "faults": faults}
@@ -131,6 +132,7 @@ def stats(
         draw_stats(counts[first]["classes"], box_sides(contents[first]), picture)
         say(f"drawn: {picture}")
     if as_json:
+        # a lone file has one split, which `_sources` has called train
         print_json(counts if target.suffix != ".json" else counts["train"])
         return
     for split, counted in counts.items():
@@ -196,6 +198,7 @@ def import_(
     excluded = set()
     for path in exclude or ():
         for entry in read_well_formed(path, whole=False)["images"]:
+            # without folder and ending, as copies of an image often differ in these
             excluded.add(Path(entry["file_name"]).stem)
     splits = convert(source, format_name, exclude=frozenset(excluded))
     require_objects(splits, source)
@@ -254,6 +257,7 @@ def export(
     good = find_good_masks(read_well_formed(target), wanted, target)
     for image in good.content["images"]:
         fault = image_fault(source.images, image, decode=False)
+        # masks become shares of the listed size, which has to be that of the image
         if fault is not None and fault.fatal and fault.value != DOES_NOT_EXIST:
             raise DataError(str(fault))
     if output.exists():
@@ -313,6 +317,7 @@ def _write_splits(
     from boxseg.files.writing import write_atomic
 
     paths = {name: output / f"{name}.json" for name in parts}
+    # all of them before the first is written
     for path in paths.values():
         if path.exists():
             raise ConfigError(

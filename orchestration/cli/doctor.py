@@ -20,6 +20,7 @@ def doctor(storage: Storage = Path("runs"), as_json: AsJson = False) -> None:
     if as_json:
         print_json(findings)
     else:
+        # what boxseg works without is a note at most
         states = {True: "ok", False: "fault"}
         rows = [
             (

@@ -54,11 +54,13 @@ def evaluate(
         names, classes=read_data(found_data, to_evaluate=True), data=data, storage=storage
     )
 
+    # torch is loaded from here on
     from boxseg.data.dataset import CocoBoxes
     from boxseg.evaluation.pictures import draw_worst
     from boxseg.evaluation.scoring import mask_agreement, score_detections
 
     source = CocoBoxes(found_data, train=False)
+    # back in the order run, other
     found = [_detections(name, source, device=device, storage=storage) for name in names][::-1]
     scores = [score_detections(source, each) for each in found]
     results = [_told(source, *each) for each in zip(found, scores, strict=True)]
@@ -79,6 +81,7 @@ def evaluate(
             "not all boxes have drawn masks: there is no mask AP, only how well masks fit the given boxes"
         )
     if as_json:
+        # metrics on top as well, where `train --json` has them
         print_json(shown | shown["metrics"])
     else:
         _print(shown)

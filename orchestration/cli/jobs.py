@@ -51,6 +51,7 @@ LOCAL = ("jobs", "ui")
 """Commands that make no sense as a job."""
 
 
+# options behind the command's name are then the command's
 @app.command(context_settings={"allow_interspersed_args": False})
 def submit(
     context: typer.Context,
@@ -92,6 +93,7 @@ def submit(
     for left_out, reason in upload.left_out.items():
         say(f"warning: not uploaded: {left_out}: {reason}")
     name, folder, arguments = _prepare(context, command, upload, storage)
+    # before the cluster is asked for anything
     check_upload(upload, limit=int(max_mb * 1e6), allowed=allow or [], token=read_token())
     cluster = Cluster(address, insecure=insecure)
     cluster.check_job_storage(folder, root)
@@ -106,6 +108,7 @@ def submit(
     elif as_json:
         print_json(cluster.job(id))
     else:
+        # the id alone, for scripts
         typer.echo(id)
 
 
@@ -174,6 +177,7 @@ def logs(
             raise ConfigError(
                 f"{path}: is missing; the job has not begun yet, or its folder was cleared"
             )
+        # a job prints whatever bytes it likes
         typer.echo(path.read_text(encoding="utf-8", errors="replace"), nl=False)
         return
     from orchestration.jobs.client import Cluster
@@ -237,6 +241,7 @@ def manifest(
         experiment = _experiment(typed)
         spec = _load(command[0], experiment, typed["overrides"] or [])
     run = spec.resources if spec else ResourcesConfig()
+    # a node holds a whole run, if nothing else is said
     cpus = cpus or math.ceil(run.workers * run.cpus_per_worker)
     gpus = math.ceil(run.workers * run.gpus_per_worker) if gpus is None else gpus
     cluster = kuberay.Nodes(
@@ -255,6 +260,7 @@ def _prepare(
     """Name, storage and whole command of a job; what the command would refuse in its first second is refused here."""
     typed = _parse(context, command)
     for text in command:
+        # what would be hidden is a secret
         if hide(text) != text:
             raise ConfigError(
                 f"jobs submit: {hide(text)} holds a secret, which everybody on the cluster could read; give it by the "
@@ -276,6 +282,7 @@ def _prepare(
         overrides.append(f"storage={storage.absolute()}")
     spec = _load(command[0], upload.root / experiment, overrides)
     folder = spec.storage.absolute()
+    # the job runs in a copy of the folder, where a relative storage would be lost with it
     return spec.name, folder, [*command, "--set", f"storage={folder}"]
 
 
@@ -304,6 +311,7 @@ def _parse(context: typer.Context, command: list[str]) -> dict[str, Any]:
             f"jobs submit: {command[0]} is no command for a job; choose one of {', '.join(known)}"
         )
     return (
+        # parses, and runs nothing
         commands.get_command(root, command[0])
         .make_context(command[0], command[1:], parent=root)
         .params
@@ -349,6 +357,7 @@ def _show(job: Job, as_json: bool) -> None:
 
 def _kept(storage: Path, job: str) -> Path:
     found = [path for path in sorted((storage / JOBS).glob("*/")) if path.name.startswith(job)]
+    # a whole id wins, even if others begin with it
     exact = [path for path in found if path.name == job]
     if len(exact or found) != 1:
         raise ConfigError(

@@ -129,6 +129,7 @@ def label(
     check_minutes(minutes)
     runs = Path("runs") if storage is None else storage
     sources = [source] if compare is None else compare.split(",")
+    # all that can be refused, before `find_boxes` imports anything into the output folder
     if apply is not None:
         plain_file(apply, "decisions are a file that the review page downloads")
     elif not trains:
@@ -178,6 +179,7 @@ def label(
         summary["expected_iou"] = expect_mean_iou(qualities)
     if review:
         pages = write_review(folder, boxes.source.images)
+        # pages are drawn while this goes over them
         for _ in counted(pages, len(boxes), what="images drawn"):
             pass
         summary["review"] = str(folder / "review/index.html")
@@ -218,6 +220,7 @@ class _Training:
         from orchestration.execute.label_run import time_told
         from orchestration.planning.recipe import Machine
 
+        # the boxes of a YOLO or VOC folder are imported to look at them
         with tempfile.TemporaryDirectory() as scratch:
             found = find_boxes(data, images, imports=Path(scratch))
             fingerprint, recipe = self._task(data, found, folder).choose()
@@ -302,5 +305,6 @@ def _print_summary(summary: dict[str, Any], as_json: bool) -> None:
         if shown.get("expected_iou") is not None:
             shown["expected_iou"] = str(shown["expected_iou"])
         print_pairs([(name.replace("_", " "), value) for name, value in shown.items()])
+    # only now, so that the summary is printed all the same
     if problems and len(problems) == summary["images"]:
         raise DataError("no image could be read; `boxseg data check` tells more")

@@ -57,6 +57,7 @@ def print_table(
         for heading, *column in zip(headings, *cells, strict=True)
     ]
     gone: list[str] = []
+    # files and pipes have room for all
     for heading in first_to_go if sys.stdout.isatty() else ():
         if (
             sum(wide[place] + GAP for place, name in enumerate(headings) if name not in gone) - GAP

@@ -59,4 +59,5 @@ def recipe(
             print_line(line)
     else:
         print_line(output)
+    # on stderr: what is on stdout is an experiment file
     say(f"{made.steps} updates, about {show_duration(made.times.total_s)}; {made.times.basis}")

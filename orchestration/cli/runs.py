@@ -63,6 +63,7 @@ def list_all(
             )
             for each in found
         ],
+        # what is missed least goes first
         first_to_go=("folder", "why it failed", "AP75", "began", "kind", "box AP", "step"),
     )
 
@@ -121,6 +122,7 @@ def compare(
     from orchestration.report.compare import compare_runs
 
     if len(runs) < 2:
+        # typer can ask for one or more, not for two
         raise typer.BadParameter("name two or more runs", param_hint="RUN…")
     found = compare_runs([find_run(storage, run) for run in runs])
     if as_json:
@@ -225,6 +227,7 @@ def _began(status: RunStatus) -> str:
 
 
 def _summary(status: RunStatus) -> list[tuple[str, Any]]:
+    # of a run that goes on, until now
     ended = status.ended or time.time()
     page = Path(status.folder) / "report" / "index.html"
     pairs = {

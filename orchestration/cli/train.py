@@ -49,10 +49,12 @@ def train(
     from orchestration.config.spec import load_run
     from orchestration.record.find_runs import find_run
 
+    # one of the two; a repeat is a new run, with nothing to resume
     if (experiment is None) == (from_run is None) or (from_run and resume):
         raise typer.BadParameter(
             "name an experiment file, or a run with --from-run", param_hint="EXP.yaml"
         )
+    # ids are looked for where runs are by default; runs elsewhere go by their folder
     original = None if from_run is None else find_run(Path("runs"), from_run)
     file = original.config_path if original is not None else experiment
     assert file is not None
@@ -68,6 +70,7 @@ def train(
     from orchestration.execute.run import train_run
 
     result = train_run(spec, resume=resume, repeat=original)
+    # a terminal that was closed meanwhile does not turn a run that ended well into a fault
     leave_gone_terminal()
     if as_json:
         about = {
@@ -190,6 +193,7 @@ def sweep(
             f"ended after {len(result.table.rows)} trials by {result.stopped_by}; --resume goes on for as long again"
         )
     failure = RunFolder(result.folder).status().failure
+    # nothing came of the sweep, so its exit code is that of the cause
     if result.best is None and failure is not None:
         raise error_of(failure)
     if failed:
@@ -247,6 +251,7 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
             )
         ]
         pairs += [("checkpoint", result.best_checkpoint)]
+    # of a database there is no page until a server is started
     pairs += [("MLflow", spec.tracking.uri or f"boxseg ui --storage {spec.storage}")]
     print_pairs(pairs)
 
@@ -271,6 +276,7 @@ def _print_plan(spec: RunSpec, as_json: bool) -> None:
     for fault in plan.faults:
         say(f"would not start: {fault}")
     if plan.faults:
+        # the fault that the run itself would end with
         raise typer.Exit(exit_code_for(plan.faults[0]))
 
 

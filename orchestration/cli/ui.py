@@ -36,6 +36,7 @@ def ui(
         _print_pages(uri, catch_up(storage, uri))
         return
     say("starting MLflow, this takes some seconds; Ctrl-C ends it")
+    # before the pages are served, so that nothing dead looks alive on them
     tracked = catch_up(storage, uri)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a KeyboardInterrupt too
     artifacts, log = (
@@ -48,6 +49,7 @@ def ui(
             code = server.wait()
     except KeyboardInterrupt:
         return
+    # it was to run until it is interrupted
     raise ResourceError(f"the MLflow server ended with code {code}; {log} tells why")
 
 
