@@ -37,6 +37,7 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
+        # the sentence below a field is its description in the JSON schema
         use_attribute_docstrings=True,
         allow_inf_nan=False,
         protected_namespaces=(),
@@ -148,6 +149,7 @@ class ModelConfig(Config):
         try:
             check_backbone_name(backbone)
         except ConfigError as error:
+            # who reports it names the setting anyway
             raise ValueError(str(error).removeprefix("model.backbone: ")) from error
         return backbone
 

@@ -136,6 +136,7 @@ def leave_out_former(values: dict[str, Any]) -> dict[str, Any]:
         settings = values.get(group)
         if not isinstance(settings, dict):
             continue
+        # a group without all of them is not of such a run; where one was on they stay, to be refused
         if any(name not in settings or settings[name] != value for name, value in off.items()):
             continue
         gone = {*off, *DETAILS_OF_FORMER.get(group, ())}
