@@ -104,10 +104,7 @@ def _draw_curve(
     dashes: str = "-",
     label: str | None = None,
 ) -> None:
-    points = curves.get(row.id, [])
-    if not points:
-        return
-    steps, values = zip(*points, strict=True)
+    steps, values = zip(*curves[row.id], strict=True)
     axes.plot(
         steps,
         values,
@@ -130,6 +127,11 @@ def _draw_curve(
 
 def draw_parallel(table: SweepTable, space: dict[str, Domain]) -> bytes:
     """One line for each trial with a value across an axis for each setting; colour is the metric, stopped ones grey."""
+    return _png(parallel_figure(table, space))
+
+
+def parallel_figure(table: SweepTable, space: dict[str, Domain]) -> Figure:
+    """See `draw_parallel`."""
     rows = [row for row in table.rows if row.value is not None]
     names = table.names
     figure, axes = _figure(max(5.2, 1.3 * (len(names) + 1)), 4.2)
@@ -155,15 +157,16 @@ def draw_parallel(table: SweepTable, space: dict[str, Domain]) -> bytes:
         )
     )
     values = places[:, -1]
+    high_is_good = table.criterion.mode == "max"
     # the best are drawn last, on top of the others
-    order = np.argsort(values if table.criterion.mode == "max" else -values)
+    order = np.argsort(values if high_is_good else -values)
     top = [index for index in order if finished[index]]
     # many thick lines would cover one another
     width = 1.8 if len(top) <= 60 else 0.8
     shown = LineCollection(
         list(lines[top]),
         array=places[top, -1],
-        cmap="viridis_r",  # reversed: the dark end, which shows on white, is the high one
+        cmap="viridis_r" if high_is_good else "viridis",  # dark, which shows on white, is good
         linewidths=width,
         alpha=0.85,
     )
@@ -182,7 +185,7 @@ def draw_parallel(table: SweepTable, space: dict[str, Domain]) -> bytes:
     axes.set_yticks([])
     for side in axes.spines.values():
         side.set_visible(False)
-    return _png(figure)
+    return figure
 
 
 def _draw_axis(axes: Axes, at: int, ticks: list[tuple[float, str]]) -> None:

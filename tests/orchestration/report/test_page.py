@@ -22,7 +22,7 @@ from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.record.table import SweepTable
 from orchestration.record.trial import TrialStatus
 from orchestration.report import stats as report_stats
-from orchestration.report.charts import curves_figure
+from orchestration.report.charts import curves_figure, parallel_figure
 from orchestration.report.page import (
     PAGE,
     commands_for,
@@ -391,3 +391,23 @@ def test_the_legend_of_the_curves_names_all_trials_or_says_how_many_more(tmp_pat
     assert named[0] == f"{best[0].label}: {best[0].outcome}"
     assert len(named) == (trials if more is None else 6)
     assert (named[-1] == more) == (more is not None)
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_darkest_line_is_that_of_the_best_trial(mode):
+    rows = []
+    for number, value in enumerate((0.2, 0.9, 0.5)):
+        tags = {"trial": str(number), "seed": "0"}
+        values = {"qam.k_top": number + 1}
+        rows.append(
+            TrialStatus(
+                f"x-{number:02d}", "x", status="finished", value=value, values=values, tags=tags
+            )
+        )
+    figure = parallel_figure(SweepTable(Criterion("m", mode), rows), {})
+    (lines,) = [each for each in figure.axes[0].collections if each.get_array() is not None]
+    brightness = lines.cmap(lines.norm(lines.get_array()))[:, :3].sum(axis=1)
+    ends = [path.vertices[-1, 1] for path in lines.get_paths()]
+    best = max(ends) if mode == "max" else min(ends)
+    assert ends[int(brightness.argmin())] == best
+    assert ends[-1] == best, "it is drawn last"
