@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -268,7 +269,8 @@ def _shrink(path: Path) -> str:
     )
     copy = path.with_name(f"{path.stem}-small{path.suffix}")
     names = shlex.join([str(path), str(copy)])
-    return f'shrink it: python -c "{code}" {names}'
+    # This interpreter, as it has Pillow; others may not, or be called python3.
+    return f'shrink it: {shlex.quote(sys.executable)} -c "{code}" {names}'
 
 
 @functools.cache
