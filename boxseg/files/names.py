@@ -69,7 +69,7 @@ class Names:
     """A set of file names in which a name can be found although its folders or its case differ.
 
     >>> names = Names(["train/a.png", "val/a.png"])
-    >>> names.find("/home/me/val/A.PNG")
+    >>> names.find("elsewhere/val/A.PNG")
     'val/a.png'
     """
 

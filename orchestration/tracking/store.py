@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
+from boxseg.errors import ConfigError
+from orchestration.config.resolved import read_resolved
 from orchestration.record.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -49,11 +51,20 @@ def tracking_uri(storage: Path, uri: str | None = None) -> str:
 
 def recorded_uri(folder: RunFolder, storage: Path) -> str:
     """URI of the store that a run is in; of a storage that was moved or copied since, its own file at the new place."""
-    uri = folder.read_tracking().get("uri")
-    is_own = uri is None or (uri.startswith("sqlite:") and uri.endswith(f"/{DATABASE}"))
-    if uri is None or (is_own and (storage / DATABASE).exists()):
-        return tracking_uri(storage)
-    return str(uri)
+    own = tracking_uri(storage)
+    uri = str(folder.read_tracking().get("uri", own))
+    may_be_moved = uri.startswith("sqlite:") and uri.endswith(f"/{DATABASE}")
+    if uri == own or not may_be_moved or not (storage / DATABASE).exists():
+        return uri
+    # A file of the same name that the settings ask for is no old place of this storage.
+    return uri if _names_a_store(folder) else own
+
+
+def _names_a_store(folder: RunFolder) -> bool:
+    try:
+        return read_resolved(folder.config_path)["tracking"]["uri"] is not None
+    except (ConfigError, LookupError, TypeError):  # damaged, which others tell
+        return False
 
 
 def open_client(uri: str) -> MlflowClient:

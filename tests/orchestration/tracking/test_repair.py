@@ -106,6 +106,23 @@ def test_the_pages_of_a_storage_that_was_moved_show_its_new_place(storage: Path,
     assert place.startswith((new / "mlartifacts").as_uri())
 
 
+def test_a_store_that_the_settings_name_is_no_old_place_of_the_storage(
+    storage: Path, tmp_path: Path, make_store: MakeStore
+):
+    (tmp_path / "other").mkdir()
+    named = make_store(tmp_path / "other" / "mlflow.db")
+    folder = RunFolder(storage / "toy" / "20261102-120000-bbbb")
+    spec = RunSpec.model_validate({"tracking": {"uri": named}})
+    folder.create(RunStatus(folder.path.name, "toy", **own_process()), dump_resolved(spec))
+    folder.finish("finished")
+    track(storage, folder, uri=named)
+    assert list(repair(storage)) == [
+        f"1 runs are in MLflow ({named})",
+        f"1 runs are in MLflow ({tracking_uri(storage)})",
+    ]
+    assert len(client_of(storage).search_runs(["1"])) == 1
+
+
 def test_the_same_storage_under_another_path_keeps_its_names(storage: Path, tmp_path: Path):
     (tmp_path / "link").symlink_to(storage)
     folder = make_run(tmp_path / "link", "20261102-120000-bbbb")
