@@ -9,16 +9,21 @@ KNOWN = (
     r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
     r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}\b|\bgithub_pat_\w{22,}|\bglpat-[\w-]{20}"
     r"|\bxox[abp]-[\w-]{10,}|\bhf_[A-Za-z0-9]{34}\b|\bAIza[\w-]{35}\b|\bsk-[A-Za-z0-9_-]{40,}|\bdapi[0-9a-f]{32}\b"
+    r"|\bhooks\.slack\.com/\w+/[^\s'\"]+|\bdiscord(?:app)?\.com/api/webhooks/[^\s'\"]+"
+    r"|\.webhook\.office\.com/[^\s'\"]+|\bapi\.telegram\.org/bot[^\s'\"]+"
 )
-"""Private keys, and tokens that well-known services mark as such."""
+"""Private keys, tokens that well-known services mark as such, and addresses by which anybody can write into a chat."""
 ENVIRONMENT = (
     "runs keep their settings in files, logs and MLflow, so leave it out, and give it by the environment: "
     "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for a server; PGPASSWORD or "
-    "~/.pgpass for PostgreSQL; RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH for a cluster"
+    "~/.pgpass for PostgreSQL; RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH for a cluster; a variable of your own, as in "
+    "notify.url: ${MY_URL}"
 )
 """The way out for a setting that holds a secret."""
 HIDDEN = "***"
 
+_FROM_ENVIRONMENT = r"\$\{\w+\}(?:[&;#\s'\"]|$)"
+"""`${NAME}` as a whole value: says where a secret is, and not what it is."""
 # Texts, as compiling them takes a while: `re` does so when they are first used, and keeps them.
 _DATABASE = r"(?:sqlite|postgres|mysql|mariadb|mssql|oracle)[\w+.-]*://"
 _SURE = (
@@ -36,14 +41,20 @@ _USER = (
 )
 """`://token@`; databases and ssh have the name of a user there, which is no secret."""
 _OPTION = (
-    rf"(?i)(?:^|[?&;#,{{\s])[\"']?(?P<name>{_SURE}|{_LIKELY})[\"']?\s*=\s*(?P<value>[^&;#\s]+)"
+    rf"(?i)(?:^|[?&;#,{{\s])[\"']?(?P<name>{_SURE}|{_LIKELY})[\"']?\s*=\s*"
+    rf"(?!{_FROM_ENVIRONMENT})(?P<value>[^&;#\s]+)"
 )
 """`?token=abc` in an address or a connection string."""
-_SURE_OPTION = rf"(?i)(?P<name>(?<![\w.-]){_SURE}[\"']?\s*=\s*)(?P<value>[^&;#\s]+)"
-"""`password=abc` in any text."""
-_ASSIGNED = (
-    rf"(?im)^(?P<name>[-+ ]\s*[\"']?(?:{_SURE}|{_LIKELY})[\"']?\s*[:=]\s*)(?P<value>[^\s()\[\]]+)$"
+_SURE_OPTION = (
+    rf"(?i)(?P<name>(?<![\w.-]){_SURE}[\"']?\s*=\s*)(?!{_FROM_ENVIRONMENT})(?P<value>[^&;#\s]+)"
 )
+"""`password=abc` in any text."""
+_NOTIFY = (
+    r"(?P<name>(?:^|--set[ =][\"']?)notify(?:\.\w+)?=)"
+    rf"(?!{_FROM_ENVIRONMENT})(?P<value>\{{[^}}]*\}}?|\[[^]]*\]?|[^\s'\"]+)"
+)
+"""`--set notify.url=…`: any address there may be a secret one."""
+_ASSIGNED = rf"(?im)^(?P<name>[-+ ]\s*[\"']?(?:{_SURE}|{_LIKELY}|url)[\"']?\s*[:=]\s*)(?P<value>[^\s()\[\]]+)$"
 """A whole line of a patch, as in `+  token: abc`; calls and lists are code, which gives nothing away."""
 _ADDRESS = r"(?i)(?<![\w+.-])[a-z][\w+.-]*://[^\s'\"<>]+"
 
@@ -70,6 +81,7 @@ def find_secret(text: str) -> str | None:
 
 def hide(text: str) -> str:
     """The text with `***` for what is secret: in addresses, behind names such as `password=`, and known keys."""
+    text = re.sub(_NOTIFY, rf"\g<name>{HIDDEN}", text)
     text = re.sub(_ADDRESS, lambda found: _hide_in_address(found[0]), text)
     return re.sub(KNOWN, HIDDEN, re.sub(_SURE_OPTION, rf"\g<name>{HIDDEN}", text))
 

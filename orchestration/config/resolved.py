@@ -20,8 +20,8 @@ DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def dump_resolved(spec: RunSpec) -> str:
-    """All settings as YAML that loads again to an equal spec."""
-    values = spec.model_dump(mode="json")
+    """All settings as YAML that loads again to an equal spec, without `notify`: an address may hold a token."""
+    values = spec.model_dump(mode="json", exclude={"notify"})
     # it will be read from other folders than this one
     values["storage"] = str(spec.storage.absolute())
     return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
@@ -114,7 +114,7 @@ def params_of(resolved: dict[str, Any]) -> dict[str, str | int | float | bool]:
     if not isinstance(sweep, dict):
         raise ValueError("sweep is no group of settings")
     params: dict[str, str | int | float | bool] = {}
-    for name, value in leaves(spec.model_dump(mode="json")):
+    for name, value in leaves(spec.model_dump(mode="json", exclude={"notify"})):
         if value is None:
             params[name] = "null"
         elif isinstance(value, str | int | float):

@@ -22,6 +22,7 @@ from boxseg.config.criterion import Criterion, Mode
 from boxseg.config.method import BoxSegConfig, Config
 from boxseg.errors import ConfigError
 from orchestration.config.explain import as_yaml, explain, find_field, group_of, unknown_setting
+from orchestration.config.notify import NotifyConfig
 from orchestration.config.source import Source, assign, override, read_source
 from orchestration.config.space import (
     Choice,
@@ -222,6 +223,7 @@ class RunSpec(BoxSegConfig):
     storage: Path = Path("runs")
     """Folder that every node can reach."""
     tracking: TrackingConfig = TrackingConfig()
+    notify: NotifyConfig = NotifyConfig()
 
     _sparse: dict[str, Any] = PrivateAttr(default_factory=dict)
     """The settings as given, before presets; trials start from these so that profile and method can vary."""
@@ -307,7 +309,7 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
         if key[0] == "sweep" and place.startswith("--set"):
             way_out = "leave it out, or use `boxseg sweep`"
             raise ConfigError(f"{place}: a single run has no sweep; {way_out}")
-    return build_run(Source(source.name, _without_sweep(source.values), source.places))
+    return build_run(Source(source.name, _without(source.values, "sweep"), source.places))
 
 
 def build_run(source: Source) -> RunSpec:
@@ -385,7 +387,8 @@ def _build_spec(model: type[Spec], source: Source) -> Spec:
 
 def _build_trial(spec: SweepSpec, values: dict[str, Any], places: dict[str, str]) -> RunSpec:
     """The run with `values` in place; faults in them are named by `places` (setting name -> where it is varied)."""
-    sparse = _without_sweep(spec._sparse)
+    # a trial's end is told nobody, and its process need not know an address
+    sparse = _without(spec._sparse, "sweep", "notify")
     for name, value in values.items():
         # searches draw numbers of numpy, which YAML and JSON do not know
         sparse = assign(sparse, name.split("."), value.item() if hasattr(value, "item") else value)
@@ -456,11 +459,11 @@ def _with_whole_points(spec: SweepSpec, source: Source) -> SweepSpec:
     return spec.model_copy(update={"sweep": spec.sweep.model_copy(update={"points": points})})
 
 
-def _without_sweep(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name != "sweep"}
+def _without(values: dict[str, Any], *left_out: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in left_out}
 
 
-_FIXED = ("name", "storage", "resources", "tracking", "train.seed")
+_FIXED = ("name", "storage", "resources", "tracking", "notify", "train.seed")
 """What no trial may change: all trials share it, or the sweep sets it itself."""
 
 

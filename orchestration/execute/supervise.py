@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from boxseg.errors import ConfigError
 from boxseg.files.writing import naming_storage_faults
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec
+from orchestration.execute.notify import tell_end
 from orchestration.record.failures import Failure, error_of
 from orchestration.record.find_runs import sound_status
 from orchestration.record.journal import DAMAGED
@@ -32,7 +34,7 @@ END_S = 10.0
 
 @contextlib.contextmanager
 def supervise(folder: RunFolder, spec: RunSpec) -> Iterator[Supervisor]:
-    """Mark a run or sweep as running; when the block is left it has an end, and MLflow as much as it takes.
+    """Mark a run or sweep as running; when the block is left it has an end, which is told, to MLflow as far as it goes.
 
     Raises:
         StorageError: the folder is gone or cannot be written, so its end is not there either.
@@ -57,6 +59,8 @@ def supervise(folder: RunFolder, spec: RunSpec) -> Iterator[Supervisor]:
         if status.failure is not None:
             raise error_of(status.failure) from error
     finally:
+        # before MLflow has it, which may be away
+        tell_end(folder, spec, sys.exc_info()[1])
         # what could not be written cannot be copied either
         tracker.close(**({} if _has_end(folder) else {"timeout_s": 1.0}))
 

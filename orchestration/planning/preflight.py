@@ -38,8 +38,8 @@ def check(spec: RunSpec) -> None:
 
     Raises:
         ResourceError: more workers, CPU cores or GPUs than there are, or a full disk.
-        ConfigError: a file that a setting names is missing, the storage cannot be written, or a cluster's address is
-            that of its dashboard.
+        ConfigError: a file that a setting names is missing, the storage cannot be written, a cluster's address is that
+            of its dashboard, or nobody could be told of the end.
         DataError: a data set has fatal faults.
     """
     for fault in find_faults(spec):
@@ -50,6 +50,7 @@ def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
     """All that `check` could raise, quickest checks first; nothing is left behind on the disk."""
     for look in (
         _check_address,
+        _check_notify,
         _check_room,
         lambda spec: check_storage(spec.storage),
         _check_weights,
@@ -91,6 +92,17 @@ def _check_address(spec: RunSpec) -> None:
     address = spec.resources.address or os.environ.get("RAY_ADDRESS") or ""
     if fault := find_address_fault(address, setting):
         raise ConfigError(f"{setting} {address}: {fault}")
+
+
+def _check_notify(spec: RunSpec) -> None:
+    """Whether there will be somebody to tell of the end, which may be days away."""
+    spec.notify.address()
+    command = spec.notify.command
+    if command is not None and shutil.which(command[0]) is None:
+        raise ConfigError(
+            f"notify.command: {command[0]} is no program on the PATH; give the whole path of one, or leave "
+            "notify.command out"
+        )
 
 
 def find_address_fault(address: str, setting: str) -> str | None:

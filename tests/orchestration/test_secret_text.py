@@ -94,3 +94,23 @@ def test_a_secret_that_is_part_of_its_own_name_hides_nothing_else():
         hide("postgresql://host/db?token=t&sslmode=require")
         == "postgresql://host/db?token=***&sslmode=require"
     )
+
+
+def test_whom_a_run_tells_of_its_end_is_hidden_in_commands_and_patches():
+    command = "boxseg sweep a.yaml --set notify.url=https://ntfy.sh/{} --set 'notify={{url: https://x/{}}}' --new"
+    hidden = "boxseg sweep a.yaml --set notify.url=*** --set 'notify=***' --new"
+    assert hide(command.format(SECRET, SECRET)) == hidden
+    assert hide(f"notify.url=https://ntfy.sh/{SECRET}") == "notify.url=***"
+    assert (
+        hide_in_patch(f"+notify:\n+  url: https://ntfy.sh/{SECRET}\n") == "+notify:\n+  url: ***\n"
+    )
+    assert SECRET not in hide(f"no answer from https://hooks.slack.com/services/T0/B0/{SECRET}")
+
+
+@pytest.mark.parametrize(
+    "text", ["notify.url=${MY_URL}", "https://example.org/x?token=${MY_TOKEN}&user=1"]
+)
+def test_the_name_of_a_variable_gives_nothing_away(text: str):
+    assert find_secret(text) is None
+    assert hide(text) == text
+    assert find_secret("https://example.org/x?token=${MY_TOKEN}abc") is not None
