@@ -303,10 +303,17 @@ def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
         ("workers", f"{plan.workers} in each trial" if plan.kind == "sweep" else plan.workers),
         ("steps", f"{plan.steps}{epochs}"),
         ("time", time + plan.time_basis),
+        *([("price", _price_line(plan))] if plan.price is not None else []),
         *([("GPU memory", memory + plan.gpu_basis)] if plan.gpu_basis else []),
         ("disk", f"{disk}{plan.disk_basis}; {show_bytes(plan.free_bytes)} free"),
         ("storage", plan.storage),
     ]
+
+
+def _price_line(plan: Plan) -> str:
+    assert plan.price is not None and plan.gpu_h is not None
+    early = ", less what early stopping saves" if plan.kind == "sweep" else ""
+    return f"about {plan.price:.2f} for {plan.gpu_h:.3g} GPU hours{early}"
 
 
 def _data_line(data: DataPlan) -> str:

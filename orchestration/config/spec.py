@@ -72,6 +72,8 @@ class ResourcesConfig(Config):
     """CPU cores per worker; also its number of torch threads."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs per worker."""
+    price_per_gpu_hour: float | None = Field(None, gt=0)
+    """What a GPU costs in an hour, in any currency; plans and reports of sweeps then tell prices."""
     runner: Runner = "auto"
     """ray_train: Ray Train workers; inline: the loop runs in the process that asks for it, the command itself for
     `train`, which then needs no Ray, a reused Tune actor for a trial; auto: inline for one worker on the CPU cores of
@@ -95,6 +97,15 @@ class ResourcesConfig(Config):
                 f"gpus_per_worker {self.gpus_per_worker:g} is not possible: give whole GPUs, or a part of one"
             )
         return self
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of a run."""
+        return self.workers * self.gpus_per_worker
+
+    def price_of(self, gpu_h: float) -> float | None:
+        """What so many GPU hours cost; None where no price is known."""
+        return None if self.price_per_gpu_hour is None else gpu_h * self.price_per_gpu_hour
 
     @property
     def least_workers(self) -> int:

@@ -60,6 +60,10 @@ class Plan:
     """Time of the whole, if no trial is stopped early."""
     time_basis: str
     """Where the time comes from."""
+    gpu_h: float | None
+    """Hours of all GPUs together, if no trial is stopped early; None without GPUs, or without a time."""
+    price: float | None
+    """What they cost; None without `resources.price_per_gpu_hour`."""
     gpu_bytes: float | None
     """Peak memory of each worker's GPU."""
     gpu_basis: str
@@ -96,6 +100,11 @@ def make_plan(spec: RunSpec) -> Plan:
     if step_s is not None and concurrency is not None:
         # in rounds, as trials of equal length come
         seconds = step_s * spec.train.steps * math.ceil(trials / concurrency)
+    gpu_h, price = None, None
+    if step_s is not None and spec.resources.gpus_per_worker:
+        # however many run at the same time
+        gpu_h = spec.resources.gpus * step_s * spec.train.steps * trials / 3600
+        price = spec.resources.price_of(gpu_h)
     epochs = None
     if train.used_images:
         epochs = spec.train.steps * spec.train.batch_size / train.used_images
@@ -113,6 +122,8 @@ def make_plan(spec: RunSpec) -> Plan:
         epochs=epochs,
         seconds=seconds,
         time_basis=time_basis,
+        gpu_h=gpu_h,
+        price=price,
         gpu_bytes=None if guess is None else guess.gpu_bytes,
         gpu_basis=_gpu_basis(spec, guess),
         disk_bytes=None if checkpoint_bytes is None else checkpoint_bytes * trials,
@@ -189,7 +200,9 @@ def _work(spec: RunSpec) -> tuple[Any, ...]:
     """The settings that decide how long a step takes and how large a checkpoint is."""
     model, train = spec.model, spec.train
     network = (model.kind, model.backbone, model.channels)
-    return spec.method, *network, train.image_size, train.batch_size, spec.resources
+    # a price changes nothing there
+    resources = spec.resources.model_copy(update={"price_per_gpu_hour": None})
+    return spec.method, *network, train.image_size, train.batch_size, resources
 
 
 def _step_time(earlier: list[RunStatus]) -> tuple[float | None, str]:

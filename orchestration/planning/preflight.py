@@ -73,6 +73,8 @@ def warnings(spec: RunSpec) -> list[str]:
     for name, setting in UNUSED_VARIABLES.items():
         if os.environ.get(name):
             sentences.append(f"{name} has no effect; {setting} says it")
+    if spec.resources.price_per_gpu_hour and not spec.resources.gpus:
+        sentences.append("resources.price_per_gpu_hour has no effect, as gpus_per_worker is 0")
     if isinstance(spec, SweepSpec) and spec.sweep.search != "grid":
         size = count_settings(spec.sweep.space)
         if size is not None and size < spec.sweep.trials:

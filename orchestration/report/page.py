@@ -21,7 +21,7 @@ from boxseg.drawing import drawing, visible
 from boxseg.errors import ConfigError
 from boxseg.files.writing import csv_text, write_atomic
 from orchestration.config.space import is_logarithmic
-from orchestration.config.spec import SweepSpec, load_sweep
+from orchestration.config.spec import ResourcesConfig, SweepSpec, load_sweep
 from orchestration.execute.schedulers import asha_rungs
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.record.table import SweepTable, read_table, short_value
@@ -275,6 +275,8 @@ def _trial_lines(record: SweepRecord) -> Iterator[dict[str, Any]]:
             "step": row.step,
             "seconds": row.seconds,
         }
+        if (price := price_of(row, record.spec.resources)) is not None:
+            about["price"] = round(price, 4)
         failure = {}
         if row.failure:
             failure = {"failure": row.failure.failure_class, "cause": row.failure.text}
@@ -363,6 +365,12 @@ class Cost:
     """All trials together [s]."""
     core_h: float
     gpu_h: float
+    price: float | None
+    """What the GPU hours cost; None without `resources.price_per_gpu_hour`."""
+    best_price: float | None
+    """The same of the best trial."""
+    trials: int
+    """Trials that have ended."""
     steps: int
     """Updates done by all trials."""
     steps_planned: int
@@ -371,19 +379,29 @@ class Cost:
 
 def cost_of(record: SweepRecord) -> Cost:
     """Time and resources of a sweep."""
-    rows, resources = record.table.rows, record.spec.resources
+    rows, resources, best = record.table.rows, record.spec.resources, record.table.best()
     trials_s = sum(row.seconds or 0.0 for row in rows)
     worker_h = trials_s / 3600 * resources.workers
+    gpu_h = trials_s / 3600 * resources.gpus
     began = record.status.started or record.status.created
     ended = record.status.ended or time.time()
     return Cost(
         sweep_s=ended - began,
         trials_s=trials_s,
         core_h=worker_h * resources.cpus_per_worker,
-        gpu_h=worker_h * resources.gpus_per_worker,
+        gpu_h=gpu_h,
+        price=resources.price_of(gpu_h) if gpu_h else None,
+        best_price=None if best is None else price_of(best, resources),
+        trials=sum(row.seconds is not None for row in rows),
         steps=sum(row.step for row in rows),
         steps_planned=sum(row.steps for row in rows),
     )
+
+
+def price_of(row: TrialStatus, resources: ResourcesConfig) -> float | None:
+    """What the GPUs of a trial cost; None before its end, without GPUs, or where no price is known."""
+    gpu_h = (row.seconds or 0.0) / 3600 * resources.gpus
+    return resources.price_of(gpu_h) if gpu_h else None
 
 
 def panel_of(row: TrialStatus) -> Path | None:

@@ -258,6 +258,22 @@ def test_a_plan_tells_how_many_settings_there_are_and_that_none_is_run_twice(tmp
     assert (endless.settings, endless.trials) == (None, 8)
 
 
+def test_a_plan_tells_the_price_of_its_gpu_hours(tmp_path: Path):
+    gpus = {"workers": 2, "gpus_per_worker": 1, "price_per_gpu_hour": 2.5}
+    settings = {"storage": tmp_path / "runs", "train": {"steps": 100}, "resources": gpus}
+    space = {"qam.k_top": {"choice": [1, 5, 10]}}
+    sweep = {"search": "grid", "space": space, "concurrency": 1}
+    plan = make_plan(SweepSpec.model_validate(settings | {"sweep": sweep}))
+    # one trial after the other, each on two GPUs
+    assert plan.gpu_h == pytest.approx(2 * plan.seconds / 3600)
+    assert plan.price == pytest.approx(2.5 * plan.gpu_h)
+    assert make_plan(make_spec(tmp_path)).price is None
+    on_cores = make_spec(tmp_path, resources={"price_per_gpu_hour": 2.5})
+    assert [
+        text for text in warnings(on_cores) if "has no effect, as gpus_per_worker is 0" in text
+    ]
+
+
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median"])
 def test_trials_of_other_lengths_are_not_compared_at_the_same_step(tmp_path: Path, scheduler: str):
     space = {"train.steps": {"choice": [100, 400]}}

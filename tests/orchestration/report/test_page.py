@@ -15,7 +15,7 @@ from boxseg.config.criterion import Criterion
 from boxseg.errors import ConfigError
 from orchestration.cli.app import run
 from orchestration.config.resolved import dump_resolved
-from orchestration.config.spec import RunSpec, SweepSpec
+from orchestration.config.spec import ResourcesConfig, RunSpec, SweepSpec
 from orchestration.execute.schedulers import asha_rungs
 from orchestration.record.failures import Failure
 from orchestration.record.run_folder import RunFolder, RunStatus
@@ -221,6 +221,21 @@ def test_the_page_names_failures_stops_costs_and_commands(tmp_path):
     assert (
         cost.steps == sum(each.step for each in record.table.rows) < cost.steps_planned == 60 * 240
     )
+
+
+def test_prices_are_those_of_the_gpu_hours_of_ended_trials(tmp_path):
+    record = read_sweep(synthetic.write_sweep(tmp_path, settings=3, asha=False))
+    gpus = {"workers": 2, "gpus_per_worker": 0.5, "price_per_gpu_hour": 3.0}
+    spec = record.spec.model_copy(update={"resources": ResourcesConfig.model_validate(gpus)})
+    times = [(0.0, 3600.0), (0.0, 1800.0), (0.0, None)]
+    rows = [
+        replace(each, created=created, ended=ended, value=ended)
+        for each, (created, ended) in zip(record.table.rows, times, strict=True)
+    ]
+    cost = cost_of(replace(record, spec=spec, table=SweepTable(Criterion("m"), rows)))
+    # two halves of a GPU for 1.5 hours
+    assert (cost.gpu_h, cost.price, cost.best_price, cost.trials) == (1.5, 4.5, 3.0, 2)
+    assert cost_of(record).price is None
 
 
 def test_the_commands_name_files_that_load(tmp_path, monkeypatch):
