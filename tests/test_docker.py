@@ -176,6 +176,98 @@ def test_a_job_for_gpus_asks_for_them(tmp_path: Path, capsys):
     }
 
 
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
+    """The documents that `boxseg jobs manifest` prints."""
+    assert run(["jobs", "manifest", *arguments]) == 0
+    return list(yaml.safe_load_all(capsys.readouterr().out))
+
+
+SITE = ["--site", str(DOCKER / "kuberay" / "site.yaml")]
+WORKERS = ["--set=resources.workers=3", "--set=resources.cpus_per_worker=2"]
+QAM = str(ROOT / "experiments" / "qam.yaml")
+
+
+def test_what_a_site_asks_for_is_in_every_document(capsys):
+    """Names and places by the references of Kubernetes, KubeRay and Kueue."""
+    import kubernetes_validate
+
+    config, job = printed(capsys, *SITE, "sweep", QAM)
+    assert config["metadata"]["namespace"] == job["metadata"]["namespace"] == "vision"
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-queue"
+    cluster = job["spec"]["rayClusterSpec"]
+    submitter = job["spec"]["submitterPodTemplate"]["spec"]
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    worker = cluster["workerGroupSpecs"][0]["template"]["spec"]
+    for pod in (submitter, head, worker):
+        about = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": pod}
+        kubernetes_validate.validate(about, kubernetes_validate.latest_version(), strict=True)
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+        assert pod["priorityClassName"] == "batch-low"
+    secrets = [{"secretRef": {"name": name}} for name in ("object-store", "mlflow-login")]
+    assert head["containers"][0]["envFrom"] == worker["containers"][0]["envFrom"] == secrets
+    # only hands the command in
+    assert "envFrom" not in submitter["containers"][0]
+    assert worker["nodeSelector"] == {"gpu-model": "l4"}
+    assert worker["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "spot", "operator": "Exists"},
+    ]
+    # the head needs no GPU, and must not go with a spot node
+    assert "tolerations" not in head
+    assert "nodeSelector" not in head
+
+
+def test_a_cluster_grows_between_two_numbers(capsys):
+    [cluster] = printed(capsys, "--nodes", "1", "--max-nodes", "4")
+    spec = cluster["spec"]
+    group = spec["workerGroupSpecs"][0]
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 1, 4)
+    assert spec["enableInTreeAutoscaling"] is True
+    # the autoscaler runs beside the head and asks Kubernetes; nobody else may
+    assert spec["headGroupSpec"]["template"]["spec"]["automountServiceAccountToken"] is True
+    assert group["template"]["spec"]["automountServiceAccountToken"] is False
+    [fixed] = printed(capsys, "--nodes", "4")
+    assert "enableInTreeAutoscaling" not in fixed["spec"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--nodes", "4", "--max-nodes", "2"], "--max-nodes 2 is less than --nodes 4"),
+        ([*SITE, "--max-nodes", "2"], "queue team-queue admits a job with all its nodes"),
+        (["--gpus", "1", "sweep", QAM], "its resources.gpus_per_worker is 0"),
+        (
+            ["--cpus", "3", "--nodes", "2", "train", QAM, *WORKERS],
+            "2 nodes with 3 CPU cores each hold 2 of the 3 workers of a run, which need 2 each",
+        ),
+        (
+            ["--gpus", "1", "train", QAM, "--set", "resources.gpus_per_worker=2"],
+            "hold 0 of the 1 workers",
+        ),
+    ],
+)
+def test_a_manifest_that_would_never_start_is_refused(arguments: list[str], told: str, capsys):
+    assert run(["jobs", "manifest", *arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("namespce: x", ":1: namespce is not a setting; did you mean namespace?"),
+        ("\nqueue: Team_A", ":2: queue: 'Team_A' is no name of Kubernetes"),
+        ("tolerations: [{key: a, operator: Equal}]", "operator Equal goes with a value"),
+    ],
+)
+def test_settings_of_a_site_that_are_none_are_named_with_their_line(
+    text: str, told: str, tmp_path: Path, capsys
+):
+    site = tmp_path / "site.yaml"
+    site.write_text(text)
+    assert run(["jobs", "manifest", "--site", str(site)]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_the_health_check_asks_what_runs(monkeypatch: pytest.MonkeyPatch):
     spec = importlib.util.spec_from_file_location("healthcheck", DOCKER / "healthcheck.py")
     assert spec is not None

@@ -215,6 +215,10 @@ def manifest(
         str | None, typer.Option(help="Image of all nodes; otherwise boxseg:cpu or boxseg:gpu.")
     ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Worker nodes.")] = 1,
+    max_nodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many there may be while trials wait; otherwise --nodes."),
+    ] = None,
     cpus: Annotated[
         int | None, typer.Option(min=1, help="CPU cores of each; otherwise what one run needs.")
     ] = None,
@@ -225,10 +229,18 @@ def manifest(
     claim: Annotated[
         str, typer.Option(help="Volume claim for the storage, ReadWriteMany.")
     ] = "boxseg-storage",
+    retries: Annotated[
+        int, typer.Option(min=0, help="How often a job that failed begins again and goes on.")
+    ] = 2,
+    site: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What the cluster asks of all that runs on it (docs)."),
+    ] = None,
 ) -> None:
     """Print a KubeRay RayJob with a cluster of its own for a command; without one, a RayCluster that stays."""
     from orchestration.config.spec import ResourcesConfig
     from orchestration.jobs import manifest as kuberay
+    from orchestration.jobs.site import Site, read_site
 
     spec: RunSpec | None = None
     experiment = Path()
@@ -241,16 +253,21 @@ def manifest(
         experiment = _experiment(typed)
         spec = _load(command[0], experiment, typed["overrides"] or [])
     run = spec.resources if spec else ResourcesConfig()
+    most = max_nodes or nodes
     # a node holds a whole run, if nothing else is said
     cpus = cpus or math.ceil(run.workers * run.cpus_per_worker)
     gpus = math.ceil(run.workers * run.gpus_per_worker) if gpus is None else gpus
     cluster = kuberay.Nodes(
-        image or f"boxseg:{'gpu' if gpus else 'cpu'}", nodes, cpus, gpus, memory, claim
+        image or f"boxseg:{'gpu' if gpus else 'cpu'}", nodes, most, cpus, gpus, memory, claim
     )
+    rules = Site() if site is None else read_site(site)
+    kuberay.check_nodes(cluster, rules, spec.resources if spec else None)
     if command and spec:
-        documents = kuberay.make_job(name or spec.name, command, experiment, cluster)
+        documents = kuberay.make_job(
+            name or spec.name, command, experiment, cluster, rules, retries=retries
+        )
     else:
-        documents = kuberay.make_cluster(name or "boxseg", cluster)
+        documents = kuberay.make_cluster(name or "boxseg", cluster, rules)
     typer.echo(kuberay.to_yaml(documents), nl=False)
 
 

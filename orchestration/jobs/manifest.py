@@ -11,10 +11,18 @@ from typing import Any
 
 import yaml
 
+from boxseg.errors import ConfigError
+from orchestration.config.spec import ResourcesConfig
+from orchestration.jobs.site import Site, pod_settings, worker_settings
+
 STORAGE = Path("/data/runs")
 """Where the volume claim is mounted on every node."""
 HEALTH_PORT = 52365
 """Port of a node's agent, which answers for its raylet."""
+QUEUE = "kueue.x-k8s.io/queue-name"
+"""Label by which Kueue takes a job or a cluster into a queue."""
+IDLE_S = 120
+"""After how long without work a node is given back, down to the fewest [s]."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,9 @@ class Nodes:
 
     image: str
     count: int
+    """Worker nodes from the beginning on, and the fewest that there are later."""
+    most: int
+    """How many there are while trials wait for a place."""
     cpus: int
     """CPU cores of each node."""
     gpus: int
@@ -32,9 +43,53 @@ class Nodes:
     """Persistent volume claim that every node can mount (ReadWriteMany)."""
 
 
-def make_cluster(name: str, nodes: Nodes) -> list[dict[str, Any]]:
+def check_nodes(nodes: Nodes, site: Site, run: ResourcesConfig | None) -> None:
+    """Refuse a cluster that what is to run there would never start on, or would not use.
+
+    Args:
+        nodes: The cluster.
+        site: What the Kubernetes cluster asks of it.
+        run: What one run needs; None where that is not known, as for a cluster that stays.
+
+    Raises:
+        ConfigError: fewer nodes at most than at least, a queue for a cluster that grows, or nodes that do not fit the
+            run.
+    """
+    if nodes.most < nodes.count:
+        raise ConfigError(
+            f"jobs manifest: --max-nodes {nodes.most} is less than --nodes {nodes.count}; raise it"
+        )
+    if site.queue and nodes.most > nodes.count:
+        raise ConfigError(
+            f"jobs manifest: queue {site.queue} admits a job with all its nodes, so that it cannot grow; leave out "
+            "--max-nodes, or the queue"
+        )
+    if run is None:
+        return
+    if nodes.gpus and not run.gpus_per_worker:
+        raise ConfigError(
+            f"jobs manifest: --gpus {nodes.gpus}, but the experiment uses none: its resources.gpus_per_worker is 0; "
+            "set that, as in --set resources.gpus_per_worker=1 behind the experiment file, or leave out --gpus"
+        )
+    for what, has, needs, setting in (
+        ("CPU cores", nodes.cpus, run.cpus_per_worker, "cpus"),
+        ("GPUs", nodes.gpus, run.gpus_per_worker, "gpus"),
+    ):
+        places = nodes.most * (int(has // needs) if needs else run.workers)
+        if places < run.workers:
+            raise ConfigError(
+                f"jobs manifest: {nodes.most} nodes with {has} {what} each hold {places} of the {run.workers} workers "
+                f"of a run, which need {needs:g} each; raise --{setting} or --nodes, or lower "
+                f"resources.{setting}_per_worker"
+            )
+
+
+def make_cluster(name: str, nodes: Nodes, site: Site) -> list[dict[str, Any]]:
     """A RayCluster that stays until it is deleted."""
-    return [_document("ray.io/v1", "RayCluster", name, spec=_cluster(nodes))]
+    queue = {QUEUE: site.queue} if site.queue else {}
+    return [
+        _document("ray.io/v1", "RayCluster", name, site, labels=queue, spec=_cluster(nodes, site))
+    ]
 
 
 def make_job(
@@ -42,6 +97,9 @@ def make_job(
     arguments: list[str],
     experiment: Path,
     nodes: Nodes,
+    site: Site,
+    *,
+    retries: int,
 ) -> list[dict[str, Any]]:
     """A ConfigMap with the experiment file, and a RayJob whose cluster ends with it.
 
@@ -50,6 +108,9 @@ def make_job(
         arguments: `train` or `sweep`, the experiment file, and their options.
         experiment: The experiment file, one of the arguments.
         nodes: The job's cluster.
+        site: What the Kubernetes cluster asks of all that runs there.
+        retries: How often the job begins again, on a new cluster, when it ended by a fault; it then goes on with what
+            it has saved.
     """
     name = _dns_name(name)
     mounted = Path("/experiment") / experiment.name
@@ -61,26 +122,28 @@ def make_job(
     folder = STORAGE / ".jobs" / name
     entry = ["python", "-u", "-m", "orchestration.jobs.entry", str(folder)]
     entry += [*command, "--set", f"storage={STORAGE}"]
-    cluster = _cluster(nodes, config=name)
+    cluster = _cluster(nodes, site, config=name)
     submitter = _pod(
         "ray-job-submitter",
         nodes.image,
         _resources(1, 0, "1Gi"),
         {},
+        site,
         restartPolicy="Never",  # pods of a Kubernetes job may not restart always, the default
     )
     job = {
         "entrypoint": shlex.join(entry),
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": 600,
-        "backoffLimit": 0,
+        "backoffLimit": retries,
         "submitterPodTemplate": submitter,
         "rayClusterSpec": cluster,
     }
     texts = {experiment.name: experiment.read_text(encoding="utf-8")}
+    queue = {QUEUE: site.queue} if site.queue else {}
     return [
-        _document("v1", "ConfigMap", name, data=texts),
-        _document("ray.io/v1", "RayJob", name, spec=job),
+        _document("v1", "ConfigMap", name, site, data=texts),
+        _document("ray.io/v1", "RayJob", name, site, labels=queue, spec=job),
     ]
 
 
@@ -107,13 +170,23 @@ def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 _Plain.add_representer(str, _write_text)
 
 
-def _document(api: str, kind: str, name: str, **content: Any) -> dict[str, Any]:
-    labels = {"app.kubernetes.io/name": "boxseg"}
-    metadata = {"name": _dns_name(name), "labels": labels}
+def _document(
+    api: str,
+    kind: str,
+    name: str,
+    site: Site,
+    *,
+    labels: dict[str, str] | None = None,
+    **content: Any,
+) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"name": _dns_name(name)}
+    if site.namespace:
+        metadata["namespace"] = site.namespace
+    metadata["labels"] = {"app.kubernetes.io/name": "boxseg"} | (labels or {})
     return {"apiVersion": api, "kind": kind, "metadata": metadata, **content}
 
 
-def _cluster(nodes: Nodes, *, config: str | None = None) -> dict[str, Any]:
+def _cluster(nodes: Nodes, site: Site, *, config: str | None = None) -> dict[str, Any]:
     """The head, which runs no trials, and equal worker nodes; the operator makes the token and gives it to all."""
     volumes = [
         ("storage", str(STORAGE), {"persistentVolumeClaim": {"claimName": nodes.claim}}),
@@ -122,32 +195,55 @@ def _cluster(nodes: Nodes, *, config: str | None = None) -> dict[str, Any]:
     ]
     if config is not None:
         volumes.append(("experiment", "/experiment", {"configMap": {"name": config}}))
-    mounts = {"volumeMounts": [{"name": name, "mountPath": path} for name, path, _ in volumes]}
+    surroundings: dict[str, Any] = {
+        "volumeMounts": [{"name": name, "mountPath": path} for name, path, _ in volumes]
+    }
+    if site.secrets:
+        surroundings["envFrom"] = [{"secretRef": {"name": name}} for name in site.secrets]
     sources = [{"name": name, **source} for name, _, source in volumes]
     ports = [
         {"name": "gcs-server", "containerPort": 6379},
         {"name": "dashboard", "containerPort": 8265},
     ]
     health = _probes(readiness=("/api/gcs_healthz", 8265))
+    grows = nodes.most > nodes.count
+    # a pod that restarts would be another node than the one that the autoscaler knows
+    scaled = {"restartPolicy": "Never"} if grows else {}
     head = _pod(
         "ray-head",
         nodes.image,
         _resources(2, 0, "8Gi"),
-        {"ports": ports, **mounts, **health},
+        {"ports": ports, **surroundings, **health},
+        site,
         volumes=sources,
+        **scaled,
     )
     health = _probes(readiness=("/api/local_raylet_healthz", HEALTH_PORT))
     resources = _resources(nodes.cpus, nodes.gpus, nodes.memory)
-    worker = _pod("ray-worker", nodes.image, resources, mounts | health, volumes=sources)
+    worker = _pod(
+        "ray-worker",
+        nodes.image,
+        resources,
+        surroundings | health,
+        site,
+        volumes=sources,
+        **scaled,
+        **worker_settings(site),
+    )
     group = {
         "groupName": "workers",
         "replicas": nodes.count,
         "minReplicas": nodes.count,
-        "maxReplicas": nodes.count,
+        "maxReplicas": nodes.most,
     }
+    cluster: dict[str, Any] = {"rayVersion": version("ray"), "authOptions": {"mode": "token"}}
+    if grows:
+        # it runs beside the head, and asks Kubernetes for nodes
+        head["spec"]["automountServiceAccountToken"] = True
+        cluster["enableInTreeAutoscaling"] = True
+        cluster["autoscalerOptions"] = {"version": "v2", "idleTimeoutSeconds": IDLE_S}
     return {
-        "rayVersion": version("ray"),
-        "authOptions": {"mode": "token"},
+        **cluster,
         "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": head},
         "workerGroupSpecs": [{**group, "rayStartParams": {}, "template": worker}],
     }
@@ -158,6 +254,7 @@ def _pod(
     image: str,
     resources: dict[str, Any],
     more: dict[str, Any],
+    site: Site,
     **spec: Any,
 ) -> dict[str, Any]:
     """A pod with one container, without root and without access to Kubernetes; `more` adds to the container."""
@@ -179,6 +276,7 @@ def _pod(
         "spec": {
             "automountServiceAccountToken": False,
             "securityContext": {**user, "seccompProfile": {"type": "RuntimeDefault"}},
+            **pod_settings(site),
             "containers": [container],
             **spec,
         }
