@@ -47,6 +47,8 @@ ClusterStorage = Annotated[
 ]
 JOBS = ".jobs"
 """Folder in the storage with a folder for each job."""
+BEGINNINGS = ("resume", "auto_resume", "new", "retry_failed", "more")
+"""Options of train and sweep that say how they begin."""
 LOCAL = ("jobs", "ui")
 """Commands that make no sense as a job."""
 
@@ -230,8 +232,11 @@ def manifest(
         str, typer.Option(help="Volume claim for the storage, ReadWriteMany.")
     ] = "boxseg-storage",
     retries: Annotated[
-        int, typer.Option(min=0, help="How often a job that failed begins again and goes on.")
-    ] = 2,
+        int | None,
+        typer.Option(
+            min=0, help="How often a job that failed is started again and goes on; otherwise 2."
+        ),
+    ] = None,
     site: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="What the cluster asks of all that runs on it (docs)."),
@@ -252,6 +257,15 @@ def manifest(
         typed = _parse(context, command)
         experiment = _experiment(typed)
         spec = _load(command[0], experiment, typed["overrides"] or [])
+        begins_otherwise = [name for name in BEGINNINGS if typed.get(name)]
+        if retries and begins_otherwise:
+            option = begins_otherwise[0].replace("_", "-")
+            raise ConfigError(
+                f"jobs manifest: --retries {retries} with --{option}, which would do the same again each time; leave "
+                "out one of them"
+            )
+        if retries is None:
+            retries = 0 if begins_otherwise else 2
     run = spec.resources if spec else ResourcesConfig()
     most = max_nodes or nodes
     # a node holds a whole run, if nothing else is said
@@ -264,7 +278,7 @@ def manifest(
     kuberay.check_nodes(cluster, rules, spec.resources if spec else None)
     if command and spec:
         documents = kuberay.make_job(
-            name or spec.name, command, experiment, cluster, rules, retries=retries
+            name or spec.name, command, experiment, cluster, rules, retries=retries or 0
         )
     else:
         documents = kuberay.make_cluster(name or "boxseg", cluster, rules)

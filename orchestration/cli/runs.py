@@ -80,11 +80,11 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one run or sweep: its state, metrics and, of a sweep, its trials."""
-    from orchestration.record.find_runs import find_run, list_trials
+    from orchestration.record.find_runs import find_run, list_in
 
     folder = find_run(storage, run)
     status = folder.status()
-    trials = list_trials(folder.path) if status.kind == "sweep" else []
+    trials = list_in(folder.path) if status.kind == "sweep" else []
     if as_json:
         print_json(asdict(status) | ({"trials": trials} if status.kind == "sweep" else {}))
         return

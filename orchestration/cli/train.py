@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from orchestration.planning.plan import DataPlan, Plan
     from orchestration.record.trial import TrialStatus
 
+AutoResume = Annotated[
+    bool,
+    typer.Option(
+        "--auto-resume",
+        help="Go on with the newest one of this name unless it came to its end; else begin.",
+    ),
+]
 PlanOnly = Annotated[
     bool, typer.Option("--plan", help="Print data, trials, time and disk estimate; start nothing.")
 ]
@@ -41,6 +48,7 @@ def train(
         str | None,
         typer.Option("--resume", metavar="RUN", help="Go on with this run: its id or folder."),
     ] = None,
+    auto_resume: AutoResume = False,
     overrides: Overrides = None,
     plan: PlanOnly = False,
     as_json: AsJson = False,
@@ -48,9 +56,10 @@ def train(
     """Train once; a `sweep` section in the file is ignored."""
     from orchestration.config.spec import load_run
     from orchestration.record.find_runs import find_run
+    from orchestration.record.resume import find_unfinished
 
     # one of the two; a repeat is a new run, with nothing to resume
-    if (experiment is None) == (from_run is None) or (from_run and resume):
+    if (experiment is None) == (from_run is None) or (from_run and (resume or auto_resume)):
         raise typer.BadParameter(
             "name an experiment file, or a run with --from-run", param_hint="EXP.yaml"
         )
@@ -59,6 +68,10 @@ def train(
     file = original.config_path if original is not None else experiment
     assert file is not None
     spec = load_run(file, overrides or [])
+    if auto_resume and resume is None:
+        unfinished = find_unfinished(spec)
+        resume = None if unfinished is None else unfinished.path.name
+        _tell_what_goes_on(spec, resume)
     if plan:
         _print_plan(spec, as_json)
         return
@@ -105,6 +118,7 @@ def sweep(
             "--resume", help="Go on with the newest sweep of this name, which was interrupted."
         ),
     ] = False,
+    auto_resume: AutoResume = False,
     new: Annotated[
         bool,
         typer.Option(
@@ -143,11 +157,12 @@ def sweep(
     from orchestration.config.spec import load_sweep
 
     spec = load_sweep(experiment, overrides or [])
-    if sum([new, resume, retry_failed, more is not None]) > 1:
+    if sum([new, resume, auto_resume, retry_failed, more is not None]) > 1:
         raise ConfigError(
-            "--new starts another sweep, --resume, --retry-failed and --more go on with one; give one of them"
+            "--new starts another sweep, --resume, --auto-resume, --retry-failed and --more go on with one; give one "
+            "of them"
         )
-    from orchestration.record.resume import Start, extend_sweep, find_sweep
+    from orchestration.record.resume import Start, extend_sweep, find_sweep, way_on
 
     asked: dict[Start, bool] = {
         "beside": new,
@@ -156,6 +171,9 @@ def sweep(
         "more": more is not None,
     }
     start = next((start for start, is_asked in asked.items() if is_asked), None)
+    if auto_resume:
+        start = way_on(spec)
+        _tell_what_goes_on(spec, "the newest sweep of this name" if start else None)
     if plan:
         goes_on = start in ("resume", "retry_failed", "more")
         earlier = find_sweep(spec, start) if goes_on else None
@@ -181,7 +199,7 @@ def sweep(
         print_json(_sweep_as_json(spec, result))
     else:
         _print_sweep(spec, result)
-    for row in failed if retry_failed else ():
+    for row in failed if start == "retry_failed" else ():
         if row.failure is not None and row.failure.rule.policy == "stop":
             say(f"{row.label} was not run again, as it would fail again: {row.outcome}")
     if result.status == "interrupted":
@@ -201,6 +219,14 @@ def sweep(
             f"{len(failed)} of {len(result.table.rows)} trials failed; `boxseg runs show {result.id}` tells why"
         )
         raise typer.Exit(ExitCode.SOME_TRIALS_FAILED)
+
+
+def _tell_what_goes_on(spec: RunSpec, name: str | None) -> None:
+    """Said either way, as --auto-resume asks nobody."""
+    if name is None:
+        say(f"no {spec.name} to go on with under {spec.storage}: begins anew")
+    else:
+        say(f"goes on with {name}")
 
 
 def _end_interrupted(

@@ -15,7 +15,7 @@ from orchestration.connect.cluster import silent_nodes
 from orchestration.execute.supervise import Supervisor
 from orchestration.execute.worker import Payload, TrainFn, split_batch
 from orchestration.record.failures import Failure, FailureClass
-from orchestration.record.find_runs import find_start, list_trials, sound_status
+from orchestration.record.find_runs import find_start, list_in, sound_status
 from orchestration.record.progress import SweepProgress
 from orchestration.record.run_folder import RunFolder, RunStatus, Status, own_process
 from orchestration.record.table import SweepTable, describe, read_table
@@ -259,7 +259,7 @@ class Trials:
             else:
                 self._close(folder, "failed", Failure("WorkerLost", reason))
         # a worker may have written a status after the end of its trial
-        for trial in list_trials(self.folder.path):
+        for trial in list_in(self.folder.path):
             if trial.status == "created":
                 RunFolder(trial.folder).finish("interrupted")
             elif trial.status == "running":

@@ -122,6 +122,9 @@ def make_job(
     folder = STORAGE / ".jobs" / name
     entry = ["python", "-u", "-m", "orchestration.jobs.entry", str(folder)]
     entry += [*command, "--set", f"storage={STORAGE}"]
+    if retries:
+        # Kubernetes starts the same command again, on a new cluster
+        entry.append("--auto-resume")
     cluster = _cluster(nodes, site, config=name)
     submitter = _pod(
         "ray-job-submitter",

@@ -22,9 +22,9 @@ def list_runs(storage: Path) -> list[RunStatus]:
     return _sorted(_status_paths(storage))
 
 
-def list_trials(sweep: Path) -> list[RunStatus]:
-    """States of a sweep's trials, newest first; warns of unsound folders."""
-    return _sorted(sweep.glob("*/status.json"))
+def list_in(folder: Path) -> list[RunStatus]:
+    """States of what lies in a folder, newest first: a sweep's trials, or all runs of a name; warns of unsound ones."""
+    return _sorted(folder.glob("*/status.json"))
 
 
 def _status_paths(storage: Path) -> list[Path]:

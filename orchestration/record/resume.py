@@ -15,6 +15,7 @@ from orchestration.config.resolved import (
     read_resolved,
 )
 from orchestration.config.spec import RunSpec, SweepSpec
+from orchestration.record.find_runs import list_in
 from orchestration.record.journal import driving, is_concluded, newest_sweep
 from orchestration.record.run_folder import RunFolder
 from orchestration.record.trial import ENDED
@@ -80,6 +81,31 @@ def check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
         raise ConfigError(
             f"{name} has a checkpoint of step {saved}, beyond train.steps {spec.train.steps}; raise that"
         )
+
+
+def find_unfinished(spec: RunSpec) -> RunFolder | None:
+    """The newest run of this name, unless it came to its end."""
+    below = list_in(spec.storage.absolute() / spec.name)
+    runs = [status for status in below if status.kind == "run"]
+    # newest first
+    if not runs or runs[0].status == "finished":
+        return None
+    return RunFolder(runs[0].folder)
+
+
+def way_on(spec: SweepSpec) -> Start | None:
+    """How to go on with the newest sweep of this name; None where there is none, or all its trials ended well.
+
+    Raises:
+        ConfigError: there may be a newer sweep, whose status cannot be read.
+    """
+    folder = newest_sweep(spec.storage.absolute(), spec.name)
+    if folder is None:
+        return None
+    if not is_concluded(folder):
+        return "resume"
+    has_failed = any(trial.status == "failed" for trial in list_in(folder.path))
+    return "retry_failed" if has_failed else None
 
 
 def find_sweep(spec: SweepSpec, start: Start | None = None) -> RunFolder | None:

@@ -10,10 +10,10 @@ from boxseg.config.criterion import Criterion
 from boxseg.errors import ConfigError
 from boxseg.files.writing import write_atomic
 from orchestration.config.resolved import dump_resolved
-from orchestration.config.spec import SweepSpec
+from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.record.failures import Failure
 from orchestration.record.journal import driving, newest_sweep, read_past
-from orchestration.record.resume import extend_sweep, find_sweep
+from orchestration.record.resume import extend_sweep, find_sweep, find_unfinished, way_on
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.record.trial import Trial
 
@@ -196,3 +196,32 @@ def test_a_sweep_that_its_budget_ended_can_be_resumed(tmp_path):
     folder.note("sweep_end", status="finished", stopped_by="sweep.patience 2")
     assert find_sweep(spec) is None
     assert find_sweep(spec, "resume").path == folder.path
+
+
+def test_auto_resume_begins_goes_on_and_runs_again_what_failed(tmp_path):
+    spec = make_spec(tmp_path)
+    assert way_on(spec) is None
+    sweep = make_sweep(tmp_path)
+    sweep.note("sweep_start")
+    assert way_on(spec) == "resume"
+    make_trial(sweep, TRIALS[0], "finished")
+    failed = make_trial(sweep, TRIALS[1], "failed")
+    sweep.note("sweep_end", status="finished")
+    sweep.update(status="finished")
+    assert way_on(spec) == "retry_failed"
+    failed.update(status="finished")
+    assert way_on(spec) is None
+
+
+@pytest.mark.parametrize("status", ["created", "interrupted", "failed"])
+def test_auto_resume_of_a_run_goes_on_with_the_newest_unless_it_has_finished(tmp_path, status):
+    spec = RunSpec.model_validate({"name": "toy", "storage": tmp_path})
+    assert find_unfinished(spec) is None
+    make_sweep(tmp_path, created=9.0)  # of the same name, but no run
+    for number, (id, state) in enumerate([("old", "failed"), ("newer", status)]):
+        folder = RunFolder(tmp_path / "toy" / id)
+        folder.create(RunStatus(id, "toy", created=number + 1.0), "name: toy")
+        folder.update(status=state)
+    assert find_unfinished(spec).path.name == "newer"
+    RunFolder(tmp_path / "toy" / "newer").update(status="finished")
+    assert find_unfinished(spec) is None
