@@ -337,7 +337,8 @@ def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
 
 
 def _price_line(plan: Plan) -> str:
-    assert plan.price is not None and plan.gpu_h is not None
+    assert plan.price is not None
+    assert plan.gpu_h is not None
     early = ", less what early stopping saves" if plan.kind == "sweep" else ""
     return f"about {plan.price:.2f} for {plan.gpu_h:.3g} GPU hours{early}"
 
