@@ -23,7 +23,7 @@ from boxseg.errors import BoxSegError
 from orchestration.config.notify import NotifyConfig
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.record.failures import Failure
-from orchestration.record.find_runs import list_trials
+from orchestration.record.find_runs import list_in
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.secret_text import hide
 from orchestration.words import show_duration
@@ -100,7 +100,7 @@ def _result(status: RunStatus, spec: RunSpec) -> str:
         metric = criterion.metric if criterion.metric in status.best else criterion.fallback
         parts.append(f"best {metric} {value:.4f}{_best_settings(status)}")
     if isinstance(spec, SweepSpec):
-        counts = Counter(trial.status for trial in list_trials(Path(status.folder)))
+        counts = Counter(trial.status for trial in list_in(Path(status.folder)))
         trials = [f"{count} {state}" for state, count in counts.most_common()]
         parts.append(f"{', '.join(trials) or 'none'} of {status.steps} trials")
     else:
