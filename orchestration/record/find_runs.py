@@ -141,7 +141,7 @@ def _newest_named(runs: list[RunStatus], name: str) -> list[RunStatus]:
     """The newest sweep of this name, or else the newest run; empty where there is neither."""
     named = [run for run in runs if run.name == name and run.parent is None]
     for kind in ("sweep", "run"):
-        for run in named:  # newest first
-            if run.kind == kind:
-                return [run]
+        of_kind = [run for run in named if run.kind == kind]
+        if of_kind:
+            return [max(of_kind, key=lambda run: run.order)]
     return []

@@ -37,7 +37,7 @@ def newest_sweep(storage: Path, name: str) -> RunFolder | None:
             sweeps.append(status)
         elif status is None and RunFolder(path.parent).journal_path.exists():
             unsound.append(RunFolder(path.parent))
-    newest = max(sweeps, key=lambda status: (status.created, status.id), default=None)
+    newest = max(sweeps, key=lambda status: status.order, default=None)
     for folder in unsound:
         # ids sort by time, so this one may be newer; reading it raises what is wrong with it
         if newest is None or folder.path.name > newest.id:

@@ -57,6 +57,8 @@ class RunStatus:
     status: Status = "created"
     folder: str = ""
     created: Seconds = 0.0
+    sequence: Count = 0
+    """Place among the runs and sweeps of its name, whatever the clock says; 0 for trials, and of earlier versions."""
     started: Seconds | None = None
     ended: Seconds | None = None
     step: Count = 0
@@ -91,6 +93,11 @@ class RunStatus:
     pid_created: Seconds | None = None
     """When that process began, because numbers are used again; see `began_at`."""
     mlflow_run_id: str | None = None
+
+    @property
+    def order(self) -> tuple[int, float, str]:
+        """Among the runs and sweeps of one name, the newest has the largest."""
+        return self.sequence, self.created, self.id
 
     @property
     def is_final(self) -> bool:
@@ -186,6 +193,8 @@ class RunFolder:
         """Make the folder with its settings and first status; gives itself."""
         make_folder(self.path)
         write_atomic(self.config_path, config)
+        if status.parent is None and not status.sequence:
+            status = replace(status, sequence=_next_place(self.path.parent))
         # The status comes last: from then on the folder counts as a run.
         self._write(replace(status, folder=str(self.path), created=status.created or time.time()))
         return self
@@ -416,6 +425,15 @@ class RunFolder:
 
     def _write(self, status: RunStatus) -> None:
         write_atomic(self.status_path, to_json(asdict(status), indent=1))
+
+
+def _next_place(folder: Path) -> int:
+    """The `sequence` of the next run or sweep in the folder of its name."""
+    places = [0]
+    for path in folder.glob("*/status.json"):
+        with contextlib.suppress(DamagedError, FileNotFoundError):
+            places.append(read_record(path, RunStatus, way_out="").sequence)
+    return max(places) + 1
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:
