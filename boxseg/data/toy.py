@@ -61,11 +61,9 @@ def ensure_toy(root: Path, settings: ToyConfig) -> tuple[CocoSource, CocoSource]
     ...     sorted(path.name for path in train.images.iterdir())
     ['000000.png', '000001.png']
     """
-    identity = f"{DRAWING_VERSION} {settings.model_dump_json()}"
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
-    final = root / f"toy-{digest}"
+    final = _folder(root, settings)
     if not final.is_dir():
-        draft = root / f".toy-{digest}-{os.getpid()}-{os.urandom(4).hex()}"
+        draft = root / f".{final.name}-{os.getpid()}-{os.urandom(4).hex()}"
         try:
             with naming_storage_faults(draft):
                 _write_dataset(draft, settings)
@@ -77,7 +75,18 @@ def ensure_toy(root: Path, settings: ToyConfig) -> tuple[CocoSource, CocoSource]
                 raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    return _source(final, "train"), _source(final, "val")
+    return toy_sources(root, settings)
+
+
+def toy_sources(root: Path, settings: ToyConfig) -> tuple[CocoSource, CocoSource]:
+    """Train and val source as `ensure_toy` gives them; nothing is drawn, so they may not be there."""
+    folder = _folder(root, settings)
+    return _source(folder, "train"), _source(folder, "val")
+
+
+def _folder(root: Path, settings: ToyConfig) -> Path:
+    identity = f"{DRAWING_VERSION} {settings.model_dump_json()}"
+    return root / f"toy-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
 
 def _source(folder: Path, split: str) -> CocoSource:

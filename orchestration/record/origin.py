@@ -17,8 +17,7 @@ from typing import Any
 import psutil
 
 import boxseg
-from boxseg.config.method import CocoSource
-from boxseg.data.toy import ensure_toy
+from boxseg.data.toy import ensure_toy, toy_sources
 from boxseg.errors import ConfigError, DataError
 from boxseg.files.writing import write_atomic
 from orchestration.config.spec import RunSpec
@@ -37,13 +36,23 @@ def provenance(spec: RunSpec) -> dict[str, str]:
 
 def prepare_data(spec: RunSpec) -> dict[str, str]:
     """Draw the generated data set if it is used and missing; gives the tags `data` and `data_fingerprint`."""
-    sources = [spec.data.train, spec.data.val]
-    if "toy" in sources:
-        drawn = ensure_toy(spec.storage.absolute() / ".data", spec.data.toy)
-        for place, toy in enumerate(drawn):
-            if sources[place] == "toy":
-                sources[place] = toy
-    files = [source.annotations for source in sources if isinstance(source, CocoSource)]
+    if "toy" in (spec.data.train, spec.data.val):
+        ensure_toy(spec.storage.absolute() / ".data", spec.data.toy)
+    return _fingerprint(spec)
+
+
+def look_at_data(spec: RunSpec) -> dict[str, str]:
+    """The tags of `prepare_data`, with nothing drawn; empty where a file is not there."""
+    try:
+        return _fingerprint(spec)
+    except OSError:
+        return {}
+
+
+def _fingerprint(spec: RunSpec) -> dict[str, str]:
+    drawn = toy_sources(spec.storage.absolute() / ".data", spec.data.toy)
+    sources = zip((spec.data.train, spec.data.val), drawn, strict=True)
+    files = [(toy if source == "toy" else source).annotations for source, toy in sources]
     digest = hashlib.sha256()
     for path in files:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -159,15 +168,15 @@ def check_same_data(original: RunFolder, tags: dict[str, str], *, otherwise: str
 
     Args:
         original: The run or sweep.
-        tags: Of now; `data_fingerprint` among them.
+        tags: Of now; without `data_fingerprint` nothing is known of the files.
         otherwise: What can be done with the new files.
 
     Raises:
         DataError: the annotation files are not those that the run was trained and evaluated with.
     """
     status = original.stored()
-    before, now = status.tags.get("data_fingerprint"), tags["data_fingerprint"]
-    if before not in (None, now):
+    before, now = status.tags.get("data_fingerprint"), tags.get("data_fingerprint")
+    if before is not None and now is not None and before != now:
         raise DataError(
             f"{status.tags['data']}, or the file to validate on: the annotations of {status.id} had the fingerprint "
             f"{before}, they have {now} now; put the old files back, or {otherwise}"
