@@ -112,10 +112,19 @@ def train(
 
 def sweep(
     experiment: Experiment,
+    earlier: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SWEEP",
+            help="The sweep to go on with, by id, folder or name; left out: the newest of the file's name.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Go on with the newest sweep of this name, which was interrupted."
+            "--resume",
+            help="Go on with a sweep that was interrupted, or is to have more trials, seeds or values by the file.",
         ),
     ] = False,
     auto_resume: AutoResume = False,
@@ -128,7 +137,8 @@ def sweep(
     retry_failed: Annotated[
         bool,
         typer.Option(
-            "--retry-failed", help="Go on with the newest sweep and run its lost trials again."
+            "--retry-failed",
+            help="Go on with a sweep, ended or not, and run its lost trials again.",
         ),
     ] = False,
     more: Annotated[
@@ -137,7 +147,7 @@ def sweep(
             "--more",
             min=1,
             metavar="N",
-            help="Go on with the newest sweep, ended or not, and try N settings more.",
+            help="Go on with a sweep, ended or not, and try N settings more.",
         ),
     ] = None,
     fail_fast: Annotated[
@@ -162,7 +172,7 @@ def sweep(
             "--new starts another sweep, --resume, --auto-resume, --retry-failed and --more go on with one; give one "
             "of them"
         )
-    from orchestration.record.resume import Start, extend_sweep, find_sweep, way_on
+    from orchestration.record.resume import OTHER_SWEEP, Start, extend_sweep, find_sweep, way_on
 
     asked: dict[Start, bool] = {
         "beside": new,
@@ -174,10 +184,18 @@ def sweep(
     if auto_resume:
         start = way_on(spec)
         _tell_what_goes_on(spec, "the newest sweep of this name" if start else None)
+    goes_on = start in ("resume", "retry_failed", "more")
+    if earlier is not None and not goes_on:
+        raise ConfigError(
+            f"{earlier}: say what to do with this sweep: --resume, --retry-failed or --more N"
+        )
     if plan:
-        goes_on = start in ("resume", "retry_failed", "more")
-        earlier = find_sweep(spec, start) if goes_on else None
-        _print_plan(spec if earlier is None else extend_sweep(spec, earlier, more or 0), as_json)
+        if goes_on and (folder := find_sweep(spec, start, earlier)) is not None:
+            from orchestration.record.origin import check_same_data, look_at_data
+
+            check_same_data(folder, look_at_data(spec), otherwise=OTHER_SWEEP)
+            spec = extend_sweep(spec, folder, more or 0)
+        _print_plan(spec, as_json)
         return
     from orchestration.planning.preflight import check
 
@@ -190,6 +208,7 @@ def sweep(
     result = run_sweep(
         spec,
         start=start,
+        earlier=earlier,
         more=more or 0,
         max_failures=1 if fail_fast else max_failures,
     )
@@ -205,7 +224,10 @@ def sweep(
     if result.status == "interrupted":
         if fail_fast or max_failures:
             say(f"{len(failed)} of {len(result.table.rows)} trials failed")
-        _end_interrupted("sweep", experiment, overrides, "--resume")
+        # by its id where it need not be the newest
+        _end_interrupted(
+            "sweep", experiment, overrides, "--resume", *([result.id] if earlier else [])
+        )
     if result.stopped_by:
         say(
             f"ended after {len(result.table.rows)} trials by {result.stopped_by}; --resume goes on for as long again"

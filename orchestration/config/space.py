@@ -171,15 +171,17 @@ def count_settings(space: dict[str, AnyDomain]) -> int | None:
     return math.prod(lengths) if lengths else None
 
 
-def nth_setting(space: dict[str, AnyDomain], number: int) -> dict[str, Any]:
-    """A setting of a space that `count_settings` counts, by its number from 0; the last name varies quickest."""
-    setting = {}
-    for name in reversed(space):
-        values = values_of(space[name])
-        assert values is not None
-        number, place = divmod(number, len(values))
-        setting[name] = values[place]
-    return {name: setting[name] for name in space}
+def settings_of(space: dict[str, AnyDomain]) -> Iterator[dict[str, Any]]:
+    """All settings of a space that `count_settings` counts, one after the other; the last name varies quickest."""
+    if not space:
+        yield {}
+        return
+    *others, last = space
+    values = values_of(space[last])
+    assert values is not None
+    for setting in settings_of({name: space[name] for name in others}):
+        for value in values:
+            yield {**setting, last: value}
 
 
 def holds(domain: AnyDomain, value: Any) -> bool:
@@ -194,6 +196,13 @@ def holds(domain: AnyDomain, value: Any) -> bool:
         case Uniform(uniform=(low, high)) | LogUniform(loguniform=(low, high)):
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             return is_number and low <= value <= high
+
+
+def is_setting_of(space: dict[str, AnyDomain], values: dict[str, Any]) -> bool:
+    """Whether a space can give these values of its settings."""
+    if values.keys() != space.keys():
+        return False
+    return all(holds(domain, values[name]) for name, domain in space.items())
 
 
 def drawn_value(domain: AnyDomain, value: Any) -> Any:

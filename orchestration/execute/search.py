@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from orchestration.config.space import (
     Uniform,
     count_settings,
     is_same,
-    nth_setting,
+    settings_of,
     stepped_values,
 )
 from orchestration.config.spec import SweepConfig
@@ -53,6 +54,8 @@ def make_tpe(sweep: SweepConfig, seed: int) -> BaseSampler:
 
 DRAWS = 20
 """How often a search may draw a setting that was drawn before; then it gets one that no trial has."""
+MAX_SKIPPED = 10_000
+"""Settings of a finite space that are counted off to begin somewhere in it."""
 
 SEARCHERS: dict[str, Callable[[SweepConfig, int], BaseSampler]] = {
     "grid": make_random,  # draws nothing: settings are taken by their number
@@ -66,7 +69,8 @@ class TrialQueue:
 
     The points that the sweep names come first, and no setting comes twice. They are judged by `merit_of` their
     seeds, once all of them have ended. What is drawn for a setting depends only on the sweep's seed, the setting's
-    number and the scores so far. A resumed sweep therefore draws what it would have drawn without the interruption.
+    place and the scores so far. A resumed sweep therefore draws what it would have drawn without the interruption.
+    Trials keep their numbers: those that a sweep gets later, of new seeds too, have the numbers that are free.
     """
 
     def __init__(self, sweep: SweepConfig, seed: int, past: Sequence[TrialStatus] = ()) -> None:
@@ -78,77 +82,86 @@ class TrialQueue:
         self._study = optuna.create_study(direction="maximize")
         self._sweep = sweep
         self._seed = seed
-        self._known: dict[int, dict[str, Any]] = {}
-        """Values of past settings, by place of the setting."""
-        for row in past:
-            self._known[row.number // len(sweep.seeds)] = row.values
-        self._asked: dict[int, Any] = {}
-        """Optuna's trials, by place of the setting."""
+        self._asked: list[Any] = []
+        """Optuna's trials, by place of the setting: the order in which settings are first asked for."""
         self._taken: set[str] = set()
         """`setting_key` of each."""
-        self._ended: dict[int, list[TrialStatus | None]] = {}
-        """Trials that have ended, by place of the setting."""
+        self._place_of: dict[int, int] = {}
+        """Place of the setting, by number of the trial."""
+        self._ended: dict[int, dict[int, TrialStatus | None]] = {}
+        """Trials that have ended, by number, by place of the setting."""
+        self._grid = settings_of(sweep.space)
+        places: dict[str, int] = {}
+        past = sorted(past, key=lambda row: row.number)
         # asked for again in their order, so that Optuna knows the past before it draws
-        for setting in sorted(self._known):
-            self._values(setting)
-        ended = [row for row in past if row.has_ended]
-        for row in ended:
-            self.ended(row.number, row)
-        left = set(range(sweep.num_trials)) - {row.number for row in ended}
-        self._left = iter(sorted(left))
+        for row in past:
+            if row.key not in places:
+                places[row.key] = len(self._asked)
+                self._asked.append(self._ask_for(row.values))
+            self._place_of[row.number] = places[row.key]
+        for row in past:
+            if row.has_ended:
+                self.ended(row.number, row)
+        self._left = self._trials_left(past)
+
+    def _trials_left(self, past: Sequence[TrialStatus]) -> Iterator[tuple[int, int, int]]:
+        """Number, place of the setting and seed of each trial that has not ended, in the order of asking."""
+        numbers = {(self._place_of[row.number], row.seed): row.number for row in past}
+        ended = {row.number for row in past if row.has_ended}
+        used = set(numbers.values())
+        free = (number for number in itertools.count() if number not in used)
+        settings = range(self._sweep.num_trials // len(self._sweep.seeds))
+        for place, seed in itertools.product(settings, self._sweep.seeds):
+            number = numbers[place, seed] if (place, seed) in numbers else next(free)
+            if number not in ended:
+                yield number, place, seed
 
     def next(self, *, may_begin: Callable[[], bool] = lambda: True) -> Trial | None:
         """The next trial; None when all have been handed out, or `may_begin` does not let another setting begin."""
-        number = next(self._left, None)
+        number, place, seed = next(self._left, (None, 0, 0))
         if number is None:
             return None
-        setting, seed_index = divmod(number, len(self._sweep.seeds))
-        if setting not in self._asked and not may_begin():
-            self._left = iter(())
-            return None
-        return Trial(number, self._values(setting), self._sweep.seeds[seed_index])
+        if place == len(self._asked):
+            if not may_begin():
+                self._left = iter(())
+                return None
+            self._asked.append(self._draw(place))
+        self._place_of[number] = place
+        return Trial(number, self._suggested(self._asked[place]), seed)
 
     def ended(self, number: int, row: TrialStatus | None) -> None:
         """Say how a trial stands at its end; None if nobody knows."""
-        setting = number // len(self._sweep.seeds)
-        ended = self._ended.setdefault(setting, [])
-        ended.append(row)
+        place = self._place_of[number]
+        ended = self._ended.setdefault(place, {})
+        ended[number] = row
         if len(ended) == len(self._sweep.seeds):
-            self._judge(setting, [row for row in ended if row is not None])
+            self._judge(self._asked[place], [row for row in ended.values() if row is not None])
 
-    def _judge(self, setting: int, rows: list[TrialStatus]) -> None:
+    def _judge(self, asked: Any, rows: list[TrialStatus]) -> None:
         """Tell Optuna how good a setting is, in the order of `Merit`: for it, pruned comes behind complete."""
         from optuna.trial import TrialState
 
         merit = merit_of(rows, self._sweep.criterion, seeds=len(self._sweep.seeds))
         if merit.score == -math.inf:
-            self._study.tell(self._asked[setting], state=TrialState.FAIL)
+            self._study.tell(asked, state=TrialState.FAIL)
         elif merit.all_finished:
-            self._study.tell(self._asked[setting], merit.score)
+            self._study.tell(asked, merit.score)
         else:
             # of two pruned ones Optuna takes that of the later step
-            self._asked[setting].report(merit.score, step=int(merit.some_finished))
-            self._study.tell(self._asked[setting], state=TrialState.PRUNED)
+            asked.report(merit.score, step=int(merit.some_finished))
+            self._study.tell(asked, state=TrialState.PRUNED)
 
-    def _values(self, setting: int) -> dict[str, Any]:
-        """Setting name -> value of the setting at a place, drawn when it is first asked for."""
-        if setting not in self._asked:
-            self._asked[setting] = self._draw(setting)
-        return self._suggested(self._asked[setting])
-
-    def _draw(self, setting: int) -> Any:
+    def _draw(self, place: int) -> Any:
         """Optuna's trial with values that no other setting has."""
         from optuna.trial import TrialState
 
-        if setting in self._known:
-            return self._ask_for(self._known[setting])
-        if setting < len(self._sweep.points):
-            return self._ask_for(self._sweep.points[setting])
-        if self._sweep.search == "grid":
-            return self._ask_for(nth_setting(self._sweep.space, setting))
+        given = self._grid if self._sweep.search == "grid" else self._sweep.points
+        for values in given:
+            if setting_key(values) not in self._taken:
+                return self._ask_for(values)
         for attempt in range(DRAWS):
             # a new sampler for each: what it draws does not depend on how many were drawn before
-            seed = self._seed_of(setting, attempt)
+            seed = self._seed_of(place, attempt)
             self._study.sampler = SEARCHERS[self._sweep.search](self._sweep, seed)
             drawn = self._study.ask()
             values = self._suggested(drawn)
@@ -158,8 +171,8 @@ class TrialQueue:
             self._study.tell(drawn, state=TrialState.FAIL)  # which samplers do not look at
         return self._ask_for(self._untried(seed))
 
-    def _seed_of(self, setting: int, attempt: int) -> int:
-        words = [self._seed % 2**32, setting, *([attempt] if attempt else [])]
+    def _seed_of(self, place: int, attempt: int) -> int:
+        words = [self._seed % 2**32, place, *([attempt] if attempt else [])]
         return int(np.random.SeedSequence(words).generate_state(1)[0])
 
     def _ask_for(self, values: dict[str, Any]) -> Any:
@@ -169,15 +182,20 @@ class TrialQueue:
         self._study.enqueue_trial(
             {name: place_in(space[name], value) for name, value in values.items()}
         )
-        return self._study.ask()
+        asked = self._study.ask()
+        self._suggested(asked)  # only then it has them
+        return asked
 
     def _untried(self, seed: int) -> dict[str, Any]:
         """A setting of a finite space that no trial has yet; there is one, as a sweep has no more trials than that."""
         space = self._sweep.space
         size = count_settings(space)
         assert size is not None  # real numbers do not repeat
-        for number in range(seed % size, seed % size + size):
-            values = nth_setting(space, number % size)
+        # from somewhere on, so that what is left is not tried in its order
+        begin = seed % min(size, MAX_SKIPPED)
+        for values in itertools.chain(
+            itertools.islice(settings_of(space), begin, None), settings_of(space)
+        ):
             if setting_key(values) not in self._taken:
                 return values
         raise AssertionError

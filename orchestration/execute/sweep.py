@@ -23,7 +23,7 @@ from orchestration.record.find_runs import find_start
 from orchestration.record.journal import driving, read_past
 from orchestration.record.origin import check_same_data, prepare_data, provenance, write_changes
 from orchestration.record.progress import SweepProgress
-from orchestration.record.resume import Start, extend_sweep, find_sweep
+from orchestration.record.resume import OTHER_SWEEP, Start, extend_sweep, find_sweep
 from orchestration.record.run_folder import RunFolder, RunStatus, Status, new_folder, own_process
 from orchestration.record.table import SweepTable, markdown_table, read_table
 from orchestration.record.trial import TrialStatus
@@ -54,6 +54,7 @@ def run_sweep(
     spec: SweepSpec,
     *,
     start: Start | None = None,
+    earlier: str | None = None,
     more: int = 0,
     max_failures: int | None = None,
     train_fn: TrainFn | None = None,
@@ -64,6 +65,7 @@ def run_sweep(
     Args:
         spec: All settings.
         start: What to do about an earlier sweep of this name; null: refuse to start beside an interrupted one.
+        earlier: Id, folder or name of the sweep to go on with; null: the newest of this name.
         more: Settings to try besides those that are planned, where `start` is `more`.
         max_failures: End as after a signal once so many trials have failed; null: go on.
         train_fn: The training loop; null: that of boxseg.
@@ -78,14 +80,14 @@ def run_sweep(
         KeyboardInterrupt: a second signal came before the state was saved.
     """
     spec = find_start(spec)
-    earlier = find_sweep(spec, start)
+    going_on = find_sweep(spec, start, earlier)
     tags = prepare_data(spec) | provenance(spec)
-    if earlier is not None:
-        check_same_data(earlier, tags, otherwise="start another sweep with --new")
-        spec = extend_sweep(spec, earlier, more)
+    if going_on is not None:
+        check_same_data(going_on, tags, otherwise=OTHER_SWEEP)
+        spec = extend_sweep(spec, going_on, more)
     tags |= {"search": spec.sweep.search, "trial_scheduler": spec.sweep.trial_scheduler}
     storage = spec.storage.absolute()
-    folder = earlier or new_folder(storage / spec.name)
+    folder = going_on or new_folder(storage / spec.name)
     plan = SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn)
     with driving(folder):
         _open_folder(folder, spec, tags)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,10 +138,15 @@ class Trials:
         best = self._ended.best()
         if best is None:
             return 0
-        before = {row.number // num_seeds for row in self.past if row.has_ended}
-        ended = Counter(row.number // num_seeds for row in self._ended.rows)
-        later = [place for place in ended if place > best.number // num_seeds]
-        return sum(ended[place] == num_seeds for place in later if place not in before)
+        numbers: dict[str, list[int]] = {}
+        for row in self._ended.rows:
+            numbers.setdefault(row.key, []).append(row.number)
+        before = {row.key for row in self.past if row.has_ended}
+        without_gain = 0
+        for key, of_setting in numbers.items():
+            came_later = min(of_setting) > min(numbers[best.key])
+            without_gain += came_later and len(of_setting) == num_seeds and key not in before
+        return without_gain
 
     def note_drawn(self, trial: Trial) -> None:
         """Write down what a trial is before anything else knows of it."""

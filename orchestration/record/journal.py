@@ -14,7 +14,7 @@ from boxseg.files.writing import make_folder
 from orchestration.config.spec import SweepConfig
 from orchestration.record.failures import FailureClass
 from orchestration.record.files import file_lock
-from orchestration.record.find_runs import sound_status
+from orchestration.record.find_runs import list_in, sound_status
 from orchestration.record.records import tell_once
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.record.trial import ENDED, Trial, TrialStatus, trial_folder
@@ -114,6 +114,16 @@ def read_past(
     return [past[number] for number in sorted(past)]
 
 
+def drawn_trials(folder: RunFolder, sweep: SweepConfig) -> list[Trial]:
+    """The trials that a sweep has drawn, by number, for who only looks: nothing is marked or put out of the way."""
+    drawn = {trial.number: trial for trial in _drawn_trials(folder, sweep)}
+    for status in list_in(folder.path):
+        trial = _trial_of(status)
+        if trial is not None and _is_own(trial, sweep):
+            drawn.setdefault(trial.number, trial)
+    return [drawn[number] for number in sorted(drawn)]
+
+
 def _status_of_own(run: RunFolder, sweep: SweepConfig | None) -> RunStatus | None:
     """The status of a trial of the sweep; None, with a warning, where it is damaged, a copy or of another sweep."""
     try:
@@ -123,8 +133,7 @@ def _status_of_own(run: RunFolder, sweep: SweepConfig | None) -> RunStatus | Non
         # Out of the way, so that the trial can get a new status; its checkpoints stay.
         run.status_path.rename(run.path / DAMAGED)
         return None
-    number, seed = _number(status.tags.get("trial")), _number(status.tags.get("seed"))
-    trial = _trial(number, status.values, seed)
+    trial = _trial_of(status)
     if status.id == run.path.name and trial is not None and _is_own(trial, sweep):
         return status
     text = f"{run.status_path}: left out, it is none of the trials that this sweep draws"
@@ -159,6 +168,11 @@ def _has_ended(status: RunStatus, *, retry_failed: bool) -> bool:
 
 def _is_own(trial: Trial, sweep: SweepConfig | None) -> bool:
     return sweep is None or trial.is_drawn_by(sweep)
+
+
+def _trial_of(status: RunStatus) -> Trial | None:
+    number, seed = _number(status.tags.get("trial")), _number(status.tags.get("seed"))
+    return _trial(number, status.values, seed)
 
 
 def _number(text: str | None) -> int | None:

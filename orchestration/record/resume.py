@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from pydantic import ValidationError
+
 from boxseg.engine.checkpoint import find_best, newest_step
 from boxseg.errors import CheckpointError, ConfigError
+from orchestration.config.explain import as_yaml
 from orchestration.config.resolved import (
     COPY_BACK,
     dump_resolved,
@@ -14,9 +17,10 @@ from orchestration.config.resolved import (
     parse_resolved,
     read_resolved,
 )
-from orchestration.config.spec import RunSpec, SweepSpec
-from orchestration.record.find_runs import list_in
-from orchestration.record.journal import driving, is_concluded, newest_sweep
+from orchestration.config.space import holds, is_setting_of
+from orchestration.config.spec import RunSpec, SweepConfig, SweepSpec
+from orchestration.record.find_runs import find_run, list_in
+from orchestration.record.journal import drawn_trials, driving, is_concluded, newest_sweep
 from orchestration.record.run_folder import RunFolder
 from orchestration.record.trial import ENDED
 
@@ -33,18 +37,24 @@ RUN_MAY_CHANGE = (
 """Settings that a resumed run may have otherwise, besides those of `resources`, `storage` and `tracking`."""
 SWEEP_MAY_CHANGE = (
     "sweep.trials",
+    "sweep.seeds",
+    "sweep.space",
+    "sweep.points",
     "sweep.time_budget_h",
     "sweep.patience",
     "sweep.concurrency",
     "train.panels",
     "data.loader_workers",
 )
-"""Those that a resumed sweep may have otherwise."""
+"""Those that a resumed sweep may have otherwise; `extend_sweep` looks at what they are changed to."""
+
+OTHER_SWEEP = "start another sweep with --new"
+"""What to do with settings or data that a sweep cannot take."""
 
 Start = Literal["resume", "retry_failed", "more", "beside"]
-"""What to do where there is a sweep of the same name: go on with the newest one, which was interrupted or is to have
-more trials; so too if it has ended, and run again what failed for a reason that may have gone; so too if it has ended,
-and try more settings; start another one even though it is interrupted or running."""
+"""What to do where there is a sweep of the same name: go on with the newest one or the one that is named, which was
+interrupted or is to have more trials; so too if it has ended, and run again what failed for a reason that may have
+gone; so too if it has ended, and try more settings; start another one even though it is interrupted or running."""
 
 
 def check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
@@ -87,10 +97,10 @@ def find_unfinished(spec: RunSpec) -> RunFolder | None:
     """The newest run of this name, unless it came to its end."""
     below = list_in(spec.storage.absolute() / spec.name)
     runs = [status for status in below if status.kind == "run"]
-    # newest first
-    if not runs or runs[0].status == "finished":
+    newest = max(runs, key=lambda run: run.order, default=None)
+    if newest is None or newest.status == "finished":
         return None
-    return RunFolder(runs[0].folder)
+    return RunFolder(newest.folder)
 
 
 def way_on(spec: SweepSpec) -> Start | None:
@@ -108,23 +118,35 @@ def way_on(spec: SweepSpec) -> Start | None:
     return "retry_failed" if has_failed else None
 
 
-def find_sweep(spec: SweepSpec, start: Start | None = None) -> RunFolder | None:
+def find_sweep(
+    spec: SweepSpec, start: Start | None = None, name: str | None = None
+) -> RunFolder | None:
     """The sweep to go on with; None for a new one.
 
+    Args:
+        spec: Settings of the file.
+        start: What to do.
+        name: Id, folder or name of the sweep to go on with; null: the newest one of the file's name.
+
     Raises:
-        ConfigError: the newest sweep of this name runs, or was interrupted and nobody said what to do about it; or it
+        ConfigError: there is no such sweep; it runs, or was interrupted and nobody said what to do about it; or it
             cannot be resumed.
     """
-    folder = None if start == "beside" else newest_sweep(spec.storage.absolute(), spec.name)
+    folder = None
+    if name is not None:
+        folder = _named_sweep(spec, name)
+    elif start != "beside":
+        folder = newest_sweep(spec.storage.absolute(), spec.name)
     ended = folder is None or folder.stored().status in ENDED
     if folder is not None and start == "resume":
         # one that ended by a fault of its driver can go on too
-        ended = is_concluded(folder) and spec.sweep.trials <= _planned_settings(folder)
+        ended = is_concluded(folder) and not _would_extend(spec, folder)
     if folder is None or (ended and start not in ("retry_failed", "more")):
         if start == "resume" and folder is not None:
             raise ConfigError(
                 f"no interrupted sweep {spec.name} under {spec.storage}: {folder.path.name} has ended; try more "
-                "settings in it with --more N, or start another one without --resume"
+                "settings in it with --more N, or more sweep.trials, sweep.seeds or values of sweep.space in the "
+                "file, or start another one without --resume"
             )
         if start in ("resume", "retry_failed", "more"):
             what = "no interrupted sweep" if start == "resume" else "there is no sweep"
@@ -140,11 +162,29 @@ def find_sweep(spec: SweepSpec, start: Start | None = None) -> RunFolder | None:
                 "another one beside it with --new"
             )
         check_same_settings(spec, folder, SWEEP_MAY_CHANGE)
+        extend_sweep(spec, folder)
     return folder
 
 
-def extend_sweep(spec: SweepSpec, folder: RunFolder, more: int) -> SweepSpec:
-    """The settings to go on with: as many trials as the file or the sweep plans, and some more.
+def _named_sweep(spec: SweepSpec, name: str) -> RunFolder:
+    folder = find_run(spec.storage.absolute(), name)
+    status = folder.stored()
+    if status.kind != "sweep":
+        raise ConfigError(
+            f"{name} is no sweep, but {'a trial of one' if status.parent else 'a single run'}; `boxseg runs ls` tells "
+            "which are sweeps"
+        )
+    return folder
+
+
+def _would_extend(spec: SweepSpec, folder: RunFolder) -> bool:
+    """Whether a sweep would have more trials by the settings of the file than it was planned with."""
+    planned = _planned(folder).num_trials
+    return extend_sweep(spec, folder).sweep.num_trials > planned
+
+
+def extend_sweep(spec: SweepSpec, folder: RunFolder, more: int = 0) -> SweepSpec:
+    """The settings to go on with: trials, seeds and points of the file and the sweep, and some trials more.
 
     Args:
         spec: Settings of the file.
@@ -152,23 +192,67 @@ def extend_sweep(spec: SweepSpec, folder: RunFolder, more: int) -> SweepSpec:
         more: Settings to try besides.
 
     Raises:
-        ConfigError: all that there is to try is planned already.
+        ConfigError: all that there is to try is planned already, or the file leaves out what the sweep has run.
     """
-    planned = max(spec.sweep.trials, _planned_settings(folder))
-    going_on, extended = (
-        spec.model_copy(update={"sweep": spec.sweep.model_copy(update={"trials": trials})})
-        for trials in (planned, planned + more)
-    )
-    if more and extended.sweep.num_trials == going_on.sweep.num_trials:
+    planned = _planned(folder)
+    _check_space(spec, folder, planned)
+    points = [point for point in planned.points if is_setting_of(spec.sweep.space, point)]
+    points += [point for point in spec.sweep.points if point not in points]
+    joined = {
+        "seeds": _join_seeds(spec.sweep.seeds, planned.seeds, folder),
+        "points": points,
+        "trials": max(spec.sweep.trials, planned.trials),
+    }
+    going_on = spec.sweep.model_copy(update=joined)
+    extended = going_on.model_copy(update={"trials": going_on.trials + more})
+    if more and extended.num_trials == going_on.num_trials:
         raise ConfigError(
-            f"--more {more}: sweep {folder.path.name} has all {going_on.sweep.num_trials} trials of its space; widen "
-            "sweep.space, and start another one"
+            f"--more {more}: sweep {folder.path.name} has all {going_on.num_trials} trials of its space; widen "
+            "sweep.space in the file"
         )
-    return extended
+    return spec.model_copy(update={"sweep": extended})
 
 
-def _planned_settings(folder: RunFolder) -> int:
-    return int(read_resolved(folder.config_path)["sweep"]["trials"])
+def _planned(folder: RunFolder) -> SweepConfig:
+    """What a sweep was last planned to do."""
+    try:
+        return SweepConfig.model_validate(read_resolved(folder.config_path)["sweep"])
+    except (ValidationError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{folder.config_path}: is damaged: {reason:.200}; {COPY_BACK}"
+        ) from error
+
+
+def _join_seeds(of_file: list[int], planned: list[int], folder: RunFolder) -> list[int]:
+    """The larger of two lists of which one has all of the other; first those that the sweep had first."""
+    if not set(of_file) <= set(planned) and not set(planned) <= set(of_file):
+        raise ConfigError(
+            f"sweep.seeds {of_file} leaves out some of {planned}, which {folder.path.name} runs each setting with; "
+            f"name those as well, or {OTHER_SWEEP}"
+        )
+    return [*planned, *(seed for seed in of_file if seed not in planned)]
+
+
+def _check_space(spec: SweepSpec, folder: RunFolder, planned: SweepConfig) -> None:
+    """Refuse a space that lacks what the sweep has drawn: its trials would be left out."""
+    now, before = spec.sweep.space, planned.space
+    if now == before:
+        return
+    for name in [*now, *before]:
+        if (name in now) != (name in before):
+            change = "has the new name" if name in now else "lacks the name"
+            raise ConfigError(
+                f"sweep.space {change} {name}, and the trials of {folder.path.name} differ in "
+                f"{', '.join(before)}; vary the same settings, or {OTHER_SWEEP}"
+            )
+    for trial in drawn_trials(folder, planned):
+        for name, domain in now.items():
+            if not holds(domain, trial.values[name]):
+                raise ConfigError(
+                    f"sweep.space {name} does not hold {as_yaml(trial.values[name])}, which trial {trial.number} of "
+                    f"{folder.path.name} has; widen it, or {OTHER_SWEEP}"
+                )
 
 
 def check_same_settings(spec: RunSpec, folder: RunFolder, may_change: Sequence[str]) -> None:

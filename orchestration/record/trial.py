@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from boxseg.config.criterion import Criterion
-from orchestration.config.space import holds
+from orchestration.config.space import is_setting_of
 from orchestration.config.spec import SweepConfig
 from orchestration.record.find_runs import sound_status
 from orchestration.record.run_folder import RunFolder, RunStatus, Status
@@ -29,13 +29,9 @@ class Trial:
 
     def is_drawn_by(self, sweep: SweepConfig) -> bool:
         """Whether a sweep can have drawn it: its number, its seed and all of its values are possible there."""
-        if not 0 <= self.number < sweep.num_trials:
+        if not 0 <= self.number < sweep.num_trials or self.seed not in sweep.seeds:
             return False
-        if self.seed != sweep.seeds[self.number % len(sweep.seeds)]:
-            return False
-        if self.values.keys() != sweep.space.keys():
-            return False
-        return all(holds(domain, self.values[name]) for name, domain in sweep.space.items())
+        return is_setting_of(sweep.space, self.values)
 
 
 @dataclass(frozen=True)

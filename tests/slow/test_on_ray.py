@@ -167,6 +167,28 @@ def test_a_sweep_that_is_extended_equals_one_that_was_planned_so_long(storage):
     assert sorted(run.info.status for run in runs) == ["FINISHED"] * 13
 
 
+def test_a_grid_that_gets_seeds_and_values_equals_one_that_was_planned_so_large(storage):
+    def run(name: str, thresholds: list[float], seeds: list[int], **options):
+        space = {"qam.iou_thr": {"choice": thresholds}}
+        sweep = {"search": "grid", "trial_scheduler": "none", "seeds": seeds, "space": space}
+        values = make_values(storage, name=name, sweep=sweep)
+        spec = SweepSpec.model_validate(values)
+        return run_sweep(spec, train_fn=make_training(), progress=False, **options)
+
+    def found(result) -> list[tuple]:
+        return sorted(tuple(map(str, outcome[1:])) for outcome in outcomes(result))
+
+    planned = run("planned-grid", [0.3, 0.5, 0.8], [0, 1])
+    first = run("extended-grid", [0.5, 0.3], [0])
+    run("extended-grid", [0.1], [0], start="beside")
+    extended = run("extended-grid", [0.3, 0.5, 0.8], [0, 1], start="resume", earlier=first.id)
+    assert extended.folder == first.folder
+    assert outcomes(extended)[:2] == outcomes(first), "what was run keeps its number"
+    assert found(extended) == found(planned)
+    # the fake training's score is the threshold
+    assert extended.best.values == planned.best.values == {"qam.iou_thr": 0.8}
+
+
 def test_a_sweep_without_gain_or_without_time_begins_no_more_settings(storage):
     # Settings in the order of the grid: the second is the best, and the two after it gain nothing.
     space = {"qam.iou_thr": {"choice": [0.5, 0.8, 0.6, 0.7, 0.75]}}

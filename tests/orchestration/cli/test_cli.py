@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from boxseg.data.toy import ensure_toy
 from orchestration.cli import crash_log, output
 from orchestration.cli.app import app, run
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec, load_run, load_sweep
+from orchestration.errors import ExitCode
 from orchestration.record.failures import Failure
 from orchestration.record.run_folder import RunFolder, RunStatus
 
@@ -634,3 +636,22 @@ def test_a_plan_counts_what_a_sweep_is_extended_to(tmp_path, capsys, monkeypatch
     assert json.loads(capsys.readouterr().out)["trials"] == 6
     assert run(["sweep", str(file), "--more", "2", "--new"]) == 2
     assert "give one of them" in capsys.readouterr().err
+
+
+def test_a_plan_of_what_cannot_go_on_is_refused_as_the_sweep_is(tmp_path: Path, capsys: Capture):
+    file = write(SWEEP + "data: {toy: {train_images: 2, val_images: 1, size: 64}}\n")
+    for name in ("20260101-000000-aaaa", "20260102-000000-bbbb"):
+        folder = RunFolder(tmp_path / "runs" / "s" / name)
+        tags = {"data": "old.json", "data_fingerprint": "0" * 16}
+        status = RunStatus(name, "s", kind="sweep", status="interrupted", tags=tags)
+        folder.create(status, dump_resolved(load_sweep(Path(file))))
+    # nothing is known of a generated set that is not there
+    assert run(["sweep", file, "--resume", "--plan"]) == 0
+    ensure_toy(tmp_path / "runs" / ".data", load_sweep(Path(file)).data.toy)
+    assert run(["sweep", file, "--resume", "--plan"]) == ExitCode.DATA
+    assert "of 20260102-000000-bbbb had the fingerprint 0000" in capsys.readouterr().err
+    assert run(["sweep", file, "000000-aaaa", "--more", "1", "--plan"]) == ExitCode.DATA
+    assert "of 20260101-000000-aaaa had the fingerprint 0000" in capsys.readouterr().err
+    for arguments in (["--plan"], ["--new"], []):
+        assert run(["sweep", file, "20260101-000000-aaaa", *arguments]) == ExitCode.USAGE
+        assert "say what to do with this sweep: --resume" in capsys.readouterr().err

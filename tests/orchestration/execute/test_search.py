@@ -225,6 +225,74 @@ def test_a_resumed_sweep_draws_what_it_would_have_and_repeats_nothing_that_ended
     assert resumed == [undisturbed[5], *undisturbed[7:]]
 
 
+def run_all(sweep: SweepConfig, past: list[TrialStatus]) -> list[TrialStatus]:
+    """The sweep to its end: `past` and what comes after it, each trial with `score_of` it."""
+    queue, rows = TrialQueue(sweep, 1, past), list(past)
+    while (trial := queue.next()) is not None:
+        rows.append(status_of(trial, score_of(trial)))
+        queue.ended(trial.number, rows[-1])
+    return rows
+
+
+def runs_of(rows: list[TrialStatus]) -> set[tuple[str, int]]:
+    """What was run with which seed; each once, with a number of its own."""
+    runs = {(row.key, row.seed) for row in rows}
+    assert len(runs) == len(rows) == len({row.number for row in rows})
+    return runs
+
+
+THRESHOLDS = {"qam.iou_thr": {"choice": [0.4, 0.5, 0.6, 0.7, 0.8]}}
+
+
+@pytest.mark.parametrize("interrupted_after", [2, 6])
+@pytest.mark.parametrize("search", ["grid", "random"])
+def test_more_trials_and_seeds_give_what_would_have_been_planned(search, interrupted_after):
+    space = THRESHOLDS if search == "grid" else RANGES
+    short = make_sweep(search=search, trials=3, seeds=[3, 4], space=space)
+    past = run_all(short, [])[:interrupted_after]
+    long = make_sweep(search=search, trials=5, seeds=[3, 4, 9], space=space)
+    extended, planned = run_all(long, past), run_all(long, [])
+    assert runs_of(extended) == runs_of(planned)
+    assert extended[:interrupted_after] == past
+    if interrupted_after == 6:
+        # first the new seed of the three settings that were run, then the others with all seeds
+        assert [row.seed for row in extended[6:]] == [9, 9, 9, *[3, 4, 9] * 2]
+        assert [row.number for row in extended[6:]] == list(range(6, 15))
+
+
+def test_a_grid_that_is_larger_runs_the_new_settings_alone():
+    past = run_all(make_sweep(search="grid", space=THRESHOLDS), [])
+    space = {"qam.iou_thr": {"choice": [0.3, *THRESHOLDS["qam.iou_thr"]["choice"], 0.9]}}
+    larger = make_sweep(search="grid", space=space)
+    extended = run_all(larger, past)
+    assert [row.values["qam.iou_thr"] for row in extended[5:]] == [0.3, 0.9]
+    assert runs_of(extended) == runs_of(run_all(larger, []))
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_a_larger_space_is_drawn_from_with_the_past_kept(search):
+    narrow = make_sweep(search=search, trials=8, space={"qam.iou_thr": {"uniform": [0.4, 0.5]}})
+    past = run_all(narrow, [])
+    space = {"qam.iou_thr": {"uniform": [0.0, 0.9]}}
+    extended = run_all(make_sweep(search=search, trials=24, space=space), past)
+    assert extended[:8] == past
+    values = [row.values["qam.iou_thr"] for row in extended[8:]]
+    assert max(values) > 0.6
+    if search == "tpe":  # scores grow with the threshold
+        assert sum(values) / len(values) > 0.6
+
+
+def test_points_that_come_later_are_tried_before_the_next_draw():
+    past = run_all(make_sweep(search="random", trials=2, space=RANGES), [])
+    late = {"qam.iou_thr": 0.5, "solver.lr": 1e-3, "qam.k_top": 4, "qam.fusion": "vote"}
+    points = [past[1].values, late]
+    extended = run_all(make_sweep(search="random", trials=4, space=RANGES, points=points), past)
+    assert [row.values for row in extended[2:]] == [
+        late,
+        all_trials(make_sweep(search="random", trials=4, space=RANGES), seed=1)[3].values,
+    ]
+
+
 def test_a_resumed_sweep_keeps_values_that_the_seed_alone_would_not_give_again():
     sweep = make_sweep(search="tpe", trials=4, space=RANGES)
     values = {"qam.iou_thr": 0.5, "solver.lr": 0.0123, "qam.k_top": 3, "qam.fusion": "weighted"}

@@ -12,6 +12,7 @@ from boxseg.files.writing import write_atomic
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.record.failures import Failure
+from orchestration.record.find_runs import find_run
 from orchestration.record.journal import driving, newest_sweep, read_past
 from orchestration.record.resume import extend_sweep, find_sweep, find_unfinished, way_on
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
@@ -91,6 +92,16 @@ def test_every_line_of_the_journal_is_whole(tmp_path):
     assert json.loads(line).items() >= {"event": "trial_drawn", "number": 0, "seed": 7}.items()
 
 
+def test_the_newest_sweep_is_the_one_that_began_last_whatever_the_clock_said(tmp_path):
+    make_sweep(tmp_path, "20360101-000000-aaaa", created=9.0)  # its clock was ahead
+    newest = make_sweep(tmp_path, "20260101-000000-aaaa", created=2.0)
+    assert newest_sweep(tmp_path, "toy").path == newest.path
+    assert find_run(tmp_path, "toy").path == newest.path
+    # as sweeps of earlier versions are stored
+    newest.update(sequence=0)
+    assert newest_sweep(tmp_path, "toy").path.name == "20360101-000000-aaaa"
+
+
 def test_the_newest_sweep_counts(tmp_path):
     make_sweep(tmp_path)
     newer = make_sweep(tmp_path, "20260101-000001-aaaa", created=2.0)
@@ -143,11 +154,76 @@ def test_a_sweep_cannot_go_on_with_other_settings(tmp_path):
     make_sweep(tmp_path)
     with pytest.raises(ConfigError, match=r"other settings: qam\.vote_thr 0\.4 \(the sweep has"):
         find_sweep(make_spec(tmp_path, qam={"vote_thr": 0.4}), "resume")
-    other_space = {"space": {"qam.k_top": {"choice": [1, 2]}}, "concurrency": 1}
-    with pytest.raises(ConfigError, match=r"sweep\.space"):
-        find_sweep(make_spec(tmp_path, sweep=other_space), "resume")
     same = {"space": {"qam.k_top": {"choice": [1, 2, 3, 4]}}, "concurrency": 1}
     assert find_sweep(make_spec(tmp_path, sweep=same), "resume") is not None
+
+
+def test_a_space_may_change_as_long_as_it_holds_what_was_drawn(tmp_path):
+    sweep = make_sweep(tmp_path)
+    sweep.note("trial_drawn", **asdict(TRIALS[0]))
+    make_trial(sweep, TRIALS[1], "finished")
+
+    def with_space(**space) -> SweepSpec:
+        return make_spec(tmp_path, sweep={"space": space, "search": "random", "seeds": [7]})
+
+    before = with_space(**{"qam.k_top": {"choice": [1, 2, 3, 4]}})
+    write_atomic(sweep.config_path, dump_resolved(before))
+    for domain in ({"choice": [2, 9, 1]}, {"randint": [1, 50]}):
+        spec = with_space(**{"qam.k_top": domain})
+        assert find_sweep(spec, "resume").path == sweep.path
+        assert extend_sweep(spec, sweep).sweep.space == spec.sweep.space
+    with pytest.raises(
+        ConfigError, match=r"k_top does not hold 2, which trial 1 of .* has; widen"
+    ):
+        find_sweep(with_space(**{"qam.k_top": {"choice": [1, 3, 4, 5]}}), "resume")
+    more_names = {"qam.k_top": {"choice": [1, 2, 3, 4]}, "qam.iou_thr": {"uniform": [0, 0.9]}}
+    with pytest.raises(
+        ConfigError, match=r"has the new name qam\.iou_thr, and .* qam\.k_top; vary"
+    ):
+        find_sweep(with_space(**more_names), "resume")
+    with pytest.raises(ConfigError, match=r"has the new name qam\.iou_thr, and"):
+        find_sweep(with_space(**{"qam.iou_thr": {"uniform": [0, 0.9]}}), "resume")
+
+
+def test_seeds_are_added_and_none_is_lost(tmp_path):
+    sweep = {"space": {"qam.k_top": {"choice": [1, 2, 3, 4]}}, "trials": 4, "seeds": [5, 7]}
+    folder = make_sweep(tmp_path, status="finished")
+    folder.note("sweep_end", status="finished")
+    write_atomic(folder.config_path, dump_resolved(make_spec(tmp_path, sweep=sweep)))
+    larger = make_spec(tmp_path, sweep=sweep | {"seeds": [1, 7, 5]})
+    assert find_sweep(larger, "resume").path == folder.path, "there is more to do"
+    assert extend_sweep(larger, folder).sweep.seeds == [5, 7, 1]
+    smaller = make_spec(tmp_path, sweep=sweep | {"seeds": [7]})
+    assert extend_sweep(smaller, folder).sweep.seeds == [5, 7]
+    with pytest.raises(ConfigError, match="has ended; try more"):
+        find_sweep(smaller, "resume")
+    with pytest.raises(ConfigError, match=r"seeds \[7, 8\] leaves out some of \[5, 7\].*--new"):
+        find_sweep(make_spec(tmp_path, sweep=sweep | {"seeds": [7, 8]}), "resume")
+
+
+def test_points_are_added_and_those_outside_of_a_new_space_are_left_out(tmp_path):
+    space = {"qam.k_top": {"choice": [1, 2, 3, 4]}}
+    sweep = {"space": space, "search": "random", "points": [{"qam.k_top": 4}, {"qam.k_top": 2}]}
+    folder = make_sweep(tmp_path)
+    write_atomic(folder.config_path, dump_resolved(make_spec(tmp_path, sweep=sweep)))
+    other = {"space": {"qam.k_top": {"choice": [1, 2, 3]}}, "points": [{"qam.k_top": 3}]}
+    spec = extend_sweep(make_spec(tmp_path, sweep=sweep | other), folder)
+    assert spec.sweep.points == [{"qam.k_top": 2}, {"qam.k_top": 3}]
+
+
+def test_any_sweep_can_be_named(tmp_path):
+    older, newer = make_sweep(tmp_path), make_sweep(tmp_path, "20260102-000000-bbbb")
+    spec = make_spec(tmp_path)
+    assert find_sweep(spec, "resume").path == newer.path
+    for name in (older.path.name, "000000-aaaa", str(older.path)):
+        assert find_sweep(spec, "resume", name).path == older.path
+    assert find_sweep(spec, "more", "toy").path == newer.path
+    trial = make_trial(older, TRIALS[0], "finished")
+    trial.update(parent="..")
+    with pytest.raises(ConfigError, match="aaaa-00 is no sweep, but a trial of one; `boxseg runs"):
+        find_sweep(spec, "resume", trial.path.name)
+    with pytest.raises(ConfigError, match=r"other settings: name other \(the sweep has toy\)"):
+        find_sweep(make_spec(tmp_path, name="other"), "resume", older.path.name)
 
 
 def test_only_what_may_go_better_is_tried_again(tmp_path):
