@@ -185,7 +185,7 @@ def sweep(
         start = way_on(spec)
         _tell_what_goes_on(spec, "the newest sweep of this name" if start else None)
     goes_on = start in ("resume", "retry_failed", "more")
-    if earlier is not None and not goes_on:
+    if earlier is not None and (auto_resume or not goes_on):
         raise ConfigError(
             f"{earlier}: say what to do with this sweep: --resume, --retry-failed or --more N"
         )
