@@ -347,6 +347,7 @@ def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
         ("train data", _data_line(plan.train)),
         ("val data", _data_line(plan.val)),
         *([("space", f"{plan.settings or 'no end of'} settings")] if plan.kind == "sweep" else []),
+        *([("tried first", "; ".join(plan.tried_first))] if plan.tried_first else []),
         ("trials", f"{plan.trials}, {concurrency}" if plan.kind == "sweep" else plan.trials),
         ("workers", f"{plan.workers} in each trial" if plan.kind == "sweep" else plan.workers),
         ("steps", f"{plan.steps}{epochs}"),

@@ -217,6 +217,11 @@ def drawn_value(domain: AnyDomain, value: Any) -> Any:
     return value
 
 
+def drawn_setting(space: dict[str, AnyDomain], values: dict[str, Any]) -> dict[str, Any]:
+    """Values that a space can give, as they would be drawn from there."""
+    return {name: drawn_value(domain, values[name]) for name, domain in space.items()}
+
+
 def is_same(one: Any, other: Any) -> bool:
     """Whether two values are one setting; to Python `true` is 1 as well."""
     return one == other and isinstance(one, bool) == isinstance(other, bool)

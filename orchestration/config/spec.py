@@ -23,14 +23,13 @@ from boxseg.config.method import BoxSegConfig, Config
 from boxseg.errors import ConfigError
 from orchestration.config.explain import as_yaml, explain, find_field, group_of, unknown_setting
 from orchestration.config.notify import NotifyConfig
+from orchestration.config.points import whole_points
 from orchestration.config.source import Source, assign, override, read_source
 from orchestration.config.space import (
     Choice,
     Domain,
     count_settings,
     domain_kind,
-    drawn_value,
-    holds,
     samples,
 )
 from orchestration.secret_text import ENVIRONMENT, find_secret, hide
@@ -158,8 +157,9 @@ class SweepConfig(Config):
     space: dict[str, Domain] = Field(default_factory=dict)
     """Setting name (as in `qam.iou_thr`) -> domain."""
     points: list[dict[str, Any]] = Field(default_factory=list)
-    """Settings to try first, each as names and values; a name of the space that is left out has the file's own value,
-    so `[{}]` tries the file as it is."""
+    """Settings to try first, as names and values; names of the space that are left out have the values of the file."""
+    own_first: bool = True
+    """Try the file's own settings before all others, where the space holds them; a grid tries every setting anyway."""
 
     @property
     def criterion(self) -> Criterion:
@@ -345,7 +345,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
     source = read_settings(path, overrides, for_sweep=True)
     spec = _build_spec(SweepSpec, source)
     _check_space(spec, source)
-    return _with_whole_points(spec, source)
+    points = whole_points(spec, source)
+    return spec.model_copy(update={"sweep": spec.sweep.model_copy(update={"points": points})})
 
 
 def read_settings(path: Path, overrides: Sequence[str] = (), *, for_sweep: bool = False) -> Source:
@@ -431,43 +432,6 @@ def _check_space(spec: SweepSpec, source: Source) -> None:
         except ConfigError as error:
             together = ", ".join(f"{name} {as_yaml(value)}" for name, value in values.items())
             raise ConfigError(f"{error} (by sweep.space a trial could get {together})") from error
-
-
-def _with_whole_points(spec: SweepSpec, source: Source) -> SweepSpec:
-    """The same sweep with a value for each name of the space in each of its points.
-
-    Raises:
-        ConfigError: a name is not in the space, a value not in its domain, or a point comes twice.
-    """
-    points: list[dict[str, Any]] = []
-    if len(spec.sweep.points) > spec.sweep.num_trials // len(spec.sweep.seeds):
-        raise ConfigError(
-            f"{source.place(('sweep', 'points'))}: sweep.points has {len(spec.sweep.points)} settings, and "
-            f"{spec.sweep.num_trials // len(spec.sweep.seeds)} are tried; raise sweep.trials, or name fewer points"
-        )
-    for number, given in enumerate(spec.sweep.points):
-        place = source.place(("sweep", "points", str(number)))
-        for name in given.keys() - spec.sweep.space.keys():
-            raise ConfigError(
-                f"{place}: sweep.points.{number}: {name} is not in sweep.space; add it there, or leave it out"
-            )
-        point = {}
-        for name, domain in spec.sweep.space.items():
-            own = functools.reduce(getattr, name.split("."), spec)
-            value = given.get(name, own)
-            if not holds(domain, value):
-                origin = "" if name in given else " (the file's own value)"
-                raise ConfigError(
-                    f"{place}: sweep.points.{number}: {name} is {as_yaml(value)}{origin}, which its domain in "
-                    "sweep.space does not hold; widen that, or give another value"
-                )
-            point[name] = drawn_value(domain, value)
-        if point in points:
-            raise ConfigError(
-                f"{place}: sweep.points.{number}: is the same as point {points.index(point)}; leave one of them out"
-            )
-        points.append(point)
-    return spec.model_copy(update={"sweep": spec.sweep.model_copy(update={"points": points})})
 
 
 def _without(values: dict[str, Any], *left_out: str) -> dict[str, Any]:

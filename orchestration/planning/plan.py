@@ -19,6 +19,7 @@ from orchestration.planning.cores import count_cpus
 from orchestration.planning.estimate import ON_RECORD, Estimate, estimate, estimate_on_cpu
 from orchestration.record.find_runs import list_runs
 from orchestration.record.run_folder import RunFolder, RunStatus
+from orchestration.record.table import describe
 
 UNKNOWN = "unknown: no earlier run of this name and size under storage; run one short run first"
 
@@ -49,6 +50,8 @@ class Plan:
     val: DataPlan
     settings: int | None
     """Different settings that the space of a sweep has; None where there is no end of them."""
+    tried_first: list[str]
+    """Settings that a sweep begins with, each in a line."""
     trials: int
     concurrency: int | None
     """Trials at the same time; None where a cluster decides."""
@@ -115,6 +118,7 @@ def make_plan(spec: RunSpec) -> Plan:
         train=train,
         val=_data_plan(spec.data.val, toy_images=spec.data.toy.val_images),
         settings=count_settings(spec.sweep.space) if isinstance(spec, SweepSpec) else 1,
+        tried_first=_tried_first(spec),
         trials=trials,
         concurrency=concurrency,
         workers=spec.resources.workers,
@@ -133,6 +137,11 @@ def make_plan(spec: RunSpec) -> Plan:
         warnings=preflight.warnings(spec),
         faults=list(preflight.find_faults(spec)),
     )
+
+
+def _tried_first(spec: RunSpec) -> list[str]:
+    points = spec.sweep.points if isinstance(spec, SweepSpec) else []
+    return [describe(point) for point in points]
 
 
 def _data_plan(source: Literal["toy"] | CocoSource, *, toy_images: int) -> DataPlan:

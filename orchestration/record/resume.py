@@ -40,6 +40,7 @@ SWEEP_MAY_CHANGE = (
     "sweep.seeds",
     "sweep.space",
     "sweep.points",
+    "sweep.own_first",
     "sweep.time_budget_h",
     "sweep.patience",
     "sweep.concurrency",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -482,7 +483,7 @@ def test_a_point_has_the_files_own_values_where_it_names_none(write: Write):
     )
     # 9.0 is the 9 of the range, so that it is not tried once more as another setting
     path.write_text(path.read_text().replace("randint: [1, 9]", "qrandint: [1, 9, 2]"))
-    first = load_sweep(path, ["sweep.points=[{qam.k_top: 9.0}]"]).sweep.points[0]["qam.k_top"]
+    first = load_sweep(path, ["sweep.points=[{qam.k_top: 9.0}]"]).sweep.points[-1]["qam.k_top"]
     assert (first, type(first)) == (9, int)
     path.write_text(path.read_text().replace("qrandint: [1, 9, 2]", "randint: [1, 9]"))
     points = load_sweep(path).sweep.points
@@ -490,3 +491,38 @@ def test_a_point_has_the_files_own_values_where_it_names_none(write: Write):
         {"qam.k_top": 7, "qam.iou_thr": 0.4},
         {"qam.k_top": 3, "qam.iou_thr": 0.4},
     ]
+
+
+def test_the_files_own_settings_come_first_where_the_space_holds_them(write: Write):
+    path = write(
+        "qam: {k_top: 7, iou_thr: 0.4}\n"
+        "sweep:\n"
+        "  trials: 2\n"
+        "  space: {qam.k_top: {qrandint: [1, 9, 2]}, qam.iou_thr: {uniform: [0.3, 0.6]}}\n"
+    )
+    own, other = {"qam.k_top": 7, "qam.iou_thr": 0.4}, {"qam.k_top": 3, "qam.iou_thr": 0.4}
+
+    def points(*overrides: str) -> list[dict[str, Any]]:
+        return load_sweep(path, overrides).sweep.points
+
+    assert points() == points("sweep.search=random") == [own]
+    assert points("sweep.own_first=false") == []
+    assert points("sweep.points=[{qam.k_top: 3}]") == [own, other]
+    assert points("sweep.points=[{qam.k_top: 3}, {}]") == [other, own], "in the order of the file"
+    assert points("sweep.points=[{qam.k_top: 3}]", "sweep.trials=1") == [other]
+    assert points("qam.k_top=8") == [], "no step of the range"
+    choices = "sweep.space={qam.k_top: {choice: [1, 7]}, qam.fusion: {choice: [vote]}}"
+    assert points(choices, "sweep.search=grid") == []
+    # what is kept beside the sweep reads as the same sweep
+    spec = load_sweep(path)
+    path.write_text(dump_resolved(spec))
+    assert load_sweep(path).sweep == spec.sweep
+
+
+def test_own_settings_that_are_paths_are_known_in_the_space(write: Write, tmp_path: Path):
+    weights = tmp_path / "w.pt"
+    path = write(
+        f"model: {{start_from: {weights}}}\n"
+        f"sweep: {{space: {{model.start_from: {{choice: [null, {weights}]}}}}}}\n"
+    )
+    assert load_sweep(path).sweep.points == [{"model.start_from": str(weights)}]

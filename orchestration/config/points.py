@@ -1,0 +1,75 @@
+"""The settings that a sweep tries first: those that its file names, and the file's own."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import to_jsonable_python
+
+from boxseg.errors import ConfigError
+from orchestration.config.explain import as_yaml
+from orchestration.config.source import Source
+from orchestration.config.space import drawn_setting, drawn_value, holds, is_setting_of
+
+if TYPE_CHECKING:
+    from orchestration.config.spec import SweepSpec
+
+
+def whole_points(spec: SweepSpec, source: Source) -> list[dict[str, Any]]:
+    """`sweep.points` with a value for each name of the space, after the file's own settings if `own_first` asks so.
+
+    Raises:
+        ConfigError: a name is not in the space, a value not in its domain, or a point comes twice.
+    """
+    sweep, points = spec.sweep, list[dict[str, Any]]()
+    num_settings = sweep.num_trials // len(sweep.seeds)
+    if len(sweep.points) > num_settings:
+        raise ConfigError(
+            f"{source.place(('sweep', 'points'))}: sweep.points has {len(sweep.points)} settings, and {num_settings} "
+            "are tried; raise sweep.trials, or name fewer points"
+        )
+    own = own_values(spec)
+    for number, given in enumerate(sweep.points):
+        place = f"{source.place(('sweep', 'points', str(number)))}: sweep.points.{number}"
+        point = _whole_point(sweep.space, given, own, place)
+        if point in points:
+            raise ConfigError(
+                f"{place}: is the same as point {points.index(point)}; leave one of them out"
+            )
+        points.append(point)
+    # points that somebody wrote down go before where there is no room for both
+    has_room = len(points) < num_settings and sweep.search != "grid"
+    if sweep.own_first and has_room and is_setting_of(sweep.space, own):
+        own_point = drawn_setting(sweep.space, own)
+        if own_point not in points:
+            points.insert(0, own_point)
+    return points
+
+
+def _whole_point(
+    space: dict[str, Any], given: dict[str, Any], own: dict[str, Any], place: str
+) -> dict[str, Any]:
+    for name in given.keys() - space.keys():
+        raise ConfigError(f"{place}: {name} is not in sweep.space; add it there, or leave it out")
+    point = {}
+    for name, domain in space.items():
+        value = given.get(name, own[name])
+        if not holds(domain, value):
+            origin = "" if name in given else " (the file's own value)"
+            raise ConfigError(
+                f"{place}: {name} is {as_yaml(value)}{origin}, which its domain in sweep.space does not hold; widen "
+                "that, or give another value"
+            )
+        point[name] = drawn_value(domain, value)
+    return point
+
+
+def own_values(spec: SweepSpec) -> dict[str, Any]:
+    """What the settings of the space are where no trial changes them."""
+    values = {}
+    for name in spec.sweep.space:
+        value = functools.reduce(getattr, name.split("."), spec)
+        # as YAML has it, which knows neither paths nor tuples
+        values[name] = to_jsonable_python(value)
+    return values
