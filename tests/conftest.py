@@ -17,7 +17,7 @@ from boxseg.data.toy import ensure_toy
 
 SETTINGS = {
     "data": {"toy": {"train_images": 4, "val_images": 4, "size": 64, "seed": 3}},
-    "model": {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1},
+    "model": {"backbone": "timm/test_resnet", "weights": "none", "channels": 16, "tower_convs": 1},
     "cond": {"branch_channels": 16, "branch_convs": 1, "max_per_image": 8},
     "train": {"steps": 2, "batch_size": 2, "image_size": 64, "report_every": 1, "panels": 0},
     "solver": {"optimizer": "adamw", "lr": 1e-3, "warmup": 0},

@@ -19,7 +19,7 @@ REAL_DATA = Path(__file__).parents[2].parent / "shared" / "data"
 TINY = {
     "data": {"toy": {"train_images": 12, "val_images": 4, "size": 64, "seed": 3}},
     "model": {
-        "backbone": "resnet18",
+        "backbone": "timm/test_resnet",
         "weights": "none",
         "channels": 16,
         "tower_convs": 1,

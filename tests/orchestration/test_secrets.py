@@ -17,7 +17,7 @@ SECRET = "hunter2secret"
 EXPERIMENT = (
     "name: toy\ntrain: {steps: 1, batch_size: 1, image_size: 64, panels: 0}\n"
     "data: {toy: {train_images: 1, val_images: 1, size: 64}}\n"
-    "model: {backbone: resnet18, weights: none, channels: 16, tower_convs: 1}\n"
+    "model: {backbone: timm/test_resnet, weights: none, channels: 16, tower_convs: 1}\n"
     "cond: {branch_channels: 16, branch_convs: 1}\nqam: {color_weight: 0}\ntracking: {log_model: false}\n"
 )
 

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 TINY = {
     "name": "tiny",
     "data": {"toy": {"train_images": 4, "val_images": 2, "size": 64}},
-    "model": {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1},
+    "model": {"backbone": "timm/test_resnet", "weights": "none", "channels": 16, "tower_convs": 1},
     "cond": {"branch_channels": 16, "branch_convs": 1},
     "train": {
         "steps": 100_000,

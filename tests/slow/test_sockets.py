@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 SWEEP = {
     "name": "sockets",
     "data": {"toy": {"train_images": 4, "val_images": 2, "size": 64}},
-    "model": {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1},
+    "model": {"backbone": "timm/test_resnet", "weights": "none", "channels": 16, "tower_convs": 1},
     "cond": {"branch_channels": 16, "branch_convs": 1},
     "train": {"steps": 4, "batch_size": 2, "image_size": 64, "panels": 0},
     "sweep": {"search": "grid", "space": {"qam.k_top": {"choice": [1]}}},

@@ -224,7 +224,7 @@ def test_lost_answers_make_no_second_run_model_version_or_point(
 TOY = {
     "name": "faults",
     "data": {"toy": {"train_images": 4, "val_images": 2, "size": 64}},
-    "model": {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1},
+    "model": {"backbone": "timm/test_resnet", "weights": "none", "channels": 16, "tower_convs": 1},
     "cond": {"branch_channels": 16, "branch_convs": 1, "max_per_image": 8},
     "train": {
         "steps": REPORTS,

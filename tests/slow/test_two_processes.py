@@ -18,7 +18,7 @@ STEPS = 8
 CONFIG = {
     "data": {"toy": {"train_images": 16, "val_images": 4, "size": 64, "seed": 3}},
     "model": {
-        "backbone": "resnet18",
+        "backbone": "timm/test_resnet",
         "weights": "none",
         "norm": "frozen",
         "channels": 16,

@@ -18,7 +18,7 @@ from orchestration.planning.recipe import WINDOW_PX
 from orchestration.record.run_folder import RunFolder
 
 TINY = shlex.split(
-    "--set model.backbone=resnet18 --set model.weights=none --set model.channels=16 --set model.tower_convs=1 "
+    "--set model.backbone=timm/test_resnet --set model.weights=none --set model.channels=16 --set model.tower_convs=1 "
     "--set cond.branch_channels=16 --set cond.branch_convs=1 --set train.window=64 --set train.object_size=[24,48] "
     "--set train.batch_size=2 --set train.steps=6 --set train.save_every=2 --set train.eval_size=64 "
     "--set resources.cpus_per_worker=1"

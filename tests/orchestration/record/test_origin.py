@@ -20,7 +20,7 @@ from orchestration.record.run_folder import RunFolder, RunStatus
 SETTINGS = {
     "name": "again",
     "data": {"toy": {"train_images": 4, "val_images": 4, "size": 64, "seed": 3}},
-    "model": {"backbone": "resnet18", "weights": "none", "channels": 16, "tower_convs": 1},
+    "model": {"backbone": "timm/test_resnet", "weights": "none", "channels": 16, "tower_convs": 1},
     "cond": {"branch_channels": 16, "branch_convs": 1, "max_per_image": 8},
     "train": {
         "steps": 4,
