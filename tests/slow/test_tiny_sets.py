@@ -24,6 +24,7 @@ def mean_iou(data: CocoBoxes, source: BatchSource) -> float:
     return statistics.fmean(iou for _, pairs in _pairs(data, source) for _, iou in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", KINDS)
 def test_labels_are_no_worse_than_what_needs_no_training(

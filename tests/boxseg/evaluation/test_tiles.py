@@ -228,7 +228,8 @@ def test_an_evaluation_in_tiles_has_the_metrics_of_one_of_whole_images(evaluate,
         evaluate(eval_tile=64, eval_size=96),
     )
     assert one_tile == whole
-    at_times = {"qam/quality_auroc"}  # where some masks are good and some are not
+    # where masks differ in quality, and some are good and some are not
+    at_times = {"qam/quality_auroc", "qam/quality_rank"}
     assert tiled.keys() - at_times == whole.keys() - at_times
     assert 0 <= tiled["qam/pseudo_iou"] <= 1
     assert (tmp_path / "samples/step-00000006.png").exists()
