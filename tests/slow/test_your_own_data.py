@@ -16,8 +16,8 @@ from orchestration.cli.app import run
 
 PAGE = Path(__file__).parents[2] / "docs/your-own-data.md"
 TINY = [
-    "resources.runner=inline", "train.steps=4", "train.image_size=64", "model.weights=none", "model.backbone=timm/test_resnet",
-    "model.channels=16", "qam.color_weight=0", "boxinst.warmup=1",
+    "resources.runner=inline", "train.steps=4", "train.image_size=64", "model.weights=none",
+    "model.backbone=timm/test_resnet", "model.channels=16", "qam.color_weight=0", "boxinst.warmup=1",
 ]  # fmt: skip
 
 
