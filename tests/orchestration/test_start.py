@@ -57,9 +57,7 @@ def test_a_run_starts_from_a_run_that_it_names_by_its_id(storage, earlier, capsy
     check(spec)
     later = train_run(spec)
     checkpoint = Path(earlier.folder, "checkpoints/step-00000002")
-    told = (
-        f"starts from {checkpoint} (student): 92 of 92 weights taken over, known classes: ring"
-    )
+    told = f"starts from {checkpoint} (student): 92 of 92 weights taken over, known classes: ring"
     assert later.start == told
     assert load_run(Path(later.folder, "config.yaml")).model.start_from == Path(earlier.folder)
     assert capsys.readouterr().err.count(told) == 1

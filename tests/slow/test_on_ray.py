@@ -361,7 +361,12 @@ def run_real_sweep(storage: Path, runner: str):
         "name": f"real-{runner}",
         "storage": storage,
         "data": {"toy": {"train_images": 12, "val_images": 4, "size": 64}},
-        "model": {"backbone": "timm/test_resnet", "weights": "none", "channels": 16, "tower_convs": 1},
+        "model": {
+            "backbone": "timm/test_resnet",
+            "weights": "none",
+            "channels": 16,
+            "tower_convs": 1,
+        },
         "cond": {"branch_channels": 16, "branch_convs": 1},
         "train": {
             "steps": 6,
