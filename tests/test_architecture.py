@@ -101,6 +101,7 @@ def test_ray_mlflow_and_typer_stay_in_their_rooms():
             f"{path} imports ray"
         )
         assert not within(imported, "mlflow") or room == "tracking", f"{path} imports mlflow"
+        assert not within(imported, "obstore") or room == "store", f"{path} imports obstore"
         assert not within(imported, "typer") or room == "cli", f"{path} imports typer"
         assert not within(imported, "orchestration.cli") or room == "cli", (
             f"{path} imports the command line"

@@ -14,6 +14,7 @@ from boxseg.errors import ConfigError
 from orchestration.cli.options import AsJson
 from orchestration.cli.output import print_json, print_pairs, print_table, say
 from orchestration.secret_text import hide
+from orchestration.store.places import address_of, is_uri, shown
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ Command = Annotated[
 ClusterStorage = Annotated[
     Path | None,
     typer.Option(
-        "--storage", metavar="DIR", help="Folder for runs and logs that every node sees."
+        "--storage",
+        metavar="DIR",
+        parser=lambda text: _folder(str(text)),
+        help="Folder for runs and logs that every node sees.",
     ),
 ]
 JOBS = ".jobs"
@@ -285,6 +289,14 @@ def manifest(
     typer.echo(kuberay.to_yaml(documents), nl=False)
 
 
+def _folder(storage: str) -> Path:
+    if is_uri(storage):
+        raise ConfigError(
+            f"--storage {hide(storage)}: jobs need a folder that every node sees; runs on one machine take a store"
+        )
+    return Path(storage)
+
+
 def _prepare(
     context: typer.Context, command: list[str], upload: Upload, storage: Path | None
 ) -> tuple[str, Path, list[str]]:
@@ -313,6 +325,8 @@ def _prepare(
         overrides.append(f"storage={storage.absolute()}")
     spec = _load(command[0], upload.root / experiment, overrides)
     folder = spec.storage.absolute()
+    if address_of(folder) is not None:
+        _folder(shown(folder))
     # the job runs in a copy of the folder, where a relative storage would be lost with it
     return spec.name, folder, [*command, "--set", f"storage={folder}"]
 

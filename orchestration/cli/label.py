@@ -13,6 +13,7 @@ from boxseg.errors import ConfigError, DataError
 from orchestration.cli.options import RUN_HELP, AsJson, Device, Images, Minutes, Overrides
 from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
 from orchestration.errors import ExitCode
+from orchestration.store.places import storage_folder
 
 if TYPE_CHECKING:
     from boxseg.config.method import CocoSource
@@ -99,8 +100,9 @@ def label(
         Path | None,
         typer.Option(
             "--storage",
-            metavar="DIR",
-            help="Folder that holds the runs: runs; without --run, runs in the output.",
+            metavar="DIR|URI",
+            parser=lambda text: storage_folder(str(text)),
+            help="Folder that holds the runs, or s3://BUCKET/PREFIX: runs; without --run, runs in the output.",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from boxseg.errors import ConfigError
+from orchestration.store.places import storage_folder
 
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 RUN_HELP = "Trained run: its id, folder or name (its newest), best:SWEEP, or a checkpoint folder."
@@ -57,5 +58,11 @@ Overrides = Annotated[
     ),
 ]
 Storage = Annotated[
-    Path, typer.Option("--storage", metavar="DIR", help="Folder that holds the runs.")
+    Path,
+    typer.Option(
+        "--storage",
+        metavar="DIR|URI",
+        parser=lambda text: storage_folder(str(text)),
+        help="Folder that holds the runs, or s3://BUCKET/PREFIX.",
+    ),
 ]

@@ -13,6 +13,7 @@ import typer
 from boxseg.errors import ConfigError
 from orchestration.cli.options import AsJson, Storage
 from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
+from orchestration.store.places import shown
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def list_all(
         print_json(found)
         return
     if not found:
-        say(f"no runs under {storage.absolute()}; `boxseg train EXP.yaml` makes one")
+        say(f"no runs under {shown(storage)}; `boxseg train EXP.yaml` makes one")
         return
     print_table(
         (

@@ -13,6 +13,7 @@ from orchestration.cli import output
 from orchestration.cli.options import AsJson, Experiment, Overrides
 from orchestration.cli.output import print_json, print_pairs, say
 from orchestration.errors import ExitCode, exit_code_for
+from orchestration.store.places import shown
 from orchestration.terminal import leave_gone_terminal
 from orchestration.words import show_bytes, show_duration
 
@@ -300,7 +301,7 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
         ]
         pairs += [("checkpoint", result.best_checkpoint)]
     # of a database there is no page until a server is started
-    pairs += [("MLflow", spec.tracking.uri or f"boxseg ui --storage {spec.storage}")]
+    pairs += [("MLflow", spec.tracking.uri or f"boxseg ui --storage {shown(spec.storage)}")]
     print_pairs(pairs)
 
 
@@ -355,7 +356,7 @@ def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
         *([("price", _price_line(plan))] if plan.price is not None else []),
         *([("GPU memory", memory + plan.gpu_basis)] if plan.gpu_basis else []),
         ("disk", f"{disk}{plan.disk_basis}; {show_bytes(plan.free_bytes)} free"),
-        ("storage", plan.storage),
+        ("storage", shown(plan.storage)),
     ]
 
 

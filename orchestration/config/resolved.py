@@ -13,6 +13,7 @@ from boxseg.errors import ConfigError
 from boxseg.files.writing import read_plain, reason_of
 from orchestration.config.source import MAX_BYTES, MAX_DEPTH, MAX_DIGITS
 from orchestration.config.spec import RunSpec
+from orchestration.store.places import shown
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -23,7 +24,7 @@ def dump_resolved(spec: RunSpec) -> str:
     """All settings as YAML that loads again to an equal spec, without `notify`: an address may hold a token."""
     values = spec.model_dump(mode="json", exclude={"notify"})
     # it will be read from other folders than this one
-    values["storage"] = str(spec.storage.absolute())
+    values["storage"] = shown(spec.storage)
     return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 

@@ -32,7 +32,8 @@ from orchestration.config.space import (
     domain_kind,
     samples,
 )
-from orchestration.secret_text import ENVIRONMENT, find_secret, hide
+from orchestration.secret_text import ENVIRONMENT, find_secret
+from orchestration.store.places import storage_folder
 
 Runner = Literal["auto", "ray_train", "inline"]
 Metric = Literal[
@@ -232,7 +233,7 @@ class RunSpec(BoxSegConfig):
     """Name of the experiment and of its folder: letters, digits, and _ . - inside."""
     resources: ResourcesConfig = ResourcesConfig()
     storage: Path = Path("runs")
-    """Folder that every node can reach."""
+    """Folder that every node can reach, or a store: s3://BUCKET/PREFIX, gs://… or az://…"""
     tracking: TrackingConfig = TrackingConfig()
     notify: NotifyConfig = NotifyConfig()
 
@@ -251,10 +252,10 @@ class RunSpec(BoxSegConfig):
     @field_validator("storage", mode="before")
     @classmethod
     def _check_storage(cls, storage: Any) -> Any:
-        if isinstance(storage, str) and "://" in storage:
-            way_out = "runs need a folder, so mount the store and give its path"
-            raise ValueError(f"{hide(storage)} is a URI; {way_out}")
-        return storage
+        try:
+            return storage_folder(storage) if isinstance(storage, str) else storage
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("storage: ")) from error
 
     @model_validator(mode="after")
     def _check_shares(self) -> RunSpec:

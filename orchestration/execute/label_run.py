@@ -19,6 +19,8 @@ from orchestration.record.files import digest
 from orchestration.record.find_runs import list_runs
 from orchestration.record.records import RULES, read_record
 from orchestration.record.run_folder import RunFolder, RunStatus
+from orchestration.store.mirror import pull_tree
+from orchestration.store.places import shown
 from orchestration.words import show_duration
 
 RECIPE, REQUEST, RUNS = "recipe.yaml", "request.json", "runs"
@@ -92,7 +94,7 @@ class LabelTask:
             minutes=self.minutes,
             step_s=step_s,
             label_boxes=label_boxes,
-            storage=RUNS if self.storage is None else str(self.storage.absolute()),
+            storage=RUNS if self.storage is None else shown(self.storage),
             overrides=self.overrides,
         )
         recipe.spec()  # raises if the settings do not fit together
@@ -194,6 +196,7 @@ def find_same_run(spec: RunSpec) -> RunStatus | None:
 
     for status in list_runs(spec.storage):
         if status.kind == "run" and status.parent is None and status.name == spec.name:
+            pull_tree(Path(status.folder))
             try:
                 check_same_settings(
                     spec,

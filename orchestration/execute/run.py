@@ -25,6 +25,7 @@ from orchestration.record.origin import (
 from orchestration.record.progress import RunProgress
 from orchestration.record.resume import check_resumable
 from orchestration.record.run_folder import RunFolder, RunStatus, new_folder, own_process
+from orchestration.store.syncer import driven
 
 
 def train_run(
@@ -51,16 +52,25 @@ def train_run(
         BoxSegError: what ended the run; the child of BoxSegError that the worker raised.
         KeyboardInterrupt: a second signal came before the state was saved.
     """
-    folder, spec = _open_folder(spec, resume, repeat)
-    runner = runner_of(spec)
-    payload = Payload(
-        spec, folder.path, spec.storage.absolute() / ".data", runner, train_fn=train_fn
-    )
-    with (
-        supervise(folder, spec) as supervisor,
-        RunProgress(folder, shown=progress) as display,
-        contextlib.ExitStack() as stack,
-    ):
+    with contextlib.ExitStack() as stack:
+        tags = prepare_data(spec) | provenance(spec)
+        if repeat is not None:
+            check_repeatable(repeat, tags)
+            tags["repeats"] = repeat.path.name
+        storage = spec.storage.absolute()
+        if resume is None:
+            spec = find_start(spec)
+            folder = new_folder(storage / spec.name)
+            syncer = stack.enter_context(driven(folder.path))
+        else:
+            folder = find_run(storage, resume)
+            syncer = stack.enter_context(driven(folder.path))
+            spec = _going_on(spec, folder, tags, resume)
+        _open_folder(folder, spec, tags)
+        runner = runner_of(spec)
+        payload = Payload(spec, folder.path, storage / ".data", runner, train_fn=train_fn)
+        supervisor = stack.enter_context(supervise(folder, spec, syncer))
+        display = stack.enter_context(RunProgress(folder, shown=progress))
         if runner == "ray_train":
             stack.enter_context(
                 start_ray(spec, logs=folder.logs, give_up=supervisor.signals.has_received)
@@ -72,27 +82,16 @@ def train_run(
     return status
 
 
-def _open_folder(
-    spec: RunSpec,
-    resume: str | None,
-    repeat: RunFolder | None,
-) -> tuple[RunFolder, RunSpec]:
-    """A new run's folder, or that of the run to go on with, and its settings; its data is there."""
-    tags = prepare_data(spec) | provenance(spec)
-    if repeat is not None:
-        check_repeatable(repeat, tags)
-        tags["repeats"] = repeat.path.name
-    storage = spec.storage.absolute()
-    if resume is None:
-        spec = find_start(spec)
-        folder = new_folder(storage / spec.name)
-    else:
-        folder = find_run(storage, resume)
-        check_resumable(spec, folder, resume)
-        check_same_data(folder, tags, otherwise="start a new run without --resume")
-        # what it started from stays on record
-        start = read_resolved(folder.config_path)["model"].get("start_from")
-        spec = spec.starting_from(None if start is None else Path(start))
+def _going_on(spec: RunSpec, folder: RunFolder, tags: dict[str, str], name: str) -> RunSpec:
+    """The settings to go on with in a run's folder, if it may."""
+    check_resumable(spec, folder, name)
+    check_same_data(folder, tags, otherwise="start a new run without --resume")
+    # what it started from stays on record
+    start = read_resolved(folder.config_path)["model"].get("start_from")
+    return spec.starting_from(None if start is None else Path(start))
+
+
+def _open_folder(folder: RunFolder, spec: RunSpec, tags: dict[str, str]) -> None:
     status = RunStatus(
         folder.path.name,
         spec.name,
@@ -102,4 +101,3 @@ def _open_folder(
     )
     folder.open(status, dump_resolved(spec))
     write_changes(folder)
-    return folder, spec

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from boxseg.errors import ConfigError
+from boxseg.errors import ConfigError, StorageError
 from boxseg.files.writing import naming_storage_faults
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec
@@ -22,6 +22,8 @@ from orchestration.record.find_runs import sound_status
 from orchestration.record.journal import DAMAGED
 from orchestration.record.records import DamagedError
 from orchestration.record.run_folder import RunFolder, RunStatus, Status
+from orchestration.store.places import shown
+from orchestration.store.syncer import Syncer
 from orchestration.tracking.mirror import Tracker
 
 POLL_S = 0.25
@@ -33,21 +35,35 @@ END_S = 10.0
 
 
 @contextlib.contextmanager
-def supervise(folder: RunFolder, spec: RunSpec) -> Iterator[Supervisor]:
+def supervise(
+    folder: RunFolder, spec: RunSpec, syncer: Syncer | None = None
+) -> Iterator[Supervisor]:
     """Mark a run or sweep as running; when the block is left it has an end, which is told, to MLflow as far as it goes.
 
+    A `syncer` sends all of it to the run's store; the end waits for that.
+
     Raises:
-        StorageError: the folder is gone or cannot be written, so its end is not there either.
+        StorageError: the folder is gone or cannot be written, so its end is not there either; or the store does not
+            take it.
         BoxSegError: what ended the run or sweep.
         KeyboardInterrupt: a second signal came.
     """
+    with (
+        contextlib.nullcontext() if syncer is None else syncer,
+        _supervised(folder, spec, syncer) as supervisor,
+    ):
+        yield supervisor
+
+
+@contextlib.contextmanager
+def _supervised(folder: RunFolder, spec: RunSpec, syncer: Syncer | None) -> Iterator[Supervisor]:
     tracker = Tracker(spec.storage.absolute(), spec.name, uri=spec.tracking.uri, logs=folder.logs)
     folder.start()
     tracker.add(folder)
     tracker.start()
     try:
         with StopSignals() as signals:
-            yield Supervisor(folder, tracker, signals)
+            yield Supervisor(folder, tracker, signals, syncer)
         _end(folder, signals)
     except KeyboardInterrupt:
         folder.finish("interrupted")
@@ -96,9 +112,16 @@ def check_present(folder: RunFolder) -> None:
 class Supervisor:
     """Watches what was started, and opens and closes the trials of a sweep."""
 
-    def __init__(self, folder: RunFolder, tracker: Tracker, signals: StopSignals) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        tracker: Tracker,
+        signals: StopSignals,
+        syncer: Syncer | None = None,
+    ) -> None:
         """`folder` is that of the run or sweep."""
         self.folder = folder
+        self._syncer = syncer
         self.signals = signals
         self.trials: dict[str, RunFolder] = {}
         """Those that are open, by the name of their folder."""
@@ -137,12 +160,17 @@ class Supervisor:
             look: Called now and then, and at the end.
 
         Raises:
-            StorageError: the folder is gone; what still works there is not waited for.
+            StorageError: the folder is gone, or another driver took it over; what still works there is not waited for.
             Exception: what `work` raised.
         """
         ticks = _run_beside(work)
         for _ in ticks:
             check_present(self.folder)
+            if self._syncer is not None and self._syncer.lease.is_lost:
+                raise StorageError(
+                    f"{shown(self.folder.path)}: another driver has taken it over, as this one was cut off from the "
+                    "store; nothing more goes there from here"
+                )
             look()
             if self.signals.has_received() and self._have_stopped():
                 break

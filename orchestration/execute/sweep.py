@@ -28,6 +28,7 @@ from orchestration.record.run_folder import RunFolder, RunStatus, Status, new_fo
 from orchestration.record.table import SweepTable, markdown_table, read_table
 from orchestration.record.trial import TrialStatus
 from orchestration.report.page import try_report
+from orchestration.store.mirror import fetch_checkpoint
 
 logger = logging.getLogger("boxseg.sweep")
 
@@ -89,7 +90,7 @@ def run_sweep(
     storage = spec.storage.absolute()
     folder = going_on or new_folder(storage / spec.name)
     plan = SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn)
-    with driving(folder):
+    with driving(folder) as syncer:
         _open_folder(folder, spec, tags)
         past = read_past(
             folder,
@@ -97,7 +98,7 @@ def run_sweep(
             sweep=spec.sweep,
             retry_failed=start == "retry_failed",
         )
-        with supervise(folder, spec) as supervisor:
+        with supervise(folder, spec, syncer) as supervisor:
             trials = Trials(plan, tags, supervisor, past, max_failures=max_failures)
             _run_trials(trials, progress=progress)
             result = conclude(trials)
@@ -179,7 +180,7 @@ def _keep_best(folder: RunFolder, best: TrialStatus | None) -> Path | None:
         shutil.rmtree(old, ignore_errors=True)
     if best is None or not (source := RunFolder(best.folder).best_checkpoint).exists():
         return None
-    shutil.copytree(source.resolve(), scratch)
+    shutil.copytree(fetch_checkpoint(source.resolve()), scratch)
     if (fault := find_checkpoint_damage(scratch)) is not None:
         logger.warning(
             "the best checkpoint is not kept: %s; `boxseg runs show %s` names its trial",

@@ -27,6 +27,7 @@ from orchestration.record.origin import write_environment
 from orchestration.record.pulse import Pulse
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.secret_text import hide
+from orchestration.store.mirror import fetch_newest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -239,6 +240,7 @@ def _train(
     *,
     accumulate: int | None,
 ) -> Progress:
+    fetch_newest(payload.folder / "checkpoints")
     train_fn = payload.train_fn
     if train_fn is None:
         from boxseg.build import run_training

@@ -19,6 +19,7 @@ from boxseg.errors import BoxSegError
 from orchestration.planning.cores import count_cpus, read_quota
 from orchestration.planning.preflight import check_storage, find_address_fault, free_bytes
 from orchestration.record.scratch import RAY_LETTERS, find_place
+from orchestration.store.places import shown
 
 # the lower limits of pyproject.toml, to be raised with them
 FLOORS = {"torch": "2.10", "torchvision": "0.25", "ray": "2.54", "mlflow": "3.13"}
@@ -67,7 +68,7 @@ def examine(storage: Path) -> Iterator[Finding]:
 
 
 def _disk(storage: Path) -> Finding:
-    free = f"{storage.absolute()}: {free_bytes(storage) / 1e9:.1f} GB free"
+    free = f"{shown(storage)}: {free_bytes(storage) / 1e9:.1f} GB free"
     try:
         check_storage(storage)
     except BoxSegError as fault:

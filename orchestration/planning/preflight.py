@@ -22,6 +22,8 @@ from orchestration.config.spec import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, 
 from orchestration.errors import ResourceError
 from orchestration.planning.cores import count_cpus
 from orchestration.record.find_runs import find_start
+from orchestration.store.client import place_of
+from orchestration.store.places import address_of, shown
 
 UNUSED_VARIABLES = {
     "MLFLOW_TRACKING_URI": "tracking.uri",
@@ -52,6 +54,7 @@ def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
         _check_address,
         _check_notify,
         _check_room,
+        _check_one_machine,
         lambda spec: check_storage(spec.storage),
         _check_weights,
         _check_score_thr,
@@ -222,11 +225,20 @@ def _check_room(spec: RunSpec) -> None:
             )
 
 
+def _check_one_machine(spec: RunSpec) -> None:
+    if uses_cluster(spec) and address_of(spec.storage) is not None:
+        raise ConfigError(
+            f"storage: {shown(spec.storage)} serves runs on one machine; on a cluster every node needs the same "
+            "folder, so name one with --set storage=DIR"
+        )
+
+
 def check_storage(storage: Path) -> None:
-    """Refuse a storage folder that cannot be written, or whose disk is full.
+    """Refuse a storage folder that cannot be written, or whose disk is full, and a store that does not answer.
 
     Raises:
         ConfigError: it cannot be written.
+        StorageError: the store does not answer or refuses us.
         ResourceError: the disk is full.
     """
     folder = existing_parent(storage)
@@ -243,6 +255,9 @@ def check_storage(storage: Path) -> None:
         has = f"the disk of {folder} has {free / 1e6:.0f} MB free"
         need = f"a run needs {MIN_FREE_BYTES / 1e6:.0f} MB or more"
         raise ResourceError(f"storage: {has}; {need}; {way_out}")
+    if address_of(storage) is not None:
+        store, prefix = place_of(storage)
+        store.folders(prefix.rstrip("/"))
 
 
 def _check_weights(spec: RunSpec) -> None:

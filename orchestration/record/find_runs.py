@@ -13,12 +13,19 @@ from orchestration.config.source import names_run
 from orchestration.config.spec import RunSpec
 from orchestration.record.records import DamagedError, tell_once
 from orchestration.record.run_folder import RunFolder, RunStatus
+from orchestration.store.mirror import fetch_checkpoint, pull_tree, refresh
+from orchestration.store.places import shown
 
 Spec = TypeVar("Spec", bound=RunSpec)
 
 
 def list_runs(storage: Path) -> list[RunStatus]:
-    """States of all runs, trials and sweeps under a storage folder, newest first; warns of unsound folders."""
+    """States of all runs, trials and sweeps under a storage folder, newest first; warns of unsound folders.
+
+    Raises:
+        StorageError: the storage is a store that does not answer or refuses us.
+    """
+    refresh(storage)
     return _sorted(_status_paths(storage))
 
 
@@ -55,7 +62,7 @@ def sound_status(folder: Path) -> RunStatus | None:
 
 
 def find_run(storage: Path, name: str) -> RunFolder:
-    """The folder of a run.
+    """The folder of a run, with all its records; the files of its checkpoints may be in a store only.
 
     Args:
         storage: Where runs are kept.
@@ -64,10 +71,14 @@ def find_run(storage: Path, name: str) -> RunFolder:
 
     Raises:
         ConfigError: nothing or more than one fits, or the sweep has no best trial.
+        StorageError: it is in a store that does not answer or refuses us.
     """
-    if not name.startswith("best:"):
-        return _find_folder(storage, name)
-    sweep = _find_folder(storage, name.removeprefix("best:"))
+    found = _find_folder(storage, name.removeprefix("best:"))
+    pull_tree(found.path)
+    return _best_trial(found, name) if name.startswith("best:") else found
+
+
+def _best_trial(sweep: RunFolder, name: str) -> RunFolder:
     best = sweep.status().best_run
     if best is None:
         raise ConfigError(
@@ -81,16 +92,17 @@ def find_trained(storage: Path, name: str) -> Path:
 
     Raises:
         ConfigError: there is no such run, or it has no checkpoint yet.
+        StorageError: it is in a store that does not answer or refuses us.
     """
     folder = find_checkpoint(Path(name))
     if os.path.exists(folder / ABOUT):  # noqa: PTH110 - False for any name at all
-        return folder.resolve()
+        return fetch_checkpoint(folder.resolve())
     folder = find_run(storage, name).best_checkpoint
     if not folder.exists():
         raise ConfigError(
             f"{name}: {folder} has no checkpoint yet; a run writes one at its first evaluation"
         )
-    return folder.resolve()
+    return fetch_checkpoint(folder.resolve())
 
 
 def find_start(spec: Spec) -> Spec:
@@ -108,6 +120,7 @@ def find_start(spec: Spec) -> Spec:
         raise ConfigError(
             f"model.start_from: {error}; a path has a slash, as in ./{start}"
         ) from error
+    fetch_checkpoint(run.best_checkpoint)
     is_run = (run.path / "checkpoints").is_dir()  # its best checkpoint may move on
     return spec.starting_from(run.path if is_run else run.best_checkpoint)
 
@@ -134,7 +147,7 @@ def _find_folder(storage: Path, name: str) -> RunFolder:
         if path.parent.name == name:
             # its status is unsound, as it is not listed; the error comes when it is read
             return RunFolder(path.parent)
-    raise ConfigError(f"{name}: no such run under {storage}; `boxseg runs ls` lists them")
+    raise ConfigError(f"{name}: no such run under {shown(storage)}; `boxseg runs ls` lists them")
 
 
 def _newest_named(runs: list[RunStatus], name: str) -> list[RunStatus]:

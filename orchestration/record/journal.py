@@ -18,6 +18,8 @@ from orchestration.record.find_runs import list_in, sound_status
 from orchestration.record.records import tell_once
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.record.trial import ENDED, Trial, TrialStatus, trial_folder
+from orchestration.store.mirror import pull_tree, refresh
+from orchestration.store.syncer import Syncer, driven
 
 DAMAGED = "damaged-status.json"
 """What a status that cannot be read is renamed to where a sweep goes on with its trial."""
@@ -28,7 +30,9 @@ def newest_sweep(storage: Path, name: str) -> RunFolder | None:
 
     Raises:
         ConfigError: there may be a newer one, whose status cannot be read.
+        StorageError: the storage is a store that does not answer or refuses us.
     """
+    refresh(storage, name)
     sweeps: list[RunStatus] = []
     unsound: list[RunFolder] = []
     for path in (storage / name).glob("*/status.json"):
@@ -42,7 +46,10 @@ def newest_sweep(storage: Path, name: str) -> RunFolder | None:
         # ids sort by time, so this one may be newer; reading it raises what is wrong with it
         if newest is None or folder.path.name > newest.id:
             folder.stored()
-    return None if newest is None else RunFolder(newest.folder)
+    if newest is None:
+        return None
+    pull_tree(Path(newest.folder))
+    return RunFolder(newest.folder)
 
 
 def is_concluded(folder: RunFolder) -> bool:
@@ -56,11 +63,12 @@ def is_concluded(folder: RunFolder) -> bool:
 
 
 @contextlib.contextmanager
-def driving(folder: RunFolder) -> Iterator[None]:
-    """Be the only process that drives a sweep.
+def driving(folder: RunFolder) -> Iterator[Syncer | None]:
+    """Be the only process that drives a sweep; gives what sends its files, if it is in a store.
 
     Raises:
         ConfigError: another process does.
+        StorageError: the store does not answer or refuses us.
     """
     with contextlib.ExitStack() as stack:
         make_folder(folder.path)
@@ -74,7 +82,7 @@ def driving(folder: RunFolder) -> Iterator[None]:
                 f"{status.tags.get('host', 'this machine')}; wait for its end or stop it, or "
                 "start another one beside it with --new"
             ) from error
-        yield
+        yield stack.enter_context(driven(folder.path))
 
 
 def read_past(

@@ -23,6 +23,7 @@ from orchestration.record.find_runs import find_run, list_in
 from orchestration.record.journal import drawn_trials, driving, is_concluded, newest_sweep
 from orchestration.record.run_folder import RunFolder
 from orchestration.record.trial import ENDED
+from orchestration.store.places import address_of, shown
 
 RUN_MAY_CHANGE = (
     "model.start_from",
@@ -76,7 +77,8 @@ def check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
     # A trial that was copied out of its sweep has none above it, and may go on as a run of its own.
     if status.parent is not None and (folder.path / status.parent / "status.json").exists():
         raise ConfigError(f"{name} is a trial; go on with its sweep by `boxseg sweep --resume`")
-    if status.status == "running":
+    # of a store its driver alone comes here, whatever a machine that was lost has left
+    if status.status == "running" and address_of(folder.path) is None:
         raise ConfigError(f"{name} is running in process {status.pid}; stop that one first")
     checkpoints = folder.path / "checkpoints"
     # Training would begin at step 0 without a word, below a history that says otherwise.
@@ -145,14 +147,14 @@ def find_sweep(
     if folder is None or (ended and start not in ("retry_failed", "more")):
         if start == "resume" and folder is not None:
             raise ConfigError(
-                f"no interrupted sweep {spec.name} under {spec.storage}: {folder.path.name} has ended; try more "
+                f"no interrupted sweep {spec.name} under {shown(spec.storage)}: {folder.path.name} has ended; try more "
                 "settings in it with --more N, or more sweep.trials, sweep.seeds or values of sweep.space in the "
                 "file, or start another one without --resume"
             )
         if start in ("resume", "retry_failed", "more"):
             what = "no interrupted sweep" if start == "resume" else "there is no sweep"
             raise ConfigError(
-                f"{what} {spec.name} under {spec.storage}; start one without --resume, --retry-failed and --more"
+                f"{what} {spec.name} under {shown(spec.storage)}; start one without --resume, --retry-failed and --more"
             )
         return None
     # Only a test whether another process has it: the lock is let go on return.

@@ -33,6 +33,7 @@ from orchestration.record.records import (
     read_record,
     tell_once,
 )
+from orchestration.store.places import address_of
 
 START_FIELD = 19
 """Place of a process's start among the words after its name in `/proc/PID/stat` [clock ticks since boot]."""
@@ -196,7 +197,7 @@ class RunFolder:
         if status.parent is None and not status.sequence:
             status = replace(status, sequence=_next_place(self.path.parent))
         # The status comes last: from then on the folder counts as a run.
-        self._write(replace(status, folder=str(self.path), created=status.created or time.time()))
+        self._write(replace(status, created=status.created or time.time()))
         return self
 
     def open(self, status: RunStatus, config: str) -> RunFolder:
@@ -221,7 +222,7 @@ class RunFolder:
         """
         written = self._read()
         status = self._with_present_places(written)
-        if not status.is_final and (_is_dead(status) or self._is_copy_of(Path(written.folder))):
+        if not status.is_final and (_is_dead(status) or self._is_copy_of(written.folder)):
             # Nobody wrote the end. The last change of the file is the last that is known of the run.
             return replace(status, status="interrupted", ended=self.status_path.stat().st_mtime)
         return status
@@ -251,10 +252,12 @@ class RunFolder:
             mlflow_run_id=self.read_tracking().get("run_id"),
         )
 
-    def _is_copy_of(self, folder: Path) -> bool:
+    def _is_copy_of(self, folder: str) -> bool:
         """Whether this is another folder than the one that the state was written in."""
+        if address_of(self.path) is not None:
+            return folder != address_of(self.path)
         try:
-            return not folder.samefile(self.path)
+            return not Path(folder).samefile(self.path)
         except OSError:
             return True
 
@@ -424,7 +427,9 @@ class RunFolder:
         return after
 
     def _write(self, status: RunStatus) -> None:
-        write_atomic(self.status_path, to_json(asdict(status), indent=1))
+        # In a store every machine knows it by the same address.
+        written = replace(status, folder=address_of(self.path) or str(self.path))
+        write_atomic(self.status_path, to_json(asdict(written), indent=1))
 
 
 def _next_place(folder: Path) -> int:

@@ -35,6 +35,7 @@ from orchestration.report.stats import (
     study_importance,
     thin_out,
 )
+from orchestration.store.places import address_of
 from orchestration.words import show_duration
 
 PAGE = "index.html"
@@ -422,7 +423,7 @@ def commands_for(record: SweepRecord) -> list[tuple[str, str]]:
     storage = record.folder.parent.parent
     there = ""
     if record.spec.storage.absolute() != storage.absolute():
-        there = f" --set storage={_quoted(storage)}"
+        there = f" --set storage={address_of(storage) or _quoted(storage)}"
     commands = []
     if "git_commit" in tags:
         # the commit alone does not give back what was run

@@ -16,6 +16,8 @@ from boxseg.errors import ConfigError
 from orchestration.record.files import file_lock, log_to_file
 from orchestration.record.find_runs import list_runs
 from orchestration.record.run_folder import RunFolder, RunStatus
+from orchestration.store.mirror import pull_tree
+from orchestration.store.places import address_of, shown
 from orchestration.tracking.pages import save_comparison
 from orchestration.tracking.run import follow
 from orchestration.tracking.store import (
@@ -174,8 +176,10 @@ class Tracker:
     def _add_leftovers(self) -> None:
         """Take over runs of this experiment whose process ended before MLflow had everything; parents come first."""
         runs = self._storage / self._experiment
-        parents = sorted(runs.glob("*/tracking.json"))
-        trials = sorted(runs.glob("*/*/tracking.json"))
+        # what another machine has copied from a store into an MLflow of its own is not copied here
+        record = "tracking.json" if address_of(runs) is None else "config.yaml"
+        parents = sorted(runs.glob(f"*/{record}"))
+        trials = sorted(runs.glob(f"*/*/{record}"))
         for path in [*parents, *trials]:
             # what cannot be read now is taken over by a later run
             with contextlib.suppress(Exception):
@@ -231,12 +235,18 @@ def stored_uri(storage: Path) -> str:
     Raises:
         ConfigError: no run there is tracked.
     """
-    for status in list_runs(storage):
+    runs = list_runs(storage)
+    for status in runs:
+        pull_tree(Path(status.folder))
         folder = RunFolder(status.folder)
         if folder.tracking_path.exists():
             return recorded_uri(folder, storage)
+    if runs and address_of(storage) is not None:
+        return tracking_uri(
+            storage
+        )  # other machines have copied them, each into a file of its own
     raise ConfigError(
-        f"{storage.absolute()}: no tracked run here; `boxseg train EXP.yaml` makes one, or name --storage"
+        f"{shown(storage)}: no tracked run here; `boxseg train EXP.yaml` makes one, or name --storage"
     )
 
 

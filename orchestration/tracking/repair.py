@@ -16,6 +16,7 @@ from orchestration.errors import ResourceError
 from orchestration.record.files import file_lock
 from orchestration.record.find_runs import list_runs
 from orchestration.record.run_folder import RunFolder
+from orchestration.store.mirror import pull_tree
 from orchestration.tracking.mirror import Tracker, is_copied
 from orchestration.tracking.run import run_stage
 from orchestration.tracking.store import (
@@ -50,6 +51,8 @@ def repair(storage: Path) -> Iterator[str]:
         ResourceError: MLflow does not take some of them.
     """
     folders = [RunFolder(status.folder) for status in list_runs(storage)]
+    for folder in folders:
+        pull_tree(folder.path)
     if not folders:
         raise ConfigError(f"{storage.absolute()}: no runs here; name another --storage")
     with file_lock(storage / LOCK):

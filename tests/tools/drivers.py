@@ -17,9 +17,11 @@ import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from fake_training import make_training
 import orchestration.connect.cluster
+import orchestration.store.lease as lease
 from orchestration.config.spec import SweepSpec
 from orchestration.execute.sweep import run_sweep
 orchestration.connect.cluster.PENDING_S, orchestration.connect.cluster.LOOK_S = 3.0, 0.5
+lease.RENEW_S, lease.PATIENCE_S, lease.POLL_S = 1.0, 5.0, 0.5
 values, start, step_s = map(json.loads, sys.argv[1:])
 run_sweep(SweepSpec.model_validate(values), start=start, train_fn=make_training(step_s=step_s), progress=False)
 """
@@ -33,7 +35,10 @@ def drive(
     start: str | None = None,
     step_s: float = 0.2,
 ) -> subprocess.Popen[bytes]:
-    """Drive a sweep from another process; a step lasts `step_s` [s]. Shortages are told after 3 s."""
+    """Drive a sweep from another process; a step lasts `step_s` [s]. Shortages are told after 3 s.
+
+    Of a store, a driver that is silent for 5 s has gone.
+    """
     command = [sys.executable, "-c", SCRIPT, *map(json.dumps, (values, start, step_s))]
     return subprocess.Popen(
         command, env=environment, stderr=None if log is None else log.open("wb")

@@ -1,0 +1,246 @@
+"""Objects of a store by their keys: S3, Google Cloud Storage and Azure through one library, obstore.
+
+Credentials come from the environment, as each cloud's own tools take them, and go nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boxseg.errors import ConfigError, StorageError
+from orchestration.secret_text import hide
+from orchestration.store.places import address_of, endpoint
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+RETRIES = 6
+"""How often a request is tried again by itself; after seconds 0.1, 0.2, 0.4 and so on."""
+RETRY_S = 20.0
+"""After this time a request is not tried again [s]; uploads are, by whoever asked for them."""
+NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
+"""What stores say where there is none."""
+REQUEST_S = 60
+"""How long one request may take [s]."""
+PART_BYTES = 2**24
+"""A larger file goes in parts of this size, each a request."""
+PARTS_AT_ONCE = 4
+"""Parts of a large file that are on their way together."""
+
+
+class StoreAwayError(StorageError):
+    """The store does not answer, or has no time; it may later."""
+
+
+class TakenError(Exception):
+    """What was to be written in place of something is there already, or has changed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a listing."""
+
+    key: str
+    size: int
+    """Bytes."""
+    etag: str
+    """Another one after every change."""
+
+
+class Store:
+    """One bucket. Every method is a request, or a few for large files and long listings.
+
+    All raise:
+        StoreAwayError: the store does not answer, for now.
+        StorageError: it refuses us, or there is no such bucket.
+    """
+
+    def __init__(self, address: str) -> None:
+        """Nothing is asked yet; `address` has a scheme and a bucket, as in `s3://bucket`.
+
+        Raises:
+            ConfigError: obstore is not installed.
+        """
+        self.address = address
+        self._objects = _open(address, os.getpid())
+
+    def read(self, key: str) -> tuple[bytes, str]:
+        """Content and etag of a small object.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        import obstore
+
+        with self._naming_faults(key):
+            found = obstore.get(self._objects, key)
+            return bytes(found.bytes()), str(found.meta["e_tag"])
+
+    def write(
+        self, key: str, content: bytes, *, only_new: bool = False, instead_of: str | None = None
+    ) -> str:
+        """Write a small object; gives its etag.
+
+        Args:
+            key: Its name.
+            content: All of it.
+            only_new: Refuse to replace one.
+            instead_of: Etag that the one to replace must have.
+
+        Raises:
+            TakenError: there is one already, or another one by now.
+        """
+        import obstore
+
+        mode: Any = "create" if only_new else {"e_tag": instead_of} if instead_of else "overwrite"
+        with self._naming_faults(key):
+            return str(obstore.put(self._objects, key, content, mode=mode)["e_tag"])
+
+    def upload(self, key: str, path: Path) -> str:
+        """Write an object from a file, large ones in parts; gives its etag.
+
+        Raises:
+            FileNotFoundError: the file has gone.
+        """
+        import obstore
+
+        with self._naming_faults(key):
+            written = obstore.put(
+                self._objects, key, path, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
+            )
+        return str(written["e_tag"])
+
+    def download(self, key: str, path: Path) -> str:
+        """Write an object to a file, piece by piece; gives its etag.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        import obstore
+
+        with self._naming_faults(key):
+            found = obstore.get(self._objects, key)
+            with path.open("wb") as file:
+                for piece in found.stream(min_chunk_size=2**22):
+                    file.write(piece)
+            return str(found.meta["e_tag"])
+
+    def entries(self, prefix: str) -> list[Entry]:
+        """All objects below a prefix; a request for each thousand."""
+        import obstore
+
+        with self._naming_faults(prefix):
+            found = obstore.list(self._objects, prefix).collect()
+        return [Entry(each["path"], each["size"], str(each["e_tag"])) for each in found]
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names just below a prefix that have objects below them."""
+        import obstore
+
+        with self._naming_faults(prefix):
+            found = obstore.list_with_delimiter(self._objects, prefix)
+        return [Path(each).name for each in found["common_prefixes"]]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; those that are not there are removed already."""
+        import obstore
+
+        if keys:
+            with self._naming_faults(keys[0]), contextlib.suppress(FileNotFoundError):
+                obstore.delete(self._objects, list(keys))
+
+    @contextlib.contextmanager
+    def _naming_faults(self, key: str) -> Iterator[None]:
+        from obstore import exceptions as faults
+
+        try:
+            yield
+        except (faults.AlreadyExistsError, faults.PreconditionError) as error:
+            raise TakenError(key) from error
+        except (FileNotFoundError, faults.GenericError) as error:
+            if any(word in str(error) for word in NO_BUCKET):
+                raise StorageError(
+                    f"{self.address}: there is no such bucket; make it, or name another storage"
+                ) from error
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise self._away(key, error) from error
+        except (faults.PermissionDeniedError, faults.UnauthenticatedError) as error:
+            raise StorageError(
+                f"{self.address}/{key}: the store refuses us ({_cause(error)}); check the credentials in the "
+                "environment and their rights to read, write and list"
+            ) from error
+        except faults.BaseError as error:
+            raise self._away(key, error) from error
+
+    def _away(self, key: str, error: Exception) -> StoreAwayError:
+        server = f" and {hide(endpoint() or '')}" if endpoint() else ""
+        return StoreAwayError(
+            f"{self.address}/{key}: the store does not answer as it should ({_cause(error)}); check the "
+            f"network{server}, or try again later"
+        )
+
+
+def place_of(folder: Path) -> tuple[Store, str]:
+    """Store and prefix, with a slash at its end, of a folder in a mirror.
+
+    Raises:
+        ConfigError: obstore is not installed.
+    """
+    address = address_of(folder)
+    assert address is not None, f"{folder} is in no mirror"
+    scheme, _, rest = address.partition("://")
+    bucket, _, key = rest.partition("/")
+    return Store(f"{scheme}://{bucket}"), f"{key}/" if key else ""
+
+
+@functools.lru_cache
+def _open(address: str, process: int) -> ObjectStore:
+    """The library's store; one for each process, as its threads do not survive a fork."""
+    try:
+        from obstore.store import from_url
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"storage: {address} needs the package obstore; pip install 'boxseg[store]'"
+        ) from error
+    is_plain = (endpoint() or "").startswith("http://")
+    return from_url(
+        address,
+        client_options={
+            "allow_http": is_plain,
+            "timeout": timedelta(seconds=REQUEST_S),
+            "connect_timeout": timedelta(seconds=5),
+        },
+        retry_config={
+            "max_retries": RETRIES,
+            "retry_timeout": timedelta(seconds=RETRY_S),
+            "backoff": {"max_backoff": timedelta(seconds=5)},
+        },
+        **_credentials(address),
+    )
+
+
+def _credentials(address: str) -> dict[str, Any]:
+    """A source of credentials, where only Amazon's own library knows it: profiles, single sign-on."""
+    in_files = Path("~/.aws").expanduser().is_dir() and "AWS_ACCESS_KEY_ID" not in os.environ
+    if not address.startswith("s3://") or not ("AWS_PROFILE" in os.environ or in_files):
+        return {}
+    try:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ModuleNotFoundError:
+        return {}
+    with contextlib.suppress(ValueError):  # it found none there
+        return {"credential_provider": Boto3CredentialProvider()}
+    return {}
+
+
+def _cause(error: Exception) -> str:
+    """The first line of the library's texts; the others are for its developers."""
+    return hide(" ".join(str(error).splitlines()[0].split())[:300])

@@ -1,0 +1,397 @@
+"""A run or sweep of a store and its mirror, the folder that stands for it here: what differs travels either way.
+
+A sweep and its trials are one tree. Readers pull its records, and the files of a checkpoint when they need them; the
+driver pushes. A checkpoint counts once its `about.json` is there, which goes last and has the sums of its files. The
+mirror remembers in `.store.json` which version of each file it has, so that nothing travels twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from boxseg.engine.checkpoint import ABOUT, STEP, find_checkpoint_damage
+from boxseg.errors import CheckpointError
+from boxseg.files.writing import make_folder, write_atomic
+from orchestration.record.files import file_lock
+from orchestration.store.client import place_of
+from orchestration.store.places import address_of
+
+STATE, LOCK, DROVE = ".store.json", ".store.lock", ".store.driver"
+LEASE = ".driver"
+"""Object that tells who drives a tree, or drove it last; see `lease.py`. `DROVE` has our part of it."""
+STATUS, TRACKING, JOURNAL = "status.json", "tracking.json", "journal.jsonl"
+LOCAL = {"pulse.json", "stop"}
+"""Files that mean something only while a run trains, and only where it does; so do those with a dot in front."""
+LOCAL_FOLDERS = {"logs"}
+AT_ONCE = 8
+"""Files, or runs, that are asked for together."""
+FRESH_S = 5.0
+"""For so long a listing of runs is not asked for again [s]: one command may need it several times."""
+
+logger = logging.getLogger("boxseg.store")
+
+
+@dataclass(frozen=True)
+class Version:
+    """Which version of a file the mirror has."""
+
+    etag: str
+    """The store's name for it."""
+    size: int
+    mtime_ns: int | None
+    """When its copy here was written [ns since 1970]; None: it is in the store only."""
+
+
+class Mirror:
+    """One tree, of a run or of a sweep with its trials. Only one process of a machine can have it in hand."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is NAME/ID in the mirror of a storage."""
+        self.folder = folder
+        self.store, self.prefix = place_of(folder)
+        self._versions = self._read_versions()
+        self._drove_last: bool | None = None  # whether this machine did; None: not asked yet
+
+    def pull(self, *, only: str | None = None) -> None:
+        """Make the records here those of the store; files of checkpoints stay there until somebody wants them.
+
+        A file that was changed here since it was last the same stays, unless another machine has driven since.
+
+        Args:
+            only: Name of the records that matter, as in `status.json`; None: all of them.
+
+        Raises:
+            StorageError: the store does not answer or refuses us.
+        """
+        listed = {
+            entry.key.removeprefix(self.prefix): entry
+            for entry in self.store.entries(self.prefix.rstrip("/"))
+        }
+        listed = {name: entry for name, entry in listed.items() if not is_local(name)}
+        present = self._present()
+        wanted = []
+        for name, entry in listed.items():
+            known = self._versions.get(name)
+            is_same = known is not None and known.etag == entry.etag
+            if is_same and name in present:
+                continue
+            if not is_weights(name):
+                if only in (None, PurePosixPath(name).name):
+                    wanted.append(name)
+                continue
+            if self._keeps_own(name, present):
+                continue
+            # another version, or none here: it comes when somebody wants it
+            (self.folder / name).unlink(missing_ok=True)
+            self._versions[name] = Version(entry.etag, entry.size, None)
+        wanted = [name for name in wanted if not self._keeps_own(name, present)]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(self._fetch, wanted))
+        for name in self._versions.keys() - listed.keys():
+            # what was changed here was not seen by whoever removed it there
+            if self._is_unchanged(name, present):
+                (self.folder / name).unlink(missing_ok=True)
+            del self._versions[name]
+        self._write_versions()
+
+    def fetch_checkpoint(self, checkpoint: Path) -> None:
+        """Bring the files of one checkpoint here, as its `about.json` tells them; what is not so stays away.
+
+        Raises:
+            StorageError: the store does not answer or refuses us.
+        """
+        try:
+            about = json.loads((checkpoint / ABOUT).read_bytes())
+            sums = {name: digest for name, digest in about["sha256"].items() if name != ABOUT}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return  # whoever reads the checkpoint tells what is wrong with it
+        for name, digest in sums.items():
+            path = checkpoint / PurePosixPath(name).name
+            if _digest(path) == digest:
+                continue
+            key = path.relative_to(self.folder).as_posix()
+            with contextlib.suppress(FileNotFoundError):
+                self._fetch(key, digest=digest)
+        self._write_versions()
+
+    def push(self, *, records: bool = True) -> bool:
+        """Bring to the store what changed here since the last time; tells whether there was anything.
+
+        First the weights of new checkpoints, then records, then what makes the checkpoints count, and the states of
+        runs at the end: nothing there ever tells of what is not there. Then what has gone here is removed there.
+
+        Args:
+            records: Also if no checkpoint is new.
+
+        Raises:
+            StorageError: the store does not answer or refuses us; the next time goes on from there.
+        """
+        present = self._present()
+        changed = [name for name in present if not self._is_unchanged(name, present)]
+        gone = [
+            name
+            for name, version in self._versions.items()
+            if name not in present and (version.mtime_ns is not None or self._has_gone(name))
+        ]
+        abouts = [name for name in changed if PurePosixPath(name).name == ABOUT]
+        small = [name for name in changed if not is_weights(name)]
+        if not (abouts or (records and (small or gone))):
+            return False
+        try:
+            complete = [name for name in abouts if self._send_weights(name, changed, present)]
+            for name in sorted(small, key=_place):
+                if name in complete or name not in abouts:
+                    self._send(name)
+            self._remove(gone)
+        finally:
+            self._write_versions()
+        return True
+
+    def _keeps_own(self, name: str, present: dict[str, os.stat_result]) -> bool:
+        """Whether a file here is newer than the one in the store, which is another one than we knew."""
+        if name not in present or self._is_unchanged(name, present):
+            return False
+        if self._drove_last is None:
+            # a driver that was killed may have sent it without knowing
+            self._drove_last = False
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+                token = json.loads(self.store.read(self.prefix + LEASE)[0])["token"]
+                self._drove_last = (self.folder / DROVE).read_text() == token
+        return self._drove_last
+
+    def _send_weights(
+        self, about: str, changed: list[str], present: dict[str, os.stat_result]
+    ) -> bool:
+        """Send the other files of a checkpoint; tells whether it is still the same one."""
+        folder = PurePosixPath(about).parent
+        try:
+            before = (self.folder / about).stat().st_ino
+            for name in changed:
+                if is_weights(name) and PurePosixPath(name).parent == folder:
+                    etag = self.store.upload(self.prefix + name, self.folder / name)
+                    known = present[name]
+                    self._versions[name] = Version(etag, known.st_size, known.st_mtime_ns)
+            return (self.folder / about).stat().st_ino == before
+        except FileNotFoundError:  # training has removed it meanwhile
+            return False
+
+    def _send(self, name: str) -> None:
+        path = self.folder / name
+        with contextlib.suppress(FileNotFoundError):
+            about = path.stat()
+            etag = self.store.write(self.prefix + name, path.read_bytes())
+            # Of before the reading: what is written meanwhile counts as changed.
+            self._versions[name] = Version(etag, about.st_size, about.st_mtime_ns)
+
+    def _remove(self, gone: list[str]) -> None:
+        """Remove files there: first what makes a checkpoint count."""
+        abouts = [name for name in gone if PurePosixPath(name).name == ABOUT]
+        for names in (abouts, [name for name in gone if name not in abouts]):
+            self.store.delete([self.prefix + name for name in names])
+            for name in names:
+                del self._versions[name]
+
+    def _has_gone(self, name: str) -> bool:
+        """Whether a file that is in the store only is of a checkpoint that was removed here."""
+        about = str(PurePosixPath(name).parent / ABOUT)
+        return about in self._versions and not (self.folder / about).exists()
+
+    def _fetch(self, name: str, *, digest: str | None = None) -> None:
+        """Bring a file here, in one atomic change."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+        try:
+            etag = self.store.download(self.prefix + name, scratch)
+            if digest is not None and _digest(scratch) != digest:
+                logger.warning("%s: in the store it is not as its %s tells", path, ABOUT)
+                return
+            scratch.replace(path)
+            about = path.stat()
+            self._versions[name] = Version(etag, about.st_size, about.st_mtime_ns)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def _present(self) -> dict[str, os.stat_result]:
+        """Files of the tree that are here and belong into the store, by name."""
+        found = {}
+        for folder, folders, names in os.walk(self.folder):
+            inside = Path(folder).relative_to(self.folder)
+            folders[:] = [name for name in folders if not is_local((inside / name).as_posix())]
+            for name in names:
+                path = inside / name
+                with contextlib.suppress(FileNotFoundError):
+                    about = (self.folder / path).lstat()
+                    # `last` and `best` are links, on which nothing depends
+                    is_file = not (self.folder / path).is_symlink()
+                    if is_file and not is_local(path.as_posix()) and not self._is_private(path):
+                        found[path.as_posix()] = about
+        return found
+
+    def _is_private(self, path: Path) -> bool:
+        """Whether it tells of an MLflow that only this machine has."""
+        if path.name != TRACKING:
+            return False
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            uri = json.loads((self.folder / path).read_bytes()).get("uri", "")
+            return str(uri).startswith("sqlite:")
+        return True
+
+    def _is_unchanged(self, name: str, present: dict[str, os.stat_result]) -> bool:
+        known, here = self._versions.get(name), present.get(name)
+        if known is None or here is None:
+            return False
+        return (known.size, known.mtime_ns) == (here.st_size, here.st_mtime_ns)
+
+    def _read_versions(self) -> dict[str, Version]:
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            kept = json.loads((self.folder / STATE).read_bytes())
+            return {name: Version(*version) for name, version in kept.items()}
+        return {}
+
+    def _write_versions(self) -> None:
+        kept = {
+            name: [version.etag, version.size, version.mtime_ns]
+            for name, version in self._versions.items()
+        }
+        # It can be found out again, so nobody waits for the disk.
+        write_atomic(self.folder / STATE, json.dumps(kept), durable=False)
+
+
+def is_local(name: str) -> bool:
+    """Whether a file of a run, by its path in the run's or sweep's folder, never travels."""
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") for part in path.parts)
+    return hidden or path.name in LOCAL or not LOCAL_FOLDERS.isdisjoint(path.parts)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file is one of the large ones of a checkpoint."""
+    path = PurePosixPath(name)
+    in_checkpoint = STEP.fullmatch(path.parent.name) or path.parent.name == "best"
+    return bool(in_checkpoint) and path.name != ABOUT
+
+
+def _place(name: str) -> tuple[int, int]:
+    """Where a record comes in the order of sending: those that others count on come first, deeper ones before."""
+    path = PurePosixPath(name)
+    ranks = {ABOUT: 1, JOURNAL: 2, STATUS: 3}
+    return ranks.get(path.name, 0), -len(path.parts)
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file; None where there is none."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def in_hand(folder: Path) -> Iterator[Mirror]:
+    """The mirror of a run or sweep, which no other process of this machine has meanwhile.
+
+    Raises:
+        BlockingIOError: another has it.
+    """
+    make_folder(folder)
+    with file_lock(folder / LOCK, wait=False):
+        yield Mirror(folder)
+
+
+_looked: dict[Path, float] = {}
+"""When the store was last asked for what is below a folder."""
+
+
+def tree_of(path: Path) -> Path | None:
+    """The folder NAME/ID of the run or sweep that a path in a mirror belongs to; None elsewhere.
+
+    A trial belongs to its sweep: the tree begins at the outermost folder with a status, here or in the store.
+    """
+    if address_of(path) is None:
+        return None
+    above = [folder for folder in (path, *path.parents) if (folder / STATUS).exists()]
+    return above[-1] if above else None
+
+
+def pull_tree(path: Path) -> None:
+    """Bring the records of the run or sweep around a path up to date; not where this machine drives it.
+
+    Raises:
+        StorageError: the store does not answer or refuses us.
+    """
+    tree = tree_of(path)
+    if tree is not None and time.monotonic() - _looked.get(tree, -FRESH_S) > FRESH_S:
+        with contextlib.suppress(BlockingIOError), in_hand(tree) as mirror:
+            mirror.pull()
+        _looked[tree] = time.monotonic()
+
+
+def fetch_checkpoint(checkpoint: Path) -> Path:
+    """Have the files of a checkpoint on this machine; gives its folder. Those outside of mirrors are there already.
+
+    Raises:
+        StorageError: the store does not answer or refuses us.
+    """
+    tree = tree_of(checkpoint)
+    if tree is not None and find_checkpoint_damage(checkpoint) is not None:
+        # A driver of this machine may have the mirror in hand; it does not change checkpoints that it published.
+        Mirror(tree).fetch_checkpoint(checkpoint.resolve())
+    return checkpoint
+
+
+def fetch_newest(checkpoints: Path) -> None:
+    """Have the newest sound checkpoint of a run on this machine, to go on from; damaged ones are passed over.
+
+    Raises:
+        StorageError: the store does not answer or refuses us.
+    """
+    if address_of(checkpoints) is None:
+        return
+    for folder in sorted(checkpoints.glob("step-*"), reverse=True):
+        with contextlib.suppress(CheckpointError):
+            if find_checkpoint_damage(fetch_checkpoint(folder)) is None:
+                return
+
+
+def refresh(storage: Path, name: str | None = None) -> None:
+    """Bring the states of all runs of a storage up to date, or of those of one name; does nothing for a folder.
+
+    Raises:
+        StorageError: the store does not answer or refuses us.
+    """
+    storage = storage.absolute()
+    looked_at = storage if name is None else storage / name
+    if (
+        address_of(storage) is None
+        or time.monotonic() - _looked.get(looked_at, -FRESH_S) < FRESH_S
+    ):
+        return
+    store, prefix = place_of(storage)
+    names = store.folders(prefix.rstrip("/")) if name is None else [name]
+    trees = [
+        storage / each / id
+        for each in names
+        if not each.startswith(".")
+        for id in store.folders(f"{prefix}{each}")
+    ]
+
+    def pull(tree: Path) -> None:
+        # one that this machine drives is up to date
+        with contextlib.suppress(BlockingIOError), in_hand(tree) as mirror:
+            mirror.pull(only=STATUS)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(pull, trees))
+    _looked[looked_at] = time.monotonic()

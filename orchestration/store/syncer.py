@@ -1,0 +1,151 @@
+"""Sends what a run or sweep writes to its store, from a thread of the driver; training never waits for it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from boxseg.errors import ConfigError, StorageError
+from orchestration.store.client import StoreAwayError
+from orchestration.store.lease import Lease, held
+from orchestration.store.mirror import Mirror, in_hand
+from orchestration.store.places import address_of, shown
+
+LOOK_S = 2.0
+"""Time between two looks for new checkpoints [s]; looking asks the store for nothing."""
+RECORDS_S = 15.0
+"""Time between two looks for other changes [s], so that reports do not make more requests than this allows."""
+MOST_WAIT_S = 30.0
+"""Longest pause before a store that did not answer is tried again [s]."""
+GIVE_UP_S = 900.0
+"""How long the end of a run waits for its store [s]; what is left goes with the next command that drives the run."""
+HURRY_S = 10.0
+"""The same where somebody wants an end at once [s]."""
+
+logger = logging.getLogger("boxseg.store")
+
+
+class Syncer:
+    """Follows a tree from `start` to `close`, or for a `with` block, whose own error comes before others."""
+
+    def __init__(self, mirror: Mirror, lease: Lease) -> None:
+        """Nothing is sent yet."""
+        self.lease = lease
+        self._mirror = mirror
+        self._closing = threading.Event()
+        self._fault: StorageError | None = None
+        self._thread = threading.Thread(target=self._work, name="syncer", daemon=True)
+
+    def __enter__(self) -> Syncer:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        place: TracebackType | None,
+    ) -> None:
+        try:
+            # who interrupts twice wants an end
+            self.close(give_up_s=HURRY_S if kind is KeyboardInterrupt else GIVE_UP_S)
+        except StorageError as fault:
+            if error is None:
+                raise
+            say(str(fault))
+
+    def start(self) -> None:
+        """Send what is there, and begin to follow.
+
+        Raises:
+            StorageError: the store does not answer or refuses us, so nothing should begin.
+        """
+        self._mirror.push()
+        self._thread.start()
+
+    def close(self, *, give_up_s: float = GIVE_UP_S) -> None:
+        """Send what is left, and end.
+
+        Raises:
+            StorageError: the store did not take everything in time, refuses us, or another driver took over.
+        """
+        self._closing.set()
+        deadline = time.monotonic() + give_up_s
+        told = time.monotonic() + 2 * LOOK_S
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._thread.join(LOOK_S)
+            if self._thread.is_alive() and time.monotonic() > told:
+                told += 60.0
+                say(
+                    f"waiting for {shown(self._mirror.folder)} to take the rest{_because(self._fault)}"
+                )
+        if self._thread.is_alive() or self._fault is not None:
+            raise StorageError(
+                f"{shown(self._mirror.folder)} does not have all of the run{_because(self._fault)}; it is whole in "
+                f"{self._mirror.folder}, and goes there once a command with --resume drives it from this machine"
+            )
+
+    def _work(self) -> None:
+        pause, records_at = LOOK_S, 0.0
+        while not self.lease.is_lost:
+            closing = self._closing.is_set()
+            records = closing or time.monotonic() > records_at
+            try:
+                busy = self._mirror.push(records=records)
+                self._fault, pause = None, LOOK_S
+            except StorageError as error:
+                level = logging.WARNING if self._fault is None else logging.DEBUG
+                logger.log(level, "%s; training goes on, and what waits is sent later", error)
+                self._fault, busy = error, True
+                if closing and not isinstance(error, StoreAwayError):
+                    return  # it would refuse us again
+                pause = min(2 * pause, MOST_WAIT_S)
+            else:
+                if records or busy:
+                    records_at = time.monotonic() + RECORDS_S
+                if closing and not busy:
+                    return
+                if closing:
+                    continue
+            self._closing.wait(pause) if not closing else time.sleep(min(pause, 5.0))
+        self._fault = StorageError("another driver has taken it over")
+
+
+def _because(fault: StorageError | None) -> str:
+    return "" if fault is None else f" ({fault})"
+
+
+def say(text: str) -> None:
+    """Tell people on stderr."""
+    print(f"boxseg: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextlib.contextmanager
+def driven(folder: Path) -> Iterator[Syncer | None]:
+    """Drive a run or sweep of a store: nobody else does, its records are here, and what changes is sent.
+
+    Gives None for a folder that is in no mirror, where nothing of this is needed.
+
+    Raises:
+        ConfigError: another process drives it.
+        StorageError: the store does not answer or refuses us, or did not take the end.
+    """
+    if address_of(folder) is None:
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            mirror = stack.enter_context(in_hand(folder))
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{folder.name} is driven by another process of this machine; wait for its end or stop it"
+            ) from error
+        lease = stack.enter_context(held(mirror, say))
+        mirror.pull()
+        yield Syncer(mirror, lease)
