@@ -23,6 +23,7 @@ from orchestration.record.find_runs import find_run, list_in
 from orchestration.record.journal import drawn_trials, driving, is_concluded, newest_sweep
 from orchestration.record.run_folder import RunFolder
 from orchestration.record.trial import ENDED
+from orchestration.store.mirror import refresh
 from orchestration.store.places import address_of, shown
 
 RUN_MAY_CHANGE = (
@@ -98,6 +99,7 @@ def check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
 
 def find_unfinished(spec: RunSpec) -> RunFolder | None:
     """The newest run of this name, unless it came to its end."""
+    refresh(spec.storage, spec.name)
     below = list_in(spec.storage.absolute() / spec.name)
     runs = [status for status in below if status.kind == "run"]
     newest = max(runs, key=lambda run: run.order, default=None)
