@@ -147,7 +147,10 @@ def test_a_profile_from_set_lies_under_the_files_values(write: Write):
         ("fcos: {sizes: [1, 2]}", ("fcos.sizes is [1, 2]", "a list of 4 values")),
         ("name: 7", ("name is 7", "quote it")),
         ("name: a/b", ("name is a/b", "letters, digits", "name a folder")),
-        ("storage: ftp://host/x", ("storage: ftp://host/x is no address", "use s3://BUCKET/PREFIX")),
+        (
+            "storage: ftp://host/x",
+            ("storage: ftp://host/x is no address", "use s3://BUCKET/PREFIX"),
+        ),
         ("solver: {lr: .nan}", ("solver.lr is nan", "finite")),
         (
             "model:\n  backbone: resnet5",
