@@ -33,8 +33,9 @@ COLOR_WEIGHT = 1.0
 """Least trust in the colours of each box: a training run may leave them out, but labels gain by them."""
 CLOSE_UPS_AT_ONCE = {"cpu": 8, "cuda": 64}
 """Close-ups that the network looks at together, by kind of device."""
-LARGE = 0.85
-"""A known box is shown at this share of the largest size that a network was trained on: outlines gain by it."""
+LARGE, LARGEST = 0.85, 1.2
+"""A known box is shown at the first share of the largest size that a network was trained on, and up to the second one
+where the image has so many pixels of it: outlines gain by a closer look, but not by pixels that are made up."""
 ENLARGED = 1.5
 """Networks that were trained on whole images see a known box larger than there."""
 CONTEXT = 1.75
@@ -79,7 +80,8 @@ def close_up(predictor: Predictor, sample: Sample, row: int) -> CloseUp:
     box = sample.boxes[row]
     longest = float((box[2:] - box[:2]).max())
     if train.window is not None:
-        wanted = LARGE * train.object_size[1]
+        largest = train.object_size[1]
+        wanted = min(max(LARGE * largest, longest), LARGEST * largest)
     else:
         # The scale of its whole images, without the limit of their longer side: only a window is looked at.
         short_side = round(ENLARGED * train.eval_short_side)

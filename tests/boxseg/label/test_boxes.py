@@ -1,5 +1,7 @@
 """Masks for known boxes of one image."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torchvision.ops import clip_boxes_to_image
@@ -216,3 +218,14 @@ def test_close_ups_that_do_not_fit_in_memory_together_are_looked_at_in_parts(
     found = label_boxes(predictor, image, boxes)
     assert seen == [1] * 6
     assert torch.equal(found.mask, together.mask)
+
+
+@pytest.mark.parametrize(("side", "shown"), [(50, 163.2), (200, 200), (400, 230.4)])
+def test_boxes_are_shown_larger_where_the_image_has_the_pixels(side, shown):
+    train = SimpleNamespace(window=256, object_size=(64.0, 192.0))
+    predictor = SimpleNamespace(config=SimpleNamespace(train=train))
+    boxes = torch.tensor([[300.0, 300, 300 + side, 320]])
+    image = torch.zeros(3, 1000, 1000, dtype=torch.uint8)
+    sample = Sample(image, boxes, torch.tensor([0]), image_id=1, original_size=(1000, 1000))
+    window = label_maps.close_up(predictor, sample, 0).window
+    assert side * window.size[1] / window.width == pytest.approx(shown, rel=0.01)
