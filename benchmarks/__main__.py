@@ -20,6 +20,7 @@ from benchmarks.commands import fixed_costs
 from benchmarks.gpu.run import PARTS as GPU_PARTS
 from benchmarks.gpu.run import measure_gpu
 from benchmarks.harness import Table, write_json
+from benchmarks.jitter import jitter
 from benchmarks.memory import memory
 from benchmarks.outcome import DATA, SETS, outcome
 from benchmarks.quality import quality
@@ -65,7 +66,8 @@ def main() -> None:
         "--parts", nargs="+", choices=GPU_PARTS, default=list(GPU_PARTS), help="what to show"
     )
     labels = parser.add_argument_group(
-        "outcome, quality", "hours: `boxseg label` on photographs that are not part of the project"
+        "outcome, quality, jitter",
+        "hours: `boxseg label` on photographs that are not part of the project",
     )
     labels.add_argument("--data", type=Path, default=DATA, help="folder of the data sets")
     labels.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
@@ -76,7 +78,6 @@ def main() -> None:
     labels.add_argument(
         "--folder", type=Path, default=Path("runs/outcome"), help="gets labels and runs; kept"
     )
-    labels.add_argument("--jitter", action="store_true", help="also with boxes that are not tight")
     options = parser.parse_args()
     is_gpu = options.only == ["gpu"]
     if "gpu" in options.only and not is_gpu:
@@ -149,9 +150,10 @@ PARTS: dict[str, Part] = {
     "trials": lambda folder, o: many_trials(folder, 20 if o.quick else o.trials),
     "outcome": lambda _, o: outcome(o),
     "quality": lambda _, o: quality(o),
+    "jitter": lambda _, o: jitter(o),
 }
 """What each part measures, by its name on the command line."""
-USUAL = [name for name in PARTS if name not in {"outcome", "quality"}]
+USUAL = [name for name in PARTS if name not in {"outcome", "quality", "jitter"}]
 """Parts that need no data of their own."""
 
 

@@ -9,15 +9,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
 
 from benchmarks.commands import BOXSEG
 from benchmarks.harness import Table
@@ -32,10 +29,8 @@ from boxseg.label.sources import (
     from_boxes,
     from_file,
     from_grabcut,
-    from_run,
     one_by_one,
 )
-from boxseg.predict import Predictor
 from orchestration.record.files import digest
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -46,8 +41,6 @@ SETS = {
     "coco-mini": ("train_boxes_super12", "val_super12"),
 }
 """Data set -> annotation files of the boxes to learn from and of those to label, whose masks are measured with."""
-SHIFTS = (0.0, 0.02, 0.05, 0.1)
-"""How far each side of a box is moved at most, as a share of the box's width or height."""
 SIMPLE: dict[str, BatchSource] = {
     "filled box": one_by_one(from_boxes),
     "GrabCut": one_by_one(from_grabcut),
@@ -101,7 +94,7 @@ def outcome(options: argparse.Namespace) -> list[Table]:
         "GrabCut and filled box: of the same boxes. AUROC: does quality tell IoU below 0.7; error: mean distance of "
         "quality and IoU."
     )
-    tables = [
+    return [
         Table(
             "Masks from boxes, mean IoU with drawn masks",
             (
@@ -124,7 +117,6 @@ def outcome(options: argparse.Namespace) -> list[Table]:
             rows,
         ),
     ]
-    return [*tables, _shifted(options, present)] if options.jitter else tables
 
 
 def val_data(folder: Path, name: str) -> CocoBoxes | None:
@@ -175,7 +167,7 @@ def _label(options: argparse.Namespace, name: str, seed: int) -> Outcome:
     data = val_data(options.data / name, name)
     assert data is not None
     labels = one_by_one(from_file(folder / "labels.coco.json", data))
-    found = measure([pair for _, pairs in _pairs(data, labels) for pair in pairs], minutes=minutes)
+    found = measure([pair for pairs in _pairs(data, labels) for pair in pairs], minutes=minutes)
     write_atomic(kept, json.dumps({"request": request, "outcome": asdict(found)}, indent=1))
     return found
 
@@ -204,31 +196,21 @@ def baselines(data: CocoBoxes, kept: Path) -> dict[str, float]:
         return dict(content["iou"])
     found = {}
     for name, source in SIMPLE.items():
-        pairs = [pair for _, of_image in _pairs(data, source) for pair in of_image]
+        pairs = [pair for of_image in _pairs(data, source) for pair in of_image]
         found[name] = statistics.fmean(iou for _, iou in pairs)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(kept, json.dumps({"data": key, "iou": found}, indent=1))
     return found
 
 
-def _pairs(
-    data: CocoBoxes, source: BatchSource, move: Callable[[int, Tensor], Tensor] | None = None
-) -> Iterator[tuple[int, list[tuple[float, float]]]]:
-    """Of each image with drawn masks its index, and quality and IoU of each box, which may be moved before."""
+def _pairs(data: CocoBoxes, source: BatchSource) -> Iterator[list[tuple[float, float]]]:
+    """Of each image with drawn masks quality and IoU of each box."""
     for index in range(len(data)):
         ids, true = data.annotation_ids(index), data.true_masks(index)
         if ids and true is not None:
-            sample = data[index]
-            if move is not None:
-                moved = clip_boxes_to_image(move(index, sample.boxes), sample.original_size)
-                sample = replace(sample, boxes=moved)
-            found = source([(sample, ids)])[0]
-            yield (
-                index,
-                list(
-                    zip(found.quality.tolist(), mask_iou(found.mask, true).tolist(), strict=True)
-                ),
-            )
+            found = source([(data[index], ids)])[0]
+            ious = mask_iou(found.mask, true).tolist()
+            yield list(zip(found.quality.tolist(), ious, strict=True))
 
 
 def _row(name: str, seed: int, found: Outcome) -> tuple[Any, ...]:
@@ -259,45 +241,6 @@ def _mean_row(name: str, found: Sequence[Outcome], simple: dict[str, float]) -> 
         f"{sum(each.holds for each in found)} of {len(found)}",
         statistics.fmean(minutes) if minutes else "",
     )
-
-
-def _shifted(options: argparse.Namespace, present: dict[str, CocoBoxes]) -> Table:
-    """Mean IoU where boxes are drawn less well than they are, with the run of seed 0."""
-    rows: list[tuple[Any, ...]] = []
-    for name, data in present.items():
-        checkpoint = last_run(options.folder / name / "seed0")
-        sources = {
-            "boxseg label": from_run(Predictor(checkpoint), data),
-            "filled box": SIMPLE["filled box"],
-        }
-        for what, source in sources.items():
-            ious = []
-            for share in SHIFTS:
-                pairs = [
-                    pair
-                    for _, of_image in _pairs(data, source, shift_by(share))
-                    for pair in of_image
-                ]
-                ious.append(statistics.fmean(iou for _, iou in pairs))
-            rows.append((name, what, *ious))
-    columns = ("set", "masks", *(f"boxes moved by {share:.0%}" for share in SHIFTS))
-    return Table(
-        "Boxes that are not tight",
-        columns,
-        rows,
-        "Each side is moved by up to that share, at random.",
-    )
-
-
-def shift_by(share: float) -> Callable[[int, Tensor], Tensor]:
-    """Moves each side of boxes (N, 4) by up to a share of their width or height, the same way for the same image."""
-
-    def move(index: int, boxes: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(index)
-        sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-        return boxes + share * sides * (2 * torch.rand(boxes.shape, generator=generator) - 1)
-
-    return move
 
 
 def last_run(labels: Path) -> Path:

@@ -6,12 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_sets import KINDS, write_set
 
 from benchmarks import outcome as bench
-from boxseg.config.method import CocoSource
-from boxseg.data.dataset import CocoBoxes
 
 
 @pytest.fixture
@@ -25,7 +22,7 @@ def options(tmp_path):
         shutil.copytree(drawn.images, tmp_path / "data/nuclei/images", dirs_exist_ok=True)
     return argparse.Namespace(
         data=tmp_path / "data", folder=tmp_path / "out", sets=["nuclei", "animals"], minutes=2.0, seeds=2, threads=1,
-        set=[], jitter=False,
+        set=[],
     )  # fmt: skip
 
 
@@ -85,27 +82,3 @@ def test_labels_are_measured_by_iou_and_quality():
     assert found.quality_error == pytest.approx(0.1)
     assert found.expected == pytest.approx(0.7)
     assert found.holds
-
-
-def test_boxes_move_by_their_share_at_most_and_always_alike():
-    boxes = torch.tensor([[10.0, 10.0, 30.0, 110.0]])
-    moved = bench.shift_by(0.1)(7, boxes)
-    assert ((moved - boxes).abs() <= torch.tensor([[2.0, 10.0, 2.0, 10.0]])).all()
-    assert not torch.equal(moved, boxes)
-    torch.testing.assert_close(bench.shift_by(0.1)(7, boxes), moved)
-    torch.testing.assert_close(bench.shift_by(0.0)(7, boxes), boxes)
-
-
-def test_boxes_that_are_moved_give_worse_masks(tmp_path, trained_run, options):
-    write_set(tmp_path / "rings", KINDS["rings"], images=2)
-    source = CocoSource(
-        images=tmp_path / "rings/images", annotations=tmp_path / "rings/boxes.json"
-    )
-    options.folder = tmp_path / "labels"
-    run = options.folder / "nuclei/seed0/runs/it/one"
-    shutil.copytree(trained_run.checkpoint.parent, run / "checkpoints", symlinks=True)
-    (run / "status.json").write_text("{}")
-    table = bench._shifted(options, {"nuclei": CocoBoxes(source, train=False)})
-    filled = next(row for row in table.rows if row[1] == "filled box")
-    assert filled[2] > filled[-1]
-    assert len(table.rows) == 2
