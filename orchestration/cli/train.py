@@ -190,7 +190,15 @@ def sweep(
         raise ConfigError(
             f"{earlier}: say what to do with this sweep: --resume, --retry-failed or --more N"
         )
+    if spec.sweep.start_from and not goes_on:
+        from orchestration.planning.known import find_known
+
+        known = find_known(spec)
+        for sentence in known.sentences:
+            say(sentence)
     if plan:
+        if spec.sweep.start_from and not goes_on:
+            spec = spec.trying(known.points)
         if goes_on and (folder := find_sweep(spec, start, earlier)) is not None:
             from orchestration.record.origin import check_same_data, look_at_data
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_jsonable_python
@@ -29,7 +30,7 @@ def whole_points(spec: SweepSpec, source: Source) -> list[dict[str, Any]]:
             f"{source.place(('sweep', 'points'))}: sweep.points has {len(sweep.points)} settings, and {num_settings} "
             "are tried; raise sweep.trials, or name fewer points"
         )
-    own = own_values(spec)
+    own = own_values(spec, sweep.space)
     for number, given in enumerate(sweep.points):
         place = f"{source.place(('sweep', 'points', str(number)))}: sweep.points.{number}"
         point = _whole_point(sweep.space, given, own, place)
@@ -65,10 +66,10 @@ def _whole_point(
     return point
 
 
-def own_values(spec: SweepSpec) -> dict[str, Any]:
-    """What the settings of the space are where no trial changes them."""
+def own_values(spec: SweepSpec, names: Iterable[str]) -> dict[str, Any]:
+    """What settings are where no trial changes them."""
     values = {}
-    for name in spec.sweep.space:
+    for name in names:
         value = functools.reduce(getattr, name.split("."), spec)
         # as YAML has it, which knows neither paths nor tuples
         values[name] = to_jsonable_python(value)

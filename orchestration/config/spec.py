@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     Field,
@@ -162,6 +162,10 @@ class SweepConfig(Config):
     own_first: bool = True
     """Try the file's own settings before all others, where the space holds them; a grid tries every setting anyway."""
 
+    start_from: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    """Earlier sweeps, by id, folder or name: `tpe` learns from their trials, or their best settings are tried first;
+    of `best:SWEEP` the best one alone."""
+
     @property
     def criterion(self) -> Criterion:
         """What decides, as metric and direction."""
@@ -180,9 +184,10 @@ class SweepConfig(Config):
             raise ValueError(
                 f"seeds {self.seeds} repeat a value; a repeated run gives nothing new"
             )
+        if self.search == "grid" and (self.points or self.start_from):
+            name = "points" if self.points else "start_from"
+            raise ValueError(f"{name}: search grid tries every setting; leave {name} out")
         for name, domain in self.space.items():
-            if self.search == "grid" and self.points:
-                raise ValueError("points: search grid tries every setting; leave points out")
             if self.search == "grid" and not isinstance(domain, Choice):
                 raise ValueError(
                     f"search grid tries every value, but space.{name} is {domain_kind(domain)}; "
@@ -291,6 +296,11 @@ class SweepSpec(RunSpec):
                 "resources.min_workers is for single runs: trials would take places from each other; leave it out"
             )
         return self
+
+    def trying(self, points: list[dict[str, Any]]) -> SweepSpec:
+        """The same sweep with more settings to try first."""
+        points = [*self.sweep.points, *points]
+        return self.model_copy(update={"sweep": self.sweep.model_copy(update={"points": points})})
 
     def trial(self, values: dict[str, Any], seed: int) -> RunSpec:
         """The run with `values` (setting name -> value) in place; profile and method presets apply anew.

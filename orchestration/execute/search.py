@@ -26,7 +26,8 @@ from orchestration.config.space import (
     stepped_values,
 )
 from orchestration.config.spec import SweepConfig
-from orchestration.record.score import merit_of
+from orchestration.planning.known import Told
+from orchestration.record.score import Merit, merit_of
 from orchestration.record.trial import Trial, TrialStatus, setting_key
 
 if TYPE_CHECKING:
@@ -73,8 +74,14 @@ class TrialQueue:
     Trials keep their numbers: those that a sweep gets later, of new seeds too, have the numbers that are free.
     """
 
-    def __init__(self, sweep: SweepConfig, seed: int, past: Sequence[TrialStatus] = ()) -> None:
-        """`past` trials keep their values; those that have ended are not handed out again."""
+    def __init__(
+        self,
+        sweep: SweepConfig,
+        seed: int,
+        past: Sequence[TrialStatus] = (),
+        told: Sequence[Told] = (),
+    ) -> None:
+        """`past` trials keep their values; those that have ended are not handed out again. `told` comes before them."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -91,6 +98,8 @@ class TrialQueue:
         self._ended: dict[int, dict[int, TrialStatus | None]] = {}
         """Trials that have ended, by number, by place of the setting."""
         self._grid = settings_of(sweep.space)
+        for each in told:
+            self._tell(self._ask_with(each.values), each.merit)
         places: dict[str, int] = {}
         past = sorted(past, key=lambda row: row.number)
         # asked for again in their order, so that Optuna knows the past before it draws
@@ -138,10 +147,12 @@ class TrialQueue:
             self._judge(self._asked[place], [row for row in ended.values() if row is not None])
 
     def _judge(self, asked: Any, rows: list[TrialStatus]) -> None:
+        self._tell(asked, merit_of(rows, self._sweep.criterion, seeds=len(self._sweep.seeds)))
+
+    def _tell(self, asked: Any, merit: Merit) -> None:
         """Tell Optuna how good a setting is, in the order of `Merit`: for it, pruned comes behind complete."""
         from optuna.trial import TrialState
 
-        merit = merit_of(rows, self._sweep.criterion, seeds=len(self._sweep.seeds))
         if merit.score == -math.inf:
             self._study.tell(asked, state=TrialState.FAIL)
         elif merit.all_finished:
@@ -176,9 +187,12 @@ class TrialQueue:
         return int(np.random.SeedSequence(words).generate_state(1)[0])
 
     def _ask_for(self, values: dict[str, Any]) -> Any:
-        """Optuna's trial with these values."""
-        space = self._sweep.space
+        """Optuna's trial with these values, which no other setting gets any more."""
         self._taken.add(setting_key(values))
+        return self._ask_with(values)
+
+    def _ask_with(self, values: dict[str, Any]) -> Any:
+        space = self._sweep.space
         self._study.enqueue_trial(
             {name: place_in(space[name], value) for name, value in values.items()}
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -266,6 +266,26 @@ def check_same_settings(spec: RunSpec, folder: RunFolder, may_change: Sequence[s
     Raises:
         ConfigError: names the settings, both values and the way out.
     """
+    differing = [
+        f"{name} {value} (the {folder.stored().kind} has {before})"
+        for name, value, before in differing_settings(spec, folder, may_change)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{folder.path.name} cannot go on with other settings: {', '.join(differing[:5])}; "
+            "use the file and --set that it began with (all of them are in "
+            f"{folder.config_path}), or start a new one"
+        )
+
+
+def differing_settings(
+    spec: RunSpec, folder: RunFolder, may_change: Sequence[str]
+) -> list[tuple[str, Any, Any]]:
+    """Name, value now and value of a run or sweep, for each setting in which they differ and that must not change.
+
+    Raises:
+        ConfigError: the settings of the run or sweep cannot be read.
+    """
     # To text and back, as those on the disk were: otherwise a tuple would differ from its list.
     now = params_of(parse_resolved(dump_resolved(spec)))
     try:
@@ -277,10 +297,5 @@ def check_same_settings(spec: RunSpec, folder: RunFolder, may_change: Sequence[s
         is_free = name in may_change or name.startswith(("resources.", "storage", "tracking."))
         # a setting that the earlier version did not have yet cannot differ
         if not is_free and before.get(name, value) != value:
-            differing.append(f"{name} {value} (the {folder.stored().kind} has {before[name]})")
-    if differing:
-        raise ConfigError(
-            f"{folder.path.name} cannot go on with other settings: {', '.join(differing[:5])}; "
-            "use the file and --set that it began with (all of them are in "
-            f"{folder.config_path}), or start a new one"
-        )
+            differing.append((name, value, before[name]))
+    return differing

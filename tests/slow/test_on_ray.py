@@ -1,6 +1,7 @@
 """Runs and sweeps on a real Ray: early stopping, failures, lost workers, two workers, a signal."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -187,6 +188,27 @@ def test_a_grid_that_gets_seeds_and_values_equals_one_that_was_planned_so_large(
     assert found(extended) == found(planned)
     # the fake training's score is the threshold
     assert extended.best.values == planned.best.values == {"qam.iou_thr": 0.8}
+
+
+def test_a_sweep_starts_from_the_best_of_another_and_goes_on_without_it(storage):
+    space = {"qam.iou_thr": {"choice": [0.3, 0.8]}}
+    sweep = {"search": "grid", "trial_scheduler": "none", "space": space}
+    values = make_values(storage, name="first", sweep=sweep)
+    first = run_sweep(SweepSpec.model_validate(values), train_fn=make_training(), progress=False)
+    sweep = {"search": "tpe", "trial_scheduler": "none", "trials": 2, "start_from": [first.id]}
+    sweep["space"] = {"qam.iou_thr": {"uniform": [0.1, 0.9]}}
+    # of another length, so that only the best third of two trials, one setting, is tried
+    values = make_values(storage, name="second", sweep=sweep)
+    values["train"] = values["train"] | {"steps": 30}
+    spec = SweepSpec.model_validate(values)
+    second = run_sweep(spec, train_fn=make_training(), progress=False)
+    assert [row.values["qam.iou_thr"] for row in by_number(second)][:1] == [0.8]
+    shutil.rmtree(first.folder)
+    third = run_sweep(spec, start="more", more=1, train_fn=make_training(), progress=False)
+    assert [row.values for row in by_number(third)][:2] == [
+        row.values for row in by_number(second)
+    ]
+    assert len(third.table.rows) == 3
 
 
 def test_a_sweep_without_gain_or_without_time_begins_no_more_settings(storage):

@@ -1,0 +1,193 @@
+"""What earlier sweeps tell a new one, by `sweep.start_from`: settings to try, and scores that TPE learns from."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from boxseg.errors import ConfigError
+from orchestration.config.explain import as_yaml
+from orchestration.config.points import own_values
+from orchestration.config.resolved import read_resolved
+from orchestration.config.space import drawn_setting, holds, is_same, is_setting_of
+from orchestration.config.spec import SweepConfig, SweepSpec
+from orchestration.record.find_runs import find_run
+from orchestration.record.origin import look_at_data
+from orchestration.record.resume import SWEEP_MAY_CHANGE, differing_settings
+from orchestration.record.run_folder import RunFolder
+from orchestration.record.score import Merit, merit_of
+from orchestration.record.table import read_table
+from orchestration.record.trial import TrialStatus
+
+EVENT = "known"
+"""Line of the journal with what was found, so that a sweep that goes on needs none of the earlier ones."""
+POINTS_SHARE = 3
+"""A sweep whose scores do not count gives one in so many settings to try."""
+DATA_SETTINGS = ("data.train", "data.val", "data.toy")
+"""Where data sets lie; what is in them is told by the fingerprint."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A setting that has been judged elsewhere."""
+
+    values: dict[str, Any]
+    merit: Merit
+
+
+@dataclass(frozen=True)
+class Known:
+    """What earlier sweeps tell."""
+
+    points: list[dict[str, Any]] = field(default_factory=list)
+    """Settings to try first."""
+    told: list[Told] = field(default_factory=list)
+    """Those that the search learns from; they are not run again."""
+    sentences: list[str] = field(default_factory=list)
+    """What was taken from which sweep, and why not more, for people."""
+
+
+def find_known(spec: SweepSpec) -> Known:
+    """What the sweeps of `sweep.start_from` tell a new sweep.
+
+    Scores count for TPE alone, and only between sweeps that would give a setting the same score: with the same metric,
+    annotation files, length and all other settings. Of other sweeps the best settings are tried first.
+
+    Raises:
+        ConfigError: there is no such sweep, or none of its settings lies in the space.
+    """
+    known = Known()
+    room = spec.sweep.num_trials // len(spec.sweep.seeds) - len(spec.sweep.points)
+    for number, name in enumerate(spec.sweep.start_from):
+        earlier = _read_earlier(spec, name, f"sweep.start_from.{number}: {name}")
+        is_best = name.startswith("best:")
+        reason = "one setting is no history" if is_best else earlier.why_not_told(spec)
+        if not reason:
+            known.told.extend(earlier.told)
+            known.sentences.append(
+                f"start_from {name}: {len(earlier.told)} settings with their scores"
+            )
+            continue
+        most = 1 if is_best else max(1, spec.sweep.trials // POINTS_SHARE)
+        points = [point for point in earlier.points[:most] if point not in spec.sweep.points]
+        points = [point for point in points if point not in known.points]
+        points = points[: room - len(known.points)]
+        known.points.extend(points)
+        because = "" if is_best else f"; scores do not count, as {reason}"
+        known.sentences.append(f"start_from {name}: {len(points)} settings to try{because}")
+    return known
+
+
+def note_known(folder: RunFolder, known: Known) -> None:
+    """Keep what was found in the journal of the new sweep."""
+    told = [{"values": each.values, "merit": list(each.merit)} for each in known.told]
+    folder.note(EVENT, told=told, sentences=known.sentences)
+
+
+def read_told(folder: RunFolder, sweep: SweepConfig) -> list[Told]:
+    """The judged settings that a sweep began with, as far as they lie in its space."""
+    told = []
+    for line in folder.journal():
+        for each in line.get("told", []) if line["event"] == EVENT else []:
+            if is_setting_of(sweep.space, each["values"]):
+                told.append(Told(each["values"], Merit(*each["merit"])))
+    return told
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """An earlier sweep, as seen from the new one."""
+
+    folder: RunFolder
+    spec: SweepSpec
+    points: list[dict[str, Any]]
+    """Its settings that lie in the new space, best first."""
+    told: list[Told]
+    """Those of them that differ from the new file in nothing else."""
+    varied_elsewhere: list[str]
+    """What it varied, and the new one does not."""
+
+    def why_not_told(self, spec: SweepSpec) -> str:
+        """Why its scores do not count; empty where they do."""
+        if spec.sweep.search != "tpe":
+            return f"search {spec.sweep.search} does not learn"
+        if spec.sweep.criterion != self.spec.sweep.criterion:
+            there = self.spec.sweep.criterion
+            return f"it was judged by {there.metric} {there.mode}"
+        before = self.folder.stored().tags.get("data_fingerprint")
+        now = look_at_data(spec).get("data_fingerprint")
+        # without files there is nothing to compare but their names
+        free = DATA_SETTINGS if now is not None else ()
+        if now not in (None, before):
+            return "its annotation files are others"
+        varied = (*spec.sweep.space, *self.spec.sweep.space)
+        for name, here, there in differing_settings(spec, self.folder, SWEEP_MAY_CHANGE):
+            if name not in ("name", "train.seed", *varied) and not name.startswith(
+                ("sweep.", *free)
+            ):
+                return f"{name} is {as_yaml(there)} there and {as_yaml(here)} here"
+        if not self.told:
+            return f"{', '.join(self.varied_elsewhere)} varies there"
+        return ""
+
+
+def _read_earlier(spec: SweepSpec, name: str, place: str) -> _Earlier:
+    try:
+        folder = find_run(spec.storage.absolute(), name.removeprefix("best:"))
+        if folder.stored().kind != "sweep":
+            raise ConfigError(f"{folder.path.name} is no sweep; `boxseg runs ls` lists them")
+        earlier = SweepSpec.model_validate(read_resolved(folder.config_path))
+    except (ConfigError, ValidationError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{place}: {text:.300}") from error
+    table = read_table(folder.path, earlier)
+    points, told = list[dict[str, Any]](), list[Told]()
+    misfits = []
+    elsewhere = [other for other in earlier.sweep.space if other not in spec.sweep.space]
+    settings = table.settings()
+    for rows in settings:
+        merit = merit_of(rows, earlier.sweep.criterion, seeds=len(earlier.sweep.seeds))
+        if merit.score == -math.inf:
+            continue
+        values = _values_of(rows[0], spec)
+        misfits += [
+            f"{rows[0].label} has {key} {as_yaml(value)}"
+            for key, value in values.items()
+            if not holds(spec.sweep.space[key], value)
+        ]
+        if is_setting_of(spec.sweep.space, values):
+            point = drawn_setting(spec.sweep.space, values)
+            points.append(point)
+            if _is_elsewhere_alike(rows[0], spec, elsewhere):
+                told.append(Told(point, merit))
+    if not points:
+        reason = f"none of its settings is in sweep.space ({misfits[0]})" if misfits else ""
+        reason = reason or "none of its trials has a value yet"
+        raise ConfigError(f"{place}: {reason}; widen the space, or leave the sweep out")
+    return _Earlier(folder, earlier, points, told, elsewhere)
+
+
+def _values_of(row: TrialStatus, spec: SweepSpec) -> dict[str, Any]:
+    """What a trial of another sweep had for the settings that are varied now."""
+    values = {name: row.values[name] for name in spec.sweep.space if name in row.values}
+    if len(values) < len(spec.sweep.space):
+        # with presets and all
+        resolved = read_resolved(RunFolder(row.folder).config_path)
+        for name in spec.sweep.space:
+            values.setdefault(name, functools.reduce(_get, name.split("."), resolved))
+    return {name: values[name] for name in spec.sweep.space}
+
+
+def _get(group: Any, name: str) -> Any:
+    return group.get(name) if isinstance(group, dict) else None
+
+
+def _is_elsewhere_alike(row: TrialStatus, spec: SweepSpec, names: Sequence[str]) -> bool:
+    """Whether a trial has the new file's own values of what is not varied any more."""
+    own = own_values(spec, names)
+    return all(is_same(row.values.get(name, own[name]), own[name]) for name in names)
