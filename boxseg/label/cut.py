@@ -32,7 +32,7 @@ HOLLOW = 0.5
 HOLLOW_SEPARATION = 0.95
 """A hole is a bold claim: colours must tell it better."""
 ROUNDS = 5
-"""Of GrabCut; the second cut has one."""
+"""Of GrabCut; a second cut has one."""
 CLEAN_SEPARATION = 0.85
 CLEAN_FIT = 0.9
 """Colours tell an object from what is around it where GrabCut's mask has at least these. On 800 boxes of photographs
@@ -50,6 +50,8 @@ class Cut:
     """1 less the overlap of the colours of the mask and of everything else: 1 where no colour is in both."""
     fit: float
     """IoU of the mask's own box with the box."""
+    models: FloatArray | None = None
+    """GrabCut's two colour models, see `grabcut`; None where it was not asked."""
 
     @property
     def is_clean(self) -> bool:
@@ -67,12 +69,13 @@ def cut_by_colors(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
     Source: Rother et al. 2004; OpenCV's implementation.
     """
     cut = _cut(*_scaled(picture, box, CUT_SIDE))
+    mask = cut.mask
     # More pixels cost time, and an outline that is not clean is not used as it is.
-    if cut.is_clean and _longer_side(box) > CUT_SIDE:
-        cut = _sharpen(cut, *_scaled(picture, box, SHARP_SIDE))
+    if cut.is_clean and cut.models is not None and _longer_side(box) > CUT_SIDE:
+        mask = sharpen(mask, cut.models, *_scaled(picture, box, SHARP_SIDE))
     size = picture.shape[:2]
     inside = pixels_of_box(box, size)
-    mask = (resize(cut.mask.astype(np.float32), size) > 0.5) & inside
+    mask = (resize(mask.astype(np.float32), size) > 0.5) & inside
     return Cut(mask if mask.any() else inside, cut.separation, cut.fit)
 
 
@@ -80,8 +83,14 @@ def _scaled(
     picture: NDArray[np.uint8], box: FloatArray, side: int
 ) -> tuple[NDArray[np.uint8], FloatArray]:
     """Picture and box, shrunk until the longer side of the box has no more than `side` pixels."""
+    return shrink(picture, box, min(1.0, side / _longer_side(box)))
+
+
+def shrink(
+    picture: NDArray[np.uint8], box: FloatArray, scale: float
+) -> tuple[NDArray[np.uint8], FloatArray]:
+    """A picture (h, w, 3) and a box (4,) in it, at a scale of at most 1."""
     height, width = picture.shape[:2]
-    scale = min(1.0, side / _longer_side(box))
     size = (max(round(height * scale), 1), max(round(width * scale), 1))
     factors = np.array([size[1] / width, size[0] / height] * 2, dtype=np.float32)
     return resize(picture, size), box * factors
@@ -110,48 +119,77 @@ def _cut_from(
     regions = np.full(inside.shape, cv2.GC_BGD, dtype=np.uint8)
     regions[inside] = cv2.GC_PR_BGD
     regions[start] = cv2.GC_PR_FGD
-    mask = grabcut(picture, regions, ROUNDS) & inside
+    found, models = grabcut(picture, regions, ROUNDS)
+    mask = found & inside
     if not mask.any():
         mask = inside
-    return Cut(mask, 1 - shared_colors(color, mask, ~mask), box_fit(mask, inside))
+    separation = 1 - shared_colors(color, mask, ~mask)
+    return Cut(mask, separation, box_fit(mask, inside), models)
 
 
-def _sharpen(first: Cut, picture: NDArray[np.uint8], box: FloatArray) -> Cut:
-    """The cut with more pixels; only those near its outline are asked again."""
-    size = picture.shape[:2]
-    enlargement = size[0] / first.mask.shape[0]
-    reach = max(round(BAND * enlargement), 1)
+def sharpen(
+    coarse: BoolArray, models: FloatArray, picture: NDArray[np.uint8], box: FloatArray
+) -> BoolArray:
+    """A mask that was cut with fewer pixels, with its outline cut again in the picture.
+
+    What is far from the outline is sure, which leaves a narrow band to decide about. The colour models stay as they
+    are: to learn them from all pixels would take most of the time and tell nothing new.
+
+    Args:
+        coarse: Bool (h', w') with h' < h and w' < w, the same view as the picture.
+        models: Of the colours, as `grabcut` gave them for the coarse mask.
+        picture: uint8 (h, w, 3), RGB.
+        box: Float (4,), x1 y1 x2 y2 in pixels of the picture; the mask lies inside.
+
+    Returns:
+        Bool (h, w).
+    """
+    height, width = picture.shape[:2]
+    reach = max(round(BAND * height / coarse.shape[0]), 1)
+    enlarged = (resize(coarse.astype(np.float32), (height, width)) > 0.5).astype(np.uint8)
+    inside = pixels_of_box(box, (height, width))
     side = 2 * reach + 1
     kernel = np.ones((side, side), dtype=np.uint8)
-    enlarged = resize(first.mask.astype(np.float32), size)
-    coarse = (enlarged > 0.5).astype(np.uint8)
-    inside = pixels_of_box(box, size)
-    regions = np.where(coarse > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    # What is far from the outline is sure, which leaves a band that GrabCut decides about.
-    regions[cv2.erode(coarse, kernel) > 0] = cv2.GC_FGD
-    regions[(cv2.dilate(coarse, kernel) == 0) | ~inside] = cv2.GC_BGD
-    return Cut(grabcut(picture, regions, 1) & inside, first.separation, first.fit)
+    # Only the box and what is just beyond it is looked at again.
+    margin = np.array([-1, -1, 1, 1]) * (reach + 1)
+    bounds = np.concatenate([np.floor(box[:2]), np.ceil(box[2:])]).astype(int) + margin
+    x1, y1, x2, y2 = np.clip(bounds, 0, [width, height, width, height])
+    piece = slice(y1, y2), slice(x1, x2)
+    regions = np.where(enlarged > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)[piece]
+    regions[cv2.erode(enlarged, kernel)[piece] > 0] = cv2.GC_FGD
+    regions[(cv2.dilate(enlarged, kernel)[piece] == 0) | ~inside[piece]] = cv2.GC_BGD
+    mask = np.zeros((height, width), dtype=np.bool_)
+    mask[piece] = grabcut(picture[piece], regions, 1, models)[0]
+    return mask & inside
 
 
-def grabcut(picture: NDArray[np.uint8], regions: NDArray[np.uint8], rounds: int) -> BoolArray:
+def grabcut(
+    picture: NDArray[np.uint8],
+    regions: NDArray[np.uint8],
+    rounds: int,
+    models: FloatArray | None = None,
+) -> tuple[BoolArray, FloatArray | None]:
     """GrabCut's foreground; that of `regions` where they leave it nothing to tell apart.
 
     Args:
         picture: uint8 (h, w, 3), RGB.
         regions: uint8 (h, w), OpenCV's numbers for what is surely, or probably, object or background.
         rounds: How often colours and regions are found in turn.
+        models: Float64 (2, 1, 65), OpenCV's models of the colours of background and object, which are left as they
+            are; None: they are learnt from the picture.
 
     Returns:
-        Bool (h, w).
+        Bool (h, w), and the models that it was told by; None where nothing was to tell.
     """
     is_object = (regions == cv2.GC_FGD) | (regions == cv2.GC_PR_FGD)
     if is_object.all() or not is_object.any():  # OpenCV raises an error where a region is empty
-        return is_object
-    cv2.setRNGSeed(0)  # its colour models start from random pixels
-    colors = np.zeros((2, 1, 65))  # OpenCV fills in its two colour models
+        return is_object, models
+    mode = cv2.GC_INIT_WITH_MASK if models is None else cv2.GC_EVAL_FREEZE_MODEL
+    # OpenCV writes into the models and into the regions.
+    models = np.zeros((2, 1, 65)) if models is None else models.copy()
+    result = regions.copy()
+    cv2.setRNGSeed(0)  # colour models start from random pixels
     bgr = np.ascontiguousarray(picture[..., ::-1])
-    result = regions.copy()  # OpenCV writes into it
     no_box = (0, 0, 0, 0)
-    mode = cv2.GC_INIT_WITH_MASK
-    cv2.grabCut(bgr, result, no_box, colors[0], colors[1], rounds, mode)
-    return (result == cv2.GC_FGD) | (result == cv2.GC_PR_FGD)
+    cv2.grabCut(bgr, result, no_box, models[0], models[1], rounds, mode)
+    return (result == cv2.GC_FGD) | (result == cv2.GC_PR_FGD), models

@@ -15,6 +15,7 @@ from boxseg.config.method import CocoSource
 from boxseg.data.dataset import CocoBoxes
 from boxseg.errors import ConfigError, DataError
 from boxseg.label import sources as label_sources
+from boxseg.label.cut import ROUNDS, grabcut
 from boxseg.label.dataset import JOURNAL, Journal, label_images, write_labels
 from boxseg.label.maps import UNKNOWN
 from boxseg.label.sources import one_by_one
@@ -253,6 +254,47 @@ def test_grabcut_looks_at_the_surroundings_of_a_box_alone():
     assert found.parts[0].bounds() == (900, 700, 930, 720)
     assert found.parts[0].pixels.all()
     assert peak < 2 * 3000 * 4000  # bytes; the picture alone has three for each pixel
+
+
+def test_grabcut_of_a_small_photograph_is_that_of_all_its_pixels():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 90, (3, 120, 160), generator=generator, dtype=torch.uint8)
+    image[:, 40:80, 50:100] += 120
+    sample = Sample(
+        image,
+        torch.tensor([[45.0, 35, 105, 85]]),
+        torch.zeros(1, dtype=torch.int64),
+        1,
+        (120, 160),
+    )
+    regions = np.zeros((120, 160), dtype=np.uint8)  # sure background
+    regions[35:85, 45:105] = 3  # probably the object
+    expected = grabcut(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), regions, ROUNDS)[0]
+    assert (label_sources.from_grabcut(sample, [1]).mask[0].numpy() == expected).all()
+
+
+def test_a_large_object_is_cut_with_few_pixels_and_its_outline_with_more(monkeypatch):
+    seen = []
+
+    def watched(picture, *others):
+        seen.append(picture.shape[0] * picture.shape[1])
+        return grabcut(picture, *others)
+
+    monkeypatch.setattr("boxseg.label.sources.grabcut", watched)
+    rows, columns = torch.meshgrid(torch.arange(900), torch.arange(1200), indexing="ij")
+    disc = (rows - 450) ** 2 + (columns - 600) ** 2 < 200**2
+    image = torch.where(disc, 200, 60).to(torch.uint8).expand(3, -1, -1)
+    sample = Sample(
+        image,
+        torch.tensor([[400.0, 250, 800, 650]]),
+        torch.zeros(1, dtype=torch.int64),
+        1,
+        (900, 1200),
+    )
+    mask = label_sources.from_grabcut(sample, [1]).mask[0]
+    assert [count <= label_sources.CUT_PIXELS * 1.01 for count in seen] == [True]
+    # The outline is right to the pixel nearly everywhere: a circle of radius 200 has about 1257 of them.
+    assert (mask ^ disc).sum() < 300
 
 
 @pytest.mark.parametrize(
