@@ -17,6 +17,7 @@ from boxseg.coco.entries import (
     format_faults,
 )
 from boxseg.coco.faults import Fault, count_faults, first_of_each_kind
+from boxseg.coco.odd_boxes import box_faults
 from boxseg.coco.odd_entries import crowd_faults, evaluation_faults, mask_faults, name_faults
 from boxseg.coco.picture_checks import picture_faults
 from boxseg.coco.segmentations import MaskSummary
@@ -133,6 +134,7 @@ def check_entries(path: Path, *, training: bool) -> list[Fault]:
 def _entry_faults(
     path: Path, content: Content, *, training: bool, needs_masks: bool
 ) -> Iterator[Fault]:
+    yield from box_faults(path, content)
     yield from annotation_faults(path, content)
     yield from mask_faults(path, content, fatal=needs_masks)
     yield from name_faults(path, content)

@@ -36,6 +36,15 @@ def _is_side(value: Any) -> bool:
     return type(value) is int and 0 < value <= MAX_SIDE_PX
 
 
+def _is_named(value: Any) -> bool:
+    return _is_text(value) and bool(value.strip())
+
+
+def _is_flag(value: Any) -> bool:
+    # A text is not: "0" would count as true.
+    return value is None or (isinstance(value, int | float) and value in (0, 1))
+
+
 def _is_bbox(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(is_float, value))
 
@@ -47,12 +56,20 @@ def is_finite_bbox(value: Any) -> bool:
 
 WHOLE = Rule("COCO wants a whole number there", is_whole)
 TEXT = Rule("COCO wants a text there", _is_text)
+NAME = Rule("a class needs a name, which is a text", _is_named)
+FLAG = Rule("it is 1 for a region of several objects, and else 0 or left out", _is_flag)
 SIDE = Rule(f"images have a positive size, up to {MAX_SIDE_PX} px", _is_side)
 BBOX = Rule("a bbox is the four numbers x, y, width, height", _is_bbox)
 REQUIRED_KEYS: dict[str, dict[str, Rule]] = {
     "images": {"id": WHOLE, "file_name": TEXT, "width": SIDE, "height": SIDE},
-    "annotations": {"id": WHOLE, "image_id": WHOLE, "category_id": WHOLE, "bbox": BBOX},
-    "categories": {"id": WHOLE, "name": TEXT},
+    "annotations": {
+        "id": WHOLE,
+        "image_id": WHOLE,
+        "category_id": WHOLE,
+        "bbox": BBOX,
+        "iscrowd": FLAG,
+    },
+    "categories": {"id": WHOLE, "name": NAME},
 }
 """List of a COCO file -> key of its entries -> the rule for its value."""
 AREA_RULE = f"images have {MAX_PIXELS} px at most: cut larger ones into tiles, or shrink them and their boxes"

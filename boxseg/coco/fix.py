@@ -170,8 +170,8 @@ def _cut_box(annotation: Entry, size: Size, changes: Changes) -> bool:
         left, right = _clip(x, image_width), _clip(x + width, image_width)
         top, bottom = _clip(y, image_height), _clip(y + height, image_height)
         if right > left and bottom > top:
-            is_smaller = right - left < width or bottom - top < height
-            if is_smaller or (left, top) != (x, y):
+            cut = max(left - x, top - y, x + width - right, y + height - bottom)
+            if cut > 0:
                 annotation["bbox"] = [left, top, right - left, bottom - top]
                 annotation["area"] = _area(annotation, size)
                 changes.add("boxes cut to their image", name_of(annotation))

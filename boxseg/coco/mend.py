@@ -10,8 +10,18 @@ from typing import Any
 import numpy as np
 
 from boxseg.coco.entries import Content, Entry, is_finite_bbox
-from boxseg.coco.odd_entries import LARGEST_SHARE, corners, is_fitting, overlap
-from boxseg.coco.segmentations import MAX_SIDE_PX, Extent, Size, find_extent, find_problem
+from boxseg.coco.odd_boxes import LARGEST_SHARE, are_corners
+from boxseg.coco.odd_entries import corners, has_wrong_area, is_fitting, overlap
+from boxseg.coco.segmentations import (
+    MAX_SIDE_PX,
+    Extent,
+    MaskSummary,
+    Size,
+    find_area,
+    find_extent,
+    find_problem,
+)
+from boxseg.files.images import find_picture
 from boxseg.files.names import Names, is_file_inside, is_inside, plain_name
 from boxseg.files.reading import UnreadableError, is_float, is_whole, read_picture
 
@@ -71,6 +81,9 @@ def mend_content(content: Content, changes: Changes, *, folder: Path | None) -> 
     )
     for entry in (*images, *categories, *annotations):
         _write_whole_numbers(entry, changes)
+    for annotation in annotations:
+        _write_numbers(annotation, changes)
+    _name_categories(content, categories, annotations, changes)
     new_image_id = _renumber(images, "images", changes)
     new_category_id = _renumber(categories, "categories", changes)
     for annotation in annotations:
@@ -84,10 +97,12 @@ def mend_content(content: Content, changes: Changes, *, folder: Path | None) -> 
     for image in renamed:
         if id(image) in remaining:
             changes.add("file names written as on the disk", image["file_name"])
+    content["annotations"] = _without_repeated(content["annotations"], changes)
     sizes = {}
     for image in images:
         if _has_size(image) and is_whole(image.get("id")):
             sizes[image["id"]] = image["height"], image["width"]
+    _write_sides(annotations, sizes, changes)
     for annotation in annotations:
         image_id = annotation["image_id"]
         if is_whole(image_id) and image_id in sizes:
@@ -109,6 +124,94 @@ def _write_whole_numbers(entry: Entry, changes: Changes) -> None:
             is_changed = True
     if is_changed:
         changes.add("entries with whole numbers written as such", name_of(entry))
+
+
+def _write_numbers(annotation: Entry, changes: Changes) -> None:
+    """Write numbers of a box or of the crowd flag that are given as texts, and sides that count backwards."""
+    bbox: Any = annotation.get("bbox")
+    flag: Any = annotation.get("iscrowd")
+    if isinstance(bbox, list) and any(isinstance(number, str) for number in bbox):
+        numbers = _numbers(bbox)
+        if numbers is not None and is_finite_bbox(numbers):
+            annotation["bbox"] = numbers
+            changes.add("boxes with numbers instead of texts", name_of(annotation))
+    if flag in ("0", "1"):
+        annotation["iscrowd"] = int(flag)
+        changes.add("crowd flags written as numbers", name_of(annotation))
+    bbox = annotation.get("bbox")
+    if is_finite_bbox(bbox) and min(bbox[2:]) < 0:
+        # Drawn from the right or from below, a box has negative sides in some tools.
+        x, y, width, height = bbox
+        annotation["bbox"] = [min(x, x + width), min(y, y + height), abs(width), abs(height)]
+        changes.add("boxes with sides that count backwards turned round", name_of(annotation))
+
+
+def _numbers(values: list[Any]) -> list[float] | None:
+    """Numbers and texts of numbers as numbers; None where one is something else."""
+    numbers: list[float] = []
+    for value in values:
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            return None
+        numbers.append(int(number) if number.is_integer() else number)
+    return numbers
+
+
+def _name_categories(
+    content: Content, categories: list[Entry], annotations: list[Entry], changes: Changes
+) -> None:
+    """Give categories that have none a name from their id, and annotations that name their category its id."""
+    if not content["categories"]:
+        ids: list[Any] = [annotation.get("category_id") for annotation in annotations]
+        for category_id in sorted({number for number in ids if is_whole(number)}):
+            categories.append({"id": category_id, "name": f"class {category_id}"})
+            changes.add("categories made for the ids of annotations", category_id)
+        content["categories"] = categories
+    for category in categories:
+        name = category.get("name")
+        if isinstance(name, str) and name.strip():
+            continue
+        is_number = is_float(name)
+        category["name"] = str(name) if is_number else f"class {category.get('id')}"
+        changes.add("categories given a name", category["name"])
+    id_of = {category["name"]: category.get("id") for category in categories}
+    for annotation in annotations:
+        named = annotation.get("category_id")
+        if isinstance(named, str) and named in id_of and not named.strip().isdecimal():
+            annotation["category_id"] = id_of[named]
+            changes.add("categories of annotations written as ids", name_of(annotation))
+
+
+def _without_repeated(annotations: list[Any], changes: Changes) -> list[Any]:
+    """The annotations, each object once: those that agree in all of `IDENTITY` are the same."""
+    seen = set()
+    distinct = []
+    for annotation in annotations:
+        if isinstance(annotation, dict) and annotation.get("bbox"):
+            identity = repr([annotation.get(key) for key in IDENTITY])
+            if identity in seen:
+                changes.add("annotations left out: the same twice", name_of(annotation))
+                continue
+            seen.add(identity)
+        distinct.append(annotation)
+    return distinct
+
+
+def _write_sides(annotations: list[Entry], sizes: dict[int, Size], changes: Changes) -> None:
+    """Write boxes as x, y, width, height, if all look like corners."""
+    objects = [entry for entry in annotations if not entry.get("iscrowd")]
+    if not are_corners([entry for entry in objects if is_whole(entry["image_id"])], sizes):
+        return
+    for annotation in annotations:
+        if is_finite_bbox(annotation.get("bbox")):
+            x1, y1, x2, y2 = annotation["bbox"]
+            annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+            if not annotation.get("segmentation"):
+                annotation["area"] = (x2 - x1) * (y2 - y1)
+            changes.add(
+                "boxes written as x, y, width, height, not as corners", name_of(annotation)
+            )
 
 
 def _renumber(entries: list[Entry], group: str, changes: Changes) -> Callable[[Any], Any]:
@@ -147,7 +250,7 @@ def _find_files(images: list[Entry], folder: Path, changes: Changes) -> list[Ent
     for image in images:
         file_name = image.get("file_name")
         if isinstance(file_name, str) and not is_file_inside(folder, file_name):
-            match = names.find(file_name)
+            match = find_picture(names, file_name)
             if match is not None and match != file_name:
                 image["file_name"] = match
                 renamed.append(image)
@@ -168,7 +271,7 @@ def _measure(image: Entry, folder: Path, changes: Changes) -> None:
 
 
 def _join_images(content: Content, changes: Changes) -> None:
-    """Keep the first entry of each file and size, give it the annotations of the others, and keep each object once."""
+    """Keep the first entry of each file and size, and give it the annotations of the others."""
     first_ids: dict[tuple[str, str, str], int] = {}
     new_ids: dict[int, int] = {}
     images = []
@@ -188,33 +291,16 @@ def _join_images(content: Content, changes: Changes) -> None:
                 continue
         images.append(image)
     content["images"] = images
-    if new_ids:
-        content["annotations"] = _move_annotations(content["annotations"], new_ids, changes)
+    for annotation in content["annotations"]:
+        if isinstance(annotation, dict) and is_whole(annotation.get("image_id")):
+            image_id = annotation["image_id"]
+            annotation["image_id"] = new_ids.get(image_id, image_id)
 
 
 def _has_name_and_id(image: Any) -> bool:
     if not isinstance(image, dict):
         return False
     return isinstance(image.get("file_name"), str) and is_whole(image.get("id"))
-
-
-def _move_annotations(
-    annotations: list[Any], new_ids: dict[int, int], changes: Changes
-) -> list[Any]:
-    """The annotations at the images that theirs were joined with, each object once."""
-    seen = set()
-    moved = []
-    for annotation in annotations:
-        if isinstance(annotation, dict) and is_whole(annotation.get("image_id")):
-            image_id = annotation["image_id"]
-            annotation["image_id"] = new_ids.get(image_id, image_id)
-            identity = repr([annotation.get(key) for key in IDENTITY])
-            if identity in seen:
-                changes.add("annotations left out: the same twice", name_of(annotation))
-                continue
-            seen.add(identity)
-        moved.append(annotation)
-    return moved
 
 
 def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:
@@ -242,6 +328,9 @@ def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:
     annotation["segmentation"] = segmentation
     if change:
         changes.add(change, name)
+    if not annotation.get("iscrowd") and has_wrong_area(annotation, MaskSummary.of(segmentation)):
+        annotation["area"] = find_area(segmentation)
+        changes.add("areas taken from the mask", name)
     if box is None and extent is not None:
         x1, y1, x2, y2 = extent
         annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
@@ -263,9 +352,9 @@ def _mend_polygons(
         size: (height, width) of the image in pixels.
     """
     change = ""
-    if all(map(is_float, polygons)):  # a single polygon, not in a list
-        polygons = [polygons]
-        change = "masks written as a list of polygons"
+    in_lists = _as_lists(polygons)
+    if in_lists != polygons:
+        polygons, change = in_lists, "masks written as a list of polygons"
     sound = [polygon for polygon in polygons if find_problem([polygon]) is None]
     if sound and len(sound) < len(polygons):
         change = "masks without polygons of less than three points"
@@ -274,6 +363,28 @@ def _mend_polygons(
         if scaled is not None:
             return scaled, "masks in pixels instead of shares"
     return sound, change
+
+
+def _as_lists(polygons: list[Any]) -> list[Any]:
+    """Polygons as lists of numbers: some tools write one without the list around it, pairs of numbers, or texts.
+
+    >>> _as_lists([1, 2, 5, 2, 5, 8]), _as_lists([[[1, 2], [5, 2], [5, 8]]])
+    ([[1, 2, 5, 2, 5, 8]], [[1, 2, 5, 2, 5, 8]])
+    """
+    if polygons and all(map(is_float, polygons)):
+        polygons = [polygons]
+    lists = []
+    for polygon in polygons:
+        if isinstance(polygon, list) and all(_is_pair(point) for point in polygon):
+            polygon = [number for point in polygon for number in point]
+        if isinstance(polygon, list) and any(isinstance(number, str) for number in polygon):
+            polygon = _numbers(polygon) or polygon
+        lists.append(polygon)
+    return lists
+
+
+def _is_pair(point: Any) -> bool:
+    return isinstance(point, list) and len(point) == 2
 
 
 def _scale_shares(polygons: Polygons, box: list[float], size: Size) -> Polygons | None:

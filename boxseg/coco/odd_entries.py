@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from boxseg.coco.classes import fold_name
 from boxseg.coco.entries import Content, Entry, image_sizes
 from boxseg.coco.faults import FIX_IN_FILE, Fault
+from boxseg.coco.odd_boxes import LARGEST_SHARE
 from boxseg.coco.segmentations import KINDS, Extent, MaskSummary, Problem, Size
 from boxseg.files.names import plain_name
+from boxseg.files.reading import is_number
 
-LARGEST_SHARE = 1.5
-"""Polygons with no larger number are shares of width and height, unless their box is as small. 1 is the edge of the
-image, and a mask may reach a little beyond."""
 FITTING_IOU = 0.5
 """IoU of a box and the one around its mask below which they can hardly mean the same object."""
 MOST_CROWDS = 0.05
@@ -23,6 +23,10 @@ MOST_DETECTIONS = 100
 """COCO's AP counts no more detections of an image and a class."""
 NAMED_ENTRIES = 10
 """Ids of entries that one fault names."""
+AREA_FACTOR = 2.0
+"""An `area` that differs from the pixels of its mask by more is wrong: where polygons overlap, they differ too."""
+LEAST_AREA_PX = 16
+"""Of smaller masks, rounding changes the area by as much."""
 LISTED_ONCE = "each image is listed once: objects of its other entries would be background"
 IN_BOX = "a mask lies in the box of its object"
 
@@ -140,6 +144,7 @@ def overlap(one: Extent, other: Extent) -> float:
 def name_faults(path: Path, content: Content) -> Iterator[Fault]:
     """Classes that are named alike, files that are listed twice, and those that differ in their ending alone."""
     yield from _class_name_faults(path, content["categories"])
+    yield from _parent_class_faults(path, content)
     yield from _file_name_faults(path, content["images"])
 
 
@@ -161,6 +166,25 @@ def _class_name_faults(path: Path, categories: list[Entry]) -> Iterator[Fault]:
             value = f"names categories {_ids(same)} alike: {same[0]['name']!r}"
             rule = "runs, labels and other files know classes by their name"
             way_out = "give each a name of its own, or make them one"
+            yield Fault(path, value, rule, way_out, fatal=False)
+
+
+def _parent_class_faults(path: Path, content: Content) -> Iterator[Fault]:
+    """Categories that only group others: Roboflow writes the name of its project as one."""
+    used = {annotation["category_id"] for annotation in content["annotations"]}
+    parents = set()
+    for category in content["categories"]:
+        parent = category.get("supercategory")
+        # A class may be its own group, as COCO's person is.
+        if isinstance(parent, str) and parent != category["name"]:
+            parents.add(parent)
+    for category in content["categories"]:
+        if category["name"] in parents and category["id"] not in used:
+            value = (
+                f"category id {category['id']} {category['name']!r} has no object, "
+                "and is the supercategory of others"
+            )
+            rule, way_out = "each category is a class of the network", "remove it if it is none"
             yield Fault(path, value, rule, way_out, fatal=False)
 
 
@@ -206,6 +230,7 @@ def evaluation_faults(path: Path, content: Content) -> Iterator[Fault]:
         rule = "pycocotools takes id 0 for no match, and counts a miss; boxseg does not, others do"
         yield Fault(path, "has the id 0", rule, "count ids from 1", annotation_id=0, fatal=False)
     objects = [entry for entry in content["annotations"] if not entry.get("iscrowd")]
+    yield from _area_faults(path, objects)
     counts = Counter((entry["image_id"], entry["category_id"]) for entry in objects)
     crowded_images = set()
     lost = 0
@@ -224,3 +249,23 @@ def evaluation_faults(path: Path, content: Content) -> Iterator[Fault]:
         )
         way_out = "cut such images into pieces, or compare AP on this set alone"
         yield Fault(path, value, rule, way_out, fatal=False)
+
+
+def _area_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
+    wrong = [entry for entry in objects if has_wrong_area(entry, entry.get("mask_summary"))]
+    if wrong:
+        first = wrong[0]
+        shown = f"area {first['area']} for a mask of {first['mask_summary'].area:.0f} px"
+        value = f"has {len(wrong)} of {len(objects)} objects with a wrong `area`, such as {shown}"
+        rule = "AP of small, medium and large objects goes by the area"
+        way_out = "correct it, or let `boxseg data check --fix` do it"
+        place = first["image_id"], first["id"]
+        yield Fault(path, value, rule, way_out, *place, fatal=False)
+
+
+def has_wrong_area(annotation: Entry, mask: MaskSummary | None) -> bool:
+    """Whether an annotation gives an area that is far from the one of its mask."""
+    area: Any = annotation.get("area")
+    if mask is None or not is_number(area) or mask.area < LEAST_AREA_PX:
+        return False
+    return not mask.area / AREA_FACTOR <= area <= mask.area * AREA_FACTOR

@@ -40,6 +40,8 @@ class MaskSummary:
     """(height, width) that its run lengths are made for; None for polygons."""
     extent: Extent | None
     """The box around it; None if it has no pixel, or cannot be decoded."""
+    area: float
+    """Pixels inside; where polygons overlap, they count twice."""
     is_polygons: bool
 
     @classmethod
@@ -47,13 +49,14 @@ class MaskSummary:
         """The summary of the value in a file, whatever it is."""
         problem = find_problem(segmentation)
         if problem is not None:
-            return cls(problem, made_for=None, extent=None, is_polygons=False)
+            return cls(problem, made_for=None, extent=None, area=0.0, is_polygons=False)
         is_polygons = isinstance(segmentation, list)
         height, width = (0, 0) if is_polygons else segmentation["size"]
         return cls(
             problem=None,
             made_for=None if is_polygons else (height, width),
             extent=find_extent(segmentation),
+            area=find_area(segmentation),
             is_polygons=is_polygons,
         )
 
@@ -90,6 +93,22 @@ def find_extent(segmentation: Any) -> Extent | None:
     return float(left), float(top), float(right), float(bottom)
 
 
+def find_area(segmentation: Any) -> float:
+    """Pixels inside a segmentation that `find_problem` accepts; where polygons overlap, they count twice.
+
+    >>> find_area([[1, 2, 5, 2, 5, 8]]), find_area({"size": [2, 3], "counts": [4, 2]})
+    (12.0, 2.0)
+    """
+    if not isinstance(segmentation, list):
+        return float(read_runs(segmentation["counts"])[1::2].sum())
+    area = 0.0
+    for polygon in segmentation:
+        x, y = np.asarray(polygon, dtype=np.float64).reshape(-1, 2).T
+        # the shoelace formula
+        area += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    return area
+
+
 def find_problem(segmentation: Any, size: Size | None = None) -> Problem | None:
     """What keeps a COCO segmentation (polygons, counts, or compressed counts) from being decoded; None if nothing.
 
@@ -109,11 +128,13 @@ def find_problem(segmentation: Any, size: Size | None = None) -> Problem | None:
 
 def _polygon_problem(polygon: Any) -> Problem | None:
     try:
-        numbers = np.asarray(polygon, dtype=np.float64)
+        numbers = np.asarray(polygon)
     except (TypeError, ValueError, OverflowError):
         numbers = np.empty(0)
-    is_points = isinstance(polygon, list) and numbers.ndim == 1 and len(numbers) % 2 == 0
-    if not is_points or len(numbers) < 6:
+    # NumPy would read texts as numbers; pycocotools does not.
+    is_list = isinstance(polygon, list) and numbers.ndim == 1 and numbers.dtype.kind in "iuf"
+    numbers = numbers.astype(np.float64) if is_list else np.empty(0)
+    if len(numbers) % 2 or len(numbers) < 6:
         return f"has a malformed segmentation with {polygon!r:.60}", KINDS
     far = numbers[~(np.abs(numbers) <= MAX_SIDE_PX)]  # written so that NaN is far as well
     return (f"has a polygon with the coordinate {far[0]:g}", REACH) if len(far) else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from boxseg.config.method import CocoSource
 from boxseg.errors import ConfigError
-from boxseg.files.names import is_file_inside
+from boxseg.files.names import Names, is_file_inside
 
 IMAGE_ENDINGS = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"}
@@ -59,6 +59,21 @@ def _why_nothing(path: Path) -> str:
     return "does not exist; correct the path"
 
 
+def find_picture(names: Names, listed: str) -> str | None:
+    """The image file that an annotation file means by a name: on another machine's disk, or without its ending.
+
+    >>> find_picture(Names(["val/a.png", "val/a.txt"]), "/home/me/a")
+    'val/a.png'
+    """
+    match = names.find(listed)
+    if match is not None:
+        return match
+    pictures = [
+        name for name in names.of_stem(listed) if Path(name).suffix.lower() in IMAGE_ENDINGS
+    ]
+    return pictures[0] if len(pictures) == 1 else None
+
+
 def require_some_image(source: CocoSource, images: Sequence[dict[str, Any]]) -> None:
     """Refuse an image folder that has none of the images an annotation file lists.
 
@@ -74,5 +89,5 @@ def require_some_image(source: CocoSource, images: Sequence[dict[str, Any]]) -> 
         return
     raise ConfigError(
         f"{source.annotations}: none of its {len(names)} images, such as {names[0]}, is in {source.images}; "
-        "name their folder with --images"
+        "name their folder with --images, or let `boxseg data check --fix` write the names as on the disk"
     )

@@ -36,9 +36,12 @@ def plain_name(name: str) -> str:
 
     >>> plain_name("C:\\photos\\a.png"), plain_name("/data/local-files/?d=photos/my%20cat.png")
     ('/photos/a.png', 'photos/my cat.png')
+    >>> plain_name("https://host/up/a.png?sig=1")
+    'https:/host/up/a.png'
     """
     # Label Studio writes files of the disk as `/data/local-files/?d=` and the quoted path.
-    inner = name.rsplit("?d=", 1)[-1]
+    is_url = re.match("[a-z]+://", name) is not None
+    inner = re.split("[?#]", name)[0] if is_url else name.rsplit("?d=", 1)[-1]
     if "%" in inner:
         inner = unquote(inner)
     without_drive = re.sub(r"^[A-Za-z]:", "", inner)
@@ -75,6 +78,7 @@ class Names:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._by_last_part: dict[str, list[str]] = defaultdict(list)
+        self._by_stem: dict[str, list[str]] = defaultdict(list)  # filled when it is asked
         for name in names:
             self._by_last_part[_last_part(name)].append(name)
 
@@ -91,6 +95,14 @@ class Names:
     def alike(self, name: str) -> list[str]:
         """Names with the same last part, whatever their case."""
         return self._by_last_part.get(_last_part(name), [])
+
+    def of_stem(self, name: str) -> list[str]:
+        """Names whose last part is that of `name` with some ending, whatever their case."""
+        if not self._by_stem:
+            for names in self._by_last_part.values():
+                for other in names:
+                    self._by_stem[PurePosixPath(_last_part(other)).stem].append(other)
+        return self._by_stem.get(_last_part(name), [])
 
     def find(self, name: str) -> str | None:
         """The name that shares most of its last parts with another, whatever their case; None if none or several do."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from boxseg.config.method import CocoSource
-from boxseg.errors import ConfigError
-from boxseg.files.names import is_file_inside
+from boxseg.errors import ConfigError, DataError
+from boxseg.files.names import is_file_inside, split_name
 
 
 def find_source(annotations: Path, images: Path | None) -> CocoSource:
@@ -21,7 +21,7 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
 
     Raises:
         ConfigError: `annotations` is a folder, `images` is not one, or no folder has the first image.
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or lists no image.
     """
     from boxseg.coco.checks import read_annotations
 
@@ -40,12 +40,16 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
         above / "images",
         above / annotations.stem,
     ]
-    for folder in folders:
-        if name and is_file_inside(folder, name):
-            return CocoSource(images=folder, annotations=annotations)
+    if not name:
+        raise DataError(f"{annotations}: lists no image with a file name (name another file)")
+    # The name may be of another machine's disk; that it is, is told where the images are looked at.
+    for listed in (name, "/".join(split_name(name)[:1])):
+        for folder in folders:
+            if is_file_inside(folder, listed):
+                return CocoSource(images=folder, annotations=annotations)
     looked = ", ".join(str(folder) for folder in folders)
     raise ConfigError(
-        f"{annotations}: its image {name or '(none)'} is not in {looked}; name the folder with --images"
+        f"{annotations}: its image {name} is not in {looked}; name the folder with --images"
     )
 
 

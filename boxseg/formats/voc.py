@@ -283,6 +283,8 @@ def _read_object(element: ElementTree.Element, path: Path) -> VocObject:
         _number(element, f"bndbox/{side}", least=-MAX_SIDE_PX)
         for side in ("xmin", "ymin", "xmax", "ymax")
     )
+    # Some tools write the corners in the order in which they were drawn.
+    (x1, x2), (y1, y2) = sorted((x1, x2)), sorted((y1, y2))
     difficult = (element.findtext("difficult") or "0").strip()
     if difficult not in ("0", "1"):
         warning = "%s: an object has difficult %r, which is neither 0 nor 1: it counts as 0"

@@ -213,6 +213,12 @@ def _read_layout(source: Path) -> Layout:
     for file in (source / "classes.txt", source / "labels/classes.txt"):
         if file.is_file() and (source / "images").is_dir():
             lines = read_listing(file).rstrip().splitlines()
+            if "" in map(str.strip, lines):
+                number = [line.strip() for line in lines].index("") + 1
+                raise DataError(
+                    f"{file}:{number}: is empty; a line names the class of its number, from 0 "
+                    "(remove the line, or name the class)"
+                )
             return Layout([line.strip() for line in lines], {"all": [source / "images"]}, 0)
     raise DataError(
         f"{source}: is no YOLO data set; it needs data.yaml, or images/, labels/ and classes.txt"
@@ -242,7 +248,15 @@ def _parse_layout(source: Path, content: Any) -> Layout:
             raise ValueError(f"`{key}` is no path")
     if not listed:
         listed = {"all": ["images"]}
-    places = {split: _find_places(source, base, paths) for split, paths in listed.items()}
+    places = {}
+    for split, paths in listed.items():
+        try:
+            places[split] = _find_places(source, base, paths)
+        except DataError as error:
+            # Exporters name a test split whether or not there is one, and nobody trains on it.
+            if split != "test" or len(listed) == 1:
+                raise
+            logger.warning("%s: the split is left out", error)
     return Layout(class_names, places, _keypoints(content.get("kpt_shape")))
 
 

@@ -339,7 +339,7 @@ def test_a_hundred_thousand_annotations_take_a_few_seconds(content, write_source
             "id": i,
             "image_id": 10,
             "category_id": 3,
-            "bbox": [1, 1, 9, 9],
+            "bbox": [1, 1, 9, 9 + i / 100_000],
             "iscrowd": 0,
             "segmentation": polygon,
         }

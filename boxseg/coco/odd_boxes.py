@@ -1,0 +1,142 @@
+"""What is odd about the well-formed boxes of a COCO file as a whole: another notation, turned boxes, boxes twice."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from boxseg.coco.entries import TOLERANCE_PX, Content, Entry, image_sizes, is_finite_bbox
+from boxseg.coco.faults import FIX_IN_FILE, Fault
+from boxseg.coco.segmentations import Size
+from boxseg.files.reading import is_number
+
+LARGEST_SHARE = 1.5
+"""Boxes or polygons with no larger number are shares of width and height, unless their box is as small. 1 is the edge
+of the image, and an object may reach a little beyond."""
+LEAST_SIDE_PX = 8
+"""In smaller images, small coordinates say nothing."""
+FEWEST_CORNERS = 4
+"""Of fewer boxes, all may look like corners by chance."""
+CORNERS_BEYOND = 0.25
+"""Share of them that end beyond their image as x, y, width, height: three of four do, where objects are anywhere."""
+TURNED_DEG = 1.0
+"""A rotation below this changes a box by less than people draw."""
+
+
+def box_faults(path: Path, content: Content) -> Iterator[Fault]:
+    """Boxes that all look like corners or shares, that are turned, drawn twice, ignored or smaller than a pixel.
+
+    Args:
+        path: The file.
+        content: Well-formed COCO instances.
+    """
+    objects = [entry for entry in content["annotations"] if not entry.get("iscrowd")]
+    sizes = image_sizes(content)
+    yield from _notation_faults(path, objects, sizes)
+    yield from _turned_faults(path, objects)
+    yield from _repeated_faults(path, objects)
+    yield from _ignored_faults(path, objects)
+    yield from _small_faults(path, objects)
+
+
+def _notation_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> Iterator[Fault]:
+    if are_corners(objects, sizes):
+        value = (
+            f"has {len(objects)} boxes such as {objects[0]['bbox']} that all fit as x1, y1, x2, y2"
+        )
+        rule = "a bbox is x, y, width, height; read so, many end beyond their image"
+        way_out = "write them so, or let `boxseg data check --fix` do it"
+        yield Fault(path, value, rule, way_out)
+    elif _are_shares(objects, sizes):
+        value = f"has {len(objects)} boxes such as {objects[0]['bbox']}, none with a larger number"
+        rule = "boxes are in pixels; these look like shares of width and height"
+        # x and y may be those of a corner or of the middle, so nobody but their author can mend them.
+        way_out = "multiply them by the size of their image; YOLO's files: `boxseg data import`"
+        yield Fault(path, value, rule, way_out)
+
+
+def are_corners(objects: list[Entry], sizes: dict[int, Size]) -> bool:
+    """Whether all boxes fit as x1, y1, x2, y2, while many end beyond their image as x, y, width, height.
+
+    Args:
+        objects: Annotations; those without a finite box or a listed image say nothing.
+        sizes: Image id -> (height, width).
+    """
+    num_boxes = num_beyond = 0
+    for entry in objects:
+        size = sizes.get(entry["image_id"])
+        if size is None or not is_finite_bbox(entry.get("bbox")):
+            continue
+        height, width = size
+        x1, y1, x2, y2 = entry["bbox"]
+        right, bottom = width + TOLERANCE_PX, height + TOLERANCE_PX
+        if not (x1 < x2 <= right and y1 < y2 <= bottom):
+            return False
+        num_boxes += 1
+        num_beyond += x1 + x2 > right or y1 + y2 > bottom
+    return num_boxes >= FEWEST_CORNERS and num_beyond >= CORNERS_BEYOND * num_boxes
+
+
+def _are_shares(objects: list[Entry], sizes: dict[int, Size]) -> bool:
+    for entry in objects:
+        size, bbox = sizes.get(entry["image_id"], (0, 0)), entry["bbox"]
+        if min(size) < LEAST_SIDE_PX or not max(map(abs, bbox)) <= LARGEST_SHARE:
+            return False
+        if min(bbox[2:]) <= 0:  # a fault of its own
+            return False
+    return bool(objects)
+
+
+def _turned_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
+    turned = []
+    for entry in objects:
+        attributes = entry.get("attributes")
+        rotation: Any = attributes.get("rotation") if isinstance(attributes, dict) else None
+        if is_number(rotation) and abs(math.remainder(rotation, 360)) > TURNED_DEG:
+            turned.append(entry)
+    if turned:
+        value = f"has {len(turned)} boxes with a rotation, which is not read"
+        rule = "a bbox is upright; CVAT writes the one that the object had before it was turned"
+        way_out = "draw upright boxes there, or export polygons"
+        yield _about_many(path, value, rule, way_out, turned)
+
+
+def _repeated_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
+    counts: Counter[tuple[Any, ...]] = Counter()
+    repeated = []
+    for entry in objects:
+        identity = (entry["image_id"], entry["category_id"], *entry["bbox"])
+        counts[identity] += 1
+        if counts[identity] > 1:
+            repeated.append(entry)
+    if repeated:
+        value = f"has {len(repeated)} boxes that repeat another of the same image and class"
+        rule = "each object is annotated once: AP counts the others as missed"
+        way_out = "remove them, as `boxseg data check --fix` does where their masks agree"
+        yield _about_many(path, value, rule, way_out, repeated)
+
+
+def _ignored_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
+    ignored = [entry for entry in objects if entry.get("ignore")]
+    if ignored:
+        value = f"has {len(ignored)} boxes with `ignore`, which is not read"
+        rule = "COCO's AP ignores crowds alone; these count as objects"
+        way_out = "set iscrowd to 1 in them, or remove them"
+        yield _about_many(path, value, rule, way_out, ignored)
+
+
+def _small_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
+    small = [entry for entry in objects if 0 < entry["bbox"][2] * entry["bbox"][3] < 1]
+    if small:
+        value = f"has {len(small)} boxes such as {small[0]['bbox']}"
+        rule = "a box of less than a pixel shows nothing"
+        yield _about_many(path, value, rule, FIX_IN_FILE, small)
+
+
+def _about_many(path: Path, value: str, rule: str, way_out: str, entries: list[Entry]) -> Fault:
+    """One fault for many annotations, at the first of them."""
+    first = entries[0]
+    return Fault(path, value, rule, way_out, first["image_id"], first["id"], fatal=False)
