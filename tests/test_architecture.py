@@ -53,7 +53,7 @@ TORCH_FREE = (
     "boxseg.data.stats",
     "boxseg.formats.convert",
     "boxseg.formats.find",
-    "boxseg.coco.good_masks",
+    "boxseg.formats.good_masks",
     "boxseg.files.images",
     "boxseg.data.misfits",
     "boxseg.mask_parts",

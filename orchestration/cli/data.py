@@ -247,10 +247,10 @@ def export(
     more than its box is left out, unless it was accepted.
     """
     from boxseg.coco.checks import read_well_formed
-    from boxseg.coco.good_masks import Wanted, find_good_masks
     from boxseg.coco.picture_checks import image_fault
     from boxseg.files.reading import DOES_NOT_EXIST
     from boxseg.formats.find import find_source
+    from boxseg.formats.good_masks import Wanted, find_good_masks
 
     source = find_source(target, images)
     wanted = Wanted(min_quality, without_doubts=without_doubts, only_accepted=only_accepted)
