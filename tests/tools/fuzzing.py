@@ -21,7 +21,7 @@ from PIL import Image
 
 from orchestration.cli.app import run
 
-EXAMPLES = int(os.environ.get("BOXSEG_FUZZ_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("BOXSEG_FUZZ_EXAMPLES", "15"))
 """Examples of each test; thousands take hours."""
 MOST_SECONDS = 30
 """CPU time that a command may take for a few images of 8 px."""
