@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")"
 mkdir -p -m 700 secrets
-for name in ray_token postgres_password s3_password; do
+for name in ray_token postgres_password s3_password mlflow_password mlflow_key; do
   [ -s "secrets/$name" ] || od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "secrets/$name"
   chmod 644 "secrets/$name"
 done

@@ -39,6 +39,11 @@ LAST_PASSES = 6
 """How often the end is tried with a store that answers but fails, every half second."""
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 """URIs that begin so are read without a server, so artifacts lie beside the runs."""
+LOGIN = (
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, where the run is driven, and "
+    "copy the run by `boxseg runs track`"
+)
+"""The way out where a server wants to know who asks."""
 
 logger = logging.getLogger("boxseg.tracking")
 
@@ -170,7 +175,10 @@ class Tracker:
         except Exception as error:
             level = logging.DEBUG if self._warned else logging.WARNING
             text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            logger.log(level, "MLflow (%s) does not take a run: %s; trying again", self.uri, text)
+            # of MLflow's exceptions; others have no such method
+            code = getattr(error, "get_http_status_code", lambda: None)()
+            way_out = LOGIN if code in (401, 403) else "trying again"
+            logger.log(level, "MLflow (%s) does not take a run: %s; %s", self.uri, text, way_out)
             self._warned = True
 
     def _add_leftovers(self) -> None:
