@@ -60,6 +60,8 @@ class EvalReport:
     is_best: bool = False
     is_repeated: bool = False
     """The run goes on from this evaluation; it may have been reported before the run was stopped."""
+    step_s: float | None = None
+    """Median time of an update so far, without the wait for data [s]; None where this process did none."""
 
 
 class Reporter(Protocol):

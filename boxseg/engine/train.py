@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,6 +28,9 @@ from boxseg.engine.step import StepOutput, run_step, update_ema
 from boxseg.errors import CheckpointError, CollapseError, NonFiniteLossError
 from boxseg.evaluation.validate import validate
 from boxseg.structures import Batch
+
+TIMES = 1000
+"""Updates whose times count for `EvalReport.step_s`: the last ones, of which a slow start is soon a small part."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ def train(
     eval_steps = due_steps(trainer.steps, train_config.eval_every)
     save_steps = due_steps(trainer.steps, train_config.save_every or train_config.eval_every)
     meter = Meter()
+    times: deque[float] = deque(maxlen=TIMES)
     report_again(progress, checkpoints, reporter)
     with Outbox(reporter) as outbox:
         batches = trainer.loader.batches(progress.step, trainer.steps - progress.step)
@@ -91,6 +97,7 @@ def train(
             meter.add(
                 metrics, images=len(batch) * world_size(), step_s=step_s, wait_s=started - asked
             )
+            times.append(step_s)
             done = step + 1
             if isinstance(reporter, Watcher):
                 reporter.on_update(done, metrics)
@@ -107,7 +114,9 @@ def train(
             stop = wants_stop(reporter, at_report=reports)
             # An evaluation saves a checkpoint too, so a stop after it needs no other.
             if done in eval_steps:
-                progress = evaluate(trainer, folder, done, progress, outbox, criterion=criterion)
+                progress = evaluate(
+                    trainer, folder, done, progress, outbox, criterion=criterion, times=times
+                )
             elif stop or done in save_steps:
                 # First: published after this one, an earlier checkpoint would remove it as one of a later step.
                 outbox.deliver()
@@ -119,7 +128,7 @@ def train(
         # The state of the last step may have been saved by a stop, without an evaluation.
         if progress.step == trainer.steps and progress.evaluated < trainer.steps:
             progress = evaluate(
-                trainer, folder, progress.step, progress, outbox, criterion=criterion
+                trainer, folder, progress.step, progress, outbox, criterion=criterion, times=times
             )
     return progress
 
@@ -219,8 +228,11 @@ def evaluate(
     outbox: Outbox,
     *,
     criterion: Criterion,
+    times: Collection[float],
 ) -> Progress:
     """Evaluate, and leave writing and reporting to the outbox; returns where the run stands.
+
+    `times` are those of the updates so far [s].
 
     Raises:
         CollapseError: masks have become boxes; the evaluation is reported.
@@ -237,6 +249,7 @@ def evaluate(
         progress = replace(progress, best=metrics, best_step=done)
     checkpoints = folder / "checkpoints"
     write = snapshot(trainer, checkpoints, progress)
+    step_s = statistics.median(times) if times else None
 
     def write_all() -> Publish:
         evaluation.draw()
@@ -246,7 +259,7 @@ def evaluate(
         def publish() -> EvalReport:
             if rank() == 0:
                 checkpoint.publish(checkpoints, written, is_best=is_best)
-            return EvalReport(done, metrics, written, is_best)
+            return EvalReport(done, metrics, written, is_best, step_s=step_s)
 
         return publish
 

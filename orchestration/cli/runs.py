@@ -18,6 +18,7 @@ from orchestration.words import show_duration
 
 if TYPE_CHECKING:
     from orchestration.record.run_folder import RunFolder, RunStatus
+    from orchestration.record.table import SweepTable
     from orchestration.report.compare import Measured
 
 app = typer.Typer(help="Look at runs and sweeps.", no_args_is_help=True, rich_markup_mode=None)
@@ -92,15 +93,19 @@ def show(
     print_pairs(_summary(status))
     if trials:
         typer.echo("")
-        columns = _deciding_metric(folder) | SHOWN_METRICS
+        table = _table_of(folder)
+        columns = _deciding_metrics(table) | SHOWN_METRICS
+        on_front = {row.id for rows in table.front() for row in rows} if table else set()
+        front = ["front"] if table and table.others else []
         print_table(
-            ("trial", "status", "step", *columns, "values", "why it failed"),
+            ("trial", "status", "step", *columns, *front, "values", "why it failed"),
             [
                 (
                     each.id,
                     each.status,
                     each.step,
                     *_shown(each, columns),
+                    *(["front" if each.id in on_front else ""] if front else []),
                     each.description,
                     _why(each),
                 )
@@ -212,15 +217,20 @@ def _shown(status: RunStatus, columns: dict[str, str]) -> list[float | None]:
     return [status.best_or_latest.get(name) for name in columns.values()]
 
 
-def _deciding_metric(sweep: RunFolder) -> dict[str, str]:
-    """Its heading and name, unless it is shown anyway or the sweep's settings cannot be read."""
+def _table_of(sweep: RunFolder) -> SweepTable | None:
+    """The trials of a sweep by its own settings; None where these cannot be read."""
     from orchestration.config.spec import load_sweep
+    from orchestration.record.table import read_table
 
     with contextlib.suppress(ConfigError):
-        metric = load_sweep(sweep.config_path).sweep.metric
-        if metric not in SHOWN_METRICS.values():
-            return {metric: metric}
-    return {}
+        return read_table(sweep.path, load_sweep(sweep.config_path))
+    return None
+
+
+def _deciding_metrics(table: SweepTable | None) -> dict[str, str]:
+    """Heading and name of those that are not shown anyway."""
+    metrics = [] if table is None else [table.metric, *(each.metric for each in table.others)]
+    return {metric: metric for metric in metrics if metric not in SHOWN_METRICS.values()}
 
 
 def _began(status: RunStatus) -> str:

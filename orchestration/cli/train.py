@@ -277,7 +277,10 @@ def _end_interrupted(
 def _sweep_as_json(spec: SweepSpec, result: SweepResult) -> dict[str, Any]:
     def trial(row: TrialStatus) -> dict[str, Any]:
         names = ("id", "status", "values", "seed", "value", "step", "folder", "failure")
-        return {name: getattr(row, name) for name in names}
+        against = {name: row.metrics.get(name) for name in spec.sweep.against}
+        return {name: getattr(row, name) for name in names} | (
+            {"against": against} if against else {}
+        )
 
     return {
         "id": result.id,
@@ -290,6 +293,8 @@ def _sweep_as_json(spec: SweepSpec, result: SweepResult) -> dict[str, Any]:
         if result.best is None
         else {**trial(result.best), "checkpoint": result.best_checkpoint},
         "trials": [trial(row) for row in result.table.ranked()],
+        # the trials of each setting that no other beats
+        "front": [[row.id for row in rows] for rows in result.table.front()],
     }
 
 
@@ -308,6 +313,14 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
             )
         ]
         pairs += [("checkpoint", result.best_checkpoint)]
+    if front := result.table.front():
+        against = ", ".join(spec.sweep.against)
+        pairs += [
+            (
+                "front",
+                f"{len(front)} settings that no other beats in {spec.sweep.metric} and {against}",
+            )
+        ]
     # of a database there is no page until a server is started
     pairs += [("MLflow", spec.tracking.uri or f"boxseg ui --storage {shown(spec.storage)}")]
     print_pairs(pairs)

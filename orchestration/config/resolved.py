@@ -90,10 +90,13 @@ def _is_plain(values: Any) -> bool:
     return all(isinstance(name, str) and _is_plain(value) for name, value in values.items())
 
 
+_WHOLE = ("sweep.space", "sweep.settings", "sweep.against")
+
+
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and value of all settings in nested values; parts of `sweep` with free names stay whole."""
     for name, value in values.items():
-        if isinstance(value, dict) and prefix + name not in ("sweep.space", "sweep.settings"):
+        if isinstance(value, dict) and prefix + name not in _WHOLE:
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

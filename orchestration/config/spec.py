@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     Field,
@@ -50,7 +50,16 @@ Metric = Literal[
     "health/mask_fill",
     "health/box_likeness",
 ]
-NEEDS_NO_MASKS: tuple[Metric, ...] = ("val/box_ap", "health/mask_fill", "health/box_likeness")
+Cost = Literal["cost/step_s", "cost/memory_mb"]
+COSTS: tuple[str, ...] = get_args(Cost)
+"""What training takes: median time of an update [s], and the most memory that the process held [MiB]."""
+Aim = Literal[Metric, Cost]
+NEEDS_NO_MASKS: tuple[str, ...] = (
+    "val/box_ap",
+    "health/mask_fill",
+    "health/box_likeness",
+    *COSTS,
+)
 """Metrics of validation images whose masks are not drawn."""
 
 
@@ -133,6 +142,9 @@ class SweepConfig(Config):
     """Metric of the evaluation that decides between evaluations, trials and settings; all are shares in [0, 1]."""
     mode: Mode = "max"
     """Whether a larger or a smaller metric is better."""
+    against: dict[Aim, Mode] = Field(default_factory=dict)
+    """One or two metrics to weigh `metric` against, each with its mode, as in `{cost/step_s: min}`: tpe looks for the
+    settings that no other beats in all of them. Where one trial has to be the best, `metric` decides."""
     trials: int = Field(8, ge=1)
     """Number of sampled settings, or all there are if that is fewer; a grid ignores it. Each is run once per seed."""
     search: Literal["grid", "random", "tpe"] = "tpe"
@@ -171,6 +183,11 @@ class SweepConfig(Config):
         """What decides, as metric and direction."""
         return Criterion(self.metric, self.mode)
 
+    @property
+    def others(self) -> tuple[Criterion, ...]:
+        """The metrics that it is weighed against."""
+        return tuple(Criterion(metric, mode) for metric, mode in self.against.items())
+
     @field_validator("search", "trial_scheduler", mode="before")
     @classmethod
     def _check_offered(cls, value: Any) -> Any:
@@ -187,6 +204,10 @@ class SweepConfig(Config):
         if self.search == "grid" and (self.points or self.start_from):
             name = "points" if self.points else "start_from"
             raise ValueError(f"{name}: search grid tries every setting; leave {name} out")
+        if self.metric in self.against:
+            raise ValueError(f"against: {self.metric} is sweep.metric already; name another one")
+        if len(self.against) > 2:
+            raise ValueError(f"against names {len(self.against)} metrics; two are the most")
         for name, domain in self.space.items():
             if self.search == "grid" and not isinstance(domain, Choice):
                 raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,10 @@ def make_random(sweep: SweepConfig, seed: int) -> BaseSampler:
 
 
 def make_tpe(sweep: SweepConfig, seed: int) -> BaseSampler:
-    """Tree-structured Parzen estimator; the first third of the trials (at most 10) is drawn at random."""
+    """Tree-structured Parzen estimator, for one metric or several.
+
+    The first third of the trials (at most 10) is drawn at random.
+    """
     from optuna.samplers import TPESampler
 
     startup = min(10, max(1, sweep.trials // 3))
@@ -86,7 +88,7 @@ class TrialQueue:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         # `Criterion.score` is larger where a value is better, whatever the mode
-        self._study = optuna.create_study(direction="maximize")
+        self._study = optuna.create_study(directions=["maximize"] * (1 + len(sweep.against)))
         self._sweep = sweep
         self._seed = seed
         self._asked: list[Any] = []
@@ -147,19 +149,22 @@ class TrialQueue:
             self._judge(self._asked[place], [row for row in ended.values() if row is not None])
 
     def _judge(self, asked: Any, rows: list[TrialStatus]) -> None:
-        self._tell(asked, merit_of(rows, self._sweep.criterion, seeds=len(self._sweep.seeds)))
+        sweep = self._sweep
+        merit = merit_of(rows, sweep.criterion, seeds=len(sweep.seeds), others=sweep.others)
+        self._tell(asked, merit)
 
     def _tell(self, asked: Any, merit: Merit) -> None:
         """Tell Optuna how good a setting is, in the order of `Merit`: for it, pruned comes behind complete."""
         from optuna.trial import TrialState
 
-        if merit.score == -math.inf:
+        if not merit.has_all:
             self._study.tell(asked, state=TrialState.FAIL)
         elif merit.all_finished:
-            self._study.tell(asked, merit.score)
+            self._study.tell(asked, list(merit.scores))
         else:
-            # of two pruned ones Optuna takes that of the later step
-            asked.report(merit.score, step=int(merit.some_finished))
+            if not merit.others:  # with more than one metric, Optuna takes pruned ones as alike
+                # of two pruned ones Optuna takes that of the later step
+                asked.report(merit.score, step=int(merit.some_finished))
             self._study.tell(asked, state=TrialState.PRUNED)
 
     def _draw(self, place: int) -> Any:

@@ -158,6 +158,7 @@ def conclude(trials: Trials) -> SweepResult:
     status: Status = "failed" if best is None else "finished"
     if interrupted:
         status = "interrupted"
+    folder.update(front=[row.id for rows in table.front() for row in rows])
     folder.finish(status, _common_failure(table) if status == "failed" else None)
     folder.note(
         "sweep_end",

@@ -17,7 +17,7 @@ from orchestration.record.failures import Failure, FailureClass
 from orchestration.record.find_runs import find_start, list_in, sound_status
 from orchestration.record.progress import SweepProgress
 from orchestration.record.run_folder import RunFolder, RunStatus, Status, own_process
-from orchestration.record.table import SweepTable, describe, read_table
+from orchestration.record.table import SweepTable, describe, make_table, read_table
 from orchestration.record.trial import Trial, TrialStatus, read_trial, trial_folder
 
 SHOW_S = 1.0
@@ -52,6 +52,7 @@ class SweepPlan:
             self.runner,
             metric=sweep.metric,
             mode=sweep.mode,
+            against=tuple(sweep.against),
             train_fn=self.train_fn,
         )
 
@@ -86,7 +87,7 @@ class Trials:
         self._tags = tags
         sweep = plan.spec.sweep
         ended = [row for row in past if row.has_ended]
-        self._ended = SweepTable(sweep.criterion, ended, seeds=len(sweep.seeds))
+        self._ended = make_table(plan.spec, ended)
         self._drawn = {row.number for row in past}
         self._max_failures = max_failures
         self._failures = 0

@@ -45,7 +45,8 @@ def make_tuner(sweep: Trials, at_once: int) -> Tuner:
             scheduler=_make_scheduler(sweep),
             num_samples=spec.sweep.num_trials,
             max_concurrent_trials=at_once,
-            reuse_actors=plan.runner == "inline",
+            # what a trial leaves in a process would count as the next one's memory
+            reuse_actors=plan.runner == "inline" and "cost/memory_mb" not in spec.sweep.against,
             trial_dirname_creator=lambda trial: f"{trial.config['trial'].number:02d}",
         ),
         run_config=tune.RunConfig(

@@ -19,9 +19,9 @@ from boxseg.config.method import BoxSegConfig
 from boxseg.engine.events import EvalReport, StartReport, StepReport
 from boxseg.errors import ConfigError, StorageError
 from boxseg.files.writing import write_atomic
-from orchestration.config.spec import RunSpec
+from orchestration.config.spec import COSTS, RunSpec
 from orchestration.errors import PreemptedError
-from orchestration.execute.system_metrics import SystemMeter
+from orchestration.execute.system_metrics import PeakMemory, SystemMeter
 from orchestration.record.failures import Failure
 from orchestration.record.origin import write_environment
 from orchestration.record.pulse import Pulse
@@ -57,6 +57,8 @@ class Payload:
     metric: str | None = None
     """Metric that a sweep decides by; null: a single run."""
     mode: Mode = "max"
+    against: tuple[str, ...] = ()
+    """Metrics that the sweep weighs it against."""
     train_fn: TrainFn | None = None
     """The loop; null: `boxseg.build.run_training`."""
 
@@ -279,6 +281,7 @@ class FileReporter:
     taken_away: Callable[[], bool] = lambda: False
     """Tells whether a machine will go soon; asked equally often on every rank."""
     _system: SystemMeter = field(default_factory=SystemMeter)
+    _memory: PeakMemory = field(default_factory=PeakMemory)
     _pulse: Pulse | None = None
     _looked: float = 0.0
     _stop: bool = False
@@ -308,16 +311,34 @@ class FileReporter:
             ConfigError: the metric that decides is not reported, as data or settings leave it out. One of `health/`
                 needs masks that the network finds, which may come with a later evaluation.
         """
-        metric = self.payload.metric
-        may_be_missing = metric is None or metric.startswith("health/")
-        if not may_be_missing and metric not in {*report.metrics, *self.folder.stored().metrics}:
-            names = ", ".join(sorted(report.metrics))
-            raise ConfigError(f"sweep.metric {metric} is not reported; choose one of {names}")
+        self._check_reported(report)
         if self.rank == 0:
             write = self.folder.report_again if report.is_repeated else self.folder.report
-            write(report.step, report.metrics, is_best=report.is_best)
+            write(report.step, report.metrics | self._costs(report), is_best=report.is_best)
         if report.step < self.payload.spec.train.steps:
             self._pass_on(report.step, report.metrics)
+
+    def _check_reported(self, report: EvalReport) -> None:
+        known = {*report.metrics, *self.folder.stored().metrics, *COSTS}
+        metric = self.payload.metric
+        for name in () if metric is None else (metric, *self.payload.against):
+            if name not in known and not name.startswith("health/"):
+                setting = "sweep.metric" if name == metric else "sweep.against"
+                names = ", ".join(sorted(report.metrics))
+                raise ConfigError(f"{setting} {name} is not reported; choose one of {names}")
+
+    def _costs(self, report: EvalReport) -> dict[str, float]:
+        """What training took so far, where the sweep asks for it; of a repeated evaluation as it was reported."""
+        asked = [name for name in self.payload.against if name in COSTS]
+        costs: dict[str, float] = {}
+        if asked and report.is_repeated:
+            for each in self.folder.reports():
+                costs |= each.metrics if each.step == report.step else {}
+        elif asked:
+            costs["cost/memory_mb"] = self._memory.read()
+            if report.step_s is not None:
+                costs["cost/step_s"] = report.step_s
+        return {name: costs[name] for name in asked if name in costs}
 
     def should_stop(self) -> bool:
         """True once somebody asked for a stop in the run's folder, or a machine will be taken away."""

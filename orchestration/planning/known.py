@@ -95,7 +95,10 @@ def read_told(folder: RunFolder, sweep: SweepConfig) -> list[Told]:
     for line in folder.journal():
         for each in line.get("told", []) if line["event"] == EVENT else []:
             if is_setting_of(sweep.space, each["values"]):
-                told.append(Told(each["values"], Merit(*each["merit"])))
+                all_finished, some_finished, score, *others = each["merit"]
+                # JSON has lists alone
+                merit = Merit(all_finished, some_finished, score, *map(tuple, others))
+                told.append(Told(each["values"], merit))
     return told
 
 
@@ -119,6 +122,9 @@ class _Earlier:
         if spec.sweep.criterion != self.spec.sweep.criterion:
             there = self.spec.sweep.criterion
             return f"it was judged by {there.metric} {there.mode}"
+        if spec.sweep.against != self.spec.sweep.against:
+            against = ", ".join(self.spec.sweep.against) or "nothing"
+            return f"it weighed that against {against}"
         before = self.folder.stored().tags.get("data_fingerprint")
         now = look_at_data(spec).get("data_fingerprint")
         # without files there is nothing to compare but their names
@@ -151,7 +157,8 @@ def _read_earlier(spec: SweepSpec, name: str, place: str) -> _Earlier:
     elsewhere = [other for other in earlier.sweep.space if other not in spec.sweep.space]
     settings = table.settings()
     for rows in settings:
-        merit = merit_of(rows, earlier.sweep.criterion, seeds=len(earlier.sweep.seeds))
+        sweep = earlier.sweep
+        merit = merit_of(rows, sweep.criterion, seeds=len(sweep.seeds), others=sweep.others)
         if merit.score == -math.inf:
             continue
         values = _values_of(rows[0], spec)
@@ -163,7 +170,7 @@ def _read_earlier(spec: SweepSpec, name: str, place: str) -> _Earlier:
         if is_setting_of(spec.sweep.space, values):
             point = drawn_setting(spec.sweep.space, values)
             points.append(point)
-            if _is_elsewhere_alike(rows[0], spec, elsewhere):
+            if merit.has_all and _is_elsewhere_alike(rows[0], spec, elsewhere):
                 told.append(Told(point, merit))
     if not points:
         reason = f"none of its settings is in sweep.space ({misfits[0]})" if misfits else ""

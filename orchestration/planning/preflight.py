@@ -78,6 +78,11 @@ def warnings(spec: RunSpec) -> list[str]:
             sentences.append(f"{name} has no effect; {setting} says it")
     if spec.resources.price_per_gpu_hour and not spec.resources.gpus:
         sentences.append("resources.price_per_gpu_hour has no effect, as gpus_per_worker is 0")
+    if isinstance(spec, SweepSpec) and spec.sweep.against and spec.sweep.trial_scheduler != "none":
+        sentences.append(
+            f"sweep.trial_scheduler {spec.sweep.trial_scheduler} stops trials by {spec.sweep.metric} alone, also those "
+            f"that are good by {', '.join(spec.sweep.against)}; sweep.trial_scheduler: none runs all to their ends"
+        )
     if isinstance(spec, SweepSpec) and spec.sweep.search != "grid":
         size = count_settings(spec.sweep.space)
         if size is not None and size < spec.sweep.trials:
@@ -352,14 +357,17 @@ def _check_train_data(spec: RunSpec) -> None:
 def _check_val_data(spec: RunSpec) -> None:
     if not isinstance(spec.data.val, CocoSource):
         return
-    metric = spec.sweep.metric if isinstance(spec, SweepSpec) else None
-    needs_masks = metric is not None and metric not in NEEDS_NO_MASKS
+    decides = (spec.sweep.metric, *spec.sweep.against) if isinstance(spec, SweepSpec) else ()
+    needs_masks = [metric for metric in decides if metric not in NEEDS_NO_MASKS]
     if spec.data.val == spec.data.train and not needs_masks:
         return  # looked at as training data, and meant to be without masks
     faults = require_usable(spec.data.val, training=False)
     missing_masks = [fault for fault in faults if fault.rule == MASK_AP_RULE]
     if missing_masks and needs_masks:
+        setting, way_out = "sweep.metric", "set sweep.metric: val/box_ap"
+        if needs_masks[0] != decides[0]:
+            setting, way_out = "sweep.against", "leave it out"
         raise ConfigError(
-            f"sweep.metric: {metric} needs drawn masks, but {missing_masks[0].file} "
-            f"{missing_masks[0].value}; add `segmentation`, or set sweep.metric: val/box_ap"
+            f"{setting}: {needs_masks[0]} needs drawn masks, but {missing_masks[0].file} "
+            f"{missing_masks[0].value}; add `segmentation`, or {way_out}"
         )

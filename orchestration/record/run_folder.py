@@ -85,6 +85,8 @@ class RunStatus:
     """Settings that a trial varies, by name."""
     best_run: Name | None = None
     """Of a sweep: folder of its best trial."""
+    front: list[Name] = field(default_factory=list)
+    """Of a sweep of several metrics that has ended: folders of the trials whose settings no other beats."""
     parent: Name | None = None
     """Of a trial: folder of its sweep."""
     tags: dict[str, str] = field(default_factory=dict)

@@ -7,8 +7,9 @@ which some did: a value from the middle of training only counts where there is n
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from boxseg.config.criterion import Criterion
@@ -24,18 +25,70 @@ class Merit(NamedTuple):
     some_finished: bool
     score: float
     """`Criterion.score` of the mean over its seeds."""
+    others: tuple[float, ...] = ()
+    """The same of the metrics that it is weighed against; of two settings with one score they decide."""
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """All scores, that of the deciding metric first."""
+        return (self.score, *self.others)
+
+    @property
+    def has_all(self) -> bool:
+        """Whether there is a value for each of them."""
+        return min(self.scores) > -math.inf
 
 
-def merit_of(rows: Sequence[TrialStatus], criterion: Criterion, *, seeds: int) -> Merit:
-    """How good a setting is by its trials so far; `seeds` is how many it is to have."""
+def merit_of(
+    rows: Sequence[TrialStatus],
+    criterion: Criterion,
+    *,
+    seeds: int,
+    others: Sequence[Criterion] = (),
+) -> Merit:
+    """How good a setting is by its trials so far.
+
+    Args:
+        rows: Its trials.
+        criterion: What decides.
+        seeds: How many trials it is to have.
+        others: What it is weighed against; their values are those of the evaluation that `criterion` found best.
+    """
     counted = counting(rows)
-    mean = (
-        statistics.fmean(row.value for row in counted if row.value is not None)
-        if counted
-        else None
-    )
     finished = sum(row.status == "finished" for row in counted)
-    return Merit(finished >= seeds, finished > 0, criterion.score(mean))
+    score = criterion.score(_mean(row.value for row in counted))
+    scores = [each.score(mean_of(counted, each)) for each in others]
+    return Merit(finished >= seeds, finished > 0, score, tuple(scores))
+
+
+def mean_of(rows: Sequence[TrialStatus], other: Criterion) -> float | None:
+    """Mean of what a metric was at the best evaluations of some trials; None where none has it."""
+    return _mean(other.value(row.metrics) for row in rows)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def find_front(points: Sequence[tuple[float, ...]]) -> list[int]:
+    """The places of those that no other beats, which would be as good in all numbers and better in one; best first.
+
+    Args:
+        points: Scores, of which larger ones are better.
+    """
+    front: list[int] = []
+    # what beats a point comes before it in this order, and is on the front itself or beaten from there
+    for place in sorted(range(len(points)), key=points.__getitem__, reverse=True):
+        point = points[place]
+        if not any(beats(points[other], point) for other in front):
+            front.append(place)
+    return front
+
+
+def beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether one is as good in all numbers and better in at least one."""
+    return one != other and all(mine >= its for mine, its in zip(one, other, strict=True))
 
 
 def counting(rows: Sequence[TrialStatus]) -> list[TrialStatus]:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from boxseg.config.criterion import Criterion
 from orchestration.config.spec import SweepSpec
-from orchestration.record.score import Merit, counting, merit_of
+from orchestration.record.score import Merit, counting, find_front, merit_of
 from orchestration.record.trial import TrialStatus, read_trial
 
 STYLES = {
@@ -32,6 +32,8 @@ class SweepTable:
     rows: list[TrialStatus]
     seeds: int = 1
     """Trials per setting."""
+    others: tuple[Criterion, ...] = ()
+    """What the deciding metric is weighed against."""
 
     def __post_init__(self) -> None:
         self._settings: dict[str, list[TrialStatus]] = {}
@@ -47,7 +49,9 @@ class SweepTable:
     def _file(self, row: TrialStatus) -> None:
         setting = self._settings.setdefault(row.key, [])
         setting.append(row)
-        self._merits[row.key] = merit_of(setting, self.criterion, seeds=self.seeds)
+        self._merits[row.key] = merit_of(
+            setting, self.criterion, seeds=self.seeds, others=self.others
+        )
 
     def best(self) -> TrialStatus | None:
         """The best trial of the best setting; None where no trial has a value."""
@@ -59,6 +63,20 @@ class SweepTable:
         """The trials of each setting, best setting first; settings without a value last."""
         keys = sorted(self._merits, key=self._merits.__getitem__, reverse=True)
         return [self._settings[key] for key in keys]
+
+    def front(self) -> list[list[TrialStatus]]:
+        """The trials of each setting that no other beats in all metrics, by the deciding one; empty for one metric.
+
+        Settings are compared that have a value of each metric, and came as far as the best one.
+        """
+        leader = max(self._merits.values(), default=None)
+        if leader is None or not self.others:
+            return []
+        as_far = [
+            key for key, merit in self._merits.items() if merit[:2] == leader[:2] and merit.has_all
+        ]
+        front = find_front([self._merits[key].scores for key in as_far])
+        return [self._settings[as_far[place]] for place in front]
 
     def ranked(self) -> list[TrialStatus]:
         """Best first; trials without a value last."""
@@ -102,7 +120,13 @@ def read_table(
             row = read_trial(path, spec.sweep.criterion)
         if row is not None:
             rows.append(row)
-    return SweepTable(spec.sweep.criterion, rows, seeds=len(spec.sweep.seeds))
+    return make_table(spec, rows)
+
+
+def make_table(spec: SweepSpec, rows: list[TrialStatus]) -> SweepTable:
+    """The table of a sweep with these trials."""
+    sweep = spec.sweep
+    return SweepTable(sweep.criterion, rows, seeds=len(sweep.seeds), others=sweep.others)
 
 
 def render_table(
@@ -121,7 +145,8 @@ def render_table(
     drawn = Table(caption=caption, caption_justify="left")
     header, lines = _cells(table, best)
     for title in header:
-        is_number = title in (table.metric, "step", "seed")
+        others = [each.metric for each in table.others]
+        is_number = title in (table.metric, *others, "step", "seed")
         drawn.add_column(title, justify="right" if is_number else "left", no_wrap=title == "trial")
     for row, line in zip(table.ranked(), lines, strict=True):
         drawn.add_row(*line, style="bold green" if row is best else STYLES.get(row.status))
@@ -154,6 +179,8 @@ def short_value(value: Any) -> str:
 def _cells(table: SweepTable, best: TrialStatus | None) -> tuple[list[str], list[list[str]]]:
     """Header and lines, the leading trial first; settings and seeds have columns where they vary."""
     names = table.names
+    others = [each.metric for each in table.others]
+    on_front = {row.id for rows in table.front() for row in rows}
     seeds = ["seed"] if len({row.seed for row in table.rows}) > 1 else []
     lines = []
     for row in table.ranked():
@@ -164,5 +191,9 @@ def _cells(table: SweepTable, best: TrialStatus | None) -> tuple[list[str], list
         if row.retries:
             state += f" (started again {len(row.retries)}x, last for {row.retries[-1]})"
         seed = [str(row.seed)] if seeds else []
-        lines.append([trial, *values, *seed, metric, str(row.step), state])
-    return ["trial", *names, *seeds, table.metric, "step", "status"], lines
+        weighed = [short_value(row.metrics.get(name, "")) for name in others]
+        if others:
+            weighed.append("front" if row.id in on_front else "")
+        lines.append([trial, *values, *seed, metric, *weighed, str(row.step), state])
+    weighed = [*others, "front"] if others else []
+    return ["trial", *names, *seeds, table.metric, *weighed, "step", "status"], lines

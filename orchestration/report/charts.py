@@ -20,7 +20,7 @@ from boxseg.drawing import figure_label
 from orchestration.config.space import Choice, Domain, is_logarithmic
 from orchestration.record.table import SweepTable, short_value
 from orchestration.record.trial import TrialStatus
-from orchestration.report.stats import Curves, ImportanceStudy, thin_out
+from orchestration.report.stats import Curves, ImportanceStudy, Standing, thin_out
 
 BLUE, ORANGE, GREY, RED = "#0072B2", "#D55E00", "#9a9a9a", "#B00020"
 HIGHLIGHTS = (ORANGE, BLUE, "#009E73", "#CC79A7", "#56B4E9")
@@ -276,6 +276,47 @@ def draw_slice(table: SweepTable, name: str, domain: Domain | None) -> bytes:
         axes.set_xscale("log")
     axes.set(xlabel=figure_label(name), ylabel=table.metric)
     return _png(figure)
+
+
+def draw_front(
+    standings: Sequence[Standing], metric: str, others: Sequence[str], at: int
+) -> bytes:
+    """See `front_figure`."""
+    return _png(front_figure(standings, metric, others, at))
+
+
+def front_figure(
+    standings: Sequence[Standing], metric: str, others: Sequence[str], at: int
+) -> Figure:
+    """The settings by the deciding metric and another one, those that no other beats in colour and with their names.
+
+    Args:
+        standings: The settings, with their means.
+        metric: The deciding metric, which goes up.
+        others: Those that it is weighed against.
+        at: Place of the one among them that goes across.
+    """
+    figure, axes = _figure(5.2, 4.2)
+    shown = []
+    for standing in standings:
+        across, up = standing.others[at], standing.mean
+        if across is not None and up is not None:
+            shown.append((across, up, standing))
+    for across, up, standing in shown:
+        finished = standing.rows[0].status == "finished"
+        colour = ORANGE if standing.is_on_front else BLUE if finished else GREY
+        face = colour if finished else "none"
+        axes.scatter([across], [up], s=26, facecolors=face, edgecolors=colour, alpha=0.85)
+    front = sorted((across, up) for across, up, standing in shown if standing.is_on_front)
+    # with a third metric, what is on the front need not be in line here
+    if len(others) == 1 and front:
+        axes.plot(*zip(*front, strict=True), color=ORANGE, linewidth=1.2)
+    named = [each for each in shown if each[2].is_on_front][:MANY_NAMED]
+    for across, up, standing in named:
+        name = standing.rows[0].label
+        axes.annotate(name, (across, up), (5, 4), textcoords="offset points", fontsize=9)
+    axes.set(xlabel=others[at], ylabel=metric)
+    return figure
 
 
 def draw_importance(study: ImportanceStudy) -> bytes:

@@ -148,7 +148,8 @@
     const color = colorOf(trial) ?? (trial.status === "finished" ? "#0072B2" : "#8a8a8a");
     const fill = trial.status === "finished" || colorOf(trial) ? color : "#fff";
     const dot = shape("circle", { cx, cy, r: colorOf(trial) ? 8 : 5, stroke: color, fill, tabindex: 0, role: "button" });
-    const text = `${trial.label}, ${trial.status}: ${metric} ${short(trial.score)}, step ${trial.step}\n${settingsOf(trial)}`;
+    const text = `${trial.label}, ${trial.status}: ${metric} ${short(trial.score)}, step ${trial.step}${trial.front ? ", not beaten" : ""}\n${settingsOf(trial)}`;
+    if (trial.front) dot.setAttribute("stroke", "#000");
     dot.append(shape("title", {}, text));
     dot.setAttribute("aria-label", text);
     dot.classList.add("trial");

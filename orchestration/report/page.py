@@ -85,9 +85,10 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     standings = rank_settings(record.table)
     study = study_importance(record.table, record.curves)
     charts, slices = draw_charts(record, study, output), draw_slices(record, study, output)
+    fronts = draw_fronts(record, standings, output)
     panels = find_panels(record, output)
     write_atomic(output / "trials.csv", visible(csv_text(_trial_lines(record))))
-    write_atomic(output / "settings.csv", visible(csv_text(_standing_lines(standings))))
+    write_atomic(output / "settings.csv", visible(csv_text(_standing_lines(record, standings))))
     if study.settings:
         importance = csv_text(asdict(importance) for importance in study.settings)
         write_atomic(output / "importance.csv", visible(importance))
@@ -103,6 +104,8 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         failed=record.table.failed[:MAX_FAILURES],
         charts=charts,
         slices=slices,
+        fronts=fronts,
+        front=[standing for standing in standings if standing.is_on_front][:MAX_STANDINGS],
         panels=panels,
         commands=commands_for(record),
         rule=RULE,
@@ -180,6 +183,29 @@ def draw_slices(record: SweepRecord, study: ImportanceStudy, output: Path) -> li
     return [picture for picture in drawn if picture is not None]
 
 
+def draw_fronts(
+    record: SweepRecord, standings: Sequence[Standing], output: Path
+) -> list[ReportPicture]:
+    """The deciding metric against each of the others; files in `output` too."""
+    from orchestration.report import charts as report_charts
+
+    metric, others = record.table.metric, [each.metric for each in record.table.others]
+    if all(standing.mean is None for standing in standings):
+        return []
+    names = [standing.rows[0].label for standing in standings if standing.is_on_front]
+    drawn = [
+        _draw(
+            output,
+            f"front-{other}".replace("/", "-"),
+            partial(report_charts.draw_front, standings, metric, others, place),
+            f"{metric} of the settings against {other}; on the front: {', '.join(names) or 'none'}.",
+            report_charts.SCALE,
+        )
+        for place, other in enumerate(others)
+    ]
+    return [picture for picture in drawn if picture is not None]
+
+
 def find_panels(record: SweepRecord, output: Path) -> list[ReportPicture]:
     """What the best and the median trial see; files in `output` too."""
     chosen: dict[str, TrialStatus | None] = {"best": record.table.best(), "median": record.median}
@@ -242,6 +268,7 @@ def trial_data(record: SweepRecord, output: Path) -> dict[str, Any]:
     Pictures of masks stay where they are: the page names them as seen from `output`.
     """
     trials = []
+    on_front = {row.id for rows in record.table.front() for row in rows}
     for row in record.table.ranked():
         panel = panel_of(row)
         # Path.relative_to refuses to go up; names can hold what ends a URL, such as # and ?
@@ -250,6 +277,7 @@ def trial_data(record: SweepRecord, output: Path) -> dict[str, Any]:
         values = {name: _visible(value) for name, value in row.values.items()}
         about |= {"step": row.step, "seconds": row.seconds, "values": values}
         about |= {"metrics": _finite(row.metrics), "folder": row.folder, "panel": place}
+        about["front"] = row.id in on_front
         trials.append(about | {"curve": thin_out(record.curves.get(row.id, []), MAX_POINTS)})
     space = record.spec.sweep.space
     logarithmic = [name for name, domain in space.items() if is_logarithmic(domain)]
@@ -284,8 +312,14 @@ def _trial_lines(record: SweepRecord) -> Iterator[dict[str, Any]]:
         yield about | row.values | row.metrics | failure
 
 
-def _standing_lines(standings: Sequence[Standing]) -> Iterator[dict[str, Any]]:
+def _standing_lines(
+    record: SweepRecord, standings: Sequence[Standing]
+) -> Iterator[dict[str, Any]]:
+    others = [each.metric for each in record.table.others]
     for rank, standing in enumerate(standings, start=1):
+        weighed: dict[str, Any] = dict(zip(others, standing.others, strict=True))
+        if others:
+            weighed["front"] = standing.is_on_front
         yield {
             "rank": rank,
             **standing.rows[0].values,
@@ -293,6 +327,7 @@ def _standing_lines(standings: Sequence[Standing]) -> Iterator[dict[str, Any]]:
             "standard_deviation": standing.spread,
             "seeds": len(standing.values),
             "against_best": standing.verdict,
+            **weighed,
         }
 
 

@@ -6,13 +6,13 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestration.record.score import counting
+from orchestration.record.score import counting, mean_of
 from orchestration.record.table import SweepTable
 from orchestration.record.trial import TrialStatus
 
@@ -49,6 +49,10 @@ class Standing:
     values: list[float]
     """The deciding metric of the trials that count: finished ones, or all where none finished."""
     verdict: Verdict
+    others: list[float | None] = field(default_factory=list)
+    """Means of the metrics that the deciding one is weighed against."""
+    is_on_front: bool = False
+    """Whether no other setting beats it in all metrics; False for one metric."""
 
     @property
     def mean(self) -> float | None:
@@ -64,12 +68,15 @@ class Standing:
 def rank_settings(table: SweepTable) -> list[Standing]:
     """The settings of a sweep, best first, each compared with the best by `RULE`."""
     groups = table.settings()
+    front = {rows[0].key for rows in table.front()}
     values = [[row.value for row in counting(rows) if row.value is not None] for rows in groups]
     standings: list[Standing] = []
     for rows, setting_values in zip(groups, values, strict=True):
         is_best = not standings
         verdict = _verdict(rows, setting_values, best=values[0], is_best=is_best)
-        standings.append(Standing(rows, setting_values, verdict))
+        others = [mean_of(counting(rows), other) for other in table.others]
+        on_front = rows[0].key in front
+        standings.append(Standing(rows, setting_values, verdict, others, is_on_front=on_front))
     return standings
 
 

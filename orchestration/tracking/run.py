@@ -37,7 +37,7 @@ Stage = Literal["active", "deleted", "missing", "unknown"]
 
 logger = logging.getLogger("boxseg.tracking")
 
-END_TAGS = ("failure_class", "failure", "stopped_by")
+END_TAGS = ("failure_class", "failure", "stopped_by", "front")
 """Tags that only some ends have; they are taken back when the run goes on."""
 
 MLFLOW_STATUS = {
@@ -273,6 +273,11 @@ def _end_run(
         client.log_batch(
             run_id, metrics=[Metric(score_name(criterion.metric), value, end_ms, step)]
         )
+    if status.front:
+        tags["front"] = ", ".join(name.rsplit("-", 1)[-1] for name in status.front)[:MAX_TEXT]
+        _mark_front(client, experiment_id, folder, status.front, run_id)
+    if _is_on_front(folder, status):
+        tags["front"] = "yes"
     if folder.best_checkpoint.exists():
         tags["best_checkpoint"] = str(folder.best_checkpoint)
         # `best` may move on meanwhile
@@ -285,6 +290,30 @@ def _end_run(
         # the server had made one when we no longer waited for its answer
         if double.info.run_id != run_id:
             client.delete_run(double.info.run_id)
+
+
+def _mark_front(
+    client: MlflowClient, experiment_id: str, sweep: RunFolder, front: Sequence[str], run_id: str
+) -> None:
+    """Mark the trials of a sweep that are on its front, as far as MLflow has them; the others get it at their end."""
+    tracked = [RunFolder(sweep.path / name).read_tracking().get("run_id") for name in front]
+    marked = client.search_runs(
+        [experiment_id], f"tags.front = 'yes' and tags.`mlflow.parentRunId` = '{run_id}'"
+    )
+    # the sweep may have gone on since, and they were beaten
+    for run in marked:
+        if run.info.run_id not in tracked:
+            client.set_tag(run.info.run_id, "front", "no")
+    for trial in filter(None, tracked):
+        client.set_tag(trial, "front", "yes")
+
+
+def _is_on_front(folder: RunFolder, status: RunStatus) -> bool:
+    """Whether a trial is on the front of a sweep that has ended."""
+    if status.parent is None:
+        return False
+    sweep = _parent(folder, status).stored()
+    return sweep.is_final and status.id in sweep.front
 
 
 def _take_back_end(

@@ -144,10 +144,10 @@ def test_a_setting_is_judged_by_the_mean_over_its_seeds():
     trials = [queue.next() for _ in range(6)]
     for number, value in ((0, 1.0), (4, None), (1, 2.0), (2, 3.0)):
         queue.ended(number, status_of(trials[number], value))
-    assert told == [(0, 2.0)]
+    assert told == [(0, [2.0])]
     queue.ended(3, None)
     queue.ended(5, status_of(trials[5], None))
-    assert told == [(0, 2.0), (1, None)]
+    assert told == [(0, [2.0]), (1, None)]
 
 
 def test_tpe_does_not_follow_values_from_the_middle_of_stopped_trials():

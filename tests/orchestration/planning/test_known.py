@@ -75,6 +75,7 @@ def test_scores_count_where_nothing_but_the_space_differs(tmp_path: Path):
         ({"qam": {"k_top": 9}}, "qam.k_top is 20 there and 9 here"),
         ({"sweep": {"metric": "val/box_ap"}}, "it was judged by val/mask_ap max"),
         ({"sweep": {"mode": "min"}}, "it was judged by val/mask_ap max"),
+        ({"sweep": {"against": {"val/box_ap": "min"}}}, "it weighed that against nothing"),
         ({"sweep": {"search": "random"}}, "search random does not learn"),
         ({"data": {"toy": {"size": 64}}}, "data.toy.size is 128 there and 64 here"),
     ],

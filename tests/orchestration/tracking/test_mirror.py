@@ -306,6 +306,34 @@ def test_runs_are_tagged_with_the_best_by_the_metric_of_their_sweep(storage, cli
     assert scores[2]["best/val/mask_ap"] == 0.9
 
 
+def test_the_front_of_a_sweep_is_marked_whichever_of_its_runs_comes_first(storage, client):
+    settings = {**SPACE["sweep"], "against": {"val/box_ap": "min"}}
+    spec = SweepSpec.model_validate({"sweep": settings})
+    sweep = make_run(storage, "front", spec, kind="sweep")
+    trials = [
+        make_run(storage, f"front-{number:02d}", folder=f"front/front-{number:02d}", parent="..")
+        for number in range(3)
+    ]
+    for trial in trials:
+        trial.finish("finished")
+    track(storage, sweep, *trials[:2])
+    sweep.update(front=["front-00", "front-02"])
+    sweep.finish("finished")
+    track(storage, sweep)
+    track(storage, trials[2])
+
+    def marks() -> list[str | None]:
+        return [mlflow_run(client, run).data.tags.get("front") for run in (sweep, *trials)]
+
+    assert marks() == ["00, 02", "yes", None, "yes"]
+    # it goes on, and others beat the first one
+    sweep.start()
+    sweep.update(front=["front-01"])
+    sweep.finish("finished")
+    track(storage, sweep)
+    assert marks() == ["01", "no", "yes", "no"]
+
+
 def test_a_folder_that_cannot_be_copied_does_not_hold_up_the_others(storage, client):
     broken, whole = make_run(storage, "broken"), make_run(storage, "unharmed")
     broken.config_path.write_text("no_such_setting: 1")
