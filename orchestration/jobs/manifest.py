@@ -42,6 +42,11 @@ class Nodes:
     claim: str
     """Persistent volume claim that every node can mount (ReadWriteMany)."""
 
+    @property
+    def grows(self) -> bool:
+        """Whether there may be more of them later."""
+        return self.most > self.count
+
 
 def check_nodes(nodes: Nodes, site: Site, run: ResourcesConfig | None) -> None:
     """Refuse a cluster that what is to run there would never start on, or would not use.
@@ -59,7 +64,7 @@ def check_nodes(nodes: Nodes, site: Site, run: ResourcesConfig | None) -> None:
         raise ConfigError(
             f"jobs manifest: --max-nodes {nodes.most} is less than --nodes {nodes.count}; raise it"
         )
-    if site.queue and nodes.most > nodes.count:
+    if site.queue and nodes.grows:
         raise ConfigError(
             f"jobs manifest: queue {site.queue} admits a job with all its nodes, so that it cannot grow; leave out "
             "--max-nodes, or the queue"
@@ -198,57 +203,58 @@ def _cluster(nodes: Nodes, site: Site, *, config: str | None = None) -> dict[str
     ]
     if config is not None:
         volumes.append(("experiment", "/experiment", {"configMap": {"name": config}}))
-    surroundings: dict[str, Any] = {
+    container: dict[str, Any] = {
         "volumeMounts": [{"name": name, "mountPath": path} for name, path, _ in volumes]
     }
     if site.secrets:
-        surroundings["envFrom"] = [{"secretRef": {"name": name}} for name in site.secrets]
-    sources = [{"name": name, **source} for name, _, source in volumes]
+        container["envFrom"] = [{"secretRef": {"name": name}} for name in site.secrets]
+    pod: dict[str, Any] = {"volumes": [{"name": name, **source} for name, _, source in volumes]}
+    scaling: dict[str, Any] = {}
+    if nodes.grows:
+        # a pod that restarts would be another node than the one that the autoscaler knows
+        pod["restartPolicy"] = "Never"
+        scaling["enableInTreeAutoscaling"] = True
+        scaling["autoscalerOptions"] = {"version": "v2", "idleTimeoutSeconds": IDLE_S}
+    return {
+        "rayVersion": version("ray"),
+        "authOptions": {"mode": "token"},
+        **scaling,
+        "headGroupSpec": _head(nodes, site, container, pod),
+        "workerGroupSpecs": [_workers(nodes, site, container, pod)],
+    }
+
+
+def _head(
+    nodes: Nodes, site: Site, container: dict[str, Any], pod: dict[str, Any]
+) -> dict[str, Any]:
     ports = [
         {"name": "gcs-server", "containerPort": 6379},
         {"name": "dashboard", "containerPort": 8265},
     ]
     health = _probes(readiness=("/api/gcs_healthz", 8265))
-    grows = nodes.most > nodes.count
-    # a pod that restarts would be another node than the one that the autoscaler knows
-    scaled = {"restartPolicy": "Never"} if grows else {}
+    resources = _resources(2, 0, "8Gi")
     head = _pod(
-        "ray-head",
-        nodes.image,
-        _resources(2, 0, "8Gi"),
-        {"ports": ports, **surroundings, **health},
-        site,
-        volumes=sources,
-        **scaled,
+        "ray-head", nodes.image, resources, {"ports": ports, **container, **health}, site, **pod
     )
+    # the autoscaler runs beside it, and asks Kubernetes for nodes
+    head["spec"]["automountServiceAccountToken"] = nodes.grows
+    return {"rayStartParams": {"num-cpus": "0"}, "template": head}
+
+
+def _workers(
+    nodes: Nodes, site: Site, container: dict[str, Any], pod: dict[str, Any]
+) -> dict[str, Any]:
     health = _probes(readiness=("/api/local_raylet_healthz", HEALTH_PORT))
     resources = _resources(nodes.cpus, nodes.gpus, nodes.memory)
-    worker = _pod(
-        "ray-worker",
-        nodes.image,
-        resources,
-        surroundings | health,
-        site,
-        volumes=sources,
-        **scaled,
-        **worker_settings(site),
-    )
-    group = {
+    places = worker_settings(site)
+    worker = _pod("ray-worker", nodes.image, resources, container | health, site, **pod, **places)
+    return {
         "groupName": "workers",
         "replicas": nodes.count,
         "minReplicas": nodes.count,
         "maxReplicas": nodes.most,
-    }
-    cluster: dict[str, Any] = {"rayVersion": version("ray"), "authOptions": {"mode": "token"}}
-    if grows:
-        # it runs beside the head, and asks Kubernetes for nodes
-        head["spec"]["automountServiceAccountToken"] = True
-        cluster["enableInTreeAutoscaling"] = True
-        cluster["autoscalerOptions"] = {"version": "v2", "idleTimeoutSeconds": IDLE_S}
-    return {
-        **cluster,
-        "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": head},
-        "workerGroupSpecs": [{**group, "rayStartParams": {}, "template": worker}],
+        "rayStartParams": {},
+        "template": worker,
     }
 
 
