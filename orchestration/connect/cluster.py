@@ -10,11 +10,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boxseg.errors import BoxSegError
 from orchestration.errors import ResourceError
+from orchestration.store.client import place_of
+from orchestration.store.places import shown, storage_folder
 
 Resources = Mapping[str, float]
 """Ray's names of resources, as in `CPU` and `GPU`, with amounts."""
@@ -54,38 +58,82 @@ def check_storage_is_shared(storage: Path) -> None:
     Raises:
         ResourceError: names the nodes that do not see the storage, or do not answer.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     storage.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
     probe = storage / f".seen-{token}"
     probe.write_text(token)
-    look = ray.remote(num_cpus=0, max_retries=0)(look_at_storage)
-    names = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     try:
-        nodes: dict[Any, str] = {}
-        for node in names:
-            # not soft: the task has to run on this very node
-            on_node = NodeAffinitySchedulingStrategy(node, soft=False)
-            task = look.options(scheduling_strategy=on_node).remote(probe, node)
-            nodes[task] = node
-        done, late = ray.wait(list(nodes), num_returns=len(nodes), timeout=ANSWER_S)
-        faults = {nodes[task]: f"did not answer within {ANSWER_S:.0f} s" for task in late}
-        for task in done:
-            node = nodes[task]
-            copy = probe.with_name(f"{probe.name}-{node}")
-            faults[node] = _fault_of(task, copy, token)
+        answers = _ask_nodes(look_at_storage, probe)
+        for node, content in answers.items():
+            copy = probe.with_name(f"{probe.name}-{node.id}")
+            if content == token:
+                seen = copy.is_file() and copy.read_text() == token
+                answers[node] = "" if seen else "writes where this machine does not see it"
     finally:
         for path in storage.glob(f"{probe.name}*"):
             path.unlink(missing_ok=True)
-    complaints = [f"{names[node]} {fault}" for node, fault in faults.items() if fault]
-    if complaints:
+    if complaints := _complaints(answers):
         raise ResourceError(
-            f"storage: {storage} is not the same folder on every node: {'; '.join(complaints)}; name "
-            "one that all nodes share (NFS, a common volume), or take those nodes out of the "
+            f"storage: {storage} is not the same folder on every node: {complaints}; name "
+            "one that all nodes share (NFS, a common volume), an object store, or take those nodes out of the "
             "cluster"
         )
+
+
+def check_store_is_shared(storage: Path) -> None:
+    """Have every node write an object into the store of a mirror, and look whether they are there.
+
+    Raises:
+        ResourceError: names the nodes that do not reach the store, or another one, or do not answer.
+        StorageError: the store does not answer or refuses us.
+    """
+    token = secrets.token_hex(8)
+    store, prefix = place_of(storage)
+    seen = f"{prefix}.seen-{token}"
+    answers = _ask_nodes(write_to_store, shown(storage), seen)
+    keys = [entry.key for entry in store.entries(seen)]
+    store.delete(keys)
+    for node, answer in answers.items():
+        if not answer and f"{seen}/{node.id}" not in keys:
+            answers[node] = "has another store under this address"
+    if complaints := _complaints(answers):
+        raise ResourceError(
+            f"storage: {shown(storage)} is not there for every node: {complaints}; give all nodes the package obstore, "
+            "the same credentials and AWS_ENDPOINT_URL in the environment that Ray was started in"
+        )
+
+
+@dataclass(frozen=True)
+class _Node:
+    id: str
+    address: str
+
+
+def _ask_nodes(look: Callable[..., str], *arguments: Any) -> dict[_Node, str]:
+    """What a function gives on every node, with its id as last argument; or why there is no answer."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task_of = ray.remote(num_cpus=0, max_retries=0)(look)
+    asked: dict[Any, _Node] = {}
+    for about in ray.nodes():
+        if about["Alive"]:
+            node = _Node(about["NodeID"], about["NodeManagerAddress"])
+            # not soft: the task has to run on this very node
+            on_node = NodeAffinitySchedulingStrategy(node.id, soft=False)
+            asked[task_of.options(scheduling_strategy=on_node).remote(*arguments, node.id)] = node
+    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
+    answers = {asked[task]: f"did not answer within {ANSWER_S:.0f} s" for task in late}
+    for task in done:
+        try:
+            answers[asked[task]] = str(ray.get(task))
+        except ray.exceptions.RayError as error:
+            answers[asked[task]] = f"failed ({str(error).strip().splitlines()[-1]})"
+    return answers
+
+
+def _complaints(answers: dict[_Node, str]) -> str:
+    return "; ".join(f"{node.address} {answer}" for node, answer in answers.items() if answer)
 
 
 def look_at_storage(probe: Path, node: str) -> str:
@@ -100,19 +148,14 @@ def look_at_storage(probe: Path, node: str) -> str:
     return text
 
 
-def _fault_of(task: Any, answer: Path, token: str) -> str:
-    """What is wrong on the node of a task that has ended; empty if nothing is."""
-    import ray
-
+def write_to_store(storage: str, key: str, node: str) -> str:
+    """Body of a task on a node: write an object under its name; gives the fault, or nothing."""
     try:
-        content = ray.get(task)
-    except ray.exceptions.RayError as error:
-        return f"failed ({str(error).strip().splitlines()[-1]})"
-    if content != token:
-        return str(content)
-    if answer.is_file() and answer.read_text() == token:
-        return ""
-    return "writes where this machine does not see it"
+        store, _ = place_of(storage_folder(storage))
+        store.write(f"{key}/{node}", b"")
+    except BoxSegError as error:
+        return f"cannot use it ({error})"
+    return ""
 
 
 @contextlib.contextmanager

@@ -15,11 +15,16 @@ from urllib.parse import urlsplit
 from boxseg.files.writing import no_link
 from orchestration.config.spec import RunSpec
 from orchestration.connect.access import ANSWER_S, choose_mode
-from orchestration.connect.cluster import check_storage_is_shared, shortages_told
+from orchestration.connect.cluster import (
+    check_storage_is_shared,
+    check_store_is_shared,
+    shortages_told,
+)
 from orchestration.connect.ray_start import embedded_ray, own_signals
 from orchestration.errors import ResourceError
 from orchestration.planning.preflight import count_places, runner_of, uses_cluster
 from orchestration.record.files import log_to_file
+from orchestration.store.places import address_of
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -30,6 +35,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our files hold the metrics
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has none
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",  # a trial that is stopped may send its files first
     "TUNE_MAX_PENDING_TRIALS_PG": "auto",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
@@ -80,7 +86,9 @@ def start_ray(
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         _check_room(spec, nodes)
         if uses_cluster(spec):
-            check_storage_is_shared(spec.storage.absolute())
+            storage = spec.storage.absolute()
+            is_store = address_of(storage) is not None
+            (check_store_is_shared if is_store else check_storage_is_shared)(storage)
         with shortages_told():
             yield nodes
 

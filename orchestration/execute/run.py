@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 from orchestration.config.resolved import dump_resolved, read_resolved
 from orchestration.config.spec import RunSpec
+from orchestration.connect.desk import open_desk
 from orchestration.connect.session import start_ray
 from orchestration.execute.fit import train_payload
 from orchestration.execute.supervise import supervise
@@ -75,6 +77,9 @@ def train_run(
             stack.enter_context(
                 start_ray(spec, logs=folder.logs, give_up=supervisor.signals.has_received)
             )
+            payload = replace(payload, outpost=open_desk(spec, folder.path))
+            stack.enter_context(supervisor.reached_by(payload.outpost))
+            supervisor.hand_over(folder)
         supervisor.watch(functools.partial(train_payload, payload), display.update)
     status = folder.status()
     if status.failure is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import signal
 import sys
 import threading
@@ -22,12 +23,18 @@ from orchestration.record.find_runs import sound_status
 from orchestration.record.journal import DAMAGED
 from orchestration.record.records import DamagedError
 from orchestration.record.run_folder import RunFolder, RunStatus, Status
+from orchestration.store.courier import Outpost
+from orchestration.store.desk import read_records, write_records
 from orchestration.store.places import shown
 from orchestration.store.syncer import Syncer
 from orchestration.tracking.mirror import Tracker
 
+logger = logging.getLogger("boxseg.sweep")
+
 POLL_S = 0.25
 """Time between two looks at a run [s]."""
+HEAR_S = 1.0
+"""Time between two looks at what processes on other machines tell [s]."""
 GRACE_S = 60.0
 """How long a run may take to save its state after a request to stop [s]."""
 END_S = 10.0
@@ -127,6 +134,10 @@ class Supervisor:
         """Those that are open, by the name of their folder."""
         self.is_over = False
         """Whether Tune is to end although not all trials were run."""
+        self.outpost: Outpost | None = None
+        """How processes on other machines reach this one, where they do not see its folder."""
+        self._heard = 0.0
+        self._hearing = threading.Lock()
         self._tracker = tracker
         self._is_sweep = folder.stored().kind == "sweep"
         self._first: dict[str, RunStatus] = {}
@@ -141,6 +152,9 @@ class Supervisor:
 
     def close(self, trial: RunFolder, status: Status, failure: Failure | None = None) -> RunStatus:
         """Write the end of an open trial, unless its own process has; gives the end that counts."""
+        self.hear()
+        if self.outpost is not None:
+            self.outpost.desk.clear(shown(trial.path))
         del self.trials[trial.path.name]
         first = self._first.pop(trial.path.name)
         try:
@@ -151,6 +165,36 @@ class Supervisor:
             end = trial.finish("failed", error)
         self._tracker.settle(trial)
         return end
+
+    @contextlib.contextmanager
+    def reached_by(self, outpost: Outpost | None) -> Iterator[None]:
+        """While Ray runs, let processes on other machines reach this one; null: all see its folder."""
+        self.outpost = outpost
+        try:
+            yield
+            self.hear()
+        finally:
+            self.outpost = None
+
+    def hand_over(self, run: RunFolder) -> None:
+        """Let a process on another machine have a run's records before it trains."""
+        if self.outpost is not None:
+            self.outpost.desk.lay(shown(run.path), read_records(run.path))
+
+    def hear(self) -> None:
+        """Write down what processes on other machines have told."""
+        if self.outpost is None:
+            return
+        with self._hearing:  # in the order in which it was told
+            runs = {shown(run.path): run for run in (self.folder, *self.trials.values())}
+            try:
+                told = self.outpost.desk.collect()
+            except Exception as error:  # Ray tells by itself what has become of a cluster
+                logger.info("the desk does not answer: %s", error)
+                return
+            for address, changes in told.items():
+                if address in runs:
+                    write_records(runs[address], changes)
 
     def watch(self, work: Callable[[], Any], look: Callable[[], None]) -> None:
         """Work in a thread until it ends; after a signal, until all have saved their state or took too long.
@@ -171,6 +215,9 @@ class Supervisor:
                     f"{shown(self.folder.path)}: another driver has taken it over, as this one was cut off from the "
                     "store; nothing more goes there from here"
                 )
+            if time.monotonic() - self._heard > HEAR_S:
+                self.hear()
+                self._heard = time.monotonic()
             look()
             if self.signals.has_received() and self._have_stopped():
                 break
@@ -184,6 +231,8 @@ class Supervisor:
         trials = list(self.trials.values())
         for folder in [self.folder, *trials]:
             folder.request_stop()
+        if self.outpost is not None:
+            self.outpost.desk.stop()
         # a single run ends its work by itself; Tune would go on with other trials
         return self.signals.overdue or (self._is_sweep and all(map(_has_ended, trials)))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from boxseg.engine.checkpoint import BEST, find_checkpoint_damage
 from boxseg.files.writing import sync_folder, sync_tree, write_atomic
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec
+from orchestration.connect.desk import open_desk
 from orchestration.connect.session import start_ray
 from orchestration.execute.supervise import supervise
 from orchestration.execute.trials import SweepPlan, Trials
@@ -138,8 +139,10 @@ def _run_trials(trials: Trials, *, progress: bool) -> None:
                 with start_ray(
                     spec, logs=trials.folder.logs, give_up=signals.has_received
                 ) as nodes:
+                    trials.plan = replace(trials.plan, outpost=open_desk(spec, trials.folder.path))
                     tuner = make_tuner(trials, concurrency(spec, nodes))
-                    trials.supervisor.watch(tuner.fit, functools.partial(trials.look, display))
+                    with trials.supervisor.reached_by(trials.plan.outpost):
+                        trials.supervisor.watch(tuner.fit, functools.partial(trials.look, display))
             trials.close_all(interrupted=signals.has_received())
             display.update(trials.table())
     finally:

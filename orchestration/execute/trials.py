@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +12,15 @@ from boxseg.errors import ConfigError
 from orchestration.config.spec import RunSpec, SweepSpec, load_run
 from orchestration.connect.cluster import silent_nodes
 from orchestration.execute.supervise import Supervisor
-from orchestration.execute.worker import Payload, TrainFn, split_batch
+from orchestration.execute.worker import Payload, TrainFn, moved_spec, split_batch
 from orchestration.record.failures import Failure, FailureClass
 from orchestration.record.find_runs import find_start, list_in, sound_status
 from orchestration.record.progress import SweepProgress
 from orchestration.record.run_folder import RunFolder, RunStatus, Status, own_process
 from orchestration.record.table import SweepTable, describe, make_table, read_table
 from orchestration.record.trial import Trial, TrialStatus, read_trial, trial_folder
+from orchestration.store.courier import Outpost
+from orchestration.store.places import mirrors, moved
 
 SHOW_S = 1.0
 """Time between two looks at the trials [s]; longer where a look takes more than a twentieth of it."""
@@ -33,6 +35,20 @@ class SweepPlan:
     data_root: Path
     runner: Literal["inline", "ray_train"]
     train_fn: TrainFn | None = None
+    outpost: Outpost | None = None
+
+    def here(self) -> SweepPlan:
+        """The same with the paths that this machine has; see `Payload.here`."""
+        if self.outpost is None:
+            return self
+        home = self.outpost.home
+        return replace(
+            self,
+            spec=moved_spec(self.spec, home),
+            folder=moved(self.folder, home),
+            data_root=moved(self.data_root, home),
+            outpost=replace(self.outpost, home=mirrors()),
+        )
 
     def trial_folder(self, trial: Trial) -> RunFolder:
         """Where a trial lives."""
@@ -54,6 +70,7 @@ class SweepPlan:
             mode=sweep.mode,
             against=tuple(sweep.against),
             train_fn=self.train_fn,
+            outpost=self.outpost,
         )
 
 
@@ -174,6 +191,7 @@ class Trials:
         self.supervisor.open(folder, self._first_status(trial, folder, spec), spec)
         if impossible is not None:
             folder.finish("failed", impossible)
+        self.supervisor.hand_over(folder)
         self.folder.note("trial_start", trial=folder.path.name, step=folder.stored().step)
 
     def _is_open(self, folder: RunFolder) -> bool:
@@ -252,8 +270,10 @@ class Trials:
         failure = Failure("WorkerLost", Failure.of(error).text if error else "the process ended")
         if failure.failure_class is FailureClass.WORKER_LOST and (silent := silent_nodes()):
             failure = Failure("NodeDiedError", f"node {', '.join(silent)} does not answer")
+        self.supervisor.hear()
         if not split_batch(load_run(folder.config_path), folder, failure):
             folder.note_retry(failure, "a new process goes on from the last checkpoint")
+        self.supervisor.hand_over(folder)
 
     def close_all(self, *, interrupted: bool) -> None:
         """Close what is still open when no trial runs any more."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orchestration.execute.fit import WORKER_FAILURES, train_payload
 from orchestration.execute.schedulers import TRIAL_SCHEDULERS, tell_past
 from orchestration.execute.search import TrialQueue, make_searcher
+from orchestration.execute.worker import folder_received
 from orchestration.planning.known import read_told
 from orchestration.record.failures import Failure
 from orchestration.record.records import DamagedError
@@ -97,13 +98,16 @@ def run_trial(config: dict[str, Any], plan: SweepPlan) -> None:
         StorageError: the folder cannot be written; Tune tells the sweep's driver.
     """
     trial: Trial = config["trial"]
+    plan = plan.here()
     if RunFolder(plan.folder).stop_requested():
         return
     try:
         train_payload(plan.payload(trial), in_tune=True)
     except Exception as error:
-        with contextlib.suppress(DamagedError):  # the driver finds that too, and writes it anew
-            plan.trial_folder(trial).finish("failed", error)
+        folder = plan.trial_folder(trial)
+        # the driver finds what is damaged too, and writes it anew
+        with folder_received(plan.outpost, folder.path), contextlib.suppress(DamagedError):
+            folder.finish("failed", error)
 
 
 def make_callback(sweep: Trials) -> Callback:

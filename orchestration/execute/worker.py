@@ -9,10 +9,10 @@ import math
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from boxseg.config.criterion import MASK_AP, Criterion, Mode
 from boxseg.config.method import BoxSegConfig
@@ -27,7 +27,9 @@ from orchestration.record.origin import write_environment
 from orchestration.record.pulse import Pulse
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.secret_text import hide
+from orchestration.store.courier import Courier, Outpost, bring_start
 from orchestration.store.mirror import fetch_newest
+from orchestration.store.places import mirrors, moved
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 TrainFn = Callable[..., "Progress"]
 """A loop with the arguments of `boxseg.build.run_training`."""
+
+Spec = TypeVar("Spec", bound=RunSpec)
 
 Send = Callable[[dict[str, float]], None]
 """Passes metrics, with the step under `step`, to Ray."""
@@ -61,6 +65,21 @@ class Payload:
     """Metrics that the sweep weighs it against."""
     train_fn: TrainFn | None = None
     """The loop; null: `boxseg.build.run_training`."""
+    outpost: Outpost | None = None
+    """How to reach the driver from a machine that does not see its folder; null: all see it."""
+
+    def here(self) -> Payload:
+        """The same with the paths that this machine has for those of the driver's mirrors."""
+        if self.outpost is None:
+            return self
+        home = self.outpost.home
+        return replace(
+            self,
+            spec=moved_spec(self.spec, home),
+            folder=moved(self.folder, home),
+            data_root=moved(self.data_root, home),
+            outpost=replace(self.outpost, home=mirrors()),
+        )
 
     @property
     def criterion(self) -> Criterion:
@@ -73,6 +92,14 @@ class Payload:
         return "cuda" if self.spec.resources.gpus_per_worker else "cpu"
 
 
+def moved_spec(spec: Spec, home: Path) -> Spec:
+    """Settings whose paths in the mirrors of another machine are those of this one; see `moved`."""
+    start = spec.model.start_from
+    if start is not None and Path(start).is_relative_to(home):
+        spec = spec.starting_from(moved(Path(start), home))
+    return spec.model_copy(update={"storage": moved(spec.storage.absolute(), home)})
+
+
 def train_worker(arguments: dict[str, Any]) -> Failure | None:
     """Body of a Ray Train worker; `arguments["payload"]` is a Payload.
 
@@ -82,7 +109,7 @@ def train_worker(arguments: dict[str, Any]) -> Failure | None:
     import ray.train
     import ray.train.torch
 
-    payload: Payload = arguments["payload"]
+    payload: Payload = arguments["payload"].here()
     context = ray.train.get_context()
     device = str(ray.train.torch.get_device())
     alone = context.get_world_size() == 1
@@ -131,19 +158,51 @@ def train_here(
         Exception: what the loop raised.
     """
     folder = RunFolder(payload.folder)
-    while True:
-        try:
-            reporter = FileReporter(folder, payload, rank, alone, send, taken_away)
-            _train_once(reporter, device)
-            return
-        except PreemptedError:
-            raise
-        except Exception as error:
-            is_split = _write_failure(payload, folder, error)
-            if not (is_split and alone):
+    with folder_received(payload.outpost, payload.folder, rank=rank, alone=alone) as courier:
+        start = payload.spec.model.start_from
+        if courier is not None and start is not None:
+            bring_start(payload.spec.storage, Path(start))
+        while True:
+            try:
+                reporter = FileReporter(folder, payload, rank, alone, send, taken_away, courier)
+                _train_once(reporter, device)
+                return
+            except PreemptedError:
                 raise
-            logger.warning("%s: %s; going on from the last checkpoint", folder.path.name, error)
-        _free_memory()
+            except Exception as error:
+                is_split = _write_failure(payload, folder, error)
+                if not (is_split and alone):
+                    raise
+                logger.warning(
+                    "%s: %s; going on from the last checkpoint", folder.path.name, error
+                )
+            _free_memory()
+
+
+@contextlib.contextmanager
+def folder_received(
+    outpost: Outpost | None, folder: Path, *, rank: int = 0, alone: bool = True
+) -> Iterator[Courier | None]:
+    """Have a run's folder on this machine; gives what carries its changes away, where the driver does not see it.
+
+    Raises:
+        StorageError: the run's store does not answer or refuses us.
+    """
+    if outpost is None or outpost.is_home(folder):
+        yield None
+        return
+    courier = Courier(outpost.desk, folder, leads=rank == 0)
+    with contextlib.ExitStack() as stack:
+        if rank == 0:
+            stack.enter_context(courier)
+        if not alone:
+            from boxseg.engine.distributed import gather_objects
+
+            # others of the same machine have the folder then
+            leader = gather_objects(courier.mark if rank == 0 else None)[0]
+            if rank != 0 and not courier.is_received(leader):
+                stack.enter_context(courier)
+        yield courier
 
 
 def _write_failure(payload: Payload, folder: RunFolder, error: Exception) -> bool:
@@ -280,6 +339,8 @@ class FileReporter:
     send: Send | None = None
     taken_away: Callable[[], bool] = lambda: False
     """Tells whether a machine will go soon; asked equally often on every rank."""
+    courier: Courier | None = None
+    """Carries the folder's files to a driver that does not see them."""
     _system: SystemMeter = field(default_factory=SystemMeter)
     _memory: PeakMemory = field(default_factory=PeakMemory)
     _pulse: Pulse | None = None
@@ -354,6 +415,8 @@ class FileReporter:
         """Write the end before Ray hears of it: a scheduler may kill this process as soon as it knows."""
         if self.rank == 0:
             self.folder.finish("finished")
+        if self.courier is not None:
+            self.courier.flush()
         self._pass_on(step, metrics)
 
     def _pass_on(self, step: int, metrics: dict[str, float]) -> None:

@@ -23,7 +23,7 @@ from orchestration.errors import ResourceError
 from orchestration.planning.cores import count_cpus
 from orchestration.record.find_runs import find_start
 from orchestration.store.client import place_of
-from orchestration.store.places import address_of, shown
+from orchestration.store.places import address_of
 
 UNUSED_VARIABLES = {
     "MLFLOW_TRACKING_URI": "tracking.uri",
@@ -54,7 +54,6 @@ def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
         _check_address,
         _check_notify,
         _check_room,
-        _check_one_machine,
         lambda spec: check_storage(spec.storage),
         _check_weights,
         _check_score_thr,
@@ -228,14 +227,6 @@ def _check_room(spec: RunSpec) -> None:
                 f"but this machine has {available}; {way_out}, or name a cluster with "
                 "resources.address"
             )
-
-
-def _check_one_machine(spec: RunSpec) -> None:
-    if uses_cluster(spec) and address_of(spec.storage) is not None:
-        raise ConfigError(
-            f"storage: {shown(spec.storage)} serves runs on one machine; on a cluster every node needs the same "
-            "folder, so name one with --set storage=DIR"
-        )
 
 
 def check_storage(storage: Path) -> None:

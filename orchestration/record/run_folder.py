@@ -428,6 +428,16 @@ class RunFolder:
                 self._write(after)
         return after
 
+    def replace_status(self, content: bytes) -> None:
+        """Take over a status that another machine wrote, unless this one has written the end.
+
+        Raises:
+            ConfigError: there is none yet, or it is damaged.
+        """
+        with naming_storage_faults(self.status_path), file_lock(self.path / ".lock"):
+            if not self.stored().is_final:
+                write_atomic(self.status_path, content)
+
     def _write(self, status: RunStatus) -> None:
         # In a store every machine knows it by the same address.
         written = replace(status, folder=address_of(self.path) or str(self.path))

@@ -137,19 +137,22 @@ class Mirror:
             StorageError: the store does not answer or refuses us; the next time goes on from there.
         """
         present = self._present()
-        changed = [name for name in present if not self._is_unchanged(name, present)]
+        changed = [
+            name
+            for name in present
+            if not is_weights(name) and not self._is_unchanged(name, present)
+        ]
         gone = [
             name
             for name, version in self._versions.items()
-            if name not in present and (version.mtime_ns is not None or self._has_gone(name))
+            if name not in present and not is_weights(name) and version.mtime_ns is not None
         ]
         abouts = [name for name in changed if PurePosixPath(name).name == ABOUT]
-        small = [name for name in changed if not is_weights(name)]
-        if not (abouts or (records and (small or gone))):
+        if not (abouts or (records and (changed or gone))):
             return False
         try:
-            complete = [name for name in abouts if self._send_weights(name, changed, present)]
-            for name in sorted(small, key=_place):
+            complete = [name for name in abouts if self.send_weights(name)]
+            for name in sorted(changed, key=place):
                 if name in complete or name not in abouts:
                     self._send(name)
             self._remove(gone)
@@ -169,18 +172,21 @@ class Mirror:
                 self._drove_last = (self.folder / DROVE).read_text() == token
         return self._drove_last
 
-    def _send_weights(
-        self, about: str, changed: list[str], present: dict[str, os.stat_result]
-    ) -> bool:
-        """Send the other files of a checkpoint; tells whether it is still the same one."""
-        folder = PurePosixPath(about).parent
+    def send_weights(self, about: str) -> bool:
+        """Send the files of a checkpoint besides its `about.json`; tells whether it is still the same one then.
+
+        Those that are not here were sent by the machine that trains.
+
+        Raises:
+            StorageError: the store does not answer or refuses us.
+        """
         try:
             before = (self.folder / about).stat().st_ino
-            for name in changed:
-                if is_weights(name) and PurePosixPath(name).parent == folder:
-                    etag = self.store.upload(self.prefix + name, self.folder / name)
-                    known = present[name]
-                    self._versions[name] = Version(etag, known.st_size, known.st_mtime_ns)
+            for path in sorted((self.folder / about).parent.iterdir()):
+                name, here = path.relative_to(self.folder).as_posix(), path.stat()
+                if is_weights(name) and not self._is_unchanged(name, {name: here}):
+                    etag = self.store.upload(self.prefix + name, path)
+                    self._versions[name] = Version(etag, here.st_size, here.st_mtime_ns)
             return (self.folder / about).stat().st_ino == before
         except FileNotFoundError:  # training has removed it meanwhile
             return False
@@ -194,17 +200,15 @@ class Mirror:
             self._versions[name] = Version(etag, about.st_size, about.st_mtime_ns)
 
     def _remove(self, gone: list[str]) -> None:
-        """Remove files there: first what makes a checkpoint count."""
-        abouts = [name for name in gone if PurePosixPath(name).name == ABOUT]
-        for names in (abouts, [name for name in gone if name not in abouts]):
-            self.store.delete([self.prefix + name for name in names])
-            for name in names:
+        """Remove files there: of a checkpoint first what makes it count, then all that is left of it."""
+        folders = [name.removesuffix(ABOUT) for name in gone if name.endswith(f"/{ABOUT}")]
+        self.store.delete([self.prefix + name for name in gone])
+        for folder in folders:
+            left = self.store.entries(f"{self.prefix}{folder}"[:-1])
+            self.store.delete([entry.key for entry in left])
+        for name in list(self._versions):
+            if name in gone or name.startswith(tuple(folders)):
                 del self._versions[name]
-
-    def _has_gone(self, name: str) -> bool:
-        """Whether a file that is in the store only is of a checkpoint that was removed here."""
-        about = str(PurePosixPath(name).parent / ABOUT)
-        return about in self._versions and not (self.folder / about).exists()
 
     def _fetch(self, name: str, *, digest: str | None = None) -> None:
         """Bring a file here, in one atomic change."""
@@ -223,29 +227,7 @@ class Mirror:
             scratch.unlink(missing_ok=True)
 
     def _present(self) -> dict[str, os.stat_result]:
-        """Files of the tree that are here and belong into the store, by name."""
-        found = {}
-        for folder, folders, names in os.walk(self.folder):
-            inside = Path(folder).relative_to(self.folder)
-            folders[:] = [name for name in folders if not is_local((inside / name).as_posix())]
-            for name in names:
-                path = inside / name
-                with contextlib.suppress(FileNotFoundError):
-                    about = (self.folder / path).lstat()
-                    # `last` and `best` are links, on which nothing depends
-                    is_file = not (self.folder / path).is_symlink()
-                    if is_file and not is_local(path.as_posix()) and not self._is_private(path):
-                        found[path.as_posix()] = about
-        return found
-
-    def _is_private(self, path: Path) -> bool:
-        """Whether it tells of an MLflow that only this machine has."""
-        if path.name != TRACKING:
-            return False
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            uri = json.loads((self.folder / path).read_bytes()).get("uri", "")
-            return str(uri).startswith("sqlite:")
-        return True
+        return _files(self.folder)
 
     def _is_unchanged(self, name: str, present: dict[str, os.stat_result]) -> bool:
         known, here = self._versions.get(name), present.get(name)
@@ -268,6 +250,38 @@ class Mirror:
         write_atomic(self.folder / STATE, json.dumps(kept), durable=False)
 
 
+def _files(root: Path) -> dict[str, os.stat_result]:
+    """Files of a tree that are here and belong into the store, by name."""
+    found = {}
+    for folder, folders, names in os.walk(root):
+        inside = Path(folder).relative_to(root)
+        folders[:] = [name for name in folders if not is_local((inside / name).as_posix())]
+        for name in names:
+            path = inside / name
+            with contextlib.suppress(FileNotFoundError):
+                about = (root / path).lstat()
+                # `last` and `best` are links, on which nothing depends
+                is_file = not (root / path).is_symlink()
+                if is_file and not is_local(path.as_posix()) and not _is_private(root / path):
+                    found[path.as_posix()] = about
+    return found
+
+
+def _is_private(path: Path) -> bool:
+    """Whether it tells of an MLflow that only this machine has."""
+    if path.name != TRACKING:
+        return False
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        uri = json.loads(path.read_bytes()).get("uri", "")
+        return str(uri).startswith("sqlite:")
+    return True
+
+
+def records_of(folder: Path) -> dict[str, os.stat_result]:
+    """Files of a run that travel, without those of checkpoints that are large, by their paths in its folder."""
+    return {name: about for name, about in _files(folder).items() if not is_weights(name)}
+
+
 def is_local(name: str) -> bool:
     """Whether a file of a run, by its path in the run's or sweep's folder, never travels."""
     path = PurePosixPath(name)
@@ -282,7 +296,7 @@ def is_weights(name: str) -> bool:
     return bool(in_checkpoint) and path.name != ABOUT
 
 
-def _place(name: str) -> tuple[int, int]:
+def place(name: str) -> tuple[int, int]:
     """Where a record comes in the order of sending: those that others count on come first, deeper ones before."""
     path = PurePosixPath(name)
     ranks = {ABOUT: 1, JOURNAL: 2, STATUS: 3}

@@ -42,14 +42,14 @@ def storage_folder(storage: str) -> Path:
             "az://CONTAINER/PREFIX of letters, digits and . _ = + -, with credentials in the environment, or a folder"
         )
     scheme, _, key = storage.rstrip("/").partition("://")
-    return _mirrors() / _store_name(scheme) / key
+    return mirrors() / _store_name(scheme) / key
 
 
 def address_of(path: Path) -> str | None:
     """The address that a path in a mirror stands for; None for any other path."""
-    if not path.is_absolute() or not path.is_relative_to(_mirrors()):
+    if not path.is_absolute() or not path.is_relative_to(mirrors()):
         return None
-    store, *key = path.relative_to(_mirrors()).parts
+    store, *key = path.relative_to(mirrors()).parts
     return f"{store.partition('-')[0]}://{'/'.join(key)}" if key else None
 
 
@@ -57,6 +57,14 @@ def shown(path: Path) -> str:
     """A storage, or a place in one, as a user may name it: its address, or else its absolute path."""
     path = path.absolute()
     return address_of(path) or str(path)
+
+
+def moved(path: Path, home: Path) -> Path:
+    """Where a path of another machine is on this one: in our mirrors if it was in those of `home`, its `mirrors()`."""
+    if not path.is_relative_to(home):
+        return path
+    store, *key = path.relative_to(home).parts
+    return mirrors() / _store_name(store.partition("-")[0]) / "/".join(key)
 
 
 def endpoint() -> str | None:
@@ -75,7 +83,8 @@ def _store_name(scheme: str) -> str:
     return f"{scheme}-{re.sub(r'[^a-zA-Z0-9.-]', '_', place)}"
 
 
-def _mirrors() -> Path:
+def mirrors() -> Path:
+    """The folder for all mirrors of this machine."""
     usual = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     chosen = os.environ.get(CACHE_VARIABLE) or f"{usual}/boxseg"
     # Resolved, as paths are compared with it that were.

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -34,10 +34,16 @@ class LocalCluster:
     Args:
         folder: For everything: Ray's files of each node, `token`, and `runs`, the storage. Its path must be short,
             because names of sockets are limited.
+        mirrors: Give every node a folder of its own for mirrors of object stores, in which the nodes' names are.
+        more: Variables that all nodes have besides.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, mirrors: bool = False, more: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
+        self._mirrors = mirrors
+        self._more = more or {}
         self.token = secrets.token_hex(32)
         self.storage = folder / "runs"
         self.storage.mkdir()
@@ -148,16 +154,20 @@ class LocalCluster:
                 f"{shlex.join(before)} && exec {shlex.join(command)}",
             ]
         with (self.folder / f"{name}.log").open("w") as log:
-            environment = self.environment | {"RAY_AUTH_MODE": "token"}
+            environment = self.environment | self._more | {"RAY_AUTH_MODE": "token"}
+            if self._mirrors:
+                environment["BOXSEG_CACHE"] = str(self.folder / f"mirrors-{name}")
             self._started[name] = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log
             )
 
 
 @contextlib.contextmanager
-def local_cluster(folder: Path) -> Iterator[LocalCluster]:
-    """A cluster that ends with the block."""
-    cluster = LocalCluster(folder)
+def local_cluster(
+    folder: Path, *, mirrors: bool = False, more: Mapping[str, str] | None = None
+) -> Iterator[LocalCluster]:
+    """A cluster that ends with the block; for the arguments see `LocalCluster`."""
+    cluster = LocalCluster(folder, mirrors=mirrors, more=more)
     try:
         cluster.start_head()
         yield cluster

@@ -1,0 +1,240 @@
+"""A run that trains on another machine than its driver's: its folder here, and what carries its files away."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+
+from boxseg.engine.checkpoint import ABOUT, find_checkpoint
+from boxseg.errors import StorageError
+from boxseg.files.writing import make_folder, write_atomic
+from orchestration.record.run_folder import RunFolder
+from orchestration.store.desk import DeskLine
+from orchestration.store.mirror import (
+    DROVE,
+    Mirror,
+    fetch_checkpoint,
+    fetch_newest,
+    in_hand,
+    records_of,
+)
+from orchestration.store.places import shown
+
+MARK = ".courier"
+TELL_S = 1.0
+"""Time between two tellings of what changed [s]; they go to the driver, and ask the store for nothing."""
+MOST_WAIT_S = 30.0
+"""Longest pause before a store that did not answer is tried again [s]."""
+GIVE_UP_S = 900.0
+"""How long the end of a run waits for its weights to be in the store [s]."""
+BEGIN_S = 300.0
+"""How long the begin of a run waits for a store that does not answer [s]."""
+
+logger = logging.getLogger("boxseg.store")
+
+
+@dataclass(frozen=True)
+class Outpost:
+    """What a training process of another machine gets from its driver, besides what it is to train."""
+
+    desk: DeskLine
+    home: Path
+    """Folder of the mirrors of the machine that sent this; its paths are moved from there to ours."""
+    token: str
+    """The driver's part of its lease, which is in its mirror only."""
+
+    def is_home(self, run: Path) -> bool:
+        """Whether the run's folder here is the driver's own, with nothing to carry."""
+        for above in (run, run.parent):
+            if (above / DROVE).is_file():
+                return (above / DROVE).read_text() == self.token
+        return False
+
+
+class Courier:
+    """Has the records of a run here and its newest checkpoint; then, until the block is left, carries changes away."""
+
+    def __init__(self, desk: DeskLine, folder: Path, *, leads: bool) -> None:
+        """Nothing is done yet.
+
+        Args:
+            desk: The driver's.
+            folder: The run's, in the mirror of this machine.
+            leads: Whether this process writes the run's files; others only read them.
+        """
+        self._desk = desk
+        self._run = RunFolder(folder)
+        self._address = shown(folder)
+        self._leads = leads
+        self.mark = secrets.token_hex(8)
+        """What the folder has once it was received by the process that leads."""
+        self._attempt = 0
+        self._mirror: Mirror | None = None
+        self._known: dict[str, tuple[int, int]] = {}
+        """Size and time of what the desk has."""
+        self._sent: dict[str, int] = {}
+        """`about.json` of checkpoints whose weights are in the store -> its inode."""
+        self._closing = threading.Event()
+        self._telling = threading.Lock()
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("courier", self._tell_often), ("weights", self._send_weights))
+        ]
+
+    def __enter__(self) -> Courier:
+        """Receive the run.
+
+        Raises:
+            StorageError: the store does not answer or refuses us.
+        """
+        folder = self._run.path
+        make_folder(folder)
+        self._attempt, records = self._desk.take(self._address, leads=self._leads)
+        self._clear(records)
+        for name, content in records.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / name, content, durable=False)
+        _patiently(lambda: fetch_newest(folder / "checkpoints"))
+        self._mirror = Mirror(folder)
+        for name, about in records_of(folder).items():
+            self._known[name] = (about.st_size, about.st_mtime_ns)
+            self._sent[name] = about.st_ino
+        if self._leads:
+            (folder / MARK).write_text(self.mark)
+            for thread in self._threads:
+                thread.start()
+        return self
+
+    def is_received(self, mark: str) -> bool:
+        """Whether the process that leads, whose mark this is, has the same folder."""
+        path = self._run.path / MARK
+        return path.is_file() and path.read_text() == mark
+
+    def _clear(self, records: dict[str, bytes]) -> None:
+        """Remove what an earlier process left here and the driver does not know; other ranks could not have it."""
+        folder = self._run.path
+        for name in records_of(folder).keys() - records.keys():
+            (folder / name).unlink(missing_ok=True)
+        for checkpoint in (folder / "checkpoints").glob("step-*"):
+            if f"checkpoints/{checkpoint.name}/{ABOUT}" not in records:
+                shutil.rmtree(checkpoint, ignore_errors=True)
+        (folder / "stop").unlink(missing_ok=True)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        place: TracebackType | None,
+    ) -> None:
+        if self._leads:
+            self.flush()
+            self._closing.set()
+
+    def flush(self) -> None:
+        """Wait until the store has the weights and the driver the records; a store that stays away is told of only."""
+        if not self._leads:
+            return
+        deadline = time.monotonic() + GIVE_UP_S
+        while self._unsent() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if left := self._unsent():
+            logger.warning("%s: the store did not take %s", self._address, ", ".join(left))
+        self._tell()
+
+    def _unsent(self) -> list[str]:
+        """Checkpoints whose weights are not in the store yet."""
+        return [
+            name
+            for name, about in records_of(self._run.path).items()
+            if PurePosixPath(name).name == ABOUT and self._sent.get(name) != about.st_ino
+        ]
+
+    def _send_weights(self) -> None:
+        assert self._mirror is not None
+        pause = TELL_S
+        while not self._closing.wait(pause):
+            pause = TELL_S
+            for name in self._unsent():
+                try:
+                    inode = (self._run.path / name).stat().st_ino
+                    if self._mirror.send_weights(name):
+                        self._sent[name] = inode
+                except FileNotFoundError:
+                    continue  # training has removed it meanwhile
+                except StorageError as error:
+                    logger.warning("%s; training goes on, and what waits is sent later", error)
+                    pause = min(2 * max(pause, TELL_S), MOST_WAIT_S)
+                    break
+
+    def _tell_often(self) -> None:
+        while not self._closing.wait(TELL_S):
+            try:
+                self._tell()
+            except Exception as error:  # the driver has gone, or will be heard next time
+                logger.info("%s: the driver does not hear: %s", self._address, error)
+
+    def _tell(self) -> None:
+        with self._telling:
+            present = records_of(self._run.path)
+            waiting = set(self._unsent())
+            changes: dict[str, bytes | None] = {
+                name: None for name in self._known if name not in present
+            }
+            known = {}
+            for name, about in present.items():
+                version = (about.st_size, about.st_mtime_ns)
+                if name in waiting or self._known.get(name) == version:
+                    continue
+                try:
+                    changes[name] = (self._run.path / name).read_bytes()
+                except FileNotFoundError:
+                    continue
+                known[name] = version
+            stops = self._desk.tell(self._address, self._attempt, changes)
+            for name in [name for name, content in changes.items() if content is None]:
+                del self._known[name]
+            self._known |= known
+            if stops:
+                self._run.request_stop()
+
+
+def bring_start(storage: Path, start: Path) -> None:
+    """Have the checkpoint that a run begins with on this machine, where it is one of a run of the same store.
+
+    Raises:
+        StorageError: the store does not answer or refuses us.
+    """
+    if not start.is_relative_to(storage):
+        return
+    tree = storage.joinpath(*start.relative_to(storage).parts[:2])
+
+    def bring() -> None:
+        try:
+            with in_hand(tree) as mirror:
+                mirror.pull()
+        except BlockingIOError:
+            time.sleep(TELL_S)  # another process of this machine brings it
+        fetch_checkpoint(find_checkpoint(start).resolve())
+
+    _patiently(bring)
+
+
+def _patiently(work: Callable[[], None]) -> None:
+    """Do something with the store, which may be away for a while."""
+    deadline, pause = time.monotonic() + BEGIN_S, TELL_S
+    while True:
+        try:
+            work()
+            return
+        except StorageError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(pause)
+            pause = min(2 * pause, MOST_WAIT_S)

@@ -1,0 +1,205 @@
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from boxseg.engine.checkpoint import find_sound
+from orchestration.record.run_folder import RunFolder
+from orchestration.store import client, courier
+from orchestration.store.courier import Courier, Outpost
+from orchestration.store.desk import Desk, read_records, write_records
+from orchestration.store.mirror import DROVE, Mirror
+from orchestration.store.places import mirrors, moved, shown, storage_folder
+
+from .conftest import Machines, make_run, save
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courier, "TELL_S", 0.05)
+    monkeypatch.setattr(courier, "MOST_WAIT_S", 0.2)
+    monkeypatch.setattr(client, "RETRIES", 1)
+    client._open.cache_clear()
+
+
+@pytest.fixture
+def desk(machines: Machines) -> Desk:
+    """With a run that its driver, on machine a, has just begun."""
+    desk = Desk()
+    with machines.on("a"):
+        make_run(machines.run)
+        desk.lay(shown(machines.run), read_records(machines.run))
+    return desk
+
+
+@contextmanager
+def training(machines: Machines, desk: Desk, name: str = "b") -> Iterator[Path]:
+    """The run's folder on another machine, which the driver does not see."""
+    with machines.on(name), Courier(desk, machines.run, leads=True):
+        yield machines.run
+
+
+def hear(machines: Machines, desk: Desk) -> RunFolder:
+    """The driver's folder of the run, with all that was told."""
+    with machines.on("a"):
+        run = RunFolder(machines.run)
+        for changes in desk.collect().values():
+            write_records(run, changes)
+        return run
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_records_go_to_the_driver_and_weights_to_the_store(machines: Machines, desk: Desk):
+    with training(machines, desk) as folder:
+        run = RunFolder(folder)
+        run.report(5, {"train/loss": 0.5})
+        save(folder, 10, best=True)
+        run.report(10, {"val/mask_ap": 0.25}, is_best=True)
+        run.finish("finished")
+    heard = hear(machines, desk)
+    assert heard.stored().status == "finished"
+    assert heard.stored().best_step == 10
+    assert heard.history("train/loss") == [(5, 0.5)]
+    with machines.on("a"):
+        checkpoint = machines.run / "checkpoints/step-00000010"
+        assert [path.name for path in checkpoint.iterdir()] == ["about.json"]
+        mirror = Mirror(machines.run)
+        prefix = f"{mirror.prefix}checkpoints/step-00000010"
+        keys = [entry.key for entry in mirror.store.entries(prefix)]
+        assert sorted(Path(key).name for key in keys) == ["state.pt", "student.safetensors"]
+        mirror.push()  # from now on it counts
+        mirror.fetch_checkpoint(checkpoint)
+        assert find_sound(machines.run / "checkpoints") == checkpoint
+
+
+def test_a_checkpoint_is_not_told_before_the_store_has_its_weights(machines: Machines, desk: Desk):
+    with training(machines, desk) as folder:
+        machines.store.fault = "away"
+        save(folder, 10)
+        RunFolder(folder).report(11, {"train/loss": 0.5})
+        wait_for(lambda: hear(machines, desk).stored().step == 11)
+        with machines.on("a"):
+            assert not list(machines.run.glob("checkpoints/step-*"))
+        machines.store.fault = "none"
+        wait_for(lambda: bool(list(hear(machines, desk).path.glob("checkpoints/*/about.json"))))
+
+
+def test_a_request_to_stop_comes_through(machines: Machines, desk: Desk):
+    with training(machines, desk) as folder:
+        assert not RunFolder(folder).stop_requested()
+        desk.stop()
+        wait_for(RunFolder(folder).stop_requested)
+
+
+def test_a_checkpoint_that_training_removed_goes_at_the_drivers_and_in_the_store(machines, desk):
+    with training(machines, desk) as folder:
+        save(folder, 10)
+        wait_for(lambda: bool(list(hear(machines, desk).path.glob("checkpoints/*10/about.json"))))
+        with machines.on("a"):
+            driver = Mirror(machines.run)
+            driver.push()
+        save(folder, 20)
+        save(folder, 30)
+    hear(machines, desk)
+    with machines.on("a"):
+        driver.push()
+        assert sorted(path.name for path in (machines.run / "checkpoints").iterdir()) == [
+            "step-00000020",
+            "step-00000030",
+        ]
+        kept = {Path(entry.key).parent.name for entry in driver.store.entries(driver.prefix[:-1])}
+        assert kept == {machines.run.name, "step-00000020", "step-00000030"}
+
+
+def test_another_machine_goes_on_where_the_driver_knows_the_run_to_be(machines: Machines, desk):
+    with training(machines, desk) as folder:
+        save(folder, 10)
+    hear(machines, desk)
+    with machines.on("b"):
+        save(machines.run, 20)  # killed before anybody heard of it
+    for name in ("c", "b"):
+        with training(machines, desk, name) as folder:
+            found = find_sound(folder / "checkpoints")
+            assert found is not None
+            assert found.name == "step-00000010"
+            assert (found / "student.safetensors").is_file()
+
+
+def test_a_process_of_before_is_not_heard_and_told_to_stop(machines: Machines, desk: Desk):
+    with machines.on("b"):
+        first, records = desk.take(shown(machines.run), leads=True)
+        assert set(records) == {"config.yaml", "status.json"}
+        second, _ = desk.take(shown(machines.run), leads=True)
+        assert desk.tell(shown(machines.run), first, {"status.json": b"late"})
+        assert not desk.tell(shown(machines.run), second, {"metrics.jsonl": b"now"})
+        assert desk.collect() == {shown(machines.run): {"metrics.jsonl": b"now"}}
+        desk.clear(shown(machines.run))
+        assert desk.tell(shown(machines.run), second, {"metrics.jsonl": b"after the end"})
+        assert desk.collect() == {}
+
+
+def test_the_end_that_the_driver_wrote_stays(machines: Machines, desk: Desk):
+    with training(machines, desk) as folder:
+        RunFolder(folder).report(5, {"train/loss": 0.5})
+        with machines.on("a"):
+            RunFolder(machines.run).finish("stopped")
+    assert hear(machines, desk).stored().status == "stopped"
+
+
+def test_others_of_a_run_read_only_and_know_the_folder_of_the_one_that_leads(machines, desk):
+    with training(machines, desk) as folder:
+        save(folder, 10)
+    hear(machines, desk)
+    with machines.on("c"):
+        other = Courier(desk, machines.run, leads=False)
+        assert not other.is_received("mark")
+        with other:
+            found = find_sound(machines.run / "checkpoints")
+            assert found is not None
+            RunFolder(machines.run).report(12, {"train/loss": 0.5})
+            time.sleep(0.2)
+        assert desk.collect() == {}
+        with Courier(desk, machines.run, leads=True) as leader:
+            assert other.is_received(leader.mark)
+
+
+def test_a_driver_of_the_same_folder_needs_no_courier(machines: Machines):
+    with machines.on("a"):
+        trial = machines.run / "trial-00"
+        make_run(trial)
+        (machines.run / DROVE).write_text("ours")
+        assert Outpost(Desk(), mirrors(), "ours").is_home(trial)
+        assert not Outpost(Desk(), mirrors(), "another").is_home(trial)
+    with machines.on("b"):
+        assert not Outpost(Desk(), mirrors(), "ours").is_home(machines.run / "trial-00")
+
+
+def test_paths_of_the_drivers_mirrors_are_moved_to_ours(machines: Machines):
+    with machines.on("a"):
+        home, run = mirrors(), machines.run
+    with machines.on("b"):
+        assert moved(run, home) == machines.run != run
+        assert moved(Path("/data/images"), home) == Path("/data/images")
+        assert moved(home / "gs/b/runs", home) == storage_folder("gs://b/runs")
+
+
+def test_what_a_run_starts_from_comes_to_this_machine(machines: Machines):
+    with machines.on("a"):
+        make_run(machines.run)
+        save(machines.run, 10, best=True)
+        Mirror(machines.run).push()
+    with machines.on("b"):
+        courier.bring_start(machines.folder, machines.run)
+        best = machines.run / "checkpoints/step-00000010"
+        assert json.loads((best / "about.json").read_bytes())["step"] == 10
+        assert (best / "student.safetensors").is_file()
+        courier.bring_start(machines.folder, Path("/elsewhere/weights.pt"))
