@@ -14,7 +14,8 @@ from boxseg.errors import ConfigError
 from orchestration.cli.options import AsJson
 from orchestration.cli.output import print_json, print_pairs, print_table, say
 from orchestration.secret_text import hide
-from orchestration.store.places import address_of, is_uri, shown
+from orchestration.store.mirror import pull_below
+from orchestration.store.places import shown, storage_folder
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
@@ -44,9 +45,9 @@ ClusterStorage = Annotated[
     Path | None,
     typer.Option(
         "--storage",
-        metavar="DIR",
-        parser=lambda text: _folder(str(text)),
-        help="Folder for runs and logs that every node sees.",
+        metavar="DIR|URI",
+        parser=lambda text: storage_folder(str(text)),
+        help="Folder for runs and logs that every node sees, or s3://BUCKET/PREFIX.",
     ),
 ]
 JOBS = ".jobs"
@@ -108,7 +109,7 @@ def submit(
         f"uploading {len(upload.sizes)} files, {upload.total / 1e6:.2f} MB; the largest: {listing}"
     )
     id = cluster.submit(upload, arguments, name=name, folder=folder / JOBS, python=python)
-    say(f"job {id}; state and log are kept in {folder / JOBS / id}")
+    say(f"job {id}; state and log are kept in {shown(folder / JOBS / id)}")
     if not no_wait:
         _follow(cluster, id, as_json)
     elif as_json:
@@ -289,14 +290,6 @@ def manifest(
     typer.echo(kuberay.to_yaml(documents), nl=False)
 
 
-def _folder(storage: str) -> Path:
-    if is_uri(storage):
-        raise ConfigError(
-            f"--storage {hide(storage)}: jobs need a folder that every node sees; runs on one machine take a store"
-        )
-    return Path(storage)
-
-
 def _prepare(
     context: typer.Context, command: list[str], upload: Upload, storage: Path | None
 ) -> tuple[str, Path, list[str]]:
@@ -312,7 +305,7 @@ def _prepare(
     if command[0] not in ("train", "sweep"):
         if storage is None:
             raise ConfigError(
-                f"jobs submit {command[0]}: say where its state and log are kept, with --storage DIR"
+                f"jobs submit {command[0]}: say where its state and log are kept, with --storage DIR|URI"
             )
         return command[0], storage.absolute(), command
     experiment, overrides = _experiment(typed), list(typed["overrides"] or [])
@@ -322,13 +315,11 @@ def _prepare(
             "there"
         )
     if storage is not None:
-        overrides.append(f"storage={storage.absolute()}")
+        overrides.append(f"storage={shown(storage)}")
     spec = _load(command[0], upload.root / experiment, overrides)
     folder = spec.storage.absolute()
-    if address_of(folder) is not None:
-        _folder(shown(folder))
     # the job runs in a copy of the folder, where a relative storage would be lost with it
-    return spec.name, folder, [*command, "--set", f"storage={folder}"]
+    return spec.name, folder, [*command, "--set", f"storage={shown(folder)}"]
 
 
 def _experiment(typed: dict[str, Any]) -> Path:
@@ -401,12 +392,13 @@ def _show(job: Job, as_json: bool) -> None:
 
 
 def _kept(storage: Path, job: str) -> Path:
+    pull_below(storage.absolute() / JOBS, job)
     found = [path for path in sorted((storage / JOBS).glob("*/")) if path.name.startswith(job)]
     # a whole id wins, even if others begin with it
     exact = [path for path in found if path.name == job]
     if len(exact or found) != 1:
         raise ConfigError(
-            f"{job}: {len(found)} jobs in {storage.absolute() / JOBS} begin like this; name one"
+            f"{job}: {len(found)} jobs in {shown(storage / JOBS)} begin like this; name one"
         )
     return (exact or found)[0]
 

@@ -210,7 +210,7 @@ class Supervisor:
         ticks = _run_beside(work)
         for _ in ticks:
             check_present(self.folder)
-            if self._syncer is not None and self._syncer.lease.is_lost:
+            if self._syncer is not None and self._syncer.is_taken_over:
                 raise StorageError(
                     f"{shown(self.folder.path)}: another driver has taken it over, as this one was cut off from the "
                     "store; nothing more goes there from here"

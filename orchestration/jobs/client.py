@@ -21,6 +21,7 @@ from orchestration.errors import ExitCode, ResourceError
 from orchestration.jobs.upload import Upload
 from orchestration.record.run_folder import new_id
 from orchestration.record.scratch import scratch_folder
+from orchestration.store.places import address_of, shown
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -86,7 +87,8 @@ class Cluster:
         Raises:
             ConfigError: names the storage and the way out.
         """
-        if storage.is_relative_to(uploaded) and not is_loopback(self.address):
+        below = address_of(storage) is None and storage.is_relative_to(uploaded)
+        if below and not is_loopback(self.address):
             raise ConfigError(
                 f"storage: {storage} lies in the folder that is uploaded, which nodes elsewhere "
                 "do not have; name a folder that every node sees with --storage DIR"
@@ -112,14 +114,14 @@ class Cluster:
         """
         # Ray refuses an id that it has had before
         id = f"{name}-{new_id()}"
-        entry = [python, "-u", "-m", "orchestration.jobs.entry", str(folder / id), *arguments]
+        entry = [python, "-u", "-m", "orchestration.jobs.entry", shown(folder / id), *arguments]
         # Ray itself gives a job 3 s between SIGTERM and SIGKILL
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
         if self._mode == "disabled":
             variables["RAY_AUTH_MODE"] = "disabled"
         metadata = {
             "command": shlex.join(["boxseg", *arguments]),
-            "storage": str(folder / id),
+            "storage": shown(folder / id),
         }
         deadline = time.monotonic() + PATIENCE_S
         with scratch_folder("upload") as scratch, _resource_errors(self.address):

@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from boxseg.errors import StorageError
 from boxseg.files.writing import no_link, write_atomic
+from orchestration.errors import ExitCode
+from orchestration.store.places import address_of, storage_folder
 
 
-def main(folder: Path, arguments: list[str]) -> int:
+def main(place: Path | str, arguments: list[str]) -> int:
     """Run `boxseg` with these arguments and give its exit code.
 
     Args:
-        folder: Gets `job.json` (command, state, exit code, times) and `log.txt` (all that the command prints).
+        place: A folder, or the address of one in an object store. Gets `job.json` (command, state, exit code, times)
+            and `log.txt` (all that the command prints).
         arguments: The command, as in `["sweep", "EXP.yaml"]`.
     """
     # Ray sends it to the command as well, which then saves its state
     signal.signal(signal.SIGTERM, lambda *_: None)
+    folder = storage_folder(str(place))
     folder.mkdir(parents=True, exist_ok=True)
+    code: int = ExitCode.RESOURCES
+    try:
+        with _sent(folder):
+            code = _run(folder, arguments)
+    except StorageError as error:
+        # it did not take what is kept of the job; what became of its run the command has told
+        sys.stderr.write(f"boxseg: {error}\n")
+    return code
+
+
+@contextlib.contextmanager
+def _sent(folder: Path) -> Iterator[None]:
+    """Send what the job writes into its folder, where that is one of a store.
+
+    Raises:
+        StorageError: the store does not answer or refuses us; or it did not take the end.
+    """
+    if address_of(folder) is None:
+        yield
+        return
+    from orchestration.store.mirror import in_hand
+    from orchestration.store.syncer import Syncer
+
+    with in_hand(folder) as mirror, Syncer(mirror, None):
+        yield
+
+
+def _run(folder: Path, arguments: list[str]) -> int:
     about: dict[str, Any] = {
         "id": folder.name,
         "command": shlex.join(["boxseg", *arguments]),
@@ -58,4 +93,4 @@ def note(folder: Path, about: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

@@ -131,11 +131,13 @@ class Lease:
                 self._key, content, only_new=only_new, instead_of=instead_of
             )
         except TakenError:
-            # A request whose answer was lost is sent again, and finds its own work.
+            # A request whose answer was lost is sent again, and finds its own work; or the next one finds that.
             found = self._read()
-            if found is None or found[0] != self._holder:
+            if found is None or found[0].token != self._holder.token:
                 return False
             self._etag = found[1]
+            if found[0] != self._holder:
+                return self._write(instead_of=self._etag)
         return True
 
     def _read(self) -> tuple[Holder, str] | None:

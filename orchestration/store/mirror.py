@@ -352,6 +352,21 @@ def pull_tree(path: Path) -> None:
         _looked[tree] = time.monotonic()
 
 
+def pull_below(parent: Path, start: str) -> None:
+    """Bring the folders of a mirror here whose names begin so, as far as they are in the store; nothing elsewhere.
+
+    Raises:
+        StorageError: the store does not answer or refuses us.
+    """
+    if address_of(parent) is None:
+        return
+    store, prefix = place_of(parent)
+    for name in store.folders(prefix.rstrip("/")):
+        if name.startswith(start):
+            with contextlib.suppress(BlockingIOError), in_hand(parent / name) as mirror:
+                mirror.pull()
+
+
 def fetch_checkpoint(checkpoint: Path) -> Path:
     """Have the files of a checkpoint on this machine; gives its folder. Those outside of mirrors are there already.
 

@@ -21,18 +21,13 @@ ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _ADDRESS = re.compile(r"(s3|gs|az)://[\w.-]+(/[\w.=+-]+)*/?", re.ASCII)
 
 
-def is_uri(text: str) -> bool:
-    """Whether a storage is the address of something, rather than a path."""
-    return "://" in text
-
-
 def storage_folder(storage: str) -> Path:
     """The folder of a storage: that of a path itself, of `s3://…`, `gs://…` and `az://…` its mirror.
 
     Raises:
         ConfigError: it is another kind of address, or has parts that keys of runs cannot have.
     """
-    if not is_uri(storage):
+    if "://" not in storage:
         return Path(storage)
     # parts of dots would lead out of the mirror
     dotted = any(set(part) == {"."} for part in storage.split("/"))

@@ -34,9 +34,9 @@ logger = logging.getLogger("boxseg.store")
 class Syncer:
     """Follows a tree from `start` to `close`, or for a `with` block, whose own error comes before others."""
 
-    def __init__(self, mirror: Mirror, lease: Lease) -> None:
-        """Nothing is sent yet."""
-        self.lease = lease
+    def __init__(self, mirror: Mirror, lease: Lease | None) -> None:
+        """Nothing is sent yet; without a lease nobody else writes there anyway."""
+        self._lease = lease
         self._mirror = mirror
         self._closing = threading.Event()
         self._fault: StorageError | None = None
@@ -59,6 +59,11 @@ class Syncer:
             if error is None:
                 raise
             say(str(fault))
+
+    @property
+    def is_taken_over(self) -> bool:
+        """Whether another driver has the tree by now."""
+        return self._lease is not None and self._lease.is_lost
 
     def start(self) -> None:
         """Send what is there, and begin to follow.
@@ -87,13 +92,13 @@ class Syncer:
                 )
         if self._thread.is_alive() or self._fault is not None:
             raise StorageError(
-                f"{shown(self._mirror.folder)} does not have all of the run{_because(self._fault)}; it is whole in "
+                f"{shown(self._mirror.folder)} does not have all of it{_because(self._fault)}; it is whole in "
                 f"{self._mirror.folder}, and goes there once a command with --resume drives it from this machine"
             )
 
     def _work(self) -> None:
         pause, records_at = LOOK_S, 0.0
-        while not self.lease.is_lost:
+        while not self.is_taken_over:
             closing = self._closing.is_set()
             records = closing or time.monotonic() > records_at
             try:

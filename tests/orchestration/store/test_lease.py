@@ -106,6 +106,17 @@ def test_a_driver_whose_place_was_taken_knows_it(machines: Machines):
         assert kept["token"] == "stranger", "and leaves it alone"
 
 
+def test_a_renewal_that_was_never_answered_is_no_other_driver(machines: Machines):
+    with on_a(machines) as mirror, held(mirror, print) as lease:
+        lease._over.wait(0.2)
+        ours = replace(lease._holder, renewed=1000)
+        put(mirror, ours)  # sent, and the connection was lost before anybody said so
+        lease._over.wait(0.2)
+        assert not lease.is_lost
+        kept = json.loads(mirror.store.read(mirror.prefix + LEASE)[0])
+        assert kept["renewed"] < 1000, "it goes on renewing"
+
+
 def test_its_own_write_is_known_again_where_the_answer_was_lost(machines: Machines):
     with on_a(machines) as mirror:
         machines.store.fault = "lost answers"

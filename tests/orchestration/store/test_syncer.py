@@ -87,7 +87,7 @@ def test_a_store_that_is_away_before_the_start_is_told_at_once(machines: Machine
 
 def test_what_a_store_never_took_goes_there_with_the_next_driver(machines, monkeypatch, capsys):
     monkeypatch.setattr(syncer, "GIVE_UP_S", 0.5)
-    told = r"s3://bucket/\S+ does not have all of the run \(.*\); it is whole in .*--resume"
+    told = r"s3://bucket/\S+ does not have all of it \(.*\); it is whole in .*--resume"
 
     def part() -> None:
         with driving(machines):
@@ -115,7 +115,7 @@ def test_the_error_of_a_run_comes_before_that_of_its_store(machines, monkeypatch
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert "does not have all of the run" in capsys.readouterr().err
+    assert "does not have all of it" in capsys.readouterr().err
 
 
 def test_two_drivers_of_one_mirror_are_refused(machines: Machines):
@@ -127,7 +127,7 @@ def test_two_drivers_of_one_mirror_are_refused(machines: Machines):
 def test_a_driver_that_lost_its_place_sends_nothing_more(machines: Machines):
     def go_on() -> None:
         with driving(machines) as found:
-            found.lease.is_lost = True
+            found._lease.is_lost = True
             found._thread.join(5)
             machines.store.requests.clear()
             train(machines, range(1, 6))
