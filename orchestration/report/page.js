@@ -67,6 +67,7 @@
   }
   addAxis("step", (trial) => trial.step);
   addAxis("seconds", (trial) => trial.seconds);
+  addAxis("began after [s]", (trial) => trial.began);
   for (const name of new Set(trials.flatMap((trial) => Object.keys(trial.metrics)))) {
     if (!axes.has(name)) addAxis(name, (trial) => trial.metrics[name]);
   }
@@ -94,8 +95,9 @@
   const chart = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
   const note = element("p", { className: "quiet" });
   const cards = element("div", { className: "figures" });
-  const choose = (label, chosen) => {
+  const choose = (label, chosen, none = "") => {
     const select = element("select");
+    if (none) select.append(element("option", { value: "" }, none));
     for (const name of axes.keys()) select.append(element("option", { value: name, selected: name === chosen }, name));
     select.addEventListener("change", draw);
     const wrapped = element("label", {}, `${label} `);
@@ -105,6 +107,8 @@
   const names = [...axes.keys()];
   const [acrossLabel, across] = choose("across", names[1] ?? names[0]);
   const [upLabel, up] = choose("up", names[0]);
+  // Two settings and the metric as colour show where good trials lie together.
+  const [colorLabel, colorBy] = choose("colour", "", "how it ended");
   const filter = element("input", { type: "search", placeholder: "only trials with …", size: 22 });
   filter.setAttribute("aria-label", "Only trials whose name, settings or status hold these words");
   filter.addEventListener("input", draw);
@@ -114,6 +118,14 @@
     return filter.value.toLowerCase().split(/\s+/).every((word) => text.includes(word));
   };
   const colorOf = (trial) => COLORS[picked.indexOf(trial)];
+  // From light for the lowest to dark for the highest; nothing where the trial has no such value.
+  const shades = (shown) => {
+    const read = axes.get(colorBy.value);
+    if (!read) return () => undefined;
+    const { place } = scale(colorBy.value, shown.map(read));
+    const known = (value) => value !== null && value !== undefined;
+    return (trial) => known(read(trial)) ? `hsl(212, 75%, ${Math.round(84 - 66 * place(read(trial)))}%)` : "#fff";
+  };
 
   function draw() {
     const readX = axes.get(across.value), readY = axes.get(up.value);
@@ -121,12 +133,14 @@
     const shown = trials.filter((trial) => matches(trial) && has(trial));
     chart.replaceChildren();
     chart.setAttribute("aria-label", `${up.value} against ${across.value} of ${shown.length} trials`);
-    note.textContent = `${shown.length} of ${trials.length} trials; point at one to read it, click to compare up to ${COLORS.length}.`;
+    note.textContent = `${shown.length} of ${trials.length} trials; point at one to read it, click to compare up to ${COLORS.length}.`
+      + (colorBy.value ? ` Dark is a high ${colorBy.value}, or late in a list; white has none.` : "");
     if (shown.length) {
       const horizontal = scale(across.value, shown.map(readX)), vertical = scale(up.value, shown.map(readY));
       drawAxes(horizontal.marks, vertical.marks);
+      const shadeOf = shades(shown);
       for (const trial of shown) {
-        drawDot(trial, x(horizontal.place(readX(trial))), y(vertical.place(readY(trial))));
+        drawDot(trial, shadeOf(trial), x(horizontal.place(readX(trial))), y(vertical.place(readY(trial))));
       }
     }
     cards.replaceChildren(...picked.map(card));
@@ -144,9 +158,9 @@
     chart.append(shape("text", { x: x(0.5), y: HEIGHT - 16, "text-anchor": "middle", class: "name" }, across.value));
     chart.append(shape("text", { x: 4, y: TOP - 2, class: "name" }, up.value));
   }
-  function drawDot(trial, cx, cy) {
+  function drawDot(trial, shade, cx, cy) {
     const color = colorOf(trial) ?? (trial.status === "finished" ? "#0072B2" : "#8a8a8a");
-    const fill = trial.status === "finished" || colorOf(trial) ? color : "#fff";
+    const fill = colorOf(trial) ?? shade ?? (trial.status === "finished" ? color : "#fff");
     const dot = shape("circle", { cx, cy, r: colorOf(trial) ? 8 : 5, stroke: color, fill, tabindex: 0, role: "button" });
     const text = `${trial.label}, ${trial.status}: ${metric} ${short(trial.score)}, step ${trial.step}${trial.front ? ", not beaten" : ""}\n${settingsOf(trial)}`;
     if (trial.front) dot.setAttribute("stroke", "#000");
@@ -196,7 +210,7 @@
     return small;
   }
   const controls = element("p", { className: "controls" });
-  controls.append(acrossLabel, upLabel, filter);
+  controls.append(acrossLabel, upLabel, colorLabel, filter);
   closer.append(controls, chart, note, cards);
   draw();
 }

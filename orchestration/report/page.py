@@ -131,7 +131,10 @@ def try_report(folder: Path) -> Path | None:
 def draw_charts(
     record: SweepRecord, study: ImportanceStudy, output: Path
 ) -> dict[str, ReportPicture]:
-    """`curves`, `parallel` and `importance`, as far as there is something to draw; files in `output` too."""
+    """`curves`, `history`, `timeline`, `parallel` and `importance`; files in `output` too.
+
+    Those are left out for which there is nothing to draw.
+    """
     from orchestration.report import charts as report_charts
 
     table, best = record.table, record.table.best()
@@ -143,6 +146,15 @@ def draw_charts(
         alt = f"Learning curves: {table.metric} {steps}{leader}."
         draw = partial(report_charts.draw_curves, table, record.curves, record.rungs)
         charts["curves"] = _draw(output, "curves", draw, alt, scale)
+    if best is not None and len(table.rows) > 1:
+        alt = f"{table.metric} of {len(table.rows)} trials in the order of their start; best is {best.outcome}."
+        draw = partial(report_charts.draw_history, table)
+        charts["history"] = _draw(output, "history", draw, alt, scale)
+    if table.rows:
+        counts = ", ".join(f"{count} {status}" for status, count in record.counts.items())
+        alt = f"When each trial began and ended: {counts}."
+        draw = partial(report_charts.draw_timeline, table, time.time())
+        charts["timeline"] = _draw(output, "timeline", draw, alt, scale)
     if best is not None and table.names:
         alt = (
             f"Parallel coordinates: a line for each trial across {', '.join(table.names)} and "
@@ -269,6 +281,7 @@ def trial_data(record: SweepRecord, output: Path) -> dict[str, Any]:
     """
     trials = []
     on_front = {row.id for rows in record.table.front() for row in rows}
+    began = min((row.created for row in record.table.rows), default=0.0)
     for row in record.table.ranked():
         panel = panel_of(row)
         # Path.relative_to refuses to go up; names can hold what ends a URL, such as # and ?
@@ -276,6 +289,7 @@ def trial_data(record: SweepRecord, output: Path) -> dict[str, Any]:
         about = {"label": row.label, "status": row.status, "seed": row.seed, "score": row.value}
         values = {name: _visible(value) for name, value in row.values.items()}
         about |= {"step": row.step, "seconds": row.seconds, "values": values}
+        about["began"] = row.created - began
         about |= {"metrics": _finite(row.metrics), "folder": row.folder, "panel": place}
         about["front"] = row.id in on_front
         trials.append(about | {"curve": thin_out(record.curves.get(row.id, []), MAX_POINTS)})
