@@ -13,7 +13,7 @@ from boxseg.errors import ConfigError
 from boxseg.files.writing import read_plain, reason_of
 from orchestration.config.source import MAX_BYTES, MAX_DEPTH, MAX_DIGITS
 from orchestration.config.spec import RunSpec
-from orchestration.store.places import shown
+from orchestration.store.places import address_of, shown
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -25,6 +25,8 @@ def dump_resolved(spec: RunSpec) -> str:
     values = spec.model_dump(mode="json", exclude={"notify"})
     # it will be read from other folders than this one
     values["storage"] = shown(spec.storage)
+    if spec.model.start_from is not None and (address := address_of(spec.model.start_from)):
+        values["model"]["start_from"] = address
     return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 

@@ -275,6 +275,18 @@ class RunSpec(BoxSegConfig):
             spec._sparse = copy.deepcopy(values)
         return spec
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _check_start(cls, model: Any) -> Any:
+        start = model.get("start_from") if isinstance(model, dict) else None
+        if not isinstance(start, str) or "://" not in start:
+            return model
+        try:
+            return {**model, "start_from": storage_folder(start)}
+        except ConfigError as error:
+            # a URI that is none of a store is a path that is not there
+            raise ValueError(str(error).replace("storage:", "start_from:", 1)) from error
+
     @field_validator("storage", mode="before")
     @classmethod
     def _check_storage(cls, storage: Any) -> Any:

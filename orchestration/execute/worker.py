@@ -27,7 +27,7 @@ from orchestration.record.origin import write_environment
 from orchestration.record.pulse import Pulse
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.secret_text import hide
-from orchestration.store.courier import Courier, Outpost, bring_start
+from orchestration.store.courier import Courier, Outpost, bring_patiently
 from orchestration.store.mirror import fetch_newest
 from orchestration.store.places import mirrors, moved
 
@@ -161,7 +161,7 @@ def train_here(
     with folder_received(payload.outpost, payload.folder, rank=rank, alone=alone) as courier:
         start = payload.spec.model.start_from
         if courier is not None and start is not None:
-            bring_start(payload.spec.storage, Path(start))
+            bring_patiently(Path(start))
         while True:
             try:
                 reporter = FileReporter(folder, payload, rank, alone, send, taken_away, courier)

@@ -13,8 +13,8 @@ from orchestration.config.source import names_run
 from orchestration.config.spec import RunSpec
 from orchestration.record.records import DamagedError, tell_once
 from orchestration.record.run_folder import RunFolder, RunStatus
-from orchestration.store.mirror import fetch_checkpoint, pull_tree, refresh
-from orchestration.store.places import shown
+from orchestration.store.mirror import bring, fetch_checkpoint, pull_tree, refresh
+from orchestration.store.places import address_of, shown
 
 Spec = TypeVar("Spec", bound=RunSpec)
 
@@ -110,8 +110,11 @@ def find_start(spec: Spec) -> Spec:
 
     Raises:
         ConfigError: there is no such run, or more than one.
+        StorageError: it is in a store that does not answer or refuses us.
     """
     start = spec.model.start_from
+    if start is not None and address_of(start) is not None:
+        bring(start)
     if start is None or not (names_run(str(start)) or _holds_run(start)):
         return spec
     try:

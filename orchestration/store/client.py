@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -243,4 +244,8 @@ def _credentials(address: str) -> dict[str, Any]:
 
 def _cause(error: Exception) -> str:
     """The first line of the library's texts; the others are for its developers."""
-    return hide(" ".join(str(error).splitlines()[0].split())[:300])
+    text = " ".join(str(error).splitlines()[0].split())
+    # how long it took, and how often, is another each time
+    return hide(
+        re.sub(r" in [\d.]+\w*s(, after \d+ retries, .*?retry_timeout: \S+)?", "", text)[:300]
+    )

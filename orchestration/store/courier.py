@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
-from boxseg.engine.checkpoint import ABOUT, find_checkpoint
+from boxseg.engine.checkpoint import ABOUT
 from boxseg.errors import StorageError
 from boxseg.files.writing import make_folder, write_atomic
 from orchestration.record.run_folder import RunFolder
@@ -20,9 +20,8 @@ from orchestration.store.desk import DeskLine
 from orchestration.store.mirror import (
     DROVE,
     Mirror,
-    fetch_checkpoint,
+    bring,
     fetch_newest,
-    in_hand,
     records_of,
 )
 from orchestration.store.places import shown
@@ -205,25 +204,13 @@ class Courier:
                 self._run.request_stop()
 
 
-def bring_start(storage: Path, start: Path) -> None:
-    """Have the checkpoint that a run begins with on this machine, where it is one of a run of the same store.
+def bring_patiently(path: Path) -> None:
+    """`bring`, where the store may be away for a while.
 
     Raises:
-        StorageError: the store does not answer or refuses us.
+        StorageError: it is away for long, or refuses us.
     """
-    if not start.is_relative_to(storage):
-        return
-    tree = storage.joinpath(*start.relative_to(storage).parts[:2])
-
-    def bring() -> None:
-        try:
-            with in_hand(tree) as mirror:
-                mirror.pull()
-        except BlockingIOError:
-            time.sleep(TELL_S)  # another process of this machine brings it
-        fetch_checkpoint(find_checkpoint(start).resolve())
-
-    _patiently(bring)
+    _patiently(lambda: bring(path))
 
 
 def _patiently(work: Callable[[], None]) -> None:

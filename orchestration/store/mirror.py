@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from boxseg.engine.checkpoint import ABOUT, STEP, find_checkpoint_damage
+from boxseg.engine.checkpoint import ABOUT, STEP, find_checkpoint, find_checkpoint_damage
 from boxseg.errors import CheckpointError
 from boxseg.files.writing import make_folder, write_atomic
 from orchestration.record.files import file_lock
@@ -365,6 +365,20 @@ def pull_below(parent: Path, start: str) -> None:
         if name.startswith(start):
             with contextlib.suppress(BlockingIOError), in_hand(parent / name) as mirror:
                 mirror.pull()
+
+
+def bring(path: Path) -> None:
+    """Have a run, or one checkpoint, on this machine by its place in a mirror alone; nothing for other paths.
+
+    Raises:
+        StorageError: the store does not answer or refuses us.
+    """
+    if address_of(path) is None:
+        return
+    # one that this machine drives is here, and one that another process brings comes
+    with contextlib.suppress(BlockingIOError), in_hand(tree_of(path) or path) as mirror:
+        mirror.pull()
+    fetch_checkpoint(find_checkpoint(path).resolve())
 
 
 def fetch_checkpoint(checkpoint: Path) -> Path:

@@ -198,8 +198,8 @@ def test_what_a_run_starts_from_comes_to_this_machine(machines: Machines):
         save(machines.run, 10, best=True)
         Mirror(machines.run).push()
     with machines.on("b"):
-        courier.bring_start(machines.folder, machines.run)
+        courier.bring_patiently(machines.run)
         best = machines.run / "checkpoints/step-00000010"
         assert json.loads((best / "about.json").read_bytes())["step"] == 10
         assert (best / "student.safetensors").is_file()
-        courier.bring_start(machines.folder, Path("/elsewhere/weights.pt"))
+        courier.bring_patiently(Path("/elsewhere/weights.pt"))

@@ -6,9 +6,12 @@ import pytest
 
 from boxseg.engine.checkpoint import find_best, find_checkpoint_damage, find_sound
 from boxseg.errors import StorageError
-from orchestration.record.find_runs import find_run, find_trained, list_runs
+from orchestration.config.resolved import dump_resolved, parse_resolved
+from orchestration.config.spec import RunSpec
+from orchestration.record.find_runs import find_run, find_start, find_trained, list_runs
 from orchestration.record.run_folder import RunFolder
 from orchestration.store.mirror import Mirror, fetch_newest, in_hand, is_local
+from orchestration.store.places import shown
 
 from .conftest import Machines, make_run, save
 
@@ -275,3 +278,26 @@ def test_no_bucket_and_no_server_are_told(machines: Machines, monkeypatch):
             StorageError, match=r"does not answer as it should.* http://127.0.0.1:9"
         ):
             list_runs(machines.folder)
+
+
+def test_a_run_can_start_from_the_address_of_another_wherever_that_is_known_by_it(
+    machines: Machines,
+):
+    with machines.on("a"):
+        make_run(machines.run)
+        save(machines.run, 10, best=True)
+        Mirror(machines.run).push()
+        address = shown(machines.run)
+    with machines.on("b"):
+        spec = RunSpec.model_validate({"model": {"start_from": address}})
+        assert find_start(spec).model.start_from == machines.run
+        best = machines.run / "checkpoints/step-00000010"
+        assert find_checkpoint_damage(best) is None
+        resolved = parse_resolved(dump_resolved(spec))
+        assert resolved["model"]["start_from"] == address, "other machines have other folders"
+    with machines.on("c"):
+        step = f"{address}/checkpoints/step-00000010"
+        spec = RunSpec.model_validate({"model": {"start_from": step}})
+        assert find_checkpoint_damage(find_start(spec).model.start_from) is None
+    with pytest.raises(ValueError, match=r"start_from: ftp://host/x is no address"):
+        RunSpec.model_validate({"model": {"start_from": "ftp://host/x"}})
