@@ -188,6 +188,17 @@ class SweepConfig(Config):
         """The metrics that it is weighed against."""
         return tuple(Criterion(metric, mode) for metric, mode in self.against.items())
 
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _check_single(cls, value: Any) -> Any:
+        if isinstance(value, list) and value:
+            others = ", ".join(f"{name}: min" for name in value[1:]) or "cost/step_s: min"
+            raise ValueError(
+                f"one metric decides, here {value[0]}; name the others as sweep.against: {{{others}}}, each with max "
+                "or min"
+            )
+        return value
+
     @field_validator("search", "trial_scheduler", mode="before")
     @classmethod
     def _check_offered(cls, value: Any) -> Any:

@@ -227,6 +227,13 @@ def test_wrong_metrics_to_weigh_against_are_refused(against, reason, tmp_path):
     assert f"{file}:3" in str(raised.value)
 
 
+def test_a_list_of_metrics_is_told_where_the_others_go(tmp_path):
+    file = tmp_path / "exp.yaml"
+    file.write_text("sweep:\n  metric: [val/mask_ap, cost/step_s]\n")
+    with pytest.raises(ConfigError, match=r"exp.yaml:2: .*sweep.against: \{cost/step_s: min\}"):
+        load_sweep(file)
+
+
 def test_early_stopping_by_one_of_two_metrics_is_told(tmp_path):
     sweep = {
         "space": {"qam.k_top": {"choice": [1, 5]}},

@@ -106,6 +106,38 @@ def test_a_trial_whose_best_evaluation_came_early_is_neither_stopped_nor_behind(
     assert '"step": 10' in (result.best_checkpoint / "about.json").read_text()
 
 
+def test_of_two_metrics_the_front_is_named_and_the_end_is_told_once(storage):
+    # mask AP is to be high and box AP low; 5 has less of the one and of the other, 10 loses both ways
+    script = {
+        number: {step: {"val/mask_ap": mask, "val/box_ap": box} for step in (10, 20, 30, 40)}
+        for number, mask, box in ((1, 0.6, 0.5), (5, 0.4, 0.2), (10, 0.3, 0.3))
+    }
+    sweep = {"search": "tpe", "trials": 3, "trial_scheduler": "none", "own_first": False}
+    sweep |= {"space": {"qam.k_top": {"choice": [1, 5, 10]}}, "against": {"val/box_ap": "min"}}
+    told = storage / "told"
+    notify = {"command": ["sh", "-c", f'echo "$BOXSEG_LINE" >> {told}']}
+    values = make_values(storage, name="two", sweep=sweep, notify=notify)
+    result = run_sweep(
+        SweepSpec.model_validate(values), train_fn=make_training(script=script), progress=False
+    )
+    assert result.best.values == {"qam.k_top": 1}
+    assert [rows[0].values["qam.k_top"] for rows in result.table.front()] == [1, 5]
+    assert RunFolder(result.folder).stored().front == [rows[0].id for rows in result.table.front()]
+    (line,) = told.read_text().splitlines()
+    assert line.startswith(
+        f"sweep two {result.id} finished: best val/mask_ap 0.6000 with k_top=1; "
+        "3 finished of 3 trials; "
+    )
+    client = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    tags = {
+        row.values["qam.k_top"]: client.get_run(
+            RunFolder(row.folder).read_tracking()["run_id"]
+        ).data.tags.get("front")
+        for row in result.table.rows
+    }
+    assert tags == {1: "yes", 5: "yes", 10: None}
+
+
 def test_a_search_over_a_small_space_runs_each_setting_once(storage):
     sweep = {"search": "tpe", "trials": 12, "trial_scheduler": "none"}
     sweep["space"] = {"qam.k_top": {"randint": [1, 4]}}
