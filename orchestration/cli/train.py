@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from orchestration.config.spec import RunSpec, SweepSpec
     from orchestration.execute.sweep import SweepResult
     from orchestration.planning.plan import DataPlan, Plan
+    from orchestration.record.resume import Start
     from orchestration.record.trial import TrialStatus
 
 AutoResume = Annotated[
@@ -168,51 +169,30 @@ def sweep(
     from orchestration.config.spec import load_sweep
 
     spec = load_sweep(experiment, overrides or [])
-    if sum([new, resume, auto_resume, retry_failed, more is not None]) > 1:
-        raise ConfigError(
-            "--new starts another sweep, --resume, --auto-resume, --retry-failed and --more go on with one; give one "
-            "of them"
-        )
-    from orchestration.record.resume import OTHER_SWEEP, Start, extend_sweep, find_sweep, way_on
-
     asked: dict[Start, bool] = {
         "beside": new,
         "resume": resume,
         "retry_failed": retry_failed,
         "more": more is not None,
     }
-    start = next((start for start, is_asked in asked.items() if is_asked), None)
-    if auto_resume:
-        start = way_on(spec)
-        _tell_what_goes_on(spec, "the newest sweep of this name" if start else None)
+    start = _beginning(spec, asked, earlier, auto_resume=auto_resume)
     goes_on = start in ("resume", "retry_failed", "more")
-    if earlier is not None and (auto_resume or not goes_on):
-        raise ConfigError(
-            f"{earlier}: say what to do with this sweep: --resume, --retry-failed or --more N"
-        )
     if spec.sweep.start_from and not goes_on:
         from orchestration.planning.known import find_known
 
         known = find_known(spec)
         for sentence in known.sentences:
             say(sentence)
-    if plan:
-        if spec.sweep.start_from and not goes_on:
+        if plan:
             spec = spec.trying(known.points)
-        if goes_on and (folder := find_sweep(spec, start, earlier)) is not None:
-            from orchestration.record.origin import check_same_data, look_at_data
-
-            check_same_data(folder, look_at_data(spec), otherwise=OTHER_SWEEP)
-            spec = extend_sweep(spec, folder, more or 0)
-        _print_plan(spec, as_json)
+    if plan:
+        _print_plan(_extended(spec, start, earlier, more or 0) if goes_on else spec, as_json)
         return
     from orchestration.planning.preflight import check
 
     check(spec)
     _warn(spec)
     from orchestration.execute.sweep import run_sweep
-    from orchestration.record.failures import error_of
-    from orchestration.record.run_folder import RunFolder
 
     result = run_sweep(
         spec,
@@ -222,11 +202,11 @@ def sweep(
         max_failures=1 if fail_fast else max_failures,
     )
     leave_gone_terminal()
-    failed = result.table.failed
     if as_json:
         print_json(_sweep_as_json(spec, result))
     else:
         _print_sweep(spec, result)
+    failed = result.table.failed
     for row in failed if start == "retry_failed" else ():
         if row.failure is not None and row.failure.rule.policy == "stop":
             say(f"{row.label} was not run again, as it would fail again: {row.outcome}")
@@ -234,21 +214,65 @@ def sweep(
         if fail_fast or max_failures:
             say(f"{len(failed)} of {len(result.table.rows)} trials failed")
         # by its id where it need not be the newest
-        _end_interrupted(
-            "sweep", experiment, overrides, "--resume", *([result.id] if earlier else [])
+        which = [result.id] if earlier else []
+        _end_interrupted("sweep", experiment, overrides, "--resume", *which)
+    _end_sweep(result)
+
+
+def _beginning(
+    spec: SweepSpec, asked: dict[Start, bool], earlier: str | None, *, auto_resume: bool
+) -> Start | None:
+    """What the options say about sweeps that are there already.
+
+    Raises:
+        ConfigError: they say two things, or name a sweep and not what to do with it.
+    """
+    if sum([*asked.values(), auto_resume]) > 1:
+        raise ConfigError(
+            "--new starts another sweep, --resume, --auto-resume, --retry-failed and --more go on with one; give one "
+            "of them"
         )
+    if earlier is not None and (auto_resume or asked["beside"] or not any(asked.values())):
+        raise ConfigError(
+            f"{earlier}: say what to do with this sweep: --resume, --retry-failed or --more N"
+        )
+    if auto_resume:
+        from orchestration.record.resume import way_on
+
+        start = way_on(spec)
+        _tell_what_goes_on(spec, "the newest sweep of this name" if start else None)
+        return start
+    return next((start for start, is_asked in asked.items() if is_asked), None)
+
+
+def _extended(spec: SweepSpec, start: Start | None, earlier: str | None, more: int) -> SweepSpec:
+    """What an earlier sweep would go on with, for the plan; refused as the sweep itself would be."""
+    from orchestration.record.origin import check_same_data, look_at_data
+    from orchestration.record.resume import OTHER_SWEEP, extend_sweep, find_sweep
+
+    folder = find_sweep(spec, start, earlier)
+    if folder is None:
+        return spec
+    check_same_data(folder, look_at_data(spec), otherwise=OTHER_SWEEP)
+    return extend_sweep(spec, folder, more)
+
+
+def _end_sweep(result: SweepResult) -> None:
+    """Tell of a budget and of failures, and end with the exit code for them."""
+    from orchestration.record.failures import error_of
+    from orchestration.record.run_folder import RunFolder
+
+    trials, failed = len(result.table.rows), len(result.table.failed)
     if result.stopped_by:
         say(
-            f"ended after {len(result.table.rows)} trials by {result.stopped_by}; --resume goes on for as long again"
+            f"ended after {trials} trials by {result.stopped_by}; --resume goes on for as long again"
         )
     failure = RunFolder(result.folder).status().failure
     # nothing came of the sweep, so its exit code is that of the cause
     if result.best is None and failure is not None:
         raise error_of(failure)
     if failed:
-        say(
-            f"{len(failed)} of {len(result.table.rows)} trials failed; `boxseg runs show {result.id}` tells why"
-        )
+        say(f"{failed} of {trials} trials failed; `boxseg runs show {result.id}` tells why")
         raise typer.Exit(ExitCode.SOME_TRIALS_FAILED)
 
 
