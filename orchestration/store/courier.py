@@ -167,7 +167,7 @@ class Courier:
                         self._sent[name] = inode
                 except FileNotFoundError:
                     continue  # training has removed it meanwhile
-                except StorageError as error:
+                except Exception as error:  # whatever it is, the next time may be better
                     logger.warning("%s; training goes on, and what waits is sent later", error)
                     pause = min(2 * max(pause, TELL_S), MOST_WAIT_S)
                     break

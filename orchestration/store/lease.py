@@ -18,13 +18,15 @@ from dataclasses import asdict, dataclass, replace
 
 from boxseg.errors import ConfigError, StorageError
 from boxseg.files.writing import write_atomic
-from orchestration.store.client import Store, TakenError
+from orchestration.store.client import Store, StoreAwayError, TakenError
 from orchestration.store.mirror import DROVE, LEASE, Mirror
 
 RENEW_S = 20.0
 """Time between two renewals [s]."""
 PATIENCE_S = 70.0
 """A driver that has not renewed for so long has gone [s]."""
+TRIES, AGAIN_S = 3, 1.0
+"""How often a write of it is tried where no answer comes, and the time between [s]."""
 POLL_S = 5.0
 """Time between two looks whether it has [s]."""
 
@@ -127,9 +129,17 @@ class Lease:
         """Write the object if nobody else has; tells whether it is ours."""
         content = json.dumps(asdict(self._holder)).encode()
         try:
-            self._etag = self._store.write(
-                self._key, content, only_new=only_new, instead_of=instead_of
-            )
+            for left in reversed(range(TRIES)):
+                # The library sends no conditional write again whose answer was lost; here its own work is known.
+                try:
+                    self._etag = self._store.write(
+                        self._key, content, only_new=only_new, instead_of=instead_of
+                    )
+                    break
+                except StoreAwayError:
+                    if not left:
+                        raise
+                    time.sleep(AGAIN_S)
         except TakenError:
             # A request whose answer was lost is sent again, and finds its own work; or the next one finds that.
             found = self._read()

@@ -160,10 +160,27 @@ class Mirror:
             self._write_versions()
         return True
 
+    def send_rest(self) -> None:
+        """Send what the last driver could not, if that was on this machine.
+
+        Raises:
+            StorageError: the store does not answer or refuses us.
+        """
+        present = self._present()
+        changed = (
+            not is_weights(each) and not self._is_unchanged(each, present) for each in present
+        )
+        if any(changed) and self._has_driven_last():
+            while self.push():
+                pass
+
     def _keeps_own(self, name: str, present: dict[str, os.stat_result]) -> bool:
         """Whether a file here is newer than the one in the store, which is another one than we knew."""
-        if name not in present or self._is_unchanged(name, present):
-            return False
+        is_older = name not in present or self._is_unchanged(name, present)
+        return not is_older and self._has_driven_last()
+
+    def _has_driven_last(self) -> bool:
+        """Whether the last driver was on this machine; no process of it has the mirror in hand any more."""
         if self._drove_last is None:
             # a driver that was killed may have sent it without knowing
             self._drove_last = False
@@ -349,6 +366,7 @@ def pull_tree(path: Path) -> None:
     if tree is not None and time.monotonic() - _looked.get(tree, -FRESH_S) > FRESH_S:
         with contextlib.suppress(BlockingIOError), in_hand(tree) as mirror:
             mirror.pull()
+            mirror.send_rest()
         _looked[tree] = time.monotonic()
 
 

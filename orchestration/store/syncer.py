@@ -38,7 +38,7 @@ class Syncer:
         """Nothing is sent yet; without a lease nobody else writes there anyway."""
         self._lease = lease
         self._mirror = mirror
-        self._closing = threading.Event()
+        self._closing, self._given_up = threading.Event(), threading.Event()
         self._fault: StorageError | None = None
         self._thread = threading.Thread(target=self._work, name="syncer", daemon=True)
 
@@ -90,24 +90,29 @@ class Syncer:
                 say(
                     f"waiting for {shown(self._mirror.folder)} to take the rest{_because(self._fault)}"
                 )
+        self._given_up.set()  # by now others may have the mirror in hand
         if self._thread.is_alive() or self._fault is not None:
             raise StorageError(
                 f"{shown(self._mirror.folder)} does not have all of it{_because(self._fault)}; it is whole in "
-                f"{self._mirror.folder}, and goes there once a command with --resume drives it from this machine"
+                f"{self._mirror.folder}, and the rest goes there with the next command on this machine that reads it, "
+                f"as in `boxseg runs show {self._mirror.folder.name}` with its --storage"
             )
 
     def _work(self) -> None:
         pause, records_at = LOOK_S, 0.0
-        while not self.is_taken_over:
+        while not self._given_up.is_set():
+            if self.is_taken_over:
+                self._fault = StorageError("another driver has taken it over")
+                return
             closing = self._closing.is_set()
             records = closing or time.monotonic() > records_at
             try:
                 busy = self._mirror.push(records=records)
                 self._fault, pause = None, LOOK_S
-            except StorageError as error:
+            except Exception as error:  # whatever it is, nobody may take the run for sent
                 level = logging.WARNING if self._fault is None else logging.DEBUG
                 logger.log(level, "%s; training goes on, and what waits is sent later", error)
-                self._fault, busy = error, True
+                self._fault, busy = _storage_error(error), True
                 if closing and not isinstance(error, StoreAwayError):
                     return  # it would refuse us again
                 pause = min(2 * pause, MOST_WAIT_S)
@@ -118,8 +123,16 @@ class Syncer:
                     return
                 if closing:
                     continue
-            self._closing.wait(pause) if not closing else time.sleep(min(pause, 5.0))
-        self._fault = StorageError("another driver has taken it over")
+            if closing:
+                self._given_up.wait(min(pause, 5.0))
+            else:
+                self._closing.wait(pause)
+
+
+def _storage_error(error: Exception) -> StorageError:
+    if isinstance(error, StorageError):
+        return error
+    return StorageError(f"{type(error).__name__}: {error}")
 
 
 def _because(fault: StorageError | None) -> str:

@@ -21,6 +21,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RENEW_S", 0.05)
     monkeypatch.setattr(leases, "PATIENCE_S", 0.4)
     monkeypatch.setattr(leases, "POLL_S", 0.1)
+    monkeypatch.setattr(leases, "AGAIN_S", 0.05)
 
 
 @contextmanager

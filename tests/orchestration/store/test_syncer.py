@@ -6,6 +6,7 @@ import pytest
 
 from boxseg.engine.checkpoint import find_checkpoint_damage, find_sound
 from boxseg.errors import ConfigError, StorageError
+from orchestration.record.find_runs import find_run
 from orchestration.record.run_folder import RunFolder
 from orchestration.store import client, syncer
 from orchestration.store.mirror import Mirror, fetch_newest
@@ -85,22 +86,29 @@ def test_a_store_that_is_away_before_the_start_is_told_at_once(machines: Machine
         pytest.fail("nothing may begin")
 
 
-def test_what_a_store_never_took_goes_there_with_the_next_driver(machines, monkeypatch, capsys):
+def test_what_a_store_never_took_goes_there_with_the_next_look(machines, monkeypatch, capsys):
     monkeypatch.setattr(syncer, "GIVE_UP_S", 0.5)
-    told = r"s3://bucket/\S+ does not have all of it \(.*\); it is whole in .*--resume"
+    told = r"s3://bucket/\S+ does not have all of it \(.*\); it is whole in .*boxseg runs show"
+
+    threads = []
 
     def part() -> None:
-        with driving(machines):
+        with driving(machines) as found:
+            threads.append(found._thread)
             train(machines, range(1, 6))
             machines.store.fault = "away"
             train(machines, range(6, 11))
 
     with pytest.raises(StorageError, match=told):
         part()
+    threads[0].join(10)
+    assert not threads[0].is_alive()
     assert "waiting for s3://bucket/" in capsys.readouterr().err
     machines.store.fault = "none"
-    with machines.on("a"), driven(machines.run) as again, again:
-        pass
+    with machines.on("c"):
+        assert find_run(machines.folder, "toys").stored().step < 10
+    with machines.on("a"):
+        assert find_run(machines.folder, "toys").stored().step == 10  # which sends it, too
     check_whole(machines, range(1, 11))
 
 
@@ -116,6 +124,18 @@ def test_the_error_of_a_run_comes_before_that_of_its_store(machines, monkeypatch
     with pytest.raises(ZeroDivisionError):
         fail()
     assert "does not have all of it" in capsys.readouterr().err
+
+
+def test_a_run_is_not_taken_for_sent_after_a_fault_that_nobody_thought_of(machines, monkeypatch):
+    monkeypatch.setattr(syncer, "GIVE_UP_S", 0.3)
+
+    def fail() -> None:
+        with driving(machines) as found:
+            monkeypatch.setattr(found._mirror, "push", lambda **_: 1 / 0)
+            RunFolder(machines.run).report(1, {"train/loss": 1.0})
+
+    with pytest.raises(StorageError, match=r"does not have all of it .*ZeroDivisionError"):
+        fail()
 
 
 def test_two_drivers_of_one_mirror_are_refused(machines: Machines):
