@@ -125,8 +125,9 @@ class ResourcesConfig(Config):
 NOT_OFFERED = {
     "bohb": "Ray's needs hpbandster, which comes without wheels (last release 2018); "
     "search: tpe with trial_scheduler: hyperband joins the same two ideas",
-    "pbt": "it changes settings in the middle of a run, which could then not be repeated or "
-    "resumed from its settings; use trial_scheduler: asha, hyperband or median",
+    "pbt": "on runs as short as ours it gained nothing over random settings, and its winner is a schedule "
+    "that no experiment file can say (docs/sweeps.md has the numbers); use trial_scheduler: asha, hyperband or median",
+    "nsga2": "it breeds generations of tens of trials; search: tpe looks for the front of several metrics with fewer",
 }
 """Ways to search that people may look for, and why they are not there."""
 

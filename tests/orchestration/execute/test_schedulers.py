@@ -112,3 +112,5 @@ def test_the_median_rule_remembers_what_trials_reported_before_the_sweep_was_int
 def test_what_is_not_offered_says_what_to_use_instead():
     with pytest.raises(ValidationError, match=r"pbt is not offered.*asha, hyperband or median"):
         SweepConfig.model_validate({"trial_scheduler": "pbt"})
+    with pytest.raises(ValidationError, match=r"nsga2 is not offered.*search: tpe"):
+        SweepConfig.model_validate({"search": "nsga2"})
