@@ -70,7 +70,7 @@ class Store:
             ConfigError: obstore is not installed.
         """
         self.address = address
-        self._objects = _open(address, os.getpid())
+        self._objects = _open(address, endpoint(), os.getpid())
 
     def read(self, key: str) -> tuple[bytes, str]:
         """Content and etag of a small object.
@@ -203,15 +203,15 @@ def place_of(folder: Path) -> tuple[Store, str]:
 
 
 @functools.lru_cache
-def _open(address: str, process: int) -> ObjectStore:
-    """The library's store; one for each process, as its threads do not survive a fork."""
+def _open(address: str, server: str | None, process: int) -> ObjectStore:
+    """The library's store of a server; one for each process, as its threads do not survive a fork."""
     try:
         from obstore.store import from_url
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"storage: {address} needs the package obstore; pip install 'boxseg[store]'"
         ) from error
-    is_plain = (endpoint() or "").startswith("http://")
+    is_plain = (server or "").startswith("http://")
     return from_url(
         address,
         client_options={
