@@ -60,7 +60,7 @@ def write_review(labels: Path, images: Path) -> Iterator[Path]:
         yield images / name
     cards.sort(key=lambda card: (card["quality"], card["id"]))  # doubtful ones first
     template = resources.files("boxseg.label").joinpath("review.html").read_text(encoding="utf-8")
-    about = {"stamp": _stamp(labels), "cards": cards, "images": wholes}
+    about = {"stamp": stamp_of(labels), "cards": cards, "images": wholes}
     # No name of a class or file may end the script that the data are in.
     data = json.dumps(about, separators=(",", ":")).replace("<", "\\u003c")
     write_atomic(folder / PAGE, template.replace(DATA_MARK, data))
@@ -92,8 +92,8 @@ def _card(annotation: Entry, picture: NDArray[np.uint8], folder: Path) -> dict[s
     return about | {"crop": crop, "outline": outline}
 
 
-def _stamp(labels: Path) -> str:
-    """Of labels: decisions about others are not taken over."""
+def stamp_of(labels: Path) -> str:
+    """What tells the labels of a folder from all others: decisions about those are not taken over."""
     return hashlib.sha256((labels / LABELS).read_bytes()).hexdigest()[:16]
 
 
@@ -113,7 +113,7 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
     """
     content = read_well_formed(labels / LABELS)
     known = {entry["id"] for entry in content["annotations"] if "quality" in entry}
-    decided = _read_decisions(decisions, known, _stamp(labels))
+    decided = _read_decisions(decisions, known, stamp_of(labels))
     for annotation in content["annotations"]:
         decision = decided.get(annotation["id"])
         if decision is not None:
@@ -129,15 +129,15 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
 
 
 def _read_decisions(path: Path, known: set[int], stamp: str) -> dict[int, str]:
-    rule = "decisions are one object, as the review page downloads it: annotation id -> accept or reject"
+    rule = (
+        "decisions are as the review page downloads them: "
+        '{"labels": the stamp of the labels, "decisions": {annotation id: accept or reject}}'
+    )
     try:
         content = read_json(path, rule)
-        # A file without a stamp, written by hand or by a program, is about the labels that are there.
-        if isinstance(content.get("decisions"), dict):
-            _require_stamp(content.get("labels"), stamp, path)
-            content = content["decisions"]
-        decided = {int(key): value for key, value in content.items()}
-    except (ValueError, AttributeError) as error:
+        _require_stamp(content.get("labels"), stamp, path)
+        decided = {int(key): value for key, value in content["decisions"].items()}
+    except (ValueError, AttributeError, KeyError) as error:
         raise DataError(f"{path}: cannot be read: {error}; {rule}") from error
     for annotation_id, decision in decided.items():
         if annotation_id not in known or decision not in DECISIONS:
@@ -148,6 +148,12 @@ def _read_decisions(path: Path, known: set[int], stamp: str) -> dict[int, str]:
 
 
 def _require_stamp(found: Any, expected: str, path: Path) -> None:
+    """Ids are the same in other labels, so decisions without a stamp could be about those as well."""
+    if found is None:
+        raise DataError(
+            f"{path}: does not tell which labels it is about; the stamp of these is {expected!r} "
+            f'(if it is about them, write {{"labels": "{expected}", "decisions": …}})'
+        )
     if found != expected:
         told = f"holds decisions about other labels, with the stamp {found!r:.40} and not {expected!r}"
         raise DataError(

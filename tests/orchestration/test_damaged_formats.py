@@ -27,6 +27,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from boxseg.label.review import stamp_of
+
 FEW = settings(SETTINGS, max_examples=max(EXAMPLES // 2, 1))
 IMAGES = [
     {"id": number, "file_name": name, "width": 12, "height": 8}
@@ -153,7 +155,8 @@ def test_what_is_labelled_so_far(root):
 def test_decisions(root):
     command = [*labels_of(root), "--output", "out"]
     assert end_of(command) == 0
-    decisions = {"1": "accept", "2": "reject"}
+    decided = {"1": "accept", "2": "reject"}
+    decisions = {"labels": stamp_of(Path("out")), "decisions": decided}
 
     @SETTINGS
     @given(changes_of(decisions), DAMAGE, st.booleans())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from boxseg.label.review import stamp_of
 from orchestration.cli.app import run
 
 SIZE = 16
@@ -202,8 +203,10 @@ def test_decisions_that_are_none_are_named(decisions, capsys):
     Path("gt.json").write_text(json.dumps(truth()))
     command = ["label", "gt.json", "--images", ".", "--source", "box", "--output", "out"]
     assert run(command) == 0
-    Path("decisions.json").write_text(json.dumps(decisions))
-    assert run([*command, "--apply", "decisions.json"]) == 3
+    stamped = {"labels": stamp_of(Path("out")), "decisions": decisions}
+    for written in (stamped, decisions):
+        Path("decisions.json").write_text(json.dumps(written))
+        assert run([*command, "--apply", "decisions.json"]) == 3
     assert "decisions.json: " in capsys.readouterr().err
 
 
@@ -211,11 +214,12 @@ def test_rejecting_a_mask_twice_changes_nothing(capsys):
     Path("gt.json").write_text(json.dumps(truth()))
     command = ["label", "gt.json", "--images", ".", "--source", "box", "--output", "out"]
     assert run(command) == 0
-    Path("decisions.json").write_text(json.dumps({"1": "reject"}))
     labels = json.loads(Path("out/labels.coco.json").read_text())
     without = copy.deepcopy(labels)
     del without["annotations"][0]["segmentation"]
     Path("out/labels.coco.json").write_text(json.dumps(without))
+    decisions = {"labels": stamp_of(Path("out")), "decisions": {"1": "reject"}}
+    Path("decisions.json").write_text(json.dumps(decisions))
     assert run([*command, "--apply", "decisions.json"]) == 0
 
 

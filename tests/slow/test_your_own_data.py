@@ -12,6 +12,7 @@ from PIL import Image
 
 from boxseg.config.method import ToyConfig
 from boxseg.data.toy import ensure_toy
+from boxseg.label.review import stamp_of
 from orchestration.cli.app import run
 
 PAGE = Path(__file__).parents[2] / "docs/your-own-data.md"
@@ -69,9 +70,9 @@ def test_the_page_runs_as_it_stands(
             arguments += [word for setting in TINY for word in ("--set", setting)]
         if "--apply" in arguments:
             labels = json.loads(Path("labels/labels.coco.json").read_text())["annotations"]
-            Path("decisions.json").write_text(
-                json.dumps({labels[0]["id"]: "reject", labels[1]["id"]: "accept"})
-            )
+            decided = {labels[0]["id"]: "reject", labels[1]["id"]: "accept"}
+            decisions = {"labels": stamp_of(Path("labels")), "decisions": decided}
+            Path("decisions.json").write_text(json.dumps(decisions))
         # four steps teach no good mask, and a set without one is refused
         if "export" in arguments:
             reviewed = json.loads(Path("labels/labels.reviewed.json").read_text())

@@ -16,7 +16,7 @@ from boxseg.errors import DataError
 from boxseg.label import sources as label_sources
 from boxseg.label.compare import compare_sources
 from boxseg.label.dataset import Journal, label_images, write_labels
-from boxseg.label.review import apply_decisions, write_review
+from boxseg.label.review import apply_decisions, stamp_of, write_review
 from boxseg.label.review_pictures import find_outlines, find_whole
 from boxseg.mask_parts import MaskPart
 
@@ -80,9 +80,13 @@ def test_decisions_without_labels_are_refused(tmp_path):
 
 def test_rejected_masks_go_and_accepted_ones_are_marked(data, labels, tmp_path):
     before = read(labels / "labels.coco.json")["annotations"]
-    (tmp_path / "decisions.json").write_text(
-        json.dumps({before[0]["id"]: "reject", before[1]["id"]: "accept"})
-    )
+    decided = {before[0]["id"]: "reject", before[1]["id"]: "accept"}
+    # Without a stamp they could be about any labels.
+    (tmp_path / "decisions.json").write_text(json.dumps(decided))
+    with pytest.raises(DataError, match=rf"which labels .* write .*{stamp_of(labels)}"):
+        apply_decisions(labels, tmp_path / "decisions.json", data.source.images)
+    stamped = {"labels": stamp_of(labels), "decisions": decided}
+    (tmp_path / "decisions.json").write_text(json.dumps(stamped))
     counts = apply_decisions(labels, tmp_path / "decisions.json", data.source.images)
     assert counts == {"accept": 1, "reject": 1, "open": len(before) - 2}
     after = read(labels / "labels.reviewed.json")["annotations"]
@@ -250,7 +254,8 @@ def test_a_crowd_cannot_be_decided_about(data, labels, tmp_path):
     content["annotations"].append({**content["annotations"][0], "id": 777, "iscrowd": 1})
     del content["annotations"][-1]["quality"], content["annotations"][-1]["segmentation"]
     (labels / "labels.coco.json").write_text(json.dumps(content))
-    (tmp_path / "decisions.json").write_text('{"777": "reject"}')
+    stamped = {"labels": stamp_of(labels), "decisions": {"777": "reject"}}
+    (tmp_path / "decisions.json").write_text(json.dumps(stamped))
     with pytest.raises(DataError, match="annotation 777"):
         apply_decisions(labels, tmp_path / "decisions.json", data.source.images)
 
@@ -259,8 +264,9 @@ def test_a_crowd_cannot_be_decided_about(data, labels, tmp_path):
     "decisions", ["", "[]", '{"x": "accept"}', '{"999999": "accept"}', '{"1": "perhaps"}']
 )
 def test_other_files_are_no_decisions(data, labels, tmp_path, decisions):
-    (tmp_path / "decisions.json").write_text(decisions)
-    with pytest.raises(DataError, match="decisions are one object"):
+    stamped = f'{{"labels": "{stamp_of(labels)}", "decisions": {decisions}}}'
+    (tmp_path / "decisions.json").write_text(stamped)
+    with pytest.raises(DataError, match="decisions are as the review page downloads them"):
         apply_decisions(labels, tmp_path / "decisions.json", data.source.images)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from boxseg.data.dataset import CocoBoxes
 from boxseg.evaluation.pseudo_quality import mask_iou
 from boxseg.formats.find import import_boxes
+from boxseg.label.review import stamp_of
 from boxseg.label.sources import from_file
 from orchestration.cli.app import run
 from orchestration.record.run_folder import RunFolder, RunStatus
@@ -135,7 +136,8 @@ def test_masks_are_reviewed_and_the_decisions_applied(arguments, capsys):
     shown = json.loads(capsys.readouterr().out)
     assert Path(shown["review"]).exists()
     first = json.loads(Path("out/labels.coco.json").read_text())["annotations"][0]["id"]
-    Path("decisions.json").write_text(json.dumps({first: "reject"}))
+    decisions = {"labels": stamp_of(Path("out")), "decisions": {first: "reject"}}
+    Path("decisions.json").write_text(json.dumps(decisions))
     assert run([*arguments, "--output", "out", "--apply", "decisions.json", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["reject"] == 1
     assert Path("out/labels.reviewed.json").exists()
