@@ -13,11 +13,18 @@ from pycocotools import mask as coco_mask
 from boxseg.coco.classes import ABSENT, find_labels, fold_name
 from boxseg.coco.entries import BBOX, Entry, is_finite_bbox
 from boxseg.coco.masks import Rle, encode_segmentation
-from boxseg.coco.segmentations import MASKS_RULE, Problem, Size, find_problem
+from boxseg.coco.odd_entries import corners
+from boxseg.coco.segmentations import MASKS_RULE, Extent, Problem, Size, find_extent, find_problem
 from boxseg.data.dataset import CocoBoxes
 from boxseg.errors import DataError
 from boxseg.files.names import Names, is_tail
 from boxseg.files.reading import is_number, is_whole, read_json
+
+CLOSE_PX = 2.0
+CLOSE_SHARE = 0.1
+"""The sides of a box and of the one around its mask differ by this much, or this share of the longer side."""
+LOOKED_AT = 1000
+"""Entries whose boxes are held against their masks: a file writes all of them alike."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +71,7 @@ def read_masks(path: Path, data: CocoBoxes) -> dict[int, list[Entry]]:
             masks_of[data.image_id(index)].append(entry | {"bbox": box, "label": label})
     if not masks_of:
         raise DataError(_why_nothing(path, images, data))
+    _require_boxes_of_masks(path, [entry for of_image in masks_of.values() for entry in of_image])
     warning = "%s: %d of %d entries %s; they are left out"
     if num_foreign:
         reason = "are for other images than those listed"
@@ -71,6 +79,29 @@ def read_masks(path: Path, data: CocoBoxes) -> dict[int, list[Entry]]:
     if num_without_mask:
         logger.warning(warning, path, num_without_mask, len(entries), "have no mask")
     return masks_of
+
+
+def _require_boxes_of_masks(path: Path, entries: list[Entry]) -> None:
+    """Refuse boxes that are corners: most fit their masks as x1, y1, x2, y2, and not as x, y, width, height."""
+    num_corners = 0
+    for entry in entries[:LOOKED_AT]:
+        extent = find_extent(entry["segmentation"])
+        if extent is not None and not _are_close(extent, corners(entry["bbox"])):
+            x1, y1, x2, y2 = entry["bbox"]
+            num_corners += _are_close(extent, (x1, y1, x2, y2))
+    if 2 * num_corners > len(entries[:LOOKED_AT]):
+        first = entries[0]["bbox"]
+        raise DataError(
+            f"{path}: its boxes, such as {first}, fit their masks as x1, y1, x2, y2; "
+            f"{BBOX.text} (write them so, or leave them out: they are taken from the masks)"
+        )
+
+
+def _are_close(mask_box: Extent, box: Extent) -> bool:
+    """Whether a box lies around a mask, about as tightly as people and networks draw it."""
+    x1, y1, x2, y2 = mask_box
+    distance = max(abs(here - there) for here, there in zip(mask_box, box, strict=True))
+    return distance <= max(CLOSE_PX, CLOSE_SHARE * max(x2 - x1, y2 - y1))
 
 
 def _match_images(path: Path, images: Any, data: CocoBoxes) -> dict[int, int]:
@@ -228,5 +259,10 @@ def encode_entry(path: Path, entry: Entry, size: Size) -> Rle:
     try:
         return encode_segmentation(entry["segmentation"], size)
     except DataError as error:
-        place = f"{path}: the mask of annotation {entry.get('id')!r:.40}"
-        raise DataError(f"{place} {error}") from error
+        # Results have no ids of their own.
+        name = (
+            f"annotation {entry['id']!r:.40}"
+            if "id" in entry
+            else f"an entry of image {entry['image_id']}"
+        )
+        raise DataError(f"{path}: {name} {error}") from error

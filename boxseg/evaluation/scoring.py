@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from boxseg.predict import Predictor
 
 BOUNDARY_SHARE = 0.02
 """Width of the boundary region, as a share of the image's diagonal."""
+SAME_IN = ("image_id", "category_id", "score", "quality")
+"""Detections that agree in these keys, and in their box, are the same one."""
 FOUND_IOU = 0.5
 """A box counts as found by a detection of its class whose box overlaps it this much."""
 
@@ -137,11 +139,44 @@ def read_objects(path: Path, data: CocoBoxes) -> list[ImageResult]:
             category_id, place = entry.get("category_id"), data.source.annotations
             told = f"category id {category_id}, which {place} has not"
             raise DataError(f"{path}: an entry has {told}; both need the same categories")
+    if without_score:
+        told = "no entry has a score or quality: equal scores count in the order of the file"
+        logger.warning("%s: %s", path, told)
+    _warn_of_repeated(path, entries)
     results = []
     for index in range(len(data)):  # images without an entry too: nothing was found in them
         of_image = masks_of.get(data.image_id(index), [])
         results.append(_read_image(path, data, index, of_image))
+    _warn_of_other_classes(path, data, results)
     return results
+
+
+def _warn_of_repeated(path: Path, entries: Sequence[Entry]) -> None:
+    """Log how many detections are there twice, as where two processes wrote the same images."""
+    keys = [(*(entry.get(key) for key in SAME_IN), *entry["bbox"]) for entry in entries]
+    repeated = len(keys) - len(set(keys))
+    if repeated:
+        told = (
+            "entries repeat another of the same image, class, score and box: they count as wrong"
+        )
+        logger.warning("%s: %d of %d %s", path, repeated, len(keys), told)
+
+
+def _warn_of_other_classes(path: Path, data: CocoBoxes, results: Sequence[ImageResult]) -> None:
+    """Log that most objects are found as another class: the two files may count their classes differently."""
+    objects = own = other = 0
+    for result in results:
+        boxes, labels = data.boxes_and_labels(data.index_of(result.image_id))
+        found = box_convert(torch.from_numpy(result.boxes_xywh).float(), "xywh", "xyxy")
+        covers = box_iou(boxes, found).numpy() >= FOUND_IOU  # (N, D)
+        is_of_class = labels.numpy()[:, None] == result.labels
+        is_own = (covers & is_of_class).any(axis=1)
+        objects += len(boxes)
+        own += int(is_own.sum())
+        other += int((covers.any(axis=1) & ~is_own).sum())
+    if other > max(own, objects / 2):
+        told = "objects are found as another class alone; do both files mean the same by a category id?"
+        logger.warning("%s: %d of %d %s", path, other, objects, told)
 
 
 def _score_of(entry: Entry) -> float | None:

@@ -36,6 +36,11 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
     """
     content = read_well_formed(source.annotations, whole=False)
     require_some_image(source, content["images"])
+    if to_evaluate and all(entry.get("iscrowd") for entry in content["annotations"]):
+        raise DataError(
+            f"{source.annotations}: has no object that is not a crowd, so there is nothing to find; "
+            "AP needs objects (name another file)"
+        )
     for fault in check_entries(source.annotations, training=not to_evaluate):
         if fault.fatal and fault.rule == LISTED_ONCE:
             raise DataError(str(fault))

@@ -1,0 +1,81 @@
+"""Files of detections that mean another thing than they say are refused or told, not scored in silence."""
+
+import json
+
+import pytest
+
+from boxseg.config.method import CocoSource
+from boxseg.data.dataset import CocoBoxes
+from boxseg.errors import DataError
+from boxseg.evaluation.scoring import read_objects
+
+BOXES = [[4, 4, 16, 12], [30, 6, 20, 14]]
+
+
+def entry(bbox, category_id=1, **fields):
+    x, y, width, height = bbox
+    polygon = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    own = {"image_id": 1, "category_id": category_id, "bbox": bbox, "segmentation": polygon}
+    return own | fields
+
+
+@pytest.fixture
+def data(tmp_path):
+    annotations = [entry(box) | {"id": i, "iscrowd": 0} for i, box in enumerate(BOXES, start=1)]
+    image = {"id": 1, "file_name": "a.png", "width": 64, "height": 48}
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    content = {"images": [image], "annotations": annotations, "categories": categories}
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    source = CocoSource(images=tmp_path, annotations=tmp_path / "gt.json")
+    return CocoBoxes(source, train=False)
+
+
+@pytest.fixture
+def read(data, tmp_path):
+    def call(entries):
+        (tmp_path / "results.json").write_text(json.dumps(entries))
+        return read_objects(tmp_path / "results.json", data)
+
+    return call
+
+
+def test_results_as_they_should_be_are_read_without_a_word(read, caplog):
+    (found,) = read([entry(box, score=0.9 - i / 10) for i, box in enumerate(BOXES)])
+    assert found.boxes_xywh.tolist() == BOXES
+    assert not caplog.messages
+
+
+def test_boxes_that_are_corners_of_their_masks_are_refused(read):
+    corners = [[4, 4, 20, 16], [30, 6, 50, 20]]
+    entries = [entry(box, score=0.9) for box in BOXES]
+    for each, box in zip(entries, corners, strict=True):
+        each["bbox"] = box
+    with pytest.raises(
+        DataError, match=r"such as \[4.0, 4.0, 20.0, 16.0\], fit their masks as x1"
+    ):
+        read(entries)
+
+
+def test_loose_boxes_are_a_detector_s_own_affair(read, caplog):
+    entries = [entry(box, score=0.9) for box in BOXES]
+    entries[0]["bbox"] = [0, 0, 60, 40]
+    assert read(entries)[0].boxes_xywh[0].tolist() == [0, 0, 60, 40]
+
+
+def test_detections_that_are_there_twice_are_told(read, caplog):
+    read([entry(box, score=0.9) for box in BOXES] * 2)
+    assert "2 of 4 entries repeat another" in caplog.text
+
+
+def test_a_file_without_scores_is_told(read, caplog):
+    read([entry(box) for box in BOXES])
+    assert "no entry has a score" in caplog.text
+
+
+def test_classes_that_are_counted_differently_are_told(read, caplog):
+    read([entry(box, category_id=2, score=0.9) for box in BOXES])
+    assert "2 of 2 objects are found as another class alone" in caplog.text
+    caplog.clear()
+    # One of two may be a mistake of the network.
+    read([entry(box, category_id=1 + i, score=0.9) for i, box in enumerate(BOXES)])
+    assert "another class" not in caplog.text
