@@ -14,6 +14,8 @@ from pathlib import Path
 STRAY_BYTES = 16
 """Some cameras leave up to this many bytes between two parts of a file; the picture is whole all the same."""
 WARNING = re.compile(r"Corrupt JPEG data: (.+)|(Premature end of JPEG file.*)")
+HARMLESS = re.compile("Invalid SOS parameters|Inconsistent progression|unknown JFIF|Unknown Adobe")
+"""What libjpeg also prints, about pictures that are whole."""
 
 # There is one standard error per process, so only one thread at a time can read what libjpeg prints there.
 _stderr_lock = threading.Lock()
@@ -22,7 +24,8 @@ _stderr_lock = threading.Lock()
 def find_damage(path: Path) -> str | None:
     """Decode a JPEG file and return libjpeg's first warning about it; None if there is none.
 
-    libjpeg prints its warnings to the standard error of the process, which is redirected to a file meanwhile.
+    Neither Pillow, which throws libjpeg's warnings away, nor OpenCV gives them as values: libjpeg prints them to the
+    standard error of the process, which is redirected to a file meanwhile. What others print there is printed after.
     """
     import cv2  # here because it is slow to load
     import numpy as np
@@ -41,6 +44,10 @@ def _is_harmless(warning: str) -> bool:
     return stray is not None and int(stray[1]) <= STRAY_BYTES
 
 
+def _is_of_libjpeg(line: str) -> bool:
+    return WARNING.search(line) is not None or HARMLESS.search(line) is not None
+
+
 @contextmanager
 def _captured_stderr() -> Iterator[Callable[[], str]]:
     """Redirect standard error, for C code too; yields a function that returns what was written so far."""
@@ -54,3 +61,7 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
         finally:
             os.dup2(original, 2)
             os.close(original)
+            file.seek(0)
+            # Other threads may have written as well, a progress line for instance.
+            others = [line for line in file if not _is_of_libjpeg(line.decode(errors="replace"))]
+            os.write(2, b"".join(others))
