@@ -72,7 +72,7 @@ def cut_by_colors(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
     mask = cut.mask
     # More pixels cost time, and an outline that is not clean is not used as it is.
     if cut.is_clean and cut.models is not None and _longer_side(box) > CUT_SIDE:
-        mask = sharpen(mask, cut.models, *_scaled(picture, box, SHARP_SIDE))
+        mask = _sharpen(mask, cut.models, *_scaled(picture, box, SHARP_SIDE))
     size = picture.shape[:2]
     inside = pixels_of_box(box, size)
     mask = (resize(mask.astype(np.float32), size) > 0.5) & inside
@@ -83,14 +83,8 @@ def _scaled(
     picture: NDArray[np.uint8], box: FloatArray, side: int
 ) -> tuple[NDArray[np.uint8], FloatArray]:
     """Picture and box, shrunk until the longer side of the box has no more than `side` pixels."""
-    return shrink(picture, box, min(1.0, side / _longer_side(box)))
-
-
-def shrink(
-    picture: NDArray[np.uint8], box: FloatArray, scale: float
-) -> tuple[NDArray[np.uint8], FloatArray]:
-    """A picture (h, w, 3) and a box (4,) in it, at a scale of at most 1."""
     height, width = picture.shape[:2]
+    scale = min(1.0, side / _longer_side(box))
     size = (max(round(height * scale), 1), max(round(width * scale), 1))
     factors = np.array([size[1] / width, size[0] / height] * 2, dtype=np.float32)
     return resize(picture, size), box * factors
@@ -127,7 +121,7 @@ def _cut_from(
     return Cut(mask, separation, box_fit(mask, inside), models)
 
 
-def sharpen(
+def _sharpen(
     coarse: BoolArray, models: FloatArray, picture: NDArray[np.uint8], box: FloatArray
 ) -> BoolArray:
     """A mask that was cut with fewer pixels, with its outline cut again in the picture.

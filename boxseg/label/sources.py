@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_convert
 
@@ -20,27 +18,17 @@ from boxseg.coco.masks import decode_part
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.mask_files import encode_entry, read_masks
 from boxseg.label.boxes import UNKNOWN, BoxLabels, label_together
-from boxseg.label.cut import ROUNDS, grabcut, sharpen, shrink
-from boxseg.label.parts import Rectangle, box_fits, box_part, inside_window, window_around
+from boxseg.label.cut import ROUNDS, grabcut
+from boxseg.label.parts import box_fits, box_part, inside_window, window_around
 from boxseg.mask_parts import NO_MASK, MaskPart
 from boxseg.ops.boxes import box_iou
-from boxseg.ops.pixels import BoolArray, FloatArray, pixels_of_box, resize
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
 
 MATCH_IOU = 0.5
 """A mask of a file belongs to a box that its own overlaps by this much."""
 LEAST_VIEW = 512
-"""What GrabCut sees at least on each side of a box [px]: the rest of a small photograph."""
-LARGE_VIEW = 400_000
-"""A view of more pixels takes GrabCut a second or more. It is made smaller, which costs no IoU: on boxes of
-photographs, as they are and enlarged four times, it gained some."""
-LEAST_VIEW_OF_LARGE = 128
-"""As `LEAST_VIEW`, where that would be a large view [px]."""
-CUT_PIXELS = 75_000
-"""Pixels that a large view is shrunk to."""
-SHARP_PIXELS = 262_144
-"""Pixels of the box that the outline of a mask from a large view is found again with."""
+"""What GrabCut sees at least on each side of a box [px]: the rest of a small photograph, a piece of a camera's."""
 
 Source = Callable[[Sample, Sequence[int]], BoxLabels]
 """An image with its boxes, and the ids of their annotations -> a mask for each."""
@@ -86,8 +74,8 @@ def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
 def from_grabcut(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
     """GrabCut started from each box by OpenCV; the quality is how well the mask fits its box.
 
-    On each side of the box it sees as much again as the longer side of the box, and `LEAST_VIEW` pixels at least. What
-    is large is seen with fewer pixels first, and then the outline alone with more.
+    On each side of the box it sees as much again as the longer side of the box, and `LEAST_VIEW` pixels at least. The
+    whole of a large photograph would take half a minute for each object.
     """
     parts = [_grabcut_box(sample, box) for box in sample.boxes]
     return BoxLabels(
@@ -100,53 +88,15 @@ def from_grabcut(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
 
 def _grabcut_box(sample: Sample, box: Tensor) -> MaskPart:
     """The mask of a box (4,); the box itself where GrabCut finds nothing."""
-    window = _view(sample, box, LEAST_VIEW)
-    is_large = window[2] * window[3] > LARGE_VIEW
-    if is_large:
-        window = _view(sample, box, LEAST_VIEW_OF_LARGE)
-    top, left, height, width = window
+    reach = max(float((box[2:] - box[:2]).max()), LEAST_VIEW)
+    surroundings = torch.cat([box[:2] - reach, box[2:] + reach])
+    window = top, left, height, width = window_around(surroundings, None, sample.original_size)
     inside = inside_window(box, window)
     piece = sample.image[:, top : top + height, left : left + width]
-    picture = np.ascontiguousarray(piece.permute(1, 2, 0).numpy())
-    if is_large:
-        in_window = box - torch.tensor([left, top] * 2)
-        mask = _cut_large(picture, in_window.numpy())
-    else:
-        mask = _cut(picture, inside)[0]
-    mask &= inside
-    return MaskPart(mask if mask.any() else inside, top, left).trimmed()
-
-
-def _view(sample: Sample, box: Tensor, least: int) -> Rectangle:
-    """The window of the image that GrabCut sees of a box (4,), with `least` pixels or more on each side of it."""
-    reach = max(float((box[2:] - box[:2]).max()), least)
-    surroundings = torch.cat([box[:2] - reach, box[2:] + reach])
-    return window_around(surroundings, None, sample.original_size)
-
-
-def _cut(picture: NDArray[np.uint8], inside: BoolArray) -> tuple[BoolArray, FloatArray | None]:
-    """GrabCut started from the pixels (h, w) inside a box; as `grabcut` gives it."""
     regions = np.where(inside, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
-    return grabcut(picture, regions, ROUNDS)
-
-
-def _cut_large(picture: NDArray[np.uint8], box: FloatArray) -> BoolArray:
-    """The mask (h, w) of a box (4,) in a large picture (h, w, 3): found with few pixels, its outline with more."""
-    size = (picture.shape[0], picture.shape[1])
-    few, box_in_few = shrink(picture, box, _scale_to(CUT_PIXELS, size))
-    inside = pixels_of_box(box_in_few, (few.shape[0], few.shape[1]))
-    mask, models = _cut(few, inside)
-    mask &= inside
-    if models is not None and mask.any():
-        side_x, side_y = (box[2:] - box[:2]).tolist()
-        scale = max(_scale_to(SHARP_PIXELS, (side_y, side_x)), _scale_to(CUT_PIXELS, size))
-        mask = sharpen(mask, models, *shrink(picture, box, scale))
-    return resize(mask.astype(np.float32), size) > 0.5
-
-
-def _scale_to(pixels: int, size: tuple[float, float]) -> float:
-    """The scale, 1 at most, that leaves so many pixels of a (height, width)."""
-    return min(1.0, math.sqrt(pixels / (size[0] * size[1])))
+    picture = np.ascontiguousarray(piece.permute(1, 2, 0).numpy())
+    mask = grabcut(picture, regions, ROUNDS)[0] & inside
+    return MaskPart(mask if mask.any() else inside, top, left).trimmed()
 
 
 def from_file(path: Path, data: CocoBoxes) -> Source:

@@ -273,30 +273,6 @@ def test_grabcut_of_a_small_photograph_is_that_of_all_its_pixels():
     assert (label_sources.from_grabcut(sample, [1]).mask[0].numpy() == expected).all()
 
 
-def test_a_large_object_is_cut_with_few_pixels_and_its_outline_with_more(monkeypatch):
-    seen = []
-
-    def watched(picture, *others):
-        seen.append(picture.shape[0] * picture.shape[1])
-        return grabcut(picture, *others)
-
-    monkeypatch.setattr("boxseg.label.sources.grabcut", watched)
-    rows, columns = torch.meshgrid(torch.arange(900), torch.arange(1200), indexing="ij")
-    disc = (rows - 450) ** 2 + (columns - 600) ** 2 < 200**2
-    image = torch.where(disc, 200, 60).to(torch.uint8).expand(3, -1, -1)
-    sample = Sample(
-        image,
-        torch.tensor([[400.0, 250, 800, 650]]),
-        torch.zeros(1, dtype=torch.int64),
-        1,
-        (900, 1200),
-    )
-    mask = label_sources.from_grabcut(sample, [1]).mask[0]
-    assert [count <= label_sources.CUT_PIXELS * 1.01 for count in seen] == [True]
-    # The outline is right to the pixel nearly everywhere: a circle of radius 200 has about 1257 of them.
-    assert (mask ^ disc).sum() < 300
-
-
 @pytest.mark.parametrize(
     ("first", "second"), [("[1]", ""), ("rubbish", ""), ("{}", '{"image": 3}'), ("{}", "rubbish")]
 )
