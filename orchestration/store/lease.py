@@ -60,6 +60,8 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self.is_lost = False
         """Whether another driver has it now, because this one did not renew it in time."""
+        self.was_here = True
+        """Whether the driver before, if there was one, was one of this mirror."""
 
     def take(self, say: Callable[[str], object]) -> None:
         """Be the driver; waits if another one may be, until it shows or has been silent for `PATIENCE_S`.
@@ -79,13 +81,14 @@ class Lease:
                     break
                 continue
             other, etag = found
+            self.was_here = self._was_here(other)
             if seen and etag != seen:
                 raise ConfigError(
                     f"{self._folder.name} is running in process {other.pid} on {other.host}; wait for its end or "
                     "stop it"
                 )
             is_silent = bool(seen) and time.monotonic() > silent_until
-            if other.released or is_silent or self._was_here(other):
+            if other.released or is_silent or self.was_here:
                 if self._write(instead_of=etag):
                     break
                 continue

@@ -61,6 +61,11 @@ class Mirror:
         self.store, self.prefix = place_of(folder)
         self._versions = self._read_versions()
         self._drove_last: bool | None = None  # whether this machine did; None: not asked yet
+        self._drives = False
+
+    def begin(self, *, drove_last: bool) -> None:
+        """Be that of a driver; `drove_last` tells whether the driver before was on this machine."""
+        self._drives, self._drove_last = True, drove_last
 
     def pull(self, *, only: str | None = None) -> None:
         """Make the records here those of the store; files of checkpoints stay there until somebody wants them.
@@ -78,7 +83,7 @@ class Mirror:
             for entry in self.store.entries(self.prefix.rstrip("/"))
         }
         listed = {name: entry for name, entry in listed.items() if not is_local(name)}
-        present = self._present()
+        present, known_before = self._present(), set(self._versions)
         wanted = []
         for name, entry in listed.items():
             known = self._versions.get(name)
@@ -100,9 +105,28 @@ class Mirror:
         for name in self._versions.keys() - listed.keys():
             # what was changed here was not seen by whoever removed it there
             if self._is_unchanged(name, present):
-                (self.folder / name).unlink(missing_ok=True)
+                self._drop(name)
             del self._versions[name]
+        # What a driver here wrote and never sent is of a past that another one has replaced since. Others may have
+        # written a report here, which stays.
+        unsent = [
+            name
+            for name in present
+            if name not in listed
+            and name not in known_before
+            and (self._drives or "checkpoints" in PurePosixPath(name).parts)
+        ]
+        if only is None and unsent and not self._has_driven_last():
+            for name in unsent:
+                self._drop(name)
         self._write_versions()
+
+    def _drop(self, name: str) -> None:
+        """Remove a file here, and its folder with the last one: an empty one would look like a damaged checkpoint."""
+        path = self.folder / name
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
 
     def fetch_checkpoint(self, checkpoint: Path) -> None:
         """Bring the files of one checkpoint here, as its `about.json` tells them; what is not so stays away.

@@ -165,5 +165,6 @@ def driven(folder: Path) -> Iterator[Syncer | None]:
                 f"{folder.name} is driven by another process of this machine; wait for its end or stop it"
             ) from error
         lease = stack.enter_context(held(mirror, say))
+        mirror.begin(drove_last=lease.was_here)
         mirror.pull()
         yield Syncer(mirror, lease)

@@ -26,7 +26,7 @@ SWEEP = {
     "search": "grid",
     "trial_scheduler": "none",
     "concurrency": 1,
-    "space": {"qam.iou_thr": {"choice": [0.3, 0.4, 0.5]}},
+    "space": {"qam.iou_thr": {"choice": [0.3, 0.5]}},
 }
 
 
@@ -50,12 +50,7 @@ def boxseg(environment: Mapping[str, str], *arguments: str) -> str:
 
 
 def test_a_sweep_whose_machine_is_lost_goes_on_on_another_with_the_same_numbers(store, tmp_path):
-    values = make_values(tmp_path / "calm", sweep=SWEEP)
-    assert drive(values, step_s=0).wait(timeout=200) == 0
-    undisturbed = story(newest_sweep(tmp_path / "calm", "chaos").path)
-    assert [trial[2] for trial in undisturbed] == ["finished"] * 3
-
-    values["storage"] = STORAGE
+    values = make_values(tmp_path / "calm", sweep=SWEEP) | {"storage": STORAGE}
     first, second = machine(store, tmp_path / "first"), machine(store, tmp_path / "second")
     driver = drive(values, environment=first)
     with using(store, tmp_path / "first"):
@@ -81,17 +76,21 @@ def test_a_sweep_whose_machine_is_lost_goes_on_on_another_with_the_same_numbers(
     with using(store, tmp_path / "second"):
         folder = newest_sweep(storage_folder(STORAGE), "chaos").path
         assert folder.name in sweep_key
-        assert story(folder) == undisturbed
+        # what the stand-in for training tells where nothing disturbs it
+        losses = [(step, 1 / step) for step in range(5, 41, 5)]
+        for (_, settings, status, history), thr in zip(story(folder), (0.3, 0.5), strict=True):
+            assert (settings, status) == ({"qam.iou_thr": thr}, "finished")
+            assert history == [losses, [(step, step / 40 * thr) for step in (10, 20, 30, 40)]]
         begun = (folder / f"{folder.name}-01/starts").read_text().splitlines()
         assert begun[-1].split()[1] == "10", "it went on from its checkpoint"
         ends = [
             line["trial"] for line in RunFolder(folder).journal() if line["event"] == "trial_end"
         ]
-        assert len(ends) == len(set(ends)) == 3, "nothing was run twice"
+        assert len(ends) == len(set(ends)) == 2, "nothing was run twice"
 
     third = machine(store, tmp_path / "third")
     listed = json.loads(boxseg(third, "runs", "ls", "--json"))
-    assert sorted(each["status"] for each in listed) == ["finished"] * 4
+    assert sorted(each["status"] for each in listed) == ["finished"] * 3
     page = boxseg(third, "report", "chaos").strip()
     assert "0.5000" in Path(page).read_text()
     shown = json.loads(boxseg(third, "runs", "show", "best:chaos", "--json"))

@@ -69,15 +69,17 @@ def test_a_store_with_faults_has_everything_in_the_end(machines: Machines, fault
     check_whole(machines, range(1, 21))
 
 
-def test_a_store_that_is_away_holds_up_nothing_and_gets_everything(machines: Machines):
+def test_a_store_that_is_slow_and_then_away_holds_up_nothing_and_gets_everything(machines):
     with driving(machines):
         train(machines, range(1, 6))
-        machines.store.fault = "away"
-        longest = train(machines, range(6, 51))
+        machines.store.delay_s = 3.0
+        longest = train(machines, range(6, 16))
+        machines.store.delay_s, machines.store.fault = 0.0, "away"
+        train(machines, range(16, 31))
         machines.store.fault = "none"
-        train(machines, range(51, 61))
-    assert longest < 0.5, "no step waited for a request, which takes seconds to fail"
-    check_whole(machines, range(1, 61))
+        train(machines, range(31, 36))
+    assert longest < 2.0, "no step waited for a request of 3 s"
+    check_whole(machines, range(1, 36))
 
 
 def test_a_store_that_is_away_before_the_start_is_told_at_once(machines: Machines):
@@ -181,3 +183,42 @@ def test_folders_that_are_in_no_store_need_nothing(tmp_path):
     with driven(tmp_path / "toys/id") as found:
         assert found is None
     assert not (tmp_path / "toys").exists()
+
+
+def test_what_a_killed_driver_never_sent_is_dropped_once_another_machine_has_driven(machines):
+    def go_on(name: str, steps: range, *, sends: bool) -> str | None:
+        """Train on a machine from where the run is to be; gives the checkpoint that it begins with."""
+        with machines.on(name), driven(machines.run) as found:
+            assert found is not None
+            fetch_newest(machines.run / "checkpoints")
+            begun = find_sound(machines.run / "checkpoints")
+            if sends:
+                found._mirror.push()
+            for step in steps:
+                RunFolder(machines.run).report(step, {"train/loss": 1 / step})
+            save(machines.run, steps[-1])
+            if sends:
+                found._mirror.push()
+            return None if begun is None else begun.name
+
+    with machines.on("a"):
+        make_run(machines.run)
+    assert go_on("a", range(1, 6), sends=True) is None
+    assert go_on("a", range(6, 16), sends=False) == "step-00000005"  # killed before it sent more
+    assert go_on("b", range(6, 9), sends=True) == "step-00000005"
+    assert go_on("a", range(9, 21), sends=True) == "step-00000008", "15 is of a past that is gone"
+    check_whole(machines, range(1, 21))
+
+
+def test_what_a_killed_driver_never_sent_is_used_where_nobody_else_has_driven(machines):
+    with machines.on("a"):
+        make_run(machines.run)
+        for steps in (range(1, 6), range(6, 11)):
+            with driven(machines.run) as found:
+                assert found is not None
+                for step in steps:
+                    RunFolder(machines.run).report(step, {"train/loss": 1 / step})
+                save(machines.run, steps[-1])
+        with driven(machines.run) as found, found:
+            assert find_sound(machines.run / "checkpoints").name == "step-00000010"
+    check_whole(machines, range(1, 11))
