@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import to_jsonable_python
 
 from boxseg.errors import ConfigError
-from orchestration.config.explain import as_yaml
 from orchestration.config.source import Source
-from orchestration.config.space import drawn_setting, drawn_value, holds, is_setting_of
+from orchestration.config.space import (
+    Space,
+    applying,
+    conditions_of,
+    drawn_setting,
+    is_setting_of,
+    misfit,
+    names_in,
+    names_of,
+)
 
 if TYPE_CHECKING:
     from orchestration.config.spec import SweepSpec
@@ -30,7 +38,7 @@ def whole_points(spec: SweepSpec, source: Source) -> list[dict[str, Any]]:
             f"{source.place(('sweep', 'points'))}: sweep.points has {len(sweep.points)} settings, and {num_settings} "
             "are tried; raise sweep.trials, or name fewer points"
         )
-    own = own_values(spec, sweep.space)
+    own = own_values(spec, names_in(sweep.space))
     for number, given in enumerate(sweep.points):
         place = f"{source.place(('sweep', 'points', str(number)))}: sweep.points.{number}"
         point = _whole_point(sweep.space, given, own, place)
@@ -41,6 +49,7 @@ def whole_points(spec: SweepSpec, source: Source) -> list[dict[str, Any]]:
         points.append(point)
     # points that somebody wrote down go before where there is no room for both
     has_room = len(points) < num_settings and sweep.search != "grid"
+    own = applying(sweep.space, own)
     if sweep.own_first and has_room and is_setting_of(sweep.space, own):
         own_point = drawn_setting(sweep.space, own)
         if own_point not in points:
@@ -49,21 +58,23 @@ def whole_points(spec: SweepSpec, source: Source) -> list[dict[str, Any]]:
 
 
 def _whole_point(
-    space: dict[str, Any], given: dict[str, Any], own: dict[str, Any], place: str
+    space: Space, given: dict[str, Any], own: dict[str, Any], place: str
 ) -> dict[str, Any]:
-    for name in given.keys() - space.keys():
+    for name in given.keys() - set(names_in(space)):
         raise ConfigError(f"{place}: {name} is not in sweep.space; add it there, or leave it out")
-    point = {}
-    for name, domain in space.items():
-        value = given.get(name, own[name])
-        if not holds(domain, value):
-            origin = "" if name in given else " (the file's own value)"
-            raise ConfigError(
-                f"{place}: {name} is {as_yaml(value)}{origin}, which its domain in sweep.space does not hold; widen "
-                "that, or give another value"
-            )
-        point[name] = drawn_value(domain, value)
-    return point
+    point = applying(space, own | given)
+    for entry, domain in space.items():
+        for name in names_of(entry, domain):
+            if name in given and name not in point:
+                raise ConfigError(
+                    f"{place}: {name} does not apply, as it varies when {conditions_of(domain)}; leave it out, or "
+                    "change that"
+                )
+    if reason := misfit(space, point):
+        is_given = any(reason.startswith(name) for name in given)
+        whose = "" if is_given else "; it is the file's own value"
+        raise ConfigError(f"{place}: {reason}{whose}; widen that, or give another value")
+    return drawn_setting(space, point)
 
 
 def own_values(spec: SweepSpec, names: Iterable[str]) -> dict[str, Any]:

@@ -351,10 +351,13 @@ def names_run(start: str) -> bool:
 
 
 def _setting_name(path: KeyPath) -> str:
-    """The dotted name of what stands at `path`; for an item of a choice, of the setting that it is for."""
-    if path[:2] == ("sweep", "space") and path[3:4] == ("choice",):
-        # (sweep, space, NAME, choice, number in the list, …)
-        path = (path[2], *path[5:])
+    """The dotted name of what stands at `path`; for a value in a sweep's space or points, of the setting it is for."""
+    if path[:2] == ("sweep", "points"):
+        path = path[3:]  # after the number in the list
+    elif path[:2] == ("sweep", "space") and len(path) > 4:
+        # (sweep, space, NAME, choice, number in the list, …), and so on
+        names = {"choice": (path[2], *path[5:]), "together": path[5:], "when": path[4:5]}
+        path = names.get(path[3], path)
     return ".".join(path)
 
 

@@ -21,17 +21,13 @@ from pydantic import (
 from boxseg.config.criterion import Criterion, Mode
 from boxseg.config.method import BoxSegConfig, Config
 from boxseg.errors import ConfigError
-from orchestration.config.explain import as_yaml, explain, find_field, group_of, unknown_setting
+from orchestration.config.domain import Choice, Domain, Together, domain_kind
+from orchestration.config.explain import as_yaml, explain
 from orchestration.config.notify import NotifyConfig
 from orchestration.config.points import whole_points
 from orchestration.config.source import Source, assign, override, read_source
-from orchestration.config.space import (
-    Choice,
-    Domain,
-    count_settings,
-    domain_kind,
-    samples,
-)
+from orchestration.config.space import count_settings, names_of, samples
+from orchestration.config.space_checks import check_names
 from orchestration.secret_text import ENVIRONMENT, find_secret
 from orchestration.store.places import storage_folder
 
@@ -169,7 +165,7 @@ class SweepConfig(Config):
     settings: dict[str, Any] = Field(default_factory=dict)
     """Setting name -> value that the sweep uses instead of the file's own, such as fewer `train.steps`."""
     space: dict[str, Domain] = Field(default_factory=dict)
-    """Setting name (as in `qam.iou_thr`) -> domain."""
+    """Setting name (as in `qam.iou_thr`) -> domain, or a free name -> groups of settings that move together."""
     points: list[dict[str, Any]] = Field(default_factory=list)
     """Settings to try first, as names and values; names of the space that are left out have the values of the file."""
     own_first: bool = True
@@ -221,7 +217,7 @@ class SweepConfig(Config):
         if len(self.against) > 2:
             raise ValueError(f"against names {len(self.against)} metrics; two are the most")
         for name, domain in self.space.items():
-            if self.search == "grid" and not isinstance(domain, Choice):
+            if self.search == "grid" and not isinstance(domain, Choice | Together):
                 raise ValueError(
                     f"search grid tries every value, but space.{name} is {domain_kind(domain)}; "
                     "list its values with choice, or use search: random or tpe"
@@ -480,11 +476,12 @@ def _check_space(spec: SweepSpec, source: Source) -> None:
             "grid)"
         )
     places = {name: source.place(("sweep", "space", name)) for name in space}
-    for name, place in places.items():
-        _check_space_name(name, place)
+    check_names(space, places, RunSpec)
+    for entry, domain in space.items():
+        places |= dict.fromkeys(names_of(entry, domain), places[entry])
     for values in samples(space):
         try:
-            _build_trial(spec, values, places)
+            _build_trial(spec, values, {name: places[name] for name in values})
         except ConfigError as error:
             together = ", ".join(f"{name} {as_yaml(value)}" for name, value in values.items())
             raise ConfigError(f"{error} (by sweep.space a trial could get {together})") from error
@@ -492,22 +489,3 @@ def _check_space(spec: SweepSpec, source: Source) -> None:
 
 def _without(values: dict[str, Any], *left_out: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in left_out}
-
-
-_FIXED = ("name", "storage", "resources", "tracking", "notify", "train.seed")
-"""What no trial may change: all trials share it, or the sweep sets it itself."""
-
-
-def _check_space_name(name: str, place: str) -> None:
-    field = find_field(RunSpec, name.split("."))
-    if field is None:
-        raise ConfigError(f"{place}: sweep.space: {unknown_setting(name, RunSpec)}")
-    # only what is always a group: `data.train` can be the word toy
-    if group_of(field) is field.annotation is not None:
-        way_out = f"vary its settings one by one, as in {name}.NAME"
-        raise ConfigError(f"{place}: sweep.space: {name} is a group; {way_out}")
-    if any(name == fixed or name.startswith(f"{fixed}.") for fixed in _FIXED):
-        hint = "all trials share it; set it once above"
-        if name == "train.seed":
-            hint = "list its values in sweep.seeds"
-        raise ConfigError(f"{place}: sweep.space: {name} cannot vary; {hint}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boxseg.config.criterion import Criterion
-from orchestration.config.space import (
+from orchestration.config.domain import (
     Choice,
     Domain,
     LogRandInt,
@@ -18,11 +18,19 @@ from orchestration.config.space import (
     QRandInt,
     QUniform,
     RandInt,
+    Together,
     Uniform,
-    count_settings,
     is_same,
-    settings_of,
     stepped_values,
+)
+from orchestration.config.space import (
+    applies,
+    count_settings,
+    endless_line,
+    given_by,
+    parts_of,
+    picks_for,
+    settings_of,
 )
 from orchestration.config.spec import SweepConfig
 from orchestration.planning.known import Told
@@ -185,7 +193,21 @@ class TrialQueue:
                 self._taken.add(setting_key(values))
                 return drawn
             self._study.tell(drawn, state=TrialState.FAIL)  # which samplers do not look at
+        if count_settings(self._sweep.space) is None:
+            return self._draw_real_numbers(seed)
         return self._ask_for(self._untried(seed))
+
+    def _draw_real_numbers(self, seed: int) -> Any:
+        """Optuna's trial of a part of the space that has no end, where the search came back to one that has."""
+        space = self._sweep.space
+        picks = picks_for(space, endless_line(space))
+        self._study.sampler = make_random(self._sweep, seed)
+        self._study.enqueue_trial(
+            {name: place_in(space[name], pick) for name, pick in picks.items()}
+        )
+        drawn = self._study.ask()
+        self._taken.add(setting_key(self._suggested(drawn)))
+        return drawn
 
     def _seed_of(self, place: int, attempt: int) -> int:
         words = [self._seed % 2**32, place, *([attempt] if attempt else [])]
@@ -197,9 +219,11 @@ class TrialQueue:
         return self._ask_with(values)
 
     def _ask_with(self, values: dict[str, Any]) -> Any:
-        space = self._sweep.space
         self._study.enqueue_trial(
-            {name: place_in(space[name], value) for name, value in values.items()}
+            {
+                name: place_in(domain, value)
+                for name, domain, value in parts_of(self._sweep.space, values)
+            }
         )
         asked = self._study.ask()
         self._suggested(asked)  # only then it has them
@@ -220,7 +244,11 @@ class TrialQueue:
         raise AssertionError
 
     def _suggested(self, drawn: Any) -> dict[str, Any]:
-        return {name: suggest(drawn, name, domain) for name, domain in self._sweep.space.items()}
+        values: dict[str, Any] = {}
+        for name, domain in self._sweep.space.items():
+            if applies(domain, values):
+                values |= given_by(name, domain, suggest(drawn, name, domain))
+        return values
 
 
 def make_searcher(
@@ -286,14 +314,14 @@ def suggest(trial: Any, name: str, domain: Domain) -> Any:
         case QRandInt() | QUniform():
             values = stepped_values(domain)
             return values[trial.suggest_int(name, 0, len(values) - 1)]
-        case Choice(choice=values):
+        case Choice(choice=values) | Together(together=values):
             return values[trial.suggest_categorical(name, range(len(values)))]
 
 
 def place_in(domain: Domain, value: Any) -> Any:
     """The value as Optuna knows it, the inverse of `suggest`: for a choice or a range with steps its position."""
     match domain:
-        case Choice(choice=values):
+        case Choice(choice=values) | Together(together=values):
             return next(place for place, other in enumerate(values) if is_same(value, other))
         case QRandInt() | QUniform():
             return stepped_values(domain).index(value)

@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from boxseg.errors import ConfigError
+from orchestration.config.domain import is_same
 from orchestration.config.explain import as_yaml
 from orchestration.config.points import own_values
 from orchestration.config.resolved import read_resolved
-from orchestration.config.space import drawn_setting, holds, is_same, is_setting_of
+from orchestration.config.space import applying, drawn_setting, is_setting_of, misfit, names_in
 from orchestration.config.spec import SweepConfig, SweepSpec
 from orchestration.record.find_runs import find_run
 from orchestration.record.origin import look_at_data
@@ -131,7 +132,7 @@ class _Earlier:
         free = DATA_SETTINGS if now is not None else ()
         if now not in (None, before):
             return "its annotation files are others"
-        varied = (*spec.sweep.space, *self.spec.sweep.space)
+        varied = (*names_in(spec.sweep.space), *names_in(self.spec.sweep.space))
         for name, here, there in differing_settings(spec, self.folder, SWEEP_MAY_CHANGE):
             if name not in ("name", "train.seed", *varied) and not name.startswith(
                 ("sweep.", *free)
@@ -154,7 +155,8 @@ def _read_earlier(spec: SweepSpec, name: str, place: str) -> _Earlier:
     table = read_table(folder.path, earlier)
     points, told = list[dict[str, Any]](), list[Told]()
     misfits = []
-    elsewhere = [other for other in earlier.sweep.space if other not in spec.sweep.space]
+    here = names_in(spec.sweep.space)
+    elsewhere = [other for other in names_in(earlier.sweep.space) if other not in here]
     settings = table.settings()
     for rows in settings:
         sweep = earlier.sweep
@@ -162,12 +164,9 @@ def _read_earlier(spec: SweepSpec, name: str, place: str) -> _Earlier:
         if merit.score == -math.inf:
             continue
         values = _values_of(rows[0], spec)
-        misfits += [
-            f"{rows[0].label} has {key} {as_yaml(value)}"
-            for key, value in values.items()
-            if not holds(spec.sweep.space[key], value)
-        ]
-        if is_setting_of(spec.sweep.space, values):
+        if reason := misfit(spec.sweep.space, values):
+            misfits.append(f"{rows[0].label}: {reason}")
+        else:
             point = drawn_setting(spec.sweep.space, values)
             points.append(point)
             if merit.has_all and _is_elsewhere_alike(rows[0], spec, elsewhere):
@@ -181,13 +180,14 @@ def _read_earlier(spec: SweepSpec, name: str, place: str) -> _Earlier:
 
 def _values_of(row: TrialStatus, spec: SweepSpec) -> dict[str, Any]:
     """What a trial of another sweep had for the settings that are varied now."""
-    values = {name: row.values[name] for name in spec.sweep.space if name in row.values}
-    if len(values) < len(spec.sweep.space):
+    names = names_in(spec.sweep.space)
+    values = {name: row.values[name] for name in names if name in row.values}
+    if len(values) < len(names):
         # with presets and all
         resolved = read_resolved(RunFolder(row.folder).config_path)
-        for name in spec.sweep.space:
+        for name in names:
             values.setdefault(name, functools.reduce(_get, name.split("."), resolved))
-    return {name: values[name] for name in spec.sweep.space}
+    return applying(spec.sweep.space, values)
 
 
 def _get(group: Any, name: str) -> Any:

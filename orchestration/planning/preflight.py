@@ -17,7 +17,8 @@ from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import take_fingerprint
 from boxseg.data.misfits import find_misfits
 from boxseg.errors import BoxSegError, CheckpointError, ConfigError, DataError
-from orchestration.config.space import Choice, corners, count_settings
+from orchestration.config.domain import Choice, corners
+from orchestration.config.space import count_settings, possible_values
 from orchestration.config.spec import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, SweepSpec
 from orchestration.errors import ResourceError
 from orchestration.planning.cores import count_cpus
@@ -283,11 +284,12 @@ def _check_start(spec: RunSpec) -> None:
 
 def _starts(spec: RunSpec) -> Iterator[RunSpec]:
     """The settings, and those with other weights to start from that a sweep may choose."""
-    domain = spec.sweep.space.get("model.start_from") if isinstance(spec, SweepSpec) else None
-    if not isinstance(domain, Choice):
+    starts = []
+    if isinstance(spec, SweepSpec):
+        starts = possible_values(spec.sweep.space, "model.start_from")
+    if not starts:
         yield spec
-        return
-    for value in domain.choice:
+    for value in starts:
         yield spec.starting_from(None if value is None else Path(str(value)))
 
 
@@ -321,8 +323,10 @@ def _check_lengths(spec: RunSpec) -> None:
     """Early stopping compares trials at the same step: of two lengths, the longer run has done a smaller part there."""
     if not isinstance(spec, SweepSpec) or spec.sweep.trial_scheduler == "none":
         return
+    steps = possible_values(spec.sweep.space, "train.steps") or [spec.train.steps]
     domain = spec.sweep.space.get("train.steps")
-    steps = [spec.train.steps] if domain is None else corners(domain)
+    if domain is not None and domain.when:
+        steps.append(spec.train.steps)
     if max(steps) > min(steps):
         raise ConfigError(
             f"sweep.space: train.steps varies from {min(steps)} to {max(steps)}, but "

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from boxseg.engine.checkpoint import find_best, newest_step
 from boxseg.errors import CheckpointError, ConfigError
-from orchestration.config.explain import as_yaml
 from orchestration.config.resolved import (
     COPY_BACK,
     dump_resolved,
@@ -17,7 +16,7 @@ from orchestration.config.resolved import (
     parse_resolved,
     read_resolved,
 )
-from orchestration.config.space import holds, is_setting_of
+from orchestration.config.space import is_setting_of, misfit, names_in
 from orchestration.config.spec import RunSpec, SweepConfig, SweepSpec
 from orchestration.record.find_runs import find_run, list_in
 from orchestration.record.journal import drawn_trials, driving, is_concluded, newest_sweep
@@ -244,20 +243,20 @@ def _check_space(spec: SweepSpec, folder: RunFolder, planned: SweepConfig) -> No
     now, before = spec.sweep.space, planned.space
     if now == before:
         return
-    for name in [*now, *before]:
-        if (name in now) != (name in before):
-            change = "has the new name" if name in now else "lacks the name"
+    names_now, names_before = names_in(now), names_in(before)
+    for name in [*names_now, *names_before]:
+        if (name in names_now) != (name in names_before):
+            change = "has the new name" if name in names_now else "lacks the name"
             raise ConfigError(
                 f"sweep.space {change} {name}, and the trials of {folder.path.name} differ in "
-                f"{', '.join(before)}; vary the same settings, or {OTHER_SWEEP}"
+                f"{', '.join(names_before)}; vary the same settings, or {OTHER_SWEEP}"
             )
     for trial in drawn_trials(folder, planned):
-        for name, domain in now.items():
-            if not holds(domain, trial.values[name]):
-                raise ConfigError(
-                    f"sweep.space {name} does not hold {as_yaml(trial.values[name])}, which trial {trial.number} of "
-                    f"{folder.path.name} has; widen it, or {OTHER_SWEEP}"
-                )
+        if reason := misfit(now, trial.values):
+            raise ConfigError(
+                f"trial {trial.number} of {folder.path.name} is outside of sweep.space: {reason}; widen that, or "
+                f"{OTHER_SWEEP}"
+            )
 
 
 def check_same_settings(spec: RunSpec, folder: RunFolder, may_change: Sequence[str]) -> None:

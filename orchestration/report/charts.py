@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from boxseg.drawing import figure_label
-from orchestration.config.space import Choice, Domain, is_logarithmic
+from orchestration.config.domain import Choice, Domain, is_logarithmic
 from orchestration.record.table import SweepTable, short_value
 from orchestration.record.trial import TrialStatus
 from orchestration.report.stats import Curves, ImportanceStudy, Standing, thin_out
@@ -43,6 +43,8 @@ SCALE = 2.0
 MAX_LINES = 300
 """Most trials that are drawn as grey lines; of more, evenly spaced ones are drawn (every second, every third, …)."""
 MAX_TICKS = 8
+NOT_APPLYING = -0.12
+"""Height of a trial on the axis of a setting that does not apply to it; values stand from 0 to 1."""
 LEGEND_LETTERS = 34
 """Two columns of so many fit below the curves."""
 
@@ -147,7 +149,12 @@ def parallel_figure(table: SweepTable, space: dict[str, Domain]) -> Figure:
     axes.grid(visible=False)
     columns = []
     for at, name in enumerate(names):
-        heights, ticks = scale_values([row.values.get(name) for row in rows], space.get(name))
+        has_it = np.array([name in row.values for row in rows])
+        heights = np.full(len(rows), NOT_APPLYING)
+        present = [row.values[name] for row in rows if name in row.values]
+        heights[has_it], ticks = scale_values(present, space.get(name)) if present else ([], [])
+        if not has_it.all():
+            ticks = [(NOT_APPLYING, "-"), *ticks]
         columns.append(heights)
         _draw_axis(axes, at, ticks)
     columns.append(scale_values(_values(rows), None)[0])
@@ -184,7 +191,7 @@ def parallel_figure(table: SweepTable, space: dict[str, Domain]) -> Figure:
     axes.add_collection(shown)
     # the texts of the last axis need room on its right
     axes.set_xlim(-0.15, len(names) + 0.45)
-    axes.set_ylim(-0.06, 1.06)
+    axes.set_ylim(places.min() - 0.06, 1.06)
     axes.set_xticks(
         range(len(names) + 1),
         [*map(_short, names), table.metric],
@@ -252,7 +259,8 @@ def list_values(values: list[Any], domain: Domain | None) -> list[str]:
 def draw_slice(table: SweepTable, name: str, domain: Domain | None) -> bytes:
     """The metric against one setting: finished trials filled, others hollow; of listed values their means as bars."""
     figure, axes = _figure(4.0, 3.0)
-    rows = [row for row in table.rows if row.value is not None]
+    # a setting that does not apply to a trial says nothing about its value
+    rows = [row for row in table.rows if row.value is not None and name in row.values]
     finished = [row for row in rows if row.status == "finished"]
     texts = list_values([row.values.get(name) for row in rows], domain)
     if texts:

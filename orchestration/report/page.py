@@ -20,7 +20,7 @@ from urllib.parse import quote
 from boxseg.drawing import drawing, visible
 from boxseg.errors import ConfigError
 from boxseg.files.writing import csv_text, write_atomic
-from orchestration.config.space import is_logarithmic
+from orchestration.config.domain import is_logarithmic
 from orchestration.config.spec import ResourcesConfig, SweepSpec, load_sweep
 from orchestration.execute.schedulers import asha_rungs
 from orchestration.record.run_folder import RunFolder, RunStatus

@@ -207,9 +207,14 @@ def common_step(curves: Curves) -> int:
 
 
 def encode(values: list[Any]) -> NDArray[np.float64]:
-    """Values of one setting as float (rows,): numbers as they are, anything else by its place in the alphabet."""
-    if all(isinstance(value, int | float) for value in values):
-        return np.array(values, dtype=float)
+    """Values of one setting as float (rows,): numbers as they are, anything else by its place in the alphabet.
+
+    None, for a setting that does not apply, stands below all numbers.
+    """
+    numbers = [value for value in values if value is not None]
+    if numbers and all(isinstance(value, int | float) for value in numbers):
+        below = min(numbers) - 1
+        return np.array([below if value is None else value for value in values], dtype=float)
     # trees ask for an order and no distances, so any order serves
     return np.unique(list(map(str, values)), return_inverse=True)[1].astype(float)
 

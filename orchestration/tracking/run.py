@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from boxseg.config.criterion import MASK_AP, Criterion
 from orchestration.config.resolved import params_of, read_resolved
-from orchestration.config.spec import SweepSpec
+from orchestration.config.space import names_in
+from orchestration.config.spec import SweepConfig, SweepSpec
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.record.table import markdown_table, read_table
 from orchestration.tracking.artifacts import (
@@ -203,6 +204,7 @@ def _describe(
     run_id = state["run_id"]
     params = params_of(read_resolved(folder.config_path))
     params.pop("tracking.uri")  # may hold a secret
+    params |= dict.fromkeys(_not_applying(folder, status), "-")
     settings = [Param(name, str(value)[:MAX_TEXT]) for name, value in params.items()]
     for part in _parts(settings, PARAMS_PER_CALL):
         client.log_batch(run_id, params=part)
@@ -220,6 +222,15 @@ def _describe(
     copy_files(client, folder, state, (folder.path / name for name in SETTINGS))
     if status.kind == "sweep":
         save_comparison(client, experiment_id, folder, run_id)
+
+
+def _not_applying(folder: RunFolder, status: RunStatus) -> list[str]:
+    """Settings of the sweep's space that do not apply to a trial; their values would look like ones that were tried."""
+    if status.parent is None:
+        return []
+    sweep = read_resolved(_parent(folder, status).config_path)["sweep"]
+    names = names_in(SweepConfig.model_validate(sweep).space)
+    return [name for name in names if name not in status.values]
 
 
 def _copy_metrics(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:

@@ -243,6 +243,21 @@ def test_a_sweep_starts_from_the_best_of_another_and_goes_on_without_it(storage)
     assert len(third.table.rows) == 3
 
 
+def test_a_conditional_space_has_one_trial_for_all_that_does_not_apply(storage):
+    space = {"method": {"choice": ["boxinst", "qam"]}}
+    space["qam.iou_thr"] = {"choice": [0.3, 0.8], "when": {"method": "qam"}}
+    sweep = {"search": "grid", "trial_scheduler": "none", "space": space}
+    spec = SweepSpec.model_validate(make_values(storage, name="conditional", sweep=sweep))
+    result = run_sweep(spec, train_fn=make_training(), progress=False)
+    # the fake training's score is the threshold, that of the file for boxinst
+    assert [(row.values, row.value) for row in by_number(result)] == [
+        ({"method": "boxinst"}, spec.qam.iou_thr),
+        ({"method": "qam", "qam.iou_thr": 0.3}, 0.3),
+        ({"method": "qam", "qam.iou_thr": 0.8}, 0.8),
+    ]
+    assert result.best.values == {"method": "qam", "qam.iou_thr": 0.8}
+
+
 def test_a_sweep_without_gain_or_without_time_begins_no_more_settings(storage):
     # Settings in the order of the grid: the second is the best, and the two after it gain nothing.
     space = {"qam.iou_thr": {"choice": [0.5, 0.8, 0.6, 0.7, 0.75]}}

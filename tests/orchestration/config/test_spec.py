@@ -302,7 +302,7 @@ def test_a_run_ignores_the_sweep_section_even_a_wrong_one(write: Write):
         ),
         (
             "space: {qam.k_top: {randint: [1, 9]}}, points: [{}]",
-            ("qam.k_top is 20 (the file's own value)",),
+            ("qam.k_top is 20, which", "does not hold; it is the file's own value; widen"),
         ),
         (
             "space: {qam.k_top: {randint: [1, 9]}}, points: [{qam.k_top: 2}, {qam.k_top: 2}]",
@@ -318,6 +318,47 @@ def test_a_run_ignores_the_sweep_section_even_a_wrong_one(write: Write):
         ),
         ("space: {qam.k_top: {qrandint: [1, 2000000, 1]}}", ("has 2e+06 values", "randint")),
         ("space: {qam.iou_thr: {quniform: [0, 0.9, 1.0e-9]}}", ("9e+08 values", "uniform")),
+        (
+            "space: {qam.k_top: {choice: [1], when: {method: qam}}, method: {choice: [qam]}}",
+            ("qam.k_top varies when method is qam, and no choice above it gives method; add one",),
+        ),
+        (
+            "space: {qam.iou_thr: {uniform: [0, 0.5]}, qam.k_top: {choice: [1], when: {qam.iou_thr: 0.5}}}",
+            ("no choice above it gives qam.iou_thr",),
+        ),
+        (
+            "space: {method: {choice: [qam, full]}, qam.k_top: {choice: [1], when: {method: [qam, pc]}}}",
+            ("varies when method is pc, which it never is; it can be qam, full",),
+        ),
+        (
+            "space: {method: {choice: [qam, full]}, qam.k_top: {choice: [5, 9], when: {method: full}}, "
+            "qam.iou_thr: {uniform: [0, 0.5], when: {method: qam, qam.k_top: 5}}}",
+            ("the conditions of qam.iou_thr never hold together",),
+        ),
+        (
+            "space: {method: {choice: [qam, full]}, qam.k_min: {choice: [9, 30], when: {method: full}}}",
+            ("a trial could get method full, qam.k_min 30", "k_max 20"),
+        ),
+        ("space: {size: {together: [{train.step: 1}]}}", ("train.step is not a setting",)),
+        (
+            "space: {train.steps: {together: [{train.steps: 1}]}}",
+            ("train.steps is a setting; settings that move together need a name of their own",),
+        ),
+        (
+            "space: {size: {together: [{train.steps: 9}, {boxinst.warmup: 9}]}}",
+            ("one group has boxinst.warmup, the first has train.steps", "the same settings"),
+        ),
+        (
+            "space: {size: {together: [{train.steps: 9}]}, train.steps: {choice: [8]}}",
+            ("train.steps varies twice",),
+        ),
+        ("space: {size: {together: [{train.steps: 0}]}}", ("train.steps is 0", "1 or more")),
+        ("space: {qam.k_top: {choice: [1], wen: {method: qam}}}", ("one of", "beside it, when:")),
+        (
+            "space: {method: {choice: [qam, full]}, qam.k_top: {choice: [1], when: {method: qam}}}, "
+            "points: [{method: full, qam.k_top: 1}]",
+            ("sweep.points.0: qam.k_top does not apply, as it varies when method is qam",),
+        ),
         (
             "search: grid, space: {qam.k_top: {choice: [1]}}, points: [{}]",
             ("search grid tries every setting",),
@@ -520,6 +561,21 @@ def test_the_files_own_settings_come_first_where_the_space_holds_them(write: Wri
     spec = load_sweep(path)
     path.write_text(dump_resolved(spec))
     assert load_sweep(path).sweep == spec.sweep
+
+
+def test_paths_in_groups_conditions_and_points_start_at_the_file(write: Write, tmp_path: Path):
+    path = write(
+        "sweep:\n"
+        "  own_first: false\n"
+        "  space:\n"
+        "    start: {together: [{model.start_from: a/w.pt, qam.k_top: 5}]}\n"
+        "    qam.iou_thr: {uniform: [0, 0.5], when: {model.start_from: a/w.pt}}\n"
+        "  points: [{model.start_from: a/w.pt, qam.k_top: 5, qam.iou_thr: 0.5}]\n"
+    )
+    whole = str(path.absolute().parent / "a" / "w.pt")
+    sweep = load_sweep(path).sweep
+    assert sweep.points == [{"model.start_from": whole, "qam.k_top": 5, "qam.iou_thr": 0.5}]
+    assert sweep.space["qam.iou_thr"].when == {"model.start_from": [whole]}
 
 
 def test_own_settings_that_are_paths_are_known_in_the_space(write: Write, tmp_path: Path):

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from boxseg.config.criterion import Criterion
 from orchestration.config.spec import SweepConfig
 from orchestration.execute.search import SEARCHERS, TrialQueue, make_searcher
+from orchestration.record.table import SweepTable
 from orchestration.record.trial import Trial, TrialStatus
 
 RANGES = {
@@ -306,3 +307,79 @@ def test_what_is_not_offered_says_what_to_use_instead():
         ValidationError, match=r"bohb is not offered: .*trial_scheduler: hyperband"
     ):
         make_sweep(search="bohb")
+
+
+METHODS = {
+    "method": {"choice": ["boxinst", "qam", "full"]},
+    "qam.k_top": {"choice": [5, 10], "when": {"method": ["qam", "full"]}},
+    "qam.iou_thr": {"choice": [0.3, 0.5, 0.7], "when": {"method": "full"}},
+}
+
+
+def score_of_method(values: dict) -> float:
+    """boxinst 0.4; qam 0.305 or 0.31; full 0.5 with k_top 10 and iou_thr 0.5, and less with the others."""
+    if values["method"] == "boxinst":
+        return 0.4
+    if values["method"] == "qam":
+        return 0.3 + values["qam.k_top"] / 1000
+    return 0.49 + values["qam.k_top"] / 1000 - abs(values["qam.iou_thr"] - 0.5)
+
+
+def run_scored(sweep: SweepConfig, score, past=()) -> list[TrialStatus]:
+    queue, rows = TrialQueue(sweep, 1, past), list(past)
+    while (trial := queue.next()) is not None:
+        rows.append(status_of(trial, score(trial.values)))
+        queue.ended(trial.number, rows[-1])
+    return rows
+
+
+@pytest.mark.parametrize("search", ["grid", "random", "tpe"])
+def test_a_conditional_space_is_searched_by_what_applies(search):
+    sweep = make_sweep(search=search, trials=40, seeds=[3, 4], space=METHODS)
+    rows = run_scored(sweep, score_of_method)
+    assert len(rows) == sweep.num_trials == 2 * (1 + 2 + 6)
+    assert len(runs_of(rows)) == 18, "nothing twice, whatever does not apply"
+    assert {tuple(row.values) for row in rows} == {
+        ("method",),
+        ("method", "qam.k_top"),
+        ("method", "qam.k_top", "qam.iou_thr"),
+    }
+    best = SweepTable(Criterion("m"), rows, seeds=2).best()
+    assert best.values == {"method": "full", "qam.k_top": 10, "qam.iou_thr": 0.5}
+    # interrupted and gone on with, it is the same sweep
+    past = [status_of(Trial(row.number, row.values, row.seed), row.value) for row in rows[:7]]
+    again = run_scored(sweep, score_of_method, past)
+    assert [(row.number, row.values) for row in again] == [
+        (row.number, row.values) for row in rows
+    ]
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_a_branch_that_is_used_up_leaves_the_search_to_those_without_end(search):
+    space = {
+        "method": {"choice": ["boxinst", "boxteacher", "supervised", "qam"]},
+        "qam.iou_thr": {"uniform": [0.0, 0.9], "when": {"method": "qam"}},
+    }
+    sweep = make_sweep(search=search, trials=25, space=space)
+
+    def score(values: dict) -> float:
+        return (
+            0.9 if values["method"] == "boxinst" else 0.8 - abs(values.get("qam.iou_thr", 1) - 0.7)
+        )
+
+    rows = run_scored(sweep, score)
+    assert len(runs_of(rows)) == 25
+    assert sum("qam.iou_thr" not in row.values for row in rows) <= 3
+    assert SweepTable(Criterion("m"), rows).best().values == {"method": "boxinst"}
+
+
+@pytest.mark.parametrize("search", ["grid", "random", "tpe"])
+def test_settings_that_move_together_are_drawn_together(search):
+    groups = [{"train.steps": 10 * n, "boxinst.warmup": 5 * n} for n in (1, 2, 3)]
+    space = {"length": {"together": groups}, "qam.k_top": {"choice": [1, 5]}}
+    sweep = make_sweep(search=search, trials=40, space=space)
+    rows = run_scored(sweep, lambda values: values["boxinst.warmup"] - values["qam.k_top"])
+    assert len(runs_of(rows)) == sweep.num_trials == 6
+    assert all(row.values["train.steps"] == 2 * row.values["boxinst.warmup"] for row in rows)
+    best = SweepTable(Criterion("m"), rows).best()
+    assert best.values == {"train.steps": 30, "boxinst.warmup": 15, "qam.k_top": 1}

@@ -119,7 +119,7 @@ def test_names_that_vary_now_have_the_value_of_before(tmp_path: Path):
     known = find_known(make_spec(tmp_path, ["old"], sweep={"space": space}))
     assert [each.values for each in known.told[:1]] == [{"qam.iou_thr": 0.5, "qam.k_top": 7}]
     space = SPACE | {"qam.k_top": {"choice": [8, 20]}}
-    reason = r"sweep\.start_from\.0: old: none .* \(trial 01 has qam\.k_top 7\); widen the space"
+    reason = r"sweep\.start_from\.0: old: none .* \(trial 01: qam\.k_top is 7, which .*\); widen the space"
     with pytest.raises(ConfigError, match=reason):
         find_known(make_spec(tmp_path, ["old"], sweep={"space": space}))
 

@@ -173,7 +173,8 @@ def test_a_space_may_change_as_long_as_it_holds_what_was_drawn(tmp_path):
         assert find_sweep(spec, "resume").path == sweep.path
         assert extend_sweep(spec, sweep).sweep.space == spec.sweep.space
     with pytest.raises(
-        ConfigError, match=r"k_top does not hold 2, which trial 1 of .* has; widen"
+        ConfigError,
+        match=r"trial 1 of .* is outside of sweep\.space: qam\.k_top is 2, which .*; widen",
     ):
         find_sweep(with_space(**{"qam.k_top": {"choice": [1, 3, 4, 5]}}), "resume")
     more_names = {"qam.k_top": {"choice": [1, 2, 3, 4]}, "qam.iou_thr": {"uniform": [0, 0.9]}}

@@ -19,11 +19,13 @@ from orchestration.config.spec import ResourcesConfig, RunSpec, SweepSpec
 from orchestration.execute.schedulers import asha_rungs
 from orchestration.record.failures import Failure
 from orchestration.record.run_folder import RunFolder, RunStatus
-from orchestration.record.table import SweepTable
+from orchestration.record.table import SweepTable, markdown_table
 from orchestration.record.trial import TrialStatus
 from orchestration.report import stats as report_stats
 from orchestration.report.charts import (
+    NOT_APPLYING,
     curves_figure,
+    draw_slice,
     history_figure,
     parallel_figure,
     timeline_figure,
@@ -460,3 +462,22 @@ def test_the_darkest_line_is_that_of_the_best_trial(mode):
     best = max(ends) if mode == "max" else min(ends)
     assert ends[int(brightness.argmin())] == best
     assert ends[-1] == best, "it is drawn last"
+
+
+def test_a_setting_that_does_not_apply_is_a_dash_and_no_value():
+    rows = [
+        row(0, 0.2, method="boxinst"),
+        row(1, 0.9, method="qam", thr=0.4),
+        row(2, 0.5, method="qam", thr=0.8),
+    ]
+    table = SweepTable(Criterion("m"), rows)
+    assert "| 00 | boxinst | - | 0.2000 |" in markdown_table(table)
+    figure = parallel_figure(table, {})
+    assert "-" in [text.get_text() for text in figure.axes[0].texts]
+    heights = sorted(
+        path.vertices[1, 1] for each in figure.axes[0].collections for path in each.get_paths()
+    )
+    assert heights == pytest.approx([NOT_APPLYING, 0.0, 1.0])
+    assert draw_slice(table, "thr", None).startswith(b"\x89PNG")
+    # below all numbers, so that a tree can tell it from them
+    assert report_stats.encode([0.5, None, 2.0]).tolist() == [0.5, -0.5, 2.0]

@@ -181,6 +181,22 @@ def test_trials_are_children_and_say_how_they_ended(storage, client):
     assert parent.data.params["sweep.search"] == "tpe"
 
 
+def test_a_setting_that_does_not_apply_to_a_trial_is_a_dash_in_its_params(storage, client):
+    space = {"method": {"choice": ["boxinst", "qam"]}}
+    space["qam.k_top"] = {"choice": [1, 5], "when": {"method": "qam"}}
+    spec = SweepSpec.model_validate({"sweep": {"space": space}})
+    sweep = make_run(storage, "branches", spec, kind="sweep")
+    params = []
+    for number, values in enumerate(({"method": "boxinst"}, {"method": "qam", "qam.k_top": 5})):
+        name = f"branches-0{number}"
+        about = {"folder": f"branches/{name}", "parent": "..", "values": values}
+        trial = make_run(storage, name, spec.trial(values, 0), **about)
+        track(storage, sweep, trial)
+        params.append(mlflow_run(client, trial).data.params)
+    assert [each["qam.k_top"] for each in params] == ["-", "5"]
+    assert [each["method"] for each in params] == ["boxinst", "qam"]
+
+
 def test_trials_of_several_seeds_say_theirs_in_the_name(storage, client):
     spec = SweepSpec.model_validate(
         {"sweep": {"seeds": [0, 1], "space": {"qam.k_top": {"choice": [1, 5]}}}}

@@ -1,0 +1,259 @@
+"""The domains of a sweep's settings: how they are written, what they hold, and which values stand for all of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+)
+
+from boxseg.config.method import Config
+
+Number = TypeVar("Number", int, float)
+MAX_STEPS = 10_000
+"""A range of more steps is as good as one without."""
+
+
+def _ascending(ends: tuple[Number, Number]) -> tuple[Number, Number]:
+    if ends[0] >= ends[1]:
+        raise ValueError(f"runs from {ends[0]:g} to {ends[1]:g}; the second number must be larger")
+    return ends
+
+
+def _positive(ends: tuple[Number, Number]) -> tuple[Number, Number]:
+    if ends[0] <= 0:
+        raise ValueError(f"starts at {ends[0]:g}; a logarithmic scale needs positive numbers")
+    return ends
+
+
+def _in_steps(range_: tuple[Number, Number, Number]) -> tuple[Number, Number, Number]:
+    low, high, step = range_
+    _ascending((low, high))
+    if not 0 < step <= high - low:
+        raise ValueError(
+            f"goes from {low:g} to {high:g} in steps of {step:g}; a step must be above 0 and fit in between"
+        )
+    if (high - low) / step > MAX_STEPS:
+        raise ValueError(
+            f"has {(high - low) / step + 1:.3g} values; {MAX_STEPS} are the most, so take larger steps, or uniform or "
+            "randint"
+        )
+    return range_
+
+
+Ends = Annotated[tuple[Number, Number], AfterValidator(_ascending)]
+
+
+def _listed(when: Any) -> Any:
+    """Conditions with a list for each setting, as `method: qam` stands for `method: [qam]`."""
+    if not isinstance(when, dict):
+        return when
+    return {name: value if isinstance(value, list) else [value] for name, value in when.items()}
+
+
+class Conditional(Config):
+    """What may vary under conditions alone."""
+
+    when: Annotated[
+        dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_listed)
+    ] = Field(default_factory=dict)
+    """Setting that stands above it in the space -> values of it with which this one varies; empty: with all."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it was written: most domains have no conditions."""
+        values: dict[str, Any] = write(self)
+        return {name: value for name, value in values.items() if name != "when" or value}
+
+
+class Uniform(Conditional):
+    """Real numbers, evenly likely."""
+
+    uniform: Ends[float]
+
+
+class LogUniform(Conditional):
+    """Positive real numbers, evenly likely on a logarithmic scale."""
+
+    loguniform: Annotated[Ends[float], AfterValidator(_positive)]
+
+
+class QUniform(Conditional):
+    """Real numbers from the first up to the second, in steps of the third; the last step may not reach the end."""
+
+    quniform: Annotated[tuple[float, float, float], AfterValidator(_in_steps)]
+
+
+class RandInt(Conditional):
+    """Whole numbers from the first up to, not including, the second."""
+
+    randint: Ends[int]
+
+
+class LogRandInt(Conditional):
+    """Positive whole numbers up to, not including, the second, evenly likely on a logarithmic scale."""
+
+    lograndint: Annotated[Ends[int], AfterValidator(_positive)]
+
+
+class QRandInt(Conditional):
+    """Whole numbers from the first up to the second, in steps of the third; the last step may not reach the end."""
+
+    qrandint: Annotated[tuple[int, int, int], AfterValidator(_in_steps)]
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    seen = set()
+    for value in values:
+        # as JSON, where lists can be compared and true is not 1
+        text = json.dumps(value, sort_keys=True, default=str)
+        if text in seen:
+            raise ValueError(f"repeats {text}; the same trial again tells nothing new")
+        seen.add(text)
+    return values
+
+
+class Choice(Conditional):
+    """One of the listed values; with `together`, the only kind that `grid` accepts."""
+
+    choice: Annotated[list[Any], Field(min_length=1, max_length=1000), AfterValidator(_each_once)]
+
+
+def _same_names(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for group in groups:
+        if not group or group.keys() != groups[0].keys():
+            raise ValueError(
+                f"one group has {', '.join(group) or 'nothing'}, the first has {', '.join(groups[0]) or 'nothing'}; "
+                "each needs the same settings"
+            )
+    return groups
+
+
+class Together(Conditional):
+    """One of the listed groups of settings, which move together; its own name in the space is free."""
+
+    together: Annotated[
+        list[dict[str, Any]],
+        Field(min_length=1, max_length=1000),
+        AfterValidator(_each_once),
+        AfterValidator(_same_names),
+    ]
+
+
+def domain_kind(value: Any) -> str | None:
+    """`uniform`, `choice` and so on, or whatever one key stands there; None for anything else."""
+    names: list[str] = []
+    if isinstance(value, Config):
+        names = list(type(value).model_fields)
+    elif isinstance(value, dict):
+        names = list(value)
+    kinds = [name for name in names if name != "when"]
+    return kinds[0] if len(kinds) == 1 else None
+
+
+AnyDomain = Uniform | LogUniform | QUniform | RandInt | LogRandInt | QRandInt | Choice | Together
+# with tags, pydantic tells what is wrong with one kind, and not with all eight
+Domain = Annotated[
+    Annotated[Uniform, Tag("uniform")]
+    | Annotated[LogUniform, Tag("loguniform")]
+    | Annotated[QUniform, Tag("quniform")]
+    | Annotated[RandInt, Tag("randint")]
+    | Annotated[LogRandInt, Tag("lograndint")]
+    | Annotated[QRandInt, Tag("qrandint")]
+    | Annotated[Choice, Tag("choice")]
+    | Annotated[Together, Tag("together")],
+    Discriminator(
+        domain_kind,
+        custom_error_type="domain",
+        custom_error_message="one of {uniform: [low, high]}, {loguniform: [low, high]}, {quniform: [low, high, step]}, "
+        "{randint: [low, high]}, {lograndint: [low, high]}, {qrandint: [low, high, step]}, {choice: [a, b, …]}, "
+        "{together: [{NAME: a, OTHER: b}, …]}; beside it, when: {NAME: [a, …]}",
+    ),
+]
+
+
+def values_of(domain: AnyDomain) -> Sequence[Any] | None:
+    """All values of a domain; None for real numbers, of which there is no end."""
+    match domain:
+        case Choice(choice=values) | Together(together=values):
+            return values
+        case RandInt(randint=(low, high)) | LogRandInt(lograndint=(low, high)):
+            # no list, as there can be millions
+            return range(low, high)
+        case QRandInt() | QUniform():
+            return stepped_values(domain)
+    return None
+
+
+def holds(domain: AnyDomain, value: Any) -> bool:
+    """Whether a value can have been drawn from a domain."""
+    match domain:
+        case Choice(choice=values) | Together(together=values):
+            return any(is_same(value, other) for other in values)
+        case RandInt(randint=(low, high)) | LogRandInt(lograndint=(low, high)):
+            return isinstance(value, int) and not isinstance(value, bool) and low <= value < high
+        case QRandInt() | QUniform():
+            return any(is_same(value, other) for other in stepped_values(domain))
+        case Uniform(uniform=(low, high)) | LogUniform(loguniform=(low, high)):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            return is_number and low <= value <= high
+
+
+def drawn_value(domain: AnyDomain, value: Any) -> Any:
+    """A value that a domain holds as it would be drawn from there: of 9.0 and 9 the one that is listed."""
+    match domain:
+        case Choice(choice=values) | Together(together=values):
+            return next(other for other in values if is_same(value, other))
+        case QRandInt() | QUniform():
+            return next(other for other in stepped_values(domain) if is_same(value, other))
+        case Uniform() | LogUniform():
+            return float(value)
+    return value
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two values are one setting; to Python `true` is 1 as well."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(is_same(one[name], other[name]) for name in one)
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def corners(domain: AnyDomain) -> list[Any]:
+    """All choices; else both ends, and of real numbers one in between that is not whole."""
+    match domain:
+        case Choice(choice=values) | Together(together=values):
+            return values
+        case RandInt(randint=(low, high)) | LogRandInt(lograndint=(low, high)):
+            return [low, high - 1]
+        case QRandInt() | QUniform():
+            values = stepped_values(domain)
+            return [values[0], values[1], values[-1]]
+        case Uniform(uniform=(low, high)) | LogUniform(loguniform=(low, high)):
+            # divided by pi, so that it is not whole, whatever the ends
+            return [low, high, low + (high - low) / math.pi]
+
+
+def stepped_values(domain: QUniform | QRandInt) -> list[Any]:
+    """All values of a range with steps, rising."""
+    if isinstance(domain, QRandInt):
+        low, high, step = domain.qrandint
+        return list(range(low, high + 1, step))
+    # In decimals, as people write them: 0.1 + 2 * 0.1 is 0.3 and not 0.30000000000000004.
+    start, end, stride = (Decimal(str(number)) for number in domain.quniform)
+    return [float(start + number * stride) for number in range(int((end - start) / stride) + 1)]
+
+
+def is_logarithmic(domain: AnyDomain | None) -> bool:
+    """Whether values are evenly likely on a logarithmic scale."""
+    return isinstance(domain, LogUniform | LogRandInt)
