@@ -122,7 +122,8 @@ def _picture_fault(
         if brightest - darkest < FEWEST_LEVELS:
             value = f"has only brightnesses {darkest} to {brightest} of 0 to 255 once it is read"
             rule = "pictures use the range of their type"
-            return Fault(path, value, rule, "scale its values and store it again", fatal=False)
+            way_out = "multiply all pictures by one factor, 16 for 12 bits, and store them again"
+            return Fault(path, value, rule, way_out, fatal=False)
     return _exif_fault(path, picture)
 
 
