@@ -19,8 +19,6 @@ from boxseg.data.dataset import CocoBoxes
 from boxseg.evaluation.pseudo_quality import GOOD_IOU, auroc
 from boxseg.label.boxes import outline_in
 from boxseg.label.maps import close_up, find_soft_masks
-from boxseg.label.parts import find_clashes
-from boxseg.label.quality import CLASH
 from boxseg.mask_parts import MaskPart, cut_masks
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
@@ -100,17 +98,10 @@ def _cases_of_image(
         outline = outline_in(sample, row, looked_at, seen)
         parts.append(MaskPart(outline.mask, looked_at.window.top, looked_at.window.left))
         outlines.append(outline)
-    every = torch.ones(len(parts), dtype=torch.bool)
-    claimed = find_clashes(parts, every, sample.original_size).tolist()
     ious = [part.iou(true) for part, true in zip(parts, cut_masks(drawn.numpy()), strict=True)]
     return [
-        Case(
-            outline.measures | {"clash": share},
-            max(outline.quality - CLASH * share, 0.0),
-            iou,
-            outline.is_clean,
-        )
-        for outline, share, iou in zip(outlines, claimed, ious, strict=True)
+        Case(outline.measures, outline.quality, iou, outline.is_clean)
+        for outline, iou in zip(outlines, ious, strict=True)
     ]
 
 

@@ -15,14 +15,13 @@ from boxseg.coco.segmentations import Size
 from boxseg.errors import ShapeError
 from boxseg.label.maps import UNKNOWN, CloseUp, OtherMask, SoftMask, close_up, find_soft_masks
 from boxseg.label.outlines import Outline, find_outline
-from boxseg.label.parts import box_fits, find_clashes
-from boxseg.label.quality import CLASH
+from boxseg.label.parts import box_fits
 from boxseg.mask_parts import NO_MASK, MaskPart, place_masks
 from boxseg.ops.boxes import box_area
 from boxseg.predict.predictor import Predictor, as_image
 from boxseg.structures import Sample
 
-LABEL_VERSION = 5
+LABEL_VERSION = 6
 """Raise it where the same source and boxes give other masks or qualities: labels of two versions are not mixed."""
 
 
@@ -35,8 +34,8 @@ class BoxLabels:
     size: Size
     """(height, width) of the image, pixels."""
     quality: Tensor
-    """Float (N,) in [0, 1]: the IoU to expect with a mask drawn by hand, see `boxseg.label.quality`, less what other
-    masks claim of it; 0 where the mask is the box itself for want of another, or empty."""
+    """Float (N,) in [0, 1]: the IoU to expect with a mask drawn by hand, see `boxseg.label.quality`; 0 where the
+    mask is the box itself for want of another, or empty."""
     num_candidates: Tensor
     """int64 (N,): detections that were fused, of the close-up and its mirror image; 0 where the network found nothing,
     so that place, colours and edges alone made the mask."""
@@ -141,8 +140,7 @@ def _assemble(sample: Sample, seen: dict[int, tuple[CloseUp, SoftMask]]) -> BoxL
         parts[row] = MaskPart(outline.mask, window.top, window.left).trimmed()
         quality[row] = outline.quality
         num_candidates[row] = soft_mask.num_candidates
-    clashes = find_clashes(parts, quality > 0, size)
-    return BoxLabels(parts, size, (quality - CLASH * clashes).clamp(min=0), num_candidates)
+    return BoxLabels(parts, size, quality, num_candidates)
 
 
 def outline_in(
@@ -151,9 +149,10 @@ def outline_in(
     """The mask of a box of a sample in the window of its close-up, with what the network says about it, if anything."""
     window = looked_at.window
     rows, columns = window.rows_and_columns
-    box = sample.boxes[row] - torch.tensor([window.left, window.top] * 2)
+    boxes = (sample.boxes - torch.tensor([window.left, window.top] * 2)).numpy()
+    others = np.delete(boxes, row, axis=0)
     soft = None
     # A map without candidates is zero everywhere: as evidence it would say that there is no object.
     if soft_mask is not None and soft_mask.num_candidates > 0:
         soft = soft_mask.soft.numpy()
-    return find_outline(sample.image[:, rows, columns].numpy(), box.numpy(), soft)
+    return find_outline(sample.image[:, rows, columns].numpy(), boxes[row], soft, others)

@@ -10,8 +10,7 @@ BOX_SPREAD = 0.11
 """Standard deviation of a mask's IoU about its quality, within a set, as measured on the same."""
 SET_SPREAD = 0.03
 """Standard deviation, over sets, of the mean quality less the mean IoU. Weights fitted to three of four sets were off
-by 0.016 on the fourth (root mean square, seven networks, see `boxseg.label.quality`); twice that, as four sets are
-few."""
+by 0.013 on the fourth (root mean square, see `boxseg.label.quality`); more than twice that, as four sets are few."""
 NORMAL_90 = 1.645
 """Nine of ten draws of a normal distribution lie within so many standard deviations."""
 

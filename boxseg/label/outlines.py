@@ -70,7 +70,10 @@ class Outline:
 
 
 def find_outline(
-    image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None = None
+    image: NDArray[np.uint8],
+    box: FloatArray,
+    soft: FloatArray | None = None,
+    others: FloatArray | None = None,
 ) -> Outline:
     """The best mask of a known box, at the resolution of the image.
 
@@ -83,6 +86,8 @@ def find_outline(
         image: uint8 (3, h, w), RGB; the window around the box, with what is around the box wherever the image has it.
         box: Float (4,), x1 y1 x2 y2 in pixels of the window.
         soft: Float (h', w') in [0, 1], the map of a network over the same window at any resolution; None: no network.
+        others: Float (M, 4), other known boxes in pixels of the window, whether inside it or not; the quality depends
+            on them, the mask does not. None: there are none.
 
     Raises:
         ShapeError: an argument has another shape or type.
@@ -101,6 +106,9 @@ def find_outline(
     work_size = (max(round(size[0] * scale), 1), max(round(size[1] * scale), 1))
     factors = [work_size[1] / size[1], work_size[0] / size[0]] * 2
     work_box = box * np.array(factors, dtype=np.float32)
+    work_others = np.zeros((0, 4), dtype=np.float32)
+    if others is not None:
+        work_others = others * np.array(factors, dtype=np.float32)
     network = None if soft is None else resize(soft.astype(np.float32), work_size)
     lab = to_lab(resize(picture, work_size))
     color = sort_colors(lab)
@@ -109,7 +117,7 @@ def find_outline(
     mask = cut.mask if cut.is_clean else (resize(probs, size) > 0.5) & inside
     if not mask.any():  # nothing can be told, so the box is the mask, of quality 0
         return Outline(inside, 0.0, False, {})
-    measures = measure(mask, evidence, work_box, soft=network, image_side=side)
+    measures = measure(mask, evidence, work_box, soft=network, others=work_others)
     quality = expect_iou(measures, with_network=soft is not None)
     if cut.is_clean:
         quality = expect_iou_of_clean(cut)

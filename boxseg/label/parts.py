@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,27 +57,3 @@ def box_fits(parts: Sequence[MaskPart], boxes: Tensor) -> Tensor:
     """IoU (N,) of each mask's own box with the given one: 1 for a mask that touches all four sides from inside."""
     bounds = torch.tensor([part.bounds() for part in parts], dtype=torch.float32)
     return box_iou(bounds.reshape(-1, 4), boxes).diagonal().clone()
-
-
-def find_clashes(parts: Sequence[MaskPart], found: Tensor, size: Size) -> Tensor:
-    """Share (N,) of each mask that another mask claims as well, of those that were found, bool (N,).
-
-    A pixel belongs to one object: where masks clash, one of them is wrong.
-
-    Args:
-        parts: N masks of an image of (height, width).
-        found: Which masks count; the share of the others is 0.
-        size: (height, width), pixels.
-    """
-    claims = np.zeros(size, dtype=np.uint16)  # one frame for all masks
-    counted = found.nonzero()[:, 0].tolist()
-    for row in counted:
-        part = parts[row]
-        claims[part.place] += part.pixels
-    shares = torch.zeros(len(parts))
-    for row in counted:
-        part = parts[row]
-        is_shared = claims[part.place] > 1
-        shared = np.count_nonzero(part.pixels & is_shared)
-        shares[row] = shared / max(part.area, 1)
-    return shares

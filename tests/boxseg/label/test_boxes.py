@@ -9,8 +9,8 @@ from torchvision.ops import clip_boxes_to_image
 from boxseg.errors import ShapeError
 from boxseg.label import boxes as label
 from boxseg.label import maps as label_maps
-from boxseg.label.boxes import CLASH, label_boxes, label_together
-from boxseg.label.parts import box_fits, find_clashes
+from boxseg.label.boxes import label_boxes, label_together
+from boxseg.label.parts import box_fits
 from boxseg.mask_parts import cut_masks
 from boxseg.ops.masks import pixels_inside
 from boxseg.predict import Predictor
@@ -67,28 +67,12 @@ def test_every_box_with_an_area_gets_a_mask_inside_it(predictor, image):
     assert (found.quality[1], found.num_candidates[1]) == (0, 0)
 
 
-def test_a_box_gets_the_same_mask_alone_and_among_others_but_is_trusted_less_where_masks_clash(
-    predictor, image
-):
+def test_a_box_gets_the_same_mask_alone_and_among_others(predictor, image):
     boxes = torch.cat([BOXES, torch.tensor([[10.0, 10, 50, 60]])])
-    together, alone = (
-        label_boxes(predictor, image, boxes),
-        label_boxes(predictor, image, boxes[4:]),
-    )
+    together = label_boxes(predictor, image, boxes)
+    alone = label_boxes(predictor, image, boxes[4:])
     assert torch.equal(together.mask[4], alone.mask[0])
-    share = find_clashes(together.parts, together.quality > 0, together.size)[4]
-    assert float(share) > 0
-    assert float(together.quality[4]) == pytest.approx(
-        float(alone.quality[0] - CLASH * share), abs=1e-6
-    )
-
-
-def test_masks_clash_where_another_found_mask_claims_the_pixel():
-    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
-    masks[0, :2], masks[1, 1:], masks[2] = True, True, True
-    found = torch.tensor([True, True, False])
-    shares = find_clashes(cut_masks(masks.numpy()), found, (4, 4))
-    assert shares.tolist() == pytest.approx([1 / 2, 1 / 3, 0])
+    assert together.quality[4] != alone.quality[0]
 
 
 def test_the_mirror_image_gets_mirrored_masks(predictor, image):

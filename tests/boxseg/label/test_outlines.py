@@ -202,3 +202,14 @@ def test_boxes_of_a_pixel_a_row_or_the_whole_picture_can_be_cut(box: list[float]
     cut = cut_by_colors(picture, np.array(box, dtype=np.float32))
     assert cut.mask.any()
     assert 0 <= cut.separation <= 1
+
+
+def test_how_far_box_and_mask_lie_in_other_boxes_is_measured_and_leaves_the_mask_alone():
+    mask = disc(80, 24)
+    left_half = np.array([[0.0, 0, 40, 80], [500, 500, 600, 600]], dtype=np.float32)
+    alone = find_outline(painted(mask, 60, 160), box_of(mask))
+    among = find_outline(painted(mask, 60, 160), box_of(mask), None, left_half)
+    assert (alone.measures["crowd"], alone.measures["among"]) == (0, 0)
+    assert among.measures["crowd"] == pytest.approx(0.5)
+    assert among.measures["among"] == pytest.approx(0.5, abs=0.02)
+    assert (among.mask == alone.mask).all()
