@@ -74,12 +74,20 @@ def find_known(spec: SweepSpec) -> Known:
                 f"start_from {name}: {len(earlier.told)} settings with their scores"
             )
             continue
-        most = 1 if is_best else max(1, spec.sweep.trials // POINTS_SHARE)
-        points = [point for point in earlier.points[:most] if point not in spec.sweep.points]
-        points = [point for point in points if point not in known.points]
-        points = points[: room - len(known.points)]
+        candidates = earlier.points[:1] if is_best else earlier.points
+        # tried anyway, as the file's own settings mostly are; they must not take the room of others
+        points = [
+            point
+            for point in candidates
+            if point not in spec.sweep.points and point not in known.points
+        ]
+        most = max(1, spec.sweep.trials // POINTS_SHARE)
+        points = points[: min(most, room - len(known.points))]
         known.points.extend(points)
         because = "" if is_best else f"; scores do not count, as {reason}"
+        if not points:
+            full = room <= len(known.points)
+            because += "; sweep.trials has no room left" if full else "; they are tried anyway"
         known.sentences.append(f"start_from {name}: {len(points)} settings to try{because}")
     return known
 

@@ -90,6 +90,17 @@ def test_else_the_best_third_is_tried_first(tmp_path: Path, changes: dict[str, A
     ]
 
 
+def test_settings_that_are_tried_anyway_leave_their_room_to_the_next_best(tmp_path: Path):
+    make_earlier(tmp_path, SCORES)
+    own_was_best = {"search": "random", "trials": 3, "points": [{"qam.iou_thr": 0.5}]}
+    known = find_known(make_spec(tmp_path, ["old", "best:old"], sweep=own_was_best))
+    assert known.points == [{"qam.iou_thr": 0.3}]
+    assert known.sentences[1] == "start_from best:old: 0 settings to try; they are tried anyway"
+    full = own_was_best | {"trials": 1}
+    (sentence,) = find_known(make_spec(tmp_path, ["old"], sweep=full)).sentences
+    assert sentence.endswith("; sweep.trials has no room left")
+
+
 def test_other_annotations_make_scores_count_no_more(tmp_path: Path, monkeypatch):
     folder = make_earlier(tmp_path, SCORES)
     folder.update(tags={"data_fingerprint": "1"})
