@@ -9,11 +9,11 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from boxseg.errors import ConfigError, StorageError
 from orchestration.secret_text import hide
@@ -22,10 +22,15 @@ from orchestration.store.places import address_of, endpoint
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
+Asked = ParamSpec("Asked")
+Answer = TypeVar("Answer")
+
 RETRIES = 6
 """How often a request is tried again by itself; after seconds 0.1, 0.2, 0.4 and so on."""
 RETRY_S = 20.0
 """After this time a request is not tried again [s]; uploads are, by whoever asked for them."""
+CUTS = 5
+"""How often an answer that was cut is asked for again."""
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 """What stores say where there is none."""
 REQUEST_S = 60
@@ -40,8 +45,25 @@ class StoreAwayError(StorageError):
     """The store does not answer, or has no time; it may later."""
 
 
+class CutError(StoreAwayError):
+    """The connection was cut within an answer, which the library does not ask for again."""
+
+
 class TakenError(Exception):
     """What was to be written in place of something is there already, or has changed."""
+
+
+def _again(read: Callable[Asked, Answer]) -> Callable[Asked, Answer]:
+    """Ask once more, a few times, where an answer was cut; for what only reads."""
+
+    @functools.wraps(read)
+    def ask(*arguments: Asked.args, **options: Asked.kwargs) -> Answer:
+        for _ in range(CUTS):
+            with contextlib.suppress(CutError):
+                return read(*arguments, **options)
+        return read(*arguments, **options)
+
+    return ask
 
 
 @dataclass(frozen=True)
@@ -72,6 +94,7 @@ class Store:
         self.address = address
         self._objects = _open(address, endpoint(), os.getpid())
 
+    @_again
     def read(self, key: str) -> tuple[bytes, str]:
         """Content and etag of a small object.
 
@@ -118,6 +141,7 @@ class Store:
             )
         return str(written["e_tag"])
 
+    @_again
     def download(self, key: str, path: Path) -> str:
         """Write an object to a file, piece by piece; gives its etag.
 
@@ -133,6 +157,7 @@ class Store:
                     file.write(piece)
             return str(found.meta["e_tag"])
 
+    @_again
     def entries(self, prefix: str) -> list[Entry]:
         """All objects below a prefix; a request for each thousand."""
         import obstore
@@ -141,6 +166,7 @@ class Store:
             found = obstore.list(self._objects, prefix).collect()
         return [Entry(each["path"], each["size"], str(each["e_tag"])) for each in found]
 
+    @_again
     def folders(self, prefix: str) -> list[str]:
         """Names just below a prefix that have objects below them."""
         import obstore
@@ -183,7 +209,8 @@ class Store:
 
     def _away(self, key: str, error: Exception) -> StoreAwayError:
         server = f" and {hide(endpoint() or '')}" if endpoint() else ""
-        return StoreAwayError(
+        kind = CutError if "body error" in str(error) else StoreAwayError
+        return kind(
             f"{self.address}/{key}: the store does not answer as it should ({_cause(error)}); check the "
             f"network{server}, or try again later"
         )

@@ -301,3 +301,15 @@ def test_a_run_can_start_from_the_address_of_another_wherever_that_is_known_by_i
         assert find_checkpoint_damage(find_start(spec).model.start_from) is None
     with pytest.raises(ValueError, match=r"start_from: ftp://host/x is no address"):
         RunSpec.model_validate({"model": {"start_from": "ftp://host/x"}})
+
+
+def test_reading_goes_on_where_answers_are_cut(machines: Machines):
+    with machines.on("a"):
+        make_run(machines.run).report(5, {"train/loss": 0.5})
+        save(machines.run, 10, best=True)
+        Mirror(machines.run).push()
+    with machines.on("b"):
+        machines.store.fault = "cut"
+        trained = find_trained(machines.folder, "toys")
+        assert find_checkpoint_damage(trained) is None
+        assert RunFolder(machines.run).history("train/loss") == [(5, 0.5)]
