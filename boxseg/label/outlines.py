@@ -92,7 +92,7 @@ def find_outline(
     Raises:
         ShapeError: an argument has another shape or type.
     """
-    _check(image, box, soft)
+    _check(image, box, soft, others)
     size = (image.shape[1], image.shape[2])
     inside = pixels_of_box(box, size)
     if not inside.any():
@@ -124,7 +124,12 @@ def find_outline(
     return Outline(mask, quality, cut.is_clean, measures)
 
 
-def _check(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None) -> None:
+def _check(
+    image: NDArray[np.uint8],
+    box: FloatArray,
+    soft: FloatArray | None,
+    others: FloatArray | None,
+) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise ShapeError(
             f"image has dtype {image.dtype} and shape {image.shape}; uint8 RGB (3, h, w) is needed"
@@ -133,6 +138,8 @@ def _check(image: NDArray[np.uint8], box: FloatArray, soft: FloatArray | None) -
         raise ShapeError(f"box has shape {box.shape}; x1 y1 x2 y2 are needed")
     if soft is not None and (soft.ndim != 2 or 0 in soft.shape):
         raise ShapeError(f"soft has shape {soft.shape}; a map (h, w) is needed")
+    if others is not None and (others.ndim != 2 or others.shape[1] != 4):
+        raise ShapeError(f"others has shape {others.shape}; boxes (M, 4) are needed")
 
 
 def _weigh(

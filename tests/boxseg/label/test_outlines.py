@@ -139,6 +139,8 @@ def test_wrong_shapes_are_named():
         find_outline(image, box[:3])
     with pytest.raises(ShapeError, match=r"soft has shape \(3, 8, 8\)"):
         find_outline(image, box, image.astype(np.float32))
+    with pytest.raises(ShapeError, match=r"others has shape \(4,\); boxes \(M, 4\) are needed"):
+        find_outline(image, box, None, box)
 
 
 def test_a_clean_disc_is_expected_to_be_better_than_noise():
