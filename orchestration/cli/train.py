@@ -186,7 +186,8 @@ def sweep(
         if plan:
             spec = spec.trying(known.points)
     if plan:
-        _print_plan(_extended(spec, start, earlier, more or 0) if goes_on else spec, as_json)
+        spec, ended = _extended(spec, start, earlier, more or 0) if goes_on else (spec, 0)
+        _print_plan(spec, as_json, ended)
         return
     from orchestration.planning.preflight import check
 
@@ -245,16 +246,20 @@ def _beginning(
     return next((start for start, is_asked in asked.items() if is_asked), None)
 
 
-def _extended(spec: SweepSpec, start: Start | None, earlier: str | None, more: int) -> SweepSpec:
-    """What an earlier sweep would go on with, for the plan; refused as the sweep itself would be."""
+def _extended(
+    spec: SweepSpec, start: Start | None, earlier: str | None, more: int
+) -> tuple[SweepSpec, int]:
+    """What an earlier sweep would go on with, and how many of its trials have ended; refused as it would be."""
+    from orchestration.record.journal import count_ended
     from orchestration.record.origin import check_same_data, look_at_data
     from orchestration.record.resume import OTHER_SWEEP, extend_sweep, find_sweep
 
     folder = find_sweep(spec, start, earlier)
     if folder is None:
-        return spec
+        return spec, 0
     check_same_data(folder, look_at_data(spec), otherwise=OTHER_SWEEP)
-    return extend_sweep(spec, folder, more)
+    extended = extend_sweep(spec, folder, more)
+    return extended, count_ended(folder, extended.sweep, retry_failed=start == "retry_failed")
 
 
 def _end_sweep(result: SweepResult) -> None:
@@ -357,10 +362,10 @@ def _warn(spec: RunSpec) -> None:
         say(f"warning: {told}")
 
 
-def _print_plan(spec: RunSpec, as_json: bool) -> None:
+def _print_plan(spec: RunSpec, as_json: bool, ended: int = 0) -> None:
     from orchestration.planning.plan import make_plan
 
-    plan = make_plan(spec)
+    plan = make_plan(spec, ended=ended)
     if as_json:
         print_json(plan)
     else:
@@ -381,6 +386,7 @@ def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
         if plan.concurrency is None
         else f"{plan.concurrency} at a time"
     )
+    ended = f", of which {plan.ended} have ended" if plan.ended else ""
     time = "" if plan.seconds is None else f"about {show_duration(plan.seconds)}, "
     memory = (
         "" if plan.gpu_bytes is None else f"about {show_bytes(plan.gpu_bytes)} for each worker, "
@@ -394,7 +400,10 @@ def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
         ("val data", _data_line(plan.val)),
         *([("space", f"{plan.settings or 'no end of'} settings")] if plan.kind == "sweep" else []),
         *([("tried first", "; ".join(plan.tried_first))] if plan.tried_first else []),
-        ("trials", f"{plan.trials}, {concurrency}" if plan.kind == "sweep" else plan.trials),
+        (
+            "trials",
+            f"{plan.trials}{ended}, {concurrency}" if plan.kind == "sweep" else plan.trials,
+        ),
         ("workers", f"{plan.workers} in each trial" if plan.kind == "sweep" else plan.workers),
         ("steps", f"{plan.steps}{epochs}"),
         ("time", time + plan.time_basis),

@@ -53,6 +53,8 @@ class Plan:
     tried_first: list[str]
     """Settings that a sweep begins with, each in a line."""
     trials: int
+    ended: int
+    """How many of them have ended, in a sweep that goes on; time, cost and disk are those of the others."""
     concurrency: int | None
     """Trials at the same time; None where a cluster decides."""
     workers: int
@@ -60,7 +62,7 @@ class Plan:
     """Updates of each trial."""
     epochs: float | None
     seconds: float | None
-    """Time of the whole, if no trial is stopped early."""
+    """Time of all that is to be run, if no trial is stopped early."""
     time_basis: str
     """Where the time comes from."""
     gpu_h: float | None
@@ -72,7 +74,7 @@ class Plan:
     gpu_basis: str
     """Where that comes from; empty without GPUs."""
     disk_bytes: int | None
-    """Checkpoints of all trials: the best and the last two of each."""
+    """Checkpoints of all trials to be run: the best and the last two of each."""
     disk_basis: str
     free_bytes: int
     storage: Path
@@ -82,10 +84,16 @@ class Plan:
     """Why it would not start; empty if it would."""
 
 
-def make_plan(spec: RunSpec) -> Plan:
-    """Work out the plan of a run, or of a sweep if `spec` is one; reads data files and earlier runs, writes nothing."""
+def make_plan(spec: RunSpec, *, ended: int = 0) -> Plan:
+    """Work out the plan of a run, or of a sweep if `spec` is one; reads data files and earlier runs, writes nothing.
+
+    Args:
+        spec: All settings.
+        ended: Trials of a sweep that goes on which are not run again.
+    """
     train = _data_plan(spec.data.train, toy_images=spec.data.toy.train_images)
     trials = spec.sweep.num_trials if isinstance(spec, SweepSpec) else 1
+    left = max(0, trials - ended)
     concurrency = _concurrency(spec, trials)
     earlier = list(_earlier_runs(spec))
     step_s, time_basis = _step_time(earlier)
@@ -102,11 +110,11 @@ def make_plan(spec: RunSpec) -> Plan:
     seconds = None
     if step_s is not None and concurrency is not None:
         # in rounds, as trials of equal length come
-        seconds = step_s * spec.train.steps * math.ceil(trials / concurrency)
+        seconds = step_s * spec.train.steps * math.ceil(left / concurrency)
     gpu_h, price = None, None
     if step_s is not None and spec.resources.gpus_per_worker:
         # however many run at the same time
-        gpu_h = spec.resources.gpus * step_s * spec.train.steps * trials / 3600
+        gpu_h = spec.resources.gpus * step_s * spec.train.steps * left / 3600
         price = spec.resources.price_of(gpu_h)
     epochs = None
     if train.used_images:
@@ -120,6 +128,7 @@ def make_plan(spec: RunSpec) -> Plan:
         settings=count_settings(spec.sweep.space) if isinstance(spec, SweepSpec) else 1,
         tried_first=_tried_first(spec),
         trials=trials,
+        ended=ended,
         concurrency=concurrency,
         workers=spec.resources.workers,
         steps=spec.train.steps,
@@ -130,7 +139,7 @@ def make_plan(spec: RunSpec) -> Plan:
         price=price,
         gpu_bytes=None if guess is None else guess.gpu_bytes,
         gpu_basis=_gpu_basis(spec, guess),
-        disk_bytes=None if checkpoint_bytes is None else checkpoint_bytes * trials,
+        disk_bytes=None if checkpoint_bytes is None else checkpoint_bytes * left,
         disk_basis=disk_basis,
         free_bytes=preflight.free_bytes(spec.storage),
         storage=spec.storage,

@@ -132,6 +132,16 @@ def drawn_trials(folder: RunFolder, sweep: SweepConfig) -> list[Trial]:
     return [drawn[number] for number in sorted(drawn)]
 
 
+def count_ended(folder: RunFolder, sweep: SweepConfig, *, retry_failed: bool = False) -> int:
+    """How many trials of a sweep would not run again if it went on; nothing is marked, as for `drawn_trials`."""
+    own = [
+        status
+        for status in list_in(folder.path)
+        if (trial := _trial_of(status)) is not None and _is_own(trial, sweep)
+    ]
+    return sum(_has_ended(status, retry_failed=retry_failed) for status in own)
+
+
 def _status_of_own(run: RunFolder, sweep: SweepConfig | None) -> RunStatus | None:
     """The status of a trial of the sweep; None, with a warning, where it is damaged, a copy or of another sweep."""
     try:

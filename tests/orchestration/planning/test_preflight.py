@@ -267,6 +267,11 @@ def test_a_plan_tells_the_price_of_its_gpu_hours(tmp_path: Path):
     # one trial after the other, each on two GPUs
     assert plan.gpu_h == pytest.approx(2 * plan.seconds / 3600)
     assert plan.price == pytest.approx(2.5 * plan.gpu_h)
+    # two of the three have ended: what is left takes a third
+    left = make_plan(SweepSpec.model_validate(settings | {"sweep": sweep}), ended=2)
+    assert (left.trials, left.ended) == (3, 2)
+    assert left.seconds == pytest.approx(plan.seconds / 3)
+    assert left.price == pytest.approx(plan.price / 3)
     assert make_plan(make_spec(tmp_path)).price is None
     on_cores = make_spec(tmp_path, resources={"price_per_gpu_hour": 2.5})
     assert [

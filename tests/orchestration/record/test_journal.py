@@ -13,7 +13,7 @@ from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.record.failures import Failure
 from orchestration.record.find_runs import find_run
-from orchestration.record.journal import driving, newest_sweep, read_past
+from orchestration.record.journal import count_ended, driving, newest_sweep, read_past
 from orchestration.record.resume import extend_sweep, find_sweep, find_unfinished, way_on
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.record.trial import Trial
@@ -229,9 +229,12 @@ def test_any_sweep_can_be_named(tmp_path):
 
 def test_only_what_may_go_better_is_tried_again(tmp_path):
     sweep = make_sweep(tmp_path, status="finished")
+    planned = make_spec(tmp_path).sweep.model_copy(update={"seeds": [7]})
     kinds = ("WorkerLost", "ConfigError", "OutOfMemoryError", "NonFiniteLossError")
     for trial, kind in zip(TRIALS, kinds, strict=True):
         make_trial(sweep, trial, "failed").update(failure=Failure(kind, "gone"))
+    assert count_ended(sweep, planned) == 4
+    assert count_ended(sweep, planned, retry_failed=True) == 2
     assert [row.has_ended for row in read_past(sweep, Criterion("val/mask_ap"))] == [True] * 4
     again = read_past(sweep, Criterion("val/mask_ap"), retry_failed=True)
     assert [row.has_ended for row in again] == [False, True, False, True]
