@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 OBJECTS = 40
-LIMIT_MB = 400
+LIMIT_MB = 600
 """A few copies of a picture of 12 megapixels; with masks as frames both took more than 2.5 GB."""
 
 BEGIN = """
