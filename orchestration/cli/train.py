@@ -233,7 +233,10 @@ def _beginning(
             "--new starts another sweep, --resume, --auto-resume, --retry-failed and --more go on with one; give one "
             "of them"
         )
-    if earlier is not None and (auto_resume or asked["beside"] or not any(asked.values())):
+    if earlier is not None and (auto_resume or asked["beside"]):
+        option = "--auto-resume" if auto_resume else "--new"
+        raise ConfigError(f"{earlier}: {option} takes no sweep; leave the name out")
+    if earlier is not None and not any(asked.values()):
         raise ConfigError(
             f"{earlier}: say what to do with this sweep: --resume, --retry-failed or --more N"
         )

@@ -652,6 +652,13 @@ def test_a_plan_of_what_cannot_go_on_is_refused_as_the_sweep_is(tmp_path: Path, 
     assert "of 20260102-000000-bbbb had the fingerprint 0000" in capsys.readouterr().err
     assert run(["sweep", file, "000000-aaaa", "--more", "1", "--plan"]) == ExitCode.DATA
     assert "of 20260101-000000-aaaa had the fingerprint 0000" in capsys.readouterr().err
-    for arguments in (["--plan"], ["--new"], []):
+    said = "say what to do with this sweep: --resume"
+    no_name = "takes no sweep; leave the name out"
+    for arguments, told in (
+        (["--plan"], said),
+        ([], said),
+        (["--new"], f"--new {no_name}"),
+        (["--auto-resume"], f"--auto-resume {no_name}"),
+    ):
         assert run(["sweep", file, "20260101-000000-aaaa", *arguments]) == ExitCode.USAGE
-        assert "say what to do with this sweep: --resume" in capsys.readouterr().err
+        assert told in capsys.readouterr().err
