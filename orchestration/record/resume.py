@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from boxseg.engine.checkpoint import find_best, newest_step
 from boxseg.errors import CheckpointError, ConfigError
@@ -291,10 +292,20 @@ def differing_settings(
         before = params_of(read_resolved(folder.config_path))
     except ValueError as error:
         raise ConfigError(f"{folder.config_path}: is damaged: {error}; {COPY_BACK}") from error
+    # what a version of boxseg did not have yet, its sweeps did as the default says; runs are read with theirs
+    by_default = _sweep_defaults()
     differing = []
     for name, value in now.items():
         is_free = name in may_change or name.startswith(("resources.", "storage", "tracking."))
-        # a setting that the earlier version did not have yet cannot differ
-        if not is_free and before.get(name, value) != value:
-            differing.append((name, value, before[name]))
+        if not is_free and before.get(name, by_default.get(name)) != value:
+            differing.append((name, value, before.get(name, by_default.get(name))))
     return differing
+
+
+def _sweep_defaults() -> dict[str, str]:
+    """What the settings of `sweep` are where nobody gives them, as `params_of` has them."""
+    return {
+        f"sweep.{name}": str(to_jsonable_python(field.get_default(call_default_factory=True)))
+        for name, field in SweepConfig.model_fields.items()
+        if not field.is_required()
+    }
