@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -64,8 +65,15 @@ def find_known(spec: SweepSpec) -> Known:
     """
     known = Known()
     room = spec.sweep.num_trials // len(spec.sweep.seeds) - len(spec.sweep.points)
+    name_of: dict[Path, str] = {}
     for number, name in enumerate(spec.sweep.start_from):
-        earlier = _read_earlier(spec, name, f"sweep.start_from.{number}: {name}")
+        place = f"sweep.start_from.{number}: {name}"
+        earlier = _read_earlier(spec, name, place)
+        # ids, folders and names can mean one sweep, whose settings would count twice
+        if earlier.folder.path in name_of:
+            first = name_of[earlier.folder.path]
+            raise ConfigError(f"{place}: is the sweep of {first} as well; name each once")
+        name_of[earlier.folder.path] = name
         is_best = name.startswith("best:")
         reason = "one setting is no history" if is_best else earlier.why_not_told(spec)
         if not reason:

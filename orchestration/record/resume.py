@@ -292,13 +292,15 @@ def differing_settings(
         before = params_of(read_resolved(folder.config_path))
     except ValueError as error:
         raise ConfigError(f"{folder.config_path}: is damaged: {error}; {COPY_BACK}") from error
-    # what a version of boxseg did not have yet, its sweeps did as the default says; runs are read with theirs
+    # What a version of boxseg did not have yet, its sweeps did as the default says. Settings of runs are left alone:
+    # a default may have changed with the version.
     by_default = _sweep_defaults()
     differing = []
     for name, value in now.items():
         is_free = name in may_change or name.startswith(("resources.", "storage", "tracking."))
-        if not is_free and before.get(name, by_default.get(name)) != value:
-            differing.append((name, value, before.get(name, by_default.get(name))))
+        there = before.get(name, by_default.get(name, value))
+        if not is_free and there != value:
+            differing.append((name, value, there))
     return differing
 
 
