@@ -69,12 +69,13 @@ def find_known(spec: SweepSpec) -> Known:
     for number, name in enumerate(spec.sweep.start_from):
         place = f"sweep.start_from.{number}: {name}"
         earlier = _read_earlier(spec, name, place)
-        # ids, folders and names can mean one sweep, whose settings would count twice
-        if earlier.folder.path in name_of:
+        is_best = name.startswith("best:")
+        # ids, folders and names can mean one sweep, whose scores would count twice
+        if not is_best and earlier.folder.path in name_of:
             first = name_of[earlier.folder.path]
             raise ConfigError(f"{place}: is the sweep of {first} as well; name each once")
-        name_of[earlier.folder.path] = name
-        is_best = name.startswith("best:")
+        if not is_best:
+            name_of[earlier.folder.path] = name
         reason = "one setting is no history" if is_best else earlier.why_not_told(spec)
         if not reason:
             known.told.extend(earlier.told)
