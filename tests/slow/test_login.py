@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -63,7 +64,11 @@ def address(tmp_path_factory) -> Iterator[str]:
     with (place / "log").open("wb") as log:
         process = subprocess.Popen(
             ["sh", "-euc", server_script(secrets, place, port)],
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            env={
+                **os.environ,
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # has `mlflow`
+            },
             stdout=log,
             stderr=log,
         )
