@@ -21,7 +21,7 @@ LEAST_LEAD = -0.01
 
 def mean_iou(data: CocoBoxes, source: BatchSource) -> float:
     """With the drawn masks, over all boxes."""
-    return statistics.fmean(iou for _, pairs in _pairs(data, source) for _, iou in pairs)
+    return statistics.fmean(iou for pairs in _pairs(data, source) for _, iou in pairs)
 
 
 @pytest.mark.slow
