@@ -62,7 +62,7 @@ def _why_nothing(path: Path) -> str:
 def find_picture(names: Names, listed: str) -> str | None:
     """The image file that an annotation file means by a name: on another machine's disk, or without its ending.
 
-    >>> find_picture(Names(["val/a.png", "val/a.txt"]), "/home/me/a")
+    >>> find_picture(Names(["val/a.png", "val/a.txt"]), "/photos/of/a")
     'val/a.png'
     """
     match = names.find(listed)
