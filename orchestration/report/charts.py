@@ -1,11 +1,11 @@
-"""The charts of a sweep's report, each drawn to PNG; sizes suit a telephone, where two do not fit side by side."""
+"""The charts of a sweep's report, as figures; sizes suit a telephone, where two do not fit side by side."""
 
 from __future__ import annotations
 
 import io
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,16 +60,11 @@ STYLE: Any = {
 }
 
 
-def draw_curves(table: SweepTable, curves: Curves, rungs: Sequence[float]) -> bytes:
+def draw_curves(table: SweepTable, curves: Curves, rungs: Sequence[float]) -> Figure:
     """The deciding metric over the steps, early ends as crosses, rungs as dashed lines.
 
     All trials are named, or of many the best and the number of the others.
     """
-    return _png(curves_figure(table, curves, rungs))
-
-
-def curves_figure(table: SweepTable, curves: Curves, rungs: Sequence[float]) -> Figure:
-    """See `draw_curves`."""
     figure, axes = _figure(5.2, 4.2)
     ranked = [row for row in table.ranked() if curves.get(row.id)]
     looks = [(colour, dashes) for dashes in DASHES for colour in HIGHLIGHTS]
@@ -136,13 +131,8 @@ def _draw_curve(
         )
 
 
-def draw_parallel(table: SweepTable, space: dict[str, Domain]) -> bytes:
+def draw_parallel(table: SweepTable, space: dict[str, Domain]) -> Figure:
     """One line for each trial with a value across an axis for each setting; colour is the metric, stopped ones grey."""
-    return _png(parallel_figure(table, space))
-
-
-def parallel_figure(table: SweepTable, space: dict[str, Domain]) -> Figure:
-    """See `draw_parallel`."""
     rows = [row for row in table.rows if row.value is not None]
     names = table.names
     figure, axes = _figure(max(5.2, 1.3 * (len(names) + 1)), 4.2)
@@ -256,7 +246,7 @@ def list_values(values: list[Any], domain: Domain | None) -> list[str]:
     return list(dict.fromkeys(map(str, values)))
 
 
-def draw_slice(table: SweepTable, name: str, domain: Domain | None) -> bytes:
+def draw_slice(table: SweepTable, name: str, domain: Domain | None) -> Figure:
     """The metric against one setting: finished trials filled, others hollow; of listed values their means as bars."""
     figure, axes = _figure(4.0, 3.0)
     # a setting that does not apply to a trial says nothing about its value
@@ -292,15 +282,10 @@ def draw_slice(table: SweepTable, name: str, domain: Domain | None) -> bytes:
     if is_logarithmic(domain):
         axes.set_xscale("log")
     axes.set(xlabel=figure_label(name), ylabel=table.metric)
-    return _png(figure)
+    return figure
 
 
-def draw_history(table: SweepTable) -> bytes:
-    """See `history_figure`."""
-    return _png(history_figure(table))
-
-
-def history_figure(table: SweepTable) -> Figure:
+def draw_history(table: SweepTable) -> Figure:
     """The metric of the trials in the order of their start, and the best value so far as a line."""
     figure, axes = _figure(5.2, 3.4)
     valued = [row for row in by_start(table.rows) if row.value is not None]
@@ -318,12 +303,7 @@ def history_figure(table: SweepTable) -> Figure:
     return figure
 
 
-def draw_timeline(table: SweepTable, now: float) -> bytes:
-    """See `timeline_figure`."""
-    return _png(timeline_figure(table, now))
-
-
-def timeline_figure(table: SweepTable, now: float) -> Figure:
+def draw_timeline(table: SweepTable, now: float) -> Figure:
     """A bar for each trial from its start to its end, or to `now` [s since 1970]; colours tell how it ended."""
     figure, axes = _figure(5.2, 3.4)
     rows = by_start(table.rows)
@@ -361,13 +341,6 @@ def by_start(rows: Sequence[TrialStatus]) -> list[TrialStatus]:
 
 def draw_front(
     standings: Sequence[Standing], metric: str, others: Sequence[str], at: int
-) -> bytes:
-    """See `front_figure`."""
-    return _png(front_figure(standings, metric, others, at))
-
-
-def front_figure(
-    standings: Sequence[Standing], metric: str, others: Sequence[str], at: int
 ) -> Figure:
     """The settings by the deciding metric and another one, those that no other beats in colour and with their names.
 
@@ -403,7 +376,7 @@ def front_figure(
     return figure
 
 
-def draw_importance(study: ImportanceStudy) -> bytes:
+def draw_importance(study: ImportanceStudy) -> Figure:
     """A bar for each setting with the middle 90 % of the resamples; filled where nearly all say that it matters."""
     # matplotlib counts bars from below, and the most important one is to be on top
     shown = study.settings[:20][::-1]
@@ -424,7 +397,7 @@ def draw_importance(study: ImportanceStudy) -> bytes:
     axes.set_yticks(range(len(shown)), labels)
     axes.axvline(0, color="#222222", linewidth=1)
     axes.set_xlabel("share of the variance that goes with it")
-    return _png(figure)
+    return figure
 
 
 def _values(rows: list[TrialStatus]) -> list[float]:
@@ -442,9 +415,11 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
         return figure, figure.add_subplot()
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(draw: Callable[..., Figure], *arguments: Any) -> bytes:
+    """The file of a chart, by the function that draws it; the same chart has the same bytes."""
     file = io.BytesIO()
+    figure = draw(*arguments)
     with rc_context(STYLE):
-        # without matplotlib's version, so that the same chart has the same bytes
+        # without matplotlib's version
         figure.savefig(file, format="png", dpi=96 * SCALE, metadata={"Software": None})
     return file.getvalue()

@@ -22,7 +22,8 @@ from orchestration.record.journal import read_past
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.record.score import read_scores
 from orchestration.record.trial import Trial
-from orchestration.report.page import panel_of, write_report
+from orchestration.report.page import write_report
+from orchestration.report.sweep_record import panel_of
 from orchestration.tracking.mirror import Tracker
 
 

@@ -9,7 +9,8 @@ import synthetic
 from browser import open_browser
 from PIL import Image, ImageDraw
 
-from orchestration.report.page import read_sweep, write_report
+from orchestration.report.page import write_report
+from orchestration.report.sweep_record import read_sweep
 
 pytestmark = pytest.mark.slow
 

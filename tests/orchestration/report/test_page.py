@@ -24,22 +24,16 @@ from orchestration.record.trial import TrialStatus
 from orchestration.report import stats as report_stats
 from orchestration.report.charts import (
     NOT_APPLYING,
-    curves_figure,
+    draw_curves,
+    draw_history,
+    draw_parallel,
     draw_slice,
-    history_figure,
-    parallel_figure,
-    timeline_figure,
+    draw_timeline,
+    png_of,
 )
-from orchestration.report.page import (
-    PAGE,
-    commands_for,
-    cost_of,
-    panel_of,
-    read_sweep,
-    try_report,
-    write_report,
-)
+from orchestration.report.page import PAGE, commands_for, try_report, write_report
 from orchestration.report.stats import common_step, differ, rank_settings, study_importance
+from orchestration.report.sweep_record import cost_of, panel_of, read_sweep
 
 
 @pytest.fixture(scope="module")
@@ -240,10 +234,10 @@ def test_the_best_value_so_far_and_the_times_of_trials_as_worked_by_hand():
         )
     ]
     for mode, best in (("max", [0.4, 0.4, 0.4]), ("min", [0.4, 0.2, 0.2])):
-        (axes,) = history_figure(SweepTable(Criterion("m", mode), rows)).axes
+        (axes,) = draw_history(SweepTable(Criterion("m", mode), rows)).axes
         dots = [y for _, y in axes.collections[0].get_offsets().tolist()]
         assert (dots, axes.lines[0].get_ydata().tolist()) == ([0.4, 0.2, 0.3], best)
-    (axes,) = timeline_figure(SweepTable(Criterion("m"), rows), now=600.0).axes
+    (axes,) = draw_timeline(SweepTable(Criterion("m"), rows), now=600.0).axes
     bars = {
         lines.get_label(): [line.tolist() for line in lines.get_segments()]
         for lines in axes.collections
@@ -436,7 +430,7 @@ def test_a_thousand_trials_take_less_than_a_minute_and_fewer_pictures(tmp_path):
 @pytest.mark.parametrize(("trials", "more"), [(6, None), (30, "25 more trials")])
 def test_the_legend_of_the_curves_names_all_trials_or_says_how_many_more(tmp_path, trials, more):
     record = read_sweep(synthetic.write_sweep(tmp_path, settings=trials))
-    figure = curves_figure(record.table, record.curves, record.rungs)
+    figure = draw_curves(record.table, record.curves, record.rungs)
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     best = record.table.ranked()
     assert named[0] == f"{best[0].label}: {best[0].outcome}"
@@ -455,7 +449,7 @@ def test_the_darkest_line_is_that_of_the_best_trial(mode):
                 f"x-{number:02d}", "x", status="finished", value=value, values=values, tags=tags
             )
         )
-    figure = parallel_figure(SweepTable(Criterion("m", mode), rows), {})
+    figure = draw_parallel(SweepTable(Criterion("m", mode), rows), {})
     (lines,) = [each for each in figure.axes[0].collections if each.get_array() is not None]
     brightness = lines.cmap(lines.norm(lines.get_array()))[:, :3].sum(axis=1)
     ends = [path.vertices[-1, 1] for path in lines.get_paths()]
@@ -472,12 +466,12 @@ def test_a_setting_that_does_not_apply_is_a_dash_and_no_value():
     ]
     table = SweepTable(Criterion("m"), rows)
     assert "| 00 | boxinst | - | 0.2000 |" in markdown_table(table)
-    figure = parallel_figure(table, {})
+    figure = draw_parallel(table, {})
     assert "-" in [text.get_text() for text in figure.axes[0].texts]
     heights = sorted(
         path.vertices[1, 1] for each in figure.axes[0].collections for path in each.get_paths()
     )
     assert heights == pytest.approx([NOT_APPLYING, 0.0, 1.0])
-    assert draw_slice(table, "thr", None).startswith(b"\x89PNG")
+    assert png_of(draw_slice, table, "thr", None).startswith(b"\x89PNG")
     # below all numbers, so that a tree can tell it from them
     assert report_stats.encode([0.5, None, 2.0]).tolist() == [0.5, -0.5, 2.0]
