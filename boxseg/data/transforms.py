@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from boxseg.data.colors import COLOR_CHANGES, Recoloring, Strong, draw_recoloring
-from boxseg.ops.boxes import clip_boxes, scale_boxes
+from boxseg.ops.boxes import scale_boxes
 from boxseg.ops.images import resized_shape
 from boxseg.ops.masks import resize_bool
 from boxseg.structures import DrawnMasks, Sample
@@ -105,7 +106,7 @@ def resize_only(sample: Sample, short_side: int, max_size: int) -> View:
     # An image that becomes larger is resized only in `View.weak`: so less travels between processes.
     is_smaller = new_size < size
     pixels = resize_image(sample.image, new_size) if is_smaller else sample.image
-    boxes = clip_boxes(scale_boxes(sample.boxes, size, new_size), new_size)
+    boxes = clip_boxes_to_image(scale_boxes(sample.boxes, size, new_size), new_size)
     labels, drawn = sample.labels, sample.drawn
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     if not has_area.all():

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 from boxseg.config.method import MAX_ENLARGEMENT
 from boxseg.data.transforms import View, resize_image
-from boxseg.ops.boxes import box_area, clip_boxes
+from boxseg.ops.boxes import box_area
 from boxseg.ops.masks import resize_bool
 from boxseg.structures import DrawnMasks, Sample
 
@@ -103,7 +104,7 @@ def cut_window(sample: Sample, window: Window) -> tuple[View, Tensor]:
     # A piece that becomes larger is resized only in `View.weak`: so less travels between processes.
     is_smaller = window.size[0] < window.height
     boxes = window.to_window(sample.boxes)
-    clipped = clip_boxes(boxes, window.size)
+    clipped = clip_boxes_to_image(boxes, window.size)
     is_visible = box_area(clipped) > LEAST_VISIBLE * box_area(boxes)
     indices = is_visible.nonzero()[:, 0]
     drawn = None

@@ -63,14 +63,3 @@ def scale_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int])
     """Boxes (..., 4) of an image of `size`, in pixels of the same image resized to `new_size` (height, width)."""
     y, x = new_size[0] / size[0], new_size[1] / size[1]
     return boxes * tensor_on(boxes.device, [x, y, x, y], dtype=boxes.dtype)
-
-
-def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes (..., 4), x1 y1 x2 y2, cut to an image of (height, width) pixels.
-
-    >>> clip_boxes(torch.tensor([[-2.0, 1.0, 50.0, 9.0]]), (8, 30)).tolist()
-    [[0.0, 1.0, 30.0, 8.0]]
-    """
-    height, width = size
-    far_corner = tensor_on(boxes.device, [width, height] * 2, dtype=boxes.dtype)
-    return boxes.clamp(min=0).minimum(far_corner)

@@ -231,51 +231,30 @@ def _plan_image(
         size: (height, width) of the image without padding, pixels.
     """
     device, counts = start.device, [count for _, _, count in table]
-    groups = list(
-        like_sized([sides for *sides, _ in table], counts, cells_at_once=_cells_at_once(device))
-    )
-    # Boxes group after group: each one's index, place in its group, first candidate and number of candidates.
-    first = [0, *accumulate(counts)]
-    total = first[-1]
-    rows = [
-        (box, place, first[box], counts[box])
-        for group, _ in groups
-        for place, box in enumerate(group)
-    ]
-    columns = tensor_on(device, rows, dtype=torch.int64).view(-1, 4)
-    box_index, place, own_first, repeats = columns.unbind(1)
-    owner = place.repeat_interleave(repeats, output_size=total)
-    # The candidates of a box follow one another: theirs is its first one plus the position among them.
-    listed_before = repeats.cumsum(dim=0) - repeats
-    offset = (own_first - listed_before).repeat_interleave(repeats, output_size=total)
-    candidate_index = offset + torch.arange(total, device=device)
-    # A window has the size of the largest of its group. Only the part that the box itself needs is used, so that no
-    # result depends on the group; its first row and column are left out, as networks need not get them right.
-    start, end = start[box_index], end[box_index]
+    first = list(accumulate(counts, initial=0))  # candidate of each box
     on_image = tensor_on(device, [(side + MASK_STRIDE // 2 - 1) // MASK_STRIDE for side in size])
-    near_start, near_end = start + (start > 0), torch.minimum(end, on_image)
-    box_bounds = [0, *accumulate(len(group) for group, _ in groups)]
-    candidate_bounds = [0, *accumulate(sum(counts[box] for box in group) for group, _ in groups)]
     plan = []
-    for number, (_, window) in enumerate(groups):
-        of_boxes = slice(*box_bounds[number : number + 2])
-        of_candidates = slice(*candidate_bounds[number : number + 2])
-        # At the right and at the bottom a window moves back until it lies on the map.
-        free = [side - extent for side, extent in zip(grid, window, strict=True)]
-        last_corner = tensor_on(device, free)
-        windows = Windows(torch.minimum(start[of_boxes], last_corner), window)
-        near = windows.inside(near_start[of_boxes], near_end[of_boxes])
-        no_probs = near.new_zeros(0, dtype=torch.float32)
-        plan.append(
-            WindowMasks(
-                no_probs,
-                candidate_index[of_candidates],
-                owner[of_candidates],
-                box_index[of_boxes],
-                windows,
-                near,
-            )
+    for group, window in like_sized(
+        [sides for *sides, _ in table], counts, cells_at_once=_cells_at_once(device)
+    ):
+        owners = [place for place, box in enumerate(group) for _ in range(counts[box])]
+        served = [row for box in group for row in range(first[box], first[box + 1])]
+        # One tensor for both, as each costs a transfer.
+        candidate_index, owner = tensor_on(device, [served, owners]).unbind()
+        box_index = tensor_on(device, group)
+        group_start = start[box_index]
+        # A window has the size of the largest of its group; at the right and at the bottom it moves back until it lies
+        # on the map. Only the part that the box itself needs is used, so that no result depends on the group; its first
+        # row and column are left out, as networks need not get them right.
+        last_corner = tensor_on(
+            device, [side - extent for side, extent in zip(grid, window, strict=True)]
         )
+        windows = Windows(torch.minimum(group_start, last_corner), window)
+        near = windows.inside(
+            group_start + (group_start > 0), torch.minimum(end[box_index], on_image)
+        )
+        no_probs = near.new_zeros(0, dtype=torch.float32)
+        plan.append(WindowMasks(no_probs, candidate_index, owner, box_index, windows, near))
     return plan
 
 
@@ -360,29 +339,18 @@ def _rank(
     detections: RawDetections, batch: Batch, view: Batch, image: int, qam: QamConfig
 ) -> Ranking:
     """Box-Quality Ranking with the limits of the settings."""
-    k_top, k_per_box = qam.k_top, None
+    limits, k_per_box = qam, None
     if qam.adaptive_k:
         height, width = batch.sizes[image]
         original_height, original_width = batch.original_sizes[image]
         scale = original_height * original_width / (height * width)
         areas = box_area(batch.boxes[image]) * scale  # px² of the original image
-        k_top = qam.k_max
         k_per_box = adaptive_k(
             areas, k_min=qam.k_min, k_max=qam.k_max, area_s=qam.area_s, area_l=qam.area_l
-        )
-        k_per_box = k_per_box.round()
+        ).round()
+        limits = qam.model_copy(update={"k_top": qam.k_max})
     return order_candidates(
-        view.boxes[image],
-        batch.labels[image],
-        detections.boxes,
-        detections.labels,
-        detections.scores,
-        k_top=k_top,
-        iou_thr=qam.iou_thr,
-        score_thr=qam.score_thr,
-        class_match=qam.class_match,
-        filter_first=qam.filter_first,
-        k_per_box=k_per_box,
+        view.boxes[image], batch.labels[image], detections, limits, k_per_box=k_per_box
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boxseg.config.method import QamConfig
 from boxseg.errors import ShapeError
 from boxseg.ops.boxes import box_iou
 from boxseg.ops.detections import first_best
+from boxseg.structures import RawDetections
 
 Ranking = tuple[Tensor, Tensor, Tensor]
 """For each box the indices of its k best detections in order, which of them are kept (bool), and their IoU; (N, k)
@@ -58,34 +60,29 @@ def rank_candidates(
     >>> rank_candidates(box, label, found, torch.tensor([0, 0, 0]), torch.tensor([0.9, 0.9, 0.3]))
     (tensor([2, 0]), tensor([0, 0]), tensor([1.0000, 0.8000]))
     """
-    ranking = order_candidates(
-        gt_boxes,
-        gt_labels,
-        boxes,
-        labels,
-        scores,
+    if len(gt_boxes) != len(gt_labels) or not len(boxes) == len(labels) == len(scores):
+        raise ShapeError(
+            f"{len(gt_boxes)} gt_boxes with {len(gt_labels)} gt_labels, {len(boxes)} boxes with {len(labels)} labels "
+            f"and {len(scores)} scores; each group needs one length"
+        )
+    limits = QamConfig(
         k_top=k_top,
         iou_thr=iou_thr,
         score_thr=score_thr,
         class_match=class_match,
         filter_first=filter_first,
-        k_per_box=k_per_box,
     )
+    detections = RawDetections(boxes, labels, scores, handle=labels)  # no mask is drawn of them
+    ranking = order_candidates(gt_boxes, gt_labels, detections, limits, k_per_box=k_per_box)
     return kept_candidates([ranking])[0]
 
 
 def order_candidates(
     gt_boxes: Tensor,
     gt_labels: Tensor,
-    boxes: Tensor,
-    labels: Tensor,
-    scores: Tensor,
+    detections: RawDetections,
+    limits: QamConfig,
     *,
-    k_top: int,
-    iou_thr: float,
-    score_thr: float,
-    class_match: bool,
-    filter_first: bool,
     k_per_box: Tensor | None,
 ) -> Ranking:
     """The first half of `rank_candidates`: the k best detections of each box, and which of them pass the filters.
@@ -93,17 +90,13 @@ def order_candidates(
     Dropping the others needs their number, which has to be read from the device. That is left to `kept_candidates`,
     which does it for all images of a batch at once.
     """
-    if len(gt_boxes) != len(gt_labels) or not len(boxes) == len(labels) == len(scores):
-        raise ShapeError(
-            f"{len(gt_boxes)} gt_boxes with {len(gt_labels)} gt_labels, {len(boxes)} boxes with {len(labels)} labels "
-            f"and {len(scores)} scores; each group needs one length"
-        )
-    iou = box_iou(gt_boxes, boxes)  # (N, M)
-    eligible = (iou > iou_thr) & (scores > score_thr)
-    if class_match:
-        eligible = eligible & (gt_labels[:, None] == labels)
-    k = min(k_top, len(boxes))
-    if filter_first:
+    scores = detections.scores
+    iou = box_iou(gt_boxes, detections.boxes)  # (N, M)
+    eligible = (iou > limits.iou_thr) & (scores > limits.score_thr)
+    if limits.class_match:
+        eligible = eligible & (gt_labels[:, None] == detections.labels)
+    k = min(limits.k_top, len(scores))
+    if limits.filter_first:
         # `first_best` takes the first of equal values: with detections in the order of their scores, the better one.
         by_score = scores.argsort(descending=True, stable=True)
         eligible_iou = torch.where(eligible, iou, -1.0)
