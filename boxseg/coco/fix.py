@@ -15,6 +15,7 @@ from boxseg.coco.checks import read_whole
 from boxseg.coco.entries import REQUIRED_KEYS, Content, Entry, image_sizes, is_well_formed
 from boxseg.coco.masks import mask_area
 from boxseg.coco.mend import Changes, mend_content, name_of
+from boxseg.coco.odd_boxes import shift_faults
 from boxseg.coco.picture_checks import image_fault
 from boxseg.coco.segmentations import Size
 from boxseg.config.method import CocoSource
@@ -51,20 +52,20 @@ def write_fixed(source: CocoSource, output: Path) -> Changes:
         What was changed, how often, and in which entries.
 
     Raises:
-        DataError: the file is no COCO file at all, or `output` holds something.
+        DataError: the file is no COCO file at all, its boxes look moved, or `output` holds something.
     """
     content = read_whole(source.annotations)
     if output.exists() and any(output.iterdir()):
         raise DataError(
             f"{output}: is not empty; a cleaned copy needs a folder of its own (name another)"
         )
-    (output / IMAGES).mkdir(parents=True, exist_ok=True)
     changes = Changes()
 
     def keep(image: Entry) -> bool:
         return _keep_image(image, source.images, output / IMAGES, changes)
 
-    clean_content(content, changes, keep_image=keep, folder=source.images)
+    clean_content(content, changes, path=source.annotations, keep_image=keep, folder=source.images)
+    (output / IMAGES).mkdir(parents=True, exist_ok=True)  # no image may be left
     write_atomic(output / ANNOTATIONS, json.dumps(content))
     return changes
 
@@ -73,6 +74,7 @@ def clean_content(
     content: Content,
     changes: Changes,
     *,
+    path: Path,
     keep_image: Callable[[Entry], bool],
     folder: Path | None = None,
 ) -> None:
@@ -81,12 +83,17 @@ def clean_content(
     Args:
         content: COCO instances.
         changes: Gets what was changed.
+        path: The file, for the message.
         keep_image: Whether an image is wanted.
         folder: Of the images, to find and measure them.
+
+    Raises:
+        DataError: the boxes look moved, see `shift_faults`.
     """
     mend_content(content, changes, folder=folder)
     for group in REQUIRED_KEYS:
         content[group] = _sound_entries(content[group], group, changes)
+    _refuse_shifted(content, path)
     content["images"] = [image for image in content["images"] if keep_image(image)]
     sizes = image_sizes(content)
     category_ids = {category["id"] for category in content["categories"]}
@@ -98,6 +105,15 @@ def clean_content(
         elif annotation.get("iscrowd") or _cut_box(annotation, size, changes):
             annotations.append(annotation)
     content["annotations"] = annotations
+
+
+def _refuse_shifted(content: Content, path: Path) -> None:
+    """Refuse boxes that look moved: cut to their image, they would be wrong and look right."""
+    sizes = image_sizes(content)
+    objects = [entry for entry in content["annotations"] if not entry.get("iscrowd")]
+    listed = [entry for entry in objects if entry["image_id"] in sizes]
+    for fault in shift_faults(path, listed, sizes):
+        raise DataError(str(fault))
 
 
 def _sound_entries(entries: list[Any], group: str, changes: Changes) -> list[Entry]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from boxseg.coco.entries import Content, Entry, is_finite_bbox
+from boxseg.coco.entries import Content, Entry, is_finite_bbox, plain_box, to_numbers
 from boxseg.coco.odd_boxes import LARGEST_SHARE, are_corners
 from boxseg.coco.odd_entries import corners, has_wrong_area, is_fitting, overlap
 from boxseg.coco.segmentations import (
@@ -127,14 +127,12 @@ def _write_whole_numbers(entry: Entry, changes: Changes) -> None:
 
 
 def _write_numbers(annotation: Entry, changes: Changes) -> None:
-    """Write numbers of a box or of the crowd flag that are given as texts, and sides that count backwards."""
+    """Write boxes in another form, crowd flags that are texts, and sides that count backwards, as COCO wants them."""
     bbox: Any = annotation.get("bbox")
     flag: Any = annotation.get("iscrowd")
-    if isinstance(bbox, list) and any(isinstance(number, str) for number in bbox):
-        numbers = _numbers(bbox)
-        if numbers is not None and is_finite_bbox(numbers):
-            annotation["bbox"] = numbers
-            changes.add("boxes with numbers instead of texts", name_of(annotation))
+    if not is_finite_bbox(bbox) and (numbers := plain_box(bbox)) is not None:
+        annotation["bbox"] = numbers
+        changes.add("boxes written as a list of four numbers", name_of(annotation))
     if flag in ("0", "1"):
         annotation["iscrowd"] = int(flag)
         changes.add("crowd flags written as numbers", name_of(annotation))
@@ -144,18 +142,6 @@ def _write_numbers(annotation: Entry, changes: Changes) -> None:
         x, y, width, height = bbox
         annotation["bbox"] = [min(x, x + width), min(y, y + height), abs(width), abs(height)]
         changes.add("boxes with sides that count backwards turned round", name_of(annotation))
-
-
-def _numbers(values: list[Any]) -> list[float] | None:
-    """Numbers and texts of numbers as numbers; None where one is something else."""
-    numbers: list[float] = []
-    for value in values:
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            return None
-        numbers.append(int(number) if number.is_integer() else number)
-    return numbers
 
 
 def _name_categories(
@@ -378,7 +364,7 @@ def _as_lists(polygons: list[Any]) -> list[Any]:
         if isinstance(polygon, list) and all(_is_pair(point) for point in polygon):
             polygon = [number for point in polygon for number in point]
         if isinstance(polygon, list) and any(isinstance(number, str) for number in polygon):
-            polygon = _numbers(polygon) or polygon
+            polygon = to_numbers(polygon) or polygon
         lists.append(polygon)
     return lists
 

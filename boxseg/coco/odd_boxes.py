@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from boxseg.coco.entries import TOLERANCE_PX, Content, Entry, image_sizes, is_finite_bbox
 from boxseg.coco.faults import FIX_IN_FILE, Fault
 from boxseg.coco.segmentations import Size
@@ -22,6 +25,20 @@ FEWEST_CORNERS = 4
 """Of fewer boxes, all may look like corners by chance."""
 CORNERS_BEYOND = 0.25
 """Share of them that end beyond their image as x, y, width, height: three of four do, where objects are anywhere."""
+FEWEST_BEYOND = 3
+"""Boxes that end beyond their image by a slip are fewer, or few of all."""
+BEYOND = 0.05
+"""Share of boxes in another notation that end beyond their image: a tenth does, where they are a tenth of it wide."""
+CHANCE = 0.01
+"""Chance that boxes anywhere in their images all lie inside as well when they are moved by half their size."""
+SHIFTS = {
+    -0.5: ("x and y are those of the middle", "subtract half of width and height from x and y"),
+    0.5: ("x and y are half a box too far left and up", "add half of width and height to x and y"),
+}
+"""By how much of their size boxes would have to be moved -> what they look like, and the way out."""
+WHOLES = {100: "per cent", 1000: "thousandths"}
+"""Number that stands for the whole width or height -> what the numbers are."""
+FEWEST_SCALED = 8
 TURNED_DEG = 1.0
 """A rotation below this changes a box by less than people draw."""
 
@@ -56,6 +73,55 @@ def _notation_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -
         # x and y may be those of a corner or of the middle, so nobody but their author can mend them.
         way_out = "multiply them by the size of their image; YOLO's files: `boxseg data import`"
         yield Fault(path, value, rule, way_out)
+    else:
+        yield from shift_faults(path, objects, sizes)
+        yield from _scale_faults(path, objects, sizes)
+
+
+def shift_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> Iterator[Fault]:
+    """Boxes many of which end beyond their image, while all lie inside when they are moved by half their size."""
+    numbers = [(*entry["bbox"], *sizes.get(entry["image_id"], (0, 0))) for entry in objects]
+    table = np.array(numbers, dtype=np.float64).reshape(-1, 6)
+    start, sides, limits = table[:, :2], table[:, 2:4], table[:, :3:-1]  # (N, 2): x, y
+    if not np.isfinite(table).all() or (sides <= 0).any() or (limits <= 0).any():
+        return  # faults of their own
+
+    def count_beyond(start: NDArray[np.float64]) -> int:
+        is_beyond = (start < -TOLERANCE_PX) | (start + sides > limits + TOLERANCE_PX)
+        return int(is_beyond.any(axis=1).sum())
+
+    num_beyond = count_beyond(start)
+    if num_beyond < max(FEWEST_BEYOND, BEYOND * len(objects)):
+        return
+    # Of the places that a box can have in its image, those that are half a box from the edge.
+    room = np.maximum(limits - sides, 1)
+    chance = np.maximum(1 - sides / 2 / room, 1e-3).prod()
+    for shift, (looks, way_out) in SHIFTS.items():
+        if chance < CHANCE and not count_beyond(start + shift * sides):
+            value = (
+                f"has {len(objects)} boxes such as {objects[0]['bbox']}, of which {num_beyond} "
+                f"end beyond their image, and none would if it were moved by half its size"
+            )
+            rule = f"a bbox is x, y, width, height from the left upper corner; here {looks}"
+            yield Fault(path, value, rule, way_out)
+
+
+def _scale_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> Iterator[Fault]:
+    """Boxes none of which reaches beyond 100, or 1000, in images that are much larger."""
+    corners = [(box[0] + box[2], box[1] + box[3]) for box in (entry["bbox"] for entry in objects)]
+    if len(corners) < FEWEST_SCALED:
+        return
+    right, bottom = (max(each) for each in zip(*corners, strict=True))
+    smallest = min(min(sizes.get(entry["image_id"], (0, 0))) for entry in objects)
+    for whole, unit in WHOLES.items():
+        if whole / 2 < min(right, bottom) <= max(right, bottom) <= whole < smallest / 2:
+            value = (
+                f"has {len(objects)} boxes such as {objects[0]['bbox']} that all end by {whole}, "
+                f"in images of {smallest} px or more"
+            )
+            rule = f"boxes are in pixels; these look like {unit} of width and height"
+            way_out = f"if so, multiply them by width or height / {whole}"
+            yield Fault(path, value, rule, way_out, fatal=False)
 
 
 def are_corners(objects: list[Entry], sizes: dict[int, Size]) -> bool:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from boxseg.coco.entries import Entry
 from boxseg.coco.faults import Fault
-from boxseg.files.images import find_picture
+from boxseg.files.images import FIRST_PAGE, STORE_PAGES, count_pages, find_picture
 from boxseg.files.jpeg import find_damage
 from boxseg.files.names import INSIDE_RULE, Names, is_inside
 from boxseg.files.reading import (
@@ -26,6 +26,7 @@ from boxseg.files.reading import (
     UnreadableError,
     read_picture,
 )
+from boxseg.files.same import find_same, listed_files
 
 IMAGE_THREADS = 8
 """Opening a file is mostly waiting for the disk, and decoding leaves Python's lock."""
@@ -60,6 +61,20 @@ def picture_faults(folder: Path, images: list[Entry], *, decode: bool) -> Iterat
                 if match is not None:
                     fault = _with_match(fault, image["file_name"], match)
             yield fault
+    yield from _repeated_faults(folder, images)
+
+
+def _repeated_faults(folder: Path, images: list[Entry]) -> Iterator[Fault]:
+    """One fault if pictures have the very bytes of another one."""
+    names = listed_files(folder, images)
+    repeated = []
+    for same in find_same(list(names)):
+        repeated += [(same[0], other) for other in same[1:]]
+    if repeated:
+        first, other = (names[path] for path in repeated[0])
+        value = f"has {len(repeated)} pictures that are another one byte for byte, such as {other!r} and {first!r}"
+        rule = "what is an object in one is background in the other where it has no box there"
+        yield Fault(folder, value, rule, "list each picture once, with all its boxes", fatal=False)
 
 
 def _with_match(fault: Fault, name: str, match: str) -> Fault:
@@ -107,6 +122,8 @@ def _picture_fault(
         return _size_fault(path, image, picture)
     if picture.mode in NO_COLOURS:
         return Fault(path, NO_COLOURS[picture.mode], *COLOURS)
+    # Before pixels are decoded, after which PIL may have closed the file.
+    pages = count_pages(picture)
     # Pictures of 16 bits or more are few, and many use little of their range.
     is_deep = picture.mode.startswith("I")
     has_end = _has_end(path, picture.format or "")
@@ -124,6 +141,9 @@ def _picture_fault(
             rule = "pictures use the range of their type"
             way_out = "multiply all pictures by one factor, 16 for 12 bits, and store them again"
             return Fault(path, value, rule, way_out, fatal=False)
+    if pages > 1:
+        value = f"has {pages} pages or frames"
+        return Fault(path, value, FIRST_PAGE, STORE_PAGES, fatal=False)
     return _exif_fault(path, picture)
 
 

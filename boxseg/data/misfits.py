@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from boxseg.config.method import BoxSegConfig
+from boxseg.coco.checks import read_well_formed
+from boxseg.config.method import BoxSegConfig, CocoSource
 from boxseg.data.fingerprint import Fingerprint
+from boxseg.files.same import find_same, listed_files
 
 CELL_PX = 4
 """Side of a mask cell in the network."""
@@ -43,6 +45,38 @@ def find_misfits(config: BoxSegConfig, fingerprint: Fingerprint) -> Iterator[str
     if config.model.kind == "condinst":
         yield from _too_many(fingerprint, "fcos.topk", config.fcos.topk, "evaluation keeps")
     yield from _too_alike(fingerprint, config.boxinst.color_thr)
+
+
+def find_shared(train: CocoSource, val: CocoSource) -> Iterator[str]:
+    """A sentence if pictures are both learnt from and validated on, under one name or two.
+
+    One file for both is meant, as where all boxes are to be labelled.
+
+    Raises:
+        DataError: an annotation file cannot be used.
+    """
+    if train == val:
+        return
+    learnt, validated = (
+        listed_files(source.images, read_well_formed(source.annotations, whole=False)["images"])
+        for source in (train, val)
+    )
+    shared = {path: path for path in validated if path in learnt}
+    for same in find_same(list({**learnt, **validated})):
+        twin = next((path for path in same if path in learnt), None)
+        if twin is not None:
+            shared |= {path: twin for path in same if path in validated and path not in learnt}
+    if not shared:
+        return
+    example, twin = next(iter(shared.items()))
+    named = repr(validated[example])
+    if twin != example:
+        named += f", there {learnt[twin]!r}"
+    yield (
+        f"{len(shared)} of the {len(validated)} pictures of data.val are in data.train as well, "
+        f"such as {named}; what is measured on them says nothing of new pictures "
+        "(`boxseg data split` parts a file)"
+    )
 
 
 def _too_alike(fingerprint: Fingerprint, threshold: float) -> Iterator[str]:

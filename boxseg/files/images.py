@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from boxseg.config.method import CocoSource
 from boxseg.errors import ConfigError
 from boxseg.files.names import Names, is_file_inside
+from boxseg.files.reading import UnreadableError, read_picture
 
 IMAGE_ENDINGS = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"}
@@ -18,6 +21,12 @@ IMAGE_ENDINGS = frozenset(
 """Endings of the formats that `boxseg.files.reading` opens."""
 PATTERN_LETTERS = "*?["
 """A name with one of these letters is a pattern for `glob`."""
+PAGED_ENDINGS = frozenset({".avif", ".gif", ".png", ".tif", ".tiff", ".webp"})
+"""Endings of the formats that hold several pages or frames; MPO's other pictures show the same from elsewhere."""
+COPY_SCALE = 0.75
+"""A page of a TIFF that is smaller than the first by this factor is a copy of it, for quick looks."""
+FIRST_PAGE = "only the first page or frame of a picture is read"
+STORE_PAGES = "store each as a picture of its own, and boxes with the one they were drawn on"
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -57,6 +66,39 @@ def _why_nothing(path: Path) -> str:
     if any(letter in str(path) for letter in PATTERN_LETTERS):
         return "no file fits this pattern; name image files, folders, or patterns such as 'photos/*.jpg'"
     return "does not exist; correct the path"
+
+
+def count_pages(picture: Image.Image) -> int:
+    """Pages of a TIFF, or frames of an animation, of an opened picture; copies of a smaller size do not count."""
+    pages: int = getattr(picture, "n_frames", 1)
+    if pages == 1 or picture.format == "MPO":
+        return 1
+    if picture.format != "TIFF":
+        return pages
+    width, height = picture.size
+    count = 0
+    for page in range(pages):
+        picture.seek(page)
+        count += max(picture.width / width, picture.height / height) > COPY_SCALE
+    picture.seek(0)
+    return count
+
+
+def tell_paged(paths: Iterable[Path]) -> str | None:
+    """A sentence about the pictures that have several pages or frames; None if there are none."""
+    counts = {}
+    for path in paths:
+        if path.suffix.lower() not in PAGED_ENDINGS:
+            continue
+        try:
+            counts[path] = read_picture(path, count_pages)
+        except UnreadableError:
+            continue  # told where its pixels are read
+    paged = [path for path, count in counts.items() if count > 1]
+    if not paged:
+        return None
+    first = f"such as {paged[0]} with {counts[paged[0]]}"
+    return f"{len(paged)} pictures, {first}, have several pages or frames; {FIRST_PAGE} ({STORE_PAGES})"
 
 
 def find_picture(names: Names, listed: str) -> str | None:

@@ -57,7 +57,7 @@ def convert_coco(source: Path, exclude: frozenset[str]) -> Splits:
         return is_inside(name) and Path(name).stem not in exclude
 
     # Without a folder, as the images of a COCO file can be anywhere: they are not looked at.
-    clean_content(content, changes, keep_image=keep)
+    clean_content(content, changes, path=source, keep_image=keep)
     for line in changes.lines():
         logger.warning("%s: %s", source, line)
     class_names = [category["name"] for category in content["categories"]]

@@ -192,6 +192,7 @@ def import_(
     """
     from boxseg.coco.checks import read_well_formed
     from boxseg.coco.writer import require_objects
+    from boxseg.files.images import tell_paged
     from boxseg.formats.convert import convert
     from boxseg.formats.find import find_source
 
@@ -206,6 +207,13 @@ def import_(
         folder = find_source(source, images).images
         for split in splits.values():
             split.images = folder
+    pictures = {
+        split.images / image["file_name"]
+        for split in splits.values()
+        for image in split.content["images"]
+    }
+    if told := tell_paged(sorted(pictures)):
+        say(f"warning: {told}")
     _write_splits(
         {name: (split.images, split.content) for name, split in splits.items()}, output, as_json
     )

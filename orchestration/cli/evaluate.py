@@ -171,12 +171,14 @@ def predict(
     Writes predictions.coco.json and overlays/ to --output; --json prints the former. Damaged files are named and
     skipped.
     """
-    from boxseg.files.images import find_image_files
+    from boxseg.files.images import find_image_files, tell_paged
     from boxseg.files.writing import write_atomic
     from orchestration.record.find_runs import find_trained
 
     paths = find_image_files(sources)
     find_trained(storage, run)  # for its errors, before torch is loaded
+    if told := tell_paged(paths):
+        say(f"warning: {told}")
 
     from boxseg.predict.files import count_pictures, join_coco, predict_files, read_pictures
     from orchestration.execute.trained import open_predictor

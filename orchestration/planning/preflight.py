@@ -15,7 +15,7 @@ from typing import Literal
 from boxseg.coco.checks import MASK_AP_RULE, require_usable
 from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import take_fingerprint
-from boxseg.data.misfits import find_misfits
+from boxseg.data.misfits import find_misfits, find_shared
 from boxseg.errors import BoxSegError, CheckpointError, ConfigError, DataError
 from orchestration.config.domain import Choice, corners
 from orchestration.config.space import count_settings, possible_values
@@ -93,6 +93,8 @@ def warnings(spec: RunSpec) -> list[str]:
     if isinstance(spec.data.train, CocoSource):
         with contextlib.suppress(DataError):  # it is among the faults
             sentences += find_misfits(spec, take_fingerprint(spec.data.train))
+            if isinstance(spec.data.val, CocoSource):
+                sentences += find_shared(spec.data.train, spec.data.val)
     return sentences
 
 

@@ -459,3 +459,13 @@ def test_a_pipe_in_the_folder_of_images_is_a_fault(content, write_source):
     (source.images / "a.png").unlink()
     os.mkfifo(source.images / "a.png")
     assert "a.png: image 10 is a pipe, not a file" in str(only_fault(source))
+
+
+def test_pages_behind_the_first_are_told(content, write_source):
+    source = write_source(content)
+    name = content["images"][0]["file_name"]
+    with Image.open(source.images / name) as picture:
+        picture.save(source.images / name, save_all=True, append_images=[picture.rotate(180)])
+    (fault,) = check_source(source, training=True)
+    assert not fault.fatal
+    assert fault.value == "has 2 pages or frames"

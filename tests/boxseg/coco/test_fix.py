@@ -59,7 +59,8 @@ def test_every_kind_of_fault_goes_and_the_original_stays(content, write_source, 
 
 def test_an_image_named_like_the_folder_of_another_stays_alone(content, write_source, tmp_path):
     source = write_source(content)
-    (tmp_path / "images/deep").write_bytes((tmp_path / "images/a.png").read_bytes())
+    with Image.open(tmp_path / "images/a.png") as picture:
+        picture.rotate(180).save(tmp_path / "images/deep", "png")
     text = json.loads(source.annotations.read_text())
     size = {"width": text["images"][0]["width"], "height": text["images"][0]["height"]}
     text["images"] += [

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from boxseg.coco.checks import check_source
 from boxseg.coco.fix import write_fixed
+from boxseg.errors import DataError
 
 
 def annotation(number, bbox, **fields):
@@ -183,3 +185,104 @@ def test_a_name_of_another_machine_is_found_by_its_end(content, write_source, tm
     assert "the file 'a.png' is there" in fault.way_out
     _, copy = mended(source, tmp_path / "out")
     assert copy["images"][0]["file_name"] == "a.png"
+
+
+def scattered(count):
+    """Boxes of 16 x 12 px anywhere in the image of id 10, as x, y, width, height."""
+    generator = np.random.default_rng(0)
+    places = generator.integers((0, 0), (45, 29), (count, 2))
+    return [[int(x), int(y), 16, 12] for x, y in places]
+
+
+@pytest.mark.parametrize(("shift", "looks"), [(0.5, "the middle"), (-0.5, "too far left and up")])
+def test_boxes_half_a_box_away_are_refused_and_not_cut(
+    content, write_source, tmp_path, shift, looks
+):
+    boxes = [[x + shift * w, y + shift * h, w, h] for x, y, w, h in scattered(20)]
+    content["annotations"] = [annotation(i, box) for i, box in enumerate(boxes, start=1)]
+    source = write_source(content)
+    fatal, text = told(source)[0]
+    assert fatal
+    assert "none would if it were moved by half its size" in text
+    assert looks in text
+    with pytest.raises(DataError, match=looks):
+        write_fixed(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        scattered(20),
+        # A few end beyond the image, and others touch its left edge.
+        [*scattered(20), [0, 4, 16, 12], *[[50, 4, 16, 12]] * 3],
+        [[48, 20, 16, 12]]
+        * 8,  # all there: by chance as far from left and top as boxes of the middle
+    ],
+)
+def test_boxes_that_end_beyond_their_image_need_not_be_half_a_box_away(
+    content, write_source, boxes
+):
+    content["annotations"] = [annotation(i, box) for i, box in enumerate(boxes, start=1)]
+    assert not any("moved" in text for _, text in told(write_source(content)))
+
+
+def test_boxes_in_per_cent_of_large_images_are_told_and_stay(content, write_source, tmp_path):
+    content["images"] = [{"id": 10, "file_name": "large.png", "width": 640, "height": 480}]
+    boxes = [[x * 1.6, y * 2.4, 20, 20] for x, y, _, _ in scattered(8)]
+    content["annotations"] = [annotation(i, box) for i, box in enumerate(boxes, start=1)]
+    found = told(write_source(content))
+    (warning,) = [(fatal, text) for fatal, text in found if "per cent" in text]
+    assert not warning[0]
+    assert "that all end by 100, in images of 480 px or more" in warning[1]
+    # One box elsewhere, and they are pixels.
+    content["annotations"].append(annotation(9, [200, 100, 30, 30]))
+    assert not any("per cent" in text for _, text in told(write_source(content)))
+
+
+@pytest.mark.parametrize(
+    "bbox",
+    [
+        {"x": 4, "y": 4, "width": 16, "height": 12},
+        {"left": "4", "top": "4", "width": "16", "height": "12"},
+        {"xmin": 4, "ymin": 4, "xmax": 20, "ymax": 16},
+        {"xMax": 20, "yMax": 16, "xMin": 4, "yMin": 4},
+        {"x_center": 12, "y_center": 10, "w": 16, "h": 12},
+        "4 4 16 12",
+        "[4, 4, 16, 12]",
+        [[4, 4, 16, 12]],
+    ],
+)
+def test_boxes_in_another_form_are_told_with_the_way_out_and_mended(
+    content, write_source, tmp_path, bbox
+):
+    content["annotations"] = [annotation(1, bbox)]
+    source = write_source(content)
+    ((fatal, text),) = told(source)
+    assert fatal
+    assert "the four numbers x, y, width, height" in text
+    assert "let `boxseg data check --fix` do it" in text
+    changes, copy = mended(source, tmp_path / "out")
+    assert changes == {"boxes written as a list of four numbers": 1}
+    assert [each["bbox"] for each in copy["annotations"]] == [[4, 4, 16, 12]]
+
+
+@pytest.mark.parametrize(
+    "bbox",
+    [
+        [[4, 4], [20, 16]],  # two corners, or a corner and the sides
+        {"x": 4, "y": 4, "r": 3, "s": 2},
+        {"x": 4, "y": 4, "width": 16, "height": 12, "rotation": 20},
+        {"x": 4, "y": 4, "width": None, "height": 12},
+        "4 4 16",
+        "4 4 16 many",
+        "nan nan nan nan",
+    ],
+)
+def test_boxes_without_one_meaning_are_left_out_by_name(content, write_source, tmp_path, bbox):
+    content["annotations"] = [annotation(1, bbox)]
+    source = write_source(content)
+    assert told(source)[0][1].endswith("(fix or remove it in the file)")
+    changes, copy = mended(source, tmp_path / "out")
+    assert changes == {"annotations left out: malformed": 1}
+    assert copy["annotations"] == []

@@ -1,0 +1,27 @@
+"""Files with the same bytes are found, whatever their names."""
+
+from boxseg.files.same import PART_BYTES, find_same
+
+
+def test_files_with_the_same_bytes_are_one_group(tmp_path):
+    middle = b"m" * PART_BYTES
+    contents = {
+        "a": b"one",
+        "b": b"two",  # of the same size
+        "c": b"one",
+        "d": b"start" + middle + b"other",
+        "e": b"START" + middle + b"other",  # the same in the middle
+        "f": b"START" + middle + b"other",
+        "empty": b"",
+        "nothing": b"",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "link").symlink_to("b")
+    names = [*contents, "link", "missing"]
+    groups = find_same([tmp_path / name for name in names])
+    assert [[path.name for path in group] for group in groups] == [
+        ["a", "c"],
+        ["b", "link"],
+        ["e", "f"],
+    ]
