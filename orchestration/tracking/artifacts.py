@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from boxseg.drawing import drawing, figure_label, save_figure
 from boxseg.errors import CheckpointError
@@ -13,10 +13,10 @@ from orchestration.config.resolved import read_resolved
 from orchestration.record.files import digest
 from orchestration.record.run_folder import RunFolder
 from orchestration.tracking.model import better_network, log_model, register_model
+from orchestration.tracking.run_copy import RunCopy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from mlflow import MlflowClient
 
 MAX_CHECKPOINT_BYTES = 500 * 1024**2
 """Larger weights are named by path instead of being copied."""
@@ -36,15 +36,16 @@ CURVES_PICTURE = "evaluation/learning_curves.png"
 logger = logging.getLogger("boxseg.tracking")
 
 
-def copy_results(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:
+def copy_results(copy: RunCopy) -> None:
     """Upload what a run ends with, its weights apart."""
+    folder = copy.folder
     if folder.stored().kind == "run":
         with drawing(folder.path / CURVES_PICTURE):
             draw_learning_curves(folder)
-    copy_files(client, folder, state, (folder.path / name for name in RESULTS))
+    copy_files(copy, (folder.path / name for name in RESULTS))
     for name in RESULT_FOLDERS:
         # Names that begin with a dot are those of files that are being written.
-        copy_files(client, folder, state, sorted(folder.path.glob(f"{name}/**/[!.]*")))
+        copy_files(copy, sorted(folder.path.glob(f"{name}/**/[!.]*")))
 
 
 def draw_learning_curves(folder: RunFolder) -> Path | None:
@@ -94,12 +95,7 @@ def learning_curves(folder: RunFolder) -> Figure | None:
     return figure
 
 
-def copy_checkpoint(
-    client: MlflowClient,
-    folder: RunFolder,
-    checkpoint: Path,
-    state: dict[str, Any],
-) -> None:
+def copy_checkpoint(copy: RunCopy, checkpoint: Path) -> None:
     """Upload description and weights of a checkpoint, of its two networks those of the better one.
 
     Damaged ones are told of instead: in MLflow they would look like any other.
@@ -107,17 +103,17 @@ def copy_checkpoint(
     try:
         weights = better_network(checkpoint)
     except CheckpointError as error:
-        logger.warning("%s: MLflow gets no weights of it: %s", folder.path.name, error)
+        logger.warning("%s: MLflow gets no weights of it: %s", copy.folder.path.name, error)
         return
     files = [checkpoint / "about.json"]
     if weights is not None and weights.stat().st_size <= MAX_CHECKPOINT_BYTES:
         files.append(weights)
-    copy_files(client, folder, state, files, "checkpoints/best")
+    copy_files(copy, files, "checkpoints/best")
 
 
-def copy_model(client: MlflowClient, folder: RunFolder, checkpoint: Path, run_id: str) -> None:
+def copy_model(copy: RunCopy, checkpoint: Path) -> None:
     """Log and register a sound checkpoint as the run's settings ask for; what MLflow has already stays."""
-    settings = read_resolved(folder.config_path).get("tracking", {})
+    settings = read_resolved(copy.folder.config_path).get("tracking", {})
     if not settings.get("log_model"):
         return
     try:
@@ -126,31 +122,25 @@ def copy_model(client: MlflowClient, folder: RunFolder, checkpoint: Path, run_id
         return
     if weights is None or weights.stat().st_size > MAX_CHECKPOINT_BYTES:
         return
-    model_uri = log_model(client, run_id, checkpoint, weights)
+    model_uri = log_model(copy.client, copy.run_id, checkpoint, weights)
     if settings.get("register_as") is not None:
-        register_model(client, run_id, model_uri, settings["register_as"])
+        register_model(copy.client, copy.run_id, model_uri, settings["register_as"])
 
 
-def copy_files(
-    client: MlflowClient,
-    folder: RunFolder,
-    state: dict[str, Any],
-    paths: Iterable[Path],
-    place: str | None = None,
-) -> None:
-    """Upload files that exist and are not in MLflow as they are now; `state`, kept after each, knows those that are.
+def copy_files(copy: RunCopy, paths: Iterable[Path], place: str | None = None) -> None:
+    """Upload files that exist and are not in MLflow as they are now.
 
     `place` is the artifact folder; null: the one that they have in the run's folder.
     """
-    copied = state.setdefault("files", {})
+    copied = copy.state.setdefault("files", {})
     for path in paths:
         if not path.is_file():
             continue
-        where = path.parent.relative_to(folder.path).as_posix() if place is None else place
+        where = path.parent.relative_to(copy.folder.path).as_posix() if place is None else place
         name = f"{where}/{path.name}"
         content = digest(path)
         # By content, as a run that goes on writes results of the same names again.
         if copied.get(name) != content:
-            client.log_artifact(state["run_id"], str(path), None if where == "." else where)
+            copy.client.log_artifact(copy.run_id, str(path), None if where == "." else where)
             copied[name] = content
-            folder.write_tracking(state)
+            copy.keep()

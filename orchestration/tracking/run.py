@@ -13,7 +13,7 @@ from boxseg.config.criterion import MASK_AP, Criterion
 from orchestration.config.resolved import params_of, read_resolved
 from orchestration.config.space import names_in
 from orchestration.config.spec import SweepConfig, SweepSpec
-from orchestration.record.run_folder import RunFolder, RunStatus
+from orchestration.record.run_folder import RunFolder
 from orchestration.record.table import markdown_table, read_table
 from orchestration.tracking.artifacts import (
     SETTINGS,
@@ -23,6 +23,7 @@ from orchestration.tracking.artifacts import (
     copy_results,
 )
 from orchestration.tracking.pages import save_comparison, score_name
+from orchestration.tracking.run_copy import RunCopy
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,7 +56,7 @@ def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
     if state.get("deleted"):
         return
     try:
-        _follow(client, experiment_id, folder, state)
+        _follow(RunCopy(client, experiment_id, folder, folder.status(), state))
     except Exception:
         stage = run_stage(client, state)
         # gone for good, or never in this store: all of it is copied at the next look
@@ -83,93 +84,82 @@ def run_stage(client: MlflowClient, state: dict[str, Any]) -> Stage:
     return "deleted" if stage == "deleted" else "active"
 
 
-def _follow(
-    client: MlflowClient, experiment_id: str, folder: RunFolder, state: dict[str, Any]
-) -> None:
-    status = folder.status()
-    if state.get("ended") == [status.status, status.ended]:
+def _follow(copy: RunCopy) -> None:
+    status, folder = copy.status, copy.folder
+    if copy.state.get("ended") == [status.status, status.ended]:
         return
-    if "run_id" not in state:
+    if "run_id" not in copy.state:
         # Kept at once: after a kill the run is found again without a search.
-        state["run_id"] = _open_run(client, experiment_id, folder, status)
-        folder.write_tracking(state)
-    if not state.get("described"):
-        _describe(client, experiment_id, folder, status, state)
-        state["described"] = True
-        folder.write_tracking(state)
-    if "ended" in state:  # resumed, or its end is told anew
-        _take_back_end(client, folder, status, state["run_id"])
-        del state["ended"]
-    _copy_metrics(client, folder, state)
-    copy_files(client, folder, state, sorted(folder.path.glob("samples/[!.]*.png")))
+        copy.keep(run_id=_open_run(copy))
+    if not copy.state.get("described"):
+        _describe(copy)
+        copy.keep(described=True)
+    if "ended" in copy.state:  # resumed, or its end is told anew
+        _take_back_end(copy)
+        del copy.state["ended"]
+    _copy_metrics(copy)
+    copy_files(copy, sorted(folder.path.glob("samples/[!.]*.png")))
     if status.is_final:
-        _end_run(client, experiment_id, folder, status, state)
+        _end_run(copy)
         is_result = status.parent is None and status.status == "finished"
         if is_result and folder.best_checkpoint.exists():
-            copy_model(client, folder, folder.best_checkpoint.resolve(), state["run_id"])
-        state["ended"] = [status.status, status.ended]
-        folder.write_tracking(state)
+            copy_model(copy, folder.best_checkpoint.resolve())
+        copy.keep(ended=[status.status, status.ended])
 
 
-def _open_run(
-    client: MlflowClient,
-    experiment_id: str,
-    folder: RunFolder,
-    status: RunStatus,
-) -> str:
+def _open_run(copy: RunCopy) -> str:
     """Id of the folder's MLflow run, found by its tag or made."""
-    known = _find_runs(client, experiment_id, status)
+    known = _find_runs(copy)
     if known:
         return str(known[0].info.run_id)
+    status = copy.status
     tags = {"boxseg.run": status.id, "boxseg.kind": status.kind, "boxseg.folder": status.folder}
     tags |= {"mlflow.source.name": "boxseg", "mlflow.source.type": "LOCAL", "status": "running"}
     tags |= {f"varied.{name}": str(value)[:MAX_TEXT] for name, value in status.values.items()}
-    tags["mlflow.note.content"] = make_note(folder, status)
+    tags["mlflow.note.content"] = make_note(copy)
     if "git_commit" in status.tags:
         tags["mlflow.source.git.commit"] = status.tags["git_commit"]
-    if status.parent is not None:
+    if copy.parent is not None:
         # A KeyError where MLflow has not taken the parent yet: the next look tries again.
-        tags["mlflow.parentRunId"] = _parent(folder, status).read_tracking()["run_id"]
-    # MLflow counts milliseconds.
-    created = round(1000 * status.created)
-    name = run_name(folder, status)
-    run = client.create_run(
-        experiment_id,
-        start_time=created,
+        tags["mlflow.parentRunId"] = copy.parent.read_tracking()["run_id"]
+    run = copy.client.create_run(
+        copy.experiment_id,
+        start_time=_in_ms(status.created),
         tags={**status.tags, **tags},
-        run_name=name,
+        run_name=run_name(copy),
     )
     return str(run.info.run_id)
 
 
-def _find_runs(client: MlflowClient, experiment_id: str, status: RunStatus) -> Sequence[Run]:
+def _find_runs(copy: RunCopy) -> Sequence[Run]:
     """MLflow's runs of the tag that names this one."""
-    return client.search_runs([experiment_id], f"tags.`boxseg.run` = '{status.id}'")
+    return copy.client.search_runs([copy.experiment_id], f"tags.`boxseg.run` = '{copy.status.id}'")
 
 
-def run_name(folder: RunFolder, status: RunStatus) -> str:
+def run_name(copy: RunCopy) -> str:
     """As in `sweep 2026-11-23 16:43 e093`; of a trial its number, the settings that it varies, and its seed."""
+    status = copy.status
     end = status.id.rsplit("-", 1)[-1]
-    if status.parent is None:
+    if copy.parent is None:
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.created))
         return f"{status.kind} {created} {end}"
-    sweep = read_resolved(_parent(folder, status).config_path).get("sweep", {})
+    sweep = read_resolved(copy.parent.config_path).get("sweep", {})
     seeds = sweep.get("seeds", [])
     seed = f" seed={status.tags.get('seed', '')}" if len(seeds) > 1 else ""
     return f"{end} {status.description}{seed}"[:200]
 
 
-def criterion_of(folder: RunFolder, status: RunStatus) -> Criterion:
+def criterion_of(copy: RunCopy) -> Criterion:
     """What decides which evaluation of a run is the best, by its own settings or those of its sweep."""
-    if status.parent is None and status.kind == "run":
+    if copy.parent is None and copy.status.kind == "run":
         return MASK_AP
-    sweep = folder if status.parent is None else _parent(folder, status)
-    settings = read_resolved(sweep.config_path)["sweep"]
+    settings = read_resolved((copy.parent or copy.folder).config_path)["sweep"]
     return Criterion(settings["metric"], settings["mode"])
 
 
-def make_note(folder: RunFolder, status: RunStatus) -> str:
+def make_note(copy: RunCopy) -> str:
     """What a run's page says in words: of a sweep the table of its trials, and the command that made it."""
+    status, folder = copy.status, copy.folder
     command = status.tags.get("command")
     lines = []
     if command is not None and status.parent is None:
@@ -188,83 +178,60 @@ def make_note(folder: RunFolder, status: RunStatus) -> str:
     return whole_lines + "\n\n…"
 
 
-def _parent(folder: RunFolder, status: RunStatus) -> RunFolder:
-    return RunFolder(folder.path / str(status.parent))
-
-
-def _describe(
-    client: MlflowClient,
-    experiment_id: str,
-    folder: RunFolder,
-    status: RunStatus,
-    state: dict[str, Any],
-) -> None:
+def _describe(copy: RunCopy) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-    run_id = state["run_id"]
+    folder, tags = copy.folder, copy.status.tags
     params = params_of(read_resolved(folder.config_path))
     params.pop("tracking.uri")  # may hold a secret
-    params |= dict.fromkeys(_not_applying(folder, status), "-")
+    params |= dict.fromkeys(_not_applying(copy), "-")
     settings = [Param(name, str(value)[:MAX_TEXT]) for name, value in params.items()]
     for part in _parts(settings, PARAMS_PER_CALL):
-        client.log_batch(run_id, params=part)
-    if "data_fingerprint" in status.tags:
-        path = status.tags["data"]
-        source = json.dumps({"uri": path})
+        copy.client.log_batch(copy.run_id, params=part)
+    if "data_fingerprint" in tags:
         data = Dataset(
-            Path(path).stem,
-            status.tags["data_fingerprint"],
+            Path(tags["data"]).stem,
+            tags["data_fingerprint"],
             source_type="local",
-            source=source,
+            source=json.dumps({"uri": tags["data"]}),
         )
         context = InputTag("mlflow.data.context", "training")
-        client.log_inputs(run_id, datasets=[DatasetInput(data, [context])])
-    copy_files(client, folder, state, (folder.path / name for name in SETTINGS))
-    if status.kind == "sweep":
-        save_comparison(client, experiment_id, folder, run_id)
+        copy.client.log_inputs(copy.run_id, datasets=[DatasetInput(data, [context])])
+    copy_files(copy, (folder.path / name for name in SETTINGS))
+    if copy.status.kind == "sweep":
+        save_comparison(copy.client, copy.experiment_id, folder, copy.run_id)
 
 
-def _not_applying(folder: RunFolder, status: RunStatus) -> list[str]:
+def _not_applying(copy: RunCopy) -> list[str]:
     """Settings of the sweep's space that do not apply to a trial; their values would look like ones that were tried."""
-    if status.parent is None:
+    if copy.parent is None:
         return []
-    sweep = read_resolved(_parent(folder, status).config_path)["sweep"]
+    sweep = read_resolved(copy.parent.config_path)["sweep"]
     names = names_in(SweepConfig.model_validate(sweep).space)
-    return [name for name in names if name not in status.values]
+    return [name for name in names if name not in copy.status.values]
 
 
-def _copy_metrics(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:
+def _copy_metrics(copy: RunCopy) -> None:
     """Log what is new; after a fault all of it comes again, and MLflow drops the points that it has already."""
     from mlflow.entities import Metric
 
-    reports, offset = folder.reports_since(state.get("offset", 0))
+    reports, offset = copy.folder.reports_since(copy.state.get("offset", 0))
     points = []
     for report in reports:
-        time_ms = round(1000 * report.time)
         for name, value in report.metrics.items():
-            points.append(Metric(name, value, time_ms, report.step))
+            points.append(Metric(name, value, _in_ms(report.time), report.step))
     for part in _parts(points, POINTS_PER_CALL):
-        client.log_batch(state["run_id"], metrics=part)
+        copy.client.log_batch(copy.run_id, metrics=part)
     if points:
-        state["offset"] = offset
-        folder.write_tracking(state)
+        copy.keep(offset=offset)
 
 
-def _end_run(
-    client: MlflowClient,
-    experiment_id: str,
-    folder: RunFolder,
-    status: RunStatus,
-    state: dict[str, Any],
-) -> None:
+def _end_run(copy: RunCopy) -> None:
     from mlflow.entities import Metric, RunTag
 
-    run_id = state["run_id"]
-    copy_results(client, folder, state)
-    tags: dict[str, str] = {
-        "status": status.status,
-        "mlflow.note.content": make_note(folder, status),
-    }
+    client, run_id, status, folder = copy.client, copy.run_id, copy.status, copy.folder
+    copy_results(copy)
+    tags = {"status": str(status.status), "mlflow.note.content": make_note(copy)}
     if status.failure is not None:
         tags["failure_class"] = str(status.failure.failure_class)
         tags["failure"] = status.failure.text[:MAX_TEXT]
@@ -272,73 +239,72 @@ def _end_run(
         tags["start"] = status.start[:MAX_TEXT]
     if status.status == "stopped":
         tags["stopped_by"] = status.tags.get("trial_scheduler", "")
-    criterion = criterion_of(folder, status)
+    criterion = criterion_of(copy)
     if (value := criterion.value(status.best)) is not None:
         # Of the best evaluation; the metric itself shows the last one. Shares of one length sort as text.
         tags["best"] = f"{value:.6f}"
         tags["best_by"] = f"{criterion.metric} {criterion.mode}"
         if status.best_step is not None:  # a sweep has none
             tags["best_step"] = str(status.best_step)
-        end_ms = round(1000 * (status.ended or 0.0))
         step = status.step if status.best_step is None else status.best_step
-        client.log_batch(
-            run_id, metrics=[Metric(score_name(criterion.metric), value, end_ms, step)]
-        )
+        score = Metric(score_name(criterion.metric), value, _in_ms(status.ended or 0.0), step)
+        client.log_batch(run_id, metrics=[score])
     if status.front:
         tags["front"] = ", ".join(name.rsplit("-", 1)[-1] for name in status.front)[:MAX_TEXT]
-        _mark_front(client, experiment_id, folder, status.front, run_id)
-    if _is_on_front(folder, status):
+        _mark_front(copy)
+    if _is_on_front(copy):
         tags["front"] = "yes"
     if folder.best_checkpoint.exists():
         tags["best_checkpoint"] = str(folder.best_checkpoint)
         # `best` may move on meanwhile
-        copy_checkpoint(client, folder, folder.best_checkpoint.resolve(), state)
+        copy_checkpoint(copy, folder.best_checkpoint.resolve())
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    end = round(1000 * (status.ended or time.time()))
     # After all else, so that whoever sees a run ended there has all of it.
-    client.set_terminated(run_id, status=MLFLOW_STATUS[status.status], end_time=end)
-    for double in _find_runs(client, experiment_id, status):
+    end_ms = _in_ms(status.ended or time.time())
+    client.set_terminated(run_id, status=MLFLOW_STATUS[status.status], end_time=end_ms)
+    for double in _find_runs(copy):
         # the server had made one when we no longer waited for its answer
         if double.info.run_id != run_id:
             client.delete_run(double.info.run_id)
 
 
-def _mark_front(
-    client: MlflowClient, experiment_id: str, sweep: RunFolder, front: Sequence[str], run_id: str
-) -> None:
+def _mark_front(copy: RunCopy) -> None:
     """Mark the trials of a sweep that are on its front, as far as MLflow has them; the others get it at their end."""
-    tracked = [RunFolder(sweep.path / name).read_tracking().get("run_id") for name in front]
-    marked = client.search_runs(
-        [experiment_id], f"tags.front = 'yes' and tags.`mlflow.parentRunId` = '{run_id}'"
+    folders = [RunFolder(copy.folder.path / name) for name in copy.status.front]
+    tracked = [folder.read_tracking().get("run_id") for folder in folders]
+    marked = copy.client.search_runs(
+        [copy.experiment_id],
+        f"tags.front = 'yes' and tags.`mlflow.parentRunId` = '{copy.run_id}'",
     )
     # the sweep may have gone on since, and they were beaten
     for run in marked:
         if run.info.run_id not in tracked:
-            client.set_tag(run.info.run_id, "front", "no")
+            copy.client.set_tag(run.info.run_id, "front", "no")
     for trial in filter(None, tracked):
-        client.set_tag(trial, "front", "yes")
+        copy.client.set_tag(trial, "front", "yes")
 
 
-def _is_on_front(folder: RunFolder, status: RunStatus) -> bool:
+def _is_on_front(copy: RunCopy) -> bool:
     """Whether a trial is on the front of a sweep that has ended."""
-    if status.parent is None:
+    if copy.parent is None:
         return False
-    sweep = _parent(folder, status).stored()
-    return sweep.is_final and status.id in sweep.front
+    sweep = copy.parent.stored()
+    return sweep.is_final and copy.status.id in sweep.front
 
 
-def _take_back_end(
-    client: MlflowClient,
-    folder: RunFolder,
-    status: RunStatus,
-    run_id: str,
-) -> None:
+def _take_back_end(copy: RunCopy) -> None:
     """Undo what `_end_run` wrote about an end that counts no more; the next end is written anew."""
+    client, run_id = copy.client, copy.run_id
     for name in client.get_run(run_id).data.tags.keys() & set(END_TAGS):
         client.delete_tag(run_id, name)
     client.set_tag(run_id, "status", "running")
-    client.set_tag(run_id, "mlflow.note.content", make_note(folder, status))
+    client.set_tag(run_id, "mlflow.note.content", make_note(copy))
     client.update_run(run_id, status="RUNNING")
+
+
+def _in_ms(seconds: float) -> int:
+    """A time as MLflow counts it."""
+    return round(1000 * seconds)
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
