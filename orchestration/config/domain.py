@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import Annotated, Any, TypeVar
 
@@ -183,7 +182,7 @@ Domain = Annotated[
 ]
 
 
-def values_of(domain: AnyDomain) -> Sequence[Any] | None:
+def values_of(domain: AnyDomain) -> list[Any] | range | None:
     """All values of a domain; None for real numbers, of which there is no end."""
     match domain:
         case Choice(choice=values) | Together(together=values):
@@ -191,35 +190,42 @@ def values_of(domain: AnyDomain) -> Sequence[Any] | None:
         case RandInt(randint=(low, high)) | LogRandInt(lograndint=(low, high)):
             # no list, as there can be millions
             return range(low, high)
-        case QRandInt() | QUniform():
-            return stepped_values(domain)
+        case QRandInt(qrandint=(low, high, step)):
+            return list(range(low, high + 1, step))
+        case QUniform(quniform=numbers):
+            # In decimals, as people write them: 0.1 + 2 * 0.1 is 0.3 and not 0.30000000000000004.
+            start, end, stride = (Decimal(str(number)) for number in numbers)
+            return [
+                float(start + place * stride) for place in range(int((end - start) / stride) + 1)
+            ]
     return None
+
+
+def ends_of(domain: AnyDomain) -> tuple[float, float]:
+    """The least and the largest of a domain of real numbers."""
+    assert isinstance(domain, Uniform | LogUniform)
+    return domain.uniform if isinstance(domain, Uniform) else domain.loguniform
 
 
 def holds(domain: AnyDomain, value: Any) -> bool:
     """Whether a value can have been drawn from a domain."""
-    match domain:
-        case Choice(choice=values) | Together(together=values):
-            return any(is_same(value, other) for other in values)
-        case RandInt(randint=(low, high)) | LogRandInt(lograndint=(low, high)):
-            return isinstance(value, int) and not isinstance(value, bool) and low <= value < high
-        case QRandInt() | QUniform():
-            return any(is_same(value, other) for other in stepped_values(domain))
-        case Uniform(uniform=(low, high)) | LogUniform(loguniform=(low, high)):
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            return is_number and low <= value <= high
+    values = values_of(domain)
+    if isinstance(values, list):
+        return any(is_same(value, other) for other in values)
+    if isinstance(value, bool):  # to Python a whole number as well
+        return False
+    if values is not None:
+        return isinstance(value, int) and value in values
+    low, high = ends_of(domain)
+    return isinstance(value, int | float) and low <= value <= high
 
 
 def drawn_value(domain: AnyDomain, value: Any) -> Any:
     """A value that a domain holds as it would be drawn from there: of 9.0 and 9 the one that is listed."""
-    match domain:
-        case Choice(choice=values) | Together(together=values):
-            return next(other for other in values if is_same(value, other))
-        case QRandInt() | QUniform():
-            return next(other for other in stepped_values(domain) if is_same(value, other))
-        case Uniform() | LogUniform():
-            return float(value)
-    return value
+    values = values_of(domain)
+    if isinstance(values, list):
+        return next(other for other in values if is_same(value, other))
+    return float(value) if values is None else value
 
 
 def is_same(one: Any, other: Any) -> bool:
@@ -230,28 +236,15 @@ def is_same(one: Any, other: Any) -> bool:
 
 
 def corners(domain: AnyDomain) -> list[Any]:
-    """All choices; else both ends, and of real numbers one in between that is not whole."""
-    match domain:
-        case Choice(choice=values) | Together(together=values):
-            return values
-        case RandInt(randint=(low, high)) | LogRandInt(lograndint=(low, high)):
-            return [low, high - 1]
-        case QRandInt() | QUniform():
-            values = stepped_values(domain)
-            return [values[0], values[1], values[-1]]
-        case Uniform(uniform=(low, high)) | LogUniform(loguniform=(low, high)):
-            # divided by pi, so that it is not whole, whatever the ends
-            return [low, high, low + (high - low) / math.pi]
-
-
-def stepped_values(domain: QUniform | QRandInt) -> list[Any]:
-    """All values of a range with steps, rising."""
-    if isinstance(domain, QRandInt):
-        low, high, step = domain.qrandint
-        return list(range(low, high + 1, step))
-    # In decimals, as people write them: 0.1 + 2 * 0.1 is 0.3 and not 0.30000000000000004.
-    start, end, stride = (Decimal(str(number)) for number in domain.quniform)
-    return [float(start + number * stride) for number in range(int((end - start) / stride) + 1)]
+    """All choices; else both ends, the second value of steps, and of real numbers one in between that is not whole."""
+    values = values_of(domain)
+    if values is None:
+        low, high = ends_of(domain)
+        # divided by pi, so that it is not whole, whatever the ends
+        return [low, high, low + (high - low) / math.pi]
+    if isinstance(values, range):
+        return [values[0], values[-1]]
+    return values if isinstance(domain, Choice | Together) else [*values[:2], values[-1]]
 
 
 def is_logarithmic(domain: AnyDomain | None) -> bool:

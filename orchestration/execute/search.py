@@ -13,15 +13,11 @@ from boxseg.config.criterion import Criterion
 from orchestration.config.domain import (
     Choice,
     Domain,
-    LogRandInt,
-    LogUniform,
-    QRandInt,
-    QUniform,
-    RandInt,
     Together,
-    Uniform,
+    ends_of,
+    is_logarithmic,
     is_same,
-    stepped_values,
+    values_of,
 )
 from orchestration.config.space import (
     applies,
@@ -301,28 +297,20 @@ def make_searcher(
 
 def suggest(trial: Any, name: str, domain: Domain) -> Any:
     """The value of a setting in one of Optuna's trials."""
+    values, is_log = values_of(domain), is_logarithmic(domain)
+    if values is None:
+        return trial.suggest_float(name, *ends_of(domain), log=is_log)
+    if isinstance(values, range):
+        return trial.suggest_int(name, values[0], values[-1], log=is_log)
     # by the place, so that a value is the same number however often it is drawn
-    match domain:
-        case Uniform(uniform=(low, high)):
-            return trial.suggest_float(name, low, high)
-        case LogUniform(loguniform=(low, high)):
-            return trial.suggest_float(name, low, high, log=True)
-        case RandInt(randint=(low, high)):
-            return trial.suggest_int(name, low, high - 1)
-        case LogRandInt(lograndint=(low, high)):
-            return trial.suggest_int(name, low, high - 1, log=True)
-        case QRandInt() | QUniform():
-            values = stepped_values(domain)
-            return values[trial.suggest_int(name, 0, len(values) - 1)]
-        case Choice(choice=values) | Together(together=values):
-            return values[trial.suggest_categorical(name, range(len(values)))]
+    if isinstance(domain, Choice | Together):
+        return values[trial.suggest_categorical(name, range(len(values)))]
+    return values[trial.suggest_int(name, 0, len(values) - 1)]
 
 
 def place_in(domain: Domain, value: Any) -> Any:
-    """The value as Optuna knows it, the inverse of `suggest`: for a choice or a range with steps its position."""
-    match domain:
-        case Choice(choice=values) | Together(together=values):
-            return next(place for place, other in enumerate(values) if is_same(value, other))
-        case QRandInt() | QUniform():
-            return stepped_values(domain).index(value)
-    return value
+    """The value as Optuna knows it, the inverse of `suggest`: of values in a list the place."""
+    values = values_of(domain)
+    if not isinstance(values, list):
+        return value
+    return next(place for place, other in enumerate(values) if is_same(value, other))
