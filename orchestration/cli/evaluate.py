@@ -23,19 +23,15 @@ ENDINGS = {"onnx": "onnx", "torchscript": "pt", "safetensors": "safetensors"}
 
 def evaluate(
     run: Run,
-    data: Annotated[
-        Path, typer.Option("--data", metavar="FILE.json", help="COCO file to evaluate on.")
-    ],
+    data: Annotated[Path, typer.Option(metavar="FILE.json", help="COCO file to evaluate on.")],
     images: Images = None,
     against: Annotated[
         str | None,
-        typer.Option(
-            "--against", metavar="RUN|FILE.json", help="Another run, or a COCO file with masks."
-        ),
+        typer.Option(metavar="RUN|FILE.json", help="Another run, or a COCO file with masks."),
     ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Folder of pictures.")
-    ] = Path("evaluation"),
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of pictures.")] = Path(
+        "evaluation"
+    ),
     device: Device = "auto",
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
@@ -150,9 +146,9 @@ def predict(
             metavar="SOURCE…", help="Images, folders of images, videos, quoted patterns."
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Where to write.")
-    ] = Path("predictions"),
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where to write.")] = Path(
+        "predictions"
+    ),
     min_score: Annotated[
         float, typer.Option(min=0, max=1, help="Leave out detections below this score.")
     ] = MIN_SCORE,
@@ -160,7 +156,7 @@ def predict(
         bool, typer.Option("--overlays/--no-overlays", help="Draw a PNG of each image.")
     ] = True,
     every: Annotated[
-        int, typer.Option("--every", min=1, metavar="N", help="Of a video, every N-th frame.")
+        int, typer.Option(min=1, metavar="N", help="Of a video, every N-th frame.")
     ] = 1,
     device: Device = "auto",
     storage: Storage = Path("runs"),
@@ -223,9 +219,7 @@ def export(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", metavar="FILE", help="File to write; model.onnx and the like if left out."
-        ),
+        typer.Option(metavar="FILE", help="File to write; model.onnx and the like if left out."),
     ] = None,
     storage: Storage = Path("runs"),
     as_json: AsJson = False,

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from boxseg.errors import ConfigError
-from orchestration.cli.options import AsJson
+from orchestration.cli.options import AsJson, storage_option
 from orchestration.cli.output import print_json, print_pairs, print_table, say
 from orchestration.secret_text import hide
 from orchestration.store.mirror import pull_below
-from orchestration.store.places import shown, storage_folder
+from orchestration.store.places import shown
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
@@ -43,12 +43,7 @@ Command = Annotated[
 ]
 ClusterStorage = Annotated[
     Path | None,
-    typer.Option(
-        "--storage",
-        metavar="DIR|URI",
-        parser=lambda text: storage_folder(str(text)),
-        help="Folder for runs and logs that every node sees, or s3://BUCKET/PREFIX.",
-    ),
+    storage_option("Folder for runs and logs that every node sees, or s3://BUCKET/PREFIX."),
 ]
 JOBS = ".jobs"
 """Folder in the storage with a folder for each job."""

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from boxseg.errors import ConfigError, DataError
-from orchestration.cli.options import RUN_HELP, AsJson, Device, Images, Minutes, Overrides
+from orchestration.cli.options import (
+    RUN_HELP,
+    AsJson,
+    Device,
+    Images,
+    Minutes,
+    Overrides,
+    storage_option,
+)
 from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
 from orchestration.errors import ExitCode
-from orchestration.store.places import storage_folder
 
 if TYPE_CHECKING:
-    from boxseg.config.method import CocoSource
     from boxseg.data.dataset import CocoBoxes
     from boxseg.label.sources import BatchSource
     from orchestration.execute.label_run import LabelTask
+    from orchestration.execute.labelling import MaskSource
 
 SHOWN_PROBLEMS = 5
 
@@ -98,11 +105,8 @@ def label(
     device: Device = "auto",
     storage: Annotated[
         Path | None,
-        typer.Option(
-            "--storage",
-            metavar="DIR|URI",
-            parser=lambda text: storage_folder(str(text)),
-            help="Folder that holds the runs, or s3://BUCKET/PREFIX: runs; without --run, runs in the output.",
+        storage_option(
+            "Folder that holds the runs, or s3://BUCKET/PREFIX: runs; without --run, runs in the output."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -117,17 +121,18 @@ def label(
     with --apply and gives labels.reviewed.json.
     """
     from boxseg.files.reading import plain_file
-    from boxseg.formats.find import find_boxes
+    from boxseg.formats.find import find_boxes, find_source
+    from orchestration.execute.label_run import LabelTask
     from orchestration.planning.label_input import check_sources, read_data
-    from orchestration.planning.recipe import check_minutes
+    from orchestration.planning.recipe import check_minutes, name_after
     from orchestration.planning.run_doubts import find_doubts
     from orchestration.record.find_runs import find_trained
 
     folder = output or Path("labels") / data.absolute().stem
-    training = _Training(minutes, train_on, tuple(overrides or ()), storage, device)
     trains = run is None and source == "run" and apply is None and compare is None
     if not trains:
-        training.refuse(plan=plan)
+        for_training = {"--minutes": minutes, "--train-on": train_on, "--set": overrides}
+        _refuse(for_training | {"--plan": plan})
     check_minutes(minutes)
     runs = Path("runs") if storage is None else storage
     sources = [source] if compare is None else compare.split(",")
@@ -140,14 +145,26 @@ def label(
         raise ConfigError(
             f"--images {images}: is not a folder; name the one that holds the images"
         )
-    if plan:
-        training.print_plan(data, images, folder, as_json)
-        return
-    found = find_boxes(data, images, imports=folder)
+    # nothing stays of a plan
+    with tempfile.TemporaryDirectory() if plan else contextlib.nullcontext(folder) as imports:
+        found = find_boxes(data, images, imports=Path(imports))
+        task = LabelTask(
+            found,
+            found if train_on is None else find_source(train_on, None),
+            name=name_after(data),
+            folder=folder,
+            storage=storage,
+            minutes=minutes,
+            overrides=tuple(overrides or ()),
+            device=device,
+        )
+        if plan:
+            _print_plan(task, Path(imports), as_json)
+            return
     classes = read_data(found)  # for its errors, before torch is loaded
     about_training: dict[str, Any] = {}
     if trains:
-        run, about_training = training.train(data, found, folder)
+        run, about_training = _train(task)
         review = True
     uses_run = apply is None and "run" in sources
     warnings = find_doubts(find_trained(runs, str(run)), classes) if uses_run else []
@@ -155,11 +172,8 @@ def label(
         say(f"warning: {warning}")
 
     from boxseg.data.dataset import CocoBoxes
-    from boxseg.label.checks import shared_doubt
-    from boxseg.label.expected import expect_mean_iou
-    from boxseg.label.review import apply_decisions, write_review
-    from orchestration.execute.labelling import make_labels, open_source
-    from orchestration.record.progress import counted
+    from boxseg.label.review import apply_decisions
+    from orchestration.execute.labelling import open_source
 
     boxes = CocoBoxes(found, train=False)
     if apply is not None:
@@ -173,11 +187,67 @@ def label(
     if compare is not None:
         _compare(boxes, {name: opened[name].masks for name in sources}, as_json)
         return
-    written, qualities = make_labels(boxes, folder, opened[source], say)
+    about = about_training | {"about_the_run": warnings}
+    _print_summary(_make_labels(boxes, folder, opened[source], about, review=review), as_json)
+
+
+def _refuse(for_training: dict[str, Any]) -> None:
+    """Refuse options that have no meaning where nothing is trained."""
+    for option, value in for_training.items():
+        if value:
+            raise ConfigError(
+                f"{option}: is for training, and nothing is trained here; leave it out"
+            )
+
+
+def _print_plan(task: LabelTask, imports: Path, as_json: bool) -> None:
+    """Print data, settings and time; files in `imports` are named as they would be called in the output."""
+    from orchestration.execute.label_run import time_told
+    from orchestration.planning.recipe import Machine
+
+    fingerprint, recipe = task.choose()
+    recipe = recipe.moved(imports, task.folder)
+    if as_json:
+        machine = str(Machine.here(device=task.device))
+        about = {"data": dict(fingerprint.rows()), "machine": machine}
+        print_json({**about, **recipe.as_json()})
+    else:
+        for line in recipe.text().splitlines():
+            print_line(line)
+    say(time_told(recipe))
+
+
+def _train(task: LabelTask) -> tuple[str, dict[str, str]]:
+    """The checkpoint to label with, and what the summary tells of its run.
+
+    Raises:
+        typer.Exit: training was interrupted, with its state saved.
+    """
+    from orchestration.execute.label_run import last_checkpoint, train_recipe
+
+    recipe = task.open_recipe(say)
+    status = train_recipe(recipe, say)
+    if status.status != "finished":
+        say("interrupted, state saved; the same command goes on")
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    return str(last_checkpoint(status)), {"recipe": str(recipe), "run": status.folder}
+
+
+def _make_labels(
+    boxes: CocoBoxes, folder: Path, source: MaskSource, about: dict[str, Any], *, review: bool
+) -> dict[str, Any]:
+    """Label, and draw the pages to look through if they are wanted; gives the summary, which begins with `about`."""
+    from boxseg.label.checks import shared_doubt
+    from boxseg.label.expected import expect_mean_iou
+    from boxseg.label.review import write_review
+    from orchestration.execute.labelling import make_labels
+    from orchestration.record.progress import counted
+
+    written, qualities = make_labels(boxes, folder, source, say)
     doubt = shared_doubt(written["doubts"], written["boxes"])
     summary: dict[str, Any] = {"warning": doubt} if doubt else {}
-    summary |= {"output": str(folder), **about_training, **written, "about_the_run": warnings}
-    if source == "run":
+    summary |= {"output": str(folder), **about, **written}
+    if source.about["source"] == "run":
         summary["expected_iou"] = expect_mean_iou(qualities)
     if review:
         pages = write_review(folder, boxes.source.images)
@@ -185,87 +255,7 @@ def label(
         for _ in counted(pages, len(boxes), what="images drawn"):
             pass
         summary["review"] = str(folder / "review/index.html")
-    _print_summary(summary, as_json)
-
-
-@dataclass(frozen=True)
-class _Training:
-    """What is asked for where a run is to be trained first."""
-
-    minutes: float | None
-    train_on: Path | None
-    overrides: tuple[str, ...]
-    storage: Path | None
-    device: str
-
-    def refuse(self, *, plan: bool) -> None:
-        """Refuse what has no meaning where nothing is trained.
-
-        Raises:
-            ConfigError: names the option.
-        """
-        given = {
-            "--minutes": self.minutes,
-            "--train-on": self.train_on,
-            "--set": self.overrides,
-            "--plan": plan,
-        }
-        for option, value in given.items():
-            if value:
-                raise ConfigError(
-                    f"{option}: is for training, and nothing is trained here; leave it out"
-                )
-
-    def print_plan(self, data: Path, images: Path | None, folder: Path, as_json: bool) -> None:
-        """Print data, settings and time; nothing stays of it."""
-        from boxseg.formats.find import find_boxes
-        from orchestration.execute.label_run import time_told
-        from orchestration.planning.recipe import Machine
-
-        # the boxes of a YOLO or VOC folder are imported to look at them
-        with tempfile.TemporaryDirectory() as scratch:
-            found = find_boxes(data, images, imports=Path(scratch))
-            fingerprint, recipe = self._task(data, found, folder).choose()
-        recipe = recipe.moved(Path(scratch), folder)  # where boxes of a folder will be imported to
-        if as_json:
-            machine = str(Machine.here(device=self.device))
-            about = {"data": dict(fingerprint.rows()), "machine": machine}
-            print_json({**about, **recipe.as_json()})
-        else:
-            for line in recipe.text().splitlines():
-                print_line(line)
-        say(time_told(recipe))
-
-    def train(self, data: Path, found: CocoSource, folder: Path) -> tuple[str, dict[str, str]]:
-        """The checkpoint to label with, and what the summary tells of its run.
-
-        Raises:
-            typer.Exit: training was interrupted, with its state saved.
-        """
-        from orchestration.execute.label_run import last_checkpoint, train_recipe
-
-        recipe = self._task(data, found, folder).open_recipe(say)
-        status = train_recipe(recipe, say)
-        if status.status != "finished":
-            say("interrupted, state saved; the same command goes on")
-            raise typer.Exit(ExitCode.INTERRUPTED)
-        return str(last_checkpoint(status)), {"recipe": str(recipe), "run": status.folder}
-
-    def _task(self, data: Path, found: CocoSource, folder: Path) -> LabelTask:
-        from boxseg.formats.find import find_source
-        from orchestration.execute.label_run import LabelTask
-        from orchestration.planning.recipe import name_after
-
-        return LabelTask(
-            data=found,
-            train_on=found if self.train_on is None else find_source(self.train_on, None),
-            name=name_after(data),
-            folder=folder,
-            storage=self.storage,
-            minutes=self.minutes,
-            overrides=self.overrides,
-            device=self.device,
-        )
+    return summary
 
 
 def _compare(boxes: CocoBoxes, sources: dict[str, BatchSource], as_json: bool) -> None:

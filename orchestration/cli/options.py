@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +22,13 @@ def _known_device(name: str) -> str:
     return name
 
 
+def storage_option(help: str) -> Any:
+    """`--storage`, a folder or the address of an object store, which stands for a folder here."""
+    return typer.Option(
+        metavar="DIR|URI", parser=lambda text: storage_folder(str(text)), help=help
+    )
+
+
 Experiment = Annotated[Path, typer.Argument(metavar="EXP.yaml", help="Experiment file.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
 Target = Annotated[
@@ -32,22 +39,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Device = Annotated[
     str,
     typer.Option(
-        "--device",
-        callback=_known_device,
-        help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.",
+        callback=_known_device, help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one."
     ),
 ]
 Images = Annotated[
     Path | None,
-    typer.Option(
-        "--images", metavar="DIR", help="Image folder of FILE.json; else beside it, or ../images."
-    ),
+    typer.Option(metavar="DIR", help="Image folder of FILE.json; else beside it, or ../images."),
 ]
 Minutes = Annotated[
     float | None,
-    typer.Option(
-        "--minutes", metavar="M", help="Time that it may take; left out: what suits this machine."
-    ),
+    typer.Option(metavar="M", help="Time that it may take; left out: what suits this machine."),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -57,12 +58,4 @@ Overrides = Annotated[
         help="Override a setting, as in qam.k_top=10; may be repeated.",
     ),
 ]
-Storage = Annotated[
-    Path,
-    typer.Option(
-        "--storage",
-        metavar="DIR|URI",
-        parser=lambda text: storage_folder(str(text)),
-        help="Folder that holds the runs, or s3://BUCKET/PREFIX.",
-    ),
-]
+Storage = Annotated[Path, storage_option("Folder that holds the runs, or s3://BUCKET/PREFIX.")]

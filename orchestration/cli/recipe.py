@@ -17,7 +17,7 @@ def recipe(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="COCO file with the boxes.")],
     minutes: Minutes = None,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE.yaml", help="Write it there.")
+        Path | None, typer.Option(metavar="FILE.yaml", help="Write it there.")
     ] = None,
     images: Images = None,
     overrides: Overrides = None,

@@ -30,9 +30,7 @@ SHOWN_METRICS = {"AP": "val/mask_ap", "AP75": "val/mask_ap75", "box AP": "val/bo
 @app.command("ls")
 def list_all(
     storage: Storage = Path("runs"),
-    name: Annotated[
-        str | None, typer.Option("--name", help="Only runs of this experiment.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Only runs of this experiment.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List runs, trials and sweeps, newest first."""
@@ -174,9 +172,7 @@ def report(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", metavar="DIR", help="Where to write; default: report/ in its folder."
-        ),
+        typer.Option(metavar="DIR", help="Where to write; default: report/ in its folder."),
     ] = None,
     storage: Storage = Path("runs"),
     as_json: AsJson = False,

@@ -42,13 +42,11 @@ def train(
     ] = None,
     from_run: Annotated[
         str | None,
-        typer.Option(
-            "--from-run", metavar="RUN", help="Repeat this run: its id, folder or best:SWEEP."
-        ),
+        typer.Option(metavar="RUN", help="Repeat this run: its id, folder or best:SWEEP."),
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="RUN", help="Go on with this run: its id or folder."),
+        typer.Option(metavar="RUN", help="Go on with this run: its id or folder."),
     ] = None,
     auto_resume: AutoResume = False,
     overrides: Overrides = None,
@@ -146,7 +144,6 @@ def sweep(
     more: Annotated[
         int | None,
         typer.Option(
-            "--more",
             min=1,
             metavar="N",
             help="Go on with a sweep, ended or not, and try N settings more.",
@@ -157,9 +154,7 @@ def sweep(
     ] = False,
     max_failures: Annotated[
         int | None,
-        typer.Option(
-            "--max-failures", min=1, metavar="N", help="End, state saved, when N have failed."
-        ),
+        typer.Option(min=1, metavar="N", help="End, state saved, when N have failed."),
     ] = None,
     overrides: Overrides = None,
     plan: PlanOnly = False,
