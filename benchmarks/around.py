@@ -22,7 +22,8 @@ from boxseg.data.images import read_image
 from boxseg.data.loader import TrainLoader
 from boxseg.data.transforms import random_size
 from boxseg.engine.train import Progress, snapshot
-from boxseg.evaluation.ap import coco_scores, encode_detections, finish
+from boxseg.evaluation.ap import coco_scores, encode_detections
+from boxseg.model.postprocess import postprocess
 
 PICTURE = (480, 640)
 """Height and width of the files [px]: what most of COCO has."""
@@ -96,7 +97,7 @@ def evaluation(folder: Path, images: int) -> Table:
     truth = coco_ground_truth(trainer.val_data.source)
     for _ in range(3):
         with torch.no_grad(), timed(spent["masks, rescoring, NMS"]):
-            detections = finish(trainer.student, found, batch, settings)
+            detections = postprocess(trainer.student, found, batch, settings)
         with timed(spent["encoding"]):
             results = [encode_detections(each) for each in detections]
         with timed(spent["AP"]):

@@ -85,14 +85,7 @@ def label_batch(trainer: Trainer, batch: Batch) -> list[PseudoMasks]:
     assert trainer.teacher is not None
     config = trainer.config
     with trainer.autocast():
-        candidates = find_candidates(
-            trainer.teacher,
-            batch,
-            teacher=config.teacher,
-            qam=config.qam,
-            fcos=config.fcos,
-            around_boxes=True,
-        )
+        candidates = find_candidates(trainer.teacher, batch, config, around_boxes=True)
     # Out of autocast: scores and fusion are float32, whatever the networks compute in.
     return fuse_candidates(config, candidates, batch)
 

@@ -18,10 +18,8 @@ from torchvision.ops import box_convert
 
 from boxseg.coco.entries import Entry
 from boxseg.coco.masks import Rle, encode_part
-from boxseg.config.method import FcosConfig
 from boxseg.engine.distributed import gather_objects
-from boxseg.model.postprocess import postprocess
-from boxseg.structures import Batch, Detections, MaskNetwork
+from boxseg.structures import Detections
 
 CONFIDENT = 0.3
 """Score from which a detection counts where confident ones do; the others count for AP only."""
@@ -108,23 +106,6 @@ def measure_detections(
         metrics["mask_fill"] = float(ratios.clip(max=1).mean())
         metrics["box_likeness"] = float(np.minimum(ratios, 1 / ratios.clip(min=1e-9)).mean())
     return Evaluation(metrics, results, scores)
-
-
-def finish(
-    network: MaskNetwork, predictions: Any, batch: Batch, settings: FcosConfig
-) -> list[Detections]:
-    """Final detections of predictions, see `postprocess`."""
-    return postprocess(
-        network,
-        predictions,
-        batch.sizes,
-        batch.original_sizes,
-        score_thr=settings.score_thr,
-        pre_topk=settings.pre_topk,
-        nms_thr=settings.nms_thr,
-        topk=settings.topk,
-        image_ids=batch.image_ids,
-    )
 
 
 def area_ratios(result: ImageResult) -> np.ndarray:

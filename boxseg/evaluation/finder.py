@@ -11,11 +11,11 @@ from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from boxseg.config.method import FcosConfig
-from boxseg.evaluation.ap import finish
 from boxseg.evaluation.tiles import Tiles
 from boxseg.mask_parts import MaskPart
-from boxseg.model.postprocess import choose_detections, finish_masks
+from boxseg.model.postprocess import finish_masks, postprocess
 from boxseg.ops.boxes import box_area, box_intersection, box_iou, scale_boxes
+from boxseg.ops.detections import choose_detections
 from boxseg.ops.masks import REACH, tight_boxes
 from boxseg.structures import MASK_STRIDE, Batch, Detections, MaskNetwork, RawDetections
 
@@ -41,14 +41,14 @@ class Finder:
         """Take the network's output for some of the tiles."""
         settings = self._settings
         if tiles.are_whole:
-            found = finish(self._network, predictions, tiles.batch, settings)
+            found = postprocess(self._network, predictions, tiles.batch, settings)
             self._whole |= dict(zip(tiles.image_index, found, strict=True))
             return
         raw = self._network.detect(
             predictions, score_thr=settings.score_thr, pre_topk=settings.pre_topk
         )
         for position, of_tile in enumerate(raw):
-            chosen = choose_detections(of_tile, nms_thr=settings.nms_thr, topk=settings.topk)
+            chosen = choose_detections(of_tile, settings)
             # Read at once, since the output of all tiles together would not fit in memory.
             part = self._read(tiles, position, predictions, chosen)
             self._parts[tiles.image_index[position]].append(part)

@@ -228,15 +228,7 @@ class PseudoMaskWatcher:
         trainer, part = self._trainer, tiles.batch
         assert trainer.teacher is not None
         config = trainer.config
-        candidates = pick_candidates(
-            trainer.teacher,
-            predictions,
-            part,
-            part,
-            teacher=config.teacher,
-            qam=config.qam,
-            fcos=config.fcos,
-        )
+        candidates = pick_candidates(trainer.teacher, predictions, part, part, config)
         for position, pseudo in enumerate(fuse_candidates(config, candidates, part)):
             masks = full_size_masks(
                 pseudo, part.boxes[position], part.sizes[position], trainer.soft_thr

@@ -155,15 +155,7 @@ def _read_maps(
         if not left:
             break
         wanted = _with_boxes_of(batch, left)
-        candidates = pick_candidates(
-            predictor.network,
-            predictions,
-            wanted,
-            wanted,
-            teacher=config.teacher,
-            qam=config.qam,
-            fcos=config.fcos,
-        )
+        candidates = pick_candidates(predictor.network, predictions, wanted, wanted, config)
         for place in left:
             candidates[place] = _join(candidates[place], close_ups[place], batch)
         pseudo_masks = fuse_candidates(config, candidates, wanted)

@@ -8,51 +8,40 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 
+from boxseg.config.method import FcosConfig
 from boxseg.mask_parts import NO_MASK, Mask, MaskPart
 from boxseg.ops.boxes import scale_boxes
+from boxseg.ops.detections import choose_detections
 from boxseg.ops.masks import resize_mask_part, tight_boxes
-from boxseg.structures import Detections, MaskNetwork, RawDetections
+from boxseg.structures import Batch, Detections, MaskNetwork
 
 
 @torch.no_grad()
 def postprocess(
-    network: MaskNetwork,
-    predictions: Any,
-    sizes: Sequence[tuple[int, int]],
-    original_sizes: Sequence[tuple[int, int]],
-    *,
-    score_thr: float,
-    pre_topk: int,
-    nms_thr: float,
-    topk: int,
-    image_ids: Sequence[int] | None = None,
+    network: MaskNetwork, predictions: Any, batch: Batch, settings: FcosConfig
 ) -> list[Detections]:
     """Detections of all images of a batch, scored by the detector and the certainty of the mask.
 
     Args:
         network: The network that made `predictions`.
-        predictions: For B images.
-        sizes: B times (h, w) before padding, pixels.
-        original_sizes: B times (height, width) of the image file, pixels.
-        score_thr: Floor of the detector's confidence.
-        pre_topk: Detections before NMS: of the image, or of each pyramid level.
-        nms_thr: IoU above which the weaker of two detections of a class is dropped.
-        topk: Detections per image.
-        image_ids: B ids to carry along; -1 each if None.
+        predictions: For the B images of the batch.
+        batch: Tells sizes and ids; its boxes are not looked at.
+        settings: `score_thr`, `pre_topk`, `nms_thr` and `topk` count.
 
     Returns:
         B times at most `topk` detections, best first.
 
     Source: CondInst (arXiv 2003.05664), BoxTeacher (arXiv 2210.05174); `docs/method.md#from-predictions-to-detections`.
     """
+    of_images = network.detect(
+        predictions, score_thr=settings.score_thr, pre_topk=settings.pre_topk
+    )
     detections = []
-    for image, raw in enumerate(
-        network.detect(predictions, score_thr=score_thr, pre_topk=pre_topk)
-    ):
-        size, original_size = sizes[image], original_sizes[image]
-        chosen = choose_detections(raw, nms_thr=nms_thr, topk=topk)
+    for image, raw in enumerate(of_images):
+        size, original_size = batch.sizes[image], batch.original_sizes[image]
+        chosen = choose_detections(raw, settings)
         boxes = clip_boxes_to_image(scale_boxes(chosen.boxes, size, original_size), original_size)
         # Before masks are drawn: those of boxes that lie off the image would be for nothing.
         not_empty = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
@@ -62,16 +51,10 @@ def postprocess(
         mask_probs = network.mask_logits(predictions, image_index, chosen.handle).sigmoid()
         parts, certainty = finish_masks(mask_probs, size, original_size)
         scores = (chosen.scores * certainty).sqrt()
-        image_id = -1 if image_ids is None else image_ids[image]
+        image_id = batch.image_ids[image]
         found = Detections(boxes, scores, chosen.labels, parts, original_size, image_id)
         detections.append(found.take(scores.argsort(descending=True, stable=True)))
     return detections
-
-
-def choose_detections(raw: RawDetections, *, nms_thr: float, topk: int) -> RawDetections:
-    """The best detections after NMS, best first, at most `topk`; unused places are gone."""
-    used = raw.take(raw.scores > 0)
-    return used.take(batched_nms(used.boxes, used.scores, used.labels, nms_thr)[:topk])
 
 
 def finish_masks(

@@ -1,10 +1,12 @@
-"""Dense predictions as lists of scored boxes, before any choice among them."""
+"""Dense predictions as lists of scored boxes, and the best of these."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms
 
+from boxseg.config.method import FcosConfig
 from boxseg.ops.boxes import decode_boxes
 from boxseg.structures import Predictions, RawDetections
 
@@ -49,6 +51,13 @@ def decode_detections(
         RawDetections(*image)
         for image in zip(boxes, place % num_classes, score, location_index, strict=True)
     ]
+
+
+def choose_detections(raw: RawDetections, settings: FcosConfig) -> RawDetections:
+    """The best detections after NMS, best first, at most `topk`; unused places are gone."""
+    used = raw.take(raw.scores > 0)
+    best = batched_nms(used.boxes, used.scores, used.labels, settings.nms_thr)
+    return used.take(best[: settings.topk])
 
 
 def first_best(values: Tensor, k: int) -> Tensor:

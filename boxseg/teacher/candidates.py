@@ -9,10 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 
-from boxseg.config.method import FcosConfig, QamConfig, TeacherConfig
+from boxseg.config.method import BoxSegConfig, FcosConfig, QamConfig, TeacherConfig
 from boxseg.ops.boxes import box_area, box_iou, scale_boxes
+from boxseg.ops.detections import choose_detections
 from boxseg.ops.images import pad_images, resized_shape
 from boxseg.ops.neighbours import sample_cells
 from boxseg.ops.per_box import count_per_box
@@ -46,22 +47,15 @@ WINDOW_MULTIPLE = 2
 
 @torch.no_grad()
 def find_candidates(
-    network: MaskNetwork,
-    batch: Batch,
-    *,
-    teacher: TeacherConfig,
-    qam: QamConfig,
-    fcos: FcosConfig,
-    around_boxes: bool = False,
+    network: MaskNetwork, batch: Batch, config: BoxSegConfig, *, around_boxes: bool = False
 ) -> list[Candidates]:
     """Teacher detections with masks for the ground-truth boxes of every image.
 
     Args:
         network: The teacher, in the mode that it labels in.
         batch: Its weak view is labelled.
-        teacher: Size of the teacher's view, floor of its detections, kind of labelling.
-        qam: Limits of the ranking.
-        fcos: `nms_thr` and `topk`, for labelling with NMS.
+        config: Of `teacher` the size of its view, the floor of its detections and the kind of labelling; of `qam` the
+            limits of the ranking; of `fcos`, for labelling with NMS, `nms_thr` and `topk`.
         around_boxes: Compute masks around their boxes only, where the settings look at nothing else.
 
     Returns:
@@ -70,18 +64,9 @@ def find_candidates(
 
     Source: BoxSeg (arXiv 2504.05137), BoxTeacher (arXiv 2210.05174); `docs/method.md#candidates`.
     """
-    view = teacher_view(batch, short=teacher.resize_short, long=teacher.resize_long)
+    view = teacher_view(batch, short=config.teacher.resize_short, long=config.teacher.resize_long)
     predictions = network(view.weak, view.valid)
-    return pick_candidates(
-        network,
-        predictions,
-        batch,
-        view,
-        teacher=teacher,
-        qam=qam,
-        fcos=fcos,
-        around_boxes=around_boxes,
-    )
+    return pick_candidates(network, predictions, batch, view, config, around_boxes=around_boxes)
 
 
 @torch.no_grad()
@@ -90,13 +75,12 @@ def pick_candidates(
     predictions: Any,
     batch: Batch,
     view: Batch,
+    config: BoxSegConfig,
     *,
-    teacher: TeacherConfig,
-    qam: QamConfig,
-    fcos: FcosConfig,
     around_boxes: bool = False,
 ) -> list[Candidates]:
     """`find_candidates` for predictions that are already there; `view` is what the network saw."""
+    teacher, qam = config.teacher, config.qam
     of_images = network.detect(
         predictions, score_thr=teacher.cand_score_thr, pre_topk=teacher.pre_topk
     )
@@ -127,7 +111,7 @@ def pick_candidates(
             else None
         )
         if teacher.with_nms:
-            detections = _suppress(detections, view.sizes[image], fcos)
+            detections = _suppress(detections, view.sizes[image], config.fcos)
             probs = mask_probs(network, predictions, detections.handle, batch, view, image, frame)
             confidence = _confidence(probs, frame, qam.mask_thr)
             index, box_index, iou = _match(detections, confidence, view.boxes[image], qam, teacher)
@@ -356,9 +340,9 @@ def _rank(
 
 def _suppress(raw: RawDetections, size: tuple[int, int], fcos: FcosConfig) -> RawDetections:
     """The best detections after NMS, their boxes cut to the image as they are in predictions."""
-    best = raw.take(batched_nms(raw.boxes, raw.scores, raw.labels, fcos.nms_thr)[: fcos.topk])
+    best = choose_detections(raw, fcos)
     best = replace(best, boxes=clip_boxes_to_image(best.boxes, size))
-    return best.take((best.scores > 0) & (box_area(best.boxes) > 0))
+    return best.take(box_area(best.boxes) > 0)
 
 
 def _confidence(probs: Tensor, frame: MaskFrame | None, mask_thr: float) -> Tensor:

@@ -58,9 +58,7 @@ def test_the_method_boxteacher_with_focal_loss_is_the_baseline(trainer):
     batch = first_batch(one)
     assert one.bank is None
     labels = label_batch(one, batch)
-    frames = find_candidates(
-        one.teacher, batch, teacher=one.config.teacher, qam=one.config.qam, fcos=one.config.fcos
-    )
+    frames = find_candidates(one.teacher, batch, one.config)
     for image, pseudo in enumerate(labels):
         mask, quality = greedy_labels(one, batch, image)
         assert frames[image].frame.view == (96, 96)
@@ -135,9 +133,7 @@ def test_qam_reads_from_the_device_only_once_how_many_candidates_there_are(train
     batch, config = first_batch(one), one.config
 
     def find():
-        return find_candidates(
-            one.teacher, batch, teacher=config.teacher, qam=config.qam, fcos=config.fcos
-        )
+        return find_candidates(one.teacher, batch, config)
 
     candidates = find()
     assert waits(lambda: fuse_candidates(config, candidates, batch)) == 0

@@ -5,7 +5,7 @@ from far_device import FAR, far_device
 
 from benchmarks.scenario import STEP, Scenario, build
 from boxseg.engine.train import optimise
-from boxseg.evaluation.ap import finish
+from boxseg.model.postprocess import postprocess
 
 MOST = 13
 """Reads of a step of the full method."""
@@ -52,7 +52,7 @@ def test_waits_of_an_evaluation_do_not_grow_with_detections(tmp_path):
         for most in (2, 20):
             settings = trainer.config.fcos.model_copy(update={"score_thr": 1e-9, "topk": most})
             waits.clear()
-            (found,) = finish(trainer.student, seen, batch, settings)
+            (found,) = postprocess(trainer.student, seen, batch, settings)
             assert len(found.scores) == most
             counts.append(dict(waits))
     assert counts[0] == counts[1] != {}

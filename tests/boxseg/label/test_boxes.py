@@ -36,7 +36,7 @@ def offer(monkeypatch, *offers):
     masks of probability 0.99 in the left half of the box."""
     left = [(numbers, False) for numbers in offers] + [(numbers, True) for numbers in offers]
 
-    def pick(network, predictions, batch, view, *, teacher, qam, fcos):
+    def pick(network, predictions, batch, view, config):
         numbers, mirrored = left.pop(0)
         found = []
         for number, boxes in enumerate(batch.boxes):

@@ -2,9 +2,10 @@
 
 import torch
 
+from boxseg.config.method import FcosConfig
 from boxseg.model.postprocess import postprocess
 from boxseg.ops.detections import decode_detections
-from boxseg.structures import Predictions
+from boxseg.structures import Batch, Predictions
 
 SIZE = (64, 64)
 
@@ -54,17 +55,20 @@ def run(
     pre_topk=100,
     topk=100,
 ):
-    return postprocess(
-        HalfNetwork(left, right),
-        found,
-        [size] * len(found.class_logits),
-        [original_size] * len(found.class_logits),
-        score_thr=score_thr,
-        pre_topk=pre_topk,
-        nms_thr=0.6,
-        topk=topk,
-        image_ids=list(range(7, 7 + len(found.class_logits))),
+    count = len(found.class_logits)
+    pixels = torch.zeros(count, 3, *SIZE, dtype=torch.uint8)
+    batch = Batch(
+        weak=pixels,
+        strong=pixels,
+        valid=torch.ones(count, *SIZE, dtype=torch.bool),
+        boxes=[torch.zeros(0, 4)] * count,
+        labels=[torch.zeros(0, dtype=torch.int64)] * count,
+        sizes=[size] * count,
+        original_sizes=[original_size] * count,
+        image_ids=list(range(7, 7 + count)),
     )
+    settings = FcosConfig(score_thr=score_thr, pre_topk=pre_topk, nms_thr=0.6, topk=topk)
+    return postprocess(HalfNetwork(left, right), found, batch, settings)
 
 
 def test_score_of_the_worked_example():

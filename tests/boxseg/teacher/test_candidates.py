@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.scenario import STEP, Scenario, build
-from boxseg.config.method import FcosConfig, QamConfig, TeacherConfig
+from boxseg.config.method import BoxSegConfig
 from boxseg.engine.step import fuse_candidates
 from boxseg.engine.train import optimise
 from boxseg.ops.detections import decode_detections
@@ -23,22 +23,25 @@ from boxseg.teacher.candidates import (
     to_training_grid,
 )
 
-SETTINGS = {
-    "teacher": TeacherConfig(resize_short=None, cand_score_thr=0.01),
-    "qam": QamConfig(score_thr=0.0, full_resolution=False),
-    "fcos": FcosConfig(),
-}
+SETTINGS = BoxSegConfig.model_validate(
+    {
+        "teacher": {"resize_short": None, "cand_score_thr": 0.01},
+        "qam": {"score_thr": 0.0, "full_resolution": False},
+    }
+)
 
 
 def with_changes(settings, **changes):
-    """Each change goes to the first group that has the setting."""
-    changed = dict(settings)
+    """Each change goes to the first of three groups that has the setting."""
     for name, value in changes.items():
-        group = next(
-            group for group, values in settings.items() if name in type(values).model_fields
+        group, values = next(
+            (group, values)
+            for group in ("teacher", "qam", "fcos")
+            if name in type(values := getattr(settings, group)).model_fields
         )
-        changed[group] = changed[group].model_copy(update={name: value})
-    return changed
+        values = values.model_copy(update={name: value})
+        settings = settings.model_copy(update={group: values})
+    return settings
 
 
 CLASSES = 3
@@ -154,7 +157,7 @@ def test_sizes_of_the_teachers_input(size, expected):
 def test_candidates_are_ranked_for_each_box_of_each_image():
     network = planted(DETECTIONS, images=2)
     first, second = find_candidates(
-        network, make_batch(*BATCH), **with_changes(SETTINGS, filter_first=True)
+        network, make_batch(*BATCH), with_changes(SETTINGS, filter_first=True)
     )
     assert first.box_index.tolist() == [0, 0, 0, 1]
     # IoU 1, 1, 0.875, then the other box
@@ -194,7 +197,7 @@ def test_candidates_are_ranked_for_each_box_of_each_image():
 )
 def test_every_limit_has_its_effect(change, count):
     network = planted(DETECTIONS, images=2)
-    first, _ = find_candidates(network, make_batch(*BATCH), **with_changes(SETTINGS, **change))
+    first, _ = find_candidates(network, make_batch(*BATCH), with_changes(SETTINGS, **change))
     assert len(first.score) == count
 
 
@@ -209,15 +212,15 @@ def test_a_small_box_gets_fewer_candidates_in_pixels_of_the_original_image():
         area_l=2000.0,
         filter_first=True,
     )
-    assert len(find_candidates(network, batch, **settings)[0].score) == 2
+    assert len(find_candidates(network, batch, settings)[0].score) == 2
     doubled = replace(batch, original_sizes=[(128, 128)] * 2)
-    assert len(find_candidates(network, doubled, **settings)[0].score) == 4
+    assert len(find_candidates(network, doubled, settings)[0].score) == 4
 
 
 def test_one_image_alone_equals_the_same_image_in_a_batch():
-    together = find_candidates(planted(DETECTIONS, images=2), make_batch(*BATCH), **SETTINGS)[1]
+    together = find_candidates(planted(DETECTIONS, images=2), make_batch(*BATCH), SETTINGS)[1]
     network = planted([(0, *rest) for image, *rest in DETECTIONS if image == 1])
-    alone = find_candidates(network, make_batch(BATCH[0][1:], BATCH[1][1:]), **SETTINGS)[0]
+    alone = find_candidates(network, make_batch(BATCH[0][1:], BATCH[1][1:]), SETTINGS)[0]
     for name in ("mask_probs", "score", "box_iou", "box_index"):
         assert torch.equal(getattr(together, name), getattr(alone, name))
 
@@ -229,7 +232,7 @@ def test_images_without_boxes_or_detections_have_no_candidates(with_nms):
         (planted([]), [[[8, 8, 30, 40]]], [[1]]),
     ):
         (found,) = find_candidates(
-            network, make_batch(boxes, labels), **with_changes(SETTINGS, with_nms=with_nms)
+            network, make_batch(boxes, labels), with_changes(SETTINGS, with_nms=with_nms)
         )
         assert found.mask_probs.shape == (0, 16, 16)
         assert len(found.score) == len(found.box_iou) == len(found.box_index) == 0
@@ -237,14 +240,14 @@ def test_images_without_boxes_or_detections_have_no_candidates(with_nms):
 
 def test_candidates_carry_no_gradient():
     (found,) = find_candidates(
-        planted(DETECTIONS), make_batch(BATCH[0][:1], BATCH[1][:1]), **SETTINGS
+        planted(DETECTIONS), make_batch(BATCH[0][:1], BATCH[1][:1]), SETTINGS
     )
     assert not found.mask_probs.requires_grad
 
 
 def test_masks_are_zero_on_padding():
     batch = make_batch([[[8, 8, 30, 40]]], [[1]], sizes=[(48, 40)])
-    (found,) = find_candidates(planted(DETECTIONS), batch, **SETTINGS)
+    (found,) = find_candidates(planted(DETECTIONS), batch, SETTINGS)
     assert float(found.mask_probs[:, 12:].max()) == 0
     assert float(found.mask_probs[:, :, 10:].max()) == 0
     assert float(found.mask_probs[:, :12, :10].min()) > 0
@@ -292,7 +295,7 @@ def test_boxes_of_a_larger_view_are_scaled_with_it():
     ]
     network = planted(doubled, images=2, size=128)
     first, second = find_candidates(
-        network, make_batch(*BATCH), **with_changes(SETTINGS, resize_short=128, filter_first=True)
+        network, make_batch(*BATCH), with_changes(SETTINGS, resize_short=128, filter_first=True)
     )
     assert first.box_iou.tolist() == pytest.approx([1, 1, 28 / 32, 20 / 22], abs=1e-4)
     assert len(second.score) == 1
@@ -331,7 +334,7 @@ def test_equal_boxes_at_the_cut_go_by_location_in_the_reference_and_by_score_onc
     (found,) = find_candidates(
         planted(same),
         make_batch([[[8, 8, 30, 40]]], [[1]]),
-        **with_changes(SETTINGS, k_top=2, filter_first=filter_first),
+        with_changes(SETTINGS, k_top=2, filter_first=filter_first),
     )
     assert found.score.tolist() == pytest.approx(scores, abs=1e-4)
 
@@ -339,16 +342,16 @@ def test_equal_boxes_at_the_cut_go_by_location_in_the_reference_and_by_score_onc
 def test_nms_labelling_gives_each_box_one_detection_whatever_its_class():
     network = planted(DETECTIONS, images=2)
     settings = with_changes(SETTINGS, with_nms=True, nms_overwrite=False)
-    first, second = find_candidates(network, make_batch(*BATCH), **settings)
+    first, second = find_candidates(network, make_batch(*BATCH), settings)
     assert first.box_index.tolist() == [0, 1]
     assert first.score.tolist() == pytest.approx([0.9**0.5, 0.8], abs=1e-4)
     assert second.box_index.tolist() == [0]
     reference, _ = find_candidates(
-        network, make_batch(*BATCH), **with_changes(settings, nms_overwrite=True)
+        network, make_batch(*BATCH), with_changes(settings, nms_overwrite=True)
     )
     # the best detection has lost its box
     assert reference.score.tolist() == pytest.approx([0.9, 0.8], abs=1e-4)
-    (limited, _) = find_candidates(network, make_batch(*BATCH), **with_changes(settings, topk=1))
+    (limited, _) = find_candidates(network, make_batch(*BATCH), with_changes(settings, topk=1))
     assert limited.box_index.tolist() == [0]
 
 
@@ -360,13 +363,11 @@ def test_nms_labelling_compares_the_part_of_a_box_that_is_on_the_image():
     ]
     batch = make_batch([[[0, 8, 30, 40]]], [[1]], sizes=[(48, 40)])
     settings = with_changes(SETTINGS, with_nms=True, nms_overwrite=True)
-    (found,) = find_candidates(planted(beyond), batch, **settings)
+    (found,) = find_candidates(planted(beyond), batch, settings)
     # IoU 30 / 70 with the whole box; a detection outside the image is none, so this one is the first, and a worse one
     # takes its box, as in the reference.
     assert found.box_iou.tolist() == pytest.approx([26 / 30], abs=1e-4)
-    (found,) = find_candidates(
-        planted(beyond), batch, **with_changes(settings, nms_overwrite=False)
-    )
+    (found,) = find_candidates(planted(beyond), batch, with_changes(settings, nms_overwrite=False))
     assert found.box_iou.tolist() == pytest.approx([1], abs=1e-4)
     assert found.score.tolist() == pytest.approx([0.9], abs=1e-4)
 
@@ -380,10 +381,10 @@ def test_for_fusion_on_every_pixel_masks_stay_as_the_network_gave_them(with_nms)
     network = planted(doubled, images=2, size=128)
     settings = with_changes(SETTINGS, resize_short=128, full_resolution=True, with_nms=with_nms)
     batch = make_batch(*BATCH)
-    first, _ = find_candidates(network, batch, **settings)
+    first, _ = find_candidates(network, batch, settings)
     assert first.frame == MaskFrame(view=(128, 128), image=(64, 64), padded=(64, 64))
     assert first.mask_probs.shape[1:] == (32, 32)
-    coarse, _ = find_candidates(network, batch, **with_changes(settings, full_resolution=False))
+    coarse, _ = find_candidates(network, batch, with_changes(settings, full_resolution=False))
     assert coarse.frame is None
     assert torch.equal(first.box_index, coarse.box_index)
     assert torch.equal(first.score, coarse.score)
@@ -416,9 +417,7 @@ def test_in_the_reference_a_worse_detection_takes_the_box_of_the_first_one_but_o
 
 
 def pseudo_masks(trainer, batch, around_boxes):
-    found = find_candidates(
-        trainer.teacher, batch, **settings_of(trainer), around_boxes=around_boxes
-    )
+    found = find_candidates(trainer.teacher, batch, trainer.config, around_boxes=around_boxes)
     assert all((each.around is not None) == around_boxes for each in found)
     return fuse_candidates(trainer.config, found, batch)
 
@@ -484,14 +483,6 @@ def test_whole_masks_are_computed_where_the_quality_looks_at_them(tmp_path):
     trainer, batch = build(
         Scenario(size=64, boxes=2, small=True), "full", tmp_path, qam={"color_weight": 0.0}
     )
-    (first, _) = find_candidates(trainer.teacher, batch, **settings_of(trainer), around_boxes=True)
+    (first, _) = find_candidates(trainer.teacher, batch, trainer.config, around_boxes=True)
     assert first.around is None
     assert first.mask_probs.shape[1:] == (16, 16)
-
-
-def settings_of(trainer):
-    return {
-        "teacher": trainer.config.teacher,
-        "qam": trainer.config.qam,
-        "fcos": trainer.config.fcos,
-    }
