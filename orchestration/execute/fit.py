@@ -48,6 +48,7 @@ def _fit(payload: Payload, callbacks: Sequence[Any]) -> None:
         ResourceError: the workers cannot be placed.
         Exception: what Ray Train raises when a worker failed too often; the run's folder names the cause.
     """
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
     from ray.train.v2.api.exceptions import ControllerError
 
     resources = payload.spec.resources
@@ -55,9 +56,15 @@ def _fit(payload: Payload, callbacks: Sequence[Any]) -> None:
     try:
         failure = getattr(trainer.fit(), "return_value", None)  # not in every version
     except ControllerError as error:
+        cause = error.controller_failure
+        if isinstance(cause, WorkerGroupStartupFailedError):
+            raise ResourceError(
+                f"the {resources.workers} workers did not come together: {cause}; look whether the nodes reach one "
+                "another at any port, and whether all of them stay"
+            ) from error
         raise ResourceError(
             f"Ray could not place {resources.workers} workers of {resources.cpus_per_worker:g} "
-            f"CPU cores and {resources.gpus_per_worker:g} GPUs: {error}; lower resources, or wait "
+            f"CPU cores and {resources.gpus_per_worker:g} GPUs: {cause}; lower resources, or wait "
             "until the cluster is free"
         ) from error
     if isinstance(failure, Failure):
@@ -70,11 +77,14 @@ def _make_trainer(payload: Payload, callbacks: Sequence[Any]) -> DataParallelTra
 
     resources = payload.spec.resources
     # one worker needs no process group, and its drivers no torch
-    trainer_type = DataParallelTrainer
+    meeting = None
     if resources.workers > 1:
-        from ray.train.torch import TorchTrainer as trainer_type  # type: ignore[assignment]
-    return trainer_type(
+        from orchestration.connect.meeting import MeetingConfig
+
+        meeting = MeetingConfig()
+    return DataParallelTrainer(
         train_worker,
+        backend_config=meeting,
         train_loop_config={"payload": payload},
         scaling_config=_scaling(resources),
         run_config=ray.train.RunConfig(

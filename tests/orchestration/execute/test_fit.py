@@ -1,0 +1,66 @@
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from orchestration.config.spec import RunSpec
+from orchestration.errors import ResourceError
+from orchestration.execute import fit
+from orchestration.execute.worker import Payload
+
+pytestmark = pytest.mark.ray  # loads it, and starts none
+
+
+def test_workers_meet_where_ray_reaches_their_node_unless_its_user_has_chosen(monkeypatch):
+    import ray
+
+    from orchestration.connect.meeting import INTERFACE, choose_interface
+
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setenv(INTERFACE, "ib0")
+    choose_interface()
+    assert os.environ[INTERFACE] == "ib0"
+    monkeypatch.delenv(INTERFACE)
+    choose_interface()
+    assert os.environ[INTERFACE] == "lo"
+
+
+def test_a_meeting_that_fails_is_tried_again_by_ray_and_tells_why():
+    from ray.exceptions import RayTaskError
+    from ray.train.v2._internal.execution.failure_handling.default import (
+        RETRYABLE_CONTROLLER_ERRORS,
+    )
+
+    from orchestration.connect.meeting import MeetingConfig
+
+    def refuse(*_: object, **__: object) -> None:
+        lines = "\n".join(f"  line {number}" for number in range(9))
+        raise RayTaskError("meet", f"{lines}\nDistBackendError: Gloo connectFullMesh failed", None)
+
+    config = MeetingConfig(backend="gloo")
+    group = SimpleNamespace(execute=lambda *_, **__: None, execute_single=refuse)
+    with pytest.raises(RETRYABLE_CONTROLLER_ERRORS, match=r"^DistBackendError: Gloo connect"):
+        config.backend_cls().on_start(group, config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("WorkerGroupStartupFailedError", "the 2 workers did not come together: no route; look"),
+        ("InsufficientClusterResourcesError", r"could not place 2 workers of 1 CPU .*: no route"),
+    ],
+)
+def test_a_run_that_did_not_start_tells_whether_places_or_connections_lacked(
+    monkeypatch, kind, told
+):
+    from ray.train.v2._internal import exceptions
+    from ray.train.v2.api.exceptions import ControllerError
+
+    def give_up() -> None:
+        raise ControllerError(getattr(exceptions, kind)("no route"))
+
+    monkeypatch.setattr(fit, "_make_trainer", lambda *_: SimpleNamespace(fit=give_up))
+    spec = RunSpec.model_validate({"resources": {"workers": 2}, "train": {"batch_size": 2}})
+    with pytest.raises(ResourceError, match=told):
+        fit.train_payload(Payload(spec, Path("run"), Path("data"), "ray_train"))
