@@ -301,57 +301,35 @@ def _build_half_resnet18(name: str, weights: str) -> Backbone:
 
 
 def _build_timm(name: str, weights: str, **options: Any) -> Backbone:
+    """Any feature extractor or plain ViT of timm; `options` are those of the extractor."""
     check_timm_name(name)
-    if is_plain_vit(name):
-        return _build_vit(name, weights)
-    source = _timm_source(name, weights)
-    with (
-        named_errors(f"timm/{name}"),
-        fast_hub() if weights == "imagenet" else contextlib.nullcontext(),
-    ):
+    pretrained = weights == "imagenet"
+    with named_errors(f"timm/{name}"), fast_hub() if pretrained else contextlib.nullcontext():
         try:
-            extractor = timm.create_model(
-                name, features_only=True, pretrained=weights == "imagenet", **options
+            extractor: Any = (
+                PlainVit(name, pretrained=pretrained)
+                if is_plain_vit(name)
+                else timm.create_model(name, features_only=True, pretrained=pretrained, **options)
             )
         except AttributeError as error:
             raise ConfigError(
                 f"model.backbone: timm/{name} gives no feature maps ({error}); choose another"
             ) from error
+    network = extractor.vit if isinstance(extractor, PlainVit) else extractor
     if weights not in ("imagenet", "none"):
         state = read_state(weights)
         # stages.0 is stages_0 in an extractor
         flat = {key.replace(".", "_", 1): value for key, value in state.items()}
-        load_weights_into(extractor, state | flat, place=weights)
-    config: Any = extractor.default_cfg
+        load_weights_into(network, state | flat, place=weights)
     return Backbone(
         extractor,
         name=f"timm/{name}",
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        weights_source=source,
+        mean=tuple(network.default_cfg["mean"]),
+        std=tuple(network.default_cfg["std"]),
+        weights_source={"imagenet": f"timm {name}", "none": "random"}.get(
+            weights, f"file {weights}"
+        ),
     )
-
-
-def _build_vit(name: str, weights: str) -> Backbone:
-    with (
-        named_errors(f"timm/{name}"),
-        fast_hub() if weights == "imagenet" else contextlib.nullcontext(),
-    ):
-        extractor = PlainVit(name, pretrained=weights == "imagenet")
-    if weights not in ("imagenet", "none"):
-        load_weights_into(extractor.vit, read_state(weights), place=weights)
-    config: Any = extractor.vit.default_cfg
-    return Backbone(
-        extractor,
-        name=f"timm/{name}",
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        weights_source=_timm_source(name, weights),
-    )
-
-
-def _timm_source(name: str, weights: str) -> str:
-    return {"imagenet": f"timm {name}", "none": "random"}.get(weights, f"file {weights}")
 
 
 BACKBONES: dict[str, Callable[[str, str], Backbone]] = {
