@@ -185,14 +185,12 @@ BANKS: dict[BankKind, type[Bank]] = {"images": ImageBank, "classes": ClassBank}
 
 def random_below(count: int, generator: torch.Generator) -> int:
     """Random integer in 0 … count - 1."""
-    (number,) = torch.randint(count, (1,), generator=generator).tolist()
-    return int(number)
+    return int(torch.randint(count, (1,), generator=generator))
 
 
 def random_share(generator: torch.Generator) -> float:
     """Random number in [0, 1)."""
-    (number,) = torch.rand(1, generator=generator).tolist()
-    return float(number)
+    return float(torch.rand(1, generator=generator))
 
 
 def _on_cpu(fields: dict[str, Any]) -> dict[str, Any]:

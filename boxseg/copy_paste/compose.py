@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from boxseg.errors import ShapeError
 from boxseg.ops.masks import tight_boxes, visible_boxes
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What happens to instances that a paste covers."""
+
+    min_area: float
+    """Floor of the remaining mask area [px]."""
+    box_shift_px: float
+    """Limit of a side's movement [px]."""
+    keep_sides: bool
+    """Change a side only if the paste moved it; the reference rounds every box outward to whole pixels."""
+    drop_slivers: bool
+    """Drop instances of which the paste leaves less than 1 px in width or height. The reference keeps covered ones near
+    the origin, with a box of zeros."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +71,7 @@ def compose(
         pasted_masks: Bool (P, H, W), pixels to take from `pasted_image`.
         pasted_labels: int64 (P,).
         valid: Bool (H, W), False on padding, where no box reaches; None: no padding.
-        min_area: Floor of the remaining mask area [px].
-        box_shift_px: Limit of a side's movement [px].
-        keep_sides: Change a side only if the paste moved it; the reference rounds every box outward to whole pixels.
-        drop_slivers: Drop instances of which the paste leaves less than 1 px in width or height. The reference keeps
-            covered ones near the origin, with a box of zeros.
+        min_area, box_shift_px, keep_sides, drop_slivers: See `Limits`.
 
     Returns:
         The image, the remaining instances in their order, then the pasted ones with tight boxes.
@@ -70,17 +81,9 @@ def compose(
 
     Source: BoxSeg's code; `docs/method.md#composition`.
     """
+    limits = Limits(min_area, box_shift_px, keep_sides, drop_slivers)
     draft = draft_composition(
-        image,
-        masks,
-        boxes,
-        pasted_image,
-        pasted_masks,
-        valid=valid,
-        min_area=min_area,
-        box_shift_px=box_shift_px,
-        keep_sides=keep_sides,
-        drop_slivers=drop_slivers,
+        image, masks, boxes, pasted_image, pasted_masks, valid=valid, limits=limits
     )
     return draft.finish(labels, pasted_labels, kept=draft.keep.nonzero()[:, 0])
 
@@ -106,16 +109,22 @@ class Draft:
     pasted_boxes: Tensor
     """Float (P, 4), tight."""
 
-    def only(self, placed: Tensor) -> Draft:
-        """The draft with the pasted instances `placed` int64 (P',) alone; the masks of the others are empty."""
-        return replace(self, pasted=self.pasted[placed], pasted_boxes=self.pasted_boxes[placed])
+    def finish(
+        self,
+        labels: Tensor,
+        pasted_labels: Tensor,
+        *,
+        kept: Tensor,
+        placed: Tensor | slice = slice(None),
+    ) -> Composition:
+        """The composition; `kept` int64 (N',) are the indices where `keep` is True, which the caller has read.
 
-    def finish(self, labels: Tensor, pasted_labels: Tensor, *, kept: Tensor) -> Composition:
-        """The composition; `kept` int64 (N',) are the indices where `keep` is True, which the caller has read."""
+        `placed` int64 (P',) are those of the pasted instances, whose labels are given; the masks of others are empty.
+        """
         return Composition(
             image=self.image,
-            masks=torch.cat([self.remaining[kept], self.pasted]),
-            boxes=torch.cat([self.visible[kept], self.pasted_boxes]),
+            masks=torch.cat([self.remaining[kept], self.pasted[placed]]),
+            boxes=torch.cat([self.visible[kept], self.pasted_boxes[placed]]),
             labels=torch.cat([labels[kept], pasted_labels]),
             kept=kept,
         )
@@ -129,10 +138,7 @@ def draft_composition(
     pasted_masks: Tensor,
     *,
     valid: Tensor | None,
-    min_area: float,
-    box_shift_px: float,
-    keep_sides: bool,
-    drop_slivers: bool,
+    limits: Limits,
 ) -> Draft:
     """All that `compose` computes; arguments and errors as there."""
     stride = _stride(image, masks, pasted_image, pasted_masks)
@@ -146,13 +152,13 @@ def draft_composition(
     rounded = visible_boxes(boxes, real).to(boxes.dtype)
     visible = visible_boxes(boxes, real & ~covered).to(boxes.dtype)
     touched = (visible != rounded).any(dim=1)
-    if keep_sides:
+    if limits.keep_sides:
         visible = torch.where(visible == rounded, boxes, visible)
 
-    has_its_box = (visible - boxes).abs().amax(dim=1) <= box_shift_px
+    has_its_box = (visible - boxes).abs().amax(dim=1) <= limits.box_shift_px
     remaining_px = remaining.sum(dim=(1, 2)) * stride**2
-    keep = has_its_box | (remaining_px > min_area)
-    if drop_slivers:
+    keep = has_its_box | (remaining_px > limits.min_area)
+    if limits.drop_slivers:
         has_both_sides = (visible[:, 2:] - visible[:, :2] >= 1).all(dim=1)
         # A box that was a sliver before the paste stays.
         keep &= ~touched | has_both_sides

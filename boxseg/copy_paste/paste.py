@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from boxseg.config.method import PcConfig
-from boxseg.copy_paste.bank import Bank, Peer, random_below, random_share
-from boxseg.copy_paste.compose import Composition, Draft, compose, draft_composition
+from boxseg.copy_paste.bank import Admitted, Bank, Peer, random_below, random_share
+from boxseg.copy_paste.compose import Composition, Draft, Limits, compose, draft_composition
 from boxseg.ops.boxes import box_intersection, box_iou
 from boxseg.ops.masks import aligned_bilinear
 from boxseg.ops.neighbours import sample_cells
@@ -28,7 +28,6 @@ Box = tuple[float, float, float, float]
 class ImageFacts:
     """Numbers of one image that decide what happens to it, on the host."""
 
-    size: tuple[int, int]
     labels: list[int]
     quality: list[float]
     score: list[float]
@@ -62,6 +61,8 @@ class ImageState:
 
     views: Tensor
     """uint8 (6, H, W): strong, then weak."""
+    size: tuple[int, int]
+    """(h, w) without padding, pixels."""
     valid: Tensor
     """Bool (H, W)."""
     boxes: Tensor
@@ -110,18 +111,17 @@ def paste_peers(
             plans[image] = _plan(facts[image], bank, probability, settings, generator)
             # From `before`, so that no peer is a copy of a copy.
             if not bank.uses_up:
-                _remember(before[image], facts[image], bank, settings, generator)
+                bank.add(_good_instances(before[image], facts[image], settings), generator)
         for number in range(settings.per_image):
             attempts = {}
             for image, plan in plans.items():
                 if number < len(plan):
-                    state, size = states[image], facts[image].size
-                    attempts[image] = _attempt(state, size, *plan[number], settings, soft_thr)
+                    attempts[image] = _attempt(states[image], *plan[number], settings, soft_thr)
             _settle(states, attempts, bank)
         # what was pasted has left the bank, so its place is free for the image's own instances
         if bank.uses_up:
             for image in images:
-                _remember(before[image], facts[image], bank, settings, generator)
+                bank.add(_good_instances(before[image], facts[image], settings), generator)
     pasted = sum(state is not old for state, old in zip(states, before, strict=True))
     stats = {
         "pc/paste_rate": torch.tensor(pasted / len(batch)),
@@ -139,7 +139,9 @@ def _image_states(batch: Batch, pseudo_masks: list[PseudoMasks]) -> list[ImageSt
     for image, pseudo in enumerate(pseudo_masks):
         views = torch.cat([batch.strong[image], batch.weak[image]])
         boxes, labels = batch.boxes[image], batch.labels[image]
-        states.append(ImageState(views, batch.valid[image], boxes, labels, pseudo))
+        states.append(
+            ImageState(views, batch.sizes[image], batch.valid[image], boxes, labels, pseudo)
+        )
     return states
 
 
@@ -167,19 +169,6 @@ def attempt_probability(step: int, settings: PcConfig) -> float:
     return settings.p_start + (settings.p_end - settings.p_start) * share
 
 
-def choose_peers(
-    facts: ImageFacts, bank: Bank, settings: PcConfig, generator: torch.Generator
-) -> list[PeerChoice]:
-    """Up to `per_image` choices for an image, each with other peers and another target."""
-    choices: list[PeerChoice] = []
-    while len(choices) < settings.per_image:
-        choice = _choose(facts, bank, settings, generator, choices)
-        if choice is None:
-            break
-        choices.append(choice)
-    return choices
-
-
 def placement_range(
     source: Box, target: Box, overlap: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -198,6 +187,24 @@ def placement_range(
         extent = source[axis + 2] - source[axis]
         ranges.append((target[axis] - (1 - overlap) * extent, target[axis + 2] - overlap * extent))
     return ranges[0], ranges[1]
+
+
+def _plan(
+    facts: ImageFacts,
+    bank: Bank,
+    probability: float,
+    settings: PcConfig,
+    generator: torch.Generator,
+) -> list[tuple[PeerChoice, tuple[int, int]]]:
+    """What to paste into an image, each time another peer onto another target, and how far to move it; may be empty."""
+    choices: list[PeerChoice] = []
+    if random_share(generator) < probability:
+        while len(choices) < settings.per_image:
+            choice = _choose(facts, bank, settings, generator, choices)
+            if choice is None:
+                break
+            choices.append(choice)
+    return [(choice, _choose_shift(facts, choice, settings, generator)) for choice in choices]
 
 
 def _choose(
@@ -249,33 +256,6 @@ def _choose_target(
     return None if settings.require_better and peer.quality <= facts.quality[target] else target
 
 
-def _plan(
-    facts: ImageFacts,
-    bank: Bank,
-    probability: float,
-    settings: PcConfig,
-    generator: torch.Generator,
-) -> list[tuple[PeerChoice, tuple[int, int]]]:
-    """What to paste into an image, and how many rows and columns to move it by; empty for no paste."""
-    tries_a_paste = random_share(generator) < probability
-    choices = choose_peers(facts, bank, settings, generator) if tries_a_paste else []
-    return [(choice, _choose_shift(facts, choice, settings, generator)) for choice in choices]
-
-
-def _remember(
-    state: ImageState,
-    facts: ImageFacts,
-    bank: Bank,
-    settings: PcConfig,
-    generator: torch.Generator,
-) -> None:
-    """The bank takes in the image's own good instances."""
-    good = _admissible(facts, settings)
-    bank.add(
-        [(facts.labels[index], partial(_cut, state, facts, index)) for index in good], generator
-    )
-
-
 def _choose_shift(
     facts: ImageFacts, choice: PeerChoice, settings: PcConfig, generator: torch.Generator
 ) -> tuple[int, int]:
@@ -287,26 +267,27 @@ def _choose_shift(
         return 0, 0
     source, target = choice.peers[0].box, facts.boxes[choice.target]
     ranges = placement_range(source, target, settings.overlap)
-    corners = [[_uniform(*side, generator) for side in ranges] for _ in range(settings.placements)]
+    corners = [
+        [low + (high - low) * random_share(generator) for low, high in ranges]
+        for _ in range(settings.placements)
+    ]
     width, height = source[2] - source[0], source[3] - source[1]
     places = torch.tensor([[left, top, left + width, top + height] for left, top in corners])
     hidden_px = box_intersection(places, torch.tensor(facts.boxes)).sum(dim=1)
-    (best,) = hidden_px.argmin(dim=0, keepdim=True).tolist()
-    left, top = corners[best]
+    left, top = corners[int(hidden_px.argmin())]
     # Whole pixels, so that the peer's own need no resampling.
     return round(top - source[1]), round(left - source[0])
 
 
 def _attempt(
     state: ImageState,
-    size: tuple[int, int],
     choice: PeerChoice,
     shift: tuple[int, int],
     settings: PcConfig,
     soft_thr: float,
 ) -> Attempt:
-    min_area, box_shift_px = _limits(size, settings)
-    pasted_views, masks, in_sight = _place(state, size, choice.peers, shift, min_area, soft_thr)
+    limits = _limits(state.size, settings)
+    pasted_views, masks, in_sight = _place(state, choice.peers, shift, limits.min_area, soft_thr)
     draft = draft_composition(
         state.views,
         state.pseudo.mask if state.pseudo.full is None else state.pseudo.full,
@@ -314,10 +295,7 @@ def _attempt(
         pasted_views,
         masks,
         valid=state.valid,
-        min_area=min_area,
-        box_shift_px=box_shift_px,
-        keep_sides=settings.keep_sides,
-        drop_slivers=settings.drop_slivers,
+        limits=limits,
     )
     return Attempt(choice.peers, in_sight, draft)
 
@@ -342,14 +320,19 @@ def _settle(states: list[ImageState], attempts: dict[int, Attempt], bank: Bank) 
             continue
         # One is enough: a bank that uses peers up drops the whole entry that holds it.
         bank.mark_used(peers[0])
-        state, draft = states[image], attempt.draft
-        if len(peers) < len(attempt.peers):
-            draft = draft.only(_places(attempt.in_sight, len(peers)))
-        labels = tensor_on(state.labels.device, [peer.label for peer in peers])
-        composition = draft.finish(state.labels, labels, kept=_places(draft.keep, num_kept))
-        pseudo = _merge(state.pseudo, composition, peers)
-        states[image] = ImageState(
-            composition.image, state.valid, composition.boxes, composition.labels, pseudo
+        state = states[image]
+        composition = attempt.draft.finish(
+            state.labels,
+            tensor_on(state.labels.device, [peer.label for peer in peers]),
+            kept=_places(attempt.draft.keep, num_kept),
+            placed=_places(attempt.in_sight, len(peers)),
+        )
+        states[image] = replace(
+            state,
+            views=composition.image,
+            boxes=composition.boxes,
+            labels=composition.labels,
+            pseudo=_merge(state.pseudo, composition, peers),
         )
 
 
@@ -364,7 +347,6 @@ def _places(flags: Tensor, count: int) -> Tensor:
 
 def _place(
     state: ImageState,
-    size: tuple[int, int],
     peers: list[Peer],
     shift: tuple[int, int],
     min_area: float,
@@ -379,8 +361,10 @@ def _place(
     canvas = torch.zeros_like(state.views)
     masks = state.valid.new_zeros(len(peers), *state.valid.shape)
     for mask, peer in zip(masks, peers, strict=True):
-        rows, crop_rows = _overlap(peer.corner[0] + shift[0], peer.views.shape[1], size[0])
-        columns, crop_columns = _overlap(peer.corner[1] + shift[1], peer.views.shape[2], size[1])
+        rows, crop_rows = _overlap(peer.corner[0] + shift[0], peer.views.shape[1], state.size[0])
+        columns, crop_columns = _overlap(
+            peer.corner[1] + shift[1], peer.views.shape[2], state.size[1]
+        )
         visible = pixel_mask(peer, soft_thr)[crop_rows, crop_columns].to(mask.device)
         # Compared on the device; an `if` would wait for it.
         mask[rows, columns] = visible & (visible.sum() > min_area)
@@ -419,16 +403,16 @@ def _merge(pseudo: PseudoMasks, composition: Composition, peers: list[Peer]) -> 
     )
 
 
-def _admissible(facts: ImageFacts, settings: PcConfig) -> list[int]:
+def _good_instances(state: ImageState, facts: ImageFacts, settings: PcConfig) -> list[Admitted]:
     """Instances of the image that may go into the bank: apart from others, well masked and large enough."""
     boxes = torch.tensor(facts.boxes).view(-1, 4)
     largest_iou = (
         box_iou(boxes, boxes).fill_diagonal_(0).amax(dim=1).tolist() if facts.labels else []
     )
-    min_area, _ = _limits(facts.size, settings)
+    min_area = _limits(state.size, settings).min_area
     return [
-        index
-        for index in range(len(facts.labels))
+        (label, partial(_cut, state, facts, index))
+        for index, label in enumerate(facts.labels)
         if largest_iou[index] < settings.bank_iou_thr
         and facts.quality[index] > settings.bank_q_thr
         and facts.score[index] > settings.bank_s_thr
@@ -438,7 +422,7 @@ def _admissible(facts: ImageFacts, settings: PcConfig) -> list[int]:
 
 def _cut(state: ImageState, facts: ImageFacts, index: int) -> Peer:
     """One instance as a peer: the pixels of its box, and the part of its mask that these pixels need."""
-    (height, width), (x1, y1, x2, y2) = facts.size, facts.boxes[index]
+    (height, width), (x1, y1, x2, y2) = state.size, facts.boxes[index]
     # The pixels that belong to a box as `box_masks` has it.
     rows = slice(int(y1), min(int(y2 + 1), height))
     columns = slice(int(x1), min(int(x2 + 1), width))
@@ -496,26 +480,23 @@ def _read_facts(batch: Batch, pseudo_masks: list[PseudoMasks]) -> list[ImageFact
     ]
     table = torch.cat([torch.stack(columns, dim=1), torch.cat(batch.boxes).double()], dim=1).cpu()
     facts = []
-    for size, rows in zip(
-        batch.sizes, table.split([len(boxes) for boxes in batch.boxes]), strict=True
-    ):
+    for rows in table.split([len(boxes) for boxes in batch.boxes]):
         labels, quality, score, area = rows[:, :4].T.tolist()
         boxes = [(x1, y1, x2, y2) for x1, y1, x2, y2 in rows[:, 4:].tolist()]
-        facts.append(
-            ImageFacts(size, [int(label) for label in labels], quality, score, area, boxes)
-        )
+        facts.append(ImageFacts([int(label) for label in labels], quality, score, area, boxes))
     return facts
 
 
-def _limits(size: tuple[int, int], settings: PcConfig) -> tuple[float, float]:
-    """`min_area` [px] and `box_shift_px` [px] for an image of this size."""
+def _limits(size: tuple[int, int], settings: PcConfig) -> Limits:
+    """The settings' limits for an image of this size."""
     scale = min(size) / LIMITS_FOR_PX if settings.relative_limits else 1.0
-    return settings.min_area * scale**2, settings.box_shift_px * scale
+    return Limits(
+        settings.min_area * scale**2,
+        settings.box_shift_px * scale,
+        settings.keep_sides,
+        settings.drop_slivers,
+    )
 
 
 def _area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _uniform(low: float, high: float, generator: torch.Generator) -> float:
-    return low + (high - low) * random_share(generator)
