@@ -9,11 +9,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from boxseg.coco.checks import read_well_formed
 from boxseg.config.method import CocoSource
 from boxseg.errors import BoxSegError
+from orchestration.config.resolved import read_resolved
 from orchestration.config.space import count_settings
-from orchestration.config.spec import RunSpec, SweepSpec, load_run
+from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.planning import preflight
 from orchestration.planning.cores import count_cpus
 from orchestration.planning.estimate import ON_RECORD, Estimate, estimate, estimate_on_cpu
@@ -207,8 +210,9 @@ def _earlier_runs(spec: RunSpec) -> Iterator[RunStatus]:
     for status in list_runs(spec.storage)[:100]:
         if status.kind == "run" and status.name == spec.name:
             try:
-                other = load_run(Path(status.folder) / "config.yaml")
-            except BoxSegError:
+                settings = read_resolved(RunFolder(status.folder).config_path)
+                other = RunSpec.model_validate(settings)
+            except (BoxSegError, ValidationError):
                 continue
             if _work(other) == _work(spec):
                 yield status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -116,21 +117,28 @@ def _git(*arguments: str) -> str:
 
 def write_environment(folder: RunFolder, *, device: str) -> None:
     """Keep what a run is trained with, as `environment.json`: Python, packages, this machine, the GPU of `device`."""
-    # What is left of a removed package may have no name.
-    versions = {package.name: package.version for package in distributions() if package.name}
     environment: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
-        "packages": dict(sorted(versions.items())),
+        "packages": _packages(),
     }
     if device.startswith("cuda"):
         import torch
 
         environment |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     write_atomic(folder.path / "environment.json", json.dumps(environment, indent=1))
+
+
+@functools.cache
+def _packages() -> dict[str, str]:
+    """Name -> version of all that is installed, sorted by name."""
+    # each look at the metadata reads its whole file
+    found = [package.metadata for package in distributions()]
+    # what is left of a removed package may have no name
+    return dict(sorted((about["Name"], about["Version"]) for about in found if about["Name"]))
 
 
 def cpu_name() -> str:

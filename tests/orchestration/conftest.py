@@ -1,10 +1,15 @@
-"""An MLflow store whose tables are there, to copy: making them takes longer than most tests."""
+"""What takes longer than most tests is made once: the tree of commands, and an MLflow store whose tables are there."""
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer.main
+
+# typer reads the signatures of all commands again for each that is run
+typer.main.get_command = functools.cache(typer.main.get_command)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,11 @@ from pathlib import Path
 LOADED = (
     "torch",
     "boxseg.build",
+    "boxseg.predict",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
     "mlflow",
+    "mlflow.pyfunc",
     "mlflow.store.tracking.sqlalchemy_store",
     "orchestration.cli.app",
     "orchestration.planning.preflight",

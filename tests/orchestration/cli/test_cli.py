@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import typer.main
 from PIL import Image
 
 from boxseg.data.toy import ensure_toy
@@ -154,8 +155,10 @@ def explode() -> Iterator[None]:
     def explode() -> None:
         raise RuntimeError("the floor is lava")
 
+    typer.main.get_command.cache_clear()
     yield
     app.registered_commands.pop()
+    typer.main.get_command.cache_clear()
 
 
 @pytest.mark.usefixtures("explode")
