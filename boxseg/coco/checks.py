@@ -18,7 +18,13 @@ from boxseg.coco.entries import (
 )
 from boxseg.coco.faults import Fault, count_faults, first_of_each_kind
 from boxseg.coco.odd_boxes import box_faults
-from boxseg.coco.odd_entries import crowd_faults, evaluation_faults, mask_faults, name_faults
+from boxseg.coco.odd_entries import (
+    crowd_faults,
+    evaluation_faults,
+    hole_faults,
+    mask_faults,
+    name_faults,
+)
 from boxseg.coco.picture_checks import picture_faults
 from boxseg.coco.segmentations import MaskSummary
 from boxseg.config.method import CocoSource
@@ -110,34 +116,36 @@ def check_source(
         itertools.chain(
             duplicate_faults(path, content),
             _amount_faults(path, content, training=training, use_masks=use_masks),
-            _entry_faults(path, content, training=training, needs_masks=needs_masks),
+            _entry_faults(source, content, training=training, needs_masks=needs_masks),
             picture_faults(source.images, content["images"], decode=decode),
         )
     )
 
 
-def check_entries(path: Path, *, training: bool) -> list[Fault]:
+def check_entries(source: CocoSource, *, training: bool) -> list[Fault]:
     """What is wrong with the well-formed entries of a COCO file; the image files are not opened.
 
     Args:
-        path: COCO instances, see `read_well_formed`.
+        source: COCO instances, see `read_well_formed`, and the folder of their images.
         training: False: masks are needed, to evaluate with.
 
     Raises:
         DataError: the file is missing, not JSON, or lacks one of the three lists.
     """
-    content = _require(_load(path, _drop_mask if training else _summarise_mask))
-    faults = _entry_faults(path, content, training=training, needs_masks=not training)
+    content = _require(_load(source.annotations, _drop_mask if training else _summarise_mask))
+    faults = _entry_faults(source, content, training=training, needs_masks=not training)
     return first_of_each_kind(faults)
 
 
 def _entry_faults(
-    path: Path, content: Content, *, training: bool, needs_masks: bool
+    source: CocoSource, content: Content, *, training: bool, needs_masks: bool
 ) -> Iterator[Fault]:
+    path = source.annotations
     yield from box_faults(path, content)
     yield from annotation_faults(path, content)
     yield from mask_faults(path, content, fatal=needs_masks)
-    yield from name_faults(path, content)
+    yield from hole_faults(path, content)
+    yield from name_faults(path, content, source.images)
     yield from crowd_faults(path, content)
     if not training:
         yield from evaluation_faults(path, content)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +24,7 @@ from boxseg.coco.segmentations import (
     find_problem,
 )
 from boxseg.files.images import find_picture
-from boxseg.files.names import Names, is_file_inside, is_inside, plain_name
+from boxseg.files.names import Names, is_file_inside, is_inside, listed_name
 from boxseg.files.reading import UnreadableError, is_float, is_whole, read_picture
 
 NUMBERS = ("id", "image_id", "category_id", "width", "height")
@@ -91,7 +93,7 @@ def mend_content(content: Content, changes: Changes, *, folder: Path | None) -> 
         annotation["category_id"] = new_category_id(annotation.get("category_id"))
     _renumber(annotations, "annotations", changes)
     renamed = _find_files(images, folder, changes) if folder is not None else []
-    _join_images(content, changes)
+    _join_images(content, folder, changes)
     # Counted only now, so that entries which were joined with another are not named.
     remaining = {id(image) for image in content["images"]}
     for image in renamed:
@@ -256,7 +258,7 @@ def _measure(image: Entry, folder: Path, changes: Changes) -> None:
     changes.add("sizes read from the image", name)
 
 
-def _join_images(content: Content, changes: Changes) -> None:
+def _join_images(content: Content, folder: Path | None, changes: Changes) -> None:
     """Keep the first entry of each file and size, and give it the annotations of the others."""
     first_ids: dict[tuple[str, str, str], int] = {}
     new_ids: dict[int, int] = {}
@@ -268,7 +270,7 @@ def _join_images(content: Content, changes: Changes) -> None:
                 repr(image.get("width")),
                 repr(image.get("height")),
             )
-            file_and_size = (plain_name(image["file_name"]), *size)
+            file_and_size = (listed_name(image["file_name"], folder), *size)
             first_id = first_ids.setdefault(file_and_size, image["id"])
             if first_id != image["id"]:
                 new_ids[image["id"]] = first_id
@@ -300,6 +302,9 @@ def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:
     change = ""
     if isinstance(segmentation, list):
         segmentation, change = _mend_polygons(segmentation, box, size)
+    elif (counts := _counts_of_bytes(segmentation)) is not None:
+        segmentation = segmentation | {"counts": counts}
+        change = "run lengths without Python's sign of bytes"
     if not segmentation or find_problem(segmentation, size) is not None:
         del annotation["segmentation"]
         changes.add("masks left out: they cannot be decoded", name)
@@ -321,6 +326,17 @@ def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:
         x1, y1, x2, y2 = extent
         annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
         changes.add("boxes taken from the mask", name)
+
+
+def _counts_of_bytes(segmentation: Any) -> str | None:
+    """Run lengths that Python wrote as b'…', which `str` makes of pycocotools' bytes; None for others."""
+    counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
+    if not isinstance(counts, str) or re.fullmatch(r"b'[^']*'|b\"[^\"]*\"", counts) is None:
+        return None
+    try:
+        return str(ast.literal_eval(counts).decode())
+    except (ValueError, SyntaxError):
+        return None
 
 
 def _is_box(bbox: Any) -> bool:

@@ -12,7 +12,7 @@ from boxseg.coco.entries import Content, Entry, image_sizes
 from boxseg.coco.faults import FIX_IN_FILE, Fault
 from boxseg.coco.odd_boxes import LARGEST_SHARE
 from boxseg.coco.segmentations import KINDS, Extent, MaskSummary, Problem, Size
-from boxseg.files.names import plain_name
+from boxseg.files.names import listed_name
 from boxseg.files.reading import is_number
 
 FITTING_IOU = 0.5
@@ -52,6 +52,21 @@ def mask_faults(path: Path, content: Content, *, fatal: bool) -> Iterator[Fault]
         if problem is not None:
             place = annotation["image_id"], annotation["id"]
             yield Fault(path, *problem, FIX_IN_FILE, *place, fatal=is_fatal)
+
+
+def hole_faults(path: Path, content: Content) -> Iterator[Fault]:
+    """One fault for the masks that have a polygon inside another of their polygons."""
+    nested = []
+    for annotation in content["annotations"]:
+        mask: MaskSummary | None = annotation.get("mask_summary")
+        if mask is not None and mask.is_nested:
+            nested.append(annotation)
+    if nested:
+        value = f"has {len(nested)} masks with a polygon inside another of their polygons"
+        rule = "COCO fills all polygons of a mask, so the inner one is no hole"
+        way_out = "write run lengths where it is one"
+        place = nested[0]["image_id"], nested[0]["id"]
+        yield Fault(path, value, rule, way_out, *place, fatal=False)
 
 
 def _place_problem(mask: MaskSummary, annotation: Entry, size: Size | None) -> Problem | None:
@@ -141,11 +156,11 @@ def overlap(one: Extent, other: Extent) -> float:
     return float(max(right - left, 0) * max(bottom - top, 0))
 
 
-def name_faults(path: Path, content: Content) -> Iterator[Fault]:
+def name_faults(path: Path, content: Content, folder: Path) -> Iterator[Fault]:
     """Classes that are named alike, files that are listed twice, and those that differ in their ending alone."""
     yield from _class_name_faults(path, content["categories"])
     yield from _parent_class_faults(path, content)
-    yield from _file_name_faults(path, content["images"])
+    yield from _file_name_faults(path, content["images"], folder)
 
 
 def _class_name_faults(path: Path, categories: list[Entry]) -> Iterator[Fault]:
@@ -188,11 +203,12 @@ def _parent_class_faults(path: Path, content: Content) -> Iterator[Fault]:
             yield Fault(path, value, rule, way_out, fatal=False)
 
 
-def _file_name_faults(path: Path, images: list[Entry]) -> Iterator[Fault]:
+def _file_name_faults(path: Path, images: list[Entry], folder: Path) -> Iterator[Fault]:
     same_file: dict[str, list[Entry]] = defaultdict(list)
     for image in images:
-        same_file[plain_name(image["file_name"])].append(image)
+        same_file[listed_name(image["file_name"], folder)].append(image)
     same_stem: dict[str, list[str]] = defaultdict(list)
+    same_but_case: dict[str, list[str]] = defaultdict(list)
     for name, entries in same_file.items():
         if len(entries) > 1:
             value = f"lists the file {name!r} {len(entries)} times, as images {_ids(entries)}"
@@ -201,11 +217,17 @@ def _file_name_faults(path: Path, images: list[Entry]) -> Iterator[Fault]:
         file = PurePosixPath(name)
         stem = str(file.with_suffix("")) if file.name else name  # an empty name has no ending
         same_stem[stem].append(name)
+        same_but_case[name.casefold()].append(name)
     for names in same_stem.values():
         if len(names) > 1:
             value = f"lists {' and '.join(names[:5])}, which differ in their ending alone"
             rule, way_out = "YOLO cannot tell them apart", "rename one, in the file too"
             yield Fault(path, value, rule, way_out, fatal=False)
+    for names in same_but_case.values():
+        if len(names) > 1:
+            value = f"lists {' and '.join(names[:5])}, which differ in their case alone"
+            rule = "they are one file on disks of Windows and of Macs"
+            yield Fault(path, value, rule, "rename one, in the file too", fatal=False)
 
 
 def _ids(entries: list[Entry]) -> str:

@@ -6,6 +6,7 @@ run lengths that do not fill the image leave pixels unset. So every segmentation
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,8 @@ class MaskSummary:
     area: float
     """Pixels inside; where polygons overlap, they count twice."""
     is_polygons: bool
+    is_nested: bool = False
+    """Whether a polygon lies in another one."""
 
     @classmethod
     def of(cls, segmentation: Any) -> MaskSummary:
@@ -58,7 +61,30 @@ class MaskSummary:
             extent=find_extent(segmentation),
             area=find_area(segmentation),
             is_polygons=is_polygons,
+            is_nested=is_polygons and len(segmentation) > 1 and _are_nested(segmentation),
         )
+
+
+def _are_nested(polygons: list[list[float]]) -> bool:
+    """Whether all corners of a polygon lie inside another one."""
+    extents = [find_extent([polygon]) for polygon in polygons]
+    for inner, outer in itertools.permutations(range(len(polygons)), 2):
+        x1, y1, x2, y2 = extents[outer] or (0, 0, 0, 0)
+        left, top, right, bottom = extents[inner] or (0, 0, 0, 0)
+        # The box around it lies inside first: few polygons are left to be looked at closely.
+        if not (x1 < left and y1 < top and right < x2 and bottom < y2):
+            continue
+        points = np.asarray(polygons[inner], dtype=np.float64).reshape(-1, 1, 2)  # (I, 1, 2)
+        start = np.asarray(polygons[outer], dtype=np.float64).reshape(-1, 2)  # (O, 2)
+        end = np.roll(start, -1, axis=0)
+        crosses = (start[:, 1] > points[..., 1]) != (end[:, 1] > points[..., 1])  # (I, O)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = (points[..., 1] - start[:, 1]) / (end - start)[:, 1]
+            is_right = points[..., 0] < start[:, 0] + share * (end - start)[:, 0]
+        # A point is inside where a ray from it crosses the outline an odd number of times.
+        if ((crosses & is_right).sum(axis=1) % 2 == 1).all():
+            return True
+    return False
 
 
 def find_extent(segmentation: Any) -> Extent | None:

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from boxseg.coco.classes import ABSENT, find_labels, fold_name
 from boxseg.coco.entries import BBOX, Entry, is_finite_bbox
 from boxseg.coco.masks import Rle, encode_segmentation
-from boxseg.coco.odd_entries import corners
+from boxseg.coco.odd_entries import corners, is_fitting
 from boxseg.coco.segmentations import MASKS_RULE, Extent, Problem, Size, find_extent, find_problem
 from boxseg.data.dataset import CocoBoxes
 from boxseg.errors import DataError
@@ -71,7 +71,7 @@ def read_masks(path: Path, data: CocoBoxes) -> dict[int, list[Entry]]:
             masks_of[data.image_id(index)].append(entry | {"bbox": box, "label": label})
     if not masks_of:
         raise DataError(_why_nothing(path, images, data))
-    _require_boxes_of_masks(path, [entry for of_image in masks_of.values() for entry in of_image])
+    _compare_boxes(path, [entry for of_image in masks_of.values() for entry in of_image])
     warning = "%s: %d of %d entries %s; they are left out"
     if num_foreign:
         reason = "are for other images than those listed"
@@ -81,20 +81,50 @@ def read_masks(path: Path, data: CocoBoxes) -> dict[int, list[Entry]]:
     return masks_of
 
 
-def _require_boxes_of_masks(path: Path, entries: list[Entry]) -> None:
-    """Refuse boxes that are corners: most fit their masks as x1, y1, x2, y2, and not as x, y, width, height."""
-    num_corners = 0
+def _compare_boxes(path: Path, entries: list[Entry]) -> None:
+    """Refuse boxes that are corners, and run lengths that are counted along rows; warn where masks are elsewhere.
+
+    Raises:
+        DataError: most boxes fit their masks as x1, y1, x2, y2, or once width and height of the masks are exchanged.
+    """
+    num_corners = num_along_rows = num_away = 0
     for entry in entries[:LOOKED_AT]:
-        extent = find_extent(entry["segmentation"])
-        if extent is not None and not _are_close(extent, corners(entry["bbox"])):
-            x1, y1, x2, y2 = entry["bbox"]
-            num_corners += _are_close(extent, (x1, y1, x2, y2))
-    if 2 * num_corners > len(entries[:LOOKED_AT]):
+        mask, box = entry["segmentation"], corners(entry["bbox"])
+        extent = find_extent(mask)
+        if extent is None or _are_close(extent, box):
+            continue
+        x1, y1, x2, y2 = entry["bbox"]
+        num_corners += _are_close(extent, (x1, y1, x2, y2))
+        num_along_rows += _is_along_rows(mask, box)
+        num_away += not is_fitting(extent, box)
+    num_looked_at = len(entries[:LOOKED_AT])
+    if 2 * num_along_rows > num_looked_at:
+        raise DataError(
+            f"{path}: {num_along_rows} of {num_looked_at} masks fit their boxes only if run lengths are counted along "
+            "the rows; COCO counts them down the columns (encode the masks again, in Fortran's order)"
+        )
+    if 2 * num_corners > num_looked_at:
         first = entries[0]["bbox"]
         raise DataError(
             f"{path}: its boxes, such as {first}, fit their masks as x1, y1, x2, y2; "
             f"{BBOX.text} (write them so, or leave them out: they are taken from the masks)"
         )
+    if 2 * num_away > num_looked_at:
+        warning = "%s: %d of %d masks are away from their boxes; both are measured as they are"
+        logger.warning(warning, path, num_away, num_looked_at)
+
+
+def _is_along_rows(mask: Any, box: Extent) -> bool:
+    """Whether run lengths fit a box once they are read along the rows."""
+    if isinstance(mask, list):
+        return False
+    height, width = mask["size"]
+    # Down the columns of the mirrored image is along the rows of the image itself.
+    extent = find_extent({"size": [width, height], "counts": mask["counts"]})
+    if extent is None:
+        return False
+    y1, x1, y2, x2 = extent
+    return _are_close((x1, y1, x2, y2), box)
 
 
 def _are_close(mask_box: Extent, box: Extent) -> bool:

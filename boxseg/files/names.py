@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -48,6 +49,19 @@ def plain_name(name: str) -> str:
     return PurePosixPath(without_drive.replace("\\", "/")).as_posix()
 
 
+def listed_name(name: str, folder: Path | None) -> str:
+    """What tells whether two listed names mean one file: the plain name, but for files that are called as listed.
+
+    Args:
+        name: As in an annotation file.
+        folder: Of the images; None: unknown.
+    """
+    is_odd = "%" in name or "\\" in name
+    if folder is not None and is_odd and is_file_inside(folder, name):
+        return name
+    return plain_name(name)
+
+
 def split_name(name: str) -> list[str]:
     """Parts of the plain name, the last part first, without `..`.
 
@@ -65,7 +79,7 @@ def is_tail(name: str, path: str) -> bool:
     (True, False)
     """
     pairs = list(zip(split_name(name), split_name(path), strict=False))
-    return bool(pairs) and all(one == other for one, other in pairs)
+    return bool(pairs) and all(_composed(one) == _composed(other) for one, other in pairs)
 
 
 class Names:
@@ -120,7 +134,12 @@ def _last_part(name: str) -> str:
 
 
 def _folded_parts(name: str) -> list[str]:
-    return [part.casefold() for part in split_name(name)]
+    return [_composed(part).casefold() for part in split_name(name)]
+
+
+def _composed(name: str) -> str:
+    """A name with each accented letter as one character; disks of Macs may have two, letter and accent."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _common_length(one: list[str], other: list[str]) -> int:

@@ -13,7 +13,8 @@ from boxseg.coco.segmentations import MASKS_RULE
 from boxseg.config.method import CocoSource
 from boxseg.engine.checkpoint import load_about
 from boxseg.errors import ConfigError, DataError
-from boxseg.files.images import require_some_image
+from boxseg.files.images import require_some_image, tell_paged
+from boxseg.files.names import is_inside
 from boxseg.files.reading import plain_file
 from orchestration.record.find_runs import find_trained
 
@@ -41,10 +42,13 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
             f"{source.annotations}: has no object that is not a crowd, so there is nothing to find; "
             "AP needs objects (name another file)"
         )
-    for fault in check_entries(source.annotations, training=not to_evaluate):
+    for fault in check_entries(source, training=not to_evaluate):
         if fault.fatal and fault.rule == LISTED_ONCE:
             raise DataError(str(fault))
         logger.warning("%s", fault)
+    names = [image["file_name"] for image in content["images"]]
+    if told := tell_paged(source.images / name for name in names if is_inside(name)):
+        logger.warning("%s", told)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     return [category["name"] for category in categories]
 

@@ -286,3 +286,13 @@ def test_boxes_without_one_meaning_are_left_out_by_name(content, write_source, t
     changes, copy = mended(source, tmp_path / "out")
     assert changes == {"annotations left out: malformed": 1}
     assert copy["annotations"] == []
+
+
+def test_polygons_inside_others_and_names_that_differ_in_case_are_told(content, write_source):
+    outer, inner = [5, 5, 30, 5, 30, 30, 5, 30], [10, 10, 20, 10, 20, 20]
+    content["annotations"] = [annotation(1, [5, 5, 25, 25], segmentation=[outer, inner])]
+    content["images"][1]["file_name"] = content["images"][0]["file_name"].upper()
+    found = told(write_source(content), look_at_masks=True)
+    assert [fatal for fatal, _ in found] == [False, False]
+    assert found[0][1].startswith("has 1 masks with a polygon inside another of their polygons")
+    assert found[1][1].startswith("lists a.png and A.PNG, which differ in their case alone")

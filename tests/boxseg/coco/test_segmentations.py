@@ -5,7 +5,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from boxseg.coco.masks import decode_segmentation
-from boxseg.coco.segmentations import find_problem, read_runs
+from boxseg.coco.segmentations import MaskSummary, find_problem, read_runs
 
 
 def random_masks():
@@ -81,3 +81,21 @@ def test_negative_differences_and_long_runs_survive_compression():
     side = sum(runs)
     encoded = coco_mask.frPyObjects({"size": [side, 1], "counts": runs}, side, 1)
     assert read_runs(encoded["counts"]).tolist() == runs
+
+
+SQUARE = [0, 0, 20, 0, 20, 20, 0, 20]
+ANGLE = [0, 0, 20, 0, 20, 4, 4, 4, 4, 20, 0, 20]
+
+
+@pytest.mark.parametrize(
+    ("polygons", "is_nested"),
+    [
+        ([SQUARE, [5, 5, 15, 5, 15, 15]], True),
+        ([[5, 5, 15, 5, 15, 15], SQUARE], True),
+        ([SQUARE, [15, 5, 25, 5, 25, 15]], False),  # they overlap
+        ([ANGLE, [8, 8, 18, 8, 18, 18]], False),  # between the arms of the angle
+        ([SQUARE], False),
+    ],
+)
+def test_polygons_inside_others_are_found(polygons, is_nested):
+    assert MaskSummary.of(polygons).is_nested == is_nested

@@ -56,6 +56,27 @@ def test_boxes_that_are_corners_of_their_masks_are_refused(read):
         read(entries)
 
 
+def test_run_lengths_that_are_counted_along_the_rows_are_refused(read):
+    entries = [entry(box, score=0.9) for box in BOXES]
+    # The first of 16 x 12 px at 4, 4: 4 rows of 64 px and 4 px before it, 48 between its rows.
+    rows = [4 * 64 + 4, *[16, 48] * 11, 16]
+    entries[0]["segmentation"] = {"size": [48, 64], "counts": [*rows, 48 * 64 - sum(rows)]}
+    rows = [6 * 64 + 30, *[20, 44] * 13, 20]
+    entries[1]["segmentation"] = {"size": [48, 64], "counts": [*rows, 48 * 64 - sum(rows)]}
+    with pytest.raises(
+        DataError, match="2 of 2 masks fit their boxes only if run lengths are cou"
+    ):
+        read(entries)
+
+
+def test_masks_away_from_their_boxes_are_told(read, caplog):
+    entries = [entry(box, score=0.9) for box in BOXES]
+    first, second = (each["bbox"] for each in entries)
+    entries[0]["bbox"], entries[1]["bbox"] = second, first
+    read(entries)
+    assert "2 of 2 masks are away from their boxes" in caplog.text
+
+
 def test_loose_boxes_are_a_detector_s_own_affair(read, caplog):
     entries = [entry(box, score=0.9) for box in BOXES]
     entries[0]["bbox"] = [0, 0, 60, 40]
