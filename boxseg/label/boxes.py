@@ -13,6 +13,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from boxseg.coco.segmentations import Size
 from boxseg.errors import ShapeError
+from boxseg.label.claims import settle_claims
 from boxseg.label.maps import UNKNOWN, CloseUp, OtherMask, SoftMask, close_up, find_soft_masks
 from boxseg.label.outlines import Outline, find_outline
 from boxseg.label.parts import box_fits
@@ -21,7 +22,7 @@ from boxseg.ops.boxes import box_area
 from boxseg.predict.predictor import Predictor, as_image
 from boxseg.structures import Sample
 
-LABEL_VERSION = 6
+LABEL_VERSION = 7
 """Raise it where the same source and boxes give other masks or qualities: labels of two versions are not mixed."""
 
 
@@ -95,7 +96,7 @@ def label_boxes(
 def label_together(
     predictor: Predictor, samples: Sequence[Sample], others: Sequence[BoxLabels | None]
 ) -> list[BoxLabels]:
-    """`label_boxes` for several images at once, which saves time on a GPU; what a box gets depends on it alone."""
+    """`label_boxes` for several images at once, which saves time on a GPU; each image gets what it would get alone."""
     close_ups: list[
         dict[int, CloseUp]
     ] = []  # of each image: row of a box with an area -> its close-up
@@ -134,12 +135,17 @@ def _assemble(sample: Sample, seen: dict[int, tuple[CloseUp, SoftMask]]) -> BoxL
     parts = [NO_MASK] * count
     quality = torch.zeros(count)
     num_candidates = torch.zeros(count, dtype=torch.int64)
+    clean: dict[int, MaskPart] = {}
     for row, (looked_at, soft_mask) in seen.items():
         outline = outline_in(sample, row, looked_at, soft_mask)
         window = looked_at.window
         parts[row] = MaskPart(outline.mask, window.top, window.left).trimmed()
+        if outline.is_clean:
+            clean[row] = parts[row]
         quality[row] = outline.quality
         num_candidates[row] = soft_mask.num_candidates
+    for row, part in settle_claims(sample.image.numpy(), sample.boxes, clean).items():
+        parts[row] = part
     return BoxLabels(parts, size, quality, num_candidates)
 
 
