@@ -95,6 +95,12 @@ def test_minutes_less_labelling_become_updates_at_the_measured_pace(sets):
     assert 0.9 < recipe(sets["rings"], minutes=10, step_s=0.5, label_boxes=10**6).steps / 600 <= 1
 
 
+def test_labelling_is_slow_where_updates_are(sets):
+    # as slow as the core that 0.17 s for a box were measured on, and a third as fast
+    assert recipe(sets["rings"], step_s=0.7, label_boxes=100).times.label_s == pytest.approx(17)
+    assert recipe(sets["rings"], step_s=2.1, label_boxes=100).times.label_s == pytest.approx(51)
+
+
 def test_without_a_time_there_are_as_many_updates_as_usual(sets):
     made = recipe(sets["rings"], step_s=2.0)
     assert made.steps == USUAL_STEPS
