@@ -13,7 +13,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from boxseg.coco.segmentations import Size
 from boxseg.errors import ShapeError
-from boxseg.label.claims import settle_claims
+from boxseg.label.cut import settle_claims
 from boxseg.label.maps import UNKNOWN, CloseUp, OtherMask, SoftMask, close_up, find_soft_masks
 from boxseg.label.outlines import Outline, find_outline
 from boxseg.label.parts import box_fits
