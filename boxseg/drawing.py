@@ -23,7 +23,13 @@ _told: set[Path] = set()
 
 def visible(text: str) -> str:
     """A text without what cannot be seen, ends of lines apart: controls, marks that turn it, halves of letters."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+    lines = text.split("\n")
+    # by lines, as most have nothing to hide, and those of a page with pictures have a million letters
+    return "\n".join(line if line.isprintable() else _without_hidden(line) for line in lines)
+
+
+def _without_hidden(line: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
 def label(text: object, letters: int = LETTERS) -> str:

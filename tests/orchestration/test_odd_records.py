@@ -119,7 +119,8 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     storage = tmp_path / "runs"
-    experiment = {"name": "toy", "storage": storage, "train": {"steps": 9}}
+    few = {"toy": {"train_images": 2, "val_images": 2, "size": 64}}
+    experiment = {"name": "toy", "storage": storage, "data": few, "train": {"steps": 9}}
     spec = SweepSpec.model_validate(
         experiment | {"sweep": {"space": {"qam.k_top": {"choice": [1, 2, 3]}}}}
     )

@@ -28,6 +28,7 @@ LOADED = (
     "orchestration.cli.app",
     "orchestration.planning.preflight",
     "orchestration.execute.run",
+    "warm",
 )
 ENVIRONMENT = {
     # MLflow loads pyarrow, whose allocator would start a thread

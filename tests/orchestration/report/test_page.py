@@ -44,6 +44,12 @@ def seeded(tmp_path_factory) -> Path:
     )
 
 
+@pytest.fixture
+def few_resamples(monkeypatch) -> None:
+    """Importance is computed, and less surely: what it says is tested by itself, and takes seconds."""
+    monkeypatch.setattr(report_stats, "BOOTSTRAPS", 3)
+
+
 def row(
     number: int, value: float | None, status="finished", seed: int = 0, **values
 ) -> TrialStatus:
@@ -171,6 +177,7 @@ def test_rungs_are_those_of_the_scheduler():
     assert asha_rungs(spec) == [24, 72, 216]
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_the_page_is_whole_and_asks_for_nothing(seeded, tmp_path):
     page = write_report(seeded, tmp_path / "elsewhere")
     text = page.read_text()
@@ -188,6 +195,7 @@ def test_the_page_is_whole_and_asks_for_nothing(seeded, tmp_path):
     assert not list(page.parent.glob(".*")), "no scratch files stay"
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_the_tables_beside_the_page_have_every_trial_and_setting(seeded):
     page = write_report(seeded)
     assert page == seeded / "report" / PAGE
@@ -204,6 +212,7 @@ def test_the_tables_beside_the_page_have_every_trial_and_setting(seeded):
     assert float(settings[0]["standard_deviation"]) > 0
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_the_page_names_failures_stops_costs_and_commands(tmp_path):
     folder = synthetic.write_sweep(tmp_path, settings=60)
     text = write_report(folder).read_text()
@@ -354,6 +363,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_text_of_others_is_neither_a_formula_nor_markup_nor_hidden(tmp_path, caplog):
     folder = synthetic.write_sweep(tmp_path, settings=4)
     trial, failed = RunFolder(folder / "s-00"), RunFolder(folder / "s-01")
@@ -377,6 +387,7 @@ def test_text_of_others_is_neither_a_formula_nor_markup_nor_hidden(tmp_path, cap
     assert caplog.records == []
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_a_picture_that_fails_is_told_and_the_page_is_there_without_it(
     seeded, tmp_path, monkeypatch, caplog
 ):
