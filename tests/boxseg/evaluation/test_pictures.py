@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from boxseg.coco.masks import encode_rle
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.ground_truth import coco_ground_truth
 from boxseg.evaluation.ap import coco_scores
-from boxseg.evaluation.panels import place_numbers
+from boxseg.evaluation.panels import fit_mask, place_numbers, scale_picture
 from boxseg.evaluation.pictures import (
     Extremes,
+    _small_masks,
     draw_evaluation,
     draw_extremes,
     draw_precision_recall,
@@ -131,3 +133,15 @@ def test_numbers_hide_neither_small_masks_nor_one_another():
         ((10, 10), "0.50"),
         ((60, 60), "0.80"),
     ]
+
+
+def test_small_masks_are_those_of_the_whole_frame():
+    generator = np.random.default_rng(0)
+    for height, width in generator.integers(1, 500, (20, 2)).tolist():
+        mask = generator.random((height, width)) < 0.8
+        mask[: generator.integers(height)] = False
+        mask[:, generator.integers(width) :] = False
+        picture = Image.new("RGB", (width, height))
+        small = scale_picture(picture, min(64 / max(height, width), 1.0))
+        (found,) = _small_masks([encode_rle(mask)], small).numpy()
+        assert np.array_equal(found, fit_mask(mask, small))
