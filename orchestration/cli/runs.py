@@ -244,6 +244,7 @@ def _summary(status: RunStatus) -> list[tuple[str, Any]]:
         "failure": f"{status.failure.kind}: {status.failure.text}" if status.failure else None,
         "report": page if page.exists() else None,
         "start": status.start or None,
+        "workers": ", then ".join(map(str, status.workers)) if status.workers[1:] else None,
         "best trial": status.best_run,
         "best at step": status.best_step if status.best else None,
     }

@@ -72,7 +72,7 @@ class ResourcesConfig(Config):
     workers: int = Field(1, ge=1)
     """Training processes; each takes an equal share of the batch."""
     min_workers: int | None = Field(None, ge=1)
-    """With how many of them a single run goes on while there is no place for all; null: with no fewer."""
+    """With how many of them a run or trial goes on while there is no place for all; null: with no fewer."""
     cpus_per_worker: float = Field(1, gt=0)
     """CPU cores per worker; also its number of torch threads."""
     gpus_per_worker: float = Field(0, ge=0)
@@ -329,14 +329,6 @@ class SweepSpec(RunSpec):
     """A run's settings plus what is varied."""
 
     sweep: SweepConfig = SweepConfig()
-
-    @model_validator(mode="after")
-    def _check_fixed_workers(self) -> SweepSpec:
-        if self.resources.min_workers is not None:
-            raise ValueError(
-                "resources.min_workers is for single runs: trials would take places from each other; leave it out"
-            )
-        return self
 
     def trying(self, points: list[dict[str, Any]]) -> SweepSpec:
         """The same sweep with more settings to try first."""

@@ -38,15 +38,22 @@ def silent_nodes() -> list[str]:
     import ray
 
     return [
-        node["NodeManagerAddress"]
-        for node in ray.nodes()
-        if node["Alive"] and not _answers(node["NodeManagerAddress"], node["NodeManagerPort"])
+        node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and not _answers(node)
     ]
 
 
-def _answers(host: str, port: int) -> bool:
+def answering_nodes() -> dict[str, Resources]:
+    """The nodes that are there, as far as one can tell at once: id -> resources."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"] and _answers(node)]
+    return {node["NodeID"]: node["Resources"] for node in nodes}
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    address = node["NodeManagerAddress"], node["NodeManagerPort"]
     try:
-        socket.create_connection((host, port), timeout=CONNECT_S).close()
+        socket.create_connection(address, timeout=CONNECT_S).close()
     except OSError:
         return False
     return True

@@ -82,7 +82,12 @@ def _make_trainer(payload: Payload, callbacks: Sequence[Any]) -> DataParallelTra
         from orchestration.connect.meeting import MeetingConfig
 
         meeting = MeetingConfig()
-    return DataParallelTrainer(
+    trainer_type = DataParallelTrainer
+    if payload.share is not None:
+        from orchestration.connect.scaling import sharing
+
+        trainer_type = sharing(payload.share)
+    return trainer_type(
         train_worker,
         backend_config=meeting,
         train_loop_config={"payload": payload},

@@ -14,6 +14,7 @@ from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec
 from orchestration.connect.desk import open_desk
 from orchestration.connect.session import start_ray
+from orchestration.connect.shares import open_shares
 from orchestration.execute.supervise import supervise
 from orchestration.execute.trials import SweepPlan, Trials
 from orchestration.execute.tune import make_tuner
@@ -139,10 +140,20 @@ def _run_trials(trials: Trials, *, progress: bool) -> None:
                 with start_ray(
                     spec, logs=trials.folder.logs, give_up=signals.has_received
                 ) as nodes:
-                    trials.plan = replace(trials.plan, outpost=open_desk(spec, trials.folder.path))
-                    tuner = make_tuner(trials, concurrency(spec, nodes))
-                    with trials.supervisor.reached_by(trials.plan.outpost):
-                        trials.supervisor.watch(tuner.fit, functools.partial(trials.look, display))
+                    at_once = concurrency(spec, nodes)
+                    trials.plan = replace(
+                        trials.plan,
+                        outpost=open_desk(spec, trials.folder.path),
+                        shares=open_shares(spec.resources, at_once),
+                    )
+                    tuner = make_tuner(trials, at_once)
+                    try:
+                        with trials.supervisor.reached_by(trials.plan.outpost):
+                            trials.supervisor.watch(
+                                tuner.fit, functools.partial(trials.look, display)
+                            )
+                    finally:
+                        trials.plan = replace(trials.plan, shares=None)  # it goes with Ray
             trials.close_all(interrupted=signals.has_received())
             display.update(trials.table())
     finally:

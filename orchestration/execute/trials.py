@@ -11,6 +11,7 @@ from typing import Any, Literal
 from boxseg.errors import ConfigError
 from orchestration.config.spec import RunSpec, SweepSpec, load_run
 from orchestration.connect.cluster import silent_nodes
+from orchestration.connect.shares import Share
 from orchestration.execute.supervise import Supervisor
 from orchestration.execute.worker import Payload, TrainFn, moved_spec, split_batch
 from orchestration.record.failures import Failure, FailureClass
@@ -36,6 +37,8 @@ class SweepPlan:
     runner: Literal["inline", "ray_train"]
     train_fn: TrainFn | None = None
     outpost: Outpost | None = None
+    shares: Any = None
+    """Actor of `Shares`; None where trials have a fixed number of workers."""
 
     def here(self) -> SweepPlan:
         """The same with the paths that this machine has; see `Payload.here`."""
@@ -71,6 +74,7 @@ class SweepPlan:
             against=tuple(sweep.against),
             train_fn=self.train_fn,
             outpost=self.outpost,
+            share=None if self.shares is None else Share(self.shares, trial.number),
         )
 
 
@@ -189,10 +193,22 @@ class Trials:
         except ConfigError as error:
             impossible = error
         self.supervisor.open(folder, self._first_status(trial, folder, spec), spec)
+        self._tell_shares()
         if impossible is not None:
             folder.finish("failed", impossible)
         self.supervisor.hand_over(folder)
         self.folder.note("trial_start", trial=folder.path.name, step=folder.stored().step)
+
+    def _tell_shares(self) -> None:
+        """Let the places of trials that have ended go to others."""
+        if self.plan.shares is None:
+            return
+        import ray
+
+        numbers = [int(name.rpartition("-")[2]) for name in self.supervisor.trials]
+        planned = 0 if self.stopped_by else self.plan.spec.sweep.num_trials
+        left = max(0, planned - self.ended - len(numbers))
+        ray.get(self.plan.shares.update.remote(numbers, left))
 
     def _is_open(self, folder: RunFolder) -> bool:
         return folder.path.name in self.supervisor.trials
@@ -231,6 +247,7 @@ class Trials:
             self.storage_failure = end.failure
         if (row := read_trial(folder.path, self.plan.spec.sweep.criterion)) is not None:
             self._ended.add(row)
+        self._tell_shares()
         self._report_best()
 
     def _report_best(self) -> None:

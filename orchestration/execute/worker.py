@@ -20,6 +20,7 @@ from boxseg.engine.events import EvalReport, StartReport, StepReport
 from boxseg.errors import ConfigError, StorageError
 from boxseg.files.writing import write_atomic
 from orchestration.config.spec import COSTS, RunSpec
+from orchestration.connect.shares import Share
 from orchestration.errors import PreemptedError
 from orchestration.execute.system_metrics import PeakMemory, SystemMeter
 from orchestration.record.failures import Failure
@@ -67,6 +68,8 @@ class Payload:
     """The loop; null: `boxseg.build.run_training`."""
     outpost: Outpost | None = None
     """How to reach the driver from a machine that does not see its folder; null: all see it."""
+    share: Share | None = None
+    """Tells with how many workers an elastic trial may train; null: their number is fixed, or Ray's own choice."""
 
     def here(self) -> Payload:
         """The same with the paths that this machine has for those of the driver's mirrors."""
@@ -112,20 +115,20 @@ def train_worker(arguments: dict[str, Any]) -> Failure | None:
     payload: Payload = arguments["payload"].here()
     context = ray.train.get_context()
     device = str(ray.train.torch.get_device())
-    alone = context.get_world_size() == 1
+    workers = context.get_world_size()
     notice = getattr(ray.train, "get_preemption_info", lambda: None)  # not in every version
     try:
         train_here(
             payload,
             rank=context.get_world_rank(),
-            alone=alone,
+            workers=workers,
             device=device,
             send=ray.train.report,
             taken_away=lambda: notice() is not None,
         )
     except Exception as error:
         failure = Failure.of(error)
-        if alone and failure.rule.policy != "retry":
+        if workers == 1 and failure.rule.policy != "retry":
             return failure
         # other ranks would wait for this one, so Ray has to end them, and starts all of them again
         raise
@@ -137,7 +140,7 @@ def train_here(
     *,
     device: str,
     rank: int = 0,
-    alone: bool = True,
+    workers: int = 1,
     send: Send | None = None,
     taken_away: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -147,7 +150,7 @@ def train_here(
         payload: What to train, and where.
         device: Torch device.
         rank: This process among those that train together, whose torch process group is up; rank 0 writes metrics.
-        alone: Whether it is the only one. Several cannot try again by themselves: the error tells Ray to start them.
+        workers: How many there are. Several cannot try again by themselves: the error tells Ray to start them.
         send: Gets the metrics of every evaluation, on every rank; those of the last one once the run has finished. A
             run that had finished before sends only these.
         taken_away: Tells whether one of the machines will go soon; waits for all ranks, which ask equally often.
@@ -158,13 +161,14 @@ def train_here(
         Exception: what the loop raised.
     """
     folder = RunFolder(payload.folder)
+    alone = workers == 1
     with folder_received(payload.outpost, payload.folder, rank=rank, alone=alone) as courier:
         start = payload.spec.model.start_from
         if courier is not None and start is not None:
             bring_patiently(Path(start))
         while True:
             try:
-                reporter = FileReporter(folder, payload, rank, alone, send, taken_away, courier)
+                reporter = FileReporter(folder, payload, rank, workers, send, taken_away, courier)
                 _train_once(reporter, device)
                 return
             except PreemptedError:
@@ -229,13 +233,16 @@ def _write_failure(payload: Payload, folder: RunFolder, error: Exception) -> boo
 def _train_once(reporter: FileReporter, device: str) -> None:
     payload, folder = reporter.payload, reporter.folder
     status = folder.stored()
-    if _is_to_stay(status, alone=reporter.alone):
+    if _is_to_stay(status, alone=reporter.workers == 1):
         return
     if status.status == "finished":  # its process was lost before Ray heard of the end
         reporter.finish(status.step, status.metrics)
         return
     if reporter.rank == 0:
-        folder.update(status="running", started=status.started or time.time(), failure=None)
+        before = status.workers
+        now = before if before[-1:] == [reporter.workers] else [*before, reporter.workers]
+        started = status.started or time.time()
+        folder.update(status="running", started=started, failure=None, workers=now)
         write_environment(folder, device=device)
     try:
         with folder.training() if reporter.rank == 0 else contextlib.nullcontext():
@@ -334,8 +341,8 @@ class FileReporter:
     folder: RunFolder
     payload: Payload
     rank: int = 0
-    alone: bool = True
-    """Whether this is the only process of the run."""
+    workers: int = 1
+    """Processes that train together."""
     send: Send | None = None
     taken_away: Callable[[], bool] = lambda: False
     """Tells whether a machine will go soon; asked equally often on every rank."""
@@ -405,7 +412,7 @@ class FileReporter:
         """True once somebody asked for a stop in the run's folder, or a machine will be taken away."""
         due = time.monotonic() - self._looked > STOP_POLL_S
         # other ranks would wait for this one
-        leaving = (due or not self.alone) and self.taken_away()
+        leaving = (due or self.workers > 1) and self.taken_away()
         if due and not self._stop:
             self._stop = self.folder.stop_requested()
             self._looked = time.monotonic()

@@ -77,6 +77,8 @@ class RunStatus:
     """Why the run was started again by itself, one line each."""
     accumulate: Annotated[int, Ge(1)] | None = None
     """Parts of each worker's batch since memory was too short; null: `train.accumulate`."""
+    workers: list[Count] = field(default_factory=list)
+    """Training processes that it had, one number after each change; of a run that only began, none."""
     start: str = ""
     """What it took over from the weights of `model.start_from`; empty where there are none."""
     description: str = ""

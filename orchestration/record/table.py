@@ -195,6 +195,8 @@ def _cells(table: SweepTable, best: TrialStatus | None) -> tuple[list[str], list
         state = f"{row.status}: {row.outcome}" if row.status == "failed" else row.status
         if row.retries:
             state += f" (started again {len(row.retries)}x, last for {row.retries[-1]})"
+        if len(row.workers) > 1:
+            state += f" (with {', '.join(map(str, row.workers))} workers)"
         seed = [str(row.seed)] if seeds else []
         weighed = [short_value(row.metrics.get(name, "")) for name in others]
         if others:

@@ -157,6 +157,8 @@ def _trial_lines(record: SweepRecord) -> Iterator[dict[str, Any]]:
         }
         if (price := price_of(row, record.spec.resources)) is not None:
             about["price"] = round(price, 4)
+        if record.spec.resources.min_workers:
+            about["workers"] = " ".join(map(str, row.workers))
         failure = {}
         if row.failure:
             failure = {"failure": row.failure.failure_class, "cause": row.failure.text}

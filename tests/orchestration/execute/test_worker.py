@@ -59,10 +59,10 @@ def test_a_batch_of_single_images_cannot_be_split_further(tmp_path):
 def test_one_of_several_workers_leaves_the_next_try_to_ray(tmp_path):
     payload = make_payload(tmp_path, make_training(parts_needed=2))
     with pytest.raises(MemoryError):
-        train_here(payload, device="cpu", alone=False)
+        train_here(payload, device="cpu", workers=2)
     status = RunFolder(payload.folder).stored()
     assert (status.status, status.accumulate) == ("running", 2)
-    train_here(payload, device="cpu", alone=False)
+    train_here(payload, device="cpu", workers=2)
     assert RunFolder(payload.folder).stored().status == "finished"
 
 

@@ -1,0 +1,93 @@
+"""How an elastic trial of a sweep scales: Ray Train's elastic policy, which asks `Shares` instead of counting nodes.
+
+Loads Ray Train, so it is imported where a trial is trained.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from ray.train import ScalingConfig
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ScalingDecision,
+)
+from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from orchestration.connect.shares import Share
+
+LOOK_S = 10.0
+"""Time between two questions for more workers, and from a start to the first of them [s]."""
+WAIT_S = 1.0
+"""Time between two questions while there is no place [s]."""
+
+
+class SharesPolicy(ElasticScalingPolicy):
+    """Starts and resizes the workers of one trial as its sweep's `Shares` allow.
+
+    Ray's own gives the places of all nodes to the runs in the order in which they began, wherever their workers are: an
+    earlier trial that lost a node would end a later one's workers. Running workers are never made fewer here.
+    """
+
+    def __init__(self, scaling_config: ScalingConfig, share: Share) -> None:
+        # mypy sees the class of Ray Train V1
+        super().__init__(scaling_config)  # type: ignore[arg-type]
+        self._share = share
+        self._homes: list[str] = []
+        """Node of each worker while there are some, and until the next start."""
+        self._next_look = 0.0
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """At the beginning, after a loss, and when a start failed because a place was not there after all."""
+        self._maybe_send_resource_request()
+        workers = self._share.start(self._homes)
+        if not workers and self._homes:
+            # Ray lets go of the places of those that are left when it tries the next start
+            workers = self.scaling_config.min_workers
+        if not workers:
+            time.sleep(WAIT_S)  # Ray asks again at once
+            return NoopDecision()
+        self._homes = []
+        return self._get_resize_decision(workers)
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
+    ) -> ScalingDecision:
+        """Whether a trial may have more workers, now and then."""
+        self._maybe_send_resource_request()
+        homes = [worker.metadata.node_id for worker in worker_group_state.workers]
+        if homes != self._homes:
+            self._homes = homes
+            self._share.note(len(homes))
+            self._next_look = time.monotonic() + LOOK_S
+        if time.monotonic() < self._next_look or len(homes) == self.scaling_config.max_workers:
+            return NoopDecision()
+        self._next_look = time.monotonic() + LOOK_S
+        workers = self._share.grow()
+        if workers <= len(homes):
+            return NoopDecision()
+        if not self._is_free(workers - len(homes)):
+            self._share.note(len(homes))
+            return NoopDecision()
+        return self._get_resize_decision(workers)
+
+    def _is_free(self, more: int) -> bool:
+        """Whether nobody else on the cluster has taken the places for `more` workers."""
+        free = ray.available_resources()
+        needs = self.scaling_config._resources_per_worker_not_none
+        return all(free.get(name, 0.0) >= more * amount for name, amount in needs.items())
+
+
+def sharing(share: Share) -> type[DataParallelTrainer]:
+    """A trainer whose workers scale by `SharesPolicy`; Ray has no public place to name a policy."""
+
+    class SharingTrainer(DataParallelTrainer):
+        def _initialize_and_run_controller(self, **options: Any) -> Any:
+            policy = SharesPolicy(self.scaling_config, share)
+            return super()._initialize_and_run_controller(**options | {"scaling_policy": policy})
+
+    return SharingTrainer

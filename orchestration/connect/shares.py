@@ -1,0 +1,120 @@
+"""With how many workers each trial of a sweep trains where nodes come and go: none takes what another counts on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestration.config.spec import ResourcesConfig
+from orchestration.connect.cluster import Resources, answering_nodes
+from orchestration.planning.preflight import count_places
+
+Nodes = Callable[[], Mapping[str, Resources]]
+"""Gives the nodes that are alive: id -> resources."""
+
+
+class Shares:
+    """Knows how many workers each open trial has, and tells how many it may have; one for all of them.
+
+    Trials with workers keep those whose nodes live. What is free belongs to trials that wait, and to those that are
+    still to begin, all with their full number. Only what is left makes shrunk trials grow, lower numbers first.
+    """
+
+    def __init__(self, resources: ResourcesConfig, at_once: int, nodes: Nodes) -> None:
+        """`at_once` trials are open at a time, as long as there are others to begin."""
+        self._resources = resources
+        self._at_once = at_once
+        self._nodes = nodes
+        self._workers: dict[int, int] = {}
+        """Number of each open trial -> its workers; 0 while it waits for places."""
+        self._to_begin = at_once
+
+    def update(self, open_trials: Collection[int], left: int) -> None:
+        """Take over which trials are open, by their numbers, and how many are `left` to begin."""
+        self._workers = {number: self._workers.get(number, 0) for number in open_trials}
+        self._to_begin = min(left, max(0, self._at_once - len(self._workers)))
+
+    def start(self, number: int, homes: Sequence[str]) -> int:
+        """Workers that a trial may start with; 0: it has to wait.
+
+        Args:
+            number: The trial's.
+            homes: Node of each worker that it had until now; those of nodes that live are its own.
+        """
+        if number not in self._workers:
+            return 0  # it has ended meanwhile
+        nodes = self._nodes()
+        kept = sum(home in nodes for home in homes)
+        if kept >= self._resources.least_workers:
+            self._workers[number] = kept
+            return self.grow(number)
+        self._workers[number] = 0
+        free = self._places() - sum(self._workers.values())
+        for other, workers in self._workers.items():
+            if other < number and not workers:
+                free -= self._resources.workers
+        if free >= self._resources.least_workers:
+            self._workers[number] = min(free, self._resources.workers)
+        return self._workers[number]
+
+    def grow(self, number: int) -> int:
+        """Workers that a trial which has some may have from now on: as many, or more."""
+        every = self._resources.workers
+        have = self._workers.get(number, 0)
+        if not have:
+            return 0  # it has ended meanwhile
+        free = self._places() - have - self._to_begin * every
+        for other, workers in self._workers.items():
+            if other != number:
+                # a trial that waits counts on all of its places, and so does one that may grow before this one
+                free -= every if other < number or not workers else workers
+        self._workers[number] = max(have, min(every, have + free))
+        return self._workers[number]
+
+    def note(self, number: int, workers: int) -> None:
+        """Take over how many workers a trial has indeed."""
+        if number in self._workers:
+            self._workers[number] = workers
+
+    def _places(self) -> int:
+        return count_places(self._resources, list(self._nodes().values()))
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one trial is told by its sweep's `Shares`, from any machine."""
+
+    actor: Any
+    """Handle of the actor; it travels with whoever has it."""
+    number: int
+    """The trial's."""
+
+    def start(self, homes: Sequence[str]) -> int:
+        """See `Shares`."""
+        return self._ask("start", homes)
+
+    def grow(self) -> int:
+        """See `Shares`."""
+        return self._ask("grow")
+
+    def note(self, workers: int) -> None:
+        """See `Shares`."""
+        self._ask("note", workers)
+
+    def _ask(self, question: str, *arguments: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self.actor, question).remote(self.number, *arguments))
+
+
+def open_shares(resources: ResourcesConfig, at_once: int) -> Any:
+    """An actor of `Shares` on the cluster's head; None where all trials have a fixed number of workers."""
+    if resources.min_workers is None:
+        return None
+    import ray
+
+    at_head = {"node:__internal_head__": 0.001}  # any other node may go
+    return ray.remote(num_cpus=0, resources=at_head)(Shares).remote(
+        resources, at_once, answering_nodes
+    )

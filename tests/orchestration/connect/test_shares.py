@@ -1,0 +1,161 @@
+"""With how many workers trials go on when nodes come and go, on nodes of one CPU core each."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from ray.train import ScalingConfig
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+
+from orchestration.config.spec import ResourcesConfig
+from orchestration.connect import scaling
+from orchestration.connect.scaling import SharesPolicy
+from orchestration.connect.shares import Shares
+
+
+def make_shares(nodes: str, *, workers: int = 2, least: int = 1, open_: int = 2, left: int = 0):
+    """Shares of trials 0, 1 … on nodes that have a letter each; letters are taken away and added later."""
+    alive = {node: {"CPU": 1.0} for node in nodes}
+    resources = ResourcesConfig(workers=workers, min_workers=least)
+    shares = Shares(resources, open_, lambda: alive)
+    shares.update(range(open_), left)
+    return shares, alive
+
+
+def test_a_trial_goes_on_with_the_workers_that_live_and_takes_none_of_another():
+    shares, alive = make_shares("abcd")
+    assert [shares.start(0, []), shares.start(1, [])] == [2, 2]
+    del alive["b"]  # of trial 0, which began first
+    assert shares.start(0, ["a", "b"]) == 1
+    assert [shares.grow(0), shares.grow(1)] == [1, 2], "three nodes for them"
+    alive["e"] = {"CPU": 1.0}
+    assert shares.grow(0) == 2, "its place is there again"
+
+
+def test_a_lost_process_alone_changes_nothing():
+    shares, _ = make_shares("abcd")
+    assert [shares.start(0, []), shares.start(1, [])] == [2, 2]
+    assert shares.start(1, ["c", "d"]) == 2
+
+
+def test_of_two_that_want_to_grow_the_first_does_and_the_other_follows():
+    shares, alive = make_shares("abcd")
+    assert [shares.start(0, []), shares.start(1, [])] == [2, 2]
+    del alive["b"], alive["d"]
+    assert [shares.start(1, ["c", "d"]), shares.start(0, ["a", "b"])] == [1, 1]
+    alive["e"] = {"CPU": 1.0}
+    assert shares.grow(1) == 1, "whoever asks first"
+    assert shares.grow(0) == 2
+    alive["f"] = {"CPU": 1.0}
+    assert shares.grow(1) == 2
+
+
+def test_nobody_grows_into_the_places_of_one_that_waits():
+    shares, alive = make_shares("abcd", least=1)
+    assert [shares.start(0, []), shares.start(1, [])] == [2, 2]
+    del alive["b"], alive["c"], alive["d"]
+    assert shares.start(0, ["a", "b"]) == 1
+    assert shares.start(1, ["c", "d"]) == 0, "no place"
+    alive["e"] = {"CPU": 1.0}
+    assert shares.grow(0) == 1
+    assert shares.start(1, []) == 1
+
+
+def test_those_that_wait_with_too_few_places_keep_none():
+    # four workers, at least three: two of each live, and either trial could go on with the other's
+    shares, alive = make_shares("abcdefgh", workers=4, least=3)
+    assert [shares.start(0, []), shares.start(1, [])] == [4, 4]
+    for lost in "abef":
+        del alive[lost]
+    assert shares.start(0, list("abcd")) == 0, (
+        "two live, and trial 1 is not known to have lost any"
+    )
+    assert shares.start(1, list("efgh")) == 0, "trial 0 comes first"
+    assert shares.start(0, []) == 4
+    shares.update([1], left=0)  # trial 0 has ended
+    assert shares.start(1, []) == 4
+
+
+@pytest.mark.parametrize(("left", "workers"), [(1, 1), (0, 2)])
+def test_the_place_of_a_trial_that_ended_is_for_the_next_one(left: int, workers: int):
+    shares, alive = make_shares("abcd", left=left)
+    assert [shares.start(0, []), shares.start(1, [])] == [2, 2]
+    del alive["b"]
+    assert shares.start(0, ["a", "b"]) == 1
+    shares.update([0], left)
+    assert shares.grow(0) == workers
+    shares.update([0, 2], 0)
+    assert shares.start(2, []) == 3 - workers, "what is left for one that came too late"
+
+
+def test_a_trial_that_has_ended_is_told_nothing_more():
+    shares, _ = make_shares("abcd")
+    assert shares.start(0, []) == 2
+    shares.update([1], left=0)
+    assert [shares.start(0, ["a", "b"]), shares.grow(0)] == [0, 0]
+    shares.note(0, 2)
+    assert shares.start(1, []) == 2
+
+
+def running_on(nodes: str) -> SimpleNamespace:
+    """What Ray Train tells its policy about workers on nodes."""
+    workers = [SimpleNamespace(metadata=SimpleNamespace(node_id=node)) for node in nodes]
+    return SimpleNamespace(workers=workers)
+
+
+class Told:
+    """A share that answers from a list, and keeps what it was asked."""
+
+    def __init__(self, *answers: int) -> None:
+        self.answers = list(answers)
+        self.asked: list[object] = []
+
+    def start(self, homes: list[str]) -> int:
+        self.asked.append(["start", *homes])
+        return self.answers.pop(0)
+
+    def grow(self) -> int:
+        self.asked.append("grow")
+        return self.answers.pop(0)
+
+    def note(self, workers: int) -> None:
+        self.asked.append(workers)
+
+
+def make_policy(monkeypatch: pytest.MonkeyPatch, share: Told, *, free: float) -> SharesPolicy:
+    monkeypatch.setattr(SharesPolicy, "_maybe_send_resource_request", lambda policy: None)
+    monkeypatch.setattr(scaling, "WAIT_S", 0.0)
+    monkeypatch.setattr(scaling.ray, "available_resources", lambda: {"CPU": free})
+    monkeypatch.setattr(scaling, "LOOK_S", 0.0)
+    config = ScalingConfig(num_workers=(2, 4), resources_per_worker={"CPU": 1})
+    return SharesPolicy(config, share)
+
+
+def test_the_policy_waits_starts_and_grows_as_it_is_told(monkeypatch):
+    share = Told(0, 3, 3, 4)
+    policy = make_policy(monkeypatch, share, free=1.0)
+    start, look = (
+        policy.make_decision_for_non_running_worker_group,
+        lambda nodes: policy.make_decision_for_running_worker_group(running_on(nodes), None),
+    )
+    assert isinstance(start(), NoopDecision)
+    assert start() == ResizeDecision(3, {"CPU": 1})
+    assert isinstance(look("abc"), NoopDecision)
+    assert look("abc") == ResizeDecision(4, {"CPU": 1})
+    assert isinstance(look("abcd"), NoopDecision)
+    assert share.asked == [["start"], ["start"], 3, "grow", "grow", 4]
+
+
+def test_the_policy_lets_go_of_places_that_are_too_few(monkeypatch):
+    share = Told(4, 4, 0, 0)
+    policy = make_policy(monkeypatch, share, free=0.0)
+    assert policy.make_decision_for_non_running_worker_group().num_workers == 4
+    decision = policy.make_decision_for_running_worker_group(running_on("a"), None)
+    assert isinstance(decision, NoopDecision), "another user has the places"
+    assert share.asked[-2:] == ["grow", 1]
+    # Ray ends the old workers only with a new start
+    assert policy.make_decision_for_non_running_worker_group().num_workers == 2
+    assert share.asked[-1] == ["start", "a"]
+    assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision)
+    assert share.asked[-1] == ["start"]
