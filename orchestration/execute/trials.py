@@ -4,54 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from boxseg.errors import ConfigError
 from orchestration.config.spec import RunSpec, SweepSpec, load_run
 from orchestration.connect.cluster import silent_nodes
 from orchestration.connect.shares import Share
 from orchestration.execute.supervise import Supervisor
-from orchestration.execute.worker import Payload, TrainFn, moved_spec, split_batch
+from orchestration.execute.worker import Payload, Work, split_batch
 from orchestration.record.failures import Failure, FailureClass
 from orchestration.record.find_runs import find_start, list_in, sound_status
 from orchestration.record.progress import SweepProgress
 from orchestration.record.run_folder import RunFolder, RunStatus, Status, own_process
 from orchestration.record.table import SweepTable, describe, make_table, read_table
 from orchestration.record.trial import Trial, TrialStatus, read_trial, trial_folder
-from orchestration.store.courier import Outpost
-from orchestration.store.places import mirrors, moved
 
 SHOW_S = 1.0
 """Time between two looks at the trials [s]; longer where a look takes more than a twentieth of it."""
 
 
 @dataclass(frozen=True)
-class SweepPlan:
-    """What the process of each trial gets."""
+class SweepPlan(Work):
+    """What the process of each trial gets; the folder is the sweep's."""
 
     spec: SweepSpec
-    folder: Path
-    data_root: Path
-    runner: Literal["inline", "ray_train"]
-    train_fn: TrainFn | None = None
-    outpost: Outpost | None = None
     shares: Any = None
     """Actor of `Shares`; None where trials have a fixed number of workers."""
-
-    def here(self) -> SweepPlan:
-        """The same with the paths that this machine has; see `Payload.here`."""
-        if self.outpost is None:
-            return self
-        home = self.outpost.home
-        return replace(
-            self,
-            spec=moved_spec(self.spec, home),
-            folder=moved(self.folder, home),
-            data_root=moved(self.data_root, home),
-            outpost=replace(self.outpost, home=mirrors()),
-        )
 
     def trial_folder(self, trial: Trial) -> RunFolder:
         """Where a trial lives."""

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar
 
 from boxseg.config.criterion import MASK_AP, Criterion, Mode
 from boxseg.config.method import BoxSegConfig
@@ -52,26 +52,19 @@ logger = logging.getLogger("boxseg.worker")
 
 
 @dataclass(frozen=True)
-class Payload:
-    """What travels to a training process; paths are absolute because workers run elsewhere."""
+class Work:
+    """What travels to other processes; paths are absolute because these run elsewhere."""
 
     spec: RunSpec
     folder: Path
     data_root: Path
     runner: Literal["inline", "ray_train"] = "inline"
-    metric: str | None = None
-    """Metric that a sweep decides by; null: a single run."""
-    mode: Mode = "max"
-    against: tuple[str, ...] = ()
-    """Metrics that the sweep weighs it against."""
     train_fn: TrainFn | None = None
     """The loop; null: `boxseg.build.run_training`."""
     outpost: Outpost | None = None
     """How to reach the driver from a machine that does not see its folder; null: all see it."""
-    share: Share | None = None
-    """Tells with how many workers an elastic trial may train; null: their number is fixed, or Ray's own choice."""
 
-    def here(self) -> Payload:
+    def here(self) -> Self:
         """The same with the paths that this machine has for those of the driver's mirrors."""
         if self.outpost is None:
             return self
@@ -83,6 +76,19 @@ class Payload:
             data_root=moved(self.data_root, home),
             outpost=replace(self.outpost, home=mirrors()),
         )
+
+
+@dataclass(frozen=True)
+class Payload(Work):
+    """What a training process gets."""
+
+    metric: str | None = None
+    """Metric that a sweep decides by; null: a single run."""
+    mode: Mode = "max"
+    against: tuple[str, ...] = ()
+    """Metrics that the sweep weighs it against."""
+    share: Share | None = None
+    """Tells with how many workers an elastic trial may train; null: their number is fixed, or Ray's own choice."""
 
     @property
     def criterion(self) -> Criterion:

@@ -36,6 +36,7 @@ def make_spec(storage: Path, **sweep) -> SweepSpec:
     values = {
         "name": "toy",
         "storage": storage,
+        "data": {"toy": {"train_images": 2, "val_images": 2, "size": 64}},
         "train": {"steps": 100},
         "sweep": {"space": space, **sweep},
     }
