@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -88,8 +90,17 @@ def mend_content(content: Content, changes: Changes, *, folder: Path | None) -> 
     _name_categories(content, categories, annotations, changes)
     new_image_id = _renumber(images, "images", changes)
     new_category_id = _renumber(categories, "categories", changes)
+    # An annotation may name its image; where two images have the name, it says nothing.
+    named = [image for image in images if _has_name_and_id(image)]
+    counts = Counter(image["file_name"] for image in named)
+    id_of_name = {
+        image["file_name"]: image["id"] for image in named if counts[image["file_name"]] == 1
+    }
     for annotation in annotations:
         annotation["image_id"] = new_image_id(annotation.get("image_id"))
+        if isinstance(annotation["image_id"], str) and annotation["image_id"] in id_of_name:
+            annotation["image_id"] = id_of_name[annotation["image_id"]]
+            changes.add("file names of images written as ids", name_of(annotation))
         annotation["category_id"] = new_category_id(annotation.get("category_id"))
     _renumber(annotations, "annotations", changes)
     renamed = _find_files(images, folder, changes) if folder is not None else []
@@ -203,13 +214,14 @@ def _write_sides(annotations: list[Entry], sizes: dict[int, Size], changes: Chan
 
 
 def _renumber(entries: list[Entry], group: str, changes: Changes) -> Callable[[Any], Any]:
-    """Give whole numbers to entries whose ids are texts or fractions; returns what maps an old id to the new one."""
+    """Give whole numbers of 64 bits to entries with other ids; returns what maps an old id to the new one."""
     whole_ids = [entry["id"] for entry in entries if is_whole(entry.get("id"))]
     unused = max(whole_ids, default=0) + 1
     new_ids: dict[Any, int] = {}
     for entry in entries:
         old_id = entry.get("id")
-        if not isinstance(old_id, str | float):
+        is_too_long = isinstance(old_id, int) and abs(old_id) >= 2**63
+        if not is_too_long and not isinstance(old_id, str | float):
             continue
         # Entries of one id stay of one id: that it occurs twice is dealt with later.
         if old_id not in new_ids:
@@ -220,7 +232,7 @@ def _renumber(entries: list[Entry], group: str, changes: Changes) -> Callable[[A
     known = {entry["id"] for entry in entries if is_whole(entry.get("id"))}
 
     def new_id(old_id: Any) -> Any:
-        if isinstance(old_id, str | float) and old_id in new_ids:
+        if isinstance(old_id, str | int | float) and old_id in new_ids:
             return new_ids[old_id]
         # Annotations may refer to image 7 as "7".
         is_number = isinstance(old_id, str) and old_id.strip().isdecimal()
@@ -299,9 +311,10 @@ def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:
     name = name_of(annotation)
     bbox = annotation.get("bbox")
     box = bbox if _is_box(bbox) else None
-    change = ""
+    segmentation, change = _unwrapped(segmentation)
     if isinstance(segmentation, list):
-        segmentation, change = _mend_polygons(segmentation, box, size)
+        segmentation, polygon_change = _mend_polygons(segmentation, box, size)
+        change = polygon_change or change
     elif (counts := _counts_of_bytes(segmentation)) is not None:
         segmentation = segmentation | {"counts": counts}
         change = "run lengths without Python's sign of bytes"
@@ -326,6 +339,17 @@ def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:
         x1, y1, x2, y2 = extent
         annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
         changes.add("boxes taken from the mask", name)
+
+
+def _unwrapped(segmentation: Any) -> tuple[Any, str]:
+    """A mask that is written as JSON in a text, or in a list of its own, as it is meant; and what was changed."""
+    inner = segmentation
+    if isinstance(inner, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            inner = json.loads(inner)
+    if isinstance(inner, list) and len(inner) == 1 and isinstance(inner[0], dict):
+        (inner,) = inner
+    return inner, "" if inner is segmentation else "masks written as COCO's"
 
 
 def _counts_of_bytes(segmentation: Any) -> str | None:

@@ -44,7 +44,7 @@ TURNED_DEG = 1.0
 
 
 def box_faults(path: Path, content: Content) -> Iterator[Fault]:
-    """Boxes that all look like corners or shares, that are turned, drawn twice, ignored or smaller than a pixel.
+    """Boxes that all look like corners or shares, that are turned, drawn twice, ignored or no larger than a pixel.
 
     Args:
         path: The file.
@@ -195,10 +195,10 @@ def _ignored_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
 
 
 def _small_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
-    small = [entry for entry in objects if 0 < entry["bbox"][2] * entry["bbox"][3] < 1]
+    small = [entry for entry in objects if 0 < entry["bbox"][2] * entry["bbox"][3] <= 1]
     if small:
         value = f"has {len(small)} boxes such as {small[0]['bbox']}"
-        rule = "a box of less than a pixel shows nothing"
+        rule = "a box of a pixel or less shows nothing; keypoints are no boxes"
         yield _about_many(path, value, rule, FIX_IN_FILE, small)
 
 

@@ -71,9 +71,10 @@ def test_turned_repeated_ignored_and_tiny_boxes_are_told_with_their_number(conte
         annotation(4, [6, 5, 9, 9], iscrowd=1),  # a crowd is no object
         annotation(5, [7, 5, 9, 9], ignore=1),
         annotation(6, [8, 5, 0.5, 0.5]),
+        annotation(7, [8, 6, 1, 1]),
     ]
     expected = ["1 boxes with a rotation", "1 boxes that repeat", "1 boxes with `ignore`"]
-    expected.append("1 boxes such as [8, 5, 0.5, 0.5]")
+    expected.append("2 boxes such as [8, 5, 0.5, 0.5]")
     faults = told(write_source(content))
     assert [fatal for fatal, _ in faults] == [False] * 4
     for (_, text), start in zip(faults, expected, strict=True):
@@ -117,6 +118,12 @@ def test_a_wrong_area_is_told_for_evaluation_and_taken_from_the_mask(
         ({"bbox": ["4", "4.5", "16", "12"]}, "bbox", [4, 4.5, 16, 12]),
         ({"bbox": [20, 16, -16, -12]}, "bbox", [4, 4, 16, 12]),  # drawn from the right and below
         ({"iscrowd": "0"}, "iscrowd", 0),  # a text would count as true
+        ({"image_id": "a.png"}, "image_id", 10),
+        (
+            {"segmentation": "[[4, 4, 20, 4, 20, 16]]"},
+            "segmentation",
+            [[4, 4, 20, 4, 20, 16]],
+        ),
         ({"category_id": "cat"}, "category_id", 3),
         (
             {"segmentation": [[[4, 4], [20, 4], [20, 16]]]},
@@ -296,3 +303,13 @@ def test_polygons_inside_others_and_names_that_differ_in_case_are_told(content, 
     assert [fatal for fatal, _ in found] == [False, False]
     assert found[0][1].startswith("has 1 masks with a polygon inside another of their polygons")
     assert found[1][1].startswith("lists a.png and A.PNG, which differ in their case alone")
+
+
+def test_ids_of_more_than_64_bits_are_given_anew(content, write_source, tmp_path):
+    content["images"][0]["id"] = 2**70
+    content["annotations"] = [annotation(1, [4, 4, 16, 12], image_id=2**70)]
+    changes, copy = mended(write_source(content), tmp_path / "out")
+    assert changes == {"images given another id": 1}
+    (entry,) = copy["annotations"]
+    first, *_ = [image["id"] for image in copy["images"] if image["file_name"] == "a.png"]
+    assert entry["image_id"] == first
