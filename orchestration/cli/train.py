@@ -255,7 +255,7 @@ def _extended(
     folder = find_sweep(spec, start, earlier)
     if folder is None:
         return spec, 0
-    check_same_data(folder, look_at_data(spec), otherwise=OTHER_SWEEP)
+    check_same_data(folder, spec, look_at_data(spec), otherwise=OTHER_SWEEP)
     extended = extend_sweep(spec, folder, more)
     return extended, count_ended(folder, extended.sweep, retry_failed=start == "retry_failed")
 

@@ -23,6 +23,7 @@ from orchestration.record.origin import (
     prepare_data,
     provenance,
     write_changes,
+    write_prints,
 )
 from orchestration.record.progress import RunProgress
 from orchestration.record.resume import check_resumable
@@ -57,7 +58,7 @@ def train_run(
     with contextlib.ExitStack() as stack:
         tags = prepare_data(spec) | provenance(spec)
         if repeat is not None:
-            check_repeatable(repeat, tags)
+            check_repeatable(repeat, spec, tags)
             tags["repeats"] = repeat.path.name
         storage = spec.storage.absolute()
         if resume is None:
@@ -90,7 +91,7 @@ def train_run(
 def _going_on(spec: RunSpec, folder: RunFolder, tags: dict[str, str], name: str) -> RunSpec:
     """The settings to go on with in a run's folder, if it may."""
     check_resumable(spec, folder, name)
-    check_same_data(folder, tags, otherwise="start a new run without --resume")
+    check_same_data(folder, spec, tags, otherwise="start a new run without --resume")
     # what it started from stays on record
     start = read_resolved(folder.config_path)["model"].get("start_from")
     return spec.starting_from(None if start is None else Path(start))
@@ -106,3 +107,4 @@ def _open_folder(folder: RunFolder, spec: RunSpec, tags: dict[str, str]) -> None
     )
     folder.open(status, dump_resolved(spec))
     write_changes(folder)
+    write_prints(folder, spec)

@@ -24,7 +24,13 @@ from orchestration.planning.preflight import concurrency, runner_of
 from orchestration.record.failures import Failure, error_of
 from orchestration.record.find_runs import find_start
 from orchestration.record.journal import driving, read_past
-from orchestration.record.origin import check_same_data, prepare_data, provenance, write_changes
+from orchestration.record.origin import (
+    check_same_data,
+    prepare_data,
+    provenance,
+    write_changes,
+    write_prints,
+)
 from orchestration.record.progress import SweepProgress
 from orchestration.record.resume import OTHER_SWEEP, Start, extend_sweep, find_sweep
 from orchestration.record.run_folder import RunFolder, RunStatus, Status, new_folder, own_process
@@ -87,7 +93,7 @@ def run_sweep(
     going_on = find_sweep(spec, start, earlier)
     tags = prepare_data(spec) | provenance(spec)
     if going_on is not None:
-        check_same_data(going_on, tags, otherwise=OTHER_SWEEP)
+        check_same_data(going_on, spec, tags, otherwise=OTHER_SWEEP)
         spec = extend_sweep(spec, going_on, more)
     # what it began with is in the journal of one that goes on
     known = None if going_on is not None else find_known(spec)
@@ -127,6 +133,7 @@ def _open_folder(folder: RunFolder, spec: SweepSpec, tags: dict[str, str]) -> No
     )
     folder.open(status, dump_resolved(spec))
     write_changes(folder)
+    write_prints(folder, spec)
 
 
 def _run_trials(trials: Trials, *, progress: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -11,6 +12,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,19 @@ import psutil
 import boxseg
 from boxseg.data.toy import ensure_toy, toy_sources
 from boxseg.errors import ConfigError, DataError
+from boxseg.files.prints import take_prints
 from boxseg.files.writing import write_atomic
 from orchestration.config.spec import RunSpec
+from orchestration.record.records import RULES, DamagedError, read_record, tell_once
 from orchestration.record.run_folder import RunFolder
 from orchestration.secret_text import hide, hide_in_patch
 
+IMAGES = "images.json"
+"""Name in the folder of a run or sweep."""
 MAX_CHANGES_BYTES = 1_000_000
 """Longer changes are only counted."""
+SHOWN_NAMES = 3
+"""How many changed images a message names."""
 
 
 def provenance(spec: RunSpec) -> dict[str, str]:
@@ -152,35 +160,39 @@ def cpu_name() -> str:
     return platform.processor()
 
 
-def check_repeatable(original: RunFolder, tags: dict[str, str]) -> None:
+def check_repeatable(original: RunFolder, spec: RunSpec, tags: dict[str, str]) -> None:
     """Refuse to repeat what cannot come out the same.
 
     Args:
         original: The run to repeat.
+        spec: Settings of the repetition.
         tags: Of the repetition; `data_fingerprint` among them.
 
     Raises:
         ConfigError: it is a sweep.
-        DataError: the annotation files are not those that the run was trained and evaluated with.
+        DataError: annotation files or images are not those that the run was trained and evaluated with.
     """
     status = original.status()
     if status.kind == "sweep":
         command = f"boxseg sweep {original.config_path}"
         raise ConfigError(f"{status.id} is a sweep; repeat it with `{command}`")
     new = f"train on the new ones with `boxseg train {original.config_path}`"
-    check_same_data(original, tags, otherwise=new)
+    check_same_data(original, spec, tags, otherwise=new)
 
 
-def check_same_data(original: RunFolder, tags: dict[str, str], *, otherwise: str) -> None:
+def check_same_data(
+    original: RunFolder, spec: RunSpec, tags: dict[str, str], *, otherwise: str
+) -> None:
     """Refuse to repeat or go on with a run or sweep on other data.
 
     Args:
         original: The run or sweep.
+        spec: Settings of now, which name the images.
         tags: Of now; without `data_fingerprint` nothing is known of the files.
         otherwise: What can be done with the new files.
 
     Raises:
-        DataError: the annotation files are not those that the run was trained and evaluated with.
+        DataError: the annotation files or images are not those that the run was trained and evaluated with.
     """
     status = original.stored()
     before, now = status.tags.get("data_fingerprint"), tags.get("data_fingerprint")
@@ -189,3 +201,61 @@ def check_same_data(original: RunFolder, tags: dict[str, str], *, otherwise: str
             f"{status.tags['data']}, or the file to validate on: the annotations of {status.id} had the fingerprint "
             f"{before}, they have {now} now; put the old files back, or {otherwise}"
         )
+    for folder, first in zip(_image_folders(spec), _read_prints(original), strict=True):
+        now_there = take_prints(folder, list(first))
+        changed = [name for name, text in first.items() if now_there.get(name) != text]
+        # a driver need not see the images that the nodes have
+        if changed and now_there:
+            more = " …" if len(changed) > SHOWN_NAMES else ""
+            raise DataError(
+                f"{folder}: {len(changed)} of {len(first)} images of {status.id} have changed, or are gone, since it "
+                f"began ({', '.join(changed[:SHOWN_NAMES])}{more}); put the old files back, or {otherwise}"
+            )
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What `images.json` holds: image file -> its print."""
+
+    __pydantic_config__ = RULES
+
+    train: dict[str, str] = field(default_factory=dict)
+    val: dict[str, str] = field(default_factory=dict)
+
+
+def write_prints(folder: RunFolder, spec: RunSpec) -> None:
+    """Keep by what the images of a run or sweep are known again, as `images.json`, unless it is there.
+
+    Images that boxseg draws itself are none of them.
+    """
+    path = folder.path / IMAGES
+    if path.exists():
+        return
+    prints = []
+    for source in (spec.data.train, spec.data.val):
+        # no more is asked of the file than that: what is wrong with it, others tell
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            if source != "toy":
+                images = json.loads(source.annotations.read_bytes())["images"]
+                prints.append(take_prints(source.images, [each["file_name"] for each in images]))
+                continue
+        prints.append({})
+    write_atomic(path, json.dumps({"train": prints[0], "val": prints[1]}))
+
+
+def _read_prints(folder: RunFolder) -> list[dict[str, str]]:
+    """Of images to train and to validate on; empty where nobody kept any."""
+    path = folder.path / IMAGES
+    try:
+        images = read_record(path, _Images, way_out="images are not compared")
+    except FileNotFoundError:
+        images = _Images()
+    except DamagedError as error:
+        tell_once(path, str(error))
+        images = _Images()
+    return [images.train, images.val]
+
+
+def _image_folders(spec: RunSpec) -> list[Path]:
+    sources = (spec.data.train, spec.data.val)
+    return [Path() if source == "toy" else source.images for source in sources]

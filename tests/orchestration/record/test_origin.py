@@ -1,6 +1,7 @@
 """Where a run comes from is kept with it, and a repetition comes out the same."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from fake_training import make_training
 
+from boxseg.errors import DataError
 from orchestration.cli.app import run
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec
@@ -99,6 +101,34 @@ def test_other_data_is_refused_with_3(trained, capsys):
     assert (
         f"had the fingerprint {'0' * 16}, they have {tags['data_fingerprint']} now"
         in capsys.readouterr().err
+    )
+
+
+def test_images_that_changed_are_named_and_a_copy_is_the_same(tmp_path):
+    def spec_of(root: Path) -> RunSpec:
+        source = {"images": root, "annotations": tmp_path / "boxes.json"}
+        return RunSpec.model_validate({"data": {"train": source, "val": "toy"}})
+
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    first.mkdir()
+    names = [f"{number}.png" for number in range(6)]
+    for name in names:
+        (first / name).write_bytes(name.encode())
+    (tmp_path / "boxes.json").write_text(json.dumps({"images": [{"file_name": n} for n in names]}))
+    folder = RunFolder(tmp_path / "run").create(RunStatus("run", "again"), "")
+    origin.check_same_data(folder, spec_of(first), {}, otherwise="start anew")  # of before
+    origin.write_prints(folder, spec_of(first))
+    shutil.copytree(first, copy)
+    origin.check_same_data(folder, spec_of(copy), {}, otherwise="start anew")
+    for name in names[1:5]:
+        (copy / name).write_bytes(b"other")
+    (copy / names[5]).unlink()
+    origin.write_prints(folder, spec_of(copy))  # those of the beginning stay
+    with pytest.raises(DataError) as refusal:
+        origin.check_same_data(folder, spec_of(copy), {}, otherwise="start anew")
+    assert str(refusal.value) == (
+        f"{copy}: 5 of 6 images of run have changed, or are gone, since it began (1.png, 2.png, 3.png …); put the old "
+        "files back, or start anew"
     )
 
 

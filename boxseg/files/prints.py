@@ -1,0 +1,48 @@
+"""Prints of many files, which tell whether one has changed, without reading all of it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+MOST_FILES = 10_000
+"""Of more files so many are looked at, evenly spaced."""
+PART_BYTES = 256
+"""What is read at the beginning, in the middle and at the end of a file."""
+THREADS = 16
+"""Files that are looked at at the same time: on a network disk each takes about as long as its way."""
+
+
+def take_prints(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Name below the folder -> size and checksum of some bytes, the same after any copy; files that are gone have none.
+
+    Takes about half a second for 10,000 files of a local disk.
+    """
+    chosen = names[:: -(-len(names) // MOST_FILES) or 1]
+    with ThreadPoolExecutor(THREADS) as pool:
+        prints = pool.map(lambda name: _print_of(folder / name), chosen)
+        return {name: text for name, text in zip(chosen, prints, strict=True) if text}
+
+
+def _print_of(path: Path) -> str:
+    """Empty where no plain file can be read."""
+    try:
+        # not to wait for whoever writes into a pipe
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError):
+        return ""
+    try:
+        about = os.fstat(file)
+        if not stat.S_ISREG(about.st_mode):
+            return ""
+        last = max(0, about.st_size - PART_BYTES)
+        parts = [os.pread(file, PART_BYTES, place) for place in (0, last // 2, last)]
+        return f"{about.st_size}-{zlib.crc32(b''.join(parts)):08x}"
+    except OSError:
+        return ""
+    finally:
+        os.close(file)
