@@ -32,6 +32,9 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # 1 on a cluster
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    # After 20 s without an answer Ray's servers would drop a connection, and a driver whose head was cut off learned of
+    # that after five minutes: so long its trials stood still.
+    "RAY_grpc_keepalive_timeout_ms": "120000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our files hold the metrics
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has none
