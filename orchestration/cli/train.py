@@ -94,15 +94,15 @@ def train(
         }
         print_json(about | {"metrics": result.metrics, "best": result.best} | result.metrics)
     else:
-        shown = result.best_or_latest
+        metrics = result.best_or_latest
         heading: list[tuple[str, Any]] = [
             ("run", result.id),
             ("status", result.status),
-            ("folder", result.folder),
+            ("folder", shown(Path(result.folder))),
         ]
         print_pairs(
             heading
-            + [(name, value) for name, value in sorted(shown.items()) if name.startswith("val/")]
+            + [(name, value) for name, value in sorted(metrics.items()) if name.startswith("val/")]
         )
     if original is not None and result.status == "finished":
         say(f"compare: boxseg runs compare {shlex.join([str(original.path), result.folder])}")
@@ -329,7 +329,7 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
     from orchestration.record.table import render_table
 
     output.print_rich(render_table(result.table))
-    pairs: list[tuple[str, Any]] = [("sweep", result.id), ("folder", result.folder)]
+    pairs: list[tuple[str, Any]] = [("sweep", result.id), ("folder", shown(result.folder))]
     pairs += [("report", result.report or result.folder / "table.md")]
     if result.best is not None:
         best = result.best
@@ -339,7 +339,8 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
                 f"{best.id}: {spec.sweep.metric} {best.outcome} with {best.description}",
             )
         ]
-        pairs += [("checkpoint", result.best_checkpoint)]
+        if result.best_checkpoint is not None:
+            pairs += [("checkpoint", shown(result.best_checkpoint))]
     if front := result.table.front():
         against = ", ".join(spec.sweep.against)
         pairs += [

@@ -23,6 +23,7 @@ def test_a_sweep_on_two_nodes_comes_back_to_a_laptop_that_shares_no_folder(clust
     job = cluster.submit("pair", tiny_sweep(0.01, workers=2))
     followed = cluster.boxseg("jobs", "logs", job, "--follow")
     assert followed.returncode == 0, followed.stdout + followed.stderr
+    assert f"{STORAGE}/pair/" in followed.stdout, "where it is, and not where the head has it"
 
     runs = json.loads(cluster.boxseg("runs", "ls", "--storage", STORAGE, "--json").stdout)
     assert [run["status"] for run in runs] == ["finished"] * 2, "a sweep and its trial"
