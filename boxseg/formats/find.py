@@ -25,6 +25,13 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
     """
     from boxseg.coco.checks import read_annotations
 
+    for path in (annotations, *([images] if images is not None else [])):
+        # `s3://bucket` is `s3:/bucket` as a path
+        if path.parts[:1] in (("s3:",), ("gs:",), ("az:",)):
+            raise ConfigError(
+                f"{path.parts[0]}//{'/'.join(path.parts[1:])}: is in an object store; copy it here, or name it as "
+                "data.train of an experiment file, which is fetched"
+            )
     refuse_folder(annotations)
     if images is not None:
         if not images.is_dir():

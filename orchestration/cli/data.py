@@ -358,8 +358,11 @@ def _sources(target: Path, images: Path | None, use: str) -> dict[str, CocoSourc
     if target.suffix == ".json":
         return {use: find_source(target, images)}
     from orchestration.config.spec import load_run
+    from orchestration.store.data import fetch_data
 
-    data = load_run(target).data
+    spec = load_run(target)
+    fetch_data(spec, say)
+    data = spec.data
     splits = {"train": data.train, "val": data.val}
     sources = {split: source for split, source in splits.items() if isinstance(source, CocoSource)}
     if not sources:

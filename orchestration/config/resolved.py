@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from boxseg.config.method import CocoSource
 from boxseg.errors import ConfigError
 from boxseg.files.writing import read_plain, reason_of
 from orchestration.config.source import MAX_BYTES, MAX_DEPTH, MAX_DIGITS
@@ -25,6 +26,10 @@ def dump_resolved(spec: RunSpec) -> str:
     values = spec.model_dump(mode="json", exclude={"notify"})
     # it will be read from other folders than this one
     values["storage"] = shown(spec.storage)
+    for name, source in (("train", spec.data.train), ("val", spec.data.val)):
+        if isinstance(source, CocoSource):
+            places = {"images": shown(source.images), "annotations": shown(source.annotations)}
+            values["data"][name] = places
     if spec.model.start_from is not None and (address := address_of(spec.model.start_from)):
         values["model"]["start_from"] = address
     return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))

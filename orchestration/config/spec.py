@@ -260,6 +260,21 @@ class TrackingConfig(Config):
         return self
 
 
+def _with_folders(group: Any, *names: str) -> Any:
+    """A group of settings with the folders that stand for addresses in a store."""
+    if not isinstance(group, dict):
+        return group
+    folders = {}
+    for name in names:
+        value = group.get(name)
+        if isinstance(value, str) and "://" in value:
+            try:
+                folders[name] = storage_folder(value, name)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+    return group | folders
+
+
 class RunSpec(BoxSegConfig):
     """Everything one run needs."""
 
@@ -286,14 +301,18 @@ class RunSpec(BoxSegConfig):
     @field_validator("model", mode="before")
     @classmethod
     def _check_start(cls, model: Any) -> Any:
-        start = model.get("start_from") if isinstance(model, dict) else None
-        if not isinstance(start, str) or "://" not in start:
-            return model
-        try:
-            return {**model, "start_from": storage_folder(start)}
-        except ConfigError as error:
-            # a URI that is none of a store is a path that is not there
-            raise ValueError(str(error).replace("storage:", "start_from:", 1)) from error
+        return _with_folders(model, "start_from")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _check_sources(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        sources = {}
+        for name in ("train", "val"):
+            if name in data:
+                sources[name] = _with_folders(data[name], "images", "annotations")
+        return data | sources
 
     @field_validator("storage", mode="before")
     @classmethod

@@ -12,10 +12,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from boxseg.config.criterion import MASK_AP, Criterion, Mode
-from boxseg.config.method import BoxSegConfig
+from boxseg.config.method import BoxSegConfig, CocoSource
 from boxseg.engine.events import EvalReport, StartReport, StepReport
 from boxseg.errors import ConfigError, StorageError
 from boxseg.files.writing import write_atomic
@@ -29,8 +29,10 @@ from orchestration.record.pulse import Pulse
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.secret_text import hide
 from orchestration.store.courier import Courier, Outpost, bring_patiently
+from orchestration.store.data import fetch_data
 from orchestration.store.mirror import fetch_newest
 from orchestration.store.places import mirrors, moved
+from orchestration.store.syncer import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
 
 TrainFn = Callable[..., "Progress"]
 """A loop with the arguments of `boxseg.build.run_training`."""
-
-Spec = TypeVar("Spec", bound=RunSpec)
 
 Send = Callable[[dict[str, float]], None]
 """Passes metrics, with the step under `step`, to Ray."""
@@ -63,18 +63,21 @@ class Work:
     """The loop; null: `boxseg.build.run_training`."""
     outpost: Outpost | None = None
     """How to reach the driver from a machine that does not see its folder; null: all see it."""
+    home: Path = field(default_factory=mirrors, kw_only=True)
+    """The folder for mirrors of the machine that it comes from."""
 
     def here(self) -> Self:
         """The same with the paths that this machine has for those of the driver's mirrors."""
-        if self.outpost is None:
+        home = mirrors()
+        if home == self.home:
             return self
-        home = self.outpost.home
         return replace(
             self,
-            spec=moved_spec(self.spec, home),
-            folder=moved(self.folder, home),
-            data_root=moved(self.data_root, home),
-            outpost=replace(self.outpost, home=mirrors()),
+            spec=_moved_spec(self.spec, self.home),
+            folder=moved(self.folder, self.home),
+            data_root=moved(self.data_root, self.home),
+            outpost=None if self.outpost is None else replace(self.outpost, home=home),
+            home=home,
         )
 
 
@@ -101,12 +104,22 @@ class Payload(Work):
         return "cuda" if self.spec.resources.gpus_per_worker else "cpu"
 
 
-def moved_spec(spec: Spec, home: Path) -> Spec:
+def _moved_spec(spec: RunSpec, home: Path) -> RunSpec:
     """Settings whose paths in the mirrors of another machine are those of this one; see `moved`."""
     start = spec.model.start_from
     if start is not None and Path(start).is_relative_to(home):
         spec = spec.starting_from(moved(Path(start), home))
-    return spec.model_copy(update={"storage": moved(spec.storage.absolute(), home)})
+    sources = {}
+    for name, source in (("train", spec.data.train), ("val", spec.data.val)):
+        if isinstance(source, CocoSource):
+            paths = {
+                "images": moved(source.images, home),
+                "annotations": moved(source.annotations, home),
+            }
+            sources[name] = source.model_copy(update=paths)
+    data = spec.data.model_copy(update=sources)
+    storage = moved(spec.storage.absolute(), home)
+    return spec.model_copy(update={"data": data, "storage": storage})
 
 
 def train_worker(arguments: dict[str, Any]) -> Failure | None:
@@ -321,6 +334,7 @@ def _train(
 
         train_fn = run_training
     spec = payload.spec
+    fetch_data(spec, say)
     config = BoxSegConfig(**spec.model_dump(include=set(BoxSegConfig.model_fields)))
     if accumulate is not None:
         train = config.train.model_copy(update={"accumulate": accumulate})

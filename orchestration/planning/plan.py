@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from orchestration.planning.estimate import ON_RECORD, Estimate, estimate, estim
 from orchestration.record.find_runs import list_runs
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.record.table import describe
+from orchestration.store.data import fetch_annotations
+from orchestration.store.places import named
 
 UNKNOWN = "unknown: no earlier run of this name and size under storage; run one short run first"
 
@@ -90,10 +93,14 @@ class Plan:
 def make_plan(spec: RunSpec, *, ended: int = 0) -> Plan:
     """Work out the plan of a run, or of a sweep if `spec` is one; reads data files and earlier runs, writes nothing.
 
+    Only annotations of a store come into this machine's cache.
+
     Args:
         spec: All settings.
         ended: Trials of a sweep that goes on which are not run again.
     """
+    with contextlib.suppress(BoxSegError):  # what is wrong with a store is among the faults
+        fetch_annotations(spec)
     train = _data_plan(spec.data.train, toy_images=spec.data.toy.train_images)
     trials = spec.sweep.num_trials if isinstance(spec, SweepSpec) else 1
     left = max(0, trials - ended)
@@ -162,13 +169,13 @@ def _data_plan(source: Literal["toy"] | CocoSource, *, toy_images: int) -> DataP
     try:
         content = read_well_formed(source.annotations, whole=False)
     except BoxSegError:  # already among the faults
-        return DataPlan(str(source.annotations))
+        return DataPlan(named(source.annotations))
     image_ids = []
     for annotation in content["annotations"]:
         if not annotation.get("iscrowd"):
             image_ids.append(annotation["image_id"])
     return DataPlan(
-        str(source.annotations),
+        named(source.annotations),
         images=len(content["images"]),
         boxes=len(image_ids),
         used_images=len(set(image_ids)),

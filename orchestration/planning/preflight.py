@@ -24,6 +24,7 @@ from orchestration.errors import ResourceError
 from orchestration.planning.cores import count_cpus
 from orchestration.record.find_runs import find_start
 from orchestration.store.client import place_of
+from orchestration.store.data import fetch_annotations
 from orchestration.store.places import address_of
 
 UNUSED_VARIABLES = {
@@ -59,6 +60,7 @@ def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
         _check_weights,
         _check_score_thr,
         _check_lengths,
+        fetch_annotations,
         _check_train_data,
         _check_val_data,
         _check_timm_name,

@@ -28,6 +28,8 @@ from orchestration.config.spec import RunSpec
 from orchestration.record.records import RULES, DamagedError, read_record, tell_once
 from orchestration.record.run_folder import RunFolder
 from orchestration.secret_text import hide, hide_in_patch
+from orchestration.store.data import fetch_annotations
+from orchestration.store.places import named
 
 IMAGES = "images.json"
 """Name in the folder of a run or sweep."""
@@ -44,7 +46,11 @@ def provenance(spec: RunSpec) -> dict[str, str]:
 
 
 def prepare_data(spec: RunSpec) -> dict[str, str]:
-    """Draw the generated data set if it is used and missing; gives the tags `data` and `data_fingerprint`."""
+    """Draw the generated data set if it is used and missing; gives the tags `data` and `data_fingerprint`.
+
+    Of data in a store only the annotations are brought here: images go to the machines that train.
+    """
+    fetch_annotations(spec)
     if "toy" in (spec.data.train, spec.data.val):
         ensure_toy(spec.storage.absolute() / ".data", spec.data.toy)
     return _fingerprint(spec)
@@ -65,7 +71,7 @@ def _fingerprint(spec: RunSpec) -> dict[str, str]:
     digest = hashlib.sha256()
     for path in files:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return {"data": str(files[0]), "data_fingerprint": digest.hexdigest()[:16]}
+    return {"data": named(files[0]), "data_fingerprint": digest.hexdigest()[:16]}
 
 
 def own_command() -> str:

@@ -158,6 +158,19 @@ class Store:
             return str(found.meta["e_tag"])
 
     @_again
+    def entry(self, key: str) -> Entry:
+        """Size and etag of one object.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        import obstore
+
+        with self._naming_faults(key):
+            found = obstore.head(self._objects, key)
+        return Entry(key, found["size"], str(found["e_tag"]))
+
+    @_again
     def entries(self, prefix: str) -> list[Entry]:
         """All objects below a prefix; a request for each thousand."""
         import obstore

@@ -21,22 +21,24 @@ ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _ADDRESS = re.compile(r"(s3|gs|az)://[\w.-]+(/[\w.=+-]+)*/?", re.ASCII)
 
 
-def storage_folder(storage: str) -> Path:
-    """The folder of a storage: that of a path itself, of `s3://…`, `gs://…` and `az://…` its mirror.
+def storage_folder(address: str, setting: str = "storage") -> Path:
+    """The place of this machine that a setting names: a path itself, of `s3://…`, `gs://…` and `az://…` its mirror.
 
     Raises:
         ConfigError: it is another kind of address, or has parts that keys of runs cannot have.
     """
-    if "://" not in storage:
-        return Path(storage)
+    if "://" not in address:
+        return Path(address)
     # parts of dots would lead out of the mirror
-    dotted = any(set(part) == {"."} for part in storage.split("/"))
-    if _ADDRESS.fullmatch(storage) is None or dotted:
+    dotted = any(set(part) == {"."} for part in address.split("/"))
+    if _ADDRESS.fullmatch(address) is None or dotted:
+        kept = "runs" if setting == "storage" else "data"
         raise ConfigError(
-            f"storage: {hide(storage)} is no address that runs can have; use s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or "
-            "az://CONTAINER/PREFIX of letters, digits and . _ = + -, with credentials in the environment, or a folder"
+            f"{setting}: {hide(address)} is no address that {kept} can have; use s3://BUCKET/PREFIX, "
+            "gs://BUCKET/PREFIX or az://CONTAINER/PREFIX of letters, digits and . _ = + -, with "
+            "credentials in the environment, or a folder"
         )
-    scheme, _, key = storage.rstrip("/").partition("://")
+    scheme, _, key = address.rstrip("/").partition("://")
     return mirrors() / _store_name(scheme) / key
 
 
@@ -50,7 +52,11 @@ def address_of(path: Path) -> str | None:
 
 def shown(path: Path) -> str:
     """A storage, or a place in one, as a user may name it: its address, or else its absolute path."""
-    path = path.absolute()
+    return named(path.absolute())
+
+
+def named(path: Path) -> str:
+    """A path as its user wrote it, or the address that it stands for."""
     return address_of(path) or str(path)
 
 
