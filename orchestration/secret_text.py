@@ -14,10 +14,10 @@ KNOWN = (
 )
 """Private keys, tokens that well-known services mark as such, and addresses by which anybody can write into a chat."""
 ENVIRONMENT = (
-    "runs keep their settings in files, logs and MLflow, so leave it out, and give it by the environment: "
-    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for a server; PGPASSWORD or "
-    "~/.pgpass for PostgreSQL; RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH for a cluster; a variable of your own, as in "
-    "notify.url: ${MY_URL}"
+    "runs keep their settings in files, logs and MLflow, so leave it out, and give it by the environment: a variable "
+    "of your own for notify.url, as in ${MY_URL}; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+    "MLFLOW_TRACKING_TOKEN, for a server; PGPASSWORD or ~/.pgpass for PostgreSQL; RAY_AUTH_TOKEN or "
+    "RAY_AUTH_TOKEN_PATH for a cluster"
 )
 """The way out for a setting that holds a secret."""
 HIDDEN = "***"

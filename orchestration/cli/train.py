@@ -73,6 +73,8 @@ def train(
         resume = None if unfinished is None else unfinished.path.name
         _tell_what_goes_on(spec, resume)
     if plan:
+        if resume is not None:
+            _check_resume(spec, resume)
         _print_plan(spec, as_json)
         return
     from orchestration.planning.preflight import check
@@ -242,6 +244,18 @@ def _beginning(
         _tell_what_goes_on(spec, "the newest sweep of this name" if start else None)
         return start
     return next((start for start, is_asked in asked.items() if is_asked), None)
+
+
+def _check_resume(spec: RunSpec, name: str) -> None:
+    """Refuse a run that may not go on, as the command without --plan does."""
+    from orchestration.record.find_runs import find_run
+    from orchestration.record.origin import check_same_data, look_at_data
+    from orchestration.record.resume import check_resumable
+
+    folder = find_run(spec.storage.absolute(), name)
+    check_resumable(spec, folder, name)
+    way_out = "start a new run without --resume"
+    check_same_data(folder, spec, look_at_data(spec), otherwise=way_out)
 
 
 def _extended(

@@ -167,7 +167,7 @@ def _read_earlier(spec: SweepSpec, name: str, place: str) -> _Earlier:
             raise ConfigError(f"{folder.path.name} is no sweep; `boxseg runs ls` lists them")
         earlier = SweepSpec.model_validate(read_resolved(folder.config_path))
     except (ConfigError, ValidationError) as error:
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()).removeprefix(f"{name}: ")
         raise ConfigError(f"{place}: {text:.300}") from error
     table = read_table(folder.path, earlier)
     points, told = list[dict[str, Any]](), list[Told]()

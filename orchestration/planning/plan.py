@@ -136,7 +136,7 @@ def make_plan(spec: RunSpec, *, ended: int = 0) -> Plan:
         train=train,
         val=_data_plan(spec.data.val, toy_images=spec.data.toy.val_images),
         settings=count_settings(spec.sweep.space) if isinstance(spec, SweepSpec) else 1,
-        tried_first=_tried_first(spec),
+        tried_first=[] if ended else _tried_first(spec),
         trials=trials,
         ended=ended,
         concurrency=concurrency,

@@ -88,9 +88,9 @@ def warnings(spec: RunSpec) -> list[str]:
     if isinstance(spec, SweepSpec) and spec.sweep.search != "grid":
         size = count_settings(spec.sweep.space)
         if size is not None and size < spec.sweep.trials:
-            all_of_them = f"sweep.space has {size} settings, and each is run once for each seed"
             sentences.append(
-                f"sweep.trials {spec.sweep.trials} is more than there is: {all_of_them}"
+                f"settings to try: {spec.sweep.trials}, but sweep.space has no more than {size}, and each is run once "
+                "for each seed"
             )
     if isinstance(spec.data.train, CocoSource):
         with contextlib.suppress(DataError):  # it is among the faults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -109,7 +110,9 @@ def find_unfinished(spec: RunSpec) -> RunFolder | None:
 
 
 def way_on(spec: SweepSpec) -> Start | None:
-    """How to go on with the newest sweep of this name; None where there is none, or all its trials ended well.
+    """How to go on with the newest sweep of this name; None where there is none, or all of it ended well.
+
+    One that ended well goes on if it is of the file, and that asks for more trials now.
 
     Raises:
         ConfigError: there may be a newer sweep, whose status cannot be read.
@@ -120,7 +123,12 @@ def way_on(spec: SweepSpec) -> Start | None:
     if not is_concluded(folder):
         return "resume"
     has_failed = any(trial.status == "failed" for trial in list_in(folder.path))
-    return "retry_failed" if has_failed else None
+    if has_failed:
+        return "retry_failed"
+    with contextlib.suppress(ConfigError):  # another space or other seeds: another sweep
+        if not differing_settings(spec, folder, SWEEP_MAY_CHANGE) and _would_extend(spec, folder):
+            return "resume"
+    return None
 
 
 def find_sweep(
@@ -151,7 +159,8 @@ def find_sweep(
             raise ConfigError(
                 f"no interrupted sweep {spec.name} under {shown(spec.storage)}: {folder.path.name} has ended; try more "
                 "settings in it with --more N, or more sweep.trials, sweep.seeds or values of sweep.space in the "
-                "file, or start another one without --resume"
+                "file (sweep.points alone are tried among sweep.trials: raise those), or start another one without "
+                "--resume"
             )
         if start in ("resume", "retry_failed", "more"):
             what = "no interrupted sweep" if start == "resume" else "there is no sweep"

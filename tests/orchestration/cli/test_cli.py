@@ -655,6 +655,13 @@ def test_a_plan_of_what_cannot_go_on_is_refused_as_the_sweep_is(tmp_path: Path, 
     assert "of 20260102-000000-bbbb had the fingerprint 0000" in capsys.readouterr().err
     assert run(["sweep", file, "000000-aaaa", "--more", "1", "--plan"]) == ExitCode.DATA
     assert "of 20260101-000000-aaaa had the fingerprint 0000" in capsys.readouterr().err
+    run_folder = RunFolder(tmp_path / "runs" / "s" / "20260103-000000-cccc")
+    status = RunStatus(run_folder.path.name, "s", status="interrupted", tags=tags)
+    run_folder.create(status, dump_resolved(load_run(Path(file))))
+    assert run(["train", file, "--resume", status.id, "--plan"]) == ExitCode.DATA
+    other = ["--set", "solver.lr=0.5", "--plan"]
+    assert run(["train", file, "--resume", status.id, *other]) == ExitCode.USAGE
+    capsys.readouterr()
     said = "say what to do with this sweep: --resume"
     no_name = "takes no sweep; leave the name out"
     for arguments, told in (

@@ -149,7 +149,7 @@ def test_what_varied_before_counts_where_it_was_as_in_the_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nothing", "sweep.start_from.0: nothing: nothing: no such run"),
+        ("nothing", "sweep.start_from.0: nothing: no such run"),
         ("20260101-000000-aaaa-00", "is no sweep; `boxseg runs ls` lists them"),
         ("old", "none of its trials has a value yet; widen the space, or leave the sweep out"),
     ],

@@ -251,9 +251,15 @@ def test_a_plan_tells_how_many_settings_there_are_and_that_none_is_run_twice(tmp
     space = {"qam.k_top": {"randint": [1, 4]}, "qam.fusion": {"choice": ["vote", "weighted"]}}
     plan = make_plan(make_sweep_spec(tmp_path, trials=10, seeds=[0, 1], space=space))
     assert (plan.settings, plan.trials) == (6, 12)
-    assert [text for text in plan.warnings if "sweep.trials 10 is more than there is" in text]
+    assert [
+        text
+        for text in plan.warnings
+        if "settings to try: 10, but sweep.space has no more than 6" in text
+    ]
     few = make_plan(make_sweep_spec(tmp_path, trials=4, space=space))
     assert (few.settings, few.trials, few.warnings) == (6, 4, [])
+    tried = make_sweep_spec(tmp_path, points=[{"qam.k_top": 2}], space=space)
+    assert [make_plan(tried, ended=ended).tried_first for ended in (0, 1)] == [["k_top=2"], []]
     endless = make_plan(make_sweep_spec(tmp_path, space={"qam.iou_thr": {"uniform": [0.1, 0.9]}}))
     assert (endless.settings, endless.trials) == (None, 8)
 

@@ -199,6 +199,9 @@ def test_seeds_are_added_and_none_is_lost(tmp_path):
     assert extend_sweep(smaller, folder).sweep.seeds == [5, 7]
     with pytest.raises(ConfigError, match="has ended; try more"):
         find_sweep(smaller, "resume")
+    point = make_spec(tmp_path, sweep=sweep | {"points": [{"qam.k_top": 2}]})
+    with pytest.raises(ConfigError, match=r"sweep\.points alone .* sweep\.trials: raise those"):
+        find_sweep(point, "resume")
     with pytest.raises(ConfigError, match=r"seeds \[7, 8\] leaves out some of \[5, 7\].*--new"):
         find_sweep(make_spec(tmp_path, sweep=sweep | {"seeds": [7, 8]}), "resume")
 
@@ -291,7 +294,11 @@ def test_auto_resume_begins_goes_on_and_runs_again_what_failed(tmp_path):
     sweep.update(status="finished")
     assert way_on(spec) == "retry_failed"
     failed.update(status="finished")
+    write_atomic(sweep.config_path, dump_resolved(spec))
     assert way_on(spec) is None
+    seeds = {"sweep": {**spec.sweep.model_dump(exclude_defaults=True), "seeds": [0, 1]}}
+    assert way_on(make_spec(tmp_path, **seeds)) == "resume", "the file asks for more"
+    assert way_on(make_spec(tmp_path, **seeds, solver={"lr": 1e-5})) is None, "another sweep"
 
 
 @pytest.mark.parametrize("status", ["created", "interrupted", "failed"])
