@@ -76,12 +76,12 @@ class Recorder:
         return [report.metrics["train/loss"] for report in self.steps]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recorder():
     return Recorder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config():
     def make(**changes) -> BoxSegConfig:
         return BoxSegConfig.model_validate(merge(TINY, changes))

@@ -38,7 +38,7 @@ def trained(folder, device, method="full", **over):
     trainer, batch = build(SMALL, method, folder, device, model=TINY, **over)
     for group in trainer.optimizer.param_groups:
         group["fused"] = False  # known for real devices only
-    for _ in range(3):  # with peers in the bank from the second on
+    for _ in range(2):  # with peers in the bank at the second
         metrics = optimise(trainer, batch, STEP)
     return trainer, batch, metrics
 

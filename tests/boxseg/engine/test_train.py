@@ -1,7 +1,9 @@
 """The whole loop on a handful of generated pictures."""
 
+import functools
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -32,7 +34,7 @@ def assert_equal(left, right):
         torch.testing.assert_close(left[name], right[name], rtol=0, atol=0, msg=name)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run(tiny_config, recorder, data_root):
     def start(folder, *, stop_at=None, **changes):
         reporter = recorder(stop_at)
@@ -46,9 +48,21 @@ def run(tiny_config, recorder, data_root):
     return start
 
 
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory):
+    """The folder of the whole run of a method, which stays as it is, with the run's result and reporter."""
+
+    @functools.cache
+    def of(method="full"):
+        folder = tmp_path_factory.mktemp(method)
+        return folder, *run(folder, method=method)
+
+    return of
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_with_finite_losses(run, tmp_path, method):
-    result, reporter = run(tmp_path, method=method)
+def test_every_method_trains_with_finite_losses(finished, method):
+    _, result, reporter = finished(method)
     assert result.step == 6
     assert len(reporter.steps) == 6
     assert all(
@@ -60,10 +74,10 @@ def test_every_method_trains_with_finite_losses(run, tmp_path, method):
     assert ("qam/coverage" in reporter.steps[0].metrics) == (method not in WITHOUT_TEACHER)
 
 
-def test_without_pseudo_losses_and_copy_paste_the_run_is_boxinst(run, tmp_path):
-    run(tmp_path / "boxinst", method="boxinst")
-    run(tmp_path / "silenced", loss={"mask_weight": 0.0, "aff_weight": 0.0}, pc={"on": False})
-    assert_equal(weights(tmp_path / "boxinst"), weights(tmp_path / "silenced"))
+def test_without_pseudo_losses_and_copy_paste_the_run_is_boxinst(run, finished, tmp_path):
+    boxinst, *_ = finished("boxinst")
+    run(tmp_path, loss={"mask_weight": 0.0, "aff_weight": 0.0}, pc={"on": False})
+    assert_equal(weights(boxinst), weights(tmp_path))
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(run, tmp_path):
@@ -75,16 +89,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(run, tmp
 
 
 @pytest.mark.parametrize("stop_at", [2, 3, 5])
-def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, stop_at):
-    whole, whole_reporter = run(tmp_path / "whole")
-    first, _ = run(tmp_path / "parts", stop_at=stop_at)
+def test_interrupted_and_resumed_equals_uninterrupted(run, finished, tmp_path, stop_at):
+    folder, whole, whole_reporter = finished()
+    first, _ = run(tmp_path, stop_at=stop_at)
     assert first.step == stop_at
-    second, second_reporter = run(tmp_path / "parts")
+    second, second_reporter = run(tmp_path)
     assert second.step == 6
     assert second_reporter.losses() == whole_reporter.losses()[stop_at:]
     assert second.metrics == whole.metrics
     for network in ("student", "teacher"):
-        assert_equal(weights(tmp_path / "whole", network), weights(tmp_path / "parts", network))
+        assert_equal(weights(folder, network), weights(tmp_path, network))
 
 
 def test_checkpoints_between_evaluations_bound_what_a_kill_costs(run, tmp_path, monkeypatch):
@@ -107,9 +121,11 @@ def test_checkpoints_between_evaluations_bound_what_a_kill_costs(run, tmp_path, 
     assert checkpoint.find_best(tmp_path / "parts/checkpoints").name == "step-00000006"
 
 
-def test_a_finished_run_started_again_reports_its_metrics_and_trains_no_step(run, tmp_path):
-    first, _ = run(tmp_path)
-    second, reporter = run(tmp_path)
+def test_a_finished_run_started_again_reports_its_metrics_and_trains_no_step(
+    run, finished, tmp_path
+):
+    folder, first, _ = finished()
+    second, reporter = run(copy_of(folder, tmp_path))
     assert reporter.steps == []
     assert second == first
 
@@ -134,10 +150,14 @@ def test_a_resumed_run_tells_again_of_the_evaluation_that_it_goes_on_from(run, t
     ]
 
 
-def test_a_checkpoint_beyond_the_schedule_is_refused(run, tmp_path):
-    run(tmp_path)
+def test_a_checkpoint_beyond_the_schedule_is_refused(run, finished, tmp_path):
+    folder, *_ = finished()
     with pytest.raises(CheckpointError, match=r"at step 6, beyond train.steps 4"):
-        run(tmp_path, train={"steps": 4})
+        run(copy_of(folder, tmp_path), train={"steps": 4})
+
+
+def copy_of(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy", symlinks=True)
 
 
 @pytest.mark.parametrize(
@@ -158,12 +178,12 @@ def test_panels_show_what_the_teacher_says_where_there_is_one(
     assert [row.quality is not None for row in drawn] == [labelled] * len(drawn)
 
 
-def test_best_and_last_checkpoints_and_panels_are_left_behind(run, tmp_path):
-    _, reporter = run(tmp_path)
+def test_best_and_last_checkpoints_and_panels_are_left_behind(finished):
+    folder, _, reporter = finished()
     assert [report.step for report in reporter.evals] == [3, 6]
-    assert (tmp_path / "checkpoints" / "best" / "student.safetensors").exists()
-    assert checkpoint.load_about(tmp_path / "checkpoints" / "last")["step"] == 6
-    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+    assert (folder / "checkpoints" / "best" / "student.safetensors").exists()
+    assert checkpoint.load_about(folder / "checkpoints" / "last")["step"] == 6
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [
         "step-00000003.png",
         "step-00000006.png",
     ]
@@ -289,17 +309,17 @@ def test_supervised_refuses_boxes_without_masks(run, tmp_path, data_root, tiny_c
 
 @pytest.mark.parametrize("method", ["boxinst", "full"])
 def test_masks_in_the_file_change_nothing_unless_they_are_to_be_used(
-    run, tmp_path, data_root, tiny_config, method
+    run, finished, tmp_path, data_root, tiny_config, method
 ):
     train, _ = ensure_toy(data_root, tiny_config().data.toy)
     boxes = without_masks(train.annotations, tmp_path / "boxes.json")
-    run(tmp_path / "with", method=method)
+    with_masks, *_ = finished(method)
     run(
         tmp_path / "without",
         method=method,
         data={"train": {"images": train.images, "annotations": boxes}},
     )
-    assert_equal(weights(tmp_path / "with"), weights(tmp_path / "without"))
+    assert_equal(weights(with_masks), weights(tmp_path / "without"))
 
 
 def test_mixed_supervision_teaches_the_boxes_that_have_a_mask(
