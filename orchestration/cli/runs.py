@@ -13,7 +13,7 @@ import typer
 from boxseg.errors import ConfigError
 from orchestration.cli.options import AsJson, Storage
 from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
-from orchestration.store.places import shown
+from orchestration.store.places import address_of, shown
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def list_all(
             (
                 *(each.id, each.name, each.kind, each.status, each.step),
                 *_shown(each, SHOWN_METRICS),
-                *(_began(each), each.folder, _why(each)),
+                *(_began(each), _place(each), _why(each)),
             )
             for each in found
         ],
@@ -229,6 +229,11 @@ def _deciding_metrics(table: SweepTable | None) -> dict[str, str]:
     return {metric: metric for metric in metrics if metric not in SHOWN_METRICS.values()}
 
 
+def _place(status: RunStatus) -> str:
+    """The run's folder, or its address in a store."""
+    return address_of(Path(status.folder)) or status.folder
+
+
 def _began(status: RunStatus) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(status.created))
 
@@ -240,7 +245,7 @@ def _summary(status: RunStatus) -> list[tuple[str, Any]]:
     pairs = {
         "step": f"{status.step} of {status.steps}" if status.steps else status.step,
         "time": show_duration(ended - status.started) if status.started else None,
-        "folder": status.folder,
+        "folder": _place(status),
         "failure": f"{status.failure.kind}: {status.failure.text}" if status.failure else None,
         "report": page if page.exists() else None,
         "start": status.start or None,

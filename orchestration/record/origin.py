@@ -29,7 +29,7 @@ from orchestration.record.records import RULES, DamagedError, read_record, tell_
 from orchestration.record.run_folder import RunFolder
 from orchestration.secret_text import hide, hide_in_patch
 from orchestration.store.data import fetch_annotations
-from orchestration.store.places import named
+from orchestration.store.places import address_of, named
 
 IMAGES = "images.json"
 """Name in the folder of a run or sweep."""
@@ -209,13 +209,13 @@ def check_same_data(
         )
     for folder, first in zip(_image_folders(spec), _read_prints(original), strict=True):
         now_there = take_prints(folder, list(first))
-        changed = [name for name, text in first.items() if now_there.get(name) != text]
-        # a driver need not see the images that the nodes have
-        if changed and now_there:
+        # what is gone, others tell; a driver need not even see the images that the nodes have
+        changed = [name for name, text in now_there.items() if first[name] != text]
+        if changed:
             more = " …" if len(changed) > SHOWN_NAMES else ""
             raise DataError(
-                f"{folder}: {len(changed)} of {len(first)} images of {status.id} have changed, or are gone, since it "
-                f"began ({', '.join(changed[:SHOWN_NAMES])}{more}); put the old files back, or {otherwise}"
+                f"{folder}: {len(changed)} of {len(first)} images of {status.id} have changed since it began "
+                f"({', '.join(changed[:SHOWN_NAMES])}{more}); put the old files back, or {otherwise}"
             )
 
 
@@ -232,7 +232,7 @@ class _Images:
 def write_prints(folder: RunFolder, spec: RunSpec) -> None:
     """Keep by what the images of a run or sweep are known again, as `images.json`, unless it is there.
 
-    Images that boxseg draws itself are none of them.
+    Images that boxseg draws itself are none of them, nor those of a store, whose objects have versions.
     """
     path = folder.path / IMAGES
     if path.exists():
@@ -241,7 +241,7 @@ def write_prints(folder: RunFolder, spec: RunSpec) -> None:
     for source in (spec.data.train, spec.data.val):
         # no more is asked of the file than that: what is wrong with it, others tell
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            if source != "toy":
+            if source != "toy" and address_of(source.images.absolute()) is None:
                 images = json.loads(source.annotations.read_bytes())["images"]
                 prints.append(take_prints(source.images, [each["file_name"] for each in images]))
                 continue

@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 
 from boxseg.errors import ConfigError
+from orchestration.cli.app import run
+from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.store.places import address_of, shown, storage_folder
 
 
@@ -56,3 +58,13 @@ def test_a_link_above_the_folders_changes_nothing(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("BOXSEG_CACHE", str(tmp_path / "link"))
     assert address_of((tmp_path / "real/stores/s3/b/runs").resolve()) == "s3://b/runs"
     assert address_of(storage_folder("s3://b/runs")) == "s3://b/runs"
+
+
+def test_runs_of_a_store_are_listed_by_their_address(monkeypatch, capsys):
+    folder = storage_folder("s3://bucket/runs") / "toy" / "20260101-000000-aaaa"
+    RunFolder(folder).create(RunStatus(folder.name, "toy", status="finished"), "")
+    # the store itself is not asked
+    monkeypatch.setattr("orchestration.record.find_runs.refresh", lambda storage: None)
+    monkeypatch.setattr("orchestration.record.find_runs.pull_tree", lambda path: None)
+    assert run(["runs", "show", folder.name, "--storage", "s3://bucket/runs"]) == 0
+    assert f"s3://bucket/runs/toy/{folder.name}" in capsys.readouterr().out
