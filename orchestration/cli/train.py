@@ -15,12 +15,10 @@ from orchestration.cli.output import print_json, print_pairs, say
 from orchestration.errors import ExitCode, exit_code_for
 from orchestration.store.places import shown
 from orchestration.terminal import leave_gone_terminal
-from orchestration.words import show_bytes, show_duration
 
 if TYPE_CHECKING:
     from orchestration.config.spec import RunSpec, SweepSpec
     from orchestration.execute.sweep import SweepResult
-    from orchestration.planning.plan import DataPlan, Plan
     from orchestration.record.resume import Start
     from orchestration.record.trial import TrialStatus
 
@@ -183,7 +181,9 @@ def sweep(
         if plan:
             spec = spec.trying(known.points)
     if plan:
-        spec, ended = _extended(spec, start, earlier, more or 0) if goes_on else (spec, 0)
+        from orchestration.planning.plan import as_it_goes_on
+
+        spec, ended = as_it_goes_on(spec, start, earlier, more or 0) if goes_on else (spec, 0)
         _print_plan(spec, as_json, ended)
         return
     from orchestration.planning.preflight import check
@@ -256,22 +256,6 @@ def _check_resume(spec: RunSpec, name: str) -> None:
     check_resumable(spec, folder, name)
     way_out = "start a new run without --resume"
     check_same_data(folder, spec, look_at_data(spec), otherwise=way_out)
-
-
-def _extended(
-    spec: SweepSpec, start: Start | None, earlier: str | None, more: int
-) -> tuple[SweepSpec, int]:
-    """What an earlier sweep would go on with, and how many of its trials have ended; refused as it would be."""
-    from orchestration.record.journal import count_ended
-    from orchestration.record.origin import check_same_data, look_at_data
-    from orchestration.record.resume import OTHER_SWEEP, extend_sweep, find_sweep
-
-    folder = find_sweep(spec, start, earlier)
-    if folder is None:
-        return spec, 0
-    check_same_data(folder, spec, look_at_data(spec), otherwise=OTHER_SWEEP)
-    extended = extend_sweep(spec, folder, more)
-    return extended, count_ended(folder, extended.sweep, retry_failed=start == "retry_failed")
 
 
 def _end_sweep(result: SweepResult) -> None:
@@ -376,13 +360,13 @@ def _warn(spec: RunSpec) -> None:
 
 
 def _print_plan(spec: RunSpec, as_json: bool, ended: int = 0) -> None:
-    from orchestration.planning.plan import make_plan
+    from orchestration.planning.plan import make_plan, plan_rows
 
     plan = make_plan(spec, ended=ended)
     if as_json:
         print_json(plan)
     else:
-        print_pairs(_plan_lines(plan))
+        print_pairs(plan_rows(plan))
     for told in plan.warnings:
         say(f"warning: {told}")
     for fault in plan.faults:
@@ -390,53 +374,3 @@ def _print_plan(spec: RunSpec, as_json: bool, ended: int = 0) -> None:
     if plan.faults:
         # the fault that the run itself would end with
         raise typer.Exit(exit_code_for(plan.faults[0]))
-
-
-def _plan_lines(plan: Plan) -> list[tuple[str, Any]]:
-    epochs = "" if plan.epochs is None else f", {plan.epochs:.3g} epochs"
-    concurrency = (
-        "as many as the cluster holds"
-        if plan.concurrency is None
-        else f"{plan.concurrency} at a time"
-    )
-    ended = f", of which {plan.ended} have ended" if plan.ended else ""
-    time = "" if plan.seconds is None else f"about {show_duration(plan.seconds)}, "
-    memory = (
-        "" if plan.gpu_bytes is None else f"about {show_bytes(plan.gpu_bytes)} for each worker, "
-    )
-    disk = (
-        "" if plan.disk_bytes is None else f"about {show_bytes(plan.disk_bytes)}, as measured in "
-    )
-    return [
-        (plan.kind, plan.name),
-        ("train data", _data_line(plan.train)),
-        ("val data", _data_line(plan.val)),
-        *([("space", f"{plan.settings or 'no end of'} settings")] if plan.kind == "sweep" else []),
-        *([("tried first", "; ".join(plan.tried_first))] if plan.tried_first else []),
-        (
-            "trials",
-            f"{plan.trials}{ended}, {concurrency}" if plan.kind == "sweep" else plan.trials,
-        ),
-        ("workers", f"{plan.workers} in each trial" if plan.kind == "sweep" else plan.workers),
-        ("steps", f"{plan.steps}{epochs}"),
-        ("time", time + plan.time_basis),
-        *([("price", _price_line(plan))] if plan.price is not None else []),
-        *([("GPU memory", memory + plan.gpu_basis)] if plan.gpu_basis else []),
-        ("disk", f"{disk}{plan.disk_basis}; {show_bytes(plan.free_bytes)} free"),
-        ("storage", shown(plan.storage)),
-    ]
-
-
-def _price_line(plan: Plan) -> str:
-    assert plan.price is not None
-    assert plan.gpu_h is not None
-    early = ", less what early stopping saves" if plan.kind == "sweep" else ""
-    return f"about {plan.price:.2f} for {plan.gpu_h:.3g} GPU hours{early}"
-
-
-def _data_line(data: DataPlan) -> str:
-    if data.images is None:
-        return f"{data.source}: not usable"
-    if data.boxes is None:
-        return f"{data.source}: {data.images} images, drawn on first use"
-    return f"{data.source}: {data.images} images, {data.boxes} boxes, {data.classes} classes"

@@ -22,10 +22,14 @@ from orchestration.planning import preflight
 from orchestration.planning.cores import count_cpus
 from orchestration.planning.estimate import ON_RECORD, Estimate, estimate, estimate_on_cpu
 from orchestration.record.find_runs import list_runs
+from orchestration.record.journal import count_ended
+from orchestration.record.origin import check_same_data, look_at_data
+from orchestration.record.resume import OTHER_SWEEP, Start, extend_sweep, find_sweep
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.record.table import describe
 from orchestration.store.data import fetch_annotations
-from orchestration.store.places import named
+from orchestration.store.places import named, shown
+from orchestration.words import show_bytes, show_duration
 
 UNKNOWN = "unknown: no earlier run of this name and size under storage; run one short run first"
 
@@ -158,6 +162,29 @@ def make_plan(spec: RunSpec, *, ended: int = 0) -> Plan:
     )
 
 
+def as_it_goes_on(
+    spec: SweepSpec, start: Start | None, earlier: str | None, more: int
+) -> tuple[SweepSpec, int]:
+    """What an earlier sweep would go on with, and how many of its trials have ended; refused as it would be.
+
+    Args:
+        spec: Settings of the file.
+        start: What to do with the earlier sweep.
+        earlier: Its id, folder or name; null: the newest one of the file's name.
+        more: Settings to try besides.
+
+    Raises:
+        ConfigError: there is no such sweep, or it cannot go on so.
+        DataError: its annotation files are others now.
+    """
+    folder = find_sweep(spec, start, earlier)
+    if folder is None:
+        return spec, 0
+    check_same_data(folder, spec, look_at_data(spec), otherwise=OTHER_SWEEP)
+    extended = extend_sweep(spec, folder, more)
+    return extended, count_ended(folder, extended.sweep, retry_failed=start == "retry_failed")
+
+
 def _tried_first(spec: RunSpec) -> list[str]:
     points = spec.sweep.points if isinstance(spec, SweepSpec) else []
     return [describe(point) for point in points]
@@ -250,3 +277,54 @@ def _checkpoint_size(earlier: list[RunStatus]) -> tuple[int | None, str]:
         if size:
             return 3 * size, f"run {run.id}, the best checkpoint and the last two of each trial"
     return None, UNKNOWN
+
+
+def plan_rows(plan: Plan) -> list[tuple[str, Any]]:
+    """What and how much, for people."""
+    epochs = "" if plan.epochs is None else f", {plan.epochs:.3g} epochs"
+    concurrency = (
+        "as many as the cluster holds"
+        if plan.concurrency is None
+        else f"{plan.concurrency} at a time"
+    )
+    ended = f", of which {plan.ended} have ended" if plan.ended else ""
+    time = "" if plan.seconds is None else f"about {show_duration(plan.seconds)}, "
+    memory = (
+        "" if plan.gpu_bytes is None else f"about {show_bytes(plan.gpu_bytes)} for each worker, "
+    )
+    disk = (
+        "" if plan.disk_bytes is None else f"about {show_bytes(plan.disk_bytes)}, as measured in "
+    )
+    return [
+        (plan.kind, plan.name),
+        ("train data", _data_text(plan.train)),
+        ("val data", _data_text(plan.val)),
+        *([("space", f"{plan.settings or 'no end of'} settings")] if plan.kind == "sweep" else []),
+        *([("tried first", "; ".join(plan.tried_first))] if plan.tried_first else []),
+        (
+            "trials",
+            f"{plan.trials}{ended}, {concurrency}" if plan.kind == "sweep" else plan.trials,
+        ),
+        ("workers", f"{plan.workers} in each trial" if plan.kind == "sweep" else plan.workers),
+        ("steps", f"{plan.steps}{epochs}"),
+        ("time", time + plan.time_basis),
+        *([("price", _price_text(plan))] if plan.price is not None else []),
+        *([("GPU memory", memory + plan.gpu_basis)] if plan.gpu_basis else []),
+        ("disk", f"{disk}{plan.disk_basis}; {show_bytes(plan.free_bytes)} free"),
+        ("storage", shown(plan.storage)),
+    ]
+
+
+def _price_text(plan: Plan) -> str:
+    assert plan.price is not None
+    assert plan.gpu_h is not None
+    early = ", less what early stopping saves" if plan.kind == "sweep" else ""
+    return f"about {plan.price:.2f} for {plan.gpu_h:.3g} GPU hours{early}"
+
+
+def _data_text(data: DataPlan) -> str:
+    if data.images is None:
+        return f"{data.source}: not usable"
+    if data.boxes is None:
+        return f"{data.source}: {data.images} images, drawn on first use"
+    return f"{data.source}: {data.images} images, {data.boxes} boxes, {data.classes} classes"
