@@ -12,10 +12,10 @@ from torch import Tensor
 from boxseg.label.parts import box_fits
 from boxseg.mask_parts import MaskPart
 from boxseg.ops.pixels import (
+    COLORS,
     BoolArray,
     ColorArray,
     FloatArray,
-    box_distance,
     box_fit,
     pixels_of_box,
     resize,
@@ -30,10 +30,8 @@ SHARP_SIDE = 256
 """A cut that can be trusted is made again with so many pixels at most."""
 BAND = 1.5
 """Pixels of the first cut, to both sides of its outline, that the second one decides about."""
-HOLLOW = 0.5
-"""A ring starts at this distance from the middle of its box, see `box_distance`."""
-HOLLOW_SEPARATION = 0.95
-"""A hole is a bold claim: colours must tell it better."""
+OWN_COLORS_WIN = 0.1
+"""So much more separation makes up for a start that knows less: see `_cut`."""
 ROUNDS = 5
 """Of GrabCut; a second cut has one."""
 CLEAN_SEPARATION = 0.85
@@ -105,16 +103,22 @@ def _longer_side(box: FloatArray) -> float:
 
 
 def _cut(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
-    """The cut that starts from the whole box, unless that is not clean and one that starts from a ring is."""
+    """The cut that starts from the whole box, or the one that starts from its own colours where that tells more apart.
+
+    GrabCut rarely opens holes by itself, or finds a thin thing in a large box: whatever it starts with as the object
+    teaches it the colours of the object. What there is less of in the box than around it is a better start there.
+    """
     inside = pixels_of_box(box, picture.shape[:2])
     color = sort_colors(to_lab(picture))
-    full = _cut_from(picture, color, inside, inside)
-    if full.is_clean:
-        return full
-    # GrabCut rarely finds the hole of a ring by itself: its middle starts as the object's colour.
-    ring = inside & (box_distance(box, picture.shape[:2]) >= HOLLOW)
-    hollow = _cut_from(picture, color, inside, ring)
-    return hollow if hollow.is_clean and hollow.separation >= HOLLOW_SEPARATION else full
+    whole = _cut_from(picture, color, inside, inside)
+    shares = [
+        np.bincount(color[region], minlength=COLORS) / max(region.sum(), 1)
+        for region in (inside, ~inside)
+    ]
+    of_box = inside & (shares[0] > shares[1])[color]
+    own = _cut_from(picture, color, inside, of_box)
+    wins = own.fit >= CLEAN_FIT and own.separation >= whole.separation + OWN_COLORS_WIN
+    return own if wins else whole
 
 
 def _cut_from(
