@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.around import annotations, evaluation, loading, saving
 from benchmarks.commands import fixed_costs
+from benchmarks.domains import domains
 from benchmarks.gpu.run import PARTS as GPU_PARTS
 from benchmarks.gpu.run import measure_gpu
 from benchmarks.harness import Table, write_json
@@ -59,7 +60,9 @@ def main() -> None:
         help="Markdown file whose blocks <!-- PART --> … <!-- end --> are filled",
     )
     parser.add_argument(
-        "--minutes", type=float, help="of each run of outcome (20), or of gpu as a whole (8)"
+        "--minutes",
+        type=float,
+        help="of each run of outcome and domains (20), or of gpu as a whole (8)",
     )
     gpu = parser.add_argument_group("gpu")
     gpu.add_argument(
@@ -151,10 +154,11 @@ PARTS: dict[str, Part] = {
     "outcome": lambda _, o: outcome(o),
     "quality": lambda _, o: quality(o),
     "jitter": lambda _, o: jitter(o),
+    "domains": lambda _, o: domains(o),
 }
 """What each part measures, by its name on the command line."""
-USUAL = [name for name in PARTS if name not in {"outcome", "quality", "jitter"}]
-"""Parts that need no data of their own."""
+USUAL = [name for name in PARTS if name not in {"outcome", "quality", "jitter", "domains"}]
+"""Parts that take minutes, on data of the project's own."""
 
 
 if __name__ == "__main__":

@@ -34,13 +34,11 @@ from boxseg.label.sources import (
 from orchestration.record.files import digest
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-SETS = {
-    "pennfudan": ("train_boxes", "val"),
-    "animals": ("train_boxes", "val"),
-    "nuclei": ("train_boxes", "val"),
-    "coco-mini": ("train_boxes_super12", "val_super12"),
-}
-"""Data set -> annotation files of the boxes to learn from and of those to label, whose masks are measured with."""
+SETS = ("pennfudan", "animals", "nuclei", "coco-mini")
+SPLITS = {"coco-mini": ("train_boxes_super12", "val_super12")}
+"""Annotation files of the boxes to learn from and of those to label, whose masks are measured with."""
+USUAL_SPLITS = ("train_boxes", "val")
+"""Of all other sets."""
 SIMPLE: dict[str, BatchSource] = {
     "filled box": one_by_one(from_boxes),
     "GrabCut": one_by_one(from_grabcut),
@@ -121,7 +119,7 @@ def outcome(options: argparse.Namespace) -> list[Table]:
 
 def val_data(folder: Path, name: str) -> CocoBoxes | None:
     """The validation boxes of a set, with their masks; None where it is not there."""
-    path = folder / "annotations" / f"{SETS[name][1]}.json"
+    path = folder / "annotations" / f"{SPLITS.get(name, USUAL_SPLITS)[1]}.json"
     return (
         CocoBoxes(CocoSource(images=folder / "images", annotations=path), train=False)
         if path.exists()
@@ -144,7 +142,10 @@ def _label(options: argparse.Namespace, name: str, seed: int) -> Outcome:
             )
         return Outcome(**content["outcome"])
     went_on = folder.exists()
-    train, val = (options.data / name / "annotations" / f"{split}.json" for split in SETS[name])
+    train, val = (
+        options.data / name / "annotations" / f"{split}.json"
+        for split in SPLITS.get(name, USUAL_SPLITS)
+    )
     settings = [f"train.seed={seed}", f"resources.cpus_per_worker={options.threads}", *options.set]
     command = [
         *BOXSEG,

@@ -14,7 +14,7 @@ from benchmarks import outcome as bench
 @pytest.fixture
 def options(tmp_path):
     """For one data set of rings, whose labels are not made by training."""
-    for split, seed in zip(bench.SETS["nuclei"], (0, 1), strict=True):
+    for split, seed in zip(bench.USUAL_SPLITS, (0, 1), strict=True):
         drawn = write_set(tmp_path / split, KINDS["rings"], images=3, seed=seed)
         folder = tmp_path / "data/nuclei/annotations"
         folder.mkdir(parents=True, exist_ok=True)

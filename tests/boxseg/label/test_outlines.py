@@ -182,6 +182,17 @@ def test_a_ring_on_a_busy_picture_is_cut_with_its_hole():
     assert iou(cut.mask, ring) > 0.97
 
 
+def test_the_holes_of_thin_strokes_stay_open():
+    steps = np.arange(60) + 0.5
+    distances = [np.hypot(steps[None] - 30, steps[:, None] - middle) for middle in (21, 38)]
+    eight = np.logical_or.reduce([np.abs(distance - 8.5) <= 1.2 for distance in distances])
+    picture = np.where(eight[..., None], (60, 190, 200), (150, 115, 70))
+    picture = picture + np.random.default_rng(1).normal(0, 5, picture.shape)
+    cut = cut_by_colors(picture.clip(0, 255).astype(np.uint8), box_of(eight))
+    assert cut.is_clean
+    assert iou(cut.mask, eight) > 0.97
+
+
 def test_a_cut_of_noise_is_not_trusted():
     picture = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
     assert not cut_by_colors(picture, np.array([15, 15, 45, 45], dtype=np.float32)).is_clean
