@@ -49,7 +49,9 @@ BOXES_ALONE = "read box AP, or add `segmentation`"
 logger = logging.getLogger(__name__)
 
 
-def require_usable(source: CocoSource, *, training: bool, use_masks: bool = False) -> list[Fault]:
+def require_usable(
+    source: CocoSource, *, training: bool, use_masks: bool = False, open_images: bool = True
+) -> list[Fault]:
     """Check a source and refuse one that cannot be used; faults that are not fatal are logged and returned.
 
     That nobody has drawn masks is returned and not logged.
@@ -58,11 +60,12 @@ def require_usable(source: CocoSource, *, training: bool, use_masks: bool = Fals
         source: Images and annotation file.
         training: Whether it is to be trained on (see `check_source`).
         use_masks: Whether training uses drawn masks (see `check_source`).
+        open_images: Whether the images are on this machine (see `check_source`).
 
     Raises:
         DataError: at least one fatal fault; its text has the first few and their number.
     """
-    faults = check_source(source, training=training, use_masks=use_masks)
+    faults = check_source(source, training=training, use_masks=use_masks, open_images=open_images)
     for fault in faults:
         if not fault.fatal and fault.way_out != BOXES_ALONE:
             logger.warning("%s", fault)
@@ -86,6 +89,7 @@ def check_source(
     use_masks: bool = False,
     decode: bool = False,
     look_at_masks: bool = False,
+    open_images: bool = True,
 ) -> list[Fault]:
     """Everything that is wrong with a data set: first the annotation file, then its entries, then the images.
 
@@ -98,6 +102,7 @@ def check_source(
         decode: Decode every image in full. Otherwise the header is read and the end marker looked for, and only
             suspicious files are decoded.
         look_at_masks: Report faults of masks even if nobody needs the masks; these faults are not fatal.
+        open_images: False: images are on other machines, and only the annotation file is looked at.
 
     Returns:
         The first few faults of each kind, of which the last has the number of the others; empty for a sound data set.
@@ -117,7 +122,7 @@ def check_source(
             duplicate_faults(path, content),
             _amount_faults(path, content, training=training, use_masks=use_masks),
             _entry_faults(source, content, training=training, needs_masks=needs_masks),
-            picture_faults(source.images, content["images"], decode=decode),
+            picture_faults(source.images, content["images"], decode=decode) if open_images else [],
         )
     )
 

@@ -23,6 +23,12 @@ DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 def dump_resolved(spec: RunSpec) -> str:
     """All settings as YAML that loads again to an equal spec, without `notify`: an address may hold a token."""
+    values = _plain_values(spec)
+    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+def _plain_values(spec: RunSpec) -> dict[str, Any]:
+    """All settings but `notify`, with addresses of stores as they were written."""
     values = spec.model_dump(mode="json", exclude={"notify"})
     # it will be read from other folders than this one
     values["storage"] = shown(spec.storage)
@@ -32,7 +38,7 @@ def dump_resolved(spec: RunSpec) -> str:
             values["data"][name] = places
     if spec.model.start_from is not None and (address := address_of(spec.model.start_from)):
         values["model"]["start_from"] = address
-    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+    return values
 
 
 COPY_BACK = "put a copy back (MLflow keeps one as an artifact of the run), or start a new run"
@@ -125,7 +131,7 @@ def params_of(resolved: dict[str, Any]) -> dict[str, str | int | float | bool]:
     if not isinstance(sweep, dict):
         raise ValueError("sweep is no group of settings")
     params: dict[str, str | int | float | bool] = {}
-    for name, value in leaves(spec.model_dump(mode="json", exclude={"notify"})):
+    for name, value in leaves(_plain_values(spec)):
         if value is None:
             params[name] = "null"
         elif isinstance(value, str | int | float):

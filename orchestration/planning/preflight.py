@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from boxseg.coco.checks import MASK_AP_RULE, require_usable
+from boxseg.coco.faults import Fault
 from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import take_fingerprint
 from boxseg.data.misfits import find_misfits, find_shared
@@ -25,7 +26,7 @@ from orchestration.planning.cores import count_cpus
 from orchestration.record.find_runs import find_start
 from orchestration.store.client import place_of
 from orchestration.store.data import fetch_annotations
-from orchestration.store.places import address_of
+from orchestration.store.places import address_of, named
 
 UNUSED_VARIABLES = {
     "MLFLOW_TRACKING_URI": "tracking.uri",
@@ -348,9 +349,21 @@ def _check_timm_name(spec: RunSpec) -> None:
         check_timm_name(spec.model.backbone)
 
 
+def _require_usable(source: CocoSource, *, training: bool, use_masks: bool = False) -> list[Fault]:
+    """`require_usable`; images of a store go to the machines that train, and were looked for in its listing."""
+    is_here = address_of(source.images) is None
+    try:
+        return require_usable(source, training=training, use_masks=use_masks, open_images=is_here)
+    except DataError as error:
+        text = str(error)
+        for path in (source.images, source.annotations):
+            text = text.replace(str(path), named(path))
+        raise DataError(text) from error
+
+
 def _check_train_data(spec: RunSpec) -> None:
     if isinstance(spec.data.train, CocoSource):
-        require_usable(spec.data.train, training=True, use_masks=spec.data.use_masks != "never")
+        _require_usable(spec.data.train, training=True, use_masks=spec.data.use_masks != "never")
 
 
 def _check_val_data(spec: RunSpec) -> None:
@@ -360,7 +373,7 @@ def _check_val_data(spec: RunSpec) -> None:
     needs_masks = [metric for metric in decides if metric not in NEEDS_NO_MASKS]
     if spec.data.val == spec.data.train and not needs_masks:
         return  # looked at as training data, and meant to be without masks
-    faults = require_usable(spec.data.val, training=False)
+    faults = _require_usable(spec.data.val, training=False)
     missing_masks = [fault for fault in faults if fault.rule == MASK_AP_RULE]
     if missing_masks and needs_masks:
         setting, way_out = "sweep.metric", "set sweep.metric: val/box_ap"

@@ -11,16 +11,21 @@ import tarfile
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from fake_training import make_training
 from object_store import SECRET
 
 from boxseg.config.method import CocoSource, DataConfig
 from boxseg.errors import ConfigError, DataError
-from orchestration.config.resolved import dump_resolved
+from orchestration.config.resolved import dump_resolved, params_of, read_resolved
 from orchestration.config.spec import RunSpec
 from orchestration.errors import ResourceError
+from orchestration.execute.run import train_run
 from orchestration.execute.worker import Payload
+from orchestration.planning.preflight import check
+from orchestration.record.find_runs import list_runs
 from orchestration.store import client
 from orchestration.store import data as store_data
 from orchestration.store.client import Store, StoreAwayError
@@ -33,8 +38,16 @@ def content_of(names: list[str]) -> bytes:
         {"id": number, "file_name": name, "width": 8, "height": 8}
         for number, name in enumerate(names, start=1)
     ]
+    box = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 1,
+        "bbox": [1, 1, 4, 4],
+        "area": 16,
+        "iscrowd": 0,
+    }
     categories = [{"id": 1, "name": "thing"}]
-    return json.dumps({"images": images, "annotations": [], "categories": categories}).encode()
+    return json.dumps({"images": images, "annotations": [box], "categories": categories}).encode()
 
 
 @dataclass
@@ -58,10 +71,13 @@ class Pictures:
         self.store.write(f"{self.prefix}/boxes.json", content_of(names))
 
     @property
-    def spec(self) -> RunSpec:
+    def addresses(self) -> dict[str, str]:
         place = f"s3://bucket/{self.prefix}"
-        train = {"images": f"{place}/images", "annotations": f"{place}/boxes.json"}
-        return RunSpec.model_validate({"name": "stored", "data": {"train": train}})
+        return {"images": f"{place}/images", "annotations": f"{place}/boxes.json"}
+
+    @property
+    def spec(self) -> RunSpec:
+        return RunSpec.model_validate({"name": "stored", "data": {"train": self.addresses}})
 
     @property
     def source(self) -> CocoSource:
@@ -165,6 +181,38 @@ def test_to_check_settings_one_image_is_enough(machines, pictures):
     fetch_annotations(pictures.spec)
     assert list(pictures.here()) == ["a.png"]
     assert pictures.source.annotations.is_file()
+
+
+def test_a_run_is_checked_without_its_images(machines, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check(pictures.spec)  # these pictures are none, which shows where they are opened
+    assert list(pictures.here()) == ["a.png"]
+
+
+@pytest.mark.slow
+def test_a_run_has_all_images_when_it_trains(machines, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def train(config, **options):
+        seen.append(len(list(config.data.train.images.rglob("*.png"))))
+        return make_training()(config, **options)
+
+    values = {"train": {"steps": 4, "eval_every": 2}, "resources": {"runner": "inline"}}
+    spec = RunSpec.model_validate(
+        {"name": "stored", "data": {"train": pictures.addresses, "val": pictures.addresses}}
+        | values
+    )
+    status = train_run(spec, train_fn=train, progress=False)
+    assert (status.status, seen) == ("finished", [3])
+    params = params_of(read_resolved(list_runs(Path("runs"))[0].config_path))
+    assert params["data.train.images"] == pictures.addresses["images"]
+
+
+def test_faults_of_annotations_are_told_by_their_address(machines, pictures):
+    pictures.store.write(f"{pictures.prefix}/boxes.json", b'{"images": []')
+    with pytest.raises(DataError, match=f"^s3://bucket/{pictures.prefix}/boxes.json: "):
+        check(pictures.spec)
 
 
 def test_only_what_is_missing_or_damaged_is_fetched_again(machines, pictures):
