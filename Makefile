@@ -6,13 +6,14 @@ BIN := .venv/bin
 # starts pays seconds for it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-slow check lint types ablation bench clean
+.PHONY: help install demo test test-slow cluster-test check lint types ablation bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     install and run the example sweep (generated data, no download of data or weights)"
 	@echo "make test     install with the test extra and run the fast suite"
 	@echo "make test-slow  what takes longer: real Ray clusters on this machine, several processes"
+	@echo "make cluster-test  a cluster of hosts (Linux namespaces; root, iproute2, PostgreSQL, nftables): a quarter of an hour"
 	@echo "make check    lint, types, tests"
 	@echo "make ablation  what each part of the method is worth: hours; writes docs/results.md; needs the photographs"
 	@echo "               of experiments/ablation_animals.yaml, which are not part of the project (README, 'What is varied')"
@@ -39,10 +40,13 @@ demo: .venv/.installed
 	$(BIN)/boxseg sweep experiments/qam.yaml --new
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"
 
 test-slow: .venv/.installed-test
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+cluster-test: .venv/.installed-test
+	$(BIN)/python -m pytest -rs --durations=0 --durations-min=5 tests/slow/test_hosts.py tests/slow/test_network_drills.py
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

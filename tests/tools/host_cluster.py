@@ -42,39 +42,39 @@ class HostCluster:
 
     def __init__(self, machines: Hosts, logs: Path) -> None:
         """Start all of it; nodes are `one` and `two`."""
-        self._machines, self.logs = machines, logs
+        self.machines, self.logs = machines, logs
         self._token = secrets.token_hex(32)
-        self.store, self.database, self.tracker, self.head, self.laptop = (
-            machines.add(name) for name in ("store", "database", "tracker", "head", "laptop")
+        self.store, self.database, self.tracker, self.head = (
+            machines.add(name) for name in ("store", "database", "tracker", "head")
         )
+        self.laptop = machines.add("laptop")
+        self.laptop.write("ray_token", self._token)
+        self.laptop.run(["git", "init", "--quiet", "."])
         self.nodes: dict[str, Host] = {}
         self._serve()
         self.tracking_uri = f"http://{self.tracker.address}:5000"
-        for machine in (self.head, self.laptop):
-            machine.write("ray_token", self._token)
         self.start_head()
         self.add_nodes("one", "two")
         for port, machine in ((9000, self.store), (5000, self.tracker), (8265, self.head)):
             wait_for(lambda p=port, m=machine: self.laptop.reaches(m, p), what=machine.name)  # type: ignore[misc]
-        git = ["git", "-c", "user.name=u", "-c", "user.email=u@example.org", "init", "-q", "."]
-        self.laptop.run(git)
 
     def start_head(self) -> None:
         """Start Ray on the head, which has no places for training."""
+        self.head.write("ray_token", self._token)
         self._ray(self.head, "--head", "--port=6379", "--dashboard-host=0.0.0.0", "--num-cpus=0")
         self._wait_for_ray(self.head)
 
     def add_nodes(self, *names: str) -> None:
         """More nodes, with one CPU core each; a name that was killed comes back as a new machine."""
         for name in names:
-            node = self.nodes[name] = self._machines.add(name)
+            node = self.nodes[name] = self.machines.add(name)
             node.write("ray_token", self._token)
             self._ray(node, f"--address={self.head.address}:6379", "--num-cpus=1")
         for name in names:
             self._wait_for_ray(self.nodes[name])
 
     @property
-    def _secrets(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """Of people and Ray's processes: the store with its keys, and the token."""
         return {
             "AWS_ENDPOINT_URL": f"http://{self.store.address}:9000",
@@ -86,9 +86,12 @@ class HostCluster:
 
     def boxseg(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """A command on the laptop."""
-        environment = self._secrets | {"RAY_ADDRESS": f"http://{self.head.address}:8265"}
-        command = ["python", "-m", "orchestration.cli", *arguments]
-        return self.laptop.run(command, environment=environment, timeout=timeout)
+        environment = self.environment | {"RAY_ADDRESS": f"http://{self.head.address}:8265"}
+        return self.laptop.run(
+            ["python", "-m", "orchestration.cli", *arguments],
+            environment=environment,
+            timeout=timeout,
+        )
 
     def submit(self, name: str, settings: Mapping[str, Any], *options: str) -> str:
         """Submit a sweep of these settings from the laptop, which does not wait for it; gives the job's id."""
@@ -117,10 +120,10 @@ class HostCluster:
         self.tracker.start(command, environment=quiet, log=self.logs / "tracker.log")
 
     def _ray(self, machine: Host, *options: str) -> None:
-        modes = {"RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0"}
+        of_ray = {"RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0"}
         command = ["ray", "start", "--block", "--disable-usage-stats", *options]
         command += ["--object-store-memory=100000000"]
-        machine.start(command, environment=self._secrets | modes, log=self._log_of(machine))
+        machine.start(command, environment=self.environment | of_ray, log=self._log_of(machine))
 
     def _wait_for_ray(self, machine: Host) -> None:
         log = self._log_of(machine)

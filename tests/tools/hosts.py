@@ -56,9 +56,10 @@ cat <&3 > /dev/null & wait $!
 class Host:
     """A machine, until it is killed."""
 
-    def __init__(self, name: str, address: str, switch: subprocess.Popen[bytes]) -> None:
-        """Start it and plug it in."""
-        self.name, self.address, self._switch = name, address, switch
+    def __init__(self, name: str, number: int, switch: subprocess.Popen[bytes]) -> None:
+        """Start it and plug it in; no other has had its number, whose link may be there a while after its end."""
+        self.name, self._switch = name, switch
+        self.address, self._port = f"{NETWORK}.{number}", f"port{number}"
         prefixes = {str(Path(each).resolve()) for each in (ROOT, sys.prefix, sys.base_prefix)}
         hidden = sorted(each for each in prefixes if each.startswith(OWN_FOLDERS))
         # what is mounted there is seen by nobody else: that is usual for `unshare`
@@ -72,12 +73,10 @@ class Host:
             what=f"machine {name}",
             driver=self._first,
         )
-        link = (
-            f"link add {name} netns {switch.pid} type veth peer name eth0 netns {self._first.pid}"
-        )
+        link = f"link add {self._port} netns {switch.pid} type veth peer name eth0 netns {self._first.pid}"
         _ip(*link.split())
-        _ip("link", "set", name, "master", "switch", "up", of=switch)
-        _ip("address", "add", f"{address}/24", "dev", "eth0", of=self._first)
+        _ip("link", "set", self._port, "master", "switch", "up", of=switch)
+        _ip("address", "add", f"{self.address}/24", "dev", "eth0", of=self._first)
         _ip("link", "set", "eth0", "up", of=self._first)
         _ip("route", "add", "default", "via", f"{NETWORK}.254", of=self._first)
 
@@ -139,11 +138,11 @@ class Host:
 
     def cut(self) -> None:
         """Pull its cable."""
-        _ip("link", "set", self.name, "down", of=self._switch)
+        _ip("link", "set", self._port, "down", of=self._switch)
 
     def mend(self) -> None:
         """Put the cable back."""
-        _ip("link", "set", self.name, "up", of=self._switch)
+        _ip("link", "set", self._port, "up", of=self._switch)
 
     @contextlib.contextmanager
     def cut_off(self, seconds: float) -> Iterator[None]:
@@ -186,9 +185,23 @@ class Hosts:
 
     def add(self, name: str) -> Host:
         """One more machine; one that was killed comes back as a new one, with another address."""
-        host = Host(name, f"{NETWORK}.{next(self._numbers)}", self._switch)
+        host = Host(name, next(self._numbers), self._switch)
         self._hosts[name] = host
         return host
+
+    @contextlib.contextmanager
+    def losing(self, percent: int) -> Iterator[None]:
+        """Lose so many of all packets while the block runs; the test is skipped where nftables is missing."""
+        if shutil.which("nft") is None:
+            pytest.skip("no nft on this machine (apt-get install nftables)")
+        drop = f"numgen random mod 100 < {percent} drop"
+        rules = f"table bridge faults {{ chain loss {{ type filter hook forward priority 0; {drop}; }}; }}"
+        inside = ["nsenter", "--target", str(self._switch.pid), "--net", "nft"]
+        subprocess.run([*inside, rules.replace("table", "add table", 1)], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run([*inside, "delete table bridge faults"], check=True)
 
     def close(self) -> None:
         """End all of them."""

@@ -1,0 +1,95 @@
+"""What a cluster of machines survives: each drill ends with the numbers of an undisturbed run, to the last digit.
+
+Takes a quarter of an hour: `make cluster-test`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from host_cluster import HostCluster, host_cluster
+from host_runs import Outcome, homes_of, outcome, step_of, tiny_sweep, wait_for_job
+from local_cluster import wait_for
+
+pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(900)]
+
+STEPS, PERIOD = 60, 10
+"""A run is long enough to be disturbed in its middle, and has six checkpoints."""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostCluster]:
+    with host_cluster(tmp_path_factory.mktemp("logs")) as running:
+        yield running
+
+
+def settings(**resources: Any) -> dict[str, Any]:
+    sweep = tiny_sweep(0.01, steps=STEPS, period=PERIOD)
+    return sweep | {"resources": {"runner": "inline"} | resources}
+
+
+@pytest.fixture(scope="module")
+def calm(cluster: HostCluster) -> Outcome:
+    """Of the run that nobody disturbs."""
+    wait_for_job(cluster, cluster.submit("calm", settings()))
+    found = outcome(cluster, "calm")
+    assert found.end[:2] == ["finished", STEPS]
+    assert found.tracked["train/loss"] == found.curves["train/loss"][-1][1]
+    return found
+
+
+def begin(cluster: HostCluster, name: str, **resources: Any) -> str:
+    """Submit a run, and wait until it has a checkpoint and is busy with what comes after; gives the job."""
+    job = cluster.submit(name, settings(**resources))
+    wait_for(lambda: step_of(cluster, name) >= PERIOD + 5, what=f"step {PERIOD + 5}")
+    return job
+
+
+@pytest.mark.parametrize(
+    ("which", "seconds"),
+    [("node", 20), ("head", 20), ("store", 40), ("tracker", 40), ("database", 40)],
+)
+def test_a_machine_without_its_cable_for_a_while_changes_no_number(cluster, calm, which, seconds):
+    job = begin(cluster, f"cut-{which}")
+    at_home = cluster.nodes[homes_of(cluster, f"cut-{which}")[0]]
+    with (at_home if which == "node" else getattr(cluster, which)).cut_off(seconds):
+        pass
+    # before, a trial whose head was cut off stood still for five minutes, until Ray noticed that an answer was lost
+    wait_for_job(cluster, job, seconds=240)
+    found = outcome(cluster, f"cut-{which}")
+    assert found == calm
+    assert found.retries == []
+
+
+def test_lost_packets_change_no_number(cluster, calm):
+    with cluster.machines.losing(5):
+        wait_for_job(cluster, cluster.submit("loss", settings()), seconds=600)
+    assert outcome(cluster, "loss") == calm
+
+
+def test_a_node_that_is_cut_off_for_good_is_replaced(cluster, calm):
+    job = begin(cluster, "gone")
+    [home] = homes_of(cluster, "gone")
+    cluster.nodes[home].cut()
+    wait_for_job(cluster, job, seconds=400)
+    assert outcome(cluster, "gone") == calm
+    assert outcome(cluster, "gone").retries in (["node_lost"], ["worker_lost"])
+    cluster.nodes[home].kill()
+    cluster.add_nodes(home)
+
+
+def test_a_node_that_is_killed_while_it_sends_a_checkpoint_is_replaced(cluster, calm):
+    job = begin(cluster, "upload")
+    [home] = homes_of(cluster, "upload")
+    node = cluster.nodes[home]
+    with cluster.store.cut_off(0):  # so that it surely is about to send it
+        second = f"test -e .cache/boxseg/stores/*/bucket/runs/upload/*/*-00/checkpoints/step-*{2 * PERIOD}/about.json"
+        wait_for(lambda: node.run(["sh", "-c", second]).returncode == 0, what="the checkpoint")
+        node.kill()
+    wait_for_job(cluster, job, seconds=400)
+    found = outcome(cluster, "upload")
+    assert found == calm
+    assert found.retries in (["node_lost"], ["worker_lost"])
+    cluster.add_nodes(home)
