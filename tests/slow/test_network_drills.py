@@ -93,3 +93,11 @@ def test_a_node_that_is_killed_while_it_sends_a_checkpoint_is_replaced(cluster, 
     assert found == calm
     assert found.retries in (["node_lost"], ["worker_lost"])
     cluster.add_nodes(home)
+
+
+def test_a_sweep_whose_head_was_lost_goes_on_with_the_next_cluster(cluster, calm):
+    begin(cluster, "headless")
+    cluster.replace_ray()
+    resumed = cluster.submit("headless", settings(), "--resume")
+    wait_for_job(cluster, resumed, seconds=400)
+    assert outcome(cluster, "headless") == calm

@@ -73,6 +73,14 @@ class HostCluster:
         for name in names:
             self._wait_for_ray(self.nodes[name])
 
+    def replace_ray(self) -> None:
+        """Take the power of the head and all nodes, and have others in their places."""
+        for machine in (self.head, *self.nodes.values()):
+            machine.kill()
+        self.head = self.machines.add("head")
+        self.start_head()
+        self.add_nodes(*self.nodes)
+
     @property
     def environment(self) -> dict[str, str]:
         """Of people and Ray's processes: the store with its keys, and the token."""
