@@ -101,3 +101,16 @@ def test_a_sweep_whose_head_was_lost_goes_on_with_the_next_cluster(cluster, calm
     resumed = cluster.submit("headless", settings(), "--resume")
     wait_for_job(cluster, resumed, seconds=400)
     assert outcome(cluster, "headless") == calm
+
+
+def test_a_laptop_that_goes_while_it_follows_a_job_is_not_missed(cluster, calm):
+    job = begin(cluster, "laptop")
+    following = cluster.laptop.start(
+        ["python", "-m", "orchestration.cli", "jobs", "logs", job, "--follow"],
+        environment=cluster.environment | {"RAY_ADDRESS": f"http://{cluster.head.address}:8265"},
+    )
+    cluster.laptop.kill()
+    following.wait(10)
+    cluster.add_laptop()
+    wait_for_job(cluster, job)
+    assert outcome(cluster, "laptop") == calm

@@ -47,9 +47,7 @@ class HostCluster:
         self.store, self.database, self.tracker, self.head = (
             machines.add(name) for name in ("store", "database", "tracker", "head")
         )
-        self.laptop = machines.add("laptop")
-        self.laptop.write("ray_token", self._token)
-        self.laptop.run(["git", "init", "--quiet", "."])
+        self.laptop = self.add_laptop()
         self.nodes: dict[str, Host] = {}
         self._serve()
         self.tracking_uri = f"http://{self.tracker.address}:5000"
@@ -57,6 +55,13 @@ class HostCluster:
         self.add_nodes("one", "two")
         for port, machine in ((9000, self.store), (5000, self.tracker), (8265, self.head)):
             wait_for(lambda p=port, m=machine: self.laptop.reaches(m, p), what=machine.name)  # type: ignore[misc]
+
+    def add_laptop(self) -> Host:
+        """Another machine of the user, with a git checkout and the cluster's token."""
+        self.laptop = self.machines.add("laptop")
+        self.laptop.write("ray_token", self._token)
+        self.laptop.run(["git", "init", "--quiet", "."])
+        return self.laptop
 
     def start_head(self) -> None:
         """Start Ray on the head, which has no places for training."""
