@@ -25,7 +25,6 @@ from orchestration.errors import ResourceError
 from orchestration.execute.run import train_run
 from orchestration.execute.worker import Payload
 from orchestration.planning.preflight import check
-from orchestration.record.find_runs import list_runs
 from orchestration.store import client
 from orchestration.store import data as store_data
 from orchestration.store.client import Store, StoreAwayError
@@ -205,7 +204,7 @@ def test_a_run_has_all_images_when_it_trains(machines, pictures, tmp_path, monke
     )
     status = train_run(spec, train_fn=train, progress=False)
     assert (status.status, seen) == ("finished", [3])
-    params = params_of(read_resolved(list_runs(Path("runs"))[0].config_path))
+    params = params_of(read_resolved(Path(status.folder) / "config.yaml"))
     assert params["data.train.images"] == pictures.addresses["images"]
 
 
