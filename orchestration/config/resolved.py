@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from boxseg.config.method import CocoSource
 from boxseg.errors import ConfigError
 from boxseg.files.writing import read_plain, reason_of
-from orchestration.config.source import MAX_BYTES, MAX_DEPTH, MAX_DIGITS
+from orchestration.config.source import FLOAT, FLOAT_FIRST, MAX_BYTES, MAX_DEPTH, MAX_DIGITS
 from orchestration.config.spec import RunSpec
 from orchestration.store.places import address_of, shown
 
@@ -50,6 +51,10 @@ class _Dumper(DUMPER):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+# Texts such as `1e9`, which PyYAML takes for no number, are quoted, as our reader takes them for one.
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{FLOAT})$"), FLOAT_FIRST)
 
 
 def read_resolved(path: Path) -> dict[str, Any]:

@@ -326,17 +326,20 @@ def _place(source_name: str, line: int) -> str:
     return source_name if source_name.startswith("--set") else f"{source_name}:{line}"
 
 
+FLOAT = (
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf)|\.(?:nan|NaN)"
+)
+"""Numbers with a point or an exponent, as YAML 1.2 has them."""
+FLOAT_FIRST = list("-+0123456789.")
+"""The characters that they begin with."""
+
 # the third are the letters that values begin with, by which PyYAML looks patterns up
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(?:[0-9][0-9_]*\.[0-9]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?"
-        r"|[-+]?\.(?:inf|Inf)|\.(?:nan|NaN)",
-        list("-+0123456789."),
-    ),
+    ("float", FLOAT, FLOAT_FIRST),
 ):
     _Reader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}",

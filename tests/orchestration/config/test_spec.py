@@ -452,6 +452,13 @@ def test_a_sweep_uses_its_own_settings_a_run_does_not_and_set_wins(tmp_path):
     assert load_sweep(path).trial({"qam.iou_thr": 0.5}, 0).qam.k_top == 3
 
 
+@pytest.mark.parametrize("name", ["1e9", "1e-4", "012", "1_000", "on", "null", "1.", "2001-01-01"])
+def test_names_that_look_like_other_values_load_again_as_names(tmp_path: Path, name: str):
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_resolved(RunSpec(name=name)))
+    assert load_run(path).name == name
+
+
 def test_the_resolved_settings_of_a_sweep_load_again_to_the_same_where_set_wins(
     write: Write, tmp_path: Path
 ):
