@@ -95,20 +95,23 @@ def show(
         columns = _deciding_metrics(table) | SHOWN_METRICS
         on_front = {row.id for rows in table.front() for row in rows} if table else set()
         front = ["front"] if table and table.others else []
+        failed = ["why it failed"] if any(_why(each) for each in trials) else []
         print_table(
-            ("trial", "status", "step", *columns, *front, "values", "why it failed"),
+            ("trial", "status", "step", *columns, *front, "values", *failed),
             [
                 (
-                    each.id,
+                    # the rest of its id is that of the sweep
+                    each.id.rpartition("-")[2],
                     each.status,
                     each.step,
                     *_shown(each, columns),
                     *(["front" if each.id in on_front else ""] if front else []),
                     each.description,
-                    _why(each),
+                    *([_why(each)] if failed else []),
                 )
                 for each in trials
             ],
+            first_to_go=("box AP", "AP75", "step"),
         )
 
 
