@@ -77,7 +77,10 @@ def run(arguments: list[str]) -> int:
         # Commands that save their state on a signal end by themselves.
         say("interrupted")
         return ExitCode.KILLED
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
+    except (BrokenPipeError, SystemExit) as end:
+        # the reader of our output has left, as `head` does; click makes an exit of it
+        if not isinstance(end.__context__ or end, BrokenPipeError):
+            raise
         # Python writes out stdout once more at its end, and would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE

@@ -96,9 +96,11 @@ def _fetch(spec: RunSpec, tell: Tell, *, patience_s: float, most: int | None = N
 
 def _listed(source: CocoSource) -> list[str]:
     """File names of the images that an annotation file lists; what is wrong with it is told where it is checked."""
-    images = read_well_formed(source.annotations, whole=False)["images"]
-    names = [image.get("file_name") for image in images if isinstance(image, dict)]
-    return [name for name in names if isinstance(name, str) and is_inside(name)]
+    try:
+        images = read_well_formed(source.annotations, whole=False)["images"]
+    except DataError:
+        return []
+    return [image["file_name"] for image in images if is_inside(image["file_name"])]
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,7 @@ def test_a_cleaned_copy_is_written_and_checked(trained_run, capsys):
 
 def test_masks_of_another_tool_join_the_candidates_of_a_run(arguments, trained_run, monkeypatch):
     monkeypatch.setattr("boxseg.label.cut.CLEAN_SEPARATION", 2.0)  # no mask from colours alone
+    monkeypatch.setattr("boxseg.label.outlines.CUT", 0.0)
     masks = str(trained_run.val.annotations)
     for name, more in (("alone", []), ("fused", ["--fuse-with", masks])):
         assert (
