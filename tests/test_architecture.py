@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -216,3 +217,12 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
         check=True,
         cwd=ROOT,
     )
+
+
+def test_no_test_loads_ray_before_it_runs():
+    """Ray takes its settings from the environment when it is loaded, and all tests are read in one process."""
+    loads = re.compile(r"^(import|from) (ray|orchestration\.connect\.scaling)\b", re.MULTILINE)
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        assert not loads.search(path.read_text(encoding="utf-8")), (
+            f"{path} loads Ray when it is read"
+        )

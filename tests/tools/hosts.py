@@ -62,6 +62,10 @@ class Host:
         self.address, self._port = f"{NETWORK}.{number}", f"port{number}"
         prefixes = {str(Path(each).resolve()) for each in (ROOT, sys.prefix, sys.base_prefix)}
         hidden = sorted(each for each in prefixes if each.startswith(OWN_FOLDERS))
+        # what lies in another of them comes with that
+        hidden = [
+            each for each in hidden if not prefixes & {str(above) for above in Path(each).parents}
+        ]
         # what is mounted there is seen by nobody else: that is usual for `unshare`
         options = "--net --mount --uts --ipc --pid --mount-proc --fork --kill-child"
         self._first = subprocess.Popen(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from ray.train import ScalingConfig
-from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 
 from orchestration.config.spec import ResourcesConfig
-from orchestration.connect import scaling
-from orchestration.connect.scaling import SharesPolicy
 from orchestration.connect.shares import Shares
 
 
@@ -123,7 +120,13 @@ class Told:
         self.asked.append(workers)
 
 
-def make_policy(monkeypatch: pytest.MonkeyPatch, share: Told, *, free: float) -> SharesPolicy:
+def make_policy(monkeypatch: pytest.MonkeyPatch, share: Told, *, free: float) -> Any:
+    # Not at the top: whoever reads this file would load Ray, which takes its settings then.
+    from ray.train import ScalingConfig
+
+    from orchestration.connect import scaling
+    from orchestration.connect.scaling import SharesPolicy
+
     monkeypatch.setattr(SharesPolicy, "_maybe_send_resource_request", lambda policy: None)
     monkeypatch.setattr(scaling, "WAIT_S", 0.0)
     monkeypatch.setattr(scaling.ray, "available_resources", lambda: {"CPU": free})
@@ -133,6 +136,8 @@ def make_policy(monkeypatch: pytest.MonkeyPatch, share: Told, *, free: float) ->
 
 
 def test_the_policy_waits_starts_and_grows_as_it_is_told(monkeypatch):
+    from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+
     share = Told(0, 3, 3, 4)
     policy = make_policy(monkeypatch, share, free=1.0)
     start, look = (
@@ -148,6 +153,8 @@ def test_the_policy_waits_starts_and_grows_as_it_is_told(monkeypatch):
 
 
 def test_the_policy_lets_go_of_places_that_are_too_few(monkeypatch):
+    from ray.train.v2._internal.execution.scaling_policy import NoopDecision
+
     share = Told(4, 4, 0, 0)
     policy = make_policy(monkeypatch, share, free=0.0)
     assert policy.make_decision_for_non_running_worker_group().num_workers == 4
