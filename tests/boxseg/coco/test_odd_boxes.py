@@ -305,6 +305,16 @@ def test_polygons_inside_others_and_names_that_differ_in_case_are_told(content, 
     assert found[1][1].startswith("lists a.png and A.PNG, which differ in their case alone")
 
 
+def test_a_rare_polygon_inside_another_is_clumsy_drawing(content, write_source):
+    outer, inner = [5, 5, 30, 5, 30, 30, 5, 30], [10, 10, 20, 10, 20, 20]
+    content["annotations"] = [
+        annotation(number, [5, 5, 25, 25], segmentation=[outer]) for number in range(1, 1001)
+    ]
+    content["annotations"][0]["segmentation"].append(inner)
+    found = told(write_source(content), look_at_masks=True)
+    assert not [text for _, text in found if "inside another" in text]
+
+
 def test_ids_of_more_than_64_bits_are_given_anew(content, write_source, tmp_path):
     content["images"][0]["id"] = 2**70
     content["annotations"] = [annotation(1, [4, 4, 16, 12], image_id=2**70)]
