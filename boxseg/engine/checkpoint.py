@@ -229,6 +229,11 @@ def load_about(folder: Path) -> dict[str, Any]:
         return _read_about(folder)
 
 
+def better_network(about: dict[str, Any]) -> str:
+    """`student` or `teacher`: which was better at the checkpoint's evaluation; before the first one nobody knows."""
+    return about.get("network") or "student"
+
+
 def load_network(folder: Path, name: str) -> dict[str, Tensor]:
     """State dict of `student` or `teacher`, on the CPU.
 

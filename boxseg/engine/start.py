@@ -39,8 +39,7 @@ def read_trained(path: Path) -> TrainedWeights:
         return TrainedWeights(str(path), read_state(str(path)), None)
     folder = checkpoint.find_checkpoint(path)
     about = checkpoint.load_about(folder)
-    # Before the first evaluation nobody knows which one is better.
-    name = about.get("network") or "student"
+    name = checkpoint.better_network(about)
     state = checkpoint.load_network(folder, name)
     return TrainedWeights(f"{folder} ({name})", state, about["classes"]["names"])
 

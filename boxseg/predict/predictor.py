@@ -67,7 +67,7 @@ class Predictor:
             ) from error
         self.class_names: list[str] = about["classes"]["names"]
         self.category_ids: list[int] = about["classes"]["ids"]
-        self.network_name = network or about.get("network") or "student"
+        self.network_name = network or checkpoint.better_network(about)
         if self.network_name not in ("teacher", "student"):
             raise CheckpointError(
                 f"{folder}: there is no network {self.network_name!r}; use teacher or student"

@@ -13,7 +13,7 @@ from orchestration.config.source import names_run
 from orchestration.config.spec import RunSpec
 from orchestration.record.records import DamagedError, tell_once
 from orchestration.record.run_folder import RunFolder, RunStatus
-from orchestration.store.mirror import bring, fetch_checkpoint, pull_tree, refresh
+from orchestration.store.mirror import bring, fetch_network, pull_tree, refresh
 from orchestration.store.places import address_of, shown
 
 Spec = TypeVar("Spec", bound=RunSpec)
@@ -96,13 +96,13 @@ def find_trained(storage: Path, name: str) -> Path:
     """
     folder = find_checkpoint(Path(name))
     if os.path.exists(folder / ABOUT):  # noqa: PTH110 - False for any name at all
-        return fetch_checkpoint(folder.resolve())
+        return fetch_network(folder.resolve())
     folder = find_run(storage, name).best_checkpoint
     if not folder.exists():
         raise ConfigError(
             f"{name}: {folder} has no checkpoint yet; a run writes one at its first evaluation"
         )
-    return fetch_checkpoint(folder.resolve())
+    return fetch_network(folder.resolve())
 
 
 def find_start(spec: Spec) -> Spec:
@@ -123,7 +123,7 @@ def find_start(spec: Spec) -> Spec:
         raise ConfigError(
             f"model.start_from: {error}; a path has a slash, as in ./{start}"
         ) from error
-    fetch_checkpoint(run.best_checkpoint)
+    fetch_network(run.best_checkpoint)
     is_run = (run.path / "checkpoints").is_dir()  # its best checkpoint may move on
     return spec.starting_from(run.path if is_run else run.best_checkpoint)
 

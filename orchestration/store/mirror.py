@@ -19,7 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from boxseg.engine.checkpoint import ABOUT, STEP, find_checkpoint, find_checkpoint_damage
+from boxseg.engine.checkpoint import (
+    ABOUT,
+    STEP,
+    better_network,
+    find_checkpoint,
+    find_checkpoint_damage,
+    load_about,
+)
 from boxseg.errors import CheckpointError
 from boxseg.files.writing import make_folder, write_atomic
 from orchestration.record.files import file_lock
@@ -128,8 +135,12 @@ class Mirror:
         with contextlib.suppress(OSError):
             path.parent.rmdir()
 
-    def fetch_checkpoint(self, checkpoint: Path) -> None:
+    def fetch_checkpoint(self, checkpoint: Path, *, only: str | None = None) -> None:
         """Bring the files of one checkpoint here, as its `about.json` tells them; what is not so stays away.
+
+        Args:
+            checkpoint: Its folder.
+            only: The one file that is wanted; None: all of them.
 
         Raises:
             StorageError: the store does not answer or refuses us.
@@ -141,7 +152,7 @@ class Mirror:
             return  # whoever reads the checkpoint tells what is wrong with it
         for name, digest in sums.items():
             path = checkpoint / PurePosixPath(name).name
-            if _digest(path) == digest:
+            if only not in (None, name) or _digest(path) == digest:
                 continue
             key = path.relative_to(self.folder).as_posix()
             with contextlib.suppress(FileNotFoundError):
@@ -410,7 +421,7 @@ def pull_below(parent: Path, start: str) -> None:
 
 
 def bring(path: Path) -> None:
-    """Have a run, or one checkpoint, on this machine by its place in a mirror alone; nothing for other paths.
+    """Have what a run or one checkpoint is used for here, by its place in a mirror alone; nothing for other paths.
 
     Raises:
         StorageError: the store does not answer or refuses us.
@@ -420,19 +431,34 @@ def bring(path: Path) -> None:
     # one that this machine drives is here, and one that another process brings comes
     with contextlib.suppress(BlockingIOError), in_hand(tree_of(path) or path) as mirror:
         mirror.pull()
-    fetch_checkpoint(find_checkpoint(path).resolve())
+    fetch_network(find_checkpoint(path).resolve())
 
 
-def fetch_checkpoint(checkpoint: Path) -> Path:
+def fetch_network(checkpoint: Path) -> Path:
+    """Have the better network of a checkpoint on this machine, which is all that its use takes; gives its folder.
+
+    Raises:
+        StorageError: the store does not answer or refuses us.
+    """
+    with contextlib.suppress(CheckpointError):  # whoever reads it tells
+        fetch_checkpoint(checkpoint, only=f"{better_network(load_about(checkpoint))}.safetensors")
+    return checkpoint
+
+
+def fetch_checkpoint(checkpoint: Path, *, only: str | None = None) -> Path:
     """Have the files of a checkpoint on this machine; gives its folder. Those outside of mirrors are there already.
+
+    Args:
+        checkpoint: Its folder.
+        only: The one file that is wanted; None: all of them.
 
     Raises:
         StorageError: the store does not answer or refuses us.
     """
     tree = tree_of(checkpoint)
-    if tree is not None and find_checkpoint_damage(checkpoint) is not None:
+    if tree is not None and find_checkpoint_damage(checkpoint, only=only) is not None:
         # A driver of this machine may have the mirror in hand; it does not change checkpoints that it published.
-        Mirror(tree).fetch_checkpoint(checkpoint.resolve())
+        Mirror(tree).fetch_checkpoint(checkpoint.resolve(), only=only)
     return checkpoint
 
 

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from boxseg.engine.checkpoint import find_best, find_checkpoint_damage, find_sound
+from boxseg.engine.checkpoint import (
+    find_best,
+    find_checkpoint_damage,
+    find_sound,
+    publish,
+    save_checkpoint,
+)
 from boxseg.errors import StorageError
 from orchestration.config.resolved import dump_resolved, parse_resolved
 from orchestration.config.spec import RunSpec
@@ -14,6 +20,9 @@ from orchestration.store.mirror import Mirror, fetch_newest, in_hand, is_local
 from orchestration.store.places import shown
 
 from .conftest import Machines, make_run, save
+
+NETWORK = "student.safetensors"
+"""What a checkpoint before its first evaluation is used for."""
 
 
 def keys(machines: Machines) -> list[str]:
@@ -45,8 +54,48 @@ def test_another_machine_reads_what_this_one_wrote(machines: Machines):
         assert found.history("train/loss") == [(5, 0.5)]
         assert not list(machines.run.rglob("*.safetensors")), "weights come when they are wanted"
         trained = find_trained(machines.folder, "toys")
-        assert find_checkpoint_damage(trained) is None
+        assert find_checkpoint_damage(trained, only=NETWORK) is None
         assert (trained / "student.safetensors").read_bytes().startswith(b"weights 10 ")
+
+
+def test_of_a_trained_run_only_the_better_network_travels(machines: Machines):
+    with machines.on("a"):
+        make_run(machines.run)
+        files = {name: name.encode() for name in (NETWORK, "teacher.safetensors", "state.pt")}
+        checkpoints = machines.run / "checkpoints"
+        checkpoints.mkdir()
+        about = {"best_step": 10, "network": "teacher"}
+        publish(
+            checkpoints,
+            save_checkpoint(checkpoints, step=10, files=files, about=about),
+            is_best=True,
+        )
+        Mirror(machines.run).push()
+    with machines.on("b"):
+        trained = find_trained(machines.folder, "toys")
+        assert sorted(path.name for path in trained.iterdir()) == [
+            "about.json",
+            "teacher.safetensors",
+        ]
+        machines.store.requests.clear()
+        find_trained(machines.folder, "toys")
+        assert not machines.store.requests, "nothing travels twice"
+        fetch_newest(machines.run / "checkpoints")
+        assert find_checkpoint_damage(trained) is None, "whoever goes on needs all of it"
+
+
+def test_a_network_that_is_damaged_in_the_store_is_not_used(machines: Machines):
+    with machines.on("a"):
+        make_run(machines.run)
+        step = save(machines.run, 10, best=True)
+        mirror = Mirror(machines.run)
+        mirror.push()
+        key = (step / NETWORK).relative_to(machines.run)
+        mirror.store.write(f"{mirror.prefix}{key}", b"something else")
+    with machines.on("b"):
+        trained = find_trained(machines.folder, "toys")
+        assert not (trained / NETWORK).exists()
+        assert "is missing" in str(find_checkpoint_damage(trained, only=NETWORK))
 
 
 def test_a_checkpoint_counts_from_its_last_file_on_and_states_come_at_the_end(machines: Machines):
@@ -213,7 +262,7 @@ def test_a_trial_belongs_to_the_tree_of_its_sweep(machines: Machines):
         Mirror(machines.run).push()
     with machines.on("b"):
         trained = find_trained(machines.folder, "20260101-000000-aaaaaa-00")
-        assert find_checkpoint_damage(trained) is None
+        assert find_checkpoint_damage(trained, only=NETWORK) is None
         assert trained.parent.parent == machines.run / "20260101-000000-aaaaaa-00"
 
 
@@ -292,13 +341,13 @@ def test_a_run_can_start_from_the_address_of_another_wherever_that_is_known_by_i
         spec = RunSpec.model_validate({"model": {"start_from": address}})
         assert find_start(spec).model.start_from == machines.run
         best = machines.run / "checkpoints/step-00000010"
-        assert find_checkpoint_damage(best) is None
+        assert find_checkpoint_damage(best, only=NETWORK) is None
         resolved = parse_resolved(dump_resolved(spec))
         assert resolved["model"]["start_from"] == address, "other machines have other folders"
     with machines.on("c"):
         step = f"{address}/checkpoints/step-00000010"
         spec = RunSpec.model_validate({"model": {"start_from": step}})
-        assert find_checkpoint_damage(find_start(spec).model.start_from) is None
+        assert find_checkpoint_damage(find_start(spec).model.start_from, only=NETWORK) is None
     with pytest.raises(ValueError, match=r"start_from: ftp://host/x is no address"):
         RunSpec.model_validate({"model": {"start_from": "ftp://host/x"}})
 
@@ -311,5 +360,5 @@ def test_reading_goes_on_where_answers_are_cut(machines: Machines):
     with machines.on("b"):
         machines.store.fault = "cut"
         trained = find_trained(machines.folder, "toys")
-        assert find_checkpoint_damage(trained) is None
+        assert find_checkpoint_damage(trained, only=NETWORK) is None
         assert RunFolder(machines.run).history("train/loss") == [(5, 0.5)]
