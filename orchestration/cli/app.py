@@ -14,7 +14,6 @@ import typer
 from boxseg.errors import BoxSegError
 from boxseg.files.writing import STORAGE_FAULTS
 from orchestration.cli import config, data, doctor, evaluate, jobs, label, recipe, runs, train, ui
-from orchestration.cli.crash_log import keep_traceback
 from orchestration.cli.output import say
 from orchestration.errors import ExitCode, exit_code_for
 from orchestration.proxies import spare_loopback
@@ -85,38 +84,31 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
     except Exception as error:
-        # a usage error of whichever click typer uses
-        if hasattr(error, "show") and hasattr(error, "exit_code"):
-            told = io.StringIO()
-            error.show(file=told)
-            typer.echo(printable(hide(told.getvalue())), err=True, nl=False)
-            return int(error.exit_code)
-        trace, debug = (
-            printable(hide(traceback.format_exc())),
-            bool(os.environ.get("BOXSEG_DEBUG")),
-        )
-        if debug:
-            typer.echo(trace, err=True)
-        if isinstance(error, BoxSegError):
-            say(f"error: {error}")
-            return exit_code_for(error)
-        if isinstance(error, MemoryError):
-            say(
-                "error: there is not enough memory for that; use smaller files or images, or a machine with more"
-            )
-            return ExitCode.RESOURCES
-        if isinstance(error, OSError) and (code := _tell_os_error(error)) is not None:
-            return code
-        log = keep_traceback()
-        # there is no other place to keep it
-        if log is None and not debug:
-            typer.echo(trace, err=True)
-        say(
-            f"error: {type(error).__name__}: {error} (unexpected; details {f'in {log}' if log else 'above'})"
-        )
-        return ExitCode.FAILED
+        return _tell(error)
     # click hands the exit code of a typer.Exit back as the result
     return result if isinstance(result, int) else ExitCode.DONE
+
+
+def _tell(error: Exception) -> int:
+    """One message on stderr about what ended a command, below a traceback if it is a fault of ours; the exit code."""
+    # a usage error of whichever click typer uses
+    if hasattr(error, "show") and hasattr(error, "exit_code"):
+        told = io.StringIO()
+        error.show(file=told)
+        typer.echo(printable(hide(told.getvalue())), err=True, nl=False)
+        return int(error.exit_code)
+    if isinstance(error, BoxSegError):
+        say(f"error: {error}")
+        return exit_code_for(error)
+    if isinstance(error, MemoryError):
+        way_out = "use smaller files or images, or a machine with more"
+        say(f"error: there is not enough memory for that; {way_out}")
+        return ExitCode.RESOURCES
+    if isinstance(error, OSError) and (code := _tell_os_error(error)) is not None:
+        return code
+    typer.echo(printable(hide("".join(traceback.format_exception(error)))), err=True)
+    say(f"error: {type(error).__name__}: {error} (unexpected; details above)")
+    return ExitCode.FAILED
 
 
 def _tell_os_error(error: OSError) -> ExitCode | None:

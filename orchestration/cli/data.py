@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from boxseg.errors import ConfigError, DataError
-from orchestration.cli.options import AsJson, Images, Target
+from orchestration.cli.options import AsJson, Images, Target, flag, optional
 from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
 from orchestration.errors import ExitCode
 
@@ -35,17 +35,11 @@ Format = Literal["coco", "voc", "sbd", "cityscapes", "yolo"]
 def check(
     target: Target,
     images: Images = None,
-    use: Annotated[
-        Literal["train", "val"],
-        typer.Option("--for", help="What FILE.json is for: val asks for masks."),
-    ] = "train",
-    decode: Annotated[bool, typer.Option("--decode", help="Decode every image in full.")] = False,
-    fix: Annotated[
-        Path | None,
-        typer.Option(
-            "--fix", metavar="DIR", help="Write a copy without the faults, and check that."
-        ),
-    ] = None,
+    use: Literal["train", "val"] = typer.Option(
+        "train", "--for", help="What FILE.json is for: val asks for masks."
+    ),
+    decode: bool = flag("--decode", "Decode every image in full."),
+    fix: Path | None = optional("DIR", "Write a copy without the faults, and check that."),
     as_json: AsJson = False,
 ) -> None:
     """Find what is wrong with a data set; exit code 3 if it cannot be used."""
@@ -110,9 +104,7 @@ def _fix(source: CocoSource, output: Path) -> CocoSource:
 def stats(
     target: Target,
     images: Images = None,
-    picture: Annotated[
-        Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw it as well.")
-    ] = None,
+    picture: Path | None = optional("FILE.png", "Draw it as well."),
     as_json: AsJson = False,
 ) -> None:
     """Count images, boxes, classes and sizes (small below 32² px, large from 96² px on)."""
@@ -149,12 +141,10 @@ def stats(
 @app.command()
 def toy(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to draw it.")],
-    train_images: Annotated[int, typer.Option(min=1)] = 320,
-    val_images: Annotated[int, typer.Option(min=1)] = 80,
-    size: Annotated[
-        int, typer.Option(min=64, max=1024, help="Side of the square images [px].")
-    ] = 128,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    train_images: int = typer.Option(320, min=1),
+    val_images: int = typer.Option(80, min=1),
+    size: int = typer.Option(128, min=64, max=1024, help="Side of the square images [px]."),
+    seed: int = typer.Option(0, min=0),
     as_json: AsJson = False,
 ) -> None:
     """Draw the generated data set of shapes."""
@@ -171,18 +161,11 @@ def import_(
     source: Annotated[
         Path, typer.Argument(metavar="SOURCE", help="The unpacked data set; of COCO a file.")
     ],
-    format_name: Annotated[Format, typer.Option("--from", help="Format of the source.")],
-    output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Gets one COCO file for each split.")
-    ],
-    exclude: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--exclude",
-            metavar="FILE.json",
-            help="Leave out the images of this file; may be repeated.",
-        ),
-    ] = None,
+    format_name: Format = typer.Option(..., "--from", help="Format of the source."),
+    output: Path = typer.Option(..., metavar="DIR", help="Gets one COCO file for each split."),
+    exclude: list[Path] | None = optional(
+        "FILE.json", "Leave out the images of this file; may be repeated."
+    ),
     images: Images = None,
     as_json: AsJson = False,
 ) -> None:
@@ -227,25 +210,17 @@ def export(
             metavar="FILE.json", help="COCO file with masks, as `boxseg label` writes."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="A new folder.")],
-    form: Annotated[
-        Literal["coco", "yolo"], typer.Option("--to", help="COCO instances, or YOLO segmentation.")
-    ] = "coco",
-    min_quality: Annotated[
-        float, typer.Option("--min-quality", min=0, max=1, help="Leave out masks below.")
-    ] = 0.0,
-    without_doubts: Annotated[
-        bool,
-        typer.Option(
-            "--without-doubts", help="Leave out masks with a doubt that nobody accepted."
-        ),
-    ] = False,
-    only_accepted: Annotated[
-        bool,
-        typer.Option(
-            "--only-accepted", help="Leave out masks that nobody accepted on the review page."
-        ),
-    ] = False,
+    output: Path = typer.Option(..., metavar="DIR", help="A new folder."),
+    form: Literal["coco", "yolo"] = typer.Option(
+        "coco", "--to", help="COCO instances, or YOLO segmentation."
+    ),
+    min_quality: float = typer.Option(0.0, min=0, max=1, help="Leave out masks below."),
+    without_doubts: bool = flag(
+        "--without-doubts", "Leave out masks with a doubt that nobody accepted."
+    ),
+    only_accepted: bool = flag(
+        "--only-accepted", "Leave out masks that nobody accepted on the review page."
+    ),
     images: Images = None,
     as_json: AsJson = False,
 ) -> None:
@@ -292,19 +267,12 @@ def export(
 @app.command()
 def split(
     target: Annotated[Path, typer.Argument(metavar="FILE.json", help="COCO instance file.")],
-    output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Gets train.json and val.json.")
-    ],
-    val: Annotated[float, typer.Option("--val", help="Share of the images to validate on.")] = 0.2,
-    group: Annotated[
-        str | None,
-        typer.Option(
-            "--group",
-            metavar="FIELD|folder",
-            help="Images that agree in this field, or folder, stay together.",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    output: Path = typer.Option(..., metavar="DIR", help="Gets train.json and val.json."),
+    val: float = typer.Option(0.2, help="Share of the images to validate on."),
+    group: str | None = optional(
+        "FIELD|folder", "Images that agree in this field, or folder, stay together."
+    ),
+    seed: int = typer.Option(0, min=0),
     images: Images = None,
     as_json: AsJson = False,
 ) -> None:

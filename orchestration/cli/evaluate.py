@@ -10,7 +10,7 @@ import typer
 
 from boxseg.config.criterion import MIN_SCORE
 from boxseg.errors import DataError
-from orchestration.cli.options import AsJson, Device, Images, Run, Storage
+from orchestration.cli.options import AsJson, Device, Images, Run, Storage, optional
 from orchestration.cli.output import print_json, print_pairs, print_table, say
 
 if TYPE_CHECKING:
@@ -23,15 +23,10 @@ ENDINGS = {"onnx": "onnx", "torchscript": "pt", "safetensors": "safetensors"}
 
 def evaluate(
     run: Run,
-    data: Annotated[Path, typer.Option(metavar="FILE.json", help="COCO file to evaluate on.")],
+    data: Path = typer.Option(..., metavar="FILE.json", help="COCO file to evaluate on."),
     images: Images = None,
-    against: Annotated[
-        str | None,
-        typer.Option(metavar="RUN|FILE.json", help="Another run, or a COCO file with masks."),
-    ] = None,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of pictures.")] = Path(
-        "evaluation"
-    ),
+    against: str | None = optional("RUN|FILE.json", "Another run, or a COCO file with masks."),
+    output: Path = typer.Option(Path("evaluation"), metavar="DIR", help="Folder of pictures."),
     device: Device = "auto",
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
@@ -146,18 +141,14 @@ def predict(
             metavar="SOURCE…", help="Images, folders of images, videos, quoted patterns."
         ),
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where to write.")] = Path(
-        "predictions"
+    output: Path = typer.Option(Path("predictions"), metavar="DIR", help="Where to write."),
+    min_score: float = typer.Option(
+        MIN_SCORE, min=0, max=1, help="Leave out detections below this score."
     ),
-    min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Leave out detections below this score.")
-    ] = MIN_SCORE,
-    overlays: Annotated[
-        bool, typer.Option("--overlays/--no-overlays", help="Draw a PNG of each image.")
-    ] = True,
-    every: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Of a video, every N-th frame.")
-    ] = 1,
+    overlays: bool = typer.Option(
+        True, "--overlays/--no-overlays", help="Draw a PNG of each image."
+    ),
+    every: int = typer.Option(1, min=1, metavar="N", help="Of a video, every N-th frame."),
     device: Device = "auto",
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
@@ -213,14 +204,10 @@ def predict(
 
 def export(
     run: Run,
-    form: Annotated[
-        Literal["onnx", "torchscript", "safetensors"],
-        typer.Option("--format", help="What to write."),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="File to write; model.onnx and the like if left out."),
-    ] = None,
+    form: Literal["onnx", "torchscript", "safetensors"] = typer.Option(
+        ..., "--format", help="What to write."
+    ),
+    output: Path | None = optional("FILE", "File to write; model.onnx and the like if left out."),
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from boxseg.errors import ConfigError
-from orchestration.cli.options import AsJson, storage_option
+from orchestration.cli.options import AsJson, flag, optional, storage_option
 from orchestration.cli.output import print_json, print_pairs, print_table, say
 from orchestration.secret_text import hide
 from orchestration.store.mirror import pull_below
@@ -60,25 +60,15 @@ def submit(
     command: Command,
     address: Address = None,
     storage: ClusterStorage = None,
-    working_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder to upload; outside of git, all files in it."),
-    ] = None,
-    allow: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="Upload it although it looks like a secret; repeatable."
-        ),
-    ] = None,
-    max_mb: Annotated[
-        float, typer.Option(min=0, help="Refuse to upload more than this [MB].")
-    ] = 100,
-    python: Annotated[
-        str, typer.Option(metavar="PROGRAM", help="Interpreter on the cluster.")
-    ] = "python",
-    no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Print the job's id and leave.")
-    ] = False,
+    working_dir: Path | None = optional(
+        "DIR", "Folder to upload; outside of git, all files in it."
+    ),
+    allow: list[Path] | None = optional(
+        "FILE", "Upload it although it looks like a secret; repeatable."
+    ),
+    max_mb: float = typer.Option(100, min=0, help="Refuse to upload more than this [MB]."),
+    python: str = typer.Option("python", metavar="PROGRAM", help="Interpreter on the cluster."),
+    no_wait: bool = flag("--no-wait", "Print the job's id and leave."),
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
@@ -165,9 +155,9 @@ def status(
 @app.command()
 def logs(
     job: JobId,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the job ends; exit with its code.")
-    ] = False,
+    follow: bool = typer.Option(
+        False, "--follow", "-f", help="Go on until the job ends; exit with its code."
+    ),
     address: Address = None,
     storage: ClusterStorage = None,
     insecure: Insecure = False,
@@ -206,41 +196,31 @@ def stop(
 @app.command(context_settings={"allow_interspersed_args": False})
 def manifest(
     context: typer.Context,
-    command: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[COMMAND...]", help="train or sweep, as in: sweep EXP.yaml"),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name in Kubernetes; otherwise the experiment's.")
-    ] = None,
-    image: Annotated[
-        str | None, typer.Option(help="Image of all nodes; otherwise boxseg:cpu or boxseg:gpu.")
-    ] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Worker nodes.")] = 1,
-    max_nodes: Annotated[
-        int | None,
-        typer.Option(min=1, help="How many there may be while trials wait; otherwise --nodes."),
-    ] = None,
-    cpus: Annotated[
-        int | None, typer.Option(min=1, help="CPU cores of each; otherwise what one run needs.")
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=0, help="GPUs of each; otherwise what one run needs.")
-    ] = None,
-    memory: Annotated[str, typer.Option(help="Memory of each.")] = "16Gi",
-    claim: Annotated[
-        str, typer.Option(help="Volume claim for the storage, ReadWriteMany.")
-    ] = "boxseg-storage",
-    retries: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="How often a job that failed is started again and goes on; otherwise 2."
-        ),
-    ] = None,
-    site: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="What the cluster asks of all that runs on it (docs)."),
-    ] = None,
+    command: list[str] | None = typer.Argument(
+        None, metavar="[COMMAND...]", help="train or sweep, as in: sweep EXP.yaml"
+    ),
+    name: str | None = typer.Option(None, help="Name in Kubernetes; otherwise the experiment's."),
+    image: str | None = typer.Option(
+        None, help="Image of all nodes; otherwise boxseg:cpu or boxseg:gpu."
+    ),
+    nodes: int = typer.Option(1, min=1, help="Worker nodes."),
+    max_nodes: int | None = typer.Option(
+        None, min=1, help="How many there may be while trials wait; otherwise --nodes."
+    ),
+    cpus: int | None = typer.Option(
+        None, min=1, help="CPU cores of each; otherwise what one run needs."
+    ),
+    gpus: int | None = typer.Option(
+        None, min=0, help="GPUs of each; otherwise what one run needs."
+    ),
+    memory: str = typer.Option("16Gi", help="Memory of each."),
+    claim: str = typer.Option(
+        "boxseg-storage", help="Volume claim for the storage, ReadWriteMany."
+    ),
+    retries: int | None = typer.Option(
+        None, min=0, help="How often a job that failed is started again and goes on; otherwise 2."
+    ),
+    site: Path | None = optional("FILE", "What the cluster asks of all that runs on it (docs)."),
 ) -> None:
     """Print a KubeRay RayJob with a cluster of its own for a command; without one, a RayCluster that stays."""
     from orchestration.config.spec import ResourcesConfig

@@ -17,6 +17,8 @@ from orchestration.cli.options import (
     Images,
     Minutes,
     Overrides,
+    flag,
+    optional,
     storage_option,
 )
 from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
@@ -38,70 +40,32 @@ def label(
             metavar="DATA", help="COCO file with the boxes, YOLO folder or VOC folder."
         ),
     ],
-    run: Annotated[
-        str | None,
-        typer.Option(
-            "--run",
-            metavar="RUN",
-            help=f"{RUN_HELP} Left out: settings are chosen for DATA, and trained.",
-        ),
-    ] = None,
+    run: str | None = optional(
+        "RUN", f"{RUN_HELP} Left out: settings are chosen for DATA, and trained."
+    ),
     minutes: Minutes = None,
-    train_on: Annotated[
-        Path | None,
-        typer.Option(
-            "--train-on",
-            metavar="FILE.json",
-            help="Without --run: learn from these boxes, not from DATA's.",
-        ),
-    ] = None,
+    train_on: Path | None = optional(
+        "FILE.json", "Without --run: learn from these boxes, not from DATA's."
+    ),
     overrides: Overrides = None,
-    plan: Annotated[
-        bool,
-        typer.Option(
-            "--plan", help="Without --run: print data, settings and time; write and start nothing."
-        ),
-    ] = False,
-    source: Annotated[
-        str,
-        typer.Option(
-            "--source", metavar="run|grabcut|box|file:COCO.json", help="Where the masks come from."
-        ),
-    ] = "run",
-    fuse_with: Annotated[
-        Path | None,
-        typer.Option(
-            "--fuse-with",
-            metavar="COCO.json",
-            help="Masks of another tool that join the run's candidates.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", metavar="DIR", help="Where to write; labels/<name of DATA> if left out."
-        ),
-    ] = None,
+    plan: bool = flag(
+        "--plan", "Without --run: print data, settings and time; write and start nothing."
+    ),
+    source: str = typer.Option(
+        "run", metavar="run|grabcut|box|file:COCO.json", help="Where the masks come from."
+    ),
+    fuse_with: Path | None = optional(
+        "COCO.json", "Masks of another tool that join the run's candidates."
+    ),
+    output: Path | None = optional("DIR", "Where to write; labels/<name of DATA> if left out."),
     images: Images = None,
-    review: Annotated[
-        bool, typer.Option("--review", help="Write a page to look through the masks as well.")
-    ] = False,
-    apply: Annotated[
-        Path | None,
-        typer.Option(
-            "--apply",
-            metavar="DECISIONS.json",
-            help="Apply the decisions of the review page; label nothing.",
-        ),
-    ] = None,
-    compare: Annotated[
-        str | None,
-        typer.Option(
-            "--compare",
-            metavar="A,B,…",
-            help="Print how far these sources agree, and with drawn masks.",
-        ),
-    ] = None,
+    review: bool = flag("--review", "Write a page to look through the masks as well."),
+    apply: Path | None = optional(
+        "DECISIONS.json", "Apply the decisions of the review page; label nothing."
+    ),
+    compare: str | None = optional(
+        "A,B,…", "Print how far these sources agree, and with drawn masks."
+    ),
     device: Device = "auto",
     storage: Annotated[
         Path | None,

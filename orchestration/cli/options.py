@@ -22,6 +22,16 @@ def _known_device(name: str) -> str:
     return name
 
 
+def flag(name: str, help: str) -> Any:
+    """A switch that is off unless it is given."""
+    return typer.Option(False, name, help=help)
+
+
+def optional(metavar: str, help: str) -> Any:
+    """An option with a value, None unless it is given; named after its parameter."""
+    return typer.Option(None, metavar=metavar, help=help)
+
+
 def storage_option(help: str) -> Any:
     """`--storage`, a folder or the address of an object store, which stands for a folder here."""
     return typer.Option(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from boxseg.errors import ConfigError
-from orchestration.cli.options import AsJson, Device, Images, Minutes, Overrides
+from orchestration.cli.options import AsJson, Device, Images, Minutes, Overrides, optional
 from orchestration.cli.output import print_json, print_line, say
 from orchestration.words import show_duration
 
@@ -16,9 +16,7 @@ from orchestration.words import show_duration
 def recipe(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="COCO file with the boxes.")],
     minutes: Minutes = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE.yaml", help="Write it there.")
-    ] = None,
+    output: Path | None = optional("FILE.yaml", "Write it there."),
     images: Images = None,
     overrides: Overrides = None,
     device: Device = "auto",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from boxseg.errors import ConfigError
-from orchestration.cli.options import AsJson, Storage
+from orchestration.cli.options import AsJson, Storage, optional
 from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
 from orchestration.store.places import address_of, shown
 from orchestration.words import show_duration
@@ -30,7 +30,7 @@ SHOWN_METRICS = {"AP": "val/mask_ap", "AP75": "val/mask_ap75", "box AP": "val/bo
 @app.command("ls")
 def list_all(
     storage: Storage = Path("runs"),
-    name: Annotated[str | None, typer.Option(help="Only runs of this experiment.")] = None,
+    name: str | None = typer.Option(None, help="Only runs of this experiment."),
     as_json: AsJson = False,
 ) -> None:
     """List runs, trials and sweeps, newest first."""
@@ -173,10 +173,7 @@ def report(
     sweep: Annotated[
         str, typer.Argument(metavar="SWEEP", help="Sweep id, its folder or its name (the newest).")
     ],
-    output: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where to write; default: report/ in its folder."),
-    ] = None,
+    output: Path | None = optional("DIR", "Where to write; default: report/ in its folder."),
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
 ) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from boxseg.errors import ConfigError
 from orchestration.cli import output
-from orchestration.cli.options import AsJson, Experiment, Overrides
+from orchestration.cli.options import AsJson, Experiment, Overrides, flag, optional
 from orchestration.cli.output import print_json, print_pairs, say
 from orchestration.errors import ExitCode, exit_code_for
 from orchestration.store.places import shown
@@ -35,17 +35,9 @@ PlanOnly = Annotated[
 
 
 def train(
-    experiment: Annotated[
-        Path | None, typer.Argument(metavar="EXP.yaml", help="Experiment file.")
-    ] = None,
-    from_run: Annotated[
-        str | None,
-        typer.Option(metavar="RUN", help="Repeat this run: its id, folder or best:SWEEP."),
-    ] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(metavar="RUN", help="Go on with this run: its id or folder."),
-    ] = None,
+    experiment: Path | None = typer.Argument(None, metavar="EXP.yaml", help="Experiment file."),
+    from_run: str | None = optional("RUN", "Repeat this run: its id, folder or best:SWEEP."),
+    resume: str | None = optional("RUN", "Go on with this run: its id or folder."),
     auto_resume: AutoResume = False,
     overrides: Overrides = None,
     plan: PlanOnly = False,
@@ -112,50 +104,29 @@ def train(
 
 def sweep(
     experiment: Experiment,
-    earlier: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="SWEEP",
-            help="The sweep to go on with, by id, folder or name; left out: the newest of the file's name.",
-            show_default=False,
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with a sweep that was interrupted, or is to have more trials, seeds or values by the file.",
-        ),
-    ] = False,
+    earlier: str | None = typer.Argument(
+        None,
+        metavar="SWEEP",
+        help="The sweep to go on with, by id, folder or name; left out: the newest of the file's name.",
+        show_default=False,
+    ),
+    resume: bool = flag(
+        "--resume",
+        "Go on with a sweep that was interrupted, or is to have more trials, seeds or values by the file.",
+    ),
     auto_resume: AutoResume = False,
-    new: Annotated[
-        bool,
-        typer.Option(
-            "--new", help="Start another sweep beside one that was interrupted or is running."
-        ),
-    ] = False,
-    retry_failed: Annotated[
-        bool,
-        typer.Option(
-            "--retry-failed",
-            help="Go on with a sweep, ended or not, and run its lost trials again.",
-        ),
-    ] = False,
-    more: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Go on with a sweep, ended or not, and try N settings more.",
-        ),
-    ] = None,
-    fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="The same as --max-failures 1.")
-    ] = False,
-    max_failures: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="End, state saved, when N have failed."),
-    ] = None,
+    new: bool = flag(
+        "--new", "Start another sweep beside one that was interrupted or is running."
+    ),
+    retry_failed: bool = flag(
+        "--retry-failed", "Go on with a sweep, ended or not, and run its lost trials again."
+    ),
+    more: int | None = typer.Option(
+        None, min=1, metavar="N", help="Go on with a sweep, ended or not, and try N settings more."
+    ),
+    max_failures: int | None = typer.Option(
+        None, min=1, metavar="N", help="End, state saved, when N have failed."
+    ),
     overrides: Overrides = None,
     plan: PlanOnly = False,
     as_json: AsJson = False,
@@ -197,7 +168,7 @@ def sweep(
         start=start,
         earlier=earlier,
         more=more or 0,
-        max_failures=1 if fail_fast else max_failures,
+        max_failures=max_failures,
     )
     leave_gone_terminal()
     if as_json:
@@ -209,7 +180,7 @@ def sweep(
         if row.failure is not None and row.failure.rule.policy == "stop":
             say(f"{row.label} was not run again, as it would fail again: {row.outcome}")
     if result.status == "interrupted":
-        if fail_fast or max_failures:
+        if max_failures:
             say(f"{len(failed)} of {len(result.table.rows)} trials failed")
         # by its id where it need not be the newest
         which = [result.id] if earlier else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 def ui(
     storage: Storage = Path("runs"),
-    port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Port on the loopback address.")
-    ] = 5000,
+    port: int = typer.Option(5000, min=1, max=65535, help="Port on the loopback address."),
 ) -> None:
     """Serve MLflow over the runs of a storage folder on the loopback address, until interrupted.
 

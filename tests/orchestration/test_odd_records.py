@@ -117,7 +117,6 @@ def odd(draw: st.DrawFn, sound: dict[str, Any]) -> bytes:
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two runs, and a sweep with two trials; commands start in the folder above."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     storage = tmp_path / "runs"
     few = {"toy": {"train_images": 2, "val_images": 2, "size": 64}}
     experiment = {"name": "toy", "storage": storage, "data": few, "train": {"steps": 9}}

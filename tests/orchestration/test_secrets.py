@@ -54,7 +54,6 @@ def test_a_secret_in_a_setting_ends_the_command_and_is_repeated_nowhere(
     tmp_path: Path, monkeypatch, capfd, command: str, override: str
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     Path("exp.yaml").write_text(EXPERIMENT)
     assert run([command, "exp.yaml", "--set", override]) == ExitCode.USAGE
     told = "".join(capfd.readouterr())

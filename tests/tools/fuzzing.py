@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -179,7 +178,6 @@ def end_of(arguments: list[str], codes: tuple[int, ...] = (0, 2, 3)) -> int:
     with (
         contextlib.redirect_stderr(told),
         contextlib.redirect_stdout(shown),
-        mock.patch.dict(os.environ, BOXSEG_DEBUG="1"),
     ):
         code = run(arguments)
         told.flush()
