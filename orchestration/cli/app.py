@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import logging
 import os
+import signal
 import sys
 import traceback
 
@@ -62,7 +64,18 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             # names may have letters that the terminal has not
             stream.reconfigure(errors="stand_in")
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    _end_by_signals_with(code)
+    sys.exit(code)
+
+
+def _end_by_signals_with(code: int) -> None:
+    """Let a signal that comes while Python cleans up, which takes a while, not change what the command has told."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: os._exit(code))
 
 
 def run(arguments: list[str]) -> int:

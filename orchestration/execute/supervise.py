@@ -47,7 +47,8 @@ def supervise(
 ) -> Iterator[Supervisor]:
     """Mark a run or sweep as running; when the block is left it has an end, which is told, to MLflow as far as it goes.
 
-    A `syncer` sends all of it to the run's store; the end waits for that.
+    A `syncer` sends all of it to the run's store; the end waits for that. Signals are heard until then: one that comes
+    after the run has ended changes nothing.
 
     Raises:
         StorageError: the folder is gone or cannot be written, so its end is not there either; or the store does not
@@ -56,21 +57,23 @@ def supervise(
         KeyboardInterrupt: a second signal came.
     """
     with (
+        StopSignals() as signals,
         contextlib.nullcontext() if syncer is None else syncer,
-        _supervised(folder, spec, syncer) as supervisor,
+        _supervised(folder, spec, signals, syncer) as supervisor,
     ):
         yield supervisor
 
 
 @contextlib.contextmanager
-def _supervised(folder: RunFolder, spec: RunSpec, syncer: Syncer | None) -> Iterator[Supervisor]:
+def _supervised(
+    folder: RunFolder, spec: RunSpec, signals: StopSignals, syncer: Syncer | None
+) -> Iterator[Supervisor]:
     tracker = Tracker(spec.storage.absolute(), spec.name, uri=spec.tracking.uri, logs=folder.logs)
     folder.start()
     tracker.add(folder)
     tracker.start()
     try:
-        with StopSignals() as signals:
-            yield Supervisor(folder, tracker, signals, syncer)
+        yield Supervisor(folder, tracker, signals, syncer)
         _end(folder, signals)
     except KeyboardInterrupt:
         folder.finish("interrupted")

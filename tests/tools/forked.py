@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -95,14 +95,18 @@ class Command:
         return self.output.read_text() if self.output.exists() else ""
 
 
-def start(arguments: Sequence[str | Path], output: Path) -> Command:
+def start(
+    arguments: Sequence[str | Path], output: Path, environment: Mapping[str, str] | None = None
+) -> Command:
     """Run `boxseg ARGUMENTS` in a process of its own, on one CPU core.
 
     Args:
         arguments: As on the command line.
         output: Gets stdout and stderr, below what is there.
+        environment: Variables besides those of this process.
     """
-    process = FORKS.Process(target=_run, args=([str(each) for each in arguments], output))
+    texts = [str(each) for each in arguments]
+    process = FORKS.Process(target=_run, args=(texts, output, dict(environment or {})))
     with _environment():
         process.start()
     return Command(process, output)
@@ -120,18 +124,20 @@ def _environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _run(arguments: list[str], output: Path) -> None:
+def _run(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
     threads = list(Path(f"/proc/{os.getppid()}/task").iterdir())
     assert len(threads) == 1, (
         "a lock that another thread holds while this process is forked would stay locked"
     )
     os.setsid()
+    os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    from orchestration.cli.app import run
+    from orchestration.cli.app import main
 
     sys.argv = ["boxseg", *arguments]
-    code = run(arguments)
-    atexit._run_exitfuncs()  # as a process does that was not forked
-    sys.exit(code)
+    try:
+        main(arguments)
+    finally:
+        atexit._run_exitfuncs()  # as a process does that was not forked

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -471,6 +472,19 @@ def test_a_reader_that_leaves_early_is_no_error(reader: str):
     )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_after_a_command_has_ended_changes_neither_its_exit_code_nor_its_output(number):
+    program = (
+        "import atexit, os\nfrom orchestration.cli.app import main\n"
+        f"atexit.register(os.kill, os.getpid(), {int(number)})\nmain(['config', 'schema'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "properties" in json.loads(done.stdout)
 
 
 def test_data_split_writes_two_files_that_pass_the_check(capsys: Capture, toy: dict[str, Any]):

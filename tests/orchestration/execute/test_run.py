@@ -210,6 +210,17 @@ def test_a_second_signal_does_not_wait():
             signal.raise_signal(signal.SIGINT)
 
 
+def test_a_signal_that_comes_once_a_run_has_ended_does_not_change_its_end(storage):
+    before = known(storage)
+    # sent by what is told of the end; the copy for MLflow and the last words are still to come
+    notify = {"command": ["sh", "-c", f"kill -INT {os.getpid()}"]}
+    with pytest.raises(NonFiniteLossError, match="step 7: the loss is nan"):
+        train_run(
+            make_spec(storage, notify=notify), train_fn=make_training(fail_at=7), progress=False
+        )
+    assert only_new(storage, before).status().status == "failed"
+
+
 def test_progress_tells_steps_metrics_and_time_left_line_by_line(storage, capsys):
     train_run(make_spec(storage), train_fn=make_training(step_s=0.02), progress=True)
     lines = capsys.readouterr().err.splitlines()
