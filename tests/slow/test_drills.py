@@ -47,7 +47,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calm(experiment: Path, make_storage: Callable[[Path], Path]) -> Path:
     """The folder of the run that nothing happens to."""
-    story = drills.run_with_kills(experiment, make_storage(experiment.parent / "calm"))
+    story = drills.run_with_kills(experiment, place(make_storage(experiment.parent / "calm")))
     assert story.codes == [ExitCode.DONE]
     return story.folder
 
@@ -75,7 +75,7 @@ def test_killed_runs_end_as_if_undisturbed(experiment, calm, make_storage, tmp_p
     killed: list[str] = []
     while len(killed) < KILLS:
         moments = plans.pop() if plans else drills.draw_moments(chance, 3, length_s=LENGTH_S)
-        story = drills.run_with_kills(experiment, storage, moments)
+        story = drills.run_with_kills(experiment, place(storage), moments)
         killed += story.kills
         told = f"seed {SEED}, {moments}, killed in {story.kills}, {story.folder}"
         assert set(story.codes) == {ExitCode.DONE}, told
@@ -206,6 +206,10 @@ def test_a_copied_run_goes_on_where_it_was(
     assert min(steps) > 4, "it started over"
     assert not drills.differences(place, calm)
     assert not drills.tracking_faults(storage)
+
+
+def place(storage: Path) -> drills.Place:
+    return drills.Place(str(storage), storage, storage / "output.txt")
 
 
 def start_run(experiment: Path, storage: Path, output: Path, *more: str) -> forked.Command:

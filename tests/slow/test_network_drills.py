@@ -6,6 +6,7 @@ Takes a quarter of an hour: `make cluster-test`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -25,25 +26,39 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostCluster]:
         yield running
 
 
-def settings(**resources: Any) -> dict[str, Any]:
-    sweep = tiny_sweep(0.01, steps=STEPS, period=PERIOD)
-    return sweep | {"resources": {"runner": "inline"} | resources}
+def settings(workers: int = 1) -> dict[str, Any]:
+    """One worker trains in the trial's own process, two on both nodes."""
+    sweep = tiny_sweep(0.01, workers=workers, steps=STEPS, period=PERIOD)
+    if workers == 1:
+        sweep["resources"]["runner"] = "inline"
+    return sweep
 
 
 @pytest.fixture(scope="module")
 def calm(cluster: HostCluster) -> Outcome:
     """Of the run that nobody disturbs."""
-    wait_for_job(cluster, cluster.submit("calm", settings()))
-    found = outcome(cluster, "calm")
+    return undisturbed(cluster, "calm", settings())
+
+
+@pytest.fixture(scope="module")
+def calm_pair(cluster: HostCluster) -> Outcome:
+    """Of that with two workers."""
+    return undisturbed(cluster, "calm-pair", settings(workers=2))
+
+
+def undisturbed(cluster: HostCluster, name: str, sweep: dict[str, Any]) -> Outcome:
+    wait_for_job(cluster, cluster.submit(name, sweep))
+    found = outcome(cluster, name)
     assert found.end[:2] == ["finished", STEPS]
     assert found.tracked["train/loss"] == found.curves["train/loss"][-1][1]
     return found
 
 
-def begin(cluster: HostCluster, name: str, **resources: Any) -> str:
+def begin(cluster: HostCluster, name: str, workers: int = 1) -> str:
     """Submit a run, and wait until it has a checkpoint and is busy with what comes after; gives the job."""
-    job = cluster.submit(name, settings(**resources))
-    wait_for(lambda: step_of(cluster, name) >= PERIOD + 5, what=f"step {PERIOD + 5}")
+    job = cluster.submit(name, settings(workers))
+    step = PERIOD + 5
+    wait_for(lambda: step_of(cluster, name) >= step, what=f"step {step}", seconds=300)
     return job
 
 
@@ -63,19 +78,46 @@ def test_a_machine_without_its_cable_for_a_while_changes_no_number(cluster, calm
     assert found.retries == []
 
 
-def test_lost_packets_change_no_number(cluster, calm):
-    with cluster.machines.losing(5):
-        wait_for_job(cluster, cluster.submit("loss", settings()), seconds=600)
-    assert outcome(cluster, "loss") == calm
+def test_two_nodes_that_do_not_reach_each_other_for_a_while_change_no_number(cluster, calm_pair):
+    job = begin(cluster, "cut-pair", workers=2)
+    [first] = homes_of(cluster, "cut-pair")
+    [other] = cluster.nodes.keys() - {first}
+    with cluster.nodes[other].cut_off(20):
+        pass
+    wait_for_job(cluster, job, seconds=240)
+    found = outcome(cluster, "cut-pair")
+    assert found == calm_pair
+    assert found.retries == []
 
 
-def test_a_node_that_is_cut_off_for_good_is_replaced(cluster, calm):
-    job = begin(cluster, "gone")
-    [home] = homes_of(cluster, "gone")
-    cluster.nodes[home].cut()
+def lose_packets(cluster: HostCluster) -> AbstractContextManager[None]:
+    """5 % of all packets."""
+    return cluster.machines.losing(5)
+
+
+def move_nodes_away(cluster: HostCluster) -> AbstractContextManager[None]:
+    """An answer from any other machine takes 200 ms."""
+    return cluster.machines.far_away(*cluster.nodes.values(), seconds=0.1)
+
+
+@pytest.mark.parametrize("trouble", [lose_packets, move_nodes_away])
+def test_lost_and_late_packets_change_no_number(cluster, calm, trouble):
+    with trouble(cluster):
+        wait_for_job(cluster, cluster.submit(trouble.__name__, settings()), seconds=600)
+    found = outcome(cluster, trouble.__name__)
+    assert found == calm
+    assert found.retries == []
+
+
+@pytest.mark.parametrize("way", ["cut", "shut_down"])
+def test_a_node_that_goes_for_good_is_replaced(cluster, calm, way):
+    job = begin(cluster, way)
+    [home] = homes_of(cluster, way)
+    getattr(cluster.nodes[home], way)()
     wait_for_job(cluster, job, seconds=400)
-    assert outcome(cluster, "gone") == calm
-    assert outcome(cluster, "gone").retries in (["node_lost"], ["worker_lost"])
+    found = outcome(cluster, way)
+    assert found == calm
+    assert found.retries in (["node_lost"], ["worker_lost"], ["preempted"])
     cluster.nodes[home].kill()
     cluster.add_nodes(home)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -90,22 +90,45 @@ class Moment:
 
     phase: Phase
     delay_s: float
+    is_lost: bool = False
+    """Whether its machine goes with it, and with all that it had on its disk."""
 
 
-def draw_moments(chance: random.Random, count: int, *, length_s: float) -> list[Moment]:
+def draw_moments(
+    chance: random.Random, count: int, *, length_s: float, lost: float = 0.0
+) -> list[Moment]:
     """Moments for the processes of one run, one after the other.
 
     Half of them are anywhere in a run of `length_s` [s], half where files change and an end is near: at once, or a bit
-    later.
+    later. `lost` is the share of those in which the machine goes too.
     """
     moments = []
     for _ in range(count):
+        phase, longest_s = chance.choice(PHASES[2:]), chance.choice((0.0, 0.1, 0.5))
         if chance.random() < 0.5:
-            moments.append(Moment("start", chance.uniform(0, length_s)))
-        else:
-            longest_s = chance.choice((0.0, 0.1, 0.5))
-            moments.append(Moment(chance.choice(PHASES[2:]), chance.uniform(0, longest_s)))
+            phase, longest_s = "start", length_s
+        moments.append(Moment(phase, chance.uniform(0, longest_s), chance.random() < lost))
     return moments
+
+
+@dataclass
+class Place:
+    """Where runs are kept: what commands call it, and where it is on the machine that they run on."""
+
+    storage: str
+    folder: Path
+    output: Path
+    """Gets what commands print."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Of that machine."""
+
+    def replace_machine(self) -> None:
+        """Go on with another one, which has nothing of it yet."""
+        raise NotImplementedError("a folder goes with its machine")
+
+    def has(self, run: str) -> bool:
+        """Whether somebody who has lost the machine can go on with a run."""
+        raise NotImplementedError("a folder goes with its machine")
 
 
 @dataclass
@@ -128,59 +151,84 @@ class Story:
         return self.run.path
 
 
-def run_with_kills(experiment: Path, storage: Path, moments: Sequence[Moment] = ()) -> Story:
+def run_with_kills(
+    experiment: Path,
+    place: Place,
+    moments: Sequence[Moment] = (),
+    *,
+    on_kill: Callable[[Phase, Moment], object] = lambda *_: None,
+) -> Story:
     """Train, kill the process at each of some moments and go on with `--resume`, to the end.
+
+    Args:
+        experiment: The file with its settings.
+        place: Where the run is kept.
+        moments: Of the processes, one after the other; the last process ends by itself.
+        on_kill: Is told of each kill at once: where the process was, and the moment.
 
     Raises:
         TimeoutError: a process hung.
     """
     story = Story()
-    known = set(storage.glob(f"{NAME}/*/status.json"))
+    known = _runs_in(place)
+    reported = 0  # how many reports earlier processes wrote
     for moment in (*moments, None):
-        resume = ["--resume", story.folder] if story.run else []
-        watch = Watch(story.run)
+        resume = ["--resume", story.folder.name] if story.run else []
+        watch = Watch(story.run, reported)
         began = time.monotonic()
         command = forked.start(
-            ["train", experiment, f"--set=storage={storage}", *resume], storage / "output.txt"
+            ["train", experiment, f"--set=storage={place.storage}", *resume],
+            place.output,
+            place.environment,
         )
         # Until the moment has come; the last process, and one that is faster, ends by itself.
         while moment is not None and not command.ended:
-            watch.run = story.run = story.run or _find_new(storage, known)
-            if moment.phase in ("start", watch.phase()):
+            watch.run = story.run = story.run or _find_new(place, known)
+            if watch.has_begun and moment.phase in ("start", watch.phase()):
                 command.process.join(moment.delay_s)
                 break
             time.sleep(POLL_S)
         if moment is not None and not command.ended:
-            story.run = story.run or _find_new(storage, known)
-            story.kills.append(Watch(story.run, watch.offset).phase())
+            watch.run = story.run = story.run or _find_new(place, known)
+            story.kills.append(watch.phase())
             command.kill()
+            reported = len(story.run.reports_since(0)[0]) if story.run else 0
+            on_kill(story.kills[-1], moment)
+            if moment.is_lost:
+                place.replace_machine()
+                name = story.run.path.name if story.run else ""
+                story.run = RunFolder(place.folder / NAME / name) if place.has(name) else None
         else:
             story.codes.append(command.wait(LIMIT_S))
-            story.run = story.run or _find_new(storage, known)
+            story.run = story.run or _find_new(place, known)
             story.longest_s = max(story.longest_s, time.monotonic() - began)
     return story
 
 
-def _find_new(storage: Path, known: set[Path]) -> RunFolder | None:
-    found = set(storage.glob(f"{NAME}/*/status.json")) - known
-    return RunFolder(found.pop().parent) if found else None
+def _runs_in(place: Place) -> set[str]:
+    return {path.parent.name for path in place.folder.glob(f"{NAME}/*/status.json")}
+
+
+def _find_new(place: Place, known: set[str]) -> RunFolder | None:
+    found = _runs_in(place) - known
+    return RunFolder(place.folder / NAME / found.pop()) if found else None
 
 
 class Watch:
     """Tells by a run's files where its present process is."""
 
-    def __init__(self, run: RunFolder | None, offset: int | None = None) -> None:
-        """`offset`: where the reports of the process begin; null: at the end of those that are there."""
-        self.run = run
-        self.offset = 0
-        if offset is not None:
-            self.offset = offset
-        elif run is not None and run.metrics_path.exists():
-            self.offset = run.metrics_path.stat().st_size
+    def __init__(self, run: RunFolder | None, reported: int = 0) -> None:
+        """`reported`: how many reports earlier processes wrote."""
+        self.run, self._reported = run, reported
+
+    @property
+    def has_begun(self) -> bool:
+        """False while a machine does not have the run that it is to go on with."""
+        return self.run is None or self.run.status_path.exists()
 
     def phase(self) -> Phase:
         """Where it is."""
-        if self.run is None:
+        if self.run is None or not self.has_begun:
             return "start"
         if self.run.stored().status == "finished":
             return "end"
@@ -188,7 +236,7 @@ class Watch:
             return "writing"
         reports = [
             each
-            for each in self.run.reports_since(self.offset)[0]
+            for each in self.run.reports_since(0)[0][self._reported :]
             if not _is_of_machine(each.metrics)
         ]
         if not reports:
@@ -269,14 +317,18 @@ def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     )
 
 
-def tracking_faults(storage: Path) -> list[str]:
-    """In what MLflow, asked by its own client, differs from the folders under a storage, a line each.
+def tracking_faults(storage: Path, uri: str | None = None) -> list[str]:
+    """In what MLflow, asked by its own client, differs from the runs under a storage, a line each.
 
     Every run has to be there once, at the same end, with the same latest metrics and the same best steps.
+
+    Args:
+        storage: Where the runs are.
+        uri: Of MLflow; null: a file in the storage.
     """
     import mlflow  # takes seconds to load
 
-    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{storage / 'mlflow.db'}")
+    client = mlflow.MlflowClient(tracking_uri=uri or f"sqlite:///{storage / 'mlflow.db'}")
     experiments = client.search_experiments()
     tracked = client.search_runs([each.experiment_id for each in experiments], max_results=5000)
     by_id: dict[str, list[Any]] = {}

@@ -49,8 +49,32 @@ mkdir {HOME}
 ip link set lo up
 touch /run/ready
 # the first process lives as long as the test keeps our input open, and reaps what others leave
-cat <&3 > /dev/null & wait $!
+(trap '' TERM; exec cat <&3 > /dev/null) & wait $!
 """
+DELAY = """
+import collections, fcntl, os, select, struct, sys, time
+
+def tap(name):
+    # a device whose packets are this program's to pass on, whole and with their checksums
+    device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    ethernet_alone = 0x0002 | 0x1000
+    fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", name, ethernet_alone))
+    return device
+
+delay_s = float(sys.argv[1])
+near, far = tap(b"near"), tap(b"far")
+other = {near: far, far: near}
+waiting = collections.deque()
+print("ready", flush=True)
+while True:
+    left_s = max(0, waiting[0][0] - time.monotonic()) if waiting else None
+    for device in select.select([near, far], [], [], left_s)[0]:
+        waiting.append((time.monotonic() + delay_s, other[device], os.read(device, 65536)))
+    while waiting and waiting[0][0] <= time.monotonic():
+        _, device, packet = waiting.popleft()
+        os.write(device, packet)
+"""
+"""Passes packets between two network devices, each so many seconds late."""
 
 
 class Host:
@@ -79,7 +103,7 @@ class Host:
         )
         link = f"link add {self._port} netns {switch.pid} type veth peer name eth0 netns {self._first.pid}"
         _ip(*link.split())
-        _ip("link", "set", self._port, "master", "switch", "up", of=switch)
+        self.plug_into("switch")
         _ip("address", "add", f"{self.address}/24", "dev", "eth0", of=self._first)
         _ip("link", "set", "eth0", "up", of=self._first)
         _ip("route", "add", "default", "via", f"{NETWORK}.254", of=self._first)
@@ -140,6 +164,10 @@ class Host:
         script = f"import socket; socket.create_connection(('{other.address}', {port}), 2)"
         return self.run(["python", "-S", "-c", script]).returncode == 0
 
+    def plug_into(self, switch: str) -> None:
+        """Put its cable into a switch."""
+        _ip("link", "set", self._port, "master", switch, "up", of=self._switch)
+
     def cut(self) -> None:
         """Pull its cable."""
         _ip("link", "set", self._port, "down", of=self._switch)
@@ -158,6 +186,12 @@ class Host:
             time.sleep(max(0.0, until - time.monotonic()))
         finally:
             self.mend()
+
+    def shut_down(self, seconds: float = 5.0) -> None:
+        """Ask all its processes to end, and take its power so many seconds later, as clouds do with spot machines."""
+        self.run(["sh", "-c", "trap '' TERM; kill -TERM -1"])
+        time.sleep(seconds)
+        self.kill()
 
     def kill(self) -> None:
         """Take its power: all its processes end at once, and nobody is told."""
@@ -206,6 +240,29 @@ class Hosts:
             yield
         finally:
             subprocess.run([*inside, "delete table bridge faults"], check=True)
+
+    @contextlib.contextmanager
+    def far_away(self, *hosts: Host, seconds: float) -> Iterator[None]:
+        """While the block runs, each packet between these machines and the others takes so long."""
+        inside = ["nsenter", "--target", str(self._switch.pid), "--net", sys.executable, "-S"]
+        delay = subprocess.Popen([*inside, "-c", DELAY, str(seconds)], stdout=subprocess.PIPE)
+        try:
+            assert delay.stdout is not None
+            assert delay.stdout.readline() == b"ready\n"
+            _ip("link", "add", "distant", "type", "bridge", of=self._switch)
+            for device, switch in (("near", "switch"), ("far", "distant")):
+                _ip("link", "set", device, "master", switch, of=self._switch)
+            for device in ("near", "far", "distant"):
+                _ip("link", "set", device, "up", of=self._switch)
+            for host in hosts:
+                host.plug_into("distant")
+            yield
+        finally:
+            for host in hosts:
+                host.plug_into("switch")
+            _ip("link", "delete", "distant", of=self._switch)
+            delay.kill()
+            delay.communicate()
 
     def close(self) -> None:
         """End all of them."""
