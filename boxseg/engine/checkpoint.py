@@ -131,11 +131,14 @@ def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
             _link(checkpoints / BEST, best)
         _link(checkpoints / LAST, folder)
         sync_folder(checkpoints)
-    kept = {folder.name, *(recent.name for recent in until_now[-2:])} | (
-        {best.name} if best is not None else set()
-    )
-    for old in until_now:
-        if old.name not in kept:
+    remove_old(checkpoints, folder, best)
+
+
+def remove_old(checkpoints: Path, folder: Path, best: Path | None) -> None:
+    """Remove all checkpoints before `folder` but the one before it, and the best."""
+    until_now = [each for _, each in _steps(checkpoints) if each.name <= folder.name]
+    for old in until_now[:-2]:
+        if best is None or old.name != best.name:
             shutil.rmtree(old, ignore_errors=True)
 
 

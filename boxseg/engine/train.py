@@ -77,6 +77,9 @@ def train(
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     saved = checkpoint.find_sound(checkpoints)
+    if saved is not None and rank() == 0:
+        # a process that was killed may have left some
+        checkpoint.remove_old(checkpoints, saved, checkpoint.find_best(checkpoints))
     if saved is None and trainer.config.model.start_from is not None:
         reporter.on_start(start_from(trainer, trainer.config.model.start_from))
     progress = restore(trainer, saved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import shutil
@@ -13,12 +14,13 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from boxseg.engine.checkpoint import ABOUT
-from boxseg.errors import StorageError
+from boxseg.errors import BoxSegError, StorageError
 from boxseg.files.writing import make_folder, write_atomic
 from orchestration.record.run_folder import RunFolder
 from orchestration.store.desk import DeskLine
 from orchestration.store.mirror import (
     DROVE,
+    STATUS,
     Mirror,
     bring,
     fetch_newest,
@@ -181,20 +183,25 @@ class Courier:
 
     def _tell(self) -> None:
         with self._telling:
+            had_ended = self._has_ended()
             present = records_of(self._run.path)
             waiting = set(self._unsent())
-            changes: dict[str, bytes | None] = {
-                name: None for name in self._known if name not in present
-            }
+            changes: dict[str, bytes | None] = {}
+            if not waiting:  # for which those that have gone made room
+                changes = {name: None for name in self._known if name not in present}
             known = {}
             for name, about in present.items():
                 version = (about.st_size, about.st_mtime_ns)
                 if name in waiting or self._known.get(name) == version:
                     continue
                 try:
-                    changes[name] = (self._run.path / name).read_bytes()
+                    content = (self._run.path / name).read_bytes()
                 except FileNotFoundError:
                     continue
+                # An end that is told stays, whatever becomes of this machine: its last checkpoint has to be there.
+                if name == STATUS and self._has_ended() and (waiting or not had_ended):
+                    continue
+                changes[name] = content
                 known[name] = version
             stops = self._desk.tell(self._address, self._attempt, changes)
             for name in [name for name, content in changes.items() if content is None]:
@@ -202,6 +209,11 @@ class Courier:
             self._known |= known
             if stops:
                 self._run.request_stop()
+
+    def _has_ended(self) -> bool:
+        with contextlib.suppress(BoxSegError):  # the driver tells what is wrong with it
+            return self._run.stored().is_final
+        return False
 
 
 def bring_patiently(path: Path) -> None:

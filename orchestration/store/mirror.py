@@ -172,25 +172,24 @@ class Mirror:
             StorageError: the store does not answer or refuses us; the next time goes on from there.
         """
         present = self._present()
-        changed = [
-            name
-            for name in present
-            if not is_weights(name) and not self._is_unchanged(name, present)
-        ]
-        gone = [
-            name
-            for name, version in self._versions.items()
-            if name not in present and not is_weights(name) and version.mtime_ns is not None
-        ]
-        abouts = [name for name in changed if PurePosixPath(name).name == ABOUT]
-        if not (abouts or (records and (changed or gone))):
+        changed, gone = self._changed(present), self._gone(present)
+        if not (any(map(is_about, changed)) or (records and (changed or gone))):
             return False
+        # Training goes on: what has gone by now, and what is told by now, goes with the checkpoints found after that.
+        told = self._read_ends(changed)
+        present = self._present() | {name: about for name, (about, _) in told.items()}
+        changed, gone = self._changed(present), [name for name in gone if name not in present]
+        abouts = [name for name in changed if is_about(name)]
         try:
             complete = [name for name in abouts if self.send_weights(name)]
             for name in sorted(changed, key=place):
-                if name in complete or name not in abouts:
+                if name in told:
+                    self._write(name, *told[name])
+                elif name in complete or not (name in abouts or tells_of_others(name)):
                     self._send(name)
-            self._remove(gone)
+            # a new checkpoint that is not there yet may be what the gone ones made room for
+            if len(complete) == len(abouts):
+                self._remove(gone)
         finally:
             self._write_versions()
         return True
@@ -201,11 +200,7 @@ class Mirror:
         Raises:
             StorageError: the store does not answer or refuses us.
         """
-        present = self._present()
-        changed = (
-            not is_weights(each) and not self._is_unchanged(each, present) for each in present
-        )
-        if any(changed) and self._has_driven_last():
+        if self._changed(self._present()) and self._has_driven_last():
             while self.push():
                 pass
 
@@ -243,13 +238,25 @@ class Mirror:
         except FileNotFoundError:  # training has removed it meanwhile
             return False
 
+    def _read_ends(self, changed: list[str]) -> dict[str, tuple[os.stat_result, bytes]]:
+        """Those records that tell of others, read in the opposite order of sending: what they tell of is there then."""
+        told = {}
+        for name in sorted(filter(tells_of_others, changed), key=place, reverse=True):
+            with contextlib.suppress(FileNotFoundError):
+                # of before the reading: what is written meanwhile counts as changed
+                about = (self.folder / name).lstat()
+                told[name] = about, (self.folder / name).read_bytes()
+        return told
+
     def _send(self, name: str) -> None:
         path = self.folder / name
         with contextlib.suppress(FileNotFoundError):
             about = path.stat()
-            etag = self.store.write(self.prefix + name, path.read_bytes())
-            # Of before the reading: what is written meanwhile counts as changed.
-            self._versions[name] = Version(etag, about.st_size, about.st_mtime_ns)
+            self._write(name, about, path.read_bytes())
+
+    def _write(self, name: str, about: os.stat_result, content: bytes) -> None:
+        etag = self.store.write(self.prefix + name, content)
+        self._versions[name] = Version(etag, about.st_size, about.st_mtime_ns)
 
     def _remove(self, gone: list[str]) -> None:
         """Remove files there: of a checkpoint first what makes it count, then all that is left of it."""
@@ -280,6 +287,22 @@ class Mirror:
 
     def _present(self) -> dict[str, os.stat_result]:
         return _files(self.folder)
+
+    def _changed(self, present: dict[str, os.stat_result]) -> list[str]:
+        """Records that are other here than in the store."""
+        return [
+            name
+            for name in present
+            if not is_weights(name) and not self._is_unchanged(name, present)
+        ]
+
+    def _gone(self, present: dict[str, os.stat_result]) -> list[str]:
+        """Records that were here and are in the store."""
+        return [
+            name
+            for name, version in self._versions.items()
+            if name not in present and not is_weights(name) and version.mtime_ns is not None
+        ]
 
     def _is_unchanged(self, name: str, present: dict[str, os.stat_result]) -> bool:
         known, here = self._versions.get(name), present.get(name)
@@ -353,6 +376,16 @@ def place(name: str) -> tuple[int, int]:
     path = PurePosixPath(name)
     ranks = {ABOUT: 1, JOURNAL: 2, STATUS: 3}
     return ranks.get(path.name, 0), -len(path.parts)
+
+
+def is_about(name: str) -> bool:
+    """Whether a file is what makes a checkpoint count."""
+    return PurePosixPath(name).name == ABOUT
+
+
+def tells_of_others(name: str) -> bool:
+    """Whether a record tells of checkpoints and trials, which have to be in the store before it."""
+    return PurePosixPath(name).name in (JOURNAL, STATUS)
 
 
 def _digest(path: Path) -> str | None:

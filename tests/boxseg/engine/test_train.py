@@ -125,9 +125,15 @@ def test_a_finished_run_started_again_reports_its_metrics_and_trains_no_step(
     run, finished, tmp_path
 ):
     folder, first, _ = finished()
-    second, reporter = run(copy_of(folder, tmp_path))
+    again = copy_of(folder, tmp_path) / "checkpoints"
+    kept = sorted(again.iterdir())
+    # killed before it had removed the checkpoints of before
+    shutil.copytree(kept[-1], again / "step-00000001")
+    shutil.copytree(kept[-1], again / "step-00000002")
+    second, reporter = run(again.parent)
     assert reporter.steps == []
     assert second == first
+    assert sorted(again.iterdir()) == kept
 
 
 def test_a_last_step_that_was_saved_without_an_evaluation_is_evaluated(run, tmp_path):

@@ -93,6 +93,21 @@ def test_a_checkpoint_is_not_told_before_the_store_has_its_weights(machines: Mac
         wait_for(lambda: bool(list(hear(machines, desk).path.glob("checkpoints/*/about.json"))))
 
 
+def test_an_end_is_not_told_before_the_store_has_its_last_checkpoint(
+    machines: Machines, desk: Desk
+):
+    with training(machines, desk) as folder:
+        machines.store.fault = "away"
+        save(folder, 10)
+        run = RunFolder(folder)
+        run.finish("finished")
+        run.append_metrics(11, {"system/cpu": 1.0})
+        wait_for(lambda: hear(machines, desk).history("system/cpu") == [(11, 1.0)])
+        assert not hear(machines, desk).stored().is_final
+        machines.store.fault = "none"
+    assert hear(machines, desk).stored().is_final
+
+
 def test_a_request_to_stop_comes_through(machines: Machines, desk: Desk):
     with training(machines, desk) as folder:
         assert not RunFolder(folder).stop_requested()
