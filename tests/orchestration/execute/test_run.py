@@ -55,6 +55,17 @@ def known(storage: Path) -> set[str]:
     return {status.id for status in list_runs(storage)}
 
 
+def make_interrupted(number):
+    """A slow training whose own process is sent a signal while it runs, however late it began."""
+    training = make_training(step_s=0.01)
+
+    def train(config, **arguments):
+        threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+        return training(config, **arguments)
+
+    return train
+
+
 def test_a_run_leaves_settings_status_metrics_and_mlflow_copy(storage):
     spec = make_spec(storage)
     result = train_run(spec, train_fn=make_training(), progress=False)
@@ -112,8 +123,7 @@ def test_a_termination_signal_saves_the_state_and_a_resume_goes_on_to_the_same_e
     spec = make_spec(
         storage, train={"steps": 400, "batch_size": 4, "report_every": 5, "eval_every": 100}
     )
-    threading.Timer(1.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    first = train_run(spec, train_fn=make_training(step_s=0.01), progress=False)
+    first = train_run(spec, train_fn=make_interrupted(signal.SIGTERM), progress=False)
     assert first.status == "interrupted"
     assert RunFolder(Path(first.folder)).status().status == "interrupted"
     again = train_run(spec, resume=first.id, train_fn=make_training(), progress=False)
@@ -186,8 +196,7 @@ def test_a_running_run_and_an_unknown_one_cannot_be_resumed(storage):
 
 def test_a_terminal_that_goes_saves_the_state_too(storage):
     spec = make_spec(storage, train={"steps": 400, "batch_size": 4, "report_every": 5})
-    threading.Timer(1.2, os.kill, (os.getpid(), signal.SIGHUP)).start()
-    result = train_run(spec, train_fn=make_training(step_s=0.01), progress=False)
+    result = train_run(spec, train_fn=make_interrupted(signal.SIGHUP), progress=False)
     assert result.status == "interrupted"
     assert (Path(result.folder) / "checkpoints" / "last").exists()
 
