@@ -13,7 +13,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from boxseg.coco.segmentations import Size
 from boxseg.errors import ShapeError
-from boxseg.label.cut import settle_claims
+from boxseg.label.cut import expect_losses, settle_claims
 from boxseg.label.maps import UNKNOWN, CloseUp, OtherMask, SoftMask, close_up, find_soft_masks
 from boxseg.label.outlines import Outline, find_outline
 from boxseg.label.parts import box_fits
@@ -22,7 +22,7 @@ from boxseg.ops.boxes import box_area
 from boxseg.predict.predictor import Predictor, as_image
 from boxseg.structures import Sample
 
-LABEL_VERSION = 8
+LABEL_VERSION = 9
 """Raise it where the same source and boxes give other masks or qualities: labels of two versions are not mixed."""
 
 
@@ -144,8 +144,11 @@ def _assemble(sample: Sample, seen: dict[int, tuple[CloseUp, SoftMask]]) -> BoxL
             clean[row] = parts[row]
         quality[row] = outline.quality
         num_candidates[row] = soft_mask.num_candidates
-    for row, part in settle_claims(sample.image.numpy(), sample.boxes, clean).items():
+    clean = settle_claims(sample.image.numpy(), sample.boxes, clean)
+    losses = expect_losses(clean)
+    for row, part in clean.items():
         parts[row] = part
+        quality[row] = (quality[row] - losses[row]).clamp(min=0)
     return BoxLabels(parts, size, quality, num_candidates)
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from boxseg.label.parts import box_fits
 from boxseg.mask_parts import MaskPart
 from boxseg.ops.pixels import (
-    COLORS,
     BoolArray,
     ColorArray,
     FloatArray,
     box_fit,
+    color_shares,
     pixels_of_box,
     resize,
     shared_colors,
@@ -115,11 +115,8 @@ def _cut(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
     whole = _cut_from(picture, color, inside, inside)
     if whole.separation + OWN_GAIN > 1:  # nothing can be so much better
         return whole
-    regions = inside, ~inside
-    in_box, around = (
-        np.bincount(color[region], minlength=COLORS) / max(region.sum(), 1) for region in regions
-    )
-    own = _cut_from(picture, color, inside, inside & (in_box > around)[color])
+    is_own = color_shares(color, inside) > color_shares(color, ~inside)  # of each colour
+    own = _cut_from(picture, color, inside, inside & is_own[color])
     needed = max(OWN_SEPARATION, whole.separation + OWN_GAIN)
     return own if own.fit >= CLEAN_FIT and own.separation >= needed else whole
 
@@ -231,6 +228,24 @@ def settle_claims(
         if box_fits([left], boxes[row : row + 1]).item() >= CLEAN_FIT:
             settled[row] = left
     return settled
+
+
+def expect_losses(parts: dict[int, MaskPart]) -> dict[int, float]:
+    """IoU that each clean mask probably lacks, as others claim its pixels too.
+
+    Colours cannot tell an object from another of its kind that crosses it: both masks hold both objects. One of the two
+    is wrong about what they share, so each is half the time. A small mask inside a large one is no such case.
+
+    Args:
+        parts: Row of a box -> its mask, see `settle_claims`.
+    """
+    losses = dict.fromkeys(parts, 0.0)
+    for one, other in _meeting(parts):
+        larger = max(parts[one].area, parts[other].area)
+        loss = 0.5 * float(_common(parts[one], parts[other]).sum()) / larger
+        losses[one] += loss
+        losses[other] += loss
+    return losses
 
 
 def _meeting(parts: dict[int, MaskPart]) -> list[tuple[int, int]]:

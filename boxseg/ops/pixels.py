@@ -50,13 +50,14 @@ def sort_colors(lab: FloatArray) -> ColorArray:
     return distance.argmin(axis=1).reshape(lab.shape[:2])
 
 
+def color_shares(color: ColorArray, region: BoolArray) -> FloatArray:
+    """Share (`COLORS`,) of a region's pixels (h, w) that have each colour; 0 where it is empty."""
+    return np.bincount(color[region], minlength=COLORS) / max(region.sum(), 1)
+
+
 def shared_colors(color: ColorArray, one: BoolArray, other: BoolArray) -> float:
     """Overlap in [0, 1] of the colours of two regions (h, w); 0 where one is empty."""
-    shares = [
-        np.bincount(color[region], minlength=int(color.max()) + 1) / max(region.sum(), 1)
-        for region in (one, other)
-    ]
-    return float(np.minimum(*shares).sum())
+    return float(np.minimum(color_shares(color, one), color_shares(color, other)).sum())
 
 
 def pixels_of_box(box: FloatArray, size: tuple[int, int]) -> BoolArray:

@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torchvision.ops import clip_boxes_to_image
@@ -213,3 +215,13 @@ def test_boxes_are_shown_larger_where_the_image_has_the_pixels(side, shown):
     sample = Sample(image, boxes, torch.tensor([0]), image_id=1, original_size=(1000, 1000))
     window = label_maps.close_up(predictor, sample, 0).window
     assert side * window.size[1] / window.width == pytest.approx(shown, rel=0.01)
+
+
+def test_curves_of_one_colour_that_cross_are_told_to_be_doubtful(predictor):
+    picture = np.full((96, 96, 3), 160, dtype=np.uint8)
+    cv2.line(picture, (12, 12), (80, 80), (40, 40, 40), 6)
+    alone = label_boxes(predictor, picture, torch.tensor([[9.0, 9, 84, 84]]))
+    assert alone.quality[0] > 0.9
+    cv2.line(picture, (12, 80), (80, 12), (40, 40, 40), 6)
+    crossed = label_boxes(predictor, picture, torch.tensor([[9.0, 9, 84, 84]] * 2))
+    assert (crossed.quality < 0.6).all()  # each has the pixels of both, so an IoU of about a half

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from boxseg.label.cut import settle_claims
+from boxseg.label.cut import expect_losses, settle_claims
 from boxseg.mask_parts import MaskPart
 
 RED, GREEN, GREY = (200, 30, 30), (30, 200, 30), (120, 120, 120)
@@ -61,3 +61,13 @@ def test_masks_that_only_touch_are_left_alone():
     below = (10, 49, 50, 70)  # one row of 40 pixels in common, of 840: under a twentieth
     image = picture((SQUARE, RED), (below, GREEN))
     assert settle(image, SQUARE, below) == [1600, 840]
+
+
+def test_masks_that_hold_each_other_are_expected_to_be_half_wrong():
+    losses = expect_losses({0: area_of(SQUARE), 1: area_of(SQUARE), 2: area_of((60, 60, 66, 66))})
+    assert losses == {0: 0.5, 1: 0.5, 2: 0.0}
+
+
+def test_a_small_mask_inside_a_large_one_is_hardly_in_doubt():
+    losses = expect_losses({0: area_of(SQUARE), 1: area_of((20, 20, 28, 28))})
+    assert losses == {0: 0.02, 1: 0.02}
