@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from boxseg.config.criterion import MASK_AP, Criterion
-from boxseg.config.method import BoxSegConfig, CocoSource, NetworkKind, TrainConfig, as_steps
+from boxseg.config.method import BoxSegConfig, CocoSource, TrainConfig, as_steps
 from boxseg.copy_paste.bank import BANKS
 from boxseg.data.dataset import CocoBoxes, load_boxes, require_same_classes
 from boxseg.data.loader import TrainLoader
@@ -30,7 +29,6 @@ from boxseg.engine.train import Progress, train
 from boxseg.losses.detection import detection_losses
 from boxseg.model.backbone import Backbone, build_backbone
 from boxseg.model.condinst import CondInst
-from boxseg.model.mask_rcnn import MaskRcnn
 from boxseg.structures import MaskNetwork
 
 WARMUPS = (("solver", "warmup"), ("loss", "warmup"), ("boxinst", "warmup"), ("pc", "warmup"))
@@ -167,7 +165,7 @@ def build_network(
         frozen_stages=model.frozen_stages,
         norm=model.norm,
     )
-    return NETWORKS[model.kind](config, backbone, num_classes)
+    return build_condinst(config, backbone, num_classes)
 
 
 def check_start(config: BoxSegConfig, path: Path) -> None:
@@ -206,30 +204,6 @@ def build_condinst(config: BoxSegConfig, backbone: Backbone, num_classes: int) -
         sizes=fcos.sizes,
         max_per_image=cond.max_per_image,
     )
-
-
-def build_mask_rcnn(config: BoxSegConfig, backbone: Backbone, num_classes: int) -> MaskRcnn:
-    """Mask R-CNN with the settings of `model` and `rcnn`."""
-    rcnn = config.rcnn
-    return MaskRcnn(
-        num_classes=num_classes,
-        backbone=backbone,
-        channels=config.model.channels,
-        anchor_sizes=rcnn.anchor_sizes,
-        representation=rcnn.representation,
-        mask_channels=rcnn.mask_channels,
-        mask_convs=rcnn.mask_convs,
-        regions=rcnn.regions,
-        sampled=rcnn.sampled,
-        max_per_image=config.cond.max_per_image,
-    )
-
-
-NETWORKS: dict[NetworkKind, Callable[[BoxSegConfig, Backbone, int], MaskNetwork]] = {
-    "condinst": build_condinst,
-    "mask_rcnn": build_mask_rcnn,
-}
-"""What each `model.kind` builds, given the settings, a backbone and the number of classes."""
 
 
 def speed_up_pointwise(network: nn.Module) -> None:

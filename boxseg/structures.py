@@ -7,10 +7,9 @@ pyramid levels, `K` classes. One image is `(h, w)`, the padded batch `(H, W)` wi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -360,9 +359,9 @@ class MaskNetwork(nn.Module, ABC):
     def mask_logits(self, predictions: Any, image_index: Tensor, handle: Tensor) -> Tensor:
         """Mask logits, float32 (n, H/4, W/4) on the grid of the padded images, of image_index (n,), handle (n, …)."""
 
-    class_layers: ClassVar[Mapping[str, int]] = MappingProxyType({})
-    """Layers with outputs for each class, in the order of labels -> outputs ahead of those, as of the background. A run
-    that starts from another one with other classes takes over the outputs of common ones; the others begin anew."""
+    class_layers: ClassVar[tuple[str, ...]] = ()
+    """Layers with one output for each class, in the order of labels. A run that starts from another one with other
+    classes takes over the outputs of common ones; the others begin anew."""
 
     draws_windows: ClassVar[bool] = False
     """Whether there is `window_logits`."""

@@ -19,7 +19,6 @@ from orchestration.planning.plan import make_plan
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
 CHOICES = [
-    ("boxseg.build", "NETWORKS", "model.kind"),
     ("boxseg.data.colors", "COLOR_CHANGES", "data.strong"),
     ("boxseg.teacher.fusion", "FUSIONS", "qam.fusion"),
     ("boxseg.copy_paste.bank", "BANKS", "pc.bank"),

@@ -10,18 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticKnownError
 
 from boxseg.config.backbones import check_backbone_name
-from boxseg.config.presets import (
-    METHODS,
-    PROFILES,
-    Method,
-    Profile,
-    apply_presets,
-    leave_out_former,
-    merge,
-)
+from boxseg.config.presets import Method, Profile, apply_presets
 from boxseg.errors import ConfigError
 
-NetworkKind = Literal["condinst", "mask_rcnn"]
 Shape = Literal[
     "disc", "square", "star", "ring", "corner", "crescent", "ellipse", "quad", "triangle"
 ]
@@ -120,8 +111,6 @@ class DataConfig(Config):
 class ModelConfig(Config):
     """The network."""
 
-    kind: NetworkKind = "condinst"
-    """condinst: FCOS with dynamic mask heads, the network of BoxSeg; mask_rcnn: torchvision's Mask R-CNN."""
     backbone: str = "resnet50"
     """resnet18, resnet34, resnet50, resnet101, resnet18_half, efficientnet_lite0, or timm/NAME for any timm feature
     extractor or plain ViT, as of DINOv2 and DINOv3."""
@@ -164,11 +153,7 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _check_groups(self) -> ModelConfig:
-        if (
-            self.kind == "condinst"
-            and self.norm_groups is not None
-            and self.channels % self.norm_groups
-        ):
+        if self.norm_groups is not None and self.channels % self.norm_groups:
             raise ValueError(
                 f"channels {self.channels} is not a multiple of norm_groups {self.norm_groups}; change one of them, or "
                 "set norm_groups to null, as profile fixed does, for fewer groups where there are few channels"
@@ -300,7 +285,7 @@ class TeacherConfig(Config):
     on: bool = True
     """Keep a teacher; without one there are no pseudo masks and no copy-paste."""
     cand_score_thr: float = Field(0.05, gt=0, lt=1)
-    """Floor of a candidate's confidence: class probability x centre-ness, or class probability of Mask R-CNN."""
+    """Floor of a candidate's confidence: class probability x centre-ness."""
     pre_topk: int = Field(1000, ge=1)
     """Candidates per pyramid level before ranking."""
     with_nms: bool = False
@@ -534,23 +519,6 @@ class CondConfig(Config):
     """3x3 convolutions of the mask branch after the levels are summed."""
 
 
-class RcnnConfig(Config):
-    """Both stages of Mask R-CNN; `cond.max_per_image` limits its proposals too."""
-
-    anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
-    """Side of the anchors on each pyramid level [px]."""
-    representation: int = Field(1024, ge=8)
-    """Width of the box head."""
-    mask_channels: int = Field(256, ge=8)
-    """Width of the mask head."""
-    mask_convs: int = Field(4, ge=1)
-    """3x3 convolutions of the mask head."""
-    regions: int = Field(1000, ge=1)
-    """Regions of an image that reach the second stage."""
-    sampled: int = Field(512, ge=4)
-    """Regions of an image that the box head learns from; a quarter of them positive at most."""
-
-
 class BoxSegConfig(Config):
     """All settings of the method."""
 
@@ -571,12 +539,11 @@ class BoxSegConfig(Config):
     ema: EmaConfig = EmaConfig()
     fcos: FcosConfig = FcosConfig()
     cond: CondConfig = CondConfig()
-    rcnn: RcnnConfig = RcnnConfig()
 
     @model_validator(mode="before")
     @classmethod
     def _apply_presets(cls, values: Any) -> Any:
-        return apply_presets(leave_out_former(values)) if isinstance(values, dict) else values
+        return apply_presets(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _check_together(self) -> BoxSegConfig:
@@ -604,37 +571,7 @@ class BoxSegConfig(Config):
             raise ValueError(
                 "pc.on needs a strong view, but data.strong is none; set data.strong, or pc.on: false"
             )
-        if names := self._settings_without_effect():
-            raise ValueError(
-                f"{', '.join(names)} have no effect with model.kind {self.model.kind}; "
-                "leave them out, or change model.kind"
-            )
         return self
-
-    def _settings_without_effect(self) -> list[str]:
-        """Settings of the other kind of network that were changed from the presets."""
-        # What a preset changes, nobody has asked for.
-        presets = merge(PROFILES[self.profile], METHODS[self.method])
-        changed = []
-        for group, names in OTHER_NETWORK[self.model.kind].items():
-            settings = getattr(self, group)
-            for name in names:
-                default = type(settings).model_fields[name].default
-                preset = presets.get(group, {}).get(name, default)
-                if getattr(settings, name) != preset:
-                    changed.append(f"{group}.{name}")
-        return changed
-
-
-OTHER_NETWORK: dict[NetworkKind, dict[str, tuple[str, ...]]] = {
-    "condinst": {"rcnn": tuple(RcnnConfig.model_fields)},
-    "mask_rcnn": {
-        "model": ("tower_convs", "norm_groups"),
-        "fcos": ("use_vfl", "alpha", "gamma", "radius", "sizes", "iou_eps"),
-        "cond": ("features", "channels", "layers", "branch_channels", "branch_convs"),
-    },
-}
-"""Settings that each kind of network has no use for."""
 
 
 def as_steps(value: float, steps: int) -> int:

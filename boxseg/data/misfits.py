@@ -42,8 +42,7 @@ def find_misfits(config: BoxSegConfig, fingerprint: Fingerprint) -> Iterator[str
     if train.eval_short_side != largest_side or train.window is not None:
         name = "train.eval_size"
         yield from _too_small(fingerprint, name, train.eval_short_side, train.max_size)
-    if config.model.kind == "condinst":
-        yield from _too_many(fingerprint, "fcos.topk", config.fcos.topk, "evaluation keeps")
+    yield from _too_many(fingerprint, "fcos.topk", config.fcos.topk, "evaluation keeps")
     yield from _too_alike(fingerprint, config.boxinst.color_thr)
 
 

@@ -67,10 +67,7 @@ def take_over(
         if weights is None:
             continue
         if pairs is not None and layer in network.class_layers:
-            sizes = len(trained.class_names or ()), len(class_names)
-            weights = _join_classes(
-                tensor, weights, pairs, sizes=sizes, ahead=network.class_layers[layer]
-            )
+            weights = _join_classes(tensor, weights, pairs)
         if weights is not None and weights.shape == tensor.shape:
             fitting[name] = weights
     # Vectors, such as biases, have the same shape in many networks; only a matrix shows that the networks are alike.
@@ -78,7 +75,7 @@ def take_over(
     if not any(parameters[name].dim() > 1 for name in shared if name in parameters):
         raise CheckpointError(
             f"{trained.place}: no layer has the name and shape of one of this network; give weights of the same "
-            "model.kind, model.backbone or model.channels"
+            "model.backbone and model.channels"
         )
     # torch asks for all names, so what does not fit is given back to itself.
     network.load_state_dict(own | fitting)
@@ -97,35 +94,18 @@ def _same_classes(before: Sequence[str], now: Sequence[str]) -> list[tuple[int, 
     ]
 
 
-def _join_classes(
-    own: Tensor,
-    trained: Tensor,
-    pairs: list[tuple[int, int]],
-    *,
-    sizes: tuple[int, int],
-    ahead: int,
-) -> Tensor | None:
+def _join_classes(own: Tensor, trained: Tensor, pairs: list[tuple[int, int]]) -> Tensor | None:
     """A layer's weights with the rows of common classes taken over; None where there are none, or nothing fits.
 
     Args:
-        own: (ahead + r K, ...).
-        trained: (ahead + r K', ...): as many rows for each class.
+        own: (K, ...), a row for each class.
+        trained: (K', ...), likewise.
         pairs: (label in `own`, label in `trained`).
-        sizes: K', K.
-        ahead: Rows before those of the first class.
     """
-    # Rows of one class: 1 for its logit, 4 for the sides of its box.
-    per_class = (len(own) - ahead) // sizes[1]
-    if (
-        not pairs
-        or own.shape[1:] != trained.shape[1:]
-        or len(trained) != ahead + per_class * sizes[0]
-    ):
+    if not pairs or own.shape[1:] != trained.shape[1:]:
         return None
     # Trained weights are on the CPU; `load_state_dict` brings the result to the network's device.
     joined = own.detach().cpu().clone()
-    joined[:ahead] = trained[:ahead]
     for now, before in pairs:
-        here, there = (ahead + per_class * label for label in (now, before))
-        joined[here : here + per_class] = trained[there : there + per_class]
+        joined[now] = trained[before]
     return joined

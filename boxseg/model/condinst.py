@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -35,7 +34,7 @@ class CondInst(PyramidNetwork):
     Source: CondInst (arXiv 2003.05664); `docs/method.md#network`.
     """
 
-    class_layers: ClassVar[Mapping[str, int]] = MappingProxyType({"head.class_logits": 0})
+    class_layers: ClassVar[tuple[str, ...]] = ("head.class_logits",)
     draws_windows: ClassVar[bool] = True
 
     def __init__(

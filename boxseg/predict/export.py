@@ -71,7 +71,7 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
     """Write a network to `path`, and what is needed to use it to `path` with the ending `.json`; check the file.
 
     Args:
-        predictor: A trained network; `model.kind: condinst` but for `safetensors`.
+        predictor: A trained CondInst.
         form: `onnx` and `torchscript` are `Deployed`, for images of any size that is a multiple of 32, one at a time;
             `safetensors` are the bare weights.
         path: File to write; its folder is made.
@@ -80,15 +80,15 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         What the JSON file holds: classes, mean colour, sizes, and of the check `difference` and seconds per image.
 
     Raises:
-        ConfigError: the network is of another kind or not for ONNX, a package is missing, or `path` is the name of the
+        ConfigError: the network is another one, or not for ONNX, a package is missing, or `path` is the name of the
             JSON file.
         BoxSegError: the file would not do what the network does; nothing is written.
         StorageError: the disk is full, read-only or gone; what was there before is untouched.
     """
-    if form != "safetensors" and not isinstance(predictor.network, CondInst):
+    if not isinstance(predictor.network, CondInst):
         raise ConfigError(
-            f"{predictor.folder}: --format {form} takes networks of model.kind condinst alone, this one is "
-            f"{predictor.config.model.kind}; --format safetensors takes any, `boxseg predict` and `boxseg label` run it"
+            f"{predictor.folder}: holds a {type(predictor.network).__name__}, and exports are of CondInst; "
+            "write a network of yours with torch's own functions"
         )
     if form == "onnx" and not has_onnx(predictor.network):
         raise ConfigError(

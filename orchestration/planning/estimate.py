@@ -73,8 +73,6 @@ BACKBONE_COSTS = {
     "timm/convnext_tiny": BackboneCost(4.5, 13.4),
 }
 """From the model cards of timm."""
-ON_RECORD = [f"condinst {name}" for name in BACKBONE_COSTS]
-"""Networks whose work is counted here."""
 CARD_PIXELS = 224**2
 CELLS = sum(1 / stride**2 for stride in (8, 16, 32, 64, 128))
 """Cells of all pyramid levels per pixel."""
@@ -97,14 +95,13 @@ class Estimate:
 
 
 def estimate(spec: RunSpec, *, aspect: float | None, card: str | None = None) -> Estimate | None:
-    """Memory and time of a run on GPUs; None without GPUs, or for a network that is not ON_RECORD.
+    """Memory and time of a run on GPUs; None without GPUs, or for a backbone that is not in BACKBONE_COSTS.
 
     Args:
         aspect: Mean of long side over short side of the training images; None: `PHOTO_ASPECT`.
         card: Name of the GPUs, as their driver tells it; one that was measured is scaled from itself.
     """
-    network = f"{spec.model.kind} {spec.model.backbone}"
-    if not spec.resources.gpus_per_worker or network not in ON_RECORD:
+    if not spec.resources.gpus_per_worker or spec.model.backbone not in BACKBONE_COSTS:
         return None
     per_worker = spec.train.batch_size / spec.resources.workers
     macs, kept_bytes = _count(spec, aspect or PHOTO_ASPECT)
@@ -126,13 +123,13 @@ def estimate(spec: RunSpec, *, aspect: float | None, card: str | None = None) ->
 def estimate_on_cpu(spec: RunSpec, *, aspect: float | None) -> tuple[float, str] | None:
     """Seconds per update of a run on CPU cores, and where they come from.
 
-    None with GPUs, or for a network that is not ON_RECORD.
+    None with GPUs, or for a backbone that is not in BACKBONE_COSTS.
 
     Args:
         aspect: As for `estimate`.
     """
     resources = spec.resources
-    if resources.gpus_per_worker or f"{spec.model.kind} {spec.model.backbone}" not in ON_RECORD:
+    if resources.gpus_per_worker or spec.model.backbone not in BACKBONE_COSTS:
         return None
     threads = max(1, int(resources.cpus_per_worker))
     image_macs, _ = _count(spec, aspect or PHOTO_ASPECT)

@@ -20,7 +20,7 @@ from orchestration.config.space import count_settings
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.planning import preflight
 from orchestration.planning.cores import count_cpus
-from orchestration.planning.estimate import ON_RECORD, Estimate, estimate, estimate_on_cpu
+from orchestration.planning.estimate import BACKBONE_COSTS, Estimate, estimate, estimate_on_cpu
 from orchestration.record.find_runs import list_runs
 from orchestration.record.journal import count_ended
 from orchestration.record.origin import check_same_data, look_at_data
@@ -223,8 +223,8 @@ def _gpu_basis(spec: RunSpec, guess: Estimate | None) -> str:
         return guess.basis
     if not spec.resources.gpus_per_worker:
         return ""
-    network, known = f"{spec.model.kind} {spec.model.backbone}", ", ".join(ON_RECORD)
-    return f"unknown: {network} is none of {known}, whose work is on record"
+    known = ", ".join(BACKBONE_COSTS)
+    return f"unknown: {spec.model.backbone} is none of {known}, whose work is on record"
 
 
 def _concurrency(spec: RunSpec, trials: int) -> int | None:
@@ -255,7 +255,7 @@ def _earlier_runs(spec: RunSpec) -> Iterator[RunStatus]:
 def _work(spec: RunSpec) -> tuple[Any, ...]:
     """The settings that decide how long a step takes and how large a checkpoint is."""
     model, train = spec.model, spec.train
-    network = (model.kind, model.backbone, model.channels)
+    network = (model.backbone, model.channels)
     # a price changes nothing there
     resources = spec.resources.model_copy(update={"price_per_gpu_hour": None})
     return spec.method, *network, train.image_size, train.batch_size, resources

@@ -70,8 +70,8 @@ class GridNetwork(MaskNetwork):
 
 
 def test_a_third_network_trains_with_qam_and_copy_paste(tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        build.NETWORKS, "condinst", lambda config, backbone, num_classes: GridNetwork(num_classes)
+    monkeypatch.setattr(
+        build, "build_condinst", lambda config, backbone, num_classes: GridNetwork(num_classes)
     )
     config = {
         "data": {"toy": {"train_images": 8, "val_images": 2, "size": 64}},

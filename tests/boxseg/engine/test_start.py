@@ -8,7 +8,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from boxseg.build import build_network, build_trainer, check_start
-from boxseg.config.method import BoxSegConfig
 from boxseg.engine import checkpoint
 from boxseg.engine.events import StartReport
 from boxseg.engine.start import TrainedWeights, read_trained, take_over
@@ -72,27 +71,17 @@ def test_other_classes_get_rows_of_their_own_in_the_last_layer(run, trained, tmp
     assert reporter.losses()[0] > 0
 
 
-def test_rows_follow_the_names_of_classes_and_the_background_stays():
-    model = {"kind": "mask_rcnn", "backbone": "resnet18", "weights": "none", "channels": 16}
-    config = BoxSegConfig.model_validate(
-        {"model": model, "rcnn": {"representation": 8, "mask_channels": 8}}
-    )
-    before, after = (build_network(config, num_classes=count) for count in (3, 2))
+def test_rows_follow_the_names_of_classes(tiny_config):
+    before, after = (build_network(tiny_config(), num_classes=count) for count in (3, 2))
+    torch.nn.init.normal_(before.head.class_logits.bias)
     fresh = {name: value.clone() for name, value in after.state_dict().items()}
     weights = TrainedWeights("before", before.state_dict(), ["cat", "dog", "cow"])
     report = take_over(after, weights, ["Dog", "hen"])
     assert report.classes == ("Dog",)
     now, then = after.state_dict(), before.state_dict()
-    for layer, per_class, ahead in (
-        ("roi_heads.box_predictor.cls_score", 1, 1),
-        ("roi_heads.box_predictor.bbox_pred", 4, 4),
-        ("mask_predictor.mask_fcn_logits", 1, 0),
-    ):
-        name = f"{layer}.weight"
-        assert torch.equal(now[name][:ahead], then[name][:ahead])
-        dog, hen = slice(ahead, ahead + per_class), slice(ahead + per_class, None)
-        assert torch.equal(now[name][dog], then[name][ahead + per_class : ahead + 2 * per_class])
-        assert torch.equal(now[name][hen], fresh[name][hen])
+    for name in ("head.class_logits.weight", "head.class_logits.bias"):
+        assert torch.equal(now[name][0], then[name][1])
+        assert torch.equal(now[name][1], fresh[name][1])
 
 
 def test_as_many_other_classes_are_no_common_classes(tiny_config):
@@ -139,7 +128,7 @@ def test_weights_of_which_nothing_fits_are_refused_and_change_nothing(tiny_confi
     classes = {name: value + 1 for name, value in fresh.items() if "class_logits" in name}
     with pytest.raises(
         CheckpointError,
-        match=r"there: no layer has the name and shape .* model.kind, model.backbone",
+        match=r"there: no layer has the name and shape .* model.backbone and model.channels",
     ):
         take_over(network, TrainedWeights("there", strange | classes, ["a", "b"]), ["a", "b"])
     assert all(torch.equal(value, fresh[name]) for name, value in network.state_dict().items())

@@ -10,8 +10,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from boxseg.build import build_network
-from boxseg.config.method import BoxSegConfig
-from boxseg.engine import checkpoint
 from boxseg.errors import BoxSegError, ConfigError
 from boxseg.predict import Predictor
 from boxseg.predict.export import TOLERANCE, WRITERS, export_network, has_onnx
@@ -56,30 +54,10 @@ def test_bare_weights_are_those_of_the_network(predictor, tmp_path):
     assert json.loads((tmp_path / "model.json").read_text())["classes"] == predictor.class_names
 
 
-@pytest.fixture
-def mask_rcnn_run(trained_run, tmp_path):
-    """A checkpoint of Mask R-CNN as a run leaves it, untrained."""
-    about = checkpoint.load_about(trained_run.checkpoint)
-    settings = {
-        "model": {"kind": "mask_rcnn", "backbone": "resnet18", "weights": "none", "channels": 16},
-        "rcnn": {"representation": 16, "mask_channels": 8},
-    }
-    config = BoxSegConfig.model_validate(settings)
-    network = build_network(config, num_classes=len(about["classes"]["names"]), weights="none")
-    files = checkpoint.pack({name: network.state_dict() for name in ("student", "teacher")}, {})
-    about |= {"config": config.model_dump(mode="json")}
-    return checkpoint.save_checkpoint(tmp_path, step=about["step"], files=files, about=about)
-
-
-def test_mask_rcnn_is_refused_and_its_weights_are_not(mask_rcnn_run, tmp_path, capsys):
-    output = ["--output", str(tmp_path / "model")]
-    assert run(["export", str(mask_rcnn_run), "--format", "onnx", *output]) == 2
-    assert "this one is mask_rcnn; --format safetensors takes any" in capsys.readouterr().err
-    assert run(["export", str(mask_rcnn_run), "--format", "safetensors", *output]) == 0
-    assert (
-        load_file(tmp_path / "model").keys()
-        == Predictor(mask_rcnn_run).network.state_dict().keys()
-    )
+def test_another_network_is_refused_by_its_name(predictor, tmp_path):
+    predictor.network = torch.nn.Linear(1, 1)
+    with pytest.raises(ConfigError, match="holds a Linear, and exports are of CondInst"):
+        export_network(predictor, "onnx", tmp_path / "model.onnx")
 
 
 def test_a_vit_that_resizes_positions_is_for_torchscript_and_not_for_onnx(predictor, tmp_path):

@@ -411,7 +411,7 @@ def test_a_plan_for_gpus_estimates_time_and_memory_and_says_from_what(tmp_path: 
         )
     )
     assert unknown.gpu_bytes is None
-    assert "condinst timm/regnety_004 is none of condinst resnet18" in unknown.gpu_basis
+    assert "timm/regnety_004 is none of resnet18" in unknown.gpu_basis
 
 
 @pytest.mark.parametrize("kind", [RunSpec, SweepSpec])
