@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.io import loadmat
 
 from boxseg.coco.writer import CocoSplit
 from boxseg.errors import DataError
 from boxseg.files.reading import read_bytes
 from boxseg.formats.common import MAX_OBJECTS, UNPACK, Splits, require_splits
-from boxseg.formats.matlab import StructureReader
 from boxseg.formats.voc import VOC_CLASSES, read_stems
 
-MAX_MAT_BYTES = 2**26
-"""What a file holds once it is decompressed; published ones have a few MB."""
 SBD_RULE = "`GTinst` has `Segmentation`, numbers from 1 on, and `Categories`, a class 1 … 20 for each of them"
 
 
@@ -53,16 +52,17 @@ def _read_file(path: Path) -> tuple[NDArray[Any], list[int]]:
     """The number of the object at each pixel (h, w), and the class number of each object from 1 on."""
     data = read_bytes(path, SBD_RULE)
     try:
-        truth = StructureReader(data, "GTinst", most_bytes=MAX_MAT_BYTES)
-        numbers = truth.matrix("Segmentation")
-        classes = truth.matrix("Categories").ravel()
-        if numbers.ndim != 2 or not numbers.size:
-            raise ValueError(f"Segmentation has the shape {numbers.shape}")
-        are_known = np.isin(classes, range(1, len(VOC_CLASSES) + 1)).all()
-        if len(classes) > MAX_OBJECTS or not are_known:
-            raise ValueError(f"Categories are {classes[:9].tolist()}")
-    except ValueError as error:
+        truth = loadmat(io.BytesIO(data), variable_names=["GTinst"])["GTinst"][0, 0]
+        numbers = np.asarray(truth["Segmentation"])
+        classes = np.asarray(truth["Categories"]).ravel()
+        are_known = bool(np.isin(classes, range(1, len(VOC_CLASSES) + 1)).all())
+    except Exception as error:  # whatever SciPy meets in a file of another kind
         raise DataError(
             f"{path}: is not an instance file of SBD: {error}; {SBD_RULE} ({UNPACK})"
         ) from error
-    return numbers, [int(class_number) for class_number in classes.tolist()]
+    if numbers.ndim != 2 or not numbers.size or len(classes) > MAX_OBJECTS or not are_known:
+        raise DataError(
+            f"{path}: has a Segmentation of shape {numbers.shape} and Categories "
+            f"{classes[:9].tolist()}; {SBD_RULE} ({UNPACK})"
+        )
+    return numbers, [int(class_number) for class_number in classes]

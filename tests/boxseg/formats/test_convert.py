@@ -1,8 +1,5 @@
 """Converters on tiny files in the formats that the archives have."""
 
-import struct
-import zlib
-
 import numpy as np
 import pytest
 import scipy.io
@@ -12,7 +9,6 @@ from pycocotools import mask as coco_mask
 from boxseg.errors import DataError
 from boxseg.formats.cityscapes import CITYSCAPES_CLASSES
 from boxseg.formats.convert import convert
-from boxseg.formats.matlab import StructureReader
 from boxseg.formats.voc import VOC_CLASSES
 
 OBJECT = """<object><name>{}</name><difficult>{}</difficult>
@@ -265,16 +261,16 @@ def test_a_large_number_in_a_mask_of_cityscapes_takes_no_memory(tmp_path):
     [
         (
             {"Segmentation": np.ones((8, 8)), "Categories": ["cat"]},
-            "is not an instance file of SBD",
+            r"Categories \['cat'\]",
         ),
         (
             {"Segmentation": np.ones((8, 8)), "Categories": [21]},
-            r"Categories are \[21\]; `GTinst` has",
+            r"Categories \[21\]; `GTinst` has",
         ),
-        ({"Segmentation": np.ones((8, 8)), "Categories": [np.nan]}, r"Categories are \[nan\]"),
+        ({"Segmentation": np.ones((8, 8)), "Categories": [0.5]}, r"Categories \[0.5\]"),
         ({"Segmentation": np.ones((8, 8, 3)), "Categories": [1]}, r"\(8, 8, 3\)"),
-        ({"Segmentation": "text", "Categories": [1]}, "is not an instance file"),
-        ({"Segmentation": np.ones((8, 8))}, "it has no field Categories"),
+        ({"Segmentation": "text", "Categories": [1]}, "a Segmentation of shape"),
+        ({"Segmentation": np.ones((8, 8))}, "no field of name Categories"),
         (None, "is not an instance file"),
     ],
 )
@@ -282,33 +278,6 @@ def test_files_of_sbd_that_hold_something_else_are_named(tmp_path, truth, told):
     root = write_sbd(tmp_path)
     scipy.io.savemat(root / "inst/a.mat", {"GTinst": truth} if truth else {"other": [1]})
     with pytest.raises(DataError, match=rf"inst/a\.mat: .*{told}"):
-        convert(root, "sbd")
-
-
-@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32, np.float64])
-@pytest.mark.parametrize("packed", [True, False])
-def test_matrices_of_matlab_are_read_as_scipy_reads_them(tmp_path, kind, packed):
-    numbers = np.arange(35, dtype=kind).reshape(5, 7)
-    truth = {
-        "Boundaries": np.array([[1, "a"]], dtype=object),
-        "Segmentation": numbers,
-        "Categories": [[3], [20]],
-    }
-    scipy.io.savemat(tmp_path / "a.mat", {"before": "x", "GTinst": truth}, do_compression=packed)
-    reader = StructureReader((tmp_path / "a.mat").read_bytes(), "GTinst", most_bytes=10_000)
-    np.testing.assert_array_equal(reader.matrix("Segmentation"), numbers)
-    np.testing.assert_array_equal(reader.matrix("Categories"), [[3], [20]])
-    with pytest.raises(ValueError, match="Boundaries is no matrix of real numbers"):
-        reader.matrix("Boundaries")
-
-
-@pytest.mark.timeout(60)
-def test_a_file_of_sbd_that_unpacks_to_more_than_memory_is_refused(tmp_path):
-    root = write_sbd(tmp_path)
-    packed = zlib.compress(struct.pack("<II", 14, 2**32 - 8) + bytes(2**27))
-    head = (root / "inst/a.mat").read_bytes()[:128]
-    (root / "inst/a.mat").write_bytes(head + struct.pack("<II", 15, len(packed)) + packed)
-    with pytest.raises(DataError, match=r"inst/a\.mat: .*it unpacks to more than 67 MB"):
         convert(root, "sbd")
 
 
