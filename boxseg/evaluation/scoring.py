@@ -231,26 +231,6 @@ def box_fit_metrics(data: CocoBoxes, results: list[ImageResult]) -> dict[str, fl
     return metrics | ({"box_tightness": float(np.mean(fits))} if fits else {})
 
 
-def mask_agreement(
-    data: CocoBoxes, results: list[ImageResult], others: list[ImageResult]
-) -> float | None:
-    """Mean IoU of the masks that two sets of detections give the boxes that both find; None if there is no such box."""
-    ious: list[float] = []
-    by_image = {result.image_id: result for result in others}
-    for result in results:
-        other = by_image.get(result.image_id)
-        if other is None:
-            continue
-        given, labels = data.boxes_and_labels(data.index_of(result.image_id))
-        own_matches = match_boxes(given, labels, result)
-        other_matches = match_boxes(given, labels, other)
-        for here, there in zip(own_matches, other_matches, strict=True):
-            if here is not None and there is not None:
-                iou = mask_utils.iou([result.rles[here]], [other.rles[there]], [0])
-                ious.append(float(iou[0, 0]))
-    return float(np.mean(ious)) if ious else None
-
-
 def match_boxes(boxes: Tensor, labels: Tensor, result: ImageResult) -> list[int | None]:
     """For each box (N, 4) with its label (N,) the confident detection that fits it best, no detection twice."""
     chosen: list[int | None] = [None] * len(boxes)

@@ -23,6 +23,7 @@ PATTERN_LETTERS = "*?["
 """A name with one of these letters is a pattern for `glob`."""
 PAGED_ENDINGS = frozenset({".avif", ".gif", ".png", ".tif", ".tiff", ".webp"})
 """Endings of the formats that hold several pages or frames; MPO's other pictures show the same from elsewhere."""
+VIDEO_ENDINGS = frozenset({".avi", ".mkv", ".mov", ".mp4", ".mpg", ".webm"})
 COPY_SCALE = 0.75
 """A page of a TIFF that is smaller than the first by this factor is a copy of it, for quick looks."""
 FIRST_PAGE = "only the first page or frame of a picture is read"
@@ -38,7 +39,7 @@ def find_image_files(sources: Sequence[str]) -> list[Path]:
     """Resolve files, folders (with their subfolders) and glob patterns to image files, each listed once, in order.
 
     Raises:
-        ConfigError: a source names nothing.
+        ConfigError: a source names nothing, or a video.
     """
     paths: dict[Path, None] = {}  # a dict instead of a set keeps the order
     for source in sources:
@@ -54,6 +55,11 @@ def _files_of(source: str) -> list[Path]:
     if path.is_dir():
         return image_files(path)
     # An existing file goes first: a photo can be named `cat[1].jpg`, which is a pattern as well.
+    if path.suffix.lower() in VIDEO_ENDINGS:
+        raise ConfigError(
+            f"{source}: is a video, and images are read; write its frames as images before, as with "
+            f"`ffmpeg -i {source} frames/%06d.png`"
+        )
     if path.exists():
         return [path]
     matches = glob.glob(source, recursive=True)  # noqa: PTH207  patterns may be absolute

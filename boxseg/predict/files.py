@@ -1,4 +1,4 @@
-"""Detections of many image files and video frames as COCO instances and as pictures."""
+"""Detections of many image files as COCO instances and as pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,7 +18,6 @@ from boxseg.drawing import label
 from boxseg.errors import DataError
 from boxseg.evaluation.ap import encode_detections
 from boxseg.evaluation.panels import COLOURS, OPACITY
-from boxseg.files.reading import plain_file
 from boxseg.files.writing import write_atomic
 from boxseg.mask_parts import MaskPart
 from boxseg.predict.predictor import Predictor, as_image, in_batches
@@ -27,75 +25,26 @@ from boxseg.structures import Detections
 
 STEM_BYTES = 200
 """Of the name of an image, in that of its picture."""
-FRAME_COUNT = 7
-"""OpenCV's number for CAP_PROP_FRAME_COUNT."""
-SHARED = len(COLOURS) + 1
-"""Stands for pixels that several masks claim, where each colour has its number from 1."""
 FAST = 1
 """Compression of PNG that takes a quarter of the time of the usual one, for files a fifth larger."""
-VIDEO_ENDINGS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file, or a frame of a video."""
+    """An image file."""
 
     file: Path
     pixels: Tensor | DataError
     """uint8 (3, h, w), or why it cannot be read."""
-    frame: int | None = None
-    """Number of the frame, from 0."""
 
 
-def read_pictures(paths: Sequence[Path], *, every: int = 1) -> Iterator[Picture]:
-    """The image of each file, or of a video every `every`-th frame; one at a time."""
+def read_pictures(paths: Sequence[Path]) -> Iterator[Picture]:
+    """The image of each file, one at a time."""
     for path in paths:
         try:
-            if path.suffix.lower() in VIDEO_ENDINGS:
-                yield from _read_frames(path, every)
-            else:
-                yield Picture(path, as_image(path))
+            yield Picture(path, as_image(path))
         except DataError as error:
             yield Picture(path, error)
-
-
-def count_pictures(paths: Sequence[Path], *, every: int = 1) -> int:
-    """How many pictures these files should have; videos tell it roughly."""
-    videos = [path for path in paths if path.suffix.lower() in VIDEO_ENDINGS]
-    frames = 0
-    for path in videos:
-        try:
-            capture = _open_video(path)
-        except DataError:  # told where its frames are read
-            frames += 1
-            continue
-        total = int(capture.get(FRAME_COUNT))  # 0 or less where the format does not tell
-        frames += max(-(-total // every), 1)
-        capture.release()
-    return len(paths) - len(videos) + frames
-
-
-def _read_frames(path: Path, every: int) -> Iterator[Picture]:
-    capture, number = _open_video(path), 0
-    while capture.grab():  # without decoding, as most frames are passed over
-        if number % every == 0:
-            is_whole, frame = capture.retrieve()
-            if is_whole:
-                rgb = frame[..., ::-1].copy()  # OpenCV has blue first
-                yield Picture(path, torch.from_numpy(rgb).permute(2, 0, 1), number)
-        number += 1
-    capture.release()
-    if number == 0:
-        raise DataError(
-            f"{path}: no frame can be read as a video (convert it, or name its frames as images)"
-        )
-
-
-def _open_video(path: Path) -> Any:
-    import cv2  # takes a while to load
-
-    plain_file(path, "videos are files")
-    return cv2.VideoCapture(str(path))
 
 
 def predict_files(
@@ -114,8 +63,7 @@ def predict_files(
         overlays: Folder for a picture of each image with its detections; None: none are drawn.
 
     Yields:
-        `image` and `annotations` in COCO's terms with ids from 1 (see `join_coco`), or a DataError. Images of a video
-        have its `file_name` and `frame`.
+        `image` and `annotations` in COCO's terms with ids from 1 (see `join_coco`), or a DataError.
     """
     annotation_id, image_id = 1, 0
     for batch in in_batches(pictures, size=predictor.batch_size, pixels=_num_pixels):
@@ -138,8 +86,6 @@ def predict_files(
             height, width = certain.size
             image = {"id": image_id, "file_name": str(picture.file)}
             image |= {"width": width, "height": height}
-            if picture.frame is not None:
-                image["frame"] = picture.frame
             yield {"image": image, "annotations": annotations}
 
 
@@ -150,8 +96,7 @@ def _num_pixels(picture: Picture) -> int:
 def _overlay_name(picture: Picture, image_id: int) -> str:
     # Cut in bytes: file systems limit those of a name, and one letter may take four.
     stem = os.fsdecode(os.fsencode(picture.file.stem)[:STEM_BYTES])
-    frame = "" if picture.frame is None else f"-{picture.frame:06d}"
-    return f"{image_id:06d}-{stem}{frame}.png"
+    return f"{image_id:06d}-{stem}.png"
 
 
 def join_coco(predictor: Predictor, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -206,20 +151,12 @@ def draw_overlay(image: Tensor, found: Detections, names: Sequence[str], path: P
 
 
 def _tint(image: Tensor, parts: Sequence[MaskPart]) -> Tensor:
-    """A copy of an image with masks in colour, those pixels dark that more than one mask claims."""
-    # of each pixel: 0 nobody, else row of the table
-    owner = np.zeros(image.shape[1:], dtype=np.uint8)
+    """A copy of an image with masks in colour; where several lie on one another, all their colours show."""
+    tinted = image.clone()
     for number, part in enumerate(parts):
-        window = owner[part.place]
-        is_taken = window[part.pixels] > 0
-        window[part.pixels] = np.where(is_taken, SHARED, 1 + number % len(COLOURS))
-    # What each value of a channel becomes under each colour: far fewer cases than a photograph has pixels.
-    values = np.arange(256, dtype=np.float32)[:, None]
-    shown = np.array([*COLOURS, (0, 0, 0)], dtype=np.float32)[:, None]
-    mixed = values * (1 - OPACITY) + shown * OPACITY  # (colours, 256, 3)
-    unchanged = np.broadcast_to(values, (1, 256, 3))
-    table = np.concatenate([unchanged, mixed]).astype(np.uint8)
-    tinted = np.empty(image.shape, dtype=np.uint8)
-    for channel, pixels in enumerate(image.numpy()):
-        tinted[channel] = table[:, :, channel][owner, pixels]
-    return torch.from_numpy(tinted)
+        colour = torch.tensor(COLOURS[number % len(COLOURS)])[:, None]  # (3, 1)
+        window = tinted[:, *part.place]  # a view: what is written there is in the copy
+        pixels = torch.from_numpy(part.pixels)
+        mixed = (1 - OPACITY) * window[:, pixels] + OPACITY * colour  # (3, n)
+        window[:, pixels] = mixed.to(torch.uint8)
+    return tinted

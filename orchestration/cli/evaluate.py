@@ -48,7 +48,7 @@ def evaluate(
     # torch is loaded from here on
     from boxseg.data.dataset import CocoBoxes
     from boxseg.evaluation.pictures import draw_worst
-    from boxseg.evaluation.scoring import mask_agreement, score_detections
+    from boxseg.evaluation.scoring import score_detections
 
     source = CocoBoxes(found_data, train=False)
     # back in the order run, other
@@ -57,11 +57,7 @@ def evaluate(
     results = [_told(source, *each) for each in zip(found, scores, strict=True)]
     shown: dict[str, Any] = {"run": run, "data": str(data), "images": len(source), **results[0]}
     if against is not None:
-        shown["against"] = {
-            "name": against,
-            **results[1],
-            "agreement": mask_agreement(source, *found),
-        }
+        shown["against"] = {"name": against, **results[1]}
     if scores[0].image_ap:
         output.mkdir(parents=True, exist_ok=True)
         shown["worst"] = str(
@@ -127,8 +123,6 @@ def _print(shown: dict[str, Any]) -> None:
         ("class", *columns),
         [(name, *(each.get(key) for key in columns)) for name, each in shown["classes"].items()],
     )
-    if compared:
-        print_pairs([("agreement of masks (mean IoU)", other["agreement"])])
     if "worst" in shown:
         print_pairs([("worst images", shown["worst"])])
 
@@ -137,9 +131,7 @@ def predict(
     run: Run,
     sources: Annotated[
         list[str],
-        typer.Argument(
-            metavar="SOURCE…", help="Images, folders of images, videos, quoted patterns."
-        ),
+        typer.Argument(metavar="SOURCE…", help="Images, folders of images, quoted patterns."),
     ],
     output: Path = typer.Option(Path("predictions"), metavar="DIR", help="Where to write."),
     min_score: float = typer.Option(
@@ -148,7 +140,6 @@ def predict(
     overlays: bool = typer.Option(
         True, "--overlays/--no-overlays", help="Draw a PNG of each image."
     ),
-    every: int = typer.Option(1, min=1, metavar="N", help="Of a video, every N-th frame."),
     device: Device = "auto",
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
@@ -167,22 +158,20 @@ def predict(
     if told := tell_paged(paths):
         say(f"warning: {told}")
 
-    from boxseg.predict.files import count_pictures, join_coco, predict_files, read_pictures
+    from boxseg.predict.files import join_coco, predict_files, read_pictures
     from orchestration.execute.trained import open_predictor
     from orchestration.record.progress import counted
 
-    total = count_pictures(paths, every=every)
     predictor = open_predictor(run, storage=storage, device=device)
     output.mkdir(parents=True, exist_ok=True)
     parts, skipped = [], 0
-    pictures = read_pictures(paths, every=every)
     found = predict_files(
         predictor,
-        pictures,
+        read_pictures(paths),
         min_score=min_score,
         overlays=output / "overlays" if overlays else None,
     )
-    for result in counted(found, total, what="images"):
+    for result in counted(found, len(paths), what="images"):
         if isinstance(result, DataError):
             say(f"skipped: {result}")
             skipped += 1

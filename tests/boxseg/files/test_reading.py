@@ -200,12 +200,9 @@ def test_the_first_of_several_pictures_is_read(tmp_path):
         )
 
 
-def test_pipes_among_images_and_videos_are_told_and_not_waited_for(tmp_path):
-    from boxseg.predict.files import count_pictures, read_pictures  # loads torch
+def test_pipes_among_images_are_told_and_not_waited_for(tmp_path):
+    from boxseg.predict.files import read_pictures  # loads torch
 
-    paths = [tmp_path / "a.png", tmp_path / "a.mp4"]
-    for path in paths:
-        os.mkfifo(path)
-    assert count_pictures(paths) == 2
-    told = [str(picture.pixels) for picture in read_pictures(paths)]
-    assert ["is a pipe, not a file" in text for text in told] == [True, True]
+    os.mkfifo(tmp_path / "a.png")
+    (picture,) = read_pictures([tmp_path / "a.png"])
+    assert "is a pipe, not a file" in str(picture.pixels)

@@ -88,29 +88,8 @@ def test_sources_without_images_are_refused(photos, trained_run, capsys):
         assert told in capsys.readouterr().err
 
 
-def test_frames_of_a_video_are_images_with_their_number(photos, trained_run, capsys):
-    import cv2
-
-    video = cv2.VideoWriter("clip.avi", cv2.VideoWriter_fourcc(*"MJPG"), 10, (80, 60))
-    frame = cv2.imread("photos/a.png")
-    for _ in range(5):
-        video.write(frame)
-    video.release()
-    assert predict(trained_run, "clip.avi", "photos/a.png", "--every", "2", "--json") == 0
-    shown = capsys.readouterr()
-    images = json.loads(shown.out)["images"]
-    assert [(each["file_name"], each.get("frame")) for each in images] == [
-        ("clip.avi", 0),
-        ("clip.avi", 2),
-        ("clip.avi", 4),
-        ("photos/a.png", None),
-    ]
-    assert "4/4 images" in shown.err
-    assert Path("predictions/overlays/000002-clip-000002.png").exists()
-
-
-def test_a_video_that_is_none_is_named_and_skipped(photos, trained_run, capsys):
-    Path("clip.mp4").write_text("no video")
-    assert predict(trained_run, "clip.mp4", "photos/a.png", "--json") == 0
-    assert "clip.mp4: no frame can be read" in capsys.readouterr().err
-    assert predict(trained_run, "clip.mp4") == 3
+def test_a_video_is_refused_with_the_command_for_its_frames(photos, trained_run, capsys):
+    Path("clip.mp4").write_text("a video")
+    assert predict(trained_run, "clip.mp4", "photos/a.png") == 2
+    assert "clip.mp4: is a video" in (told := capsys.readouterr().err)
+    assert "ffmpeg -i clip.mp4" in told
