@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor
@@ -92,18 +91,6 @@ def scale_picture(picture: Image.Image, scale: float) -> Image.Image:
     width = max(round(picture.width * scale), 1)
     height = max(round(picture.height * scale), 1)
     return picture.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def crop_around(
-    picture: NDArray[np.uint8], mask: NDArray[np.bool_], box: Sequence[float]
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Picture (h, w, 3) and mask (h, w) around a box x1 y1 x2 y2, with a fifth of its longer side all around."""
-    x1, y1, x2, y2 = box
-    margin = MARGIN * max(x2 - x1, y2 - y1)
-    rows = slice(max(int(y1 - margin), 0), int(y2 + margin) + 1)
-    columns = slice(max(int(x1 - margin), 0), int(x2 + margin) + 1)
-    # Copies, as a view would keep the whole picture in memory.
-    return picture[rows, columns].copy(), mask[rows, columns].copy()
 
 
 def _draw_boxes(picture: Image.Image, boxes: np.ndarray) -> None:

@@ -1,16 +1,15 @@
-"""What the last evaluation leaves for people: precision and recall, classes, worst images, best and worst labels."""
+"""What the last evaluation leaves for people: precision and recall, a table of classes, the worst images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
@@ -21,13 +20,10 @@ from boxseg.evaluation.ap import CONFIDENT, CocoScores, ImageResult
 from boxseg.evaluation.panels import (
     TILE,
     PanelRow,
-    crop_around,
     draw_panels,
     scale_picture,
-    tint_masks,
 )
-from boxseg.evaluation.pseudo_quality import GOOD_IOU
-from boxseg.files.writing import csv_text, write_atomic, write_picture
+from boxseg.files.writing import csv_text, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,67 +36,12 @@ TITLES = {"mask": "masks", "box": "boxes", "boundary": "boundaries of masks"}
 """Kind of AP -> what is measured."""
 MAX_CURVES = 10
 """Classes with a curve of their own; with more, only the mean is drawn."""
-BINS = 10
-CROP = 128
-"""Side of one picture of a pseudo mask [px]."""
-SHOWN = 8
-"""Pseudo masks of either end of the ranking."""
-
-
-@dataclass(frozen=True)
-class LabelCrop:
-    """One pseudo mask with its surroundings."""
-
-    quality: float
-    iou: float | None
-    """With the drawn mask, where there is one."""
-    image: NDArray[np.uint8]
-    """(h, w, 3), RGB."""
-    mask: NDArray[np.bool_]
-    """(h, w)."""
-
-
-class Extremes:
-    """Keeps the pseudo masks of lowest and highest quality among all it is shown; of equal ones the first."""
-
-    def __init__(self, count: int = SHOWN) -> None:
-        self._count = count
-        self.lowest: list[LabelCrop] = []
-        """Those of lowest quality, the lowest first."""
-        self.highest: list[LabelCrop] = []
-        """Those of highest quality, the highest first."""
-
-    def offer(
-        self, image: Tensor, boxes: Tensor, masks: Tensor, quality: Tensor, iou: Tensor | None
-    ) -> None:
-        """Look at the pseudo masks of an image.
-
-        Args:
-            image: uint8 (3, h, w), RGB.
-            boxes: Float (N, 4), pixels.
-            masks: Bool (N, h, w).
-            quality: Float (N,); boxes with quality 0 have no pseudo mask and are passed over.
-            iou: Float (N,) with the drawn masks, or None.
-        """
-        picture = image.permute(1, 2, 0).cpu().numpy()
-        for row, value in enumerate(quality.tolist()):
-            if not value:
-                continue
-            crop = crop_around(picture, masks[row].cpu().numpy(), boxes[row].tolist())
-            label = LabelCrop(value, None if iou is None else float(iou[row]), *crop)
-            # Sorting is stable: of equal ones those that came first stay.
-            lowest = sorted([*self.lowest, label], key=lambda crop: crop.quality)
-            highest = sorted([*self.highest, label], key=lambda crop: -crop.quality)
-            self.lowest, self.highest = lowest[: self._count], highest[: self._count]
 
 
 def draw_evaluation(
     data: CocoBoxes,
     results: Sequence[ImageResult],
     scores: CocoScores,
-    *,
-    labelled: Sequence[tuple[float, float]],
-    extremes: Extremes,
     folder: Path,
 ) -> None:
     """Write tables and pictures of an evaluation; one that fails is told and left out.
@@ -109,10 +50,7 @@ def draw_evaluation(
         data: What was evaluated on.
         results: Detections of all its images.
         scores: How good they are.
-        labelled: Quality and IoU of each pseudo mask whose box has a drawn mask.
-        extremes: Pseudo masks to show.
-        folder: Gets `precision_recall.png`, `classes.csv`, `worst.png` and, where there are pseudo masks,
-            `pseudo_masks.png` and `pseudo_mask_quality.png`.
+        folder: Gets `precision_recall.png`, `classes.csv` and `worst.png`.
     """
     with drawing(folder / "classes.csv") as path:
         folder.mkdir(exist_ok=True)
@@ -123,12 +61,6 @@ def draw_evaluation(
     if scores.image_ap:
         with drawing(folder / "worst.png") as path:
             draw_worst(data, results, scores, path)
-    if extremes.highest:
-        with drawing(folder / "pseudo_masks.png") as path:
-            draw_extremes(extremes, path)
-    if labelled:
-        with drawing(folder / "pseudo_mask_quality.png") as path:
-            save_figure(draw_quality(labelled), path)
 
 
 def class_table(scores: CocoScores, class_names: Sequence[str]) -> str:
@@ -165,46 +97,6 @@ def draw_precision_recall(scores: CocoScores, class_names: Sequence[str]) -> Fig
             fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False
         )
     return figure
-
-
-def draw_quality(labelled: Sequence[tuple[float, float]]) -> Figure:
-    """How quality and true IoU of pseudo masks agree: every mask as a dot, and the mean IoU by quality."""
-    quality, iou = np.asarray(labelled, dtype=np.float64).T
-    figure = _figure(width=5.4)
-    axes = figure.subplots()
-    axes.scatter(quality, iou, s=8, alpha=0.3, linewidths=0)
-    bins = np.clip((quality * BINS).astype(int), 0, BINS - 1)  # a quality of 1 is in the last one
-    used = np.unique(bins)
-    mean_quality = [quality[bins == number].mean() for number in used]
-    mean_iou = [iou[bins == number].mean() for number in used]
-    label = "mean of a tenth of the quality scale"
-    axes.plot(mean_quality, mean_iou, "ko-", label=label)
-    axes.axhline(
-        GOOD_IOU, color="grey", linewidth=0.8, linestyle=":", label=f"good from IoU {GOOD_IOU} on"
-    )
-    _label(axes, f"{len(quality)} pseudo masks", "quality", "IoU with the drawn mask")
-    axes.legend(fontsize=8, loc="lower right")
-    return figure
-
-
-def draw_extremes(extremes: Extremes, path: Path) -> Path:
-    """Pseudo masks of highest and of lowest quality as one PNG, each with its numbers."""
-    rows = (("highest quality", extremes.highest), ("lowest quality", extremes.lowest))
-    width, height = SHOWN * (CROP + 4) + 4, len(rows) * (CROP + 36)
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, (title, labels) in enumerate(rows):
-        top = number * (CROP + 36)
-        draw.text((4, top + 2), title, fill="black")
-        for column, label in enumerate(labels):
-            left = 4 + column * (CROP + 4)
-            scale = CROP / max(label.mask.shape)
-            plain = scale_picture(Image.fromarray(label.image), scale)
-            sheet.paste(tint_masks(plain, [label.mask]), (left, top + 16))
-            iou = "" if label.iou is None else f"  IoU {label.iou:.2f}"
-            text = f"{label.quality:.2f}{iou}"
-            draw.text((left, top + 17 + CROP), text, fill="black")
-    return write_picture(path, sheet.save)
 
 
 def draw_worst(

@@ -23,7 +23,7 @@ from boxseg.engine.step import fuse_candidates
 from boxseg.evaluation.ap import Evaluation, ImageResult, encode_detections, measure_detections
 from boxseg.evaluation.finder import Finder
 from boxseg.evaluation.panels import PanelRow, draw_panels
-from boxseg.evaluation.pictures import Extremes, draw_evaluation
+from boxseg.evaluation.pictures import draw_evaluation
 from boxseg.evaluation.pseudo_quality import mask_iou, quality_metrics
 from boxseg.evaluation.tiles import Tiles, cut_tiles
 from boxseg.mask_parts import MaskPart, place_masks
@@ -67,8 +67,7 @@ def validate(
     networks = trainer.evaluated_networks()
     final = step >= trainer.steps and trainer.config.train.panels > 0
     panels, pictures = folder / "samples" / f"step-{step:08d}.png", folder / "evaluation"
-    extremes = Extremes() if final and rank() == 0 else None
-    watcher = PseudoMaskWatcher(trainer, pictures, extremes=extremes)
+    watcher = PseudoMaskWatcher(trainer)
     evaluations: dict[str, Evaluation] = {}
     for name, network in networks.items():
         evaluations[name] = _evaluate_network(trainer, network, watcher)
@@ -84,16 +83,10 @@ def validate(
         if rows:
             with drawing(panels):
                 draw_panels(rows, panels)
-        if watcher.extremes is not None:
+        if final and rank() == 0:
             with drawing(pictures):
-                draw_evaluation(
-                    trainer.val_data,
-                    evaluations[best].results,
-                    evaluations[best].scores,
-                    labelled=labelled,
-                    extremes=watcher.extremes,
-                    folder=pictures,
-                )
+                of_best = evaluations[best]
+                draw_evaluation(trainer.val_data, of_best.results, of_best.scores, pictures)
 
     return Validation(metrics, best, draw)
 
@@ -203,14 +196,8 @@ def _encode_all(detections: list[Detections]) -> list[ImageResult]:
 class PseudoMaskWatcher:
     """Looks over the shoulder of an evaluation: measures the teacher's pseudo masks, collects panel rows."""
 
-    def __init__(
-        self, trainer: Trainer, pictures: Path, *, extremes: Extremes | None = None
-    ) -> None:
-        """`pictures` is where the extremes will be drawn."""
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._pictures = pictures
-        self.extremes = extremes
-        """Is shown all pseudo masks."""
         self.labelled: list[tuple[float, float]] = []
         """Quality and IoU of every box with a drawn mask."""
         # rank 0 draws, so from its share
@@ -240,12 +227,7 @@ class PseudoMaskWatcher:
         """What was found in a batch: pseudo masks against the drawn ones, and detections of images that are drawn."""
         for position, parts in self._parts.items():
             masks, quality = _join_labels(parts, len(batch.boxes[position]), batch.sizes[position])
-            iou = self._measure(masks, quality, batch, position)
-            if self.extremes is not None:
-                height, width = batch.sizes[position]
-                image = batch.weak[position, :, :height, :width]
-                with drawing(self._pictures / "pseudo_masks.png"):
-                    self.extremes.offer(image, batch.boxes[position], masks, quality, iou)
+            self._measure(masks, quality, batch, position)
             if batch.image_ids[position] in self._wanted:
                 self._labels[batch.image_ids[position]] = (masks.cpu(), quality.cpu())
         self._parts = {}  # of the next batch
@@ -263,21 +245,19 @@ class PseudoMaskWatcher:
             for image_id, seen in self._seen.items()
         ]
 
-    def _measure(
-        self, masks: Tensor, quality: Tensor, batch: Batch, position: int
-    ) -> Tensor | None:
+    def _measure(self, masks: Tensor, quality: Tensor, batch: Batch, position: int) -> None:
+        """Hold the pseudo masks of an image against its drawn ones, if all are drawn."""
         data = self._trainer.val_data
         index, size = data.index_of(batch.image_ids[position]), batch.sizes[position]
         drawn = data.drawn_rles(index)
         if None in drawn or not drawn:
-            return None
+            return
         true = [
             _small_mask(decode_part(rle, data.size(index)), data.size(index), size)
             for rle in drawn
         ]
         iou = mask_iou(masks, torch.stack(true).to(masks.device))
         self.labelled.extend(zip(quality.tolist(), iou.tolist(), strict=True))
-        return iou
 
     def _row(
         self,

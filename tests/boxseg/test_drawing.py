@@ -1,18 +1,18 @@
 """Foreign text is drawn as it is, and a picture that cannot be made takes nothing down with it."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from boxseg.data.picture import draw_stats
 from boxseg.drawing import drawing, figure_label, label
 from boxseg.errors import StorageError
 from boxseg.evaluation import pictures
 from boxseg.evaluation.ap import CocoScores
-from boxseg.evaluation.pictures import Extremes, draw_evaluation, draw_precision_recall
+from boxseg.evaluation.pictures import draw_evaluation, draw_precision_recall
 from boxseg.mask_parts import MaskPart
 from boxseg.predict.files import draw_overlay
 from boxseg.structures import Detections
@@ -64,22 +64,14 @@ def test_evaluations_of_classes_of_any_name_are_drawn(tmp_path, names, recwarn, 
     figure = draw_precision_recall(scores, names)
     assert len(figure.axes[0].get_legend().get_texts()) == len(names) + 2
     data = type("Data", (), {"class_names": names})
-    draw_evaluation(
-        data,
-        [],
-        scores,
-        labelled=[(0.5, 0.5)],
-        extremes=Extremes(),
-        folder=tmp_path / "evaluation",
-    )
+    draw_evaluation(data, [], scores, tmp_path / "evaluation")
     drawn = {path.name for path in (tmp_path / "evaluation").iterdir()}
-    assert drawn == {"classes.csv", "precision_recall.png", "pseudo_mask_quality.png"}
+    assert drawn == {"classes.csv", "precision_recall.png"}
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
-def test_pictures_of_data_and_of_detections_show_classes_of_any_name(tmp_path, names):
-    draw_stats(dict.fromkeys(names, 3), [10.0, 20.0], tmp_path / "stats.png")
+def test_pictures_of_detections_show_classes_of_any_name(tmp_path, names):
     count = len(names)
     found = Detections(
         boxes=torch.tensor([[2.0, 2.0, 20.0, 20.0]]).repeat(count, 1),
@@ -89,8 +81,7 @@ def test_pictures_of_data_and_of_detections_show_classes_of_any_name(tmp_path, n
         size=(32, 32),
     )
     draw_overlay(torch.zeros(3, 32, 32, dtype=torch.uint8), found, names, tmp_path / "overlay.png")
-    for path in (tmp_path / "stats.png", tmp_path / "overlay.png"):
-        assert Image.open(path).size[0] > 0
+    assert Image.open(tmp_path / "overlay.png").size == (32, 32)
 
 
 @pytest.mark.parametrize(
@@ -102,19 +93,15 @@ def test_a_picture_that_fails_is_told_once_with_its_file_and_the_rest_is_drawn(
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(pictures, "draw_precision_recall", fail)
+    monkeypatch.setattr(pictures, "draw_worst", fail)
     data = type("Data", (), {"class_names": ["a", "b"]})
     for _ in range(2):
-        draw_evaluation(
-            data, [], scores_of(2), labelled=[(0.5, 0.5)], extremes=Extremes(), folder=tmp_path
-        )
-    assert {path.name for path in tmp_path.iterdir()} == {"classes.csv", "pseudo_mask_quality.png"}
+        draw_evaluation(data, [], replace(scores_of(2), image_ap={1: 0.5}), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"classes.csv", "precision_recall.png"}
     (told,) = [
         record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
     ]
-    assert told.startswith(
-        f"{tmp_path / 'precision_recall.png'} is left out: {type(error).__name__}: "
-    )
+    assert told.startswith(f"{tmp_path / 'worst.png'} is left out: {type(error).__name__}: ")
     assert told.isprintable()
 
 

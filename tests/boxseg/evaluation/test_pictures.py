@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from boxseg.coco.masks import encode_rle
@@ -13,10 +12,8 @@ from boxseg.data.ground_truth import coco_ground_truth
 from boxseg.evaluation.ap import coco_scores
 from boxseg.evaluation.panels import fit_mask, place_numbers, scale_picture
 from boxseg.evaluation.pictures import (
-    Extremes,
     _small_masks,
     draw_evaluation,
-    draw_extremes,
     draw_precision_recall,
 )
 from boxseg.evaluation.scoring import read_objects
@@ -50,34 +47,14 @@ def scores(data, results):
     )
 
 
-def extremes_of(*qualities: float, iou: float | None = None) -> Extremes:
-    extremes = Extremes(2)
-    for quality in qualities:
-        image = torch.full((3, 20, 30), round(255 * quality), dtype=torch.uint8)
-        masks = torch.ones(1, 20, 30, dtype=torch.bool)
-        ious = None if iou is None else torch.tensor([iou])
-        extremes.offer(
-            image, torch.tensor([[5.0, 5, 15, 15]]), masks, torch.tensor([quality]), ious
-        )
-    return extremes
-
-
 def test_each_image_has_an_ap_of_its_own(data, results, scores):
     aps = [scores.image_ap[result.image_id] for result in results]
     assert aps == pytest.approx([1, 1, 0, 1])
 
 
 def test_the_last_evaluation_leaves_tables_and_pictures(data, results, scores, tmp_path):
-    labelled = [(0.1, 0.2), (0.9, 0.8), (1.0, 1.0)]
-    draw_evaluation(
-        data,
-        results,
-        scores,
-        labelled=labelled,
-        extremes=extremes_of(0.2, 0.9),
-        folder=tmp_path / "evaluation",
-    )
-    pictures = {"precision_recall.png", "worst.png", "pseudo_masks.png", "pseudo_mask_quality.png"}
+    draw_evaluation(data, results, scores, tmp_path / "evaluation")
+    pictures = {"precision_recall.png", "worst.png"}
     assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {
         "classes.csv"
     } | pictures
@@ -90,29 +67,6 @@ def test_the_last_evaluation_leaves_tables_and_pictures(data, results, scores, t
     assert [line.split(",")[0] for line in lines] == list(data.class_names)
     means = [float(line.split(",")[1]) for line in lines if line.split(",")[1]]
     assert np.mean(means) == pytest.approx(scores.metrics["mask_ap"], abs=1e-4)
-
-
-def test_without_pseudo_masks_there_are_no_pictures_of_them(data, results, scores, tmp_path):
-    draw_evaluation(data, results, scores, labelled=[], extremes=Extremes(), folder=tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "classes.csv",
-        "precision_recall.png",
-        "worst.png",
-    }
-
-
-def test_the_pseudo_masks_at_both_ends_are_kept_in_order():
-    extremes = extremes_of(0.5, 0.0, 0.9, 0.1, 0.7, 0.3)
-    assert [round(label.quality, 3) for label in extremes.lowest] == [0.1, 0.3]
-    assert [round(label.quality, 3) for label in extremes.highest] == [0.9, 0.7]
-
-
-def test_a_pseudo_mask_is_shown_with_what_is_around_it(tmp_path):
-    label = extremes_of(0.5, iou=0.25).lowest[0]
-    assert label.image.shape == (15, 15, 3)
-    assert label.mask.shape == (15, 15)
-    assert label.iou == 0.25
-    assert Image.open(draw_extremes(extremes_of(0.5), tmp_path / "x.png")).width > 500
 
 
 def test_the_legend_of_precision_and_recall_covers_no_line_and_boxes_are_called_so(data, scores):
