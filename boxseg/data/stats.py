@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import Any
 
@@ -37,14 +36,3 @@ def count_content(content: dict[str, Any]) -> dict[str, Any]:
         "large_boxes": sum(area >= LARGE_PX**2 for area in areas),
         "classes": classes,
     }
-
-
-def box_sides(content: dict[str, Any]) -> list[float]:
-    """Root of the area [px] of each box that has a finite one; crowd regions are left out."""
-    sides = []
-    for entry in content["annotations"]:
-        width, height = entry["bbox"][2:]
-        is_sound = 0 < min(width, height) <= max(width, height) < math.inf
-        if is_sound and not entry.get("iscrowd"):
-            sides.append(math.sqrt(width) * math.sqrt(height))  # the product itself may overflow
-    return sides

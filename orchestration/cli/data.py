@@ -104,25 +104,16 @@ def _fix(source: CocoSource, output: Path) -> CocoSource:
 def stats(
     target: Target,
     images: Images = None,
-    picture: Path | None = optional("FILE.png", "Draw it as well."),
     as_json: AsJson = False,
 ) -> None:
     """Count images, boxes, classes and sizes (small below 32² px, large from 96² px on)."""
     from boxseg.coco.checks import read_well_formed
-    from boxseg.data.picture import draw_stats
-    from boxseg.data.stats import box_sides, count_content
+    from boxseg.data.stats import count_content
 
     sources = _sources(target, images or target.parent, "train")  # counting needs no images
-    contents = {
-        split: read_well_formed(source.annotations, whole=False)
-        for split, source in sources.items()
-    }
-    counts = {split: count_content(content) for split, content in contents.items()}
-    if picture is not None:
-        first = next(iter(contents))  # the training images, where there are several splits
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        draw_stats(counts[first]["classes"], box_sides(contents[first]), picture)
-        say(f"drawn: {picture}")
+    counts = {}
+    for split, source in sources.items():
+        counts[split] = count_content(read_well_formed(source.annotations, whole=False))
     if as_json:
         # a lone file has one split, which `_sources` has called train
         print_json(counts if target.suffix != ".json" else counts["train"])

@@ -21,12 +21,11 @@ from orchestration.cli.options import (
     optional,
     storage_option,
 )
-from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
+from orchestration.cli.output import print_json, print_line, print_pairs, say
 from orchestration.errors import ExitCode
 
 if TYPE_CHECKING:
     from boxseg.data.dataset import CocoBoxes
-    from boxseg.label.sources import BatchSource
     from orchestration.execute.label_run import LabelTask
     from orchestration.execute.labelling import MaskSource
 
@@ -63,9 +62,6 @@ def label(
     apply: Path | None = optional(
         "DECISIONS.json", "Apply the decisions of the review page; label nothing."
     ),
-    compare: str | None = optional(
-        "A,B,…", "Print how far these sources agree, and with drawn masks."
-    ),
     device: Device = "auto",
     storage: Annotated[
         Path | None,
@@ -93,18 +89,17 @@ def label(
     from orchestration.record.find_runs import find_trained
 
     folder = output or Path("labels") / data.absolute().stem
-    trains = run is None and source == "run" and apply is None and compare is None
+    trains = run is None and source == "run" and apply is None
     if not trains:
         for_training = {"--minutes": minutes, "--train-on": train_on, "--set": overrides}
         _refuse(for_training | {"--plan": plan})
     check_minutes(minutes)
     runs = Path("runs") if storage is None else storage
-    sources = [source] if compare is None else compare.split(",")
     # all that can be refused, before `find_boxes` imports anything into the output folder
     if apply is not None:
         plain_file(apply, "decisions are a file that the review page downloads")
     elif not trains:
-        check_sources(sources, run=run, fuse_with=fuse_with, storage=runs)
+        check_sources([source], run=run, fuse_with=fuse_with, storage=runs)
     if images is not None and not images.is_dir():
         raise ConfigError(
             f"--images {images}: is not a folder; name the one that holds the images"
@@ -130,7 +125,7 @@ def label(
     if trains:
         run, about_training = _train(task)
         review = True
-    uses_run = apply is None and "run" in sources
+    uses_run = apply is None and source == "run"
     warnings = find_doubts(find_trained(runs, str(run)), classes) if uses_run else []
     for warning in warnings:
         say(f"warning: {warning}")
@@ -144,15 +139,9 @@ def label(
         counts = apply_decisions(folder, apply, boxes.source.images)
         print_json(counts) if as_json else print_pairs(list(counts.items()))
         return
-    opened = {
-        name: open_source(name, boxes, run=run, fuse_with=fuse_with, device=device, storage=runs)
-        for name in sources
-    }
-    if compare is not None:
-        _compare(boxes, {name: opened[name].masks for name in sources}, as_json)
-        return
+    opened = open_source(source, boxes, run=run, fuse_with=fuse_with, device=device, storage=runs)
     about = about_training | {"about_the_run": warnings}
-    _print_summary(_make_labels(boxes, folder, opened[source], about, review=review), as_json)
+    _print_summary(_make_labels(boxes, folder, opened, about, review=review), as_json)
 
 
 def _refuse(for_training: dict[str, Any]) -> None:
@@ -220,25 +209,6 @@ def _make_labels(
             pass
         summary["review"] = str(folder / "review/index.html")
     return summary
-
-
-def _compare(boxes: CocoBoxes, sources: dict[str, BatchSource], as_json: bool) -> None:
-    from boxseg.label.compare import compare_sources
-    from orchestration.record.progress import counted
-
-    images = counted(range(len(boxes)), len(boxes), what="images")
-    compared = compare_sources(boxes, sources, images)
-    if as_json:
-        print_json(compared)
-        return
-    rows = [(name, *row.values()) for name, row in compared["agreement"].items()]
-    print_table(("agreement (IoU)", *sources), rows)
-    if not compared["drawn"]:
-        say("no masks are drawn, so there is no IoU with the truth")
-        return
-    columns = ("iou", "best_iou", "quality_auroc", "quality_rank")
-    rows = [(name, *map(row.get, columns)) for name, row in compared["drawn"].items()]
-    print_table(("against drawn", *columns), rows)
 
 
 def _print_summary(summary: dict[str, Any], as_json: bool) -> None:

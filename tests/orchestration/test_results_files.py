@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -221,20 +220,6 @@ def test_rejecting_a_mask_twice_changes_nothing(capsys):
     decisions = {"labels": stamp_of(Path("out")), "decisions": {"1": "reject"}}
     Path("decisions.json").write_text(json.dumps(decisions))
     assert run([*command, "--apply", "decisions.json"]) == 0
-
-
-@pytest.mark.timeout(60)
-def test_pictures_and_results_replace_neither_pipes_nor_folders(tmp_path, capsys):
-    Path("gt.json").write_text(json.dumps(truth()))
-    os.mkfifo("pipe.png")
-    Path("folder.png").mkdir()
-    for name, told in (
-        ("pipe.png", "is a device or pipe"),
-        ("folder.png", "Is a directory; a file is needed there"),
-    ):
-        assert run(["data", "stats", "gt.json", "--picture", name]) == 2
-        assert f"error: {name}: {told}" in capsys.readouterr().err
-    assert Path("pipe.png").is_fifo()
 
 
 def test_an_export_of_images_of_another_size_is_refused(capsys):

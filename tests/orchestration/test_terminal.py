@@ -116,12 +116,6 @@ def test_names_that_the_terminal_has_no_letters_for_are_escaped():
     assert rb"gr\xf6\xdfe \u65e5\u672c" in done.stdout
 
 
-def test_class_names_are_not_parsed_as_formulas():
-    for name in (r"$\frac$$", "x" * 10_000_000):
-        write_set("a.png", name)
-        assert run(["data", "stats", "boxes.json", "--picture", "picture.png"]) == 0
-
-
 @pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1"])
 def test_a_terminal_without_a_letter_gets_one_like_it_or_its_code(encoding):
     file = io.TextIOWrapper(io.BytesIO(), encoding, errors="stand_in")

@@ -14,7 +14,6 @@ from PIL import Image
 from boxseg.data.dataset import CocoBoxes
 from boxseg.errors import DataError
 from boxseg.label import sources as label_sources
-from boxseg.label.compare import compare_sources
 from boxseg.label.dataset import Journal, label_images, write_labels
 from boxseg.label.review import apply_decisions, stamp_of, write_review
 from boxseg.label.review_pictures import find_outlines, find_whole
@@ -268,17 +267,6 @@ def test_other_files_are_no_decisions(data, labels, tmp_path, decisions):
     (tmp_path / "decisions.json").write_text(stamped)
     with pytest.raises(DataError, match="decisions are as the review page downloads them"):
         apply_decisions(labels, tmp_path / "decisions.json", data.source.images)
-
-
-def test_sources_are_compared_with_one_another_and_with_the_drawn_masks(data):
-    drawn = label_sources.one_by_one(label_sources.from_file(data.source.annotations, data))
-    sources = {"box": label_sources.one_by_one(label_sources.from_boxes), "drawn": drawn}
-    compared = compare_sources(data, sources, range(len(data)))
-    agreement, against = compared["agreement"], compared["drawn"]
-    assert agreement["box"]["box"] == agreement["drawn"]["drawn"] == pytest.approx(1)
-    assert agreement["box"]["drawn"] == pytest.approx(against["box"]["iou"])
-    assert against["drawn"]["iou"] == pytest.approx(1)
-    assert 0.3 < against["box"]["iou"] < 1
 
 
 def test_a_picture_whose_description_is_damaged_is_copied(tmp_path):

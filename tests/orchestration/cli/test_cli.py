@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import re
 import signal
@@ -266,39 +265,6 @@ def test_data_stats_count(capsys: Capture, toy: dict[str, Any]):
         == 0
     )
     assert "images with boxes" in capsys.readouterr().out
-
-
-def test_data_stats_draw_a_picture(capsys: Capture, toy: dict[str, Any], tmp_path: Path):
-    where = str(tmp_path / "new/stats.png")
-    assert (
-        run(
-            [
-                "data",
-                "stats",
-                toy["train"]["annotations"],
-                "--images",
-                toy["train"]["images"],
-                "--picture",
-                where,
-            ]
-        )
-        == 0
-    )
-    with Image.open(where) as picture:
-        assert picture.size == (1000, 450)
-        assert len(picture.convert("RGB").getcolors(2**20) or ()) > 10
-
-
-def test_boxes_without_an_area_are_not_in_the_picture(toy: dict[str, Any]):
-    path = Path(toy["train"]["annotations"])
-    content = json.loads(path.read_text())
-    for annotation, width in zip(
-        content["annotations"], (-4, 0, math.nan, math.inf), strict=False
-    ):
-        annotation["bbox"][2] = width
-    path.write_text(json.dumps(content))
-    assert run(["data", "stats", str(path), "--picture", "stats.png"]) == 0
-    assert Path("stats.png").is_file()
 
 
 def test_runs_are_listed_newest_first(capsys: Capture):

@@ -143,13 +143,6 @@ def test_masks_are_reviewed_and_the_decisions_applied(arguments, capsys):
     assert Path("out/labels.reviewed.json").exists()
 
 
-def test_sources_are_compared(arguments, capsys):
-    assert run([*arguments, "--compare", f"box,file:{arguments[1]}"]) == 0
-    shown = capsys.readouterr().out
-    assert "agreement (IoU)" in shown
-    assert "against drawn" in shown
-
-
 def test_a_yolo_folder_is_labelled(arguments, capsys):
     assert run([*arguments, "--source", f"file:{arguments[1]}", "--output", "out"]) == 0
     assert run(["label", "out/yolo", "--source", "box", "--output", "again", "--json"]) == 0
@@ -390,14 +383,6 @@ def test_an_export_leaves_out_images_with_an_empty_mask_and_warns_of_drawn_boxes
     told = capsys.readouterr().err
     assert "left out: 1 images (masks: 1 empty)" in told
     assert "masks are no more than their box; a segmenter would learn boxes" in told
-
-
-def test_nothing_to_compare_is_no_error(arguments, capsys):
-    content = json.loads(Path(arguments[1]).read_text())
-    Path("empty.json").write_text(json.dumps({**content, "images": [], "annotations": []}))
-    code = run(["label", "empty.json", "--images", arguments[3], "--compare", "box,grabcut"])
-    assert "Traceback" not in capsys.readouterr().err
-    assert code in (0, 3)
 
 
 def test_a_coco_file_is_imported_cleaned(arguments, capsys):
