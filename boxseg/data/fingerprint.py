@@ -6,7 +6,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ PIXELS_LOOKED_AT = 2 * 10**8
 BOXES_LOOKED_AT = 8
 """Boxes of an opened image whose colours are compared with those around them."""
 PIXEL_STEP = 4
-"""Colour and brightness of a whole image are taken from every so many rows and columns, which tell as much."""
+"""Whether an image is grey is told from every so many rows and columns, which tell as much."""
 GREY_LEVELS = 6
 """How far red, green and blue of a grey image may differ (0 … 255): compression adds some colour."""
 GREY_PERCENTILE = 99
@@ -71,20 +70,14 @@ class Colours:
     """How many were opened."""
     grey: float
     """Share of them without colour."""
-    brightness: float
-    """Mean CIELAB lightness, 0 (black) to 100."""
     contrast: float
     """Median over boxes: CIELAB distance of the object from the surroundings of its box; NaN where none has any."""
-    noise: float
-    """The same of the surroundings themselves from their own mean."""
 
     def __str__(self) -> str:
         kind = "grey" if self.grey > 0.5 else "in colour"
-        text = f"{kind}, lightness {self.brightness:.0f} of 100"
-        if math.isfinite(self.contrast):
-            text += f"; objects differ from what is around them by {self.contrast:.0f}, "
-            text += f"that from itself by {self.noise:.0f} (CIELAB)"
-        return text
+        if not math.isfinite(self.contrast):
+            return kind
+        return f"{kind}; objects differ from what is around them by {self.contrast:.0f} (CIELAB)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,36 +188,26 @@ class _Looks:
     """What has been seen so far, a value for each opened image."""
 
     is_grey: list[bool] = field(default_factory=list)
-    brightness: list[float] = field(default_factory=list)
-    distances: list[tuple[float, float]] = field(default_factory=list)
-    """For each box of them how far object and surroundings are from the colour of the surroundings."""
+    contrasts: list[float] = field(default_factory=list)
+    """How far the object of each box of them is from the colour of its surroundings."""
 
     def add(self, pixels: NDArray[np.uint8], bboxes: list[list[float]]) -> None:
         """Add an image, RGB (h, w, 3), with the boxes in it."""
         some = pixels[::PIXEL_STEP, ::PIXEL_STEP]
         spread = np.ptp(some.astype(np.int64), axis=2)  # between red, green and blue
         self.is_grey.append(float(np.percentile(spread, GREY_PERCENTILE)) <= GREY_LEVELS)
-        self.brightness.append(float(cielab(some)[..., 0].mean()))
         step = math.ceil(len(bboxes) / BOXES_LOOKED_AT)
         for bbox in bboxes[::step]:
-            distances = _color_distances(pixels, bbox)
-            if distances is not None:
-                self.distances.append(distances)
+            contrast = _contrast(pixels, bbox)
+            if contrast is not None:
+                self.contrasts.append(contrast)
 
     def summary(self) -> Colours | None:
         """Shares, means and medians; None without an image."""
         if not self.is_grey:
             return None
-        contrast = noise = math.nan
-        if self.distances:
-            contrast, noise = np.median(self.distances, axis=0)
-        return Colours(
-            images=len(self.is_grey),
-            grey=float(np.mean(self.is_grey)),
-            brightness=float(np.mean(self.brightness)),
-            contrast=float(contrast),
-            noise=float(noise),
-        )
+        contrast = float(np.median(self.contrasts)) if self.contrasts else math.nan
+        return Colours(len(self.is_grey), float(np.mean(self.is_grey)), contrast)
 
 
 def _look_at(
@@ -263,10 +246,8 @@ def _rgb_pixels(picture: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(picture.convert("RGB"))
 
 
-def _color_distances(
-    pixels: NDArray[np.uint8], bbox: Sequence[float]
-) -> tuple[float, float] | None:
-    """How far the object of a box, and its surroundings, are from the mean colour of the surroundings (CIELAB).
+def _contrast(pixels: NDArray[np.uint8], bbox: Sequence[float]) -> float | None:
+    """How far the object of a box is from the mean colour of its surroundings (CIELAB).
 
     None if too few pixels are in the box or around it.
     """
@@ -288,33 +269,12 @@ def _color_distances(
     lab = cielab(outer)
     around = lab[~inside].mean(axis=0)
     distance = np.linalg.norm(lab - around, axis=-1)
-    object_distance = float(np.percentile(distance[inside], NOTICED))
-    noise = float(np.percentile(distance[~inside], NOTICED))
-    return object_distance, noise
+    return float(np.percentile(distance[inside], NOTICED))
 
 
 def cielab(pixels: NDArray[np.uint8]) -> Floats:
-    """CIELAB (D65) of sRGB pixels (…, 3), as `boxseg.ops.neighbours.rgb_to_lab` gives it for tensors.
+    """CIELAB (D65) of sRGB pixels (h, w, 3)."""
+    import cv2  # here because it is slow to load
 
-    >>> cielab(np.array([255, 0, 0], dtype=np.uint8)).round(1).tolist()
-    [53.2, 80.1, 67.2]
-    """
-    share = pixels / 255.0
-    # Undo the gamma of sRGB, which is a straight line near black.
-    curve = ((share + 0.055) / 1.055) ** 2.4
-    linear = np.where(share > 0.04045, curve, share / 12.92)
-    xyz = linear @ _RGB_TO_XYZ_SHARE.T
-    # Nearly the cube root, with a straight line near black.
-    root = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    x, y, z = np.moveaxis(root, -1, 0)
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
-
-
-_RGB_TO_XYZ = [
-    [0.412453, 0.357580, 0.180423],
-    [0.212671, 0.715160, 0.072169],
-    [0.019334, 0.119193, 0.950227],
-]
-_WHITE = [0.95047, 1.0, 1.08883]
-_RGB_TO_XYZ_SHARE: Any = np.array(_RGB_TO_XYZ) / np.array(_WHITE)[:, None]
-"""Linear sRGB -> XYZ, each as a share of white's."""
+    shares = pixels.astype(np.float32) / 255
+    return np.asarray(cv2.cvtColor(shares, cv2.COLOR_RGB2LAB), dtype=np.float64)
