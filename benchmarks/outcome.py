@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.commands import BOXSEG
+from benchmarks.grabcut import from_grabcut
 from benchmarks.harness import Table
 from benchmarks.results import spread
 from boxseg.config.method import CocoSource
@@ -28,7 +29,6 @@ from boxseg.label.sources import (
     BatchSource,
     from_boxes,
     from_file,
-    from_grabcut,
     one_by_one,
 )
 from orchestration.record.files import digest

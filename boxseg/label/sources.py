@@ -1,4 +1,4 @@
-"""Where the masks of known boxes come from: a trained run, GrabCut, a file of any other tool, or the box itself."""
+"""Where the masks of known boxes come from: a trained run, a file of any other tool, or the box itself."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert
@@ -18,18 +16,14 @@ from boxseg.coco.masks import decode_part
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.mask_files import encode_entry, read_masks
 from boxseg.label.boxes import UNKNOWN, BoxLabels, label_together
-from boxseg.label.cut import ROUNDS, grabcut
-from boxseg.label.parts import box_fits, box_part, inside_window, window_around
-from boxseg.mask_parts import NO_MASK, MaskPart
+from boxseg.label.parts import box_fits, box_part
+from boxseg.mask_parts import NO_MASK
 from boxseg.ops.boxes import box_iou
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
 
 MATCH_IOU = 0.5
 """A mask of a file belongs to a box that its own overlaps by this much."""
-LEAST_VIEW = 512
-"""What GrabCut sees at least on each side of a box [px]: the rest of a small photograph, a piece of a camera's."""
-
 Source = Callable[[Sample, Sequence[int]], BoxLabels]
 """An image with its boxes, and the ids of their annotations -> a mask for each."""
 
@@ -69,34 +63,6 @@ def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
         torch.zeros(len(parts)),
         torch.zeros(len(parts), dtype=torch.int64),
     )
-
-
-def from_grabcut(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
-    """GrabCut started from each box by OpenCV; the quality is how well the mask fits its box.
-
-    On each side of the box it sees as much again as the longer side of the box, and `LEAST_VIEW` pixels at least. The
-    whole of a large photograph would take half a minute for each object.
-    """
-    parts = [_grabcut_box(sample, box) for box in sample.boxes]
-    return BoxLabels(
-        parts,
-        sample.original_size,
-        box_fits(parts, sample.boxes),
-        torch.ones(len(parts), dtype=torch.int64),
-    )
-
-
-def _grabcut_box(sample: Sample, box: Tensor) -> MaskPart:
-    """The mask of a box (4,); the box itself where GrabCut finds nothing."""
-    reach = max(float((box[2:] - box[:2]).max()), LEAST_VIEW)
-    surroundings = torch.cat([box[:2] - reach, box[2:] + reach])
-    window = top, left, height, width = window_around(surroundings, None, sample.original_size)
-    inside = inside_window(box, window)
-    piece = sample.image[:, top : top + height, left : left + width]
-    regions = np.where(inside, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
-    picture = np.ascontiguousarray(piece.permute(1, 2, 0).numpy())
-    mask = grabcut(picture, regions, ROUNDS)[0] & inside
-    return MaskPart(mask if mask.any() else inside, top, left).trimmed()
 
 
 def from_file(path: Path, data: CocoBoxes) -> Source:

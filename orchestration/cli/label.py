@@ -51,7 +51,7 @@ def label(
         "--plan", "Without --run: print data, settings and time; write and start nothing."
     ),
     source: str = typer.Option(
-        "run", metavar="run|grabcut|box|file:COCO.json", help="Where the masks come from."
+        "run", metavar="run|box|file:COCO.json", help="Where the masks come from."
     ),
     fuse_with: Path | None = optional(
         "COCO.json", "Masks of another tool that join the run's candidates."

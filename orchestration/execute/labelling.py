@@ -1,4 +1,4 @@
-"""Labels from any source of masks: a run, GrabCut, the boxes themselves, or masks that a file holds."""
+"""Labels from any source of masks: a run, the boxes themselves, or masks that a file holds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def open_source(
     device: str,
     storage: Path,
 ) -> MaskSource:
-    """A source of masks by its name: `run`, `grabcut`, `box` or `file:COCO.json`.
+    """A source of masks by its name: `run`, `box` or `file:COCO.json`.
 
     Args:
         name: Of the source; checked by `check_sources` already.
@@ -49,7 +49,7 @@ def open_source(
     from boxseg.label import sources
     from boxseg.label.boxes import LABEL_VERSION
 
-    # The version counts for every source: how masks are made from GrabCut or boxes changes too.
+    # The version counts for every source: how masks are made from boxes changes too.
     about = {
         "data": digest(boxes.source.annotations),
         "source": name,
@@ -68,8 +68,7 @@ def open_source(
         path = Path(name.removeprefix(OF_FILE))
         about["file"] = digest(path)
         return MaskSource(sources.one_by_one(sources.from_file(path, boxes)), about)
-    source = {"grabcut": sources.from_grabcut, "box": sources.from_boxes}[name]
-    return MaskSource(sources.one_by_one(source), about)
+    return MaskSource(sources.one_by_one(sources.from_boxes), about)
 
 
 def make_labels(

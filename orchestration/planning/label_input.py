@@ -21,7 +21,7 @@ from orchestration.record.find_runs import find_trained
 logger = logging.getLogger(__name__)
 
 OF_FILE = "file:"
-SOURCES = ("run", "grabcut", "box")
+SOURCES = ("run", "box")
 
 
 def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
@@ -70,7 +70,7 @@ def check_sources(
         path = name.removeprefix(OF_FILE)
         if name not in SOURCES and (not name.startswith(OF_FILE) or not path):
             shown = name or "(empty)"
-            raise ConfigError(f"--source {shown}: use run, grabcut, box or file:COCO.json")
+            raise ConfigError(f"--source {shown}: use run, box or file:COCO.json")
         if name not in SOURCES:
             plain_file(Path(path), MASKS_RULE)
         if name != "run" and fuse_with is not None:

@@ -84,9 +84,9 @@ def test_labels_land_in_a_folder_named_after_the_data_and_again_takes_no_work(ar
     [
         (["--run", "none"], 2, "no such run"),
         (["--run", "none", "--fuse-with", "none.json"], 3, "none.json: does not exist"),
-        (["--source", "magic"], 2, "use run, grabcut, box or file"),
+        (["--source", "magic"], 2, "use run, box or file"),
         (["--source", "file:none.json"], 3, "none.json"),
-        (["--source", "file:"], 2, "use run, grabcut, box or file"),
+        (["--source", "file:"], 2, "use run, box or file"),
         (["--source", "box", "--fuse-with", "x.json"], 2, "not --source box"),
         (
             ["--source", "box", "--output", "/dev/null"],
@@ -113,7 +113,7 @@ def test_images_that_cannot_be_read_are_told_and_labels_of_none_are_an_error(
     assert "no image could be read" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("source", ["run", "grabcut", "box"])
+@pytest.mark.parametrize("source", ["run", "box"])
 def test_labels_of_an_older_version_are_not_mixed_with_new_ones(
     source, arguments, trained_run, monkeypatch, capsys
 ):
