@@ -21,7 +21,7 @@ from boxseg.data.ground_truth import coco_ground_truth
 from boxseg.data.images import read_image
 from boxseg.data.loader import TrainLoader
 from boxseg.data.transforms import random_size
-from boxseg.engine.train import Progress, snapshot
+from boxseg.engine.train import Progress, save
 from boxseg.evaluation.ap import coco_scores, encode_detections
 from boxseg.model.postprocess import postprocess
 
@@ -117,21 +117,18 @@ def evaluation(folder: Path, images: int) -> Table:
 
 
 def saving(folder: Path, rounds: int, *, small: bool) -> Table:
-    """Seconds that a checkpoint holds up training, and those of its writing beside the next steps."""
+    """Seconds that training waits for a checkpoint."""
     trainer, batch = build(Scenario(256, small=small), "full", folder)
     step_of(trainer, batch)()
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir()
-    spent = {"packing, training waits": Times(), "writing, beside the next steps": Times()}
-    packing, writing = spent.values()
+    spent = Times()
     for _ in range(rounds):
-        with timed(packing):
-            write = snapshot(trainer, checkpoints, Progress())
-        with timed(writing):
-            written = write()
+        with timed(spent):
+            written = save(trainer, checkpoints, Progress())
     size = sum(path.stat().st_size for path in written.iterdir()) / 1e6
-    rows = [(name, statistics.median(own.wall), own.median) for name, own in spent.items()]
-    return Table(f"A checkpoint of {size:.0f} MB", ("part", "wall s", "CPU s"), rows)
+    row = (statistics.median(spent.wall), spent.median)
+    return Table(f"A checkpoint of {size:.0f} MB", ("wall s", "CPU s"), [row])
 
 
 def annotations(folder: Path, images: int) -> Table:

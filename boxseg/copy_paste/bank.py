@@ -86,14 +86,9 @@ class Bank(ABC):
             raise CheckpointError(
                 f"the checkpoint has a bank of {state['kind']}, pc.bank is {self.kind}; set pc.bank to match"
             )
-        try:
-            self._groups = {
-                key: [Peer(**fields) for fields in group] for key, group in state["groups"].items()
-            }
-        except TypeError as error:
-            raise CheckpointError(
-                f"the checkpoint has the bank of an older boxseg ({error}); start a new run"
-            ) from error
+        self._groups = {
+            key: [Peer(**fields) for fields in group] for key, group in state["groups"].items()
+        }
 
 
 class ClassBank(Bank):

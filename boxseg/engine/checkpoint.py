@@ -120,8 +120,7 @@ def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
     run whose checkpoints were damaged, and which went on from an earlier one: they will come anew.
     """
     with naming_storage_faults(folder):
-        _replace_copies(checkpoints)
-        steps = [step_folder for _, step_folder in _steps(checkpoints)]
+        steps = [step_folder for _, step_folder in _oldest_first(checkpoints)]
         # Names have leading zeros, so they compare as the steps do.
         until_now = [step_folder for step_folder in steps if step_folder.name <= folder.name]
         for later in steps[len(until_now) :]:
@@ -136,7 +135,7 @@ def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
 
 def remove_old(checkpoints: Path, folder: Path, best: Path | None) -> None:
     """Remove all checkpoints before `folder` but the one before it, and the best."""
-    until_now = [each for _, each in _steps(checkpoints) if each.name <= folder.name]
+    until_now = [each for _, each in _oldest_first(checkpoints) if each.name <= folder.name]
     for old in until_now[:-2]:
         if best is None or old.name != best.name:
             shutil.rmtree(old, ignore_errors=True)
@@ -171,18 +170,15 @@ def newest_step(checkpoints: Path) -> int:
 def find_best(checkpoints: Path) -> Path | None:
     """The checkpoint of the best evaluation, sound or not; None before the first one.
 
-    The newest checkpoint names the step of the best one. The link decides only where the newest one cannot be read or,
-    being of an older version, does not name that step.
+    The newest checkpoint that can be read names the step of the best one.
     """
-    linked = (checkpoints / BEST).resolve() if (checkpoints / BEST / ABOUT).is_file() else None
-    folders = _oldest_first(checkpoints)
-    if not folders:
-        return linked
-    _, newest = folders[-1]
-    about = _try_about(newest)
-    if about is None:
-        return linked or newest
-    return dict(folders).get(about.get("best_step", 0), linked)
+    folders = dict(_oldest_first(checkpoints))
+    newest_first = list(folders.values())[::-1]
+    for folder in newest_first:
+        about = _try_about(folder)
+        if about is not None:
+            return folders.get(about.get("best_step", 0))
+    return newest_first[0] if newest_first else None
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -314,7 +310,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
         named = STEP.fullmatch(folder.resolve().name)
         if named and int(named[1]) != step:
             raise ValueError(f"it tells of step {step}")
-        if ABOUT in sums and sums[ABOUT] != _own_sum(about):  # older checkpoints have no sum of it
+        if sums.get(ABOUT) != _own_sum(about):
             raise ValueError("its content does not have the checksum that it names")
     return about
 
@@ -336,22 +332,7 @@ def _check_sum(actual: str, expected: str | None) -> None:
 
 
 def _oldest_first(checkpoints: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of all checkpoints, damaged ones too, steps rising.
-
-    Some tools copy a link as a folder. So `last` and `best` count as well if they are folders with content; they come
-    before the folder of the same step, and first of all if they cannot be read.
-    """
-    # 1 sorts them behind copies of their step
-    folders = [(step, 1, folder) for step, folder in _steps(checkpoints)]
-    for copy in (checkpoints / LAST, checkpoints / BEST):
-        if copy.is_dir() and not copy.is_symlink() and any(copy.iterdir()):
-            about = _try_about(copy)
-            folders.append((-1 if about is None else about["step"], 0, copy))
-    return [(step, folder) for step, _, folder in sorted(folders)]
-
-
-def _steps(checkpoints: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of what `save_checkpoint` wrote and was not removed, steps rising."""
+    """(step, folder) of all checkpoints, damaged ones too, steps rising."""
     folders = [folder for folder in checkpoints.glob("step-*") if folder.is_dir()]
     named = [(STEP.fullmatch(folder.name), folder) for folder in folders]
     return sorted((int(match[1]), folder) for match, folder in named if match)
@@ -364,24 +345,9 @@ def _try_about(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _replace_copies(checkpoints: Path) -> None:
-    """Remove the folders that a copying tool made of the links `last` and `best`.
-
-    A sound one takes the place of the step that it is a copy of, if that is missing or damaged.
-    """
-    for copy in (checkpoints / LAST, checkpoints / BEST):
-        if copy.is_symlink() or not copy.is_dir():
-            continue
-        if find_checkpoint_damage(copy) is None:
-            folder = folder_of(checkpoints, _read_about(copy)["step"])
-            if find_checkpoint_damage(folder) is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-                copy.rename(folder)
-                continue
-        shutil.rmtree(copy)
-
-
 def _link(pointer: Path, folder: Path) -> None:
+    if pointer.is_dir() and not pointer.is_symlink():
+        shutil.rmtree(pointer)  # what a tool that copies runs has made of the link
     scratch = pointer.with_name(f".{pointer.name}-{uuid4().hex[:8]}")
     try:
         scratch.symlink_to(folder.name)

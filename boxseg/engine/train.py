@@ -5,10 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +20,6 @@ from boxseg.engine import checkpoint
 from boxseg.engine.distributed import average_buffers, gather_objects, rank, world_size
 from boxseg.engine.events import EvalReport, Reporter, StartReport, StepReport, Watcher
 from boxseg.engine.optim import lr_factor, set_lr
-from boxseg.engine.outbox import Outbox, Publish
 from boxseg.engine.start import read_trained, take_over
 from boxseg.engine.state import Trainer
 from boxseg.engine.step import StepOutput, run_step, update_ema
@@ -89,50 +87,42 @@ def train(
     meter = Meter()
     times: deque[float] = deque(maxlen=TIMES)
     report_again(progress, checkpoints, reporter)
-    with Outbox(reporter) as outbox:
-        batches = trainer.loader.batches(progress.step, trainer.steps - progress.step)
-        # From here to `started` the loop waits for data.
-        asked = time.perf_counter()
-        for step, batch in enumerate(batches, progress.step):
-            started = time.perf_counter()
-            metrics = optimise(trainer, batch, step)
-            step_s = time.perf_counter() - started
-            meter.add(
-                metrics, images=len(batch) * world_size(), step_s=step_s, wait_s=started - asked
+    batches = trainer.loader.batches(progress.step, trainer.steps - progress.step)
+    # From here to `started` the loop waits for data.
+    asked = time.perf_counter()
+    for step, batch in enumerate(batches, progress.step):
+        started = time.perf_counter()
+        metrics = optimise(trainer, batch, step)
+        step_s = time.perf_counter() - started
+        meter.add(metrics, images=len(batch) * world_size(), step_s=step_s, wait_s=started - asked)
+        times.append(step_s)
+        done = step + 1
+        if isinstance(reporter, Watcher):
+            reporter.on_update(done, metrics)
+        reports = done % train_config.report_every == 0 or done == trainer.steps
+        if reports:
+            lr = trainer.optimizer.param_groups[0]["lr"]
+            reporter.on_step(
+                StepReport(done, mean_metrics(gather_objects(meter.summary())) | {"train/lr": lr})
             )
-            times.append(step_s)
-            done = step + 1
-            if isinstance(reporter, Watcher):
-                reporter.on_update(done, metrics)
-            reports = done % train_config.report_every == 0 or done == trainer.steps
-            outbox.deliver(wait=reports)  # reports stay in the order of their steps
-            if reports:
-                lr = trainer.optimizer.param_groups[0]["lr"]
-                reporter.on_step(
-                    StepReport(
-                        done, mean_metrics(gather_objects(meter.summary())) | {"train/lr": lr}
-                    )
-                )
-                meter = Meter()
-            stop = wants_stop(reporter, at_report=reports)
-            # An evaluation saves a checkpoint too, so a stop after it needs no other.
-            if done in eval_steps:
-                progress = evaluate(
-                    trainer, folder, done, progress, outbox, criterion=criterion, times=times
-                )
-            elif stop or done in save_steps:
-                # First: published after this one, an earlier checkpoint would remove it as one of a later step.
-                outbox.deliver()
-                progress = replace(progress, step=done)
-                save(trainer, checkpoints, progress)
-            if stop:
-                break
-            asked = time.perf_counter()
-        # The state of the last step may have been saved by a stop, without an evaluation.
-        if progress.step == trainer.steps and progress.evaluated < trainer.steps:
+            meter = Meter()
+        stop = wants_stop(reporter, at_report=reports)
+        # An evaluation saves a checkpoint too, so a stop after it needs no other.
+        if done in eval_steps:
             progress = evaluate(
-                trainer, folder, progress.step, progress, outbox, criterion=criterion, times=times
+                trainer, folder, done, progress, reporter, criterion=criterion, times=times
             )
+        elif stop or done in save_steps:
+            progress = replace(progress, step=done)
+            save(trainer, checkpoints, progress)
+        if stop:
+            break
+        asked = time.perf_counter()
+    # The state of the last step may have been saved by a stop, without an evaluation.
+    if progress.step == trainer.steps and progress.evaluated < trainer.steps:
+        progress = evaluate(
+            trainer, folder, progress.step, progress, reporter, criterion=criterion, times=times
+        )
     return progress
 
 
@@ -228,12 +218,12 @@ def evaluate(
     folder: Path,
     done: int,
     progress: Progress,
-    outbox: Outbox,
+    reporter: Reporter,
     *,
     criterion: Criterion,
     times: Collection[float],
 ) -> Progress:
-    """Evaluate, and leave writing and reporting to the outbox; returns where the run stands.
+    """Evaluate, save and report; returns where the run stands.
 
     `times` are those of the updates so far [s].
 
@@ -250,29 +240,12 @@ def evaluate(
     )
     if is_best:
         progress = replace(progress, best=metrics, best_step=done)
-    checkpoints = folder / "checkpoints"
-    write = snapshot(trainer, checkpoints, progress)
+    # After the pictures: a run that is killed goes on from the checkpoint and does not evaluate again.
+    saved = save(trainer, folder / "checkpoints", progress, is_best=is_best)
     step_s = statistics.median(times) if times else None
-
-    def write_all() -> Publish:
-        evaluation.draw()
-        # The checkpoint comes last: a run that is killed goes on from it and does not evaluate again.
-        written = write()
-
-        def publish() -> EvalReport:
-            if rank() == 0:
-                checkpoint.publish(checkpoints, written, is_best=is_best)
-            return EvalReport(done, metrics, written, is_best, step_s=step_s)
-
-        return publish
-
-    outbox.add(write_all)
-    try:
-        # Last, as the evaluation that shows a collapse is saved and reported all the same.
-        guard_collapse(metrics, done, trainer.steps, trainer.config.train.collapse_fill)
-    except CollapseError:
-        outbox.deliver()
-        raise
+    reporter.on_eval(EvalReport(done, metrics, saved, is_best, step_s=step_s))
+    # Last, as the evaluation that shows a collapse is saved and reported all the same.
+    guard_collapse(metrics, done, trainer.steps, trainer.config.train.collapse_fill)
     return progress
 
 
@@ -299,45 +272,31 @@ def agree(trainer: Trainer) -> None:
             average_buffers(network)
 
 
-def save(trainer: Trainer, checkpoints: Path, progress: Progress) -> Path:
-    """Write the state of all ranks at once; rank 0 writes the files, the others wait."""
-    folder = snapshot(trainer, checkpoints, progress)()
-    if rank() == 0:
-        checkpoint.publish(checkpoints, folder, is_best=False)
-    gather_objects(None)  # a barrier: no process goes on before the files are there
-    return folder
-
-
-def snapshot(trainer: Trainer, checkpoints: Path, progress: Progress) -> Callable[[], Path]:
-    """A function that writes a checkpoint of the state of all ranks at this moment, and returns its folder.
-
-    The state is copied now, so training may go on before the function is called. On other ranks than 0 it only returns
-    the folder.
-    """
+def save(
+    trainer: Trainer, checkpoints: Path, progress: Progress, *, is_best: bool = False
+) -> Path:
+    """Save the state of all ranks as a checkpoint; rank 0 writes the files, the others wait."""
     agree(trainer)
     # All ranks take part, those too that write nothing.
     states = gather_objects(trainer.rank_state())
-    if rank() != 0:
-        return lambda: checkpoint.folder_of(checkpoints, progress.step)
-    about = {
-        "metrics": progress.metrics,
-        "best": progress.best,
-        "evaluated": progress.evaluated,
-        "best_step": progress.best_step,
-        "network": progress.network,
-        "config": trainer.config.model_dump(mode="json"),
-        "classes": {
+    folder = checkpoint.folder_of(checkpoints, progress.step)
+    if rank() == 0:
+        classes = {
             "ids": trainer.train_data.category_ids,
             "names": trainer.train_data.class_names,
-        },
-    }
-    files = checkpoint.pack(
-        {name: network.state_dict() for name, network in trainer.networks().items()},
-        {"shared": trainer.shared_state(), "ranks": states},
-    )
-    return partial(
-        checkpoint.save_checkpoint, checkpoints, step=progress.step, files=files, about=about
-    )
+        }
+        about = asdict(progress) | {
+            "config": trainer.config.model_dump(mode="json"),
+            "classes": classes,
+        }
+        files = checkpoint.pack(
+            {name: network.state_dict() for name, network in trainer.networks().items()},
+            {"shared": trainer.shared_state(), "ranks": states},
+        )
+        checkpoint.save_checkpoint(checkpoints, step=progress.step, files=files, about=about)
+        checkpoint.publish(checkpoints, folder, is_best=is_best)
+    gather_objects(None)  # a barrier: no process goes on before the files are there
+    return folder
 
 
 def restore(trainer: Trainer, folder: Path | None) -> Progress:
@@ -356,14 +315,7 @@ def restore(trainer: Trainer, folder: Path | None) -> Progress:
     state = checkpoint.load_state(folder)
     networks = {name: checkpoint.load_network(folder, name) for name in trainer.networks()}
     trainer.load(networks, state["shared"], state["ranks"])
-    return Progress(
-        about["step"],
-        about["metrics"] or {},
-        about["best"] or {},
-        about.get("evaluated", 0),
-        about.get("best_step", 0),
-        about.get("network"),
-    )
+    return Progress(**{field.name: about[field.name] for field in fields(Progress)})
 
 
 def mean_metrics(of_ranks: list[dict[str, float]]) -> dict[str, float]:

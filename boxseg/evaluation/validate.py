@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +48,6 @@ class Validation:
     there is a teacher, `health/mask_fill` and `health/box_likeness`."""
     network: str
     """The better network."""
-    draw: Callable[[], None]
-    """Draws the pictures (rank 0), also while training goes on."""
 
 
 def validate(
@@ -65,7 +63,6 @@ def validate(
         criterion: Decides which network is the better one, see `choose_network`.
     """
     networks = trainer.evaluated_networks()
-    final = step >= trainer.steps and trainer.config.train.panels > 0
     panels, pictures = folder / "samples" / f"step-{step:08d}.png", folder / "evaluation"
     watcher = PseudoMaskWatcher(trainer)
     evaluations: dict[str, Evaluation] = {}
@@ -74,21 +71,14 @@ def validate(
     labelled = [pair for of_rank in gather_objects(watcher.labelled) for pair in of_rank]
     best, metrics = _join_metrics(evaluations, criterion)
     metrics |= {f"qam/{name}": value for name, value in quality_metrics(labelled).items()}
-    rows: list[PanelRow] = []
-    if rank() == 0:
+    if rank() == 0 and trainer.config.train.panels > 0:
         with drawing(panels):
-            rows = watcher.rows()  # now, as training changes the networks while pictures are drawn
-
-    def draw() -> None:
-        if rows:
-            with drawing(panels):
-                draw_panels(rows, panels)
-        if final and rank() == 0:
+            draw_panels(watcher.rows(), panels)
+        if step >= trainer.steps:
             with drawing(pictures):
                 of_best = evaluations[best]
                 draw_evaluation(trainer.val_data, of_best.results, of_best.scores, pictures)
-
-    return Validation(metrics, best, draw)
+    return Validation(metrics, best)
 
 
 def _join_metrics(

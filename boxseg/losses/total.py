@@ -59,8 +59,8 @@ def compute_losses(
         mean_over_ranks: Mean of a scalar tensor over all processes.
 
     Returns:
-        The network's own terms, `projection`, `pairwise`, `mask`, `affinity`, and `avg_projection` where switched on.
-        Terms without boxes, proposals or pseudo masks are 0.
+        The network's own terms, `projection`, `pairwise`, `mask` and `affinity`. Terms without boxes, proposals or
+        pseudo masks are 0.
 
     Source: `docs/method.md#total-loss`.
     """

@@ -51,7 +51,7 @@ def train(tiny_config, data_root, recorder, monkeypatch):
     """Trains with the evaluations of `SCRIPT`."""
 
     def read_script(trainer, *, folder, step, criterion):
-        return Validation(SCRIPT[step], "teacher" if step % 2 else "student", lambda: None)
+        return Validation(SCRIPT[step], "teacher" if step % 2 else "student")
 
     monkeypatch.setattr(loop, "validate", read_script)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from boxseg.build import build_trainer
+from boxseg.build import build_trainer, run_training
 from boxseg.data.toy import ensure_toy
 from boxseg.engine import checkpoint
 from boxseg.engine.step import run_step
@@ -178,7 +178,7 @@ def test_panels_show_what_the_teacher_says_where_there_is_one(
     trainer = build_trainer(
         tiny_config(method=method, train={"evaluate": evaluated}), data_root=data_root
     )
-    validate.validate(trainer, folder=tmp_path, step=3).draw()
+    validate.validate(trainer, folder=tmp_path, step=3)
     assert drawn
     assert [row.teacher_masks is not None for row in drawn] == [labelled] * len(drawn)
     assert [row.quality is not None for row in drawn] == [labelled] * len(drawn)
@@ -380,3 +380,19 @@ def test_the_parts_of_a_batch_add_up_to_the_mean_over_its_images(tiny_config, da
     for name, value in trainer.student.named_parameters():
         if name in expected:
             torch.testing.assert_close(value.grad, expected[name], msg=name)
+
+
+def test_what_was_evaluated_before_a_failing_step_is_kept_and_reported(
+    tiny_config, data_root, tmp_path, recorder, monkeypatch
+):
+    def fail(trainer, batch, step):
+        if step == 3:
+            raise NonFiniteLossError("step 3: the loss is nan")
+        return optimise(trainer, batch, step)
+
+    monkeypatch.setattr("boxseg.engine.train.optimise", fail)
+    reporter = recorder()
+    with pytest.raises(NonFiniteLossError):
+        run_training(tiny_config(), folder=tmp_path, data_root=data_root, reporter=reporter)
+    assert [each.step for each in reporter.evals] == [3]
+    assert checkpoint.load_about(tmp_path / "checkpoints" / "last")["step"] == 3
