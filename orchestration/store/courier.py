@@ -147,7 +147,7 @@ class Courier:
             time.sleep(0.1)
         if left := self._unsent():
             logger.warning("%s: the store did not take %s", self._address, ", ".join(left))
-        self._tell()
+        self._tell(is_last=True)
 
     def _unsent(self) -> list[str]:
         """Checkpoints whose weights are not in the store yet."""
@@ -181,7 +181,8 @@ class Courier:
             except Exception as error:  # the driver has gone, or will be heard next time
                 logger.info("%s: the driver does not hear: %s", self._address, error)
 
-    def _tell(self) -> None:
+    def _tell(self, *, is_last: bool = False) -> None:
+        """Tell the driver what changed; an end only once the store has all that it tells of, or at last."""
         with self._telling:
             had_ended = self._has_ended()
             present = records_of(self._run.path)
@@ -198,8 +199,9 @@ class Courier:
                     content = (self._run.path / name).read_bytes()
                 except FileNotFoundError:
                     continue
-                # An end that is told stays, whatever becomes of this machine: its last checkpoint has to be there.
-                if name == STATUS and self._has_ended() and (waiting or not had_ended):
+                # An end that is told stays, whatever becomes of this machine.
+                is_early = waiting or not had_ended
+                if name == STATUS and is_early and not is_last and self._has_ended():
                     continue
                 changes[name] = content
                 known[name] = version

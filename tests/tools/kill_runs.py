@@ -113,7 +113,11 @@ class Record:
         kills, runs = self._of("killed_in"), self._of("run")
         phases = Counter(line["killed_in"] for line in kills)
         lost = Counter(line["killed_in"] for line in kills if line["is_lost"])
-        rows = [f"| {each} | {phases[each]} | {lost[each]} |" for each in drills.PHASES]
+        order = {phase: place for place, phase in enumerate(drills.PHASES)}
+        rows = [
+            f"| {each} | {phases[each]} | {lost[each]} |"
+            for each in sorted(phases, key=lambda phase: order.get(phase, 0))
+        ]
         return "\n".join(
             [
                 "| killed in | times | of them with the machine |",
@@ -121,8 +125,7 @@ class Record:
                 *rows,
                 f"| together | {phases.total()} | {lost.total()} |",
                 "",
-                f"{len(runs)} runs, {sum(bool(line['wrong']) for line in runs)} of them wrong or lost; longest time "
-                f"of a command that ended by itself {max((r['longest_s'] for r in runs), default=0):.0f} s",
+                f"{len(runs)} runs, {sum(bool(line['wrong']) for line in runs)} of them wrong or lost",
             ]
         )
 

@@ -93,9 +93,11 @@ def test_a_checkpoint_is_not_told_before_the_store_has_its_weights(machines: Mac
         wait_for(lambda: bool(list(hear(machines, desk).path.glob("checkpoints/*/about.json"))))
 
 
-def test_an_end_is_not_told_before_the_store_has_its_last_checkpoint(
-    machines: Machines, desk: Desk
+@pytest.mark.parametrize("patience_s", [60.0, 0.2])
+def test_an_end_is_told_once_the_store_has_its_last_checkpoint_or_at_last(
+    machines: Machines, desk: Desk, monkeypatch, patience_s: float
 ):
+    monkeypatch.setattr(courier, "GIVE_UP_S", patience_s)
     with training(machines, desk) as folder:
         machines.store.fault = "away"
         save(folder, 10)
@@ -104,8 +106,11 @@ def test_an_end_is_not_told_before_the_store_has_its_last_checkpoint(
         run.append_metrics(11, {"system/cpu": 1.0})
         wait_for(lambda: hear(machines, desk).history("system/cpu") == [(11, 1.0)])
         assert not hear(machines, desk).stored().is_final
-        machines.store.fault = "none"
-    assert hear(machines, desk).stored().is_final
+        if patience_s > 1:
+            machines.store.fault = "none"
+    heard = hear(machines, desk)
+    assert heard.stored().is_final
+    assert (heard.path / "checkpoints/step-00000010").exists() == (patience_s > 1)
 
 
 def test_a_request_to_stop_comes_through(machines: Machines, desk: Desk):
