@@ -140,7 +140,8 @@ class HostCluster:
 
     def _wait_for_ray(self, machine: Host) -> None:
         log = self._log_of(machine)
-        wait_for(lambda: "Ray runtime started" in log.read_text(), what=f"Ray on {machine.name}")
+        started = "Ray runtime started"
+        wait_for(lambda: started in log.read_text(), what=f"Ray on {machine.name}", seconds=300)
 
     def _log_of(self, machine: Host) -> Path:
         return self.logs / f"{machine.name}-{machine.address}.log"

@@ -149,13 +149,13 @@ def kill_runs(bench: Bench, record: Record, wanted: int, *, seed: int) -> list[s
                 moments,
                 on_kill=lambda phase, moment: record.add(killed_in=phase, is_lost=moment.is_lost),
             )
-            name = story.folder.name
+            name, longest_s = story.folder.name, story.longest_s
             wrong = ends_wrong(bench, name, calm)
             if set(story.codes) != {0}:
                 wrong.append(f"ended with {story.codes}")
         except (TimeoutError, FileNotFoundError) as error:
-            name, wrong = "unknown", [str(error)]
-        record.add(run=name, wrong=wrong, longest_s=story.longest_s)
+            name, longest_s, wrong = "unknown", 0.0, [str(error)]
+        record.add(run=name, wrong=wrong, longest_s=longest_s)
         print(f"{record.kills} kills of {record.runs} runs", file=sys.stderr, flush=True)
         if wrong:
             return [f"seed {seed}, run {record.runs - 1}, {moments}: {name}", *wrong]
