@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from boxseg.coco.faults import FIX_IN_FILE, Fault
 from boxseg.coco.segmentations import MAX_PIXELS, MAX_SIDE_PX, Problem, Size
-from boxseg.files.reading import is_float, is_whole
+from boxseg.files.reading import is_float, is_number, is_whole
 
 Entry = dict[str, Any]
 """An entry of one of the lists of a COCO file."""
@@ -72,6 +72,12 @@ REQUIRED_KEYS: dict[str, dict[str, Rule]] = {
     "categories": {"id": WHOLE, "name": NAME},
 }
 """List of a COCO file -> key of its entries -> the rule for its value."""
+LEFT_TOP = (("x", "y"), ("left", "top"), ("xmin", "ymin"), ("x1", "y1"))
+RIGHT_BOTTOM = (("xmax", "ymax"), ("x2", "y2"), ("right", "bottom"))
+MIDDLE = (("cx", "cy"), ("xcenter", "ycenter"), ("xc", "yc"))
+SIDES = (("width", "height"), ("w", "h"))
+"""Names that tools give to the numbers of a box."""
+FIX_FORM = "write it so, or let `boxseg data check --fix` do it"
 AREA_RULE = f"images have {MAX_PIXELS} px at most: cut larger ones into tiles, or shrink them and their boxes"
 TOLERANCE_PX = 1.0
 """A box may reach this far beyond its image: annotation tools round outward."""
@@ -101,6 +107,8 @@ def format_faults(path: Path, content: Content) -> Iterator[Fault]:
                 if not rule.holds(entry.get(key)):
                     value = f"has {key} {entry[key]!r:.80}" if key in entry else f"has no `{key}`"
                     fault = _entry_fault(path, group, index, entry, value, rule.text)
+                    if key == "bbox" and plain_box(entry.get(key)) is not None:
+                        fault = replace(fault, way_out=FIX_FORM)
                     yield replace(fault, kind=f"{group} {key}")
             if group == "images" and _is_too_large(entry):
                 value = f"has {entry['width']} x {entry['height']} px"
@@ -179,3 +187,56 @@ def _box_problem(bbox: list[float], size: Size) -> Problem | None:
         return None
     end = f"{beyond[edge]:g} px beyond the {edge} of its image, {image_width} x {image_height} px"
     return f"has bbox {bbox}, which ends {end}", "boxes lie inside their image"
+
+
+def plain_box(value: Any) -> list[float] | None:
+    """x, y, width, height of a box in a form that says which number is which, or that has four in COCO's order.
+
+    >>> plain_box("20 30 40.5 50"), plain_box({"xmin": 20, "ymin": 30, "xmax": 60, "ymax": 80})
+    ([20, 30, 40.5, 50], [20, 30, 40, 50])
+    """
+    if isinstance(value, dict):
+        return _named_box(value)
+    if isinstance(value, str):
+        value = re.split(r"[\s,;]+", value.strip("[]() \t\n"))
+    elif isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    return to_numbers(value) if isinstance(value, list) and len(value) == 4 else None
+
+
+def _named_box(value: dict[str, Any]) -> list[float] | None:
+    names = [re.sub(r"[\W_]", "", str(name)).lower() for name in value]
+    numbers = to_numbers(list(value.values()))
+    if numbers is None or len(set(names)) != 4:
+        return None
+    number_of = dict(zip(names, numbers, strict=True))
+
+    def among(pairs: Sequence[tuple[str, str]]) -> list[float]:
+        return [number_of[name] for pair in pairs if set(pair) <= set(names) for name in pair]
+
+    start, end, middle, sides = map(among, (LEFT_TOP, RIGHT_BOTTOM, MIDDLE, SIDES))
+    if len(start) == len(sides) == 2:
+        return start + sides
+    if len(start) == len(end) == 2:
+        return [*start, end[0] - start[0], end[1] - start[1]]
+    if len(middle) == len(sides) == 2:
+        return [middle[0] - sides[0] / 2, middle[1] - sides[1] / 2, *sides]
+    return None
+
+
+def to_numbers(values: list[Any]) -> list[float] | None:
+    """Numbers and texts of finite numbers as numbers; None where one is something else.
+
+    >>> to_numbers(["4", 4.5]), to_numbers(["a"])
+    ([4, 4.5], None)
+    """
+    numbers: list[float] = []
+    for value in values:
+        try:
+            number = float(value) if isinstance(value, str) else value
+        except ValueError:
+            return None
+        if not is_number(number):
+            return None
+        numbers.append(int(number) if float(number).is_integer() else number)
+    return numbers

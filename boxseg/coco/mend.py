@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from boxseg.coco.entries import Content, Entry, is_finite_bbox
-from boxseg.coco.odd_boxes import are_corners
-from boxseg.coco.odd_entries import corners, has_wrong_area, overlap
+import numpy as np
+
+from boxseg.coco.entries import Content, Entry, is_finite_bbox, plain_box, to_numbers
+from boxseg.coco.odd_boxes import LARGEST_SHARE, are_corners
+from boxseg.coco.odd_entries import corners, has_wrong_area, is_fitting, overlap
 from boxseg.coco.segmentations import (
     MAX_SIDE_PX,
     Extent,
@@ -21,7 +27,7 @@ from boxseg.coco.segmentations import (
 )
 from boxseg.files.images import find_picture
 from boxseg.files.names import Names, is_file_inside, is_inside, listed_name
-from boxseg.files.reading import UnreadableError, is_whole, read_picture
+from boxseg.files.reading import UnreadableError, is_float, is_whole, read_picture
 
 NUMBERS = ("id", "image_id", "category_id", "width", "height")
 """Keys whose values COCO wants as whole numbers."""
@@ -31,6 +37,8 @@ MAX_ID_DIGITS = 18
 """Ids are numbers of 64 bits, which have no more digits."""
 NAMED_ENTRIES = 5
 """Entries that are named for each kind of change."""
+
+Polygons = list[list[float]]
 
 
 class Changes(Counter[str]):
@@ -77,10 +85,22 @@ def mend_content(content: Content, changes: Changes, *, folder: Path | None) -> 
     )
     for entry in (*images, *categories, *annotations):
         _write_whole_numbers(entry, changes)
+    for annotation in annotations:
+        _write_numbers(annotation, changes)
+    _name_categories(content, categories, annotations, changes)
     new_image_id = _renumber(images, "images", changes)
     new_category_id = _renumber(categories, "categories", changes)
+    # An annotation may name its image; where two images have the name, it says nothing.
+    named = [image for image in images if _has_name_and_id(image)]
+    counts = Counter(image["file_name"] for image in named)
+    id_of_name = {
+        image["file_name"]: image["id"] for image in named if counts[image["file_name"]] == 1
+    }
     for annotation in annotations:
         annotation["image_id"] = new_image_id(annotation.get("image_id"))
+        if isinstance(annotation["image_id"], str) and annotation["image_id"] in id_of_name:
+            annotation["image_id"] = id_of_name[annotation["image_id"]]
+            changes.add("file names of images written as ids", name_of(annotation))
         annotation["category_id"] = new_category_id(annotation.get("category_id"))
     _renumber(annotations, "annotations", changes)
     renamed = _find_files(images, folder, changes) if folder is not None else []
@@ -117,6 +137,49 @@ def _write_whole_numbers(entry: Entry, changes: Changes) -> None:
             is_changed = True
     if is_changed:
         changes.add("entries with whole numbers written as such", name_of(entry))
+
+
+def _write_numbers(annotation: Entry, changes: Changes) -> None:
+    """Write boxes in another form, crowd flags that are texts, and sides that count backwards, as COCO wants them."""
+    bbox: Any = annotation.get("bbox")
+    flag: Any = annotation.get("iscrowd")
+    if not is_finite_bbox(bbox) and (numbers := plain_box(bbox)) is not None:
+        annotation["bbox"] = numbers
+        changes.add("boxes written as a list of four numbers", name_of(annotation))
+    if flag in ("0", "1"):
+        annotation["iscrowd"] = int(flag)
+        changes.add("crowd flags written as numbers", name_of(annotation))
+    bbox = annotation.get("bbox")
+    if is_finite_bbox(bbox) and min(bbox[2:]) < 0:
+        # Drawn from the right or from below, a box has negative sides in some tools.
+        x, y, width, height = bbox
+        annotation["bbox"] = [min(x, x + width), min(y, y + height), abs(width), abs(height)]
+        changes.add("boxes with sides that count backwards turned round", name_of(annotation))
+
+
+def _name_categories(
+    content: Content, categories: list[Entry], annotations: list[Entry], changes: Changes
+) -> None:
+    """Give categories that have none a name from their id, and annotations that name their category its id."""
+    if not content["categories"]:
+        ids: list[Any] = [annotation.get("category_id") for annotation in annotations]
+        for category_id in sorted({number for number in ids if is_whole(number)}):
+            categories.append({"id": category_id, "name": f"class {category_id}"})
+            changes.add("categories made for the ids of annotations", category_id)
+        content["categories"] = categories
+    for category in categories:
+        name = category.get("name")
+        if isinstance(name, str) and name.strip():
+            continue
+        is_number = is_float(name)
+        category["name"] = str(name) if is_number else f"class {category.get('id')}"
+        changes.add("categories given a name", category["name"])
+    id_of = {category["name"]: category.get("id") for category in categories}
+    for annotation in annotations:
+        named = annotation.get("category_id")
+        if isinstance(named, str) and named in id_of and not named.strip().isdecimal():
+            annotation["category_id"] = id_of[named]
+            changes.add("categories of annotations written as ids", name_of(annotation))
 
 
 def _without_repeated(annotations: list[Any], changes: Changes) -> list[Any]:
@@ -248,8 +311,13 @@ def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:
     name = name_of(annotation)
     bbox = annotation.get("bbox")
     box = bbox if _is_box(bbox) else None
+    segmentation, change = _unwrapped(segmentation)
     if isinstance(segmentation, list):
-        segmentation = [polygon for polygon in segmentation if find_problem([polygon]) is None]
+        segmentation, polygon_change = _mend_polygons(segmentation, box, size)
+        change = polygon_change or change
+    elif (counts := _counts_of_bytes(segmentation)) is not None:
+        segmentation = segmentation | {"counts": counts}
+        change = "run lengths without Python's sign of bytes"
     if not segmentation or find_problem(segmentation, size) is not None:
         del annotation["segmentation"]
         changes.add("masks left out: they cannot be decoded", name)
@@ -261,9 +329,9 @@ def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:
         del annotation["segmentation"]
         changes.add("masks left out: away from their box or image", name)
         return
-    if len(segmentation) < len(annotation["segmentation"]):
-        changes.add("masks without polygons of less than three points", name)
     annotation["segmentation"] = segmentation
+    if change:
+        changes.add(change, name)
     if not annotation.get("iscrowd") and has_wrong_area(annotation, MaskSummary.of(segmentation)):
         annotation["area"] = find_area(segmentation)
         changes.add("areas taken from the mask", name)
@@ -273,8 +341,90 @@ def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:
         changes.add("boxes taken from the mask", name)
 
 
+def _unwrapped(segmentation: Any) -> tuple[Any, str]:
+    """A mask that is written as JSON in a text, or in a list of its own, as it is meant; and what was changed."""
+    inner = segmentation
+    if isinstance(inner, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            inner = json.loads(inner)
+    if isinstance(inner, list) and len(inner) == 1 and isinstance(inner[0], dict):
+        (inner,) = inner
+    return inner, "" if inner is segmentation else "masks written as COCO's"
+
+
+def _counts_of_bytes(segmentation: Any) -> str | None:
+    """Run lengths that Python wrote as b'…', which `str` makes of pycocotools' bytes; None for others."""
+    counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
+    if not isinstance(counts, str) or re.fullmatch(r"b'[^']*'|b\"[^\"]*\"", counts) is None:
+        return None
+    try:
+        return str(ast.literal_eval(counts).decode())
+    except (ValueError, SyntaxError):
+        return None
+
+
 def _is_box(bbox: Any) -> bool:
     return is_finite_bbox(bbox) and min(bbox[2:]) > 0
+
+
+def _mend_polygons(
+    polygons: list[Any], box: list[float] | None, size: Size
+) -> tuple[Polygons, str]:
+    """The sound polygons of a mask in pixels, and what was changed; the last change if there were several.
+
+    Args:
+        polygons: The segmentation in the file.
+        box: COCO's x, y, width, height of the object, if they are sound.
+        size: (height, width) of the image in pixels.
+    """
+    change = ""
+    in_lists = _as_lists(polygons)
+    if in_lists != polygons:
+        polygons, change = in_lists, "masks written as a list of polygons"
+    sound = [polygon for polygon in polygons if find_problem([polygon]) is None]
+    if sound and len(sound) < len(polygons):
+        change = "masks without polygons of less than three points"
+    if sound and box is not None:
+        scaled = _scale_shares(sound, box, size)
+        if scaled is not None:
+            return scaled, "masks in pixels instead of shares"
+    return sound, change
+
+
+def _as_lists(polygons: list[Any]) -> list[Any]:
+    """Polygons as lists of numbers: some tools write one without the list around it, pairs of numbers, or texts.
+
+    >>> _as_lists([1, 2, 5, 2, 5, 8]), _as_lists([[[1, 2], [5, 2], [5, 8]]])
+    ([[1, 2, 5, 2, 5, 8]], [[1, 2, 5, 2, 5, 8]])
+    """
+    if polygons and all(map(is_float, polygons)):
+        polygons = [polygons]
+    lists = []
+    for polygon in polygons:
+        if isinstance(polygon, list) and all(_is_pair(point) for point in polygon):
+            polygon = [number for point in polygon for number in point]
+        if isinstance(polygon, list) and any(isinstance(number, str) for number in polygon):
+            polygon = to_numbers(polygon) or polygon
+        lists.append(polygon)
+    return lists
+
+
+def _is_pair(point: Any) -> bool:
+    return isinstance(point, list) and len(point) == 2
+
+
+def _scale_shares(polygons: Polygons, box: list[float], size: Size) -> Polygons | None:
+    """Polygons in pixels, if they are given as shares of width and height and fit the box as such; None if not."""
+    largest = max(abs(number) for polygon in polygons for number in polygon)
+    if largest > LARGEST_SHARE or max(box[2:]) <= 2 * LARGEST_SHARE:
+        return None
+    height, width = size
+    scaled = []
+    for polygon in polygons:
+        points = np.array(polygon).reshape(-1, 2) * [width, height]
+        scaled.append(points.ravel().tolist())
+    extent = find_extent(scaled)
+    return scaled if extent is not None and is_fitting(extent, corners(box)) else None
 
 
 def _is_in_place(extent: Extent | None, box: list[float], size: Size) -> bool:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from boxseg.coco.checks import check_source
 from boxseg.coco.fix import write_fixed
@@ -133,3 +134,17 @@ def test_a_name_with_its_accents_apart_is_that_of_the_file(content, write_source
     changes, copy = fixed(source, tmp_path / "out")
     assert changes == {"file names written as on the disk": 1}
     assert copy["images"][0]["file_name"] == "de\u0301cran.png"
+
+
+def test_run_lengths_with_python_s_sign_of_bytes_are_read(content, write_source, tmp_path):
+    mask = np.zeros((40, 60), dtype=np.uint8, order="F")
+    mask[10:30, 5:50] = 1
+    encoded = coco_mask.encode(mask)
+    entry = content["annotations"][0]
+    entry |= {"image_id": 10, "bbox": [5, 10, 45, 20], "area": 900}
+    entry["segmentation"] = {"size": [40, 60], "counts": str(encoded["counts"])}
+    assert entry["segmentation"]["counts"].startswith("b'")
+    content["annotations"] = [entry]
+    changes, copy = fixed(write_source(content), tmp_path / "out")
+    assert changes == {"run lengths without Python's sign of bytes": 1}
+    assert copy["annotations"][0]["segmentation"]["counts"] == encoded["counts"].decode()

@@ -113,58 +113,59 @@ def test_a_wrong_area_is_told_for_evaluation_and_taken_from_the_mask(
 
 
 @pytest.mark.parametrize(
-    ("fields", "rule"),
+    ("fields", "key", "right"),
     [
-        ({"bbox": ["4", "4.5", "16", "12"]}, "the four numbers x, y, width, height"),
-        ({"bbox": {"x": 4, "y": 4, "width": 16, "height": 12}}, "the four numbers x, y, width"),
-        ({"bbox": "4 4 16 12"}, "the four numbers x, y, width, height"),
-        ({"bbox": [20, 16, -16, -12]}, "boxes need a positive width"),
-        ({"iscrowd": "0"}, "it is 1 for a region of several objects"),  # a text would be true
-        ({"image_id": "a.png"}, "COCO wants a whole number there"),
-        ({"category_id": "cat"}, "COCO wants a whole number there"),
+        ({"bbox": ["4", "4.5", "16", "12"]}, "bbox", [4, 4.5, 16, 12]),
+        ({"bbox": [20, 16, -16, -12]}, "bbox", [4, 4, 16, 12]),  # drawn from the right and below
+        ({"iscrowd": "0"}, "iscrowd", 0),  # a text would count as true
+        ({"image_id": "a.png"}, "image_id", 10),
+        (
+            {"segmentation": "[[4, 4, 20, 4, 20, 16]]"},
+            "segmentation",
+            [[4, 4, 20, 4, 20, 16]],
+        ),
+        ({"category_id": "cat"}, "category_id", 3),
+        (
+            {"segmentation": [[[4, 4], [20, 4], [20, 16]]]},
+            "segmentation",
+            [[4, 4, 20, 4, 20, 16]],
+        ),
+        (
+            {"segmentation": [["4", "4", "20", "4", "20", "16"]]},
+            "segmentation",
+            [[4, 4, 20, 4, 20, 16]],
+        ),
     ],
 )
-def test_entries_in_another_form_are_refused_and_left_out_by_name(
-    content, write_source, tmp_path, fields, rule
+def test_what_means_the_right_thing_is_written_so(
+    content, write_source, tmp_path, fields, key, right
 ):
+    content["categories"] = [{"id": 3, "name": "cat"}]
     content["annotations"] = [annotation(1, [4, 4, 16, 12]) | fields]
-    source = write_source(content)
-    (text,) = [text for fatal, text in told(source) if fatal]
-    assert rule in text
-    assert text.endswith("(fix or remove it in the file)")
-    changes, copy = mended(source, tmp_path / "out")
-    assert sum(changes.values()) == 1
-    assert next(iter(changes)).startswith("annotations left out")
-    assert copy["annotations"] == []
-
-
-@pytest.mark.parametrize(
-    "segmentation",
-    [
-        "[[4, 4, 20, 4, 20, 16]]",
-        [[[4, 4], [20, 4], [20, 16]]],
-        [["4", "4", "20", "4", "20", "16"]],
-        {"size": [40, 60], "counts": "b'312'"},
-    ],
-)
-def test_masks_in_another_form_are_refused_and_left_out_by_name(
-    content, write_source, tmp_path, segmentation
-):
-    content["annotations"] = [annotation(1, [4, 4, 16, 12], segmentation=segmentation)]
     source = write_source(content)
     assert any(fatal for fatal, _ in told(source, training=False))
     changes, copy = mended(source, tmp_path / "out")
-    assert changes == {"masks left out: they cannot be decoded": 1}
-    assert [each["bbox"] for each in copy["annotations"]] == [[4, 4, 16, 12]]
+    assert sum(changes.values()) == 1
+    assert copy["annotations"][0][key] == right
 
 
-@pytest.mark.parametrize("category", [{"id": 3, "name": 7}, {"id": 3, "name": " "}, {"id": 3}])
-def test_classes_without_a_name_are_refused(content, write_source, category):
-    content["categories"] = [category]
+@pytest.mark.parametrize(
+    ("categories", "names"),
+    [
+        ([{"id": 3, "name": 7}], ["7"]),
+        ([{"id": 3, "name": " "}], ["class 3"]),
+        ([{"id": 3}], ["class 3"]),
+        ([], ["class 3"]),
+    ],
+)
+def test_classes_without_a_name_get_one(content, write_source, tmp_path, categories, names):
+    content["categories"] = categories
     content["annotations"] = [annotation(1, [4, 4, 16, 12])]
-    fatal, text = told(write_source(content))[0]
-    assert fatal
-    assert "a class needs a name, which is a text" in text
+    source = write_source(content)
+    assert told(source)[0][0]
+    _, copy = mended(source, tmp_path / "out")
+    assert [category["name"] for category in copy["categories"]] == names
+    assert len(copy["annotations"]) == 1
 
 
 def test_a_category_that_only_groups_others_is_told(content, write_source):
@@ -244,6 +245,54 @@ def test_boxes_in_per_cent_of_large_images_are_told_and_stay(content, write_sour
     # One box elsewhere, and they are pixels.
     content["annotations"].append(annotation(9, [200, 100, 30, 30]))
     assert not any("per cent" in text for _, text in told(write_source(content)))
+
+
+@pytest.mark.parametrize(
+    "bbox",
+    [
+        {"x": 4, "y": 4, "width": 16, "height": 12},
+        {"left": "4", "top": "4", "width": "16", "height": "12"},
+        {"xmin": 4, "ymin": 4, "xmax": 20, "ymax": 16},
+        {"xMax": 20, "yMax": 16, "xMin": 4, "yMin": 4},
+        {"x_center": 12, "y_center": 10, "w": 16, "h": 12},
+        "4 4 16 12",
+        "[4, 4, 16, 12]",
+        [[4, 4, 16, 12]],
+    ],
+)
+def test_boxes_in_another_form_are_told_with_the_way_out_and_mended(
+    content, write_source, tmp_path, bbox
+):
+    content["annotations"] = [annotation(1, bbox)]
+    source = write_source(content)
+    ((fatal, text),) = told(source)
+    assert fatal
+    assert "the four numbers x, y, width, height" in text
+    assert "let `boxseg data check --fix` do it" in text
+    changes, copy = mended(source, tmp_path / "out")
+    assert changes == {"boxes written as a list of four numbers": 1}
+    assert [each["bbox"] for each in copy["annotations"]] == [[4, 4, 16, 12]]
+
+
+@pytest.mark.parametrize(
+    "bbox",
+    [
+        [[4, 4], [20, 16]],  # two corners, or a corner and the sides
+        {"x": 4, "y": 4, "r": 3, "s": 2},
+        {"x": 4, "y": 4, "width": 16, "height": 12, "rotation": 20},
+        {"x": 4, "y": 4, "width": None, "height": 12},
+        "4 4 16",
+        "4 4 16 many",
+        "nan nan nan nan",
+    ],
+)
+def test_boxes_without_one_meaning_are_left_out_by_name(content, write_source, tmp_path, bbox):
+    content["annotations"] = [annotation(1, bbox)]
+    source = write_source(content)
+    assert told(source)[0][1].endswith("(fix or remove it in the file)")
+    changes, copy = mended(source, tmp_path / "out")
+    assert changes == {"annotations left out: malformed": 1}
+    assert copy["annotations"] == []
 
 
 def test_polygons_inside_others_and_names_that_differ_in_case_are_told(content, write_source):
