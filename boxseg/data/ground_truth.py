@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from typing import Any
 
 from pycocotools.coco import COCO
 
@@ -17,7 +18,7 @@ from boxseg.files.reading import is_number
 
 
 def coco_ground_truth(source: CocoSource) -> COCO:
-    """The annotation file for pycocotools, with `area` and `iscrowd` filled in where they are missing.
+    """The annotation file for pycocotools, with `area` and `iscrowd` filled in where they are missing, or no area.
 
     Raises:
         DataError: the annotation file is missing or not a COCO instance file, or a segmentation cannot be decoded.
@@ -34,7 +35,8 @@ def coco_ground_truth(source: CocoSource) -> COCO:
         except DataError as error:
             place = f"{source.annotations}: annotation {annotation['id']}"
             raise DataError(f"{place} {error}") from error
-        if not is_number(annotation.get("area")):
+        listed: Any = annotation.get("area")
+        if not is_number(listed) or listed <= 0:  # pycocotools ignores an object of negative area
             annotation["area"] = area
         annotation["id"] = number  # from 1, as pycocotools takes the id 0 for "no match"
     ground_truth.dataset = content

@@ -11,7 +11,7 @@ from PIL import Image
 
 from boxseg.config.method import CocoSource
 from boxseg.errors import ConfigError
-from boxseg.files.names import Names, is_file_inside
+from boxseg.files.names import Names, is_file_inside, names_below
 from boxseg.files.reading import UnreadableError, read_picture
 
 IMAGE_ENDINGS = frozenset(
@@ -31,8 +31,9 @@ STORE_PAGES = "store each as a picture of its own, and boxes with the one they w
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All files of a folder and its subfolders that have the ending of an image, sorted."""
-    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS]
+    """All files of a folder and its subfolders that have the ending of an image, sorted; links are followed."""
+    paths = [folder / name for name in names_below(folder)]
+    return [path for path in sorted(paths) if path.suffix.lower() in IMAGE_ENDINGS]
 
 
 def find_image_files(sources: Sequence[str]) -> list[Path]:

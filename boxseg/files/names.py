@@ -99,12 +99,7 @@ class Names:
     @classmethod
     def below(cls, folder: str | os.PathLike[str]) -> Names:
         """All files of a folder and its subfolders, relative to the folder."""
-        names: list[str] = []
-        for subfolder, _, files in os.walk(folder):
-            for file in files:
-                path = os.path.join(subfolder, file)  # noqa: PTH118  a million names take seconds this way
-                names.append(os.path.relpath(path, folder))
-        return cls(names)
+        return cls(names_below(folder))
 
     def alike(self, name: str) -> list[str]:
         """Names with the same last part, whatever their case."""
@@ -127,6 +122,29 @@ class Names:
         longest = max(lengths.values(), default=0)
         best = [candidate for candidate, length in lengths.items() if length == longest]
         return best[0] if len(best) == 1 else None
+
+
+def names_below(folder: str | os.PathLike[str]) -> list[str]:
+    """All files of a folder and its subfolders, relative to the folder, also of those that are links.
+
+    A folder that several links lead to is looked into once, so that links in a circle come to an end. Hidden folders,
+    where editors keep copies, and what Macs write beside files (`._a.png`) are left out.
+    """
+    names: list[str] = []
+    seen = set()
+    for subfolder, below, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(subfolder)
+        if place in seen:
+            below.clear()
+            continue
+        seen.add(place)
+        below[:] = [name for name in below if not name.startswith(".")]
+        for file in files:
+            if file.startswith("._"):
+                continue
+            path = os.path.join(subfolder, file)  # noqa: PTH118  a million names take seconds this way
+            names.append(os.path.relpath(path, folder))
+    return names
 
 
 def _last_part(name: str) -> str:

@@ -113,7 +113,7 @@ def refuse_folder(path: Path) -> None:
 
 
 def _format_of(folder: Path) -> Literal["voc", "yolo"]:
-    is_voc = (folder / "Annotations").is_dir() or any(folder.glob("*.xml"))
+    is_voc = (folder / "Annotations").is_dir() or any(folder.glob("*.[xX][mM][lL]"))
     return "voc" if is_voc else "yolo"
 
 

@@ -14,7 +14,7 @@ from boxseg.coco.segmentations import MAX_SIDE_PX, Size
 from boxseg.coco.writer import CocoSplit
 from boxseg.errors import DataError
 from boxseg.files.images import IMAGE_ENDINGS
-from boxseg.files.names import Names
+from boxseg.files.names import Names, names_below
 from boxseg.files.reading import UnreadableError, read_bytes, read_picture
 from boxseg.formats.common import (
     UNPACK,
@@ -154,8 +154,8 @@ def _box_splits(source: Path, exclude: frozenset[str], *, has_masks: bool) -> Sp
     splits: Splits = {}
     for name in stems:
         split = CocoSplit(source / "JPEGImages", VOC_CLASSES if is_archive else class_names)
-        for stem, image in zip(stems[name], images[name], strict=True):
-            file_name = _find_file(stem, image.file_name, files)
+        file_names = _find_files(source, stems[name], images[name], files)
+        for image, file_name in zip(images[name], file_names, strict=True):
             _add_boxes(split, image, file_name, from_one=is_archive)
         splits[f"boxes_{name}"] = split
     return splits
@@ -163,38 +163,96 @@ def _box_splits(source: Path, exclude: frozenset[str], *, has_masks: bool) -> Sp
 
 def _convert_folder(source: Path, exclude: frozenset[str]) -> Splits:
     """A folder of a tool as the split `all`; nothing if it has no annotation file."""
-    # LabelImg writes them where it is told to, often beside the images.
-    paths = sorted((source / "Annotations").glob("*.xml")) or sorted(source.glob("*.xml"))
-    images = [_read_image(path) for path in paths if path.stem not in exclude]
+    folder, paths = _find_annotations(source)
+    paths = [path for path in paths if path.stem not in exclude]
+    images = [_read_image(path) for path in paths]
     if not images:
         return {}
+    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
     # The first of these folders that has the first image, or else the last of them.
     for folder in (source / "JPEGImages", source / "images", source):
         if folder.is_dir():
-            files = Names.below(folder)
+            names = names_below(folder)
+            files = Names(names)
             split = CocoSplit(folder, _class_names(images))
-            if files.alike(_find_file(images[0].path.stem, images[0].file_name, files)):
+            if files.alike(_find_file(stems[0], images[0].file_name, files)):
                 break
-    for image in images:
-        file_name = _find_file(image.path.stem, image.file_name, files)
+    file_names = _find_files(source, stems, images, files)
+    for image, file_name in zip(images, file_names, strict=True):
         _add_boxes(split, image, file_name, from_one=False)
+    _warn_of_unannotated(source, names, file_names, exclude)
     return {"all": split}
+
+
+def _find_annotations(source: Path) -> tuple[Path, list[Path]]:
+    """The annotation files of a folder of a tool, sorted, and the folder that they are in or below."""
+    folder = source / "Annotations"
+    names = [name for name in names_below(folder) if name.lower().endswith(".xml")]
+    if not names:  # LabelImg writes them where it is told to, often beside the images
+        folder = source
+        names = [path.name for path in source.glob("*.[xX][mM][lL]")]
+    return folder, sorted(folder / name for name in names)
 
 
 def _class_names(images: list[VocImage]) -> list[str]:
     return sorted({item.name for image in images for item in image.objects})
 
 
+def _find_files(source: Path, stems: list[str], images: list[VocImage], files: Names) -> list[str]:
+    """The file of each image, see `_find_file`; logged is how many annotation files name another one inside."""
+    names, others = [], []
+    for stem, image in zip(stems, images, strict=True):
+        names.append(_find_file(stem, image.file_name, files))
+        listed = files.find(image.file_name) if image.file_name else None
+        if listed not in (None, names[-1]):
+            others.append((image.path, listed, names[-1]))
+    if others:
+        path, listed, name = others[0]
+        logger.warning(
+            "%s: %d of %d annotation files name the image of another one inside, as files that were renamed do: "
+            "%s names %s, and %s is taken (correct <filename> in them if that is wrong)",
+            source,
+            len(others),
+            len(images),
+            path,
+            listed,
+            name,
+        )
+    return names
+
+
 def _find_file(stem: str, listed: str, files: Names) -> str:
-    """The file of an image: as listed, or else named like the annotation, or else what should be there."""
+    """The file of an image: named like its annotation file, or else as listed inside, or else what should be there.
+
+    Tools find annotations by their name, and so do people who rename both; `<filename>` keeps what it was.
+    """
+    match = files.find(listed) if listed else None
+    if match is not None and PurePosixPath(match).stem == PurePosixPath(stem).name:
+        return match
     candidates = [f"{stem}{ending}" for ending in (".jpg", *sorted(IMAGE_ENDINGS))]
-    if listed:
-        candidates.insert(0, listed)
     for candidate in candidates:
-        match = files.find(candidate)
-        if match:
-            return match
-    return candidates[0]
+        own = files.find(candidate)
+        if own:
+            return own
+    return match or listed or candidates[0]
+
+
+def _warn_of_unannotated(
+    source: Path, names: list[str], used: list[str], exclude: frozenset[str]
+) -> None:
+    """Log how many images of a folder have no annotation file."""
+    pictures = [Path(name) for name in names if Path(name).suffix.lower() in IMAGE_ENDINGS]
+    wanted = {path.as_posix() for path in pictures if path.stem not in exclude}
+    left_out = sorted(wanted - set(used))
+    if left_out:
+        logger.warning(
+            "%s: %d of %d images have no annotation file and are left out, such as %s (an image without objects "
+            "has one too, without <object>)",
+            source,
+            len(left_out),
+            len(wanted),
+            left_out[0],
+        )
 
 
 def _warn_of_missing(splits: Splits) -> None:

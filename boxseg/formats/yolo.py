@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +84,8 @@ class Tally:
     images: int = 0
     without_labels: list[Path] = field(default_factory=list)
     """Images without a text file."""
+    read_labels: Counter[Path] = field(default_factory=Counter)
+    """Text file that was read -> for how many images."""
     label_paths: set[Path] = field(default_factory=set)
     """Where the text files of images may be, of left out images too."""
     unreadable: list[UnreadableError] = field(default_factory=list)
@@ -117,11 +121,11 @@ def convert_yolo(source: Path, exclude: frozenset[str]) -> Splits:
         if any(places == layout.places[earlier] for earlier in splits):
             continue  # small data sets validate on what they train on
         splits[split_name] = split = CocoSplit(source, layout.class_names)
-        for place in places:
-            for path in _images_of(place):
-                tally.label_paths.update(_label_paths(path))
-                if path.stem not in exclude:
-                    _add_image(split, source, path, layout.keypoints, tally)
+        # A dict instead of a set keeps the order: lists that were joined name some images twice.
+        for path in dict.fromkeys(itertools.chain(*map(_images_of, places))):
+            tally.label_paths.update(_label_paths(path))
+            if path.stem not in exclude:
+                _add_image(split, source, path, layout.keypoints, tally)
     if not any(split.content["images"] for split in splits.values()):
         _require_readable(tally, source)
     _warn_of_images(tally)
@@ -168,6 +172,11 @@ def _warn_of_labels(tally: Tally, source: Path) -> None:
             rule = "labels are text files named like the image (correct the folders)"
             raise DataError(f"{source}: {value}; {rule}")
         logger.warning("%s: %s; they count as images without objects", source, value)
+    shared = [path for path, count in tally.read_labels.items() if count > 1]
+    if shared:
+        value = f"{len(shared)} label files are read for several images (the first: {shared[0]})"
+        rule = "images that differ in their ending alone share one, and its objects are in each of them"
+        logger.warning("%s: %s; %s (rename or remove one of them)", source, value, rule)
     stray = _find_stray(tally.label_paths)
     if stray:
         value = f"{len(stray)} label files are of no image (the first: {stray[0]})"
@@ -221,7 +230,8 @@ def _read_layout(source: Path) -> Layout:
                 )
             return Layout([line.strip() for line in lines], {"all": [source / "images"]}, 0)
     raise DataError(
-        f"{source}: is no YOLO data set; it needs data.yaml, or images/, labels/ and classes.txt"
+        f"{source}: is no YOLO data set; it needs data.yaml, or images/, labels/ and classes.txt "
+        "(such as a data.yaml of two lines, train: FOLDER and names: [CLASS, …]; a COCO file is named itself)"
     )
 
 
@@ -293,7 +303,8 @@ def _find_places(source: Path, base: str, listed: list[str]) -> list[Path]:
         without_dots = re.sub(r"^(\.\./)+", "", name)
         candidates = [source / base / name, source / name, source / without_dots]
         place = next((candidate for candidate in candidates if candidate.exists()), None)
-        if place is None or not place.resolve().is_relative_to(source.resolve()):
+        # By the letters of the path: a link inside may lead anywhere.
+        if place is None or ".." in Path(os.path.relpath(place, source)).parts:
             raise DataError(
                 f"{source}: has no {name} inside, which its data.yaml names "
                 "(correct `path` or the split)"
@@ -339,6 +350,7 @@ def _add_image(split: CocoSplit, source: Path, path: Path, keypoints: int, tally
     if labels is None:
         tally.without_labels.append(path)
         return
+    tally.read_labels[labels] += 1
     for line_number, line in enumerate(read_listing(labels).splitlines(), start=1):
         if not line.strip():
             continue

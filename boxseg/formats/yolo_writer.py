@@ -40,7 +40,7 @@ def write_yolo(content: Content, images: Path, folder: Path) -> dict[str, int]:
         Split -> how many images.
 
     Raises:
-        DataError: two images differ in their ending alone, which YOLO cannot tell apart.
+        DataError: two images differ in their ending alone, which YOLO cannot tell apart, or a name has a line break.
     """
     categories = sorted(content["categories"], key=lambda category: category["id"])
     label_of = {category["id"]: label for label, category in enumerate(categories)}
@@ -51,6 +51,11 @@ def write_yolo(content: Content, images: Path, folder: Path) -> dict[str, int]:
         name = image["file_name"]
         if not is_file_inside(images, name):
             continue
+        if len(name.splitlines()) > 1:
+            raise DataError(
+                f"{images}: {name!r} has a line break; YOLO's lists name an image a line "
+                "(rename it, in the annotation file too)"
+            )
         path = (folder / "labels" / _place(name)).with_suffix(".txt")
         if path in written:
             raise DataError(

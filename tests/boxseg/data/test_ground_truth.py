@@ -40,3 +40,13 @@ def test_ground_truth_for_evaluation_is_quiet_and_complete(content, write_source
     assert (first["area"], first["iscrowd"]) == (100, 0)
     assert second["area"] == 100
     assert ground_truth.getCatIds() == [7, 3]
+
+
+@pytest.mark.parametrize("area", [-400, 0, None, "400"])
+def test_an_area_that_no_object_has_is_measured_anew(content, write_source, area):
+    for annotation in content["annotations"]:
+        annotation |= {"area": area}
+    ground_truth = coco_ground_truth(write_source(content))
+    areas = [entry["area"] for entry in ground_truth.dataset["annotations"]]
+    boxes = [entry["bbox"] for entry in ground_truth.dataset["annotations"]]
+    assert areas == [width * height for _, _, width, height in boxes]

@@ -283,3 +283,34 @@ def test_voc_files_of_annotation_tools_are_read(tmp_path):
     (tmp_path / "b.xml").write_text("<annotation>")
     with pytest.raises(DataError, match=r"b\.xml"):
         convert(tmp_path, "voc")
+
+
+def test_a_name_with_a_line_break_is_refused_as_lists_hold_a_name_a_line(tmp_path):
+    with pytest.raises(DataError, match=r"'a\\nb\.png' has a line break; .*rename it"):
+        write_named(tmp_path, "a\nb.png", "c.png")
+
+
+def test_linked_folders_of_images_are_read_and_links_in_a_circle_end(folder, tmp_path):
+    (folder / "images/train").rename(tmp_path / "elsewhere")
+    (folder / "images/train").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/again").symlink_to(folder / "images")
+    assert len(convert(folder, "yolo")["train"].content["annotations"]) == 2
+    (folder / "data.yaml").write_text("names: [cat, dog]\ntrain: images\n")
+    (split,) = convert(folder, "yolo").values()
+    names = [image["file_name"] for image in split.content["images"]]
+    assert names == ["images/train/a.png", "images/val/b.png"]
+
+
+def test_an_image_that_a_list_names_twice_is_taken_once(folder):
+    (folder / "list.txt").write_text("images/train/a.png\nimages/val/b.png\nimages/train/a.png\n")
+    (folder / "data.yaml").write_text("names: [cat, dog]\ntrain: list.txt\n")
+    content = convert(folder, "yolo")["train"].content
+    assert (len(content["images"]), len(content["annotations"])) == (2, 3)
+
+
+def test_a_label_file_that_two_images_share_is_told(folder, caplog):
+    Image.new("RGB", (40, 20)).save(folder / "images/train/a.jpg")
+    convert(folder, "yolo")
+    (message,) = caplog.messages
+    assert "1 label files are read for several images (the first: " in message
+    assert "labels/train/a.txt" in message
