@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 WORST = 10
 """Images in the picture of the worst."""
 WORST_COLUMNS = ("image", "boxes", "drawn (best IoU found)", "found (score)")
+MOST_DRAWN = 1000
+"""Masks of an image in the picture of the worst."""
 TITLES = {"mask": "masks", "box": "boxes", "boundary": "boundaries of masks"}
 """Kind of AP -> what is measured."""
 MAX_CURVES = 10
@@ -120,12 +122,14 @@ def draw_worst(
 def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
     """An image, its boxes, its drawn masks with the IoU of what was found there, and the confident detections.
 
-    All at the size of a tile: a photograph of a hundred objects would be a hundred frames otherwise.
+    All at the size of a tile: a photograph of a hundred objects would be a hundred frames otherwise. Of thousands of
+    objects the first `MOST_DRAWN` are drawn, as a tile shows no more.
     """
     sample, drawn = data[index], data.drawn_rles(index)
-    true = [rle for rle in drawn if rle is not None]
+    true = [rle for rle in drawn if rle is not None][:MOST_DRAWN]
     confident = np.flatnonzero(result.scores >= CONFIDENT).tolist()
     found = [result.rles[row] for row in confident]
+    shown = confident[:MOST_DRAWN]
     picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
     scale = min(TILE / max(picture.size), 1.0)
     small = scale_picture(picture, scale)
@@ -135,8 +139,8 @@ def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
         boxes=sample.boxes * scale,
         teacher_masks=_small_masks(true, small) if is_drawn else None,
         quality=torch.tensor(_best_ious(true, found)) if is_drawn else None,
-        student_masks=_small_masks(found, small),
-        scores=torch.from_numpy(result.scores[confident]),
+        student_masks=_small_masks(found[:MOST_DRAWN], small),
+        scores=torch.from_numpy(result.scores[shown]),
     )
 
 

@@ -33,6 +33,8 @@ BOUNDARY_SHARE = 0.02
 """Width of the boundary region, as a share of the image's diagonal."""
 SAME_IN = ("image_id", "category_id", "score", "quality")
 """Detections that agree in these keys, and in their box, are the same one."""
+ROWS = 500
+"""Boxes that are compared with all detections at once; of ten thousand, all together take gigabytes."""
 FOUND_IOU = 0.5
 """A box counts as found by a detection of its class whose box overlaps it this much."""
 
@@ -168,12 +170,12 @@ def _warn_of_other_classes(path: Path, data: CocoBoxes, results: Sequence[ImageR
     for result in results:
         boxes, labels = data.boxes_and_labels(data.index_of(result.image_id))
         found = box_convert(torch.from_numpy(result.boxes_xywh).float(), "xywh", "xyxy")
-        covers = box_iou(boxes, found).numpy() >= FOUND_IOU  # (N, D)
-        is_of_class = labels.numpy()[:, None] == result.labels
-        is_own = (covers & is_of_class).any(axis=1)
         objects += len(boxes)
-        own += int(is_own.sum())
-        other += int((covers.any(axis=1) & ~is_own).sum())
+        for some, of_some in zip(boxes.split(ROWS), labels.split(ROWS), strict=True):
+            covers = box_iou(some, found).numpy() >= FOUND_IOU  # (ROWS, D)
+            is_own = (covers & (of_some.numpy()[:, None] == result.labels)).any(axis=1)
+            own += int(is_own.sum())
+            other += int((covers.any(axis=1) & ~is_own).sum())
     if other > max(own, objects / 2):
         told = "objects are found as another class alone; do both files mean the same by a category id?"
         logger.warning("%s: %d of %d %s", path, other, objects, told)
@@ -237,8 +239,9 @@ def match_boxes(boxes: Tensor, labels: Tensor, result: ImageResult) -> list[int 
     found = box_convert(torch.from_numpy(result.boxes_xywh).float(), "xywh", "xyxy")
     is_of_class = labels.numpy()[:, None] == result.labels  # (N, D)
     eligible = is_of_class & (result.scores >= CONFIDENT)
-    iou = np.where(eligible, box_iou(boxes, found).double().numpy(), 0.0)
-    for row, column in zip(*linear_sum_assignment(-iou), strict=True):
+    overlaps = [box_iou(some, found).numpy() for some in boxes.split(ROWS)]
+    iou = np.where(eligible, np.concatenate(overlaps), np.float32(0))
+    for row, column in zip(*linear_sum_assignment(iou, maximize=True), strict=True):
         if iou[row, column] >= FOUND_IOU:
             chosen[row] = int(column)
     return chosen
