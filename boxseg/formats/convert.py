@@ -16,6 +16,7 @@ from boxseg.coco.entries import Entry
 from boxseg.coco.fix import clean_content
 from boxseg.coco.mend import Changes
 from boxseg.coco.writer import CocoSplit
+from boxseg.errors import DataError
 from boxseg.files.names import is_inside
 from boxseg.formats.cityscapes import convert_cityscapes
 from boxseg.formats.common import Splits
@@ -44,6 +45,10 @@ def convert(source: Path, format_name: Format, *, exclude: frozenset[str] = froz
     Raises:
         DataError: a folder or file is missing or not in the format; names it.
     """
+    if not source.exists():
+        raise DataError(
+            f"{source}: does not exist; a data set is a folder, of COCO a file (correct the path)"
+        )
     return CONVERTERS[format_name](source, exclude)
 
 

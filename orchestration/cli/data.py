@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from boxseg.errors import ConfigError, DataError
-from orchestration.cli.options import AsJson, Images, Target, flag, optional
+from orchestration.cli.options import AsJson, Images, Target, flag, optional, require_room
 from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
 from orchestration.errors import ExitCode
 
@@ -27,6 +27,11 @@ app = typer.Typer(
 
 SHOWN_CLASSES = 1000
 """Lines of a table; more take minutes to print."""
+
+OTHER_ENDINGS = frozenset(
+    {".csv", ".gz", ".jsonl", ".rar", ".tar", ".tsv", ".txt", ".xml", ".zip"}
+)
+"""Files that people have annotations in, and that are not read."""
 
 Format = Literal["coco", "voc", "sbd", "cityscapes", "yolo"]
 
@@ -142,6 +147,7 @@ def toy(
     from boxseg.config.method import ToyConfig
     from boxseg.data.toy import ensure_toy
 
+    require_room("DIR", folder)
     settings = ToyConfig(train_images=train_images, val_images=val_images, size=size, seed=seed)
     sources = dict(zip(("train", "val"), ensure_toy(folder, settings), strict=True))
     _print_sources(sources, as_json)
@@ -316,6 +322,11 @@ def _sources(target: Path, images: Path | None, use: str) -> dict[str, CocoSourc
     refuse_folder(target)
     if target.suffix == ".json":
         return {use: find_source(target, images)}
+    if target.is_file() and target.suffix.lower() in OTHER_ENDINGS:
+        raise ConfigError(
+            f"{target}: is neither a COCO file (.json) nor an experiment file (.yaml), and no other is read; "
+            "`boxseg data import` reads folders of YOLO and VOC"
+        )
     from orchestration.config.spec import load_run
     from orchestration.store.data import fetch_data
 

@@ -10,7 +10,7 @@ import typer
 
 from boxseg.config.criterion import MIN_SCORE
 from boxseg.errors import DataError
-from orchestration.cli.options import AsJson, Device, Images, Run, Storage, optional
+from orchestration.cli.options import AsJson, Device, Images, Run, Storage, optional, require_room
 from orchestration.cli.output import print_json, print_pairs, print_table, say
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def evaluate(
     from boxseg.formats.find import find_source
     from orchestration.planning.label_input import check_detections, read_data
 
+    require_room("--output", output)
     found_data = find_source(data, images)
     # a file that cannot be read is told at once
     names = [run] if against is None else [against, run]
@@ -153,6 +154,7 @@ def predict(
     from boxseg.files.writing import write_atomic
     from orchestration.record.find_runs import find_trained
 
+    require_room("--output", output)
     paths = find_image_files(sources)
     find_trained(storage, run)  # for its errors, before torch is loaded
     if told := tell_paged(paths):

@@ -19,6 +19,7 @@ from orchestration.cli.options import (
     Overrides,
     flag,
     optional,
+    require_room,
     storage_option,
 )
 from orchestration.cli.output import print_json, print_line, print_pairs, say
@@ -100,6 +101,8 @@ def label(
         plain_file(apply, "decisions are a file that the review page downloads")
     elif not trains:
         check_sources([source], run=run, fuse_with=fuse_with, storage=runs)
+    if not plan:
+        require_room("--output", folder)
     if images is not None and not images.is_dir():
         raise ConfigError(
             f"--images {images}: is not a folder; name the one that holds the images"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,23 @@ def _known_device(name: str) -> str:
     if DEVICE.fullmatch(name) is None:
         raise ConfigError(f"--device {name}: use auto, cpu, cuda or cuda:N")
     return name
+
+
+def require_room(option: str, folder: Path) -> None:
+    """Refuse a folder to write to that cannot be made, before anything heavy starts.
+
+    Raises:
+        ConfigError: a file is in the way, or this account may not write there.
+    """
+    place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not place.is_dir():
+        raise ConfigError(
+            f"{option} {folder}: {place} is a file, and a folder is needed there; name another"
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{option} {folder}: this account may not write in {place}; name another folder, or change the rights"
+        )
 
 
 def flag(name: str, help: str) -> Any:

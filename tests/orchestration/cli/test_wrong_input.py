@@ -1,0 +1,92 @@
+"""Wrong input to commands: the message names place and way out, nothing is written, and torch is not loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from orchestration.cli.app import run
+from orchestration.errors import ExitCode
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A COCO file `gt.json` of one image, a file `notes.txt` and a table `boxes.csv`."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 48)).save("a.png")
+    square = [4, 4, 24, 4, 24, 24, 4, 24]
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20], "iscrowd": 0}
+    image = {"id": 1, "file_name": "a.png", "width": 64, "height": 48}
+    content = {
+        "images": [image],
+        "annotations": [entry | {"segmentation": [square]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    Path("gt.json").write_text(json.dumps(content))
+    Path("notes.txt").write_text("hello")
+    Path("boxes.csv").write_text("filename;xmin;ymin;xmax;ymax;class\r\na.png;4;4;24;24;cat\r\n")
+    return tmp_path
+
+
+WRONG = [
+    ("data check boxes.csv", ExitCode.USAGE, "boxes.csv: is neither a COCO file"),
+    ("data import nowhere --from yolo --output o", ExitCode.DATA, "nowhere: does not exist"),
+    ("data import nowhere --from voc --output o", ExitCode.DATA, "nowhere: does not exist"),
+    ("data toy notes.txt", ExitCode.USAGE, "DIR notes.txt: notes.txt is a file"),
+    (
+        "label gt.json --source box --output notes.txt",
+        ExitCode.USAGE,
+        "--output notes.txt: notes.txt is a file, and a folder is needed there; name another",
+    ),
+    (
+        "label gt.json --source box --output notes.txt/below",
+        ExitCode.USAGE,
+        "/notes.txt is a file, and a folder is needed there",
+    ),
+    (
+        "eval gt.json --data gt.json --output notes.txt",
+        ExitCode.USAGE,
+        "--output notes.txt: notes.txt is a file",
+    ),
+    ("predict run a.png --output notes.txt", ExitCode.USAGE, "--output notes.txt: notes.txt is a"),
+]
+
+
+@pytest.mark.parametrize(("command", "code", "told"), WRONG, ids=[each[0] for each in WRONG])
+def test_wrong_input_is_named_and_nothing_is_written(
+    command: str, code: ExitCode, told: str, folder: Path, capsys: Capture
+) -> None:
+    before = sorted(folder.iterdir())
+    assert run(command.split()) == code
+    assert told in capsys.readouterr().err
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_place_that_cannot_be_written_is_refused_without_torch() -> None:
+    commands = [command.split() for command, *_ in WRONG if "--output notes.txt" in command]
+    program = (
+        "import sys\nfrom orchestration.cli.app import run\n"
+        f"codes = {{run(command) for command in {commands}}}\n"
+        "print(*map(int, codes), *sorted({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.stdout.split() == ["2"], done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_the_right_to_write_is_refused(folder: Path, capsys: Capture) -> None:
+    (folder / "locked").mkdir(mode=0o500)
+    assert (
+        run(["label", "gt.json", "--source", "box", "--output", "locked/labels"]) == ExitCode.USAGE
+    )
+    assert "this account may not write in" in capsys.readouterr().err
