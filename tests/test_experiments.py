@@ -83,9 +83,6 @@ def test_long_schedules_change_colors_as_the_released_ones_do(path: Path):
         ("voc_r50_3x", 54_000, [36_000, 48_000], "resnet50"),
         ("voc_r101_3x", 54_000, [36_000, 48_000], "resnet101"),
         ("voc_convnext_3x", 54_000, [36_000, 48_000], "timm/convnext_tiny"),
-        ("cityscapes_r50_1x", 12_000, [9_000], "resnet50"),
-        ("cityscapes_r101_3x", 36_000, [27_000], "resnet101"),
-        ("cityscapes_convnext_3x", 36_000, [27_000], "timm/convnext_tiny"),
     ],
 )
 def test_large_data_sets_have_their_published_schedules_and_a_plan(

@@ -1,7 +1,7 @@
-"""Data sets in other formats -> COCO instances: Pascal VOC, SBD, Cityscapes, YOLO, and COCO itself cleaned.
+"""Data sets in other formats -> COCO instances: Pascal VOC, SBD, YOLO, and COCO itself cleaned.
 
-Only annotation files are made; pictures stay where they are. What a source marks as not to be counted (VOC's difficult
-objects, Cityscapes' groups) becomes a crowd region, which is neither trained on nor evaluated.
+Only annotation files are made; pictures stay where they are. VOC's difficult objects become crowd regions, which are
+neither trained on nor evaluated.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from boxseg.coco.mend import Changes
 from boxseg.coco.writer import CocoSplit
 from boxseg.errors import DataError
 from boxseg.files.names import is_inside
-from boxseg.formats.cityscapes import convert_cityscapes
 from boxseg.formats.common import Splits
 from boxseg.formats.sbd import convert_sbd
 from boxseg.formats.voc import convert_voc
 from boxseg.formats.yolo import convert_yolo
 
-Format = Literal["coco", "voc", "sbd", "cityscapes", "yolo"]
+Format = Literal["coco", "voc", "sbd", "yolo"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +32,13 @@ def convert(source: Path, format_name: Format, *, exclude: frozenset[str] = froz
     """Read a data set in its published layout.
 
     Args:
-        source: A COCO file; `VOC2012` of VOC's archive; `dataset` of SBD's; the folder with Cityscapes' `gtFine` and
-            `leftImg8bit`; a YOLO folder.
+        source: A COCO file; `VOC2012` of VOC's archive; `dataset` of SBD's; a YOLO folder.
         format_name: Which of them it is.
         exclude: File names (without folder and ending) of images to leave out, such as those that will be evaluated.
 
     Returns:
         Split name -> its images and objects: for VOC the lists of `ImageSets/Segmentation` and, as `boxes_…`, those of
-        `ImageSets/Main`; for SBD `train`, `val` and both together as `trainval`; for Cityscapes `train` and `val`.
+        `ImageSets/Main`; for SBD `train`, `val` and both together as `trainval`.
 
     Raises:
         DataError: a folder or file is missing or not in the format; names it.
@@ -75,7 +73,6 @@ CONVERTERS: dict[Format, Callable[[Path, frozenset[str]], Splits]] = {
     "coco": convert_coco,
     "voc": convert_voc,
     "sbd": convert_sbd,
-    "cityscapes": convert_cityscapes,
     "yolo": convert_yolo,
 }
 """Format -> what reads it."""

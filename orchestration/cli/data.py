@@ -33,7 +33,7 @@ OTHER_ENDINGS = frozenset(
 )
 """Files that people have annotations in, and that are not read."""
 
-Format = Literal["coco", "voc", "sbd", "cityscapes", "yolo"]
+Format = Literal["coco", "voc", "sbd", "yolo"]
 
 
 @app.command()

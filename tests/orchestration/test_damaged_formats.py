@@ -283,16 +283,6 @@ def test_the_masks_and_lists_of_voc(root, numbers, classes, damage, damaged_file
         import_from(folder, "voc")
 
 
-@SETTINGS
-@given(MASKS, DAMAGE)
-def test_the_masks_of_cityscapes(root, mask, damage):
-    folder = root / "deep/cityscapes/gtFine/train/ulm"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ulm_1_gtFine_instanceIds.png").write_bytes(damaged(mask, damage))
-    with untouched(root):
-        import_from(root / "deep/cityscapes", "cityscapes")
-
-
 MATRICES = st.sampled_from(
     (
         *(np.eye(8, dtype=kind) for kind in (np.uint8, np.int64, np.float64, np.complex128, bool)),

@@ -7,7 +7,6 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from boxseg.errors import DataError
-from boxseg.formats.cityscapes import CITYSCAPES_CLASSES
 from boxseg.formats.convert import convert
 from boxseg.formats.voc import VOC_CLASSES
 
@@ -132,31 +131,7 @@ def test_sbd_has_masks_with_one_object_or_several(tmp_path):
     assert splits["train"].images == tmp_path / "img"
 
 
-def test_cityscapes_has_eight_classes_and_groups_are_crowds(tmp_path):
-    folder = tmp_path / "gtFine" / "val" / "ulm"
-    folder.mkdir(parents=True)
-    ids = np.full((32, 64), 7, dtype=np.uint16)  # road: no instances
-    ids[4:10, 5:25] = 26_000
-    ids[12:20, 30:40] = 26_001
-    ids[20:30, 2:6] = 24_000
-    ids[0:3, 50:64] = 33  # a group of bicycles
-    ids[30:, 60:] = 29_000  # a caravan: not among the eight
-    Image.fromarray(ids).save(folder / "ulm_000001_000019_gtFine_instanceIds.png")
-    (split,) = convert(tmp_path, "cityscapes").values()
-    assert split.images == tmp_path / "leftImg8bit"
-    assert split.content["images"][0]["file_name"] == "val/ulm/ulm_000001_000019_leftImg8bit.png"
-    assert sorted(described(split)) == [
-        ("bicycle", [50, 0, 14, 3], 1),
-        ("car", [5, 4, 20, 6], 0),
-        ("car", [30, 12, 10, 8], 0),
-        ("person", [2, 20, 4, 10], 0),
-    ]
-    assert [each["name"] for each in split.content["categories"]] == list(
-        CITYSCAPES_CLASSES.values()
-    )
-
-
-@pytest.mark.parametrize("format_name", ["voc", "sbd", "cityscapes"])
+@pytest.mark.parametrize("format_name", ["voc", "sbd"])
 def test_a_folder_in_another_layout_is_refused_with_what_was_looked_for(tmp_path, format_name):
     with pytest.raises(DataError, match=r"has no .*train.*; the source is the"):
         convert(tmp_path, format_name)
@@ -224,36 +199,6 @@ def test_masks_of_voc_that_are_no_numbers_or_differ_in_size_are_named(
     Image.fromarray(pixels.astype(np.uint8)).save(write_voc(tmp_path) / folder / "a.png")
     with pytest.raises(DataError, match=told):
         convert(tmp_path, "voc")
-
-
-@pytest.mark.parametrize(
-    ("pixels", "told"),
-    [
-        (
-            np.zeros((8, 8, 3), dtype=np.uint8),
-            "the picture has pixels of mode RGB; masks are palette, grey or 16-bit",
-        ),
-        (np.full((8, 8), -5, dtype=np.int32), "the picture has the number -5"),
-        (np.arange(24_000, 33_000, dtype=np.uint16).reshape(90, 100), "objects, more than 2000"),
-    ],
-)
-@pytest.mark.timeout(60)
-def test_masks_of_cityscapes_that_are_no_numbers_of_objects_are_named(tmp_path, pixels, told):
-    folder = tmp_path / "gtFine/train/ulm"
-    folder.mkdir(parents=True)
-    path = folder / "ulm_1_gtFine_instanceIds.png"
-    Image.fromarray(pixels).save(path, "TIFF")  # PNG has no negative numbers
-    with pytest.raises(DataError, match=rf"ulm_1_gtFine_instanceIds\.png: .*{told}"):
-        convert(tmp_path, "cityscapes")
-
-
-def test_a_large_number_in_a_mask_of_cityscapes_takes_no_memory(tmp_path):
-    folder = tmp_path / "gtFine/train/ulm"
-    folder.mkdir(parents=True)
-    ids = np.full((8, 8), 2**31 - 1, dtype=np.int32)
-    ids[:4] = 26_001
-    Image.fromarray(ids).save(folder / "ulm_1_gtFine_instanceIds.png", "TIFF")
-    assert described(convert(tmp_path, "cityscapes")["train"]) == [("car", [0, 0, 8, 4], 0)]
 
 
 @pytest.mark.parametrize(

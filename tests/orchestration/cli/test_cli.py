@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pytest
 import typer.main
 from PIL import Image
@@ -489,26 +488,22 @@ def test_data_split_overwrites_nothing_and_tells_wrong_use(capsys: Capture, toy:
 def test_a_data_set_in_another_format_is_imported_next_to_its_images(
     capsys: Capture, tmp_path: Path
 ):
-    folder = tmp_path / "gtFine" / "val" / "ulm"
-    folder.mkdir(parents=True)
-    pixels = np.full((8, 8), 26_001, dtype=np.uint16)
-    for stem in ("ulm_1", "ulm_2"):
-        Image.fromarray(pixels).save(folder / f"{stem}_gtFine_instanceIds.png")
-    command = ["data", "import", ".", "--from", "cityscapes", "--output"]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "data.yaml").write_text("names: [car]\nval: images\n")
+    for stem in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"{stem}.png")
+        (tmp_path / "labels" / f"{stem}.txt").write_text("0 0.5 0.5 1 1\n")
+    command = ["data", "import", ".", "--from", "yolo", "--output"]
     assert run([*command, "all", "--json"]) == 0
     written = json.loads(capsys.readouterr().out)
-    assert written == {
-        "val": {"images": str(tmp_path / "leftImg8bit"), "annotations": "all/val.json"}
-    }
+    assert written == {"val": {"images": str(tmp_path), "annotations": "all/val.json"}}
     content = json.loads(Path("all/val.json").read_text())
     assert [each["bbox"] for each in content["annotations"]] == [[0, 0, 8, 8]] * 2
     content["images"] = content["images"][:1]
     Path("some.json").write_text(json.dumps(content))
     assert run([*command, "rest", "--exclude", "some.json"]) == 0
-    assert (
-        capsys.readouterr().out
-        == f"val: {{images: {tmp_path / 'leftImg8bit'}, annotations: rest/val.json}}\n"
-    )
+    assert capsys.readouterr().out == f"val: {{images: {tmp_path}, annotations: rest/val.json}}\n"
     (left,) = json.loads(Path("rest/val.json").read_text())["images"]
     assert left["file_name"] == "val/ulm/ulm_2_leftImg8bit.png"
     assert run(["data", "import", "all", "--from", "voc", "--output", "x"]) == 3
