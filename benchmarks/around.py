@@ -34,7 +34,6 @@ def loading(folder: Path, images: int) -> Table:
     data = CocoBoxes(
         CocoSource(**write_pictures(folder / "files", images, PICTURE, 7)),
         train=True,
-        keep_bytes=0,
     )
     sides, steps = (256, 480, 800), range(images // 2)
     paths = [data.image_path(index) for index in range(images)]

@@ -71,7 +71,7 @@ def _decode_there(place: Place, files: list[Path]) -> float | str:
 def _views(place: Place, source: dict[str, Path], workers: int) -> float:
     """Images per second of the loader alone, once its processes have started."""
     config = Scenario(_side(place)).settings("full")
-    data = CocoBoxes(CocoSource(**source), train=True, keep_bytes=0)
+    data = CocoBoxes(CocoSource(**source), train=True)
     loader = TrainLoader(
         data,
         shape=view_shape(config.train),

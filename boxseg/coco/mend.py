@@ -25,7 +25,6 @@ from boxseg.coco.segmentations import (
     find_extent,
     find_problem,
 )
-from boxseg.files.images import find_picture
 from boxseg.files.names import Names, is_file_inside, is_inside, listed_name
 from boxseg.files.reading import UnreadableError, is_float, is_whole, read_picture
 
@@ -250,7 +249,7 @@ def _find_files(images: list[Entry], folder: Path, changes: Changes) -> list[Ent
     for image in images:
         file_name = image.get("file_name")
         if isinstance(file_name, str) and not is_file_inside(folder, file_name):
-            match = find_picture(names, file_name)
+            match = names.find(file_name)
             if match is not None and match != file_name:
                 image["file_name"] = match
                 renamed.append(image)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from boxseg.coco.entries import Entry
 from boxseg.coco.faults import Fault
-from boxseg.files.images import FIRST_PAGE, STORE_PAGES, count_pages, find_picture
+from boxseg.files.images import FIRST_PAGE, STORE_PAGES, count_pages
 from boxseg.files.jpeg import find_damage
 from boxseg.files.names import INSIDE_RULE, Names, is_inside
 from boxseg.files.reading import (
@@ -57,7 +57,7 @@ def picture_faults(folder: Path, images: list[Entry], *, decode: bool) -> Iterat
                 continue
             # The place of a fault is the folder where the name leads out of it.
             if fault.value == DOES_NOT_EXIST or fault.file == folder:
-                match = find_picture(names(), image["file_name"])
+                match = names().find(image["file_name"])
                 if match is not None:
                     fault = _with_match(fault, image["file_name"], match)
             yield fault

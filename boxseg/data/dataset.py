@@ -27,8 +27,6 @@ from boxseg.structures import DrawnMasks, Sample
 
 T = TypeVar("T")
 
-KEPT_BYTES = 2**27
-"""A data set whose images take no more than this once decoded is decoded once in each process."""
 SHOWN_CLASSES = 5
 """Classes that a message names."""
 
@@ -80,7 +78,6 @@ class CocoBoxes(Dataset[Sample]):
         source: Image folder and annotation file.
         train: Leave out images without boxes; evaluation keeps them.
         use_masks: Give samples the drawn masks of the file.
-        keep_bytes: Keep decoded images if all together take no more than this; samples share their memory.
 
     Raises:
         DataError: the annotation file is missing or not a COCO instance file, or has no mask for `use_masks`.
@@ -108,7 +105,6 @@ class CocoBoxes(Dataset[Sample]):
         *,
         train: bool,
         use_masks: bool = False,
-        keep_bytes: int = KEPT_BYTES,
     ) -> None:
         self.source = source
         self.train = train
@@ -122,9 +118,6 @@ class CocoBoxes(Dataset[Sample]):
                 "COCO instances have ids, sizes and boxes as numbers "
                 "(`boxseg data check` names the entries)"
             ) from error
-        decoded_bytes = 3 * int(self.sizes.prod(axis=1).sum())
-        self._keeps_images = decoded_bytes <= keep_bytes
-        self._kept: dict[int, tuple[FileState, Tensor]] = {}
         self._masks: PackedMasks | None = None
         if use_masks:
             self._masks = PackedMasks.of(content, self._annotation_ids)
@@ -165,7 +158,7 @@ class CocoBoxes(Dataset[Sample]):
         """
         path, size = self.image_path(index), self.size(index)
         try:
-            image = self._image(index, path)
+            image = read_image(path)
         except DataError as error:
             raise DataError(f"image {self.image_id(index)}: {error}") from error
         height, width = image.shape[1:]
@@ -184,22 +177,6 @@ class CocoBoxes(Dataset[Sample]):
             original_size=size,
             drawn=self.drawn_masks(index) if self.use_masks else None,
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": {}}  # the next process decodes for itself
-
-    def _image(self, index: int, path: Path) -> Tensor:
-        """The image of the file as it is now, perhaps decoded before."""
-        state = _file_state(path) if self._keeps_images else None
-        if state is not None and index in self._kept:
-            kept_state, image = self._kept[index]
-            if kept_state == state:
-                return image
-        image = read_image(path)
-        # An image of another size than listed may be far larger than what was reckoned with.
-        if state is not None and image.shape[1:] == self.size(index):
-            self._kept[index] = state, image
-        return image
 
     def boxes_and_labels(self, index: int) -> tuple[Tensor, Tensor]:
         """Boxes float (N, 4) and labels int64 (N,) of the image, as in its sample; the image is not read."""

@@ -46,8 +46,8 @@ class View:
     """What makes the strong view of the weak one; None where both are the same."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # Sending a tensor to another process moves its memory to an open shared file. The memory of an image that the
-        # data set keeps must stay where it is.
+        # Sending a tensor to another process moves all of its memory to an open shared file: of a piece of an image
+        # nothing but the piece.
         return self.__dict__ | {"pixels": self.pixels.clone()}
 
     def weak(self, device: torch.device | str = "cpu") -> Tensor:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from boxseg.config.method import CocoSource
 from boxseg.errors import ConfigError
-from boxseg.files.names import Names, is_file_inside, names_below
+from boxseg.files.names import is_file_inside, names_below
 from boxseg.files.reading import UnreadableError, read_picture
 
 IMAGE_ENDINGS = frozenset(
@@ -106,21 +106,6 @@ def tell_paged(paths: Iterable[Path]) -> str | None:
         return None
     first = f"such as {paged[0]} with {counts[paged[0]]}"
     return f"{len(paged)} pictures, {first}, have several pages or frames; {FIRST_PAGE} ({STORE_PAGES})"
-
-
-def find_picture(names: Names, listed: str) -> str | None:
-    """The image file that an annotation file means by a name: on another machine's disk, or without its ending.
-
-    >>> find_picture(Names(["val/a.png", "val/a.txt"]), "/photos/of/a")
-    'val/a.png'
-    """
-    match = names.find(listed)
-    if match is not None:
-        return match
-    pictures = [
-        name for name in names.of_stem(listed) if Path(name).suffix.lower() in IMAGE_ENDINGS
-    ]
-    return pictures[0] if len(pictures) == 1 else None
 
 
 def require_some_image(source: CocoSource, images: Sequence[dict[str, Any]]) -> None:

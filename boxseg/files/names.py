@@ -92,7 +92,6 @@ class Names:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._by_last_part: dict[str, list[str]] = defaultdict(list)
-        self._by_stem: dict[str, list[str]] = defaultdict(list)  # filled when it is asked
         for name in names:
             self._by_last_part[_last_part(name)].append(name)
 
@@ -104,14 +103,6 @@ class Names:
     def alike(self, name: str) -> list[str]:
         """Names with the same last part, whatever their case."""
         return self._by_last_part.get(_last_part(name), [])
-
-    def of_stem(self, name: str) -> list[str]:
-        """Names whose last part is that of `name` with some ending, whatever their case."""
-        if not self._by_stem:
-            for names in self._by_last_part.values():
-                for other in names:
-                    self._by_stem[PurePosixPath(_last_part(other)).stem].append(other)
-        return self._by_stem.get(_last_part(name), [])
 
     def find(self, name: str) -> str | None:
         """The name that shares most of its last parts with another, whatever their case; None if none or several do."""

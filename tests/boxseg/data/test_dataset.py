@@ -1,6 +1,5 @@
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +9,11 @@ from pycocotools import mask as coco_mask
 
 from boxseg.coco.masks import decode_segmentation
 from boxseg.config.method import CocoSource
-from boxseg.data import dataset as coco
 from boxseg.data.dataset import (
     CocoBoxes,
     load_boxes,
     require_same_classes,
 )
-from boxseg.data.images import read_image
 from boxseg.errors import DataError
 
 
@@ -253,28 +250,3 @@ def test_an_annotation_file_is_read_once_until_it_changes(content, write_source)
         load_boxes(
             source.model_copy(update={"annotations": source.images / "missing.json"}), train=True
         )
-
-
-def test_a_small_data_set_is_decoded_once_until_a_file_changes(content, write_source, monkeypatch):
-    source = write_source(content)
-    dataset, frugal = CocoBoxes(source, train=True), CocoBoxes(source, train=True, keep_bytes=100)
-    read: list[Path] = []
-    monkeypatch.setattr(coco, "read_image", lambda path: read.append(path) or read_image(path))
-    first = [
-        data[0].image
-        for data in (dataset, dataset, frugal, frugal, pickle.loads(pickle.dumps(dataset)))
-    ]
-    assert len(read) == 4
-    assert all(torch.equal(image, first[0]) for image in first)
-    path = dataset.image_path(0)
-    Image.new("RGB", dataset.size(0)[::-1], (1, 2, 3)).save(path)
-    assert dataset[0].image[:, 0, 0].tolist() == [1, 2, 3]
-    Image.new("RGB", (200, 100)).save(path)
-    for _ in range(2):  # a file that is larger than listed takes no room
-        read.clear()
-        with pytest.raises(DataError, match="200 x 100"):
-            dataset[0]
-        assert len(read) == 1
-    path.unlink()
-    with pytest.raises(DataError, match="does not exist"):
-        dataset[0]

@@ -505,7 +505,7 @@ def test_a_data_set_in_another_format_is_imported_next_to_its_images(
     assert run([*command, "rest", "--exclude", "some.json"]) == 0
     assert capsys.readouterr().out == f"val: {{images: {tmp_path}, annotations: rest/val.json}}\n"
     (left,) = json.loads(Path("rest/val.json").read_text())["images"]
-    assert left["file_name"] == "val/ulm/ulm_2_leftImg8bit.png"
+    assert left["file_name"] == "images/b.png"
     assert run(["data", "import", "all", "--from", "voc", "--output", "x"]) == 3
     assert not Path("x").exists()
 
