@@ -1,4 +1,4 @@
-"""How an elastic trial of a sweep scales: Ray Train's elastic policy, which asks `Shares` instead of counting nodes.
+"""When the workers of a run or trial start: they wait for a place, and an elastic trial of a sweep asks `Shares`.
 
 Loads Ray Train, so it is imported where a trial is trained.
 """
@@ -10,6 +10,9 @@ from typing import Any
 
 import ray
 from ray.train import ScalingConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
@@ -17,6 +20,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from orchestration.connect.shares import Share
 
@@ -24,6 +28,17 @@ LOOK_S = 10.0
 """Time between two questions for more workers, and from a start to the first of them [s]."""
 WAIT_S = 1.0
 """Time between two questions while there is no place [s]."""
+
+
+class PatientPolicy(DefaultFailurePolicy):
+    """Ray's own, but a start that found no place does not count: whoever has the places may need them for hours."""
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Whether to try again."""
+        cause = getattr(training_failed_error, "controller_failure", None)
+        if isinstance(cause, WorkerGroupStartupTimeoutError):
+            return FailureDecision.RETRY
+        return super().make_decision(training_failed_error)
 
 
 class SharesPolicy(ElasticScalingPolicy):
@@ -82,12 +97,14 @@ class SharesPolicy(ElasticScalingPolicy):
         return all(free.get(name, 0.0) >= more * amount for name, amount in needs.items())
 
 
-def sharing(share: Share) -> type[DataParallelTrainer]:
-    """A trainer whose workers scale by `SharesPolicy`; Ray has no public place to name a policy."""
+def trainer_with(share: Share | None) -> type[DataParallelTrainer]:
+    """A trainer that waits for places, and scales by `share` if there is one; Ray has no public place for policies."""
 
-    class SharingTrainer(DataParallelTrainer):
+    class WaitingTrainer(DataParallelTrainer):
         def _initialize_and_run_controller(self, **options: Any) -> Any:
-            policy = SharesPolicy(self.scaling_config, share)
-            return super()._initialize_and_run_controller(**options | {"scaling_policy": policy})
+            options["failure_policy"] = PatientPolicy(self.run_config.failure_config)
+            if share is not None:
+                options["scaling_policy"] = SharesPolicy(self.scaling_config, share)
+            return super()._initialize_and_run_controller(**options)
 
-    return SharingTrainer
+    return WaitingTrainer

@@ -73,7 +73,8 @@ def _fit(payload: Payload, callbacks: Sequence[Any]) -> None:
 
 def _make_trainer(payload: Payload, callbacks: Sequence[Any]) -> DataParallelTrainer:
     import ray.train
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from orchestration.connect.scaling import trainer_with
 
     resources = payload.spec.resources
     # one worker needs no process group, and its drivers no torch
@@ -82,12 +83,7 @@ def _make_trainer(payload: Payload, callbacks: Sequence[Any]) -> DataParallelTra
         from orchestration.connect.meeting import MeetingConfig
 
         meeting = MeetingConfig()
-    trainer_type = DataParallelTrainer
-    if payload.share is not None:
-        from orchestration.connect.scaling import sharing
-
-        trainer_type = sharing(payload.share)
-    return trainer_type(
+    return trainer_with(payload.share)(
         train_worker,
         backend_config=meeting,
         train_loop_config={"payload": payload},
@@ -98,7 +94,7 @@ def _make_trainer(payload: Payload, callbacks: Sequence[Any]) -> DataParallelTra
             storage_path=str(RunFolder(payload.folder).logs / "ray"),
             failure_config=ray.train.FailureConfig(
                 max_failures=WORKER_FAILURES,
-                # starts that found no place; an elastic run tries some in vain while Ray counts on a node that has gone
+                # starts that failed though there were places; nodes of an elastic run come and go meanwhile
                 # mypy sees the class of Ray Train V1
                 controller_failure_limit=10 if resources.min_workers else 2,  # type: ignore[call-arg]
             ),

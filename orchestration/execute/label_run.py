@@ -194,7 +194,7 @@ def find_same_run(spec: RunSpec) -> RunStatus | None:
     """The newest run of the same name, settings and storage, whatever its state; None where there is none."""
     from orchestration.record.resume import check_same_settings
 
-    for status in list_runs(spec.storage):
+    for status in list_runs(spec.storage, warns=False):
         if status.kind == "run" and status.parent is None and status.name == spec.name:
             pull_tree(Path(status.folder))
             try:

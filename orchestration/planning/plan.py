@@ -241,7 +241,7 @@ def _concurrency(spec: RunSpec, trials: int) -> int | None:
 def _earlier_runs(spec: RunSpec) -> Iterator[RunStatus]:
     """Runs of the same name and of work of the same size, newest first."""
     # reading the settings of each takes a moment, so only the newest are looked at
-    for status in list_runs(spec.storage)[:100]:
+    for status in list_runs(spec.storage, warns=False)[:100]:
         if status.kind == "run" and status.name == spec.name:
             try:
                 settings = read_resolved(RunFolder(status.folder).config_path)

@@ -19,14 +19,18 @@ from orchestration.store.places import address_of, shown
 Spec = TypeVar("Spec", bound=RunSpec)
 
 
-def list_runs(storage: Path) -> list[RunStatus]:
-    """States of all runs, trials and sweeps under a storage folder, newest first; warns of unsound folders.
+def list_runs(storage: Path, *, warns: bool = True) -> list[RunStatus]:
+    """States of all runs, trials and sweeps under a storage folder, newest first.
+
+    Args:
+        storage: The folder.
+        warns: Whether to warn of unsound folders; who looks for one run has nothing to do with those of others.
 
     Raises:
         StorageError: the storage is a store that does not answer or refuses us.
     """
     refresh(storage)
-    return _sorted(_status_paths(storage))
+    return _sorted(_status_paths(storage), warns=warns)
 
 
 def list_in(folder: Path) -> list[RunStatus]:
@@ -39,23 +43,24 @@ def _status_paths(storage: Path) -> list[Path]:
     return [*storage.glob("*/*/status.json"), *storage.glob("*/*/*/status.json")]
 
 
-def _sorted(paths: Iterable[Path]) -> list[RunStatus]:
+def _sorted(paths: Iterable[Path], *, warns: bool = True) -> list[RunStatus]:
     statuses = []
     for path in paths:
-        status = sound_status(path.parent)
+        status = sound_status(path.parent, warns=warns)
         # a copy of a folder under another name still has the id of the original
         if status is not None and Path(status.folder).name == status.id:
             statuses.append(status)
     return sorted(statuses, key=lambda status: (status.created, status.id), reverse=True)
 
 
-def sound_status(folder: Path) -> RunStatus | None:
-    """The state of a run; None, with a warning the first time, where the folder has no sound one."""
+def sound_status(folder: Path, *, warns: bool = True) -> RunStatus | None:
+    """The state of a run; None, with a warning the first time if that is wanted, where the folder has no sound one."""
     run = RunFolder(folder)
     try:
         return run.status()
     except DamagedError as error:
-        tell_once(run.status_path, str(error))
+        if warns:
+            tell_once(run.status_path, str(error))
     except (ConfigError, FileNotFoundError):
         pass  # it has gone meanwhile
     return None
@@ -136,7 +141,7 @@ def _find_folder(storage: Path, name: str) -> RunFolder:
     """The folder of a run, trial or sweep; where only a folder of this name is there, whatever it holds, that one."""
     if _holds_run(Path(name)):
         return RunFolder(Path(name).resolve())
-    runs = list_runs(storage)
+    runs = list_runs(storage, warns=False)
     # A whole id means that run, even where other ids begin with it or a sweep has it as its name.
     fits = [run for run in runs if run.id == name] or _newest_named(runs, name)
     fits = fits or [run for run in runs if run.id.startswith(name)]

@@ -358,6 +358,26 @@ def test_a_lost_trial_process_is_replaced_too(storage):
     assert starting_steps(Path(result.best.folder)) == ["0", "20"]
 
 
+def test_a_run_without_a_place_waits_until_there_is_one(storage, monkeypatch):
+    import ray
+
+    # so long Ray Train waits for a place at a time
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    other = ray.util.placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    assert other.wait(10)
+    went = []
+
+    def go() -> None:
+        went.append(other)
+        ray.util.remove_placement_group(other)
+
+    threading.Timer(40, go).start()
+    values = make_values(storage, name="waiting", resources={"runner": "ray_train"})
+    status = train_run(RunSpec.model_validate(values), train_fn=make_training(), progress=False)
+    assert (status.status, status.step) == ("finished", 40)
+    assert went, "it did not wait"
+
+
 def test_two_workers_train_together_and_a_failure_keeps_its_class(storage):
     inner = make_training()
 

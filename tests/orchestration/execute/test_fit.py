@@ -64,3 +64,40 @@ def test_a_run_that_did_not_start_tells_whether_places_or_connections_lacked(
     spec = RunSpec.model_validate({"resources": {"workers": 2}, "train": {"batch_size": 2}})
     with pytest.raises(ResourceError, match=told):
         fit.train_payload(Payload(spec, Path("run"), Path("data"), "ray_train"))
+
+
+def test_only_starts_that_lack_a_place_are_tried_without_end():
+    from ray.train.v2._internal import exceptions
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2.api.config import FailureConfig
+    from ray.train.v2.api.exceptions import ControllerError
+
+    from orchestration.connect.scaling import PatientPolicy
+
+    policy = PatientPolicy(FailureConfig(controller_failure_limit=2))
+
+    def decide(kind: str, argument: object) -> list[FailureDecision]:
+        error = ControllerError(getattr(exceptions, kind)(argument))
+        return [policy.make_decision(error) for _ in range(9)]
+
+    assert set(decide("WorkerGroupStartupTimeoutError", 2)) == {FailureDecision.RETRY}
+    assert decide("WorkerGroupStartupFailedError", "no route")[2] == FailureDecision.RAISE
+
+
+def test_whatever_trains_waits_for_its_place(monkeypatch):
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from orchestration.connect.scaling import PatientPolicy, SharesPolicy, trainer_with
+
+    given = []
+    monkeypatch.setattr(
+        DataParallelTrainer,
+        "_initialize_and_run_controller",
+        lambda self, **options: given.append(options),
+    )
+    monkeypatch.setattr(SharesPolicy, "__init__", lambda *_: None)
+    for share in (None, SimpleNamespace()):
+        trainer_with(share)(dict)._initialize_and_run_controller(scaling_policy="Ray's own")
+    assert all(isinstance(options["failure_policy"], PatientPolicy) for options in given)
+    assert given[0]["scaling_policy"] == "Ray's own"
+    assert isinstance(given[1]["scaling_policy"], SharesPolicy)

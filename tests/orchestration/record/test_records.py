@@ -106,6 +106,11 @@ def test_an_odd_status_is_named_and_hides_no_other_run(tmp_path: Path, caplog, c
     assert caplog.text.count(f"{odd}/status.json: ") == 1
     list_runs(tmp_path)
     assert caplog.text.count(f"{odd}/status.json: ") == 1, "named once is enough"
+    records._warned.clear()  # another command
+    assert find_run(tmp_path, "good").path.name == "good"
+    assert caplog.text.count(f"{odd}/status.json: ") == 1, (
+        "who looks for one run is not told of others"
+    )
     with pytest.raises(
         ConfigError, match=r"odd/status\.json: is damaged: .*; put a copy back, or remove"
     ):
