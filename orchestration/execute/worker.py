@@ -355,7 +355,8 @@ class FileReporter:
     """Writes reports to the run's folder (rank 0) and passes evaluations to Ray (every rank).
 
     The evaluation of the last step is passed on by `finish` instead, so that a trial scheduler cannot end a run between
-    its last evaluation and its end.
+    its last evaluation and its end. On a machine whose files the driver does not see, Ray hears of an evaluation once
+    its checkpoint is in the store; training goes on meanwhile.
     """
 
     folder: RunFolder
@@ -371,6 +372,8 @@ class FileReporter:
     _system: SystemMeter = field(default_factory=SystemMeter)
     _memory: PeakMemory = field(default_factory=PeakMemory)
     _pulse: Pulse | None = None
+    _untold: list[EvalReport] = field(default_factory=list)
+    """Evaluations that Ray has not heard of, the oldest first."""
     _looked: float = 0.0
     _stop: bool = False
 
@@ -391,6 +394,7 @@ class FileReporter:
             self.folder.report(report.step, report.metrics)
             if system := self._system.sample():
                 self.folder.append_metrics(report.step, system)
+        self._tell_ray()
 
     def on_eval(self, report: EvalReport) -> None:
         """Write an evaluation and tell Ray.
@@ -404,7 +408,25 @@ class FileReporter:
             write = self.folder.report_again if report.is_repeated else self.folder.report
             write(report.step, report.metrics | self._costs(report), is_best=report.is_best)
         if report.step < self.payload.spec.train.steps:
+            self._untold.append(report)
+            self._tell_ray()
+
+    def _tell_ray(self) -> None:
+        """Pass on evaluations whose checkpoints are safe; a scheduler may end this process as soon as it knows."""
+        while self._untold and self._is_safe(self._untold[0].checkpoint):
+            report = self._untold.pop(0)
             self._pass_on(report.step, report.metrics)
+
+    def _is_safe(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint outlives this machine; the same on every rank."""
+        if self.payload.outpost is None:
+            return True
+        is_safe = self.courier is None or self.courier.has_sent(checkpoint)
+        if self.workers == 1:
+            return is_safe
+        from boxseg.engine.distributed import gather_objects
+
+        return gather_objects(is_safe)[0]  # rank 0 has the courier that sends
 
     def _check_reported(self, report: EvalReport) -> None:
         known = {*report.metrics, *self.folder.stored().metrics, *COSTS}
@@ -444,6 +466,8 @@ class FileReporter:
             self.folder.finish("finished")
         if self.courier is not None:
             self.courier.flush()
+        for report in self._untold:
+            self._pass_on(report.step, report.metrics)
         self._pass_on(step, metrics)
 
     def _pass_on(self, step: int, metrics: dict[str, float]) -> None:

@@ -149,6 +149,15 @@ class Courier:
             logger.warning("%s: the store did not take %s", self._address, ", ".join(left))
         self._tell(is_last=True)
 
+    def has_sent(self, checkpoint: Path) -> bool:
+        """Whether the store has a checkpoint of the run and the driver knows; or training has removed it since."""
+        name = f"checkpoints/{checkpoint.name}/{ABOUT}"
+        try:
+            about = (self._run.path / name).stat()
+        except FileNotFoundError:
+            return True
+        return self._known.get(name) == (about.st_size, about.st_mtime_ns)
+
     def _unsent(self) -> list[str]:
         """Checkpoints whose weights are not in the store yet."""
         return [

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from boxseg.engine.checkpoint import find_sound
+from boxseg.engine.events import EvalReport, StepReport
+from orchestration.config.spec import RunSpec
+from orchestration.execute.worker import FileReporter, Payload
 from orchestration.record.run_folder import RunFolder
 from orchestration.store import client, courier
 from orchestration.store.courier import Courier, Outpost
@@ -111,6 +114,34 @@ def test_an_end_is_told_once_the_store_has_its_last_checkpoint_or_at_last(
     heard = hear(machines, desk)
     assert heard.stored().is_final
     assert (heard.path / "checkpoints/step-00000010").exists() == (patience_s > 1)
+
+
+def test_ray_hears_of_an_evaluation_once_its_checkpoint_is_in_the_store(machines: Machines, desk):
+    """A scheduler may end the process at once, and nobody else has the checkpoint then."""
+    heard: list[float] = []
+    spec = RunSpec.model_validate({"train": {"steps": 40}})
+    with machines.on("b"), Courier(desk, machines.run, leads=True) as carrier:
+        run = RunFolder(machines.run)
+        payload = Payload(spec, run.path, run.path, outpost=Outpost(desk, mirrors(), ""))
+        reporter = FileReporter(
+            run, payload, send=lambda told: heard.append(told["step"]), courier=carrier
+        )
+        machines.store.fault = "away"
+        for step in (10, 20):
+            reporter.on_eval(EvalReport(step, {"val/mask_ap": 0.1}, save(run.path, step)))
+        reporter.on_step(StepReport(21, {"train/loss": 0.5}))
+        assert heard == [], "and training went on"
+        wait_for(lambda: hear(machines, desk).stored().step == 21)
+        machines.store.fault = "none"
+        written = [run.path / f"checkpoints/step-000000{step}" for step in (10, 20)]
+        wait_for(lambda: all(map(carrier.has_sent, written)))
+        reporter.on_step(StepReport(22, {"train/loss": 0.5}))
+        assert heard == [10, 20]
+        machines.store.fault = "away"
+        reporter.on_eval(EvalReport(30, {"val/mask_ap": 0.2}, save(run.path, 30)))
+        machines.store.fault = "none"
+        reporter.finish(40, {"val/mask_ap": 0.3})
+        assert heard == [10, 20, 30, 40]
 
 
 def test_a_request_to_stop_comes_through(machines: Machines, desk: Desk):
