@@ -23,7 +23,7 @@ ENDINGS = {"onnx": "onnx", "torchscript": "pt", "safetensors": "safetensors"}
 
 def evaluate(
     run: Run,
-    data: Path = typer.Option(..., metavar="FILE.json", help="COCO file to evaluate on."),
+    data: Path = typer.Option(..., metavar="FILE.json|URI", help="COCO file to evaluate on."),
     images: Images = None,
     against: str | None = optional("RUN|FILE.json", "Another run, or a COCO file with masks."),
     output: Path = typer.Option(Path("evaluation"), metavar="DIR", help="Folder of pictures."),
@@ -37,8 +37,11 @@ def evaluate(
     """
     from boxseg.formats.find import find_source
     from orchestration.planning.label_input import check_detections, read_data
+    from orchestration.store.named import fetch_named
+    from orchestration.store.places import named
 
     require_room("--output", output)
+    data, images = fetch_named(data, images, say)
     found_data = find_source(data, images)
     # a file that cannot be read is told at once
     names = [run] if against is None else [against, run]
@@ -56,7 +59,7 @@ def evaluate(
     found = [_detections(name, source, device=device, storage=storage) for name in names][::-1]
     scores = [score_detections(source, each) for each in found]
     results = [_told(source, *each) for each in zip(found, scores, strict=True)]
-    shown: dict[str, Any] = {"run": run, "data": str(data), "images": len(source), **results[0]}
+    shown: dict[str, Any] = {"run": run, "data": named(data), "images": len(source), **results[0]}
     if against is not None:
         shown["against"] = {"name": against, **results[1]}
     if scores[0].image_ap:
@@ -132,7 +135,10 @@ def predict(
     run: Run,
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE…", help="Images, folders of images, quoted patterns."),
+        typer.Argument(
+            metavar="SOURCE…",
+            help="Images, folders of images, quoted patterns, s3://BUCKET/PREFIX.",
+        ),
     ],
     output: Path = typer.Option(Path("predictions"), metavar="DIR", help="Where to write."),
     min_score: float = typer.Option(
@@ -153,9 +159,10 @@ def predict(
     from boxseg.files.images import find_image_files, tell_paged
     from boxseg.files.writing import write_atomic
     from orchestration.record.find_runs import find_trained
+    from orchestration.store.named import fetch_pictures
 
     require_room("--output", output)
-    paths = find_image_files(sources)
+    paths = find_image_files([file for source in sources for file in fetch_pictures(source, say)])
     find_trained(storage, run)  # for its errors, before torch is loaded
     if told := tell_paged(paths):
         say(f"warning: {told}")

@@ -37,7 +37,8 @@ def label(
     data: Annotated[
         Path,
         typer.Argument(
-            metavar="DATA", help="COCO file with the boxes, YOLO folder or VOC folder."
+            metavar="DATA",
+            help="COCO file with the boxes (also s3://BUCKET/FILE.json), YOLO folder or VOC folder.",
         ),
     ],
     run: str | None = optional(
@@ -88,6 +89,7 @@ def label(
     from orchestration.planning.recipe import check_minutes, name_after
     from orchestration.planning.run_doubts import find_doubts
     from orchestration.record.find_runs import find_trained
+    from orchestration.store.named import fetch_named
 
     folder = output or Path("labels") / data.absolute().stem
     trains = run is None and source == "run" and apply is None
@@ -103,6 +105,7 @@ def label(
         check_sources([source], run=run, fuse_with=fuse_with, storage=runs)
     if not plan:
         require_room("--output", folder)
+    data, images = fetch_named(data, images, say)
     if images is not None and not images.is_dir():
         raise ConfigError(
             f"--images {images}: is not a folder; name the one that holds the images"

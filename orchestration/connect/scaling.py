@@ -102,7 +102,8 @@ def trainer_with(share: Share | None) -> type[DataParallelTrainer]:
 
     class WaitingTrainer(DataParallelTrainer):
         def _initialize_and_run_controller(self, **options: Any) -> Any:
-            options["failure_policy"] = PatientPolicy(self.run_config.failure_config)
+            failures: Any = self.run_config.failure_config
+            options["failure_policy"] = PatientPolicy(failures)
             if share is not None:
                 options["scaling_policy"] = SharesPolicy(self.scaling_config, share)
             return super()._initialize_and_run_controller(**options)

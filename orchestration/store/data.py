@@ -81,6 +81,18 @@ def fetch_data(spec: RunSpec, tell: Tell = logger.info) -> None:
     _fetch(spec, tell, patience_s=PATIENCE_S)
 
 
+def fetch_files(folder: Path, names: Iterable[str], *, setting: str, tell: Tell) -> None:
+    """Have files below a prefix on this machine, as `fetch_data` does.
+
+    Args:
+        folder: The folder that stands for the prefix.
+        names: Below the prefix.
+        setting: Who names them, for messages.
+        tell: Hears how far it has come.
+    """
+    _Folder(folder, setting, tell, PATIENCE_S).fetch(names)
+
+
 def _fetch(spec: RunSpec, tell: Tell, *, patience_s: float, most: int | None = None) -> None:
     for name, source in (("train", spec.data.train), ("val", spec.data.val)):
         if not isinstance(source, CocoSource):
@@ -91,10 +103,10 @@ def _fetch(spec: RunSpec, tell: Tell, *, patience_s: float, most: int | None = N
             folder.fetch([path.name])
         if address_of(source.images) is not None:
             folder = _Folder(source.images, f"data.{name}.images", tell, patience_s)
-            folder.fetch(_listed(source), most=most)
+            folder.fetch(listed_images(source), most=most)
 
 
-def _listed(source: CocoSource) -> list[str]:
+def listed_images(source: CocoSource) -> list[str]:
     """File names of the images that an annotation file lists; what is wrong with it is told where it is checked."""
     try:
         images = read_well_formed(source.annotations, whole=False)["images"]

@@ -1,0 +1,72 @@
+"""Files of a store that a command names by their address: fetched as those of a run are, and then files like others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from boxseg.config.method import CocoSource
+from boxseg.errors import ConfigError
+from boxseg.files.images import IMAGE_ENDINGS
+from orchestration.store.client import place_of
+from orchestration.store.data import Tell, fetch_files, listed_images
+from orchestration.store.places import address_of, storage_folder
+
+
+def fetch_named(annotations: Path, images: Path | None, tell: Tell) -> tuple[Path, Path | None]:
+    """An annotation file and the folder of its images as this machine has them; what is in a store is fetched.
+
+    Raises:
+        ConfigError: an address is none, or is that of a folder with labels; or nothing says where the images are.
+        DataError: an object is missing.
+        StorageError: the store refuses us, or has not answered for ten minutes.
+        ResourceError: the disk has no room, or `BOXSEG_DATA_GB` allows less.
+    """
+    file = _place(annotations, "annotations")
+    folder = None if images is None else _place(images, "--images")
+    if address_of(file) is not None:
+        if file.suffix != ".json":
+            raise ConfigError(
+                f"{address_of(file)}: a COCO file ends in .json; folders of YOLO and VOC have to be on this machine"
+            )
+        if folder is None:
+            raise ConfigError(
+                f"{address_of(file)}: say where its images are, with --images s3://BUCKET/PREFIX or a folder"
+            )
+        fetch_files(file.parent, [file.name], setting="annotations", tell=tell)
+    if folder is not None and address_of(folder) is not None:
+        names = listed_images(CocoSource(images=folder, annotations=file))
+        fetch_files(folder, names, setting="--images", tell=tell)
+    return file, folder
+
+
+def fetch_pictures(source: str, tell: Tell) -> list[str]:
+    """The files of this machine that a source means: of an address the object, or all images below it; else itself.
+
+    Raises:
+        ConfigError: there is neither an object of this name nor an image below it.
+        StorageError, ResourceError: see `fetch_named`.
+    """
+    path = _place(Path(source), "SOURCE")
+    if address_of(path) is None:
+        return [source]
+    store, prefix = place_of(path)
+    try:
+        store.entry(prefix.rstrip("/"))
+        path, names = path.parent, [path.name]
+    except FileNotFoundError:
+        below = (entry.key.removeprefix(prefix) for entry in store.entries(prefix.rstrip("/")))
+        names = sorted(name for name in below if Path(name).suffix.lower() in IMAGE_ENDINGS)
+    if not names:
+        raise ConfigError(
+            f"{source}: there is no such object, and no image below it; correct the address"
+        )
+    fetch_files(path, names, setting="SOURCE", tell=tell)
+    return [str(path / name) for name in names]
+
+
+def _place(path: Path, setting: str) -> Path:
+    """The place of this machine for what was typed as a path; `s3://bucket` became `s3:/bucket`."""
+    scheme, *rest = path.parts or (".",)
+    if scheme not in ("s3:", "gs:", "az:"):
+        return path
+    return storage_folder(f"{scheme}//{'/'.join(rest)}", setting)
