@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -217,6 +218,27 @@ def test_what_a_site_asks_for_is_in_every_document(capsys):
     assert "nodeSelector" not in head
 
 
+def test_runs_in_an_object_store_need_no_volume(capsys):
+    address = "s3://bucket/runs"
+    _, job = printed(capsys, "sweep", QAM, "--set", f"storage={address}")
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert words[4] == f"{address}/.jobs/qam"
+    # the last one counts
+    assert words[-3:] == ["--set", f"storage={address}", "--auto-resume"]
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], cluster["workerGroupSpecs"][0]):
+        assert "persistentVolumeClaim" not in str(group)
+        pod = group["template"]["spec"]
+        [container] = pod["containers"]
+        assert [volume["name"] for volume in pod["volumes"]] == ["shared-memory", "experiment"]
+        assert len(container["volumeMounts"]) == 2
+    # data may be there
+    _, job = printed(capsys, "--claim", "photos", "sweep", QAM, "--set", f"storage={address}")
+    assert "'claimName': 'photos'" in str(job)
+    [cluster] = printed(capsys, "--claim", "none")
+    assert "persistentVolumeClaim" not in str(cluster)
+
+
 def test_a_cluster_grows_between_two_numbers(capsys):
     [cluster] = printed(capsys, "--nodes", "1", "--max-nodes", "4")
     spec = cluster["spec"]
@@ -235,6 +257,7 @@ def test_a_cluster_grows_between_two_numbers(capsys):
     [
         (["--nodes", "4", "--max-nodes", "2"], "--max-nodes 2 is less than --nodes 4"),
         ([*SITE, "--max-nodes", "2"], "queue team-queue admits a job with all its nodes"),
+        (["--claim", "none", "sweep", QAM], "leaves no place for the runs of"),
         (["--gpus", "1", "sweep", QAM], "its resources.gpus_per_worker is 0"),
         (
             ["--cpus", "3", "--nodes", "2", "train", QAM, *WORKERS],

@@ -15,7 +15,7 @@ from orchestration.cli.options import AsJson, flag, optional, storage_option
 from orchestration.cli.output import print_json, print_pairs, print_table, say
 from orchestration.secret_text import hide
 from orchestration.store.mirror import pull_below
-from orchestration.store.places import shown
+from orchestration.store.places import address_of, shown
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
@@ -214,8 +214,10 @@ def manifest(
         None, min=0, help="GPUs of each; otherwise what one run needs."
     ),
     memory: str = typer.Option("16Gi", help="Memory of each."),
-    claim: str = typer.Option(
-        "boxseg-storage", help="Volume claim for the storage, ReadWriteMany."
+    claim: str | None = typer.Option(
+        None,
+        help="Volume claim for the storage, ReadWriteMany, or none; otherwise boxseg-storage, and none where the "
+        "experiment's storage is an object store.",
     ),
     retries: int | None = typer.Option(
         None, min=0, help="How often a job that failed is started again and goes on; otherwise 2."
@@ -247,18 +249,33 @@ def manifest(
         if retries is None:
             retries = 0 if begins_otherwise else 2
     run = spec.resources if spec else ResourcesConfig()
+    in_store = spec is not None and address_of(spec.storage) is not None
+    if claim is None:
+        claim = "none" if in_store else "boxseg-storage"
+    if claim == "none" and spec is not None and not in_store:
+        raise ConfigError(
+            f"jobs manifest: --claim none leaves no place for the runs of {experiment}; add --set "
+            "storage=s3://BUCKET/PREFIX behind the experiment file, or name a claim"
+        )
+    mounted = None if claim == "none" else claim
     most = max_nodes or nodes
     # a node holds a whole run, if nothing else is said
     cpus = cpus or math.ceil(run.workers * run.cpus_per_worker)
     gpus = math.ceil(run.workers * run.gpus_per_worker) if gpus is None else gpus
     cluster = kuberay.Nodes(
-        image or f"boxseg:{'gpu' if gpus else 'cpu'}", nodes, most, cpus, gpus, memory, claim
+        image or f"boxseg:{'gpu' if gpus else 'cpu'}", nodes, most, cpus, gpus, memory, mounted
     )
     rules = Site() if site is None else read_site(site)
     kuberay.check_nodes(cluster, rules, spec.resources if spec else None)
     if command and spec:
         documents = kuberay.make_job(
-            name or spec.name, command, experiment, cluster, rules, retries=retries or 0
+            name or spec.name,
+            command,
+            experiment,
+            cluster,
+            rules,
+            storage=shown(spec.storage) if in_store else str(kuberay.STORAGE),
+            retries=retries or 0,
         )
     else:
         documents = kuberay.make_cluster(name or "boxseg", cluster, rules)

@@ -39,8 +39,8 @@ class Nodes:
     gpus: int
     memory: str
     """Memory of each node as Kubernetes writes it, as in 16Gi."""
-    claim: str
-    """Persistent volume claim that every node can mount (ReadWriteMany)."""
+    claim: str | None
+    """Persistent volume claim that every node can mount (ReadWriteMany); null: no volume."""
 
     @property
     def grows(self) -> bool:
@@ -104,6 +104,7 @@ def make_job(
     nodes: Nodes,
     site: Site,
     *,
+    storage: str,
     retries: int,
 ) -> list[dict[str, Any]]:
     """A ConfigMap with the experiment file, and a RayJob whose cluster ends with it.
@@ -114,6 +115,7 @@ def make_job(
         experiment: The experiment file, one of the arguments.
         nodes: The job's cluster.
         site: What the Kubernetes cluster asks of all that runs there.
+        storage: Where its runs are kept: a folder that all nodes see, or the address of an object store.
         retries: How often the job begins again, on a new cluster, when it ended by a fault; it then goes on with what
             it has saved.
     """
@@ -124,9 +126,8 @@ def make_job(
         # not as text: ./EXP.yaml and EXP.yaml are one file
         is_experiment = Path(argument) == experiment
         command.append(str(mounted) if is_experiment else argument)
-    folder = STORAGE / ".jobs" / name
-    entry = ["python", "-u", "-m", "orchestration.jobs.entry", str(folder)]
-    entry += [*command, "--set", f"storage={STORAGE}"]
+    entry = ["python", "-u", "-m", "orchestration.jobs.entry", f"{storage}/.jobs/{name}"]
+    entry += [*command, "--set", f"storage={storage}"]
     if retries:
         # Kubernetes starts the same command again, on a new cluster
         entry.append("--auto-resume")
@@ -196,11 +197,14 @@ def _document(
 
 def _cluster(nodes: Nodes, site: Site, *, config: str | None = None) -> dict[str, Any]:
     """The head, which runs no trials, and equal worker nodes; the operator makes the token and gives it to all."""
-    volumes = [
-        ("storage", str(STORAGE), {"persistentVolumeClaim": {"claimName": nodes.claim}}),
-        # Ray's object store is there, for which a container has 64 MB by default
-        ("shared-memory", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}}),
-    ]
+    volumes: list[tuple[str, str, dict[str, Any]]] = []
+    if nodes.claim is not None:
+        volumes.append(
+            ("storage", str(STORAGE), {"persistentVolumeClaim": {"claimName": nodes.claim}})
+        )
+    # Ray's object store is there, for which a container has 64 MB by default
+    memory = {"emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}}
+    volumes.append(("shared-memory", "/dev/shm", memory))
     if config is not None:
         volumes.append(("experiment", "/experiment", {"configMap": {"name": config}}))
     container: dict[str, Any] = {
