@@ -13,11 +13,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from orchestration.cli.app import run
 
@@ -49,6 +52,7 @@ def test_the_image_is_pinned_and_runs_as_an_ordinary_user_with_a_health_check():
     installs = re.findall(r"pip install (.*?)(?:;;|\\|$)", text, re.M)
     assert installs
     assert all("-c constraints.txt" in each or "--no-deps" in each for each in installs)
+    assert "--no-deps --require-hashes -r requirements.lock" in installs
     assert "HEALTHCHECK" in text
     copied = {
         source for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for source in line.split()
@@ -56,6 +60,41 @@ def test_the_image_is_pinned_and_runs_as_an_ordinary_user_with_a_health_check():
     let_in = set(re.findall(r"^!(.*)$", (DOCKER / "Dockerfile.dockerignore").read_text(), re.M))
     assert copied == let_in
     assert all((ROOT / source).exists() for source in copied)
+
+
+def needs(name: str, extras: frozenset[str]) -> Iterator[Requirement]:
+    """What an installed package needs here, with these extras."""
+    for text in metadata.requires(name) or []:
+        needed = Requirement(text)
+        environments = [{"extra": extra} for extra in ("", *extras)]
+        if needed.marker is None or any(map(needed.marker.evaluate, environments)):
+            yield needed
+
+
+def test_the_lock_has_a_hash_of_all_that_the_image_needs_in_the_tested_versions():
+    lines = (DOCKER / "requirements.lock").read_text().splitlines()[1:]
+    found = [re.fullmatch(r"(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}", line) for line in lines]
+    assert all(found)
+    locked = {canonicalize_name(match[1]): match[2] for match in found if match}
+    tested = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
+    tested = {canonicalize_name(name): version for name, version in tested.items()}
+    changed = {name for name, version in locked.items() if tested.get(name) != version}
+    assert changed <= {"setuptools"}, "run docker/lock.py"  # environments bring their own
+    waiting = [Requirement("boxseg[server,store]")]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while waiting:
+        needed = waiting.pop()
+        name = canonicalize_name(needed.name)
+        assert name in locked or name == "boxseg", f"{name}: run docker/lock.py"
+        key = (name, frozenset(needed.extras))
+        if key not in seen:
+            seen.add(key)
+            waiting += needs(*key)
+    assert {name for name, _ in seen} - {"boxseg"} == set(locked)
 
 
 def test_the_compose_file_is_valid_by_its_schema():
@@ -257,6 +296,7 @@ def test_a_cluster_grows_between_two_numbers(capsys):
     [
         (["--nodes", "4", "--max-nodes", "2"], "--max-nodes 2 is less than --nodes 4"),
         ([*SITE, "--max-nodes", "2"], "queue team-queue admits a job with all its nodes"),
+        (["--retries", "1", "sweep", QAM, "--new"], "--retries 1 with --new, which would do the"),
         (["--claim", "none", "sweep", QAM], "leaves no place for the runs of"),
         (["--gpus", "1", "sweep", QAM], "its resources.gpus_per_worker is 0"),
         (
