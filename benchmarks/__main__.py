@@ -28,6 +28,7 @@ from benchmarks.quality import quality
 from benchmarks.results import fill_block
 from benchmarks.scenario import Scenario
 from benchmarks.step import growth, methods, stages, switches
+from benchmarks.store import late_store
 from benchmarks.sweeps import many_trials
 from benchmarks.tracking_cost import tracking_cost
 from boxseg.files.writing import write_atomic
@@ -150,6 +151,9 @@ PARTS: dict[str, Part] = {
     ],
     "fixed": lambda folder, o: [fixed_costs(folder, 60 if o.quick else 300)],
     "tracking": lambda folder, o: [tracking_cost(folder, o.rounds, 8 if o.quick else 40)],
+    "store": lambda folder, o: late_store(
+        folder, images=16 if o.quick else 200, steps=o.rounds + 1, small=o.quick
+    ),
     "trials": lambda folder, o: many_trials(folder, 20 if o.quick else o.trials),
     "outcome": lambda _, o: outcome(o),
     "quality": lambda _, o: quality(o),
@@ -157,8 +161,10 @@ PARTS: dict[str, Part] = {
     "domains": lambda _, o: domains(o),
 }
 """What each part measures, by its name on the command line."""
-USUAL = [name for name in PARTS if name not in {"outcome", "quality", "jitter", "domains"}]
-"""Parts that take minutes, on data of the project's own."""
+USUAL = [
+    name for name in PARTS if name not in {"store", "outcome", "quality", "jitter", "domains"}
+]
+"""Parts that take minutes, on data of the project's own, without the packages of the tests."""
 
 
 if __name__ == "__main__":

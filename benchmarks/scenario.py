@@ -73,11 +73,13 @@ class Scenario:
 
     def settings(self, method: str, **over: Any) -> BoxSegConfig:
         """Settings of a method; `over` wins."""
+        return BoxSegConfig.model_validate(self.values(method, **over))
+
+    def values(self, method: str, **over: Any) -> dict[str, Any]:
+        """What `settings` is made from, as an experiment file would have it."""
         values = merge(SETTINGS, SMALL) if self.small else SETTINGS
         train = {"image_size": self.size, "batch_size": self.batch_size}
-        return BoxSegConfig.model_validate(
-            merge(merge(values, {"method": method, "train": train}), over)
-        )
+        return merge(merge(values, {"method": method, "train": train}), over)
 
 
 def build(

@@ -12,6 +12,7 @@ from benchmarks.commands import Watched, run_demo, watch
 from benchmarks.harness import Table, Times, ratio, take_turns, write_json
 from benchmarks.scenario import STEP, Scenario, build
 from benchmarks.step import stages, stopwatch
+from benchmarks.store import late_store
 from benchmarks.sweeps import many_trials
 from benchmarks.tracking_cost import tracking_cost
 from boxseg.engine.train import optimise
@@ -149,3 +150,14 @@ def test_tracking_is_measured_beside_the_same_steps_without(tmp_path):
     assert len(measured) == 4
     assert all(value > 0 for value in measured)
     assert tracker >= 0  # so few steps may end between two looks of the tracker
+
+
+@pytest.mark.slow
+def test_steps_ask_a_late_store_for_nothing(tmp_path):
+    steps, fetching = late_store(tmp_path, images=4, steps=3, small=True)
+    asked = {row[0]: row[1:3] for row in steps.rows}
+    assert asked["a folder"] == (0, 0)
+    # the annotation file is looked at twice and fetched once, two listings, four images
+    assert asked["a store"] == (9, 0)
+    assert asked["a store, fetched before"] == (4, 0)
+    assert [row[0] for row in fetching.rows] == [0, 30, 0, 30]
