@@ -150,7 +150,6 @@ label V --images . --source box
 label V --images I --run none
 label V --images I --source magic
 label V --images I --source file:none.json
-label V --images I --compare box,magic
 label V --images I --apply none.json
 label V --images I --source box --device abacus
 predict R none.jpg

@@ -92,15 +92,6 @@ COMMANDS = {
         "--output",
         "out",
     ],
-    "compare": [
-        "label",
-        "{file}",
-        "--images",
-        "{images}",
-        "--compare",
-        "box,file:{file}",
-        "--json",
-    ],
     "eval": ["eval", "{file}", "--data", "{file}", "--images", "{images}", "--output", "out"],
     "exclude": [
         "data",
