@@ -115,7 +115,7 @@ def test_of_two_metrics_the_front_is_named_and_the_end_is_told_once(storage):
     sweep = {"search": "tpe", "trials": 3, "trial_scheduler": "none", "own_first": False}
     sweep |= {"space": {"qam.k_top": {"choice": [1, 5, 10]}}, "against": {"val/box_ap": "min"}}
     told = storage / "told"
-    notify = {"command": ["sh", "-c", f'echo "$BOXSEG_LINE" >> {told}']}
+    notify = {"command": ["sh", "-c", f'echo "$0" >> {told}']}
     values = make_values(storage, name="two", sweep=sweep, notify=notify)
     result = run_sweep(
         SweepSpec.model_validate(values), train_fn=make_training(script=script), progress=False

@@ -18,6 +18,7 @@ from orchestration.cli.app import run
 from orchestration.config.notify import NotifyConfig
 from orchestration.config.resolved import dump_resolved, params_of, parse_resolved
 from orchestration.config.spec import RunSpec, SweepSpec, load_sweep
+from orchestration.execute import notify
 from orchestration.execute import supervise as supervise_module
 from orchestration.execute.notify import tell_end
 from orchestration.execute.supervise import supervise
@@ -25,10 +26,9 @@ from orchestration.planning.preflight import find_faults
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 
 WRITE = """
-import json, os, sys
-names = ("BOXSEG_LINE", "BOXSEG_STATUS", "BOXSEG_KIND", "BOXSEG_NAME", "BOXSEG_FOLDER")
+import json, sys
 with open(sys.argv[1], "a") as file:
-    file.write(json.dumps([sys.argv[2:], [os.environ[name] for name in names]]) + "\\n")
+    file.write(json.dumps(sys.argv[2:]) + "\\n")
 """
 SWEEP = {
     "search": "grid",
@@ -44,14 +44,14 @@ class Told:
         self.command = [sys.executable, "-c", WRITE, str(path)]
 
     @property
-    def words(self) -> list[list[list[str]]]:
-        """[arguments, values of the environment] of each call."""
+    def words(self) -> list[list[str]]:
+        """Arguments of each call."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         return [json.loads(line) for line in lines]
 
     @property
     def lines(self) -> list[str]:
-        return [arguments[-1] for arguments, _ in self.words]
+        return [arguments[-1] for arguments in self.words]
 
 
 @pytest.fixture
@@ -105,15 +105,12 @@ def server(code: int = 200, wait_s: float = 0.0) -> Iterator[tuple[str, list[dic
 def test_a_program_gets_the_line_as_it_is_and_no_shell_reads_it(tmp_path, told):
     spec = make_spec(tmp_path, command=[*told.command, "to me"])
     failure = {"kind": "DataError", "text": f"$(touch {tmp_path}/x); `touch {tmp_path}/x`\nline 2"}
-    folder = make_run(spec, status="failed", failure=failure)
-    tell_end(folder, spec)
+    tell_end(make_run(spec, status="failed", failure=failure), spec)
     line = (
         f"run toy 20260101-000000-aaaa failed: data: $(touch {tmp_path}/x); `touch {tmp_path}/x`; "
         "best val/mask_ap 0.2500; step 100 of 100; 90 s"
     ).replace("90 s", "2 min")
-    assert told.words == [
-        [["to me", line], [line, "failed", "run", "toy", str(folder.path)]],
-    ]
+    assert told.words == [["to me", line]]
     assert not (tmp_path / "x").exists()
 
 
@@ -121,12 +118,10 @@ def test_a_web_address_gets_the_line_as_json(tmp_path, monkeypatch):
     with server() as (address, posted):
         monkeypatch.setenv("MY_TOPIC", "s3cret")
         spec = make_spec(tmp_path, url=f"{address}/${{MY_TOPIC}}")
-        folder = make_run(spec)
-        tell_end(folder, spec)
+        tell_end(make_run(spec), spec)
     line = "run toy 20260101-000000-aaaa finished: best val/mask_ap 0.2500; step 100 of 100; 2 min"
-    about = {"path": "/s3cret", "kind": "application/json", "text": line, "content": line}
-    about |= {"status": "finished", "folder": str(folder.path)}
-    assert posted == [about | {"name": "toy"} | {"kind": "run"}]
+    about = {"path": "/s3cret", "kind": "application/json"}
+    assert posted == [about | {"text": line, "content": line}]
 
 
 def test_of_a_sweep_the_best_trial_and_the_number_of_each_end_are_told(tmp_path, told):
@@ -148,22 +143,23 @@ def test_of_a_sweep_the_best_trial_and_the_number_of_each_end_are_told(tmp_path,
 
 @pytest.mark.parametrize("what", ["away", "answers 500", "too slow", "no variable"])
 def test_an_address_that_cannot_be_told_is_said_once_without_what_may_be_secret(
-    what, tmp_path, caplog
+    what, tmp_path, caplog, monkeypatch
 ):
     slow = 5.0 if what == "too slow" else 0.0
     with server(code=500, wait_s=slow) as (address, _):
         if what == "away":
             address = "http://127.0.0.1:9"
         path = "${NO_SUCH_VARIABLE}" if what == "no variable" else "s3cret"
-        spec = make_spec(tmp_path, url=f"{address}/{path}", timeout_s=0.3 if slow else 5)
+        monkeypatch.setattr(notify, "WAIT_S", 0.3 if slow else 5)
+        spec = make_spec(tmp_path, url=f"{address}/{path}")
         began = time.monotonic()
         tell_end(make_run(spec), spec)
         assert time.monotonic() - began < 3
     (record,) = caplog.records
     reasons = {
-        "away": "127.0.0.1: ConnectionRefusedError",
-        "answers 500": "127.0.0.1: answer 500",
-        "too slow": "127.0.0.1: no end within notify.timeout_s 0.3",
+        "away": "ConnectionRefusedError",
+        "answers 500": "the address answered 500",
+        "too slow": "TimeoutError",
         "no variable": "notify.url: the environment has no NO_SUCH_VARIABLE",
     }
     assert reasons[what] in record.getMessage()
@@ -173,13 +169,16 @@ def test_an_address_that_cannot_be_told_is_said_once_without_what_may_be_secret(
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        (["/nowhere/program"], "cannot be started (FileNotFoundError)"),
-        (["sh", "-c", "echo one; echo two >&2; exit 3"], "ended with 3: two"),
-        (["sh", "-c", "sleep 5 & sleep 5"], "no end within notify.timeout_s 0.3"),
+        (["/nowhere/program"], "FileNotFoundError"),
+        (["sh", "-c", "echo one; echo two >&2; exit 3"], "ended with 3"),
+        (["sh", "-c", "sleep 5 & sleep 5"], "TimeoutExpired"),
     ],
 )
-def test_a_program_that_fails_or_hangs_is_said_once(command, reason, tmp_path, caplog):
-    spec = make_spec(tmp_path, command=command, timeout_s=0.3)
+def test_a_program_that_fails_or_hangs_is_said_once(
+    command, reason, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(notify, "WAIT_S", 0.3)
+    spec = make_spec(tmp_path, command=command)
     began = time.monotonic()
     tell_end(make_run(spec), spec)
     assert time.monotonic() - began < 3
@@ -249,7 +248,7 @@ def test_a_run_keeps_nothing_of_whom_it_tells(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("notify", "reason"),
+    ("setting", "reason"),
     [
         ("url: ntfy.example.org/mine", "is not a web address"),
         ("url: file:///etc/passwd", "is not a web address"),
@@ -257,12 +256,11 @@ def test_a_run_keeps_nothing_of_whom_it_tells(tmp_path):
         ("url: https://me:s3cret@example.org/", "has a password in its address"),
         ("command: mail me", "it must be a list"),
         ("command: []", "at least 1 value"),
-        ("timeout_s: 0", "above 0"),
     ],
 )
-def test_what_nobody_could_be_told_by_is_refused(notify, reason, tmp_path):
+def test_what_nobody_could_be_told_by_is_refused(setting, reason, tmp_path):
     file = tmp_path / "exp.yaml"
-    file.write_text(f"notify:\n  {notify}\nsweep: {json.dumps(SWEEP)}\n")
+    file.write_text(f"notify:\n  {setting}\nsweep: {json.dumps(SWEEP)}\n")
     with pytest.raises(ConfigError) as raised:
         load_sweep(file)
     assert reason in str(raised.value)
@@ -271,21 +269,21 @@ def test_what_nobody_could_be_told_by_is_refused(notify, reason, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("notify", "reason"),
+    ("setting", "reason"),
     [
         ({"url": "${NO_SUCH_VARIABLE}"}, "the environment has no NO_SUCH_VARIABLE"),
         ({"url": "${HOME}"}, "is not a web address"),
         ({"command": ["no-such-program"]}, "no-such-program is no program"),
     ],
 )
-def test_who_cannot_be_told_is_found_before_the_start(notify, reason, tmp_path):
-    (fault,) = find_faults(make_spec(tmp_path, **notify))
+def test_who_cannot_be_told_is_found_before_the_start(setting, reason, tmp_path):
+    (fault,) = find_faults(make_spec(tmp_path, **setting))
     assert reason in str(fault)
 
 
 def test_a_plan_tells_nobody(tmp_path):
     file = tmp_path / "exp.yaml"
-    notify = {"command": ["sh", "-c", f"touch {tmp_path}/told"]}
-    file.write_text(json.dumps({"storage": str(tmp_path), "sweep": SWEEP, "notify": notify}))
+    touch = {"command": ["sh", "-c", f"touch {tmp_path}/told"]}
+    file.write_text(json.dumps({"storage": str(tmp_path), "sweep": SWEEP, "notify": touch}))
     assert run(["sweep", str(file), "--plan"]) == 0
     assert not (tmp_path / "told").exists()
