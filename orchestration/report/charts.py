@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,14 +25,6 @@ from orchestration.report.stats import Curves, ImportanceStudy, Standing, thin_o
 BLUE, ORANGE, GREY, RED = "#0072B2", "#D55E00", "#9a9a9a", "#B00020"
 HIGHLIGHTS = (ORANGE, BLUE, "#009E73", "#CC79A7", "#56B4E9")
 """Colours that colour-blind people can tell apart."""
-STATUS_COLOURS: dict[str, str] = {
-    "finished": BLUE,
-    "stopped": GREY,
-    "failed": RED,
-    "interrupted": "#CC79A7",
-    "running": "#009E73",
-    "created": "#56B4E9",
-}
 DASHES = ("-", "--", ":", "-.")
 """With which the same colours stand for more trials."""
 MANY_NAMED = len(HIGHLIGHTS)
@@ -283,60 +274,6 @@ def draw_slice(table: SweepTable, name: str, domain: Domain | None) -> Figure:
         axes.set_xscale("log")
     axes.set(xlabel=figure_label(name), ylabel=table.metric)
     return figure
-
-
-def draw_history(table: SweepTable) -> Figure:
-    """The metric of the trials in the order of their start, and the best value so far as a line."""
-    figure, axes = _figure(5.2, 3.4)
-    valued = [row for row in by_start(table.rows) if row.value is not None]
-    values = _values(valued)
-    faces = [BLUE if row.status == "finished" else "none" for row in valued]
-    edges = [BLUE if row.status == "finished" else GREY for row in valued]
-    places = range(1, len(values) + 1)
-    axes.scatter(places, values, s=22, facecolors=faces, edgecolors=edges, linewidths=1)
-    pick = max if table.criterion.mode == "max" else min
-    axes.step(
-        places, list(itertools.accumulate(values, pick)), where="post", color=ORANGE, linewidth=1.8
-    )
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set(xlabel="trials with a value, by their start", ylabel=table.metric)
-    return figure
-
-
-def draw_timeline(table: SweepTable, now: float) -> Figure:
-    """A bar for each trial from its start to its end, or to `now` [s since 1970]; colours tell how it ended."""
-    figure, axes = _figure(5.2, 3.4)
-    rows = by_start(table.rows)
-    began = min(row.created for row in rows)
-    ends = [row.ended or now for row in rows]
-    unit, length = next(
-        (unit, length)
-        for unit, length in (("h", 3600.0), ("min", 60.0), ("s", 1.0))
-        if max(ends) - began > 1.5 * length or unit == "s"
-    )
-    # bars touch where there are few, and stay visible where there are many
-    width = min(8.0, max(0.6, 180 / len(rows)))
-    for status, colour in STATUS_COLOURS.items():
-        places = [place for place, row in enumerate(rows, start=1) if row.status == status]
-        if places:
-            axes.hlines(
-                places,
-                [(rows[place - 1].created - began) / length for place in places],
-                [(ends[place - 1] - began) / length for place in places],
-                color=colour,
-                linewidth=width,
-                label=f"{len(places)} {status}",
-            )
-    axes.invert_yaxis()  # the first one on top
-    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set(xlabel=f"time since the first trial began [{unit}]", ylabel="trials by their start")
-    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
-    return figure
-
-
-def by_start(rows: Sequence[TrialStatus]) -> list[TrialStatus]:
-    """Trials in the order in which they began."""
-    return sorted(rows, key=lambda row: (row.created, row.id))
 
 
 def draw_front(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,7 +51,7 @@ def draw_all(
 ) -> dict[str, dict[str, ReportPicture]]:
     """All pictures of a report by group and name, files in `output` too; those that cannot be drawn are left out.
 
-    `charts` may have `curves`, `history`, `timeline`, `parallel` and `importance`; `slices` are the metric against each
+    `charts` may have `curves`, `parallel` and `importance`; `slices` are the metric against each
     setting alone, `fronts` against each other metric, `panels` what the best and the median trial see.
     """
     return {
@@ -84,15 +83,6 @@ def _charts(record: SweepRecord, study: ImportanceStudy) -> Iterator[Plan]:
         leader = f"; best is {best.label} with {best.outcome}" if best else ""
         alt = f"Learning curves: {metric} over the steps of {num_trials} trials{leader}."
         yield "curves", draw, alt
-    if best is not None and num_trials > 1:
-        alt = (
-            f"{metric} of {num_trials} trials in the order of their start; best is {best.outcome}."
-        )
-        yield "history", partial(png_of, charts.draw_history, table), alt
-    if table.rows:
-        counts = ", ".join(f"{count} {status}" for status, count in record.counts.items())
-        draw = partial(png_of, charts.draw_timeline, table, time.time())
-        yield "timeline", draw, f"When each trial began and ended: {counts}."
     if best is not None and table.names:
         draw = partial(png_of, charts.draw_parallel, table, record.spec.sweep.space)
         axes = f"{', '.join(table.names)} and {metric}"

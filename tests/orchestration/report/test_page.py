@@ -25,10 +25,8 @@ from orchestration.report import stats as report_stats
 from orchestration.report.charts import (
     NOT_APPLYING,
     draw_curves,
-    draw_history,
     draw_parallel,
     draw_slice,
-    draw_timeline,
     png_of,
 )
 from orchestration.report.page import PAGE, commands_for, try_report, write_report
@@ -187,7 +185,7 @@ def test_the_page_is_whole_and_asks_for_nothing(seeded, tmp_path):
     asks = r"url\(|@import|<script[^>]* src|<link (?!rel=.icon)|fetch\(|XMLHttpRequest|import\("
     assert not re.search(asks, text)
     images = re.findall(r"<img [^>]*>", text)
-    assert len(images) == 9
+    assert len(images) == 7
     assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
     for name in ("curves", "parallel", "importance", "slice-qam.k_top"):
         with Image.open(page.with_name(f"{name}.png")) as picture:
@@ -231,35 +229,6 @@ def test_the_page_names_failures_stops_costs_and_commands(tmp_path):
     assert (
         cost.steps == sum(each.step for each in record.table.rows) < cost.steps_planned == 60 * 240
     )
-
-
-def test_the_best_value_so_far_and_the_times_of_trials_as_worked_by_hand():
-    times = [(100.0, 400.0), (0.0, 300.0), (200.0, None), (300.0, 500.0)]
-    about = [("finished", 0.2), ("finished", 0.4), ("running", 0.3), ("failed", None)]
-    rows = [
-        replace(row(number, value, status), created=created, ended=ended)
-        for number, ((created, ended), (status, value)) in enumerate(
-            zip(times, about, strict=True)
-        )
-    ]
-    for mode, best in (("max", [0.4, 0.4, 0.4]), ("min", [0.4, 0.2, 0.2])):
-        (axes,) = draw_history(SweepTable(Criterion("m", mode), rows)).axes
-        dots = [y for _, y in axes.collections[0].get_offsets().tolist()]
-        assert (dots, axes.lines[0].get_ydata().tolist()) == ([0.4, 0.2, 0.3], best)
-    (axes,) = draw_timeline(SweepTable(Criterion("m"), rows), now=600.0).axes
-    bars = {
-        lines.get_label(): [line.tolist() for line in lines.get_segments()]
-        for lines in axes.collections
-    }
-    # minutes since the first one began; number 1 began first
-    assert bars == {
-        "2 finished": [
-            [pytest.approx([0.0, 1.0]), pytest.approx([5.0, 1.0])],
-            [pytest.approx([5 / 3, 2.0]), pytest.approx([20 / 3, 2.0])],
-        ],
-        "1 failed": [[pytest.approx([5.0, 4.0]), pytest.approx([25 / 3, 4.0])]],
-        "1 running": [[pytest.approx([10 / 3, 3.0]), pytest.approx([10.0, 3.0])]],
-    }
 
 
 def test_prices_are_those_of_the_gpu_hours_of_ended_trials(tmp_path):
@@ -394,7 +363,7 @@ def test_a_picture_that_fails_is_told_and_the_page_is_there_without_it(
     def fail(*args):
         raise ValueError("two $")
 
-    for name in ("curves", "importance", "slice", "history", "timeline"):
+    for name in ("curves", "importance", "slice"):
         monkeypatch.setattr(f"orchestration.report.charts.draw_{name}", fail)
     page = write_report(seeded, tmp_path / "report")
     assert page.read_text().count("<img ") == 1
