@@ -32,8 +32,7 @@ def show(experiment: Experiment, overrides: Overrides = None, as_json: AsJson = 
     from orchestration.config.resolved import leaves
     from orchestration.config.spec import load_run, load_sweep, read_settings
 
-    # of a file without a sweep, for_sweep changes nothing
-    source = read_settings(experiment, overrides or [], for_sweep=True)
+    source = read_settings(experiment, overrides or [])
     spec = (load_sweep if "sweep" in source.values else load_run)(experiment, overrides or [])
     values = spec.model_dump(mode="json")
     origins = {name: _origin(name, spec, source) for name, _ in leaves(values)}

@@ -108,7 +108,7 @@ def _is_plain(values: Any) -> bool:
     return all(isinstance(name, str) and _is_plain(value) for name, value in values.items())
 
 
-_WHOLE = ("sweep.space", "sweep.settings", "sweep.against")
+_WHOLE = ("sweep.space", "sweep.against")
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

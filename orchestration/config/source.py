@@ -110,8 +110,8 @@ def _read_base(path: Path, base: Any, place: str, above: tuple[Path, ...]) -> So
 def override(source: Source, text: str) -> Source:
     """A new source with the `key=value` of a `--set` in place.
 
-    The value is YAML; relative paths in it start at the current folder. Keys below `sweep.space` and `sweep.settings`
-    are setting names with dots: `sweep.space.qam.k_top={choice: [1, 5]}`.
+    The value is YAML; relative paths in it start at the current folder. Keys below `sweep.space` are
+    setting names with dots: `sweep.space.qam.k_top={choice: [1, 5]}`.
     """
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not re.fullmatch(r"[\w/-]+(\.[\w/-]+)*", key):
@@ -121,7 +121,7 @@ def override(source: Source, text: str) -> Source:
     if len(path) > MAX_DEPTH:
         rule = f"there are {MAX_DEPTH} at most"
         raise ConfigError(f"--set {key[:60]}…: names {len(path)} groups in a row; {rule}")
-    if path[:2] in (("sweep", "space"), ("sweep", "settings")) and len(path) > 2:
+    if path[:2] == ("sweep", "space") and len(path) > 2:
         path = (*path[:2], ".".join(path[2:]))
     label = f"--set {key}"
     parsed, inner = _parse(value, label, folder=Path.cwd(), path=path)

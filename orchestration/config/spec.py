@@ -162,8 +162,6 @@ class SweepConfig(Config):
     """Trials at the same time; null: as many as the resources hold."""
     seeds: list[NonNegativeInt] = Field([0], min_length=1)
     """Values of train.seed."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Setting name -> value that the sweep uses instead of the file's own, such as fewer `train.steps`."""
     space: dict[str, Domain] = Field(default_factory=dict)
     """Setting name (as in `qam.iou_thr`) -> domain, or a free name -> groups of settings that move together."""
     points: list[dict[str, Any]] = Field(default_factory=list)
@@ -405,48 +403,22 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
     Raises:
         ConfigError: anything wrong with file or overrides, one line for each fault.
     """
-    source = read_settings(path, overrides, for_sweep=True)
+    source = read_settings(path, overrides)
     spec = _build_spec(SweepSpec, source)
     _check_space(spec, source)
     points = whole_points(spec, source)
     return spec.model_copy(update={"sweep": spec.sweep.model_copy(update={"points": points})})
 
 
-def read_settings(path: Path, overrides: Sequence[str] = (), *, for_sweep: bool = False) -> Source:
+def read_settings(path: Path, overrides: Sequence[str] = ()) -> Source:
     """File and overrides as one nested dict with absolute paths; nothing is validated yet.
-
-    With `for_sweep`, the values of `sweep.settings` are put in place, where overrides win over them. The group itself
-    is empty in the result, so that reading the result again changes nothing.
 
     Relative paths belong to the file that names them; in `--set`, and for the default `storage`, to the current folder.
     """
-    source = read_source(path)
-    if for_sweep:
-        # twice: overrides can change `sweep.settings`, and win over them below
-        source = _use_sweep_settings(source, functools.reduce(override, overrides, source))
-    source = functools.reduce(override, overrides, source)
+    source = functools.reduce(override, overrides, read_source(path))
     # `qam:` and nothing below
     values = {name: value for name, value in source.values.items() if value is not None}
-    if for_sweep and _sweep_settings(source):
-        values = assign(values, ("sweep", "settings"), {})
     return Source(source.name, {"storage": str(Path.cwd() / "runs"), **values}, source.places)
-
-
-def _use_sweep_settings(source: Source, overridden: Source) -> Source:
-    """The source with the `sweep.settings` in place that it has with its overrides."""
-    values, places = source.values, dict(source.places)
-    for name, value in _sweep_settings(overridden).items():
-        path = tuple(str(name).split("."))
-        values = assign(values, path, value)
-        places[path] = overridden.place(("sweep", "settings", str(name)))
-    return Source(source.name, values, places)
-
-
-def _sweep_settings(source: Source) -> dict[str, Any]:
-    """Empty where they are absent, or wrong and refused later."""
-    sweep = source.values.get("sweep")
-    settings = sweep.get("settings") if isinstance(sweep, dict) else None
-    return settings if isinstance(settings, dict) else {}
 
 
 Spec = TypeVar("Spec", bound=RunSpec)

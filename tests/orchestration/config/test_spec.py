@@ -440,60 +440,11 @@ def test_resolved_settings_load_again_to_the_same_spec(write: Write, tmp_path: P
     assert load_sweep(resolved) == spec
 
 
-def test_a_sweep_uses_its_own_settings_a_run_does_not_and_set_wins(tmp_path):
-    path = tmp_path / "e.yaml"
-    path.write_text(
-        "train: {steps: 100}\n"
-        "sweep: {settings: {train.steps: 10, qam.k_top: 3}, space: {qam.iou_thr: {choice: [0.5]}}}\n"
-    )
-    assert load_run(path).train.steps == 100
-    assert load_sweep(path).train.steps == 10
-    assert load_sweep(path, ["train.steps=7"]).train.steps == 7
-    assert load_sweep(path).trial({"qam.iou_thr": 0.5}, 0).qam.k_top == 3
-
-
 @pytest.mark.parametrize("name", ["1e9", "1e-4", "012", "1_000", "on", "null", "1.", "2001-01-01"])
 def test_names_that_look_like_other_values_load_again_as_names(tmp_path: Path, name: str):
     path = tmp_path / "config.yaml"
     path.write_text(dump_resolved(RunSpec(name=name)))
     assert load_run(path).name == name
-
-
-def test_the_resolved_settings_of_a_sweep_load_again_to_the_same_where_set_wins(
-    write: Write, tmp_path: Path
-):
-    path = write(
-        "train: {steps: 10}\nsweep: {settings: {train.steps: 100}, space: {qam.k_top: {choice: [1]}}}\n"
-    )
-    for overrides, steps in (
-        ([], 100),
-        (["train.steps=7"], 7),
-        (["train={batch_size: 4}"], 90_000),
-    ):
-        spec = load_sweep(path, overrides)
-        resolved = tmp_path / "resolved.yaml"
-        resolved.write_text(dump_resolved(spec), encoding="utf-8")
-        assert spec.train.steps == steps
-        assert load_sweep(resolved) == spec
-
-
-def test_set_changes_the_settings_of_a_sweep(write: Write):
-    path = write(
-        "sweep: {settings: {train.steps: 100, qam.k_min: 2}, space: {qam.iou_thr: {choice: [0.5]}}}\n"
-    )
-    replaced = load_sweep(path, ["sweep.settings={train.steps: 50}"])
-    assert (replaced.train.steps, replaced.qam.k_min) == (50, 5)
-    one = load_sweep(path, ["sweep.settings.train.steps=50"])
-    assert (one.train.steps, one.qam.k_min) == (50, 2)
-
-
-def test_an_unknown_name_among_a_sweeps_settings_is_refused_with_its_line(tmp_path):
-    path = tmp_path / "e.yaml"
-    path.write_text(
-        "sweep:\n  settings: {train.step: 10}\n  space: {qam.iou_thr: {choice: [0.5]}}\n"
-    )
-    with pytest.raises(ConfigError, match=r"e\.yaml:2.*train\.step.*steps"):
-        load_sweep(path)
 
 
 def test_a_file_may_take_over_the_settings_of_another(write: Write, tmp_path: Path):
