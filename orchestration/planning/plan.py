@@ -20,7 +20,7 @@ from orchestration.config.space import count_settings
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.planning import preflight
 from orchestration.planning.cores import count_cpus
-from orchestration.planning.estimate import BACKBONE_COSTS, Estimate, estimate, estimate_on_cpu
+from orchestration.planning.estimate import estimate_step
 from orchestration.record.find_runs import list_runs
 from orchestration.record.journal import count_ended
 from orchestration.record.origin import check_same_data, look_at_data
@@ -79,10 +79,6 @@ class Plan:
     """Hours of all GPUs together, if no trial is stopped early; None without GPUs, or without a time."""
     price: float | None
     """What they cost; None without `resources.price_per_gpu_hour`."""
-    gpu_bytes: float | None
-    """Peak memory of each worker's GPU."""
-    gpu_basis: str
-    """Where that comes from; empty without GPUs."""
     disk_bytes: int | None
     """Checkpoints of all trials to be run: the best and the last two of each."""
     disk_basis: str
@@ -111,16 +107,9 @@ def make_plan(spec: RunSpec, *, ended: int = 0) -> Plan:
     concurrency = _concurrency(spec, trials)
     earlier = list(_earlier_runs(spec))
     step_s, time_basis = _step_time(earlier)
-    card = None
-    if spec.resources.gpus_per_worker and not preflight.uses_cluster(spec):
-        card = preflight.name_gpu()
-    guess = estimate(spec, aspect=train.aspect, card=card)
     # what was measured here says more than any estimate
-    if step_s is None and guess is not None:
-        step_s, time_basis = guess.step_s, guess.basis
-    by_size = estimate_on_cpu(spec, aspect=train.aspect) if step_s is None else None
-    if by_size is not None:
-        step_s, time_basis = by_size
+    if step_s is None and (guess := estimate_step(spec, aspect=train.aspect)) is not None:
+        step_s, time_basis = guess
     seconds = None
     if step_s is not None and concurrency is not None:
         # in rounds, as trials of equal length come
@@ -151,8 +140,6 @@ def make_plan(spec: RunSpec, *, ended: int = 0) -> Plan:
         time_basis=time_basis,
         gpu_h=gpu_h,
         price=price,
-        gpu_bytes=None if guess is None else guess.gpu_bytes,
-        gpu_basis=_gpu_basis(spec, guess),
         disk_bytes=None if checkpoint_bytes is None else checkpoint_bytes * left,
         disk_basis=disk_basis,
         free_bytes=preflight.free_bytes(spec.storage),
@@ -218,15 +205,6 @@ def _mean_aspect(images: list[dict[str, Any]]) -> float | None:
     return fmean(max(size) / min(size) for size in sizes)
 
 
-def _gpu_basis(spec: RunSpec, guess: Estimate | None) -> str:
-    if guess is not None:
-        return guess.basis
-    if not spec.resources.gpus_per_worker:
-        return ""
-    known = ", ".join(BACKBONE_COSTS)
-    return f"unknown: {spec.model.backbone} is none of {known}, whose work is on record"
-
-
 def _concurrency(spec: RunSpec, trials: int) -> int | None:
     if not isinstance(spec, SweepSpec):
         return 1
@@ -289,9 +267,6 @@ def plan_rows(plan: Plan) -> list[tuple[str, Any]]:
     )
     ended = f", of which {plan.ended} have ended" if plan.ended else ""
     time = "" if plan.seconds is None else f"about {show_duration(plan.seconds)}, "
-    memory = (
-        "" if plan.gpu_bytes is None else f"about {show_bytes(plan.gpu_bytes)} for each worker, "
-    )
     disk = (
         "" if plan.disk_bytes is None else f"about {show_bytes(plan.disk_bytes)}, as measured in "
     )
@@ -309,7 +284,6 @@ def plan_rows(plan: Plan) -> list[tuple[str, Any]]:
         ("steps", f"{plan.steps}{epochs}"),
         ("time", time + plan.time_basis),
         *([("price", _price_text(plan))] if plan.price is not None else []),
-        *([("GPU memory", memory + plan.gpu_basis)] if plan.gpu_basis else []),
         ("disk", f"{disk}{plan.disk_basis}; {show_bytes(plan.free_bytes)} free"),
         ("storage", shown(plan.storage)),
     ]

@@ -18,7 +18,6 @@ from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import take_fingerprint
 from boxseg.data.misfits import find_misfits, find_shared
 from boxseg.errors import BoxSegError, CheckpointError, ConfigError, DataError
-from orchestration.config.domain import Choice, corners
 from orchestration.config.space import count_settings, possible_values
 from orchestration.config.spec import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, SweepSpec
 from orchestration.errors import ResourceError
@@ -59,7 +58,6 @@ def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
         _check_room,
         lambda spec: check_storage(spec.storage),
         _check_weights,
-        _check_score_thr,
         _check_lengths,
         fetch_annotations,
         _check_train_data,
@@ -150,31 +148,17 @@ def count_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len(_list_gpus())
-
-
-def name_gpu() -> str | None:
-    """The name of the first NVIDIA GPU of this machine, as its driver tells it; None without."""
-    listed = _list_gpus()  # as in "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-…)"
-    return listed[0].partition(": ")[2].partition(" (UUID")[0] if listed else None
-
-
-def _list_gpus() -> list[str]:
-    """A line for each GPU; none where the driver does not answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return []
+        return 0
     try:
         ended = subprocess.run(
-            [tool, "-L"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
+            [tool, "-L"], capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
-        return []
-    return [line for line in ended.stdout.splitlines() if line.startswith("GPU ")]
+        return 0
+    # as in "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-…)"
+    return sum(line.startswith("GPU ") for line in ended.stdout.splitlines())
 
 
 def concurrency(spec: SweepSpec, nodes: Sequence[Mapping[str, float]]) -> int:
@@ -296,32 +280,6 @@ def _starts(spec: RunSpec) -> Iterator[RunSpec]:
         yield spec
     for value in starts:
         yield spec.starting_from(None if value is None else Path(str(value)))
-
-
-def _check_score_thr(spec: RunSpec) -> None:
-    """Scores of candidates exceed sqrt(teacher.cand_score_thr) by themselves: thresholds up to there are alike.
-
-    Source: `docs/method.md#ranking`.
-    """
-    space = spec.sweep.space if isinstance(spec, SweepSpec) else {}
-    domain, floors = space.get("qam.score_thr"), space.get("teacher.cand_score_thr")
-    if domain is None:
-        return
-    least_score = spec.teacher.cand_score_thr
-    if floors:
-        least_score = min(float(value) for value in corners(floors))
-    floor = math.sqrt(least_score)
-    if isinstance(domain, Choice):
-        thresholds = sorted({float(value) for value in domain.choice})
-    else:
-        thresholds = [min(corners(domain)), floor]
-    alike = [value for value in thresholds if value <= floor]
-    if len(set(alike)) > 1:
-        raise ConfigError(
-            f"sweep.space: qam.score_thr from {alike[0]:g} to {alike[-1]:g} trains alike: "
-            "teacher.cand_score_thr leaves only candidates with scores above its root, "
-            f"{floor:.4g}; keep one value up to there"
-        )
 
 
 def _check_lengths(spec: RunSpec) -> None:

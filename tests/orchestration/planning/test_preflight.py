@@ -20,7 +20,6 @@ from orchestration.planning.preflight import (
     count_gpus,
     find_faults,
     free_bytes,
-    name_gpu,
     runner_of,
     warnings,
 )
@@ -140,17 +139,15 @@ def test_hidden_gpus_do_not_count(monkeypatch: pytest.MonkeyPatch, visible: str,
     assert count_gpus() == count
 
 
-def test_gpus_are_counted_and_named_by_their_driver(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_gpus_are_counted_by_their_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin:/bin")
-    assert (count_gpus(), name_gpu()) == (0, None)
+    assert count_gpus() == 0
     tool = tmp_path / "nvidia-smi"
     lines = "\n".join(f"GPU {number}: NVIDIA X-9 80GB (UUID: GPU-{number})" for number in (0, 1))
     tool.write_text(f"#!/bin/sh\necho '{lines}'\n")
     tool.chmod(0o755)
-    assert (count_gpus(), name_gpu()) == (2, "NVIDIA X-9 80GB")
+    assert count_gpus() == 2
 
 
 def test_storage_below_a_file_is_refused(tmp_path: Path):
@@ -365,53 +362,13 @@ def test_a_sweep_by_mask_ap_needs_masks_and_one_by_box_ap_does_not(
     check(RunSpec.model_validate(values))
 
 
-@pytest.mark.parametrize(
-    ("domain", "floors", "refused"),
-    [
-        ({"choice": [0.1, 0.2, 0.3]}, None, True),
-        ({"choice": [0.1, 0.3, 0.4, 0.5]}, None, False),
-        # quoted, which settings take for numbers
-        ({"choice": ["0.1", 0.2]}, {"choice": ["0.09"]}, True),
-        # 0.3 squared: no candidate is weaker
-        ({"choice": [0.1, 0.3]}, {"choice": [0.09, 0.2]}, True),
-        ({"choice": [0.1, 0.3]}, {"uniform": [0.02, 0.2]}, False),
-        ({"uniform": [0.1, 0.5]}, None, True),
-        ({"uniform": [0.2237, 0.5]}, None, False),
-        ({"uniform": [0.1, 0.5]}, {"loguniform": [0.01, 0.2]}, False),
-    ],
-)
-def test_a_sweep_over_score_thresholds_without_effect_is_refused(
-    tmp_path: Path, domain: dict[str, Any], floors: dict[str, Any] | None, refused: bool
-):
-    space = {"qam.score_thr": domain} | ({"teacher.cand_score_thr": floors} if floors else {})
-    spec = SweepSpec.model_validate(
-        {"name": "t", "storage": tmp_path / "runs", "sweep": {"space": space}}
-    )
-    if not refused:
-        check(spec)
-        return
-    error = refusal(spec)
-    assert isinstance(error, ConfigError)
-    assert "qam.score_thr from 0.1 to" in str(error)
-    assert "teacher.cand_score_thr" in str(error)
-
-
-def test_a_plan_for_gpus_estimates_time_and_memory_and_says_from_what(tmp_path: Path):
-    spec = make_spec(
-        tmp_path, train={"steps": 1000}, resources={"gpus_per_worker": 1, "address": "ray://far"}
-    )
-    plan = make_plan(spec)
+def test_a_plan_for_gpus_estimates_the_time_and_says_from_what(tmp_path: Path):
+    gpus = {"gpus_per_worker": 1, "address": "ray://far"}
+    plan = make_plan(make_spec(tmp_path, train={"steps": 1000}, resources=gpus))
     assert plan.seconds is not None
-    assert plan.gpu_bytes is not None
     assert "released VOC run" in plan.time_basis
-    assert "may be off by" in plan.gpu_basis
-    unknown = make_plan(
-        spec.model_copy(
-            update={"model": spec.model.model_copy(update={"backbone": "timm/regnety_004"})}
-        )
-    )
-    assert unknown.gpu_bytes is None
-    assert "timm/regnety_004 is none of resnet18" in unknown.gpu_basis
+    unknown = make_spec(tmp_path, resources=gpus, model={"backbone": "timm/regnety_004"})
+    assert make_plan(unknown).seconds is None
 
 
 @pytest.mark.parametrize("kind", [RunSpec, SweepSpec])
