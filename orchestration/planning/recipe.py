@@ -121,6 +121,10 @@ class ChosenValue:
     """One sentence; empty where it goes with the choice before."""
 
 
+Row = tuple[str, Any, str]
+"""Name, value and reason of a chosen setting."""
+
+
 @dataclass(frozen=True)
 class Times:
     """What a recipe should take on a machine [s]."""
@@ -239,33 +243,30 @@ def make_recipe(
         ConfigError: an override is malformed.
     """
     times = _plan_times(machine, minutes=minutes, step_s=step_s, label_boxes=label_boxes)
-    choices = [
-        ChosenValue("name", name, ""),
+    rows: list[Row] = [
+        ("name", name, ""),
         *_data_choices(train, machine),
-        *_model_choices(),
+        *MODEL,
         *_train_choices(fingerprint, machine, times, minutes),
         *_method_choices(fingerprint),
         *_resource_choices(machine),
     ]
     if storage:
-        choices.append(ChosenValue("storage", storage, ""))
+        rows.append(("storage", storage, ""))
     file_name = train.annotations.name
     title = [
         f"Chosen for {file_name}; what each value rests on is told in docs/recipes.md.",
         *(f"{name}: {text}" for name, text in fingerprint.rows()),
         f"machine: {machine}",
     ]
+    choices = [ChosenValue(*row) for row in rows]
     recipe = Recipe(title, _with_overrides(choices, overrides), times)
     # the number of updates may have been asked for
     return replace(recipe, times=replace(times, train_s=recipe.steps * times.step_s))
 
 
 def _plan_times(
-    machine: Machine,
-    *,
-    minutes: float | None,
-    step_s: float | None,
-    label_boxes: int,
+    machine: Machine, *, minutes: float | None, step_s: float | None, label_boxes: int
 ) -> Times:
     basis = "an update was timed here"
     if step_s is None:
@@ -287,135 +288,110 @@ def _two_digits(number: float) -> int:
     return math.floor(number / 10**digits) * 10**digits
 
 
-def _data_choices(train: CocoSource, machine: Machine) -> Iterator[ChosenValue]:
-    yield ChosenValue(
-        "data.train.images",
-        str(train.images.absolute()),
-        "The boxes are all that is learnt from.",
-    )
-    yield ChosenValue("data.train.annotations", str(train.annotations.absolute()), "")
+def _data_choices(train: CocoSource, machine: Machine) -> Iterator[Row]:
+    reason = "The boxes are all that is learnt from."
+    yield "data.train.images", str(train.images.absolute()), reason
+    yield "data.train.annotations", str(train.annotations.absolute()), ""
     reason = (
         "Boxes have no masks to measure with, so none are held out: "
         "a look at a few images tells that some are found."
     )
-    yield ChosenValue("data.val.images", str(train.images.absolute()), reason)
-    yield ChosenValue("data.val.annotations", str(train.annotations.absolute()), "")
-    yield ChosenValue("data.max_val_images", EVAL_IMAGES, "")
+    yield "data.val.images", str(train.images.absolute()), reason
+    yield "data.val.annotations", str(train.annotations.absolute()), ""
+    yield "data.max_val_images", EVAL_IMAGES, ""
     if machine.gpus:
         # one core is left to the training process
         workers = max(1, min(8, machine.cores - 1))
-        yield ChosenValue("data.loader_workers", workers, "The GPU is not to wait for images.")
+        yield "data.loader_workers", workers, "The GPU is not to wait for images."
 
 
-def _model_choices() -> Iterator[ChosenValue]:
-    yield ChosenValue(
-        "model.backbone",
-        "efficientnet_lite0",
-        "Its ImageNet weights come with the installation.",
-    )
-    yield ChosenValue(
+MODEL: tuple[Row, ...] = (
+    ("model.backbone", "efficientnet_lite0", "Its ImageNet weights come with the installation."),
+    (
         "model.frozen_stages",
         3,
         "Early stages serve all pictures; the fewer learn, the faster an update.",
-    )
-    yield ChosenValue("model.channels", 64, "Small heads learn in the few updates that there are.")
-    yield ChosenValue("model.tower_convs", 2, "")
-    yield ChosenValue("cond.branch_channels", 64, "")
-    yield ChosenValue("cond.branch_convs", 2, "")
-    yield ChosenValue("cond.max_per_image", 32, "")
+    ),
+    ("model.channels", 64, "Small heads learn in the few updates that there are."),
+    ("model.tower_convs", 2, ""),
+    ("cond.branch_channels", 64, ""),
+    ("cond.branch_convs", 2, ""),
+    ("cond.max_per_image", 32, ""),
+)
+SOLVER: tuple[Row, ...] = (
+    ("solver.optimizer", "adamw", "Learns in hundreds of updates, not in ten thousands."),
+    ("solver.lr", 0.001, ""),
+    ("solver.weight_decay", 0.01, ""),
+    ("solver.backbone_lr_scale", 0.1, "What ImageNet taught is to change slowly."),
+    ("solver.schedule", "cosine", ""),
+    ("solver.warmup", 0.05, ""),
+    ("boxinst.warmup", 0.3, "Colours have a say once masks are where their boxes are."),
+)
 
 
 def _train_choices(
-    fingerprint: Fingerprint,
-    machine: Machine,
-    times: Times,
-    minutes: float | None,
-) -> Iterator[ChosenValue]:
+    fingerprint: Fingerprint, machine: Machine, times: Times, minutes: float | None
+) -> Iterator[Row]:
     """How long is trained, what is seen of the images, and what is saved."""
     steps = round(times.train_s / times.step_s)
     yield from _length_choices(steps, times, minutes)
     yield from _batch_choices(machine)
     yield from _view_choices(fingerprint)
     yield from _saving_choices(steps, times)
-    yield ChosenValue("train.channels_last", True, "Faster with this backbone.")
+    yield "train.channels_last", True, "Faster with this backbone."
     if machine.has_bf16 and not machine.gpus:
         reason = (
             "This processor has bf16: an update takes two thirds of the time, and learns as much."
         )
-        yield ChosenValue("train.precision", "bf16", reason)
+        yield "train.precision", "bf16", reason
 
 
-def _length_choices(steps: int, times: Times, minutes: float | None) -> Iterator[ChosenValue]:
+def _length_choices(steps: int, times: Times, minutes: float | None) -> Iterator[Row]:
     train_time = f"About {show_duration(times.train_s)}"
     pace = f"{times.step_s:.2g} s for an update ({times.basis})"
     given = "; no time was given"
     if minutes is not None:
         given = f", of {minutes:g} minutes with labelling"
-    yield ChosenValue("train.steps", steps, f"{train_time} at {pace}{given}.")
+    yield "train.steps", steps, f"{train_time} at {pace}{given}."
 
 
-def _batch_choices(machine: Machine) -> Iterator[ChosenValue]:
-    yield ChosenValue(
-        "train.batch_size",
-        BATCH_SIZE,
-        "Windows are small, and in more of them losses are steadier.",
-    )
+def _batch_choices(machine: Machine) -> Iterator[Row]:
+    reason = "Windows are small, and in more of them losses are steadier."
+    yield "train.batch_size", BATCH_SIZE, reason
     if machine.memory_bytes < LEAST_MEMORY:
-        yield ChosenValue(
-            "train.accumulate",
-            2,
-            f"In two parts, as there are {show_bytes(machine.memory_bytes)} of memory.",
-        )
+        reason = f"In two parts, as there are {show_bytes(machine.memory_bytes)} of memory."
+        yield "train.accumulate", 2, reason
 
 
-def _view_choices(fingerprint: Fingerprint) -> Iterator[ChosenValue]:
+def _view_choices(fingerprint: Fingerprint) -> Iterator[Row]:
     """How large images and objects are for the network, in training and in evaluations."""
     sizes = f"{fingerprint.object_px.low:.0f} to {fingerprint.object_px.high:.0f} px"
     reason = f"Windows around objects show boxes of {sizes} at one scale, unlike images."
-    yield ChosenValue("train.window", WINDOW_PX, reason)
-    yield ChosenValue(
-        "train.object_size",
-        list(OBJECT_PX),
-        f"So an object has {OBJECT_PX[0] / 4:.0f} mask cells or more.",
-    )
+    yield "train.window", WINDOW_PX, reason
+    reason = f"So an object has {OBJECT_PX[0] / 4:.0f} mask cells or more."
+    yield "train.object_size", list(OBJECT_PX), reason
     eval_size, max_size = eval_sizes(fingerprint)
     eval_px = sorted(fingerprint.sides.sizes_at(eval_size, max_size))
     at_eval = float(eval_px[fingerprint.boxes // 2])
     reason = f"In whole images of this short side the median object has {at_eval:.0f} px."
-    yield ChosenValue("train.eval_size", eval_size, reason)
-    yield ChosenValue("train.max_size", max_size, "")
+    yield "train.eval_size", eval_size, reason
+    yield "train.max_size", max_size, ""
     if max_size > 2 * EVAL_TILE:
-        yield ChosenValue(
-            "train.eval_tile",
-            EVAL_TILE,
-            "Larger images are looked at in tiles, whatever memory there is.",
-        )
+        reason = "Larger images are looked at in tiles, whatever memory there is."
+        yield "train.eval_tile", EVAL_TILE, reason
 
 
-def _saving_choices(steps: int, times: Times) -> Iterator[ChosenValue]:
+def _saving_choices(steps: int, times: Times) -> Iterator[Row]:
     """What is evaluated, saved and drawn, and when."""
-    yield ChosenValue(
-        "train.eval_every",
-        steps,
-        "Evaluated at the end alone: time is better spent on training.",
-    )
+    reason = "Evaluated at the end alone: time is better spent on training."
+    yield "train.eval_every", steps, reason
     saves = max(round(SAVE_EVERY_S / times.step_s), 1)
-    yield ChosenValue(
-        "train.save_every",
-        min(saves, steps),
-        "Saved now and then, so that a kill costs little.",
-    )
-    yield ChosenValue(
-        "train.evaluate",
-        "teacher",
-        "The mean of the student's last states, and steadier than any of them.",
-    )
-    yield ChosenValue(
-        "train.collapse_fill",
-        None,
-        "Nothing is saved by an alarm at the end; labels tell of filled boxes.",
-    )
-    yield ChosenValue("train.panels", 0, "The review page shows more.")
+    yield "train.save_every", min(saves, steps), "Saved now and then, so that a kill costs little."
+    reason = "The mean of the student's last states, and steadier than any of them."
+    yield "train.evaluate", "teacher", reason
+    reason = "Nothing is saved by an alarm at the end; labels tell of filled boxes."
+    yield "train.collapse_fill", None, reason
+    yield "train.panels", 0, "The review page shows more."
 
 
 def eval_sizes(fingerprint: Fingerprint) -> tuple[int, int]:
@@ -430,35 +406,23 @@ def eval_sizes(fingerprint: Fingerprint) -> tuple[int, int]:
     return eval_size, max(32 * math.ceil(eval_size * aspect / 32), WHOLE_SIZE)
 
 
-def _method_choices(fingerprint: Fingerprint) -> Iterator[ChosenValue]:
-    yield ChosenValue(
-        "solver.optimizer",
-        "adamw",
-        "Learns in hundreds of updates, not in ten thousands.",
-    )
-    yield ChosenValue("solver.lr", 0.001, "")
-    yield ChosenValue("solver.weight_decay", 0.01, "")
-    yield ChosenValue("solver.backbone_lr_scale", 0.1, "What ImageNet taught is to change slowly.")
-    yield ChosenValue("solver.schedule", "cosine", "")
-    yield ChosenValue("solver.warmup", 0.05, "")
-    yield ChosenValue(
-        "boxinst.warmup", 0.3, "Colours have a say once masks are where their boxes are."
-    )
+def _method_choices(fingerprint: Fingerprint) -> Iterator[Row]:
+    yield from SOLVER
     colours = fingerprint.colours
     if colours is not None and colours.contrast < PLAIN_CONTRAST:
         contrast = f"{colours.contrast:.1f}"
         reason = f"Objects differ by {contrast} from what is around them, so less counts as alike."
-        yield ChosenValue("boxinst.color_thr", color_threshold(colours.contrast), reason)
+        yield "boxinst.color_thr", color_threshold(colours.contrast), reason
 
 
-def _resource_choices(machine: Machine) -> Iterator[ChosenValue]:
+def _resource_choices(machine: Machine) -> Iterator[Row]:
     reason = "All that this machine has, in the command's own process."
     if machine.cores > MOST_CORES:
         reason = f"More than {MOST_CORES} threads have little to do with so small a network."
-    yield ChosenValue("resources.cpus_per_worker", machine.threads, reason)
+    yield "resources.cpus_per_worker", machine.threads, reason
     if machine.gpus:
-        yield ChosenValue("resources.gpus_per_worker", 1, "")
-    yield ChosenValue("resources.runner", "inline", "")
+        yield "resources.gpus_per_worker", 1, ""
+    yield "resources.runner", "inline", ""
 
 
 def _with_overrides(choices: list[ChosenValue], overrides: Sequence[str]) -> list[ChosenValue]:
@@ -483,9 +447,7 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 
 
 def _yaml_lines(
-    values: dict[str, Any],
-    reasons: dict[str, str],
-    path: tuple[str, ...] = (),
+    values: dict[str, Any], reasons: dict[str, str], path: tuple[str, ...] = ()
 ) -> Iterator[str]:
     indent = "  " * len(path)
     for key, value in values.items():
