@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,21 +21,21 @@ from orchestration.tracking.store import (
     move_places,
     open_client,
     recorded_uri,
-    tracking_uri,
 )
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LOCK = ".mlflow.lock"
+OLD_TABLES = "out-of-date database schema"
+"""How MLflow says that an older version made the tables."""
 
 
 def repair(storage: Path) -> Iterator[str]:
     """Bring the MLflow records of all runs of a storage up to date with their folders.
 
-    A damaged SQLite file is set aside and a new one filled; one that an older MLflow made is brought to the present
-    form, with a copy kept; one that was moved names the new place. Runs and experiments that were deleted in MLflow's
-    page come back, and runs that it does not know are copied.
+    A damaged SQLite file is set aside and a new one filled; one that was moved names the new place. Runs and
+    experiments that were deleted in MLflow's page come back, and runs that it does not know are copied.
 
     Args:
         storage: Folder of all runs.
@@ -48,7 +45,7 @@ def repair(storage: Path) -> Iterator[str]:
 
     Raises:
         ConfigError: there are no runs.
-        ResourceError: MLflow does not take some of them.
+        ResourceError: MLflow does not take some of them, or an older MLflow made its tables.
     """
     folders = [RunFolder(status.folder) for status in list_runs(storage)]
     for folder in folders:
@@ -87,7 +84,8 @@ def _repair_file(storage: Path) -> Iterator[str]:
     if not database.exists():
         return
     if not _is_sound(database):
-        aside = _free_name(database, "damaged")
+        number = len(list(storage.glob(f"{DATABASE}.damaged-*"))) + 1
+        aside = database.with_name(f"{DATABASE}.damaged-{number}")
         database.rename(aside)
         # SQLite would apply what these hold to the new file.
         for part in ("-wal", "-shm", "-journal"):
@@ -95,7 +93,6 @@ def _repair_file(storage: Path) -> Iterator[str]:
         yield f"MLflow's file is damaged; it is {aside.name} now, and a new one is made"
         return
     yield from move_places(storage)
-    yield from _upgrade(storage)
 
 
 def _is_sound(database: Path) -> bool:
@@ -108,50 +105,6 @@ def _is_sound(database: Path) -> bool:
         return False
 
 
-def _upgrade(storage: Path) -> Iterator[str]:
-    """Bring the tables to the form that this MLflow needs, if they are of an older one; MLflow may do so when asked."""
-    from mlflow.exceptions import MlflowException
-
-    uri, database = tracking_uri(storage), storage / DATABASE
-    kept = _free_name(database, "before-upgrade")
-    shutil.copy2(database, kept)
-    try:
-        open_client(uri).search_experiments(max_results=1)
-    except MlflowException as error:
-        if "out-of-date database schema" not in str(error):
-            raise ResourceError(f"MLflow ({uri}) does not answer: {error}") from error
-        _run_upgrade(uri, kept)
-    # Nothing was upgraded, so nobody needs the copy.
-    if _version(database) == _version(kept):
-        kept.unlink()
-    else:
-        yield f"MLflow's file was of an older version; it is of this one now, and {kept.name} is as it was"
-
-
-def _run_upgrade(uri: str, kept: Path) -> None:
-    command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        lines = ended.stderr.strip().splitlines() or ["no reason told"]
-        raise ResourceError(
-            f"`mlflow db upgrade {uri}` fails: {lines[-1]}; {kept} is as the file was before, and the MLflow that made "
-            "it reads it"
-        )
-
-
-def _version(database: Path) -> str:
-    """Which form the tables of a file have."""
-    with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection:
-        return str(connection.execute("SELECT version_num FROM alembic_version").fetchall())
-
-
-def _free_name(path: Path, what: str) -> Path:
-    number = 1
-    while (free := path.with_name(f"{path.name}.{what}-{number}")).exists():
-        number += 1
-    return free
-
-
 def _connect(uri: str) -> MlflowClient:
     from mlflow.exceptions import MlflowException
 
@@ -159,9 +112,11 @@ def _connect(uri: str) -> MlflowClient:
     try:
         client.search_experiments(max_results=1)
     except MlflowException as error:
-        raise ResourceError(
-            f"MLflow ({uri}) does not answer: {error}; start its server"
-        ) from error
+        way_out = "start its server"
+        if OLD_TABLES in str(error):
+            way_out = f"`mlflow db upgrade {uri}` brings them to the present form; keep a copy of the database"
+        text = " ".join(str(error).split())
+        raise ResourceError(f"MLflow ({uri}) does not answer: {text:.200}; {way_out}") from error
     return client
 
 

@@ -20,6 +20,7 @@ from boxseg.errors import ConfigError
 from orchestration.cli.app import run as run_command
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec
+from orchestration.errors import ResourceError
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.tracking.mirror import Tracker, catch_up, stored_uri
 from orchestration.tracking.repair import repair
@@ -191,8 +192,8 @@ def test_a_damaged_file_is_set_aside_and_made_anew(
     assert pictures(storage, folder) == ["samples/step-10.png"]
 
 
-def version_of(storage: Path, name: str = "mlflow.db") -> str:
-    with contextlib.closing(sqlite3.connect(storage / name)) as connection:
+def version_of(storage: Path) -> str:
+    with contextlib.closing(sqlite3.connect(storage / "mlflow.db")) as connection:
         return str(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0])
 
 
@@ -201,19 +202,25 @@ def take_back_one_migration(storage: Path) -> None:
     alembic.command.downgrade(config, "-1")
 
 
-def test_a_file_of_an_older_mlflow_is_brought_up_to_date_with_a_copy_kept(storage: Path):
+def test_a_file_of_an_older_mlflow_is_brought_up_to_date(storage: Path):
     newest = version_of(storage)
     take_back_one_migration(storage)
     assert version_of(storage) != newest
-    command = [sys.executable, "-m", "orchestration.cli", "runs", "track"]
-    ended = subprocess.run(
-        [*command, "--storage", str(storage)], capture_output=True, text=True, check=True
-    )
-    assert "MLflow's file was of an older version; it is of this one now" in ended.stdout
+    track = [sys.executable, "-m", "orchestration.cli", "runs", "track", "--storage", str(storage)]
+    ended = subprocess.run(track, capture_output=True, text=True, check=True)
     assert f"1 runs are in MLflow ({tracking_uri(storage)})" in ended.stdout
     assert version_of(storage) == newest
-    (kept,) = storage.glob("mlflow.db.before-upgrade-*")
-    assert version_of(storage, kept.name) != newest
+
+
+def test_tables_that_mlflow_leaves_to_us_are_refused_with_the_command(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise mlflow.MlflowException("Detected out-of-date database schema (found version 1)")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", refuse)
+    with pytest.raises(ResourceError, match="`mlflow db upgrade sqlite:.*` brings them"):
+        list(repair(storage))
 
 
 def test_a_storage_without_runs_is_told(tmp_path: Path):
