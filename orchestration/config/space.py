@@ -216,11 +216,6 @@ def picks_for(space: Space, entry: str) -> dict[str, Any]:
     return picked
 
 
-def endless_line(space: Space) -> str:
-    """A line of a space without an end by which it has none."""
-    return next(entry for entry, domain in space.items() if values_of(domain) is None)
-
-
 def possible_values(space: Space, name: str) -> list[Any]:
     """What stands for all values that a space gives a setting; empty where it does not vary it."""
     for entry, domain in space.items():

@@ -22,10 +22,8 @@ from orchestration.config.domain import (
 from orchestration.config.space import (
     applies,
     count_settings,
-    endless_line,
     given_by,
     parts_of,
-    picks_for,
     settings_of,
 )
 from orchestration.config.spec import SweepConfig
@@ -60,7 +58,7 @@ def make_tpe(sweep: SweepConfig, seed: int) -> BaseSampler:
 
 
 DRAWS = 20
-"""How often a search may draw a setting that was drawn before; then it gets one that no trial has."""
+"""How often a search may draw a setting that was drawn before; then chance gives one that no trial has."""
 MAX_SKIPPED = 10_000
 """Settings of a finite space that are counted off to begin somewhere in it."""
 
@@ -179,31 +177,22 @@ class TrialQueue:
         for values in given:
             if setting_key(values) not in self._taken:
                 return self._ask_for(values)
-        for attempt in range(DRAWS):
-            # a new sampler for each: what it draws does not depend on how many were drawn before
+        is_endless = count_settings(self._sweep.space) is None
+        for attempt in itertools.count():
             seed = self._seed_of(place, attempt)
-            self._study.sampler = SEARCHERS[self._sweep.search](self._sweep, seed)
+            if attempt >= DRAWS and not is_endless:
+                return self._ask_for(self._untried(seed))
+            # where a search comes back to what it drew, a random draw is new sooner or later
+            search = self._sweep.search if attempt < DRAWS else "random"
+            # a new sampler for each: what it draws does not depend on how many were drawn before
+            self._study.sampler = SEARCHERS[search](self._sweep, seed)
             drawn = self._study.ask()
             values = self._suggested(drawn)
             if setting_key(values) not in self._taken:
                 self._taken.add(setting_key(values))
                 return drawn
             self._study.tell(drawn, state=TrialState.FAIL)  # which samplers do not look at
-        if count_settings(self._sweep.space) is None:
-            return self._draw_real_numbers(seed)
-        return self._ask_for(self._untried(seed))
-
-    def _draw_real_numbers(self, seed: int) -> Any:
-        """Optuna's trial of a part of the space that has no end, where the search came back to one that has."""
-        space = self._sweep.space
-        picks = picks_for(space, endless_line(space))
-        self._study.sampler = make_random(self._sweep, seed)
-        self._study.enqueue_trial(
-            {name: place_in(space[name], pick) for name, pick in picks.items()}
-        )
-        drawn = self._study.ask()
-        self._taken.add(setting_key(self._suggested(drawn)))
-        return drawn
+        raise AssertionError
 
     def _seed_of(self, place: int, attempt: int) -> int:
         words = [self._seed % 2**32, place, *([attempt] if attempt else [])]

@@ -71,8 +71,7 @@ def find_run(storage: Path, name: str) -> RunFolder:
 
     Args:
         storage: Where runs are kept.
-        name: A run's folder, its id or the unique start or end of it, the name of a sweep or run, of which the newest
-            is meant, or `best:` and a sweep.
+        name: A run's folder, its id, the name of a sweep or run, of which the newest is meant, or `best:` and a sweep.
 
     Raises:
         ConfigError: nothing or more than one fits, or the sweep has no best trial.
@@ -144,13 +143,11 @@ def _find_folder(storage: Path, name: str) -> RunFolder:
     runs = list_runs(storage, warns=False)
     # A whole id means that run, even where other ids begin with it or a sweep has it as its name.
     fits = [run for run in runs if run.id == name] or _newest_named(runs, name)
-    fits = fits or [run for run in runs if run.id.startswith(name)]
-    fits = fits or [run for run in runs if run.id.endswith(name)]
     if len(fits) == 1:
         return RunFolder(fits[0].folder)
     if fits:
-        ids = ", ".join(run.id for run in fits[:4])
-        raise ConfigError(f"{name}: {len(fits)} runs fit ({ids} …); write more of the id")
+        folders = ", ".join(run.folder for run in fits[:4])
+        raise ConfigError(f"{name}: {len(fits)} runs fit; name one by its folder: {folders}")
     for path in _status_paths(storage):
         if path.parent.name == name:
             # its status is unsound, as it is not listed; the error comes when it is read

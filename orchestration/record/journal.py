@@ -105,76 +105,55 @@ def read_past(
         sweep: Trials that it cannot have drawn are left out with a warning; null: all trials are taken.
         retry_failed: Whether trials that failed for a reason that may have gone are to go on too.
     """
-    past: dict[int, TrialStatus] = {}
-    for trial in _drawn_trials(folder, sweep):
-        past[trial.number] = _not_begun(folder, trial)
     for path in folder.path.glob("*/status.json"):
-        run = RunFolder(path.parent)
-        status = _status_of_own(run, sweep)
-        if status is None:
-            continue
-        if not _has_ended(status, retry_failed=retry_failed):
+        if sound_status(path.parent) is None:
+            # Out of the way, so that the trial can get a new status; its checkpoints stay.
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(path.with_name(DAMAGED))
+    past = []
+    for status in find_trials(folder, sweep).values():
+        run = RunFolder(status.folder)
+        if run.status_path.exists() and not _has_ended(status, retry_failed=retry_failed):
             # With this process's number, as readers take a run whose process has gone for interrupted.
             status = run.update(status="created", ended=None, failure=None, **own_process())
-        row = TrialStatus.of(status, criterion)
-        # A folder knows more than the line of the journal that it replaces.
-        past[row.number] = row
-    return [past[number] for number in sorted(past)]
+        past.append(TrialStatus.of(status, criterion))
+    return past
 
 
-def drawn_trials(folder: RunFolder, sweep: SweepConfig) -> list[Trial]:
-    """The trials that a sweep has drawn, by number, for who only looks: nothing is marked or put out of the way."""
-    drawn = {trial.number: trial for trial in _drawn_trials(folder, sweep)}
-    for status in list_in(folder.path):
-        trial = _trial_of(status)
-        if trial is not None and _is_own(trial, sweep):
-            drawn.setdefault(trial.number, trial)
-    return [drawn[number] for number in sorted(drawn)]
+def find_trials(folder: RunFolder, sweep: SweepConfig | None) -> dict[int, RunStatus]:
+    """How the trials that a sweep drew stand, by rising number; nothing is marked or put out of the way.
 
-
-def count_ended(folder: RunFolder, sweep: SweepConfig, *, retry_failed: bool = False) -> int:
-    """How many trials of a sweep would not run again if it went on; nothing is marked, as for `drawn_trials`."""
-    own = [
-        status
-        for status in list_in(folder.path)
-        if (trial := _trial_of(status)) is not None and _is_own(trial, sweep)
-    ]
-    return sum(_has_ended(status, retry_failed=retry_failed) for status in own)
-
-
-def _status_of_own(run: RunFolder, sweep: SweepConfig | None) -> RunStatus | None:
-    """The status of a trial of the sweep; None, with a warning, where it is damaged, a copy or of another sweep."""
-    try:
-        status = run.stored()
-    except ConfigError as error:
-        tell_once(run.status_path, str(error))
-        # Out of the way, so that the trial can get a new status; its checkpoints stay.
-        run.status_path.rename(run.path / DAMAGED)
-        return None
-    trial = _trial_of(status)
-    if status.id == run.path.name and trial is not None and _is_own(trial, sweep):
-        return status
-    text = f"{run.status_path}: left out, it is none of the trials that this sweep draws"
-    tell_once(run.status_path, text)
-    return None
-
-
-def _drawn_trials(folder: RunFolder, sweep: SweepConfig | None) -> Iterator[Trial]:
-    """The trials that the journal tells of."""
+    Those that it cannot have drawn are left out with a warning.
+    """
+    found: dict[int, RunStatus] = {}
     for line in folder.journal():
         if line["event"] == "trial_drawn":
             trial = _trial(line.get("number"), line.get("values"), line.get("seed"))
             if trial is not None and _is_own(trial, sweep):
-                yield trial
+                found[trial.number] = _not_begun(folder, trial)
+    for status in list_in(folder.path):
+        trial = _trial_of(status)
+        if trial is not None and _is_own(trial, sweep):
+            # A folder knows more than the line of the journal that it replaces.
+            found[trial.number] = status
+        else:
+            path = RunFolder(status.folder).status_path
+            tell_once(path, f"{path}: left out, it is none of the trials that this sweep draws")
+    return dict(sorted(found.items()))
 
 
-def _not_begun(sweep: RunFolder, trial: Trial) -> TrialStatus:
+def count_ended(folder: RunFolder, sweep: SweepConfig, *, retry_failed: bool = False) -> int:
+    """How many trials of a sweep would not run again if it went on."""
+    trials = find_trials(folder, sweep).values()
+    return sum(_has_ended(status, retry_failed=retry_failed) for status in trials)
+
+
+def _not_begun(sweep: RunFolder, trial: Trial) -> RunStatus:
     """A trial that has no folder yet."""
     folder = trial_folder(sweep.path, trial.number).path
     tags = {"trial": str(trial.number), "seed": str(trial.seed)}
-    return TrialStatus(
-        folder.name, sweep.path.parent.name, folder=str(folder), values=trial.values, tags=tags
-    )
+    name = sweep.path.parent.name
+    return RunStatus(folder.name, name, folder=str(folder), values=trial.values, tags=tags)
 
 
 def _has_ended(status: RunStatus, *, retry_failed: bool) -> bool:

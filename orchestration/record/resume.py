@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from pydantic_core import to_jsonable_python
 
 from boxseg.engine.checkpoint import find_best, newest_step
 from boxseg.errors import CheckpointError, ConfigError
@@ -21,7 +20,7 @@ from orchestration.config.resolved import (
 from orchestration.config.space import is_setting_of, misfit, names_in
 from orchestration.config.spec import RunSpec, SweepConfig, SweepSpec
 from orchestration.record.find_runs import find_run, list_in
-from orchestration.record.journal import drawn_trials, driving, is_concluded, newest_sweep
+from orchestration.record.journal import driving, find_trials, is_concluded, newest_sweep
 from orchestration.record.run_folder import RunFolder
 from orchestration.record.trial import ENDED
 from orchestration.store.mirror import refresh
@@ -261,10 +260,10 @@ def _check_space(spec: SweepSpec, folder: RunFolder, planned: SweepConfig) -> No
                 f"sweep.space {change} {name}, and the trials of {folder.path.name} differ in "
                 f"{', '.join(names_before)}; vary the same settings, or {OTHER_SWEEP}"
             )
-    for trial in drawn_trials(folder, planned):
+    for number, trial in find_trials(folder, planned).items():
         if reason := misfit(now, trial.values):
             raise ConfigError(
-                f"trial {trial.number} of {folder.path.name} is outside of sweep.space: {reason}; widen that, or "
+                f"trial {number} of {folder.path.name} is outside of sweep.space: {reason}; widen that, or "
                 f"{OTHER_SWEEP}"
             )
 
@@ -301,22 +300,10 @@ def differing_settings(
         before = params_of(read_resolved(folder.config_path))
     except ValueError as error:
         raise ConfigError(f"{folder.config_path}: is damaged: {error}; {COPY_BACK}") from error
-    # What a version of boxseg did not have yet, its sweeps did as the default says. Settings of runs are left alone:
-    # a default may have changed with the version.
-    by_default = _sweep_defaults()
     differing = []
     for name, value in now.items():
         is_free = name in may_change or name.startswith(("resources.", "storage", "tracking."))
-        there = before.get(name, by_default.get(name, value))
+        there = before.get(name, value)
         if not is_free and there != value:
             differing.append((name, value, there))
     return differing
-
-
-def _sweep_defaults() -> dict[str, str]:
-    """What the settings of `sweep` are where nobody gives them, as `params_of` has them."""
-    return {
-        f"sweep.{name}": str(to_jsonable_python(field.get_default(call_default_factory=True)))
-        for name, field in SweepConfig.model_fields.items()
-        if not field.is_required()
-    }

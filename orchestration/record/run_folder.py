@@ -37,8 +37,6 @@ from orchestration.store.places import address_of
 
 START_FIELD = 19
 """Place of a process's start among the words after its name in `/proc/PID/stat` [clock ticks since boot]."""
-YEARS_S = 1e9
-"""No machine has run so long, so larger numbers are times of day [s]."""
 Status = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
 Kind = Literal["run", "sweep"]
 
@@ -59,7 +57,7 @@ class RunStatus:
     folder: str = ""
     created: Seconds = 0.0
     sequence: Count = 0
-    """Place among the runs and sweeps of its name, whatever the clock says; 0 for trials, and of earlier versions."""
+    """Place among the runs and sweeps of its name, whatever the clock says; 0 for trials."""
     started: Seconds | None = None
     ended: Seconds | None = None
     step: Count = 0
@@ -529,9 +527,7 @@ def _is_dead(status: RunStatus) -> bool:
         process = psutil.Process(status.pid)
         is_reused = False
         if status.pid_created is not None:
-            is_time_of_day = status.pid_created > YEARS_S  # written by an earlier version
-            began = process.create_time() if is_time_of_day else began_at(process)
-            is_reused = abs(began - status.pid_created) > 1
+            is_reused = abs(began_at(process) - status.pid_created) > 1
         return is_reused or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
