@@ -156,8 +156,7 @@ predict R none.jpg
 predict none I
 predict R I --device abacus
 eval none --data V --images I
-eval R --data V --images I --against none
-eval R --data V --images I --against none.json
+eval none.json --data V --images I
 eval R --data O --images I
 export none --format onnx
 data check I

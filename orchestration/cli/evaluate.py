@@ -25,7 +25,6 @@ def evaluate(
     run: Run,
     data: Path = typer.Option(..., metavar="FILE.json|URI", help="COCO file to evaluate on."),
     images: Images = None,
-    against: str | None = optional("RUN|FILE.json", "Another run, or a COCO file with masks."),
     output: Path = typer.Option(Path("evaluation"), metavar="DIR", help="Folder of pictures."),
     device: Device = "auto",
     storage: Storage = Path("runs"),
@@ -44,10 +43,8 @@ def evaluate(
     data, images = fetch_named(data, images, say)
     found_data = find_source(data, images)
     # a file that cannot be read is told at once
-    names = [run] if against is None else [against, run]
-    check_detections(
-        names, classes=read_data(found_data, to_evaluate=True), data=data, storage=storage
-    )
+    classes = read_data(found_data, to_evaluate=True)
+    check_detections(run, classes=classes, data=data, storage=storage)
 
     # torch is loaded from here on
     from boxseg.data.dataset import CocoBoxes
@@ -55,27 +52,27 @@ def evaluate(
     from boxseg.evaluation.scoring import score_detections
 
     source = CocoBoxes(found_data, train=False)
-    # back in the order run, other
-    found = [_detections(name, source, device=device, storage=storage) for name in names][::-1]
-    scores = [score_detections(source, each) for each in found]
-    results = [_told(source, *each) for each in zip(found, scores, strict=True)]
-    shown: dict[str, Any] = {"run": run, "data": named(data), "images": len(source), **results[0]}
-    if against is not None:
-        shown["against"] = {"name": against, **results[1]}
-    if scores[0].image_ap:
+    found = _detections(run, source, device=device, storage=storage)
+    scores = score_detections(source, found)
+    shown: dict[str, Any] = {"run": run, "data": named(data), "images": len(source)}
+    shown |= _told(source, found, scores)
+    if scores.image_ap:
         output.mkdir(parents=True, exist_ok=True)
-        shown["worst"] = str(
-            draw_worst(source, found[0], scores[0], output / "worst.png", count=WORST)
-        )
-    if not results[0]["has_masks"]:
-        say(
-            "not all boxes have drawn masks: there is no mask AP, only how well masks fit the given boxes"
-        )
+        worst = draw_worst(source, found, scores, output / "worst.png", count=WORST)
+        shown["worst"] = str(worst)
+    if not shown["has_masks"]:
+        what_there_is = "there is no mask AP, only how well masks fit the given boxes"
+        say(f"not all boxes have drawn masks: {what_there_is}")
     if as_json:
         # metrics on top as well, where `train --json` has them
         print_json(shown | shown["metrics"])
-    else:
-        _print(shown)
+        return
+    print_table(("metric", "value"), list(shown["metrics"].items()))
+    columns = list(next(iter(shown["classes"].values()), {}))
+    rows = [(name, *map(of.get, columns)) for name, of in shown["classes"].items()]
+    print_table(("class", *columns), rows)
+    if "worst" in shown:
+        print_pairs([("worst images", shown["worst"])])
 
 
 def _detections(name: str, source: CocoBoxes, *, device: str, storage: Path) -> list[ImageResult]:
@@ -105,30 +102,6 @@ def _told(source: CocoBoxes, found: list[ImageResult], scores: CocoScores) -> di
         "metrics": named,
         "classes": {name: each for name, each in classes.items() if each},
     }
-
-
-def _print(shown: dict[str, Any]) -> None:
-    other = shown.get("against", {"name": None, "metrics": {}, "classes": {}})
-    compared = other["name"] is not None
-    headings = (
-        ("metric", shown["run"], other["name"], "difference") if compared else ("metric", "value")
-    )
-    rows: list[tuple[Any, ...]] = []
-    for name, value in shown["metrics"].items():
-        there = other["metrics"].get(name)
-        rows.append(
-            (name, value, there, None if there is None else value - there)
-            if compared
-            else (name, value)
-        )
-    print_table(headings, rows)
-    columns = list(next(iter(shown["classes"].values()), {}))
-    print_table(
-        ("class", *columns),
-        [(name, *(each.get(key) for key in columns)) for name, each in shown["classes"].items()],
-    )
-    if "worst" in shown:
-        print_pairs([("worst images", shown["worst"])])
 
 
 def predict(

@@ -85,7 +85,7 @@ def label(
     from boxseg.files.reading import plain_file
     from boxseg.formats.find import find_boxes, find_source
     from orchestration.execute.label_run import LabelTask
-    from orchestration.planning.label_input import check_sources, read_data
+    from orchestration.planning.label_input import check_source, read_data
     from orchestration.planning.recipe import check_minutes, name_after
     from orchestration.planning.run_doubts import find_doubts
     from orchestration.record.find_runs import find_trained
@@ -102,7 +102,7 @@ def label(
     if apply is not None:
         plain_file(apply, "decisions are a file that the review page downloads")
     elif not trains:
-        check_sources([source], run=run, fuse_with=fuse_with, storage=runs)
+        check_source(source, run=run, fuse_with=fuse_with, storage=runs)
     if not plan:
         require_room("--output", folder)
     data, images = fetch_named(data, images, say)

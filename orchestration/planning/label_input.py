@@ -53,60 +53,46 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
     return [category["name"] for category in categories]
 
 
-def check_sources(
-    names: Sequence[str],
-    *,
-    run: str | None,
-    fuse_with: Path | None,
-    storage: Path,
-) -> None:
-    """Refuse sources of masks that are none.
+def check_source(name: str, *, run: str | None, fuse_with: Path | None, storage: Path) -> None:
+    """Refuse a source of masks that is none.
 
     Raises:
-        ConfigError: a name is none of the sources, or names a run that is not there.
+        ConfigError: it is none of the sources, or a run that is not there.
         DataError: a file is missing.
     """
-    for name in names:
-        path = name.removeprefix(OF_FILE)
-        if name not in SOURCES and (not name.startswith(OF_FILE) or not path):
-            shown = name or "(empty)"
-            raise ConfigError(f"--source {shown}: use run, box or file:COCO.json")
-        if name not in SOURCES:
-            plain_file(Path(path), MASKS_RULE)
-        if name != "run" and fuse_with is not None:
-            raise ConfigError(
-                f"--fuse-with {fuse_with}: joins the candidates of a run, not --source {name}; leave one out"
-            )
-        if name == "run" and run is None:
-            raise ConfigError("--source run needs --run; `boxseg runs ls` lists runs")
+    path = name.removeprefix(OF_FILE)
+    if name not in SOURCES and (not name.startswith(OF_FILE) or not path):
+        shown = name or "(empty)"
+        raise ConfigError(f"--source {shown}: use run, box or file:COCO.json")
+    if name not in SOURCES:
+        plain_file(Path(path), MASKS_RULE)
+    if name != "run" and fuse_with is not None:
+        raise ConfigError(
+            f"--fuse-with {fuse_with}: joins the candidates of a run, not --source {name}; leave one out"
+        )
+    if name == "run" and run is None:
+        raise ConfigError("--source run needs --run; `boxseg runs ls` lists runs")
     if fuse_with is not None:
         plain_file(fuse_with, MASKS_RULE)
-    if "run" in names and run is not None:
+    if name == "run" and run is not None:
         find_trained(storage, run)
 
 
-def check_detections(
-    names: Sequence[str],
-    *,
-    classes: Sequence[str],
-    data: Path,
-    storage: Path,
-) -> None:
-    """Refuse files of detections that are missing, and runs that are, or that know no class of the data.
+def check_detections(name: str, *, classes: Sequence[str], data: Path, storage: Path) -> None:
+    """Refuse a file of detections that is missing, and a run that is, or that knows no class of the data.
 
     Args:
-        names: Runs, or JSON files.
+        name: A run, or a JSON file.
         classes: Names of the classes of the data.
         data: Annotation file.
         storage: Where runs are kept.
 
     Raises:
         ConfigError: there is no such run, or none of its classes is one of the data.
-        DataError: a file is missing.
+        DataError: the file is missing.
     """
-    for name in names:
-        if name.endswith(".json"):
-            plain_file(Path(name), MASKS_RULE)
-        else:
-            about = load_about(find_trained(storage, name))
-            require_shared_class(about["classes"]["names"], classes, data)
+    if name.endswith(".json"):
+        plain_file(Path(name), MASKS_RULE)
+        return
+    about = load_about(find_trained(storage, name))
+    require_shared_class(about["classes"]["names"], classes, data)

@@ -19,21 +19,18 @@ def evaluate(trained_run, annotations, *more: str) -> int:
 
 
 def test_a_run_is_compared_with_the_drawn_masks(trained_run, capsys):
-    assert (
-        evaluate(
-            trained_run,
-            trained_run.val.annotations,
-            "--against",
-            str(trained_run.val.annotations),
-            "--json",
-        )
-        == 0
-    )
+    assert evaluate(trained_run, trained_run.val.annotations, "--json") == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["against"]["metrics"]["val/mask_ap"] == pytest.approx(1)
     assert 0 <= shown["val/mask_ap"] < 1
     assert shown["val/mask_ap"] == shown["metrics"]["val/mask_ap"]
     assert Path("evaluation/worst.png").exists()
+
+
+def test_masks_of_a_file_are_measured_as_those_of_a_run(trained_run, capsys):
+    drawn = str(trained_run.val.annotations)
+    images = ["--images", str(trained_run.val.images)]
+    assert run(["eval", drawn, "--data", drawn, *images, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["val/mask_ap"] == pytest.approx(1)
 
 
 def test_without_drawn_masks_it_says_so(trained_run, capsys):

@@ -219,7 +219,7 @@ def test_tables_that_mlflow_leaves_to_us_are_refused_with_the_command(
         raise mlflow.MlflowException("Detected out-of-date database schema (found version 1)")
 
     monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", refuse)
-    with pytest.raises(ResourceError, match="`mlflow db upgrade sqlite:.*` brings them"):
+    with pytest.raises(ResourceError, match=r"`mlflow db upgrade sqlite:.*` brings them"):
         list(repair(storage))
 
 
