@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,6 @@ from orchestration.words import show_duration
 if TYPE_CHECKING:
     from orchestration.record.run_folder import RunFolder, RunStatus
     from orchestration.record.table import SweepTable
-    from orchestration.report.compare import Measured
 
 app = typer.Typer(help="Look at runs and sweeps.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -124,7 +124,7 @@ def compare(
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Compare runs: settings that differ, then metrics, with the spread over the seeds of the same settings."""
+    """Compare runs: settings that differ, then metrics, with their difference from the first run."""
     from orchestration.record.find_runs import find_run
     from orchestration.report.compare import compare_runs
 
@@ -156,7 +156,7 @@ def compare(
     ]
     print_table(
         ("metric", *ids),
-        [*states, *((name, *map(_told, each)) for name, each in found.metrics.items())],
+        [*states, *((name, *_told(values)) for name, values in found.metrics.items())],
     )
 
 
@@ -189,15 +189,14 @@ def report(
         print_line(page)
 
 
-def _told(each: Measured) -> str | None:
-    if each.value is None:
-        return None
-    spread = (
-        ""
-        if each.spread is None
-        else f" ({each.mean:.4g} ± {each.spread:.2g} of {len(each.seeds)} seeds)"
-    )
-    return f"{each.value:.4g}{spread} {each.against_first}".rstrip()
+def _told(values: list[float | None]) -> Iterator[str | None]:
+    """As in `0.31` of the first run and `0.35 (+0.04)` of another."""
+    first = values[0]
+    for place, value in enumerate(values):
+        text = None if value is None else f"{value:.4g}"
+        if place and value is not None and first is not None:
+            text = f"{text} ({value - first:+.4g})"
+        yield text
 
 
 def _why(status: RunStatus) -> str | None:

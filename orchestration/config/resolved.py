@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from boxseg.config.method import CocoSource
 from boxseg.errors import ConfigError
@@ -121,26 +120,9 @@ def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def params_of(resolved: dict[str, Any]) -> dict[str, str | int | float | bool]:
-    """The settings of a resolved configuration by dotted name, those of a sweep too; lists and nulls as text.
-
-    Raises:
-        ValueError: they are no settings of a run or sweep; names the first that is wrong.
-    """
-    values = {name: value for name, value in resolved.items() if name != "sweep"}
-    try:
-        spec = RunSpec.model_validate(values)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
-    sweep = resolved.get("sweep", {})
-    if not isinstance(sweep, dict):
-        raise ValueError("sweep is no group of settings")
+    """The settings of a resolved configuration by dotted name, those of a sweep too; lists and nulls as text."""
     params: dict[str, str | int | float | bool] = {}
-    for name, value in leaves(_plain_values(spec)):
-        if value is None:
-            params[name] = "null"
-        elif isinstance(value, str | int | float):
-            params[name] = value
-        else:
-            params[name] = str(value)
-    return params | {f"sweep.{name}": str(value) for name, value in sweep.items()}
+    for name, value in leaves(resolved):
+        is_plain = isinstance(value, str | int | float)
+        params[name] = value if is_plain else "null" if value is None else str(value)
+    return params

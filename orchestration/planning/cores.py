@@ -25,7 +25,7 @@ def count_cpus() -> int:
 def read_quota() -> float | None:
     """Cores whose time the control groups of this process allow; None where they set no limit.
 
-    Source: the kernel's documentation of `cpu.max` (version 2 of control groups) and of `cpu.cfs_quota_us` (version 1).
+    Source: the kernel's documentation of `cpu.max`, of version 2 of control groups.
     """
     limits = []
     for folder in _own_groups():
@@ -42,35 +42,21 @@ def _visible_cores() -> int:
 
 
 def _own_groups() -> list[Path]:
-    """The folders of this process's groups, and of those around them; in a container its own one is the root."""
-    folders = [CGROUPS, CGROUPS / "cpu"]
+    """The folder of this process's group, and of those around it; in a container its own one is the root."""
     try:
         lines = OWN_CGROUP.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return folders
-    for line in lines:
-        # as in `4:cpu,cpuacct:/docker/…`; the line of version 2 names no controllers
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root = CGROUPS
-        elif "cpu" in controllers.split(","):
-            root = CGROUPS / "cpu"
-        else:
-            continue
-        group = Path(path.lstrip("/"))
-        folders += [root / part for part in (group, *group.parents)]
-    return folders
+        return [CGROUPS]
+    # as in `0::/docker/…`; lines with other numbers are of version 1
+    paths = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
+    groups = [Path(path.lstrip("/")) for path in paths]
+    return [CGROUPS / part for group in groups for part in (group, *group.parents)] or [CGROUPS]
 
 
 def _read_limit(folder: Path) -> tuple[float | None, float]:
     """Time that a group may use in each period, and the period, both in the kernel's unit; None without a limit."""
     try:
-        if (folder / "cpu.max").is_file():
-            quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
-            return (None if quota == "max" else float(quota)), float(period)
-        quota_us = float((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
-        period_us = float((folder / "cpu.cfs_period_us").read_text(encoding="utf-8"))
-        # -1 is no limit
-        return (quota_us if quota_us > 0 else None), period_us
+        quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+        return (None if quota == "max" else float(quota)), float(period)
     except (OSError, ValueError):  # there is no such group here, or no such file
         return None, 0.0

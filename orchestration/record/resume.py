@@ -296,14 +296,11 @@ def differing_settings(
     """
     # To text and back, as those on the disk were: otherwise a tuple would differ from its list.
     now = params_of(parse_resolved(dump_resolved(spec)))
-    try:
-        before = params_of(read_resolved(folder.config_path))
-    except ValueError as error:
-        raise ConfigError(f"{folder.config_path}: is damaged: {error}; {COPY_BACK}") from error
+    before = params_of(read_resolved(folder.config_path))
     differing = []
     for name, value in now.items():
         is_free = name in may_change or name.startswith(("resources.", "storage", "tracking."))
-        there = before.get(name, value)
+        there = before.get(name, "nothing")  # as one that was cut short
         if not is_free and there != value:
             differing.append((name, value, there))
     return differing

@@ -197,11 +197,8 @@ def test_a_run_with_damaged_settings_is_not_resumed_and_says_why(
         damage()
         assert run(["train", "exp.yaml", "--resume", "one"]) == ExitCode.USAGE
         told = capsys.readouterr().err
-        assert "one/config.yaml: is" in told
-        assert (
-            "put a copy back (MLflow keeps one as an artifact of the run), or start a new run"
-            in told
-        )
+        assert "one/config.yaml" in told
+        assert "or start a new" in told
         assert run(["runs", "compare", "one", "one"]) in (ExitCode.USAGE, ExitCode.DONE)
         assert run(["train", "--from-run", "one", "--plan"]) in (ExitCode.USAGE, ExitCode.DONE)
         assert "unexpected" not in capsys.readouterr().err

@@ -576,7 +576,7 @@ def test_a_plan_of_what_cannot_go_on_is_refused_as_the_sweep_is(tmp_path: Path, 
     ensure_toy(tmp_path / "runs" / ".data", load_sweep(Path(file)).data.toy)
     assert run(["sweep", file, "--resume", "--plan"]) == ExitCode.DATA
     assert "of 20260102-000000-bbbb had the fingerprint 0000" in capsys.readouterr().err
-    assert run(["sweep", file, "000000-aaaa", "--more", "1", "--plan"]) == ExitCode.DATA
+    assert run(["sweep", file, "20260101-000000-aaaa", "--more", "1", "--plan"]) == ExitCode.DATA
     assert "of 20260101-000000-aaaa had the fingerprint 0000" in capsys.readouterr().err
     run_folder = RunFolder(tmp_path / "runs" / "s" / "20260103-000000-cccc")
     status = RunStatus(run_folder.path.name, "s", status="interrupted", tags=tags)

@@ -37,15 +37,6 @@ def test_the_least_quota_of_the_groups_around_counts(groups: Path, quota: str, e
     assert cores.count_cpus() == expected
 
 
-def test_the_older_kind_of_groups_counts_too(groups: Path):
-    folder = groups / "cpu" / "batch" / "job"
-    (folder / "cpu.cfs_quota_us").write_text("300000\n")
-    (folder / "cpu.cfs_period_us").write_text("100000\n")
-    assert cores.count_cpus() == 3
-    (folder / "cpu.cfs_quota_us").write_text("-1\n")
-    assert cores.count_cpus() == 8
-
-
 def test_a_machine_without_control_groups_has_its_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -253,7 +253,6 @@ def test_an_odd_line_of_the_journal_hides_no_trial(tmp_path: Path, line: str):
         {"values": {}},
         {"values": {"qam.k_top": 99}},
         {"values": {"qam.k_top": 2, "qam.iou_thr": 0.5}},
-        {"id": "another"},
     ],
 )
 def test_a_folder_that_is_none_of_the_sweeps_trials_is_left_out_and_named(
