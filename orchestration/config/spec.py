@@ -170,8 +170,7 @@ class SweepConfig(Config):
     """Try the file's own settings before all others, where the space holds them; a grid tries every setting anyway."""
 
     start_from: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
-    """Earlier sweeps, by id, folder or name: `tpe` learns from their trials, or their best settings are tried first;
-    of `best:SWEEP` the best one alone."""
+    """Earlier sweeps, by id, folder or name, whose best settings are tried first; of `best:SWEEP` the best one."""
 
     @property
     def criterion(self) -> Criterion:

@@ -27,8 +27,7 @@ from orchestration.config.space import (
     settings_of,
 )
 from orchestration.config.spec import SweepConfig
-from orchestration.planning.known import Told
-from orchestration.record.score import Merit, merit_of
+from orchestration.record.score import merit_of
 from orchestration.record.trial import Trial, TrialStatus, setting_key
 
 if TYPE_CHECKING:
@@ -83,9 +82,8 @@ class TrialQueue:
         sweep: SweepConfig,
         seed: int,
         past: Sequence[TrialStatus] = (),
-        told: Sequence[Told] = (),
     ) -> None:
-        """`past` trials keep their values; those that have ended are not handed out again. `told` comes before them."""
+        """`past` trials keep their values; those that have ended are not handed out again."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -102,8 +100,6 @@ class TrialQueue:
         self._ended: dict[int, dict[int, TrialStatus | None]] = {}
         """Trials that have ended, by number, by place of the setting."""
         self._grid = settings_of(sweep.space)
-        for each in told:
-            self._tell(self._ask_with(each.values), each.merit)
         places: dict[str, int] = {}
         past = sorted(past, key=lambda row: row.number)
         # asked for again in their order, so that Optuna knows the past before it draws
@@ -151,14 +147,11 @@ class TrialQueue:
             self._judge(self._asked[place], [row for row in ended.values() if row is not None])
 
     def _judge(self, asked: Any, rows: list[TrialStatus]) -> None:
-        sweep = self._sweep
-        merit = merit_of(rows, sweep.criterion, seeds=len(sweep.seeds), others=sweep.others)
-        self._tell(asked, merit)
-
-    def _tell(self, asked: Any, merit: Merit) -> None:
         """Tell Optuna how good a setting is, in the order of `Merit`: for it, pruned comes behind complete."""
         from optuna.trial import TrialState
 
+        sweep = self._sweep
+        merit = merit_of(rows, sweep.criterion, seeds=len(sweep.seeds), others=sweep.others)
         if not merit.has_all:
             self._study.tell(asked, state=TrialState.FAIL)
         elif merit.all_finished:
@@ -201,9 +194,6 @@ class TrialQueue:
     def _ask_for(self, values: dict[str, Any]) -> Any:
         """Optuna's trial with these values, which no other setting gets any more."""
         self._taken.add(setting_key(values))
-        return self._ask_with(values)
-
-    def _ask_with(self, values: dict[str, Any]) -> Any:
         self._study.enqueue_trial(
             {
                 name: place_in(domain, value)

@@ -19,7 +19,7 @@ from orchestration.execute.supervise import supervise
 from orchestration.execute.trials import SweepPlan, Trials
 from orchestration.execute.tune import make_tuner
 from orchestration.execute.worker import TrainFn
-from orchestration.planning.known import find_known, note_known
+from orchestration.planning.known import find_known
 from orchestration.planning.preflight import concurrency, runner_of
 from orchestration.record.failures import Failure, error_of
 from orchestration.record.find_runs import find_start
@@ -95,18 +95,14 @@ def run_sweep(
     if going_on is not None:
         check_same_data(going_on, spec, tags, otherwise=OTHER_SWEEP)
         spec = extend_sweep(spec, going_on, more)
-    # what it began with is in the journal of one that goes on
-    known = None if going_on is not None else find_known(spec)
-    if known is not None:
-        spec = spec.trying(known.points)
+    else:
+        spec = spec.trying(find_known(spec).points)
     tags |= {"search": spec.sweep.search, "trial_scheduler": spec.sweep.trial_scheduler}
     storage = spec.storage.absolute()
     folder = going_on or new_folder(storage / spec.name)
     plan = SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn)
     with driving(folder) as syncer:
         _open_folder(folder, spec, tags)
-        if known is not None and spec.sweep.start_from:
-            note_known(folder, known)
         past = read_past(
             folder,
             spec.sweep.criterion,

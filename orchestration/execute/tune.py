@@ -10,7 +10,6 @@ from orchestration.execute.fit import WORKER_FAILURES, train_payload
 from orchestration.execute.schedulers import TRIAL_SCHEDULERS, tell_past
 from orchestration.execute.search import TrialQueue, make_searcher
 from orchestration.execute.worker import folder_received
-from orchestration.planning.known import read_told
 from orchestration.record.failures import Failure
 from orchestration.record.records import DamagedError
 from orchestration.record.run_folder import RunFolder, new_id
@@ -29,8 +28,7 @@ def make_tuner(sweep: Trials, at_once: int) -> Tuner:
     from ray import tune
 
     plan, spec = sweep.plan, sweep.plan.spec
-    told = read_told(sweep.folder, spec.sweep)
-    queue = TrialQueue(spec.sweep, spec.train.seed, sweep.past, told)
+    queue = TrialQueue(spec.sweep, spec.train.seed, sweep.past)
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, plan=plan), _trial_resources(plan)),
         tune_config=tune.TuneConfig(
