@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,15 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from boxseg.errors import ConfigError
 from orchestration.cli.options import AsJson, Storage, optional
-from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
+from orchestration.cli.output import (
+    print_json,
+    print_line,
+    print_pairs,
+    print_rich,
+    print_table,
+    say,
+)
 from orchestration.store.places import address_of, shown
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
-    from orchestration.record.run_folder import RunFolder, RunStatus
-    from orchestration.record.table import SweepTable
+    from orchestration.record.run_folder import RunStatus
 
 app = typer.Typer(help="Look at runs and sweeps.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -43,29 +47,16 @@ def list_all(
     if not found:
         say(f"no runs under {shown(storage)}; `boxseg train EXP.yaml` makes one")
         return
-    print_table(
-        (
-            "id",
-            "name",
-            "kind",
-            "status",
-            "step",
-            *SHOWN_METRICS,
-            "began",
-            "folder",
-            "why it failed",
-        ),
-        [
-            (
-                *(each.id, each.name, each.kind, each.status, each.step),
-                *_shown(each, SHOWN_METRICS),
-                *(_began(each), _place(each), _why(each)),
-            )
-            for each in found
-        ],
-        # what is missed least goes first
-        first_to_go=("folder", "why it failed", "AP75", "began", "kind", "box AP", "step"),
-    )
+    about = ("id", "name", "kind", "status", "step")
+    headings = (*about, *SHOWN_METRICS, "began", "folder", "why it failed")
+    rows = []
+    for each in found:
+        metrics = map(each.best_or_latest.get, SHOWN_METRICS.values())
+        rest = (_began(each), _place(each), _why(each))
+        rows.append((*(getattr(each, name) for name in about), *metrics, *rest))
+    # what is missed least goes first
+    first_to_go = ("folder", "why it failed", "AP75", "began", "kind", "box AP", "step")
+    print_table(headings, rows, first_to_go=first_to_go)
 
 
 @app.command()
@@ -90,29 +81,12 @@ def show(
         return
     print_pairs(_summary(status))
     if trials:
+        from orchestration.config.spec import load_sweep
+        from orchestration.record.table import read_table, render_table
+
         typer.echo("")
-        table = _table_of(folder)
-        columns = _deciding_metrics(table) | SHOWN_METRICS
-        on_front = {row.id for rows in table.front() for row in rows} if table else set()
-        front = ["front"] if table and table.others else []
-        failed = ["why it failed"] if any(_why(each) for each in trials) else []
-        print_table(
-            ("trial", "status", "step", *columns, *front, "values", *failed),
-            [
-                (
-                    # the rest of its id is that of the sweep
-                    each.id.rpartition("-")[2],
-                    each.status,
-                    each.step,
-                    *_shown(each, columns),
-                    *(["front" if each.id in on_front else ""] if front else []),
-                    each.description,
-                    *([_why(each)] if failed else []),
-                )
-                for each in trials
-            ],
-            first_to_go=("box AP", "AP75", "step"),
-        )
+        # a sweep whose settings cannot be read ends here, with the reason
+        print_rich(render_table(read_table(folder.path, load_sweep(folder.config_path))))
 
 
 @app.command()
@@ -134,14 +108,7 @@ def compare(
     found = compare_runs([find_run(storage, run) for run in runs])
     if as_json:
         about = [{"id": run.id, "status": run.status, "folder": run.folder} for run in found.runs]
-        print_json(
-            {
-                "runs": about,
-                "settings": found.settings,
-                "origin": found.origin,
-                "metrics": found.metrics,
-            }
-        )
+        print_json({**vars(found), "runs": about})
         return
     ids = [run.id for run in found.runs]
     differing = found.settings | found.origin
@@ -201,31 +168,8 @@ def _told(values: list[float | None]) -> Iterator[str | None]:
 
 def _why(status: RunStatus) -> str | None:
     """In one line why it failed, if it did."""
-    return (
-        status.failure.summary
-        if status.failure is not None and status.status == "failed"
-        else None
-    )
-
-
-def _shown(status: RunStatus, columns: dict[str, str]) -> list[float | None]:
-    return [status.best_or_latest.get(name) for name in columns.values()]
-
-
-def _table_of(sweep: RunFolder) -> SweepTable | None:
-    """The trials of a sweep by its own settings; None where these cannot be read."""
-    from orchestration.config.spec import load_sweep
-    from orchestration.record.table import read_table
-
-    with contextlib.suppress(ConfigError):
-        return read_table(sweep.path, load_sweep(sweep.config_path))
-    return None
-
-
-def _deciding_metrics(table: SweepTable | None) -> dict[str, str]:
-    """Heading and name of those that are not shown anyway."""
-    metrics = [] if table is None else [table.metric, *(each.metric for each in table.others)]
-    return {metric: metric for metric in metrics if metric not in SHOWN_METRICS.values()}
+    failure = status.failure if status.status == "failed" else None
+    return None if failure is None else failure.summary
 
 
 def _place(status: RunStatus) -> str:

@@ -127,7 +127,7 @@ def test_table_winner_checkpoint_and_report_go_by_metric_and_mode(case, capsys):
     assert f"{metric} <strong>{values[best]:.4f}</strong>" in page.read_text()
     capsys.readouterr()
     assert run(["runs", "show", sweep.folder.path.name, "--storage", str(spec.storage)]) == 0
-    assert f"{values[best]:.4g}" in capsys.readouterr().out
+    assert f"{values[best]:.4f}" in capsys.readouterr().out
 
     (winner.path / "samples").mkdir()
     for each in (25, 50, 75, 100):

@@ -70,10 +70,9 @@ def make_run(
     run_id: str, *, created: float, kind: Any = "run", parent: str | None = None, **changes: Any
 ) -> RunFolder:
     folder = RunFolder(Path("runs/t") / run_id)
-    folder.create(
-        RunStatus(folder.path.name, "t", kind=kind, parent=parent, created=created),
-        dump_resolved(RunSpec()),
-    )
+    spec = load_sweep(Path(write(SWEEP))) if kind == "sweep" else RunSpec()
+    status = RunStatus(folder.path.name, "t", kind=kind, parent=parent, created=created)
+    folder.create(status, dump_resolved(spec))
     folder.update(**changes)
     return folder
 
@@ -316,12 +315,13 @@ def test_a_sweep_is_shown_with_its_trials(capsys: Capture):
         created=101.0,
         parent="..",
         best={"val/mask_ap": 0.5},
-        description="k_top=2",
+        values={"qam.k_top": 2},
     )
     make_run("other", created=102.0)
     assert run(["runs", "show", "runs/t/sweep"]) == 0
     shown = capsys.readouterr().out
-    assert "k_top=2" in shown
+    assert re.search(r"trial +┃ qam\.k_top +┃ val/mask_ap", shown)
+    assert re.search(r"01 ★ +│ 2 +│ +0\.5000", shown)
     assert "other" not in shown
     assert run(["runs", "show", "sweep-01", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["best"] == {"val/mask_ap": 0.5}
