@@ -237,45 +237,6 @@ def list_values(values: list[Any], domain: Domain | None) -> list[str]:
     return list(dict.fromkeys(map(str, values)))
 
 
-def draw_slice(table: SweepTable, name: str, domain: Domain | None) -> Figure:
-    """The metric against one setting: finished trials filled, others hollow; of listed values their means as bars."""
-    figure, axes = _figure(4.0, 3.0)
-    # a setting that does not apply to a trial says nothing about its value
-    rows = [row for row in table.rows if row.value is not None and name in row.values]
-    finished = [row for row in rows if row.status == "finished"]
-    texts = list_values([row.values.get(name) for row in rows], domain)
-    if texts:
-        labels = [figure_label(text, 12) for text in texts]
-        axes.set_xticks(range(len(texts)), labels, rotation=30 if len(texts) > 4 else 0)
-        axes.set_xlim(-0.6, len(texts) - 0.4)
-    # finished trials come last: their dots lie on top, and `across` stays theirs for the bars
-    for part, face in ((rows, "none"), (finished, BLUE)):
-        across: list[Any] = [row.values.get(name) for row in part]
-        if texts:
-            across = [texts.index(str(value)) for value in across]
-        edge = GREY if face == "none" else BLUE
-        axes.scatter(
-            across,
-            _values(part),
-            s=22,
-            facecolors=face,
-            edgecolors=edge,
-            linewidths=1,
-            alpha=0.8,
-        )
-    if texts:
-        by_place: dict[int, list[float]] = {}
-        for place, value in zip(across, _values(finished), strict=True):
-            by_place.setdefault(place, []).append(value)
-        for place, values in by_place.items():
-            ends = [place - 0.3, place + 0.3]
-            axes.plot(ends, [np.mean(values)] * 2, color=ORANGE, linewidth=2.5)
-    if is_logarithmic(domain):
-        axes.set_xscale("log")
-    axes.set(xlabel=figure_label(name), ylabel=table.metric)
-    return figure
-
-
 def draw_front(
     standings: Sequence[Standing], metric: str, others: Sequence[str], at: int
 ) -> Figure:

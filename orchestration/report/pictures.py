@@ -15,7 +15,6 @@ from orchestration.report.charts import png_of
 from orchestration.report.stats import ImportanceStudy, Standing
 from orchestration.report.sweep_record import SweepRecord, panel_of
 
-MAX_SLICES = 12
 PANEL_SCALE = 1.6
 """Pixels of a picture of masks for each pixel of the page."""
 
@@ -51,12 +50,11 @@ def draw_all(
 ) -> dict[str, dict[str, ReportPicture]]:
     """All pictures of a report by group and name, files in `output` too; those that cannot be drawn are left out.
 
-    `charts` may have `curves`, `parallel` and `importance`; `slices` are the metric against each
-    setting alone, `fronts` against each other metric, `panels` what the best and the median trial see.
+    `charts` may have `curves`, `parallel` and `importance`; `fronts` are the metric against each
+    other one, `panels` what the best and the median trial see.
     """
     return {
         "charts": _draw(_charts(record, study), output),
-        "slices": _draw(_slices(record, study), output),
         "fronts": _draw(_fronts(record, standings), output),
         "panels": _draw(_panels(record), output, scale=PANEL_SCALE),
     }
@@ -95,18 +93,6 @@ def _charts(record: SweepRecord, study: ImportanceStudy) -> Iterator[Plan]:
             shares.append(f"{setting.name} {setting.share:.2f} ({span})")
         alt = f"Importance of the settings: {', '.join(shares)}."
         yield "importance", partial(png_of, charts.draw_importance, study), alt
-
-
-def _slices(record: SweepRecord, study: ImportanceStudy) -> Iterator[Plan]:
-    """The most important settings first, where that is known."""
-    if record.table.best() is None:
-        return
-    ranked = [importance.name for importance in study.settings]
-    names = ranked + [name for name in record.table.names if name not in ranked]
-    for name in names[:MAX_SLICES]:
-        domain = record.spec.sweep.space.get(name)
-        alt = f"{record.table.metric} of the trials against {name} alone."
-        yield f"slice-{name}", partial(png_of, charts.draw_slice, record.table, name, domain), alt
 
 
 def _fronts(record: SweepRecord, standings: Sequence[Standing]) -> Iterator[Plan]:

@@ -43,8 +43,8 @@ def test_the_page_shows_everything_and_asks_nobody(page, width, tmp_path, screen
         browser.open(page.as_uri(), width=width)
         assert browser.errors == []
         assert {url for url in browser.requests if not url.startswith("data:")} == {page.as_uri()}
-        # five charts, four slices, masks of two trials
-        assert browser.evaluate("document.images.length") == 11
+        # three charts, masks of two trials
+        assert browser.evaluate("document.images.length") == 5
         assert browser.evaluate(UNLOADED) == 0
         assert browser.evaluate("document.documentElement.scrollWidth") <= width, (
             "only tables and pictures may scroll"

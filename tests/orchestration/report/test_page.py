@@ -26,8 +26,6 @@ from orchestration.report.charts import (
     NOT_APPLYING,
     draw_curves,
     draw_parallel,
-    draw_slice,
-    png_of,
 )
 from orchestration.report.page import PAGE, commands_for, try_report, write_report
 from orchestration.report.stats import common_step, differ, rank_settings, study_importance
@@ -185,9 +183,9 @@ def test_the_page_is_whole_and_asks_for_nothing(seeded, tmp_path):
     asks = r"url\(|@import|<script[^>]* src|<link (?!rel=.icon)|fetch\(|XMLHttpRequest|import\("
     assert not re.search(asks, text)
     images = re.findall(r"<img [^>]*>", text)
-    assert len(images) == 7
+    assert len(images) == 3
     assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
-    for name in ("curves", "parallel", "importance", "slice-qam.k_top"):
+    for name in ("curves", "parallel", "importance"):
         with Image.open(page.with_name(f"{name}.png")) as picture:
             assert picture.width > 300
     assert not list(page.parent.glob(".*")), "no scratch files stay"
@@ -351,7 +349,7 @@ def test_text_of_others_is_neither_a_formula_nor_markup_nor_hidden(tmp_path, cap
     assert "&lt;script&gt;alert(1)&lt;/script&gt; {{ 7 * 7 }} 猫" in text
     for written in (text, page.with_name("trials.csv").read_text()):
         assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", written)
-    for name in ("curves", "parallel", "slice-method"):
+    for name in ("curves", "parallel"):
         assert page.with_name(f"{name}.png").exists()
     assert caplog.records == []
 
@@ -363,7 +361,7 @@ def test_a_picture_that_fails_is_told_and_the_page_is_there_without_it(
     def fail(*args):
         raise ValueError("two $")
 
-    for name in ("curves", "importance", "slice"):
+    for name in ("curves", "importance"):
         monkeypatch.setattr(f"orchestration.report.charts.draw_{name}", fail)
     page = write_report(seeded, tmp_path / "report")
     assert page.read_text().count("<img ") == 1
@@ -452,6 +450,5 @@ def test_a_setting_that_does_not_apply_is_a_dash_and_no_value():
         path.vertices[1, 1] for each in figure.axes[0].collections for path in each.get_paths()
     )
     assert heights == pytest.approx([NOT_APPLYING, 0.0, 1.0])
-    assert png_of(draw_slice, table, "thr", None).startswith(b"\x89PNG")
     # below all numbers, so that a tree can tell it from them
     assert report_stats.encode([0.5, None, 2.0]).tolist() == [0.5, -0.5, 2.0]
