@@ -7,7 +7,7 @@ import functools
 from dataclasses import replace
 from pathlib import Path
 
-from orchestration.config.resolved import dump_resolved, read_resolved
+from orchestration.config.resolved import read_resolved
 from orchestration.config.spec import RunSpec
 from orchestration.connect.desk import open_desk
 from orchestration.connect.session import start_ray
@@ -20,14 +20,13 @@ from orchestration.record.find_runs import find_run, find_start
 from orchestration.record.origin import (
     check_repeatable,
     check_same_data,
+    open_folder,
     prepare_data,
     provenance,
-    write_changes,
-    write_prints,
 )
 from orchestration.record.progress import RunProgress
 from orchestration.record.resume import check_resumable
-from orchestration.record.run_folder import RunFolder, RunStatus, new_folder, own_process
+from orchestration.record.run_folder import RunFolder, RunStatus, new_folder
 from orchestration.store.syncer import driven
 
 
@@ -69,7 +68,7 @@ def train_run(
             folder = find_run(storage, resume)
             syncer = stack.enter_context(driven(folder.path))
             spec = _going_on(spec, folder, tags, resume)
-        _open_folder(folder, spec, tags)
+        open_folder(folder, spec, tags)
         runner = runner_of(spec)
         payload = Payload(spec, folder.path, storage / ".data", runner, train_fn=train_fn)
         supervisor = stack.enter_context(supervise(folder, spec, syncer))
@@ -95,16 +94,3 @@ def _going_on(spec: RunSpec, folder: RunFolder, tags: dict[str, str], name: str)
     # what it started from stays on record
     start = read_resolved(folder.config_path)["model"].get("start_from")
     return spec.starting_from(None if start is None else Path(start))
-
-
-def _open_folder(folder: RunFolder, spec: RunSpec, tags: dict[str, str]) -> None:
-    status = RunStatus(
-        folder.path.name,
-        spec.name,
-        steps=spec.train.steps,
-        tags=tags,
-        **own_process(),
-    )
-    folder.open(status, dump_resolved(spec))
-    write_changes(folder)
-    write_prints(folder, spec)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from boxseg.engine.checkpoint import BEST, find_checkpoint_damage
 from boxseg.files.writing import sync_folder, sync_tree, write_atomic
-from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec
 from orchestration.connect.desk import open_desk
 from orchestration.connect.session import start_ray
@@ -26,14 +25,13 @@ from orchestration.record.find_runs import find_start
 from orchestration.record.journal import driving, read_past
 from orchestration.record.origin import (
     check_same_data,
+    open_folder,
     prepare_data,
     provenance,
-    write_changes,
-    write_prints,
 )
 from orchestration.record.progress import SweepProgress
 from orchestration.record.resume import OTHER_SWEEP, Start, extend_sweep, find_sweep
-from orchestration.record.run_folder import RunFolder, RunStatus, Status, new_folder, own_process
+from orchestration.record.run_folder import RunFolder, Status, new_folder
 from orchestration.record.table import SweepTable, markdown_table, read_table
 from orchestration.record.trial import TrialStatus
 from orchestration.report.page import try_report
@@ -102,7 +100,7 @@ def run_sweep(
     folder = going_on or new_folder(storage / spec.name)
     plan = SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn)
     with driving(folder) as syncer:
-        _open_folder(folder, spec, tags)
+        open_folder(folder, spec, tags)
         past = read_past(
             folder,
             spec.sweep.criterion,
@@ -116,20 +114,6 @@ def run_sweep(
     if trials.storage_failure is not None:
         raise error_of(trials.storage_failure)
     return result
-
-
-def _open_folder(folder: RunFolder, spec: SweepSpec, tags: dict[str, str]) -> None:
-    status = RunStatus(
-        folder.path.name,
-        spec.name,
-        kind="sweep",
-        steps=spec.sweep.num_trials,
-        tags=tags,
-        **own_process(),
-    )
-    folder.open(status, dump_resolved(spec))
-    write_changes(folder)
-    write_prints(folder, spec)
 
 
 def _run_trials(trials: Trials, *, progress: bool) -> None:

@@ -22,7 +22,7 @@ from boxseg.files.writing import write_atomic
 from orchestration.config.spec import COSTS, RunSpec
 from orchestration.connect.shares import Share
 from orchestration.errors import PreemptedError
-from orchestration.execute.system_metrics import PeakMemory, SystemMeter
+from orchestration.execute.peak_memory import PeakMemory
 from orchestration.record.failures import Failure
 from orchestration.record.origin import write_environment
 from orchestration.record.pulse import Pulse
@@ -369,7 +369,6 @@ class FileReporter:
     """Tells whether a machine will go soon; asked equally often on every rank."""
     courier: Courier | None = None
     """Carries the folder's files to a driver that does not see them."""
-    _system: SystemMeter = field(default_factory=SystemMeter)
     _memory: PeakMemory = field(default_factory=PeakMemory)
     _pulse: Pulse | None = None
     _untold: list[EvalReport] = field(default_factory=list)
@@ -389,11 +388,9 @@ class FileReporter:
             self._pulse.beat(step, metrics)
 
     def on_step(self, report: StepReport) -> None:
-        """Write the means of some steps, and now and then what this process takes from its machine."""
+        """Write the means of some steps."""
         if self.rank == 0:
             self.folder.report(report.step, report.metrics)
-            if system := self._system.sample():
-                self.folder.append_metrics(report.step, system)
         self._tell_ray()
 
     def on_eval(self, report: EvalReport) -> None:

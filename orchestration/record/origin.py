@@ -12,7 +12,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from boxseg.data.toy import ensure_toy, toy_sources
 from boxseg.errors import ConfigError, DataError
 from boxseg.files.prints import take_prints
 from boxseg.files.writing import write_atomic
-from orchestration.config.spec import RunSpec
+from orchestration.config.resolved import dump_resolved
+from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.record.records import RULES, DamagedError, read_record, tell_once
-from orchestration.record.run_folder import RunFolder
+from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.secret_text import hide, hide_in_patch
 from orchestration.store.data import fetch_annotations
 from orchestration.store.places import address_of, named
@@ -72,6 +73,18 @@ def _fingerprint(spec: RunSpec) -> dict[str, str]:
     for path in files:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return {"data": named(files[0]), "data_fingerprint": digest.hexdigest()[:16]}
+
+
+def open_folder(folder: RunFolder, spec: RunSpec, tags: dict[str, str]) -> None:
+    """Make the folder of a run or sweep, or go on in it, and keep there where it comes from."""
+    status = RunStatus(
+        folder.path.name, spec.name, steps=spec.train.steps, tags=tags, **own_process()
+    )
+    if isinstance(spec, SweepSpec):
+        status = replace(status, kind="sweep", steps=spec.sweep.num_trials)
+    folder.open(status, dump_resolved(spec))
+    write_changes(folder)
+    write_prints(folder, spec)
 
 
 def own_command() -> str:
