@@ -113,7 +113,7 @@ def test_params_are_plain_values_by_dotted_name():
     assert params["data.val.annotations"] == "/a"
     assert params["train.image_size"] == "[64, 96]"
     assert params["train.clip_norm"] == "null"
-    assert params["sweep.trials"] == "8"
+    assert params["sweep.trials"] == 8
 
 
 def test_nothing_is_lost_or_doubled_when_the_mirror_starts_again(storage, client):
