@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from boxseg.engine.checkpoint import find_checkpoint
+from boxseg.engine.checkpoint import find_checkpoint, save_checkpoint
 from boxseg.errors import ConfigError
 from orchestration.cli.app import run
 from orchestration.config.spec import RunSpec
@@ -63,9 +63,9 @@ def test_commands_refuse_it_and_write_nothing(checkpoint, trained_run, capsys, c
 
 
 def test_a_sound_checkpoint_beside_is_named(checkpoint, trained_run, capsys):
+    sound = save_checkpoint(checkpoint.parent, step=0, files={"state.pt": b"?"}, about={})
     for path in checkpoint.glob("*.safetensors"):
         flip(path)
-    sound = shutil.copytree(trained_run.checkpoint, checkpoint.with_name("last"))
     assert run(["predict", str(checkpoint), str(trained_run.val.images)]) == 1
     assert f"{sound} is sound; name that one" in capsys.readouterr().err
 
