@@ -182,13 +182,13 @@ class Mirror:
         abouts = [name for name in changed if is_about(name)]
         try:
             complete = [name for name in abouts if self.send_weights(name)]
-            for name in sorted(changed, key=place):
-                if name in told:
-                    self._write(name, *told[name])
-                elif name in complete or not (name in abouts or tells_of_others(name)):
-                    self._send(name)
-            # a new checkpoint that is not there yet may be what the gone ones made room for
+            waiting = {*abouts, *filter(tells_of_others, changed)} - {*complete}
+            for name in sorted({*changed} - waiting, key=place):
+                self._send(name)
+            # else training was faster than the store: the next time, with newer ones
             if len(complete) == len(abouts):
+                for name in sorted(told, key=place):
+                    self._write(name, *told[name])
                 self._remove(gone)
         finally:
             self._write_versions()

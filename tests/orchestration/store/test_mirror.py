@@ -137,33 +137,32 @@ def test_only_what_changed_is_sent_and_what_has_gone_is_removed(machines: Machin
 
 
 @pytest.mark.parametrize("meanwhile", ["_present", "send_weights"])
-def test_a_state_never_tells_of_a_best_checkpoint_that_is_not_there(
-    machines: Machines, monkeypatch, meanwhile: str
+@pytest.mark.parametrize("more", [[40], [40, 50, 60]], ids=["slow", "faster than the store"])
+def test_the_best_is_there_as_told(
+    machines: Machines, monkeypatch, meanwhile: str, more: list[int]
 ):
-    def train(step: int) -> None:
-        save(machines.run, step, best=True)
-        RunFolder(machines.run).report(step, {"val/mask_ap": step / 100}, is_best=True)
+    def train(*steps: int) -> None:
+        for step in steps:
+            save(machines.run, step, best=True)
+            run.report(step, {"val/mask_ap": step / 100}, is_best=True)
 
     with machines.on("a"):
-        make_run(machines.run)
+        run = make_run(machines.run)
         mirror = Mirror(machines.run)
-        for step in (10, 20):
-            train(step)
+        train(10, 20)
         mirror.push()
         train(30)
         usual = getattr(mirror, meanwhile)
 
         def interrupted(*arguments):
             monkeypatch.setattr(mirror, meanwhile, usual)
-            found = usual(*arguments)
-            train(40)
-            if (
-                meanwhile == "_present"
-            ):  # looked at one after the other, some before and some after that
-                return {
-                    name: about for name, about in found.items() if (machines.run / name).exists()
-                }
-            return found
+            if meanwhile == "send_weights":
+                train(*more)
+                return usual(*arguments)
+            found = usual()
+            train(*more)
+            # looked at one after the other, some before and some after that
+            return {name: about for name, about in found.items() if (machines.run / name).exists()}
 
         monkeypatch.setattr(mirror, meanwhile, interrupted)
         mirror.push()
@@ -171,33 +170,6 @@ def test_a_state_never_tells_of_a_best_checkpoint_that_is_not_there(
         Mirror(machines.run).pull()
         best = RunFolder(machines.run).stored().best_step
         assert (machines.run / f"checkpoints/step-{best:08d}/about.json").exists()
-
-
-def test_what_a_checkpoint_made_room_for_stays_until_that_is_there(
-    machines: Machines, monkeypatch
-):
-    with machines.on("a"):
-        make_run(machines.run)
-        mirror = Mirror(machines.run)
-        for step in (10, 20):
-            save(machines.run, step)
-        mirror.push()
-        save(machines.run, 30)
-        usual = mirror.send_weights
-
-        def interrupted(about: str) -> bool:
-            for step in (40, 50):  # faster than the store: 30 is gone before it is there
-                save(machines.run, step)
-            return usual(about)
-
-        monkeypatch.setattr(mirror, "send_weights", interrupted)
-        mirror.push()
-    with machines.on("b"):
-        Mirror(machines.run).pull()
-        assert sorted(each.name[-2:] for each in machines.run.glob("checkpoints/*")) == [
-            "10",
-            "20",
-        ]
 
 
 def test_a_checkpoint_that_was_removed_here_without_its_weights_is_removed_there(
