@@ -113,11 +113,7 @@ class Record:
         kills, runs = self._of("killed_in"), self._of("run")
         phases = Counter(line["killed_in"] for line in kills)
         lost = Counter(line["killed_in"] for line in kills if line["is_lost"])
-        order = {phase: place for place, phase in enumerate(drills.PHASES)}
-        rows = [
-            f"| {each} | {phases[each]} | {lost[each]} |"
-            for each in sorted(phases, key=lambda phase: order.get(phase, 0))
-        ]
+        rows = [f"| {each} | {phases[each]} | {lost[each]} |" for each in drills.PHASES]
         return "\n".join(
             [
                 "| killed in | times | of them with the machine |",
