@@ -185,8 +185,9 @@ def _summary(status: RunStatus) -> list[tuple[str, Any]]:
     # of a run that goes on, until now
     ended = status.ended or time.time()
     page = Path(status.folder) / "report" / "index.html"
+    done = "trials" if status.kind == "sweep" else "step"
     pairs = {
-        "step": f"{status.step} of {status.steps}" if status.steps else status.step,
+        done: f"{status.step} of {status.steps}" if status.steps else status.step,
         "time": show_duration(ended - status.started) if status.started else None,
         "folder": _place(status),
         "failure": f"{status.failure.kind}: {status.failure.text}" if status.failure else None,

@@ -111,6 +111,6 @@ def _panels(record: SweepRecord) -> Iterator[Plan]:
     for rank, row in (("best", best), ("median", None if median is best else median)):
         path = None if row is None else panel_of(row)
         if row is not None and path is not None:
-            trial = f"The {rank} {row.label} ({row.outcome}) at {path.stem}"
+            trial = f"The {rank} {row.label} ({row.outcome}) at step {int(path.stem.removeprefix('step-'))}"
             alt = f"{trial}: images, boxes, teacher and student masks."
             yield f"masks-{rank}", path.read_bytes, alt

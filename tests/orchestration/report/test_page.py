@@ -219,6 +219,10 @@ def test_the_page_names_failures_stops_costs_and_commands(tmp_path):
     assert "this page cannot tell luck" in text
     assert "git checkout 000000" in text
     assert "10 more are in settings.csv" in text
+    assert "early ends saved" in text
+    # What is left to do is not saved.
+    RunFolder(folder).update(status="interrupted", steps=61)
+    assert "early ends saved" not in write_report(folder).read_text()
     record = read_sweep(folder)
     cost = cost_of(record)
     assert cost.core_h == pytest.approx(60 * 61 / 3600)
@@ -283,6 +287,7 @@ def test_the_best_and_the_median_trial_show_their_masks(tmp_path):
         Image.new("RGB", (916, 60), "red").save(Path(trial.folder, "samples/step-00000240.png"))
     text = write_report(folder).read_text()
     assert re.findall(r'alt="The (best|median) trial', text) == ["best", "median"]
+    assert len(re.findall(r'alt="The \w+ trial [^"]* at step 240: images', text)) == 2
 
 
 @pytest.mark.parametrize("state", ["empty", "all failed", "one trial"])
