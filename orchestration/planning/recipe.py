@@ -91,7 +91,7 @@ class Machine:
     @property
     def speed(self) -> float:
         """How many single cores a run here counts for; more threads give less each."""
-        # the power is that of `estimate_on_cpu`
+        # the power is that of `estimate_step`
         return GPU_SPEED if self.gpus else self.threads**0.8
 
     def __str__(self) -> str:
