@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from boxseg.engine.checkpoint import BEST, find_checkpoint_damage
+from boxseg.engine.checkpoint import BEST, find_checkpoint_damage, load_about
 from boxseg.files.writing import sync_folder, sync_tree, write_atomic
 from orchestration.config.spec import SweepSpec
 from orchestration.connect.desk import open_desk
@@ -198,6 +198,15 @@ def _keep_best(folder: RunFolder, best: TrialStatus | None) -> Path | None:
         )
         shutil.rmtree(scratch)
         return None
+    step = load_about(scratch)["step"]
+    # A trial that a scheduler stopped ends before its node has sent all: the checkpoint may be an earlier one.
+    if best.best_step is not None and step != best.best_step:
+        logger.warning(
+            "the best checkpoint of %s is that of step %s: the one of step %s, with the value in the table, was lost",
+            best.id,
+            step,
+            best.best_step,
+        )
     sync_tree(scratch)
     scratch.rename(kept)
     sync_folder(kept.parent)

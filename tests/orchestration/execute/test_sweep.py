@@ -253,6 +253,22 @@ def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
     assert "| 00 ★ | 5 | 0.2500 | 100 | finished |" in (sweep.folder.path / "table.md").read_text()
 
 
+def test_a_best_checkpoint_of_an_earlier_step_than_the_best_value_is_told(tmp_path, caplog):
+    sweep = make_driver(tmp_path)
+    trial = Trial(0, {"qam.k_top": 5}, seed=0)
+    sweep.open(trial)
+    folder = sweep.plan.trial_folder(trial)
+    checkpoints = folder.path / "checkpoints"
+    checkpoints.mkdir()
+    step = save_checkpoint(checkpoints, step=50, files={"state.pt": b"state"}, about={})
+    publish(checkpoints, step, is_best=True)
+    folder.report(100, {"val/mask_ap": 0.25}, is_best=True)  # its checkpoint never came
+    folder.finish("finished")
+    sweep.close(Trial(0, {}, 0), "stopped")
+    assert conclude(sweep).best_checkpoint is not None
+    assert "-00 is that of step 50: the one of step 100" in caplog.text
+
+
 def test_the_best_checkpoint_of_an_earlier_end_does_not_stand_for_another_trial(tmp_path):
     sweep = make_driver(tmp_path)
     kept = sweep.folder.path / "best"
