@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -28,12 +29,15 @@ def require_room(option: str, folder: Path) -> None:
 
     Raises:
         ConfigError: a file is in the way, or this account may not write there.
+        OSError: the disk is mounted for reading alone.
     """
     place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not place.is_dir():
         raise ConfigError(
             f"{option} {folder}: {place} is a file, and a folder is needed there; name another"
         )
+    if os.statvfs(place).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(place))
     if not os.access(place, os.W_OK | os.X_OK):
         raise ConfigError(
             f"{option} {folder}: this account may not write in {place}; name another folder, or change the rights"
