@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def write_yolo(content: Content, images: Path, folder: Path) -> dict[str, int]:
         content: COCO instances; annotations without a mask, or with an empty one, and crowds are left out, and so are
             images without a file.
         images: Folder of its images; `folder/images` gets links to them.
-        folder: A new folder.
+        folder: A new folder; it is removed again where something goes wrong.
 
     Returns:
         Split -> how many images.
@@ -45,7 +46,21 @@ def write_yolo(content: Content, images: Path, folder: Path) -> dict[str, int]:
     categories = sorted(content["categories"], key=lambda category: category["id"])
     label_of = {category["id"]: label for label, category in enumerate(categories)}
     lines = _label_lines(content, label_of)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
+    try:
+        names = _write_labels(content, lines, images, folder)
+        splits = split_names(names)
+        _write_layout(folder, splits, [category["name"] for category in categories])
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return {split: len(of_split) for split, of_split in splits.items()}
+
+
+def _write_labels(
+    content: Content, lines: dict[int, list[str]], images: Path, folder: Path
+) -> list[str]:
+    """Write a label file and a link for each image that has a file; their names."""
     written: dict[Path, str] = {}
     for image in content["images"]:
         name = image["file_name"]
@@ -67,10 +82,7 @@ def write_yolo(content: Content, images: Path, folder: Path) -> dict[str, int]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(f"{line}\n" for line in lines[image["id"]]))
             _link(folder / "images" / _place(name), images / name)
-    splits = split_names(list(written.values()))
-    class_names = [category["name"] for category in categories]
-    _write_layout(folder, splits, class_names)
-    return {split: len(names) for split, names in splits.items()}
+    return list(written.values())
 
 
 def _label_lines(content: Content, label_of: dict[int, int]) -> dict[int, list[str]]:

@@ -253,7 +253,7 @@ def write_yolo_beside(content: Content, images: Path, folder: Path) -> None:
         except DataError as error:
             logger.warning("%s is left out: %s", folder / "yolo", error)
         shutil.rmtree(folder / "yolo", ignore_errors=True)
-        if (Path(scratch) / "yolo/data.yaml").exists():  # it is written last
+        if (Path(scratch) / "yolo").exists():
             (Path(scratch) / "yolo").rename(folder / "yolo")
 
 

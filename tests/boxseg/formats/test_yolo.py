@@ -258,6 +258,7 @@ def test_images_that_differ_in_their_ending_alone_are_named_with_their_folder(tm
         DataError, match=rf"{tmp_path}: a\.jpg and a\.png differ in their ending alone.*rename one"
     ):
         write_named(tmp_path, "a.png", "a.jpg")
+    assert not (tmp_path / "yolo").exists()  # nothing half-written
 
 
 def test_voc_files_of_annotation_tools_are_read(tmp_path):
