@@ -31,7 +31,7 @@ def find_polygons(mask: Mask) -> list[Polygon]:
     Pieces that touch only at a corner are apart. A hole is joined to the outline around it by a way there and back.
 
     >>> find_polygons(np.array([[False, True, True]]))[0].tolist()
-    [[1, 0], [3, 0], [3, 1], [1, 1]]
+    [[1, 0], [1, 1], [3, 1], [3, 0]]
     """
     left, top, right, bottom = MaskPart(mask).bounds()
     if not right:  # an empty mask

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -152,11 +153,13 @@ def draw_overlay(image: Tensor, found: Detections, names: Sequence[str], path: P
 
 def _tint(image: Tensor, parts: Sequence[MaskPart]) -> Tensor:
     """A copy of an image with masks in colour; where several lie on one another, all their colours show."""
-    tinted = image.clone()
+    tinted = image.numpy().copy()
+    levels = np.arange(256, dtype=np.float32)
     for number, part in enumerate(parts):
-        colour = torch.tensor(COLOURS[number % len(COLOURS)])[:, None]  # (3, 1)
-        window = tinted[:, *part.place]  # a view: what is written there is in the copy
-        pixels = torch.from_numpy(part.pixels)
-        mixed = (1 - OPACITY) * window[:, pixels] + OPACITY * colour  # (3, n)
-        window[:, pixels] = mixed.to(torch.uint8)
-    return tinted
+        colour = COLOURS[number % len(COLOURS)]
+        for channel, value in zip(tinted, colour, strict=True):
+            window = channel[part.place]  # a view: what is written there is in the copy
+            # What each level becomes, as a mask can be as large as the image.
+            mixed = ((1 - OPACITY) * levels + OPACITY * value).astype(np.uint8)
+            np.copyto(window, mixed[window], where=part.pixels)
+    return torch.from_numpy(tinted)
