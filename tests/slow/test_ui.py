@@ -1,5 +1,6 @@
 """`boxseg ui` over a sweep: what it prints, what a browser shows, whom it refuses, and that nothing is left of it."""
 
+import functools
 import http.client
 import signal
 import subprocess
@@ -81,7 +82,9 @@ def served(storage) -> Iterator[Served]:
         "--port",
         str(port),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # Where the tests themselves run in the background, Ctrl-C is ignored, and children inherit that.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
     assert process.stdout is not None
     lines = [process.stdout.readline().split() for _ in range(2)]
     assert [line[:-1] for line in lines] == [["experiment"], ["last", "sweep"]]
