@@ -230,15 +230,21 @@ def test_a_terminal_shows_the_trials_at_work_and_the_best_of_many():
     assert "37 more trials" in text
 
 
-def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
-    sweep = make_driver(tmp_path)
+def open_with_checkpoint(sweep: Trials, *, step: int) -> RunFolder:
+    """The folder of the first trial, which runs and has a best checkpoint."""
     trial = Trial(0, {"qam.k_top": 5}, seed=0)
     sweep.open(trial)
     folder = sweep.plan.trial_folder(trial)
     checkpoints = folder.path / "checkpoints"
     checkpoints.mkdir()
-    step = save_checkpoint(checkpoints, step=100, files={"state.pt": b"state"}, about={})
-    publish(checkpoints, step, is_best=True)
+    written = save_checkpoint(checkpoints, step=step, files={"state.pt": b"state"}, about={})
+    publish(checkpoints, written, is_best=True)
+    return folder
+
+
+def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
+    sweep = make_driver(tmp_path)
+    folder = open_with_checkpoint(sweep, step=100)
     folder.report(100, {"val/mask_ap": 0.25}, is_best=True)
     folder.finish("finished")
     sweep.close(Trial(0, {}, 0), "stopped")
@@ -255,13 +261,7 @@ def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
 
 def test_a_best_checkpoint_of_an_earlier_step_than_the_best_value_is_told(tmp_path, caplog):
     sweep = make_driver(tmp_path)
-    trial = Trial(0, {"qam.k_top": 5}, seed=0)
-    sweep.open(trial)
-    folder = sweep.plan.trial_folder(trial)
-    checkpoints = folder.path / "checkpoints"
-    checkpoints.mkdir()
-    step = save_checkpoint(checkpoints, step=50, files={"state.pt": b"state"}, about={})
-    publish(checkpoints, step, is_best=True)
+    folder = open_with_checkpoint(sweep, step=50)
     folder.report(100, {"val/mask_ap": 0.25}, is_best=True)  # its checkpoint never came
     folder.finish("finished")
     sweep.close(Trial(0, {}, 0), "stopped")
