@@ -91,12 +91,31 @@ def warnings(spec: RunSpec) -> list[str]:
                 f"settings to try: {spec.sweep.trials}, but sweep.space has no more than {size}, and each is run once "
                 "for each seed"
             )
+    if isinstance(spec, SweepSpec):
+        sentences += _score_thrs_alike(spec)
     if isinstance(spec.data.train, CocoSource):
         with contextlib.suppress(DataError):  # it is among the faults
             sentences += find_misfits(spec, take_fingerprint(spec.data.train))
             if isinstance(spec.data.val, CocoSource):
                 sentences += find_shared(spec.data.train, spec.data.val)
     return sentences
+
+
+def _score_thrs_alike(spec: SweepSpec) -> Iterator[str]:
+    """Scores of candidates exceed sqrt(teacher.cand_score_thr) by themselves: thresholds up to there train alike.
+
+    Source: `docs/method.md#ranking`.
+    """
+    space = spec.sweep.space
+    floors = possible_values(space, "teacher.cand_score_thr") or [spec.teacher.cand_score_thr]
+    floor = math.sqrt(min(map(float, floors)))
+    thresholds = {float(value) for value in possible_values(space, "qam.score_thr")}
+    alike = sorted(value for value in thresholds if value <= floor)
+    if len(alike) > 1:
+        yield (
+            f"qam.score_thr from {alike[0]:g} to {alike[-1]:g} trains alike: with "
+            f"teacher.cand_score_thr every candidate scores above {floor:.4g}; try one value up to there"
+        )
 
 
 def _check_address(spec: RunSpec) -> None:

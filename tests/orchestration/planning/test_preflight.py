@@ -362,6 +362,29 @@ def test_a_sweep_by_mask_ap_needs_masks_and_one_by_box_ap_does_not(
     check(RunSpec.model_validate(values))
 
 
+@pytest.mark.parametrize(
+    ("domain", "floors", "alike"),
+    [
+        ({"choice": [0.1, 0.2, 0.3]}, None, True),
+        ({"choice": [0.1, 0.3, 0.4, 0.5]}, None, False),
+        # quoted, which settings take for numbers
+        ({"choice": ["0.1", 0.2]}, {"choice": ["0.09"]}, True),
+        # 0.3 squared: no candidate is weaker
+        ({"choice": [0.1, 0.3]}, {"choice": [0.09, 0.2]}, True),
+        ({"choice": [0.1, 0.3]}, {"uniform": [0.02, 0.2]}, False),
+        ({"uniform": [0.01, 0.3]}, None, True),
+        ({"uniform": [0.2237, 0.5]}, None, False),
+    ],
+)
+def test_score_thresholds_of_a_sweep_that_train_alike_are_told(
+    tmp_path: Path, domain: dict[str, Any], floors: dict[str, Any] | None, alike: bool
+):
+    space = {"qam.score_thr": domain} | ({"teacher.cand_score_thr": floors} if floors else {})
+    values = {"name": "t", "storage": tmp_path / "runs", "sweep": {"space": space, "trials": 1}}
+    told = [each for each in warnings(SweepSpec.model_validate(values)) if "score_thr" in each]
+    assert ["qam.score_thr from" in each for each in told] == [True] * alike
+
+
 def test_a_plan_for_gpus_estimates_the_time_and_says_from_what(tmp_path: Path):
     gpus = {"gpus_per_worker": 1, "address": "ray://far"}
     plan = make_plan(make_spec(tmp_path, train={"steps": 1000}, resources=gpus))
