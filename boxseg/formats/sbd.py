@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +35,22 @@ def convert_sbd(source: Path, exclude: frozenset[str]) -> Splits:
     if len(stems) == 2:
         stems["trainval"] = stems["train"] + stems["val"]
     splits: Splits = {}
-    for name, stems_of_split in stems.items():
-        splits[name] = CocoSplit(source / "img", VOC_CLASSES)
-        for stem in stems_of_split:
-            _add_image(splits[name], source / "inst" / f"{stem}.mat")
+    # SciPy's reader can end its process at a damaged file, so it has one of its own.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as reader:
+        for name, stems_of_split in stems.items():
+            splits[name] = CocoSplit(source / "img", VOC_CLASSES)
+            for stem in stems_of_split:
+                _add_image(splits[name], source / "inst" / f"{stem}.mat", reader)
     return require_splits(splits, source, "train.txt", "benchmark_RELEASE/dataset")
 
 
-def _add_image(split: CocoSplit, path: Path) -> None:
-    numbers, classes = _read_file(path)
+def _add_image(split: CocoSplit, path: Path, reader: Executor) -> None:
+    try:
+        numbers, classes = reader.submit(_read_file, path).result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"{path}: is so damaged that reading it ends the process; {SBD_RULE} ({UNPACK})"
+        ) from error
     split.add_image(f"{path.stem}.jpg", numbers.shape)
     for number, class_number in enumerate(classes, start=1):
         mask = numbers == number

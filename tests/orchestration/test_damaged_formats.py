@@ -304,15 +304,17 @@ MATRICES = st.sampled_from(
 
 
 @SETTINGS
-@given(MATRICES, MATRICES, st.sampled_from(["GTinst", "other"]), st.booleans())
-def test_the_files_of_sbd(root, numbers, classes, name, packed):
+@given(
+    MATRICES, MATRICES, st.sampled_from(["GTinst", "other"]), st.booleans(), DAMAGE, st.booleans()
+)
+def test_the_files_of_sbd(root, numbers, classes, name, packed, damage, is_whole):
     folder = root / "deep/sbd"
     (folder / "inst").mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
     scipy.io.savemat(
         file, {name: {"Segmentation": numbers, "Categories": classes}}, do_compression=packed
     )
-    (folder / "inst/a.mat").write_bytes(file.getvalue())
+    (folder / "inst/a.mat").write_bytes(damaged(file.getvalue(), [] if is_whole else damage))
     (folder / "train.txt").write_text("a\n")
     with untouched(root):
         import_from(folder, "sbd")

@@ -1,5 +1,7 @@
 """Converters on tiny files in the formats that the archives have."""
 
+import os
+
 import numpy as np
 import pytest
 import scipy.io
@@ -7,6 +9,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from boxseg.errors import DataError
+from boxseg.formats import sbd
 from boxseg.formats.convert import convert
 from boxseg.formats.voc import VOC_CLASSES
 
@@ -227,6 +230,13 @@ def test_files_of_sbd_that_hold_something_else_are_named(tmp_path, truth, told):
 
 
 ENTITIES = '<!DOCTYPE a [<!ENTITY a "{}"><!ENTITY b "&a;&a;">]>'
+
+
+def test_a_file_of_sbd_that_ends_its_reader_is_named(tmp_path, monkeypatch):
+    root = write_sbd(tmp_path)
+    monkeypatch.setattr(sbd, "loadmat", lambda *_, **__: os._exit(139))  # as SciPy at some damage
+    with pytest.raises(DataError, match=r"inst/a\.mat: is so damaged .*unpack the archive again"):
+        convert(root, "sbd")
 
 
 @pytest.mark.parametrize(
