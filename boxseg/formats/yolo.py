@@ -34,7 +34,11 @@ SHOWN_IMAGES = 5
 MAX_SHARE = 2.0
 """Shares are 0 … 1, some more at the edge of an image; pixels are larger."""
 LAYOUT_RULE = "it needs `names`, the class names from 0 on, and `train` or `val`"
-LINE_RULE = "a line is the class and x y width height, or the class and x y of three points or more, as shares"
+LINE_RULE = (
+    "a line is the class and x y width height, or the class and x y of three points or more, "
+    "as shares, and nothing behind"
+)
+TRACK_RULE = "labels have no confidence and no track id behind the numbers of an object"
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +97,10 @@ class Tally:
     poses: int = 0
     """Objects whose keypoints were left out."""
     outlines: int = 0
+    of_three_points: int = 0
     of_four_points: int = 0
+    ending_whole: int = 0
+    """Outlines whose last number is a whole one, as track ids are."""
     empty: int = 0
     """Outlines without a pixel inside."""
 
@@ -197,6 +204,21 @@ def _find_stray(label_paths: set[Path]) -> list[Path]:
 
 
 def _warn_of_outlines(tally: Tally, source: Path) -> None:
+    """Log what is odd about the outlines as a whole.
+
+    Raises:
+        DataError: all are boxes, each with a confidence and a track id: read as three points they are elsewhere.
+    """
+    if tally.outlines and tally.outlines == tally.of_three_points == tally.ending_whole:
+        raise DataError(
+            f"{source}: all {tally.outlines} outlines have three points and end in a whole number; "
+            f"{TRACK_RULE} (keep the class and x y width height of each line)"
+        )
+    if tally.outlines > 1 and tally.outlines == tally.ending_whole:
+        value = (
+            "outlines end in a whole number; if these are track ids, cut them and the confidences"
+        )
+        logger.warning("%s: all %d %s", source, tally.outlines, value)
     if tally.poses:
         warning = "%s: the keypoints of %d objects are left out, their boxes are read"
         logger.warning(warning, source, tally.poses)
@@ -388,7 +410,9 @@ def _add_object(
     mask = decode_segmentation([points.ravel().tolist()], picture.size)
     has_pixels = bool(mask.any())
     tally.outlines += 1
+    tally.of_three_points += len(points) == 3
     tally.of_four_points += len(points) == 4
+    tally.ending_whole += numbers[-1] > 0 and numbers[-1].is_integer()
     tally.empty += not has_pixels
     split.add_object(label, box=_box_around(points), mask=mask if has_pixels else None)
 

@@ -315,3 +315,24 @@ def test_a_label_file_that_two_images_share_is_told(folder, caplog):
     (message,) = caplog.messages
     assert "1 label files are read for several images (the first: " in message
     assert "labels/train/a.txt" in message
+
+
+def test_boxes_with_a_confidence_and_a_track_id_are_no_outlines(folder):
+    (folder / "labels/val/b.txt").write_text("1 0.5 0.5 0.2 0.2 0.9 1\n0 0.5 0.5 0.2 0.2 0.8 2\n")
+    with pytest.raises(DataError, match=r"all 2 outlines have three points and end in a whole"):
+        convert(folder, "yolo")
+    # of more ids, the first is met sooner
+    (folder / "labels/val/b.txt").write_text("1 0.5 0.5 0.2 0.2 0.9 12\n")
+    with pytest.raises(DataError, match=r"12 is no share .* nothing behind"):
+        convert(folder, "yolo")
+
+
+def test_outlines_that_all_end_in_a_whole_number_are_told(folder, caplog):
+    outline = "0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5"
+    (folder / "labels/val/b.txt").write_text(f"{outline} 0.9 1\n{outline} 0.8 2\n")
+    convert(folder, "yolo")
+    assert any("all 2 outlines end in a whole number" in each for each in caplog.messages)
+    caplog.clear()
+    (folder / "labels/val/b.txt").write_text(f"{outline} 0.9 1\n{outline}\n")
+    convert(folder, "yolo")
+    assert not caplog.messages
