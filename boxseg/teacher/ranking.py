@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,9 +13,27 @@ from boxseg.ops.boxes import box_iou
 from boxseg.ops.detections import first_best
 from boxseg.structures import RawDetections
 
-Ranking = tuple[Tensor, Tensor, Tensor]
-"""For each box the indices of its k best detections in order, which of them are kept (bool), and their IoU; (N, k)
-each."""
+
+class Chosen(NamedTuple):
+    """Detections of one image that serve its boxes; sorted by box, then by falling IoU."""
+
+    detection_index: Tensor
+    """int64 (C,)."""
+    box_index: Tensor
+    """int64 (C,)."""
+    iou: Tensor
+    """Float (C,), of the detection's box with the one that it serves."""
+
+
+class Ranking(NamedTuple):
+    """The k best detections of each box in order, before those that fail a filter are dropped."""
+
+    detection_index: Tensor
+    """int64 (N, k)."""
+    keep: Tensor
+    """Bool (N, k)."""
+    iou: Tensor
+    """Float (N, k)."""
 
 
 def rank_candidates(
@@ -29,7 +49,7 @@ def rank_candidates(
     class_match: bool = True,
     filter_first: bool = False,
     k_per_box: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Chosen:
     """Box-Quality Ranking: the detections that best fit each ground-truth box.
 
     Args:
@@ -47,8 +67,7 @@ def rank_candidates(
         k_per_box: Optional (N,): a lower limit than `k_top` for each box.
 
     Returns:
-        `candidate_index` int64 (C,) into the detections, `box_index` int64 (C,), `iou` float (C,); sorted by box, then
-        by falling IoU. A detection may serve several boxes.
+        C candidates; a detection may serve several boxes.
 
     Raises:
         ShapeError: the tensors of the boxes, or of the detections, differ in length.
@@ -56,9 +75,10 @@ def rank_candidates(
     Source: BoxSeg (arXiv 2504.05137); `docs/method.md#ranking`.
 
     >>> box, label = torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([0])
-    >>> found = torch.tensor([[0.0, 0.0, 10.0, 8.0], [0.0, 0.0, 10.0, 4.0], [0.0, 0.0, 10.0, 10.0]])
-    >>> rank_candidates(box, label, found, torch.tensor([0, 0, 0]), torch.tensor([0.9, 0.9, 0.3]))
-    (tensor([2, 0]), tensor([0, 0]), tensor([1.0000, 0.8000]))
+    >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 8.0], [0.0, 0.0, 10.0, 4.0], [0.0, 0.0, 10.0, 10.0]])
+    >>> chosen = rank_candidates(box, label, boxes, torch.tensor([0, 0, 0]), torch.tensor([0.9, 0.9, 0.3]))
+    >>> chosen.detection_index.tolist(), chosen.box_index.tolist(), chosen.iou
+    ([2, 0], [0, 0], tensor([1.0000, 0.8000]))
     """
     if len(gt_boxes) != len(gt_labels) or not len(boxes) == len(labels) == len(scores):
         raise ShapeError(
@@ -106,29 +126,23 @@ def order_candidates(
     keep = eligible.gather(1, order)  # (N, k)
     if k_per_box is not None:
         keep = keep & (torch.arange(k, device=keep.device) < k_per_box[:, None])
-    return order, keep, iou.gather(1, order)
+    return Ranking(order, keep, iou.gather(1, order))
 
 
-def kept_candidates(rankings: list[Ranking]) -> list[tuple[Tensor, Tensor, Tensor]]:
+def kept_candidates(rankings: list[Ranking]) -> list[Chosen]:
     """What `rank_candidates` returns, for each of several images; two reads from the device for all of them."""
-    counts = torch.stack([keep.sum() for _, keep, _ in rankings]).tolist()
-    every_order = torch.cat([order.flatten() for order, _, _ in rankings])
-    every_keep = torch.cat([keep.flatten() for _, keep, _ in rankings])
-    every_iou = torch.cat([iou.flatten() for _, _, iou in rankings])
-    place = every_keep.nonzero()[:, 0]
-    of_images = zip(
-        rankings,
-        place.split(counts),
-        every_order[place].split(counts),
-        every_iou[place].split(counts),
-        strict=True,
-    )
-    candidates, before = [], 0
-    for (order, _, _), own_place, detection_index, iou in of_images:
-        box_index = (own_place - before) // max(order.shape[1], 1)  # a row of `order` for each box
-        candidates.append((detection_index, box_index, iou))
-        before += order.numel()
-    return candidates
+    counts = torch.stack([ranking.keep.sum() for ranking in rankings]).tolist()
+    # Boxes and places of all images in one row.
+    every_index = torch.cat([ranking.detection_index.flatten() for ranking in rankings])
+    every_iou = torch.cat([ranking.iou.flatten() for ranking in rankings])
+    kept = torch.cat([ranking.keep.flatten() for ranking in rankings]).nonzero()[:, 0]
+    chosen, before = [], 0
+    for ranking, place in zip(rankings, kept.split(counts), strict=True):
+        k = max(ranking.keep.shape[1], 1)
+        box_index = (place - before) // k
+        chosen.append(Chosen(every_index[place], box_index, every_iou[place]))
+        before += ranking.keep.numel()
+    return chosen
 
 
 def adaptive_k(

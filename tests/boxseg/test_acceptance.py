@@ -13,7 +13,8 @@ from boxseg.engine import train
 from boxseg.engine.step import fuse_candidates, label_batch, paste_generator, run_step, update_ema
 from boxseg.model.targets import assign_batch
 from boxseg.ops.masks import box_masks, resize_masks
-from boxseg.teacher.candidates import find_candidates, teacher_view
+from boxseg.teacher.candidates import find_candidates
+from boxseg.teacher.view import teacher_view
 
 ANY_BOX = {
     "teacher": {"cand_score_thr": 1e-6, "resize_short": 96},

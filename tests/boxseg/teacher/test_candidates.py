@@ -16,12 +16,9 @@ from boxseg.ops.images import resized_shape
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import MASK_STRIDE, Batch, MaskFrame, Predictions
 from boxseg.teacher import candidates
-from boxseg.teacher.candidates import (
-    find_candidates,
-    match_greedily,
-    teacher_view,
-    to_training_grid,
-)
+from boxseg.teacher.candidates import find_candidates
+from boxseg.teacher.one_per_box import match_greedily
+from boxseg.teacher.view import teacher_view, to_training_grid
 
 SETTINGS = BoxSegConfig.model_validate(
     {
