@@ -1,4 +1,4 @@
-"""Peer-assisted copy-paste: choose a peer for an image, place it, and remember the image's own good instances."""
+"""Peer-assisted copy-paste: what was chosen is pasted into the images, and their own good instances are remembered."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ import torch
 from torch import Tensor
 
 from boxseg.config.method import PcConfig
-from boxseg.copy_paste.bank import Admitted, Bank, Peer, random_below, random_share
+from boxseg.copy_paste.bank import Admitted, Bank, Peer
+from boxseg.copy_paste.choose import (
+    ImageFacts,
+    Paste,
+    attempt_probability,
+    plan_pastes,
+    read_facts,
+)
 from boxseg.copy_paste.compose import Composition, Draft, Limits, compose, draft_composition
-from boxseg.ops.boxes import box_intersection, box_iou
+from boxseg.ops.boxes import box_iou
 from boxseg.ops.masks import aligned_bilinear
 from boxseg.ops.neighbours import sample_cells
 from boxseg.ops.transfer import tensor_on
@@ -21,28 +28,6 @@ __all__ = ["compose", "paste_peers"]
 
 LIMITS_FOR_PX = 800
 """Short side for which `min_area` and `box_shift_px` are given when `relative_limits` is on."""
-Box = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """Numbers of one image that decide what happens to it, on the host."""
-
-    labels: list[int]
-    quality: list[float]
-    score: list[float]
-    area: list[float]
-    """Mask areas [px]."""
-    boxes: list[Box]
-
-
-@dataclass(frozen=True)
-class PeerChoice:
-    """Peers to paste together into one image."""
-
-    peers: list[Peer]
-    target: int | None
-    """Index of the instance that they are pasted onto; None: they keep the place that they had in their own image."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +84,7 @@ def paste_peers(
     Source: BoxSeg (arXiv 2504.05137); `docs/method.md#copy-paste`.
     """
     probability = attempt_probability(step, settings)
-    facts = _read_facts(batch, pseudo_masks)
+    facts = read_facts(batch, pseudo_masks)
     before = _image_states(batch, pseudo_masks)
     states = list(before)
     # Images share the reads from the device, except where the paste into one decides what the next one can draw.
@@ -108,7 +93,7 @@ def paste_peers(
     for images in groups:
         plans = {}
         for image in images:
-            plans[image] = _plan(facts[image], bank, probability, settings, generator)
+            plans[image] = plan_pastes(facts[image], bank, probability, settings, generator)
             # From `before`, so that no peer is a copy of a copy.
             if not bank.uses_up:
                 bank.add(_good_instances(before[image], facts[image], settings), generator)
@@ -116,7 +101,7 @@ def paste_peers(
             attempts = {}
             for image, plan in plans.items():
                 if number < len(plan):
-                    attempts[image] = _attempt(states[image], *plan[number], settings, soft_thr)
+                    attempts[image] = _attempt(states[image], plan[number], settings, soft_thr)
             _settle(states, attempts, bank)
         # what was pasted has left the bank, so its place is free for the image's own instances
         if bank.uses_up:
@@ -158,136 +143,15 @@ def _with_states(batch: Batch, states: list[ImageState], *, paste_weak: bool) ->
     )
 
 
-def attempt_probability(step: int, settings: PcConfig) -> float:
-    """Probability that a paste is tried: linear from `p_start` at step 0 to `p_end` after the warm-up.
-
-    >>> settings = PcConfig(p_start=0.0, p_end=1.0, warmup=100)
-    >>> [attempt_probability(step, settings) for step in (0, 50, 1000)]
-    [0.0, 0.5, 1.0]
-    """
-    share = min(step / settings.warmup, 1.0) if settings.warmup > 0 else 1.0
-    return settings.p_start + (settings.p_end - settings.p_start) * share
-
-
-def placement_range(
-    source: Box, target: Box, overlap: float
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Ranges of the new left and the new top side of a source box that overlaps the target box enough.
-
-    Args:
-        source: x1 y1 x2 y2 of the peer in its image, pixels.
-        target: x1 y1 x2 y2 of the instance it is pasted onto, pixels.
-        overlap: Share of the source's extent that must overlap on each axis.
-
-    >>> placement_range((0, 0, 10, 10), (50, 20, 70, 40), overlap=0.5)
-    ((45.0, 65.0), (15.0, 35.0))
-    """
-    ranges = []
-    for axis in (0, 1):
-        extent = source[axis + 2] - source[axis]
-        ranges.append((target[axis] - (1 - overlap) * extent, target[axis + 2] - overlap * extent))
-    return ranges[0], ranges[1]
-
-
-def _plan(
-    facts: ImageFacts,
-    bank: Bank,
-    probability: float,
-    settings: PcConfig,
-    generator: torch.Generator,
-) -> list[tuple[PeerChoice, tuple[int, int]]]:
-    """What to paste into an image, each time another peer onto another target, and how far to move it; may be empty."""
-    choices: list[PeerChoice] = []
-    if random_share(generator) < probability:
-        while len(choices) < settings.per_image:
-            choice = _choose(facts, bank, settings, generator, choices)
-            if choice is None:
-                break
-            choices.append(choice)
-    return [(choice, _choose_shift(facts, choice, settings, generator)) for choice in choices]
-
-
-def _choose(
-    facts: ImageFacts,
-    bank: Bank,
-    settings: PcConfig,
-    generator: torch.Generator,
-    earlier: list[PeerChoice],
-) -> PeerChoice | None:
-    """The first drawn group that suits the image; None where none does."""
-    labels = set(facts.labels) if settings.mode == "instance" else None
-    used = {id(peer) for choice in earlier for peer in choice.peers}
-    for group in bank.draw(labels, generator):
-        # Mode `simple` pastes a whole entry of the bank, the others the best peer of it.
-        peers = group if settings.mode == "simple" else [max(group, key=lambda peer: peer.quality)]
-        if any(id(peer) in used for peer in peers):
-            continue
-        if settings.mode == "simple":
-            return PeerChoice(peers, None)
-        target = _choose_target(
-            facts, peers[0], settings, generator, [choice.target for choice in earlier]
-        )
-        if target is not None:
-            return PeerChoice(peers, target)
-    return None
-
-
-def _choose_target(
-    facts: ImageFacts,
-    peer: Peer,
-    settings: PcConfig,
-    generator: torch.Generator,
-    earlier: list[int | None],
-) -> int | None:
-    """The instance that gets the peer: of its class in mode `instance`, else of any."""
-    eligible = [
-        index
-        for index, label in enumerate(facts.labels)
-        if index not in earlier and (settings.mode == "segmentation" or label == peer.label)
-    ]
-    if not eligible:
-        return None
-    if settings.target == "lowest-q":  # of equal quality the larger box
-        target = min(
-            eligible, key=lambda index: (facts.quality[index], -_area(facts.boxes[index]))
-        )
-    else:
-        target = eligible[random_below(len(eligible), generator)]
-    return None if settings.require_better and peer.quality <= facts.quality[target] else target
-
-
-def _choose_shift(
-    facts: ImageFacts, choice: PeerChoice, settings: PcConfig, generator: torch.Generator
-) -> tuple[int, int]:
-    """Rows and columns to move a peer by.
-
-    Of `placements` random places it gets the one that hides least of the image's boxes.
-    """
-    if choice.target is None:
-        return 0, 0
-    source, target = choice.peers[0].box, facts.boxes[choice.target]
-    ranges = placement_range(source, target, settings.overlap)
-    corners = [
-        [low + (high - low) * random_share(generator) for low, high in ranges]
-        for _ in range(settings.placements)
-    ]
-    width, height = source[2] - source[0], source[3] - source[1]
-    places = torch.tensor([[left, top, left + width, top + height] for left, top in corners])
-    hidden_px = box_intersection(places, torch.tensor(facts.boxes)).sum(dim=1)
-    left, top = corners[int(hidden_px.argmin())]
-    # Whole pixels, so that the peer's own need no resampling.
-    return round(top - source[1]), round(left - source[0])
-
-
 def _attempt(
     state: ImageState,
-    choice: PeerChoice,
-    shift: tuple[int, int],
+    paste: Paste,
     settings: PcConfig,
     soft_thr: float,
 ) -> Attempt:
+    """Compute a paste into an image."""
     limits = _limits(state.size, settings)
-    pasted_views, masks, in_sight = _place(state, choice.peers, shift, limits.min_area, soft_thr)
+    pasted_views, masks, in_sight = _place(state, paste, limits.min_area, soft_thr)
     draft = draft_composition(
         state.views,
         state.pseudo.mask if state.pseudo.full is None else state.pseudo.full,
@@ -297,7 +161,7 @@ def _attempt(
         valid=state.valid,
         limits=limits,
     )
-    return Attempt(choice.peers, in_sight, draft)
+    return Attempt(paste.peers, in_sight, draft)
 
 
 def _settle(states: list[ImageState], attempts: dict[int, Attempt], bank: Bank) -> None:
@@ -346,24 +210,21 @@ def _places(flags: Tensor, count: int) -> Tensor:
 
 
 def _place(
-    state: ImageState,
-    peers: list[Peer],
-    shift: tuple[int, int],
-    min_area: float,
-    soft_thr: float,
+    state: ImageState, paste: Paste, min_area: float, soft_thr: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Peers, moved by `shift` (rows, columns), on an empty canvas of the padded image.
+    """The peers in their new places on an empty canvas of the padded image.
 
     Returns:
         Their views uint8 (6, H, W), their masks bool (P, H, W), and bool (P,): whether more than `min_area` pixels of
         each lie inside the image. A peer of which too little does leaves an empty mask and no pixels.
     """
+    down, right = paste.shift
     canvas = torch.zeros_like(state.views)
-    masks = state.valid.new_zeros(len(peers), *state.valid.shape)
-    for mask, peer in zip(masks, peers, strict=True):
-        rows, crop_rows = _overlap(peer.corner[0] + shift[0], peer.views.shape[1], state.size[0])
+    masks = state.valid.new_zeros(len(paste.peers), *state.valid.shape)
+    for mask, peer in zip(masks, paste.peers, strict=True):
+        rows, crop_rows = _overlap(peer.corner[0] + down, peer.views.shape[1], state.size[0])
         columns, crop_columns = _overlap(
-            peer.corner[1] + shift[1], peer.views.shape[2], state.size[1]
+            peer.corner[1] + right, peer.views.shape[2], state.size[1]
         )
         visible = pixel_mask(peer, soft_thr)[crop_rows, crop_columns].to(mask.device)
         # Compared on the device; an `if` would wait for it.
@@ -461,32 +322,6 @@ def pixel_mask(peer: Peer, soft_thr: float) -> Tensor:
     return enlarged[first[0] : last[0], first[1] : last[1]] > soft_thr
 
 
-def _read_facts(batch: Batch, pseudo_masks: list[PseudoMasks]) -> list[ImageFacts]:
-    """The numbers of all images in one read from the device; what is pasted where is decided on the host.
-
-    They travel as float64, which holds labels, float32 values and areas exactly.
-    """
-    areas = []
-    for pseudo in pseudo_masks:
-        if pseudo.full is None:
-            areas.append(pseudo.mask.sum(dim=(1, 2)) * MASK_STRIDE**2)
-        else:
-            areas.append(pseudo.full.sum(dim=(1, 2)))
-    columns = [
-        torch.cat(batch.labels).double(),
-        torch.cat([pseudo.quality for pseudo in pseudo_masks]).double(),
-        torch.cat([pseudo.score for pseudo in pseudo_masks]).double(),
-        torch.cat(areas).double(),
-    ]
-    table = torch.cat([torch.stack(columns, dim=1), torch.cat(batch.boxes).double()], dim=1).cpu()
-    facts = []
-    for rows in table.split([len(boxes) for boxes in batch.boxes]):
-        labels, quality, score, area = rows[:, :4].T.tolist()
-        boxes = [(x1, y1, x2, y2) for x1, y1, x2, y2 in rows[:, 4:].tolist()]
-        facts.append(ImageFacts([int(label) for label in labels], quality, score, area, boxes))
-    return facts
-
-
 def _limits(size: tuple[int, int], settings: PcConfig) -> Limits:
     """The settings' limits for an image of this size."""
     scale = min(size) / LIMITS_FOR_PX if settings.relative_limits else 1.0
@@ -496,7 +331,3 @@ def _limits(size: tuple[int, int], settings: PcConfig) -> Limits:
         settings.keep_sides,
         settings.drop_slivers,
     )
-
-
-def _area(box: Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])

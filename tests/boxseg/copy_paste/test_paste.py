@@ -9,7 +9,8 @@ import torch
 from boxseg.config.method import PcConfig
 from boxseg.config.presets import RELEASED
 from boxseg.copy_paste.bank import BANKS, Peer
-from boxseg.copy_paste.paste import attempt_probability, paste_peers, pixel_mask, placement_range
+from boxseg.copy_paste.choose import attempt_probability, placement_range
+from boxseg.copy_paste.paste import paste_peers, pixel_mask
 from boxseg.ops.boxes import box_intersection
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import Batch, PseudoMasks
