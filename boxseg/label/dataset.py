@@ -52,20 +52,15 @@ def _require_runs(segmentation: dict[str, Any]) -> dict[str, Any]:
 
 
 class Label(TypedDict):
-    """What a line of the journal says about one box."""
+    """What the journal says about one box."""
 
     id: int
     """Of its annotation."""
     segmentation: Annotated[dict[str, Any], AfterValidator(_require_runs)]
     quality: Annotated[float, Field(ge=0, le=1)]
     candidates: int
-    checks: dict[str, float]
+    checks: dict[str, int | float]
     doubts: list[str]
-
-
-def _require_label(label: dict[str, Any]) -> dict[str, Any]:
-    _LABEL.validate_python(label)
-    return label
 
 
 @dataclass(frozen=True)
@@ -73,13 +68,13 @@ class ImageLabels:
     """One line of the journal: the labels of one image."""
 
     image_id: int
-    labels: list[Annotated[dict[str, Any], AfterValidator(_require_label)]]
-    """A `Label` for each box."""
+    labels: list[Label]
+    """One for each box."""
     problem: str | None = None
     """Why the image could not be read; then there are no labels."""
 
 
-_LABEL, _LINE = TypeAdapter(Label), TypeAdapter(ImageLabels)
+_LINE = TypeAdapter(ImageLabels)
 
 
 class Journal:
@@ -170,7 +165,7 @@ def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> li
                 items[index] = data[index], data.annotation_ids(index)
             except DataError as error:
                 problems[index] = str(error)
-    described: dict[int, list[Entry]] = {}
+    described: dict[int, list[Label]] = {}
     if items:  # sources take one image at least
         for index, masks in zip(items, source(list(items.values())), strict=True):
             described[index] = _describe(*items[index], masks)
@@ -180,31 +175,36 @@ def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> li
     ]
 
 
-def _describe(sample: Sample, ids: Sequence[int], found: BoxLabels) -> list[dict[str, Any]]:
-    labels = []
-    for row, annotation_id in enumerate(ids):
-        quality = round(float(found.quality[row]), 4)
-        candidates = int(found.num_candidates[row])
-        told = _describe_mask(
-            found.parts[row],
+def _describe(sample: Sample, annotation_ids: Sequence[int], masks: BoxLabels) -> list[Label]:
+    return [
+        _label_of(
+            annotation_id,
+            masks.parts[row],
             sample.boxes[row],
             sample.original_size,
-            quality=quality,
-            candidates=candidates,
+            quality=round(float(masks.quality[row]), 4),
+            candidates=int(masks.num_candidates[row]),
         )
-        labels.append({"id": annotation_id, **told})
-    return labels
+        for row, annotation_id in enumerate(annotation_ids)
+    ]
 
 
-def _describe_mask(
-    part: MaskPart, box: Tensor, size: Size, *, quality: float, candidates: int
-) -> dict[str, Any]:
+def _label_of(
+    annotation_id: int,
+    part: MaskPart,
+    box: Tensor,
+    size: Size,
+    *,
+    quality: float,
+    candidates: int,
+) -> Label:
     """What the journal says of a mask: measured in the box and where the mask is, not in the whole image."""
     window = top, left, height, width = window_around(box, part, size)
     mask = part.within(top, left, (height, width))
     in_window = (box - torch.tensor([left, top] * 2)).numpy()
     checks = check_mask(mask, in_window, inside_window(box, window))
     return {
+        "id": annotation_id,
         "segmentation": encode_part(part, size),
         "quality": quality,
         "candidates": candidates,
@@ -257,7 +257,7 @@ def write_yolo_beside(content: Content, images: Path, folder: Path) -> None:
             (Path(scratch) / "yolo").rename(folder / "yolo")
 
 
-def _add_label(annotation: Entry, label: dict[str, Any]) -> None:
+def _add_label(annotation: Entry, label: Label) -> None:
     if annotation.get("segmentation"):
         annotation["drawn_segmentation"] = annotation["segmentation"]
     annotation.update({key: value for key, value in label.items() if key != "id"})
@@ -265,16 +265,17 @@ def _add_label(annotation: Entry, label: dict[str, Any]) -> None:
     annotation.setdefault("iscrowd", 0)
 
 
-def _box_label(annotation: Entry, size: Size) -> dict[str, Any]:
+def _box_label(annotation: Entry, size: Size) -> Label:
     """The box as mask, of quality 0; empty if the box has no area."""
     x, y, width, height = annotation["bbox"]
     # Boxes without an image were not checked: they may lie outside, or have sides that are no numbers.
     corners = torch.tensor([[x, y, float(x) + width, float(y) + height]], dtype=torch.float64)
     box = clip_boxes_to_image(corners.nan_to_num(0, 0, 0).float(), size)[0]
-    return _describe_mask(box_part(box, size), box, size, quality=0.0, candidates=0)
+    part = box_part(box, size)
+    return _label_of(annotation["id"], part, box, size, quality=0.0, candidates=0)
 
 
-def _all_labels(journal: Journal) -> list[dict[str, Any]]:
+def _all_labels(journal: Journal) -> list[Label]:
     return [label for image in journal.done.values() for label in image.labels]
 
 
