@@ -54,6 +54,22 @@ class MaskPart:
             result[y1 - top : y2 - top, x1 - left : x2 - left] = self.pixels[rows, columns]
         return result
 
+    def resized(self, size: tuple[int, int], new_size: tuple[int, int]) -> Mask:
+        """The mask in its whole image of (height, width), shown at another size; the nearest pixel counts."""
+        result = np.zeros(new_size, dtype=np.bool_)
+        pixels, places = self.pixels, []
+        for axis, start in enumerate((self.top, self.left)):
+            # float32, as `resize_bool` has it
+            middle = np.arange(new_size[axis], dtype=np.float32) + np.float32(0.5)
+            scale = np.float32(size[axis] / new_size[axis])
+            source = (middle * scale).astype(np.int64) - start
+            # Only what lies within the part: to unpack the whole image for each object takes minutes.
+            place = slice(*np.searchsorted(source, (0, self.pixels.shape[axis])))
+            pixels = pixels.take(source[place], axis=axis)
+            places.append(place)
+        result[tuple(places)] = pixels
+        return result
+
     def trimmed(self) -> MaskPart:
         """The same mask without the empty rows and columns around it."""
         x1, y1, x2, y2 = self.bounds()

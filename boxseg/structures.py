@@ -95,25 +95,22 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`, images in planes; one tensor in both views stays one."""
-        weak = self.weak.to(device, non_blocking=True).contiguous()
+
+        def send(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        weak = send(self.weak).contiguous()
+        drawn = None
+        if self.drawn is not None:
+            drawn = [DrawnMasks(send(masks.mask), send(masks.present)) for masks in self.drawn]
         return replace(
             self,
             weak=weak,
-            strong=weak
-            if self.strong is self.weak
-            else self.strong.to(device, non_blocking=True).contiguous(),
-            valid=self.valid.to(device, non_blocking=True),
-            boxes=[boxes.to(device, non_blocking=True) for boxes in self.boxes],
-            labels=[labels.to(device, non_blocking=True) for labels in self.labels],
-            drawn=None
-            if self.drawn is None
-            else [
-                DrawnMasks(
-                    each.mask.to(device, non_blocking=True),
-                    each.present.to(device, non_blocking=True),
-                )
-                for each in self.drawn
-            ],
+            strong=weak if self.strong is self.weak else send(self.strong).contiguous(),
+            valid=send(self.valid),
+            boxes=[send(boxes) for boxes in self.boxes],
+            labels=[send(labels) for labels in self.labels],
+            drawn=drawn,
         )
 
 

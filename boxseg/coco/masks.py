@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from boxseg.coco.segmentations import Size, find_problem, read_runs
@@ -53,13 +52,7 @@ def decode_segmentation(segmentation: Any, size: Size) -> Mask:
     >>> decode_segmentation({"size": [2, 2], "counts": [1, 2, 1]}, (2, 2)).tolist()
     [[False, True], [True, False]]
     """
-    if isinstance(segmentation, list):
-        # Only pycocotools draws polygons as COCO's evaluation does.
-        return coco_mask.decode(encode_segmentation(segmentation, size)).astype(np.bool_)
-    _require_sound(segmentation, size)
-    runs = read_runs(segmentation["counts"])
-    height, width = size
-    return np.repeat(_is_inside(runs), runs).reshape(width, height).T
+    return decode_part(segmentation, size).within(0, 0, size)
 
 
 def decode_part(segmentation: Any, size: Size) -> MaskPart:
@@ -68,6 +61,7 @@ def decode_part(segmentation: Any, size: Size) -> MaskPart:
     Only the columns that hold some of the mask are unpacked, so a small object of a large image takes little time.
     """
     if isinstance(segmentation, list):
+        # Only pycocotools draws polygons as COCO's evaluation does.
         segmentation = encode_segmentation(segmentation, size)
     _require_sound(segmentation, size)
     height = size[0]
@@ -84,16 +78,13 @@ def decode_part(segmentation: Any, size: Size) -> MaskPart:
     length = (right - left) * height
     cut_starts = (starts - left * height).clip(0, length)
     cut_ends = (ends - left * height).clip(0, length)
-    pixels = np.repeat(_is_inside(runs), cut_ends - cut_starts)
+    # Every second run is inside the mask, as COCO begins with one outside.
+    is_inside = np.arange(len(runs)) % 2 == 1
+    pixels = np.repeat(is_inside, cut_ends - cut_starts)
     columns = pixels.reshape(right - left, height)
     rows = np.flatnonzero(columns.any(axis=0))
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     return MaskPart(columns[:, top:bottom].T, top, left)
-
-
-def _is_inside(runs: NDArray[np.int64]) -> Mask:
-    """Which runs are inside the mask: every second one, as COCO begins with one outside."""
-    return np.arange(len(runs)) % 2 == 1
 
 
 def encode_part(part: MaskPart, size: Size) -> Rle:

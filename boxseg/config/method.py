@@ -342,6 +342,11 @@ class QamConfig(Config):
     min_quality: float = Field(0.0, ge=0, lt=1)
     """Pseudo masks below this quality get quality 0."""
 
+    @property
+    def fused_thr(self) -> float:
+        """Threshold of fused maps: votes give a share of the candidates, weights a probability."""
+        return self.vote_thr if self.fusion == "vote" else self.mask_thr
+
     @model_validator(mode="after")
     def _check_bounds(self) -> QamConfig:
         if self.k_min > self.k_max:

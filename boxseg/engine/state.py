@@ -49,9 +49,9 @@ class Trainer:
     @property
     def soft_thr(self) -> float:
         """Threshold of `PseudoMasks.soft`."""
-        # Votes give a share; one detection per box, as weighted fusion, gives a probability.
-        by_vote = self.config.qam.fusion == "vote" and not self.config.teacher.with_nms
-        return self.config.qam.vote_thr if by_vote else self.config.qam.mask_thr
+        qam = self.config.qam
+        # One detection per box gives a probability, as weighted fusion does.
+        return qam.mask_thr if self.config.teacher.with_nms else qam.fused_thr
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 where `train.precision` asks for it, or leaves it open on a GPU that has it."""

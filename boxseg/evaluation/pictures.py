@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as mask_utils
 from torch import Tensor
@@ -146,24 +145,13 @@ def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
 
 def _small_masks(rles: Sequence[Rle], picture: Image.Image) -> Tensor:
     """Masks bool (n, h, w) at the size of a picture."""
-    masks = np.zeros((len(rles), picture.height, picture.width), dtype=np.bool_)
+    masks = torch.zeros(len(rles), picture.height, picture.width, dtype=torch.bool)
     for mask, rle in zip(masks, rles, strict=True):
         height, width = rle["size"]
         part = decode_part(rle, (height, width))
-        rows, columns = _nearest(height, picture.height), _nearest(width, picture.width)
-        # Only those within the part: to unpack the whole image for each object takes minutes.
-        bottom, right = np.add((part.top, part.left), part.pixels.shape)
-        across = slice(*np.searchsorted(columns, (part.left, right)))
-        down = slice(*np.searchsorted(rows, (part.top, bottom)))
-        mask[down, across] = part.pixels[rows[down] - part.top][:, columns[across] - part.left]
-    return torch.from_numpy(masks)
-
-
-def _nearest(length: int, shown: int) -> NDArray[np.int64]:
-    """The pixel of `length` in the middle of each of the fewer pixels `shown`, the one that PIL takes, (shown,)."""
-    steps = np.full(shown, length / shown)
-    steps[0] /= 2
-    return steps.cumsum().astype(np.int64)  # added up one by one, as PIL's rounding is
+        small = part.resized((height, width), (picture.height, picture.width))
+        mask.copy_(torch.from_numpy(small))  # a view of `masks`
+    return masks
 
 
 def _best_ious(masks: Sequence[Rle], found: Sequence[Rle]) -> list[float]:

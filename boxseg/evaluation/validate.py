@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,9 +27,8 @@ from boxseg.evaluation.panels import PanelRow, draw_panels
 from boxseg.evaluation.pictures import draw_evaluation
 from boxseg.evaluation.pseudo_quality import mask_iou, quality_metrics
 from boxseg.evaluation.tiles import Tiles, cut_tiles
-from boxseg.mask_parts import MaskPart, place_masks
 from boxseg.ops.boxes import box_iou, scale_boxes
-from boxseg.ops.masks import aligned_bilinear, box_masks, resize_bool
+from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import MASK_STRIDE, Batch, Detections, MaskNetwork, PseudoMasks
 from boxseg.teacher.candidates import pick_candidates
 
@@ -242,11 +242,9 @@ class PseudoMaskWatcher:
         drawn = data.drawn_rles(index)
         if None in drawn or not drawn:
             return
-        true = [
-            _small_mask(decode_part(rle, data.size(index)), data.size(index), size)
-            for rle in drawn
-        ]
-        iou = mask_iou(masks, torch.stack(true).to(masks.device))
+        original = data.size(index)
+        true = np.stack([decode_part(rle, original).resized(original, size) for rle in drawn])
+        iou = mask_iou(masks, torch.from_numpy(true).to(masks.device))
         self.labelled.extend(zip(quality.tolist(), iou.tolist(), strict=True))
 
     def _row(
@@ -262,23 +260,18 @@ class PseudoMaskWatcher:
         chosen = best_per_box(
             found, scale_boxes(boxes, (height, width), batch.original_sizes[position])
         )
-        masks = []
-        for row in chosen.tolist():
-            masks.append(_small_mask(found.parts[row], found.size, (height, width)))
+        masks = torch.zeros(len(chosen), height, width, dtype=torch.bool)
+        for mask, row in zip(masks, chosen.tolist(), strict=True):
+            small = found.parts[row].resized(found.size, (height, width))
+            mask.copy_(torch.from_numpy(small))  # a view of `masks`
         return PanelRow(
             image=batch.weak[position, :, :height, :width].cpu(),
             boxes=boxes,
             teacher_masks=teacher_masks,
             quality=quality,
-            student_masks=torch.stack(masks) if masks else torch.zeros(0, height, width).bool(),
+            student_masks=masks,
             scores=found.scores[chosen].cpu(),
         )
-
-
-def _small_mask(part: MaskPart, size: Size, new_size: Size) -> Tensor:
-    """A mask of an image of (height, width) at another size, see `resize_bool`; one frame at a time is made."""
-    frame = torch.from_numpy(place_masks([part], size))
-    return resize_bool(frame, new_size)[0]
 
 
 def _join_labels(parts: list[LabelledTile], count: int, size: Size) -> tuple[Tensor, Tensor]:

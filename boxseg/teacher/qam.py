@@ -126,7 +126,7 @@ def label_by_colors(
         fused = fused & inside
 
     soft = refine_by_color(soft, lab, boxes, weight=settings.color_weight)
-    mask = inside & (soft > _cut(settings))
+    mask = inside & (soft > settings.fused_thr)
     quality = fused.flatten(1).any(dim=1) * refined_quality(soft, mask, inside)
     score = mean_per_box(candidates.score, candidates.box_index, num_boxes)
     return PseudoMasks(mask, soft, quality, score, count_per_box(candidates.box_index, num_boxes))
@@ -166,7 +166,7 @@ def _fuse_around(
         _, local = _fuse(in_group, len(group.box_index), settings)
         cells = group.box_index[:, None] * (height * width) + group.windows.cells(width)
         soft.view(-1).index_copy_(0, cells.flatten(), (local * group.near).flatten())
-    return (soft > _cut(settings)).view(-1, height, width), soft.view(-1, height, width)
+    return (soft > settings.fused_thr).view(-1, height, width), soft.view(-1, height, width)
 
 
 def _fuse_in_parts(
@@ -189,11 +189,6 @@ def _fuse_in_parts(
         mask = sample_cells(full)
     num_candidates = count_per_box(candidates.box_index, len(boxes))
     return PseudoMasks(mask, soft, quality, score, num_candidates, full)
-
-
-def _cut(settings: QamConfig) -> float:
-    """Threshold of fused maps."""
-    return settings.mask_thr if settings.fusion == "weighted" else settings.vote_thr
 
 
 def _pad(maps: Tensor, frame: MaskFrame) -> Tensor:
