@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,9 @@ from PIL import Image
 
 from boxseg.coco.checks import read_well_formed
 from boxseg.coco.entries import Entry, image_sizes
+from boxseg.coco.odd_boxes import SHIFTS
+from boxseg.coco.odd_entries import corners, overlap
+from boxseg.coco.segmentations import Extent, Size
 from boxseg.config.method import CocoSource
 from boxseg.errors import DataError
 from boxseg.files.names import is_inside
@@ -36,6 +39,10 @@ FEWEST_PIXELS = 8
 """A box, or what is around it, with fewer says nothing about colours."""
 MARGIN = 0.25
 """What counts as around a box reaches this far from it, as a share of its longer side; two pixels at least."""
+CONTRAST_PX = 256
+"""Of longer boxes every second or third pixel is looked at, and so on: as many tell as much of colours."""
+BAR_LEVELS = 12
+"""How far the pixels of a bar differ (0 … 255), such as the grey one above and below a letterboxed picture."""
 
 Floats = NDArray[np.float64]
 
@@ -72,6 +79,11 @@ class Colours:
     """Share of them without colour."""
     contrast: float
     """Median over boxes: CIELAB distance of the object from the surroundings of its box; NaN where none has any."""
+    moved: Mapping[float, Sequence[bool]] = field(default_factory=dict)
+    """Share of their size that boxes are moved by -> of each box that stays in its image whether it differs more then
+    from its surroundings."""
+    in_bars: Sequence[bool] = ()
+    """Of each box whether most of it is in a bar of one colour along the edge of its image."""
 
     def __str__(self) -> str:
         kind = "grey" if self.grey > 0.5 else "in colour"
@@ -190,6 +202,8 @@ class _Looks:
     is_grey: list[bool] = field(default_factory=list)
     contrasts: list[float] = field(default_factory=list)
     """How far the object of each box of them is from the colour of its surroundings."""
+    moved: dict[float, list[bool]] = field(default_factory=lambda: defaultdict(list))
+    in_bars: list[bool] = field(default_factory=list)
 
     def add(self, pixels: NDArray[np.uint8], bboxes: list[list[float]]) -> None:
         """Add an image, RGB (h, w, 3), with the boxes in it."""
@@ -197,17 +211,25 @@ class _Looks:
         spread = np.ptp(some.astype(np.int64), axis=2)  # between red, green and blue
         self.is_grey.append(float(np.percentile(spread, GREY_PERCENTILE)) <= GREY_LEVELS)
         step = math.ceil(len(bboxes) / BOXES_LOOKED_AT)
+        shown = _shown_range(pixels)
         for bbox in bboxes[::step]:
+            self.in_bars.append(_is_in_bars(bbox, shown, pixels.shape[:2]))
             contrast = _contrast(pixels, bbox)
-            if contrast is not None:
-                self.contrasts.append(contrast)
+            if contrast is None:
+                continue
+            self.contrasts.append(contrast)
+            for shift in SHIFTS:
+                moved = _contrast_moved(pixels, bbox, shift)
+                if moved is not None:
+                    self.moved[shift].append(moved > contrast)
 
     def summary(self) -> Colours | None:
         """Shares, means and medians; None without an image."""
         if not self.is_grey:
             return None
         contrast = float(np.median(self.contrasts)) if self.contrasts else math.nan
-        return Colours(len(self.is_grey), float(np.mean(self.is_grey)), contrast)
+        grey = float(np.mean(self.is_grey))
+        return Colours(len(self.is_grey), grey, contrast, self.moved, self.in_bars)
 
 
 def _look_at(
@@ -246,6 +268,34 @@ def _rgb_pixels(picture: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(picture.convert("RGB"))
 
 
+def _shown_range(pixels: NDArray[np.uint8]) -> Extent:
+    """left, top, right, bottom of what a picture (h, w, 3) shows without bars of one colour along its edges."""
+    columns, rows = (
+        np.flatnonzero(np.ptp(pixels, axis=axis).max(axis=1) > BAR_LEVELS) for axis in (0, 1)
+    )
+    if not rows.size or not columns.size:  # a picture of one colour has no bars
+        return 0, 0, pixels.shape[1], pixels.shape[0]
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+
+
+def _is_in_bars(bbox: list[float], shown: Extent, size: Size) -> bool:
+    """Whether of a box's part in its image of (height, width) less than half is within left, top, right, bottom."""
+    height, width = size
+    in_image = overlap(corners(bbox), (0, 0, width, height))
+    return 2 * overlap(corners(bbox), shown) < in_image
+
+
+def _contrast_moved(
+    pixels: NDArray[np.uint8], bbox: Sequence[float], shift: float
+) -> float | None:
+    """`_contrast` of a box that is moved by a share of its size; None as well if it leaves its image so."""
+    x, y, width, height = bbox
+    x, y = x + shift * width, y + shift * height
+    if min(x, y) < 0 or x + width > pixels.shape[1] or y + height > pixels.shape[0]:
+        return None
+    return _contrast(pixels, [x, y, width, height])
+
+
 def _contrast(pixels: NDArray[np.uint8], bbox: Sequence[float]) -> float | None:
     """How far the object of a box is from the mean colour of its surroundings (CIELAB).
 
@@ -255,12 +305,13 @@ def _contrast(pixels: NDArray[np.uint8], bbox: Sequence[float]) -> float | None:
     margin = max(2.0, MARGIN * max(width, height))
     left, top = (max(math.floor(corner - margin), 0) for corner in (x, y))
     right, bottom = math.ceil(x + width + margin), math.ceil(y + height + margin)
-    outer = pixels[top:bottom, left:right]
+    step = math.ceil(max(width, height) / CONTRAST_PX)
+    outer = pixels[top:bottom:step, left:right:step]
     if 0 in outer.shape:
         return None
     # Centres of the pixels.
-    rows = np.arange(outer.shape[0])[:, None] + top + 0.5
-    columns = np.arange(outer.shape[1])[None] + left + 0.5
+    rows = step * np.arange(outer.shape[0])[:, None] + top + 0.5
+    columns = step * np.arange(outer.shape[1])[None] + left + 0.5
     is_between_rows = (rows > y) & (rows < y + height)
     is_between_columns = (columns > x) & (columns < x + width)
     inside = is_between_rows & is_between_columns

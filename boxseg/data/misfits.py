@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from boxseg.coco.checks import read_well_formed
+from boxseg.coco.odd_boxes import SHIFTS
 from boxseg.config.method import BoxSegConfig, CocoSource
 from boxseg.data.fingerprint import Fingerprint
 from boxseg.files.same import find_same, listed_files
@@ -27,10 +28,19 @@ SIDE_STEP = 32
 PLAIN_CONTRAST = 10.0
 """CIELAB distance of an object from its surroundings from which on the usual colour threshold tells them apart."""
 USUAL_COLOR_THR = 0.3
+FEWEST_MOVED = 32
+"""Of fewer boxes, most may look better elsewhere by chance."""
+MOST_MOVED = 0.6
+"""Share of the boxes that differ more from their surroundings once they are moved by half: a third or less of boxes
+around their objects, two thirds or more of those that are half a box away."""
+FEWEST_IN_BARS = 3
+MOST_IN_BARS = 0.05
+"""Share of the boxes that lie in bars along the edges of their images, where nothing is."""
 
 
 def find_misfits(config: BoxSegConfig, fingerprint: Fingerprint) -> Iterator[str]:
     """What of the settings does not fit the data that they train on, a sentence each with the setting to change."""
+    yield from find_misplaced(fingerprint)
     train = config.train
     largest_side = max(train.short_sides)
     # Windows are scaled to their object, and hold few others.
@@ -44,6 +54,26 @@ def find_misfits(config: BoxSegConfig, fingerprint: Fingerprint) -> Iterator[str
         yield from _too_small(fingerprint, name, train.eval_short_side, train.max_size)
     yield from _too_many(fingerprint, "fcos.topk", config.fcos.topk, "evaluation keeps")
     yield from _too_alike(fingerprint, config.boxinst.color_thr)
+
+
+def find_misplaced(fingerprint: Fingerprint) -> Iterator[str]:
+    """A sentence if boxes look as if they were half a box away from their objects, or of images without bars."""
+    colours = fingerprint.colours
+    if colours is None:
+        return
+    for shift, (looks, way_out) in SHIFTS.items():
+        better = colours.moved.get(shift, ())
+        if len(better) >= FEWEST_MOVED and sum(better) > MOST_MOVED * len(better):
+            yield (
+                f"{sum(better)} of {len(better)} boxes would differ more from what is around them if they were moved "
+                f"by half their size: {looks}? look at a few, and {way_out} if so"
+            )
+    in_bars, count = sum(colours.in_bars), len(colours.in_bars)
+    if in_bars >= max(FEWEST_IN_BARS, MOST_IN_BARS * count):
+        yield (
+            f"{in_bars} of {count} boxes lie in bars of one colour along the edges of their images: are they of the "
+            "images before these were letterboxed? look at a few, and scale and move them like the images if so"
+        )
 
 
 def find_shared(train: CocoSource, val: CocoSource) -> Iterator[str]:

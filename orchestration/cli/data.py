@@ -65,7 +65,7 @@ def check(
     errors = count_faults(faults, fatal=True)
     warnings = count_faults(faults, fatal=False)
     # settings are only held against data that can be used
-    misfits = [] if errors or target.suffix == ".json" else _misfits(target)
+    misfits = [] if errors else _misfits(target, sources)
     if as_json:
         about = {"usable": not errors, "errors": errors, "warnings": warnings, "faults": faults}
         print_json(about | {"misfits": misfits})
@@ -73,18 +73,23 @@ def check(
         headings = ("", "file", "image", "annotation", "what is wrong")
         print_table(headings, itertools.chain(*map(_fault_rows, faults)))
     for misfit in misfits:
-        say(f"settings: {misfit}")
+        say(f"warning: {misfit}")
     say(f"{errors} errors, {warnings} warnings")
     if errors:
         raise typer.Exit(ExitCode.DATA)
 
 
-def _misfits(experiment: Path) -> list[str]:
-    """Where the settings of an experiment file do not fit its data."""
+def _misfits(target: Path, sources: dict[str, CocoSource]) -> list[str]:
+    """Boxes that look misplaced; of an experiment file also where its settings do not fit its data."""
+    from boxseg.data.fingerprint import take_fingerprint
+    from boxseg.data.misfits import find_misplaced
     from orchestration.config.spec import load_run
     from orchestration.planning.preflight import warnings
 
-    return warnings(load_run(experiment))
+    if target.suffix != ".json":
+        return warnings(load_run(target))
+    (source,) = sources.values()
+    return list(find_misplaced(take_fingerprint(source)))
 
 
 def _fault_rows(fault: Fault) -> Iterator[tuple[Any, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from boxseg.coco.classes import require_shared_class
 from boxseg.coco.odd_entries import LISTED_ONCE
 from boxseg.coco.segmentations import MASKS_RULE
 from boxseg.config.method import CocoSource
+from boxseg.data.fingerprint import take_fingerprint
+from boxseg.data.misfits import find_misplaced
 from boxseg.engine.checkpoint import load_about
 from boxseg.errors import ConfigError, DataError
 from boxseg.files.images import require_some_image, tell_paged
@@ -49,6 +52,9 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
     names = [image["file_name"] for image in content["images"]]
     if told := tell_paged(source.images / name for name in names if is_inside(name)):
         logger.warning("%s", told)
+    with contextlib.suppress(DataError):  # without a box there is nothing to look at
+        for told in find_misplaced(take_fingerprint(source)):
+            logger.warning("%s: %s", source.annotations, told)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     return [category["name"] for category in categories]
 

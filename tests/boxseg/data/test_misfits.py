@@ -1,9 +1,13 @@
+import json
+
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
+from tiny_sets import KINDS, write_set
 
 from boxseg.config.method import BoxSegConfig
-from boxseg.data.fingerprint import Boxes, Colours, Fingerprint, Spread
-from boxseg.data.misfits import color_threshold, find_misfits
+from boxseg.data.fingerprint import Boxes, Colours, Fingerprint, Spread, take_fingerprint
+from boxseg.data.misfits import color_threshold, find_misfits, find_misplaced
 
 
 def fingerprint(*longer_px, image=(256, 320), per_image=5, contrast=40.0):
@@ -79,3 +83,48 @@ def test_the_threshold_is_the_usual_one_where_contrast_is_plain_and_rises_below(
     rising = [color_threshold(contrast) for contrast in (10, 8, 4, 1, 0)]
     assert rising == sorted(rising)
     assert rising[-1] < 1
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_boxes_around_their_objects_are_not_misplaced(tmp_path, kind):
+    source = write_set(tmp_path, kind, images=24)
+    assert list(find_misplaced(take_fingerprint(source))) == []
+
+
+@pytest.mark.parametrize(
+    ("moved", "looks"), [(0.5, "those of the middle"), (-0.5, "half a box too far left and up")]
+)
+def test_boxes_half_a_box_away_are_told_also_inside_their_images(tmp_path, moved, looks):
+    source = write_set(tmp_path, KINDS["rings"], images=32)
+    content = json.loads(source.annotations.read_text())
+    size_of = {image["id"]: image["width"] for image in content["images"]}
+    inside = []
+    for entry in content["annotations"]:
+        x, y, width, height = entry["bbox"]
+        x, y = x + moved * width, y + moved * height
+        entry["bbox"] = [x, y, width, height]
+        if min(x, y) >= 0 and max(x + width, y + height) <= size_of[entry["image_id"]]:
+            inside.append(entry)
+    source.annotations.write_text(json.dumps(content | {"annotations": inside}))
+    assert len(inside) >= 32
+    (told,) = find_misplaced(take_fingerprint(source))
+    assert looks in told
+
+
+def test_boxes_of_images_before_they_were_letterboxed_are_told(tmp_path):
+    source = write_set(tmp_path, KINDS["rings"], images=8)
+    content = json.loads(source.annotations.read_text())
+    for image in content["images"]:
+        path = source.images / image["file_name"]
+        picture = Image.open(path)
+        side = picture.width
+        bars = ImageOps.expand(picture, (0, side // 2), (114, 114, 114))
+        bars.save(path)
+        image |= {"width": bars.width, "height": bars.height}
+    source.annotations.write_text(json.dumps(content))
+    (told,) = find_misplaced(take_fingerprint(source))
+    assert "boxes lie in bars of one colour along the edges" in told
+    for entry in content["annotations"]:
+        entry["bbox"][1] += side // 2
+    source.annotations.write_text(json.dumps(content))
+    assert list(find_misplaced(take_fingerprint(source))) == []
