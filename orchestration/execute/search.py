@@ -1,4 +1,4 @@
-"""How trials are chosen: a sweep's space in terms of Optuna, and the queue of trials that Ray Tune asks."""
+"""How trials are chosen: the queue that Ray Tune takes them from, and a sweep's space in terms of Optuna."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from boxseg.config.criterion import Criterion
 from orchestration.config.domain import (
     Choice,
     Domain,
@@ -32,7 +31,6 @@ from orchestration.record.trial import Trial, TrialStatus, setting_key
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
-    from ray.tune.search import Searcher
 
 
 def make_random(sweep: SweepConfig, seed: int) -> BaseSampler:
@@ -224,54 +222,6 @@ class TrialQueue:
             if applies(domain, values):
                 values |= given_by(name, domain, suggest(drawn, name, domain))
         return values
-
-
-def make_searcher(
-    queue: TrialQueue,
-    criterion: Criterion,
-    *,
-    note: Callable[[Trial], None],
-    status_of: Callable[[Trial], TrialStatus | None],
-    may_begin: Callable[[], bool] = lambda: True,
-) -> Searcher:
-    """A Tune searcher that hands out `{"trial": Trial}` and reports ends back to the queue.
-
-    Args:
-        queue: The trials to come.
-        criterion: What decides.
-        note: Hears of each trial before Tune does.
-        status_of: How a trial stands. Tune would tell the last evaluation, which need not be the best.
-        may_begin: Whether another setting may begin.
-    """
-    from ray.tune.search import Searcher
-
-    class QueueSearcher(Searcher):
-        def __init__(self) -> None:
-            super().__init__(metric=criterion.metric, mode=criterion.mode)
-            self._trials: dict[str, Trial] = {}
-
-        def suggest(self, trial_id: str) -> dict[str, Any] | Any:
-            trial = queue.next(may_begin=may_begin)
-            if trial is None:
-                return Searcher.FINISHED
-            self._trials[trial_id] = trial
-            note(trial)
-            return {"trial": trial}
-
-        def on_trial_complete(
-            self,
-            trial_id: str,
-            result: dict | None = None,
-            error: bool = False,
-        ) -> None:
-            trial = self._trials[trial_id]
-            queue.ended(trial.number, status_of(trial))
-
-        def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
-            # Tune stores it to restore an experiment; our journal serves for that
-            return object, ()
-
-    return QueueSearcher()
 
 
 def suggest(trial: Any, name: str, domain: Domain) -> Any:

@@ -42,17 +42,14 @@ class SweepPlan(Work):
         Raises:
             ConfigError: the trial's values are not possible together.
         """
-        sweep = self.spec.sweep
         return Payload(
             find_start(self.spec.trial(trial.values, trial.seed)),
             self.trial_folder(trial).path,
             self.data_root,
             self.runner,
-            metric=sweep.metric,
-            mode=sweep.mode,
-            against=tuple(sweep.against),
-            train_fn=self.train_fn,
-            outpost=self.outpost,
+            self.train_fn,
+            self.outpost,
+            sweep=self.spec.sweep,
             share=None if self.shares is None else Share(self.shares, trial.number),
         )
 

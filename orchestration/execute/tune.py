@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.execute.fit import WORKER_FAILURES, train_payload
 from orchestration.execute.schedulers import TRIAL_SCHEDULERS, tell_past
-from orchestration.execute.search import TrialQueue, make_searcher
+from orchestration.execute.search import TrialQueue
 from orchestration.execute.worker import folder_received
 from orchestration.record.failures import Failure
 from orchestration.record.records import DamagedError
@@ -19,6 +19,7 @@ from orchestration.record.trial import Trial
 if TYPE_CHECKING:
     from ray.tune import Callback, Stopper, Tuner
     from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
 
     from orchestration.execute.trials import SweepPlan, Trials
 
@@ -34,13 +35,7 @@ def make_tuner(sweep: Trials, at_once: int) -> Tuner:
         tune_config=tune.TuneConfig(
             metric=spec.sweep.metric,
             mode=spec.sweep.mode,
-            search_alg=make_searcher(
-                queue,
-                spec.sweep.criterion,
-                note=sweep.note_drawn,
-                status_of=sweep.status_of,
-                may_begin=sweep.may_begin,
-            ),
+            search_alg=make_searcher(sweep, queue),
             scheduler=_make_scheduler(sweep),
             num_samples=spec.sweep.num_trials,
             max_concurrent_trials=at_once,
@@ -108,11 +103,46 @@ def run_trial(config: dict[str, Any], plan: SweepPlan) -> None:
             folder.finish("failed", error)
 
 
+class _NotRestored:
+    """Tune stores searcher, callbacks and stopper to restore an experiment; our journal serves for that."""
+
+    def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+        return object, ()
+
+
+def make_searcher(sweep: Trials, queue: TrialQueue) -> Searcher:
+    """Hands out `{"trial": Trial}` and reports ends back to the queue."""
+    from ray.tune.search import Searcher
+
+    class QueueSearcher(_NotRestored, Searcher):
+        def __init__(self) -> None:
+            config = sweep.plan.spec.sweep
+            super().__init__(metric=config.metric, mode=config.mode)
+            self._trials: dict[str, Trial] = {}
+
+        def suggest(self, trial_id: str) -> dict[str, Any] | Any:
+            trial = queue.next(may_begin=sweep.may_begin)
+            if trial is None:
+                return Searcher.FINISHED
+            self._trials[trial_id] = trial
+            sweep.note_drawn(trial)
+            return {"trial": trial}
+
+        def on_trial_complete(
+            self, trial_id: str, result: dict | None = None, error: bool = False
+        ) -> None:
+            trial = self._trials[trial_id]
+            # Tune's result is the last evaluation, which need not be the best
+            queue.ended(trial.number, sweep.status_of(trial))
+
+    return QueueSearcher()
+
+
 def make_callback(sweep: Trials) -> Callback:
     """Tells the sweep what Tune does."""
     from ray import tune
 
-    class TrialCallback(tune.Callback):
+    class TrialCallback(_NotRestored, tune.Callback):
         def on_trial_start(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
@@ -136,10 +166,6 @@ def make_callback(sweep: Trials) -> Callback:
             failure = Failure("WorkerLost", text[-2000:])
             sweep.close(trial.config["trial"], "failed", failure)
 
-        def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
-            # Tune stores its settings to restore an experiment; our journal serves for that
-            return object, ()
-
     return TrialCallback()
 
 
@@ -147,14 +173,11 @@ def make_stopper(sweep: Trials) -> Stopper:
     """Ends Tune once the sweep is over early; a sweep that is resumed runs the trials that are left."""
     from ray import tune
 
-    class SweepStopper(tune.Stopper):
+    class SweepStopper(_NotRestored, tune.Stopper):
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             return False
 
         def stop_all(self) -> bool:
             return sweep.supervisor.is_over
-
-        def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
-            return object, ()  # as above
 
     return SweepStopper()

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
-from boxseg.config.criterion import MASK_AP, Criterion, Mode
+from boxseg.config.criterion import MASK_AP, Criterion
 from boxseg.config.method import BoxSegConfig, CocoSource
 from boxseg.engine.events import EvalReport, StartReport, StepReport
 from boxseg.errors import ConfigError, StorageError
 from boxseg.files.writing import write_atomic
-from orchestration.config.spec import COSTS, RunSpec
+from orchestration.config.spec import COSTS, RunSpec, SweepConfig
 from orchestration.connect.shares import Share
 from orchestration.errors import PreemptedError
 from orchestration.execute.peak_memory import PeakMemory
@@ -85,18 +85,15 @@ class Work:
 class Payload(Work):
     """What a training process gets."""
 
-    metric: str | None = None
-    """Metric that a sweep decides by; null: a single run."""
-    mode: Mode = "max"
-    against: tuple[str, ...] = ()
-    """Metrics that the sweep weighs it against."""
+    sweep: SweepConfig | None = None
+    """The sweep that a trial belongs to, which says what metric decides; null: a single run."""
     share: Share | None = None
     """Tells with how many workers an elastic trial may train; null: their number is fixed, or Ray's own choice."""
 
     @property
     def criterion(self) -> Criterion:
         """What decides which evaluation is the best."""
-        return MASK_AP if self.metric is None else Criterion(self.metric, self.mode)
+        return MASK_AP if self.sweep is None else self.sweep.criterion
 
     @property
     def device(self) -> str:
@@ -427,25 +424,26 @@ class FileReporter:
 
     def _check_reported(self, report: EvalReport) -> None:
         known = {*report.metrics, *self.folder.stored().metrics, *COSTS}
-        metric = self.payload.metric
-        for name in () if metric is None else (metric, *self.payload.against):
+        sweep = self.payload.sweep
+        for name in () if sweep is None else (sweep.metric, *sweep.against):
             if name not in known and not name.startswith("health/"):
-                setting = "sweep.metric" if name == metric else "sweep.against"
+                setting = "sweep.against" if name in sweep.against else "sweep.metric"
                 names = ", ".join(sorted(report.metrics))
                 raise ConfigError(f"{setting} {name} is not reported; choose one of {names}")
 
     def _costs(self, report: EvalReport) -> dict[str, float]:
         """What training took so far, where the sweep asks for it; of a repeated evaluation as it was reported."""
-        asked = [name for name in self.payload.against if name in COSTS]
+        sweep = self.payload.sweep
+        wanted = [] if sweep is None else [name for name in sweep.against if name in COSTS]
         costs: dict[str, float] = {}
-        if asked and report.is_repeated:
-            for each in self.folder.reports():
-                costs |= each.metrics if each.step == report.step else {}
-        elif asked:
+        if wanted and report.is_repeated:
+            for earlier in self.folder.reports():
+                costs |= earlier.metrics if earlier.step == report.step else {}
+        elif wanted:
             costs["cost/memory_mb"] = self._memory.read()
             if report.step_s is not None:
                 costs["cost/step_s"] = report.step_s
-        return {name: costs[name] for name in asked if name in costs}
+        return {name: costs[name] for name in wanted if name in costs}
 
     def should_stop(self) -> bool:
         """True once somebody asked for a stop in the run's folder, or a machine will be taken away."""
@@ -471,8 +469,8 @@ class FileReporter:
         """Tell Ray; the deciding metric is that of the best evaluation so far, or worse than any other."""
         if self.send is None:
             return
-        told = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        metric, criterion = self.payload.metric, self.payload.criterion
-        if metric is not None:
-            told[metric] = criterion.told(criterion.value(self.folder.stored().best))
-        self.send({**told, "step": step})
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        if self.payload.sweep is not None:
+            criterion = self.payload.criterion
+            finite[criterion.metric] = criterion.told(criterion.value(self.folder.stored().best))
+        self.send({**finite, "step": step})

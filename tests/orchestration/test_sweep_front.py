@@ -187,8 +187,9 @@ def test_what_training_takes_is_part_of_an_evaluation_where_the_sweep_asks_for_i
     spec = SweepSpec.model_validate({"storage": tmp_path, "train": {"steps": 100}})
     folder = RunFolder(tmp_path / "x" / "y")
     folder.create(RunStatus("y", "x", **own_process()), dump_resolved(spec))
-    plain = Payload(spec, folder.path, tmp_path, metric="val/mask_ap")
-    asked = replace(plain, against=("cost/step_s", "cost/memory_mb"))
+    plain = Payload(spec, folder.path, tmp_path, sweep=spec.sweep)
+    costs = SweepConfig(against={"cost/step_s": "min", "cost/memory_mb": "min"})
+    asked = replace(plain, sweep=costs)
     report = EvalReport(50, evaluation(0.5, 0.4), tmp_path, is_best=True, step_s=0.25)
     FileReporter(folder, plain).on_eval(report)
     assert folder.stored().best == evaluation(0.5, 0.4)
@@ -200,7 +201,7 @@ def test_what_training_takes_is_part_of_an_evaluation_where_the_sweep_asks_for_i
     again = EvalReport(50, evaluation(0.5, 0.4), tmp_path, is_best=True, is_repeated=True)
     FileReporter(folder, asked).on_eval(again)
     assert folder.stored().best == best
-    missing = replace(plain, against=("qam/pseudo_iou",))
+    missing = replace(plain, sweep=SweepConfig(against={"qam/pseudo_iou": "max"}))
     with pytest.raises(ConfigError, match=r"sweep\.against qam/pseudo_iou is not reported"):
         FileReporter(folder, missing).on_eval(report)
 

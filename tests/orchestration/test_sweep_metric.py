@@ -164,6 +164,7 @@ def test_schedulers_and_search_are_told_the_best_value_so_far_as_the_table_has_i
 def test_a_metric_that_no_evaluation_can_have_ends_the_trial_and_names_those_there_are(case):
     sweep = case[0]
     payload = sweep.plan.payload(Trial(3, {"qam.k_top": 1}, 0))
+    other = sweep.plan.spec.sweep.model_copy(update={"metric": "val/mask_ap_large"})
     folder = RunFolder(Path(f"{payload.folder}-other"))
     folder.create(
         RunStatus(folder.path.name, "toy", steps=100, **own_process()), dump_resolved(payload.spec)
@@ -172,4 +173,4 @@ def test_a_metric_that_no_evaluation_can_have_ends_the_trial_and_names_those_the
         Exception,
         match=r"sweep.metric val/mask_ap_large is not reported; .* val/box_ap, val/mask_ap",
     ):
-        train_here(replace(payload, folder=folder.path, metric="val/mask_ap_large"), device="cpu")
+        train_here(replace(payload, folder=folder.path, sweep=other), device="cpu")

@@ -1,13 +1,15 @@
 """Trials are proposed as the sweep asks: all of a grid, draws in range, TPE that learns, seeds in a row."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
 from boxseg.config.criterion import Criterion
 from orchestration.config.spec import SweepConfig
-from orchestration.execute.search import SEARCHERS, TrialQueue, make_searcher
+from orchestration.execute.search import SEARCHERS, TrialQueue
+from orchestration.execute.tune import make_searcher
 from orchestration.record.table import SweepTable
 from orchestration.record.trial import Trial, TrialStatus
 
@@ -171,12 +173,13 @@ def test_the_tune_searcher_hands_out_all_trials_once_and_passes_scores_back():
     queue.ended = lambda number, row: told.append((number, row))
     noted = []
     rows = {0: None, 1: status_of(Trial(1, {}, 0), 0.5)}
-    searcher = make_searcher(
-        queue,
-        Criterion("val/mask_ap"),
-        note=noted.append,
+    trials = SimpleNamespace(
+        plan=SimpleNamespace(spec=SimpleNamespace(sweep=sweep)),
+        note_drawn=noted.append,
         status_of=lambda trial: rows[trial.number],
+        may_begin=lambda: True,
     )
+    searcher = make_searcher(trials, queue)
     assert searcher.suggest("a")["trial"].values == {"qam.k_top": 1}
     assert searcher.suggest("b")["trial"].number == 1
     assert searcher.suggest("c") == searcher.FINISHED

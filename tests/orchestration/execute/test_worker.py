@@ -8,7 +8,7 @@ from fake_training import make_training
 
 from boxseg.errors import DataError, StorageError
 from orchestration.config.resolved import dump_resolved
-from orchestration.config.spec import RunSpec
+from orchestration.config.spec import RunSpec, SweepConfig
 from orchestration.errors import PreemptedError
 from orchestration.execute.worker import Payload, train_here
 from orchestration.record.failures import FailureClass
@@ -24,7 +24,7 @@ def make_payload(storage: Path, train_fn) -> Payload:
     spec = RunSpec.model_validate(values)
     folder = RunFolder(storage / "toy" / "run")
     folder.create(RunStatus("run", "toy", steps=20, **own_process()), dump_resolved(spec))
-    return Payload(spec, folder.path, storage / ".data", metric="val/mask_ap", train_fn=train_fn)
+    return Payload(spec, folder.path, storage / ".data", train_fn=train_fn, sweep=SweepConfig())
 
 
 def starting_steps(payload: Payload) -> list[int]:
