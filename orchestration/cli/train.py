@@ -46,7 +46,8 @@ def train(
     """Train once; a `sweep` section in the file is ignored."""
     from orchestration.config.spec import load_run
     from orchestration.record.find_runs import find_run
-    from orchestration.record.resume import find_unfinished
+    from orchestration.record.origin import look_at_data
+    from orchestration.record.resume import check_resumable, find_unfinished
 
     # one of the two; a repeat is a new run, with nothing to resume
     if (experiment is None) == (from_run is None) or (from_run and (resume or auto_resume)):
@@ -64,7 +65,8 @@ def train(
         _tell_what_goes_on(spec, resume)
     if plan:
         if resume is not None:
-            _check_resume(spec, resume)
+            folder = find_run(spec.storage.absolute(), resume)
+            check_resumable(spec, folder, resume, look_at_data(spec))
         _print_plan(spec, as_json)
         return
     from orchestration.planning.preflight import check
@@ -215,18 +217,6 @@ def _beginning(
         _tell_what_goes_on(spec, "the newest sweep of this name" if start else None)
         return start
     return next((start for start, is_asked in asked.items() if is_asked), None)
-
-
-def _check_resume(spec: RunSpec, name: str) -> None:
-    """Refuse a run that may not go on, as the command without --plan does."""
-    from orchestration.record.find_runs import find_run
-    from orchestration.record.origin import check_same_data, look_at_data
-    from orchestration.record.resume import check_resumable
-
-    folder = find_run(spec.storage.absolute(), name)
-    check_resumable(spec, folder, name)
-    way_out = "start a new run without --resume"
-    check_same_data(folder, spec, look_at_data(spec), otherwise=way_out)
 
 
 def _end_sweep(result: SweepResult) -> None:

@@ -10,9 +10,17 @@ from typing import Any
 import yaml
 
 from boxseg.config.method import CocoSource
+from boxseg.config.presets import METHODS, PROFILES
 from boxseg.errors import ConfigError
 from boxseg.files.writing import read_plain, reason_of
-from orchestration.config.source import FLOAT, FLOAT_FIRST, MAX_BYTES, MAX_DEPTH, MAX_DIGITS
+from orchestration.config.source import (
+    FLOAT,
+    FLOAT_FIRST,
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_DIGITS,
+    Source,
+)
 from orchestration.config.spec import RunSpec
 from orchestration.store.places import address_of, shown
 
@@ -54,6 +62,42 @@ class _Dumper(DUMPER):
 
 # Texts such as `1e9`, which PyYAML takes for no number, are quoted, as our reader takes them for one.
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{FLOAT})$"), FLOAT_FIRST)
+
+
+def in_one_line(value: Any) -> str:
+    """A setting's value as YAML on one line, however long."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**9
+    )
+    return str(text).removesuffix("...\n").strip()  # YAML's end mark after a lone value
+
+
+def yaml_with_origins(
+    values: dict[str, Any], origins: dict[str, str], prefix: str = ""
+) -> Iterator[str]:
+    """Lines of an experiment file with these values, each with its origin as a comment behind it."""
+    indent = "  " * prefix.count(".")
+    for name, value in values.items():
+        if prefix + name in origins:
+            yield f"{indent}{name}: {in_one_line(value)}  # {origins[prefix + name]}"
+        else:
+            yield f"{indent}{name}:"
+            yield from yaml_with_origins(value, origins, f"{prefix}{name}.")
+
+
+def find_origins(spec: RunSpec, source: Source) -> dict[str, str]:
+    """Where each setting comes from: `file:line`, `--set key`, the preset that gives the value, or `default`."""
+    presets = {
+        # the method first, whose presets lie over those of the profile
+        f"method {spec.method}": METHODS[spec.method],
+        f"profile {spec.profile}": PROFILES[spec.profile],
+    }
+    origins = {}
+    for name, _ in leaves(spec.model_dump(mode="json")):
+        group, _, last = name.rpartition(".")
+        by = [label for label, preset in presets.items() if last in preset.get(group, {})]
+        origins[name] = source.places.get(tuple(name.split(".")), by[0] if by else "default")
+    return origins
 
 
 def read_resolved(path: Path) -> dict[str, Any]:

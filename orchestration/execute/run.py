@@ -19,7 +19,6 @@ from orchestration.record.failures import error_of
 from orchestration.record.find_runs import find_run, find_start
 from orchestration.record.origin import (
     check_repeatable,
-    check_same_data,
     open_folder,
     prepare_data,
     provenance,
@@ -67,7 +66,10 @@ def train_run(
         else:
             folder = find_run(storage, resume)
             syncer = stack.enter_context(driven(folder.path))
-            spec = _going_on(spec, folder, tags, resume)
+            check_resumable(spec, folder, resume, tags)
+            # what it started from stays on record
+            start = read_resolved(folder.config_path)["model"].get("start_from")
+            spec = spec.starting_from(None if start is None else Path(start))
         open_folder(folder, spec, tags)
         runner = runner_of(spec)
         payload = Payload(spec, folder.path, storage / ".data", runner, train_fn=train_fn)
@@ -85,12 +87,3 @@ def train_run(
     if status.failure is not None:
         raise error_of(status.failure)
     return status
-
-
-def _going_on(spec: RunSpec, folder: RunFolder, tags: dict[str, str], name: str) -> RunSpec:
-    """The settings to go on with in a run's folder, if it may."""
-    check_resumable(spec, folder, name)
-    check_same_data(folder, spec, tags, otherwise="start a new run without --resume")
-    # what it started from stays on record
-    start = read_resolved(folder.config_path)["model"].get("start_from")
-    return spec.starting_from(None if start is None else Path(start))

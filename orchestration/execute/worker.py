@@ -423,9 +423,11 @@ class FileReporter:
         return gather_objects(is_safe)[0]  # rank 0 has the courier that sends
 
     def _check_reported(self, report: EvalReport) -> None:
-        known = {*report.metrics, *self.folder.stored().metrics, *COSTS}
         sweep = self.payload.sweep
-        for name in () if sweep is None else (sweep.metric, *sweep.against):
+        if sweep is None:
+            return
+        known = {*report.metrics, *self.folder.stored().metrics, *COSTS}
+        for name in (sweep.metric, *sweep.against):
             if name not in known and not name.startswith("health/"):
                 setting = "sweep.against" if name in sweep.against else "sweep.metric"
                 names = ", ".join(sorted(report.metrics))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 import textwrap
@@ -18,6 +17,7 @@ from boxseg.config.method import MAX_ENLARGEMENT, CocoSource
 from boxseg.data.fingerprint import Fingerprint
 from boxseg.data.misfits import PLAIN_CONTRAST, WINDOW_PX, color_threshold
 from boxseg.errors import ConfigError
+from orchestration.config.resolved import in_one_line, leaves
 from orchestration.config.source import KeyPath, Source, assign, override
 from orchestration.config.spec import RunSpec, build_run
 from orchestration.planning.cores import count_cpus
@@ -429,21 +429,13 @@ def _with_overrides(choices: list[ChosenValue], overrides: Sequence[str]) -> lis
     """The choices with the values that were asked for; settings that were not among them follow."""
     # read as `--set` of a run is, so that a value means the same in both
     asked = functools.reduce(override, overrides, Source("--set", {}, {})).values
-    values = dict(_leaves(asked, ()))
+    values = dict(leaves(asked))
     merged = []
     for choice in choices:
         if choice.name in values:
             choice = replace(choice, value=values.pop(choice.name), reason=ASKED)
         merged.append(choice)
     return merged + [ChosenValue(name, value, ASKED) for name, value in values.items()]
-
-
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(inner, (*path, str(key)))
-    else:
-        yield ".".join(path), value
 
 
 def _yaml_lines(
@@ -461,14 +453,4 @@ def _yaml_lines(
             yield f"{indent}{key}:"
             yield from _yaml_lines(value, reasons, (*path, key))
         else:
-            yield f"{indent}{key}: {_yaml_value(value)}"
-
-
-def _yaml_value(value: Any) -> str:
-    # a text that YAML could take for something else is quoted, as JSON is YAML too
-    is_plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_/][\w./-]*", value)
-    return value if is_plain and value not in _WORDS else json.dumps(value)
-
-
-_WORDS = ("true", "false", "null", "True", "False", "Null", "TRUE", "FALSE", "NULL")
-"""Texts that YAML takes for something else."""
+            yield f"{indent}{key}: {in_one_line(value)}"

@@ -21,6 +21,7 @@ from orchestration.config.space import is_setting_of, misfit, names_in
 from orchestration.config.spec import RunSpec, SweepConfig, SweepSpec
 from orchestration.record.find_runs import find_run, list_in
 from orchestration.record.journal import driving, find_trials, is_concluded, newest_sweep
+from orchestration.record.origin import check_same_data
 from orchestration.record.run_folder import RunFolder
 from orchestration.record.trial import ENDED
 from orchestration.store.mirror import refresh
@@ -60,17 +61,19 @@ interrupted or is to have more trials; so too if it has ended, and run again wha
 gone; so too if it has ended, and try more settings; start another one even though it is interrupted or running."""
 
 
-def check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
+def check_resumable(spec: RunSpec, folder: RunFolder, name: str, tags: dict[str, str]) -> None:
     """Refuse to go on with a run that cannot.
 
     Args:
         spec: The settings to go on with.
         folder: The run's.
         name: What the user calls it.
+        tags: Tell the fingerprint of the data as it is now.
 
     Raises:
         CheckpointError: it has lost its checkpoints.
         ConfigError: it is no run of its own, is running, or its settings do not fit.
+        DataError: its annotation files or images are others now.
     """
     status = folder.status()
     if status.kind != "run":
@@ -95,6 +98,7 @@ def check_resumable(spec: RunSpec, folder: RunFolder, name: str) -> None:
         raise ConfigError(
             f"{name} has a checkpoint of step {saved}, beyond train.steps {spec.train.steps}; raise that"
         )
+    check_same_data(folder, spec, tags, otherwise="start a new run without --resume")
 
 
 def find_unfinished(spec: RunSpec) -> RunFolder | None:
@@ -144,39 +148,42 @@ def find_sweep(
         ConfigError: there is no such sweep; it runs, or was interrupted and nobody said what to do about it; or it
             cannot be resumed.
     """
-    folder = None
+    if start == "beside":
+        return None
+    folder = newest_sweep(spec.storage.absolute(), spec.name)
     if name is not None:
         folder = _named_sweep(spec, name)
-    elif start != "beside":
-        folder = newest_sweep(spec.storage.absolute(), spec.name)
-    ended = folder is None or folder.stored().status in ENDED
-    if folder is not None and start == "resume":
-        # one that ended by a fault of its driver can go on too
-        ended = is_concluded(folder) and not _would_extend(spec, folder)
-    if folder is None or (ended and start not in ("retry_failed", "more")):
-        if start == "resume" and folder is not None:
-            raise ConfigError(
-                f"no interrupted sweep {spec.name} under {shown(spec.storage)}: {folder.path.name} has ended; try more "
-                "settings in it with --more N, or more sweep.trials, sweep.seeds or values of sweep.space in the "
-                "file (sweep.points alone are tried among sweep.trials: raise those), or start another one without "
-                "--resume"
-            )
-        if start in ("resume", "retry_failed", "more"):
-            what = "no interrupted sweep" if start == "resume" else "there is no sweep"
-            raise ConfigError(
-                f"{what} {spec.name} under {shown(spec.storage)}; start one without --resume, --retry-failed and --more"
-            )
+    if start is None:
+        _refuse_unfinished(folder)
         return None
-    # Only a test whether another process has it: the lock is let go on return.
-    with driving(folder):
-        if start is None:
-            raise ConfigError(
-                f"sweep {folder.path.name} was interrupted; go on with it by --resume, or start "
-                "another one beside it with --new"
-            )
+    if folder is None:
+        what = "no interrupted sweep" if start == "resume" else "there is no sweep"
+        raise ConfigError(
+            f"{what} {spec.name} under {shown(spec.storage)}; start one without --resume, --retry-failed and --more"
+        )
+    # a sweep that a fault of its driver ended is not concluded, and goes on too
+    if start == "resume" and is_concluded(folder) and not _would_extend(spec, folder):
+        raise ConfigError(
+            f"no interrupted sweep {spec.name} under {shown(spec.storage)}: {folder.path.name} has ended; try more "
+            "settings in it with --more N, or more sweep.trials, sweep.seeds or values of sweep.space in the "
+            "file (sweep.points alone are tried among sweep.trials: raise those), or start another one without "
+            "--resume"
+        )
+    with driving(folder):  # raises if another process drives it; let go again on return
         check_same_settings(spec, folder, SWEEP_MAY_CHANGE)
         extend_sweep(spec, folder)
     return folder
+
+
+def _refuse_unfinished(folder: RunFolder | None) -> None:
+    """Refuse to start beside a sweep that runs or was interrupted, as nobody said what to do about it."""
+    if folder is None or folder.stored().status in ENDED:
+        return
+    with driving(folder):  # raises if another process drives it
+        raise ConfigError(
+            f"sweep {folder.path.name} was interrupted; go on with it by --resume, or start "
+            "another one beside it with --new"
+        )
 
 
 def _named_sweep(spec: SweepSpec, name: str) -> RunFolder:
