@@ -82,7 +82,7 @@ def find_secret(text: str) -> str | None:
 def hide(text: str) -> str:
     """The text with `***` for what is secret: in addresses, behind names such as `password=`, and known keys."""
     text = re.sub(_NOTIFY, rf"\g<name>{HIDDEN}", text)
-    text = re.sub(_ADDRESS, lambda found: _hide_in_address(found[0]), text)
+    text = re.sub(_ADDRESS, lambda match: _hide_in_address(match[0]), text)
     return re.sub(KNOWN, HIDDEN, re.sub(_SURE_OPTION, rf"\g<name>{HIDDEN}", text))
 
 
@@ -94,7 +94,7 @@ def hide_in_patch(text: str) -> str:
 def _hide_in_address(address: str) -> str:
     scheme = address.partition("://")[0]
     shown = re.sub(_USER, f"{scheme}://{HIDDEN}@", re.sub(_PASSWORD, _without_user, address))
-    shown = re.sub(_OPTION, lambda found: found[0].removesuffix(found["value"]) + HIDDEN, shown)
+    shown = re.sub(_OPTION, lambda match: match[0].removesuffix(match["value"]) + HIDDEN, shown)
     # Where something in it still looks like a secret, nothing but the scheme is shown.
     return (
         shown
@@ -103,5 +103,5 @@ def _hide_in_address(address: str) -> str:
     )
 
 
-def _without_user(found: re.Match[str]) -> str:
-    return f"{found[0].partition('://')[0]}://{HIDDEN}@"
+def _without_user(match: re.Match[str]) -> str:
+    return f"{match[0].partition('://')[0]}://{HIDDEN}@"

@@ -106,9 +106,9 @@ def _tell(error: Exception) -> int:
     """One message on stderr about what ended a command, below a traceback if it is a fault of ours; the exit code."""
     # a usage error of whichever click typer uses
     if hasattr(error, "show") and hasattr(error, "exit_code"):
-        told = io.StringIO()
-        error.show(file=told)
-        typer.echo(printable(hide(told.getvalue())), err=True, nl=False)
+        usage = io.StringIO()
+        error.show(file=usage)
+        typer.echo(printable(hide(usage.getvalue())), err=True, nl=False)
         return int(error.exit_code)
     if isinstance(error, BoxSegError):
         say(f"error: {error}")

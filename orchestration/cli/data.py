@@ -197,8 +197,8 @@ def import_(
         for split in splits.values()
         for image in split.content["images"]
     }
-    if told := tell_paged(sorted(pictures)):
-        say(f"warning: {told}")
+    if warning := tell_paged(sorted(pictures)):
+        say(f"warning: {warning}")
     _write_splits(
         {name: (split.images, split.content) for name, split in splits.items()}, output, as_json
     )

@@ -24,13 +24,13 @@ def doctor(storage: Storage = Path("runs"), as_json: AsJson = False) -> None:
         states = {True: "ok", False: "fault"}
         rows = [
             (
-                each.what,
-                states[each.fix is None] if each.fatal or each.fix is None else "note",
-                each.found,
-                each.fix,
+                finding.what,
+                states[finding.fix is None] if finding.fatal or finding.fix is None else "note",
+                finding.found,
+                finding.fix,
             )
-            for each in findings
+            for finding in findings
         ]
         print_table(("", "", "found", "what to do"), rows)
-    if any(each.fix is not None and each.fatal for each in findings):
+    if any(finding.fix is not None and finding.fatal for finding in findings):
         raise typer.Exit(ExitCode.FAILED)

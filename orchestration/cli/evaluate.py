@@ -52,13 +52,13 @@ def evaluate(
     from boxseg.evaluation.scoring import score_detections
 
     source = CocoBoxes(found_data, train=False)
-    found = _detections(run, source, device=device, storage=storage)
-    scores = score_detections(source, found)
+    detections = _detections(run, source, device=device, storage=storage)
+    scores = score_detections(source, detections)
     shown: dict[str, Any] = {"run": run, "data": named(data), "images": len(source)}
-    shown |= _told(source, found, scores)
+    shown |= _measured(source, detections, scores)
     if scores.image_ap:
         output.mkdir(parents=True, exist_ok=True)
-        worst = draw_worst(source, found, scores, output / "worst.png", count=WORST)
+        worst = draw_worst(source, detections, scores, output / "worst.png", count=WORST)
         shown["worst"] = str(worst)
     if not shown["has_masks"]:
         what_there_is = "there is no mask AP, only how well masks fit the given boxes"
@@ -87,20 +87,22 @@ def _detections(name: str, source: CocoBoxes, *, device: str, storage: Path) -> 
     return list(counted(find_objects(predictor, source), len(source), what="images"))
 
 
-def _told(source: CocoBoxes, found: list[ImageResult], scores: CocoScores) -> dict[str, Any]:
+def _measured(
+    source: CocoBoxes, detections: list[ImageResult], scores: CocoScores
+) -> dict[str, Any]:
     """Metrics under the names of a run's evaluations, and those of each class."""
     from boxseg.coco.classes import distinct_names
     from boxseg.evaluation.scoring import box_fit_metrics
 
     has_masks = "mask" in scores.precision
-    metrics = scores.metrics | ({} if has_masks else box_fit_metrics(source, found))
-    named = {f"val/{name}": value for name, value in metrics.items()}
+    metrics = scores.metrics | ({} if has_masks else box_fit_metrics(source, detections))
+    by_name = {f"val/{name}": value for name, value in metrics.items()}
     names = distinct_names(list(zip(source.category_ids, source.class_names, strict=True)))
     classes = {name: scores.of_class(label) for label, name in enumerate(names)}
     return {
         "has_masks": has_masks,
-        "metrics": named,
-        "classes": {name: each for name, each in classes.items() if each},
+        "metrics": by_name,
+        "classes": {name: values for name, values in classes.items() if values},
     }
 
 
@@ -137,8 +139,8 @@ def predict(
     require_room("--output", output)
     paths = find_image_files([file for source in sources for file in fetch_pictures(source, say)])
     find_trained(storage, run)  # for its errors, before torch is loaded
-    if told := tell_paged(paths):
-        say(f"warning: {told}")
+    if warning := tell_paged(paths):
+        say(f"warning: {warning}")
 
     from boxseg.predict.files import join_coco, predict_files, read_pictures
     from orchestration.execute.trained import open_predictor
@@ -147,13 +149,13 @@ def predict(
     predictor = open_predictor(run, storage=storage, device=device)
     output.mkdir(parents=True, exist_ok=True)
     parts, skipped = [], 0
-    found = predict_files(
+    results = predict_files(
         predictor,
         read_pictures(paths),
         min_score=min_score,
         overlays=output / "overlays" if overlays else None,
     )
-    for result in counted(found, len(paths), what="images"):
+    for result in counted(results, len(paths), what="images"):
         if isinstance(result, DataError):
             say(f"skipped: {result}")
             skipped += 1

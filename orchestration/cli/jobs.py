@@ -109,15 +109,15 @@ def list_all(address: Address = None, insecure: Insecure = False, as_json: AsJso
     """List the jobs of a cluster, newest first."""
     from orchestration.jobs.client import Cluster
 
-    found = Cluster(address, insecure=insecure).jobs()
+    jobs = Cluster(address, insecure=insecure).jobs()
     if as_json:
-        print_json(found)
+        print_json(jobs)
         return
     print_table(
         ("id", "status", "exit", "began", "took", "command"),
         [
             (job.id, job.status, job.exit_code, _clock(job.started), _took(job), job.command)
-            for job in found
+            for job in jobs
         ],
     )
 
@@ -385,14 +385,14 @@ def _show(job: Job, as_json: bool) -> None:
 
 def _kept(storage: Path, job: str) -> Path:
     pull_below(storage.absolute() / JOBS, job)
-    found = [path for path in sorted((storage / JOBS).glob("*/")) if path.name.startswith(job)]
+    matching = [path for path in sorted((storage / JOBS).glob("*/")) if path.name.startswith(job)]
     # a whole id wins, even if others begin with it
-    exact = [path for path in found if path.name == job]
-    if len(exact or found) != 1:
+    exact = [path for path in matching if path.name == job]
+    if len(exact or matching) != 1:
         raise ConfigError(
-            f"{job}: {len(found)} jobs in {shown(storage / JOBS)} begin like this; name one"
+            f"{job}: {len(matching)} jobs in {shown(storage / JOBS)} begin like this; name one"
         )
-    return (exact or found)[0]
+    return (exact or matching)[0]
 
 
 def _clock(seconds: float | None) -> str | None:

@@ -112,10 +112,10 @@ def label(
         )
     # nothing stays of a plan
     with tempfile.TemporaryDirectory() if plan else contextlib.nullcontext(folder) as imports:
-        found = find_boxes(data, images, imports=Path(imports))
+        to_label = find_boxes(data, images, imports=Path(imports))
         task = LabelTask(
-            found,
-            found if train_on is None else find_source(train_on, None),
+            to_label,
+            to_label if train_on is None else find_source(train_on, None),
             name=name_after(data),
             folder=folder,
             storage=storage,
@@ -126,7 +126,7 @@ def label(
         if plan:
             _print_plan(task, Path(imports), as_json)
             return
-    classes = read_data(found)  # for its errors, before torch is loaded
+    classes = read_data(to_label)  # for its errors, before torch is loaded
     about_training: dict[str, Any] = {}
     if trains:
         run, about_training = _train(task)
@@ -140,7 +140,7 @@ def label(
     from boxseg.label.review import apply_decisions
     from orchestration.execute.labelling import open_source
 
-    boxes = CocoBoxes(found, train=False)
+    boxes = CocoBoxes(to_label, train=False)
     if apply is not None:
         counts = apply_decisions(folder, apply, boxes.source.images)
         print_json(counts) if as_json else print_pairs(list(counts.items()))

@@ -38,24 +38,26 @@ def recipe(
         raise ConfigError(f"--output {output}: is there already; name another file, or remove it")
     check_minutes(minutes)
     source = find_source(data, images)
-    found = take_fingerprint(source)
-    made = make_recipe(
+    fingerprint = take_fingerprint(source)
+    chosen = make_recipe(
         source,
-        found,
+        fingerprint,
         Machine.here(device=device),
         name=name_after(data),
         minutes=minutes,
         overrides=overrides or [],
     )
-    made.spec()  # for its errors
+    chosen.spec()  # for its errors
     if output is not None:
-        write_atomic(output, made.text())
+        write_atomic(output, chosen.text())
     if as_json:
-        print_json({**made.as_json(), "output": output})
+        print_json({**chosen.as_json(), "output": output})
     elif output is None:
-        for line in made.text().splitlines():
+        for line in chosen.text().splitlines():
             print_line(line)
     else:
         print_line(output)
     # on stderr: what is on stdout is an experiment file
-    say(f"{made.steps} updates, about {show_duration(made.times.total_s)}; {made.times.basis}")
+    say(
+        f"{chosen.steps} updates, about {show_duration(chosen.times.total_s)}; {chosen.times.basis}"
+    )

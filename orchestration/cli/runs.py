@@ -40,20 +40,20 @@ def list_all(
     """List runs, trials and sweeps, newest first."""
     from orchestration.record.find_runs import list_runs
 
-    found = [status for status in list_runs(storage) if name in (None, status.name)]
+    statuses = [status for status in list_runs(storage) if name in (None, status.name)]
     if as_json:
-        print_json(found)
+        print_json(statuses)
         return
-    if not found:
+    if not statuses:
         say(f"no runs under {shown(storage)}; `boxseg train EXP.yaml` makes one")
         return
     about = ("id", "name", "kind", "status", "step")
     headings = (*about, *SHOWN_METRICS, "began", "folder", "why it failed")
     rows = []
-    for each in found:
-        metrics = map(each.best_or_latest.get, SHOWN_METRICS.values())
-        rest = (_began(each), _place(each), _why(each))
-        rows.append((*(getattr(each, name) for name in about), *metrics, *rest))
+    for status in statuses:
+        metrics = map(status.best_or_latest.get, SHOWN_METRICS.values())
+        rest = (_began(status), _place(status), _why(status))
+        rows.append((*(getattr(status, name) for name in about), *metrics, *rest))
     # what is missed least goes first
     first_to_go = ("folder", "why it failed", "AP75", "began", "kind", "box AP", "step")
     print_table(headings, rows, first_to_go=first_to_go)
@@ -105,26 +105,25 @@ def compare(
     if len(runs) < 2:
         # typer can ask for one or more, not for two
         raise typer.BadParameter("name two or more runs", param_hint="RUN…")
-    found = compare_runs([find_run(storage, run) for run in runs])
+    comparison = compare_runs([find_run(storage, run) for run in runs])
+    states = comparison.runs
     if as_json:
-        about = [{"id": run.id, "status": run.status, "folder": run.folder} for run in found.runs]
-        print_json({**vars(found), "runs": about})
+        plain = [
+            {name: getattr(run, name) for name in ("id", "status", "folder")} for run in states
+        ]
+        print_json({**vars(comparison), "runs": plain})
         return
-    ids = [run.id for run in found.runs]
-    differing = found.settings | found.origin
+    ids = [run.id for run in states]
+    differing = comparison.settings | comparison.origin
     if differing:
         print_table(("setting", *ids), [(name, *values) for name, values in differing.items()])
     else:
         typer.echo("all settings are the same")
     typer.echo("")
-    states = [
-        ("status", *(run.status for run in found.runs)),
-        ("step", *(run.step for run in found.runs)),
-    ]
-    print_table(
-        ("metric", *ids),
-        [*states, *((name, *_told(values)) for name, values in found.metrics.items())],
-    )
+    rows: list[tuple[Any, ...]] = [("status", *(run.status for run in states))]
+    rows.append(("step", *(run.step for run in states)))
+    rows += [(name, *_with_difference(values)) for name, values in comparison.metrics.items()]
+    print_table(("metric", *ids), rows)
 
 
 @app.command()
@@ -156,7 +155,7 @@ def report(
         print_line(page)
 
 
-def _told(values: list[float | None]) -> Iterator[str | None]:
+def _with_difference(values: list[float | None]) -> Iterator[str | None]:
     """As in `0.31` of the first run and `0.35 (+0.04)` of another."""
     first = values[0]
     for place, value in enumerate(values):
@@ -203,5 +202,5 @@ def _summary(status: RunStatus) -> list[tuple[str, Any]]:
         ("kind", status.kind),
         ("status", status.status),
     ]
-    told = [(name, value) for name, value in pairs.items() if value is not None]
-    return about + told + sorted(status.best_or_latest.items()) + sorted(status.tags.items())
+    present = [(name, value) for name, value in pairs.items() if value is not None]
+    return about + present + sorted(status.best_or_latest.items()) + sorted(status.tags.items())

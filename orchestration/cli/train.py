@@ -137,13 +137,13 @@ def sweep(
     from orchestration.config.spec import load_sweep
 
     spec = load_sweep(experiment, overrides or [])
-    asked: dict[Start, bool] = {
+    wanted: dict[Start, bool] = {
         "beside": new,
         "resume": resume,
         "retry_failed": retry_failed,
         "more": more is not None,
     }
-    start = _beginning(spec, asked, earlier, auto_resume=auto_resume)
+    start = _beginning(spec, wanted, earlier, auto_resume=auto_resume)
     goes_on = start in ("resume", "retry_failed", "more")
     if spec.sweep.start_from and not goes_on:
         from orchestration.planning.known import find_known
@@ -191,22 +191,22 @@ def sweep(
 
 
 def _beginning(
-    spec: SweepSpec, asked: dict[Start, bool], earlier: str | None, *, auto_resume: bool
+    spec: SweepSpec, wanted: dict[Start, bool], earlier: str | None, *, auto_resume: bool
 ) -> Start | None:
     """What the options say about sweeps that are there already.
 
     Raises:
         ConfigError: they say two things, or name a sweep and not what to do with it.
     """
-    if sum([*asked.values(), auto_resume]) > 1:
+    if sum([*wanted.values(), auto_resume]) > 1:
         raise ConfigError(
             "--new starts another sweep, --resume, --auto-resume, --retry-failed and --more go on with one; give one "
             "of them"
         )
-    if earlier is not None and (auto_resume or asked["beside"]):
+    if earlier is not None and (auto_resume or wanted["beside"]):
         option = "--auto-resume" if auto_resume else "--new"
         raise ConfigError(f"{earlier}: {option} takes no sweep; leave the name out")
-    if earlier is not None and not any(asked.values()):
+    if earlier is not None and not any(wanted.values()):
         raise ConfigError(
             f"{earlier}: say what to do with this sweep: --resume, --retry-failed or --more N"
         )
@@ -216,7 +216,7 @@ def _beginning(
         start = way_on(spec)
         _tell_what_goes_on(spec, "the newest sweep of this name" if start else None)
         return start
-    return next((start for start, is_asked in asked.items() if is_asked), None)
+    return next((start for start, is_wanted in wanted.items() if is_wanted), None)
 
 
 def _end_sweep(result: SweepResult) -> None:
@@ -316,8 +316,8 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
 def _warn(spec: RunSpec) -> None:
     from orchestration.planning.preflight import warnings
 
-    for told in warnings(spec):
-        say(f"warning: {told}")
+    for warning in warnings(spec):
+        say(f"warning: {warning}")
 
 
 def _print_plan(spec: RunSpec, as_json: bool, ended: int = 0) -> None:
@@ -328,8 +328,8 @@ def _print_plan(spec: RunSpec, as_json: bool, ended: int = 0) -> None:
         print_json(plan)
     else:
         print_pairs(plan_rows(plan))
-    for told in plan.warnings:
-        say(f"warning: {told}")
+    for warning in plan.warnings:
+        say(f"warning: {warning}")
     for fault in plan.faults:
         say(f"would not start: {fault}")
     if plan.faults:

@@ -52,7 +52,7 @@ def unknown_setting(name: str, model: type[Config]) -> str:
     """`qam.k_topp is not a setting; did you mean qam.k_top?`, or the names there are."""
     known = list(setting_names(model))
     # reversed, so that of names that end alike the first one stays
-    by_last_part = {each.rpartition(".")[2]: each for each in reversed(known)}
+    by_last_part = {setting.rpartition(".")[2]: setting for setting in reversed(known)}
     # a name written wrongly, or else a right one in another group
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75) or [
         by_last_part[last]
@@ -177,7 +177,7 @@ def _rule(item: Any, field: FieldInfo | None) -> str:
         return f"a list of at most {item['ctx']['max_length']} values"
     if kind in ("missing", "too_long"):
         kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
-        lengths = [len(get_args(each)) for each in kinds if get_origin(each) is tuple]
+        lengths = [len(get_args(kind)) for kind in kinds if get_origin(kind) is tuple]
         # domains, which have no field, have two ends
         return f"a list of {lengths[0] if lengths else 2} values"
     for start, words in _KINDS.items():

@@ -46,7 +46,7 @@ class NotifyConfig(Config):
                 raise ConfigError(
                     f"notify.url: the environment has no {name}; export it, or leave notify.url out"
                 )
-        address = re.sub(VARIABLE, lambda found: os.environ[found[1]], self.url).strip()
+        address = re.sub(VARIABLE, lambda match: os.environ[match[1]], self.url).strip()
         if not _is_address(address):
             raise ConfigError(f"notify.url: {RULE}")
         return address

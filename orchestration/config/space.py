@@ -206,11 +206,11 @@ def picks_for(space: Space, entry: str) -> dict[str, Any]:
     picked: dict[str, Any] = {}
     conditions = space[entry].when
     for giver, domain in space.items():
-        asked = conditions.keys() & names_of(giver, domain)
-        if not asked:
+        needed = conditions.keys() & names_of(giver, domain)
+        if not needed:
             continue
         for value in values_of(domain) or ():
-            if _meets(given_by(giver, domain, value), {name: conditions[name] for name in asked}):
+            if _meets(given_by(giver, domain, value), {name: conditions[name] for name in needed}):
                 picked |= {**picks_for(space, giver), giver: value}
                 break
     return picked

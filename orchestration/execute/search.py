@@ -89,8 +89,8 @@ class TrialQueue:
         self._study = optuna.create_study(directions=["maximize"] * (1 + len(sweep.against)))
         self._sweep = sweep
         self._seed = seed
-        self._asked: list[Any] = []
-        """Optuna's trials, by place of the setting: the order in which settings are first asked for."""
+        self._optuna_trials: list[Any] = []
+        """One for each setting; its index, the place, is the order in which settings are first asked for."""
         self._taken: set[str] = set()
         """`setting_key` of each."""
         self._place_of: dict[int, int] = {}
@@ -103,8 +103,8 @@ class TrialQueue:
         # asked for again in their order, so that Optuna knows the past before it draws
         for row in past:
             if row.key not in places:
-                places[row.key] = len(self._asked)
-                self._asked.append(self._ask_for(row.values))
+                places[row.key] = len(self._optuna_trials)
+                self._optuna_trials.append(self._ask_for(row.values))
             self._place_of[row.number] = places[row.key]
         for row in past:
             if row.has_ended:
@@ -128,13 +128,13 @@ class TrialQueue:
         number, place, seed = next(self._left, (None, 0, 0))
         if number is None:
             return None
-        if place == len(self._asked):
+        if place == len(self._optuna_trials):
             if not may_begin():
                 self._left = iter(())
                 return None
-            self._asked.append(self._draw(place))
+            self._optuna_trials.append(self._draw(place))
         self._place_of[number] = place
-        return Trial(number, self._suggested(self._asked[place]), seed)
+        return Trial(number, self._suggested(self._optuna_trials[place]), seed)
 
     def ended(self, number: int, row: TrialStatus | None) -> None:
         """Say how a trial stands at its end; None if nobody knows."""
@@ -142,23 +142,25 @@ class TrialQueue:
         ended = self._ended.setdefault(place, {})
         ended[number] = row
         if len(ended) == len(self._sweep.seeds):
-            self._judge(self._asked[place], [row for row in ended.values() if row is not None])
+            self._judge(
+                self._optuna_trials[place], [row for row in ended.values() if row is not None]
+            )
 
-    def _judge(self, asked: Any, rows: list[TrialStatus]) -> None:
+    def _judge(self, optuna_trial: Any, rows: list[TrialStatus]) -> None:
         """Tell Optuna how good a setting is, in the order of `Merit`: for it, pruned comes behind complete."""
         from optuna.trial import TrialState
 
         sweep = self._sweep
         merit = merit_of(rows, sweep.criterion, seeds=len(sweep.seeds), others=sweep.others)
         if not merit.has_all:
-            self._study.tell(asked, state=TrialState.FAIL)
+            self._study.tell(optuna_trial, state=TrialState.FAIL)
         elif merit.all_finished:
-            self._study.tell(asked, list(merit.scores))
+            self._study.tell(optuna_trial, list(merit.scores))
         else:
             if not merit.others:  # with more than one metric, Optuna takes pruned ones as alike
                 # of two pruned ones Optuna takes that of the later step
-                asked.report(merit.score, step=int(merit.some_finished))
-            self._study.tell(asked, state=TrialState.PRUNED)
+                optuna_trial.report(merit.score, step=int(merit.some_finished))
+            self._study.tell(optuna_trial, state=TrialState.PRUNED)
 
     def _draw(self, place: int) -> Any:
         """Optuna's trial with values that no other setting has."""
@@ -177,12 +179,12 @@ class TrialQueue:
             search = self._sweep.search if attempt < DRAWS else "random"
             # a new sampler for each: what it draws does not depend on how many were drawn before
             self._study.sampler = SEARCHERS[search](self._sweep, seed)
-            drawn = self._study.ask()
-            values = self._suggested(drawn)
+            optuna_trial = self._study.ask()
+            values = self._suggested(optuna_trial)
             if setting_key(values) not in self._taken:
                 self._taken.add(setting_key(values))
-                return drawn
-            self._study.tell(drawn, state=TrialState.FAIL)  # which samplers do not look at
+                return optuna_trial
+            self._study.tell(optuna_trial, state=TrialState.FAIL)  # which samplers do not look at
         raise AssertionError
 
     def _seed_of(self, place: int, attempt: int) -> int:
@@ -198,9 +200,9 @@ class TrialQueue:
                 for name, domain, value in parts_of(self._sweep.space, values)
             }
         )
-        asked = self._study.ask()
-        self._suggested(asked)  # only then it has them
-        return asked
+        optuna_trial = self._study.ask()
+        self._suggested(optuna_trial)  # only then it has them
+        return optuna_trial
 
     def _untried(self, seed: int) -> dict[str, Any]:
         """A setting of a finite space that no trial has yet; there is one, as a sweep has no more trials than that."""
@@ -216,11 +218,11 @@ class TrialQueue:
                 return values
         raise AssertionError
 
-    def _suggested(self, drawn: Any) -> dict[str, Any]:
+    def _suggested(self, optuna_trial: Any) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, domain in self._sweep.space.items():
             if applies(domain, values):
-                values |= given_by(name, domain, suggest(drawn, name, domain))
+                values |= given_by(name, domain, suggest(optuna_trial, name, domain))
         return values
 
 

@@ -191,11 +191,11 @@ class Supervisor:
         with self._hearing:  # in the order in which it was told
             runs = {shown(run.path): run for run in (self.folder, *self.trials.values())}
             try:
-                told = self.outpost.desk.collect()
+                changes_by_run = self.outpost.desk.collect()
             except Exception as error:  # Ray tells by itself what has become of a cluster
                 logger.info("the desk does not answer: %s", error)
                 return
-            for address, changes in told.items():
+            for address, changes in changes_by_run.items():
                 if address in runs:
                     write_records(runs[address], changes)
 

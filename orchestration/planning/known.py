@@ -41,8 +41,8 @@ def find_known(spec: SweepSpec) -> Known:
     sweep = spec.sweep
     room = sweep.num_trials // len(sweep.seeds) - len(sweep.points)
     for number, name in enumerate(sweep.start_from):
-        found = _points_of(spec, name, f"sweep.start_from.{number}: {name}")
-        candidates = found[:1] if name.startswith("best:") else found
+        best_first = _points_of(spec, name, f"sweep.start_from.{number}: {name}")
+        candidates = best_first[:1] if name.startswith("best:") else best_first
         # tried anyway, as the file's own settings mostly are; they must not take the room of others
         planned = [*sweep.points, *known.points]
         points = [point for point in candidates if point not in planned]

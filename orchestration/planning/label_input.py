@@ -50,11 +50,11 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
             raise DataError(str(fault))
         logger.warning("%s", fault)
     names = [image["file_name"] for image in content["images"]]
-    if told := tell_paged(source.images / name for name in names if is_inside(name)):
-        logger.warning("%s", told)
+    if warning := tell_paged(source.images / name for name in names if is_inside(name)):
+        logger.warning("%s", warning)
     with contextlib.suppress(DataError):  # without a box there is nothing to look at
-        for told in find_misplaced(take_fingerprint(source)):
-            logger.warning("%s: %s", source.annotations, told)
+        for warning in find_misplaced(take_fingerprint(source)):
+            logger.warning("%s: %s", source.annotations, warning)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     return [category["name"] for category in categories]
 

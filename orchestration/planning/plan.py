@@ -209,8 +209,8 @@ def _concurrency(spec: RunSpec, trials: int) -> int | None:
     if not isinstance(spec, SweepSpec):
         return 1
     if preflight.uses_cluster(spec):
-        asked = spec.sweep.concurrency
-        return None if asked is None else min(asked, trials)
+        most = spec.sweep.concurrency
+        return None if most is None else min(most, trials)
     gpus = preflight.count_gpus() if spec.resources.gpus_per_worker else 0
     machine = {"CPU": count_cpus(), "GPU": gpus}
     return min(preflight.concurrency(spec, [machine]), trials)

@@ -180,11 +180,11 @@ class Recipe:
         Raises:
             ConfigError: what was asked for is no setting, or is not possible together.
         """
-        asked: dict[KeyPath, str] = {}
+        places: dict[KeyPath, str] = {}
         for choice in self.choices:
             if choice.reason == ASKED:
-                asked[tuple(choice.name.split("."))] = f"--set {choice.name}"
-        return build_run(Source("recipe", self.settings(), asked))
+                places[tuple(choice.name.split("."))] = f"--set {choice.name}"
+        return build_run(Source("recipe", self.settings(), places))
 
     def as_json(self) -> dict[str, Any]:
         """Settings, reasons and estimated seconds."""
@@ -428,8 +428,8 @@ def _resource_choices(machine: Machine) -> Iterator[Row]:
 def _with_overrides(choices: list[ChosenValue], overrides: Sequence[str]) -> list[ChosenValue]:
     """The choices with the values that were asked for; settings that were not among them follow."""
     # read as `--set` of a run is, so that a value means the same in both
-    asked = functools.reduce(override, overrides, Source("--set", {}, {})).values
-    values = dict(leaves(asked))
+    given = functools.reduce(override, overrides, Source("--set", {}, {})).values
+    values = dict(leaves(given))
     merged = []
     for choice in choices:
         if choice.name in values:

@@ -77,9 +77,9 @@ def find_run(storage: Path, name: str) -> RunFolder:
         ConfigError: nothing or more than one fits, or the sweep has no best trial.
         StorageError: it is in a store that does not answer or refuses us.
     """
-    found = _find_folder(storage, name.removeprefix("best:"))
-    pull_tree(found.path)
-    return _best_trial(found, name) if name.startswith("best:") else found
+    folder = _find_folder(storage, name.removeprefix("best:"))
+    pull_tree(folder.path)
+    return _best_trial(folder, name) if name.startswith("best:") else folder
 
 
 def _best_trial(sweep: RunFolder, name: str) -> RunFolder:

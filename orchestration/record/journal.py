@@ -125,21 +125,21 @@ def find_trials(folder: RunFolder, sweep: SweepConfig | None) -> dict[int, RunSt
 
     Those that it cannot have drawn are left out with a warning.
     """
-    found: dict[int, RunStatus] = {}
+    trials: dict[int, RunStatus] = {}
     for line in folder.journal():
         if line["event"] == "trial_drawn":
             trial = _trial(line.get("number"), line.get("values"), line.get("seed"))
             if trial is not None and _is_own(trial, sweep):
-                found[trial.number] = _not_begun(folder, trial)
+                trials[trial.number] = _not_begun(folder, trial)
     for status in list_in(folder.path):
         trial = _trial_of(status)
         if trial is not None and _is_own(trial, sweep):
             # A folder knows more than the line of the journal that it replaces.
-            found[trial.number] = status
+            trials[trial.number] = status
         else:
             path = RunFolder(status.folder).status_path
             tell_once(path, f"{path}: left out, it is none of the trials that this sweep draws")
-    return dict(sorted(found.items()))
+    return dict(sorted(trials.items()))
 
 
 def count_ended(folder: RunFolder, sweep: SweepConfig, *, retry_failed: bool = False) -> int:

@@ -163,9 +163,10 @@ def write_environment(folder: RunFolder, *, device: str) -> None:
 def _packages() -> dict[str, str]:
     """Name -> version of all that is installed, sorted by name."""
     # each look at the metadata reads its whole file
-    found = [package.metadata for package in distributions()]
+    metadata = [package.metadata for package in distributions()]
     # what is left of a removed package may have no name
-    return dict(sorted((about["Name"], about["Version"]) for about in found if about["Name"]))
+    named = [package for package in metadata if package["Name"]]
+    return dict(sorted((package["Name"], package["Version"]) for package in named))
 
 
 def cpu_name() -> str:
@@ -256,7 +257,7 @@ def write_prints(folder: RunFolder, spec: RunSpec) -> None:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             if source != "toy" and address_of(source.images.absolute()) is None:
                 images = json.loads(source.annotations.read_bytes())["images"]
-                prints.append(take_prints(source.images, [each["file_name"] for each in images]))
+                prints.append(take_prints(source.images, [entry["file_name"] for entry in images]))
                 continue
         prints.append({})
     write_atomic(path, json.dumps({"train": prints[0], "val": prints[1]}))

@@ -57,7 +57,7 @@ def merit_of(
     counted = counting(rows)
     finished = sum(row.status == "finished" for row in counted)
     score = criterion.score(_mean(row.value for row in counted))
-    scores = [each.score(mean_of(counted, each)) for each in others]
+    scores = [other.score(mean_of(counted, other)) for other in others]
     return Merit(finished >= seeds, finished > 0, score, tuple(scores))
 
 

@@ -145,7 +145,7 @@ def render_table(
     drawn = Table(caption=caption, caption_justify="left")
     header, lines = _cells(table, best)
     for title in header:
-        others = [each.metric for each in table.others]
+        others = [other.metric for other in table.others]
         is_number = title in (table.metric, *others, "step", "seed")
         drawn.add_column(title, justify="right" if is_number else "left", no_wrap=title == "trial")
     for row, line in zip(table.ranked(), lines, strict=True):
@@ -184,7 +184,7 @@ def cell_of(values: dict[str, Any], name: str) -> str:
 def _cells(table: SweepTable, best: TrialStatus | None) -> tuple[list[str], list[list[str]]]:
     """Header and lines, the leading trial first; settings and seeds have columns where they vary."""
     names = table.names
-    others = [each.metric for each in table.others]
+    others = [other.metric for other in table.others]
     on_front = {row.id for rows in table.front() for row in rows}
     seeds = ["seed"] if len({row.seed for row in table.rows}) > 1 else []
     lines = []

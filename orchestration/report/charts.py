@@ -266,7 +266,7 @@ def draw_front(
     # with a third metric, what is on the front need not be in line here
     if len(others) == 1 and front:
         axes.plot(*zip(*front, strict=True), color=ORANGE, linewidth=1.2)
-    named = [each for each in shown if each[2].is_on_front][:MANY_NAMED]
+    named = [point for point in shown if point[2].is_on_front][:MANY_NAMED]
     for across, up, standing in named:
         name = standing.rows[0].label
         axes.annotate(name, (across, up), (5, 4), textcoords="offset points", fontsize=9)

@@ -168,7 +168,7 @@ def _trial_lines(record: SweepRecord) -> Iterator[dict[str, Any]]:
 def _standing_lines(
     record: SweepRecord, standings: Sequence[Standing]
 ) -> Iterator[dict[str, Any]]:
-    others = [each.metric for each in record.table.others]
+    others = [other.metric for other in record.table.others]
     for rank, standing in enumerate(standings, start=1):
         weighed: dict[str, Any] = dict(zip(others, standing.others, strict=True))
         if others:

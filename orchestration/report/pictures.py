@@ -98,7 +98,7 @@ def _charts(record: SweepRecord, study: ImportanceStudy) -> Iterator[Plan]:
 def _fronts(record: SweepRecord, standings: Sequence[Standing]) -> Iterator[Plan]:
     if all(standing.mean is None for standing in standings):
         return
-    metric, others = record.table.metric, [each.metric for each in record.table.others]
+    metric, others = record.table.metric, [criterion.metric for criterion in record.table.others]
     front = [standing.rows[0].label for standing in standings if standing.is_on_front]
     for place, other in enumerate(others):
         draw = partial(png_of, charts.draw_front, standings, metric, others, place)
