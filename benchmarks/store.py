@@ -15,7 +15,8 @@ from boxseg.build import run_training
 from boxseg.config.method import BoxSegConfig
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec
-from orchestration.execute.worker import Payload, train_here
+from orchestration.execute.payload import Payload
+from orchestration.execute.worker import train_here
 from orchestration.record.run_folder import RunFolder, RunStatus, new_id, own_process
 from orchestration.store.client import Store
 from orchestration.store.data import fetch_data

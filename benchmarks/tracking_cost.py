@@ -20,7 +20,8 @@ from boxseg.config.method import BoxSegConfig
 from boxseg.config.presets import merge
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec
-from orchestration.execute.worker import FileReporter, Payload
+from orchestration.execute.payload import Payload
+from orchestration.execute.reporter import FileReporter
 from orchestration.record.run_folder import RunFolder, RunStatus, new_id, own_process
 from orchestration.tracking.mirror import Tracker
 

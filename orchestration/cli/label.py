@@ -27,8 +27,7 @@ from orchestration.errors import ExitCode
 
 if TYPE_CHECKING:
     from boxseg.data.dataset import CocoBoxes
-    from orchestration.execute.label_run import LabelTask
-    from orchestration.execute.labelling import MaskSource
+    from orchestration.execute.label_run import LabelTask, MaskSource
 
 SHOWN_PROBLEMS = 5
 
@@ -138,7 +137,7 @@ def label(
 
     from boxseg.data.dataset import CocoBoxes
     from boxseg.label.review import apply_decisions
-    from orchestration.execute.labelling import open_source
+    from orchestration.execute.label_run import open_source
 
     boxes = CocoBoxes(to_label, train=False)
     if apply is not None:
@@ -199,7 +198,7 @@ def _make_labels(
     from boxseg.label.checks import shared_doubt
     from boxseg.label.expected import expect_mean_iou
     from boxseg.label.review import write_review
-    from orchestration.execute.labelling import make_labels
+    from orchestration.execute.label_run import make_labels
     from orchestration.record.progress import counted
 
     written, qualities = make_labels(boxes, folder, source, say)

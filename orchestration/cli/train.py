@@ -211,9 +211,9 @@ def _beginning(
             f"{earlier}: say what to do with this sweep: --resume, --retry-failed or --more N"
         )
     if auto_resume:
-        from orchestration.record.resume import way_on
+        from orchestration.record.resume import choose_start
 
-        start = way_on(spec)
+        start = choose_start(spec)
         _tell_what_goes_on(spec, "the newest sweep of this name" if start else None)
         return start
     return next((start for start, is_wanted in wanted.items() if is_wanted), None)

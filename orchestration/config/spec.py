@@ -346,6 +346,15 @@ class SweepSpec(RunSpec):
 
     sweep: SweepConfig = SweepConfig()
 
+    @property
+    def rungs(self) -> list[float]:
+        """Steps after which ASHA stops weak trials, rising: the burn-in, and each `reduction` times the one before."""
+        steps = self.train.steps
+        rungs = [float(max(1, min(steps, round(self.sweep.burn_in * steps))))]
+        while rungs[-1] * self.sweep.reduction < steps:
+            rungs.append(rungs[-1] * self.sweep.reduction)
+        return rungs
+
     def trying(self, points: list[dict[str, Any]]) -> SweepSpec:
         """The same sweep with more settings to try first."""
         points = [*self.sweep.points, *points]

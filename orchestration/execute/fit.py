@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.config.spec import ResourcesConfig
 from orchestration.errors import ResourceError
-from orchestration.execute.worker import Payload, train_here, train_worker
+from orchestration.execute.payload import Payload
+from orchestration.execute.worker import train_here, train_worker
 from orchestration.record.failures import Failure, error_of
 from orchestration.record.run_folder import RunFolder, new_id
 

@@ -1,4 +1,4 @@
-"""Training for labels where no run is named: choose a recipe, keep it beside the labels, train or go on training."""
+"""`boxseg label`: choose a recipe and train where no run is named, open a source of masks, label the boxes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import Fingerprint, take_fingerprint
@@ -13,15 +14,22 @@ from boxseg.engine.checkpoint import folder_of
 from boxseg.errors import ConfigError
 from boxseg.files.writing import make_folder, write_atomic
 from orchestration.config.spec import RunSpec, load_run
+from orchestration.execute.trained import open_predictor
+from orchestration.planning.label_input import OF_FILE
 from orchestration.planning.preflight import check
 from orchestration.planning.recipe import Machine, Recipe, make_recipe
 from orchestration.record.files import digest
 from orchestration.record.find_runs import list_runs
+from orchestration.record.progress import counted
 from orchestration.record.records import RULES, read_record
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.store.mirror import pull_tree
 from orchestration.store.places import shown
 from orchestration.words import show_duration
+
+if TYPE_CHECKING:
+    from boxseg.data.dataset import CocoBoxes
+    from boxseg.label.sources import BatchSource
 
 RECIPE, REQUEST, RUNS = "recipe.yaml", "request.json", "runs"
 """Names in the output folder."""
@@ -212,3 +220,74 @@ def find_same_run(spec: RunSpec) -> RunStatus | None:
 def last_checkpoint(status: RunStatus) -> Path:
     """Checkpoint of the last update of a finished run."""
     return folder_of(Path(status.folder) / "checkpoints", status.steps)
+
+
+@dataclass(frozen=True)
+class MaskSource:
+    """Where masks come from."""
+
+    masks: BatchSource
+    about: dict[str, Any]
+    """Identifies data and source, so that a later call goes on with the same ones only."""
+    batch_size: int = 1
+
+
+def open_source(
+    name: str,
+    boxes: CocoBoxes,
+    *,
+    run: str | None,
+    fuse_with: Path | None,
+    device: str,
+    storage: Path,
+) -> MaskSource:
+    """A source of masks by its name: `run`, `box` or `file:COCO.json`.
+
+    Args:
+        name: Of the source; checked by `check_sources` already.
+        boxes: Images and boxes to label.
+        run: For the source `run`, as `open_predictor` takes it.
+        fuse_with: Masks of another tool that join the candidates of the run.
+        device: For the source `run`.
+        storage: Folder that holds the runs.
+    """
+    from boxseg.label import sources
+    from boxseg.label.boxes import LABEL_VERSION
+
+    # The version counts for every source: how masks are made from boxes changes too.
+    about = {
+        "data": digest(boxes.source.annotations),
+        "source": name,
+        "label_version": LABEL_VERSION,
+    }
+    if name == "run":
+        assert run is not None
+        others = None if fuse_with is None else sources.from_file(fuse_with, boxes)
+        predictor = open_predictor(run, storage=storage, device=device)
+        about["run"] = str(predictor.folder)
+        if fuse_with is not None:
+            about["fuse_with"] = digest(fuse_with)
+        masks = sources.from_run(predictor, boxes, others=others)
+        return MaskSource(masks, about, predictor.batch_size)
+    if name.startswith(OF_FILE):
+        path = Path(name.removeprefix(OF_FILE))
+        about["file"] = digest(path)
+        return MaskSource(sources.one_by_one(sources.from_file(path, boxes)), about)
+    return MaskSource(sources.one_by_one(sources.from_boxes), about)
+
+
+def make_labels(
+    boxes: CocoBoxes, folder: Path, source: MaskSource, tell: Tell
+) -> tuple[dict[str, Any], list[float]]:
+    """Label the images that are left and write all; gives counts for people, and the qualities."""
+    from boxseg.label.dataset import Journal, label_images, write_labels
+
+    journal = Journal(folder, source.about)
+    left = len(boxes) - len(journal.done)
+    if journal.done and left:
+        tell(f"{len(journal.done)} images are labelled already")
+    finished = label_images(boxes, source.masks, journal, batch_size=source.batch_size)
+    for _ in counted(finished, left, what="images"):
+        pass
+    qualities = [label["quality"] for image in journal.done.values() for label in image.labels]
+    return write_labels(boxes, journal, folder), qualities

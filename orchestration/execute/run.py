@@ -12,8 +12,8 @@ from orchestration.config.spec import RunSpec
 from orchestration.connect.desk import open_desk
 from orchestration.connect.session import start_ray
 from orchestration.execute.fit import train_payload
+from orchestration.execute.payload import Payload, TrainFn
 from orchestration.execute.supervise import supervise
-from orchestration.execute.worker import Payload, TrainFn
 from orchestration.planning.preflight import runner_of
 from orchestration.record.failures import error_of
 from orchestration.record.find_runs import find_run, find_start

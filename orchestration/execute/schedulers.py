@@ -22,7 +22,7 @@ def make_asha(spec: SweepSpec, brackets: int = 1) -> TrialScheduler:
     return ASHAScheduler(
         time_attr="step",
         max_t=spec.train.steps + 1,  # a run ends by itself; reaching max_t would count as stopped
-        grace_period=round(asha_rungs(spec)[0]),
+        grace_period=round(spec.rungs[0]),
         reduction_factor=spec.sweep.reduction,
         brackets=brackets,
     )
@@ -30,7 +30,7 @@ def make_asha(spec: SweepSpec, brackets: int = 1) -> TrialScheduler:
 
 def make_hyperband(spec: SweepSpec) -> TrialScheduler:
     """Asynchronous HyperBand: ASHA in brackets, each of which begins to stop trials a rung later; most in the first."""
-    return make_asha(spec, brackets=len(asha_rungs(spec)))
+    return make_asha(spec, brackets=len(spec.rungs))
 
 
 def make_median(spec: SweepSpec) -> TrialScheduler:
@@ -39,18 +39,10 @@ def make_median(spec: SweepSpec) -> TrialScheduler:
 
     return MedianStoppingRule(
         time_attr="step",
-        grace_period=asha_rungs(spec)[0],
+        grace_period=spec.rungs[0],
         # otherwise it would pause trials while it has seen too few
         min_time_slice=math.inf,  # type: ignore[arg-type]
     )
-
-
-def asha_rungs(spec: SweepSpec) -> list[float]:
-    """Steps after which ASHA stops weak trials, rising: the burn-in, and each `reduction` times the one before."""
-    rungs = [float(max(1, min(spec.train.steps, round(spec.sweep.burn_in * spec.train.steps))))]
-    while rungs[-1] * spec.sweep.reduction < spec.train.steps:
-        rungs.append(rungs[-1] * spec.sweep.reduction)
-    return rungs
 
 
 TRIAL_SCHEDULERS: dict[str, Callable[[SweepSpec], TrialScheduler | None]] = {

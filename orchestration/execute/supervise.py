@@ -88,7 +88,7 @@ def _supervised(
         # before MLflow has it, which may be away
         tell_end(folder, spec, sys.exc_info()[1])
         # what could not be written cannot be copied either
-        tracker.close(**({} if _has_end(folder) else {"timeout_s": 1.0}))
+        tracker.close(**({} if _end_is_written(folder) else {"timeout_s": 1.0}))
 
 
 def _end(folder: RunFolder, signals: StopSignals) -> None:
@@ -102,7 +102,7 @@ def _end(folder: RunFolder, signals: StopSignals) -> None:
         folder.finish("failed", Failure("BoxSegError", reason))
 
 
-def _has_end(folder: RunFolder) -> bool:
+def _end_is_written(folder: RunFolder) -> bool:
     try:
         return folder.stored().is_final
     except ConfigError:

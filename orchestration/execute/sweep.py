@@ -14,10 +14,10 @@ from orchestration.config.spec import SweepSpec
 from orchestration.connect.desk import open_desk
 from orchestration.connect.session import start_ray
 from orchestration.connect.shares import open_shares
+from orchestration.execute.payload import TrainFn
 from orchestration.execute.supervise import supervise
 from orchestration.execute.trials import SweepPlan, Trials
 from orchestration.execute.tune import make_tuner
-from orchestration.execute.worker import TrainFn
 from orchestration.planning.known import find_known
 from orchestration.planning.preflight import concurrency, runner_of
 from orchestration.record.failures import Failure, error_of

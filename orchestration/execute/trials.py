@@ -11,8 +11,9 @@ from boxseg.errors import ConfigError
 from orchestration.config.spec import RunSpec, SweepSpec, load_run
 from orchestration.connect.cluster import silent_nodes
 from orchestration.connect.shares import Share
+from orchestration.execute.payload import Payload, Work
 from orchestration.execute.supervise import Supervisor
-from orchestration.execute.worker import Payload, Work, split_batch
+from orchestration.execute.worker import split_batch
 from orchestration.record.failures import Failure, FailureClass
 from orchestration.record.find_runs import find_start, list_in, sound_status
 from orchestration.record.progress import SweepProgress

@@ -1,122 +1,37 @@
-"""What a training process does, whoever started it: the loop, with a reporter that writes files and tells Ray."""
+"""What a training process does, whoever started it: receive the run, train, and leave an end in the run's folder."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import logging
-import math
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from boxseg.config.criterion import MASK_AP, Criterion
-from boxseg.config.method import BoxSegConfig, CocoSource
-from boxseg.engine.events import EvalReport, StartReport, StepReport
-from boxseg.errors import ConfigError, StorageError
+from boxseg.config.method import BoxSegConfig
+from boxseg.errors import StorageError
 from boxseg.files.writing import write_atomic
-from orchestration.config.spec import COSTS, RunSpec, SweepConfig
-from orchestration.connect.shares import Share
+from orchestration.config.spec import RunSpec
 from orchestration.errors import PreemptedError
-from orchestration.execute.peak_memory import PeakMemory
+from orchestration.execute.payload import Payload, Send
+from orchestration.execute.reporter import FileReporter
 from orchestration.record.failures import Failure
 from orchestration.record.origin import write_environment
-from orchestration.record.pulse import Pulse
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.secret_text import hide
 from orchestration.store.courier import Courier, Outpost, bring_patiently
 from orchestration.store.data import fetch_data
 from orchestration.store.mirror import fetch_newest
-from orchestration.store.places import mirrors, moved
 from orchestration.store.syncer import say
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from boxseg.engine.train import Progress
 
-TrainFn = Callable[..., "Progress"]
-"""A loop with the arguments of `boxseg.build.run_training`."""
-
-Send = Callable[[dict[str, float]], None]
-"""Passes metrics, with the step under `step`, to Ray."""
-
-STOP_POLL_S = 0.5
-"""Time between two looks for a request to stop [s]."""
-
 logger = logging.getLogger("boxseg.worker")
-
-
-@dataclass(frozen=True)
-class Work:
-    """What travels to other processes; paths are absolute because these run elsewhere."""
-
-    spec: RunSpec
-    folder: Path
-    data_root: Path
-    runner: Literal["inline", "ray_train"] = "inline"
-    train_fn: TrainFn | None = None
-    """The loop; null: `boxseg.build.run_training`."""
-    outpost: Outpost | None = None
-    """How to reach the driver from a machine that does not see its folder; null: all see it."""
-    home: Path = field(default_factory=mirrors, kw_only=True)
-    """The folder for mirrors of the machine that it comes from."""
-
-    def here(self) -> Self:
-        """The same with the paths that this machine has for those of the driver's mirrors."""
-        home = mirrors()
-        if home == self.home:
-            return self
-        return replace(
-            self,
-            spec=_moved_spec(self.spec, self.home),
-            folder=moved(self.folder, self.home),
-            data_root=moved(self.data_root, self.home),
-            outpost=None if self.outpost is None else replace(self.outpost, home=home),
-            home=home,
-        )
-
-
-@dataclass(frozen=True)
-class Payload(Work):
-    """What a training process gets."""
-
-    sweep: SweepConfig | None = None
-    """The sweep that a trial belongs to, which says what metric decides; null: a single run."""
-    share: Share | None = None
-    """Tells with how many workers an elastic trial may train; null: their number is fixed, or Ray's own choice."""
-
-    @property
-    def criterion(self) -> Criterion:
-        """What decides which evaluation is the best."""
-        return MASK_AP if self.sweep is None else self.sweep.criterion
-
-    @property
-    def device(self) -> str:
-        """Torch device of a run without Ray Train."""
-        return "cuda" if self.spec.resources.gpus_per_worker else "cpu"
-
-
-def _moved_spec(spec: RunSpec, home: Path) -> RunSpec:
-    """Settings whose paths in the mirrors of another machine are those of this one; see `moved`."""
-    start = spec.model.start_from
-    if start is not None and Path(start).is_relative_to(home):
-        spec = spec.starting_from(moved(Path(start), home))
-    sources = {}
-    for name, source in (("train", spec.data.train), ("val", spec.data.val)):
-        if isinstance(source, CocoSource):
-            paths = {
-                "images": moved(source.images, home),
-                "annotations": moved(source.annotations, home),
-            }
-            sources[name] = source.model_copy(update=paths)
-    data = spec.data.model_copy(update=sources)
-    storage = moved(spec.storage.absolute(), home)
-    return spec.model_copy(update={"data": data, "storage": storage})
 
 
 def train_worker(arguments: dict[str, Any]) -> Failure | None:
@@ -278,7 +193,7 @@ def _train_once(reporter: FileReporter, device: str) -> None:
 
 
 def _is_to_stay(status: RunStatus, *, alone: bool) -> bool:
-    """Whether a run that Ray starts once more, as after any error, has an end that it keeps."""
+    """Whether a run keeps the end that it has, although Ray has started its process again, as after any error."""
     if status.status in ("stopped", "interrupted"):
         return True
     failure = status.failure
@@ -345,134 +260,3 @@ def _train(
         threads=max(1, int(spec.resources.cpus_per_worker)),
         criterion=payload.criterion,
     )
-
-
-@dataclass
-class FileReporter:
-    """Writes reports to the run's folder (rank 0) and passes evaluations to Ray (every rank).
-
-    The evaluation of the last step is passed on by `finish` instead, so that a trial scheduler cannot end a run between
-    its last evaluation and its end. On a machine whose files the driver does not see, Ray hears of an evaluation once
-    its checkpoint is in the store; training goes on meanwhile.
-    """
-
-    folder: RunFolder
-    payload: Payload
-    rank: int = 0
-    workers: int = 1
-    """Processes that train together."""
-    send: Send | None = None
-    taken_away: Callable[[], bool] = lambda: False
-    """Tells whether a machine will go soon; asked equally often on every rank."""
-    courier: Courier | None = None
-    """Carries the folder's files to a driver that does not see them."""
-    _memory: PeakMemory = field(default_factory=PeakMemory)
-    _pulse: Pulse | None = None
-    _untold: list[EvalReport] = field(default_factory=list)
-    """Evaluations that Ray has not heard of, the oldest first."""
-    _looked: float = 0.0
-    _stop: bool = False
-
-    def on_start(self, report: StartReport) -> None:
-        """Keep what the run took over from other weights."""
-        if self.rank == 0:
-            self.folder.update(start=str(report))
-
-    def on_update(self, step: int, metrics: dict[str, Tensor]) -> None:
-        """Write now and then how fast it goes and what the losses are, for people who watch."""
-        if self.rank == 0:
-            self._pulse = self._pulse or Pulse(self.folder, first_step=step)
-            self._pulse.beat(step, metrics)
-
-    def on_step(self, report: StepReport) -> None:
-        """Write the means of some steps."""
-        if self.rank == 0:
-            self.folder.report(report.step, report.metrics)
-        self._tell_ray()
-
-    def on_eval(self, report: EvalReport) -> None:
-        """Write an evaluation and tell Ray.
-
-        Raises:
-            ConfigError: the metric that decides is not reported, as data or settings leave it out. One of `health/`
-                needs masks that the network finds, which may come with a later evaluation.
-        """
-        self._check_reported(report)
-        if self.rank == 0:
-            write = self.folder.report_again if report.is_repeated else self.folder.report
-            write(report.step, report.metrics | self._costs(report), is_best=report.is_best)
-        if report.step < self.payload.spec.train.steps:
-            self._untold.append(report)
-            self._tell_ray()
-
-    def _tell_ray(self) -> None:
-        """Pass on evaluations whose checkpoints are safe; a scheduler may end this process as soon as it knows."""
-        while self._untold and self._is_safe(self._untold[0].checkpoint):
-            report = self._untold.pop(0)
-            self._pass_on(report.step, report.metrics)
-
-    def _is_safe(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint outlives this machine; the same on every rank."""
-        if self.payload.outpost is None:
-            return True
-        is_safe = self.courier is None or self.courier.has_sent(checkpoint)
-        if self.workers == 1:
-            return is_safe
-        from boxseg.engine.distributed import gather_objects
-
-        return gather_objects(is_safe)[0]  # rank 0 has the courier that sends
-
-    def _check_reported(self, report: EvalReport) -> None:
-        sweep = self.payload.sweep
-        if sweep is None:
-            return
-        known = {*report.metrics, *self.folder.stored().metrics, *COSTS}
-        for name in (sweep.metric, *sweep.against):
-            if name not in known and not name.startswith("health/"):
-                setting = "sweep.against" if name in sweep.against else "sweep.metric"
-                names = ", ".join(sorted(report.metrics))
-                raise ConfigError(f"{setting} {name} is not reported; choose one of {names}")
-
-    def _costs(self, report: EvalReport) -> dict[str, float]:
-        """What training took so far, where the sweep asks for it; of a repeated evaluation as it was reported."""
-        sweep = self.payload.sweep
-        wanted = [] if sweep is None else [name for name in sweep.against if name in COSTS]
-        costs: dict[str, float] = {}
-        if wanted and report.is_repeated:
-            for earlier in self.folder.reports():
-                costs |= earlier.metrics if earlier.step == report.step else {}
-        elif wanted:
-            costs["cost/memory_mb"] = self._memory.read()
-            if report.step_s is not None:
-                costs["cost/step_s"] = report.step_s
-        return {name: costs[name] for name in wanted if name in costs}
-
-    def should_stop(self) -> bool:
-        """True once somebody asked for a stop in the run's folder, or a machine will be taken away."""
-        due = time.monotonic() - self._looked > STOP_POLL_S
-        # other ranks would wait for this one
-        leaving = (due or self.workers > 1) and self.taken_away()
-        if due and not self._stop:
-            self._stop = self.folder.stop_requested()
-            self._looked = time.monotonic()
-        return self._stop or leaving
-
-    def finish(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the end before Ray hears of it: a scheduler may kill this process as soon as it knows."""
-        if self.rank == 0:
-            self.folder.finish("finished")
-        if self.courier is not None:
-            self.courier.flush()
-        for report in self._untold:
-            self._pass_on(report.step, report.metrics)
-        self._pass_on(step, metrics)
-
-    def _pass_on(self, step: int, metrics: dict[str, float]) -> None:
-        """Tell Ray; the deciding metric is that of the best evaluation so far, or worse than any other."""
-        if self.send is None:
-            return
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        if self.payload.sweep is not None:
-            criterion = self.payload.criterion
-            finite[criterion.metric] = criterion.told(criterion.value(self.folder.stored().best))
-        self.send({**finite, "step": step})

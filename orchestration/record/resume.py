@@ -112,7 +112,7 @@ def find_unfinished(spec: RunSpec) -> RunFolder | None:
     return RunFolder(newest.folder)
 
 
-def way_on(spec: SweepSpec) -> Start | None:
+def choose_start(spec: SweepSpec) -> Start | None:
     """How to go on with the newest sweep of this name; None where there is none, or all of it ended well.
 
     One that ended well goes on if it is of the file, and that asks for more trials now.

@@ -54,7 +54,7 @@ def merit_of(
         seeds: How many trials it is to have.
         others: What it is weighed against; their values are those of the evaluation that `criterion` found best.
     """
-    counted = counting(rows)
+    counted = trials_that_count(rows)
     finished = sum(row.status == "finished" for row in counted)
     score = criterion.score(_mean(row.value for row in counted))
     scores = [other.score(mean_of(counted, other)) for other in others]
@@ -91,7 +91,7 @@ def beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one != other and all(mine >= its for mine, its in zip(one, other, strict=True))
 
 
-def counting(rows: Sequence[TrialStatus]) -> list[TrialStatus]:
+def trials_that_count(rows: Sequence[TrialStatus]) -> list[TrialStatus]:
     """The trials of a setting that count: those that finished, or else all with a value; of each seed the first."""
     valued = [row for row in rows if row.value is not None]
     finished = [row for row in valued if row.status == "finished"]

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from boxseg.config.criterion import Criterion
 from orchestration.config.spec import SweepSpec
-from orchestration.record.score import Merit, counting, find_front, merit_of
+from orchestration.record.score import Merit, find_front, merit_of, trials_that_count
 from orchestration.record.trial import TrialStatus, read_trial
 
 STYLES = {
@@ -56,7 +56,7 @@ class SweepTable:
     def best(self) -> TrialStatus | None:
         """The best trial of the best setting; None where no trial has a value."""
         leader = max(self._merits, key=self._merits.__getitem__, default=None)
-        counted = [] if leader is None else counting(self._settings[leader])
+        counted = [] if leader is None else trials_that_count(self._settings[leader])
         return max(counted, key=self._score, default=None)
 
     def settings(self) -> list[list[TrialStatus]]:

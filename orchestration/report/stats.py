@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestration.record.score import counting, mean_of
+from orchestration.record.score import mean_of, trials_that_count
 from orchestration.record.table import SweepTable
 from orchestration.record.trial import TrialStatus
 
@@ -69,12 +69,14 @@ def rank_settings(table: SweepTable) -> list[Standing]:
     """The settings of a sweep, best first, each compared with the best by `RULE`."""
     groups = table.settings()
     front = {rows[0].key for rows in table.front()}
-    values = [[row.value for row in counting(rows) if row.value is not None] for rows in groups]
+    values = [
+        [row.value for row in trials_that_count(rows) if row.value is not None] for rows in groups
+    ]
     standings: list[Standing] = []
     for rows, setting_values in zip(groups, values, strict=True):
         is_best = not standings
         verdict = _verdict(rows, setting_values, best=values[0], is_best=is_best)
-        others = [mean_of(counting(rows), other) for other in table.others]
+        others = [mean_of(trials_that_count(rows), other) for other in table.others]
         on_front = rows[0].key in front
         standings.append(Standing(rows, setting_values, verdict, others, is_on_front=on_front))
     return standings

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from boxseg.errors import ConfigError
 from orchestration.config.spec import ResourcesConfig, SweepSpec, load_sweep
-from orchestration.execute.schedulers import asha_rungs
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.record.table import SweepTable, read_table
 from orchestration.record.trial import TrialStatus
@@ -46,7 +45,7 @@ class SweepRecord:
         """Steps after which weak trials were stopped; empty without early stopping."""
         # `median` compares at every evaluation instead
         has_rungs = self.spec.sweep.trial_scheduler in ("asha", "hyperband")
-        return asha_rungs(self.spec) if has_rungs else []
+        return self.spec.rungs if has_rungs else []
 
     @property
     def retried(self) -> list[TrialStatus]:

@@ -14,11 +14,13 @@ from orchestration.cli.app import run
 from orchestration.cli.train import _sweep_as_json
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepConfig, SweepSpec, load_sweep
+from orchestration.execute.payload import Payload
+from orchestration.execute.reporter import FileReporter
 from orchestration.execute.search import TrialQueue
 from orchestration.execute.supervise import StopSignals, Supervisor
 from orchestration.execute.sweep import conclude
 from orchestration.execute.trials import SweepPlan, Trials
-from orchestration.execute.worker import FileReporter, Payload, train_here
+from orchestration.execute.worker import train_here
 from orchestration.planning.preflight import warnings
 from orchestration.record.find_runs import find_run
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process

@@ -7,7 +7,7 @@ import pytest
 from orchestration.config.spec import RunSpec
 from orchestration.errors import ResourceError
 from orchestration.execute import fit
-from orchestration.execute.worker import Payload
+from orchestration.execute.payload import Payload
 
 pytestmark = pytest.mark.ray  # loads it, and starts none
 

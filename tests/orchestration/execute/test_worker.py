@@ -10,7 +10,8 @@ from boxseg.errors import DataError, StorageError
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec, SweepConfig
 from orchestration.errors import PreemptedError
-from orchestration.execute.worker import Payload, train_here
+from orchestration.execute.payload import Payload
+from orchestration.execute.worker import train_here
 from orchestration.record.failures import FailureClass
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 
@@ -148,7 +149,7 @@ def test_storage_that_takes_not_even_the_failure_ends_the_run_at_once(tmp_path, 
 
 
 def test_a_machine_that_will_go_leaves_its_state_to_the_next_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("orchestration.execute.worker.STOP_POLL_S", -1.0)
+    monkeypatch.setattr("orchestration.execute.reporter.STOP_POLL_S", -1.0)
     payload = make_payload(tmp_path, make_training())
     asked = []
 

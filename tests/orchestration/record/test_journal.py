@@ -14,7 +14,7 @@ from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.record.failures import Failure
 from orchestration.record.find_runs import find_run
 from orchestration.record.journal import count_ended, driving, newest_sweep, read_past
-from orchestration.record.resume import extend_sweep, find_sweep, find_unfinished, way_on
+from orchestration.record.resume import choose_start, extend_sweep, find_sweep, find_unfinished
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.record.trial import Trial
 
@@ -280,21 +280,21 @@ def test_a_sweep_that_its_budget_ended_can_be_resumed(tmp_path):
 
 def test_auto_resume_begins_goes_on_and_runs_again_what_failed(tmp_path):
     spec = make_spec(tmp_path)
-    assert way_on(spec) is None
+    assert choose_start(spec) is None
     sweep = make_sweep(tmp_path)
     sweep.note("sweep_start")
-    assert way_on(spec) == "resume"
+    assert choose_start(spec) == "resume"
     make_trial(sweep, TRIALS[0], "finished")
     failed = make_trial(sweep, TRIALS[1], "failed")
     sweep.note("sweep_end", status="finished")
     sweep.update(status="finished")
-    assert way_on(spec) == "retry_failed"
+    assert choose_start(spec) == "retry_failed"
     failed.update(status="finished")
     write_atomic(sweep.config_path, dump_resolved(spec))
-    assert way_on(spec) is None
+    assert choose_start(spec) is None
     seeds = {"sweep": {**spec.sweep.model_dump(exclude_defaults=True), "seeds": [0, 1]}}
-    assert way_on(make_spec(tmp_path, **seeds)) == "resume", "the file asks for more"
-    assert way_on(make_spec(tmp_path, **seeds, solver={"lr": 1e-5})) is None, "another sweep"
+    assert choose_start(make_spec(tmp_path, **seeds)) == "resume", "the file asks for more"
+    assert choose_start(make_spec(tmp_path, **seeds, solver={"lr": 1e-5})) is None, "another sweep"
 
 
 @pytest.mark.parametrize("status", ["created", "interrupted", "failed"])

@@ -6,7 +6,7 @@ import pytest
 
 from boxseg.config.criterion import Criterion
 from orchestration.record.run_folder import RunFolder, RunStatus
-from orchestration.record.score import Merit, counting, merit_of, read_scores
+from orchestration.record.score import Merit, merit_of, read_scores, trials_that_count
 from orchestration.record.trial import TrialStatus
 
 LARGER, SMALLER = Criterion("val/mask_ap"), Criterion("val/mask_ap", "min")
@@ -58,5 +58,5 @@ def test_settings_that_ran_to_their_ends_come_first_whatever_the_others_reached(
 
 def test_of_one_seed_one_trial_counts():
     rows = [make_row(0.9, "stopped"), make_row(0.3), make_row(0.3), make_row(0.5, seed=1)]
-    assert counting(rows) == [rows[1], rows[3]]
+    assert trials_that_count(rows) == [rows[1], rows[3]]
     assert not merit_of(rows[1:3], LARGER, seeds=2).all_finished

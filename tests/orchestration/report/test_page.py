@@ -16,7 +16,6 @@ from boxseg.errors import ConfigError
 from orchestration.cli.app import run
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import ResourcesConfig, RunSpec, SweepSpec
-from orchestration.execute.schedulers import asha_rungs
 from orchestration.record.failures import Failure
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.record.table import SweepTable, markdown_table
@@ -170,7 +169,7 @@ def test_rungs_are_those_of_the_scheduler():
     spec = SweepSpec.model_validate(
         {"train": {"steps": 240}, "sweep": {"burn_in": 0.1, "reduction": 3}}
     )
-    assert asha_rungs(spec) == [24, 72, 216]
+    assert spec.rungs == [24, 72, 216]
 
 
 @pytest.mark.usefixtures("few_resamples")

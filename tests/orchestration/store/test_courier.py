@@ -9,7 +9,8 @@ import pytest
 from boxseg.engine.checkpoint import find_sound
 from boxseg.engine.events import EvalReport, StepReport
 from orchestration.config.spec import RunSpec
-from orchestration.execute.worker import FileReporter, Payload
+from orchestration.execute.payload import Payload
+from orchestration.execute.reporter import FileReporter
 from orchestration.record.run_folder import RunFolder
 from orchestration.store import client, courier
 from orchestration.store.courier import Courier, Outpost

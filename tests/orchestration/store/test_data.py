@@ -22,8 +22,8 @@ from boxseg.errors import ConfigError, DataError
 from orchestration.config.resolved import dump_resolved, params_of, read_resolved
 from orchestration.config.spec import RunSpec
 from orchestration.errors import ResourceError
+from orchestration.execute.payload import Payload
 from orchestration.execute.run import train_run
-from orchestration.execute.worker import Payload
 from orchestration.planning.preflight import check
 from orchestration.store import client
 from orchestration.store import data as store_data

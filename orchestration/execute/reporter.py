@@ -1,0 +1,182 @@
+"""Where training tells of itself: reports and evaluations become lines of the run's folder and messages to Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from boxseg.engine.events import EvalReport, StartReport, StepReport
+from boxseg.errors import ConfigError
+from orchestration.config.spec import COSTS
+from orchestration.execute.payload import Payload, Send
+from orchestration.record.pulse import Pulse
+from orchestration.record.run_folder import RunFolder
+from orchestration.store.courier import Courier
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STOP_POLL_S = 0.5
+"""Time between two looks for a request to stop [s]."""
+
+
+class PeakMemory:
+    """The most memory that this process has held since this object was made, without its children."""
+
+    def __init__(self) -> None:
+        # Linux then counts the most anew; a process can train one trial after the other
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+
+    def read(self) -> float:
+        """Memory of the GPU that torch has held [MiB], where it uses one; else resident memory of the process."""
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            return float(torch.cuda.max_memory_reserved()) / 2**20
+        with contextlib.suppress(OSError, ValueError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 2**10  # in KiB
+        return float(psutil.Process().memory_info().rss) / 2**20
+
+
+@dataclass
+class FileReporter:
+    """Writes reports to the run's folder (rank 0) and passes evaluations to Ray (every rank).
+
+    The evaluation of the last step is passed on by `finish` instead, so that a trial scheduler cannot end a run between
+    its last evaluation and its end. On a machine whose files the driver does not see, Ray hears of an evaluation once
+    its checkpoint is in the store; training goes on meanwhile.
+    """
+
+    folder: RunFolder
+    payload: Payload
+    rank: int = 0
+    workers: int = 1
+    """Processes that train together."""
+    send: Send | None = None
+    taken_away: Callable[[], bool] = lambda: False
+    """Tells whether a machine will go soon; asked equally often on every rank."""
+    courier: Courier | None = None
+    """Carries the folder's files to a driver that does not see them."""
+    _memory: PeakMemory = field(default_factory=PeakMemory)
+    _pulse: Pulse | None = None
+    _untold: list[EvalReport] = field(default_factory=list)
+    """Evaluations that Ray has not heard of, the oldest first."""
+    _looked: float = 0.0
+    _stop: bool = False
+
+    def on_start(self, report: StartReport) -> None:
+        """Keep what the run took over from other weights."""
+        if self.rank == 0:
+            self.folder.update(start=str(report))
+
+    def on_update(self, step: int, metrics: dict[str, Tensor]) -> None:
+        """Write now and then how fast it goes and what the losses are, for people who watch."""
+        if self.rank == 0:
+            self._pulse = self._pulse or Pulse(self.folder, first_step=step)
+            self._pulse.beat(step, metrics)
+
+    def on_step(self, report: StepReport) -> None:
+        """Write the means of some steps."""
+        if self.rank == 0:
+            self.folder.report(report.step, report.metrics)
+        self._tell_ray()
+
+    def on_eval(self, report: EvalReport) -> None:
+        """Write an evaluation and tell Ray.
+
+        Raises:
+            ConfigError: the metric that decides is not reported, as data or settings leave it out. One of `health/`
+                needs masks that the network finds, which may come with a later evaluation.
+        """
+        self._check_reported(report)
+        if self.rank == 0:
+            write = self.folder.report_again if report.is_repeated else self.folder.report
+            write(report.step, report.metrics | self._costs(report), is_best=report.is_best)
+        if report.step < self.payload.spec.train.steps:
+            self._untold.append(report)
+            self._tell_ray()
+
+    def _tell_ray(self) -> None:
+        """Pass on evaluations whose checkpoints are safe; a scheduler may end this process as soon as it knows."""
+        while self._untold and self._is_safe(self._untold[0].checkpoint):
+            report = self._untold.pop(0)
+            self._pass_on(report.step, report.metrics)
+
+    def _is_safe(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint outlives this machine; the same on every rank."""
+        if self.payload.outpost is None:
+            return True
+        is_safe = self.courier is None or self.courier.has_sent(checkpoint)
+        if self.workers == 1:
+            return is_safe
+        from boxseg.engine.distributed import gather_objects
+
+        return gather_objects(is_safe)[0]  # rank 0 has the courier that sends
+
+    def _check_reported(self, report: EvalReport) -> None:
+        sweep = self.payload.sweep
+        if sweep is None:
+            return
+        known = {*report.metrics, *self.folder.stored().metrics, *COSTS}
+        for name in (sweep.metric, *sweep.against):
+            if name not in known and not name.startswith("health/"):
+                setting = "sweep.against" if name in sweep.against else "sweep.metric"
+                names = ", ".join(sorted(report.metrics))
+                raise ConfigError(f"{setting} {name} is not reported; choose one of {names}")
+
+    def _costs(self, report: EvalReport) -> dict[str, float]:
+        """What training took so far, where the sweep asks for it; of a repeated evaluation as it was reported."""
+        sweep = self.payload.sweep
+        wanted = [] if sweep is None else [name for name in sweep.against if name in COSTS]
+        costs: dict[str, float] = {}
+        if wanted and report.is_repeated:
+            for earlier in self.folder.reports():
+                costs |= earlier.metrics if earlier.step == report.step else {}
+        elif wanted:
+            costs["cost/memory_mb"] = self._memory.read()
+            if report.step_s is not None:
+                costs["cost/step_s"] = report.step_s
+        return {name: costs[name] for name in wanted if name in costs}
+
+    def should_stop(self) -> bool:
+        """True once somebody asked for a stop in the run's folder, or a machine will be taken away."""
+        due = time.monotonic() - self._looked > STOP_POLL_S
+        # other ranks would wait for this one
+        leaving = (due or self.workers > 1) and self.taken_away()
+        if due and not self._stop:
+            self._stop = self.folder.stop_requested()
+            self._looked = time.monotonic()
+        return self._stop or leaving
+
+    def finish(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the end before Ray hears of it: a scheduler may kill this process as soon as it knows."""
+        if self.rank == 0:
+            self.folder.finish("finished")
+        if self.courier is not None:
+            self.courier.flush()
+        for report in self._untold:
+            self._pass_on(report.step, report.metrics)
+        self._pass_on(step, metrics)
+
+    def _pass_on(self, step: int, metrics: dict[str, float]) -> None:
+        """Tell Ray; the deciding metric is that of the best evaluation so far, or worse than any other."""
+        if self.send is None:
+            return
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        if self.payload.sweep is not None:
+            criterion = self.payload.criterion
+            finite[criterion.metric] = criterion.told(criterion.value(self.folder.stored().best))
+        self.send({**finite, "step": step})
