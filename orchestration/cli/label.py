@@ -86,8 +86,6 @@ def label(
     from orchestration.execute.label_run import LabelTask
     from orchestration.planning.label_input import check_source, read_data
     from orchestration.planning.recipe import check_minutes, name_after
-    from orchestration.planning.run_doubts import find_doubts
-    from orchestration.record.find_runs import find_trained
     from orchestration.store.named import fetch_named
 
     folder = output or Path("labels") / data.absolute().stem
@@ -126,26 +124,21 @@ def label(
             _print_plan(task, Path(imports), as_json)
             return
     classes = read_data(to_label)  # for its errors, before torch is loaded
+    if apply is not None:
+        _apply(apply, folder, to_label.images, as_json)
+        return
     about_training: dict[str, Any] = {}
     if trains:
         run, about_training = _train(task)
         review = True
-    uses_run = apply is None and source == "run"
-    warnings = find_doubts(find_trained(runs, str(run)), classes) if uses_run else []
-    for warning in warnings:
-        say(f"warning: {warning}")
+    doubts = _tell_doubts(str(run), runs, classes) if source == "run" else []
 
     from boxseg.data.dataset import CocoBoxes
-    from boxseg.label.review import apply_decisions
     from orchestration.execute.label_run import open_source
 
     boxes = CocoBoxes(to_label, train=False)
-    if apply is not None:
-        counts = apply_decisions(folder, apply, boxes.source.images)
-        print_json(counts) if as_json else print_pairs(list(counts.items()))
-        return
     opened = open_source(source, boxes, run=run, fuse_with=fuse_with, device=device, storage=runs)
-    about = about_training | {"about_the_run": warnings}
+    about = about_training | {"about_the_run": doubts}
     _print_summary(_make_labels(boxes, folder, opened, about, review=review), as_json)
 
 
@@ -156,6 +149,25 @@ def _refuse(for_training: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{option}: is for training, and nothing is trained here; leave it out"
             )
+
+
+def _apply(decisions: Path, folder: Path, images: Path, as_json: bool) -> None:
+    """Apply what the review page downloads to the labels in a folder, and print how many were changed how."""
+    from boxseg.label.review import apply_decisions
+
+    counts = apply_decisions(folder, decisions, images)
+    print_json(counts) if as_json else print_pairs(list(counts.items()))
+
+
+def _tell_doubts(run: str, storage: Path, classes: list[str]) -> list[str]:
+    """Say what speaks against a run's masks; gives the sentences."""
+    from orchestration.planning.run_doubts import find_doubts
+    from orchestration.record.find_runs import find_trained
+
+    doubts = find_doubts(find_trained(storage, run), classes)
+    for doubt in doubts:
+        say(f"warning: {doubt}")
+    return doubts
 
 
 def _print_plan(task: LabelTask, imports: Path, as_json: bool) -> None:

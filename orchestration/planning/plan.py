@@ -259,39 +259,39 @@ def _checkpoint_size(earlier: list[RunStatus]) -> tuple[int | None, str]:
 
 def plan_rows(plan: Plan) -> list[tuple[str, Any]]:
     """What and how much, for people."""
+    is_sweep = plan.kind == "sweep"
     epochs = "" if plan.epochs is None else f", {plan.epochs:.3g} epochs"
-    concurrency = (
-        "as many as the cluster holds"
-        if plan.concurrency is None
-        else f"{plan.concurrency} at a time"
-    )
-    ended = f", of which {plan.ended} have ended" if plan.ended else ""
     time = "" if plan.seconds is None else f"about {show_duration(plan.seconds)}, "
-    disk = (
-        "" if plan.disk_bytes is None else f"about {show_bytes(plan.disk_bytes)}, as measured in "
-    )
-    return [
-        (plan.kind, plan.name),
-        ("train data", _data_text(plan.train)),
-        ("val data", _data_text(plan.val)),
-        *([("space", f"{plan.settings or 'no end of'} settings")] if plan.kind == "sweep" else []),
-        *([("tried first", "; ".join(plan.tried_first))] if plan.tried_first else []),
-        (
-            "trials",
-            f"{plan.trials}{ended}, {concurrency}" if plan.kind == "sweep" else plan.trials,
-        ),
-        ("workers", f"{plan.workers} in each trial" if plan.kind == "sweep" else plan.workers),
-        ("steps", f"{plan.steps}{epochs}"),
-        ("time", time + plan.time_basis),
-        *([("price", _price_text(plan))] if plan.price is not None else []),
-        ("disk", f"{disk}{plan.disk_basis}; {show_bytes(plan.free_bytes)} free"),
-        ("storage", shown(plan.storage)),
-    ]
+    disk = ""
+    if plan.disk_bytes is not None:
+        disk = f"about {show_bytes(plan.disk_bytes)}, as measured in "
+    rows = {
+        plan.kind: plan.name,
+        "train data": _data_text(plan.train),
+        "val data": _data_text(plan.val),
+        "space": f"{plan.settings or 'no end of'} settings" if is_sweep else None,
+        "tried first": "; ".join(plan.tried_first) or None,
+        "trials": _trials_text(plan) if is_sweep else plan.trials,
+        "workers": f"{plan.workers} in each trial" if is_sweep else plan.workers,
+        "steps": f"{plan.steps}{epochs}",
+        "time": time + plan.time_basis,
+        "price": _price_text(plan),
+        "disk": f"{disk}{plan.disk_basis}; {show_bytes(plan.free_bytes)} free",
+        "storage": shown(plan.storage),
+    }
+    return [(name, value) for name, value in rows.items() if value is not None]
 
 
-def _price_text(plan: Plan) -> str:
-    assert plan.price is not None
-    assert plan.gpu_h is not None
+def _trials_text(plan: Plan) -> str:
+    ended = f", of which {plan.ended} have ended" if plan.ended else ""
+    if plan.concurrency is None:
+        return f"{plan.trials}{ended}, as many as the cluster holds"
+    return f"{plan.trials}{ended}, {plan.concurrency} at a time"
+
+
+def _price_text(plan: Plan) -> str | None:
+    if plan.price is None or plan.gpu_h is None:
+        return None
     early = ", less what early stopping saves" if plan.kind == "sweep" else ""
     return f"about {plan.price:.2f} for {plan.gpu_h:.3g} GPU hours{early}"
 
