@@ -70,9 +70,13 @@ def compute_losses(
     mask_logits = network.mask_logits(predictions, proposals.image_index, proposals.handle).float()
     # float32: bf16 has two to three digits, too few for sums over whole maps and for logarithms.
     with torch.autocast(mask_logits.device.type, enabled=False):
-        terms = terms | _mask_terms(
-            mask_logits, batch, proposals, pseudo_masks, step, boxinst, loss
-        )
+        masks = _proposed_masks(mask_logits, batch, proposals, boxinst)
+        terms = terms | _box_terms(masks, batch, boxinst, step)
+        if pseudo_masks is None:
+            nothing = mask_logits.sum() * 0  # with a gradient, like any other term
+            terms = terms | {"mask": nothing, "affinity": nothing}
+        else:
+            terms = terms | _pseudo_mask_terms(masks, pseudo_masks, loss, step)
         return Losses(torch.stack(list(terms.values())).sum(), terms)
 
 
@@ -85,67 +89,89 @@ def warmup(step: int, steps: float) -> float:
     return min((step + 1) / steps, 1.0) if steps > 0 else 1.0
 
 
-def _mask_terms(
-    mask_logits: Tensor,
-    batch: Batch,
-    proposals: Proposals,
-    pseudo_masks: list[PseudoMasks] | None,
-    step: int,
-    boxinst: BoxInstConfig,
-    loss: LossConfig,
-) -> dict[str, Tensor]:
-    """Weighted terms of the boxes and, where there are any, of the pseudo masks."""
+@dataclass(frozen=True)
+class _Masks:
+    """The masks of n proposals, with the boxes and pairs of cells that losses compare them by."""
+
+    probs: Tensor
+    """Float (n, H/4, W/4) in [0, 1]."""
+    image_index: Tensor
+    """int64 (n,)."""
+    box_row: Tensor
+    """int64 (n,): the box of each proposal among the N boxes of all images."""
+    inside: Tensor
+    """Bool (N, H/4, W/4): the cells of each box."""
+    colored: Tensor
+    """Bool (B, H, W): pixels whose colours mean something."""
+    pairs: Pairs
+    """Neighbours whose first cell is in the proposal's box."""
+    costs: Tensor
+    """Float (M, S), of these pairs."""
+
+
+def _proposed_masks(
+    mask_logits: Tensor, batch: Batch, proposals: Proposals, boxinst: BoxInstConfig
+) -> _Masks:
     height, width = batch.valid.shape[-2:]
-    # Boxes of all images stand in one list; `row` (n,) is where the box of each proposal stands in it.
     num_boxes = [len(boxes) for boxes in batch.boxes]
-    first_row = tensor_on(mask_logits.device, [0, *num_boxes[:-1]]).cumsum(0)
-    row = first_row[proposals.image_index] + proposals.box_index
+    first_row = tensor_on(mask_logits.device, [0, *num_boxes[:-1]]).cumsum(0)  # of each image
+    box_row = first_row[proposals.image_index] + proposals.box_index
     inside = box_masks(torch.cat(batch.boxes), height, width, stride=MASK_STRIDE)
-    colored = remove_bottom_rows(batch.valid, batch.sizes, batch.original_sizes, boxinst.bottom_px)
-    size, dilation = boxinst.size, boxinst.dilation
-    similarity = color_similarity(
-        batch.weak, colored, size=size, dilation=dilation, truncate=boxinst.truncate_colors
+    pairs = find_pairs(inside[box_row], size=boxinst.size, dilation=boxinst.dilation)
+    return _Masks(
+        probs=mask_logits.sigmoid(),
+        image_index=proposals.image_index,
+        box_row=box_row,
+        inside=inside,
+        colored=remove_bottom_rows(
+            batch.valid, batch.sizes, batch.original_sizes, boxinst.bottom_px
+        ),
+        pairs=pairs,
+        costs=pair_costs(mask_logits, pairs),
     )
 
-    probs, own_box = mask_logits.sigmoid(), inside[row]  # both (n, H/4, W/4)
-    shadows = projection_loss(probs, own_box, from_inside=boxinst.project_inside)
-    projection = shadows.sum() / max(len(row), 1)
-    pairs = find_pairs(own_box, size=size, dilation=dilation)
-    costs = pair_costs(mask_logits, pairs)
-    alike = pairs.take_pairs(similarity >= boxinst.color_thr, proposals.image_index)
-    pairwise = pairwise_loss(costs, alike)
-    terms = {
+
+def _box_terms(
+    masks: _Masks, batch: Batch, boxinst: BoxInstConfig, step: int
+) -> dict[str, Tensor]:
+    """Weighted terms of what a box alone says about a mask."""
+    shadows = projection_loss(
+        masks.probs, masks.inside[masks.box_row], from_inside=boxinst.project_inside
+    )
+    projection = shadows.sum() / max(len(masks.probs), 1)
+    similarity = color_similarity(
+        batch.weak,
+        masks.colored,
+        size=boxinst.size,
+        dilation=boxinst.dilation,
+        truncate=boxinst.truncate_colors,
+    )
+    alike = masks.pairs.take_pairs(similarity >= boxinst.color_thr, masks.image_index)
+    pairwise = pairwise_loss(masks.costs, alike)
+    return {
         "projection": boxinst.projection_weight * projection,
         "pairwise": boxinst.pairwise_weight * warmup(step, boxinst.warmup) * pairwise,
     }
-    if pseudo_masks is None:
-        nothing = mask_logits.sum() * 0  # with a gradient, like any other term
-        pseudo = {"mask": nothing, "affinity": nothing}
-    else:
-        valid = sample_cells(colored)
-        pseudo = _pseudo_mask_terms(
-            probs, costs, pairs, pseudo_masks, inside, valid, row, proposals, loss
-        )
-    return terms | {name: warmup(step, loss.warmup) * value for name, value in pseudo.items()}
 
 
 def _pseudo_mask_terms(
-    probs: Tensor,
-    costs: Tensor,
-    pairs: Pairs,
-    pseudo_masks: list[PseudoMasks],
-    inside: Tensor,
-    valid: Tensor,
-    row: Tensor,
-    proposals: Proposals,
-    loss: LossConfig,
+    masks: _Masks, pseudo_masks: list[PseudoMasks], loss: LossConfig, step: int
 ) -> dict[str, Tensor]:
-    """Weighted terms of the pseudo masks; `inside` is bool (N, h, w) of all boxes, `row` (n,) points into it."""
-    masks = torch.cat([pseudo.mask for pseudo in pseudo_masks]) & inside
-    quality = torch.cat([pseudo.quality for pseudo in pseudo_masks]).float()[row]
-    affinity = pair_affinity(masks, valid, pairs, mask_row=row, valid_row=proposals.image_index)
+    """Weighted terms of what the pseudo masks of the boxes say."""
+    targets = torch.cat([pseudo.mask for pseudo in pseudo_masks]) & masks.inside  # (N, H/4, W/4)
+    quality = torch.cat([pseudo.quality for pseudo in pseudo_masks]).float()[masks.box_row]
+    affinity = pair_affinity(
+        targets,
+        sample_cells(masks.colored),
+        masks.pairs,
+        mask_row=masks.box_row,
+        valid_row=masks.image_index,
+    )
+    dice = pseudo_mask_loss(masks.probs, targets[masks.box_row], quality)
     together = affinity >= loss.aff_thr
+    pull = affinity_loss(masks.costs, together, masks.pairs, quality)
+    share = warmup(step, loss.warmup)
     return {
-        "mask": loss.mask_weight * pseudo_mask_loss(probs, masks[row], quality),
-        "affinity": loss.aff_weight * affinity_loss(costs, together, pairs, quality),
+        "mask": share * (loss.mask_weight * dice),
+        "affinity": share * (loss.aff_weight * pull),
     }
