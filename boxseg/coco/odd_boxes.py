@@ -111,7 +111,7 @@ def _scale_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> I
     corners = [(box[0] + box[2], box[1] + box[3]) for box in (entry["bbox"] for entry in objects)]
     if len(corners) < FEWEST_SCALED:
         return
-    right, bottom = (max(each) for each in zip(*corners, strict=True))
+    right, bottom = (max(ends) for ends in zip(*corners, strict=True))
     smallest = min(min(sizes.get(entry["image_id"], (0, 0))) for entry in objects)
     for whole, unit in WHOLES.items():
         if whole / 2 < min(right, bottom) <= max(right, bottom) <= whole < smallest / 2:

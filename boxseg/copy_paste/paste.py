@@ -179,7 +179,7 @@ def _settle(states: list[ImageState], attempts: dict[int, Attempt], bank: Bank) 
     numbers = iter(torch.cat(outcomes).tolist())
     for image, attempt in attempts.items():
         *in_sight, num_kept = (next(numbers) for _ in range(len(attempt.peers) + 1))
-        peers = [peer for peer, seen in zip(attempt.peers, in_sight, strict=True) if seen]
+        peers = [peer for peer, is_seen in zip(attempt.peers, in_sight, strict=True) if is_seen]
         if not peers:
             continue
         # One is enough: a bank that uses peers up drops the whole entry that holds it.

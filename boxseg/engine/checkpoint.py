@@ -135,7 +135,8 @@ def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
 
 def remove_old(checkpoints: Path, folder: Path, best: Path | None) -> None:
     """Remove all checkpoints before `folder` but the one before it, and the best."""
-    until_now = [each for _, each in _oldest_first(checkpoints) if each.name <= folder.name]
+    steps = [step_folder for _, step_folder in _oldest_first(checkpoints)]
+    until_now = [step_folder for step_folder in steps if step_folder.name <= folder.name]
     for old in until_now[:-2]:
         if best is None or old.name != best.name:
             shutil.rmtree(old, ignore_errors=True)

@@ -76,7 +76,7 @@ class Evaluation:
 
 
 def measure_detections(
-    found: list[ImageResult],
+    own_results: list[ImageResult],
     *,
     ground_truth: COCO,
     image_ids: list[int],
@@ -85,7 +85,7 @@ def measure_detections(
     """Score what the processes found together.
 
     Args:
-        found: Detections of this process's share of the images.
+        own_results: Detections of this process's share of the images.
         ground_truth: Annotations with drawn masks.
         image_ids: All images to score, over all processes.
         category_ids: COCO category id of each label.
@@ -95,7 +95,7 @@ def measure_detections(
         any, `mask_fill`, the mean share of its box that a mask fills, and `box_likeness`, the mean of the smaller over
         the larger of the two areas, 1 where all masks are their boxes.
     """
-    results = [result for of_process in gather_objects(found) for result in of_process]
+    results = [result for of_process in gather_objects(own_results) for result in of_process]
     scores = coco_scores(ground_truth, results, image_ids=image_ids, category_ids=category_ids)
     metrics = {}
     for name, value in scores.metrics.items():
@@ -116,15 +116,15 @@ def area_ratios(result: ImageResult) -> np.ndarray:
     return ratios[result.scores >= CONFIDENT]
 
 
-def encode_detections(found: Detections) -> ImageResult:
+def encode_detections(detections: Detections) -> ImageResult:
     """Detections as arrays and run-length encoded masks on the host."""
-    boxes = box_convert(found.boxes.cpu().double(), "xyxy", "xywh").numpy()
-    rles = [encode_part(part, found.size) for part in found.parts]
+    boxes = box_convert(detections.boxes.cpu().double(), "xyxy", "xywh").numpy()
+    rles = [encode_part(part, detections.size) for part in detections.parts]
     return ImageResult(
-        image_id=found.image_id,
+        image_id=detections.image_id,
         boxes_xywh=boxes,
-        scores=found.scores.cpu().numpy(),
-        labels=found.labels.cpu().numpy(),
+        scores=detections.scores.cpu().numpy(),
+        labels=detections.labels.cpu().numpy(),
         rles=rles,
     )
 
@@ -221,16 +221,16 @@ def run_coco_eval(
     """pycocotools' evaluation of COCO results, summarised, without its printing; `kind` is segm or bbox."""
     with contextlib.redirect_stdout(io.StringIO()):
         if entries:
-            found = ground_truth.loadRes(entries)
+            results = ground_truth.loadRes(entries)
         else:  # which `loadRes` cannot take
-            found = COCO()
-            found.dataset = {
+            results = COCO()
+            results.dataset = {
                 "images": ground_truth.dataset["images"],
                 "annotations": [],
                 "categories": [],
             }
-            found.createIndex()
-        evaluation = evaluator(ground_truth, found, iouType=kind)
+            results.createIndex()
+        evaluation = evaluator(ground_truth, results, iouType=kind)
         # Images without a detection count as well.
         evaluation.params.imgIds = image_ids
         evaluation.evaluate()

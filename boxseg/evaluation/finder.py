@@ -41,8 +41,8 @@ class Finder:
         """Take the network's output for some of the tiles."""
         settings = self._settings
         if tiles.are_whole:
-            found = postprocess(self._network, predictions, tiles.batch, settings)
-            self._whole |= dict(zip(tiles.image_index, found, strict=True))
+            detections = postprocess(self._network, predictions, tiles.batch, settings)
+            self._whole |= dict(zip(tiles.image_index, detections, strict=True))
             return
         raw = self._network.detect(
             predictions, score_thr=settings.score_thr, pre_topk=settings.pre_topk
@@ -67,9 +67,9 @@ class Finder:
         height, width = tiles.batch.sizes[position]
         boxes = clip_boxes_to_image(raw.boxes, (height, width))
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # others were outside
-        found, boxes = raw.take(has_area), boxes[has_area].cpu()
-        image_index = torch.full_like(found.labels, position)
-        logits = self._network.mask_logits(predictions, image_index, found.handle)
+        detections, boxes = raw.take(has_area), boxes[has_area].cpu()
+        image_index = torch.full_like(detections.labels, position)
+        logits = self._network.mask_logits(predictions, image_index, detections.handle)
 
         image_height, image_width = self._batch.sizes[tiles.image_index[position]]
         # Left, top, right, bottom: a border of the image cuts nothing.
@@ -80,8 +80,8 @@ class Finder:
         return _Part(
             tile=torch.tensor([left, top, left + width, top + height]),
             boxes=boxes + torch.tensor([left, top] * 2),
-            labels=found.labels.cpu(),
-            scores=found.scores.cpu(),
+            labels=detections.labels.cpu(),
+            scores=detections.scores.cpu(),
             is_cut=(near & goes_on).any(dim=1),
             maps=_cut_maps(logits.sigmoid(), top // MASK_STRIDE, left // MASK_STRIDE),
         )

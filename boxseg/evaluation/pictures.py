@@ -127,7 +127,7 @@ def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
     sample, drawn = data[index], data.drawn_rles(index)
     true = [rle for rle in drawn if rle is not None][:MOST_DRAWN]
     confident = np.flatnonzero(result.scores >= CONFIDENT).tolist()
-    found = [result.rles[row] for row in confident]
+    detected = [result.rles[row] for row in confident]
     shown = confident[:MOST_DRAWN]
     picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
     scale = min(TILE / max(picture.size), 1.0)
@@ -137,8 +137,8 @@ def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
         image=torch.from_numpy(np.array(small)).permute(2, 0, 1),
         boxes=sample.boxes * scale,
         teacher_masks=_small_masks(true, small) if is_drawn else None,
-        quality=torch.tensor(_best_ious(true, found)) if is_drawn else None,
-        student_masks=_small_masks(found[:MOST_DRAWN], small),
+        quality=torch.tensor(_best_ious(true, detected)) if is_drawn else None,
+        student_masks=_small_masks(detected[:MOST_DRAWN], small),
         scores=torch.from_numpy(result.scores[shown]),
     )
 
@@ -154,12 +154,12 @@ def _small_masks(rles: Sequence[Rle], picture: Image.Image) -> Tensor:
     return masks
 
 
-def _best_ious(masks: Sequence[Rle], found: Sequence[Rle]) -> list[float]:
+def _best_ious(masks: Sequence[Rle], detected: Sequence[Rle]) -> list[float]:
     """For each mask the IoU with the most similar of those found; 0 if there is none."""
-    if not masks or not found:
+    if not masks or not detected:
         return [0.0] * len(masks)
     no_crowds = [0] * len(masks)
-    ious = np.asarray(mask_utils.iou(list(found), list(masks), no_crowds))  # (found, masks)
+    ious = np.asarray(mask_utils.iou(list(detected), list(masks), no_crowds))  # (found, masks)
     return ious.max(axis=0).tolist()
 
 

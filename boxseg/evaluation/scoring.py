@@ -53,12 +53,12 @@ class BoundaryEval(COCOeval):
         ious = super().computeIoU(imgId, catId)
         if not len(ious):
             return ious
-        true, found = self._gts[imgId, catId], self._dts[imgId, catId]
+        true, detections = self._gts[imgId, catId], self._dts[imgId, catId]
         # The same order, and as many, as the rows of the IoUs that pycocotools computed.
-        scores = np.array([entry["score"] for entry in found])
+        scores = np.array([entry["score"] for entry in detections])
         best_first = np.argsort(-scores, kind="mergesort")
         order = best_first[: self.params.maxDets[-1]]
-        boundaries = [boundary_rle(found[index]["segmentation"]) for index in order]
+        boundaries = [boundary_rle(detections[index]["segmentation"]) for index in order]
         of_true = [boundary_rle(entry["segmentation"]) for entry in true]
         of_boundaries = mask_utils.iou(boundaries, of_true, [0] * len(true))
         crowds = np.array([bool(entry["iscrowd"]) for entry in true])
@@ -115,11 +115,11 @@ def match_classes(predictor: Predictor, data: CocoBoxes) -> NDArray[np.int64]:
     unknown = [name for label, name in enumerate(data.class_names) if label not in labels]
     foreign = [name for name, label in zip(names, labels, strict=True) if label == ABSENT]
     if unknown:
-        told = "classes that the network has not, or that are named alike, count as never found"
-        logger.warning("%s: %d %s: %s", place, len(unknown), told, ", ".join(unknown[:SHOWN]))
+        warning = "classes that the network has not, or that are named alike, count as never found"
+        logger.warning("%s: %d %s: %s", place, len(unknown), warning, ", ".join(unknown[:SHOWN]))
     if foreign:
-        told = "classes of the network are none of these, and left out"
-        logger.warning("%s: %d %s: %s", place, len(foreign), told, ", ".join(foreign[:SHOWN]))
+        warning = "classes of the network are none of these, and left out"
+        logger.warning("%s: %d %s: %s", place, len(foreign), warning, ", ".join(foreign[:SHOWN]))
     return labels
 
 
@@ -134,16 +134,16 @@ def read_objects(path: Path, data: CocoBoxes) -> list[ImageResult]:
     entries = [entry for of_image in masks_of.values() for entry in of_image]
     without_score = sum(_score_of(entry) is None for entry in entries)
     if 0 < without_score < len(entries):
-        told = f"{without_score} of {len(entries)} entries have neither score nor quality"
-        raise DataError(f"{path}: {told}; AP ranks all of them by it (add them, or remove all)")
+        problem = f"{without_score} of {len(entries)} entries have neither score nor quality"
+        raise DataError(f"{path}: {problem}; AP ranks all of them by it (add them, or remove all)")
     for entry in entries:
         if entry["label"] == ABSENT:
             category_id, place = entry.get("category_id"), data.source.annotations
-            told = f"category id {category_id}, which {place} has not"
-            raise DataError(f"{path}: an entry has {told}; both need the same categories")
+            problem = f"category id {category_id}, which {place} has not"
+            raise DataError(f"{path}: an entry has {problem}; both need the same categories")
     if without_score:
-        told = "no entry has a score or quality: equal scores count in the order of the file"
-        logger.warning("%s: %s", path, told)
+        problem = "no entry has a score or quality: equal scores count in the order of the file"
+        logger.warning("%s: %s", path, problem)
     _warn_of_repeated(path, entries)
     results = []
     for index in range(len(data)):  # images without an entry too: nothing was found in them
@@ -158,10 +158,10 @@ def _warn_of_repeated(path: Path, entries: Sequence[Entry]) -> None:
     keys = [(*(entry.get(key) for key in SAME_IN), *entry["bbox"]) for entry in entries]
     repeated = len(keys) - len(set(keys))
     if repeated:
-        told = (
+        warning = (
             "entries repeat another of the same image, class, score and box: they count as wrong"
         )
-        logger.warning("%s: %d of %d %s", path, repeated, len(keys), told)
+        logger.warning("%s: %d of %d %s", path, repeated, len(keys), warning)
 
 
 def _warn_of_other_classes(path: Path, data: CocoBoxes, results: Sequence[ImageResult]) -> None:
@@ -169,21 +169,21 @@ def _warn_of_other_classes(path: Path, data: CocoBoxes, results: Sequence[ImageR
     objects = own = other = 0
     for result in results:
         boxes, labels = data.boxes_and_labels(data.index_of(result.image_id))
-        found = box_convert(torch.from_numpy(result.boxes_xywh).float(), "xywh", "xyxy")
+        detected = box_convert(torch.from_numpy(result.boxes_xywh).float(), "xywh", "xyxy")
         objects += len(boxes)
         for some, of_some in zip(boxes.split(ROWS), labels.split(ROWS), strict=True):
-            covers = box_iou(some, found).numpy() >= FOUND_IOU  # (ROWS, D)
+            covers = box_iou(some, detected).numpy() >= FOUND_IOU  # (ROWS, D)
             is_own = (covers & (of_some.numpy()[:, None] == result.labels)).any(axis=1)
             own += int(is_own.sum())
             other += int((covers.any(axis=1) & ~is_own).sum())
     if other > max(own, objects / 2):
-        told = "objects are found as another class alone; do both files mean the same by a category id?"
-        logger.warning("%s: %d of %d %s", path, other, objects, told)
+        warning = "objects are found as another class alone; do both files mean the same by a category id?"
+        logger.warning("%s: %d of %d %s", path, other, objects, warning)
 
 
 def _score_of(entry: Entry) -> float | None:
-    told = entry.get("score", entry.get("quality"))
-    return None if told is None else float(told)
+    score = entry.get("score", entry.get("quality"))
+    return None if score is None else float(score)
 
 
 def _read_image(path: Path, data: CocoBoxes, index: int, entries: list[Entry]) -> ImageResult:
@@ -224,9 +224,9 @@ def box_fit_metrics(data: CocoBoxes, results: list[ImageResult]) -> dict[str, fl
         index = data.index_of(result.image_id)
         given, labels = data.boxes_and_labels(index)
         boxes += len(given)
-        for row, found in enumerate(match_boxes(given, labels, result)):
-            if found is not None:
-                bounds = decode_part(result.rles[found], data.size(index)).bounds()
+        for row, detection in enumerate(match_boxes(given, labels, result)):
+            if detection is not None:
+                bounds = decode_part(result.rles[detection], data.size(index)).bounds()
                 own_box = torch.tensor([bounds], dtype=torch.float32)
                 fits.append(float(box_iou(own_box, given[row : row + 1])[0, 0]))
     metrics = {"box_recall": len(fits) / boxes} if boxes else {}
@@ -236,10 +236,10 @@ def box_fit_metrics(data: CocoBoxes, results: list[ImageResult]) -> dict[str, fl
 def match_boxes(boxes: Tensor, labels: Tensor, result: ImageResult) -> list[int | None]:
     """For each box (N, 4) with its label (N,) the confident detection that fits it best, no detection twice."""
     chosen: list[int | None] = [None] * len(boxes)
-    found = box_convert(torch.from_numpy(result.boxes_xywh).float(), "xywh", "xyxy")
+    detected = box_convert(torch.from_numpy(result.boxes_xywh).float(), "xywh", "xyxy")
     is_of_class = labels.numpy()[:, None] == result.labels  # (N, D)
     eligible = is_of_class & (result.scores >= CONFIDENT)
-    overlaps = [box_iou(some, found).numpy() for some in boxes.split(ROWS)]
+    overlaps = [box_iou(some, detected).numpy() for some in boxes.split(ROWS)]
     iou = np.where(eligible, np.concatenate(overlaps), np.float32(0))
     for row, column in zip(*linear_sum_assignment(iou, maximize=True), strict=True):
         if iou[row, column] >= FOUND_IOU:

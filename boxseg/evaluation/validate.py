@@ -85,7 +85,9 @@ def _join_metrics(
     evaluations: Mapping[str, Evaluation], criterion: Criterion
 ) -> tuple[str, dict[str, float]]:
     """The better network, and its metrics with the mask AP of each."""
-    of_networks = {name: _with_groups(each.metrics) for name, each in evaluations.items()}
+    of_networks = {
+        name: _with_groups(evaluated.metrics) for name, evaluated in evaluations.items()
+    }
     best = choose_network(of_networks, criterion)
     metrics = dict(of_networks[best])
     for name, evaluation in evaluations.items():
@@ -103,18 +105,18 @@ def _with_groups(metrics: Mapping[str, float]) -> dict[str, float]:
     return grouped
 
 
-def choose_network(found: Mapping[str, Mapping[str, float]], criterion: Criterion) -> str:
+def choose_network(metrics_of: Mapping[str, Mapping[str, float]], criterion: Criterion) -> str:
     """The network whose numbers stand for the run; of equal ones the first.
 
     Args:
-        found: Name of each network -> its metrics.
+        metrics_of: Name of each network -> its metrics.
         criterion: Decides, if its metric is an AP that every network has of its own; otherwise mask AP does.
     """
     own = criterion.metric.startswith("val/") and any(
-        criterion.metric in metrics for metrics in found.values()
+        criterion.metric in metrics for metrics in metrics_of.values()
     )
     decides = criterion if own else MASK_AP
-    return max(found, key=lambda name: decides.score(decides.value(found[name])))
+    return max(metrics_of, key=lambda name: decides.score(decides.value(metrics_of[name])))
 
 
 def evaluated_images(trainer: Trainer) -> int:
@@ -231,8 +233,8 @@ class PseudoMaskWatcher:
     def rows(self) -> list[PanelRow]:
         """One row for each wanted image of this rank, once all networks have been watched."""
         return [
-            self._row(*seen, *self._labels.get(image_id, (None, None)))
-            for image_id, seen in self._seen.items()
+            self._row(*row, *self._labels.get(image_id, (None, None)))
+            for image_id, row in self._seen.items()
         ]
 
     def _measure(self, masks: Tensor, quality: Tensor, batch: Batch, position: int) -> None:
@@ -251,18 +253,18 @@ class PseudoMaskWatcher:
         self,
         batch: Batch,
         position: int,
-        found: Detections,
+        detections: Detections,
         teacher_masks: Tensor | None,
         quality: Tensor | None,
     ) -> PanelRow:
         height, width = batch.sizes[position]
         boxes = batch.boxes[position].cpu()
         chosen = best_per_box(
-            found, scale_boxes(boxes, (height, width), batch.original_sizes[position])
+            detections, scale_boxes(boxes, (height, width), batch.original_sizes[position])
         )
         masks = torch.zeros(len(chosen), height, width, dtype=torch.bool)
         for mask, row in zip(masks, chosen.tolist(), strict=True):
-            small = found.parts[row].resized(found.size, (height, width))
+            small = detections.parts[row].resized(detections.size, (height, width))
             mask.copy_(torch.from_numpy(small))  # a view of `masks`
         return PanelRow(
             image=batch.weak[position, :, :height, :width].cpu(),
@@ -270,7 +272,7 @@ class PseudoMaskWatcher:
             teacher_masks=teacher_masks,
             quality=quality,
             student_masks=masks,
-            scores=found.scores[chosen].cpu(),
+            scores=detections.scores[chosen].cpu(),
         )
 
 
@@ -287,9 +289,9 @@ def _join_labels(parts: list[LabelledTile], count: int, size: Size) -> tuple[Ten
     return masks, quality
 
 
-def best_per_box(found: Detections, boxes: Tensor) -> Tensor:
+def best_per_box(detections: Detections, boxes: Tensor) -> Tensor:
     """Indices (≤ N,) of the highest-scored detection at each of the boxes (N, 4), IoU 0.5 or more; for pictures."""
-    overlaps = box_iou(boxes, found.boxes.cpu()) >= 0.5  # (N, D), detections best first
+    overlaps = box_iou(boxes, detections.boxes.cpu()) >= 0.5  # (N, D), detections best first
     if not overlaps.any():
         return torch.zeros(0, dtype=torch.int64)
     is_found = overlaps.any(dim=1)

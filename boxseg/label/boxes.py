@@ -111,24 +111,24 @@ def label_together(
     soft_masks = iter(find_soft_masks(predictor, in_a_row))
     labels = []
     for sample, of_image in zip(samples, close_ups, strict=True):
-        seen = {}
+        of_boxes = {}
         for row, looked_at in of_image.items():
-            seen[row] = looked_at, next(soft_masks)
-        labels.append(_assemble(sample, seen))
+            of_boxes[row] = looked_at, next(soft_masks)
+        labels.append(_assemble(sample, of_boxes))
     return labels
 
 
 def _close_up(predictor: Predictor, sample: Sample, row: int, others: BoxLabels | None) -> CloseUp:
-    made = close_up(predictor, sample, row)
+    of_box = close_up(predictor, sample, row)
     if others is None or not others.parts[row].area:  # other tools may have no mask for a box
-        return made
+        return of_box
     part = others.parts[row]
     (fit,) = box_fits([part], sample.boxes[row : row + 1]).tolist()
     quality = float(others.quality[row])
-    return replace(made, other=OtherMask(part, quality, fit))
+    return replace(of_box, other=OtherMask(part, quality, fit))
 
 
-def _assemble(sample: Sample, seen: dict[int, tuple[CloseUp, SoftMask]]) -> BoxLabels:
+def _assemble(sample: Sample, of_boxes: dict[int, tuple[CloseUp, SoftMask]]) -> BoxLabels:
     """The masks of an image from the maps of its close-ups."""
     count = len(sample.boxes)
     size = (sample.image.shape[1], sample.image.shape[2])
@@ -136,7 +136,7 @@ def _assemble(sample: Sample, seen: dict[int, tuple[CloseUp, SoftMask]]) -> BoxL
     quality = torch.zeros(count)
     num_candidates = torch.zeros(count, dtype=torch.int64)
     clean: dict[int, MaskPart] = {}
-    for row, (looked_at, soft_mask) in seen.items():
+    for row, (looked_at, soft_mask) in of_boxes.items():
         outline = outline_in(sample, row, looked_at, soft_mask)
         window = looked_at.window
         parts[row] = MaskPart(outline.mask, window.top, window.left).trimmed()

@@ -112,8 +112,8 @@ def find_soft_masks(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[
     for alike in by_size.values():
         for start in range(0, len(alike), at_once):
             places = alike[start : start + at_once]
-            seen = _look_twice(predictor, [close_ups[place] for place in places])
-            soft_masks |= dict(zip(places, seen, strict=True))
+            of_part = _look_twice(predictor, [close_ups[place] for place in places])
+            soft_masks |= dict(zip(places, of_part, strict=True))
     return [soft_masks[place] for place in range(len(close_ups))]
 
 
@@ -151,7 +151,9 @@ def _read_maps(
     """Boxes for which the settings of the run find nothing go through the next attempt."""
     soft_masks = [SoftMask(torch.zeros(size), 0) for size in batch.sizes]
     for config in attempts(predictor.config):
-        left = [place for place, seen in enumerate(soft_masks) if seen.num_candidates == 0]
+        left = [
+            place for place, soft_mask in enumerate(soft_masks) if soft_mask.num_candidates == 0
+        ]
         if not left:
             break
         wanted = _with_boxes_of(batch, left)

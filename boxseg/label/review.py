@@ -122,10 +122,10 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
             annotation.pop("segmentation", None)
     write_atomic(labels / REVIEWED, json.dumps(content))
     write_yolo_beside(content, images, labels)
-    made = sum(entry.get("quality") is not None for entry in content["annotations"])
+    with_mask = sum(entry.get("quality") is not None for entry in content["annotations"])
     decisions_made = list(decided.values())
     counts = {decision: decisions_made.count(decision) for decision in DECISIONS}
-    return counts | {"open": made - len(decided)}
+    return counts | {"open": with_mask - len(decided)}
 
 
 def _read_decisions(path: Path, known: set[int], stamp: str) -> dict[int, str]:
@@ -147,15 +147,15 @@ def _read_decisions(path: Path, known: set[int], stamp: str) -> dict[int, str]:
     return decided
 
 
-def _require_stamp(found: Any, expected: str, path: Path) -> None:
+def _require_stamp(stamp: Any, expected: str, path: Path) -> None:
     """Ids are the same in other labels, so decisions without a stamp could be about those as well."""
-    if found is None:
+    if stamp is None:
         raise DataError(
             f"{path}: does not tell which labels it is about; the stamp of these is {expected!r} "
             f'(if it is about them, write {{"labels": "{expected}", "decisions": …}})'
         )
-    if found != expected:
-        told = f"holds decisions about other labels, with the stamp {found!r:.40} and not {expected!r}"
+    if stamp != expected:
+        value = f"holds decisions about other labels, with the stamp {stamp!r:.40} and not {expected!r}"
         raise DataError(
-            f"{path}: {told} (name the --output that they were made for, or review again)"
+            f"{path}: {value} (name the --output that they were made for, or review again)"
         )

@@ -96,10 +96,10 @@ def from_file(path: Path, data: CocoBoxes) -> Source:
         ]
         quality = box_fits(parts, sample.boxes)
         for row, entry in enumerate(chosen):
-            told = None if entry is None else entry.get("quality", entry.get("score"))
+            stated = None if entry is None else entry.get("quality", entry.get("score"))
             # Some tools write null, others percents.
-            if isinstance(told, int | float):
-                quality[row] = min(max(float(told), 0.0), 1.0)
+            if isinstance(stated, int | float):
+                quality[row] = min(max(float(stated), 0.0), 1.0)
         counts = torch.tensor([entry is not None for entry in chosen], dtype=torch.int64)
         return BoxLabels(parts, size, quality, counts)
 

@@ -56,14 +56,18 @@ class Deployed(nn.Module):
             falling; `labels` int64 (K,); `masks` float (K, H/4, W/4) in [0, 1], cell k is pixel 4 k + 2.
         """
         every_pixel = torch.ones_like(image[:, 0], dtype=torch.bool)
-        found = self.network(image, every_pixel)
-        centerness = found.centerness_logits[0].sigmoid()
-        product = found.class_logits[0].sigmoid() * centerness[:, None]  # (L, classes)
+        predictions = self.network(image, every_pixel)
+        centerness = predictions.centerness_logits[0].sigmoid()
+        product = predictions.class_logits[0].sigmoid() * centerness[:, None]  # (L, classes)
         scores, place = F.pad(product.flatten(), (0, CANDIDATES)).topk(CANDIDATES)
         place = torch.where(scores > 0, place, 0)  # small images have fewer; the rest has score 0
         location = torch.div(place, product.shape[1], rounding_mode="floor")
-        boxes = decode_boxes(found.locations, found.distances[0], found.strides)[location]
-        masks = self.network.mask_logits(found, torch.zeros_like(location), location).sigmoid()
+        boxes = decode_boxes(predictions.locations, predictions.distances[0], predictions.strides)[
+            location
+        ]
+        masks = self.network.mask_logits(
+            predictions, torch.zeros_like(location), location
+        ).sigmoid()
         return boxes, scores.sqrt(), place - location * product.shape[1], masks
 
 
@@ -126,7 +130,7 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
 def has_onnx(network: nn.Module) -> bool:
     """Whether ONNX has all operations of a network: resizing with antialiasing, as in many plain ViTs, is none."""
     vits = (module for module in network.modules() if isinstance(module, PlainVit))
-    return not any(each.resizes for each in vits)
+    return not any(vit.resizes for vit in vits)
 
 
 def _make_onnx(network: Any) -> tuple[bytes, dict[str, float]]:
@@ -201,10 +205,10 @@ def _compare(model: Deployed, run: Run) -> dict[str, float]:
         began = time.perf_counter()
         expected = model(image)
         between = time.perf_counter()
-        found = run(image.numpy())
+        outputs = run(image.numpy())
         seconds["torch_seconds"] += (between - began) / len(CHECK_SIZES)
         seconds["seconds"] += (time.perf_counter() - between) / len(CHECK_SIZES)
-        for name, here, there in zip(OUTPUTS, expected, found, strict=True):
+        for name, here, there in zip(OUTPUTS, expected, outputs, strict=True):
             scale = max(size) if name == "boxes" else 1
             if tuple(here.shape) != there.shape:
                 return {"difference": float("inf"), **seconds}

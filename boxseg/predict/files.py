@@ -111,10 +111,10 @@ def join_coco(predictor: Predictor, parts: Sequence[dict[str, Any]]) -> dict[str
 
 
 def coco_annotations(
-    found: Detections, category_ids: Sequence[int], *, image_id: int, first_id: int
+    detections: Detections, category_ids: Sequence[int], *, image_id: int, first_id: int
 ) -> list[dict[str, Any]]:
     """Detections of one image as COCO annotations with a `score`; masks as compressed run lengths."""
-    result = encode_detections(found)
+    result = encode_detections(detections)
     annotations = []
     for row, rle in enumerate(result.rles):
         annotations.append(
@@ -123,7 +123,7 @@ def coco_annotations(
                 "image_id": image_id,
                 "category_id": category_ids[int(result.labels[row])],
                 "bbox": [round(side, 2) for side in result.boxes_xywh[row].tolist()],
-                "area": found.parts[row].area,
+                "area": detections.parts[row].area,
                 "iscrowd": 0,
                 "score": round(float(result.scores[row]), 4),
                 "segmentation": rle,
@@ -132,17 +132,19 @@ def coco_annotations(
     return annotations
 
 
-def draw_overlay(image: Tensor, found: Detections, names: Sequence[str], path: Path) -> None:
+def draw_overlay(image: Tensor, detections: Detections, names: Sequence[str], path: Path) -> None:
     """Write the image (uint8 (3, h, w)) with masks, boxes, class names and scores as a picture."""
     picture = image
     if len(names):
         colours = [COLOURS[index % len(COLOURS)] for index in range(len(names))]
-        told = [
+        captions = [
             f"{label(name)} {score:.2f}"
-            for name, score in zip(names, found.scores.tolist(), strict=True)
+            for name, score in zip(names, detections.scores.tolist(), strict=True)
         ]
-        picture = _tint(image, found.parts)
-        picture = draw_bounding_boxes(picture, found.boxes.cpu(), labels=told, colors=colours)
+        picture = _tint(image, detections.parts)
+        picture = draw_bounding_boxes(
+            picture, detections.boxes.cpu(), labels=captions, colors=colours
+        )
     drawn = io.BytesIO()  # whole, then written at once: a kill leaves no half picture
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(
         drawn, format="png", compress_level=FAST
