@@ -103,25 +103,42 @@ def resize_only(sample: Sample, short_side: int, max_size: int) -> View:
     """
     size = (sample.image.shape[1], sample.image.shape[2])
     new_size = resized_shape(size, short_side=short_side, max_size=max_size)
-    # An image that becomes larger is resized only in `View.weak`: so less travels between processes.
-    is_smaller = new_size < size
-    pixels = resize_image(sample.image, new_size) if is_smaller else sample.image
     boxes = clip_boxes_to_image(scale_boxes(sample.boxes, size, new_size), new_size)
-    labels, drawn = sample.labels, sample.drawn
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    if not has_area.all():
-        boxes, labels = boxes[has_area], labels[has_area]
-        if drawn is not None:
-            drawn = DrawnMasks(drawn.mask[has_area], drawn.present[has_area])
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1).nonzero()[:, 0]
+    return view_of(sample, sample.image, boxes, kept, new_size)
+
+
+def view_of(
+    sample: Sample,
+    piece: Tensor,
+    boxes: Tensor,
+    kept: Tensor,
+    size: tuple[int, int],
+    place: tuple[slice, slice] = (slice(None), slice(None)),
+) -> View:
+    """The view of an image or of a piece of it.
+
+    Args:
+        sample: The image.
+        piece: uint8 (3, h', w'), all of its pixels or those of the piece.
+        boxes: Float (N, 4), in pixels of the view and clipped to it.
+        kept: int64 (n,), the boxes that the view has.
+        size: (h, w) of the view.
+        place: Rows and columns of the image that the piece is.
+    """
+    # What becomes larger is resized only in `View.weak`: so less travels between processes.
+    is_smaller = size < tuple(piece.shape[1:])
+    drawn = sample.drawn
     if drawn is not None:
-        drawn = replace(drawn, mask=resize_bool(drawn.mask, new_size))
+        masks = drawn.mask[kept][:, place[0], place[1]]
+        drawn = DrawnMasks(resize_bool(masks, size), drawn.present[kept])
     return View(
-        pixels=pixels,
-        boxes=boxes,
-        labels=labels,
+        pixels=resize_image(piece, size) if is_smaller else piece,
+        boxes=boxes[kept],
+        labels=sample.labels[kept],
         image_id=sample.image_id,
-        original_size=sample.original_size,
-        size=new_size,
+        original_size=(piece.shape[1], piece.shape[2]),
+        size=size,
         drawn=drawn,
     )
 

@@ -9,10 +9,9 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
 from boxseg.config.method import MAX_ENLARGEMENT
-from boxseg.data.transforms import View, resize_image
+from boxseg.data.transforms import View, view_of
 from boxseg.ops.boxes import box_area
-from boxseg.ops.masks import resize_bool
-from boxseg.structures import DrawnMasks, Sample
+from boxseg.structures import Sample
 
 LEAST_VISIBLE = 0.25
 """A box of which a smaller share lies in a window is left out of it."""
@@ -99,29 +98,13 @@ def cut_window(sample: Sample, window: Window) -> tuple[View, Tensor]:
     Returns:
         The view of the window, boxes clipped to it, and which boxes of the sample these are, int64 (n,).
     """
-    rows, columns = window.rows_and_columns
-    piece = sample.image[:, rows, columns]
-    # A piece that becomes larger is resized only in `View.weak`: so less travels between processes.
-    is_smaller = window.size[0] < window.height
     boxes = window.to_window(sample.boxes)
     clipped = clip_boxes_to_image(boxes, window.size)
     is_visible = box_area(clipped) > LEAST_VISIBLE * box_area(boxes)
     indices = is_visible.nonzero()[:, 0]
-    drawn = None
-    if sample.drawn is not None:
-        masks = sample.drawn.mask[indices][:, rows, columns]
-        masks = resize_bool(masks, window.size)
-        drawn = DrawnMasks(masks, sample.drawn.present[indices])
-    view = View(
-        pixels=resize_image(piece, window.size) if is_smaller else piece,
-        boxes=clipped[indices],
-        labels=sample.labels[indices],
-        image_id=sample.image_id,
-        original_size=(window.height, window.width),
-        size=window.size,
-        drawn=drawn,
-    )
-    return view, indices
+    place = window.rows_and_columns
+    piece = sample.image[:, place[0], place[1]]
+    return view_of(sample, piece, clipped, indices, window.size, place), indices
 
 
 def random_window(
