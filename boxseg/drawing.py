@@ -1,4 +1,4 @@
-"""Pictures are extras: names from files are drawn as they are, and a picture that fails takes nothing down with it."""
+"""Pictures are extras: any name from a file can be drawn, and a picture that fails stops nothing else."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _without_hidden(line: str) -> str:
 
 
 def label(text: object, letters: int = LETTERS) -> str:
-    """A name as a picture shows it: one line of what is visible, at most so many letters."""
+    """A name as a picture shows it: one line of what is visible, at most `letters` long."""
     shown = " ".join(visible(str(text)).split()) or "(no name)"
     return shown if len(shown) <= letters else f"{shown[: letters - 1]}…"
 
@@ -58,9 +58,9 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 @contextlib.contextmanager
 def drawing(path: Path) -> Iterator[Path]:
-    """Make a file that nobody waits for: a fault is told, once for each file, and otherwise changes nothing.
+    """A context that makes a file which nothing depends on: errors are logged, once for each file, and go no further.
 
-    So are faults of the storage: whether the run can go on is decided by its checkpoints and metrics.
+    Faults of the storage too: whether the run can go on is decided by its checkpoints and metrics.
     """
     try:
         yield path

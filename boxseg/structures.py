@@ -79,7 +79,7 @@ class Batch:
         return len(self.boxes)
 
     def split(self, parts: int) -> list[Batch]:
-        """The images in order as so many batches, at most one for each image; sizes differ by one at most."""
+        """`parts` batches of consecutive images, sizes differing by one at most; fewer where there are fewer images."""
         parts = min(parts, len(self))
         # Even steps, rounded down: 10 images in 4 parts end at 2, 5, 7 and 10.
         bounds = [len(self) * number // parts for number in range(parts + 1)]
@@ -94,7 +94,7 @@ class Batch:
         ]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with every tensor on `device`, images in planes; one tensor in both views stays one."""
+        """The batch with every tensor on `device`, images channel by channel; views that are one tensor stay one."""
 
         def send(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -125,9 +125,9 @@ class Predictions:
     centerness_logits: Tensor
     """Float (B, L)."""
     controller_maps: Tensor
-    """Float (B, L', C): what `FcosHead.controller_at` computes parameters of the dynamic mask head from."""
+    """Float (B, L', C): features from which `FcosHead.controller_at` computes parameters of the dynamic mask head."""
     patches: Tensor
-    """int64 (L, 9): where in it the surroundings of each location are."""
+    """int64 (L, 9): the 3x3 cells around each location, as indices into L'."""
     mask_features: Tensor
     """Float (B, F, H/8, W/8)."""
     locations: Tensor
@@ -310,7 +310,7 @@ class Detections:
 
     @property
     def masks(self) -> Tensor:
-        """Bool (D, height, width), made anew from `parts` at each call: costly for many objects of a large image."""
+        """Bool (D, height, width), made from `parts` at each call: costly for many objects of a large image."""
         return torch.from_numpy(place_masks(self.parts, self.size)).to(self.boxes.device)
 
     def take(self, index: Tensor) -> Detections:
@@ -357,8 +357,8 @@ class MaskNetwork(nn.Module, ABC):
         """Mask logits, float32 (n, H/4, W/4) on the grid of the padded images, of image_index (n,), handle (n, …)."""
 
     class_layers: ClassVar[tuple[str, ...]] = ()
-    """Layers with one output for each class, in the order of labels. A run that starts from another one with other
-    classes takes over the outputs of common ones; the others begin anew."""
+    """Layers with one output for each class, in the order of labels. Where a run starts from weights with other
+    classes, the outputs of common classes are copied; the others keep their random start."""
 
     draws_windows: ClassVar[bool] = False
     """Whether there is `window_logits`."""

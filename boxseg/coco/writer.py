@@ -82,7 +82,7 @@ class CocoSplit:
 
 
 def join_splits(splits: Sequence[CocoSplit]) -> CocoSplit:
-    """One split with all images of several, each file once; ids are given anew.
+    """One split with all images of several, each file once, with new ids.
 
     Args:
         splits: Splits of one data set, which share folder and classes.

@@ -75,7 +75,7 @@ class ToyConfig(Config):
     class_colors: bool = False
     """Each class has a hue of its own, with some variation; otherwise colours say nothing about the class."""
     clutter: int = Field(0, ge=0, le=20)
-    """Shapes that belong to no class, behind the objects of an image: at most so many."""
+    """Most shapes of an image that belong to no class and lie behind its objects."""
 
     @model_validator(mode="after")
     def _check_clutter(self) -> ToyConfig:
@@ -98,7 +98,7 @@ class DataConfig(Config):
     loader_workers: int = Field(0, ge=0)
     """Processes that read images, for each training worker; 0 reads in the worker itself."""
     max_val_images: int | None = Field(None, ge=1)
-    """Evaluate on the first so many validation images; all when null."""
+    """Evaluate on this number of validation images, the first ones; all when null."""
     use_masks: Literal["never", "where_present"] = "never"
     """never: drawn masks of the training file are dropped while it is read; where_present: a box that has one learns
     from it, with quality 1, in the place of what the teacher says (mixed supervision)."""

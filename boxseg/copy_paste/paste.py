@@ -203,7 +203,7 @@ def _settle(states: list[ImageState], attempts: dict[int, Attempt], bank: Bank) 
 def _places(flags: Tensor, count: int) -> Tensor:
     """Indices, int64 (count,), of the `count` entries of `flags` (N,) that are not 0.
 
-    `nonzero` would wait for the device to tell how many there are; here the caller knows.
+    `nonzero` would wait for the device to count them; here the caller knows the count.
     """
     # A stable sort brings the entries that are not 0 to the front, in their order.
     return (flags == 0).to(torch.uint8).argsort(stable=True)[:count]

@@ -45,7 +45,7 @@ BLUR_SIGMA_PX = (0.1, 2.0)
 BLUR_KERNEL_PX = 3
 
 PIXELS_AT_ONCE = 2**15
-"""Pixels that a CPU changes at once: the planes of so many stay in its cache."""
+"""Pixels that a CPU changes at once: their three planes stay in its cache."""
 
 
 @dataclass(frozen=True)

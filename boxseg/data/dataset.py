@@ -285,7 +285,7 @@ FileState = tuple[int, int]
 
 
 def _file_state(path: Path) -> FileState | None:
-    """None where there is no file, which reading it then tells."""
+    """None where there is no file; reading it raises the error."""
     try:
         status = path.stat()
     except OSError:

@@ -1,9 +1,9 @@
 """Checkpoints: everything a run needs to go on, in one folder that appears whole or not at all.
 
-A run has them in `checkpoints/step-NNNNNNNN/`. Beside, `last` and `best` are links for people and short paths. A copy
-of a run may lose links, or turn them into files or folders, so nothing depends on them: the folders tell by themselves
-which is the newest and which the best. torch is loaded only where tensors are read or written: who only looks for
-checkpoints, as the driver of a sweep does, can do without.
+A run has them in `checkpoints/step-NNNNNNNN/`. Beside them, `last` and `best` are links for people. A copy of a run may
+lose links, or turn them into files or folders, so nothing depends on them: names and `about.json` of the folders say
+which is the newest and which the best. torch is imported only where tensors are read or written, so the driver of a
+sweep can look for checkpoints without it.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
     """Let `last` (and `best`) point to `folder`, each in one atomic change, and remove what is of no more use.
 
-    The best checkpoint stays, and the one before `folder`: it serves if the new one is damaged. Later steps are of a
-    run whose checkpoints were damaged, and which went on from an earlier one: they will come anew.
+    The best checkpoint stays, and the one before `folder`, which serves if the new one is damaged. Folders of later
+    steps go too: they were damaged, so the run went on from an earlier step and will write them again.
     """
     with naming_storage_faults(folder):
         steps = [step_folder for _, step_folder in _oldest_first(checkpoints)]

@@ -1,4 +1,4 @@
-"""What a network sees in the tiles of images, put together: each object once, and whole."""
+"""Joins what a network finds in the tiles of an image: every object once, and whole."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Link = tuple[int, int]
 
 
 class Finder:
-    """Collects what a network sees in the tiles of a batch; gives the detections of the images."""
+    """Collects what a network finds in the tiles of a batch and joins it to the detections of whole images."""
 
     def __init__(self, network: MaskNetwork, batch: Batch, settings: FcosConfig) -> None:
         self._network, self._batch, self._settings = network, batch, settings

@@ -45,7 +45,7 @@ def draw_evaluation(
     scores: CocoScores,
     folder: Path,
 ) -> None:
-    """Write tables and pictures of an evaluation; one that fails is told and left out.
+    """Write tables and pictures of an evaluation; one that fails is logged and left out.
 
     Args:
         data: What was evaluated on.
@@ -159,7 +159,7 @@ def _best_ious(masks: Sequence[Rle], detected: Sequence[Rle]) -> list[float]:
     if not masks or not detected:
         return [0.0] * len(masks)
     no_crowds = [0] * len(masks)
-    ious = np.asarray(mask_utils.iou(list(detected), list(masks), no_crowds))  # (found, masks)
+    ious = np.asarray(mask_utils.iou(list(detected), list(masks), no_crowds))  # (detected, masks)
     return ious.max(axis=0).tolist()
 
 

@@ -1,4 +1,4 @@
-"""How good pseudo masks are, and whether their quality tells: measured against drawn masks, never used for training."""
+"""How good pseudo masks are, and whether their quality predicts it; measured on drawn masks, never trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good the detections of a data set are: COCO and boundary AP by class and size, or what boxes alone can tell."""
+"""How good the detections of a data set are: COCO and boundary AP by class and size, or what boxes alone say."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def find_objects(predictor: Predictor, data: CocoBoxes) -> Iterator[ImageResult]
 
 
 def match_classes(predictor: Predictor, data: CocoBoxes) -> NDArray[np.int64]:
-    """Label of the data for each class of a network, -1 where it has none; what is not in both is told.
+    """Label of the data for each class of a network, -1 where it has none; classes that are not in both are logged.
 
     Raises:
         ConfigError: no class of the network is one of the data.
@@ -212,7 +212,7 @@ def score_detections(data: CocoBoxes, results: list[ImageResult]) -> CocoScores:
 
 
 def box_fit_metrics(data: CocoBoxes, results: list[ImageResult]) -> dict[str, float]:
-    """What boxes alone can tell about masks; neither is a mask AP.
+    """What boxes alone say about masks; neither number is a mask AP.
 
     Returns:
         `box_recall`: share of the boxes that a confident detection finds; `box_tightness`: mean IoU of the found

@@ -41,7 +41,7 @@ class Tiles:
     """Whether these are whole images."""
 
     def split(self, parts: int) -> list[Tiles]:
-        """The same in order as so many, at most one for each tile."""
+        """`parts` groups of consecutive tiles; fewer where there are fewer tiles."""
         batches = self.batch.split(parts)
         ends = list(accumulate(map(len, batches), initial=0))
         return [

@@ -186,7 +186,7 @@ def _encode_all(detections: list[Detections]) -> list[ImageResult]:
 
 
 class PseudoMaskWatcher:
-    """Looks over the shoulder of an evaluation: measures the teacher's pseudo masks, collects panel rows."""
+    """Sees what an evaluation computes anyway: measures the teacher's pseudo masks, and collects rows of the panels."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer

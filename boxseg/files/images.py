@@ -100,7 +100,7 @@ def tell_paged(paths: Iterable[Path]) -> str | None:
         try:
             counts[path] = read_picture(path, count_pages)
         except UnreadableError:
-            continue  # told where its pixels are read
+            continue  # reported where its pixels are read
     paged = [path for path, count in counts.items() if count > 1]
     if not paged:
         return None

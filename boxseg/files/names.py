@@ -50,7 +50,7 @@ def plain_name(name: str) -> str:
 
 
 def listed_name(name: str, folder: Path | None) -> str:
-    """What tells whether two listed names mean one file: the plain name, but for files that are called as listed.
+    """The same text for two listed names that mean one file: the plain name, or the listed one where a file has it.
 
     Args:
         name: As in an annotation file.

@@ -1,4 +1,4 @@
-"""Prints of many files, which tell whether one has changed, without reading all of it."""
+"""Fingerprints of many files, which show that one has changed without reading all of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 MOST_FILES = 10_000
-"""Of more files so many are looked at, evenly spaced."""
+"""Of more files only this number is looked at, evenly spaced."""
 PART_BYTES = 256
 """What is read at the beginning, in the middle and at the end of a file."""
 THREADS = 16

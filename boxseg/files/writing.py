@@ -174,7 +174,7 @@ def reason_of(error: Exception) -> str:
 def write_picture(path: Path, save: Callable[..., object]) -> Path:
     """Write a PNG as `write_atomic` does and return its path; its folder is made if it is missing.
 
-    Folders above that one are not made: if the disk of a run is gone, its folder must not come up anew elsewhere.
+    Folders above that one are not made: if the disk of a run is gone, its folder must not appear elsewhere.
 
     Args:
         path: The file.

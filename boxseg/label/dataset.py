@@ -244,7 +244,7 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
 
 
 def write_yolo_beside(content: Content, images: Path, folder: Path) -> None:
-    """Write `folder/yolo` anew (see `write_yolo`), beside and renamed; without it where names are not fit for YOLO."""
+    """Replace `folder/yolo` (see `write_yolo`), written beside and renamed; there is none if names do not suit YOLO."""
     for scratch_of_a_kill in folder.glob(".yolo-*"):
         shutil.rmtree(scratch_of_a_kill, ignore_errors=True)
     with TemporaryDirectory(dir=folder, prefix=".yolo-") as scratch:

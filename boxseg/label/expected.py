@@ -1,4 +1,4 @@
-"""What qualities tell about the IoU of masks that nobody has drawn; needs no torch."""
+"""The IoU to expect of masks that nobody has drawn, from their qualities; needs no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SET_SPREAD = 0.03
 """Standard deviation, over sets, of the mean quality less the mean IoU. Weights fitted to three of four sets were off
 by 0.013 on the fourth (root mean square, see `boxseg.label.quality`); more than twice that, as four sets are few."""
 NORMAL_90 = 1.645
-"""Nine of ten draws of a normal distribution lie within so many standard deviations."""
+"""Nine of ten draws of a normal distribution lie within this number of standard deviations."""
 
 
 @dataclass(frozen=True)

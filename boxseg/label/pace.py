@@ -18,7 +18,7 @@ MEASURED = 6
 LIMIT_S = 20.0
 """No further update is measured beyond this."""
 LATER = 1.25
-"""The mean update takes so many times as long as that: at first the teacher finds no candidates to fuse."""
+"""The mean update of a run takes this factor longer: at first the teacher finds no candidates to fuse."""
 
 
 def time_update(

@@ -76,7 +76,7 @@ def _shown_by_image(content: Content) -> dict[int, list[Entry]]:
 
 
 def _read_shown(path: Path) -> NDArray[np.uint8] | None:
-    """Pixels (h, w, 3); None if the image cannot be read, which was told when it was labelled."""
+    """Pixels (h, w, 3); None if the image cannot be read, which was reported when it was labelled."""
     try:
         return read_image(path).permute(1, 2, 0).numpy()
     except DataError:
@@ -84,7 +84,7 @@ def _read_shown(path: Path) -> NDArray[np.uint8] | None:
 
 
 def _card(annotation: Entry, picture: NDArray[np.uint8], folder: Path) -> dict[str, Any]:
-    """What the page tells of a mask; its crop is written."""
+    """What the page shows of a mask; its crop is written."""
     size = (picture.shape[0], picture.shape[1])
     crop = write_crop(picture, annotation["bbox"], folder / CROPS / f"{annotation['id']}.jpg")
     outline = find_outlines(decode_part(annotation["segmentation"], size))
@@ -93,7 +93,7 @@ def _card(annotation: Entry, picture: NDArray[np.uint8], folder: Path) -> dict[s
 
 
 def stamp_of(labels: Path) -> str:
-    """What tells the labels of a folder from all others: decisions about those are not taken over."""
+    """Identifies the labels of a folder, so that decisions about other labels are refused."""
     return hashlib.sha256((labels / LABELS).read_bytes()).hexdigest()[:16]
 
 

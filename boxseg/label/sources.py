@@ -55,7 +55,7 @@ def from_run(
 
 
 def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
-    """The boxes themselves, with quality 0: what nothing but the box can tell."""
+    """The boxes themselves as masks, with quality 0."""
     parts = [box_part(box, sample.original_size) for box in sample.boxes]
     return BoxLabels(
         parts,

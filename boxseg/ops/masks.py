@@ -13,7 +13,7 @@ from boxseg.ops.boxes import box_area
 from boxseg.structures import MASK_STRIDE, check_same_shape
 
 REACH = 2
-"""A pixel of a resized map that depends on a cell depends on no cell further from it than this."""
+"""Support of resizing, in cells: a pixel that depends on a cell depends on no other cell further from it than this."""
 
 
 def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Numbers of the host as tensors of a device, without waiting for it."""
+"""Sends small numbers to a device without waiting for it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def tensor_on(
 ) -> Tensor:
     """`torch.tensor(values)` on a device.
 
-    With `device=` torch would stand still until a GPU has done all that it was asked to do before.
+    `torch.tensor(values, device=...)` would wait until a GPU has finished all work that was queued before.
     """
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)

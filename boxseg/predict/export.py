@@ -143,7 +143,7 @@ def _make_onnx(network: Any) -> tuple[bytes, dict[str, float]]:
         ) from error
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         path = Path(folder, "model.onnx")
-        warnings.simplefilter("ignore")  # of tracing: the check below tells whether it went well
+        warnings.simplefilter("ignore")  # of tracing: the check below shows whether it went well
         torch.onnx.export(
             model,
             (_image(CHECK_SIZES[0]),),

@@ -1,6 +1,6 @@
 """The Quality-Aware Module put together: candidates of a box are ranked, fused to one mask, and the mask is scored.
 
-Its parts are in `ranking` (BQR), `fusion` (QMF) and `quality` (MQS), and can be had from here as well.
+Its parts are in `ranking` (BQR), `fusion` (QMF) and `quality` (MQS), and can be imported from here as well.
 """
 
 from __future__ import annotations
