@@ -165,7 +165,7 @@ def take_fingerprint(source: CocoSource, *, look: bool = True) -> Fingerprint:
     ]
     if not boxes:
         raise DataError(
-            f"{source.annotations}: has no box that is not a crowd; name a file with boxes"
+            f"{source.annotations}: has no box with an area that is not a crowd; name a file with boxes"
         )
     per_image = Counter(box["image_id"] for box in boxes)
     # (A, 2) and (M, 2): height and width of the image of each box, and of each image with a box

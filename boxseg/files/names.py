@@ -13,6 +13,15 @@ from urllib.parse import unquote
 INSIDE_RULE = "file names are relative to the image folder and stay inside"
 
 
+def is_json(name: str | os.PathLike[str]) -> bool:
+    """Whether a file is JSON by its name.
+
+    >>> is_json("a.JSON"), is_json("20261122-171500-3f9ckd")
+    (True, False)
+    """
+    return os.fspath(name).lower().endswith(".json")
+
+
 def is_inside(file_name: str) -> bool:
     r"""Whether a file name from an annotation file stays inside the image folder.
 

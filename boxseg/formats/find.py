@@ -16,8 +16,8 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
 
     Args:
         annotations: COCO instance file.
-        images: Folder of its images. If left out, they are looked for beside the file, in `images` there, and one level
-            up in `images` and in a folder of the file's own name.
+        images: Folder of its images. If left out, they are looked for beside the file, in `images` or `data` there, and
+            one level up in `images` and in a folder of the file's own name.
 
     Raises:
         ConfigError: `annotations` is a folder, `images` is not one, or no folder has the first image.
@@ -44,6 +44,7 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
     folders = [
         annotations.parent,
         annotations.parent / "images",
+        annotations.parent / "data",  # as FiftyOne writes it
         above / "images",
         above / annotations.stem,
     ]
@@ -106,9 +107,11 @@ def refuse_folder(path: Path) -> None:
         ConfigError: tells how to import it.
     """
     if path.is_dir():
+        files = sorted([*path.glob("*.json"), *path.glob("*/*.json")])
+        example = f" (perhaps {files[0]})" if files else ""
         raise ConfigError(
-            f"{path}: is a folder, and an annotation file in COCO's format is needed; make one with "
-            f"`boxseg data import {path} --from {_format_of(path)} --output DIR`"
+            f"{path}: is a folder, and an annotation file in COCO's format is needed; name it{example}, or make one "
+            f"with `boxseg data import {path} --from {_format_of(path)} --output DIR`"
         )
 
 

@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -356,7 +357,11 @@ def _label_paths(image: Path) -> list[Path]:
         # The last one: a data set may lie in another folder of that name. Its case matters where the disk's does.
         before, after = parts[: positions[-1]], parts[positions[-1] + 1 :]
         paths = [Path(*before, folder, *after) for folder in ("labels", "Labels", "LABELS")]
-    return [*paths, Path(*parts)]
+    paths.append(Path(*parts))
+    # Disks of Macs may write an accented letter as two characters, and an archive has both.
+    names = [unicodedata.normalize(form, paths[-1].name) for form in ("NFC", "NFD")]
+    others = [path.with_name(name) for path in paths for name in names]
+    return list(dict.fromkeys([*paths, *others]))
 
 
 def _add_image(split: CocoSplit, source: Path, path: Path, keypoints: int, tally: Tally) -> None:

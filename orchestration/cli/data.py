@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from boxseg.errors import ConfigError, DataError
+from boxseg.files.names import is_json
 from orchestration.cli.options import AsJson, Images, Target, flag, optional, require_room
 from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
 from orchestration.errors import ExitCode
@@ -29,7 +30,7 @@ SHOWN_CLASSES = 1000
 """Lines of a table; more take minutes to print."""
 
 OTHER_ENDINGS = frozenset(
-    {".csv", ".gz", ".jsonl", ".rar", ".tar", ".tsv", ".txt", ".xml", ".zip"}
+    {".csv", ".gz", ".jsonl", ".ndjson", ".rar", ".tar", ".tsv", ".txt", ".xml", ".zip"}
 )
 """Files that people have annotations in, and that are not read."""
 
@@ -86,7 +87,7 @@ def _misfits(target: Path, sources: dict[str, CocoSource]) -> list[str]:
     from orchestration.config.spec import load_run
     from orchestration.planning.preflight import warnings
 
-    if target.suffix != ".json":
+    if not is_json(target):
         return warnings(load_run(target))
     (source,) = sources.values()
     return list(find_misplaced(take_fingerprint(source)))
@@ -126,11 +127,11 @@ def stats(
         counts[split] = count_content(read_well_formed(source.annotations, whole=False))
     if as_json:
         # a lone file has one split, which `_sources` has called train
-        print_json(counts if target.suffix != ".json" else counts["train"])
+        print_json(counts["train"] if is_json(target) else counts)
         return
     for split, counted in counts.items():
         classes = counted.pop("classes")
-        if target.suffix != ".json":
+        if not is_json(target):
             print_line(f"{split}:")
         print_pairs([(name.replace("_", " "), value) for name, value in counted.items()])
         most = sorted(classes.items(), key=lambda item: -item[1])
@@ -233,6 +234,7 @@ def export(
     """
     from boxseg.coco.checks import read_well_formed
     from boxseg.coco.picture_checks import image_fault
+    from boxseg.files.images import require_some_image
     from boxseg.files.reading import DOES_NOT_EXIST
     from boxseg.formats.find import find_source
     from boxseg.formats.good_masks import Wanted, find_good_masks
@@ -240,18 +242,29 @@ def export(
     source = find_source(target, images)
     wanted = Wanted(min_quality, without_doubts=without_doubts, only_accepted=only_accepted)
     good = find_good_masks(read_well_formed(target), wanted, target)
+    missing = []
     for image in good.content["images"]:
         fault = image_fault(source.images, image, decode=False)
+        if fault is None or not fault.fatal:
+            continue
         # masks become shares of the listed size, which has to be that of the image
-        if fault is not None and fault.fatal and fault.value != DOES_NOT_EXIST:
+        if fault.value != DOES_NOT_EXIST:
             raise DataError(str(fault))
+        missing.append(image["file_name"])
     if output.exists():
         raise ConfigError(
             f"--output {output}: is there already; name another folder, or remove it"
         )
     good.require_some(target)
+    require_some_image(source, good.content["images"])
     for left_out in good.summary():
         say(left_out)
+    if missing:
+        what = "are left out" if form == "yolo" else "are listed all the same"
+        say(
+            f"warning: {len(missing)} of these images are not in {source.images}, such as "
+            f"{missing[0]}; they {what}"
+        )
     if form == "yolo":
         from boxseg.formats.yolo_writer import write_yolo
 
@@ -325,7 +338,7 @@ def _sources(target: Path, images: Path | None, use: str) -> dict[str, CocoSourc
     from boxseg.formats.find import find_source, refuse_folder
 
     refuse_folder(target)
-    if target.suffix == ".json":
+    if is_json(target):
         return {use: find_source(target, images)}
     if target.is_file() and target.suffix.lower() in OTHER_ENDINGS:
         raise ConfigError(

@@ -10,6 +10,7 @@ import typer
 
 from boxseg.config.criterion import MIN_SCORE
 from boxseg.errors import DataError
+from boxseg.files.names import is_json
 from orchestration.cli.options import AsJson, Device, Images, Run, Storage, optional, require_room
 from orchestration.cli.output import print_json, print_pairs, print_table, say
 
@@ -81,7 +82,7 @@ def _detections(name: str, source: CocoBoxes, *, device: str, storage: Path) -> 
     from orchestration.execute.trained import open_predictor
     from orchestration.record.progress import counted
 
-    if name.endswith(".json"):
+    if is_json(name):
         return read_objects(Path(name), source)
     predictor = open_predictor(name, storage=storage, device=device)
     return list(counted(find_objects(predictor, source), len(source), what="images"))

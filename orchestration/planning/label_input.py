@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from boxseg.data.misfits import find_misplaced
 from boxseg.engine.checkpoint import load_about
 from boxseg.errors import ConfigError, DataError
 from boxseg.files.images import require_some_image, tell_paged
-from boxseg.files.names import is_inside
+from boxseg.files.names import is_inside, is_json
 from boxseg.files.reading import plain_file
 from orchestration.record.find_runs import find_trained
 
@@ -35,7 +34,7 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
         to_evaluate: Whether its masks are what others are measured with.
 
     Raises:
-        DataError: the annotation file is damaged, or lists a file twice.
+        DataError: the annotation file is damaged, lists a file twice, or has no box.
         ConfigError: none of its images is in the folder.
     """
     content = read_well_formed(source.annotations, whole=False)
@@ -52,9 +51,8 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
     names = [image["file_name"] for image in content["images"]]
     if warning := tell_paged(source.images / name for name in names if is_inside(name)):
         logger.warning("%s", warning)
-    with contextlib.suppress(DataError):  # without a box there is nothing to look at
-        for warning in find_misplaced(take_fingerprint(source)):
-            logger.warning("%s: %s", source.annotations, warning)
+    for warning in find_misplaced(take_fingerprint(source)):
+        logger.warning("%s: %s", source.annotations, warning)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     return [category["name"] for category in categories]
 
@@ -97,7 +95,7 @@ def check_detections(name: str, *, classes: Sequence[str], data: Path, storage: 
         ConfigError: there is no such run, or none of its classes is one of the data.
         DataError: the file is missing.
     """
-    if name.endswith(".json"):
+    if is_json(name):
         plain_file(Path(name), MASKS_RULE)
         return
     about = load_about(find_trained(storage, name))

@@ -50,7 +50,7 @@ def test_crowds_and_boxes_without_area_do_not_count(tmp_path):
     assert take_fingerprint(source).boxes == 1
     content["annotations"] = content["annotations"][1:]
     source.annotations.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="no box that is not a crowd"):
+    with pytest.raises(DataError, match="no box with an area that is not a crowd"):
         take_fingerprint(source)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -335,4 +336,17 @@ def test_outlines_that_all_end_in_a_whole_number_are_told(folder, caplog):
     caplog.clear()
     (folder / "labels/val/b.txt").write_text(f"{outline} 0.9 1\n{outline}\n")
     convert(folder, "yolo")
+    assert not caplog.messages
+
+
+def test_a_label_file_belongs_to_its_image_however_its_accents_are_stored(folder, caplog):
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        name = f"caf\u00e9 {form}"
+        Image.new("RGB", (40, 20)).save(
+            folder / "images/train" / f"{unicodedata.normalize(form, name)}.png"
+        )
+        path = folder / "labels/train" / f"{unicodedata.normalize(other, name)}.txt"
+        path.write_text("0 0.5 0.5 0.5 0.5\n")
+    content = convert(folder, "yolo")["train"].content
+    assert (len(content["images"]), len(content["annotations"])) == (3, 4)
     assert not caplog.messages

@@ -19,7 +19,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A COCO file `gt.json` of one image, a file `notes.txt` and a table `boxes.csv`."""
+    """A COCO file `gt.json` of one image, two without a box, a file `notes.txt` and a table `boxes.csv`."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 48)).save("a.png")
     square = [4, 4, 24, 4, 24, 24, 4, 24]
@@ -31,6 +31,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "categories": [{"id": 1, "name": "cat"}],
     }
     Path("gt.json").write_text(json.dumps(content))
+    Path("empty.json").write_text(json.dumps(content | {"annotations": []}))
+    flat = [entry | {"bbox": [0, 0, 0, 0]}]  # as of keypoints alone
+    Path("flat.json").write_text(json.dumps(content | {"annotations": flat}))
+    Path("box.ndjson").write_text("{}\n{}\n")
     Path("notes.txt").write_text("hello")
     Path("boxes.csv").write_text("filename;xmin;ymin;xmax;ymax;class\r\na.png;4;4;24;24;cat\r\n")
     return tmp_path
@@ -38,6 +42,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 WRONG = [
     ("data check boxes.csv", ExitCode.USAGE, "boxes.csv: is neither a COCO file"),
+    ("data check box.ndjson", ExitCode.USAGE, "box.ndjson: is neither a COCO file"),
+    (
+        "data check .",
+        ExitCode.USAGE,
+        "name it (perhaps empty.json), or make one with `boxseg data",
+    ),
+    (
+        "label empty.json --source box --output o",
+        ExitCode.DATA,
+        "empty.json: has no box with an area",
+    ),
+    (
+        "label flat.json --source box --output o",
+        ExitCode.DATA,
+        "flat.json: has no box with an area",
+    ),
     ("data import nowhere --from yolo --output o", ExitCode.DATA, "nowhere: does not exist"),
     ("data import nowhere --from voc --output o", ExitCode.DATA, "nowhere: does not exist"),
     ("data toy notes.txt", ExitCode.USAGE, "DIR notes.txt: notes.txt is a file"),
@@ -90,3 +110,32 @@ def test_a_folder_without_the_right_to_write_is_refused(folder: Path, capsys: Ca
         run(["label", "gt.json", "--source", "box", "--output", "locked/labels"]) == ExitCode.USAGE
     )
     assert "this account may not write in" in capsys.readouterr().err
+
+
+def test_a_json_file_is_one_whatever_the_case_of_its_ending(folder: Path) -> None:
+    (folder / "gt.json").rename("GT.JSON")
+    assert run(["data", "check", "GT.JSON"]) == ExitCode.DONE
+    assert run(["data", "stats", "GT.JSON"]) == ExitCode.DONE
+    assert run(["eval", "GT.JSON", "--data", "GT.JSON"]) == ExitCode.DONE
+
+
+def test_images_are_found_in_a_folder_called_data(folder: Path) -> None:
+    (folder / "data").mkdir()
+    (folder / "a.png").rename(folder / "data/a.png")
+    assert run(["data", "check", "gt.json"]) == ExitCode.DONE
+
+
+@pytest.mark.parametrize(("form", "told"), [("yolo", "are left out"), ("coco", "are listed all")])
+def test_images_that_an_export_lacks_are_counted(
+    form: str, told: str, folder: Path, capsys: Capture
+) -> None:
+    content = json.loads((folder / "gt.json").read_text())
+    content["images"].append(content["images"][0] | {"id": 2, "file_name": "gone.png"})
+    (folder / "gt.json").write_text(json.dumps(content))
+    assert run(["data", "export", "gt.json", "--to", form, "--output", "o"]) == ExitCode.DONE
+    assert "1 of these images are not in" in (said := capsys.readouterr().err)
+    assert told in said
+    (folder / "a.png").unlink()
+    options = ["--images", ".", "--to", form, "--output", "p"]
+    assert run(["data", "export", "gt.json", *options]) == ExitCode.USAGE
+    assert "none of its 2 images" in capsys.readouterr().err
