@@ -72,8 +72,8 @@ class FileReporter:
     """Carries the folder's files to a driver that does not see them."""
     _memory: PeakMemory = field(default_factory=PeakMemory)
     _pulse: Pulse | None = None
-    _untold: list[EvalReport] = field(default_factory=list)
-    """Evaluations that Ray has not heard of, the oldest first."""
+    _untold: list[tuple[Path, dict[str, float]]] = field(default_factory=list)
+    """Evaluations that Ray has not heard of, the oldest first: checkpoint, and what it will hear."""
     _looked: float = 0.0
     _stop: bool = False
 
@@ -106,14 +106,15 @@ class FileReporter:
             write = self.folder.report_again if report.is_repeated else self.folder.report
             write(report.step, report.metrics | self._costs(report), is_best=report.is_best)
         if report.step < self.payload.spec.train.steps:
-            self._untold.append(report)
+            # now, as later evaluations may be better
+            told = self._for_ray(report.step, report.metrics)
+            self._untold.append((report.checkpoint, told))
             self._tell_ray()
 
     def _tell_ray(self) -> None:
         """Pass on evaluations whose checkpoints are safe; a scheduler may end this process as soon as it knows."""
-        while self._untold and self._is_safe(self._untold[0].checkpoint):
-            report = self._untold.pop(0)
-            self._pass_on(report.step, report.metrics)
+        while self._untold and self._is_safe(self._untold[0][0]):
+            self._pass_on(self._untold.pop(0)[1])
 
     def _is_safe(self, checkpoint: Path) -> bool:
         """Whether a checkpoint outlives this machine; the same on every rank."""
@@ -162,21 +163,29 @@ class FileReporter:
         return self._stop or leaving
 
     def finish(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the end before Ray hears of it: a scheduler may kill this process as soon as it knows."""
+        """Write the end once the store has all checkpoints, and before Ray hears of it, which may kill this process.
+
+        Raises:
+            StorageError: the store of a driver that does not see this folder stays away, so this is no end.
+        """
+        if self.courier is not None:
+            self.courier.flush()
         if self.rank == 0:
             self.folder.finish("finished")
         if self.courier is not None:
-            self.courier.flush()
-        for report in self._untold:
-            self._pass_on(report.step, report.metrics)
-        self._pass_on(step, metrics)
+            self.courier.tell()
+        for _, told in self._untold:
+            self._pass_on(told)
+        self._pass_on(self._for_ray(step, metrics))
 
-    def _pass_on(self, step: int, metrics: dict[str, float]) -> None:
-        """Tell Ray; the deciding metric is that of the best evaluation so far, or worse than any other."""
-        if self.send is None:
-            return
+    def _for_ray(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        """What Ray hears; the deciding metric is that of the best evaluation so far, or worse than any other."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         if self.payload.sweep is not None:
             criterion = self.payload.criterion
             finite[criterion.metric] = criterion.told(criterion.value(self.folder.stored().best))
-        self.send({**finite, "step": step})
+        return {**finite, "step": step}
+
+    def _pass_on(self, told: dict[str, float]) -> None:
+        if self.send is not None:
+            self.send(told)

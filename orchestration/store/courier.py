@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import secrets
 import shutil
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
+from typing import Any
 
-from boxseg.engine.checkpoint import ABOUT
+from boxseg.engine.checkpoint import ABOUT, folder_of
 from boxseg.errors import BoxSegError, StorageError
 from boxseg.files.writing import make_folder, write_atomic
+from orchestration.record.files import to_json
 from orchestration.record.run_folder import RunFolder
 from orchestration.store.desk import DeskLine
 from orchestration.store.mirror import (
@@ -24,6 +28,8 @@ from orchestration.store.mirror import (
     Mirror,
     bring,
     fetch_newest,
+    is_about,
+    place,
     records_of,
 )
 from orchestration.store.places import shown
@@ -82,11 +88,13 @@ class Courier:
         """Size and time of what the desk has."""
         self._sent: dict[str, int] = {}
         """`about.json` of checkpoints whose weights are in the store -> its inode."""
+        self._best: dict[str, Any] = {}
+        """Of the status that the driver has: the best evaluation."""
         self._closing = threading.Event()
         self._telling = threading.Lock()
         self._threads = [
             threading.Thread(target=work, name=name, daemon=True)
-            for name, work in (("courier", self._tell_often), ("weights", self._send_weights))
+            for name, work in (("courier", self._tell_often), ("weights", self._send_often))
         ]
 
     def __enter__(self) -> Courier:
@@ -98,16 +106,21 @@ class Courier:
         folder = self._run.path
         make_folder(folder)
         self._attempt, records = self._desk.take(self._address, leads=self._leads)
-        self._clear(records)
+        self._clear(records, keeps_checkpoints=self._leads and self._was_last_here(records))
         for name, content in records.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / name, content, durable=False)
         _patiently(lambda: fetch_newest(folder / "checkpoints"))
+        self._best = _best_in(records.get(STATUS, b"{}"))
         self._mirror = Mirror(folder)
         for name, about in records_of(folder).items():
-            self._known[name] = (about.st_size, about.st_mtime_ns)
-            self._sent[name] = about.st_ino
+            if name in records:
+                self._known[name] = (about.st_size, about.st_mtime_ns)
+                self._sent[name] = about.st_ino
         if self._leads:
+            # what was kept: other ranks fetch it from the store
+            _patiently(self._send_weights)
+            self._tell()
             (folder / MARK).write_text(self.mark)
             for thread in self._threads:
                 thread.start()
@@ -118,13 +131,20 @@ class Courier:
         path = self._run.path / MARK
         return path.is_file() and path.read_text() == mark
 
-    def _clear(self, records: dict[str, bytes]) -> None:
-        """Remove what an earlier process left here and the driver does not know; other ranks could not have it."""
+    def _was_last_here(self, records: dict[str, bytes]) -> bool:
+        """Whether the run's last process was here: nothing was reported since, and its checkpoints go with that."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._run.metrics_path.read_bytes() == records.get(self._run.metrics_path.name)
+        return False
+
+    def _clear(self, records: dict[str, bytes], *, keeps_checkpoints: bool) -> None:
+        """Remove what an earlier process left here and the driver does not know."""
         folder = self._run.path
         for name in records_of(folder).keys() - records.keys():
-            (folder / name).unlink(missing_ok=True)
+            if not (keeps_checkpoints and is_about(name)):
+                (folder / name).unlink(missing_ok=True)
         for checkpoint in (folder / "checkpoints").glob("step-*"):
-            if f"checkpoints/{checkpoint.name}/{ABOUT}" not in records:
+            if not (checkpoint / ABOUT).exists():
                 shutil.rmtree(checkpoint, ignore_errors=True)
         (folder / "stop").unlink(missing_ok=True)
 
@@ -132,22 +152,40 @@ class Courier:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        place: TracebackType | None,
+        trace: TracebackType | None,
     ) -> None:
-        if self._leads:
-            self.flush()
-            self._closing.set()
-
-    def flush(self) -> None:
-        """Wait until the store has the weights and the driver the records; a store that stays away is told of only."""
         if not self._leads:
             return
-        deadline = time.monotonic() + GIVE_UP_S
-        while self._unsent() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        # an end by the store itself has waited for it
+        if not isinstance(error, StorageError):
+            with contextlib.suppress(StorageError):
+                self.flush()
         if left := self._unsent():
             logger.warning("%s: the store did not take %s", self._address, ", ".join(left))
         self._tell(is_last=True)
+        self._closing.set()
+
+    def flush(self) -> None:
+        """Wait until the store has the weights of all checkpoints.
+
+        Raises:
+            StorageError: it does not take them in time.
+        """
+        deadline = time.monotonic() + GIVE_UP_S
+        while self._leads and (left := self._unsent()):
+            if time.monotonic() > deadline:
+                names = ", ".join(PurePosixPath(name).parent.name for name in left)
+                raise StorageError(
+                    f"{self._address}: the store has not taken {names} for {GIVE_UP_S / 60:.0f} minutes; it is in "
+                    f"{self._run.path} on {socket.gethostname()}. Once the store answers, --resume goes on from there "
+                    "if Ray begins the run on that machine, and elsewhere from the last checkpoint in the store"
+                )
+            time.sleep(0.1)
+
+    def tell(self) -> None:
+        """Let the driver have all that is in the run's folder."""
+        if self._leads:
+            self._tell()
 
     def has_sent(self, checkpoint: Path) -> bool:
         """Whether the store has a checkpoint of the run and the driver knows; or training has removed it since."""
@@ -166,22 +204,28 @@ class Courier:
             if PurePosixPath(name).name == ABOUT and self._sent.get(name) != about.st_ino
         ]
 
-    def _send_weights(self) -> None:
-        assert self._mirror is not None
+    def _send_often(self) -> None:
         pause = TELL_S
         while not self._closing.wait(pause):
             pause = TELL_S
-            for name in self._unsent():
-                try:
-                    inode = (self._run.path / name).stat().st_ino
-                    if self._mirror.send_weights(name):
-                        self._sent[name] = inode
-                except FileNotFoundError:
-                    continue  # training has removed it meanwhile
-                except Exception as error:  # whatever it is, the next time may be better
-                    logger.warning("%s; training goes on, and what waits is sent later", error)
-                    pause = min(2 * max(pause, TELL_S), MOST_WAIT_S)
-                    break
+            try:
+                self._send_weights()
+            except Exception as error:  # whatever it is, the next time may be better
+                logger.warning("%s; training goes on, and what waits is sent later", error)
+                pause = min(2 * max(pause, TELL_S), MOST_WAIT_S)
+
+    def _send_weights(self) -> None:
+        """Send those of checkpoints that the store does not have.
+
+        Raises:
+            StorageError: it does not answer or refuses us.
+        """
+        assert self._mirror is not None
+        for name in self._unsent():
+            with contextlib.suppress(FileNotFoundError):  # training has removed it meanwhile
+                inode = (self._run.path / name).stat().st_ino
+                if self._mirror.send_weights(name):
+                    self._sent[name] = inode
 
     def _tell_often(self) -> None:
         while not self._closing.wait(TELL_S):
@@ -200,20 +244,25 @@ class Courier:
             if not waiting:  # for which those that have gone made room
                 changes = {name: None for name in self._known if name not in present}
             known = {}
-            for name, about in present.items():
-                version = (about.st_size, about.st_mtime_ns)
+            for name in sorted(present, key=place):
+                version = (present[name].st_size, present[name].st_mtime_ns)
                 if name in waiting or self._known.get(name) == version:
                     continue
                 try:
                     content = (self._run.path / name).read_bytes()
                 except FileNotFoundError:
                     continue
-                # An end that is told stays, whatever becomes of this machine.
-                is_early = waiting or not had_ended
-                if name == STATUS and is_early and not is_last and self._has_ended():
-                    continue
-                changes[name] = content
                 known[name] = version
+                if name == STATUS:
+                    # An end that is told stays, whatever becomes of this machine.
+                    is_early = waiting or not had_ended
+                    if is_early and not is_last and self._has_ended():
+                        del known[name]
+                        continue
+                    if not self._may_tell_best(content, changes):
+                        content = self._with_earlier_best(content)
+                        del known[name]  # it is told once more
+                changes[name] = content
             stops = self._desk.tell(self._address, self._attempt, changes)
             for name in [name for name, content in changes.items() if content is None]:
                 del self._known[name]
@@ -221,10 +270,34 @@ class Courier:
             if stops:
                 self._run.request_stop()
 
+    def _may_tell_best(self, status: bytes, changes: Mapping[str, bytes | None]) -> bool:
+        """Whether the driver knows the checkpoint of a status's best evaluation, or will with these changes."""
+        found = _best_in(status)
+        step = found["best_step"]
+        if step is not None:
+            checkpoint = folder_of(self._run.path / "checkpoints", step)
+            is_told = f"checkpoints/{checkpoint.name}/{ABOUT}" in changes
+            if not (is_told or self.has_sent(checkpoint)):
+                return False
+        self._best = found
+        return True
+
+    def _with_earlier_best(self, status: bytes) -> bytes:
+        """A status with the best evaluation that the driver may know."""
+        return to_json(json.loads(status) | self._best, indent=1).encode()
+
     def _has_ended(self) -> bool:
         with contextlib.suppress(BoxSegError):  # the driver tells what is wrong with it
             return self._run.stored().is_final
         return False
+
+
+def _best_in(status: bytes) -> dict[str, Any]:
+    """The best evaluation of a status; of a damaged one, about which the driver tells, none."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        found = json.loads(status)
+        return {"best": found["best"], "best_step": found["best_step"]}
+    return {"best": {}, "best_step": None}
 
 
 def bring_patiently(path: Path) -> None:

@@ -3,19 +3,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from boxseg.engine.checkpoint import find_sound
+from boxseg.engine.checkpoint import find_sound, newest_step
 from boxseg.engine.events import EvalReport, StepReport
+from boxseg.errors import StorageError
 from orchestration.config.spec import RunSpec
 from orchestration.execute.payload import Payload
 from orchestration.execute.reporter import FileReporter
+from orchestration.execute.worker import train_here
 from orchestration.record.run_folder import RunFolder
 from orchestration.store import client, courier
 from orchestration.store.courier import Courier, Outpost
 from orchestration.store.desk import Desk, read_records, write_records
-from orchestration.store.mirror import DROVE, Mirror
+from orchestration.store.mirror import DROVE, Mirror, fetch_newest
 from orchestration.store.places import mirrors, moved, shown, storage_folder
 
 from .conftest import Machines, make_run, save
@@ -115,6 +118,80 @@ def test_an_end_is_told_once_the_store_has_its_last_checkpoint_or_at_last(
     heard = hear(machines, desk)
     assert heard.stored().is_final
     assert (heard.path / "checkpoints/step-00000010").exists() == (patience_s > 1)
+
+
+def train(machines: Machines, desk: Desk) -> list[str]:
+    """Train a run of ten steps on the machine of the block around; the store goes away before its only evaluation.
+
+    Gives the step at which each of its processes began.
+    """
+
+    def loop(config: object, *, folder: Path, reporter: FileReporter, **_: object):
+        found = find_sound(folder / "checkpoints")
+        with (folder / "starts").open("a") as file:
+            file.write(f"{newest_step(folder / 'checkpoints')}\n")
+        metrics = {"val/mask_ap": 0.25}
+        if found is None:
+            reporter.on_step(StepReport(5, {"train/loss": 0.5}))
+            machines.store.fault = "none" if "c" in mirrors().parts else "away"
+        written = found or save(folder, 10, best=True)
+        reporter.on_eval(EvalReport(10, metrics, written, True, is_repeated=found is not None))
+        return SimpleNamespace(step=10, metrics=metrics)
+
+    outpost = Outpost(desk, mirrors(), "")
+    spec = RunSpec.model_validate({"train": {"steps": 10}})
+    payload = Payload(spec, machines.run, machines.run, train_fn=loop, outpost=outpost)
+    train_here(payload, device="cpu")
+    return (machines.run / "starts").read_text().split()
+
+
+@pytest.mark.parametrize(("then", "begins"), [("b", ["0", "10"]), ("c", ["0", "0"])])
+def test_a_run_whose_store_stays_away_has_failed_and_goes_on_where_its_checkpoint_is(
+    machines: Machines, desk: Desk, monkeypatch, then: str, begins: list[str]
+):
+    monkeypatch.setattr(courier, "GIVE_UP_S", 0.3)
+    with (
+        machines.on("b"),
+        pytest.raises(StorageError, match=r"has not taken step-00000010 for .* it is in /"),
+    ):
+        train(machines, desk)
+    heard = hear(machines, desk).stored()
+    assert heard.failure is not None
+    assert (heard.status, str(heard.failure.failure_class)) == ("failed", "disk_full")
+    assert (heard.step, heard.best_step) == (10, None), "a best checkpoint that nobody has"
+
+    machines.store.fault = "none"
+    with machines.on("a"):
+        run = RunFolder(machines.run)
+        run.start()
+        desk.lay(shown(run.path), read_records(run.path))
+    with machines.on(then):
+        assert train(machines, desk) == begins
+    heard = hear(machines, desk).stored()
+    assert (heard.status, heard.step, heard.best_step) == ("finished", 10, 10)
+    with machines.on("a"):
+        Mirror(machines.run).push()
+    with machines.on("d"):
+        Mirror(machines.run).pull()
+        fetch_newest(machines.run / "checkpoints")
+        assert newest_step(machines.run / "checkpoints") == 10
+        assert find_sound(machines.run / "checkpoints") is not None
+        assert RunFolder(machines.run).history("train/loss") == [(5, 0.5)]
+
+
+def test_a_best_evaluation_is_told_once_the_store_has_its_checkpoint(machines: Machines, desk):
+    with training(machines, desk) as folder:
+        run = RunFolder(folder)
+        for step, fault in ((10, "none"), (20, "away")):
+            machines.store.fault = fault
+            save(folder, step, best=True)
+            run.report(step, {"val/mask_ap": step / 100}, is_best=True)
+            wait_for(lambda: hear(machines, desk).stored().step == step)  # noqa: B023
+            wait_for(lambda: hear(machines, desk).stored().best_step == 10)
+        assert hear(machines, desk).stored().best == {"val/mask_ap": 0.1}
+        machines.store.fault = "none"
+        wait_for(lambda: hear(machines, desk).stored().best_step == 20)
+        assert (hear(machines, desk).path / "checkpoints/step-00000020/about.json").exists()
 
 
 def test_ray_hears_of_an_evaluation_once_its_checkpoint_is_in_the_store(machines: Machines, desk):
