@@ -76,8 +76,10 @@ class Tracker:
         self._experiment = experiment
         self._logs = logs
         self._folders: list[RunFolder] = []  # parents before their children
-        self._settled: set[RunFolder] = set()
+        self._settled: set[Path] = set()  # of folders that have ended for good
         self._copied: list[RunFolder] = []  # settled, and wholly in MLflow
+        self._taken_at = 0.0
+        """When MLflow last took all that there was of a run, by the clock that only rises [s]."""
         self._closing = threading.Event()
         # A daemon: a store that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
@@ -97,16 +99,24 @@ class Tracker:
 
     def settle(self, folder: RunFolder) -> None:
         """Say that a run has ended for good: once MLflow has all of it, only `close` looks at it once more."""
-        self._settled.add(folder)
+        self._settled.add(folder.path)
 
     def start(self) -> None:
         """Begin to follow."""
         self._thread.start()
 
     def close(self, timeout_s: float = 60.0) -> bool:
-        """Copy what is left and end; False if MLflow did not take everything in time (the next sweep or run tries)."""
+        """Copy what is left and end; False if MLflow did not take everything (the next sweep or run tries).
+
+        Args:
+            timeout_s: Give up once MLflow has taken no run for so long: a busy machine copies slowly, but goes on.
+        """
         self._closing.set()
-        self._thread.join(timeout_s)
+        began = time.monotonic()
+        while (
+            self._thread.is_alive() and time.monotonic() < max(began, self._taken_at) + timeout_s
+        ):
+            self._thread.join(0.1)
         # storage can go meanwhile
         present = [folder for folder in self._folders if folder.status_path.exists()]
         left = [folder for folder in present if not is_copied(folder)]
@@ -142,16 +152,19 @@ class Tracker:
         if self._client is None:
             with self._tolerant():
                 self._client = self._open()
+                self._taken_at = time.monotonic()
         if self._client is None:
             return False
         taken = True
         # A copy, as `add` comes from another thread and settled folders are taken out below.
         for folder in list(self._folders):
-            done, settled = False, folder in self._settled
+            done, settled = False, folder.path in self._settled
             with self._tolerant():
                 follow(self._client, self._experiment_id, folder)
                 done = True
             taken = taken and done
+            if done:
+                self._taken_at = time.monotonic()
             if done and settled and not self._closing.is_set():
                 self._folders.remove(folder)
                 self._copied.append(folder)

@@ -3,6 +3,7 @@
 import json
 import logging
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -419,7 +420,7 @@ def test_what_has_ended_for_good_is_looked_at_no_more_until_the_end(storage, cli
     tracker.add(over)
     tracker.add(running)
     over.finish("failed", Failure("WorkerLost", "the process ended"))
-    tracker.settle(over)
+    tracker.settle(RunFolder(over.path))  # whoever closes a trial makes its own
     tracker.start()
     while looks.count("running") < 5:
         time.sleep(0.01)
@@ -495,6 +496,32 @@ def test_a_tracker_without_a_server_neither_raises_nor_waits_long(tmp_path, capl
     assert time.monotonic() - began < 40  # 20, and what a busy machine adds
     assert "folders are complete" in caplog.text
     assert json.loads(folder.metrics_path.read_text())["metrics"] == {"a": 1.0}
+
+
+@pytest.mark.parametrize(("pause_s", "taken"), [(0.4, True), (30.0, False)])
+def test_the_end_waits_while_mlflow_takes_runs_and_not_for_one_that_hangs(
+    storage, monkeypatch, pause_s: float, taken: bool
+):
+    over = threading.Event()
+
+    def follow_slowly(*arguments):
+        over.wait(pause_s)
+        follow(*arguments)
+
+    monkeypatch.setattr(orchestration.tracking.mirror, "follow", follow_slowly)
+    tracker = Tracker(storage, "toy", logs=storage / "logs")
+    with tracker._tolerant():
+        tracker._client = tracker._open()
+    for number in range(6):
+        run = make_run(storage, f"slow-{pause_s}-{number}")
+        run.finish("finished")
+        tracker.add(run)
+    tracker.start()
+    began = time.monotonic()
+    assert tracker.close(timeout_s=2.0) == taken
+    assert 2.0 < time.monotonic() - began < 60.0
+    over.set()
+    tracker._thread.join()
 
 
 @pytest.mark.parametrize("name", ["50%41?x=1", "ü 5% #1 $x @a:b"])
