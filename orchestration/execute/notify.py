@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from boxseg.config.criterion import MASK_AP
-from boxseg.errors import BoxSegError
+from boxseg.errors import BoxSegError, StorageError
 from orchestration.config.notify import NotifyConfig
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.record.failures import Failure
@@ -59,7 +59,10 @@ def make_line(folder: RunFolder, spec: RunSpec, error: BaseException | None) -> 
         reason = Failure.of(error).summary if error is not None else "its end could not be written"
         end = f"failed: {reason}"
     else:
-        end = f"{status.status}: {'; '.join(_results(status, spec))}"
+        ended: str = status.status
+        if isinstance(error, StorageError) and status.failure is None:
+            ended += f", but {Failure.of(error).summary}"
+        end = f"{ended}: {'; '.join(_results(status, spec))}"
     line = hide(f"{kind} {spec.name} {folder.path.name} {end}")
     return " ".join(line.split())[:MAX_LETTERS]
 

@@ -56,12 +56,16 @@ def supervise(
         BoxSegError: what ended the run or sweep.
         KeyboardInterrupt: a second signal came.
     """
-    with (
-        StopSignals() as signals,
-        contextlib.nullcontext() if syncer is None else syncer,
-        _supervised(folder, spec, signals, syncer) as supervisor,
-    ):
-        yield supervisor
+    with StopSignals() as signals:
+        try:
+            with (
+                contextlib.nullcontext() if syncer is None else syncer,
+                _supervised(folder, spec, signals, syncer) as supervisor,
+            ):
+                yield supervisor
+        finally:
+            # once its store has all of it, or does not take it
+            tell_end(folder, spec, sys.exc_info()[1])
 
 
 @contextlib.contextmanager
@@ -85,8 +89,6 @@ def _supervised(
         if status.failure is not None:
             raise error_of(status.failure) from error
     finally:
-        # before MLflow has it, which may be away
-        tell_end(folder, spec, sys.exc_info()[1])
         # what could not be written cannot be copied either
         tracker.close(**({} if _end_is_written(folder) else {"timeout_s": 1.0}))
 

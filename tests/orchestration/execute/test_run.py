@@ -221,7 +221,7 @@ def test_a_second_signal_does_not_wait():
 
 def test_a_signal_that_comes_once_a_run_has_ended_does_not_change_its_end(storage):
     before = known(storage)
-    # sent by what is told of the end; the copy for MLflow and the last words are still to come
+    # sent by what is told of the end; the last words are still to come
     notify = {"command": ["sh", "-c", f"kill -INT {os.getpid()}"]}
     with pytest.raises(NonFiniteLossError, match="step 7: the loss is nan"):
         train_run(

@@ -6,6 +6,8 @@ import pytest
 
 from boxseg.engine.checkpoint import find_checkpoint_damage, find_sound
 from boxseg.errors import ConfigError, StorageError
+from orchestration.config.spec import RunSpec
+from orchestration.execute.supervise import supervise
 from orchestration.record.find_runs import find_run
 from orchestration.record.run_folder import RunFolder
 from orchestration.store import client, syncer
@@ -138,6 +140,27 @@ def test_a_run_is_not_taken_for_sent_after_a_fault_that_nobody_thought_of(machin
 
     with pytest.raises(StorageError, match=r"does not have all of it .*ZeroDivisionError"):
         fail()
+
+
+def test_of_a_run_that_its_store_never_took_nobody_hears_that_it_is_there(
+    machines, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(syncer, "GIVE_UP_S", 0.3)
+    told = tmp_path / "told"
+    spec = RunSpec.model_validate(
+        {"notify": {"command": ["sh", "-c", 'echo "$0" > ' + str(told)]}}
+    )
+
+    def run() -> None:
+        with machines.on("a"):
+            folder = make_run(machines.run)
+            with driven(folder.path) as sender, supervise(folder, spec, sender):
+                machines.store.fault = "away"
+                folder.finish("finished")
+
+    with pytest.raises(StorageError, match="does not have all of it"):
+        run()
+    assert " finished, but disk_full: s3://bucket/" in told.read_text()
 
 
 def test_two_drivers_of_one_mirror_are_refused(machines: Machines):
