@@ -183,13 +183,13 @@ def run_with_kills(
         )
         # Until the moment has come; the last process, and one that is faster, ends by itself.
         while moment is not None and not command.ended:
-            watch.run = story.run = story.run or _find_new(place, known)
+            watch.run = story.run = story.run or find_new(place, known)
             if watch.has_begun and moment.phase in ("start", watch.phase()):
                 command.process.join(moment.delay_s)
                 break
             time.sleep(POLL_S)
         if moment is not None and not command.ended:
-            watch.run = story.run = story.run or _find_new(place, known)
+            watch.run = story.run = story.run or find_new(place, known)
             story.kills.append(watch.phase())
             command.kill()
             reported = len(story.run.reports_since(0)[0]) if story.run else 0
@@ -200,7 +200,7 @@ def run_with_kills(
                 story.run = RunFolder(place.folder / NAME / name) if place.has(name) else None
         else:
             story.codes.append(command.wait(LIMIT_S))
-            story.run = story.run or _find_new(place, known)
+            story.run = story.run or find_new(place, known)
             story.longest_s = max(story.longest_s, time.monotonic() - began)
     return story
 
@@ -209,7 +209,8 @@ def _runs_in(place: Place) -> set[str]:
     return {path.parent.name for path in place.folder.glob(f"{NAME}/*/status.json")}
 
 
-def _find_new(place: Place, known: set[str]) -> RunFolder | None:
+def find_new(place: Place, known: set[str]) -> RunFolder | None:
+    """The run or sweep of a place that was not known before; None where there is none."""
     found = _runs_in(place) - known
     return RunFolder(place.folder / NAME / found.pop()) if found else None
 
@@ -260,16 +261,18 @@ def differences(folder: Path, other: Path) -> list[str]:
         if told.get(name) != expected.get(name):
             found.append(f"{name}: {told.get(name)!r:.300}, not {expected.get(name)!r:.300}")
     for pointer in ("last", "best"):
-        for network in ("student", "teacher"):
-            paths = [
-                each / "checkpoints" / pointer / f"{network}.safetensors"
-                for each in (folder, other)
-            ]
-            if not paths[0].exists():
-                found.append(f"{pointer} has no {network}")
-            elif not _same(*map(load_file, paths)):
-                found.append(f"weights of {pointer} {network}")
+        if not same_weights(*(each / "checkpoints" / pointer for each in (folder, other))):
+            found.append(f"weights of {pointer}")
     return found
+
+
+def same_weights(checkpoint: Path, other: Path) -> bool:
+    """Whether a checkpoint has both networks, and they are those of the other one."""
+    paths = [
+        [each / f"{network}.safetensors" for each in (checkpoint, other)]
+        for network in ("student", "teacher")
+    ]
+    return all(path.exists() and _same(load_file(path), load_file(its)) for path, its in paths)
 
 
 def told_by(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 `python tests/tools/kill_runs.py --kills 200` prints a table of the kills by phase; `--store` keeps the runs in an
 object store and the metrics on an MLflow server, and lets a third of the kills take the machine with its disk as well,
-so that another one goes on. It stops at the first wrong end or hang and keeps that folder.
+so that another one goes on. `--sweeps` kills drivers of sweeps and processes of their trials instead, on a cluster
+whose node has the store alone in common with them. It stops at the first wrong end or hang and keeps that folder.
 
 Every kill and every end is a line of `--record`. Started again with the same record, it goes on with what is left; the
 same `--seed` draws the same moments.
@@ -18,21 +19,31 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import drills
+import forked
+import psutil
 from drills import Place
 from faulty_proxy import free_port
+from local_cluster import LocalCluster, local_cluster
 from object_store import BUCKET, ObjectStore, object_store, using
 
 from boxseg.engine.checkpoint import find_checkpoint
+from boxseg.errors import ConfigError
+from orchestration.config.spec import load_sweep
+from orchestration.record.journal import is_concluded
+from orchestration.record.run_folder import RunFolder
+from orchestration.record.table import read_table
 from orchestration.store import mirror
 from orchestration.store.client import place_of
 from orchestration.store.places import storage_folder
+from orchestration.tracking.repair import repair
 from orchestration.tracking.server import mlflow_server
 
 LENGTH_S = 6.0
@@ -41,6 +52,31 @@ MOST_KILLS = 6
 """Of one run."""
 LOST = 1 / 3
 """Share of the kills in which the machine is lost as well, where the runs are in a store."""
+NODE, START_S = "one", 600.0
+"""On which two trials of a sweep train at a time, and how long Ray may take to start there on a busy machine [s]."""
+BUSY = {"RAY_gcs_rpc_server_reconnect_timeout_s": "120", "RAY_health_check_period_ms": "10000"}
+"""So that Ray takes nobody for dead who has to wait for other work of this machine."""
+TRIALS = 3
+SWEEP = {
+    "search": "grid",
+    "trial_scheduler": "none",
+    "metric": "val/box_ap",
+    "space": {"solver.lr": {"choice": [0.003, 0.01, 0.03]}},
+}
+SWEEP_S = 20.0
+"""A sweep takes about so long from when a trial trains [s]."""
+SWEEP_LIMIT_S = 900.0
+"""A command of a sweep that takes longer hangs; it may wait 70 s for the driver before."""
+TRIAL_KILLS = 2
+"""Most kills of trials' processes in a sweep: Ray starts none for the fourth time."""
+SWEEP_PHASES = (
+    "a sweep's start",
+    "a trial",
+    "between trials",
+    "a sweep's end",
+    "a trial's process",
+)
+"""Where the driver is when it is killed, and what is killed instead of it."""
 
 
 def main() -> int:
@@ -49,13 +85,18 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", action="store_true")
+    parser.add_argument("--sweeps", action="store_true", help="in a store, on a cluster")
     parser.add_argument("--record", type=Path)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers end with us
-    folder = Path(tempfile.mkdtemp(prefix="boxseg-kills-"))
+    folder = Path(tempfile.mkdtemp(prefix="kills-"))  # names of Ray's sockets are limited
     record = Record(options.record or folder / "record.jsonl")
-    with (store_bench if options.store else disk_bench)(folder) as bench:
-        faults = kill_runs(bench, record, options.kills, seed=options.seed)
+    if options.sweeps:
+        with store_bench(folder) as bench, cluster_of(bench, folder / "c") as cluster:
+            faults = kill_sweeps(bench, cluster, record, options.kills, seed=options.seed)
+    else:
+        with (store_bench if options.store else disk_bench)(folder) as bench:
+            faults = kill_runs(bench, record, options.kills, seed=options.seed)
     print(record.table())
     if faults:
         print("\n".join([*faults, f"kept in {folder}"]))
@@ -113,7 +154,11 @@ class Record:
         kills, runs = self._of("killed_in"), self._of("run")
         phases = Counter(line["killed_in"] for line in kills)
         lost = Counter(line["killed_in"] for line in kills if line["is_lost"])
-        rows = [f"| {each} | {phases[each]} | {lost[each]} |" for each in drills.PHASES]
+        rows = [
+            f"| {each} | {phases[each]} | {lost[each]} |"
+            for each in (*drills.PHASES, *SWEEP_PHASES)
+            if phases[each]
+        ]
         return "\n".join(
             [
                 "| killed in | times | of them with the machine |",
@@ -185,15 +230,29 @@ def fetch_run(folder: Path) -> Path:
     """
     if mirror.address_of(folder) is None:
         return folder
+    pull(folder)
+    fetch_checkpoints(folder)
+    return folder
+
+
+def pull(folder: Path) -> None:
+    """Have the records of a run or sweep of a store.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
     with mirror.in_hand(folder) as tree:
         tree.pull()
     if not (folder / "status.json").exists():
         raise FileNotFoundError(f"{folder.name} is not in the store")
-    for pointer in (folder / "checkpoints" / "last", folder / "checkpoints" / "best"):
+
+
+def fetch_checkpoints(run: Path) -> None:
+    """Have the checkpoints that `last` and `best` mean, and these links."""
+    for pointer in (run / "checkpoints" / "last", run / "checkpoints" / "best"):
         checkpoint = mirror.fetch_checkpoint(find_checkpoint(pointer))
         if checkpoint != pointer:
             pointer.symlink_to(checkpoint.name)
-    return folder
 
 
 def remove_weights(folder: Path) -> None:
@@ -202,9 +261,211 @@ def remove_weights(folder: Path) -> None:
         store, prefix = place_of(folder)
         keys = [entry.key for entry in store.entries(prefix.rstrip("/"))]
         store.delete([key for key in keys if mirror.is_weights(key.removeprefix(prefix))])
-    for path in folder.glob("checkpoints/*/*"):
+    for path in (*folder.glob("**/checkpoints/*/*"), *folder.glob("best/*")):
         if path.name != "about.json":
             path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class SweepMoment:
+    """When to kill a sweep's driver, or the process of a trial."""
+
+    ended: int
+    """Once so many of its trials have ended; of none, once a trial trains."""
+    delay_s: float
+    of_trial: bool
+    is_lost: bool
+
+    def has_come(self, trials: Sequence[RunFolder]) -> bool:
+        """Whether that many have ended."""
+        statuses = [trial.stored() for trial in trials]
+        if self.ended:
+            return sum(status.is_final for status in statuses) >= self.ended
+        return any(status.step for status in statuses)
+
+
+def draw_sweep_moments(chance: random.Random) -> list[SweepMoment]:
+    """Half of them anywhere, half close to the end of a trial or of the sweep; the later ones later."""
+    moments, of_trials = [], 0
+    for _ in range(chance.randint(1, MOST_KILLS)):
+        ended, longest_s = chance.randint(1, TRIALS), chance.choice((0.0, 0.3, 2.0))
+        if chance.random() < 0.5:
+            ended, longest_s = 0, SWEEP_S
+        of_trial = of_trials < TRIAL_KILLS and ended < TRIALS and chance.random() < 0.4
+        of_trials += of_trial
+        is_lost = not of_trial and chance.random() < LOST
+        moments.append(SweepMoment(ended, chance.uniform(0, longest_s), of_trial, is_lost))
+    return sorted(moments, key=lambda moment: moment.ended)
+
+
+def kill_sweeps(
+    bench: Bench, cluster: LocalCluster, record: Record, wanted: int, *, seed: int
+) -> list[str]:
+    """`kill_runs` of sweeps on a cluster."""
+    resources = {"address": cluster.address, "runner": "inline"}
+    settings = {**bench.settings, "sweep": SWEEP, "resources": resources}
+    experiment = drills.make_experiment(bench.place.output.parent, **settings)
+    calm = bench.seen / drills.NAME / sweep_with_kills(experiment, bench, cluster)
+    with bench.environment:
+        fetch_sweep(calm)
+    while record.kills < wanted:
+        moments = draw_sweep_moments(random.Random(f"{seed} {record.runs}"))
+        try:
+            name = sweep_with_kills(
+                experiment,
+                bench,
+                cluster,
+                moments,
+                on_kill=lambda phase, lost: record.add(killed_in=phase, is_lost=lost),
+            )
+            wrong = sweep_ends_wrong(bench, name, calm, experiment)
+        except (TimeoutError, FileNotFoundError, AssertionError) as error:
+            name, wrong = "unknown", [f"{type(error).__name__}: {error}"]
+        record.add(run=name, wrong=wrong)
+        print(f"{record.kills} kills of {record.runs} sweeps", file=sys.stderr, flush=True)
+        if wrong:
+            return [f"seed {seed}, sweep {record.runs - 1}, {moments}: {name}", *wrong]
+    with bench.environment:
+        # what was killed after its end is copied by the next command
+        list(repair(bench.seen))
+        return drills.tracking_faults(bench.seen, bench.tracking_uri)
+
+
+def sweep_with_kills(
+    experiment: Path,
+    bench: Bench,
+    cluster: LocalCluster,
+    moments: Sequence[SweepMoment] = (),
+    *,
+    on_kill: Callable[[str, bool], object] = lambda *_: None,
+) -> str:
+    """Kill at some moments, go on with `--resume` where the driver was killed, to the end; gives the sweep's name.
+
+    Raises:
+        TimeoutError: a command hung.
+        AssertionError: one ended with another exit code than 0.
+    """
+    place = bench.place
+    known = {path.parent.name for path in place.folder.glob(f"{drills.NAME}/*/status.json")}
+    sweep: RunFolder | None = None
+    command: forked.Command | None = None
+    for moment in (*moments, None):
+        if command is None:
+            resume = ["--resume"] if sweep else []
+            arguments = ["sweep", experiment, f"--set=storage={place.storage}", *resume]
+            environment = {**cluster.environment, **BUSY, **place.environment}
+            command = forked.start(arguments, place.output, environment)
+        if moment is None:
+            break
+        while not command.ended:
+            sweep = sweep or drills.find_new(place, known)
+            if sweep is not None and moment.has_come(trials_of(sweep)):
+                command.process.join(moment.delay_s)
+                break
+            time.sleep(drills.POLL_S)
+        if command.ended:
+            break
+        processes = trial_processes(cluster)
+        if moment.of_trial and processes:
+            on_kill(SWEEP_PHASES[-1], False)
+            processes[0].kill()
+            continue
+        on_kill(phase_of(sweep), moment.is_lost)
+        command.kill()
+        command = None
+        if moment.is_lost:
+            place.replace_machine()
+            name = sweep.path.name if sweep else ""
+            sweep = RunFolder(place.folder / drills.NAME / name) if place.has(name) else None
+        if sweep is not None and has_concluded(bench, sweep.path.name):
+            return sweep.path.name
+    assert command is not None
+    code = command.wait(SWEEP_LIMIT_S)
+    sweep = sweep or drills.find_new(place, known)
+    assert sweep is not None
+    # one that was killed after its end is refused, and what the store lacked goes there
+    is_over = code == 2 and has_concluded(bench, sweep.path.name)
+    assert code == 0 or is_over, f"exit code {code}: {command.text()[-3000:]}"
+    return sweep.path.name
+
+
+def has_concluded(bench: Bench, name: str) -> bool:
+    """Whether the store has a sweep's end, so that nothing is left to go on with."""
+    with bench.environment, contextlib.suppress(FileNotFoundError, ConfigError):
+        folder = bench.seen / drills.NAME / name
+        pull(folder)
+        return is_concluded(RunFolder(folder))
+    return False
+
+
+def trials_of(sweep: RunFolder) -> list[RunFolder]:
+    """Those that have begun."""
+    return [RunFolder(path.parent) for path in sorted(sweep.path.glob("*-0?/status.json"))]
+
+
+def phase_of(sweep: RunFolder | None) -> str:
+    """Where a driver is."""
+    statuses = [] if sweep is None else [trial.stored() for trial in trials_of(sweep)]
+    ended = sum(status.is_final for status in statuses)
+    if ended == TRIALS:
+        return "a sweep's end"
+    if any(status.status == "running" for status in statuses):
+        return "a trial"
+    return "between trials" if ended else "a sweep's start"
+
+
+def trial_processes(cluster: LocalCluster) -> list[psutil.Process]:
+    """Processes that train on a cluster, by the name that Ray gives them."""
+    found = []
+    for each in cluster.processes(NODE):
+        with contextlib.suppress(psutil.Error):
+            if each.cmdline()[:1] and each.cmdline()[0].startswith("ray::ImplicitFunc"):
+                found.append(each)
+    return found
+
+
+def fetch_sweep(folder: Path) -> None:
+    """`fetch_run` of all trials of a sweep, and its best checkpoint."""
+    pull(folder)
+    for trial in trials_of(RunFolder(folder)):
+        fetch_checkpoints(trial.path)
+    mirror.fetch_checkpoint(folder / "best")
+
+
+def sweep_ends_wrong(bench: Bench, name: str, calm: Path, experiment: Path) -> list[str]:
+    """In what a sweep differs from the undisturbed one, for another machine; its weights are removed."""
+    with bench.environment:
+        folder = bench.seen / drills.NAME / name
+        fetch_sweep(folder)
+        spec = load_sweep(experiment, [])
+        tables = [read_table(each, spec).ranked() for each in (folder, calm)]
+        rows = [
+            [(row.id[-2:], row.status, row.values, row.value, row.step) for row in table]
+            for table in tables
+        ]
+        wrong = [] if rows[0] == rows[1] else [f"the table is {rows[0]}, not {rows[1]}"]
+        for trial, other in zip(*(map(trials_of, map(RunFolder, (folder, calm)))), strict=True):
+            wrong += [
+                f"{trial.path.name}: {each}" for each in drills.differences(trial.path, other.path)
+            ]
+        if not drills.same_weights(folder / "best", calm / "best"):
+            wrong.append("weights of the sweep's best")
+        if not (folder / "report" / "index.html").exists():
+            wrong.append("no report")
+        if not wrong:
+            remove_weights(folder)
+    return wrong
+
+
+@contextlib.contextmanager
+def cluster_of(bench: Bench, folder: Path) -> Iterator[LocalCluster]:
+    """A head and a node that have the store alone in common with drivers."""
+    folder.mkdir()
+    assert isinstance(bench.place, StorePlace)
+    variables = bench.place.store.environment | BUSY
+    with local_cluster(folder, mirrors=True, more=variables) as cluster:
+        cluster.add_node(NODE, cpus=2, seconds=START_S)
+        yield cluster
 
 
 @contextlib.contextmanager
@@ -259,7 +520,7 @@ class StorePlace(Place):
 
     def __init__(self, store: ObjectStore, folder: Path) -> None:
         """Begin with the first machine; their disks are in `folder`."""
-        self._store, self._disks, self._number = store, folder, 0
+        self.store, self._disks, self._number = store, folder, 0
         super().__init__(f"s3://{BUCKET}/runs", folder, folder / "output.txt")
         self._begin()
 
@@ -271,7 +532,7 @@ class StorePlace(Place):
 
     def has(self, run: str) -> bool:
         """Whether the store knows the run."""
-        with using(self._store, self._disk):
+        with using(self.store, self._disk):
             objects, prefix = place_of(self.folder / drills.NAME / run)
             return any(
                 entry.key == f"{prefix}status.json" for entry in objects.entries(prefix[:-1])
@@ -279,8 +540,8 @@ class StorePlace(Place):
 
     def _begin(self) -> None:
         self._disk.mkdir()
-        self.environment = self._store.environment | {"BOXSEG_CACHE": str(self._disk)}
-        with using(self._store, self._disk):
+        self.environment = self.store.environment | {"BOXSEG_CACHE": str(self._disk)}
+        with using(self.store, self._disk):
             self.folder = storage_folder(self.storage)
 
     @property

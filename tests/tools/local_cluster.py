@@ -80,7 +80,12 @@ class LocalCluster:
         wait_for(lambda: answers(dashboard), what="the dashboard")
 
     def add_node(
-        self, name: str, *, cpus: int = 1, instead_of_storage: Path | None = None
+        self,
+        name: str,
+        *,
+        cpus: int = 1,
+        instead_of_storage: Path | None = None,
+        seconds: float = 120,
     ) -> None:
         """Start one more node; it may see another folder where the others see the storage."""
         before = (
@@ -90,7 +95,9 @@ class LocalCluster:
         )
         self._start(name, f"--address={self.address}", f"--num-cpus={cpus}", before=before)
         log = self.folder / f"{name}.log"
-        wait_for(lambda: "Ray runtime started" in log.read_text(), what=f"node {name}")
+        wait_for(
+            lambda: "Ray runtime started" in log.read_text(), what=f"node {name}", seconds=seconds
+        )
 
     def processes(self, name: str) -> list[psutil.Process]:
         """All processes of a node."""
