@@ -25,13 +25,7 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
     """
     from boxseg.coco.checks import read_annotations
 
-    for path in (annotations, *([images] if images is not None else [])):
-        # `s3://bucket` is `s3:/bucket` as a path
-        if path.parts[:1] in (("s3:",), ("gs:",), ("az:",)):
-            raise ConfigError(
-                f"{path.parts[0]}//{'/'.join(path.parts[1:])}: is in an object store; copy it here, or name it as "
-                "data.train of an experiment file, which is fetched"
-            )
+    refuse_addresses(annotations, images)
     refuse_folder(annotations)
     if images is not None:
         if not images.is_dir():
@@ -59,6 +53,21 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
     raise ConfigError(
         f"{annotations}: its image {name} is not in {looked}; name the folder with --images"
     )
+
+
+def refuse_addresses(*paths: Path | None) -> None:
+    """Refuse what is in an object store, for commands that read files of this machine alone.
+
+    Raises:
+        ConfigError: one of them is an address.
+    """
+    for path in filter(None, paths):
+        # `s3://bucket` is `s3:/bucket` as a path
+        if path.parts[:1] in (("s3:",), ("gs:",), ("az:",)):
+            raise ConfigError(
+                f"{path.parts[0]}//{'/'.join(path.parts[1:])}: is in an object store; copy it here, or name a COCO "
+                "file as data.train of an experiment file, which is fetched"
+            )
 
 
 def find_boxes(data: Path, images: Path | None, *, imports: Path) -> CocoSource:

@@ -180,8 +180,9 @@ def import_(
     from boxseg.coco.writer import require_objects
     from boxseg.files.images import tell_paged
     from boxseg.formats.convert import convert
-    from boxseg.formats.find import find_source
+    from boxseg.formats.find import find_source, refuse_addresses
 
+    refuse_addresses(source, images, *(exclude or ()))
     excluded = set()
     for path in exclude or ():
         for entry in read_well_formed(path, whole=False)["images"]:
@@ -293,8 +294,9 @@ def split(
 ) -> None:
     """Split a COCO file into two, to train on and to validate on; the same call gives the same split."""
     from boxseg.coco.split import split_coco
-    from boxseg.formats.find import find_source
+    from boxseg.formats.find import find_source, refuse_addresses
 
+    refuse_addresses(target, images)
     parts = split_coco(target, val=val, group=group, seed=seed)
     folder = find_source(target, images).images
     _write_splits({name: (folder, content) for name, content in parts.items()}, output, as_json)

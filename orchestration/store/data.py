@@ -81,8 +81,10 @@ def fetch_data(spec: RunSpec, tell: Tell = logger.info) -> None:
     _fetch(spec, tell, patience_s=PATIENCE_S)
 
 
-def fetch_files(folder: Path, names: Iterable[str], *, setting: str, tell: Tell) -> None:
-    """Have files below a prefix on this machine, as `fetch_data` does.
+def fetch_files(
+    folder: Path, names: Iterable[str], *, setting: str, tell: Tell
+) -> dict[str, list[str]]:
+    """Have files below a prefix on this machine, as `fetch_data` does; gives the files of each tar file among them.
 
     Args:
         folder: The folder that stands for the prefix.
@@ -90,7 +92,7 @@ def fetch_files(folder: Path, names: Iterable[str], *, setting: str, tell: Tell)
         setting: Who names them, for messages.
         tell: Hears how far it has come.
     """
-    _Folder(folder, setting, tell, PATIENCE_S).fetch(names)
+    return _Folder(folder, setting, tell, PATIENCE_S).fetch(names)
 
 
 def _fetch(spec: RunSpec, tell: Tell, *, patience_s: float, most: int | None = None) -> None:
@@ -135,8 +137,8 @@ class _Folder:
         self._setting, self._tell, self._patience_s = setting, tell, patience_s
         self._known: dict[str, _Version] = {}
 
-    def fetch(self, names: Iterable[str], *, most: int | None = None) -> None:
-        """Have the named files here in the version that the store has.
+    def fetch(self, names: Iterable[str], *, most: int | None = None) -> dict[str, list[str]]:
+        """Have the named files here in the version that the store has; gives the files of the named tar files.
 
         Args:
             names: Below the prefix; what is not there may be in tar files.
@@ -154,12 +156,13 @@ class _Folder:
                     f"{self._setting}: {len(missing)} of {len(names)} files, such as {missing[0]}, are not in "
                     f"{shown(self.path)}; correct the address or the names, or upload them"
                 )
-            wanted = [
-                listed[name] for name in names if name in listed and not self._has(listed[name])
-            ]
+            asked = {name: listed[name] for name in names if name in listed}
             if missing and most is None:
-                wanted += self._incomplete(tars.values())
-            wanted = wanted[:most]
+                asked |= tars
+            damaged = {
+                version.etag for name, version in self._known.items() if not self._is_whole(name)
+            }
+            wanted = [entry for entry in asked.values() if not self._has(entry, damaged)][:most]
             self._refuse_changes(wanted)
             _make_room(self.path, sum(entry.size for entry in wanted))
             for left in self.path.glob(f"{UNFINISHED}*"):
@@ -168,6 +171,7 @@ class _Folder:
             if missing and most is None:
                 self._require(missing)
             _use(self.path)
+        return {name: self._members(listed[name]) for name in names if name in tars}
 
     def _list(self, names: list[str]) -> dict[str, Entry]:
         """The objects by their names below the prefix; of a single one nothing else is asked for."""
@@ -180,9 +184,16 @@ class _Folder:
     def _name(self, entry: Entry) -> str:
         return entry.key.removeprefix(self.prefix)
 
-    def _has(self, entry: Entry) -> bool:
-        known = self._known.get(self._name(entry))
-        return known == _Version(entry.etag, entry.size) and self._is_whole(self._name(entry))
+    def _has(self, entry: Entry, damaged: set[str]) -> bool:
+        """Whether a file is here, of a tar file its members; `damaged` are the versions of which something is not."""
+        name = self._name(entry)
+        is_whole = entry.etag not in damaged if name.endswith(TAR) else self._is_whole(name)
+        return is_whole and self._known.get(name) == _Version(entry.etag, entry.size)
+
+    def _members(self, tar: Entry) -> list[str]:
+        """The files that were unpacked from it."""
+        names = (name for name, version in self._known.items() if version.etag == tar.etag)
+        return [name for name in names if not name.endswith(TAR)]
 
     def _is_whole(self, name: str) -> bool:
         if name.endswith(TAR):  # its files are here instead
@@ -191,18 +202,6 @@ class _Folder:
             return (self.path / name).stat().st_size == self._known[name].size
         except (OSError, KeyError):
             return False
-
-    def _incomplete(self, tars: Iterable[Entry]) -> list[Entry]:
-        """The tar files that are not unpacked here, or of which a file is missing."""
-        damaged = {
-            version.etag for name, version in self._known.items() if not self._is_whole(name)
-        }
-        known = {name: version for name, version in self._known.items() if name.endswith(TAR)}
-        return [
-            tar
-            for tar in tars
-            if known.get(self._name(tar)) != _Version(tar.etag, tar.size) or tar.etag in damaged
-        ]
 
     def _require(self, names: list[str]) -> None:
         missing = [name for name in names if not self._is_whole(name)]

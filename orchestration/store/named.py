@@ -8,7 +8,7 @@ from boxseg.config.method import CocoSource
 from boxseg.errors import ConfigError
 from boxseg.files.images import IMAGE_ENDINGS
 from orchestration.store.client import place_of
-from orchestration.store.data import Tell, fetch_files, listed_images
+from orchestration.store.data import TAR, Tell, fetch_files, listed_images
 from orchestration.store.places import address_of, storage_folder
 
 
@@ -26,7 +26,7 @@ def fetch_named(annotations: Path, images: Path | None, tell: Tell) -> tuple[Pat
     if address_of(file) is not None:
         if file.suffix != ".json":
             raise ConfigError(
-                f"{address_of(file)}: a COCO file ends in .json; folders of YOLO and VOC have to be on this machine"
+                f"{address_of(file)}: a COCO file ends in .json; copy a folder of YOLO or VOC to this machine"
             )
         if folder is None:
             raise ConfigError(
@@ -42,8 +42,10 @@ def fetch_named(annotations: Path, images: Path | None, tell: Tell) -> tuple[Pat
 def fetch_pictures(source: str, tell: Tell) -> list[str]:
     """The files of this machine that a source means: of an address the object, or all images below it; else itself.
 
+    Of tar files it means the images that are in them.
+
     Raises:
-        ConfigError: there is neither an object of this name nor an image below it.
+        ConfigError: there is neither an object of this name nor an image below it, or in its tar files.
         StorageError, ResourceError: see `fetch_named`.
     """
     path = _place(Path(source), "SOURCE")
@@ -54,14 +56,20 @@ def fetch_pictures(source: str, tell: Tell) -> list[str]:
         store.entry(prefix.rstrip("/"))
         path, names = path.parent, [path.name]
     except FileNotFoundError:
-        below = (entry.key.removeprefix(prefix) for entry in store.entries(prefix.rstrip("/")))
-        names = sorted(name for name in below if Path(name).suffix.lower() in IMAGE_ENDINGS)
-    if not names:
+        names = [entry.key.removeprefix(prefix) for entry in store.entries(prefix.rstrip("/"))]
+        names = [name for name in names if name.endswith(TAR) or _is_image(name)]
+    tars = fetch_files(path, names, setting="SOURCE", tell=tell) if names else {}
+    packed = [name for members in tars.values() for name in members if _is_image(name)]
+    found = sorted({*names, *packed} - tars.keys())
+    if not found:
         raise ConfigError(
-            f"{source}: there is no such object, and no image below it; correct the address"
+            f"{source}: there is no such object, and no image below it or in its tar files; correct the address"
         )
-    fetch_files(path, names, setting="SOURCE", tell=tell)
-    return [str(path / name) for name in names]
+    return [str(path / name) for name in found]
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_ENDINGS
 
 
 def _place(path: Path, setting: str) -> Path:

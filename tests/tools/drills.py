@@ -122,6 +122,10 @@ class Place:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Of that machine."""
 
+    def runs(self) -> set[str]:
+        """Names of the runs and sweeps that are there."""
+        return {path.parent.name for path in self.folder.glob(f"{NAME}/*/status.json")}
+
     def replace_machine(self) -> None:
         """Go on with another one, which has nothing of it yet."""
         raise NotImplementedError("a folder goes with its machine")
@@ -170,7 +174,7 @@ def run_with_kills(
         TimeoutError: a process hung.
     """
     story = Story()
-    known = _runs_in(place)
+    known = place.runs()
     reported = 0  # how many reports earlier processes wrote
     for moment in (*moments, None):
         resume = ["--resume", story.folder.name] if story.run else []
@@ -205,13 +209,10 @@ def run_with_kills(
     return story
 
 
-def _runs_in(place: Place) -> set[str]:
-    return {path.parent.name for path in place.folder.glob(f"{NAME}/*/status.json")}
-
-
 def find_new(place: Place, known: set[str]) -> RunFolder | None:
     """The run or sweep of a place that was not known before; None where there is none."""
-    found = _runs_in(place) - known
+    here = {path.parent.name for path in place.folder.glob(f"{NAME}/*/status.json")}
+    found = here - known
     return RunFolder(place.folder / NAME / found.pop()) if found else None
 
 

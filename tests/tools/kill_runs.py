@@ -346,7 +346,7 @@ def sweep_with_kills(
         AssertionError: one ended with another exit code than 0.
     """
     place = bench.place
-    known = {path.parent.name for path in place.folder.glob(f"{drills.NAME}/*/status.json")}
+    known = bench.place.runs()
     sweep: RunFolder | None = None
     command: forked.Command | None = None
     for moment in (*moments, None):
@@ -529,6 +529,12 @@ class StorePlace(Place):
         shutil.rmtree(self._disk)
         self._number += 1
         self._begin()
+
+    def runs(self) -> set[str]:
+        """Those that the machine knows, and all that it may hear of."""
+        with using(self.store, self._disk):
+            objects, prefix = place_of(self.folder / drills.NAME)
+            return super().runs() | set(objects.folders(prefix.rstrip("/")))
 
     def has(self, run: str) -> bool:
         """Whether the store knows the run."""

@@ -1,6 +1,7 @@
 """Files of a store that a command names by their address."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from orchestration.cli.app import run
 from orchestration.store import data as store_data
 from orchestration.store.client import Store
+from orchestration.store.places import storage_folder
 
 
 @pytest.fixture
@@ -58,6 +60,29 @@ def test_a_picture_and_all_below_a_prefix_are_predicted(photos, trained_run, mac
     assert predict(f"{photos}/") == names
 
 
+def test_pictures_in_tar_files_are_predicted_too(photos, trained_run, machines, tmp_path, capsys):
+    names = sorted(path.name for path in trained_run.val.images.iterdir())
+    packed = tmp_path / "packed.tar"
+    with tarfile.open(packed, "w") as tar:
+        for name in names[:2]:
+            tar.add(trained_run.val.images / name, f"more/again-{name}")
+        tar.add(trained_run.val.annotations, "boxes.json")
+    Store("s3://bucket").upload(f"{photos.removeprefix('s3://bucket/')}/images/packed.tar", packed)
+
+    def predict(source: str) -> list[str]:
+        command = ["predict", str(trained_run.checkpoint), source, "--no-overlays", "--json"]
+        assert run(command) == 0
+        images = json.loads(capsys.readouterr().out)["images"]
+        return sorted(Path(image["file_name"]).name for image in images)
+
+    again = [f"again-{name}" for name in names[:2]]
+    assert predict(f"{photos}/images") == sorted([*names, *again])
+    assert predict(f"{photos}/images/packed.tar") == again
+    # one that has gone here is unpacked once more
+    next(storage_folder(f"{photos}/images").glob("more/again-*")).unlink()
+    assert predict(f"{photos}/images/packed.tar") == again
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
@@ -66,6 +91,8 @@ def test_a_picture_and_all_below_a_prefix_are_predicted(photos, trained_run, mac
         (["label", "{}/other.json", "--images", "{}"], 3, "such as other.json, are not in s3://"),
         (["label", "{}/masks.json", "--images", "{}"], 3, "--images: "),
         (["predict", "RUN", "{}/none"], 2, "no such object, and no image below it"),
+        (["data", "split", "{}/masks.json", "--output", "x"], 2, "is in an object store; copy"),
+        (["data", "import", "{}/a", "--from", "voc", "--output", "x"], 2, "is in an object store"),
         (["predict", "RUN", "s3://../x"], 2, "is no address that data can have"),
     ],
 )
