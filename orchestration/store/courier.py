@@ -275,9 +275,9 @@ class Courier:
         found = _best_in(status)
         step = found["best_step"]
         if step is not None:
-            checkpoint = folder_of(self._run.path / "checkpoints", step)
-            is_told = f"checkpoints/{checkpoint.name}/{ABOUT}" in changes
-            if not (is_told or self.has_sent(checkpoint)):
+            about = f"checkpoints/{folder_of(self._run.path, step).name}/{ABOUT}"
+            gone = {name for name, content in changes.items() if content is None}
+            if about not in (self._known.keys() | changes.keys()) - gone:
                 return False
         self._best = found
         return True

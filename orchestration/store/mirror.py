@@ -183,10 +183,9 @@ class Mirror:
         try:
             complete = [name for name in abouts if self.send_weights(name)]
             waiting = {*abouts, *filter(tells_of_others, changed)} - {*complete}
-            for name in sorted({*changed} - waiting, key=place):
-                self._send(name)
+            sent = {name for name in sorted({*changed} - waiting, key=place) if self._send(name)}
             # else training was faster than the store: the next time, with newer ones
-            if len(complete) == len(abouts):
+            if sent.issuperset(abouts):
                 for name in sorted(told, key=place):
                     self._write(name, *told[name])
                 self._remove(gone)
@@ -248,11 +247,15 @@ class Mirror:
                 told[name] = about, (self.folder / name).read_bytes()
         return told
 
-    def _send(self, name: str) -> None:
+    def _send(self, name: str) -> bool:
+        """Send a record, unless it has gone meanwhile, which it tells."""
         path = self.folder / name
-        with contextlib.suppress(FileNotFoundError):
-            about = path.stat()
-            self._write(name, about, path.read_bytes())
+        try:
+            about, content = path.stat(), path.read_bytes()
+        except FileNotFoundError:
+            return False
+        self._write(name, about, content)
+        return True
 
     def _write(self, name: str, about: os.stat_result, content: bytes) -> None:
         etag = self.store.write(self.prefix + name, content)
