@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -39,6 +42,12 @@ PART_BYTES = 2**24
 """A larger file goes in parts of this size, each a request."""
 PARTS_AT_ONCE = 4
 """Parts of a large file that are on their way together."""
+
+
+PAUSE_S = (0.5, 10.0)
+"""Shortest and longest time between two tries of `patiently` [s]."""
+
+logger = logging.getLogger("boxseg.store")
 
 
 class StoreAwayError(StorageError):
@@ -227,6 +236,27 @@ class Store:
             f"{self.address}/{key}: the store does not answer as it should ({_cause(error)}); check the "
             f"network{server}, or try again later"
         )
+
+
+def patiently(
+    ask: Callable[[], Answer], patience_s: float, stop: threading.Event | None = None
+) -> Answer:
+    """Ask until the store answers; nothing is lost while it is away.
+
+    Raises:
+        StoreAwayError: it was away for so long, or we are to stop.
+    """
+    stop = stop or threading.Event()
+    began, pause = time.monotonic(), PAUSE_S[0]
+    while True:
+        try:
+            return ask()
+        except StoreAwayError as error:
+            if time.monotonic() - began > patience_s or stop.is_set():
+                raise
+            logger.warning("%s; trying again", error)
+        stop.wait(pause)
+        pause = min(2 * pause, PAUSE_S[1])
 
 
 def place_of(folder: Path) -> tuple[Store, str]:

@@ -10,7 +10,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -21,6 +21,7 @@ from boxseg.errors import BoxSegError, StorageError
 from boxseg.files.writing import make_folder, write_atomic
 from orchestration.record.files import to_json
 from orchestration.record.run_folder import RunFolder
+from orchestration.store.client import patiently
 from orchestration.store.desk import DeskLine
 from orchestration.store.mirror import (
     DROVE,
@@ -110,7 +111,7 @@ class Courier:
         for name, content in records.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / name, content, durable=False)
-        _patiently(lambda: fetch_newest(folder / "checkpoints"))
+        patiently(lambda: fetch_newest(folder / "checkpoints"), BEGIN_S)
         self._best = _best_in(records.get(STATUS, b"{}"))
         self._mirror = Mirror(folder)
         for name, about in records_of(folder).items():
@@ -119,7 +120,7 @@ class Courier:
                 self._sent[name] = about.st_ino
         if self._leads:
             # what was kept: other ranks fetch it from the store
-            _patiently(self._send_weights)
+            patiently(self._send_weights, BEGIN_S)
             self._tell()
             (folder / MARK).write_text(self.mark)
             for thread in self._threads:
@@ -306,18 +307,4 @@ def bring_patiently(path: Path) -> None:
     Raises:
         StorageError: it is away for long, or refuses us.
     """
-    _patiently(lambda: bring(path))
-
-
-def _patiently(work: Callable[[], None]) -> None:
-    """Do something with the store, which may be away for a while."""
-    deadline, pause = time.monotonic() + BEGIN_S, TELL_S
-    while True:
-        try:
-            work()
-            return
-        except StorageError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(pause)
-            pause = min(2 * pause, MOST_WAIT_S)
+    patiently(lambda: bring(path), BEGIN_S)

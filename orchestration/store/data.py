@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from boxseg.coco.checks import read_well_formed
 from boxseg.config.method import CocoSource
@@ -30,7 +29,7 @@ from boxseg.files.writing import write_atomic
 from orchestration.config.spec import RunSpec
 from orchestration.errors import ResourceError
 from orchestration.record.files import file_lock
-from orchestration.store.client import Entry, StoreAwayError, place_of
+from orchestration.store.client import Entry, StoreAwayError, patiently, place_of
 from orchestration.store.places import address_of, mirrors, shown
 
 INDEX, FETCH_LOCK, USE_LOCK = ".data.json", ".data.fetch", ".data.use"
@@ -46,8 +45,6 @@ AT_ONCE = 32
 """Files that are on their way together: latency is shared by so many."""
 PATIENCE_S = 600.0
 """How long a store may be away before a run gives up [s]; it is asked again all the while."""
-PAUSE_S = (0.5, 10.0)
-"""Shortest and longest time between two tries [s]."""
 TELL_S = 10.0
 """Time between two lines about the progress, and between two writes of the index [s]."""
 
@@ -148,7 +145,7 @@ class _Folder:
         names = list(dict.fromkeys(names))
         with _waiting_for(self.path, self._tell):
             self._known = self._read_index()
-            listed = _patiently(lambda: self._list(names), self._patience_s)
+            listed = patiently(lambda: self._list(names), self._patience_s)
             tars = {name: entry for name, entry in listed.items() if name.endswith(TAR)}
             missing = [name for name in names if name not in listed]
             if missing and not tars:
@@ -263,7 +260,7 @@ class _Folder:
             return etag
 
         try:
-            etag = _patiently(download, self._patience_s, stop)
+            etag = patiently(download, self._patience_s, stop)
         except FileNotFoundError as error:
             raise DataError(f"{shown(self.path / name)}: has gone; upload it again") from error
         new = {}
@@ -309,27 +306,6 @@ def _unpack(tar: Path, folder: Path, address: str) -> Iterator[str]:
                 yield name
     except tarfile.TarError as error:
         raise DataError(f"{address}: is no tar file ({error}); pack it again") from error
-
-
-def _patiently(
-    ask: Callable[[], Any], patience_s: float, stop: threading.Event | None = None
-) -> Any:
-    """Ask until the store answers; nothing is lost while it is away.
-
-    Raises:
-        StoreAwayError: it was away for so long, or we are to stop.
-    """
-    stop = stop or threading.Event()
-    began, pause = time.monotonic(), PAUSE_S[0]
-    while True:
-        try:
-            return ask()
-        except StoreAwayError as error:
-            if time.monotonic() - began > patience_s or stop.is_set():
-                raise
-            logger.warning("%s; trying again", error)
-        stop.wait(pause)
-        pause = min(2 * pause, PAUSE_S[1])
 
 
 def _make_room(folder: Path, needed: int) -> None:

@@ -94,7 +94,7 @@ class Pictures:
 @pytest.fixture
 def pictures(machines, monkeypatch):
     monkeypatch.setattr(store_data, "SPARE_BYTES", 0)
-    monkeypatch.setattr(store_data, "PAUSE_S", (0.02, 0.02))
+    monkeypatch.setattr(client, "PAUSE_S", (0.02, 0.02))
     monkeypatch.setattr(store_data, "_used", {})
     with machines.on("one"):
         made = Pictures(
