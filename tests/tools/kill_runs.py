@@ -52,8 +52,9 @@ MOST_KILLS = 6
 """Of one run."""
 LOST = 1 / 3
 """Share of the kills in which the machine is lost as well, where the runs are in a store."""
-NODE, START_S = "one", 600.0
-"""On which two trials of a sweep train at a time, and how long Ray may take to start there on a busy machine [s]."""
+NODE, START_S, STARTS = "one", 200.0, 5
+"""On which two trials of a sweep train at a time; how long Ray may take to start there on a busy machine [s], and how
+often that is tried."""
 BUSY = {"RAY_gcs_rpc_server_reconnect_timeout_s": "120", "RAY_health_check_period_ms": "10000"}
 """So that Ray takes nobody for dead who has to wait for other work of this machine."""
 TRIALS = 3
@@ -460,12 +461,21 @@ def sweep_ends_wrong(bench: Bench, name: str, calm: Path, experiment: Path) -> l
 @contextlib.contextmanager
 def cluster_of(bench: Bench, folder: Path) -> Iterator[LocalCluster]:
     """A head and a node that have the store alone in common with drivers."""
-    folder.mkdir()
     assert isinstance(bench.place, StorePlace)
     variables = bench.place.store.environment | BUSY
-    with local_cluster(folder, mirrors=True, more=variables) as cluster:
-        cluster.add_node(NODE, cpus=2, seconds=START_S)
-        yield cluster
+    for attempt in range(STARTS):
+        with contextlib.ExitStack() as stack:
+            place = folder / str(attempt)
+            place.mkdir(parents=True)
+            try:
+                cluster = stack.enter_context(local_cluster(place, mirrors=True, more=variables))
+                cluster.add_node(NODE, cpus=2, seconds=START_S)
+            except AssertionError as error:
+                print(f"Ray did not start: {error}", file=sys.stderr, flush=True)
+                continue
+            yield cluster
+            return
+    raise TimeoutError(f"Ray did not start {STARTS} times")
 
 
 @contextlib.contextmanager
