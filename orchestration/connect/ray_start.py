@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from orchestration.errors import ResourceError
-from orchestration.planning.cores import count_cpus
+from orchestration.planning.machine import count_cpus
 from orchestration.proxies import spare_loopback
 from orchestration.record.scratch import scratch_folder
 

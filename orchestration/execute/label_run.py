@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from orchestration.planning.recipe import Machine, Recipe, make_recipe
 from orchestration.record.files import digest
 from orchestration.record.find_runs import list_runs
 from orchestration.record.progress import counted
-from orchestration.record.records import RULES, read_record
+from orchestration.record.records import read_record
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.store.mirror import pull_tree
 from orchestration.store.places import shown
@@ -38,21 +38,6 @@ WORDS = {"data": "DATA", "train_on": "--train-on", "minutes": "--minutes", "sett
 NEW_OUTPUT = "name another --output, or remove it"
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What a recipe was chosen for."""
-
-    __pydantic_config__ = RULES
-
-    data: str
-    """Digest of the boxes to label."""
-    train_on: str
-    """Digest of the boxes to learn from."""
-    minutes: float | None
-    settings: list[str]
-    """What was asked for with --set."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +113,14 @@ class LabelTask:
         _, recipe = self.choose(step_s=_time_update(spec))
         tell(f"{time_told(recipe)}; recipe: {self.recipe_path}")
         make_folder(self.folder)
-        write_atomic(self.folder / REQUEST, json.dumps(asdict(self._request()), indent=1))
+        write_atomic(self.folder / REQUEST, json.dumps(self._request(), indent=1))
         write_atomic(self.recipe_path, recipe.text())
         return self.recipe_path
 
     def _is_going_on(self) -> bool:
         """Whether a recipe is there, chosen for the same request."""
         try:
-            earlier = read_record(self.folder / REQUEST, _Request, way_out=NEW_OUTPUT)
+            earlier = read_record(self.folder / REQUEST, dict[str, Any], way_out=NEW_OUTPUT)
         except FileNotFoundError:
             if self.recipe_path.exists():
                 message = f"{self.recipe_path}: is of another origin; {NEW_OUTPUT}"
@@ -143,20 +128,21 @@ class LabelTask:
             return False
         if not self.recipe_path.exists():
             return False
-        before, now = asdict(earlier), asdict(self._request())
-        changed = [WORDS[name] for name, value in now.items() if value != before[name]]
+        now = self._request()
+        changed = [WORDS[name] for name, value in now.items() if value != earlier.get(name)]
         if changed:
             parts = ", ".join(changed)
             raise ConfigError(f"{self.recipe_path}: was chosen for another {parts}; {NEW_OUTPUT}")
         return True
 
-    def _request(self) -> _Request:
-        return _Request(
-            data=digest(self.data.annotations),
-            train_on=digest(self.train_on.annotations),
-            minutes=self.minutes,
-            settings=list(self.overrides),
-        )
+    def _request(self) -> dict[str, Any]:
+        """What a recipe is chosen for: the content of the files, not their names, and what was asked for."""
+        return {
+            "data": digest(self.data.annotations),
+            "train_on": digest(self.train_on.annotations),
+            "minutes": self.minutes,
+            "settings": list(self.overrides),
+        }
 
 
 def time_told(recipe: Recipe) -> str:

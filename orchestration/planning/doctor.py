@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from boxseg.errors import BoxSegError
-from orchestration.planning.cores import count_cpus, read_quota
+from orchestration.planning.machine import count_cpus, read_quota
 from orchestration.planning.preflight import check_storage, find_address_fault, free_bytes
 from orchestration.record.scratch import RAY_LETTERS, find_place
 from orchestration.store.places import shown

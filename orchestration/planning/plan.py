@@ -19,8 +19,8 @@ from orchestration.config.resolved import read_resolved
 from orchestration.config.space import count_settings
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.planning import preflight
-from orchestration.planning.cores import count_cpus
 from orchestration.planning.estimate import estimate_step
+from orchestration.planning.machine import count_cpus, count_gpus
 from orchestration.record.find_runs import list_runs
 from orchestration.record.journal import count_ended
 from orchestration.record.origin import check_same_data, look_at_data
@@ -211,7 +211,7 @@ def _concurrency(spec: RunSpec, trials: int) -> int | None:
     if preflight.uses_cluster(spec):
         most = spec.sweep.concurrency
         return None if most is None else min(most, trials)
-    gpus = preflight.count_gpus() if spec.resources.gpus_per_worker else 0
+    gpus = count_gpus() if spec.resources.gpus_per_worker else 0
     machine = {"CPU": count_cpus(), "GPU": gpus}
     return min(preflight.concurrency(spec, [machine]), trials)
 

@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from boxseg.errors import BoxSegError, CheckpointError, ConfigError, DataError
 from orchestration.config.space import count_settings, possible_values
 from orchestration.config.spec import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, SweepSpec
 from orchestration.errors import ResourceError
-from orchestration.planning.cores import count_cpus
+from orchestration.planning.machine import count_cpus, count_gpus
 from orchestration.record.find_runs import find_start
 from orchestration.store.client import place_of
 from orchestration.store.data import fetch_annotations
@@ -162,25 +161,6 @@ def runner_of(spec: RunSpec) -> Literal["inline", "ray_train"]:
         return resources.runner
     needs_ray = resources.workers > 1 or resources.gpus_per_worker or uses_cluster(spec)
     return "ray_train" if needs_ray else "inline"
-
-
-def count_gpus() -> int:
-    """NVIDIA GPUs that this process may use, counted without torch; 0 where the driver does not answer."""
-    # CUDA hides all GPUs for an empty list, or for -1
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return 0
-    try:
-        ended = subprocess.run(
-            [tool, "-L"], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    # as in "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-…)"
-    return sum(line.startswith("GPU ") for line in ended.stdout.splitlines())
 
 
 def concurrency(spec: SweepSpec, nodes: Sequence[Mapping[str, float]]) -> int:

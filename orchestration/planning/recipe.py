@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from boxseg.config.method import MAX_ENLARGEMENT, CocoSource
 from boxseg.data.fingerprint import Fingerprint
 from boxseg.data.misfits import PLAIN_CONTRAST, WINDOW_PX, color_threshold
@@ -20,8 +18,7 @@ from boxseg.errors import ConfigError
 from orchestration.config.resolved import in_one_line, leaves
 from orchestration.config.source import KeyPath, Source, assign, override
 from orchestration.config.spec import RunSpec, build_run
-from orchestration.planning.cores import count_cpus
-from orchestration.planning.preflight import count_gpus
+from orchestration.planning.machine import MOST_CORES, Machine
 from orchestration.words import show_bytes, show_duration
 
 OBJECT_PX = (64.0, 192.0)
@@ -43,8 +40,6 @@ LEAST_TRAINING = 0.5
 SAVE_EVERY_S = 90
 """Training time that a kill may cost at most, about."""
 FEWEST_MINUTES = 1.0
-MOST_CORES = 16
-"""Torch threads beyond this were never tried on batches of this size."""
 LEAST_MEMORY = 3 * 10**9
 """Below, the batch is trained in two parts: 1.5 GB were measured for whole ones."""
 
@@ -54,8 +49,6 @@ CORE_STEP_S = 0.7
 """An update of a recipe on one core of 2026 [s]; see docs/recipes.md."""
 CORE_BOX_S = 0.17
 """A box labelled and drawn on one such core [s]: 0.13 of nuclei, 0.17 of animals, 0.25 of pedestrians."""
-GPU_SPEED = 12.0
-"""Such cores that a GPU counts for: judgement, never measured."""
 
 ASKED = "Asked for with --set."
 
@@ -64,50 +57,6 @@ def name_after(data: Path) -> str:
     """Name of the experiment for a data file or folder."""
     # what `RunSpec.name` allows, as it names a folder
     return re.sub(r"[^\w.-]+", "-", data.absolute().stem).strip("-.") or "boxes"
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a run may use."""
-
-    cores: int
-    gpus: int
-    memory_bytes: int
-    has_bf16: bool = False
-    """Whether the processor computes in bf16 by itself."""
-
-    @classmethod
-    def here(cls, *, device: str = "auto") -> Machine:
-        """This machine; without its GPUs where `device` is cpu."""
-        gpus = 0 if device == "cpu" else count_gpus()
-        # memory is the machine's; a limit of its container is not looked at
-        return cls(count_cpus(), gpus, psutil.virtual_memory().total, _has_bf16())
-
-    @property
-    def threads(self) -> int:
-        """Torch threads of a run."""
-        return max(1, min(self.cores, MOST_CORES))
-
-    @property
-    def speed(self) -> float:
-        """How many single cores a run here counts for; more threads give less each."""
-        # the power is that of `estimate_step`
-        return GPU_SPEED if self.gpus else self.threads**0.8
-
-    def __str__(self) -> str:
-        cores = f"{self.cores} CPU core{'s' if self.cores > 1 else ''}"
-        gpu = "a GPU" if self.gpus else "no GPU"
-        return f"{cores}, {gpu}, {show_bytes(self.memory_bytes)} of memory"
-
-
-def _has_bf16() -> bool:
-    """Whether Linux lists bf16 arithmetic among what this processor can do."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    # x86's names; other processors count as without
-    return re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) is not None
 
 
 @dataclass(frozen=True)

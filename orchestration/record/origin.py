@@ -12,7 +12,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from typing import Any
 import psutil
 
 import boxseg
+from boxseg.config.method import CocoSource
 from boxseg.data.toy import ensure_toy, toy_sources
 from boxseg.errors import ConfigError, DataError
 from boxseg.files.prints import take_prints
 from boxseg.files.writing import write_atomic
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec, SweepSpec
-from orchestration.record.records import RULES, DamagedError, read_record, tell_once
+from orchestration.record.records import DamagedError, read_record, tell_once
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.secret_text import hide, hide_in_patch
 from orchestration.store.data import fetch_annotations
@@ -221,7 +222,9 @@ def check_same_data(
             f"{status.tags['data']}, or the file to validate on: the annotations of {status.id} had the fingerprint "
             f"{before}, they have {now} now; put the old files back, or {otherwise}"
         )
-    for folder, first in zip(_image_folders(spec), _read_prints(original), strict=True):
+    prints = _read_prints(original)
+    for name, source in _files_of(spec).items():
+        folder, first = source.images, prints.get(name, {})
         now_there = take_prints(folder, list(first))
         # what is gone, others tell; a driver need not even see the images that the nodes have
         changed = [name for name, text in now_there.items() if first[name] != text]
@@ -233,16 +236,6 @@ def check_same_data(
             )
 
 
-@dataclass(frozen=True)
-class _Images:
-    """What `images.json` holds: image file -> its print."""
-
-    __pydantic_config__ = RULES
-
-    train: dict[str, str] = field(default_factory=dict)
-    val: dict[str, str] = field(default_factory=dict)
-
-
 def write_prints(folder: RunFolder, spec: RunSpec) -> None:
     """Keep by what the images of a run or sweep are known again, as `images.json`, unless it is there.
 
@@ -251,31 +244,30 @@ def write_prints(folder: RunFolder, spec: RunSpec) -> None:
     path = folder.path / IMAGES
     if path.exists():
         return
-    prints = []
-    for source in (spec.data.train, spec.data.val):
+    prints: dict[str, dict[str, str]] = {"train": {}, "val": {}}
+    for name, source in _files_of(spec).items():
         # no more is asked of the file than that: what is wrong with it, others tell
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            if source != "toy" and address_of(source.images.absolute()) is None:
+            if address_of(source.images.absolute()) is None:
                 images = json.loads(source.annotations.read_bytes())["images"]
-                prints.append(take_prints(source.images, [entry["file_name"] for entry in images]))
-                continue
-        prints.append({})
-    write_atomic(path, json.dumps({"train": prints[0], "val": prints[1]}))
+                names = [entry["file_name"] for entry in images]
+                prints[name] = take_prints(source.images, names)
+    write_atomic(path, json.dumps(prints))
 
 
-def _read_prints(folder: RunFolder) -> list[dict[str, str]]:
+def _read_prints(folder: RunFolder) -> dict[str, dict[str, str]]:
     """Of images to train and to validate on; empty where nobody kept any."""
     path = folder.path / IMAGES
     try:
-        images = read_record(path, _Images, way_out="images are not compared")
+        return read_record(path, dict[str, dict[str, str]], way_out="images are not compared")
     except FileNotFoundError:
-        images = _Images()
+        pass
     except DamagedError as error:
         tell_once(path, str(error))
-        images = _Images()
-    return [images.train, images.val]
+    return {}
 
 
-def _image_folders(spec: RunSpec) -> list[Path]:
-    sources = (spec.data.train, spec.data.val)
-    return [Path() if source == "toy" else source.images for source in sources]
+def _files_of(spec: RunSpec) -> dict[str, CocoSource]:
+    """Data sets that are files, and not drawn here, as `train` and `val`."""
+    sources = {"train": spec.data.train, "val": spec.data.val}
+    return {name: source for name, source in sources.items() if isinstance(source, CocoSource)}

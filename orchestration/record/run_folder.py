@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 import psutil
 from annotated_types import Ge, Predicate
+from pydantic import BeforeValidator
 
 from boxseg.engine.checkpoint import BEST, find_best
 from boxseg.errors import ConfigError
@@ -113,30 +114,27 @@ class RunStatus:
         return self.best or self.metrics
 
 
+def _without_nulls(metrics: Any) -> Any:
+    if not isinstance(metrics, dict):
+        return metrics
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
 @dataclass(frozen=True)
 class Report:
     """One line of `metrics.jsonl`."""
-
-    step: int
-    time: float
-    """Seconds since 1970."""
-    metrics: dict[str, float]
-
-    @property
-    def is_evaluation(self) -> bool:
-        """Whether it tells how good the network is."""
-        return any(name.startswith("val/") for name in self.metrics)
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A report as it is written; null stands for what was not finite."""
 
     __pydantic_config__ = RULES
 
     step: Count
     time: Seconds
-    metrics: dict[str, float | None]
+    metrics: Annotated[dict[str, float], BeforeValidator(_without_nulls)]
+    """In the file, null stands for what was not finite."""
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether it tells how good the network is."""
+        return any(name.startswith("val/") for name in self.metrics)
 
 
 def _is_event(line: dict[str, Any]) -> bool:
@@ -359,12 +357,7 @@ class RunFolder:
 
         Reports that a resumed run replaced are still among them.
         """
-        lines, end = read_lines(self.metrics_path, _Line, offset)
-        reports = []
-        for line in lines:
-            finite = {name: value for name, value in line.metrics.items() if value is not None}
-            reports.append(Report(line.step, line.time, finite))
-        return reports, end
+        return read_lines(self.metrics_path, Report, offset)
 
     def reports(self) -> list[Report]:
         """All reports, steps rising; those after the checkpoint that a resumed run went on from are left out."""

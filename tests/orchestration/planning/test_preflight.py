@@ -13,7 +13,7 @@ from PIL import Image
 from boxseg.errors import BoxSegError, ConfigError, DataError
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.errors import ExitCode, ResourceError, exit_code_for
-from orchestration.planning.cores import count_cpus
+from orchestration.planning.machine import count_cpus
 from orchestration.planning.plan import make_plan
 from orchestration.planning.preflight import (
     check,

@@ -1,4 +1,4 @@
-"""A container's quota of CPU time counts like a smaller number of cores."""
+"""The cores that a run may use: a container's quota of CPU time counts like a smaller number of cores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.planning import cores
+from orchestration.planning import machine
 
 
 @pytest.fixture
@@ -16,16 +16,16 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "own").write_text("3:cpu,cpuacct:/batch/job\n0::/batch/job\n")
     (tmp_path / "batch" / "job").mkdir(parents=True)
     (tmp_path / "cpu" / "batch" / "job").mkdir(parents=True)
-    monkeypatch.setattr(cores, "CGROUPS", tmp_path)
-    monkeypatch.setattr(cores, "OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     return tmp_path
 
 
 def test_without_a_quota_all_cores_count(groups: Path):
     (groups / "batch" / "job" / "cpu.max").write_text("max 100000\n")
-    assert cores.read_quota() is None
-    assert cores.count_cpus() == 8
+    assert machine.read_quota() is None
+    assert machine.count_cpus() == 8
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,13 @@ def test_without_a_quota_all_cores_count(groups: Path):
 def test_the_least_quota_of_the_groups_around_counts(groups: Path, quota: str, expected: int):
     (groups / "batch" / "job" / "cpu.max").write_text("max 100000\n")
     (groups / "batch" / "cpu.max").write_text(f"{quota}\n")
-    assert cores.count_cpus() == expected
+    assert machine.count_cpus() == expected
 
 
 def test_a_machine_without_control_groups_has_its_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cores, "CGROUPS", tmp_path / "none")
-    monkeypatch.setattr(cores, "OWN_CGROUP", tmp_path / "none" / "own")
-    assert cores.read_quota() is None
-    assert cores.count_cpus() >= 1
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "none")
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "none" / "own")
+    assert machine.read_quota() is None
+    assert machine.count_cpus() >= 1

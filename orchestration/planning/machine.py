@@ -1,0 +1,137 @@
+"""What this machine has for a run: CPU cores that this process may use, GPUs, memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from orchestration.words import show_bytes
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
+"""Tells in which group of CGROUPS this process is."""
+MOST_CORES = 16
+"""Torch threads beyond this were never tried on batches of this size."""
+GPU_SPEED = 12.0
+"""Such cores that a GPU counts for: judgement, never measured."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run may use."""
+
+    cores: int
+    gpus: int
+    memory_bytes: int
+    has_bf16: bool = False
+    """Whether the processor computes in bf16 by itself."""
+
+    @classmethod
+    def here(cls, *, device: str = "auto") -> Machine:
+        """This machine; without its GPUs where `device` is cpu."""
+        gpus = 0 if device == "cpu" else count_gpus()
+        # memory is the machine's; a limit of its container is not looked at
+        return cls(count_cpus(), gpus, psutil.virtual_memory().total, _has_bf16())
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of a run."""
+        return max(1, min(self.cores, MOST_CORES))
+
+    @property
+    def speed(self) -> float:
+        """How many single cores a run here counts for; more threads give less each."""
+        # the power is that of `estimate_step`
+        return GPU_SPEED if self.gpus else self.threads**0.8
+
+    def __str__(self) -> str:
+        cores = f"{self.cores} CPU core{'s' if self.cores > 1 else ''}"
+        gpu = "a GPU" if self.gpus else "no GPU"
+        return f"{cores}, {gpu}, {show_bytes(self.memory_bytes)} of memory"
+
+
+def count_cpus() -> int:
+    """Cores that the kernel gives to this process, or the time of as many that its container may use, if that is less.
+
+    A quota leaves all cores in sight: whoever starts a thread for each of them is stopped most of the time.
+    """
+    quota = read_quota()
+    cores = _visible_cores()
+    # half a core of time still runs one thread
+    return cores if quota is None else max(1, min(cores, math.floor(quota)))
+
+
+def read_quota() -> float | None:
+    """Cores whose time the control groups of this process allow; None where they set no limit.
+
+    Source: the kernel's documentation of `cpu.max`, of version 2 of control groups.
+    """
+    limits = []
+    for folder in _own_groups():
+        quota, period = _read_limit(folder)
+        if quota is not None and period:
+            limits.append(quota / period)
+    return min(limits, default=None)
+
+
+def _visible_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux has it, macOS not
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _own_groups() -> list[Path]:
+    """The folder of this process's group, and of those around it; in a container its own one is the root."""
+    try:
+        lines = OWN_CGROUP.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return [CGROUPS]
+    # as in `0::/docker/…`; lines with other numbers are of version 1
+    paths = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
+    groups = [Path(path.lstrip("/")) for path in paths]
+    return [CGROUPS / part for group in groups for part in (group, *group.parents)] or [CGROUPS]
+
+
+def _read_limit(folder: Path) -> tuple[float | None, float]:
+    """Time that a group may use in each period, and the period, both in the kernel's unit; None without a limit."""
+    try:
+        quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+        return (None if quota == "max" else float(quota)), float(period)
+    except (OSError, ValueError):  # there is no such group here, or no such file
+        return None, 0.0
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that this process may use, counted without torch; 0 where the driver does not answer."""
+    # CUDA hides all GPUs for an empty list, or for -1
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return 0
+    try:
+        ended = subprocess.run(
+            [tool, "-L"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    # as in "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-…)"
+    return sum(line.startswith("GPU ") for line in ended.stdout.splitlines())
+
+
+def _has_bf16() -> bool:
+    """Whether Linux lists bf16 arithmetic among what this processor can do."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    # x86's names; other processors count as without
+    return re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) is not None
