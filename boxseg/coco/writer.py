@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,18 @@ class CocoSplit:
             entry["area"] = int(mask.sum())  # COCO's area is that of the mask
             entry["segmentation"] = encode_rle(mask)
         self.content["annotations"].append(entry)
+
+    def leave_out(self, stems: Container[str]) -> int:
+        """Leave out images, by their file names without folder and ending, with their objects; how many they were."""
+        left_out = {
+            image["id"]
+            for image in self.content["images"]
+            if PurePosixPath(image["file_name"]).stem in stems
+        }
+        for group, key in (("images", "id"), ("annotations", "image_id")):
+            kept = [entry for entry in self.content[group] if entry[key] not in left_out]
+            self.content[group] = kept
+        return len(left_out)
 
 
 def join_splits(splits: Sequence[CocoSplit]) -> CocoSplit:

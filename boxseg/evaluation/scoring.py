@@ -165,7 +165,7 @@ def _warn_of_repeated(path: Path, entries: Sequence[Entry]) -> None:
 
 
 def _warn_of_other_classes(path: Path, data: CocoBoxes, results: Sequence[ImageResult]) -> None:
-    """Log that most objects are found as another class: the two files may count their classes differently."""
+    """Log that most objects are found as another class, or none at all: the files may count or measure differently."""
     objects = own = other = 0
     for result in results:
         boxes, labels = data.boxes_and_labels(data.index_of(result.image_id))
@@ -176,6 +176,9 @@ def _warn_of_other_classes(path: Path, data: CocoBoxes, results: Sequence[ImageR
             is_own = (covers & (of_some.numpy()[:, None] == result.labels)).any(axis=1)
             own += int(is_own.sum())
             other += int((covers.any(axis=1) & ~is_own).sum())
+    if objects and not own and not other:
+        told = "are found; are both files in pixels of images of the same size, with the same image ids?"
+        logger.warning("%s: 0 of %d objects %s", path, objects, told)
     if other > max(own, objects / 2):
         warning = "objects are found as another class alone; do both files mean the same by a category id?"
         logger.warning("%s: %d of %d %s", path, other, objects, warning)

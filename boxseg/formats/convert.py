@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 from boxseg.coco.checks import read_whole
-from boxseg.coco.entries import Entry
 from boxseg.coco.fix import clean_content
 from boxseg.coco.mend import Changes
 from boxseg.coco.writer import CocoSplit
@@ -28,13 +27,12 @@ Format = Literal["coco", "voc", "sbd", "yolo"]
 logger = logging.getLogger(__name__)
 
 
-def convert(source: Path, format_name: Format, *, exclude: frozenset[str] = frozenset()) -> Splits:
+def convert(source: Path, format_name: Format) -> Splits:
     """Read a data set in its published layout.
 
     Args:
         source: A COCO file; `VOC2012` of VOC's archive; `dataset` of SBD's; a YOLO folder.
         format_name: Which of them it is.
-        exclude: File names (without folder and ending) of images to leave out, such as those that will be evaluated.
 
     Returns:
         Split name -> its images and objects: for VOC the lists of `ImageSets/Segmentation` and, as `boxes_…`, those of
@@ -47,20 +45,18 @@ def convert(source: Path, format_name: Format, *, exclude: frozenset[str] = froz
         raise DataError(
             f"{source}: does not exist; a data set is a folder, of COCO a file (correct the path)"
         )
-    return CONVERTERS[format_name](source, exclude)
+    return CONVERTERS[format_name](source)
 
 
-def convert_coco(source: Path, exclude: frozenset[str]) -> Splits:
+def convert_coco(source: Path) -> Splits:
     """COCO: the sound entries with all their fields, boxes cut to their image; what is left out is logged."""
     content = read_whole(source)
     changes = Changes()
 
-    def keep(image: Entry) -> bool:
-        name = image["file_name"]
-        return is_inside(name) and Path(name).stem not in exclude
-
     # Without a folder, as the images of a COCO file can be anywhere: they are not looked at.
-    clean_content(content, changes, path=source, keep_image=keep)
+    clean_content(
+        content, changes, path=source, keep_image=lambda image: is_inside(image["file_name"])
+    )
     for line in changes.lines():
         logger.warning("%s: %s", source, line)
     class_names = [category["name"] for category in content["categories"]]
@@ -69,7 +65,7 @@ def convert_coco(source: Path, exclude: frozenset[str]) -> Splits:
     return {source.stem: split}
 
 
-CONVERTERS: dict[Format, Callable[[Path, frozenset[str]], Splits]] = {
+CONVERTERS: dict[Format, Callable[[Path], Splits]] = {
     "coco": convert_coco,
     "voc": convert_voc,
     "sbd": convert_sbd,

@@ -22,7 +22,7 @@ from boxseg.formats.voc import VOC_CLASSES, read_stems
 SBD_RULE = "`GTinst` has `Segmentation`, numbers from 1 on, and `Categories`, a class 1 … 20 for each of them"
 
 
-def convert_sbd(source: Path, exclude: frozenset[str]) -> Splits:
+def convert_sbd(source: Path) -> Splits:
     """SBD: masks of `inst/*.mat`, and the tight boxes around them.
 
     Source: the description that comes with the Semantic Boundaries Dataset (Hariharan et al., ICCV 2011).
@@ -31,7 +31,7 @@ def convert_sbd(source: Path, exclude: frozenset[str]) -> Splits:
     for name in ("train", "val"):
         path = source / f"{name}.txt"
         if path.is_file():
-            stems[name] = read_stems(path, exclude)
+            stems[name] = read_stems(path)
     if len(stems) == 2:
         stems["trainval"] = stems["train"] + stems["val"]
     splits: Splits = {}

@@ -63,7 +63,7 @@ class VocImage:
     objects: list[VocObject]
 
 
-def convert_voc(source: Path, exclude: frozenset[str]) -> Splits:
+def convert_voc(source: Path) -> Splits:
     """Pascal VOC: segmented images with their masks, and all images with their boxes.
 
     The first take masks and classes from `SegmentationObject` and `SegmentationClass`, and tight boxes. The second take
@@ -76,26 +76,26 @@ def convert_voc(source: Path, exclude: frozenset[str]) -> Splits:
     Source: the VOC2012 development kit's description of its files.
     """
     splits: Splits = {}
-    segmented = _read_lists(source / "ImageSets/Segmentation", exclude)
+    segmented = _read_lists(source / "ImageSets/Segmentation")
     for name, stems in segmented.items():
         splits[name] = CocoSplit(source / "JPEGImages", VOC_CLASSES)
         for stem in stems:
             _add_masks(splits[name], source, stem)
-    splits |= _box_splits(source, exclude, has_masks=bool(splits))
+    splits |= _box_splits(source, has_masks=bool(splits))
     if not splits:  # no lists, or lists of other names, as some tools write them
-        splits = _convert_folder(source, exclude)
+        splits = _convert_folder(source)
     _warn_of_missing(splits)
     return require_splits(splits, source, f"{VOC_LIST} and no *.xml", "VOC2012")
 
 
-def _read_lists(folder: Path, exclude: frozenset[str]) -> dict[str, list[str]]:
+def _read_lists(folder: Path) -> dict[str, list[str]]:
     """Name of a list -> the images that it names."""
     paths = {name: folder / f"{name}.txt" for name in LISTS}
-    return {name: read_stems(path, exclude) for name, path in paths.items() if path.is_file()}
+    return {name: read_stems(path) for name, path in paths.items() if path.is_file()}
 
 
-def read_stems(path: Path, exclude: frozenset[str]) -> list[str]:
-    """File names without ending that a list holds, one a line; those in `exclude` are left out.
+def read_stems(path: Path) -> list[str]:
+    """File names without ending that a list holds, one a line.
 
     Raises:
         DataError: it is no text file.
@@ -107,7 +107,7 @@ def read_stems(path: Path, exclude: frozenset[str]) -> list[str]:
         # Names hold dots, so only what is known as the ending of an image is cut off.
         if name.suffix.lower() in IMAGE_ENDINGS:
             name = name.with_suffix("")
-        if line.strip() and str(name) not in exclude:
+        if line.strip():
             stems.append(str(name))
     return stems
 
@@ -137,9 +137,9 @@ def _add_masks(split: CocoSplit, source: Path, stem: str) -> None:
         split.add_object(class_number - 1, mask=mask)
 
 
-def _box_splits(source: Path, exclude: frozenset[str], *, has_masks: bool) -> Splits:
+def _box_splits(source: Path, *, has_masks: bool) -> Splits:
     """The lists of `ImageSets/Main` with the boxes of their images."""
-    stems = _read_lists(source / "ImageSets/Main", exclude)
+    stems = _read_lists(source / "ImageSets/Main")
     if not stems:
         return {}
     images = {}
@@ -161,10 +161,9 @@ def _box_splits(source: Path, exclude: frozenset[str], *, has_masks: bool) -> Sp
     return splits
 
 
-def _convert_folder(source: Path, exclude: frozenset[str]) -> Splits:
+def _convert_folder(source: Path) -> Splits:
     """A folder of a tool as the split `all`; nothing if it has no annotation file."""
     folder, paths = _find_annotations(source)
-    paths = [path for path in paths if path.stem not in exclude]
     images = [_read_image(path) for path in paths]
     if not images:
         return {}
@@ -180,7 +179,7 @@ def _convert_folder(source: Path, exclude: frozenset[str]) -> Splits:
     file_names = _find_files(source, stems, images, files)
     for image, file_name in zip(images, file_names, strict=True):
         _add_boxes(split, image, file_name, from_one=False)
-    _warn_of_unannotated(source, names, file_names, exclude)
+    _warn_of_unannotated(source, names, file_names)
     return {"all": split}
 
 
@@ -237,12 +236,10 @@ def _find_file(stem: str, listed: str, files: Names) -> str:
     return match or listed or candidates[0]
 
 
-def _warn_of_unannotated(
-    source: Path, names: list[str], used: list[str], exclude: frozenset[str]
-) -> None:
+def _warn_of_unannotated(source: Path, names: list[str], used: list[str]) -> None:
     """Log how many images of a folder have no annotation file."""
     pictures = [Path(name) for name in names if Path(name).suffix.lower() in IMAGE_ENDINGS]
-    wanted = {path.as_posix() for path in pictures if path.stem not in exclude}
+    wanted = {path.as_posix() for path in pictures}
     left_out = sorted(wanted - set(used))
     if left_out:
         logger.warning(

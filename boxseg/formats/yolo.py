@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,8 @@ SHOWN_IMAGES = 5
 """Images that cannot be read are named up to this many."""
 MAX_SHARE = 2.0
 """Shares are 0 … 1, some more at the edge of an image; pixels are larger."""
+SAME_SHARE = 0.002
+"""Shares that differ by less are the same, rounded."""
 LAYOUT_RULE = "it needs `names`, the class names from 0 on, and `train` or `val`"
 LINE_RULE = (
     "a line is the class and x y width height, or the class and x y of three points or more, "
@@ -89,10 +91,10 @@ class Tally:
     images: int = 0
     without_labels: list[Path] = field(default_factory=list)
     """Images without a text file."""
-    read_labels: Counter[Path] = field(default_factory=Counter)
-    """Text file that was read -> for how many images."""
-    label_paths: set[Path] = field(default_factory=set)
-    """Where the text files of images may be, of left out images too."""
+    splits_of: dict[Path, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Image -> the splits that it is in."""
+    read_labels: dict[Path, set[Path]] = field(default_factory=lambda: defaultdict(set))
+    """Text file that was read -> for which images."""
     unreadable: list[UnreadableError] = field(default_factory=list)
     """Images that cannot be read."""
     poses: int = 0
@@ -106,12 +108,11 @@ class Tally:
     """Outlines without a pixel inside."""
 
 
-def convert_yolo(source: Path, exclude: frozenset[str]) -> Splits:
+def convert_yolo(source: Path) -> Splits:
     """YOLO: images with a text file each, a line `class x y width height` or `class x y x y …` per object, in shares.
 
     Args:
         source: A folder with `data.yaml`, or with `images/`, `labels/` and the names of the classes in `classes.txt`.
-        exclude: File names (without folder and ending) of images to leave out.
 
     Returns:
         The splits of `data.yaml`, each place once, or else one named `all`. Images that cannot be read are left out,
@@ -131,9 +132,8 @@ def convert_yolo(source: Path, exclude: frozenset[str]) -> Splits:
         splits[split_name] = split = CocoSplit(source, layout.class_names)
         # A dict instead of a set keeps the order: lists that were joined name some images twice.
         for path in dict.fromkeys(itertools.chain(*map(_images_of, places))):
-            tally.label_paths.update(_label_paths(path))
-            if path.stem not in exclude:
-                _add_image(split, source, path, layout.keypoints, tally)
+            tally.splits_of[path].append(split_name)
+            _add_image(split, source, path, layout.keypoints, tally)
     if not any(split.content["images"] for split in splits.values()):
         _require_readable(tally, source)
     _warn_of_images(tally)
@@ -180,12 +180,18 @@ def _warn_of_labels(tally: Tally, source: Path) -> None:
             rule = "labels are text files named like the image (correct the folders)"
             raise DataError(f"{source}: {value}; {rule}")
         logger.warning("%s: %s; they count as images without objects", source, value)
-    shared = [path for path, count in tally.read_labels.items() if count > 1]
+    repeated = [path for path, splits in tally.splits_of.items() if len(splits) > 1]
+    if repeated:
+        splits = " and ".join(tally.splits_of[repeated[0]])
+        value = f"{len(repeated)} images are in several splits, such as {repeated[0]} in {splits}"
+        rule = "what is measured on images that were learnt from says nothing of new ones"
+        logger.warning("%s: %s; %s (correct the folders in data.yaml)", source, value, rule)
+    shared = [path for path, images in tally.read_labels.items() if len(images) > 1]
     if shared:
         value = f"{len(shared)} label files are read for several images (the first: {shared[0]})"
         rule = "images that differ in their ending alone share one, and its objects are in each of them"
         logger.warning("%s: %s; %s (rename or remove one of them)", source, value, rule)
-    stray = _find_stray(tally.label_paths)
+    stray = _find_stray({path for image in tally.splits_of for path in _label_paths(image)})
     if stray:
         value = f"{len(stray)} label files are of no image (the first: {stray[0]})"
         endings = ", ".join(sorted(IMAGE_ENDINGS))
@@ -377,7 +383,7 @@ def _add_image(split: CocoSplit, source: Path, path: Path, keypoints: int, tally
     if labels is None:
         tally.without_labels.append(path)
         return
-    tally.read_labels[labels] += 1
+    tally.read_labels[labels].add(path)
     for line_number, line in enumerate(read_listing(labels).splitlines(), start=1):
         if not line.strip():
             continue
@@ -410,7 +416,7 @@ def _add_object(
         corners = np.array([top_left, bottom_right])
         split.add_object(label, box=_box_around(picture.stored_pixels(corners)))
         return
-    points = picture.stored_pixels(shares.reshape(-1, 2))
+    points = picture.stored_pixels(_outline(shares))
     # An outline between pixel centres encloses none; its box is of use all the same.
     mask = decode_segmentation([points.ravel().tolist()], picture.size)
     has_pixels = bool(mask.any())
@@ -420,6 +426,16 @@ def _add_object(
     tally.ending_whole += numbers[-1] > 0 and numbers[-1].is_integer()
     tally.empty += not has_pixels
     split.add_object(label, box=_box_around(points), mask=mask if has_pixels else None)
+
+
+def _outline(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points (n, 2) of an outline, without the box before them that some tools write."""
+    points = shares.reshape(-1, 2)
+    if len(points) < 5:
+        return points
+    start, end = points[2:].min(axis=0), points[2:].max(axis=0)
+    box = np.array([(start + end) / 2, end - start])
+    return points[2:] if np.abs(points[:2] - box).max() < SAME_SHARE else points
 
 
 def _label(number: float, num_classes: int) -> int:

@@ -188,7 +188,12 @@ def import_(
         for entry in read_well_formed(path, whole=False)["images"]:
             # without folder and ending, as copies of an image often differ in these
             excluded.add(Path(entry["file_name"]).stem)
-    splits = convert(source, format_name, exclude=frozenset(excluded))
+    splits = convert(source, format_name)
+    if exclude:
+        left_out = sum(split.leave_out(excluded) for split in splits.values())
+        say(
+            f"{left_out} images left out of the {len(excluded)} names in {', '.join(map(str, exclude))}"
+        )
     require_objects(splits, source)
     if images is not None or format_name == "coco":
         folder = find_source(source, images).images

@@ -58,7 +58,7 @@ def test_a_coco_file_is_taken_over_without_its_faults(content, write_source):
     (split,) = convert(source.annotations, "coco").values()
     assert split.content["annotations"] == content["annotations"][:-1]
     assert split.content["images"] == content["images"][:-1]
-    (split,) = convert(source.annotations, "coco", exclude=frozenset({"a"})).values()
+    assert split.leave_out({"a"}) == 1
     assert "a.png" not in [image["file_name"] for image in split.content["images"]]
 
 
@@ -95,7 +95,8 @@ def test_boxes_of_voc_count_from_one(tmp_path):
 
 
 def test_images_can_be_left_out(tmp_path):
-    splits = convert(write_voc(tmp_path), "voc", exclude=frozenset({"a"}))
+    splits = convert(write_voc(tmp_path), "voc")
+    assert [split.leave_out({"a"}) for split in splits.values()] == [1, 1]
     assert [each["file_name"] for each in splits["boxes_trainval"].content["images"]] == ["b.jpg"]
     assert splits["val"].content["images"] == []
 

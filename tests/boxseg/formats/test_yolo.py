@@ -350,3 +350,21 @@ def test_a_label_file_belongs_to_its_image_however_its_accents_are_stored(folder
     content = convert(folder, "yolo")["train"].content
     assert (len(content["images"]), len(content["annotations"])) == (3, 4)
     assert not caplog.messages
+
+
+def test_an_image_in_two_splits_is_told(folder, caplog):
+    # as where train is the folder above val
+    (folder / "data.yaml").write_text("names: [cat, dog]\ntrain: images\nval: images/val\n")
+    splits = convert(folder, "yolo")
+    assert [len(split.content["images"]) for split in splits.values()] == [2, 1]
+    message = caplog.messages[0]
+    assert "1 images are in several splits, such as " in message
+    assert "b.png in train and val" in message
+    assert "label files are read for several" not in caplog.text
+
+
+def test_the_box_before_an_outline_is_no_part_of_it(folder):
+    outline = "0.3 0.3 0.7 0.3 0.7 0.7"
+    (folder / "labels/val/b.txt").write_text(f"1 0.5 0.5 0.4 0.4 {outline}\n1 {outline}\n")
+    with_box, alone = convert(folder, "yolo")["val"].content["annotations"]
+    assert with_box | {"id": 2} == alone

@@ -502,7 +502,9 @@ def test_a_data_set_in_another_format_is_imported_next_to_its_images(
     content["images"] = content["images"][:1]
     Path("some.json").write_text(json.dumps(content))
     assert run([*command, "rest", "--exclude", "some.json"]) == 0
-    assert capsys.readouterr().out == f"val: {{images: {tmp_path}, annotations: rest/val.json}}\n"
+    told = capsys.readouterr()
+    assert told.out == f"val: {{images: {tmp_path}, annotations: rest/val.json}}\n"
+    assert "1 images left out of the 1 names in some.json" in told.err
     (left,) = json.loads(Path("rest/val.json").read_text())["images"]
     assert left["file_name"] == "images/b.png"
     assert run(["data", "import", "all", "--from", "voc", "--output", "x"]) == 3

@@ -33,6 +33,19 @@ def test_masks_of_a_file_are_measured_as_those_of_a_run(trained_run, capsys):
     assert json.loads(capsys.readouterr().out)["val/mask_ap"] == pytest.approx(1)
 
 
+def test_masks_in_pixels_of_smaller_images_are_told(trained_run, caplog):
+    entries = json.loads(trained_run.val.annotations.read_text())["annotations"]
+    halves = []
+    for entry in entries:
+        x, y, width, height = (side / 4 for side in entry["bbox"])
+        outline = [[x, y, x + width, y, x + width, y + height]]
+        halves.append(entry | {"bbox": [x, y, width, height], "segmentation": outline})
+    Path("halves.json").write_text(json.dumps(halves))
+    data = ["--data", str(trained_run.val.annotations), "--images", str(trained_run.val.images)]
+    assert run(["eval", "halves.json", *data]) == 0
+    assert f"0 of {len(entries)} objects are found; are both files in pixels" in caplog.text
+
+
 def test_without_drawn_masks_it_says_so(trained_run, capsys):
     content = json.loads(trained_run.val.annotations.read_text())
     for annotation in content["annotations"]:
