@@ -77,7 +77,6 @@ def submit(
     Options for the job come before the command, those of the command after it. The exit code is the command's.
     """
     from orchestration.connect.access import read_token
-    from orchestration.jobs.client import Cluster
     from orchestration.jobs.upload import check_upload, find_files
 
     root = (working_dir or Path.cwd()).absolute()
@@ -87,7 +86,7 @@ def submit(
     name, folder, arguments = _prepare(context, command, upload, storage)
     # before the cluster is asked for anything
     check_upload(upload, limit=int(max_mb * 1e6), allowed=allow or [], token=read_token())
-    cluster = Cluster(address, insecure=insecure)
+    cluster = _connect(address, insecure)
     cluster.check_job_storage(folder, root)
     listing = ", ".join(f"{path} {size / 1e6:.2f} MB" for path, size in upload.largest())
     say(
@@ -107,9 +106,7 @@ def submit(
 @app.command("ls")
 def list_all(address: Address = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
     """List the jobs of a cluster, newest first."""
-    from orchestration.jobs.client import Cluster
-
-    jobs = Cluster(address, insecure=insecure).jobs()
+    jobs = _connect(address, insecure).jobs()
     if as_json:
         print_json(jobs)
         return
@@ -134,22 +131,11 @@ def status(
     if storage is not None:
         from orchestration.record.records import read_record
 
-        path = _kept(storage, job) / "job.json"
-        try:
-            about = read_record(
-                path,
-                dict[str, Any],
-                way_out="`boxseg jobs status` without --storage asks the cluster",
-            )
-        except FileNotFoundError as error:
-            raise ConfigError(
-                f"{path}: is missing; the job has not begun yet, or its folder was cleared"
-            ) from error
+        way_out = "`boxseg jobs status` without --storage asks the cluster"
+        about = read_record(_kept_file(storage, job, "job.json"), dict[str, Any], way_out=way_out)
         print_json(about) if as_json else print_pairs(list(about.items()))
-        return
-    from orchestration.jobs.client import Cluster
-
-    _show(Cluster(address, insecure=insecure).job(job), as_json)
+    else:
+        _show(_connect(address, insecure).job(job), as_json)
 
 
 @app.command()
@@ -164,17 +150,11 @@ def logs(
 ) -> None:
     """Print what a job has printed; with --storage as kept there, which also works after the cluster's end."""
     if storage is not None:
-        path = _kept(storage, job) / "log.txt"
-        if not path.is_file():
-            raise ConfigError(
-                f"{path}: is missing; the job has not begun yet, or its folder was cleared"
-            )
+        log = _kept_file(storage, job, "log.txt")
         # a job prints whatever bytes it likes
-        typer.echo(path.read_text(encoding="utf-8", errors="replace"), nl=False)
+        typer.echo(log.read_text(encoding="utf-8", errors="replace"), nl=False)
         return
-    from orchestration.jobs.client import Cluster
-
-    cluster = Cluster(address, insecure=insecure)
+    cluster = _connect(address, insecure)
     id = cluster.job(job).id
     if follow:
         _follow(cluster, id, as_json=False)
@@ -187,9 +167,7 @@ def stop(
     job: JobId, address: Address = None, insecure: Insecure = False, as_json: AsJson = False
 ) -> None:
     """Ask a job to save its state and end, and wait for that."""
-    from orchestration.jobs.client import Cluster
-
-    cluster = Cluster(address, insecure=insecure)
+    cluster = _connect(address, insecure)
     _show(cluster.stop(cluster.job(job).id), as_json)
 
 
@@ -383,7 +361,18 @@ def _show(job: Job, as_json: bool) -> None:
     )
 
 
-def _kept(storage: Path, job: str) -> Path:
+def _connect(address: str | None, insecure: bool) -> Cluster:
+    from orchestration.jobs.client import Cluster
+
+    return Cluster(address, insecure=insecure)
+
+
+def _kept_file(storage: Path, job: str, name: str) -> Path:
+    """A file of the folder that a job has in the storage.
+
+    Raises:
+        ConfigError: none or several jobs begin so, or the job has no such file.
+    """
     pull_below(storage.absolute() / JOBS, job)
     matching = [path for path in sorted((storage / JOBS).glob("*/")) if path.name.startswith(job)]
     # a whole id wins, even if others begin with it
@@ -392,7 +381,12 @@ def _kept(storage: Path, job: str) -> Path:
         raise ConfigError(
             f"{job}: {len(matching)} jobs in {shown(storage / JOBS)} begin like this; name one"
         )
-    return (exact or matching)[0]
+    path = (exact or matching)[0] / name
+    if not path.is_file():
+        raise ConfigError(
+            f"{path}: is missing; the job has not begun yet, or its folder was cleared"
+        )
+    return path
 
 
 def _clock(seconds: float | None) -> str | None:

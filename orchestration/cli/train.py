@@ -80,24 +80,13 @@ def train(
     # a terminal that was closed meanwhile does not turn a run that ended well into a fault
     leave_gone_terminal()
     if as_json:
-        about = {
-            "id": result.id,
-            "name": spec.name,
-            "status": result.status,
-            "folder": result.folder,
-        }
-        print_json(about | {"metrics": result.metrics, "best": result.best} | result.metrics)
+        names = ("id", "name", "status", "folder", "metrics", "best")
+        print_json({name: getattr(result, name) for name in names} | result.metrics)
     else:
-        metrics = result.best_or_latest
-        heading: list[tuple[str, Any]] = [
-            ("run", result.id),
-            ("status", result.status),
-            ("folder", shown(Path(result.folder))),
-        ]
-        print_pairs(
-            heading
-            + [(name, value) for name, value in sorted(metrics.items()) if name.startswith("val/")]
-        )
+        rows: list[tuple[str, Any]] = [("run", result.id), ("status", result.status)]
+        rows.append(("folder", shown(Path(result.folder))))
+        metrics = sorted(result.best_or_latest.items())
+        print_pairs(rows + [(name, value) for name, value in metrics if name.startswith("val/")])
     if original is not None and result.status == "finished":
         say(f"compare: boxseg runs compare {shlex.join([str(original.path), result.folder])}")
     if result.status == "interrupted":
@@ -288,29 +277,21 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
     from orchestration.record.table import render_table
 
     output.print_rich(render_table(result.table))
-    pairs: list[tuple[str, Any]] = [("sweep", result.id), ("folder", shown(result.folder))]
-    pairs += [("report", result.report or result.folder / "table.md")]
-    if result.best is not None:
-        best = result.best
-        pairs += [
-            (
-                "best trial",
-                f"{best.id}: {spec.sweep.metric} {best.outcome} with {best.description}",
-            )
-        ]
-        if result.best_checkpoint is not None:
-            pairs += [("checkpoint", shown(result.best_checkpoint))]
-    if front := result.table.front():
+    metric, best, front = spec.sweep.metric, result.best, result.table.front()
+    rows: list[tuple[str, Any]] = [("sweep", result.id), ("folder", shown(result.folder))]
+    rows.append(("report", result.report or result.folder / "table.md"))
+    if best is not None:
+        rows.append(("best trial", f"{best.id}: {metric} {best.outcome} with {best.description}"))
+    if result.best_checkpoint is not None:
+        rows.append(("checkpoint", shown(result.best_checkpoint)))
+    if front:
         against = ", ".join(spec.sweep.against)
-        pairs += [
-            (
-                "front",
-                f"{len(front)} settings that no other beats in {spec.sweep.metric} and {against}",
-            )
-        ]
+        rows.append(
+            ("front", f"{len(front)} settings that no other beats in {metric} and {against}")
+        )
     # of a database there is no page until a server is started
-    pairs += [("MLflow", spec.tracking.uri or f"boxseg ui --storage {shown(spec.storage)}")]
-    print_pairs(pairs)
+    rows.append(("MLflow", spec.tracking.uri or f"boxseg ui --storage {shown(spec.storage)}"))
+    print_pairs(rows)
 
 
 def _warn(spec: RunSpec) -> None:

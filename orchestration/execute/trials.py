@@ -244,14 +244,12 @@ class Trials:
 
     def _note_end(self, end: RunStatus) -> None:
         """Write a trial's end into the journal, with its cause where it did not come by itself."""
-        details: dict[str, Any] = {"cause": ""}
+        details: dict[str, Any] = {"cause": "", "step": end.step}
         if end.failure is not None:
             details["cause"] = end.failure.text
+            details["failure_class"] = end.failure.failure_class
         elif end.status == "stopped":
             details["cause"] = self.plan.spec.sweep.trial_scheduler
-        details["step"] = end.step
-        if end.failure is not None:
-            details["failure_class"] = end.failure.failure_class
         if end.retries:
             details["retries"] = end.retries
         self.folder.note("trial_end", trial=end.id, status=end.status, **details)

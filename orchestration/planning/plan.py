@@ -123,13 +123,14 @@ def make_plan(spec: RunSpec, *, ended: int = 0) -> Plan:
     if train.used_images:
         epochs = spec.train.steps * spec.train.batch_size / train.used_images
     checkpoint_bytes, disk_basis = _checkpoint_size(earlier)
+    points = spec.sweep.points if isinstance(spec, SweepSpec) and not ended else []
     return Plan(
         name=spec.name,
         kind="sweep" if isinstance(spec, SweepSpec) else "run",
         train=train,
         val=_data_plan(spec.data.val, toy_images=spec.data.toy.val_images),
         settings=count_settings(spec.sweep.space) if isinstance(spec, SweepSpec) else 1,
-        tried_first=[] if ended else _tried_first(spec),
+        tried_first=[describe(point) for point in points],
         trials=trials,
         ended=ended,
         concurrency=concurrency,
@@ -170,11 +171,6 @@ def as_it_goes_on(
     check_same_data(folder, spec, look_at_data(spec), otherwise=OTHER_SWEEP)
     extended = extend_sweep(spec, folder, more)
     return extended, count_ended(folder, extended.sweep, retry_failed=start == "retry_failed")
-
-
-def _tried_first(spec: RunSpec) -> list[str]:
-    points = spec.sweep.points if isinstance(spec, SweepSpec) else []
-    return [describe(point) for point in points]
 
 
 def _data_plan(source: Literal["toy"] | CocoSource, *, toy_images: int) -> DataPlan:

@@ -176,11 +176,6 @@ def short_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def cell_of(values: dict[str, Any], name: str) -> str:
-    """A setting's value in a table; `-` where it does not apply."""
-    return short_value(values[name]) if name in values else "-"
-
-
 def _cells(table: SweepTable, best: TrialStatus | None) -> tuple[list[str], list[list[str]]]:
     """Header and lines, the leading trial first; settings and seeds have columns where they vary."""
     names = table.names
@@ -190,7 +185,8 @@ def _cells(table: SweepTable, best: TrialStatus | None) -> tuple[list[str], list
     lines = []
     for row in table.ranked():
         trial = row.id.rsplit("-", 1)[-1] + (" ★" if row is best else "")
-        values = [cell_of(row.values, name) for name in names]
+        # a setting need not apply to all trials
+        values = [short_value(row.values.get(name, "-")) for name in names]
         metric = "" if row.value is None else f"{row.value:.4f}"
         state = f"{row.status}: {row.outcome}" if row.status == "failed" else row.status
         if row.retries:
