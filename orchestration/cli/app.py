@@ -97,12 +97,12 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
     except Exception as error:
-        return _tell(error)
+        return _report(error)
     # click hands the exit code of a typer.Exit back as the result
     return result if isinstance(result, int) else ExitCode.DONE
 
 
-def _tell(error: Exception) -> int:
+def _report(error: Exception) -> int:
     """One message on stderr about what ended a command, below a traceback if it is a fault of ours; the exit code."""
     # a usage error of whichever click typer uses
     if hasattr(error, "show") and hasattr(error, "exit_code"):
@@ -117,14 +117,14 @@ def _tell(error: Exception) -> int:
         way_out = "use smaller files or images, or a machine with more"
         say(f"error: there is not enough memory for that; {way_out}")
         return ExitCode.RESOURCES
-    if isinstance(error, OSError) and (code := _tell_os_error(error)) is not None:
+    if isinstance(error, OSError) and (code := _report_os_error(error)) is not None:
         return code
     typer.echo(printable(hide("".join(traceback.format_exception(error)))), err=True)
     say(f"error: {type(error).__name__}: {error} (unexpected; details above)")
     return ExitCode.FAILED
 
 
-def _tell_os_error(error: OSError) -> ExitCode | None:
+def _report_os_error(error: OSError) -> ExitCode | None:
     """Tell of faults of paths and disks; None for what may be a fault of ours."""
     # a fault of writing to stdout names no file
     place, number = error.filename or "output", error.errno or 0

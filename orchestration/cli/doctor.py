@@ -20,17 +20,7 @@ def doctor(storage: Storage = Path("runs"), as_json: AsJson = False) -> None:
     if as_json:
         print_json(findings)
     else:
-        # what boxseg works without is a note at most
-        states = {True: "ok", False: "fault"}
-        rows = [
-            (
-                finding.what,
-                states[finding.fix is None] if finding.fatal or finding.fix is None else "note",
-                finding.found,
-                finding.fix,
-            )
-            for finding in findings
-        ]
+        rows = [(finding.what, finding.state, finding.found, finding.fix) for finding in findings]
         print_table(("", "", "found", "what to do"), rows)
-    if any(finding.fix is not None and finding.fatal for finding in findings):
+    if any(finding.state == "fault" for finding in findings):
         raise typer.Exit(ExitCode.FAILED)

@@ -172,7 +172,7 @@ def _tell_doubts(run: str, storage: Path, classes: list[str]) -> list[str]:
 
 def _print_plan(task: LabelTask, imports: Path, as_json: bool) -> None:
     """Print data, settings and time; files in `imports` are named as they would be called in the output."""
-    from orchestration.execute.label_run import time_told
+    from orchestration.execute.label_run import describe_time
     from orchestration.planning.recipe import Machine
 
     fingerprint, recipe = task.choose()
@@ -184,7 +184,7 @@ def _print_plan(task: LabelTask, imports: Path, as_json: bool) -> None:
     else:
         for line in recipe.text().splitlines():
             print_line(line)
-    say(time_told(recipe))
+    say(describe_time(recipe))
 
 
 def _train(task: LabelTask) -> tuple[str, dict[str, str]]:

@@ -111,7 +111,7 @@ class LabelTask:
         tell(f"timing a few updates on {Machine.here(device=self.device)} …")
         # chosen again with the measured time, which decides how many updates fit
         _, recipe = self.choose(step_s=_time_update(spec))
-        tell(f"{time_told(recipe)}; recipe: {self.recipe_path}")
+        tell(f"{describe_time(recipe)}; recipe: {self.recipe_path}")
         make_folder(self.folder)
         write_atomic(self.folder / REQUEST, json.dumps(self._request(), indent=1))
         write_atomic(self.recipe_path, recipe.text())
@@ -145,7 +145,7 @@ class LabelTask:
         }
 
 
-def time_told(recipe: Recipe) -> str:
+def describe_time(recipe: Recipe) -> str:
     """How long training and labelling will take, in words."""
     times = recipe.times
     training = f"{show_duration(times.train_s)} for {recipe.steps} updates"

@@ -57,7 +57,7 @@ def make_tpe(sweep: SweepConfig, seed: int) -> BaseSampler:
 DRAWS = 20
 """How often a search may draw a setting that was drawn before; then chance gives one that no trial has."""
 MAX_SKIPPED = 10_000
-"""Settings of a finite space that are counted off to begin somewhere in it."""
+"""How many settings of a finite space are skipped at most, so that the search for an untried one begins anywhere."""
 
 SEARCHERS: dict[str, Callable[[SweepConfig, int], BaseSampler]] = {
     "grid": make_random,  # draws nothing: settings are taken by their number
@@ -192,7 +192,7 @@ class TrialQueue:
         return int(np.random.SeedSequence(words).generate_state(1)[0])
 
     def _ask_for(self, values: dict[str, Any]) -> Any:
-        """Optuna's trial with these values, which no other setting gets any more."""
+        """Have Optuna propose exactly these values; they count as taken from now on."""
         self._taken.add(setting_key(values))
         self._study.enqueue_trial(
             {
@@ -201,7 +201,7 @@ class TrialQueue:
             }
         )
         optuna_trial = self._study.ask()
-        self._suggested(optuna_trial)  # only then it has them
+        self._suggested(optuna_trial)  # Optuna notes a value once it is suggested
         return optuna_trial
 
     def _untried(self, seed: int) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class Trials:
         return without_gain
 
     def note_drawn(self, trial: Trial) -> None:
-        """Write down what a trial is before anything else knows of it."""
+        """Journal what a trial is before its folder is made, so that a kill in between loses nothing."""
         if trial.number not in self._drawn:
             self._drawn.add(trial.number)
             self.folder.note("trial_drawn", **asdict(trial))

@@ -46,6 +46,13 @@ class Finding:
     fatal: bool = True
     """False: boxseg works without."""
 
+    @property
+    def state(self) -> str:
+        """`ok`, `fault`, or `note` for a fault that boxseg works with."""
+        if self.fix is None:
+            return "ok"
+        return "fault" if self.fatal else "note"
+
 
 def examine(storage: Path) -> Iterator[Finding]:
     """Look at everything, quick things first; Ray is started and ended, and nothing is left behind."""

@@ -1,4 +1,4 @@
-"""What speaks against a run before its masks are taken for labels; needs no torch."""
+"""Reasons to doubt the masks of a run, told before they are used as labels; needs no torch."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FILE = "pulse.json"
 LOSSES = "train/loss"
 EVERY_S = 1.0
-"""Time between two of them: reading losses waits for the device."""
+"""Time between two beats [s]: reading losses waits for the device."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Beat:
 
 @dataclass
 class Pulse:
-    """Writes them; what cannot be written is left out, as nothing depends on it."""
+    """Writes beats; one that cannot be written is left out, as nothing depends on it."""
 
     folder: RunFolder
     first_step: int

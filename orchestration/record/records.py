@@ -1,4 +1,4 @@
-"""Records of runs as JSON, checked where they are read: what is unsound is told once, and hides nothing beside it."""
+"""Reads JSON records of runs and checks them; an unsound one is warned of once, and those beside it are read."""
 
 from __future__ import annotations
 

@@ -56,9 +56,12 @@ OTHER_SWEEP = "start another sweep with --new"
 """What to do with settings or data that a sweep cannot take."""
 
 Start = Literal["resume", "retry_failed", "more", "beside"]
-"""What to do where there is a sweep of the same name: go on with the newest one or the one that is named, which was
-interrupted or is to have more trials; so too if it has ended, and run again what failed for a reason that may have
-gone; so too if it has ended, and try more settings; start another one even though it is interrupted or running."""
+"""What to do where there is a sweep of the same name.
+
+`resume`: go on with one that was interrupted, or is to have more trials by the file. `retry_failed`: go on, ended or
+not, and run trials again that failed for a reason that may have gone. `more`: go on, ended or not, and try more
+settings. `beside`: start another one, even though that one is interrupted or running.
+"""
 
 
 def check_resumable(spec: RunSpec, folder: RunFolder, name: str, tags: dict[str, str]) -> None:

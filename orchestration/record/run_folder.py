@@ -396,7 +396,7 @@ class RunFolder:
         write_atomic(self.tracking_path, json.dumps(state), durable=False)
 
     def training(self) -> contextlib.AbstractContextManager[None]:
-        """Held by the process that trains here, so that one started after a kill waits for those left over."""
+        """Lock of the process that trains here: one started after a kill waits until those left over have ended."""
         return file_lock(self.path / ".training")
 
     def request_stop(self) -> None:
