@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from boxseg.config.criterion import Criterion
+from boxseg.engine.checkpoint import find_best, folder_of, newest_step, remove_old
 from boxseg.errors import ConfigError
 from boxseg.files.writing import make_folder
 from orchestration.config.spec import SweepConfig
@@ -95,6 +96,7 @@ def read_past(
     """All trials that a sweep drew, by number; those that have not ended are marked as waiting for this process.
 
     A trial that failed because its storage was full counts as not ended: there is room now, or the sweep stops again.
+    Checkpoints that ended trials need no more are removed.
 
     A trial is known by its line in the journal or by its folder; one of the two is enough, and Ray's own files are not
     read at all.
@@ -116,6 +118,9 @@ def read_past(
         if run.status_path.exists() and not _has_ended(status, retry_failed=retry_failed):
             # With this process's number, as readers take a run whose process has gone for interrupted.
             status = run.update(status="created", ended=None, failure=None, **own_process())
+        elif (newest := newest_step(checkpoints := run.path / "checkpoints")) > 0:
+            # a driver that was killed may not have removed them in its store
+            remove_old(checkpoints, folder_of(checkpoints, newest), find_best(checkpoints))
         past.append(TrialStatus.of(status, criterion))
     return past
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from boxseg.config.criterion import Criterion
+from boxseg.engine.checkpoint import save_checkpoint
 from boxseg.errors import ConfigError
 from boxseg.files.writing import write_atomic
 from orchestration.config.resolved import dump_resolved
@@ -45,6 +46,16 @@ def make_trial(sweep: RunFolder, trial: Trial, status: str) -> RunFolder:
     folder.report(10, {"val/mask_ap": 0.1 * trial.number}, is_best=True)
     folder.update(status=status)
     return folder
+
+
+def test_checkpoints_of_an_ended_trial_that_are_of_no_more_use_go(tmp_path):
+    sweep = make_sweep(tmp_path)
+    checkpoints = make_trial(sweep, TRIALS[0], "finished").path / "checkpoints"
+    checkpoints.mkdir()
+    for step in (2, 4, 6, 8, 10):
+        save_checkpoint(checkpoints, step=step, files={}, about={"best_step": min(step, 4)})
+    read_past(sweep, Criterion("val/mask_ap"))
+    assert [int(path.name[-2:]) for path in sorted(checkpoints.iterdir())] == [4, 8, 10]
 
 
 def test_trials_are_known_by_the_journal_or_by_their_folder(tmp_path):
