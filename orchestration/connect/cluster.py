@@ -59,6 +59,14 @@ def _answers(node: Mapping[str, Any]) -> bool:
     return True
 
 
+def actor_at_head(kind: type, *arguments: Any) -> Any:
+    """An actor on the cluster's head, without which there is no cluster: any other node may go."""
+    import ray
+
+    at_head = {"node:__internal_head__": 0.001}
+    return ray.remote(num_cpus=0, resources=at_head)(kind).remote(*arguments)
+
+
 def check_storage_is_shared(storage: Path) -> None:
     """Write a file here and read it on every node, and the other way round.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.config.spec import RunSpec
+from orchestration.connect.cluster import actor_at_head
 from orchestration.planning.preflight import uses_cluster
 from orchestration.store.courier import Outpost
 from orchestration.store.desk import Desk, Records
@@ -60,9 +61,4 @@ def open_desk(spec: RunSpec, folder: Path) -> Outpost | None:
     """A desk on the cluster's head, for a run or sweep that it drives; None where all its processes see its folder."""
     if address_of(folder) is None or not uses_cluster(spec):
         return None
-    import ray
-
-    # on the head, without which there is no cluster: any other node may go
-    at_head = {"node:__internal_head__": 0.001}
-    actor = ray.remote(num_cpus=0, resources=at_head)(Desk).remote()
-    return Outpost(RemoteDesk(actor), mirrors(), (folder / DROVE).read_text())
+    return Outpost(RemoteDesk(actor_at_head(Desk)), mirrors(), (folder / DROVE).read_text())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestration.config.spec import ResourcesConfig
-from orchestration.connect.cluster import Resources, answering_nodes
+from orchestration.connect.cluster import Resources, actor_at_head, answering_nodes
 from orchestration.planning.preflight import count_places
 
 Nodes = Callable[[], Mapping[str, Resources]]
@@ -112,9 +112,4 @@ def open_shares(resources: ResourcesConfig, at_once: int) -> Any:
     """An actor of `Shares` on the cluster's head; None where all trials have a fixed number of workers."""
     if resources.min_workers is None:
         return None
-    import ray
-
-    at_head = {"node:__internal_head__": 0.001}  # any other node may go
-    return ray.remote(num_cpus=0, resources=at_head)(Shares).remote(
-        resources, at_once, answering_nodes
-    )
+    return actor_at_head(Shares, resources, at_once, answering_nodes)

@@ -98,8 +98,11 @@ def run_trial(config: dict[str, Any], plan: SweepPlan) -> None:
         train_payload(plan.payload(trial), in_tune=True)
     except Exception as error:
         folder = plan.trial_folder(trial)
-        # the driver finds what is damaged too, and writes it anew
-        with folder_received(plan.outpost, folder.path), contextlib.suppress(DamagedError):
+        with (
+            folder_received(plan.outpost, folder.path, trains=False),
+            # the driver finds what is damaged too, and writes it anew
+            contextlib.suppress(DamagedError),
+        ):
             folder.finish("failed", error)
 
 

@@ -116,9 +116,16 @@ def train_here(
 
 @contextlib.contextmanager
 def folder_received(
-    outpost: Outpost | None, folder: Path, *, rank: int = 0, alone: bool = True
+    outpost: Outpost | None,
+    folder: Path,
+    *,
+    rank: int = 0,
+    alone: bool = True,
+    trains: bool = True,
 ) -> Iterator[Courier | None]:
     """Have a run's folder on this machine; gives what carries its changes away, where the driver does not see it.
+
+    Without `trains` only its records, which go to the driver whatever the store does.
 
     Raises:
         StorageError: the run's store does not answer or refuses us.
@@ -126,7 +133,7 @@ def folder_received(
     if outpost is None or outpost.is_home(folder):
         yield None
         return
-    courier = Courier(outpost.desk, folder, leads=rank == 0)
+    courier = Courier(outpost.desk, folder, leads=rank == 0, trains=trains)
     with contextlib.ExitStack() as stack:
         if rank == 0:
             stack.enter_context(courier)

@@ -34,14 +34,11 @@ from orchestration.store.mirror import (
     records_of,
 )
 from orchestration.store.places import shown
+from orchestration.store.syncer import GIVE_UP_S, MOST_WAIT_S
 
 MARK = ".courier"
 TELL_S = 1.0
 """Time between two tellings of what changed [s]; they go to the driver, and ask the store for nothing."""
-MOST_WAIT_S = 30.0
-"""Longest pause before a store that did not answer is tried again [s]."""
-GIVE_UP_S = 900.0
-"""How long the end of a run waits for its weights to be in the store [s]."""
 BEGIN_S = 300.0
 """How long the begin of a run waits for a store that does not answer [s]."""
 
@@ -69,15 +66,17 @@ class Outpost:
 class Courier:
     """Has the records of a run here and its newest checkpoint; then, until the block is left, carries changes away."""
 
-    def __init__(self, desk: DeskLine, folder: Path, *, leads: bool) -> None:
+    def __init__(self, desk: DeskLine, folder: Path, *, leads: bool, trains: bool = True) -> None:
         """Nothing is done yet.
 
         Args:
             desk: The driver's.
             folder: The run's, in the mirror of this machine.
             leads: Whether this process writes the run's files; others only read them.
+            trains: Whether it needs checkpoints and may write some; if not, nothing is asked of the store.
         """
         self._desk = desk
+        self._trains = trains
         self._run = RunFolder(folder)
         self._address = shown(folder)
         self._leads = leads
@@ -111,11 +110,12 @@ class Courier:
         for name, content in records.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / name, content, durable=False)
-        patiently(lambda: fetch_newest(folder / "checkpoints"), BEGIN_S)
+        if self._trains:
+            patiently(lambda: fetch_newest(folder / "checkpoints"), BEGIN_S)
         self._best = _best_in(records.get(STATUS, b"{}"))
         self._mirror = Mirror(folder)
         for name, about in records_of(folder).items():
-            if name in records:
+            if name in records or not self._trains:
                 self._known[name] = (about.st_size, about.st_mtime_ns)
                 self._sent[name] = about.st_ino
         if self._leads:

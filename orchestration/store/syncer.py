@@ -24,7 +24,7 @@ RECORDS_S = 15.0
 MOST_WAIT_S = 30.0
 """Longest pause before a store that did not answer is tried again [s]."""
 GIVE_UP_S = 900.0
-"""How long the end of a run waits for its store [s]; what is left goes with the next command that drives the run."""
+"""How long the end of a run waits for its store [s], on any machine."""
 HURRY_S = 10.0
 """The same where somebody wants an end at once [s]."""
 

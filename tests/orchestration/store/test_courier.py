@@ -13,7 +13,7 @@ from boxseg.errors import StorageError
 from orchestration.config.spec import RunSpec
 from orchestration.execute.payload import Payload
 from orchestration.execute.reporter import FileReporter
-from orchestration.execute.worker import train_here
+from orchestration.execute.worker import folder_received, train_here
 from orchestration.record.run_folder import RunFolder
 from orchestration.store import client, courier
 from orchestration.store.courier import Courier, Outpost
@@ -177,6 +177,22 @@ def test_a_run_whose_store_stays_away_has_failed_and_goes_on_where_its_checkpoin
         assert newest_step(machines.run / "checkpoints") == 10
         assert find_sound(machines.run / "checkpoints") is not None
         assert RunFolder(machines.run).history("train/loss") == [(5, 0.5)]
+
+
+def test_a_failure_is_told_while_the_store_is_away(machines: Machines, desk: Desk):
+    with training(machines, desk) as folder:
+        RunFolder(folder).report(5, {"train/loss": 0.5})
+    machines.store.fault = "away"
+    with machines.on("b"):
+        save(machines.run, 10)
+        outpost, began = Outpost(desk, mirrors(), ""), time.monotonic()
+        with folder_received(outpost, machines.run, trains=False):
+            RunFolder(machines.run).finish("failed", StorageError("the store is away"))
+        assert time.monotonic() - began < 20
+    heard = hear(machines, desk)
+    assert heard.stored().failure is not None
+    assert heard.history("train/loss") == [(5, 0.5)]
+    assert not list(heard.path.glob("checkpoints/*/about.json")), "nobody else has it"
 
 
 def test_a_best_evaluation_is_told_once_the_store_has_its_checkpoint(machines: Machines, desk):
