@@ -21,7 +21,7 @@ def schema() -> None:
 @app.command()
 def show(experiment: Experiment, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print all settings of an experiment and where each comes from; the output is an experiment file again."""
-    from orchestration.config.resolved import find_origins, leaves, yaml_with_origins
+    from orchestration.config.resolved import commented_yaml, find_origins, leaves
     from orchestration.config.spec import load_run, load_sweep, read_settings
 
     source = read_settings(experiment, overrides or [])
@@ -32,5 +32,5 @@ def show(experiment: Experiment, overrides: Overrides = None, as_json: AsJson = 
         about = {name: {"value": value, "from": origins[name]} for name, value in leaves(values)}
         print_json(about)
     else:
-        for line in yaml_with_origins(values, origins):
+        for line in commented_yaml(values, above={}, behind=origins):
             print_line(line)

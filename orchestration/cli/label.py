@@ -26,8 +26,7 @@ from orchestration.cli.output import print_json, print_line, print_pairs, say
 from orchestration.errors import ExitCode
 
 if TYPE_CHECKING:
-    from boxseg.data.dataset import CocoBoxes
-    from orchestration.execute.label_run import LabelTask, MaskSource
+    from orchestration.execute.label_run import LabelTask
 
 SHOWN_PROBLEMS = 5
 
@@ -134,12 +133,12 @@ def label(
     doubts = _tell_doubts(str(run), runs, classes) if source == "run" else []
 
     from boxseg.data.dataset import CocoBoxes
-    from orchestration.execute.label_run import open_source
+    from orchestration.execute.label_run import make_labels, open_source
 
     boxes = CocoBoxes(to_label, train=False)
     opened = open_source(source, boxes, run=run, fuse_with=fuse_with, device=device, storage=runs)
     about = about_training | {"about_the_run": doubts}
-    _print_summary(_make_labels(boxes, folder, opened, about, review=review), as_json)
+    _print_summary(make_labels(boxes, folder, opened, say, about=about, review=review), as_json)
 
 
 def _refuse(for_training: dict[str, Any]) -> None:
@@ -201,31 +200,6 @@ def _train(task: LabelTask) -> tuple[str, dict[str, str]]:
         say("interrupted, state saved; the same command goes on")
         raise typer.Exit(ExitCode.INTERRUPTED)
     return str(last_checkpoint(status)), {"recipe": str(recipe), "run": status.folder}
-
-
-def _make_labels(
-    boxes: CocoBoxes, folder: Path, source: MaskSource, about: dict[str, Any], *, review: bool
-) -> dict[str, Any]:
-    """Label, and draw the pages to look through if they are wanted; gives the summary, which begins with `about`."""
-    from boxseg.label.checks import shared_doubt
-    from boxseg.label.expected import expect_mean_iou
-    from boxseg.label.review import write_review
-    from orchestration.execute.label_run import make_labels
-    from orchestration.record.progress import counted
-
-    written, qualities = make_labels(boxes, folder, source, say)
-    doubt = shared_doubt(written["doubts"], written["boxes"])
-    summary: dict[str, Any] = {"warning": doubt} if doubt else {}
-    summary |= {"output": str(folder), **about, **written}
-    if source.about["source"] == "run":
-        summary["expected_iou"] = expect_mean_iou(qualities)
-    if review:
-        pages = write_review(folder, boxes.source.images)
-        # pages are drawn while this goes over them
-        for _ in counted(pages, len(boxes), what="images drawn"):
-            pass
-        summary["review"] = str(folder / "review/index.html")
-    return summary
 
 
 def _print_summary(summary: dict[str, Any], as_json: bool) -> None:

@@ -47,13 +47,13 @@ def list_all(
     if not statuses:
         say(f"no runs under {shown(storage)}; `boxseg train EXP.yaml` makes one")
         return
-    about = ("id", "name", "kind", "status", "step")
-    headings = (*about, *SHOWN_METRICS, "began", "folder", "why it failed")
+    fields = ("id", "name", "kind", "status", "step")
+    headings = (*fields, *SHOWN_METRICS, "began", "folder", "why it failed")
     rows = []
     for status in statuses:
-        metrics = map(status.best_or_latest.get, SHOWN_METRICS.values())
-        rest = (_began(status), _place(status), _why(status))
-        rows.append((*(getattr(status, name) for name in about), *metrics, *rest))
+        values = [getattr(status, name) for name in fields]
+        values += map(status.best_or_latest.get, SHOWN_METRICS.values())
+        rows.append((*values, _began(status), _place(status), _why(status)))
     # what is missed least goes first
     first_to_go = ("folder", "why it failed", "AP75", "began", "kind", "box AP", "step")
     print_table(headings, rows, first_to_go=first_to_go)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,17 +73,27 @@ def in_one_line(value: Any) -> str:
     return str(text).removesuffix("...\n").strip()  # YAML's end mark after a lone value
 
 
-def yaml_with_origins(
-    values: dict[str, Any], origins: dict[str, str], prefix: str = ""
+def commented_yaml(
+    values: dict[str, Any],
+    *,
+    above: dict[str, str],
+    behind: dict[str, str],
+    prefix: str = "",
 ) -> Iterator[str]:
-    """Lines of an experiment file with these values, each with its origin as a comment behind it."""
+    """Lines of an experiment file with these values, and comments above or behind some (by dotted name)."""
     indent = "  " * prefix.count(".")
     for name, value in values.items():
-        if prefix + name in origins:
-            yield f"{indent}{name}: {in_one_line(value)}  # {origins[prefix + name]}"
-        else:
-            yield f"{indent}{name}:"
-            yield from yaml_with_origins(value, origins, f"{prefix}{name}.")
+        whole_name = prefix + name
+        for line in textwrap.wrap(above.get(whole_name, ""), width=116 - len(indent)):
+            yield f"{indent}# {line}"
+        if not isinstance(value, dict) or whole_name in behind:
+            comment = f"  # {behind[whole_name]}" if whole_name in behind else ""
+            yield f"{indent}{name}: {in_one_line(value)}{comment}"
+            continue
+        if above and not prefix:
+            yield ""  # an empty line before each group
+        yield f"{indent}{name}:"
+        yield from commented_yaml(value, above=above, behind=behind, prefix=f"{whole_name}.")
 
 
 def find_origins(spec: RunSpec, source: Source) -> dict[str, str]:

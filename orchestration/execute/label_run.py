@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -263,17 +263,45 @@ def open_source(
 
 
 def make_labels(
-    boxes: CocoBoxes, folder: Path, source: MaskSource, tell: Tell
-) -> tuple[dict[str, Any], list[float]]:
-    """Label the images that are left and write all; gives counts for people, and the qualities."""
+    boxes: CocoBoxes,
+    folder: Path,
+    source: MaskSource,
+    tell: Tell,
+    *,
+    about: dict[str, Any],
+    review: bool,
+) -> dict[str, Any]:
+    """Label the images that are left, write all labels, and with `review` draw the pages to look through them.
+
+    Returns:
+        What there is to tell people: `about`, files, counts, doubts, and of a run's masks the IoU to expect.
+    """
+    from boxseg.label.checks import shared_doubt
     from boxseg.label.dataset import Journal, label_images, write_labels
+    from boxseg.label.expected import expect_mean_iou
+    from boxseg.label.review import write_review
 
     journal = Journal(folder, source.about)
     left = len(boxes) - len(journal.done)
     if journal.done and left:
         tell(f"{len(journal.done)} images are labelled already")
     finished = label_images(boxes, source.masks, journal, batch_size=source.batch_size)
-    for _ in counted(finished, left, what="images"):
+    _work_through(finished, left, what="images")
+    written = write_labels(boxes, journal, folder)
+    doubt = shared_doubt(written["doubts"], written["boxes"])
+    summary: dict[str, Any] = {"warning": doubt} if doubt else {}
+    summary |= {"output": str(folder), **about, **written}
+    if source.about["source"] == "run":
+        labels = [label for image in journal.done.values() for label in image.labels]
+        summary["expected_iou"] = expect_mean_iou([label["quality"] for label in labels])
+    if review:
+        pages = write_review(folder, boxes.source.images)
+        _work_through(pages, len(boxes), what="images drawn")
+        summary["review"] = str(folder / "review/index.html")
+    return summary
+
+
+def _work_through(items: Iterable[object], total: int, *, what: str) -> None:
+    """Take all items, each of which is made only then, and show progress."""
+    for _ in counted(items, total, what=what):
         pass
-    qualities = [label["quality"] for image in journal.done.values() for label in image.labels]
-    return write_labels(boxes, journal, folder), qualities

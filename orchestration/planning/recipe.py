@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from boxseg.config.method import MAX_ENLARGEMENT, CocoSource
 from boxseg.data.fingerprint import Fingerprint
 from boxseg.data.misfits import PLAIN_CONTRAST, WINDOW_PX, color_threshold
 from boxseg.errors import ConfigError
-from orchestration.config.resolved import in_one_line, leaves
+from orchestration.config.resolved import commented_yaml, leaves
 from orchestration.config.source import KeyPath, Source, assign, override
 from orchestration.config.spec import RunSpec, build_run
 from orchestration.planning.machine import MOST_CORES, Machine
@@ -148,7 +147,9 @@ class Recipe:
         """The experiment file, with the reason above each choice."""
         lines = [f"# {line}".rstrip() for line in self.title]
         reasons = {choice.name: choice.reason for choice in self.choices}
-        return "\n".join([*lines, *_yaml_lines(self.settings(), reasons)]) + "\n"
+        return (
+            "\n".join([*lines, *commented_yaml(self.settings(), above=reasons, behind={})]) + "\n"
+        )
 
 
 def check_minutes(minutes: float | None) -> None:
@@ -385,21 +386,3 @@ def _with_overrides(choices: list[ChosenValue], overrides: Sequence[str]) -> lis
             choice = replace(choice, value=values.pop(choice.name), reason=ASKED)
         merged.append(choice)
     return merged + [ChosenValue(name, value, ASKED) for name, value in values.items()]
-
-
-def _yaml_lines(
-    values: dict[str, Any], reasons: dict[str, str], path: tuple[str, ...] = ()
-) -> Iterator[str]:
-    indent = "  " * len(path)
-    for key, value in values.items():
-        name = ".".join((*path, key))
-        if reason := reasons.get(name):
-            for line in textwrap.wrap(reason, width=116 - len(indent)):
-                yield f"{indent}# {line}"
-        if isinstance(value, dict):
-            if not path:
-                yield ""  # an empty line before each group
-            yield f"{indent}{key}:"
-            yield from _yaml_lines(value, reasons, (*path, key))
-        else:
-            yield f"{indent}{key}: {in_one_line(value)}"

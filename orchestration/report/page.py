@@ -123,13 +123,22 @@ def trial_data(record: SweepRecord, output: Path) -> dict[str, Any]:
         panel = panel_of(row)
         # Path.relative_to refuses to go up; names can hold what ends a URL, such as # and ?
         place = None if panel is None else quote(os.path.relpath(panel, output))
-        about = {"label": row.label, "status": row.status, "seed": row.seed, "score": row.value}
-        values = {name: _visible(value) for name, value in row.values.items()}
-        about |= {"step": row.step, "seconds": row.seconds, "values": values}
-        about["began"] = row.created - began
-        about |= {"metrics": _finite(row.metrics), "folder": row.folder, "panel": place}
-        about["front"] = row.id in on_front
-        trials.append(about | {"curve": thin_out(record.curves.get(row.id, []), MAX_POINTS)})
+        about = {
+            "label": row.label,
+            "status": row.status,
+            "seed": row.seed,
+            "score": row.value,
+            "step": row.step,
+            "seconds": row.seconds,
+            "values": {name: _visible(value) for name, value in row.values.items()},
+            "began": row.created - began,
+            "metrics": _finite(row.metrics),
+            "folder": row.folder,
+            "panel": place,
+            "front": row.id in on_front,
+            "curve": thin_out(record.curves.get(row.id, []), MAX_POINTS),
+        }
+        trials.append(about)
     space = record.spec.sweep.space
     logarithmic = [name for name, domain in space.items() if is_logarithmic(domain)]
     return {"metric": record.table.metric, "trials": trials, "logarithmic": logarithmic}
