@@ -121,7 +121,6 @@ def build_trainer(
         ),
         train_data=train_data,
         val_data=val_data,
-        eval_size=config.train.eval_short_side,
         device=torch.device(device),
     )
 

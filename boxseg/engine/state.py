@@ -37,8 +37,6 @@ class Trainer:
     loader: TrainLoader
     train_data: CocoBoxes
     val_data: CocoBoxes
-    eval_size: int
-    """Short side at evaluation [px]."""
     device: torch.device
 
     @property

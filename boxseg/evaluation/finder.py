@@ -42,7 +42,8 @@ class Finder:
         settings = self._settings
         if tiles.are_whole:
             detections = postprocess(self._network, predictions, tiles.batch, settings)
-            self._whole |= dict(zip(tiles.image_index, detections, strict=True))
+            images = [tile.image for tile in tiles.places]
+            self._whole |= dict(zip(images, detections, strict=True))
             return
         raw = self._network.detect(
             predictions, score_thr=settings.score_thr, pre_topk=settings.pre_topk
@@ -51,7 +52,7 @@ class Finder:
             chosen = choose_detections(of_tile, settings)
             # Read at once, since the output of all tiles together would not fit in memory.
             part = self._read(tiles, position, predictions, chosen)
-            self._parts[tiles.image_index[position]].append(part)
+            self._parts[tiles.places[position].image].append(part)
 
     @torch.no_grad()
     def detections(self) -> list[Detections]:
@@ -63,7 +64,8 @@ class Finder:
 
     def _read(self, tiles: Tiles, position: int, predictions: Any, raw: RawDetections) -> _Part:
         """What the tile at a position shows, in the place that it has in its image."""
-        top, left = tiles.corners[position]
+        tile = tiles.places[position]
+        top, left = tile.corner
         height, width = tiles.batch.sizes[position]
         boxes = clip_boxes_to_image(raw.boxes, (height, width))
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # others were outside
@@ -71,7 +73,7 @@ class Finder:
         image_index = torch.full_like(detections.labels, position)
         logits = self._network.mask_logits(predictions, image_index, detections.handle)
 
-        image_height, image_width = self._batch.sizes[tiles.image_index[position]]
+        image_height, image_width = self._batch.sizes[tile.image]
         # Left, top, right, bottom: a border of the image cuts nothing.
         goes_on = torch.tensor(
             [left > 0, top > 0, left + width < image_width, top + height < image_height]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise, product
 
@@ -21,8 +21,17 @@ GRID = 32
 
 Corner = tuple[int, int]
 """First row and column of a tile in its image, pixels."""
-Place = tuple[int, Corner, Tensor]
-"""An image of the batch, a corner in it, and the boxes that belong there, int64 (n,)."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Where a tile is."""
+
+    image: int
+    """Which image of the batch."""
+    corner: Corner
+    rows: Tensor
+    """int64 (n,): the boxes of its image of which this tile shows most."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +40,8 @@ class Tiles:
 
     batch: Batch
     """The parts as images. A box is in the tile that shows most of it, cut to that tile."""
-    image_index: list[int]
-    """The image of each tile."""
-    corners: list[Corner]
-    """First row and column of each tile in its image, pixels."""
-    rows: list[Tensor]
-    """int64 (n,): which boxes of its image each tile has."""
+    places: list[Tile]
+    """Where each of them is."""
     are_whole: bool
     """Whether these are whole images."""
 
@@ -45,16 +50,17 @@ class Tiles:
         batches = self.batch.split(parts)
         ends = list(accumulate(map(len, batches), initial=0))
         return [
-            Tiles(batch, self.image_index[a:b], self.corners[a:b], self.rows[a:b], self.are_whole)
-            for batch, (a, b) in zip(batches, pairwise(ends), strict=True)
+            Tiles(batch, self.places[start:end], self.are_whole)
+            for batch, (start, end) in zip(batches, pairwise(ends), strict=True)
         ]
 
 
 def whole_images(batch: Batch) -> Tiles:
     """The images of a batch as one tile each."""
-    rows = [torch.arange(len(boxes), device=boxes.device) for boxes in batch.boxes]
-    count = len(batch)
-    return Tiles(batch, list(range(count)), [(0, 0)] * count, rows, are_whole=True)
+    places = []
+    for image, boxes in enumerate(batch.boxes):
+        places.append(Tile(image, (0, 0), torch.arange(len(boxes), device=boxes.device)))
+    return Tiles(batch, places, are_whole=True)
 
 
 def cut_tiles(batch: Batch, *, side: int | None, at_once: int) -> Iterator[Tiles]:
@@ -68,10 +74,9 @@ def cut_tiles(batch: Batch, *, side: int | None, at_once: int) -> Iterator[Tiles
     if side is None or all(max(size) <= side for size in batch.sizes):
         yield from whole_images(batch).split(-(-len(batch) // at_once))
         return
-    places: list[Place] = []
-    for image, size in enumerate(batch.sizes):
-        for corner, rows in _place_tiles(batch.boxes[image], size, side):
-            places.append((image, corner, rows))
+    places: list[Tile] = []
+    for image in range(len(batch)):
+        places += _place_tiles(batch, image, side)
     # Tiles of several images share a batch: all of them are of one size.
     for start in range(0, len(places), at_once):
         yield _cut(batch, places[start : start + at_once], side)
@@ -87,13 +92,17 @@ def tile_starts(length: int, side: int) -> list[int]:
     return [round(last * number / steps / GRID) * GRID for number in range(steps + 1)]
 
 
-def _place_tiles(boxes: Tensor, size: Size, side: int) -> list[tuple[Corner, Tensor]]:
-    """Corner of each tile of an image, and the boxes (N, 4) that it shows most of, int64 (n,)."""
+def _place_tiles(batch: Batch, image: int, side: int) -> list[Tile]:
+    """The tiles of an image."""
+    boxes, size = batch.boxes[image], batch.sizes[image]
     height, width = size
     corners = list(product(tile_starts(height, side), tile_starts(width, side)))
     areas = [box_area(_in_tile(boxes, corner, size, side)) for corner in corners]
     best = torch.stack(areas).argmax(dim=0)  # of each box its tile; (tiles, N) -> (N,)
-    return [(corner, (best == number).nonzero()[:, 0]) for number, corner in enumerate(corners)]
+    return [
+        Tile(image, corner, (best == number).nonzero()[:, 0])
+        for number, corner in enumerate(corners)
+    ]
 
 
 def _in_tile(boxes: Tensor, corner: Corner, size: Size, side: int) -> Tensor:
@@ -108,21 +117,20 @@ def _tile_size(corner: Corner, size: Size, side: int) -> Size:
     return min(side, height - top), min(side, width - left)
 
 
-def _cut(batch: Batch, places: Sequence[Place], side: int) -> Tiles:
+def _cut(batch: Batch, places: list[Tile], side: int) -> Tiles:
     """The tiles of a batch at these places."""
     height, width = (min(side, padded) for padded in batch.weak.shape[-2:])
     weak, valid, boxes, labels, sizes, original_sizes = [], [], [], [], [], []
-    for image, corner, rows in places:
-        top, left = corner
+    for tile in places:
+        image, rows, (top, left) = tile.image, tile.rows, tile.corner
         down, across = slice(top, top + height), slice(left, left + width)
         size = batch.sizes[image]
         weak.append(batch.weak[image, :, down, across])
         valid.append(batch.valid[image, down, across])
-        boxes.append(_in_tile(batch.boxes[image][rows], corner, size, side))
+        boxes.append(_in_tile(batch.boxes[image][rows], tile.corner, size, side))
         labels.append(batch.labels[image][rows])
-        sizes.append(_tile_size(corner, size, side))
+        sizes.append(_tile_size(tile.corner, size, side))
         original_sizes.append(_in_file(sizes[-1], batch.original_sizes[image], size))
-    images, corners, rows_of = zip(*places, strict=True)
     stacked = torch.stack(weak)
     tiles = Batch(
         weak=stacked,
@@ -132,9 +140,9 @@ def _cut(batch: Batch, places: Sequence[Place], side: int) -> Tiles:
         labels=labels,
         sizes=sizes,
         original_sizes=original_sizes,
-        image_ids=[batch.image_ids[image] for image in images],
+        image_ids=[batch.image_ids[tile.image] for tile in places],
     )
-    return Tiles(tiles, list(images), list(corners), list(rows_of), are_whole=False)
+    return Tiles(tiles, places, are_whole=False)
 
 
 def _in_file(tile: Size, original: Size, size: Size) -> Size:

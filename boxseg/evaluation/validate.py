@@ -26,14 +26,14 @@ from boxseg.evaluation.finder import Finder
 from boxseg.evaluation.panels import PanelRow, draw_panels
 from boxseg.evaluation.pictures import draw_evaluation
 from boxseg.evaluation.pseudo_quality import mask_iou, quality_metrics
-from boxseg.evaluation.tiles import Tiles, cut_tiles
+from boxseg.evaluation.tiles import Tile, Tiles, cut_tiles
 from boxseg.ops.boxes import box_iou, scale_boxes
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import MASK_STRIDE, Batch, Detections, MaskNetwork, PseudoMasks
 from boxseg.teacher.candidates import pick_candidates
 
-LabelledTile = tuple[Tensor, tuple[int, int], Tensor, Tensor]
-"""Which boxes of its image a tile has, its first row and column, their pseudo masks (n, h, w) and qualities (n,)."""
+LabelledTile = tuple[Tile, Tensor, Tensor]
+"""A tile with the pseudo masks (n, h, w) of its boxes and their qualities (n,)."""
 
 HEALTH = ("mask_fill", "box_likeness")
 """Measures of the masks themselves."""
@@ -135,7 +135,7 @@ def _evaluate_network(
     batches = eval_batches(
         data,
         list(range(rank(), count, world_size())),
-        short_side=trainer.eval_size,
+        short_side=config.train.eval_short_side,
         max_size=config.train.max_size,
         batch_size=batch_size,
         workers=config.data.loader_workers,
@@ -212,8 +212,8 @@ class PseudoMaskWatcher:
             masks = full_size_masks(
                 pseudo, part.boxes[position], part.sizes[position], trainer.soft_thr
             )
-            labelled = (tiles.rows[position], tiles.corners[position], masks, pseudo.quality)
-            self._parts.setdefault(tiles.image_index[position], []).append(labelled)
+            tile = tiles.places[position]
+            self._parts.setdefault(tile.image, []).append((tile, masks, pseudo.quality))
 
     def watch(self, network: MaskNetwork, batch: Batch, detections: list[Detections]) -> None:
         """What was found in a batch: pseudo masks against the drawn ones, and detections of images that are drawn."""
@@ -279,13 +279,13 @@ class PseudoMaskWatcher:
 def _join_labels(parts: list[LabelledTile], count: int, size: Size) -> tuple[Tensor, Tensor]:
     """Masks (count, h, w) and qualities (count,) of all boxes of an image; each is in one of its tiles."""
     if len(parts) == 1:
-        return parts[0][2:]
-    _, _, first_masks, first_quality = parts[0]
+        return parts[0][1:]
+    _, first_masks, first_quality = parts[0]
     masks, quality = first_masks.new_zeros((count, *size)), first_quality.new_zeros(count)
-    for rows, (top, left), of_tile, quality_of_tile in parts:
-        height, width = of_tile.shape[-2:]
-        masks[rows, top : top + height, left : left + width] = of_tile
-        quality[rows] = quality_of_tile
+    for tile, of_tile, quality_of_tile in parts:
+        (top, left), (height, width) = tile.corner, of_tile.shape[-2:]
+        masks[tile.rows, top : top + height, left : left + width] = of_tile
+        quality[tile.rows] = quality_of_tile
     return masks, quality
 
 

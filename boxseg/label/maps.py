@@ -140,7 +140,7 @@ def _look(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[SoftMask]:
     soft_masks: list[SoftMask] = []
     # The predictor splits what does not fit in memory, so this part may be some of the close-ups.
     for part, predictions in predictor.look(whole_images(batch)):
-        of_part = [close_ups[place] for place in part.image_index]
+        of_part = [close_ups[tile.image] for tile in part.places]
         soft_masks.extend(_read_maps(predictor, of_part, part.batch, predictions))
     return soft_masks
 

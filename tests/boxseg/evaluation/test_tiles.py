@@ -12,7 +12,7 @@ from boxseg.data.loader import collate
 from boxseg.data.transforms import View
 from boxseg.evaluation import validate
 from boxseg.evaluation.finder import Finder
-from boxseg.evaluation.tiles import cut_tiles, tile_starts
+from boxseg.evaluation.tiles import Tile, cut_tiles, tile_starts
 from boxseg.ops.masks import tight_boxes
 from boxseg.predict import Predictor
 from boxseg.predict import predictor as predict
@@ -105,15 +105,16 @@ def test_every_box_is_in_the_tile_that_shows_most_of_it():
     assert max(len(part.batch) for part in parts) == 3
     seen = []
     for part in parts:
-        for position, (top, left) in enumerate(part.corners):
+        for position, place in enumerate(part.places):
+            top, left = place.corner
             height, width = part.batch.sizes[position]
             tile = batch.weak[0, :, top : top + height, left : left + width]
             assert torch.equal(part.batch.weak[position, :, :height, :width], tile)
             assert part.batch.valid[position].sum() == height * width
             back = part.batch.boxes[position] + torch.tensor([left, top] * 2)
-            for row, box in zip(part.rows[position].tolist(), back, strict=True):
+            for row, box in zip(place.rows.tolist(), back, strict=True):
                 seen.append(row)
-                assert part.batch.labels[position].tolist() == part.rows[position].tolist()
+                assert part.batch.labels[position].tolist() == place.rows.tolist()
                 if row < 2:
                     assert box.tolist() == list(patches[row])
     assert sorted(seen) == [0, 1, 2]
@@ -234,13 +235,9 @@ def test_an_evaluation_in_tiles_has_the_metrics_of_one_of_whole_images(evaluate,
 
 
 def test_labels_of_tiles_are_put_together_at_their_places():
-    first = (torch.tensor([1]), (0, 0), torch.ones(1, 2, 3, dtype=torch.bool), torch.tensor([0.5]))
-    second = (
-        torch.tensor([0, 2]),
-        (1, 2),
-        torch.ones(2, 3, 2, dtype=torch.bool),
-        torch.tensor([0.2, 0.8]),
-    )
+    tile, other = Tile(0, (0, 0), torch.tensor([1])), Tile(0, (1, 2), torch.tensor([0, 2]))
+    first = (tile, torch.ones(1, 2, 3, dtype=torch.bool), torch.tensor([0.5]))
+    second = (other, torch.ones(2, 3, 2, dtype=torch.bool), torch.tensor([0.2, 0.8]))
     masks, quality = validate._join_labels([first, second], 3, (4, 4))
     assert masks.sum(dim=(1, 2)).tolist() == [6, 6, 6]
     assert masks[1, :2, :3].all()
