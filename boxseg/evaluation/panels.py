@@ -16,7 +16,8 @@ from boxseg.files.writing import write_picture
 TILE = 224
 """Longest side of one tile [px]."""
 GAP = 4
-CAPTION = 16
+CAPTION = 24
+TITLE_PX = 18
 COLUMNS = ("image", "boxes", "teacher mask (quality)", "student mask (score)")
 COLOURS = (
     (228, 26, 28),
@@ -62,7 +63,7 @@ def draw_panels(rows: list[PanelRow], path: Path, *, columns: Sequence[str] = CO
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(columns):
-        draw.text((GAP + column * (TILE + GAP), 2), title, fill="black")
+        draw.text((GAP + column * (TILE + GAP), 2), title, fill="black", font_size=TITLE_PX)
     for index, row in enumerate(rows):
         top = CAPTION + index * (TILE + GAP)
         for column, tile in enumerate(_tiles(row)):

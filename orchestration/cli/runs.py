@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from boxseg.errors import BoxSegError
 from orchestration.cli.options import AsJson, Storage, optional
 from orchestration.cli.output import (
     print_json,
@@ -79,14 +80,25 @@ def show(
     if as_json:
         print_json(asdict(status) | ({"trials": trials} if status.kind == "sweep" else {}))
         return
-    print_pairs(_summary(status))
-    if trials:
-        from orchestration.config.spec import load_sweep
-        from orchestration.record.table import read_table, render_table
+    if not trials:
+        print_pairs(_summary(status))
+        return
 
-        typer.echo("")
-        # a sweep whose settings cannot be read ends here, with the reason
-        print_rich(render_table(read_table(folder.path, load_sweep(folder.config_path))))
+    from orchestration.config.spec import load_sweep
+    from orchestration.record.table import read_table, render_table
+
+    try:
+        table = read_table(folder.path, load_sweep(folder.config_path))
+    except BoxSegError:  # of settings that cannot be read
+        print_pairs(_summary(status))
+        raise
+    # The record of a sweep that was killed is older than those of its trials.
+    status = replace(status, step=sum(row.is_final for row in table.rows))
+    if best := table.best():
+        status = replace(status, best_run=best.id, best=best.metrics)
+    print_pairs(_summary(status))
+    typer.echo("")
+    print_rich(render_table(table))
 
 
 @app.command()

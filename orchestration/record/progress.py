@@ -156,7 +156,8 @@ class RunProgress(ProgressDisplay):
     def _report_line(self, report: Report) -> str:
         """A report in one line."""
         left = self._left(report.step)
-        return f"step {report.step}/{self._steps}  {headline(report.metrics)}{left}"
+        # before the metrics, as a terminal may have no room for all of them
+        return f"step {report.step}/{self._steps}{left}  {headline(report.metrics)}"
 
     def _left(self, step: int, steps_per_s: float = 0.0) -> str:
         """Time left, by the pace since the first report with evaluations, or else by that of updates alone."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from boxseg.config.criterion import Criterion
@@ -142,12 +143,14 @@ def render_table(
         order = sorted(table.ranked(), key=lambda row: row is not best and row.is_final)
         caption = f"… {len(order) - most} more trials\n{caption or ''}"
         table = replace(table, rows=order[:most])
-    drawn = Table(caption=caption, caption_justify="left")
+    drawn = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     header, lines = _cells(table, best)
-    for title in header:
+    short = [title.rsplit(".", 1)[-1].removeprefix("val/") for title in header]
+    for title, last_part in zip(header, short, strict=True):
         others = [other.metric for other in table.others]
         is_number = title in (table.metric, *others, "step", "seed")
-        drawn.add_column(title, justify="right" if is_number else "left", no_wrap=title == "trial")
+        shown = last_part if short.count(last_part) == 1 else title
+        drawn.add_column(shown, justify="right" if is_number else "left", no_wrap=title == "trial")
     for row, line in zip(table.ranked(), lines, strict=True):
         drawn.add_row(*line, style="bold green" if row is best else STYLES.get(row.status))
     return drawn

@@ -162,7 +162,7 @@ def call(*arguments: str) -> str:
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         code = run(list(arguments))
-    assert "unexpected" not in errors.getvalue(), (arguments, errors.getvalue())
+    assert "(unexpected; " not in errors.getvalue(), (arguments, errors.getvalue())
     assert code in set(ExitCode), (arguments, errors.getvalue())
     assert code == ExitCode.DONE or errors.getvalue(), arguments
     assert not any(

@@ -221,13 +221,36 @@ def test_a_terminal_shows_the_trials_at_work_and_the_best_of_many():
     with console.capture() as shown:
         console.print(render_table(SweepTable(Criterion("m"), rows), most=4))
     text = shown.get()
-    assert [label for label in ("36", "37", "38", "39 ★", "40") if f"│ {label} " in text] == [
-        "37",
-        "38",
-        "39 ★",
-        "40",
-    ]
+    shown_trials = [line.split("  ")[0].strip() for line in text.splitlines()]
+    assert [each for each in shown_trials if each[:1].isdigit()] == ["39 ★", "38", "37", "40"]
     assert "37 more trials" in text
+
+
+def test_a_terminal_of_80_columns_has_room_for_settings_and_their_values():
+    values = {"qam.iou_thr": 0.7639, "solver.lr": 0.0001927, "qam.k_top": 20, "method": "full"}
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(
+            render_table(SweepTable(Criterion("val/mask_ap"), [make_row(0, 0.4, **values)]))
+        )
+    head, _, line = (each for each in shown.get().splitlines() if each.strip())
+    assert head.split() == [
+        "trial",
+        "iou_thr",
+        "lr",
+        "k_top",
+        "method",
+        "mask_ap",
+        "step",
+        "status",
+    ]
+    assert line.split()[2:6] == ["0.7639", "0.0001927", "20", "full"]
+    # the last parts of two names alike: both in full
+    twins = {"train.window": 1, "eval.window": 2}
+    with console.capture() as shown:
+        console.print(render_table(SweepTable(Criterion("m"), [make_row(0, 0.4, **twins)])))
+    assert "train.window" in shown.get()
+    assert "eval.window" in shown.get()
 
 
 def open_with_checkpoint(sweep: Trials, *, step: int) -> RunFolder:

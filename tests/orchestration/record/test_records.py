@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import synthetic
 
 from boxseg.config.criterion import Criterion
 from boxseg.errors import ConfigError
 from orchestration.cli.app import run
 from orchestration.config.resolved import dump_resolved
-from orchestration.config.spec import RunSpec, SweepSpec
+from orchestration.config.spec import RunSpec, SweepSpec, load_sweep
 from orchestration.errors import ExitCode
 from orchestration.record import records
 from orchestration.record.find_runs import find_run, list_runs
@@ -322,3 +323,17 @@ def test_commands_tell_of_odd_files_and_of_all_the_rest(
     ):
         assert run(arguments) == code, arguments
         assert "unexpected" not in capsys.readouterr().err, arguments
+
+
+def test_a_sweep_that_was_cut_off_is_shown_as_its_trials_are(tmp_path, capsys):
+    # its own record was not written any more: 0 trials, no best
+    folder = synthetic.write_sweep(tmp_path, settings=4)
+    assert (RunFolder(folder).stored().step, RunFolder(folder).stored().best_run) == (0, None)
+    assert run(["runs", "show", str(folder)]) == ExitCode.DONE
+    shown = capsys.readouterr().out
+    best = read_table(folder, load_sweep(folder / "config.yaml")).best()
+    assert [line.split()[-1] for line in shown.splitlines() if line.startswith("best trial")] == [
+        best.id
+    ]
+    assert "4 of 4" in shown
+    assert f"{best.value:.4f}" in shown
