@@ -105,7 +105,7 @@ def homes_of(cluster: HostCluster, name: str) -> list[str]:
     ]
 
 
-def wait_for_job(cluster: HostCluster, job: str, *, seconds: float = 300) -> None:
+def wait_for_job(cluster: HostCluster, job: str, *, seconds: float = 600) -> None:
     """Wait until a job has ended well."""
 
     def status() -> str:
