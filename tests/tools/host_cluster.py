@@ -10,7 +10,7 @@ import contextlib
 import json
 import secrets
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ class HostCluster:
         """Start all of it; nodes are `one` and `two`."""
         self.machines, self.logs = machines, logs
         self._token = secrets.token_hex(32)
+        self._starts: dict[str, Callable[[], subprocess.Popen[bytes]]] = {}
+        """Address of a machine -> starts Ray there."""
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
         self.store, self.database, self.tracker, self.head = (
             machines.add(name) for name in ("store", "database", "tracker", "head")
         )
@@ -136,12 +139,24 @@ class HostCluster:
         of_ray = {"RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0"}
         command = ["ray", "start", "--block", "--disable-usage-stats", *options]
         command += ["--object-store-memory=100000000"]
-        machine.start(command, environment=self.environment | of_ray, log=self._log_of(machine))
+        environment, log = self.environment | of_ray, self._log_of(machine)
+        self._starts[machine.address] = lambda: machine.start(
+            command, environment=environment, log=log
+        )
+        self._started[machine.address] = self._starts[machine.address]()
 
     def _wait_for_ray(self, machine: Host) -> None:
-        log = self._log_of(machine)
-        started = "Ray runtime started"
-        wait_for(lambda: started in log.read_text(), what=f"Ray on {machine.name}", seconds=300)
+        """Wait until it has started; on a busy machine it gives up by itself, and is started again."""
+        log, address = self._log_of(machine), machine.address
+
+        def has_started() -> bool:
+            if "Ray runtime started" in log.read_text():
+                return True
+            if self._started[address].poll() is not None:
+                self._started[address] = self._starts[address]()
+            return False
+
+        wait_for(has_started, what=f"Ray on {machine.name}", seconds=300)
 
     def _log_of(self, machine: Host) -> Path:
         return self.logs / f"{machine.name}-{machine.address}.log"
