@@ -109,6 +109,8 @@ def build_trainer(
         loader=TrainLoader(
             train_data,
             shape=view_shape(config.train),
+            late_shape=view_shape(config.train.closest),
+            late_from=round(config.train.closer_from * config.train.steps),
             flip=config.data.flip,
             strong=config.data.strong,
             # The setting counts the images of all processes together.

@@ -180,6 +180,11 @@ class TrainConfig(Config):
     images of `image_size`."""
     object_size: tuple[float, float] = (48.0, 128.0)
     """What the longer side of the object in the middle of a window becomes, drawn between these two [px]."""
+    closer: float = Field(1.0, ge=1, le=4)
+    """Windows and the objects in them are so many times as large towards the end of the run: outlines gain by it, and
+    to look closer from the beginning would take longer. 1: the same all along."""
+    closer_from: float = Field(0.75, ge=0, lt=1)
+    """Share of the steps after which windows are larger, see `closer`."""
     eval_size: int | None = Field(None, ge=32)
     """Short side at evaluation [px]; null: the largest training size."""
     eval_tile: int | None = Field(None, ge=64, multiple_of=32)
@@ -214,6 +219,18 @@ class TrainConfig(Config):
         return (self.image_size,) if isinstance(self.image_size, int) else self.image_size
 
     @property
+    def closest(self) -> TrainConfig:
+        """The same settings with the largest windows and objects of the run."""
+        if self.window is None:
+            return self
+        smallest, largest = self.object_size
+        larger = {
+            "window": round(self.window * self.closer),
+            "object_size": (smallest * self.closer, largest * self.closer),
+        }
+        return self.model_copy(update=larger)
+
+    @property
     def eval_short_side(self) -> int:
         """Short side at evaluation [px]."""
         return self.eval_size or max(self.short_sides)
@@ -238,6 +255,10 @@ class TrainConfig(Config):
             raise ValueError(
                 f"object_size [{smallest:g}, {largest:g}] must be two sizes "
                 f"from 8 to window {self.window}, the smaller one first"
+            )
+        if self.closer > 1 and self.window is None:
+            raise ValueError(
+                f"closer {self.closer:g} makes windows larger, and window is null; set it, or closer to 1"
             )
         for name, every in (("eval_every", self.eval_every), ("save_every", self.save_every)):
             if every is not None and every >= 1 and every != int(every):

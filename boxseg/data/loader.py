@@ -49,6 +49,8 @@ class TrainLoader:
         batch_size: Images per step of this rank.
         seed: Seed of order and views.
         workers: Processes that read images; 0 reads in the calling one.
+        late_shape: Makes the views from step `late_from` on; None: `shape` makes all.
+        late_from: See `late_shape`.
         rank: Which share of the global batch is this process's.
         world_size: Number of processes; the global batch has `batch_size * world_size` images.
         device: Where batches are wanted, and strong views are made.
@@ -67,6 +69,8 @@ class TrainLoader:
         batch_size: int,
         seed: int,
         workers: int,
+        late_shape: Shape | None = None,
+        late_from: int = 0,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
@@ -77,7 +81,10 @@ class TrainLoader:
             )
         self.workers = workers
         self._dataset = dataset
-        self._make_view = partial(make_view, shape=shape, flip=flip, strong=strong)
+        self._make_view = partial(make_view, flip=flip, strong=strong)
+        self._shape = shape
+        self._late_shape = late_shape or shape
+        self._late_from = late_from
         self._order = ImageOrder(
             dataset.sizes, seed=seed, global_batch_size=batch_size * world_size
         )
@@ -99,21 +106,22 @@ class TrainLoader:
         """What loader processes do for one step."""
         first = step * self._order.global_batch_size + self._rank * self._batch_size
         positions = range(first, first + self._batch_size)
-        return [self._read_view(position) for position in positions]
+        shape = self._late_shape if step >= self._late_from else self._shape
+        return [self._read_view(position, shape) for position in positions]
 
     def finish(self, views: list[View]) -> Batch:
         """What is left to do for one step, on the device."""
         recolorings = [view.recoloring for view in views]
         return add_strong_view(collate(views, device=self._device), recolorings)
 
-    def _read_view(self, position: int) -> View:
+    def _read_view(self, position: int, shape: Shape) -> View:
         """The view at a position of the endless stream of images."""
         sequence = np.random.SeedSequence([self._seed, VIEW_STREAM, position])
         (state,) = sequence.generate_state(1, np.uint64).tolist()
         seed = state >> 1  # torch takes 64 bits with a sign
         generator = torch.Generator().manual_seed(seed)
         sample = self._dataset[self._order(position)]
-        return self._make_view(sample, generator=generator)
+        return self._make_view(sample, shape=shape, generator=generator)
 
 
 class ImageOrder:

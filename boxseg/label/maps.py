@@ -80,7 +80,7 @@ def close_up(predictor: Predictor, sample: Sample, row: int) -> CloseUp:
     box = sample.boxes[row]
     longest = float((box[2:] - box[:2]).max())
     if train.window is not None:
-        largest = train.object_size[1]
+        largest = train.closest.object_size[1]
         wanted = min(max(LARGE * largest, longest), LARGEST * largest)
     else:
         # The scale of its whole images, without the limit of their longer side: only a window is looked at.

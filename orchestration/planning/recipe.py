@@ -21,6 +21,13 @@ from orchestration.planning.machine import MOST_CORES, Machine
 from orchestration.words import show_bytes, show_duration
 
 OBJECT_PX = (64.0, 192.0)
+CLOSER = 1.5
+CLOSER_PX = 128
+"""Longer side of the median object [px] from which on windows become larger by `CLOSER` towards the end: smaller ones
+would only be blown up."""
+CLOSER_FROM = 0.75
+CLOSER_COST = 1 + (1 - CLOSER_FROM) * (CLOSER**2 - 1)
+"""What an update takes in the mean then, in updates of the beginning: pixels decide."""
 BATCH_SIZE = 4
 EVAL_OBJECT_PX = 64
 """What the median object measures where whole images are looked at."""
@@ -192,7 +199,9 @@ def make_recipe(
     Raises:
         ConfigError: an override is malformed.
     """
-    times = _plan_times(machine, minutes=minutes, step_s=step_s, label_boxes=label_boxes)
+    times = _plan_times(
+        machine, fingerprint, minutes=minutes, step_s=step_s, label_boxes=label_boxes
+    )
     rows: list[Row] = [
         ("name", name, ""),
         *_data_choices(train, machine),
@@ -216,7 +225,12 @@ def make_recipe(
 
 
 def _plan_times(
-    machine: Machine, *, minutes: float | None, step_s: float | None, label_boxes: int
+    machine: Machine,
+    fingerprint: Fingerprint,
+    *,
+    minutes: float | None,
+    step_s: float | None,
+    label_boxes: int,
 ) -> Times:
     basis = "an update was timed here"
     if step_s is None:
@@ -224,12 +238,18 @@ def _plan_times(
         step_s = CORE_STEP_S / machine.speed
     # What slows updates on this machine slows labelling.
     label_s = label_boxes * CORE_BOX_S * step_s / CORE_STEP_S
+    if _has_large_objects(fingerprint):
+        step_s *= CLOSER_COST
     train_s = USUAL_STEPS * step_s
     if minutes is not None:
         total_s = 60 * minutes
         train_s = max(total_s - START_S - label_s, LEAST_TRAINING * total_s)
     steps = max(_two_digits(train_s / step_s), LEAST_STEPS)
     return Times(step_s, steps * step_s, label_s, basis)
+
+
+def _has_large_objects(fingerprint: Fingerprint) -> bool:
+    return fingerprint.object_px.median >= CLOSER_PX
 
 
 def _two_digits(number: float) -> int:
@@ -320,6 +340,12 @@ def _view_choices(fingerprint: Fingerprint) -> Iterator[Row]:
     yield "train.window", WINDOW_PX, reason
     reason = f"So an object has {OBJECT_PX[0] / 4:.0f} mask cells or more."
     yield "train.object_size", list(OBJECT_PX), reason
+    if _has_large_objects(fingerprint):
+        reason = (
+            "Larger towards the end, as images have the pixels: outlines gain by a closer look."
+        )
+        yield "train.closer", CLOSER, reason
+        yield "train.closer_from", CLOSER_FROM, ""
     eval_size, max_size = eval_sizes(fingerprint)
     eval_px = sorted(fingerprint.sides.sizes_at(eval_size, max_size))
     at_eval = float(eval_px[fingerprint.boxes // 2])

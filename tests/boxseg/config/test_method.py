@@ -85,6 +85,7 @@ def test_a_warmup_below_one_is_a_share_of_the_steps(value: float, steps: int):
         ({"train": {"image_size": 16}}, ("image_size 16", "32 px")),
         ({"train": {"image_size": [640, 1400]}}, ("1400", "max_size 1333")),
         ({"train": {"image_size": []}}, ("image_size",)),
+        ({"train": {"closer": 1.5}}, ("closer 1.5", "window is null", "to 1")),
         ({"train": {"eval_size": 2000}}, ("eval_size 2000", "max_size 1333")),
         ({"train": {"eval_every": 10.5}}, ("eval_every 10.5", "whole number")),
         ({"solver": {"milestones": [0.9, 0.5]}}, ("0.9, 0.5", "rising")),

@@ -82,6 +82,17 @@ def test_starting_at_a_step_gives_what_a_run_from_the_start_gives(dataset):
     assert all(same(a, b) for a, b in zip(whole[9:], resumed, strict=True))
 
 
+def test_late_views_have_another_shape_wherever_a_run_starts(dataset):
+    late = partial(random_size, short_sides=[96], max_size=200)
+    mixed = list(loader(dataset, late_shape=late, late_from=3).batches(0, 5))
+    early = loader(dataset).batches(0, 3)
+    assert all(same(a, b) for a, b in zip(mixed[:3], early, strict=True))
+    sizes = [min(size) for batch in mixed[3:] for size in batch.sizes]
+    assert sizes == [96] * 8
+    (resumed,) = loader(dataset, late_shape=late, late_from=3).batches(4, 1)
+    assert same(mixed[4], resumed)
+
+
 def test_ranks_share_the_batch_of_a_single_worker(dataset):
     alone = list(loader(dataset, batch_size=8, strong="strongv2").batches(0, 7))
     options = {"batch_size": 4, "world_size": 2, "strong": "strongv2"}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torchvision.ops import clip_boxes_to_image
 
+from boxseg.config.method import TrainConfig
 from boxseg.errors import ShapeError
 from boxseg.label import boxes as label
 from boxseg.label import maps as label_maps
@@ -206,9 +207,12 @@ def test_close_ups_that_do_not_fit_in_memory_together_are_looked_at_in_parts(
     assert torch.equal(found.mask, together.mask)
 
 
-@pytest.mark.parametrize(("side", "shown"), [(50, 163.2), (200, 200), (400, 230.4)])
-def test_boxes_are_shown_larger_where_the_image_has_the_pixels(side, shown):
-    train = SimpleNamespace(window=256, object_size=(64.0, 192.0))
+@pytest.mark.parametrize(
+    ("side", "closer", "shown"),
+    [(50, 1.0, 163.2), (200, 1.0, 200), (400, 1.0, 230.4), (400, 1.5, 345.6)],
+)
+def test_boxes_are_shown_larger_where_the_image_has_the_pixels(side, closer, shown):
+    train = TrainConfig(window=256, object_size=(64.0, 192.0), closer=closer)
     predictor = SimpleNamespace(config=SimpleNamespace(train=train))
     boxes = torch.tensor([[300.0, 300, 300 + side, 320]])
     image = torch.zeros(3, 1000, 1000, dtype=torch.uint8)

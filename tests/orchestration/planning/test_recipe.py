@@ -101,6 +101,16 @@ def test_labelling_is_slow_where_updates_are(sets):
     assert recipe(sets["rings"], step_s=2.1, label_boxes=100).times.label_s == pytest.approx(51)
 
 
+def test_large_objects_are_looked_at_more_closely_towards_the_end_in_fewer_updates(sets):
+    large, small = (recipe(sets[name], minutes=10, step_s=0.5) for name in ("large", "small"))
+    assert "train.closer" not in values(small)
+    train = large.spec().train
+    assert (train.closest.window, train.closest.object_size) == (384, (96.0, 288.0))
+    # a quarter of them sees 1.5 x 1.5 times the pixels
+    assert large.steps / small.steps == pytest.approx(1 / 1.3125, abs=0.05)  # two digits of each
+    assert large.times.train_s == pytest.approx(small.times.train_s, rel=0.1)
+
+
 def test_without_a_time_there_are_as_many_updates_as_usual(sets):
     made = recipe(sets["rings"], step_s=2.0)
     assert made.steps == USUAL_STEPS
