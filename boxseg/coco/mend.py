@@ -247,7 +247,8 @@ def _find_files(images: list[Entry], folder: Path, changes: Changes) -> list[Ent
     names = Names.below(folder)
     renamed = []
     for image in images:
-        file_name = image.get("file_name")
+        # LVIS names its images by their addresses alone, which end as the names of the files do.
+        file_name = image.get("file_name") or image.get("coco_url")
         if isinstance(file_name, str) and not is_file_inside(folder, file_name):
             match = names.find(file_name)
             if match is not None and match != file_name:

@@ -136,6 +136,19 @@ def test_a_name_with_its_accents_apart_is_that_of_the_file(content, write_source
     assert copy["images"][0]["file_name"] == "de\u0301cran.png"
 
 
+def test_images_that_lvis_names_by_address_get_the_names_of_their_files(
+    content, write_source, tmp_path
+):
+    source = write_source(content)
+    name = content["images"][0].pop("file_name")
+    content["images"][0]["coco_url"] = f"http://images.cocodataset.org/train2017/{name}"
+    source.annotations.write_text(json.dumps(content))
+    changes, copy = fixed(source, tmp_path / "out")
+    assert changes == {"file names written as on the disk": 1}
+    assert copy["images"][0]["file_name"] == name
+    assert len(copy["annotations"]) == len(content["annotations"])
+
+
 def test_run_lengths_with_python_s_sign_of_bytes_are_read(content, write_source, tmp_path):
     mask = np.zeros((40, 60), dtype=np.uint8, order="F")
     mask[10:30, 5:50] = 1
