@@ -100,7 +100,7 @@ def test_table_status_report_and_json_tell_the_same_front_and_best(sweep, capsys
     ]
     assert [line.split("|")[1].split()[0] for line in marked] == ["trial", "02", "01", "04"]
     assert run(["runs", "show", folder.path.name, "--storage", str(spec.storage)]) == 0
-    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines() if " front " in line]
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if " front " in line]
     assert sorted(shown) == ["01", "02", "04", "trial"]  # as in the table
 
     page = write_report(folder.path)
