@@ -15,8 +15,10 @@ UNMEASURED = 1
 """First updates, which allocate and compile."""
 MEASURED = 6
 """The fastest of these counts: other programs on the machine come and go."""
+FEWEST = 2
+"""Of these there are so many at least: one alone may have met a moment when others had the machine."""
 LIMIT_S = 20.0
-"""No further update is measured beyond this."""
+"""Beyond this no more than these few are measured."""
 LATER = 1.25
 """The mean update of a run takes this factor longer: at first the teacher finds no candidates to fuse."""
 
@@ -44,6 +46,6 @@ def time_update(
         now = time.perf_counter()
         seconds.append(now - started)
         started = now
-        if now - began > LIMIT_S:
+        if now - began > LIMIT_S and len(seconds) >= UNMEASURED + FEWEST:
             break
-    return LATER * min(seconds[UNMEASURED:] or seconds)
+    return LATER * min(seconds[UNMEASURED:])

@@ -1,22 +1,29 @@
-from boxseg.data.toy import ensure_toy
-from boxseg.label.pace import time_update
+"""How long an update takes is measured although other programs come and go."""
+
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from boxseg.label import pace
 
 
-def test_an_update_is_timed_and_nothing_is_written(tiny_config, data_root, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    ensure_toy(data_root, tiny_config().data.toy)
-    before = sorted(data_root.rglob("*"))
-    assert 0 < time_update(tiny_config(), data_root=data_root) < 60
-    assert sorted(data_root.rglob("*")) == before
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_slow_machine_is_not_kept_for_long(tiny_config, data_root, monkeypatch):
-    done = []
-    monkeypatch.setattr("boxseg.label.pace.LIMIT_S", 0.0)
-    monkeypatch.setattr(
-        "boxseg.label.pace.optimise",
-        lambda trainer, batch, step: done.append(step) or {"train/loss": 0.0},
-    )
-    time_update(tiny_config(), data_root=data_root)
-    assert done == [0]
+@pytest.mark.parametrize(
+    ("seconds", "counts"),
+    [
+        ([5, 1.0, 1.2, 0.9, 1, 1, 1], 0.9),  # the first one allocates
+        ([30, 1.0, 1.2, 0.1], 1.0),  # slow once: two more are measured
+        ([4, 30, 2.0, 0.1], 2.0),
+        ([30, 25, 28, 0.1], 25),  # a slow machine
+    ],
+)
+def test_a_pause_of_the_machine_is_not_taken_for_the_pace(monkeypatch, seconds, counts):
+    clock = itertools.accumulate([0.0, *seconds])
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: next(clock))
+    loader = SimpleNamespace(batches=lambda first, count: range(count))
+    monkeypatch.setattr(pace, "build_trainer", lambda *_, **__: SimpleNamespace(loader=loader))
+    done = {"train/loss": torch.zeros(())}
+    monkeypatch.setattr(pace, "optimise", lambda *_: done)
+    assert pace.time_update(None, data_root=Path("unused")) == pytest.approx(pace.LATER * counts)
