@@ -85,6 +85,8 @@ def train(
     else:
         rows: list[tuple[str, Any]] = [("run", result.id), ("status", result.status)]
         rows.append(("folder", shown(Path(result.folder))))
+        if result.best:
+            rows.append(("best at step", result.best_step))
         metrics = sorted(result.best_or_latest.items())
         print_pairs(rows + [(name, value) for name, value in metrics if name.startswith("val/")])
     if original is not None and result.status == "finished":

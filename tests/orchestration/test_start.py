@@ -1,6 +1,7 @@
 """Starts from trained weights: runs are found by name, what is taken is kept on record, wrong weights are refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -65,14 +66,16 @@ def test_a_run_starts_from_a_run_that_it_names_by_its_id(storage, earlier, capsy
     assert told in capsys.readouterr().out
 
 
-def test_a_resumed_run_needs_its_start_no_more(storage, earlier, tmp_path, monkeypatch):
+def test_a_resumed_run_needs_its_start_no_more(storage, earlier, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     start = RunFolder(shutil.copytree(earlier.folder, storage / "gone/20260101-000000-abcdef"))
     start.update(id=start.path.name)
     settings = {"storage": str(storage), "model": {"start_from": start.path.name}}
     Path("exp.yaml").write_text(json.dumps(merge(SETTINGS | {"name": "later"}, settings)))
     assert run_command(["train", "exp.yaml"]) == 0
+    (step,) = re.findall(r"^best at step +(\d+)$", capsys.readouterr().out, re.MULTILINE)
     (later,) = [each for each in list_runs(storage) if each.name == "later"]
+    assert int(step) == later.best_step
     shutil.rmtree(start.path)
     assert run_command(["train", "exp.yaml", "--set", "train.steps=3"]) == 2
     assert run_command(["train", "exp.yaml", "--set", "train.steps=3", "--resume", later.id]) == 0
