@@ -101,6 +101,8 @@ class _Masks:
     """int64 (n,): the box of each proposal among the N boxes of all images."""
     inside: Tensor
     """Bool (N, H/4, W/4): the cells of each box."""
+    in_own_box: Tensor
+    """Bool (n, H/4, W/4): the cells of each proposal's box."""
     colored: Tensor
     """Bool (B, H, W): pixels whose colours mean something."""
     pairs: Pairs
@@ -117,12 +119,14 @@ def _proposed_masks(
     first_row = tensor_on(mask_logits.device, [0, *num_boxes[:-1]]).cumsum(0)  # of each image
     box_row = first_row[proposals.image_index] + proposals.box_index
     inside = box_masks(torch.cat(batch.boxes), height, width, stride=MASK_STRIDE)
-    pairs = find_pairs(inside[box_row], size=boxinst.size, dilation=boxinst.dilation)
+    in_own_box = inside[box_row]
+    pairs = find_pairs(in_own_box, size=boxinst.size, dilation=boxinst.dilation)
     return _Masks(
         probs=mask_logits.sigmoid(),
         image_index=proposals.image_index,
         box_row=box_row,
         inside=inside,
+        in_own_box=in_own_box,
         colored=remove_bottom_rows(
             batch.valid, batch.sizes, batch.original_sizes, boxinst.bottom_px
         ),
@@ -135,9 +139,7 @@ def _box_terms(
     masks: _Masks, batch: Batch, boxinst: BoxInstConfig, step: int
 ) -> dict[str, Tensor]:
     """Weighted terms of what a box alone says about a mask."""
-    shadows = projection_loss(
-        masks.probs, masks.inside[masks.box_row], from_inside=boxinst.project_inside
-    )
+    shadows = projection_loss(masks.probs, masks.in_own_box, from_inside=boxinst.project_inside)
     projection = shadows.sum() / max(len(masks.probs), 1)
     similarity = color_similarity(
         batch.weak,
