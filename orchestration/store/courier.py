@@ -198,10 +198,13 @@ class Courier:
         return self._known.get(name) == (about.st_size, about.st_mtime_ns)
 
     def _unsent(self) -> list[str]:
-        """Checkpoints whose weights are not in the store yet."""
+        """Checkpoints whose weights are not in the store yet, the oldest first.
+
+        Who goes on from one that was sent then has the best ones before it as well.
+        """
         return [
             name
-            for name, about in records_of(self._run.path).items()
+            for name, about in sorted(records_of(self._run.path).items())
             if PurePosixPath(name).name == ABOUT and self._sent.get(name) != about.st_ino
         ]
 

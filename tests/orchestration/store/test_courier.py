@@ -100,6 +100,32 @@ def test_a_checkpoint_is_not_told_before_the_store_has_its_weights(machines: Mac
         wait_for(lambda: bool(list(hear(machines, desk).path.glob("checkpoints/*/about.json"))))
 
 
+def test_checkpoints_are_sent_in_the_order_in_which_they_were_written(
+    machines: Machines, desk: Desk, monkeypatch: pytest.MonkeyPatch
+):
+    tried: list[str] = []
+    send, records = Mirror.send_weights, courier.records_of
+
+    def watch(mirror: Mirror, name: str) -> bool:
+        tried.append(name)
+        return send(mirror, name)
+
+    monkeypatch.setattr(Mirror, "send_weights", watch)
+    # as a file system may list them
+    monkeypatch.setattr(
+        courier, "records_of", lambda folder: dict(sorted(records(folder).items(), reverse=True))
+    )
+    with training(machines, desk) as folder:
+        machines.store.fault = "away"
+        for step in (10, 20, 30):
+            save(folder, step)
+        wait_for(lambda: bool(tried))
+        machines.store.fault = "none"  # and the end waits until all are sent
+    first_tries = list(dict.fromkeys(tried))
+    assert len(first_tries) > 1
+    assert first_tries == sorted(first_tries)
+
+
 @pytest.mark.parametrize("patience_s", [60.0, 0.2])
 def test_an_end_is_told_once_the_store_has_its_last_checkpoint_or_at_last(
     machines: Machines, desk: Desk, monkeypatch, patience_s: float
