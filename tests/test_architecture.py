@@ -51,6 +51,7 @@ TORCH_FREE = (
     "boxseg.coco.checks",
     "boxseg.coco.classes",
     "boxseg.data.fingerprint",
+    "boxseg.data.mask_files",
     "boxseg.data.stats",
     "boxseg.formats.convert",
     "boxseg.formats.find",
@@ -150,6 +151,8 @@ label V --images . --source box
 label V --images I --run none
 label V --images I --source magic
 label V --images I --source file:none.json
+label V --images I --source file:broken.json
+label V --images I --run R --fuse-with broken.json
 label V --images I --apply none.json
 label V --images I --source box --device abacus
 predict R none.jpg
@@ -157,6 +160,7 @@ predict none I
 predict R I --device abacus
 eval none --data V --images I
 eval none.json --data V --images I
+eval broken.json --data V --images I
 eval R --data O --images I
 export none --format onnx
 data check I
@@ -170,6 +174,7 @@ recipe none.json
 def test_wrong_arguments_never_load_torch(trained_run, tmp_path: Path):
     content = trained_run.val.annotations.read_text().replace('"name": "', '"name": "other ')
     (tmp_path / "other.json").write_text(content)
+    (tmp_path / "broken.json").write_text('[{"image_id": "one"}]')
     run = trained_run
     paths = {"V": run.val.annotations, "I": run.val.images, "R": run.checkpoint, "O": "other.json"}
     commands = [

@@ -1,12 +1,13 @@
-"""Masks that a file holds, COCO instances or a COCO list of results, for the images and classes of a data set."""
+"""Masks that a file holds, COCO instances or a COCO list of results, for images and classes of data; needs no torch."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pycocotools import mask as coco_mask
 
@@ -15,10 +16,12 @@ from boxseg.coco.entries import BBOX, Entry, is_finite_bbox
 from boxseg.coco.masks import Rle, encode_segmentation
 from boxseg.coco.odd_entries import corners, is_fitting
 from boxseg.coco.segmentations import MASKS_RULE, Extent, Problem, Size, find_extent, find_problem
-from boxseg.data.dataset import CocoBoxes
 from boxseg.errors import DataError
 from boxseg.files.names import Names, is_tail
 from boxseg.files.reading import is_number, is_whole, read_json
+
+if TYPE_CHECKING:
+    from boxseg.data.dataset import CocoBoxes
 
 CLOSE_PX = 2.0
 CLOSE_SHARE = 0.1
@@ -29,36 +32,57 @@ LOOKED_AT = 1000
 logger = logging.getLogger(__name__)
 
 
-def read_masks(path: Path, data: CocoBoxes) -> dict[int, list[Entry]]:
-    """Entries of COCO instances or results that have a mask, with a box and a label each, by image id of the data.
+@dataclass(frozen=True)
+class MaskFile:
+    """What a file of masks holds, held against no data set yet; each of its entries can be used."""
+
+    path: Path
+    entries: list[Entry]
+    images: Any = None
+    """Its list of images; a list of results has none, and refers to images and categories by the ids of the data."""
+    categories: Any = None
+
+    @classmethod
+    def read(cls, path: Path) -> MaskFile:
+        """Read COCO instances or a COCO list of results.
+
+        Raises:
+            DataError: the file is missing or holds something else; names the first entry that is wrong.
+        """
+        content = read_json(path, MASKS_RULE)
+        fields = content if isinstance(content, dict) else {"annotations": content}
+        entries = fields.get("annotations")
+        if not isinstance(entries, list):
+            raise DataError(
+                f"{path}: has no list of annotations; {MASKS_RULE} (name another file)"
+            )
+        for number, entry in enumerate(entries):
+            problem = _entry_problem(entry)
+            if problem is not None:
+                value, rule = problem
+                raise DataError(f"{path}: entry {number} {value}; {rule} (correct or remove it)")
+        return cls(path, entries, fields.get("images"), fields.get("categories"))
+
+
+def match_masks(file: MaskFile, data: CocoBoxes) -> dict[int, list[Entry]]:
+    """Entries of a file that have a mask, with a box and a label each, by image id of the data.
 
     The `label` is the index of the data's class: of the same name where the file lists its categories, of the same id
     elsewhere; `ABSENT` where the data has no such class. What is for other images, or has no mask, is left out, and
     counted in a warning.
 
     Raises:
-        DataError: the file is missing or holds something else, or none of its masks is for an image of the data.
+        DataError: none of its masks is for an image of the data, or the images differ in size.
     """
-    content = read_json(path, MASKS_RULE)
-    # A list of results holds its entries alone, and refers to images and categories by the ids of the data.
-    entries, images, categories = content, None, None
-    if isinstance(content, dict):
-        entries, images = content.get("annotations"), content.get("images")
-        categories = content.get("categories")
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: has no list of annotations; {MASKS_RULE} (name another file)")
+    path, entries, images = file.path, file.entries, file.images
     if images:
         index_of = _match_images(path, images, data)
     else:
         index_of = {data.image_id(index): index for index in range(len(data))}
-    label_of = _match_classes(categories, data)
+    label_of = _match_classes(file.categories, data)
     masks_of: dict[int, list[Entry]] = defaultdict(list)
     num_foreign = num_without_mask = 0
-    for number, entry in enumerate(entries):
-        problem = _entry_problem(entry)
-        if problem is not None:
-            value, rule = problem
-            raise DataError(f"{path}: entry {number} {value}; {rule} (correct or remove it)")
+    for entry in entries:
         index = index_of.get(entry["image_id"])
         if index is None:
             num_foreign += 1
@@ -66,7 +90,8 @@ def read_masks(path: Path, data: CocoBoxes) -> dict[int, list[Entry]]:
             num_without_mask += 1
         else:
             bbox = entry.get("bbox") or _tight_box(path, entry, data.size(index))
-            label = label_of.get(entry.get("category_id"), ABSENT)
+            category_id: Any = entry.get("category_id")
+            label = label_of.get(category_id, ABSENT)
             box = [float(number) for number in bbox]
             masks_of[data.image_id(index)].append(entry | {"bbox": box, "label": label})
     if not masks_of:
@@ -276,7 +301,7 @@ def _tight_box(path: Path, entry: Entry, size: Size) -> list[float]:
 
 
 def encode_entry(path: Path, entry: Entry, size: Size) -> Rle:
-    """Mask of an entry that `read_masks` gave, of an image of (height, width), run-length encoded.
+    """Mask of an entry that `match_masks` gave, of an image of (height, width), run-length encoded.
 
     Args:
         path: The file of masks, for the message.

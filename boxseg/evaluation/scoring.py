@@ -23,7 +23,7 @@ from boxseg.coco.entries import Entry
 from boxseg.coco.masks import Rle, decode_part, encode_part
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.ground_truth import coco_ground_truth
-from boxseg.data.mask_files import encode_entry, read_masks
+from boxseg.data.mask_files import MaskFile, encode_entry, match_masks
 from boxseg.errors import DataError
 from boxseg.evaluation.ap import CONFIDENT, CocoScores, ImageResult, coco_scores, encode_detections
 from boxseg.ops.boxes import box_iou
@@ -123,14 +123,14 @@ def match_classes(predictor: Predictor, data: CocoBoxes) -> NDArray[np.int64]:
     return labels
 
 
-def read_objects(path: Path, data: CocoBoxes) -> list[ImageResult]:
+def read_objects(file: MaskFile, data: CocoBoxes) -> list[ImageResult]:
     """Detections that a file holds, COCO instances or results; the score is `score`, else `quality`, else 1.
 
     Raises:
         DataError: the file has no masks for the data's images, a class that the data has not, or a score for some of
             its entries only.
     """
-    masks_of = read_masks(path, data)
+    path, masks_of = file.path, match_masks(file, data)
     entries = [entry for of_image in masks_of.values() for entry in of_image]
     without_score = sum(_score_of(entry) is None for entry in entries)
     if 0 < without_score < len(entries):

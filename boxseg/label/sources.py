@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from boxseg.coco.classes import ABSENT, find_labels
 from boxseg.coco.entries import Entry
 from boxseg.coco.masks import decode_part
 from boxseg.data.dataset import CocoBoxes
-from boxseg.data.mask_files import encode_entry, read_masks
+from boxseg.data.mask_files import MaskFile, encode_entry, match_masks
 from boxseg.label.boxes import UNKNOWN, BoxLabels, label_together
 from boxseg.label.parts import box_fits, box_part
 from boxseg.mask_parts import NO_MASK
@@ -65,19 +64,19 @@ def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
     )
 
 
-def from_file(path: Path, data: CocoBoxes) -> Source:
+def from_file(file: MaskFile, data: CocoBoxes) -> Source:
     """Masks that another tool made, matched to the boxes: by annotation id, or else the box that fits best.
 
     Args:
-        path: COCO instances, or a COCO list of results. The images are those of the same file name, or of the same id.
+        file: The masks. The images are those of the same file name, or of the same id.
         data: What is labelled.
 
     The quality is the file's `quality` or `score`, or else how well the mask fits its box. Masks are not cut.
 
     Raises:
-        DataError: the file is missing or holds something else.
+        DataError: none of its masks is for an image of the data.
     """
-    masks_of = read_masks(path, data)
+    path, masks_of = file.path, match_masks(file, data)
 
     def source(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
         size = sample.original_size

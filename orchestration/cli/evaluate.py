@@ -10,12 +10,12 @@ import typer
 
 from boxseg.config.criterion import MIN_SCORE
 from boxseg.errors import DataError
-from boxseg.files.names import is_json
 from orchestration.cli.options import AsJson, Device, Images, Run, Storage, optional, require_room
 from orchestration.cli.output import print_json, print_pairs, print_table, say
 
 if TYPE_CHECKING:
     from boxseg.data.dataset import CocoBoxes
+    from boxseg.data.mask_files import MaskFile
     from boxseg.evaluation.ap import CocoScores, ImageResult
 
 WORST = 20
@@ -36,7 +36,7 @@ def evaluate(
     Where masks are not drawn, how well masks fit the given boxes is told instead; that is no mask AP.
     """
     from boxseg.formats.find import find_source
-    from orchestration.planning.label_input import check_detections, read_data
+    from orchestration.planning.label_input import open_detections, read_data
     from orchestration.store.named import fetch_named
     from orchestration.store.places import named
 
@@ -45,7 +45,7 @@ def evaluate(
     found_data = find_source(data, images)
     # a file that cannot be read is told at once
     classes = read_data(found_data, to_evaluate=True)
-    check_detections(run, classes=classes, data=data, storage=storage)
+    file = open_detections(run, classes=classes, data=data, storage=storage)
 
     # torch is loaded from here on
     from boxseg.data.dataset import CocoBoxes
@@ -53,7 +53,7 @@ def evaluate(
     from boxseg.evaluation.scoring import score_detections
 
     source = CocoBoxes(found_data, train=False)
-    detections = _detections(run, source, device=device, storage=storage)
+    detections = _detections(file or run, source, device=device, storage=storage)
     scores = score_detections(source, detections)
     shown: dict[str, Any] = {"run": run, "data": named(data), "images": len(source)}
     shown |= _measured(source, detections, scores)
@@ -76,15 +76,17 @@ def evaluate(
         print_pairs([("worst images", shown["worst"])])
 
 
-def _detections(name: str, source: CocoBoxes, *, device: str, storage: Path) -> list[ImageResult]:
-    """Detections of a run, or those that a JSON file holds."""
+def _detections(
+    named: MaskFile | str, source: CocoBoxes, *, device: str, storage: Path
+) -> list[ImageResult]:
+    """Detections of a run, or those that a file holds."""
     from boxseg.evaluation.scoring import find_objects, read_objects
     from orchestration.execute.trained import open_predictor
     from orchestration.record.progress import counted
 
-    if is_json(name):
-        return read_objects(Path(name), source)
-    predictor = open_predictor(name, storage=storage, device=device)
+    if not isinstance(named, str):
+        return read_objects(named, source)
+    predictor = open_predictor(named, storage=storage, device=device)
     return list(counted(find_objects(predictor, source), len(source), what="images"))
 
 

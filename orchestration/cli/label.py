@@ -83,7 +83,7 @@ def label(
     from boxseg.files.reading import plain_file
     from boxseg.formats.find import find_boxes, find_source
     from orchestration.execute.label_run import LabelTask
-    from orchestration.planning.label_input import check_source, read_data
+    from orchestration.planning.label_input import open_masks, read_data
     from orchestration.planning.recipe import check_minutes, name_after
     from orchestration.store.named import fetch_named
 
@@ -94,11 +94,12 @@ def label(
         _refuse(for_training | {"--plan": plan})
     check_minutes(minutes)
     runs = Path("runs") if storage is None else storage
+    masks = None
     # all that can be refused, before `find_boxes` imports anything into the output folder
     if apply is not None:
         plain_file(apply, "decisions are a file that the review page downloads")
     elif not trains:
-        check_source(source, run=run, fuse_with=fuse_with, storage=runs)
+        masks = open_masks(source, run=run, fuse_with=fuse_with, storage=runs)
     if not plan:
         require_room("--output", folder)
     data, images = fetch_named(data, images, say)
@@ -136,7 +137,7 @@ def label(
     from orchestration.execute.label_run import make_labels, open_source
 
     boxes = CocoBoxes(to_label, train=False)
-    opened = open_source(source, boxes, run=run, fuse_with=fuse_with, device=device, storage=runs)
+    opened = open_source(source, boxes, run=run, masks=masks, device=device, storage=runs)
     about = about_training | {"about_the_run": doubts}
     _print_summary(make_labels(boxes, folder, opened, say, about=about, review=review), as_json)
 

@@ -77,28 +77,30 @@ def show(
     folder = find_run(storage, run)
     status = folder.status()
     trials = list_in(folder.path) if status.kind == "sweep" else []
-    if as_json:
-        print_json(asdict(status) | ({"trials": trials} if status.kind == "sweep" else {}))
-        return
-    if not trials:
-        print_pairs(_summary(status))
-        return
 
     from orchestration.config.spec import load_sweep
     from orchestration.record.table import read_table, render_table
 
-    try:
-        table = read_table(folder.path, load_sweep(folder.config_path))
-    except BoxSegError:  # of settings that cannot be read
-        print_pairs(_summary(status))
-        raise
-    # The record of a sweep that was killed is older than those of its trials.
-    status = replace(status, step=sum(row.is_final for row in table.rows))
-    if best := table.best():
-        status = replace(status, best_run=best.id, best=best.metrics)
+    table, fault = None, None
+    if trials:
+        try:
+            table = read_table(folder.path, load_sweep(folder.config_path))
+        except BoxSegError as error:  # of settings that cannot be read
+            fault = error
+    if table is not None:
+        # The record of a sweep that was killed is older than those of its trials.
+        status = replace(status, step=sum(row.is_final for row in table.rows))
+        if best := table.best():
+            status = replace(status, best_run=best.id, best=best.metrics)
+    if as_json:
+        print_json(asdict(status) | ({"trials": trials} if status.kind == "sweep" else {}))
+        return
     print_pairs(_summary(status))
-    typer.echo("")
-    print_rich(render_table(table))
+    if fault is not None:
+        raise fault
+    if table is not None:
+        typer.echo("")
+        print_rich(render_table(table))
 
 
 @app.command()

@@ -278,7 +278,9 @@ def _sweep_as_json(spec: SweepSpec, result: SweepResult) -> dict[str, Any]:
 def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
     from orchestration.record.table import render_table
 
-    output.print_rich(render_table(result.table))
+    # of a sweep that was interrupted before its first trial there is none
+    if result.table.rows:
+        output.print_rich(render_table(result.table))
     metric, best, front = spec.sweep.metric, result.best, result.table.front()
     rows: list[tuple[str, Any]] = [("sweep", result.id), ("folder", shown(result.folder))]
     rows.append(("report", result.report or result.folder / "table.md"))

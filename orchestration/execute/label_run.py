@@ -15,7 +15,6 @@ from boxseg.errors import ConfigError
 from boxseg.files.writing import make_folder, write_atomic
 from orchestration.config.spec import RunSpec, load_run
 from orchestration.execute.trained import open_predictor
-from orchestration.planning.label_input import OF_FILE
 from orchestration.planning.preflight import check
 from orchestration.planning.recipe import Machine, Recipe, make_recipe
 from orchestration.record.files import digest
@@ -29,6 +28,7 @@ from orchestration.words import show_duration
 
 if TYPE_CHECKING:
     from boxseg.data.dataset import CocoBoxes
+    from boxseg.data.mask_files import MaskFile
     from boxseg.label.sources import BatchSource
 
 RECIPE, REQUEST, RUNS = "recipe.yaml", "request.json", "runs"
@@ -223,17 +223,17 @@ def open_source(
     boxes: CocoBoxes,
     *,
     run: str | None,
-    fuse_with: Path | None,
+    masks: MaskFile | None,
     device: str,
     storage: Path,
 ) -> MaskSource:
     """A source of masks by its name: `run`, `box` or `file:COCO.json`.
 
     Args:
-        name: Of the source; checked by `check_sources` already.
+        name: Of the source; checked by `open_masks` already.
         boxes: Images and boxes to label.
         run: For the source `run`, as `open_predictor` takes it.
-        fuse_with: Masks of another tool that join the candidates of the run.
+        masks: Of the file; for the source `run`, those that join its candidates.
         device: For the source `run`.
         storage: Folder that holds the runs.
     """
@@ -248,17 +248,16 @@ def open_source(
     }
     if name == "run":
         assert run is not None
-        others = None if fuse_with is None else sources.from_file(fuse_with, boxes)
+        others = None if masks is None else sources.from_file(masks, boxes)
         predictor = open_predictor(run, storage=storage, device=device)
         about["run"] = str(predictor.folder)
-        if fuse_with is not None:
-            about["fuse_with"] = digest(fuse_with)
-        masks = sources.from_run(predictor, boxes, others=others)
-        return MaskSource(masks, about, predictor.batch_size)
-    if name.startswith(OF_FILE):
-        path = Path(name.removeprefix(OF_FILE))
-        about["file"] = digest(path)
-        return MaskSource(sources.one_by_one(sources.from_file(path, boxes)), about)
+        if masks is not None:
+            about["fuse_with"] = digest(masks.path)
+        fused = sources.from_run(predictor, boxes, others=others)
+        return MaskSource(fused, about, predictor.batch_size)
+    if masks is not None:
+        about["file"] = digest(masks.path)
+        return MaskSource(sources.one_by_one(sources.from_file(masks, boxes)), about)
     return MaskSource(sources.one_by_one(sources.from_boxes), about)
 
 

@@ -9,15 +9,14 @@ from pathlib import Path
 from boxseg.coco.checks import check_entries, read_well_formed
 from boxseg.coco.classes import require_shared_class
 from boxseg.coco.odd_entries import LISTED_ONCE
-from boxseg.coco.segmentations import MASKS_RULE
 from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import take_fingerprint
+from boxseg.data.mask_files import MaskFile
 from boxseg.data.misfits import find_misplaced
 from boxseg.engine.checkpoint import load_about
 from boxseg.errors import ConfigError, DataError
 from boxseg.files.images import require_some_image, tell_paged
 from boxseg.files.names import is_inside, is_json
-from boxseg.files.reading import plain_file
 from orchestration.record.find_runs import find_trained
 
 logger = logging.getLogger(__name__)
@@ -57,33 +56,35 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
     return [category["name"] for category in categories]
 
 
-def check_source(name: str, *, run: str | None, fuse_with: Path | None, storage: Path) -> None:
-    """Refuse a source of masks that is none.
+def open_masks(
+    name: str, *, run: str | None, fuse_with: Path | None, storage: Path
+) -> MaskFile | None:
+    """The file of a source of masks, or of those that join a run's; a source that is none is refused.
 
     Raises:
         ConfigError: it is none of the sources, or a run that is not there.
-        DataError: a file is missing.
+        DataError: the file is missing or holds something else.
     """
     path = name.removeprefix(OF_FILE)
     if name not in SOURCES and (not name.startswith(OF_FILE) or not path):
         shown = name or "(empty)"
         raise ConfigError(f"--source {shown}: use run, box or file:COCO.json")
-    if name not in SOURCES:
-        plain_file(Path(path), MASKS_RULE)
     if name != "run" and fuse_with is not None:
         raise ConfigError(
             f"--fuse-with {fuse_with}: joins the candidates of a run, not --source {name}; leave one out"
         )
     if name == "run" and run is None:
         raise ConfigError("--source run needs --run; `boxseg runs ls` lists runs")
-    if fuse_with is not None:
-        plain_file(fuse_with, MASKS_RULE)
     if name == "run" and run is not None:
         find_trained(storage, run)
+    file = fuse_with if name in SOURCES else Path(path)
+    return None if file is None else MaskFile.read(file)
 
 
-def check_detections(name: str, *, classes: Sequence[str], data: Path, storage: Path) -> None:
-    """Refuse a file of detections that is missing, and a run that is, or that knows no class of the data.
+def open_detections(
+    name: str, *, classes: Sequence[str], data: Path, storage: Path
+) -> MaskFile | None:
+    """A file of detections; None for a run, which is refused where it knows no class of the data.
 
     Args:
         name: A run, or a JSON file.
@@ -93,10 +94,10 @@ def check_detections(name: str, *, classes: Sequence[str], data: Path, storage: 
 
     Raises:
         ConfigError: there is no such run, or none of its classes is one of the data.
-        DataError: the file is missing.
+        DataError: the file is missing or holds something else.
     """
     if is_json(name):
-        plain_file(Path(name), MASKS_RULE)
-        return
+        return MaskFile.read(Path(name))
     about = load_about(find_trained(storage, name))
     require_shared_class(about["classes"]["names"], classes, data)
+    return None

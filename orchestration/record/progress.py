@@ -208,7 +208,9 @@ class SweepProgress(ProgressDisplay):
             caption = f"{self._name}: {ended}, {self._elapsed()}{left}"
             # leaves room for the table's borders and header and for the caption
             most = max(self._console.height - 8, 4)
-            self._show(render_table(table, caption=caption, most=most))
+            drawn = render_table(table, caption=caption, most=most)
+            # of a sweep whose first trial is still to come there is no table
+            self._show(drawn if table.rows else Text(caption))
 
     def _look(self, row: TrialStatus) -> list[Report]:
         """Evaluations of a trial since the last look; its pace and time are noted."""

@@ -11,6 +11,7 @@ from tiny_sets import KINDS, without_masks, write_set
 
 from benchmarks.outcome import SIMPLE, _pairs
 from boxseg.data.dataset import CocoBoxes
+from boxseg.data.mask_files import MaskFile
 from boxseg.label.sources import BatchSource, from_file, one_by_one
 from orchestration.cli.app import run
 
@@ -40,7 +41,7 @@ def test_labels_are_no_worse_than_what_needs_no_training(
     )
     data = CocoBoxes(drawn, train=False)
     labels = Path("out/labels.coco.json")
-    ours = mean_iou(data, one_by_one(from_file(labels, data)))
+    ours = mean_iou(data, one_by_one(from_file(MaskFile.read(labels), data)))
     simple = {what: mean_iou(data, source) for what, source in SIMPLE.items()}
     assert ours > max(simple.values()) + LEAST_LEAD, f"{ours:.3f}, and {simple}"
     assert ours > simple["filled box"] + 0.3

@@ -6,6 +6,7 @@ import pytest
 
 from boxseg.config.method import CocoSource
 from boxseg.data.dataset import CocoBoxes
+from boxseg.data.mask_files import MaskFile
 from boxseg.errors import DataError
 from boxseg.evaluation.scoring import read_objects
 
@@ -34,7 +35,7 @@ def data(tmp_path):
 def read(data, tmp_path):
     def call(entries):
         (tmp_path / "results.json").write_text(json.dumps(entries))
-        return read_objects(tmp_path / "results.json", data)
+        return read_objects(MaskFile.read(tmp_path / "results.json"), data)
 
     return call
 

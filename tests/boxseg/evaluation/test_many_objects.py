@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from boxseg.config.method import CocoSource
 from boxseg.data.dataset import CocoBoxes
+from boxseg.data.mask_files import MaskFile
 from boxseg.evaluation.pictures import panel_row
 from boxseg.evaluation.scoring import read_objects
 
@@ -27,7 +28,7 @@ folder = Path(sys.argv[1])
 source = CocoSource(images=folder, annotations=folder / "gt.json")
 before = peak_mb()
 data = CocoBoxes(source, train=False)
-results = read_objects(folder / "gt.json", data)
+results = read_objects(MaskFile.read(folder / "gt.json"), data)
 assert len(results[0].scores) == int(sys.argv[2])
 row = panel_row(data, 0, results[0])
 assert len(row.scores) == len(row.student_masks) == 1000

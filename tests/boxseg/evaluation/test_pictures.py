@@ -10,6 +10,7 @@ from PIL import Image
 from boxseg.coco.masks import encode_rle
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.ground_truth import coco_ground_truth
+from boxseg.data.mask_files import MaskFile
 from boxseg.evaluation.ap import coco_scores
 from boxseg.evaluation.panels import place_numbers, scale_picture
 from boxseg.evaluation.pictures import (
@@ -29,7 +30,7 @@ def data(trained_run):
 @pytest.fixture
 def results(data):
     """The drawn masks themselves; nothing is found in the third image."""
-    found = read_objects(data.source.annotations, data)
+    found = read_objects(MaskFile.read(data.source.annotations), data)
     third = found[2]
     found[2] = replace(
         third,

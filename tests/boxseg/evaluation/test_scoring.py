@@ -9,6 +9,7 @@ from pycocotools import mask as mask_utils
 
 from boxseg.config.method import CocoSource
 from boxseg.data.dataset import CocoBoxes
+from boxseg.data.mask_files import MaskFile
 from boxseg.errors import ConfigError, DataError
 from boxseg.evaluation.pictures import panel_row
 from boxseg.evaluation.scoring import (
@@ -28,7 +29,7 @@ def data(trained_run):
 
 @pytest.fixture
 def perfect(data):
-    return read_objects(data.source.annotations, data)
+    return read_objects(MaskFile.read(data.source.annotations), data)
 
 
 def bent(data, folder, change):
@@ -125,4 +126,4 @@ def test_a_file_with_unknown_classes_is_refused(data, tmp_path):
     renumber(content)
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="category id 99"):
-        read_objects(path, other)
+        read_objects(MaskFile.read(path), other)

@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from boxseg.coco.masks import decode_segmentation
 from boxseg.config.method import CocoSource
 from boxseg.data.dataset import CocoBoxes
+from boxseg.data.mask_files import MaskFile
 from boxseg.errors import ConfigError, DataError
 from boxseg.label import sources as label_sources
 from boxseg.label.dataset import JOURNAL, Journal, label_images, write_labels
@@ -29,7 +30,7 @@ def data(trained_run):
 
 @pytest.fixture
 def drawn(data):
-    return one_by_one(label_sources.from_file(data.source.annotations, data))
+    return one_by_one(label_sources.from_file(MaskFile.read(data.source.annotations), data))
 
 
 BOXES = one_by_one(label_sources.from_boxes)
@@ -208,7 +209,9 @@ def test_results_of_another_tool_are_matched_by_their_boxes(data, tmp_path):
         "score": 0.75,
     }
     path.write_text(json.dumps([entry]))
-    summary = label_all(data, one_by_one(label_sources.from_file(path, data)), tmp_path / "out")
+    summary = label_all(
+        data, one_by_one(label_sources.from_file(MaskFile.read(path), data)), tmp_path / "out"
+    )
     assert summary["boxes"] - summary["without_candidates"] == 1
     assert read(tmp_path / "out/labels.coco.json")["annotations"][0]["quality"] == 0.75
 
@@ -219,7 +222,7 @@ def test_results_of_another_tool_are_matched_by_their_boxes(data, tmp_path):
 def test_a_file_without_masks_is_refused(data, tmp_path, content):
     (tmp_path / "masks.json").write_text(content)
     with pytest.raises(DataError, match=r"masks\.json"):
-        label_sources.from_file(tmp_path / "masks.json", data)
+        label_sources.from_file(MaskFile.read(tmp_path / "masks.json"), data)
 
 
 @pytest.mark.parametrize(

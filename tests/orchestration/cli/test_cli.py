@@ -20,11 +20,14 @@ from PIL import Image
 from boxseg.data.toy import ensure_toy
 from orchestration.cli import output
 from orchestration.cli.app import app, run
+from orchestration.cli.train import _print_sweep
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec, load_run, load_sweep
 from orchestration.errors import ExitCode
+from orchestration.execute.sweep import SweepResult
 from orchestration.record.failures import Failure
 from orchestration.record.run_folder import RunFolder, RunStatus
+from orchestration.record.table import make_table
 
 SWEEP = "name: s\nsweep: {search: grid, space: {qam.k_top: {choice: [1, 2]}}}\n"
 Capture = pytest.CaptureFixture[str]
@@ -326,6 +329,26 @@ def test_a_sweep_is_shown_with_its_trials(capsys: Capture):
     assert "other" not in shown
     assert run(["runs", "show", "sweep-01", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["best"] == {"val/mask_ap": 0.5}
+
+
+def test_a_sweep_that_was_cut_off_is_told_by_its_trials_in_json_too(capsys: Capture):
+    make_run("sweep", created=100.0, kind="sweep", status="interrupted")
+    best = {"val/mask_ap": 0.5}
+    make_run("sweep/sweep-01", created=101.0, parent="..", status="finished", best=best)
+    make_run("sweep/sweep-02", created=102.0, parent="..", status="interrupted")
+    assert run(["runs", "show", "runs/t/sweep", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["step"], shown["best_run"], shown["best"]) == (2, "sweep-01", best)
+
+
+def test_a_sweep_that_ended_before_its_first_trial_shows_no_table(capsys: Capture):
+    spec = load_sweep(Path(write(SWEEP)))
+    folder = Path("runs/t/sweep")
+    nothing = make_table(spec, [])
+    _print_sweep(spec, SweepResult("sweep", folder, "interrupted", nothing, None, None))
+    shown = capsys.readouterr().out
+    assert shown.startswith("sweep")
+    assert "trial" not in shown
 
 
 def test_what_failed_is_listed_and_shown_with_its_cause_in_a_line(capsys: Capture):

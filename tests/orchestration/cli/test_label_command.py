@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from boxseg.data.dataset import CocoBoxes
+from boxseg.data.mask_files import MaskFile
 from boxseg.evaluation.pseudo_quality import mask_iou
 from boxseg.formats.find import import_boxes
 from boxseg.label.review import stamp_of
@@ -210,7 +211,7 @@ def test_masks_of_another_tool_join_the_candidates_of_a_run(arguments, trained_r
 
 def _mean_iou(data: CocoBoxes, labels: Path) -> float:
     """With the drawn masks."""
-    source, found = from_file(labels, data), []
+    source, found = from_file(MaskFile.read(labels), data), []
     for index in range(len(data)):
         found += mask_iou(
             source(data[index], data.annotation_ids(index)).mask, data.true_masks(index)
