@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from boxseg.errors import ConfigError
@@ -13,6 +13,11 @@ ABSENT = -1
 """Stands for the label of a class that the others do not have."""
 SHOWN = 5
 """Classes that a message names."""
+COUNTED_FROM_1 = (
+    "here the first class is 0; where another tool counts from 1, each object has the next class's name",
+    "look at a few; if so, subtract 1 from the numbers",
+)
+"""Rule and way out where `are_counted_from_1`."""
 
 
 def fold_name(name: str) -> str:
@@ -22,6 +27,15 @@ def fold_name(name: str) -> str:
     'cat'
     """
     return re.sub("[\ufeff\u200b]", "", name).strip().casefold()
+
+
+def are_counted_from_1(numbers: Collection[int]) -> bool:
+    """Whether the numbers of classes that occur are 1, 2, … without a gap, where 0 is a class as well.
+
+    >>> are_counted_from_1({1, 2}), are_counted_from_1({0, 1}), are_counted_from_1({2})
+    (True, False, False)
+    """
+    return bool(numbers) and set(numbers) == set(range(1, max(numbers) + 1))
 
 
 def distinct_names(categories: Sequence[tuple[int, str]]) -> list[str]:

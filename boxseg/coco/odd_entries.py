@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from boxseg.coco.classes import fold_name
+from boxseg.coco.classes import COUNTED_FROM_1, are_counted_from_1, fold_name
 from boxseg.coco.entries import Content, Entry, image_sizes
 from boxseg.coco.faults import FIX_IN_FILE, Fault
 from boxseg.coco.odd_boxes import LARGEST_SHARE
@@ -47,10 +47,10 @@ def mask_faults(path: Path, content: Content, *, fatal: bool) -> Iterator[Fault]
         size = sizes.get(annotation["image_id"])
         if mask is None:
             continue
-        problem = mask.problem or _place_problem(mask, annotation, size)
+        problem = mask.problem or place_problem(mask, annotation, size)
         is_fatal = fatal
         if problem is None:
-            problem, is_fatal = _fit_problem(mask, annotation, size), False
+            problem, is_fatal = fit_problem(mask, annotation, size), False
         if problem is not None:
             place = annotation["image_id"], annotation["id"]
             yield Fault(path, *problem, FIX_IN_FILE, *place, fatal=is_fatal)
@@ -75,7 +75,7 @@ def hole_faults(path: Path, content: Content) -> Iterator[Fault]:
         yield Fault(path, value, rule, way_out, *place, fatal=False)
 
 
-def _place_problem(mask: MaskSummary, annotation: Entry, size: Size | None) -> Problem | None:
+def place_problem(mask: MaskSummary, annotation: Entry, size: Size | None) -> Problem | None:
     """A mask that is made for another image, or has no pixel in its image of (height, width) or in its box."""
     if size is None:
         return None
@@ -107,7 +107,7 @@ def _place_problem(mask: MaskSummary, annotation: Entry, size: Size | None) -> P
     return None
 
 
-def _fit_problem(mask: MaskSummary, annotation: Entry, size: Size | None) -> Problem | None:
+def fit_problem(mask: MaskSummary, annotation: Entry, size: Size | None) -> Problem | None:
     """A mask that is far larger or smaller than its box."""
     if size is None or mask.extent is None or annotation.get("iscrowd"):
         return None
@@ -165,7 +165,7 @@ def overlap(one: Extent, other: Extent) -> float:
 def name_faults(path: Path, content: Content, folder: Path) -> Iterator[Fault]:
     """Classes that are named alike, files that are listed twice, and those that differ in their ending alone."""
     yield from _class_name_faults(path, content["categories"])
-    yield from _parent_class_faults(path, content)
+    yield from _unused_class_faults(path, content)
     yield from _file_name_faults(path, content["images"], folder)
 
 
@@ -190,8 +190,8 @@ def _class_name_faults(path: Path, categories: list[Entry]) -> Iterator[Fault]:
             yield Fault(path, value, rule, way_out, fatal=False)
 
 
-def _parent_class_faults(path: Path, content: Content) -> Iterator[Fault]:
-    """Categories that only group others: Roboflow writes the name of its project as one."""
+def _unused_class_faults(path: Path, content: Content) -> Iterator[Fault]:
+    """Categories that only group others, as Roboflow writes its project's name; and one that others may stand for."""
     used = {annotation["category_id"] for annotation in content["annotations"]}
     parents = set()
     for category in content["categories"]:
@@ -206,6 +206,10 @@ def _parent_class_faults(path: Path, content: Content) -> Iterator[Fault]:
                 "and is the supercategory of others"
             )
             rule, way_out = "each category is a class of the network", "remove it if it is none"
+            yield Fault(path, value, rule, way_out, fatal=False)
+        elif category["id"] == 0 and are_counted_from_1(used):
+            value = f"has no object of category id 0 {category['name']!r}, but of 1 to {max(used)}"
+            rule, way_out = COUNTED_FROM_1
             yield Fault(path, value, rule, way_out, fatal=False)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from boxseg.coco.entries import Content, Entry, image_sizes
 from boxseg.coco.masks import mask_area
-from boxseg.coco.odd_entries import corners
-from boxseg.coco.segmentations import Size
+from boxseg.coco.odd_entries import corners, fit_problem, place_problem
+from boxseg.coco.segmentations import MaskSummary, Size
 from boxseg.errors import DataError
 from boxseg.files.reading import is_number
 
@@ -44,6 +44,8 @@ class GoodMasks:
     """Why masks were not good -> how many; each mask has one reason."""
     drawn_boxes: int
     """Masks that somebody drew, or another tool made, and that are no more than their box."""
+    drawn_misfits: int
+    """Such masks that are far larger or smaller than their box."""
 
     def summary(self) -> list[str]:
         """Counts in words, and a warning where most masks are boxes."""
@@ -54,6 +56,11 @@ class GoodMasks:
             lines.append(
                 f"warning: {self.drawn_boxes} of {masks} masks are no more than their box; "
                 "a segmenter would learn boxes from them (`boxseg label` makes masks of boxes)"
+            )
+        if self.drawn_misfits:
+            lines.append(
+                f"warning: {self.drawn_misfits} of {masks} masks are far larger or smaller than "
+                "their box (`boxseg data check --for val` names them)"
             )
         return lines
 
@@ -83,6 +90,10 @@ class _Object:
     """Pixels inside its mask."""
     is_its_box: bool
     """Whether the mask is no more than the box."""
+    is_away: bool
+    """Whether the mask has no pixel in its box or in its image."""
+    is_misfit: bool
+    """Whether the mask is far larger or smaller than the box."""
 
     @classmethod
     def of(cls, annotation: Entry, size: Size, path: Path) -> _Object:
@@ -98,13 +109,22 @@ class _Object:
                 f"{place} has quality {quality!r:.40}; a quality is a number from 0 to 1 "
                 "(correct or remove it)"
             )
-        area = 0
-        if segmentation := annotation.get("segmentation"):
-            try:
-                area = mask_area(segmentation, size)
-            except DataError as error:
-                raise DataError(f"{place} {error}") from error
-        return cls(annotation, area, _is_its_box(annotation, area, size))
+        segmentation = annotation.get("segmentation")
+        if not segmentation:
+            is_its_box = _is_its_box(annotation, 0, size)
+            return cls(annotation, 0, is_its_box, is_away=False, is_misfit=False)
+        try:
+            area = mask_area(segmentation, size)
+        except DataError as error:
+            raise DataError(f"{place} {error}") from error
+        mask = MaskSummary.of(segmentation)
+        return cls(
+            annotation,
+            area,
+            _is_its_box(annotation, area, size),
+            is_away=place_problem(mask, annotation, size) is not None,
+            is_misfit=fit_problem(mask, annotation, size) is not None,
+        )
 
     def why_not(self, wanted: Wanted) -> str | None:
         """Why the mask is not good; None if it is."""
@@ -116,6 +136,8 @@ class _Object:
             return "no mask"
         if not self.area:
             return "empty"
+        if self.is_away and not is_accepted:
+            return "away from its box"
         if annotation.get("quality", 1.0) < wanted.min_quality:
             return "quality below --min-quality"
         if wanted.only_accepted and not is_accepted:
@@ -177,13 +199,16 @@ def find_good_masks(content: Content, wanted: Wanted, path: Path) -> GoodMasks:
         for annotation in content["annotations"]
         if annotation["image_id"] not in bad_images
     ]
-    drawn_boxes = 0
+    drawn_boxes = drawn_misfits = 0
     for item in objects:
         is_good = item.annotation["image_id"] not in bad_images
-        drawn_boxes += is_good and item.is_its_box and "quality" not in item.annotation
+        if is_good and "quality" not in item.annotation:
+            drawn_boxes += item.is_its_box
+            drawn_misfits += item.is_misfit
     return GoodMasks(
         content | {"images": images, "annotations": annotations},
         left_out=len(content["images"]) - len(images),
         reasons=dict(reasons),
         drawn_boxes=drawn_boxes,
+        drawn_misfits=drawn_misfits,
     )

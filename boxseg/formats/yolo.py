@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from boxseg.coco.classes import COUNTED_FROM_1, are_counted_from_1
 from boxseg.coco.masks import decode_segmentation
 from boxseg.coco.picture_checks import exif_orientation
 from boxseg.coco.segmentations import Size
@@ -101,11 +102,15 @@ class Tally:
     """Objects whose keypoints were left out."""
     outlines: int = 0
     of_three_points: int = 0
+    three_points_ending_whole: int = 0
+    """As `ending_whole`, of three points: a box with its confidence and track id looks so."""
     of_four_points: int = 0
     ending_whole: int = 0
     """Outlines whose last number is a whole one, as track ids are."""
     empty: int = 0
     """Outlines without a pixel inside."""
+    classes: set[int] = field(default_factory=set)
+    """Numbers of the classes that occur."""
 
 
 def convert_yolo(source: Path) -> Splits:
@@ -139,6 +144,11 @@ def convert_yolo(source: Path) -> Splits:
     _warn_of_images(tally)
     _warn_of_labels(tally, source)
     _warn_of_outlines(tally, source)
+    if are_counted_from_1(tally.classes):
+        value = (
+            f"no object is of class 0, {layout.class_names[0]!r}, but of 1 to {max(tally.classes)}"
+        )
+        logger.warning("%s: %s; %s (%s)", source, value, *COUNTED_FROM_1)
     return splits
 
 
@@ -216,12 +226,15 @@ def _warn_of_outlines(tally: Tally, source: Path) -> None:
     Raises:
         DataError: all are boxes, each with a confidence and a track id: read as three points they are elsewhere.
     """
-    if tally.outlines and tally.outlines == tally.of_three_points == tally.ending_whole:
+    if tally.outlines and tally.outlines == tally.three_points_ending_whole:
         raise DataError(
             f"{source}: all {tally.outlines} outlines have three points and end in a whole number; "
             f"{TRACK_RULE} (keep the class and x y width height of each line)"
         )
-    if tally.outlines > 1 and tally.outlines == tally.ending_whole:
+    if 0 < tally.of_three_points == tally.three_points_ending_whole:
+        warning = "%s: all %d outlines of three points end in a whole number; if these are boxes with a confidence, %s"
+        logger.warning(warning, source, tally.of_three_points, TRACK_RULE)
+    elif tally.outlines > 1 and tally.outlines == tally.ending_whole:
         value = (
             "outlines end in a whole number; if these are track ids, cut them and the confidences"
         )
@@ -406,6 +419,7 @@ def _add_object(
         OverflowError: its class is infinite.
     """
     label = _label(numbers[0], len(split.class_names))
+    tally.classes.add(label)
     shares = _shares(numbers[1:], keypoints)
     if len(shares) < len(numbers) - 1:
         tally.poses += 1
@@ -423,7 +437,9 @@ def _add_object(
     tally.outlines += 1
     tally.of_three_points += len(points) == 3
     tally.of_four_points += len(points) == 4
-    tally.ending_whole += numbers[-1] > 0 and numbers[-1].is_integer()
+    ends_whole = numbers[-1] > 0 and numbers[-1].is_integer()
+    tally.ending_whole += ends_whole
+    tally.three_points_ending_whole += ends_whole and len(points) == 3
     tally.empty += not has_pixels
     split.add_object(label, box=_box_around(points), mask=mask if has_pixels else None)
 

@@ -75,10 +75,11 @@ def open_masks(
         )
     if name == "run" and run is None:
         raise ConfigError("--source run needs --run; `boxseg runs ls` lists runs")
+    file = fuse_with if name in SOURCES else Path(path)
+    masks = None if file is None else MaskFile.read(file)
     if name == "run" and run is not None:
         find_trained(storage, run)
-    file = fuse_with if name in SOURCES else Path(path)
-    return None if file is None else MaskFile.read(file)
+    return masks
 
 
 def open_detections(

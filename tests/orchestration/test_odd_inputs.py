@@ -329,6 +329,16 @@ def test_crowd_flags_on_single_objects_are_told(case, told):
     assert "set iscrowd to 0 in those of its 4 crowds" in said
 
 
+def test_a_first_class_that_never_occurs_is_told(told):
+    classes = [{"id": number, "name": name} for number, name in enumerate(("cat", "dog", "cow"))]
+    content = coco([image()], [annotation(), annotation(2, OTHER, category_id=2)])
+    picture(Path("a.png"))
+    write(Path("gt.json"), content | {"categories": classes})
+    code, said = told("data", "check", "gt.json")
+    assert code == 0
+    assert "has no object of category id 0 'cat', but of 1 to 2; here the first class is 0" in said
+
+
 def test_classes_that_are_named_alike_are_told(case, told):
     case("duplicate_class_names")
     code, said = told("data", "check", "gt.json", "--for", "val")

@@ -328,6 +328,26 @@ def test_boxes_with_a_confidence_and_a_track_id_are_no_outlines(folder):
         convert(folder, "yolo")
 
 
+def test_boxes_with_a_confidence_and_a_track_id_are_told_among_outlines(folder, caplog):
+    outline = "0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5"
+    track = "1 0.5 0.5 0.2 0.2 0.9 1"
+    (folder / "labels/val/b.txt").write_text(f"{outline}\n{track}\n{outline}\n")
+    convert(folder, "yolo")
+    assert any("all 1 outlines of three points end in a whole" in each for each in caplog.messages)
+    caplog.clear()
+    triangle = "1 0.5 0.5 0.2 0.2 0.9 0.8"
+    (folder / "labels/val/b.txt").write_text(f"{outline}\n{track}\n{triangle}\n")
+    convert(folder, "yolo")
+    assert not caplog.messages
+
+
+def test_classes_that_look_counted_from_1_are_told(folder, caplog):
+    for path in folder.glob("labels/*/*.txt"):
+        path.write_text("1 0.5 0.5 0.2 0.2\n")
+    convert(folder, "yolo")
+    assert any("no object is of class 0" in each for each in caplog.messages)
+
+
 def test_outlines_that_all_end_in_a_whole_number_are_told(folder, caplog):
     outline = "0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5"
     (folder / "labels/val/b.txt").write_text(f"{outline} 0.9 1\n{outline} 0.8 2\n")

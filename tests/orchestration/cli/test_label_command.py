@@ -1,6 +1,7 @@
 """`boxseg label` from the command line."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -382,6 +383,21 @@ def test_an_export_leaves_out_images_with_an_empty_mask_and_warns_of_drawn_boxes
     told = capsys.readouterr().err
     assert "left out: 1 images (masks: 1 empty)" in told
     assert "masks are no more than their box; a segmenter would learn boxes" in told
+
+
+def test_an_export_leaves_out_masks_away_from_their_box_and_tells_of_misfits(arguments, capsys):
+    content = json.loads(Path(arguments[1]).read_text())
+    away, small = content["annotations"][0], content["annotations"][-1]
+    for each, box in ((away, [0, 0, 4, 4]), (small, [*small["bbox"][:2], 3, 3])):
+        x, y, across, down = box
+        each["segmentation"] = [[x, y, x + across, y, x + across, y + down, x, y + down]]
+    away["bbox"] = [20, 20, 20, 20]
+    Path("labels.json").write_text(json.dumps(content))
+    kept = {each["id"] for each in content["annotations"] if each["image_id"] != away["image_id"]}
+    assert exported("good", *arguments[2:]) == kept
+    told = capsys.readouterr().err
+    assert "left out: 1 images (masks: 1 away from its box)" in told
+    assert re.search(r"warning: 1 of \d+ masks are far larger or smaller than their box", told)
 
 
 def test_a_coco_file_is_imported_cleaned(arguments, capsys):
