@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from boxseg.config.criterion import Criterion
 from boxseg.errors import CheckpointError
 from boxseg.files.writing import (
     naming_storage_faults,
     plain_size,
     read_plain,
     sync_folder,
+    write_atomic,
     write_file,
 )
 
@@ -92,7 +94,9 @@ def save_checkpoint(
                 write_file(scratch / name, content)
             write_file(
                 scratch / ABOUT,
-                json.dumps(_with_sums({"step": step, **about}, files), indent=1).encode(),
+                json.dumps(
+                    _with_sums({"step": step, **about}, _sums_of(files)), indent=1
+                ).encode(),
             )
             sync_folder(scratch)
             # A rename cannot replace a folder with files in it, so that one moves away first.
@@ -166,6 +170,34 @@ def find_sound(checkpoints: Path) -> Path | None:
 def newest_step(checkpoints: Path) -> int:
     """Step of the newest checkpoint, sound or not; 0 where there is none."""
     return max((step for step, _ in _oldest_first(checkpoints)), default=0)
+
+
+def settle(saved: Path, criterion: Criterion) -> None:
+    """Make the checkpoint that a run goes on from its newest one, which tells of a best one that is there and sound.
+
+    Where that is lost, the best of those that are left takes its place; of none, the next evaluation will be the best.
+    """
+    checkpoints, about = saved.parent, load_about(saved)
+    best = folder_of(checkpoints, about["best_step"])
+    if about["best_step"] not in (0, about["step"]) and (fault := find_checkpoint_damage(best)):
+        about |= {"best": {}, "best_step": 0}
+        for step, folder in _oldest_first(checkpoints):
+            if step > about["step"] or find_checkpoint_damage(folder) is not None:
+                continue
+            metrics = load_about(folder)["metrics"]
+            # a stop between two evaluations saves one too, with the metrics of the earlier one
+            is_evaluated = load_about(folder)["evaluated"] == step
+            if is_evaluated and criterion.better(metrics, than=about["best"]):
+                about |= {"best": metrics, "best_step": step}
+        left = f"step {about['best_step']} is the best that is left"
+        logger.warning(
+            "the best checkpoint is lost: %s; %s",
+            fault,
+            left if about["best_step"] else "none is left",
+        )
+        _tell(saved, about)
+    # a process that was killed may have left old ones, and newer ones are damaged
+    publish(checkpoints, saved, is_best=False)
 
 
 def find_best(checkpoints: Path) -> Path | None:
@@ -285,9 +317,19 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _with_sums(about: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
+def _tell(folder: Path, about: dict[str, Any]) -> None:
+    """Change what a checkpoint tells of its run, in one atomic change."""
+    sums = {name: digest for name, digest in about.pop("sha256").items() if name != ABOUT}
+    with naming_storage_faults(folder):
+        write_atomic(folder / ABOUT, json.dumps(_with_sums(about, sums), indent=1))
+
+
+def _sums_of(files: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
+def _with_sums(about: dict[str, Any], sums: dict[str, str]) -> dict[str, Any]:
     """`about` with the SHA-256 of each file under `sha256`, and its own, that of everything else in it."""
-    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     # tuples are lists then, for example
     as_read = json.loads(json.dumps({**about, "sha256": sums}))
     return {**as_read, "sha256": {**sums, ABOUT: _own_sum(as_read)}}

@@ -69,6 +69,13 @@ class Reporter(Protocol):
 
     def on_start(self, report: StartReport) -> None: ...
 
+    def on_best(self, step: int, metrics: dict[str, float]) -> None:
+        """Which evaluation is the best when a run begins or goes on, by its step; 0: none, as all are still to come.
+
+        Another one than was reported, where the checkpoint of that one is lost.
+        """
+        ...
+
     def on_step(self, report: StepReport) -> None: ...
 
     def on_eval(self, report: EvalReport) -> None: ...

@@ -75,12 +75,12 @@ def train(
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     saved = checkpoint.find_sound(checkpoints)
-    if saved is not None and rank() == 0:
-        # a process that was killed may have left some
-        checkpoint.remove_old(checkpoints, saved, checkpoint.find_best(checkpoints))
     if saved is None and trainer.config.model.start_from is not None:
         reporter.on_start(start_from(trainer, trainer.config.model.start_from))
-    progress = restore(trainer, saved)
+    if saved is not None and rank() == 0:
+        checkpoint.settle(saved, criterion)
+    progress = gather_objects(restore(trainer, saved))[0]  # others may not have all files
+    reporter.on_best(progress.best_step, progress.best)
     train_config = trainer.config.train
     eval_steps = due_steps(trainer.steps, train_config.eval_every)
     save_steps = due_steps(trainer.steps, train_config.save_every or train_config.eval_every)

@@ -82,6 +82,11 @@ class FileReporter:
         if self.rank == 0:
             self.folder.update(start=str(report))
 
+    def on_best(self, step: int, metrics: dict[str, float]) -> None:
+        """Keep the best evaluation of which there is a checkpoint."""
+        if self.rank == 0:
+            self.folder.keep_best(step, metrics)
+
     def on_update(self, step: int, metrics: dict[str, Tensor]) -> None:
         """Write now and then how fast it goes and what the losses are, for people who watch."""
         if self.rank == 0:

@@ -246,7 +246,7 @@ def _train(
     *,
     accumulate: int | None,
 ) -> Progress:
-    fetch_newest(payload.folder / "checkpoints")
+    fetch_newest(payload.folder / "checkpoints", with_best=reporter.rank == 0)
     train_fn = payload.train_fn
     if train_fn is None:
         from boxseg.build import run_training

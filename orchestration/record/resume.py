@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from boxseg.engine.checkpoint import find_best, newest_step
+from boxseg.engine.checkpoint import newest_step
 from boxseg.errors import CheckpointError, ConfigError
 from orchestration.config.resolved import (
     COPY_BACK,
@@ -89,7 +89,7 @@ def check_resumable(spec: RunSpec, folder: RunFolder, name: str, tags: dict[str,
         raise ConfigError(f"{name} is running in process {status.pid}; stop that one first")
     checkpoints = folder.path / "checkpoints"
     # Training would begin at step 0 without a word, below a history that says otherwise.
-    if status.best_step is not None and find_best(checkpoints) is None:
+    if status.best_step is not None and newest_step(checkpoints) == 0:
         raise CheckpointError(
             f"{checkpoints}: no checkpoint is here, but the run had one of step "
             f"{status.best_step}; put it back, or start a new run"

@@ -338,6 +338,16 @@ class RunFolder:
         else:
             self.report(step, metrics, is_best=is_best)
 
+    def keep_best(self, step: int, metrics: dict[str, float]) -> None:
+        """Have the evaluation of a step as the best one, with all that was reported of it; step 0: none."""
+        if (self.stored().best_step or 0) == step:
+            return
+        best = _finite(metrics)
+        for report in self.reports():
+            # with what it cost, which only its report tells
+            best |= report.metrics if report.step == step and report.is_evaluation else {}
+        self.update(best=best, best_step=step or None)
+
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Add one report, on the disk when this returns; values that are not finite are null, and read as absent."""
         finite = _finite(metrics)

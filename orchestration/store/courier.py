@@ -111,7 +111,8 @@ class Courier:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / name, content, durable=False)
         if self._trains:
-            patiently(lambda: fetch_newest(folder / "checkpoints"), BEGIN_S)
+            checkpoints = folder / "checkpoints"
+            patiently(lambda: fetch_newest(checkpoints, with_best=self._leads), BEGIN_S)
         self._best = _best_in(records.get(STATUS, b"{}"))
         self._mirror = Mirror(folder)
         for name, about in records_of(folder).items():

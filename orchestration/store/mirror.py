@@ -25,6 +25,7 @@ from boxseg.engine.checkpoint import (
     better_network,
     find_checkpoint,
     find_checkpoint_damage,
+    folder_of,
     load_about,
 )
 from boxseg.errors import CheckpointError
@@ -498,8 +499,12 @@ def fetch_checkpoint(checkpoint: Path, *, only: str | None = None) -> Path:
     return checkpoint
 
 
-def fetch_newest(checkpoints: Path) -> None:
+def fetch_newest(checkpoints: Path, *, with_best: bool = False) -> None:
     """Have the newest sound checkpoint of a run on this machine, to go on from; damaged ones are passed over.
+
+    Args:
+        checkpoints: Their folder.
+        with_best: The best one too, for whoever has to know whether it is sound.
 
     Raises:
         StorageError: the store does not answer or refuses us.
@@ -509,6 +514,9 @@ def fetch_newest(checkpoints: Path) -> None:
     for folder in sorted(checkpoints.glob("step-*"), reverse=True):
         with contextlib.suppress(CheckpointError):
             if find_checkpoint_damage(fetch_checkpoint(folder)) is None:
+                best = folder_of(checkpoints, load_about(folder).get("best_step", 0))
+                if with_best and best.is_dir():
+                    fetch_checkpoint(best)
                 return
 
 

@@ -56,10 +56,14 @@ class Recorder:
         self.starts: list[StartReport] = []
         self.steps: list[StepReport] = []
         self.evals: list[EvalReport] = []
+        self.best: tuple[int, dict[str, float]] = 0, {}
         self.stop_at = stop_at
 
     def on_start(self, report: StartReport) -> None:
         self.starts.append(report)
+
+    def on_best(self, step: int, metrics: dict[str, float]) -> None:
+        self.best = step, metrics
 
     def on_step(self, report: StepReport) -> None:
         self.steps.append(report)

@@ -327,7 +327,8 @@ def make_training_that_dies_once():
         import signal
 
         class DiesOnce:
-            on_step, should_stop = reporter.on_step, reporter.should_stop
+            on_best, on_step = reporter.on_best, reporter.on_step
+            should_stop = reporter.should_stop
 
             def on_eval(self, report):
                 reporter.on_eval(report)

@@ -43,6 +43,8 @@ class Losses:
     def __init__(self) -> None:
         self.values: list[float] = []
 
+    def on_best(self, step: int, metrics: dict[str, float]) -> None: ...
+
     def on_step(self, report: StepReport) -> None:
         self.values.append(report.metrics["train/loss"])
 

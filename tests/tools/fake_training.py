@@ -39,6 +39,7 @@ def make_training(
             load_about,
             publish,
             save_checkpoint,
+            settle,
         )
         from boxseg.engine.events import EvalReport, StepReport
 
@@ -48,10 +49,12 @@ def make_training(
         about = {"step": 0, "evaluated": 0, "metrics": {}, "best": {}, "best_step": 0}
         found = find_sound(checkpoints)
         if found is not None:
+            settle(found, criterion)
             about = load_about(found)
         start, evaluated, metrics = about["step"], about["evaluated"], about["metrics"]
         best, best_step = about["best"], about["best_step"]
         (folder / "starts").open("a").write(f"{os.getpid()} {start} {threads}\n")
+        reporter.on_best(best_step, best)
         if evaluated:
             reporter.on_eval(
                 EvalReport(evaluated, metrics, found, best_step == evaluated, is_repeated=True)
@@ -67,7 +70,8 @@ def make_training(
                 "best_step": best_step,
             }
             # tests kill it at any time
-            written = save_checkpoint(checkpoints, step=done, files={}, about=about)
+            files = {"state.pt": f"state of {done}".encode()}
+            written = save_checkpoint(checkpoints, step=done, files=files, about=about)
             publish(checkpoints, written, is_best=best_step == done)
             return written
 

@@ -1,6 +1,7 @@
 """The best evaluation, its checkpoint and the better network are chosen by the metric that a run is given."""
 
 import math
+import shutil
 
 import pytest
 from torch import nn
@@ -82,6 +83,67 @@ def test_a_resumed_run_keeps_its_best_evaluation(train, tmp_path, stop_at):
     progress, _ = train(tmp_path, BOX_AP)
     assert (progress.step, progress.best) == (6, SCRIPT[3])
     assert checkpoint.load_about(tmp_path / "checkpoints" / "best")["step"] == 3
+
+
+@pytest.mark.parametrize("loss", ["gone", "weights", "about"])
+@pytest.mark.parametrize(
+    ("criterion", "stop_at", "lost", "then", "end"),
+    [
+        (BOX_AP, 4, 3, 4, 4),  # what it goes on from is an evaluation, and no later one is better
+        (MASK_AP, 4, 2, 3, 5),  # the one before is better, until a later one is
+        (MASK_AP, 6, 2, 5, 5),  # all updates are done, so there is no later one
+    ],
+)
+def test_a_run_whose_best_checkpoint_is_lost_takes_the_best_of_those_that_are_there(
+    train, tmp_path, criterion, stop_at, lost, then, end, loss, caplog
+):
+    progress, _ = train(tmp_path, criterion, stop_at=stop_at)
+    assert progress.best_step == lost
+    checkpoints = tmp_path / "checkpoints"
+    folder = checkpoint.folder_of(checkpoints, lost)
+    if loss == "gone":
+        shutil.rmtree(folder)
+    else:
+        damaged = folder / ("student.safetensors" if loss == "weights" else "about.json")
+        damaged.write_bytes(damaged.read_bytes()[:-9])
+    progress, reporter = train(tmp_path, criterion)
+    assert reporter.best == (then, SCRIPT[then])
+    assert (progress.best_step, progress.best) == (end, SCRIPT[end])
+    assert f"the best checkpoint is lost: {folder}" in caplog.text
+    for place in (checkpoint.find_best(checkpoints), checkpoints / "best"):
+        assert checkpoint.load_about(place)["step"] == end
+        assert checkpoint.find_checkpoint_damage(place) is None
+    assert not folder.exists()
+    again, reporter = train(tmp_path, criterion)
+    assert (again, reporter.best) == (progress, (end, SCRIPT[end]))
+
+
+def test_a_run_that_is_left_without_any_evaluation_has_no_best_until_the_next_one(
+    train, tmp_path, monkeypatch
+):
+    train(tmp_path, MASK_AP, stop_at=3)
+    checkpoints = tmp_path / "checkpoints"
+    # as a stop between two evaluations leaves it
+    of_stop = checkpoint.folder_of(checkpoints, 3)
+    checkpoint._tell(of_stop, checkpoint.load_about(of_stop) | {"evaluated": 2})
+    shutil.rmtree(checkpoint.folder_of(checkpoints, 2))
+    progress, reporter = train(tmp_path, MASK_AP)
+    assert reporter.best == (0, {})
+    assert [report.step for report in reporter.evals if report.is_best] == [4, 5]
+    assert progress.best_step == 5
+
+
+def test_a_run_that_goes_on_before_a_damaged_best_checkpoint_has_the_best_of_before(
+    train, tmp_path
+):
+    """The best one until then must not go with the damaged one."""
+    train(tmp_path, LEAST_FILL, stop_at=4)
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoint.folder_of(checkpoints, 4) / "state.pt").write_bytes(b"")
+    _, reporter = train(tmp_path, LEAST_FILL, stop_at=3)
+    assert reporter.best == (3, SCRIPT[3])
+    assert reporter.evals[0].step == 3
+    assert checkpoint.find_best(checkpoints) == checkpoint.folder_of(checkpoints, 4), "anew"
 
 
 def test_without_any_value_nothing_is_called_the_best(train, tmp_path):

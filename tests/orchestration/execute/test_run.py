@@ -287,3 +287,26 @@ def test_a_storage_that_is_moved_away_ends_the_run_at_once_and_is_not_made_anew(
         train_run(make_spec(storage), train_fn=training, progress=False)
     assert time.monotonic() - began < 20
     assert not storage.exists()
+
+
+def test_a_run_without_its_best_checkpoint_goes_on_and_ends_with_one_that_is_there(
+    storage, monkeypatch
+):
+    spec, before = make_spec(storage, train={"steps": 20, "report_every": 1}), known(storage)
+    scores = {5: 0.6, 10: 0.2, 15: 0.1, 20: 0.1}
+    metrics = {step: {"val/mask_ap": score} for step, score in scores.items()}
+    loop = make_training(script={spec.qam.k_top: metrics})
+
+    def stopped_after_the_second_evaluation(*arguments, reporter, **named):
+        reporter.should_stop = lambda: reporter.folder.stored().step >= 11
+        reporter.folder.request_stop()
+        return loop(*arguments, reporter=reporter, **named)
+
+    train_run(spec, train_fn=stopped_after_the_second_evaluation, progress=False)
+    folder = only_new(storage, before)
+    assert (folder.stored().status, folder.stored().best_step) == ("interrupted", 5)
+    shutil.rmtree(folder.path / "checkpoints/step-00000005")
+    status = train_run(spec, resume=folder.path.name, train_fn=loop, progress=False)
+    assert (status.status, status.best_step) == ("finished", 10)
+    assert status.best == metrics[10]
+    assert folder.best_checkpoint.name == "step-00000010"

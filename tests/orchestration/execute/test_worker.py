@@ -1,11 +1,13 @@
 """A training process tries again by itself where that can help, and only there."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_training import make_training
 
+from boxseg.engine.checkpoint import find_checkpoint_damage, folder_of
 from boxseg.errors import DataError, StorageError
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec, SweepConfig
@@ -172,3 +174,59 @@ def test_a_stop_that_was_asked_for_counts_more_than_a_machine_that_will_go(tmp_p
     RunFolder(payload.folder).request_stop()
     train_here(payload, device="cpu", taken_away=lambda: True)
     assert RunFolder(payload.folder).stored().status == "interrupted"
+
+
+SCORES = {5: 0.3, 10: 0.6, 15: 0.2, 20: 0.1}
+
+
+def scripted():
+    """A loop whose evaluations have these scores."""
+    metrics = {step: {"val/mask_ap": score, "val/box_ap": 0.5} for step, score in SCORES.items()}
+    return make_training(script={RunSpec().qam.k_top: metrics})
+
+
+def killed_before_the_end(*arguments, reporter, **named):
+    real_on_step = reporter.on_step
+
+    def die(report):
+        if report.step == 20:
+            raise Killed
+        real_on_step(report)
+
+    reporter.on_step = die
+    return scripted()(*arguments, reporter=reporter, **named)
+
+
+@pytest.mark.parametrize(
+    ("lost", "begins", "then", "end"), [([10], 15, 15, 15), ([10, 15], 0, None, 10)]
+)
+def test_what_a_run_tells_as_best_is_that_of_a_checkpoint_that_is_there(
+    tmp_path, lost, begins, then, end
+):
+    payload = make_payload(tmp_path, killed_before_the_end)
+    folder = RunFolder(payload.folder)
+    with pytest.raises(Killed):
+        train_here(payload, device="cpu")
+    assert folder.stored().best_step == 10
+    for step in lost:
+        shutil.rmtree(folder_of(folder.path / "checkpoints", step))
+    seen = []
+
+    def look(*arguments, reporter, **named):
+        on_best = reporter.on_best
+
+        def listen(step, metrics):
+            on_best(step, metrics)
+            seen.append(folder.stored())
+
+        reporter.on_best = listen
+        return scripted()(*arguments, reporter=reporter, **named)
+
+    train_here(replace(payload, train_fn=look), device="cpu")
+    assert starting_steps(payload) == [0, begins]
+    assert [(status.best_step, bool(status.best)) for status in seen] == [(then, then is not None)]
+    status = folder.stored()
+    assert (status.status, status.best_step) == ("finished", end)
+    assert status.best["val/mask_ap"] == SCORES[end]
+    assert folder.best_checkpoint == folder_of(folder.path / "checkpoints", end)
+    assert find_checkpoint_damage(folder.best_checkpoint) is None

@@ -156,6 +156,18 @@ def test_training_and_evaluation_of_one_step_are_both_kept(tmp_path):
     assert folder.history("val/mask_ap") == [(20, 0.5)]
 
 
+def test_another_best_evaluation_comes_with_all_that_was_reported_of_it(tmp_path):
+    folder = make_run(tmp_path)
+    first = {"val/mask_ap": 0.2, "cost/step_s": 0.5}
+    folder.report(10, {"train/loss": 1.0})
+    folder.report(10, first, is_best=True)
+    folder.report(20, {"val/mask_ap": 0.4, "cost/step_s": 0.6}, is_best=True)
+    folder.keep_best(10, {"val/mask_ap": 0.2})
+    assert (folder.stored().best_step, folder.stored().best) == (10, first)
+    folder.keep_best(0, {})
+    assert (folder.stored().best_step, folder.stored().best) == (None, {})
+
+
 def test_values_that_are_not_finite_are_valid_json_and_absent(tmp_path):
     folder = make_run(tmp_path)
     folder.append_metrics(1, {"a": float("nan"), "b": float("inf"), "c": 1.0})

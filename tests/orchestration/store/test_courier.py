@@ -1,3 +1,4 @@
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -6,8 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fake_training import make_training
 
-from boxseg.engine.checkpoint import find_sound, newest_step
+from boxseg.engine.checkpoint import find_checkpoint_damage, find_sound, newest_step
 from boxseg.engine.events import EvalReport, StepReport
 from boxseg.errors import StorageError
 from orchestration.config.spec import RunSpec
@@ -18,7 +20,7 @@ from orchestration.record.run_folder import RunFolder
 from orchestration.store import client, courier
 from orchestration.store.courier import Courier, Outpost
 from orchestration.store.desk import Desk, read_records, write_records
-from orchestration.store.mirror import DROVE, Mirror, fetch_newest
+from orchestration.store.mirror import DROVE, Mirror, fetch_checkpoint, fetch_newest
 from orchestration.store.places import mirrors, moved, shown, storage_folder
 
 from .conftest import Machines, make_run, save
@@ -203,6 +205,54 @@ def test_a_run_whose_store_stays_away_has_failed_and_goes_on_where_its_checkpoin
         assert newest_step(machines.run / "checkpoints") == 10
         assert find_sound(machines.run / "checkpoints") is not None
         assert RunFolder(machines.run).history("train/loss") == [(5, 0.5)]
+
+
+@pytest.mark.parametrize("damage", ["gone", "damaged"])
+def test_a_run_whose_best_checkpoint_the_store_has_lost_takes_the_best_that_is_left(
+    machines: Machines, desk: Desk, damage: str
+):
+    spec = RunSpec.model_validate({"train": {"steps": 20, "report_every": 5}})
+    scores = {5: 0.3, 10: 0.6, 15: 0.2, 20: 0.1}
+    script = {step: {"val/mask_ap": score} for step, score in scores.items()}
+    loop = make_training(script={spec.qam.k_top: script})
+
+    def killed_at_20(*arguments: object, reporter: FileReporter, **named: object) -> object:
+        real_on_step = reporter.on_step
+
+        def die(report: StepReport) -> None:
+            if report.step == 20:
+                raise KeyError(20)
+            real_on_step(report)
+
+        reporter.on_step = die  # type: ignore[method-assign]
+        return loop(*arguments, reporter=reporter, **named)
+
+    for name, train_fn in (("b", killed_at_20), ("c", loop)):
+        with machines.on("a"):
+            run = RunFolder(machines.run)
+            run.start()
+            desk.lay(shown(run.path), read_records(run.path))
+        with machines.on(name), contextlib.suppress(KeyError):
+            outpost = Outpost(desk, mirrors(), "")
+            payload = Payload(spec, machines.run, machines.run, "inline", train_fn, outpost)
+            train_here(payload, device="cpu")
+        heard = hear(machines, desk)
+        with machines.on("a"):
+            driver = Mirror(machines.run)
+            driver.push()
+        if name == "b":
+            assert heard.stored().best_step == 10
+            weights = f"{driver.prefix}checkpoints/step-00000010/state.pt"
+            driver.store.delete([weights])
+            if damage == "damaged":
+                driver.store.write(weights, b"other")
+    status = heard.stored()
+    assert (status.status, status.best_step, status.best) == ("finished", 15, script[15])
+    with machines.on("d"):
+        Mirror(machines.run).pull()
+        best = fetch_checkpoint(RunFolder(machines.run).best_checkpoint)
+        assert best.name == "step-00000015"
+        assert find_checkpoint_damage(best) is None
 
 
 def test_a_failure_is_told_while_the_store_is_away(machines: Machines, desk: Desk):
