@@ -107,6 +107,12 @@ class DataConfig(Config):
     strong: Literal["none", "weak", "strong", "strongv2"] = "weak"
     """Colour changes of the student's view; `strongv2` adds blur."""
 
+    @property
+    def files(self) -> dict[str, CocoSource]:
+        """The sources that are files, and not drawn here, as `train` and `val`."""
+        sources = {"train": self.train, "val": self.val}
+        return {name: source for name, source in sources.items() if isinstance(source, CocoSource)}
+
 
 class ModelConfig(Config):
     """The network."""

@@ -341,7 +341,6 @@ def _print_sources(sources: dict[str, CocoSource], as_json: bool) -> None:
 
 def _sources(target: Path, images: Path | None, use: str) -> dict[str, CocoSource]:
     """Images and annotations by split."""
-    from boxseg.config.method import CocoSource
     from boxseg.formats.find import find_source, refuse_folder
 
     refuse_folder(target)
@@ -357,11 +356,8 @@ def _sources(target: Path, images: Path | None, use: str) -> dict[str, CocoSourc
 
     spec = load_run(target)
     fetch_data(spec, say)
-    data = spec.data
-    splits = {"train": data.train, "val": data.val}
-    sources = {split: source for split, source in splits.items() if isinstance(source, CocoSource)}
-    if not sources:
+    if not spec.data.files:
         raise ConfigError(
             f"{target}: data.train and data.val are toy, which is drawn and has no files to look at"
         )
-    return sources
+    return spec.data.files

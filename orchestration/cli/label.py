@@ -164,7 +164,7 @@ def _tell_doubts(run: str, storage: Path, classes: list[str]) -> list[str]:
     from orchestration.planning.run_doubts import find_doubts
     from orchestration.record.find_runs import find_trained
 
-    doubts = find_doubts(find_trained(storage, run), classes)
+    doubts = list(find_doubts(find_trained(storage, run), classes))
     for doubt in doubts:
         say(f"warning: {doubt}")
     return doubts

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from boxseg.config.method import CocoSource
 from boxseg.config.presets import METHODS, PROFILES
 from boxseg.errors import ConfigError
 from boxseg.files.writing import read_plain, reason_of
@@ -41,10 +40,9 @@ def _plain_values(spec: RunSpec) -> dict[str, Any]:
     values = spec.model_dump(mode="json", exclude={"notify"})
     # it will be read from other folders than this one
     values["storage"] = shown(spec.storage)
-    for name, source in (("train", spec.data.train), ("val", spec.data.val)):
-        if isinstance(source, CocoSource):
-            places = {"images": shown(source.images), "annotations": shown(source.annotations)}
-            values["data"][name] = places
+    for name, source in spec.data.files.items():
+        places = {"images": shown(source.images), "annotations": shown(source.annotations)}
+        values["data"][name] = places
     if spec.model.start_from is not None and (address := address_of(spec.model.start_from)):
         values["model"]["start_from"] = address
     return values

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from boxseg.errors import BoxSegError
 from orchestration.errors import ResourceError
@@ -22,6 +22,8 @@ from orchestration.store.places import shown, storage_folder
 
 Resources = Mapping[str, float]
 """Ray's names of resources, as in `CPU` and `GPU`, with amounts."""
+
+T = TypeVar("T")
 
 ANSWER_S = 60.0
 """How long a node may take to run a task [s]."""
@@ -59,12 +61,35 @@ def _answers(node: Mapping[str, Any]) -> bool:
     return True
 
 
-def actor_at_head(kind: type, *arguments: Any) -> Any:
-    """An actor on the cluster's head, without which there is no cluster: any other node may go."""
+@dataclass(frozen=True)
+class _Remote:
+    """An object that lives in an actor of Ray: its methods are asked for there, and their answers waited for."""
+
+    actor: Any
+    """Handle of the actor; it travels with whoever has it."""
+    answer_s: float | None
+    """How long an answer may take [s]; None: however long."""
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        if method.startswith("_"):  # asked for while this travels, when it has no actor yet
+            raise AttributeError(method)
+
+        def ask(*arguments: Any, **options: Any) -> Any:
+            import ray
+
+            task = getattr(self.actor, method).remote(*arguments, **options)
+            return ray.get(task, timeout=self.answer_s)
+
+        return ask
+
+
+def at_head(kind: Callable[..., T], *arguments: Any, answer_s: float | None = None) -> T:
+    """An object on the cluster's head, without which there is no cluster; to be used from any node like one here."""
     import ray
 
-    at_head = {"node:__internal_head__": 0.001}
-    return ray.remote(num_cpus=0, resources=at_head)(kind).remote(*arguments)
+    head = {"node:__internal_head__": 0.001}
+    actor = ray.remote(num_cpus=0, resources=head)(kind).remote(*arguments)
+    return cast(T, _Remote(actor, answer_s))
 
 
 def check_storage_is_shared(storage: Path) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from orchestration.config.spec import ResourcesConfig
-from orchestration.connect.cluster import Resources, actor_at_head, answering_nodes
+from orchestration.connect.cluster import Resources, answering_nodes, at_head
 from orchestration.planning.preflight import count_places
 
 Nodes = Callable[[], Mapping[str, Resources]]
@@ -85,31 +84,25 @@ class Shares:
 class Share:
     """What one trial is told by its sweep's `Shares`, from any machine."""
 
-    actor: Any
-    """Handle of the actor; it travels with whoever has it."""
+    shares: Shares
     number: int
     """The trial's."""
 
     def start(self, homes: Sequence[str]) -> int:
         """See `Shares`."""
-        return self._ask("start", homes)
+        return self.shares.start(self.number, homes)
 
     def grow(self) -> int:
         """See `Shares`."""
-        return self._ask("grow")
+        return self.shares.grow(self.number)
 
     def note(self, workers: int) -> None:
         """See `Shares`."""
-        self._ask("note", workers)
-
-    def _ask(self, question: str, *arguments: Any) -> Any:
-        import ray
-
-        return ray.get(getattr(self.actor, question).remote(self.number, *arguments))
+        self.shares.note(self.number, workers)
 
 
-def open_shares(resources: ResourcesConfig, at_once: int) -> Any:
-    """An actor of `Shares` on the cluster's head; None where all trials have a fixed number of workers."""
+def open_shares(resources: ResourcesConfig, at_once: int) -> Shares | None:
+    """The `Shares` of a sweep, on the cluster's head; None where all trials have a fixed number of workers."""
     if resources.min_workers is None:
         return None
-    return actor_at_head(Shares, resources, at_once, answering_nodes)
+    return at_head(Shares, resources, at_once, answering_nodes)

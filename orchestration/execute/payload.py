@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from boxseg.config.criterion import MASK_AP, Criterion
-from boxseg.config.method import CocoSource
 from orchestration.config.spec import RunSpec, SweepConfig
 from orchestration.connect.shares import Share
 from orchestration.store.courier import Outpost
@@ -79,13 +78,12 @@ def _moved_spec(spec: RunSpec, home: Path) -> RunSpec:
     if start is not None and Path(start).is_relative_to(home):
         spec = spec.starting_from(moved(Path(start), home))
     sources = {}
-    for name, source in (("train", spec.data.train), ("val", spec.data.val)):
-        if isinstance(source, CocoSource):
-            paths = {
-                "images": moved(source.images, home),
-                "annotations": moved(source.annotations, home),
-            }
-            sources[name] = source.model_copy(update=paths)
+    for name, source in spec.data.files.items():
+        paths = {
+            "images": moved(source.images, home),
+            "annotations": moved(source.annotations, home),
+        }
+        sources[name] = source.model_copy(update=paths)
     data = spec.data.model_copy(update=sources)
     storage = moved(spec.storage.absolute(), home)
     return spec.model_copy(update={"data": data, "storage": storage})

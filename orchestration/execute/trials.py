@@ -10,7 +10,7 @@ from typing import Any
 from boxseg.errors import ConfigError
 from orchestration.config.spec import RunSpec, SweepSpec, load_run
 from orchestration.connect.cluster import silent_nodes
-from orchestration.connect.shares import Share
+from orchestration.connect.shares import Share, Shares
 from orchestration.execute.payload import Payload, Work
 from orchestration.execute.supervise import Supervisor
 from orchestration.execute.worker import split_batch
@@ -30,8 +30,8 @@ class SweepPlan(Work):
     """What the process of each trial gets; the folder is the sweep's."""
 
     spec: SweepSpec
-    shares: Any = None
-    """Actor of `Shares`; None where trials have a fixed number of workers."""
+    shares: Shares | None = None
+    """None where trials have a fixed number of workers."""
 
     def trial_folder(self, trial: Trial) -> RunFolder:
         """Where a trial lives."""
@@ -180,12 +180,10 @@ class Trials:
         """Let the places of trials that have ended go to others."""
         if self.plan.shares is None:
             return
-        import ray
-
         numbers = [int(name.rpartition("-")[2]) for name in self.supervisor.trials]
         planned = 0 if self.stopped_by else self.plan.spec.sweep.num_trials
         left = max(0, planned - self.ended - len(numbers))
-        ray.get(self.plan.shares.update.remote(numbers, left))
+        self.plan.shares.update(numbers, left)
 
     def _is_open(self, folder: RunFolder) -> bool:
         return folder.path.name in self.supervisor.trials

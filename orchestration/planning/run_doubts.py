@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from boxseg.coco.classes import ABSENT, SHOWN, find_labels
@@ -13,7 +13,7 @@ WEAK_BOX_AP = 0.05
 """Box AP below which a network finds next to nothing, whatever the data: judgement."""
 
 
-def find_doubts(checkpoint: Path, classes: Sequence[str]) -> list[str]:
+def find_doubts(checkpoint: Path, classes: Sequence[str]) -> Iterator[str]:
     """Why the masks of a checkpoint may be worth little, a sentence each.
 
     Args:
@@ -23,43 +23,30 @@ def find_doubts(checkpoint: Path, classes: Sequence[str]) -> list[str]:
     Raises:
         CheckpointError: it is damaged.
     """
-    return [*_unfinished(checkpoint), *_weak(checkpoint), *_foreign(checkpoint, classes)]
-
-
-def _unfinished(checkpoint: Path) -> list[str]:
     # a checkpoint is RUN/checkpoints/NAME
     status = sound_status(checkpoint.parent.parent)
-    if status is None or status.status == "finished":
-        return []
-    place = f"{status.status} at step {status.step} of {status.steps}"
-    return [f"run {status.id} is not finished: {place}"]
-
-
-def _weak(checkpoint: Path) -> list[str]:
+    if status is not None and status.status != "finished":
+        place = f"{status.status} at step {status.step} of {status.steps}"
+        yield f"run {status.id} is not finished: {place}"
     about = load_about(checkpoint)
     box_ap = (about.get("metrics") or about.get("best") or {}).get("val/box_ap")
     if box_ap is None:
-        return [f"{checkpoint}: nobody knows how good it is; it was saved without an evaluation"]
-    if box_ap >= WEAK_BOX_AP:
-        return []
-    return [
-        f"{checkpoint}: finds next to nothing, its box AP is {box_ap:.3f}; masks are then guessed "
-        "from colours and place, and their quality means little (train for longer, or see "
-        "`boxseg recipe` for settings)"
-    ]
-
-
-def _foreign(checkpoint: Path, classes: Sequence[str]) -> list[str]:
-    known = load_about(checkpoint)["classes"]["names"]
+        yield f"{checkpoint}: nobody knows how good it is; it was saved without an evaluation"
+    elif box_ap < WEAK_BOX_AP:
+        yield (
+            f"{checkpoint}: finds next to nothing, its box AP is {box_ap:.3f}; masks are then guessed "
+            "from colours and place, and their quality means little (train for longer, or see "
+            "`boxseg recipe` for settings)"
+        )
+    known = about["classes"]["names"]
     labels = find_labels(classes, known)
     unknown = [name for name, label in zip(classes, labels, strict=True) if label == ABSENT]
-    if not unknown:
-        return []
-    some = f"{len(unknown)} of {len(classes)} classes not"
-    if len(unknown) == len(classes):
-        some = "none of the classes"
-    named = ", ".join(unknown[:SHOWN]) + (" …" if len(unknown) > SHOWN else "")
-    return [
-        f"{checkpoint}: knows {some} ({named}); their boxes get masks of whatever class fits "
-        f"(it learnt {', '.join(known[:SHOWN])})"
-    ]
+    if unknown:
+        some = f"{len(unknown)} of {len(classes)} classes not"
+        if len(unknown) == len(classes):
+            some = "none of the classes"
+        named = ", ".join(unknown[:SHOWN]) + (" …" if len(unknown) > SHOWN else "")
+        yield (
+            f"{checkpoint}: knows {some} ({named}); their boxes get masks of whatever class fits "
+            f"(it learnt {', '.join(known[:SHOWN])})"
+        )

@@ -20,7 +20,6 @@ from typing import Any
 import psutil
 
 import boxseg
-from boxseg.config.method import CocoSource
 from boxseg.data.toy import ensure_toy, toy_sources
 from boxseg.errors import ConfigError, DataError
 from boxseg.files.prints import take_prints
@@ -223,7 +222,7 @@ def check_same_data(
             f"{before}, they have {now} now; put the old files back, or {otherwise}"
         )
     prints = _read_prints(original)
-    for name, source in _files_of(spec).items():
+    for name, source in spec.data.files.items():
         folder, first = source.images, prints.get(name, {})
         now_there = take_prints(folder, list(first))
         # what is gone, others tell; a driver need not even see the images that the nodes have
@@ -245,7 +244,7 @@ def write_prints(folder: RunFolder, spec: RunSpec) -> None:
     if path.exists():
         return
     prints: dict[str, dict[str, str]] = {"train": {}, "val": {}}
-    for name, source in _files_of(spec).items():
+    for name, source in spec.data.files.items():
         # no more is asked of the file than that: what is wrong with it, others tell
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             if address_of(source.images.absolute()) is None:
@@ -265,9 +264,3 @@ def _read_prints(folder: RunFolder) -> dict[str, dict[str, str]]:
     except DamagedError as error:
         tell_once(path, str(error))
     return {}
-
-
-def _files_of(spec: RunSpec) -> dict[str, CocoSource]:
-    """Data sets that are files, and not drawn here, as `train` and `val`."""
-    sources = {"train": spec.data.train, "val": spec.data.val}
-    return {name: source for name, source in sources.items() if isinstance(source, CocoSource)}

@@ -110,10 +110,8 @@ class Store:
         Raises:
             FileNotFoundError: there is none.
         """
-        import obstore
-
         with self._naming_faults(key):
-            found = obstore.get(self._objects, key)
+            found = self._objects.get(key)
             return bytes(found.bytes()), str(found.meta["e_tag"])
 
     def write(
@@ -130,11 +128,9 @@ class Store:
         Raises:
             TakenError: there is one already, or another one by now.
         """
-        import obstore
-
         mode: Any = "create" if only_new else {"e_tag": instead_of} if instead_of else "overwrite"
         with self._naming_faults(key):
-            return str(obstore.put(self._objects, key, content, mode=mode)["e_tag"])
+            return str(self._objects.put(key, content, mode=mode)["e_tag"])
 
     def upload(self, key: str, path: Path) -> str:
         """Write an object from a file, large ones in parts; gives its etag.
@@ -142,11 +138,9 @@ class Store:
         Raises:
             FileNotFoundError: the file has gone.
         """
-        import obstore
-
         with self._naming_faults(key):
-            written = obstore.put(
-                self._objects, key, path, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
+            written = self._objects.put(
+                key, path, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
             )
         return str(written["e_tag"])
 
@@ -157,10 +151,8 @@ class Store:
         Raises:
             FileNotFoundError: there is no such object.
         """
-        import obstore
-
         with self._naming_faults(key):
-            found = obstore.get(self._objects, key)
+            found = self._objects.get(key)
             with path.open("wb") as file:
                 for piece in found.stream(min_chunk_size=2**22):
                     file.write(piece)
@@ -173,37 +165,29 @@ class Store:
         Raises:
             FileNotFoundError: there is none.
         """
-        import obstore
-
         with self._naming_faults(key):
-            found = obstore.head(self._objects, key)
+            found = self._objects.head(key)
         return Entry(key, found["size"], str(found["e_tag"]))
 
     @_again
     def entries(self, prefix: str) -> list[Entry]:
         """All objects below a prefix; a request for each thousand."""
-        import obstore
-
         with self._naming_faults(prefix):
-            found = obstore.list(self._objects, prefix).collect()
+            found = self._objects.list(prefix).collect()
         return [Entry(each["path"], each["size"], str(each["e_tag"])) for each in found]
 
     @_again
     def folders(self, prefix: str) -> list[str]:
         """Names just below a prefix that have objects below them."""
-        import obstore
-
         with self._naming_faults(prefix):
-            found = obstore.list_with_delimiter(self._objects, prefix)
+            found = self._objects.list_with_delimiter(prefix)
         return [Path(each).name for each in found["common_prefixes"]]
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; those that are not there are removed already."""
-        import obstore
-
         if keys:
             with self._naming_faults(keys[0]), contextlib.suppress(FileNotFoundError):
-                obstore.delete(self._objects, list(keys))
+                self._objects.delete(list(keys))
 
     @contextlib.contextmanager
     def _naming_faults(self, key: str) -> Iterator[None]:

@@ -22,7 +22,7 @@ from boxseg.files.writing import make_folder, write_atomic
 from orchestration.record.files import to_json
 from orchestration.record.run_folder import RunFolder
 from orchestration.store.client import patiently
-from orchestration.store.desk import DeskLine
+from orchestration.store.desk import Desk
 from orchestration.store.mirror import (
     DROVE,
     STATUS,
@@ -49,7 +49,8 @@ logger = logging.getLogger("boxseg.store")
 class Outpost:
     """What a training process of another machine gets from its driver, besides what it is to train."""
 
-    desk: DeskLine
+    desk: Desk
+    """That of the driver, from wherever this is."""
     home: Path
     """Folder of the mirrors of the machine that sent this; its paths are moved from there to ours."""
     token: str
@@ -66,7 +67,7 @@ class Outpost:
 class Courier:
     """Has the records of a run here and its newest checkpoint; then, until the block is left, carries changes away."""
 
-    def __init__(self, desk: DeskLine, folder: Path, *, leads: bool, trains: bool = True) -> None:
+    def __init__(self, desk: Desk, folder: Path, *, leads: bool, trains: bool = True) -> None:
         """Nothing is done yet.
 
         Args:

@@ -93,9 +93,7 @@ def fetch_files(
 
 
 def _fetch(spec: RunSpec, tell: Tell, *, patience_s: float, most: int | None = None) -> None:
-    for name, source in (("train", spec.data.train), ("val", spec.data.val)):
-        if not isinstance(source, CocoSource):
-            continue
+    for name, source in spec.data.files.items():
         if address_of(source.annotations) is not None:
             setting, path = f"data.{name}.annotations", source.annotations
             folder = _Folder(path.parent, setting, tell, patience_s)

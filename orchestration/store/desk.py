@@ -11,7 +11,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from boxseg.engine.checkpoint import ABOUT
 from boxseg.errors import BoxSegError
@@ -23,28 +22,6 @@ Records = Mapping[str, bytes | None]
 """Paths in a run's folder -> content; null for files that have gone."""
 
 logger = logging.getLogger("boxseg.store")
-
-
-class DeskLine(Protocol):
-    """A desk as others reach it."""
-
-    def lay(self, run: str, records: dict[str, bytes]) -> None:
-        """See `Desk`."""
-
-    def take(self, run: str, *, leads: bool) -> tuple[int, dict[str, bytes]]:
-        """See `Desk`."""
-
-    def tell(self, run: str, attempt: int, changes: Records) -> bool:
-        """See `Desk`."""
-
-    def collect(self) -> dict[str, dict[str, bytes | None]]:
-        """See `Desk`."""
-
-    def clear(self, run: str) -> None:
-        """See `Desk`."""
-
-    def stop(self) -> None:
-        """See `Desk`."""
 
 
 @dataclass

@@ -22,6 +22,7 @@ from orchestration.tracking.pages import save_comparison
 from orchestration.tracking.run import follow
 from orchestration.tracking.store import (
     ARTIFACTS,
+    LOCK,
     move_places,
     open_client,
     recorded_uri,
@@ -215,7 +216,7 @@ class Tracker:
     def _open(self) -> MlflowClient:
         log_to_file(self._logs / "mlflow.log", ("mlflow", "alembic", "sqlalchemy"))
         # two processes that make one SQLite file leave it broken
-        with file_lock(self._storage / ".mlflow.lock"):
+        with file_lock(self._storage / LOCK):
             if self.uri == tracking_uri(self._storage):
                 for change in move_places(self._storage):
                     logger.warning("%s", change)
@@ -285,7 +286,7 @@ def catch_up(storage: Path, uri: str) -> Tracked:
         ConfigError: MLflow knows none of them, because it cannot be reached.
     """
     if uri == tracking_uri(storage):
-        with file_lock(storage / ".mlflow.lock"):
+        with file_lock(storage / LOCK):
             move_places(storage)
     for name in {status.name for status in list_runs(storage)}:
         Tracker(storage, name, uri=uri, logs=storage / "logs").catch_up()

@@ -18,6 +18,7 @@ from orchestration.tracking.mirror import Tracker, is_copied
 from orchestration.tracking.run import run_stage
 from orchestration.tracking.store import (
     DATABASE,
+    LOCK,
     move_places,
     open_client,
     recorded_uri,
@@ -26,7 +27,6 @@ from orchestration.tracking.store import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-LOCK = ".mlflow.lock"
 OLD_TABLES = "out-of-date database schema"
 """How MLflow says that an older version made the tables."""
 

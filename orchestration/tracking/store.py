@@ -30,8 +30,8 @@ ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
-DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
-"""Names in a storage folder."""
+DATABASE, ARTIFACTS, LOCK = "mlflow.db", "mlartifacts", ".mlflow.lock"
+"""Names in a storage folder; the lock is held by who makes or moves the database."""
 
 logger = logging.getLogger("boxseg.tracking")
 
