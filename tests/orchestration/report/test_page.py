@@ -127,6 +127,11 @@ def test_importance_finds_what_decides_and_says_of_idle_settings_that_nothing_is
     assert not found["method"].is_shown
     assert all(each.low <= each.share <= each.high for each in study.settings)
     assert study.explained > 0.3
+
+
+def test_the_same_trials_give_the_same_importance(seeded, few_resamples):
+    record = read_sweep(seeded)
+    study = study_importance(record.table, record.curves)
     assert study_importance(record.table, record.curves) == study
 
 
