@@ -23,6 +23,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from orchestration.connect.shares import Share
+from orchestration.record.failures import Failure
 
 LOOK_S = 10.0
 """Time between two questions for more workers, and from a start to the first of them [s]."""
@@ -31,14 +32,28 @@ WAIT_S = 1.0
 
 
 class PatientPolicy(DefaultFailurePolicy):
-    """Ray's own, but a start that found no place does not count: whoever has the places may need them for hours."""
+    """Ray's own, but a start that found no place does not count: whoever has the places may need them for hours.
+
+    And what would come again is not tried again, as a store that stays away: it was waited for already.
+    """
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Whether to try again."""
+        if find_to_stay(training_failed_error) is not None:
+            return FailureDecision.RAISE
         cause = getattr(training_failed_error, "controller_failure", None)
         if isinstance(cause, WorkerGroupStartupTimeoutError):
             return FailureDecision.RETRY
         return super().make_decision(training_failed_error)
+
+
+def find_to_stay(error: TrainingFailedError) -> Exception | None:
+    """What a worker raised on purpose and would raise again; others may only have failed because of it."""
+    for raised in getattr(error, "worker_failures", {}).values():
+        failure = Failure.of(raised)
+        if failure.is_ours and failure.rule.policy == "stop":
+            return raised
+    return None
 
 
 class SharesPolicy(ElasticScalingPolicy):

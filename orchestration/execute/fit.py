@@ -47,10 +47,13 @@ def _fit(payload: Payload, callbacks: Sequence[Any]) -> None:
 
     Raises:
         ResourceError: the workers cannot be placed.
+        BoxSegError: a worker's, which would come again.
         Exception: what Ray Train raises when a worker failed too often; the run's folder names the cause.
     """
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
-    from ray.train.v2.api.exceptions import ControllerError
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    from orchestration.connect.scaling import find_to_stay
 
     resources = payload.spec.resources
     trainer = _make_trainer(payload, callbacks)
@@ -68,6 +71,10 @@ def _fit(payload: Payload, callbacks: Sequence[Any]) -> None:
             f"CPU cores and {resources.gpus_per_worker:g} GPUs: {cause}; lower resources, or wait "
             "until the cluster is free"
         ) from error
+    except WorkerGroupError as error:
+        if (raised := find_to_stay(error)) is not None:
+            raise raised from error
+        raise
     if isinstance(failure, Failure):
         raise error_of(failure)
 

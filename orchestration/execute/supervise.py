@@ -171,6 +171,10 @@ class Supervisor:
         self._tracker.settle(trial)
         return end
 
+    def track_again(self, trial: RunFolder) -> None:
+        """Have the new end of a trial tracked, which had ended otherwise."""
+        self._tracker.add(trial)
+
     @contextlib.contextmanager
     def reached_by(self, outpost: Outpost | None) -> Iterator[None]:
         """While Ray runs, let processes on other machines reach this one; null: all see its folder."""

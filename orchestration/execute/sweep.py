@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from boxseg.engine.checkpoint import BEST, find_checkpoint_damage, load_about
+from boxseg.engine.checkpoint import BEST, find_checkpoint_damage, folder_of, newest_step
+from boxseg.errors import CheckpointError
 from boxseg.files.writing import sync_folder, sync_tree, write_atomic
 from orchestration.config.spec import SweepSpec
 from orchestration.connect.desk import open_desk
@@ -31,7 +33,7 @@ from orchestration.record.origin import (
 )
 from orchestration.record.progress import SweepProgress
 from orchestration.record.resume import OTHER_SWEEP, Start, extend_sweep, find_sweep
-from orchestration.record.run_folder import RunFolder, Status, new_folder
+from orchestration.record.run_folder import Status, new_folder
 from orchestration.record.table import SweepTable, markdown_table, read_table
 from orchestration.record.trial import TrialStatus
 from orchestration.report.page import try_report
@@ -151,9 +153,8 @@ def conclude(trials: Trials) -> SweepResult:
     """Copy the best checkpoint, write table, report and the sweep's end."""
     folder = trials.folder
     interrupted = trials.supervisor.signals.has_received()
-    table = read_table(folder.path, trials.plan.spec)
+    table, checkpoint = _keep_best(trials)
     best = table.best()
-    checkpoint = _keep_best(folder, best)
     write_atomic(folder.path / "table.md", markdown_table(table) + "\n")
     report = None if interrupted else try_report(folder.path)
     status: Status = "failed" if best is None else "finished"
@@ -179,34 +180,42 @@ def conclude(trials: Trials) -> SweepResult:
     )
 
 
-def _keep_best(folder: RunFolder, best: TrialStatus | None) -> Path | None:
-    """Copy the best trial's best checkpoint to the sweep; it gets its name once the copy is whole.
+def _keep_best(trials: Trials) -> tuple[SweepTable, Path | None]:
+    """Copy the best trial's best checkpoint to the sweep; gives the table, whose best trial that is.
 
-    None if there is no trial or no checkpoint, or it is damaged; the copy of an earlier end is removed even then.
+    A trial that has lost this checkpoint has no value any more, and the next one is the best.
     """
-    scratch, kept = folder.path / ".best", folder.path / BEST
+    while True:
+        table = read_table(trials.folder.path, trials.plan.spec)
+        best = table.best()
+        try:
+            return table, _copy_best(trials, best)
+        except CheckpointError as error:
+            assert best is not None
+            logger.warning("%s has lost its best checkpoint: %s", best.label, error)
+            trials.lose_best(best, str(error))
+
+
+def _copy_best(trials: Trials, best: TrialStatus | None) -> Path | None:
+    """The copy gets its name once it is whole; that of an earlier end is removed even if there is none.
+
+    Raises:
+        CheckpointError: the checkpoint of the best evaluation is damaged or gone.
+    """
+    scratch, kept = trials.folder.path / ".best", trials.folder.path / BEST
     for old in (scratch, kept):
         shutil.rmtree(old, ignore_errors=True)
-    if best is None or not (source := RunFolder(best.folder).best_checkpoint).exists():
+    if best is None:
         return None
-    shutil.copytree(fetch_checkpoint(source.resolve()), scratch)
+    checkpoints = Path(best.folder) / "checkpoints"
+    if trials.plan.train_fn is not None and newest_step(checkpoints) == 0:
+        return None  # a loop of its own may write none
+    source = folder_of(checkpoints, best.best_step or 0)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copytree(fetch_checkpoint(source), scratch)
     if (fault := find_checkpoint_damage(scratch)) is not None:
-        logger.warning(
-            "the best checkpoint is not kept: %s; `boxseg runs show %s` names its trial",
-            fault,
-            best.id,
-        )
-        shutil.rmtree(scratch)
-        return None
-    step = load_about(scratch)["step"]
-    # A trial that a scheduler stopped ends before its node has sent all: the checkpoint may be an earlier one.
-    if best.best_step is not None and step != best.best_step:
-        logger.warning(
-            "the best checkpoint of %s is that of step %s: the one of step %s, with the value in the table, was lost",
-            best.id,
-            step,
-            best.best_step,
-        )
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise CheckpointError(fault.replace(str(scratch), str(source)))
     sync_tree(scratch)
     scratch.rename(kept)
     sync_folder(kept.parent)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from boxseg.engine.checkpoint import find_best, find_checkpoint_damage, folder_of, load_about
 from boxseg.errors import ConfigError
 from orchestration.config.spec import RunSpec, SweepSpec, load_run
 from orchestration.connect.cluster import silent_nodes
@@ -20,6 +21,7 @@ from orchestration.record.progress import SweepProgress
 from orchestration.record.run_folder import RunFolder, RunStatus, Status, own_process
 from orchestration.record.table import SweepTable, describe, make_table, read_table
 from orchestration.record.trial import Trial, TrialStatus, read_trial, trial_folder
+from orchestration.store.mirror import fetch_checkpoint
 
 SHOW_S = 1.0
 """Time between two looks at the trials [s]; longer where a look takes more than a twentieth of it."""
@@ -229,7 +231,7 @@ class Trials:
         """What the sweep's own folder tells of its trials."""
         best = self._ended.best()
         if best is None:
-            self.folder.update(step=self.ended)
+            self.folder.update(step=self.ended, metrics={}, best={}, best_run=None)
             return
         metrics = {**best.metrics, "sweep/trials_ended": self.ended}
         self.folder.append_metrics(self.ended, metrics)
@@ -264,6 +266,29 @@ class Trials:
         if not split_batch(load_run(folder.config_path), folder, failure):
             folder.note_retry(failure, "a new process goes on from the last checkpoint")
         self.supervisor.hand_over(folder)
+
+    def lose_best(self, row: TrialStatus, fault: str) -> None:
+        """Take back the value of a trial whose best checkpoint is lost; if it had ended, it has failed.
+
+        Unless its process was ended before it told of a newer best one, which counts then.
+        """
+        folder = RunFolder(row.folder)
+        checkpoints = folder.path / "checkpoints"
+        newer, lost = find_best(checkpoints), folder_of(checkpoints, row.best_step or 0)
+        is_sound = newer is not None and find_checkpoint_damage(fetch_checkpoint(newer)) is None
+        if newer is not None and newer != lost and is_sound:
+            about = load_about(newer)
+            folder.keep_best(about["step"], about["metrics"])
+        else:
+            folder.keep_best(0, {})
+            if row.has_ended:
+                failure = Failure("LostCheckpoint", fault)
+                self._note_end(folder.update(status="failed", failure=failure))
+        self.supervisor.track_again(folder)
+        others = [each for each in self._ended.rows if each.id != row.id]
+        status = TrialStatus.of(folder.stored(), self.plan.spec.sweep.criterion)
+        self._ended = make_table(self.plan.spec, [*others, *([status] if row.has_ended else [])])
+        self._report_best()
 
     def close_all(self, *, interrupted: bool) -> None:
         """Close what is still open when no trial runs any more."""

@@ -1,4 +1,4 @@
-"""Why a run failed: eleven classes, each with what is done about it and the error that it ends a command with."""
+"""Why a run failed: twelve classes, each with what is done about it and the error that it ends a command with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from boxseg.errors import BoxSegError, StorageError
+from boxseg.errors import BoxSegError, CheckpointError, StorageError
 from orchestration.errors import PreemptedError, ResourceError
 from orchestration.secret_text import hide
 
@@ -25,6 +25,8 @@ class FailureClass(StrEnum):
     WORKER_LOST = "worker_lost"
     DISK_FULL = "disk_full"
     """Also read-only or vanished storage."""
+    CHECKPOINT_LOST = "checkpoint_lost"
+    """That of the best evaluation of a trial which had ended."""
     TRACKER_DOWN = "tracker_down"
     UNKNOWN = "unknown"
 
@@ -60,6 +62,7 @@ RULES: dict[FailureClass, Rule] = {
         "stop",
         StorageError,
     ),
+    FailureClass.CHECKPOINT_LOST: Rule(r"^LostCheckpoint\b", "retry", CheckpointError),
     # Before lost nodes and workers: a machine that is taken away loses both.
     FailureClass.PREEMPTED: Rule(r"^PreemptedError\b|preempt", "retry", PreemptedError),
     FailureClass.NODE_LOST: Rule(

@@ -22,6 +22,8 @@ from orchestration.record.trial import ENDED, Trial, TrialStatus, trial_folder
 from orchestration.store.mirror import pull_tree, refresh
 from orchestration.store.syncer import Syncer, driven
 
+GO_ON = {FailureClass.DISK_FULL, FailureClass.CHECKPOINT_LOST}
+"""Failures of trials that a sweep which goes on runs again, whatever it is asked to."""
 DAMAGED = "damaged-status.json"
 """What a status that cannot be read is renamed to where a sweep goes on with its trial."""
 
@@ -96,6 +98,7 @@ def read_past(
     """All trials that a sweep drew, by number; those that have not ended are marked as waiting for this process.
 
     A trial that failed because its storage was full counts as not ended: there is room now, or the sweep stops again.
+    So does one that has lost its best checkpoint: it goes on from the last one.
     Checkpoints that ended trials need no more are removed.
 
     A trial is known by its line in the journal or by its folder; one of the two is enough, and Ray's own files are not
@@ -164,7 +167,7 @@ def _not_begun(sweep: RunFolder, trial: Trial) -> RunStatus:
 def _has_ended(status: RunStatus, *, retry_failed: bool) -> bool:
     if status.status == "failed" and status.failure is not None:
         may_have_gone = retry_failed and status.failure.rule.policy != "stop"
-        return not (may_have_gone or status.failure.failure_class is FailureClass.DISK_FULL)
+        return not (may_have_gone or status.failure.failure_class in GO_ON)
     return status.status in ENDED
 
 

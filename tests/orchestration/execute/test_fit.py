@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from boxseg.errors import NonFiniteLossError, StorageError
 from orchestration.config.spec import RunSpec
-from orchestration.errors import ResourceError
+from orchestration.errors import PreemptedError, ResourceError
 from orchestration.execute import fit
 from orchestration.execute.payload import Payload
 
@@ -82,6 +83,40 @@ def test_only_starts_that_lack_a_place_are_tried_without_end():
 
     assert set(decide("WorkerGroupStartupTimeoutError", 2)) == {FailureDecision.RETRY}
     assert decide("WorkerGroupStartupFailedError", "no route")[2] == FailureDecision.RAISE
+
+
+@pytest.mark.parametrize(
+    ("raised", "first"),
+    [
+        ([StorageError("the store is away")], "RAISE"),
+        ([RuntimeError("Connection closed by peer"), StorageError("the store is away")], "RAISE"),
+        ([NonFiniteLossError("step 3: the loss is nan")], "RAISE"),
+        ([PreemptedError("a machine will be taken away")], "RETRY"),
+        ([MemoryError()], "RETRY"),
+        ([RuntimeError("Connection closed by peer")], "RETRY"),
+    ],
+)
+def test_what_would_come_again_does_not_start_all_workers_again(monkeypatch, raised, first):
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2.api.config import FailureConfig
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    from orchestration.connect.scaling import PatientPolicy
+
+    error = WorkerGroupError("workers failed", dict(enumerate(raised)))
+    policy = PatientPolicy(FailureConfig(max_failures=3))
+    decisions = [policy.make_decision(error) for _ in range(4)]
+    assert decisions[0] == FailureDecision[first]
+    assert decisions[3] == FailureDecision.RAISE
+
+    def give_up() -> None:
+        raise error
+
+    monkeypatch.setattr(fit, "_make_trainer", lambda *_: SimpleNamespace(fit=give_up))
+    spec = RunSpec.model_validate({"resources": {"workers": 2}, "train": {"batch_size": 2}})
+    told = type(raised[-1]) if first == "RAISE" else WorkerGroupError
+    with pytest.raises(told):
+        fit.train_payload(Payload(spec, Path("run"), Path("data"), "ray_train"))
 
 
 def test_whatever_trains_waits_for_its_place(monkeypatch):

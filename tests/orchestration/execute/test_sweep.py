@@ -1,6 +1,7 @@
 """The driver's side of a sweep, without Ray: opening and closing trials, choosing the best, ending."""
 
 import functools
+import shutil
 import time
 from pathlib import Path
 
@@ -8,15 +9,15 @@ import pytest
 from rich.console import Console
 
 from boxseg.config.criterion import Criterion
-from boxseg.engine.checkpoint import publish, save_checkpoint
-from boxseg.errors import DataError, StorageError
+from boxseg.engine.checkpoint import load_about, publish, save_checkpoint
+from boxseg.errors import CheckpointError, DataError, StorageError
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec, load_run
 from orchestration.execute.supervise import StopSignals, Supervisor
 from orchestration.execute.sweep import conclude, run_sweep
 from orchestration.execute.trials import SweepPlan, Trials
 from orchestration.planning.preflight import concurrency
-from orchestration.record.failures import Failure
+from orchestration.record.failures import Failure, error_of
 from orchestration.record.journal import read_past
 from orchestration.record.progress import SweepProgress
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
@@ -142,6 +143,7 @@ def test_a_status_that_is_damaged_while_its_trial_works_fails_that_trial_alone(t
         sweep.open(Trial(number, {"qam.k_top": number + 1}, seed=0))
     odd, good = (sweep.plan.trial_folder(Trial(number, {}, seed=0)) for number in range(2))
     odd.status_path.write_text("[]")
+    save(good, 100, 0.5, best_step=100)
     good.report(100, {"val/mask_ap": 0.5}, is_best=True)
     good.finish("finished")
     sweep.lost(Trial(0, {}, 0), None)
@@ -253,61 +255,105 @@ def test_a_terminal_of_80_columns_has_room_for_settings_and_their_values():
     assert "eval.window" in shown.get()
 
 
-def open_with_checkpoint(sweep: Trials, *, step: int) -> RunFolder:
-    """The folder of the first trial, which runs and has a best checkpoint."""
-    trial = Trial(0, {"qam.k_top": 5}, seed=0)
+def open_trial(sweep: Trials, number: int) -> RunFolder:
+    """The folder of a trial that runs now."""
+    trial = Trial(number, {"qam.k_top": 5 + number}, seed=0)
     sweep.open(trial)
-    folder = sweep.plan.trial_folder(trial)
+    return sweep.plan.trial_folder(trial)
+
+
+def save(folder: RunFolder, step: int, value: float, *, best_step: int) -> Path:
+    """Write the checkpoint of an evaluation, as training does."""
     checkpoints = folder.path / "checkpoints"
-    checkpoints.mkdir()
-    written = save_checkpoint(checkpoints, step=step, files={"state.pt": b"state"}, about={})
-    publish(checkpoints, written, is_best=True)
-    return folder
+    checkpoints.mkdir(exist_ok=True)
+    metrics = {"val/mask_ap": value}
+    about = {"evaluated": step, "metrics": metrics, "best_step": best_step, "best": metrics}
+    written = save_checkpoint(checkpoints, step=step, files={"state.pt": b"state"}, about=about)
+    publish(checkpoints, written, is_best=step == best_step)
+    return written
+
+
+def finish_with_checkpoint(sweep: Trials, number: int, value: float) -> Path:
+    """Run a trial whose evaluation of step 50 is the best, and which goes on to step 100; gives that checkpoint."""
+    folder = open_trial(sweep, number)
+    best = save(folder, 50, value, best_step=50)
+    folder.report(50, {"val/mask_ap": value}, is_best=True)
+    save(folder, 100, value / 2, best_step=50)
+    folder.report(100, {"val/mask_ap": value / 2})
+    folder.finish("finished")
+    sweep.close(Trial(number, {}, 0), "stopped")
+    return best
 
 
 def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
     sweep = make_driver(tmp_path)
-    folder = open_with_checkpoint(sweep, step=100)
-    folder.report(100, {"val/mask_ap": 0.25}, is_best=True)
-    folder.finish("finished")
-    sweep.close(Trial(0, {}, 0), "stopped")
+    finish_with_checkpoint(sweep, 0, 0.25)
     result = conclude(sweep)
     assert (result.status, result.best.id, result.table.failed) == (
         "finished",
         "20260101-000000-aaaa-00",
         [],
     )
-    assert (result.best_checkpoint / "about.json").exists()
+    assert load_about(result.best_checkpoint)["step"] == 50
     assert not result.best_checkpoint.is_symlink()
     assert "| 00 ★ | 5 | 0.2500 | 100 | finished |" in (sweep.folder.path / "table.md").read_text()
 
 
-def test_a_best_checkpoint_of_an_earlier_step_than_the_best_value_is_told(tmp_path, caplog):
+@pytest.mark.parametrize("loss", ["gone", "damaged"])
+def test_a_trial_that_has_lost_its_best_checkpoint_has_failed_and_the_next_one_is_the_best(
+    tmp_path, loss, caplog
+):
     sweep = make_driver(tmp_path)
-    folder = open_with_checkpoint(sweep, step=50)
-    folder.report(100, {"val/mask_ap": 0.25}, is_best=True)  # its checkpoint never came
-    folder.finish("finished")
-    sweep.close(Trial(0, {}, 0), "stopped")
-    assert conclude(sweep).best_checkpoint is not None
-    assert "-00 is that of step 50: the one of step 100" in caplog.text
+    lost = finish_with_checkpoint(sweep, 0, 0.5)
+    finish_with_checkpoint(sweep, 1, 0.25)
+    assert sweep.folder.stored().best_run.endswith("-00")
+    if loss == "gone":
+        shutil.rmtree(lost)
+    else:
+        (lost / "state.pt").write_bytes(b"other")
+    result = conclude(sweep)
+    assert (result.status, result.best.label, result.best.value) == ("finished", "trial 01", 0.25)
+    assert load_about(result.best_checkpoint)["metrics"] == {"val/mask_ap": 0.25}
+    (failed,) = result.table.failed
+    assert (failed.label, failed.value, failed.failure.failure_class) == (
+        "trial 00",
+        None,
+        "checkpoint_lost",
+    )
+    assert f"trial 00 has lost its best checkpoint: {lost}" in caplog.text
+    told = sweep.folder.stored()
+    assert (told.best_run, told.best["val/mask_ap"]) == (result.best.id, 0.25)
+    assert sweep.folder.journal()[-2]["cause"] == failed.failure.text
+    # whoever goes on with the sweep runs it again, from what is left
+    past = read_past(sweep.folder, Criterion("val/mask_ap"))
+    assert [row.has_ended for row in past] == [False, True]
 
 
-def test_the_best_checkpoint_of_an_earlier_end_does_not_stand_for_another_trial(tmp_path):
+def test_a_sweep_whose_only_trial_has_lost_its_best_checkpoint_has_no_best(tmp_path):
     sweep = make_driver(tmp_path)
     kept = sweep.folder.path / "best"
-    kept.mkdir()
-    trial = Trial(0, {"qam.k_top": 5}, seed=0)
-    sweep.open(trial)
-    folder = sweep.plan.trial_folder(trial)
-    folder.report(100, {"val/mask_ap": 0.25}, is_best=True)  # its checkpoint was removed
-    folder.finish("finished")
+    kept.mkdir()  # of an earlier end
+    shutil.rmtree(finish_with_checkpoint(sweep, 0, 0.5))
+    result = conclude(sweep)
+    assert (result.status, result.best, result.best_checkpoint) == ("failed", None, None)
+    assert not kept.exists()
+    failure = sweep.folder.status().failure
+    assert (failure.kind, type(error_of(failure))) == ("CheckpointError", CheckpointError)
+    assert "all 1 trials failed; the first: " in failure.text
+    assert sweep.folder.stored().best == {}
+
+
+def test_a_best_checkpoint_that_a_trial_had_no_time_to_tell_of_counts(tmp_path):
+    sweep = make_driver(tmp_path)
+    folder = open_trial(sweep, 0)
+    shutil.rmtree(save(folder, 50, 0.25, best_step=50))
+    folder.report(50, {"val/mask_ap": 0.25}, is_best=True)
+    save(folder, 100, 0.5, best_step=100)  # which removed the one before
     sweep.close(Trial(0, {}, 0), "stopped")
     result = conclude(sweep)
-    assert (result.best.id, result.best_checkpoint, kept.exists()) == (
-        "20260101-000000-aaaa-00",
-        None,
-        False,
-    )
+    assert (result.status, result.best.status, result.best.value) == ("finished", "stopped", 0.5)
+    assert load_about(result.best_checkpoint)["step"] == result.best.best_step == 100
+    assert sweep.folder.stored().best["val/mask_ap"] == 0.5
 
 
 def test_a_sweep_whose_trials_all_failed_alike_has_failed_for_that_reason(tmp_path):
