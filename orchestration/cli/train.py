@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     from orchestration.config.spec import RunSpec, SweepSpec
     from orchestration.execute.sweep import SweepResult
     from orchestration.record.resume import Start
+    from orchestration.record.run_folder import RunFolder, RunStatus
     from orchestration.record.trial import TrialStatus
 
 AutoResume = Annotated[
     bool,
     typer.Option(
         "--auto-resume",
-        help="Go on with the newest one of this name unless it came to its end; else begin.",
+        help="Go on with the newest one of this name; begin where there is none, or it has ended with other settings "
+        "or data; run nothing where it has ended well with these.",
     ),
 ]
 PlanOnly = Annotated[
@@ -47,7 +49,7 @@ def train(
     from orchestration.config.spec import load_run
     from orchestration.record.find_runs import find_run
     from orchestration.record.origin import look_at_data
-    from orchestration.record.resume import check_resumable, find_unfinished
+    from orchestration.record.resume import check_resumable, find_newest_run
 
     # one of the two; a repeat is a new run, with nothing to resume
     if (experiment is None) == (from_run is None) or (from_run and (resume or auto_resume)):
@@ -60,8 +62,12 @@ def train(
     assert file is not None
     spec = load_run(file, overrides or [])
     if auto_resume and resume is None:
-        unfinished = find_unfinished(spec)
-        resume = None if unfinished is None else unfinished.path.name
+        newest = find_newest_run(spec)
+        resume = None if newest is None else newest.path.name
+        if newest is not None and newest.stored().status == "finished":
+            _tell_that_it_is_done(newest)
+            _print_run(newest.stored(), as_json)
+            return
         _tell_what_goes_on(spec, resume)
     if plan:
         if resume is not None:
@@ -79,16 +85,7 @@ def train(
     result = train_run(spec, resume=resume, repeat=original)
     # a terminal that was closed meanwhile does not turn a run that ended well into a fault
     leave_gone_terminal()
-    if as_json:
-        names = ("id", "name", "status", "folder", "metrics", "best")
-        print_json({name: getattr(result, name) for name in names} | result.metrics)
-    else:
-        rows: list[tuple[str, Any]] = [("run", result.id), ("status", result.status)]
-        rows.append(("folder", shown(Path(result.folder))))
-        if result.best:
-            rows.append(("best at step", result.best_step))
-        metrics = sorted(result.best_or_latest.items())
-        print_pairs(rows + [(name, value) for name, value in metrics if name.startswith("val/")])
+    _print_run(result, as_json)
     if original is not None and result.status == "finished":
         say(f"compare: boxseg runs compare {shlex.join([str(original.path), result.folder])}")
     if result.status == "interrupted":
@@ -135,6 +132,16 @@ def sweep(
         "more": more is not None,
     }
     start = _beginning(spec, wanted, earlier, auto_resume=auto_resume)
+    if auto_resume:
+        from orchestration.record.resume import find_done_sweep
+
+        if start is None and (done := find_done_sweep(spec)) is not None:
+            from orchestration.execute.sweep import read_result
+
+            _tell_that_it_is_done(done)
+            _show_sweep(spec, read_result(done, spec), as_json)
+            return
+        _tell_what_goes_on(spec, "the newest sweep of this name" if start else None)
     goes_on = start in ("resume", "retry_failed", "more")
     if spec.sweep.start_from and not goes_on:
         from orchestration.planning.known import find_known
@@ -164,10 +171,7 @@ def sweep(
         max_failures=max_failures,
     )
     leave_gone_terminal()
-    if as_json:
-        print_json(_sweep_as_json(spec, result))
-    else:
-        _print_sweep(spec, result)
+    _show_sweep(spec, result, as_json)
     failed = result.table.failed
     for row in failed if start == "retry_failed" else ():
         if row.failure is not None and row.failure.rule.policy == "stop":
@@ -204,9 +208,7 @@ def _beginning(
     if auto_resume:
         from orchestration.record.resume import choose_start
 
-        start = choose_start(spec)
-        _tell_what_goes_on(spec, "the newest sweep of this name" if start else None)
-        return start
+        return choose_start(spec)
     return next((start for start, is_wanted in wanted.items() if is_wanted), None)
 
 
@@ -237,6 +239,26 @@ def _tell_what_goes_on(spec: RunSpec, name: str | None) -> None:
         say(f"goes on with {name}")
 
 
+def _tell_that_it_is_done(folder: RunFolder) -> None:
+    say(
+        f"{folder.path.name} has ended well, with these settings and data: nothing is run; without --auto-resume "
+        "another one begins"
+    )
+
+
+def _print_run(result: RunStatus, as_json: bool) -> None:
+    if as_json:
+        names = ("id", "name", "status", "folder", "metrics", "best")
+        print_json({name: getattr(result, name) for name in names} | result.metrics)
+        return
+    rows: list[tuple[str, Any]] = [("run", result.id), ("status", result.status)]
+    rows.append(("folder", shown(Path(result.folder))))
+    if result.best:
+        rows.append(("best at step", result.best_step))
+    metrics = sorted(result.best_or_latest.items())
+    print_pairs(rows + [(name, value) for name, value in metrics if name.startswith("val/")])
+
+
 def _end_interrupted(
     command: str, experiment: Path, overrides: list[str] | None, *resume: str
 ) -> NoReturn:
@@ -249,6 +271,13 @@ def _end_interrupted(
     ]
     say(f"interrupted, state saved; go on with: {shlex.join(again)}")
     raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _show_sweep(spec: SweepSpec, result: SweepResult, as_json: bool) -> None:
+    if as_json:
+        print_json(_sweep_as_json(spec, result))
+    else:
+        _print_sweep(spec, result)
 
 
 def _sweep_as_json(spec: SweepSpec, result: SweepResult) -> dict[str, Any]:

@@ -33,10 +33,10 @@ from orchestration.record.origin import (
 )
 from orchestration.record.progress import SweepProgress
 from orchestration.record.resume import OTHER_SWEEP, Start, extend_sweep, find_sweep
-from orchestration.record.run_folder import Status, new_folder
+from orchestration.record.run_folder import RunFolder, Status, new_folder
 from orchestration.record.table import SweepTable, markdown_table, read_table
 from orchestration.record.trial import TrialStatus
-from orchestration.report.page import try_report
+from orchestration.report.page import PAGE, try_report
 from orchestration.store.mirror import fetch_checkpoint
 
 logger = logging.getLogger("boxseg.sweep")
@@ -177,6 +177,21 @@ def conclude(trials: Trials) -> SweepResult:
         checkpoint,
         report,
         trials.stopped_by,
+    )
+
+
+def read_result(folder: RunFolder, spec: SweepSpec) -> SweepResult:
+    """How a sweep that has ended did, from its folder; `spec` are the settings of the file, which asks for no more."""
+    table = read_table(folder.path, extend_sweep(spec, folder))
+    kept, page = folder.path / BEST, folder.path / "report" / PAGE
+    return SweepResult(
+        folder.path.name,
+        folder.path,
+        folder.stored().status,
+        table,
+        table.best(),
+        kept if kept.exists() else None,
+        page if page.exists() else None,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from boxseg.engine.checkpoint import newest_step
-from boxseg.errors import CheckpointError, ConfigError
+from boxseg.errors import CheckpointError, ConfigError, DataError
 from orchestration.config.resolved import (
     COPY_BACK,
     dump_resolved,
@@ -19,11 +19,12 @@ from orchestration.config.resolved import (
 )
 from orchestration.config.space import is_setting_of, misfit, names_in
 from orchestration.config.spec import RunSpec, SweepConfig, SweepSpec
-from orchestration.record.find_runs import find_run, list_in
+from orchestration.record.find_runs import find_run, find_start, list_in
 from orchestration.record.journal import driving, find_trials, is_concluded, newest_sweep
-from orchestration.record.origin import check_same_data
+from orchestration.record.origin import check_same_data, look_at_data
 from orchestration.record.run_folder import RunFolder
 from orchestration.record.trial import ENDED
+from orchestration.store.data import fetch_annotations
 from orchestration.store.mirror import refresh
 from orchestration.store.places import address_of, shown
 
@@ -38,6 +39,8 @@ RUN_MAY_CHANGE = (
     "data.loader_workers",
 )
 """Settings that a resumed run may have otherwise, besides those of `resources`, `storage` and `tracking`."""
+SAME_RESULT = ("train.save_every", "train.report_every", "train.panels", "data.loader_workers")
+"""Settings besides those that change nothing about the weights and values of a run."""
 SWEEP_MAY_CHANGE = (
     "sweep.trials",
     "sweep.seeds",
@@ -104,19 +107,49 @@ def check_resumable(spec: RunSpec, folder: RunFolder, name: str, tags: dict[str,
     check_same_data(folder, spec, tags, otherwise="start a new run without --resume")
 
 
-def find_unfinished(spec: RunSpec) -> RunFolder | None:
-    """The newest run of this name, unless it came to its end."""
+def find_newest_run(spec: RunSpec) -> RunFolder | None:
+    """The newest run of this name; None where there is none, or it has finished with other settings or data."""
     refresh(spec.storage, spec.name)
     below = list_in(spec.storage.absolute() / spec.name)
     runs = [status for status in below if status.kind == "run"]
     newest = max(runs, key=lambda run: run.order, default=None)
-    if newest is None or newest.status == "finished":
+    if newest is None:
         return None
-    return RunFolder(newest.folder)
+    folder = RunFolder(newest.folder)
+    return folder if newest.status != "finished" or _is_of(folder, spec, SAME_RESULT) else None
+
+
+def find_done_sweep(spec: SweepSpec) -> RunFolder | None:
+    """The newest sweep of this name, if it ended well with all that the file asks for, on the same data.
+
+    Raises:
+        ConfigError: there may be a newer sweep, whose status cannot be read.
+    """
+    folder = newest_sweep(spec.storage.absolute(), spec.name)
+    if folder is None or folder.stored().status != "finished" or not is_concluded(folder):
+        return None
+    has_failed = any(trial.status == "failed" for trial in list_in(folder.path))
+    if has_failed or not _is_of(folder, spec, SWEEP_MAY_CHANGE):
+        return None
+    with contextlib.suppress(ConfigError):  # another space or other seeds
+        planned, asked = _planned(folder), extend_sweep(spec, folder).sweep
+        names = ("trials", "seeds", "points", "space")
+        if all(getattr(planned, name) == getattr(asked, name) for name in names):
+            return folder
+    return None
+
+
+def _is_of(folder: RunFolder, spec: RunSpec, may_change: Sequence[str]) -> bool:
+    """Whether a run or sweep has the settings of a file, besides some, and its data."""
+    fetch_annotations(spec)  # those of a store may be others now
+    with contextlib.suppress(ConfigError, DataError):
+        check_same_data(folder, spec, look_at_data(spec), otherwise="")
+        return not differing_settings(find_start(spec), folder, may_change)
+    return False
 
 
 def choose_start(spec: SweepSpec) -> Start | None:
-    """How to go on with the newest sweep of this name; None where there is none, or all of it ended well.
+    """How to go on with the newest sweep of this name; None where there is none, or nothing of it is left to do.
 
     One that ended well goes on if it is of the file, and that asks for more trials now.
 

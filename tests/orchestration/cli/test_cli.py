@@ -621,3 +621,49 @@ def test_a_plan_of_what_cannot_go_on_is_refused_as_the_sweep_is(tmp_path: Path, 
     ):
         assert run(["sweep", file, "20260101-000000-aaaa", *arguments]) == ExitCode.USAGE
         assert told in capsys.readouterr().err
+
+
+def test_auto_resume_runs_nothing_where_all_of_it_ended_well(tmp_path: Path, capsys: Capture):
+    file = write(SWEEP)
+    sweep = RunFolder(tmp_path / "runs/s/20260101-000000-aaaa")
+    status = RunStatus(sweep.path.name, "s", kind="sweep", status="finished", created=1.0)
+    sweep.create(status, dump_resolved(load_sweep(Path(file))))
+    for number, value in enumerate((0.2, 0.4)):
+        trial = RunFolder(sweep.path / f"{sweep.path.name}-{number:02d}")
+        tags = {"trial": str(number), "seed": "0"}
+        values = {"qam.k_top": number + 1}
+        row = RunStatus(trial.path.name, "s", values=values, tags=tags, parent="..")
+        trial.create(row, "name: s\n")
+        trial.report(10, {"val/mask_ap": value}, is_best=True)
+        trial.finish("finished")
+    sweep.note("sweep_start")
+    sweep.note("sweep_end", status="finished")
+    (sweep.path / "best").mkdir()
+    train = RunFolder(tmp_path / "runs/s/20260102-000000-bbbb")
+    status = RunStatus(train.path.name, "s", status="finished", created=2.0)
+    train.create(status, dump_resolved(load_run(Path(file))))
+    train.update(best={"val/mask_ap": 0.3}, best_step=5)
+    before = {path: path.read_bytes() for path in tmp_path.glob("runs/**/*") if path.is_file()}
+
+    assert run(["sweep", file, "--auto-resume", "--json"]) == 0
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
+    assert (result["id"], result["status"], result["best"]["value"]) == (
+        sweep.path.name,
+        "finished",
+        0.4,
+    )
+    assert result["best"]["checkpoint"] == str(sweep.path / "best")
+    assert f"{sweep.path.name} has ended well" in shown.err
+    assert run(["train", file, "--auto-resume", "--json"]) == 0
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
+    assert (result["id"], result["best"]) == (train.path.name, {"val/mask_ap": 0.3})
+    assert f"{train.path.name} has ended well" in shown.err
+    after = {path: path.read_bytes() for path in tmp_path.glob("runs/**/*") if path.is_file()}
+    assert after == before, "and leaves all as it was"
+    # with other settings it begins
+    assert run(["sweep", file, "--auto-resume", "--plan", "--set", "solver.lr=0.5"]) == 0
+    assert "begins anew" in capsys.readouterr().err
+    assert run(["train", file, "--auto-resume", "--plan", "--set", "train.steps=7"]) == 0
+    assert "begins anew" in capsys.readouterr().err

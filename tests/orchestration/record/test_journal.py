@@ -15,7 +15,14 @@ from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.record.failures import Failure
 from orchestration.record.find_runs import find_run
 from orchestration.record.journal import count_ended, driving, newest_sweep, read_past
-from orchestration.record.resume import choose_start, extend_sweep, find_sweep, find_unfinished
+from orchestration.record.origin import look_at_data
+from orchestration.record.resume import (
+    choose_start,
+    extend_sweep,
+    find_done_sweep,
+    find_newest_run,
+    find_sweep,
+)
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.record.trial import Trial
 
@@ -302,21 +309,38 @@ def test_auto_resume_begins_goes_on_and_runs_again_what_failed(tmp_path):
     assert choose_start(spec) == "retry_failed"
     failed.update(status="finished")
     write_atomic(sweep.config_path, dump_resolved(spec))
-    assert choose_start(spec) is None
+    assert (choose_start(spec), find_done_sweep(spec).path) == (None, sweep.path)
     seeds = {"sweep": {**spec.sweep.model_dump(exclude_defaults=True), "seeds": [0, 1]}}
     assert choose_start(make_spec(tmp_path, **seeds)) == "resume", "the file asks for more"
-    assert choose_start(make_spec(tmp_path, **seeds, solver={"lr": 1e-5})) is None, "another sweep"
+    assert find_done_sweep(make_spec(tmp_path, **seeds)) is None
+    for others in ({"solver": {"lr": 1e-5}}, {"sweep": {"space": {"qam.k_top": {"choice": [7]}}}}):
+        other = make_spec(tmp_path, **others)
+        assert (choose_start(other), find_done_sweep(other)) == (None, None), "another sweep"
+    sweep.update(tags={"data": "boxes.json", "data_fingerprint": "of other boxes"})
+    annotations = spec.storage / "boxes.json"
+    annotations.write_text("{}")
+    source = {"images": tmp_path, "annotations": annotations}
+    spec = make_spec(tmp_path, data={"train": source, "val": source})
+    write_atomic(sweep.config_path, dump_resolved(spec))
+    assert find_done_sweep(spec) is None, "other data"
+    sweep.update(tags=look_at_data(spec))
+    assert find_done_sweep(spec).path == sweep.path
 
 
 @pytest.mark.parametrize("status", ["created", "interrupted", "failed"])
 def test_auto_resume_of_a_run_goes_on_with_the_newest_unless_it_has_finished(tmp_path, status):
     spec = RunSpec.model_validate({"name": "toy", "storage": tmp_path})
-    assert find_unfinished(spec) is None
+    assert find_newest_run(spec) is None
     make_sweep(tmp_path, created=9.0)  # of the same name, but no run
     for number, (id, state) in enumerate([("old", "failed"), ("newer", status)]):
         folder = RunFolder(tmp_path / "toy" / id)
         folder.create(RunStatus(id, "toy", created=number + 1.0), "name: toy")
         folder.update(status=state)
-    assert find_unfinished(spec).path.name == "newer"
-    RunFolder(tmp_path / "toy" / "newer").update(status="finished")
-    assert find_unfinished(spec) is None
+    assert find_newest_run(spec).path.name == "newer"
+    newer = RunFolder(tmp_path / "toy" / "newer")
+    newer.update(status="finished")
+    assert find_newest_run(spec) is None, "of other settings"
+    write_atomic(newer.config_path, dump_resolved(spec))
+    assert find_newest_run(spec).path.name == "newer"
+    longer = spec.model_copy(update={"train": spec.train.model_copy(update={"steps": 9999})})
+    assert find_newest_run(longer) is None
