@@ -68,10 +68,10 @@ def test_a_vit_that_resizes_positions_is_for_torchscript_and_not_for_onnx(predic
 
     use("timm/vit_tiny_patch16_dinov3_qkvb")
     assert has_onnx(predictor.network)
-    use("timm/vit_small_patch14_dinov2")
+    use("timm/test_vit")
     with pytest.raises(
         ConfigError,
-        match=r"ONNX cannot express how timm/vit_small_patch14_dinov2 resizes .*torchscript",
+        match=r"ONNX cannot express how timm/test_vit resizes .*torchscript",
     ):
         export_network(predictor, "onnx", tmp_path / "model.onnx")
     assert (

@@ -1,10 +1,12 @@
 """`boxseg label` without a run: settings are chosen and trained, and every stop can be gone on from."""
 
+import contextlib
+import io
 import json
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -42,39 +44,53 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_store) -> list[str
     return prepare(tmp_path, make_store)
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    folder: Path
+    command: list[str]
+    out: str
+    """What it printed, as JSON."""
+    err: str
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, make_store) -> tuple[Path, list[str]]:
-    """A folder in which the command has ended, and the command."""
+def finished(tmp_path_factory: pytest.TempPathFactory, make_store) -> Finished:
+    """The command, once it has ended."""
     folder = tmp_path_factory.mktemp("finished")
     command = prepare(folder, make_store)
-    with pytest.MonkeyPatch.context() as patch:
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         patch.chdir(folder)
-        assert run(command) == 0
-    return folder, command
+        assert run([*command, "--json"]) == 0
+    return Finished(folder, command, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
-def done(finished: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def done(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The command, where it has ended; tests leave its output as it is."""
-    monkeypatch.chdir(finished[0])
-    return finished[1]
+    monkeypatch.chdir(finished.folder)
+    return finished.command
 
 
 def runs(storage: str = "out/runs") -> list[RunFolder]:
     return [RunFolder(path.parent) for path in Path(storage).glob("*/*/status.json")]
 
 
-def test_boxes_alone_become_masks(ask, capsys):
-    assert run([*ask, "--json"]) == 0
-    shown = capsys.readouterr()
-    told = json.loads(shown.out)
+def test_boxes_alone_become_masks(done, finished):
+    told = json.loads(finished.out)
     assert told["boxes"] == len(json.loads(Path("boxes.json").read_text())["annotations"])
     assert (
         told["expected_iou"]["low"] <= told["expected_iou"]["mean"] <= told["expected_iou"]["high"]
     )
     assert Path(told["review"]).exists()
-    assert "timing a few updates" in shown.err
-    assert "for 6 updates" in shown.err
+    assert "timing a few updates" in finished.err
+    assert "for 6 updates" in finished.err
     (trained,) = runs()
     assert told["run"] == str(trained.path.absolute())
     assert trained.status().status == "finished"
