@@ -141,48 +141,45 @@ def draw_parallel(table: SweepTable, space: dict[str, Domain]) -> Figure:
     columns.append(scale_values(_values(rows), None)[0])
     lowest, highest = short_value(min(_values(rows))), short_value(max(_values(rows)))
     _draw_axis(axes, len(names), [(0.0, lowest), (1.0, highest)])
-    places = np.column_stack(columns)
     finished = np.array([row.status == "finished" for row in rows])
+    high_is_good = table.criterion.mode == "max"
+    _draw_trials(axes, np.column_stack(columns), finished, high_is_good=high_is_good)
+    labels = [*map(_short, names), table.metric]
+    axes.set_xticks(range(len(labels)), labels, rotation=20, ha="right")
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return figure
+
+
+def _draw_trials(
+    axes: Axes, places: NDArray[np.float64], finished: NDArray[np.bool_], *, high_is_good: bool
+) -> None:
+    """The lines of all trials by their `places` (trials, axes), the metric on the last axis."""
+    across = np.broadcast_to(np.arange(float(places.shape[1])), places.shape)
     # (trials, axes, 2): x and y of each corner of a trial's line
-    lines = np.stack([np.broadcast_to(np.arange(len(names) + 1.0), places.shape), places], axis=-1)
+    lines = np.stack([across, places], axis=-1)
     axes.add_collection(
-        LineCollection(
-            list(lines[~finished]),
-            colors=GREY,
-            alpha=0.35,
-            linewidths=0.8,
-        )
+        LineCollection(list(lines[~finished]), colors=GREY, alpha=0.35, linewidths=0.8)
     )
     values = places[:, -1]
-    high_is_good = table.criterion.mode == "max"
     # the best are drawn last, on top of the others
     order = np.argsort(values if high_is_good else -values)
     top = [index for index in order if finished[index]]
-    # many thick lines would cover one another
-    width = 1.8 if len(top) <= 60 else 0.8
     shown = LineCollection(
         list(lines[top]),
-        array=places[top, -1],
+        array=values[top],
         cmap="viridis_r" if high_is_good else "viridis",  # dark, which shows on white, is good
-        linewidths=width,
+        # many thick lines would cover one another
+        linewidths=1.8 if len(top) <= 60 else 0.8,
         alpha=0.85,
     )
     # the range of all trials, or else matplotlib takes that of the finished ones
     shown.set_clim(0, 1)
     axes.add_collection(shown)
     # the texts of the last axis need room on its right
-    axes.set_xlim(-0.15, len(names) + 0.45)
+    axes.set_xlim(-0.15, places.shape[1] - 0.55)
     axes.set_ylim(places.min() - 0.06, 1.06)
-    axes.set_xticks(
-        range(len(names) + 1),
-        [*map(_short, names), table.metric],
-        rotation=20,
-        ha="right",
-    )
-    axes.set_yticks([])
-    for side in axes.spines.values():
-        side.set_visible(False)
-    return figure
 
 
 def _draw_axis(axes: Axes, at: int, ticks: list[tuple[float, str]]) -> None:
