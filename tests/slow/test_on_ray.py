@@ -11,6 +11,7 @@ import mlflow
 import pytest
 from fake_training import make_training
 
+from boxseg.engine.checkpoint import folder_of
 from boxseg.errors import NonFiniteLossError
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.connect.session import start_ray
@@ -104,6 +105,42 @@ def test_a_trial_whose_best_evaluation_came_early_is_neither_stopped_nor_behind(
     ]
     assert (result.best.values, result.best.best_step) == ({"qam.k_top": 5}, 10)
     assert '"step": 10' in (result.best_checkpoint / "about.json").read_text()
+
+
+def test_a_trial_that_lost_its_best_checkpoint_fails_and_goes_on_with_what_is_left(storage):
+    scores = {1: (0.5, 0.5, 0.5, 0.5), 5: (0.7, 0.1, 0.2, 0.3)}
+    script = {
+        k_top: {
+            step: {"val/mask_ap": score} for step, score in zip((10, 20, 30, 40), of, strict=True)
+        }
+        for k_top, of in scores.items()
+    }
+    sweep = {
+        "search": "grid",
+        "trial_scheduler": "none",
+        "space": {"qam.k_top": {"choice": [1, 5]}},
+    }
+    spec = SweepSpec.model_validate(make_values(storage, name="lossy", sweep=sweep))
+    training = make_training(script=script)
+    whole = run_sweep(spec, train_fn=training, progress=False)
+    assert whole.best.value == 0.7
+    kept = folder_of(Path(whole.best.folder) / "checkpoints", 10)
+    (kept / "state.pt").write_bytes(b"other")
+    ends = []
+    for _ in range(2):
+        ends.append(run_sweep(spec, start="retry_failed", train_fn=training, progress=False))
+    told = [
+        [(row.status, row.value, row.best_step) for row in by_number(result)] for result in ends
+    ]
+    assert told == [
+        [("finished", 0.5, 10), ("failed", None, None)],
+        [("finished", 0.5, 10), ("finished", 0.3, 40)],
+    ]
+    assert [result.best.values for result in ends] == [{"qam.k_top": 1}] * 2
+    assert starting_steps(Path(whole.best.folder)) == ["0", "40"], "nothing is trained again"
+    client = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    tracked = client.get_run(RunFolder(whole.best.folder).read_tracking()["run_id"])
+    assert (tracked.info.status, tracked.data.tags["best"]) == ("FINISHED", "0.300000")
 
 
 def test_of_two_metrics_the_front_is_named_and_the_end_is_told_once(storage):
