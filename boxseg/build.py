@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from boxseg.coco.classes import require_same_classes
 from boxseg.config.criterion import MASK_AP, Criterion
 from boxseg.config.method import BoxSegConfig, CocoSource, TrainConfig, as_steps
 from boxseg.copy_paste.bank import BANKS
-from boxseg.data.dataset import CocoBoxes, load_boxes, require_same_classes
+from boxseg.data.dataset import CocoBoxes, load_boxes
 from boxseg.data.loader import TrainLoader
 from boxseg.data.toy import ensure_toy
 from boxseg.data.transforms import Shape, random_size
@@ -151,7 +152,12 @@ def build_datasets(config: BoxSegConfig, data_root: Path) -> tuple[CocoBoxes, Co
     )
     val_data = load_boxes(val_source, train=False)
     # A label is a place in the list of classes: with another list it would mean another class.
-    require_same_classes(train_data, val_data)
+    require_same_classes(
+        train_source.annotations,
+        train_data.categories,
+        val_source.annotations,
+        val_data.categories,
+    )
     return train_data, val_data
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from boxseg.errors import ConfigError
+from boxseg.errors import ConfigError, DataError
 
 ABSENT = -1
 """Stands for the label of a class that the others do not have."""
@@ -61,6 +61,27 @@ def find_labels(names: Sequence[str], among: Sequence[str]) -> list[int]:
     counts = Counter(folded)
     label_of = {name: label for label, name in enumerate(folded) if counts[name] == 1}
     return [label_of.get(fold_name(name), ABSENT) for name in names]
+
+
+def require_same_classes(
+    train: Path, of_train: Sequence[tuple[int, str]], val: Path, of_val: Sequence[tuple[int, str]]
+) -> None:
+    """Refuse two annotation files that list different categories (id, name): labels would mean different classes.
+
+    Raises:
+        DataError: ids or names differ.
+    """
+    if sorted(of_train) != sorted(of_val):
+        raise DataError(
+            f"{val}: categories {_listing(of_val)} differ from those of {train}, "
+            f"{_listing(of_train)}; both files need the same ids and names (copy the list of categories)"
+        )
+
+
+def _listing(categories: Sequence[tuple[int, str]]) -> str:
+    classes = [f"{category_id} {name}" for category_id, name in sorted(categories)]
+    more = ", …" if len(classes) > SHOWN else ""
+    return ", ".join(classes[:SHOWN]) + more
 
 
 def require_shared_class(of_network: Sequence[str], of_data: Sequence[str], path: Path) -> None:

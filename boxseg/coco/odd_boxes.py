@@ -39,6 +39,8 @@ SHIFTS = {
 WHOLES = {100: "per cent", 1000: "thousandths"}
 """Number that stands for the whole width or height -> what the numbers are."""
 FEWEST_SCALED = 8
+MOST_OF_SIDE = 0.6
+"""Of the longer side; boxes in pixels of so many objects reach beyond."""
 TURNED_DEG = 1.0
 """A rotation below this changes a box by less than people draw."""
 
@@ -107,17 +109,17 @@ def shift_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> It
 
 
 def _scale_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> Iterator[Fault]:
-    """Boxes none of which reaches beyond 100, or 1000, in images that are much larger."""
+    """Boxes none of which reaches beyond 100, or 1000, in images that are much larger, or wider or higher at least."""
     corners = [(box[0] + box[2], box[1] + box[3]) for box in (entry["bbox"] for entry in objects)]
     if len(corners) < FEWEST_SCALED:
         return
     right, bottom = (max(ends) for ends in zip(*corners, strict=True))
-    smallest = min(min(sizes.get(entry["image_id"], (0, 0))) for entry in objects)
+    smallest = min(max(sizes.get(entry["image_id"], (0, 0))) for entry in objects)
     for whole, unit in WHOLES.items():
-        if whole / 2 < min(right, bottom) <= max(right, bottom) <= whole < smallest / 2:
+        if whole / 2 < min(right, bottom) <= max(right, bottom) <= whole < MOST_OF_SIDE * smallest:
             value = (
                 f"has {len(objects)} boxes such as {objects[0]['bbox']} that all end by {whole}, "
-                f"in images of {smallest} px or more"
+                f"in images whose longer side has {smallest} px or more"
             )
             rule = f"boxes are in pixels; these look like {unit} of width and height"
             way_out = f"if so, multiply them by width or height / {whole}"

@@ -125,7 +125,7 @@ def _picture_fault(
     # Before pixels are decoded, after which PIL may have closed the file.
     pages = count_pages(picture)
     # Pictures of 16 bits or more are few, and many use little of their range.
-    is_deep = picture.mode.startswith("I")
+    is_deep = picture.mode.startswith("I") or ";16" in str(getattr(picture, "tile", ""))
     has_end = _has_end(path, picture.format or "")
     if decode or is_deep or not has_end:
         picture.load()  # raises if there are too few bytes
@@ -175,7 +175,12 @@ def _exif_fault(path: Path, picture: Image.Image) -> Fault | None:
 
 
 def exif_orientation(picture: Image.Image) -> int:
-    """EXIF orientation of an opened picture, 1 … 8; 1 if it has none, or one that means nothing."""
+    """EXIF orientation of an opened picture, 1 … 8; 1 if it has none, or one that means nothing.
+
+    1 for a TIFF: PIL turns its pixels as it reads them, and gives the size that they have then.
+    """
+    if picture.format == "TIFF":
+        return 1
     # PIL would decode a PNG to find EXIF data behind the pixels.
     if picture.format == "PNG" and "exif" not in picture.info:
         return 1
@@ -188,7 +193,7 @@ def _size_fault(path: Path, image: Entry, picture: Image.Image) -> Fault:
     value = f"is {picture.width} x {picture.height} px, but the annotation file says {listed}"
     way_out = "correct width and height, and the boxes with them, or replace the file"
     # Tools that obey EXIF list such a picture with width and height exchanged.
-    if picture.getexif().get(EXIF_ORIENTATION, 1) > 4:
+    if exif_orientation(picture) > 4:
         way_out = (
             "the file asks viewers to rotate it by EXIF, which is ignored here: store it rotated"
         )

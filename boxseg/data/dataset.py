@@ -27,9 +27,6 @@ from boxseg.structures import DrawnMasks, Sample
 
 T = TypeVar("T")
 
-SHOWN_CLASSES = 5
-"""Classes that a message names."""
-
 
 @dataclass(frozen=True)
 class PackedMasks:
@@ -178,6 +175,11 @@ class CocoBoxes(Dataset[Sample]):
             drawn=self.drawn_masks(index) if self.use_masks else None,
         )
 
+    @property
+    def categories(self) -> list[tuple[int, str]]:
+        """Category id and name of each label."""
+        return list(zip(self.category_ids, self.class_names, strict=True))
+
     def boxes_and_labels(self, index: int) -> tuple[Tensor, Tensor]:
         """Boxes float (N, 4) and labels int64 (N,) of the image, as in its sample; the image is not read."""
         rows = self._rows(index)
@@ -307,27 +309,6 @@ def load_boxes(source: CocoSource, *, train: bool, use_masks: bool = False) -> C
 @functools.lru_cache(maxsize=4)
 def _load_boxes(source: CocoSource, train: bool, use_masks: bool, state: FileState) -> CocoBoxes:
     return CocoBoxes(source, train=train, use_masks=use_masks)
-
-
-def require_same_classes(train: CocoBoxes, val: CocoBoxes) -> None:
-    """Refuse two sources that list different categories: labels would mean different classes.
-
-    Raises:
-        DataError: ids or names differ.
-    """
-    if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
-        raise DataError(
-            f"{val.source.annotations}: categories {_listing(val)} differ from those of "
-            f"{train.source.annotations}, {_listing(train)}; both files need the same ids and "
-            "names (copy the list of categories)"
-        )
-
-
-def _listing(dataset: CocoBoxes) -> str:
-    pairs = zip(dataset.category_ids, dataset.class_names, strict=True)
-    classes = [f"{category_id} {name}" for category_id, name in pairs]
-    more = ", …" if len(classes) > SHOWN_CLASSES else ""
-    return ", ".join(classes[:SHOWN_CLASSES]) + more
 
 
 @dataclass(frozen=True)

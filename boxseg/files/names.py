@@ -147,6 +147,12 @@ def names_below(folder: str | os.PathLike[str]) -> list[str]:
     return names
 
 
+def files_in(folder: Path, *endings: str) -> list[Path]:
+    """What a folder holds that ends so, in any case, sorted; without what Macs write beside files (`._a.xml`)."""
+    paths = [path for path in folder.glob("*") if path.suffix.lower() in endings]
+    return sorted(path for path in paths if not path.name.startswith("._"))
+
+
 def _last_part(name: str) -> str:
     return next(iter(_folded_parts(name)), "")
 

@@ -1,8 +1,9 @@
-"""What the readers of several formats share: text lists, pictures whose pixels are numbers of objects, and refusals."""
+"""What several formats share: text lists, turned pictures, pictures whose pixels are numbers of objects, refusals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from boxseg.coco.picture_checks import exif_orientation
+from boxseg.coco.segmentations import Size
 from boxseg.coco.writer import CocoSplit
 from boxseg.errors import DataError
 from boxseg.files.reading import SIZE_RULE, UnreadableError, read_picture, read_text
@@ -22,6 +25,43 @@ MAX_OBJECTS = 2000
 UNPACK = "unpack the archive again"
 LIST_RULE = "lists and labels are text files in UTF-8"
 ID_RULE = "masks are palette, grey or 16-bit pictures, a whole number for each pixel"
+
+
+@dataclass(frozen=True)
+class TurnedPicture:
+    """Size of a stored picture, and how viewers turn it: the shares of YOLO are of the picture as seen."""
+
+    size: Size
+    """(height, width) as stored, pixels."""
+    orientation: int
+    """EXIF orientation, 1 … 8; 1 leaves it as it is."""
+
+    @classmethod
+    def of(cls, picture: Image.Image) -> TurnedPicture:
+        """Of an opened picture; its pixels are not decoded."""
+        return cls((picture.height, picture.width), exif_orientation(picture))
+
+    def stored_pixels(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Points (n, 2), x y as shares of the picture as seen, in stored pixels."""
+        if self.orientation > 4:
+            shares = shares[:, ::-1]
+        height, width = self.size
+        return self._mirrored(shares) * [width, height]
+
+    def seen_shares(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Points (n, 2), x y in stored pixels, as shares of the picture as seen."""
+        height, width = self.size
+        shares = self._mirrored(pixels / [width, height])
+        return shares[:, ::-1] if self.orientation > 4 else shares
+
+    def _mirrored(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Shares of the picture as stored, counted from the other sides where viewers do."""
+        x, y = shares.T
+        if self.orientation in (2, 3, 7, 8):
+            x = 1 - x
+        if self.orientation in (3, 4, 6, 7):
+            y = 1 - y
+        return np.stack([x, y], axis=1)
 
 
 def read_listing(path: Path) -> str:

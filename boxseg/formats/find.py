@@ -8,7 +8,7 @@ from typing import Literal
 
 from boxseg.config.method import CocoSource
 from boxseg.errors import ConfigError, DataError
-from boxseg.files.names import is_file_inside, split_name
+from boxseg.files.names import files_in, is_file_inside, split_name
 
 
 def find_source(annotations: Path, images: Path | None) -> CocoSource:
@@ -17,7 +17,7 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
     Args:
         annotations: COCO instance file.
         images: Folder of its images. If left out, they are looked for beside the file, in `images` or `data` there, and
-            one level up in `images` and in a folder of the file's own name.
+            one level up in `images` and in a folder of the file's own name, without `instances_`.
 
     Raises:
         ConfigError: `annotations` is a folder, `images` is not one, or no folder has the first image.
@@ -35,12 +35,14 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
         return CocoSource(images=images, annotations=annotations)
     name = _first_file_name(read_annotations(annotations)["images"])
     above = annotations.absolute().parent.parent
+    split = annotations.stem.removeprefix("instances_")  # COCO and CVAT call their files so
     folders = [
         annotations.parent,
         annotations.parent / "images",
         annotations.parent / "data",  # as FiftyOne writes it
         above / "images",
-        above / annotations.stem,
+        above / split,
+        above / "images" / split,
     ]
     if not name:
         raise DataError(f"{annotations}: lists no image with a file name (name another file)")
@@ -125,7 +127,7 @@ def refuse_folder(path: Path) -> None:
 
 
 def _format_of(folder: Path) -> Literal["voc", "yolo"]:
-    is_voc = (folder / "Annotations").is_dir() or any(folder.glob("*.[xX][mM][lL]"))
+    is_voc = (folder / "Annotations").is_dir() or bool(files_in(folder, ".xml"))
     return "voc" if is_voc else "yolo"
 
 

@@ -185,11 +185,11 @@ def _convert_folder(source: Path) -> Splits:
 
 def _find_annotations(source: Path) -> tuple[Path, list[Path]]:
     """The annotation files of a folder of a tool, sorted, and the folder that they are in or below."""
-    folder = source / "Annotations"
-    names = [name for name in names_below(folder) if name.lower().endswith(".xml")]
-    if not names:  # LabelImg writes them where it is told to, often beside the images
-        folder = source
-        names = [path.name for path in source.glob("*.[xX][mM][lL]")]
+    # LabelImg writes them where it is told to, often beside the images.
+    for folder in (source / "Annotations", source):
+        names = [name for name in names_below(folder) if name.lower().endswith(".xml")]
+        if names:
+            break
     return folder, sorted(folder / name for name in names)
 
 

@@ -15,18 +15,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from boxseg.coco.classes import COUNTED_FROM_1, are_counted_from_1
 from boxseg.coco.masks import decode_segmentation
-from boxseg.coco.picture_checks import exif_orientation
-from boxseg.coco.segmentations import Size
 from boxseg.coco.writer import CocoSplit
 from boxseg.errors import DataError
 from boxseg.files.images import IMAGE_ENDINGS, image_files
-from boxseg.files.names import Names
+from boxseg.files.names import Names, files_in
 from boxseg.files.reading import UnreadableError, read_picture, read_yaml
-from boxseg.formats.common import Splits, read_listing
+from boxseg.formats.common import Splits, TurnedPicture, read_listing
 from boxseg.formats.yolo_writer import SPLITS
 
 NOTHING = ("", "~", "null", "Null", "NULL")
@@ -56,33 +53,6 @@ class Layout:
     """Split -> the folders or lists of its images."""
     keypoints: int
     """How many numbers of a line are keypoints, behind the box; 0 without poses."""
-
-
-@dataclass(frozen=True)
-class TurnedPicture:
-    """Size of a stored picture, and how viewers turn it: the shares of YOLO are of the picture as seen."""
-
-    size: Size
-    """(height, width) as stored, pixels."""
-    orientation: int
-    """EXIF orientation, 1 … 8; 1 leaves it as it is."""
-
-    @classmethod
-    def of(cls, picture: Image.Image) -> TurnedPicture:
-        """Of an opened picture; its pixels are not decoded."""
-        return cls((picture.height, picture.width), exif_orientation(picture))
-
-    def stored_pixels(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Points (n, 2), x y as shares of the picture as seen, in stored pixels."""
-        x, y = shares.T
-        if self.orientation > 4:
-            x, y = y, x
-        if self.orientation in (2, 3, 7, 8):
-            x = 1 - x
-        if self.orientation in (3, 4, 6, 7):
-            y = 1 - y
-        height, width = self.size
-        return np.stack([x, y], axis=1) * [width, height]
 
 
 @dataclass
@@ -213,7 +183,7 @@ def _find_stray(label_paths: set[Path]) -> list[Path]:
     folders = {path.parent for path in label_paths if "labels" in map(str.casefold, path.parts)}
     stray = []
     for folder in sorted(folders):
-        for path in sorted(folder.glob("*.txt")):
+        for path in files_in(folder, ".txt"):
             # Some tools write the names of the classes beside the labels.
             if path not in label_paths and path.stem != "classes":
                 stray.append(path)
@@ -253,7 +223,7 @@ def _warn_of_outlines(tally: Tally, source: Path) -> None:
 
 def _read_layout(source: Path) -> Layout:
     """What the folder says of classes and splits, in `data.yaml` or else in `classes.txt`."""
-    files = [*source.glob("*.yaml"), *source.glob("*.yml")]
+    files = files_in(source, ".yaml", ".yml")
     if files:
         # `data.yaml`, or else the first by name: tools also call it `dataset.yaml` or like the data set.
         file = min(files, key=lambda path: (path.stem != "data", path))
@@ -287,6 +257,10 @@ def _parse_layout(source: Path, content: Any) -> Layout:
     if not isinstance(content, dict):
         raise ValueError("holds no mapping")  # an empty file, or a list
     class_names = _class_names(content.get("names"))
+    count = content.get("nc", "")
+    if count not in NOTHING and count != str(len(class_names)):
+        value = f"nc is {count}, and names holds {len(class_names)}"
+        logger.warning("%s: %s; numbers of classes count the names from 0 on", source, value)
     base = content.get("path", "")
     if base in NOTHING:
         base = ""

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from boxseg.coco.entries import Content, image_sizes
+import numpy as np
+
+from boxseg.coco.entries import Content, Entry
 from boxseg.coco.outlines import find_part_polygons, join_polygons
-from boxseg.coco.segmentations import Size
 from boxseg.errors import DataError
 from boxseg.files.names import is_file_inside
+from boxseg.files.reading import UnreadableError, read_picture
 from boxseg.files.writing import naming_storage_faults, write_atomic
+from boxseg.formats.common import TurnedPicture
 
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {"val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -45,10 +48,9 @@ def write_yolo(content: Content, images: Path, folder: Path) -> dict[str, int]:
     """
     categories = sorted(content["categories"], key=lambda category: category["id"])
     label_of = {category["id"]: label for label, category in enumerate(categories)}
-    lines = _label_lines(content, label_of)
     folder.mkdir(parents=True)
     try:
-        names = _write_labels(content, lines, images, folder)
+        names = _write_labels(content, label_of, images, folder)
         splits = split_names(names)
         _write_layout(folder, splits, [category["name"] for category in categories])
     except BaseException:
@@ -58,9 +60,12 @@ def write_yolo(content: Content, images: Path, folder: Path) -> dict[str, int]:
 
 
 def _write_labels(
-    content: Content, lines: dict[int, list[str]], images: Path, folder: Path
+    content: Content, label_of: dict[int, int], images: Path, folder: Path
 ) -> list[str]:
     """Write a label file and a link for each image that has a file; their names."""
+    objects: dict[int, list[Entry]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        objects[annotation["image_id"]].append(annotation)
     written: dict[Path, str] = {}
     for image in content["images"]:
         name = image["file_name"]
@@ -78,34 +83,38 @@ def _write_labels(
                 "names that differ before it (rename one of them, in the annotation file too)"
             )
         written[path] = name
+        try:
+            picture = read_picture(images / name, TurnedPicture.of)
+        except UnreadableError:
+            picture = TurnedPicture((image["height"], image["width"]), orientation=1)
+        lines = _label_lines(objects[image["id"]], label_of, picture)
         with naming_storage_faults(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(f"{line}\n" for line in lines[image["id"]]))
+            path.write_text("".join(f"{line}\n" for line in lines))
             _link(folder / "images" / _place(name), images / name)
     return list(written.values())
 
 
-def _label_lines(content: Content, label_of: dict[int, int]) -> dict[int, list[str]]:
-    """Image id -> a line for each of its objects that has a mask."""
-    sizes = image_sizes(content)
-    lines: dict[int, list[str]] = defaultdict(list)
-    for annotation in content["annotations"]:
+def _label_lines(
+    annotations: list[Entry], label_of: dict[int, int], picture: TurnedPicture
+) -> list[str]:
+    """A line for each object of an image that has a mask."""
+    lines = []
+    for annotation in annotations:
         if not annotation.get("segmentation") or annotation.get("iscrowd"):
             continue
-        outline = _outline(annotation["segmentation"], sizes[annotation["image_id"]])
+        outline = _outline(annotation["segmentation"], picture)
         if outline:
-            label = label_of[annotation["category_id"]]
-            lines[annotation["image_id"]].append(f"{label} {outline}")
+            lines.append(f"{label_of[annotation['category_id']]} {outline}")
     return lines
 
 
-def _outline(segmentation: Any, size: Size) -> str:
-    """One outline as shares of width and height; empty for an empty mask."""
-    polygons = find_part_polygons(segmentation, size)
+def _outline(segmentation: Any, picture: TurnedPicture) -> str:
+    """One outline as shares of width and height of the picture as seen; empty for an empty mask."""
+    polygons = find_part_polygons(segmentation, picture.size)
     if not polygons:
         return ""
-    height, width = size
-    shares = join_polygons(polygons) / [width, height]
+    shares = picture.seen_shares(join_polygons(polygons).astype(np.float64))
     return " ".join(f"{share:.6g}" for share in shares.ravel().tolist())
 
 

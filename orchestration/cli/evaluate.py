@@ -100,7 +100,7 @@ def _measured(
     has_masks = "mask" in scores.precision
     metrics = scores.metrics | ({} if has_masks else box_fit_metrics(source, detections))
     by_name = {f"val/{name}": value for name, value in metrics.items()}
-    names = distinct_names(list(zip(source.category_ids, source.class_names, strict=True)))
+    names = distinct_names(source.categories)
     classes = {name: scores.of_class(label) for label, name in enumerate(names)}
     return {
         "has_masks": has_masks,

@@ -120,10 +120,10 @@ def label(
             overrides=tuple(overrides or ()),
             device=device,
         )
+        classes = read_data(to_label)  # for its errors, before torch is loaded
         if plan:
             _print_plan(task, Path(imports), as_json)
             return
-    classes = read_data(to_label)  # for its errors, before torch is loaded
     if apply is not None:
         _apply(apply, folder, to_label.images, as_json)
         return

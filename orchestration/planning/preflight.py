@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from boxseg.coco.checks import MASK_AP_RULE, require_usable
+from boxseg.coco.checks import MASK_AP_RULE, read_well_formed, require_usable
+from boxseg.coco.classes import require_same_classes
 from boxseg.coco.faults import Fault
 from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import take_fingerprint
@@ -61,6 +62,7 @@ def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
         fetch_annotations,
         _check_train_data,
         _check_val_data,
+        _check_classes,
         _check_timm_name,
         _check_start,
     ):
@@ -324,6 +326,24 @@ def _require_usable(source: CocoSource, *, training: bool, use_masks: bool = Fal
 def _check_train_data(spec: RunSpec) -> None:
     if isinstance(spec.data.train, CocoSource):
         _require_usable(spec.data.train, training=True, use_masks=spec.data.use_masks != "never")
+
+
+def _check_classes(spec: RunSpec) -> None:
+    """Whether both annotation files list the same classes."""
+    train, val = spec.data.train, spec.data.val
+    if not isinstance(train, CocoSource) or not isinstance(val, CocoSource) or train == val:
+        return
+    try:
+        of_train, of_val = (
+            [
+                (each["id"], each["name"])
+                for each in read_well_formed(path, whole=False)["categories"]
+            ]
+            for path in (train.annotations, val.annotations)
+        )
+    except DataError:
+        return  # it is among the faults
+    require_same_classes(train.annotations, of_train, val.annotations, of_val)
 
 
 def _check_val_data(spec: RunSpec) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -96,9 +97,13 @@ def case(
 
 @pytest.fixture
 def told(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., tuple[int, str]]:
-    """Runs a command: its exit code, and all that it says."""
+    """Runs a command in the working folder: its exit code, and all that it says."""
+    monkeypatch.chdir(tmp_path)
 
     def call(*words: str) -> tuple[int, str]:
         caplog.clear()
@@ -327,6 +332,65 @@ def test_crowd_flags_on_single_objects_are_told(case, told):
     code, said = told("data", "check", "all.json")
     assert code == 3
     assert "set iscrowd to 0 in those of its 4 crowds" in said
+
+
+def test_colours_of_12_bits_in_files_of_16_are_told(told):
+    for ending in ("png", "tif"):
+        for bits, warnings in ((12, 1), (16, 0)):
+            pixels = np.random.default_rng(0).integers(0, 2**bits, (48, 64, 3), dtype=np.uint16)
+            cv2.imwrite(f"a.{ending}", pixels)
+            write(Path("gt.json"), coco([image(name=f"a.{ending}")], [annotation()]))
+            code, said = told("data", "check", "gt.json")
+            assert code == 0
+            assert said.count("has only brightnesses 0 to 15") == warnings
+
+
+@pytest.mark.parametrize("folder", ["val2017", "images/val2017"])
+def test_images_are_found_where_coco_and_cvat_keep_them(told, folder):
+    picture(Path(folder) / "a.png")
+    write(Path("annotations/instances_val2017.json"), coco([image()], [annotation()]))
+    code, said = told("data", "check", "annotations/instances_val2017.json")
+    assert (code, "0 errors" in said) == (0, True)
+
+
+def test_voc_files_are_read_from_any_folder_and_copies_of_macs_are_not(told):
+    xml = (
+        "<annotation><filename>a.png</filename><object><name>cat</name><bndbox><xmin>4</xmin>"
+        "<ymin>4</ymin><xmax>20</xmax><ymax>16</ymax></bndbox></object></annotation>"
+    )
+    picture(Path("data/a.png"))
+    Path("labels").mkdir()
+    Path("labels/a.xml").write_text(xml)
+    Path("labels/._a.xml").write_bytes(b"\x00\x05\x16\x07\xff")
+    code, said = told("data", "import", ".", "--from", "voc", "--output", "out")
+    assert (code, "all: 1 images, 1 objects" in said) == (0, True)
+    assert read("out/all.json")["images"][0]["file_name"] == "data/a.png"
+
+
+def test_other_classes_to_validate_on_are_refused_before_anything_starts(told):
+    picture(Path("a.png"))
+    for name in ("cat", "dog"):
+        write(Path(f"{name}.json"), coco([image()], [annotation()], (name,)))
+    Path("e.yaml").write_text(
+        "name: e\ndata: {train: {images: ., annotations: cat.json}, "
+        "val: {images: ., annotations: dog.json}}\n"
+    )
+    code, said = told("train", "e.yaml", "--plan")
+    assert code == 3
+    assert "categories 1 dog differ from those of" in said
+
+
+def test_the_plan_of_labels_tells_of_boxes_that_look_moved(told):
+    picture(Path("a.png"), (640, 480))
+    corners = [[x, y] for x in range(0, 541, 90) for y in range(0, 381, 95)]
+    objects = [
+        annotation(number, [x + 50, y + 50, 100, 100], masked=False)
+        for number, (x, y) in enumerate(corners, start=1)
+    ]
+    write(Path("gt.json"), coco([image(width=640, height=480)], objects))
+    code, said = told("label", "gt.json", "--plan", "--minutes", "5")
+    assert code in (0, 3)
+    assert "x and y are those of the middle" in said
 
 
 def test_a_first_class_that_never_occurs_is_told(told):

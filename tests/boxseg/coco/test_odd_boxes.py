@@ -239,10 +239,17 @@ def test_boxes_in_per_cent_of_large_images_are_told_and_stay(content, write_sour
     found = told(write_source(content))
     (warning,) = [(fatal, text) for fatal, text in found if "per cent" in text]
     assert not warning[0]
-    assert "that all end by 100, in images of 480 px or more" in warning[1]
+    assert "that all end by 100, in images whose longer side has 640 px or more" in warning[1]
     # One box elsewhere, and they are pixels.
     content["annotations"].append(annotation(9, [200, 100, 30, 30]))
     assert not any("per cent" in text for _, text in told(write_source(content)))
+
+
+def test_boxes_in_thousandths_of_wide_images_are_told(content, write_source):
+    content["images"] = [{"id": 10, "file_name": "large.png", "width": 1920, "height": 1080}]
+    boxes = [[x * 15, y * 24, 200, 200] for x, y, _, _ in scattered(8)]
+    content["annotations"] = [annotation(i, box) for i, box in enumerate(boxes, start=1)]
+    assert any("these look like thousandths" in text for _, text in told(write_source(content)))
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from boxseg.coco.classes import require_same_classes
 from boxseg.coco.masks import decode_segmentation
 from boxseg.config.method import CocoSource
 from boxseg.data.dataset import (
     CocoBoxes,
     load_boxes,
-    require_same_classes,
 )
 from boxseg.errors import DataError
 
@@ -182,13 +182,14 @@ def test_true_masks_of_the_toy_set_fill_their_boxes_tightly(toy):
 
 def test_sources_with_other_classes_do_not_go_together(content, write_source):
     train = CocoBoxes(write_source(content), train=True)
+    path = train.source.annotations
     content["categories"][0]["name"] = "dog"
     val = CocoBoxes(write_source(content), train=False)
-    require_same_classes(train, train)
+    require_same_classes(path, train.categories, path, train.categories)
     with pytest.raises(
         DataError, match=r"categories 3 ant, 7 dog differ from those of .*, 3 ant, 7 cat"
     ):
-        require_same_classes(train, val)
+        require_same_classes(path, train.categories, path, val.categories)
 
 
 def test_the_real_sets_can_be_read(real_set):

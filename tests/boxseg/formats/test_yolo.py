@@ -341,6 +341,50 @@ def test_boxes_with_a_confidence_and_a_track_id_are_told_among_outlines(folder, 
     assert not caplog.messages
 
 
+def test_what_macs_write_beside_files_is_no_part_of_a_data_set(folder, caplog):
+    for name in ("._data.yaml", "labels/val/._b.txt", "images/val/._b.png"):
+        (folder / name).write_bytes(b"\x00\x05\x16\x07\xff")
+    (folder / "data.yaml").rename(folder / "names.yaml")
+    splits = convert(folder, "yolo")
+    assert len(splits["val"].content["annotations"]) == 1
+    assert not caplog.messages
+
+
+def test_a_count_of_classes_that_differs_from_their_names_is_told(folder, caplog):
+    layout = (folder / "data.yaml").read_text()
+    (folder / "data.yaml").write_text(f"nc: 2\n{layout}")
+    convert(folder, "yolo")
+    assert not caplog.messages
+    (folder / "data.yaml").write_text(f"nc: 3\n{layout}")
+    convert(folder, "yolo")
+    assert any("nc is 3, and names holds 2" in each for each in caplog.messages)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_of_turned_pictures_survive_the_way_to_yolo_and_back(tmp_path, orientation, ending):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (40, 20)).save(tmp_path / f"a.{ending}", exif=exif)
+    # of a TIFF, PIL turns the pixels itself
+    width, height = (20, 40) if ending == "tif" and orientation > 4 else (40, 20)
+    outline = [2, 3, 10, 3, 10, 7, 2, 7]
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 3, 8, 4]}
+    content = {
+        "images": [{"id": 1, "file_name": f"a.{ending}", "width": width, "height": height}],
+        "annotations": [entry | {"segmentation": [outline]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    write_yolo(content, tmp_path, tmp_path / "yolo")
+    x, y = map(float, (tmp_path / "yolo/labels/a.txt").read_text().split()[1:3])
+    if orientation == 6 and ending == "jpg":
+        assert max(x, y) > 0.8  # seen turned to the right, it is in the right upper corner
+        assert y < 0.3
+    (split,) = convert(tmp_path / "yolo", "yolo").values()
+    (back,) = split.content["annotations"]
+    assert back["bbox"] == pytest.approx([2, 3, 8, 4], abs=1e-3)
+
+
 def test_classes_that_look_counted_from_1_are_told(folder, caplog):
     for path in folder.glob("labels/*/*.txt"):
         path.write_text("1 0.5 0.5 0.2 0.2\n")
