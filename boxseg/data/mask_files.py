@@ -95,7 +95,7 @@ def match_masks(file: MaskFile, data: CocoBoxes) -> dict[int, list[Entry]]:
             box = [float(number) for number in bbox]
             masks_of[data.image_id(index)].append(entry | {"bbox": box, "label": label})
     if not masks_of:
-        raise DataError(_why_nothing(path, images, data))
+        raise DataError(_why_nothing(file, data, is_matched=bool(index_of)))
     _compare_boxes(path, [entry for of_image in masks_of.values() for entry in of_image])
     warning = "%s: %d of %d entries %s; they are left out"
     if num_foreign:
@@ -257,9 +257,12 @@ def _match_classes(categories: Any, data: CocoBoxes) -> dict[int, int]:
     return label_of
 
 
-def _why_nothing(path: Path, images: Any, data: CocoBoxes) -> str:
-    """Why a file has no mask for any image, with names or ids to compare."""
-    value = f"{path}: has no mask for any image of {data.source.annotations}"
+def _why_nothing(file: MaskFile, data: CocoBoxes, *, is_matched: bool) -> str:
+    """Why a file has no mask for any image, with names or ids to compare, unless some of its images are the data's."""
+    images = file.images
+    value = f"{file.path}: has no mask for any image of {data.source.annotations}"
+    if images and is_matched:
+        return f"{value}, though it lists some of them; {MASKS_RULE} (name a file that holds some)"
     if not images:
         rule = f"{MASKS_RULE}, for images of the same image ids"
         return f"{value}; {rule} (name the file made for these images)"

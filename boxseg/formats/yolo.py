@@ -318,9 +318,12 @@ def _find_places(source: Path, base: str, listed: list[str]) -> list[Path]:
         # Tools write paths from `path` on, from the file on, or from a folder beside it (`../train/images`).
         without_dots = re.sub(r"^(\.\./)+", "", name)
         candidates = [source / base / name, source / name, source / without_dots]
-        place = next((candidate for candidate in candidates if candidate.exists()), None)
         # By the letters of the path: a link inside may lead anywhere.
-        if place is None or ".." in Path(os.path.relpath(place, source)).parts:
+        inside = [
+            path for path in candidates if ".." not in Path(os.path.relpath(path, source)).parts
+        ]
+        place = next(filter(Path.exists, inside), None)
+        if place is None:
             raise DataError(
                 f"{source}: has no {name} inside, which its data.yaml names "
                 "(correct `path` or the split)"

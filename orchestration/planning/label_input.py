@@ -8,15 +8,17 @@ from pathlib import Path
 
 from boxseg.coco.checks import check_entries, read_well_formed
 from boxseg.coco.classes import require_shared_class
+from boxseg.coco.faults import first_of_each_kind
 from boxseg.coco.odd_entries import LISTED_ONCE
+from boxseg.coco.picture_checks import picture_faults
 from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import take_fingerprint
 from boxseg.data.mask_files import MaskFile
 from boxseg.data.misfits import find_misplaced
 from boxseg.engine.checkpoint import load_about
 from boxseg.errors import ConfigError, DataError
-from boxseg.files.images import require_some_image, tell_paged
-from boxseg.files.names import is_inside, is_json
+from boxseg.files.images import require_some_image
+from boxseg.files.names import is_json
 from orchestration.record.find_runs import find_trained
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ SOURCES = ("run", "box")
 
 
 def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
-    """Names of the classes of a data set; what is odd about its entries is logged.
+    """Names of the classes of a data set; what is odd about its entries and pictures is logged.
 
     Args:
         source: Images and annotation file.
@@ -47,9 +49,10 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
         if fault.fatal and fault.rule == LISTED_ONCE:
             raise DataError(str(fault))
         logger.warning("%s", fault)
-    names = [image["file_name"] for image in content["images"]]
-    if warning := tell_paged(source.images / name for name in names if is_inside(name)):
-        logger.warning("%s", warning)
+    for fault in first_of_each_kind(
+        picture_faults(source.images, content["images"], decode=False)
+    ):
+        logger.warning("%s", fault)
     for warning in find_misplaced(take_fingerprint(source)):
         logger.warning("%s: %s", source.annotations, warning)
     categories = sorted(content["categories"], key=lambda category: category["id"])

@@ -380,6 +380,25 @@ def test_other_classes_to_validate_on_are_refused_before_anything_starts(told):
     assert "categories 1 dog differ from those of" in said
 
 
+def test_labelling_tells_of_pictures_that_viewers_turn(told):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    picture(Path("a.jpg"), exif=exif)
+    write(Path("gt.json"), coco([image(name="a.jpg")], [annotation()]))
+    code, said = told("label", "gt.json", "--source", "box")
+    assert code == 0
+    assert "asks viewers to turn or mirror it (EXIF orientation 3)" in said
+
+
+def test_a_file_without_detections_is_said_to_be_one(told):
+    picture(Path("a.png"))
+    write(Path("gt.json"), coco([image()], [annotation()]))
+    write(Path("found.json"), coco([image()], []))
+    code, said = told("eval", "found.json", "--data", "gt.json")
+    assert code == 3
+    assert "has no mask for any image of gt.json, though it lists some of them" in said
+
+
 def test_the_plan_of_labels_tells_of_boxes_that_look_moved(told):
     picture(Path("a.png"), (640, 480))
     corners = [[x, y] for x in range(0, 541, 90) for y in range(0, 381, 95)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -348,6 +349,14 @@ def test_what_macs_write_beside_files_is_no_part_of_a_data_set(folder, caplog):
     splits = convert(folder, "yolo")
     assert len(splits["val"].content["annotations"]) == 1
     assert not caplog.messages
+
+
+def test_a_data_set_that_was_copied_is_read_from_its_own_folder(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    layout = (folder / "data.yaml").read_text()
+    (copy / "data.yaml").write_text(f"path: {folder}\n{layout}")
+    assert convert(copy, "yolo")["val"].images == copy
 
 
 def test_a_count_of_classes_that_differs_from_their_names_is_told(folder, caplog):
