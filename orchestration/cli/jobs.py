@@ -217,32 +217,14 @@ def manifest(
         typed = _parse(context, command)
         experiment = _experiment(typed)
         spec = _load(command[0], experiment, typed["overrides"] or [])
-        begins_otherwise = [name for name in BEGINNINGS if typed.get(name)]
-        if retries and begins_otherwise:
-            option = begins_otherwise[0].replace("_", "-")
-            raise ConfigError(
-                f"jobs manifest: --retries {retries} with --{option}, which would do the same again each time; leave "
-                "out one of them"
-            )
-        if retries is None:
-            retries = 0 if begins_otherwise else 2
+        retries = _retries(typed, retries)
     run = spec.resources if spec else ResourcesConfig()
-    in_store = spec is not None and address_of(spec.storage) is not None
-    if claim is None:
-        claim = "none" if in_store else "boxseg-storage"
-    if claim == "none" and spec is not None and not in_store:
-        raise ConfigError(
-            f"jobs manifest: --claim none leaves no place for the runs of {experiment}; add --set "
-            "storage=s3://BUCKET/PREFIX behind the experiment file, or name a claim"
-        )
-    mounted = None if claim == "none" else claim
-    most = max_nodes or nodes
     # a node holds a whole run, if nothing else is said
     cpus = cpus or math.ceil(run.workers * run.cpus_per_worker)
     gpus = math.ceil(run.workers * run.gpus_per_worker) if gpus is None else gpus
-    cluster = kuberay.Nodes(
-        image or f"boxseg:{'gpu' if gpus else 'cpu'}", nodes, most, cpus, gpus, memory, mounted
-    )
+    image = image or f"boxseg:{'gpu' if gpus else 'cpu'}"
+    claim = _claim(claim, spec, experiment)
+    cluster = kuberay.Nodes(image, nodes, max_nodes or nodes, cpus, gpus, memory, claim)
     rules = Site() if site is None else read_site(site)
     kuberay.check_nodes(cluster, rules, spec.resources if spec else None)
     if command and spec:
@@ -252,12 +234,39 @@ def manifest(
             experiment,
             cluster,
             rules,
-            storage=shown(spec.storage) if in_store else str(kuberay.STORAGE),
+            storage=address_of(spec.storage) or str(kuberay.STORAGE),
             retries=retries or 0,
         )
     else:
         documents = kuberay.make_cluster(name or "boxseg", cluster, rules)
     typer.echo(kuberay.to_yaml(documents), nl=False)
+
+
+def _retries(typed: dict[str, Any], retries: int | None) -> int:
+    """How often a job begins again; one that is to begin in a way of its own does so once."""
+    begins_otherwise = [name for name in BEGINNINGS if typed.get(name)]
+    if retries and begins_otherwise:
+        option = begins_otherwise[0].replace("_", "-")
+        raise ConfigError(
+            f"jobs manifest: --retries {retries} with --{option}, which would do the same again each time; leave "
+            "out one of them"
+        )
+    if retries is None:
+        return 0 if begins_otherwise else 2
+    return retries
+
+
+def _claim(claim: str | None, spec: RunSpec | None, experiment: Path) -> str | None:
+    """The volume claim for the storage; None where runs are in an object store, or nothing is to be mounted."""
+    in_store = spec is not None and address_of(spec.storage) is not None
+    if claim is None:
+        return None if in_store else "boxseg-storage"
+    if claim == "none" and spec is not None and not in_store:
+        raise ConfigError(
+            f"jobs manifest: --claim none leaves no place for the runs of {experiment}; add --set "
+            "storage=s3://BUCKET/PREFIX behind the experiment file, or name a claim"
+        )
+    return None if claim == "none" else claim
 
 
 def _prepare(
