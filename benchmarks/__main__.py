@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.around import annotations, evaluation, loading, saving
+from benchmarks.around import evaluation, loading, reading, saving
 from benchmarks.commands import fixed_costs
 from benchmarks.domains import domains
 from benchmarks.gpu.run import PARTS as GPU_PARTS
@@ -147,7 +147,7 @@ PARTS: dict[str, Part] = {
         loading(folder, 8 if o.quick else 64),
         evaluation(folder, 4),
         saving(folder, o.rounds, small=o.quick),
-        annotations(folder, 1000 if o.quick else 100_000),
+        reading(folder, 1000 if o.quick else 100_000),
     ],
     "fixed": lambda folder, o: [fixed_costs(folder, 60 if o.quick else 300)],
     "tracking": lambda folder, o: [tracking_cost(folder, o.rounds, 8 if o.quick else 40)],

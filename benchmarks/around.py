@@ -130,7 +130,7 @@ def saving(folder: Path, rounds: int, *, small: bool) -> Table:
     return Table(f"A checkpoint of {size:.0f} MB", ("wall s", "CPU s"), [row])
 
 
-def annotations(folder: Path, images: int) -> Table:
+def reading(folder: Path, images: int) -> Table:
     """Reading a COCO file without images."""
     rng = np.random.default_rng(0)
     path, per_image = folder / f"annotations-{images}.json", 7

@@ -193,7 +193,9 @@ def _speckle(rng: Rng) -> Scene:
     scene = Scene(_ground(rng, np.full(3, 70.0), clouds=8, grain=0))
     for _ in range(4):
         angles, radius = np.linspace(0, 2 * np.pi, 80, endpoint=False), rng.uniform(16, 44)
-        waves = sum(rng.normal(scale=0.15 / k) * np.cos(k * angles + k) for k in range(2, 6))
+        waves = np.zeros_like(angles)
+        for k in range(2, 6):
+            waves += rng.normal(scale=0.15 / k) * np.cos(k * angles + k)
         outline = (
             np.stack([np.cos(angles), np.sin(angles)], axis=1) * (radius * (1 + waves))[:, None]
         )

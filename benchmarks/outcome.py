@@ -22,6 +22,7 @@ from benchmarks.harness import Table
 from benchmarks.results import spread
 from boxseg.config.method import CocoSource
 from boxseg.data.dataset import CocoBoxes
+from boxseg.data.mask_files import MaskFile
 from boxseg.evaluation.pseudo_quality import auroc, mask_iou
 from boxseg.files.writing import write_atomic
 from boxseg.label.expected import expect_mean_iou
@@ -167,7 +168,7 @@ def _label(options: argparse.Namespace, name: str, seed: int) -> Outcome:
     minutes = None if went_on else (time.monotonic() - began) / 60
     data = val_data(options.data / name, name)
     assert data is not None
-    labels = one_by_one(from_file(folder / "labels.coco.json", data))
+    labels = one_by_one(from_file(MaskFile.read(folder / "labels.coco.json"), data))
     found = measure([pair for pairs in _pairs(data, labels) for pair in pairs], minutes=minutes)
     write_atomic(kept, json.dumps({"request": request, "outcome": asdict(found)}, indent=1))
     return found

@@ -106,12 +106,12 @@ def _cases_of_image(
 
 
 def _row(name: str, network: str, cases: Sequence[Case], told: Sequence[float]) -> tuple[Any, ...]:
-    true, told = np.array([case.iou for case in cases]), np.asarray(told)
+    true = np.array([case.iou for case in cases])
     clean = sum(case.is_clean for case in cases) / len(cases)
     tells = auroc(told, true >= GOOD_IOU)
-    error = float(np.abs(told - true).mean())
+    error = float(np.abs(np.asarray(told) - true).mean())
     return (
-        name, network, len(cases), f"{clean:.0%}", float(true.mean()), float(told.mean()), error,
+        name, network, len(cases), f"{clean:.0%}", float(true.mean()), float(np.mean(told)), error,
         "" if math.isnan(tells) else tells,
     )  # fmt: skip
 

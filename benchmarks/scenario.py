@@ -133,7 +133,8 @@ def build_detector(kind: type[FCOS] | type[MaskRCNN], trainer: Trainer, *, size:
     backbone = resnet_fpn_backbone(
         backbone_name=name, weights=None, trainable_layers=3, **only_levels
     )
-    backbone.body.load_state_dict(trainer.student.backbone.extractor.state_dict(), strict=False)
+    student: Any = trainer.student
+    backbone.body.load_state_dict(student.backbone.extractor.state_dict(), strict=False)
     network = kind(backbone, CLASSES + 1, min_size=size, max_size=size)
     return network.to(trainer.device).train()
 
@@ -175,7 +176,8 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int], boxes: int) 
         return source
     source["images"].mkdir(parents=True)
     rng, (height, width) = np.random.default_rng(0), size
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id in range(1, count + 1):
         coarse = Image.fromarray(
             rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)

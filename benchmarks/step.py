@@ -81,7 +81,7 @@ def switches(scenario: Scenario, folder: Path, rounds: int) -> Table:
 def growth(base: Scenario, folder: Path, rounds: int) -> Table:
     """The full method and its twin as one of boxes, size and batch changes."""
     small = base.small
-    changes = [{"boxes": count} for count in (1, 10, 100)]
+    changes: list[dict[str, Any]] = [{"boxes": count} for count in (1, 10, 100)]
     changes += [{"size": size} for size in ((64, 128) if small else (128, 256, 384, 512))]
     changes += [{"batch_size": count} for count in (1, 2, 4)]
     rows = []

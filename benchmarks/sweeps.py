@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
 
 from benchmarks.harness import Table, Times, timed
 from boxseg.engine.events import EvalReport
+from boxseg.engine.train import Progress
 from orchestration.config.spec import SweepSpec
 from orchestration.execute.search import TrialQueue
 from orchestration.execute.sweep import run_sweep
@@ -150,12 +150,12 @@ def make_spec(storage: Path, trials: int) -> SweepSpec:
     return SweepSpec.model_validate(values)
 
 
-def train_nothing(config: Any, *, folder: Path, reporter: Any, **others: Any) -> SimpleNamespace:
+def train_nothing(config: Any, *, folder: Path, reporter: Any, **others: Any) -> Progress:
     """A loop that only reports."""
     metrics = {"val/mask_ap": config.qam.iou_thr, "val/box_ap": 0.5}
     for step in (5, 10):
         reporter.on_eval(EvalReport(step, metrics, folder, True))
-    return SimpleNamespace(step=10, metrics=metrics, best=metrics)
+    return Progress(step=10, metrics=metrics, best=metrics)
 
 
 @dataclass(frozen=True)

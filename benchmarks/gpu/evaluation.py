@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -39,13 +40,13 @@ def evaluation(place: Place) -> Iterator[Table]:
     note = f"Images of {scenario.size}², random weights; reading files and AP are not counted."
     rows: list[tuple[Any, ...]] = []
     for together in TOGETHER[:1] if small else TOGETHER:
-        found = attempt(place, lambda together=together: _predict(place, saved, images, together))
+        found = attempt(place, partial(_predict, place, saved, images, together))
         rows.append((together, found, "") if isinstance(found, str) else (together, *found))
         yield Table("Prediction, images", columns, rows, note)
     samples = _samples(batch, images, 2 if small else 8)
     rows = []
     for together in CLOSE_UPS[:1] if small else CLOSE_UPS:
-        found = attempt(place, lambda together=together: _label(place, saved, samples, together))
+        found = attempt(place, partial(_label, place, saved, samples, together))
         rows.append((together, found, "") if isinstance(found, str) else (together, *found))
         yield Table("Labels, boxes", columns, rows, "The outline of each box is made on the CPU.")
 

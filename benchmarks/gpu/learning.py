@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -97,7 +98,7 @@ def _learn(
     for seed in seeds:
         for method in METHODS:
             config = merge(merge(settings, over), {"method": method, "train": {"seed": seed}})
-            result = attempt(place, lambda config=config: _run(place, config), needs_s=longest)
+            result = attempt(place, partial(_run, place, config), needs_s=longest)
             if isinstance(result, str):
                 faults[method] = f"seed {seed}: {result}"
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def loading(place: Place) -> Iterator[Table]:
     title = f"Images per second, JPEG of {PICTURE[1]} x {PICTURE[0]}"
     for workers in (0, 4, 8, 16) if place.has_gpu else (0, 2):
         name = f"views of {_side(place)} px on the device, {workers} loader processes"
-        rows.append((name, attempt(place, lambda workers=workers: _views(place, source, workers))))
+        rows.append((name, attempt(place, partial(_views, place, source, workers))))
         note = f"{os.cpu_count()} cores. Both views are made on the device."
         yield Table(title, ("what", "images/s"), rows, note)
     yield Table(
@@ -101,7 +102,7 @@ def _side(place: Place) -> int:
 def _waits(place: Place) -> list[Row]:
     """Share of the time of training that passes while it waits for a batch."""
     return [
-        (str(workers), attempt(place, lambda workers=workers: _wait_share(place, workers)))
+        (str(workers), attempt(place, partial(_wait_share, place, workers)))
         for workers in ((4, 16) if place.has_gpu else (0,))
     ]
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -92,7 +93,7 @@ def in_turns(
     """
     found: dict[str, Steps | str] = {}
     for name, action in actions.items():
-        found[name] = attempt(place, lambda action=action: _first_calls(place, action))
+        found[name] = attempt(place, partial(_first_calls, place, action))
     for _ in range(rounds):
         if place.left_s() < 0:
             break

@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +23,8 @@ from benchmarks.step import DETECTORS, TWIN, describe, stopwatch
 from boxseg.engine.state import Trainer
 from boxseg.structures import Batch
 
+CONVOLUTIONS: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+"""torch's own types do not name it."""
 METHODS = {"full": "full", "boxinst": "boxinst", TWIN: "supervised"}
 MASK_RCNN = "torchvision Mask R-CNN"
 ROUNDS = 5
@@ -212,7 +215,7 @@ def requests(rig: Rig, images: int) -> Table:
     for what, measure in (("launches and copies", _launches), ("waits", _waits)):
         found: list[Row] | str = NEEDS_GPU
         if rig.place.has_gpu:
-            found = attempt(rig.place, lambda measure=measure: measure(step))
+            found = attempt(rig.place, partial(measure, step))
         rows += [(what, found)] if isinstance(found, str) else found
     return Table(f"Requests of a full step, {rig.describe(images)}", ("what", "number"), rows)
 
@@ -279,7 +282,7 @@ def switches(
     columns = ("switch", "step", "ms", "images/s", "peak MB", "/ fp32")
     fp32 = {step: ms for name, step, ms, *_ in rows if name == "fp32"}
     backends = torch.backends
-    before = backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision
+    before = backends.cuda.matmul.fp32_precision, CONVOLUTIONS.fp32_precision
     for switch in wanted:
         found = _switched(rig, switch, images)
         for name, steps in found.items():
@@ -333,7 +336,7 @@ def _turn(rig: Rig, switch: Switch) -> Callable[[int], dict[str, Callable[[], ob
 def _set_precision(products: str, convolutions: str) -> None:
     """How a GPU rounds the inputs of fp32 products: `ieee` not at all, `tf32` to ten bits."""
     torch.backends.cuda.matmul.fp32_precision = products
-    torch.backends.cudnn.conv.fp32_precision = convolutions
+    CONVOLUTIONS.fp32_precision = convolutions
 
 
 def _marked(rig: Rig, images: int) -> dict[str, Callable[[], object]]:

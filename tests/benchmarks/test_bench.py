@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from benchmarks.around import annotations, evaluation, loading, saving
+from benchmarks.around import evaluation, loading, reading, saving
 from benchmarks.commands import Watched, run_demo, watch
 from benchmarks.harness import Table, Times, ratio, take_turns, write_json
 from benchmarks.scenario import STEP, Scenario, build
@@ -93,7 +93,7 @@ def test_reading_and_evaluation_have_their_tables(tmp_path):
         "encoding",
         "AP",
     ]
-    assert annotations(tmp_path, images=5).rows[0][:2] == (5, 35)
+    assert reading(tmp_path, images=5).rows[0][:2] == (5, 35)
     assert all(wall > 0 for wall, _ in saving(tmp_path, 1, small=True).rows)
 
 
