@@ -35,7 +35,7 @@ COLOR = 0.8
 """Factor of the log ratio of a colour."""
 RARE = 0.02
 """Added to the shares of each colour, so that a colour that was seen once or never says little."""
-SMOOTHING = 0.5
+SMOOTHING = 0.7
 """Weight of each neighbour, in logits: 1 for one of the same colour at a distance of one pixel."""
 MIDDLE = 2.5
 """Logit that the middle of a box would be ahead of its inscribed ellipse, rose it all the way."""
@@ -43,14 +43,14 @@ PLATEAU = 0.3
 """It rises no more from this share of the way on: holes are in the middle."""
 CORNER = 5.0
 """Logit that a side of a box is behind a pixel in four fifths of the way to it, beside what `MIDDLE` says."""
-NETWORK = 0.8
+NETWORK = 1.0
 """Factor of the network's logits."""
 CUT = 3.0
 """Logit of GrabCut's mask where it can be trusted fully."""
 CUT_SEPARATION = (0.45, 0.8)
 CUT_FIT = (0.8, 0.95)
 """Trust in GrabCut's mask rises from none to full with these, see `Cut`."""
-REACHED = 0.6
+REACHED = 0.85
 """Probability that a row or column of a box has at one pixel at least: boxes are tight."""
 
 

@@ -7,7 +7,7 @@ from boxseg.errors import ShapeError
 from boxseg.label.cut import cut_by_colors
 from boxseg.label.outlines import find_outline
 from boxseg.ops.masks import pixels_inside
-from boxseg.ops.pixels import BoolArray, box_fit
+from boxseg.ops.pixels import BoolArray, box_fit, pixels_of_box
 
 
 def disc(size: int, radius: float) -> BoolArray:
@@ -40,9 +40,10 @@ def test_dark_grey_and_faint_objects_are_found_without_a_network(there: int, her
 def test_objects_of_any_size_get_their_corners_cut_and_their_sides_touched(side: int):
     window = int(1.6 * side)
     mask = disc(window, side / 2)
-    outline = find_outline(painted(mask, 60, 160), box_of(mask))
+    box = box_of(mask)
+    outline = find_outline(painted(mask, 60, 160), box)
     assert iou(outline.mask, mask) > 0.93
-    assert outline.measures["fit"] > 0.98
+    assert box_fit(outline.mask, pixels_of_box(box, mask.shape)) > 0.98
 
 
 def test_the_hole_of_a_ring_stays_open():
@@ -226,3 +227,13 @@ def test_how_far_box_and_mask_lie_in_other_boxes_is_measured_and_leaves_the_mask
     assert among.measures["crowd"] == pytest.approx(0.5)
     assert among.measures["among"] == pytest.approx(0.5, abs=0.02)
     assert (among.mask == alone.mask).all()
+
+
+def test_hair_of_the_colour_around_it_is_found_as_the_box_is_tight():
+    body, hair = np.zeros((2, 120, 80), dtype=np.bool_)
+    body[30:100, 25:55] = True
+    hair[20:30, 33:47] = True
+    soft = np.where(body, 0.95, np.where(hair, 0.2, 0.02)).astype(np.float32)
+    outline = find_outline(painted(body, 120, 180, noise=4), box_of(body | hair), soft)
+    assert (outline.mask & hair).sum() > 0.6 * hair.sum()
+    assert iou(outline.mask, body | hair) > 0.96
