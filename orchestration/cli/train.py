@@ -133,13 +133,7 @@ def sweep(
     }
     start = _beginning(spec, wanted, earlier, auto_resume=auto_resume)
     if auto_resume:
-        from orchestration.record.resume import find_done_sweep
-
-        if start is None and (done := find_done_sweep(spec)) is not None:
-            from orchestration.execute.sweep import read_result
-
-            _tell_that_it_is_done(done)
-            _show_sweep(spec, read_result(done, spec), as_json)
+        if start is None and _show_done_sweep(spec, as_json):
             return
         _tell_what_goes_on(spec, "the newest sweep of this name" if start else None)
     goes_on = start in ("resume", "retry_failed", "more")
@@ -172,13 +166,11 @@ def sweep(
     )
     leave_gone_terminal()
     _show_sweep(spec, result, as_json)
-    failed = result.table.failed
-    for row in failed if start == "retry_failed" else ():
-        if row.failure is not None and row.failure.rule.policy == "stop":
-            say(f"{row.label} was not run again, as it would fail again: {row.outcome}")
+    if start == "retry_failed":
+        _tell_what_was_not_retried(result)
     if result.status == "interrupted":
         if max_failures:
-            say(f"{len(failed)} of {len(result.table.rows)} trials failed")
+            say(f"{len(result.table.failed)} of {len(result.table.rows)} trials failed")
         # by its id where it need not be the newest
         which = [result.id] if earlier else []
         _end_interrupted("sweep", experiment, overrides, "--resume", *which)
@@ -271,6 +263,26 @@ def _end_interrupted(
     ]
     say(f"interrupted, state saved; go on with: {shlex.join(again)}")
     raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _show_done_sweep(spec: SweepSpec, as_json: bool) -> bool:
+    """Print the newest sweep again if nothing of it is left to do; whether it was."""
+    from orchestration.record.resume import find_done_sweep
+
+    done = find_done_sweep(spec)
+    if done is None:
+        return False
+    from orchestration.execute.sweep import read_result
+
+    _tell_that_it_is_done(done)
+    _show_sweep(spec, read_result(done, spec), as_json)
+    return True
+
+
+def _tell_what_was_not_retried(result: SweepResult) -> None:
+    for row in result.table.failed:
+        if row.failure is not None and row.failure.rule.policy == "stop":
+            say(f"{row.label} was not run again, as it would fail again: {row.outcome}")
 
 
 def _show_sweep(spec: SweepSpec, result: SweepResult, as_json: bool) -> None:
