@@ -37,7 +37,7 @@ def make_noted():
             (folder / "sizes").open("a").write(f"{{dist.get_world_size() if together else 1}} ")
             (folder / "first").write_text(f"{{ray.get_runtime_context().get_node_id()}} {{os.getpid()}}")
         class Lockstep:
-            rank, on_eval = reporter.rank, reporter.on_eval
+            rank, on_eval, on_best = reporter.rank, reporter.on_eval, reporter.on_best
             stop = torch.zeros(1)
             def on_step(self, report):
                 reporter.on_step(report)
