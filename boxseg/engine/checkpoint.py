@@ -184,11 +184,11 @@ def settle(saved: Path, criterion: Criterion) -> None:
         for step, folder in _oldest_first(checkpoints):
             if step > about["step"] or find_checkpoint_damage(folder) is not None:
                 continue
-            metrics = load_about(folder)["metrics"]
+            earlier = load_about(folder)
             # a stop between two evaluations saves one too, with the metrics of the earlier one
-            is_evaluated = load_about(folder)["evaluated"] == step
-            if is_evaluated and criterion.better(metrics, than=about["best"]):
-                about |= {"best": metrics, "best_step": step}
+            is_evaluated = earlier["evaluated"] == step
+            if is_evaluated and criterion.better(earlier["metrics"], than=about["best"]):
+                about |= {"best": earlier["metrics"], "best_step": step}
         left = f"step {about['best_step']} is the best that is left"
         logger.warning(
             "the best checkpoint is lost: %s; %s",
