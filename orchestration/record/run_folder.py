@@ -409,6 +409,10 @@ class RunFolder:
         """Lock of the process that trains here: one started after a kill waits until those left over have ended."""
         return file_lock(self.path / ".training")
 
+    def tracking(self) -> contextlib.AbstractContextManager[None]:
+        """Lock of whoever brings the tracking store up to date: what two write in turns would undo each other."""
+        return file_lock(self.path / ".tracking")
+
     def request_stop(self) -> None:
         """Ask whoever trains in this folder to save a checkpoint and end."""
         write_atomic(self._stop_path, "", durable=False)

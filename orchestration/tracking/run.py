@@ -51,7 +51,12 @@ MLFLOW_STATUS = {
 
 
 def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
-    """Bring MLflow up to date with one folder; safe to repeat after a stop at any place."""
+    """Bring MLflow up to date with one folder; safe to repeat after a stop at any place, and from several processes."""
+    with folder.tracking():
+        _follow_alone(client, experiment_id, folder)
+
+
+def _follow_alone(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
     state = folder.read_tracking()
     if state.get("deleted"):
         return
