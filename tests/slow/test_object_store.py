@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 from drivers import drive, make_values, story, trial_step
-from local_cluster import wait_for
+from local_cluster import family, kill_together, wait_for
 from object_store import KEY, SECRET, ObjectStore, object_store, using
 
 from orchestration.record.journal import newest_sweep
@@ -56,15 +58,22 @@ def test_a_sweep_whose_machine_is_lost_goes_on_on_another_with_the_same_numbers(
     with using(store, tmp_path / "first"):
         folder = storage_folder(STORAGE)
         wait_for(lambda: trial_step(folder, 1) >= 15, what="step 15", driver=driver)
-    sweep_key = newest_sweep_key(store)
+        begun = newest_sweep(folder, "chaos").path.name
 
-    def has_been_sent() -> bool:
-        sent = [each.key for each in store.requests if each.method == "PUT"]
-        return any("-01/checkpoints/step-00000010/about.json" in key for key in sent)
+    def checkpoints() -> list[int]:
+        """Steps of the second trial's checkpoints that are whole in the store."""
+        with using(store, tmp_path / "looker"):
+            objects = mirror.place_of(storage_folder(STORAGE))[0]
+            keys = [each.key for each in objects.entries("")]
+        found = [re.search(r"-01/checkpoints/step-(\d+)/about.json$", key) for key in keys]
+        return sorted(int(each[1]) for each in found if each)
 
-    wait_for(has_been_sent, what="the checkpoint", driver=driver)
-    driver.kill()
+    wait_for(checkpoints, what="the checkpoint", driver=driver)
+    processes = family(driver.pid)
+    kill_together(processes)
     driver.wait()
+    psutil.wait_procs(processes)  # what trains would send one more
+    sent = checkpoints()[-1]
     log = tmp_path / "second.log"
     again = drive(values, environment=second, log=log, start="resume", step_s=0)
     assert again.wait(timeout=250) == 0, log.read_text()
@@ -75,14 +84,14 @@ def test_a_sweep_whose_machine_is_lost_goes_on_on_another_with_the_same_numbers(
     mirror._looked.clear()
     with using(store, tmp_path / "second"):
         folder = newest_sweep(storage_folder(STORAGE), "chaos").path
-        assert folder.name in sweep_key
+        assert folder.name == begun
         # what the stand-in for training tells where nothing disturbs it
         losses = [(step, 1 / step) for step in range(5, 41, 5)]
         for (_, settings, status, history), thr in zip(story(folder), (0.3, 0.5), strict=True):
             assert (settings, status) == ({"qam.iou_thr": thr}, "finished")
             assert history == [losses, [(step, step / 40 * thr) for step in (10, 20, 30, 40)]]
-        begun = (folder / f"{folder.name}-01/starts").read_text().splitlines()
-        assert begun[-1].split()[1] == "10", "it went on from its checkpoint"
+        starts = (folder / f"{folder.name}-01/starts").read_text().splitlines()
+        assert starts[-1].split()[1] == str(sent), "it went on from its checkpoint"
         ends = [
             line["trial"] for line in RunFolder(folder).journal() if line["event"] == "trial_end"
         ]
@@ -104,12 +113,3 @@ def test_a_sweep_whose_machine_is_lost_goes_on_on_another_with_the_same_numbers(
     for name, content in texts.items():
         assert KEY.encode() not in content, name
         assert SECRET.encode() not in content, name
-
-
-def newest_sweep_key(store: ObjectStore) -> str:
-    """A key of the sweep that is being written."""
-    return next(
-        each.key
-        for each in reversed(store.requests)
-        if each.key.removeprefix("runs/chaos/") not in (each.key, "")  # nor a listing of all
-    )

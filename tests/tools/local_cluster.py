@@ -101,19 +101,12 @@ class LocalCluster:
 
     def processes(self, name: str) -> list[psutil.Process]:
         """All processes of a node."""
-        first = psutil.Process(self._started[name].pid)
-        return [first, *first.children(recursive=True)]
+        return family(self._started[name].pid)
 
     def kill(self, name: str) -> None:
         """SIGKILL to every process of a node at once."""
-        every = self.processes(name)
-        process = self._started.pop(name)
-        # stopped first, so that none sees another one's end
-        for signalled in (signal.SIGSTOP, signal.SIGKILL):
-            for each in every:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    each.send_signal(signalled)
-        process.wait()
+        kill_together(self.processes(name))
+        self._started.pop(name).wait()
 
     def announce_end(self, node_id: str) -> None:
         """Ray's notice that a node will be taken away in a minute."""
@@ -180,6 +173,20 @@ def local_cluster(
         yield cluster
     finally:
         cluster.close()
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that it has started."""
+    first = psutil.Process(pid)
+    return [first, *first.children(recursive=True)]
+
+
+def kill_together(processes: list[psutil.Process]) -> None:
+    """SIGKILL to all of them, as if their machine had gone; stopped first, so that none sees another one's end."""
+    for signalled in (signal.SIGSTOP, signal.SIGKILL):
+        for each in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(signalled)
 
 
 def can_hide_folders() -> bool:
