@@ -403,17 +403,21 @@ def test_a_run_without_a_place_waits_until_there_is_one(storage, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     other = ray.util.placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
     assert other.wait(10)
-    went = []
+    earlier = set(ray.util.placement_group_table())
+    tries: set[str] = set()
 
     def go() -> None:
-        went.append(other)
+        """Make room after more starts without a place than there may be failed ones."""
+        while len(tries) < 4:
+            tries.update(set(ray.util.placement_group_table()) - earlier)
+            time.sleep(0.1)
         ray.util.remove_placement_group(other)
 
-    threading.Timer(40, go).start()
+    threading.Thread(target=go, daemon=True).start()
     values = make_values(storage, name="waiting", resources={"runner": "ray_train"})
     status = train_run(RunSpec.model_validate(values), train_fn=make_training(), progress=False)
     assert (status.status, status.step) == ("finished", 40)
-    assert went, "it did not wait"
+    assert len(tries) >= 4, "it did not wait"
 
 
 def test_two_workers_train_together_and_a_failure_keeps_its_class(storage):
