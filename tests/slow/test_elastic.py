@@ -74,19 +74,15 @@ def test_a_run_goes_on_with_the_workers_that_find_a_place(cluster: LocalCluster)
     def step() -> int:
         return list_runs(cluster.storage)[0].step
 
-    wait_for(
-        lambda: sizes() == ["2"] and step() >= 20, what="two workers", seconds=200, driver=driver
-    )
+    wait_for(lambda: sizes() == ["2"] and step() >= 20, what="two workers", driver=driver)
     cluster.kill("two")
-    wait_for(lambda: sizes() == ["2", "1"], what="one worker", seconds=200, driver=driver)
+    wait_for(lambda: sizes() == ["2", "1"], what="one worker", driver=driver)
     before = step()
-    wait_for(lambda: step() >= before + 20, what="its steps", seconds=200, driver=driver)
+    wait_for(lambda: step() >= before + 20, what="its steps", driver=driver)
     cluster.add_node("three")
-    wait_for(
-        lambda: sizes() == ["2", "1", "2"], what="two workers again", seconds=200, driver=driver
-    )
+    wait_for(lambda: sizes() == ["2", "1", "2"], what="two workers again", driver=driver)
     before = step()
-    wait_for(lambda: step() >= before + 10, what="their steps", seconds=200, driver=driver)
+    wait_for(lambda: step() >= before + 10, what="their steps", driver=driver)
     [folder] = [Path(run.folder) for run in list_runs(cluster.storage)]
     node, process = (folder / "first").read_text().split()
     [name] = [
@@ -100,11 +96,10 @@ def test_a_run_goes_on_with_the_workers_that_find_a_place(cluster: LocalCluster)
     wait_for(
         lambda: sizes() == ["2", "1", "2", "1"],
         what="the one that stays",
-        seconds=200,
         driver=driver,
     )
     before = step()
-    wait_for(lambda: step() >= before + 10, what="its steps", seconds=200, driver=driver)
+    wait_for(lambda: step() >= before + 10, what="its steps", driver=driver)
     driver.terminate()
     assert driver.wait(timeout=100) == 0, log.read_text()
     run = RunFolder(folder).stored()
@@ -140,7 +135,7 @@ def test_a_trial_shrinks_and_grows_again_and_leaves_the_other_alone(tmp_path_fac
             # those at work, whose first evaluation tells that all workers are there
             return sorted(run.workers for run in trials if run.best)
 
-        wait_for(lambda: workers() == [[2], [2]], what="two trials", seconds=200, driver=driver)
+        wait_for(lambda: workers() == [[2], [2]], what="two trials", driver=driver)
         cluster.kill("goes")
         wait_for(lambda: workers() == [[2], [2, 1]], what="one worker less", driver=driver)
         cluster.add_node("comes")

@@ -221,13 +221,15 @@ def wait_for(
     seconds: float = 120,
     driver: subprocess.Popen[bytes] | None = None,
 ) -> None:
-    """Wait until something is the case.
+    """Wait until something is the case: while a driver lives, as long as the test may take; else for some seconds.
 
     Raises:
         AssertionError: it took too long, or the driver has ended before.
     """
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-        assert driver is None or driver.poll() is None, f"the driver ended before {what}"
+        if driver is None:
+            assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        else:
+            assert driver.poll() is None, f"the driver ended before {what}"
         time.sleep(0.2)
