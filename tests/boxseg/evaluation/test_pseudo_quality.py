@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from boxseg.evaluation.pseudo_quality import auroc, mask_iou, quality_metrics
+from boxseg.evaluation.pseudo_quality import auroc, mask_iou, quality_metrics, ranks
 
 
 def test_auroc_counts_the_pairs_in_the_right_order():
@@ -22,6 +22,11 @@ def test_summary_of_pseudo_masks():
     assert metrics["pseudo_iou"] == pytest.approx(0.4625)
     assert metrics["quality_auroc"] == pytest.approx(3 / 4)
     assert metrics["quality_rank"] == pytest.approx(0.8)
+
+
+def test_equal_values_share_their_ranks():
+    assert ranks([0.5, 0.1, 0.5, 0.9, 0.5]).tolist() == [3, 1, 3, 5, 3]
+    assert ranks([]).tolist() == []
 
 
 def test_what_is_undefined_is_left_out():
