@@ -63,6 +63,15 @@ class MaskFile:
                 raise DataError(f"{path}: entry {number} {value}; {rule} (correct or remove it)")
         return cls(path, entries, fields.get("images"), fields.get("categories"))
 
+    def class_names(self) -> dict[int, str]:
+        """Category id -> name of the classes that it lists; a list of results has none."""
+        names = {}
+        for category in self.categories if isinstance(self.categories, list) else []:
+            fields = category if isinstance(category, dict) else {}
+            if is_whole(fields.get("id")) and isinstance(fields.get("name"), str):
+                names[fields["id"]] = fields["name"]
+        return names
+
 
 def match_masks(file: MaskFile, data: CocoBoxes) -> dict[int, list[Entry]]:
     """Entries of a file that have a mask, with a box and a label each, by image id of the data.
@@ -79,7 +88,7 @@ def match_masks(file: MaskFile, data: CocoBoxes) -> dict[int, list[Entry]]:
         index_of = _match_images(path, images, data)
     else:
         index_of = {data.image_id(index): index for index in range(len(data))}
-    label_of = _match_classes(file.categories, data)
+    label_of = labels_of_file(file, data)
     masks_of: dict[int, list[Entry]] = defaultdict(list)
     num_foreign = num_without_mask = 0
     for entry in entries:
@@ -174,7 +183,7 @@ def _match_images(path: Path, images: Any, data: CocoBoxes) -> dict[int, int]:
                 f"{path}: images[{number}] has no whole number `id` and text `file_name`; "
                 f"{MASKS_RULE} (correct the file)"
             )
-        name = _match_name(image["file_name"], position_of, names, data)
+        name = _match_name(path, image["file_name"], position_of, names, data)
         if name is not None:
             index_of[image["id"]] = position_of[name]
             _require_same_size(path, image, data, position_of[name])
@@ -196,9 +205,13 @@ def _has_id_and_name(image: Any) -> bool:
 
 
 def _match_name(
-    name: str, position_of: dict[str, int], names: Names, data: CocoBoxes
+    path: Path, name: str, position_of: dict[str, int], names: Names, data: CocoBoxes
 ) -> str | None:
-    """The data's name of an image of a file of masks; None if it has no such image."""
+    """The data's name of an image of a file of masks; None if it has no such image.
+
+    Raises:
+        DataError: several images of the data may be meant.
+    """
     if name in position_of:
         return name
     folder = data.source.images.absolute()
@@ -209,7 +222,12 @@ def _match_name(
     for other in names.alike(name):
         if is_tail(name, (folder / other).as_posix()):
             alike.append(other)
-    return alike[0] if len(alike) == 1 else None
+    if len(alike) > 1:
+        raise DataError(
+            f"{path}: its image {name!r} may be {alike[0]!r} or {alike[1]!r} of {_place(data)}; images are "
+            "matched by their file names (write them with their folders, as `predict` does from above these)"
+        )
+    return alike[0] if alike else None
 
 
 def _require_same_size(path: Path, image: Entry, data: CocoBoxes, index: int) -> None:
@@ -236,24 +254,19 @@ def _require_distinct(path: Path, index_of: dict[int, int], data: CocoBoxes) -> 
             )
 
 
-def _match_classes(categories: Any, data: CocoBoxes) -> dict[int, int]:
-    """Category id of a file of masks -> label of the data."""
+def labels_of_file(file: MaskFile, data: CocoBoxes) -> dict[int, int]:
+    """Category id of a file of masks -> label of the data; `ABSENT` for a class that it lists and the data has not."""
     by_id = {category_id: label for label, category_id in enumerate(data.category_ids)}
-    if not isinstance(categories, list):
+    if not isinstance(file.categories, list):
         return by_id
     label_of: dict[int, int] = {}
-    for category in categories:
-        if not isinstance(category, dict) or not is_whole(category.get("id")):
-            continue
-        name = category.get("name")
-        if not isinstance(name, str):
-            continue
-        label = by_id.get(category["id"], ABSENT)
+    for category_id, name in file.class_names().items():
+        label = by_id.get(category_id, ABSENT)
         # The id decides only between classes of one name.
         is_same = label != ABSENT and fold_name(name) == fold_name(data.class_names[label])
         if not is_same:
             (label,) = find_labels([name], data.class_names)
-        label_of[category["id"]] = label
+        label_of[category_id] = label
     return label_of
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ from boxseg.coco.entries import Entry
 from boxseg.coco.masks import Rle, decode_part, encode_part
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.ground_truth import coco_ground_truth
-from boxseg.data.mask_files import MaskFile, encode_entry, match_masks
+from boxseg.data.mask_files import MaskFile, encode_entry, labels_of_file, match_masks
 from boxseg.errors import DataError
 from boxseg.evaluation.ap import CONFIDENT, CocoScores, ImageResult, coco_scores, encode_detections
 from boxseg.ops.boxes import box_iou
@@ -111,16 +112,24 @@ def match_classes(predictor: Predictor, data: CocoBoxes) -> NDArray[np.int64]:
     if (tuple(predictor.category_ids), tuple(names)) == (data.category_ids, data.class_names):
         return np.arange(len(names))
     require_shared_class(names, data.class_names, place)
-    labels = np.array(find_labels(names, data.class_names), dtype=np.int64)
+    labels = find_labels(names, data.class_names)
+    _warn_of_classes("the network", names, labels, data)
+    return np.array(labels, dtype=np.int64)
+
+
+def _warn_of_classes(
+    whose: str, names: Sequence[str], labels: Sequence[int], data: CocoBoxes
+) -> None:
+    """Log which classes of the data are never found, and which of those of a network, or file, it has not."""
+    place = data.source.annotations
     unknown = [name for label, name in enumerate(data.class_names) if label not in labels]
     foreign = [name for name, label in zip(names, labels, strict=True) if label == ABSENT]
     if unknown:
-        warning = "classes that the network has not, or that are named alike, count as never found"
+        warning = f"classes that {whose} has not, or that are named alike, count as never found"
         logger.warning("%s: %d %s: %s", place, len(unknown), warning, ", ".join(unknown[:SHOWN]))
     if foreign:
-        warning = "classes of the network are none of these, and left out"
+        warning = f"classes of {whose} are none of these, and left out"
         logger.warning("%s: %d %s: %s", place, len(foreign), warning, ", ".join(foreign[:SHOWN]))
-    return labels
 
 
 def read_objects(file: MaskFile, data: CocoBoxes) -> list[ImageResult]:
@@ -136,11 +145,8 @@ def read_objects(file: MaskFile, data: CocoBoxes) -> list[ImageResult]:
     if 0 < without_score < len(entries):
         problem = f"{without_score} of {len(entries)} entries have neither score nor quality"
         raise DataError(f"{path}: {problem}; AP ranks all of them by it (add them, or remove all)")
-    for entry in entries:
-        if entry["label"] == ABSENT:
-            category_id, place = entry.get("category_id"), data.source.annotations
-            problem = f"category id {category_id}, which {place} has not"
-            raise DataError(f"{path}: an entry has {problem}; both need the same categories")
+    masks_of = _of_known_classes(file, data, masks_of)
+    entries = [entry for of_image in masks_of.values() for entry in of_image]
     if without_score:
         problem = "no entry has a score or quality: equal scores count in the order of the file"
         logger.warning("%s: %s", path, problem)
@@ -151,6 +157,30 @@ def read_objects(file: MaskFile, data: CocoBoxes) -> list[ImageResult]:
         results.append(_read_image(path, data, index, of_image))
     _warn_of_other_classes(path, data, results)
     return results
+
+
+def _of_known_classes(
+    file: MaskFile, data: CocoBoxes, masks_of: dict[int, list[Entry]]
+) -> dict[int, list[Entry]]:
+    """The entries by image id, without those of classes that the file lists and the data has not; these are logged.
+
+    Raises:
+        DataError: an entry is of a class that neither lists, or none is of a class of the data.
+    """
+    names = file.class_names()
+    known = {
+        image_id: [entry for entry in entries if entry["label"] != ABSENT]
+        for image_id, entries in masks_of.items()
+    }
+    for entry in itertools.chain(*masks_of.values()):
+        category_id = entry.get("category_id")
+        if entry["label"] == ABSENT and (category_id not in names or not any(known.values())):
+            problem = f"category id {category_id}, which {data.source.annotations} has not"
+            raise DataError(f"{file.path}: an entry has {problem}; both need the same categories")
+    if names:
+        labels = labels_of_file(file, data)
+        _warn_of_classes("the file", list(names.values()), list(labels.values()), data)
+    return known
 
 
 def _warn_of_repeated(path: Path, entries: Sequence[Entry]) -> None:

@@ -101,3 +101,43 @@ def test_classes_that_are_counted_differently_are_told(read, caplog):
     # One of two may be a mistake of the network.
     read([entry(box, category_id=1 + i, score=0.9) for i, box in enumerate(BOXES)])
     assert "another class" not in caplog.text
+
+
+def detections_of_classes(names):
+    entries = [entry(box, category_id=i, score=0.9) for i, box in enumerate(BOXES, start=1)]
+    images = [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}]
+    categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
+    return {"images": images, "annotations": entries, "categories": categories}
+
+
+def test_classes_that_the_data_has_not_are_left_out(read, caplog):
+    (found,) = read(detections_of_classes(["cat", "bird"]))
+    assert found.labels.tolist() == [0]
+    assert "1 classes of the file are none of these, and left out: bird" in caplog.text
+    assert (
+        "1 classes that the file has not, or that are named alike, count as never found: dog"
+        in caplog.text
+    )
+
+
+def test_a_file_none_of_whose_classes_is_of_the_data_is_refused(read):
+    with pytest.raises(DataError, match=r"an entry has category id 1, which .* has not"):
+        read(detections_of_classes(["fish", "bird"]))
+
+
+def test_a_class_that_neither_the_file_nor_the_data_lists_is_refused(read):
+    with pytest.raises(DataError, match=r"an entry has category id 2, which .* has not"):
+        read(detections_of_classes(["cat"]))
+
+
+def test_an_image_that_may_be_either_of_two_is_refused(data, tmp_path):
+    content = json.loads((tmp_path / "gt.json").read_text())
+    size = {"width": 64, "height": 48}
+    content["images"] = [{"id": i, "file_name": f"{i}/1.png"} | size for i in (1, 2)]
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    theirs = detections_of_classes(["cat", "dog"])
+    theirs["images"] = [{"id": 1, "file_name": "1.png"}]
+    (tmp_path / "results.json").write_text(json.dumps(theirs))
+    file = MaskFile.read(tmp_path / "results.json")
+    with pytest.raises(DataError, match=r"its image '1.png' may be '1/1.png' or '2/1.png'"):
+        read_objects(file, CocoBoxes(data.source, train=False))
