@@ -33,6 +33,8 @@ VOC_CLASSES = (
 VOID = 255
 """VOC's border pixels, which belong to no object."""
 LISTS = ("train", "val", "trainval")
+SPLIT_FOLDERS = {"train": "train", "valid": "val", "val": "val", "test": "test"}
+"""Folders that tools keep the images of a split in, by what the split is called here."""
 VOC_LIST = "ImageSets/Segmentation/train.txt"
 MAX_XML_BYTES = 2**22
 """Limit for an annotation file; each object takes some hundred bytes."""
@@ -70,8 +72,9 @@ def convert_voc(source: Path) -> Splits:
     the boxes of `Annotations`, which count pixels from 1 and include their last one. With other classes than VOC's
     these are files of a tool, read as below.
 
-    A folder without `ImageSets`, as annotation tools write it, becomes one split named `all`: its classes are those
-    that occur, by name, and its boxes are corners in pixels from 0, as these tools write them.
+    A folder without `ImageSets`, as annotation tools write it, becomes one split named `all`, or those of its folders
+    `train`, `valid` and `test`: its classes are those that occur, by name, and its boxes are corners in pixels from 0,
+    as these tools write them.
 
     Source: the VOC2012 development kit's description of its files.
     """
@@ -162,7 +165,10 @@ def _box_splits(source: Path, *, has_masks: bool) -> Splits:
 
 
 def _convert_folder(source: Path) -> Splits:
-    """A folder of a tool as the split `all`; nothing if it has no annotation file."""
+    """A folder of a tool; nothing if it has no annotation file.
+
+    The split `all`; or one for each of the folders `train`, `valid`, `val` and `test`, where all files are in these.
+    """
     folder, paths = _find_annotations(source)
     images = [_read_image(path) for path in paths]
     if not images:
@@ -173,14 +179,19 @@ def _convert_folder(source: Path) -> Splits:
         if folder.is_dir():
             names = names_below(folder)
             files = Names(names)
-            split = CocoSplit(folder, _class_names(images))
             if files.alike(_find_file(stems[0], images[0].file_name, files)):
                 break
     file_names = _find_files(source, stems, images, files)
-    for image, file_name in zip(images, file_names, strict=True):
+    class_names = _class_names(images)
+    tops = [stem.split("/")[0] for stem in stems]
+    are_splits = SPLIT_FOLDERS.keys() >= set(tops)
+    splits: Splits = {}
+    for top, image, file_name in zip(tops, images, file_names, strict=True):
+        name = SPLIT_FOLDERS[top] if are_splits else "all"
+        split = splits.setdefault(name, CocoSplit(folder, class_names))
         _add_boxes(split, image, file_name, from_one=False)
     _warn_of_unannotated(source, names, file_names)
-    return {"all": split}
+    return splits
 
 
 def _find_annotations(source: Path) -> tuple[Path, list[Path]]:

@@ -72,11 +72,11 @@ class Tally:
     """Objects whose keypoints were left out."""
     outlines: int = 0
     of_three_points: int = 0
-    three_points_ending_whole: int = 0
-    """As `ending_whole`, of three points: a box with its confidence and track id looks so."""
+    three_points_ending_in_1: int = 0
+    """As `ending_in_1`, of three points: a box with its confidence and track id looks so."""
     of_four_points: int = 0
-    ending_whole: int = 0
-    """Outlines whose last number is a whole one, as track ids are."""
+    ending_in_1: int = 0
+    """Outlines whose last number is 1, as the first track's id is; larger ones are no shares."""
     empty: int = 0
     """Outlines without a pixel inside."""
     classes: set[int] = field(default_factory=set)
@@ -196,19 +196,19 @@ def _warn_of_outlines(tally: Tally, source: Path) -> None:
     Raises:
         DataError: all are boxes, each with a confidence and a track id: read as three points they are elsewhere.
     """
-    if tally.outlines and tally.outlines == tally.three_points_ending_whole:
+    if tally.outlines and tally.outlines == tally.three_points_ending_in_1:
         raise DataError(
-            f"{source}: all {tally.outlines} outlines have three points and end in a whole number; "
+            f"{source}: all {tally.outlines} outlines have three points and end in 1; "
             f"{TRACK_RULE} (keep the class and x y width height of each line)"
         )
-    if 0 < tally.of_three_points == tally.three_points_ending_whole:
-        warning = "%s: all %d outlines of three points end in a whole number; if these are boxes with a confidence, %s"
-        logger.warning(warning, source, tally.of_three_points, TRACK_RULE)
-    elif tally.outlines > 1 and tally.outlines == tally.ending_whole:
-        value = (
-            "outlines end in a whole number; if these are track ids, cut them and the confidences"
-        )
-        logger.warning("%s: all %d %s", source, tally.outlines, value)
+    if tally.three_points_ending_in_1:
+        count = f"{tally.three_points_ending_in_1} of {tally.of_three_points}"
+        value = "outlines of three points end in 1; if these are boxes with a confidence"
+        logger.warning("%s: %s %s, %s", source, count, value, TRACK_RULE)
+    elif tally.outlines > 1 and 2 * tally.ending_in_1 > tally.outlines:
+        count = f"{tally.ending_in_1} of {tally.outlines}"
+        value = "outlines end in 1; if these are track ids, cut them and the confidences"
+        logger.warning("%s: %s %s", source, count, value)
     if tally.poses:
         warning = "%s: the keypoints of %d objects are left out, their boxes are read"
         logger.warning(warning, source, tally.poses)
@@ -414,9 +414,9 @@ def _add_object(
     tally.outlines += 1
     tally.of_three_points += len(points) == 3
     tally.of_four_points += len(points) == 4
-    ends_whole = numbers[-1] > 0 and numbers[-1].is_integer()
-    tally.ending_whole += ends_whole
-    tally.three_points_ending_whole += ends_whole and len(points) == 3
+    # The number of the first track, or the lower edge of the picture.
+    tally.ending_in_1 += numbers[-1] == 1
+    tally.three_points_ending_in_1 += numbers[-1] == 1 and len(points) == 3
     tally.empty += not has_pixels
     split.add_object(label, box=_box_around(points), mask=mask if has_pixels else None)
 
@@ -453,6 +453,10 @@ def _shares(numbers: list[float], keypoints: int) -> NDArray[np.float64]:
         )
     if keypoints:
         shares = shares[:4]
+    if len(shares) > 4 and np.abs(shares[:-1]).max() <= 1 < shares[-1] == int(shares[-1]):
+        raise ValueError(
+            f"it ends in {shares[-1]:g}, no share but perhaps a track id; {TRACK_RULE}"
+        )
     if np.abs(shares).max() > MAX_SHARE:
         raise ValueError(f"{np.abs(shares).max():g} is no share of width or height")
     return shares

@@ -9,7 +9,6 @@ from pathlib import Path
 from boxseg.coco.checks import check_entries, read_well_formed
 from boxseg.coco.classes import require_shared_class
 from boxseg.coco.faults import first_of_each_kind
-from boxseg.coco.odd_entries import LISTED_ONCE
 from boxseg.coco.picture_checks import picture_faults
 from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import take_fingerprint
@@ -35,7 +34,7 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
         to_evaluate: Whether its masks are what others are measured with.
 
     Raises:
-        DataError: the annotation file is damaged, lists a file twice, or has no box.
+        DataError: the annotation file is damaged, lists a file twice, has no box, or none in pixels.
         ConfigError: none of its images is in the folder.
     """
     content = read_well_formed(source.annotations, whole=False)
@@ -46,7 +45,8 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
             "AP needs objects (name another file)"
         )
     for fault in check_entries(source, training=not to_evaluate):
-        if fault.fatal and fault.rule == LISTED_ONCE:
+        # Of one entry, the others are of use; of the file as a whole, as boxes in another notation, nothing is.
+        if fault.fatal and fault.annotation_id is None:
             raise DataError(str(fault))
         logger.warning("%s", fault)
     for fault in first_of_each_kind(

@@ -399,6 +399,28 @@ def test_a_file_without_detections_is_said_to_be_one(told):
     assert "has no mask for any image of gt.json, though it lists some of them" in said
 
 
+@pytest.mark.parametrize(
+    ("boxes", "looks"),
+    [
+        ([[0.1, 0.1, 0.4, 0.5], [0.5, 0.2, 0.3, 0.6]], "look like shares of width and height"),
+        ([[30, 20, 60, 44]] * 4, "all fit as x1, y1, x2, y2"),
+    ],
+)
+@pytest.mark.parametrize("command", ["label", "eval"])
+def test_boxes_that_are_not_in_pixels_from_a_corner_are_not_worked_with(
+    told, boxes, looks, command
+):
+    picture(Path("a.png"))
+    entries = [annotation(i, box, masked=False) for i, box in enumerate(boxes, start=1)]
+    write(Path("gt.json"), coco([image()], entries))
+    words = ["label", "gt.json", "--source", "box", "--output", "out"]
+    if command == "eval":
+        words = ["eval", "gt.json", "--data", "gt.json", "--output", "out"]
+    code, said = told(*words)
+    assert (code, looks in said) == (3, True)
+    assert not Path("out/labels.coco.json").exists()
+
+
 def test_the_plan_of_labels_tells_of_boxes_that_look_moved(told):
     picture(Path("a.png"), (640, 480))
     corners = [[x, y] for x in range(0, 541, 90) for y in range(0, 381, 95)]

@@ -84,3 +84,21 @@ def test_annotations_beside_their_images_make_a_folder_one_of_voc(tmp_path, endi
     source = import_boxes(tmp_path / "JPEGImages", tmp_path / "made", None)
     (image,) = json.loads(source.annotations.read_text())["images"]
     assert image["file_name"] == "a.png"
+
+
+def test_splits_of_a_tool_stay_apart_and_share_their_classes(tmp_path):
+    for folder, class_name in (("train", "dog"), ("valid", "cat")):
+        add_picture(tmp_path, f"{folder}/a.jpg")
+        add_annotation(tmp_path, f"{folder}/a.xml", "a.jpg", class_name)
+    splits = convert(tmp_path, "voc")
+    listed = {name: classes_and_files(split.content) for name, split in splits.items()}
+    assert listed == {"train": [(2, "train/a.jpg")], "val": [(1, "valid/a.jpg")]}
+    # Beside other folders they are no splits.
+    add_picture(tmp_path, "more/b.jpg")
+    add_annotation(tmp_path, "more/b.xml", "b.jpg")
+    assert list(convert(tmp_path, "voc")) == ["all"]
+
+
+def classes_and_files(content):
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    return [(entry["category_id"], names[entry["image_id"]]) for entry in content["annotations"]]

@@ -320,26 +320,30 @@ def test_a_label_file_that_two_images_share_is_told(folder, caplog):
 
 
 def test_boxes_with_a_confidence_and_a_track_id_are_no_outlines(folder):
-    (folder / "labels/val/b.txt").write_text("1 0.5 0.5 0.2 0.2 0.9 1\n0 0.5 0.5 0.2 0.2 0.8 2\n")
-    with pytest.raises(DataError, match=r"all 2 outlines have three points and end in a whole"):
+    (folder / "labels/val/b.txt").write_text("1 0.5 0.5 0.2 0.2 0.9 1\n0 0.5 0.5 0.2 0.2 0.8 1\n")
+    with pytest.raises(DataError, match=r"all 2 outlines have three points and end in 1; .*track"):
         convert(folder, "yolo")
-    # of more ids, the first is met sooner
-    (folder / "labels/val/b.txt").write_text("1 0.5 0.5 0.2 0.2 0.9 12\n")
-    with pytest.raises(DataError, match=r"12 is no share .* nothing behind"):
+
+
+@pytest.mark.parametrize("track_id", [2, 12])
+def test_a_track_id_that_is_no_share_is_called_so(folder, track_id):
+    triangle = "0 0.5 0.5 0.2 0.2 0.9 0.8"
+    (folder / "labels/val/b.txt").write_text(f"{triangle}\n1 0.5 0.5 0.2 0.2 0.9 {track_id}\n")
+    with pytest.raises(DataError, match=rf"b.txt:2: it ends in {track_id}, .*perhaps a track id"):
         convert(folder, "yolo")
 
 
 def test_boxes_with_a_confidence_and_a_track_id_are_told_among_outlines(folder, caplog):
     outline = "0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5"
     track = "1 0.5 0.5 0.2 0.2 0.9 1"
-    (folder / "labels/val/b.txt").write_text(f"{outline}\n{track}\n{outline}\n")
-    convert(folder, "yolo")
-    assert any("all 1 outlines of three points end in a whole" in each for each in caplog.messages)
-    caplog.clear()
     triangle = "1 0.5 0.5 0.2 0.2 0.9 0.8"
-    (folder / "labels/val/b.txt").write_text(f"{outline}\n{track}\n{triangle}\n")
-    convert(folder, "yolo")
-    assert not caplog.messages
+    for lines, count in (([outline, track, outline], "1 of 1"), ([track, triangle], "1 of 2")):
+        caplog.clear()
+        (folder / "labels/val/b.txt").write_text("\n".join(lines))
+        convert(folder, "yolo")
+        assert any(
+            f"{count} outlines of three points end in 1" in each for each in caplog.messages
+        )
 
 
 def test_what_macs_write_beside_files_is_no_part_of_a_data_set(folder, caplog):
@@ -401,15 +405,15 @@ def test_classes_that_look_counted_from_1_are_told(folder, caplog):
     assert any("no object is of class 0" in each for each in caplog.messages)
 
 
-def test_outlines_that_all_end_in_a_whole_number_are_told(folder, caplog):
+def test_outlines_most_of_which_end_as_track_ids_do_are_told(folder, caplog):
     outline = "0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5"
-    (folder / "labels/val/b.txt").write_text(f"{outline} 0.9 1\n{outline} 0.8 2\n")
-    convert(folder, "yolo")
-    assert any("all 2 outlines end in a whole number" in each for each in caplog.messages)
-    caplog.clear()
-    (folder / "labels/val/b.txt").write_text(f"{outline} 0.9 1\n{outline}\n")
-    convert(folder, "yolo")
-    assert not caplog.messages
+    for tracks, is_told in ((2, True), (1, False)):
+        caplog.clear()
+        lines = [outline, *[f"{outline} 0.9 1"] * tracks]
+        (folder / "labels/val/b.txt").write_text("\n".join(lines))
+        convert(folder, "yolo")
+        told = [each for each in caplog.messages if "2 of 3 outlines end in 1; if these" in each]
+        assert bool(told) == is_told
 
 
 def test_a_label_file_belongs_to_its_image_however_its_accents_are_stored(folder, caplog):
