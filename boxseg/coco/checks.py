@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from boxseg.coco.entries import (
     REQUIRED_KEYS,
@@ -37,6 +38,26 @@ SHOWN_FAULTS = 5
 COCO_RULE = "a COCO instance file is one object with the lists images, annotations and categories"
 FILE_RULE = "a data source needs its COCO annotation file"
 EXPORT = "export it as COCO instances"
+OTHER_FORMATS = (
+    ("LabelMe", {"shapes", "imagePath"}),
+    ("VIA", {"filename", "regions"}),
+    ("VIA", {"_via_img_metadata"}),
+    ("Supervisely", {"objects", "size"}),
+    ("Supervisely", {"classes", "tags"}),
+    ("Label Studio", {"data", "annotations"}),
+    ("Label Studio", {"annotator", "annotation_id"}),
+    ("CreateML", {"image", "annotations"}),
+    ("Detectron2", {"file_name", "annotations"}),
+    ("Datumaro", {"items", "categories"}),
+    ("VoTT", {"assets"}),
+    ("SageMaker", {"source-ref"}),
+    ("BDD100K", {"name", "labels"}),
+    (
+        "COCO's results, which need the file that they were found with,",
+        {"image_id", "category_id"},
+    ),
+)
+"""What a JSON file is of, by keys of its first object."""
 MASKS_RULE = "data.use_masks: where_present needs some (a supervised twin needs all)"
 MASKS_WAY_OUT = (
     "name a file with `segmentation` in data.train.annotations, or train on boxes: "
@@ -244,11 +265,23 @@ def _load(path: Path, hook: Callable[[Entry], Entry] | None) -> Content | Fault:
         rule = FILE_RULE if error.value == DOES_NOT_EXIST else COCO_RULE
         return Fault(path, error.value, rule, error.way_out)
     if not isinstance(content, dict):
-        return Fault(path, f"holds a {type(content).__name__}", COCO_RULE, EXPORT)
+        value = f"holds a {type(content).__name__}{_looks_like(content)}"
+        return Fault(path, value, COCO_RULE, EXPORT)
     for key in REQUIRED_KEYS:
         if not isinstance(content.get(key), list):
-            return Fault(path, f"has no list `{key}`", COCO_RULE, EXPORT)
+            return Fault(path, f"has no list `{key}`{_looks_like(content)}", COCO_RULE, EXPORT)
     return content
+
+
+def _looks_like(content: Any) -> str:
+    """Words for what a JSON file seems to be instead of COCO's; none where nothing tells."""
+    # A list of objects, one object, or one that holds others by their names.
+    first = content[:1] if isinstance(content, list) else [content, *content.values()][:2]
+    for keys in (entry.keys() for entry in first if isinstance(entry, dict)):
+        for name, signs in OTHER_FORMATS:
+            if keys >= signs:
+                return f" and looks like {name}"
+    return ""
 
 
 # Masks are most of a COCO file, and their lists take ten times the memory of their text. So each is replaced by as much

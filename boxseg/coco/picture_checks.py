@@ -58,7 +58,8 @@ def picture_faults(folder: Path, images: list[Entry], *, decode: bool) -> Iterat
             # The place of a fault is the folder where the name leads out of it.
             if fault.value == DOES_NOT_EXIST or fault.file == folder:
                 match = names().find(image["file_name"])
-                if match is not None:
+                # A link that leads nowhere has the very name.
+                if match not in (None, image["file_name"]):
                     fault = _with_match(fault, image["file_name"], match)
             yield fault
     yield from _repeated_faults(folder, images)

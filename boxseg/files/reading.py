@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import yaml
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from boxseg.errors import DataError
 from boxseg.files.writing import NotAFileError, plain_size, read_plain, reason_of
@@ -45,6 +45,16 @@ FORMATS = frozenset(
     ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 )
 """PIL's names of formats that hold pixels; others start programs (EPS) or hold something else."""
+OTHER_FILES = {
+    b"ftyphei": ("is a HEIC picture", "store it as JPEG or PNG"),
+    b"ftypmif1": ("is a HEIC picture", "store it as JPEG or PNG"),
+    b"git-lfs": ("is a pointer of Git LFS", "fetch the file with `git lfs pull`"),
+    b"<html": ("is a web page", "download the picture again"),
+    b"<!doctype html": ("is a web page", "download the picture again"),
+    b"<svg": ("is an SVG drawing", "store it as PNG"),
+    b"%pdf": ("is a PDF", "store its pages as PNG"),
+}
+"""What the first bytes of a file that is no picture hold, in lower case -> what it is, and the way out."""
 NO_COLOURS = {
     "F": "has floats as pixels, and no rule says which are dark and which are bright",
     "La": "has grey with premultiplied transparency as pixels",
@@ -253,6 +263,13 @@ def read_picture(
             return use(picture)
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        with path.open("rb") as file:
+            start = file.read(64).lower()
+        for sign, (value, own_way_out) in OTHER_FILES.items():
+            if sign in start:
+                raise UnreadableError(path, value, rule, own_way_out) from error
+        raise UnreadableError(path, f"cannot be read: {error}", rule, way_out) from error
     except Image.DecompressionBombError as error:
         size, *_ = str(error).split(", ")
         raise UnreadableError(path, f"is too large: {size}", SIZE_RULE, _shrink(path)) from error

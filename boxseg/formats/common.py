@@ -64,6 +64,12 @@ class TurnedPicture:
         return np.stack([x, y], axis=1)
 
 
+def example_json(folder: Path) -> str:
+    """Words that name a JSON file in a folder or the ones below; none where there is none."""
+    files = sorted([*folder.glob("*.json"), *folder.glob("*/*.json")])
+    return f", perhaps {files[0]}" if files else ""
+
+
 def read_listing(path: Path) -> str:
     """Text of a list, or of the labels of an image.
 

@@ -9,6 +9,13 @@ from typing import Literal
 from boxseg.config.method import CocoSource
 from boxseg.errors import ConfigError, DataError
 from boxseg.files.names import files_in, is_file_inside, split_name
+from boxseg.formats.common import example_json
+
+OTHER_ENDINGS = frozenset(
+    {".csv", ".gz", ".jsonl", ".manifest", ".ndjson", ".parquet", ".rar", ".record", ".tar"}
+    | {".tfrecord", ".tsv", ".txt", ".xml", ".zip"}
+)
+"""Files that people have annotations in, and that are not read."""
 
 
 def find_source(annotations: Path, images: Path | None) -> CocoSource:
@@ -26,7 +33,7 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
     from boxseg.coco.checks import read_annotations
 
     refuse_addresses(annotations, images)
-    refuse_folder(annotations)
+    refuse_others(annotations)
     if images is not None:
         if not images.is_dir():
             raise ConfigError(
@@ -111,18 +118,21 @@ def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
     return CocoSource(images=images or joined.images.absolute(), annotations=folder / "boxes.json")
 
 
-def refuse_folder(path: Path) -> None:
-    """Refuse a folder where an annotation file is needed.
+def refuse_others(path: Path) -> None:
+    """Refuse a folder where an annotation file is needed, and files that by their names are none.
 
     Raises:
         ConfigError: tells how to import it.
     """
-    if path.is_dir():
-        files = sorted([*path.glob("*.json"), *path.glob("*/*.json")])
-        example = f" (perhaps {files[0]})" if files else ""
+    if path.is_file() and path.suffix.lower() in OTHER_ENDINGS:
         raise ConfigError(
-            f"{path}: is a folder, and an annotation file in COCO's format is needed; name it{example}, or make one "
-            f"with `boxseg data import {path} --from {_format_of(path)} --output DIR`"
+            f"{path}: is no COCO file (.json), and no other is read; export it as COCO instances, or import the whole "
+            "folder with `boxseg data import` if it is one of YOLO or VOC"
+        )
+    if path.is_dir():
+        raise ConfigError(
+            f"{path}: is a folder, and an annotation file in COCO's format is needed; name it{example_json(path)}, "
+            f"or make one with `boxseg data import {path} --from {_format_of(path)} --output DIR`"
         )
 
 

@@ -329,6 +329,10 @@ def _read_image(path: Path) -> VocImage:
                 "it declares entities, of which a few can stand for more than memory holds"
             )
         root = ElementTree.fromstring(data)
+        if root.tag == "annotations":
+            raise ValueError(
+                "it is of CVAT for images, with all of them in one file; export PASCAL VOC or COCO there"
+            )
         size, why_no_size = _read_size(root)
         objects = [_read_object(element, path) for element in root.iter("object")]
     except (

@@ -23,7 +23,7 @@ from boxseg.errors import DataError
 from boxseg.files.images import IMAGE_ENDINGS, image_files
 from boxseg.files.names import Names, files_in
 from boxseg.files.reading import UnreadableError, read_picture, read_yaml
-from boxseg.formats.common import Splits, TurnedPicture, read_listing
+from boxseg.formats.common import Splits, TurnedPicture, example_json, read_listing
 from boxseg.formats.yolo_writer import SPLITS
 
 NOTHING = ("", "~", "null", "Null", "NULL")
@@ -243,7 +243,8 @@ def _read_layout(source: Path) -> Layout:
             return Layout([line.strip() for line in lines], {"all": [source / "images"]}, 0)
     raise DataError(
         f"{source}: is no YOLO data set; it needs data.yaml, or images/, labels/ and classes.txt "
-        "(such as a data.yaml of two lines, train: FOLDER and names: [CLASS, …]; a COCO file is named itself)"
+        "(such as a data.yaml of two lines, train: FOLDER and names: [CLASS, …]; a COCO file is named itself"
+        f"{example_json(source)})"
     )
 
 

@@ -29,11 +29,6 @@ app = typer.Typer(
 SHOWN_CLASSES = 1000
 """Lines of a table; more take minutes to print."""
 
-OTHER_ENDINGS = frozenset(
-    {".csv", ".gz", ".jsonl", ".ndjson", ".rar", ".tar", ".tsv", ".txt", ".xml", ".zip"}
-)
-"""Files that people have annotations in, and that are not read."""
-
 Format = Literal["coco", "voc", "sbd", "yolo"]
 
 
@@ -195,6 +190,8 @@ def import_(
             f"{left_out} images left out of the {len(excluded)} names in {', '.join(map(str, exclude))}"
         )
     require_objects(splits, source)
+    for name, split in splits.items():
+        _tell_odd_boxes(output / f"{name}.json", split.content)
     if images is not None or format_name == "coco":
         folder = find_source(source, images).images
         for split in splits.values():
@@ -209,6 +206,20 @@ def import_(
     _write_splits(
         {name: (split.images, split.content) for name, split in splits.items()}, output, as_json
     )
+
+
+def _tell_odd_boxes(path: Path, content: dict[str, Any]) -> None:
+    """Say what is odd about the boxes of a file that is to be written.
+
+    Raises:
+        DataError: they are in another notation.
+    """
+    from boxseg.coco.odd_boxes import box_faults
+
+    for fault in box_faults(path, content):
+        if fault.fatal:
+            raise DataError(str(fault))
+        say(f"warning: {fault}")
 
 
 @app.command()
@@ -341,16 +352,11 @@ def _print_sources(sources: dict[str, CocoSource], as_json: bool) -> None:
 
 def _sources(target: Path, images: Path | None, use: str) -> dict[str, CocoSource]:
     """Images and annotations by split."""
-    from boxseg.formats.find import find_source, refuse_folder
+    from boxseg.formats.find import find_source, refuse_others
 
-    refuse_folder(target)
+    refuse_others(target)
     if is_json(target):
         return {use: find_source(target, images)}
-    if target.is_file() and target.suffix.lower() in OTHER_ENDINGS:
-        raise ConfigError(
-            f"{target}: is neither a COCO file (.json) nor an experiment file (.yaml), and no other is read; "
-            "`boxseg data import` reads folders of YOLO and VOC"
-        )
     from orchestration.config.spec import load_run
     from orchestration.store.data import fetch_data
 

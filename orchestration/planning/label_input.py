@@ -8,7 +8,7 @@ from pathlib import Path
 
 from boxseg.coco.checks import check_entries, read_well_formed
 from boxseg.coco.classes import require_shared_class
-from boxseg.coco.faults import first_of_each_kind
+from boxseg.coco.faults import count_faults, first_of_each_kind
 from boxseg.coco.picture_checks import picture_faults
 from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import take_fingerprint
@@ -44,7 +44,8 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
             f"{source.annotations}: has no object that is not a crowd, so there is nothing to find; "
             "AP needs objects (name another file)"
         )
-    for fault in check_entries(source, training=not to_evaluate):
+    faults = check_entries(source, training=not to_evaluate)
+    for fault in faults:
         # Of one entry, the others are of use; of the file as a whole, as boxes in another notation, nothing is.
         if fault.fatal and fault.annotation_id is None:
             raise DataError(str(fault))
@@ -55,6 +56,13 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
         logger.warning("%s", fault)
     for warning in find_misplaced(take_fingerprint(source)):
         logger.warning("%s: %s", source.annotations, warning)
+    # Of so many, the others are hardly right either.
+    unusable, entries = count_faults(faults, fatal=True), len(content["annotations"])
+    if 2 * unusable > entries:
+        raise DataError(
+            f"{source.annotations}: {unusable} of {entries} annotations are wrong, as those above; "
+            "boxes are x, y, width, height in pixels of these images (correct or remove them)"
+        )
     categories = sorted(content["categories"], key=lambda category: category["id"])
     return [category["name"] for category in categories]
 

@@ -897,3 +897,99 @@ def test_a_mask_that_only_touches_its_box_is_left_out_as_the_check_wants_it(
     assert "segmentation" not in copy["annotations"][0]
     assert "segmentation" in copy["annotations"][1]
     assert "1 masks left out: away from their box or image (id 1)" in said
+
+
+OTHER_FORMATS = {
+    "LabelMe": {"version": "5", "shapes": [], "imagePath": "a.png", "imageHeight": 48},
+    "VIA": {"a.png123": {"filename": "a.png", "size": 123, "regions": []}},
+    "Supervisely": {"description": "", "size": {"height": 48, "width": 64}, "objects": []},
+    "Label Studio": [{"id": 1, "annotations": [{"result": []}], "data": {"image": "a.png"}}],
+    "CreateML": [{"image": "a.png", "annotations": [{"label": "cat", "coordinates": {}}]}],
+    "Detectron2": [{"file_name": "a.png", "image_id": 1, "annotations": []}],
+    "COCO's results": [{"image_id": 1, "category_id": 1, "bbox": BOX, "score": 0.9}],
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_files_of_other_tools_are_called_by_their_name(told, name):
+    write(Path("theirs.json"), OTHER_FORMATS[name])
+    for words in (("data", "check"), ("label",)):
+        code, said = told(*words, "theirs.json")
+        assert code == 3
+        assert f"and looks like {name}" in said
+        assert "export it as COCO instances" in said
+
+
+def test_a_table_of_boxes_is_no_coco_file(told):
+    Path("boxes.csv").write_text("filename,width,height,class,xmin,ymin,xmax,ymax\n")
+    for words in (("data", "check", "boxes.csv"), ("label", "boxes.csv")):
+        code, said = told(*words)
+        assert (code, "boxes.csv: is no COCO file (.json)" in said) == (2, True)
+
+
+def test_a_folder_with_a_coco_file_is_told_its_name(told):
+    write(Path("train/_annotations.coco.json"), coco([image()], [annotation()]))
+    code, said = told("label", "train")
+    assert (code, "named itself, perhaps train/_annotations.coco.json" in said) == (3, True)
+
+
+def test_cvat_s_own_xml_is_called_so(told):
+    picture(Path("a.png"))
+    Path("annotations.xml").write_text('<annotations><image id="0" name="a.png"/></annotations>')
+    code, said = told("label", ".")
+    assert (code, "it is of CVAT for images" in said) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("start", "is_what"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIC picture; .* (store it as JPEG or PNG)"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is a pointer of Git LFS; .*git lfs pull",
+        ),
+        (b"<!DOCTYPE html><html>", "is a web page; .* (download the picture again)"),
+    ],
+)
+def test_files_that_only_have_the_name_of_a_picture_are_called_what_they_are(told, start, is_what):
+    Path("a.png").write_bytes(start + bytes(100))
+    write(Path("gt.json"), coco([image()], [annotation()]))
+    code, said = told("data", "check", "gt.json")
+    first, last = is_what.split(".*")
+    assert (code, first in said, last in said) == (3, True, True)
+
+
+def test_a_link_that_leads_nowhere_is_a_missing_file(told):
+    picture(Path("a.png"))
+    Path("b.png").symlink_to("gone.png")
+    entries = [annotation(), annotation(2, image_id=2)]
+    write(Path("gt.json"), coco([image(), image(2, "b.png")], entries))
+    code, said = told("data", "check", "gt.json")
+    assert (code, "does not exist; every listed image needs its file" in said) == (3, True)
+
+
+@pytest.mark.parametrize(("wrong", "expected"), [(2, 3), (1, 0)])
+def test_labels_are_not_made_where_most_boxes_are_outside_their_image(told, wrong, expected):
+    picture(Path("a.png"))
+    boxes = [[50, 40, 30, 60]] * wrong + [BOX] * (3 - wrong)
+    entries = [annotation(i, box, masked=False) for i, box in enumerate(boxes, start=1)]
+    write(Path("gt.json"), coco([image()], entries))
+    code, said = told("label", "gt.json", "--source", "box", "--output", "out")
+    assert code == expected
+    assert ("2 of 3 annotations are wrong" in said) == (wrong == 2)
+    assert Path("out/labels.coco.json").exists() == (wrong == 1)
+
+
+def test_an_import_tells_of_odd_boxes_and_refuses_shares(told):
+    def voc(x1: float, x2: float) -> str:
+        box = f"<xmin>{x1}</xmin><ymin>{x1}</ymin><xmax>{x2}</xmax><ymax>{x2}</ymax>"
+        return f"<object><name>cat</name><bndbox>{box}</bndbox></object>"
+
+    picture(Path("a.png"))
+    Path("a.xml").write_text(f"<annotation>{voc(0.1, 0.5)}</annotation>")
+    code, said = told("data", "import", ".", "--from", "voc", "--output", "out")
+    assert (code, "these look like shares of width and height" in said) == (3, True)
+    assert not Path("out").exists()
+    Path("a.xml").write_text(f"<annotation>{voc(4, 20) * 2}</annotation>")
+    code, said = told("data", "import", ".", "--from", "voc", "--output", "out")
+    assert (code, "1 boxes that repeat another" in said) == (0, True)

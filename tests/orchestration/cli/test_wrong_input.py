@@ -41,12 +41,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 WRONG = [
-    ("data check boxes.csv", ExitCode.USAGE, "boxes.csv: is neither a COCO file"),
-    ("data check box.ndjson", ExitCode.USAGE, "box.ndjson: is neither a COCO file"),
+    ("data check boxes.csv", ExitCode.USAGE, "boxes.csv: is no COCO file (.json)"),
+    ("data check box.ndjson", ExitCode.USAGE, "box.ndjson: is no COCO file (.json)"),
     (
         "data check .",
         ExitCode.USAGE,
-        "name it (perhaps empty.json), or make one with `boxseg data",
+        "name it, perhaps empty.json, or make one with `boxseg data",
     ),
     (
         "label empty.json --source box --output o",
