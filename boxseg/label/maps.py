@@ -87,7 +87,8 @@ def close_up(predictor: Predictor, sample: Sample, row: int) -> CloseUp:
         short_side = round(ENLARGED * train.eval_short_side)
         whole = resized_shape(size, short_side=short_side, max_size=10**6)
         wanted = min(longest * whole[0] / size[0], ENLARGED * train.max_size)
-    wanted = min(wanted, MAX_ENLARGEMENT * longest)
+    # With less, the least window shows far more than the box, and all of it is worked on.
+    wanted = min(max(wanted, PADDED_TO / CONTEXT), MAX_ENLARGEMENT * longest)
     side = max(-(-round(CONTEXT * wanted) // PADDED_TO), 1) * PADDED_TO  # rounded up: no padding
     window = place_window(box, size, side=side, object_size=wanted)
     alone = replace(

@@ -229,3 +229,12 @@ def test_curves_of_one_colour_that_cross_are_told_to_be_doubtful(predictor):
     cv2.line(picture, (12, 80), (80, 12), (40, 40, 40), 6)
     crossed = label_boxes(predictor, picture, torch.tensor([[9.0, 9, 84, 84]] * 2))
     assert (crossed.quality < 0.6).all()  # each has the pixels of both, so an IoU of about a half
+
+
+def test_a_close_up_shows_not_much_more_than_the_box_however_large_the_picture(predictor):
+    # Shrunk to what the network was trained on, the box would be a pixel in the least window.
+    image = torch.zeros((3, 1500, 2000), dtype=torch.uint8)
+    box = torch.tensor([[800.0, 700, 820, 712]])
+    sample = Sample(image, box, torch.tensor([0]), image_id=1, original_size=(1500, 2000))
+    window = label_maps.close_up(predictor, sample, 0).window
+    assert max(window.width, window.height) == 20 * label_maps.CONTEXT
