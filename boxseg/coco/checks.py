@@ -16,6 +16,7 @@ from boxseg.coco.entries import (
     annotation_faults,
     duplicate_faults,
     format_faults,
+    objects_of,
 )
 from boxseg.coco.faults import Fault, count_faults, first_of_each_kind
 from boxseg.coco.odd_boxes import box_faults
@@ -181,7 +182,7 @@ def _amount_faults(
     path: Path, content: Content, *, training: bool, use_masks: bool
 ) -> Iterator[Fault]:
     """Too few images, boxes or masks for what the file is to be used for."""
-    objects = [entry for entry in content["annotations"] if not entry.get("iscrowd")]
+    objects = objects_of(content)
     if not content["images"]:
         yield Fault(path, "lists no images", "a data set needs at least one", "name another file")
     elif not objects:

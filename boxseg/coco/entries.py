@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from boxseg.coco.faults import FIX_IN_FILE, Fault
-from boxseg.coco.segmentations import MAX_PIXELS, MAX_SIDE_PX, Problem, Size
+from boxseg.coco.segmentations import MAX_PIXELS, MAX_SIDE_PX, Problem, Size, is_side
 from boxseg.files.reading import is_float, is_number, is_whole
 
 Entry = dict[str, Any]
@@ -32,10 +32,6 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and re.search("[\ud800-\udfff]", value) is None
 
 
-def _is_side(value: Any) -> bool:
-    return type(value) is int and 0 < value <= MAX_SIDE_PX
-
-
 def _is_named(value: Any) -> bool:
     return _is_text(value) and bool(value.strip())
 
@@ -54,11 +50,16 @@ def is_finite_bbox(value: Any) -> bool:
     return _is_bbox(value) and all(map(math.isfinite, value))
 
 
+def has_area(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite box with a positive width and height."""
+    return is_finite_bbox(value) and min(value[2:]) > 0
+
+
 WHOLE = Rule("COCO wants a whole number there", is_whole)
 TEXT = Rule("COCO wants a text there", _is_text)
 NAME = Rule("a class needs a name, which is a text", _is_named)
 FLAG = Rule("it is 1 for a region of several objects, and else 0 or left out", _is_flag)
-SIDE = Rule(f"images have a positive size, up to {MAX_SIDE_PX} px", _is_side)
+SIDE = Rule(f"images have a positive size, up to {MAX_SIDE_PX} px", is_side)
 BBOX = Rule("a bbox is the four numbers x, y, width, height", _is_bbox)
 REQUIRED_KEYS: dict[str, dict[str, Rule]] = {
     "images": {"id": WHOLE, "file_name": TEXT, "width": SIDE, "height": SIDE},
@@ -86,6 +87,11 @@ TOLERANCE_PX = 1.0
 def image_sizes(content: Content) -> dict[int, Size]:
     """Image id -> (height, width) of the image, in pixels."""
     return {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+
+
+def objects_of(content: Content) -> list[Entry]:
+    """The annotations that are one object each, without crowd regions."""
+    return [entry for entry in content["annotations"] if not entry.get("iscrowd")]
 
 
 def is_well_formed(entry: Any, group: str) -> bool:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 LISTED_FAULTS = 10
 """Faults of each kind that are listed; the others are counted."""
@@ -33,6 +34,14 @@ class Fault:
     """Faults of one kind have this in common; if empty, they have the rule in common."""
     more: int = 0
     """How many faults of the same kind follow that are not listed."""
+
+    @classmethod
+    def of_many(
+        cls, file: Path, value: str, rule: str, way_out: str, annotations: list[dict[str, Any]]
+    ) -> Fault:
+        """One fault for many annotations, at the first of them; not fatal."""
+        first = annotations[0]
+        return cls(file, value, rule, way_out, first["image_id"], first["id"], fatal=False)
 
     @property
     def text(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,16 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from boxseg.coco.checks import read_whole
-from boxseg.coco.entries import REQUIRED_KEYS, Content, Entry, image_sizes, is_well_formed
-from boxseg.coco.masks import mask_area
+from boxseg.coco.entries import (
+    REQUIRED_KEYS,
+    Content,
+    Entry,
+    has_area,
+    image_sizes,
+    is_well_formed,
+    objects_of,
+)
+from boxseg.coco.masks import object_area
 from boxseg.coco.mend import Changes, mend_content, name_of
 from boxseg.coco.odd_boxes import shift_faults
 from boxseg.coco.picture_checks import image_fault
@@ -110,8 +117,7 @@ def clean_content(
 def _refuse_shifted(content: Content, path: Path) -> None:
     """Refuse boxes that look moved: cut to their image, they would be wrong and look right."""
     sizes = image_sizes(content)
-    objects = [entry for entry in content["annotations"] if not entry.get("iscrowd")]
-    listed = [entry for entry in objects if entry["image_id"] in sizes]
+    listed = [entry for entry in objects_of(content) if entry["image_id"] in sizes]
     for fault in shift_faults(path, listed, sizes):
         raise DataError(str(fault))
 
@@ -179,9 +185,8 @@ def _rotated(path: Path, size: Size) -> Image.Image | None:
 
 def _cut_box(annotation: Entry, size: Size, changes: Changes) -> bool:
     """Cut a box to its image of (height, width), in place; False if nothing remains."""
-    bbox = annotation["bbox"]
-    x, y, width, height = bbox
-    if all(map(math.isfinite, bbox)) and width > 0 and height > 0:
+    if has_area(annotation["bbox"]):
+        x, y, width, height = annotation["bbox"]
         image_height, image_width = size
         left, right = _clip(x, image_width), _clip(x + width, image_width)
         top, bottom = _clip(y, image_height), _clip(y + height, image_height)
@@ -189,7 +194,7 @@ def _cut_box(annotation: Entry, size: Size, changes: Changes) -> bool:
             cut = max(left - x, top - y, x + width - right, y + height - bottom)
             if cut > 0:
                 annotation["bbox"] = [left, top, right - left, bottom - top]
-                annotation["area"] = _area(annotation, size)
+                annotation["area"] = object_area(annotation, size)
                 changes.add("boxes cut to their image", name_of(annotation))
             return True
     changes.add("annotations left out: box without area inside its image", name_of(annotation))
@@ -198,10 +203,3 @@ def _cut_box(annotation: Entry, size: Size, changes: Changes) -> bool:
 
 def _clip(position: float, length: int) -> float:
     return min(max(position, 0), length)
-
-
-def _area(annotation: Entry, size: Size) -> float:
-    """Area of the mask inside its image of (height, width), or else of the box [px]."""
-    if annotation.get("segmentation"):
-        return float(mask_area(annotation["segmentation"], size))
-    return float(annotation["bbox"][2] * annotation["bbox"][3])

@@ -46,6 +46,21 @@ def mask_area(segmentation: Any, size: Size) -> int:
     return int(coco_mask.area(encode_segmentation(segmentation, size)))
 
 
+def object_area(annotation: dict[str, Any], size: Size | None) -> float:
+    """Area of an annotation's mask in an image of (height, width), or of its box where it has none [px].
+
+    Args:
+        annotation: Of a COCO file.
+        size: None: the image is not listed, and the box counts.
+
+    Raises:
+        DataError: see `encode_segmentation`.
+    """
+    if annotation.get("segmentation") and size is not None:
+        return float(mask_area(annotation["segmentation"], size))
+    return float(annotation["bbox"][2] * annotation["bbox"][3])
+
+
 def decode_segmentation(segmentation: Any, size: Size) -> Mask:
     """A COCO segmentation as bool (h, w); arguments and errors as for `encode_segmentation`.
 

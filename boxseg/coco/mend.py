@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from boxseg.coco.entries import Content, Entry, is_finite_bbox, plain_box, to_numbers
+from boxseg.coco.entries import Content, Entry, has_area, is_finite_bbox, plain_box, to_numbers
 from boxseg.coco.odd_boxes import LARGEST_SHARE, are_corners
 from boxseg.coco.odd_entries import corners, has_wrong_area, is_fitting, overlap
 from boxseg.coco.segmentations import (
-    MAX_SIDE_PX,
     Extent,
     MaskSummary,
     Size,
     find_area,
     find_extent,
     find_problem,
+    is_side,
 )
 from boxseg.files.names import Names, is_file_inside, is_inside, listed_name
 from boxseg.files.reading import UnreadableError, is_float, is_whole, read_picture
@@ -122,8 +122,7 @@ def mend_content(content: Content, changes: Changes, *, folder: Path | None) -> 
 
 
 def _has_size(image: Entry) -> bool:
-    sides: list[Any] = [image.get("width"), image.get("height")]
-    return all(is_whole(side) and 0 < side <= MAX_SIDE_PX for side in sides)
+    return is_side(image.get("width")) and is_side(image.get("height"))
 
 
 def _write_whole_numbers(entry: Entry, changes: Changes) -> None:
@@ -310,7 +309,7 @@ def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:
         return
     name = name_of(annotation)
     bbox = annotation.get("bbox")
-    box = bbox if _is_box(bbox) else None
+    box = bbox if has_area(bbox) else None
     segmentation, change = _unwrapped(segmentation)
     if isinstance(segmentation, list):
         segmentation, polygon_change = _mend_polygons(segmentation, box, size)
@@ -363,10 +362,6 @@ def _counts_of_bytes(segmentation: Any) -> str | None:
         return None
 
 
-def _is_box(bbox: Any) -> bool:
-    return is_finite_bbox(bbox) and min(bbox[2:]) > 0
-
-
 def _mend_polygons(
     polygons: list[Any], box: list[float] | None, size: Size
 ) -> tuple[Polygons, str]:
@@ -401,16 +396,13 @@ def _as_lists(polygons: list[Any]) -> list[Any]:
         polygons = [polygons]
     lists = []
     for polygon in polygons:
-        if isinstance(polygon, list) and all(_is_pair(point) for point in polygon):
+        is_list = isinstance(polygon, list)
+        if is_list and all(isinstance(point, list) and len(point) == 2 for point in polygon):
             polygon = [number for point in polygon for number in point]
-        if isinstance(polygon, list) and any(isinstance(number, str) for number in polygon):
+        if is_list and any(isinstance(number, str) for number in polygon):
             polygon = to_numbers(polygon) or polygon
         lists.append(polygon)
     return lists
-
-
-def _is_pair(point: Any) -> bool:
-    return isinstance(point, list) and len(point) == 2
 
 
 def _scale_shares(polygons: Polygons, box: list[float], size: Size) -> Polygons | None:

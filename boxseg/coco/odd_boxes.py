@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boxseg.coco.entries import TOLERANCE_PX, Content, Entry, image_sizes, is_finite_bbox
+from boxseg.coco.entries import (
+    TOLERANCE_PX,
+    Content,
+    Entry,
+    image_sizes,
+    is_finite_bbox,
+    objects_of,
+)
 from boxseg.coco.faults import FIX_IN_FILE, Fault
 from boxseg.coco.segmentations import Size
 from boxseg.files.reading import is_number
@@ -52,7 +59,7 @@ def box_faults(path: Path, content: Content) -> Iterator[Fault]:
         path: The file.
         content: Well-formed COCO instances.
     """
-    objects = [entry for entry in content["annotations"] if not entry.get("iscrowd")]
+    objects = objects_of(content)
     sizes = image_sizes(content)
     yield from _notation_faults(path, objects, sizes)
     yield from _turned_faults(path, objects)
@@ -169,7 +176,7 @@ def _turned_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
         value = f"has {len(turned)} boxes with a rotation, which is not read"
         rule = "a bbox is upright; CVAT writes the one that the object had before it was turned"
         way_out = "draw upright boxes there, or export polygons"
-        yield _about_many(path, value, rule, way_out, turned)
+        yield Fault.of_many(path, value, rule, way_out, turned)
 
 
 def _repeated_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
@@ -184,7 +191,7 @@ def _repeated_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
         value = f"has {len(repeated)} boxes that repeat another of the same image and class"
         rule = "each object is annotated once: AP counts the others as missed"
         way_out = "remove them, as `boxseg data check --fix` does where their masks agree"
-        yield _about_many(path, value, rule, way_out, repeated)
+        yield Fault.of_many(path, value, rule, way_out, repeated)
 
 
 def _ignored_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
@@ -193,7 +200,7 @@ def _ignored_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
         value = f"has {len(ignored)} boxes with `ignore`, which is not read"
         rule = "COCO's AP ignores crowds alone; these count as objects"
         way_out = "set iscrowd to 1 in them, or remove them"
-        yield _about_many(path, value, rule, way_out, ignored)
+        yield Fault.of_many(path, value, rule, way_out, ignored)
 
 
 def _small_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
@@ -201,10 +208,4 @@ def _small_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
     if small:
         value = f"has {len(small)} boxes such as {small[0]['bbox']}"
         rule = "a box of a pixel or less shows nothing; keypoints are no boxes"
-        yield _about_many(path, value, rule, FIX_IN_FILE, small)
-
-
-def _about_many(path: Path, value: str, rule: str, way_out: str, entries: list[Entry]) -> Fault:
-    """One fault for many annotations, at the first of them."""
-    first = entries[0]
-    return Fault(path, value, rule, way_out, first["image_id"], first["id"], fatal=False)
+        yield Fault.of_many(path, value, rule, FIX_IN_FILE, small)

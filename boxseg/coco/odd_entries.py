@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from boxseg.coco.classes import COUNTED_FROM_1, are_counted_from_1, fold_name
-from boxseg.coco.entries import Content, Entry, image_sizes
+from boxseg.coco.entries import Content, Entry, image_sizes, objects_of
 from boxseg.coco.faults import FIX_IN_FILE, Fault
 from boxseg.coco.odd_boxes import LARGEST_SHARE
 from boxseg.coco.segmentations import KINDS, Extent, MaskSummary, Problem, Size
@@ -71,8 +71,7 @@ def hole_faults(path: Path, content: Content) -> Iterator[Fault]:
         value = f"has {len(nested)} masks with a polygon inside another of their polygons"
         rule = "COCO fills all polygons of a mask, so the inner one is no hole"
         way_out = "write run lengths where it is one"
-        place = nested[0]["image_id"], nested[0]["id"]
-        yield Fault(path, value, rule, way_out, *place, fatal=False)
+        yield Fault.of_many(path, value, rule, way_out, nested)
 
 
 def place_problem(mask: MaskSummary, annotation: Entry, size: Size | None) -> Problem | None:
@@ -261,7 +260,7 @@ def evaluation_faults(path: Path, content: Content) -> Iterator[Fault]:
     if any(entry["id"] == 0 for entry in content["annotations"]):
         rule = "pycocotools takes id 0 for no match, and counts a miss; boxseg does not, others do"
         yield Fault(path, "has the id 0", rule, "count ids from 1", annotation_id=0, fatal=False)
-    objects = [entry for entry in content["annotations"] if not entry.get("iscrowd")]
+    objects = objects_of(content)
     yield from _area_faults(path, objects)
     counts = Counter((entry["image_id"], entry["category_id"]) for entry in objects)
     crowded_images = set()
@@ -291,8 +290,7 @@ def _area_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
         value = f"has {len(wrong)} of {len(objects)} objects with a wrong `area`, such as {shown}"
         rule = "AP of small, medium and large objects goes by the area"
         way_out = "correct it, or let `boxseg data check --fix` do it"
-        place = first["image_id"], first["id"]
-        yield Fault(path, value, rule, way_out, *place, fatal=False)
+        yield Fault.of_many(path, value, rule, way_out, wrong)
 
 
 def has_wrong_area(annotation: Entry, mask: MaskSummary | None) -> bool:

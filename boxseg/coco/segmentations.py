@@ -176,7 +176,7 @@ def _run_lengths_problem(segmentation: Any, size: Size | None) -> Problem | None
     ):
         return f"has a malformed segmentation {segmentation!r:.60}", KINDS
     height, width = sides
-    if not _is_side(height) or not _is_side(width) or height * width > MAX_PIXELS:
+    if not is_side(height) or not is_side(width) or height * width > MAX_PIXELS:
         return f"has a mask of {width!r:.40} x {height!r:.40} px", KINDS
     if size is not None and (height, width) != size:
         value = f"has a mask of {width} x {height} px in an image of {size[1]} x {size[0]} px"
@@ -191,7 +191,8 @@ def _run_lengths_problem(segmentation: Any, size: Size | None) -> Problem | None
     return None
 
 
-def _is_side(side: Any) -> bool:
+def is_side(side: Any) -> bool:
+    """Whether a value of a JSON file can be the width or height of a picture."""
     return type(side) is int and 0 < side <= MAX_SIDE_PX
 
 

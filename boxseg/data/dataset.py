@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from boxseg.coco.checks import MASKS_RULE, MASKS_WAY_OUT, read_annotations
-from boxseg.coco.entries import Content, Entry
+from boxseg.coco.entries import Content, Entry, objects_of
 from boxseg.coco.masks import Rle, decode_segmentation, encode_segmentation
 from boxseg.coco.segmentations import Size
 from boxseg.config.method import CocoSource
@@ -326,7 +326,7 @@ class _BoxArrays:
 def _read_boxes(content: Content, category_ids: Sequence[int]) -> _BoxArrays:
     row_of = {image["id"]: row for row, image in enumerate(content["images"])}
     label_of = {category_id: label for label, category_id in enumerate(category_ids)}
-    instances = [entry for entry in content["annotations"] if not entry.get("iscrowd")]
+    instances = objects_of(content)
     image_rows = _integers([row_of[entry["image_id"]] for entry in instances])
     labels = _integers([label_of[entry["category_id"]] for entry in instances])
     annotation_ids = _integers([entry["id"] for entry in instances])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from boxseg.coco.checks import read_well_formed
-from boxseg.coco.entries import Entry, image_sizes
+from boxseg.coco.entries import Entry, has_area, image_sizes, objects_of
 from boxseg.coco.odd_boxes import SHIFTS
 from boxseg.coco.odd_entries import corners, overlap
 from boxseg.coco.segmentations import Extent, Size
@@ -160,8 +160,8 @@ def take_fingerprint(source: CocoSource, *, look: bool = True) -> Fingerprint:
     size_of = image_sizes(content)
     boxes = [
         entry
-        for entry in content["annotations"]
-        if _is_usable(entry) and entry["image_id"] in size_of
+        for entry in objects_of(content)
+        if has_area(entry["bbox"]) and entry["image_id"] in size_of
     ]
     if not boxes:
         raise DataError(
@@ -187,12 +187,6 @@ def take_fingerprint(source: CocoSource, *, look: bool = True) -> Fingerprint:
         colours=colours,
         sides=Boxes(longer_px, sizes_of_boxes.min(axis=1), sizes_of_boxes.max(axis=1)),
     )
-
-
-def _is_usable(annotation: Entry) -> bool:
-    bbox = annotation["bbox"]
-    is_sound = all(map(math.isfinite, bbox)) and min(bbox[2:]) > 0
-    return is_sound and not annotation.get("iscrowd")
 
 
 @dataclass

@@ -9,9 +9,8 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from boxseg.coco.checks import read_well_formed
-from boxseg.coco.entries import Entry, image_sizes
-from boxseg.coco.masks import mask_area
-from boxseg.coco.segmentations import Size
+from boxseg.coco.entries import image_sizes
+from boxseg.coco.masks import object_area
 from boxseg.config.method import CocoSource
 from boxseg.errors import DataError
 from boxseg.files.reading import is_number
@@ -31,7 +30,7 @@ def coco_ground_truth(source: CocoSource) -> COCO:
     for number, annotation in enumerate(content["annotations"], start=1):
         annotation["iscrowd"] = int(bool(annotation.get("iscrowd")))
         try:
-            area = _area(annotation, sizes.get(annotation["image_id"]))
+            area = object_area(annotation, sizes.get(annotation["image_id"]))
         except DataError as error:
             place = f"{source.annotations}: annotation {annotation['id']}"
             raise DataError(f"{place} {error}") from error
@@ -43,14 +42,3 @@ def coco_ground_truth(source: CocoSource) -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         ground_truth.createIndex()
     return ground_truth
-
-
-def _area(annotation: Entry, size: Size | None) -> float:
-    """Area of the mask in an image of (height, width), or of the box where there is no mask [px].
-
-    Raises:
-        DataError: the mask cannot be decoded.
-    """
-    if annotation.get("segmentation") and size is not None:
-        return float(mask_area(annotation["segmentation"], size))
-    return float(annotation["bbox"][2] * annotation["bbox"][3])

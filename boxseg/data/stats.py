@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from boxseg.coco.classes import distinct_names
+from boxseg.coco.entries import objects_of
 
 SMALL_PX, LARGE_PX = 32, 96
 """COCO's limits: boxes of less than 32² px are small, of 96² px or more large."""
@@ -13,7 +14,7 @@ SMALL_PX, LARGE_PX = 32, 96
 
 def count_content(content: dict[str, Any]) -> dict[str, Any]:
     """Counts of a well-formed annotation file; crowd regions are counted apart from boxes."""
-    boxes = [entry for entry in content["annotations"] if not entry.get("iscrowd")]
+    boxes = objects_of(content)
     areas = []
     for box in boxes:
         width, height = box["bbox"][2:]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boxseg.coco.entries import Content, Entry, image_sizes
+from boxseg.coco.entries import Content, Entry, image_sizes, objects_of
 from boxseg.coco.masks import mask_area
 from boxseg.coco.odd_entries import corners, fit_problem, place_problem
 from boxseg.coco.segmentations import MaskSummary, Size
@@ -179,8 +179,7 @@ def find_good_masks(content: Content, wanted: Wanted, path: Path) -> GoodMasks:
     sizes = image_sizes(content)
     objects = [
         _Object.of(annotation, sizes[annotation["image_id"]], path)
-        for annotation in content["annotations"]
-        if not annotation.get("iscrowd")
+        for annotation in objects_of(content)
     ]
     if wanted.only_accepted and not any("review" in item.annotation for item in objects):
         raise DataError(

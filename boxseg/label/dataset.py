@@ -20,7 +20,7 @@ from torchvision.ops import clip_boxes_to_image
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from boxseg.coco.checks import read_whole
-from boxseg.coco.entries import Content, Entry
+from boxseg.coco.entries import Content, Entry, image_sizes, objects_of
 from boxseg.coco.masks import encode_part
 from boxseg.coco.outlines import find_part_polygons
 from boxseg.coco.segmentations import Size, find_problem
@@ -224,9 +224,9 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
     """
     content = read_whole(data.source.annotations)
     labels = {label["id"]: label for label in _all_labels(journal)}
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    sizes = image_sizes(content)
     # Crowds are regions of many objects: no mask was asked for, and what was drawn stays.
-    objects = [entry for entry in content["annotations"] if not entry.get("iscrowd")]
+    objects = objects_of(content)
     for annotation in objects:
         label = labels.get(annotation["id"])
         if label is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from boxseg.coco.checks import check_entries, read_well_formed
 from boxseg.coco.classes import require_shared_class
+from boxseg.coco.entries import objects_of
 from boxseg.coco.faults import count_faults, first_of_each_kind
 from boxseg.coco.picture_checks import picture_faults
 from boxseg.config.method import CocoSource
@@ -39,7 +40,7 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
     """
     content = read_well_formed(source.annotations, whole=False)
     require_some_image(source, content["images"])
-    if to_evaluate and all(entry.get("iscrowd") for entry in content["annotations"]):
+    if to_evaluate and not objects_of(content):
         raise DataError(
             f"{source.annotations}: has no object that is not a crowd, so there is nothing to find; "
             "AP needs objects (name another file)"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from boxseg.coco.checks import read_well_formed
+from boxseg.coco.entries import objects_of
 from boxseg.config.method import CocoSource
 from boxseg.errors import BoxSegError
 from orchestration.config.resolved import read_resolved
@@ -180,10 +181,7 @@ def _data_plan(source: Literal["toy"] | CocoSource, *, toy_images: int) -> DataP
         content = read_well_formed(source.annotations, whole=False)
     except BoxSegError:  # already among the faults
         return DataPlan(named(source.annotations))
-    image_ids = []
-    for annotation in content["annotations"]:
-        if not annotation.get("iscrowd"):
-            image_ids.append(annotation["image_id"])
+    image_ids = [entry["image_id"] for entry in objects_of(content)]
     return DataPlan(
         named(source.annotations),
         images=len(content["images"]),
