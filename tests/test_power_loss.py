@@ -60,7 +60,7 @@ def test_a_published_checkpoint_is_there_with_its_pointers(disk, names_kept):
     for step in (1, 2, 3):
         files = {"student.safetensors": bytes(100_000), "state.pt": b"state"}
         written = save_checkpoint(checkpoints, step=step, files=files, about={"best_step": 1})
-        publish(checkpoints, written, is_best=step == 1)
+        publish(checkpoints, written)
     disk.cut_power(names_kept=names_kept)
     assert find_sound(checkpoints) == checkpoints / "step-00000003"
     assert find_best(checkpoints) == checkpoints / "step-00000001"

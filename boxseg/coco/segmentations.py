@@ -74,15 +74,10 @@ def _are_nested(polygons: list[list[float]]) -> bool:
         # The box around it lies inside first: few polygons are left to be looked at closely.
         if not (x1 < left and y1 < top and right < x2 and bottom < y2):
             continue
-        points = np.asarray(polygons[inner], dtype=np.float64).reshape(-1, 1, 2)  # (I, 1, 2)
-        start = np.asarray(polygons[outer], dtype=np.float64).reshape(-1, 2)  # (O, 2)
-        end = np.roll(start, -1, axis=0)
-        crosses = (start[:, 1] > points[..., 1]) != (end[:, 1] > points[..., 1])  # (I, O)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = (points[..., 1] - start[:, 1]) / (end - start)[:, 1]
-            is_right = points[..., 0] < start[:, 0] + share * (end - start)[:, 0]
-        # A point is inside where a ray from it crosses the outline an odd number of times.
-        if ((crosses & is_right).sum(axis=1) % 2 == 1).all():
+        from matplotlib.path import Path  # takes a while to load, and few masks need it
+
+        outline = np.asarray(polygons[outer], dtype=np.float64).reshape(-1, 2)
+        if Path(outline).contains_points(np.reshape(polygons[inner], (-1, 2))).all():
             return True
     return False
 

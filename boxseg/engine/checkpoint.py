@@ -117,11 +117,12 @@ def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
-def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
-    """Let `last` (and `best`) point to `folder`, each in one atomic change, and remove what is of no more use.
+def publish(checkpoints: Path, folder: Path) -> None:
+    """Let `last` point to `folder` and `best` to the one that it names, and remove what is of no more use.
 
-    The best checkpoint stays, and the one before `folder`, which serves if the new one is damaged. Folders of later
-    steps go too: they were damaged, so the run went on from an earlier step and will write them again.
+    Each link changes in one atomic step. The best checkpoint stays, and the one before `folder`, which serves if the
+    new one is damaged. Folders of later steps go too: they were damaged, so the run went on from an earlier step and
+    will write them again.
     """
     with naming_storage_faults(folder):
         steps = [step_folder for _, step_folder in _oldest_first(checkpoints)]
@@ -129,7 +130,7 @@ def publish(checkpoints: Path, folder: Path, *, is_best: bool) -> None:
         until_now = [step_folder for step_folder in steps if step_folder.name <= folder.name]
         for later in steps[len(until_now) :]:
             shutil.rmtree(later, ignore_errors=True)
-        best = folder if is_best else find_best(checkpoints)
+        best = find_best(checkpoints)
         if best is not None:
             _link(checkpoints / BEST, best)
         _link(checkpoints / LAST, folder)
@@ -197,7 +198,7 @@ def settle(saved: Path, criterion: Criterion) -> None:
         )
         _tell(saved, about)
     # a process that was killed may have left old ones, and newer ones are damaged
-    publish(checkpoints, saved, is_best=False)
+    publish(checkpoints, saved)
 
 
 def find_best(checkpoints: Path) -> Path | None:

@@ -241,7 +241,7 @@ def evaluate(
     if is_best:
         progress = replace(progress, best=metrics, best_step=done)
     # After the pictures: a run that is killed goes on from the checkpoint and does not evaluate again.
-    saved = save(trainer, folder / "checkpoints", progress, is_best=is_best)
+    saved = save(trainer, folder / "checkpoints", progress)
     step_s = statistics.median(times) if times else None
     reporter.on_eval(EvalReport(done, metrics, saved, is_best, step_s=step_s))
     # Last, as the evaluation that shows a collapse is saved and reported all the same.
@@ -272,9 +272,7 @@ def agree(trainer: Trainer) -> None:
             average_buffers(network)
 
 
-def save(
-    trainer: Trainer, checkpoints: Path, progress: Progress, *, is_best: bool = False
-) -> Path:
+def save(trainer: Trainer, checkpoints: Path, progress: Progress) -> Path:
     """Save the state of all ranks as a checkpoint; rank 0 writes the files, the others wait."""
     agree(trainer)
     # All ranks take part, those too that write nothing.
@@ -294,7 +292,7 @@ def save(
             {"shared": trainer.shared_state(), "ranks": states},
         )
         checkpoint.save_checkpoint(checkpoints, step=progress.step, files=files, about=about)
-        checkpoint.publish(checkpoints, folder, is_best=is_best)
+        checkpoint.publish(checkpoints, folder)
     gather_objects(None)  # a barrier: no process goes on before the files are there
     return folder
 

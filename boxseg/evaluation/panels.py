@@ -77,7 +77,9 @@ def _tiles(row: PanelRow) -> list[Image.Image]:
     scale = TILE / max(size)
     plain = scale_picture(Image.fromarray(picture), scale)
     boxes = plain.copy()  # every column shows the image anew
-    _draw_boxes(boxes, row.boxes.cpu().numpy() * scale)
+    draw = ImageDraw.Draw(boxes)
+    for index, box in enumerate(row.boxes.cpu().numpy() * scale):
+        draw.rectangle(box.tolist(), outline=COLOURS[index % len(COLOURS)], width=2)
     tiles = [plain, boxes]
     for masks, numbers in ((row.teacher_masks, row.quality), (row.student_masks, row.scores)):
         if masks is None or numbers is None:
@@ -92,12 +94,6 @@ def scale_picture(picture: Image.Image, scale: float) -> Image.Image:
     width = max(round(picture.width * scale), 1)
     height = max(round(picture.height * scale), 1)
     return picture.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def _draw_boxes(picture: Image.Image, boxes: np.ndarray) -> None:
-    draw = ImageDraw.Draw(picture)
-    for index, box in enumerate(boxes):
-        draw.rectangle(box.tolist(), outline=COLOURS[index % len(COLOURS)], width=2)
 
 
 def _overlay(plain: Image.Image, masks: np.ndarray, numbers: list[float]) -> Image.Image:

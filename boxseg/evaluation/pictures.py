@@ -25,7 +25,6 @@ from boxseg.evaluation.panels import (
 from boxseg.files.writing import csv_text, write_atomic
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WORST = 10
@@ -77,8 +76,11 @@ def class_table(scores: CocoScores, class_names: Sequence[str]) -> str:
 
 def draw_precision_recall(scores: CocoScores, class_names: Sequence[str]) -> Figure:
     """Precision over recall at IoU 0.5, the mean over classes and each class of few; masks left, boxes right."""
+    # takes a while to load, and the last evaluation alone needs it
+    from matplotlib.figure import Figure
+
     kinds = list(scores.precision)
-    figure = _figure(width=4.8 * len(kinds))
+    figure = Figure(figsize=(4.8 * len(kinds), 4.2), dpi=100, layout="constrained")
     all_axes = figure.subplots(1, len(kinds), squeeze=False)[0]
     for axes, kind in zip(all_axes, kinds, strict=True):
         precision = scores.precision[kind]
@@ -93,7 +95,9 @@ def draw_precision_recall(scores: CocoScores, class_names: Sequence[str]) -> Fig
             mean = precision[row][:, defined].mean(axis=1) if defined else np.zeros_like(recalls)
             style = "k" if row == 0 else "k--"
             axes.plot(recalls, mean, style, linewidth=2, label=f"all classes, IoU {name}")
-        _label(axes, TITLES.get(kind, kind), "recall", "precision")
+        axes.set(title=TITLES.get(kind, kind), xlabel="recall", ylabel="precision")
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        axes.grid(alpha=0.3)
         axes.legend(
             fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False
         )
@@ -161,15 +165,3 @@ def _best_ious(masks: Sequence[Rle], detected: Sequence[Rle]) -> list[float]:
     no_crowds = [0] * len(masks)
     ious = np.asarray(mask_utils.iou(list(detected), list(masks), no_crowds))  # (detected, masks)
     return ious.max(axis=0).tolist()
-
-
-def _figure(width: float) -> Figure:
-    # takes a while to load, and the last evaluation alone needs it
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, 4.2), dpi=100, layout="constrained")
-
-
-def _label(axes: Axes, title: str, across: str, up: str) -> None:
-    axes.set(title=title, xlabel=across, ylabel=up, xlim=(0, 1), ylim=(0, 1.02))
-    axes.grid(alpha=0.3)

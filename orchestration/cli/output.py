@@ -61,7 +61,7 @@ def print_table(
     for heading in first_to_go if sys.stdout.isatty() else ():
         if (
             sum(wide[place] + GAP for place, name in enumerate(headings) if name not in gone) - GAP
-            > terminal_width()
+            > safe_console().width
         ):
             gone.append(heading)
     table = Table(box=None, pad_edge=False)
@@ -75,11 +75,6 @@ def print_table(
     print_rich(table)
     if gone:
         say(f"left out, as the terminal is narrow: {', '.join(gone)} (--json has all)")
-
-
-def terminal_width() -> int:
-    """Columns of the terminal that stdout is."""
-    return safe_console().width
 
 
 def print_rich(drawn: Any) -> None:

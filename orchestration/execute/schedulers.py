@@ -28,11 +28,6 @@ def make_asha(spec: SweepSpec, brackets: int = 1) -> TrialScheduler:
     )
 
 
-def make_hyperband(spec: SweepSpec) -> TrialScheduler:
-    """Asynchronous HyperBand: ASHA in brackets, each of which begins to stop trials a rung later; most in the first."""
-    return make_asha(spec, brackets=len(spec.rungs))
-
-
 def make_median(spec: SweepSpec) -> TrialScheduler:
     """Median stopping: after the burn-in, a trial whose best value is below the median of the others' running means."""
     from ray.tune.schedulers import MedianStoppingRule
@@ -48,7 +43,8 @@ def make_median(spec: SweepSpec) -> TrialScheduler:
 TRIAL_SCHEDULERS: dict[str, Callable[[SweepSpec], TrialScheduler | None]] = {
     "none": lambda spec: None,
     "asha": make_asha,
-    "hyperband": make_hyperband,
+    # Asynchronous HyperBand: each bracket begins to stop trials a rung later, and most trials are in the first.
+    "hyperband": lambda spec: make_asha(spec, brackets=len(spec.rungs)),
     "median": make_median,
 }
 

@@ -85,7 +85,8 @@ def find_files(root: Path, *, tracked_only: bool = True) -> Upload:
     left_out: dict[str, str] = {}
     for name in names:
         path = root / name
-        if not _is_utf8(name):
+        # bytes that are no UTF-8 are half characters in Python's names
+        if re.search("[\ud800-\udfff]", str(name)):
             left_out[ascii(str(name))] = "its name is not UTF-8; rename it"
         elif path.is_file():
             sizes[name] = path.stat().st_size
@@ -116,14 +117,6 @@ def _below_links(root: Path, names: list[Path]) -> list[Path]:
         if not link.is_relative_to(target):
             shown += [link / n.relative_to(target) for n in names if n.is_relative_to(target)]
     return shown
-
-
-def _is_utf8(name: Path) -> bool:
-    try:
-        str(name).encode()
-    except UnicodeEncodeError:  # bytes that are no UTF-8 are half characters in Python's names
-        return False
-    return True
 
 
 def check_upload(

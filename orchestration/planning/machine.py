@@ -63,7 +63,7 @@ def count_cpus() -> int:
     A quota leaves all cores in sight: whoever starts a thread for each of them is stopped most of the time.
     """
     quota = read_quota()
-    cores = _visible_cores()
+    cores = len(os.sched_getaffinity(0))
     # half a core of time still runs one thread
     return cores if quota is None else max(1, min(cores, math.floor(quota)))
 
@@ -79,12 +79,6 @@ def read_quota() -> float | None:
         if quota is not None and period:
             limits.append(quota / period)
     return min(limits, default=None)
-
-
-def _visible_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux has it, macOS not
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _own_groups() -> list[Path]:

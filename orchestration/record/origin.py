@@ -26,7 +26,7 @@ from boxseg.files.prints import take_prints
 from boxseg.files.writing import write_atomic
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec, SweepSpec
-from orchestration.record.records import DamagedError, read_record, tell_once
+from orchestration.record.records import read_sound
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.secret_text import hide, hide_in_patch
 from orchestration.store.data import fetch_annotations
@@ -256,11 +256,5 @@ def write_prints(folder: RunFolder, spec: RunSpec) -> None:
 
 def _read_prints(folder: RunFolder) -> dict[str, dict[str, str]]:
     """Of images to train and to validate on; empty where nobody kept any."""
-    path = folder.path / IMAGES
-    try:
-        return read_record(path, dict[str, dict[str, str]], way_out="images are not compared")
-    except FileNotFoundError:
-        pass
-    except DamagedError as error:
-        tell_once(path, str(error))
-    return {}
+    kind, way_out = dict[str, dict[str, str]], "images are not compared"
+    return read_sound(folder.path / IMAGES, kind, way_out=way_out) or {}

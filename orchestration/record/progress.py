@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 
 from rich.console import RenderableType
@@ -58,12 +57,7 @@ class ProgressDisplay:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._is_read:
             with self._readers_may_leave():
                 self._live.stop()

@@ -67,6 +67,17 @@ def read_record(path: Path, kind: type[T], *, way_out: str) -> T:
         raise DamagedError(f"{path}: cannot be read: {reason_of(error)}; {way_out}") from error
 
 
+def read_sound(path: Path, kind: type[T], *, way_out: str) -> T | None:
+    """`read_record` of a file that can be done without: None where there is none, or with a warning an unsound one."""
+    try:
+        return read_record(path, kind, way_out=way_out)
+    except FileNotFoundError:
+        pass
+    except DamagedError as error:
+        tell_once(path, str(error))
+    return None
+
+
 def read_lines(path: Path, kind: type[T], offset: int = 0) -> tuple[list[T], int]:
     """Records in the whole lines of a file from a byte on, and the byte after the last of these lines.
 

@@ -32,7 +32,7 @@ from orchestration.record.records import (
     Seconds,
     read_lines,
     read_record,
-    tell_once,
+    read_sound,
 )
 from orchestration.store.places import address_of
 
@@ -137,11 +137,7 @@ class Report:
         return any(name.startswith("val/") for name in self.metrics)
 
 
-def _is_event(line: dict[str, Any]) -> bool:
-    return isinstance(line.get("event"), str)
-
-
-_Event = Annotated[dict[str, Any], Predicate(_is_event)]
+_Event = Annotated[dict[str, Any], Predicate(lambda line: isinstance(line.get("event"), str))]
 """One line of `journal.jsonl`."""
 
 
@@ -388,17 +384,8 @@ class RunFolder:
 
     def read_tracking(self) -> dict[str, Any]:
         """What `write_tracking` kept; empty where there is nothing."""
-        try:
-            tracking = read_record(
-                self.tracking_path,
-                _Tracking,
-                way_out="MLflow is asked anew what it has",
-            )
-        except FileNotFoundError:
-            return {}
-        except DamagedError as error:
-            tell_once(self.tracking_path, str(error))
-            return {}
+        way_out = "MLflow is asked anew what it has"
+        tracking = read_sound(self.tracking_path, _Tracking, way_out=way_out) or _Tracking()
         return {name: value for name, value in vars(tracking).items() if value is not None}
 
     def write_tracking(self, state: dict[str, Any]) -> None:

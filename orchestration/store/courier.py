@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Any
 
 from boxseg.engine.checkpoint import ABOUT, folder_of
@@ -151,12 +150,7 @@ class Courier:
                 shutil.rmtree(checkpoint, ignore_errors=True)
         (folder / "stop").unlink(missing_ok=True)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if not self._leads:
             return
         # an end by the store itself has waited for it

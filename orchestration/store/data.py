@@ -142,7 +142,7 @@ class _Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         names = list(dict.fromkeys(names))
         with _waiting_for(self.path, self._tell):
-            self._known = self._read_index()
+            self._known = _read_index(self.path)
             listed = patiently(lambda: self._list(names), self._patience_s)
             tars = {name: entry for name, entry in listed.items() if name.endswith(TAR)}
             missing = [name for name in names if name not in listed]
@@ -272,16 +272,17 @@ class _Folder:
             part.replace(self.path / name)
         return new | {name: version}
 
-    def _read_index(self) -> dict[str, _Version]:
-        try:
-            index = json.loads((self.path / INDEX).read_bytes())
-            return {name: _Version(str(etag), int(size)) for name, (etag, size) in index.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
-            return {}  # nothing counts, and all is fetched again
-
     def _write_index(self) -> None:
         index = {name: [version.etag, version.size] for name, version in self._known.items()}
         write_atomic(self.path / INDEX, json.dumps(index))
+
+
+def _read_index(folder: Path) -> dict[str, _Version]:
+    """What a folder of data holds, tar files among it; of a damaged index nothing counts, and all is fetched again."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        index = json.loads((folder / INDEX).read_bytes())
+        return {name: _Version(str(etag), int(size)) for name, (etag, size) in index.items()}
+    return {}
 
 
 def _unpack(tar: Path, folder: Path, address: str) -> Iterator[str]:
@@ -319,7 +320,7 @@ def _make_room(folder: Path, needed: int) -> None:
         most = float("inf") if not limit else 1e9 * float(limit)
     except ValueError as error:
         raise ConfigError(f"{LIMIT_VARIABLE}: {limit} is no number; it is a size in GB") from error
-    kept = {path.parent: _bytes_of(path) for path in mirrors().rglob(INDEX)}
+    kept = {path.parent: _bytes_of(path.parent) for path in mirrors().rglob(INDEX)}
     free = shutil.disk_usage(folder).free - SPARE_BYTES
     for unused in sorted(kept, key=_last_used):
         if needed <= free and needed + sum(kept.values()) <= most:
@@ -334,14 +335,10 @@ def _make_room(folder: Path, needed: int) -> None:
         )
 
 
-def _bytes_of(index: Path) -> int:
-    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-        return sum(
-            size
-            for name, (_, size) in json.loads(index.read_bytes()).items()
-            if not name.endswith(TAR)
-        )
-    return 0
+def _bytes_of(folder: Path) -> int:
+    """Bytes of its files, those of tar files as they were unpacked."""
+    index = _read_index(folder)
+    return sum(version.size for name, version in index.items() if not name.endswith(TAR))
 
 
 def _last_used(folder: Path) -> float:
@@ -354,9 +351,9 @@ def _remove_unused(folder: Path) -> bool:
     """Remove the files of a folder of data, unless somebody reads or fetches them."""
     try:
         with file_lock(folder / FETCH_LOCK, wait=False):
-            if not _is_free(folder):
+            names = list(_read_index(folder))
+            if not names or not _is_free(folder):
                 return False
-            names = list(json.loads((folder / INDEX).read_bytes()))
             # The index goes first, so that nothing half removed counts.
             (folder / INDEX).unlink()
             for name in names:

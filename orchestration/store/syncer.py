@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from boxseg.errors import ConfigError, StorageError
 from orchestration.store.client import StoreAwayError
@@ -46,12 +45,7 @@ class Syncer:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        place: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             # who interrupts twice wants an end
             self.close(give_up_s=HURRY_S if kind is KeyboardInterrupt else GIVE_UP_S)

@@ -72,7 +72,7 @@ def make_training(
             # tests kill it at any time
             files = {"state.pt": f"state of {done}".encode()}
             written = save_checkpoint(checkpoints, step=done, files=files, about=about)
-            publish(checkpoints, written, is_best=best_step == done)
+            publish(checkpoints, written)
             return written
 
         for step in range(start, steps):

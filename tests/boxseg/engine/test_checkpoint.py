@@ -38,9 +38,9 @@ def test_what_was_saved_is_loaded(tmp_path):
     assert torch.equal(checkpoint.load_state(folder)["ranks"][0]["numbers"], torch.arange(3))
 
 
-def save(folder, step, *, is_best=False):
-    written = write(folder, step)
-    checkpoint.publish(folder, written, is_best=is_best)
+def save(folder, step, **about):
+    written = write(folder, step, **about)
+    checkpoint.publish(folder, written)
     return written
 
 
@@ -92,7 +92,7 @@ def kill_at(stage, folder):
             Path.symlink_to = die
         else:
             checkpoint.write_file = die_after_half
-        save(folder, 2, is_best=True)
+        save(folder, 2, best_step=2)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
@@ -137,9 +137,7 @@ def test_a_vanished_folder_is_named_and_not_made_anew(tmp_path):
 
 def test_a_folder_that_vanishes_before_its_checkpoint_counts_is_named(tmp_path):
     with pytest.raises(StorageError, match="the folder is gone; mount or restore it"):
-        checkpoint.publish(
-            tmp_path / "unmounted", tmp_path / "unmounted" / "step-00000001", is_best=True
-        )
+        checkpoint.publish(tmp_path / "unmounted", tmp_path / "unmounted" / "step-00000001")
 
 
 def test_an_interrupted_write_leaves_no_step_folder(tmp_path):
@@ -165,7 +163,7 @@ def test_damage_and_absence_are_named(tmp_path):
 def evaluated(folder, step, best_step):
     """A published checkpoint of an evaluation, of a run whose best one was that of `best_step`."""
     written = write(folder, step, value=float(step), evaluated=step, best_step=best_step)
-    checkpoint.publish(folder, written, is_best=step == best_step)
+    checkpoint.publish(folder, written)
     return written
 
 
@@ -211,7 +209,7 @@ def test_the_best_is_found_where_a_kill_came_before_its_link(tmp_path):
     assert (tmp_path / "best").readlink().name == "step-00000002"
     assert checkpoint.find_best(tmp_path) == better
     stopped = write(tmp_path, 5, evaluated=4, best_step=4)
-    checkpoint.publish(tmp_path, stopped, is_best=False)
+    checkpoint.publish(tmp_path, stopped)
     assert (tmp_path / "best").readlink().name == "step-00000004"
 
 
@@ -229,7 +227,7 @@ def test_where_the_disk_knows_no_links_the_folders_serve_alone(tmp_path, monkeyp
 
 def test_a_run_that_has_not_been_evaluated_has_no_best_checkpoint(tmp_path):
     stopped = write(tmp_path, 1, evaluated=0, best_step=0)
-    checkpoint.publish(tmp_path, stopped, is_best=False)
+    checkpoint.publish(tmp_path, stopped)
     assert checkpoint.find_best(tmp_path) is None
     assert checkpoint.find_best(tmp_path / "nowhere") is None
 

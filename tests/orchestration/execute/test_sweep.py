@@ -269,7 +269,7 @@ def save(folder: RunFolder, step: int, value: float, *, best_step: int) -> Path:
     metrics = {"val/mask_ap": value}
     about = {"evaluated": step, "metrics": metrics, "best_step": best_step, "best": metrics}
     written = save_checkpoint(checkpoints, step=step, files={"state.pt": b"state"}, about=about)
-    publish(checkpoints, written, is_best=step == best_step)
+    publish(checkpoints, written)
     return written
 
 

@@ -66,6 +66,6 @@ def save(run: Path, step: int, *, best: bool = False) -> Path:
     files = {"student.safetensors": f"weights {step} ".encode() * 1000, "state.pt": b"state"}
     about = {"best_step": step if best else 0, "metrics": {}}
     written = save_checkpoint(checkpoints, step=step, files=files, about=about)
-    publish(checkpoints, written, is_best=best)
+    publish(checkpoints, written)
     assert written == folder_of(checkpoints, step)
     return written

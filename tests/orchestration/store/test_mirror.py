@@ -65,11 +65,7 @@ def test_of_a_trained_run_only_the_better_network_travels(machines: Machines):
         checkpoints = machines.run / "checkpoints"
         checkpoints.mkdir()
         about = {"best_step": 10, "network": "teacher"}
-        publish(
-            checkpoints,
-            save_checkpoint(checkpoints, step=10, files=files, about=about),
-            is_best=True,
-        )
+        publish(checkpoints, save_checkpoint(checkpoints, step=10, files=files, about=about))
         Mirror(machines.run).push()
     with machines.on("b"):
         trained = find_trained(machines.folder, "toys")

@@ -68,8 +68,9 @@ def save_best(folder: RunFolder, files: dict[str, bytes], **about) -> Path:
     """A checkpoint of step 100 in a run's folder, its best one."""
     checkpoints = folder.path / "checkpoints"
     checkpoints.mkdir()
+    about = {"best_step": 100} | about
     written = save_checkpoint(checkpoints, step=100, files=files, about=about)
-    publish(checkpoints, written, is_best=True)
+    publish(checkpoints, written)
     return written
 
 
