@@ -219,14 +219,9 @@ def _find_files(source: Path, stems: list[str], images: list[VocImage], files: N
     if others:
         path, listed, name = others[0]
         logger.warning(
-            "%s: %d of %d annotation files name the image of another one inside, as files that were renamed do: "
-            "%s names %s, and %s is taken (correct <filename> in them if that is wrong)",
-            source,
-            len(others),
-            len(images),
-            path,
-            listed,
-            name,
+            f"{source}: {len(others)} of {len(images)} annotation files name the image of another one inside, as files "
+            f"that were renamed do: {path} names {listed}, and {name} is taken (correct <filename> in them if that is "
+            "wrong)"
         )
     return names
 
@@ -249,17 +244,12 @@ def _find_file(stem: str, listed: str, files: Names) -> str:
 
 def _warn_of_unannotated(source: Path, names: list[str], used: list[str]) -> None:
     """Log how many images of a folder have no annotation file."""
-    pictures = [Path(name) for name in names if Path(name).suffix.lower() in IMAGE_ENDINGS]
-    wanted = {path.as_posix() for path in pictures}
+    wanted = {name for name in names if Path(name).suffix.lower() in IMAGE_ENDINGS}
     left_out = sorted(wanted - set(used))
     if left_out:
         logger.warning(
-            "%s: %d of %d images have no annotation file and are left out, such as %s (an image without objects "
-            "has one too, without <object>)",
-            source,
-            len(left_out),
-            len(wanted),
-            left_out[0],
+            f"{source}: {len(left_out)} of {len(wanted)} images have no annotation file and are left out, such as "
+            f"{left_out[0]} (an image without objects has one too, without <object>)"
         )
 
 
@@ -269,13 +259,8 @@ def _warn_of_missing(splits: Splits) -> None:
         files = [split.images / image["file_name"] for image in split.content["images"]]
         missing = [file for file in files if not file.is_file()]
         if missing:
-            logger.warning(
-                "%s: %d of %d images are not there (looked for %s)",
-                name,
-                len(missing),
-                len(files),
-                missing[0],
-            )
+            count = f"{len(missing)} of {len(files)} images"
+            logger.warning(f"{name}: {count} are not there (looked for {missing[0]})")
 
 
 def _add_boxes(split: CocoSplit, image: VocImage, file_name: str, *, from_one: bool) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,13 +70,10 @@ class Tally:
     """Images that cannot be read."""
     poses: int = 0
     """Objects whose keypoints were left out."""
-    outlines: int = 0
-    of_three_points: int = 0
-    three_points_ending_in_1: int = 0
-    """As `ending_in_1`, of three points: a box with its confidence and track id looks so."""
-    of_four_points: int = 0
-    ending_in_1: int = 0
-    """Outlines whose last number is 1, as the first track's id is; larger ones are no shares."""
+    points: Counter[int] = field(default_factory=Counter)
+    """How many points an outline has -> how many such outlines there are."""
+    ending_in_1: Counter[int] = field(default_factory=Counter)
+    """The same of outlines whose last number is 1, as the first track's id is; larger ones are no shares."""
     empty: int = 0
     """Outlines without a pixel inside."""
     classes: set[int] = field(default_factory=set)
@@ -196,29 +193,30 @@ def _warn_of_outlines(tally: Tally, source: Path) -> None:
     Raises:
         DataError: all are boxes, each with a confidence and a track id: read as three points they are elsewhere.
     """
-    if tally.outlines and tally.outlines == tally.three_points_ending_in_1:
+    outlines, triangles = tally.points.total(), tally.points[3]
+    # a box with its confidence and track id looks like three points
+    tracks, ending_in_1 = tally.ending_in_1[3], tally.ending_in_1.total()
+    if outlines and outlines == tracks:
         raise DataError(
-            f"{source}: all {tally.outlines} outlines have three points and end in 1; "
+            f"{source}: all {outlines} outlines have three points and end in 1; "
             f"{TRACK_RULE} (keep the class and x y width height of each line)"
         )
-    if tally.three_points_ending_in_1:
-        count = f"{tally.three_points_ending_in_1} of {tally.of_three_points}"
+    if tracks:
         value = "outlines of three points end in 1; if these are boxes with a confidence"
-        logger.warning("%s: %s %s, %s", source, count, value, TRACK_RULE)
-    elif tally.outlines > 1 and 2 * tally.ending_in_1 > tally.outlines:
-        count = f"{tally.ending_in_1} of {tally.outlines}"
+        logger.warning(f"{source}: {tracks} of {triangles} {value}, {TRACK_RULE}")
+    elif outlines > 1 and 2 * ending_in_1 > outlines:
         value = "outlines end in 1; if these are track ids, cut them and the confidences"
-        logger.warning("%s: %s %s", source, count, value)
+        logger.warning(f"{source}: {ending_in_1} of {outlines} {value}")
     if tally.poses:
         warning = "%s: the keypoints of %d objects are left out, their boxes are read"
         logger.warning(warning, source, tally.poses)
     if tally.empty:
         # Without `kpt_shape` a pose reads as an outline: the points of a line, there and back.
         value = "outlines enclose no pixel and give a box alone; poses need kpt_shape in data.yaml"
-        logger.warning("%s: %d of %d %s", source, tally.empty, tally.outlines, value)
-    if tally.outlines > 1 and tally.of_four_points == tally.outlines:
+        logger.warning("%s: %d of %d %s", source, tally.empty, outlines, value)
+    if outlines > 1 and tally.points[4] == outlines:
         value = "outlines have four points; if these are turned boxes (YOLO OBB), their masks are boxes too"
-        logger.warning("%s: all %d %s", source, tally.outlines, value)
+        logger.warning("%s: all %d %s", source, outlines, value)
 
 
 def _read_layout(source: Path) -> Layout:
@@ -412,12 +410,9 @@ def _add_object(
     # An outline between pixel centres encloses none; its box is of use all the same.
     mask = decode_segmentation([points.ravel().tolist()], picture.size)
     has_pixels = bool(mask.any())
-    tally.outlines += 1
-    tally.of_three_points += len(points) == 3
-    tally.of_four_points += len(points) == 4
+    tally.points[len(points)] += 1
     # The number of the first track, or the lower edge of the picture.
-    tally.ending_in_1 += numbers[-1] == 1
-    tally.three_points_ending_in_1 += numbers[-1] == 1 and len(points) == 3
+    tally.ending_in_1[len(points)] += numbers[-1] == 1
     tally.empty += not has_pixels
     split.add_object(label, box=_box_around(points), mask=mask if has_pixels else None)
 

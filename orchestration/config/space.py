@@ -6,10 +6,11 @@ does not hold, what it would vary stays as in the file.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from orchestration.config.domain import (
@@ -25,6 +26,8 @@ from orchestration.config.explain import as_yaml
 
 Space = dict[str, AnyDomain]
 """Name -> domain: that of a setting, or a free name for settings that move together."""
+MOST_SAMPLES = 128
+"""Settings that stand for a space, besides its corners."""
 
 
 def names_in(space: Space) -> list[str]:
@@ -62,18 +65,24 @@ def conditions_of(domain: AnyDomain) -> str:
     return " and ".join(parts)
 
 
-def parts_of(space: Space, values: dict[str, Any]) -> Iterator[tuple[str, AnyDomain, Any]]:
-    """The lines of a space that apply with some values, each with its value.
-
-    Raises:
-        KeyError: a setting that applies has no value.
-    """
+def draw(space: Space, pick: Callable[[str, AnyDomain], Any]) -> dict[str, Any]:
+    """The setting by what `pick` gives for each line that applies, by its name and domain."""
+    values: dict[str, Any] = {}
     for entry, domain in space.items():
         if applies(domain, values):
-            if isinstance(domain, Together):
-                yield entry, domain, {name: values[name] for name in names_of(entry, domain)}
-            else:
-                yield entry, domain, values[entry]
+            values |= given_by(entry, domain, pick(entry, domain))
+    return values
+
+
+def value_in(values: dict[str, Any], entry: str, domain: AnyDomain) -> Any:
+    """What some values have for one line of a space, the inverse of `given_by`.
+
+    Raises:
+        KeyError: they have none.
+    """
+    if isinstance(domain, Together):
+        return {name: values[name] for name in names_of(entry, domain)}
+    return values[entry]
 
 
 def applying(space: Space, values: dict[str, Any]) -> dict[str, Any]:
@@ -82,11 +91,7 @@ def applying(space: Space, values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         KeyError: a setting that applies has no value.
     """
-    kept: dict[str, Any] = {}
-    for entry, domain in space.items():
-        if applies(domain, kept):
-            kept |= {name: values[name] for name in names_of(entry, domain)}
-    return kept
+    return draw(space, functools.partial(value_in, values))
 
 
 def misfit(space: Space, values: dict[str, Any]) -> str:
@@ -97,13 +102,15 @@ def misfit(space: Space, values: dict[str, Any]) -> str:
             return f"{name} is not in sweep.space"
     try:
         fitting = applying(space, values)
-        for entry, domain, value in parts_of(space, fitting):
+    except KeyError as error:
+        return f"{error.args[0]} has no value"
+    for entry, domain in space.items():
+        if applies(domain, fitting):
+            value = value_in(fitting, entry, domain)
             if not holds(domain, value):
                 return (
                     f"{entry} is {as_yaml(value)}, which its domain in sweep.space does not hold"
                 )
-    except KeyError as error:
-        return f"{error.args[0]} has no value"
     for name in values.keys() - fitting.keys():
         return f"{name} does not apply with the other values"
     return ""
@@ -116,10 +123,7 @@ def is_setting_of(space: Space, values: dict[str, Any]) -> bool:
 
 def drawn_setting(space: Space, values: dict[str, Any]) -> dict[str, Any]:
     """Values that a space can give, as they would be drawn from there."""
-    drawn: dict[str, Any] = {}
-    for entry, domain, value in parts_of(space, values):
-        drawn |= given_by(entry, domain, drawn_value(domain, value))
-    return drawn
+    return draw(space, lambda entry, domain: drawn_value(domain, value_in(values, entry, domain)))
 
 
 def settings_of(space: Space) -> Iterator[dict[str, Any]]:
@@ -169,10 +173,10 @@ def _count(
     )
 
 
-def samples(space: Space, limit: int = 128) -> Iterator[dict[str, Any]]:
+def samples(space: Space) -> Iterator[dict[str, Any]]:
     """Settings that stand for the space: all combinations of its corners, or each corner once and a fixed sample."""
     ends = [corners(domain) for domain in space.values()]
-    if math.prod(len(values) for values in ends) <= limit:
+    if math.prod(len(values) for values in ends) <= MOST_SAMPLES:
         for combination in itertools.product(*ends):
             yield _setting(space, dict(zip(space, combination, strict=True)))
         return
@@ -186,7 +190,7 @@ def samples(space: Space, limit: int = 128) -> Iterator[dict[str, Any]]:
             yield _setting(space, first | picks_for(space, entry) | {entry: value})
     # always the same, so that a file is refused each time or never
     draw = random.Random(0)
-    for _ in range(limit):
+    for _ in range(MOST_SAMPLES):
         yield _setting(
             space, dict(zip(space, [draw.choice(corner) for corner in ends], strict=True))
         )
@@ -194,11 +198,7 @@ def samples(space: Space, limit: int = 128) -> Iterator[dict[str, Any]]:
 
 def _setting(space: Space, picked: dict[str, Any]) -> dict[str, Any]:
     """The setting by the value that is picked for each line."""
-    values: dict[str, Any] = {}
-    for entry, domain in space.items():
-        if applies(domain, values):
-            values |= given_by(entry, domain, picked[entry])
-    return values
+    return draw(space, lambda entry, _: picked[entry])
 
 
 def picks_for(space: Space, entry: str) -> dict[str, Any]:

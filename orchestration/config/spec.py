@@ -366,11 +366,8 @@ class SweepSpec(RunSpec):
         Raises:
             ConfigError: a name is no setting, or the values are not possible together.
         """
-        return _build_trial(
-            self,
-            {**values, "train.seed": seed},
-            {name: f"sweep.space {name}" for name in values},
-        )
+        places = {name: f"sweep.space {name}" for name in values}
+        return _build_trial(self, values | {"train.seed": seed}, places)
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
@@ -447,14 +444,8 @@ def _build_trial(spec: SweepSpec, values: dict[str, Any], places: dict[str, str]
     for name, value in values.items():
         # searches draw numbers of numpy, which YAML and JSON do not know
         sparse = assign(sparse, name.split("."), value.item() if hasattr(value, "item") else value)
-    return _build_spec(
-        RunSpec,
-        Source(
-            "sweep",
-            sparse,
-            {tuple(name.split(".")): places[name] for name in places},
-        ),
-    )
+    written = {tuple(name.split(".")): place for name, place in places.items()}
+    return _build_spec(RunSpec, Source("sweep", sparse, written))
 
 
 def _check_space(spec: SweepSpec, source: Source) -> None:

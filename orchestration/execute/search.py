@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +22,9 @@ from orchestration.config.domain import (
 from orchestration.config.space import (
     applies,
     count_settings,
-    given_by,
-    parts_of,
+    draw,
     settings_of,
+    value_in,
 )
 from orchestration.config.spec import SweepConfig
 from orchestration.record.score import merit_of
@@ -194,12 +195,11 @@ class TrialQueue:
     def _ask_for(self, values: dict[str, Any]) -> Any:
         """Have Optuna propose exactly these values; they count as taken from now on."""
         self._taken.add(setting_key(values))
-        self._study.enqueue_trial(
-            {
-                name: place_in(domain, value)
-                for name, domain, value in parts_of(self._sweep.space, values)
-            }
-        )
+        places = {}
+        for name, domain in self._sweep.space.items():
+            if applies(domain, values):
+                places[name] = place_in(domain, value_in(values, name, domain))
+        self._study.enqueue_trial(places)
         optuna_trial = self._study.ask()
         self._suggested(optuna_trial)  # Optuna notes a value once it is suggested
         return optuna_trial
@@ -219,11 +219,7 @@ class TrialQueue:
         raise AssertionError
 
     def _suggested(self, optuna_trial: Any) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for name, domain in self._sweep.space.items():
-            if applies(domain, values):
-                values |= given_by(name, domain, suggest(optuna_trial, name, domain))
-        return values
+        return draw(self._sweep.space, functools.partial(suggest, optuna_trial))
 
 
 def suggest(trial: Any, name: str, domain: Domain) -> Any:

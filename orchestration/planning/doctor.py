@@ -24,10 +24,6 @@ from orchestration.store.places import shown
 # the lower limits of pyproject.toml, to be raised with them
 FLOORS = {"torch": "2.10", "torchvision": "0.25", "ray": "2.54", "mlflow": "3.13"}
 """Package -> oldest version that works."""
-EXTRAS = {
-    "onnxruntime": "export --format onnx needs it: pip install -e '.[onnx]'",
-}
-"""Optional package -> what it is for, and how to get it."""
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 IMPORT_S = 120
 """How long a package may take to load [s]."""
@@ -64,10 +60,7 @@ def examine(storage: Path) -> Iterator[Finding]:
     yield _ray_address()
     yield _ray_token()
     yield _ray_auth()
-    for package, way_to_get in EXTRAS.items():
-        installed = _version(package)
-        fix = None if installed else way_to_get
-        yield Finding(package, installed or "not installed", fix, fatal=False)
+    yield _onnx()
     for package, floor in FLOORS.items():
         yield _package(package, floor)
     yield _gpu()
@@ -131,6 +124,12 @@ def _ray_auth() -> Finding:
     if mode == "disabled":
         fix = "anyone who reaches Ray's ports can run code: unset RAY_AUTH_MODE"
     return Finding("ray access", mode or "by token", fix, fatal=False)
+
+
+def _onnx() -> Finding:
+    installed = _version("onnxruntime")
+    fix = None if installed else "export --format onnx needs it: pip install -e '.[onnx]'"
+    return Finding("onnxruntime", installed or "not installed", fix, fatal=False)
 
 
 def _package(package: str, floor: str) -> Finding:
