@@ -271,18 +271,15 @@ def _measure(image: Entry, folder: Path, changes: Changes) -> None:
 
 def _join_images(content: Content, folder: Path | None, changes: Changes) -> None:
     """Keep the first entry of each file and size, and give it the annotations of the others."""
-    first_ids: dict[tuple[str, str, str], int] = {}
+    first_ids: dict[tuple[str, str], int] = {}
     new_ids: dict[int, int] = {}
     images = []
     for image in content["images"]:
         if _has_name_and_id(image):
             # of any kind, malformed too
-            size = (
-                repr(image.get("width")),
-                repr(image.get("height")),
-            )
-            file_and_size = (listed_name(image["file_name"], folder), *size)
-            first_id = first_ids.setdefault(file_and_size, image["id"])
+            size = repr((image.get("width"), image.get("height")))
+            file = listed_name(image["file_name"], folder)
+            first_id = first_ids.setdefault((file, size), image["id"])
             if first_id != image["id"]:
                 new_ids[image["id"]] = first_id
                 change = "image entries joined with another of the same file"

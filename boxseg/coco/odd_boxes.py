@@ -117,10 +117,11 @@ def shift_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> It
 
 def _scale_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> Iterator[Fault]:
     """Boxes none of which reaches beyond 100, or 1000, in images that are much larger, or wider or higher at least."""
-    corners = [(box[0] + box[2], box[1] + box[3]) for box in (entry["bbox"] for entry in objects)]
-    if len(corners) < FEWEST_SCALED:
+    if len(objects) < FEWEST_SCALED:
         return
-    right, bottom = (max(ends) for ends in zip(*corners, strict=True))
+    boxes = [entry["bbox"] for entry in objects]
+    right = max(x + width for x, _, width, _ in boxes)
+    bottom = max(y + height for _, y, _, height in boxes)
     smallest = min(max(sizes.get(entry["image_id"], (0, 0))) for entry in objects)
     for whole, unit in WHOLES.items():
         if whole / 2 < min(right, bottom) <= max(right, bottom) <= whole < MOST_OF_SIDE * smallest:

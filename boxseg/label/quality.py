@@ -104,8 +104,9 @@ def measure(
     oval = inside & (box_distance(box, size) <= 1)
     in_others = np.zeros(size, dtype=np.bool_)
     # Of thousands of boxes in a picture, few are here.
-    meets = (others[:, :2] < box[2:]).all(axis=1) & (others[:, 2:] > box[:2]).all(axis=1)
-    for other in others[meets]:
+    begins_before = (others[:, :2] < box[2:]).all(axis=1)
+    ends_behind = (others[:, 2:] > box[:2]).all(axis=1)
+    for other in others[begins_before & ends_behind]:
         in_others |= pixels_of_box(other, size)
     measures = {
         "certainty": float(np.abs(2 * evidence.lone[inside] - 1).mean()),

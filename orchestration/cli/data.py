@@ -12,7 +12,15 @@ import typer
 
 from boxseg.errors import ConfigError, DataError
 from boxseg.files.names import is_json
-from orchestration.cli.options import AsJson, Images, Target, flag, optional, require_room
+from orchestration.cli.options import (
+    AsJson,
+    Images,
+    Target,
+    flag,
+    optional,
+    require_new,
+    require_room,
+)
 from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
 from orchestration.errors import ExitCode
 
@@ -268,10 +276,7 @@ def export(
         if fault.value != DOES_NOT_EXIST:
             raise DataError(str(fault))
         missing.append(image["file_name"])
-    if output.exists():
-        raise ConfigError(
-            f"--output {output}: is there already; name another folder, or remove it"
-        )
+    require_new(output)
     good.require_some(target)
     require_some_image(source, good.content["images"])
     for left_out in good.summary():

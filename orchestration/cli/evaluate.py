@@ -202,11 +202,6 @@ def export(
     about = export_network(open_predictor(run, storage=storage, device="cpu"), form, path)
     if as_json:
         print_json(about | {"file": path})
-    else:
-        shown = ("difference", "seconds", "torch_seconds")
-        print_pairs(
-            [
-                ("file", path),
-                *((name.replace("_", " "), about[name]) for name in shown if name in about),
-            ]
-        )
+        return
+    shown = [name for name in ("difference", "seconds", "torch_seconds") if name in about]
+    print_pairs([("file", path), *((name.replace("_", " "), about[name]) for name in shown)])

@@ -110,13 +110,11 @@ def list_all(address: Address = None, insecure: Insecure = False, as_json: AsJso
     if as_json:
         print_json(jobs)
         return
-    print_table(
-        ("id", "status", "exit", "began", "took", "command"),
-        [
-            (job.id, job.status, job.exit_code, _clock(job.started), _took(job), job.command)
-            for job in jobs
-        ],
-    )
+    rows = [
+        (job.id, job.status, job.exit_code, _clock(job.started), _took(job), job.command)
+        for job in jobs
+    ]
+    print_table(("id", "status", "exit", "began", "took", "command"), rows)
 
 
 @app.command()
@@ -325,12 +323,9 @@ def _parse(context: typer.Context, command: list[str]) -> dict[str, Any]:
         raise ConfigError(
             f"jobs submit: {command[0]} is no command for a job; choose one of {', '.join(known)}"
         )
-    return (
-        # parses, and runs nothing
-        commands.get_command(root, command[0])
-        .make_context(command[0], command[1:], parent=root)
-        .params
-    )
+    wanted = commands.get_command(root, command[0])
+    # parses, and runs nothing
+    return wanted.make_context(command[0], command[1:], parent=root).params
 
 
 def _follow(cluster: Cluster, id: str, as_json: bool) -> None:
@@ -364,10 +359,11 @@ def _show(job: Job, as_json: bool) -> None:
         ("status", job.status),
         ("exit code", job.exit_code),
         ("command", job.command),
+        ("began", _clock(job.started)),
+        ("took", _took(job)),
+        ("kept in", job.storage),
     ]
-    print_pairs(
-        [*rows, ("began", _clock(job.started)), ("took", _took(job)), ("kept in", job.storage)]
-    )
+    print_pairs(rows)
 
 
 def _connect(address: str | None, insecure: bool) -> Cluster:
@@ -382,15 +378,15 @@ def _kept_file(storage: Path, job: str, name: str) -> Path:
     Raises:
         ConfigError: none or several jobs begin so, or the job has no such file.
     """
+    from orchestration.jobs.client import find_ids
+
     pull_below(storage.absolute() / JOBS, job)
-    matching = [path for path in sorted((storage / JOBS).glob("*/")) if path.name.startswith(job)]
-    # a whole id wins, even if others begin with it
-    exact = [path for path in matching if path.name == job]
-    if len(exact or matching) != 1:
+    fits = find_ids([folder.name for folder in sorted((storage / JOBS).glob("*/"))], job)
+    if len(fits) != 1:
         raise ConfigError(
-            f"{job}: {len(matching)} jobs in {shown(storage / JOBS)} begin like this; name one"
+            f"{job}: {len(fits)} jobs in {shown(storage / JOBS)} begin like this; name one"
         )
-    path = (exact or matching)[0] / name
+    path = storage / JOBS / fits[0] / name
     if not path.is_file():
         raise ConfigError(
             f"{path}: is missing; the job has not begun yet, or its folder was cleared"

@@ -44,6 +44,16 @@ def require_room(option: str, folder: Path) -> None:
         )
 
 
+def require_new(place: Path, kind: str = "folder") -> None:
+    """Refuse an `--output` over something that is there.
+
+    Raises:
+        ConfigError: names it and the way out.
+    """
+    if place.exists():
+        raise ConfigError(f"--output {place}: is there already; name another {kind}, or remove it")
+
+
 def flag(name: str, help: str) -> Any:
     """A switch that is off unless it is given."""
     return typer.Option(False, name, help=help)

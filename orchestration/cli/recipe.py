@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from boxseg.errors import ConfigError
-from orchestration.cli.options import AsJson, Device, Images, Minutes, Overrides, optional
+from orchestration.cli.options import (
+    AsJson,
+    Device,
+    Images,
+    Minutes,
+    Overrides,
+    optional,
+    require_new,
+)
 from orchestration.cli.output import print_json, print_line, say
 from orchestration.words import show_duration
 
@@ -34,8 +42,8 @@ def recipe(
     if data.is_dir():
         way_out = "boxseg data import makes one of other formats, and boxseg label takes YOLO and VOC folders itself"
         raise ConfigError(f"{data}: is a folder, and a recipe is for a COCO file; {way_out}")
-    if output is not None and output.exists():
-        raise ConfigError(f"--output {output}: is there already; name another file, or remove it")
+    if output is not None:
+        require_new(output, "file")
     check_minutes(minutes)
     source = find_source(data, images)
     fingerprint = take_fingerprint(source)

@@ -122,10 +122,9 @@ def compare(
     comparison = compare_runs([find_run(storage, run) for run in runs])
     states = comparison.runs
     if as_json:
-        plain = [
-            {name: getattr(run, name) for name in ("id", "status", "folder")} for run in states
-        ]
-        print_json({**vars(comparison), "runs": plain})
+        names = ("id", "status", "folder")
+        plain = [{name: getattr(run, name) for name in names} for run in states]
+        print_json(vars(comparison) | {"runs": plain})
         return
     ids = [run.id for run in states]
     differing = comparison.settings | comparison.origin
@@ -163,10 +162,7 @@ def report(
 
     folder = find_run(storage, sweep)
     page = write_report(folder.path, output)
-    if as_json:
-        print_json({"id": folder.path.name, "report": page})
-    else:
-        print_line(page)
+    print_json({"id": folder.path.name, "report": page}) if as_json else print_line(page)
 
 
 def _with_difference(values: list[float | None]) -> Iterator[str | None]:
@@ -210,11 +206,6 @@ def _summary(status: RunStatus) -> list[tuple[str, Any]]:
         "best trial": status.best_run,
         "best at step": status.best_step if status.best else None,
     }
-    about = [
-        ("id", status.id),
-        ("name", status.name),
-        ("kind", status.kind),
-        ("status", status.status),
-    ]
+    about = [(name, getattr(status, name)) for name in ("id", "name", "kind", "status")]
     present = [(name, value) for name, value in pairs.items() if value is not None]
     return about + present + sorted(status.best_or_latest.items()) + sorted(status.tags.items())

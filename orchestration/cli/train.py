@@ -254,14 +254,9 @@ def _print_run(result: RunStatus, as_json: bool) -> None:
 def _end_interrupted(
     command: str, experiment: Path, overrides: list[str] | None, *resume: str
 ) -> NoReturn:
-    again = [
-        "boxseg",
-        command,
-        str(experiment),
-        *(f"--set={text}" for text in overrides or []),
-        *resume,
-    ]
-    say(f"interrupted, state saved; go on with: {shlex.join(again)}")
+    settings = [f"--set={text}" for text in overrides or []]
+    again = shlex.join(["boxseg", command, str(experiment), *settings, *resume])
+    say(f"interrupted, state saved; go on with: {again}")
     raise typer.Exit(ExitCode.INTERRUPTED)
 
 
@@ -286,20 +281,20 @@ def _tell_what_was_not_retried(result: SweepResult) -> None:
 
 
 def _show_sweep(spec: SweepSpec, result: SweepResult, as_json: bool) -> None:
-    if as_json:
-        print_json(_sweep_as_json(spec, result))
-    else:
-        _print_sweep(spec, result)
+    print_json(_sweep_as_json(spec, result)) if as_json else _print_sweep(spec, result)
 
 
 def _sweep_as_json(spec: SweepSpec, result: SweepResult) -> dict[str, Any]:
     def trial(row: TrialStatus) -> dict[str, Any]:
         names = ("id", "status", "values", "seed", "value", "step", "folder", "failure")
-        against = {name: row.metrics.get(name) for name in spec.sweep.against}
-        return {name: getattr(row, name) for name in names} | (
-            {"against": against} if against else {}
-        )
+        about = {name: getattr(row, name) for name in names}
+        if spec.sweep.against:
+            about["against"] = {name: row.metrics.get(name) for name in spec.sweep.against}
+        return about
 
+    best = None
+    if result.best is not None:
+        best = trial(result.best) | {"checkpoint": result.best_checkpoint}
     return {
         "id": result.id,
         "name": spec.name,
@@ -307,9 +302,7 @@ def _sweep_as_json(spec: SweepSpec, result: SweepResult) -> dict[str, Any]:
         "folder": result.folder,
         "report": result.report,
         "metric": spec.sweep.metric,
-        "best": None
-        if result.best is None
-        else {**trial(result.best), "checkpoint": result.best_checkpoint},
+        "best": best,
         "trials": [trial(row) for row in result.table.ranked()],
         # the trials of each setting that no other beats
         "front": [[row.id for row in rows] for rows in result.table.front()],

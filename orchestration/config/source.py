@@ -39,8 +39,6 @@ MAX_DEPTH = 30
 """Groups within groups; settings have four."""
 MAX_VALUES = 50_000
 """Values of a file with its aliases written out: a few lines of aliases can stand for more than memory holds."""
-MAX_BASES = 20
-"""Files that take over each other's settings in a row."""
 MAX_DIGITS = 18
 """Of a whole number, so that it fits in 64 bits."""
 MAX_TEXT = 4096
@@ -101,9 +99,6 @@ def _read_base(path: Path, base: Any, place: str, above: tuple[Path, ...]) -> So
         raise ConfigError(
             f"{place}: base {base} leads back to itself; a chain of files needs an end"
         )
-    if len(above) > MAX_BASES:
-        length = f"a chain of more than {MAX_BASES} files"
-        raise ConfigError(f"{place}: base {base} makes {length}; join some of them")
     return read_source(other, above)
 
 

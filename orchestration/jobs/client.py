@@ -9,7 +9,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,14 +157,13 @@ class Cluster:
         Raises:
             ConfigError: no job or more than one fits.
         """
-        similar = [job for job in self.jobs() if job.id.startswith(id)]
-        exact = [job for job in similar if job.id == id]
-        fits = exact or similar
+        jobs = {job.id: job for job in self.jobs()}
+        fits = find_ids(jobs, id)
         if len(fits) != 1:
-            known = ", ".join(job.id for job in similar[:5]) or "no job"
+            known = ", ".join(fits[:5]) or "no job"
             message = f"{id}: {known} of {self.address} begins like this"
             raise ConfigError(f"{message}; `boxseg jobs ls` lists all")
-        return fits[0]
+        return jobs[fits[0]]
 
     def logs(self, id: str) -> str:
         """All that a job has printed so far."""
@@ -231,6 +230,11 @@ class Cluster:
                     yield text[skipped:]
             finally:
                 runner.run(chunks.aclose())
+
+
+def find_ids(ids: Collection[str], start: str) -> list[str]:
+    """The ids that begin so; a whole id means that one alone, even if others begin with it."""
+    return [start] if start in ids else [id for id in ids if id.startswith(start)]
 
 
 async def _next(chunks: Any) -> str | None:
