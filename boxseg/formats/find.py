@@ -35,10 +35,7 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
     refuse_addresses(annotations, images)
     refuse_others(annotations)
     if images is not None:
-        if not images.is_dir():
-            raise ConfigError(
-                f"--images {images}: is not a folder; name the one that holds the images"
-            )
+        _require_folder(images)
         return CocoSource(images=images, annotations=annotations)
     name = _first_file_name(read_annotations(annotations)["images"])
     above = annotations.absolute().parent.parent
@@ -62,6 +59,13 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
     raise ConfigError(
         f"{annotations}: its image {name} is not in {looked}; name the folder with --images"
     )
+
+
+def _require_folder(images: Path) -> None:
+    if not images.is_dir():
+        raise ConfigError(
+            f"--images {images}: is not a folder; name the one that holds the images"
+        )
 
 
 def refuse_addresses(*paths: Path | None) -> None:
@@ -101,12 +105,15 @@ def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
         images: Folder of the images; if left out, the one that the folder's format has for them.
 
     Raises:
+        ConfigError: `images` is no folder.
         DataError: `data` is no such folder, or is damaged.
     """
     from boxseg.coco.writer import join_splits, require_objects
     from boxseg.files.writing import write_atomic
     from boxseg.formats.convert import convert
 
+    if images is not None:
+        _require_folder(images)
     splits = convert(data, _format_of(data))
     require_objects(splits, data)
     with_boxes = [name for name in splits if name.startswith("boxes_")] or list(splits)

@@ -103,10 +103,6 @@ def label(
     if not plan:
         require_room("--output", folder)
     data, images = fetch_named(data, images, say)
-    if images is not None and not images.is_dir():
-        raise ConfigError(
-            f"--images {images}: is not a folder; name the one that holds the images"
-        )
     # nothing stays of a plan
     with tempfile.TemporaryDirectory() if plan else contextlib.nullcontext(folder) as imports:
         to_label = find_boxes(data, images, imports=Path(imports))
