@@ -55,6 +55,13 @@ def has_area(value: Any) -> bool:
     return is_finite_bbox(value) and min(value[2:]) > 0
 
 
+def has_id_and_name(image: Any) -> bool:
+    """Whether an entry of the list of images has what the others are told by: a number `id`, a text `file_name`."""
+    if not isinstance(image, dict):
+        return False
+    return is_whole(image.get("id")) and isinstance(image.get("file_name"), str)
+
+
 WHOLE = Rule("COCO wants a whole number there", is_whole)
 TEXT = Rule("COCO wants a text there", _is_text)
 NAME = Rule("a class needs a name, which is a text", _is_named)

@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from boxseg.coco.entries import Content, Entry, has_area, is_finite_bbox, plain_box, to_numbers
+from boxseg.coco.entries import (
+    Content,
+    Entry,
+    has_area,
+    has_id_and_name,
+    is_finite_bbox,
+    plain_box,
+    to_numbers,
+)
 from boxseg.coco.odd_boxes import LARGEST_SHARE, are_corners
 from boxseg.coco.odd_entries import corners, has_wrong_area, is_fitting, overlap
 from boxseg.coco.segmentations import (
@@ -90,7 +98,7 @@ def mend_content(content: Content, changes: Changes, *, folder: Path | None) -> 
     new_image_id = _renumber(images, "images", changes)
     new_category_id = _renumber(categories, "categories", changes)
     # An annotation may name its image; where two images have the name, it says nothing.
-    named = [image for image in images if _has_name_and_id(image)]
+    named = [image for image in images if has_id_and_name(image)]
     counts = Counter(image["file_name"] for image in named)
     id_of_name = {
         image["file_name"]: image["id"] for image in named if counts[image["file_name"]] == 1
@@ -275,7 +283,7 @@ def _join_images(content: Content, folder: Path | None, changes: Changes) -> Non
     new_ids: dict[int, int] = {}
     images = []
     for image in content["images"]:
-        if _has_name_and_id(image):
+        if has_id_and_name(image):
             # of any kind, malformed too
             size = repr((image.get("width"), image.get("height")))
             file = listed_name(image["file_name"], folder)
@@ -291,12 +299,6 @@ def _join_images(content: Content, folder: Path | None, changes: Changes) -> Non
         if isinstance(annotation, dict) and is_whole(annotation.get("image_id")):
             image_id = annotation["image_id"]
             annotation["image_id"] = new_ids.get(image_id, image_id)
-
-
-def _has_name_and_id(image: Any) -> bool:
-    if not isinstance(image, dict):
-        return False
-    return isinstance(image.get("file_name"), str) and is_whole(image.get("id"))
 
 
 def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pycocotools import mask as coco_mask
 
 from boxseg.coco.classes import ABSENT, find_labels, fold_name
-from boxseg.coco.entries import BBOX, Entry, is_finite_bbox
+from boxseg.coco.entries import BBOX, Entry, has_id_and_name, is_finite_bbox
 from boxseg.coco.masks import Rle, encode_segmentation
 from boxseg.coco.odd_entries import corners, is_fitting
 from boxseg.coco.segmentations import MASKS_RULE, Extent, Problem, Size, find_extent, find_problem
@@ -178,7 +178,7 @@ def _match_images(path: Path, images: Any, data: CocoBoxes) -> dict[int, int]:
     names = Names(position_of)
     index_of: dict[int, int] = {}
     for number, image in enumerate(images if isinstance(images, list) else [None]):
-        if not _has_id_and_name(image):
+        if not has_id_and_name(image):
             raise DataError(
                 f"{path}: images[{number}] has no whole number `id` and text `file_name`; "
                 f"{MASKS_RULE} (correct the file)"
@@ -196,12 +196,6 @@ def _match_images(path: Path, images: Any, data: CocoBoxes) -> dict[int, int]:
         warning = "%s: lists %d of the %d images of %s"
         logger.warning(warning, path, num_matched, len(data), _place(data))
     return index_of
-
-
-def _has_id_and_name(image: Any) -> bool:
-    if not isinstance(image, dict):
-        return False
-    return is_whole(image.get("id")) and isinstance(image.get("file_name"), str)
 
 
 def _match_name(
