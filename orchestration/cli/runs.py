@@ -162,7 +162,10 @@ def report(
 
     folder = find_run(storage, sweep)
     page = write_report(folder.path, output)
-    print_json({"id": folder.path.name, "report": page}) if as_json else print_line(page)
+    if as_json:
+        print_json({"id": folder.path.name, "report": page})
+    else:
+        print_line(page)
 
 
 def _with_difference(values: list[float | None]) -> Iterator[str | None]:

@@ -281,7 +281,10 @@ def _tell_what_was_not_retried(result: SweepResult) -> None:
 
 
 def _show_sweep(spec: SweepSpec, result: SweepResult, as_json: bool) -> None:
-    print_json(_sweep_as_json(spec, result)) if as_json else _print_sweep(spec, result)
+    if as_json:
+        print_json(_sweep_as_json(spec, result))
+    else:
+        _print_sweep(spec, result)
 
 
 def _sweep_as_json(spec: SweepSpec, result: SweepResult) -> dict[str, Any]:
