@@ -41,6 +41,7 @@ def sort_colors(lab: FloatArray) -> ColorArray:
     ]
     if len(sample) < count:
         return np.zeros(lab.shape[:2], dtype=np.int64)
+    # so that a picture always has the same colours
     cv2.setRNGSeed(0)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 8, 0.1)
     chosen = np.zeros((len(sample), 1), dtype=np.int32)

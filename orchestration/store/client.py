@@ -42,8 +42,6 @@ PART_BYTES = 2**24
 """A larger file goes in parts of this size, each a request."""
 PARTS_AT_ONCE = 4
 """Parts of a large file that are on their way together."""
-
-
 PAUSE_S = (0.5, 10.0)
 """Shortest and longest time between two tries of `patiently` [s]."""
 
@@ -265,12 +263,14 @@ def _open(address: str, server: str | None, process: int) -> ObjectStore:
         raise ConfigError(
             f"storage: {address} needs the package obstore; pip install 'boxseg[store]'"
         ) from error
+    # a server of one's own network may have no certificate; the clouds' servers do
     is_plain = (server or "").startswith("http://")
     return from_url(
         address,
         client_options={
             "allow_http": is_plain,
             "timeout": timedelta(seconds=REQUEST_S),
+            # a server that is not there is found out soon, whatever a request may take
             "connect_timeout": timedelta(seconds=5),
         },
         retry_config={

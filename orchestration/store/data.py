@@ -140,6 +140,7 @@ class _Folder:
             most: Fetch no more than so many.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        # an annotation file may list an image twice
         names = list(dict.fromkeys(names))
         with _waiting_for(self.path, self._tell):
             self._known = _read_index(self.path)
@@ -153,6 +154,7 @@ class _Folder:
                 )
             asked = {name: listed[name] for name in names if name in listed}
             if missing and most is None:
+                # nobody knows which of them has what
                 asked |= tars
             damaged = {
                 version.etag for name, version in self._known.items() if not self._is_whole(name)
@@ -160,6 +162,7 @@ class _Folder:
             wanted = [entry for entry in asked.values() if not self._has(entry, damaged)][:most]
             self._refuse_changes(wanted)
             _make_room(self.path, sum(entry.size for entry in wanted))
+            # of processes that were killed, as only the holder of the lock fetches
             for left in self.path.glob(f"{UNFINISHED}*"):
                 left.unlink()
             self._bring(wanted)
@@ -386,6 +389,7 @@ def _use(folder: Path) -> None:
         file = os.open(folder / USE_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(file, fcntl.LOCK_SH)
         _used[folder] = file
+    # what was used last goes last where room is needed
     os.utime(folder / USE_LOCK)
 
 
