@@ -48,6 +48,7 @@ WHOLES = {100: "per cent", 1000: "thousandths"}
 FEWEST_SCALED = 8
 MOST_OF_SIDE = 0.6
 """Of the longer side; boxes in pixels of so many objects reach beyond."""
+DETECTRON_XYWH = 1
 TURNED_DEG = 1.0
 """A rotation below this changes a box by less than people draw."""
 
@@ -69,7 +70,14 @@ def box_faults(path: Path, content: Content) -> Iterator[Fault]:
 
 
 def _notation_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> Iterator[Fault]:
-    if are_corners(objects, sizes):
+    others = [
+        entry for entry in objects if entry.get("bbox_mode", DETECTRON_XYWH) != DETECTRON_XYWH
+    ]
+    if others:
+        value = f"has {len(others)} boxes of bbox_mode {others[0]['bbox_mode']!r:.40}"
+        rule = "a bbox is x, y, width, height in pixels, which is Detectron2's mode 1"
+        yield Fault(path, value, rule, "convert them, as its BoxMode.convert does")
+    elif are_corners(objects, sizes):
         value = (
             f"has {len(objects)} boxes such as {objects[0]['bbox']} that all fit as x1, y1, x2, y2"
         )

@@ -125,8 +125,9 @@ def find_area(segmentation: Any) -> float:
     area = 0.0
     for polygon in segmentation:
         x, y = np.asarray(polygon, dtype=np.float64).reshape(-1, 2).T
-        # the shoelace formula
-        area += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+        # The shoelace formula, from point to point and back to the first.
+        twice = x[:-1] @ y[1:] - y[:-1] @ x[1:] + x[-1] * y[0] - y[-1] * x[0]
+        area += abs(float(twice)) / 2
     return area
 
 

@@ -63,6 +63,8 @@ class VocImage:
     """(height, width), pixels; None if the file does not say it."""
     why_no_size: str
     objects: list[VocObject]
+    polygons: int
+    """How many of the objects have an outline, which is not read."""
 
 
 def convert_voc(source: Path) -> Splits:
@@ -191,6 +193,11 @@ def _convert_folder(source: Path) -> Splits:
         split = splits.setdefault(name, CocoSplit(folder, class_names))
         _add_boxes(split, image, file_name, from_one=False)
     _warn_of_unannotated(source, names, file_names)
+    if polygons := sum(image.polygons for image in images):
+        told = (
+            "the polygons of %d objects are left out, their boxes are read (export COCO for both)"
+        )
+        logger.warning(f"%s: {told}", source, polygons)
     return splits
 
 
@@ -329,7 +336,8 @@ def _read_image(path: Path) -> VocImage:
             f"{path}: is not an annotation of VOC: {error} (correct or remove it)"
         ) from error
     file_name = (root.findtext("filename") or "").strip()
-    return VocImage(path, file_name, size, why_no_size, objects)
+    polygons = sum(element.find("polygon") is not None for element in root.iter("object"))
+    return VocImage(path, file_name, size, why_no_size, objects, polygons)
 
 
 def _read_object(element: ElementTree.Element, path: Path) -> VocObject:

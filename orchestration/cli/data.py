@@ -217,17 +217,18 @@ def import_(
 
 
 def _tell_odd_boxes(path: Path, content: dict[str, Any]) -> None:
-    """Say what is odd about the boxes of a file that is to be written.
+    """Tell of odd boxes in a file that is to be written.
 
     Raises:
-        DataError: they are in another notation.
+        DataError: most of them cannot be used.
     """
+    from boxseg.coco.entries import annotation_faults
+    from boxseg.coco.faults import first_of_each_kind
     from boxseg.coco.odd_boxes import box_faults
+    from orchestration.planning.label_input import tell_faults
 
-    for fault in box_faults(path, content):
-        if fault.fatal:
-            raise DataError(str(fault))
-        say(f"warning: {fault}")
+    faults = itertools.chain(box_faults(path, content), annotation_faults(path, content))
+    tell_faults(path, first_of_each_kind(faults), of=len(content["annotations"]))
 
 
 @app.command()

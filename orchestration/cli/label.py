@@ -85,6 +85,7 @@ def label(
     from orchestration.execute.label_run import LabelTask
     from orchestration.planning.label_input import open_masks, read_data
     from orchestration.planning.recipe import check_minutes, name_after
+    from orchestration.planning.run_doubts import class_doubts
     from orchestration.store.named import fetch_named
 
     folder = output or Path("labels") / data.absolute().stem
@@ -117,6 +118,9 @@ def label(
             device=device,
         )
         classes = read_data(to_label)  # for its errors, before torch is loaded
+        if train_on is not None:
+            for doubt in class_doubts(str(train_on), read_data(task.train_on), classes):
+                say(f"warning: {doubt}")
         if plan:
             _print_plan(task, Path(imports), as_json)
             return

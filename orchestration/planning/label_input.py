@@ -9,7 +9,7 @@ from pathlib import Path
 from boxseg.coco.checks import check_entries, read_well_formed
 from boxseg.coco.classes import require_shared_class
 from boxseg.coco.entries import objects_of
-from boxseg.coco.faults import count_faults, first_of_each_kind
+from boxseg.coco.faults import Fault, count_faults, first_of_each_kind
 from boxseg.coco.picture_checks import picture_faults
 from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import take_fingerprint
@@ -46,26 +46,38 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
             "AP needs objects (name another file)"
         )
     faults = check_entries(source, training=not to_evaluate)
-    for fault in faults:
-        # Of one entry, the others are of use; of the file as a whole, as boxes in another notation, nothing is.
-        if fault.fatal and fault.annotation_id is None:
-            raise DataError(str(fault))
-        logger.warning("%s", fault)
+    tell_faults(source.annotations, faults, of=len(content["annotations"]))
     for fault in first_of_each_kind(
         picture_faults(source.images, content["images"], decode=False)
     ):
         logger.warning("%s", fault)
     for warning in find_misplaced(take_fingerprint(source)):
         logger.warning("%s: %s", source.annotations, warning)
-    # Of so many, the others are hardly right either.
-    unusable, entries = count_faults(faults, fatal=True), len(content["annotations"])
-    if 2 * unusable > entries:
-        raise DataError(
-            f"{source.annotations}: {unusable} of {entries} annotations are wrong, as those above; "
-            "boxes are x, y, width, height in pixels of these images (correct or remove them)"
-        )
     categories = sorted(content["categories"], key=lambda category: category["id"])
     return [category["name"] for category in categories]
+
+
+def tell_faults(path: Path, faults: list[Fault], *, of: int) -> None:
+    """Log what is wrong with the entries of an annotation file, if most of them can be used.
+
+    Args:
+        path: The file.
+        faults: The first of each kind.
+        of: How many annotations there are.
+
+    Raises:
+        DataError: a fault is of the file as a whole, as boxes in another notation are, or most annotations have one.
+    """
+    for fault in faults:
+        if fault.fatal and fault.annotation_id is None:
+            raise DataError(str(fault))
+        logger.warning("%s%s", fault, f" … and {fault.more} more" if fault.more else "")
+    unusable = count_faults(faults, fatal=True)
+    if 2 * unusable > of:  # the others are hardly right either
+        raise DataError(
+            f"{path}: {unusable} of {of} annotations are wrong, as those above; boxes are x, y, width, height in "
+            "pixels of these images (correct or remove them)"
+        )
 
 
 def open_masks(

@@ -38,7 +38,11 @@ def find_doubts(checkpoint: Path, classes: Sequence[str]) -> Iterator[str]:
             "from colours and place, and their quality means little (train for longer, or see "
             "`boxseg recipe` for settings)"
         )
-    known = about["classes"]["names"]
+    yield from class_doubts(str(checkpoint), about["classes"]["names"], classes)
+
+
+def class_doubts(learnt_from: str, known: Sequence[str], classes: Sequence[str]) -> Iterator[str]:
+    """A sentence if what was, or will be, learnt lacks some of the classes of the data."""
     labels = find_labels(classes, known)
     unknown = [name for name, label in zip(classes, labels, strict=True) if label == ABSENT]
     if unknown:
@@ -47,6 +51,6 @@ def find_doubts(checkpoint: Path, classes: Sequence[str]) -> Iterator[str]:
             some = "none of the classes"
         named = ", ".join(unknown[:SHOWN]) + (" …" if len(unknown) > SHOWN else "")
         yield (
-            f"{checkpoint}: knows {some} ({named}); their boxes get masks of whatever class fits "
-            f"(it learnt {', '.join(known[:SHOWN])})"
+            f"{learnt_from}: knows {some} ({named}); their boxes get masks of whatever class fits "
+            f"(it has {', '.join(known[:SHOWN])})"
         )

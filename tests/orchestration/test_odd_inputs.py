@@ -993,3 +993,43 @@ def test_an_import_tells_of_odd_boxes_and_refuses_shares(told):
     Path("a.xml").write_text(f"<annotation>{voc(4, 20) * 2}</annotation>")
     code, said = told("data", "import", ".", "--from", "voc", "--output", "out")
     assert (code, "1 boxes that repeat another" in said) == (0, True)
+
+
+def test_corners_in_labels_of_yolo_are_not_imported(told):
+    picture(Path("images/a.png"))
+    Path("classes.txt").write_text("cat\n")
+    Path("labels").mkdir()
+    corners = ["0 0.1 0.1 0.9 0.9", "0 0.2 0.2 0.8 0.8", "0 0.1 0.5 0.6 0.9"]
+    Path("labels/a.txt").write_text("\n".join(corners))
+    code, said = told("data", "import", ".", "--from", "yolo", "--output", "out")
+    assert (code, "3 of 3 annotations are wrong" in said) == (3, True)
+    assert not Path("out").exists()
+
+
+def test_boxes_that_detectron2_calls_corners_are_refused(told):
+    picture(Path("a.png"))
+    entries = [annotation(i, masked=False, bbox_mode=mode) for i, mode in ((1, 1), (2, 0))]
+    write(Path("gt.json"), coco([image()], entries))
+    for words in (("data", "check", "gt.json"), ("label", "gt.json", "--source", "box")):
+        code, said = told(*words)
+        assert (code, "has 1 boxes of bbox_mode 0" in said) == (3, True)
+
+
+def test_classes_that_are_not_learnt_are_told_before_anything_is_trained(told):
+    picture(Path("a.png"))
+    for name, classes in (("gt", ("cat", "dog")), ("some", ("dog", "bird"))):
+        write(Path(f"{name}.json"), coco([image()], [annotation(masked=False)], classes))
+    code, said = told("label", "gt.json", "--train-on", "some.json", "--plan", "--minutes", "1")
+    assert code == 0
+    assert "warning: some.json: knows 1 of 2 classes not (cat)" in said
+
+
+def test_polygons_of_voc_files_are_not_lost_in_silence(told):
+    outline = "<polygon><x1>4</x1><y1>4</y1><x2>20</x2><y2>4</y2><x3>20</x3><y3>20</y3></polygon>"
+    box = "<bndbox><xmin>4</xmin><ymin>4</ymin><xmax>20</xmax><ymax>20</ymax></bndbox>"
+    picture(Path("a.png"))
+    Path("a.xml").write_text(
+        f"<annotation><object><name>cat</name>{outline}{box}</object></annotation>"
+    )
+    code, said = told("data", "import", ".", "--from", "voc", "--output", "out")
+    assert (code, "the polygons of 1 objects are left out" in said) == (0, True)

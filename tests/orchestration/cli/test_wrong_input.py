@@ -56,7 +56,7 @@ WRONG = [
     (
         "label flat.json --source box --output o",
         ExitCode.DATA,
-        "flat.json: has no box with an area",
+        "flat.json: 1 of 1 annotations are wrong",
     ),
     ("data import nowhere --from yolo --output o", ExitCode.DATA, "nowhere: does not exist"),
     ("data import nowhere --from voc --output o", ExitCode.DATA, "nowhere: does not exist"),
