@@ -331,7 +331,7 @@ def test_require_usable_with_one_fault_says_just_that(content, write_source):
     assert str(caught.value) == texts(source)[0]
 
 
-def test_a_hundred_thousand_annotations_take_a_few_seconds(content, write_source):
+def test_tens_of_thousands_of_annotations_take_a_second(content, write_source):
     source = write_source(content)
     polygon = [[1.0, 2.0] * 30]
     content["annotations"] = [
@@ -339,16 +339,16 @@ def test_a_hundred_thousand_annotations_take_a_few_seconds(content, write_source
             "id": i,
             "image_id": 10,
             "category_id": 3,
-            "bbox": [1, 1, 9, 9 + i / 100_000],
+            "bbox": [1, 1, 9, 9 + i / 30_000],
             "iscrowd": 0,
             "segmentation": polygon,
         }
-        for i in range(100_000)
+        for i in range(30_000)
     ]
     source.annotations.write_text(json.dumps(content))
     start = time.process_time()
     assert texts(source) == []
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 3
 
 
 def test_checks_need_no_torch():
@@ -408,15 +408,15 @@ def test_of_many_faults_of_a_kind_the_first_ten_are_listed_and_the_rest_counted(
     content, write_source
 ):
     source = write_source(content)
-    content["annotations"] = [{}] * 100_000
+    content["annotations"] = [{}] * 20_000
     source.annotations.write_text(json.dumps(content))
     start = time.process_time()
     faults = check_source(source, training=True)
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 4
     assert len(faults) == 4 * LISTED_FAULTS  # id, image_id, category_id, bbox
-    assert count_faults(faults, fatal=True) == 400_000
-    assert [fault.more for fault in faults if fault.more] == [100_000 - LISTED_FAULTS] * 4
-    with pytest.raises(DataError, match=r"400000 faults(.|\n)*… and 399995 more"):
+    assert count_faults(faults, fatal=True) == 80_000
+    assert [fault.more for fault in faults if fault.more] == [20_000 - LISTED_FAULTS] * 4
+    with pytest.raises(DataError, match=r"80000 faults(.|\n)*… and 79995 more"):
         require_usable(source, training=True)
 
 
