@@ -1,6 +1,8 @@
 # Everything runs from .venv, which is made here; `make help` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
+# Processes that share the files of fast tests: one for each core.
+TESTERS ?= auto
 
 # Packages are compiled when they are first imported (see below); where Python may not store that, every process that
 # starts pays seconds for it.
@@ -40,7 +42,7 @@ demo: .venv/.installed
 	$(BIN)/boxseg sweep experiments/qam.yaml --new
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not slow and not gpu and not cluster"
 
 test-slow: .venv/.installed-test
 	$(BIN)/python -m pytest -m "slow and not gpu"
