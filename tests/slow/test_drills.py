@@ -132,7 +132,9 @@ def test_a_run_without_its_disk_ends_soon_and_goes_on_when_it_is_back(
         storage = make_storage(disk.path / fault.storage)
         command = start_run(experiment, storage, tmp_path / "output.txt")
         run = wait_for_step(command, storage, step)
+        command.signal(signal.SIGSTOP)  # to fill a disk may take longer than the rest of a run
         fault.strike(disk)
+        command.signal(signal.SIGCONT)
         if stopped:
             command.signal(signal.SIGTERM)
         code = command.wait(SOON_S)
