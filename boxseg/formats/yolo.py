@@ -323,8 +323,13 @@ def _find_places(source: Path, base: str, listed: list[str]) -> list[Path]:
         ]
         place = next(filter(Path.exists, inside), None)
         if place is None:
+            # Of a path on another machine, as notebooks write it, the end may be here.
+            parts = name.replace("\\", "/").split("/")
+            tails = ["/".join(parts[start:]) for start in range(1, len(parts))]
+            here = next((tail for tail in tails if tail and (source / tail).exists()), None)
+            hint = f"; {here} is there" if here else ""
             raise DataError(
-                f"{source}: has no {name} inside, which its data.yaml names "
+                f"{source}: has no {name} inside, which its data.yaml names{hint} "
                 "(correct `path` or the split)"
             )
         places.append(place)

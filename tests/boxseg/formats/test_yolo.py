@@ -113,6 +113,13 @@ def test_images_outside_the_folder_are_refused(folder, tmp_path):
         convert(folder, "yolo")
 
 
+@pytest.mark.parametrize("path", ["/content/set-1/images/train", r"C:\set\images\train"])
+def test_a_path_of_another_machine_is_told_with_its_end_that_is_here(folder, path):
+    (folder / "data.yaml").write_text(f"names: [cat, dog]\ntrain: {path}\n")
+    with pytest.raises(DataError, match=r"data\.yaml names; images/train is there"):
+        convert(folder, "yolo")
+
+
 def test_damaged_images_are_left_out(folder, caplog):
     (folder / "images/train/a.png").write_bytes(b"no picture")
     assert convert(folder, "yolo")["train"].content["images"] == []
