@@ -73,7 +73,8 @@ class Tally:
     points: Counter[int] = field(default_factory=Counter)
     """How many points an outline has -> how many such outlines there are."""
     ending_in_1: Counter[int] = field(default_factory=Counter)
-    """The same of outlines whose last number is 1, as the first track's id is; larger ones are no shares."""
+    """The same of outlines whose last number is 1, as the first track's id is; larger ones are no shares. Of those of
+    three points, which may be a box with its confidence and id, only the ones that fit as a box."""
     empty: int = 0
     """Outlines without a pixel inside."""
     classes: set[int] = field(default_factory=set)
@@ -198,7 +199,7 @@ def _warn_of_outlines(tally: Tally, source: Path) -> None:
     tracks, ending_in_1 = tally.ending_in_1[3], tally.ending_in_1.total()
     if outlines and outlines == tracks:
         raise DataError(
-            f"{source}: all {outlines} outlines have three points and end in 1; "
+            f"{source}: all {outlines} outlines have three points, fit as boxes and end in 1; "
             f"{TRACK_RULE} (keep the class and x y width height of each line)"
         )
     if tracks:
@@ -417,9 +418,19 @@ def _add_object(
     has_pixels = bool(mask.any())
     tally.points[len(points)] += 1
     # The number of the first track, or the lower edge of the picture.
-    tally.ending_in_1[len(points)] += numbers[-1] == 1
+    ends_in_1 = numbers[-1] == 1
+    if len(points) == 3:  # as a box, most triangles at the lower edge would reach beyond it
+        ends_in_1 = ends_in_1 and _is_box_inside(shares[:4])
+    tally.ending_in_1[len(points)] += ends_in_1
     tally.empty += not has_pixels
     split.add_object(label, box=_box_around(points), mask=mask if has_pixels else None)
+
+
+def _is_box_inside(shares: NDArray[np.float64]) -> bool:
+    """Whether x y width height are those of a box inside the picture."""
+    middle, sides = shares[:2], shares[2:]
+    reach = np.abs(middle - 0.5) + sides / 2  # of its far side from the middle of the picture
+    return bool(sides.min() > 0 and reach.max() < 0.5 + SAME_SHARE)
 
 
 def _outline(shares: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -328,8 +328,16 @@ def test_a_label_file_that_two_images_share_is_told(folder, caplog):
 
 def test_boxes_with_a_confidence_and_a_track_id_are_no_outlines(folder):
     (folder / "labels/val/b.txt").write_text("1 0.5 0.5 0.2 0.2 0.9 1\n0 0.5 0.5 0.2 0.2 0.8 1\n")
-    with pytest.raises(DataError, match=r"all 2 outlines have three points and end in 1; .*track"):
+    told = r"all 2 outlines have three points, fit as boxes and end in 1; .*track"
+    with pytest.raises(DataError, match=told):
         convert(folder, "yolo")
+
+
+def test_triangles_at_the_lower_edge_are_outlines(folder, caplog):
+    lines = ["0 0.2 0.6 0.5 0.7 0.3 1", "1 0.6 0.5 0.9 0.5 0.8 1"]
+    (folder / "labels/val/b.txt").write_text("\n".join(lines))
+    convert(folder, "yolo")
+    assert not any("end in 1" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize("track_id", [2, 12])
