@@ -68,7 +68,10 @@ def print_table(
     kept = [place for place, heading in enumerate(headings) if heading not in gone]
     for place in kept:
         table.add_column(
-            _cell(headings[place]), no_wrap=place == 0, min_width=wide[0] if place == 0 else None
+            _cell(headings[place]),
+            no_wrap=place == 0,
+            min_width=wide[0] if place == 0 else None,
+            overflow="fold",  # ids differ in their end
         )
     for row in cells:
         table.add_row(*(row[place] for place in kept))

@@ -244,7 +244,10 @@ def _plan_times(
     if minutes is not None:
         total_s = 60 * minutes
         train_s = max(total_s - START_S - label_s, LEAST_TRAINING * total_s)
-    steps = max(_two_digits(train_s / step_s), LEAST_STEPS)
+    steps = _two_digits(train_s / step_s)
+    if steps < LEAST_STEPS:  # so `minutes` are not kept
+        steps = LEAST_STEPS
+        basis += f"; {LEAST_STEPS} updates are the least"
     return Times(step_s, steps * step_s, label_s, basis)
 
 

@@ -302,6 +302,21 @@ def test_ids_are_whole_in_a_narrow_terminal_and_other_columns_go_first(
     assert "left out, as the terminal is narrow: folder, why it failed" in shown.err
 
 
+def test_runs_of_one_sweep_are_told_apart_in_a_narrow_terminal(
+    capsys: Capture, monkeypatch: Patch
+):
+    ids = [f"20261122-171500-3f9ckd-0{number}" for number in (0, 1)]
+    for number, id in enumerate(ids):
+        make_run(id, created=float(number))
+    monkeypatch.setenv("COLUMNS", "44")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert run(["runs", "compare", *ids]) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    for id in ids:  # wrapped
+        assert id[-3:] in shown
+
+
 def test_no_runs_are_an_empty_list_and_a_message(capsys: Capture):
     assert run(["runs", "ls", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []

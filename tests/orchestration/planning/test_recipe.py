@@ -10,6 +10,7 @@ from boxseg.data.fingerprint import take_fingerprint
 from boxseg.data.misfits import find_misfits
 from orchestration.cli.app import run
 from orchestration.config.spec import load_run
+from orchestration.execute.label_run import describe_time
 from orchestration.planning.recipe import (
     FEWEST_MINUTES,
     LEAST_STEPS,
@@ -115,7 +116,14 @@ def test_without_a_time_there_are_as_many_updates_as_usual(sets):
     made = recipe(sets["rings"], step_s=2.0)
     assert made.steps == USUAL_STEPS
     assert "no time was given" in made.text()
-    assert recipe(sets["rings"], minutes=FEWEST_MINUTES, step_s=60.0).steps == LEAST_STEPS
+
+
+def test_a_time_that_is_too_short_for_the_least_is_told_not_to_be_kept(sets):
+    made = recipe(sets["rings"], minutes=FEWEST_MINUTES, step_s=60.0)
+    assert made.steps == LEAST_STEPS
+    assert f"{LEAST_STEPS} updates are the least" in describe_time(made)
+    assert f"{LEAST_STEPS} updates are the least" in made.text()
+    assert "the least" not in describe_time(recipe(sets["rings"], minutes=10, step_s=0.5))
 
 
 def test_a_processor_with_bf16_uses_it_and_a_gpu_decides_for_itself(sets):
