@@ -155,6 +155,8 @@ def conclude(trials: Trials) -> SweepResult:
     interrupted = trials.supervisor.signals.has_received()
     table, checkpoint = _keep_best(trials)
     best = table.best()
+    # Of equal trials another may have ended first; and of one that ended after a kill nobody has told.
+    trials.tell_best(best)
     write_atomic(folder.path / "table.md", markdown_table(table) + "\n")
     report = None if interrupted else try_report(folder.path)
     status: Status = "failed" if best is None else "finished"

@@ -228,18 +228,20 @@ class Trials:
         self._report_best()
 
     def _report_best(self) -> None:
-        """What the sweep's own folder tells of its trials."""
         best = self._ended.best()
-        if best is None:
-            self.folder.update(step=self.ended, metrics={}, best={}, best_run=None)
-            return
-        metrics = {**best.metrics, "sweep/trials_ended": self.ended}
-        self.folder.append_metrics(self.ended, metrics)
+        if best is not None:
+            metrics = {**best.metrics, "sweep/trials_ended": self.ended}
+            self.folder.append_metrics(self.ended, metrics)
+        self.tell_best(best)
+
+    def tell_best(self, best: TrialStatus | None) -> None:
+        """Have the sweep's own folder name a trial as the best."""
+        metrics = {} if best is None else best.metrics
         self.folder.update(
             step=self.ended,
-            metrics=best.metrics,
-            best=best.metrics,
-            best_run=best.id,
+            metrics=metrics,
+            best=metrics,
+            best_run=None if best is None else best.id,
         )
 
     def _note_end(self, end: RunStatus) -> None:

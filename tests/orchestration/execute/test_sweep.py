@@ -299,6 +299,29 @@ def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
     assert "| 00 ★ | 5 | 0.2500 | 100 | finished |" in (sweep.folder.path / "table.md").read_text()
 
 
+def test_of_equal_trials_the_sweep_names_the_one_of_its_table(tmp_path):
+    sweep = make_driver(tmp_path)
+    for number in (1, 0):  # as they end
+        finish_with_checkpoint(sweep, number, 0.25)
+    assert sweep.folder.stored().best_run.endswith("-01")
+    assert conclude(sweep).best.label == "trial 00"
+    assert sweep.folder.stored().best_run.endswith("-00")
+
+
+def test_a_trial_that_ended_after_its_sweep_was_killed_can_be_the_best(tmp_path):
+    killed = make_driver(tmp_path)
+    finish_with_checkpoint(killed, 0, 0.25)
+    late = open_trial(killed, 1)
+    save(late, 50, 0.5, best_step=50)
+    late.report(50, {"val/mask_ap": 0.5}, is_best=True)
+    late.finish("finished")
+    past = read_past(killed.folder, Criterion("val/mask_ap"))
+    sweep = Trials(killed.plan, {}, make_supervisor(killed.folder), past)
+    assert conclude(sweep).best.label == "trial 01"
+    told = sweep.folder.stored()
+    assert (told.step, told.best_run[-3:], told.best["val/mask_ap"]) == (2, "-01", 0.5)
+
+
 @pytest.mark.parametrize("loss", ["gone", "damaged"])
 def test_a_trial_that_has_lost_its_best_checkpoint_has_failed_and_the_next_one_is_the_best(
     tmp_path, loss, caplog
