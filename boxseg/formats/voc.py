@@ -185,7 +185,8 @@ def _convert_folder(source: Path) -> Splits:
                 break
     file_names = _find_files(source, stems, images, files)
     class_names = _class_names(images)
-    tops = [stem.split("/")[0] for stem in stems]
+    # of files that are in none, ""
+    tops = [stem.rpartition("/")[0].split("/")[0] for stem in stems]
     are_splits = SPLIT_FOLDERS.keys() >= set(tops)
     splits: Splits = {}
     for top, image, file_name in zip(tops, images, file_names, strict=True):

@@ -99,6 +99,13 @@ def test_splits_of_a_tool_stay_apart_and_share_their_classes(tmp_path):
     assert list(convert(tmp_path, "voc")) == ["all"]
 
 
+def test_files_that_are_called_as_splits_are_none(tmp_path):
+    for stem in ("train", "test"):  # as photographs of a train may be
+        add_picture(tmp_path, f"{stem}.jpg")
+        add_annotation(tmp_path, f"{stem}.xml", f"{stem}.jpg")
+    assert list(convert(tmp_path, "voc")) == ["all"]
+
+
 def classes_and_files(content):
     names = {image["id"]: image["file_name"] for image in content["images"]}
     return [(entry["category_id"], names[entry["image_id"]]) for entry in content["annotations"]]
