@@ -197,7 +197,11 @@ def test_a_running_run_and_an_unknown_one_cannot_be_resumed(storage):
 
 def test_a_terminal_that_goes_saves_the_state_too(storage):
     spec = make_spec(storage, train={"steps": 400, "batch_size": 4, "report_every": 5})
-    result = train_run(spec, train_fn=make_interrupted(signal.SIGHUP), progress=False)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    try:
+        result = train_run(spec, train_fn=make_interrupted(signal.SIGHUP), progress=False)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert result.status == "interrupted"
     assert (Path(result.folder) / "checkpoints" / "last").exists()
 
