@@ -397,8 +397,12 @@ class RunFolder:
         return file_lock(self.path / ".training")
 
     def tracking(self) -> contextlib.AbstractContextManager[None]:
-        """Lock of whoever brings the tracking store up to date: what two write in turns would undo each other."""
-        return file_lock(self.path / ".tracking")
+        """Lock of whoever brings the tracking store up to date: what two write in turns would undo each other.
+
+        Raises:
+            BlockingIOError: another has it. It is not waited for here, as its store may hang.
+        """
+        return file_lock(self.path / ".tracking", wait=False)
 
     def request_stop(self) -> None:
         """Ask whoever trains in this folder to save a checkpoint and end."""

@@ -38,6 +38,8 @@ FIRST_LOOK_S = 10.0
 """MLflow is loaded so late [s], or at the end of a shorter run, so that it does not delay the first step."""
 LAST_PASSES = 6
 """How often the end is tried with a store that answers but fails, every half second."""
+BUSY_S = 20.0
+"""At the end, a run that another process is copying is waited for so long [s]."""
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 """URIs that begin so are read without a server, so artifacts lie beside the runs."""
 LOGIN = (
@@ -87,6 +89,8 @@ class Tracker:
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._warned = False
+        self._is_busy = False
+        """Whether another process was copying one of the runs at the last look."""
 
     def add(self, folder: RunFolder) -> None:
         """Follow one more run, whose `config.yaml` and `status.json` are there; a parent comes before its children."""
@@ -134,7 +138,7 @@ class Tracker:
         """Copy what ended processes left behind, in this thread; faults are logged, not raised."""
         self._add_leftovers()
         if self._folders:
-            self._follow_all()
+            self._finish(passes=1)
 
     def _work(self) -> None:
         self._closing.wait(FIRST_LOOK_S)
@@ -143,8 +147,15 @@ class Tracker:
             self._follow_all()
             self._closing.wait(TICK_S)
         self._folders += self._copied  # a worker that ended late may have named a cause better
-        for _ in range(LAST_PASSES):
-            if self._follow_all() or not self._answers():
+        self._finish(passes=LAST_PASSES)
+
+    def _finish(self, *, passes: int) -> None:
+        """Look at all folders until MLflow has them, or so often; looks that met another process do not count."""
+        patient_until = time.monotonic() + BUSY_S
+        while not self._follow_all() and self._answers():
+            if not (self._is_busy and time.monotonic() < patient_until):
+                passes -= 1
+            if passes <= 0:
                 return
             time.sleep(0.5)
 
@@ -156,20 +167,23 @@ class Tracker:
                 self._taken_at = time.monotonic()
         if self._client is None:
             return False
-        taken = True
+        taken, self._is_busy = True, False
         # A copy, as `add` comes from another thread and settled folders are taken out below.
         for folder in list(self._folders):
             done, settled = False, folder.path in self._settled
             with self._tolerant():
-                follow(self._client, self._experiment_id, folder)
-                done = True
+                try:
+                    follow(self._client, self._experiment_id, folder)
+                    done = True
+                except BlockingIOError:
+                    self._is_busy = True
             taken = taken and done
             if done:
                 self._taken_at = time.monotonic()
             if done and settled and not self._closing.is_set():
                 self._folders.remove(folder)
                 self._copied.append(folder)
-            if not done and not self._answers():
+            if not done and not self._is_busy and not self._answers():
                 return False  # all others would wait for the same dead server
         return taken
 

@@ -51,7 +51,11 @@ MLFLOW_STATUS = {
 
 
 def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
-    """Bring MLflow up to date with one folder; safe to repeat after a stop at any place, and from several processes."""
+    """Bring MLflow up to date with one folder; safe to repeat after a stop at any place, and from several processes.
+
+    Raises:
+        BlockingIOError: another process is at it.
+    """
     with folder.tracking():
         _follow_alone(client, experiment_id, folder)
 

@@ -1,5 +1,6 @@
 """MLflow repeats what the folders say: once, completely, and without ever holding up a run."""
 
+import contextlib
 import json
 import logging
 import socket
@@ -18,7 +19,7 @@ from orchestration.config.resolved import dump_resolved, params_of, parse_resolv
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.record.failures import Failure
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
-from orchestration.tracking.mirror import Tracker, catch_up, stored_uri
+from orchestration.tracking.mirror import Tracker, catch_up, is_copied, stored_uri
 from orchestration.tracking.run import follow
 from orchestration.tracking.store import tracking_uri
 
@@ -500,7 +501,7 @@ def test_a_tracker_without_a_server_neither_raises_nor_waits_long(tmp_path, capl
     assert json.loads(folder.metrics_path.read_text())["metrics"] == {"a": 1.0}
 
 
-def test_two_that_follow_one_run_do_so_in_turns(storage, client, monkeypatch):
+def test_two_never_follow_one_run_at_a_time(storage, client, monkeypatch):
     folder = make_run(storage, "shared")
     folder.report(1, {"a": 1.0})
     folder.finish("finished")
@@ -519,12 +520,10 @@ def test_two_that_follow_one_run_do_so_in_turns(storage, client, monkeypatch):
     first.start()
     inside.wait(60)
     # it would find the run without its end as well, and write a record in which the other's is missing
-    second = threading.Thread(target=follow, args=(client, "0", folder))
-    second.start()
-    second.join(0.5)
+    with pytest.raises(BlockingIOError):
+        follow(client, "0", folder)
     over.set()
     first.join()
-    second.join()
     assert ends == ["shared"]
 
 
@@ -553,6 +552,26 @@ def test_the_end_waits_while_mlflow_takes_runs_and_not_for_one_that_hangs(
     over.set()
     tracker._thread.join()
     assert clock.now > 5 * patience
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_run_that_another_process_copies_is_waited_for_and_not_for_ever(
+    storage, client, monkeypatch, ends: bool
+):
+    monkeypatch.setattr(orchestration.tracking.mirror, "BUSY_S", 60.0 if ends else 0.5)
+    taken = make_run(storage, f"taken-{ends}")
+    free = make_run(storage, f"free-{ends}")
+    tracker = Tracker(storage, "toy", logs=storage / "logs")
+    for run in (taken, free):
+        run.finish("finished")
+        tracker.add(run)
+    with contextlib.ExitStack() as other:
+        other.enter_context(taken.tracking())
+        if ends:
+            threading.Timer(1.0, other.close).start()
+        tracker.catch_up()
+    assert is_copied(free)
+    assert is_copied(taken) == ends
 
 
 class FakeClock:
