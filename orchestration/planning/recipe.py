@@ -30,7 +30,8 @@ CLOSER_COST = 1 + (1 - CLOSER_FROM) * (CLOSER**2 - 1)
 """What an update takes in the mean then, in updates of the beginning: pixels decide."""
 BATCH_SIZE = 4
 EVAL_OBJECT_PX = 64
-"""What the median object measures where whole images are looked at."""
+CLOSER_EVAL_OBJECT_PX = 128
+"""What the median object measures where whole images are looked at; the latter where training ends with larger ones."""
 EVAL_SIDES = (128, 2048)
 """Least and most of the short side then."""
 EVAL_TILE = 640
@@ -374,12 +375,13 @@ def _saving_choices(steps: int, times: Times) -> Iterator[Row]:
 
 
 def eval_sizes(fingerprint: Fingerprint) -> tuple[int, int]:
-    """Short side at which the median object has `EVAL_OBJECT_PX`, and a limit of the long side above all images."""
+    """Short side at which the median object has the size above, and a limit of the long side above all images."""
     sides = fingerprint.sides
     by_size = sorted((sides.longer_px / sides.short_px).tolist())
     relative = by_size[fingerprint.boxes // 2]  # median object over the short side of its image
     enlarged = MAX_ENLARGEMENT * fingerprint.image_px.median
-    short = min(max(EVAL_OBJECT_PX / relative, EVAL_SIDES[0]), EVAL_SIDES[1], enlarged)
+    wanted = CLOSER_EVAL_OBJECT_PX if _has_large_objects(fingerprint) else EVAL_OBJECT_PX
+    short = min(max(wanted / relative, EVAL_SIDES[0]), EVAL_SIDES[1], enlarged)
     eval_size = max(32 * round(short / 32), 64)
     aspect = min(float((sides.long_px / sides.short_px).max()), 4.0)
     return eval_size, max(32 * math.ceil(eval_size * aspect / 32), WHOLE_SIZE)

@@ -33,9 +33,8 @@ def test_the_state_is_saved(command: str, tmp_path: Path):
     (tmp_path / "experiment.yaml").write_text(EXPERIMENT)
     process, terminal = pty.fork()
     if process == 0:
-        signal.signal(
-            signal.SIGHUP, signal.SIG_DFL
-        )  # as in a terminal, should nohup have started the tests
+        # As in a terminal, should nohup have started the tests.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.chdir(tmp_path)
         words = [sys.executable, "-m", "orchestration.cli", command, "experiment.yaml"]
         os.execvp(sys.executable, words)
