@@ -176,14 +176,15 @@ class Tracker:
                     follow(self._client, self._experiment_id, folder)
                     done = True
                 except BlockingIOError:
-                    self._is_busy = True
+                    taken, self._is_busy = False, True
+                    continue
             taken = taken and done
             if done:
                 self._taken_at = time.monotonic()
             if done and settled and not self._closing.is_set():
                 self._folders.remove(folder)
                 self._copied.append(folder)
-            if not done and not self._is_busy and not self._answers():
+            if not done and not self._answers():
                 return False  # all others would wait for the same dead server
         return taken
 
