@@ -22,7 +22,7 @@ from boxseg.coco.entries import (
     plain_box,
     to_numbers,
 )
-from boxseg.coco.odd_boxes import LARGEST_SHARE, are_corners
+from boxseg.coco.odd_boxes import LARGEST_SHARE, sign_of_corners
 from boxseg.coco.odd_entries import corners, has_wrong_area, is_fitting, overlap
 from boxseg.coco.segmentations import (
     Extent,
@@ -206,7 +206,8 @@ def _without_repeated(annotations: list[Any], changes: Changes) -> list[Any]:
 def _write_sides(annotations: list[Entry], sizes: dict[int, Size], changes: Changes) -> None:
     """Write boxes as x, y, width, height, if all look like corners."""
     objects = [entry for entry in annotations if not entry.get("iscrowd")]
-    if not are_corners([entry for entry in objects if is_whole(entry["image_id"])], sizes):
+    of_images = [entry for entry in objects if is_whole(entry["image_id"])]
+    if sign_of_corners(of_images, sizes) is None:
         return
     for annotation in annotations:
         if is_finite_bbox(annotation.get("bbox")):

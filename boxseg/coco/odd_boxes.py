@@ -32,6 +32,13 @@ FEWEST_CORNERS = 4
 """Of fewer boxes, all may look like corners by chance."""
 CORNERS_BEYOND = 0.25
 """Share of them that end beyond their image as x, y, width, height: three of four do, where objects are anywhere."""
+MOST_OF_MARGIN = 0.25
+"""Share of them that, read as sides, exceed what lies left of and above their box, but less than twice. Of real boxes
+that exceed it an eighth do at most, of corners of small objects half or more."""
+PAIR_CHANCE = 1e-3
+"""Chance that all boxes fit as corners, if their sides have nothing to do with their place."""
+COMPARED_PAIRS = 500
+"""Boxes each of which is paired with each other's sides at most."""
 FEWEST_BEYOND = 3
 """Boxes that end beyond their image by a slip are fewer, or few of all."""
 BEYOND = 0.05
@@ -77,11 +84,11 @@ def _notation_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -
         value = f"has {len(others)} boxes of bbox_mode {others[0]['bbox_mode']!r:.40}"
         rule = "a bbox is x, y, width, height in pixels, which is Detectron2's mode 1"
         yield Fault(path, value, rule, "convert them, as its BoxMode.convert does")
-    elif are_corners(objects, sizes):
+    elif (sign := sign_of_corners(objects, sizes)) is not None:
         value = (
             f"has {len(objects)} boxes such as {objects[0]['bbox']} that all fit as x1, y1, x2, y2"
         )
-        rule = "a bbox is x, y, width, height; read so, many end beyond their image"
+        rule = f"a bbox is x, y, width, height; read so, {sign}"
         way_out = "write them so, or let `boxseg data check --fix` do it"
         yield Fault(path, value, rule, way_out)
     elif _are_shares(objects, sizes):
@@ -97,10 +104,8 @@ def _notation_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -
 
 def shift_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> Iterator[Fault]:
     """Boxes many of which end beyond their image, while all lie inside when they are moved by half their size."""
-    numbers = [(*entry["bbox"], *sizes.get(entry["image_id"], (0, 0))) for entry in objects]
-    table = np.array(numbers, dtype=np.float64).reshape(-1, 6)
-    start, sides, limits = table[:, :2], table[:, 2:4], table[:, :3:-1]  # (N, 2): x, y
-    if not np.isfinite(table).all() or (sides <= 0).any() or (limits <= 0).any():
+    start, sides, limits = _box_table(objects, sizes)
+    if len(start) < len(objects) or (sides <= 0).any():
         return  # faults of their own
 
     def count_beyond(start: NDArray[np.float64]) -> int:
@@ -142,26 +147,49 @@ def _scale_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> I
             yield Fault(path, value, rule, way_out, fatal=False)
 
 
-def are_corners(objects: list[Entry], sizes: dict[int, Size]) -> bool:
-    """Whether all boxes fit as x1, y1, x2, y2, while many end beyond their image as x, y, width, height.
+def sign_of_corners(objects: list[Entry], sizes: dict[int, Size]) -> str | None:
+    """What tells that all boxes are x1, y1, x2, y2, as words; None where they may be x, y, width, height.
+
+    Corners of large objects, all in the upper left quarter of their images, look like the boxes of larger ones.
 
     Args:
         objects: Annotations; those without a finite box or a listed image say nothing.
         sizes: Image id -> (height, width).
     """
-    num_boxes = num_beyond = 0
+    start, end, limits = _box_table(objects, sizes)
+    count = len(start)
+    is_pair = (start < end) & (end <= limits + TOLERANCE_PX)
+    if count < FEWEST_CORNERS or not is_pair.all():
+        return None
+    num_beyond = int((start + end > limits + TOLERANCE_PX).any(axis=1).sum())
+    if num_beyond >= CORNERS_BEYOND * count:
+        return f"{num_beyond} end beyond their image"
+    num_near = int((end < 2 * start).all(axis=1).sum())
+    if num_near < MOST_OF_MARGIN * count:
+        return None
+    # Corners are larger than those of their own box; sides would be so with the places of other boxes as well.
+    step = math.ceil(count / COMPARED_PAIRS)
+    places, others = (start / limits)[::step, None], (end / limits)[None, ::step]
+    fitting = float((others > places).all(axis=2).mean())
+    if fitting**count >= PAIR_CHANCE:
+        return None
+    return (
+        f"all are wider and higher than they are far from left and top, {num_near} less than twice as much; with the "
+        f"places of other boxes {fitting:.0%} would be"
+    )
+
+
+def _box_table(
+    objects: list[Entry], sizes: dict[int, Size]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """First and last two numbers of the finite boxes of listed images, and width and height of these; (N, 2) each."""
+    rows = []
     for entry in objects:
         size = sizes.get(entry["image_id"])
-        if size is None or not is_finite_bbox(entry.get("bbox")):
-            continue
-        height, width = size
-        x1, y1, x2, y2 = entry["bbox"]
-        right, bottom = width + TOLERANCE_PX, height + TOLERANCE_PX
-        if not (x1 < x2 <= right and y1 < y2 <= bottom):
-            return False
-        num_boxes += 1
-        num_beyond += x1 + x2 > right or y1 + y2 > bottom
-    return num_boxes >= FEWEST_CORNERS and num_beyond >= CORNERS_BEYOND * num_boxes
+        if size is not None and is_finite_bbox(entry.get("bbox")):
+            rows.append((*entry["bbox"], *reversed(size)))
+    table = np.array(rows, dtype=np.float64).reshape(-1, 6)
+    return table[:, :2], table[:, 2:4], table[:, 4:]
 
 
 def _are_shares(objects: list[Entry], sizes: dict[int, Size]) -> bool:

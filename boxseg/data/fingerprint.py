@@ -82,6 +82,8 @@ class Colours:
     moved: Mapping[float, Sequence[bool]] = field(default_factory=dict)
     """Share of their size that boxes are moved by -> of each box that stays in its image whether it differs more then
     from its surroundings."""
+    as_corners: Sequence[bool] = ()
+    """The same of boxes read as x1, y1, x2, y2; of none where not all boxes fit so."""
     in_bars: Sequence[bool] = ()
     """Of each box whether most of it is in a bar of one colour along the edge of its image."""
 
@@ -171,12 +173,14 @@ def take_fingerprint(source: CocoSource, *, look: bool = True) -> Fingerprint:
     # (A, 2) and (M, 2): height and width of the image of each box, and of each image with a box
     sizes_of_boxes = np.array([size_of[box["image_id"]] for box in boxes], dtype=np.float64)
     sizes = np.array([size_of[image_id] for image_id in per_image], dtype=np.float64)
-    longer_sides = [max(box["bbox"][2:]) for box in boxes]
-    longer_px = np.array(longer_sides, dtype=np.float64)
+    bboxes = [box["bbox"] for box in boxes]
+    longer_px = np.array([max(bbox[2:]) for bbox in bboxes], dtype=np.float64)
     colours = None
     if look:
+        may_be_corners = all(width > x and height > y for x, y, width, height in bboxes)
         image_of = {image["id"]: image for image in content["images"]}
-        colours = _look_at(source, [image_of[image_id] for image_id in per_image], boxes)
+        images = [image_of[image_id] for image_id in per_image]
+        colours = _look_at(source, images, boxes, _Looks(may_be_corners))
     return Fingerprint(
         images=len(per_image),
         boxes=len(boxes),
@@ -193,10 +197,13 @@ def take_fingerprint(source: CocoSource, *, look: bool = True) -> Fingerprint:
 class _Looks:
     """What has been seen so far, a value for each opened image."""
 
+    may_be_corners: bool
+    """Whether all boxes fit as x1, y1, x2, y2."""
     is_grey: list[bool] = field(default_factory=list)
     contrasts: list[float] = field(default_factory=list)
     """How far the object of each box of them is from the colour of its surroundings."""
     moved: dict[float, list[bool]] = field(default_factory=lambda: defaultdict(list))
+    as_corners: list[bool] = field(default_factory=list)
     in_bars: list[bool] = field(default_factory=list)
 
     def add(self, pixels: NDArray[np.uint8], bboxes: list[list[float]]) -> None:
@@ -212,10 +219,17 @@ class _Looks:
             if contrast is None:
                 continue
             self.contrasts.append(contrast)
-            for shift in SHIFTS:
-                moved = _contrast_moved(pixels, bbox, shift)
-                if moved is not None:
-                    self.moved[shift].append(moved > contrast)
+            x, y, width, height = bbox
+            others = [
+                (self.moved[shift], [x + shift * width, y + shift * height, width, height])
+                for shift in SHIFTS
+            ]
+            if self.may_be_corners:
+                others.append((self.as_corners, [x, y, width - x, height - y]))
+            for is_better, other in others:
+                its_contrast = _contrast_inside(pixels, other)
+                if its_contrast is not None:
+                    is_better.append(its_contrast > contrast)
 
     def summary(self) -> Colours | None:
         """Shares, means and medians; None without an image."""
@@ -223,16 +237,17 @@ class _Looks:
             return None
         contrast = float(np.median(self.contrasts)) if self.contrasts else math.nan
         grey = float(np.mean(self.is_grey))
-        return Colours(len(self.is_grey), grey, contrast, self.moved, self.in_bars)
+        return Colours(
+            len(self.is_grey), grey, contrast, self.moved, self.as_corners, self.in_bars
+        )
 
 
 def _look_at(
-    source: CocoSource, images: Sequence[Entry], boxes: Sequence[Entry]
+    source: CocoSource, images: Sequence[Entry], boxes: Sequence[Entry], looks: _Looks
 ) -> Colours | None:
     bboxes_of: dict[int, list[list[float]]] = defaultdict(list)
     for box in boxes:
         bboxes_of[box["image_id"]].append(box["bbox"])
-    looks = _Looks()
     for image in _sample(images):
         if not is_inside(image["file_name"]):
             continue
@@ -279,15 +294,12 @@ def _is_in_bars(bbox: list[float], shown: Extent, size: Size) -> bool:
     return 2 * overlap(corners(bbox), shown) < in_image
 
 
-def _contrast_moved(
-    pixels: NDArray[np.uint8], bbox: Sequence[float], shift: float
-) -> float | None:
-    """`_contrast` of a box that is moved by a share of its size; None as well if it leaves its image so."""
+def _contrast_inside(pixels: NDArray[np.uint8], bbox: Sequence[float]) -> float | None:
+    """`_contrast` of a box; None as well if it leaves its image."""
     x, y, width, height = bbox
-    x, y = x + shift * width, y + shift * height
     if min(x, y) < 0 or x + width > pixels.shape[1] or y + height > pixels.shape[0]:
         return None
-    return _contrast(pixels, [x, y, width, height])
+    return _contrast(pixels, bbox)
 
 
 def _contrast(pixels: NDArray[np.uint8], bbox: Sequence[float]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -28,8 +28,10 @@ SIDE_STEP = 32
 PLAIN_CONTRAST = 10.0
 """CIELAB distance of an object from its surroundings from which on the usual colour threshold tells them apart."""
 USUAL_COLOR_THR = 0.3
-FEWEST_MOVED = 32
-"""Of fewer boxes, most may look better elsewhere by chance."""
+FEWEST_MOVED = 10
+"""Of fewer boxes, all may look better elsewhere by chance; of these all have to, of each three more two."""
+MANY_MOVED = 32
+"""Of so many or more, a share is enough."""
 MOST_MOVED = 0.6
 """Share of the boxes that differ more from their surroundings once they are moved by half: a third or less of boxes
 around their objects, two thirds or more of those that are half a box away."""
@@ -57,16 +59,21 @@ def find_misfits(config: BoxSegConfig, fingerprint: Fingerprint) -> Iterator[str
 
 
 def find_misplaced(fingerprint: Fingerprint) -> Iterator[str]:
-    """A sentence if boxes look as if they were half a box away from their objects, or of images without bars."""
+    """A sentence if boxes look like corners, half a box away from their objects, or of images without bars."""
     colours = fingerprint.colours
     if colours is None:
         return
-    for shift, (looks, way_out) in SHIFTS.items():
-        better = colours.moved.get(shift, ())
-        if len(better) >= FEWEST_MOVED and sum(better) > MOST_MOVED * len(better):
+    others = [
+        (colours.moved.get(shift, ()), "moved by half their size", looks, way_out)
+        for shift, (looks, way_out) in SHIFTS.items()
+    ]
+    looks, way_out = "width and height are x2 and y2", "subtract x and y from them"
+    others.append((colours.as_corners, "read as x1, y1, x2, y2", looks, way_out))
+    for is_better, change, looks, way_out in others:
+        if _are_most(is_better):
             yield (
-                f"{sum(better)} of {len(better)} boxes would differ more from what is around them if they were moved "
-                f"by half their size: {looks}? look at a few, and {way_out} if so"
+                f"{sum(is_better)} of {len(is_better)} boxes would differ more from what is around them if they were "
+                f"{change}: {looks}? look at a few, and {way_out} if so"
             )
     in_bars, count = sum(colours.in_bars), len(colours.in_bars)
     if in_bars >= max(FEWEST_IN_BARS, MOST_IN_BARS * count):
@@ -74,6 +81,14 @@ def find_misplaced(fingerprint: Fingerprint) -> Iterator[str]:
             f"{in_bars} of {count} boxes lie in bars of one colour along the edges of their images: are they of the "
             "images before these were letterboxed? look at a few, and scale and move them like the images if so"
         )
+
+
+def _are_most(is_better: Sequence[bool]) -> bool:
+    """Whether more boxes look better elsewhere than do by chance."""
+    count, number = len(is_better), sum(is_better)
+    if count < MANY_MOVED:
+        return 3 * number >= 2 * count + FEWEST_MOVED
+    return number > MOST_MOVED * count
 
 
 def find_shared(train: CocoSource, val: CocoSource) -> Iterator[str]:

@@ -7,6 +7,7 @@ import pytest
 
 from boxseg.coco.checks import check_source
 from boxseg.coco.fix import write_fixed
+from boxseg.coco.odd_boxes import sign_of_corners
 from boxseg.errors import DataError
 
 
@@ -52,6 +53,76 @@ def test_boxes_that_are_corners_are_refused_and_mended(content, write_source, tm
 def test_boxes_that_may_be_right_are_not_taken_for_corners(content, write_source, boxes):
     content["annotations"] = [annotation(i, box) for i, box in enumerate(boxes, start=1)]
     assert not any("x1, y1" in text for _, text in told(write_source(content)))
+
+
+def test_corners_that_all_lie_inside_as_sides_are_refused_and_mended(
+    content, write_source, tmp_path
+):
+    # In the upper left quarter of an image of 60 x 40 px, nothing ends beyond it when it is read as sides.
+    places = np.random.default_rng(0).integers((1, 1), (24, 14), (24, 2)).tolist()
+    corners = [[x, y, x + 6, y + 6] for x, y in places]
+    content["annotations"] = [annotation(i, box) for i, box in enumerate(corners, start=1)]
+    source = write_source(content)
+    fatal, text = told(source)[0]
+    assert fatal
+    assert "24 boxes such as" in text
+    assert "read so, all are wider and higher than they are far from left and top" in text
+    _, copy = mended(source, tmp_path / "out")
+    assert [each["bbox"] for each in copy["annotations"]] == [[x, y, 6, 6] for x, y in places]
+    # The same objects as x, y, width, height.
+    content["annotations"] = copy["annotations"]
+    assert not any("x1, y1" in text for _, text in told(write_source(content)))
+
+
+def real_boxes(path):
+    """[x, y, width, height, image's width, its height] of each box, and the image that each is in."""
+    content = json.loads(path.read_text())
+    size_of = {each["id"]: [each["width"], each["height"]] for each in content["images"]}
+    objects = [each for each in content["annotations"] if not each["iscrowd"]]
+    boxes = np.array([each["bbox"] + size_of[each["image_id"]] for each in objects])
+    return boxes, np.array([each["image_id"] for each in objects])
+
+
+def looks_like_corners(boxes):
+    objects = [{"image_id": i, "bbox": box} for i, box in enumerate(boxes[:, :4].tolist())]
+    sizes = {i: (height, width) for i, (width, height) in enumerate(boxes[:, 4:].tolist())}
+    return sign_of_corners(objects, sizes) is not None
+
+
+@pytest.mark.parametrize(
+    "real_set", ["pennfudan", "animals", "coco-mini", "nuclei"], indirect=True
+)
+@pytest.mark.parametrize("split", ["train_boxes", "val"])
+def test_real_boxes_are_not_taken_for_corners_and_corners_are_told(real_set, split):
+    boxes, image_ids = real_boxes(real_set / f"annotations/{split}.json")
+    assert_no_corners(boxes, image_ids)
+    if real_set.name in ("nuclei", "coco-mini"):  # mostly small objects
+        corners = boxes.copy()
+        corners[:, 2:4] += corners[:, :2]
+        quarter = corners[(corners[:, :2] + corners[:, 2:4] <= corners[:, 4:]).all(axis=1)]
+        rng = np.random.default_rng(0)
+        found = [looks_like_corners(rng.choice(quarter, 24, replace=False)) for _ in range(20)]
+        assert sum(found) >= 18
+
+
+def test_generated_boxes_are_not_taken_for_corners(toy):
+    for source in toy:
+        assert_no_corners(*real_boxes(source.annotations))
+
+
+def assert_no_corners(boxes, image_ids):
+    """Also of some images alone."""
+    assert not looks_like_corners(boxes)
+    may_be_corners = (boxes[:, 2:4] > boxes[:, :2]).all(axis=1)
+    # The worst choice of images: of each, all boxes are wider and higher than far from left and top.
+    others = set(image_ids[~may_be_corners].tolist())
+    worst = [i for i in np.unique(image_ids).tolist() if i not in others]
+    rng = np.random.default_rng(0)
+    for ids in (np.unique(image_ids), np.array(worst)):
+        for count in (4, 8, 16, 31, 64):
+            for _ in range(20 if len(ids) else 0):
+                chosen = rng.choice(ids, min(count, len(ids)), replace=False)
+                assert not looks_like_corners(boxes[np.isin(image_ids, chosen)])
 
 
 def test_boxes_in_shares_are_refused(content, write_source):

@@ -5,7 +5,9 @@ import pytest
 from PIL import Image, ImageOps
 from tiny_sets import KINDS, write_set
 
-from boxseg.config.method import BoxSegConfig
+from boxseg.coco.entries import image_sizes
+from boxseg.coco.odd_boxes import sign_of_corners
+from boxseg.config.method import BoxSegConfig, CocoSource
 from boxseg.data.fingerprint import Boxes, Colours, Fingerprint, Spread, take_fingerprint
 from boxseg.data.misfits import color_threshold, find_misfits, find_misplaced
 
@@ -94,21 +96,59 @@ def test_boxes_around_their_objects_are_not_misplaced(tmp_path, kind):
 @pytest.mark.parametrize(
     ("moved", "looks"), [(0.5, "those of the middle"), (-0.5, "half a box too far left and up")]
 )
-def test_boxes_half_a_box_away_are_told_also_inside_their_images(tmp_path, moved, looks):
-    source = write_set(tmp_path, KINDS["rings"], images=32)
+@pytest.mark.parametrize("images", [8, 32])
+def test_boxes_half_a_box_away_are_told_also_inside_their_images(tmp_path, moved, looks, images):
+    source = write_set(tmp_path, KINDS["rings"], images=images)
+    inside = change_boxes(source, lambda x, y, w, h: [x + moved * w, y + moved * h, w, h])
+    assert 10 <= inside < 32 if images == 8 else inside >= 32
+    (told,) = find_misplaced(take_fingerprint(source))
+    assert looks in told
+
+
+def test_corners_are_told_by_the_pictures_where_numbers_do_not_tell(tmp_path):
+    source = write_set(tmp_path, KINDS["rings"], images=64)
+    assert change_boxes(source, lambda x, y, w, h: [x, y, x + w, y + h]) >= 32
     content = json.loads(source.annotations.read_text())
-    size_of = {image["id"]: image["width"] for image in content["images"]}
+    assert sign_of_corners(content["annotations"], image_sizes(content)) is None
+    *_, told = find_misplaced(take_fingerprint(source))
+    assert "if they were read as x1, y1, x2, y2" in told
+
+
+def change_boxes(source, change):
+    """Change all boxes, and leave out those that end beyond their image then; gives how many are left."""
+    content = json.loads(source.annotations.read_text())
+    size_of = {image["id"]: image["width"] for image in content["images"]}  # squares
     inside = []
     for entry in content["annotations"]:
-        x, y, width, height = entry["bbox"]
-        x, y = x + moved * width, y + moved * height
-        entry["bbox"] = [x, y, width, height]
+        x, y, width, height = entry["bbox"] = change(*entry["bbox"])
         if min(x, y) >= 0 and max(x + width, y + height) <= size_of[entry["image_id"]]:
             inside.append(entry)
     source.annotations.write_text(json.dumps(content | {"annotations": inside}))
-    assert len(inside) >= 32
-    (told,) = find_misplaced(take_fingerprint(source))
-    assert looks in told
+    return len(inside)
+
+
+@pytest.mark.parametrize(
+    "real_set", ["pennfudan", "animals", "coco-mini", "nuclei"], indirect=True
+)
+def test_boxes_of_a_few_photographs_are_not_misplaced(tmp_path, real_set):
+    content = json.loads((real_set / "annotations/val.json").read_text())
+    objects = [each | {"segmentation": []} for each in content["annotations"]]
+    larger = {each["image_id"] for each in objects}
+    larger -= {
+        each["image_id"]
+        for each in objects
+        if each["bbox"][2] <= each["bbox"][0] or each["bbox"][3] <= each["bbox"][1]
+    }  # their boxes may be corners as well
+    images = content["images"]
+    groups = [images[i : i + 5] for i in range(0, len(images), 5)]
+    groups.append([image for image in images if image["id"] in larger])
+    path = tmp_path / "some.json"
+    for group in filter(None, groups):
+        ids = {image["id"] for image in group}
+        some = [each for each in objects if each["image_id"] in ids]
+        path.write_text(json.dumps(content | {"images": group, "annotations": some}))
+        source = CocoSource(images=real_set / "images", annotations=path)
+        assert list(find_misplaced(take_fingerprint(source))) == []
 
 
 def test_boxes_of_images_before_they_were_letterboxed_are_told(tmp_path):
