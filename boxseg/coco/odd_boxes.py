@@ -55,7 +55,8 @@ WHOLES = {100: "per cent", 1000: "thousandths"}
 FEWEST_SCALED = 8
 MOST_OF_SIDE = 0.6
 """Of the longer side; boxes in pixels of so many objects reach beyond."""
-DETECTRON_XYWH = 1
+DETECTRON_XYWH = {"1", "1.0", "XYWH_ABS", "BoxMode.XYWH_ABS"}
+"""What Detectron2's mode of boxes in COCO's notation is written as."""
 TURNED_DEG = 1.0
 """A rotation below this changes a box by less than people draw."""
 
@@ -77,12 +78,10 @@ def box_faults(path: Path, content: Content) -> Iterator[Fault]:
 
 
 def _notation_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> Iterator[Fault]:
-    others = [
-        entry for entry in objects if entry.get("bbox_mode", DETECTRON_XYWH) != DETECTRON_XYWH
-    ]
+    others = [entry for entry in objects if str(entry.get("bbox_mode", 1)) not in DETECTRON_XYWH]
     if others:
         value = f"has {len(others)} boxes of bbox_mode {others[0]['bbox_mode']!r:.40}"
-        rule = "a bbox is x, y, width, height in pixels, which is Detectron2's mode 1"
+        rule = "a bbox is x, y, width, height in pixels, which is Detectron2's XYWH_ABS, or 1"
         yield Fault(path, value, rule, "convert them, as its BoxMode.convert does")
     elif (sign := sign_of_corners(objects, sizes)) is not None:
         value = (

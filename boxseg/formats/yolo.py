@@ -183,7 +183,7 @@ def _find_stray(label_paths: set[Path]) -> list[Path]:
     for folder in sorted(folders):
         for path in files_in(folder, ".txt"):
             # Some tools write the names of the classes beside the labels.
-            if path not in label_paths and path.stem != "classes":
+            if path not in label_paths and path.stem.lower() != "classes":
                 stray.append(path)
     return stray
 
@@ -230,8 +230,8 @@ def _read_layout(source: Path) -> Layout:
             return _parse_layout(source, read_yaml(file, LAYOUT_RULE))
         except (OSError, ValueError) as error:
             raise DataError(f"{file}: {error}; {LAYOUT_RULE} (correct the file)") from error
-    for file in (source / "classes.txt", source / "labels/classes.txt"):
-        if file.is_file() and (source / "images").is_dir():
+    for file in [*files_in(source, ".txt"), *files_in(source / "labels", ".txt")]:
+        if file.stem.lower() == "classes" and (source / "images").is_dir():
             lines = read_listing(file).rstrip().splitlines()
             if "" in map(str.strip, lines):
                 number = [line.strip() for line in lines].index("") + 1
@@ -341,7 +341,7 @@ def _images_of(place: Path) -> Iterator[Path]:
     """Image files of a folder with all below, or of a list with a path a line."""
     if place.is_dir():
         yield from image_files(place)
-    elif place.suffix == ".txt":
+    elif place.suffix.lower() == ".txt":
         for line in read_listing(place).splitlines():
             if line.strip():
                 yield place.parent / line.strip()
@@ -360,8 +360,10 @@ def _label_paths(image: Path) -> list[Path]:
         paths = [Path(*before, folder, *after) for folder in ("labels", "Labels", "LABELS")]
     paths.append(Path(*parts))
     # Disks of Macs may write an accented letter as two characters, and an archive has both.
-    names = [unicodedata.normalize(form, paths[-1].name) for form in ("NFC", "NFD")]
-    others = [path.with_name(name) for path in paths for name in names]
+    plain = paths[-1].stem
+    stems = [plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
+    names = [stem + ending for ending in (".txt", ".TXT") for stem in stems]
+    others = [path.with_name(name) for name in names for path in paths]
     return list(dict.fromkeys([*paths, *others]))
 
 

@@ -1006,13 +1006,17 @@ def test_corners_in_labels_of_yolo_are_not_imported(told):
     assert not Path("out").exists()
 
 
-def test_boxes_that_detectron2_calls_corners_are_refused(told):
+@pytest.mark.parametrize(("right", "wrong"), [(1, 0), ("XYWH_ABS", "XYXY_ABS")])
+def test_boxes_that_detectron2_calls_corners_are_refused(told, right, wrong):
     picture(Path("a.png"))
-    entries = [annotation(i, masked=False, bbox_mode=mode) for i, mode in ((1, 1), (2, 0))]
+    entries = [annotation(i, masked=False, bbox_mode=mode) for i, mode in ((1, right), (2, wrong))]
     write(Path("gt.json"), coco([image()], entries))
     for words in (("data", "check", "gt.json"), ("label", "gt.json", "--source", "box")):
         code, said = told(*words)
-        assert (code, "has 1 boxes of bbox_mode 0" in said) == (3, True)
+        assert (code, f"has 1 boxes of bbox_mode {wrong!r}" in said) == (3, True)
+    write(Path("gt.json"), coco([image()], entries[:1]))
+    code, said = told("data", "check", "gt.json")
+    assert (code, "bbox_mode" in said) == (0, False)
 
 
 def test_classes_that_are_not_learnt_are_told_before_anything_is_trained(told):

@@ -50,6 +50,22 @@ def test_boxes_and_polygons_are_read(folder):
     assert val["annotations"][0]["area"] == 200
 
 
+def test_text_files_with_capital_endings_are_read(folder, caplog):
+    expected = {name: split.content for name, split in convert(folder, "yolo").items()}
+    for path in folder.rglob("*.txt"):
+        path.rename(path.with_suffix(".TXT"))
+    (folder / "val.TXT").write_text("images/val/b.png\n")
+    layout = {"train": "images/train", "val": "val.TXT", "names": ["cat", "dog"]}
+    (folder / "data.yaml").write_text(yaml.safe_dump(layout))
+    splits = convert(folder, "yolo")
+    assert {name: split.content for name, split in splits.items()} == expected
+    (folder / "data.yaml").unlink()
+    (folder / "labels/CLASSES.TXT").write_text("cat\ndog\n")
+    (split,) = convert(folder, "yolo").values()
+    assert len(split.content["annotations"]) == 3
+    assert not caplog.records
+
+
 def test_other_yaml_files_do_not_matter_beside_data_yaml(folder):
     (folder / "args.yaml").write_text("epochs: 3")
     assert list(convert(folder, "yolo")) == ["train", "val"]
