@@ -252,6 +252,17 @@ def find_checkpoint_damage(folder: Path, *, only: str | None = None) -> str | No
     return None
 
 
+def require_sound(folder: Path) -> None:
+    """Refuse a checkpoint that is not as it was written.
+
+    Raises:
+        CheckpointError: names the damage, and a sound one beside it if there is one.
+    """
+    with _naming_way_out(folder):
+        if (damage := find_checkpoint_damage(folder)) is not None:
+            raise CheckpointError(damage)
+
+
 def load_about(folder: Path) -> dict[str, Any]:
     """The JSON part of a checkpoint.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from boxseg.errors import BoxSegError
+from boxseg.errors import BoxSegError, CheckpointError
 from orchestration.cli.options import AsJson, Storage, optional
 from orchestration.cli.output import (
     print_json,
@@ -92,6 +92,8 @@ def show(
         status = replace(status, step=sum(row.is_final for row in table.rows))
         if best := table.best():
             status = replace(status, best_run=best.id, best=best.metrics)
+    if status.is_final:
+        _warn_of_damage(folder.best_checkpoint)
     if as_json:
         print_json(asdict(status) | ({"trials": trials} if status.kind == "sweep" else {}))
         return
@@ -101,6 +103,17 @@ def show(
     if table is not None:
         typer.echo("")
         print_rich(render_table(table))
+
+
+def _warn_of_damage(best: Path) -> None:
+    """Tell of the best checkpoint if it is not as it was written; what is in a store alone is looked at on use."""
+    from boxseg.engine.checkpoint import require_sound
+
+    if address_of(best) is None and (best.exists() or best.is_symlink()):
+        try:
+            require_sound(best.resolve())
+        except CheckpointError as error:
+            say(f"warning: the best checkpoint cannot be used: {error}")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from boxseg.errors import ConfigError
 from orchestration.cli.app import run
 from orchestration.config.spec import RunSpec
 from orchestration.planning.preflight import check
+from orchestration.record.run_folder import RunFolder, RunStatus
 
 
 @pytest.fixture
@@ -68,6 +69,26 @@ def test_a_sound_checkpoint_beside_is_named(checkpoint, trained_run, capsys):
         flip(path)
     assert run(["predict", str(checkpoint), str(trained_run.val.images)]) == 1
     assert f"{sound} is sound; name that one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["weights", "gone"])
+def test_a_run_that_is_shown_tells_of_it(checkpoint, capsys, damage):
+    folder = checkpoint.parents[1]
+    status = RunStatus("r1", "demo", status="finished", folder=str(folder))
+    RunFolder(folder).create(status, "name: demo\n")
+    assert run(["runs", "show", "run"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    if damage == "gone":
+        (checkpoint.parent / "best").symlink_to(checkpoint.name)
+        shutil.rmtree(checkpoint)
+    else:
+        for path in checkpoint.glob("*.safetensors"):
+            flip(path)
+    assert run(["runs", "show", "run", "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["id"] == "r1"
+    assert "warning: the best checkpoint cannot be used: " in told.err
+    assert "put a copy back, or name another checkpoint" in told.err
 
 
 def test_a_run_does_not_start_from_damaged_weights(checkpoint, tmp_path):
