@@ -6,6 +6,8 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,25 @@ BOXES_ALONE = "read box AP, or add `segmentation`"
 """The way out where nobody has drawn any mask; training then reports box AP and need not warn."""
 
 logger = logging.getLogger(__name__)
+_kept: ContextVar[dict[tuple[Path, object], Content | Fault] | None] = ContextVar(
+    "kept", default=None
+)
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Within it, what is read of annotation files without masks is kept for the next one who asks.
+
+    Nobody changes that content, and it takes memory until the end.
+    """
+    if _kept.get() is not None:
+        yield
+        return
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 def require_usable(
@@ -242,6 +263,11 @@ def read_well_formed(path: Path, *, whole: bool = True, unlisted: bool = False) 
     Raises:
         DataError: it is not such a file; names the first entry that is wrong.
     """
+    kept, key = _kept.get(), (path, read_well_formed)
+    if kept is None:
+        kept = {}
+    if not whole and key in kept:
+        return _require(kept[key])
     content = read_whole(path) if whole else read_annotations(path)
     faults = itertools.chain(format_faults(path, content), duplicate_faults(path, content))
     if whole and not unlisted:
@@ -249,6 +275,8 @@ def read_well_formed(path: Path, *, whole: bool = True, unlisted: bool = False) 
     fault = next(faults, None)
     if fault is not None:
         raise DataError(str(fault))
+    if not whole:
+        kept[key] = content
     return content
 
 
@@ -260,6 +288,18 @@ def _require(content: Content | Fault) -> Content:
 
 def _load(path: Path, hook: Callable[[Entry], Entry] | None) -> Content | Fault:
     """Content of a COCO file after `hook` has seen each of its objects, or why it is no COCO file."""
+    kept = _kept.get()
+    if kept is None or hook not in (_drop_mask, _summarise_mask):
+        return _read(path, hook)
+    # What masks are like is more than that they are there.
+    if hook is _drop_mask and (path, _summarise_mask) in kept:
+        hook = _summarise_mask
+    if (path, hook) not in kept:
+        kept[path, hook] = _read(path, hook)
+    return kept[path, hook]
+
+
+def _read(path: Path, hook: Callable[[Entry], Entry] | None) -> Content | Fault:
     try:
         content = read_json(path, COCO_RULE, hook)
     except UnreadableError as error:

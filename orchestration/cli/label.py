@@ -80,6 +80,7 @@ def label(
     after a break. With --review, review/index.html shows the masks, doubtful ones first; what it downloads is applied
     with --apply and gives labels.reviewed.json.
     """
+    from boxseg.coco.checks import reading_once
     from boxseg.files.reading import plain_file
     from boxseg.formats.find import find_boxes, find_source
     from orchestration.execute.label_run import LabelTask
@@ -105,7 +106,8 @@ def label(
         require_room("--output", folder)
     data, images = fetch_named(data, images, say)
     # nothing stays of a plan
-    with tempfile.TemporaryDirectory() if plan else contextlib.nullcontext(folder) as imports:
+    place = tempfile.TemporaryDirectory() if plan else contextlib.nullcontext(folder)
+    with reading_once(), place as imports:
         to_label = find_boxes(data, images, imports=Path(imports))
         task = LabelTask(
             to_label,

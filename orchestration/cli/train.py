@@ -75,11 +75,7 @@ def train(
             check_resumable(spec, folder, resume, look_at_data(spec))
         _print_plan(spec, as_json)
         return
-    from orchestration.planning.preflight import check
-
-    # a run that goes on has started already
-    check(spec if resume is None else spec.starting_from(None))
-    _warn(spec)
+    _check(spec, goes_on=resume is not None)
     from orchestration.execute.run import train_run
 
     result = train_run(spec, resume=resume, repeat=original)
@@ -151,10 +147,7 @@ def sweep(
         spec, ended = as_it_goes_on(spec, start, earlier, more or 0) if goes_on else (spec, 0)
         _print_plan(spec, as_json, ended)
         return
-    from orchestration.planning.preflight import check
-
-    check(spec)
-    _warn(spec)
+    _check(spec)
     from orchestration.execute.sweep import run_sweep
 
     result = run_sweep(
@@ -335,11 +328,16 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
     print_pairs(rows)
 
 
-def _warn(spec: RunSpec) -> None:
-    from orchestration.planning.preflight import warnings
+def _check(spec: RunSpec, *, goes_on: bool = False) -> None:
+    """Refuse what could not work, and warn of what is hardly meant."""
+    from boxseg.coco.checks import reading_once
+    from orchestration.planning.preflight import check, warnings
 
-    for warning in warnings(spec):
-        say(f"warning: {warning}")
+    with reading_once():
+        # a run that goes on has started already
+        check(spec.starting_from(None) if goes_on else spec)
+        for warning in warnings(spec):
+            say(f"warning: {warning}")
 
 
 def _print_plan(spec: RunSpec, as_json: bool, ended: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -65,6 +66,10 @@ class LabelTask:
         """Where the chosen settings are."""
         return self.folder / RECIPE
 
+    @functools.cached_property
+    def _fingerprint(self) -> Fingerprint:
+        return take_fingerprint(self.train_on)
+
     def choose(self, *, step_s: float | None = None) -> tuple[Fingerprint, Recipe]:
         """Look at the data and choose settings; writes nothing.
 
@@ -75,7 +80,7 @@ class LabelTask:
             DataError: the data cannot be used.
             ConfigError: what was asked for is no setting, or not possible together.
         """
-        fingerprint = take_fingerprint(self.train_on)
+        fingerprint = self._fingerprint
         label_boxes = fingerprint.boxes
         if self.data.annotations != self.train_on.annotations:
             label_boxes = take_fingerprint(self.data, look=False).boxes
@@ -131,6 +136,7 @@ class LabelTask:
         now = self._request()
         changed = [WORDS[name] for name, value in now.items() if value != earlier.get(name)]
         if changed:
+            self.choose()  # what cannot be chosen at all is told first
             parts = ", ".join(changed)
             raise ConfigError(f"{self.recipe_path}: was chosen for another {parts}; {NEW_OUTPUT}")
         return True

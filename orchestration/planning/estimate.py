@@ -18,6 +18,8 @@ PUBLISHED = BoxSegConfig.model_validate(
 """The settings of the released VOC run (R-50, fp32, 16 images on 4 V100)."""
 PUBLISHED_IMAGE_S = 4 * 0.81 / 16
 """GPU seconds for each of its images: 4 GPUs for 0.81 s, 16 images."""
+START_S = 21.0
+"""Loading torch and Ray and building the network, before the first update [s], on two idle cores of 2026."""
 PHOTO_ASPECT = 4 / 3
 """Long side over short side where no annotation file tells."""
 CORE_MACS_PER_S = 16e9

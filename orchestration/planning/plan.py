@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from boxseg.coco.checks import read_well_formed
+from boxseg.coco.checks import read_well_formed, reading_once
 from boxseg.coco.entries import objects_of
 from boxseg.config.method import CocoSource
 from boxseg.errors import BoxSegError
@@ -20,7 +20,7 @@ from orchestration.config.resolved import read_resolved
 from orchestration.config.space import count_settings
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.planning import preflight
-from orchestration.planning.estimate import estimate_step
+from orchestration.planning.estimate import START_S, estimate_step
 from orchestration.planning.machine import count_cpus, count_gpus
 from orchestration.record.find_runs import list_runs
 from orchestration.record.journal import count_ended
@@ -91,6 +91,7 @@ class Plan:
     """Why it would not start; empty if it would."""
 
 
+@reading_once()
 def make_plan(spec: RunSpec, *, ended: int = 0) -> Plan:
     """Work out the plan of a run, or of a sweep if `spec` is one; reads data files and earlier runs, writes nothing.
 
@@ -102,23 +103,27 @@ def make_plan(spec: RunSpec, *, ended: int = 0) -> Plan:
     """
     with contextlib.suppress(BoxSegError):  # what is wrong with a store is among the faults
         fetch_annotations(spec)
+    faults = list(preflight.find_faults(spec))  # first, as it reads most of the files
     train = _data_plan(spec.data.train, toy_images=spec.data.toy.train_images)
     trials = spec.sweep.num_trials if isinstance(spec, SweepSpec) else 1
     left = max(0, trials - ended)
     concurrency = _concurrency(spec, trials)
     earlier = list(_earlier_runs(spec))
     step_s, time_basis = _step_time(earlier)
+    trial_s = None if step_s is None else step_s * spec.train.steps
     # what was measured here says more than any estimate
-    if step_s is None and (guess := estimate_step(spec, aspect=train.aspect)) is not None:
-        step_s, time_basis = guess
+    if trial_s is None and (guess := estimate_step(spec, aspect=train.aspect)) is not None:
+        step_s, basis = guess
+        trial_s = START_S + step_s * spec.train.steps
+        time_basis = f"with {START_S:g} s to start and updates {basis}"
     seconds = None
-    if step_s is not None and concurrency is not None:
+    if trial_s is not None and concurrency is not None:
         # in rounds, as trials of equal length come
-        seconds = step_s * spec.train.steps * math.ceil(left / concurrency)
+        seconds = trial_s * math.ceil(left / concurrency)
     gpu_h, price = None, None
-    if step_s is not None and spec.resources.gpus_per_worker:
+    if trial_s is not None and spec.resources.gpus_per_worker:
         # however many run at the same time
-        gpu_h = spec.resources.gpus * step_s * spec.train.steps * left / 3600
+        gpu_h = spec.resources.gpus * trial_s * left / 3600
         price = spec.resources.price_of(gpu_h)
     epochs = None
     if train.used_images:
@@ -147,7 +152,7 @@ def make_plan(spec: RunSpec, *, ended: int = 0) -> Plan:
         free_bytes=preflight.free_bytes(spec.storage),
         storage=spec.storage,
         warnings=preflight.warnings(spec),
-        faults=list(preflight.find_faults(spec)),
+        faults=faults,
     )
 
 

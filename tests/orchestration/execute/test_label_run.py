@@ -181,6 +181,7 @@ def test_a_plan_of_a_yolo_folder_writes_nothing_either(done, capsys):
             "was chosen for another --minutes; name another --output, or remove it",
         ),
         (["--set", "train.seed=4"], "another --set"),
+        (["--set", "trian.seed=4"], "--set trian.seed"),
         (["--train-on", "drawn/boxes.json"], "another --train-on"),
     ],
 )

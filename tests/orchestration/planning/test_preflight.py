@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from boxseg.coco import checks
 from boxseg.errors import BoxSegError, ConfigError, DataError
+from boxseg.files.reading import read_json
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.errors import ExitCode, ResourceError, exit_code_for
+from orchestration.planning.estimate import START_S
 from orchestration.planning.machine import count_cpus
 from orchestration.planning.plan import make_plan
 from orchestration.planning.preflight import (
@@ -215,6 +218,28 @@ def test_all_faults_are_found_at_once(tmp_path: Path, coco: dict[str, str]):
     assert [type(fault) for fault in find_faults(spec)] == [ResourceError, ConfigError, DataError]
 
 
+def test_a_plan_reads_each_annotation_file_once(
+    tmp_path: Path, coco: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    val = {**coco, "annotations": str(tmp_path / "val.json")}
+    Path(val["annotations"]).write_bytes(Path(coco["annotations"]).read_bytes())
+    read = []
+
+    def read_and_tell(path: Path, *more: Any) -> Any:
+        read.append(path.name)
+        return read_json(path, *more)
+
+    monkeypatch.setattr(checks, "read_json", read_and_tell)
+    spec = make_spec(tmp_path, data={"train": coco, "val": val})
+    plan = make_plan(spec)
+    assert sorted(read) == sorted([Path(coco["annotations"]).name, "val.json"])
+    assert plan.val.boxes == plan.train.boxes
+    # The next command sees what has changed meanwhile.
+    content = json.loads(Path(val["annotations"]).read_text())
+    Path(val["annotations"]).write_text(json.dumps(content | {"annotations": []}))
+    assert make_plan(spec).val.boxes == 0
+
+
 def test_a_plan_counts_data_and_trials(tmp_path: Path, coco: dict[str, str]):
     spec = SweepSpec.model_validate(
         {
@@ -299,7 +324,8 @@ def test_a_plan_without_earlier_runs_tells_a_time_by_size_where_the_network_is_o
     plan = make_plan(make_spec(tmp_path, train={"steps": 100}))
     longer = make_plan(make_spec(tmp_path, train={"steps": 200}))
     assert plan.seconds is not None
-    assert longer.seconds == pytest.approx(2 * plan.seconds)
+    assert longer.seconds - START_S == pytest.approx(2 * (plan.seconds - START_S))
+    assert "with 21 s to start" in plan.time_basis
     assert "by size" in plan.time_basis
     unknown = make_plan(make_spec(tmp_path, model={"backbone": "timm/regnety_004"}))
     assert unknown.seconds is None
