@@ -17,7 +17,7 @@ from boxseg.files.writing import make_folder, write_atomic
 from orchestration.config.spec import RunSpec, load_run
 from orchestration.execute.trained import open_predictor
 from orchestration.planning.preflight import check
-from orchestration.planning.recipe import Machine, Recipe, make_recipe
+from orchestration.planning.recipe import START_S, Machine, Recipe, make_recipe
 from orchestration.record.files import digest
 from orchestration.record.find_runs import list_runs
 from orchestration.record.progress import counted
@@ -154,10 +154,11 @@ class LabelTask:
 def describe_time(recipe: Recipe) -> str:
     """How long training and labelling will take, in words."""
     times = recipe.times
+    start = f"{show_duration(START_S)} to start and to finish"
     training = f"{show_duration(times.train_s)} for {recipe.steps} updates"
     labelling = f"{show_duration(times.label_s)} for labelling"
     total = show_duration(times.total_s)
-    return f"about {total}: {training}, {labelling} ({times.basis}; --minutes changes it)"
+    return f"about {total}: {start}, {training}, {labelling} ({times.basis}; --minutes changes it)"
 
 
 def _time_update(spec: RunSpec) -> float:
