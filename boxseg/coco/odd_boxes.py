@@ -102,26 +102,31 @@ def _notation_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -
 
 
 def shift_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> Iterator[Fault]:
-    """Boxes many of which end beyond their image, while all lie inside when they are moved by half their size."""
+    """Boxes many of which end beyond their image, and none half a box away, or where x and y change places."""
     start, sides, limits = _box_table(objects, sizes)
     if len(start) < len(objects) or (sides <= 0).any():
         return  # faults of their own
 
-    def count_beyond(start: NDArray[np.float64]) -> int:
+    def count_beyond(start: NDArray[np.float64], sides: NDArray[np.float64]) -> int:
         is_beyond = (start < -TOLERANCE_PX) | (start + sides > limits + TOLERANCE_PX)
         return int(is_beyond.any(axis=1).sum())
 
-    num_beyond = count_beyond(start)
+    num_beyond = count_beyond(start, sides)
     if num_beyond < max(FEWEST_BEYOND, BEYOND * len(objects)):
         return
+    looks, way_out = "y seems to be first", "write x before y, and width before height"
+    ways = [(start[:, ::-1], sides[:, ::-1], "x and y changed places", looks, way_out)]
     # Of the places that a box can have in its image, those that are half a box from the edge.
     room = np.maximum(limits - sides, 1)
     chance = np.maximum(1 - sides / 2 / room, 1e-3).prod()
-    for shift, (looks, way_out) in SHIFTS.items():
-        if chance < CHANCE and not count_beyond(start + shift * sides):
+    if chance < CHANCE:
+        change = "it were moved by half its size"
+        ways += [(start + by * sides, sides, change, *words) for by, words in SHIFTS.items()]
+    for other_start, other_sides, change, looks, way_out in ways:
+        if not count_beyond(other_start, other_sides):
             value = (
                 f"has {len(objects)} boxes such as {objects[0]['bbox']}, of which {num_beyond} "
-                f"end beyond their image, and none would if it were moved by half its size"
+                f"end beyond their image, and none would if {change}"
             )
             rule = f"a bbox is x, y, width, height from the left upper corner; here {looks}"
             yield Fault(path, value, rule, way_out)

@@ -286,6 +286,18 @@ def test_boxes_half_a_box_away_are_refused_and_not_cut(
     assert not (tmp_path / "out").exists()
 
 
+def test_boxes_with_y_before_x_are_refused_and_not_cut(content, write_source, tmp_path):
+    boxes = [[y, x, h, w] for x, y, w, h in scattered(20)]
+    assert 3 <= sum(y + h > 40 for _, y, _, h in boxes) < 20  # the image has 60 x 40 px
+    content["annotations"] = [annotation(i, box) for i, box in enumerate(boxes, start=1)]
+    source = write_source(content)
+    fatal, text = told(source)[0]
+    assert fatal
+    assert "none would if x and y changed places" in text
+    with pytest.raises(DataError, match="y seems to be first"):
+        write_fixed(source, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     "boxes",
     [
