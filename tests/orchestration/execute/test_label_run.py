@@ -181,7 +181,7 @@ def test_a_plan_of_a_yolo_folder_writes_nothing_either(done, capsys):
             "was chosen for another --minutes; name another --output, or remove it",
         ),
         (["--set", "train.seed=4"], "another --set"),
-        (["--set", "trian.seed=4"], "--set trian.seed"),
+        (["--set", "trian.seed=4"], "trian is not a setting; did you mean train?"),
         (["--train-on", "drawn/boxes.json"], "another --train-on"),
     ],
 )
