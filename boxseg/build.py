@@ -103,6 +103,7 @@ def build_trainer(
             optimizer=config.solver.optimizer,
             lr=config.solver.lr,
             momentum=config.solver.momentum,
+            beta2=config.solver.beta2,
             weight_decay=config.solver.weight_decay,
             backbone_lr_scale=config.solver.backbone_lr_scale,
         ),

@@ -283,6 +283,9 @@ class SolverConfig(Config):
     """Base learning rate, for the batch size that is set; scale it with the batch."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """Share of AdamW's mean of squared gradients that each update keeps: the first ones, which are large, slow it for
+    about 1 / (1 - beta2) updates."""
     weight_decay: float = Field(1e-4, ge=0)
     """Weight decay of all trainable parameters."""
     backbone_lr_scale: float = Field(1.0, ge=0)

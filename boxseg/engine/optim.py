@@ -21,6 +21,7 @@ def build_optimizer(
     optimizer: Literal["sgd", "adamw"],
     lr: float,
     momentum: float,
+    beta2: float,
     weight_decay: float,
     backbone_lr_scale: float,
 ) -> Optimizer:
@@ -47,7 +48,10 @@ def build_optimizer(
     ]
     # `fused`: one operation does what would otherwise be several over each tensor.
     if optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+        betas = (0.9, beta2)
+        return torch.optim.AdamW(
+            groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True
+        )
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
 
 

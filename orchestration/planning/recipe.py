@@ -295,6 +295,11 @@ MODEL: tuple[Row, ...] = (
 SOLVER: tuple[Row, ...] = (
     ("solver.optimizer", "adamw", "Learns in hundreds of updates, not in ten thousands."),
     ("solver.lr", 0.001, ""),
+    (
+        "solver.beta2",
+        0.95,
+        "The large gradients of the beginning are forgotten in 20 updates, not in 1000.",
+    ),
     ("solver.weight_decay", 0.01, ""),
     ("solver.backbone_lr_scale", 0.1, "What ImageNet taught is to change slowly."),
     ("solver.schedule", "cosine", ""),

@@ -42,10 +42,37 @@ class Network(nn.Module):
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_backbone_gets_its_own_rate_and_frozen_parameters_are_left_out(kind):
     optimizer = build_optimizer(
-        Network(), optimizer=kind, lr=0.1, momentum=0.9, weight_decay=1e-4, backbone_lr_scale=0.1
+        Network(),
+        optimizer=kind,
+        lr=0.1,
+        momentum=0.9,
+        beta2=0.999,
+        weight_decay=1e-4,
+        backbone_lr_scale=0.1,
     )
     set_lr(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.005])
     assert [len(group["params"]) for group in optimizer.param_groups] == [2, 1]
     assert all(group["weight_decay"] == 1e-4 for group in optimizer.param_groups)
     assert torch.is_tensor(optimizer.param_groups[0]["params"][0])
+
+
+@pytest.mark.parametrize(("beta2", "pace"), [(0.999, 0.10), (0.95, 0.50)])
+def test_a_large_first_gradient_slows_adamw_for_as_long_as_beta2_remembers_it(beta2, pace):
+    network = nn.Linear(1, 1, bias=False)
+    optimizer = build_optimizer(
+        network,
+        optimizer="adamw",
+        lr=0.01,
+        momentum=0.9,
+        beta2=beta2,
+        weight_decay=0.0,
+        backbone_lr_scale=1.0,
+    )
+    weights = []
+    for update in range(101):
+        network.weight.grad = torch.full((1, 1), 100.0 if update == 0 else 1.0)
+        optimizer.step()
+        weights.append(network.weight.item())
+    # in learning rates, after 100 gradients that are all alike
+    assert (weights[-2] - weights[-1]) / 0.01 == pytest.approx(pace, abs=0.02)
