@@ -49,9 +49,7 @@ def build_optimizer(
     # `fused`: one operation does what would otherwise be several over each tensor.
     if optimizer == "adamw":
         betas = (0.9, beta2)
-        return torch.optim.AdamW(
-            groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True
-        )
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +174,9 @@ def _time_update(spec: RunSpec) -> float:
 
 
 def train_recipe(recipe: Path, tell: Tell) -> RunStatus:
-    """The finished run of a recipe: trained now, gone on with, or there already. Its status may be `interrupted`.
+    """The finished run of a recipe: trained now, gone on with, or there already.
+
+    Its status is `interrupted` if a stop was asked for, even after the last update: the whole command is to end.
 
     Raises:
         BoxSegError: what ended the run, or keeps it from going on.
@@ -188,7 +190,9 @@ def train_recipe(recipe: Path, tell: Tell) -> RunStatus:
     check(spec if earlier is None else spec.starting_from(None))
     from orchestration.execute.run import train_run
 
-    return train_run(spec, resume=None if earlier is None else earlier.folder)
+    status = train_run(spec, resume=None if earlier is None else earlier.folder)
+    is_stopped = RunFolder(status.folder).stop_requested()
+    return replace(status, status="interrupted") if is_stopped else status
 
 
 def find_same_run(spec: RunSpec) -> RunStatus | None:

@@ -48,7 +48,7 @@ def supervise(
     """Mark a run or sweep as running; when the block is left it has an end, which is told, to MLflow as far as it goes.
 
     A `syncer` sends all of it to the run's store; the end waits for that. Signals are heard until then: one that comes
-    after the run has ended changes nothing.
+    after the run has ended changes nothing but `RunFolder.stop_requested`.
 
     Raises:
         StorageError: the folder is gone or cannot be written, so its end is not there either; or the store does not
@@ -63,6 +63,8 @@ def supervise(
                 _supervised(folder, spec, signals, syncer) as supervisor,
             ):
                 yield supervisor
+            if signals.has_received():
+                folder.request_stop()  # for a command that would go on with what was trained
         finally:
             # once its store has all of it, or does not take it
             tell_end(folder, spec, sys.exc_info()[1])

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from orchestration.config.spec import load_run
 from orchestration.execute.label_run import LabelTask, find_same_run
 from orchestration.planning.recipe import WINDOW_PX
 from orchestration.record.run_folder import RunFolder
+from orchestration.tracking.mirror import Tracker
 
 TINY = shlex.split(
     "--set model.backbone=timm/test_resnet --set model.weights=none --set model.channels=16 --set model.tower_convs=1 "
@@ -147,6 +149,23 @@ def test_a_stop_with_its_state_saved_is_told_with_the_way_on(done, monkeypatch, 
     monkeypatch.setattr("orchestration.execute.run.train_run", lambda spec, *, resume: interrupted)
     assert run(done) == 75
     assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_stop_after_the_last_update_ends_the_whole_command(ask, monkeypatch, capsys):
+    close = Tracker.close
+
+    def close_when_asked_to_stop(tracker, **options):
+        signal.raise_signal(signal.SIGTERM)
+        close(tracker, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "close", close_when_asked_to_stop)
+        assert run(ask) == 75
+    assert runs()[0].status().status == "finished"
+    assert not Path("out/labels.coco.json").exists()
+    assert "the same command goes on" in capsys.readouterr().err
+    assert run(ask) == 0
+    assert Path("out/labels.coco.json").exists()
 
 
 def test_a_plan_shows_all_and_writes_nothing_and_loads_no_torch(done):
