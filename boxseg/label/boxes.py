@@ -1,4 +1,4 @@
-"""Known boxes in, masks out: for every box the network's candidates are ranked, fused and scored by QAM."""
+"""Known boxes in, masks with a quality out: a map for each box, an outline from it, and whose the shared pixels are."""
 
 from __future__ import annotations
 
