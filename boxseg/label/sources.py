@@ -38,7 +38,7 @@ def one_by_one(source: Source) -> BatchSource:
 def from_run(
     predictor: Predictor, data: CocoBoxes, *, others: Source | None = None
 ) -> BatchSource:
-    """The candidates of a trained network, with the masks of `others`, fused and scored; classes match by name."""
+    """Masks by `label_together` from a trained network, with those of `others` as candidates; classes match by name."""
     labels_of_network = find_labels(data.class_names, predictor.class_names)
     labels = torch.tensor(
         [UNKNOWN if label == ABSENT else label for label in labels_of_network], dtype=torch.int64
