@@ -125,3 +125,10 @@ def test_the_map_names_what_is_there():
         assert not name or re.search(
             rf"^(def|class) {name}\b", module.read_text(), re.MULTILINE
         ), f"{path} {name}"
+
+
+def test_messages_and_pages_install_extras_with_the_versions_that_work_together():
+    places = [*PAGES, *ROOT.glob("boxseg/**/*.py"), *ROOT.glob("orchestration/**/*.py")]
+    for place in places:
+        for command in re.findall(r"pip install.*\[[a-z]+\]'", place.read_text()):
+            assert "-c constraints.txt" in command, place

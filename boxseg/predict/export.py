@@ -139,7 +139,7 @@ def _make_onnx(network: Any) -> tuple[bytes, dict[str, float]]:
         import onnxruntime
     except ImportError as error:
         raise ConfigError(
-            "--format onnx needs ONNX; in boxseg's folder: pip install -e '.[onnx]'"
+            "--format onnx needs ONNX; in boxseg's folder: pip install -c constraints.txt -e '.[onnx]'"
         ) from error
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         path = Path(folder, "model.onnx")

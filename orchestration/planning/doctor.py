@@ -128,7 +128,8 @@ def _ray_auth() -> Finding:
 
 def _onnx() -> Finding:
     installed = _version("onnxruntime")
-    fix = None if installed else "export --format onnx needs it: pip install -e '.[onnx]'"
+    way_out = "export --format onnx needs it: pip install -c constraints.txt -e '.[onnx]'"
+    fix = None if installed else way_out
     return Finding("onnxruntime", installed or "not installed", fix, fatal=False)
 
 

@@ -261,7 +261,8 @@ def _open(address: str, server: str | None, process: int) -> ObjectStore:
         from obstore.store import from_url
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"storage: {address} needs the package obstore; pip install 'boxseg[store]'"
+            f"storage: {address} needs the package obstore; in boxseg's folder: "
+            "pip install -c constraints.txt -e '.[store]'"
         ) from error
     # a server of one's own network may have no certificate; the clouds' servers do
     is_plain = (server or "").startswith("http://")
