@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,19 @@ BOXES_ALONE = "read box AP, or add `segmentation`"
 """The way out where nobody has drawn any mask; training then reports box AP and need not warn."""
 
 logger = logging.getLogger(__name__)
-_kept: ContextVar[dict[tuple[Path, object], Content | Fault] | None] = ContextVar(
-    "kept", default=None
-)
+Hook = Callable[[Entry], Entry]
+"""What each entry of a file becomes as it is read."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is known of annotation files that were read without their masks."""
+
+    contents: dict[tuple[Path, Hook], Content | Fault] = field(default_factory=dict)
+    well_formed: set[Path] = field(default_factory=set)
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
 
 
 @contextmanager
@@ -85,7 +96,7 @@ def reading_once() -> Iterator[None]:
     if _kept.get() is not None:
         yield
         return
-    token = _kept.set({})
+    token = _kept.set(_Kept())
     try:
         yield
     finally:
@@ -263,12 +274,10 @@ def read_well_formed(path: Path, *, whole: bool = True, unlisted: bool = False) 
     Raises:
         DataError: it is not such a file; names the first entry that is wrong.
     """
-    kept, key = _kept.get(), (path, read_well_formed)
-    if kept is None:
-        kept = {}
-    if not whole and key in kept:
-        return _require(kept[key])
+    kept = _kept.get() or _Kept()
     content = read_whole(path) if whole else read_annotations(path)
+    if not whole and path in kept.well_formed:
+        return content
     faults = itertools.chain(format_faults(path, content), duplicate_faults(path, content))
     if whole and not unlisted:
         faults = itertools.chain(faults, annotation_faults(path, content, boxes=False))
@@ -276,7 +285,7 @@ def read_well_formed(path: Path, *, whole: bool = True, unlisted: bool = False) 
     if fault is not None:
         raise DataError(str(fault))
     if not whole:
-        kept[key] = content
+        kept.well_formed.add(path)
     return content
 
 
@@ -286,20 +295,20 @@ def _require(content: Content | Fault) -> Content:
     return content
 
 
-def _load(path: Path, hook: Callable[[Entry], Entry] | None) -> Content | Fault:
+def _load(path: Path, hook: Hook | None) -> Content | Fault:
     """Content of a COCO file after `hook` has seen each of its objects, or why it is no COCO file."""
-    kept = _kept.get()
-    if kept is None or hook not in (_drop_mask, _summarise_mask):
+    if hook not in (_drop_mask, _summarise_mask):
         return _read(path, hook)
+    contents = (_kept.get() or _Kept()).contents
     # What masks are like is more than that they are there.
-    if hook is _drop_mask and (path, _summarise_mask) in kept:
+    if hook is _drop_mask and (path, _summarise_mask) in contents:
         hook = _summarise_mask
-    if (path, hook) not in kept:
-        kept[path, hook] = _read(path, hook)
-    return kept[path, hook]
+    if (path, hook) not in contents:
+        contents[path, hook] = _read(path, hook)
+    return contents[path, hook]
 
 
-def _read(path: Path, hook: Callable[[Entry], Entry] | None) -> Content | Fault:
+def _read(path: Path, hook: Hook | None) -> Content | Fault:
     try:
         content = read_json(path, COCO_RULE, hook)
     except UnreadableError as error:
