@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from boxseg.coco.checks import read_whole
 from boxseg.coco.fix import clean_content
@@ -17,12 +16,11 @@ from boxseg.coco.mend import Changes
 from boxseg.coco.writer import CocoSplit
 from boxseg.errors import DataError
 from boxseg.files.names import is_inside
+from boxseg.formats import Format
 from boxseg.formats.common import Splits
 from boxseg.formats.sbd import convert_sbd
 from boxseg.formats.voc import convert_voc
 from boxseg.formats.yolo import convert_yolo
-
-Format = Literal["coco", "voc", "sbd", "yolo"]
 
 logger = logging.getLogger(__name__)
 

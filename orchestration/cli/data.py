@@ -12,6 +12,7 @@ import typer
 
 from boxseg.errors import ConfigError, DataError
 from boxseg.files.names import is_json
+from boxseg.formats import Format
 from orchestration.cli.options import (
     AsJson,
     Images,
@@ -36,8 +37,6 @@ app = typer.Typer(
 
 SHOWN_CLASSES = 1000
 """Lines of a table; more take minutes to print."""
-
-Format = Literal["coco", "voc", "sbd", "yolo"]
 
 
 @app.command()

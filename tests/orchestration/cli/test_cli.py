@@ -550,8 +550,8 @@ def test_a_data_set_in_another_format_is_imported_next_to_its_images(
 
 
 def test_every_format_of_the_command_has_a_converter():
+    from boxseg.formats import Format
     from boxseg.formats.convert import CONVERTERS
-    from orchestration.cli.data import Format
 
     assert set(get_args(Format)) == set(CONVERTERS)
 
