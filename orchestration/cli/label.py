@@ -26,6 +26,7 @@ from orchestration.cli.output import print_json, print_line, print_pairs, say
 from orchestration.errors import ExitCode
 
 if TYPE_CHECKING:
+    from boxseg.data.mask_files import MaskFile
     from orchestration.execute.label_run import LabelTask
 
 SHOWN_PROBLEMS = 5
@@ -81,27 +82,19 @@ def label(
     with --apply and gives labels.reviewed.json.
     """
     from boxseg.coco.checks import reading_once
-    from boxseg.files.reading import plain_file
     from boxseg.formats.find import find_boxes, find_source
     from orchestration.execute.label_run import LabelTask
-    from orchestration.planning.label_input import open_masks, read_data
     from orchestration.planning.recipe import check_minutes, name_after
-    from orchestration.planning.run_doubts import class_doubts
     from orchestration.store.named import fetch_named
 
     folder = output or Path("labels") / data.absolute().stem
     trains = run is None and source == "run" and apply is None
     if not trains:
-        for_training = {"--minutes": minutes, "--train-on": train_on, "--set": overrides}
-        _refuse(for_training | {"--plan": plan})
+        _refuse({"--minutes": minutes, "--train-on": train_on, "--set": overrides, "--plan": plan})
     check_minutes(minutes)
-    runs = Path("runs") if storage is None else storage
-    masks = None
+    runs = storage or Path("runs")
     # all that can be refused, before `find_boxes` imports anything into the output folder
-    if apply is not None:
-        plain_file(apply, "decisions are a file that the review page downloads")
-    elif not trains:
-        masks = open_masks(source, run=run, fuse_with=fuse_with, storage=runs)
+    masks = None if trains else _open_named(apply, source, run, fuse_with, runs)
     if not plan:
         require_room("--output", folder)
     data, images = fetch_named(data, images, say)
@@ -119,29 +112,15 @@ def label(
             overrides=tuple(overrides or ()),
             device=device,
         )
-        classes = read_data(to_label)  # for its errors, before torch is loaded
-        if train_on is not None:
-            for doubt in class_doubts(str(train_on), read_data(task.train_on), classes):
-                say(f"warning: {doubt}")
+        classes = _read_classes(task)
         if plan:
             _print_plan(task, Path(imports), as_json)
             return
     if apply is not None:
         _apply(apply, folder, to_label.images, as_json)
         return
-    about_training: dict[str, Any] = {}
-    if trains:
-        run, about_training = _train(task)
-        review = True
-    doubts = _tell_doubts(str(run), runs, classes) if source == "run" else []
-
-    from boxseg.data.dataset import CocoBoxes
-    from orchestration.execute.label_run import make_labels, open_source
-
-    boxes = CocoBoxes(to_label, train=False)
-    opened = open_source(source, boxes, run=run, masks=masks, device=device, storage=runs)
-    about = about_training | {"about_the_run": doubts}
-    _print_summary(make_labels(boxes, folder, opened, say, about=about, review=review), as_json)
+    summary = _label(task, classes, source, run, masks, storage=runs, review=review)
+    _print_summary(summary, as_json)
 
 
 def _refuse(for_training: dict[str, Any]) -> None:
@@ -151,6 +130,32 @@ def _refuse(for_training: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{option}: is for training, and nothing is trained here; leave it out"
             )
+
+
+def _open_named(
+    decisions: Path | None, source: str, run: str | None, fuse_with: Path | None, storage: Path
+) -> MaskFile | None:
+    """The file of masks that the options name, if they do; refuses decisions, sources and runs that are none."""
+    from boxseg.files.reading import plain_file
+    from orchestration.planning.label_input import open_masks
+
+    if decisions is not None:
+        plain_file(decisions, "decisions are a file that the review page downloads")
+        return None
+    return open_masks(source, run=run, fuse_with=fuse_with, storage=storage)
+
+
+def _read_classes(task: LabelTask) -> list[str]:
+    """Names of the classes to label; warns of what is odd about the data, and fails before torch is loaded."""
+    from orchestration.planning.label_input import read_data
+    from orchestration.planning.run_doubts import class_doubts
+
+    classes = read_data(task.data)
+    if task.train_on is not task.data:
+        trained = read_data(task.train_on)
+        for doubt in class_doubts(str(task.train_on.annotations), trained, classes):
+            say(f"warning: {doubt}")
+    return classes
 
 
 def _apply(decisions: Path, folder: Path, images: Path, as_json: bool) -> None:
@@ -203,6 +208,32 @@ def _train(task: LabelTask) -> tuple[str, dict[str, str]]:
         say("interrupted, state saved; the same command goes on")
         raise typer.Exit(ExitCode.INTERRUPTED)
     return str(last_checkpoint(status)), {"recipe": str(recipe), "run": status.folder}
+
+
+def _label(
+    task: LabelTask,
+    classes: list[str],
+    source: str,
+    run: str | None,
+    masks: MaskFile | None,
+    *,
+    storage: Path,
+    review: bool,
+) -> dict[str, Any]:
+    """Label the boxes of a task, whose own run is trained first if a run is needed and none is named."""
+    about: dict[str, Any] = {}
+    if source == "run" and run is None:
+        run, about = _train(task)
+        review = True
+    doubts = _tell_doubts(str(run), storage, classes) if source == "run" else []
+
+    from boxseg.data.dataset import CocoBoxes
+    from orchestration.execute.label_run import make_labels, open_source
+
+    boxes = CocoBoxes(task.data, train=False)
+    opened = open_source(source, boxes, run=run, masks=masks, device=task.device, storage=storage)
+    about["about_the_run"] = doubts
+    return make_labels(boxes, task.folder, opened, say, about=about, review=review)
 
 
 def _print_summary(summary: dict[str, Any], as_json: bool) -> None:
