@@ -18,8 +18,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from boxseg.coco.checks import read_well_formed
 from boxseg.config.method import CocoSource
@@ -112,8 +112,7 @@ def listed_images(source: CocoSource) -> list[str]:
     return [image["file_name"] for image in images if is_inside(image["file_name"])]
 
 
-@dataclass(frozen=True)
-class _Version:
+class _Version(NamedTuple):
     """What a file here was made from."""
 
     etag: str
@@ -276,8 +275,7 @@ class _Folder:
         return new | {name: version}
 
     def _write_index(self) -> None:
-        index = {name: [version.etag, version.size] for name, version in self._known.items()}
-        write_atomic(self.path / INDEX, json.dumps(index))
+        write_atomic(self.path / INDEX, json.dumps(self._known))
 
 
 def _read_index(folder: Path) -> dict[str, _Version]:

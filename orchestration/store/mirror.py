@@ -16,8 +16,8 @@ import secrets
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from boxseg.engine.checkpoint import (
     ABOUT,
@@ -49,8 +49,7 @@ FRESH_S = 5.0
 logger = logging.getLogger("boxseg.store")
 
 
-@dataclass(frozen=True)
-class Version:
+class Version(NamedTuple):
     """Which version of a file the mirror has."""
 
     etag: str
@@ -321,12 +320,8 @@ class Mirror:
         return {}
 
     def _write_versions(self) -> None:
-        kept = {
-            name: [version.etag, version.size, version.mtime_ns]
-            for name, version in self._versions.items()
-        }
         # It can be found out again, so nobody waits for the disk.
-        write_atomic(self.folder / STATE, json.dumps(kept), durable=False)
+        write_atomic(self.folder / STATE, json.dumps(self._versions), durable=False)
 
 
 def _files(root: Path) -> dict[str, os.stat_result]:
