@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from boxseg.errors import ConfigError
 from orchestration.config.spec import COSTS
 from orchestration.execute.payload import Payload, Send
 from orchestration.record.pulse import Pulse
-from orchestration.record.run_folder import RunFolder
+from orchestration.record.run_folder import RunFolder, only_finite
 from orchestration.store.courier import Courier
 
 if TYPE_CHECKING:
@@ -185,7 +184,7 @@ class FileReporter:
 
     def _for_ray(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         """What Ray hears; the deciding metric is that of the best evaluation so far, or worse than any other."""
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        finite = only_finite(metrics)
         if self.payload.sweep is not None:
             criterion = self.payload.criterion
             finite[criterion.metric] = criterion.told(criterion.value(self.folder.stored().best))

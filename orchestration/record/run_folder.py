@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -242,11 +242,8 @@ class RunFolder:
 
     def _with_present_places(self, written: RunStatus) -> RunStatus:
         """The state with the places that it has now; the folder may have been copied since."""
-        return replace(
-            written,
-            folder=str(self.path),
-            mlflow_run_id=self.read_tracking().get("run_id"),
-        )
+        in_mlflow = self.read_tracking().get("run_id")
+        return replace(written, folder=str(self.path), mlflow_run_id=in_mlflow)
 
     def _is_copy_of(self, folder: str) -> bool:
         """Whether this is another folder than the one that the state was written in."""
@@ -264,18 +261,10 @@ class RunFolder:
     def start(self) -> RunStatus:
         """Mark as running and driven by this process, also again after an end; takes requests to stop back."""
         self._stop_path.unlink(missing_ok=True)
-        changes: dict[str, Any] = {
-            "status": "running",
-            "ended": None,
-            "failure": None,
-            **own_process(),
-        }
+        started: dict[str, Any] = {"status": "running", "ended": None, "failure": None}
+        started |= own_process()
         return self._change(
-            lambda status: replace(
-                status,
-                started=status.started or time.time(),
-                **changes,
-            )
+            lambda status: replace(status, started=status.started or time.time(), **started)
         )
 
     def finish(self, status: Status, failure: BaseException | Failure | None = None) -> RunStatus:
@@ -329,7 +318,7 @@ class RunFolder:
         for report in self.reports():
             if report.step == step:
                 reported |= report.metrics.keys()
-        if reported.issuperset(_finite(metrics)):
+        if reported.issuperset(only_finite(metrics)):
             self._change(lambda now: _with_metrics(now, step, metrics, is_best=is_best))
         else:
             self.report(step, metrics, is_best=is_best)
@@ -338,7 +327,7 @@ class RunFolder:
         """Have the evaluation of a step as the best one, with all that was reported of it; step 0: none."""
         if (self.stored().best_step or 0) == step:
             return
-        best = _finite(metrics)
+        best = only_finite(metrics)
         for report in self.reports():
             # with what it cost, which only its report tells
             best |= report.metrics if report.step == step and report.is_evaluation else {}
@@ -346,7 +335,7 @@ class RunFolder:
 
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Add one report, on the disk when this returns; values that are not finite are null, and read as absent."""
-        finite = _finite(metrics)
+        finite = only_finite(metrics)
         written = {name: finite.get(name) for name in metrics}
         append_line(self.metrics_path, {"step": step, "metrics": written})
 
@@ -451,21 +440,18 @@ def _next_place(folder: Path) -> int:
     return max(places) + 1
 
 
-def _finite(metrics: dict[str, float]) -> dict[str, float]:
+def only_finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics without those that JSON has no number for."""
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _with_metrics(
-    now: RunStatus,
-    step: int,
-    metrics: dict[str, float],
-    *,
-    is_best: bool,
+    now: RunStatus, step: int, metrics: dict[str, float], *, is_best: bool
 ) -> RunStatus:
     """The status after a report; of a run that has ended, as it was."""
     if now.is_final:
         return now
-    finite = _finite(metrics)
+    finite = only_finite(metrics)
     now = replace(now, step=step, metrics={**now.metrics, **finite})
     return replace(now, best=finite, best_step=step) if is_best else now
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from urllib.parse import quote
 from boxseg.drawing import visible
 from boxseg.files.writing import csv_text, write_atomic
 from orchestration.config.domain import is_logarithmic
+from orchestration.record.run_folder import only_finite
 from orchestration.record.table import short_value
 from orchestration.report.stats import (
     RULE,
@@ -132,7 +132,7 @@ def trial_data(record: SweepRecord, output: Path) -> dict[str, Any]:
             "seconds": row.seconds,
             "values": {name: _visible(value) for name, value in row.values.items()},
             "began": row.created - began,
-            "metrics": _finite(row.metrics),
+            "metrics": only_finite(row.metrics),
             "folder": row.folder,
             "panel": place,
             "front": row.id in on_front,
@@ -142,11 +142,6 @@ def trial_data(record: SweepRecord, output: Path) -> dict[str, Any]:
     space = record.spec.sweep.space
     logarithmic = [name for name, domain in space.items() if is_logarithmic(domain)]
     return {"metric": record.table.metric, "trials": trials, "logarithmic": logarithmic}
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Without what JSON has no number for."""
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _visible(value: Any) -> Any:
