@@ -175,25 +175,22 @@ def _count(
 
 def samples(space: Space) -> Iterator[dict[str, Any]]:
     """Settings that stand for the space: all combinations of its corners, or each corner once and a fixed sample."""
-    ends = [corners(domain) for domain in space.values()]
-    if math.prod(len(values) for values in ends) <= MOST_SAMPLES:
-        for combination in itertools.product(*ends):
+    ends = {entry: corners(domain) for entry, domain in space.items()}
+    if math.prod(map(len, ends.values())) <= MOST_SAMPLES:
+        for combination in itertools.product(*ends.values()):
             yield _setting(space, dict(zip(space, combination, strict=True)))
         return
-    longest = max(len(values) for values in ends)
+    longest = max(map(len, ends.values()))
     for number in range(longest):  # each corner at least once
-        values = [corner[number % len(corner)] for corner in ends]
-        yield _setting(space, dict(zip(space, values, strict=True)))
+        yield _setting(space, {name: end[number % len(end)] for name, end in ends.items()})
+    first = {name: end[0] for name, end in ends.items()}
     for entry, domain in space.items():
-        for value in corners(domain) if domain.when else ():
-            first = {name: corner[0] for name, corner in zip(space, ends, strict=True)}
+        for value in ends[entry] if domain.when else ():
             yield _setting(space, first | picks_for(space, entry) | {entry: value})
     # always the same, so that a file is refused each time or never
     draw = random.Random(0)
     for _ in range(MOST_SAMPLES):
-        yield _setting(
-            space, dict(zip(space, [draw.choice(corner) for corner in ends], strict=True))
-        )
+        yield _setting(space, {name: draw.choice(end) for name, end in ends.items()})
 
 
 def _setting(space: Space, picked: dict[str, Any]) -> dict[str, Any]:
