@@ -282,32 +282,22 @@ class CocoBoxes(Dataset[Sample]):
                 raise DataError(f"{place} {error}") from error
 
 
-FileState = tuple[int, int]
-"""Time of change and size of a file: while both stay, it counts as the same."""
-
-
-def _file_state(path: Path) -> FileState | None:
-    """None where there is no file; reading it raises the error."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
-
-
 def load_boxes(source: CocoSource, *, train: bool, use_masks: bool = False) -> CocoBoxes:
     """`CocoBoxes`, read once per process as long as the annotation file stays the same: trials share it.
 
     A file counts as the same by its path, size and time of change. Arguments and errors as for `CocoBoxes`.
     """
-    state = _file_state(source.annotations)
-    if state is None:
+    try:
+        status = source.annotations.stat()
+    except OSError:  # reading it tells what is wrong
         return CocoBoxes(source, train=train, use_masks=use_masks)
-    return _load_boxes(source, train, use_masks, state)
+    return _load_boxes(source, train, use_masks, (status.st_mtime_ns, status.st_size))
 
 
 @functools.lru_cache(maxsize=4)
-def _load_boxes(source: CocoSource, train: bool, use_masks: bool, state: FileState) -> CocoBoxes:
+def _load_boxes(
+    source: CocoSource, train: bool, use_masks: bool, state: tuple[int, int]
+) -> CocoBoxes:
     return CocoBoxes(source, train=train, use_masks=use_masks)
 
 

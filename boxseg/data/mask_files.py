@@ -98,7 +98,9 @@ def match_masks(file: MaskFile, data: CocoBoxes) -> dict[int, list[Entry]]:
         elif not entry.get("segmentation"):
             num_without_mask += 1
         else:
-            bbox = entry.get("bbox") or _tight_box(path, entry, data.size(index))
+            bbox = entry.get("bbox")
+            if not bbox:
+                bbox = coco_mask.toBbox(encode_entry(path, entry, data.size(index))).tolist()
             category_id: Any = entry.get("category_id")
             label = label_of.get(category_id, ABSENT)
             box = [float(number) for number in bbox]
@@ -305,11 +307,6 @@ def _entry_problem(entry: Any) -> Problem | None:
     return find_problem(segmentation) if segmentation else None
 
 
-def _tight_box(path: Path, entry: Entry, size: Size) -> list[float]:
-    """COCO's x, y, width, height around the mask of an entry."""
-    return coco_mask.toBbox(encode_entry(path, entry, size)).tolist()
-
-
 def encode_entry(path: Path, entry: Entry, size: Size) -> Rle:
     """Mask of an entry that `match_masks` gave, of an image of (height, width), run-length encoded.
 
@@ -325,9 +322,7 @@ def encode_entry(path: Path, entry: Entry, size: Size) -> Rle:
         return encode_segmentation(entry["segmentation"], size)
     except DataError as error:
         # Results have no ids of their own.
-        name = (
-            f"annotation {entry['id']!r:.40}"
-            if "id" in entry
-            else f"an entry of image {entry['image_id']}"
-        )
+        name = f"an entry of image {entry['image_id']}"
+        if "id" in entry:
+            name = f"annotation {entry['id']!r:.40}"
         raise DataError(f"{path}: {name} {error}") from error
