@@ -92,12 +92,8 @@ def save_checkpoint(
         try:
             for name, content in files.items():
                 write_file(scratch / name, content)
-            write_file(
-                scratch / ABOUT,
-                json.dumps(
-                    _with_sums({"step": step, **about}, _sums_of(files)), indent=1
-                ).encode(),
-            )
+            told = json.dumps(_with_sums({"step": step, **about}, _sums_of(files)), indent=1)
+            write_file(scratch / ABOUT, told.encode())
             sync_folder(scratch)
             # A rename cannot replace a folder with files in it, so that one moves away first.
             if folder.exists():  # the same step was saved before a restart; the new one is as good
@@ -125,11 +121,10 @@ def publish(checkpoints: Path, folder: Path) -> None:
     will write them again.
     """
     with naming_storage_faults(folder):
-        steps = [step_folder for _, step_folder in _oldest_first(checkpoints)]
-        # Names have leading zeros, so they compare as the steps do.
-        until_now = [step_folder for step_folder in steps if step_folder.name <= folder.name]
-        for later in steps[len(until_now) :]:
-            shutil.rmtree(later, ignore_errors=True)
+        for _, later in _oldest_first(checkpoints):
+            # Names have leading zeros, so they compare as the steps do.
+            if later.name > folder.name:
+                shutil.rmtree(later, ignore_errors=True)
         best = find_best(checkpoints)
         if best is not None:
             _link(checkpoints / BEST, best)
@@ -190,12 +185,8 @@ def settle(saved: Path, criterion: Criterion) -> None:
             is_evaluated = earlier["evaluated"] == step
             if is_evaluated and criterion.better(earlier["metrics"], than=about["best"]):
                 about |= {"best": earlier["metrics"], "best_step": step}
-        left = f"step {about['best_step']} is the best that is left"
-        logger.warning(
-            "the best checkpoint is lost: %s; %s",
-            fault,
-            left if about["best_step"] else "none is left",
-        )
+        left = f"step {about['best_step']} is the best that" if about["best_step"] else "none"
+        logger.warning("the best checkpoint is lost: %s; %s is left", fault, left)
         _tell(saved, about)
     # a process that was killed may have left old ones, and newer ones are damaged
     publish(checkpoints, saved)
@@ -323,10 +314,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         data = _read_file(folder, path.name)
         with _naming_damage(path):
             # `weights_only`, as a pickle could run code; this takes tensors and plain values alone.
-            state: dict[str, Any] = torch.load(
-                io.BytesIO(data), map_location="cpu", weights_only=True
-            )
-    return state
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def _tell(folder: Path, about: dict[str, Any]) -> None:
@@ -437,13 +425,9 @@ def _naming_way_out(folder: Path) -> Iterator[None]:
         yield
     except CheckpointError as fault:
         here = folder.resolve()
-        others = (
-            other for _, other in _oldest_first(here.parent)[::-1] if other.resolve() != here
-        )
-        sound = next((other for other in others if find_checkpoint_damage(other) is None), None)
-        way_out = (
-            "put a copy back, or name another checkpoint"
-            if sound is None
-            else f"{sound} is sound; name that one"
-        )
+        way_out = "put a copy back, or name another checkpoint"
+        for _, other in _oldest_first(here.parent)[::-1]:
+            if other.resolve() != here and find_checkpoint_damage(other) is None:
+                way_out = f"{other} is sound; name that one"
+                break
         raise CheckpointError(f"{fault}; {way_out}") from fault

@@ -61,16 +61,13 @@ class Trainer:
 
     def networks(self) -> dict[str, MaskNetwork]:
         """`student`, and `teacher` where there is one."""
-        return {"student": self.student} | (
-            {} if self.teacher is None else {"teacher": self.teacher}
-        )
+        networks = {"student": self.student}
+        return networks if self.teacher is None else networks | {"teacher": self.teacher}
 
     def evaluated_networks(self) -> dict[str, MaskNetwork]:
         """The networks that `train.evaluate` names; the student where there is no teacher."""
         networks, wanted = self.networks(), self.config.train.evaluate
-        return (
-            networks if wanted == "both" or wanted not in networks else {wanted: networks[wanted]}
-        )
+        return {wanted: networks[wanted]} if wanted in networks else networks
 
     def rank_state(self) -> dict[str, Any]:
         """State of this process alone, which others do not have: its bank and torch's global random generators."""

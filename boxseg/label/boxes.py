@@ -97,9 +97,8 @@ def label_together(
     predictor: Predictor, samples: Sequence[Sample], others: Sequence[BoxLabels | None]
 ) -> list[BoxLabels]:
     """`label_boxes` for several images at once, which saves time on a GPU; each image gets what it would get alone."""
-    close_ups: list[
-        dict[int, CloseUp]
-    ] = []  # of each image: row of a box with an area -> its close-up
+    # of each image: row of a box with an area -> its close-up
+    close_ups: list[dict[int, CloseUp]] = []
     for sample, other in zip(samples, others, strict=True):
         has_area = box_area(sample.boxes) > 0
         of_image = {}
