@@ -96,11 +96,9 @@ def _hide_in_address(address: str) -> str:
     shown = re.sub(_USER, f"{scheme}://{HIDDEN}@", re.sub(_PASSWORD, _without_user, address))
     shown = re.sub(_OPTION, lambda match: match[0].removesuffix(match["value"]) + HIDDEN, shown)
     # Where something in it still looks like a secret, nothing but the scheme is shown.
-    return (
-        shown
-        if find_secret(shown.replace(f"{HIDDEN}@", "").replace(HIDDEN, "")) is None
-        else f"{scheme}://{HIDDEN}"
-    )
+    if find_secret(shown.replace(f"{HIDDEN}@", "").replace(HIDDEN, "")) is not None:
+        return f"{scheme}://{HIDDEN}"
+    return shown
 
 
 def _without_user(match: re.Match[str]) -> str:

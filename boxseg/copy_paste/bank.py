@@ -73,11 +73,10 @@ class Bank(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors on the CPU and plain values, for a checkpoint."""
-        groups = {
+        groups = {}
+        for key, group in self._groups.items():
             # Not `asdict`, which would copy each tensor.
-            key: [_on_cpu(vars(peer)) for peer in group]
-            for key, group in self._groups.items()
-        }
+            groups[key] = [_on_cpu(vars(peer)) for peer in group]
         return {"kind": self.kind, "groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -338,9 +338,8 @@ class Meter:
     ) -> None:
         """Add one step; all steps have the same names."""
         for name, value in metrics.items():
-            self._sums[name] = (
-                self._sums[name] + value.detach() if name in self._sums else value.detach()
-            )
+            total = self._sums.get(name)
+            self._sums[name] = value.detach() if total is None else total + value.detach()
         self._steps += 1
         self._images += images
         self._step_s += step_s

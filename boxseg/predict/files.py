@@ -115,21 +115,19 @@ def coco_annotations(
 ) -> list[dict[str, Any]]:
     """Detections of one image as COCO annotations with a `score`; masks as compressed run lengths."""
     result = encode_detections(detections)
-    annotations = []
-    for row, rle in enumerate(result.rles):
-        annotations.append(
-            {
-                "id": first_id + row,
-                "image_id": image_id,
-                "category_id": category_ids[int(result.labels[row])],
-                "bbox": [round(side, 2) for side in result.boxes_xywh[row].tolist()],
-                "area": detections.parts[row].area,
-                "iscrowd": 0,
-                "score": round(float(result.scores[row]), 4),
-                "segmentation": rle,
-            }
-        )
-    return annotations
+    return [
+        {
+            "id": first_id + row,
+            "image_id": image_id,
+            "category_id": category_ids[int(result.labels[row])],
+            "bbox": [round(side, 2) for side in result.boxes_xywh[row].tolist()],
+            "area": detections.parts[row].area,
+            "iscrowd": 0,
+            "score": round(float(result.scores[row]), 4),
+            "segmentation": rle,
+        }
+        for row, rle in enumerate(result.rles)
+    ]
 
 
 def draw_overlay(image: Tensor, detections: Detections, names: Sequence[str], path: Path) -> None:

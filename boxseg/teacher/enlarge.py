@@ -51,7 +51,5 @@ def by_boxes(candidates: Candidates, num_boxes: int) -> Iterator[tuple[slice, Ca
         own = slice(sum(counts[:start]), sum(counts[:end]))
         masks = enlarge(candidates.mask_probs[own], frame)
         box_index = candidates.box_index[own] - start
-        yield (
-            slice(start, end),
-            Candidates(masks, candidates.score[own], candidates.box_iou[own], box_index),
-        )
+        part = Candidates(masks, candidates.score[own], candidates.box_iou[own], box_index)
+        yield slice(start, end), part

@@ -92,9 +92,6 @@ def match_greedily(
             detection_of_box[box] = detection
             if detection > 0 or not overwrite:
                 table[:, box] = -1  # the box is taken
-    pairs = (
-        torch.tensor(sorted(detection_of_box.items()), dtype=torch.int64)
-        .view(-1, 2)
-        .to(iou.device)
-    )
+    matches = sorted(detection_of_box.items())
+    pairs = torch.tensor(matches, dtype=torch.int64, device=iou.device).view(-1, 2)
     return pairs[:, 1], pairs[:, 0]

@@ -37,10 +37,8 @@ def ui(
     # before the pages are served, so that nothing dead looks alive on them
     tracked = catch_up(storage, uri)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a KeyboardInterrupt too
-    artifacts, log = (
-        storage.absolute() / "mlartifacts",
-        storage.absolute() / "logs" / "mlflow-server.log",
-    )
+    artifacts = storage.absolute() / "mlartifacts"
+    log = storage.absolute() / "logs" / "mlflow-server.log"
     try:
         with mlflow_server(uri, port=port, artifacts=artifacts, log=log) as server:
             _print_pages(f"http://{HOST}:{port}", tracked)

@@ -523,10 +523,8 @@ def refresh(storage: Path, name: str | None = None) -> None:
     """
     storage = storage.absolute()
     looked_at = storage if name is None else storage / name
-    if (
-        address_of(storage) is None
-        or time.monotonic() - _looked.get(looked_at, -FRESH_S) < FRESH_S
-    ):
+    age_s = time.monotonic() - _looked.get(looked_at, -FRESH_S)
+    if address_of(storage) is None or age_s < FRESH_S:
         return
     store, prefix = place_of(storage)
     names = store.folders(prefix.rstrip("/")) if name is None else [name]

@@ -279,9 +279,8 @@ def stored_uri(storage: Path) -> str:
         if folder.tracking_path.exists():
             return recorded_uri(folder, storage)
     if runs and address_of(storage) is not None:
-        return tracking_uri(
-            storage
-        )  # other machines have copied them, each into a file of its own
+        # other machines have copied them, each into a file of its own
+        return tracking_uri(storage)
     raise ConfigError(
         f"{shown(storage)}: no tracked run here; `boxseg train EXP.yaml` makes one, or name --storage"
     )
