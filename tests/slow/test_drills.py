@@ -242,6 +242,8 @@ SWEEP = {
     "space": {"solver.lr": {"choice": [0.003, 0.01, 0.03]}},
 }
 SWEEP_KILLS = 3
+LOOK_S = 0.1
+"""Time between two looks at a sweep, as a look reads all of its trials' files [s]."""
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +272,7 @@ def test_a_killed_sweep_ends_as_if_undisturbed(
     command = start_sweep(sweep_experiment, storage)
     for turn, (number, step) in enumerate(moments):
         while trial_step(storage, number) < step and not command.ended:
-            time.sleep(0.01)
+            time.sleep(LOOK_S)
         time.sleep(chance.uniform(0, 0.5))
         trials = trial_processes(command)
         if trials and turn % 2:
@@ -295,7 +297,7 @@ def test_a_sweep_without_its_disk_ends_soon_and_goes_on_when_it_is_back(
         storage = make_storage(disk.path / fault.storage)
         command = start_sweep(sweep_experiment, storage, tmp_path / "output.txt")
         while trial_step(storage, 1) < 3 and not command.ended:
-            time.sleep(0.01)
+            time.sleep(LOOK_S)
         fault.strike(disk)
         assert command.wait(SOON_S) == ExitCode.RESOURCES, command.text()
         assert fault.way_out in command.text().splitlines()[-1]
