@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drivers import drive, make_values, story, trial_step
+from drivers import drive, make_values, story, trial_step, undisturbed
 from fake_training import HURRY
 from local_cluster import LocalCluster, wait_for
 
@@ -15,26 +15,17 @@ from orchestration.record.run_folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600)]
 
+THRESHOLDS = (0.3, 0.4, 0.5)
 SWEEP = {
     "search": "grid",
     "trial_scheduler": "none",
-    "space": {"qam.iou_thr": {"choice": [0.3, 0.4, 0.5]}},
+    "space": {"qam.iou_thr": {"choice": THRESHOLDS}},
 }
 
 
 def values_of(cluster: LocalCluster, name: str) -> dict[str, Any]:
     resources = {"address": cluster.address, "runner": "inline"}
     return make_values(cluster.storage / name, sweep=SWEEP, resources=resources)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster: LocalCluster) -> list[tuple[Any, ...]]:
-    """What three trials come to."""
-    driver = drive(values_of(cluster, "calm"), environment=cluster.environment, step_s=0)
-    assert driver.wait(timeout=200) == 0
-    told = story(newest_sweep(cluster.storage / "calm", "chaos").path)
-    assert [trial[2] for trial in told] == ["finished"] * 3
-    return told
 
 
 def home_of(cluster: LocalCluster, trial: Path) -> str:
@@ -51,7 +42,7 @@ def starting_steps(trial: Path) -> list[str]:
     return [line.split()[1] for line in (trial / "starts").read_text().splitlines()]
 
 
-def test_trials_of_a_killed_node_go_on_elsewhere_with_the_same_numbers(cluster, undisturbed):
+def test_trials_of_a_killed_node_go_on_elsewhere_with_the_same_numbers(cluster):
     storage, log = cluster.storage / "rough", cluster.folder / "rough.log"
     driver = drive(values_of(cluster, "rough"), environment=cluster.environment, log=log)
     wait_for(lambda: trial_step(storage, 0) >= 15, what="step 15", driver=driver)
@@ -62,7 +53,7 @@ def test_trials_of_a_killed_node_go_on_elsewhere_with_the_same_numbers(cluster, 
     wait_for(lambda: short in log.read_text(), what="the shortage", driver=driver)
     (folder / HURRY).touch()
     assert driver.wait(timeout=200) == 0, log.read_text()
-    assert story(folder) == undisturbed
+    assert story(folder) == undisturbed(*THRESHOLDS)
     assert starting_steps(lost) == ["0", "10"], "it went on from its checkpoint"
     assert [line.split(" after ")[0] for line in RunFolder(lost).stored().retries] == ["node_lost"]
     ends = [
@@ -71,9 +62,7 @@ def test_trials_of_a_killed_node_go_on_elsewhere_with_the_same_numbers(cluster, 
     assert len(ends) == len(set(ends)) == 3
 
 
-def test_a_sweep_whose_cluster_was_lost_is_resumed_on_the_next_one_with_the_same_numbers(
-    cluster, undisturbed
-):
+def test_a_sweep_whose_cluster_was_lost_is_resumed_on_the_next_one_with_the_same_numbers(cluster):
     storage = cluster.storage / "headless"
     values = values_of(cluster, "headless")
     driver = drive(values, environment=cluster.environment, log=cluster.folder / "headless.log")
@@ -89,7 +78,7 @@ def test_a_sweep_whose_cluster_was_lost_is_resumed_on_the_next_one_with_the_same
         == 0
     )
     folder = newest_sweep(storage, "chaos").path
-    assert story(folder) == undisturbed
+    assert story(folder) == undisturbed(*THRESHOLDS)
     assert starting_steps(folder / f"{folder.name}-00") == ["0", "10"]
     ends = [
         event["trial"] for event in RunFolder(folder).journal() if event["event"] == "trial_end"

@@ -72,6 +72,20 @@ def trial_step(storage: Path, number: int) -> int:
     return trials[0].step if trials else -1
 
 
+def undisturbed(*thresholds: float) -> list[tuple[Any, ...]]:
+    """The story of a grid over `qam.iou_thr` to which nothing happens; its trials have 40 steps."""
+    losses = [(step, 1 / step) for step in range(5, 41, 5)]
+    return [
+        (
+            f"{number:02}",
+            {"qam.iou_thr": threshold},
+            "finished",
+            [losses, [(step, step / 40 * threshold) for step in (10, 20, 30, 40)]],
+        )
+        for number, threshold in enumerate(thresholds)
+    ]
+
+
 def story(folder: Path) -> list[tuple[Any, ...]]:
     """Values, end, losses and scores of every trial of a sweep."""
     told = []
