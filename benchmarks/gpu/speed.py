@@ -40,7 +40,8 @@ def speed(place: Place) -> Iterator[Table]:
     """Tables of the comparison first, then where the time of a full step goes, then switches."""
     small = not place.has_gpu
     batches = (2,) if small else (8, 2, 16, 4)
-    scenario = Scenario(64 if small else 800, batch_size=max(batches), small=small)
+    size, boxes = (64, 2) if small else (800, 20)
+    scenario = Scenario(size, boxes, max(batches), small)
     rig, images = build_rig(place, scenario), batches[0]
     yield from compare(rig, batches)
     yield from (limit(rig, images), stages(rig, images), requests(rig, images))
