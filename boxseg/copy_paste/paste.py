@@ -143,12 +143,7 @@ def _with_states(batch: Batch, states: list[ImageState], *, paste_weak: bool) ->
     )
 
 
-def _attempt(
-    state: ImageState,
-    paste: Paste,
-    settings: PcConfig,
-    soft_thr: float,
-) -> Attempt:
+def _attempt(state: ImageState, paste: Paste, settings: PcConfig, soft_thr: float) -> Attempt:
     """Compute a paste into an image."""
     limits = _limits(state.size, settings)
     pasted_views, masks, in_sight = _place(state, paste, limits.min_area, soft_thr)

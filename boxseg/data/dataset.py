@@ -96,13 +96,7 @@ class CocoBoxes(Dataset[Sample]):
     sizes: NDArray[np.int64]
     """(M, 2): height, width of all images in pixels."""
 
-    def __init__(
-        self,
-        source: CocoSource,
-        *,
-        train: bool,
-        use_masks: bool = False,
-    ) -> None:
+    def __init__(self, source: CocoSource, *, train: bool, use_masks: bool = False) -> None:
         self.source = source
         self.train = train
         self.use_masks = use_masks

@@ -13,13 +13,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from boxseg.errors import DataError
-from boxseg.files.reading import (
-    COLOURS,
-    DOES_NOT_EXIST,
-    NO_COLOURS,
-    UnreadableError,
-    read_picture,
-)
+from boxseg.files.reading import COLOURS, DOES_NOT_EXIST, NO_COLOURS, UnreadableError, read_picture
 
 
 def read_image(path: Path) -> Tensor:

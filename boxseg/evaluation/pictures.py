@@ -16,12 +16,7 @@ from boxseg.coco.masks import Rle, decode_part
 from boxseg.data.dataset import CocoBoxes
 from boxseg.drawing import drawing, figure_label, save_figure, visible
 from boxseg.evaluation.ap import CONFIDENT, CocoScores, ImageResult
-from boxseg.evaluation.panels import (
-    TILE,
-    PanelRow,
-    draw_panels,
-    scale_picture,
-)
+from boxseg.evaluation.panels import TILE, PanelRow, draw_panels, scale_picture
 from boxseg.files.writing import csv_text, write_atomic
 
 if TYPE_CHECKING:
@@ -39,10 +34,7 @@ MAX_CURVES = 10
 
 
 def draw_evaluation(
-    data: CocoBoxes,
-    results: Sequence[ImageResult],
-    scores: CocoScores,
-    folder: Path,
+    data: CocoBoxes, results: Sequence[ImageResult], scores: CocoScores, folder: Path
 ) -> None:
     """Write tables and pictures of an evaluation; one that fails is logged and left out.
 

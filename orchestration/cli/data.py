@@ -114,11 +114,7 @@ def _fix(source: CocoSource, output: Path) -> CocoSource:
 
 
 @app.command()
-def stats(
-    target: Target,
-    images: Images = None,
-    as_json: AsJson = False,
-) -> None:
+def stats(target: Target, images: Images = None, as_json: AsJson = False) -> None:
     """Count images, boxes, classes and sizes (small below 32² px, large from 96² px on)."""
     from boxseg.coco.checks import read_well_formed
     from boxseg.data.stats import count_content

@@ -56,12 +56,7 @@ def unknown_setting(name: str, model: type[Config]) -> str:
     # a name written wrongly, or else a right one in another group
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75) or [
         by_last_part[last]
-        for last in difflib.get_close_matches(
-            name.rpartition(".")[2],
-            by_last_part,
-            1,
-            0.75,
-        )
+        for last in difflib.get_close_matches(name.rpartition(".")[2], by_last_part, 1, 0.75)
     ]
     if near:
         return f"{name} is not a setting; did you mean {near[0]}?"

@@ -140,11 +140,7 @@ def assign(values: dict[str, Any], path: Sequence[str], value: Any) -> dict[str,
 
 
 def _parse(
-    text: str,
-    name: str,
-    *,
-    folder: Path,
-    path: KeyPath = (),
+    text: str, name: str, *, folder: Path, path: KeyPath = ()
 ) -> tuple[Any, dict[KeyPath, str]]:
     """Plain values, and the places of all keys; `path` is where the text will stand."""
     try:
@@ -337,9 +333,7 @@ for _tag, _pattern, _first in (
     ("float", FLOAT, FLOAT_FIRST),
 ):
     _Reader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}",
-        re.compile(f"^(?:{_pattern})$"),
-        _first,
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
     )
 
 

@@ -50,12 +50,7 @@ Cost = Literal["cost/step_s", "cost/memory_mb"]
 COSTS: tuple[str, ...] = get_args(Cost)
 """What training takes: median time of an update [s], and the most memory that the process held [MiB]."""
 Aim = Literal[Metric, Cost]
-NEEDS_NO_MASKS: tuple[str, ...] = (
-    "val/box_ap",
-    "health/mask_fill",
-    "health/box_likeness",
-    *COSTS,
-)
+NEEDS_NO_MASKS: tuple[str, ...] = ("val/box_ap", "health/mask_fill", "health/box_likeness", *COSTS)
 """Metrics of validation images whose masks are not drawn."""
 
 

@@ -222,17 +222,13 @@ def _tell_shortages(ended: threading.Event) -> None:
             for id in find_late(since, groups, time.monotonic()):
                 bundles = list(groups[id]["bundles"].values())
                 message = describe_shortage(
-                    bundles,
-                    ray.available_resources(),
-                    ray.cluster_resources(),
+                    bundles, ray.available_resources(), ray.cluster_resources()
                 )
                 sys.stderr.write(f"{message}{os.linesep}")
 
 
 def find_late(
-    since: dict[str, float],
-    groups: Mapping[str, Mapping[str, Any]],
-    now: float,
+    since: dict[str, float], groups: Mapping[str, Mapping[str, Any]], now: float
 ) -> list[str]:
     """Ids of groups of workers that have waited for their places too long, each once in a row.
 

@@ -104,11 +104,7 @@ def _prepare_token(private: Path) -> None:
 
 
 def _start(
-    private: Path,
-    *,
-    dashboard: bool,
-    logs: Path | None,
-    give_up: Callable[[], bool],
+    private: Path, *, dashboard: bool, logs: Path | None, give_up: Callable[[], bool]
 ) -> Path:
     """Start Ray, several times if need be; gives its folder."""
     for number, pause in enumerate(PAUSES_S, 1):

@@ -204,9 +204,7 @@ def find_same_run(spec: RunSpec) -> RunStatus | None:
             pull_tree(Path(status.folder))
             try:
                 check_same_settings(
-                    spec,
-                    RunFolder(status.folder),
-                    may_change=("model.start_from",),
+                    spec, RunFolder(status.folder), may_change=("model.start_from",)
                 )
             except ConfigError:
                 continue

@@ -17,12 +17,7 @@ from orchestration.execute.supervise import supervise
 from orchestration.planning.preflight import runner_of
 from orchestration.record.failures import error_of
 from orchestration.record.find_runs import find_run, find_start
-from orchestration.record.origin import (
-    check_repeatable,
-    open_folder,
-    prepare_data,
-    provenance,
-)
+from orchestration.record.origin import check_repeatable, open_folder, prepare_data, provenance
 from orchestration.record.progress import RunProgress
 from orchestration.record.resume import check_resumable
 from orchestration.record.run_folder import RunFolder, RunStatus, new_folder

@@ -19,13 +19,7 @@ from orchestration.config.domain import (
     is_same,
     values_of,
 )
-from orchestration.config.space import (
-    applies,
-    count_settings,
-    draw,
-    settings_of,
-    value_in,
-)
+from orchestration.config.space import applies, count_settings, draw, settings_of, value_in
 from orchestration.config.spec import SweepConfig
 from orchestration.record.score import merit_of
 from orchestration.record.trial import Trial, TrialStatus, setting_key
@@ -76,12 +70,7 @@ class TrialQueue:
     Trials keep their numbers: those that a sweep gets later, of new seeds too, have the numbers that are free.
     """
 
-    def __init__(
-        self,
-        sweep: SweepConfig,
-        seed: int,
-        past: Sequence[TrialStatus] = (),
-    ) -> None:
+    def __init__(self, sweep: SweepConfig, seed: int, past: Sequence[TrialStatus] = ()) -> None:
         """`past` trials keep their values; those that have ended are not handed out again."""
         import optuna
 

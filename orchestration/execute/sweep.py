@@ -25,12 +25,7 @@ from orchestration.planning.preflight import concurrency, runner_of
 from orchestration.record.failures import Failure, error_of
 from orchestration.record.find_runs import find_start
 from orchestration.record.journal import driving, read_past
-from orchestration.record.origin import (
-    check_same_data,
-    open_folder,
-    prepare_data,
-    provenance,
-)
+from orchestration.record.origin import check_same_data, open_folder, prepare_data, provenance
 from orchestration.record.progress import SweepProgress
 from orchestration.record.resume import OTHER_SWEEP, Start, extend_sweep, find_sweep
 from orchestration.record.run_folder import RunFolder, Status, new_folder
@@ -104,10 +99,7 @@ def run_sweep(
     with driving(folder) as syncer:
         open_folder(folder, spec, tags)
         past = read_past(
-            folder,
-            spec.sweep.criterion,
-            sweep=spec.sweep,
-            retry_failed=start == "retry_failed",
+            folder, spec.sweep.criterion, sweep=spec.sweep, retry_failed=start == "retry_failed"
         )
         with supervise(folder, spec, syncer) as supervisor:
             trials = Trials(plan, tags, supervisor, past, max_failures=max_failures)

@@ -240,11 +240,7 @@ def _free_memory() -> None:
 
 
 def _train(
-    payload: Payload,
-    reporter: FileReporter,
-    device: str,
-    *,
-    accumulate: int | None,
+    payload: Payload, reporter: FileReporter, device: str, *, accumulate: int | None
 ) -> Progress:
     fetch_newest(payload.folder / "checkpoints", with_best=reporter.rank == 0)
     train_fn = payload.train_fn

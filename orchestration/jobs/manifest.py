@@ -170,9 +170,7 @@ class _Plain(yaml.SafeDumper):
 
 def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     return dumper.represent_scalar(
-        "tag:yaml.org,2002:str",
-        text,
-        style="|" if "\n" in text else None,
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
     )
 
 

@@ -120,11 +120,7 @@ def _below_links(root: Path, names: list[Path]) -> list[Path]:
 
 
 def check_upload(
-    upload: Upload,
-    *,
-    limit: int,
-    allowed: Collection[Path] = (),
-    token: str | None = None,
+    upload: Upload, *, limit: int, allowed: Collection[Path] = (), token: str | None = None
 ) -> None:
     """Refuse files that look like secrets, and more than a limit.
 

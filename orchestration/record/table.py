@@ -103,11 +103,7 @@ class SweepTable:
         return self.criterion.score(row.value)
 
 
-def read_table(
-    folder: Path,
-    spec: SweepSpec,
-    known: Sequence[TrialStatus] = (),
-) -> SweepTable:
+def read_table(folder: Path, spec: SweepSpec, known: Sequence[TrialStatus] = ()) -> SweepTable:
     """The table of a sweep folder as it is now; trials that are `known` are not read again.
 
     A trial whose folder is unsound is left out with a warning.
@@ -131,10 +127,7 @@ def make_table(spec: SweepSpec, rows: list[TrialStatus]) -> SweepTable:
 
 
 def render_table(
-    table: SweepTable,
-    *,
-    caption: str | None = None,
-    most: int | None = None,
+    table: SweepTable, *, caption: str | None = None, most: int | None = None
 ) -> Table:
     """For a terminal; of more than `most` trials those at work and the best."""
     best = table.best()

@@ -198,8 +198,7 @@ def _draw_axis(axes: Axes, at: int, ticks: list[tuple[float, str]]) -> None:
 
 
 def scale_values(
-    values: list[Any],
-    domain: Domain | None,
+    values: list[Any], domain: Domain | None
 ) -> tuple[NDArray[np.float64], list[tuple[float, str]]]:
     """Where the values of a setting stand between 0 and 1, and its ticks as (place, text).
 

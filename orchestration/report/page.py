@@ -17,20 +17,8 @@ from boxseg.files.writing import csv_text, write_atomic
 from orchestration.config.domain import is_logarithmic
 from orchestration.record.run_folder import only_finite
 from orchestration.record.table import short_value
-from orchestration.report.stats import (
-    RULE,
-    Standing,
-    rank_settings,
-    study_importance,
-    thin_out,
-)
-from orchestration.report.sweep_record import (
-    SweepRecord,
-    cost_of,
-    panel_of,
-    price_of,
-    read_sweep,
-)
+from orchestration.report.stats import RULE, Standing, rank_settings, study_importance, thin_out
+from orchestration.report.sweep_record import SweepRecord, cost_of, panel_of, price_of, read_sweep
 from orchestration.store.places import address_of
 from orchestration.words import show_duration
 

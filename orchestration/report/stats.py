@@ -83,11 +83,7 @@ def rank_settings(table: SweepTable) -> list[Standing]:
 
 
 def _verdict(
-    rows: list[TrialStatus],
-    values: list[float],
-    *,
-    best: list[float],
-    is_best: bool,
+    rows: list[TrialStatus], values: list[float], *, best: list[float], is_best: bool
 ) -> Verdict:
     if not values:
         return "no value"
@@ -184,10 +180,7 @@ def study_importance(table: SweepTable, curves: Curves) -> ImportanceStudy:
     target = np.array([targets[row.id] for row in rows])
     if not names or np.ptp(target) == 0:
         return ImportanceStudy(
-            step,
-            len(rows),
-            [],
-            reason="all trials have the same value or settings",
+            step, len(rows), [], reason="all trials have the same value or settings"
         )
     inputs = np.column_stack([encode([row.values.get(name) for row in rows]) for name in names])
     # a fixed seed: the same trials give the same importance

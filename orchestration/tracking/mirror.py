@@ -59,12 +59,7 @@ class Tracker:
     """
 
     def __init__(
-        self,
-        storage: Path,
-        experiment: str,
-        *,
-        uri: str | None = None,
-        logs: Path,
+        self, storage: Path, experiment: str, *, uri: str | None = None, logs: Path
     ) -> None:
         """Nothing is opened before `start`.
 
@@ -248,8 +243,7 @@ class Tracker:
                 if self.uri.startswith(DATABASES):
                     artifacts = (self._storage / ARTIFACTS).as_uri()
                 self._experiment_id = client.create_experiment(
-                    self._experiment,
-                    artifact_location=artifacts,
+                    self._experiment, artifact_location=artifacts
                 )
             else:
                 self._experiment_id = experiment.experiment_id

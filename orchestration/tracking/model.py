@@ -64,9 +64,7 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
         # The method travels along: whoever serves the model need not have boxseg.
         code = scratch / "boxseg"
         shutil.copytree(
-            Path(boxseg.__file__).parent,
-            code,
-            ignore=shutil.ignore_patterns("__pycache__"),
+            Path(boxseg.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__")
         )
         with warnings.catch_warnings():
             # of hints that MLflow cannot use, and of an example it would like

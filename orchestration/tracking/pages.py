@@ -42,10 +42,7 @@ def comparison_url(server: str, experiment_id: str, sweep_id: str) -> str:
 
 
 def save_comparison(
-    client: MlflowClient,
-    experiment_id: str,
-    folder: RunFolder,
-    run_id: str,
+    client: MlflowClient, experiment_id: str, folder: RunFolder, run_id: str
 ) -> None:
     """Save a view of a sweep's trials, which MLflow's page lists under Views: swept settings and metrics chosen.
 

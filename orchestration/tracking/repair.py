@@ -16,13 +16,7 @@ from orchestration.record.run_folder import RunFolder
 from orchestration.store.mirror import pull_tree
 from orchestration.tracking.mirror import Tracker, is_copied
 from orchestration.tracking.run import run_stage
-from orchestration.tracking.store import (
-    DATABASE,
-    LOCK,
-    move_places,
-    open_client,
-    recorded_uri,
-)
+from orchestration.tracking.store import DATABASE, LOCK, move_places, open_client, recorded_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -32,11 +32,7 @@ QUIET = {
 
 @contextlib.contextmanager
 def mlflow_server(
-    store: str,
-    *,
-    port: int,
-    artifacts: Path,
-    log: Path,
+    store: str, *, port: int, artifacts: Path, log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Serve a store on the loopback address while the block runs.
 
