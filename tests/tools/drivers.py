@@ -12,7 +12,7 @@ from typing import Any
 from orchestration.record.find_runs import list_runs
 from orchestration.record.run_folder import RunFolder
 
-SCRIPT = f"""
+SCRIPT = f'''
 import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from fake_training import make_training
@@ -23,8 +23,24 @@ from orchestration.execute.sweep import run_sweep
 orchestration.connect.cluster.PENDING_S, orchestration.connect.cluster.LOOK_S = 3.0, 0.5
 lease.RENEW_S, lease.PATIENCE_S, lease.POLL_S = 1.0, 5.0, 0.5
 values, start, step_s = map(json.loads, sys.argv[1:])
-run_sweep(SweepSpec.model_validate(values), start=start, train_fn=make_training(step_s=step_s), progress=False)
-"""
+
+class Impatient:
+    """A training that makes the process of an elastic trial, which unpickles it, look for workers more often."""
+
+    def __init__(self, train):
+        self.train = train
+
+    def __call__(self, *arguments, **named):
+        return self.train(*arguments, **named)
+
+    def __setstate__(self, state):
+        import orchestration.execute.fit
+        orchestration.execute.fit.RESIZE_S = 5.0
+        self.train = state["train"]
+
+training = Impatient(make_training(step_s=step_s))
+run_sweep(SweepSpec.model_validate(values), start=start, train_fn=training, progress=False)
+'''
 
 
 def drive(
@@ -37,7 +53,7 @@ def drive(
 ) -> subprocess.Popen[bytes]:
     """Drive a sweep from another process; a step lasts `step_s` [s]. Shortages are told after 3 s.
 
-    Of a store, a driver that is silent for 5 s has gone.
+    Of a store, a driver that is silent for 5 s has gone. An elastic trial looks for more workers every 5 s.
     """
     command = [sys.executable, "-c", SCRIPT, *map(json.dumps, (values, start, step_s))]
     return subprocess.Popen(

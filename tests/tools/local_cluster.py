@@ -129,10 +129,16 @@ class LocalCluster:
             [*command, "--deadline-remaining-seconds", "60"], env=environment, check=True
         )
 
+    def kill_nodes(self) -> None:
+        """SIGKILL to all nodes but the head."""
+        for name in self._started.keys() - {"head"}:
+            self.kill(name)
+
     def close(self) -> None:
         """End all nodes."""
-        for name in list(self._started):
-            self.kill(name)
+        self.kill_nodes()
+        if "head" in self._started:
+            self.kill("head")
 
     def _start(self, name: str, *options: str, before: list[str] | None = None) -> None:
         command = [
