@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1200)]
 needs_mounts = pytest.mark.skipif(why_no_mounts() is not None, reason=str(why_no_mounts()))
 
 SEED = 7
-KILLS = 12
+KILLS = 9
 LENGTH_S = 10.0
 """Random kills come within so long of a command's start [s]."""
 SOON_S = 30.0
@@ -241,7 +241,7 @@ SWEEP = {
     "metric": "val/box_ap",
     "space": {"solver.lr": {"choice": [0.003, 0.01, 0.03]}},
 }
-SWEEP_KILLS = 3
+SWEEP_KILLS = 2
 LOOK_S = 0.1
 """Time between two looks at a sweep, as a look reads all of its trials' files [s]."""
 
