@@ -203,6 +203,8 @@ def build_condinst(config: BoxSegConfig, backbone: Backbone, num_classes: int) -
         channels=model.channels,
         tower_convs=model.tower_convs,
         norm_groups=model.norm_groups,
+        tower_std=fcos.tower_std,
+        start_distance=fcos.start_distance,
         features=cond.features,
         head_channels=cond.channels,
         head_layers=cond.layers,

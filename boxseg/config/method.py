@@ -525,6 +525,12 @@ class FcosConfig(Config):
     """Floor of a detection's confidence at evaluation."""
     pre_topk: int = Field(1000, ge=1)
     """Detections per level before NMS."""
+    tower_std: float = Field(0.01, gt=0)
+    """Spread of the weights in the head's towers at the start. A group norm takes their size away again, so it says how
+    far an update turns them: an update of AdamW is as large as weights of 0.01 are after a few."""
+    start_distance: float = Field(0.0, ge=0)
+    """Distance from a location to each side of its box before anything is learnt [strides]. At 0 no box overlaps its
+    object, and the varifocal loss, which asks for the overlap, first teaches that there are no objects."""
 
     @field_validator("sizes")
     @classmethod

@@ -46,6 +46,8 @@ class CondInst(PyramidNetwork):
         channels: int,
         tower_convs: int,
         norm_groups: int | None,
+        tower_std: float,
+        start_distance: float,
         features: int,
         head_channels: int,
         head_layers: int,
@@ -63,6 +65,8 @@ class CondInst(PyramidNetwork):
             channels: Channels of pyramid and detection head.
             tower_convs: Convolutions in each tower of the detection head.
             norm_groups: Groups of its group norms; None: as many as `num_groups` says.
+            tower_std: Spread of the untrained towers' weights; see `FcosHead`.
+            start_distance: Distances that the untrained head gives [strides].
             features: Channels of the mask features.
             head_channels: Width of the dynamic mask head.
             head_layers: Depth of the dynamic mask head.
@@ -91,6 +95,8 @@ class CondInst(PyramidNetwork):
             num_params=self.mask_head.num_params,
             tower_convs=tower_convs,
             norm_groups=norm_groups,
+            tower_std=tower_std,
+            start_distance=start_distance,
             num_levels=len(PYRAMID_STRIDES),
         )
 

@@ -28,6 +28,8 @@ class FcosHead(nn.Module):
         tower_convs: int,
         num_levels: int,
         norm_groups: int | None = None,
+        tower_std: float = 0.01,
+        start_distance: float = 0.0,
     ) -> None:
         """
         Args:
@@ -37,6 +39,8 @@ class FcosHead(nn.Module):
             tower_convs: 3x3 convolutions in each tower.
             num_levels: Levels of the pyramid; each has its own scale for distances.
             norm_groups: Groups of the group norms, a divisor of `channels`; None: as many as `num_groups` says.
+            tower_std: Spread of the towers' weights at the start.
+            start_distance: Distances that the head gives at the start, in strides.
         """
         super().__init__()
         groups = num_groups(channels) if norm_groups is None else norm_groups
@@ -47,17 +51,17 @@ class FcosHead(nn.Module):
         self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
         self.controller = nn.Conv2d(channels, num_params, 3, padding=1)
         self.scales = nn.Parameter(torch.ones(num_levels))
+        for layer in (*self.class_tower, *self.box_tower):
+            if isinstance(layer, nn.Conv2d):
+                _draw(layer, std=tower_std)
         # Narrow networks start with outputs as spread as at 256 channels: the dynamic head hardly learns from
-        # parameters near 0. The towers are normalised, so only their output layers need it.
-        outputs = {self.class_logits, self.distances, self.centerness, self.controller}
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d) and module.bias is not None:
-                widening = math.sqrt(256 / channels) if module in outputs else 1
-                nn.init.normal_(module.weight, std=0.01 * widening)
-                nn.init.zeros_(module.bias)
+        # parameters near 0.
+        output_std = 0.01 * math.sqrt(256 / channels)
         # The logit of PRIOR. Nearly all locations are background, and would begin with a huge loss at one half.
-        if self.class_logits.bias is not None:
-            nn.init.constant_(self.class_logits.bias, -math.log((1 - PRIOR) / PRIOR))
+        _draw(self.class_logits, std=output_std, bias=-math.log((1 - PRIOR) / PRIOR))
+        _draw(self.distances, std=output_std, bias=start_distance)
+        _draw(self.centerness, std=output_std)
+        _draw(self.controller, std=output_std)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the head says about all locations, finest level first, row by row.
@@ -163,6 +167,13 @@ def grid_locations(
 def _flatten(maps: Tensor) -> Tensor:
     """(B, C, h, w) -> float32 (B, h * w, C)."""
     return maps.flatten(2).transpose(1, 2).float()
+
+
+def _draw(layer: nn.Conv2d, *, std: float, bias: float = 0.0) -> None:
+    """Give a layer random weights of this spread, and one bias for all channels."""
+    assert layer.bias is not None
+    nn.init.normal_(layer.weight, std=std)
+    nn.init.constant_(layer.bias, bias)
 
 
 def _build_tower(channels: int, convs: int, groups: int) -> nn.Sequential:

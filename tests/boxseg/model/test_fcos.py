@@ -85,3 +85,40 @@ def test_group_norms_have_the_groups_that_are_asked_for(norm_groups, expected):
 )
 def test_groups_have_at_least_four_channels(channels, groups):
     assert num_groups(channels) == groups
+
+
+def test_the_untrained_head_gives_the_distance_that_it_starts_at():
+    torch.manual_seed(0)
+    maps = [torch.randn(1, 64, 8, 8)]
+    means = []
+    for start in (0.0, 4.0):
+        head = FcosHead(
+            channels=64,
+            num_classes=3,
+            num_params=5,
+            tower_convs=2,
+            num_levels=1,
+            start_distance=start,
+        )
+        means.append(head(maps)[1].mean().item())
+    assert means[0] < 0.5
+    assert means[1] == pytest.approx(4.0, abs=0.1)
+
+
+def test_wider_towers_give_the_same_outputs_and_turn_less_in_an_update_of_adamw():
+    maps = [torch.randn(1, 64, 8, 8, generator=torch.Generator().manual_seed(0))]
+    outputs, turns = [], []
+    for std in (0.01, 0.06):
+        torch.manual_seed(1)
+        head = FcosHead(
+            channels=64, num_classes=3, num_params=5, tower_convs=2, num_levels=1, tower_std=std
+        )
+        outputs.append(head(maps)[1])
+        weights = head.box_tower[0].weight
+        before = weights.detach().clone()
+        outputs[-1].sum().backward()
+        torch.optim.AdamW(head.parameters(), lr=0.001, weight_decay=0.0).step()
+        turns.append(float((weights - before).norm() / before.norm()))
+    torch.testing.assert_close(outputs[1], outputs[0], atol=2e-2, rtol=0.05)
+    # An update moves each weight by 0.001: a tenth of 0.01, a sixtieth of 0.06.
+    assert turns == pytest.approx([0.1, 1 / 60], rel=0.05)
