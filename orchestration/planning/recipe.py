@@ -52,7 +52,7 @@ LEAST_MEMORY = 3 * 10**9
 
 START_S = 20.0
 """Loading, the last evaluation, writing labels and review page [s]."""
-CORE_STEP_S = 0.7
+CORE_STEP_S = 0.45
 """An update of a recipe on one core of 2026 [s]; see docs/recipes.md."""
 CORE_BOX_S = 0.17
 """A box labelled and drawn on one such core [s]: 0.13 of nuclei, 0.17 of animals, 0.25 of pedestrians."""

@@ -118,7 +118,7 @@ def test_wider_towers_give_the_same_outputs_and_turn_less_in_an_update_of_adamw(
         before = weights.detach().clone()
         outputs[-1].sum().backward()
         torch.optim.AdamW(head.parameters(), lr=0.001, weight_decay=0.0).step()
-        turns.append(float((weights - before).norm() / before.norm()))
+        turns.append(((weights - before).norm() / before.norm()).item())
     torch.testing.assert_close(outputs[1], outputs[0], atol=2e-2, rtol=0.05)
     # An update moves each weight by 0.001: a tenth of 0.01, a sixtieth of 0.06.
     assert turns == pytest.approx([0.1, 1 / 60], rel=0.05)
