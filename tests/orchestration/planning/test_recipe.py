@@ -99,8 +99,8 @@ def test_minutes_less_labelling_become_updates_at_the_measured_pace(sets):
 
 def test_labelling_is_slow_where_updates_are(sets):
     # as slow as the core that 0.17 s for a box were measured on, and a third as fast
-    assert recipe(sets["rings"], step_s=0.7, label_boxes=100).times.label_s == pytest.approx(17)
-    assert recipe(sets["rings"], step_s=2.1, label_boxes=100).times.label_s == pytest.approx(51)
+    assert recipe(sets["rings"], step_s=0.45, label_boxes=100).times.label_s == pytest.approx(17)
+    assert recipe(sets["rings"], step_s=1.35, label_boxes=100).times.label_s == pytest.approx(51)
 
 
 def test_large_objects_are_looked_at_more_closely_towards_the_end_in_fewer_updates(sets):
