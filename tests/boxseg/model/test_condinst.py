@@ -24,6 +24,8 @@ def build(norm="auto", frozen_stages=None) -> CondInst:
         channels=16,
         tower_convs=1,
         norm_groups=None,
+        tower_std=0.01,
+        start_distance=0.0,
         features=16,
         head_channels=8,
         head_layers=3,
