@@ -27,9 +27,9 @@ class FcosHead(nn.Module):
         num_params: int,
         tower_convs: int,
         num_levels: int,
-        norm_groups: int | None = None,
-        tower_std: float = 0.01,
-        start_distance: float = 0.0,
+        norm_groups: int | None,
+        tower_std: float,
+        start_distance: float,
     ) -> None:
         """
         Args:

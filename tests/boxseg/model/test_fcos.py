@@ -5,6 +5,21 @@ import torch
 
 from boxseg.model.fcos import FcosHead, grid_locations, make_locations, make_patches, num_groups
 
+UNTRAINED = {
+    "channels": 64,
+    "num_classes": 3,
+    "num_params": 5,
+    "tower_convs": 2,
+    "num_levels": 1,
+    "norm_groups": None,
+    "tower_std": 0.01,
+    "start_distance": 0.0,
+}
+
+
+def make_head(**changes) -> FcosHead:
+    return FcosHead(**UNTRAINED | changes)
+
 
 def test_locations_of_a_stride_8_map_are_the_worked_ones():
     assert grid_locations(2, 3, 8).tolist() == [
@@ -27,7 +42,7 @@ def test_locations_of_all_levels_come_finest_first():
 
 
 def test_outputs_are_flat_in_the_order_of_the_locations():
-    head = FcosHead(channels=8, num_classes=3, num_params=5, tower_convs=0, num_levels=2)
+    head = make_head(channels=8, tower_convs=0, num_levels=2)
     maps = [torch.randn(2, 8, 4, 6), torch.randn(2, 8, 2, 3)]
     class_logits, distances, centerness, padded = head(maps)
     assert (class_logits.shape, distances.shape) == ((2, 30, 3), (2, 30, 4))
@@ -36,7 +51,7 @@ def test_outputs_are_flat_in_the_order_of_the_locations():
 
 
 def test_the_controller_at_chosen_locations_equals_its_convolution():
-    head = FcosHead(channels=8, num_classes=3, num_params=5, tower_convs=1, num_levels=2)
+    head = make_head(channels=8, tower_convs=1, num_levels=2)
     maps = [torch.randn(2, 8, 4, 6), torch.randn(2, 8, 2, 3)]
     everywhere = torch.cat(
         [head.controller(head.box_tower(each)).flatten(2).transpose(1, 2) for each in maps], dim=1
@@ -50,7 +65,7 @@ def test_the_controller_at_chosen_locations_equals_its_convolution():
 
 
 def test_each_level_scales_its_own_distances_which_are_never_negative():
-    head = FcosHead(channels=8, num_classes=3, num_params=5, tower_convs=1, num_levels=2)
+    head = make_head(channels=8, tower_convs=1, num_levels=2)
     same = torch.randn(1, 8, 4, 4)
     with torch.no_grad():
         head.scales.copy_(torch.tensor([1.0, 3.0]))
@@ -61,21 +76,14 @@ def test_each_level_scales_its_own_distances_which_are_never_negative():
 
 
 def test_the_untrained_head_gives_every_class_one_percent():
-    head = FcosHead(channels=16, num_classes=4, num_params=5, tower_convs=2, num_levels=1)
+    head = make_head(channels=16, num_classes=4)
     probs = head([torch.zeros(1, 16, 4, 4)])[0].sigmoid()
     torch.testing.assert_close(probs, torch.full_like(probs, 0.01), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("norm_groups", "expected"), [(32, 32), (None, 16)])
 def test_group_norms_have_the_groups_that_are_asked_for(norm_groups, expected):
-    head = FcosHead(
-        channels=64,
-        num_classes=3,
-        num_params=5,
-        tower_convs=2,
-        num_levels=1,
-        norm_groups=norm_groups,
-    )
+    head = make_head(norm_groups=norm_groups)
     norms = [module for module in head.modules() if isinstance(module, torch.nn.GroupNorm)]
     assert [norm.num_groups for norm in norms] == [expected] * 4
 
@@ -92,14 +100,7 @@ def test_the_untrained_head_gives_the_distance_that_it_starts_at():
     maps = [torch.randn(1, 64, 8, 8)]
     means = []
     for start in (0.0, 4.0):
-        head = FcosHead(
-            channels=64,
-            num_classes=3,
-            num_params=5,
-            tower_convs=2,
-            num_levels=1,
-            start_distance=start,
-        )
+        head = make_head(start_distance=start)
         means.append(head(maps)[1].mean().item())
     assert means[0] < 0.5
     assert means[1] == pytest.approx(4.0, abs=0.1)
@@ -110,9 +111,7 @@ def test_wider_towers_give_the_same_outputs_and_turn_less_in_an_update_of_adamw(
     outputs, turns = [], []
     for std in (0.01, 0.06):
         torch.manual_seed(1)
-        head = FcosHead(
-            channels=64, num_classes=3, num_params=5, tower_convs=2, num_levels=1, tower_std=std
-        )
+        head = make_head(tower_std=std)
         outputs.append(head(maps)[1])
         weights = head.box_tower[0].weight
         before = weights.detach().clone()
