@@ -26,6 +26,7 @@ from boxseg.coco.outlines import find_part_polygons
 from boxseg.coco.segmentations import Size, find_problem
 from boxseg.data.dataset import CocoBoxes
 from boxseg.errors import ConfigError, DataError
+from boxseg.files.prints import take_prints
 from boxseg.files.reading import largest_bytes, read_bytes
 from boxseg.files.writing import naming_storage_faults, no_link, write_atomic
 from boxseg.formats.yolo_writer import write_yolo
@@ -72,6 +73,8 @@ class ImageLabels:
     """One for each box."""
     problem: str | None = None
     """Why the image could not be read; then there are no labels."""
+    picture: str = ""
+    """Fingerprint of the file; empty where it was not read."""
 
 
 _LINE = TypeAdapter(ImageLabels)
@@ -112,6 +115,16 @@ class Journal:
         """Remember images."""
         self._append(*map(asdict, labels))
         self.done |= {of_image.image_id: of_image for of_image in labels}
+
+    def forget_changed(self, data: CocoBoxes) -> int:
+        """Forget the images whose files were replaced since they were labelled; gives how many they are."""
+        names = {data.image_id(index): data.file_name(index) for index in range(len(data))}
+        labelled = {names[image.image_id]: image for image in self.done.values() if image.picture}
+        prints = take_prints(data.source.images, list(labelled), most=len(labelled) or 1)
+        changed = [labelled[name] for name, now in prints.items() if now != labelled[name].picture]
+        for image in changed:
+            del self.done[image.image_id]
+        return len(changed)
 
     def _read(self) -> list[Any]:
         """What is labelled, then the labels of each image; a line that a kill tore is cut off."""
@@ -165,12 +178,19 @@ def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> li
                 items[index] = data[index], data.annotation_ids(index)
             except DataError as error:
                 problems[index] = str(error)
+    names = {index: data.file_name(index) for index in items}
+    prints = take_prints(data.source.images, list(names.values()))
     described: dict[int, list[Label]] = {}
     if items:  # sources take one image at least
         for index, masks in zip(items, source(list(items.values())), strict=True):
             described[index] = _describe(*items[index], masks)
     return [
-        ImageLabels(data.image_id(index), described.get(index, []), problems.get(index))
+        ImageLabels(
+            data.image_id(index),
+            described.get(index, []),
+            problem=problems.get(index),
+            picture=prints.get(names.get(index, ""), ""),
+        )
         for index in indices
     ]
 
@@ -216,8 +236,9 @@ def _label_of(
 def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, Any]:
     """Write what the journal has, beside and renamed: `labels.coco.json`, `labels.polygons.json` and `yolo/`.
 
-    Every annotation keeps its fields and gets `segmentation`, `quality`, `candidates`, `checks` and `doubts`; a drawn
-    mask moves to `drawn_segmentation`. Boxes without a usable image get the box as mask, and quality 0; crowds stay.
+    Every annotation keeps its fields and gets `segmentation` with its `area`, `quality`, `candidates`, `checks` and
+    `doubts`; a drawn mask moves to `drawn_segmentation`. Boxes without a usable image get the box as mask, and quality
+    0; crowds stay.
 
     Returns:
         Counts of what was written, for people.
@@ -261,7 +282,7 @@ def _add_label(annotation: Entry, label: Label) -> None:
     if annotation.get("segmentation"):
         annotation["drawn_segmentation"] = annotation["segmentation"]
     annotation.update({key: value for key, value in label.items() if key != "id"})
-    annotation.setdefault("area", int(coco_mask.area(label["segmentation"])))
+    annotation["area"] = int(coco_mask.area(label["segmentation"]))  # not that of the box
     annotation.setdefault("iscrowd", 0)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from boxseg.coco.checks import read_well_formed, read_whole
 from boxseg.coco.entries import Content, Entry
-from boxseg.coco.masks import decode_part
+from boxseg.coco.masks import decode_part, object_area
 from boxseg.data.images import read_image
 from boxseg.errors import DataError
 from boxseg.files.names import is_inside
@@ -120,6 +120,7 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
             annotation["review"] = decision
         if decision == "reject":  # the box is still right: another mask may be made for it
             annotation.pop("segmentation", None)
+            annotation["area"] = object_area(annotation, None)
     write_atomic(labels / REVIEWED, json.dumps(content))
     write_yolo_beside(content, images, labels)
     with_mask = sum(entry.get("quality") is not None for entry in content["annotations"])

@@ -290,6 +290,8 @@ def make_labels(
     from boxseg.label.review import write_review
 
     journal = Journal(folder, source.about)
+    if changed := journal.forget_changed(boxes):
+        tell(f"{changed} images were replaced since they were labelled, and are labelled again")
     left = len(boxes) - len(journal.done)
     if journal.done and left:
         tell(f"{len(journal.done)} images are labelled already")

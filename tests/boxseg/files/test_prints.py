@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from boxseg.files import prints
 from boxseg.files.prints import take_prints
 
 
@@ -38,9 +37,8 @@ def test_what_is_no_file_has_none_and_a_pipe_is_not_waited_for(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("count", "chosen"), [(0, ""), (3, "012"), (4, "02"), (7, "036")])
-def test_of_many_files_some_are_looked_at(tmp_path: Path, monkeypatch, count: int, chosen: str):
-    monkeypatch.setattr(prints, "MOST_FILES", 3)
+def test_of_many_files_some_are_looked_at(tmp_path: Path, count: int, chosen: str):
     names = [str(number) for number in range(count)]
     for name in names:
         (tmp_path / name).touch()
-    assert "".join(take_prints(tmp_path, names)) == chosen
+    assert "".join(take_prints(tmp_path, names, most=3)) == chosen

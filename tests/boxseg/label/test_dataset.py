@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -66,6 +67,8 @@ def test_every_annotation_keeps_its_fields_and_gets_a_mask_and_a_quality(
     ]
     for old, new in zip(before["annotations"], after["annotations"], strict=True):
         assert new["drawn_segmentation"] == old.pop("segmentation")
+        assert new["area"] == decode_segmentation(new["segmentation"], (64, 64)).sum()
+        del old["area"]
         assert {key: new[key] for key in old} == old
         assert 0 <= new["quality"] <= 1
         assert set(new["checks"]) == {"outside", "gap", "fill", "pieces"}
@@ -137,6 +140,24 @@ def test_an_image_that_could_not_be_read_is_tried_again(data, tmp_path):
     assert len(label_all(data, BOXES, tmp_path / "out")["unreadable"]) == 1
     away.rename(place)
     assert label_all(data, BOXES, tmp_path / "out")["unreadable"] == []
+
+
+def test_an_image_that_was_replaced_is_labelled_again(data, tmp_path):
+    def watch(items):
+        seen.extend(sample.image_id for sample, _ in items)
+        return BOXES(items)
+
+    seen = []
+    images = shutil.copytree(data.source.images, tmp_path / "images")
+    source = CocoSource(images=images, annotations=data.source.annotations)
+    copied = CocoBoxes(source, train=False)
+    label_all(copied, BOXES, tmp_path)
+    Image.new("RGB", (64, 64), (10, 200, 30)).save(images / data.file_name(1))
+    journal = Journal(tmp_path, {"source": "test"})
+    assert journal.forget_changed(copied) == 1
+    list(label_images(copied, watch, journal))
+    assert seen == [data.image_id(1)]
+    assert Journal(tmp_path, {"source": "test"}).forget_changed(copied) == 0
 
 
 @pytest.mark.parametrize("bbox", [[3, 3, 0, 5], [float("nan"), 1, 4, 4], [100, 100, 5, 5]])

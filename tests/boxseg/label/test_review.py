@@ -91,6 +91,7 @@ def test_rejected_masks_go_and_accepted_ones_are_marked(data, labels, tmp_path):
     after = read(labels / "labels.reviewed.json")["annotations"]
     assert "segmentation" not in after[0]
     assert after[0]["bbox"] == before[0]["bbox"]
+    assert after[0]["area"] == after[0]["bbox"][2] * after[0]["bbox"][3]
     assert after[1] == before[1] | {"review": "accept"}
     assert after[2:] == before[2:]
     lines = sum(len(path.read_text().splitlines()) for path in (labels / "yolo/labels").iterdir())
