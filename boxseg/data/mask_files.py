@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +77,8 @@ def match_masks(file: MaskFile, data: CocoBoxes) -> dict[int, list[Entry]]:
     """Entries of a file that have a mask, with a box and a label each, by image id of the data.
 
     The `label` is the index of the data's class: of the same name where the file lists its categories, of the same id
-    elsewhere; `ABSENT` where the data has no such class. What is for other images, or has no mask, is left out, and
-    counted in a warning.
+    elsewhere; `ABSENT` where the data has no such class. What is for other images, has no mask, or is a crowd, is left
+    out, and counted in a warning.
 
     Raises:
         DataError: none of its masks is for an image of the data, or the images differ in size.
@@ -90,13 +90,16 @@ def match_masks(file: MaskFile, data: CocoBoxes) -> dict[int, list[Entry]]:
         index_of = {data.image_id(index): index for index in range(len(data))}
     label_of = labels_of_file(file, data)
     masks_of: dict[int, list[Entry]] = defaultdict(list)
-    num_foreign = num_without_mask = 0
+    left_out: Counter[str] = Counter()
     for entry in entries:
         index = index_of.get(entry["image_id"])
         if index is None:
-            num_foreign += 1
+            left_out["are for other images than those listed"] += 1
         elif not entry.get("segmentation"):
-            num_without_mask += 1
+            left_out["have no mask"] += 1
+        # Some tools mark all run lengths as crowds; what has a score was found as an object.
+        elif entry.get("iscrowd") and not {"score", "quality"} & entry.keys():
+            left_out["are crowds (iscrowd 1), regions of several objects"] += 1
         else:
             bbox = entry.get("bbox")
             if not bbox:
@@ -105,15 +108,12 @@ def match_masks(file: MaskFile, data: CocoBoxes) -> dict[int, list[Entry]]:
             label = label_of.get(category_id, ABSENT)
             box = [float(number) for number in bbox]
             masks_of[data.image_id(index)].append(entry | {"bbox": box, "label": label})
+    for reason, count in left_out.items():
+        warning = "%s: %d of %d entries %s; they are left out"
+        logger.warning(warning, path, count, len(entries), reason)
     if not masks_of:
         raise DataError(_why_nothing(file, data, is_matched=bool(index_of)))
     _compare_boxes(path, [entry for of_image in masks_of.values() for entry in of_image])
-    warning = "%s: %d of %d entries %s; they are left out"
-    if num_foreign:
-        reason = "are for other images than those listed"
-        logger.warning(warning, path, num_foreign, len(entries), reason)
-    if num_without_mask:
-        logger.warning(warning, path, num_without_mask, len(entries), "have no mask")
     return masks_of
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from boxseg.coco.entries import Entry
 from boxseg.coco.masks import decode_part
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.mask_files import MaskFile, encode_entry, match_masks
+from boxseg.errors import DataError
 from boxseg.label.boxes import UNKNOWN, BoxLabels, label_together
 from boxseg.label.parts import box_fits, box_part
 from boxseg.mask_parts import NO_MASK
@@ -23,6 +25,8 @@ from boxseg.structures import Sample
 
 MATCH_IOU = 0.5
 """A mask of a file belongs to a box that its own overlaps by this much."""
+LARGEST_QUALITY = 2.0
+"""Networks that estimate an IoU sometimes give a little more than 1; per cents are larger."""
 Source = Callable[[Sample, Sequence[int]], BoxLabels]
 """An image with its boxes, and the ids of their annotations -> a mask for each."""
 
@@ -74,9 +78,15 @@ def from_file(file: MaskFile, data: CocoBoxes) -> Source:
     The quality is the file's `quality` or `score`, or else how well the mask fits its box. Masks are not cut.
 
     Raises:
-        DataError: none of its masks is for an image of the data.
+        DataError: none of its masks is for an image of the data, or their quality is no share.
     """
     path, masks_of = file.path, match_masks(file, data)
+    largest = max(_stated_quality(entry) or 0 for entry in itertools.chain(*masks_of.values()))
+    if largest > LARGEST_QUALITY:
+        raise DataError(
+            f"{path}: an entry has quality or score {largest:g}; a quality is a share from 0 to 1 "
+            "(divide per cents by 100)"
+        )
 
     def source(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
         size = sample.original_size
@@ -95,14 +105,18 @@ def from_file(file: MaskFile, data: CocoBoxes) -> Source:
         ]
         quality = box_fits(parts, sample.boxes)
         for row, entry in enumerate(chosen):
-            stated = None if entry is None else entry.get("quality", entry.get("score"))
-            # Some tools write null, others percents.
-            if isinstance(stated, int | float):
-                quality[row] = min(max(float(stated), 0.0), 1.0)
+            stated = None if entry is None else _stated_quality(entry)
+            if stated is not None:
+                quality[row] = min(max(stated, 0.0), 1.0)
         counts = torch.tensor([entry is not None for entry in chosen], dtype=torch.int64)
         return BoxLabels(parts, size, quality, counts)
 
     return source
+
+
+def _stated_quality(entry: Entry) -> float | None:
+    stated = entry.get("quality", entry.get("score"))
+    return None if stated is None else float(stated)
 
 
 def _choose(iou: Tensor, entries: list[Entry], annotation_id: int) -> Entry | None:

@@ -46,6 +46,23 @@ def test_results_as_they_should_be_are_read_without_a_word(read, caplog):
     assert not caplog.messages
 
 
+def test_crowds_beside_detections_are_left_out(read, caplog):
+    (found,) = read([entry(BOXES[0], score=0.9), entry(BOXES[1], iscrowd=1)])
+    assert found.boxes_xywh.tolist() == BOXES[:1]
+    assert "1 of 2 entries are crowds (iscrowd 1)" in caplog.text
+
+
+def test_a_detection_that_is_marked_as_a_crowd_counts(read):
+    (found,) = read([entry(box, score=0.9, iscrowd=1) for box in BOXES])
+    assert found.boxes_xywh.tolist() == BOXES
+
+
+def test_a_file_of_crowds_alone_is_refused_and_says_so(read, caplog):
+    with pytest.raises(DataError, match="has no mask for any image"):
+        read([entry(box, iscrowd=1) for box in BOXES])
+    assert "2 of 2 entries are crowds" in caplog.text
+
+
 def test_boxes_that_are_corners_of_their_masks_are_refused(read):
     corners = [[4, 4, 20, 16], [30, 6, 50, 20]]
     entries = [entry(box, score=0.9) for box in BOXES]

@@ -237,6 +237,13 @@ def test_results_of_another_tool_are_matched_by_their_boxes(data, tmp_path):
     assert read(tmp_path / "out/labels.coco.json")["annotations"][0]["quality"] == 0.75
 
 
+def test_per_cents_in_the_place_of_a_quality_are_refused(data, tmp_path):
+    first = read(data.source.annotations)["annotations"][0]
+    (tmp_path / "results.json").write_text(json.dumps([first | {"score": 85}]))
+    with pytest.raises(DataError, match=r"score 85; .*divide per cents by 100"):
+        label_sources.from_file(MaskFile.read(tmp_path / "results.json"), data)
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"annotations": [{"segmentation": [[1]], "image_id": 1}]}', "[3]"]
 )
