@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 LABELS, POLYGONS, JOURNAL = "labels.coco.json", "labels.polygons.json", "labels.jsonl"
 """Names of the files of an output folder; the last is what is done so far, one line per image."""
+REVIEWED = "labels.reviewed.json"
+"""The labels without the masks that a person rejected."""
 LINES_RULE = "line 1 tells what is labelled, every other line has the labels of one image"
 
 
@@ -253,8 +255,11 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
         if label is None:
             label = _box_label(annotation, sizes[annotation["image_id"]])
         _add_label(annotation, label)
-    write_atomic(folder / LABELS, json.dumps(content))
-    write_yolo_beside(content, data.source.images, folder)
+    text = json.dumps(content)
+    # Without what a person rejected among these very labels, `yolo/` stays so.
+    if not _is_reviewed(folder, text):
+        write_atomic(folder / LABELS, text)
+        write_yolo_beside(content, data.source.images, folder)
     # The same content once more, with polygons in the place of run lengths.
     for annotation in objects:
         size = sizes[annotation["image_id"]]
@@ -262,6 +267,19 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
         annotation["segmentation"] = [polygon.ravel().tolist() for polygon in polygons]
     write_atomic(folder / POLYGONS, json.dumps(content))
     return _summary(journal)
+
+
+def _is_reviewed(folder: Path, text: str) -> bool:
+    """Whether the folder has decisions about these labels; logged is that it has some about others."""
+    if not (folder / REVIEWED).exists():
+        return False
+    if (folder / LABELS).read_text(encoding="utf-8") == text:
+        return True
+    logger.warning(
+        "%s: is of earlier labels, and yolo/ has all masks again (review them again)",
+        folder / REVIEWED,
+    )
+    return False
 
 
 def write_yolo_beside(content: Content, images: Path, folder: Path) -> None:

@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 from boxseg.coco.checks import read_well_formed, read_whole
 from boxseg.coco.entries import Content, Entry
 from boxseg.coco.masks import decode_part, object_area
+from boxseg.config.method import CocoSource
 from boxseg.data.images import read_image
 from boxseg.errors import DataError
+from boxseg.files.images import require_some_image
 from boxseg.files.names import is_inside
 from boxseg.files.reading import read_json
 from boxseg.files.writing import write_atomic
-from boxseg.label.dataset import LABELS, write_yolo_beside
+from boxseg.label.dataset import LABELS, REVIEWED, write_yolo_beside
 from boxseg.label.review_pictures import find_outlines, find_whole, write_crop
 
-PAGE, CROPS, WHOLE, REVIEWED = "index.html", "crops", "images", "labels.reviewed.json"
+PAGE, CROPS, WHOLE = "index.html", "crops", "images"
 DATA_MARK = "/*DATA*/"
 DECISIONS = ("accept", "reject")
 
@@ -109,9 +111,11 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
         How many were accepted, rejected, and left open.
 
     Raises:
+        ConfigError: none of the images is in the folder.
         DataError: there are no labels, or the file holds something else, or is about other labels.
     """
     content = read_well_formed(labels / LABELS)
+    require_some_image(CocoSource(images=images, annotations=labels / LABELS), content["images"])
     known = {entry["id"] for entry in content["annotations"] if "quality" in entry}
     decided = _read_decisions(decisions, known, stamp_of(labels))
     for annotation in content["annotations"]:

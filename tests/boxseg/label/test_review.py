@@ -12,7 +12,7 @@ from browser import open_browser
 from PIL import Image
 
 from boxseg.data.dataset import CocoBoxes
-from boxseg.errors import DataError
+from boxseg.errors import ConfigError, DataError
 from boxseg.label import sources as label_sources
 from boxseg.label.dataset import Journal, label_images, write_labels
 from boxseg.label.review import apply_decisions, stamp_of, write_review
@@ -94,8 +94,31 @@ def test_rejected_masks_go_and_accepted_ones_are_marked(data, labels, tmp_path):
     assert after[0]["area"] == after[0]["bbox"][2] * after[0]["bbox"][3]
     assert after[1] == before[1] | {"review": "accept"}
     assert after[2:] == before[2:]
-    lines = sum(len(path.read_text().splitlines()) for path in (labels / "yolo/labels").iterdir())
-    assert lines == len(before) - 1
+    assert count_lines(labels / "yolo/labels") == len(before) - 1
+
+
+def count_lines(folder):
+    return sum(len(path.read_text().splitlines()) for path in folder.iterdir())
+
+
+def test_labelling_again_keeps_what_was_rejected_out_of_yolo(data, labels, tmp_path, caplog):
+    before = read(labels / "labels.coco.json")["annotations"]
+    stamped = {"labels": stamp_of(labels), "decisions": {before[0]["id"]: "reject"}}
+    (tmp_path / "decisions.json").write_text(json.dumps(stamped))
+    apply_decisions(labels, tmp_path / "decisions.json", data.source.images)
+    journal = Journal(labels, {})
+    write_labels(data, journal, labels)
+    assert count_lines(labels / "yolo/labels") == len(before) - 1
+    next(iter(journal.done.values())).labels[0]["quality"] = 0.5
+    write_labels(data, journal, labels)
+    assert "is of earlier labels, and yolo/ has all masks again" in caplog.text
+
+
+def test_decisions_are_not_applied_where_no_image_is(labels, tmp_path):
+    decisions = {"labels": stamp_of(labels), "decisions": {}}
+    (tmp_path / "decisions.json").write_text(json.dumps(decisions))
+    with pytest.raises(ConfigError, match="name their folder with --images"):
+        apply_decisions(labels, tmp_path / "decisions.json", tmp_path)
 
 
 PRESS = """
