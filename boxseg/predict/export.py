@@ -113,6 +113,7 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         "mean_rgb": network.pixel_mean.flatten().tolist(),
         "short_side": train.eval_short_side,
         "max_size": train.max_size,
+        "tile": train.eval_tile,
         "outputs": OUTPUTS,
     }
     content, check = WRITERS[form](network)

@@ -200,6 +200,11 @@ def export(
 
     path = output or Path(f"model.{ENDINGS[form]}")
     about = export_network(open_predictor(run, storage=storage, device="cpu"), form, path)
+    if about["tile"]:
+        say(
+            f"warning: the run looks at large images in tiles of {about['tile']} px, and the file does not cut any "
+            "(docs/deploy.md)"
+        )
     if as_json:
         print_json(about | {"file": path})
         return

@@ -46,6 +46,12 @@ def test_the_ending_of_the_description_is_taken(predictor, tmp_path):
         export_network(predictor, "safetensors", tmp_path / "model.json")
 
 
+def test_the_description_tells_of_tiles(predictor, tmp_path):
+    train = predictor.config.train.model_copy(update={"eval_tile": 64})
+    predictor.config = predictor.config.model_copy(update={"train": train})
+    assert export_network(predictor, "safetensors", tmp_path / "model.safetensors")["tile"] == 64
+
+
 def test_bare_weights_are_those_of_the_network(predictor, tmp_path):
     export_network(predictor, "safetensors", tmp_path / "model.safetensors")
     assert (
