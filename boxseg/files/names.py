@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import unicodedata
@@ -11,6 +12,13 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 INSIDE_RULE = "file names are relative to the image folder and stay inside"
+OWN_FOLDERS = {
+    "labels.jsonl": ("review", "yolo"),
+    "predictions.coco.json": ("overlays",),
+    "metrics.jsonl": ("evaluation", "samples"),
+    "mlflow.db": ("mlartifacts",),
+}
+"""A file that boxseg writes -> the folders beside it that have pictures of its own, and links to those of others."""
 
 
 def is_json(name: str | os.PathLike[str]) -> bool:
@@ -127,8 +135,9 @@ class Names:
 def names_below(folder: str | os.PathLike[str]) -> list[str]:
     """All files of a folder and its subfolders, relative to the folder, also of those that are links.
 
-    A folder that several links lead to is looked into once, so that links in a circle come to an end. Hidden folders,
-    where editors keep copies, and what Macs write beside files (`._a.png`) are left out.
+    A folder that several links lead to is looked into once, so that links in a circle come to an end. Left out are
+    hidden folders, where editors keep copies, what Macs write beside files (`._a.png`), and pictures that an earlier
+    command drew or linked: people call commands from the folder that holds their pictures.
     """
     names: list[str] = []
     seen = set()
@@ -138,7 +147,8 @@ def names_below(folder: str | os.PathLike[str]) -> list[str]:
             below.clear()
             continue
         seen.add(place)
-        below[:] = [name for name in below if not name.startswith(".")]
+        own = set(itertools.chain(*(OWN_FOLDERS.get(file, ()) for file in files)))
+        below[:] = [name for name in below if not name.startswith(".") and name not in own]
         for file in files:
             if file.startswith("._"):
                 continue
