@@ -83,7 +83,7 @@ def label(
     """
     from boxseg.coco.checks import reading_once
     from boxseg.formats.find import find_boxes, find_source
-    from orchestration.execute.label_run import LabelTask
+    from orchestration.execute.label_run import LabelTask, alone_in
     from orchestration.planning.recipe import check_minutes, name_after
     from orchestration.store.named import fetch_named
 
@@ -119,7 +119,8 @@ def label(
     if apply is not None:
         _apply(apply, folder, to_label.images, as_json)
         return
-    summary = _label(task, classes, source, run, masks, storage=runs, review=review)
+    with alone_in(folder):
+        summary = _label(task, classes, source, run, masks, storage=runs, review=review)
     _print_summary(summary, as_json)
 
 

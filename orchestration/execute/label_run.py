@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from orchestration.config.spec import RunSpec, load_run
 from orchestration.execute.trained import open_predictor
 from orchestration.planning.preflight import check
 from orchestration.planning.recipe import START_S, Machine, Recipe, make_recipe
-from orchestration.record.files import digest
+from orchestration.record.files import digest, file_lock
 from orchestration.record.find_runs import list_runs
 from orchestration.record.progress import counted
 from orchestration.record.records import read_record
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from boxseg.data.mask_files import MaskFile
     from boxseg.label.sources import BatchSource
 
-RECIPE, REQUEST, RUNS = "recipe.yaml", "request.json", "runs"
+RECIPE, REQUEST, RUNS, LOCK = "recipe.yaml", "request.json", "runs", ".lock"
 """Names in the output folder."""
 WORDS = {"data": "DATA", "train_on": "--train-on", "minutes": "--minutes", "settings": "--set"}
 """Part of a request -> where it is given."""
@@ -149,6 +150,25 @@ class LabelTask:
             "minutes": self.minutes,
             "settings": list(self.overrides),
         }
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep others out of an output folder, which is made if it is missing.
+
+    Raises:
+        ConfigError: another process works in it.
+    """
+    make_folder(folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(folder / LOCK, wait=False))
+        except BlockingIOError as error:
+            message = (
+                f"{folder}: another command labels into it; wait for it, or name another --output"
+            )
+            raise ConfigError(message) from error
+        yield
 
 
 def describe_time(recipe: Recipe) -> str:

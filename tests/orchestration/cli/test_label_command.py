@@ -16,6 +16,7 @@ from boxseg.formats.find import import_boxes
 from boxseg.label.review import stamp_of
 from boxseg.label.sources import from_file
 from orchestration.cli.app import run
+from orchestration.execute.label_run import alone_in
 from orchestration.record.run_folder import RunFolder, RunStatus
 
 
@@ -40,6 +41,14 @@ def test_boxes_become_masks_with_a_run(arguments, trained_run, capsys):
     labels = json.loads(Path("out/labels.coco.json").read_text())["annotations"]
     assert len(labels) == summary["boxes"]
     assert all("counts" in each["segmentation"] and 0 <= each["quality"] <= 1 for each in labels)
+
+
+def test_two_commands_do_not_label_into_one_folder(arguments, capsys):
+    command = [*arguments, "--source", "box", "--output", "out"]
+    with alone_in(Path("out")):
+        assert run(command) == 2
+    assert "out: another command labels into it; wait for it" in capsys.readouterr().err
+    assert run(command) == 0
 
 
 def test_a_weak_or_unfinished_run_is_named_before_anything_is_written(
