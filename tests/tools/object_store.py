@@ -52,6 +52,8 @@ class ObjectStore:
     fault: Fault = "none"
     delay_s: float = 0.0
     """Every answer comes so late."""
+    together: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
+    """No picture is sent before so many are asked for at once."""
     requests: list[Request] = field(default_factory=list)
     every_second: dict[str, int] = field(default_factory=dict)
 
@@ -123,6 +125,9 @@ def _handler(store: ObjectStore, port: int) -> type[BaseHTTPRequestHandler]:
                 return
             body = self.rfile.read(length)
             time.sleep(store.delay_s)
+            if key.endswith(".png"):
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    store.together.wait()
             if store.fault == "throttled" and is_due:
                 self._answer(503, {}, b"<Error><Code>SlowDown</Code></Error>")
                 return

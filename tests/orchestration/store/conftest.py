@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Machines:
 @pytest.fixture
 def machines(server: ObjectStore, tmp_path: Path, request: pytest.FixtureRequest) -> Machines:
     prefix = re.sub(r"\W", "-", request.node.name)[:60]
-    server.fault, server.delay_s = "none", 0.0
+    server.fault, server.delay_s, server.together = "none", 0.0, threading.Barrier(1)
     server.requests.clear()
     return Machines(server, tmp_path, f"s3://bucket/{prefix}")
 
