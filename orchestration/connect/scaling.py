@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray.train import ScalingConfig
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
@@ -122,5 +123,10 @@ def trainer_with(share: Share | None) -> type[DataParallelTrainer]:
             if share is not None:
                 options["scaling_policy"] = SharesPolicy(self.scaling_config, share)
             return super()._initialize_and_run_controller(**options)
+
+        def _create_default_callbacks(self) -> list[Any]:
+            """Without Ray's process for data sets of its own, which starts anew with every group of workers."""
+            callbacks = super()._create_default_callbacks()
+            return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
 
     return WaitingTrainer

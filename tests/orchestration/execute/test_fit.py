@@ -136,3 +136,12 @@ def test_whatever_trains_waits_for_its_place(monkeypatch):
     assert all(isinstance(options["failure_policy"], PatientPolicy) for options in given)
     assert given[0]["scaling_policy"] == "Ray's own"
     assert isinstance(given[1]["scaling_policy"], SharesPolicy)
+
+
+def test_workers_start_without_the_process_that_ray_has_for_data_sets_of_its_own(tmp_path):
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+
+    payload = Payload(RunSpec.model_validate({"name": "x"}), tmp_path, tmp_path, "ray_train")
+    callbacks = fit._make_trainer(payload, [])._create_default_callbacks()
+    assert callbacks
+    assert not [each for each in callbacks if isinstance(each, DatasetsCallback)]
