@@ -76,7 +76,9 @@ class LocalCluster:
         """Start the head, also again after a kill: at the same address, knowing nothing of before."""
         port, dashboard, client = self._ports
         options = f"--head --num-cpus=0 --port={port} --dashboard-port={dashboard} --dashboard-host=127.0.0.1"
-        self._start("head", *options.split(), f"--ray-client-server-port={client}")
+        # nothing here adds nodes by itself
+        options += f" --no-monitor --ray-client-server-port={client}"
+        self._start("head", *options.split())
         wait_for(lambda: answers(dashboard), what="the dashboard")
 
     def add_node(
@@ -151,6 +153,8 @@ class LocalCluster:
         command += ["--object-store-memory=100000000", f"--temp-dir={self.folder / name}"]
         # nodes of one machine cannot share the usual one
         command += [f"--dashboard-agent-listen-port={free_port()}"]
+        # would send what workers print to drivers, which do not show it
+        command += ["--include-log-monitor=False"]
         if before is not None:
             command = [
                 "unshare",
