@@ -288,20 +288,20 @@ def test_a_killed_sweep_ends_as_if_undisturbed(
 
 @needs_mounts
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["full", "unmounted"])
 def test_a_sweep_without_its_disk_ends_soon_and_goes_on_when_it_is_back(
-    name, sweep_experiment, calm_sweep, make_storage, tmp_path
+    sweep_experiment, calm_sweep, make_storage, tmp_path
 ):
-    fault = FAULTS[name]
     with mounted_ext4(tmp_path / "disk", bytes_=DISK_BYTES) as disk:
-        storage = make_storage(disk.path / fault.storage)
-        command = start_sweep(sweep_experiment, storage, tmp_path / "output.txt")
-        while trial_step(storage, 1) < 3 and not command.ended:
-            time.sleep(LOOK_S)
-        fault.strike(disk)
-        assert command.wait(SOON_S) == ExitCode.RESOURCES, command.text()
-        assert fault.way_out in command.text().splitlines()[-1]
-        fault.mend(disk)
+        storage = make_storage(disk.path)
+        for number, name in enumerate(("full", "unmounted")):
+            fault = FAULTS[name]
+            command = start_sweep(sweep_experiment, storage, tmp_path / "output.txt")
+            while trial_step(storage, number) < 3 and not command.ended:
+                time.sleep(LOOK_S)
+            fault.strike(disk)
+            assert command.wait(SOON_S) == ExitCode.RESOURCES, command.text()
+            assert fault.way_out in command.text().splitlines()[-1]
+            fault.mend(disk)
         command = start_sweep(sweep_experiment, storage, tmp_path / "output.txt")
         assert command.wait(drills.SWEEP_LIMIT_S) == ExitCode.DONE, command.text()
         check_sweep(storage, calm_sweep, sweep_experiment)
