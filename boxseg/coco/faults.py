@@ -10,7 +10,9 @@ from typing import Any
 
 LISTED_FAULTS = 10
 """Faults of each kind that are listed; the others are counted."""
-FIX_IN_FILE = "fix or remove it in the file"
+FIX_IN_FILE = (
+    "fix or remove it in the file, or take the copy that `boxseg data check --fix` writes"
+)
 """The way out of most faults of an annotation file."""
 
 

@@ -19,7 +19,7 @@ from boxseg.coco.entries import (
     is_finite_bbox,
     objects_of,
 )
-from boxseg.coco.faults import FIX_IN_FILE, Fault
+from boxseg.coco.faults import Fault
 from boxseg.coco.segmentations import Size
 from boxseg.files.reading import is_number
 
@@ -249,4 +249,4 @@ def _small_faults(path: Path, objects: list[Entry]) -> Iterator[Fault]:
     if small:
         value = f"has {len(small)} boxes such as {small[0]['bbox']}"
         rule = "a box of a pixel or less shows nothing; keypoints are no boxes"
-        yield Fault.of_many(path, value, rule, FIX_IN_FILE, small)
+        yield Fault.of_many(path, value, rule, "remove them from the file", small)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -187,6 +187,25 @@ def exif_orientation(picture: Image.Image) -> int:
         return 1
     orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
     return orientation if orientation in range(1, 9) else 1
+
+
+def tell_turned(paths: Iterable[Path]) -> str | None:
+    """A sentence about the pictures that viewers turn or mirror by EXIF; None if there are none."""
+    turned = []
+    for path in paths:
+        try:
+            orientation = read_picture(path, exif_orientation)
+        except UnreadableError:
+            continue  # reported where its pixels are read
+        if orientation != 1:
+            turned.append((path, orientation))
+    if not turned:
+        return None
+    path, orientation = turned[0]
+    return (
+        f"{len(turned)} pictures, such as {path} with EXIF orientation {orientation}, ask viewers to turn or mirror "
+        "them, which is ignored here: boxes and masks are those of the stored pixels (store them turned, without EXIF)"
+    )
 
 
 def _size_fault(path: Path, image: Entry, picture: Image.Image) -> Fault:

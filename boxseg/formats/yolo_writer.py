@@ -44,7 +44,7 @@ def write_yolo(content: Content, images: Path, folder: Path) -> dict[str, int]:
         Split -> how many images.
 
     Raises:
-        DataError: two images differ in their ending alone, which YOLO cannot tell apart, or a name has a line break.
+        DataError: two images differ only in what YOLO leaves out of their names, or a name has a line break.
     """
     categories = sorted(content["categories"], key=lambda category: category["id"])
     label_of = {category["id"]: label for label, category in enumerate(categories)}
@@ -79,8 +79,8 @@ def _write_labels(
         path = (folder / "labels" / _place(name)).with_suffix(".txt")
         if path in written:
             raise DataError(
-                f"{images}: {name} and {written[path]} differ in their ending alone; YOLO needs "
-                "names that differ before it (rename one of them, in the annotation file too)"
+                f"{images}: {name} and {written[path]} have one label file in YOLO, which knows neither their ending "
+                "nor folders called images (rename one of them, in the annotation file too)"
             )
         written[path] = name
         try:

@@ -134,6 +134,7 @@ def predict(
     Writes predictions.coco.json and overlays/ to --output; --json prints the former. Damaged files are named and
     skipped.
     """
+    from boxseg.coco.picture_checks import tell_turned
     from boxseg.files.images import find_image_files, tell_paged
     from boxseg.files.writing import write_atomic
     from orchestration.record.find_runs import find_trained
@@ -142,7 +143,7 @@ def predict(
     require_room("--output", output)
     paths = find_image_files([file for source in sources for file in fetch_pictures(source, say)])
     find_trained(storage, run)  # for its errors, before torch is loaded
-    if warning := tell_paged(paths):
+    for warning in filter(None, (tell_paged(paths), tell_turned(paths))):
         say(f"warning: {warning}")
 
     from boxseg.predict.files import join_coco, predict_files, read_pictures

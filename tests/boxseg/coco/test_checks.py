@@ -49,7 +49,8 @@ def test_a_message_names_place_value_rule_and_way_out(content, write_source):
     fault = only_fault(source)
     expected = (
         f"{source.annotations}: annotation 2 has width 0; "
-        "boxes need a positive width (fix or remove it in the file)"
+        "boxes need a positive width (fix or remove it in the file, or take the copy that "
+        "`boxseg data check --fix` writes)"
     )
     assert str(fault) == expected
     assert (fault.annotation_id, fault.image_id) == (2, 20)

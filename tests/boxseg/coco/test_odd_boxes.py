@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from boxseg.coco.checks import check_source
+from boxseg.coco.faults import FIX_IN_FILE
 from boxseg.coco.fix import write_fixed
 from boxseg.coco.odd_boxes import sign_of_corners
 from boxseg.errors import DataError
@@ -377,7 +378,7 @@ def test_boxes_in_another_form_are_told_with_the_way_out_and_mended(
 def test_boxes_without_one_meaning_are_left_out_by_name(content, write_source, tmp_path, bbox):
     content["annotations"] = [annotation(1, bbox)]
     source = write_source(content)
-    assert told(source)[0][1].endswith("(fix or remove it in the file)")
+    assert told(source)[0][1].endswith(f"({FIX_IN_FILE})")
     changes, copy = mended(source, tmp_path / "out")
     assert changes == {"annotations left out: malformed": 1}
     assert copy["annotations"] == []

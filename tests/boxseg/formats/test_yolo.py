@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -278,11 +279,11 @@ def test_a_single_image_is_not_validated_on(tmp_path):
     assert "val" not in yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())
 
 
-def test_images_that_differ_in_their_ending_alone_are_named_with_their_folder(tmp_path):
-    with pytest.raises(
-        DataError, match=rf"{tmp_path}: a\.jpg and a\.png differ in their ending alone.*rename one"
-    ):
-        write_named(tmp_path, "a.png", "a.jpg")
+@pytest.mark.parametrize(("one", "other"), [("a.png", "a.jpg"), ("a.png", "images/a.png")])
+def test_images_with_one_label_file_are_named_with_their_folder(tmp_path, one, other):
+    told = f"{tmp_path}: {other} and {one} have one label file in YOLO"
+    with pytest.raises(DataError, match=re.escape(told)):
+        write_named(tmp_path, one, other)
     assert not (tmp_path / "yolo").exists()  # nothing half-written
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from boxseg.coco.picture_checks import EXIF_ORIENTATION
 from orchestration.cli.app import run
 
 
@@ -93,3 +94,13 @@ def test_a_video_is_refused_with_the_command_for_its_frames(photos, trained_run,
     assert predict(trained_run, "clip.mp4", "photos/a.png") == 2
     assert "clip.mp4: is a video" in (told := capsys.readouterr().err)
     assert "ffmpeg -i clip.mp4" in told
+
+
+def test_pictures_that_viewers_turn_are_told(photos, trained_run, capsys):
+    picture = Image.open(photos / "b.JPG")
+    exif = picture.getexif()
+    exif[EXIF_ORIENTATION] = 6
+    picture.save(photos / "b.JPG", exif=exif)
+    assert predict(trained_run, "photos") == 0
+    told = "warning: 1 pictures, such as photos/b.JPG with EXIF orientation 6, ask viewers to turn"
+    assert told in capsys.readouterr().err
