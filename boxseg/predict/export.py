@@ -52,8 +52,8 @@ class Deployed(nn.Module):
             image: Float (1, 3, H, W), RGB in 0 … 255; H and W multiples of 32, padding has the mean colour.
 
         Returns:
-            `boxes` float (K, 4), x1 y1 x2 y2 in pixels of the input, not clipped; `scores` float (K,) in [0, 1],
-            falling; `labels` int64 (K,); `masks` float (K, H/4, W/4) in [0, 1], cell k is pixel 4 k + 2.
+            `boxes` float (K, 4), x1 y1 x2 y2 in pixels of the input, not clipped; `scores` float (K,) in [0, 1] of
+            these boxes, falling; `labels` int64 (K,); `masks` float (K, H/4, W/4) in [0, 1], cell k is pixel 4 k + 2.
         """
         every_pixel = torch.ones_like(image[:, 0], dtype=torch.bool)
         predictions = self.network(image, every_pixel)

@@ -106,5 +106,8 @@ def test_onnx_equals_torch_and_the_program_of_the_page_runs(
     )
     exec(program.replace("> 0.3", "> 0.0"), {})
     lines = capsys.readouterr().out.splitlines()
-    assert lines
-    assert all(line.split()[0] in Predictor(trained_run.checkpoint).class_names for line in lines)
+    predictor = Predictor(trained_run.checkpoint)
+    assert all(line.split()[0] in predictor.class_names for line in lines)
+    (expected,) = predictor(["street.jpg"])
+    best = max(float(line.split()[1]) for line in lines)
+    assert best == pytest.approx(float(expected.scores[0]), abs=0.02)
