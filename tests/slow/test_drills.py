@@ -194,7 +194,7 @@ def interrupted(experiment: Path, make_storage, tmp_path_factory: pytest.TempPat
     """The folder of a run that was killed on its way."""
     storage = make_storage(tmp_path_factory.mktemp("interrupted") / "storage")
     command = start_run(experiment, storage, storage.with_suffix(".txt"))
-    run = wait_for_step(command, storage, 7)
+    run = wait_for_step(command, storage, 5)
     command.kill()
     return run.path
 

@@ -22,7 +22,7 @@ from orchestration.record.find_runs import list_runs
 from orchestration.record.run_folder import RunFolder, RunStatus
 
 NAME = "drill"
-STEPS, PERIOD = 8, 2
+STEPS, PERIOD = 6, 2
 """Updates of a run, and those between two evaluations."""
 SETTINGS: dict[str, Any] = {
     "name": NAME,
