@@ -24,7 +24,7 @@ data: {toy: {train_images: 4, val_images: 2, size: 64}}
 model: {backbone: timm/test_resnet, weights: none, channels: 16, tower_convs: 1}
 cond: {branch_channels: 16, branch_convs: 1}
 train: {steps: 100000, batch_size: 2, image_size: 64, report_every: 1}
-sweep: {trials: 2, space: {qam.iou_thr: {uniform: [0.3, 0.6]}}}
+sweep: {trials: 1, space: {qam.iou_thr: {uniform: [0.3, 0.6]}}}
 """
 
 
