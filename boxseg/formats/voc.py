@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from dataclasses import dataclass
@@ -71,8 +72,8 @@ def convert_voc(source: Path) -> Splits:
     """Pascal VOC: segmented images with their masks, and all images with their boxes.
 
     The first take masks and classes from `SegmentationObject` and `SegmentationClass`, and tight boxes. The second take
-    the boxes of `Annotations`, which count pixels from 1 and include their last one. With other classes than VOC's
-    these are files of a tool, read as below.
+    the boxes of `Annotations`, which count pixels from 1 and include their last one. With other classes than VOC's, or
+    a box that begins at pixel 0, these are files of a tool, read as below.
 
     A folder without `ImageSets`, as annotation tools write it, becomes one split named `all`, or those of its folders
     `train`, `valid` and `test`: its classes are those that occur, by name, and its boxes are corners in pixels from 0,
@@ -152,9 +153,12 @@ def _box_splits(source: Path, *, has_masks: bool) -> Splits:
         paths = [source / "Annotations" / f"{stem}.xml" for stem in stems[name]]
         images[name] = [_read_image(path) for path in paths]
     # Of all lists together, so that a label means the same in each of them.
-    class_names = _class_names([image for listed in images.values() for image in listed])
-    # Tools write folders that look like the archive. Only the archive has VOC's classes, or masks.
-    is_archive = has_masks or set(class_names) <= set(VOC_CLASSES)
+    all_images = list(itertools.chain(*images.values()))
+    class_names = _class_names(all_images)
+    least = min((min(item.box) for image in all_images for item in image.objects), default=1)
+    # Tools write folders that look like the archive. Only the archive has VOC's classes and counts pixels from 1, or
+    # has masks.
+    is_archive = has_masks or (set(class_names) <= set(VOC_CLASSES) and least >= 1)
     files = Names.below(source / "JPEGImages")
     splits: Splits = {}
     for name in stems:

@@ -109,3 +109,17 @@ def test_files_that_are_called_as_splits_are_none(tmp_path):
 def classes_and_files(content):
     names = {image["id"]: image["file_name"] for image in content["images"]}
     return [(entry["category_id"], names[entry["image_id"]]) for entry in content["annotations"]]
+
+
+def test_a_box_that_begins_at_pixel_0_shows_that_a_tool_wrote_the_lists(tmp_path):
+    add_picture(tmp_path, "a.jpg")
+    add_annotation(tmp_path, "a.xml", "a.jpg", "person")
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a\n")
+    archive = convert(tmp_path, "voc")["boxes_train"]
+    assert archive.content["annotations"][0]["bbox"] == [9, 4, 21, 11]
+    path = tmp_path / "Annotations/a.xml"
+    path.write_text(path.read_text().replace("<xmin>10<", "<xmin>0<"))
+    of_a_tool = convert(tmp_path, "voc")["boxes_train"]
+    assert of_a_tool.content["annotations"][0]["bbox"] == [0, 5, 30, 10]
+    assert of_a_tool.class_names == ["person"]
