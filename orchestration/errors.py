@@ -22,6 +22,10 @@ class PreemptedError(BoxSegError):
     """The machine was taken away; the run goes on from its last checkpoint when it is started again."""
 
 
+class StoppedError(BoxSegError):
+    """A signal asked for a stop, and what was done is kept."""
+
+
 class ExitCode(IntEnum):
     """What a command's exit status means."""
 
@@ -53,6 +57,7 @@ def exit_code_for(error: BaseException) -> ExitCode:
         ResourceError: ExitCode.RESOURCES,
         StorageError: ExitCode.RESOURCES,
         PreemptedError: ExitCode.INTERRUPTED,
+        StoppedError: ExitCode.INTERRUPTED,
         NonFiniteLossError: ExitCode.DIVERGED,
         CollapseError: ExitCode.DIVERGED,
     }

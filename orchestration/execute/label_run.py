@@ -16,6 +16,7 @@ from boxseg.engine.checkpoint import folder_of
 from boxseg.errors import ConfigError
 from boxseg.files.writing import make_folder, write_atomic
 from orchestration.config.spec import RunSpec, load_run
+from orchestration.errors import StoppedError
 from orchestration.execute.trained import open_predictor
 from orchestration.planning.preflight import check
 from orchestration.planning.recipe import START_S, Machine, Recipe, make_recipe
@@ -332,6 +333,16 @@ def make_labels(
 
 
 def _work_through(items: Iterable[object], total: int, *, what: str) -> None:
-    """Take all items, each of which is made only then, and show progress."""
-    for _ in counted(items, total, what=what):
-        pass
+    """Take all items, each of which is made only then, and show progress.
+
+    Raises:
+        StoppedError: a signal came.
+    """
+    from orchestration.execute.supervise import StopSignals
+
+    with StopSignals() as signals:
+        for _ in counted(items, total, what=what):
+            if signals.has_received():
+                raise StoppedError(
+                    "interrupted; what is labelled is kept, the same command goes on"
+                )

@@ -1,8 +1,10 @@
 """`boxseg label` from the command line."""
 
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from boxseg.data.mask_files import MaskFile
 from boxseg.evaluation.pseudo_quality import mask_iou
 from boxseg.formats.find import import_boxes
 from boxseg.label.review import stamp_of
-from boxseg.label.sources import from_file
+from boxseg.label.sources import from_boxes, from_file
 from orchestration.cli.app import run
 from orchestration.execute.label_run import alone_in
 from orchestration.record.run_folder import RunFolder, RunStatus
@@ -49,6 +51,22 @@ def test_two_commands_do_not_label_into_one_folder(arguments, capsys):
         assert run(command) == 2
     assert "out: another command labels into it; wait for it" in capsys.readouterr().err
     assert run(command) == 0
+
+
+def test_a_stop_between_two_images_is_told_and_the_same_command_goes_on(
+    arguments, monkeypatch, capsys
+):
+    def stop(sample, annotation_ids):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return from_boxes(sample, annotation_ids)
+
+    command = [*arguments, "--source", "box", "--output", "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr("boxseg.label.sources.from_boxes", stop)
+        assert run(command) == 75
+    assert "what is labelled is kept, the same command goes on" in capsys.readouterr().err
+    assert run(command) == 0
+    assert "1 images are labelled already" in capsys.readouterr().err
 
 
 def test_a_weak_or_unfinished_run_is_named_before_anything_is_written(
