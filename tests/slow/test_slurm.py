@@ -32,7 +32,14 @@ EXPERIMENT = {
     "data": {"toy": {"train_images": 4, "val_images": 2, "size": 64}},
     "model": {"backbone": "timm/test_resnet", "weights": "none", "channels": 16, "tower_convs": 1},
     "cond": {"branch_channels": 16, "branch_convs": 1},
-    "train": {"steps": 120, "batch_size": 2, "image_size": 64, "report_every": 5, "panels": 0},
+    "train": {
+        "steps": 120,
+        "batch_size": 2,
+        "image_size": 64,
+        "report_every": 5,
+        "eval_every": 120,
+        "panels": 0,
+    },
     "resources": {"runner": "inline"},
     "sweep": {
         "search": "grid",
