@@ -1,5 +1,6 @@
 """Threads and time limit of all tests, and a run of two updates on generated pictures for those that need one."""
 
+import gc
 import os
 import time
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from pathlib import Path
 # Before torch is imported, here and in the programs that tests start: threads that wait for one another in a spin take
 # many times as long as one alone where other programs run.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Until all tests are known everything stays: to look for garbage meanwhile takes a fifth of the start.
+gc.disable()
 
 import pytest
 
@@ -47,6 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         own = item.get_closest_marker("timeout")
         if own is not None:
             item.add_marker(pytest.mark.timeout(own.args[0] * SLOWNESS), append=False)
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is looked for, but not among what was loaded."""
+    gc.freeze()
+    gc.enable()
 
 
 class Silent:
