@@ -271,9 +271,10 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
 
 def _is_reviewed(folder: Path, text: str) -> bool:
     """Whether the folder has decisions about these labels; logged is that it has some about others."""
+    labels = folder / LABELS
     if not (folder / REVIEWED).exists():
         return False
-    if (folder / LABELS).read_text(encoding="utf-8") == text:
+    if labels.exists() and labels.read_text(encoding="utf-8") == text:
         return True
     logger.warning(
         "%s: is of earlier labels, and yolo/ has all masks again (review them again)",

@@ -112,6 +112,9 @@ def test_labelling_again_keeps_what_was_rejected_out_of_yolo(data, labels, tmp_p
     next(iter(journal.done.values())).labels[0]["quality"] = 0.5
     write_labels(data, journal, labels)
     assert "is of earlier labels, and yolo/ has all masks again" in caplog.text
+    (labels / "labels.coco.json").unlink()
+    write_labels(data, journal, labels)
+    assert count_lines(labels / "yolo/labels") == len(before)
 
 
 def test_decisions_are_not_applied_where_no_image_is(labels, tmp_path):
