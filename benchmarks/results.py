@@ -2,36 +2,27 @@
 
 Usage: python benchmarks/results.py SWEEP_FOLDER… [--page docs/results.md]
 
-A sweep folder is one of `experiments/ablation*.yaml`. Its trials are grouped by what they vary. Pseudo masks are
-measured here, after training: the boxes of the first training images are labelled by the trial's best checkpoint and
-compared with their drawn masks, so the data set of the sweep needs masks. Measurements are kept
-beside the trials and made once.
+A sweep folder is one of `experiments/ablation*.yaml`. Its trials are grouped by what they vary, and all numbers are
+those of each trial's best evaluation.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from boxseg.build import build_datasets
-from boxseg.config.method import BoxSegConfig
 from boxseg.errors import ConfigError
-from boxseg.evaluation.pseudo_quality import mask_iou, quality_metrics
 from boxseg.files.writing import write_atomic
-from boxseg.label.boxes import label_boxes
-from boxseg.predict import Predictor
 from orchestration.config.spec import load_sweep
 from orchestration.record.run_folder import RunFolder
 from orchestration.record.table import describe
 
 AP = ("val/mask_ap", "val/mask_ap50", "val/mask_ap75", "val/box_ap")
-PSEUDO = ("pseudo_iou", "quality_auroc", "quality_rank")
+PSEUDO = ("qam/pseudo_iou", "qam/quality_auroc", "qam/quality_rank")
+"""Of methods that make pseudo masks, on validation images with drawn masks."""
 TITLES = (
     "mask AP",
     "AP50",
@@ -57,14 +48,9 @@ def main() -> None:
         type=Path,
         help="Markdown file whose blocks <!-- NAME --> … <!-- end --> are filled",
     )
-    parser.add_argument(
-        "--images", type=int, default=120, help="training images whose boxes are labelled"
-    )
-    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     for folder in arguments.sweeps:
-        text = summarise(folder, images=arguments.images)
+        text = summarise(folder)
         print(f"{text}\n")
         if arguments.page is not None:
             write_atomic(
@@ -72,7 +58,7 @@ def main() -> None:
             )
 
 
-def summarise(folder: Path, *, images: int) -> str:
+def summarise(folder: Path) -> str:
     """Markdown: how the sweep was run, and one line for each setting.
 
     Raises:
@@ -84,55 +70,23 @@ def summarise(folder: Path, *, images: int) -> str:
         raise SystemExit(
             f"{folder}: not the folder of a sweep, which `boxseg runs ls` shows ({error})"
         ) from error
-    trials = [RunFolder(path.parent) for path in sorted(folder.glob("*/status.json"))]
-    ended = {trial: trial.status() for trial in trials if trial.status().status == "finished"}
+    statuses = [RunFolder(path.parent).status() for path in sorted(folder.glob("*/status.json"))]
+    ended = [status for status in statuses if status.status == "finished"]
     if not ended:
         raise SystemExit(f"{folder}: no trial has finished; run `boxseg sweep` first")
-    measured = {trial: measure_pseudo_masks(trial, images=images) for trial in ended}
     groups: dict[str, list[dict[str, float]]] = {}
-    for trial, status in ended.items():
-        values = {name: 100 * status.best[name] for name in AP if name in status.best} | measured[
-            trial
-        ]
-        groups.setdefault(describe(status.values) or "as configured", []).append(values)
-    minutes = sum((status.ended or 0) - (status.started or 0) for status in ended.values()) / 60
-    commits = sorted({status.tags.get("git_commit", "unknown")[:9] for status in ended.values()})
+    for status in ended:
+        found = {name: 100 * status.best[name] for name in AP if name in status.best}
+        found |= {name: status.best[name] for name in PSEUDO if name in status.best}
+        groups.setdefault(describe(status.values) or "as configured", []).append(found)
+    minutes = sum((status.ended or 0) - (status.started or 0) for status in ended) / 60
+    commits = sorted({status.tags.get("git_commit", "unknown")[:9] for status in ended})
     about = (
         f"`boxseg sweep experiments/{spec.name}.yaml` at commit {', '.join(commits)}: "
         f"{spec.train.steps} updates of {spec.train.batch_size} images, {len(ended)} trials, "
         f"{minutes / len(ended):.1f} minutes each on {spec.resources.cpus_per_worker:g} core."
     )
     return f"{about}\n\n{table(groups)}"
-
-
-def measure_pseudo_masks(trial: RunFolder, *, images: int) -> dict[str, float]:
-    """IoU of the masks for all training boxes, and how well their quality tells; read where it was measured before."""
-    kept = trial.path / "pseudo_masks.json"
-    if not kept.exists():
-        predictor = Predictor(trial.path)
-        pairs = label_training_boxes(
-            predictor, data_root=trial.path.parents[2] / ".data", images=images
-        )
-        write_atomic(kept, json.dumps(quality_metrics(pairs)))
-    found: dict[str, float] = json.loads(kept.read_text())
-    return found
-
-
-def label_training_boxes(
-    predictor: Predictor, *, data_root: Path, images: int
-) -> list[tuple[float, float]]:
-    """Quality and IoU with the drawn mask, for the boxes of the first images that have one."""
-    config: BoxSegConfig = predictor.config
-    data, _ = build_datasets(config, data_root)
-    pairs: list[tuple[float, float]] = []
-    for index in range(min(images, len(data))):
-        drawn, sample = data.true_masks(index), data[index]
-        if drawn is not None:
-            found = label_boxes(predictor, sample.image, sample.boxes, sample.labels)
-            pairs.extend(
-                zip(found.quality.tolist(), mask_iou(found.mask, drawn).tolist(), strict=True)
-            )
-    return pairs
 
 
 def table(groups: dict[str, list[dict[str, float]]]) -> str:

@@ -21,8 +21,8 @@ def test_seeds_become_mean_and_standard_deviation():
 def test_every_setting_has_a_line_with_its_share_of_the_twin():
     groups = {
         "method=full": [
-            {"val/mask_ap": 40.0, "pseudo_iou": 0.7},
-            {"val/mask_ap": 44.0, "pseudo_iou": 0.8},
+            {"val/mask_ap": 40.0, "qam/pseudo_iou": 0.7},
+            {"val/mask_ap": 44.0, "qam/pseudo_iou": 0.8},
         ],
         "method=supervised": [{"val/mask_ap": 56.0}],
     }
@@ -48,4 +48,4 @@ def test_a_folder_that_is_not_one_of_a_sweep_is_named(settings, tmp_path):
         folder.mkdir()
         (folder / "config.yaml").write_text(settings)
     with pytest.raises(SystemExit, match="named: not the folder of a sweep"):
-        results.summarise(folder, images=1)
+        results.summarise(folder)
