@@ -102,6 +102,20 @@ def _turned(points: FloatArray, angle: float, middle: FloatArray) -> FloatArray:
     return points @ np.array([[cosine, sine], [-sine, cosine]]) + middle
 
 
+def _blob(rng: Rng) -> BoolArray:
+    """The pixels of a round shape with bays."""
+    angles, radius = np.linspace(0, 2 * np.pi, 80, endpoint=False), rng.uniform(16, 44)
+    waves = np.zeros_like(angles)
+    for k in range(2, 6):
+        waves += rng.normal(scale=0.15 / k) * np.cos(k * angles + k)
+    outline = np.stack([np.cos(angles), np.sin(angles)], axis=1) * (radius * (1 + waves))[:, None]
+    return _polygon(outline + rng.uniform(radius, SIDE - radius, 2))
+
+
+def _grains(rng: Rng, scale: float) -> FloatArray:
+    return rng.normal(scale=scale, size=(SIDE, SIDE, 1))
+
+
 def _digits(rng: Rng) -> Scene:
     """Digits of 20 to 34 px and any weight, in colours of their own."""
     scene = Scene(_ground(rng, rng.uniform(60, 190, 3), clouds=30, grain=4))
@@ -192,18 +206,63 @@ def _speckle(rng: Rng) -> Scene:
     """Dim blobs without a sharp outline, in grey speckle."""
     scene = Scene(_ground(rng, np.full(3, 70.0), clouds=8, grain=0))
     for _ in range(4):
-        angles, radius = np.linspace(0, 2 * np.pi, 80, endpoint=False), rng.uniform(16, 44)
-        waves = np.zeros_like(angles)
-        for k in range(2, 6):
-            waves += rng.normal(scale=0.15 / k) * np.cos(k * angles + k)
-        outline = (
-            np.stack([np.cos(angles), np.sin(angles)], axis=1) * (radius * (1 + waves))[:, None]
-        )
-        mask = _polygon(outline + rng.uniform(radius, SIDE - radius, 2))
+        mask = _blob(rng)
         if scene.is_free(mask):
             scene.add(0, mask, scene.picture * rng.uniform(0.4, 0.65), blur=2)
     grains = cv2.GaussianBlur(rng.rayleigh(size=(SIDE, SIDE)).astype(np.float32), (0, 0), 1.2)
     scene.picture = scene.picture * (grains / grains.mean())[..., None]
+    return scene
+
+
+def _plates(rng: Rng) -> Scene:
+    """Light plates with dark letters."""
+    scene = Scene(_ground(rng, rng.uniform(20, 230, 3), clouds=25, grain=5))
+    for _ in range(6):
+        half = rng.uniform(8, 16) * np.array([rng.uniform(3, 4.5), 1])  # of width and height
+        middle = rng.uniform(half + 2, SIDE - half - 2)
+        corners = half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+        mask = _polygon(_turned(corners, rng.normal(scale=0.12), middle))
+        if scene.is_free(mask):
+            text = "".join(rng.choice(list("ABCDEFGH0123456789"), 7))
+            x, y = (int(value) for value in middle + half * [-0.9, 0.5])
+            letters = np.zeros((SIDE, SIDE), dtype=np.uint8)
+            cv2.putText(letters, text, (x, y), cv2.FONT_HERSHEY_DUPLEX, half[0] / 70, (1,), 2)
+            surface = np.where(letters[..., None], rng.uniform(0, 60), rng.uniform(190, 245))
+            scene.add(0, mask, surface + _grains(rng, 5))
+    return scene
+
+
+def _stripes(rng: Rng) -> Scene:
+    """Blobs with stripes on stripes of the same two colours, which run another way."""
+    color, way = rng.uniform(0, 255, 3), rng.uniform(0, np.pi)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+
+    def striped(angle: float) -> FloatArray:
+        waves = np.sin(0.7 * (columns * np.cos(angle) + rows * np.sin(angle)))
+        return np.where(waves[..., None] > 0, color, 255 - color) + _grains(rng, 8)
+
+    scene = Scene(striped(way))
+    for _ in range(8):
+        mask = _blob(rng)
+        if scene.is_free(mask):
+            scene.add(0, mask, striped(way + np.pi / 2 + rng.normal(scale=0.3)))
+    return scene
+
+
+def _camouflage(rng: Rng) -> Scene:
+    """Blobs with spots in the five colours of the ground; only how much there is of each differs."""
+    colors = rng.uniform(0, 255, (5, 3))
+
+    def spotted(shares: list[float]) -> FloatArray:
+        spots = colors[rng.choice(5, p=shares, size=(SIDE // 6, SIDE // 6))]
+        large = cv2.resize(spots, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+        return cv2.GaussianBlur(large, (0, 0), 1.5) + _grains(rng, 6)
+
+    scene = Scene(spotted([0.3, 0.3, 0.2, 0.15, 0.05]))
+    for _ in range(7):
+        mask = _blob(rng)
+        if scene.is_free(mask):
+            scene.add(0, mask, spotted([0.05, 0.15, 0.2, 0.3, 0.3]))
     return scene
 
 
@@ -214,4 +273,7 @@ KINDS: dict[str, Callable[[Rng], Scene]] = {
     "leaves": _leaves,
     "signs": _signs,
     "speckle": _speckle,
+    "plates": _plates,
+    "stripes": _stripes,
+    "camouflage": _camouflage,
 }
