@@ -83,7 +83,7 @@ def label(
     """
     from boxseg.coco.checks import reading_once
     from boxseg.formats.find import find_boxes, find_source
-    from orchestration.execute.label_run import LabelTask, alone_in
+    from orchestration.execute.label_run import LabelTask
     from orchestration.planning.recipe import check_minutes, name_after
     from orchestration.store.named import fetch_named
 
@@ -119,8 +119,7 @@ def label(
     if apply is not None:
         _apply(apply, folder, to_label.images, as_json)
         return
-    with alone_in(folder):
-        summary = _label(task, classes, source, run, masks, storage=runs, review=review)
+    summary = _label(task, classes, source, run, masks, storage=runs, review=review)
     _print_summary(summary, as_json)
 
 
@@ -201,10 +200,11 @@ def _train(task: LabelTask) -> tuple[str, dict[str, str]]:
     Raises:
         typer.Exit: training was interrupted, with its state saved.
     """
-    from orchestration.execute.label_run import last_checkpoint, train_recipe
+    from orchestration.execute.label_run import alone_in, last_checkpoint, train_recipe
 
-    recipe = task.open_recipe(say)
-    status = train_recipe(recipe, say)
+    with alone_in(task.folder):
+        recipe = task.open_recipe(say)
+        status = train_recipe(recipe, say)
     if status.status != "finished":
         say("interrupted, state saved; the same command goes on")
         raise typer.Exit(ExitCode.INTERRUPTED)
@@ -229,12 +229,13 @@ def _label(
     doubts = _tell_doubts(str(run), storage, classes) if source == "run" else []
 
     from boxseg.data.dataset import CocoBoxes
-    from orchestration.execute.label_run import make_labels, open_source
+    from orchestration.execute.label_run import alone_in, make_labels, open_source
 
     boxes = CocoBoxes(task.data, train=False)
     opened = open_source(source, boxes, run=run, masks=masks, device=task.device, storage=storage)
     about["about_the_run"] = doubts
-    return make_labels(boxes, task.folder, opened, say, about=about, review=review)
+    with alone_in(task.folder):  # only now, so that a run that is refused leaves no folder
+        return make_labels(boxes, task.folder, opened, say, about=about, review=review)
 
 
 def _print_summary(summary: dict[str, Any], as_json: bool) -> None:
