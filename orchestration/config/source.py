@@ -107,6 +107,9 @@ def override(source: Source, text: str) -> Source:
 
     The value is YAML; relative paths in it start at the current folder. Keys below `sweep.space` are
     setting names with dots: `sweep.space.qam.k_top={choice: [1, 5]}`.
+
+    Raises:
+        ConfigError: the text is no `key=value` that is allowed, or would drop other settings of the file.
     """
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not re.fullmatch(r"[\w/-]+(\.[\w/-]+)*", key):
@@ -120,6 +123,7 @@ def override(source: Source, text: str) -> Source:
         path = (*path[:2], ".".join(path[2:]))
     label = f"--set {key}"
     parsed, inner = _parse(value, label, folder=Path.cwd(), path=path)
+    _check_nothing_is_dropped(source.values, path, parsed)
     # groups on the way, unless the file has them already: `others` comes after
     groups = {path[:length]: label for length in range(1, len(path))}
     # what the file says at this path, or below it, is replaced
@@ -129,6 +133,27 @@ def override(source: Source, text: str) -> Source:
         assign(source.values, path, parsed),
         {**groups, **others, **inner, path: label},
     )
+
+
+def _check_nothing_is_dropped(values: dict[str, Any], path: KeyPath, group: Any) -> None:
+    """Refuse a group for a `--set` that has not all settings which the file gives there; a space may be another one."""
+    before: Any = values
+    for name in path:
+        before = before.get(name) if isinstance(before, dict) else None
+    if (
+        not isinstance(before, dict)
+        or not isinstance(group, dict)
+        or path[:2] == ("sweep", "space")
+    ):
+        return
+    dropped = [name for name in before if name not in group]
+    if dropped:
+        key, shown = ".".join(path), ", ".join(dropped[:SHOWN])
+        one = next(iter(group), dropped[0])
+        way_out = f"set single values, as in --set {key}.{one}=…"
+        raise ConfigError(
+            f"--set {key}: would drop other settings of the file: {shown}; {way_out}"
+        )
 
 
 def assign(values: dict[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:

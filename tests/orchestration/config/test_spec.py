@@ -244,6 +244,17 @@ def test_a_wrong_override_is_named_as_such(write: Write, override: str, words: t
         assert word in message
 
 
+def test_a_group_replaces_one_that_it_covers_and_is_refused_otherwise(write: Write):
+    file = write("qam: {k_top: 5, score_thr: 0.2}\nsweep: {space: {pc.p_end: {choice: [0, 1]}}}")
+    assert load_run(file, ["qam={k_top: 3, score_thr: 0.1}"]).qam.k_top == 3
+    message = "--set qam: would drop other settings of the file: score_thr; set single values"
+    assert message in fault(file, "qam={k_top: 3}")
+    assert "as in --set qam.k_top=" in fault(file, "qam={k_top: 3}")
+    assert "drop other settings of the file: k_top, score_thr" in fault(file, "qam={}")
+    space = load_sweep(file, ["sweep.space={qam.k_top: {choice: [1, 5]}}"]).sweep.space
+    assert list(space) == ["qam.k_top"]
+
+
 def test_a_run_ignores_the_sweep_section_even_a_wrong_one(write: Write):
     assert type(load_run(write("sweep: {trialls: 3}"))) is RunSpec
 
