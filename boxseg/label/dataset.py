@@ -174,14 +174,15 @@ def label_images(
 def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> list[ImageLabels]:
     items: dict[int, tuple[Sample, Sequence[int]]] = {}
     problems: dict[int, str] = {}
+    names = {index: data.file_name(index) for index in indices}
+    # Taken first: of a file that is replaced while it is read, the print is the old one, and it is labelled again.
+    prints = take_prints(data.source.images, list(names.values()))
     for index in indices:
         if data.annotation_ids(index):
             try:
                 items[index] = data[index], data.annotation_ids(index)
             except DataError as error:
                 problems[index] = str(error)
-    names = {index: data.file_name(index) for index in items}
-    prints = take_prints(data.source.images, list(names.values()))
     described: dict[int, list[Label]] = {}
     if items:  # sources take one image at least
         for index, masks in zip(items, source(list(items.values())), strict=True):
@@ -191,7 +192,7 @@ def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> li
             data.image_id(index),
             described.get(index, []),
             problem=problems.get(index),
-            picture=prints.get(names.get(index, ""), ""),
+            picture=prints.get(names[index], "") if index in items else "",
         )
         for index in indices
     ]
@@ -258,8 +259,9 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
     text = json.dumps(content)
     # Without what a person rejected among these very labels, `yolo/` stays so.
     if not _is_reviewed(folder, text):
-        write_atomic(folder / LABELS, text)
+        # The labels last, as they tell a later call that `yolo/` is theirs.
         write_yolo_beside(content, data.source.images, folder)
+        write_atomic(folder / LABELS, text)
     # The same content once more, with polygons in the place of run lengths.
     for annotation in objects:
         size = sizes[annotation["image_id"]]

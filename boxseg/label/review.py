@@ -125,8 +125,9 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
         if decision == "reject":  # the box is still right: another mask may be made for it
             annotation.pop("segmentation", None)
             annotation["area"] = object_area(annotation, None)
-    write_atomic(labels / REVIEWED, json.dumps(content))
+    # The decisions last, as they tell `boxseg label` that `yolo/` follows them.
     write_yolo_beside(content, images, labels)
+    write_atomic(labels / REVIEWED, json.dumps(content))
     with_mask = sum(entry.get("quality") is not None for entry in content["annotations"])
     decisions_made = list(decided.values())
     counts = {decision: decisions_made.count(decision) for decision in DECISIONS}

@@ -160,6 +160,20 @@ def test_an_image_that_was_replaced_is_labelled_again(data, tmp_path):
     assert Journal(tmp_path, {"source": "test"}).forget_changed(copied) == 0
 
 
+def test_an_image_that_is_replaced_while_it_is_read_is_labelled_again(data, tmp_path):
+    class Replaced(CocoBoxes):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            Image.new("RGB", (64, 64), (10, 200, 30)).save(images / self.file_name(index))
+            return sample
+
+    images = shutil.copytree(data.source.images, tmp_path / "images")
+    source = CocoSource(images=images, annotations=data.source.annotations)
+    label_all(Replaced(source, train=False), BOXES, tmp_path)
+    journal = Journal(tmp_path, {"source": "test"})
+    assert journal.forget_changed(CocoBoxes(source, train=False)) > 0
+
+
 @pytest.mark.parametrize("bbox", [[3, 3, 0, 5], [float("nan"), 1, 4, 4], [100, 100, 5, 5]])
 def test_a_box_without_area_gets_an_empty_mask(data, tmp_path, bbox):
     def squash(content):

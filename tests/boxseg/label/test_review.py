@@ -117,6 +117,26 @@ def test_labelling_again_keeps_what_was_rejected_out_of_yolo(data, labels, tmp_p
     assert count_lines(labels / "yolo/labels") == len(before)
 
 
+def test_yolo_is_of_the_new_labels_after_a_kill_while_it_is_written(
+    data, labels, tmp_path, monkeypatch
+):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    before = read(labels / "labels.coco.json")["annotations"]
+    stamped = {"labels": stamp_of(labels), "decisions": {before[0]["id"]: "reject"}}
+    (tmp_path / "decisions.json").write_text(json.dumps(stamped))
+    apply_decisions(labels, tmp_path / "decisions.json", data.source.images)
+    journal = Journal(labels, {})
+    next(iter(journal.done.values())).labels[0]["quality"] = 0.5
+    with monkeypatch.context() as patch:
+        patch.setattr("boxseg.label.dataset.write_yolo_beside", die)
+        with pytest.raises(KeyboardInterrupt):
+            write_labels(data, journal, labels)
+    write_labels(data, journal, labels)
+    assert count_lines(labels / "yolo/labels") == len(before)
+
+
 def test_decisions_are_not_applied_where_no_image_is(labels, tmp_path):
     decisions = {"labels": stamp_of(labels), "decisions": {}}
     (tmp_path / "decisions.json").write_text(json.dumps(decisions))
