@@ -137,14 +137,12 @@ def override(source: Source, text: str) -> Source:
 
 def _check_nothing_is_dropped(values: dict[str, Any], path: KeyPath, group: Any) -> None:
     """Refuse a group for a `--set` that has not all settings which the file gives there; a space may be another one."""
+    if path[:2] == ("sweep", "space"):
+        return
     before: Any = values
     for name in path:
         before = before.get(name) if isinstance(before, dict) else None
-    if (
-        not isinstance(before, dict)
-        or not isinstance(group, dict)
-        or path[:2] == ("sweep", "space")
-    ):
+    if not isinstance(before, dict) or not isinstance(group, dict):
         return
     dropped = [name for name in before if name not in group]
     if dropped:
