@@ -113,6 +113,10 @@ def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 def publish(checkpoints: Path, folder: Path) -> None:
     """Let `last` point to `folder` and `best` to the one that it names, and remove what is of no more use.
 
@@ -121,9 +125,8 @@ def publish(checkpoints: Path, folder: Path) -> None:
     will write them again.
     """
     with naming_storage_faults(folder):
-        for _, later in _oldest_first(checkpoints):
-            # Names have leading zeros, so they compare as the steps do.
-            if later.name > folder.name:
+        for step, later in oldest_first(checkpoints):
+            if step > _step_of(folder):
                 shutil.rmtree(later, ignore_errors=True)
         best = find_best(checkpoints)
         if best is not None:
@@ -135,8 +138,8 @@ def publish(checkpoints: Path, folder: Path) -> None:
 
 def remove_old(checkpoints: Path, folder: Path, best: Path | None) -> None:
     """Remove all checkpoints before `folder` but the one before it, and the best."""
-    steps = [step_folder for _, step_folder in _oldest_first(checkpoints)]
-    until_now = [step_folder for step_folder in steps if step_folder.name <= folder.name]
+    newest = _step_of(folder)
+    until_now = [earlier for step, earlier in oldest_first(checkpoints) if step <= newest]
     for old in until_now[:-2]:
         if best is None or old.name != best.name:
             shutil.rmtree(old, ignore_errors=True)
@@ -149,7 +152,7 @@ def find_sound(checkpoints: Path) -> Path | None:
         CheckpointError: there are checkpoints, but all of them are damaged.
     """
     faults: list[str] = []
-    for _, folder in _oldest_first(checkpoints)[::-1]:
+    for _, folder in oldest_first(checkpoints)[::-1]:
         fault = find_checkpoint_damage(folder)
         if fault is None:
             for newer_fault in faults:
@@ -165,7 +168,7 @@ def find_sound(checkpoints: Path) -> Path | None:
 
 def newest_step(checkpoints: Path) -> int:
     """Step of the newest checkpoint, sound or not; 0 where there is none."""
-    return max((step for step, _ in _oldest_first(checkpoints)), default=0)
+    return max((step for step, _ in oldest_first(checkpoints)), default=0)
 
 
 def settle(saved: Path, criterion: Criterion) -> None:
@@ -177,7 +180,7 @@ def settle(saved: Path, criterion: Criterion) -> None:
     best = folder_of(checkpoints, about["best_step"])
     if about["best_step"] not in (0, about["step"]) and (fault := find_checkpoint_damage(best)):
         about |= {"best": {}, "best_step": 0}
-        for step, folder in _oldest_first(checkpoints):
+        for step, folder in oldest_first(checkpoints):
             if step > about["step"] or find_checkpoint_damage(folder) is not None:
                 continue
             earlier = load_about(folder)
@@ -197,7 +200,7 @@ def find_best(checkpoints: Path) -> Path | None:
 
     The newest checkpoint that can be read names the step of the best one.
     """
-    folders = dict(_oldest_first(checkpoints))
+    folders = dict(oldest_first(checkpoints))
     newest_first = list(folders.values())[::-1]
     for folder in newest_first:
         about = _try_about(folder)
@@ -218,7 +221,7 @@ def find_checkpoint(path: Path) -> Path:
     elif path.name == BEST and not (path / ABOUT).exists():
         meant = find_best(path.parent)
     elif path.name == LAST and not (path / ABOUT).exists():
-        meant = next((folder for _, folder in _oldest_first(path.parent)[::-1]), None)
+        meant = next((folder for _, folder in oldest_first(path.parent)[::-1]), None)
     return meant or path
 
 
@@ -374,7 +377,7 @@ def _check_sum(actual: str, expected: str | None) -> None:
         raise ValueError(f"its checksum is not the one in {ABOUT}")
 
 
-def _oldest_first(checkpoints: Path) -> list[tuple[int, Path]]:
+def oldest_first(checkpoints: Path) -> list[tuple[int, Path]]:
     """(step, folder) of all checkpoints, damaged ones too, steps rising."""
     folders = [folder for folder in checkpoints.glob("step-*") if folder.is_dir()]
     named = [(STEP.fullmatch(folder.name), folder) for folder in folders]
@@ -426,7 +429,7 @@ def _naming_way_out(folder: Path) -> Iterator[None]:
     except CheckpointError as fault:
         here = folder.resolve()
         way_out = "put a copy back, or name another checkpoint"
-        for _, other in _oldest_first(here.parent)[::-1]:
+        for _, other in oldest_first(here.parent)[::-1]:
             if other.resolve() != here and find_checkpoint_damage(other) is None:
                 way_out = f"{other} is sound; name that one"
                 break

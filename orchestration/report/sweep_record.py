@@ -127,8 +127,8 @@ def price_of(row: TrialStatus, resources: ResourcesConfig) -> float | None:
 def panel_of(row: TrialStatus) -> Path | None:
     """The picture of a trial's best evaluation, or of its latest one; None where none was drawn."""
     samples = Path(row.folder) / "samples"
-    # steps have leading zeros, so names sort by them
-    pictures = sorted(samples.glob("step-*.png"))
+    # steps have leading zeros, so names of one length sort by them
+    pictures = sorted(samples.glob("step-*.png"), key=lambda path: (len(path.name), path.name))
     of_best = samples / f"step-{row.best_step or 0:08d}.png"
     if of_best in pictures:
         return of_best

@@ -27,6 +27,7 @@ from boxseg.engine.checkpoint import (
     find_checkpoint_damage,
     folder_of,
     load_about,
+    oldest_first,
 )
 from boxseg.errors import CheckpointError
 from boxseg.files.writing import make_folder, write_atomic
@@ -506,7 +507,7 @@ def fetch_newest(checkpoints: Path, *, with_best: bool = False) -> None:
     """
     if address_of(checkpoints) is None:
         return
-    for folder in sorted(checkpoints.glob("step-*"), reverse=True):
+    for _, folder in reversed(oldest_first(checkpoints)):
         with contextlib.suppress(CheckpointError):
             if find_checkpoint_damage(fetch_checkpoint(folder)) is None:
                 best = folder_of(checkpoints, load_about(folder).get("best_step", 0))

@@ -44,8 +44,10 @@ def save(folder, step, **about):
     return written
 
 
-def test_pointers_move_and_all_steps_go_but_the_best_and_the_last_two(tmp_path):
-    folders = [evaluated(tmp_path, step, best_step=1) for step in (1, 2, 3, 4)]
+@pytest.mark.parametrize("first", [1, 99_999_998])
+def test_pointers_move_and_all_steps_go_but_the_best_and_the_last_two(tmp_path, first):
+    steps = range(first, first + 4)  # from step 100,000,000 on names have a digit more
+    folders = [evaluated(tmp_path, step, best_step=first) for step in steps]
     assert [folder.exists() for folder in folders] == [True, False, True, True]
     assert (tmp_path / "last").resolve() == folders[3].resolve()
     assert (tmp_path / "best").resolve() == folders[0].resolve()
