@@ -1,9 +1,9 @@
 """Checkpoints: everything a run needs to go on, in one folder that appears whole or not at all.
 
-A run has them in `checkpoints/step-NNNNNNNN/`. Beside them, `last` and `best` are links for people. A copy of a run may
-lose links, or turn them into files or folders, so nothing depends on them: names and `about.json` of the folders say
-which is the newest and which the best. torch is imported only where tensors are read or written, so the driver of a
-sweep can look for checkpoints without it.
+A run keeps them in `checkpoints/step-NNNNNNNN/`. Beside them, `last` and `best` are links for people. Copying a run can
+lose these links, or turn them into files or folders, so nothing depends on them: the names of the folders say which
+checkpoint is the newest, and its `about.json` says which is the best. torch is imported only where tensors are read
+or written, so the driver of a sweep can look for checkpoints without it.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ LAST, BEST = "last", "best"
 ABOUT = "about.json"
 """File that describes a checkpoint: step, metrics, settings, classes, and the SHA-256 of every file."""
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
-"""Errors of file systems that know no links, such as exFAT and some network folders."""
+"""Errors of file systems without symbolic links, such as exFAT and some network folders."""
 STEP = re.compile(r"step-(\d{8,})")
 
 
 def pack(networks: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> dict[str, bytes]:
-    """Content of the files of a checkpoint, by name: as things are now, whatever training does to them afterwards.
+    """The files of a checkpoint as bytes, by name: a snapshot that later training does not change.
 
     Args:
         networks: Name (`student`, `teacher`) -> state dict, each a safetensors file.
@@ -61,7 +61,7 @@ def pack(networks: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> dict[
         # safetensors takes contiguous tensors only, and those of a channels-last network are not.
         tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
         files[f"{name}.safetensors"] = save(tensors)
-    # In memory: training may go on while the bytes are summed and written.
+    # In memory: training may go on while the bytes are checksummed and written.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return files | {"state.pt": buffer.getvalue()}
@@ -70,8 +70,10 @@ def pack(networks: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> dict[
 def save_checkpoint(
     checkpoints: Path, *, step: int, files: dict[str, bytes], about: dict[str, Any]
 ) -> Path:
-    """Write `checkpoints/step-NNNNNNNN/` and return it, on the disk: beside, then renamed, so that neither a kill nor a
-    power loss leaves half a folder.
+    """Write `checkpoints/step-NNNNNNNN/` and return it.
+
+    The files are written to a scratch folder and flushed to the disk; then that folder is renamed. So neither a kill
+    nor a power loss leaves half a checkpoint.
 
     Args:
         checkpoints: Folder of all checkpoints of a run; it exists.
@@ -83,8 +85,8 @@ def save_checkpoint(
         StorageError: the disk is full, read-only or gone; earlier checkpoints are untouched.
     """
     folder = folder_of(checkpoints, step)
-    for left in checkpoints.glob(".step-*"):  # a kill left these; only one process writes here
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in checkpoints.glob(".step-*"):  # of a kill; only one process writes here
+        shutil.rmtree(leftover, ignore_errors=True)
     # The dot in front keeps both from being taken for checkpoints.
     scratch, replaced = (checkpoints / f".{folder.name}-{uuid4().hex[:8]}" for _ in range(2))
     with naming_storage_faults(folder):
@@ -92,8 +94,8 @@ def save_checkpoint(
         try:
             for name, content in files.items():
                 write_file(scratch / name, content)
-            told = json.dumps(_with_sums({"step": step, **about}, _sums_of(files)), indent=1)
-            write_file(scratch / ABOUT, told.encode())
+            text = json.dumps(_with_sums({"step": step, **about}, _sums_of(files)), indent=1)
+            write_file(scratch / ABOUT, text.encode())
             sync_folder(scratch)
             # A rename cannot replace a folder with files in it, so that one moves away first.
             if folder.exists():  # the same step was saved before a restart; the new one is as good
@@ -118,11 +120,11 @@ def _step_of(folder: Path) -> int:
 
 
 def publish(checkpoints: Path, folder: Path) -> None:
-    """Let `last` point to `folder` and `best` to the one that it names, and remove what is of no more use.
+    """Point `last` to `folder` and `best` to the best checkpoint, and remove the checkpoints that are no longer needed.
 
-    Each link changes in one atomic step. The best checkpoint stays, and the one before `folder`, which serves if the
-    new one is damaged. Folders of later steps go too: they were damaged, so the run went on from an earlier step and
-    will write them again.
+    Each link changes in one atomic step. The best checkpoint stays, and so does the one before `folder`, in case
+    `folder` gets damaged. Checkpoints of later steps are removed: they were damaged, so the run went back to an earlier
+    step and will write them again.
     """
     with naming_storage_faults(folder):
         for step, later in oldest_first(checkpoints):
@@ -137,7 +139,7 @@ def publish(checkpoints: Path, folder: Path) -> None:
 
 
 def remove_old(checkpoints: Path, folder: Path, best: Path | None) -> None:
-    """Remove all checkpoints before `folder` but the one before it, and the best."""
+    """Remove all checkpoints before `folder`, except its predecessor and the best one."""
     newest = _step_of(folder)
     until_now = [earlier for step, earlier in oldest_first(checkpoints) if step <= newest]
     for old in until_now[:-2]:
@@ -172,9 +174,10 @@ def newest_step(checkpoints: Path) -> int:
 
 
 def settle(saved: Path, criterion: Criterion) -> None:
-    """Make the checkpoint that a run goes on from its newest one, which tells of a best one that is there and sound.
+    """Before a run goes on from `saved`, make that its newest checkpoint, and the best one that it names a sound one.
 
-    Where that is lost, the best of those that are left takes its place; of none, the next evaluation will be the best.
+    If the best checkpoint is lost, the best of those that are left takes its place; if none is left, the next
+    evaluation will be the best.
     """
     checkpoints, about = saved.parent, load_about(saved)
     best = folder_of(checkpoints, about["best_step"])
@@ -184,14 +187,16 @@ def settle(saved: Path, criterion: Criterion) -> None:
             if step > about["step"] or find_checkpoint_damage(folder) is not None:
                 continue
             earlier = load_about(folder)
-            # a stop between two evaluations saves one too, with the metrics of the earlier one
+            # a stop between two evaluations saves a checkpoint too, with the metrics of the evaluation before it
             is_evaluated = earlier["evaluated"] == step
             if is_evaluated and criterion.better(earlier["metrics"], than=about["best"]):
                 about |= {"best": earlier["metrics"], "best_step": step}
-        left = f"step {about['best_step']} is the best that" if about["best_step"] else "none"
-        logger.warning("the best checkpoint is lost: %s; %s is left", fault, left)
-        _tell(saved, about)
-    # a process that was killed may have left old ones, and newer ones are damaged
+        instead = f"step {about['best_step']}" if about["best_step"] else "the next evaluation"
+        logger.warning(
+            "the best checkpoint is lost: %s; %s takes its place as the best", fault, instead
+        )
+        _rewrite_about(saved, about)
+    # removes newer checkpoints, which are damaged, and old ones that a killed process left
     publish(checkpoints, saved)
 
 
@@ -210,10 +215,10 @@ def find_best(checkpoints: Path) -> Path | None:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that a path means.
+    """The checkpoint folder that a path stands for.
 
-    Of a run's folder that is the best checkpoint. `last` and `best` of a copied run that has lost these links mean what
-    they would point to. Anything else means itself.
+    The folder of a run stands for its best checkpoint. `last` and `best` stand for what they would point to, even in a
+    copied run that has lost these links. Any other path stands for itself.
     """
     meant = None
     if (path / "checkpoints").is_dir():
@@ -320,8 +325,8 @@ def load_state(folder: Path) -> dict[str, Any]:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-def _tell(folder: Path, about: dict[str, Any]) -> None:
-    """Change what a checkpoint tells of its run, in one atomic change."""
+def _rewrite_about(folder: Path, about: dict[str, Any]) -> None:
+    """Replace the `about.json` of a checkpoint atomically."""
     sums = {name: digest for name, digest in about.pop("sha256").items() if name != ABOUT}
     with naming_storage_faults(folder):
         write_atomic(folder / ABOUT, json.dumps(_with_sums(about, sums), indent=1))
@@ -332,8 +337,8 @@ def _sums_of(files: dict[str, bytes]) -> dict[str, str]:
 
 
 def _with_sums(about: dict[str, Any], sums: dict[str, str]) -> dict[str, Any]:
-    """`about` with the SHA-256 of each file under `sha256`, and its own, that of everything else in it."""
-    # tuples are lists then, for example
+    """`about` with `sha256`: the checksum of each file, and for `about.json` that of everything else in `about`."""
+    # as JSON gives it back, with lists in the place of tuples, for example
     as_read = json.loads(json.dumps({**about, "sha256": sums}))
     return {**as_read, "sha256": {**sums, ABOUT: _own_sum(as_read)}}
 
@@ -351,22 +356,22 @@ def _read_about(folder: Path) -> dict[str, Any]:
         about: dict[str, Any] = json.loads(read_plain(path))
         step, sums = about["step"], about["sha256"]
         if type(step) is not int or not isinstance(sums, dict):
-            raise ValueError("it does not tell the step and the checksums")
+            raise ValueError("it does not name the step and the checksums")
         # Resolved, as `last` and `best` are links to the folder that is named after the step.
         named = STEP.fullmatch(folder.resolve().name)
         if named and int(named[1]) != step:
-            raise ValueError(f"it tells of step {step}")
+            raise ValueError(f"it is about step {step}")
         if sums.get(ABOUT) != _own_sum(about):
-            raise ValueError("its content does not have the checksum that it names")
+            raise ValueError("its content does not match its own checksum")
     return about
 
 
 def _read_file(folder: Path, name: str) -> bytes:
-    """A file of a checkpoint, as it was written."""
+    """Content of a file of a checkpoint, compared with its checksum."""
     path = folder / name
     expected = _read_about(folder)["sha256"].get(name)
     with _naming_damage(path):
-        # Read once: what is compared with its sum is what is used, even if the file changes meanwhile.
+        # Read once, so that the bytes that are used are those that were compared, even if the file changes meanwhile.
         data = read_plain(path)
         _check_sum(hashlib.sha256(data).hexdigest(), expected)
     return data
@@ -393,15 +398,15 @@ def _try_about(folder: Path) -> dict[str, Any] | None:
 
 def _link(pointer: Path, folder: Path) -> None:
     if pointer.is_dir() and not pointer.is_symlink():
-        shutil.rmtree(pointer)  # what a tool that copies runs has made of the link
+        shutil.rmtree(pointer)  # a tool that copied the run has turned the link into a folder
     scratch = pointer.with_name(f".{pointer.name}-{uuid4().hex[:8]}")
     try:
         scratch.symlink_to(folder.name)
     except OSError as error:
-        if error.errno in NO_LINKS:  # links are for people; nothing here depends on them
+        if error.errno in NO_LINKS:  # no harm: links are only for people
             return
         raise
-    # A link cannot be changed; a rename puts another in its place, with no moment without one.
+    # A link cannot be changed, but a rename replaces it, with no moment without a link.
     scratch.replace(pointer)
 
 
@@ -415,7 +420,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except MemoryError:  # that says nothing about the file
+    except MemoryError:  # says nothing about the file
         raise
     except Exception as error:  # whatever the readers meet in a damaged file
         raise CheckpointError(f"{path} is damaged: {error}") from error
@@ -423,7 +428,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _naming_way_out(folder: Path) -> Iterator[None]:
-    """Name a checkpoint that can be used instead of a damaged one."""
+    """Add to the message about a damaged checkpoint which other one can be used instead."""
     try:
         yield
     except CheckpointError as fault:

@@ -53,7 +53,7 @@ def average_buffers(network: nn.Module) -> None:
     if not is_distributed():
         return
     for buffer in network.buffers():
-        # The others count batches, and are alike on all ranks.
+        # The integer ones count batches, and are equal on all ranks.
         if buffer.is_floating_point():
             dist.all_reduce(buffer)
             buffer /= world_size()

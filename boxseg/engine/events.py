@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHOWN = 6
-"""Names that a line lists."""
+"""A line lists this many names at most."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class StartReport:
     place: str
     """Where the weights are from."""
     taken: int
-    """Parameters of the network that were taken over, whole or for some classes."""
+    """Number of parameters of the network that were taken over, whole or for some classes."""
     anew: tuple[str, ...]
-    """Names of those that were not."""
+    """Names of the parameters that were not taken over."""
     classes: tuple[str, ...] | None
-    """Classes whose part of the last layers was taken over; None where the weights do not tell their classes."""
+    """Classes whose part of the last layers was taken over; None where the weights do not name their classes."""
 
     def __str__(self) -> str:
         text = f"starts from {self.place}: {self.taken} of {self.taken + len(self.anew)} weights taken over"
@@ -59,7 +59,7 @@ class EvalReport:
     """Folder of the checkpoint that was evaluated."""
     is_best: bool = False
     is_repeated: bool = False
-    """The run goes on from this evaluation; it may have been reported before the run was stopped."""
+    """A run that goes on reports its last evaluation again, since it may have been stopped before it could."""
     step_s: float | None = None
     """Median time of an update so far, without the wait for data [s]; None where this process did none."""
 
@@ -70,9 +70,9 @@ class Reporter(Protocol):
     def on_start(self, report: StartReport) -> None: ...
 
     def on_best(self, step: int, metrics: dict[str, float]) -> None:
-        """Which evaluation is the best when a run begins or goes on, by its step; 0: none, as all are still to come.
+        """Called when a run begins or goes on, with its best evaluation so far; step 0: there is none yet.
 
-        Another one than was reported, where the checkpoint of that one is lost.
+        This need not be the one that was reported as the best: the checkpoint of that one may be lost.
         """
         ...
 
@@ -87,8 +87,8 @@ class Reporter(Protocol):
 
 @runtime_checkable
 class Watcher(Protocol):
-    """A reporter that hears of every update as well; called on every rank, between reports."""
+    """A reporter that is also called after every update, on every rank."""
 
     def on_update(self, step: int, metrics: dict[str, Tensor]) -> None:
-        """Reading the metrics of an update, scalars on the device, waits for the device."""
+        """`metrics` are scalars on the device: reading one waits for the device."""
         ...

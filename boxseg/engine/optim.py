@@ -46,7 +46,7 @@ def build_optimizer(
         for parameters, scale in ((rest, 1.0), (backbone, backbone_lr_scale))
         if parameters
     ]
-    # `fused`: one operation does what would otherwise be several over each tensor.
+    # `fused`: one operation does what would otherwise be several for each tensor.
     if optimizer == "adamw":
         betas = (0.9, beta2)
         return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)

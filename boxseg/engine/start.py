@@ -22,7 +22,7 @@ class TrainedWeights:
     place: str
     state: dict[str, Tensor]
     class_names: list[str] | None
-    """In the order of labels; None where it is not known."""
+    """In the order of labels; None where they are not known."""
 
 
 def read_trained(path: Path) -> TrainedWeights:
@@ -47,15 +47,17 @@ def read_trained(path: Path) -> TrainedWeights:
 def take_over(
     network: MaskNetwork, trained: TrainedWeights, class_names: Sequence[str]
 ) -> StartReport:
-    """Load all weights of the same name and shape; of the layers that know classes, the parts of the same classes.
+    """Load all weights whose name and shape are those of the network's.
+
+    Layers with a row of weights for each class take the rows of the classes that both networks have.
 
     Args:
         network: Is changed; what does not fit stays as it is.
-        trained: Where the classes are not known, layers that know classes are taken whole where their shape fits.
+        trained: If its classes are not known, layers with a row for each class are taken like any other.
         class_names: Classes of the network; case does not count.
 
     Raises:
-        CheckpointError: no layer fits, classes apart; the network is unchanged.
+        CheckpointError: no layer fits except those with a row for each class; the network is unchanged.
     """
     own, parameters = network.state_dict(), dict(network.named_parameters())
     pairs = (
@@ -77,7 +79,7 @@ def take_over(
             f"{trained.place}: no layer has the name and shape of one of this network; give weights of the same "
             "model.backbone and model.channels"
         )
-    # torch asks for all names, so what does not fit is given back to itself.
+    # torch asks for all names, so what does not fit is loaded with its own values.
     network.load_state_dict(own | fitting)
     anew = tuple(name for name in parameters if name not in fitting)
     known = None if pairs is None else tuple(class_names[new] for new, _ in pairs)
@@ -85,7 +87,7 @@ def take_over(
 
 
 def _same_classes(before: Sequence[str], now: Sequence[str]) -> list[tuple[int, int]]:
-    """(label now, label before) of the classes of one name."""
+    """(label now, label before) of the classes that both lists name."""
     label_of = {name.casefold(): label for label, name in enumerate(before)}
     return [
         (label, label_of[name.casefold()])
@@ -95,7 +97,7 @@ def _same_classes(before: Sequence[str], now: Sequence[str]) -> list[tuple[int, 
 
 
 def _join_classes(own: Tensor, trained: Tensor, pairs: list[tuple[int, int]]) -> Tensor | None:
-    """A layer's weights with the rows of common classes taken over; None where there are none, or nothing fits.
+    """A layer's weights with the rows of common classes taken over; None if no class is common or the shapes differ.
 
     Args:
         own: (K, ...), a row for each class.

@@ -48,11 +48,11 @@ class Trainer:
     def soft_thr(self) -> float:
         """Threshold of `PseudoMasks.soft`."""
         qam = self.config.qam
-        # One detection per box gives a probability, as weighted fusion does.
+        # With one detection per box, `soft` is its probability map, not a share of votes.
         return qam.mask_thr if self.config.teacher.with_nms else qam.fused_thr
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 where `train.precision` asks for it, or leaves it open on a GPU that has it."""
+        """bf16 if `train.precision` asks for it, or if it is `auto` and the GPU supports it."""
         precision = self.config.train.precision
         wanted = precision == "bf16"
         if precision == "auto" and self.device.type == "cuda":
@@ -79,7 +79,7 @@ class Trainer:
         return state
 
     def shared_state(self) -> dict[str, Any]:
-        """State besides the networks that all processes share."""
+        """State, besides the networks, that is the same in all processes."""
         return {"optimizer": self.optimizer.state_dict()}
 
     def load(
@@ -88,7 +88,7 @@ class Trainer:
         shared: dict[str, Any],
         ranks: list[dict[str, Any]],
     ) -> None:
-        """Take over saved state; a process that had no counterpart starts with an empty bank."""
+        """Take over saved state; a process beyond the number that saved it starts with an empty bank."""
         for name, network in self.networks().items():
             network.load_state_dict(networks[name])
         self.optimizer.load_state_dict(shared["optimizer"])

@@ -23,7 +23,7 @@ from boxseg.teacher.qam import make_pseudo_masks
 from boxseg.teacher.quality import qam_metrics
 
 PASTE_STREAM = 2
-"""Keeps the numbers of copy-paste apart from those of the loader."""
+"""Keeps the random numbers of copy-paste apart from those of the loader."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def run_step(trainer: Trainer, batch: Batch, step: int, *, part: int = 0) -> Ste
         metrics |= qam_metrics(pseudo_masks)
     if batch.drawn is not None:
         pseudo_masks = prefer_drawn(batch.drawn, pseudo_masks)
-        # from here on they are pseudo masks like any other, also for copy-paste
+        # from here on, drawn masks are pseudo masks like any other, also for copy-paste
         batch = replace(batch, drawn=None)
     if trainer.bank is not None and pseudo_masks is not None:
         batch, pseudo_masks, paste_metrics = paste_peers(
@@ -117,6 +117,6 @@ def paste_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
     """Random numbers of copy-paste for one step of this process, or one part of its batch."""
     # Part 0 draws what a batch in one part would.
     numbers = [seed, PASTE_STREAM, step, rank(), *([part] if part else [])]
-    # It mixes them, so that neighbouring steps and ranks draw unrelated numbers.
+    # `SeedSequence` mixes them, so that neighbouring steps and ranks draw unrelated numbers.
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]) >> 1)  # 63 bits: torch takes signed numbers

@@ -28,7 +28,7 @@ from boxseg.evaluation.validate import validate
 from boxseg.structures import Batch
 
 TIMES = 1000
-"""Updates whose times count for `EvalReport.step_s`: the last ones, of which a slow start is soon a small part."""
+"""`EvalReport.step_s` is the median over this many last updates, so that a slow start soon counts for little."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Progress:
     evaluated: int = 0
     """Step of the last evaluation; 0 before the first."""
     best_step: int = 0
-    """Step of the best evaluation; 0 before one has a value."""
+    """Step of the best evaluation; 0 until one has a value."""
     network: str | None = None
     """The better network of the last evaluation; None before the first."""
 
@@ -54,9 +54,9 @@ def train(
 ) -> Progress:
     """Train until `trainer.steps` updates are done, or the reporter asks to stop.
 
-    Goes on from the last sound checkpoint, if there is one, and otherwise starts from the weights that
-    `model.start_from` names, if it does; with one process, the result equals an uninterrupted run
-    (several agree on BatchNorm statistics whenever they save).
+    Goes on from the last sound checkpoint if there is one, and otherwise starts from the weights that
+    `model.start_from` names, if any. With one process, a run that was interrupted gives the same result as one that was
+    not; several processes average their BatchNorm statistics at every save, so a stop between saves shows.
 
     Args:
         trainer: Networks, optimizer, bank and data, fresh from `boxseg.build`.
@@ -79,7 +79,9 @@ def train(
         reporter.on_start(start_from(trainer, trainer.config.model.start_from))
     if saved is not None and rank() == 0:
         checkpoint.settle(saved, criterion)
-    progress = gather_objects(restore(trainer, saved))[0]  # others may not have all files
+    progress = gather_objects(restore(trainer, saved))[
+        0
+    ]  # rank 0's: others may not have all files
     reporter.on_best(progress.best_step, progress.best)
     train_config = trainer.config.train
     eval_steps = due_steps(trainer.steps, train_config.eval_every)
@@ -88,7 +90,7 @@ def train(
     times: deque[float] = deque(maxlen=TIMES)
     report_again(progress, checkpoints, reporter)
     batches = trainer.loader.batches(progress.step, trainer.steps - progress.step)
-    # From here to `started` the loop waits for data.
+    # From `asked` to `started`, the loop waits for data.
     asked = time.perf_counter()
     for step, batch in enumerate(batches, progress.step):
         started = time.perf_counter()
@@ -118,7 +120,7 @@ def train(
         if stop:
             break
         asked = time.perf_counter()
-    # The state of the last step may have been saved by a stop, without an evaluation.
+    # A stop may have saved the state of the last step without an evaluation.
     if progress.step == trainer.steps and progress.evaluated < trainer.steps:
         progress = evaluate(
             trainer, folder, progress.step, progress, reporter, criterion=criterion, times=times
@@ -171,7 +173,7 @@ def optimise(trainer: Trainer, batch: Batch, step: int) -> dict[str, Tensor]:
     parts = batch.split(trainer.config.train.accumulate)
     metrics: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
-        with sum_over_ranks(trainer.forward, now=number == len(parts) - 1):
+        with gradient_sync(trainer.forward, now=number == len(parts) - 1):
             output = run_step(trainer, part, step, part=number)
             guard_finite(output, part.image_ids, step)
             share = len(part) / len(batch)
@@ -185,8 +187,8 @@ def optimise(trainer: Trainer, batch: Batch, step: int) -> dict[str, Tensor]:
     return metrics
 
 
-def sum_over_ranks(forward: nn.Module, *, now: bool) -> AbstractContextManager[None]:
-    """A context for a backward pass. With `now` it adds up the gradients of all processes; else a later one does."""
+def gradient_sync(forward: nn.Module, *, now: bool) -> AbstractContextManager[None]:
+    """Context of a backward pass: with `now`, processes exchange their gradients in it, else in a later pass."""
     if now or not isinstance(forward, DistributedDataParallel):
         return nullcontext()
     return forward.no_sync()
@@ -205,9 +207,11 @@ def guard_finite(output: StepOutput, image_ids: list[int], step: int) -> None:
 
 
 def due_steps(steps: int, every: float) -> set[int]:
-    """The numbers of done steps after which something is due that is to happen every `every` steps, or share of them.
+    """Step counts at which something is due that happens every `every` steps; the last step is always among them.
 
-    The last step is always among them.
+    Args:
+        steps: Of the whole run.
+        every: Number of steps; below 1, share of `steps`.
     """
     period = max(as_steps(every, steps), 1)
     return {*range(period, steps, period), steps}
@@ -230,8 +234,8 @@ def evaluate(
     Raises:
         CollapseError: masks have become boxes; the evaluation is reported.
     """
-    # Before, so that the networks that are evaluated are those that are saved.
-    agree(trainer)
+    # Before the evaluation, so that the networks that are evaluated are those that are saved.
+    average_statistics(trainer)
     evaluation = validate(trainer, folder=folder, step=done, criterion=criterion)
     metrics = evaluation.metrics
     is_best = criterion.better(metrics, than=progress.best)
@@ -240,11 +244,11 @@ def evaluate(
     )
     if is_best:
         progress = replace(progress, best=metrics, best_step=done)
-    # After the pictures: a run that is killed goes on from the checkpoint and does not evaluate again.
+    # Only once `validate` has drawn its pictures: a killed run goes on from the checkpoint and does not evaluate again.
     saved = save(trainer, folder / "checkpoints", progress)
     step_s = statistics.median(times) if times else None
     reporter.on_eval(EvalReport(done, metrics, saved, is_best, step_s=step_s))
-    # Last, as the evaluation that shows a collapse is saved and reported all the same.
+    # Last, so that the evaluation that shows a collapse is saved and reported too.
     guard_collapse(metrics, done, trainer.steps, trainer.config.train.collapse_fill)
     return progress
 
@@ -265,8 +269,8 @@ def guard_collapse(metrics: dict[str, float], done: int, steps: int, limit: floa
         )
 
 
-def agree(trainer: Trainer) -> None:
-    """Average the BatchNorm statistics that every process gathers from its own images."""
+def average_statistics(trainer: Trainer) -> None:
+    """Average the BatchNorm statistics over the processes, each of which gathers them from its own images."""
     if trainer.config.ema.average_buffers:
         for network in trainer.networks().values():
             average_buffers(network)
@@ -274,8 +278,8 @@ def agree(trainer: Trainer) -> None:
 
 def save(trainer: Trainer, checkpoints: Path, progress: Progress) -> Path:
     """Save the state of all ranks as a checkpoint; rank 0 writes the files, the others wait."""
-    agree(trainer)
-    # All ranks take part, those too that write nothing.
+    average_statistics(trainer)
+    # All ranks take part, also those that write nothing.
     states = gather_objects(trainer.rank_state())
     folder = checkpoint.folder_of(checkpoints, progress.step)
     if rank() == 0:

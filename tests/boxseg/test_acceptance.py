@@ -183,7 +183,7 @@ def test_what_processes_gather_is_averaged_where_it_is_switched_on(trainer, monk
     one = trainer(ema={"average_buffers": shared})
     averaged = []
     monkeypatch.setattr(train, "average_buffers", averaged.append)
-    train.agree(one)
+    train.average_statistics(one)
     assert averaged == (list(one.networks().values()) if shared else [])
 
 

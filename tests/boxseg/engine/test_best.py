@@ -125,7 +125,7 @@ def test_a_run_that_is_left_without_any_evaluation_has_no_best_until_the_next_on
     checkpoints = tmp_path / "checkpoints"
     # as a stop between two evaluations leaves it
     of_stop = checkpoint.folder_of(checkpoints, 3)
-    checkpoint._tell(of_stop, checkpoint.load_about(of_stop) | {"evaluated": 2})
+    checkpoint._rewrite_about(of_stop, checkpoint.load_about(of_stop) | {"evaluated": 2})
     shutil.rmtree(checkpoint.folder_of(checkpoints, 2))
     progress, reporter = train(tmp_path, MASK_AP)
     assert reporter.best == (0, {})
