@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
 
 
 def from_file(file: MaskFile, data: CocoBoxes) -> Source:
-    """Masks that another tool made, matched to the boxes: by annotation id, or else the box that fits best.
+    """Masks that another tool made, each for one box at most: of its class if there is one, the best fit first.
 
     Args:
         file: The masks. The images are those of the same file name, or of the same id.
@@ -94,11 +95,7 @@ def from_file(file: MaskFile, data: CocoBoxes) -> Source:
         bboxes = [entry["bbox"] for entry in entries]
         boxes_xywh = torch.tensor(bboxes, dtype=torch.float32).reshape(-1, 4)
         iou = box_iou(sample.boxes, box_convert(boxes_xywh, "xywh", "xyxy"))
-        # For each box its entry, or None.
-        chosen = [
-            _choose(iou[row], entries, annotation_id)
-            for row, annotation_id in enumerate(annotation_ids)
-        ]
+        chosen = _pair(iou, sample.labels, annotation_ids, entries)
         parts = [
             NO_MASK if entry is None else decode_part(encode_entry(path, entry, size), size)
             for entry in chosen
@@ -119,13 +116,24 @@ def _stated_quality(entry: Entry) -> float | None:
     return None if stated is None else float(stated)
 
 
-def _choose(iou: Tensor, entries: list[Entry], annotation_id: int) -> Entry | None:
-    """The entry of the annotation, or else the one whose box overlaps most, if by half."""
-    best: Entry | None = None
-    best_rank = (False, 0.0)
-    for overlap, entry in zip(iou.tolist(), entries, strict=True):
-        # An id may be the same by chance, so such an entry has to overlap as well.
-        rank = (entry.get("id") == annotation_id, overlap)
-        if overlap >= MATCH_IOU and rank > best_rank:
-            best, best_rank = entry, rank
-    return best
+def _pair(
+    iou: Tensor, labels: Tensor, annotation_ids: Sequence[int], entries: list[Entry]
+) -> list[Entry | None]:
+    """For each box its entry, or None: the best pairs first, no entry twice.
+
+    Pairs overlap by half. Those of one class come first, then those that overlap most. An annotation id that both have
+    decides between overlaps that are about the same, as it may be the same by chance.
+    """
+    pairs = []
+    for row, column in (iou >= MATCH_IOU).nonzero().tolist():
+        entry, overlap = entries[column], float(iou[row, column])
+        has_class = entry["label"] == int(labels[row])
+        has_id = entry.get("id") == annotation_ids[row]
+        pairs.append(((has_class, round(overlap, 1), has_id, overlap), row, column))
+    chosen: list[Entry | None] = [None] * len(annotation_ids)
+    used = set()
+    for _, row, column in sorted(pairs, key=itemgetter(0), reverse=True):
+        if chosen[row] is None and column not in used:
+            chosen[row] = entries[column]
+            used.add(column)
+    return chosen

@@ -251,6 +251,49 @@ def test_results_of_another_tool_are_matched_by_their_boxes(data, tmp_path):
     assert read(tmp_path / "out/labels.coco.json")["annotations"][0]["quality"] == 0.75
 
 
+@pytest.mark.parametrize(
+    ("boxes", "masks", "expected"),
+    [
+        # one mask, two boxes that it overlaps by half: it is that of the better one
+        ([[10, 10, 40, 40], [10, 10, 40, 50]], [[10, 10, 38, 40]], [0, None]),
+        # the mask of the second box overlaps the first as well, which has one of its own
+        ([[10, 10, 40, 40], [10, 10, 40, 50]], [[10, 10, 40, 49], [10, 10, 40, 38]], [1, 0]),
+        # of two boxes in one place, each gets the mask of its class
+        ([[10, 10, 40, 40], [10, 10, 40, 40, "cat"]], [[10, 10, 40, 40, "cat"]], [None, 0]),
+        # ids that are the same by chance say nothing against a far better fit
+        ([[10, 10, 40, 40], [10, 10, 40, 60]], [[10, 10, 40, 60], [10, 10, 40, 40]], [1, 0]),
+        # of two objects in one place, ids tell which is which
+        ([[10, 10, 40, 40]] * 2, [[10, 10, 40, 39], [10, 10, 40, 40]], [0, 1]),
+    ],
+)
+def test_a_mask_of_a_file_is_that_of_one_box(tmp_path, boxes, masks, expected):
+    names = ["dog", "cat"]
+    Image.new("RGB", (100, 90)).save(tmp_path / "a.png")
+
+    def entry(number, values):
+        x, y, width, height, *name = values
+        return {
+            "id": number,
+            "image_id": 1,
+            "category_id": names.index(*name or ["dog"]) + 1,
+            "bbox": [x, y, width, height],
+            "segmentation": [[x, y, x + width, y, x + width, y + height, x, y + height]],
+        }
+
+    for name, objects in (("data", boxes), ("masks", masks)):
+        content = {
+            "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 90}],
+            "categories": [{"id": index + 1, "name": each} for index, each in enumerate(names)],
+            "annotations": [entry(number, values) for number, values in enumerate(objects, 1)],
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    data = CocoBoxes(CocoSource(images=tmp_path, annotations=tmp_path / "data.json"), train=False)
+    source = label_sources.from_file(MaskFile.read(tmp_path / "masks.json"), data)
+    parts = source(data[0], data.annotation_ids(0)).parts
+    sizes = [None if index is None else masks[index][2] * masks[index][3] for index in expected]
+    assert [part.area or None for part in parts] == sizes
+
+
 def test_per_cents_in_the_place_of_a_quality_are_refused(data, tmp_path):
     first = read(data.source.annotations)["annotations"][0]
     (tmp_path / "results.json").write_text(json.dumps([first | {"score": 85}]))
