@@ -64,9 +64,18 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             # names may have letters that the terminal has not
             stream.reconfigure(errors="stand_in")
+    _hear_all_signals_as_ctrl_c()
     code = run(sys.argv[1:] if arguments is None else arguments)
     _end_by_signals_with(code)
     sys.exit(code)
+
+
+def _hear_all_signals_as_ctrl_c() -> None:
+    """Have SIGTERM and SIGHUP end a command by its own hand: with a message, and with what it started ended too."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # under `nohup` the work is meant to go on without its terminal
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def _end_by_signals_with(code: int) -> None:
@@ -86,9 +95,7 @@ def run(arguments: list[str]) -> int:
         # standalone, click would print errors its own way and end the process
         result = app(arguments, prog_name="boxseg", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        # Commands that save their state on a signal end by themselves.
-        say("interrupted")
-        return ExitCode.KILLED
+        result = ExitCode.KILLED
     except (BrokenPipeError, SystemExit) as end:
         # the reader of our output has left, as `head` does; click makes an exit of it
         if not isinstance(end.__context__ or end, BrokenPipeError):
@@ -98,6 +105,9 @@ def run(arguments: list[str]) -> int:
         return ExitCode.DONE
     except Exception as error:
         return _report(error)
+    # of a KeyboardInterrupt typer makes an exit; commands that save their state on a signal end by themselves
+    if result == ExitCode.KILLED:
+        say("interrupted")
     # click hands the exit code of a typer.Exit back as the result
     return result if isinstance(result, int) else ExitCode.DONE
 

@@ -226,16 +226,25 @@ def _label(
     if source == "run" and run is None:
         run, about = _train(task)
         review = True
-    doubts = _tell_doubts(str(run), storage, classes) if source == "run" else []
 
-    from boxseg.data.dataset import CocoBoxes
-    from orchestration.execute.label_run import alone_in, make_labels, open_source
+    from orchestration.execute.supervise import StopSignals
 
-    boxes = CocoBoxes(task.data, train=False)
-    opened = open_source(source, boxes, run=run, masks=masks, device=task.device, storage=storage)
-    about["about_the_run"] = doubts
-    with alone_in(task.folder):  # only now, so that a run that is refused leaves no folder
-        return make_labels(boxes, task.folder, opened, say, about=about, review=review)
+    # from here on the same command goes on: a trained run is there, or nothing takes long
+    with StopSignals() as signals:
+        doubts = _tell_doubts(str(run), storage, classes) if source == "run" else []
+
+        from boxseg.data.dataset import CocoBoxes
+        from orchestration.execute.label_run import alone_in, make_labels, open_source
+
+        boxes = CocoBoxes(task.data, train=False)
+        opened = open_source(
+            source, boxes, run=run, masks=masks, device=task.device, storage=storage
+        )
+        about["about_the_run"] = doubts
+        with alone_in(task.folder):  # only now, so that a run that is refused leaves no folder
+            return make_labels(
+                boxes, task.folder, opened, say, about=about, review=review, signals=signals
+            )
 
 
 def _print_summary(summary: dict[str, Any], as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +35,6 @@ def ui(
     say("starting MLflow, this takes some seconds; Ctrl-C ends it")
     # before the pages are served, so that nothing dead looks alive on them
     tracked = catch_up(storage, uri)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a KeyboardInterrupt too
     artifacts = storage.absolute() / "mlartifacts"
     log = storage.absolute() / "logs" / "mlflow-server.log"
     try:

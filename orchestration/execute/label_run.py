@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from boxseg.data.dataset import CocoBoxes
     from boxseg.data.mask_files import MaskFile
     from boxseg.label.sources import BatchSource
+    from orchestration.execute.supervise import StopSignals
 
 RECIPE, REQUEST, RUNS, LOCK = "recipe.yaml", "request.json", "runs", ".lock"
 """Names in the output folder."""
@@ -299,11 +300,15 @@ def make_labels(
     *,
     about: dict[str, Any],
     review: bool,
+    signals: StopSignals,
 ) -> dict[str, Any]:
     """Label the images that are left, write all labels, and with `review` draw the pages to look through them.
 
     Returns:
         What there is to tell people: `about`, files, counts, doubts, and of a run's masks the IoU to expect.
+
+    Raises:
+        StoppedError: one of the `signals` came, perhaps before the call.
     """
     from boxseg.label.checks import shared_doubt
     from boxseg.label.dataset import Journal, label_images, write_labels
@@ -317,7 +322,7 @@ def make_labels(
     if journal.done and left:
         tell(f"{len(journal.done)} images are labelled already")
     finished = label_images(boxes, source.masks, journal, batch_size=source.batch_size)
-    _work_through(finished, left, what="images")
+    _work_through(finished, left, signals, what="images")
     written = write_labels(boxes, journal, folder)
     doubt = shared_doubt(written["doubts"], written["boxes"])
     summary: dict[str, Any] = {"warning": doubt} if doubt else {}
@@ -327,22 +332,17 @@ def make_labels(
         summary["expected_iou"] = expect_mean_iou([label["quality"] for label in labels])
     if review:
         pages = write_review(folder, boxes.source.images)
-        _work_through(pages, len(boxes), what="images drawn")
+        _work_through(pages, len(boxes), signals, what="images drawn")
         summary["review"] = str(folder / "review/index.html")
     return summary
 
 
-def _work_through(items: Iterable[object], total: int, *, what: str) -> None:
+def _work_through(items: Iterable[object], total: int, signals: StopSignals, *, what: str) -> None:
     """Take all items, each of which is made only then, and show progress.
 
     Raises:
         StoppedError: a signal came.
     """
-    from orchestration.execute.supervise import StopSignals
-
-    with StopSignals() as signals:
-        for _ in counted(items, total, what=what):
-            if signals.has_received():
-                raise StoppedError(
-                    "interrupted; what is labelled is kept, the same command goes on"
-                )
+    for _ in counted(items, total, what=what):
+        if signals.has_received():
+            raise StoppedError("interrupted; what is labelled is kept, the same command goes on")

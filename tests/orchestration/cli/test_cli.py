@@ -489,6 +489,18 @@ def test_a_signal_after_a_command_has_ended_changes_neither_its_exit_code_nor_it
     assert "properties" in json.loads(done.stdout)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_a_command_without_state_is_told_and_ends_as_a_second_one(number):
+    program = (
+        "import os\nfrom orchestration.cli.app import main\nfrom orchestration.config import spec\n"
+        f"spec.load_run = lambda *_: os.kill(os.getpid(), {int(number)})\nmain(['train', 'any.yaml'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_data_split_writes_two_files_that_pass_the_check(capsys: Capture, toy: dict[str, Any]):
     arguments = [
         "data",
@@ -560,8 +572,8 @@ def test_a_second_interruption_ends_as_shells_expect(monkeypatch: Patch, capsys:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestration.cli.app.app", interrupted)
-    assert run(["sweep"]) == 130
+    monkeypatch.setattr("orchestration.config.spec.load_sweep", interrupted)
+    assert run(["sweep", "any.yaml"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 

@@ -18,7 +18,7 @@ from boxseg.formats.find import import_boxes
 from boxseg.label.review import stamp_of
 from boxseg.label.sources import from_boxes, from_file
 from orchestration.cli.app import run
-from orchestration.execute.label_run import alone_in
+from orchestration.execute.label_run import alone_in, open_source
 from orchestration.record.run_folder import RunFolder, RunStatus
 
 
@@ -67,6 +67,16 @@ def test_a_stop_between_two_images_is_told_and_the_same_command_goes_on(
     assert "what is labelled is kept, the same command goes on" in capsys.readouterr().err
     assert run(command) == 0
     assert "1 images are labelled already" in capsys.readouterr().err
+
+
+def test_a_stop_before_the_first_image_is_told_likewise(arguments, monkeypatch, capsys):
+    def stop(*given, **named):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return open_source(*given, **named)
+
+    monkeypatch.setattr("orchestration.execute.label_run.open_source", stop)
+    assert run([*arguments, "--source", "box", "--output", "out"]) == 75
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_a_weak_or_unfinished_run_is_named_before_anything_is_written(
